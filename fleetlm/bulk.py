@@ -1,0 +1,124 @@
+"""Large messages in pieces, so that nothing waits behind them.
+
+Sending: a message above `Settings.chunk_bytes` gets a *lane*. Lanes take turns, a piece each, while
+`Settings.bulk_window_bytes` are in flight; small messages of everybody else pass between the pieces.
+What the same sender sends later queues in its lane, since from one sender to one receiver messages
+arrive in the order sent.
+
+Receiving: pieces are put together by transfer number, within `Settings.max_message_bytes` for all
+unfinished transfers of one connection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+
+from fleetlm.core.frames import CHUNK_HEAD, BadFrame
+
+
+class Transfer:
+    """One large message on its way out."""
+
+    __slots__ = ("number", "offset", "view")
+
+    def __init__(self, number: int, packed: bytes) -> None:
+        self.number = number
+        self.view = memoryview(packed)
+        self.offset = 0
+
+
+class Lanes:
+    """What waits to be sent in pieces, and what waits behind it."""
+
+    def __init__(self, chunk_bytes: int) -> None:
+        self.chunk_bytes = chunk_bytes
+        self.waiting_bytes = 0
+        self._lanes: dict[Hashable, deque[bytes | Transfer]] = {}
+        self._turns: deque[Hashable] = deque()
+        self._next_number = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._lanes)
+
+    def add(self, sender: Hashable, packed: bytes) -> None:
+        """Queue a message of this sender: a large one, or one behind a large one."""
+        item: bytes | Transfer = packed
+        if len(packed) > self.chunk_bytes:
+            item = Transfer(self._next_number, packed)
+            self._next_number = (self._next_number + 1) & 0xFFFFFFFF
+        self.waiting_bytes += len(packed)
+        lane = self._lanes.get(sender)
+        if lane is None:
+            self._lanes[sender] = deque([item])
+            self._turns.append(sender)
+        else:
+            lane.append(item)
+
+    def has(self, sender: Hashable) -> bool:
+        """Whether this sender's messages must queue."""
+        return sender in self._lanes
+
+    def next(self) -> bytes | tuple[bytes, memoryview] | None:
+        """What goes next: a small message, a piece (its head and its bytes), or None."""
+        if not self._turns:
+            return None
+        sender = self._turns.popleft()
+        lane = self._lanes[sender]
+        item = lane[0]
+        if isinstance(item, bytes):
+            self.waiting_bytes -= len(item)
+            lane.popleft()
+            self._another_turn(sender, lane)
+            return item
+        piece = item.view[item.offset : item.offset + self.chunk_bytes]
+        item.offset += len(piece)
+        self.waiting_bytes -= len(piece)
+        if item.offset == len(item.view):
+            lane.popleft()
+        self._another_turn(sender, lane)
+        return CHUNK_HEAD.pack(item.number, len(item.view)), piece
+
+    def clear(self) -> None:
+        """The connection is over."""
+        self._lanes.clear()
+        self._turns.clear()
+        self.waiting_bytes = 0
+
+    def _another_turn(self, sender: Hashable, lane: deque[bytes | Transfer]) -> None:
+        if lane:
+            self._turns.append(sender)
+        else:
+            del self._lanes[sender]
+
+
+class Reassembly:
+    """Large messages on their way in, of one connection."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._claimed_bytes = 0
+        self._unfinished: dict[int, tuple[int, list[bytes], int]] = {}
+
+    def add(self, head: bytes, piece: bytes) -> bytes | None:
+        """Take a piece. Returns the whole message with its last one. Raises: BadFrame."""
+        if len(head) != CHUNK_HEAD.size or not piece:
+            raise BadFrame("a chunk without its head or without bytes")
+        number, total_bytes = CHUNK_HEAD.unpack(head)
+        known = self._unfinished.get(number)
+        if known is None:
+            if total_bytes > self._limit_bytes - self._claimed_bytes:
+                raise BadFrame(f"large messages of more than {self._limit_bytes:,} bytes at a time")
+            self._claimed_bytes += total_bytes
+            known = (total_bytes, [], 0)
+        claimed_bytes, pieces, have_bytes = known
+        have_bytes += len(piece)
+        if total_bytes != claimed_bytes or have_bytes > total_bytes:
+            raise BadFrame("a chunk that does not fit its message")
+        pieces.append(piece)
+        if have_bytes < total_bytes:
+            self._unfinished[number] = (total_bytes, pieces, have_bytes)
+            return None
+        self._unfinished.pop(number, None)
+        self._claimed_bytes -= total_bytes
+        return b"".join(pieces)

@@ -1,0 +1,139 @@
+"""A request as the process that serves it sees it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Protocol
+
+from fleetlm.errors import FleetError, NoProcess, ProcessDown, RemoteError, Undecodable
+
+
+class FailureKind(IntEnum):
+    """Why a request has no reply, as it travels."""
+
+    NO_PROCESS = 1
+    PROCESS_DOWN = 2
+    RAISED = 3
+    UNDECODABLE = 4
+
+
+class Caller(Protocol):
+    """Where the outcome of a request goes: back over a connection, or to a future of this node."""
+
+    def replied(self, ref: int, value: Any) -> None:
+        """It ran. Raises: NotSerializable, MessageTooLarge; the caller has then no outcome yet."""
+
+    def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
+        """It has no reply. Never raises."""
+
+    def forget(self, ref: int) -> None:
+        """Nobody waits for it any more."""
+
+
+class Call:
+    """A request in a mailbox. Reply exactly once, now or later, from any task of the node::
+
+        match message:
+            case Call(message=("add", a, b)):
+                message.reply(a + b)
+
+    A process that ends with calls unanswered answers them: `NoProcess` for what it never took,
+    `ProcessDown` for what it took.
+    """
+
+    __match_args__ = ("message",)
+    __slots__ = ("_caller", "_clock", "_done", "_on_done", "_ref", "deadline", "message")
+
+    def __init__(
+        self, message: Any, caller: Caller, ref: int, deadline: float, clock: Callable[[], float]
+    ) -> None:
+        self.message = message
+        self.deadline = deadline
+        """On the loop's clock (seconds): after it nobody waits."""
+        self._caller = caller
+        self._ref = ref
+        self._clock = clock
+        self._done = False
+        self._on_done: Callable[[Call], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"Call({self.message!r})"
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the deadline; pass it on to calls made for this one."""
+        return max(0.0, self.deadline - self._clock())
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still waits: not answered, not given up, not expired."""
+        return not self._done and self._clock() < self.deadline
+
+    def reply(self, value: Any = None) -> None:
+        """Send the result. A second answer, or one that nobody waits for, goes nowhere.
+
+        Raises:
+            NotSerializable: the value cannot travel; the caller is told (`RemoteError`) all the same.
+            MessageTooLarge: likewise.
+        """
+        if self._finish():
+            try:
+                self._caller.replied(self._ref, value)
+            except FleetError as error:
+                self._send_error(error)
+                raise
+
+    def fail(self, error: BaseException) -> None:
+        """Let the call raise `RemoteError` at the caller: type name, text and traceback as text."""
+        if self._finish():
+            self._send_error(error)
+
+    def watch(self, on_done: Callable[[Call], None]) -> None:
+        """Tell ``on_done`` when this call needs no answer any more."""
+        self._on_done = on_done
+
+    def abandon(self) -> None:
+        """Its caller has gone, or its deadline has passed: no answer is needed."""
+        if self._finish():
+            self._caller.forget(self._ref)
+
+    def no_process(self, target: str) -> None:
+        """Nobody took it."""
+        if self._finish():
+            self._caller.failed(self._ref, FailureKind.NO_PROCESS, [target])
+
+    def process_down(self, target: str, reason: str) -> None:
+        """Who took it has ended."""
+        if self._finish():
+            self._caller.failed(self._ref, FailureKind.PROCESS_DOWN, [target, reason])
+
+    def _send_error(self, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        self._caller.failed(self._ref, FailureKind.RAISED, [type(error).__name__, str(error), text])
+
+    def _finish(self) -> bool:
+        if self._done:
+            return False
+        self._done = True
+        if self._on_done is not None:
+            self._on_done(self)
+        return True
+
+
+def failure(kind: object, details: object) -> FleetError:
+    """The exception for a failure that came over a connection. Raises: ValueError for nonsense."""
+    if not isinstance(details, list) or not all(isinstance(text, str) for text in details):
+        raise ValueError("a failure without its details")
+    texts = [*details, "", "", ""]
+    match kind:
+        case FailureKind.NO_PROCESS:
+            return NoProcess(texts[0])
+        case FailureKind.PROCESS_DOWN:
+            return ProcessDown(texts[0], texts[1])
+        case FailureKind.RAISED:
+            return RemoteError(texts[0], texts[1], texts[2])
+        case FailureKind.UNDECODABLE:
+            return Undecodable(texts[0], texts[1])
+    raise ValueError(f"failure of kind {kind!r} is not known to this version")

@@ -1,0 +1,290 @@
+"""The node's end of `fleetlm remote` and `fleetlm doctor`: a Unix socket, and a session per client.
+
+Whoever may connect may run code as the node does, so only the node's own user and root may: the
+folder is 0700, the socket 0600, and the kernel says who is there. Never a network port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from fleetlm import console_protocol as protocol
+from fleetlm import facade
+from fleetlm.console_protocol import BadMessage, Message
+from fleetlm.evaluator import CAPTURE, Result, Session, as_json, described
+
+if TYPE_CHECKING:
+    from fleetlm.node import Node
+
+MAX_CLIENTS = 16
+"""At the same time, evaluations that will not be cancelled included."""
+MAX_UNREAD_BYTES = 8 * 1024 * 1024
+"""Printed and not yet read by the client: beyond it, output is dropped, and the client is told."""
+PIECE_CHARS = 64 * 1024
+"""Of output, in one frame."""
+MAX_WIDTH = 1_000
+CANCEL_WAIT_S = 1.0
+"""For an evaluation to end once it was cancelled; then nobody waits for it any more."""
+
+log = logging.getLogger("fleetlm.console")
+
+
+class Console:
+    """The remote shell of one node.
+
+    Args:
+        node: what sessions look at.
+        env: where the folder of the socket is read from; the environment of this process.
+    """
+
+    def __init__(self, node: Node, env: dict[str, str] | None = None) -> None:
+        self._node = node
+        self._env = dict(os.environ) if env is None else env
+        self._server: asyncio.Server | None = None
+        self._clients: dict[asyncio.Task[Any], _Client] = {}
+        self.path: str | None = None
+        """The socket, while it is open; None where the remote shell is off or could not be opened."""
+
+    async def start(self) -> None:
+        """Listen. Never raises for want of a place: a node without its shell is still a node."""
+        if not self._node.settings.remote:
+            return
+        try:
+            await self._listen()
+        except (OSError, protocol.Unsafe) as error:
+            log.warning(
+                "the remote shell is closed: %s. Set XDG_RUNTIME_DIR to a folder of this user, or "
+                "FLEETLM_REMOTE=off",
+                error,
+            )
+
+    async def stop(self, reason: str = "shutdown") -> None:
+        """Tell the clients, cancel what they evaluate, and take the socket away. Idempotent."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.close()
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+            self.path = None
+        here = asyncio.current_task()
+        others = [client for client in self._clients.values() if not client.evaluates_in(here)]
+        for client in others:
+            client.leave(reason)
+        serving = [task for task, client in self._clients.items() if client in others]
+        if serving:
+            _, late = await asyncio.wait(serving, timeout=CANCEL_WAIT_S)
+            for task in late & self._clients.keys():
+                self._clients[task].abort()
+        for client in list(self._clients.values()):
+            # The one that asked the node to stop gets its answer still, in this turn of the loop.
+            client.close_soon(reason)
+
+    async def _listen(self) -> None:
+        folder = protocol.make_folder(self._env, os.getuid())
+        for found in protocol.scan(folder):
+            protocol.is_stale(found.path)
+        name = protocol.socket_name(self._node.name, os.getpid())
+        path = f"{folder}/{name}"
+        unready = f"{folder}/.{name.removesuffix(protocol.SUFFIX)}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unready)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            with protocol.Reach(unready) as address:
+                listener.bind(address)
+            os.chmod(unready, 0o600)
+            listener.listen(MAX_CLIENTS)
+            # Under its name only when it listens: whoever finds it silent may take it for dead.
+            os.rename(unready, path)
+            self._server = await asyncio.start_unix_server(
+                self._met, sock=listener, limit=protocol.MAX_REQUEST_BYTES
+            )
+        except BaseException:
+            listener.close()
+            raise
+        self.path = path
+
+    async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one client to its end."""
+        task = asyncio.current_task()
+        assert task is not None
+        client = _Client(self._node, reader, writer)
+        refusal = self._refusal(writer)
+        if refusal is not None:
+            client.post({"refused": refusal[0], "code": refusal[1]})
+            writer.close()
+            return
+        self._clients[task] = client
+        try:
+            await client.serve()
+        finally:
+            del self._clients[task]
+
+    def _refusal(self, writer: asyncio.StreamWriter) -> tuple[str, str] | None:
+        if self._server is None:
+            return "the node is stopping", "stopping"
+        who = protocol.peer_credentials(writer.get_extra_info("socket"))
+        if who is not None and who[1] not in (os.getuid(), 0):
+            log.warning("remote shell refused to user %d (process %d)", who[1], who[0])
+            return f"the node runs as user {os.getuid()}, you are user {who[1]}", "not_allowed"
+        if len(self._clients) >= MAX_CLIENTS:
+            return f"{MAX_CLIENTS} clients are connected already", "too_many"
+        return None
+
+
+class _Client:
+    """One connection: reads requests all the time, so that it hears of a cancel or of the end."""
+
+    def __init__(
+        self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._node = node
+        self._reader = reader
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._session = Session(facade.namespace(node), self._printed)
+        self._evaluation: asyncio.Task[Result] | None = None
+        self._current = 0
+        self._dropped = 0
+        self._open = True
+
+    async def serve(self) -> None:
+        CAPTURE.hold()
+        try:
+            self.post({"node": self._node.name, "version": protocol.VERSION})
+            while (message := await self._receive()) is not None:
+                self._take(message)
+        except BadMessage as error:
+            self.post({"refused": f"not understood: {error}", "code": "protocol"})
+        finally:
+            self._open = False
+            await self._end_evaluation()
+            self._session.close()
+            CAPTURE.release()
+            self._writer.close()
+
+    def evaluates_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether this client's evaluation is that task: it asks the node to stop, and waits."""
+        return task is not None and self._evaluation is task
+
+    def leave(self, reason: str) -> None:
+        """Say goodbye and close; the end of the stream then ends `serve`."""
+        if self._evaluation is not None:
+            self._evaluation.cancel()
+        self.post({"bye": reason})
+        self._writer.close()
+
+    def abort(self) -> None:
+        """Close without waiting for a client that does not read."""
+        self._writer.transport.abort()
+
+    def close_soon(self, reason: str) -> None:
+        """As `leave`, once the evaluation that is in progress has answered."""
+        evaluation = self._evaluation
+        if evaluation is None or evaluation.done():
+            self.leave(reason)
+        else:
+            evaluation.add_done_callback(lambda _: self.leave(reason))
+
+    def post(self, message: Message) -> None:
+        """Send one frame, without waiting."""
+        if not self._writer.is_closing():
+            self._writer.write(protocol.pack(message))
+
+    async def _receive(self) -> Message | None:
+        try:
+            prefix = await self._reader.readexactly(protocol.LENGTH.size)
+            length = protocol.body_length(prefix, protocol.MAX_REQUEST_BYTES)
+            return protocol.unpack(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    def _take(self, message: Message) -> None:
+        number = message.get("id", 0)
+        if not isinstance(number, int):
+            raise BadMessage("id is not a number")
+        match message:
+            case {"op": "eval", "source": str(source)}:
+                if self._evaluation is not None and not self._evaluation.done():
+                    self.post({"id": number, "done": "busy"})
+                    return
+                width = message.get("width")
+                layout = min(width, MAX_WIDTH) if isinstance(width, int) and width > 0 else 0
+                self._current = number
+                self._evaluation = self._loop.create_task(self._session.run(source))
+                self._evaluation.add_done_callback(
+                    lambda task: self._evaluated(task, number, layout)
+                )
+            case {"op": "cancel"}:
+                if self._evaluation is not None:
+                    self._evaluation.cancel()
+            case {"op": "complete", "text": str(text)}:
+                self.post({"id": number, "words": self._session.complete(text)})
+            case {"op": "facts"}:
+                self.post({"id": number, "facts": facade.facts(self._node)})
+            case _:
+                raise BadMessage(f"unknown request {message.get('op')!r}")
+
+    def _evaluated(self, evaluation: asyncio.Task[Result], number: int, width: int) -> None:
+        if self._dropped:
+            lost, self._dropped = self._dropped, 0
+            self._emit("stderr", f"… {lost:,} characters of output dropped: read too slowly\n")
+        if evaluation.cancelled():
+            self.post({"id": number, "done": "cancelled"})
+        else:
+            self.post(_told(number, evaluation.result(), width))
+
+    def _printed(self, stream: str, text: str) -> None:
+        """Anything that this session's code prints, on any thread."""
+        if threading.get_ident() == self._thread:
+            self._emit(stream, text)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._emit, stream, text)
+
+    def _emit(self, stream: str, text: str) -> None:
+        if not self._open:
+            return
+        for start in range(0, len(text), PIECE_CHARS):
+            piece = text[start : start + PIECE_CHARS]
+            if self._writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                self._dropped += len(piece)
+            else:
+                self.post({"id": self._current, "stream": stream, "text": piece})
+
+    async def _end_evaluation(self) -> None:
+        """A client that went away cancels what it asked for."""
+        evaluation = self._evaluation
+        while evaluation is not None and not evaluation.done():
+            evaluation.cancel()
+            _, late = await asyncio.wait({evaluation}, timeout=CANCEL_WAIT_S)
+            if late:
+                log.warning("an evaluation of the remote shell goes on though it was cancelled")
+                await asyncio.wait({evaluation})
+
+
+def _told(number: int, result: Result, width: int) -> Message:
+    if result.error is None:
+        return {
+            "id": number,
+            "done": "ok",
+            "repr": described(result.value, width),
+            "value": as_json(result.value),
+        }
+    return {
+        "id": number,
+        "done": "error",
+        "type": type(result.error).__name__,
+        "text": result.text,
+        "traceback": result.traceback,
+    }

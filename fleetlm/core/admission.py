@@ -1,0 +1,52 @@
+"""Who may connect: the judgement of a HELLO, in the order in which the reasons matter to people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fleetlm.core.frames import PROTOCOL_MAX, PROTOCOL_MIN, Hello, Refusal, Refused
+
+if TYPE_CHECKING:
+    from fleetlm.core.connection import Identity
+
+
+def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] | None:
+    """None to go on with the handshake, or the refusal and its detail for both sides' logs."""
+    if hello.incarnation == me.incarnation:
+        return Refusal.SELF, f"{hello.dialled} is this node itself"
+    if hello.protocol_max < PROTOCOL_MIN or hello.protocol_min > PROTOCOL_MAX:
+        return Refusal.INCOMPATIBLE, (
+            f"{hello.name} speaks protocol {hello.protocol_min} to {hello.protocol_max}, "
+            f"{me.name} {PROTOCOL_MIN} to {PROTOCOL_MAX}: upgrade the older one"
+        )
+    if hello.cluster != me.cluster:
+        return Refusal.WRONG_CLUSTER, (
+            f"{hello.name} is of cluster {hello.cluster!r}, {me.name} of {me.cluster!r} (FLEETLM_CLUSTER)"
+        )
+    if hello.dialled != me.name:
+        return Refusal.WRONG_NAME, f"you dialled {hello.dialled}, I am {me.name}"
+    if hello.name == me.name:
+        return Refusal.DUPLICATE_NAME, (
+            f"{me.name} is my name: two nodes have the same address, check FLEETLM_NODE_IP"
+        )
+    if leaving:
+        return Refusal.DRAINING, f"{me.name} is leaving"
+    return None
+
+
+def refused_by(answer: Refused) -> str:
+    """How the dialler's table shows a refusal."""
+    return f"refused by {answer.name}: {answer.refusal.word} ({answer.detail})"
+
+
+def duplicate(hello: Hello, owner: int) -> str:
+    """Two nodes claim one name and only one answers at its address."""
+    return (
+        f"{hello.name} is incarnation {owner:x}, which answers at that address; {hello.incarnation:x} does "
+        "not: two nodes have the same name, check FLEETLM_NODE_IP"
+    )
+
+
+def same_fleet(mine: str, other: str) -> bool:
+    """Whether two names share a basename: only those are found through the same DNS name."""
+    return mine.partition("@")[0] == other.partition("@")[0]

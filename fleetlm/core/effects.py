@@ -1,0 +1,74 @@
+"""Orders that the core gives: data, performed by the driver in the order given.
+
+The core never performs anything; the driver never decides anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fleetlm.core.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Open a channel to ``ip:port``."""
+
+    channel: int
+    ip: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put a handshake frame on a channel."""
+
+    channel: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Send a frame back to a dialler."""
+
+    source: bytes
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """Close a channel; what was sent may leave for ``flush_s`` seconds more."""
+
+    channel: int
+    flush_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """Both halves work: messages may flow. ``connection`` is live until the matching `Down`."""
+
+    name: str
+    incarnation: int
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The connection is over: nothing of it is delivered any more."""
+
+    name: str
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something that people should know, said once for each change: a log line."""
+
+    level: str
+    text: str
+
+
+Effect = Dial | Send | Answer | HangUp | Up | Down | Report

@@ -1,0 +1,443 @@
+"""One node's whole control state: takes facts, routes them to the tables, returns their orders.
+
+Facts are methods in the past tense with `now` first; each returns the orders to perform, in order.
+`tick` performs what is due, `deadline` says when that is. A kernel never reads a clock, never
+performs anything, and never raises on what the network brings.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from fleetlm.core import admission, frames
+from fleetlm.core.answers import Answer as DnsAnswer
+from fleetlm.core.answers import Outcome
+from fleetlm.core.connection import Identity, Phase
+from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
+from fleetlm.core.frames import BadFrame, Hello, IAm, Kind, Refusal, Refused
+from fleetlm.core.topology import Peer, Topology
+from fleetlm.names import NodeName, endpoint
+
+if TYPE_CHECKING:
+    import random
+
+    from fleetlm.settings import Settings
+
+MAX_SOURCES = 8_192
+"""Diallers remembered, known or not: beyond that the oldest unknown one is forgotten."""
+MAX_STRANGERS = 256
+"""Strangers whose refusal was logged: each is said once."""
+
+
+class Kernel:
+    """The control plane of one node."""
+
+    def __init__(self, me: Identity, settings: Settings, rng: random.Random) -> None:
+        self.me = me
+        self.settings = settings
+        self.rng = rng
+        self.topology = Topology(me, settings, rng)
+        self.leaving = False
+        self.draining = False
+        self.verdict = ""
+        """The last lookup's outcome in words."""
+        self.observed: set[str] = set()
+        """Addresses under which peers saw us, other than our own."""
+        self._sources: dict[bytes, str] = {}
+        self._ips: dict[bytes, str] = {}
+        self._channels: dict[int, Peer] = {}
+        self._probes: dict[int, tuple[bytes, int, Hello, str, float]] = {}
+        self._next_channel = 1
+        self._due: list[tuple[float, int, str]] = []
+        self._order = 0
+        self._strangers: dict[str, str] = {}
+
+    # Facts about who exists.
+
+    def looked_up(self, now: float, answer: DnsAnswer) -> list[Effect]:
+        """A lookup ended. Only addresses add; only a successful lookup counts for forgetting."""
+        orders = self._verdict_changed(answer)
+        if answer.outcome not in (Outcome.ADDRESSES, Outcome.PARTIAL, Outcome.EMPTY):
+            return orders
+        basename = self.me.name.partition("@")[0]
+        names = [f"{basename}@{ip}" for ip in answer.addresses]
+        if answer.outcome is Outcome.PARTIAL:
+            return orders + self.heard_of(now, names)
+        made, stale = self.topology.answered(now, names)
+        for peer in made:
+            self._schedule(peer)
+        for peer in stale:
+            orders += self._forget(now, peer, "not in DNS any more, and not connected")
+        return orders + self._table_full() + self.tick(now)
+
+    def heard_of(self, now: float, names: Iterable[str]) -> list[Effect]:
+        """A connected peer told of these; each is a candidate."""
+        for name in names:
+            known = name in self.topology.peers
+            peer = self.topology.meet(now, name)
+            if peer is not None and not known:
+                self._schedule(peer)
+        return self._table_full() + self.tick(now)
+
+    def asked_for(self, now: float, name: str) -> list[Effect]:
+        """Somebody wants this node connected: dial now, and keep it in the table."""
+        peer = self.topology.meet(now, name)
+        if peer is None:
+            return []
+        peer.pinned = True
+        peer.blocked = False
+        if peer.connection.phase is Phase.IDLE:
+            peer.connection.next_dial_at = now
+            self._schedule(peer)
+        return self.tick(now)
+
+    def disconnected(self, now: float, name: str, reason: str) -> list[Effect]:
+        """Somebody wants this node disconnected: it stays so until asked for, or until it restarts."""
+        peer = self.topology.peers.get(name)
+        if peer is None:
+            return []
+        peer.pinned = False
+        peer.blocked = True
+        return self._of(now, peer, peer.connection.leave(now, reason))
+
+    # Facts about channels: what we dialled.
+
+    def opened(self, now: float, channel: int) -> list[Effect]:
+        """A channel can carry frames."""
+        if channel in self._probes:
+            return [Send(channel, frames.probe())]
+        peer = self._channels.get(channel)
+        return [] if peer is None else self._of(now, peer, peer.connection.opened(now))
+
+    def channel_lost(self, now: float, channel: int, reason: str) -> list[Effect]:
+        """A dial failed, or a channel ended."""
+        if channel in self._probes:
+            return self._probed(now, channel, None)
+        peer = self._channels.pop(channel, None)
+        return [] if peer is None else self._of(now, peer, peer.connection.channel_lost(now, reason))
+
+    def answered(self, now: float, channel: int, frame: bytes) -> list[Effect]:
+        """The node that we dialled answered on our own channel."""
+        try:
+            answer = frames.read_answer(frame)
+        except BadFrame as error:
+            return self.channel_lost(now, channel, f"protocol error: {error}")
+        if isinstance(answer, IAm):
+            return self._probed(now, channel, answer) if channel in self._probes else []
+        peer = self._channels.get(channel)
+        if peer is None:
+            return []
+        orders = self._of(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
+        ip = peer.connection.ip
+        if answer.refusal is Refusal.SELF:
+            return orders + self._alias(now, ip, self.me.name)
+        if answer.refusal is Refusal.WRONG_NAME and admission.same_fleet(self.me.name, answer.name):
+            return orders + self._alias(now, ip, answer.name) + self.heard_of(now, [answer.name])
+        return orders
+
+    # Facts about sources: who dialled us.
+
+    def source_met(self, source: bytes, ip: str) -> None:
+        """Somebody dialled us from this address; nothing is known of them yet."""
+        if len(self._ips) >= MAX_SOURCES:
+            del self._ips[next(iter(self._ips))]
+        self._ips[source] = ip
+
+    def source_lost(self, now: float, source: bytes, reason: str) -> list[Effect]:
+        """A dialler's connection ended."""
+        self._ips.pop(source, None)
+        peer = self._peer_of(source)
+        if peer is None:
+            return []
+        return self._of(now, peer, peer.connection.source_lost(now, reason))
+
+    def control_frame(self, now: float, source: bytes, frame: bytes) -> list[Effect]:
+        """Anything but a batch or a chunk: the handshake, goodbye, a probe, or garbage."""
+        peer = self._peer_of(source)
+        try:
+            kind, epoch, seq = frames.read_header(frame)
+            body = frame[frames.HEADER_BYTES :]
+            if kind == Kind.PROBE:
+                return [Answer(source, frames.iam(self._iam()))]
+            if kind == Kind.HELLO and seq == 0:
+                return self._hello(now, source, epoch, frames.read_hello(body))
+            if peer is None or peer.connection.incoming is None:
+                return []  # Of a half that was given up, or of a stranger: nobody's loss.
+            peer.connection.incoming.accept(epoch, seq)
+            peer.last_heard = now
+            if kind == Kind.READY:
+                return self._ready(now, peer, source, frames.read_ready(body))
+            if kind == Kind.GOODBYE:
+                return self._goodbye(now, peer, frames.read_goodbye(body))
+            raise BadFrame(f"kind {kind} is not known to this version")
+        except BadFrame as error:
+            return self.broken(now, source, str(error))
+
+    def broken(self, now: float, source: bytes, why: str) -> list[Effect]:
+        """This source sent what it must not, or something of it was lost: its connection is over."""
+        peer = self._peer_of(source)
+        if peer is None:
+            return self._stranger(self._ips.get(source, "unknown address"), f"protocol error: {why}")
+        orders = peer.connection.source_lost(now, f"protocol error: {why}")
+        return self._of(now, peer, orders)
+
+    def stranger_refused(self, now: float, ip: str, reason: str) -> list[Effect]:
+        """Somebody at ``ip`` did not get past ZeroMQ's own handshake."""
+        basename = self.me.name.partition("@")[0]
+        peer = self.topology.peers.get(f"{basename}@{ip}")
+        if peer is None or peer.up:
+            return self._stranger(ip, reason)
+        peer.connection.last_error, peer.connection.last_error_at = reason, now
+        return self._verdict(peer)
+
+    def ticked(self, now: float, name: str, lag_ms: int, draining: bool) -> None:
+        """A connected peer's loop is alive."""
+        peer = self.topology.peers.get(name)
+        if peer is not None:
+            peer.lag_ms = lag_ms
+            peer.draining = draining
+
+    # Time.
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due: dial, and give up what takes too long."""
+        orders: list[Effect] = []
+        while self._due and self._due[0][0] <= now:
+            _, _, name = heapq.heappop(self._due)
+            peer = self.topology.peers.get(name)
+            if peer is None or self.leaving:
+                continue
+            connection = peer.connection
+            if connection.phase is Phase.IDLE and not peer.blocked:
+                if connection.next_dial_at <= now:
+                    orders += self._dial(now, peer)
+                else:
+                    self._schedule(peer)
+            elif connection.phase is Phase.DIALLING:
+                if connection.deadline <= now:
+                    orders += self._of(now, peer, connection.timed_out(now))
+                else:
+                    self._schedule(peer)
+        for channel, (_, _, _, _, until) in list(self._probes.items()):
+            if until <= now:
+                orders += self._probed(now, channel, None)
+        return orders
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do; None while nothing is due ever."""
+        times = [self._due[0][0]] if self._due else []
+        times += [until for (_, _, _, _, until) in self._probes.values()]
+        return min(times, default=None)
+
+    def pulse(self, now: float) -> list[Effect]:
+        """Once a tick interval: who is busy by now?"""
+        orders: list[Effect] = []
+        for peer in self.topology.up():
+            silent_s = now - peer.last_heard
+            busy = silent_s > self.settings.busy_after_s
+            if busy != peer.busy:
+                peer.busy = busy
+                word = f"is busy: its loop is silent for {silent_s:.1f} s" if busy else "answers again"
+                orders.append(Report("info", f"{peer.connection.name} {word}"))
+        return orders
+
+    def left(self, now: float, reason: str) -> list[Effect]:
+        """This node goes: say goodbye to everybody, and take nobody any more."""
+        self.leaving = True
+        orders: list[Effect] = []
+        for peer in list(self.topology.peers.values()):
+            orders += self._of(now, peer, peer.connection.leave(now, reason))
+        return orders
+
+    # How.
+
+    def _hello(self, now: float, source: bytes, epoch: int, hello: Hello) -> list[Effect]:
+        ip = self._ips.get(source, "")
+        refusal = admission.judge(self.me, hello, leaving=self.leaving)
+        if refusal is not None:
+            return self._refuse(now, source, hello, *refusal)
+        peer = self.topology.meet(now, hello.name)
+        if peer is None:
+            why = f"{self.me.name} knows as many nodes as it may ({self.settings.max_peers:,})"
+            return self._refuse(now, source, hello, Refusal.TOO_MANY, why)
+        if peer.up and peer.connection.incarnation != hello.incarnation:
+            return self._probe(now, source, epoch, hello, ip, peer)
+        return self._admit(now, source, epoch, hello, ip, peer)
+
+    def _admit(
+        self, now: float, source: bytes, epoch: int, hello: Hello, ip: str, peer: Peer
+    ) -> list[Effect]:
+        orders: list[Effect] = []
+        if peer.blocked and peer.connection.incarnation == hello.incarnation:
+            return self._refuse(
+                now, source, hello, Refusal.DRAINING, f"{self.me.name} was told to disconnect from {hello.name}"
+            )
+        peer.blocked = False
+        for alias in hello.aliases:
+            orders += self._alias(now, alias, hello.name)
+        known = peer.connection.incoming
+        if known is not None:
+            self._sources.pop(known.source, None)
+        self._sources[source] = hello.name
+        return orders + self._of(now, peer, peer.connection.hello(now, source, epoch, hello, ip)) + self.tick(now)
+
+    def _probe(
+        self, now: float, source: bytes, epoch: int, hello: Hello, ip: str, peer: Peer
+    ) -> list[Effect]:
+        """Two incarnations claim one name: ask who is at its address."""
+        if any(asked.name == hello.name for _, _, asked, _, _ in self._probes.values()):
+            return self._refuse(now, source, hello, Refusal.DUPLICATE_NAME, admission.duplicate(hello, peer.connection.incarnation))
+        channel = self._take_channel()
+        self._probes[channel] = (source, epoch, hello, ip, now + self.settings.connect_timeout_s)
+        return [Dial(channel, peer.connection.ip, peer.connection.port)]
+
+    def _probed(self, now: float, channel: int, answer: IAm | None) -> list[Effect]:
+        source, epoch, hello, ip, _ = self._probes.pop(channel)
+        orders: list[Effect] = [HangUp(channel)]
+        peer = self.topology.meet(now, hello.name)
+        if peer is None or source not in self._ips:
+            return orders
+        if answer is not None and answer.name == hello.name and answer.incarnation == hello.incarnation:
+            if peer.up:
+                orders += self._of(now, peer, peer.connection.down(now, "restarted: another incarnation"))
+            return orders + self._admit(now, source, epoch, hello, ip, peer)
+        owner = peer.connection.incarnation if answer is None else answer.incarnation
+        why = admission.duplicate(hello, owner)
+        return orders + self._refuse(now, source, hello, Refusal.DUPLICATE_NAME, why)
+
+    def _ready(self, now: float, peer: Peer, source: bytes, ready: frames.Ready) -> list[Effect]:
+        if ready.incarnation != self.me.incarnation:
+            hello = peer.connection.incoming.hello if peer.connection.incoming else None
+            orders = self.source_lost(now, source, "stale")
+            why = f"{self.me.name} has been restarted: incarnation {ready.incarnation:x} is no more"
+            return orders if hello is None else orders + self._refuse(now, source, hello, Refusal.STALE, why)
+        return self._of(now, peer, peer.connection.ready(now, ready))
+
+    def _goodbye(self, now: float, peer: Peer, reason: str) -> list[Effect]:
+        connection = peer.connection
+        if connection.phase is Phase.UP:
+            return self._of(now, peer, connection.down(now, f"left: {reason}"))
+        source = connection.incoming.source if connection.incoming else b""
+        self._sources.pop(source, None)
+        connection.incoming = None
+        return self._of(now, peer, connection.failed(now, f"left: {reason}"))
+
+    def _refuse(self, now: float, source: bytes, hello: Hello, refusal: Refusal, why: str) -> list[Effect]:
+        """Say no, on the dialler's own channel, and note it where people look."""
+        answer = Refused(refusal, why, self.me.name, self.me.incarnation)
+        orders: list[Effect] = [Answer(source, frames.refused(answer))]
+        if refusal is Refusal.SELF:
+            return orders
+        note = f"refused it: {refusal.word} ({why})"
+        peer = self.topology.peers.get(hello.name)
+        if peer is None or peer.up:
+            return orders + self._stranger(f"{hello.name} at {self._ips.get(source, '?')}", note)
+        peer.connection.last_error, peer.connection.last_error_at = note, now
+        return orders + self._verdict(peer)
+
+    def _dial(self, now: float, peer: Peer) -> list[Effect]:
+        channel = self._take_channel()
+        self._channels[channel] = peer
+        return self._of(now, peer, peer.connection.dial(now, channel))
+
+    def _of(self, now: float, peer: Peer, orders: list[Effect]) -> list[Effect]:
+        """What a connection ordered, with what follows from it for the tables."""
+        out: list[Effect] = []
+        for order in orders:
+            out.append(order)
+            if isinstance(order, HangUp):
+                self._channels.pop(order.channel, None)
+            elif isinstance(order, Up):
+                peer.last_heard, peer.busy, peer.draining, peer.lag_ms = now, False, False, 0
+                peer.logged = ""
+                out += self._observed(peer)
+            elif isinstance(order, Down):
+                peer.busy = peer.draining = False
+        self._schedule(peer)
+        return out + (self._verdict(peer) if peer.connection.phase is Phase.IDLE else [])
+
+    def _observed(self, peer: Peer) -> list[Effect]:
+        """Its HELLO came from another address than its name says: NAT, or a wrong own address."""
+        incoming = peer.connection.incoming
+        if incoming is None or not incoming.ip or incoming.ip == peer.connection.ip:
+            return []
+        if incoming.ip in incoming.hello.aliases or incoming.ip in self.observed:
+            return []
+        self.observed.add(incoming.ip)
+        text = (
+            f"{peer.connection.name} dials us from {incoming.ip}, not from the address in its name; if "
+            "peers cannot reach it, set FLEETLM_NODE_IP there"
+        )
+        return [Report("warning", text)]
+
+    def _verdict(self, peer: Peer) -> list[Effect]:
+        """Log an error of a peer when it is another than the last one; addresses die all the time."""
+        reason = peer.connection.last_error
+        if not reason or reason == peer.logged or peer.connection.attempt == 0:
+            return []
+        peer.logged = reason
+        return [Report("info", f"{peer.connection.name}: {reason}")]
+
+    def _verdict_changed(self, answer: DnsAnswer) -> list[Effect]:
+        verdict = answer.outcome.name if answer.outcome is Outcome.ADDRESSES else f"{answer.outcome.name}: {answer.detail}"
+        if verdict == self.verdict:
+            return []
+        first = not self.verdict
+        self.verdict = verdict
+        if answer.outcome is Outcome.ADDRESSES:
+            return [Report("info", f"DNS names {len(answer.addresses)} address(es): {answer.detail}")]
+        level = "info" if first else "warning"
+        return [Report(level, f"DNS: {answer.detail}; connected nodes stay connected, and we go on asking")]
+
+    def _stranger(self, who: str, reason: str) -> list[Effect]:
+        if self._strangers.get(who) == reason:
+            return []
+        if len(self._strangers) >= MAX_STRANGERS:
+            del self._strangers[next(iter(self._strangers))]
+        self._strangers[who] = reason
+        return [Report("warning", f"refused {who}: {reason}")]
+
+    def _alias(self, now: float, ip: str, owner: str) -> list[Effect]:
+        peer = self.topology.learn_alias(ip, owner)
+        return [] if peer is None else self._forget(now, peer, f"another address of {owner}")
+
+    def _forget(self, now: float, peer: Peer, why: str) -> list[Effect]:
+        orders = peer.connection.leave(now, why)
+        if peer.connection.outgoing is None:
+            self.topology.forget(peer)
+        out = self._of(now, peer, orders)
+        return [order for order in out if not isinstance(order, Report)]
+
+    def _table_full(self) -> list[Effect]:
+        if not self.topology.full:
+            return []
+        return self._stranger(
+            "more nodes", f"the table holds {self.settings.max_peers:,}, which is Settings.max_peers"
+        )
+
+    def _peer_of(self, source: bytes) -> Peer | None:
+        """The peer whose current half this source is; a former half is nobody's."""
+        name = self._sources.get(source)
+        peer = None if name is None else self.topology.peers.get(name)
+        if peer is None or peer.connection.incoming is None or peer.connection.incoming.source != source:
+            self._sources.pop(source, None)
+            return None
+        return peer
+
+    def _schedule(self, peer: Peer) -> None:
+        connection = peer.connection
+        if connection.phase is Phase.UP or peer.blocked:
+            return
+        when = connection.next_dial_at if connection.phase is Phase.IDLE else connection.deadline
+        self._order += 1
+        heapq.heappush(self._due, (when, self._order, connection.name))
+
+    def _take_channel(self) -> int:
+        channel = self._next_channel
+        self._next_channel += 1
+        return channel
+
+    def _iam(self) -> IAm:
+        return IAm(self.me.name, self.me.incarnation, self.me.cluster, len(self.topology.up()))

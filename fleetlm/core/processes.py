@@ -1,0 +1,93 @@
+"""Names and numbers of the processes of one node.
+
+A number is never given twice in one incarnation; a name has one owner and an owner one name, as in
+Erlang's register/2. Names die with their process.
+"""
+
+from __future__ import annotations
+
+from fleetlm.errors import AlreadyRegistered, NoProcess
+from fleetlm.ids import Pid
+from fleetlm.names import check_process_name
+
+
+class ProcessTable:
+    """Who lives here, and under which name."""
+
+    def __init__(self, node: str, incarnation: int) -> None:
+        self.node = node
+        self.incarnation = incarnation
+        self.names: dict[str, int] = {}
+        self._name_of: dict[int, str | None] = {}
+        self._next = 1
+
+    def spawned(self, name: str | None) -> Pid:
+        """Make a pid, registered under ``name`` at once. Raises: AlreadyRegistered, InvalidName."""
+        if name is not None:
+            self._check_free(check_process_name(name))
+        number = self._next
+        self._next += 1
+        self._name_of[number] = name
+        if name is not None:
+            self.names[name] = number
+        return Pid(self.node, self.incarnation, number)
+
+    def register(self, name: str, pid: Pid) -> None:
+        """Give a living process of this node a name.
+
+        Raises:
+            NoProcess: it has ended, or lives elsewhere.
+            AlreadyRegistered: the name has an owner, or the process has a name; nothing changed.
+            InvalidName: not a name.
+        """
+        check_process_name(name)
+        number = self._number(pid)
+        if number is None:
+            raise NoProcess(pid)
+        self._check_free(name)
+        own = self._name_of[number]
+        if own is not None:
+            raise AlreadyRegistered(own, pid)
+        self._name_of[number] = name
+        self.names[name] = number
+
+    def unregister(self, name: str) -> bool:
+        """Take a name away. False if nobody had it."""
+        number = self.names.pop(name, None)
+        if number is None:
+            return False
+        self._name_of[number] = None
+        return True
+
+    def whereis(self, name: str) -> Pid | None:
+        """The owner of a name."""
+        number = self.names.get(name)
+        return None if number is None else self.pid(number)
+
+    def registered(self) -> dict[str, Pid]:
+        """Every name and its owner, sorted by name."""
+        return {name: self.pid(self.names[name]) for name in sorted(self.names)}
+
+    def exited(self, number: int) -> str | None:
+        """A process ended. Returns the name that became free."""
+        name = self._name_of.pop(number, None)
+        if name is not None:
+            del self.names[name]
+        return name
+
+    def name_of(self, number: int) -> str | None:
+        """The name of a process, if it has one."""
+        return self._name_of.get(number)
+
+    def pid(self, number: int) -> Pid:
+        """The pid of a number of this node."""
+        return Pid(self.node, self.incarnation, number)
+
+    def _number(self, pid: Pid) -> int | None:
+        here = pid.node == self.node and pid.incarnation == self.incarnation
+        return pid.number if here and pid.number in self._name_of else None
+
+    def _check_free(self, name: str) -> None:
+        owner = self.whereis(name)
+        if owner is not None:
+            raise AlreadyRegistered(name, owner)

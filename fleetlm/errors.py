@@ -1,0 +1,278 @@
+"""Every exception of fleetlm, sorted by whose fault it is and what the caller may do.
+
+::
+
+    FleetError
+    ├── SettingsError       the operator's: a variable holds what it must not (exit code 78)
+    ├── InvalidName         the caller's: not a node name, or not a name for a process
+    ├── NotSerializable     the caller's: a value that cannot be sent exactly
+    ├── MessageTooLarge     the caller's: beyond ``Settings.max_message_bytes``
+    ├── AlreadyRegistered   the name has an owner on that node
+    ├── NodeStopped         this node has been stopped, or was never started
+    ├── StartFailed         this node could not start: its address or port is not to be had
+    ├── NotDelivered        it never ran: trying again is safe
+    │   ├── NoProcess       nobody there under that pid or name
+    │   ├── NoConnection    that node is not connected
+    │   ├── Draining        that node is leaving and takes no new work
+    │   ├── Undecodable     the receiver does not know a type inside the message
+    │   └── WouldBlock      ``send_nowait`` into a full window
+    ├── Unknown             it may have run: try again only what is idempotent
+    │   ├── NodeLost        the node went down after the request was sent
+    │   ├── ProcessDown     the process ended after it took the request
+    │   └── CallTimeout     no reply before the deadline
+    └── RemoteError         it ran and raised
+
+Fields, not strings: the sentence is built in ``__str__``.
+Source: OTP erpc.erl separates what ran from what did not by exception class; differs: three classes
+that name what the caller may do, instead of ``error``/``exit``/``throw``.
+"""
+
+from __future__ import annotations
+
+
+class FleetError(Exception):
+    """Base of everything that fleetlm raises on purpose."""
+
+
+class SettingsError(FleetError):
+    """A setting that cannot be used. Raised before anything was started.
+
+    Attributes:
+        variable: the environment variable (or ``Settings`` field) in question.
+        value: what it held, or None where its absence is the fault; secrets are masked.
+        allowed: what is allowed, as a phrase.
+        hint: what to do, or an empty string.
+    """
+
+    def __init__(self, variable: str, value: str | None, allowed: str, hint: str = "") -> None:
+        super().__init__(variable, value, allowed, hint)
+        self.variable = variable
+        self.value = value
+        self.allowed = allowed
+        self.hint = hint
+
+    def __str__(self) -> str:
+        held = "is not set" if self.value is None else f"is {self.value!r}"
+        tail = f" {self.hint}" if self.hint else ""
+        return f"{self.variable} {held}; allowed: {self.allowed}.{tail}"
+
+
+class InvalidName(FleetError, ValueError):
+    """Not a node name ``basename@ip``, or not a name that a process can have."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, why)
+        self.name = name
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.name!r} is not a valid name: {self.why}"
+
+
+class NotSerializable(FleetError, TypeError):
+    """A value that would not arrive as it was sent. Nothing was sent.
+
+    Attributes:
+        path: where in the message, such as ``message['user'][3]``.
+        what: the type or the property that cannot travel.
+    """
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(path, what)
+        self.path = path
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} cannot be sent: {self.what}. Messages are values: None, bool, int, float, str, "
+            "bytes, list, tuple, dict, set, aware datetime, UUID, Decimal, Pid, Ref, Address and "
+            "dataclasses registered with @fleetlm.message(tag)"
+        )
+
+
+class MessageTooLarge(FleetError, ValueError):
+    """A message beyond the limit. Nothing was sent."""
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(size_bytes, limit_bytes)
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"message of {self.size_bytes:,} bytes exceeds the limit of {self.limit_bytes:,} bytes "
+            "(Settings.max_message_bytes): send it in parts, or pass a reference to where it is stored"
+        )
+
+
+class AlreadyRegistered(FleetError):
+    """The name belongs to another process, or the process has a name already. Nothing changed."""
+
+    def __init__(self, name: str, owner: object) -> None:
+        super().__init__(name, owner)
+        self.name = name
+        self.owner = owner
+
+    def __str__(self) -> str:
+        return f"the name {self.name!r} is registered already, by {self.owner}; unregister it first"
+
+
+class NodeStopped(FleetError):
+    """The node that was asked has been stopped."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self.node = node
+
+    def __str__(self) -> str:
+        return f"node {self.node} has been stopped; start a new one with fleetlm.Node.start()"
+
+
+class StartFailed(FleetError):
+    """The node could not start. Nothing is left behind.
+
+    Attributes:
+        endpoint: the ``ip:port`` it wanted.
+        why: what the operating system said, and what to do.
+    """
+
+    def __init__(self, endpoint: str, why: str) -> None:
+        super().__init__(endpoint, why)
+        self.endpoint = endpoint
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"cannot listen on {self.endpoint}: {self.why}"
+
+
+class NotDelivered(FleetError):
+    """The message never reached a process, or the request never ran: trying again is safe."""
+
+
+class NoProcess(NotDelivered):
+    """No such process, at the time the message was to be delivered."""
+
+    def __init__(self, target: object) -> None:
+        super().__init__(target)
+        self.target = target
+
+    def __str__(self) -> str:
+        return f"no process {_shown(self.target)}: it has ended, or nobody registered that name there"
+
+
+class NoConnection(NotDelivered):
+    """The node is not connected, so nothing was sent."""
+
+    def __init__(self, node: str, why: str) -> None:
+        super().__init__(node, why)
+        self.node = node
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"not connected to {self.node}: {self.why}"
+
+
+class Draining(NotDelivered):
+    """The node is leaving and takes no new work."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self.node = node
+
+    def __str__(self) -> str:
+        return f"{self.node} is draining and takes no new work; ask another node"
+
+
+class Undecodable(NotDelivered):
+    """The receiver could not rebuild the message, so no process saw it."""
+
+    def __init__(self, target: object, why: str) -> None:
+        super().__init__(target, why)
+        self.target = target
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{_shown(self.target)} could not read the message: {self.why}"
+
+
+class WouldBlock(NotDelivered):
+    """A window is full. Nothing was sent; ``await send(...)`` would have waited."""
+
+    def __init__(self, target: object, why: str) -> None:
+        super().__init__(target, why)
+        self.target = target
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"sending to {_shown(self.target)} would block: {self.why}"
+
+
+class Unknown(FleetError):
+    """The request was sent and its outcome is not known: it may have run."""
+
+
+class NodeLost(Unknown):
+    """The connection to the node ended after the request was sent."""
+
+    def __init__(self, node: str, why: str) -> None:
+        super().__init__(node, why)
+        self.node = node
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"lost {self.node} while waiting for its reply ({self.why}); the request may have run"
+
+
+class ProcessDown(Unknown):
+    """The process ended after it took the request and before it replied."""
+
+    def __init__(self, target: object, reason: object) -> None:
+        super().__init__(target, reason)
+        self.target = target
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"process {_shown(self.target)} ended before it replied ({self.reason}); "
+            "the request may have run"
+        )
+
+
+class CallTimeout(Unknown, TimeoutError):
+    """No reply before the deadline."""
+
+    def __init__(self, target: object, timeout_s: float) -> None:
+        super().__init__(target, timeout_s)
+        self.target = target
+        self.timeout_s = timeout_s
+
+    def __str__(self) -> str:
+        return (
+            f"no reply from {_shown(self.target)} within {self.timeout_s:g} s; the request may have run"
+        )
+
+
+class RemoteError(FleetError):
+    """The request ran and raised. The exception itself does not travel, its text does.
+
+    Attributes:
+        type_name: name of the exception's class, such as ``ValueError``.
+        text: its message.
+        traceback_text: the traceback as text, for logs; may be empty.
+    """
+
+    def __init__(self, type_name: str, text: str, traceback_text: str = "") -> None:
+        super().__init__(type_name, text, traceback_text)
+        self.type_name = type_name
+        self.text = text
+        self.traceback_text = traceback_text
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
+def _shown(target: object) -> str:
+    """A target as people write it: ``'echo' on fleetlm@10.0.0.7``."""
+    if isinstance(target, tuple) and len(target) == 2:
+        return f"{target[0]!r} on {target[1]}"
+    return repr(target) if isinstance(target, str) else str(target)

@@ -1,0 +1,150 @@
+"""The nouns of the remote shell, `Node` and `Process`, bound to the node that it runs in.
+
+They read as in Elixir, and return what the methods of `fleetlm.Node` return. What talks to another
+node is awaitable: `fleetlm remote` awaits a result by itself, inside an expression write ``await``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import dataclasses
+import sys
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.ids import Pid
+
+if TYPE_CHECKING:
+    from fleetlm.node import Node
+
+_PING_TIMEOUT_S = 5.0
+
+
+class NodeNoun:
+    """``Node``: this node and those that it knows."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def list(self, *selectors: str) -> list[str]:
+        """Connected nodes without this one, sorted; or by selector, several make a union.
+
+        Selectors: visible, hidden, connected, this, known, dns, busy, draining.
+        """
+        return self._node.list(*selectors)
+
+    def self(self) -> str:
+        """This node's name."""
+        return self._node.name
+
+    def info(self, name: str | None = None) -> object:
+        """This node with its connection table; or one row of it."""
+        return self._node.info() if name is None else self._node.info(name)
+
+    def ping(self, name: str, timeout: float = _PING_TIMEOUT_S) -> Awaitable[object]:
+        """Connect if need be. Awaitable: "pong", or "pang" after ``timeout`` seconds at most."""
+        return self._node.ping(name, timeout=timeout)
+
+    def connect(self, name: str, timeout: float = _PING_TIMEOUT_S) -> Awaitable[bool]:
+        """Connect. Awaitable: whether the node is connected after ``timeout`` seconds at most."""
+        return self._node.connect(name, timeout=timeout)
+
+    def disconnect(self, name: str) -> object:
+        """Disconnect, and stay so until asked again. Whether it was connected."""
+        return self._node.disconnect(name)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Node {self._node.name}: Node.list(), Node.list('known'), Node.self(), Node.info(), "
+            "Node.ping(name), Node.connect(name), Node.disconnect(name); `node` is the Node itself>"
+        )
+
+
+class ProcessNoun:
+    """``Process``: the processes of this node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def list(self) -> list[Pid]:
+        """The pids of this node's processes, oldest first."""
+        return sorted(
+            (info.pid for info in self._node.processes()), key=lambda pid: pid.number
+        )
+
+    def info(self, process: Pid | int | str) -> object:
+        """What is known of a process, given as pid, as its number or by name; None when it is gone."""
+        pid: Pid | None
+        if isinstance(process, Pid):
+            pid = process
+        elif isinstance(process, int):
+            pid = Pid(self._node.name, self._node.incarnation, process)
+        else:
+            pid = self._node.registered().get(process)
+        return None if pid is None else self._node.process_info(pid)
+
+    def whereis(self, name: str) -> Pid | None:
+        """The pid that has this name on this node, or None. Other nodes: ``await node.whereis``."""
+        return self._node.registered().get(name)
+
+    def registered(self) -> dict[str, Pid]:
+        """Name → pid of this node's named processes."""
+        return dict(self._node.registered())
+
+    def __repr__(self) -> str:
+        return (
+            f"<Process of {self._node.name}: Process.list(), Process.info(pid | number | name), "
+            "Process.whereis(name), Process.registered()>"
+        )
+
+
+def namespace(node: Node) -> dict[str, Any]:
+    """The names that an expression sees, fresh for each session."""
+    return {
+        "__builtins__": builtins,
+        "__name__": "__remote__",
+        "Node": NodeNoun(node),
+        "Process": ProcessNoun(node),
+        "asyncio": asyncio,
+        "fleetlm": sys.modules["fleetlm"],  # by now it is there; importing it here would be a cycle
+        "node": node,
+    }
+
+
+def facts(node: Node) -> dict[str, Any]:
+    """What `fleetlm doctor` asks a running node, as JSON can carry it; no secret in it."""
+    settings, own = node.settings, node.own_address
+    return {
+        "name": node.name,
+        "incarnation": node.incarnation,
+        "settings": settings.effective(),
+        "warnings": list(settings.warnings),
+        "query": settings.dns_query,
+        "basename": settings.node_basename,
+        "port": settings.node_port,
+        "cluster": settings.cluster,
+        "dns_server": settings.dns_server,
+        "cookie": settings.cookie is not None,
+        "node_timeout_s": settings.node_timeout_s,
+        "poll_interval_s": settings.poll_interval_s,
+        "own_ip": own.ip,
+        "own_ip_why": own.why,
+        "own_ip_warning": own.warning,
+        "info": plain(node.info()),
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value with dataclasses as dicts and all else as JSON takes it, or as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)

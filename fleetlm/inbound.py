@@ -1,0 +1,195 @@
+"""What comes over a link: decode a batch once, append to mailboxes, wake each process at most once.
+
+A bad message costs what it must: a type that this side does not know costs that message (its sender
+is told), anything that breaks the protocol costs the connection, never another's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fleetlm.call import Call, FailureKind, failure
+from fleetlm.core.codec import BadData, unreadable_in
+from fleetlm.core.frames import HEADER_BYTES, BadFrame, Kind, Op, read_header, read_peers
+from fleetlm.errors import RemoteError
+
+if TYPE_CHECKING:
+    from fleetlm.core.codec import Codec
+    from fleetlm.link import Link
+    from fleetlm.mailbox import Mailbox
+
+log = logging.getLogger("fleetlm")
+
+MAX_TIMEOUT_MS = 86_400_000
+"""A day: a longer deadline from a peer is cut to it."""
+
+
+class Office(Protocol):
+    """What the node does for a peer that asks."""
+
+    def ticked(self, link: Link, lag_ms: int, draining: bool) -> None:
+        """The peer's loop is alive."""
+
+    def told_of(self, names: list[str]) -> None:
+        """The peer named these nodes as connected to it."""
+
+    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
+        """The peer asks the node itself: a name, a ping. Answers the call."""
+
+
+class Inbound:
+    """The receiving side of all links of a node."""
+
+    def __init__(
+        self,
+        boxes: dict[int | str, Mailbox],
+        codec: Codec,
+        office: Office,
+        clock: Callable[[], float],
+        max_peers: int,
+    ) -> None:
+        self._boxes = boxes
+        self._codec = codec
+        self._office = office
+        self._clock = clock
+        self._max_peers = max_peers
+        self.undelivered = 0
+        """One-way messages for which there was no process, and those that could not be read."""
+        self.unreadable = 0
+
+    def frame(self, link: Link, frame: bytes, extra: bytes | None) -> None:
+        """Take a BATCH or a CHUNK of a link. Raises: BadFrame, and the link must go down."""
+        kind, epoch, seq = read_header(frame)
+        link.incoming.accept(epoch, seq)
+        link.peer.last_heard = self._clock()
+        if kind == Kind.BATCH and extra is None:
+            self._batch(link, memoryview(frame)[HEADER_BYTES:])
+            link.took(len(frame))
+        elif kind == Kind.CHUNK and extra is not None:
+            head = frame[HEADER_BYTES:]
+            whole = link.reassembly.add(head, extra)
+            link.took(len(head) + len(extra), bulk=True)
+            if whole is not None:
+                self._large(link, whole)
+        else:
+            raise BadFrame(f"kind {kind} with {'no' if extra is None else 'a'} second part")
+
+    def _batch(self, link: Link, body: bytes | memoryview) -> None:
+        failures = self._codec.failures
+        try:
+            messages = self._codec.unpack_batch(body)
+        except BadData as error:
+            raise BadFrame(f"a batch that cannot be read: {error}") from None
+        if self._codec.failures != failures:
+            messages = [message for message in messages if self._readable(link, message)]
+        self._deliver(link, messages)
+
+    def _large(self, link: Link, whole: bytes) -> None:
+        failures = self._codec.failures
+        try:
+            message = self._codec.unpack(whole)
+        except BadData as error:
+            raise BadFrame(f"a large message that cannot be read: {error}") from None
+        if self._codec.failures == failures or self._readable(link, message):
+            self._deliver(link, [message])
+
+    def _deliver(self, link: Link, messages: list[Any]) -> None:
+        boxes = self._boxes
+        link.received += len(messages)
+        try:
+            for message in messages:
+                if len(message) == 2:
+                    to, payload = message
+                    box = boxes.get(to)
+                    if box is None:
+                        self.undelivered += 1
+                        continue
+                    box.put(payload)
+                    if len(box.queue) > box.limit:
+                        link.choke(box)
+                else:
+                    self._operation(link, message)
+        except (TypeError, ValueError, LookupError) as error:
+            raise BadFrame(f"a message that is none: {error}") from error
+
+    def _operation(self, link: Link, message: list[Any]) -> None:
+        """Everything but a one-way message. Raises: TypeError, ValueError, LookupError."""
+        operation = message[0]
+        if operation == Op.REPLY:
+            _, ref, value = message
+            future = link.calls.pop(ref, None)
+            if future is not None and not future.done():
+                future.set_result(value)
+        elif operation == Op.CALL:
+            self._call(link, message)
+        elif operation == Op.CREDIT:
+            _, total, bulk = message
+            link.credited(_count(total), _count(bulk))
+        elif operation == Op.TICK:
+            _, lag_ms, draining = message
+            self._office.ticked(link, _count(lag_ms), bool(draining))
+        elif operation == Op.FAILURE:
+            _, ref, kind, details = message
+            future = link.calls.pop(ref, None)
+            error = failure(kind, details)
+            if future is not None and not future.done():
+                future.set_exception(error)
+        elif operation == Op.CANCEL:
+            call = link.requests.pop(message[1], None)
+            if call is not None:
+                call.abandon()
+        elif operation == Op.REQUEST:
+            _, verb, argument, ref = message
+            request = self._opened(link, argument, ref, MAX_TIMEOUT_MS)
+            self._office.asked(link, verb, argument, request)
+        elif operation == Op.PEERS:
+            self._office.told_of(read_peers(message[1], self._max_peers))
+        else:
+            raise ValueError(f"operation {operation!r} is not known to this version")
+
+    def _call(self, link: Link, message: list[Any]) -> None:
+        _, to, payload, ref, timeout_ms = message
+        call = self._opened(link, payload, ref, timeout_ms)
+        box = self._boxes.get(to)
+        if box is None:
+            call.no_process(str(to))
+            return
+        box.put(call)
+        if len(box.queue) > box.limit:
+            link.choke(box)
+
+    def _opened(self, link: Link, payload: Any, ref: Any, timeout_ms: Any) -> Call:
+        if _count(ref) in link.requests:
+            raise ValueError(f"request {ref} is open already")
+        deadline = self._clock() + min(_count(timeout_ms), MAX_TIMEOUT_MS) / 1000
+        call = Call(payload, link, ref, deadline, self._clock)
+        link.requests[ref] = call
+        return call
+
+    def _readable(self, link: Link, message: Any) -> bool:
+        """Sort out a message with something in it that this side cannot rebuild; tell its sender."""
+        found = unreadable_in(message)
+        if found is None:
+            return True
+        self.unreadable += 1
+        if self.unreadable in (1, 10, 100) or self.unreadable % 1000 == 0:
+            log.warning(
+                "a message from %s could not be read (%s); %d so far", link.name, found.why, self.unreadable
+            )
+        match message:
+            case [Op.CALL, to, _, int(ref), _]:
+                link.failed(ref, FailureKind.UNDECODABLE, [str(to), found.why])
+            case [Op.REPLY, int(ref), _]:
+                future = link.calls.pop(ref, None)
+                if future is not None and not future.done():
+                    why = f"the reply of {link.name} could not be read: {found.why}"
+                    future.set_exception(RemoteError("Undecodable", why))
+        return False
+
+
+def _count(item: Any) -> int:
+    if type(item) is not int or item < 0:
+        raise ValueError(f"{item!r} is no count")
+    return item

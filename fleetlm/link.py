@@ -1,0 +1,326 @@
+"""The road of one connection: messages out in batches, a window, and what is asked of the peer.
+
+A message makes no object of its own here: it is packed at once (so that the sender may change it
+afterwards), its bytes join the batch, and one flush per turn of the loop makes one ZeroMQ message of
+the batch. There is no Nagle-like delay: a lone message leaves in the same turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from fleetlm.bulk import Lanes, Reassembly
+from fleetlm.call import Call, FailureKind
+from fleetlm.core.frames import Kind, Op
+from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
+
+if TYPE_CHECKING:
+    from fleetlm.core.codec import Codec
+    from fleetlm.core.connection import Incoming, Outgoing
+    from fleetlm.core.topology import Peer
+    from fleetlm.mailbox import Mailbox
+    from fleetlm.settings import Settings
+    from fleetlm.transport import Transport
+
+_ARRAY32 = b"\xdd"
+"""msgpack: an array whose length is in the next four bytes."""
+_CREDIT_SHARE = 8
+"""Credit is told for every eighth of a window: rarely enough to cost nothing, often enough to flow."""
+_HARD_LIMIT = 4
+"""Windows in flight at which a peer that takes nothing is cut: replies do not wait, so they end here."""
+
+_CONTROL = "control"
+"""The runtime as a sender: nothing of its own is large, so it never waits in a lane."""
+_MIN_WINDOW_BYTES = 64 * 1024
+
+_pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
+
+
+class Link:
+    """What `Up` made of a connection; over with the matching `Down`."""
+
+    __slots__ = (
+        "_acked",
+        "_acked_bulk",
+        "_batch",
+        "_batch_bytes",
+        "_codec",
+        "_flush_soon",
+        "_limits",
+        "_lost",
+        "_sent",
+        "_sent_bulk",
+        "_told",
+        "_told_bulk",
+        "_transport",
+        "_waiters",
+        "calls",
+        "choked",
+        "closed",
+        "incarnation",
+        "incoming",
+        "lanes",
+        "name",
+        "outgoing",
+        "peer",
+        "reassembly",
+        "received",
+        "requests",
+        "sent",
+        "taken",
+        "taken_bulk",
+        "window_bytes",
+    )
+
+    def __init__(
+        self,
+        peer: Peer,
+        outgoing: Outgoing,
+        incoming: Incoming,
+        settings: Settings,
+        codec: Codec,
+        transport: Transport,
+        flush_soon: Callable[[Link], None],
+        lost: Callable[[Link, str], None],
+    ) -> None:
+        self.peer = peer
+        self.name = peer.connection.name
+        self.incarnation = peer.connection.incarnation
+        self.outgoing = outgoing
+        self.incoming = incoming
+        self.closed = ""
+        """Why it is over, or empty."""
+        self.calls: dict[int, asyncio.Future[Any]] = {}
+        """Requests of this node that wait for the peer, by ref."""
+        self.requests: dict[int, Call] = {}
+        """Requests of the peer that are open here, by its ref."""
+        self.lanes = Lanes(settings.chunk_bytes)
+        self.reassembly = Reassembly(settings.max_message_bytes)
+        self.choked: dict[Mailbox, None] = {}
+        """Mailboxes of ours that are over their limit: the peer gets no credit meanwhile."""
+        self.window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, incoming.hello.window_bytes))
+        self.sent = 0
+        """Messages handed to ZeroMQ, and received: for people."""
+        self.received = 0
+        self.taken = 0
+        """Bytes of the peer that were decoded, and those of them in chunks."""
+        self.taken_bulk = 0
+        self._limits = settings
+        self._codec = codec
+        self._transport = transport
+        self._flush_soon = flush_soon
+        self._lost = lost
+        self._batch: list[bytes] = [b""]
+        self._batch_bytes = 0
+        self._sent = self._acked = self._told = 0
+        self._sent_bulk = self._acked_bulk = self._told_bulk = 0
+        self._waiters: list[asyncio.Future[None]] = []
+
+    # Out.
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes that the peer has not taken yet, those that wait here included."""
+        return self._sent - self._acked + self._batch_bytes + self.lanes.waiting_bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether a sender that can wait should."""
+        return self._sent - self._acked + self._batch_bytes + self.lanes.waiting_bytes >= self.window_bytes
+
+    async def room(self) -> None:
+        """Return when the window has room. Raises: NoConnection, if the connection ends first."""
+        while self.full and not self.closed:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+        if self.closed:
+            raise NoConnection(self.name, self.closed)
+
+    def append(self, packed: bytes, sender: Hashable = None) -> None:
+        """Put a packed message on the road.
+
+        Args:
+            packed: one item of a batch.
+            sender: whose messages must stay in order; default: the current task.
+
+        Raises:
+            NoConnection: the connection is over; nothing was sent.
+            MessageTooLarge: beyond what this node or the peer takes; nothing was sent.
+        """
+        if self.closed:
+            raise NoConnection(self.name, self.closed)
+        size = len(packed)
+        if size > self._limits.chunk_bytes or self.lanes:
+            if self._to_lane(packed, size, sender):
+                return
+        batch = self._batch
+        if not self._batch_bytes:
+            self._flush_soon(self)
+        batch.append(packed)
+        self._batch_bytes += size
+        if self._batch_bytes >= self._limits.batch_bytes or len(batch) > self._limits.batch_messages:
+            self._flush_batch()
+
+    def must_yield(self) -> bool:
+        """Whether a batch has just left inline: a sender in a tight loop should let the loop turn."""
+        return not self._batch_bytes
+
+    def flush(self) -> None:
+        """Once per turn of the loop, if anything was appended: batch first, then pieces."""
+        if self.closed:
+            return
+        if self._batch_bytes:
+            self._flush_batch()
+        if self.lanes:
+            self._pump()
+
+    def control(self, message: list[object]) -> None:
+        """Append a message of the runtime's own, which never waits for a window."""
+        if not self.closed:
+            self.append(_pack(message), _CONTROL)
+
+    def _to_lane(self, packed: bytes, size: int, sender: Hashable) -> bool:
+        if sender is None:
+            sender = asyncio.current_task()
+        limit = min(self._limits.max_message_bytes, self.incoming.hello.max_message_bytes)
+        if size > limit:
+            raise MessageTooLarge(size, limit)
+        if size <= self._limits.chunk_bytes and not self.lanes.has(sender):
+            return False
+        if not self.lanes and not self._batch_bytes:
+            self._flush_soon(self)
+        self.lanes.add(sender, packed)
+        return True
+
+    def _flush_batch(self) -> None:
+        batch = self._batch
+        count = len(batch) - 1
+        batch[0] = self.outgoing.header(Kind.BATCH) + _ARRAY32 + count.to_bytes(4, "big")
+        frame = b"".join(batch)
+        self._batch = [b""]
+        self._batch_bytes = 0
+        self.sent += count
+        self._put((frame,), len(frame))
+
+    def _pump(self) -> None:
+        """Send pieces while the bulk window has room."""
+        limit = self._limits.bulk_window_bytes
+        while self.lanes and self._sent_bulk - self._acked_bulk < limit:
+            item = self.lanes.next()
+            if item is None:
+                break
+            if isinstance(item, bytes):
+                self._batch.append(item)
+                self._batch_bytes += len(item)
+                continue
+            if self._batch_bytes:
+                self._flush_batch()  # What the same sender sent before must not be overtaken.
+            head, piece = item
+            size = len(head) + len(piece)
+            self._sent_bulk += size
+            self._put((self.outgoing.header(Kind.CHUNK) + head, piece), size)
+        if self._batch_bytes:
+            self._flush_batch()
+
+    def _put(self, parts: tuple[bytes | memoryview, ...], size: int) -> None:
+        self._sent += size
+        if not self._transport.send(self.outgoing.channel, parts):
+            self._lost(self, "connection closed: sending failed")
+        elif self.in_flight > _HARD_LIMIT * self.window_bytes + self._limits.max_message_bytes:
+            self._lost(self, f"it took nothing of {self.in_flight:,} bytes")
+
+    # Credit.
+
+    def credited(self, total: int, bulk: int) -> None:
+        """The peer has taken so many bytes in all. Raises: ValueError for more than was sent."""
+        if not self._acked <= total <= self._sent or not self._acked_bulk <= bulk <= self._sent_bulk:
+            raise ValueError(f"credit for {total} of {self._sent} bytes")
+        self._acked = total
+        self._acked_bulk = bulk
+        if self.lanes:
+            self._flush_soon(self)
+        if self._waiters and not self.full:
+            self._wake_waiters()
+
+    def took(self, size: int, *, bulk: bool = False) -> None:
+        """A frame of the peer was decoded: tell it so from time to time."""
+        self.taken += size
+        if bulk:
+            self.taken_bulk += size
+        due_bulk = self.taken_bulk - self._told_bulk >= self._limits.bulk_window_bytes // _CREDIT_SHARE
+        if due_bulk or self.taken - self._told >= self.window_bytes // _CREDIT_SHARE:
+            self.tell_credit()
+
+    def tell_credit(self) -> None:
+        """Tell what was taken, unless it is told already.
+
+        While a mailbox is over its limit a window's worth is held back, so that the peer's senders
+        wait; its replies and ticks, which do not, still find their way.
+        """
+        total = self.taken - self.window_bytes if self.choked else self.taken
+        if total <= self._told:
+            return
+        self._told = total
+        self._told_bulk = self.taken_bulk
+        self.control([int(Op.CREDIT), total, self.taken_bulk])
+
+    def choke(self, mailbox: Mailbox) -> None:
+        """A mailbox that this peer fills is over its limit: no credit until it has drained."""
+        if mailbox not in self.choked:
+            self.choked[mailbox] = None
+            mailbox.when_room(lambda: self._unchoke(mailbox))
+
+    def _unchoke(self, mailbox: Mailbox) -> None:
+        self.choked.pop(mailbox, None)
+        if not self.closed:
+            self.tell_credit()
+
+    # The peer's requests: `Caller` for each `Call` that came over this link.
+
+    def replied(self, ref: int, value: Any) -> None:
+        """Send a result. Raises: NotSerializable, MessageTooLarge."""
+        if not self.closed:
+            self.append(self._codec.pack([int(Op.REPLY), ref, value], value), ("reply", ref))
+        self.requests.pop(ref, None)
+
+    def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
+        """Say why there is no result."""
+        self.requests.pop(ref, None)
+        self.control([int(Op.FAILURE), ref, int(kind), [text[:65_536] for text in details]])
+
+    def forget(self, ref: int) -> None:
+        """A request needs no answer."""
+        self.requests.pop(ref, None)
+
+    def sweep(self) -> None:
+        """Forget requests of the peer whose deadline has passed: it has given them up itself."""
+        for call in [call for call in self.requests.values() if not call.wanted]:
+            call.abandon()
+
+    # The end.
+
+    def close(self, reason: str) -> None:
+        """The connection is over: whoever waits hears it now."""
+        self.closed = reason
+        self._batch = [b""]
+        self._batch_bytes = 0
+        self.lanes.clear()
+        self._wake_waiters()
+        calls, self.calls = self.calls, {}
+        for future in calls.values():
+            if not future.done():
+                future.set_exception(NodeLost(self.name, reason))
+        requests, self.requests = self.requests, {}
+        for call in requests.values():
+            call.abandon()
+
+    def _wake_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)

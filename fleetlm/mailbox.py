@@ -1,0 +1,115 @@
+"""The queue of one process.
+
+The runtime appends and wakes the owner at most once for whatever came in one turn of the loop; only
+the owner takes. A mailbox is never refused a message that was accepted from the network: its limit
+makes *senders* wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from fleetlm.call import Call
+
+
+class Mailbox:
+    """Messages for one process, in the order in which each sender sent them.
+
+    ::
+
+        async for message in process.mailbox: ...
+        message = await process.mailbox.get(timeout=2.0)
+    """
+
+    __slots__ = ("_on_call", "_on_room", "_waiter", "limit", "queue", "taken")
+
+    def __init__(self, limit: int, on_call: Callable[[Call], None]) -> None:
+        self.queue: deque[Any] = deque()
+        self.limit = limit
+        self.taken = 0
+        """Messages that the owner has taken so far."""
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_room: list[Callable[[], None]] = []
+        self._on_call = on_call
+
+    def __len__(self) -> int:
+        return len(self.queue)
+
+    def __aiter__(self) -> Mailbox:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self.get()
+
+    @property
+    def full(self) -> bool:
+        """Whether senders should wait."""
+        return len(self.queue) >= self.limit
+
+    def put(self, message: Any) -> None:
+        """Append, and wake the owner if it waits. Never blocks; see `room` for the limit."""
+        self.queue.append(message)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call back once when the queue has drained to half of its limit, or has been closed."""
+        self._on_room.append(callback)
+
+    async def room(self) -> None:
+        """Return when the queue is under its limit."""
+        while len(self.queue) >= self.limit:
+            drained = asyncio.Event()
+            self.when_room(drained.set)
+            await drained.wait()
+
+    async def get(self, timeout: float | None = None) -> Any:
+        """The next message; waits up to ``timeout`` seconds (None: for ever).
+
+        Calls whose deadline has passed, or whose caller has gone, are passed over.
+
+        Raises:
+            TimeoutError: nothing came; nothing was taken.
+            RuntimeError: another task waits for this mailbox already; only its process may.
+        """
+        if timeout is None:
+            return await self._next()
+        async with asyncio.timeout(timeout):
+            return await self._next()
+
+    async def _next(self) -> Any:
+        queue = self.queue
+        while True:
+            while not queue:
+                if self._waiter is not None and not self._waiter.done():
+                    raise RuntimeError("two tasks wait for one mailbox; only the process itself may receive")
+                waiter = self._waiter = asyncio.get_running_loop().create_future()
+                await waiter
+            message = queue.popleft()
+            self.taken += 1
+            if self._on_room and len(queue) <= self.limit // 2:
+                self._tell_room()
+            if type(message) is Call:
+                if not message.wanted:
+                    message.abandon()
+                    continue
+                self._on_call(message)
+            return message
+
+    def close(self) -> list[Any]:
+        """The owner has ended: returns what it never took, and lets waiting senders go on."""
+        rest = list(self.queue)
+        self.queue.clear()
+        self._tell_room()
+        return rest
+
+    def _tell_room(self) -> None:
+        callbacks, self._on_room = self._on_room, []
+        for callback in callbacks:
+            callback()

@@ -1,0 +1,94 @@
+"""What the runtime itself says, and the register of message types that may travel.
+
+Nothing on the wire names code: a dataclass travels under a tag that both sides registered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T", bound=type)
+
+MAX_TAG_LENGTH = 128
+"""Characters of a tag: it is sent with every message of its type."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUp:
+    """The connection to ``node`` became usable. Comes before any message of that connection."""
+
+    node: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDown:
+    """The connection to ``node`` ended. Comes after the last message of that connection.
+
+    ``reason`` is for people and logs, such as ``connection closed`` or ``left: shutdown``.
+    """
+
+    node: str
+    incarnation: int
+    reason: str
+
+
+class MessageTypes:
+    """Tags and the dataclasses registered under them. Both directions are one to one."""
+
+    def __init__(self) -> None:
+        self.by_tag: dict[str, type] = {}
+        self.tags: dict[type, str] = {}
+
+    def register(self, tag: str, cls: type) -> None:
+        """Let ``cls`` travel under ``tag``.
+
+        Raises:
+            TypeError: not a dataclass, or one with fields that ``__init__`` does not take.
+            ValueError: the tag is empty, too long, or another class's; nothing was registered.
+        """
+        if not dataclasses.is_dataclass(cls):
+            raise TypeError(f"{cls.__name__} is not a dataclass; put @dataclass below @message({tag!r})")
+        if not all(field.init for field in dataclasses.fields(cls)):
+            raise TypeError(f"{cls.__name__} has fields that its __init__ does not take (init=False)")
+        if not 0 < len(tag) <= MAX_TAG_LENGTH:
+            raise ValueError(f"a tag has 1 to {MAX_TAG_LENGTH} characters, not {len(tag)}")
+        known = self.by_tag.get(tag)
+        if known is not None and not _same_definition(known, cls):
+            raise ValueError(f"the tag {tag!r} belongs to {known.__module__}.{known.__qualname__}")
+        self.by_tag[tag] = cls
+        self.tags[cls] = tag
+
+
+def _same_definition(known: type, cls: type) -> bool:
+    """A module that was loaded twice (reload, ``__main__``) registers its types again."""
+    return known.__qualname__ == cls.__qualname__
+
+
+TYPES = MessageTypes()
+"""The register that `message` fills: types are global to the program, as classes are."""
+
+
+def message(tag: str) -> Callable[[T], T]:
+    """Register a dataclass so that it may be sent between nodes.
+
+    ::
+
+        @fleetlm.message("session.append")
+        @dataclass(frozen=True)
+        class Append:
+            session: str
+            text: str
+
+    The tag is what travels, so the class may be moved and renamed freely. A receiver that does not
+    know the tag refuses the message (`Undecodable`) and goes on.
+    """
+
+    def register(cls: T) -> T:
+        TYPES.register(tag, cls)
+        return cls
+
+    return register

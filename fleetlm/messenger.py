@@ -1,0 +1,299 @@
+"""Sends and calls: finds the road to a target, waits for its window, sorts out the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.call import Call, FailureKind, failure
+from fleetlm.core.codec import unreadable_in
+from fleetlm.core.frames import Op
+from fleetlm.errors import (
+    CallTimeout,
+    FleetError,
+    NoConnection,
+    NodeLost,
+    NodeStopped,
+    NoProcess,
+    Undecodable,
+    WouldBlock,
+)
+from fleetlm.ids import Pid
+from fleetlm.names import canonical_node
+
+if TYPE_CHECKING:
+    from fleetlm.core.codec import Codec
+    from fleetlm.core.topology import Topology
+    from fleetlm.link import Link
+    from fleetlm.local import LocalProcesses
+    from fleetlm.settings import Settings
+
+Target = Pid | str | tuple[str, str]
+"""A pid, a name registered on this node, or ``(name, node)`` (an `Address`)."""
+
+
+class Messenger:
+    """The sending side of a node."""
+
+    def __init__(
+        self,
+        name: str,
+        incarnation: int,
+        settings: Settings,
+        codec: Codec,
+        local: LocalProcesses,
+        links: dict[str, Link],
+        topology: Topology,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.stopped = False
+        self._name = name
+        self._incarnation = incarnation
+        self._settings = settings
+        self._codec = codec
+        self._local = local
+        self._links = links
+        self._topology = topology
+        self._loop = loop
+        self._next_ref = 0
+        self._local_calls: dict[int, asyncio.Future[Any]] = {}
+
+    async def send(self, to: Target, message: Any) -> None:
+        """See `Node.send`."""
+        link, key = self._route(to)
+        if link is None:
+            await self._send_local(to, key, message)
+            return
+        if link.full:
+            await link.room()
+        link.append(self._codec.pack([key, message], message))
+        if link.must_yield():
+            await asyncio.sleep(0)
+
+    def send_nowait(self, to: Target, message: Any) -> None:
+        """See `Node.send_nowait`."""
+        link, key = self._route(to)
+        if link is None:
+            box = self._box(to, key)
+            if box.full:
+                raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
+            box.put(self._copied(to, message))
+            return
+        if link.full:
+            raise WouldBlock(to, f"{link.in_flight:,} bytes are in flight to {link.name}")
+        link.append(self._codec.pack([key, message], message))
+
+    async def call(self, to: Target, message: Any, timeout_s: float) -> Any:
+        """See `Node.call`."""
+        deadline = self._loop.time() + timeout_s
+        link, key = self._route(to)
+        if link is None:
+            return await self._call_local(to, key, message, timeout_s, deadline)
+        if link.full:
+            await self._room(link, to, timeout_s, deadline)
+        ref = self._take_ref()
+        timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
+        packed = self._codec.pack([int(Op.CALL), key, message, ref, timeout_ms], message)
+        return await self._request(link, to, ref, packed, timeout_s, deadline)
+
+    async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
+        """Ask a connected node itself. Raises: as `call`."""
+        link = self._link(canonical_node(node))
+        ref = self._take_ref()
+        packed = self._codec.pack([int(Op.REQUEST), verb, argument, ref], argument)
+        return await self._request(link, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
+
+    async def multicall(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
+        """See `Node.multicall`."""
+        payload = self._codec.pack_value(message)
+        deadline = self._loop.time() + timeout_s
+        calls = [self._one_of_many(to, message, payload, timeout_s, deadline) for to in targets]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, FleetError):
+                raise result
+        return results
+
+    async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None) -> int:
+        """See `Node.broadcast`."""
+        self._check_running()
+        payload = self._codec.pack_value(message)
+        packed = b"\x92" + self._codec.pack_value(name) + payload
+        wanted = [*self._links, self._name] if nodes is None else [canonical_node(node) for node in nodes]
+        sent = 0
+        for node in wanted:
+            if node == self._name:
+                sent += await self._broadcast_here(name, message)
+                continue
+            link = self._links.get(node)
+            if link is None:
+                continue
+            try:
+                if link.full:
+                    await link.room()
+                link.append(packed)
+            except NoConnection:
+                continue
+            sent += 1
+        return sent
+
+    # How.
+
+    def _route(self, to: Target) -> tuple[Link | None, int | str]:
+        """The link to a target (None: it is on this node) and its key there."""
+        if self.stopped:
+            raise NodeStopped(self._name)
+        if isinstance(to, Pid):
+            if to.node == self._name:
+                return None, to.number
+            link = self._links.get(to.node) or self._link(to.node)
+            if link.incarnation != to.incarnation:
+                raise NoProcess(to)
+            return link, to.number
+        if isinstance(to, str):
+            return None, to
+        name, node = to
+        if node == self._name:
+            return None, name
+        found = self._links.get(node)
+        if found is None:
+            node = canonical_node(node)
+            if node == self._name:
+                return None, name
+            found = self._link(node)
+        return found, name
+
+    def _link(self, node: str) -> Link:
+        link = self._links.get(node)
+        if link is not None:
+            return link
+        peer = self._topology.peers.get(node)
+        if peer is None:
+            why = "no such node is known; Node.list('known') shows those that are"
+        else:
+            why = peer.connection.last_error or f"it is {peer.status}"
+        raise NoConnection(node, why)
+
+    def _box(self, to: Target, key: int | str) -> Any:
+        if isinstance(to, Pid) and to.incarnation != self._incarnation:
+            raise NoProcess(to)
+        box = self._local.boxes.get(key)
+        if box is None:
+            raise NoProcess(to)
+        return box
+
+    async def _send_local(self, to: Target, key: int | str, message: Any) -> None:
+        box = self._box(to, key)
+        if box.full:
+            await box.room()
+            box = self._box(to, key)  # It may have ended meanwhile.
+        box.put(self._copied(to, message))
+
+    async def _call_local(
+        self, to: Target, key: int | str, message: Any, timeout_s: float, deadline: float
+    ) -> Any:
+        box = self._box(to, key)
+        if box.full:
+            await self._room(box, to, timeout_s, deadline)
+            box = self._box(to, key)
+        ref = self._take_ref()
+        future = self._local_calls[ref] = self._loop.create_future()
+        call = Call(self._copied(to, message), self, ref, deadline, self._loop.time)
+        box.put(call)
+        timer = self._loop.call_at(deadline, _expire, future, to, timeout_s)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            self._local_calls.pop(ref, None)
+            call.abandon()
+
+    async def _request(
+        self, link: Link, to: Target, ref: int, packed: bytes, timeout_s: float, deadline: float
+    ) -> Any:
+        future = self._loop.create_future()
+        link.append(packed)
+        link.calls[ref] = future
+        timer = self._loop.call_at(deadline, _expire, future, to, timeout_s)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            if link.calls.pop(ref, None) is not None:
+                link.control([int(Op.CANCEL), ref, None])
+
+    async def _one_of_many(
+        self, to: Target, message: Any, payload: bytes, timeout_s: float, deadline: float
+    ) -> Any:
+        link, key = self._route(to)
+        if link is None:
+            return await self._call_local(to, key, message, timeout_s, deadline)
+        if link.full:
+            await self._room(link, to, timeout_s, deadline)
+        ref = self._take_ref()
+        timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
+        pack = self._codec.pack_value
+        packed = b"\x95" + pack(int(Op.CALL)) + pack(key) + payload + pack(ref) + pack(timeout_ms)
+        return await self._request(link, to, ref, packed, timeout_s, deadline)
+
+    async def _room(self, window: Any, to: Target, timeout_s: float, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await window.room()
+        except TimeoutError:
+            raise WouldBlock(to, f"its window stayed full for the {timeout_s:g} s of the deadline") from None
+
+    async def _broadcast_here(self, name: str, message: Any) -> int:
+        try:
+            await self._send_local(name, name, message)
+        except NoProcess:
+            return 0
+        return 1
+
+    def _copied(self, to: Target, message: Any) -> Any:
+        """With FLEETLM_DEBUG=1 what stays on this node goes through the codec like what leaves it."""
+        if not self._settings.debug:
+            return message
+        copy = self._codec.unpack(self._codec.pack_value(message))
+        found = unreadable_in(copy)
+        if found is not None:
+            raise Undecodable(to, found.why)
+        return copy
+
+    def _take_ref(self) -> int:
+        self._next_ref += 1
+        return self._next_ref
+
+    def _check_running(self) -> None:
+        if self.stopped:
+            raise NodeStopped(self._name)
+
+    # `Caller` for calls that stay on this node.
+
+    def replied(self, ref: int, value: Any) -> None:
+        """Hand the result over."""
+        future = self._local_calls.get(ref)
+        if future is not None and not future.done():
+            future.set_result(self._copied(self._name, value))
+
+    def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
+        """Hand the failure over."""
+        future = self._local_calls.get(ref)
+        if future is not None and not future.done():
+            future.set_exception(failure(kind, list(details)))
+
+    def forget(self, ref: int) -> None:
+        """Nobody waits."""
+
+    def close(self, reason: str) -> None:
+        """The node stops: whoever still waits hears it."""
+        self.stopped = True
+        for future in self._local_calls.values():
+            if not future.done():
+                future.set_exception(NodeLost(self._name, reason))
+
+
+def _expire(future: asyncio.Future[Any], to: Target, timeout_s: float) -> None:
+    if not future.done():
+        future.set_exception(CallTimeout(to, timeout_s))

@@ -1,0 +1,461 @@
+"""The node: what a program starts, and everything it can ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from fleetlm.core.codec import Codec
+from fleetlm.core.connection import Identity
+from fleetlm.core.kernel import Kernel
+from fleetlm.core.topology import PeerInfo
+from fleetlm.driver import Driver
+from fleetlm.errors import FleetError, NodeStopped, RemoteError
+from fleetlm.events import EventHub, Subscription
+from fleetlm.ids import Pid, new_incarnation
+from fleetlm.inbound import Inbound
+from fleetlm.info import NodeInfo, node_info
+from fleetlm.local import LocalProcesses
+from fleetlm.messenger import Messenger, Target
+from fleetlm.names import canonical_node, endpoint
+from fleetlm.office import NodeOffice
+from fleetlm.own_address import OwnAddress
+from fleetlm.poller import Poller
+from fleetlm.settings import Settings
+from fleetlm.startup import Parts, prepare, warn_about
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fleetlm.discovery import Discovery
+    from fleetlm.process import ProcessFunction, ProcessInfo
+    from fleetlm.transport import Transport
+
+log = logging.getLogger("fleetlm")
+
+Names = list[str]
+"""`Node.list` hides the built-in name inside the class."""
+Processes = list["ProcessInfo"]
+
+
+class Node:
+    """One running node. Made by `Node.start`, never by the constructor.
+
+    ::
+
+        async with fleetlm.Node.start() as node:
+            node.spawn(printer, name="printer")
+            await node.send(("printer", "fleetlm@10.0.0.7"), {"any": "message"})
+
+    Everything runs on the event loop that started the node; two nodes in one program work.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        settings = parts.settings
+        loop = asyncio.get_running_loop()
+        self.settings = settings
+        self.own_address: OwnAddress = parts.own_address
+        self.name = f"{settings.node_basename}@{parts.own_address.ip}"
+        self.incarnation = new_incarnation(parts.wall_ms, parts.rng)
+        self.started_at = loop.time()
+        self._loop = loop
+        self._transport = parts.transport
+        codec = Codec(max_nesting=settings.max_nesting)
+        me = Identity(
+            name=self.name,
+            incarnation=self.incarnation,
+            cluster=settings.cluster,
+            port=settings.node_port,
+            aliases=parts.own_address.aliases,
+            window_bytes=settings.window_bytes,
+            max_message_bytes=settings.max_message_bytes,
+        )
+        self.kernel = Kernel(me, settings, parts.rng)
+        self._events = EventHub(settings.events_limit)
+        self._driver = Driver(self.kernel, parts.transport, codec, self._events, settings, parts.rng, loop)
+        self._local = LocalProcesses(self, self.name, self.incarnation, settings.mailbox_limit)
+        office = NodeOffice(self._driver, self._local)
+        self.inbound = Inbound(self._local.boxes, codec, office, loop.time, settings.max_peers)
+        self._driver.inbound = self.inbound
+        self._driver.on_change = self._changed
+        self._messenger = Messenger(
+            self.name, self.incarnation, settings, codec, self._local, self._driver.links,
+            self.kernel.topology, loop,
+        )  # fmt: skip
+        self.poller: Poller | None = None
+        if parts.discovery is not None:
+            self.poller = Poller(
+                parts.discovery, settings, parts.rng, self._driver.looked_up, self._met_anybody
+            )
+            self._driver.on_loss = self.poller.kick
+        self.discovery = parts.discovery
+        self._change = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._stopping = False
+        self._console: Any = None
+
+    # Life.
+
+    @classmethod
+    def start(
+        cls,
+        settings: Settings | None = None,
+        *,
+        discovery: Discovery | None = None,
+        transport: Transport | None = None,
+        rng: random.Random | None = None,
+        wall_ms: int | None = None,
+    ) -> NodeStarting:
+        """Start a node: ``async with Node.start() as node`` or ``node = await Node.start()``.
+
+        Waits for nothing but its own socket and, at most 2 s, for its own address; never for a peer
+        (that is what `ready` is for).
+
+        Args:
+            settings: default `Settings.from_env()`.
+            discovery: where peers are found; default DNS, if `Settings.dns_query` is set.
+            transport: the network; default ZeroMQ. `fleetlm.testing` has one in memory.
+            rng: source of jitter and of incarnations; give a seeded one for a repeatable run.
+            wall_ms: wall-clock milliseconds for the incarnation; default now.
+
+        Raises:
+            SettingsError: a setting cannot be used.
+            StartFailed: the address or the port is not to be had. Nothing is left behind.
+        """
+        return NodeStarting(cls, settings, discovery, transport, rng, wall_ms)
+
+    async def _begin(self, parts: Parts) -> Self:
+        await self._transport.start(self.own_address.ip, self.settings.node_port, self._driver)
+        log.info(
+            "node %s listens on %s (incarnation %x); own address: %s",
+            self.name, endpoint(self.own_address.ip, self.settings.node_port), self.incarnation,
+            self.own_address.why,
+        )  # fmt: skip
+        warn_about(self)
+        self._driver.start()
+        if self.poller is not None:
+            self.poller.start(parts.first_answer)
+        if parts.console is not None:
+            self._console = parts.console(self)
+            await self._console.start()
+        return self
+
+    async def stop(self, reason: str = "shutdown", drain_s: float | None = None) -> None:
+        """Leave: finish calls in flight, end the processes, say goodbye, close. Idempotent.
+
+        Args:
+            reason: told to the peers and shown in their `NodeDown`.
+            drain_s: seconds for calls that processes have taken or that wait in mailboxes; default
+                `Settings.drain_s`.
+        """
+        if self._stopping:
+            await self._stopped.wait()
+            return
+        self._stopping = True
+        self.kernel.draining = True
+        if self.poller is not None:
+            await self.poller.stop()
+        await self._drain(self.settings.drain_s if drain_s is None else drain_s)
+        await self._local.stop()
+        self._messenger.close(reason)
+        self._driver.leave(reason)
+        if self._console is not None:
+            await self._console.stop()
+        await self._transport.close()
+        self._events.close()
+        self._changed()
+        log.info("node %s stopped: %s", self.name, reason)
+        self._stopped.set()
+
+    async def wait_stopped(self) -> None:
+        """Return when the node has been stopped, by whomever."""
+        await self._stopped.wait()
+
+    # The cluster.
+
+    def list(self, *selectors: str) -> Names:
+        """Names of nodes, sorted; by default of those that are connected, without this one.
+
+        Args:
+            selectors: any of ``visible hidden connected this known dns busy draining``; their union.
+
+        Raises:
+            ValueError: an unknown selector.
+        """
+        return self.kernel.topology.select(selectors or ("visible",))
+
+    def info(self, name: str | None = None) -> NodeInfo | PeerInfo | None:
+        """What is known of this node (None) or of a peer; None for a peer that is not known."""
+        if name is None or name == self.name:
+            return node_info(self)
+        name = canonical_node(name)
+        rows = self.kernel.topology.info(self._loop.time())
+        return next((row for row in rows if row.name == name), None)
+
+    async def ping(self, name: str, timeout: float = 5.0) -> str:
+        """``"pong"`` if that node answers within ``timeout`` seconds, connecting first; else ``"pang"``."""
+        if canonical_node(name) == self.name:
+            return "pong"
+        deadline = self._loop.time() + timeout
+        if not await self.connect(name, timeout):
+            return "pang"
+        try:
+            await self._messenger.ask(name, "ping", None, max(0.001, deadline - self._loop.time()))
+        except FleetError:
+            return "pang"
+        return "pong"
+
+    async def connect(self, name: str, timeout: float = 5.0) -> bool:
+        """Connect to a node by name, whether DNS knows it or not, and keep trying after ``timeout``.
+
+        Returns:
+            Whether it was connected within ``timeout`` seconds; `info(name)` says why not.
+
+        Raises:
+            InvalidName: not ``basename@ip``.
+        """
+        name = canonical_node(name)
+        self._check_running()
+        if name == self.name:
+            return True
+        self._driver.asked_for(name)
+        try:
+            async with asyncio.timeout(timeout):
+                while name not in self._driver.links:
+                    await self._next_change()
+        except TimeoutError:
+            return False
+        return True
+
+    def disconnect(self, name: str) -> bool:
+        """Disconnect a node and keep it so until `connect`, or until that node restarts.
+
+        Returns:
+            Whether it was connected.
+        """
+        name = canonical_node(name)
+        was_up = name in self._driver.links
+        self._driver.disconnected(name, "disconnected on request")
+        return was_up
+
+    def events(self) -> Subscription:
+        """nodeup and nodedown: the nodes that are connected now, then every change, with no gap."""
+        return self._events.subscribe()
+
+    async def ready(self, min_nodes: int = 1, timeout: float | None = None) -> None:
+        """Wait until so many other nodes are connected.
+
+        Raises:
+            TimeoutError: not within ``timeout`` seconds (None: waits for ever).
+            NodeStopped: the node was stopped meanwhile.
+        """
+        async with asyncio.timeout(timeout):
+            while len(self._driver.links) < min_nodes:
+                self._check_running()
+                await self._next_change()
+
+    # Processes.
+
+    def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
+        """Run ``await function(process, *args)`` as a process of this node.
+
+        It ends when the function returns, raises (logged) or is cancelled; its name is free then.
+
+        Args:
+            function: a coroutine function; its first argument is its `Process`.
+            name: registered at once, so that a message can be sent right after.
+
+        Raises:
+            AlreadyRegistered, InvalidName: nothing was started.
+            NodeStopped: likewise.
+        """
+        self._check_running()
+        return self._local.spawn(function, args, name)
+
+    def stop_process(self, pid: Pid) -> bool:
+        """Cancel a process of this node; False if it has ended."""
+        process = self._local.process(pid)
+        if process is not None:
+            process.cancel()
+        return process is not None
+
+    def processes(self) -> Processes:
+        """The processes of this node, in the order in which they were spawned."""
+        return self._local.info()
+
+    def process_info(self, pid: Pid) -> ProcessInfo | None:
+        """One of them, or None if it has ended or lives elsewhere."""
+        process = self._local.process(pid)
+        return None if process is None else process.info()
+
+    def name_of(self, pid: Pid) -> str | None:
+        """The registered name of a process of this node."""
+        return self._local.table.name_of(pid.number)
+
+    def registered(self) -> dict[str, Pid]:
+        """Names registered on this node."""
+        return self._local.table.registered()
+
+    async def whereis(self, name: str, at: str | None = None, timeout: float = 5.0) -> Pid | None:
+        """The process registered under ``name`` on this node, or on the node ``at``.
+
+        Raises:
+            NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
+        """
+        if at is None or canonical_node(at) == self.name:
+            return self._local.table.whereis(name)
+        found = await self._messenger.ask(at, "whereis", name, timeout)
+        return found if isinstance(found, Pid) else None
+
+    async def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
+        """Name a process on its own node, wherever that is.
+
+        Raises:
+            AlreadyRegistered, NoProcess, InvalidName: nothing changed. From another node they come
+                as `RemoteError` with that type name.
+            NoConnection, NodeLost, CallTimeout: its node could not be asked.
+        """
+        if pid.node == self.name:
+            self._local.register(name, pid)
+        else:
+            await self._messenger.ask(pid.node, "register", [name, pid], timeout)
+
+    async def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:
+        """Take a name away, on this node or on ``at``. False if nobody had it. Raises: as `whereis`."""
+        if at is None or canonical_node(at) == self.name:
+            return self._local.unregister(name)
+        return bool(await self._messenger.ask(at, "unregister", name, timeout))
+
+    # Messages.
+
+    async def send(self, to: Target, message: Any) -> None:
+        """Send one message: at most once, in order, never silently lost while the connection lives.
+
+        Waits while a window is full (the connection's, or a local process's mailbox).
+
+        Args:
+            to: a pid, a name on this node, or ``(name, node)``.
+            message: a value (semantics.md §5). It is packed before this returns.
+
+        Raises:
+            NotSerializable, MessageTooLarge: nothing was sent.
+            NoConnection, NoProcess: nothing was sent. A name that nobody has on *another* node is
+                not noticed: use `call` where that matters.
+        """
+        await self._messenger.send(to, message)
+
+    def send_nowait(self, to: Target, message: Any) -> None:
+        """As `send`, but raises `WouldBlock` where that would wait."""
+        self._messenger.send_nowait(to, message)
+
+    async def call(self, to: Target, message: Any, timeout: float | None = None) -> Any:
+        """Ask a process and wait for its reply.
+
+        Args:
+            to: as `send`.
+            message: arrives as ``Call(message)``; the process answers with `Call.reply`.
+            timeout: seconds; default `Settings.call_timeout_s`. An expired request is not run.
+
+        Raises:
+            NotDelivered: it never ran (`NoProcess`, `NoConnection`, `Undecodable`, `WouldBlock`).
+            Unknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
+            RemoteError: it ran and raised.
+        """
+        return await self._messenger.call(to, message, self._deadline_s(timeout))
+
+    async def multicall(self, targets: Sequence[Target], message: Any, timeout: float | None = None) -> Sequence[Any]:
+        """One request to many, encoded once.
+
+        Returns:
+            For each target, in the order of the targets, its reply or the `FleetError` that `call`
+            would have raised.
+        """
+        return await self._messenger.multicall(targets, message, self._deadline_s(timeout))
+
+    async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None = None) -> int:
+        """Send to the process ``name`` on every connected node and this one, encoded once.
+
+        Args:
+            nodes: only these; those that are not connected are passed over.
+
+        Returns:
+            To how many nodes it was sent.
+        """
+        return await self._messenger.broadcast(name, message, nodes)
+
+    # How.
+
+    @property
+    def links(self) -> dict[str, Any]:
+        """The live connections by name, for counters and tests."""
+        return self._driver.links
+
+    @property
+    def lag_ms(self) -> int:
+        """How late the last tick of this loop was, in milliseconds."""
+        return self._driver.lag_ms
+
+    def _deadline_s(self, timeout: float | None) -> float:
+        return self.settings.call_timeout_s if timeout is None else timeout
+
+    def _met_anybody(self) -> bool:
+        return any(peer.connection.ups for peer in self.kernel.topology.peers.values())
+
+    def _changed(self) -> None:
+        change, self._change = self._change, asyncio.Event()
+        change.set()
+
+    async def _next_change(self) -> None:
+        await self._change.wait()
+
+    def _check_running(self) -> None:
+        if self._stopping:
+            raise NodeStopped(self.name)
+
+    async def _drain(self, drain_s: float) -> None:
+        until = self._loop.time() + drain_s
+        while self._local.open_calls and self._loop.time() < until:
+            await asyncio.sleep(min(0.01, drain_s))
+
+
+class NodeStarting:
+    """What `Node.start` returns: await it, or enter it."""
+
+    def __init__(
+        self,
+        cls: type[Node],
+        settings: Settings | None,
+        discovery: Discovery | None,
+        transport: Transport | None,
+        rng: random.Random | None,
+        wall_ms: int | None,
+    ) -> None:
+        self._cls = cls
+        self._args = (settings, discovery, transport)
+        self._rng = rng
+        self._wall_ms = wall_ms
+        self._node: Node | None = None
+
+    def __await__(self) -> Generator[Any, None, Node]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> Node:
+        self._node = await self._start()
+        return self._node
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._node is not None:
+            await self._node.stop("shutdown" if error is None else f"crashed: {type(error).__name__}")
+
+    async def _start(self) -> Node:
+        settings, discovery, transport = self._args
+        wall_ms = int(time.time() * 1000) if self._wall_ms is None else self._wall_ms
+        rng = random.Random() if self._rng is None else self._rng  # noqa: S311 - jitter, not secrets
+        parts = await prepare(settings, discovery, transport, rng, wall_ms)
+        return await self._cls(parts)._begin(parts)

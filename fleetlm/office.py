@@ -1,0 +1,55 @@
+"""What a node answers when a connected node asks it, rather than one of its processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.errors import FleetError, InvalidName, NoProcess
+from fleetlm.ids import Pid
+
+if TYPE_CHECKING:
+    from fleetlm.call import Call
+    from fleetlm.driver import Driver
+    from fleetlm.link import Link
+    from fleetlm.local import LocalProcesses
+
+
+class NodeOffice:
+    """`inbound.Office` of a node. Names are served on their own node only: one owner, no lock."""
+
+    def __init__(self, driver: Driver, local: LocalProcesses) -> None:
+        self._driver = driver
+        self._local = local
+
+    def ticked(self, link: Link, lag_ms: int, draining: bool) -> None:
+        """The peer's loop is alive."""
+        link.peer.lag_ms = lag_ms
+        link.peer.draining = draining
+
+    def told_of(self, names: list[str]) -> None:
+        """The peer named its own peers."""
+        self._driver.told_of(names)
+
+    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
+        """Answer a request; a bad one is answered with an error, never with silence."""
+        try:
+            call.reply(self._do(verb, argument))
+        except FleetError as error:
+            call.fail(error)
+
+    def _do(self, verb: str, argument: Any) -> Any:
+        match verb, argument:
+            case "ping", _:
+                return "pong"
+            case "whereis", str(name):
+                return self._local.table.whereis(name)
+            case "registered", _:
+                return self._local.table.registered()
+            case "unregister", str(name):
+                return self._local.unregister(name)
+            case "register", [str(name), Pid() as pid]:
+                if self._local.process(pid) is None:
+                    raise NoProcess(pid)
+                self._local.register(name, pid)
+                return True
+        raise InvalidName(f"{verb}({argument!r})", "this node does not answer that request")

@@ -1,0 +1,52 @@
+"""The engine and the image that the container tests need."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.containers.cluster import Cluster, docker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def why_no_engine() -> str | None:
+    """Why no container can be started here; None where one can."""
+    if shutil.which("docker") is None:
+        return "there is no docker command"
+    for what, args in (
+        ("Docker Compose v2", ["compose", "version"]),
+        ("a Docker engine", ["version", "--format", "{{.Server.Version}}"]),
+    ):
+        try:
+            done = docker(*args, check=False, limit_s=20)
+        except subprocess.TimeoutExpired:
+            return f"{what} does not answer within 20 s"
+        if done.returncode != 0:
+            return f"{what} does not answer: {(done.stderr or done.stdout).strip()}"
+    return None
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """Skip without an engine, so that anyone can run the tests; fail where it has to be there."""
+    reason = why_no_engine()
+    if reason is not None:
+        if os.environ.get("FLEETLM_REQUIRE_DOCKER") == "1":
+            pytest.fail(f"FLEETLM_REQUIRE_DOCKER=1, but {reason}", pytrace=False)
+        pytest.skip(f"{reason}; set DOCKER_HOST or start Docker")
+
+
+@pytest.fixture(scope="session")
+def image(engine: None) -> Iterator[str]:
+    """The image of docker/Dockerfile under a tag of this run."""
+    tag = f"fleetlm-test:{uuid.uuid4().hex[:10]}"
+    Cluster(tag).build()
+    yield tag
+    docker("image", "rm", "--force", tag, check=False)

@@ -1,0 +1,21 @@
+"""The worker of the container tests: writes down every nodeup and nodedown, with the time.
+
+`fleetlm remote "sys.modules['recorder'].events"` reads it from outside.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import fleetlm
+
+events: list[tuple[float, str, str, int, str]] = []
+"""(seconds since the epoch, "NodeUp" or "NodeDown", node, incarnation, reason)."""
+
+
+async def main(node: fleetlm.Node) -> None:
+    async for event in node.events():
+        kind, reason = type(event).__name__, str(getattr(event, "reason", ""))
+        events.append((time.time(), kind, str(event.node), event.incarnation, reason))
