@@ -37,7 +37,7 @@ test: $(STAMP) ## every test that needs neither minutes nor Docker
 test-long: $(STAMP) ## tests that take minutes: full lengths on real sockets
 	$(PYTEST) -m "long and not containers" $(ARGS)
 
-test-containers: $(STAMP) ## a real cluster with Docker Compose; FLEETLM_REQUIRE_DOCKER=1: no engine is a failure
+test-containers: $(STAMP) ## a real cluster with Docker Compose; REQUIRE_DOCKER=1: no engine is a failure
 	$(PYTEST) -p no:xdist -m containers $(ARGS) tests/containers
 
 lint: $(STAMP) ## ruff, the format and mypy

@@ -63,7 +63,7 @@ class Codec(Decoder):
 
     Args:
         types: the register of dataclasses that may travel.
-        max_nesting: containers within each other in one message, 1 to 256.
+        max_nesting: containers within each other in one message, 1 to 128.
         max_message_bytes: of what `pack` and `pack_value` return.
 
     Attributes:
@@ -257,7 +257,7 @@ class Codec(Decoder):
         if why is None:  # so it was something else in the envelope, such as a name
             return NotSerializable("the address of the message", explained(error))
         found = True
-        while found:
+        while found and depth <= self._max_nesting:  # a cycle has no end
             found = False
             for step, child in _children(value):
                 child_why = self._why_refused(child, depth + 1)

@@ -198,7 +198,7 @@ class Decoder:
                 zone = ZoneInfo(where)
             except Exception as error:  # noqa: BLE001  # a missing or broken file of the system's
                 return self._unreadable(
-                    f"time zone {where[:64]!r}: {explained(error)}; install tzdata here"
+                    f"time zone {where[:64]!r}: {explained(error)[:_SHOWN_CHARACTERS]}; install tzdata here"
                 )
         else:
             offset, name = where

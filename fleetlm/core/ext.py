@@ -17,8 +17,8 @@ all_scalars = SCALARS.issuperset
 SHORT = reprlib.Repr()
 """For values inside error texts, which may be large or have a ``repr`` that raises."""
 SHORT.maxstring = SHORT.maxother = 60
-MAX_NESTING_LIMIT = 256
-"""Largest ``max_nesting``: half of what msgpack's packer recurses, far from Python's own limit."""
+MAX_NESTING_LIMIT = 128
+"""Largest ``max_nesting``: a level takes four frames of Python's 1,000 and one of the packer's 511."""
 
 
 class Ext(IntEnum):

@@ -394,7 +394,7 @@ def run(
     What ``main`` raises comes first, with the others as notes. Whatever is raised, every task has
     been cancelled and the loop is closed.
     """
-    if asyncio._get_running_loop() is not None:  # asyncio's own check comes too late
+    if asyncio.events._get_running_loop() is not None:  # noqa: SLF001  # asyncio checks too late
         main.close()
         raise RuntimeError("run() starts an event loop of its own; here, one is running already")
     loop = SimLoop(seed=seed, limit_s=limit_s, limit_turns=limit_turns)

@@ -38,8 +38,8 @@ def engine() -> None:
     """Skip without an engine, so that anyone can run the tests; fail where it has to be there."""
     reason = why_no_engine()
     if reason is not None:
-        if os.environ.get("FLEETLM_REQUIRE_DOCKER") == "1":
-            pytest.fail(f"FLEETLM_REQUIRE_DOCKER=1, but {reason}", pytrace=False)
+        if os.environ.get("REQUIRE_DOCKER") == "1":
+            pytest.fail(f"REQUIRE_DOCKER=1, but {reason}", pytrace=False)
         pytest.skip(f"{reason}; set DOCKER_HOST or start Docker")
 
 

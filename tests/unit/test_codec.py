@@ -91,7 +91,20 @@ def deep(levels: int, wrap: Any = lambda inner: [inner], core: Any = 0) -> Any:
 # ── what travels ─────────────────────────────────────────────────────────────────────────────────
 
 VALUES: list[Any] = [
-    *(None, True, False, 0, -1, 2**63, 2**64 - 1, -(2**63), 2**64, -(2**63) - 1, 2**1000, -(2**999)),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        2**63,
+        2**64 - 1,
+        -(2**63),
+        2**64,
+        -(2**63) - 1,
+        2**1000,
+        -(2**999),
+    ),
     *(0.0, -0.0, 1.5, float("inf"), float("-inf"), 5e-324),
     *("", "a", "ä", "🦊", "\x00", b"", b"\xff\x00", b"x" * 70_000, "y" * 70_000),
     *([], [1, [2, [3]]], (), (1,), ((), ((),)), [(1, 2), [3, (4,)]], ([1], {"a": (2,)})),
@@ -109,7 +122,6 @@ VALUES: list[Any] = [
     *(Pid("fleetlm@10.0.0.7", 2**64 - 1, 12), Ref("fleetlm@fdaa::2", 1, 2**40)),
     *(Address("printer", "fleetlm@10.0.0.7"), [Address("a", "b"), ("a", "b")]),
     *(Append("s", "hello"), Append("s", (1, {2}), ["t"]), [Append("s", Append("t", None))]),
-    {Append: 1}.__class__(),
 ]
 
 
@@ -194,7 +206,9 @@ def test_the_payload_may_be_the_very_object_of_another_item(codec: Codec) -> Non
 
 def test_a_value_packed_alone_joins_an_envelope(codec: Codec) -> None:
     payload = ("all", {1, 2})
-    joined = msgpack.Packer().pack_array_header(2) + codec.pack_value("to") + codec.pack_value(payload)
+    joined = (
+        msgpack.Packer().pack_array_header(2) + codec.pack_value("to") + codec.pack_value(payload)
+    )
     assert joined == codec.pack(["to", payload], payload)
     assert codec.unpack(joined) == ["to", payload]
 
@@ -237,7 +251,7 @@ def test_numbers_on_the_wire_are_fixed() -> None:
 @pytest.mark.parametrize(
     ("value", "hexadecimal"),
     [
-        ((1, "a"), "c7030192 01a161"),
+        ((1, "a"), "c7040192 01a161"),
         ({2, 1}, "c703029201 02"),
         (2**64, "c70904010000000000000000"),
         (-(2**63) - 1, "c70904ff7fffffffffffffff"),
@@ -364,7 +378,9 @@ def test_depth_is_bounded_at_the_sender(types: MessageTypes, wrap: Any) -> None:
     codec = Codec(types, max_nesting=8)
     per_wrap = 2 if wrap is WRAPS["key"] else 1
     fits = deep(8 // per_wrap, wrap)
-    assert there_and_back(codec, fits) == fits
+    data = codec.pack([7, fits], fits)
+    assert codec.unpack(data) == [7, fits]
+    assert codec.unpack_batch(b"\x91" + data) == [[7, fits]]
     with pytest.raises(NotSerializable, match="nested more than 8 levels deep, or inside itself"):
         codec.pack_value(deep(8 // per_wrap + 1, wrap))
 
@@ -392,19 +408,19 @@ def test_cycles_are_refused(codec: Codec) -> None:
     assert len(caught.value.path) < 300
 
 
-@pytest.mark.parametrize("nesting", [0, -1, 257])
+@pytest.mark.parametrize("nesting", [0, -1, 129])
 def test_a_nesting_limit_that_would_overflow_a_stack_is_refused(nesting: int) -> None:
-    with pytest.raises(ValueError, match="max_nesting is 1 to 256"):
+    with pytest.raises(ValueError, match="max_nesting is 1 to 128"):
         Codec(max_nesting=nesting)
 
 
 def test_the_deepest_nesting_fits_a_small_stack() -> None:
-    codec = Codec(max_nesting=256)
+    codec = Codec(max_nesting=128)
     seen: list[bool] = []
 
     def run() -> None:
         for wrap in (WRAPS["tuple"], lambda inner: (inner, b"p" * 5000)):
-            value = deep(256, wrap)
+            value = deep(128, wrap)
             seen.append(codec.unpack(codec.pack([value], value)) == [value])
 
     before = threading.stack_size(512 * 1024)
@@ -420,7 +436,10 @@ def test_the_deepest_nesting_fits_a_small_stack() -> None:
 def test_large_messages_are_refused_with_their_size() -> None:
     codec = Codec(max_message_bytes=1000)
     assert len(codec.pack([b"x" * 900], b"x" * 900)) == 904
-    for attempt in (lambda: codec.pack([b"x" * 1000], b"x" * 1000), lambda: codec.pack_value("x" * 1000)):
+    for attempt in (
+        lambda: codec.pack([b"x" * 1000], b"x" * 1000),
+        lambda: codec.pack_value("x" * 1000),
+    ):
         with pytest.raises(MessageTooLarge) as caught:
             attempt()
         assert caught.value.limit_bytes == 1000
@@ -471,7 +490,7 @@ BAD_EXT = {
     "set of lists": ext(2, packed([[]])),
     "frozenset of an int": ext(3, packed(1)),
     "datetime too short": ext(5, packed([2024])),
-    "datetime of text": ext(5, packed(["a"] * 9)),
+    "datetime of text": ext(5, packed([*["a"] * 8, [0, None]])),
     "datetime in month 13": ext(5, packed([2024, 13, 1, 0, 0, 0, 0, 0, [0, None]])),
     "datetime of a huge int": ext(5, packed([2**63, 1, 1, 0, 0, 0, 0, 0, [0, None]])),
     "datetime, offset of a week": ext(5, packed([2024, 1, 1, 0, 0, 0, 0, 0, [10**12, None]])),
@@ -488,7 +507,7 @@ BAD_EXT = {
     "dataclass without fields": ext(11, packed(["append"])),
     "dataclass with a list": ext(11, packed(["append", []])),
     "dataclass with a numeric tag": ext(11, packed([1, {}])),
-    "timestamp of 3 bytes": ext(-1 & 127, b"") and b"\xc7\x03\xff\x00\x00\x00",
+    "timestamp of 3 bytes": b"\xc7\x03\xff\x00\x00\x00",
     "timestamp in year 10^10": b"\xc7\x0c\xff" + struct.pack(">Iq", 0, 2**62),
 }
 
