@@ -107,10 +107,12 @@ class ToolkitEditor:
         self._patched = patch_stdout
 
     def read(self, prompt: str) -> str:
+        """See `Editor`."""
         with self._patched(raw=True):
             return self._session.prompt(prompt)
 
     def leave(self) -> None:
+        """See `Editor`."""
         app = self._session.app
         if app.loop is not None and app.is_running:
             app.loop.call_soon_threadsafe(self._end, app)
@@ -157,14 +159,17 @@ class ReadlineEditor:
         return self._words[state] if state < len(self._words) else None
 
     def read(self, prompt: str) -> str:
+        """See `Editor`."""
         return input(prompt)
 
     def leave(self) -> None:
+        """See `Editor`."""
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, signal.SIGINT)  # nothing else ends a blocking read
 
     def close(self) -> None:
+        """See `Editor`."""
         if self._readline is not None and self._history is not None:
             with contextlib.suppress(OSError):
                 self._readline.write_history_file(self._history)

@@ -197,9 +197,8 @@ class Decoder:
             try:
                 zone = ZoneInfo(where)
             except Exception as error:  # noqa: BLE001  # a missing or broken file of the system's
-                return self._unreadable(
-                    f"time zone {where[:64]!r}: {explained(error)[:_SHOWN_CHARACTERS]}; install tzdata here"
-                )
+                why = explained(error)[:_SHOWN_CHARACTERS]
+                return self._unreadable(f"time zone {where[:64]!r}: {why}; install tzdata here")
         else:
             offset, name = where
             delta = offset * _MICROSECOND

@@ -18,7 +18,7 @@ SHORT = reprlib.Repr()
 """For values inside error texts, which may be large or have a ``repr`` that raises."""
 SHORT.maxstring = SHORT.maxother = 60
 MAX_NESTING_LIMIT = 128
-"""Largest ``max_nesting``: a level takes four frames of Python's 1,000 and one of the packer's 511."""
+"""Largest ``max_nesting``: each level may take four frames of the 1,000 that Python allows."""
 
 
 class Ext(IntEnum):

@@ -415,13 +415,17 @@ def run(
 @contextlib.contextmanager
 def _isolated(seed: int) -> Iterator[None]:
     state = random.getstate()
-    collecting = gc.isenabled()
+    collecting, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
+    if not frozen:
+        gc.freeze()  # what was there before is neither looked through nor finalized in this run
     random.seed(seed)
     try:
         yield
     finally:
         random.setstate(state)
+        if not frozen:
+            gc.unfreeze()
         if collecting:
             gc.enable()
 

@@ -295,7 +295,7 @@ def test_a_task_that_ignores_its_cancellation_does_not_hang_the_run() -> None:
         return task
 
     with pytest.raises(LeftOver, match=r"stubborn .* ignored its cancellation"):
-        run(main())
+        _ = run(main())
 
 
 def test_a_task_that_raises_when_it_is_cancelled_is_told() -> None:
@@ -311,7 +311,7 @@ def test_a_task_that_raises_when_it_is_cancelled_is_told() -> None:
         return task
 
     with pytest.raises(Unhandled, match="raised when it was cancelled: KeyError"):
-        run(main())
+        _ = run(main())
 
 
 def test_a_task_that_is_just_ending_is_not_left_over() -> None:

@@ -251,13 +251,13 @@ def test_numbers_on_the_wire_are_fixed() -> None:
 @pytest.mark.parametrize(
     ("value", "hexadecimal"),
     [
-        ((1, "a"), "c7040192 01a161"),
+        ((1, "a"), "d601 9201a161"),
         ({2, 1}, "c703029201 02"),
         (2**64, "c70904010000000000000000"),
         (-(2**63) - 1, "c70904ff7fffffffffffffff"),
         (UUID(int=1), "d80600000000000000000000000000000001"),
         (Decimal("1.5"), "c70307312e35"),
-        (NOON, "c70f0599cd07e8021d0c00000100 9200c0"),
+        (NOON, "c70e0599cd07e8021d0c00000100 9200c0"),
         (Pid("n@::1", 5, 6), "c7090893a56e403a3a310506"),
         (Ref("n@::1", 5, 6), "c7090993a56e403a3a310506"),
         (Address("p", "n"), "c7050a92a170a16e"),
@@ -368,7 +368,7 @@ WRAPS = {
     "tuple": lambda inner: (inner,),
     "dict": lambda inner: {"k": inner},
     "frozenset": lambda inner: frozenset({inner}),
-    "dataclass": lambda inner: Append("s", inner),
+    "dataclass": lambda inner: Slotted(inner),
     "key": lambda inner: (frozenset({inner}),),
 }
 

@@ -283,7 +283,7 @@ BODIES = st.recursive(
     | st.sampled_from(["note", "head", "x", "UTC"]),
     lambda inner: st.one_of(
         st.lists(inner, max_size=9),
-        st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+        st.dictionaries(st.text(max_size=3) | st.integers(-9, 9), inner, max_size=3),
         st.builds(
             lambda code, body: msgpack.ExtType(code, msgpack.packb(body)), st.integers(0, 12), inner
         ),

@@ -1,0 +1,9 @@
+"""``python -m fleetlm`` is ``fleetlm``."""
+
+from __future__ import annotations
+
+import sys
+
+from fleetlm.cli import main
+
+sys.exit(main())

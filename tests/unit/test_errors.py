@@ -1,0 +1,99 @@
+"""Errors are sorted by what the caller may do, carry fields, and read as sentences."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+
+from fleetlm import errors
+from fleetlm.errors import (
+    AlreadyRegistered,
+    CallTimeout,
+    Draining,
+    FleetError,
+    InvalidName,
+    MessageTooLarge,
+    NoConnection,
+    NodeLost,
+    NodeStopped,
+    NoProcess,
+    NotDelivered,
+    NotSerializable,
+    ProcessDown,
+    RemoteError,
+    SettingsError,
+    StartFailed,
+    Undecodable,
+    Unknown,
+    WouldBlock,
+)
+from fleetlm.ids import Pid
+
+NODE = "fleetlm@10.0.0.7"
+TARGET = ("echo", NODE)
+PID = Pid(NODE, 255, 3)
+
+SENTENCES: list[tuple[FleetError, str]] = [
+    (SettingsError("A", None, "a port"), "A is not set; allowed: a port."),
+    (SettingsError("A", "x", "a port", "Unset it."), "A is 'x'; allowed: a port. Unset it."),
+    (InvalidName("x", "no @"), "'x' is not a valid name: no @"),
+    (NotSerializable("message[3]", "object"), "message[3] cannot be sent: object. Messages are values"),
+    (MessageTooLarge(2_000_000, 1_000), "message of 2,000,000 bytes exceeds the limit of 1,000 bytes"),
+    (AlreadyRegistered("echo", PID), f"the name 'echo' is registered already, by <{NODE} ff 3>"),
+    (NodeStopped(NODE), f"node {NODE} has been stopped; start a new one"),
+    (StartFailed("10.0.0.7:4370", "in use"), "cannot listen on 10.0.0.7:4370: in use"),
+    (NoProcess(TARGET), f"no process 'echo' on {NODE}: it has ended, or nobody"),
+    (NoProcess("echo"), "no process 'echo': it has ended"),
+    (NoProcess(PID), f"no process <{NODE} ff 3>: it has ended"),
+    (NoConnection(NODE, "no route"), f"not connected to {NODE}: no route"),
+    (Draining(NODE), f"{NODE} is draining and takes no new work; ask another node"),
+    (Undecodable(TARGET, "tag 'x'"), f"'echo' on {NODE} could not read the message: tag 'x'"),
+    (WouldBlock(TARGET, "window full"), f"sending to 'echo' on {NODE} would block: window full"),
+    (NodeLost(NODE, "closed"), f"lost {NODE} while waiting for its reply (closed); the request may"),
+    (ProcessDown(TARGET, "normal"), f"process 'echo' on {NODE} ended before it replied (normal); the"),
+    (CallTimeout(TARGET, 5.0), f"no reply from 'echo' on {NODE} within 5 s; the request may have run"),
+    (RemoteError("ValueError", "bad", "tb"), "ValueError: bad"),
+    (RemoteError("KeyError", ""), "KeyError"),
+]
+
+
+@pytest.mark.parametrize(("error", "sentence"), SENTENCES, ids=lambda v: type(v).__name__)
+def test_how_it_reads(error: FleetError, sentence: str) -> None:
+    assert str(error).startswith(sentence)
+
+
+@pytest.mark.parametrize("error", [error for error, _ in SENTENCES], ids=lambda v: type(v).__name__)
+def test_errors_survive_a_copy_and_a_pickle(error: FleetError) -> None:
+    for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+        assert vars(twin) == vars(error)
+
+
+def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
+    classes = {
+        cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, FleetError)
+    }
+    abstract = {FleetError, NotDelivered, Unknown}
+    assert classes - abstract == {type(error) for error, _ in SENTENCES}
+    assert errors.__doc__ is not None
+    for cls in classes:
+        assert cls.__name__ in errors.__doc__
+
+
+def test_what_the_caller_may_do() -> None:
+    never_ran = {NoProcess, NoConnection, Draining, Undecodable, WouldBlock}
+    may_have_run = {NodeLost, ProcessDown, CallTimeout}
+    for error, _ in SENTENCES:
+        assert isinstance(error, NotDelivered) == (type(error) in never_ran)
+        assert isinstance(error, Unknown) == (type(error) in may_have_run)
+
+
+def test_errors_are_also_what_python_calls_them() -> None:
+    assert issubclass(CallTimeout, TimeoutError)
+    assert issubclass(NotSerializable, TypeError)
+    assert issubclass(MessageTooLarge, ValueError)
+    assert issubclass(InvalidName, ValueError)
