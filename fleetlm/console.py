@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleetlm import console_protocol as protocol
@@ -70,10 +71,7 @@ class Console:
         if server is None:
             return
         server.close()
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
-            self.path = None
+        self._unlink()
         here = asyncio.current_task()
         others = [client for client in self._clients.values() if not client.evaluates_in(here)]
         for client in others:
@@ -88,30 +86,42 @@ class Console:
             client.close_soon(reason)
 
     async def _listen(self) -> None:
-        folder = protocol.make_folder(self._env, os.getuid())
-        for found in protocol.scan(folder):
-            protocol.is_stale(found.path)
-        name = protocol.socket_name(self._node.name, os.getpid())
-        path = f"{folder}/{name}"
-        unready = f"{folder}/.{name.removesuffix(protocol.SUFFIX)}"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(unready)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = self._bind()
         try:
-            listener.setblocking(False)
-            with protocol.Reach(unready) as address:
-                listener.bind(address)
-            os.chmod(unready, 0o600)
-            listener.listen(MAX_CLIENTS)
-            # Under its name only when it listens: whoever finds it silent may take it for dead.
-            os.rename(unready, path)
             self._server = await asyncio.start_unix_server(
                 self._met, sock=listener, limit=protocol.MAX_REQUEST_BYTES
             )
         except BaseException:
             listener.close()
+            self._unlink()
             raise
-        self.path = path
+
+    def _bind(self) -> socket.socket:
+        folder = protocol.make_folder(self._env, os.getuid())
+        for found in protocol.scan(folder):
+            protocol.is_stale(found.path)
+        name = protocol.socket_name(self._node.name, os.getpid())
+        unready = Path(folder, "." + name.removesuffix(protocol.SUFFIX))
+        unready.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            with protocol.Reach(str(unready)) as address:
+                listener.bind(address)
+            unready.chmod(0o600)
+            listener.listen(MAX_CLIENTS)
+            # Under its name only when it listens: whoever finds it silent may take it for dead.
+            self.path = str(unready.rename(Path(folder, name)))
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    def _unlink(self) -> None:
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                Path(self.path).unlink()
+            self.path = None
 
     async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client to its end."""
@@ -238,7 +248,8 @@ class _Client:
     def _evaluated(self, evaluation: asyncio.Task[Result], number: int, width: int) -> None:
         if self._dropped:
             lost, self._dropped = self._dropped, 0
-            self._emit("stderr", f"… {lost:,} characters of output dropped: read too slowly\n")
+            note = f"… {lost:,} characters of output dropped: read too slowly\n"
+            self.post({"id": number, "stream": "stderr", "text": note})
         if evaluation.cancelled():
             self.post({"id": number, "done": "cancelled"})
         else:

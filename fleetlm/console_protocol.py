@@ -1,5 +1,6 @@
-"""What a node and `fleetlm remote` say to each other, and where they meet: a Unix socket in a folder
-that only its owner may enter.
+"""What a node and `fleetlm remote` say to each other, and where they meet.
+
+They meet at a Unix socket in a folder that only its owner may enter.
 
 A frame is four bytes of length and one JSON object. The node greets first::
 

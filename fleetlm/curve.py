@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import zmq
 from zmq.auth import Authenticator
@@ -73,7 +73,7 @@ class Gatekeeper:
 
     def serve(self) -> None:
         """Answer every request that waits."""
-        while self.socket.get(zmq.EVENTS) & zmq.POLLIN:
+        while cast("int", self.socket.get(zmq.EVENTS)) & zmq.POLLIN:
             request = self.socket.recv_multipart(zmq.NOBLOCK)
             answering = self._authenticator.handle_zap_message(request)
             # A coroutine only for the sake of callbacks that wait; ours does not, so that one step

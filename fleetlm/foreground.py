@@ -18,6 +18,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -54,7 +55,7 @@ def load(target: str) -> Program:
     if not colon or not module_name or not path:
         guess = f"{module_name or 'module'}:main"
         raise NoSuchProgram(f"{target!r} is not MODULE:FUNCTION; write for example {guess}")
-    here = os.getcwd()
+    here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:

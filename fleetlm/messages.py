@@ -48,7 +48,8 @@ class MessageTypes:
 
         Raises:
             TypeError: not a dataclass, or one with fields that ``__init__`` does not take.
-            ValueError: the tag is empty, too long, or another class's; nothing was registered.
+            ValueError: the tag is empty, too long, or another class's, or the class has another
+                tag; nothing was registered.
         """
         if not dataclasses.is_dataclass(cls):
             raise TypeError(f"{cls.__name__} is not a dataclass; put @dataclass below @message({tag!r})")
@@ -59,13 +60,16 @@ class MessageTypes:
         known = self.by_tag.get(tag)
         if known is not None and not _same_definition(known, cls):
             raise ValueError(f"the tag {tag!r} belongs to {known.__module__}.{known.__qualname__}")
+        if self.tags.get(cls, tag) != tag:
+            raise ValueError(f"{cls.__qualname__} has the tag {self.tags[cls]!r} already")
         self.by_tag[tag] = cls
         self.tags[cls] = tag
 
 
 def _same_definition(known: type, cls: type) -> bool:
     """A module that was loaded twice (reload, ``__main__``) registers its types again."""
-    return known.__qualname__ == cls.__qualname__
+    modules = {known.__module__, cls.__module__}
+    return known.__qualname__ == cls.__qualname__ and (len(modules) == 1 or "__main__" in modules)
 
 
 TYPES = MessageTypes()

@@ -41,9 +41,9 @@ _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one node is told. Sizes in bytes, times in seconds; the constructor checks nothing twice:
-    programs that build one by hand get the same checks through `Settings.from_env`'s parsers only
-    for what the environment can set.
+    """What one node is told. Sizes in bytes, times in seconds.
+
+    The constructor checks nothing: `Settings.from_env` does, for what the environment can set.
     """
 
     # What the environment sets (semantics.md §1).
@@ -160,20 +160,19 @@ class Settings:
 
     def effective(self) -> dict[str, str]:
         """Variable → value as it holds, secrets masked: what is printed once at boot."""
-        shown = {
+        return {
             "DNS_CLUSTER_QUERY": self.dns_query or "(unset: clustering is off)",
             "DNS_CLUSTER_NODE_BASENAME": self.node_basename,
-            "DNS_POLL_INTERVAL_MS": f"{self.poll_interval_s * 1000:g}",
+            "DNS_POLL_INTERVAL_MS": f"{self.poll_interval_s * 1000:.12g}",
             "FLEETLM_NODE_IP": self.node_ip or "(detected)",
             "FLEETLM_NODE_PORT": str(self.node_port),
             "FLEETLM_COOKIE": "(set)" if self.cookie else "(unset: plain text)",
             "FLEETLM_CLUSTER": self.cluster or "(empty)",
-            "FLEETLM_NODE_TIMEOUT_MS": f"{self.node_timeout_s * 1000:g}",
+            "FLEETLM_NODE_TIMEOUT_MS": f"{self.node_timeout_s * 1000:.12g}",
             "FLEETLM_REMOTE": "on" if self.remote else "off",
             "FLEETLM_DEBUG": "1" if self.debug else "0",
             "FLEETLM_DNS_SERVER": endpoint(*self.dns_server) if self.dns_server else "(system)",
         }
-        return shown
 
 
 class _Refused(Exception):
@@ -302,7 +301,7 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("FLY_PRIVATE_IP", "fly_private_ip", _platform_ip),
     ("POD_IP", "pod_ip", _platform_ip),
 )
-_KNOWN = tuple(variable for variable, _, _ in _VARIABLES) + ("FLEETLM_COOKIE", "FLEETLM_COOKIE_FILE")
+_KNOWN = (*(variable for variable, _, _ in _VARIABLES), "FLEETLM_COOKIE", "FLEETLM_COOKIE_FILE")
 
 
 def _cookie(env: Mapping[str, str]) -> str | None:
@@ -336,12 +335,19 @@ def _cookie(env: Mapping[str, str]) -> str | None:
 
 def _refuse_unknown(env: Mapping[str, str]) -> None:
     for variable in sorted(env):
-        if not variable.startswith("FLEETLM_") or variable in _KNOWN or _SERVICE_LINK.fullmatch(variable):
+        if not variable.startswith("FLEETLM_") or variable in _KNOWN:
+            continue
+        if _SERVICE_LINK.fullmatch(variable) or _is_link(variable, env[variable]):
             continue
         near = difflib.get_close_matches(variable, _KNOWN, n=1, cutoff=0.5)
         guess = f"Did you mean {near[0]}?" if near else "Unset it."
         known = ", ".join(name for name in _KNOWN if name.startswith("FLEETLM_"))
         raise SettingsError(variable, _masked(variable, env[variable]), f"one of {known}", guess)
+
+
+def _is_link(variable: str, value: str) -> bool:
+    """``FLEETLM_WORKER_PORT=tcp://…`` of a Service fleetlm-worker, told from a slip by its value."""
+    return variable.endswith("_PORT") and _LINK_VALUE.match(value) is not None
 
 
 def _masked(variable: str, value: str) -> str:

@@ -27,7 +27,7 @@ from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport import Part
 from fleetlm.zmq_monitor import CLIENT_EVENTS, FAILURES, Monitor, refused_by_them
-from fleetlm.zmq_options import Context, connect, dealer, may_dial_from, source_address
+from fleetlm.zmq_options import Context, connect, dealer, get_int, may_dial_from, source_address
 
 ROUTING_ID_BYTES: Final = 16
 ZERO_COPY_BYTES: Final = 64 * 1024
@@ -122,10 +122,12 @@ class Channel:
         self._sock = dealer(context, settings, fresh_routing_id(), keys)
         try:
             self._monitor = Monitor(context, self._sock, CLIENT_EVENTS)
-            self._fd: int = self._sock.get(zmq.FD)
+            self._fd: int = get_int(self._sock, zmq.FD)
             connect(self._sock, *target, own_ip)
             loop.add_reader(self._monitor.fd, self._read_monitor)
             loop.add_reader(self._fd, self.check)
+            # ZeroMQ wakes a reader that has looked and found nothing: so look once.
+            loop.call_soon(self._read_monitor)
         except (zmq.ZMQError, OSError):
             if self._monitor is not None:
                 loop.remove_reader(self._monitor.fd)
@@ -157,13 +159,13 @@ class Channel:
         if sock.closed:
             return
         try:
-            events = sock.get(_EVENTS)
+            events = get_int(sock, _EVENTS)
             if events & _POLLOUT and not self.is_open:
                 self._opened()
             while events & _POLLIN and not sock.closed:
                 self._read_answer()
                 if not sock.closed:
-                    events = sock.get(_EVENTS)
+                    events = get_int(sock, _EVENTS)
             if self.is_open and not events & _POLLOUT and not sock.closed:
                 self._lost(self._why_ended())
         except zmq.ZMQError as error:
@@ -213,7 +215,7 @@ class Channel:
         connection, and the first with it.
         """
         try:
-            if self._sock.get(_EVENTS) & _POLLOUT:
+            if get_int(self._sock, _EVENTS) & _POLLOUT:
                 self._put(parts)
                 return True
         except zmq.ZMQError:
@@ -236,7 +238,7 @@ class Channel:
     def _read_answer(self) -> None:
         frame = self._sock.recv(_NOBLOCK)
         parts = 1
-        while self._sock.get(zmq.RCVMORE):
+        while get_int(self._sock, zmq.RCVMORE):
             self._sock.recv(_NOBLOCK)
             parts += 1
         self._answers += 1
@@ -250,6 +252,7 @@ class Channel:
         if self._monitor is None or self._probe is not None:
             return
         for event, value in self._monitor.read():
+            print("EV", zmq.Event(event).name, hex(value))
             if event == zmq.EVENT_CONNECTED:
                 self._connected = True
             elif event & FAILURES:

@@ -17,6 +17,8 @@ from typing import Final
 
 import zmq
 
+from fleetlm.zmq_options import Context, Sock, get_int
+
 FAILURES: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -24,9 +26,7 @@ FAILURES: Final = (
 )
 SERVER_EVENTS: Final = FAILURES | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 """Not ACCEPT_FAILED: out of descriptors, libzmq repeats it as fast as it can."""
-CLIENT_EVENTS: Final = (
-    FAILURES | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
-)
+CLIENT_EVENTS: Final = FAILURES | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
 
 CRYPTOGRAPHIC: Final = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
 MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
@@ -41,9 +41,7 @@ class Monitor:
 
     __slots__ = ("_pair", "_watched", "fd")
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], watched: zmq.Socket[bytes], events: int
-    ) -> None:
+    def __init__(self, context: Context, watched: Sock, events: int) -> None:
         address = f"inproc://fleetlm-monitor-{next(_numbers)}"
         watched.monitor(address, events)
         self._watched = watched
@@ -52,7 +50,7 @@ class Monitor:
             self._pair.set(zmq.RCVHWM, 0)
             self._pair.set(zmq.LINGER, 0)
             self._pair.connect(address)
-            self.fd: int = self._pair.get(zmq.FD)
+            self.fd: int = get_int(self._pair, zmq.FD)
         except zmq.ZMQError:
             watched.monitor(None, 0)
             raise
@@ -61,7 +59,7 @@ class Monitor:
         """What happened, in order, up to ``limit`` events. Ends early once closed."""
         pair = self._pair
         for _ in itertools.count() if limit is None else range(limit):
-            if pair.closed or not pair.get(zmq.EVENTS) & zmq.POLLIN:
+            if pair.closed or not get_int(pair, zmq.EVENTS) & zmq.POLLIN:
                 return
             head = pair.recv(_NOBLOCK)
             pair.recv(_NOBLOCK)  # the endpoint
@@ -70,7 +68,7 @@ class Monitor:
     @property
     def pending(self) -> bool:
         """Whether there is more to read."""
-        return not self._pair.closed and bool(self._pair.get(zmq.EVENTS) & zmq.POLLIN)
+        return not self._pair.closed and bool(get_int(self._pair, zmq.EVENTS) & zmq.POLLIN)
 
     def close(self) -> None:
         """Stop watching. Before the watched socket is closed."""

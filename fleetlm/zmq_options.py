@@ -167,6 +167,12 @@ def raise_descriptor_limit() -> int:
     return max(0, soft - FDS_RESERVED) // (FDS_PER_PEER + FDS_PER_DIAL)
 
 
+def get_int(sock: Sock, option: int) -> int:
+    """An option that is a number."""
+    value: int = sock.get(option)  # type: ignore[assignment]  # others are bytes
+    return value
+
+
 def source_address(ip: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
     """Family of an address, and the address itself with any port, as `socket` takes them."""
     return (socket.AF_INET6 if ":" in ip else socket.AF_INET), (ip, 0)

@@ -183,10 +183,7 @@ class Codec(Decoder):
 
     def _plain_keys(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
         """A dict with keys that are no scalars."""
-        plain = {
-            self._plain_item(key, depth): self._plain_item(item, depth)
-            for key, item in value.items()
-        }
+        plain = {self._plain_item(key, depth): self._plain_item(item, depth) for key, item in value.items()}
         if len(plain) != len(value):  # (nan,) and (nan,) are two keys here and one packed
             raise Refused("a dict with two keys that no receiver can tell apart")
         return plain
@@ -216,9 +213,7 @@ class Codec(Decoder):
         elif type(zone) is ZoneInfo and zone.key:
             where = zone.key
         elif zone is None:
-            raise Refused(
-                "a datetime without a time zone; make it aware: datetime.now(timezone.utc)"
-            )
+            raise Refused("a datetime without a time zone; make it aware: datetime.now(timezone.utc)")
         else:
             raise Refused(
                 f"a datetime in a zone of type {type_name(type(zone))}; "
@@ -231,9 +226,7 @@ class Codec(Decoder):
     def _write_identity(self, code: int, value: Pid | Ref, _depth: int) -> Any:
         parts = [value.node, value.incarnation, value.number]
         if [type(part) for part in parts] != [str, int, int]:
-            raise Refused(
-                f"a {type_name(type(value))} with a field of another type: {SHORT.repr(parts)}"
-            )
+            raise Refused(f"a {type_name(type(value))} with a field of another type: {SHORT.repr(parts)}")
         return _new(_ExtType, (code, self._pack(parts)))
 
     def _write_address(self, value: Address, _depth: int) -> Any:
@@ -245,9 +238,7 @@ class Codec(Decoder):
         try:
             fields = {name: getattr(value, name) for name in self._shapes.of(type(value)).names}
         except AttributeError as error:
-            raise Refused(
-                f"a {type_name(type(value))} whose field {error.name!r} is not set"
-            ) from None
+            raise Refused(f"a {type_name(type(value))} whose field {error.name!r} is not set") from None
         return _new(_ExtType, (int(Ext.DATACLASS), self._pack([tag, self._plain(fields, depth)])))
 
     def _refusal(self, value: Any, error: Exception) -> NotSerializable:
@@ -316,7 +307,5 @@ def _why_not(kind: type) -> str:
         return f"the dataclass {name} is not registered; put @fleetlm.message(tag) above it"
     for base in _EXACT:
         if issubclass(kind, base):
-            return (
-                f"{name} is a kind of {base.__name__} and would arrive as a plain one; convert it"
-            )
+            return f"{name} is a kind of {base.__name__} and would arrive as a plain one; convert it"
     return f"{name} is not a message type"

@@ -137,9 +137,7 @@ class Decoder:
         elif depth < len(self._unpackers):
             unpacker = self._unpackers[depth]
         else:
-            unpacker = msgpack.Unpacker(
-                read_size=_SMALL_BYTES, max_buffer_size=_SMALL_BYTES, **self._reading
-            )
+            unpacker = msgpack.Unpacker(read_size=_SMALL_BYTES, max_buffer_size=_SMALL_BYTES, **self._reading)
             if depth == len(self._unpackers):
                 self._unpackers.append(unpacker)
         unpacker.feed(data)
@@ -174,9 +172,7 @@ class Decoder:
         self._met_instances |= code > Ext.FROZENSET
         reader = self._readers.get(code)
         if reader is None:
-            return self._unreadable(
-                f"extension type {code} is not known to this version of fleetlm"
-            )
+            return self._unreadable(f"extension type {code} is not known to this version of fleetlm")
         return reader(data)
 
     def _unreadable(self, why: str) -> Unreadable:
@@ -242,6 +238,4 @@ class Decoder:
         try:
             return kind(**fields)
         except Exception as error:  # noqa: BLE001  # user code, on input from elsewhere
-            return self._unreadable(
-                f"{shown} could not be made: {explained(error)[:_SHOWN_CHARACTERS]}"
-            )
+            return self._unreadable(f"{shown} could not be made: {explained(error)[:_SHOWN_CHARACTERS]}")

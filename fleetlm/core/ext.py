@@ -111,9 +111,7 @@ def explained(error: Exception) -> str:
     """An error in words for people."""
     if isinstance(error, UnicodeEncodeError):
         code = ord(error.object[error.start])
-        return (
-            f"text with the lone surrogate U+{code:04X} at {error.start}, which is not Unicode text"
-        )
+        return f"text with the lone surrogate U+{code:04X} at {error.start}, which is not Unicode text"
     if isinstance(error, Refused | BadData):
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -121,8 +119,4 @@ def explained(error: Exception) -> str:
 
 def type_name(kind: type) -> str:
     """``int``, ``ipaddress.IPv4Address``: as people would import it."""
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -69,10 +69,7 @@ class Deadlock(SimulationError):
         self.tasks = tasks
 
     def __str__(self) -> str:
-        return (
-            f"deadlock at {self.at_s:g} s: nothing is ready and no timer is set;"
-            f" {_listed(self.tasks)}"
-        )
+        return f"deadlock at {self.at_s:g} s: nothing is ready and no timer is set; {_listed(self.tasks)}"
 
 
 class LimitReached(SimulationError):
@@ -154,9 +151,7 @@ class SimLoop(asyncio.BaseEventLoop):
     turn. ``call_soon_threadsafe`` works, but the loop does not wait for other threads.
     """
 
-    def __init__(
-        self, *, seed: int = 0, limit_s: float = LIMIT_S, limit_turns: int = LIMIT_TURNS
-    ) -> None:
+    def __init__(self, *, seed: int = 0, limit_s: float = LIMIT_S, limit_turns: int = LIMIT_TURNS) -> None:
         super().__init__()
         self.rng = random.Random(seed)
         self.limit_s = limit_s
@@ -402,7 +397,6 @@ def run(
         try:
             result = loop.run_until_complete(main)
         except BaseException as error:
-            main.close()
             for trouble in _clean_up(loop):
                 if not isinstance(trouble, LeftOver):
                     error.add_note(f"Besides: {trouble}")

@@ -229,9 +229,7 @@ class SimNetwork:
         """Whether a partition keeps packets from ``src`` from reaching ``dst``."""
         if not self._cuts or src == dst:
             return False
-        return any(
-            (src in a) != (dst in a) if b is None else src in a and dst in b for a, b in self._cuts
-        )
+        return any((src in a) != (dst in a) if b is None else src in a and dst in b for a, b in self._cuts)
 
     def latency(self, src: Host, dst: Host) -> tuple[float, float]:
         """Shortest and longest time of a frame on its way, in seconds."""
@@ -296,9 +294,7 @@ class SimNetwork:
         for each in list(self.host(dst).endpoints.values()):
             each.tell(fact, *args)
 
-    def _injected(
-        self, dst: str, source: bytes, frame: bytes, extra: bytes | None, from_ip: str
-    ) -> None:
+    def _injected(self, dst: str, source: bytes, frame: bytes, extra: bytes | None, from_ip: str) -> None:
         for each in list(self.host(dst).endpoints.values()):
             if source not in each.sources and source not in each.strangers:
                 each.strangers[source] = from_ip

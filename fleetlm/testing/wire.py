@@ -98,9 +98,7 @@ class Endpoint:
         "strangers",
     )
 
-    def __init__(
-        self, fabric: Fabric, host: Host, port: int, listener: Listener, settings: Settings
-    ) -> None:
+    def __init__(self, fabric: Fabric, host: Host, port: int, listener: Listener, settings: Settings) -> None:
         self.fabric = fabric
         self.settings = settings
         self.host = host

@@ -166,6 +166,22 @@ def test_a_deadlock_is_told_at_once_and_names_who_waits() -> None:
     assert "test_loop.py:" in text
 
 
+def test_after_a_deadlock_the_program_is_cancelled_and_may_clean_up() -> None:
+    ended: list[float] = []
+
+    async def main() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(1)
+            ended.append(SimLoop.current().time())
+
+    with pytest.raises(Deadlock) as caught:
+        run(main())
+    assert ended == [1.0]
+    assert not hasattr(caught.value, "__notes__")
+
+
 def test_a_deadlock_names_only_some_of_thousands() -> None:
     async def main() -> None:
         never = asyncio.get_running_loop().create_future()

@@ -74,9 +74,7 @@ def test_errors_survive_a_copy_and_a_pickle(error: FleetError) -> None:
 
 
 def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
-    classes = {
-        cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, FleetError)
-    }
+    classes = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, FleetError)}
     abstract = {FleetError, NotDelivered, Unknown}
     assert classes - abstract == {type(error) for error, _ in SENTENCES}
     assert errors.__doc__ is not None

@@ -36,7 +36,7 @@ def test_both_directions() -> None:
 def test_a_tag_belongs_to_one_class() -> None:
     types = MessageTypes()
     types.register("append", Append)
-    with pytest.raises(ValueError, match="the tag 'append' belongs to .*Append"):
+    with pytest.raises(ValueError, match=r"the tag 'append' belongs to .*Append"):
         types.register("append", Other)
     assert types.by_tag == {"append": Append}
     assert Other not in types.tags
@@ -57,6 +57,32 @@ def test_a_module_that_was_loaded_again_registers_again() -> None:
     assert first is not second
     assert types.by_tag["again"] is second
     assert types.tags[first] == types.tags[second] == "again"
+
+
+def test_the_program_itself_may_be_loaded_twice() -> None:
+    types = MessageTypes()
+    twin = type("Append", (Append,), {"__module__": "__main__", "__qualname__": "Append"})
+    types.register("append", twin)
+    types.register("append", Append)
+    assert types.by_tag["append"] is Append
+
+
+def test_classes_of_one_name_in_two_modules_are_two() -> None:
+    types = MessageTypes()
+    types.register("append", Append)
+    namesake = type("Append", (Append,), {"__module__": "elsewhere", "__qualname__": "Append"})
+    with pytest.raises(ValueError, match="the tag 'append' belongs to"):
+        types.register("append", namesake)
+
+
+def test_a_class_has_one_tag() -> None:
+    types = MessageTypes()
+    types.register("append", Append)
+    types.register("append", Append)
+    with pytest.raises(ValueError, match="Append has the tag 'append' already"):
+        types.register("extend", Append)
+    assert types.tags == {Append: "append"}
+    assert types.by_tag == {"append": Append}
 
 
 @pytest.mark.parametrize("tag", ["", "x" * (MAX_TAG_LENGTH + 1)])

@@ -1,0 +1,130 @@
+"""A node inside a program of your own: a server with an inference worker pool that spans machines.
+
+Every replica runs this program: it accepts prompts on a TCP port of its own (a line in, a line out),
+and has one *pool*, which collects prompts into batches and runs the model on them in a thread, so
+that the event loop stays free. A replica gives each prompt to the pool of the next node in turn.
+
+    python embed.py         # starts three replicas as processes, and sends them prompts
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from itertools import count
+
+import fleetlm
+from fleetlm import Call, Node, NotDelivered, Process, Settings
+
+ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+NODE_PORT, LINE_PORT = 24_372, 24_373
+BATCH = 8
+LINGER_S = 0.005
+"""For a batch to fill: a model takes about as long for eight prompts as for one."""
+
+
+def model(prompts: list[str]) -> list[str]:
+    """Stands for what holds a GPU: slow, blocking, better in batches."""
+    time.sleep(0.02)
+    return [prompt.upper() for prompt in prompts]
+
+
+async def pool(process: Process) -> None:
+    """Collect calls into batches. What waits meanwhile waits in the mailbox, which is bounded."""
+    while True:
+        batch = [await process.receive()]
+        until = time.monotonic() + LINGER_S
+        while len(batch) < BATCH and (left_s := until - time.monotonic()) > 0:
+            try:
+                batch.append(await process.receive(timeout=left_s))
+            except TimeoutError:
+                break
+        # A caller that gave up meanwhile needs no GPU time.
+        calls = [call for call in batch if isinstance(call, Call) and call.wanted]
+        texts = await asyncio.to_thread(model, [call.message for call in calls])
+        for call, text in zip(calls, texts, strict=True):
+            call.reply((text, process.node.name, len(calls)))
+
+
+class Frontend:
+    """The program's own server, on the same event loop as the node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._turns = count()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: each line is a prompt."""
+        while line := await reader.readline():
+            text, by, batch = await self.infer(line.decode().strip())
+            writer.write(f"{text} (on {by}, in a batch of {batch})\n".encode())
+            await writer.drain()
+        writer.close()
+
+    async def infer(self, prompt: str) -> tuple[str, str, int]:
+        """Ask the next pool in turn; another one, if that has just gone and cannot have begun."""
+        while True:
+            names = sorted([self.node.name, *self.node.list()])
+            name = names[next(self._turns) % len(names)]
+            try:
+                reply: tuple[str, str, int] = await self.node.call(("pool", name), prompt, timeout=10)
+            except NotDelivered:
+                await asyncio.sleep(0.05)
+            else:
+                return reply
+
+
+async def replica(ip: str) -> None:
+    """One of the replicas; ends when its stdin does, as whoever started it has gone then."""
+    settings = Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=NODE_PORT, remote=False)
+    async with fleetlm.Node.start(settings) as node:
+        node.spawn(pool, name="pool")
+        server = await asyncio.start_server(Frontend(node).serve, ip, LINE_PORT)
+        async with server:
+            await node.ready(len(ADDRESSES) - 1, timeout=10)
+            print("ready", flush=True)
+            await asyncio.to_thread(sys.stdin.read)
+
+
+async def main() -> None:
+    """Three replicas, then thirty prompts to the first one."""
+    replicas = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, __file__, ip),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        for ip in ADDRESSES
+    ]
+    try:
+        for each in replicas:
+            assert each.stdout is not None
+            if await each.stdout.readline() != b"ready\n":
+                sys.exit("a replica did not start; its message is above")
+        started = time.perf_counter()
+        replies = await asyncio.gather(*(ask(f"prompt {number}") for number in range(30)))
+        took_s = time.perf_counter() - started
+        print(replies[0])
+        nodes = Counter(reply.split("on ")[1].split(",")[0] for reply in replies)
+        print(f"{len(replies)} prompts in {took_s * 1e3:.0f} ms on {len(nodes)} nodes: {dict(nodes)}")
+    finally:
+        for each in replicas:
+            if each.stdin is not None:
+                each.stdin.close()
+            await each.wait()
+
+
+async def ask(prompt: str) -> str:
+    """A client of the first replica, over plain TCP."""
+    reader, writer = await asyncio.open_connection(ADDRESSES[0], LINE_PORT)
+    writer.write(f"{prompt}\n".encode())
+    line = (await reader.readline()).decode().strip()
+    writer.close()
+    await writer.wait_closed()
+    return line
+
+
+if __name__ == "__main__":
+    asyncio.run(replica(sys.argv[1]) if len(sys.argv) > 1 else main())

@@ -1,0 +1,70 @@
+"""One message to all nodes: broadcast, and multicall with the replies. Four nodes in one program.
+
+    python fanout.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+
+import fleetlm
+from fleetlm import Call, FleetError, Node, Process, Settings
+
+ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"]
+PORT = 24_371
+
+
+async def cache(process: Process) -> None:
+    """Each node has one under the name "cache"; ``("put", key, value)`` wants no answer."""
+    held: dict[str, str] = {}
+    async for message in process.mailbox:
+        match message:
+            case ("put", str(key), str(value)):
+                held[key] = value
+            case Call(message=("get", str(key))):
+                message.reply(held.get(key))
+            case Call():
+                message.fail(ValueError(f"not understood: {message.message!r}"))
+
+
+async def main() -> None:
+    """Start, tell all, ask all, lose one, ask again."""
+    async with AsyncExitStack() as stack:
+        nodes: list[Node] = []
+        for ip in ADDRESSES:
+            # In production the list comes from DNS: DNS_CLUSTER_QUERY=my-service.
+            settings = Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False)
+            node = await stack.enter_async_context(fleetlm.Node.start(settings))
+            node.spawn(cache, name="cache")
+            nodes.append(node)
+        first, *others = nodes
+        await first.ready(len(others), timeout=5)
+
+        started = time.perf_counter()
+        told = await first.broadcast("cache", ("put", "model", "llama-3"))  # packed once, for all
+        print(f"broadcast to {told} nodes in {(time.perf_counter() - started) * 1e3:.1f} ms")
+
+        # From one sender to one receiver messages keep their order: each "get" arrives behind "put".
+        await ask_all(first, [node.name for node in nodes])
+
+        gone = others[-1]
+        await gone.stop()
+        # One target that fails costs the others nothing: its place in the result holds the error.
+        await ask_all(first, [node.name for node in nodes])
+
+
+async def ask_all(node: Node, names: list[str]) -> None:
+    """Print what each node's cache says, or why it says nothing."""
+    started = time.perf_counter()
+    targets = [("cache", name) for name in names]
+    replies = await node.multicall(targets, ("get", "model"), timeout=2)
+    print(f"multicall to {len(targets)} nodes in {(time.perf_counter() - started) * 1e3:.1f} ms:")
+    for name, reply in zip(names, replies, strict=True):
+        shown = f"{type(reply).__name__}: {reply}" if isinstance(reply, FleetError) else repr(reply)
+        print(f"  {name}: {shown}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

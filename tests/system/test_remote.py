@@ -1,0 +1,834 @@
+"""The remote shell over a real Unix socket: a console with a node behind it that only answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleetlm import console, console_protocol, evaluator, remote
+from fleetlm.console import Console
+from fleetlm.console_protocol import BadMessage, Found, Unsafe
+from fleetlm.remote import Link, Outcome, RemoteFailure
+from tests.unit.console_fakes import OTHER, FakeNode
+
+UID = os.getuid()
+NAME = "fleetlm@127.0.0.1"
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A runtime folder of this test alone; nothing else is looked into."""
+    runtime = tmp_path / "run"
+    runtime.mkdir()
+    known = console_protocol.folders
+    monkeypatch.setattr(
+        console_protocol, "folders", lambda env, uid: [f for f in known(env, uid) if str(tmp_path) in f]
+    )
+    monkeypatch.setattr(remote, "_folders_of_others", lambda: iter(()))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    return {"XDG_RUNTIME_DIR": str(runtime)}
+
+
+@contextlib.asynccontextmanager
+async def running(env: dict[str, str], node: FakeNode | None = None) -> AsyncIterator[Console]:
+    server = Console(node or FakeNode(), env)  # type: ignore[arg-type]
+    await server.start()
+    assert server.path is not None
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def connect(env: dict[str, str], node: str | None = None, timeout_s: float = 5.0) -> Link:
+    return remote.connect(remote.choose(remote.discover(env, UID), node), timeout_s)
+
+
+Shown = list[tuple[str, str]]
+
+
+def ask(env: dict[str, str], source: str, timeout_s: float = 5.0) -> tuple[Outcome, Shown]:
+    """One evaluation, as the command does it."""
+    shown: Shown = []
+    link = connect(env)
+    try:
+        outcome = remote.evaluate(link, source, timeout_s, 0, lambda *each: shown.append(each))
+    finally:
+        link.close()
+    return outcome, shown
+
+
+async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.to_thread(function, *args)
+
+
+async def result(env: dict[str, str], source: str) -> Any:
+    outcome, _ = await in_thread(ask, env, source)
+    assert outcome.code == 0, outcome.error
+    return outcome.done["repr"]
+
+
+# ── what is evaluated ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("Node.list()", f"['{OTHER}']"),
+        ("Node.self()", f"'{NAME}'"),
+        (f"Node.ping('{OTHER}')", "'pong'"),
+        (f"await Node.ping('{OTHER}')", "'pong'"),
+        (f"[await Node.connect(n) for n in ['{OTHER}', 'x@127.0.0.3']]", "[True, False]"),
+        ("node.incarnation", "5"),
+        ("x = 20\ny = 22\nx + y", "42"),
+        ("x = 1", "None"),
+        ("import math\nmath.floor(2.5)", "2"),
+        ("async def f():\n    return 7\nawait f()", "7"),
+        ("async def f():\n    return 7\nf()", "7"),
+        ("asyncio.create_task(asyncio.sleep(0, 'slept'))", "'slept'"),
+        ("async with asyncio.timeout(1):\n    z = await asyncio.sleep(0, 3)\nz", "3"),
+        ("[i async for i in (j for j in ())]", None),
+        ("__import__('fleetlm').__name__", "'fleetlm'"),
+        ("fleetlm.Settings().node_port", "4370"),
+        ("", "None"),
+        ("'é\\ud800'", "'é\\ud800'"),
+    ],
+)
+async def test_expressions_and_statements(env: dict[str, str], source: str, expected: str | None) -> None:
+    async with running(env):
+        outcome, _ = await in_thread(ask, env, source)
+        if expected is None:
+            assert outcome.code == 1
+        else:
+            assert outcome.code == 0, outcome.error
+            assert outcome.done["repr"] == expected
+
+
+async def test_names_and_the_last_result_persist_in_a_session_and_nowhere_else(
+    env: dict[str, str],
+) -> None:
+    async with running(env):
+
+        def session() -> list[Any]:
+            link = connect(env)
+            try:
+                sources = ["x = 1", "x + 1", "None", "_ + 40", "_"]
+                return [
+                    remote.evaluate(link, source, 5.0, 0, lambda *_: None).done["repr"]
+                    for source in sources
+                ]
+            finally:
+                link.close()
+
+        assert await in_thread(session) == ["None", "2", "None", "42", "42"]
+        outcome, _ = await in_thread(ask, env, "x")
+        assert outcome.code == 1
+        assert outcome.done["type"] == "NameError"
+
+
+async def test_a_traceback_shows_the_users_frames_and_lines_and_none_of_ours(
+    env: dict[str, str],
+) -> None:
+    async with running(env):
+        source = "def inner():\n    return 1 / 0\n\ndef outer():\n    return inner()\nouter()"
+        outcome, _ = await in_thread(ask, env, source)
+    assert outcome.code == 1
+    assert outcome.error.startswith("Traceback (most recent call last):")
+    assert "    return 1 / 0" in outcome.error
+    assert outcome.error.endswith("ZeroDivisionError: division by zero\n")
+    assert "evaluator.py" not in outcome.error
+    assert "in outer" in outcome.error
+
+
+async def test_a_syntax_error_shows_the_place_and_no_traceback(env: dict[str, str]) -> None:
+    async with running(env):
+        outcome, _ = await in_thread(ask, env, "1 +* 2")
+    assert outcome.code == 1
+    assert "1 +* 2" in outcome.error
+    assert "SyntaxError" in outcome.error
+    assert "Traceback" not in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("raise SystemExit(3)", "SystemExit"),
+        ("import sys; sys.exit()", "SystemExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise asyncio.CancelledError", "CancelledError"),
+        ("raise BaseExceptionGroup('g', [KeyboardInterrupt()])", "BaseExceptionGroup"),
+        ("class E(Exception):\n    def __str__(self): raise ValueError\nraise E", "E"),
+    ],
+)
+async def test_nothing_that_is_raised_reaches_the_node(
+    env: dict[str, str], source: str, kind: str
+) -> None:
+    async with running(env):
+        outcome, _ = await in_thread(ask, env, source)
+        assert outcome.code == 1
+        assert outcome.done["type"] == kind
+        assert await result(env, "1") == "1"
+
+
+async def test_a_repr_that_raises_and_one_that_is_huge(env: dict[str, str]) -> None:
+    async with running(env):
+        broken = "class B:\n    def __repr__(self): raise ValueError\nB()"
+        assert await result(env, broken) == "<B whose repr raised ValueError>"
+        huge = await result(env, "'x' * 3_000_000")
+        assert len(huge) < 1_000_100
+        assert huge.endswith("characters more)")
+
+
+async def test_a_wide_result_is_laid_out_for_a_terminal(env: dict[str, str]) -> None:
+    def wide() -> Any:
+        link = connect(env)
+        try:
+            outcome = remote.evaluate(link, "['x' * 30] * 4", 5.0, 80, lambda *_: None)
+        finally:
+            link.close()
+        return outcome.done["repr"]
+
+    async with running(env):
+        assert (await in_thread(wide)).count("\n") == 3
+
+
+# ── what is printed ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_output_comes_while_it_runs(env: dict[str, str]) -> None:
+    """The evaluation goes on only when the client has seen its first line."""
+    seen = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    node = FakeNode()
+    node.seen = seen  # type: ignore[attr-defined]
+
+    def client() -> tuple[Outcome, Shown]:
+        shown: Shown = []
+
+        def show(*each: str) -> None:
+            shown.append(each)  # type: ignore[arg-type]
+            if "first" in each[1]:
+                loop.call_soon_threadsafe(seen.set)
+
+        link = connect(env)
+        try:
+            source = "print('first')\nawait node.seen.wait()\nprint('second')\n'done'"
+            return remote.evaluate(link, source, 5.0, 0, show), shown
+        finally:
+            link.close()
+
+    async with running(env, node):
+        outcome, shown = await in_thread(client)
+    assert outcome.code == 0
+    assert "".join(text for _, text in shown) == "first\nsecond\n"
+
+
+async def test_only_the_evaluations_own_output_is_sent(
+    env: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = FakeNode()
+    go, done = asyncio.Event(), asyncio.Event()
+    node.go, node.done = go, done  # type: ignore[attr-defined]
+
+    async def other() -> None:
+        await go.wait()
+        print("the node's own")
+        done.set()
+
+    async with running(env, node):
+        task = asyncio.create_task(other())
+        source = "node.go.set()\nawait node.done.wait()\nprint('mine')"
+        outcome, shown = await in_thread(ask, env, source)
+        await task
+    assert outcome.code == 0
+    assert "".join(text for _, text in shown) == "mine\n"
+    assert capsys.readouterr().out == "the node's own\n"
+
+
+async def test_output_of_tasks_threads_and_stderr_is_the_evaluations(env: dict[str, str]) -> None:
+    source = """
+import sys
+async def task():
+    print("task")
+await asyncio.create_task(task())
+await asyncio.to_thread(print, "thread")
+print("error", file=sys.stderr)
+sys.stdout.writelines(["a", "b\\n"])
+sys.stdout.flush()
+"""
+    async with running(env):
+        outcome, shown = await in_thread(ask, env, source)
+    assert outcome.code == 0
+    assert "".join(text for stream, text in shown if stream == "stdout") == "task\nthread\nab\n"
+    assert "".join(text for stream, text in shown if stream == "stderr") == "error\n"
+
+
+async def test_the_streams_are_as_before_when_the_last_session_ends(env: dict[str, str]) -> None:
+    before = sys.stdout, sys.stderr
+    async with running(env):
+        await result(env, "1")
+        link = await in_thread(connect, env)
+        await result(env, "1")
+        assert sys.stdout is not before[0]
+        link.close()
+    assert (sys.stdout, sys.stderr) == before
+
+
+async def test_a_client_that_does_not_read_costs_no_memory(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "MAX_UNREAD_BYTES", 100_000)
+
+    def late_reader() -> Shown:
+        link = connect(env)
+        shown: Shown = []
+        link.send({"op": "eval", "id": 1, "source": "for _ in range(2000): print('x' * 1000)"})
+        time.sleep(0.5)
+        while "done" not in (message := link.receive(time.monotonic() + 5)):
+            shown.append((str(message["stream"]), str(message["text"])))
+        link.close()
+        return shown
+
+    async with running(env):
+        shown = await in_thread(late_reader)
+    assert sum(len(text) for _, text in shown) < 1_500_000
+    assert "characters of output dropped" in shown[-1][1]
+
+
+# ── time-outs, and clients that leave ────────────────────────────────────────────────────────────
+
+CANCELLED = """
+try:
+    await asyncio.sleep(60)
+except asyncio.CancelledError:
+    node.told.append("cancelled")
+    raise
+"""
+
+
+async def eventually(right: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not right():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_timeout_cancels_the_evaluation_in_the_node(env: dict[str, str]) -> None:
+    node = FakeNode()
+    async with running(env, node):
+        outcome, _ = await in_thread(ask, env, CANCELLED, 0.2)
+        assert outcome.code == 4
+        assert "0.2 s" in outcome.error
+        assert "was cancelled" in outcome.error
+        assert node.told == ["cancelled"]
+
+
+async def test_a_client_that_goes_away_cancels_its_evaluation(env: dict[str, str]) -> None:
+    node = FakeNode()
+    async with running(env, node):
+        link = await in_thread(connect, env)
+        link.send({"op": "eval", "id": 1, "source": "node.told.append('runs')\n" + CANCELLED})
+        await eventually(lambda: node.told == ["runs"])
+        link.close()
+        await eventually(lambda: node.told == ["runs", "cancelled"])
+
+
+async def test_a_node_that_does_not_react_is_a_timeout(env: dict[str, str]) -> None:
+    """Its loop is blocked, by this expression or by something else."""
+    async with running(env):
+        started = time.monotonic()
+        outcomes: list[tuple[Outcome, Shown]] = []
+        source = "import time; time.sleep(2.5)"
+        thread = threading.Thread(target=lambda: outcomes.append(ask(env, source, 0.2)))
+        thread.start()
+        await in_thread(thread.join)
+        assert outcomes[0][0].code == 4
+        assert "blocked" in outcomes[0][0].error
+        assert time.monotonic() - started < 5
+
+        thread = threading.Thread(target=lambda: refused.append(failure(env, 0.3)))
+        refused: list[RemoteFailure] = []
+        thread.start()
+        time.sleep(0.8)  # the loop is blocked by this very test
+        await in_thread(thread.join)
+    assert refused[0].code == 4
+    assert "blocked" in str(refused[0])
+
+
+def failure(env: dict[str, str], timeout_s: float = 5.0, node: str | None = None) -> RemoteFailure:
+    with pytest.raises(RemoteFailure) as caught:
+        connect(env, node, timeout_s)
+    return caught.value
+
+
+async def test_an_evaluation_that_will_not_be_cancelled_does_not_hold_up_a_stop(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "CANCEL_WAIT_S", 0.1)
+    node = FakeNode()
+    node.release = asyncio.Event()  # type: ignore[attr-defined]
+    source = """
+node.told.append("runs")
+while not node.release.is_set():
+    try:
+        await node.release.wait()
+    except asyncio.CancelledError:
+        node.told.append("no")
+"""
+    async with running(env, node) as server:
+        link = await in_thread(connect, env)
+        link.send({"op": "eval", "id": 1, "source": source})
+        await eventually(lambda: node.told[:1] == ["runs"])
+        started = time.monotonic()
+        await server.stop()
+        assert time.monotonic() - started < 1
+        node.release.set()  # type: ignore[attr-defined]
+        await eventually(lambda: not server._clients)
+        link.close()
+
+
+async def test_one_evaluation_at_a_time(env: dict[str, str]) -> None:
+    def two() -> Any:
+        link = connect(env)
+        try:
+            link.send({"op": "eval", "id": 1, "source": "await asyncio.sleep(60)"})
+            link.send({"op": "eval", "id": 2, "source": "1"})
+            return link.receive(time.monotonic() + 5)
+        finally:
+            link.close()
+
+    async with running(env):
+        assert await in_thread(two) == {"id": 2, "done": "busy"}
+
+
+async def test_cancel_before_it_began(env: dict[str, str]) -> None:
+    def both() -> Any:
+        link = connect(env)
+        try:
+            eval_frame = console_protocol.pack({"op": "eval", "id": 1, "source": "1"})
+            link._socket.sendall(eval_frame + console_protocol.pack({"op": "cancel"}))
+            return link.receive(time.monotonic() + 5)
+        finally:
+            link.close()
+
+    async with running(env):
+        assert (await in_thread(both))["done"] in ("cancelled", "ok")
+
+
+# ── the node's end ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_client_is_told_when_the_node_stops(env: dict[str, str]) -> None:
+    async with running(env) as server:
+        link = await in_thread(connect, env)
+        await server.stop("shutdown")
+        with pytest.raises(remote.NodeGone, match=f"{NAME} is gone.*it stopped: shutdown"):
+            await in_thread(link.receive, time.monotonic() + 5)
+        assert server.path is None
+        link.close()
+    assert list(Path(env["XDG_RUNTIME_DIR"], "fleetlm").iterdir()) == []
+
+
+async def test_who_asks_the_node_to_stop_gets_an_answer(env: dict[str, str]) -> None:
+    node = FakeNode()
+    async with running(env, node) as server:
+        node.stop = server.stop  # type: ignore[attr-defined]
+        outcome, _ = await in_thread(ask, env, "await node.stop()\n'stopped'")
+    assert (outcome.code, outcome.done["repr"]) == (0, "'stopped'")
+
+
+async def test_a_death_in_the_middle_is_said(env: dict[str, str]) -> None:
+    async with running(env) as server:
+        asking = asyncio.create_task(in_thread(ask, env, "await asyncio.sleep(60)"))
+        await eventually(lambda: any(c._evaluation for c in server._clients.values()))
+        for client in server._clients.values():
+            client.abort()
+        with pytest.raises(remote.NodeGone, match="it died, or closed the connection"):
+            await asking
+
+
+# ── finding nodes ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_permissions_of_the_folder_and_the_socket(env: dict[str, str]) -> None:
+    async with running(env) as server:
+        assert server.path is not None
+        path = Path(server.path)
+        assert path.name == f"{NAME}.{os.getpid()}.sock"
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+async def test_off_means_no_socket(env: dict[str, str]) -> None:
+    server = Console(FakeNode(remote=False), env)  # type: ignore[arg-type]
+    await server.start()
+    assert server.path is None
+    assert not Path(env["XDG_RUNTIME_DIR"], "fleetlm").exists()
+    await server.stop()
+    assert failure(env).code == 3
+
+
+def spoil_open(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    folder.chmod(0o755)
+
+
+def spoil_link(folder: Path) -> None:
+    elsewhere = folder.with_name("elsewhere")
+    elsewhere.mkdir(mode=0o700)
+    folder.symlink_to(elsewhere)
+
+
+def spoil_file(folder: Path) -> None:
+    folder.touch()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"), [(spoil_open, "chmod 700"), (spoil_link, "links"), (spoil_file, "not a folder")]
+)
+async def test_an_unsafe_folder_is_refused_on_both_sides(
+    env: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Path], None],
+    why: str,
+) -> None:
+    spoil(Path(env["XDG_RUNTIME_DIR"], "fleetlm"))
+    server = Console(FakeNode(), env)  # type: ignore[arg-type]
+    await server.start()
+    assert server.path is None
+    assert "the remote shell is closed" in caplog.text
+    assert why in caplog.text
+    refused = failure(env)
+    assert refused.code == 5
+    assert why in str(refused)
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir(mode=0o700)
+    console_protocol.check_folder(str(folder), UID)
+    with pytest.raises(Unsafe, match="belongs to user"):
+        console_protocol.check_folder(str(folder), UID + 1)
+
+
+async def test_where_no_folder_can_be_made_the_node_runs_without(
+    env: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(env["XDG_RUNTIME_DIR"]).rmdir()
+    server = Console(FakeNode(), env)  # type: ignore[arg-type]
+    await server.start()
+    assert server.path is None
+    assert "FLEETLM_REMOTE=off" in caplog.text
+    await server.stop()
+
+
+async def test_a_dead_nodes_socket_is_skipped_and_cleaned(env: dict[str, str]) -> None:
+    async with running(env) as server:
+        assert server.path is not None
+        folder = Path(server.path).parent
+        dead = folder / "fleetlm@127.0.0.9.4242.sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.relpath(dead))
+        (folder / "something else").touch()
+        found = await in_thread(remote.discover, env, UID)
+        assert [each.node for each in found] == [NAME]
+        assert not dead.exists()
+        assert await result(env, "1") == "1"
+
+
+async def test_several_nodes_are_listed_and_chosen_by_name(env: dict[str, str]) -> None:
+    second = "fleetlm@127.0.0.2"
+    async with running(env), running(env, FakeNode(second)):
+        refused = await in_thread(failure, env)
+        assert refused.code == 2
+        assert refused.kind == "several_nodes"
+        assert f"--node {NAME}\n  --node {second}" in str(refused)
+        for name in (NAME, second):
+            link = await in_thread(connect, env, name)
+            assert link.node == name
+            link.close()
+        wrong = await in_thread(failure, env, 5.0, "fleetlm@127.0.0.3")
+        assert wrong.code == 3
+        assert second in str(wrong)
+
+
+def test_two_of_one_name_are_told_apart_by_process() -> None:
+    found = [Found("/f", NAME, 10), Found("/f", NAME, 20)]
+    with pytest.raises(RemoteFailure, match=f"--node {NAME}.20"):
+        remote.choose(found, NAME)
+    assert remote.choose(found, f"{NAME}.20").pid == 20
+
+
+async def test_long_names_and_long_paths(tmp_path: Path, env: dict[str, str]) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    env["XDG_RUNTIME_DIR"] = str(deep)
+    name = f"{'b' * 64}@fdaa:0:1:2:3:4:5:6"
+    async with running(env, FakeNode(name)) as server:
+        assert server.path is not None
+        assert len(Path(server.path).name) < 80
+        link = await in_thread(connect, env, name)
+        assert link.node == name
+        link.close()
+
+
+def test_stems_of_long_names_differ() -> None:
+    one, two = (f"{'b' * 64}@10.0.0.{n}" for n in (1, 2))
+    assert console_protocol.stem(one) != console_protocol.stem(two)
+    assert console_protocol.stem(NAME) == NAME
+
+
+def test_folders_best_first_and_without_duplicates() -> None:
+    env = {"XDG_RUNTIME_DIR": "/run/user/7/", "TMPDIR": "/var/tmp"}
+    assert console_protocol.folders(env, 7) == [
+        "/run/user/7/fleetlm",
+        "/var/tmp/fleetlm-7",
+        "/tmp/fleetlm-7",
+    ]
+    assert console_protocol.folders({"XDG_RUNTIME_DIR": "relative", "TMPDIR": ""}, 7) == [
+        "/tmp/fleetlm-7",
+        "/run/user/7/fleetlm",
+    ]
+
+
+# ── limits, and clients that do not follow the protocol ──────────────────────────────────────────
+
+
+async def test_the_number_of_clients_is_bounded(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "MAX_CLIENTS", 2)
+    async with running(env) as server:
+        links = [await in_thread(connect, env) for _ in range(2)]
+        await eventually(lambda: len(server._clients) == 2)
+        refused = await in_thread(failure, env)
+        assert refused.code == 3
+        assert "2 clients" in str(refused)
+        links[0].close()
+        await eventually(lambda: len(server._clients) == 1)
+        assert await result(env, "1") == "1"
+        links[1].close()
+
+
+@pytest.mark.parametrize("uid", [UID + 1, 65534])
+async def test_another_user_is_not_allowed(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uid: int
+) -> None:
+    async with running(env):
+        link_credentials = console_protocol.peer_credentials
+        main = threading.main_thread()
+        monkeypatch.setattr(
+            console_protocol,
+            "peer_credentials",
+            lambda s: (1, uid) if threading.current_thread() is main else link_credentials(s),
+        )
+        refused = await in_thread(failure, env)
+    assert refused.code == 5
+    assert f"you are user {uid}" in str(refused)
+    assert f"refused to user {uid}" in caplog.text
+
+
+async def test_root_is_allowed(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(env):
+        monkeypatch.setattr(console_protocol, "peer_credentials", lambda _: (1, 0))
+        assert await result(env, "1") == "1"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x00\x00\x00\x02[]",
+        b"\x00\x00\x00\x03{\xff}",
+        b"\xff\xff\xff\xff",
+        console_protocol.pack({"op": "format disk"}),
+        console_protocol.pack({"op": "eval", "id": "x", "source": "1"}),
+        console_protocol.pack({"op": "eval", "source": 3}),
+        b"\x00",
+        b"",
+    ],
+)
+async def test_garbage_ends_that_client_and_nothing_else(env: dict[str, str], sent: bytes) -> None:
+    def speak() -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            found = remote.discover(env, UID)[0]
+            with console_protocol.Reach(found.path) as address:
+                client.connect(address)
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
+            answer = b""
+            while more := client.recv(65536):
+                answer += more
+            return answer
+
+    async with running(env):
+        answer = await in_thread(speak)
+        if len(sent) > 1:
+            assert b"not understood" in answer
+        assert await result(env, "1") == "1"
+
+
+async def test_an_expression_that_is_too_long_is_refused_here(env: dict[str, str]) -> None:
+    async with running(env):
+        outcome, _ = await in_thread(ask, env, "1" + " " * 2_000_000)
+    assert outcome.code == 2
+    assert "too long" in outcome.error
+
+
+def test_frames_are_bounded() -> None:
+    with pytest.raises(BadMessage):
+        console_protocol.pack({"x": "y" * 100}, 50)
+    assert console_protocol.unpack(console_protocol.pack({"a": "é\n"})[4:]) == {"a": "é\n"}
+
+
+# ── completion and facts ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Node.li", ["Node.list"]),
+        ("x = Node.se", ["Node.self"]),
+        ("print(Process.whe", ["Process.whereis"]),
+        ("node.own_address.w", ["node.own_address.warning", "node.own_address.why"]),
+        ("asyncio.TaskGr", ["asyncio.TaskGroup"]),
+        ("Proc", ["Process", "ProcessLookupError"]),
+        ("awa", ["await"]),
+        ("Node._nod", ["Node._node"]),
+        ("nobody.x", []),
+        ("(1).re", []),
+        ("f().x", []),
+        ("", None),
+    ],
+)
+async def test_completion(env: dict[str, str], text: str, expected: list[str] | None) -> None:
+    def complete() -> Any:
+        link = connect(env)
+        try:
+            link.send({"op": "complete", "id": 9, "text": text})
+            return link.receive(time.monotonic() + 5)["words"]
+        finally:
+            link.close()
+
+    async with running(env):
+        words = await in_thread(complete)
+    if expected is None:
+        assert {"Node", "Process", "node", "print"} <= set(words)
+    else:
+        assert words == expected
+
+
+async def test_the_doctor_is_told_the_facts(env: dict[str, str]) -> None:
+    def asked() -> Any:
+        link = connect(env)
+        try:
+            return remote.ask_facts(link)
+        finally:
+            link.close()
+
+    async with running(env):
+        told = await in_thread(asked)
+    assert told["name"] == NAME
+    assert told["info"]["peers"][0]["name"] == OTHER
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def stdout(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], tuple[str, str]]]:
+    def read() -> tuple[str, str]:
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    yield read
+
+
+def run(source: str, as_json: bool = False, timeout_s: float = 5.0) -> int:
+    return remote.run(source, node=None, timeout_s=timeout_s, as_json=as_json)
+
+
+async def test_run_prints_the_output_and_the_result(
+    env: dict[str, str], stdout: Callable[[], tuple[str, str]]
+) -> None:
+    async with running(env):
+        assert await in_thread(run, "print('hello')\n[1, 2]") == 0
+        assert stdout() == ("hello\n[1, 2]\n", "")
+        assert await in_thread(run, "x = 1") == 0
+        assert stdout() == ("", "")
+        assert await in_thread(run, "1 / 0") == 1
+        out, error = stdout()
+        assert out == ""
+        assert error.endswith("ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "value", "text", "output", "kind"),
+    [
+        ("Node.list()", 0, [OTHER], f"['{OTHER}']", "", None),
+        ("print('a'); {'x': (1, None)}", 0, {"x": [1, None]}, "{'x': (1, None)}", "a\n", None),
+        ("Node.info().peers[0].up_for_s", 0, 12.5, "12.5", "", None),
+        ("[Node.info()][0].peers", 0, ..., ..., "", None),
+        ("object", 0, None, "<class 'object'>", "", None),
+        ("float('nan')", 0, None, "nan", "", None),
+        ("None", 0, None, "None", "", None),
+        ("print('a'); 1 / 0", 1, None, None, "a\n", "ZeroDivisionError"),
+        ("await asyncio.sleep(9)", 4, None, None, "", "timeout"),
+    ],
+)
+async def test_json(
+    env: dict[str, str],
+    stdout: Callable[[], tuple[str, str]],
+    source: str,
+    code: int,
+    value: Any,
+    text: Any,
+    output: str,
+    kind: str | None,
+) -> None:
+    async with running(env):
+        assert await in_thread(run, source, True, 0.5) == code
+    told = json.loads(stdout()[0])
+    assert list(told) == ["ok", "value", "repr", "output", "error"]
+    assert told["ok"] is (code == 0)
+    assert told["output"] == output
+    if value is ...:
+        assert told["value"][0]["name"] == OTHER
+    else:
+        assert (told["value"], told["repr"]) == (value, text)
+    assert (told["error"] and told["error"]["type"]) == kind
+
+
+def test_json_where_no_node_runs(
+    env: dict[str, str], stdout: Callable[[], tuple[str, str]]
+) -> None:
+    assert run("1", as_json=True) == 3
+    told = json.loads(stdout()[0])
+    assert (told["ok"], told["error"]["type"]) == (False, "no_node")
+    assert run("1") == 3
+    assert "fleetlm start" in stdout()[1]
+
+
+def test_evaluations_leave_nothing_behind_in_linecache() -> None:
+    import linecache
+
+    before = set(linecache.cache)
+    session = evaluator.Session({"__builtins__": __builtins__}, lambda *_: None)
+    for number in range(200):
+        asyncio.run(session.run(f"{number} / 0"))
+    assert len(set(linecache.cache) - before) <= evaluator.MAX_SOURCES_KEPT + 50
+    session.close()
+    assert not [name for name in linecache.cache if name.startswith("<remote-")]

@@ -1,0 +1,436 @@
+"""The environment: every variable, what it may hold, and how a bad value reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fleetlm.errors import SettingsError
+from fleetlm.settings import COOKIE_MAX_LENGTH, Settings
+
+COOKIE = "kaeluo4Uo6Xei3shohg0aiQu"
+OURS = [
+    "DNS_CLUSTER_QUERY",
+    "DNS_CLUSTER_NODE_BASENAME",
+    "DNS_POLL_INTERVAL_MS",
+    "FLEETLM_NODE_IP",
+    "FLEETLM_NODE_PORT",
+    "FLEETLM_COOKIE",
+    "FLEETLM_COOKIE_FILE",
+    "FLEETLM_CLUSTER",
+    "FLEETLM_NODE_TIMEOUT_MS",
+    "FLEETLM_REMOTE",
+    "FLEETLM_DEBUG",
+    "FLEETLM_DNS_SERVER",
+]
+
+
+def refused(**env: str) -> SettingsError:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(env)
+    return caught.value
+
+
+# ── what is allowed ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_defaults() -> None:
+    settings = Settings.from_env({})
+    assert settings == Settings()
+    assert not settings.clustering
+    assert settings.dns_query is None
+    assert settings.node_basename == "fleetlm"
+    assert settings.poll_interval_s == 5.0
+    assert settings.node_port == 4370
+    assert settings.node_timeout_s == 8.0
+    assert settings.cluster == ""
+    assert settings.cookie is None
+    assert settings.node_ip is settings.dns_server is None
+    assert settings.remote is True
+    assert settings.debug is False
+    assert settings.warnings == ()
+
+
+GOOD: list[tuple[str, str, str, Any]] = [
+    ("DNS_CLUSTER_QUERY", "worker", "dns_query", "worker"),
+    ("DNS_CLUSTER_QUERY", " worker ", "dns_query", "worker"),
+    ("DNS_CLUSTER_QUERY", "tasks.worker", "dns_query", "tasks.worker"),
+    ("DNS_CLUSTER_QUERY", "my_app.internal.", "dns_query", "my_app.internal."),
+    ("DNS_CLUSTER_QUERY", "a.default.svc.cluster.local", "dns_query", "a.default.svc.cluster.local"),
+    ("DNS_CLUSTER_QUERY", "10.0.0.1", "dns_query", "10.0.0.1"),
+    ("DNS_CLUSTER_QUERY", "10.0.0.1, FDAA::0:2,", "dns_query", "10.0.0.1,fdaa::2"),
+    ("DNS_CLUSTER_QUERY", "", "dns_query", None),
+    ("DNS_CLUSTER_QUERY", "  \t ", "dns_query", None),
+    ("DNS_CLUSTER_NODE_BASENAME", "my-app_1.x", "node_basename", "my-app_1.x"),
+    ("DNS_CLUSTER_NODE_BASENAME", "x" * 64, "node_basename", "x" * 64),
+    ("DNS_POLL_INTERVAL_MS", "5000", "poll_interval_s", 5.0),
+    ("DNS_POLL_INTERVAL_MS", " 5000 ", "poll_interval_s", 5.0),
+    ("DNS_POLL_INTERVAL_MS", "1", "poll_interval_s", 0.001),
+    ("DNS_POLL_INTERVAL_MS", "+250", "poll_interval_s", 0.25),
+    ("DNS_POLL_INTERVAL_MS", "0100", "poll_interval_s", 0.1),
+    ("DNS_POLL_INTERVAL_MS", "86400000", "poll_interval_s", 86_400.0),
+    ("FLEETLM_NODE_IP", "10.0.0.7", "node_ip", "10.0.0.7"),
+    ("FLEETLM_NODE_IP", "FDAA:0::A2", "node_ip", "fdaa::a2"),
+    ("FLEETLM_NODE_IP", "[::1]", "node_ip", "::1"),
+    ("FLEETLM_NODE_PORT", "1", "node_port", 1),
+    ("FLEETLM_NODE_PORT", "65535", "node_port", 65_535),
+    ("FLEETLM_COOKIE", COOKIE, "cookie", COOKIE),
+    ("FLEETLM_COOKIE", f" {COOKIE}\n", "cookie", COOKIE),
+    ("FLEETLM_COOKIE", "x" * 16, "cookie", "x" * 16),
+    ("FLEETLM_COOKIE", "x" * COOKIE_MAX_LENGTH, "cookie", "x" * COOKIE_MAX_LENGTH),
+    ("FLEETLM_CLUSTER", "blue", "cluster", "blue"),
+    ("FLEETLM_CLUSTER", "", "cluster", ""),
+    ("FLEETLM_CLUSTER", "grün/2", "cluster", "grün/2"),
+    ("FLEETLM_NODE_TIMEOUT_MS", "200", "node_timeout_s", 0.2),
+    ("FLEETLM_REMOTE", "on", "remote", True),
+    ("FLEETLM_REMOTE", "off", "remote", False),
+    ("FLEETLM_DEBUG", "0", "debug", False),
+    ("FLEETLM_DEBUG", "1", "debug", True),
+    ("FLEETLM_DNS_SERVER", "10.0.0.2", "dns_server", ("10.0.0.2", 53)),
+    ("FLEETLM_DNS_SERVER", "127.0.0.1:8600", "dns_server", ("127.0.0.1", 8600)),
+    ("FLEETLM_DNS_SERVER", "fdaa::3", "dns_server", ("fdaa::3", 53)),
+    ("FLEETLM_DNS_SERVER", "[fdaa::3]:5353", "dns_server", ("fdaa::3", 5353)),
+    ("FLY_PRIVATE_IP", "fdaa:0:1::3", "fly_private_ip", "fdaa:0:1::3"),
+    ("FLY_PRIVATE_IP", "", "fly_private_ip", None),
+    ("POD_IP", "10.1.2.3", "pod_ip", "10.1.2.3"),
+    ("POD_IP", " ", "pod_ip", None),
+]
+
+
+@pytest.mark.parametrize(("variable", "text", "name", "value"), GOOD)
+def test_good_values(variable: str, text: str, name: str, value: object) -> None:
+    settings = Settings.from_env({variable: text})
+    assert getattr(settings, name) == value
+    assert type(getattr(settings, name)) is type(value)
+    assert settings == Settings().replace(**{name: value})
+
+
+def test_a_query_turns_clustering_on() -> None:
+    assert Settings.from_env({"DNS_CLUSTER_QUERY": "worker"}).clustering
+    assert not Settings.from_env({"DNS_CLUSTER_QUERY": "  "}).clustering
+
+
+def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in OURS:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("DNS_CLUSTER_QUERY", "worker")
+    monkeypatch.setenv("FLEETLM_NODE_PORT", "4371")
+    settings = Settings.from_env()
+    assert (settings.dns_query, settings.node_port) == ("worker", 4371)
+
+
+# ── what is not ──────────────────────────────────────────────────────────────────────────────────
+
+NAME = "a DNS name such as worker"
+POLL = "milliseconds, a whole number from 1 to 86,400,000"
+BASE = "1 to 64 of A-Z a-z 0-9 _ . -"
+ADDRESS = "one IPv4 or IPv6 address, without a port"
+PORT = "a port, a whole number from 1 to 65,535"
+SILENCE = "milliseconds, a whole number from 200 to 86,400,000"
+SERVER = "ip or ip:port of a name server ([ip]:port for IPv6)"
+
+BAD: list[tuple[str, str, str]] = [
+    *(("DNS_CLUSTER_QUERY", text, NAME) for text in ("http://worker", "worker:4370", "a b")),
+    *(("DNS_CLUSTER_QUERY", text, NAME) for text in (".", "a..b", "-a", "a-", "wörker", "*.a")),
+    *(("DNS_CLUSTER_QUERY", text, NAME) for text in ("x" * 64, ".".join(["x" * 60] * 5), "a/b")),
+    *(("DNS_CLUSTER_QUERY", text, "IP addresses with commas") for text in ("a,b", "10.0.0.1,w")),
+    *(("DNS_CLUSTER_NODE_BASENAME", text, BASE) for text in ("", " ", "a b", "a@b", "x" * 65, "ä")),
+    *(("DNS_POLL_INTERVAL_MS", text, POLL) for text in ("0", "-1", "5s", "1.5", "", "  ", "5_000")),
+    *(("DNS_POLL_INTERVAL_MS", text, POLL) for text in ("٥", "5 000", "1e3", "0x10", "five", "--1")),
+    *(("DNS_POLL_INTERVAL_MS", text, POLL) for text in ("86400001", "9" * 5000, "inf", "nan", "+")),
+    *(("FLEETLM_NODE_IP", text, ADDRESS) for text in ("", "worker-1", "10.0.0.7:4370", "10.0.0.1/8")),
+    *(("FLEETLM_NODE_IP", text, ADDRESS) for text in ("fe80::1%eth0", "[::1]:4370", "10.0.0")),
+    *(
+        ("FLEETLM_NODE_IP", text, "an address that peers can connect to")
+        for text in ("0.0.0.0", "::", "224.0.0.1", "ff02::1")
+    ),
+    *(("FLEETLM_NODE_PORT", text, PORT) for text in ("0", "65536", "-1", "", "http", "4370/tcp")),
+    *(("FLEETLM_COOKIE", text, "16 to 4,096 characters") for text in ("", "x" * 15, "y" * 4097)),
+    *(("FLEETLM_CLUSTER", text, "up to 128 printable") for text in ("x" * 129, "a\nb", "\x00")),
+    *(("FLEETLM_NODE_TIMEOUT_MS", text, SILENCE) for text in ("199", "0", "8s", "", "86400001")),
+    *(("FLEETLM_REMOTE", text, "on or off") for text in ("", "1", "ON", "true", "no")),
+    *(("FLEETLM_DEBUG", text, "0 or 1") for text in ("", "true", "on", "2")),
+    *(("FLEETLM_DNS_SERVER", text, SERVER) for text in ("", "ns1", "ns1:53", "fdaa::3::53", ":53")),
+    *(("FLEETLM_DNS_SERVER", text, PORT) for text in ("10.0.0.2:0", "10.0.0.2:", "[::1]:x")),
+    *(("FLY_PRIVATE_IP", text, ADDRESS) for text in ("nowhere", "10.0.0.1:1")),
+    *(("POD_IP", text, ADDRESS) for text in ("nowhere", "10.0.0.1,fdaa::1")),
+]
+
+
+@pytest.mark.parametrize(("variable", "text", "allowed"), BAD, ids=lambda v: ascii(v)[:30])
+def test_bad_values_name_variable_value_and_what_is_allowed(variable: str, text: str, allowed: str) -> None:
+    error = refused(**{variable: text})
+    assert error.variable == variable
+    assert allowed in error.allowed
+    sentence = str(error)
+    assert sentence.startswith(f"{variable} is ")
+    assert f"allowed: {error.allowed}." in sentence
+    if variable == "FLEETLM_COOKIE":
+        assert error.value == f"({len(text)} characters)"
+        assert not text or text not in sentence
+    else:
+        assert error.value == text
+        assert repr(text) in sentence
+
+
+def test_bad_values_are_refused_where_clustering_is_off_too() -> None:
+    assert refused(DNS_CLUSTER_QUERY="", DNS_POLL_INTERVAL_MS="0").variable == "DNS_POLL_INTERVAL_MS"
+
+
+def test_what_to_do_about_an_interval() -> None:
+    assert refused(DNS_POLL_INTERVAL_MS="5s").hint == ("Write digits only, without a unit or a fraction.")
+    assert refused(DNS_POLL_INTERVAL_MS="").hint == "Unset it for the default."
+    assert str(refused(DNS_POLL_INTERVAL_MS="0")) == (
+        "DNS_POLL_INTERVAL_MS is '0'; allowed: milliseconds, a whole number from 1 to 86,400,000."
+    )
+
+
+# ── names that are not ours ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("variable", "guess"),
+    [
+        ("FLEETLM_NODE_PROT", "FLEETLM_NODE_PORT"),
+        ("FLEETLM_NODEIP", "FLEETLM_NODE_IP"),
+        ("FLEETLM_NODE_TIMEOUT", "FLEETLM_NODE_TIMEOUT_MS"),
+        ("FLEETLM_DNSSERVER", "FLEETLM_DNS_SERVER"),
+        ("FLEETLM_CLUSTERS", "FLEETLM_CLUSTER"),
+        ("FLEETLM_COOKIEFILE", "FLEETLM_COOKIE_FILE"),
+        ("FLEETLM_node_port", None),
+        ("FLEETLM_", None),
+        ("FLEETLM_QQQQQQQQQQQQQQQQ", None),
+    ],
+)
+def test_an_unknown_name_has_a_guess(variable: str, guess: str | None) -> None:
+    error = refused(**{variable: "1"})
+    assert error.variable == variable
+    assert "one of FLEETLM_NODE_IP, FLEETLM_NODE_PORT" in error.allowed
+    if guess is not None:
+        assert error.hint == f"Did you mean {guess}?"
+    else:
+        assert error.hint
+
+
+def test_a_misspelt_secret_is_not_shown() -> None:
+    for variable in ("FLEETLM_COOKY", "FLEETLM_COOKEI", "FLEETLM_SECRET", "FLEETLM_TOKEN"):
+        error = refused(**{variable: COOKIE})
+        assert COOKIE not in str(error)
+        assert COOKIE not in repr(error)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "FLEETLM_SERVICE_HOST",
+        "FLEETLM_SERVICE_PORT",
+        "FLEETLM_SERVICE_PORT_DIST",
+        "FLEETLM_PORT",
+        "FLEETLM_PORT_4370_TCP",
+        "FLEETLM_PORT_4370_TCP_ADDR",
+        "FLEETLM_PORT_4370_TCP_PORT",
+        "FLEETLM_PORT_4370_TCP_PROTO",
+        "FLEETLM_PORT_53_UDP_ADDR",
+        "FLEETLM_WORKER_SERVICE_HOST",
+        "FLEETLM_WORKER_SERVICE_PORT_METRICS",
+        "FLEETLM_WORKER_PORT_4370_TCP",
+        "FLEETLM_WORKER_PORT_9_SCTP",
+    ],
+)
+def test_the_service_links_of_kubernetes_are_passed_over(variable: str) -> None:
+    assert Settings.from_env({variable: "tcp://10.96.0.1:4370"}) == Settings()
+
+
+def test_the_link_of_a_service_with_a_longer_name_is_passed_over() -> None:
+    """Kubernetes sets ``FLEETLM_WORKER_PORT`` for a Service fleetlm-worker."""
+    settings = Settings.from_env({"FLEETLM_WORKER_PORT": "tcp://10.96.0.1:4370"})
+    assert settings == Settings()
+    assert refused(FLEETLM_WORKER_PORT="4370").variable == "FLEETLM_WORKER_PORT"
+
+
+def test_a_service_link_in_one_of_ours_is_named_as_what_it_is() -> None:
+    error = refused(FLEETLM_NODE_PORT="tcp://10.96.0.1:4370")
+    assert error.variable == "FLEETLM_NODE_PORT"
+    assert error.value == "tcp://10.96.0.1:4370"
+    assert "service link that Kubernetes injects" in str(error)
+    assert "enableServiceLinks: false" in str(error)
+
+
+def test_other_variables_are_none_of_our_business() -> None:
+    env = {"PATH": "/bin", "FLEET": "x", "fleetlm_debug": "x", "XFLEETLM_DEBUG": "x", "DNS": "x"}
+    assert Settings.from_env(env) == Settings()
+
+
+def test_a_likely_slip_in_a_shared_prefix_is_said() -> None:
+    settings = Settings.from_env({"DNS_CLUSTER_QUERRY": "worker", "DNS_DOMAIN": "x"})
+    assert settings.warnings == (
+        "DNS_CLUSTER_QUERRY is set and means nothing here: did you mean DNS_CLUSTER_QUERY?",
+    )
+    assert settings.dns_query is None
+
+
+# ── the cookie ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cookie_file(tmp_path: Path) -> None:
+    path = tmp_path / "cookie"
+    path.write_text(f"{COOKIE}\n")
+    assert Settings.from_env({"FLEETLM_COOKIE_FILE": str(path)}).cookie == COOKIE
+
+
+def test_the_longest_cookie_file(tmp_path: Path) -> None:
+    path = tmp_path / "cookie"
+    path.write_text("x" * COOKIE_MAX_LENGTH + "\n")
+    cookie = Settings.from_env({"FLEETLM_COOKIE_FILE": str(path)}).cookie
+    assert cookie == "x" * COOKIE_MAX_LENGTH
+
+
+@pytest.mark.parametrize("content", ["", "\n", "short", "s" * 15 + "\n", "x" * 4097, "x" * 99_999])
+def test_a_cookie_file_of_a_wrong_length(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "cookie"
+    path.write_text(content)
+    error = refused(FLEETLM_COOKIE_FILE=str(path))
+    assert error.variable == "FLEETLM_COOKIE_FILE"
+    assert error.value == str(path)
+    assert "16 to 4,096 characters, the same on every node" in error.allowed
+    assert "openssl rand -hex 32" in error.hint
+
+
+def test_a_cookie_file_that_cannot_be_read(tmp_path: Path) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe\x00" * 20)
+    for path, reason in [
+        (str(tmp_path / "missing"), "No such file or directory"),
+        (str(tmp_path), "Is a directory"),
+        (str(binary), "not a text file"),
+        ("a\x00b", "not a text file"),
+        ("", ""),
+    ]:
+        error = refused(FLEETLM_COOKIE_FILE=path)
+        assert (error.variable, error.value) == ("FLEETLM_COOKIE_FILE", path)
+        assert error.allowed == "a readable text file"
+        assert reason in error.hint
+
+
+def test_one_cookie_only(tmp_path: Path) -> None:
+    path = tmp_path / "cookie"
+    path.write_text(COOKIE)
+    error = refused(FLEETLM_COOKIE=COOKIE, FLEETLM_COOKIE_FILE=str(path))
+    assert error.variable == "FLEETLM_COOKIE_FILE"
+    assert "Unset the other" in str(error)
+    assert COOKIE not in str(error)
+
+
+def test_the_cookie_is_shown_nowhere() -> None:
+    settings = Settings.from_env({"FLEETLM_COOKIE": COOKIE, "DNS_CLUSTER_QUERY": "worker"})
+    assert COOKIE not in repr(settings)
+    assert COOKIE not in str(settings)
+    assert COOKIE not in repr(settings.effective())
+    assert settings.effective()["FLEETLM_COOKIE"] == "(set)"
+    for cookie in ("c0ffee-c0ffee", "c0ffee" * 1000):
+        assert "c0ffee" not in str(refused(FLEETLM_COOKIE=cookie))
+        assert "c0ffee" not in repr(refused(FLEETLM_COOKIE=cookie))
+
+
+# ── what follows from them ───────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_printed_at_boot() -> None:
+    assert Settings().effective() == {
+        "DNS_CLUSTER_QUERY": "(unset: clustering is off)",
+        "DNS_CLUSTER_NODE_BASENAME": "fleetlm",
+        "DNS_POLL_INTERVAL_MS": "5000",
+        "FLEETLM_NODE_IP": "(detected)",
+        "FLEETLM_NODE_PORT": "4370",
+        "FLEETLM_COOKIE": "(unset: plain text)",
+        "FLEETLM_CLUSTER": "(empty)",
+        "FLEETLM_NODE_TIMEOUT_MS": "8000",
+        "FLEETLM_REMOTE": "on",
+        "FLEETLM_DEBUG": "0",
+        "FLEETLM_DNS_SERVER": "(system)",
+    }
+    env = {
+        "DNS_CLUSTER_QUERY": "worker",
+        "DNS_CLUSTER_NODE_BASENAME": "app",
+        "DNS_POLL_INTERVAL_MS": "12345678",
+        "FLEETLM_NODE_IP": "fdaa::2",
+        "FLEETLM_NODE_PORT": "4371",
+        "FLEETLM_CLUSTER": "blue",
+        "FLEETLM_NODE_TIMEOUT_MS": "1234567",
+        "FLEETLM_REMOTE": "off",
+        "FLEETLM_DEBUG": "1",
+        "FLEETLM_DNS_SERVER": "[fdaa::3]:5353",
+    }
+    shown = Settings.from_env(env).effective()
+    assert shown == env | {"FLEETLM_COOKIE": "(unset: plain text)"}
+    assert set(shown) <= set(OURS)
+
+
+def test_times_that_follow() -> None:
+    settings = Settings()
+    assert settings.heartbeat_interval_s + settings.heartbeat_timeout_s == settings.node_timeout_s
+    for poll_ms in ("1", "250", "1000", "5000", "86400000"):
+        lifetime_s = Settings.from_env({"DNS_POLL_INTERVAL_MS": poll_ms}).dns_lifetime_s
+        assert 0.2 <= lifetime_s <= 3.0
+        assert lifetime_s <= max(0.2, int(poll_ms) / 1000)
+
+
+def test_a_copy_with_changes() -> None:
+    settings = Settings()
+    assert settings.replace(node_port=1).node_port == 1
+    assert settings.node_port == 4370
+    with pytest.raises(TypeError):
+        settings.replace(no_such_field=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.node_port = 1  # type: ignore[misc]
+
+
+def test_every_bound_is_positive() -> None:
+    for field in dataclasses.fields(Settings):
+        value = getattr(Settings(), field.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert value > 0, field.name
+
+
+VARIABLES = st.one_of(
+    st.sampled_from([*OURS, "FLY_PRIVATE_IP", "POD_IP", "PATH", "FLEETLM_SERVICE_HOST"]),
+    st.text("ABCDEFGMLOPRST_0", max_size=8).map(lambda tail: "FLEETLM_" + tail),
+    st.text("CLUSTERQY_", max_size=10).map(lambda tail: "DNS_" + tail),
+    st.text(max_size=10),
+)
+TEXTS = st.one_of(
+    st.text(max_size=20),
+    st.integers(-5, 100_000).map(str),
+    st.ip_addresses().map(str),
+    st.ip_addresses().map(lambda ip: f"[{ip}]:53"),
+    st.sampled_from(["", " ", "worker", "on", "off", "1", "tcp://1.2.3.4:5", COOKIE, "1.2.3.4,::1"]),
+)
+
+
+@given(st.dictionaries(VARIABLES, TEXTS, max_size=5))
+@example({"FLEETLM_COOKIE_FILE": "\ud800"})
+@example({"FLEETLM_NODE_PORT": "\udcff"})
+@example({"FLEETLM_\udcff": "\udcff"})
+@example({"DNS_CLUSTER_QUERY": "\udcff"})
+def test_any_environment_gives_settings_or_an_error_that_reads(env: dict[str, str]) -> None:
+    try:
+        settings: Settings | None = Settings.from_env(env)
+    except SettingsError as refusal:
+        error = refusal
+        settings = None
+    if settings is None:
+        assert error.variable in env
+        assert str(error).startswith(f"{error.variable} is ")
+        assert error.allowed
+    else:
+        again = {
+            variable: value for variable, value in settings.effective().items() if not value.startswith("(")
+        }
+        assert Settings.from_env(again).effective() | {"FLEETLM_COOKIE": ""} == (
+            settings.effective() | {"FLEETLM_COOKIE": ""}
+        )
