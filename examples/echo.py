@@ -3,18 +3,20 @@
     fleetlm start echo:main                                       # in the folder of this file
     fleetlm remote "await node.call('echo', 'hello')"             # from another terminal
 
-    python echo.py                                                # two nodes, to see it work
+Run by itself, as ``python echo.py``, it shows two nodes of one cluster.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 import fleetlm
 from fleetlm import Call
 
 log = logging.getLogger("echo")
+PORT = int(os.environ.get("EXAMPLE_PORT", "24370"))
 
 
 async def echo(process: fleetlm.Process) -> None:
@@ -41,7 +43,7 @@ async def main(node: fleetlm.Node) -> None:
 async def two_nodes() -> None:
     """One machine is enough: on Linux every 127.0.0.N is an address of its own."""
     first, second = (
-        fleetlm.Settings(dns_query="127.0.0.1,127.0.0.2", node_ip=ip, node_port=24_370, remote=False)
+        fleetlm.Settings(dns_query="127.0.0.1,127.0.0.2", node_ip=ip, node_port=PORT, remote=False)
         for ip in ("127.0.0.1", "127.0.0.2")
     )
     async with fleetlm.Node.start(first) as here, fleetlm.Node.start(second) as there:

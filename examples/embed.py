@@ -4,12 +4,13 @@ Every replica runs this program: it accepts prompts on a TCP port of its own (a 
 and has one *pool*, which collects prompts into batches and runs the model on them in a thread, so
 that the event loop stays free. A replica gives each prompt to the pool of the next node in turn.
 
-    python embed.py         # starts three replicas as processes, and sends them prompts
+``python embed.py`` starts three replicas as processes of this machine, and sends them prompts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections import Counter
@@ -19,7 +20,8 @@ import fleetlm
 from fleetlm import Call, Node, NotDelivered, Process, Settings
 
 ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
-NODE_PORT, LINE_PORT = 24_372, 24_373
+NODE_PORT = int(os.environ.get("EXAMPLE_PORT", "24376"))
+LINE_PORT = NODE_PORT + 1
 BATCH = 8
 LINGER_S = 0.005
 """For a batch to fill: a model takes about as long for eight prompts as for one."""

@@ -1,11 +1,12 @@
-"""One message to all nodes: broadcast, and multicall with the replies. Four nodes in one program.
+"""One message to all nodes: broadcast, and multicall with the replies.
 
-    python fanout.py
+``python fanout.py`` runs four nodes in one program; on Linux every 127.0.0.N is an address of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from contextlib import AsyncExitStack
 
@@ -13,7 +14,7 @@ import fleetlm
 from fleetlm import Call, FleetError, Node, Process, Settings
 
 ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"]
-PORT = 24_371
+PORT = int(os.environ.get("EXAMPLE_PORT", "24372"))
 
 
 async def cache(process: Process) -> None:

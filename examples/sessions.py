@@ -1,11 +1,12 @@
-"""Messages with types, and what to do with each kind of failure. Two nodes in one program.
+"""Messages with types, and what to do with each kind of failure.
 
-    python sessions.py
+``python sessions.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import fleetlm
 from fleetlm import Call, Node, NotDelivered, Process, RemoteError, Settings, Unknown
 
 ADDRESSES = ["127.0.0.1", "127.0.0.2"]
-PORT = 24_374
+PORT = int(os.environ.get("EXAMPLE_PORT", "24374"))
 
 
 @fleetlm.message("session.append")  # The tag is what travels; the class may move and be renamed.
@@ -71,8 +72,7 @@ async def ask(node: Node, at: str, request: Any, tries: int = 3) -> Any:
 async def main() -> None:
     """Each outcome once."""
     one, two = (
-        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False)
-        for ip in ADDRESSES
+        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
     )
     async with fleetlm.Node.start(one) as node, fleetlm.Node.start(two) as other:
         await node.ready(1, timeout=5)
@@ -89,7 +89,7 @@ async def main() -> None:
         try:
             await ask(node, other.name, Append("s1", ""))
         except RemoteError as error:
-            print(f"it ran and raised {error.type}: {error.text}")
+            print(f"it ran and raised {error.type_name}: {error.text}")
 
         try:
             await ask(node, other.name, "no such request")

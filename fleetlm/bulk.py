@@ -16,6 +16,9 @@ from collections.abc import Hashable
 
 from fleetlm.core.frames import CHUNK_HEAD, BadFrame
 
+MAX_TRANSFERS = 16_384
+"""Unfinished large messages of one connection: a peer that never ends them must not fill memory."""
+
 
 class Transfer:
     """One large message on its way out."""
@@ -109,6 +112,8 @@ class Reassembly:
         if known is None:
             if total_bytes > self._limit_bytes - self._claimed_bytes:
                 raise BadFrame(f"large messages of more than {self._limit_bytes:,} bytes at a time")
+            if len(self._unfinished) >= MAX_TRANSFERS:
+                raise BadFrame(f"more than {MAX_TRANSFERS:,} large messages at a time")
             self._claimed_bytes += total_bytes
             known = (total_bytes, [], 0)
         claimed_bytes, pieces, have_bytes = known

@@ -91,8 +91,13 @@ class Call:
             self._send_error(error)
 
     def watch(self, on_done: Callable[[Call], None]) -> None:
-        """Tell ``on_done`` when this call needs no answer any more."""
-        self._on_done = on_done
+        """Tell ``on_done`` when this call needs no answer any more, or when another watches.
+
+        The process that took it last answers for it: a call may be passed on within a node.
+        """
+        former, self._on_done = self._on_done, on_done
+        if former is not None:
+            former(self)
 
     def abandon(self) -> None:
         """Its caller has gone, or its deadline has passed: no answer is needed."""

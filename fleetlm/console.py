@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_CLIENTS = 16
 """At the same time, evaluations that will not be cancelled included."""
+ROOM_WAIT_S = 0.1
+"""For one of too many clients to go: whoever looks which nodes live connects for a moment."""
 MAX_UNREAD_BYTES = 8 * 1024 * 1024
 """Printed and not yet read by the client: beyond it, output is dropped, and the client is told."""
 PIECE_CHARS = 64 * 1024
@@ -128,6 +130,9 @@ class Console:
         task = asyncio.current_task()
         assert task is not None
         client = _Client(self._node, reader, writer)
+        until = client.now() + ROOM_WAIT_S
+        while len(self._clients) >= MAX_CLIENTS and client.now() < until:
+            await asyncio.sleep(ROOM_WAIT_S / 10)
         refusal = self._refusal(writer)
         if refusal is not None:
             client.post({"refused": refusal[0], "code": refusal[1]})
@@ -168,7 +173,12 @@ class _Client:
         self._dropped = 0
         self._open = True
 
+    def now(self) -> float:
+        """Seconds on the loop's clock."""
+        return self._loop.time()
+
     async def serve(self) -> None:
+        """Take requests until the client, or the node, goes away."""
         CAPTURE.hold()
         try:
             self.post({"node": self._node.name, "version": protocol.VERSION})

@@ -144,8 +144,9 @@ def stem(node: str) -> str:
     """A node's name as it stands in a file name: itself, or shortened and made unique where long."""
     if len(node) <= MAX_STEM_CHARS:
         return node
-    digest = hashlib.blake2b(node.encode(), digest_size=5).hexdigest()
-    return f"{node[: MAX_STEM_CHARS - 11]}~{digest}"
+    basename, _, ip = node.partition("@")
+    digest = hashlib.blake2b(basename.encode(), digest_size=4).hexdigest()
+    return f"{basename[: MAX_STEM_CHARS - 10 - len(ip)]}~{digest}@{ip}"
 
 
 def socket_name(node: str, pid: int) -> str:

@@ -37,10 +37,14 @@ START_S = 10.0
 DOWN_S = 1.0
 """For a crash to be seen; usually it takes milliseconds."""
 REPLY_S = 3.0
-OUTAGE_S = 1.6
-"""Of each kind: three polls of every node."""
+OUTAGE_S = 2.0
+"""Of each kind: four polls of every node."""
 WHOLE_S = 60.0
 TRAFFIC_PAUSE_S = 0.02
+TRAFFIC_S = 0.5
+"""Of traffic before and after a node is killed."""
+PACE_S = 0.6
+"""Between two steps on a terminal, where somebody reads."""
 
 WHO = "who are you?"
 HISTORY = "whom did you see, and whom did you lose?"
@@ -217,14 +221,24 @@ class Story:
     async def tell(self) -> None:
         """All of it."""
         await self.grow()
+        await self.pause()
         await self.letters()
+        await self.pause()
         await self.fan_out()
+        await self.pause()
         victim = self.replicas[2]
         self.traffic.start([replica.name for replica in self.replicas if replica is not victim])
         old = await self.kill(victim)
+        await self.pause()
         await self.restart(victim, old)
+        await self.pause()
         await self.outage(victim)
+        await self.pause()
         await self.leave()
+
+    async def pause(self) -> None:
+        """Let a reader read, if there is one."""
+        await asyncio.sleep(PACE_S if self.screen.colour else 0)
 
     async def close(self) -> None:
         """End what runs beside the story."""
@@ -299,13 +313,15 @@ class Story:
     async def kill(self, victim: Replica) -> int:
         """SIGKILL. Returns the incarnation that died."""
         self.screen.step(f"{victim.name} is killed with SIGKILL; calls to the others go on")
+        await asyncio.sleep(TRAFFIC_S)
         since = len(self.watch.seen)
         watch = Stopwatch()
         await victim.kill()
         down = await self._within(
             DOWN_S, f"nodedown of {victim.name}", self.watch.wait(NodeDown, victim.name, since)
         )
-        self.screen.fact(f"nodedown: {getattr(down, 'reason', '')}", watch.s)
+        self.screen.fact(f"nodedown {victim.name}", watch.s)
+        self.screen.detail(f"reason: {getattr(down, 'reason', '')}")
         self.screen.detail(f"Node.list() → {_short(self.node.list())}")
         try:
             await self.node.call((WORKER, victim.name), WHO, timeout=REPLY_S)
@@ -313,6 +329,7 @@ class Story:
             self.screen.fact(f"a call to it now raises {type(error).__name__}: it never ran")
         else:
             raise DemoFailed(f"{victim.name} was killed, and answers")
+        await asyncio.sleep(TRAFFIC_S)
         await self._undisturbed([victim.name], since)
         return down.incarnation
 
@@ -398,7 +415,7 @@ class Story:
         if self.traffic.failures:
             raise DemoFailed(f"steady traffic failed: {self.traffic.failures[0]}")
         self.screen.fact(
-            f"the others are undisturbed: {self.traffic.answered} calls answered, none failed; "
+            f"the others are undisturbed: {self.traffic.answered} calls, none failed, "
             f"slowest {duration(self.traffic.slowest_s)}"
         )
 

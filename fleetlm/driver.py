@@ -232,14 +232,19 @@ class Driver:
         self._pulse_due = now + self._settings.tick_s
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
         self._perform(self.kernel.pulse(now))
-        tick: list[object] = [int(Op.TICK), self.lag_ms, self.kernel.draining]
         for link in list(self.links.values()):
             link.sweep()
             link.tell_credit()
-            link.control(tick)
+        self.tick_links()
         if now >= self._gossip_due and self.links:
             self._gossip_due = now + self._settings.gossip_s
             self._tell_peers(self._rng.choice(list(self.links.values())))
+
+    def tick_links(self) -> None:
+        """Tell every peer that this loop turns, and whether the node is draining."""
+        tick: list[object] = [int(Op.TICK), self.lag_ms, self.kernel.draining]
+        for link in list(self.links.values()):
+            link.control(tick)
 
     def _tell_peers(self, link: Link, most: int = PEERS_TOLD) -> None:
         """Name the nodes that we are connected to, so that no node depends on one DNS answer."""

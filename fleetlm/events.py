@@ -37,6 +37,8 @@ class Subscription:
         while not self._queue:
             if self._closed:
                 raise StopAsyncIteration
+            if self._waiter is not None and not self._waiter.done():
+                raise RuntimeError("two tasks wait for one subscription; each needs its own")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         event = self._queue.popleft()
@@ -71,13 +73,16 @@ class EventHub:
         self._limit = limit
         self._current: dict[str, NodeUp] = {}
         self._subscriptions: dict[Subscription, None] = {}
+        self._closed = False
 
     def subscribe(self) -> Subscription:
-        """A subscription that starts with the present."""
+        """A subscription that starts with the present; one that has ended once the node has stopped."""
         subscription = Subscription(self, self._limit)
         self._subscriptions[subscription] = None
         for event in list(self._current.values()):
             subscription.publish(event, self._current)
+        if self._closed:
+            subscription.close()
         return subscription
 
     def forget(self, subscription: Subscription) -> None:
@@ -96,6 +101,7 @@ class EventHub:
 
     def close(self) -> None:
         """The node stops: every iteration ends after what is queued."""
+        self._closed = True
         for subscription in list(self._subscriptions):
             subscription.close()
 

@@ -187,7 +187,7 @@ class _Foreground:
                 log.info("leaving, since told to by a signal; a second one ends the process at once")
             code = program.result() if program.done() else OK
             async with asyncio.timeout(self._settings.drain_s + STOP_SLACK_S):
-                await node.stop()
+                await node.stop("shutdown" if code == OK else "crashed")
         except TimeoutError:
             return _said(f"{node.name} did not stop in time", FAILED)
         finally:

@@ -56,7 +56,7 @@ def node_info(node: Node) -> NodeInfo:
         incarnation=node.incarnation,
         uptime_s=now - node.started_at,
         own_address_why=node.own_address.why,
-        own_address_warning=node.own_address.warning,
+        own_address_warning=node.own_address_warning,
         cluster=node.settings.cluster,
         cookie=node.settings.cookie is not None,
         discovery="off" if node.discovery is None else node.discovery.source,

@@ -33,9 +33,9 @@ _CREDIT_SHARE = 8
 _HARD_LIMIT = 4
 """Windows in flight at which a peer that takes nothing is cut: replies do not wait, so they end here."""
 
-_CONTROL = "control"
-"""The runtime as a sender: nothing of its own is large, so it never waits in a lane."""
 _MIN_WINDOW_BYTES = 64 * 1024
+_FAILURE_CHARACTERS = 65_536
+"""Of each text of a failure: a traceback of any sensible depth."""
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 
@@ -50,10 +50,12 @@ class Link:
         "_batch_bytes",
         "_codec",
         "_flush_soon",
+        "_limit_bytes",
         "_limits",
         "_lost",
         "_sent",
         "_sent_bulk",
+        "_small_bytes",
         "_told",
         "_told_bulk",
         "_transport",
@@ -100,7 +102,7 @@ class Link:
         """Requests of the peer that are open here, by its ref."""
         self.lanes = Lanes(settings.chunk_bytes)
         self.reassembly = Reassembly(settings.max_message_bytes)
-        self.choked: dict[Mailbox, None] = {}
+        self.choked: dict[Mailbox, Callable[[], None]] = {}
         """Mailboxes of ours that are over their limit: the peer gets no credit meanwhile."""
         self.window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, incoming.hello.window_bytes))
         self.sent = 0
@@ -110,6 +112,8 @@ class Link:
         """Bytes of the peer that were decoded, and those of them in chunks."""
         self.taken_bulk = 0
         self._limits = settings
+        self._limit_bytes = min(settings.max_message_bytes, incoming.hello.max_message_bytes)
+        self._small_bytes = min(settings.chunk_bytes, self._limit_bytes)
         self._codec = codec
         self._transport = transport
         self._flush_soon = flush_soon
@@ -118,7 +122,7 @@ class Link:
         self._batch_bytes = 0
         self._sent = self._acked = self._told = 0
         self._sent_bulk = self._acked_bulk = self._told_bulk = 0
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: dict[asyncio.Future[None], None] = {}
 
     # Out.
 
@@ -136,8 +140,11 @@ class Link:
         """Return when the window has room. Raises: NoConnection, if the connection ends first."""
         while self.full and not self.closed:
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+            self._waiters[waiter] = None
+            try:
+                await waiter
+            finally:
+                self._waiters.pop(waiter, None)
         if self.closed:
             raise NoConnection(self.name, self.closed)
 
@@ -155,16 +162,11 @@ class Link:
         if self.closed:
             raise NoConnection(self.name, self.closed)
         size = len(packed)
-        if size > self._limits.chunk_bytes or self.lanes:
-            if self._to_lane(packed, size, sender):
-                return
-        batch = self._batch
+        if (size > self._small_bytes or self.lanes) and self._to_lane(packed, size, sender):
+            return
         if not self._batch_bytes:
             self._flush_soon(self)
-        batch.append(packed)
-        self._batch_bytes += size
-        if self._batch_bytes >= self._limits.batch_bytes or len(batch) > self._limits.batch_messages:
-            self._flush_batch()
+        self._to_batch(packed, size)
 
     def must_yield(self) -> bool:
         """Whether a batch has just left inline: a sender in a tight loop should let the loop turn."""
@@ -179,17 +181,35 @@ class Link:
         if self.lanes:
             self._pump()
 
-    def control(self, message: list[object]) -> None:
-        """Append a message of the runtime's own, which never waits for a window."""
-        if not self.closed:
-            self.append(_pack(message), _CONTROL)
+    def control(self, message: list[object], after: Hashable = None) -> None:
+        """Append a message of the runtime's own: it waits for no window, has no limit, never raises.
+
+        Args:
+            message: one item of a batch, of a size that fits a frame.
+            after: a sender whose messages it must not overtake; default: it may overtake all.
+        """
+        if self.closed:
+            return
+        packed = _pack(message)
+        if after is not None and self.lanes.has(after):
+            self.lanes.add(after, packed)
+            return
+        if not self._batch_bytes:
+            self._flush_soon(self)
+        self._to_batch(packed, len(packed))
+
+    def _to_batch(self, packed: bytes, size: int) -> None:
+        batch = self._batch
+        batch.append(packed)
+        self._batch_bytes += size
+        if self._batch_bytes >= self._limits.batch_bytes or len(batch) > self._limits.batch_messages:
+            self._flush_batch()
 
     def _to_lane(self, packed: bytes, size: int, sender: Hashable) -> bool:
         if sender is None:
             sender = asyncio.current_task()
-        limit = min(self._limits.max_message_bytes, self.incoming.hello.max_message_bytes)
-        if size > limit:
-            raise MessageTooLarge(size, limit)
+        if size > self._limit_bytes:
+            raise MessageTooLarge(size, self._limit_bytes)
         if size <= self._limits.chunk_bytes and not self.lanes.has(sender):
             return False
         if not self.lanes and not self._batch_bytes:
@@ -215,8 +235,7 @@ class Link:
             if item is None:
                 break
             if isinstance(item, bytes):
-                self._batch.append(item)
-                self._batch_bytes += len(item)
+                self._to_batch(item, len(item))
                 continue
             if self._batch_bytes:
                 self._flush_batch()  # What the same sender sent before must not be overtaken.
@@ -260,10 +279,10 @@ class Link:
         """Tell what was taken, unless it is told already.
 
         While a mailbox is over its limit a window's worth is held back, so that the peer's senders
-        wait; its replies and ticks, which do not, still find their way.
+        wait; its replies and ticks, which do not, still find their way, in pieces as well.
         """
-        total = self.taken - self.window_bytes if self.choked else self.taken
-        if total <= self._told:
+        total = max(self._told, self.taken - self.window_bytes if self.choked else self.taken)
+        if total == self._told and self.taken_bulk == self._told_bulk:
             return
         self._told = total
         self._told_bulk = self.taken_bulk
@@ -272,13 +291,12 @@ class Link:
     def choke(self, mailbox: Mailbox) -> None:
         """A mailbox that this peer fills is over its limit: no credit until it has drained."""
         if mailbox not in self.choked:
-            self.choked[mailbox] = None
-            mailbox.when_room(lambda: self._unchoke(mailbox))
+            unchoke = self.choked[mailbox] = lambda: self._unchoke(mailbox)
+            mailbox.when_room(unchoke)
 
     def _unchoke(self, mailbox: Mailbox) -> None:
         self.choked.pop(mailbox, None)
-        if not self.closed:
-            self.tell_credit()
+        self.tell_credit()
 
     # The peer's requests: `Caller` for each `Call` that came over this link.
 
@@ -291,7 +309,8 @@ class Link:
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Say why there is no result."""
         self.requests.pop(ref, None)
-        self.control([int(Op.FAILURE), ref, int(kind), [text[:65_536] for text in details]])
+        texts = [_sendable(text[:_FAILURE_CHARACTERS]) for text in details]
+        self.control([int(Op.FAILURE), ref, int(kind), texts])
 
     def forget(self, ref: int) -> None:
         """A request needs no answer."""
@@ -306,7 +325,10 @@ class Link:
 
     def close(self, reason: str) -> None:
         """The connection is over: whoever waits hears it now."""
-        self.closed = reason
+        self.closed = reason or "closed"
+        for mailbox, unchoke in self.choked.items():
+            mailbox.forget_room(unchoke)
+        self.choked.clear()
         self._batch = [b""]
         self._batch_bytes = 0
         self.lanes.clear()
@@ -320,7 +342,12 @@ class Link:
             call.abandon()
 
     def _wake_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _sendable(text: str) -> str:
+    """Text with lone surrogates, as in the file names of an OSError, made fit to travel."""
+    return text.encode("utf-8", "backslashreplace").decode()

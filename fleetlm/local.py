@@ -27,7 +27,7 @@ class LocalProcesses:
         self._node = node
         self._mailbox_limit = mailbox_limit
         self._processes: dict[int, Process] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName; nothing was started."""
@@ -40,7 +40,7 @@ class LocalProcesses:
             self.boxes[name] = process.mailbox
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._run(process, function, args), name=f"fleetlm {name or runs} {pid.number}")
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(lambda done: self._ended(process, done))
         process.run(task)
         return pid
@@ -85,7 +85,7 @@ class LocalProcesses:
         await function(process, *args)
 
     def _ended(self, process: Process, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         pid = process.pid
         name = self.table.exited(pid.number)
         del self._processes[pid.number]

@@ -32,7 +32,7 @@ class Mailbox:
         self.taken = 0
         """Messages that the owner has taken so far."""
         self._waiter: asyncio.Future[None] | None = None
-        self._on_room: list[Callable[[], None]] = []
+        self._on_room: dict[Callable[[], None], None] = {}
         self._on_call = on_call
 
     def __len__(self) -> int:
@@ -60,14 +60,21 @@ class Mailbox:
 
     def when_room(self, callback: Callable[[], None]) -> None:
         """Call back once when the queue has drained to half of its limit, or has been closed."""
-        self._on_room.append(callback)
+        self._on_room[callback] = None
+
+    def forget_room(self, callback: Callable[[], None]) -> None:
+        """Do not call back any more."""
+        self._on_room.pop(callback, None)
 
     async def room(self) -> None:
         """Return when the queue is under its limit."""
         while len(self.queue) >= self.limit:
             drained = asyncio.Event()
             self.when_room(drained.set)
-            await drained.wait()
+            try:
+                await drained.wait()
+            finally:
+                self.forget_room(drained.set)
 
     async def get(self, timeout: float | None = None) -> Any:
         """The next message; waits up to ``timeout`` seconds (None: for ever).
@@ -110,6 +117,6 @@ class Mailbox:
         return rest
 
     def _tell_room(self) -> None:
-        callbacks, self._on_room = self._on_room, []
+        callbacks, self._on_room = self._on_room, {}
         for callback in callbacks:
             callback()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call, FailureKind, failure
@@ -99,6 +99,7 @@ class Messenger:
 
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
         """Ask a connected node itself. Raises: as `call`."""
+        self._check_running()
         link = self._link(canonical_node(node))
         ref = self._take_ref()
         packed = self._codec.pack([int(Op.REQUEST), verb, argument, ref], argument)
@@ -108,7 +109,8 @@ class Messenger:
         """See `Node.multicall`."""
         payload = self._codec.pack_value(message)
         deadline = self._loop.time() + timeout_s
-        calls = [self._one_of_many(to, message, payload, timeout_s, deadline) for to in targets]
+        sender = asyncio.current_task()  # The calls run in tasks of their own, and keep its order.
+        calls = [self._one_of_many(to, message, payload, timeout_s, deadline, sender) for to in targets]
         results = await asyncio.gather(*calls, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, FleetError):
@@ -121,21 +123,19 @@ class Messenger:
         payload = self._codec.pack_value(message)
         packed = b"\x92" + self._codec.pack_value(name) + payload
         wanted = [*self._links, self._name] if nodes is None else [canonical_node(node) for node in nodes]
-        sent = 0
-        for node in wanted:
-            if node == self._name:
-                sent += await self._broadcast_here(name, message)
-                continue
-            link = self._links.get(node)
-            if link is None:
-                continue
+        links = [link for link in map(self._links.get, wanted) if link is not None]
+        full = [link for link in links if link.full]
+        sent = sum(_put(link, packed) for link in links if not link.full)
+        for link in full:  # Those that are behind must not keep it from the others.
             try:
-                if link.full:
-                    await link.room()
-                link.append(packed)
+                await link.room()
             except NoConnection:
                 continue
-            sent += 1
+            sent += _put(link, packed)
+        if self._name in wanted:
+            sent += await self._broadcast_here(name, message)
+        if any(link.must_yield() for link in links):
+            await asyncio.sleep(0)
         return sent
 
     # How.
@@ -210,10 +210,17 @@ class Messenger:
             call.abandon()
 
     async def _request(
-        self, link: Link, to: Target, ref: int, packed: bytes, timeout_s: float, deadline: float
+        self,
+        link: Link,
+        to: Target,
+        ref: int,
+        packed: bytes,
+        timeout_s: float,
+        deadline: float,
+        sender: Hashable = None,
     ) -> Any:
         future = self._loop.create_future()
-        link.append(packed)
+        link.append(packed, sender)
         link.calls[ref] = future
         timer = self._loop.call_at(deadline, _expire, future, to, timeout_s)
         try:
@@ -221,10 +228,16 @@ class Messenger:
         finally:
             timer.cancel()
             if link.calls.pop(ref, None) is not None:
-                link.control([int(Op.CANCEL), ref, None])
+                link.control([int(Op.CANCEL), ref, None], after=sender or asyncio.current_task())
 
     async def _one_of_many(
-        self, to: Target, message: Any, payload: bytes, timeout_s: float, deadline: float
+        self,
+        to: Target,
+        message: Any,
+        payload: bytes,
+        timeout_s: float,
+        deadline: float,
+        sender: Hashable,
     ) -> Any:
         link, key = self._route(to)
         if link is None:
@@ -235,7 +248,7 @@ class Messenger:
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
         pack = self._codec.pack_value
         packed = b"\x95" + pack(int(Op.CALL)) + pack(key) + payload + pack(ref) + pack(timeout_ms)
-        return await self._request(link, to, ref, packed, timeout_s, deadline)
+        return await self._request(link, to, ref, packed, timeout_s, deadline, sender)
 
     async def _room(self, window: Any, to: Target, timeout_s: float, deadline: float) -> None:
         try:
@@ -297,3 +310,12 @@ class Messenger:
 def _expire(future: asyncio.Future[Any], to: Target, timeout_s: float) -> None:
     if not future.done():
         future.set_exception(CallTimeout(to, timeout_s))
+
+
+def _put(link: Link, packed: bytes) -> int:
+    """How many were sent: one, or none if the connection is over."""
+    try:
+        link.append(packed)
+    except NoConnection:
+        return 0
+    return 1

@@ -23,7 +23,7 @@ from fleetlm.local import LocalProcesses
 from fleetlm.messenger import Messenger, Target
 from fleetlm.names import canonical_node, endpoint
 from fleetlm.office import NodeOffice
-from fleetlm.own_address import OwnAddress
+from fleetlm.own_address import OwnAddress, RecordWatch, can_bind
 from fleetlm.poller import Poller
 from fleetlm.settings import Settings
 from fleetlm.startup import Parts, prepare, warn_about
@@ -31,6 +31,7 @@ from fleetlm.startup import Parts, prepare, warn_about
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from fleetlm.core.answers import Answer
     from fleetlm.discovery import Discovery
     from fleetlm.process import ProcessFunction, ProcessInfo
     from fleetlm.transport import Transport
@@ -59,6 +60,8 @@ class Node:
         loop = asyncio.get_running_loop()
         self.settings = settings
         self.own_address: OwnAddress = parts.own_address
+        self.own_address_warning = parts.own_address.warning
+        self._records = RecordWatch(parts.own_address, can_bind)
         self.name = f"{settings.node_basename}@{parts.own_address.ip}"
         self.incarnation = new_incarnation(parts.wall_ms, parts.rng)
         self.started_at = loop.time()
@@ -89,13 +92,14 @@ class Node:
         self.poller: Poller | None = None
         if parts.discovery is not None:
             self.poller = Poller(
-                parts.discovery, settings, parts.rng, self._driver.looked_up, self._met_anybody
+                parts.discovery, settings, parts.rng, self._looked_up, self._met_anybody
             )
             self._driver.on_loss = self.poller.kick
         self.discovery = parts.discovery
         self._change = asyncio.Event()
         self._stopped = asyncio.Event()
         self._stopping = False
+        self._leaving: asyncio.Task[None] | None = None
         self._console: Any = None
 
     # Life.
@@ -152,11 +156,15 @@ class Node:
             drain_s: seconds for calls that processes have taken or that wait in mailboxes; default
                 `Settings.drain_s`.
         """
-        if self._stopping:
-            await self._stopped.wait()
-            return
         self._stopping = True
-        self.kernel.draining = True
+        if self._leaving is None:
+            self.kernel.draining = True
+            self._leaving = self._loop.create_task(self._leave(reason, drain_s), name=f"{self.name} leaves")
+        # A task of its own: whoever asked may be cancelled, being a process of this node, say.
+        await asyncio.shield(self._leaving)
+
+    async def _leave(self, reason: str, drain_s: float | None) -> None:
+        self._driver.tick_links()
         if self.poller is not None:
             await self.poller.stop()
         await self._drain(self.settings.drain_s if drain_s is None else drain_s)
@@ -217,6 +225,7 @@ class Node:
 
         Raises:
             InvalidName: not ``basename@ip``.
+            NodeStopped: this node has been stopped, perhaps meanwhile.
         """
         name = canonical_node(name)
         self._check_running()
@@ -226,6 +235,7 @@ class Node:
         try:
             async with asyncio.timeout(timeout):
                 while name not in self._driver.links:
+                    self._check_running()
                     await self._next_change()
         except TimeoutError:
             return False
@@ -402,6 +412,13 @@ class Node:
     def _deadline_s(self, timeout: float | None) -> float:
         return self.settings.call_timeout_s if timeout is None else timeout
 
+    def _looked_up(self, answer: Answer) -> None:
+        contradiction = self._records.contradiction(answer.addresses)
+        if contradiction is not None:
+            self.own_address_warning = contradiction
+            log.warning("%s", contradiction)
+        self._driver.looked_up(answer)
+
     def _met_anybody(self) -> bool:
         return any(peer.connection.ups for peer in self.kernel.topology.peers.values())
 
@@ -418,8 +435,12 @@ class Node:
 
     async def _drain(self, drain_s: float) -> None:
         until = self._loop.time() + drain_s
-        while self._local.open_calls and self._loop.time() < until:
+        while self._busy() and self._loop.time() < until:
             await asyncio.sleep(min(0.01, drain_s))
+
+    def _busy(self) -> bool:
+        """Whether there are calls to answer, or large messages on their way out."""
+        return bool(self._local.open_calls) or any(link.lanes for link in self._driver.links.values())
 
 
 class NodeStarting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.core.ext import SHORT
 from fleetlm.errors import FleetError, InvalidName, NoProcess
 from fleetlm.ids import Pid
 
@@ -52,4 +53,5 @@ class NodeOffice:
                     raise NoProcess(pid)
                 self._local.register(name, pid)
                 return True
-        raise InvalidName(f"{verb}({argument!r})", "this node does not answer that request")
+        shown = f"{SHORT.repr(verb)}({SHORT.repr(argument)})"
+        raise InvalidName(shown, "this node does not answer that request")

@@ -64,6 +64,33 @@ class OwnAddress:
     warning: str | None = None
 
 
+class RecordWatch:
+    """Notices that DNS names this machine under another address than the one that was decided."""
+
+    def __init__(self, own: OwnAddress, bindable: Callable[[str], bool]) -> None:
+        self._own = own
+        self._bindable = bindable
+        self._asked = {own.ip, *own.aliases}
+
+    def contradiction(self, addresses: Sequence[str]) -> str | None:
+        """A warning that names the cure, once for each address that contradicts.
+
+        What FLEETLM_NODE_IP said is not doubted (another node of this machine may live under the
+        other address), and loopback is no evidence.
+        """
+        fresh = [each for each in addresses if each not in self._asked and not _is_loopback(each)]
+        self._asked.update(fresh)
+        if self._own.rule is Rule.EXPLICIT or self._own.ip in addresses:
+            return None
+        other = next((each for each in fresh if self._bindable(each)), None)
+        if other is None:
+            return None
+        return (
+            f"DNS names this machine {other}, but this node is {self._own.ip} ({self._own.why}), so "
+            f"peers look for it in vain: set FLEETLM_NODE_IP={other} and start it again"
+        )
+
+
 def choose(
     *,
     explicit: str | None,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fleetlm")
 
+LOOKUP_LIMIT_S = 60.0
+"""For one lookup of a discovery that has no limit of its own; DNS has one well below."""
+
 
 class Poller:
     """One task, one lookup at a time."""
@@ -67,11 +70,19 @@ class Poller:
             await self._wait(started + self._schedule.soonest_s(), until)
 
     async def _lookup(self) -> Answer:
+        task = asyncio.current_task()
         try:
-            return await self._discovery.lookup()
+            async with asyncio.timeout(LOOKUP_LIMIT_S):
+                return await self._discovery.lookup()
+        except asyncio.CancelledError:
+            if task is None or task.cancelling():
+                raise
+            detail = "the lookup was cancelled from inside"  # By a task of its own, not by `stop`.
+            log.warning("discovery: %s; it is asked again at the next poll", detail)
         except Exception as error:
             log.exception("discovery raised; it is asked again at the next poll")
-            return Answer(Outcome.FAILED, (), f"{type(error).__name__}: {error}")
+            detail = f"{type(error).__name__}: {error}"
+        return Answer(Outcome.FAILED, (), detail)
 
     def _take(self, answer: Answer) -> None:
         self.polls += 1

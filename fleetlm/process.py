@@ -44,7 +44,7 @@ class Process:
         self.pid = pid
         self.runs = runs
         self.mailbox = Mailbox(mailbox_limit, self._took)
-        self._calls: set[Call] | None = None
+        self._calls: dict[Call, None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -93,10 +93,10 @@ class Process:
 
     def _took(self, call: Call) -> None:
         if self._calls is None:
-            self._calls = set()
-        self._calls.add(call)
+            self._calls = {}
+        self._calls[call] = None
         call.watch(self._answered)
 
     def _answered(self, call: Call) -> None:
         if self._calls is not None:
-            self._calls.discard(call)
+            self._calls.pop(call, None)

@@ -252,7 +252,6 @@ class Channel:
         if self._monitor is None or self._probe is not None:
             return
         for event, value in self._monitor.read():
-            print("EV", zmq.Event(event).name, hex(value))
             if event == zmq.EVENT_CONNECTED:
                 self._connected = True
             elif event & FAILURES:

@@ -89,7 +89,15 @@ def refused_by_us(event: int, value: int, has_cookie: bool) -> str:
         return "authentication failed: its key is not the cluster's"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return f"it broke the ZeroMQ protocol (code {value:#x}): not a fleetlm node?"
-    return "it left, or said nothing, before the ZeroMQ handshake: not a fleetlm node?"
+    if has_cookie:
+        return (
+            "it closed, or said nothing, in the ZeroMQ handshake: its cookie differs from ours or "
+            "it has none (FLEETLM_COOKIE), or it is no fleetlm node"
+        )
+    return (
+        "it closed, or said nothing, in the ZeroMQ handshake: it has a cookie, and this node has none "
+        "(FLEETLM_COOKIE), or it is no fleetlm node"
+    )
 
 
 def refused_by_them(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str:
@@ -105,10 +113,16 @@ def refused_by_them(event: int, value: int, has_cookie: bool, timeout_s: float |
             f"no ZeroMQ handshake within {timeout_s:g} s: something accepts connections there, but "
             "it is no fleetlm node, or it is blocked"
         )
-    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and has_cookie:
+    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        # Whoever refuses closes at once, mostly before ZeroMQ has read what it said.
+        if has_cookie:
+            return (
+                "authentication failed: its cookie differs from ours, or it has none "
+                "(FLEETLM_COOKIE); or it closed during the handshake"
+            )
         return (
-            "authentication failed: its cookie differs from ours "
-            "(FLEETLM_COOKIE), or it closed during the handshake"
+            "authentication failed: it wants a cookie, and this node has none (FLEETLM_COOKIE); "
+            "or it closed during the handshake"
         )
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return f"it broke the ZeroMQ protocol (code {value:#x}): not a fleetlm node?"

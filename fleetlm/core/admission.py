@@ -25,9 +25,10 @@ def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] |
         )
     if hello.dialled != me.name:
         return Refusal.WRONG_NAME, f"you dialled {hello.dialled}, I am {me.name}"
-    if hello.name == me.name:
+    if hello.name == me.name or hello.name.partition("@")[2] in me.aliases:
         return Refusal.DUPLICATE_NAME, (
-            f"{me.name} is my name: two nodes have the same address, check FLEETLM_NODE_IP"
+            f"{hello.name} is my name or has an address of mine: two nodes have the same address, "
+            "check FLEETLM_NODE_IP"
         )
     if leaving:
         return Refusal.DRAINING, f"{me.name} is leaving"

@@ -73,14 +73,16 @@ class Identity:
 class Outgoing:
     """Our half: the channel, and the numbering of what goes over it."""
 
-    __slots__ = ("channel", "epoch", "ready_for", "seq")
+    __slots__ = ("channel", "epoch", "ready_for", "seq", "told")
 
     def __init__(self, channel: int, epoch: int) -> None:
         self.channel = channel
         self.epoch = epoch
         self.seq = 0
-        self.ready_for = 0
+        self.ready_for: int | None = None
         """Epoch of the peer's half that our last READY named."""
+        self.told = 0
+        """Incarnation of the peer that our last READY was meant for, 0 before the first."""
 
     def header(self, kind: int) -> bytes:
         """The header of the next frame. What takes a number must be sent, or the half is over."""
@@ -172,7 +174,7 @@ class Connection:
     def opened(self, now: float) -> list[Effect]:
         """The address answered: say who we are, and READY if we have heard the peer."""
         out = self.outgoing
-        if self.phase is not Phase.DIALLING or out is None:
+        if self.phase is not Phase.DIALLING or out is None or self.opened_at is not None:
             return []
         self.opened_at = now
         self.deadline = now + self.settings.handshake_timeout_s
@@ -236,6 +238,17 @@ class Connection:
         self.incoming = None  # Our own half stays: the peer may dial anew and complete it.
         return []
 
+    def broken(self, now: float, reason: str) -> list[Effect]:
+        """The peer's half brought what it must not, or lost something.
+
+        What we told the peer cannot be completed over it, and the peer may hold the connection to
+        be up: start afresh, which tells it so.
+        """
+        if self.phase is Phase.UP:
+            return self.down(now, reason)
+        self._give_up_incoming()
+        return self.failed(now, reason) if self.phase is Phase.DIALLING else []
+
     # The end.
 
     def down(self, now: float, reason: str) -> list[Effect]:
@@ -266,14 +279,14 @@ class Connection:
             return []
         if out.ready_for == incoming.epoch:
             return []
-        out.ready_for = incoming.epoch
+        out.ready_for, out.told = incoming.epoch, incoming.hello.incarnation
         body = frames.pack_ready(Ready(incoming.epoch, incoming.hello.incarnation))
         return [Send(out.channel, out.header(Kind.READY) + body)]
 
     def _spoilt(self, hello: Hello) -> bool:
         if self.outgoing is None or self.opened_at is None:
             return False
-        restarted = self.incoming is not None and self.incoming.hello.incarnation != hello.incarnation
+        restarted = self.outgoing.told not in (0, hello.incarnation)
         return restarted or hello.dropped == self.outgoing.epoch
 
     def _give_up_incoming(self) -> None:

@@ -18,7 +18,6 @@ from fleetlm.core.connection import Identity, Phase
 from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
 from fleetlm.core.frames import BadFrame, Hello, IAm, Kind, Refusal, Refused
 from fleetlm.core.topology import Peer, Topology
-from fleetlm.names import NodeName, endpoint
 
 if TYPE_CHECKING:
     import random
@@ -28,7 +27,9 @@ if TYPE_CHECKING:
 MAX_SOURCES = 8_192
 """Diallers remembered, known or not: beyond that the oldest unknown one is forgotten."""
 MAX_STRANGERS = 256
-"""Strangers whose refusal was logged: each is said once."""
+"""Strangers whose refusal was logged, and addresses observed: each is said once."""
+MAX_VERDICTS = 16
+"""Verdicts on one peer that were logged; beyond that they may be logged again."""
 
 
 class Kernel:
@@ -44,7 +45,7 @@ class Kernel:
         self.verdict = ""
         """The last lookup's outcome in words."""
         self.observed: set[str] = set()
-        """Addresses under which peers saw us, other than our own."""
+        """Addresses from which peers dial us, other than those in their names."""
         self._sources: dict[bytes, str] = {}
         self._ips: dict[bytes, str] = {}
         self._channels: dict[int, Peer] = {}
@@ -52,7 +53,7 @@ class Kernel:
         self._next_channel = 1
         self._due: list[tuple[float, int, str]] = []
         self._order = 0
-        self._strangers: dict[str, str] = {}
+        self._strangers: dict[tuple[str, str], None] = {}
 
     # Facts about who exists.
 
@@ -100,6 +101,8 @@ class Kernel:
             return []
         peer.pinned = False
         peer.blocked = True
+        if peer.connection.incoming is not None:
+            peer.connection.incarnation = peer.connection.incoming.hello.incarnation
         return self._of(now, peer, peer.connection.leave(now, reason))
 
     # Facts about channels: what we dialled.
@@ -129,6 +132,9 @@ class Kernel:
         peer = self._channels.get(channel)
         if peer is None:
             return []
+        known = peer.connection.incoming
+        if answer.refusal is Refusal.STALE and known and known.hello.incarnation != answer.incarnation:
+            peer.connection.incoming = None  # Of the former incarnation: no READY for it any more.
         orders = self._of(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
         ip = peer.connection.ip
         if answer.refusal is Refusal.SELF:
@@ -142,7 +148,8 @@ class Kernel:
     def source_met(self, source: bytes, ip: str) -> None:
         """Somebody dialled us from this address; nothing is known of them yet."""
         if len(self._ips) >= MAX_SOURCES:
-            del self._ips[next(iter(self._ips))]
+            oldest = next(iter(self._ips))
+            del self._ips[next((known for known in self._ips if known not in self._sources), oldest)]
         self._ips[source] = ip
 
     def source_lost(self, now: float, source: bytes, reason: str) -> list[Effect]:
@@ -161,7 +168,7 @@ class Kernel:
             body = frame[frames.HEADER_BYTES :]
             if kind == Kind.PROBE:
                 return [Answer(source, frames.iam(self._iam()))]
-            if kind == Kind.HELLO and seq == 0:
+            if kind == Kind.HELLO and seq == 0 and peer is None:
                 return self._hello(now, source, epoch, frames.read_hello(body))
             if peer is None or peer.connection.incoming is None:
                 return []  # Of a half that was given up, or of a stranger: nobody's loss.
@@ -179,16 +186,17 @@ class Kernel:
         """This source sent what it must not, or something of it was lost: its connection is over."""
         peer = self._peer_of(source)
         if peer is None:
-            return self._stranger(self._ips.get(source, "unknown address"), f"protocol error: {why}")
-        orders = peer.connection.source_lost(now, f"protocol error: {why}")
-        return self._of(now, peer, orders)
+            who = self._ips.get(source, "unknown address")
+            return self._stranger(who, "protocol error", f"protocol error: {why}")
+        self._sources.pop(source, None)
+        return self._of(now, peer, peer.connection.broken(now, f"protocol error: {why}"))
 
     def stranger_refused(self, now: float, ip: str, reason: str) -> list[Effect]:
         """Somebody at ``ip`` did not get past ZeroMQ's own handshake."""
         basename = self.me.name.partition("@")[0]
         peer = self.topology.peers.get(f"{basename}@{ip}")
         if peer is None or peer.up:
-            return self._stranger(ip, reason)
+            return self._stranger(ip, reason, reason)
         peer.connection.last_error, peer.connection.last_error_at = reason, now
         return self._verdict(peer)
 
@@ -196,6 +204,7 @@ class Kernel:
         """A connected peer's loop is alive."""
         peer = self.topology.peers.get(name)
         if peer is not None:
+            peer.last_heard = now
             peer.lag_ms = lag_ms
             peer.draining = draining
 
@@ -205,10 +214,11 @@ class Kernel:
         """Do what is due: dial, and give up what takes too long."""
         orders: list[Effect] = []
         while self._due and self._due[0][0] <= now:
-            _, _, name = heapq.heappop(self._due)
+            when, _, name = heapq.heappop(self._due)
             peer = self.topology.peers.get(name)
-            if peer is None or self.leaving:
+            if peer is None or self.leaving or peer.due != when:
                 continue
+            peer.due = None
             connection = peer.connection
             if connection.phase is Phase.IDLE and not peer.blocked:
                 if connection.next_dial_at <= now:
@@ -221,7 +231,7 @@ class Kernel:
                 else:
                     self._schedule(peer)
         for channel, (_, _, _, _, until) in list(self._probes.items()):
-            if until <= now:
+            if until <= now and channel in self._probes:
                 orders += self._probed(now, channel, None)
         return orders
 
@@ -246,7 +256,8 @@ class Kernel:
     def left(self, now: float, reason: str) -> list[Effect]:
         """This node goes: say goodbye to everybody, and take nobody any more."""
         self.leaving = True
-        orders: list[Effect] = []
+        orders: list[Effect] = [HangUp(channel) for channel in self._probes]
+        self._probes.clear()
         for peer in list(self.topology.peers.values()):
             orders += self._of(now, peer, peer.connection.leave(now, reason))
         return orders
@@ -258,7 +269,7 @@ class Kernel:
         refusal = admission.judge(self.me, hello, leaving=self.leaving)
         if refusal is not None:
             return self._refuse(now, source, hello, *refusal)
-        peer = self.topology.meet(now, hello.name)
+        peer = self.topology.meet(now, hello.name, itself=True)
         if peer is None:
             why = f"{self.me.name} knows as many nodes as it may ({self.settings.max_peers:,})"
             return self._refuse(now, source, hello, Refusal.TOO_MANY, why)
@@ -270,10 +281,10 @@ class Kernel:
         self, now: float, source: bytes, epoch: int, hello: Hello, ip: str, peer: Peer
     ) -> list[Effect]:
         orders: list[Effect] = []
-        if peer.blocked and peer.connection.incarnation == hello.incarnation:
-            return self._refuse(
-                now, source, hello, Refusal.DRAINING, f"{self.me.name} was told to disconnect from {hello.name}"
-            )
+        if peer.blocked and peer.connection.incarnation in (0, hello.incarnation):
+            peer.connection.incarnation = hello.incarnation
+            why = f"{self.me.name} was told to disconnect from {hello.name}"
+            return self._refuse(now, source, hello, Refusal.DRAINING, why)
         peer.blocked = False
         for alias in hello.aliases:
             orders += self._alias(now, alias, hello.name)
@@ -281,14 +292,16 @@ class Kernel:
         if known is not None:
             self._sources.pop(known.source, None)
         self._sources[source] = hello.name
-        return orders + self._of(now, peer, peer.connection.hello(now, source, epoch, hello, ip)) + self.tick(now)
+        orders += self._of(now, peer, peer.connection.hello(now, source, epoch, hello, ip))
+        return orders + self.tick(now)
 
     def _probe(
         self, now: float, source: bytes, epoch: int, hello: Hello, ip: str, peer: Peer
     ) -> list[Effect]:
         """Two incarnations claim one name: ask who is at its address."""
         if any(asked.name == hello.name for _, _, asked, _, _ in self._probes.values()):
-            return self._refuse(now, source, hello, Refusal.DUPLICATE_NAME, admission.duplicate(hello, peer.connection.incarnation))
+            why = admission.duplicate(hello, peer.connection.incarnation)
+            return self._refuse(now, source, hello, Refusal.DUPLICATE_NAME, why)
         channel = self._take_channel()
         self._probes[channel] = (source, epoch, hello, ip, now + self.settings.connect_timeout_s)
         return [Dial(channel, peer.connection.ip, peer.connection.port)]
@@ -296,12 +309,14 @@ class Kernel:
     def _probed(self, now: float, channel: int, answer: IAm | None) -> list[Effect]:
         source, epoch, hello, ip, _ = self._probes.pop(channel)
         orders: list[Effect] = [HangUp(channel)]
-        peer = self.topology.meet(now, hello.name)
+        peer = self.topology.meet(now, hello.name, itself=True)
         if peer is None or source not in self._ips:
             return orders
-        if answer is not None and answer.name == hello.name and answer.incarnation == hello.incarnation:
-            if peer.up:
-                orders += self._of(now, peer, peer.connection.down(now, "restarted: another incarnation"))
+        claimed = (hello.name, hello.incarnation)
+        confirmed = answer is not None and (answer.name, answer.incarnation) == claimed
+        if confirmed and peer.up:
+            orders += self._of(now, peer, peer.connection.down(now, "restarted: another incarnation"))
+        if confirmed or (answer is None and not peer.up):  # Nobody contests the name any more.
             return orders + self._admit(now, source, epoch, hello, ip, peer)
         owner = peer.connection.incarnation if answer is None else answer.incarnation
         why = admission.duplicate(hello, owner)
@@ -333,7 +348,8 @@ class Kernel:
         note = f"refused it: {refusal.word} ({why})"
         peer = self.topology.peers.get(hello.name)
         if peer is None or peer.up:
-            return orders + self._stranger(f"{hello.name} at {self._ips.get(source, '?')}", note)
+            who = f"{hello.name} at {self._ips.get(source, '?')}"
+            return orders + self._stranger(who, refusal.word, note)
         peer.connection.last_error, peer.connection.last_error_at = note, now
         return orders + self._verdict(peer)
 
@@ -351,10 +367,13 @@ class Kernel:
                 self._channels.pop(order.channel, None)
             elif isinstance(order, Up):
                 peer.last_heard, peer.busy, peer.draining, peer.lag_ms = now, False, False, 0
-                peer.logged = ""
+                peer.due = None
+                peer.logged.clear()
                 out += self._observed(peer)
             elif isinstance(order, Down):
                 peer.busy = peer.draining = False
+                peer.last_seen, peer.misses = now, 0  # Nobody is seen better than when connected.
+                peer.logged[order.reason] = None  # The nodedown says it.
         self._schedule(peer)
         return out + (self._verdict(peer) if peer.connection.phase is Phase.IDLE else [])
 
@@ -365,6 +384,8 @@ class Kernel:
             return []
         if incoming.ip in incoming.hello.aliases or incoming.ip in self.observed:
             return []
+        if len(self.observed) >= MAX_STRANGERS:
+            return []
         self.observed.add(incoming.ip)
         text = (
             f"{peer.connection.name} dials us from {incoming.ip}, not from the address in its name; if "
@@ -373,15 +394,19 @@ class Kernel:
         return [Report("warning", text)]
 
     def _verdict(self, peer: Peer) -> list[Effect]:
-        """Log an error of a peer when it is another than the last one; addresses die all the time."""
+        """Log each error of a peer once until it is up again; addresses die all the time."""
         reason = peer.connection.last_error
-        if not reason or reason == peer.logged or peer.connection.attempt == 0:
+        if not reason or reason in peer.logged or peer.connection.attempt == 0:
             return []
-        peer.logged = reason
+        if len(peer.logged) >= MAX_VERDICTS:
+            peer.logged.clear()
+        peer.logged[reason] = None
         return [Report("info", f"{peer.connection.name}: {reason}")]
 
     def _verdict_changed(self, answer: DnsAnswer) -> list[Effect]:
-        verdict = answer.outcome.name if answer.outcome is Outcome.ADDRESSES else f"{answer.outcome.name}: {answer.detail}"
+        verdict = answer.outcome.name
+        if answer.outcome is not Outcome.ADDRESSES:
+            verdict += f": {answer.detail}"
         if verdict == self.verdict:
             return []
         first = not self.verdict
@@ -391,12 +416,13 @@ class Kernel:
         level = "info" if first else "warning"
         return [Report(level, f"DNS: {answer.detail}; connected nodes stay connected, and we go on asking")]
 
-    def _stranger(self, who: str, reason: str) -> list[Effect]:
-        if self._strangers.get(who) == reason:
+    def _stranger(self, who: str, what: str, reason: str) -> list[Effect]:
+        """Say once for each ``who`` and ``what``; the wording of ``reason`` may differ each time."""
+        if (who, what) in self._strangers:
             return []
         if len(self._strangers) >= MAX_STRANGERS:
             del self._strangers[next(iter(self._strangers))]
-        self._strangers[who] = reason
+        self._strangers[who, what] = None
         return [Report("warning", f"refused {who}: {reason}")]
 
     def _alias(self, now: float, ip: str, owner: str) -> list[Effect]:
@@ -414,7 +440,7 @@ class Kernel:
         if not self.topology.full:
             return []
         return self._stranger(
-            "more nodes", f"the table holds {self.settings.max_peers:,}, which is Settings.max_peers"
+            "more nodes", "full", f"the table holds {self.settings.max_peers:,}, which is Settings.max_peers"
         )
 
     def _peer_of(self, source: bytes) -> Peer | None:
@@ -431,6 +457,9 @@ class Kernel:
         if connection.phase is Phase.UP or peer.blocked:
             return
         when = connection.next_dial_at if connection.phase is Phase.IDLE else connection.deadline
+        if peer.due == when:
+            return
+        peer.due = when  # An entry with another time is void.
         self._order += 1
         heapq.heappush(self._due, (when, self._order, connection.name))
 

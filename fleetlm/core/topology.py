@@ -32,6 +32,7 @@ class Peer:
         "busy",
         "connection",
         "draining",
+        "due",
         "in_dns",
         "lag_ms",
         "last_heard",
@@ -55,8 +56,10 @@ class Peer:
         self.busy = False
         self.draining = False
         self.lag_ms = 0
-        self.logged = ""
-        """The verdict that was logged last: a change is logged once, not every attempt."""
+        self.due: float | None = None
+        """When `Kernel.tick` looks at it next."""
+        self.logged: dict[str, None] = {}
+        """Verdicts logged since it was up last: each is logged once, not every attempt."""
 
     @property
     def up(self) -> bool:
@@ -65,7 +68,7 @@ class Peer:
 
     @property
     def status(self) -> str:
-        """discovered / wanted / dialling / up / busy / down, as the connection table shows it."""
+        """One of discovered / wanted / dialling / up / busy / down, as the connection table shows it."""
         connection = self.connection
         if connection.phase is Phase.UP:
             return "busy" if self.busy else "up"
@@ -109,16 +112,19 @@ class Topology:
         for ip in me.aliases:
             self.aliases[ip] = me.name
 
-    def meet(self, now: float, name: str) -> Peer | None:
+    def meet(self, now: float, name: str, *, itself: bool = False) -> Peer | None:
         """The row of ``name``, made if there is none.
 
-        None where there is nothing to connect to: ourselves, an alias, or a full table.
+        None where there is nothing to connect to: ourselves, an alias, or a full table. A node that
+        introduces ``itself`` is no alias any more: addresses pass from one node to the next.
         """
         peer = self.peers.get(name)
         if peer is not None:
             peer.last_seen = now
             return peer
         ip = NodeName.parse(name).ip
+        if itself and ip not in self.me.aliases:
+            self.aliases.pop(ip, None)
         if name == self.me.name or ip in self.aliases:
             return None
         if len(self.peers) >= self.settings.max_peers:
@@ -147,8 +153,10 @@ class Topology:
         return made, stale
 
     def forget(self, peer: Peer) -> None:
-        """Take a row out of the table."""
-        self.peers.pop(peer.connection.name, None)
+        """Take a row out of the table, and with it what is known of its other addresses."""
+        name = peer.connection.name
+        self.peers.pop(name, None)
+        self.aliases = {ip: owner for ip, owner in self.aliases.items() if owner != name}
         self.full = False
 
     def learn_alias(self, ip: str, owner: str) -> Peer | None:

@@ -585,8 +585,10 @@ async def test_long_names_and_long_paths(tmp_path: Path, env: dict[str, str]) ->
 
 
 def test_stems_of_long_names_differ() -> None:
-    one, two = (f"{'b' * 64}@10.0.0.{n}" for n in (1, 2))
-    assert console_protocol.stem(one) != console_protocol.stem(two)
+    names = [f"{'b' * 62}{n:02}@fdaa:0:1:2:3:4:5:{n}" for n in range(40)]
+    stems = {console_protocol.stem(name) for name in names}
+    assert len(stems) == 40
+    assert all(len(stem) <= console_protocol.MAX_STEM_CHARS for stem in stems)
     assert console_protocol.stem(NAME) == NAME
 
 
@@ -609,17 +611,24 @@ def test_folders_best_first_and_without_duplicates() -> None:
 async def test_the_number_of_clients_is_bounded(
     env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "MAX_CLIENTS", 2)
+    monkeypatch.setattr(console, "MAX_CLIENTS", 4)
     async with running(env) as server:
-        links = [await in_thread(connect, env) for _ in range(2)]
-        await eventually(lambda: len(server._clients) == 2)
-        refused = await in_thread(failure, env)
-        assert refused.code == 3
-        assert "2 clients" in str(refused)
+        links = []
+        for count in (1, 2, 3):
+            links.append(await in_thread(connect, env))
+            await eventually(lambda count=count: len(server._clients) == count)
+        found = remote.discover(env, UID)[0]
+        await eventually(lambda: len(server._clients) == 3)  # that one only looked
+        links.append(await in_thread(remote.connect, found))
+        with pytest.raises(RemoteFailure, match="4 clients") as refused:
+            await in_thread(remote.connect, found)
+        assert refused.value.code == 3
         links[0].close()
-        await eventually(lambda: len(server._clients) == 1)
-        assert await result(env, "1") == "1"
         links[1].close()
+        await eventually(lambda: len(server._clients) == 2)
+        assert await result(env, "1") == "1"
+        for link in links:
+            link.close()
 
 
 @pytest.mark.parametrize("uid", [UID + 1, 65534])

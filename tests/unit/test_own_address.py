@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm.own_address import OwnAddress, Rule, choose
+from fleetlm.own_address import OwnAddress, RecordWatch, Rule, choose
 
 
 def decided(
@@ -197,3 +197,25 @@ def test_an_explicit_address_has_no_aliases_since_another_node_may_live_there() 
         explicit="10.0.0.1", answer=("10.0.0.1", "10.0.0.2"), mine={"10.0.0.1", "10.0.0.2"}
     )
     assert (own.aliases, own.warning) == ((), None)
+
+
+def watch(rule: Rule = Rule.ROUTE, *, local: tuple[str, ...] = ("10.0.0.7", "10.9.0.7")) -> RecordWatch:
+    own = OwnAddress("10.0.0.7", "the route to a peer uses it", rule)
+    return RecordWatch(own, lambda ip: ip in local)
+
+
+def test_a_record_under_another_local_address_is_a_warning_once() -> None:
+    records = watch()
+
+    warning = records.contradiction(["10.9.0.5", "10.9.0.7"])
+
+    assert warning is not None
+    assert "FLEETLM_NODE_IP=10.9.0.7" in warning
+    assert records.contradiction(["10.9.0.5", "10.9.0.7"]) is None
+
+
+def test_records_that_agree_or_say_nothing_are_no_warning() -> None:
+    assert watch().contradiction(["10.0.0.7", "10.9.0.7"]) is None
+    assert watch().contradiction(["10.9.0.5"]) is None
+    assert watch(local=("127.0.0.2",)).contradiction(["127.0.0.2"]) is None
+    assert watch(Rule.EXPLICIT).contradiction(["10.9.0.7"]) is None

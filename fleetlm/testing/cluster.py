@@ -1,0 +1,394 @@
+"""A whole cluster in one deterministic process: real nodes, a simulated network, virtual time.
+
+    def test_a_node_that_dies_is_missed_by_all() -> None:
+        async def main() -> None:
+            async with SimCluster(seed=7) as cluster:
+                one, two, three = await cluster.start(3)
+                await cluster.mesh(timeout=10)
+                await cluster.crash(three)
+                await asyncio.sleep(1)
+                assert one.list() == [two.name]
+
+        run(main())
+
+The nodes are `fleetlm.Node` as in production; only their network, their discovery, their clock and
+their randomness are simulated. Everything random is drawn from the seed, so the same seed runs the
+same course, whatever ``PYTHONHASHSEED``: a failure is replayed by its number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from fleetlm.node import Node
+from fleetlm.settings import Settings
+from fleetlm.testing.discovery import SimDns
+from fleetlm.testing.loop import SimLoop, SimulationError
+from fleetlm.testing.network import LATENCY_S, SimNetwork, SimTransport
+from fleetlm.transport import Listener
+
+WALL_MS = 1_767_225_600_000
+"""The wall clock at virtual time 0: 2026-01-01 UTC."""
+SETTINGS = Settings(dns_query="cluster.test")
+MESH_STEP_S = 0.05
+QUIET_S = 30.0
+"""Virtual seconds for what was in flight at the end to arrive, or to be given up."""
+
+Who = Node | str
+"""A node of the cluster: itself, its name, or its address."""
+
+
+class NotMeshed(SimulationError, TimeoutError):
+    """Not every node was connected to every other in time.
+
+    Attributes:
+        timeout_s: the time there was.
+        missing: node → the nodes that it does not list, and why as it sees it.
+    """
+
+    def __init__(self, timeout_s: float, missing: dict[str, dict[str, str]]) -> None:
+        super().__init__(timeout_s, missing)
+        self.timeout_s = timeout_s
+        self.missing = missing
+
+    def __str__(self) -> str:
+        said = [
+            f"{node} misses {', '.join(f'{name} ({why})' for name, why in others.items())}"
+            for node, others in self.missing.items()
+        ]
+        return f"no full mesh within {self.timeout_s:g} s: {'; '.join(said)}"
+
+
+class Leaked(SimulationError):
+    """A node that was stopped or crashed left something behind.
+
+    Attributes:
+        what: each of them, in words.
+    """
+
+    def __init__(self, what: list[str]) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"left behind: {'; '.join(self.what)}"
+
+
+class SimCluster:
+    """Nodes that start, stop, crash and come back on a `SimNetwork`. Needs a running `SimLoop`.
+
+    Args:
+        seed: of everything random in the cluster.
+        settings: what every node is told; each gets its own ``node_ip``.
+        wall_ms: the wall clock at virtual time 0, in milliseconds; it runs with virtual time.
+        latency_s: shortest and longest time of a frame on its way, in seconds.
+        trace: keep every fact that a node was told, in ``network.trace``.
+        on_fact: called with a node's address after each fact that it was told, while its state is
+            as the fact left it: the place for invariants.
+
+    Attributes:
+        network: the `SimNetwork`, for latencies, single connections and strangers.
+        dns: the `SimDns`: what the nodes' lookups are answered.
+        nodes: address → the node that runs there, in the order of their start.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        settings: Settings = SETTINGS,
+        wall_ms: int = WALL_MS,
+        latency_s: tuple[float, float] = LATENCY_S,
+        trace: bool = False,
+        on_fact: Callable[[str], None] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.settings = settings
+        self.loop = SimLoop.current()
+        self.network = SimNetwork(
+            self.loop, self.rng_of("network"), latency_s=latency_s, trace=trace
+        )
+        self.dns = SimDns(self.rng_of("dns"), timeout_s=settings.dns_lifetime_s)
+        self.nodes: dict[str, Node] = {}
+        self._wall_ms = wall_ms
+        self._on_fact = on_fact
+        self._told: dict[str, Settings] = {}
+        self._former: list[Node] = []
+        self._starts = 0
+        self._addresses = 0
+
+    def rng_of(self, what: str) -> random.Random:
+        """A generator of its own for each purpose: more draws by one change nothing for another."""
+        return random.Random(f"{self.seed} {what}")  # text is hashed by SHA-512, not by `hash`
+
+    # Nodes.
+
+    async def start(self, count: int = 1, **settings: Any) -> list[Node]:
+        """Start so many nodes at addresses of their own, at one instant.
+
+        Args:
+            count: how many.
+            settings: fields of `Settings` that differ for them.
+        """
+        started = []
+        for _ in range(count):
+            self._addresses += 1
+            ip = f"10.0.{self._addresses >> 8}.{self._addresses & 255}"
+            started.append(await self.start_at(ip, **settings))
+        return started
+
+    async def start_at(
+        self, ip: str, *, in_dns: bool = True, clock_s: float = 0.0, **settings: Any
+    ) -> Node:
+        """Start a node at an address, where none runs.
+
+        Args:
+            ip: in canonical form.
+            in_dns: whether the cluster's name has the address from now on.
+            clock_s: how far its machine's wall clock is ahead; negative where it went back.
+            settings: fields of `Settings` that differ for it; kept for `restart`.
+
+        Raises:
+            StartFailed: a node runs there.
+        """
+        told = self._told.get(ip, self.settings).replace(node_ip=ip, **settings)
+        if in_dns:
+            self.dns.add(ip)
+        self._starts += 1
+        node = await Node.start(
+            told,
+            discovery=self.dns.client(ip),
+            transport=_WatchedTransport(self.network, told, ip, self._on_fact),
+            rng=self.rng_of(f"node {self._starts}"),
+            wall_ms=self._wall_ms + int((self.loop.time() + clock_s) * 1000),
+        )
+        self._told[ip] = told
+        self.nodes[ip] = node
+        return node
+
+    async def stop(self, who: Who, reason: str = "shutdown", drain_s: float | None = None) -> None:
+        """Let a node leave as SIGTERM does; its record goes at once, as an orchestrator takes it."""
+        ip = self.ip_of(who)
+        self.dns.remove(ip)
+        node = self.nodes.pop(ip)
+        await node.stop(reason, drain_s)
+        self._former.append(node)
+
+    async def crash(self, who: Who, *, silent: bool = False, stale: bool = False) -> None:
+        """End a node as SIGKILL does: its network is gone from the first moment on.
+
+        Its processes are cancelled, since nothing harder exists for a coroutine; what they still
+        do reaches nobody.
+
+        Args:
+            who: the node.
+            silent: the machine lost its power, so that peers find out by heartbeat.
+            stale: the name keeps the address.
+        """
+        ip = self.ip_of(who)
+        node = self.nodes.pop(ip)
+        self.network.crash(ip, silent=silent)
+        if not stale:
+            self.dns.remove(ip)
+        await node.stop("crashed", 0.0)
+        self._former.append(node)
+
+    async def restart(self, who: Who, *, clock_s: float = 0.0, **settings: Any) -> Node:
+        """A new incarnation at an address that had a node; one that still runs is killed first."""
+        ip = self.ip_of(who)
+        if ip in self.nodes:
+            await self.crash(ip, stale=True)
+        return await self.start_at(ip, clock_s=clock_s, **settings)
+
+    def ip_of(self, who: Who) -> str:
+        """The address of a node, given as itself, as its name or as its address."""
+        name = who if isinstance(who, str) else who.name
+        return name.rpartition("@")[2]
+
+    # Faults. What is not here is in `network` and `dns`.
+
+    def partition(self, group: Iterable[Who], others: Iterable[Who] | None = None) -> None:
+        """Cut a group off, from these or from all others, until `heal`."""
+        there = None if others is None else self._ips(others)
+        self.network.partition(self._ips(group), there)
+
+    def partition_one_way(self, src: Iterable[Who], dst: Iterable[Who]) -> None:
+        """Let nothing from ``src`` reach ``dst``, until `heal`."""
+        self.network.partition_one_way(self._ips(src), self._ips(dst))
+
+    def heal(self) -> None:
+        """End what ails the network, the name server and the nodes that run; none is restarted."""
+        self.network.heal()
+        self.dns.heal()
+        for ip in self.nodes:
+            self.thaw(ip)
+            self.unstall(ip)
+            self.slow(ip, 1.0)
+
+    def freeze(self, who: Who) -> None:
+        """Stop a node as SIGSTOP does; see `SimNetwork.freeze`."""
+        self.network.freeze(self.ip_of(who))
+
+    def thaw(self, who: Who) -> None:
+        """Let a frozen node go on."""
+        self.network.thaw(self.ip_of(who))
+
+    def stall(self, who: Who) -> None:
+        """Let a node's loop do nothing while its heartbeats go on; see `SimNetwork.stall`."""
+        self.network.stall(self.ip_of(who))
+
+    def unstall(self, who: Who) -> None:
+        """Let a stalled node go on."""
+        self.network.unstall(self.ip_of(who))
+
+    def slow(self, who: Who, factor: float) -> None:
+        """Multiply every latency to and from a node; 1 is as before."""
+        self.network.slow(self.ip_of(who), factor)
+
+    # What has come of it.
+
+    def missing(self) -> dict[str, dict[str, str]]:
+        """Node → the running nodes that it does not list, and why; empty in a full mesh."""
+        names = {node.name for node in self.nodes.values()}
+        found = {}
+        for node in self.nodes.values():
+            absent = sorted(names - node.links.keys() - {node.name})
+            if absent:
+                found[node.name] = {name: _why(node, name) for name in absent}
+        return found
+
+    @property
+    def meshed(self) -> bool:
+        """Whether every running node lists exactly the other running nodes."""
+        others = len(self.nodes) - 1
+        return all(len(node.links) == others for node in self.nodes.values()) and not self.missing()
+
+    async def mesh(self, timeout: float = 60.0) -> float:
+        """Wait until every running node lists exactly the others.
+
+        Args:
+            timeout: virtual seconds.
+
+        Returns:
+            Virtual seconds that it took.
+
+        Raises:
+            NotMeshed: it did not come to that.
+        """
+        began_s = self.loop.time()
+        while not self.meshed:
+            if self.loop.time() - began_s >= timeout:
+                raise NotMeshed(timeout, self.missing())
+            await asyncio.sleep(MESH_STEP_S)
+        return self.loop.time() - began_s
+
+    # The end.
+
+    async def close(self) -> None:
+        """Stop every node, and look for what nodes have left behind. Raises: Leaked."""
+        self.heal()
+        for ip in list(self.nodes):
+            await self.stop(ip, drain_s=0.0)
+        await asyncio.sleep(QUIET_S)
+        found = self.leaks()
+        self._former.clear()
+        if found:
+            raise Leaked(found)
+
+    def leaks(self) -> list[str]:
+        """What the nodes that ended still hold."""
+        found = []
+        for node in self._former:
+            found += [f"{node.name}: link to {name}" for name in node.links]
+            found += [f"{node.name}: process {info.runs}" for info in node.processes()]
+        for ip in sorted(self._told.keys() - self.nodes.keys()):
+            host = self.network.host(ip)
+            found += [f"{ip}: port {port} is listened on" for port in host.endpoints]
+            found += [f"{ip}: {len(host.connections)} connections"] if host.connections else []
+        return found
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.close()
+        except Leaked as leaked:
+            if error is None:
+                raise
+            error.add_note(f"Besides: {leaked}")
+
+    def _ips(self, group: Iterable[Who]) -> list[str]:
+        return [self.ip_of(who) for who in group]
+
+
+class _WatchedTransport(SimTransport):
+    """Tells the cluster after each fact."""
+
+    def __init__(
+        self,
+        network: SimNetwork,
+        settings: Settings,
+        ip: str,
+        on_fact: Callable[[str], None] | None,
+    ) -> None:
+        super().__init__(network, settings)
+        self._ip = ip
+        self._on_fact = on_fact
+
+    async def start(self, ip: str, port: int, listener: Listener) -> None:
+        watched = listener if self._on_fact is None else _Watched(listener, ip, self._on_fact)
+        await super().start(ip, port, watched)
+
+
+class _Watched:
+    """A listener that passes facts on, and then lets somebody look."""
+
+    def __init__(self, listener: Listener, ip: str, on_fact: Callable[[str], None]) -> None:
+        self._listener = listener
+        self._ip = ip
+        self._on_fact = on_fact
+
+    def channel_opened(self, channel: int) -> None:
+        self._listener.channel_opened(channel)
+        self._on_fact(self._ip)
+
+    def channel_lost(self, channel: int, reason: str) -> None:
+        self._listener.channel_lost(channel, reason)
+        self._on_fact(self._ip)
+
+    def channel_answered(self, channel: int, frame: bytes) -> None:
+        self._listener.channel_answered(channel, frame)
+        self._on_fact(self._ip)
+
+    def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
+        self._listener.frame_arrived(source, frame, extra)
+        self._on_fact(self._ip)
+
+    def source_met(self, source: bytes, ip: str) -> None:
+        self._listener.source_met(source, ip)
+        self._on_fact(self._ip)
+
+    def source_lost(self, source: bytes) -> None:
+        self._listener.source_lost(source)
+        self._on_fact(self._ip)
+
+    def stranger_refused(self, ip: str, reason: str) -> None:
+        self._listener.stranger_refused(ip, reason)
+        self._on_fact(self._ip)
+
+
+def _why(node: Node, name: str) -> str:
+    row = node.info(name)
+    if row is None:
+        return "not known"
+    return f"{getattr(row, 'status', '')}; {getattr(row, 'last_error', '') or 'no error yet'}"
