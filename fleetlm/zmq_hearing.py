@@ -36,6 +36,10 @@ MAX_REFUSED_IPS: Final = 256
 REFUSED_EVERY_S: Final = 1.0
 """Told once in that time for each address: a stranger must not fill logs."""
 
+UNKNOWN_IP: Final = "an unknown address"
+"""Of a stranger whose connection was over before its address could be asked for: ZeroMQ names it
+only by its descriptor, and on one machine a refusal takes less than a wake-up of the loop."""
+
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
@@ -206,13 +210,14 @@ class Hearing:
             ip = str(part.get("Peer-Address"))
         except zmq.ZMQError:
             return False  # an older ZeroMQ, or no ZeroMQ at all: its bytes only look like a frame
-        if fd not in self._accepted:
-            return False  # it has gone already
         former = self._source_of.get(fd)
         if former is not None:
             self._tell_lost(former)
-        self._source_of[fd] = source
         self._sources[source] = fd
+        if fd in self._accepted:
+            self._source_of[fd] = source
+        else:  # it came, spoke and went before anybody looked
+            self._ending[source] = self._farewell()
         self._listener.source_met(source, canonical_ip(ip) or ip)
         return True
 
@@ -271,10 +276,13 @@ class Hearing:
         failure, self._failure = self._failure, None
         source = self._source_of.pop(fd, None)
         if source is not None:
-            self._ending[source] = (_NOT_YET, self._loop.time() + FAREWELL_S)
+            self._ending[source] = self._farewell()
         elif failure is not None:
             reason = refused_by_us(*failure, self._keys is not None)
             self._loop.call_soon(self._tell_refused, ip, reason)
+
+    def _farewell(self) -> tuple[int, float]:
+        return _NOT_YET, self._loop.time() + FAREWELL_S
 
     def _tell_refused(self, ip: str, reason: str) -> None:
         now = self._loop.time()
@@ -283,7 +291,7 @@ class Hearing:
         if len(self._refused) >= MAX_REFUSED_IPS:
             self._refused.clear()
         self._refused[ip] = now + REFUSED_EVERY_S
-        self._listener.stranger_refused(ip or "an unknown address", reason)
+        self._listener.stranger_refused(ip or UNKNOWN_IP, reason)
 
     def _watch(self, fd: int, read: Callable[[], None]) -> None:
         self._loop.add_reader(fd, read)

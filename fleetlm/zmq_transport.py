@@ -35,7 +35,7 @@ from fleetlm.zmq_options import (
 
 log = logging.getLogger("fleetlm.zmq")
 
-RECHECK_S: Final = 0.5
+RECHECK_S: Final = 1.0
 """Between two looks at everything: should a wake-up ever be missed, this is how long it costs."""
 TERM_SLACK_S: Final = 1.0
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import inspect
 import itertools
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,9 +122,7 @@ PORT = 14_370
 
 
 @contextlib.asynccontextmanager
-async def station(
-    ip: str | None = None, port: int = PORT, **settings: Any
-) -> AsyncIterator[Station]:
+async def station(ip: str | None = None, port: int = PORT, **settings: Any) -> AsyncIterator[Station]:
     ip = ip or free_ip()
     seen = Recorder()
     transport = ZmqTransport(Settings(**settings))
@@ -136,26 +133,25 @@ async def station(
         await transport.close()
 
 
-def both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+def both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Run an async test on asyncio's loop and on uvloop."""
 
-    @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
-    @functools.wraps(test)
-    def run(loop_factory: Callable[[], asyncio.AbstractEventLoop], **kwargs: Any) -> None:
+    def run(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(within(25, test(**kwargs)))
+            runner.run(within(25, test()))
 
-    own = inspect.signature(test)
-    first = inspect.Parameter("loop_factory", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    run.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[first, *own.parameters.values()]
-    )
-    del run.__wrapped__  # type: ignore[attr-defined]
-    return run
+    run.__name__ = test.__name__
+    return pytest.mark.parametrize(
+        "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+    )(run)
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # names alone
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from fleetlm.core.frames import IAm
 from fleetlm.curve import CurveKeys, Gatekeeper, keys_from_cookie
 from fleetlm.probe import probe
 from fleetlm.settings import Settings
+from fleetlm.zmq_hearing import UNKNOWN_IP
 from tests.zmq.rig import COOKIE, OTHER_COOKIE, both_loops, free_ip, raw_server, station
 
 # ── keys ─────────────────────────────────────────────────────────────────────────────────────────
@@ -104,7 +105,7 @@ async def test_other_cookies_get_nothing_in_and_both_sides_say_why(
         assert said_here in reason
         assert not a.send(channel, b"let me in")
         ip, why = await b.seen.until("refused")
-        assert ip == a.ip
+        assert ip in (a.ip, UNKNOWN_IP)
         assert said_there in why
         assert not b.seen.all("frame")
         assert not b.seen.all("met")
@@ -165,9 +166,7 @@ async def test_a_probe_says_why_nobody_answers() -> None:
 
 async def test_a_probe_takes_no_nonsense() -> None:
     async with station() as a:
-        a.seen.on_fact = lambda fact: (
-            a.transport.answer(fact[1], b"nonsense") if fact[0] == "frame" else None
-        )
+        a.seen.on_fact = lambda fact: a.transport.answer(fact[1], b"nonsense") if fact[0] == "frame" else None
         answer = await probe(a.ip, a.port, Settings(), 3.0)
     assert isinstance(answer, str)
     assert "not as a node does" in answer
