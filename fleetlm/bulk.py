@@ -11,6 +11,7 @@ unfinished transfers of one connection.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Hashable
 
@@ -25,8 +26,8 @@ class Transfer:
 
     __slots__ = ("number", "offset", "view")
 
-    def __init__(self, number: int, packed: bytes) -> None:
-        self.number = number
+    def __init__(self, packed: bytes) -> None:
+        self.number = -1  # given with the first piece
         self.view = memoryview(packed)
         self.offset = 0
 
@@ -34,9 +35,12 @@ class Transfer:
 class Lanes:
     """What waits to be sent in pieces, and what waits behind it."""
 
-    def __init__(self, chunk_bytes: int) -> None:
+    def __init__(self, chunk_bytes: int, unfinished_bytes: int = sys.maxsize) -> None:
         self.chunk_bytes = chunk_bytes
         self.waiting_bytes = 0
+        self._unfinished_bytes = unfinished_bytes
+        """What the receiver takes of messages that are begun and not done: see `Reassembly`."""
+        self._begun_bytes = 0
         self._lanes: dict[Hashable, deque[bytes | Transfer]] = {}
         self._turns: deque[Hashable] = deque()
         self._next_number = 0
@@ -48,8 +52,7 @@ class Lanes:
         """Queue a message of this sender: a large one, or one behind a large one."""
         item: bytes | Transfer = packed
         if len(packed) > self.chunk_bytes:
-            item = Transfer(self._next_number, packed)
-            self._next_number = (self._next_number + 1) & 0xFFFFFFFF
+            item = Transfer(packed)
         self.waiting_bytes += len(packed)
         lane = self._lanes.get(sender)
         if lane is None:
@@ -64,29 +67,46 @@ class Lanes:
 
     def next(self) -> bytes | tuple[bytes, memoryview] | None:
         """What goes next: a small message, a piece (its head and its bytes), or None."""
-        if not self._turns:
-            return None
-        sender = self._turns.popleft()
-        lane = self._lanes[sender]
-        item = lane[0]
-        if isinstance(item, bytes):
-            self.waiting_bytes -= len(item)
-            lane.popleft()
-            self._another_turn(sender, lane)
-            return item
+        for _ in range(len(self._turns)):
+            sender = self._turns.popleft()
+            lane = self._lanes[sender]
+            item = lane[0]
+            if isinstance(item, bytes):
+                self.waiting_bytes -= len(item)
+                lane.popleft()
+                self._another_turn(sender, lane)
+                return item
+            if item.number >= 0 or self._begin(item):
+                piece = self._piece(item, lane)
+                self._another_turn(sender, lane)
+                return CHUNK_HEAD.pack(item.number, len(item.view)), piece
+            self._turns.append(sender)
+        return None
+
+    def _begin(self, item: Transfer) -> bool:
+        """Give a message its number, unless the receiver might have to hold too much at a time."""
+        total_bytes = len(item.view)
+        if self._begun_bytes and self._begun_bytes + total_bytes > self._unfinished_bytes:
+            return False
+        self._begun_bytes += total_bytes
+        item.number = self._next_number
+        self._next_number = (self._next_number + 1) & 0xFFFFFFFF
+        return True
+
+    def _piece(self, item: Transfer, lane: deque[bytes | Transfer]) -> memoryview:
         piece = item.view[item.offset : item.offset + self.chunk_bytes]
         item.offset += len(piece)
         self.waiting_bytes -= len(piece)
         if item.offset == len(item.view):
+            self._begun_bytes -= len(item.view)
             lane.popleft()
-        self._another_turn(sender, lane)
-        return CHUNK_HEAD.pack(item.number, len(item.view)), piece
+        return piece
 
     def clear(self) -> None:
         """The connection is over."""
         self._lanes.clear()
         self._turns.clear()
-        self.waiting_bytes = 0
+        self.waiting_bytes = self._begun_bytes = 0
 
     def _another_turn(self, sender: Hashable, lane: deque[bytes | Transfer]) -> None:
         if lane:
@@ -101,9 +121,9 @@ class Reassembly:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._claimed_bytes = 0
-        self._unfinished: dict[int, tuple[int, list[bytes], int]] = {}
+        self._unfinished: dict[int, tuple[int, bytearray]] = {}
 
-    def add(self, head: bytes, piece: bytes) -> bytes | None:
+    def add(self, head: bytes, piece: bytes) -> memoryview | None:
         """Take a piece. Returns the whole message with its last one. Raises: BadFrame."""
         if len(head) != CHUNK_HEAD.size or not piece:
             raise BadFrame("a chunk without its head or without bytes")
@@ -115,15 +135,15 @@ class Reassembly:
             if len(self._unfinished) >= MAX_TRANSFERS:
                 raise BadFrame(f"more than {MAX_TRANSFERS:,} large messages at a time")
             self._claimed_bytes += total_bytes
-            known = (total_bytes, [], 0)
-        claimed_bytes, pieces, have_bytes = known
-        have_bytes += len(piece)
+            known = (total_bytes, bytearray())
+        claimed_bytes, whole = known
+        have_bytes = len(whole) + len(piece)
         if total_bytes != claimed_bytes or have_bytes > total_bytes:
             raise BadFrame("a chunk that does not fit its message")
-        pieces.append(piece)
+        whole += piece  # now, not at the end: that would hold up the loop for a long while
         if have_bytes < total_bytes:
-            self._unfinished[number] = (total_bytes, pieces, have_bytes)
+            self._unfinished[number] = (total_bytes, whole)
             return None
         self._unfinished.pop(number, None)
         self._claimed_bytes -= total_bytes
-        return b"".join(pieces)
+        return memoryview(whole)

@@ -33,7 +33,9 @@ class Caller(Protocol):
 
 
 class Call:
-    """A request in a mailbox. Reply exactly once, now or later, from any task of the node::
+    """A request in a mailbox.
+
+    Reply exactly once, now or later, from any task of the node::
 
         match message:
             case Call(message=("add", a, b)):

@@ -112,9 +112,7 @@ def parser() -> argparse.ArgumentParser:
 
     start = command("start", "run a node in the foreground", START)
     start.add_argument("program", nargs="?", metavar="MODULE:FUNCTION")
-    start.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="info"
-    )
+    start.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     remote = command("remote", "evaluate Python in a running node, or open a shell in it", REMOTE)
     remote.add_argument("source", nargs="?", metavar="EXPR", help="- reads it from stdin")
     remote.add_argument("--json", action="store_true", help="print one JSON object")

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 MAX_CLIENTS = 16
 """At the same time, evaluations that will not be cancelled included."""
+ACCEPT_TURNS = 6
+"""Turns of the loop from the acceptance of a connection to the task that serves it."""
+CLOSE_WAIT_S = 0.5
+"""For a client to take what was sent last."""
 ROOM_WAIT_S = 0.1
 """For one of too many clients to go: whoever looks which nodes live connects for a moment."""
 MAX_UNREAD_BYTES = 8 * 1024 * 1024
@@ -50,6 +54,9 @@ class Console:
         self._node = node
         self._env = dict(os.environ) if env is None else env
         self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._tasks: dict[asyncio.Task[Any], _Client] = {}
+        """Everybody who is connected, those that are being refused included."""
         self._clients: dict[asyncio.Task[Any], _Client] = {}
         self.path: str | None = None
         """The socket, while it is open; None where the remote shell is off or could not be opened."""
@@ -67,28 +74,37 @@ class Console:
                 error,
             )
 
-    async def stop(self, reason: str = "shutdown") -> None:
-        """Tell the clients, cancel what they evaluate, and take the socket away. Idempotent."""
+    async def stop(self, reason: str = "shutdown", asked_by: asyncio.Task[Any] | None = None) -> None:
+        """Tell the clients, cancel what they evaluate, and take the socket away. Idempotent.
+
+        The client whose evaluation asked for it (``asked_by``; default: the current task) is
+        answered still.
+        """
         server, self._server = self._server, None
         if server is None:
             return
-        server.close()
         self._unlink()
-        here = asyncio.current_task()
-        others = [client for client in self._clients.values() if not client.evaluates_in(here)]
-        for client in others:
+        if self._listener is not None:
+            # asyncio loses a socket that it accepted in the same turn as a server is closed: let
+            # what was accepted become clients first, which can be closed.
+            asyncio.get_running_loop().remove_reader(self._listener)
+        for _ in range(ACCEPT_TURNS):
+            await asyncio.sleep(0)
+        server.close()
+        here = asked_by or asyncio.current_task()
+        ending = {task: client for task, client in self._tasks.items() if not client.evaluates_in(here)}
+        for client in ending.values():
             client.leave(reason)
-        serving = [task for task, client in self._clients.items() if client in others]
-        if serving:
-            _, late = await asyncio.wait(serving, timeout=CANCEL_WAIT_S)
-            for task in late & self._clients.keys():
-                self._clients[task].abort()
-        for client in list(self._clients.values()):
-            # The one that asked the node to stop gets its answer still, in this turn of the loop.
-            client.close_soon(reason)
+        if ending:
+            _, late = await asyncio.wait(ending, timeout=CANCEL_WAIT_S)
+            for task in late & self._tasks.keys():
+                self._tasks[task].abort()
+        for task, client in self._clients.items():
+            if task not in ending:
+                client.leave_when_done(reason)
 
     async def _listen(self) -> None:
-        listener = self._bind()
+        listener = self._listener = self._bind()
         try:
             self._server = await asyncio.start_unix_server(
                 self._met, sock=listener, limit=protocol.MAX_REQUEST_BYTES
@@ -130,19 +146,26 @@ class Console:
         task = asyncio.current_task()
         assert task is not None
         client = _Client(self._node, reader, writer)
+        self._tasks[task] = client
+        try:
+            await self._admit(task, client, writer)
+        except asyncio.CancelledError:
+            client.abort()  # the loop ends; asyncio would log the cancellation as an error
+        finally:
+            del self._tasks[task]
+            self._clients.pop(task, None)
+
+    async def _admit(self, task: asyncio.Task[Any], client: _Client, writer: asyncio.StreamWriter) -> None:
         until = client.now() + ROOM_WAIT_S
-        while len(self._clients) >= MAX_CLIENTS and client.now() < until:
+        while len(self._clients) >= MAX_CLIENTS and client.now() < until:  # noqa: ASYNC110
             await asyncio.sleep(ROOM_WAIT_S / 10)
         refusal = self._refusal(writer)
         if refusal is not None:
             client.post({"refused": refusal[0], "code": refusal[1]})
-            writer.close()
+            await client.close()
             return
         self._clients[task] = client
-        try:
-            await client.serve()
-        finally:
-            del self._clients[task]
+        await client.serve()
 
     def _refusal(self, writer: asyncio.StreamWriter) -> tuple[str, str] | None:
         if self._server is None:
@@ -159,9 +182,7 @@ class Console:
 class _Client:
     """One connection: reads requests all the time, so that it hears of a cancel or of the end."""
 
-    def __init__(
-        self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._node = node
         self._reader = reader
         self._writer = writer
@@ -191,7 +212,16 @@ class _Client:
             await self._end_evaluation()
             self._session.close()
             CAPTURE.release()
-            self._writer.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """Close; what a client does not take in time is dropped."""
+        self._writer.close()
+        try:
+            async with asyncio.timeout(CLOSE_WAIT_S):
+                await self._writer.wait_closed()
+        except (OSError, TimeoutError):
+            self.abort()
 
     def evaluates_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether this client's evaluation is that task: it asks the node to stop, and waits."""
@@ -208,13 +238,10 @@ class _Client:
         """Close without waiting for a client that does not read."""
         self._writer.transport.abort()
 
-    def close_soon(self, reason: str) -> None:
-        """As `leave`, once the evaluation that is in progress has answered."""
-        evaluation = self._evaluation
-        if evaluation is None or evaluation.done():
-            self.leave(reason)
-        else:
-            evaluation.add_done_callback(lambda _: self.leave(reason))
+    def leave_when_done(self, reason: str) -> None:
+        """As `leave`, once the evaluation has its answer: it asked the node to stop."""
+        if self._evaluation is not None:
+            self._evaluation.add_done_callback(lambda _: self.leave(reason))
 
     def post(self, message: Message) -> None:
         """Send one frame, without waiting."""
@@ -242,9 +269,7 @@ class _Client:
                 layout = min(width, MAX_WIDTH) if isinstance(width, int) and width > 0 else 0
                 self._current = number
                 self._evaluation = self._loop.create_task(self._session.run(source))
-                self._evaluation.add_done_callback(
-                    lambda task: self._evaluated(task, number, layout)
-                )
+                self._evaluation.add_done_callback(lambda task: self._evaluated(task, number, layout))
             case {"op": "cancel"}:
                 if self._evaluation is not None:
                     self._evaluation.cancel()

@@ -17,6 +17,7 @@ from fleetlm import doctor_checks as checks
 from fleetlm import remote
 from fleetlm.console_protocol import BadMessage
 from fleetlm.core.answers import Answer
+from fleetlm.core.frames import IAm
 from fleetlm.discovery import DnsDiscovery
 from fleetlm.doctor_checks import Facts, Finding, PeerFact
 from fleetlm.errors import SettingsError
@@ -27,7 +28,7 @@ from fleetlm.settings import Settings
 
 EX_CONFIG = 78
 KNOCK_S = 2.0
-PROBE_S = 3.0
+PROBE_S = 2.5
 AT_ONCE = 32
 """Peers that are asked at the same time."""
 MAX_PEERS = 200
@@ -64,8 +65,10 @@ def ask_node(wanted: str | None) -> tuple[dict[str, Any] | None, str, int]:
     except remote.RemoteFailure as failure:
         # That none runs, or does not answer, is a finding; which one is meant must be said.
         ends = failure.code == remote.USAGE or wanted is not None
-        return None, failure.text.partition("\n")[0] if not ends else failure.text, (
-            failure.code if ends else 0
+        return (
+            None,
+            failure.text.partition("\n")[0] if not ends else failure.text,
+            (failure.code if ends else 0),
         )
     try:
         return remote.ask_facts(link), "", 0
@@ -75,9 +78,7 @@ def ask_node(wanted: str | None) -> tuple[dict[str, Any] | None, str, int]:
         link.close()
 
 
-async def gather(
-    settings: Settings, running: dict[str, Any] | None, node_why: str, error: str
-) -> Facts:
+async def gather(settings: Settings, running: dict[str, Any] | None, node_why: str, error: str) -> Facts:
     """Ask DNS, this machine and every address. Takes seconds, where addresses are dead."""
     differs = [] if running is None or error else differing(settings, running)
     cookie_known = running is None or bool(running["cookie"]) == (settings.cookie is not None)
@@ -121,9 +122,9 @@ async def gather(
 
 
 def differing(settings: Settings, running: dict[str, Any]) -> list[str]:
-    """Variables that hold something else here than in the node."""
+    """Variables that are set here, and hold something else than in the node."""
     mine, its = settings.effective(), running["settings"]
-    return [name for name in mine if name in its and mine[name] != its[name]]
+    return [name for name in mine if name in os.environ and mine[name] != its.get(name)]
 
 
 def adopt(settings: Settings, running: dict[str, Any]) -> Settings:
@@ -162,9 +163,7 @@ async def look_up(settings: Settings) -> tuple[Answer | None, str]:
     return await discovery.lookup(), discovery.source
 
 
-def addresses_to_ask(
-    answer: Answer | None, running: dict[str, Any] | None, own_ip: str
-) -> list[str]:
+def addresses_to_ask(answer: Answer | None, running: dict[str, Any] | None, own_ip: str) -> list[str]:
     """Who is in the answer or in the node's table, without ourselves."""
     named = [] if answer is None else list(answer.addresses)
     rows = [] if running is None else running["info"]["peers"]
@@ -174,11 +173,14 @@ def addresses_to_ask(
 
 
 async def knock(ip: str, settings: Settings, *, ask_who: bool) -> PeerFact:
-    """Connect by TCP, and if somebody listens ask who it is."""
+    """Ask who is there; where nobody says, see whether TCP connects at all.
+
+    In this order, since a node takes a bare connection for a stranger's, and logs it.
+    """
     port = settings.node_port
-    tcp = await connects(ip, port)
-    answer = await probe(ip, port, settings, PROBE_S) if tcp is None and ask_who else None
-    return PeerFact(ip, port, tcp, answer)
+    answer = await probe(ip, port, settings, PROBE_S) if ask_who else None
+    tcp = None if isinstance(answer, IAm) else await connects(ip, port)
+    return PeerFact(ip, port, tcp, answer if tcp is None else None)
 
 
 async def connects(ip: str, port: int) -> str | None:
@@ -196,9 +198,7 @@ async def connects(ip: str, port: int) -> str | None:
     return None
 
 
-async def own_port(
-    ip: str, settings: Settings, running: bool, ask_who: bool
-) -> PeerFact | str | None:
+async def own_port(ip: str, settings: Settings, running: bool, ask_who: bool) -> PeerFact | str | None:
     """Who listens on the own endpoint; None: nobody, and it can be bound; text: it cannot be."""
     fact = await knock(ip, settings, ask_who=ask_who)
     if running or fact.tcp is None:

@@ -306,7 +306,7 @@ def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool) -> Fin
             "Give every node the same FLEETLM_COOKIE, or none; if the cookie is right, something other than "
             "a node listens there"
         )
-        return Finding(WARN if up else FAIL, "peer", f"{where}: {fact.answer}", cure)
+        return Finding(WARN if up else FAIL, "peer", fact.answer, cure)
     if fact.answer is None:
         return Finding(OK, "peer", f"{where} accepts connections")
     return _judge_answer(settings, fact.answer, fact, named)

@@ -192,7 +192,14 @@ class Driver:
         if outgoing is None or incoming is None:
             raise AssertionError(f"{order.name} is up without both halves")
         link = Link(
-            peer, outgoing, incoming, self._settings, self._codec, self._transport, self.flush_soon, self._link_lost
+            peer,
+            outgoing,
+            incoming,
+            self._settings,
+            self._codec,
+            self._transport,
+            self.flush_soon,
+            self._link_lost,
         )
         self.links[order.name] = link
         self._by_source[incoming.source] = link

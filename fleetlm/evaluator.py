@@ -134,16 +134,15 @@ class Session:
     def _remember(self, source: str) -> str:
         """Let tracebacks show the lines of ``source``, which is in no file."""
         filename = f"<remote-{next(_serial)}>"
-        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        lines = [f"{line}\n" for line in source.splitlines()]  # carets count on the line's end
+        linecache.cache[filename] = (len(source), None, lines, filename)
         self._files.append(filename)
         if len(self._files) > MAX_SOURCES_KEPT:
             linecache.cache.pop(self._files.pop(0), None)
         return filename
 
 
-def _compiled(
-    source: str, filename: str
-) -> tuple[types.CodeType | None, types.CodeType | None]:
+def _compiled(source: str, filename: str) -> tuple[types.CodeType | None, types.CodeType | None]:
     """The statements, and the expression behind them whose value is the result."""
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     parsed = compile(source, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)

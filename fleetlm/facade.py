@@ -69,9 +69,7 @@ class ProcessNoun:
 
     def list(self) -> list[Pid]:
         """The pids of this node's processes, oldest first."""
-        return sorted(
-            (info.pid for info in self._node.processes()), key=lambda pid: pid.number
-        )
+        return sorted((info.pid for info in self._node.processes()), key=lambda pid: pid.number)
 
     def info(self, process: Pid | int | str) -> object:
         """What is known of a process, given as pid, as its number or by name; None when it is gone."""
@@ -138,9 +136,7 @@ def facts(node: Node) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """A value with dataclasses as dicts and all else as JSON takes it, or as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)
-        }
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

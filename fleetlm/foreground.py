@@ -64,9 +64,7 @@ def load(target: str) -> Program:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         hint = " (write the module's name, not its file)" if module_name.endswith(".py") else ""
-        raise NoSuchProgram(
-            f"there is no module {error.name!r} in {here} or on PYTHONPATH{hint}"
-        ) from None
+        raise NoSuchProgram(f"there is no module {error.name!r} in {here} or on PYTHONPATH{hint}") from None
     for name in path.split("."):
         try:
             found = getattr(found, name)
@@ -133,9 +131,7 @@ def _said(text: str, code: int) -> int:
 class _Foreground:
     """One run."""
 
-    def __init__(
-        self, settings: Settings, program: Program | None, formatter: logs.LineFormatter
-    ) -> None:
+    def __init__(self, settings: Settings, program: Program | None, formatter: logs.LineFormatter) -> None:
         self._settings = settings
         self._program = program
         self._formatter = formatter
@@ -180,9 +176,7 @@ class _Foreground:
         stopped = asyncio.create_task(node.wait_stopped())
         program = asyncio.create_task(self._run_program(node))
         try:
-            await asyncio.wait(
-                {signalled, stopped, program}, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({signalled, stopped, program}, return_when=asyncio.FIRST_COMPLETED)
             if signalled.done():
                 log.info("leaving, since told to by a signal; a second one ends the process at once")
             code = program.result() if program.done() else OK

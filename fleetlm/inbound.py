@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fleetlm")
 
+_NOBODY = object()
 MAX_TIMEOUT_MS = 86_400_000
 """A day: a longer deadline from a peer is cut to it."""
 
@@ -86,7 +87,7 @@ class Inbound:
             messages = [message for message in messages if self._readable(link, message)]
         self._deliver(link, messages)
 
-    def _large(self, link: Link, whole: bytes) -> None:
+    def _large(self, link: Link, whole: memoryview) -> None:
         failures = self._codec.failures
         try:
             message = self._codec.unpack(whole)
@@ -96,23 +97,34 @@ class Inbound:
             self._deliver(link, [message])
 
     def _deliver(self, link: Link, messages: list[Any]) -> None:
-        boxes = self._boxes
+        """One look-up, one wake-up and one look at the limit for each run of messages to a process."""
         link.received += len(messages)
+        run: object = _NOBODY
+        box: Mailbox | None = None
+        put: Callable[[Any], None] = self._undeliverable
         try:
             for message in messages:
-                if len(message) == 2:
-                    to, payload = message
-                    box = boxes.get(to)
-                    if box is None:
-                        self.undelivered += 1
-                        continue
-                    box.put(payload)
-                    if len(box.queue) > box.limit:
-                        link.choke(box)
-                else:
+                if len(message) != 2:
                     self._operation(link, message)
+                    run = _NOBODY  # it may have changed who has which name
+                    continue
+                to, payload = message
+                if to != run:
+                    if box is not None and len(box.queue) > box.limit:
+                        link.choke(box)
+                    run, box = to, self._boxes.get(to)
+                    put = self._undeliverable if box is None else box.queue.append
+                    if box is not None:
+                        box.put(payload)
+                        continue
+                put(payload)
         except (TypeError, ValueError, LookupError) as error:
             raise BadFrame(f"a message that is none: {error}") from error
+        if box is not None and len(box.queue) > box.limit:
+            link.choke(box)
+
+    def _undeliverable(self, _payload: Any) -> None:
+        self.undelivered += 1
 
     def _operation(self, link: Link, message: list[Any]) -> None:
         """Everything but a one-way message. Raises: TypeError, ValueError, LookupError."""

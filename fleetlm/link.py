@@ -48,6 +48,8 @@ class Link:
         "_acked_bulk",
         "_batch",
         "_batch_bytes",
+        "_batch_limit",
+        "_batch_limit_bytes",
         "_codec",
         "_flush_soon",
         "_limit_bytes",
@@ -55,7 +57,6 @@ class Link:
         "_lost",
         "_sent",
         "_sent_bulk",
-        "_small_bytes",
         "_told",
         "_told_bulk",
         "_transport",
@@ -73,6 +74,7 @@ class Link:
         "received",
         "requests",
         "sent",
+        "small_bytes",
         "taken",
         "taken_bulk",
         "window_bytes",
@@ -100,7 +102,8 @@ class Link:
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
         """Requests of the peer that are open here, by its ref."""
-        self.lanes = Lanes(settings.chunk_bytes)
+        self._limit_bytes = min(settings.max_message_bytes, incoming.hello.max_message_bytes)
+        self.lanes = Lanes(settings.chunk_bytes, self._limit_bytes)
         self.reassembly = Reassembly(settings.max_message_bytes)
         self.choked: dict[Mailbox, Callable[[], None]] = {}
         """Mailboxes of ours that are over their limit: the peer gets no credit meanwhile."""
@@ -112,14 +115,15 @@ class Link:
         """Bytes of the peer that were decoded, and those of them in chunks."""
         self.taken_bulk = 0
         self._limits = settings
-        self._limit_bytes = min(settings.max_message_bytes, incoming.hello.max_message_bytes)
-        self._small_bytes = min(settings.chunk_bytes, self._limit_bytes)
+        self.small_bytes = min(settings.chunk_bytes, self._limit_bytes)
         self._codec = codec
         self._transport = transport
         self._flush_soon = flush_soon
         self._lost = lost
         self._batch: list[bytes] = [b""]
         self._batch_bytes = 0
+        self._batch_limit = settings.batch_messages
+        self._batch_limit_bytes = settings.batch_bytes
         self._sent = self._acked = self._told = 0
         self._sent_bulk = self._acked_bulk = self._told_bulk = 0
         self._waiters: dict[asyncio.Future[None], None] = {}
@@ -133,12 +137,28 @@ class Link:
 
     @property
     def full(self) -> bool:
-        """Whether a sender that can wait should."""
-        return self._sent - self._acked + self._batch_bytes + self.lanes.waiting_bytes >= self.window_bytes
+        """Whether a sender that can wait should.
 
-    async def room(self) -> None:
-        """Return when the window has room. Raises: NoConnection, if the connection ends first."""
-        while self.full and not self.closed:
+        What waits in lanes holds up those who have one: a large message must not delay anybody else.
+        """
+        if self._sent - self._acked + self._batch_bytes >= self.window_bytes:
+            return True
+        lanes = self.lanes  # `crowded` by hand: this is asked for every message
+        return lanes.waiting_bytes >= self.window_bytes and lanes.has(asyncio.current_task())
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a large message of anybody should wait for those before it."""
+        return self.lanes.waiting_bytes >= self.window_bytes
+
+    async def room(self, size: int = 0) -> None:
+        """Return when there is room, for a message of that size if it is known.
+
+        Raises:
+            NoConnection: the connection ended first.
+        """
+        large = size > self.small_bytes
+        while (self.full or (large and self.crowded)) and not self.closed:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters[waiter] = None
             try:
@@ -148,12 +168,16 @@ class Link:
         if self.closed:
             raise NoConnection(self.name, self.closed)
 
-    def append(self, packed: bytes, sender: Hashable = None) -> None:
+    def append(self, packed: bytes, sender: Hashable = None) -> bool:
         """Put a packed message on the road.
 
         Args:
             packed: one item of a batch.
             sender: whose messages must stay in order; default: the current task.
+
+        Returns:
+            Whether a batch or a large message is on its way already: a sender in a tight loop should
+            let the loop turn.
 
         Raises:
             NoConnection: the connection is over; nothing was sent.
@@ -162,14 +186,13 @@ class Link:
         if self.closed:
             raise NoConnection(self.name, self.closed)
         size = len(packed)
-        if (size > self._small_bytes or self.lanes) and self._to_lane(packed, size, sender):
-            return
-        if not self._batch_bytes:
-            self._flush_soon(self)
-        self._to_batch(packed, size)
+        lanes_in_use = self.lanes.waiting_bytes
+        if (size > self.small_bytes or lanes_in_use) and self._to_lane(packed, size, sender):
+            return True
+        return self._to_batch(packed, size)
 
     def must_yield(self) -> bool:
-        """Whether a batch has just left inline: a sender in a tight loop should let the loop turn."""
+        """Whether nothing waits for the end of the turn, as a batch has just left inline."""
         return not self._batch_bytes
 
     def flush(self) -> None:
@@ -194,16 +217,20 @@ class Link:
         if after is not None and self.lanes.has(after):
             self.lanes.add(after, packed)
             return
-        if not self._batch_bytes:
-            self._flush_soon(self)
         self._to_batch(packed, len(packed))
 
-    def _to_batch(self, packed: bytes, size: int) -> None:
+    def _to_batch(self, packed: bytes, size: int) -> bool:
+        """Returns whether the batch was full and has left."""
         batch = self._batch
         batch.append(packed)
-        self._batch_bytes += size
-        if self._batch_bytes >= self._limits.batch_bytes or len(batch) > self._limits.batch_messages:
-            self._flush_batch()
+        bytes_before = self._batch_bytes
+        self._batch_bytes = bytes_now = bytes_before + size
+        if not bytes_before:
+            self._flush_soon(self)
+        if bytes_now < self._batch_limit_bytes and len(batch) <= self._batch_limit:
+            return False
+        self._flush_batch()
+        return True
 
     def _to_lane(self, packed: bytes, size: int, sender: Hashable) -> bool:
         if sender is None:

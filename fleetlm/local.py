@@ -38,8 +38,8 @@ class LocalProcesses:
         self.boxes[pid.number] = process.mailbox
         if name is not None:
             self.boxes[name] = process.mailbox
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._run(process, function, args), name=f"fleetlm {name or runs} {pid.number}")
+        run = self._run(process, function, args)
+        task = asyncio.get_running_loop().create_task(run, name=f"fleetlm {name or runs} {pid.number}")
         self._tasks[task] = None
         task.add_done_callback(lambda done: self._ended(process, done))
         process.run(task)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fleetlm.call import Call
@@ -41,8 +41,8 @@ class Mailbox:
     def __aiter__(self) -> Mailbox:
         return self
 
-    async def __anext__(self) -> Any:
-        return await self.get()
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        return self._next()  # not async itself: each layer of coroutines costs a message 80 ns
 
     @property
     def full(self) -> bool:
@@ -76,7 +76,7 @@ class Mailbox:
             finally:
                 self.forget_room(drained.set)
 
-    async def get(self, timeout: float | None = None) -> Any:
+    def get(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """The next message; waits up to ``timeout`` seconds (None: for ever).
 
         Calls whose deadline has passed, or whose caller has gone, are passed over.
@@ -85,8 +85,9 @@ class Mailbox:
             TimeoutError: nothing came; nothing was taken.
             RuntimeError: another task waits for this mailbox already; only its process may.
         """
-        if timeout is None:
-            return await self._next()
+        return self._next() if timeout is None else self._next_within(timeout)
+
+    async def _next_within(self, timeout: float) -> Any:
         async with asyncio.timeout(timeout):
             return await self._next()
 

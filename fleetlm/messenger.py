@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Target = Pid | str | tuple[str, str]
 """A pid, a name registered on this node, or ``(name, node)`` (an `Address`)."""
 
+MAX_TIMEOUT_S = 86_400.0
+"""A longer deadline, ``inf`` included, is this one: what travels is a number of milliseconds."""
+
 
 class Messenger:
     """The sending side of a node."""
@@ -67,8 +70,10 @@ class Messenger:
             return
         if link.full:
             await link.room()
-        link.append(self._codec.pack([key, message], message))
-        if link.must_yield():
+        packed = self._codec.pack([key, message], message)
+        if len(packed) > link.small_bytes and link.crowded:
+            await link.room(len(packed))
+        if link.append(packed):
             await asyncio.sleep(0)
 
     def send_nowait(self, to: Target, message: Any) -> None:
@@ -82,10 +87,14 @@ class Messenger:
             return
         if link.full:
             raise WouldBlock(to, f"{link.in_flight:,} bytes are in flight to {link.name}")
-        link.append(self._codec.pack([key, message], message))
+        packed = self._codec.pack([key, message], message)
+        if len(packed) > link.small_bytes and link.crowded:
+            raise WouldBlock(to, f"large messages of {link.in_flight:,} bytes wait for {link.name}")
+        link.append(packed)
 
     async def call(self, to: Target, message: Any, timeout_s: float) -> Any:
         """See `Node.call`."""
+        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         deadline = self._loop.time() + timeout_s
         link, key = self._route(to)
         if link is None:
@@ -95,6 +104,8 @@ class Messenger:
         ref = self._take_ref()
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
         packed = self._codec.pack([int(Op.CALL), key, message, ref, timeout_ms], message)
+        if len(packed) > link.small_bytes and link.crowded:
+            await self._room(link, to, timeout_s, deadline, len(packed))
         return await self._request(link, to, ref, packed, timeout_s, deadline)
 
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
@@ -107,6 +118,7 @@ class Messenger:
 
     async def multicall(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
         """See `Node.multicall`."""
+        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         payload = self._codec.pack_value(message)
         deadline = self._loop.time() + timeout_s
         sender = asyncio.current_task()  # The calls run in tasks of their own, and keep its order.
@@ -124,11 +136,12 @@ class Messenger:
         packed = b"\x92" + self._codec.pack_value(name) + payload
         wanted = [*self._links, self._name] if nodes is None else [canonical_node(node) for node in nodes]
         links = [link for link in map(self._links.get, wanted) if link is not None]
-        full = [link for link in links if link.full]
-        sent = sum(_put(link, packed) for link in links if not link.full)
+        size = len(packed)
+        full = [link for link in links if link.full or (size > link.small_bytes and link.crowded)]
+        sent = sum(_put(link, packed) for link in links if link not in full)
         for link in full:  # Those that are behind must not keep it from the others.
             try:
-                await link.room()
+                await link.room(size)
             except NoConnection:
                 continue
             sent += _put(link, packed)
@@ -144,6 +157,11 @@ class Messenger:
         """The link to a target (None: it is on this node) and its key there."""
         if self.stopped:
             raise NodeStopped(self._name)
+        if isinstance(to, tuple):  # the usual case: a connected node
+            name, node = to
+            link = self._links.get(node)
+            if link is not None:
+                return link, name
         if isinstance(to, Pid):
             if to.node == self._name:
                 return None, to.number
@@ -154,15 +172,9 @@ class Messenger:
         if isinstance(to, str):
             return None, to
         name, node = to
-        if node == self._name:
-            return None, name
-        found = self._links.get(node)
-        if found is None:
+        if node != self._name:
             node = canonical_node(node)
-            if node == self._name:
-                return None, name
-            found = self._link(node)
-        return found, name
+        return (None if node == self._name else self._link(node)), name
 
     def _link(self, node: str) -> Link:
         link = self._links.get(node)
@@ -248,12 +260,16 @@ class Messenger:
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
         pack = self._codec.pack_value
         packed = b"\x95" + pack(int(Op.CALL)) + pack(key) + payload + pack(ref) + pack(timeout_ms)
+        if len(packed) > link.small_bytes and link.crowded:
+            await self._room(link, to, timeout_s, deadline, len(packed))
         return await self._request(link, to, ref, packed, timeout_s, deadline, sender)
 
-    async def _room(self, window: Any, to: Target, timeout_s: float, deadline: float) -> None:
+    async def _room(
+        self, window: Any, to: Target, timeout_s: float, deadline: float, *size: int
+    ) -> None:
         try:
             async with asyncio.timeout_at(deadline):
-                await window.room()
+                await window.room(*size)
         except TimeoutError:
             raise WouldBlock(to, f"its window stayed full for the {timeout_s:g} s of the deadline") from None
 

@@ -14,7 +14,7 @@ from fleetlm.core.connection import Identity
 from fleetlm.core.kernel import Kernel
 from fleetlm.core.topology import PeerInfo
 from fleetlm.driver import Driver
-from fleetlm.errors import FleetError, NodeStopped, RemoteError
+from fleetlm.errors import FleetError, NodeStopped
 from fleetlm.events import EventHub, Subscription
 from fleetlm.ids import Pid, new_incarnation
 from fleetlm.inbound import Inbound
@@ -91,9 +91,7 @@ class Node:
         )  # fmt: skip
         self.poller: Poller | None = None
         if parts.discovery is not None:
-            self.poller = Poller(
-                parts.discovery, settings, parts.rng, self._looked_up, self._met_anybody
-            )
+            self.poller = Poller(parts.discovery, settings, parts.rng, self._looked_up, self._met_anybody)
             self._driver.on_loss = self.poller.kick
         self.discovery = parts.discovery
         self._change = asyncio.Event()
@@ -145,7 +143,11 @@ class Node:
             self.poller.start(parts.first_answer)
         if parts.console is not None:
             self._console = parts.console(self)
-            await self._console.start()
+            try:
+                await self._console.start()
+            except BaseException:
+                await self.stop("could not start", 0.0)
+                raise
         return self
 
     async def stop(self, reason: str = "shutdown", drain_s: float | None = None) -> None:
@@ -159,11 +161,12 @@ class Node:
         self._stopping = True
         if self._leaving is None:
             self.kernel.draining = True
-            self._leaving = self._loop.create_task(self._leave(reason, drain_s), name=f"{self.name} leaves")
-        # A task of its own: whoever asked may be cancelled, being a process of this node, say.
+            # A task of its own: whoever asks may be cancelled, being a process of this node, say.
+            leave = self._leave(reason, drain_s, asyncio.current_task())
+            self._leaving = self._loop.create_task(leave, name=f"{self.name} leaves")
         await asyncio.shield(self._leaving)
 
-    async def _leave(self, reason: str, drain_s: float | None) -> None:
+    async def _leave(self, reason: str, drain_s: float | None, asked_by: asyncio.Task[Any] | None) -> None:
         self._driver.tick_links()
         if self.poller is not None:
             await self.poller.stop()
@@ -172,7 +175,7 @@ class Node:
         self._messenger.close(reason)
         self._driver.leave(reason)
         if self._console is not None:
-            await self._console.stop()
+            await self._console.stop(reason, asked_by)
         await self._transport.close()
         self._events.close()
         self._changed()
@@ -253,7 +256,7 @@ class Node:
         return was_up
 
     def events(self) -> Subscription:
-        """nodeup and nodedown: the nodes that are connected now, then every change, with no gap."""
+        """Every nodeup and nodedown: the nodes that are connected now, then every change, with no gap."""
         return self._events.subscribe()
 
     async def ready(self, min_nodes: int = 1, timeout: float | None = None) -> None:
@@ -277,6 +280,7 @@ class Node:
 
         Args:
             function: a coroutine function; its first argument is its `Process`.
+            *args: its further arguments.
             name: registered at once, so that a message can be sent right after.
 
         Raises:
@@ -377,7 +381,9 @@ class Node:
         """
         return await self._messenger.call(to, message, self._deadline_s(timeout))
 
-    async def multicall(self, targets: Sequence[Target], message: Any, timeout: float | None = None) -> Sequence[Any]:
+    async def multicall(
+        self, targets: Sequence[Target], message: Any, timeout: float | None = None
+    ) -> Sequence[Any]:
         """One request to many, encoded once.
 
         Returns:
@@ -389,7 +395,11 @@ class Node:
     async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None = None) -> int:
         """Send to the process ``name`` on every connected node and this one, encoded once.
 
+        Waits for nodes whose windows are full, after it has sent to all others.
+
         Args:
+            name: of the process on each node.
+            message: as `send`.
             nodes: only these; those that are not connected are passed over.
 
         Returns:
@@ -435,7 +445,7 @@ class Node:
 
     async def _drain(self, drain_s: float) -> None:
         until = self._loop.time() + drain_s
-        while self._busy() and self._loop.time() < until:
+        while self._busy() and self._loop.time() < until:  # noqa: ASYNC110  # many facts end it
             await asyncio.sleep(min(0.01, drain_s))
 
     def _busy(self) -> bool:
@@ -477,6 +487,6 @@ class NodeStarting:
     async def _start(self) -> Node:
         settings, discovery, transport = self._args
         wall_ms = int(time.time() * 1000) if self._wall_ms is None else self._wall_ms
-        rng = random.Random() if self._rng is None else self._rng  # noqa: S311 - jitter, not secrets
+        rng = random.Random() if self._rng is None else self._rng
         parts = await prepare(settings, discovery, transport, rng, wall_ms)
-        return await self._cls(parts)._begin(parts)
+        return await self._cls(parts)._begin(parts)  # noqa: SLF001  # this module's own

@@ -31,7 +31,7 @@ class NodeOffice:
         """The peer named its own peers."""
         self._driver.told_of(names)
 
-    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
+    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:  # noqa: ARG002  # all may
         """Answer a request; a bad one is answered with an error, never with silence."""
         try:
             call.reply(self._do(verb, argument))

@@ -190,8 +190,7 @@ def choose(found: list[Found], wanted: str | None) -> Found:
 def _list(found: list[Found]) -> str:
     names = [each.node for each in found]
     return "\n".join(
-        f"  --node {each.node}" + (f".{each.pid}" if names.count(each.node) > 1 else "")
-        for each in found
+        f"  --node {each.node}" + (f".{each.pid}" if names.count(each.node) > 1 else "") for each in found
     )
 
 

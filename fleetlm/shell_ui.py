@@ -26,6 +26,8 @@ from fleetlm.console_protocol import BadMessage, Message
 from fleetlm.remote import Link, NodeGone
 
 COMPLETION_S = 1.0
+LEAVE_AGAIN_S = 0.1
+"""Until an editor that goes on reading is asked again to leave."""
 HISTORY_LINES = 10_000
 LEAVING = {"exit", "exit()", "quit", "quit()"}
 BANNER = """\
@@ -71,8 +73,12 @@ class Editor(Protocol):
     def read(self, prompt: str) -> str:
         """One line, or several that were pasted. Raises: EOFError, KeyboardInterrupt."""
 
-    def leave(self) -> None:
-        """Called from another thread: end a `read` in progress, by EOFError or KeyboardInterrupt."""
+    def leave(self) -> bool:
+        """Called from another thread: end a `read` in progress, by EOFError or KeyboardInterrupt.
+
+        Returns:
+            False where it must be asked again, if the `read` goes on.
+        """
 
     def close(self) -> None:
         """Keep the history."""
@@ -111,11 +117,13 @@ class ToolkitEditor:
         with self._patched(raw=True):
             return self._session.prompt(prompt)
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         """See `Editor`."""
         app = self._session.app
-        if app.loop is not None and app.is_running:
-            app.loop.call_soon_threadsafe(self._end, app)
+        if app.loop is None or not app.is_running:
+            return False
+        app.loop.call_soon_threadsafe(self._end, app)
+        return True
 
     def _end(self, app: Any) -> None:
         if app.is_running and not app.future.done():
@@ -162,11 +170,12 @@ class ReadlineEditor:
         """See `Editor`."""
         return input(prompt)
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         """See `Editor`."""
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, signal.SIGINT)  # nothing else ends a blocking read
+        return False  # and it is not seen when it comes just before one
 
     def close(self) -> None:
         """See `Editor`."""
@@ -193,12 +202,13 @@ class Shell:
         self.gone: Exception | None = None
         history = history_path(os.environ)
         self._editor: Editor
+        self.prompt = f"{link.node}> "
         try:
+            if os.environ.get("TERM", "dumb") == "dumb":
+                raise ImportError  # noqa: TRY301  nothing to edit lines with
             self._editor = ToolkitEditor(self._completed, history)
-            self.prompt = f"{link.node}> "
         except ImportError:
             self._editor = ReadlineEditor(self._completed, history)
-            self.prompt = f"{link.node}> "
         threading.Thread(target=self._pump, name="fleetlm-remote", daemon=True).start()
 
     def run(self) -> int:
@@ -217,6 +227,9 @@ class Shell:
                     break
                 if source.strip():
                     self._evaluate(source)
+        except KeyboardInterrupt:
+            if self.gone is None:  # else it is the pump's, that came late
+                raise
         finally:
             self._editor.close()
         if self.gone is None:
@@ -314,11 +327,10 @@ class Shell:
         except (NodeGone, BadMessage, OSError, ValueError) as error:
             with self._lock:
                 self.gone = error
-                reading = self._reading
             print(f"\n*** {error}. The shell ends.", file=sys.stderr)
             self._replies.put({})
-            if reading:
-                self._editor.leave()
+            while self._reading and not self._editor.leave():
+                time.sleep(LEAVE_AGAIN_S)
 
 
 def run(*, node: str | None, timeout_s: float | None) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.discovery import DnsDiscovery, Discovery
+from fleetlm.discovery import Discovery, DnsDiscovery
 from fleetlm.own_address import OwnAddress, own_address
 from fleetlm.settings import Settings
 
@@ -55,12 +55,13 @@ async def prepare(
     address, first = await own_address(settings, discovery, budget_s=settings.own_address_budget_s)
     simulated = transport is not None
     if transport is None:
-        from fleetlm.zmq_transport import ZmqTransport  # Not needed, nor loaded, in a simulation.
+        # Not needed, nor loaded, in a simulation.
+        from fleetlm.zmq_transport import ZmqTransport  # noqa: PLC0415
 
         transport = ZmqTransport(settings)
     console: Callable[[Node], Any] | None = None
     if settings.remote and not simulated:
-        from fleetlm.console import Console
+        from fleetlm.console import Console  # noqa: PLC0415  # likewise
 
         console = Console
     return Parts(settings, address, discovery, first, transport, rng, wall_ms, console)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] | None:
     """None to go on with the handshake, or the refusal and its detail for both sides' logs."""
-    if hello.incarnation == me.incarnation:
+    if (hello.name, hello.incarnation) == (me.name, me.incarnation):
         return Refusal.SELF, f"{hello.dialled} is this node itself"
     if hello.protocol_max < PROTOCOL_MIN or hello.protocol_min > PROTOCOL_MAX:
         return Refusal.INCOMPATIBLE, (

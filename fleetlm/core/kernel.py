@@ -178,9 +178,9 @@ class Kernel:
                 return self._ready(now, peer, source, frames.read_ready(body))
             if kind == Kind.GOODBYE:
                 return self._goodbye(now, peer, frames.read_goodbye(body))
-            raise BadFrame(f"kind {kind} is not known to this version")
         except BadFrame as error:
             return self.broken(now, source, str(error))
+        return self.broken(now, source, f"kind {kind} is not known to this version, or not now")
 
     def broken(self, now: float, source: bytes, why: str) -> list[Effect]:
         """This source sent what it must not, or something of it was lost: its connection is over."""
@@ -312,6 +312,8 @@ class Kernel:
         peer = self.topology.meet(now, hello.name, itself=True)
         if peer is None or source not in self._ips:
             return orders
+        if peer.up and peer.connection.incarnation == hello.incarnation:
+            return orders  # It came up over a later dial meanwhile.
         claimed = (hello.name, hello.incarnation)
         confirmed = answer is not None and (answer.name, answer.incarnation) == claimed
         if confirmed and peer.up:

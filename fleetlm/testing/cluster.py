@@ -109,9 +109,7 @@ class SimCluster:
         self.seed = seed
         self.settings = settings
         self.loop = SimLoop.current()
-        self.network = SimNetwork(
-            self.loop, self.rng_of("network"), latency_s=latency_s, trace=trace
-        )
+        self.network = SimNetwork(self.loop, self.rng_of("network"), latency_s=latency_s, trace=trace)
         self.dns = SimDns(self.rng_of("dns"), timeout_s=settings.dns_lifetime_s)
         self.nodes: dict[str, Node] = {}
         self._wall_ms = wall_ms
@@ -141,9 +139,7 @@ class SimCluster:
             started.append(await self.start_at(ip, **settings))
         return started
 
-    async def start_at(
-        self, ip: str, *, in_dns: bool = True, clock_s: float = 0.0, **settings: Any
-    ) -> Node:
+    async def start_at(self, ip: str, *, in_dns: bool = True, clock_s: float = 0.0, **settings: Any) -> Node:
         """Start a node at an address, where none runs.
 
         Args:
@@ -221,10 +217,13 @@ class SimCluster:
         self.network.partition_one_way(self._ips(src), self._ips(dst))
 
     def heal(self) -> None:
-        """End what ails the network, the name server and the nodes that run; none is restarted."""
+        """End what ails the network, its hosts and the name server; no node is restarted.
+
+        Latencies of single paths stay as `SimNetwork.set_latency` set them.
+        """
         self.network.heal()
         self.dns.heal()
-        for ip in self.nodes:
+        for ip in self._told:
             self.thaw(ip)
             self.unstall(ip)
             self.slow(ip, 1.0)

@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,7 @@ async def test_names_and_the_last_result_persist_in_a_session_and_nowhere_else(
             try:
                 sources = ["x = 1", "x + 1", "None", "_ + 40", "_"]
                 return [
-                    remote.evaluate(link, source, 5.0, 0, lambda *_: None).done["repr"]
-                    for source in sources
+                    remote.evaluate(link, source, 5.0, 0, lambda *_: None).done["repr"] for source in sources
                 ]
             finally:
                 link.close()
@@ -152,6 +151,12 @@ async def test_a_traceback_shows_the_users_frames_and_lines_and_none_of_ours(
     assert "in outer" in outcome.error
 
 
+async def test_the_carets_of_a_traceback_stand_where_they_should(env: dict[str, str]) -> None:
+    async with running(env):
+        outcome, _ = await in_thread(ask, env, "x = 1 / 0")
+    assert "    x = 1 / 0\n        ~~^~~\n" in outcome.error
+
+
 async def test_a_syntax_error_shows_the_place_and_no_traceback(env: dict[str, str]) -> None:
     async with running(env):
         outcome, _ = await in_thread(ask, env, "1 +* 2")
@@ -172,9 +177,7 @@ async def test_a_syntax_error_shows_the_place_and_no_traceback(env: dict[str, st
         ("class E(Exception):\n    def __str__(self): raise ValueError\nraise E", "E"),
     ],
 )
-async def test_nothing_that_is_raised_reaches_the_node(
-    env: dict[str, str], source: str, kind: str
-) -> None:
+async def test_nothing_that_is_raised_reaches_the_node(env: dict[str, str], source: str, kind: str) -> None:
     async with running(env):
         outcome, _ = await in_thread(ask, env, source)
         assert outcome.code == 1
@@ -608,9 +611,7 @@ def test_folders_best_first_and_without_duplicates() -> None:
 # ── limits, and clients that do not follow the protocol ──────────────────────────────────────────
 
 
-async def test_the_number_of_clients_is_bounded(
-    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_number_of_clients_is_bounded(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "MAX_CLIENTS", 4)
     async with running(env) as server:
         links = []
@@ -758,12 +759,12 @@ async def test_the_doctor_is_told_the_facts(env: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def stdout(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], tuple[str, str]]]:
+def stdout(capsys: pytest.CaptureFixture[str]) -> Callable[[], tuple[str, str]]:
     def read() -> tuple[str, str]:
         captured = capsys.readouterr()
         return captured.out, captured.err
 
-    yield read
+    return read
 
 
 def run(source: str, as_json: bool = False, timeout_s: float = 5.0) -> int:
@@ -821,9 +822,7 @@ async def test_json(
     assert (told["error"] and told["error"]["type"]) == kind
 
 
-def test_json_where_no_node_runs(
-    env: dict[str, str], stdout: Callable[[], tuple[str, str]]
-) -> None:
+def test_json_where_no_node_runs(env: dict[str, str], stdout: Callable[[], tuple[str, str]]) -> None:
     assert run("1", as_json=True) == 3
     told = json.loads(stdout()[0])
     assert (told["ok"], told["error"]["type"]) == (False, "no_node")

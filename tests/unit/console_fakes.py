@@ -66,9 +66,7 @@ class FakeNode:
         self.name = name
         self.incarnation = 5
         self.settings = Settings().replace(dns_query="127.0.0.1,127.0.0.2", **settings)
-        self.own_address = OwnAddress(
-            name.partition("@")[2], "FLEETLM_NODE_IP says so", Rule.EXPLICIT
-        )
+        self.own_address = OwnAddress(name.partition("@")[2], "FLEETLM_NODE_IP says so", Rule.EXPLICIT)
         self.pids = [Pid(name, 5, number) for number in (1, 2)]
         self.told: list[Any] = []
 

@@ -125,7 +125,7 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", VALUES, ids=[f"{i}-{type(value).__name__}" for i, value in enumerate(VALUES)])
 def test_a_value_arrives_as_it_was_sent(codec: Codec, value: Any) -> None:
     arrived = there_and_back(codec, value)
     assert arrived == value
@@ -328,7 +328,7 @@ REFUSED: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "path", "what"), REFUSED, ids=lambda v: ascii(v)[:40])
+@pytest.mark.parametrize(("value", "path", "what"), REFUSED, ids=range(len(REFUSED)))
 def test_a_value_that_would_not_arrive_is_refused(codec: Codec, value: Any, path: str, what: str) -> None:
     for attempt in (lambda: codec.pack([1, value], value), lambda: codec.pack_value(value)):
         with pytest.raises(NotSerializable) as caught:

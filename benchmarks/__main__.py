@@ -1,0 +1,83 @@
+"""The command line: ``python -m benchmarks [names] [--quick] [--json FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import bulk, calls, fan_out, machine, mesh, one_way, report, spawn, start
+from benchmarks.registry import Benchmark, Options
+
+_MODULES = (one_way, calls, fan_out, bulk, start, mesh, spawn)
+BENCHMARKS: dict[str, Benchmark] = {each.BENCHMARK.name: each.BENCHMARK for each in _MODULES}
+QUICK_REPEAT, REPEAT = 3, 5
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    top = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measures fleetlm beside floors in plain pyzmq, in turns, on loopback.",
+        epilog="benchmarks: " + ", ".join(BENCHMARKS),
+    )
+    top.add_argument("names", nargs="*", metavar="NAME", help="which; default: all")
+    top.add_argument("--quick", action="store_true", help="less work and fewer rounds: under 40 s")
+    top.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    top.add_argument("--loop", choices=("uvloop", "asyncio"), help="default: uvloop, if installed")
+    top.add_argument("--repeat", type=int, metavar="N", help=f"rounds ({REPEAT}; quick: {QUICK_REPEAT})")
+    top.add_argument("--list", action="store_true", help="say what there is")
+    return top
+
+
+def chosen(names: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks of these names, all for none. Raises: SystemExit."""
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise SystemExit(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    return [BENCHMARKS[name] for name in names or BENCHMARKS]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is asked for. Returns the exit code."""
+    args = parser().parse_args(argv)
+    if args.list:
+        for benchmark in BENCHMARKS.values():
+            print(f"{benchmark.name:<10} {benchmark.title}")
+        return 0
+    if args.repeat is not None and args.repeat < 1:
+        raise SystemExit("--repeat is at least 1")
+    options = Options(
+        quick=args.quick,
+        loop=args.loop or ("uvloop" if importlib.util.find_spec("uvloop") else "asyncio"),
+        repeat=args.repeat or (QUICK_REPEAT if args.quick else REPEAT),
+    )
+    known = machine.facts()
+    print(machine.summary(known))
+    print(f"median of {options.repeat} rounds, variants in turns; loopback\n")
+    started = time.perf_counter()
+    results = []
+    for benchmark in chosen(args.names):
+        results.append(report.measure(benchmark, options, _progress))
+        _progress("")
+        print(report.table(results[-1]), end="\n\n", flush=True)
+    print(f"{time.perf_counter() - started:.0f} s")
+    if args.json is not None:
+        text = json.dumps(report.as_json(results, options, known), indent=1)
+        args.json.write_text(f"{text}\n", encoding="utf-8")
+    return 0
+
+
+def _progress(text: str) -> None:
+    """On a terminal, one line that is written over."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

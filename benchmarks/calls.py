@@ -1,0 +1,239 @@
+"""Calls with a reply: one after the other, and a hundred at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import zmq
+
+from benchmarks import raw
+from benchmarks.helper import Parent, run_loop
+from benchmarks.helpers import Session
+from benchmarks.registry import Benchmark, Metric, Options, Variant
+
+PAYLOAD = bytes(64)
+OUTSTANDING = 100
+
+
+def variants(options: Options) -> list[Variant]:
+    """Ours; an echo read by its descriptor on the same loop; a blocking echo."""
+    config = {
+        "loop": options.loop,
+        "sequential": options.size(3_000, 1_000),
+        "outstanding": options.size(50_000, 20_000),
+    }
+    pairs = (
+        (f"fleetlm ({options.loop})", "our"),
+        (f"pyzmq, FD reader ({options.loop})", "loop"),
+        ("pyzmq, blocking", "blocking"),
+    )
+    return [
+        Session(
+            label,
+            floor=kind != "our",
+            server=f"calls:{kind}_server",
+            driver=f"calls:{kind}_client",
+            config=config,
+        )
+        for label, kind in pairs
+    ]
+
+
+BENCHMARK = Benchmark(
+    "calls",
+    f"64-byte calls with 64-byte replies: in sequence, and {OUTSTANDING} outstanding",
+    [
+        Metric("p50_s", "round trip p50", "µs", more_is_better=False, scale=1e6),
+        Metric("p99_s", "round trip p99", "µs", more_is_better=False, scale=1e6),
+        Metric("rate", f"{OUTSTANDING} outstanding", "thousand/s", more_is_better=True, scale=1e-3),
+    ],
+    variants,
+)
+
+
+def percentiles(times_s: list[float]) -> dict[str, float]:
+    """The two that are told."""
+    ordered = sorted(times_s)
+    return {
+        "p50_s": ordered[len(ordered) // 2],
+        "p99_s": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
+    }
+
+
+def our_server(parent: Parent, config: dict[str, Any]) -> None:
+    """A node with a process that echoes."""
+    from benchmarks import ours  # noqa: PLC0415  a floor's process must not hold fleetlm
+    from fleetlm import Process  # noqa: PLC0415
+
+    async def echo(process: Process) -> None:
+        async for call in process.mailbox:
+            call.reply(call.message)
+
+    async def main() -> None:
+        async with ours.start(config) as node:
+            node.spawn(echo, name="echo")
+            parent.say(ready=True)
+            await parent.gone()
+
+    run_loop(main(), config["loop"])
+
+
+def our_client(parent: Parent, config: dict[str, Any]) -> None:
+    """A node that calls."""
+    from benchmarks import ours  # noqa: PLC0415
+
+    async def main() -> None:
+        async with ours.start(config) as node:
+            (peer,) = await ours.peers(node, config)
+            to, call = ("echo", peer), node.call
+            parent.say(ready=True)
+
+            async def some(count: int) -> None:
+                for _ in range(count):
+                    await call(to, PAYLOAD)
+
+            while await parent.command():
+                times = []
+                for _ in range(config["sequential"]):
+                    started = time.perf_counter()
+                    await call(to, PAYLOAD)
+                    times.append(time.perf_counter() - started)
+                each = config["outstanding"] // OUTSTANDING
+                started = time.perf_counter()
+                await asyncio.gather(*(some(each) for _ in range(OUTSTANDING)))
+                rate = each * OUTSTANDING / (time.perf_counter() - started)
+                parent.say(rate=rate, **percentiles(times))
+
+    run_loop(main(), config["loop"])
+
+
+def loop_server(parent: Parent, config: dict[str, Any]) -> None:
+    """A ROUTER on the loop that sends back what it gets."""
+
+    async def main() -> None:
+        sock, context = raw.router(config["port"], config["ips"][1])
+        recv, send = sock.recv, sock.send
+        more = int(zmq.SNDMORE)
+
+        def drain() -> None:
+            while True:
+                identity = recv(raw.NOBLOCK)
+                payload = recv(raw.NOBLOCK)
+                send(identity, more)
+                send(payload)
+
+        reader = raw.FdReader(sock, drain)
+        parent.say(ready=True)
+        await parent.gone()
+        reader.close()
+        context.destroy(0)
+
+    run_loop(main(), config["loop"])
+
+
+class LoopClient:
+    """A DEALER on the loop: one call with a future, or many in a row without."""
+
+    def __init__(self, sock: raw.Socket) -> None:
+        self._sock = sock
+        self._answer: asyncio.Future[bytes] | None = None
+        self._to_send = self._to_receive = 0
+        self._done = asyncio.Event()
+        self.reader = raw.FdReader(sock, self._drain)
+
+    async def call(self, payload: bytes) -> bytes:
+        """One at a time."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._sock.send(payload)
+        self.reader.check()
+        return await self._answer
+
+    async def many(self, count: int) -> None:
+        """Keep `OUTSTANDING` on their way until ``count`` were answered."""
+        self._answer = None
+        self._to_receive = count
+        self._to_send = count - OUTSTANDING
+        self._done.clear()
+        for _ in range(OUTSTANDING):
+            self._sock.send(PAYLOAD)
+        self.reader.check()
+        await self._done.wait()
+
+    def _drain(self) -> None:
+        recv, send = self._sock.recv, self._sock.send
+        while True:
+            payload = recv(raw.NOBLOCK)
+            if self._answer is not None:
+                self._answer.set_result(payload)
+                continue
+            self._to_receive -= 1
+            if self._to_send > 0:
+                self._to_send -= 1
+                send(PAYLOAD)
+            elif self._to_receive == 0:
+                self._done.set()
+
+
+def loop_client(parent: Parent, config: dict[str, Any]) -> None:
+    """Calls over `LoopClient`."""
+
+    async def main() -> None:
+        context: zmq.Context[Any] = zmq.Context()
+        client = LoopClient(raw.dealer(context, config["port"], config["ips"][1]))
+        await client.call(PAYLOAD)
+        parent.say(ready=True)
+        while await parent.command():
+            times = []
+            for _ in range(config["sequential"]):
+                started = time.perf_counter()
+                await client.call(PAYLOAD)
+                times.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            await client.many(config["outstanding"])
+            rate = config["outstanding"] / (time.perf_counter() - started)
+            parent.say(rate=rate, **percentiles(times))
+        client.reader.close()
+        context.destroy(0)
+
+    run_loop(main(), config["loop"])
+
+
+def blocking_server(parent: Parent, config: dict[str, Any]) -> None:
+    """A ROUTER in a loop of blocking receives."""
+    sock, _context = raw.router(config["port"], config["ips"][config["index"]])
+    recv, send = sock.recv, sock.send
+    more = int(zmq.SNDMORE)
+    raw.exit_with(parent)
+    while True:
+        identity = recv()
+        payload = recv()
+        send(identity, more)
+        send(payload)
+
+
+def blocking_client(parent: Parent, config: dict[str, Any]) -> None:
+    """A DEALER without a loop."""
+    context: zmq.Context[Any] = zmq.Context()
+    sock = raw.dealer(context, config["port"], config["ips"][1])
+    send, recv = sock.send, sock.recv
+    parent.say(ready=True)
+    for _ in parent.commands():
+        times = []
+        for _ in range(config["sequential"]):
+            started = time.perf_counter()
+            send(PAYLOAD)
+            recv()
+            times.append(time.perf_counter() - started)
+        count = config["outstanding"]
+        started = time.perf_counter()
+        for _ in range(OUTSTANDING):
+            send(PAYLOAD)
+        for _ in range(count - OUTSTANDING):
+            recv()
+            send(PAYLOAD)
+        for _ in range(OUTSTANDING):
+            recv()
+        parent.say(rate=count / (time.perf_counter() - started), **percentiles(times))
+    context.destroy(0)

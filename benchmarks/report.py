@@ -1,0 +1,134 @@
+"""Runs a benchmark's variants in turns; medians, ratios, the table and the JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.registry import Benchmark, Metric, Metrics, Options, Variant
+
+WIDTHS = (50, 12, 22, 14)
+
+
+@dataclass(slots=True)
+class Series:
+    """The runs of one variant, in the order of the rounds."""
+
+    label: str
+    floor: bool
+    runs: list[Metrics] = field(default_factory=list)
+
+    def values(self, key: str) -> list[float]:
+        """One metric over the rounds in which this variant reported it."""
+        return [run[key] for run in self.runs if key in run]
+
+
+@dataclass(slots=True)
+class Result:
+    """A benchmark and its series; the first one is ours."""
+
+    benchmark: Benchmark
+    series: list[Series]
+
+    def ratio(self, floor: Series, key: str) -> float | None:
+        """Ours by a floor's: the median over rounds, each of which had both under one weather."""
+        ours = self.series[0]
+        pairs = [
+            (mine[key], theirs[key])
+            for mine, theirs in zip(ours.runs, floor.runs, strict=True)
+            if key in mine and theirs.get(key)
+        ]
+        return statistics.median(mine / theirs for mine, theirs in pairs) if pairs else None
+
+
+def measure(
+    benchmark: Benchmark, options: Options, progress: Callable[[str], None] = lambda _: None
+) -> Result:
+    """Open all variants, run them in turns, close them."""
+    variants: Sequence[Variant] = benchmark.variants(options)
+    series = [Series(variant.label, variant.floor) for variant in variants]
+    with contextlib.ExitStack() as stack:
+        for variant in variants:
+            stack.callback(variant.close)
+            variant.open()
+        for turn in range(options.repeat):
+            for variant, its in zip(variants, series, strict=True):
+                progress(f"{benchmark.name}: round {turn + 1} of {options.repeat}, {variant.label}")
+                its.runs.append(variant.run())
+    return Result(benchmark, series)
+
+
+def table(result: Result) -> str:
+    """Per metric: each variant's median, its range, and ours by it."""
+    lines = [f"{result.benchmark.name}: {result.benchmark.title}"]
+    for metric in result.benchmark.metrics:
+        better = "more is better" if metric.more_is_better else "less is better"
+        header = (f"  {metric.title}, {metric.unit} ({better})", "median", "min to max", "fleetlm / it")
+        lines.append(_columns(*header))
+        lines += [line for one in result.series if (line := _row(result, one, metric))]
+    return "\n".join(lines)
+
+
+def _row(result: Result, series: Series, metric: Metric) -> str:
+    values = [value * metric.scale for value in series.values(metric.key)]
+    if not values:
+        return ""
+    ratio = result.ratio(series, metric.key) if series is not result.series[0] else None
+    return _columns(
+        f"    {series.label}",
+        shown(statistics.median(values)),
+        f"{shown(min(values))} to {shown(max(values))}",
+        f"{ratio:.2f} x" if ratio is not None else "",
+    )
+
+
+def _columns(first: str, *others: str) -> str:
+    rest = "".join(text.rjust(width) for text, width in zip(others, WIDTHS[1:], strict=True))
+    return f"{first.ljust(WIDTHS[0])}{rest}".rstrip()
+
+
+def shown(value: float) -> str:
+    """Three significant digits, thousands separated."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def as_json(results: Sequence[Result], options: Options, machine: dict[str, Any]) -> dict[str, Any]:
+    """Everything measured, unscaled, with each run."""
+    return {
+        "machine": machine,
+        "options": {"quick": options.quick, "loop": options.loop, "repeat": options.repeat},
+        "benchmarks": [
+            {
+                "name": result.benchmark.name,
+                "title": result.benchmark.title,
+                "metrics": [
+                    {
+                        "key": metric.key,
+                        "title": metric.title,
+                        "unit": metric.unit,
+                        "scale": metric.scale,
+                        "more_is_better": metric.more_is_better,
+                    }
+                    for metric in result.benchmark.metrics
+                ],
+                "variants": [_variant_json(result, series) for series in result.series],
+            }
+            for result in results
+        ],
+    }
+
+
+def _variant_json(result: Result, series: Series) -> dict[str, Any]:
+    keys = [metric.key for metric in result.benchmark.metrics if series.values(metric.key)]
+    return {
+        "label": series.label,
+        "floor": series.floor,
+        "runs": series.runs,
+        "medians": {key: statistics.median(series.values(key)) for key in keys},
+        "fleetlm_by_this": {key: result.ratio(series, key) for key in keys},
+    }

@@ -1,0 +1,61 @@
+"""Stopped, busy, killed, restarted, reconnected, harassed: at full length."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from tests.system.test_real_large import MIB, beside, both_ways
+from tests.system.test_real_liveness import held, stopped_and_continued
+from tests.system.test_real_restarts import SEEN_WITHIN_S, crashes, reconnects, replaced
+from tests.system.test_real_strangers import COOKIES, harassed, kept_out
+
+pytestmark = pytest.mark.long
+
+
+@pytest.mark.deadline(120)
+async def test_stopped_and_continued_again_and_again() -> None:
+    await stopped_and_continued(rounds=5)
+
+
+@pytest.mark.deadline(120)
+async def test_the_gil_held_for_twenty_seconds_under_a_flood() -> None:
+    await held(seconds=20.0)
+
+
+@pytest.mark.deadline(120)
+async def test_thirty_restarts_within_milliseconds_under_traffic() -> None:
+    await replaced(rounds=30)
+
+
+@pytest.mark.deadline(120)
+@pytest.mark.parametrize("loaded", [False, True], ids=["idle", "loaded"])
+async def test_twenty_crashes_are_seen_at_once(loaded: bool) -> None:
+    seen = await crashes(rounds=20, loaded=loaded)
+    assert statistics.median(seen) < SEEN_WITHIN_S
+
+
+@pytest.mark.deadline(180)
+async def test_a_thousand_reconnects_leave_descriptors_and_memory_flat() -> None:
+    await reconnects(count=1_000, warm_up=100)
+
+
+@pytest.mark.deadline(120)
+async def test_large_messages_for_a_while() -> None:
+    await beside(64 * MIB, count=15)
+    await both_ways(256 * MIB)
+
+
+@pytest.mark.parametrize("cookie", [None, COOKIES[0]], ids=["plain", "cookie"])
+@pytest.mark.deadline(60)
+async def test_strangers_for_a_while(cookie: str | None) -> None:
+    await harassed(cookie, 15.0)
+
+
+@pytest.mark.parametrize(
+    ("mine", "other"), [COOKIES, (COOKIES[0], None)], ids=["two_cookies", "one_has_none"]
+)
+@pytest.mark.deadline(60)
+async def test_kept_out_for_a_while(mine: str, other: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    await kept_out(mine, other, 15.0, caplog)

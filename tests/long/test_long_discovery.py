@@ -1,0 +1,30 @@
+"""Real DNS and real sockets, at full length."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.system.test_real_discovery import mesh, outage
+
+pytestmark = pytest.mark.long
+MESH_S = 3.0
+ATTEMPTS = 3
+"""A machine that does other things as well may miss the time once."""
+
+
+@pytest.mark.deadline(120)
+async def test_a_minute_of_dns_faults_cuts_nobody() -> None:
+    await outage(seconds=60.0, each_s=2.0)
+
+
+@pytest.mark.deadline(120)
+async def test_forty_nodes_mesh_within_three_seconds_of_the_first_answer() -> None:
+    for _ in range(ATTEMPTS):
+        if await mesh(processes=4, each=10, within_s=20.0) < MESH_S:
+            return
+    pytest.fail(f"not within {MESH_S:g} s in {ATTEMPTS} attempts")
+
+
+@pytest.mark.deadline(60)
+async def test_forty_nodes_mesh_from_answers_that_name_eight() -> None:
+    await mesh(processes=4, each=10, within_s=20.0, sample=8)

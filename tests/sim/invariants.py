@@ -1,0 +1,322 @@
+"""What must hold in a cluster at every moment, whatever happens to it (semantics.md §3 to §5).
+
+The processes of a scenario tell the `World` what they sent, received, asked and ran; the cluster
+tells it after each fact. A breach is noted with its time, and ends the scenario at its next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fleetlm import (
+    NodeDown,
+    NodeStopped,
+    NodeUp,
+    NotDelivered,
+    RemoteError,
+    Unknown,
+)
+from fleetlm.call import Call
+from fleetlm.ids import Pid
+from fleetlm.link import Link
+from fleetlm.node import Node
+from fleetlm.process import Process
+from fleetlm.testing.cluster import SimCluster
+
+LATE_S = 0.001
+"""How much later than its deadline a call may end: some turns of the loop at one virtual instant."""
+SHOWN = 12
+
+
+class Breach(AssertionError):
+    """An invariant did not hold."""
+
+
+@dataclass
+class Asked:
+    """One call, from the asking to the end of the run."""
+
+    number: int
+    server: str
+    caller: str
+    target: str
+    timeout_s: float
+    began_s: float
+    expected: Any = None
+    outcome: Any = None
+    ended: bool = False
+    ran: int = 0
+
+
+@dataclass
+class Received:
+    """What one sink got from one sender."""
+
+    connection: int = -1
+    next: int = 0
+    last_broadcast: int = -1
+
+
+@dataclass
+class View:
+    """One incarnation of a node, as the invariants see it."""
+
+    node: Node
+    links: dict[str, Link] = field(default_factory=dict)
+    ups: dict[str, int] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
+    """Our epoch of a connection → which one of this node it is, in the order of nodeup."""
+    stable: dict[str, Pid] = field(default_factory=dict)
+    """Sinks that live as long as their node."""
+
+
+class World:
+    """The memory of a run."""
+
+    def __init__(self, *, strict: bool = True) -> None:
+        self.strict = strict
+        """False: frames are falsified, so that what arrives proves nothing."""
+        self.cluster: SimCluster
+        self.breaches: list[str] = []
+        self.views: dict[str, View] = {}
+        self.started: dict[str, list[int]] = {}
+        """Node → its incarnations, oldest first."""
+        self.asked: dict[int, Asked] = {}
+        self.received: dict[Pid, dict[tuple[Any, ...], Received]] = {}
+        self.sent: dict[tuple[Any, ...], int] = {}
+        self.nodedowns = 0
+        self.messages = 0
+
+    def breach(self, what: str) -> None:
+        """Note a breach."""
+        if len(self.breaches) < SHOWN:
+            self.breaches.append(f"at {self.cluster.loop.time():.4f} s: {what}")
+
+    def check(self) -> None:
+        """Raise the breaches so far."""
+        if self.breaches:
+            raise Breach("; ".join(self.breaches))
+
+    # Nodes and connections.
+
+    def node_started(self, node: Node) -> View:
+        ip = self.cluster.ip_of(node)
+        self.started.setdefault(node.name, []).append(node.incarnation)
+        view = self.views[ip] = View(node)
+        return view
+
+    def on_fact(self, ip: str) -> None:
+        """After each fact that a node was told."""
+        view = self.views.get(ip)
+        if view is None:
+            return
+        links, known = view.node.links, view.links
+        if len(links) != len(known) or any(known.get(name) is not link for name, link in links.items()):
+            self._changed(view)
+
+    def _changed(self, view: View) -> None:
+        node = view.node
+        links = dict(node.links)
+        hub = {up.node: up.incarnation for up in node._events._current.values()}
+        if hub != {name: link.incarnation for name, link in links.items()}:
+            self.breach(f"{node.name}: nodeup says {hub}, links are {sorted(links)}")
+        if sorted(links) != sorted(node.list()):
+            self.breach(f"{node.name}: Node.list() is {node.list()}, links are {sorted(links)}")
+        for name, link in view.links.items():
+            if links.get(name) is not link and not link.closed:
+                self.breach(f"{node.name}: the link to {name} went without being closed")
+        for name, link in links.items():
+            if view.links.get(name) is not link:
+                self._up(view, name, link)
+        view.links = links
+
+    def _up(self, view: View, name: str, link: Link) -> None:
+        known = self.started.get(name, [])
+        if link.closed or link.outgoing is None or link.incoming is None:
+            self.breach(f"{view.node.name}: {name} is up on a dead link")
+        if link.incarnation not in known:
+            if self.strict:
+                self.breach(f"{view.node.name}: {name} is up as {link.incarnation:x}, which never was")
+            return
+        age = known.index(link.incarnation)
+        if age < view.ups.get(name, 0):
+            self.breach(f"{view.node.name}: a former incarnation of {name} came up again")
+        view.ups[name] = age
+        view.numbers[link.outgoing.epoch] = len(view.numbers)
+
+    async def watch(self, node: Node, dawdles: random.Random | None = None) -> None:
+        """A subscriber: the snapshot first, then strictly alternating. One that dawdles counts nothing."""
+        present = dict.fromkeys(node.list())
+        up: dict[str, int] = {}
+        async for event in node.events():
+            if present and (not isinstance(event, NodeUp) or present.pop(event.node, 1) == 1):
+                self.breach(f"{node.name}: {event} came inside the snapshot {present}")
+            if dawdles is not None and dawdles.random() < 0.2:
+                await asyncio.sleep(dawdles.expovariate(0.5))
+                present.clear()  # It may have missed so much that it got the difference instead.
+            if isinstance(event, NodeUp):
+                if event.node in up:
+                    self.breach(f"{node.name}: {event}, but it is up already")
+                up[event.node] = event.incarnation
+            elif isinstance(event, NodeDown):
+                self.nodedowns += dawdles is None
+                if up.pop(event.node, None) != event.incarnation:
+                    self.breach(f"{node.name}: {event} without its nodeup")
+
+    # Messages.
+
+    def tap(self, process: Process) -> None:
+        """Look at each message at the moment of its delivery."""
+        process.mailbox.queue = _Tap(self, process.node, process.mailbox.queue)
+
+    def delivered(self, node: Node, message: Any) -> None:
+        match message:
+            case ("m", (str(source), int(incarnation), _), _, int(epoch), *_) if source != node.name:
+                link = node.links.get(source)
+                if link is None or link.closed or link.incarnation != incarnation:
+                    self.breach(f"{node.name}: a message of {source} {incarnation:x}, which is not up")
+                elif link.incoming.epoch != epoch:
+                    self.breach(f"{node.name}: a message of a former connection to {source}")
+
+    def got(self, process: Process, message: Any, *, stable: bool) -> None:
+        """A sink took a message."""
+        node = process.node
+        self.messages += 1
+        if not self.strict:
+            return
+        senders = self.received.setdefault(process.pid, {})
+        match message:
+            case ("m", sender, connection, _, incarnation, number, size, filler):
+                if incarnation != node.incarnation:
+                    self.breach(f"{node.name}: a message for incarnation {incarnation:x} of it")
+                if filler != bytes([number & 255]) * size:
+                    self.breach(f"{node.name}: message {number} of {sender} has another content")
+                self._count(senders.setdefault(sender, Received()), node, message, stable)
+            case ("b", sender, number):
+                known = senders.setdefault(sender, Received())
+                if number <= known.last_broadcast:
+                    self.breach(f"{node.name}: broadcast {number} came after {known.last_broadcast}")
+                known.last_broadcast = number
+            case _:
+                self.breach(f"{node.name}: {message!r} was never sent")
+
+    def _count(self, known: Received, node: Node, message: Any, stable: bool) -> None:
+        _, sender, connection, _, _, number, *_ = message
+        if connection < known.connection:
+            self.breach(f"{node.name}: of {sender}, connection {connection} after {known.connection}")
+        if connection != known.connection:
+            if number != 0 and stable:
+                self.breach(f"{node.name}: of {sender}, the first of a connection is {number}")
+        elif number != known.next:
+            self.breach(f"{node.name}: of {sender}, expected {known.next} and got {number}")
+        known.connection, known.next = connection, number + 1
+
+    def not_arrived(self) -> list[str]:
+        """What was sent over connections that are still up and has not arrived: in quiet, none."""
+        late = []
+        for (sender, target, sink, connection), count in self.sent.items():
+            view = self.views.get(self.cluster.ip_of(target))
+            source = self.views.get(self.cluster.ip_of(sender[0]))
+            if view is None or source is None or source.node.incarnation != sender[1]:
+                continue
+            if target == sender[0]:
+                continue
+            link = source.links.get(target)
+            if link is None or source.numbers[link.outgoing.epoch] != connection:
+                continue
+            if sink not in view.stable:
+                continue
+            known = self.received.get(view.stable[sink], {}).get(sender, Received())
+            if known.connection != connection or known.next != count:
+                late.append(
+                    f"{target}: {sink} has {known.next} of connection {known.connection} from {sender}, "
+                    f"{count} of {connection} were sent"
+                )
+        return late
+
+    # Calls.
+
+    def asks(self, node: Node, server: str, target: str, timeout_s: float, expected: Any) -> Asked:
+        asked = Asked(
+            len(self.asked), server, node.name, target, timeout_s, self.cluster.loop.time(), expected
+        )
+        self.asked[asked.number] = asked
+        return asked
+
+    def ran(self, call: Call) -> int:
+        """A server took a call; returns its number."""
+        number = call.message[1]
+        assert isinstance(number, int)
+        self.asked[number].ran += 1
+        return number
+
+    def ended(self, asked: Asked, outcome: Any) -> None:
+        if asked.ended:
+            self.breach(f"{asked} ended twice")
+        asked.ended, asked.outcome = True, outcome
+        late_s = self.cluster.loop.time() - asked.began_s - asked.timeout_s
+        if late_s > LATE_S:
+            self.breach(f"{asked} ended {late_s:.3f} s after its deadline")
+        if not self.strict:
+            return
+        match outcome:
+            case RemoteError():
+                if asked.server != "raises" or outcome.text != str(asked.number):
+                    self.breach(f"{asked} raised {outcome!r}")
+            case NotDelivered() | Unknown() | NodeStopped() | asyncio.CancelledError():
+                pass
+            case BaseException():
+                self.breach(f"{asked}: {outcome!r} is no outcome of a call")
+            case _:
+                if outcome != asked.expected:
+                    self.breach(f"{asked}: the reply is another")
+        self._judge(asked)
+
+    def _judge(self, asked: Asked) -> None:
+        outcome, ran = asked.outcome, asked.ran
+        if ran > 1:
+            self.breach(f"{asked} ran {ran} times")
+        if isinstance(outcome, NotDelivered | NodeStopped):
+            if ran:
+                self.breach(f"{asked} ran, though it says that it never did")
+        elif not isinstance(outcome, Unknown | asyncio.CancelledError) and ran != 1:
+            self.breach(f"{asked} has a result, but did not run")
+
+    def all_ended(self) -> None:
+        """At the end: every call has its outcome, and it still holds."""
+        for asked in self.asked.values():
+            if not asked.ended:
+                self.breach(f"{asked} has no outcome")
+            elif self.strict:
+                self._judge(asked)
+
+
+class _Tap(deque[Any]):
+    """The queue of a mailbox, seen through."""
+
+    def __init__(self, world: World, node: Node, items: Iterable[Any]) -> None:
+        super().__init__(items)
+        self._world = world
+        self._node = node
+
+    def append(self, message: Any, /) -> None:
+        if self._world.strict:
+            self._world.delivered(self._node, message)
+        super().append(message)
+
+
+def left_timers(loop: asyncio.AbstractEventLoop) -> list[str]:
+    """Timers that the library (not its test kit) has set and not cancelled."""
+    timers: list[Any] = loop._timers  # type: ignore[attr-defined]
+    callbacks = [timer._callback for _, _, timer in timers if not timer.cancelled()]
+    return [
+        callback.__qualname__
+        for callback in callbacks
+        if callback.__module__.startswith("fleetlm.")
+        and not callback.__module__.startswith("fleetlm.testing")
+    ]

@@ -1,0 +1,482 @@
+"""SimCluster and SimDns: what they do to nodes, and what they say of them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from fleetlm import Call, NoConnection, NodeDown, NodeLost, NodeUp, Outcome, StartFailed
+from fleetlm.process import Process
+from fleetlm.testing import (
+    Leaked,
+    NotMeshed,
+    Reply,
+    SimCluster,
+    SimDns,
+    SimulationError,
+    run,
+)
+from fleetlm.testing.cluster import SETTINGS, WALL_MS
+from fleetlm.testing.discovery import DELAY_S, TIMEOUT_S
+
+Scenario = Callable[[SimCluster], Coroutine[Any, Any, None]]
+A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
+
+
+def simulated(scenario: Scenario) -> Callable[[], None]:
+    """Run a test in clusters of its own, from several seeds."""
+
+    @functools.wraps(scenario)
+    def test() -> None:
+        async def main(seed: int) -> None:
+            async with SimCluster(seed) as cluster:
+                await scenario(cluster)
+
+        for seed in range(5):
+            run(main(seed), seed=seed)
+
+    del test.__wrapped__  # type: ignore[attr-defined]  # pytest would ask for a fixture `cluster`
+    return test
+
+
+async def echo(process: Process) -> None:
+    async for message in process.mailbox:
+        match message:
+            case Call(message=text):
+                message.reply(text)
+
+
+# Nodes.
+
+
+@simulated
+async def test_nodes_find_each_other(cluster: SimCluster) -> None:
+    nodes = await cluster.start(4)
+    assert [node.name for node in nodes] == [f"fleetlm@10.0.0.{n}" for n in (1, 2, 3, 4)]
+    assert list(cluster.nodes.values()) == nodes
+    assert not cluster.meshed
+    assert await cluster.mesh(timeout=5) < 5
+    assert cluster.meshed
+    assert nodes[0].list() == [node.name for node in nodes[1:]]
+
+
+@simulated
+async def test_they_are_real_nodes(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2, mailbox_limit=7)
+    two.spawn(echo, name="echo")
+    await cluster.mesh()
+    assert await one.call(("echo", two.name), {"a": (1, 2)}) == {"a": (1, 2)}
+    assert one.settings.mailbox_limit == 7
+    assert one.settings.node_ip == A
+
+
+@simulated
+async def test_one_that_stops_says_goodbye(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2)
+    await cluster.mesh()
+    events = one.events()
+    await cluster.stop(two, "maintenance")
+    await asyncio.sleep(1)
+    assert await anext(events) == NodeUp(two.name, two.incarnation)
+    assert await anext(events) == NodeDown(two.name, two.incarnation, "left: maintenance")
+    assert cluster.dns.records == [A]
+    assert list(cluster.nodes) == [A]
+    events.close()
+
+
+@simulated
+async def test_a_crash_is_seen_within_50_ms(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2)
+    await cluster.mesh()
+    await cluster.crash(two.name)
+    await asyncio.sleep(0.05)
+    assert one.list() == []
+    assert cluster.dns.records == [A]
+
+
+@simulated
+async def test_a_power_loss_is_seen_by_heartbeat(cluster: SimCluster) -> None:
+    one, _ = await cluster.start(2)
+    await cluster.mesh()
+    await cluster.crash(B, silent=True, stale=True)
+    await asyncio.sleep(SETTINGS.heartbeat_interval_s - 0.1)
+    assert one.list() == [f"fleetlm@{B}"]
+    await asyncio.sleep(SETTINGS.node_timeout_s - SETTINGS.heartbeat_interval_s + 0.2)
+    assert one.list() == []
+    assert cluster.dns.records == [A, B]
+
+
+@simulated
+async def test_what_a_crashed_node_had_asked_ends(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2)
+    await cluster.mesh()
+    asked = asyncio.create_task(one.call(("mute", two.name), 1))
+    two.spawn(_mute, name="mute")
+    await asyncio.sleep(0.5)
+    await cluster.crash(one)
+    with pytest.raises(NodeLost):
+        await asked
+
+
+async def _mute(process: Process) -> None:
+    await process.receive()
+    await asyncio.sleep(1000)
+
+
+@simulated
+async def test_a_restarted_node_is_another_incarnation_at_the_address(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2)
+    await cluster.mesh()
+    again = await cluster.restart(two)
+    assert again.name == two.name
+    assert again.incarnation != two.incarnation
+    await asyncio.sleep(1)
+    assert one.info(two.name).incarnation == again.incarnation  # type: ignore[union-attr]
+    await cluster.crash(again)
+    third = await cluster.restart(B, mailbox_limit=3)
+    assert (await cluster.restart(third)).settings.mailbox_limit == 3
+    await cluster.mesh()
+
+
+@simulated
+async def test_the_clock_runs_with_virtual_time_and_may_go_back(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2)
+    assert one.incarnation >> 22 == WALL_MS & ((1 << 42) - 1)
+    await asyncio.sleep(2)
+    again = await cluster.restart(two, clock_s=-3600)
+    assert (again.incarnation >> 22) - (one.incarnation >> 22) == 2_000 - 3_600_000
+    await cluster.mesh()
+
+
+@simulated
+async def test_two_nodes_cannot_have_one_address(cluster: SimCluster) -> None:
+    await cluster.start_at(A)
+    with pytest.raises(StartFailed):
+        await cluster.start_at(A)
+
+
+@simulated
+async def test_a_node_may_be_given_as_itself_by_name_or_by_address(cluster: SimCluster) -> None:
+    [node] = await cluster.start()
+    assert [cluster.ip_of(who) for who in (node, node.name, A)] == [A, A, A]
+    assert cluster.ip_of("fleetlm@fdaa::2") == "fdaa::2"
+
+
+@simulated
+async def test_ipv6_nodes(cluster: SimCluster) -> None:
+    one = await cluster.start_at("fdaa::1")
+    two = await cluster.start_at("fdaa::2")
+    await cluster.mesh(5)
+    assert one.list() == [two.name] == ["fleetlm@fdaa::2"]
+
+
+# Faults.
+
+
+@simulated
+async def test_a_partition_and_its_end(cluster: SimCluster) -> None:
+    one, two, three = await cluster.start(3)
+    await cluster.mesh()
+    cluster.partition([one])
+    await asyncio.sleep(SETTINGS.node_timeout_s + 0.1)
+    assert one.list() == []
+    assert two.list() == [three.name]
+    cluster.heal()
+    await cluster.mesh()
+
+
+@simulated
+async def test_a_partition_between_two_of_three(cluster: SimCluster) -> None:
+    one, two, three = await cluster.start(3)
+    await cluster.mesh()
+    cluster.partition([one], [two.name])
+    await asyncio.sleep(SETTINGS.node_timeout_s + 0.1)
+    assert one.list() == two.list() == [three.name]
+    assert three.list() == [one.name, two.name]
+
+
+@simulated
+async def test_a_partition_one_way(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2)
+    await cluster.mesh()
+    cluster.partition_one_way([A], [B])
+    await asyncio.sleep(SETTINGS.node_timeout_s + 0.1)
+    assert one.list() == two.list() == []
+
+
+@simulated
+async def test_a_frozen_node_is_given_up_and_comes_back(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2)
+    await cluster.mesh()
+    cluster.freeze(two)
+    await asyncio.sleep(SETTINGS.node_timeout_s + 0.1)
+    assert one.list() == []
+    cluster.thaw(two)
+    await cluster.mesh()
+
+
+@simulated
+async def test_a_stalled_node_is_busy_and_not_given_up(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2)
+    await cluster.mesh()
+    two.spawn(echo, name="echo")
+    cluster.stall(two)
+    await asyncio.sleep(20)
+    assert one.list() == one.list("busy") == [two.name]
+    cluster.unstall(two)
+    await asyncio.sleep(2)
+    assert one.list("busy") == []
+    assert await one.call(("echo", two.name), "still the same") == "still the same"
+
+
+@simulated
+async def test_a_slow_node_is_slow(cluster: SimCluster) -> None:
+    one, two = await cluster.start(2)
+    await cluster.mesh()
+    two.spawn(echo, name="echo")
+    cluster.slow(two, 1000)
+    began_s = cluster.loop.time()
+    await one.call(("echo", two.name), 1)
+    assert cluster.loop.time() - began_s > 0.4
+    cluster.heal()
+    await asyncio.sleep(5)
+    began_s = cluster.loop.time()
+    await one.call(("echo", two.name), 1)
+    assert cluster.loop.time() - began_s < 0.05
+
+
+@simulated
+async def test_what_ails_a_host_outlives_its_node_until_it_is_healed(cluster: SimCluster) -> None:
+    _, two = await cluster.start(2)
+    cluster.slow(two, 10)
+    await cluster.crash(two)
+    assert cluster.network.host(B).slowness == 10
+    cluster.heal()
+    assert cluster.network.host(B).slowness == 1
+
+
+# What is said of it.
+
+
+@simulated
+async def test_a_mesh_that_does_not_come_says_who_misses_whom(cluster: SimCluster) -> None:
+    await cluster.start(2)
+    cluster.partition([A])
+    with pytest.raises(NotMeshed, match=r"fleetlm@10.0.0.1 misses fleetlm@10.0.0.2 \(") as caught:
+        await cluster.mesh(timeout=3)
+    assert caught.value.missing.keys() == {f"fleetlm@{A}", f"fleetlm@{B}"}
+    assert isinstance(caught.value, TimeoutError)
+    assert isinstance(caught.value, SimulationError)
+
+
+@simulated
+async def test_a_node_that_lists_a_dead_one_is_no_mesh(cluster: SimCluster) -> None:
+    await cluster.start(2)
+    await cluster.mesh()
+    await cluster.crash(B, silent=True)
+    assert not cluster.meshed
+    assert await cluster.mesh(timeout=SETTINGS.node_timeout_s + 1) > 1
+
+
+@simulated
+async def test_nobody_and_one_are_meshes(cluster: SimCluster) -> None:
+    assert cluster.meshed
+    await cluster.start()
+    assert await cluster.mesh() == 0
+
+
+def test_invariants_are_called_after_each_fact() -> None:
+    async def main() -> None:
+        facts: list[str] = []
+        async with SimCluster(3, on_fact=facts.append, trace=True) as cluster:
+            await cluster.start(3)
+            await cluster.mesh()
+            cluster.network.knock(A, "authentication failed")
+            await cluster.crash(B)
+            await asyncio.sleep(5)
+        assert set(facts) == {A, B, C}
+        assert cluster.network.trace is not None
+        assert facts == [ip for _, ip, *_ in cluster.network.trace]
+
+    run(main())
+
+
+def test_a_leak_is_told() -> None:
+    async def main() -> None:
+        async with SimCluster() as cluster:
+            await cluster.start(2)
+            await cluster.mesh()
+            one = cluster.nodes[A]
+            link = one.links[f"fleetlm@{B}"]
+            await cluster.stop(one)
+            one.links["fleetlm@10.0.0.9"] = link
+
+    with pytest.raises(Leaked, match=r"fleetlm@10.0.0.1: link to fleetlm@10.0.0.9"):
+        run(main())
+
+
+def test_what_a_test_raises_comes_before_a_leak() -> None:
+    async def main() -> None:
+        async with SimCluster() as cluster:
+            [one] = await cluster.start()
+            one._local._processes[7] = one._local._processes.get(7, _Ghost())  # type: ignore[assignment]
+            raise KeyError("the test's own")
+
+    with pytest.raises(KeyError) as caught:
+        run(main())
+    assert any("left behind" in note for note in caught.value.__notes__)
+
+
+class _Ghost:
+    open_calls = 0
+    mailbox = ()
+
+    def info(self) -> Any:
+        return type("Info", (), {"runs": "a ghost"})
+
+
+def test_another_seed_runs_another_course() -> None:
+    async def main(seed: int) -> Any:
+        async with SimCluster(seed, trace=True) as cluster:
+            await cluster.start(3)
+            await cluster.mesh()
+        return cluster.network.trace
+
+    assert run(main(1)) == run(main(1))
+    assert run(main(1)) != run(main(2))
+
+
+# The name server.
+
+
+@simulated
+async def test_dns_faults_change_nothing_for_connected_nodes(cluster: SimCluster) -> None:
+    one, two, three = await cluster.start(3)
+    await cluster.mesh()
+    events = one.events()
+    for reply in Reply:
+        cluster.dns.script(reply, extra=["10.9.9.9", "0.0.0.0"], hidden=[B])  # noqa: S104
+        await asyncio.sleep(30)
+        assert cluster.meshed
+    events.close()
+    assert {event async for event in events} == {
+        NodeUp(two.name, two.incarnation),
+        NodeUp(three.name, three.incarnation),
+    }
+
+
+@simulated
+async def test_a_script_for_one_node_is_for_that_one(cluster: SimCluster) -> None:
+    cluster.dns.script(Reply.NXDOMAIN, to=[A, B])
+    one, two, three = await cluster.start(3)
+    cluster.partition([A])  # so that nobody tells it
+    await asyncio.sleep(10)
+    assert one.list("known") == [one.name]
+    assert set(two.list()) == {three.name}  # which has dialled it
+    cluster.dns.script(Reply.ALL)
+    cluster.heal()
+    await cluster.mesh()
+
+
+@simulated
+async def test_a_node_that_only_others_find_is_found(cluster: SimCluster) -> None:
+    cluster.dns.script(Reply.TIMEOUT, to=[C])
+    await cluster.start(3)
+    await cluster.mesh(5)
+
+
+@simulated
+async def test_a_node_outside_dns_is_not_found_until_it_asks(cluster: SimCluster) -> None:
+    one = await cluster.start_at(A)
+    cluster.dns.script(Reply.SERVFAIL, to=[B])
+    two = await cluster.start_at(B, in_dns=False)
+    await asyncio.sleep(20)
+    assert one.list() == []
+    with pytest.raises(NoConnection):
+        await one.send(("nobody", two.name), 1)
+    assert await two.connect(one.name)
+    await cluster.mesh(timeout=0.1)
+
+
+ANSWERS = [
+    (Reply.ALL, {}, Outcome.ADDRESSES, 5),
+    (Reply.ALL, {"hidden": [A, B]}, Outcome.ADDRESSES, 3),
+    (Reply.ALL, {"extra": ["10.9.9.9", A]}, Outcome.ADDRESSES, 6),
+    (Reply.ALL, {"extra": ["0.0.0.0", "garbage"]}, Outcome.ADDRESSES, 5),  # noqa: S104
+    (Reply.SAMPLE, {"count": 3}, Outcome.ADDRESSES, 3),
+    (Reply.SAMPLE, {"count": 9}, Outcome.ADDRESSES, 5),
+    (Reply.SAMPLE, {"count": 0}, Outcome.EMPTY, 0),
+    (Reply.SAMPLE, {"count": 0, "extra": ["0.0.0.0"]}, Outcome.FAILED, 0),  # noqa: S104
+    (Reply.EMPTY, {}, Outcome.EMPTY, 0),
+    (Reply.NXDOMAIN, {"extra": ["10.9.9.9"]}, Outcome.EMPTY, 0),
+    (Reply.SERVFAIL, {}, Outcome.FAILED, 0),
+    (Reply.REFUSED, {}, Outcome.FAILED, 0),
+    (Reply.TIMEOUT, {}, Outcome.FAILED, 0),
+    (Reply.PARTIAL, {"count": 2}, Outcome.PARTIAL, 2),
+    (Reply.PARTIAL, {"count": 0}, Outcome.FAILED, 0),
+]
+
+
+@pytest.mark.parametrize(("reply", "options", "outcome", "count"), ANSWERS)
+def test_answers(reply: Reply, options: dict[str, Any], outcome: Outcome, count: int) -> None:
+    async def main() -> None:
+        dns = SimDns(random.Random(1))
+        for n in range(1, 6):
+            dns.add(f"10.0.0.{n}")
+        dns.script(reply, **options)
+        client = dns.client(A)
+        began_s = asyncio.get_running_loop().time()
+        answer = await client.lookup()
+        took_s = asyncio.get_running_loop().time() - began_s
+        assert (answer.outcome, len(answer.addresses)) == (outcome, count)
+        assert answer.detail
+        slowest_s = TIMEOUT_S if reply is Reply.TIMEOUT else DELAY_S[1]
+        assert DELAY_S[0] <= took_s <= slowest_s
+        assert client.source
+        assert dns.lookups == 1
+
+    run(main())
+
+
+def test_a_broken_discovery_raises_and_a_slow_one_is_slow() -> None:
+    async def main() -> None:
+        dns = SimDns(random.Random(1), timeout_s=7.0)
+        dns.script(Reply.RAISE)
+        with pytest.raises(OSError, match="broken"):
+            await dns.client(A).lookup()
+        dns.script(Reply.ALL, delay_s=(2.0, 2.0))
+        began_s = asyncio.get_running_loop().time()
+        await dns.client(A).lookup()
+        assert asyncio.get_running_loop().time() - began_s == pytest.approx(2.0)
+        dns.script(Reply.TIMEOUT)
+        await dns.client(A).lookup()
+        assert asyncio.get_running_loop().time() - began_s == pytest.approx(9.0)
+
+    run(main())
+
+
+def test_samples_differ_and_name_everybody_in_time() -> None:
+    async def main() -> None:
+        dns = SimDns(random.Random(1))
+        for n in range(1, 21):
+            dns.add(f"10.0.0.{n}")
+        dns.script(Reply.SAMPLE, count=3)
+        answers = [(await dns.client(A).lookup()).addresses for _ in range(100)]
+        assert len({ip for answer in answers for ip in answer}) == 20
+        dns.remove("10.0.0.20")
+        dns.remove("10.0.0.20")
+        dns.heal()
+        assert len((await dns.client(B).lookup()).addresses) == 19
+
+    run(main())

@@ -1,0 +1,127 @@
+"""500 scenarios, each from one seed (see chaos.py); here those in which everything may happen.
+
+A seed that fails is replayed by ``python -m tests.sim.chaos SEED --trace``, and kept in seeds.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleetlm.core.connection import Connection, Incoming
+from fleetlm.core.kernel import Kernel
+from fleetlm.events import EventHub
+from fleetlm.inbound import Inbound
+from fleetlm.link import Link
+from fleetlm.testing.loop import SimulationError
+from tests.sim.chaos import Kind, blocks, kind_of, play, play_all
+from tests.sim.invariants import Breach
+
+FAILED_ONCE = [
+    int(line.split()[0])
+    for line in (Path(__file__).parent / "seeds.txt").read_text(encoding="utf-8").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_seeds_that_failed_once(seed: int) -> None:
+    play_all([seed])
+
+
+@pytest.mark.parametrize("seeds", blocks(Kind.CHAOS), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_chaos(seeds: list[int]) -> None:
+    play_all(seeds)
+
+
+# Whoever watches is watched: with a fault in the product, the scenarios must fail.
+
+
+def _ignores_gaps(incoming: Incoming, _epoch: int, seq: int) -> None:
+    incoming.seq = seq + 1
+
+
+def _believes_dns(original: Callable[..., Any]) -> Callable[..., Any]:
+    def looked_up(kernel: Kernel, now: float, answer: Any) -> Any:
+        orders = original(kernel, now, answer)
+        for peer in kernel.topology.up():
+            if peer.connection.ip not in answer.addresses:
+                orders += kernel._of(now, peer, peer.connection.down(now, "not in DNS"))
+        return orders
+
+    return looked_up
+
+
+def _runs_twice(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(inbound: Inbound, link: Link, message: list[Any]) -> None:
+        original(inbound, link, message)
+        box = inbound._boxes.get(message[1])
+        if box is not None and message[1] == "echo":
+            box.put(box.queue[-1])
+
+    return call
+
+
+def _tells_no_nodedown(hub: EventHub, event: Any) -> None:
+    hub._current.pop(event.node, None)
+
+
+def _never_calls_back(_connection: Connection) -> float:
+    return 1e6
+
+
+def _leaves_callers_waiting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def close(link: Link, reason: str) -> None:
+        link.calls = {}
+        original(link, reason)
+
+    return close
+
+
+def _forgets_the_last(original: Callable[..., Any]) -> Callable[..., Any]:
+    def deliver(inbound: Inbound, link: Link, messages: list[Any]) -> None:
+        original(inbound, link, messages[:-1] if len(messages) > 3 else messages)
+
+    return deliver
+
+
+def _delivers_reversed(original: Callable[..., Any]) -> Callable[..., Any]:
+    def deliver(inbound: Inbound, link: Link, messages: list[Any]) -> None:
+        original(inbound, link, messages[::-1])
+
+    return deliver
+
+
+MUTANTS: list[tuple[type, str, Callable[..., Any], bool]] = [
+    (Incoming, "accept", _ignores_gaps, False),
+    (Kernel, "looked_up", _believes_dns, True),
+    (EventHub, "down", _tells_no_nodedown, False),
+    (Connection, "_backoff_s", _never_calls_back, False),
+    (Link, "close", _leaves_callers_waiting, True),
+    (Inbound, "_deliver", _forgets_the_last, True),
+    (Inbound, "_deliver", _delivers_reversed, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "mutant", "wraps"), MUTANTS, ids=[each[2].__name__ for each in MUTANTS]
+)
+def test_a_fault_in_the_product_is_noticed(
+    owner: type, method: str, mutant: Callable[..., Any], wraps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, method, mutant(getattr(owner, method)) if wraps else mutant)
+    for seed in range(40):
+        try:
+            play(seed)
+        except (Breach, SimulationError) as error:
+            assert f"seed {seed}" in "".join(error.__notes__)
+            return
+    pytest.fail("40 seeds, and nobody noticed")
+
+
+def test_every_kind_has_its_seeds() -> None:
+    kinds = [kind_of(seed) for seed in range(500)]
+    assert {kind: kinds.count(kind) for kind in Kind} == {Kind.CHAOS: 350, Kind.DNS: 100, Kind.HOSTILE: 50}

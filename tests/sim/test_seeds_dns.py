@@ -1,0 +1,18 @@
+"""The seeds of test_seeds.py in which the name server is ill, or somebody is hostile."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.chaos import Kind, blocks, play_all
+
+
+@pytest.mark.parametrize("seeds", blocks(Kind.DNS), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_dns_faults_alone_never_cause_a_nodedown(seeds: list[int]) -> None:
+    for report in play_all(seeds):
+        assert report.nodedowns == 0
+
+
+@pytest.mark.parametrize("seeds", blocks(Kind.HOSTILE), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_a_cluster_outlives_garbage(seeds: list[int]) -> None:
+    play_all(seeds)

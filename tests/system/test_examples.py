@@ -1,0 +1,143 @@
+"""Every example runs by itself, as its docstring says, and shows what it promises."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.echo import echo
+from examples.embed import BATCH, Frontend, pool
+from examples.fanout import cache
+from fleetlm import Node, Settings
+from fleetlm.demo_fleet import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "examples"
+EXAMPLES = sorted(path.name for path in FOLDER.glob("*.py"))
+ADDRESSES = [f"127.0.0.{number}" for number in range(1, 5)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    env = {name: text for name, text in os.environ.items() if not name.startswith(("FLEETLM_", "DNS_"))}
+    return {**env, "PYTHONPATH": str(ROOT), "EXAMPLE_PORT": str(free_port(ADDRESSES)), **more}
+
+
+def run(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / name)],
+        cwd=FOLDER,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_no_example_is_forgotten_here() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in EXAMPLES if f'run("{name}")' not in source] == []
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_says_what_it_is_and_how_to_run_it_and_is_short(name: str) -> None:
+    source = (FOLDER / name).read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    assert f"python {name}" in docstring
+    assert len(source.splitlines()) <= 150
+
+
+def test_echo() -> None:
+    said = run("echo.py")
+    assert "fleetlm@127.0.0.1 is connected with ['fleetlm@127.0.0.2']" in said
+    assert "reply: {'prompt': 'hello', 'tokens': (1, 2)}" in said
+
+
+def test_fanout() -> None:
+    said = run("fanout.py")
+    assert "broadcast to 4 nodes" in said
+    assert said.count("multicall to 4 nodes") == 2
+    assert said.count("'llama-3'") == 7
+    assert "fleetlm@127.0.0.4: NoConnection" in said
+
+
+def test_embed() -> None:
+    said = run("embed.py")
+    assert re.search(r"PROMPT 0 \(on fleetlm@127\.0\.0\.\d, in a batch of \d\)", said)
+    assert "on 3 nodes" in said
+
+
+def test_sessions() -> None:
+    said = run("sessions.py")
+    assert "never ran (NoProcess)" in said
+    assert "then it ran, once: 1 line" in said
+    assert "the session: ['hello', 'again']" in said
+    assert "it ran and raised ValueError: an empty line for s1" in said
+    assert "it may have run: CallTimeout" in said
+    assert said.count("never ran (NoConnection)") == 3
+    assert "given up: not connected to fleetlm@127.0.0.2" in said
+
+
+@pytest.mark.deadline(40)
+def test_echo_is_what_the_image_runs() -> None:
+    command = [sys.executable, "-m", "fleetlm", "start", "echo:main"]
+    env = environment(PYTHONPATH=f"{ROOT}{os.pathsep}{FOLDER}", FLEETLM_REMOTE="off")
+    env["FLEETLM_NODE_PORT"] = env["EXAMPLE_PORT"]
+    worker = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        assert worker.stderr is not None
+        lines = iter(worker.stderr.readline, "")
+        assert any("listens on" in line for line in lines), "it ended before it listened"
+        worker.terminate()
+        worker.communicate(timeout=15)
+        assert worker.returncode == 0
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+# ── their processes, on a node without peers ─────────────────────────────────────────────────────
+
+
+def lone_node() -> Settings:
+    return Settings(node_ip="127.0.0.1", node_port=free_port(["127.0.0.1"]), remote=False)
+
+
+async def test_echo_survives_what_it_cannot_answer() -> None:
+    async with Node.start(lone_node().replace(debug=True)) as node:
+        node.spawn(echo, name="echo")
+        await node.send("echo", "nothing to answer")
+        assert await node.call("echo", [1, {"two": (3,)}]) == [1, {"two": (3,)}]
+
+
+async def test_a_cache_answers_only_what_it_understands() -> None:
+    async with Node.start(lone_node()) as node:
+        node.spawn(cache, name="cache")
+        await node.send("cache", ("put", "k", "v"))
+        await node.send("cache", "nonsense")
+        replies = await node.multicall(["cache", "cache"], ("get", "k"))
+        assert replies == ["v", "v"]
+        (failure,) = await node.multicall(["cache"], "nonsense")
+        assert "not understood" in str(failure)
+
+
+async def test_a_pool_batches_and_its_frontend_waits_for_one() -> None:
+    async with Node.start(lone_node()) as node:
+        frontend = Frontend(node)
+        early = asyncio.create_task(frontend.infer("early"))
+        await asyncio.sleep(0.02)
+        node.spawn(pool, name="pool")
+        assert await early == ("EARLY", node.name, 1)
+        replies = await asyncio.gather(*(frontend.infer(f"p{n}") for n in range(2 * BATCH)))
+        assert [text for text, _, _ in replies] == [f"P{n}" for n in range(2 * BATCH)]
+        assert max(size for _, _, size in replies) == BATCH

@@ -1,0 +1,99 @@
+"""Leaving: peers hear why at once, and dead peers hold nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fleetlm import Node
+from tests.system.cluster_tools import PORT, Fleet, Worker
+
+LEAVES_WITHIN_S = 2.0
+PROGRAM = """
+import asyncio
+
+async def echo(process):
+    async for call in process.mailbox:
+        call.reply(call.message)
+
+async def flood(process, to):
+    while True:
+        try:
+            await process.node.send(("slow", to), b"x" * 100_000)
+        except Exception:
+            return
+
+async def main(node):
+    node.spawn(echo, name="echo")
+    async for event in node.events():
+        if type(event).__name__ == "NodeUp":
+            node.spawn(flood, event.node)
+"""
+
+
+@contextlib.contextmanager
+def black_hole(ip: str) -> Iterator[None]:
+    """An address that accepts nothing and refuses nothing: its queue of connections is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((ip, PORT))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex((ip, PORT))
+        yield
+
+
+async def left(fleet: Fleet, program: Worker, node: Node, name: str) -> float:
+    """SIGTERM: seconds until the process has ended. Checks its exit code, and that peers were told."""
+    began = time.monotonic()
+    program.signal(signal.SIGTERM)
+    down = await fleet.down(node, name, since=began)
+    assert down.reason.startswith("left:"), down.reason
+    code = await program.exit_code()
+    took = time.monotonic() - began
+    print(
+        f"SIGTERM: peers told after {(down.at - began) * 1000:.0f} ms ({down.reason}), "
+        f"exit after {took:.2f} s"
+    )
+    assert code == 0
+    return took
+
+
+async def test_sigterm_of_a_started_program_says_goodbye() -> None:
+    async with Fleet(static=(2, 3)) as fleet:
+        node = await fleet.node(2)
+        program = await fleet.program(3, "start")
+        await node.ready(1, 10.0)
+        took = await left(fleet, program, node, fleet.name(3))
+        assert took < LEAVES_WITHIN_S
+        assert node.list() == []
+
+
+async def test_a_node_ends_in_time_whatever_its_peers_are(tmp_path: Path) -> None:
+    """One peer is stopped with its windows full, one was killed, one swallows every packet."""
+    (tmp_path / "flooding.py").write_text(PROGRAM)
+    async with Fleet(static=(2, 3, 4, 5, 6), FLEETLM_NODE_TIMEOUT_MS="60000") as fleet:
+        with black_hole(fleet.ip(6)):
+            node = await fleet.node(2)
+            stopped, killed = await fleet.worker(3), await fleet.worker(4)
+            search = f"{tmp_path}{os.pathsep}{Path.cwd()}"
+            program = await fleet.program(5, "start", "flooding:main", PYTHONPATH=search)
+            await node.ready(3, 10.0)
+            await stopped.ask("meshed", others=3, timeout=10.0)
+            await killed.ask("meshed", others=3, timeout=10.0)
+            stopped.signal(signal.SIGSTOP)
+            await asyncio.sleep(0.5)  # its windows fill
+            killed.kill()
+            await fleet.down(node, fleet.name(4))
+            assert await node.call(("echo", fleet.name(5)), "still there") == "still there"
+            took = await left(fleet, program, node, fleet.name(5))
+            assert took < LEAVES_WITHIN_S

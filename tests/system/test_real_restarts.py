@@ -1,0 +1,148 @@
+"""Crashes: noticed at once, replaced at once, and nothing meant for the dead reaches the newcomer."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+
+import pytest
+
+from fleetlm import NoConnection, Node, NodeLost, WouldBlock
+from tests.system.cluster_tools import Fleet, Flood, Worker, all_sunk, until
+
+SEEN_WITHIN_S = 0.05
+"""A crash by its peers: the median, since a machine that is busy elsewhere may delay any one."""
+
+
+class Stream:
+    """Sends to a node under one name all the time, each message with the incarnation it is meant for."""
+
+    def __init__(self, node: Node, to: str) -> None:
+        self.node, self.to = node, to
+        self.sent: dict[int, int] = {}
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        padding = b"x" * 2_000
+        while True:
+            link = self.node.links.get(self.to)
+            try:
+                if link is not None:
+                    number = self.sent.get(link.incarnation, 0)
+                    message = [f"{link.incarnation:x}", number, link.incarnation, padding]
+                    self.node.send_nowait(("sink", self.to), message)
+                    self.sent[link.incarnation] = number + 1
+                    if number % 64:
+                        continue
+            except (NoConnection, WouldBlock):
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def replaced(rounds: int) -> None:
+    """kill -9 with traffic queued, and another process at the address within 50 ms, again and again."""
+    async with Fleet(static=(2, 3)) as fleet:
+        a = await fleet.node(2)
+        name = fleet.name(3)
+        worker = await fleet.worker(3)
+        await a.ready(1, 10.0)
+        gaps, sent = [], 0
+        for _ in range(rounds):
+            spare = await fleet.waiting()
+            await asyncio.wait_for(spare.waiting.wait(), 20.0)
+            old = worker.incarnations[name]
+            in_flight = [asyncio.create_task(a.call(("slow", name), n, 20.0)) for n in range(20)]
+            await asyncio.sleep(0.01)
+            stream = Stream(a, name)
+            await until(lambda s=stream, old=old: s.sent.get(old, 0) > 2_000)  # type: ignore[misc]
+            killed = time.monotonic()
+            worker.kill()
+            await worker.exit_code()  # until then the port is its own
+            await spare.start(fleet.ip(3))
+            gaps.append(spare.listening_at - killed)
+            down = await fleet.down(a, name, since=killed)
+            up = await fleet.up(a, name, since=killed)
+            assert (down.incarnation, up.incarnation) == (old, spare.incarnations[name])
+            assert fleet.log.index(down) < fleet.log.index(up)
+            ends = await asyncio.gather(*in_flight, return_exceptions=True)
+            assert {type(end) for end in ends} == {NodeLost}
+            assert await a.call(("echo", name), "new") == "new"
+            new = spare.incarnations[name]
+            await until(lambda s=stream, new=new: s.sent.get(new, 0) > 100)  # type: ignore[misc]
+            await stream.stop()
+            sent += sum(stream.sent.values())
+            await all_sunk(spare, {f"{new:x}": stream.sent[new]})
+            worker = spare
+        print(
+            f"{rounds} restarts under traffic: from kill -9 to the next node's start "
+            f"{min(gaps) * 1000:.0f} to {max(gaps) * 1000:.0f} ms; "
+            f"{sent:,} messages, none to a newcomer"
+        )
+        assert min(gaps) < 0.05, "this must be tried within 50 ms at least once"
+
+
+async def crashes(rounds: int, loaded: bool) -> list[float]:
+    """How long after a kill -9 each peer heard nodedown, in seconds."""
+    seen: list[float] = []
+    async with Fleet(static=(2, 3, 4)) as fleet:
+        a, b = await fleet.node(2), await fleet.node(3)
+        name = fleet.name(4)
+        for _ in range(rounds):
+            worker: Worker = await fleet.worker(4)
+            began = time.monotonic()
+            await asyncio.gather(a.ready(2, 10.0), b.ready(2, 10.0))
+            floods = []
+            if loaded:
+                floods = [Flood(a, name, f"a{began}", 1_000), Flood(b, name, f"b{began}", 1_000)]
+                await worker.ask("flood", to=a.name, stream=f"w{began}", size=1_000)
+                await until(lambda floods=floods: all(f.sent > 1_000 for f in floods))  # type: ignore[misc]
+            killed = time.monotonic()
+            worker.kill()
+            downs = [await fleet.down(node, name, since=killed) for node in (a, b)]
+            seen += [down.at - killed for down in downs]
+            for flood in floods:
+                await flood.stop()
+                assert isinstance(flood.error, NoConnection)
+    what = "under load" if loaded else "idle"
+    print(
+        f"kill -9, {what}: seen by its peers after {statistics.median(seen) * 1000:.1f} ms (median of "
+        f"{len(seen)}), at most {max(seen) * 1000:.1f} ms"
+    )
+    return seen
+
+
+async def reconnects(count: int, warm_up: int) -> None:
+    """Disconnect and connect, again and again: descriptors and memory stay as they are."""
+    async with Fleet(static=(2, 3)) as fleet:
+        worker = await fleet.worker(2, 3)
+        await worker.ask("meshed", others=1, timeout=10.0)
+        before = await worker.ask("reconnect", count=warm_up)
+        began = time.monotonic()
+        after = await worker.ask("reconnect", count=count)
+        took = time.monotonic() - began
+        grown_kib = after["resident_kib"] - before["resident_kib"]
+        print(
+            f"{count} reconnects in {took:.1f} s: {before['files']} → {after['files']} descriptors, "
+            f"{before['resident_kib'] / 1024:.1f} → {after['resident_kib'] / 1024:.1f} MiB"
+        )
+        assert abs(after["files"] - before["files"]) <= 4
+        assert grown_kib <= 4 * 1024
+
+
+async def test_nothing_meant_for_a_killed_node_reaches_the_one_that_takes_its_place() -> None:
+    await replaced(rounds=3)
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["idle", "loaded"])
+async def test_a_crash_is_seen_at_once(loaded: bool) -> None:
+    seen = await crashes(rounds=3, loaded=loaded)
+    assert statistics.median(seen) < SEEN_WITHIN_S
+
+
+async def test_a_hundred_reconnects_leave_descriptors_and_memory_flat() -> None:
+    await reconnects(count=100, warm_up=50)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fleetlm.call import Call, FailureKind
+from fleetlm.ids import Pid
+from fleetlm.local import LocalProcesses
+from fleetlm.office import NodeOffice
+from fleetlm.process import Process
+from fleetlm.testing.loop import run
+from tests.unit.link_fakes import HERE, Pair, virtual
+
+
+class Asker:
+    def __init__(self) -> None:
+        self.outcome: Any = None
+
+    def replied(self, ref: int, value: Any) -> None:
+        self.outcome = value
+
+    def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
+        self.outcome = (kind, *details[:2])
+
+    def forget(self, ref: int) -> None:
+        raise AssertionError("nobody forgets")
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.local = LocalProcesses(self, HERE, 1, 10)  # type: ignore[arg-type]
+        self.office = NodeOffice(self, self.local)  # type: ignore[arg-type]
+        self.link = Pair().here.link
+
+    def told_of(self, names: list[str]) -> None:
+        self.told += names
+
+    def name_of(self, pid: Pid) -> str | None:
+        return None
+
+    def ask(self, verb: Any, argument: Any = None) -> Any:
+        asker = Asker()
+        self.office.asked(self.link, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))
+        return asker.outcome
+
+
+async def idle(process: Process) -> None:
+    await process.receive()
+
+
+@virtual
+async def test_names_are_asked_given_and_taken() -> None:
+    rig = Rig()
+    pid = rig.local.spawn(idle, (), None)
+    assert rig.ask("ping") == "pong"
+    assert rig.ask("whereis", "a") is None
+    assert rig.ask("register", ["a", pid]) is True
+    assert rig.ask("whereis", "a") == pid
+    assert rig.ask("registered") == {"a": pid}
+    assert rig.ask("unregister", "a") is True
+    assert rig.ask("unregister", "a") is False
+    await rig.local.stop()
+
+
+@virtual
+async def test_what_cannot_be_done_is_answered_with_the_error() -> None:
+    rig = Rig()
+    pid = rig.local.spawn(idle, (), "b")
+    raised = FailureKind.RAISED
+    assert rig.ask("register", ["a", Pid(HERE, 9, pid.number)])[:2] == (raised, "NoProcess")
+    assert rig.ask("register", ["a", pid])[:2] == (raised, "AlreadyRegistered")
+    assert rig.ask("register", ["", rig.local.spawn(idle, (), None)])[:2] == (raised, "InvalidName")
+    await rig.local.stop()
+
+
+@pytest.mark.parametrize(
+    ("verb", "argument"),
+    [
+        ("halt", None),
+        (None, None),
+        ([1], {}),
+        ("whereis", 5),
+        ("register", ["a"]),
+        ("register", ["a", "not a pid"]),
+        ("register", "ab"),
+        ("x" * 100_000, "y" * 100_000),
+    ],
+)
+def test_what_nobody_understands_is_answered_in_short(verb: Any, argument: Any) -> None:
+    async def main() -> None:
+        kind, name, text = Rig().ask(verb, argument)
+        assert (kind, name) == (FailureKind.RAISED, "InvalidName")
+        assert "does not answer that request" in text
+        assert len(text) < 500
+
+    run(main())
+
+
+@virtual
+async def test_ticks_are_noted_and_names_passed_on() -> None:
+    rig = Rig()
+    rig.office.ticked(rig.link, 12, True)
+    assert (rig.link.peer.lag_ms, rig.link.peer.draining) == (12, True)
+    rig.office.told_of(["fleetlm@10.0.0.3"])
+    assert rig.told == ["fleetlm@10.0.0.3"]

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import fleetlm
+
+
+def test_the_three_lists_of_public_names_agree() -> None:
+    tree = ast.parse(Path(fleetlm.__file__).read_text(encoding="utf-8"))
+    for_types = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fleetlm.")
+        for alias in node.names
+    }
+
+    assert fleetlm._MODULE_OF == for_types
+    assert sorted(fleetlm.__all__) == sorted(for_types)
+
+
+@pytest.mark.parametrize("name", fleetlm.__all__)
+def test_every_public_name_is_what_its_module_has(name: str) -> None:
+    module = importlib.import_module(fleetlm._MODULE_OF[name])
+
+    assert getattr(fleetlm, name) is getattr(module, name)
+    assert name in dir(fleetlm)
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Nood'"):
+        fleetlm.Nood  # noqa: B018 - the access is what is tested
