@@ -142,7 +142,10 @@ class Driver:
         self._perform(self.kernel.asked_for(self._loop.time(), name))
 
     def disconnected(self, name: str, reason: str) -> None:
-        """The program wants this node no more."""
+        """The program wants this node no more; what was sent to it leaves before the goodbye."""
+        link = self.links.get(name)
+        if link is not None:
+            link.flush()
         self._perform(self.kernel.disconnected(self._loop.time(), name, reason))
 
     def flush_soon(self, link: Link) -> None:

@@ -170,7 +170,7 @@ def read_hello(body: bytes) -> Hello:
         name=_node(items[0]),
         incarnation=_number(items[1], 64),
         dialled=_node(items[2]),
-        cluster=_text(items[3]),
+        cluster=_for_logs(items[3]),
         port=_number(items[4], 16),
         protocol_min=_number(items[5], 16),
         protocol_max=_number(items[6], 16),
@@ -219,7 +219,7 @@ def read_answer(frame: bytes) -> Refused | IAm:
             refusal = Refusal(_number(items[0], 8))
         except ValueError:
             raise BadFrame(f"refusal {items[0]!r} is not known to this version") from None
-        return Refused(refusal, _text(items[1]), _node(items[2]), _number(items[3], 64))
+        return Refused(refusal, _for_logs(items[1]), _node(items[2]), _number(items[3], 64))
     if kind == Kind.IAM:
         return IAm(_node(items[0]), _number(items[1], 64), _text(items[2]), _number(items[3], 32))
     raise BadFrame(f"kind {kind} is no answer")
@@ -232,7 +232,7 @@ def pack_goodbye(reason: str) -> bytes:
 
 def read_goodbye(body: bytes) -> str:
     """Raises: BadFrame."""
-    return _text(_unpack(body, at_least=1)[0])
+    return _for_logs(_unpack(body, at_least=1)[0])
 
 
 def read_peers(items: Any, limit: int) -> list[str]:
@@ -269,6 +269,11 @@ def _text(item: Any) -> str:
     if not isinstance(item, str) or len(item) > MAX_TEXT:
         raise BadFrame("a text is missing or too long")
     return item
+
+
+def _for_logs(item: Any) -> str:
+    """A text that a peer wrote and people will read: on one line, and no escape sequences."""
+    return "".join(letter if letter.isprintable() else "?" for letter in _text(item))
 
 
 def _node(item: Any) -> str:

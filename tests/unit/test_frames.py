@@ -327,3 +327,7 @@ def test_a_telling_of_anything_gives_names_or_is_bad(told: object) -> None:
     except BadFrame:
         return
     assert len(names) <= 5
+
+
+def test_what_a_peer_wrote_stays_on_one_line_of_a_log() -> None:
+    assert frames.read_goodbye(frames.pack_goodbye("bye\n\x1b[31mERROR")) == "bye??[31mERROR"
