@@ -36,6 +36,10 @@ MAX_TIMEOUT_S = 86_400.0
 """A longer deadline, ``inf`` included, is this one: what travels is a number of milliseconds."""
 
 
+_Asked = tuple["Link", int, asyncio.Future[Any], Target]
+"""A call of many that is on its way: link, ref, where the outcome will be, target."""
+
+
 class Messenger:
     """The sending side of a node."""
 
@@ -121,9 +125,20 @@ class Messenger:
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         payload = self._codec.pack_value(message)
         deadline = self._loop.time() + timeout_s
-        sender = asyncio.current_task()  # The calls run in tasks of their own, and keep its order.
-        calls = [self._one_of_many(to, message, payload, timeout_s, deadline, sender) for to in targets]
-        results = await asyncio.gather(*calls, return_exceptions=True)
+        sender = asyncio.current_task()  # Those that must wait run in tasks of their own, and keep its order.
+        asked: list[_Asked] = []
+        calls = [
+            self._ask_at_once(to, payload, timeout_s, sender, asked)
+            or self._one_of_many(to, message, payload, timeout_s, deadline, sender)
+            for to in targets
+        ]
+        timer = self._loop.call_at(deadline, _expire_all, asked, timeout_s)
+        try:
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            timer.cancel()
+            for link, ref, _, _ in asked:
+                self._done_with(link, ref, sender)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, FleetError):
                 raise result
@@ -239,8 +254,40 @@ class Messenger:
             return await future
         finally:
             timer.cancel()
-            if link.calls.pop(ref, None) is not None:
-                link.control([int(Op.CANCEL), ref, None], after=sender or asyncio.current_task())
+            self._done_with(link, ref, sender)
+
+    def _done_with(self, link: Link, ref: int, sender: Hashable) -> None:
+        """If the call has no outcome yet, tell the peer that nobody waits for it any more."""
+        if link.calls.pop(ref, None) is not None:
+            link.control([int(Op.CANCEL), ref, None], after=sender or asyncio.current_task())
+
+    def _ask_at_once(
+        self, to: Target, payload: bytes, timeout_s: float, sender: Hashable, asked: list[_Asked]
+    ) -> asyncio.Future[Any] | None:
+        """Send one of many without a task of its own, which costs more than all the rest.
+
+        Returns:
+            Where its outcome will be; None where it must wait, stays on this node, or cannot be sent.
+        """
+        try:
+            link, key = self._route(to)
+            if link is None or link.full:
+                return None
+            packed = self._packed_call(key, payload, self._take_ref(), timeout_s)
+            if len(packed) > link.small_bytes:
+                return None
+            link.append(packed, sender)
+        except (FleetError, TypeError, ValueError):
+            return None  # `_one_of_many` raises it where it becomes a result.
+        ref = self._next_ref
+        future = link.calls[ref] = self._loop.create_future()
+        asked.append((link, ref, future, to))
+        return future
+
+    def _packed_call(self, key: int | str, payload: bytes, ref: int, timeout_s: float) -> bytes:
+        pack = self._codec.pack_value
+        timeout_ms = max(1, int(timeout_s * 1000))
+        return b"\x95" + pack(int(Op.CALL)) + pack(key) + payload + pack(ref) + pack(timeout_ms)
 
     async def _one_of_many(
         self,
@@ -257,16 +304,12 @@ class Messenger:
         if link.full:
             await self._room(link, to, timeout_s, deadline)
         ref = self._take_ref()
-        timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
-        pack = self._codec.pack_value
-        packed = b"\x95" + pack(int(Op.CALL)) + pack(key) + payload + pack(ref) + pack(timeout_ms)
+        packed = self._packed_call(key, payload, ref, deadline - self._loop.time())
         if len(packed) > link.small_bytes and link.crowded:
             await self._room(link, to, timeout_s, deadline, len(packed))
         return await self._request(link, to, ref, packed, timeout_s, deadline, sender)
 
-    async def _room(
-        self, window: Any, to: Target, timeout_s: float, deadline: float, *size: int
-    ) -> None:
+    async def _room(self, window: Any, to: Target, timeout_s: float, deadline: float, *size: int) -> None:
         try:
             async with asyncio.timeout_at(deadline):
                 await window.room(*size)
@@ -321,6 +364,11 @@ class Messenger:
         for future in self._local_calls.values():
             if not future.done():
                 future.set_exception(NodeLost(self._name, reason))
+
+
+def _expire_all(asked: list[_Asked], timeout_s: float) -> None:
+    for _, _, future, to in asked:
+        _expire(future, to, timeout_s)
 
 
 def _expire(future: asyncio.Future[Any], to: Target, timeout_s: float) -> None:

@@ -170,7 +170,7 @@ def read_hello(body: bytes) -> Hello:
         name=_node(items[0]),
         incarnation=_number(items[1], 64),
         dialled=_node(items[2]),
-        cluster=_for_logs(items[3]),
+        cluster=_text(items[3]),
         port=_number(items[4], 16),
         protocol_min=_number(items[5], 16),
         protocol_max=_number(items[6], 16),

@@ -156,6 +156,7 @@ class Kernel:
         """A dialler's connection ended."""
         self._ips.pop(source, None)
         peer = self._peer_of(source)
+        self._sources.pop(source, None)
         if peer is None:
             return []
         return self._of(now, peer, peer.connection.source_lost(now, reason))

@@ -25,8 +25,8 @@ from fleetlm.testing.network import SimNetwork, SimTransport
 __all__ = [
     "Deadlock",
     "DnsServer",
-    "LeftOver",
     "Leaked",
+    "LeftOver",
     "LimitReached",
     "NotMeshed",
     "NotSimulated",

@@ -167,10 +167,18 @@ class SimCluster:
         return node
 
     async def stop(self, who: Who, reason: str = "shutdown", drain_s: float | None = None) -> None:
-        """Let a node leave as SIGTERM does; its record goes at once, as an orchestrator takes it."""
-        ip = self.ip_of(who)
+        """Let a node leave as SIGTERM does; its record goes at once, as an orchestrator takes it.
+
+        Args:
+            who: the node.
+            reason: told to its peers.
+            drain_s: as in `Node.stop`.
+
+        Raises:
+            ValueError: no node runs there.
+        """
+        ip, node = self._taken(who)
         self.dns.remove(ip)
-        node = self.nodes.pop(ip)
         await node.stop(reason, drain_s)
         self._former.append(node)
 
@@ -184,9 +192,11 @@ class SimCluster:
             who: the node.
             silent: the machine lost its power, so that peers find out by heartbeat.
             stale: the name keeps the address.
+
+        Raises:
+            ValueError: no node runs there.
         """
-        ip = self.ip_of(who)
-        node = self.nodes.pop(ip)
+        ip, node = self._taken(who)
         self.network.crash(ip, silent=silent)
         if not stale:
             self.dns.remove(ip)
@@ -260,7 +270,6 @@ class SimCluster:
                 found[node.name] = {name: _why(node, name) for name in absent}
         return found
 
-    @property
     def meshed(self) -> bool:
         """Whether every running node lists exactly the other running nodes."""
         others = len(self.nodes) - 1
@@ -279,7 +288,7 @@ class SimCluster:
             NotMeshed: it did not come to that.
         """
         began_s = self.loop.time()
-        while not self.meshed:
+        while not self.meshed():
             if self.loop.time() - began_s >= timeout:
                 raise NotMeshed(timeout, self.missing())
             await asyncio.sleep(MESH_STEP_S)
@@ -325,6 +334,14 @@ class SimCluster:
             if error is None:
                 raise
             error.add_note(f"Besides: {leaked}")
+
+    def _taken(self, who: Who) -> tuple[str, Node]:
+        ip = self.ip_of(who)
+        node = self.nodes.pop(ip, None)
+        if node is None:
+            running = ", ".join(self.nodes) or "none"
+            raise ValueError(f"no node runs at {ip}; running: {running}")
+        return ip, node
 
     def _ips(self, group: Iterable[Who]) -> list[str]:
         return [self.ip_of(who) for who in group]

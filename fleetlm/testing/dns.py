@@ -122,9 +122,7 @@ class DnsServer:
         seed: of the order of answers, of samples and of garbage.
     """
 
-    def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, *, ttl_s: int = 600, seed: int = 0
-    ) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, ttl_s: int = 600, seed: int = 0) -> None:
         self.host = host
         self._wanted_port = port
         self._sockets: DnsSockets | None = None
@@ -348,9 +346,7 @@ class DnsServer:
             limit = min(max(limit, query.payload), PAYLOAD_BYTES)
         return self._fit(response, addresses, limit)
 
-    def _fit(
-        self, response: dns.message.Message, addresses: tuple[str, ...], limit_bytes: int
-    ) -> bytes:
+    def _fit(self, response: dns.message.Message, addresses: tuple[str, ...], limit_bytes: int) -> bytes:
         """The answer with as many addresses as fit; fewer than all sets TC."""
         question = response.question[0]
         bare_bytes = len(response.to_wire())

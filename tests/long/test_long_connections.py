@@ -26,7 +26,7 @@ async def test_the_gil_held_for_twenty_seconds_under_a_flood() -> None:
 
 @pytest.mark.deadline(120)
 async def test_thirty_restarts_within_milliseconds_under_traffic() -> None:
-    await replaced(rounds=30)
+    assert min(await replaced(rounds=30)) < 0.05, "this must be tried within 50 ms"
 
 
 @pytest.mark.deadline(120)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import Any
 
 from fleetlm import Call, CallTimeout, NoConnection, NodeStopped, NoProcess, NotDelivered, WouldBlock
 from fleetlm.errors import FleetError
-from fleetlm.node import Node
 from fleetlm.process import Process
-
 from tests.sim.invariants import View, World
 
 STABLE = ("quick", "slow")
 """Sinks that live as long as their node."""
+KEEPER_S = 0.2
 SERVERS = ("echo", "echo", "echo", "big", "tardy", "raises", "dies", "mute", "nobody")
 
 
@@ -80,7 +80,7 @@ class Agents:
                 process.node.spawn(self.frail, name="frail")
             if "dies" not in names:
                 process.node.spawn(self.dies, name="dies")
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(KEEPER_S)
 
     # Who serves.
 
@@ -127,8 +127,15 @@ class Agents:
                 self.busy += 1
                 try:
                     await self.send_one(sender)
+                    if self.world.former and self.rng.random() < 0.1:
+                        await self.send_former()
                 finally:
                     self.busy -= 1
+
+    async def send_former(self) -> None:
+        """To a process of a former incarnation; a sink that gets it says so."""
+        with contextlib.suppress(NotDelivered, NodeStopped):
+            await self.node.send(self.rng.choice(self.world.former), "for a former incarnation")
 
     async def send_one(self, sender: tuple[str, int, int]) -> None:
         node, world, rng = self.node, self.world, self.rng

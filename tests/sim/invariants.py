@@ -89,6 +89,8 @@ class World:
         self.asked: dict[int, Asked] = {}
         self.received: dict[Pid, dict[tuple[Any, ...], Received]] = {}
         self.sent: dict[tuple[Any, ...], int] = {}
+        self.former: list[Pid] = []
+        """Sinks of former incarnations: nothing that is sent to them is ever delivered."""
         self.nodedowns = 0
         self.messages = 0
 
@@ -106,6 +108,8 @@ class World:
 
     def node_started(self, node: Node) -> View:
         ip = self.cluster.ip_of(node)
+        if ip in self.views:
+            self.former += self.views[ip].stable.values()
         self.started.setdefault(node.name, []).append(node.incarnation)
         view = self.views[ip] = View(node)
         return view
@@ -137,7 +141,7 @@ class World:
 
     def _up(self, view: View, name: str, link: Link) -> None:
         known = self.started.get(name, [])
-        if link.closed or link.outgoing is None or link.incoming is None:
+        if link.closed:
             self.breach(f"{view.node.name}: {name} is up on a dead link")
         if link.incarnation not in known:
             if self.strict:
@@ -191,7 +195,7 @@ class World:
             return
         senders = self.received.setdefault(process.pid, {})
         match message:
-            case ("m", sender, connection, _, incarnation, number, size, filler):
+            case ("m", sender, _, _, incarnation, number, size, filler):
                 if incarnation != node.incarnation:
                     self.breach(f"{node.name}: a message for incarnation {incarnation:x} of it")
                 if filler != bytes([number & 255]) * size:
@@ -308,6 +312,41 @@ class _Tap(deque[Any]):
         if self._world.strict:
             self._world.delivered(self._node, message)
         super().append(message)
+
+
+IDLE_BYTES = 2_048
+"""In flight on a connection that only ticks: two ticks with what they credit, or some names."""
+
+
+def held(cluster: SimCluster, node: Node) -> list[str]:
+    """What a node in quiet holds without need: each of these would grow for ever."""
+    kernel, driver, links = node.kernel, node._driver, node.links
+    found = []
+    for link in links.values():
+        for what, some in (
+            ("calls", link.calls), ("requests", link.requests), ("choked", link.choked),
+            ("pieces", link.reassembly._unfinished), ("senders", link._waiters),
+            ("lanes", link.lanes),
+        ):  # fmt: skip
+            if some:
+                found.append(f"{what} of the link to {link.name}: {some}")
+        if link.in_flight > IDLE_BYTES:
+            found.append(f"{link.in_flight} bytes in flight to {link.name}")
+    channels = {link.outgoing.channel for link in links.values()}
+    sources = {link.incoming.source for link in links.values()}
+    dialling = [peer for peer in kernel.topology.peers.values() if not peer.up]
+    if not channels <= kernel._channels.keys() or len(kernel._channels) > len(links) + len(dialling):
+        found.append(f"channels {sorted(kernel._channels)} for {sorted(channels)}")
+    if driver._by_source.keys() != sources or not sources <= kernel._sources.keys():
+        found.append("sources that are no link's")
+    if len(kernel._sources) > len(kernel.topology.peers) or kernel._probes:
+        found.append(f"{len(kernel._sources)} sources, {len(kernel._probes)} probes")
+    [endpoint] = cluster.network.host(cluster.ip_of(node)).endpoints.values()
+    if len(kernel._ips) > len(endpoint.sources) + len(endpoint.strangers):
+        found.append(f"{len(kernel._ips)} addresses of {len(endpoint.sources)} sources")
+    if len(kernel._due) > 8 * len(kernel.topology.peers):
+        found.append(f"{len(kernel._due)} times to wake")
+    return [f"{node.name} holds {what}" for what in found]
 
 
 def left_timers(loop: asyncio.AbstractEventLoop) -> list[str]:

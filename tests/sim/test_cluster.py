@@ -1,29 +1,27 @@
-"""SimCluster and SimDns: what they do to nodes, and what they say of them."""
+"""SimCluster: what it does to nodes, and what it says of them."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import logging
-import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from fleetlm import Call, NoConnection, NodeDown, NodeLost, NodeUp, Outcome, StartFailed
+from fleetlm import Call, NoConnection, NodeDown, NodeLost, NodeUp, StartFailed
 from fleetlm.process import Process
 from fleetlm.testing import (
     Leaked,
     NotMeshed,
     Reply,
     SimCluster,
-    SimDns,
     SimulationError,
     run,
 )
 from fleetlm.testing.cluster import SETTINGS, WALL_MS
-from fleetlm.testing.discovery import DELAY_S, TIMEOUT_S
+from tests.sim.invariants import held
 
 Scenario = Callable[[SimCluster], Coroutine[Any, Any, None]]
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
@@ -46,7 +44,7 @@ def simulated(scenario: Scenario) -> Callable[[], None]:
         for seed in range(5):
             run(main(seed), seed=seed)
 
-    del test.__wrapped__  # type: ignore[attr-defined]  # pytest would ask for a fixture `cluster`
+    del test.__wrapped__  # pytest would ask for a fixture `cluster`
     return test
 
 
@@ -65,9 +63,9 @@ async def test_nodes_find_each_other(cluster: SimCluster) -> None:
     nodes = await cluster.start(4)
     assert [node.name for node in nodes] == [f"fleetlm@10.0.0.{n}" for n in (1, 2, 3, 4)]
     assert list(cluster.nodes.values()) == nodes
-    assert not cluster.meshed
+    assert not cluster.meshed()
     assert await cluster.mesh(timeout=5) < 5
-    assert cluster.meshed
+    assert cluster.meshed()
     assert nodes[0].list() == [node.name for node in nodes[1:]]
 
 
@@ -167,6 +165,16 @@ async def test_two_nodes_cannot_have_one_address(cluster: SimCluster) -> None:
 
 
 @simulated
+async def test_what_does_not_run_cannot_be_ended(cluster: SimCluster) -> None:
+    await cluster.start(2)
+    await cluster.crash(B)
+    with pytest.raises(ValueError, match=r"no node runs at 10.0.0.2; running: 10.0.0.1"):
+        await cluster.crash(B)
+    with pytest.raises(ValueError, match=r"no node runs"):
+        await cluster.stop(f"fleetlm@{C}")
+
+
+@simulated
 async def test_a_node_may_be_given_as_itself_by_name_or_by_address(cluster: SimCluster) -> None:
     [node] = await cluster.start()
     assert [cluster.ip_of(who) for who in (node, node.name, A)] == [A, A, A]
@@ -179,6 +187,35 @@ async def test_ipv6_nodes(cluster: SimCluster) -> None:
     two = await cluster.start_at("fdaa::2")
     await cluster.mesh(5)
     assert one.list() == [two.name] == ["fleetlm@fdaa::2"]
+
+
+def test_nodes_that_drew_the_same_number_are_not_taken_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleetlm.node.new_incarnation", lambda _wall_ms, _rng: 7)
+
+    async def main() -> None:
+        async with SimCluster() as cluster:
+            one, two, _ = await cluster.start(3)
+            two.spawn(echo, name="echo")
+            await cluster.mesh(5)
+            assert await one.call(("echo", two.name), 1) == 1
+
+    run(main())
+
+
+@simulated
+async def test_a_network_that_flaps_leaves_no_trace_in_its_nodes(cluster: SimCluster) -> None:
+    nodes = await cluster.start(3)
+    await cluster.mesh()
+    for _ in range(50):
+        cluster.network.break_connection(A, B)
+        cluster.network.break_connection(C, A)
+        await asyncio.sleep(0.5)
+    await cluster.mesh()
+    await asyncio.sleep(20)
+    for node in nodes:
+        assert held(cluster, node) == []
 
 
 # Faults.
@@ -285,13 +322,13 @@ async def test_a_node_that_lists_a_dead_one_is_no_mesh(cluster: SimCluster) -> N
     await cluster.start(2)
     await cluster.mesh()
     await cluster.crash(B, silent=True)
-    assert not cluster.meshed
+    assert not cluster.meshed()
     assert await cluster.mesh(timeout=SETTINGS.node_timeout_s + 1) > 1
 
 
 @simulated
 async def test_nobody_and_one_are_meshes(cluster: SimCluster) -> None:
-    assert cluster.meshed
+    assert cluster.meshed()
     await cluster.start()
     assert await cluster.mesh() == 0
 
@@ -330,7 +367,8 @@ def test_what_a_test_raises_comes_before_a_leak() -> None:
     async def main() -> None:
         async with SimCluster() as cluster:
             [one] = await cluster.start()
-            one._local._processes[7] = one._local._processes.get(7, _Ghost())  # type: ignore[assignment]
+            ghost: Any = _Ghost()
+            one._local._processes[7] = ghost
             raise KeyError("the test's own")
 
     with pytest.raises(KeyError) as caught:
@@ -366,9 +404,9 @@ async def test_dns_faults_change_nothing_for_connected_nodes(cluster: SimCluster
     await cluster.mesh()
     events = one.events()
     for reply in Reply:
-        cluster.dns.script(reply, extra=["10.9.9.9", "0.0.0.0"], hidden=[B])  # noqa: S104
+        cluster.dns.script(reply, extra=["10.9.9.9", "0.0.0.0"], hidden=[B])
         await asyncio.sleep(30)
-        assert cluster.meshed
+        assert cluster.meshed()
     events.close()
     assert {event async for event in events} == {
         NodeUp(two.name, two.incarnation),
@@ -407,76 +445,3 @@ async def test_a_node_outside_dns_is_not_found_until_it_asks(cluster: SimCluster
         await one.send(("nobody", two.name), 1)
     assert await two.connect(one.name)
     await cluster.mesh(timeout=0.1)
-
-
-ANSWERS = [
-    (Reply.ALL, {}, Outcome.ADDRESSES, 5),
-    (Reply.ALL, {"hidden": [A, B]}, Outcome.ADDRESSES, 3),
-    (Reply.ALL, {"extra": ["10.9.9.9", A]}, Outcome.ADDRESSES, 6),
-    (Reply.ALL, {"extra": ["0.0.0.0", "garbage"]}, Outcome.ADDRESSES, 5),  # noqa: S104
-    (Reply.SAMPLE, {"count": 3}, Outcome.ADDRESSES, 3),
-    (Reply.SAMPLE, {"count": 9}, Outcome.ADDRESSES, 5),
-    (Reply.SAMPLE, {"count": 0}, Outcome.EMPTY, 0),
-    (Reply.SAMPLE, {"count": 0, "extra": ["0.0.0.0"]}, Outcome.FAILED, 0),  # noqa: S104
-    (Reply.EMPTY, {}, Outcome.EMPTY, 0),
-    (Reply.NXDOMAIN, {"extra": ["10.9.9.9"]}, Outcome.EMPTY, 0),
-    (Reply.SERVFAIL, {}, Outcome.FAILED, 0),
-    (Reply.REFUSED, {}, Outcome.FAILED, 0),
-    (Reply.TIMEOUT, {}, Outcome.FAILED, 0),
-    (Reply.PARTIAL, {"count": 2}, Outcome.PARTIAL, 2),
-    (Reply.PARTIAL, {"count": 0}, Outcome.FAILED, 0),
-]
-
-
-@pytest.mark.parametrize(("reply", "options", "outcome", "count"), ANSWERS)
-def test_answers(reply: Reply, options: dict[str, Any], outcome: Outcome, count: int) -> None:
-    async def main() -> None:
-        dns = SimDns(random.Random(1))
-        for n in range(1, 6):
-            dns.add(f"10.0.0.{n}")
-        dns.script(reply, **options)
-        client = dns.client(A)
-        began_s = asyncio.get_running_loop().time()
-        answer = await client.lookup()
-        took_s = asyncio.get_running_loop().time() - began_s
-        assert (answer.outcome, len(answer.addresses)) == (outcome, count)
-        assert answer.detail
-        slowest_s = TIMEOUT_S if reply is Reply.TIMEOUT else DELAY_S[1]
-        assert DELAY_S[0] <= took_s <= slowest_s
-        assert client.source
-        assert dns.lookups == 1
-
-    run(main())
-
-
-def test_a_broken_discovery_raises_and_a_slow_one_is_slow() -> None:
-    async def main() -> None:
-        dns = SimDns(random.Random(1), timeout_s=7.0)
-        dns.script(Reply.RAISE)
-        with pytest.raises(OSError, match="broken"):
-            await dns.client(A).lookup()
-        dns.script(Reply.ALL, delay_s=(2.0, 2.0))
-        began_s = asyncio.get_running_loop().time()
-        await dns.client(A).lookup()
-        assert asyncio.get_running_loop().time() - began_s == pytest.approx(2.0)
-        dns.script(Reply.TIMEOUT)
-        await dns.client(A).lookup()
-        assert asyncio.get_running_loop().time() - began_s == pytest.approx(9.0)
-
-    run(main())
-
-
-def test_samples_differ_and_name_everybody_in_time() -> None:
-    async def main() -> None:
-        dns = SimDns(random.Random(1))
-        for n in range(1, 21):
-            dns.add(f"10.0.0.{n}")
-        dns.script(Reply.SAMPLE, count=3)
-        answers = [(await dns.client(A).lookup()).addresses for _ in range(100)]
-        assert len({ip for answer in answers for ip in answer}) == 20
-        dns.remove("10.0.0.20")
-        dns.remove("10.0.0.20")
-        dns.heal()
-        assert len((await dns.client(B).lookup()).addresses) == 19
-
-    run(main())

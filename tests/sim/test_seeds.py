@@ -14,10 +14,12 @@ import pytest
 from fleetlm.core.connection import Connection, Incoming
 from fleetlm.core.kernel import Kernel
 from fleetlm.events import EventHub
+from fleetlm.ids import Pid
 from fleetlm.inbound import Inbound
 from fleetlm.link import Link
+from fleetlm.messenger import Messenger
 from fleetlm.testing.loop import SimulationError
-from tests.sim.chaos import Kind, blocks, kind_of, play, play_all
+from tests.sim.chaos import Kind, blocks, kind_of, named, play, play_all
 from tests.sim.invariants import Breach
 
 FAILED_ONCE = [
@@ -32,9 +34,15 @@ def test_seeds_that_failed_once(seed: int) -> None:
     play_all([seed])
 
 
-@pytest.mark.parametrize("seeds", blocks(Kind.CHAOS), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+@pytest.mark.parametrize("seeds", blocks(range(500), Kind.CHAOS), ids=named)
 def test_chaos(seeds: list[int]) -> None:
     play_all(seeds)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(500, 2_500, 500))
+def test_many_more(first: int) -> None:
+    play_all(list(range(first, first + 500)))
 
 
 # Whoever watches is watched: with a fault in the product, the scenarios must fail.
@@ -95,12 +103,21 @@ def _delivers_reversed(original: Callable[..., Any]) -> Callable[..., Any]:
     return deliver
 
 
+def _takes_any_incarnation(original: Callable[..., Any]) -> Callable[..., Any]:
+    def route(messenger: Messenger, to: Any) -> Any:
+        link = messenger._links.get(to.node) if isinstance(to, Pid) else None
+        return original(messenger, to) if link is None else (link, to.number)
+
+    return route
+
+
 MUTANTS: list[tuple[type, str, Callable[..., Any], bool]] = [
     (Incoming, "accept", _ignores_gaps, False),
     (Kernel, "looked_up", _believes_dns, True),
     (EventHub, "down", _tells_no_nodedown, False),
     (Connection, "_backoff_s", _never_calls_back, False),
     (Link, "close", _leaves_callers_waiting, True),
+    (Messenger, "_route", _takes_any_incarnation, True),
     (Inbound, "_deliver", _forgets_the_last, True),
     (Inbound, "_deliver", _delivers_reversed, True),
 ]
@@ -114,12 +131,19 @@ def test_a_fault_in_the_product_is_noticed(
 ) -> None:
     monkeypatch.setattr(owner, method, mutant(getattr(owner, method)) if wraps else mutant)
     for seed in range(40):
-        try:
-            play(seed)
-        except (Breach, SimulationError) as error:
-            assert f"seed {seed}" in "".join(error.__notes__)
+        noticed = _breach_of(seed)
+        if noticed is not None:
+            assert f"seed {seed}" in "".join(noticed.__notes__)
             return
     pytest.fail("40 seeds, and nobody noticed")
+
+
+def _breach_of(seed: int) -> Exception | None:
+    try:
+        play(seed)
+    except (Breach, SimulationError) as error:
+        return error
+    return None
 
 
 def test_every_kind_has_its_seeds() -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.chaos import Kind, blocks, play_all
+from tests.sim.chaos import Kind, blocks, named, play_all
 
 
-@pytest.mark.parametrize("seeds", blocks(Kind.DNS), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+@pytest.mark.parametrize("seeds", blocks(range(500), Kind.DNS), ids=named)
 def test_dns_faults_alone_never_cause_a_nodedown(seeds: list[int]) -> None:
     for report in play_all(seeds):
         assert report.nodedowns == 0
 
 
-@pytest.mark.parametrize("seeds", blocks(Kind.HOSTILE), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+@pytest.mark.parametrize("seeds", blocks(range(500), Kind.HOSTILE), ids=named)
 def test_a_cluster_outlives_garbage(seeds: list[int]) -> None:
     play_all(seeds)

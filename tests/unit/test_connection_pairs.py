@@ -16,13 +16,14 @@ def story(seed: int, size: int) -> TinyNetwork:
     net.chaos(STEPS)
     net.heal()
     net.quiet(SETTLED_WITHIN_S)
+    net.converse()
     return net
 
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("block", range(15))
 def test_whatever_happened_everybody_is_up_in_the_end(size: int, block: int) -> None:
-    for seed in range(block * 10, block * 10 + 10):
+    for seed in range(block * 20, block * 20 + 20):
         try:
             story(seed, size)
         except (AssertionError, KeyError) as error:

@@ -229,6 +229,20 @@ async def test_it_ticks_and_tells_of_its_lag() -> None:
 
 
 @virtual
+async def test_with_its_pulse_it_tells_what_it_took_and_forgets_what_expired() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.batch(source, [Op.CALL, "sink", "hi", 1, 500])
+    link = rig.driver.links[THERE]
+    assert list(link.requests) == [1]
+    rig.driver.start()
+    await asyncio.sleep(1.5)
+    assert rig.operations(Op.CREDIT) == [[Op.CREDIT, link.taken, 0]]
+    assert not link.requests
+    rig.driver.leave("done")
+
+
+@virtual
 async def test_a_silent_peer_becomes_busy() -> None:
     rig = Rig()
     rig.bring_up()

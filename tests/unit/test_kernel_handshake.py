@@ -430,3 +430,10 @@ def test_settings_are_heard() -> None:
     m = Meeting(Settings(node_port=5000, connect_timeout_s=1.0))
     assert m.kernel.asked_for(T, name(2)) == [Dial(1, ip(2), 5000)]
     assert m.kernel.deadline() == T + 1
+
+
+def test_halves_that_were_replaced_are_not_remembered() -> None:
+    m = Meeting()
+    for epoch in range(1, 50):
+        m.hello(2, epoch)
+    assert list(m.kernel._sources) == [b"2.49"]

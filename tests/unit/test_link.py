@@ -286,6 +286,11 @@ async def test_credit_is_told_for_every_eighth_of_a_window_and_not_twice() -> No
     side.link.tell_credit()
     side.flush()
     assert len(side.transport.frames) == frames == 1
+    side.link.took(KIB, bulk=True)
+    for _ in range(7):
+        side.link.took(1, bulk=True)
+    side.flush()
+    assert side.link.sent == 2
 
 
 sizes = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12 * KIB), st.booleans()), max_size=25)

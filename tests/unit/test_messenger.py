@@ -109,11 +109,17 @@ async def test_targets_that_are_nowhere_say_why() -> None:
 @virtual
 async def test_a_pid_of_another_incarnation_is_no_process_and_nothing_is_sent() -> None:
     rig = Rig()
+
+    async def idle(process: Process) -> None:
+        await process.receive()
+
+    assert rig.local.spawn(idle, (), None) == Pid(HERE, 1, 1)
     for node in (HERE, THERE):
         for attempt in (rig.messenger.send, lambda to, m: rig.messenger.call(to, m, 1.0)):
             with pytest.raises(NoProcess):
                 await attempt(Pid(node, 99, 1), "hi")
     assert rig.wire() == []
+    await rig.local.stop()
 
 
 @virtual

@@ -140,6 +140,9 @@ class Node:
         assert dialled == kernel._channels.keys(), "the kernel lost track of a channel"
         assert self.channels.keys() == dialled | kernel._probes.keys(), "a channel leaks"
         assert self.links.keys() == {p.connection.name for p in peers if p.up}
+        for link in self.links.values():
+            now = (link.connection.outgoing, link.connection.incoming)
+            assert now == (link.outgoing, link.incoming), "up, but over other halves than it came up with"
         for peer in peers:
             phase = peer.connection.phase
             assert (phase is Phase.IDLE) == (peer.connection.outgoing is None)
@@ -350,6 +353,16 @@ class TinyNetwork:
                 if here.incoming.epoch != there.outgoing.epoch or here.outgoing.epoch != there.incoming.epoch:
                     return False
         return True
+
+    def converse(self) -> None:
+        """Everybody hears from everybody, and nobody goes down over it."""
+        links = [(node, link) for node in self.nodes.values() for link in node.links.values()]
+        heard = [link.received for _, link in links]
+        for node, link in links:
+            node.send_data(link)
+        self.drain()
+        assert self.settled()
+        assert [link.received for _, link in links] == [count + 1 for count in heard]
 
     def quiet(self, limit_s: float) -> float:
         """Let everything be delivered and every deadline pass. Returns how long it took to settle."""
