@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from fleetlm.core.codec import Codec
@@ -346,7 +346,7 @@ class Node:
 
     # Messages.
 
-    async def send(self, to: Target, message: Any) -> None:
+    def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
         """Send one message: at most once, in order, never silently lost while the connection lives.
 
         Waits while a window is full (the connection's, or a local process's mailbox).
@@ -360,7 +360,7 @@ class Node:
             NoConnection, NoProcess: nothing was sent. A name that nobody has on *another* node is
                 not noticed: use `call` where that matters.
         """
-        await self._messenger.send(to, message)
+        return self._messenger.send(to, message)  # One coroutine for each message, not two.
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """As `send`, but raises `WouldBlock` where that would wait."""

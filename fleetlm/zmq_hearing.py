@@ -126,6 +126,10 @@ class Hearing:
                 self._router.send(frame, _NOBLOCK)
             self._read_soon()  # sending may swallow the wake-up for what has arrived
 
+    def sources(self) -> set[bytes]:
+        """Whoever was met and has not gone."""
+        return set(self._sources)
+
     def look_after(self) -> None:
         """The slow re-check."""
         if self._gatekeeper is not None:

@@ -38,6 +38,8 @@ log = logging.getLogger("fleetlm.zmq")
 RECHECK_S: Final = 1.0
 """Between two looks at everything: should a wake-up ever be missed, this is how long it costs."""
 TERM_SLACK_S: Final = 1.0
+PEERS_GONE_S: Final = 0.005
+"""Between two looks whether peers have hung up, while this node leaves."""
 
 
 class ZmqTransport:
@@ -152,11 +154,13 @@ class ZmqTransport:
     async def close(self) -> None:
         """Close everything, within the flush time of what was hung up. Idempotent."""
         self._check_fork()
+        try:
+            await self._peers_gone()
+        finally:
+            if self._closing is None and self._context is not None:
+                self._shut(self._context)
         if self._closing is None:
-            if self._context is None:
-                return
-            self._shut(self._context)
-        assert self._closing is not None
+            return
         patience = max(0.0, self._flushed_at - self._loop.time()) + TERM_SLACK_S
         await asyncio.wait({self._closing}, timeout=patience)
         if not self._closing.done():
@@ -186,6 +190,18 @@ class ZmqTransport:
             self._hearing.look_after()
         for channel in list(self._channels.values()):
             channel.look_after(now)
+
+    async def _peers_gone(self) -> None:
+        """Hear until those to whom something may still be leaving have hung up, or its time is over.
+
+        They lose a connection when we stop to hear: sooner than they hear our last frames, perhaps.
+        """
+        here = set() if self._hearing is None else self._hearing.sources()
+        while self._hearing is not None and self._loop.time() < self._flushed_at:
+            here &= self._hearing.sources()
+            if not here:
+                return
+            await asyncio.sleep(PEERS_GONE_S)
 
     def _shut(self, context: Context) -> None:
         """Close all sockets at once, and end the context in a thread: that waits for what lingers."""

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import logging
 import os
 import signal
 import threading
@@ -135,3 +136,15 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
             return (yield)
     except TestBlockedError:
         pytest.fail(f"blocked: not done in {seconds:g} s")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Programs that are tested in this process set up logging; the next test starts as this one did."""
+    root, ours = logging.getLogger(), logging.getLogger("fleetlm")
+    handlers, levels, disabled = root.handlers[:], (root.level, ours.level), root.manager.disable
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+    logging.disable(disabled)

@@ -193,12 +193,18 @@ class Kernel:
         return self._of(now, peer, peer.connection.broken(now, f"protocol error: {why}"))
 
     def stranger_refused(self, now: float, ip: str, reason: str) -> list[Effect]:
-        """Somebody at ``ip`` did not get past ZeroMQ's own handshake."""
+        """Somebody at ``ip`` did not get past ZeroMQ's own handshake.
+
+        Who only connects and closes may be a health check, or a peer that finds out why it could
+        not connect before: that is worth no warning, and replaces no reason that says more.
+        """
         basename = self.me.name.partition("@")[0]
         peer = self.topology.peers.get(f"{basename}@{ip}")
+        certain = reason.startswith("authentication failed")
         if peer is None or peer.up:
-            return self._stranger(ip, reason, reason)
-        peer.connection.last_error, peer.connection.last_error_at = reason, now
+            return self._stranger(ip, reason, reason, "warning" if certain else "info")
+        if certain or not peer.connection.last_error:
+            peer.connection.last_error, peer.connection.last_error_at = reason, now
         return self._verdict(peer)
 
     def ticked(self, now: float, name: str, lag_ms: int, draining: bool) -> None:
@@ -419,14 +425,14 @@ class Kernel:
         level = "info" if first else "warning"
         return [Report(level, f"DNS: {answer.detail}; connected nodes stay connected, and we go on asking")]
 
-    def _stranger(self, who: str, what: str, reason: str) -> list[Effect]:
+    def _stranger(self, who: str, what: str, reason: str, level: str = "warning") -> list[Effect]:
         """Say once for each ``who`` and ``what``; the wording of ``reason`` may differ each time."""
         if (who, what) in self._strangers:
             return []
         if len(self._strangers) >= MAX_STRANGERS:
             del self._strangers[next(iter(self._strangers))]
         self._strangers[who, what] = None
-        return [Report("warning", f"refused {who}: {reason}")]
+        return [Report(level, f"refused {who}: {reason}")]
 
     def _alias(self, now: float, ip: str, owner: str) -> list[Effect]:
         peer = self.topology.learn_alias(ip, owner)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fleetlm import Node
-from tests.system.cluster_tools import PORT, Fleet, Worker
+from tests.system.cluster_tools import PORT, Fleet, Worker, all_sunk
 
 LEAVES_WITHIN_S = 2.0
 PROGRAM = """
@@ -76,6 +76,22 @@ async def test_sigterm_of_a_started_program_says_goodbye() -> None:
         took = await left(fleet, program, node, fleet.name(3))
         assert took < LEAVES_WITHIN_S
         assert node.list() == []
+
+
+async def test_what_was_sent_before_the_goodbye_arrives_before_the_nodedown() -> None:
+    async with Fleet(static=(2, 3)) as fleet:
+        node = await fleet.node(2)
+        worker = await fleet.worker(3)
+        there = fleet.name(3)
+        await node.ready(1, 10.0)
+        for number in range(3_000):
+            await node.send(("sink", there), ["last", number, None, b"x" * 500])
+        began = time.monotonic()
+        await node.stop("enough")
+        print(f"stopped after {(time.monotonic() - began) * 1000:.0f} ms")
+        down = await fleet.down(there, node.name, since=began)
+        assert down.reason == "left: enough"
+        await all_sunk(worker, {"last": 3_000})
 
 
 async def test_a_node_ends_in_time_whatever_its_peers_are(tmp_path: Path) -> None:

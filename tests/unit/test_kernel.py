@@ -358,14 +358,27 @@ def test_errors_of_a_peer_that_never_repeat_are_bounded() -> None:
         assert len(m.kernel.topology.peers[name(2)].logged) <= MAX_VERDICTS
 
 
+COOKIE = "authentication failed: another cookie"
+KNOCK = "it closed, or said nothing"
+
+
+def test_a_knock_at_the_door_is_no_warning_and_replaces_no_reason() -> None:
+    k = unreachable()
+    before = k.topology.info(T + 1)[0].last_error
+    assert said(k.stranger_refused(T, ip(9), KNOCK)) == [("info", f"refused 10.0.0.9: {KNOCK}")]
+    k.stranger_refused(T + 1, ip(2), KNOCK)
+    assert before
+    assert k.topology.info(T + 2)[0].last_error == before
+
+
 def test_strangers_are_said_once_and_bounded() -> None:
     k = kernel()
-    assert said(k.stranger_refused(T, ip(9), "another cookie")) == [
-        ("warning", "refused 10.0.0.9: another cookie")
+    assert said(k.stranger_refused(T, ip(9), COOKIE)) == [
+        ("warning", f"refused 10.0.0.9: {COOKIE}")
     ]
-    assert k.stranger_refused(T, ip(9), "another cookie") == []
+    assert k.stranger_refused(T, ip(9), COOKIE) == []
     for n in range(2 * MAX_STRANGERS):
-        assert said(k.stranger_refused(T, f"10.1.{n >> 8}.{n & 255}", "another cookie"))
+        assert said(k.stranger_refused(T, f"10.1.{n >> 8}.{n & 255}", COOKIE))
     assert len(k._strangers) == MAX_STRANGERS
 
 
@@ -378,10 +391,10 @@ def test_garbage_of_a_stranger_is_said_once_however_it_varies() -> None:
 
 def test_another_cookie_is_the_error_of_the_peer_at_that_address() -> None:
     k = unreachable()
-    assert said(k.stranger_refused(T + 1, ip(2), "another cookie")) == [
-        ("info", "fleetlm@10.0.0.2: another cookie")
+    assert said(k.stranger_refused(T + 1, ip(2), COOKIE)) == [
+        ("info", f"fleetlm@10.0.0.2: {COOKIE}")
     ]
-    assert k.topology.info(T + 2)[0].last_error == "another cookie"
+    assert k.topology.info(T + 2)[0].last_error == COOKIE
 
 
 def test_sources_are_bounded_and_known_ones_kept() -> None:
