@@ -150,15 +150,12 @@ class DnsDiscovery:
             self._resolver = None
             self._failures = 0
 
-    async def _ask_both(
-        self, resolver: dns.asyncresolver.Resolver, name: dns.name.Name
-    ) -> list[_Part]:
+    async def _ask_both(self, resolver: dns.asyncresolver.Resolver, name: dns.name.Name) -> list[_Part]:
         families: tuple[_Family, ...] = ("A", "AAAA")
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._lifetime_s + SLACK_S
         asking = [
-            loop.create_task(_ask_family(resolver, name, family, self._lifetime_s))
-            for family in families
+            loop.create_task(_ask_family(resolver, name, family, self._lifetime_s)) for family in families
         ]
         try:
             done, late = await asyncio.wait(
@@ -174,16 +171,12 @@ class DnsDiscovery:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
         return [
-            _Part(family, Outcome.FAILED, (), "no answer in time")
-            if task.cancelled()
-            else task.result()
+            _Part(family, Outcome.FAILED, (), "no answer in time") if task.cancelled() else task.result()
             for family, task in zip(families, asking, strict=True)
         ]
 
     async def _ask_system(self, dns_answer: Answer) -> Answer:
-        found = await self._system.addresses(
-            self._query, timeout_s=min(SYSTEM_LOOKUP_S, self._lifetime_s)
-        )
+        found = await self._system.addresses(self._query, timeout_s=min(SYSTEM_LOOKUP_S, self._lifetime_s))
         if not found:
             return dns_answer
         answer = _judge([_Part("hosts", Outcome.ADDRESSES, found)])
@@ -253,11 +246,7 @@ async def _ask_family(
         share_s = (deadline - loop.time()) / (len(candidates) - index)
         part = await _ask_name(resolver, candidate, family, share_s)
         if part.addresses:
-            return (
-                part
-                if failed is None
-                else _Part(family, Outcome.PARTIAL, part.addresses, failed.detail)
-            )
+            return part if failed is None else _Part(family, Outcome.PARTIAL, part.addresses, failed.detail)
         if part.outcome is Outcome.FAILED:
             failed = failed or part
         elif part.detail != "NXDOMAIN":
@@ -310,10 +299,7 @@ def _failure(family: _Family, exc: dns.exception.DNSException, otherwise: str) -
         if isinstance(error, dns.message.Truncated):
             message = error.kwargs["message"]
             addresses += [
-                record.address
-                for rrset in message.answer
-                if rrset.rdtype == wanted
-                for record in rrset
+                record.address for rrset in message.answer if rrset.rdtype == wanted for record in rrset
             ]
         host = str(server).removeprefix("Do53:").rpartition("@")[0]
         said[f"{_said(error)} from {_shown(host, port)}"] = None

@@ -233,8 +233,7 @@ class ProcessDown(Unknown):
 
     def __str__(self) -> str:
         return (
-            f"process {_shown(self.target)} ended before it replied ({self.reason}); "
-            "the request may have run"
+            f"process {_shown(self.target)} ended before it replied ({self.reason}); the request may have run"
         )
 
 
@@ -247,9 +246,7 @@ class CallTimeout(Unknown, TimeoutError):
         self.timeout_s = timeout_s
 
     def __str__(self) -> str:
-        return (
-            f"no reply from {_shown(self.target)} within {self.timeout_s:g} s; the request may have run"
-        )
+        return f"no reply from {_shown(self.target)} within {self.timeout_s:g} s; the request may have run"
 
 
 class RemoteError(FleetError):

@@ -128,20 +128,14 @@ def choose(
     return replace(chosen, aliases=tuple(each for each in own if each != chosen.ip))
 
 
-def _by_platform(
-    env: Sequence[tuple[str, str]], bindable: Callable[[str], bool]
-) -> OwnAddress | None:
+def _by_platform(env: Sequence[tuple[str, str]], bindable: Callable[[str], bool]) -> OwnAddress | None:
     for name, ip in env:
         # Taken even if it cannot be bound yet: a new IPv6 address is tentative for a second or two.
-        return OwnAddress(
-            ip, f"{name} says so", Rule.PLATFORM, (), _unless_bindable(name, ip, bindable)
-        )
+        return OwnAddress(ip, f"{name} says so", Rule.PLATFORM, (), _unless_bindable(name, ip, bindable))
     return None
 
 
-def _by_dns(
-    answer: Sequence[str], own: Sequence[str], bindable: Callable[[str], bool]
-) -> OwnAddress | None:
+def _by_dns(answer: Sequence[str], own: Sequence[str], bindable: Callable[[str], bool]) -> OwnAddress | None:
     """An address in the answer that this machine has.
 
     All of 127.0.0.0/8 can be bound on Linux, so loopback counts only in an answer of nothing else
@@ -268,9 +262,7 @@ async def host_addresses(*, timeout_s: float = 1.0) -> tuple[str, ...]:
     """
     found = await SystemLookup().addresses(socket.gethostname(), timeout_s=timeout_s) or ()
     canonical = [ip for ip in map(canonical_ip, found) if ip is not None]
-    return tuple(
-        dict.fromkeys(ip for ip in canonical if not ipaddress.ip_address(ip).is_link_local)
-    )
+    return tuple(dict.fromkeys(ip for ip in canonical if not ipaddress.ip_address(ip).is_link_local))
 
 
 async def own_address(
@@ -308,9 +300,7 @@ async def own_address(
         return decide(None, ()), None
     host = asyncio.create_task(host_addresses(timeout_s=budget_s))
     try:
-        answer = await _poll(
-            discovery, lambda found: _is_settled(decide(found, ()), found), budget_s
-        )
+        answer = await _poll(discovery, lambda found: _is_settled(decide(found, ()), found), budget_s)
         own = decide(answer, ())
         if own.rule is Rule.LOOPBACK:
             own = decide(answer, await host)
@@ -325,9 +315,7 @@ def _is_settled(own: OwnAddress, answer: Answer) -> bool:
     return own.rule is Rule.DNS or _all_loopback(answer.addresses)
 
 
-async def _poll(
-    discovery: Discovery, settled: Callable[[Answer], bool], budget_s: float
-) -> Answer | None:
+async def _poll(discovery: Discovery, settled: Callable[[Answer], bool], budget_s: float) -> Answer | None:
     """Ask until settled or out of time. Returns the last answer with addresses, else the last."""
     best: Answer | None = None
     pause_s = FIRST_POLL_PAUSE_S

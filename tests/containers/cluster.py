@@ -137,9 +137,7 @@ class Cluster:
         """Ids of the running containers of this project, extras included."""
         label = f"label=com.docker.compose.project={self.project}"
         listed = docker("ps", "--quiet", "--no-trunc", "--filter", label).stdout.split()
-        return listed + [
-            extra for extra in self.extras if inspect(extra, ".State.Running") == "true"
-        ]
+        return listed + [extra for extra in self.extras if inspect(extra, ".State.Running") == "true"]
 
     def run(self, cookie: str | None = None, ip: str | None = None) -> str:
         """Start one more worker in the project's network and under its DNS name; return its id."""

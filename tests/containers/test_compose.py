@@ -43,9 +43,7 @@ def test_every_node_lists_all_others_as_the_replicas_grow_and_shrink() -> None:
 @pytest.mark.usefixtures("engine")
 def test_the_command_of_the_guide_on_the_project_as_it_is_shipped() -> None:
     with Cluster() as cluster:
-        cluster.compose(
-            "up", "--detach", "--build", "--wait", "--scale", "worker=2", limit_s=BUILD_S
-        )
+        cluster.compose("up", "--detach", "--build", "--wait", "--scale", "worker=2", limit_s=BUILD_S)
         cluster.assert_mesh(2)
         said = cluster.compose("exec", "-T", "worker", "fleetlm", "remote", "Node.list()")
         assert re.fullmatch(r"\['fleetlm@[0-9.]+'\]\n", said)

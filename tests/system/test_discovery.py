@@ -203,9 +203,7 @@ async def test_large_answers_come_whole() -> None:
         assert (await asking(server).lookup()).addresses == tuple(many[:70])
         assert server.queries[NAME, "A"] == 1
         server.set(NAME, many)  # TCP
-        assert (await asking(server).lookup()) == Answer(
-            Outcome.ADDRESSES, tuple(many), "1000 addresses"
-        )
+        assert (await asking(server).lookup()) == Answer(Outcome.ADDRESSES, tuple(many), "1000 addresses")
 
 
 @pytest.mark.parametrize("tcp_reply", [Reply.HANG_UP, Reply.REFUSED, Reply.DROP])
@@ -290,9 +288,7 @@ async def test_a_broken_search_domain_does_not_hide_the_name(
         assert (answer.outcome, answer.addresses) == (Outcome.PARTIAL, SORTED)
         server.behave(reply, f"{NAME}.broken.test")
         server.delete(NAME)
-        assert (await asking(server, conf, lifetime_s=2 * SHORT_S).lookup()).outcome is (
-            Outcome.FAILED
-        )
+        assert (await asking(server, conf, lifetime_s=2 * SHORT_S).lookup()).outcome is (Outcome.FAILED)
 
 
 async def test_a_search_domain_that_makes_the_name_too_long_is_left_out(

@@ -114,9 +114,7 @@ async def test_an_answer_without_an_own_address_is_given_the_budget_and_then_the
 
 async def test_an_ambiguous_answer_on_loopback_does_not_get_better_by_waiting() -> None:
     started = time.monotonic()
-    own, _ = await own_address(
-        Settings(), StaticDiscovery(["127.0.0.2", "127.0.0.3"]), budget_s=20.0
-    )
+    own, _ = await own_address(Settings(), StaticDiscovery(["127.0.0.2", "127.0.0.3"]), budget_s=20.0)
     assert time.monotonic() - started < 5.0
     assert (own.ip, own.rule) == ("127.0.0.1", Rule.LOOPBACK)
     assert own.warning is not None

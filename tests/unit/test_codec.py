@@ -125,7 +125,9 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=[f"{i}-{type(value).__name__}" for i, value in enumerate(VALUES)])
+@pytest.mark.parametrize(
+    "value", VALUES, ids=[f"{i}-{type(value).__name__}" for i, value in enumerate(VALUES)]
+)
 def test_a_value_arrives_as_it_was_sent(codec: Codec, value: Any) -> None:
     arrived = there_and_back(codec, value)
     assert arrived == value

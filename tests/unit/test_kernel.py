@@ -373,9 +373,7 @@ def test_a_knock_at_the_door_is_no_warning_and_replaces_no_reason() -> None:
 
 def test_strangers_are_said_once_and_bounded() -> None:
     k = kernel()
-    assert said(k.stranger_refused(T, ip(9), COOKIE)) == [
-        ("warning", f"refused 10.0.0.9: {COOKIE}")
-    ]
+    assert said(k.stranger_refused(T, ip(9), COOKIE)) == [("warning", f"refused 10.0.0.9: {COOKIE}")]
     assert k.stranger_refused(T, ip(9), COOKIE) == []
     for n in range(2 * MAX_STRANGERS):
         assert said(k.stranger_refused(T, f"10.1.{n >> 8}.{n & 255}", COOKIE))
@@ -391,9 +389,7 @@ def test_garbage_of_a_stranger_is_said_once_however_it_varies() -> None:
 
 def test_another_cookie_is_the_error_of_the_peer_at_that_address() -> None:
     k = unreachable()
-    assert said(k.stranger_refused(T + 1, ip(2), COOKIE)) == [
-        ("info", f"fleetlm@10.0.0.2: {COOKIE}")
-    ]
+    assert said(k.stranger_refused(T + 1, ip(2), COOKIE)) == [("info", f"fleetlm@10.0.0.2: {COOKIE}")]
     assert k.topology.info(T + 2)[0].last_error == COOKIE
 
 

@@ -105,9 +105,7 @@ def test_several_loopback_addresses_in_the_answer_cannot_tell_which_is_this_node
 
 
 def test_a_stray_loopback_address_in_the_answer_is_not_ours_although_it_can_be_bound() -> None:
-    own = decided(
-        answer=("10.0.0.2", "127.0.1.1"), routes={"10.0.0.2": "10.0.0.1"}, mine={"10.0.0.1"}
-    )
+    own = decided(answer=("10.0.0.2", "127.0.1.1"), routes={"10.0.0.2": "10.0.0.1"}, mine={"10.0.0.1"})
     assert (own.ip, own.rule) == ("10.0.0.1", Rule.ROUTE)
 
 
@@ -193,9 +191,7 @@ def test_a_told_address_of_a_dual_stack_pod_has_the_other_as_alias() -> None:
 
 
 def test_an_explicit_address_has_no_aliases_since_another_node_may_live_there() -> None:
-    own = decided(
-        explicit="10.0.0.1", answer=("10.0.0.1", "10.0.0.2"), mine={"10.0.0.1", "10.0.0.2"}
-    )
+    own = decided(explicit="10.0.0.1", answer=("10.0.0.1", "10.0.0.2"), mine={"10.0.0.1", "10.0.0.2"})
     assert (own.aliases, own.warning) == ((), None)
 
 

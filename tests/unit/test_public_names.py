@@ -18,7 +18,7 @@ def test_the_three_lists_of_public_names_agree() -> None:
         for alias in node.names
     }
 
-    assert fleetlm._MODULE_OF == for_types
+    assert for_types == fleetlm._MODULE_OF
     assert sorted(fleetlm.__all__) == sorted(for_types)
 
 
