@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fleetlm.core import admission, frames
 from fleetlm.core.answers import Answer as DnsAnswer
@@ -32,6 +32,16 @@ MAX_VERDICTS = 16
 """Verdicts on one peer that were logged; beyond that they may be logged again."""
 
 
+class _Claim(NamedTuple):
+    """A second claimant of a name whose owner is being asked for."""
+
+    source: bytes
+    epoch: int
+    hello: Hello
+    ip: str
+    until: float
+
+
 class Kernel:
     """The control plane of one node."""
 
@@ -49,7 +59,7 @@ class Kernel:
         self._sources: dict[bytes, str] = {}
         self._ips: dict[bytes, str] = {}
         self._channels: dict[int, Peer] = {}
-        self._probes: dict[int, tuple[bytes, int, Hello, str, float]] = {}
+        self._probes: dict[int, _Claim] = {}
         self._next_channel = 1
         self._due: list[tuple[float, int, str]] = []
         self._order = 0
@@ -237,15 +247,15 @@ class Kernel:
                     orders += self._of(now, peer, connection.timed_out(now))
                 else:
                     self._schedule(peer)
-        for channel, (_, _, _, _, until) in list(self._probes.items()):
-            if until <= now and channel in self._probes:
+        for channel, claim in list(self._probes.items()):
+            if claim.until <= now and channel in self._probes:
                 orders += self._probed(now, channel, None)
         return orders
 
     def deadline(self) -> float | None:
         """When `tick` has something to do; None while nothing is due ever."""
         times = [self._due[0][0]] if self._due else []
-        times += [until for (_, _, _, _, until) in self._probes.values()]
+        times += [claim.until for claim in self._probes.values()]
         return min(times, default=None)
 
     def pulse(self, now: float) -> list[Effect]:
@@ -306,11 +316,12 @@ class Kernel:
         self, now: float, source: bytes, epoch: int, hello: Hello, ip: str, peer: Peer
     ) -> list[Effect]:
         """Two incarnations claim one name: ask who is at its address."""
-        if any(asked.name == hello.name for _, _, asked, _, _ in self._probes.values()):
+        if any(claim.hello.name == hello.name for claim in self._probes.values()):
             why = admission.duplicate(hello, peer.connection.incarnation)
             return self._refuse(now, source, hello, Refusal.DUPLICATE_NAME, why)
         channel = self._take_channel()
-        self._probes[channel] = (source, epoch, hello, ip, now + self.settings.connect_timeout_s)
+        until = now + self.settings.connect_timeout_s
+        self._probes[channel] = _Claim(source, epoch, hello, ip, until)
         return [Dial(channel, peer.connection.ip, peer.connection.port)]
 
     def _probed(self, now: float, channel: int, answer: IAm | None) -> list[Effect]:
