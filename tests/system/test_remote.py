@@ -537,13 +537,16 @@ async def test_where_no_folder_can_be_made_the_node_runs_without(
     await server.stop()
 
 
-async def test_a_dead_nodes_socket_is_skipped_and_cleaned(env: dict[str, str]) -> None:
+async def test_a_dead_nodes_socket_is_skipped_and_cleaned(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running(env) as server:
         assert server.path is not None
         folder = Path(server.path).parent
         dead = folder / "fleetlm@127.0.0.9.4242.sock"
+        monkeypatch.chdir(folder)  # A path to a socket has 108 bytes at most.
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(os.path.relpath(dead))
+            listener.bind(dead.name)
         (folder / "something else").touch()
         found = await in_thread(remote.discover, env, UID)
         assert [each.node for each in found] == [NAME]
