@@ -74,6 +74,7 @@ class Link:
         "received",
         "requests",
         "sent",
+        "slow",
         "small_bytes",
         "taken",
         "taken_bulk",
@@ -98,6 +99,8 @@ class Link:
         self.incoming = incoming
         self.closed = ""
         """Why it is over, or empty."""
+        self.slow = False
+        """Whether a sender must look closer: the window is full, lanes are in use, or it is over."""
         self.calls: dict[int, asyncio.Future[Any]] = {}
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
@@ -129,6 +132,9 @@ class Link:
         self._waiters: dict[asyncio.Future[None], None] = {}
 
     # Out.
+
+    def _review(self) -> None:
+        self.slow = bool(self.closed or self.lanes or self._sent - self._acked >= self.window_bytes)
 
     @property
     def in_flight(self) -> int:
@@ -183,11 +189,25 @@ class Link:
             NoConnection: the connection is over; nothing was sent.
             MessageTooLarge: beyond what this node or the peer takes; nothing was sent.
         """
+        size = len(packed)
+        if self.slow or size > self.small_bytes:
+            return self._append_slowly(packed, size, sender)
+        # `_to_batch` by hand: this is what every message costs.
+        batch = self._batch
+        batch.append(packed)
+        bytes_before = self._batch_bytes
+        self._batch_bytes = bytes_now = bytes_before + size
+        if not bytes_before:
+            self._flush_soon(self)
+        if bytes_now < self._batch_limit_bytes and len(batch) <= self._batch_limit:
+            return False
+        self._flush_batch()
+        return True
+
+    def _append_slowly(self, packed: bytes, size: int, sender: Hashable) -> bool:
         if self.closed:
             raise NoConnection(self.name, self.closed)
-        size = len(packed)
-        lanes_in_use = self.lanes.waiting_bytes
-        if (size > self.small_bytes or lanes_in_use) and self._to_lane(packed, size, sender):
+        if (size > self.small_bytes or self.lanes) and self._to_lane(packed, size, sender):
             return True
         return self._to_batch(packed, size)
 
@@ -242,6 +262,7 @@ class Link:
         if not self.lanes and not self._batch_bytes:
             self._flush_soon(self)
         self.lanes.add(sender, packed)
+        self._review()
         return True
 
     def _flush_batch(self) -> None:
@@ -272,9 +293,11 @@ class Link:
             self._put((self.outgoing.header(Kind.CHUNK) + head, piece), size)
         if self._batch_bytes:
             self._flush_batch()
+        self._review()
 
     def _put(self, parts: tuple[bytes | memoryview, ...], size: int) -> None:
         self._sent += size
+        self._review()
         if not self._transport.send(self.outgoing.channel, parts):
             self._lost(self, "connection closed: sending failed")
         elif self.in_flight > _HARD_LIMIT * self.window_bytes + self._limits.max_message_bytes:
@@ -288,6 +311,7 @@ class Link:
             raise ValueError(f"credit for {total} of {self._sent} bytes")
         self._acked = total
         self._acked_bulk = bulk
+        self._review()
         if self.lanes:
             self._flush_soon(self)
         if self._waiters and not self.full:
@@ -353,6 +377,7 @@ class Link:
     def close(self, reason: str) -> None:
         """The connection is over: whoever waits hears it now."""
         self.closed = reason or "closed"
+        self.slow = True
         for mailbox, unchoke in self.choked.items():
             mailbox.forget_room(unchoke)
         self.choked.clear()

@@ -68,11 +68,14 @@ class Messenger:
 
     async def send(self, to: Target, message: Any) -> None:
         """See `Node.send`."""
-        link, key = self._route(to)
-        if link is None:
-            await self._send_local(to, key, message)
-            return
-        if link.full:
+        if isinstance(to, tuple) and (link := self._links.get(to[1])) is not None:
+            key: int | str = to[0]  # `_route` by hand: this is what every message costs.
+        else:
+            link, key = self._route(to)
+            if link is None:
+                await self._send_local(to, key, message)
+                return
+        if link.slow and link.full:
             await link.room()
         packed = self._codec.pack([key, message], message)
         if len(packed) > link.small_bytes and link.crowded:

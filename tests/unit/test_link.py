@@ -228,6 +228,30 @@ async def test_a_full_window_makes_senders_wait_until_credit_comes() -> None:
 
 
 @virtual
+async def test_a_sender_need_not_look_closer_while_the_road_is_free() -> None:
+    pair = Pair(SMALL)
+    pair.there.box("echo")
+    link = pair.here.link
+    pair.here.send("echo", 1)
+    pair.settle()
+    assert not link.slow
+    while not link.full:
+        pair.here.send("echo", b"x" * KIB)
+    pair.here.flush()
+    assert link.slow
+    pair.settle()
+    pair.there.link.tell_credit()
+    pair.settle()
+    assert not link.slow
+    pair.here.send("echo", b"x" * 30 * KIB, "a")
+    assert link.slow, "what a sender of something large sends next must queue"
+    pair.settle()
+    assert not link.slow
+    link.close("over")
+    assert link.slow
+
+
+@virtual
 async def test_senders_that_gave_up_leave_nothing_behind() -> None:
     side = Side(HERE, THERE, SMALL)
     while not side.link.full:
