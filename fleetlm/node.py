@@ -137,7 +137,8 @@ class Node:
             self.name, endpoint(self.own_address.ip, self.settings.node_port), self.incarnation,
             self.own_address.why,
         )  # fmt: skip
-        warn_about(self)
+        if parts.on_this_network:
+            warn_about(self)
         self._driver.start()
         if self.poller is not None:
             self.poller.start(parts.first_answer)

@@ -35,6 +35,8 @@ class Parts:
     wall_ms: int
     console: Callable[[Node], Any] | None
     """Makes the server of `fleetlm remote`; None: it is off."""
+    on_this_network: bool
+    """False in a simulation, where nothing can be said of this machine's addresses."""
 
 
 async def prepare(
@@ -53,18 +55,18 @@ async def prepare(
             settings.dns_query, server=settings.dns_server, lifetime_s=settings.dns_lifetime_s
         )
     address, first = await own_address(settings, discovery, budget_s=settings.own_address_budget_s)
-    simulated = transport is not None
+    on_this_network = transport is None
     if transport is None:
         # Not needed, nor loaded, in a simulation.
         from fleetlm.zmq_transport import ZmqTransport  # noqa: PLC0415
 
         transport = ZmqTransport(settings)
     console: Callable[[Node], Any] | None = None
-    if settings.remote and not simulated:
+    if settings.remote and on_this_network:
         from fleetlm.console import Console  # noqa: PLC0415  # likewise
 
         console = Console
-    return Parts(settings, address, discovery, first, transport, rng, wall_ms, console)
+    return Parts(settings, address, discovery, first, transport, rng, wall_ms, console, on_this_network)
 
 
 def warn_about(node: Node) -> None:

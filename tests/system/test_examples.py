@@ -71,6 +71,10 @@ def test_fanout() -> None:
     assert "fleetlm@127.0.0.4: NoConnection" in said
 
 
+def test_test_worker() -> None:
+    assert run("test_worker.py") == "2 passed\n"
+
+
 def test_embed() -> None:
     said = run("embed.py")
     assert re.search(r"PROMPT 0 \(on fleetlm@127\.0\.0\.\d, in a batch of \d\)", said)

@@ -123,6 +123,19 @@ def test_an_open_cluster_is_warned_about(node: Any, warned: bool, caplog: pytest
     assert len(caplog.records) == warned
 
 
+def test_a_simulated_node_is_told_nothing_of_this_machine(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        loop = SimLoop.current()
+        transport = SimTransport(SimNetwork(loop, loop.rng), ON)
+        made = await parts(ON.replace(node_ip="10.0.0.1"), transport=transport, discovery=StaticDiscovery([]))
+        assert not made.on_this_network
+        node = await Node(made)._begin(made)
+        await node.stop()
+
+    run(main())
+    assert "FLEETLM" not in caplog.text
+
+
 def test_a_doubtful_own_address_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     told: Any = Told("127.0.0.1", Settings(), None, "two addresses: set FLEETLM_NODE_IP")
     warn_about(told)
@@ -146,7 +159,7 @@ def test_a_node_whose_console_cannot_start_leaves_nothing_behind() -> None:
         made = await parts(ON, transport=SimTransport(network, ON), discovery=StaticDiscovery([]))
         broken = Parts(
             made.settings, made.own_address, made.discovery, None,
-            made.transport, made.rng, made.wall_ms, Broken,
+            made.transport, made.rng, made.wall_ms, Broken, False,
         )  # fmt: skip
         with pytest.raises(MemoryError):
             await Node(broken)._begin(broken)
