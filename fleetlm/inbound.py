@@ -144,8 +144,8 @@ class Inbound:
             self._office.ticked(link, _count(lag_ms), bool(draining))
         elif operation == Op.FAILURE:
             _, ref, kind, details = message
+            error = failure(kind, details)  # First: nonsense ends the link, and so this call.
             future = link.calls.pop(ref, None)
-            error = failure(kind, details)
             if future is not None and not future.done():
                 future.set_exception(error)
         elif operation == Op.CANCEL:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.discovery import Discovery, DnsDiscovery
-from fleetlm.own_address import OwnAddress, own_address
+from fleetlm.own_address import OwnAddress, Rule, own_address
 from fleetlm.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,8 +54,12 @@ async def prepare(
         discovery = DnsDiscovery(
             settings.dns_query, server=settings.dns_server, lifetime_s=settings.dns_lifetime_s
         )
-    address, first = await own_address(settings, discovery, budget_s=settings.own_address_budget_s)
     on_this_network = transport is None
+    if settings.node_ip is not None and not on_this_network:
+        # A simulated address is nothing that this machine could be asked about.
+        address, first = OwnAddress(settings.node_ip, "it was given", Rule.EXPLICIT), None
+    else:
+        address, first = await own_address(settings, discovery, budget_s=settings.own_address_budget_s)
     if transport is None:
         # Not needed, nor loaded, in a simulation.
         from fleetlm.zmq_transport import ZmqTransport  # noqa: PLC0415
