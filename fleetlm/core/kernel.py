@@ -76,9 +76,13 @@ class Kernel:
         names = [f"{basename}@{ip}" for ip in answer.addresses]
         if answer.outcome is Outcome.PARTIAL:
             return orders + self.heard_of(now, names)
-        made, stale = self.topology.answered(now, names)
-        for peer in made:
+        to_dial, stale = self.topology.answered(now, names)
+        for peer in to_dial:
             self._schedule(peer)
+        for peer in self.topology.prunable():
+            peer.blocked = peer.pruned = True
+            why = f"pruned: {peer.misses} lookups in a row did not name it"
+            orders += self._of(now, peer, peer.connection.leave(now, why))
         for peer in stale:
             orders += self._forget(now, peer, "not in DNS any more, and not connected")
         return orders + self._table_full() + self.tick(now)
@@ -98,7 +102,7 @@ class Kernel:
         if peer is None:
             return []
         peer.pinned = True
-        peer.blocked = False
+        peer.blocked = peer.pruned = False
         if peer.connection.phase is Phase.IDLE:
             peer.connection.next_dial_at = now
             self._schedule(peer)

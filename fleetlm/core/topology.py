@@ -40,6 +40,7 @@ class Peer:
         "logged",
         "misses",
         "pinned",
+        "pruned",
     )
 
     def __init__(self, connection: Connection, now: float) -> None:
@@ -52,6 +53,8 @@ class Peer:
         """Asked for by name: never forgotten."""
         self.blocked = False
         """Disconnected by request: not dialled until asked for again."""
+        self.pruned = False
+        """Blocked because DNS named it no more: until it does."""
         self.last_heard = now
         self.busy = False
         self.draining = False
@@ -135,8 +138,8 @@ class Topology:
         return peer
 
     def answered(self, now: float, names: list[str]) -> tuple[list[Peer], list[Peer]]:
-        """A successful lookup named these. Returns the rows it made, and the rows to forget."""
-        before = len(self.peers)
+        """A successful lookup named these. Returns the rows to dial, and the rows to forget."""
+        known = dict.fromkeys(self.peers)
         named = set(names)
         for peer in self.peers.values():
             peer.in_dns = False
@@ -146,11 +149,16 @@ class Topology:
             if peer_named is not None:
                 peer_named.in_dns = True
                 peer_named.misses = 0
-        made = list(self.peers.values())[before:]
+        to_dial = [peer for name, peer in self.peers.items() if name not in known or self._named_again(peer)]
         stale = [
             peer for name, peer in self.peers.items() if name not in named and self._forgettable(now, peer)
         ]
-        return made, stale
+        return to_dial, stale
+
+    def prunable(self) -> list[Peer]:
+        """Connected peers that DNS has not named for as long as `Settings.prune_after_lookups` says."""
+        limit = self.settings.prune_after_lookups
+        return [peer for peer in self.up() if limit and peer.misses >= limit and not peer.pinned]
 
     def forget(self, peer: Peer) -> None:
         """Take a row out of the table, and with it what is known of its other addresses."""
@@ -212,6 +220,12 @@ class Topology:
             lag_ms=peer.lag_ms,
             draining=peer.draining,
         )
+
+    def _named_again(self, peer: Peer) -> bool:
+        if not (peer.pruned and peer.in_dns):
+            return False
+        peer.pruned = peer.blocked = False
+        return True
 
     def _forgettable(self, now: float, peer: Peer) -> bool:
         s = self.settings
