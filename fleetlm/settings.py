@@ -74,9 +74,9 @@ class Settings:
     forget_after_lookups: int = 3
     forget_after_s: float = 30.0
     """An unconnected peer is forgotten after both: answers are samples, one absence says nothing."""
-    prune_after_lookups: int = 0
+    prune_after_lookups: int | None = None
     """Opt-in, where DNS names every node always: a *connected* peer that so many successful lookups in
-    a row did not name is disconnected until one does. 0: never, since answers are samples."""
+    a row did not name is disconnected until one does. None: never, since answers are samples."""
     max_peers: int = 1_024
     """Known peers: a wildcard record or a wrong name must not fill memory or descriptors."""
 

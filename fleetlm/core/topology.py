@@ -158,7 +158,9 @@ class Topology:
     def prunable(self) -> list[Peer]:
         """Connected peers that DNS has not named for as long as `Settings.prune_after_lookups` says."""
         limit = self.settings.prune_after_lookups
-        return [peer for peer in self.up() if limit and peer.misses >= limit and not peer.pinned]
+        if limit is None:
+            return []
+        return [peer for peer in self.up() if peer.misses >= limit and not peer.pinned]
 
     def forget(self, peer: Peer) -> None:
         """Take a row out of the table, and with it what is known of its other addresses."""
