@@ -7,6 +7,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Protocol
 
+from fleetlm.core.ext import SHORT
 from fleetlm.errors import FleetError, NoProcess, ProcessDown, RemoteError, Undecodable
 
 
@@ -143,4 +144,4 @@ def failure(kind: object, details: object) -> FleetError:
             return RemoteError(texts[0], texts[1], texts[2])
         case FailureKind.UNDECODABLE:
             return Undecodable(texts[0], texts[1])
-    raise ValueError(f"failure of kind {kind!r} is not known to this version")
+    raise ValueError(f"failure of kind {SHORT.repr(kind)} is not known to this version")

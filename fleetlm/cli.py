@@ -31,6 +31,7 @@ environment:
   FLEETLM_CLUSTER             id of the cluster: nodes of another one are refused
   FLEETLM_NODE_TIMEOUT_MS     silence after which a peer is down (8000)
   FLEETLM_REMOTE              off: no remote shell (on)
+  FLEETLM_DEBUG               1: messages that stay on a node go through the codec too (0)
   FLEETLM_DNS_SERVER          ip[:port] of the name server to ask
 """
 START = """\

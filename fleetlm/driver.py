@@ -122,6 +122,10 @@ class Driver:
                 self.inbound.frame(link, frame, extra)
             except BadFrame as error:
                 self._perform(self.kernel.broken(self._loop.time(), source, str(error)))
+            except Exception as error:
+                log.exception("a frame of %s could not be taken: its connection ends", link.name)
+                why = f"{type(error).__name__} here while a frame of it was taken"
+                self._perform(self.kernel.broken(self._loop.time(), source, why))
             return
         if extra is not None:
             frame = b""  # No control frame has two parts.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call, FailureKind, failure
 from fleetlm.core.codec import BadData, unreadable_in
+from fleetlm.core.ext import SHORT
 from fleetlm.core.frames import HEADER_BYTES, BadFrame, Kind, Op, read_header, read_peers
 from fleetlm.errors import RemoteError
 
@@ -25,6 +26,10 @@ log = logging.getLogger("fleetlm")
 _NOBODY = object()
 MAX_TIMEOUT_MS = 86_400_000
 """A day: a longer deadline from a peer is cut to it."""
+_COUNT_END = 1 << 64
+"""Of refs, bytes and milliseconds: what can be written on the wire, and in a log."""
+_NONSENSE = (TypeError, ValueError, LookupError, ArithmeticError)
+"""What Python says of values of the wrong type or size: a signalling NaN raises when it is compared."""
 
 
 class Office(Protocol):
@@ -84,7 +89,7 @@ class Inbound:
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if self._codec.failures != failures:
-            messages = [message for message in messages if self._readable(link, message)]
+            messages = self._sorted_out(link, messages)
         self._deliver(link, messages)
 
     def _large(self, link: Link, whole: memoryview) -> None:
@@ -93,8 +98,10 @@ class Inbound:
             message = self._codec.unpack(whole)
         except BadData as error:
             raise BadFrame(f"a large message that cannot be read: {error}") from None
-        if self._codec.failures == failures or self._readable(link, message):
-            self._deliver(link, [message])
+        messages = [message]
+        if self._codec.failures != failures:
+            messages = self._sorted_out(link, messages)
+        self._deliver(link, messages)
 
     def _deliver(self, link: Link, messages: list[Any]) -> None:
         """One look-up, one wake-up and one look at the limit for each run of messages to a process."""
@@ -118,7 +125,7 @@ class Inbound:
                         box.put(payload)
                         continue
                 put(payload)
-        except (TypeError, ValueError, LookupError) as error:
+        except _NONSENSE as error:
             raise BadFrame(f"a message that is none: {error}") from error
         if box is not None and len(box.queue) > box.limit:
             link.choke(box)
@@ -127,7 +134,7 @@ class Inbound:
         self.undelivered += 1
 
     def _operation(self, link: Link, message: list[Any]) -> None:
-        """Everything but a one-way message. Raises: TypeError, ValueError, LookupError."""
+        """Everything but a one-way message. Raises: one of _NONSENSE."""
         operation = message[0]
         if operation == Op.REPLY:
             _, ref, value = message
@@ -159,7 +166,7 @@ class Inbound:
         elif operation == Op.PEERS:
             self._office.told_of(read_peers(message[1], self._max_peers))
         else:
-            raise ValueError(f"operation {operation!r} is not known to this version")
+            raise ValueError(f"operation {SHORT.repr(operation)} is not known to this version")
 
     def _call(self, link: Link, message: list[Any]) -> None:
         _, to, payload, ref, timeout_ms = message
@@ -180,6 +187,12 @@ class Inbound:
         link.requests[ref] = call
         return call
 
+    def _sorted_out(self, link: Link, messages: list[Any]) -> list[Any]:
+        try:
+            return [message for message in messages if self._readable(link, message)]
+        except _NONSENSE as error:
+            raise BadFrame(f"a message that is none: {error}") from error
+
     def _readable(self, link: Link, message: Any) -> bool:
         """Sort out a message with something in it that this side cannot rebuild; tell its sender."""
         found = unreadable_in(message)
@@ -191,8 +204,8 @@ class Inbound:
                 "a message from %s could not be read (%s); %d so far", link.name, found.why, self.unreadable
             )
         match message:
-            case [Op.CALL, to, _, int(ref), _]:
-                link.failed(ref, FailureKind.UNDECODABLE, [str(to), found.why])
+            case [Op.CALL, to, _, ref, _]:
+                link.failed(_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
             case [Op.REPLY, int(ref), _]:
                 future = link.calls.pop(ref, None)
                 if future is not None and not future.done():
@@ -202,6 +215,6 @@ class Inbound:
 
 
 def _count(item: Any) -> int:
-    if type(item) is not int or item < 0:
-        raise ValueError(f"{item!r} is no count")
+    if type(item) is not int or not 0 <= item < _COUNT_END:
+        raise ValueError(f"{SHORT.repr(item)} is no count")
     return item

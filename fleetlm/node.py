@@ -354,7 +354,7 @@ class Node:
 
         Args:
             to: a pid, a name on this node, or ``(name, node)``.
-            message: a value (semantics.md §5). It is packed before this returns.
+            message: a value (README, "Embed"). It is packed before this returns.
 
         Raises:
             NotSerializable, MessageTooLarge: nothing was sent.
@@ -483,7 +483,8 @@ class NodeStarting:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._node is not None:
-            await self._node.stop("shutdown" if error is None else f"crashed: {type(error).__name__}")
+            in_order = error is None or isinstance(error, asyncio.CancelledError)  # Ctrl-C cancels main
+            await self._node.stop("shutdown" if in_order else f"crashed: {type(error).__name__}")
 
     async def _start(self) -> Node:
         settings, discovery, transport = self._args

@@ -46,7 +46,7 @@ class Settings:
     The constructor checks nothing: `Settings.from_env` does, for what the environment can set.
     """
 
-    # What the environment sets (semantics.md §1).
+    # What the environment sets (README, "Configuration").
     dns_query: str | None = None
     """Name that resolves to the peers' addresses, or a comma-separated list of addresses. None: off."""
     node_basename: str = "fleetlm"

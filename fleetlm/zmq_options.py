@@ -1,6 +1,6 @@
 """The options of the two kinds of socket, their endpoints, and the descriptors they need.
 
-Everything is set by name: ZeroMQ's defaults are wrong for a cluster (architecture.md, point 8).
+Everything is set by name: ZeroMQ's defaults are wrong for a cluster.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _common(settings: Settings, max_message_bytes: int) -> dict[int, int]:
     return {
         zmq.LINGER: 0,
         zmq.MAXMSGSIZE: max_message_bytes,
-        zmq.RCVHWM: 0,  # a full queue stops PONGs: a healthy peer would be cut (point 5)
+        zmq.RCVHWM: 0,  # a full queue stops PONGs: a healthy peer would be cut
         zmq.HEARTBEAT_IVL: _ms(settings.heartbeat_interval_s),
         zmq.HEARTBEAT_TIMEOUT: _ms(settings.heartbeat_timeout_s),
         zmq.HEARTBEAT_TTL: min(MAX_TTL_MS, _ms(settings.node_timeout_s)),
@@ -82,7 +82,7 @@ def dealer(context: Context, settings: Settings, routing_id: bytes, keys: CurveK
         # Without a limit here: the connection's credit window bounds what is in flight, and a limit
         # in messages would say no at a number that has nothing to do with bytes.
         zmq.SNDHWM: 0,
-        zmq.IMMEDIATE: 1,  # never queue for a connection that is not there (point 4)
+        zmq.IMMEDIATE: 1,  # never queue for a connection that is not there
         zmq.RECONNECT_IVL: -1,  # a lost connection is a fact, not something to hide
         zmq.CONNECT_TIMEOUT: _ms(settings.connect_timeout_s),
     }

@@ -200,11 +200,12 @@ class Kernel:
     def broken(self, now: float, source: bytes, why: str) -> list[Effect]:
         """This source sent what it must not, or something of it was lost: its connection is over."""
         peer = self._peer_of(source)
+        reason = f"protocol error: {why[: frames.MAX_TEXT]}"  # It may quote what the peer sent.
         if peer is None:
             who = self._ips.get(source, "unknown address")
-            return self._stranger(who, "protocol error", f"protocol error: {why}")
+            return self._stranger(who, "protocol error", reason)
         self._sources.pop(source, None)
-        return self._of(now, peer, peer.connection.broken(now, f"protocol error: {why}"))
+        return self._of(now, peer, peer.connection.broken(now, reason))
 
     def stranger_refused(self, now: float, ip: str, reason: str) -> list[Effect]:
         """Somebody at ``ip`` did not get past ZeroMQ's own handshake.

@@ -1,4 +1,4 @@
-"""What must hold in a cluster at every moment, whatever happens to it (semantics.md §3 to §5).
+"""What must hold in a cluster at every moment, whatever happens to it.
 
 The processes of a scenario tell the `World` what they sent, received, asked and ran; the cluster
 tells it after each fact. A breach is noted with its time, and ends the scenario at its next step.

@@ -286,6 +286,28 @@ async def test_a_node_can_be_entered_and_leaves_with_its_block(fleet: Fleet) -> 
     assert again.incarnation != node.incarnation
 
 
+@simulated
+async def test_a_block_that_is_cancelled_leaves_in_order_and_has_not_crashed(fleet: Fleet) -> None:
+    """Ctrl-C cancels the main task: its peers must not read of a crash."""
+    (a,) = await fleet.mesh(1)
+    events = a.events()
+    settings = Settings(node_ip=B, dns_query="x.test")
+    transport = SimTransport(fleet.net, settings)
+
+    async def program() -> None:
+        async with Node.start(settings, discovery=StaticDiscovery([A, B]), transport=transport):
+            await asyncio.Event().wait()
+
+    running = asyncio.ensure_future(program())
+    assert isinstance(await anext(events), NodeUp)
+    running.cancel()
+    down = await anext(events)
+    assert isinstance(down, NodeDown)
+    assert down.reason == "left: shutdown"
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     traces: list[Any] = []
 

@@ -167,6 +167,35 @@ async def test_a_stranger_with_a_batch_disturbs_nobody() -> None:
     assert list(rig.driver.links) == [THERE]
 
 
+def test_an_error_of_ours_while_a_frame_is_taken_ends_the_connection_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of its batch is lost, and a gap must never be silent."""
+
+    def fails(*_: object) -> None:
+        raise RecursionError("too deep")
+
+    async def main() -> None:
+        rig = Rig()
+        _, source = rig.bring_up()
+        monkeypatch.setattr(rig.driver.inbound, "frame", fails)
+        rig.batch(source, ["sink", 1])
+        assert THERE not in rig.driver.links
+        last_error = rig.kernel.topology.peers[THERE].connection.last_error
+        assert last_error == "protocol error: RecursionError here while a frame of it was taken"
+
+    run(main())
+    assert "could not be taken" in caplog.text
+
+
+@virtual
+async def test_what_a_peer_sent_is_quoted_in_short() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.driver._perform(rig.kernel.broken(rig.driver._loop.time(), source, "x" * 100_000))
+    assert len(rig.kernel.topology.peers[THERE].connection.last_error) < 600
+
+
 @virtual
 async def test_sending_that_fails_takes_the_connection_down_afterwards() -> None:
     rig = Rig()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fleetlm.call import Call, FailureKind
 from fleetlm.core.codec import Codec
+from fleetlm.core.ext import Ext
 from fleetlm.core.frames import CHUNK_HEAD, BadFrame, Kind, Op, header
 from fleetlm.errors import NoProcess, RemoteError, Undecodable
 from fleetlm.messages import MessageTypes
@@ -181,6 +182,56 @@ def test_a_message_that_is_none_breaks_the_link_and_nothing_else(message: Any) -
             frame(side, message, ["echo", "after"])
         assert box.queue[1] == "before"
         assert "after" not in box.queue
+
+    run(main())
+
+
+BIG = msgpack.ExtType(Ext.BIG_INT, (1 << 80).to_bytes(11, "big"))
+HUGE = msgpack.ExtType(Ext.BIG_INT, b"\x7f" + bytes(4096))
+NOT_COMPARABLE = msgpack.ExtType(Ext.DECIMAL, b"sNaN")
+UNKNOWN = msgpack.ExtType(99, b"")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [[Op.CALL, "nobody", 1, BIG, 1000]],
+        [[Op.REQUEST, "nonsense", 1, BIG]],
+        [[Op.CALL, "echo", UNKNOWN, BIG, 1000]],
+        [[Op.CALL, HUGE, UNKNOWN, 5, 1000]],
+        [[Op.CALL, HUGE, 1, 5, 1000]],
+        [[Op.TICK, HUGE, False]],
+        [[Op.CREDIT, HUGE, 0]],
+        [[HUGE, 1, 2]],
+        [[NOT_COMPARABLE, 1, 2]],
+        [["echo", "a"], [4, "b"], [NOT_COMPARABLE, "c"]],
+    ],
+    ids=["ref", "ref asked", "ref unread", "to unread", "to", "lag", "credit", "op", "op nan", "to nan"],
+)
+def test_values_of_ours_where_none_belong_break_the_link(messages: list[Any]) -> None:
+    """A number that msgpack cannot write, that Python does not print, or that raises when compared."""
+
+    async def main() -> None:
+        side = Pair().there
+        side.box("echo")
+        side.boxes[4] = side.box("four")
+        with pytest.raises(BadFrame):
+            frame(side, *messages)
+        assert side.office.ticks == []
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [[Op.TICK, "x" * 100_000, False], ["x" * 100_000, 1, 2], [Op.FAILURE, 1, "x" * 100_000, []]],
+    ids=["tick", "operation", "failure"],
+)
+def test_what_breaks_the_link_is_quoted_in_short(message: Any) -> None:
+    async def main() -> None:
+        with pytest.raises(BadFrame) as caught:
+            frame(Pair().there, message)
+        assert len(str(caught.value)) < 200
 
     run(main())
 
