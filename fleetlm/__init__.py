@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         NotDelivered,
         NotSerializable,
         ProcessDown,
+        ProcessExit,
         RemoteError,
         SettingsError,
         StartFailed,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from fleetlm.ids import Pid, Ref
     from fleetlm.info import NodeInfo
-    from fleetlm.messages import NodeDown, NodeUp, message
+    from fleetlm.messages import Crash, Down, Exit, NodeDown, NodeUp, message
     from fleetlm.names import Address, NodeName
     from fleetlm.node import Node
     from fleetlm.process import Process, ProcessInfo
@@ -49,12 +50,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Address", "AlreadyRegistered", "Answer", "Call", "CallTimeout", "Discovery", "DnsDiscovery",
-    "Draining", "FleetError", "InvalidName", "MessageTooLarge", "NoConnection", "NoProcess", "Node",
-    "NodeDown", "NodeInfo", "NodeLost", "NodeName", "NodeStopped", "NodeUp", "NotDelivered",
-    "NotSerializable", "Outcome", "PeerInfo", "Pid", "Process", "ProcessDown", "ProcessInfo", "Ref",
-    "RemoteError", "Settings", "SettingsError", "StartFailed", "StaticDiscovery", "Undecodable",
-    "Unknown", "WouldBlock", "message",
+    "Address", "AlreadyRegistered", "Answer", "Call", "CallTimeout", "Crash", "Discovery",
+    "DnsDiscovery", "Down", "Draining", "Exit", "FleetError", "InvalidName", "MessageTooLarge",
+    "NoConnection", "NoProcess", "Node", "NodeDown", "NodeInfo", "NodeLost", "NodeName",
+    "NodeStopped", "NodeUp", "NotDelivered", "NotSerializable", "Outcome", "PeerInfo", "Pid",
+    "Process", "ProcessDown", "ProcessExit", "ProcessInfo", "Ref", "RemoteError", "Settings",
+    "SettingsError", "StartFailed", "StaticDiscovery", "Undecodable", "Unknown", "WouldBlock",
+    "message",
 ]  # fmt: skip
 
 _NAMES_OF = {
@@ -64,12 +66,12 @@ _NAMES_OF = {
     "fleetlm.discovery": "Discovery DnsDiscovery StaticDiscovery",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining FleetError InvalidName MessageTooLarge NoConnection "
-        "NodeLost NodeStopped NoProcess NotDelivered NotSerializable ProcessDown RemoteError "
-        "SettingsError StartFailed Undecodable Unknown WouldBlock"
+        "NodeLost NodeStopped NoProcess NotDelivered NotSerializable ProcessDown ProcessExit "
+        "RemoteError SettingsError StartFailed Undecodable Unknown WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.info": "NodeInfo",
-    "fleetlm.messages": "NodeDown NodeUp message",
+    "fleetlm.messages": "Crash Down Exit NodeDown NodeUp message",
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",
     "fleetlm.process": "Process ProcessInfo",

@@ -281,7 +281,7 @@ class Story:
             if (name, os_pid) != (replica.name, replica.os_pid):
                 raise DemoFailed(f"the answer of {replica.name} came from {name} (OS pid {os_pid})")
             self.screen.fact(f'"hello" → {name} → "hello back" from OS pid {os_pid}', watch.s)
-        self.node.stop_process(me)
+        self.node.exit(me)
 
     async def fan_out(self) -> None:
         """One request to all, one message to all."""
@@ -308,7 +308,7 @@ class Story:
         if sent != len(names) or heard != set(names):
             raise DemoFailed(f"broadcast to {sent} nodes, and {len(heard)} of {len(names)} answered")
         self.screen.fact(f"broadcast: sent to {sent} nodes, {len(heard)} answered", took_s)
-        self.node.stop_process(me)
+        self.node.exit(me)
 
     async def kill(self, victim: Replica) -> int:
         """SIGKILL. Returns the incarnation that died."""

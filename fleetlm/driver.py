@@ -55,6 +55,8 @@ class Driver:
         self.on_loss: Callable[[], None] = lambda: None
         """Called when a connection was lost: DNS may know where it went."""
         self.on_change: Callable[[], None] = lambda: None
+        self.on_down: Callable[[str], None] = lambda _: None
+        """Called with the name of a node whose connection is over, before anything newer of it."""
         self.lag_ms = 0
         self._by_source: dict[bytes, Link] = {}
         self._transport = transport
@@ -220,6 +222,7 @@ class Driver:
         self._by_source.pop(link.incoming.source, None)
         log.info("nodedown %s: %s", order.name, order.reason)
         link.close(order.reason)
+        self.on_down(order.name)
         self._events.down(NodeDown(order.name, order.incarnation, order.reason))
         self.on_change()
         if not self.kernel.leaving:

@@ -20,7 +20,8 @@
     │   ├── NodeLost        the node went down after the request was sent
     │   ├── ProcessDown     the process ended after it took the request
     │   └── CallTimeout     no reply before the deadline
-    └── RemoteError         it ran and raised
+    ├── RemoteError         it ran and raised
+    └── ProcessExit         what a process raises to end with a reason of its own
 
 Fields, not strings: the sentence is built in ``__str__``.
 Source: OTP erpc.erl separates what ran from what did not by exception class; differs: three classes
@@ -266,6 +267,20 @@ class RemoteError(FleetError):
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
+class ProcessExit(FleetError):
+    """Raised by a process function to end with this exit reason; not logged as a crash.
+
+    ``"normal"`` and ``"shutdown"`` are clean ends; any other message value may say more.
+    """
+
+    def __init__(self, reason: object = "normal") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"exit with reason {self.reason!r}"
 
 
 def _shown(target: object) -> str:

@@ -41,6 +41,9 @@ class Office(Protocol):
     def told_of(self, names: list[str]) -> None:
         """The peer named these nodes as connected to it."""
 
+    def signalled(self, link: Link, signal: Any) -> None:
+        """A link, monitor or exit signal. Raises: ValueError for one that is none."""
+
     def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
         """The peer asks the node itself: a name, a ping. Answers the call."""
 
@@ -159,10 +162,19 @@ class Inbound:
             call = link.requests.pop(message[1], None)
             if call is not None:
                 call.abandon()
-        elif operation == Op.REQUEST:
+        else:
+            self._request(link, message)
+
+    def _request(self, link: Link, message: list[Any]) -> None:
+        """What the node itself is told or asked. Raises: TypeError, ValueError, LookupError."""
+        operation = message[0]
+        if operation == Op.REQUEST:
             _, verb, argument, ref = message
             request = self._opened(link, argument, ref, MAX_TIMEOUT_MS)
             self._office.asked(link, verb, argument, request)
+        elif operation == Op.SIGNAL:
+            _, signal, _ = message
+            self._office.signalled(link, signal)
         elif operation == Op.PEERS:
             self._office.told_of(read_peers(message[1], self._max_peers))
         else:

@@ -231,9 +231,12 @@ class Link:
             message: one item of a batch, of a size that fits a frame.
             after: a sender whose messages it must not overtake; default: it may overtake all.
         """
+        self.signal(_pack(message), after)
+
+    def signal(self, packed: bytes, after: Hashable = None) -> None:
+        """As `control`, for what is packed already."""
         if self.closed:
             return
-        packed = _pack(message)
         if after is not None and self.lanes.has(after):
             self.lanes.add(after, packed)
             return

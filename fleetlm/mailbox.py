@@ -110,6 +110,12 @@ class Mailbox:
                 self._on_call(message)
             return message
 
+    def discard(self, unwanted: Callable[[Any], bool]) -> None:
+        """Take out what is waiting and not wanted any more."""
+        kept = [message for message in self.queue if not unwanted(message)]
+        self.queue.clear()
+        self.queue.extend(kept)
+
     def close(self) -> list[Any]:
         """The owner has ended: returns what it never took, and lets waiting senders go on."""
         rest = list(self.queue)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from fleetlm.ids import Pid, Ref
+from fleetlm.names import Address
 
 T = TypeVar("T", bound=type)
 
@@ -34,6 +37,27 @@ class NodeDown:
     node: str
     incarnation: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """A monitored process has ended. Comes exactly once for each monitor.
+
+    ``target`` is what was monitored. ``reason`` is its exit reason, or ``"noproc"`` (there was none),
+    or ``"noconnection"`` (its node was lost; it may live on).
+    """
+
+    ref: Ref
+    target: Pid | Address
+    reason: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """An exit signal, as a process that traps exits gets it."""
+
+    pid: Pid
+    reason: Any
 
 
 class MessageTypes:
@@ -96,3 +120,16 @@ def message(tag: str) -> Callable[[T], T]:
         return cls
 
     return register
+
+
+@message("fleetlm.crash")
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The exit reason of a process that raised: the exception as text, since it does not travel."""
+
+    type_name: str
+    text: str
+    traceback_text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.text}" if self.text else self.type_name

@@ -26,6 +26,7 @@ from fleetlm.office import NodeOffice
 from fleetlm.own_address import OwnAddress, RecordWatch, can_bind
 from fleetlm.poller import Poller
 from fleetlm.settings import Settings
+from fleetlm.signals import Signals
 from fleetlm.startup import Parts, prepare, warn_about
 
 if TYPE_CHECKING:
@@ -81,7 +82,10 @@ class Node:
         self._events = EventHub(settings.events_limit)
         self._driver = Driver(self.kernel, parts.transport, codec, self._events, settings, parts.rng, loop)
         self._local = LocalProcesses(self, self.name, self.incarnation, settings.mailbox_limit)
-        office = NodeOffice(self._driver, self._local)
+        signals = Signals(self.name, self.incarnation, codec, self._local, self._driver.links)
+        self._local.signals = self._signals = signals
+        self._driver.on_down = signals.node_down
+        office = NodeOffice(self._driver, self._local, signals)
         self.inbound = Inbound(self._local.boxes, codec, office, loop.time, settings.max_peers)
         self._driver.inbound = self.inbound
         self._driver.on_change = self._changed
@@ -291,12 +295,12 @@ class Node:
         self._check_running()
         return self._local.spawn(function, args, name)
 
-    def stop_process(self, pid: Pid) -> bool:
-        """Cancel a process of this node; False if it has ended."""
-        process = self._local.process(pid)
-        if process is not None:
-            process.cancel()
-        return process is not None
+    def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
+        """Send an exit signal to a process anywhere; its sender is this node itself, number 0.
+
+        Does nothing if it has ended or its node is not connected. See `Process.exit`.
+        """
+        self._signals.exit(Pid(self.name, self.incarnation, 0), pid, reason)
 
     def processes(self) -> Processes:
         """The processes of this node, in the order in which they were spawned."""

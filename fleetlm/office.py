@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from fleetlm.driver import Driver
     from fleetlm.link import Link
     from fleetlm.local import LocalProcesses
+    from fleetlm.signals import Signals
 
 
 class NodeOffice:
     """`inbound.Office` of a node. Names are served on their own node only: one owner, no lock."""
 
-    def __init__(self, driver: Driver, local: LocalProcesses) -> None:
+    def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals) -> None:
         self._driver = driver
         self._local = local
+        self._signals = signals
 
     def ticked(self, link: Link, lag_ms: int, draining: bool) -> None:
         """The peer's loop is alive."""
@@ -30,6 +32,10 @@ class NodeOffice:
     def told_of(self, names: list[str]) -> None:
         """The peer named its own peers."""
         self._driver.told_of(names)
+
+    def signalled(self, link: Link, signal: Any) -> None:
+        """A link, monitor or exit signal of the peer."""
+        self._signals.told(link, signal)
 
     def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:  # noqa: ARG002  # all may
         """Answer a request; a bad one is answered with an error, never with silence."""

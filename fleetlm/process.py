@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
+from fleetlm.ids import Pid, Ref
 from fleetlm.mailbox import Mailbox
+from fleetlm.messages import Down
 
 if TYPE_CHECKING:
-    from fleetlm.ids import Pid
     from fleetlm.node import Node
+    from fleetlm.signals import Signals
 
 ProcessFunction = Callable[..., Awaitable[object]]
 """What `Node.spawn` runs: a coroutine function whose first argument is its `Process`."""
@@ -37,10 +39,14 @@ class ProcessInfo:
 class Process:
     """What a process function gets as its first argument."""
 
-    __slots__ = ("_calls", "_task", "mailbox", "node", "pid", "runs")
+    __slots__ = ("_calls", "_signals", "_task", "ending", "exit_reason", "mailbox", "node", "pid", "runs")
 
-    def __init__(self, node: Node, pid: Pid, runs: str, mailbox_limit: int) -> None:
+    def __init__(self, node: Node, signals: Signals, pid: Pid, runs: str, mailbox_limit: int) -> None:
         self.node = node
+        self._signals = signals
+        self.ending = False
+        """Whether an exit signal has reached it."""
+        self.exit_reason: Any = None
         self.pid = pid
         self.runs = runs
         self.mailbox = Mailbox(mailbox_limit, self._took)
@@ -62,12 +68,77 @@ class Process:
             self.pid, self.name, self.runs, len(self.mailbox), self.mailbox.taken, len(self._calls or ())
         )
 
+    # Links, monitors, exits.
+
+    @property
+    def trap_exit(self) -> bool:
+        """Whether exit signals arrive as `Exit` messages instead of ending this process."""
+        return self._signals.relations.traps(self.pid.number)
+
+    @trap_exit.setter
+    def trap_exit(self, on: bool) -> None:
+        self._signals.relations.trapped(self.pid.number, on)
+
+    def link(self, pid: Pid) -> None:
+        """Share the fate of another process, on any node, until one of both unlinks.
+
+        When one ends, the other gets an exit signal: it ends with the same reason, unless that is
+        ``"normal"``; if it traps exits it gets `Exit` instead. A process that is not there is an
+        exit signal with ``"noproc"``, a node that is not connected one with ``"noconnection"``.
+        Source: Erlang's link/1.
+        """
+        self._signals.link(self, pid)
+
+    def unlink(self, pid: Pid) -> None:
+        """End a link; from here on no exit of that process reaches this one through it."""
+        self._signals.unlink(self, pid)
+
+    def monitor(self, target: Pid | str | tuple[str, str]) -> Ref:
+        """Watch a process: a pid, a name on this node, or ``(name, node)``.
+
+        Exactly one `Down` with the returned ref arrives: when it ends, at once with ``"noproc"`` if
+        there is none, or with ``"noconnection"`` when its node is not, or no more, connected.
+        Source: Erlang's monitor/2.
+        """
+        return self._signals.monitor(self, target)
+
+    def demonitor(self, ref: Ref, *, flush: bool = True) -> None:
+        """Watch no more. With ``flush`` a `Down` that has arrived already is taken out of the mailbox."""
+        self._signals.demonitor(self, ref)
+        if flush:
+            self.mailbox.discard(lambda message: isinstance(message, Down) and message.ref == ref)
+
+    def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
+        """Send an exit signal. ``"kill"`` ends it whatever it traps; others hear ``"killed"``.
+
+        Source: Erlang's exit/2.
+        """
+        self._signals.exit(self.pid, pid, reason)
+
+    def spawn_link(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
+        """Spawn a process on this node that is linked before it runs. Raises: as `Node.spawn`."""
+        pid = self.node.spawn(function, *args, name=name)
+        self.link(pid)
+        return pid
+
+    def spawn_monitor(
+        self, function: ProcessFunction, *args: Any, name: str | None = None
+    ) -> tuple[Pid, Ref]:
+        """Spawn a process on this node that is monitored before it runs. Raises: as `Node.spawn`."""
+        pid = self.node.spawn(function, *args, name=name)
+        return pid, self.monitor(pid)
+
+    # The runtime's business.
+
     def run(self, task: asyncio.Task[None]) -> None:
         """Bind the task that runs this process."""
         self._task = task
 
-    def cancel(self) -> None:
-        """Ask it to end: its coroutine gets `asyncio.CancelledError` where it waits."""
+    def end_with(self, reason: Any) -> None:
+        """Let it end; the first reason counts."""
+        if not self.ending:
+            self.ending = True
+            self.exit_reason = reason
         if self._task is not None:
             self._task.cancel()
 

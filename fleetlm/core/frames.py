@@ -60,6 +60,7 @@ class Op(IntEnum):
     CREDIT = 6  # [CREDIT, bytes taken, of them in chunks]
     TICK = 7  # [TICK, loop lag in ms, draining]
     PEERS = 8  # [PEERS, names, None]
+    SIGNAL = 9  # [SIGNAL, [link | unlink | exit | exit2 | monitor | demonitor | down, ...], None]
 
 
 class Refusal(IntEnum):

@@ -63,9 +63,9 @@ async def test_processes_are_listed_stopped_and_gone(fleet: Fleet) -> None:
     assert info is not None
     assert (info.pid, info.name, info.runs, info.mailbox) == (pid, "echo", "echo", 0)
     assert a.processes() == [info]
-    assert a.stop_process(pid)
+    a.exit(pid)
     await asyncio.sleep(0.1)
-    assert not a.stop_process(pid)
+    a.exit(pid)
     assert a.process_info(pid) is None
     with pytest.raises(NoProcess):
         await a.send("echo", 1)

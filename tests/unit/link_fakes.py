@@ -12,8 +12,10 @@ from fleetlm.core.connection import Connection, Identity, Incoming, Outgoing
 from fleetlm.core.topology import Peer
 from fleetlm.inbound import Inbound
 from fleetlm.link import Link
+from fleetlm.local import LocalProcesses
 from fleetlm.mailbox import Mailbox
 from fleetlm.settings import Settings
+from fleetlm.signals import Signals
 from fleetlm.testing.loop import SimLoop, run
 
 HERE, THERE = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2"
@@ -62,9 +64,19 @@ class FakeOffice:
     def told_of(self, names: list[str]) -> None:
         self.named += names
 
+    def signalled(self, link: Link, signal: Any) -> None:
+        self.questions.append(("signal", signal))
+
     def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
         self.questions.append((verb, argument))
         call.reply("answer")
+
+
+def local_processes(node: Any, mailbox_limit: int) -> LocalProcesses:
+    """The processes of a node that has no connections."""
+    local = LocalProcesses(node, HERE, 1, mailbox_limit)
+    local.signals = Signals(HERE, 1, Codec(), local, {})
+    return local
 
 
 def identity(name: str, incarnation: int, settings: Settings) -> Identity:

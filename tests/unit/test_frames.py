@@ -61,6 +61,7 @@ def test_numbers_on_the_wire_never_get_a_second_meaning() -> None:
         "CREDIT": 6,
         "TICK": 7,
         "PEERS": 8,
+        "SIGNAL": 9,
     }
     assert [(int(refusal), refusal.word) for refusal in Refusal] == [
         (1, "wrong_cluster"),

@@ -10,12 +10,11 @@ from fleetlm.call import Call
 from fleetlm.core.codec import Codec
 from fleetlm.errors import AlreadyRegistered, InvalidName, NoProcess, ProcessDown
 from fleetlm.ids import Pid
-from fleetlm.local import LocalProcesses
 from fleetlm.messenger import Messenger
 from fleetlm.process import Process
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from tests.unit.link_fakes import HERE, turns, virtual
+from tests.unit.link_fakes import HERE, local_processes, turns, virtual
 
 
 class FakeNode:
@@ -23,7 +22,7 @@ class FakeNode:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings(mailbox_limit=4)
-        self.local = LocalProcesses(self, HERE, 1, self.settings.mailbox_limit)  # type: ignore[arg-type]
+        self.local = local_processes(self, self.settings.mailbox_limit)
         self.messenger = Messenger(
             HERE, 1, self.settings, Codec(), self.local, {}, None, SimLoop.current()  # type: ignore[arg-type]
         )  # fmt: skip
@@ -59,7 +58,7 @@ async def test_pids_are_never_given_twice() -> None:
     first = node.local.spawn(wait, (), None)
     process = node.local.process(first)
     assert process is not None
-    process.cancel()
+    process.end_with("shutdown")
     await turns()
     assert node.local.process(first) is None
     assert node.local.spawn(wait, (), None).number == 2
@@ -145,7 +144,7 @@ async def test_what_a_process_leaves_behind_is_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "reason"), [("cancel", "cancelled"), ("raise", "ValueError: no"), ("return", "normal")]
+    ("end", "reason"), [("cancel", "shutdown"), ("raise", "ValueError: no"), ("return", "normal")]
 )
 def test_the_reason_of_an_end_is_told(end: str, reason: str) -> None:
     async def main() -> None:
@@ -156,7 +155,7 @@ def test_the_reason_of_an_end_is_told(end: str, reason: str) -> None:
             if end == "raise":
                 raise ValueError("no")
             if end == "cancel":
-                process.cancel()
+                process.end_with("shutdown")
                 await asyncio.sleep(1)
 
         node.local.spawn(work, (), "worker")

@@ -236,3 +236,12 @@ def test_it_is_a_queue_whatever_the_interleaving(steps: list[Any], limit: int) -
         assert got + box.close() == put
 
     asyncio.run(main())
+
+
+@virtual
+async def test_what_is_not_wanted_any_more_is_taken_out() -> None:
+    box = Mailbox(10, lambda _call: None)
+    for number in range(6):
+        box.put(number)
+    box.discard(lambda message: message % 2 == 1)
+    assert [await box.get(), await box.get(), await box.get(), len(box)] == [0, 2, 4, 0]

@@ -25,13 +25,12 @@ from fleetlm.errors import (
     WouldBlock,
 )
 from fleetlm.ids import Pid
-from fleetlm.local import LocalProcesses
 from fleetlm.messenger import Messenger
 from fleetlm.names import Address
 from fleetlm.process import Process
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from tests.unit.link_fakes import HERE, THERE, Pair, identity, turns, virtual
+from tests.unit.link_fakes import HERE, THERE, Pair, identity, local_processes, turns, virtual
 
 KIB = 1024
 SETTINGS = Settings(window_bytes=64 * KIB, chunk_bytes=4 * KIB, bulk_window_bytes=8 * KIB, mailbox_limit=4)
@@ -47,7 +46,7 @@ class Rig:
         loop = SimLoop.current()
         me = identity(HERE, 1, settings)
         self.topology = Topology(me, settings, loop.rng)
-        self.local = LocalProcesses(self, HERE, 1, settings.mailbox_limit)  # type: ignore[arg-type]
+        self.local = local_processes(self, settings.mailbox_limit)
         self.links = {THERE: self.link}
         self.messenger = Messenger(
             HERE, 1, settings, self.pair.here.codec, self.local, self.links, self.topology, loop

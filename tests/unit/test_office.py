@@ -6,11 +6,10 @@ import pytest
 
 from fleetlm.call import Call, FailureKind
 from fleetlm.ids import Pid
-from fleetlm.local import LocalProcesses
 from fleetlm.office import NodeOffice
 from fleetlm.process import Process
 from fleetlm.testing.loop import run
-from tests.unit.link_fakes import HERE, Pair, virtual
+from tests.unit.link_fakes import HERE, Pair, local_processes, virtual
 
 
 class Asker:
@@ -30,8 +29,8 @@ class Asker:
 class Rig:
     def __init__(self) -> None:
         self.told: list[str] = []
-        self.local = LocalProcesses(self, HERE, 1, 10)  # type: ignore[arg-type]
-        self.office = NodeOffice(self, self.local)  # type: ignore[arg-type]
+        self.local = local_processes(self, 10)
+        self.office = NodeOffice(self, self.local, self.local.signals)  # type: ignore[arg-type]
         self.link = Pair().here.link
 
     def told_of(self, names: list[str]) -> None:

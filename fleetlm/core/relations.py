@@ -1,0 +1,327 @@
+"""Links and monitors of the processes of one node: an exit goes in, signals come out.
+
+*Links* are bidirectional: when one end exits, the other gets an exit signal, which ends it too unless
+it traps exits or the reason is ``"normal"``. *Monitors* are one way and one time: the watcher gets
+exactly one `Down`. Both work the same between nodes, and a lost connection is an exit with
+``"noconnection"`` for everything that crossed it.
+
+Facts in, orders out, as in the kernel. Only the ends on this node are kept here; the other node keeps
+its own. Source: OTP erts link and monitor signals (erl_proc_sig_queue.c); differs: no unlink
+acknowledgement, since an exit that crosses an unlink finds no link and does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fleetlm.ids import Pid, Ref
+from fleetlm.messages import Down, Exit
+from fleetlm.names import Address
+
+Target = Pid | Address
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Put a message of the runtime's own into a mailbox; it waits for nothing."""
+
+    number: int
+    message: Down | Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End a process with this reason; ``at_once`` means that it may not clean up first."""
+
+    number: int
+    reason: Any
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a signal to another node, behind what process ``after`` (0: nobody) has sent there."""
+
+    node: str
+    signal: list[Any]
+    after: int = 0
+
+
+Order = Deliver | Stop | Tell
+
+
+@dataclass(slots=True)
+class _Ends:
+    """What one process of this node takes part in."""
+
+    trap_exit: bool = False
+    links: dict[Pid, None] = field(default_factory=dict)
+    monitors: dict[Ref, Target] = field(default_factory=dict)
+    """What it watches."""
+    watchers: dict[Ref, Target] = field(default_factory=dict)
+    """Who watches it, and under which target."""
+
+
+class Relations:
+    """The table of one node.
+
+    Args:
+        node: its name.
+        incarnation: of this start of it.
+        alive: whether a number is a process of this node.
+        connected: whether a signal to a node (of that incarnation, if one is given) would leave.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        incarnation: int,
+        alive: Callable[[int], bool],
+        connected: Callable[[str, int | None], bool],
+    ) -> None:
+        self.node = node
+        self.incarnation = incarnation
+        self._alive = alive
+        self._connected = connected
+        self._ends: dict[int, _Ends] = {}
+        self._watchers_of: dict[Ref, int] = {}
+        """A monitor that a process of this node, or of another, holds here → the watched number."""
+        self._owner_of: dict[Ref, int] = {}
+        """A monitor of a process of this node → that process."""
+
+    # What a process of this node does.
+
+    def trapped(self, number: int, on: bool) -> None:
+        """Exit signals become messages, or do not."""
+        self._end(number).trap_exit = on
+
+    def traps(self, number: int) -> bool:
+        """Whether exit signals become messages."""
+        ends = self._ends.get(number)
+        return ends is not None and ends.trap_exit
+
+    def linked(self, number: int, other: Pid) -> list[Order]:
+        """Link a process of this node with another. A second link to the same is the first."""
+        me = self._pid(number)
+        if other == me or other in self._end(number).links:
+            return []
+        if self._is_here(other):
+            if not self._alive(other.number):
+                return self._signal(number, other, "noproc")
+            self._end(other.number).links[me] = None
+        elif not self._connected(other.node, other.incarnation):
+            return self._signal(number, other, "noconnection")
+        self._end(number).links[other] = None
+        return [] if self._is_here(other) else [Tell(other.node, ["link", me, other.number], number)]
+
+    def unlinked(self, number: int, other: Pid) -> list[Order]:
+        """End a link; no exit of the other reaches this process any more."""
+        me = self._pid(number)
+        if self._end(number).links.pop(other, me) is me:
+            return []
+        if self._is_here(other):
+            self._drop_link(other.number, me)
+            return []
+        return [Tell(other.node, ["unlink", me, other.number], number)]
+
+    def monitored(self, number: int, ref: Ref, target: Target, owner: int | None) -> list[Order]:
+        """Watch a process. ``owner`` is the number that a name of this node belongs to, if it does."""
+        node = target.node
+        if node == self.node:
+            if isinstance(target, Pid):
+                owner = target.number if target.incarnation == self.incarnation else None
+            if owner is None or not self._alive(owner):
+                return [Deliver(number, Down(ref, target, "noproc"))]
+            self._watch(ref, owner, target)
+            self._hold(number, ref, target)
+            return []
+        incarnation = target.incarnation if isinstance(target, Pid) else None
+        if not self._connected(node, incarnation):
+            return [Deliver(number, Down(ref, target, "noconnection"))]
+        self._hold(number, ref, target)
+        key: int | str = target.number if isinstance(target, Pid) else target.name
+        return [Tell(node, ["monitor", ref, key], number)]
+
+    def demonitored(self, number: int, ref: Ref) -> list[Order]:
+        """Watch no more: no `Down` is delivered from here on."""
+        ends = self._end(number)
+        target = ends.monitors.pop(ref, None)
+        if target is None:
+            return []
+        self._owner_of.pop(ref, None)
+        if target.node == self.node:
+            self._unwatch(ref)
+            return []
+        return [Tell(target.node, ["demonitor", ref, None], number)]
+
+    def asked_to_exit(self, sender: Pid, other: Pid, reason: Any) -> list[Order]:
+        """Somebody sends an exit signal, as Erlang's exit/2: ``"kill"`` cannot be trapped."""
+        if not self._is_here(other):
+            after = sender.number if self._is_here(sender) else 0
+            return [Tell(other.node, ["exit2", sender, other.number, reason], after)]
+        if not self._alive(other.number):
+            return []
+        if reason == "kill":
+            return [Stop(other.number, "killed", at_once=True)]
+        if self.traps(other.number):
+            return [Deliver(other.number, Exit(sender, reason))]
+        if reason == "normal" and sender != other:
+            return []
+        return [Stop(other.number, reason)]
+
+    def exited(self, number: int, reason: Any) -> list[Order]:
+        """A process of this node is no more: tell everybody who is concerned, once."""
+        ends = self._ends.pop(number, None)
+        if ends is None:
+            return []
+        me = self._pid(number)
+        orders: list[Order] = []
+        for other in ends.links:
+            if self._is_here(other):
+                self._drop_link(other.number, me)
+                orders += self._signal(other.number, me, reason)
+            else:
+                orders.append(Tell(other.node, ["exit", me, other.number, reason], number))
+        for ref, target in ends.watchers.items():
+            del self._watchers_of[ref]
+            if ref.node == self.node:
+                orders += self._down(ref, target, reason)
+            else:
+                orders.append(Tell(ref.node, ["down", ref, reason], number))
+        for ref, target in ends.monitors.items():
+            self._owner_of.pop(ref, None)
+            if target.node == self.node:
+                self._unwatch(ref)
+            else:
+                orders.append(Tell(target.node, ["demonitor", ref, None], number))
+        return orders
+
+    # What another node tells, and its end.
+
+    def told(
+        self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None]
+    ) -> list[Order]:
+        """A signal came over a connection. Raises: ValueError, for one that is none."""
+        about_links = signal[:1] and signal[0] in ("link", "unlink", "exit", "exit2")
+        orders = (
+            self._told_of_link(node, incarnation, signal)
+            if about_links
+            else self._told_of_monitor(node, incarnation, signal, owner)
+        )
+        if orders is None:
+            raise ValueError(f"signal {signal[:1]!r} is not known to this version")
+        return orders
+
+    def node_down(self, node: str) -> list[Order]:
+        """The connection is over: everything that crossed it hears ``"noconnection"``, once."""
+        orders: list[Order] = []
+        for number, ends in list(self._ends.items()):
+            for ref in [ref for ref in ends.watchers if ref.node == node]:
+                self._unwatch(ref)
+            for ref, target in list(ends.monitors.items()):
+                if target.node == node:
+                    orders += self._down(ref, target, "noconnection")
+            for other in [other for other in ends.links if other.node == node]:
+                del ends.links[other]
+                orders += self._signal(number, other, "noconnection")
+        return orders
+
+    def counts(self) -> tuple[int, int]:
+        """Links and monitors of this node's processes, for people and leak checks."""
+        links = sum(len(ends.links) for ends in self._ends.values())
+        return links, len(self._owner_of) + len(self._watchers_of)
+
+    # How.
+
+    def _told_of_link(self, node: str, incarnation: int, signal: list[Any]) -> list[Order] | None:
+        match signal:
+            case ["link", Pid() as other, int(number)] if _of(other, node, incarnation):
+                if not self._alive(number):
+                    return [Tell(node, ["exit", self._pid(number), other.number, "noproc"])]
+                self._end(number).links[other] = None
+                return []
+            case ["unlink", Pid() as other, int(number)] if _of(other, node, incarnation):
+                self._drop_link(number, other)
+                return []
+            case ["exit", Pid() as other, int(number), reason] if _of(other, node, incarnation):
+                if not self._drop_link(number, other):
+                    return []  # It crossed our unlink.
+                return self._signal(number, other, reason)
+            case ["exit2", Pid() as other, int(number), reason] if _of(other, node, incarnation):
+                return self.asked_to_exit(other, self._pid(number), reason)
+        return None
+
+    def _told_of_monitor(
+        self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None]
+    ) -> list[Order] | None:
+        match signal:
+            case ["monitor", Ref() as ref, int() | str() as key] if _of(ref, node, incarnation):
+                found = owner(key) if isinstance(key, str) else key
+                if found is None or not self._alive(found):
+                    return [Tell(node, ["down", ref, "noproc"])]
+                if ref not in self._watchers_of:
+                    target = Address(key, self.node) if isinstance(key, str) else self._pid(found)
+                    self._watch(ref, found, target)
+                return []
+            case ["demonitor", Ref() as ref, None] if _of(ref, node, incarnation):
+                self._unwatch(ref)
+                return []
+            case ["down", Ref() as ref, reason] if _of(ref, self.node, self.incarnation):
+                number = self._owner_of.get(ref, 0)
+                watched = self._ends[number].monitors.get(ref) if number else None
+                if watched is None or watched.node != node:
+                    return []  # It crossed our demonitor.
+                return self._down(ref, watched, reason)
+        return None
+
+    def _signal(self, number: int, sender: Pid, reason: Any) -> list[Order]:
+        if self.traps(number):
+            return [Deliver(number, Exit(sender, reason))]
+        return [] if reason == "normal" else [Stop(number, reason)]
+
+    def _down(self, ref: Ref, target: Target, reason: Any) -> list[Order]:
+        number = self._owner_of.pop(ref)
+        ends = self._ends.get(number)
+        if ends is None:
+            return []  # It watched itself, and has ended.
+        del ends.monitors[ref]
+        return [Deliver(number, Down(ref, target, reason))]
+
+    def _hold(self, number: int, ref: Ref, target: Target) -> None:
+        self._end(number).monitors[ref] = target
+        self._owner_of[ref] = number
+
+    def _watch(self, ref: Ref, number: int, target: Target) -> None:
+        self._end(number).watchers[ref] = target
+        self._watchers_of[ref] = number
+
+    def _unwatch(self, ref: Ref) -> None:
+        number = self._watchers_of.pop(ref, None)
+        if number is not None:
+            self._ends[number].watchers.pop(ref, None)
+
+    def _drop_link(self, number: int, other: Pid) -> bool:
+        ends = self._ends.get(number)
+        if ends is None or other not in ends.links:
+            return False
+        del ends.links[other]
+        return True
+
+    def _end(self, number: int) -> _Ends:
+        ends = self._ends.get(number)
+        if ends is None:
+            ends = self._ends[number] = _Ends()
+        return ends
+
+    def _pid(self, number: int) -> Pid:
+        return Pid(self.node, self.incarnation, number)
+
+    def _is_here(self, pid: Pid) -> bool:
+        return pid.node == self.node and pid.incarnation == self.incarnation
+
+
+def _of(identity: Pid | Ref, node: str, incarnation: int) -> bool:
+    """A node speaks for its own processes alone."""
+    return identity.node == node and identity.incarnation == incarnation
