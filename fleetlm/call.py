@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from fleetlm.core.ext import SHORT
-from fleetlm.errors import FleetError, NoProcess, ProcessDown, RemoteError, Undecodable
+from fleetlm.errors import FleetError, NoProcess, ProcessDown, RemoteError, Undecodable, WouldBlock
 
 
 class FailureKind(IntEnum):
@@ -18,6 +18,7 @@ class FailureKind(IntEnum):
     PROCESS_DOWN = 2
     RAISED = 3
     UNDECODABLE = 4
+    TOO_MANY = 5
 
 
 class Caller(Protocol):
@@ -144,4 +145,6 @@ def failure(kind: object, details: object) -> FleetError:
             return RemoteError(texts[0], texts[1], texts[2])
         case FailureKind.UNDECODABLE:
             return Undecodable(texts[0], texts[1])
+        case FailureKind.TOO_MANY:
+            return WouldBlock(texts[0], texts[1])
     raise ValueError(f"failure of kind {SHORT.repr(kind)} is not known to this version")

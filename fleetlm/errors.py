@@ -119,14 +119,20 @@ class AlreadyRegistered(FleetError):
 
 
 class NodeStopped(FleetError):
-    """The node that was asked has been stopped."""
+    """The node that was asked has been stopped, or lives in another process.
 
-    def __init__(self, node: str) -> None:
-        super().__init__(node)
+    Attributes:
+        node: its name.
+        why: what became of it, as the rest of a sentence.
+    """
+
+    def __init__(self, node: str, why: str = "has been stopped") -> None:
+        super().__init__(node, why)
         self.node = node
+        self.why = why
 
     def __str__(self) -> str:
-        return f"node {self.node} has been stopped; start a new one with fleetlm.Node.start()"
+        return f"node {self.node} {self.why}; start a new one with fleetlm.Node.start()"
 
 
 class StartFailed(FleetError):

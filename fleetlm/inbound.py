@@ -58,12 +58,14 @@ class Inbound:
         office: Office,
         clock: Callable[[], float],
         max_peers: int,
+        max_open_calls: int = 65_536,
     ) -> None:
         self._boxes = boxes
         self._codec = codec
         self._office = office
         self._clock = clock
         self._max_peers = max_peers
+        self._max_open_calls = max_open_calls
         self.undelivered = 0
         """One-way messages for which there was no process, and those that could not be read."""
         self.unreadable = 0
@@ -94,6 +96,10 @@ class Inbound:
         if self._codec.failures != failures:
             messages = self._sorted_out(link, messages)
         self._deliver(link, messages)
+        if link.choked and messages:
+            waiting = sum(1 for message in messages if len(message) == 2 or message[0] == Op.CALL)
+            if link.overdraws(len(body) * waiting // len(messages)):
+                raise BadFrame("it goes on sending into a full mailbox, without credit")
 
     def _large(self, link: Link, whole: memoryview) -> None:
         failures = self._codec.failures
@@ -105,6 +111,8 @@ class Inbound:
         if self._codec.failures != failures:
             messages = self._sorted_out(link, messages)
         self._deliver(link, messages)
+        if link.choked and len(message) == 2 and link.overdraws(len(whole), large=True):
+            raise BadFrame("it goes on sending into a full mailbox, without credit")
 
     def _deliver(self, link: Link, messages: list[Any]) -> None:
         """One look-up, one wake-up and one look at the limit for each run of messages to a process."""
@@ -182,6 +190,10 @@ class Inbound:
 
     def _call(self, link: Link, message: list[Any]) -> None:
         _, to, payload, ref, timeout_ms = message
+        if len(link.requests) >= self._max_open_calls:
+            why = f"{self._max_open_calls:,} calls of this node are open there already"
+            link.failed(_count(ref), FailureKind.TOO_MANY, [str(to), why])
+            return
         call = self._opened(link, payload, ref, timeout_ms)
         box = self._boxes.get(to)
         if box is None:

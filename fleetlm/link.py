@@ -32,6 +32,9 @@ _CREDIT_SHARE = 8
 """Credit is told for every eighth of a window: rarely enough to cost nothing, often enough to flow."""
 _HARD_LIMIT = 4
 """Windows in flight at which a peer that takes nothing is cut: replies do not wait, so they end here."""
+_OVERDRAFT = 8
+"""Windows that a peer may send into mailboxes over their limit. One is what was in flight; the rest is
+for what its replies, which may go on, add to our estimate."""
 
 _MIN_WINDOW_BYTES = 64 * 1024
 _FAILURE_CHARACTERS = 65_536
@@ -52,9 +55,11 @@ class Link:
         "_batch_limit_bytes",
         "_codec",
         "_flush_soon",
+        "_largest",
         "_limit_bytes",
         "_limits",
         "_lost",
+        "_overdrawn",
         "_sent",
         "_sent_bulk",
         "_told",
@@ -130,6 +135,7 @@ class Link:
         self._sent = self._acked = self._told = 0
         self._sent_bulk = self._acked_bulk = self._told_bulk = 0
         self._waiters: dict[asyncio.Future[None], None] = {}
+        self._overdrawn = self._largest = 0
 
     # Out.
 
@@ -266,6 +272,8 @@ class Link:
             self._flush_soon(self)
         self.lanes.add(sender, packed)
         self._review()
+        if self.lanes.waiting_bytes > _HARD_LIMIT * self.window_bytes + self._limit_bytes:
+            self._lost(self, f"it took nothing of {self.in_flight:,} bytes")
         return True
 
     def _flush_batch(self) -> None:
@@ -303,7 +311,7 @@ class Link:
         self._review()
         if not self._transport.send(self.outgoing.channel, parts):
             self._lost(self, "connection closed: sending failed")
-        elif self.in_flight > _HARD_LIMIT * self.window_bytes + self._limits.max_message_bytes:
+        elif self._sent - self._acked > _HARD_LIMIT * self.window_bytes:
             self._lost(self, f"it took nothing of {self.in_flight:,} bytes")
 
     # Credit.
@@ -348,8 +356,17 @@ class Link:
             unchoke = self.choked[mailbox] = lambda: self._unchoke(mailbox)
             mailbox.when_room(unchoke)
 
+    def overdraws(self, size: int, *, large: bool = False) -> bool:
+        """So many bytes came for mailboxes while one is over its limit: does the peer ignore its window?"""
+        self._overdrawn += size
+        if large:
+            self._largest = max(self._largest, size)
+        return self._overdrawn - self._largest > _OVERDRAFT * self.window_bytes
+
     def _unchoke(self, mailbox: Mailbox) -> None:
         self.choked.pop(mailbox, None)
+        if not self.choked:
+            self._overdrawn = self._largest = 0
         self.tell_credit()
 
     # The peer's requests: `Caller` for each `Call` that came over this link.

@@ -54,7 +54,8 @@ class Messenger:
         topology: Topology,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.stopped = False
+        self.stopped = ""
+        """Why nothing can be sent any more, or empty."""
         self._name = name
         self._incarnation = incarnation
         self._settings = settings
@@ -174,7 +175,7 @@ class Messenger:
     def _route(self, to: Target) -> tuple[Link | None, int | str]:
         """The link to a target (None: it is on this node) and its key there."""
         if self.stopped:
-            raise NodeStopped(self._name)
+            raise NodeStopped(self._name, self.stopped)
         if isinstance(to, tuple):  # the usual case: a connected node
             name, node = to
             link = self._links.get(node)
@@ -342,7 +343,7 @@ class Messenger:
 
     def _check_running(self) -> None:
         if self.stopped:
-            raise NodeStopped(self._name)
+            raise NodeStopped(self._name, self.stopped)
 
     # `Caller` for calls that stay on this node.
 
@@ -363,7 +364,7 @@ class Messenger:
 
     def close(self, reason: str) -> None:
         """The node stops: whoever still waits hears it."""
-        self.stopped = True
+        self.stopped = "has been stopped"
         for future in self._local_calls.values():
             if not future.done():
                 future.set_exception(NodeLost(self._name, reason))

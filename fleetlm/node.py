@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
-from collections.abc import Coroutine, Generator, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from fleetlm import forks
 from fleetlm.core.codec import Codec
 from fleetlm.core.connection import Identity
 from fleetlm.core.kernel import Kernel
@@ -27,11 +27,10 @@ from fleetlm.own_address import OwnAddress, RecordWatch, can_bind
 from fleetlm.poller import Poller
 from fleetlm.settings import Settings
 from fleetlm.signals import Signals
-from fleetlm.startup import Parts, prepare, warn_about
+from fleetlm.starting import NodeStarting
+from fleetlm.startup import Parts, warn_about
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from fleetlm.core.answers import Answer
     from fleetlm.discovery import Discovery
     from fleetlm.process import ProcessFunction, ProcessInfo
@@ -86,7 +85,9 @@ class Node:
         self._local.signals = self._signals = signals
         self._driver.on_down = signals.node_down
         office = NodeOffice(self._driver, self._local, signals)
-        self.inbound = Inbound(self._local.boxes, codec, office, loop.time, settings.max_peers)
+        self.inbound = Inbound(
+            self._local.boxes, codec, office, loop.time, settings.max_peers, settings.max_open_calls
+        )
         self._driver.inbound = self.inbound
         self._driver.on_change = self._changed
         self._messenger = Messenger(
@@ -135,6 +136,7 @@ class Node:
         return NodeStarting(cls, settings, discovery, transport, rng, wall_ms)
 
     async def _begin(self, parts: Parts) -> Self:
+        forks.guard(self)
         await self._transport.start(self.own_address.ip, self.settings.node_port, self._driver)
         log.info(
             "node %s listens on %s (incarnation %x); own address: %s",
@@ -163,6 +165,8 @@ class Node:
             drain_s: seconds for calls that processes have taken or that wait in mailboxes; default
                 `Settings.drain_s`.
         """
+        if self._messenger.stopped == forks.FORKED:
+            return  # It is the parent's to stop.
         self._stopping = True
         if self._leaving is None:
             self.kernel.draining = True
@@ -291,8 +295,11 @@ class Node:
         Raises:
             AlreadyRegistered, InvalidName: nothing was started.
             NodeStopped: likewise.
+            TypeError: ``function`` cannot be called.
         """
         self._check_running()
+        if not callable(function):
+            raise TypeError(f"spawn() takes a coroutine function, not {function!r}")
         return self._local.spawn(function, args, name)
 
     def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
@@ -424,6 +431,12 @@ class Node:
         """How late the last tick of this loop was, in milliseconds."""
         return self._driver.lag_ms
 
+    def after_fork(self) -> None:
+        """`forks.Guarded`: in a child every request raises `NodeStopped`."""
+        self._messenger.stopped = forks.FORKED
+        self._stopping = True
+        self._driver.links.clear()
+
     def _deadline_s(self, timeout: float | None) -> float:
         return self.settings.call_timeout_s if timeout is None else timeout
 
@@ -446,7 +459,7 @@ class Node:
 
     def _check_running(self) -> None:
         if self._stopping:
-            raise NodeStopped(self.name)
+            raise NodeStopped(self.name, self._messenger.stopped or "is stopping")
 
     async def _drain(self, drain_s: float) -> None:
         until = self._loop.time() + drain_s
@@ -456,43 +469,3 @@ class Node:
     def _busy(self) -> bool:
         """Whether there are calls to answer, or large messages on their way out."""
         return bool(self._local.open_calls) or any(link.lanes for link in self._driver.links.values())
-
-
-class NodeStarting:
-    """What `Node.start` returns: await it, or enter it."""
-
-    def __init__(
-        self,
-        cls: type[Node],
-        settings: Settings | None,
-        discovery: Discovery | None,
-        transport: Transport | None,
-        rng: random.Random | None,
-        wall_ms: int | None,
-    ) -> None:
-        self._cls = cls
-        self._args = (settings, discovery, transport)
-        self._rng = rng
-        self._wall_ms = wall_ms
-        self._node: Node | None = None
-
-    def __await__(self) -> Generator[Any, None, Node]:
-        return self._start().__await__()
-
-    async def __aenter__(self) -> Node:
-        self._node = await self._start()
-        return self._node
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._node is not None:
-            in_order = error is None or isinstance(error, asyncio.CancelledError)  # Ctrl-C cancels main
-            await self._node.stop("shutdown" if in_order else f"crashed: {type(error).__name__}")
-
-    async def _start(self) -> Node:
-        settings, discovery, transport = self._args
-        wall_ms = int(time.time() * 1000) if self._wall_ms is None else self._wall_ms
-        rng = random.Random() if self._rng is None else self._rng
-        parts = await prepare(settings, discovery, transport, rng, wall_ms)
-        return await self._cls(parts)._begin(parts)  # noqa: SLF001  # this module's own

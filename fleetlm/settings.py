@@ -115,6 +115,8 @@ class Settings:
     """Depth of a message: deeper is a mistake or an attack on the decoder's stack."""
     mailbox_limit: int = 4_096
     """Messages waiting for one process before its senders wait."""
+    max_open_calls: int = 65_536
+    """Calls of one peer that wait for an answer here; the next is not delivered, and told so."""
     call_timeout_s: float = 5.0
     """Default deadline of a call. Source: OTP gen.erl, DEFAULT_TIMEOUT."""
     events_limit: int = 10_000

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fleetlm.core.ext import SHORT
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
@@ -211,7 +212,7 @@ class Relations:
             else self._told_of_monitor(node, incarnation, signal, owner)
         )
         if orders is None:
-            raise ValueError(f"signal {signal[:1]!r} is not known to this version")
+            raise ValueError(f"signal {SHORT.repr(signal[:1])} is not known to this version")
         return orders
 
     def node_down(self, node: str) -> list[Order]:

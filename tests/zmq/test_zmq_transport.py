@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from fleetlm import zmq_channel
-from fleetlm.errors import StartFailed
+from fleetlm import Node, zmq_channel
+from fleetlm.errors import NodeStopped, NoProcess, StartFailed
 from fleetlm.settings import Settings
 from fleetlm.zmq_hearing import DRAIN_FRAMES, UNKNOWN_IP
 from fleetlm.zmq_options import may_dial_from, raise_descriptor_limit, why_not_bound
@@ -698,3 +698,33 @@ async def test_twenty_transports_form_a_full_mesh_quickly() -> None:
         for one in stations:
             await one.seen.until("opened", 19, patience_s=10)
         assert time.monotonic() - begun < 3
+
+
+async def test_a_node_in_a_forked_child_refuses_to_work() -> None:
+    settings = Settings(dns_query="127.77.0.2", node_ip="127.77.0.2", remote=False)
+    async with Node.start(settings) as node:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            said = []
+            for use in (
+                lambda: node.send("echo", 1).send(None),
+                lambda: node.call("echo", 1).send(None),
+                lambda: node.spawn(print),
+                lambda: node.connect("fleetlm@127.77.0.3").send(None),
+            ):
+                try:
+                    use()
+                    said.append("nothing")
+                except NodeStopped as error:
+                    said.append("forked" if "forked from" in str(error) else str(error))
+            os.write(writer, ",".join(said).encode())
+            os._exit(0)
+        os.close(writer)
+        os.waitpid(child, 0)
+        assert os.read(reader, 1_000) == b"forked,forked,forked,forked"
+        os.close(reader)
+        with pytest.raises(NoProcess):
+            await node.send("echo", 1)
+        with pytest.raises(TypeError, match="coroutine function"):
+            node.spawn(5)  # type: ignore[arg-type]
