@@ -115,11 +115,12 @@ class Topology:
         for ip in me.aliases:
             self.aliases[ip] = me.name
 
-    def meet(self, now: float, name: str, *, itself: bool = False) -> Peer | None:
+    def meet(self, now: float, name: str, *, itself: bool = False, by_dns: bool = False) -> Peer | None:
         """The row of ``name``, made if there is none.
 
         None where there is nothing to connect to: ourselves, an alias, or a full table. A node that
-        introduces ``itself`` is no alias any more: addresses pass from one node to the next.
+        introduces ``itself`` is no alias any more: addresses pass from one node to the next. In a
+        full table it, or one that DNS names, takes the place of somebody who is only hearsay.
         """
         peer = self.peers.get(name)
         if peer is not None:
@@ -131,8 +132,11 @@ class Topology:
         if name == self.me.name or ip in self.aliases:
             return None
         if len(self.peers) >= self.settings.max_peers:
-            self.full = True
-            return None
+            hearsay = self._hearsay() if itself or by_dns else None
+            if hearsay is None:
+                self.full = True
+                return None
+            self.forget(hearsay)
         connection = Connection(name, ip, self.me, self.settings, self.rng, now)
         peer = self.peers[name] = Peer(connection, now)
         return peer
@@ -145,7 +149,7 @@ class Topology:
             peer.in_dns = False
             peer.misses += 1
         for name in names:
-            peer_named = self.meet(now, name)
+            peer_named = self.meet(now, name, by_dns=True)
             if peer_named is not None:
                 peer_named.in_dns = True
                 peer_named.misses = 0
@@ -222,6 +226,15 @@ class Topology:
             lag_ms=peer.lag_ms,
             draining=peer.draining,
         )
+
+    def _hearsay(self) -> Peer | None:
+        """Whom nobody would miss: never up, not in DNS, not asked for, and not being dialled."""
+        found = (
+            peer
+            for peer in self.peers.values()
+            if not (peer.in_dns or peer.pinned or peer.connection.ups) and peer.connection.phase is Phase.IDLE
+        )
+        return min(found, key=lambda peer: peer.last_seen, default=None)
 
     def _named_again(self, peer: Peer) -> bool:
         if not (peer.pruned and peer.in_dns):

@@ -188,3 +188,24 @@ def test_a_row_tells_what_is_known_of_a_peer() -> None:
     (two, _) = m.kernel.topology.info(T + 6)
     assert (two.status, two.incarnation, two.up_for_s, two.draining) == ("down", None, None, False)
     assert (two.last_error, two.last_error_age_s) == ("connection closed", 1.0)
+
+
+def test_in_a_full_table_hearsay_gives_way_to_who_is_known_better() -> None:
+    table = topology(Settings(max_peers=3))
+    rumours = [met(table, name(n), T + n) for n in (2, 3, 4)]
+    assert table.meet(T + 9, name(5)) is None, "one rumour is as good as another"
+    table.answered(T + 10, [name(6)])
+    assert list(table.peers) == [name(3), name(4), name(6)], "the oldest went"
+    assert table.meet(T + 11, name(7), itself=True) is not None
+    assert list(table.peers) == [name(4), name(6), name(7)]
+    assert rumours[2].connection.phase is Phase.IDLE
+    rumours[2].connection.dial(T + 12, 1)
+    table.peers[name(7)].pinned = True
+    assert table.meet(T + 13, name(8), itself=True) is None, "in DNS, asked for, or being dialled: all stay"
+    assert table.full
+
+
+def test_who_was_up_is_no_hearsay() -> None:
+    table = topology(Settings(max_peers=1))
+    met(table, name(2)).connection.ups = 1
+    assert table.meet(T, name(3), itself=True) is None
