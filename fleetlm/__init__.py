@@ -46,17 +46,18 @@ if TYPE_CHECKING:
     from fleetlm.node import Node
     from fleetlm.process import Process, ProcessInfo
     from fleetlm.settings import Settings
+    from fleetlm.supervisor import Child, Supervisor
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Address", "AlreadyRegistered", "Answer", "Call", "CallTimeout", "Crash", "Discovery",
+    "Address", "AlreadyRegistered", "Answer", "Call", "CallTimeout", "Child", "Crash", "Discovery",
     "DnsDiscovery", "Down", "Draining", "Exit", "FleetError", "InvalidName", "MessageTooLarge",
     "NoConnection", "NoProcess", "Node", "NodeDown", "NodeInfo", "NodeLost", "NodeName",
     "NodeStopped", "NodeUp", "NotDelivered", "NotSerializable", "Outcome", "PeerInfo", "Pid",
     "Process", "ProcessDown", "ProcessExit", "ProcessInfo", "Ref", "RemoteError", "Settings",
-    "SettingsError", "StartFailed", "StaticDiscovery", "Undecodable", "Unknown", "WouldBlock",
-    "message",
+    "SettingsError", "StartFailed", "StaticDiscovery", "Supervisor", "Undecodable", "Unknown",
+    "WouldBlock", "message",
 ]  # fmt: skip
 
 _NAMES_OF = {
@@ -76,6 +77,7 @@ _NAMES_OF = {
     "fleetlm.node": "Node",
     "fleetlm.process": "Process ProcessInfo",
     "fleetlm.settings": "Settings",
+    "fleetlm.supervisor": "Child Supervisor",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

@@ -37,7 +37,7 @@ class LocalProcesses:
         self._node = node
         self._mailbox_limit = mailbox_limit
         self._processes: dict[int, Process] = {}
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks: dict[asyncio.Task[None], int] = {}
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName; nothing was started."""
@@ -50,7 +50,7 @@ class LocalProcesses:
             self.boxes[name] = process.mailbox
         run = self._run(process, function, args)
         task = asyncio.get_running_loop().create_task(run, name=f"fleetlm {name or runs} {pid.number}")
-        self._tasks[task] = None
+        self._tasks[task] = pid.number
         task.add_done_callback(lambda done: self._ended(process, done))
         process.run(task)
         return pid
@@ -77,6 +77,15 @@ class LocalProcesses:
         """A living process of this node."""
         known = self._processes.get(pid.number)
         return known if known is not None and known.pid == pid else None
+
+    def task_of(self, pid: Pid) -> asyncio.Task[None] | None:
+        """What still runs of a process of this node, a killed one's clean-up included."""
+        if pid.incarnation != self.table.incarnation or pid.node != self.table.node:
+            return None
+        process = self._processes.get(pid.number)
+        if process is not None:
+            return process.task
+        return next((task for task, number in self._tasks.items() if number == pid.number), None)
 
     def info(self) -> list[ProcessInfo]:
         """All processes, by number."""

@@ -309,6 +309,18 @@ class Node:
         """
         self._signals.exit(Pid(self.name, self.incarnation, 0), pid, reason)
 
+    async def join(self, pid: Pid, timeout: float | None = None) -> bool:
+        """Wait until a process of this node has ended, its clean-up included.
+
+        Returns:
+            False if it has not within ``timeout`` seconds (None: waits for ever).
+        """
+        task = self._local.task_of(pid)
+        if task is None:
+            return True
+        done, _ = await asyncio.wait({task}, timeout=timeout)
+        return bool(done)
+
     def processes(self) -> Processes:
         """The processes of this node, in the order in which they were spawned."""
         return self._local.info()

@@ -1,0 +1,269 @@
+"""Supervisors: processes that start others, and start them again when they fail.
+
+    tree = Supervisor(
+        [Child("cache", cache), Child("pool", Supervisor([Child("w1", worker), Child("w2", worker)]))],
+        strategy="rest_for_one",
+    )
+    node.spawn(tree, name="root")
+
+Source: OTP supervisor.erl, strategies, restart types, intensity, shutdown in reverse order; differs:
+a child is started when it is spawned (there is no init to wait for), an optional back-off, and the
+loss of a peer does not count against the intensity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from fleetlm.call import Call
+from fleetlm.core.restarts import (
+    RESTARTS,
+    STRATEGIES,
+    Backoff,
+    Intensity,
+    Restart,
+    Strategy,
+    affected,
+    wants_restart,
+)
+from fleetlm.errors import FleetError, InvalidName, ProcessExit
+from fleetlm.ids import Pid
+from fleetlm.messages import Exit
+from fleetlm.process import Process, ProcessFunction
+
+log = logging.getLogger("fleetlm")
+
+KILL_WAIT_S = 1.0
+"""For the clean-up of a child that was killed; then it is left to itself."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """How to start a child, and what to do when it ends.
+
+    Attributes:
+        name: its id among the children of its supervisor.
+        function: a process function, or a `Supervisor`.
+        args: passed to it after its `Process`.
+        restart: ``permanent`` (always), ``transient`` (unless it ended with ``"normal"`` or
+            ``"shutdown"``) or ``temporary`` (never).
+        shutdown_s: seconds that it has to end before it is killed; 0: killed at once; None: as long
+            as it takes, which is right for a supervisor.
+        register: the name under which it is registered on its node, each time it is started.
+    """
+
+    name: str
+    function: ProcessFunction
+    args: tuple[Any, ...] = ()
+    restart: Restart = "permanent"
+    shutdown_s: float | None = 5.0
+    register: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.restart not in RESTARTS:
+            raise ValueError(f"restart of child {self.name!r} is {self.restart!r}: one of {RESTARTS}")
+
+
+@dataclass(frozen=True, slots=True)
+class _StartAgain:
+    """To the supervisor itself, after a pause."""
+
+    names: list[str]
+
+
+@dataclass
+class _Running:
+    spec: Child
+    pid: Pid | None = None
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+
+class Supervisor:
+    """A process function that supervises; spawn it, or make it the function of a `Child`.
+
+    It answers calls from any node: ``"which_children"`` (name → pid or None), ``"count_children"``,
+    and ``("terminate_child" | "restart_child" | "delete_child", name)``. Other exit signals than
+    those of its children end it, and with it, in reverse order, its children.
+
+    Args:
+        children: started in this order.
+        strategy: who else is restarted with a child that failed: nobody, all, or those after it.
+        max_restarts: more than so many within ``period_s`` seconds end the supervisor.
+        backoff_s: pauses before restarts, least and greatest; (0.25, 15) by default, and none before
+            the first restart of a child.
+
+    Raises:
+        ValueError: two children of one name, or an unknown strategy.
+    """
+
+    def __init__(
+        self,
+        children: list[Child] | None = None,
+        *,
+        strategy: Strategy = "one_for_one",
+        max_restarts: int = 3,
+        period_s: float = 5.0,
+        backoff_s: tuple[float, float] = (0.25, 15.0),
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise ValueError(f"strategy is {strategy!r}: one of {STRATEGIES}")
+        names = [child.name for child in children or ()]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two children have one name: {sorted(names)}")
+        self.specs = list(children or ())
+        self.strategy = strategy
+        self.max_restarts = max_restarts
+        self.period_s = period_s
+        self.backoff_s = backoff_s
+
+    async def __call__(self, process: Process) -> None:
+        """Supervise until told to end. One object may run as several supervisors."""
+        await _Run(self, process).run()
+
+
+class _Run:
+    """One life of a supervisor."""
+
+    def __init__(self, plan: Supervisor, process: Process) -> None:
+        self._plan = plan
+        self._process = process
+        self._children = {spec.name: _Running(spec) for spec in plan.specs}
+        self._intensity = Intensity(plan.max_restarts, plan.period_s)
+        self._backoff = Backoff(*plan.backoff_s)
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self) -> None:
+        process = self._process
+        process.trap_exit = True
+        try:
+            for child in list(self._children.values()):
+                self._start(child)
+            async for message in process.mailbox:
+                match message:
+                    case Exit(pid=pid, reason=reason):
+                        await self._exited(pid, reason)
+                    case _StartAgain(names=names):
+                        self._start_again(names)
+                    case Call(message=request):
+                        await self._asked(message, request)
+        finally:
+            await self._end(list(self._children))
+
+    def _start(self, child: _Running) -> None:
+        """Raises: AlreadyRegistered, if its name belongs to somebody else."""
+        spec = child.spec
+        child.pid = self._process.spawn_link(spec.function, *spec.args, name=spec.register)
+
+    async def _exited(self, pid: Pid, reason: Any) -> None:
+        name = next((name for name, child in self._children.items() if child.pid == pid), None)
+        if name is None:
+            raise ProcessExit(reason)  # Not a child's: whoever is linked to us, or asks us to end.
+        child = self._children[name]
+        child.pid = None
+        if not wants_restart(child.spec.restart, reason):
+            if child.spec.restart == "temporary":
+                del self._children[name]
+            return
+        await self._failed(name, reason)
+
+    async def _failed(self, name: str, reason: Any) -> None:
+        me = self._process.name or self._process.pid
+        now = self._loop.time()
+        if not self._intensity.allows(now, reason):
+            log.error(
+                "supervisor %s gives up: more than %d restarts in %g s, the last of %s (%s)",
+                me, self._plan.max_restarts, self._plan.period_s, name, reason,
+            )  # fmt: skip
+            raise ProcessExit("shutdown")
+        names = affected(self._plan.strategy, list(self._children), name)
+        pause_s = self._backoff.pause_s(name, now, reason)
+        log.info("supervisor %s: %s ended (%s); starting %s in %.3g s", me, name, reason, names, pause_s)
+        await self._end([other for other in names if other != name])
+        names = [each for each in names if each in self._children]
+        if pause_s:
+            timer = self._loop.call_later(pause_s, self._process.mailbox.put, _StartAgain(names))
+            self._children[name].timers.append(timer)
+        else:
+            self._start_again(names)
+
+    def _start_again(self, names: list[str]) -> None:
+        for name in names:
+            child = self._children.get(name)
+            if child is None or child.pid is not None:
+                continue
+            try:
+                self._start(child)
+            except FleetError as error:
+                log.warning("supervisor %s cannot start %s: %s", self._process.pid, name, error)
+                pause_s = max(self._plan.backoff_s[0], self._backoff.pause_s(name, self._loop.time(), error))
+                later = self._loop.call_later(
+                    pause_s, self._process.mailbox.put, _StartAgain(names[names.index(name) :])
+                )
+                child.timers.append(later)
+                return
+
+    async def _end(self, names: list[str]) -> None:
+        """End these children in reverse order; temporary ones are forgotten."""
+        for name in reversed(names):
+            child = self._children[name]
+            for timer in child.timers:
+                timer.cancel()
+            child.timers.clear()
+            await self._end_one(child)
+            if child.spec.restart == "temporary":
+                del self._children[name]
+
+    async def _end_one(self, child: _Running) -> None:
+        pid, child.pid = child.pid, None
+        node, process, shutdown_s = self._process.node, self._process, child.spec.shutdown_s
+        if pid is None:
+            return
+        process.unlink(pid)
+        process.mailbox.discard(lambda message: isinstance(message, Exit) and message.pid == pid)
+        if shutdown_s != 0:
+            process.exit(pid, "shutdown")
+            if await node.join(pid, shutdown_s):
+                return
+        process.exit(pid, "kill")
+        await node.join(pid, KILL_WAIT_S)
+
+    async def _asked(self, call: Call, request: Any) -> None:
+        match request:
+            case "which_children":
+                call.reply({name: child.pid for name, child in self._children.items()})
+            case "count_children":
+                call.reply(self._counts())
+            case ("terminate_child", str(name)) if name in self._children:
+                await self._end([name])
+                call.reply(True)
+            case ("restart_child", str(name)) if name in self._children:
+                self._start_again([name])
+                call.reply(self._children[name].pid)
+            case ("delete_child", str(name)) if name in self._children and not self._children[name].pid:
+                del self._children[name]
+                call.reply(True)
+            case ("start_child", Child() as spec) if spec.name not in self._children:
+                child = self._children[spec.name] = _Running(spec)
+                try:
+                    self._start(child)
+                except FleetError as error:
+                    del self._children[spec.name]
+                    call.fail(error)
+                else:
+                    call.reply(child.pid)
+            case _:
+                why = "unknown, or no such child, or it runs (delete), or there is one (start)"
+                call.fail(InvalidName(repr(request)[:200], why))
+
+    def _counts(self) -> dict[str, int]:
+        children = list(self._children.values())
+        supervisors = sum(isinstance(child.spec.function, Supervisor) for child in children)
+        return {
+            "specs": len(children),
+            "active": sum(child.pid is not None for child in children),
+            "supervisors": supervisors,
+            "workers": len(children) - supervisors,
+        }
