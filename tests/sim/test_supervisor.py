@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 
@@ -156,7 +157,7 @@ def test_a_child_that_keeps_failing_waits_longer_and_longer() -> None:
 
         node.spawn(Supervisor([Child("x", broken)], max_restarts=1_000, backoff_s=(1.0, 8.0)))
         await asyncio.sleep(40)
-        gaps = [round(b - a) for a, b in zip(starts, starts[1:], strict=False)]
+        gaps = [round(b - a) for a, b in itertools.pairwise(starts)]
         assert gaps[:6] == [0, 1, 2, 4, 8, 8]
 
     story(told)
@@ -227,6 +228,8 @@ def test_children_come_and_go_on_request_from_any_node() -> None:
         }  # fmt: skip
         again = await other.call(top, ("restart_child", "b"))
         assert again not in (None, pid)
+        assert await other.call(top, ("restart_child", "b")) == again, "it runs already"
+        assert log.count("+b") == 2
         with pytest.raises(RemoteError, match="it runs"):
             await other.call(top, ("delete_child", "b"))
         await other.call(top, ("terminate_child", "b"))
