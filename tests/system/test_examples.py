@@ -75,6 +75,15 @@ def test_test_worker() -> None:
     assert run("test_worker.py") == "2 passed\n"
 
 
+def test_supervised() -> None:
+    said = run("supervised.py").splitlines()
+    assert said[:2] == ["llama: hello", "ProcessDown: it may have run, and did"]
+    assert "down: model (ValueError: llama cannot take that)" in said
+    assert "llama: hello again" in said
+    assert "{'specs': 1, 'active': 1, 'supervisors': 0, 'workers': 1}" in said
+    assert said[-1] == "down: model (noconnection)"
+
+
 def test_embed() -> None:
     said = run("embed.py")
     assert re.search(r"PROMPT 0 \(on fleetlm@127\.0\.0\.\d, in a batch of \d\)", said)
