@@ -55,6 +55,8 @@ class Driver:
         self.on_loss: Callable[[], None] = lambda: None
         """Called when a connection was lost: DNS may know where it went."""
         self.on_change: Callable[[], None] = lambda: None
+        self.on_up: Callable[[Link], None] = lambda _: None
+        """Called with the link to a node that has come up, after its nodeup."""
         self.on_down: Callable[[str], None] = lambda _: None
         """Called with the name of a node whose connection is over, before anything newer of it."""
         self.lag_ms = 0
@@ -214,6 +216,7 @@ class Driver:
         self._by_source[incoming.source] = link
         log.info("nodeup %s (incarnation %x)", order.name, order.incarnation)
         self._events.up(NodeUp(order.name, order.incarnation))
+        self.on_up(link)
         self._tell_peers(link, PEERS_TOLD_AT_ONCE)
         self.on_change()
 

@@ -44,6 +44,9 @@ class Office(Protocol):
     def signalled(self, link: Link, signal: Any) -> None:
         """A link, monitor or exit signal. Raises: ValueError for one that is none."""
 
+    def told_table(self, link: Link, topic: Any, fact: Any) -> None:
+        """What the peer says of itself. Raises: ValueError, TypeError for nonsense."""
+
     def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
         """The peer asks the node itself: a name, a ping. Answers the call."""
 
@@ -183,6 +186,9 @@ class Inbound:
         elif operation == Op.SIGNAL:
             _, signal, _ = message
             self._office.signalled(link, signal)
+        elif operation == Op.TABLE:
+            _, topic, fact = message
+            self._office.told_table(link, topic, fact)
         elif operation == Op.PEERS:
             self._office.told_of(read_peers(message[1], self._max_peers))
         else:

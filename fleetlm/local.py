@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.processes import ProcessTable
@@ -29,6 +30,8 @@ class LocalProcesses:
 
     signals: Signals
     """Set by the node, before anything is spawned."""
+    on_exited: Callable[[Pid], None] = staticmethod(lambda _: None)
+    """Called with the pid of a process that is no more, before anybody else hears of it."""
 
     def __init__(self, node: Node, name: str, incarnation: int, mailbox_limit: int) -> None:
         self.table = ProcessTable(name, incarnation)
@@ -143,6 +146,7 @@ class LocalProcesses:
         if name is not None:
             self.boxes.pop(name, None)
         process.ended(str(reason))
+        self.on_exited(process.pid)
         self.signals.exited(process, reason)
 
 

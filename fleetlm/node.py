@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from fleetlm import forks
@@ -15,35 +14,39 @@ from fleetlm.core.kernel import Kernel
 from fleetlm.core.topology import PeerInfo
 from fleetlm.driver import Driver
 from fleetlm.errors import FleetError, NodeStopped
-from fleetlm.events import EventHub, Subscription
-from fleetlm.ids import Pid, new_incarnation
+from fleetlm.events import Event, EventHub
+from fleetlm.feed import Subscription
+from fleetlm.groups import Groups
+from fleetlm.ids import new_incarnation
 from fleetlm.inbound import Inbound
 from fleetlm.info import NodeInfo, node_info
 from fleetlm.local import LocalProcesses
-from fleetlm.messenger import Messenger, Target
+from fleetlm.messenger import Messenger
 from fleetlm.names import canonical_node, endpoint
+from fleetlm.node_messages import MessageApi
+from fleetlm.node_processes import ProcessApi
 from fleetlm.office import NodeOffice
 from fleetlm.own_address import OwnAddress, RecordWatch, can_bind
 from fleetlm.poller import Poller
+from fleetlm.registry import Registry
 from fleetlm.settings import Settings
 from fleetlm.signals import Signals
 from fleetlm.starting import NodeStarting
 from fleetlm.startup import Parts, warn_about
+from fleetlm.tables import Tables
 
 if TYPE_CHECKING:
     from fleetlm.core.answers import Answer
     from fleetlm.discovery import Discovery
-    from fleetlm.process import ProcessFunction, ProcessInfo
     from fleetlm.transport import Transport
 
 log = logging.getLogger("fleetlm")
 
 Names = list[str]
 """`Node.list` hides the built-in name inside the class."""
-Processes = list["ProcessInfo"]
 
 
-class Node:
+class Node(ProcessApi, MessageApi):
     """One running node. Made by `Node.start`, never by the constructor.
 
     ::
@@ -83,8 +86,11 @@ class Node:
         self._local = LocalProcesses(self, self.name, self.incarnation, settings.mailbox_limit)
         signals = Signals(self.name, self.incarnation, codec, self._local, self._driver.links)
         self._local.signals = self._signals = signals
-        self._driver.on_down = signals.node_down
-        office = NodeOffice(self._driver, self._local, signals)
+        self.tables = tables = Tables(codec, self._driver.links)
+        self._local.on_exited = tables.exited
+        self._driver.on_up = tables.node_up
+        self._driver.on_down = self._node_down
+        office = NodeOffice(self._driver, self._local, signals, tables)
         self.inbound = Inbound(
             self._local.boxes, codec, office, loop.time, settings.max_peers, settings.max_open_calls
         )
@@ -94,6 +100,10 @@ class Node:
             self.name, self.incarnation, settings, codec, self._local, self._driver.links,
             self.kernel.topology, loop,
         )  # fmt: skip
+        self.groups = Groups(self, tables)
+        self.registry = Registry(self, tables)
+        tables.add(self.groups)
+        tables.add(self.registry)
         self.poller: Poller | None = None
         if parts.discovery is not None:
             self.poller = Poller(parts.discovery, settings, parts.rng, self._looked_up, self._met_anybody)
@@ -187,6 +197,7 @@ class Node:
             await self._console.stop(reason, asked_by)
         await self._transport.close()
         self._events.close()
+        self.tables.close()
         self._changed()
         log.info("node %s stopped: %s", self.name, reason)
         self._stopped.set()
@@ -264,7 +275,7 @@ class Node:
         self._driver.disconnected(name, "disconnected on request")
         return was_up
 
-    def events(self) -> Subscription:
+    def events(self) -> Subscription[Event]:
         """Every nodeup and nodedown: the nodes that are connected now, then every change, with no gap."""
         return self._events.subscribe()
 
@@ -279,157 +290,6 @@ class Node:
             while len(self._driver.links) < min_nodes:
                 self._check_running()
                 await self._next_change()
-
-    # Processes.
-
-    def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
-        """Run ``await function(process, *args)`` as a process of this node.
-
-        It ends when the function returns, raises (logged) or is cancelled; its name is free then.
-
-        Args:
-            function: a coroutine function; its first argument is its `Process`.
-            *args: its further arguments.
-            name: registered at once, so that a message can be sent right after.
-
-        Raises:
-            AlreadyRegistered, InvalidName: nothing was started.
-            NodeStopped: likewise.
-            TypeError: ``function`` cannot be called.
-        """
-        self._check_running()
-        if not callable(function):
-            raise TypeError(f"spawn() takes a coroutine function, not {function!r}")
-        return self._local.spawn(function, args, name)
-
-    def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
-        """Send an exit signal to a process anywhere; its sender is this node itself, number 0.
-
-        Does nothing if it has ended or its node is not connected. See `Process.exit`.
-        """
-        self._signals.exit(Pid(self.name, self.incarnation, 0), pid, reason)
-
-    async def join(self, pid: Pid, timeout: float | None = None) -> bool:
-        """Wait until a process of this node has ended, its clean-up included.
-
-        Returns:
-            False if it has not within ``timeout`` seconds (None: waits for ever).
-        """
-        task = self._local.task_of(pid)
-        if task is None:
-            return True
-        done, _ = await asyncio.wait({task}, timeout=timeout)
-        return bool(done)
-
-    def processes(self) -> Processes:
-        """The processes of this node, in the order in which they were spawned."""
-        return self._local.info()
-
-    def process_info(self, pid: Pid) -> ProcessInfo | None:
-        """One of them, or None if it has ended or lives elsewhere."""
-        process = self._local.process(pid)
-        return None if process is None else process.info()
-
-    def name_of(self, pid: Pid) -> str | None:
-        """The registered name of a process of this node."""
-        return self._local.table.name_of(pid.number)
-
-    def registered(self) -> dict[str, Pid]:
-        """Names registered on this node."""
-        return self._local.table.registered()
-
-    async def whereis(self, name: str, at: str | None = None, timeout: float = 5.0) -> Pid | None:
-        """The process registered under ``name`` on this node, or on the node ``at``.
-
-        Raises:
-            NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
-        """
-        if at is None or canonical_node(at) == self.name:
-            return self._local.table.whereis(name)
-        found = await self._messenger.ask(at, "whereis", name, timeout)
-        return found if isinstance(found, Pid) else None
-
-    async def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
-        """Name a process on its own node, wherever that is.
-
-        Raises:
-            AlreadyRegistered, NoProcess, InvalidName: nothing changed. From another node they come
-                as `RemoteError` with that type name.
-            NoConnection, NodeLost, CallTimeout: its node could not be asked.
-        """
-        if pid.node == self.name:
-            self._local.register(name, pid)
-        else:
-            await self._messenger.ask(pid.node, "register", [name, pid], timeout)
-
-    async def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:
-        """Take a name away, on this node or on ``at``. False if nobody had it. Raises: as `whereis`."""
-        if at is None or canonical_node(at) == self.name:
-            return self._local.unregister(name)
-        return bool(await self._messenger.ask(at, "unregister", name, timeout))
-
-    # Messages.
-
-    def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
-        """Send one message: at most once, in order, never silently lost while the connection lives.
-
-        Waits while a window is full (the connection's, or a local process's mailbox).
-
-        Args:
-            to: a pid, a name on this node, or ``(name, node)``.
-            message: a value (README, "Embed"). It is packed before this returns.
-
-        Raises:
-            NotSerializable, MessageTooLarge: nothing was sent.
-            NoConnection, NoProcess: nothing was sent. A name that nobody has on *another* node is
-                not noticed: use `call` where that matters.
-        """
-        return self._messenger.send(to, message)  # One coroutine for each message, not two.
-
-    def send_nowait(self, to: Target, message: Any) -> None:
-        """As `send`, but raises `WouldBlock` where that would wait."""
-        self._messenger.send_nowait(to, message)
-
-    async def call(self, to: Target, message: Any, timeout: float | None = None) -> Any:
-        """Ask a process and wait for its reply.
-
-        Args:
-            to: as `send`.
-            message: arrives as ``Call(message)``; the process answers with `Call.reply`.
-            timeout: seconds; default `Settings.call_timeout_s`. An expired request is not run.
-
-        Raises:
-            NotDelivered: it never ran (`NoProcess`, `NoConnection`, `Undecodable`, `WouldBlock`).
-            Unknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
-            RemoteError: it ran and raised.
-        """
-        return await self._messenger.call(to, message, self._deadline_s(timeout))
-
-    async def multicall(
-        self, targets: Sequence[Target], message: Any, timeout: float | None = None
-    ) -> Sequence[Any]:
-        """One request to many, encoded once.
-
-        Returns:
-            For each target, in the order of the targets, its reply or the `FleetError` that `call`
-            would have raised.
-        """
-        return await self._messenger.multicall(targets, message, self._deadline_s(timeout))
-
-    async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None = None) -> int:
-        """Send to the process ``name`` on every connected node and this one, encoded once.
-
-        Waits for nodes whose windows are full, after it has sent to all others.
-
-        Args:
-            name: of the process on each node.
-            message: as `send`.
-            nodes: only these; those that are not connected are passed over.
-
-        Returns:
-            To how many nodes it was sent.
-        """
-        return await self._messenger.broadcast(name, message, nodes)
 
     # How.
 
@@ -449,15 +309,16 @@ class Node:
         self._stopping = True
         self._driver.links.clear()
 
-    def _deadline_s(self, timeout: float | None) -> float:
-        return self.settings.call_timeout_s if timeout is None else timeout
-
     def _looked_up(self, answer: Answer) -> None:
         contradiction = self._records.contradiction(answer.addresses)
         if contradiction is not None:
             self.own_address_warning = contradiction
             log.warning("%s", contradiction)
         self._driver.looked_up(answer)
+
+    def _node_down(self, name: str) -> None:
+        self.tables.node_down(name)  # First: whoever hears of a death finds the tables without it.
+        self._signals.node_down(name)
 
     def _met_anybody(self) -> bool:
         return any(peer.connection.ups for peer in self.kernel.topology.peers.values())

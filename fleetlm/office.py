@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from fleetlm.link import Link
     from fleetlm.local import LocalProcesses
     from fleetlm.signals import Signals
+    from fleetlm.tables import Tables
 
 
 class NodeOffice:
     """`inbound.Office` of a node. Names are served on their own node only: one owner, no lock."""
 
-    def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals) -> None:
+    def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals, tables: Tables) -> None:
         self._driver = driver
         self._local = local
         self._signals = signals
+        self._tables = tables
 
     def ticked(self, link: Link, lag_ms: int, draining: bool) -> None:
         """The peer's loop is alive."""
@@ -36,6 +38,10 @@ class NodeOffice:
     def signalled(self, link: Link, signal: Any) -> None:
         """A link, monitor or exit signal of the peer."""
         self._signals.told(link, signal)
+
+    def told_table(self, link: Link, topic: Any, fact: Any) -> None:
+        """What the peer says of its own processes."""
+        self._tables.told(link, topic, fact)
 
     def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:  # noqa: ARG002  # all may
         """Answer a request; a bad one is answered with an error, never with silence."""

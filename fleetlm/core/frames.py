@@ -61,6 +61,7 @@ class Op(IntEnum):
     TICK = 7  # [TICK, loop lag in ms, draining]
     PEERS = 8  # [PEERS, names, None]
     SIGNAL = 9  # [SIGNAL, [link | unlink | exit | exit2 | monitor | demonitor | down, ...], None]
+    TABLE = 10  # [TABLE, topic, what the node says of itself]
 
 
 class Refusal(IntEnum):

@@ -64,6 +64,9 @@ class FakeOffice:
     def told_of(self, names: list[str]) -> None:
         self.named += names
 
+    def told_table(self, link: Link, topic: Any, fact: Any) -> None:
+        self.questions.append((topic, fact))
+
     def signalled(self, link: Link, signal: Any) -> None:
         self.questions.append(("signal", signal))
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetlm.events import Event, EventHub, Subscription
+from fleetlm.events import Event, EventHub
+from fleetlm.feed import Subscription
 from fleetlm.messages import NodeDown, NodeUp
 from tests.unit.link_fakes import turns, virtual
 
@@ -56,7 +57,7 @@ async def test_the_end_of_the_node_ends_iterations_after_what_is_queued() -> Non
     hub = EventHub(10)
     busy, idle = hub.subscribe(), hub.subscribe()
 
-    async def everything(subscription: Subscription) -> list[Event]:
+    async def everything(subscription: Subscription[Event]) -> list[Event]:
         return [each async for each in subscription]
 
     hub.up(NodeUp(A, 1))

@@ -30,7 +30,7 @@ class Rig:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.local = local_processes(self, 10)
-        self.office = NodeOffice(self, self.local, self.local.signals)  # type: ignore[arg-type]
+        self.office = NodeOffice(self, self.local, self.local.signals, self)  # type: ignore[arg-type]
         self.link = Pair().here.link
 
     def told_of(self, names: list[str]) -> None:

@@ -1,0 +1,114 @@
+"""What a program asks of a node about processes: spawn, name, look at, end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.ids import Pid
+from fleetlm.names import canonical_node
+
+if TYPE_CHECKING:
+    from fleetlm.local import LocalProcesses
+    from fleetlm.messenger import Messenger
+    from fleetlm.process import ProcessFunction, ProcessInfo
+    from fleetlm.signals import Signals
+
+
+class ProcessApi:
+    """The part of `Node` that is about processes."""
+
+    name: str
+    incarnation: int
+    _local: LocalProcesses
+    _signals: Signals
+    _messenger: Messenger
+
+    def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
+        """Run ``await function(process, *args)`` as a process of this node.
+
+        It ends when the function returns, raises (logged) or is cancelled; its name is free then.
+
+        Args:
+            function: a coroutine function; its first argument is its `Process`.
+            *args: its further arguments.
+            name: registered at once, so that a message can be sent right after.
+
+        Raises:
+            AlreadyRegistered, InvalidName: nothing was started.
+            NodeStopped: likewise.
+            TypeError: ``function`` cannot be called.
+        """
+        self._check_running()
+        if not callable(function):
+            raise TypeError(f"spawn() takes a coroutine function, not {function!r}")
+        return self._local.spawn(function, args, name)
+
+    def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
+        """Send an exit signal to a process anywhere; its sender is this node itself, number 0.
+
+        Does nothing if it has ended or its node is not connected. See `Process.exit`.
+        """
+        self._signals.exit(Pid(self.name, self.incarnation, 0), pid, reason)
+
+    async def join(self, pid: Pid, timeout: float | None = None) -> bool:
+        """Wait until a process of this node has ended, its clean-up included.
+
+        Returns:
+            False if it has not within ``timeout`` seconds (None: waits for ever).
+        """
+        task = self._local.task_of(pid)
+        if task is None:
+            return True
+        done, _ = await asyncio.wait({task}, timeout=timeout)
+        return bool(done)
+
+    def processes(self) -> list[ProcessInfo]:
+        """The processes of this node, in the order in which they were spawned."""
+        return self._local.info()
+
+    def process_info(self, pid: Pid) -> ProcessInfo | None:
+        """One of them, or None if it has ended or lives elsewhere."""
+        process = self._local.process(pid)
+        return None if process is None else process.info()
+
+    def name_of(self, pid: Pid) -> str | None:
+        """The registered name of a process of this node."""
+        return self._local.table.name_of(pid.number)
+
+    def registered(self) -> dict[str, Pid]:
+        """Names registered on this node."""
+        return self._local.table.registered()
+
+    async def whereis(self, name: str, at: str | None = None, timeout: float = 5.0) -> Pid | None:
+        """The process registered under ``name`` on this node, or on the node ``at``.
+
+        Raises:
+            NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
+        """
+        if at is None or canonical_node(at) == self.name:
+            return self._local.table.whereis(name)
+        found = await self._messenger.ask(at, "whereis", name, timeout)
+        return found if isinstance(found, Pid) else None
+
+    async def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
+        """Name a process on its own node, wherever that is.
+
+        Raises:
+            AlreadyRegistered, NoProcess, InvalidName: nothing changed. From another node they come
+                as `RemoteError` with that type name.
+            NoConnection, NodeLost, CallTimeout: its node could not be asked.
+        """
+        if pid.node == self.name:
+            self._local.register(name, pid)
+        else:
+            await self._messenger.ask(pid.node, "register", [name, pid], timeout)
+
+    async def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:
+        """Take a name away, on this node or on ``at``. False if nobody had it. Raises: as `whereis`."""
+        if at is None or canonical_node(at) == self.name:
+            return self._local.unregister(name)
+        return bool(await self._messenger.ask(at, "unregister", name, timeout))
+
+    def _check_running(self) -> None:
+        raise NotImplementedError
