@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fleetlm.core.ext import SHORT
 from fleetlm.errors import FleetError, NoProcess, ProcessDown, RemoteError, Undecodable, WouldBlock
+from fleetlm.stream import Outlet
 
 
 class FailureKind(IntEnum):
@@ -30,6 +31,9 @@ class Caller(Protocol):
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """It has no reply. Never raises."""
 
+    async def item(self, ref: int, value: Any) -> None:
+        """Send an item of a stream. Raises: as `replied`; the stream goes on."""
+
     def forget(self, ref: int) -> None:
         """Nobody waits for it any more."""
 
@@ -43,15 +47,28 @@ class Call:
             case Call(message=("add", a, b)):
                 message.reply(a + b)
 
+    A call that asks for a stream takes items before its reply, which ends it::
+
+                for token in tokens:
+                    if not await message.put(token):
+                        break
+                message.reply()
+
     A process that ends with calls unanswered answers them: `NoProcess` for what it never took,
     `ProcessDown` for what it took.
     """
 
     __match_args__ = ("message",)
-    __slots__ = ("_caller", "_clock", "_done", "_on_done", "_ref", "deadline", "message")
+    __slots__ = ("_caller", "_clock", "_done", "_on_done", "_outlet", "_ref", "deadline", "message")
 
     def __init__(
-        self, message: Any, caller: Caller, ref: int, deadline: float, clock: Callable[[], float]
+        self,
+        message: Any,
+        caller: Caller,
+        ref: int,
+        deadline: float,
+        clock: Callable[[], float],
+        window: int = 0,
     ) -> None:
         self.message = message
         self.deadline = deadline
@@ -61,6 +78,7 @@ class Call:
         self._clock = clock
         self._done = False
         self._on_done: Callable[[Call], None] | None = None
+        self._outlet = Outlet(window) if window else None
 
     def __repr__(self) -> str:
         return f"Call({self.message!r})"
@@ -88,6 +106,40 @@ class Call:
             except FleetError as error:
                 self._send_error(error)
                 raise
+
+    @property
+    def streaming(self) -> bool:
+        """Whether it asks for a stream of items rather than for one reply."""
+        return self._outlet is not None
+
+    async def put(self, item: Any) -> bool:
+        """Send an item of a stream; waits while the consumer's window is full.
+
+        Returns:
+            False when nobody wants items any more: the consumer has stopped or died, the deadline has
+            passed, or the stream has been ended here.
+
+        Raises:
+            TypeError: this call does not ask for a stream.
+            NotSerializable, MessageTooLarge: the item cannot travel; the stream goes on without it.
+        """
+        outlet = self._outlet
+        if outlet is None:
+            raise TypeError("this call asks for one reply, not for a stream")
+        while outlet.credit <= 0 and not self._done:
+            await outlet.room()
+        if not self.wanted:
+            self.abandon()
+            return False
+        outlet.credit -= 1
+        await self._caller.item(self._ref, item)
+        return not self._done
+
+    def more(self, count: int) -> None:
+        """The consumer may be sent so many items besides. Raises: ValueError, if it is no stream."""
+        if self._outlet is None:
+            raise ValueError("credit for a call that is no stream")
+        self._outlet.more(count)
 
     def fail(self, error: BaseException) -> None:
         """Let the call raise `RemoteError` at the caller: type name, text and traceback as text."""
@@ -126,6 +178,8 @@ class Call:
         if self._done:
             return False
         self._done = True
+        if self._outlet is not None:
+            self._outlet.wake()
         if self._on_done is not None:
             self._on_done(self)
         return True

@@ -7,6 +7,7 @@ is told), anything that breaks the protocol costs the connection, never another'
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,8 @@ from fleetlm.core.codec import BadData, unreadable_in
 from fleetlm.core.ext import SHORT
 from fleetlm.core.frames import HEADER_BYTES, BadFrame, Kind, Op, read_header, read_peers
 from fleetlm.errors import RemoteError
+from fleetlm.stream import Inlet
+from fleetlm.window import units
 
 if TYPE_CHECKING:
     from fleetlm.core.codec import Codec
@@ -26,6 +29,8 @@ log = logging.getLogger("fleetlm")
 _NOBODY = object()
 MAX_TIMEOUT_MS = 86_400_000
 """A day: a longer deadline from a peer is cut to it."""
+MAX_STREAM_WINDOW = 65_536
+"""Items: what a peer may let us send it at a time."""
 _COUNT_END = 1 << 64
 """Of refs, bytes and milliseconds: what can be written on the wire, and in a log."""
 _NONSENSE = (TypeError, ValueError, LookupError, ArithmeticError)
@@ -99,10 +104,6 @@ class Inbound:
         if self._codec.failures != failures:
             messages = self._sorted_out(link, messages)
         self._deliver(link, messages)
-        if link.choked and messages:
-            waiting = sum(1 for message in messages if len(message) == 2 or message[0] == Op.CALL)
-            if link.overdraws(len(body) * waiting // len(messages)):
-                raise BadFrame("it goes on sending into a full mailbox, without credit")
 
     def _large(self, link: Link, whole: memoryview) -> None:
         failures = self._codec.failures
@@ -113,39 +114,50 @@ class Inbound:
         messages = [message]
         if self._codec.failures != failures:
             messages = self._sorted_out(link, messages)
-        self._deliver(link, messages)
-        if link.choked and len(message) == 2 and link.overdraws(len(whole), large=True):
-            raise BadFrame("it goes on sending into a full mailbox, without credit")
+        self._deliver(link, [_weighed(each, len(whole), link) for each in messages])
 
     def _deliver(self, link: Link, messages: list[Any]) -> None:
-        """One look-up, one wake-up and one look at the limit for each run of messages to a process."""
+        """One look-up, one wake-up and one entry in the window for each run of messages to a process."""
         link.received += len(messages)
-        run: object = _NOBODY
+        run: Any = _NOBODY
         box: Mailbox | None = None
-        put: Callable[[Any], None] = self._undeliverable
+        before = 0
+        put: Callable[[Any], None] = _nowhere
         try:
-            for message in messages:
+            for at, message in enumerate(messages):
                 if len(message) != 2:
+                    if run is not _NOBODY:
+                        self._arrived(link, run, at - before, box)
+                        run = _NOBODY  # the operation may change who has which name
                     self._operation(link, message)
-                    run = _NOBODY  # it may have changed who has which name
                     continue
                 to, payload = message
                 if to != run:
-                    if box is not None and len(box.queue) > box.limit:
-                        link.choke(box)
-                    run, box = to, self._boxes.get(to)
-                    put = self._undeliverable if box is None else box.queue.append
+                    if run is not _NOBODY:
+                        self._arrived(link, run, at - before, box)
+                    run, box, before = to, self._boxes.get(to), at
+                    put = _nowhere if box is None else box.queue.append
                     if box is not None:
                         box.put(payload)
                         continue
                 put(payload)
+            if run is not _NOBODY:
+                self._arrived(link, run, len(messages) - before, box)
         except _NONSENSE as error:
             raise BadFrame(f"a message that is none: {error}") from error
-        if box is not None and len(box.queue) > box.limit:
-            link.choke(box)
 
-    def _undeliverable(self, _payload: Any) -> None:
-        self.undelivered += 1
+    def _arrived(self, link: Link, to: Any, count: int, box: Mailbox | None, weight: int = 1) -> None:
+        if box is None:
+            self.undelivered += count
+        link.arrivals.received(_key(to), count, box, weight)
+
+    def _heavy(self, link: Link, message: list[Any]) -> None:
+        """A one-way message that counts more than one."""
+        _, to, payload, weight = message
+        box = self._boxes.get(to)
+        if box is not None:
+            box.put(payload)
+        self._arrived(link, to, 1, box, _weight(link, weight))
 
     def _operation(self, link: Link, message: list[Any]) -> None:
         """Everything but a one-way message. Raises: one of _NONSENSE."""
@@ -157,6 +169,11 @@ class Inbound:
                 future.set_result(value)
         elif operation == Op.CALL:
             self._call(link, message)
+        elif operation == Op.ITEM:
+            _, ref, value = message
+            inlet = link.calls.get(ref)
+            if isinstance(inlet, Inlet):
+                inlet.put(value)
         elif operation == Op.CREDIT:
             _, total, bulk = message
             link.credited(_count(total), _count(bulk))
@@ -174,12 +191,25 @@ class Inbound:
             if call is not None:
                 call.abandon()
         else:
-            self._request(link, message)
+            self._rarer(link, message)
 
-    def _request(self, link: Link, message: list[Any]) -> None:
-        """What the node itself is told or asked. Raises: TypeError, ValueError, LookupError."""
+    def _rarer(self, link: Link, message: list[Any]) -> None:
+        """What comes less often. Raises: one of _NONSENSE."""
         operation = message[0]
-        if operation == Op.REQUEST:
+        if operation == Op.HEAVY:
+            self._heavy(link, message)
+        elif operation == Op.TAKEN:
+            _, to, count = message
+            link.windows.taken(to, _count(count))
+        elif operation == Op.STREAM:
+            self._call(link, message)
+        elif operation == Op.MORE:
+            _, ref, more = message
+            request = link.requests.get(ref)
+            _count(more)
+            if request is not None:
+                request.more(more)
+        elif operation == Op.REQUEST:
             _, verb, argument, ref = message
             request = self._opened(link, argument, ref, MAX_TIMEOUT_MS)
             self._office.asked(link, verb, argument, request)
@@ -195,25 +225,36 @@ class Inbound:
             raise ValueError(f"operation {SHORT.repr(operation)} is not known to this version")
 
     def _call(self, link: Link, message: list[Any]) -> None:
-        _, to, payload, ref, timeout_ms = message
+        window = weight = 0
+        if message[0] == Op.STREAM:
+            _, to, payload, ref, timeout_ms, window, weight = message
+            if not 1 <= _count(window) <= MAX_STREAM_WINDOW:
+                raise ValueError(f"a stream with a window of {SHORT.repr(window)}")
+        else:
+            _, to, payload, ref, timeout_ms = message[:5]
+            weight = 1
+            if len(message) > 5:
+                (weight,) = message[5:]
         if len(link.requests) >= self._max_open_calls:
             why = f"{self._max_open_calls:,} calls of this node are open there already"
             link.failed(_count(ref), FailureKind.TOO_MANY, [str(to), why])
+            link.arrivals.received(_key(to), 1, None, _weight(link, weight))
             return
-        call = self._opened(link, payload, ref, timeout_ms)
+        call = self._opened(link, payload, ref, timeout_ms, window)
         box = self._boxes.get(to)
         if box is None:
             call.no_process(str(to))
-            return
-        box.put(call)
-        if len(box.queue) > box.limit:
-            link.choke(box)
+        else:
+            box.put(call)
+        link.arrivals.received(_key(to), 1, box, _weight(link, weight))
 
-    def _opened(self, link: Link, payload: Any, ref: Any, timeout_ms: Any) -> Call:
+    def _opened(self, link: Link, payload: Any, ref: Any, timeout_ms: Any, window: int = 0) -> Call:
         if _count(ref) in link.requests:
             raise ValueError(f"request {ref} is open already")
         deadline = self._clock() + min(_count(timeout_ms), MAX_TIMEOUT_MS) / 1000
-        call = Call(payload, link, ref, deadline, self._clock)
+        if window and not timeout_ms:
+            deadline = math.inf
+        call = Call(payload, link, ref, deadline, self._clock, window)
         link.requests[ref] = call
         return call
 
@@ -234,14 +275,55 @@ class Inbound:
                 "a message from %s could not be read (%s); %d so far", link.name, found.why, self.unreadable
             )
         match message:
-            case [Op.CALL, to, _, ref, _]:
+            case [Op.CALL, to, _, ref, _, *rest]:
+                self._unread(link, to, rest[0] if rest else 1)
                 link.failed(_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
-            case [Op.REPLY, int(ref), _]:
+            case [Op.STREAM, to, _, ref, _, _, weight]:
+                self._unread(link, to, weight)
+                link.failed(_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
+            case [Op.HEAVY, to, _, weight]:
+                self._unread(link, to, weight)
+            case [to, _]:
+                self._unread(link, to, 1)
+            case [Op.ITEM | Op.REPLY, int(ref), _]:
                 future = link.calls.pop(ref, None)
                 if future is not None and not future.done():
                     why = f"the reply of {link.name} could not be read: {found.why}"
                     future.set_exception(RemoteError("Undecodable", why))
         return False
+
+    def _unread(self, link: Link, to: Any, weight: Any) -> None:
+        """A message that no mailbox gets has left its window all the same."""
+        link.arrivals.received(_key(to), 1, None, _weight(link, weight))
+
+
+def _nowhere(_payload: Any) -> None:
+    """Where a message goes that nobody has a mailbox for."""
+
+
+def _key(to: Any) -> int | str:
+    if type(to) is not int and type(to) is not str:
+        raise ValueError(f"{SHORT.repr(to)} is no process")
+    return to
+
+
+def _weighed(message: Any, size: int, link: Link) -> Any:
+    """A message that came in pieces, with what it counts for its size."""
+    weight = units(size, link.arrivals.limit)
+    match message:
+        case [to, payload]:
+            return [Op.HEAVY, to, payload, weight]
+        case [Op.CALL, _, _, _, _]:
+            return [*message, weight]
+        case [Op.STREAM, *request, _]:
+            return [Op.STREAM, *request, weight]
+    return message
+
+
+def _weight(link: Link, weight: Any) -> int:
+    if not 1 <= _count(weight) <= link.arrivals.limit:
+        raise ValueError(f"a message cannot count {SHORT.repr(weight)}")
+    return int(weight)
 
 
 def _count(item: Any) -> int:

@@ -8,8 +8,9 @@ the batch. There is no Nagle-like delay: a lone message leaves in the same turn.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgpack
 
@@ -17,12 +18,12 @@ from fleetlm.bulk import Lanes, Reassembly
 from fleetlm.call import Call, FailureKind
 from fleetlm.core.frames import Kind, Op
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
+from fleetlm.window import InWindows, Key, OutWindows, units, weighed
 
 if TYPE_CHECKING:
     from fleetlm.core.codec import Codec
     from fleetlm.core.connection import Incoming, Outgoing
     from fleetlm.core.topology import Peer
-    from fleetlm.mailbox import Mailbox
     from fleetlm.settings import Settings
     from fleetlm.transport import Transport
 
@@ -32,15 +33,25 @@ _CREDIT_SHARE = 8
 """Credit is told for every eighth of a window: rarely enough to cost nothing, often enough to flow."""
 _HARD_LIMIT = 4
 """Windows in flight at which a peer that takes nothing is cut: replies do not wait, so they end here."""
-_OVERDRAFT = 8
-"""Windows that a peer may send into mailboxes over their limit. One is what was in flight; the rest is
-for what its replies, which may go on, add to our estimate."""
 
 _MIN_WINDOW_BYTES = 64 * 1024
 _FAILURE_CHARACTERS = 65_536
 """Of each text of a failure: a traceback of any sensible depth."""
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
+
+
+class Waiting(Protocol):
+    """What waits for the outcome of a request: a future, or the consumer's end of a stream."""
+
+    def done(self) -> bool:
+        """Whether it has an outcome."""
+
+    def set_result(self, value: Any, /) -> None:
+        """It has come."""
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """It will not come."""
 
 
 class Link:
@@ -55,24 +66,24 @@ class Link:
         "_batch_limit_bytes",
         "_codec",
         "_flush_soon",
-        "_largest",
         "_limit_bytes",
         "_limits",
         "_lost",
-        "_overdrawn",
         "_sent",
         "_sent_bulk",
         "_told",
         "_told_bulk",
         "_transport",
         "_waiters",
+        "arrivals",
         "calls",
-        "choked",
         "closed",
+        "held",
         "incarnation",
         "incoming",
         "lanes",
         "name",
+        "open_calls",
         "outgoing",
         "peer",
         "reassembly",
@@ -84,6 +95,7 @@ class Link:
         "taken",
         "taken_bulk",
         "window_bytes",
+        "windows",
     )
 
     def __init__(
@@ -106,15 +118,21 @@ class Link:
         """Why it is over, or empty."""
         self.slow = False
         """Whether a sender must look closer: the window is full, lanes are in use, or it is over."""
-        self.calls: dict[int, asyncio.Future[Any]] = {}
+        self.calls: dict[int, Waiting] = {}
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
         """Requests of the peer that are open here, by its ref."""
         self._limit_bytes = min(settings.max_message_bytes, incoming.hello.max_message_bytes)
         self.lanes = Lanes(settings.chunk_bytes, self._limit_bytes)
         self.reassembly = Reassembly(settings.max_message_bytes)
-        self.choked: dict[Mailbox, Callable[[], None]] = {}
-        """Mailboxes of ours that are over their limit: the peer gets no credit meanwhile."""
+        limit = min(settings.mailbox_limit, incoming.hello.mailbox_limit)
+        self.windows = windows = OutWindows(limit)
+        """Of the peer's processes; who sends counts."""
+        self.held = windows.held
+        self.arrivals = InWindows(limit, self._tell_taken)
+        """Of this node's processes, as far as the peer sends to them."""
+        self.open_calls: dict[Key, int] = {}
+        """Calls of this node that wait for a process of the peer."""
         self.window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, incoming.hello.window_bytes))
         self.sent = 0
         """Messages handed to ZeroMQ, and received: for people."""
@@ -135,7 +153,6 @@ class Link:
         self._sent = self._acked = self._told = 0
         self._sent_bulk = self._acked_bulk = self._told_bulk = 0
         self._waiters: dict[asyncio.Future[None], None] = {}
-        self._overdrawn = self._largest = 0
 
     # Out.
 
@@ -163,22 +180,26 @@ class Link:
         """Whether a large message of anybody should wait for those before it."""
         return self.lanes.waiting_bytes >= self.window_bytes
 
-    async def room(self, size: int = 0) -> None:
-        """Return when there is room, for a message of that size if it is known.
+    async def room(self, size: int = 0, key: Key | None = None) -> None:
+        """Return when there is room, for a message of that size and to that process if they are known.
 
         Raises:
             NoConnection: the connection ended first.
         """
         large = size > self.small_bytes
-        while (self.full or (large and self.crowded)) and not self.closed:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters[waiter] = None
-            try:
-                await waiter
-            finally:
-                self._waiters.pop(waiter, None)
-        if self.closed:
-            raise NoConnection(self.name, self.closed)
+        while not self.closed:
+            if key is not None and self.windows.full(key):
+                await self.windows.wait(key)
+            elif self.full or (large and self.crowded):
+                waiter = asyncio.get_running_loop().create_future()
+                self._waiters[waiter] = None
+                try:
+                    await waiter
+                finally:
+                    self._waiters.pop(waiter, None)
+            else:
+                return
+        raise NoConnection(self.name, self.closed)
 
     def append(self, packed: bytes, sender: Hashable = None) -> bool:
         """Put a packed message on the road.
@@ -338,36 +359,39 @@ class Link:
             self.tell_credit()
 
     def tell_credit(self) -> None:
-        """Tell what was taken, unless it is told already.
-
-        While a mailbox is over its limit a window's worth is held back, so that the peer's senders
-        wait; its replies and ticks, which do not, still find their way, in pieces as well.
-        """
-        total = max(self._told, self.taken - self.window_bytes if self.choked else self.taken)
-        if total == self._told and self.taken_bulk == self._told_bulk:
+        """Tell what was taken from the network, unless it is told already."""
+        if self.taken == self._told and self.taken_bulk == self._told_bulk:
             return
-        self._told = total
+        self._told = self.taken
         self._told_bulk = self.taken_bulk
-        self.control([int(Op.CREDIT), total, self.taken_bulk])
+        self.control([int(Op.CREDIT), self.taken, self.taken_bulk])
 
-    def choke(self, mailbox: Mailbox) -> None:
-        """A mailbox that this peer fills is over its limit: no credit until it has drained."""
-        if mailbox not in self.choked:
-            unchoke = self.choked[mailbox] = lambda: self._unchoke(mailbox)
-            mailbox.when_room(unchoke)
+    def weighed(self, packed: bytes) -> tuple[bytes, int]:
+        """A packed one-way message or call of more than one unit as it travels, and its units."""
+        size = len(packed)
+        weight = units(size, self.windows.limit)
+        if size <= self.small_bytes and weight > 1:  # In pieces, its receiver sees by itself what it counts.
+            packed = weighed(packed, weight)
+        return packed, weight
 
-    def overdraws(self, size: int, *, large: bool = False) -> bool:
-        """So many bytes came for mailboxes while one is over its limit: does the peer ignore its window?"""
-        self._overdrawn += size
-        if large:
-            self._largest = max(self._largest, size)
-        return self._overdrawn - self._largest > _OVERDRAFT * self.window_bytes
+    def _tell_taken(self, key: Key, count: int) -> None:
+        self.control([int(Op.TAKEN), key, count])
 
-    def _unchoke(self, mailbox: Mailbox) -> None:
-        self.choked.pop(mailbox, None)
-        if not self.choked:
-            self._overdrawn = self._largest = 0
-        self.tell_credit()
+    def called(self, key: Key) -> None:
+        """A call to this process is open."""
+        self.open_calls[key] = self.open_calls.get(key, 0) + 1
+
+    def called_back(self, key: Key) -> None:
+        """It is not, any more."""
+        left = self.open_calls.get(key, 0) - 1
+        if left > 0:
+            self.open_calls[key] = left
+        else:
+            self.open_calls.pop(key, None)
+
+    def load(self, key: Key) -> int:
+        """What this node asks of a process of the peer: messages that wait there, and open calls."""
+        return self.windows.held.get(key, 0) + self.open_calls.get(key, 0)
 
     # The peer's requests: `Caller` for each `Call` that came over this link.
 
@@ -378,19 +402,32 @@ class Link:
         self.requests.pop(ref, None)
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
-        """Say why there is no result."""
+        """Say why there is no result, or no further item."""
         self.requests.pop(ref, None)
         texts = [_sendable(text[:_FAILURE_CHARACTERS]) for text in details]
-        self.control([int(Op.FAILURE), ref, int(kind), texts])
+        self.control([int(Op.FAILURE), ref, int(kind), texts], ("reply", ref))
+
+    async def item(self, ref: int, value: Any) -> None:
+        """Send an item of a stream. Raises: NotSerializable, MessageTooLarge."""
+        packed = self._codec.pack([int(Op.ITEM), ref, value], value)
+        if self.full or (len(packed) > self.small_bytes and self.crowded):
+            with contextlib.suppress(NoConnection):
+                await self.room(len(packed))
+        if not self.closed and ref in self.requests:
+            self.append(packed, ("reply", ref))
 
     def forget(self, ref: int) -> None:
         """A request needs no answer."""
         self.requests.pop(ref, None)
 
     def sweep(self) -> None:
-        """Forget requests of the peer whose deadline has passed: it has given them up itself."""
+        """Forget requests of the peer whose deadline has passed: it has given them up itself.
+
+        And tell what was taken from mailboxes, even where it is little.
+        """
         for call in [call for call in self.requests.values() if not call.wanted]:
             call.abandon()
+        self.arrivals.sweep()
 
     # The end.
 
@@ -398,9 +435,8 @@ class Link:
         """The connection is over: whoever waits hears it now."""
         self.closed = reason or "closed"
         self.slow = True
-        for mailbox, unchoke in self.choked.items():
-            mailbox.forget_room(unchoke)
-        self.choked.clear()
+        self.windows.close()
+        self.open_calls.clear()
         self._batch = [b""]
         self._batch_bytes = 0
         self.lanes.clear()

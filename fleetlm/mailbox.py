@@ -10,9 +10,36 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
+
+if TYPE_CHECKING:
+    from fleetlm.window import InWindows, Key
+
+
+_NEVER = 1 << 62
+
+
+class _Origin:
+    """A run of messages of one connection to one destination, by their place in all that ever came."""
+
+    __slots__ = ("end", "key", "start", "weight", "windows")
+
+    def __init__(self, start: int, end: int, windows: InWindows, key: Key, weight: int) -> None:
+        self.start = start
+        self.end = end
+        self.windows = windows
+        self.key = key
+        self.weight = weight
+
+    @property
+    def step(self) -> int:
+        """Messages after which it is worth to tell."""
+        return max(1, self.windows.step // self.weight)
+
+    def same(self, windows: InWindows, key: Key, weight: int) -> bool:
+        return self.windows is windows and self.key == key and self.weight == weight
 
 
 class Mailbox:
@@ -24,7 +51,7 @@ class Mailbox:
         message = await process.mailbox.get(timeout=2.0)
     """
 
-    __slots__ = ("_on_call", "_on_room", "_waiter", "limit", "queue", "taken")
+    __slots__ = ("_due", "_on_call", "_on_room", "_origins", "_waiter", "limit", "queue", "taken")
 
     def __init__(self, limit: int, on_call: Callable[[Call], None]) -> None:
         self.queue: deque[Any] = deque()
@@ -34,6 +61,9 @@ class Mailbox:
         self._waiter: asyncio.Future[None] | None = None
         self._on_room: dict[Callable[[], None], None] = {}
         self._on_call = on_call
+        self._origins: list[_Origin] | None = None
+        self._due = _NEVER
+        """When so many have been taken, somebody waits to hear of it."""
 
     def __len__(self) -> int:
         return len(self.queue)
@@ -61,6 +91,7 @@ class Mailbox:
     def when_room(self, callback: Callable[[], None]) -> None:
         """Call back once when the queue has drained to half of its limit, or has been closed."""
         self._on_room[callback] = None
+        self._due = 0
 
     def forget_room(self, callback: Callable[[], None]) -> None:
         """Do not call back any more."""
@@ -101,8 +132,8 @@ class Mailbox:
                 await waiter
             message = queue.popleft()
             self.taken += 1
-            if self._on_room and len(queue) <= self.limit // 2:
-                self._tell_room()
+            if self.taken >= self._due:
+                self._tell_taken()
             if type(message) is Call:
                 if not message.wanted:
                     message.abandon()
@@ -113,6 +144,7 @@ class Mailbox:
     def discard(self, unwanted: Callable[[Any], bool]) -> None:
         """Take out what is waiting and not wanted any more."""
         kept = [message for message in self.queue if not unwanted(message)]
+        self.taken += len(self.queue) - len(kept)
         self.queue.clear()
         self.queue.extend(kept)
 
@@ -120,8 +152,54 @@ class Mailbox:
         """The owner has ended: returns what it never took, and lets waiting senders go on."""
         rest = list(self.queue)
         self.queue.clear()
+        self.taken += len(rest)
+        self.settle()
         self._tell_room()
         return rest
+
+    def arrived(self, windows: InWindows, key: Key, count: int, weight: int) -> None:
+        """Note where the last so many messages came from: their window is told when they are taken."""
+        end = self.taken + len(self.queue)
+        origins = self._origins
+        if origins is None:
+            origins = self._origins = []
+        last = origins[-1] if origins else None
+        if last is not None and last.end == end - count and last.same(windows, key, weight):
+            last.end = end
+        else:
+            last = _Origin(end - count, end, windows, key, weight)
+            origins.append(last)
+        self._due = min(self._due, self.taken + last.step)
+
+    def settle(self) -> None:
+        """Tell the windows what was taken since the last time."""
+        origins = self._origins
+        if not origins:
+            return
+        taken, done = self.taken, 0
+        for origin in origins:
+            if origin.start >= taken:
+                break
+            upto = min(origin.end, taken)
+            origin.windows.took(origin.key, (upto - origin.start) * origin.weight)
+            origin.start = upto
+            done += upto == origin.end
+        del origins[:done]
+
+    def has_of(self, windows: InWindows) -> bool:
+        """Whether something of this connection waits here."""
+        return any(origin.windows is windows for origin in self._origins or ())
+
+    def _tell_taken(self) -> None:
+        self.settle()
+        if self._on_room and len(self.queue) <= self.limit // 2:
+            self._tell_room()
+        if self._on_room:
+            self._due = 0
+        elif self._origins:
+            self._due = self.taken + min(origin.step for origin in self._origins)
+        else:
+            self._due = _NEVER
 
     def _tell_room(self) -> None:
         callbacks, self._on_room = self._on_room, {}

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call, FailureKind, failure
 from fleetlm.core.codec import unreadable_in
+from fleetlm.core.ext import SHORT
 from fleetlm.core.frames import Op
 from fleetlm.errors import (
     CallTimeout,
     FleetError,
+    InvalidName,
     NoConnection,
     NodeLost,
     NodeStopped,
@@ -21,11 +23,13 @@ from fleetlm.errors import (
 )
 from fleetlm.ids import Pid
 from fleetlm.names import canonical_node
+from fleetlm.stream import Inlet
+from fleetlm.window import UNIT_BYTES
 
 if TYPE_CHECKING:
     from fleetlm.core.codec import Codec
     from fleetlm.core.topology import Topology
-    from fleetlm.link import Link
+    from fleetlm.link import Link, Waiting
     from fleetlm.local import LocalProcesses
     from fleetlm.settings import Settings
 
@@ -65,62 +69,71 @@ class Messenger:
         self._topology = topology
         self._loop = loop
         self._next_ref = 0
-        self._local_calls: dict[int, asyncio.Future[Any]] = {}
+        self.local_calls: dict[int, Waiting] = {}
 
     async def send(self, to: Target, message: Any) -> None:
         """See `Node.send`."""
         if isinstance(to, tuple) and (link := self._links.get(to[1])) is not None:
             key: int | str = to[0]  # `_route` by hand: this is what every message costs.
         else:
-            link, key = self._route(to)
+            link, key = self.route(to)
             if link is None:
                 await self._send_local(to, key, message)
                 return
-        if link.slow and link.full:
-            await link.room()
+        held = link.held
+        waiting = held.get(key) or _first(key)
+        if waiting >= link.windows.limit or (link.slow and link.full):
+            await link.room(0, key)
         packed = self._codec.pack([key, message], message)
-        if len(packed) > link.small_bytes and link.crowded:
-            await link.room(len(packed))
-        if link.append(packed):
+        if len(packed) < UNIT_BYTES:
+            must_yield = link.append(packed)
+            held[key] = held.get(key, 0) + 1
+        else:
+            if len(packed) > link.small_bytes and link.crowded:
+                await link.room(len(packed), key)
+            must_yield = _append(link, key, packed)
+        if must_yield:
             await asyncio.sleep(0)
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """See `Node.send_nowait`."""
-        link, key = self._route(to)
+        link, key = self.route(to)
         if link is None:
-            box = self._box(to, key)
+            box = self.box_of(to, key)
             if box.full:
                 raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
-            box.put(self._copied(to, message))
+            box.put(self.copied(to, message))
             return
+        if (link.held.get(key) or _first(key)) >= link.windows.limit:
+            raise WouldBlock(to, f"{link.held[key]:,} messages of this node wait there")
         if link.full:
             raise WouldBlock(to, f"{link.in_flight:,} bytes are in flight to {link.name}")
         packed = self._codec.pack([key, message], message)
         if len(packed) > link.small_bytes and link.crowded:
             raise WouldBlock(to, f"large messages of {link.in_flight:,} bytes wait for {link.name}")
-        link.append(packed)
+        _append(link, key, packed)
 
     async def call(self, to: Target, message: Any, timeout_s: float) -> Any:
         """See `Node.call`."""
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         deadline = self._loop.time() + timeout_s
-        link, key = self._route(to)
+        link, key = self.route(to)
         if link is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if link.full:
-            await self._room(link, to, timeout_s, deadline)
-        ref = self._take_ref()
+        if link.full or (link.held.get(key) or _first(key)) >= link.windows.limit:
+            await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
+        ref = self.take_ref()
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
         packed = self._codec.pack([int(Op.CALL), key, message, ref, timeout_ms], message)
         if len(packed) > link.small_bytes and link.crowded:
-            await self._room(link, to, timeout_s, deadline, len(packed))
-        return await self._request(link, to, ref, packed, timeout_s, deadline)
+            await self.wait_for_room(link, to, timeout_s, deadline, len(packed), key)
+        return await self._request(link, to, ref, packed, timeout_s, deadline, key=key)
 
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
         """Ask a connected node itself. Raises: as `call`."""
         self._check_running()
         link = self._link(canonical_node(node))
-        ref = self._take_ref()
+        ref = self.take_ref()
         packed = self._codec.pack([int(Op.REQUEST), verb, argument, ref], argument)
         return await self._request(link, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
 
@@ -156,14 +169,14 @@ class Messenger:
         wanted = [*self._links, self._name] if nodes is None else [canonical_node(node) for node in nodes]
         links = [link for link in map(self._links.get, wanted) if link is not None]
         size = len(packed)
-        full = [link for link in links if link.full or (size > link.small_bytes and link.crowded)]
-        sent = sum(_put(link, packed) for link in links if link not in full)
+        full = [link for link in links if _is_full(link, name, size)]
+        sent = sum(_put(link, name, packed) for link in links if link not in full)
         for link in full:  # Those that are behind must not keep it from the others.
             try:
-                await link.room(size)
+                await link.room(size, name)
             except NoConnection:
                 continue
-            sent += _put(link, packed)
+            sent += _put(link, name, packed)
         if self._name in wanted:
             sent += await self._broadcast_here(name, message)
         if any(link.must_yield() for link in links):
@@ -172,7 +185,7 @@ class Messenger:
 
     # How.
 
-    def _route(self, to: Target) -> tuple[Link | None, int | str]:
+    def route(self, to: Target) -> tuple[Link | None, int | str]:
         """The link to a target (None: it is on this node) and its key there."""
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
@@ -206,7 +219,8 @@ class Messenger:
             why = peer.connection.last_error or f"it is {peer.status}"
         raise NoConnection(node, why)
 
-    def _box(self, to: Target, key: int | str) -> Any:
+    def box_of(self, to: Target, key: int | str) -> Any:
+        """The mailbox of a process of this node. Raises: NoProcess."""
         if isinstance(to, Pid) and to.incarnation != self._incarnation:
             raise NoProcess(to)
         box = self._local.boxes.get(key)
@@ -215,29 +229,30 @@ class Messenger:
         return box
 
     async def _send_local(self, to: Target, key: int | str, message: Any) -> None:
-        box = self._box(to, key)
+        box = self.box_of(to, key)
         if box.full:
             await box.room()
-            box = self._box(to, key)  # It may have ended meanwhile.
-        box.put(self._copied(to, message))
+            box = self.box_of(to, key)  # It may have ended meanwhile.
+        box.put(self.copied(to, message))
 
     async def _call_local(
         self, to: Target, key: int | str, message: Any, timeout_s: float, deadline: float
     ) -> Any:
-        box = self._box(to, key)
+        box = self.box_of(to, key)
         if box.full:
-            await self._room(box, to, timeout_s, deadline)
-            box = self._box(to, key)
-        ref = self._take_ref()
-        future = self._local_calls[ref] = self._loop.create_future()
-        call = Call(self._copied(to, message), self, ref, deadline, self._loop.time)
+            await self.wait_for_room(box, to, timeout_s, deadline)
+            box = self.box_of(to, key)
+        ref = self.take_ref()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.local_calls[ref] = future
+        call = Call(self.copied(to, message), self, ref, deadline, self._loop.time)
         box.put(call)
-        timer = self._loop.call_at(deadline, _expire, future, to, timeout_s)
+        timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
         try:
             return await future
         finally:
             timer.cancel()
-            self._local_calls.pop(ref, None)
+            self.local_calls.pop(ref, None)
             call.abandon()
 
     async def _request(
@@ -249,15 +264,22 @@ class Messenger:
         timeout_s: float,
         deadline: float,
         sender: Hashable = None,
+        key: int | str | None = None,
     ) -> Any:
-        future = self._loop.create_future()
-        link.append(packed, sender)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if key is None:
+            link.append(packed, sender)
+        else:
+            _append(link, key, packed, sender)
+            link.called(key)
         link.calls[ref] = future
-        timer = self._loop.call_at(deadline, _expire, future, to, timeout_s)
+        timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
         try:
             return await future
         finally:
             timer.cancel()
+            if key is not None:
+                link.called_back(key)
             self._done_with(link, ref, sender)
 
     def _done_with(self, link: Link, ref: int, sender: Hashable) -> None:
@@ -274,13 +296,13 @@ class Messenger:
             Where its outcome will be; None where it must wait, stays on this node, or cannot be sent.
         """
         try:
-            link, key = self._route(to)
-            if link is None or link.full:
+            link, key = self.route(to)
+            if link is None or link.full or (link.held.get(key) or _first(key)) >= link.windows.limit:
                 return None
-            packed = self._packed_call(key, payload, self._take_ref(), timeout_s)
-            if len(packed) > link.small_bytes:
+            packed = self._packed_call(key, payload, self.take_ref(), timeout_s)
+            if len(packed) >= UNIT_BYTES:
                 return None
-            link.append(packed, sender)
+            _append(link, key, packed, sender)
         except (FleetError, TypeError, ValueError):
             return None  # `_one_of_many` raises it where it becomes a result.
         ref = self._next_ref
@@ -302,21 +324,24 @@ class Messenger:
         deadline: float,
         sender: Hashable,
     ) -> Any:
-        link, key = self._route(to)
+        link, key = self.route(to)
         if link is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if link.full:
-            await self._room(link, to, timeout_s, deadline)
-        ref = self._take_ref()
+        if link.full or (link.held.get(key) or _first(key)) >= link.windows.limit:
+            await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
+        ref = self.take_ref()
         packed = self._packed_call(key, payload, ref, deadline - self._loop.time())
         if len(packed) > link.small_bytes and link.crowded:
-            await self._room(link, to, timeout_s, deadline, len(packed))
-        return await self._request(link, to, ref, packed, timeout_s, deadline, sender)
+            await self.wait_for_room(link, to, timeout_s, deadline, len(packed), key)
+        return await self._request(link, to, ref, packed, timeout_s, deadline, sender, key)
 
-    async def _room(self, window: Any, to: Target, timeout_s: float, deadline: float, *size: int) -> None:
+    async def wait_for_room(
+        self, window: Any, to: Target, timeout_s: float, deadline: float, *of: Any
+    ) -> None:
+        """Wait for room in a mailbox or on a link, for a size and a key."""
         try:
             async with asyncio.timeout_at(deadline):
-                await window.room(*size)
+                await window.room(*of)
         except TimeoutError:
             raise WouldBlock(to, f"its window stayed full for the {timeout_s:g} s of the deadline") from None
 
@@ -327,7 +352,7 @@ class Messenger:
             return 0
         return 1
 
-    def _copied(self, to: Target, message: Any) -> Any:
+    def copied(self, to: Target, message: Any) -> Any:
         """With FLEETLM_DEBUG=1 what stays on this node goes through the codec like what leaves it."""
         if not self._settings.debug:
             return message
@@ -337,7 +362,8 @@ class Messenger:
             raise Undecodable(to, found.why)
         return copy
 
-    def _take_ref(self) -> int:
+    def take_ref(self) -> int:
+        """A number for a request of this node."""
         self._next_ref += 1
         return self._next_ref
 
@@ -349,15 +375,21 @@ class Messenger:
 
     def replied(self, ref: int, value: Any) -> None:
         """Hand the result over."""
-        future = self._local_calls.get(ref)
+        future = self.local_calls.get(ref)
         if future is not None and not future.done():
-            future.set_result(self._copied(self._name, value))
+            future.set_result(self.copied(self._name, value))
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Hand the failure over."""
-        future = self._local_calls.get(ref)
+        future = self.local_calls.get(ref)
         if future is not None and not future.done():
             future.set_exception(failure(kind, list(details)))
+
+    async def item(self, ref: int, value: Any) -> None:
+        """Hand an item over."""
+        inlet = self.local_calls.get(ref)
+        if isinstance(inlet, Inlet):
+            inlet.put(self.copied(self._name, value))
 
     def forget(self, ref: int) -> None:
         """Nobody waits."""
@@ -365,25 +397,47 @@ class Messenger:
     def close(self, reason: str) -> None:
         """The node stops: whoever still waits hears it."""
         self.stopped = "has been stopped"
-        for future in self._local_calls.values():
+        for future in self.local_calls.values():
             if not future.done():
                 future.set_exception(NodeLost(self._name, reason))
 
 
 def _expire_all(asked: list[_Asked], timeout_s: float) -> None:
     for _, _, future, to in asked:
-        _expire(future, to, timeout_s)
+        expire(future, to, timeout_s)
 
 
-def _expire(future: asyncio.Future[Any], to: Target, timeout_s: float) -> None:
+def expire(future: Waiting, to: Target, timeout_s: float) -> None:
+    """End what has no outcome by its deadline."""
     if not future.done():
         future.set_exception(CallTimeout(to, timeout_s))
 
 
-def _put(link: Link, packed: bytes) -> int:
+def _first(key: object) -> int:
+    """The first message to a process that nothing waits for: what names it is looked at. Returns 0."""
+    if type(key) is not str and type(key) is not int:
+        raise InvalidName(SHORT.repr(key), "a process is named by a text, or given as a Pid")
+    return 0
+
+
+def _is_full(link: Link, key: int | str, size: int) -> bool:
+    return link.full or link.windows.full(key) or (size > link.small_bytes and link.crowded)
+
+
+def _append(link: Link, key: int | str, packed: bytes, sender: Hashable = None) -> bool:
+    """Send a message of any size to a process and count it. Returns, raises: as `Link.append`."""
+    weight = 1
+    if len(packed) >= UNIT_BYTES:
+        packed, weight = link.weighed(packed)
+    must_yield = link.append(packed, sender)
+    link.windows.sent(key, weight)
+    return must_yield
+
+
+def _put(link: Link, key: int | str, packed: bytes) -> int:
     """How many were sent: one, or none if the connection is over."""
     try:
-        link.append(packed)
+        _append(link, key, packed)
     except NoConnection:
         return 0
     return 1

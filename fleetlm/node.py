@@ -33,6 +33,7 @@ from fleetlm.settings import Settings
 from fleetlm.signals import Signals
 from fleetlm.starting import NodeStarting
 from fleetlm.startup import Parts, warn_about
+from fleetlm.streams import Streams
 from fleetlm.tables import Tables
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Node(ProcessApi, MessageApi):
             port=settings.node_port,
             aliases=parts.own_address.aliases,
             window_bytes=settings.window_bytes,
+            mailbox_limit=settings.mailbox_limit,
             max_message_bytes=settings.max_message_bytes,
         )
         self.kernel = Kernel(me, settings, parts.rng)
@@ -100,6 +102,7 @@ class Node(ProcessApi, MessageApi):
             self.name, self.incarnation, settings, codec, self._local, self._driver.links,
             self.kernel.topology, loop,
         )  # fmt: skip
+        self._streams = Streams(self._messenger, settings, codec, loop)
         self.groups = Groups(self, tables)
         self.registry = Registry(self, tables)
         tables.add(self.groups)

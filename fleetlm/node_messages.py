@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fleetlm.messenger import Messenger, Target
     from fleetlm.settings import Settings
+    from fleetlm.streams import Streams
 
 
 class MessageApi:
@@ -15,6 +16,7 @@ class MessageApi:
 
     settings: Settings
     _messenger: Messenger
+    _streams: Streams
 
     def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
         """Send one message: at most once, in order, never silently lost while the connection lives.
@@ -50,6 +52,28 @@ class MessageApi:
             RemoteError: it ran and raised.
         """
         return await self._messenger.call(to, message, self._deadline_s(timeout))
+
+    def stream(self, to: Target, message: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        """Ask a process for a stream of items.
+
+        ::
+
+            async for token in node.stream(("model", "fleetlm@10.0.0.7"), "prompt"): ...
+
+        The producer waits while `Settings.stream_window` items have not been consumed. Leaving the loop
+        cancels it; where the moment matters, use ``contextlib.aclosing``.
+
+        Args:
+            to: as `send`.
+            message: arrives as ``Call(message)``, with `Call.put` for the items.
+            timeout: seconds for the whole stream; default: as long as items come, with pauses of at most
+                `Settings.stream_idle_s`.
+
+        Raises:
+            NotDelivered, Unknown, RemoteError: as `call`, when it is iterated, after the items that came
+                before.
+        """
+        return self._streams.open(to, message, timeout)
 
     async def multicall(
         self, targets: Sequence[Target], message: Any, timeout: float | None = None

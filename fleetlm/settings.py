@@ -114,9 +114,14 @@ class Settings:
     max_nesting: int = 64
     """Depth of a message: deeper is a mistake or an attack on the decoder's stack."""
     mailbox_limit: int = 4_096
-    """Messages waiting for one process before its senders wait."""
+    """Messages of one node waiting for one process before its senders wait; between two nodes the
+    lower value of both holds. A large message counts for several, see `fleetlm.window`."""
     max_open_calls: int = 65_536
     """Calls of one peer that wait for an answer here; the next is not delivered, and told so."""
+    stream_window: int = 64
+    """Items of a stream that are on their way or wait for their consumer; then the producer waits."""
+    stream_idle_s: float = 60.0
+    """A stream that brings nothing for so long has failed: its producer is stuck."""
     call_timeout_s: float = 5.0
     """Default deadline of a call. Source: OTP gen.erl, DEFAULT_TIMEOUT."""
     events_limit: int = 10_000

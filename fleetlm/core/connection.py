@@ -52,6 +52,7 @@ class Identity:
     aliases: tuple[str, ...]
     window_bytes: int
     max_message_bytes: int
+    mailbox_limit: int = 4_096
 
     def hello(self, dialled: str, dropped: int) -> Hello:
         """How this node introduces itself to the one it dialled."""
@@ -65,6 +66,7 @@ class Identity:
             protocol_max=frames.PROTOCOL_MAX,
             aliases=self.aliases,
             window_bytes=self.window_bytes,
+            mailbox_limit=self.mailbox_limit,
             max_message_bytes=self.max_message_bytes,
             dropped=dropped,
         )

@@ -52,7 +52,7 @@ class Kind(IntEnum):
 class Op(IntEnum):
     """First item of a message inside a batch; a bare pair ``[to, payload]`` is a one-way message."""
 
-    CALL = 1  # [CALL, to, payload, ref, timeout_ms]
+    CALL = 1  # [CALL, to, payload, ref, timeout_ms], and its units where it counts more than one
     REPLY = 2  # [REPLY, ref, value]
     FAILURE = 3  # [FAILURE, ref, kind, details]
     CANCEL = 4  # [CANCEL, ref, None]
@@ -62,6 +62,11 @@ class Op(IntEnum):
     PEERS = 8  # [PEERS, names, None]
     SIGNAL = 9  # [SIGNAL, [link | unlink | exit | exit2 | monitor | demonitor | down, ...], None]
     TABLE = 10  # [TABLE, topic, what the node says of itself]
+    HEAVY = 11  # [HEAVY, to, payload, units]: a one-way message that counts more than one
+    TAKEN = 12  # [TAKEN, to, units]: so much has left that process's mailbox
+    STREAM = 13  # [STREAM, to, payload, ref, timeout_ms or 0, window, units]
+    ITEM = 14  # [ITEM, ref, value]
+    MORE = 15  # [MORE, ref, items that may be sent besides]
 
 
 class Refusal(IntEnum):
@@ -103,6 +108,8 @@ class Hello:
     dropped: int
     """Epoch of the half of the dialled node that the dialler gave up last, 0 for none."""
     features: tuple[str, ...] = ()
+    mailbox_limit: int = 4_096
+    """Messages for one process, sent and not taken, before a sender waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +169,14 @@ def pack_hello(hello: Hello) -> bytes:
             hello.max_message_bytes,
             hello.dropped,
             list(hello.features),
+            hello.mailbox_limit,
         ]
     )
 
 
 def read_hello(body: bytes) -> Hello:
     """Every field checked. Raises: BadFrame."""
-    items = _unpack(body, at_least=12)
+    items = _unpack(body, at_least=13)
     return Hello(
         name=_node(items[0]),
         incarnation=_number(items[1], 64),
@@ -182,6 +190,7 @@ def read_hello(body: bytes) -> Hello:
         max_message_bytes=_number(items[9], 48),
         dropped=_number(items[10], 32),
         features=_texts(items[11]),
+        mailbox_limit=max(1, _number(items[12], 32)),
     )
 
 

@@ -126,7 +126,7 @@ class World:
     def _changed(self, view: View) -> None:
         node = view.node
         links = dict(node.links)
-        hub = {up.node: up.incarnation for up in node._events._current.values()}
+        hub = {up.node: up.incarnation for up in node._events.present}
         if hub != {name: link.incarnation for name, link in links.items()}:
             self.breach(f"{node.name}: nodeup says {hub}, links are {sorted(links)}")
         if sorted(links) != sorted(node.list()):
@@ -333,7 +333,10 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
         kept = {
             "calls": link.calls,
             "requests": link.requests,
-            "choked": link.choked,
+            "windows": link.held,
+            "senders that wait for a process": link.windows._waiters,
+            "arrivals": link.arrivals.held,
+            "open calls": link.open_calls,
             "waiting senders": link._waiters,
             "unfinished messages": link.reassembly._unfinished if strict else {},
         }

@@ -74,7 +74,7 @@ def _runs_twice(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tells_no_nodedown(hub: EventHub, event: Any) -> None:
-    hub._current.pop(event.node, None)
+    hub._present.add(event)
 
 
 def _never_calls_back(_connection: Connection) -> float:

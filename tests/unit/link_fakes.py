@@ -90,6 +90,7 @@ def identity(name: str, incarnation: int, settings: Settings) -> Identity:
         port=4370,
         aliases=(),
         window_bytes=settings.window_bytes,
+        mailbox_limit=settings.mailbox_limit,
         max_message_bytes=settings.max_message_bytes,
     )
 

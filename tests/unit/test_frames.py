@@ -62,6 +62,12 @@ def test_numbers_on_the_wire_never_get_a_second_meaning() -> None:
         "TICK": 7,
         "PEERS": 8,
         "SIGNAL": 9,
+        "TABLE": 10,
+        "HEAVY": 11,
+        "TAKEN": 12,
+        "STREAM": 13,
+        "ITEM": 14,
+        "MORE": 15,
     }
     assert [(int(refusal), refusal.word) for refusal in Refusal] == [
         (1, "wrong_cluster"),

@@ -17,7 +17,6 @@ from fleetlm.core.ext import Ext
 from fleetlm.core.frames import CHUNK_HEAD, BadFrame, Kind, Op, header
 from fleetlm.errors import NoProcess, RemoteError, Undecodable, WouldBlock
 from fleetlm.messages import MessageTypes
-from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from tests.unit.link_fakes import EPOCH_HERE, EPOCH_THERE, HERE, Pair, Side, virtual
 
@@ -397,38 +396,6 @@ def test_unreadable_messages_are_logged_now_and_then(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         run(main())
     assert [record.args[-1] for record in caplog.records] == [1, 10, 100]  # type: ignore[index]
-
-
-@virtual
-async def test_a_peer_that_ignores_a_full_mailbox_is_cut_and_one_that_replies_meanwhile_is_not() -> None:
-    side = Pair(Settings(window_bytes=64 * 1024)).there
-    box = side.box("slow", limit=4)
-    for _ in range(8):
-        frame(side, *[["slow", b"x" * 1000]] * 5)
-    assert side.link.choked
-    for ref in range(2_000):
-        future(side, ref)
-        frame(side, [Op.REPLY, ref, b"x" * 1000])
-
-    def go_on() -> None:
-        for _ in range(1_000):
-            frame(side, *[["slow", b"x" * 1000]] * 5)
-
-    with pytest.raises(BadFrame, match="full mailbox"):
-        go_on()
-    assert len(box) * 1000 < 10 * 64 * 1024
-
-
-@virtual
-async def test_what_was_overdrawn_is_forgotten_when_the_mailbox_has_drained() -> None:
-    side = Pair(Settings(window_bytes=64 * 1024)).there
-    box = side.box("slow", limit=4)
-    for _ in range(100):
-        for _ in range(6):
-            frame(side, *[["slow", b"x" * 1000]] * 10)
-        while box.queue:
-            await box.get()
-    assert not side.link.choked
 
 
 @virtual

@@ -33,7 +33,10 @@ from fleetlm.testing.loop import SimLoop, run
 from tests.unit.link_fakes import HERE, THERE, Pair, identity, local_processes, turns, virtual
 
 KIB = 1024
-SETTINGS = Settings(window_bytes=64 * KIB, chunk_bytes=4 * KIB, bulk_window_bytes=8 * KIB, mailbox_limit=4)
+SETTINGS = Settings(
+    window_bytes=64 * KIB, chunk_bytes=4 * KIB, bulk_window_bytes=8 * KIB, mailbox_limit=1_000
+)
+FOUR = SETTINGS.replace(mailbox_limit=4)
 
 
 class Rig:
@@ -360,7 +363,7 @@ async def test_broadcast_reaches_the_others_before_it_waits_for_one_that_is_behi
 
 @virtual
 async def test_a_full_mailbox_here_makes_send_wait_and_send_nowait_raise() -> None:
-    rig = Rig()
+    rig = Rig(FOUR)
     got: list[int] = []
 
     async def slow(process: Process) -> None:
@@ -382,7 +385,7 @@ async def test_a_full_mailbox_here_makes_send_wait_and_send_nowait_raise() -> No
 
 @virtual
 async def test_a_process_that_ends_while_a_sender_waits_is_no_process() -> None:
-    rig = Rig()
+    rig = Rig(FOUR)
 
     async def brief(process: Process) -> None:
         await asyncio.sleep(1)
@@ -411,7 +414,7 @@ async def test_a_local_call_that_is_cancelled_or_expires_is_wanted_no_more() -> 
     calling.cancel()
     await turns()
     assert [call.wanted for call in seen] == [False, False]
-    assert not rig.messenger._local_calls
+    assert not rig.messenger.local_calls
     await rig.local.stop()
 
 
@@ -474,7 +477,7 @@ async def test_after_the_end_nothing_is_sent() -> None:
 @virtual
 async def test_in_debug_a_reply_that_cannot_be_read_is_an_error() -> None:
     rig = Rig(SETTINGS.replace(debug=True))
-    assert rig.messenger._copied("x", (1, {2})) == (1, {2})
+    assert rig.messenger.copied("x", (1, {2})) == (1, {2})
     rig.pair.here.codec._readers.clear()  # as if this node knew no extension at all
     with pytest.raises(Undecodable):
-        rig.messenger._copied("x", (1,))
+        rig.messenger.copied("x", (1,))

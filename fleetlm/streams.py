@@ -1,0 +1,91 @@
+"""Streams as their consumer sees them: asks for one, hands its items on, gives it up."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.call import Call
+from fleetlm.core.frames import Op
+from fleetlm.messenger import MAX_TIMEOUT_S, expire
+from fleetlm.stream import Inlet
+from fleetlm.window import UNIT_BYTES, units
+
+if TYPE_CHECKING:
+    from fleetlm.core.codec import Codec
+    from fleetlm.messenger import Messenger, Target
+    from fleetlm.settings import Settings
+
+
+class Streams:
+    """The consuming side of a node."""
+
+    def __init__(
+        self, messenger: Messenger, settings: Settings, codec: Codec, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._messenger = messenger
+        self._settings = settings
+        self._codec = codec
+        self._loop = loop
+
+    async def open(self, to: Target, message: Any, timeout_s: float | None) -> AsyncGenerator[Any, None]:
+        """See `Node.stream`."""
+        now = self._loop.time()
+        deadline = math.inf if timeout_s is None else now + min(timeout_s, MAX_TIMEOUT_S)
+        ref = self._messenger.take_ref()
+        inlet, waiting, stop = await self._ask(to, message, ref, deadline)
+        waiting[ref] = inlet
+        idle_s = self._settings.stream_idle_s
+        try:
+            while True:
+                while inlet:
+                    yield inlet.take()
+                until = min(deadline, self._loop.time() + idle_s)
+                allowed_s = timeout_s if timeout_s is not None and until == deadline else idle_s
+                timer = self._loop.call_at(until, expire, inlet, to, allowed_s)
+                try:
+                    if not await inlet.wait():
+                        return
+                finally:
+                    timer.cancel()
+        finally:
+            if waiting.pop(ref, None) is not None:
+                stop()
+
+    async def _ask(
+        self, to: Target, message: Any, ref: int, deadline: float
+    ) -> tuple[Inlet, dict[int, Any], Callable[[], None]]:
+        """Ask for a stream. Returns its end here, where that must be known, and what gives it up."""
+        window = self._settings.stream_window
+        timeout_s = self._settings.stream_idle_s if deadline == math.inf else deadline - self._loop.time()
+        until = self._loop.time() + timeout_s
+        link, key = self._messenger.route(to)
+        if link is None:
+            box = self._messenger.box_of(to, key)
+            if box.full:
+                await self._messenger.wait_for_room(box, to, timeout_s, until)
+                box = self._messenger.box_of(to, key)
+            here = self._messenger
+            call = Call(here.copied(to, message), here, ref, deadline, self._loop.time, window)
+            box.put(call)
+            return Inlet(window, call.more), here.local_calls, call.abandon
+        if link.full or link.windows.full(key):
+            await self._messenger.wait_for_room(link, to, timeout_s, until, 0, key)
+        timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
+        request = [int(Op.STREAM), key, message, ref, timeout_ms, window, 1]
+        packed = self._codec.pack(request, message)
+        if len(packed) >= UNIT_BYTES:
+            request[-1] = units(len(packed), link.windows.limit)
+            packed = self._codec.pack(request, message)
+        if len(packed) > link.small_bytes and link.crowded:
+            await self._messenger.wait_for_room(link, to, timeout_s, until, len(packed), key)
+        sender = asyncio.current_task()
+        link.append(packed, sender)
+        link.windows.sent(key, request[-1])
+
+        def stop() -> None:
+            link.control([int(Op.CANCEL), ref, None], after=sender)
+
+        return Inlet(window, lambda count: link.control([int(Op.MORE), ref, count])), link.calls, stop
