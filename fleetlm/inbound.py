@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -77,6 +78,8 @@ class Inbound:
         self.undelivered = 0
         """One-way messages for which there was no process, and those that could not be read."""
         self.unreadable = 0
+        self._unclaimed: list[Any] = []
+        """Of the run that is being taken."""
 
     def frame(self, link: Link, frame: bytes, extra: bytes | None) -> None:
         """Take a BATCH or a CHUNK of a link. Raises: BadFrame, and the link must go down."""
@@ -121,34 +124,41 @@ class Inbound:
         link.received += len(messages)
         run: Any = _NOBODY
         box: Mailbox | None = None
+        queue: deque[Any] | list[Any] = self._unclaimed
         before = 0
-        put: Callable[[Any], None] = _nowhere
         try:
-            for at, message in enumerate(messages):
+            for message in messages:
                 if len(message) != 2:
                     if run is not _NOBODY:
-                        self._arrived(link, run, at - before, box)
+                        self._arrived(link, run, len(queue) - before, box)
                         run = _NOBODY  # the operation may change who has which name
                     self._operation(link, message)
                     continue
                 to, payload = message
-                if to != run:
-                    if run is not _NOBODY:
-                        self._arrived(link, run, at - before, box)
-                    run, box, before = to, self._boxes.get(to), at
-                    put = _nowhere if box is None else box.queue.append
-                    if box is not None:
-                        box.put(payload)
-                        continue
-                put(payload)
+                if to == run:
+                    queue.append(payload)
+                    continue
+                if run is not _NOBODY:
+                    self._arrived(link, run, len(queue) - before, box)
+                run, box = to, self._boxes.get(to)
+                if box is None:
+                    queue, before = self._unclaimed, 0
+                    queue.append(payload)
+                else:
+                    queue = box.queue
+                    before = len(queue)
+                    box.put(payload)
             if run is not _NOBODY:
-                self._arrived(link, run, len(messages) - before, box)
+                self._arrived(link, run, len(queue) - before, box)
         except _NONSENSE as error:
             raise BadFrame(f"a message that is none: {error}") from error
+        finally:
+            self._unclaimed.clear()
 
     def _arrived(self, link: Link, to: Any, count: int, box: Mailbox | None, weight: int = 1) -> None:
         if box is None:
             self.undelivered += count
+            self._unclaimed.clear()
         link.arrivals.received(_key(to), count, box, weight)
 
     def _heavy(self, link: Link, message: list[Any]) -> None:
@@ -295,10 +305,6 @@ class Inbound:
     def _unread(self, link: Link, to: Any, weight: Any) -> None:
         """A message that no mailbox gets has left its window all the same."""
         link.arrivals.received(_key(to), 1, None, _weight(link, weight))
-
-
-def _nowhere(_payload: Any) -> None:
-    """Where a message goes that nobody has a mailbox for."""
 
 
 def _key(to: Any) -> int | str:

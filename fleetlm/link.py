@@ -18,7 +18,7 @@ from fleetlm.bulk import Lanes, Reassembly
 from fleetlm.call import Call, FailureKind
 from fleetlm.core.frames import Kind, Op
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
-from fleetlm.window import InWindows, Key, OutWindows, units, weighed
+from fleetlm.window import UNIT_BYTES, InWindows, Key, OutWindows, units, weighed
 
 if TYPE_CHECKING:
     from fleetlm.core.codec import Codec
@@ -86,6 +86,7 @@ class Link:
         "open_calls",
         "outgoing",
         "peer",
+        "plain_bytes",
         "reassembly",
         "received",
         "requests",
@@ -94,6 +95,7 @@ class Link:
         "small_bytes",
         "taken",
         "taken_bulk",
+        "window",
         "window_bytes",
         "windows",
     )
@@ -128,7 +130,8 @@ class Link:
         limit = min(settings.mailbox_limit, incoming.hello.mailbox_limit)
         self.windows = windows = OutWindows(limit)
         """Of the peer's processes; who sends counts."""
-        self.held = windows.held
+        self.held, self.window = windows.held, limit
+        """The same at hand: every message looks there."""
         self.arrivals = InWindows(limit, self._tell_taken)
         """Of this node's processes, as far as the peer sends to them."""
         self.open_calls: dict[Key, int] = {}
@@ -142,6 +145,8 @@ class Link:
         self.taken_bulk = 0
         self._limits = settings
         self.small_bytes = min(settings.chunk_bytes, self._limit_bytes)
+        self.plain_bytes = min(UNIT_BYTES, self.small_bytes + 1)
+        """From here on a message counts more than one, or travels in pieces."""
         self._codec = codec
         self._transport = transport
         self._flush_soon = flush_soon

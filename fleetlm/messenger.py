@@ -24,7 +24,6 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid
 from fleetlm.names import canonical_node
 from fleetlm.stream import Inlet
-from fleetlm.window import UNIT_BYTES
 
 if TYPE_CHECKING:
     from fleetlm.core.codec import Codec
@@ -81,13 +80,17 @@ class Messenger:
                 await self._send_local(to, key, message)
                 return
         held = link.held
-        waiting = held.get(key) or _first(key)
-        if waiting >= link.windows.limit or (link.slow and link.full):
+        try:
+            waiting = held[key]
+        except KeyError:
+            waiting = _first(key)
+        if waiting >= link.window or (link.slow and link.full):
             await link.room(0, key)
+            waiting = held.get(key, 0)
         packed = self._codec.pack([key, message], message)
-        if len(packed) < UNIT_BYTES:
+        if len(packed) < link.plain_bytes:
             must_yield = link.append(packed)
-            held[key] = held.get(key, 0) + 1
+            held[key] = waiting + 1
         else:
             if len(packed) > link.small_bytes and link.crowded:
                 await link.room(len(packed), key)
@@ -104,7 +107,7 @@ class Messenger:
                 raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
             box.put(self.copied(to, message))
             return
-        if (link.held.get(key) or _first(key)) >= link.windows.limit:
+        if (link.held.get(key) or _first(key)) >= link.window:
             raise WouldBlock(to, f"{link.held[key]:,} messages of this node wait there")
         if link.full:
             raise WouldBlock(to, f"{link.in_flight:,} bytes are in flight to {link.name}")
@@ -120,7 +123,7 @@ class Messenger:
         link, key = self.route(to)
         if link is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if link.full or (link.held.get(key) or _first(key)) >= link.windows.limit:
+        if link.full or (link.held.get(key) or _first(key)) >= link.window:
             await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
         ref = self.take_ref()
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
@@ -297,10 +300,10 @@ class Messenger:
         """
         try:
             link, key = self.route(to)
-            if link is None or link.full or (link.held.get(key) or _first(key)) >= link.windows.limit:
+            if link is None or link.full or (link.held.get(key) or _first(key)) >= link.window:
                 return None
             packed = self._packed_call(key, payload, self.take_ref(), timeout_s)
-            if len(packed) >= UNIT_BYTES:
+            if len(packed) >= link.plain_bytes:
                 return None
             _append(link, key, packed, sender)
         except (FleetError, TypeError, ValueError):
@@ -327,7 +330,7 @@ class Messenger:
         link, key = self.route(to)
         if link is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if link.full or (link.held.get(key) or _first(key)) >= link.windows.limit:
+        if link.full or (link.held.get(key) or _first(key)) >= link.window:
             await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
         ref = self.take_ref()
         packed = self._packed_call(key, payload, ref, deadline - self._loop.time())
@@ -427,7 +430,7 @@ def _is_full(link: Link, key: int | str, size: int) -> bool:
 def _append(link: Link, key: int | str, packed: bytes, sender: Hashable = None) -> bool:
     """Send a message of any size to a process and count it. Returns, raises: as `Link.append`."""
     weight = 1
-    if len(packed) >= UNIT_BYTES:
+    if len(packed) >= link.plain_bytes:
         packed, weight = link.weighed(packed)
     must_yield = link.append(packed, sender)
     link.windows.sent(key, weight)
