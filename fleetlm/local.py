@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.processes import ProcessTable
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fleetlm")
 
+_NO_CONTEXT = contextvars.Context()
+"""For callbacks that need none: each would hold a copy of its own."""
 MAX_TRACEBACK_CHARS = 16_384
 """Of a crash's traceback, from its end: it travels to whoever links or monitors."""
 
@@ -40,7 +44,8 @@ class LocalProcesses:
         self._node = node
         self._mailbox_limit = mailbox_limit
         self._processes: dict[int, Process] = {}
-        self._tasks: dict[asyncio.Task[None], int] = {}
+        self._tasks: dict[asyncio.Task[Any], Process] = {}
+        self._on_end = self._ended
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName; nothing was started."""
@@ -51,11 +56,10 @@ class LocalProcesses:
         self.boxes[pid.number] = process.mailbox
         if name is not None:
             self.boxes[name] = process.mailbox
-        run = self._run(process, function, args)
-        task = asyncio.get_running_loop().create_task(run, name=f"fleetlm {name or runs} {pid.number}")
-        self._tasks[task] = pid.number
-        task.add_done_callback(lambda done: self._ended(process, done))
-        process.run(task)
+        task = asyncio.get_running_loop().create_task(_course(function, process, args), name=name or runs)
+        self._tasks[task] = process
+        task.add_done_callback(self._on_end, context=_NO_CONTEXT)
+        process.task = task
         return pid
 
     def register(self, name: str, pid: Pid) -> None:
@@ -88,7 +92,7 @@ class LocalProcesses:
         process = self._processes.get(pid.number)
         if process is not None:
             return process.task
-        return next((task for task, number in self._tasks.items() if number == pid.number), None)
+        return next((task for task, other in self._tasks.items() if other.pid == pid), None)
 
     def info(self) -> list[ProcessInfo]:
         """All processes, by number."""
@@ -126,11 +130,8 @@ class LocalProcesses:
                 log.warning("%d process(es) ignore their cancellation and are left behind", len(stuck))
                 return
 
-    async def _run(self, process: Process, function: ProcessFunction, args: tuple[Any, ...]) -> None:
-        await function(process, *args)
-
-    def _ended(self, process: Process, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        process = self._tasks.pop(task)
         error = None if task.cancelled() else task.exception()
         if process.pid.number not in self._processes:
             return  # Killed: it has been buried before its task ended.
@@ -148,6 +149,28 @@ class LocalProcesses:
         process.ended(str(reason))
         self.on_exited(process.pid)
         self.signals.exited(process, reason)
+
+
+def _course(
+    function: ProcessFunction, process: Process, args: tuple[Any, ...]
+) -> Coroutine[Any, Any, object]:
+    """What the task of a process runs: the function's own coroutine, where it is one.
+
+    A layer around it would cost each process 250 bytes.
+    """
+    try:
+        course = function(process, *args)
+    except Exception as error:  # noqa: BLE001  # wrong arguments, say: it is the process that crashes
+        return _raising(error)
+    return course if isinstance(course, CoroutineType) else _awaiting(course)
+
+
+async def _awaiting(course: Awaitable[object]) -> None:
+    await course
+
+
+async def _raising(error: Exception) -> None:
+    raise error
 
 
 def _reason(process: Process, cancelled: bool, error: BaseException | None) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
 
@@ -42,6 +42,13 @@ class _Origin:
         return self.windows is windows and self.key == key and self.weight == weight
 
 
+class Owner(Protocol):
+    """Whose mailbox it is."""
+
+    def took(self, call: Call) -> None:
+        """A call has been taken: it must be answered."""
+
+
 class Mailbox:
     """Messages for one process, in the order in which each sender sent them.
 
@@ -51,16 +58,16 @@ class Mailbox:
         message = await process.mailbox.get(timeout=2.0)
     """
 
-    __slots__ = ("_due", "_on_call", "_on_room", "_origins", "_waiter", "limit", "queue", "taken")
+    __slots__ = ("_due", "_on_room", "_origins", "_owner", "_waiter", "limit", "queue", "taken")
 
-    def __init__(self, limit: int, on_call: Callable[[Call], None]) -> None:
+    def __init__(self, limit: int, owner: Owner) -> None:
         self.queue: deque[Any] = deque()
         self.limit = limit
         self.taken = 0
         """Messages that the owner has taken so far."""
         self._waiter: asyncio.Future[None] | None = None
-        self._on_room: dict[Callable[[], None], None] = {}
-        self._on_call = on_call
+        self._on_room: dict[Callable[[], None], None] | None = None
+        self._owner = owner
         self._origins: list[_Origin] | None = None
         self._due = _NEVER
         """When so many have been taken, somebody waits to hear of it."""
@@ -90,12 +97,15 @@ class Mailbox:
 
     def when_room(self, callback: Callable[[], None]) -> None:
         """Call back once when the queue has drained to half of its limit, or has been closed."""
+        if self._on_room is None:
+            self._on_room = {}
         self._on_room[callback] = None
         self._due = 0
 
     def forget_room(self, callback: Callable[[], None]) -> None:
         """Do not call back any more."""
-        self._on_room.pop(callback, None)
+        if self._on_room is not None:
+            self._on_room.pop(callback, None)
 
     async def room(self) -> None:
         """Return when the queue is under its limit."""
@@ -138,7 +148,7 @@ class Mailbox:
                 if not message.wanted:
                     message.abandon()
                     continue
-                self._on_call(message)
+                self._owner.took(message)
             return message
 
     def discard(self, unwanted: Callable[[Any], bool]) -> None:
@@ -202,6 +212,6 @@ class Mailbox:
             self._due = _NEVER
 
     def _tell_room(self) -> None:
-        callbacks, self._on_room = self._on_room, {}
-        for callback in callbacks:
+        callbacks, self._on_room = self._on_room, None
+        for callback in callbacks or ():
             callback()

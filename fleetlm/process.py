@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class ProcessInfo:
 class Process:
     """What a process function gets as its first argument."""
 
-    __slots__ = ("_calls", "_signals", "_task", "ending", "exit_reason", "mailbox", "node", "pid", "runs")
+    __slots__ = ("_calls", "_signals", "ending", "exit_reason", "mailbox", "node", "pid", "runs", "task")
 
     def __init__(self, node: Node, signals: Signals, pid: Pid, runs: str, mailbox_limit: int) -> None:
         self.node = node
@@ -49,18 +49,19 @@ class Process:
         self.exit_reason: Any = None
         self.pid = pid
         self.runs = runs
-        self.mailbox = Mailbox(mailbox_limit, self._took)
+        self.mailbox = Mailbox(mailbox_limit, self)
         self._calls: dict[Call, None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
+        """What runs it."""
 
     @property
     def name(self) -> str | None:
         """The name it is registered under, or None."""
         return self.node.name_of(self.pid)
 
-    async def receive(self, timeout: float | None = None) -> Any:
+    def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """The next message; see `Mailbox.get`."""
-        return await self.mailbox.get(timeout)
+        return self.mailbox.get(timeout)  # not async itself: a layer less for each that waits
 
     def info(self) -> ProcessInfo:
         """A snapshot for people."""
@@ -130,22 +131,13 @@ class Process:
 
     # The runtime's business.
 
-    def run(self, task: asyncio.Task[None]) -> None:
-        """Bind the task that runs this process."""
-        self._task = task
-
     def end_with(self, reason: Any) -> None:
         """Let it end; the first reason counts."""
         if not self.ending:
             self.ending = True
             self.exit_reason = reason
-        if self._task is not None:
-            self._task.cancel()
-
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """The task that runs it."""
-        return self._task
+        if self.task is not None:
+            self.task.cancel()
 
     @property
     def open_calls(self) -> int:
@@ -162,7 +154,8 @@ class Process:
         for call in taken or ():
             call.process_down(shown, reason)
 
-    def _took(self, call: Call) -> None:
+    def took(self, call: Call) -> None:
+        """`mailbox.Owner`: answers for it from here on."""
         if self._calls is None:
             self._calls = {}
         self._calls[call] = None

@@ -52,6 +52,16 @@ class FakeTransport:
         return [parts for _, parts in frames]
 
 
+class Taker:
+    """The owner of a mailbox, who notes the calls that it has taken."""
+
+    def __init__(self, taken: list[Call] | None = None) -> None:
+        self.calls: list[Call] = [] if taken is None else taken
+
+    def took(self, call: Call) -> None:
+        self.calls.append(call)
+
+
 class FakeOffice:
     def __init__(self) -> None:
         self.ticks: list[tuple[int, bool]] = []
@@ -129,7 +139,7 @@ class Side:
         self.inbound = Inbound(self.boxes, self.codec, self.office, loop.time, 8)
 
     def box(self, name: str, limit: int = 1_000_000) -> Mailbox:
-        box = self.boxes[name] = Mailbox(limit, lambda _call: None)
+        box = self.boxes[name] = Mailbox(limit, Taker())
         return box
 
     def send(self, to: str, message: Any, sender: Any = None) -> None:

@@ -24,7 +24,7 @@ from fleetlm.mailbox import Mailbox
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from tests.unit.link_fakes import HERE, THERE, FakeOffice, FakeTransport, identity, turns, virtual
+from tests.unit.link_fakes import HERE, THERE, FakeOffice, FakeTransport, Taker, identity, turns, virtual
 
 SETTINGS = Settings(gossip_s=2.0)
 EPOCH = 77
@@ -43,7 +43,7 @@ class Rig:
             self.kernel, self.transport, codec, self.events, SETTINGS, random.Random(1), loop  # type: ignore[arg-type]
         )  # fmt: skip
         self.office = FakeOffice()
-        self.boxes: dict[int | str, Mailbox] = {"sink": Mailbox(100, lambda _call: None)}
+        self.boxes: dict[int | str, Mailbox] = {"sink": Mailbox(100, Taker())}
         self.driver.inbound = Inbound(self.boxes, codec, self.office, loop.time, 100)
         self.losses = 0
         self.driver.on_loss = self.lost

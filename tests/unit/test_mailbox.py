@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleetlm.call import Call
 from fleetlm.mailbox import Mailbox
 from fleetlm.testing.loop import SimLoop
-from tests.unit.link_fakes import turns, virtual
+from tests.unit.link_fakes import Taker, turns, virtual
 
 
 class Nobody:
@@ -30,7 +30,7 @@ class Nobody:
 
 
 def mailbox(limit: int = 4, taken: list[Call] | None = None) -> Mailbox:
-    return Mailbox(limit, ([] if taken is None else taken).append)
+    return Mailbox(limit, Taker(taken))
 
 
 def call(caller: Nobody, ref: int = 1, deadline: float = 5.0) -> Call:
@@ -240,7 +240,7 @@ def test_it_is_a_queue_whatever_the_interleaving(steps: list[Any], limit: int) -
 
 @virtual
 async def test_what_is_not_wanted_any_more_is_taken_out() -> None:
-    box = Mailbox(10, lambda _call: None)
+    box = Mailbox(10, Taker())
     for number in range(6):
         box.put(number)
     box.discard(lambda message: message % 2 == 1)
