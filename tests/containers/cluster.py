@@ -80,10 +80,17 @@ def eventually(ask: Callable[[], T], right: Callable[[T], bool], within_s: float
 class Cluster:
     """A Compose project with a name and a subnet of its own; left, nothing of it remains.
 
-    ``image`` None is the project as it is shipped; else that image runs the recorder.
+    ``image`` None is the project as it is shipped; else that image runs the recorder, or what
+    ``overlay`` says: one more Compose file, in which ``variables`` are replaced.
     """
 
-    def __init__(self, image: str | None = None, cookie: str | None = None) -> None:
+    def __init__(
+        self,
+        image: str | None = None,
+        cookie: str | None = None,
+        overlay: Path | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
         self.project = f"fleetlm-test-{uuid.uuid4().hex[:10]}"
         self.image = image
         self.env = {"DNS_POLL_INTERVAL_MS": "1000"}
@@ -91,6 +98,8 @@ class Cluster:
             self.env["FLEETLM_COOKIE"] = cookie
         if image is not None:
             self.env |= {"FLEETLM_TEST_IMAGE": image, "FLEETLM_TEST_FOLDER": str(HERE)}
+        self.overlay = overlay
+        self.env |= variables or {}
         self.extras: list[str] = []  # containers started beside Compose
         self._new_subnet()
 
@@ -111,6 +120,8 @@ class Cluster:
         files = ["--file", str(SHIPPED)]
         if self.image is not None:
             files += ["--file", str(OVERRIDE)]
+        if self.overlay is not None:
+            files += ["--file", str(self.overlay)]
         command = ["compose", "--project-name", self.project, *files, *args]
         return docker(*command, env=self.env, check=check, limit_s=limit_s).stdout
 
