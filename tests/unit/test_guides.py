@@ -1,0 +1,38 @@
+"""What the guides show is what the examples run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDES = sorted((ROOT / "docs").glob("from-*.md"))
+EXAMPLES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")}
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def blocks(guide: Path) -> list[str]:
+    return BLOCK.findall(guide.read_text(encoding="utf-8"))
+
+
+def test_there_are_guides_with_code() -> None:
+    assert {guide.name for guide in GUIDES} >= {"from-erlang.md", "from-ray-celery.md"}
+    assert all(len(blocks(guide)) >= 3 for guide in GUIDES)
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_every_block_stands_word_for_word_in_an_example(guide: Path) -> None:
+    missing = [block for block in blocks(guide) if not any(block in source for source in EXAMPLES.values())]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))], ids=lambda page: page.name
+)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+    dead = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert dead == []
