@@ -13,8 +13,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fleetlm.call import Call
+    from fleetlm.call import Call  # noqa: I001  # some are packed: under 100 lines
     from fleetlm.core.answers import Answer, Outcome
+    from fleetlm.core.registry import Claim
     from fleetlm.core.topology import PeerInfo
     from fleetlm.discovery import Discovery, DnsDiscovery, StaticDiscovery
     from fleetlm.errors import (
@@ -35,13 +36,16 @@ if TYPE_CHECKING:
         RemoteError,
         SettingsError,
         StartFailed,
+        TooManyNames,
         Undecodable,
         Unknown,
         WouldBlock,
     )  # fmt: skip
     from fleetlm.ids import Pid, Ref
     from fleetlm.info import NodeInfo
-    from fleetlm.messages import Crash, Down, Exit, NodeDown, NodeUp, message
+    from fleetlm.messages import (
+        Crash, Down, Exit, NameLost, NodeDown, NodeUp, Registered, Unregistered, message,
+    )  # fmt: skip
     from fleetlm.names import Address, NodeName
     from fleetlm.node import Node
     from fleetlm.process import Process, ProcessInfo
@@ -51,28 +55,29 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Address", "AlreadyRegistered", "Answer", "Call", "CallTimeout", "Child", "Crash", "Discovery",
+    "Address", "AlreadyRegistered", "Answer", "Call", "CallTimeout", "Child", "Claim", "Crash", "Discovery",
     "DnsDiscovery", "Down", "Draining", "Exit", "FleetError", "InvalidName", "MessageTooLarge",
-    "NoConnection", "NoProcess", "Node", "NodeDown", "NodeInfo", "NodeLost", "NodeName",
+    "NameLost", "NoConnection", "NoProcess", "Node", "NodeDown", "NodeInfo", "NodeLost", "NodeName",
     "NodeStopped", "NodeUp", "NotDelivered", "NotSerializable", "Outcome", "PeerInfo", "Pid",
-    "Process", "ProcessDown", "ProcessExit", "ProcessInfo", "Ref", "RemoteError", "Settings",
-    "SettingsError", "StartFailed", "StaticDiscovery", "Supervisor", "Undecodable", "Unknown",
-    "WouldBlock", "message",
+    "Process", "ProcessDown", "ProcessExit", "ProcessInfo", "Ref", "Registered", "RemoteError", "Settings",
+    "SettingsError", "StartFailed", "StaticDiscovery", "Supervisor", "TooManyNames", "Undecodable",
+    "Unknown", "Unregistered", "WouldBlock", "message",
 ]  # fmt: skip
 
 _NAMES_OF = {
     "fleetlm.call": "Call",
     "fleetlm.core.answers": "Answer Outcome",
+    "fleetlm.core.registry": "Claim",
     "fleetlm.core.topology": "PeerInfo",
     "fleetlm.discovery": "Discovery DnsDiscovery StaticDiscovery",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining FleetError InvalidName MessageTooLarge NoConnection "
         "NodeLost NodeStopped NoProcess NotDelivered NotSerializable ProcessDown ProcessExit "
-        "RemoteError SettingsError StartFailed Undecodable Unknown WouldBlock"
+        "RemoteError SettingsError StartFailed TooManyNames Undecodable Unknown WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.info": "NodeInfo",
-    "fleetlm.messages": "Crash Down Exit NodeDown NodeUp message",
+    "fleetlm.messages": "Crash Down Exit NameLost NodeDown NodeUp Registered Unregistered message",
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",
     "fleetlm.process": "Process ProcessInfo",

@@ -8,6 +8,7 @@
     ├── NotSerializable     the caller's: a value that cannot be sent exactly
     ├── MessageTooLarge     the caller's: beyond ``Settings.max_message_bytes``
     ├── AlreadyRegistered   the name has an owner on that node
+    ├── TooManyNames        a node has as many cluster-wide names as it may
     ├── NodeStopped         this node has been stopped, or was never started
     ├── StartFailed         this node could not start: its address or port is not to be had
     ├── NotDelivered        it never ran: trying again is safe
@@ -92,17 +93,20 @@ class NotSerializable(FleetError, TypeError):
 
 
 class MessageTooLarge(FleetError, ValueError):
-    """A message beyond the limit. Nothing was sent."""
+    """A message, or a name's meta, beyond the limit. Nothing was sent."""
 
-    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
-        super().__init__(size_bytes, limit_bytes)
+    def __init__(
+        self, size_bytes: int, limit_bytes: int, setting: str = "Settings.max_message_bytes"
+    ) -> None:
+        super().__init__(size_bytes, limit_bytes, setting)
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
+        self.setting = setting
 
     def __str__(self) -> str:
         return (
             f"message of {self.size_bytes:,} bytes exceeds the limit of {self.limit_bytes:,} bytes "
-            "(Settings.max_message_bytes): send it in parts, or pass a reference to where it is stored"
+            f"({self.setting}): send it in parts, or pass a reference to where it is stored"
         )
 
 
@@ -116,6 +120,25 @@ class AlreadyRegistered(FleetError):
 
     def __str__(self) -> str:
         return f"the name {self.name!r} is registered already, by {self.owner}; unregister it first"
+
+
+class TooManyNames(FleetError):
+    """A node has as many cluster-wide names as it may. Nothing changed.
+
+    Attributes:
+        name: the one too many.
+        node: whose limit it is.
+        why: the limit, as a sentence.
+    """
+
+    def __init__(self, name: str, node: str, why: str) -> None:
+        super().__init__(name, node, why)
+        self.name = name
+        self.node = node
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.node} cannot take the name {self.name!r}: {self.why}"
 
 
 class NodeStopped(FleetError):

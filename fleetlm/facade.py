@@ -1,4 +1,4 @@
-"""The nouns of the remote shell, `Node` and `Process`, bound to the node that it runs in.
+"""The nouns of the remote shell, `Node`, `Process` and `Registry`, bound to the node that it runs in.
 
 They read as in Elixir, and return what the methods of `fleetlm.Node` return. What talks to another
 node is awaitable: `fleetlm remote` awaits a result by itself, inside an expression write ``await``.
@@ -97,6 +97,30 @@ class ProcessNoun:
         )
 
 
+class RegistryNoun:
+    """``Registry``: the cluster-wide names, as this node sees them."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def list(self) -> dict[str, Pid]:
+        """Name → the process that holds it, sorted by name."""
+        return self._node.registry.list()
+
+    def whereis(self, name: str) -> Pid | None:
+        """The process that holds this name, on whichever node, or None."""
+        return self._node.registry.whereis(name)
+
+    def lookup(self, name: str) -> object:
+        """The same with its meta, and since when; or None."""
+        return self._node.registry.lookup(name)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Registry of {self._node.name}: Registry.list(), Registry.whereis(name), Registry.lookup(name)>"
+        )
+
+
 def namespace(node: Node) -> dict[str, Any]:
     """The names that an expression sees, fresh for each session."""
     return {
@@ -104,6 +128,7 @@ def namespace(node: Node) -> dict[str, Any]:
         "__name__": "__remote__",
         "Node": NodeNoun(node),
         "Process": ProcessNoun(node),
+        "Registry": RegistryNoun(node),
         "asyncio": asyncio,
         "fleetlm": sys.modules["fleetlm"],  # by now it is there; importing it here would be a cycle
         "node": node,

@@ -25,6 +25,8 @@ class Subscription(Generic[E]):
         self._feed = feed
         self._wants = wants
         self._queue: deque[E] = deque()
+        self._most = feed.limit
+        """Events that may wait: more than the limit only where the present itself is longer."""
         self._told = _Present(feed)
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
@@ -55,9 +57,14 @@ class Subscription(Generic[E]):
         if not self._wants(event):
             return
         self._queue.append(event)
-        if len(self._queue) > self._feed.limit:
-            self._queue = deque(self._told.difference(filter(self._wants, self._feed.present)))
+        if len(self._queue) > self._most:
+            self.catch_up()
         self._wake()
+
+    def catch_up(self) -> None:
+        """Replace what is queued by the difference to the present; the node's business."""
+        self._queue = deque(self._told.difference(filter(self._wants, self._feed.present)))
+        self._most = max(self._feed.limit, 2 * len(self._queue))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -102,8 +109,7 @@ class Feed(Generic[E]):
         """
         subscription = Subscription(self, wants)
         self._subscriptions[subscription] = None
-        for event in self.present:
-            subscription.publish(event)
+        subscription.catch_up()
         if self._closed:
             subscription.close()
         return subscription

@@ -60,6 +60,29 @@ class Exit:
     reason: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A cluster-wide name has a holder now: ``pid``, registered with ``meta``."""
+
+    name: str
+    pid: Pid
+    meta: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Unregistered:
+    """``pid`` holds a cluster-wide name no more.
+
+    ``reason`` is ``"unregistered"``, ``"exited"`` (the process has ended), ``"noconnection"`` (its
+    node is lost; it may live on), ``"lost"`` (another process won the name), ``"changed"`` (the
+    `Registered` with its new meta follows) or a sentence for a subscriber that read too slowly.
+    """
+
+    name: str
+    pid: Pid
+    reason: str
+
+
 class MessageTypes:
     """Tags and the dataclasses registered under them. Both directions are one to one."""
 
@@ -133,3 +156,18 @@ class Crash:
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
+@message("fleetlm.name_lost")
+@dataclass(frozen=True, slots=True)
+class NameLost:
+    """Two processes claimed one cluster-wide name, and ``winner`` keeps it.
+
+    An exit reason, or a message where the name was registered with ``on_loss="message"``.
+    """
+
+    name: str
+    winner: Pid
+
+    def __str__(self) -> str:
+        return f"it lost the name {self.name!r} to {self.winner}"

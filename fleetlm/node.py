@@ -104,7 +104,8 @@ class Node(ProcessApi, MessageApi):
         )  # fmt: skip
         self._streams = Streams(self._messenger, settings, codec, loop)
         self.groups = Groups(self, tables)
-        self.registry = Registry(self, tables)
+        self.registry = Registry(self, tables, codec, self._local, self._messenger, parts.wall_ms)
+        office.registry = self.registry
         tables.add(self.groups)
         tables.add(self.registry)
         self.poller: Poller | None = None

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from fleetlm.driver import Driver
     from fleetlm.link import Link
     from fleetlm.local import LocalProcesses
+    from fleetlm.registry import Registry
     from fleetlm.signals import Signals
     from fleetlm.tables import Tables
 
 
 class NodeOffice:
     """`inbound.Office` of a node. Names are served on their own node only: one owner, no lock."""
+
+    registry: Registry
+    """Set by the node, before anybody can ask."""
 
     def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals, tables: Tables) -> None:
         self._driver = driver
@@ -65,5 +69,9 @@ class NodeOffice:
                     raise NoProcess(pid)
                 self._local.register(name, pid)
                 return True
+            case "claim", [str(name), Pid() as pid, bytes(packed), "exit" | "message" as on_loss]:
+                return self.registry.asked_to_claim(name, pid, packed, on_loss)
+            case "disclaim", [str(name), Pid() as pid]:
+                return self.registry.asked_to_disclaim(name, pid)
         shown = f"{SHORT.repr(verb)}({SHORT.repr(argument)})"
         raise InvalidName(shown, "this node does not answer that request")

@@ -127,6 +127,14 @@ class Settings:
     events_limit: int = 10_000
     """nodeup and nodedown kept for a subscriber that does not read; then it gets a fresh snapshot."""
 
+    # Cluster-wide names. What one node tells beyond these costs the connection: the same everywhere.
+    max_cluster_names: int = 65_536
+    """Of one node: every node keeps those of all."""
+    max_meta_bytes: int = 4_096
+    """Packed, of one name: every node keeps it, so it says where and what, and is not the state itself."""
+    max_names_bytes: int = 8 * 1024 * 1024
+    """All names of one node with their metas: told at nodeup in one go, well under what may be in flight."""
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read and check the environment (default: this process's).

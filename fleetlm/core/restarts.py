@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from fleetlm.messages import NameLost
+
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 Restart = Literal["permanent", "transient", "temporary"]
 
@@ -15,6 +17,11 @@ CLEAN = ("normal", "shutdown")
 """Reasons after which a transient child stays away."""
 PEER_LOSS = "noconnection"
 """The reason of a child that was linked to a process on a lost node: nobody's mistake here."""
+
+
+def is_of_the_cluster(reason: Any) -> bool:
+    """Whether a child ended for what happened between nodes: one was lost, or two have met again."""
+    return reason == PEER_LOSS or isinstance(reason, NameLost)
 
 
 def wants_restart(restart: Restart, reason: Any) -> bool:
@@ -36,8 +43,9 @@ def affected(strategy: Strategy, order: Sequence[str], failed: str) -> list[str]
 class Intensity:
     """More than ``max_restarts`` within ``period_s`` seconds are one too many.
 
-    The loss of a peer does not count: a node that goes away must not take the supervisors of all
-    others with it. Source: OTP supervisor.erl, add_restart/1; differs in that.
+    The loss of a peer does not count, nor that of a name to a peer: a node that goes away, or comes
+    back, must not take the supervisors of all others with it. Source: OTP supervisor.erl,
+    add_restart/1; differs in that.
     """
 
     def __init__(self, max_restarts: int, period_s: float) -> None:
@@ -47,7 +55,7 @@ class Intensity:
 
     def allows(self, now: float, reason: Any) -> bool:
         """Count a restart. False: give up."""
-        if reason == PEER_LOSS:
+        if is_of_the_cluster(reason):
             return True
         self._restarts.append(now)
         while self._restarts[0] < now - self.period_s:
@@ -58,8 +66,8 @@ class Intensity:
 class Backoff:
     """A pause before a restart: none at first, then doubling from ``min_s`` to ``max_s``.
 
-    A child that lived for longer than ``max_s`` starts from none again. Peer loss always has the
-    first pause, so that links to a lost node do not spin.
+    A child that lived for longer than ``max_s`` starts from none again. Peer loss, and a name that
+    was lost, always have the first pause, so that links to a lost node do not spin.
     """
 
     def __init__(self, min_s: float, max_s: float) -> None:
@@ -74,4 +82,4 @@ class Backoff:
             failures = 0
         pause_s = 0.0 if failures == 0 else min(self.max_s, self.min_s * 2.0 ** (failures - 1))
         self._failures[name] = (failures + 1, now + pause_s)
-        return max(pause_s, self.min_s) if reason == PEER_LOSS else pause_s
+        return max(pause_s, self.min_s) if is_of_the_cluster(reason) else pause_s

@@ -75,6 +75,15 @@ def test_test_worker() -> None:
     assert run("test_worker.py") == "2 passed\n"
 
 
+def test_names() -> None:
+    said = run("names.py").splitlines()
+    assert said[:2] == ["fleetlm@127.0.0.2 in zone b leads", "first job, done in zone b"]
+    assert "fleetlm@127.0.0.1 in zone a leads" in said
+    assert "second job, done in zone a" in said
+    gone = [line for line in said if "leads no more" in line]
+    assert [line.partition(" ")[0] for line in gone] == ["fleetlm@127.0.0.2", "fleetlm@127.0.0.1"]
+
+
 def test_supervised() -> None:
     said = run("supervised.py").splitlines()
     assert said[:2] == ["llama: hello", "ProcessDown: it may have run, and did"]

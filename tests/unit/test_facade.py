@@ -81,8 +81,33 @@ def test_whereis_and_registered() -> None:
     assert noun.registered() == {"sessions": node.pids[0]}
 
 
+class FakeRegistry:
+    def __init__(self, pid: Pid) -> None:
+        self.pid = pid
+
+    def list(self) -> dict[str, Pid]:
+        return {"leader": self.pid}
+
+    def whereis(self, name: str) -> Pid | None:
+        return self.list().get(name)
+
+    def lookup(self, name: str) -> Any:
+        return (name, self.pid) if name == "leader" else None
+
+
+def test_the_names_of_the_cluster() -> None:
+    node: Any = FakeNode()
+    pid = Pid(OTHER, 7, 3)
+    node.registry = FakeRegistry(pid)
+    noun = namespace(node)["Registry"]
+    assert noun.list() == {"leader": pid}
+    assert (noun.whereis("leader"), noun.whereis("nobody")) == (pid, None)
+    assert (noun.lookup("leader"), noun.lookup("nobody")) == (("leader", pid), None)
+
+
 def test_the_nouns_tell_what_they_can() -> None:
-    for noun in nouns(FakeNode()):
+    node: Any = FakeNode()
+    for noun in (*nouns(node), namespace(node)["Registry"]):
         methods = [name for name in dir(type(noun)) if not name.startswith("_")]
         kind = type(noun).__name__.removesuffix("Noun")
         assert all(f"{kind}.{name}(" in repr(noun) for name in methods)

@@ -54,6 +54,30 @@ async def test_what_never_came_cannot_go_twice() -> None:
     assert list(things.present) == []
 
 
+@virtual
+async def test_a_present_that_is_longer_than_the_limit_is_told_once_and_its_changes_after_it() -> None:
+    things = feed(limit=3)
+    for number in range(10):
+        things.publish(Thing(f"t{number}"))
+    subscription = things.subscribe()
+    things.publish(Thing("t0", False))
+    assert await heard(subscription) == [*(Thing(f"t{n}") for n in range(10)), Thing("t0", False)]
+
+
+@virtual
+async def test_a_long_present_still_has_a_bound_on_what_waits() -> None:
+    things = feed(limit=3)
+    for number in range(10):
+        things.publish(Thing(f"t{number}"))
+    subscription = things.subscribe()
+    for _ in range(100):
+        things.publish(Thing("t0", False))
+        things.publish(Thing("t0"))
+        assert len(subscription._queue) <= 20
+    told = await heard(subscription)
+    assert {event.name for event in told if event.here} == {f"t{n}" for n in range(10)}
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 3)), max_size=60))
 def test_a_slow_reader_ends_up_with_the_truth(course: list[tuple[str, bool, int]]) -> None:
     @virtual

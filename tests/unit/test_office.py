@@ -74,9 +74,30 @@ async def test_what_cannot_be_done_is_answered_with_the_error() -> None:
     await rig.local.stop()
 
 
+class FakeRegistry:
+    def asked_to_claim(self, *args: Any) -> Any:
+        return ["claimed", *args]
+
+    def asked_to_disclaim(self, *args: Any) -> Any:
+        return ["disclaimed", *args]
+
+
+@virtual
+async def test_names_of_the_cluster_are_the_registrys() -> None:
+    rig = Rig()
+    rig.office.registry = FakeRegistry()  # type: ignore[assignment]
+    pid = Pid(HERE, 1, 3)
+    assert rig.ask("claim", ["a", pid, b"meta", "exit"]) == ["claimed", "a", pid, b"meta", "exit"]
+    assert rig.ask("disclaim", ["a", pid]) == ["disclaimed", "a", pid]
+
+
 @pytest.mark.parametrize(
     ("verb", "argument"),
     [
+        ("claim", ["a", Pid(HERE, 1, 1), b"meta", "ignore"]),
+        ("claim", ["a", Pid(HERE, 1, 1), "meta", "exit"]),
+        ("claim", ["a", 1, b"meta", "exit"]),
+        ("disclaim", "a"),
         ("halt", None),
         (None, None),
         ([1], {}),

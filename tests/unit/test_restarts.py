@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetlm.core.restarts import Backoff, Intensity, Restart, affected, wants_restart
-from fleetlm.messages import Crash
+from fleetlm.ids import Pid
+from fleetlm.messages import Crash, NameLost
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,7 @@ def test_more_restarts_than_allowed_within_the_period_are_one_too_many() -> None
 def test_the_loss_of_a_peer_does_not_count() -> None:
     intensity = Intensity(1, 5.0)
     assert all(intensity.allows(0.0, "noconnection") for _ in range(100))
+    assert all(intensity.allows(0.0, NameLost("n", Pid("a", 1, 1))) for _ in range(100))
     assert intensity.allows(0.0, "x") is True
     assert intensity.allows(0.0, "x") is False
 
@@ -72,3 +74,4 @@ def test_the_first_restart_has_no_pause_and_the_next_double() -> None:
 
 def test_peer_loss_never_spins() -> None:
     assert Backoff(0.25, 2.0).pause_s("a", 0.0, "noconnection") == 0.25
+    assert Backoff(0.25, 2.0).pause_s("a", 0.0, NameLost("n", Pid("a", 1, 1))) == 0.25
