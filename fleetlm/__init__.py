@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NoConnection,
         NodeLost,
         NodeStopped,
+        NoMember,
         NoProcess,
         NotDelivered,
         NotSerializable,
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
         RemoteError,
         SettingsError,
         StartFailed,
+        TooManyMemberships,
         Undecodable,
         Unknown,
         WouldBlock,
     )  # fmt: skip
     from fleetlm.ids import Pid, Ref
     from fleetlm.info import NodeInfo
-    from fleetlm.messages import Crash, Down, Exit, NodeDown, NodeUp, message
+    from fleetlm.messages import Crash, Down, Exit, Joined, Left, NodeDown, NodeUp, message
     from fleetlm.names import Address, NodeName
     from fleetlm.node import Node
     from fleetlm.process import Process, ProcessInfo
@@ -52,12 +54,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Address", "AlreadyRegistered", "Answer", "Call", "CallTimeout", "Child", "Crash", "Discovery",
-    "DnsDiscovery", "Down", "Draining", "Exit", "FleetError", "InvalidName", "MessageTooLarge",
-    "NoConnection", "NoProcess", "Node", "NodeDown", "NodeInfo", "NodeLost", "NodeName",
-    "NodeStopped", "NodeUp", "NotDelivered", "NotSerializable", "Outcome", "PeerInfo", "Pid",
-    "Process", "ProcessDown", "ProcessExit", "ProcessInfo", "Ref", "RemoteError", "Settings",
-    "SettingsError", "StartFailed", "StaticDiscovery", "Supervisor", "Undecodable", "Unknown",
-    "WouldBlock", "message",
+    "DnsDiscovery", "Down", "Draining", "Exit", "FleetError", "InvalidName", "Joined", "Left",
+    "MessageTooLarge", "NoConnection", "NoMember", "NoProcess", "Node", "NodeDown", "NodeInfo",
+    "NodeLost", "NodeName", "NodeStopped", "NodeUp", "NotDelivered", "NotSerializable", "Outcome",
+    "PeerInfo", "Pid", "Process", "ProcessDown", "ProcessExit", "ProcessInfo", "Ref", "RemoteError",
+    "Settings", "SettingsError", "StartFailed", "StaticDiscovery", "Supervisor",
+    "TooManyMemberships", "Undecodable", "Unknown", "WouldBlock", "message",
 ]  # fmt: skip
 
 _NAMES_OF = {
@@ -67,12 +69,12 @@ _NAMES_OF = {
     "fleetlm.discovery": "Discovery DnsDiscovery StaticDiscovery",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining FleetError InvalidName MessageTooLarge NoConnection "
-        "NodeLost NodeStopped NoProcess NotDelivered NotSerializable ProcessDown ProcessExit "
-        "RemoteError SettingsError StartFailed Undecodable Unknown WouldBlock"
+        "NodeLost NodeStopped NoMember NoProcess NotDelivered NotSerializable ProcessDown ProcessExit "
+        "RemoteError SettingsError StartFailed TooManyMemberships Undecodable Unknown WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.info": "NodeInfo",
-    "fleetlm.messages": "Crash Down Exit NodeDown NodeUp message",
+    "fleetlm.messages": "Crash Down Exit Joined Left NodeDown NodeUp message",
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",
     "fleetlm.process": "Process ProcessInfo",

@@ -18,7 +18,8 @@ class Subscription(Generic[E]):
     """An async iterator of events; ends when the node stops or `close` is called.
 
     A subscriber that does not read keeps at most ``limit`` events; then what it has not read is
-    replaced by the difference to the present, so that it still ends up with the truth.
+    replaced by the difference to the present, so that it still ends up with the truth. (Where that
+    alone is more than half of the limit, twice as many as it has are kept.)
     """
 
     def __init__(self, feed: Feed[E], wants: Callable[[E], bool]) -> None:
@@ -28,6 +29,8 @@ class Subscription(Generic[E]):
         self._told = _Present(feed)
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
+        self._limit = feed.limit
+        self._fill(feed.present)
 
     def __aiter__(self) -> Subscription[E]:
         return self
@@ -55,9 +58,14 @@ class Subscription(Generic[E]):
         if not self._wants(event):
             return
         self._queue.append(event)
-        if len(self._queue) > self._feed.limit:
-            self._queue = deque(self._told.difference(filter(self._wants, self._feed.present)))
+        if len(self._queue) > self._limit:
+            self._fill(self._feed.present)
         self._wake()
+
+    def _fill(self, present: Iterable[E]) -> None:
+        """Queue what leads from what was told to the present; the next time not before it doubled."""
+        self._queue = deque(self._told.difference(filter(self._wants, present)))
+        self._limit = max(self._feed.limit, 2 * len(self._queue))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -102,8 +110,6 @@ class Feed(Generic[E]):
         """
         subscription = Subscription(self, wants)
         self._subscriptions[subscription] = None
-        for event in self.present:
-            subscription.publish(event)
         if self._closed:
             subscription.close()
         return subscription

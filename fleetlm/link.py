@@ -419,6 +419,10 @@ class Link:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def load(self, key: int | str) -> int:  # noqa: ARG002  # nothing is counted for each process yet
+        """What this node asks of a process of the peer: messages that wait there, and open calls."""
+        return 0
+
 
 def _sendable(text: str) -> str:
     """Text with lone surrogates, as in the file names of an OSError, made fit to travel."""

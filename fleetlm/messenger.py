@@ -345,6 +345,39 @@ class Messenger:
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
 
+    def put_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> bool:
+        """Send what is packed already to one of many; on this node ``message`` itself arrives.
+
+        Behind what ``sender`` has sent before, whichever task this is.
+
+        Returns:
+            False where it would have to wait: nothing was sent.
+
+        Raises:
+            NoConnection, NoProcess, MessageTooLarge: nothing was sent.
+        """
+        link, key = self._route(to)
+        if link is None:
+            box = self._box(to, key)
+            if not box.full:
+                box.put(self._copied(to, message))
+                return True
+            return False
+        packed = b"\x92" + self._codec.pack_value(key) + payload
+        if link.full or (link.crowded and (len(packed) > link.small_bytes or link.lanes.has(sender))):
+            return False
+        link.append(packed, sender)
+        return True
+
+    async def send_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> None:
+        """As `put_packed`, but waits for room."""
+        while not self.put_packed(to, payload, message, sender):
+            link, key = self._route(to)
+            if link is None:
+                await self._box(to, key).room()
+            else:
+                await link.room(link.small_bytes + 1)  # As for a large one: the sender may have a lane.
+
     # `Caller` for calls that stay on this node.
 
     def replied(self, ref: int, value: Any) -> None:

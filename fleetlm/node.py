@@ -100,7 +100,8 @@ class Node(ProcessApi, MessageApi):
             self.name, self.incarnation, settings, codec, self._local, self._driver.links,
             self.kernel.topology, loop,
         )  # fmt: skip
-        self.groups = Groups(self, tables)
+        chance = random.Random(f"{self.name} {self.incarnation} groups")  # Picks change no back-off.
+        self.groups = Groups(self, tables, self._messenger, codec, chance)
         self.registry = Registry(self, tables)
         tables.add(self.groups)
         tables.add(self.registry)

@@ -140,7 +140,7 @@ def test_ups_and_downs_alternate_and_end_with_the_truth(steps: list[str], limit:
             else:
                 up[step] = incarnation
                 hub.up(NodeUp(step, incarnation))
-            assert len(events._queue) <= max(limit, 6)
+            assert len(events._queue) <= max(limit, 2 * 6)
         while events._queue:
             told.append(await anext(events))
         seen: dict[str, int] = {}

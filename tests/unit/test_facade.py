@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import fleetlm
-from fleetlm.facade import NodeNoun, ProcessNoun, facts, namespace, plain
+from fleetlm.facade import GroupNoun, NodeNoun, ProcessNoun, facts, namespace, plain
 from fleetlm.ids import Pid
 from tests.unit.console_fakes import OTHER, FakeNode, node_info
 
@@ -27,7 +27,7 @@ def test_the_namespace_holds_what_the_help_promises() -> None:
     assert names["node"] is node
     assert names["fleetlm"] is fleetlm
     assert names["asyncio"] is asyncio
-    assert {"Node", "Process"} <= names.keys()
+    assert {"Node", "Process", "Group"} <= names.keys()
     assert "_" not in names
     assert namespace(node) is not names  # type: ignore[arg-type]  # a session's names are its own
 
@@ -81,8 +81,19 @@ def test_whereis_and_registered() -> None:
     assert noun.registered() == {"sessions": node.pids[0]}
 
 
+def test_groups_say_who_is_in_them() -> None:
+    node = FakeNode()
+    noun = namespace(node)["Group"]  # type: ignore[arg-type]
+    assert isinstance(noun, GroupNoun)
+    assert noun.list() == ["workers"]
+    assert noun.members("workers") == [node.pids[0], Pid(OTHER, 7, 1)]
+    assert noun.local_members("workers") == [node.pids[0]]
+    assert noun.members("nobody") == []
+
+
 def test_the_nouns_tell_what_they_can() -> None:
-    for noun in nouns(FakeNode()):
+    names = namespace(FakeNode())  # type: ignore[arg-type]
+    for noun in (names["Node"], names["Process"], names["Group"]):
         methods = [name for name in dir(type(noun)) if not name.startswith("_")]
         kind = type(noun).__name__.removesuffix("Noun")
         assert all(f"{kind}.{name}(" in repr(noun) for name in methods)
