@@ -4,65 +4,14 @@
         node.spawn(printer, name="printer")
         await node.send(("printer", "fleetlm@10.0.0.7"), {"any": "message"})
 
-Every public name is here, and is imported when it is used first.
+Every public name is here, and is imported when it is used first; ``__init__.pyi`` tells type checkers.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fleetlm.call import Call  # noqa: I001  # some are packed: under 100 lines
-    from fleetlm.core.answers import Answer, Outcome
-    from fleetlm.core.registry import Claim
-    from fleetlm.core.topology import PeerInfo
-    from fleetlm.discovery import Discovery, DnsDiscovery, StaticDiscovery
-    from fleetlm.errors import (
-        AlreadyRegistered,
-        CallTimeout,
-        Draining,
-        FleetError,
-        InvalidName,
-        MessageTooLarge,
-        NoConnection,
-        NodeLost,
-        NodeStopped,
-        NoProcess,
-        NotDelivered,
-        NotSerializable,
-        ProcessDown,
-        ProcessExit,
-        RemoteError,
-        SettingsError,
-        StartFailed,
-        TooManyNames,
-        Undecodable,
-        Unknown,
-        WouldBlock,
-    )  # fmt: skip
-    from fleetlm.ids import Pid, Ref
-    from fleetlm.info import NodeInfo
-    from fleetlm.messages import (
-        Crash, Down, Exit, NameLost, NodeDown, NodeUp, Registered, Unregistered, message,
-    )  # fmt: skip
-    from fleetlm.names import Address, NodeName
-    from fleetlm.node import Node
-    from fleetlm.process import Process, ProcessInfo
-    from fleetlm.settings import Settings
-    from fleetlm.supervisor import Child, Supervisor
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Address", "AlreadyRegistered", "Answer", "Call", "CallTimeout", "Child", "Claim", "Crash", "Discovery",
-    "DnsDiscovery", "Down", "Draining", "Exit", "FleetError", "InvalidName", "MessageTooLarge",
-    "NameLost", "NoConnection", "NoProcess", "Node", "NodeDown", "NodeInfo", "NodeLost", "NodeName",
-    "NodeStopped", "NodeUp", "NotDelivered", "NotSerializable", "Outcome", "PeerInfo", "Pid",
-    "Process", "ProcessDown", "ProcessExit", "ProcessInfo", "Ref", "Registered", "RemoteError", "Settings",
-    "SettingsError", "StartFailed", "StaticDiscovery", "Supervisor", "TooManyNames", "Undecodable",
-    "Unknown", "Unregistered", "WouldBlock", "message",
-]  # fmt: skip
 
 _NAMES_OF = {
     "fleetlm.call": "Call",
@@ -72,12 +21,15 @@ _NAMES_OF = {
     "fleetlm.discovery": "Discovery DnsDiscovery StaticDiscovery",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining FleetError InvalidName MessageTooLarge NoConnection "
-        "NodeLost NodeStopped NoProcess NotDelivered NotSerializable ProcessDown ProcessExit "
-        "RemoteError SettingsError StartFailed TooManyNames Undecodable Unknown WouldBlock"
+        "NoMember NoProcess NodeLost NodeStopped NotDelivered NotSerializable ProcessDown ProcessExit "
+        "RemoteError SettingsError StartFailed TooManyMemberships TooManyNames Undecodable Unknown "
+        "WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.info": "NodeInfo",
-    "fleetlm.messages": "Crash Down Exit NameLost NodeDown NodeUp Registered Unregistered message",
+    "fleetlm.messages": (
+        "Crash Down Exit Joined Left NameLost NodeDown NodeUp Registered Unregistered message"
+    ),
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",
     "fleetlm.process": "Process ProcessInfo",
@@ -85,6 +37,8 @@ _NAMES_OF = {
     "fleetlm.supervisor": "Child Supervisor",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
+
+__all__ = [*_MODULE_OF]  # noqa: PLE0604  # they are strings
 
 
 def __getattr__(name: str) -> object:

@@ -9,10 +9,12 @@
     ├── MessageTooLarge     the caller's: beyond ``Settings.max_message_bytes``
     ├── AlreadyRegistered   the name has an owner on that node
     ├── TooManyNames        a node has as many cluster-wide names as it may
+    ├── TooManyMemberships  the caller's: beyond ``Settings.max_memberships``
     ├── NodeStopped         this node has been stopped, or was never started
     ├── StartFailed         this node could not start: its address or port is not to be had
     ├── NotDelivered        it never ran: trying again is safe
     │   ├── NoProcess       nobody there under that pid or name
+    │   ├── NoMember        the process group is empty
     │   ├── NoConnection    that node is not connected
     │   ├── Draining        that node is leaving and takes no new work
     │   ├── Undecodable     the receiver does not know a type inside the message
@@ -141,6 +143,28 @@ class TooManyNames(FleetError):
         return f"{self.node} cannot take the name {self.name!r}: {self.why}"
 
 
+class TooManyMemberships(FleetError):
+    """More memberships in process groups than a node may have. Nobody joined.
+
+    Attributes:
+        held: memberships that this node's processes have.
+        wanted: those that were to be added.
+        limit: what is allowed.
+    """
+
+    def __init__(self, held: int, wanted: int, limit: int) -> None:
+        super().__init__(held, wanted, limit)
+        self.held = held
+        self.wanted = wanted
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.held:,} memberships in process groups and {self.wanted:,} more exceed the limit of "
+            f"{self.limit:,} (Settings.max_memberships); raise it on all nodes"
+        )
+
+
 class NodeStopped(FleetError):
     """The node that was asked has been stopped, or lives in another process.
 
@@ -188,6 +212,17 @@ class NoProcess(NotDelivered):
 
     def __str__(self) -> str:
         return f"no process {_shown(self.target)}: it has ended, or nobody registered that name there"
+
+
+class NoMember(NotDelivered):
+    """The process group has no member that this node knows of."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(group)
+        self.group = group
+
+    def __str__(self) -> str:
+        return f"no process is in the group {self.group!r}: nobody has joined it, or all have gone"
 
 
 class NoConnection(NotDelivered):

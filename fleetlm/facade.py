@@ -1,4 +1,4 @@
-"""The nouns of the remote shell, `Node`, `Process` and `Registry`, bound to the node that it runs in.
+"""The nouns of the remote shell, such as `Node` and `Process`, bound to the node that it runs in.
 
 They read as in Elixir, and return what the methods of `fleetlm.Node` return. What talks to another
 node is awaitable: `fleetlm remote` awaits a result by itself, inside an expression write ``await``.
@@ -121,6 +121,31 @@ class RegistryNoun:
         )
 
 
+class GroupNoun:
+    """``Group``: the process groups of the cluster, as this node knows them."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def list(self) -> list[str]:
+        """Groups that have a member, sorted."""
+        return self._node.groups.list()
+
+    def members(self, name: str) -> builtins.list[Pid]:
+        """The pids of a group's members on all connected nodes and this one."""
+        return self._node.groups.members(name)
+
+    def local_members(self, name: str) -> builtins.list[Pid]:
+        """The pids of its members on this node."""
+        return self._node.groups.local_members(name)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Group as {self._node.name} knows them: Group.list(), Group.members(name), "
+            "Group.local_members(name)>"
+        )
+
+
 def namespace(node: Node) -> dict[str, Any]:
     """The names that an expression sees, fresh for each session."""
     return {
@@ -128,6 +153,7 @@ def namespace(node: Node) -> dict[str, Any]:
         "__name__": "__remote__",
         "Node": NodeNoun(node),
         "Process": ProcessNoun(node),
+        "Group": GroupNoun(node),
         "Registry": RegistryNoun(node),
         "asyncio": asyncio,
         "fleetlm": sys.modules["fleetlm"],  # by now it is there; importing it here would be a cycle

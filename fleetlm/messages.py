@@ -83,6 +83,27 @@ class Unregistered:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A process has joined a group, once more if it was a member already."""
+
+    group: str
+    pid: Pid
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A process is a member once less: each `Joined` has its `Left`.
+
+    ``reason`` is ``"left"``, ``"exited"`` (the process has ended) or ``"noconnection"`` (its node was
+    lost; it may live on).
+    """
+
+    group: str
+    pid: Pid
+    reason: str
+
+
 class MessageTypes:
     """Tags and the dataclasses registered under them. Both directions are one to one."""
 

@@ -374,6 +374,40 @@ class Messenger:
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
 
+    def put_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> bool:
+        """Send what is packed already to one of many; on this node ``message`` itself arrives.
+
+        Behind what ``sender`` has sent before, whichever task this is.
+
+        Returns:
+            False where it would have to wait: nothing was sent.
+
+        Raises:
+            NoConnection, NoProcess, MessageTooLarge: nothing was sent.
+        """
+        link, key = self.route(to)
+        if link is None:
+            box = self.box_of(to, key)
+            if not box.full:
+                box.put(self.copied(to, message))
+                return True
+            return False
+        packed = b"\x92" + self._codec.pack_value(key) + payload
+        crowded = link.crowded and (len(packed) > link.small_bytes or link.lanes.has(sender))
+        if crowded or link.full or link.windows.full(key):
+            return False
+        _append(link, key, packed, sender)
+        return True
+
+    async def send_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> None:
+        """As `put_packed`, but waits for room."""
+        while not self.put_packed(to, payload, message, sender):
+            link, key = self.route(to)
+            if link is None:
+                await self.box_of(to, key).room()
+            else:
+                await link.room(link.small_bytes + 1, key)  # As for a large one: the sender may have a lane.
+
     # `Caller` for calls that stay on this node.
 
     def replied(self, ref: int, value: Any) -> None:

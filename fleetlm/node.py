@@ -103,7 +103,8 @@ class Node(ProcessApi, MessageApi):
             self.kernel.topology, loop,
         )  # fmt: skip
         self._streams = Streams(self._messenger, settings, codec, loop)
-        self.groups = Groups(self, tables)
+        chance = random.Random(f"{self.name} {self.incarnation} groups")  # Picks change no back-off.
+        self.groups = Groups(self, tables, self._messenger, codec, chance)
         self.registry = Registry(self, tables, codec, self._local, self._messenger, parts.wall_ms)
         office.registry = self.registry
         tables.add(self.groups)

@@ -126,6 +126,9 @@ class Settings:
     """Default deadline of a call. Source: OTP gen.erl, DEFAULT_TIMEOUT."""
     events_limit: int = 10_000
     """nodeup and nodedown kept for a subscriber that does not read; then it gets a fresh snapshot."""
+    max_memberships: int = 131_072
+    """In process groups, of one node's processes: 100,000 processes in one each, told within a window.
+    A peer that tells of more is disconnected, so set it alike on all nodes."""
 
     # Cluster-wide names. What one node tells beyond these costs the connection: the same everywhere.
     max_cluster_names: int = 65_536

@@ -93,6 +93,19 @@ def test_supervised() -> None:
     assert said[-1] == "down: model (noconnection)"
 
 
+def test_groups() -> None:
+    said = run("groups.py").splitlines()
+    assert said[:4] == [
+        "6 workers on 3 nodes",
+        "6 workers have loaded a model",
+        "llama-3: line 1 of session 7",
+        "llama-3: line 2 of session 7",
+    ]
+    assert said[4] == "fleetlm@127.0.0.3 has lost a worker: exited"
+    assert re.fullmatch(r"\d+ of 12 sessions moved, only those of that node: True", said[5])
+    assert said[6] == "4 workers left, each had 2 turns"
+
+
 def test_embed() -> None:
     said = run("embed.py")
     assert re.search(r"PROMPT 0 \(on fleetlm@127\.0\.0\.\d, in a batch of \d\)", said)

@@ -59,6 +59,22 @@ def node_info(**changes: Any) -> NodeInfo:
     return NodeInfo(**(values | changes))
 
 
+class FakeGroups:
+    """One group, ``workers``, with a member here and one elsewhere."""
+
+    def __init__(self, pids: list[Pid]) -> None:
+        self.pids = {"workers": [pids[0], Pid(OTHER, 7, 1)]}
+
+    def list(self) -> Any:
+        return sorted(self.pids)
+
+    def members(self, group: str) -> Any:
+        return self.pids.get(group, [])
+
+    def local_members(self, group: str) -> Any:
+        return self.members(group)[:1]
+
+
 class FakeNode:
     """Answers as a node does; remembers what it was told."""
 
@@ -69,6 +85,7 @@ class FakeNode:
         self.own_address = OwnAddress(name.partition("@")[2], "FLEETLM_NODE_IP says so", Rule.EXPLICIT)
         self.pids = [Pid(name, 5, number) for number in (1, 2)]
         self.told: list[Any] = []
+        self.groups = FakeGroups(self.pids)
 
     def list(self, *selectors: str) -> list[str]:
         self.told.append(selectors)

@@ -19,6 +19,7 @@ from fleetlm.errors import (
     NoConnection,
     NodeLost,
     NodeStopped,
+    NoMember,
     NoProcess,
     NotDelivered,
     NotSerializable,
@@ -27,6 +28,7 @@ from fleetlm.errors import (
     RemoteError,
     SettingsError,
     StartFailed,
+    TooManyMemberships,
     TooManyNames,
     Undecodable,
     Unknown,
@@ -52,6 +54,8 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (NoProcess(TARGET), f"no process 'echo' on {NODE}: it has ended, or nobody"),
     (NoProcess("echo"), "no process 'echo': it has ended"),
     (NoProcess(PID), f"no process <{NODE} ff 3>: it has ended"),
+    (NoMember("workers"), "no process is in the group 'workers': nobody has joined it, or all have gone"),
+    (TooManyMemberships(9, 2_000, 1_000), "9 memberships in process groups and 2,000 more exceed the limit"),
     (NoConnection(NODE, "no route"), f"not connected to {NODE}: no route"),
     (Draining(NODE), f"{NODE} is draining and takes no new work; ask another node"),
     (Undecodable(TARGET, "tag 'x'"), f"'echo' on {NODE} could not read the message: tag 'x'"),
@@ -88,7 +92,7 @@ def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
 
 
 def test_what_the_caller_may_do() -> None:
-    never_ran = {NoProcess, NoConnection, Draining, Undecodable, WouldBlock}
+    never_ran = {NoProcess, NoMember, NoConnection, Draining, Undecodable, WouldBlock}
     may_have_run = {NodeLost, ProcessDown, CallTimeout}
     for error, _ in SENTENCES:
         assert isinstance(error, NotDelivered) == (type(error) in never_ran)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import fleetlm
-from fleetlm.facade import NodeNoun, ProcessNoun, facts, namespace, plain
+from fleetlm.facade import GroupNoun, NodeNoun, ProcessNoun, facts, namespace, plain
 from fleetlm.ids import Pid
 from tests.unit.console_fakes import OTHER, FakeNode, node_info
 
@@ -105,9 +105,19 @@ def test_the_names_of_the_cluster() -> None:
     assert (noun.lookup("leader"), noun.lookup("nobody")) == (("leader", pid), None)
 
 
+def test_groups_say_who_is_in_them() -> None:
+    node = FakeNode()
+    noun = namespace(node)["Group"]  # type: ignore[arg-type]
+    assert isinstance(noun, GroupNoun)
+    assert noun.list() == ["workers"]
+    assert noun.members("workers") == [node.pids[0], Pid(OTHER, 7, 1)]
+    assert noun.local_members("workers") == [node.pids[0]]
+    assert noun.members("nobody") == []
+
+
 def test_the_nouns_tell_what_they_can() -> None:
     node: Any = FakeNode()
-    for noun in (*nouns(node), namespace(node)["Registry"]):
+    for noun in (*nouns(node), namespace(node)["Registry"], namespace(node)["Group"]):
         methods = [name for name in dir(type(noun)) if not name.startswith("_")]
         kind = type(noun).__name__.removesuffix("Noun")
         assert all(f"{kind}.{name}(" in repr(noun) for name in methods)
