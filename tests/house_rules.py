@@ -57,7 +57,7 @@ FUNCTION_LINES = 70
 INIT_LINES = 100
 
 REAL_TIME = ("tests/zmq", "tests/system", "tests/containers", "tests/long")
-VIRTUAL_TIME = {"SimLoop", "SimNetwork", "SimCluster", "loop", "network", "cluster"}
+VIRTUAL_TIME = {"Fleet", "SimLoop", "SimNetwork", "SimCluster", "loop", "network", "cluster"}
 
 # Put together here, so that this file does not contain them.
 PRIVATE_PATHS = tuple("/" + path for path in ("work/", "root/", "tmp/w/", "var/tmp/dk"))

@@ -1,35 +1,53 @@
 """Test kit: everything needed to test a program on fleetlm without a network or a wait.
 
-`SimCluster` runs real nodes on `SimLoop`'s virtual time, `SimNetwork` and `SimDns`: crashes,
-partitions and sick name servers happen in one process, in no time, and the same way for the same
-seed. `DnsServer` is a real name server on loopback whose answers a test scripts.
+    async def test_a_node_that_dies_is_missed_by_all(fleet: fleetlm.testing.Fleet) -> None:
+        one, two, three = await fleet.start(3)
+        await fleet.crash(three)
+        await fleet.until(lambda: one.list() == [two.name])
+
+`Fleet` is what the pytest fixture of that name gives: real nodes on `SimLoop`'s virtual time,
+`SimNetwork` and `SimDns`. Crashes, partitions and sick name servers happen in one process, in no
+time, and the same way for the same seed. `SimCluster` and `run` do the same without pytest.
+`DnsServer` is a real name server on loopback whose answers a test scripts.
+
+Every public name is here, and is imported when it is used first: pytest loads the plugin, which is
+part of this package, in every run.
 """
 
 from __future__ import annotations
 
-from fleetlm.testing.cluster import Leaked, NotMeshed, SimCluster
-from fleetlm.testing.discovery import Reply, Script, SimDiscovery, SimDns
-from fleetlm.testing.dns import DnsServer
-from fleetlm.testing.loop import (
-    Deadlock,
-    LeftOver,
-    LimitReached,
-    NotSimulated,
-    SimLoop,
-    SimulationError,
-    Unhandled,
-    run,
-)
-from fleetlm.testing.network import SimNetwork, SimTransport
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fleetlm.testing.cluster import Leaked, NotMeshed, SimCluster
+    from fleetlm.testing.discovery import Reply, Script, SimDiscovery, SimDns
+    from fleetlm.testing.dns import DnsServer
+    from fleetlm.testing.fleet import Fleet, NotReached
+    from fleetlm.testing.loop import (
+        Deadlock,
+        LeftOver,
+        LimitReached,
+        NotSimulated,
+        SimLoop,
+        SimulationError,
+        Unhandled,
+        run,
+    )
+    from fleetlm.testing.network import SimNetwork, SimTransport
+    from fleetlm.testing.runner import RealSleep
 
 __all__ = [
     "Deadlock",
     "DnsServer",
+    "Fleet",
     "Leaked",
     "LeftOver",
     "LimitReached",
     "NotMeshed",
+    "NotReached",
     "NotSimulated",
+    "RealSleep",
     "Reply",
     "Script",
     "SimCluster",
@@ -42,3 +60,28 @@ __all__ = [
     "Unhandled",
     "run",
 ]
+
+_NAMES_OF = {
+    "fleetlm.testing.cluster": "Leaked NotMeshed SimCluster",
+    "fleetlm.testing.discovery": "Reply Script SimDiscovery SimDns",
+    "fleetlm.testing.dns": "DnsServer",
+    "fleetlm.testing.fleet": "Fleet NotReached",
+    "fleetlm.testing.loop": (
+        "Deadlock LeftOver LimitReached NotSimulated SimLoop SimulationError Unhandled run"
+    ),
+    "fleetlm.testing.network": "SimNetwork SimTransport",
+    "fleetlm.testing.runner": "RealSleep",
+}
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -40,6 +40,8 @@ QUIET_S = 30.0
 
 Who = Node | str
 """A node of the cluster: itself, its name, or its address."""
+Group = Who | Iterable[Who]
+"""One node, or several."""
 
 
 class NotMeshed(SimulationError, TimeoutError):
@@ -217,12 +219,12 @@ class SimCluster:
 
     # Faults. What is not here is in `network` and `dns`.
 
-    def partition(self, group: Iterable[Who], others: Iterable[Who] | None = None) -> None:
+    def partition(self, group: Group, others: Group | None = None) -> None:
         """Cut a group off, from these or from all others, until `heal`."""
         there = None if others is None else self._ips(others)
         self.network.partition(self._ips(group), there)
 
-    def partition_one_way(self, src: Iterable[Who], dst: Iterable[Who]) -> None:
+    def partition_one_way(self, src: Group, dst: Group) -> None:
         """Let nothing from ``src`` reach ``dst``, until `heal`."""
         self.network.partition_one_way(self._ips(src), self._ips(dst))
 
@@ -343,7 +345,9 @@ class SimCluster:
             raise ValueError(f"no node runs at {ip}; running: {running}")
         return ip, node
 
-    def _ips(self, group: Iterable[Who]) -> list[str]:
+    def _ips(self, group: Group) -> list[str]:
+        if isinstance(group, Node | str):
+            group = [group]
         return [self.ip_of(who) for who in group]
 
 

@@ -29,6 +29,7 @@ import heapq
 import math
 import random
 import weakref
+from asyncio import base_events
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextvars import Context
@@ -318,6 +319,10 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _fail(self) -> NoReturn:
         contexts, self.unhandled = self.unhandled, []
+        ended = base_events._run_until_complete_cb  # type: ignore[attr-defined]  # noqa: SLF001
+        for handle in self._ready:  # type: ignore[attr-defined]
+            if handle._callback is ended:  # noqa: SLF001
+                handle.cancel()  # what ended in this very turn must not stop the next run
         raise _unhandled(contexts)
 
     def _drop_cancelled(self) -> None:
@@ -393,21 +398,22 @@ def run(
         main.close()
         raise RuntimeError("run() starts an event loop of its own; here, one is running already")
     loop = SimLoop(seed=seed, limit_s=limit_s, limit_turns=limit_turns)
-    with _isolated(seed), contextlib.closing(loop):
+    with isolated(seed), contextlib.closing(loop):
         try:
             result = loop.run_until_complete(main)
         except BaseException as error:
-            for trouble in _clean_up(loop):
+            for trouble in clean_up(loop):
                 if not isinstance(trouble, LeftOver):
                     error.add_note(f"Besides: {trouble}")
             raise
-        for trouble in _clean_up(loop):
+        for trouble in clean_up(loop):
             raise trouble
         return result
 
 
 @contextlib.contextmanager
-def _isolated(seed: int) -> Iterator[None]:
+def isolated(seed: int) -> Iterator[None]:
+    """Seed the random module, and keep rubbish from being collected at random; put both back."""
     state = random.getstate()
     collecting, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
@@ -424,7 +430,7 @@ def _isolated(seed: int) -> Iterator[None]:
             gc.enable()
 
 
-def _clean_up(loop: SimLoop) -> list[SimulationError]:
+def clean_up(loop: SimLoop) -> list[SimulationError]:
     """End what is alive on the loop, and tell what was wrong."""
     contexts: list[dict[str, Any]] = []
     gc.collect()  # a forgotten task tells of its exception when it is collected
@@ -449,7 +455,7 @@ def _clean_up(loop: SimLoop) -> list[SimulationError]:
                 message = f"{_shown(task)} raised when it was cancelled"
                 contexts.append({"message": message, "exception": exception})
     asyncgens: weakref.WeakSet[Any] = loop._asyncgens  # type: ignore[attr-defined]  # noqa: SLF001
-    left += sorted(f"async generator {agen.__qualname__}" for agen in asyncgens)
+    left += sorted(f"async generator {agen.__qualname__}" for agen in asyncgens if agen.ag_frame)
     with contextlib.suppress(SimulationError):
         loop.run_until_complete(loop.shutdown_asyncgens())
     gc.collect()

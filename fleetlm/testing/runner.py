@@ -1,0 +1,227 @@
+"""FleetRun: one test on a loop of its own, from its first async fixture to the last leak.
+
+A test is more than one coroutine: async fixtures run before and after it, on the same `SimLoop`.
+So the loop is started and halted several times, and everything that the loop and the cluster find
+wrong at the end is collected, with the test's own exception first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from fleetlm.settings import Settings
+from fleetlm.testing.fleet import Fleet
+from fleetlm.testing.loop import (
+    CLEAN_UP_S,
+    Deadlock,
+    LeftOver,
+    LimitReached,
+    NotSimulated,
+    SimLoop,
+    SimulationError,
+    clean_up,
+    isolated,
+)
+from fleetlm.testing.network import LATENCY_S
+
+T = TypeVar("T")
+
+LIMIT_S = 3600.0
+"""Virtual seconds of a test: three idle nodes live through them in half a second."""
+_SLEEP = time.sleep
+
+
+class RealSleep(NotSimulated):
+    """``time.sleep`` in a simulated test: every node would stand still, and no virtual time pass."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"time.sleep({seconds:g})")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} would block every node of this test, for real; `await asyncio.sleep()` takes"
+            " virtual time, and what has to block is to be replaced by a fake"
+        )
+
+
+class FleetRun:
+    """A `SimLoop`, the `Fleet` on it, and the async fixtures of one test.
+
+    Args:
+        seed: of the loop, the cluster and the random module.
+        settings: as of `Fleet`.
+        latency_s: as of `Fleet`.
+        limit_s: virtual seconds after which the test fails with `LimitReached`.
+
+    Attributes:
+        fleet: the cluster, without nodes at first.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        settings: Settings | dict[str, Any] | None = None,
+        latency_s: tuple[float, float] = LATENCY_S,
+        limit_s: float = LIMIT_S,
+    ) -> None:
+        self._around = contextlib.ExitStack()
+        self._around.enter_context(isolated(seed))
+        self._loop = SimLoop(seed=seed, limit_s=limit_s)
+        self._around.enter_context(contextlib.closing(self._loop))
+        self._context = contextvars.copy_context()  # what a fixture sets, the test sees
+        self._fixtures: list[_Fixture] = []
+        self._ended = False
+        try:
+            self.fleet: Fleet = self.run(_made(seed, settings, latency_s), "fleet")
+        except BaseException:
+            self._around.close()
+            raise
+
+    def run(self, coroutine: Coroutine[Any, Any, T], name: str) -> T:
+        """Run a coroutine to its end.
+
+        Raises:
+            SimulationError: what `fleetlm.testing.run` raises; the coroutine has been cancelled.
+        """
+        __tracebackhide__ = True
+        task = self._loop.create_task(coroutine, name=name, context=self._context)
+        try:
+            with _without_real_sleep(self._loop):
+                return self._loop.run_until_complete(task)
+        except (Deadlock, LimitReached) as error:
+            for frame in task.get_stack():
+                error.add_note(f"{name} waits at {frame.f_code.co_filename}:{frame.f_lineno}")
+            raise
+        finally:
+            self._cancel(task)
+
+    def set_up(self, function: Callable[..., Any], arguments: dict[str, Any], name: str) -> Any:
+        """Run an async fixture up to its value; its rest runs when the test ends."""
+        __tracebackhide__ = True
+        if not inspect.isasyncgenfunction(function):
+            return self.run(function(**arguments), name)
+        fixture = _Fixture(self._loop, function(**arguments), name, self._context)
+        try:
+            value = self.run(fixture.value(), name)
+        except BaseException:
+            self._cancel(fixture.task)
+            raise
+        self._fixtures.append(fixture)
+        return value
+
+    def test(self, coroutine: Coroutine[Any, Any, T], name: str) -> T:
+        """Run the test, end its async fixtures and its nodes, and look for what was left behind.
+
+        Raises:
+            Exception: the test's own, with what else was wrong as notes; else the first of that.
+        """
+        __tracebackhide__ = True
+        try:
+            result = self.run(coroutine, name)
+        except BaseException as error:
+            for trouble in self._end():
+                if not isinstance(trouble, LeftOver):
+                    error.add_note(f"Besides: {type(trouble).__name__}: {trouble}")
+            raise
+        self.end()
+        return result
+
+    def end(self) -> None:
+        """As at the end of `test`, where the test did not come to run. Idempotent."""
+        __tracebackhide__ = True
+        found = self._end()
+        if found:
+            for trouble in found[1:]:
+                found[0].add_note(f"Besides: {type(trouble).__name__}: {trouble}")
+            raise found[0]
+
+    def _end(self) -> list[BaseException]:
+        if self._ended:
+            return []
+        self._ended = True
+        found: list[BaseException] = []
+        with self._around:
+            for fixture in reversed(self._fixtures):
+                self._finish(fixture.rest(), fixture.task.get_name(), found)
+            self._finish(self.fleet.close(), "fleet", found)
+            found += clean_up(self._loop)
+        return found
+
+    def _finish(self, coroutine: Coroutine[Any, Any, None], name: str, found: list[BaseException]) -> None:
+        self._loop.extend(CLEAN_UP_S)
+        try:
+            self.run(coroutine, name)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # told with the rest
+            found.append(error)
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        if task.done():
+            return
+        task.cancel()
+        self._loop.extend(CLEAN_UP_S)
+        with contextlib.suppress(SimulationError):  # the test has failed already; clean_up() tells the rest
+            self._loop.run_until_complete(asyncio.wait({task}))
+
+
+class _Fixture:
+    """An async generator fixture: one task from beginning to end, so that it may hold a task group."""
+
+    def __init__(
+        self, loop: SimLoop, generator: AsyncGenerator[Any], name: str, context: contextvars.Context
+    ) -> None:
+        self._yielded: asyncio.Future[Any] = loop.create_future()
+        self._ending = asyncio.Event()
+        self.task = loop.create_task(self._live(generator), name=name, context=context)
+
+    async def _live(self, generator: AsyncGenerator[Any]) -> None:
+        async with contextlib.aclosing(generator):
+            try:
+                value = await anext(generator)
+            except StopAsyncIteration:
+                raise ValueError(f"the fixture {self.task.get_name()} did not yield a value") from None
+            self._yielded.set_result(value)
+            await self._ending.wait()
+            async for _ in generator:
+                raise ValueError(f"the fixture {self.task.get_name()} yields more than once")
+
+    async def value(self) -> Any:
+        await asyncio.wait({self.task, self._yielded}, return_when=asyncio.FIRST_COMPLETED)
+        return self._yielded.result() if self._yielded.done() else await self.task
+
+    async def rest(self) -> None:
+        self._ending.set()
+        await self.task
+
+
+async def _made(
+    seed: int, settings: Settings | dict[str, Any] | None, latency_s: tuple[float, float]
+) -> Fleet:
+    return Fleet(seed, settings=settings, latency_s=latency_s)
+
+
+@contextlib.contextmanager
+def _without_real_sleep(loop: SimLoop) -> Iterator[None]:
+    """Raise `RealSleep` where something on the loop would block it; other threads sleep as ever."""
+    if time.sleep is not _SLEEP:  # replaced by the test
+        yield
+        return
+
+    def sleep(seconds: Any) -> None:
+        __tracebackhide__ = True  # pytest shows the line that sleeps
+        if seconds > 0 and asyncio._get_running_loop() is loop:  # noqa: SLF001  # else it would raise
+            raise RealSleep(seconds)
+        _SLEEP(seconds)
+
+    time.sleep = sleep
+    try:
+        yield
+    finally:
+        if time.sleep is sleep:
+            time.sleep = _SLEEP
