@@ -112,7 +112,7 @@ class LocalProcesses:
         process = self._processes.get(number)
         if process is None:
             return
-        process.end_with(reason)
+        process.end_with(reason, again=at_once)
         if at_once:
             self._bury(process, reason)
 

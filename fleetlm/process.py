@@ -39,7 +39,9 @@ class ProcessInfo:
 class Process:
     """What a process function gets as its first argument."""
 
-    __slots__ = ("_calls", "_signals", "ending", "exit_reason", "mailbox", "node", "pid", "runs", "task")
+    __slots__ = (
+        "_calls", "_signals", "ending", "exit_reason", "mailbox", "node", "parent", "pid", "runs", "task",
+    )  # fmt: skip
 
     def __init__(self, node: Node, signals: Signals, pid: Pid, runs: str, mailbox_limit: int) -> None:
         self.node = node
@@ -48,6 +50,8 @@ class Process:
         """Whether an exit signal has reached it."""
         self.exit_reason: Any = None
         self.pid = pid
+        self.parent: Pid | None = None
+        """Who spawned it with `spawn_link`."""
         self.runs = runs
         self.mailbox = Mailbox(mailbox_limit, self)
         self._calls: dict[Call, None] | None = None
@@ -119,7 +123,7 @@ class Process:
     def spawn_link(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
         """Spawn a process on this node that is linked before it runs. Raises: as `Node.spawn`."""
         pid = self.node.spawn(function, *args, name=name)
-        self.link(pid)
+        self._signals.adopt(self, pid)
         return pid
 
     def spawn_monitor(
@@ -131,8 +135,13 @@ class Process:
 
     # The runtime's business.
 
-    def end_with(self, reason: Any) -> None:
-        """Let it end; the first reason counts."""
+    def end_with(self, reason: Any, *, again: bool = False) -> None:
+        """Let it end; the first reason counts, and later ones do not cut its clean-up short.
+
+        ``again`` cancels even what is ending already.
+        """
+        if self.ending and not again:
+            return
         if not self.ending:
             self.ending = True
             self.exit_reason = reason

@@ -39,6 +39,13 @@ class Signals:
 
     # What processes do.
 
+    def adopt(self, process: Process, pid: Pid) -> None:
+        """See `Process.spawn_link`."""
+        child = self._local.process(pid)
+        if child is not None:
+            child.parent = process.pid
+        self.link(process, pid)
+
     def link(self, process: Process, other: Pid) -> None:
         """See `Process.link`."""
         self._perform(self.relations.linked(process.pid.number, other))
@@ -112,9 +119,9 @@ class Signals:
             packed = self._codec.pack([int(Op.SIGNAL), signal, None], signal)
         return packed
 
-    def _connected(self, node: str, incarnation: int | None) -> bool:
+    def _connected(self, node: str) -> int | None:
         link = self._links.get(node)
-        return link is not None and incarnation in (None, link.incarnation)
+        return None if link is None else link.incarnation
 
     def _target(self, target: Pid | str | tuple[str, str]) -> Target:
         if isinstance(target, Pid):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ from fleetlm.process import Process, ProcessFunction
 
 log = logging.getLogger("fleetlm")
 
+SHUTDOWN_S = 5.0
+"""For a child whose spec says nothing. Source: OTP supervisor.erl, for a worker."""
 KILL_WAIT_S = 1.0
 """For the clean-up of a child that was killed; then it is left to itself."""
 
@@ -48,10 +51,10 @@ class Child:
         name: its id among the children of its supervisor.
         function: a process function, or a `Supervisor`.
         args: passed to it after its `Process`.
-        restart: ``permanent`` (always), ``transient`` (unless it ended with ``"normal"`` or
-            ``"shutdown"``) or ``temporary`` (never).
-        shutdown_s: seconds that it has to end before it is killed; 0: killed at once; None: as long
-            as it takes, which is right for a supervisor.
+        restart: ``permanent`` (always), ``transient`` (unless it ended with ``"normal"``,
+            ``"shutdown"`` or ``("shutdown", why)``) or ``temporary`` (never).
+        shutdown_s: seconds that it has to end before it is killed; 0: killed at once; ``math.inf``:
+            as long as it takes; None: 5 s, and for a supervisor as long as it takes.
         register: the name under which it is registered on its node, each time it is started.
     """
 
@@ -59,7 +62,7 @@ class Child:
     function: ProcessFunction
     args: tuple[Any, ...] = ()
     restart: Restart = "permanent"
-    shutdown_s: float | None = 5.0
+    shutdown_s: float | None = None
     register: str | None = None
 
     def __post_init__(self) -> None:
@@ -85,8 +88,9 @@ class Supervisor:
     """A process function that supervises; spawn it, or make it the function of a `Child`.
 
     It answers calls from any node: ``"which_children"`` (name → pid or None), ``"count_children"``,
-    and ``("terminate_child" | "restart_child" | "delete_child", name)``. Other exit signals than
-    those of its children end it, and with it, in reverse order, its children.
+    and ``("terminate_child" | "restart_child" | "delete_child", name)``. An exit signal of its parent
+    (whose `Process.spawn_link` started it) or of a node (`Node.exit`) ends it, and with it, in reverse
+    order, its children. Those of others, whoever may have linked to it, do nothing.
 
     Args:
         children: started in this order.
@@ -160,7 +164,9 @@ class _Run:
     async def _exited(self, pid: Pid, reason: Any) -> None:
         name = next((name for name, child in self._children.items() if child.pid == pid), None)
         if name is None:
-            raise ProcessExit(reason)  # Not a child's: whoever is linked to us, or asks us to end.
+            if pid.number == 0 or pid == self._process.parent:
+                raise ProcessExit(reason)
+            return
         child = self._children[name]
         child.pid = None
         if not wants_restart(child.spec.restart, reason):
@@ -218,9 +224,9 @@ class _Run:
 
     async def _end_one(self, child: _Running) -> None:
         pid, child.pid = child.pid, None
-        node, process, shutdown_s = self._process.node, self._process, child.spec.shutdown_s
         if pid is None:
             return
+        node, process, shutdown_s = self._process.node, self._process, _shutdown_s(child.spec)
         process.unlink(pid)
         process.mailbox.discard(lambda message: isinstance(message, Exit) and message.pid == pid)
         if shutdown_s != 0:
@@ -255,8 +261,18 @@ class _Run:
                 else:
                     call.reply(child.pid)
             case _:
-                why = "unknown, or no such child, or it runs (delete), or there is one (start)"
-                call.fail(InvalidName(repr(request)[:200], why))
+                call.fail(InvalidName(repr(request)[:200], self._why_not(request)))
+
+    def _why_not(self, request: Any) -> str:
+        match request:
+            case ("terminate_child" | "restart_child", str()):
+                return "there is no such child"
+            case ("delete_child", str(name)):
+                return "it runs; terminate it first" if name in self._children else "there is no such child"
+            case ("start_child", Child(name=name)):
+                runs = self._children[name].pid is not None
+                return "it runs already" if runs else "there is one that does not run; restart or delete it"
+        return "a supervisor does not answer that"
 
     def _counts(self) -> dict[str, int]:
         children = list(self._children.values())
@@ -267,3 +283,10 @@ class _Run:
             "supervisors": supervisors,
             "workers": len(children) - supervisors,
         }
+
+
+def _shutdown_s(spec: Child) -> float | None:
+    """Seconds, or None for ever."""
+    if spec.shutdown_s is None:
+        return None if isinstance(spec.function, Supervisor) else SHUTDOWN_S
+    return None if spec.shutdown_s == math.inf else spec.shutdown_s

@@ -72,7 +72,7 @@ class Relations:
         node: its name.
         incarnation: of this start of it.
         alive: whether a number is a process of this node.
-        connected: whether a signal to a node (of that incarnation, if one is given) would leave.
+        connected: the incarnation of a node to which a signal would leave, or None.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Relations:
         node: str,
         incarnation: int,
         alive: Callable[[int], bool],
-        connected: Callable[[str, int | None], bool],
+        connected: Callable[[str], int | None],
     ) -> None:
         self.node = node
         self.incarnation = incarnation
@@ -96,7 +96,8 @@ class Relations:
 
     def trapped(self, number: int, on: bool) -> None:
         """Exit signals become messages, or do not."""
-        self._end(number).trap_exit = on
+        if self._alive(number):
+            self._end(number).trap_exit = on
 
     def traps(self, number: int) -> bool:
         """Whether exit signals become messages."""
@@ -106,21 +107,22 @@ class Relations:
     def linked(self, number: int, other: Pid) -> list[Order]:
         """Link a process of this node with another. A second link to the same is the first."""
         me = self._pid(number)
+        absent = self._absent(other)
+        if not self._alive(number):  # Killed, and still cleaning up: it is the other that finds nobody.
+            return self._signal(other.number, me, "noproc") if self._is_here(other) and not absent else []
         if other == me or other in self._end(number).links:
             return []
+        if absent:
+            return self._signal(number, other, absent)
         if self._is_here(other):
-            if not self._alive(other.number):
-                return self._signal(number, other, "noproc")
             self._end(other.number).links[me] = None
-        elif not self._connected(other.node, other.incarnation):
-            return self._signal(number, other, "noconnection")
         self._end(number).links[other] = None
         return [] if self._is_here(other) else [Tell(other.node, ["link", me, other.number], number)]
 
     def unlinked(self, number: int, other: Pid) -> list[Order]:
         """End a link; no exit of the other reaches this process any more."""
         me = self._pid(number)
-        if self._end(number).links.pop(other, me) is me:
+        if not self._drop_link(number, other):
             return []
         if self._is_here(other):
             self._drop_link(other.number, me)
@@ -129,26 +131,26 @@ class Relations:
 
     def monitored(self, number: int, ref: Ref, target: Target, owner: int | None) -> list[Order]:
         """Watch a process. ``owner`` is the number that a name of this node belongs to, if it does."""
-        node = target.node
-        if node == self.node:
-            if isinstance(target, Pid):
-                owner = target.number if target.incarnation == self.incarnation else None
-            if owner is None or not self._alive(owner):
-                return [Deliver(number, Down(ref, target, "noproc"))]
-            self._watch(ref, owner, target)
-            self._hold(number, ref, target)
-            return []
-        incarnation = target.incarnation if isinstance(target, Pid) else None
-        if not self._connected(node, incarnation):
-            return [Deliver(number, Down(ref, target, "noconnection"))]
+        if not self._alive(number):
+            return []  # Killed, and still cleaning up: nobody will read the `Down`.
+        if isinstance(target, Pid):
+            owner = target.number
+        absent = self._absent(target)
+        if not absent and target.node == self.node and (owner is None or not self._alive(owner)):
+            absent = "noproc"
+        if absent:
+            return [Deliver(number, Down(ref, target, absent))]
         self._hold(number, ref, target)
+        if target.node == self.node and owner is not None:
+            self._watch(ref, owner, target)
+            return []
         key: int | str = target.number if isinstance(target, Pid) else target.name
-        return [Tell(node, ["monitor", ref, key], number)]
+        return [Tell(target.node, ["monitor", ref, key], number)]
 
     def demonitored(self, number: int, ref: Ref) -> list[Order]:
         """Watch no more: no `Down` is delivered from here on."""
-        ends = self._end(number)
-        target = ends.monitors.pop(ref, None)
+        ends = self._ends.get(number)
+        target = None if ends is None else ends.monitors.pop(ref, None)
         if target is None:
             return []
         self._owner_of.pop(ref, None)
@@ -159,11 +161,11 @@ class Relations:
 
     def asked_to_exit(self, sender: Pid, other: Pid, reason: Any) -> list[Order]:
         """Somebody sends an exit signal, as Erlang's exit/2: ``"kill"`` cannot be trapped."""
+        if self._absent(other):
+            return []  # Its number may be another's by now.
         if not self._is_here(other):
             after = sender.number if self._is_here(sender) else 0
             return [Tell(other.node, ["exit2", sender, other.number, reason], after)]
-        if not self._alive(other.number):
-            return []
         if reason == "kill":
             return [Stop(other.number, "killed", at_once=True)]
         if self.traps(other.number):
@@ -276,6 +278,16 @@ class Relations:
                     return []  # It crossed our demonitor.
                 return self._down(ref, watched, reason)
         return None
+
+    def _absent(self, target: Target) -> str:
+        """Why a signal would not arrive, as far as this node knows; empty where it may."""
+        if target.node == self.node:
+            gone = isinstance(target, Pid) and not (self._is_here(target) and self._alive(target.number))
+            return "noproc" if gone else ""
+        incarnation = self._connected(target.node)
+        if incarnation is None:
+            return "noconnection"
+        return "noproc" if isinstance(target, Pid) and target.incarnation != incarnation else ""
 
     def _signal(self, number: int, sender: Pid, reason: Any) -> list[Order]:
         if self.traps(number):

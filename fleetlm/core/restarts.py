@@ -13,8 +13,6 @@ Restart = Literal["permanent", "transient", "temporary"]
 
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
 RESTARTS = ("permanent", "transient", "temporary")
-CLEAN = ("normal", "shutdown")
-"""Reasons after which a transient child stays away."""
 PEER_LOSS = "noconnection"
 """The reason of a child that was linked to a process on a lost node: nobody's mistake here."""
 
@@ -25,10 +23,21 @@ def is_of_the_cluster(reason: Any) -> bool:
 
 
 def wants_restart(restart: Restart, reason: Any) -> bool:
-    """Whether a child of that kind is started again after it ended for that reason."""
+    """Whether a child of that kind is started again after it ended for that reason.
+
+    A transient one stays away after ``"normal"``, ``"shutdown"`` and ``("shutdown", why)``.
+    """
     if restart == "transient":
-        return reason not in CLEAN
+        return not is_clean(reason)
     return restart == "permanent"
+
+
+def is_clean(reason: Any) -> bool:
+    """Whether a process that ended for that reason meant to."""
+    match reason:
+        case "normal" | "shutdown" | ("shutdown", _):
+            return True
+    return False
 
 
 def affected(strategy: Strategy, order: Sequence[str], failed: str) -> list[str]:

@@ -249,6 +249,49 @@ def test_a_lost_node_is_noconnection_once_and_a_new_monitor_after_healing_works(
     pair_story(story)
 
 
+def test_a_second_exit_signal_does_not_cut_a_clean_up_short_and_a_kill_does() -> None:
+    async def story(_cluster: SimCluster, a: Node, b: Node) -> None:
+        cleaned: list[str] = []
+
+        async def tidy(process: Process, name: str) -> None:
+            try:
+                await process.receive()
+            finally:
+                await asyncio.sleep(5)
+                cleaned.append(name)
+
+        log: list[Any] = []
+        patient, killed = b.spawn(tidy, "patient"), b.spawn(tidy, "killed")
+        a.spawn(listener, log, [patient, killed])
+        for pid, second in ((patient, "boom"), (killed, "kill")):
+            a.exit(pid, "shutdown")
+            await asyncio.sleep(1)
+            a.exit(pid, second)
+        await asyncio.sleep(10)
+        assert cleaned == ["patient"]
+        assert {down.target: down.reason for down in log} == {patient: "shutdown", killed: "killed"}
+
+    pair_story(story)
+
+
+def test_an_exit_signal_for_a_former_incarnation_spares_who_has_the_number_now() -> None:
+    async def story(cluster: SimCluster, a: Node, b: Node) -> None:
+        former = b.spawn(child)
+        b = await cluster.restart(b)
+        await cluster.mesh(timeout=60)
+        now = b.spawn(child)
+        assert now.number == former.number
+        for reason in ("boom", "kill"):
+            a.exit(former, reason)
+        log: list[Any] = []
+        a.spawn(listener, log, [former], former)
+        await asyncio.sleep(1)
+        assert b.process_info(now) is not None
+        assert [message.reason for message in log] == ["noproc", "noproc"]
+
+    pair_story(story)
+
+
 # Seeded stories.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -99,6 +100,8 @@ def test_the_order_of_restarts(strategy: Strategy, happens: list[str]) -> None:
         ("permanent", ("exit", "normal"), {"a": True}),
         ("transient", ("exit", "normal"), {"a": False}),
         ("transient", ("exit", "shutdown"), {"a": False}),
+        ("transient", ("exit", ("shutdown", "why")), {"a": False}),
+        ("transient", ("exit", ("broken", "why")), {"a": True}),
         ("transient", "crash", {"a": True}),
         ("temporary", "crash", {}),
     ],
@@ -198,6 +201,99 @@ def test_a_tree_ends_from_its_leaves_and_a_branch_that_gives_up_is_restarted() -
         await asyncio.sleep(0.1)
         assert log.take() == ["-y", "-x", "-a"]
         assert node.processes() == []
+
+    story(told)
+
+
+def test_only_its_parent_or_a_node_ends_a_supervisor() -> None:
+    async def told(_: SimCluster, node: Node) -> None:
+        log = Log()
+        pids: list[Pid] = []
+
+        async def parent(process: Process) -> None:
+            pids.append(process.spawn_link(Supervisor(log.specs("a")), name="top"))
+            await process.receive()
+            process.exit(pids[0], "enough")
+            await process.receive()
+
+        async def stranger(process: Process, reason: str) -> None:
+            process.link(pids[0])
+            process.exit(pids[0], "shutdown")
+            raise ProcessExit(reason)
+
+        above = node.spawn(parent)
+        await asyncio.sleep(0.1)
+        for reason in ("normal", "boom"):
+            node.spawn(stranger, reason)
+            await asyncio.sleep(0.1)
+        assert log == ["+a"]
+        reason = asyncio.create_task(ended(node, pids[0]))
+        await asyncio.sleep(0.1)
+        await node.send(above, "end it")
+        assert await reason == "enough"
+        assert log == ["+a", "-a"]
+
+    story(told)
+
+
+def test_a_nested_supervisor_has_the_time_that_its_children_need() -> None:
+    async def told(_: SimCluster, node: Node) -> None:
+        log = Log()
+
+        async def slow(process: Process) -> None:
+            try:
+                await process.receive()
+            finally:
+                await asyncio.sleep(20)
+                log.append("done")
+
+        def nested(shutdown_s: float | None) -> Supervisor:
+            inner = Supervisor([Child("slow", slow, shutdown_s=math.inf)])
+            return Supervisor([Child("inner", inner, shutdown_s=shutdown_s)])
+
+        for shutdown_s, left in ((None, ["done"]), (2.0, [])):
+            pid = node.spawn(nested(shutdown_s))
+            await asyncio.sleep(0.1)
+            node.exit(pid, "shutdown")
+            assert await ended(node, pid) == "shutdown"
+            assert log.take() == left
+        await asyncio.sleep(30)
+
+    story(told)
+
+
+def test_a_worker_whose_spec_says_nothing_has_five_seconds() -> None:
+    async def told(_: SimCluster, node: Node) -> None:
+        pid = node.spawn(Supervisor([Child("s", Log().stubborn, ("s",))]))
+        await asyncio.sleep(0.1)
+        began = asyncio.get_running_loop().time()
+        node.exit(pid, "shutdown")
+        assert await ended(node, pid) == "shutdown"
+        assert 5.0 <= asyncio.get_running_loop().time() - began < 5.5
+
+    story(told)
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (("terminate_child", "nobody"), "there is no such child"),
+        (("restart_child", "nobody"), "there is no such child"),
+        (("delete_child", "nobody"), "there is no such child"),
+        (("delete_child", "a"), "it runs; terminate it first"),
+        (("start_child", Child("a", Log().child, ("a",))), "it runs already"),
+        (("start_child", Child("z", Log().child, ("z",))), "there is one that does not run"),
+        ("make_coffee", "a supervisor does not answer that"),
+    ],
+)
+def test_a_supervisor_says_why_it_will_not(request_: Any, sentence: str) -> None:
+    async def told(_: SimCluster, node: Node) -> None:
+        log = Log()
+        node.spawn(Supervisor(log.specs("a", "z")), name="top")
+        await node.call("top", ("terminate_child", "z"))
+        with pytest.raises(RemoteError, match=sentence) as caught:
+            await node.call("top", request_)
+        assert caught.value.type_name == InvalidName.__name__
 
     story(told)
 

@@ -30,10 +30,9 @@ class Table:
         self.node = node
         self.alive = set(alive)
         self.names: dict[str, int] = {}
-        self.connected = True
-        self.relations = Relations(
-            node, INCARNATION[node], self.alive.__contains__, lambda *_: self.connected
-        )
+        self.connected: dict[str, int] = dict(INCARNATION)
+        """Node → the incarnation that is connected."""
+        self.relations = Relations(node, INCARNATION[node], self.alive.__contains__, self.connected.get)
 
     def ends(self, number: int, reason: Any = "normal") -> list[Order]:
         self.alive.discard(number)
@@ -76,7 +75,7 @@ def test_linking_nobody_is_an_exit_signal() -> None:
     assert t.relations.linked(1, pid(9)) == [Stop(1, "noproc")]
     t.relations.trapped(1, True)
     assert t.relations.linked(1, pid(9)) == [Deliver(1, Exit(pid(9), "noproc"))]
-    t.connected = False
+    t.connected.clear()
     assert t.relations.linked(1, pid(1, THERE)) == [Deliver(1, Exit(pid(1, THERE), "noconnection"))]
     assert t.relations.counts() == (0, 0)
 
@@ -238,3 +237,40 @@ def test_a_process_that_watches_itself_ends_in_peace() -> None:
     t.relations.monitored(1, ref(1), pid(1), None)
     assert t.ends(1, "boom") == []
     assert t.relations.counts() == (0, 0)
+
+
+def test_a_pid_of_a_former_incarnation_is_nobody_once_another_is_connected() -> None:
+    """Its number may be another process's by now: a signal to that number must not leave."""
+    t = Table()
+    former = Pid(THERE, 99, 2)
+    t.relations.trapped(1, True)
+    assert t.relations.linked(1, former) == [Deliver(1, Exit(former, "noproc"))]
+    assert t.relations.monitored(1, ref(1), former, None) == [Deliver(1, Down(ref(1), former, "noproc"))]
+    assert t.relations.asked_to_exit(pid(1), former, "kill") == []
+    assert t.relations.unlinked(1, former) == []
+    t.connected.clear()
+    assert t.relations.linked(1, former) == [Deliver(1, Exit(former, "noconnection"))]
+    assert t.relations.counts() == (0, 0)
+
+
+def test_a_former_incarnation_of_this_node_is_nobody_as_well() -> None:
+    t = Table()
+    former = Pid(HERE, 99, 2)
+    assert t.relations.linked(1, former) == [Stop(1, "noproc")]
+    assert t.relations.asked_to_exit(pid(1), former, "boom") == []
+
+
+def test_who_was_killed_and_still_cleans_up_leaves_nothing_in_the_table() -> None:
+    t = Table()
+    t.ends(1, "killed")
+    assert t.relations.linked(1, pid(2)) == [Stop(2, "noproc")], "what it spawns now ends with it"
+    assert t.relations.linked(1, pid(1, THERE)) == []
+    assert t.relations.linked(1, pid(9)) == []
+    assert t.relations.monitored(1, ref(1), pid(2), None) == []
+    assert t.relations.monitored(1, ref(2), pid(1, THERE), None) == []
+    assert t.relations.demonitored(1, ref(1)) == []
+    assert t.relations.unlinked(1, pid(2)) == []
+    t.relations.trapped(1, True)
+    assert t.relations.traps(1) is False
+    assert t.relations.counts() == (0, 0)
+    assert t.relations._ends == {}
