@@ -7,8 +7,6 @@ a real Erlang; everywhere, fleetlm is held against the record and the table of d
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -33,8 +31,6 @@ def played(name: str) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_fleetlm_does_what_erlang_does(name: str) -> None:
-    if name.startswith(pg_scenarios.PREFIX) and not pg_scenarios.exist():
-        pytest.skip("this version has no groups")
     logging.disable(logging.CRITICAL)
     expected = OURS.get(name, OTP.outcomes[name])
     for loss, seen in played(name):
@@ -114,35 +110,3 @@ def test_every_family_is_played() -> None:
         "call", "exit", "link", "monitor", "pg", "send", "spawn_link", "spawn_monitor", "supervisor",
     ]  # fmt: skip
     assert len(ALL) > 250
-
-
-# The side of groups, on groups that are made up here: that it can be trusted when there are real ones.
-
-
-class _Groups:
-    """Groups of one node alone."""
-
-    def __init__(self) -> None:
-        self.joined: dict[str, list[Any]] = {}
-
-    def join(self, group: str, pid: Any) -> None:
-        self.joined.setdefault(group, []).append(pid)
-
-    def leave(self, group: str, pid: Any) -> bool:
-        if pid not in self.joined.get(group, []):
-            return False
-        self.joined[group].remove(pid)
-        return True
-
-    def members(self, group: str) -> list[Any]:
-        return list(self.joined.get(group, ()))
-
-    local_members = members
-
-
-@pytest.mark.parametrize("name", ["pg/leave_without_join", "pg/leave_once_too_often", "pg/nobody"])
-def test_the_verbs_of_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups: dict[str, _Groups] = {}
-    of: Callable[[Any], _Groups] = lambda node: groups.setdefault(node.name, _Groups())  # noqa: E731
-    monkeypatch.setattr(pg_scenarios, "groups_of", of)
-    assert outcome(ALL[name], extra=pg_scenarios.GROUPS) == OTP.outcomes[name]
