@@ -40,6 +40,14 @@ async def deliver(node: Node, to: str, text: str) -> str:
     raise TimeoutError(f"nobody could be asked to write to {to}")
 
 
+async def members(node: Node, group: str, count: int) -> None:
+    """Wait until so many are known here: a join is seen on other nodes one hop later."""
+    changes = node.groups.watch(group)
+    while len(node.groups.members(group)) < count:
+        await anext(changes)
+    changes.close()
+
+
 async def main() -> None:
     """Four workers on two nodes, one node leaves."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
@@ -53,10 +61,9 @@ async def main() -> None:
         for node in (here, there):
             node.spawn(workers, name="workers")
         await here.ready(1, timeout=5)
-        while len(here.groups.members("mailers")) < 4:
-            await asyncio.sleep(0.01)
+        await members(here, "mailers", 4)
 
-        # send.delay(...).get()
+        # As send.delay(...).get() does.
         print(await deliver(here, "ada@example.org", "hello"))
 
         # A worker that goes takes nothing with it that was not told.

@@ -66,24 +66,24 @@ async def main() -> None:
         there.spawn(TREE, name="tree")
         await here.ready(1, timeout=5)
 
-        # gen_server:call(Ref, {add, 5}, 2000)
+        # In Erlang: gen_server:call(Ref, {add, 5}, 2000).
         counter = here.ref(Counter, "counter", at=there.name)
         print(await counter.within(2.0).call(Counter.add, 5))
 
-        # gen_server:cast(Ref, {add, 1}), Pid ! Message
+        # In Erlang: gen_server:cast(Ref, {add, 1}), and Pid ! Message.
         await counter.cast(Counter.add, 1)
         await counter.send("raw")
 
-        # pg:get_members(counters)
+        # In Erlang: pg:get_members(counters).
         print(len(here.groups.members("counters")), "members")
 
-        # global:register_name(leader, Pid), global:whereis_name(leader)
+        # In Erlang: global:register_name(leader, Pid), global:whereis_name(leader).
         pid = await here.whereis("counter", at=there.name)
         assert pid is not None
         await here.registry.register("leader", pid)
         print(await here.registry.wait_for("leader", timeout=5) == pid)
 
-        # exit(Pid, kill), and the supervisor starts another one
+        # In Erlang: exit(Pid, kill); the supervisor starts another one
         watching = here.spawn(watcher, pid)
         here.exit(pid, "kill")
         await here.join(watching, timeout=5)

@@ -38,6 +38,14 @@ class Model(Actor):
             yield token
 
 
+async def members(node: Node, group: str, count: int) -> None:
+    """Wait until so many are known here: a join is seen on other nodes one hop later."""
+    changes = node.groups.watch(group)
+    while len(node.groups.members(group)) < count:
+        await anext(changes)
+    changes.close()
+
+
 async def main() -> None:
     """Two workers that are the same program, as in a Deployment."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
@@ -49,22 +57,21 @@ async def main() -> None:
             node.factories.register("model", Model)
         await here.ready(1, timeout=5)
 
-        # Model.options(scheduling_strategy=...).remote()
+        # As Model.options(scheduling_strategy=...).remote() does.
         for name in (here.name, there.name):
             await here.spawn_at(name, "model")
-        while len(here.groups.members("models")) < 2:
-            await asyncio.sleep(0.01)
+        await members(here, "models", 2)
 
-        # ray.get(model.generate.remote("..."))
+        # As ray.get(model.generate.remote(prompt)) does.
         model = here.ref(Model, here.groups.pick("models", by="least_loaded"))
         print(await model.within(30.0).call(Model.generate, "a b c"))
 
-        # the same session on the same worker, as long as it lives
+        # The same session on the same worker, as long as it lives
         sticky = here.ref(Model, here.groups.pick("models", by="key", key="session-7"))
         async for token in sticky.stream(Model.tokens, "d e f"):
             print(token)
 
-        # ray.get([...]): many at a time
+        # Many at a time.
         refs = [here.ref(Model, pid) for pid in here.groups.members("models")]
         print(await asyncio.gather(*(ref.call(Model.generate, "g h") for ref in refs)))
 
