@@ -7,7 +7,8 @@ exactly one `Down`. Both work the same between nodes, and a lost connection is a
 
 Facts in, orders out, as in the kernel. Only the ends on this node are kept here; the other node keeps
 its own. Source: OTP erts link and monitor signals (erl_proc_sig_queue.c); differs: no unlink
-acknowledgement, since an exit that crosses an unlink finds no link and does nothing.
+acknowledgement. An exit that crosses an unlink finds no link and does nothing, and an unlink says which
+acts of linking it ends, so that one that crosses a new link leaves it alone at both ends.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from fleetlm.core.ext import SHORT
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
+
+MAX_ACTS = 8
+"""Acts of linking kept for one link; each side makes one at most, as long as it keeps to the rules."""
 
 Target = Pid | Address
 
@@ -58,7 +62,8 @@ class _Ends:
     """What one process of this node takes part in."""
 
     trap_exit: bool = False
-    links: dict[Pid, None] = field(default_factory=dict)
+    links: dict[Pid, tuple[int, ...]] = field(default_factory=dict)
+    """Whom it is linked with, and by which acts: numbers of ours, negative ones of the other node's."""
     monitors: dict[Ref, Target] = field(default_factory=dict)
     """What it watches."""
     watchers: dict[Ref, Target] = field(default_factory=dict)
@@ -87,6 +92,7 @@ class Relations:
         self._alive = alive
         self._connected = connected
         self._ends: dict[int, _Ends] = {}
+        self._acts = 0
         self._watchers_of: dict[Ref, int] = {}
         """A monitor that a process of this node, or of another, holds here → the watched number."""
         self._owner_of: dict[Ref, int] = {}
@@ -115,19 +121,23 @@ class Relations:
         if absent:
             return self._signal(number, other, absent)
         if self._is_here(other):
-            self._end(other.number).links[me] = None
-        self._end(number).links[other] = None
-        return [] if self._is_here(other) else [Tell(other.node, ["link", me, other.number], number)]
+            self._end(other.number).links[me] = ()
+            self._end(number).links[other] = ()
+            return []
+        self._acts += 1
+        self._end(number).links[other] = (self._acts,)
+        return [Tell(other.node, ["link", me, other.number, self._acts], number)]
 
     def unlinked(self, number: int, other: Pid) -> list[Order]:
         """End a link; no exit of the other reaches this process any more."""
         me = self._pid(number)
-        if not self._drop_link(number, other):
+        acts = self._drop_link(number, other)
+        if acts is None:
             return []
         if self._is_here(other):
             self._drop_link(other.number, me)
             return []
-        return [Tell(other.node, ["unlink", me, other.number], number)]
+        return [Tell(other.node, ["unlink", me, other.number, list(acts)], number)]
 
     def monitored(self, number: int, ref: Ref, target: Target, owner: int | None) -> list[Order]:
         """Watch a process. ``owner`` is the number that a name of this node belongs to, if it does."""
@@ -240,16 +250,17 @@ class Relations:
 
     def _told_of_link(self, node: str, incarnation: int, signal: list[Any]) -> list[Order] | None:
         match signal:
-            case ["link", Pid() as other, int(number)] if _of(other, node, incarnation):
+            case ["link", Pid() as other, int(number), int(act)] if _of(other, node, incarnation):
                 if not self._alive(number):
                     return [Tell(node, ["exit", self._pid(number), other.number, "noproc"])]
-                self._end(number).links[other] = None
+                links = self._end(number).links
+                links[other] = (*links.get(other, ()), -act)[-MAX_ACTS:]
                 return []
-            case ["unlink", Pid() as other, int(number)] if _of(other, node, incarnation):
-                self._drop_link(number, other)
+            case ["unlink", Pid() as other, int(number), [*acts]] if _of(other, node, incarnation):
+                self._unlinked_by(number, other, acts)
                 return []
             case ["exit", Pid() as other, int(number), reason] if _of(other, node, incarnation):
-                if not self._drop_link(number, other):
+                if self._drop_link(number, other) is None:
                     return []  # It crossed our unlink.
                 return self._signal(number, other, reason)
             case ["exit2", Pid() as other, int(number), reason] if _of(other, node, incarnation):
@@ -315,12 +326,20 @@ class Relations:
         if number is not None:
             self._ends[number].watchers.pop(ref, None)
 
-    def _drop_link(self, number: int, other: Pid) -> bool:
+    def _unlinked_by(self, number: int, other: Pid, acts: list[Any]) -> None:
+        """The other side ends what it knows of. A link that was made here meanwhile lives on, at both ends."""
         ends = self._ends.get(number)
         if ends is None or other not in ends.links:
-            return False
-        del ends.links[other]
-        return True
+            return
+        left = tuple(act for act in ends.links[other] if -act not in acts)
+        if left:
+            ends.links[other] = left
+        else:
+            del ends.links[other]
+
+    def _drop_link(self, number: int, other: Pid) -> tuple[int, ...] | None:
+        ends = self._ends.get(number)
+        return None if ends is None else ends.links.pop(other, None)
 
     def _end(self, number: int) -> _Ends:
         ends = self._ends.get(number)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fleetlm.core.relations import Deliver, Order, Relations, Stop, Tell
 from fleetlm.ids import Pid, Ref
@@ -83,8 +85,8 @@ def test_linking_nobody_is_an_exit_signal() -> None:
 def test_a_link_between_nodes_is_told_and_ends_on_both_sides() -> None:
     here, there = Table(), Table(THERE)
     (tell,) = here.relations.linked(1, pid(2, THERE))
-    assert tell == Tell(THERE, ["link", pid(1), 2], 1)
-    assert there.told(["link", pid(1), 2], HERE) == []
+    assert tell == Tell(THERE, ["link", pid(1), 2, 1], 1)
+    assert there.told(["link", pid(1), 2, 1], HERE) == []
     assert there.ends(2, "boom") == [Tell(HERE, ["exit", pid(2, THERE), 1, "boom"], 2)]
     assert here.told(["exit", pid(2, THERE), 1, "boom"]) == [Stop(1, "boom")]
     assert here.told(["exit", pid(2, THERE), 1, "boom"]) == [], "only once"
@@ -93,14 +95,54 @@ def test_a_link_between_nodes_is_told_and_ends_on_both_sides() -> None:
 def test_an_exit_that_crosses_an_unlink_does_nothing() -> None:
     here = Table()
     here.relations.linked(1, pid(2, THERE))
-    assert here.relations.unlinked(1, pid(2, THERE)) == [Tell(THERE, ["unlink", pid(1), 2], 1)]
+    assert here.relations.unlinked(1, pid(2, THERE)) == [Tell(THERE, ["unlink", pid(1), 2, [1]], 1)]
     assert here.told(["exit", pid(2, THERE), 1, "boom"]) == []
+
+
+def deliver(table: Table, orders: list[Order], sender: str) -> list[Order]:
+    """What was told to the other node arrives there."""
+    return [order for tell in orders if isinstance(tell, Tell) for order in table.told(tell.signal, sender)]
+
+
+def test_an_unlink_that_crosses_a_new_link_leaves_it_at_both_ends() -> None:
+    here, there = Table(), Table(THERE)
+    deliver(there, here.relations.linked(1, pid(2, THERE)), HERE)
+    again = here.relations.unlinked(1, pid(2, THERE)) + here.relations.linked(1, pid(2, THERE))
+    crossing = there.relations.unlinked(2, pid(1))
+    deliver(there, again, HERE)
+    deliver(here, crossing, THERE)
+    assert (here.relations.counts(), there.relations.counts()) == ((1, 0), (1, 0))
+    deliver(there, here.relations.unlinked(1, pid(2, THERE)), HERE)
+    assert (here.relations.counts(), there.relations.counts()) == ((0, 0), (0, 0))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["link", "unlink", "deliver"]), st.booleans()), max_size=30))
+def test_however_links_and_unlinks_cross_both_ends_agree(steps: list[tuple[str, bool]]) -> None:
+    tables = {HERE: Table(HERE), THERE: Table(THERE)}
+    mine = {HERE: pid(1), THERE: pid(1, THERE)}
+    under_way: dict[str, list[Order]] = {HERE: [], THERE: []}
+
+    def arrive(sender: str, other: str, count: int) -> None:
+        orders, under_way[sender] = under_way[sender][:count], under_way[sender][count:]
+        deliver(tables[other], orders, sender)
+
+    for step, swapped in steps:
+        me, other = (THERE, HERE) if swapped else (HERE, THERE)
+        if step == "deliver":
+            arrive(me, other, 1)
+        else:
+            act = tables[me].relations.linked if step == "link" else tables[me].relations.unlinked
+            under_way[me] += act(1, mine[other])
+    arrive(HERE, THERE, len(steps))
+    arrive(THERE, HERE, len(steps))
+    counts = [table.relations.counts() for table in tables.values()]
+    assert counts[0] == counts[1]
 
 
 def test_a_link_to_nobody_on_another_node_comes_back_as_an_exit() -> None:
     there = Table(THERE)
-    assert there.told(["link", pid(1), 9], HERE) == [Tell(HERE, ["exit", pid(9, THERE), 1, "noproc"])]
-    assert there.told(["unlink", pid(1), 9], HERE) == []
+    assert there.told(["link", pid(1), 9, 1], HERE) == [Tell(HERE, ["exit", pid(9, THERE), 1, "noproc"])]
+    assert there.told(["unlink", pid(1), 9, [1]], HERE) == []
 
 
 def test_a_monitor_fires_exactly_once() -> None:
@@ -206,15 +248,18 @@ def test_exit_signals_to_oneself_to_nobody_and_to_another_node() -> None:
     [
         [],
         ["link"],
-        ["link", pid(1), 2],  # in the name of one of our own processes
-        ["link", Pid(THERE, 99, 1), 2],  # of another start of that node
+        ["link", pid(1, THERE), 2],
+        ["link", pid(1, THERE), 2, "1"],
+        ["unlink", pid(1, THERE), 2, 1],
+        ["link", pid(1), 2, 1],  # in the name of one of our own processes
+        ["link", Pid(THERE, 99, 1), 2, 1],  # of another start of that node
         ["exit", pid(3, "fleetlm@10.0.0.2"), "2", "x"],
         ["monitor", ref(1), 2],
         ["monitor", ref(1, THERE), 2.5],
         ["down", ref(1, THERE), "x"],
         ["demonitor", ref(1, THERE), 1],
         ["dance", pid(1, THERE), 2],
-        [b"link", pid(1, THERE), 2],
+        [b"link", pid(1, THERE), 2, 1],
     ],
 )
 def test_what_is_no_signal_of_that_node_is_refused_and_changes_nothing(signal: list[Any]) -> None:
