@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         StartFailed,
         Undecodable,
         Unknown,
+        WorkerDied,
         WouldBlock,
     )  # fmt: skip
     from fleetlm.ids import Pid, Ref
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
     from fleetlm.messages import Crash, Down, Exit, NodeDown, NodeUp, message
     from fleetlm.names import Address, NodeName
     from fleetlm.node import Node
+    from fleetlm.node_thread import node_in_thread
     from fleetlm.process import Process, ProcessInfo
     from fleetlm.settings import Settings
     from fleetlm.supervisor import Child, Supervisor
+    from fleetlm.sync import SyncNode
 
 __version__ = "0.1.0"
 
@@ -56,8 +59,8 @@ __all__ = [
     "NoConnection", "NoProcess", "Node", "NodeDown", "NodeInfo", "NodeLost", "NodeName",
     "NodeStopped", "NodeUp", "NotDelivered", "NotSerializable", "Outcome", "PeerInfo", "Pid",
     "Process", "ProcessDown", "ProcessExit", "ProcessInfo", "Ref", "RemoteError", "Settings",
-    "SettingsError", "StartFailed", "StaticDiscovery", "Supervisor", "Undecodable", "Unknown",
-    "WouldBlock", "message",
+    "SettingsError", "StartFailed", "StaticDiscovery", "Supervisor", "SyncNode", "Undecodable",
+    "Unknown", "WorkerDied", "WouldBlock", "message", "node_in_thread",
 ]  # fmt: skip
 
 _NAMES_OF = {
@@ -68,16 +71,18 @@ _NAMES_OF = {
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining FleetError InvalidName MessageTooLarge NoConnection "
         "NodeLost NodeStopped NoProcess NotDelivered NotSerializable ProcessDown ProcessExit "
-        "RemoteError SettingsError StartFailed Undecodable Unknown WouldBlock"
+        "RemoteError SettingsError StartFailed Undecodable Unknown WorkerDied WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.info": "NodeInfo",
     "fleetlm.messages": "Crash Down Exit NodeDown NodeUp message",
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",
+    "fleetlm.node_thread": "node_in_thread",
     "fleetlm.process": "Process ProcessInfo",
     "fleetlm.settings": "Settings",
     "fleetlm.supervisor": "Child Supervisor",
+    "fleetlm.sync": "SyncNode",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

@@ -84,6 +84,21 @@ class Messenger:
         if link.append(packed):
             await asyncio.sleep(0)
 
+    async def send_within(self, to: Target, message: Any, timeout_s: float) -> None:
+        """As `send`, but `WouldBlock` is raised where its window stays full for so long."""
+        deadline = self._loop.time() + min(timeout_s, MAX_TIMEOUT_S)
+        while True:
+            try:
+                self.send_nowait(to, message)
+                return
+            except WouldBlock:
+                link, key = self._route(to)
+            if link is None:
+                await self._room(self._box(to, key), to, timeout_s, deadline)
+            else:  # If its window has room, a large message waits for others of that kind.
+                large = () if link.full else (link.small_bytes + 1,)
+                await self._room(link, to, timeout_s, deadline, *large)
+
     def send_nowait(self, to: Target, message: Any) -> None:
         """See `Node.send_nowait`."""
         link, key = self._route(to)

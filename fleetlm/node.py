@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from fleetlm import forks
+from fleetlm.blocking import Blocking
 from fleetlm.core.codec import Codec
 from fleetlm.core.connection import Identity
 from fleetlm.core.kernel import Kernel
@@ -29,6 +30,7 @@ from fleetlm.settings import Settings
 from fleetlm.signals import Signals
 from fleetlm.starting import NodeStarting
 from fleetlm.startup import Parts, warn_about
+from fleetlm.sync import SyncNode
 
 if TYPE_CHECKING:
     from fleetlm.core.answers import Answer
@@ -94,6 +96,9 @@ class Node:
             self.name, self.incarnation, settings, codec, self._local, self._driver.links,
             self.kernel.topology, loop,
         )  # fmt: skip
+        self.sync = SyncNode(self, self._messenger, loop)
+        self._blocking = Blocking(self.name, settings)
+        self.run_blocking, self.run_in_process = self._blocking.in_thread, self._blocking.in_process
         self.poller: Poller | None = None
         if parts.discovery is not None:
             self.poller = Poller(parts.discovery, settings, parts.rng, self._looked_up, self._met_anybody)
@@ -188,6 +193,7 @@ class Node:
         await self._transport.close()
         self._events.close()
         self._changed()
+        await asyncio.gather(self.sync.close(), self._blocking.close())
         log.info("node %s stopped: %s", self.name, reason)
         self._stopped.set()
 
@@ -479,5 +485,6 @@ class Node:
             await asyncio.sleep(min(0.01, drain_s))
 
     def _busy(self) -> bool:
-        """Whether there are calls to answer, or large messages on their way out."""
-        return bool(self._local.open_calls) or any(link.lanes for link in self._driver.links.values())
+        """Whether there are calls to answer, functions to end, or large messages on their way out."""
+        links = self._driver.links.values()
+        return bool(self._local.open_calls or self._blocking.running) or any(link.lanes for link in links)

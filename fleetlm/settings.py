@@ -122,6 +122,12 @@ class Settings:
     events_limit: int = 10_000
     """nodeup and nodedown kept for a subscriber that does not read; then it gets a fresh snapshot."""
 
+    # Blocking functions.
+    blocking_threads: int = 32
+    """Of `Node.run_blocking`: they mostly wait, but each holds memory, and a driver a connection."""
+    blocking_processes: int | None = None
+    """Of `Node.run_in_process`. None: one for each CPU that this process may use, since they compute."""
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read and check the environment (default: this process's).
