@@ -23,7 +23,7 @@ _NAMES_OF = {
         "AlreadyRegistered CallTimeout Draining FleetError InvalidName MessageTooLarge NoConnection "
         "NoMember NoProcess NodeLost NodeStopped NotDelivered NotSerializable ProcessDown ProcessExit "
         "RemoteError SettingsError StartFailed TooManyMemberships TooManyNames Undecodable Unknown "
-        "WouldBlock"
+        "WorkerDied WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.info": "NodeInfo",
@@ -32,9 +32,11 @@ _NAMES_OF = {
     ),
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",
+    "fleetlm.node_thread": "node_in_thread",
     "fleetlm.process": "Process ProcessInfo",
     "fleetlm.settings": "Settings",
     "fleetlm.supervisor": "Child Supervisor",
+    "fleetlm.sync": "SyncNode",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

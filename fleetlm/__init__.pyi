@@ -81,6 +81,9 @@ from fleetlm.errors import (
     Unknown as Unknown,
 )
 from fleetlm.errors import (
+    WorkerDied as WorkerDied,
+)
+from fleetlm.errors import (
     WouldBlock as WouldBlock,
 )
 from fleetlm.ids import Pid as Pid
@@ -122,10 +125,12 @@ from fleetlm.messages import (
 from fleetlm.names import Address as Address
 from fleetlm.names import NodeName as NodeName
 from fleetlm.node import Node as Node
+from fleetlm.node_thread import node_in_thread as node_in_thread
 from fleetlm.process import Process as Process
 from fleetlm.process import ProcessInfo as ProcessInfo
 from fleetlm.settings import Settings as Settings
 from fleetlm.supervisor import Child as Child
 from fleetlm.supervisor import Supervisor as Supervisor
+from fleetlm.sync import SyncNode as SyncNode
 
 __version__: str

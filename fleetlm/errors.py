@@ -22,6 +22,7 @@
     ├── Unknown             it may have run: try again only what is idempotent
     │   ├── NodeLost        the node went down after the request was sent
     │   ├── ProcessDown     the process ended after it took the request
+    │   ├── WorkerDied      a worker process of ``run_in_process`` ended under a function
     │   └── CallTimeout     no reply before the deadline
     ├── RemoteError         it ran and raised
     └── ProcessExit         what a process raises to end with a reason of its own
@@ -300,6 +301,23 @@ class ProcessDown(Unknown):
         return (
             f"process {_shown(self.target)} ended before it replied ({self.reason}); the request may have run"
         )
+
+
+class WorkerDied(Unknown):
+    """The operating system's process that ran a function for `Node.run_in_process` has ended.
+
+    Attributes:
+        function: its qualified name.
+        why: how the process ended, as the rest of a sentence.
+    """
+
+    def __init__(self, function: str, why: str) -> None:
+        super().__init__(function, why)
+        self.function = function
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the worker process for {self.function} is gone: {self.why}; the function may have run"
 
 
 class CallTimeout(Unknown, TimeoutError):

@@ -98,6 +98,21 @@ class Messenger:
         if must_yield:
             await asyncio.sleep(0)
 
+    async def send_within(self, to: Target, message: Any, timeout_s: float) -> None:
+        """As `send`, but `WouldBlock` is raised where its window stays full for so long."""
+        deadline = self._loop.time() + min(timeout_s, MAX_TIMEOUT_S)
+        while True:
+            try:
+                self.send_nowait(to, message)
+                return
+            except WouldBlock:
+                link, key = self.route(to)
+            if link is None:
+                await self.wait_for_room(self.box_of(to, key), to, timeout_s, deadline)
+            else:  # If its windows have room, a large message waits for others of that kind.
+                size = 0 if link.full or link.windows.full(key) else link.small_bytes + 1
+                await self.wait_for_room(link, to, timeout_s, deadline, size, key)
+
     def send_nowait(self, to: Target, message: Any) -> None:
         """See `Node.send_nowait`."""
         link, key = self.route(to)

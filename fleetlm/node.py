@@ -8,6 +8,7 @@ import random
 from typing import TYPE_CHECKING, Any, Self
 
 from fleetlm import forks
+from fleetlm.blocking import Blocking
 from fleetlm.core.codec import Codec
 from fleetlm.core.connection import Identity
 from fleetlm.core.kernel import Kernel
@@ -34,6 +35,7 @@ from fleetlm.signals import Signals
 from fleetlm.starting import NodeStarting
 from fleetlm.startup import Parts, warn_about
 from fleetlm.streams import Streams
+from fleetlm.sync import SyncNode
 from fleetlm.tables import Tables
 
 if TYPE_CHECKING:
@@ -109,6 +111,9 @@ class Node(ProcessApi, MessageApi):
         office.registry = self.registry
         tables.add(self.groups)
         tables.add(self.registry)
+        self.sync = SyncNode(self, self._messenger, loop)
+        self._blocking = Blocking(self.name, settings)
+        self.run_blocking, self.run_in_process = self._blocking.in_thread, self._blocking.in_process
         self.poller: Poller | None = None
         if parts.discovery is not None:
             self.poller = Poller(parts.discovery, settings, parts.rng, self._looked_up, self._met_anybody)
@@ -204,6 +209,7 @@ class Node(ProcessApi, MessageApi):
         self._events.close()
         self.tables.close()
         self._changed()
+        await asyncio.gather(self.sync.close(), self._blocking.close())
         log.info("node %s stopped: %s", self.name, reason)
         self._stopped.set()
 
@@ -345,5 +351,6 @@ class Node(ProcessApi, MessageApi):
             await asyncio.sleep(min(0.01, drain_s))
 
     def _busy(self) -> bool:
-        """Whether there are calls to answer, or large messages on their way out."""
-        return bool(self._local.open_calls) or any(link.lanes for link in self._driver.links.values())
+        """Whether there are calls to answer, functions to end, or large messages on their way out."""
+        links = self._driver.links.values()
+        return bool(self._local.open_calls or self._blocking.running) or any(link.lanes for link in links)

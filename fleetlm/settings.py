@@ -138,6 +138,12 @@ class Settings:
     max_names_bytes: int = 8 * 1024 * 1024
     """All names of one node with their metas: told at nodeup in one go, well under what may be in flight."""
 
+    # Blocking functions.
+    blocking_threads: int = 32
+    """Of `Node.run_blocking`: they mostly wait, but each holds memory, and a driver a connection."""
+    blocking_processes: int | None = None
+    """Of `Node.run_in_process`. None: one for each CPU that this process may use, since they compute."""
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read and check the environment (default: this process's).

@@ -327,7 +327,7 @@ class Relations:
             self._ends[number].watchers.pop(ref, None)
 
     def _unlinked_by(self, number: int, other: Pid, acts: list[Any]) -> None:
-        """The other side ends what it knows of. A link that was made here meanwhile lives on, at both ends."""
+        """The other side ends what it knows of. A link made here meanwhile lives on, at both ends."""
         ends = self._ends.get(number)
         if ends is None or other not in ends.links:
             return

@@ -106,6 +106,26 @@ def test_groups() -> None:
     assert said[6] == "4 workers left, each had 2 turns"
 
 
+def test_threads() -> None:
+    said = run("threads.py").splitlines()
+    assert re.fullmatch(r"200 calls from 8 threads in \d+ ms", said[0])
+    assert said[1:] == ["llama: 100", "llama: never ran (NoConnection)"]
+
+
+def test_blocking() -> None:
+    said = run("blocking.py").splitlines()
+    assert said[:3] == [
+        "8 queries of 200 ms took less than a second",
+        "meanwhile the node was alive",
+        "primes: 9592",
+    ]
+    assert said[3] == "('primes', -1) → ValueError: primes are positive"
+    assert said[4].startswith(
+        "('crash', 0) → WorkerDied: the worker process for out_of_memory is gone: it ended"
+    )
+    assert said[5] == "('primes', 10) → 4"
+
+
 def test_embed() -> None:
     said = run("embed.py")
     assert re.search(r"PROMPT 0 \(on fleetlm@127\.0\.0\.\d, in a batch of \d\)", said)

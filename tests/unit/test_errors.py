@@ -32,6 +32,7 @@ from fleetlm.errors import (
     TooManyNames,
     Undecodable,
     Unknown,
+    WorkerDied,
     WouldBlock,
 )
 from fleetlm.ids import Pid
@@ -63,6 +64,10 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (NodeLost(NODE, "closed"), f"lost {NODE} while waiting for its reply (closed); the request may"),
     (ProcessExit("shutdown"), "exit with reason 'shutdown'"),
     (ProcessDown(TARGET, "normal"), f"process 'echo' on {NODE} ended before it replied (normal); the"),
+    (
+        WorkerDied("train", "exit code 1"),
+        "the worker process for train is gone: exit code 1; the function may",
+    ),
     (CallTimeout(TARGET, 5.0), f"no reply from 'echo' on {NODE} within 5 s; the request may have run"),
     (RemoteError("ValueError", "bad", "tb"), "ValueError: bad"),
     (RemoteError("KeyError", ""), "KeyError"),
@@ -93,7 +98,7 @@ def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
 
 def test_what_the_caller_may_do() -> None:
     never_ran = {NoProcess, NoMember, NoConnection, Draining, Undecodable, WouldBlock}
-    may_have_run = {NodeLost, ProcessDown, CallTimeout}
+    may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout}
     for error, _ in SENTENCES:
         assert isinstance(error, NotDelivered) == (type(error) in never_ran)
         assert isinstance(error, Unknown) == (type(error) in may_have_run)

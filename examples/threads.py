@@ -1,0 +1,63 @@
+"""Worker code in plain threads, without a line of asyncio: the node runs beside it.
+
+Each worker process has a thread for each request, as a WSGI server or a job runner has, and all of its
+threads share one node. ``python threads.py`` shows two such workers in one program; on Linux every
+127.0.0.N is an address of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from fleetlm import Call, NotDelivered, Process, Settings, SyncNode, Unknown, node_in_thread
+
+ADDRESSES = ["127.0.0.1", "127.0.0.2"]
+PORT = int(os.environ.get("EXAMPLE_PORT", "24386"))
+
+
+async def counter(process: Process) -> None:
+    """Processes are coroutines: they run on the node's loop, not in the thread that spawns them."""
+    counts: dict[str, int] = {}
+    async for message in process.mailbox:
+        match message:
+            case Call(message=("count", str(word))):
+                counts[word] = counts.get(word, 0) + 1
+                message.reply(counts[word])
+
+
+def handle(node: SyncNode, at: str, word: str) -> str:
+    """What a thread does with one request: it blocks, and says what became of it."""
+    try:
+        count = node.call(("counter", at), ("count", word), timeout=2)
+    except NotDelivered as error:
+        return f"{word}: never ran ({type(error).__name__})"
+    except Unknown as error:
+        return f"{word}: may have run ({type(error).__name__})"
+    return f"{word}: {count}"
+
+
+def settings(ip: str) -> Settings:
+    """In production: none, they come from the environment."""
+    return Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False)
+
+
+def main() -> None:
+    """A front worker with eight threads, a back worker that counts, and the back worker's end."""
+    with node_in_thread(settings(ADDRESSES[0])) as front, ThreadPoolExecutor(8) as threads:
+        with node_in_thread(settings(ADDRESSES[1])) as back:
+            back.spawn(counter, name="counter")
+            front.ready(1, timeout=5)
+            words = ["llama", "mistral"] * 100
+            began = time.perf_counter()
+            replies = list(threads.map(lambda word: handle(front, back.name, word), words))
+            took_s = time.perf_counter() - began
+            print(f"{len(replies)} calls from 8 threads in {took_s * 1e3:.0f} ms")
+            print(max(replies, key=lambda reply: (reply.startswith("llama"), int(reply.split()[-1]))))
+            gone = back.name
+        print(handle(front, gone, "llama"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,439 @@
+"""Blocking functions in real threads and processes: bounds, deaths, and ends that nothing holds up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from fleetlm import Node, NodeStopped, Process, Settings, WorkerDied
+from fleetlm.blocking import Blocking
+from fleetlm.demo_fleet import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+NODE = "fleetlm@127.0.0.1"
+
+
+@contextlib.asynccontextmanager
+async def pools(threads: int = 2, processes: int = 2) -> AsyncIterator[Blocking]:
+    """Two pools, and the certainty that their idle threads are gone afterwards."""
+    before = set(threading.enumerate())
+    blocking = Blocking(NODE, Settings(blocking_threads=threads, blocking_processes=processes))
+    try:
+        yield blocking
+    finally:
+        await blocking.close()
+        assert set(threading.enumerate()) <= before
+        assert multiprocessing.active_children() == []
+
+
+async def until(fact: Callable[[], object], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not fact():
+            await asyncio.sleep(0.005)
+
+
+# ── threads ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_loop_goes_on_while_a_thread_waits() -> None:
+    async with pools() as blocking:
+        go = threading.Event()
+        waiting = asyncio.create_task(blocking.in_thread(go.wait, 10))
+        await until(lambda: blocking.running)
+        assert await blocking.in_thread(threading.get_ident) != threading.get_ident()
+        go.set()  # Only a loop that runs comes here.
+        assert await waiting is True
+
+
+async def test_no_more_than_so_many_run_at_a_time_and_threads_are_used_again() -> None:
+    async with pools(threads=3) as blocking:
+        lock, seen, order = threading.Lock(), [0, 0], []
+
+        def work(number: int) -> int:
+            with lock:
+                order.append(number)
+                seen[0] += 1
+                seen[1] = max(seen)
+            time.sleep(0.01)
+            with lock:
+                seen[0] -= 1
+            return threading.get_ident()
+
+        threads = await asyncio.gather(*(blocking.in_thread(work, number) for number in range(24)))
+        assert seen == [0, 3]
+        assert len(set(threads)) == 3
+        assert sorted(order) == list(range(24))
+        assert set(order[:3]) == {0, 1, 2}
+        one_by_one = {await blocking.in_thread(threading.get_ident) for _ in range(50)}
+        assert len(one_by_one) == 1  # the last that was busy
+
+
+async def test_a_function_that_runs_goes_on_without_its_caller_and_keeps_its_slot() -> None:
+    async with pools(threads=1) as blocking:
+        go, ended = threading.Event(), threading.Event()
+
+        def work() -> None:
+            go.wait(10)
+            ended.set()
+
+        first = asyncio.create_task(blocking.in_thread(work))
+        await until(lambda: any(each.busy for each in blocking._threads._executor._threads))
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = asyncio.create_task(blocking.in_thread(ended.is_set))
+        third = asyncio.create_task(blocking.in_thread(ended.clear))
+        await asyncio.sleep(0.05)
+        third.cancel()
+        assert (blocking.running, second.done(), ended.is_set()) == (1, False, False)
+        go.set()
+        assert await second is True
+        assert ended.is_set(), "the third one ran although it was cancelled before it began"
+
+
+async def test_context_variables_go_into_the_thread() -> None:
+    tenant = contextvars.ContextVar("tenant", default="nobody")
+    async with pools(threads=1) as blocking:
+        tenant.set("somebody")
+        assert await blocking.in_thread(tenant.get) == "somebody"
+        assert await blocking.in_thread(lambda: tenant.set("changed") and tenant.get()) == "changed"
+        assert (
+            await contextvars.Context().run(asyncio.create_task, blocking.in_thread(tenant.get)) == "nobody"
+        )
+
+
+async def test_an_exception_with_its_traceback() -> None:
+    def fail() -> None:
+        raise ValueError("as raised")
+
+    async with pools() as blocking:
+        with pytest.raises(ValueError, match="as raised") as caught:
+            await blocking.in_thread(fail)
+        assert caught.traceback[-1].name == "fail"
+        with pytest.raises(RuntimeError, match="raised StopIteration"):
+            await blocking.in_thread(next, iter(()))
+        with pytest.raises(KeyboardInterrupt):
+            await blocking.in_thread(raises_keyboard_interrupt)
+
+
+def raises_keyboard_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+async def test_what_a_function_returned_is_not_kept() -> None:
+    class Large:
+        alive = 0
+
+        def __init__(self) -> None:
+            Large.alive += 1
+
+        def __del__(self) -> None:
+            Large.alive -= 1
+
+    async with pools() as blocking:
+        assert isinstance(await blocking.in_thread(Large), Large)
+        await until(lambda: Large.alive == 0, 2)
+
+
+# ── a node's end ─────────────────────────────────────────────────────────────────────────────────
+
+
+def lone(**more: object) -> Settings:
+    settings = Settings(node_ip="127.0.0.1", node_port=free_port(["127.0.0.1"]), remote=False)
+    return settings.replace(**more)
+
+
+async def test_a_stop_waits_for_functions_that_run() -> None:
+    node = await Node.start(lone())
+    go = threading.Event()
+
+    async def worker(process: Process) -> None:
+        await process.node.run_blocking(go.wait, 10)
+
+    node.spawn(worker)
+    await until(lambda: node._blocking.running)
+    stopping = asyncio.create_task(node.stop())
+    await asyncio.sleep(0.1)
+    assert not stopping.done()
+    go.set()
+    began = time.monotonic()
+    await stopping
+    assert time.monotonic() - began < 2.0
+
+
+async def test_a_stuck_thread_is_left_behind_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    node = await Node.start(lone(blocking_threads=1))
+    never = threading.Event()
+
+    def stuck() -> None:
+        never.wait(20)
+
+    waiting = asyncio.create_task(node.run_blocking(stuck))
+    behind = [asyncio.create_task(node.run_blocking(pytest.fail)) for _ in range(3)]
+    await until(lambda: node._blocking.running)
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING, "fleetlm"):
+        await node.stop(drain_s=0.1)
+    assert time.monotonic() - began < 2.0
+    assert "1 function(s) outlast the node and are left behind: " in caplog.text
+    assert "stuck" in caplog.text
+    with pytest.raises(NodeStopped, match="stuck did not end before"):
+        await waiting
+    async with asyncio.timeout(5):
+        assert {type(each) for each in await asyncio.gather(*behind, return_exceptions=True)} == {NodeStopped}
+    never.set()
+    await until(lambda: "blocking" not in " ".join(thread.name for thread in threading.enumerate()), 2)
+
+
+PROGRAM = """
+import asyncio, sys, time
+from fleetlm.blocking import Blocking
+from fleetlm import Settings
+
+async def main(how):
+    blocking = Blocking("fleetlm@127.0.0.1", Settings(blocking_processes=1))
+    run = blocking.in_thread if "thread" in how else blocking.in_process
+    stuck = asyncio.create_task(run(time.sleep, 100))
+    while not any(t.busy for p in (blocking._threads, blocking._processes) for t in p._executor._threads):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)
+    if "stop" in how:
+        await blocking.close()
+        try:
+            await stuck
+        except Exception as error:
+            print(type(error).__name__)
+    print("end")
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("how", ["thread", "process", "thread-stop", "process-stop"])
+def test_nothing_that_is_stuck_keeps_the_program_alive(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(path), how],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["NodeStopped", "end"] if "stop" in how else ["end"])
+    fate = "are left behind" if "thread" in how else "are killed"
+    said = f"1 function(s) outlast the node and {fate}: sleep\n" if "stop" in how else ""
+    assert done.stderr == said
+
+
+# ── processes ────────────────────────────────────────────────────────────────────────────────────
+
+
+def pid_and_type() -> tuple[int, str]:
+    return os.getpid(), type(multiprocessing.current_process()).__name__
+
+
+def add(left: int, right: int) -> int:
+    return left + right
+
+
+def die(how: str) -> None:
+    if how == "exit":
+        os._exit(3)
+    os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGTERM)
+    time.sleep(10)
+
+
+def touch_and_wait(path: str, seconds: float) -> str:
+    Path(path).write_text(str(os.getpid()), encoding="utf-8")
+    time.sleep(seconds)
+    return path
+
+
+def blob(size_bytes: int) -> bytes:
+    return b"x" * size_bytes
+
+
+def children_of_its_own() -> int:
+    done = subprocess.run([sys.executable, "-c", "print(6 * 7)"], capture_output=True, text=True, check=True)
+    child = multiprocessing.get_context("spawn").Process(target=add, args=(1, 2))
+    child.start()
+    child.join(10)
+    return int(done.stdout) + (child.exitcode or 0)
+
+
+@pytest.mark.deadline(60)
+async def test_processes_are_spawned_bounded_and_used_again() -> None:
+    async with pools(processes=2) as blocking:
+        first = await blocking.in_process(pid_and_type)
+        assert first[0] != os.getpid()
+        assert first[1] == "SpawnProcess"
+        assert await blocking.in_process(pid_and_type) == first
+        many = await asyncio.gather(*(blocking.in_process(pid_and_type) for _ in range(12)))
+        assert 1 <= len(set(many)) <= 2
+        assert await blocking.in_process(add, 1, right=2) == 3
+
+
+@pytest.mark.deadline(60)
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("exit", "exit code 3"), ("kill", "killed by SIGKILL: is memory short?"), ("term", "killed by SIGTERM")],
+)
+async def test_a_process_that_dies_fails_its_own_caller_alone(how: str, said: str, tmp_path: Path) -> None:
+    async with pools(processes=2) as blocking:
+        path = str(tmp_path / "busy")
+        neighbour = asyncio.create_task(blocking.in_process(touch_and_wait, path, 0.5))
+        await until(Path(path).exists)
+        with pytest.raises(WorkerDied) as caught:
+            await blocking.in_process(die, how)
+        assert str(caught.value) == (
+            f"the worker process for die is gone: it ended ({said}); the function may have run"
+        )
+        assert await neighbour == path
+        assert await asyncio.gather(*(blocking.in_process(add, 1, n) for n in range(4))) == [1, 2, 3, 4]
+
+
+@pytest.mark.deadline(60)
+async def test_one_that_dies_with_nothing_to_do_is_replaced_without_a_word() -> None:
+    async with pools(processes=1) as blocking:
+        pid, _ = await blocking.in_process(pid_and_type)
+        os.kill(pid, signal.SIGINT)  # Ctrl-C reaches it too, and is not its business.
+        assert (await blocking.in_process(pid_and_type))[0] == pid
+        os.kill(pid, signal.SIGKILL)
+        process = blocking._processes._executor._threads[0]._process._process  # type: ignore[attr-defined]
+        await until(lambda: not process.is_alive())
+        assert (await blocking.in_process(pid_and_type))[0] != pid
+
+
+@pytest.mark.deadline(60)
+async def test_large_results_and_children_of_its_own() -> None:
+    async with pools(processes=1) as blocking:
+        assert len(await blocking.in_process(blob, 64 << 20)) == 64 << 20
+        assert await blocking.in_process(len, b"x" * (32 << 20)) == 32 << 20
+        assert await blocking.in_process(children_of_its_own) == 42
+
+
+@pytest.mark.deadline(60)
+async def test_errors_come_back_and_the_process_lives_on() -> None:
+    async with pools(processes=1) as blocking:
+        pid, _ = await blocking.in_process(pid_and_type)
+        with pytest.raises(TypeError, match="unsupported operand") as caught:
+            await blocking.in_process(add, 1, "2")  # type: ignore[arg-type]
+        assert "in add" in caught.value.__notes__[0]
+        with pytest.raises(TypeError, match="lambda> cannot be given to another process"):
+            await blocking.in_process(lambda: 1)
+        with pytest.raises(TypeError, match="lock has run, but what it returned cannot be given back"):
+            await blocking.in_process(threading.Lock)
+        assert (await blocking.in_process(pid_and_type))[0] == pid
+
+
+@pytest.mark.deadline(60)
+async def test_a_node_that_stops_kills_what_does_not_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await Node.start(lone(blocking_processes=1))
+    path = tmp_path / "busy"
+    waiting = asyncio.create_task(node.run_in_process(touch_and_wait, str(path), 100))
+    await until(lambda: path.exists() and path.read_text("utf-8"), 20)
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING, "fleetlm"):
+        await node.stop(drain_s=0.1)
+    assert time.monotonic() - began < 2.0
+    assert "are killed: touch_and_wait" in caplog.text
+    with pytest.raises(NodeStopped):
+        await waiting
+    await until(lambda: not alive(int(path.read_text("utf-8"))), 2)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+
+
+ORPHANS = """
+import asyncio, os, sys
+from fleetlm.blocking import Blocking
+from fleetlm import Settings
+from tests.system.test_real_blocking import touch_and_wait
+
+if __name__ == "__main__":
+    blocking = Blocking("fleetlm@127.0.0.1", Settings(blocking_processes=1))
+    asyncio.run(blocking.in_process(touch_and_wait, sys.argv[1], 100))
+"""
+
+
+@pytest.mark.deadline(60)
+def test_a_function_does_not_outlive_a_parent_that_was_killed(tmp_path: Path) -> None:
+    program, path = tmp_path / "program.py", tmp_path / "busy"
+    program.write_text(ORPHANS, encoding="utf-8")
+    parent = subprocess.Popen(
+        [sys.executable, str(program), str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        waited_until = time.monotonic() + 30
+        while not (path.exists() and path.read_text("utf-8")) and time.monotonic() < waited_until:
+            time.sleep(0.02)
+        pid = int(path.read_text("utf-8"))
+        assert alive(pid)
+    finally:
+        parent.kill()
+        parent.wait()
+    waited_until = time.monotonic() + 5
+    while alive(pid) and time.monotonic() < waited_until:
+        time.sleep(0.02)
+    assert not alive(pid)
+
+
+UNGUARDED = """
+import asyncio, sys
+from fleetlm.blocking import Blocking
+from fleetlm import Settings, WorkerDied
+
+async def main():
+    blocking = Blocking("fleetlm@127.0.0.1", Settings(blocking_processes=1))
+    try:
+        await blocking.in_process(print, "never")
+    except WorkerDied as error:
+        print(error)
+        sys.exit(7)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.deadline(60)
+def test_a_program_that_starts_at_its_import_is_told_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(UNGUARDED, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 7
+    assert "it did not start (exit code" in done.stdout
+    assert "must stand under if __name__ == '__main__':" in done.stdout
+    assert "never\n" not in done.stdout

@@ -1,0 +1,531 @@
+"""The façade for threads, on real nodes and from real threads; and a node in a thread of its own."""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import contextlib
+import contextvars
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pytest
+
+import fleetlm
+from fleetlm import (
+    AlreadyRegistered,
+    Call,
+    CallTimeout,
+    NoConnection,
+    Node,
+    NodeLost,
+    NodeStopped,
+    NoProcess,
+    NotSerializable,
+    Process,
+    RemoteError,
+    Settings,
+    SettingsError,
+    StartFailed,
+    WouldBlock,
+    node_in_thread,
+)
+from fleetlm.demo_fleet import free_port
+
+T = TypeVar("T")
+HERE, THERE = "127.0.0.61", "127.0.0.62"
+
+
+def settings_of(ip: str, port: int, **more: Any) -> Settings:
+    return Settings(dns_query=f"{HERE},{THERE}", node_ip=ip, node_port=port, remote=False).replace(**more)
+
+
+def lone(**more: Any) -> Settings:
+    return settings_of(HERE, free_port([HERE]), dns_query=None, **more)
+
+
+async def echo(process: Process) -> None:
+    async for message in process.mailbox:
+        match message:
+            case Call(message="raise"):
+                message.fail(ValueError("as asked"))
+            case Call(message="never"):
+                pass
+            case Call(message=value):
+                message.reply(value)
+
+
+def collector(into: list[Any]) -> Callable[[Process], Any]:
+    async def collect(process: Process) -> None:
+        async for message in process.mailbox:
+            into.append(message)  # noqa: PERF401  # it is looked at meanwhile
+
+    return collect
+
+
+async def sleeper(_: Process) -> None:
+    await asyncio.sleep(100)
+
+
+def in_thread(function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+    """Run it in a thread of its own that ends with it; the executor's would live on."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        try:
+            value, error = function(*args), None
+        except BaseException as raised:  # noqa: BLE001  # it is the test's
+            value, error = None, raised
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+async def until(fact: Callable[[], object], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not fact():
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def pair(**more: Any) -> AsyncIterator[tuple[Node, Node]]:
+    port = free_port([HERE, THERE])
+    async with (
+        Node.start(settings_of(HERE, port, **more)) as here,
+        Node.start(settings_of(THERE, port, **more)) as there,
+    ):
+        await here.ready(1, timeout=10)
+        await there.ready(1, timeout=10)
+        yield here, there
+
+
+# ── what a thread can ask ────────────────────────────────────────────────────────────────────────
+
+
+async def test_each_method_returns_and_raises_what_the_async_one_does() -> None:
+    async with pair() as (here, there):
+        got: list[Any] = []
+        pid, twin = there.spawn(echo, name="echo"), there.spawn(echo)
+        there.spawn(collector(got), name="sink")
+        there.spawn(sleeper, name="idle")
+
+        def thread() -> None:
+            node, at = here.sync, there.name
+            assert node.call(("echo", at), {"a": (1, 2)}) == {"a": (1, 2)}
+            assert node.call(pid, "by pid", timeout=2) == "by pid"
+            node.send(("sink", at), 1)
+            node.send(("sink", at), 2, timeout=2)
+            node.send_nowait(("sink", at), 3)
+            assert node.list() == [at]
+            assert node.list("this") == [here.name]
+            assert node.whereis("echo", at) == pid
+            assert node.whereis("echo") is None
+            replies = node.multicall([("echo", at), ("nobody", at), "nobody"], "x")
+            assert [replies[0], *map(type, replies[1:])] == ["x", NoProcess, NoProcess]
+            mine = node.spawn(collector(got), name="sink")
+            assert mine.node == here.name
+            assert node.broadcast("sink", 4) == 2
+            assert node.broadcast("sink", 5, nodes=iter([at])) == 1
+            node.register("twin", twin)
+            assert node.call(("twin", at), 1) == 1
+            node.ready(1, timeout=1)
+            node.exit(mine, "enough")
+            for error, use in {
+                NoProcess: lambda: node.call(("nobody", at), 1),
+                RemoteError: lambda: node.call(("echo", at), "raise"),
+                CallTimeout: lambda: node.call(("echo", at), "never", timeout=0.05),
+                NotSerializable: lambda: node.send(("echo", at), object()),
+                NoConnection: lambda: node.send(("echo", "fleetlm@127.0.0.63"), 1),
+                AlreadyRegistered: lambda: node.spawn(echo, name="again"),
+                TypeError: lambda: node.spawn(3),  # type: ignore[arg-type]
+                ValueError: lambda: node.list("no such selector"),
+                TimeoutError: lambda: node.ready(5, timeout=0.05),
+            }.items():
+                with pytest.raises(error):
+                    use()
+
+        here.spawn(sleeper, name="again")
+        await in_thread(thread)
+        await until(lambda: got == [1, 2, 3, 4, 4, 5])
+        await until(lambda: here.registered().keys() == {"again"})
+
+
+async def test_what_one_thread_sends_arrives_in_order_large_or_small() -> None:
+    async with pair() as (here, there):
+        got: list[tuple[int, int]] = []
+
+        async def sizes(process: Process) -> None:
+            async for thread, number, _ in process.mailbox:
+                got.append((thread, number))
+
+        there.spawn(sizes, name="sink")
+
+        def thread(index: int) -> None:
+            for number in range(30):
+                size = 3 << 20 if number % 5 == 0 else 10
+                send = here.sync.send_nowait if number % 3 == 2 else here.sync.send
+                with contextlib.suppress(WouldBlock):
+                    send(("sink", there.name), (index, number, b"x" * size))
+
+        await asyncio.gather(*(in_thread(thread, index) for index in range(3)))
+        await until(lambda: len([each for each in got if each[1] == 28]) == 3, 20)
+        for index in range(3):
+            mine = [number for thread_index, number in got if thread_index == index]
+            assert mine == sorted(mine)
+            assert len(mine) >= 20
+
+
+async def test_many_threads_at_a_time_and_nothing_is_left_of_them() -> None:
+    async with Node.start(lone()) as node:
+        node.spawn(echo, name="echo")
+        tasks = len(asyncio.all_tasks())
+
+        def thread(index: int) -> list[Any]:
+            return [node.sync.call("echo", (index, number)) for number in range(50)]
+
+        replies = await asyncio.gather(*(in_thread(thread, index) for index in range(20)))
+        assert replies == [[(index, number) for number in range(50)] for index in range(20)]
+        await until(lambda: not node.sync._deputies)
+        assert len(asyncio.all_tasks()) == tasks
+
+
+async def test_a_function_in_the_pool_may_ask_its_node() -> None:
+    async with Node.start(lone()) as node:
+        node.spawn(echo, name="echo")
+        assert await node.run_blocking(node.sync.call, "echo", "from within") == "from within"
+
+
+async def test_context_variables_of_the_thread_hold_where_it_acts() -> None:
+    async with Node.start(lone()) as node:
+        tenant = contextvars.ContextVar("tenant", default="nobody")
+        seen: list[str] = []
+
+        async def told(_: Process) -> None:
+            seen.append(tenant.get())
+
+        def thread() -> None:
+            node.sync.spawn(told)
+            tenant.set("somebody")
+            node.sync.spawn(told)
+            contextvars.Context().run(node.sync.spawn, told)
+
+        await in_thread(thread)
+        await until(lambda: len(seen) == 3)
+        assert seen == ["nobody", "somebody", "nobody"]
+
+
+async def test_a_window_that_stays_full() -> None:
+    async with Node.start(lone(mailbox_limit=1)) as node:
+        pid = node.spawn(sleeper, name="sleeper")
+
+        def thread() -> None:
+            node.sync.send("sleeper", 1)
+            with pytest.raises(WouldBlock):
+                node.sync.send_nowait("sleeper", 2)
+            began = time.monotonic()
+            with pytest.raises(WouldBlock, match=r"stayed full for the 0\.2 s"):
+                node.sync.send("sleeper", 3, timeout=0.2)
+            assert 0.2 <= time.monotonic() - began < 1.0
+            with pytest.raises(NoProcess):  # for as long as it takes, and here it takes a death
+                node.sync.send("sleeper", 4)
+
+        asked = in_thread(thread)
+        await asyncio.sleep(0.6)
+        assert not asked.done()
+        node.exit(pid, "kill")
+        await asked
+
+
+# ── ends ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_node_stops_while_threads_wait() -> None:
+    node = await Node.start(lone(mailbox_limit=1))
+    node.spawn(echo, name="echo")
+    node.spawn(sleeper, name="sleeper")
+    await node.send("sleeper", 1)
+    waiting = {
+        in_thread(node.sync.call, "echo", "never", 30): (NodeLost, fleetlm.ProcessDown),
+        in_thread(node.sync.send, "sleeper", 2): (NoProcess,),
+        in_thread(node.sync.ready, 5): (NodeStopped,),
+    }
+    await asyncio.sleep(0.2)
+    began = time.monotonic()
+    await node.stop(drain_s=0)
+    for future, errors in waiting.items():
+        with pytest.raises(errors):
+            await future
+    assert time.monotonic() - began < 0.9
+    with pytest.raises(NodeStopped, match="has been stopped"):
+        await in_thread(node.sync.list)
+    assert node.sync._deputies == {}
+
+
+class OwnLoop:
+    """A loop in a thread of its own that a test ends as it likes, without asking the node."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.node = self.loop.run_until_complete(Node.start(settings))
+        self.loop.run_until_complete(self.spawn(echo, "echo"))
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        while not self.loop.is_running():
+            time.sleep(0.001)
+
+    async def spawn(self, function: Any, name: str) -> None:
+        self.node.spawn(function, name=name)
+
+    def block(self, seconds: float) -> None:
+        begun = threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (begun.set(), time.sleep(seconds)))
+        begun.wait(5)
+
+    def halt(self) -> None:
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(5)
+
+    def close(self) -> None:
+        self.halt()
+        if not self.loop.is_closed():
+            self.loop.run_until_complete(self.node.stop(drain_s=0))
+            self.loop.close()
+
+
+@pytest.fixture
+def own_loop() -> Iterator[Callable[..., OwnLoop]]:
+    made: list[OwnLoop] = []
+
+    def make(**settings: Any) -> OwnLoop:
+        made.append(OwnLoop(lone(**settings)))
+        return made[-1]
+
+    yield make
+    for own in made:
+        own.close()
+
+
+def test_a_loop_that_ends_without_a_word(own_loop: Callable[..., OwnLoop]) -> None:
+    own = own_loop()
+    node = own.node.sync
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(node.call, "echo", "never", 30)
+        time.sleep(0.1)
+        began = time.monotonic()
+        own.halt()
+        with pytest.raises(NodeStopped, match="its event loop does not run"):
+            waiting.result(5)
+        assert time.monotonic() - began < 2.0
+        with pytest.raises(NodeStopped, match="its event loop does not run"):
+            pool.submit(node.list).result(5)
+        own.close()
+        with pytest.raises(NodeStopped, match="has been stopped"):
+            pool.submit(node.list).result(5)
+
+
+def test_a_program_that_ends_while_a_thread_waits() -> None:
+    outcome: list[BaseException] = []
+
+    def thread(node: Node) -> None:
+        try:
+            node.sync.call("echo", "never", 30)
+        except NodeStopped as error:
+            outcome.append(error)
+
+    async def main() -> threading.Thread:
+        node = await Node.start(lone())
+        node.spawn(echo, name="echo")
+        waiting = threading.Thread(target=thread, args=(node,), daemon=True)
+        waiting.start()
+        await asyncio.sleep(0.2)
+        main_node.append(node)
+        return waiting
+
+    main_node: list[Node] = []
+    loop = asyncio.new_event_loop()
+    waiting = loop.run_until_complete(main())
+    for task in list(main_node[0].sync._deputies):  # as asyncio.run does at its end
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    waiting.join(5)
+    assert ["event loop has ended" in str(error) for error in outcome] == [True]
+    loop.run_until_complete(main_node[0].stop(drain_s=0))
+    loop.close()
+
+
+def test_a_loop_that_is_busy_holds_up_nobody_for_ever(
+    own_loop: Callable[..., OwnLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetlm.sync.MARGIN_S", 0.3)
+    own = own_loop(call_timeout_s=0.2)
+    node = own.node.sync
+    assert node.call("echo", 1) == 1
+
+    own.block(1.5)
+    began = time.monotonic()
+    with pytest.raises(WouldBlock, match=r"the event loop of .* was busy for 0\.5 s"):
+        node.call("echo", "never begun")
+    assert 0.5 <= time.monotonic() - began < 0.9
+    assert [type(each) for each in node.multicall(["echo", "x"], 1)] == [WouldBlock, WouldBlock]
+    own.block(0.3)
+    assert node.call("echo", 2, timeout=10) == 2  # begins late, and is none the worse
+
+    async def blocks(process: Process) -> None:
+        await process.receive()
+        time.sleep(1.0)
+
+    node.spawn(blocks, name="blocks")
+    with pytest.raises(CallTimeout, match=r"'blocks' within 0\.2 s"):
+        node.call("blocks", 1)
+    own.block(0)
+    node.spawn(blocks, name="blocks")
+    assert [type(each) for each in node.multicall(["blocks"], 1)] == [CallTimeout]
+    own.block(0)
+    assert node.call("echo", "and on") == "and on"
+
+
+def test_an_interrupt_cancels_what_waits() -> None:
+    taken: list[Call] = []
+
+    async def keeps(process: Process) -> None:
+        async for message in process.mailbox:
+            taken.append(message)  # noqa: PERF401  # it is looked at meanwhile
+
+    def interrupt() -> None:
+        while not taken:
+            time.sleep(0.01)
+        _thread.interrupt_main()
+
+    with node_in_thread(lone()) as node:
+        node.spawn(keeps, name="keeps")
+        threading.Thread(target=interrupt, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            node.call("keeps", "long", timeout=20)
+        assert time.monotonic() - began < 5
+        assert node.list("this") == [node.name]  # its next request, and by now it was cancelled
+        assert not taken[0].wanted
+        assert [task.cancelling() for task in node._deputies] == [0]
+        node.spawn(echo, name="echo")
+        assert node.call("echo", "and on") == "and on"
+
+
+# ── a node in a thread ───────────────────────────────────────────────────────────────────────────
+
+
+def node_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "fleetlm node"]
+
+
+def test_a_program_without_a_loop() -> None:
+    port = free_port([HERE, THERE])
+    with node_in_thread(settings_of(HERE, port)) as here, node_in_thread(settings_of(THERE, port)) as there:
+        there.spawn(echo, name="echo")
+        here.ready(1, timeout=10)
+        assert here.call(("echo", there.name), "hello") == "hello"
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda n: here.call(("echo", there.name), n), range(40))) == list(range(40))
+        assert len(node_threads()) == 2
+    assert node_threads() == []
+    with pytest.raises(NodeStopped):
+        here.list()
+
+
+def test_a_start_that_fails_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    with node_in_thread(lone()) as node:
+        taken = node._node.settings
+        with pytest.raises(StartFailed), node_in_thread(taken):
+            pytest.fail("it has started")
+    monkeypatch.setenv("FLEETLM_NODE_PORT", "many")
+    with pytest.raises(SettingsError, match="FLEETLM_NODE_PORT"), node_in_thread():
+        pytest.fail("it has started")
+    assert node_threads() == []
+
+
+@contextlib.contextmanager
+def raising_at_its_end(port: int, error: BaseException | None) -> Iterator[None]:
+    with node_in_thread(settings_of(THERE, port)) as there:
+        there.ready(1, timeout=10)
+        yield
+        if error is not None:
+            raise error
+
+
+def test_how_the_block_ends_is_how_the_node_ends() -> None:
+    port = free_port([HERE, THERE])
+    reasons: list[str] = []
+
+    async def watch(process: Process) -> None:
+        async for event in process.node.events():
+            if isinstance(event, fleetlm.NodeDown):
+                reasons.append(event.reason)  # noqa: PERF401  # it is looked at meanwhile
+
+    with node_in_thread(settings_of(HERE, port)) as here:
+        here.spawn(watch)
+        for error in (None, ValueError("of the block"), KeyboardInterrupt()):
+            with contextlib.suppress(ValueError, KeyboardInterrupt), raising_at_its_end(port, error):
+                pass
+            for _ in range(400):
+                if here.list() == []:
+                    break
+                time.sleep(0.01)
+    assert reasons == ["left: shutdown", "left: crashed: ValueError", "left: shutdown"]
+
+
+def test_a_node_that_was_stopped_by_another_is_no_trouble_at_the_end() -> None:
+    async def stops(process: Process) -> None:
+        await process.node.stop()
+
+    with node_in_thread(lone()) as node:
+        node.spawn(stops)
+        with pytest.raises(NodeStopped):
+            [node.list() or time.sleep(0.01) for _ in range(500)]
+    assert node_threads() == []
+
+
+def test_a_loop_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.node_thread.STOP_SLACK_S", 0.1)
+    go = threading.Event()
+
+    async def blocks(_: Process) -> None:
+        go.wait(20)
+
+    with (
+        pytest.raises(TimeoutError, match=r"has not stopped within 0\.2 s: something blocks its event loop"),
+        node_in_thread(lone(drain_s=0.1)) as node,
+    ):
+        node.spawn(blocks)
+
+    def fails() -> None:
+        with node_in_thread(lone(drain_s=0.1)) as node:
+            node.spawn(blocks)
+            raise ValueError("of the block")
+
+    with pytest.raises(ValueError, match="of the block") as caught:
+        fails()
+    assert "Besides, stopping the node failed: TimeoutError" in caught.value.__notes__[0]
+    go.set()
+    for thread in threading.enumerate():
+        if thread.name == "fleetlm node":
+            thread.join(5)
+    assert node_threads() == []
+
+
+def test_another_loop_can_be_chosen() -> None:
+    uvloop = pytest.importorskip("uvloop", reason="the extra `uvloop` is not installed")
+    with node_in_thread(lone(), loop_factory=uvloop.new_event_loop) as node:
+        node.spawn(echo, name="echo")
+        assert node.call("echo", 1) == 1

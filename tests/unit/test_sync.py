@@ -1,0 +1,141 @@
+"""What of the façade for threads needs no thread: the loop's own thread, and sends with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fleetlm import NoConnection, NodeStopped, NoProcess, NotSerializable, Process, WouldBlock
+from fleetlm.forks import FORKED
+from fleetlm.sync import SyncNode
+from fleetlm.testing.loop import SimLoop
+from tests.sim.fleet import A, B, Fleet, collector, simulated
+
+KIB = 1024
+NARROW = {
+    "window_bytes": 64 * KIB,
+    "chunk_bytes": 4 * KIB,
+    "bulk_window_bytes": 8 * KIB,
+    "batch_bytes": 4 * KIB,
+}
+
+EVERY: list[tuple[str, Callable[[SyncNode], Any]]] = [
+    ("send", lambda node: node.send("x", 1)),
+    ("send", lambda node: node.send("x", 1, timeout=1)),
+    ("send_nowait", lambda node: node.send_nowait("x", 1)),
+    ("call", lambda node: node.call("x", 1)),
+    ("multicall", lambda node: node.multicall(["x"], 1)),
+    ("broadcast", lambda node: node.broadcast("x", 1)),
+    ("spawn", lambda node: node.spawn(collector([]))),
+    ("exit", lambda node: node.exit(None)),  # type: ignore[arg-type]
+    ("whereis", lambda node: node.whereis("x")),
+    ("ready", lambda node: node.ready()),
+    ("list", lambda node: node.list()),
+]
+
+
+@simulated
+async def test_on_the_loops_own_thread_each_method_says_what_to_write_instead(fleet: Fleet) -> None:
+    a = await fleet.start(A)
+    for verb, use in EVERY:
+        with pytest.raises(
+            RuntimeError, match=rf"node\.sync\.{verb}\(\) is for other threads.*use node\.{verb}\("
+        ):
+            use(a.sync)
+    with pytest.raises(RuntimeError, match="is for other threads"):
+        await a.run_blocking(a.sync.list)  # in a simulation that is the loop's thread
+    assert a.sync.name == a.name
+
+
+@simulated
+async def test_a_forked_child_is_told_so_at_once(fleet: Fleet) -> None:
+    a = await fleet.start(A)
+    a.sync.after_fork()
+    assert str(a.sync._ended()) == str(NodeStopped(a.name, FORKED))
+
+
+async def sleeper(process: Process) -> None:
+    """Takes a message when it is told to, after a minute."""
+    while True:
+        await asyncio.sleep(60)
+        await process.receive()
+
+
+@simulated
+async def test_a_send_with_a_deadline_waits_for_a_mailbox_and_then_gives_up(fleet: Fleet) -> None:
+    a = await fleet.start(A, mailbox_limit=2)
+    pid = a.spawn(sleeper, name="sleeper")
+    loop, send = SimLoop.current(), a._messenger.send_within
+    for number in range(2):
+        await send("sleeper", number, 5)
+    assert loop.time() < 1
+    began = loop.time()
+    with pytest.raises(WouldBlock, match="its window stayed full for the 5 s of the deadline"):
+        await send("sleeper", 2, 5)
+    assert loop.time() == began + 5
+    waiting = asyncio.create_task(send(pid, 3, 600))
+    await asyncio.sleep(30)
+    assert not waiting.done()
+    await waiting
+    assert loop.time() == pytest.approx(60, abs=1)  # when half of the mailbox is free
+    process = a._local.process(pid)
+    assert process is not None
+    assert list(process.mailbox.queue)[-1] == 3
+
+
+@simulated
+async def test_a_send_with_a_deadline_hears_what_a_send_hears(fleet: Fleet) -> None:
+    a = await fleet.start(A, mailbox_limit=1)
+    send = a._messenger.send_within
+    with pytest.raises(NoProcess):
+        await send("nobody", 1, 5)
+    with pytest.raises(NoConnection):
+        await send(("x", "fleetlm@10.0.0.9"), 1, 5)
+    pid = a.spawn(sleeper)
+    await send(pid, 1, 5)
+    waiting = asyncio.create_task(send(pid, 2, 500))
+    await asyncio.sleep(1)
+    a.exit(pid, "kill")
+    with pytest.raises(NoProcess):
+        await waiting
+    await a.stop()
+    with pytest.raises(NodeStopped):
+        await send("nobody", 1, 5)
+
+
+@pytest.mark.parametrize("size", [100, 40 * KIB], ids=["small", "large"])
+def test_a_send_with_a_deadline_to_another_node(size: int) -> None:
+    @simulated
+    async def scenario(fleet: Fleet) -> None:
+        a, b = await fleet.mesh(2, **NARROW)
+        got: list[Any] = []
+        b.spawn(collector(got), name="sink")
+        loop, send = SimLoop.current(), a._messenger.send_within
+        fleet.net.stall(B)
+        began, sent = loop.time(), 0
+        full = None
+        while full is None:
+            try:
+                await send(("sink", b.name), (sent, b"x" * size), 2)
+                sent += 1
+            except WouldBlock as error:
+                full = error
+        assert str(full).startswith(
+            f"sending to 'sink' on {b.name} would block: its window stayed full for the 2 s"
+        )
+        assert 2 <= loop.time() - began < 3
+        assert sent * size >= 32 * KIB
+        waiting = asyncio.create_task(send(("sink", b.name), (sent, b"x" * size), 60))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        fleet.net.unstall(B)
+        await waiting
+        await asyncio.sleep(1)
+        assert sorted(number for number, _ in got) == list(range(sent + 1))  # of two tasks
+        with pytest.raises(NotSerializable):
+            await send(("sink", b.name), object(), 2)
+
+    scenario()
