@@ -1,4 +1,4 @@
-"""Messages with types, and what to do with each kind of failure.
+"""An actor with typed requests, and what to do with each kind of failure.
 
 ``python sessions.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
 """
@@ -7,51 +7,50 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
-from typing import Any
 
 import fleetlm
-from fleetlm import Call, Node, NotDelivered, Process, RemoteError, Settings, Unknown
+from fleetlm import Actor, ActorRef, NotDelivered, RemoteError, Settings, Unknown, handler
 
 ADDRESSES = ["127.0.0.1", "127.0.0.2"]
 PORT = int(os.environ.get("EXAMPLE_PORT", "24374"))
 
 
-@fleetlm.message("session.append")  # The tag is what travels; the class may move and be renamed.
-@dataclass(frozen=True)
-class Append:
-    """Add a line to a session; the reply is how many it has then."""
+class Sessions(Actor):
+    """Holds sessions. One handler runs at a time, so no lock is needed."""
 
-    session: str
-    line: str
+    async def init(self) -> None:
+        """Runs in the new process, before the first request is taken."""
+        self.lines: dict[str, list[str]] = {}
+
+    @handler
+    async def append(self, session: str, line: str) -> int:
+        """Add a line; returns how many the session has then."""
+        if not line:
+            raise ValueError(f"an empty line for {session}")
+        self.lines.setdefault(session, []).append(line)
+        return len(self.lines[session])
+
+    @handler
+    async def read(self, session: str) -> list[str]:
+        """The lines of a session."""
+        return self.lines.get(session, [])
+
+    @handler(concurrent=True)
+    async def archive(self, session: str) -> None:
+        """Stands for a slow database. Others are served meanwhile, and who gives up cancels it."""
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            print(f"  archive({session!r}) was cancelled, since nobody waits for it")
+            raise
+
+    async def terminate(self, reason: object) -> None:
+        """Runs at the end, whatever ends it."""
+        print(f"  sessions end ({reason}) with {len(self.lines)} session")
 
 
-@fleetlm.message("session.read")
-@dataclass(frozen=True)
-class Read:
-    """The reply is the session's lines."""
-
-    session: str
-
-
-async def sessions(process: Process) -> None:
-    """Holds sessions. One message at a time, so no lock is needed."""
-    held: dict[str, list[str]] = {}
-    async for message in process.mailbox:
-        match message:
-            case Call(message=Append(session=session, line="")):
-                message.fail(ValueError(f"an empty line for {session}"))
-            case Call(message=Append(session=session, line=line)):
-                held.setdefault(session, []).append(line)
-                message.reply(len(held[session]))
-            case Call(message=Read(session=session)):
-                message.reply(held.get(session, []))
-            case Call():
-                pass  # Not understood, not answered: its caller hears CallTimeout.
-
-
-async def ask(node: Node, at: str, request: Any, tries: int = 3) -> Any:
-    """Call, and try again where that is safe: only what never ran.
+async def append(ref: ActorRef[Sessions], session: str, line: str, tries: int = 3) -> int:
+    """Try again where that is safe: only what never ran.
 
     Raises:
         NotDelivered: nobody took it, ``tries`` times.
@@ -60,7 +59,7 @@ async def ask(node: Node, at: str, request: Any, tries: int = 3) -> Any:
     """
     for left in reversed(range(tries)):
         try:
-            return await node.call(("sessions", at), request, timeout=0.5)
+            return await ref.within(2).call(Sessions.append, session, line)
         except NotDelivered as error:
             print(f"  never ran ({type(error).__name__}), {left} tries left")
             if not left:
@@ -76,29 +75,31 @@ async def main() -> None:
     )
     async with fleetlm.Node.start(one) as node, fleetlm.Node.start(two) as other:
         await node.ready(1, timeout=5)
+        sessions = node.ref(Sessions, "sessions", at=other.name)
 
         print("too early, nobody has that name yet:")
-        asking = asyncio.create_task(ask(node, other.name, Append("s1", "hello")))
+        asking = asyncio.create_task(append(sessions, "s1", "hello"))
         await asyncio.sleep(0.1)
-        other.spawn(sessions, name="sessions")
+        await other.start_actor(Sessions, name="sessions")
         print(f"  then it ran, once: {await asking} line")
 
-        await ask(node, other.name, Append("s1", "again"))
-        print("the session:", await ask(node, other.name, Read("s1")))
+        await sessions.cast(Sessions.append, "s1", "again")  # Waits for no result.
+        print("the session:", await sessions.call(Sessions.read, "s1"))
 
         try:
-            await ask(node, other.name, Append("s1", ""))
+            await append(sessions, "s1", "")
         except RemoteError as error:
             print(f"it ran and raised {error.type_name}: {error.text}")
 
         try:
-            await ask(node, other.name, "no such request")
+            await sessions.within(0.5).call(Sessions.archive, "s1")
         except Unknown as error:
             print(f"it may have run: {type(error).__name__}")
+        await asyncio.sleep(0.1)
 
         await other.stop()
         try:
-            await ask(node, other.name, Read("s1"))
+            await append(sessions, "s1", "too late")
         except NotDelivered as error:
             print(f"given up: {error}")
 

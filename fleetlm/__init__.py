@@ -14,17 +14,20 @@ import importlib
 __version__ = "0.1.0"
 
 _NAMES_OF = {
+    "fleetlm.actor": "Actor",
+    "fleetlm.actor_ref": "ActorRef",
     "fleetlm.call": "Call",
     "fleetlm.core.answers": "Answer Outcome",
     "fleetlm.core.registry": "Claim",
     "fleetlm.core.topology": "PeerInfo",
     "fleetlm.discovery": "Discovery DnsDiscovery StaticDiscovery",
     "fleetlm.errors": (
-        "AlreadyRegistered CallTimeout Draining FleetError InvalidName MessageTooLarge NoConnection "
-        "NoMember NoProcess NodeLost NodeStopped NotDelivered NotSerializable ProcessDown ProcessExit "
-        "RemoteError SettingsError StartFailed TooManyMemberships TooManyNames Undecodable Unknown "
-        "WorkerDied WouldBlock"
+        "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
+        "MessageTooLarge NoConnection NoHandler NoMember NoProcess NodeLost NodeStopped NotDelivered "
+        "NotSerializable ProcessDown ProcessExit RemoteError SettingsError StartFailed "
+        "TooManyMemberships TooManyNames Undecodable Unknown WorkerDied WouldBlock"
     ),
+    "fleetlm.handlers": "handler",
     "fleetlm.ids": "Pid Ref",
     "fleetlm.info": "NodeInfo",
     "fleetlm.messages": (

@@ -1,5 +1,7 @@
 # The public names with their types; `__init__.py` imports each when it is used first.
 
+from fleetlm.actor import Actor as Actor
+from fleetlm.actor_ref import ActorRef as ActorRef
 from fleetlm.call import Call as Call
 from fleetlm.core.answers import Answer as Answer
 from fleetlm.core.answers import Outcome as Outcome
@@ -24,7 +26,13 @@ from fleetlm.errors import (
     Draining as Draining,
 )
 from fleetlm.errors import (
+    Expired as Expired,
+)
+from fleetlm.errors import (
     FleetError as FleetError,
+)
+from fleetlm.errors import (
+    InitFailed as InitFailed,
 )
 from fleetlm.errors import (
     InvalidName as InvalidName,
@@ -40,6 +48,9 @@ from fleetlm.errors import (
 )
 from fleetlm.errors import (
     NodeStopped as NodeStopped,
+)
+from fleetlm.errors import (
+    NoHandler as NoHandler,
 )
 from fleetlm.errors import (
     NoMember as NoMember,
@@ -86,6 +97,7 @@ from fleetlm.errors import (
 from fleetlm.errors import (
     WouldBlock as WouldBlock,
 )
+from fleetlm.handlers import handler as handler
 from fleetlm.ids import Pid as Pid
 from fleetlm.ids import Ref as Ref
 from fleetlm.info import NodeInfo as NodeInfo

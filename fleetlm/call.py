@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from fleetlm.core.ext import SHORT
-from fleetlm.errors import FleetError, NoProcess, ProcessDown, RemoteError, Undecodable, WouldBlock
+from fleetlm.errors import FleetError, NoHandler, NoProcess, ProcessDown, RemoteError, Undecodable, WouldBlock
 from fleetlm.stream import Outlet
 
 
@@ -20,6 +20,7 @@ class FailureKind(IntEnum):
     RAISED = 3
     UNDECODABLE = 4
     TOO_MANY = 5
+    NO_HANDLER = 9
 
 
 class Caller(Protocol):
@@ -87,6 +88,11 @@ class Call:
     def remaining_s(self) -> float:
         """Seconds until the deadline; pass it on to calls made for this one."""
         return max(0.0, self.deadline - self._clock())
+
+    @property
+    def open(self) -> bool:
+        """Whether it has been neither answered nor given up; its deadline may have passed."""
+        return not self._done
 
     @property
     def wanted(self) -> bool:
@@ -170,6 +176,11 @@ class Call:
         if self._finish():
             self._caller.failed(self._ref, FailureKind.PROCESS_DOWN, [target, reason])
 
+    def no_handler(self, target: str, why: str) -> None:
+        """Who took it cannot run it, and has not."""
+        if self._finish():
+            self._caller.failed(self._ref, FailureKind.NO_HANDLER, [target, why])
+
     def _send_error(self, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
         self._caller.failed(self._ref, FailureKind.RAISED, [type(error).__name__, str(error), text])
@@ -201,4 +212,6 @@ def failure(kind: object, details: object) -> FleetError:
             return Undecodable(texts[0], texts[1])
         case FailureKind.TOO_MANY:
             return WouldBlock(texts[0], texts[1])
+        case FailureKind.NO_HANDLER:
+            return NoHandler(texts[0], texts[1])
     raise ValueError(f"failure of kind {SHORT.repr(kind)} is not known to this version")

@@ -12,9 +12,12 @@
     ├── TooManyMemberships  the caller's: beyond ``Settings.max_memberships``
     ├── NodeStopped         this node has been stopped, or was never started
     ├── StartFailed         this node could not start: its address or port is not to be had
+    ├── InitFailed          an actor ended, or was not ready in time, before its init was done
     ├── NotDelivered        it never ran: trying again is safe
     │   ├── NoProcess       nobody there under that pid or name
     │   ├── NoMember        the process group is empty
+    │   ├── NoHandler       it is no actor, or has no such handler
+    │   ├── Expired         the call being served has no time left
     │   ├── NoConnection    that node is not connected
     │   ├── Draining        that node is leaving and takes no new work
     │   ├── Undecodable     the receiver does not know a type inside the message
@@ -200,6 +203,25 @@ class StartFailed(FleetError):
         return f"cannot listen on {self.endpoint}: {self.why}"
 
 
+class InitFailed(FleetError):
+    """An actor did not come to serve: its constructor or ``init`` raised, or was not done in time.
+
+    The process is gone.
+
+    Attributes:
+        actor: qualified name of its class.
+        reason: its exit reason; `Crash` where it raised.
+    """
+
+    def __init__(self, actor: str, reason: object) -> None:
+        super().__init__(actor, reason)
+        self.actor = actor
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.actor} did not start: {self.reason}"
+
+
 class NotDelivered(FleetError):
     """The message never reached a process, or the request never ran: trying again is safe."""
 
@@ -224,6 +246,25 @@ class NoMember(NotDelivered):
 
     def __str__(self) -> str:
         return f"no process is in the group {self.group!r}: nobody has joined it, or all have gone"
+
+
+class NoHandler(NotDelivered):
+    """The process runs nothing under that name, so nothing has run."""
+
+    def __init__(self, target: object, why: str) -> None:
+        super().__init__(target, why)
+        self.target = target
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{_shown(self.target)} cannot run that: {self.why}"
+
+
+class Expired(NotDelivered):
+    """Asked for while serving a call whose own deadline has passed. Nothing was sent."""
+
+    def __str__(self) -> str:
+        return "the call that is being served has no time left, so nothing was sent"
 
 
 class NoConnection(NotDelivered):

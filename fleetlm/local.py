@@ -11,6 +11,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.processes import ProcessTable
+from fleetlm.deadline import SERVING
 from fleetlm.errors import ProcessExit
 from fleetlm.messages import Crash
 from fleetlm.process import Process, ProcessFunction, ProcessInfo
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fleetlm.ids import Pid
     from fleetlm.mailbox import Mailbox
     from fleetlm.node import Node
+    from fleetlm.process import ProcessObject
     from fleetlm.signals import Signals
 
 log = logging.getLogger("fleetlm")
@@ -56,7 +58,12 @@ class LocalProcesses:
         self.boxes[pid.number] = process.mailbox
         if name is not None:
             self.boxes[name] = process.mailbox
-        task = asyncio.get_running_loop().create_task(_course(function, process, args), name=name or runs)
+        context = None
+        if SERVING.get() is not None:  # What it asks for is not part of the call that spawned it.
+            context = contextvars.copy_context()
+            context.run(SERVING.set, None)
+        course = _course(function, process, args)
+        task = asyncio.get_running_loop().create_task(course, name=name or runs, context=context)
         self._tasks[task] = process
         task.add_done_callback(self._on_end, context=_NO_CONTEXT)
         process.task = task
@@ -122,9 +129,13 @@ class LocalProcesses:
             tasks = list(self._tasks)
             for process in list(self._processes.values()):
                 process.end_with("shutdown")
+            living = {process.task for process in self._processes.values()}
             for task in tasks:
-                task.cancel()
+                if task not in living:  # Killed, and not done with it.
+                    task.cancel()
             await asyncio.wait(tasks, timeout=1.0)
+            if any(process.closing for process in self._processes.values()):
+                await asyncio.wait(tasks, timeout=self._node.settings.terminate_s)
             stuck = [task for task in tasks if not task.done()]
             if stuck:
                 log.warning("%d process(es) ignore their cancellation and are left behind", len(stuck))
@@ -137,7 +148,7 @@ class LocalProcesses:
             return  # Killed: it has been buried before its task ended.
         if error is not None and not isinstance(error, ProcessExit):
             log.error("process %s (%s) crashed", process.name or process.pid, process.runs, exc_info=error)
-        self._bury(process, _reason(process, task.cancelled(), error))
+        self._bury(process, exit_reason(process, task.cancelled(), error))
 
     def _bury(self, process: Process, reason: Any) -> None:
         number = process.pid.number
@@ -158,11 +169,17 @@ def _course(
 
     A layer around it would cost each process 250 bytes.
     """
+    if isinstance(function, type):
+        return _made(function, process, args)
     try:
         course = function(process, *args)
     except Exception as error:  # noqa: BLE001  # wrong arguments, say: it is the process that crashes
         return _raising(error)
     return course if isinstance(course, CoroutineType) else _awaiting(course)
+
+
+async def _made(cls: type[ProcessObject], process: Process, args: tuple[Any, ...]) -> None:
+    await cls(*args)(process)
 
 
 async def _awaiting(course: Awaitable[object]) -> None:
@@ -173,7 +190,8 @@ async def _raising(error: Exception) -> None:
     raise error
 
 
-def _reason(process: Process, cancelled: bool, error: BaseException | None) -> Any:
+def exit_reason(process: Process, cancelled: bool, error: BaseException | None) -> Any:
+    """For what a process has ended, or ends."""
     if process.ending:
         return process.exit_reason
     if cancelled:

@@ -45,8 +45,8 @@ class _Origin:
 class Owner(Protocol):
     """Whose mailbox it is."""
 
-    def took(self, call: Call) -> None:
-        """A call has been taken: it must be answered."""
+    def took(self, call: Call) -> object:
+        """A call has been taken: it must be answered. True: it has been, and its owner gets it not."""
 
 
 class Mailbox:
@@ -148,7 +148,8 @@ class Mailbox:
                 if not message.wanted:
                     message.abandon()
                     continue
-                self._owner.took(message)
+                if self._owner.took(message):
+                    continue  # It has been refused.
             return message
 
     def discard(self, unwanted: Callable[[Any], bool]) -> None:

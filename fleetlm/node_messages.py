@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from fleetlm.deadline import within_deadline
 
 if TYPE_CHECKING:
     from fleetlm.messenger import Messenger, Target
@@ -44,10 +47,12 @@ class MessageApi:
         Args:
             to: as `send`.
             message: arrives as ``Call(message)``; the process answers with `Call.reply`.
-            timeout: seconds; default `Settings.call_timeout_s`. An expired request is not run.
+            timeout: seconds; default `Settings.call_timeout_s`. An expired request is not run. In a
+                handler of an `Actor` it is at most what is left of the call being served.
 
         Raises:
-            NotDelivered: it never ran (`NoProcess`, `NoConnection`, `Undecodable`, `WouldBlock`).
+            NotDelivered: it never ran (`NoProcess`, `NoConnection`, `NoHandler`, `Undecodable`,
+                `WouldBlock`, `Expired`).
             Unknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
             RemoteError: it ran and raised.
         """
@@ -73,7 +78,8 @@ class MessageApi:
             NotDelivered, Unknown, RemoteError: as `call`, when it is iterated, after the items that came
                 before.
         """
-        return self._streams.open(to, message, timeout)
+        within_s = within_deadline(math.inf if timeout is None else timeout)
+        return self._streams.open(to, message, None if within_s == math.inf else within_s)
 
     async def multicall(
         self, targets: Sequence[Target], message: Any, timeout: float | None = None
@@ -102,4 +108,4 @@ class MessageApi:
         return await self._messenger.broadcast(name, message, nodes)
 
     def _deadline_s(self, timeout: float | None) -> float:
-        return self.settings.call_timeout_s if timeout is None else timeout
+        return within_deadline(self.settings.call_timeout_s if timeout is None else timeout)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from fleetlm.actor import Actor, check_unused
+from fleetlm.actor_ref import ActorRef, Goal, Sender, goal_of
+from fleetlm.actor_start import start
+from fleetlm.deadline import within_deadline
 from fleetlm.ids import Pid
 from fleetlm.names import canonical_node
 
@@ -12,7 +16,11 @@ if TYPE_CHECKING:
     from fleetlm.local import LocalProcesses
     from fleetlm.messenger import Messenger
     from fleetlm.process import ProcessFunction, ProcessInfo
+    from fleetlm.settings import Settings
     from fleetlm.signals import Signals
+
+
+A = TypeVar("A", bound=Actor)
 
 
 class ProcessApi:
@@ -20,6 +28,7 @@ class ProcessApi:
 
     name: str
     incarnation: int
+    settings: Settings
     _local: LocalProcesses
     _signals: Signals
     _messenger: Messenger
@@ -30,7 +39,8 @@ class ProcessApi:
         It ends when the function returns, raises (logged) or is cancelled; its name is free then.
 
         Args:
-            function: a coroutine function; its first argument is its `Process`.
+            function: a coroutine function; its first argument is its `Process`. Or an `Actor`, or the
+                class of one, which is made from ``args`` inside the new process.
             *args: its further arguments.
             name: registered at once, so that a message can be sent right after.
 
@@ -38,11 +48,54 @@ class ProcessApi:
             AlreadyRegistered, InvalidName: nothing was started.
             NodeStopped: likewise.
             TypeError: ``function`` cannot be called.
+            RuntimeError: it is an `Actor` object that has been run.
         """
         self._check_running()
         if not callable(function):
             raise TypeError(f"spawn() takes a coroutine function, not {function!r}")
+        check_unused(function)
         return self._local.spawn(function, args, name)
+
+    async def start_actor(
+        self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None
+    ) -> ActorRef[A]:
+        """Spawn an actor, and return a reference when its ``init`` is done.
+
+        Args:
+            actor: its class, made from ``args``; or an object of it.
+            *args: for the constructor.
+            name: registered at once; what is sent to it waits for ``init``.
+            timeout: seconds for ``init``; default `Settings.call_timeout_s`.
+
+        Raises:
+            InitFailed: the constructor or ``init`` raised, ended the process, or took longer; the process
+                is gone.
+            AlreadyRegistered, InvalidName, NodeStopped, TypeError, RuntimeError: as `spawn`.
+            Expired: the call being served has no time left; nothing was started.
+        """
+        self._check_running()
+        cls = actor if isinstance(actor, type) else type(actor)
+        _check_actor(cls)
+        check_unused(actor)
+        timeout_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
+        pid = await start(self._local, actor, args, name, timeout_s)
+        return ActorRef(cast("Sender", self), cls, pid)
+
+    def ref(self, actor: type[A], target: Goal, at: str | None = None) -> ActorRef[A]:
+        """A typed reference to an actor anywhere; asks nobody, so it may lead to none.
+
+        Args:
+            actor: its class, or a base of that with the handlers in question.
+            target: a pid, a name on this node, ``(name, node)``, or a function that returns a pid and is
+                asked anew at each use.
+            at: the node on which ``target`` is a name.
+
+        Raises:
+            TypeError: ``actor`` is no class of actors, or ``at`` is given with something else than a name.
+            InvalidName: ``at`` is not a node name.
+        """
+        _check_actor(actor)
+        return ActorRef(cast("Sender", self), actor, goal_of(target, at))
 
     def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
         """Send an exit signal to a process anywhere; its sender is this node itself, number 0.
@@ -88,7 +141,7 @@ class ProcessApi:
         """
         if at is None or canonical_node(at) == self.name:
             return self._local.table.whereis(name)
-        found = await self._messenger.ask(at, "whereis", name, timeout)
+        found = await self._messenger.ask(at, "whereis", name, within_deadline(timeout))
         return found if isinstance(found, Pid) else None
 
     async def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
@@ -102,13 +155,18 @@ class ProcessApi:
         if pid.node == self.name:
             self._local.register(name, pid)
         else:
-            await self._messenger.ask(pid.node, "register", [name, pid], timeout)
+            await self._messenger.ask(pid.node, "register", [name, pid], within_deadline(timeout))
 
     async def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:
         """Take a name away, on this node or on ``at``. False if nobody had it. Raises: as `whereis`."""
         if at is None or canonical_node(at) == self.name:
             return self._local.unregister(name)
-        return bool(await self._messenger.ask(at, "unregister", name, timeout))
+        return bool(await self._messenger.ask(at, "unregister", name, within_deadline(timeout)))
 
     def _check_running(self) -> None:
         raise NotImplementedError
+
+
+def _check_actor(cls: object) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, Actor)):
+        raise TypeError(f"{cls!r} is not a class of actors")

@@ -5,19 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fleetlm.call import Call
+from fleetlm.handlers import Invoke
 from fleetlm.ids import Pid, Ref
 from fleetlm.mailbox import Mailbox
 from fleetlm.messages import Down
 
 if TYPE_CHECKING:
+    from fleetlm.actor import Actor
+    from fleetlm.actor_ref import ActorRef
     from fleetlm.node import Node
     from fleetlm.signals import Signals
 
-ProcessFunction = Callable[..., Awaitable[object]]
-"""What `Node.spawn` runs: a coroutine function whose first argument is its `Process`."""
+A = TypeVar("A", bound="Actor")
+
+
+class ProcessObject(Protocol):
+    """An object that is a process function, such as an `Actor`."""
+
+    def __call__(self, process: Process, /) -> Awaitable[object]:
+        """Run."""
+
+
+ProcessFunction = Callable[..., Awaitable[object]] | type[ProcessObject]
+"""What `Node.spawn` runs: a coroutine function whose first argument is its `Process`; or a class of such,
+of which the new process makes its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +54,8 @@ class Process:
     """What a process function gets as its first argument."""
 
     __slots__ = (
-        "_calls", "_signals", "ending", "exit_reason", "mailbox", "node", "parent", "pid", "runs", "task",
+        "_calls", "_signals", "closing", "ending", "exit_reason", "gone", "mailbox", "node", "on_answered",
+        "parent", "pid", "runs", "task",
     )  # fmt: skip
 
     def __init__(self, node: Node, signals: Signals, pid: Pid, runs: str, mailbox_limit: int) -> None:
@@ -49,6 +64,12 @@ class Process:
         self.ending = False
         """Whether an exit signal has reached it."""
         self.exit_reason: Any = None
+        self.closing = False
+        """Whether its reason is decided and it cleans up, so that only ``"kill"`` cuts it short."""
+        self.gone = False
+        """Whether it has been buried, though its coroutine may still run."""
+        self.on_answered: Callable[[Call], None] | None = None
+        """Of an actor: told of each call it took that needs no answer any more."""
         self.pid = pid
         self.parent: Pid | None = None
         """Who spawned it with `spawn_link`."""
@@ -133,6 +154,17 @@ class Process:
         pid = self.node.spawn(function, *args, name=name)
         return pid, self.monitor(pid)
 
+    async def start_actor_link(
+        self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None
+    ) -> ActorRef[A]:
+        """As `Node.start_actor`, and linked once it is ready. Raises: as there; then no signal comes.
+
+        Source: OTP gen_server:start_link/3; differs: an ``init`` that fails is an exception alone.
+        """
+        ref = await self.node.start_actor(actor, *args, name=name, timeout=timeout)
+        self.link(ref.pid)
+        return ref
+
     # The runtime's business.
 
     def end_with(self, reason: Any, *, again: bool = False) -> None:
@@ -140,7 +172,7 @@ class Process:
 
         ``again`` cancels even what is ending already.
         """
-        if self.ending and not again:
+        if (self.ending or self.closing) and not again:
             return
         if not self.ending:
             self.ending = True
@@ -155,6 +187,7 @@ class Process:
 
     def ended(self, reason: str) -> None:
         """Answer every call that it leaves behind."""
+        self.gone = True
         shown = str(self.pid)
         for message in self.mailbox.close():
             if type(message) is Call:
@@ -163,13 +196,19 @@ class Process:
         for call in taken or ():
             call.process_down(shown, reason)
 
-    def took(self, call: Call) -> None:
-        """`mailbox.Owner`: answers for it from here on."""
+    def took(self, call: Call) -> bool:
+        """`mailbox.Owner`: answers for it from here on, unless it has been refused."""
+        if self.on_answered is None and type(call.message) is Invoke:
+            call.no_handler(str(self.name or self.pid), f"{self.runs} is not an actor")
+            return True
         if self._calls is None:
             self._calls = {}
         self._calls[call] = None
         call.watch(self._answered)
+        return False
 
     def _answered(self, call: Call) -> None:
         if self._calls is not None:
             self._calls.pop(call, None)
+        if self.on_answered is not None:
+            self.on_answered(call)

@@ -122,6 +122,10 @@ class Settings:
     """Items of a stream that are on their way or wait for their consumer; then the producer waits."""
     stream_idle_s: float = 60.0
     """A stream that brings nothing for so long has failed: its producer is stuck."""
+    concurrent_handlers: int = 100
+    """Of one actor at once: as many requests to a database or a GPU as help; more only wait there."""
+    terminate_s: float = 5.0
+    """For an actor's ``terminate``, and before it for its concurrent handlers. Source: OTP's shutdown."""
     call_timeout_s: float = 5.0
     """Default deadline of a call. Source: OTP gen.erl, DEFAULT_TIMEOUT."""
     events_limit: int = 10_000

@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from fleetlm.actor import Actor
 from fleetlm.call import Call
 from fleetlm.core.restarts import (
     RESTARTS,
@@ -49,7 +50,7 @@ class Child:
 
     Attributes:
         name: its id among the children of its supervisor.
-        function: a process function, or a `Supervisor`.
+        function: a process function, a `Supervisor`, or the class of an `Actor`.
         args: passed to it after its `Process`.
         restart: ``permanent`` (always), ``transient`` (unless it ended with ``"normal"``,
             ``"shutdown"`` or ``("shutdown", why)``) or ``temporary`` (never).
@@ -68,6 +69,9 @@ class Child:
     def __post_init__(self) -> None:
         if self.restart not in RESTARTS:
             raise ValueError(f"restart of child {self.name!r} is {self.restart!r}: one of {RESTARTS}")
+        if isinstance(self.function, Actor):
+            cls = type(self.function).__qualname__
+            raise TypeError(f"an actor object runs once: Child({self.name!r}, {cls}, args=(...))")
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,8 @@ def test_sessions() -> None:
     assert "the session: ['hello', 'again']" in said
     assert "it ran and raised ValueError: an empty line for s1" in said
     assert "it may have run: CallTimeout" in said
+    assert "archive('s1') was cancelled, since nobody waits for it" in said
+    assert "sessions end (shutdown) with 1 session" in said
     assert said.count("never ran (NoConnection)") == 3
     assert "given up: not connected to fleetlm@127.0.0.2" in said
 

@@ -8,6 +8,7 @@ from fleetlm.call import Call, FailureKind, failure
 from fleetlm.errors import (
     FleetError,
     MessageTooLarge,
+    NoHandler,
     NoProcess,
     NotDelivered,
     NotSerializable,
@@ -132,6 +133,19 @@ def test_ends_of_a_process_have_their_own_kinds() -> None:
     ]
 
 
+def test_it_is_open_until_it_is_answered_or_given_up_whatever_the_time() -> None:
+    caller, clock = Caller(), Clock()
+    answered, abandoned = call(caller, clock), call(caller, clock)
+    clock.now = 6.0
+    assert (answered.open, answered.wanted, answered.streaming) == (True, False, False)
+    answered.no_handler("<pid>", "no handler 'x'")
+    abandoned.abandon()
+    answered.no_handler("<pid>", "again")
+    assert not answered.open
+    assert not abandoned.open
+    assert caller.told == [("failed", 9, FailureKind.NO_HANDLER, ["<pid>", "no handler 'x'"]), ("forget", 9)]
+
+
 def test_who_watches_is_told_of_the_end_and_of_another_watcher() -> None:
     told: list[str] = []
     it = call(Caller())
@@ -150,6 +164,7 @@ def test_who_watches_is_told_of_the_end_and_of_another_watcher() -> None:
         (FailureKind.PROCESS_DOWN, ["x", "normal"], ProcessDown, Unknown),
         (FailureKind.RAISED, ["ValueError", "no", "Traceback"], RemoteError, FleetError),
         (FailureKind.UNDECODABLE, ["x", "no such tag"], Undecodable, NotDelivered),
+        (FailureKind.NO_HANDLER, ["x", "no handler"], NoHandler, NotDelivered),
         (1, [], NoProcess, NotDelivered),
     ],
 )

@@ -13,12 +13,15 @@ from fleetlm.errors import (
     AlreadyRegistered,
     CallTimeout,
     Draining,
+    Expired,
     FleetError,
+    InitFailed,
     InvalidName,
     MessageTooLarge,
     NoConnection,
     NodeLost,
     NodeStopped,
+    NoHandler,
     NoMember,
     NoProcess,
     NotDelivered,
@@ -57,6 +60,9 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (NoProcess(PID), f"no process <{NODE} ff 3>: it has ended"),
     (NoMember("workers"), "no process is in the group 'workers': nobody has joined it, or all have gone"),
     (TooManyMemberships(9, 2_000, 1_000), "9 memberships in process groups and 2,000 more exceed the limit"),
+    (NoHandler("a", "A has no handler 'x'"), "'a' cannot run that: A has no handler 'x'"),
+    (Expired(), "the call that is being served has no time left, so nothing was sent"),
+    (InitFailed("Sessions", "ValueError: no"), "Sessions did not start: ValueError: no"),
     (NoConnection(NODE, "no route"), f"not connected to {NODE}: no route"),
     (Draining(NODE), f"{NODE} is draining and takes no new work; ask another node"),
     (Undecodable(TARGET, "tag 'x'"), f"'echo' on {NODE} could not read the message: tag 'x'"),
@@ -97,7 +103,9 @@ def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
 
 
 def test_what_the_caller_may_do() -> None:
-    never_ran = {NoProcess, NoMember, NoConnection, Draining, Undecodable, WouldBlock}
+    never_ran = {
+        NoProcess, NoMember, NoHandler, Expired, NoConnection, Draining, Undecodable, WouldBlock
+    }  # fmt: skip
     may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout}
     for error, _ in SENTENCES:
         assert isinstance(error, NotDelivered) == (type(error) in never_ran)

@@ -127,6 +127,57 @@ def test_a_crash_is_logged_and_frees_the_name(caplog: pytest.LogCaptureFixture) 
 
 
 @virtual
+async def test_a_class_is_made_inside_the_process() -> None:
+    node = FakeNode()
+    seen: list[Any] = []
+
+    class Work:
+        def __init__(self, *args: Any) -> None:
+            seen.append((args, asyncio.current_task() is node.local.task_of(Pid(HERE, 1, 1))))
+
+        async def __call__(self, process: Process) -> None:
+            seen.append((process.runs, process.pid.number))
+
+    node.local.spawn(Work, (1, 2), None)
+    assert seen == []
+    await turns()
+    (made, inside), (runs, number) = seen
+    assert (made, inside, number) == ((1, 2), True, 1)
+    assert runs.endswith("Work")
+    crashing = node.local.spawn(lambda *_: None, (), None)  # type: ignore[arg-type,return-value]
+    logging.disable(logging.CRITICAL)
+    await turns()
+    assert node.local.process(crashing) is None
+
+
+@virtual
+async def test_a_process_that_closes_is_cut_short_by_a_kill_alone() -> None:
+    node = FakeNode(Settings(terminate_s=5.0))
+    log: list[str] = []
+
+    async def close(process: Process, name: str, seconds: float) -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            process.closing = True
+            await asyncio.sleep(seconds)
+            log.append(name)
+
+    first, second = (node.local.spawn(close, (name, 3), None) for name in ("first", "second"))
+    node.local.spawn(close, ("third", 4), None)
+    await turns()
+    for pid in (first, second):
+        node.local.stop_process(pid.number, "enough")
+    await asyncio.sleep(1)
+    node.local.stop_process(first.number, "again")
+    node.local.stop_process(second.number, "killed", at_once=True)
+    gone = node.local.process(second)
+    assert gone is None
+    await node.local.stop()
+    assert log == ["first", "third"]
+
+
+@virtual
 async def test_what_a_process_leaves_behind_is_answered() -> None:
     node = FakeNode()
 

@@ -194,6 +194,23 @@ async def test_a_taken_call_is_told_to_the_process() -> None:
 
 
 @virtual
+async def test_a_call_that_the_process_refuses_never_comes() -> None:
+    refused: list[Call] = []
+
+    class Refusing:
+        def took(self, taken: Call) -> bool:
+            refused.append(taken)
+            return len(refused) == 1
+
+    box = Mailbox(4, Refusing())
+    calls = [call(Nobody(), 1), call(Nobody(), 2)]
+    for each in calls:
+        box.put(each)
+    assert await box.get() is calls[1]
+    assert refused == calls
+
+
+@virtual
 async def test_calls_that_expired_or_were_given_up_are_passed_over() -> None:
     taken: list[Call] = []
     caller = Nobody()

@@ -1,0 +1,152 @@
+"""Actors: classes whose handlers are asked for from any node.
+
+    class Sessions(Actor):
+        async def init(self) -> None:
+            self.lines: dict[str, list[str]] = {}
+
+        @handler
+        async def append(self, session: str, line: str) -> int:
+            self.lines.setdefault(session, []).append(line)
+            return len(self.lines[session])
+
+    node.spawn(Sessions, name="sessions")
+    ref = node.ref(Sessions, "sessions", at="fleetlm@10.0.0.7")
+    count = await ref.within(2).call(Sessions.append, "s1", "hello")
+
+Source: OTP gen_server.erl; differs: handlers are methods, so that what they take and return is known to a
+type checker; an exception in a call is the caller's (`RemoteError`) and the actor lives on, as in Pykka;
+``terminate`` runs at exit signals that are not trapped, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+
+from fleetlm.actor_life import Life, described
+from fleetlm.call import Call
+from fleetlm.handlers import NO_HANDLERS, Handlers, collect
+
+if TYPE_CHECKING:
+    from fleetlm.ids import Pid
+    from fleetlm.node import Node
+    from fleetlm.process import Process
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Actor:
+    """Base of actors: put `handler` above the methods that others may ask for.
+
+    Spawn the class, ``node.spawn(Sessions, *args)``, and the object is made inside the new process: a
+    constructor that raises is a crash of that process, and a supervisor's ``Child("s", Sessions, args)``
+    gets a fresh object at each start. An object, ``node.spawn(Sessions(3))``, runs once.
+
+    An exception in a handler is raised as `RemoteError` at who called; the actor goes on. In a cast, in
+    `handle_info` and in `init` it ends the actor, since nobody else would hear of it. `ProcessExit` raised
+    anywhere ends it with that reason.
+
+    A caller that gives up (its time-out, its cancellation, the loss of its node) cancels the handler, and
+    the actor goes on. What a handler asks of others has no longer than its own caller waits.
+    """
+
+    __fleetlm_handlers__: ClassVar[Handlers] = NO_HANDLERS
+    __life: Life | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__fleetlm_handlers__ = collect(cls, frozenset(vars(Actor)))
+
+    # For subclasses to override.
+
+    async def init(self) -> None:
+        """Called in the new process before the first message is taken.
+
+        Requests wait meanwhile. If it raises, the actor ends without `terminate`.
+        """
+
+    async def terminate(self, reason: Any) -> None:
+        """Called at the end with the exit reason, whatever ends the actor, but for ``"kill"``.
+
+        It has `Settings.terminate_s` seconds. Concurrent handlers have ended before; calls that are
+        open, or still wait, are answered after it (`ProcessDown`, `NoProcess`). What it raises is logged
+        and does not change the reason.
+        """
+
+    async def handle_info(self, message: Any) -> None:
+        """Called with every message that is no request for a handler.
+
+        That is what others `send`, `Down`, `Exit` if this process traps exits, and a `Call` that was
+        made with `Node.call`. By default the first of each type is logged, and a call not run.
+        """
+        life = self.__living()
+        if isinstance(message, Call):
+            life.refuse(message, f"{life.process.runs} takes calls for its handlers only: use an ActorRef")
+        else:
+            life.complain(
+                f"type {type(message).__qualname__}", f"has no handle_info for {described(message)}"
+            )
+
+    # For subclasses to use.
+
+    @property
+    def process(self) -> Process:
+        """The process that it runs in: links, monitors, trapping exits. Raises: RuntimeError before init."""
+        return self.__living().process
+
+    @property
+    def node(self) -> Node:
+        """The node that it runs on. Raises: RuntimeError before init."""
+        return self.__living().process.node
+
+    @property
+    def pid(self) -> Pid:
+        """Its pid. Raises: RuntimeError before init."""
+        return self.__living().process.pid
+
+    def stop(self, reason: Any = "normal") -> None:
+        """End after the handler that runs now, with this reason; the first one counts.
+
+        Messages that wait are not taken any more. Concurrent handlers are cancelled.
+        """
+        self.__living().stop(reason)
+
+    async def run_blocking(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a blocking function in a thread; see `Node.run_blocking`."""
+        return await self.node.run_blocking(function, *args, **kwargs)
+
+    async def run_in_process(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a blocking function in another operating-system process; see `Node.run_in_process`."""
+        return await self.node.run_in_process(function, *args, **kwargs)
+
+    # The runtime's business.
+
+    async def __call__(self, process: Process, ready: asyncio.Future[None] | None = None) -> None:
+        """Run as this process, once.
+
+        Raises:
+            RuntimeError: this object runs, or has run, already.
+        """
+        check_unused(self)
+        self.__life = Life(self, self.__fleetlm_handlers__, process)
+        await self.__life.run(ready)
+
+    def __living(self) -> Life:
+        if self.__life is None:
+            raise RuntimeError(
+                f"{type(self).__qualname__} has no process yet: process, node and pid are there from "
+                "init() on, not in the constructor"
+            )
+        return self.__life
+
+
+def check_unused(function: object) -> None:
+    """Raises: RuntimeError, if it is an actor object that has been run."""
+    if isinstance(function, Actor) and vars(function).get("_Actor__life") is not None:
+        name = type(function).__qualname__
+        raise RuntimeError(
+            f"this {name} object has been run, and an actor object runs once: spawn the class, "
+            f"node.spawn({name}, *args), or make another object"
+        )

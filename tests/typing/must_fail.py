@@ -1,0 +1,69 @@
+"""What a type checker must refuse: each line marked with `E:` and the error's code, and no other."""
+
+from __future__ import annotations
+
+from fleetlm import Actor, ActorRef, Child, Node, Pid, handler
+from tests.typing.sessions import Busy, Other, Sessions
+
+
+async def ask(ref: ActorRef[Sessions]) -> None:
+    await ref.call(Sessions.apend, "s1", "hello")  # E: attr-defined
+    await ref.call("append", "s1", "hello")  # E: arg-type
+    await ref.call(Sessions.append, "s1")  # E: call-arg
+    await ref.call(Sessions.append, "s1", "hello", "more")  # E: call-arg
+    await ref.call(Sessions.append, "s1", 5)  # E: arg-type
+    await ref.call(Sessions.append, "s1", lin="hello")  # E: call-arg
+    await ref.call(Sessions.append, "s1", "hello", twice="yes")  # E: arg-type
+    await ref.call(Other.append, "s1")  # E: arg-type
+    await ref.call(Busy.busy)  # E: arg-type
+    await ref.call(Sessions.tokens, "prompt")  # E: arg-type
+    text: str = await ref.call(Sessions.append, "s1", "hello")  # E: arg-type
+    print(text)
+    await ref.within("2").call(Sessions.touch)  # E: arg-type
+    ref.call(Sessions.touch)  # E: unused-coroutine
+
+
+async def cast(ref: ActorRef[Sessions]) -> None:
+    await ref.cast(Sessions.append, "s1")  # E: call-arg
+    await ref.cast(Sessions.append, "s1", b"hello")  # E: arg-type
+    await ref.cast(Other.append, "s1")  # E: arg-type
+    await ref.cast(Sessions.tokens, "prompt")  # E: arg-type
+    ref.cast(Sessions.touch)  # E: unused-coroutine
+
+
+async def stream(ref: ActorRef[Sessions]) -> None:
+    async for token in ref.stream(Sessions.tokens, 5):  # E: arg-type
+        print(token)
+    async for number in ref.stream(Sessions.append, "s1", "hello"):  # E: arg-type
+        print(number)
+    async for each in ref.stream(Sessions.numbers):
+        text: str = each  # E: assignment
+        print(text)
+    for wrong in ref.stream(Sessions.numbers):  # E: attr-defined
+        print(wrong)
+
+
+async def start(node: Node, pid: Pid) -> None:
+    await node.start_actor(int)  # E: type-var
+    node.ref(int, pid)  # E: type-var
+    node.ref(Sessions, 5)  # E: arg-type
+    node.spawn(int)  # E: arg-type
+    Child("s", int)  # E: arg-type
+    sub: ActorRef[Busy] = node.ref(Sessions, pid)  # E: arg-type
+    print(sub)
+
+
+class Wrong(Actor):
+    @handler  # E: type-var
+    def sync(self) -> int:
+        return 1
+
+    @handler(concurrent=True)  # E: type-var
+    def sync_beside(self) -> int:
+        return 1
+
+    @handler(concurent=True)  # E: call-overload
+    async def typo(self) -> int:
+        return 1
+
+    async def init(self, more: int) -> None: ...  # E: override

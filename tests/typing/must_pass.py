@@ -1,0 +1,65 @@
+"""What a type checker knows of actors; every line of this must pass."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, assert_type
+
+from fleetlm import Actor, ActorRef, Child, Node, Pid, Process, Supervisor
+from tests.typing.sessions import Busy, Line, Other, Sessions
+
+
+async def start(node: Node, process: Process) -> None:
+    node.spawn(Sessions, name="a class")
+    node.spawn(Sessions, 3)
+    node.spawn(Sessions(3), name="an object")
+    process.spawn_link(Busy)
+    Supervisor([Child("s", Sessions, args=(3,)), Child("t", Supervisor, args=([],))])
+    assert_type(await node.start_actor(Sessions, 3, name="s", timeout=2.5), ActorRef[Sessions])
+    assert_type(await node.start_actor(Sessions(limit=3)), ActorRef[Sessions])
+    assert_type(await process.start_actor_link(Busy), ActorRef[Busy])
+
+
+def refer(node: Node, pid: Pid) -> None:
+    assert_type(node.ref(Sessions, pid), ActorRef[Sessions])
+    assert_type(node.ref(Sessions, "s"), ActorRef[Sessions])
+    assert_type(node.ref(Sessions, "s", at="fleetlm@10.0.0.7"), ActorRef[Sessions])
+    assert_type(node.ref(Sessions, ("s", "fleetlm@10.0.0.7")), ActorRef[Sessions])
+    assert_type(node.ref(Busy, lambda: pid), ActorRef[Busy])
+    assert_type(node.ref(Busy, pid).pid, Pid)
+    base: ActorRef[Sessions] = node.ref(Busy, pid)
+    anything: ActorRef[Actor] = base
+    print(anything)
+
+
+async def ask(ref: ActorRef[Sessions], busy: ActorRef[Busy], other: ActorRef[Other]) -> None:
+    assert_type(await ref.call(Sessions.append, "s1", "hello"), int)
+    assert_type(await ref.call(Sessions.append, "s1", line="hello", twice=True), int)
+    assert_type(await ref.within(2).call(Sessions.append, "s1", "hello"), int)
+    asking: Coroutine[Any, Any, int] = ref.call(Sessions.append, "s1", "hello")
+    assert_type(await asking, int)
+    assert_type(await ref.call(Sessions.fetch, "url"), Line | None)
+    await ref.call(Sessions.touch)
+    assert_type(await other.call(Other.append, "s1"), bytes)
+    assert_type(await busy.call(Sessions.append, "s1", "hello"), int)
+    assert_type(await busy.call(Busy.append, "s1", "hello"), int)
+    assert_type(await busy.call(Busy.busy), bool)
+    await ref.cast(Sessions.append, "s1", "hello")
+    await ref.within(2.5).cast(Sessions.touch)
+    await ref.send({"any": "value"})
+
+
+async def stream(ref: ActorRef[Sessions], busy: ActorRef[Busy]) -> None:
+    assert_type(ref.stream(Sessions.tokens, "prompt", 5), AsyncGenerator[str, None])
+    async for token in ref.within(60).stream(Sessions.tokens, "prompt", most=5):
+        assert_type(token, str)
+    async for number in busy.stream(Sessions.numbers):
+        assert_type(number, int)
+
+
+async def inside(sessions: Sessions) -> None:
+    assert_type(await sessions.append("s1", "hello"), int)
+    assert_type(sessions.pid, Pid)
+    assert_type(sessions.node, Node)
+    assert_type(await sessions.run_blocking(sorted, [3, 1]), list[int])
+    assert_type(await sessions.run_blocking(int, "10", base=2), int)
