@@ -48,9 +48,10 @@ TREE = Supervisor(
 
 
 # spawn, link, monitor
-async def watcher(process: Process, pid: fleetlm.Pid) -> None:
-    """``erlang:monitor/2``: one `Down`, whatever happens."""
+async def killer(process: Process, pid: fleetlm.Pid) -> None:
+    """``erlang:monitor/2``: one `Down`, whatever happens; here it is an ``exit(Pid, kill)``."""
     ref = process.monitor(pid)
+    process.exit(pid, "kill")
     match await process.receive():
         case Down(ref=got, reason=reason) if got == ref:
             print(f"down: {reason}")
@@ -83,10 +84,8 @@ async def main() -> None:
         await here.registry.register("leader", pid)
         print(await here.registry.wait_for("leader", timeout=5) == pid)
 
-        # In Erlang: exit(Pid, kill); the supervisor starts another one
-        watching = here.spawn(watcher, pid)
-        here.exit(pid, "kill")
-        await here.join(watching, timeout=5)
+        # The supervisor starts another one.
+        await here.join(here.spawn(killer, pid), timeout=5)
         await asyncio.sleep(0.2)
         print(await counter.call(Counter.add, 0))
 

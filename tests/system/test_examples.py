@@ -126,6 +126,23 @@ def test_blocking() -> None:
     assert said[5] == "('primes', 10) → 4"
 
 
+def test_from_erlang() -> None:
+    assert run("from_erlang.py").splitlines() == [
+        "15", "2 members", "handle_info: raw", "True", "down: killed", "10",
+    ]  # fmt: skip
+
+
+def test_from_celery() -> None:
+    assert run("from_celery.py").splitlines() == [
+        "sent to ada@example.org", "sent to alan@example.org", "2 workers are left",
+    ]  # fmt: skip
+
+
+def test_from_ray() -> None:
+    said = run("from_ray.py").splitlines()
+    assert said == ["['a', 'b', 'c']", "d", "e", "f", "[['g', 'h'], ['g', 'h']]"]
+
+
 def test_embed() -> None:
     said = run("embed.py")
     assert re.search(r"PROMPT 0 \(on fleetlm@127\.0\.0\.\d, in a batch of \d\)", said)
