@@ -23,8 +23,8 @@ _NAMES_OF = {
     "fleetlm.discovery": "Discovery DnsDiscovery StaticDiscovery",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
-        "MessageTooLarge NoConnection NoHandler NoMember NoProcess NodeLost NodeStopped NotDelivered "
-        "NotSerializable ProcessDown ProcessExit RemoteError SettingsError StartFailed "
+        "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
+        "NotDelivered NotSerializable ProcessDown ProcessExit RemoteError SettingsError StartFailed "
         "TooManyMemberships TooManyNames Undecodable Unknown WorkerDied WouldBlock"
     ),
     "fleetlm.handlers": "handler",
@@ -36,7 +36,7 @@ _NAMES_OF = {
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",
     "fleetlm.node_thread": "node_in_thread",
-    "fleetlm.process": "Process ProcessInfo",
+    "fleetlm.process": "ChildInfo Process ProcessInfo",
     "fleetlm.settings": "Settings",
     "fleetlm.supervisor": "Child Supervisor",
     "fleetlm.sync": "SyncNode",

@@ -8,7 +8,18 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from fleetlm.core.ext import SHORT
-from fleetlm.errors import FleetError, NoHandler, NoProcess, ProcessDown, RemoteError, Undecodable, WouldBlock
+from fleetlm.errors import (
+    AlreadyRegistered,
+    Draining,
+    FleetError,
+    NoFactory,
+    NoHandler,
+    NoProcess,
+    ProcessDown,
+    RemoteError,
+    Undecodable,
+    WouldBlock,
+)
 from fleetlm.stream import Outlet
 
 
@@ -21,6 +32,9 @@ class FailureKind(IntEnum):
     UNDECODABLE = 4
     TOO_MANY = 5
     NO_HANDLER = 9
+    NO_FACTORY = 6
+    DRAINING = 7
+    NAME_TAKEN = 8
 
 
 class Caller(Protocol):
@@ -152,6 +166,19 @@ class Call:
         if self._finish():
             self._send_error(error)
 
+    def refuse(self, error: AlreadyRegistered | Draining | NoFactory | NoProcess) -> None:
+        """Let the caller raise this error itself: for the node, which knows that nothing has run."""
+        if self._finish():
+            match error:
+                case AlreadyRegistered(name=name, owner=owner):
+                    self._caller.failed(self._ref, FailureKind.NAME_TAKEN, [name, str(owner)])
+                case Draining(node=node):
+                    self._caller.failed(self._ref, FailureKind.DRAINING, [node])
+                case NoFactory(node=node, factory=factory):
+                    self._caller.failed(self._ref, FailureKind.NO_FACTORY, [node, factory])
+                case NoProcess(target=target):
+                    self._caller.failed(self._ref, FailureKind.NO_PROCESS, [str(target)])
+
     def watch(self, on_done: Callable[[Call], None]) -> None:
         """Tell ``on_done`` when this call needs no answer any more, or when another watches.
 
@@ -214,4 +241,10 @@ def failure(kind: object, details: object) -> FleetError:
             return WouldBlock(texts[0], texts[1])
         case FailureKind.NO_HANDLER:
             return NoHandler(texts[0], texts[1])
+        case FailureKind.NO_FACTORY:
+            return NoFactory(texts[0], texts[1])
+        case FailureKind.DRAINING:
+            return Draining(texts[0])
+        case FailureKind.NAME_TAKEN:
+            return AlreadyRegistered(texts[0], texts[1])
     raise ValueError(f"failure of kind {SHORT.repr(kind)} is not known to this version")

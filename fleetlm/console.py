@@ -15,8 +15,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleetlm import console_protocol as protocol
-from fleetlm import facade
+from fleetlm import console_protocol as protocol, facade
 from fleetlm.console_protocol import BadMessage, Message
 from fleetlm.evaluator import CAPTURE, Result, Session, as_json, described
 

@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from fleetlm import doctor_checks as checks
-from fleetlm import remote
+from fleetlm import doctor_checks as checks, remote
 from fleetlm.console_protocol import BadMessage
 from fleetlm.core.answers import Answer
 from fleetlm.core.frames import IAm

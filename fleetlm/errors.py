@@ -18,6 +18,7 @@
     │   ├── NoMember        the process group is empty
     │   ├── NoHandler       it is no actor, or has no such handler
     │   ├── Expired         the call being served has no time left
+    │   ├── NoFactory       that node has registered no factory of that name
     │   ├── NoConnection    that node is not connected
     │   ├── Draining        that node is leaving and takes no new work
     │   ├── Undecodable     the receiver does not know a type inside the message
@@ -265,6 +266,18 @@ class Expired(NotDelivered):
 
     def __str__(self) -> str:
         return "the call that is being served has no time left, so nothing was sent"
+
+
+class NoFactory(NotDelivered):
+    """The node has registered no factory of that name, so nothing was spawned."""
+
+    def __init__(self, node: str, factory: str) -> None:
+        super().__init__(node, factory)
+        self.node = node
+        self.factory = factory
+
+    def __str__(self) -> str:
+        return f"{self.node} has no factory {self.factory!r}; register it there: node.factories.register(...)"
 
 
 class NoConnection(NotDelivered):

@@ -10,15 +10,19 @@ import asyncio
 import builtins
 import dataclasses
 import sys
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.ids import Pid
+from fleetlm.process import ChildInfo, ProcessInfo
 
 if TYPE_CHECKING:
     from fleetlm.node import Node
 
 _PING_TIMEOUT_S = 5.0
+_CELL_CHARS = 48
+"""Of a name in a table; ``Process.info`` shows it whole."""
 
 
 class NodeNoun:
@@ -67,19 +71,13 @@ class ProcessNoun:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def list(self) -> list[Pid]:
-        """The pids of this node's processes, oldest first."""
-        return sorted((info.pid for info in self._node.processes()), key=lambda pid: pid.number)
+    def list(self) -> Processes:
+        """This node's processes, oldest first: a list of `ProcessInfo` that shows itself as a table."""
+        return Processes(sorted(self._node.processes(), key=lambda info: info.pid.number))
 
     def info(self, process: Pid | int | str) -> object:
         """What is known of a process, given as pid, as its number or by name; None when it is gone."""
-        pid: Pid | None
-        if isinstance(process, Pid):
-            pid = process
-        elif isinstance(process, int):
-            pid = Pid(self._node.name, self._node.incarnation, process)
-        else:
-            pid = self._node.registered().get(process)
+        pid = _pid(self._node, process)
         return None if pid is None else self._node.process_info(pid)
 
     def whereis(self, name: str) -> Pid | None:
@@ -146,6 +144,128 @@ class GroupNoun:
         )
 
 
+class SupervisorNoun:
+    """``Supervisor``: the supervisors of this node. To make one: ``fleetlm.Supervisor(...)``."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def tree(self, supervisor: Pid | int | str | None = None) -> Trees:
+        """Supervisors with their children, and theirs: all, or one by pid, number or name.
+
+        What they are doing does not matter: they are looked at, not asked.
+
+        Raises:
+            ValueError: no supervisor of this node.
+        """
+        every = self._node.supervisors()
+        if supervisor is None:
+            children = {child.pid for rows in every.values() for child in rows}
+            return Trees(self._root(pid, every) for pid in every if pid not in children)
+        pid = _pid(self._node, supervisor)
+        if pid is None or pid not in every:
+            raise ValueError(f"{supervisor} is no supervisor of {self._node.name}; Supervisor.tree() has all")
+        return Trees([self._root(pid, every)])
+
+    def _root(self, pid: Pid, every: Mapping[Pid, Sequence[ChildInfo]]) -> Branch:
+        info = self._node.process_info(pid)
+        name, runs, state = (None, "", "") if info is None else (info.name, info.runs, info.state)
+        return Branch(name, pid, runs, None, state, _branches(every[pid], every))
+
+    def __repr__(self) -> str:
+        return (
+            f"<Supervisor of {self._node.name}: Supervisor.tree(), Supervisor.tree(pid | number | name); "
+            "to make one: fleetlm.Supervisor>"
+        )
+
+
+class Processes(list[ProcessInfo]):
+    """`ProcessInfo` rows that read as a table; the first column is a pid's number on this node."""
+
+    def __repr__(self) -> str:
+        if not self:
+            return "(no processes)"
+        head = ("pid", "name", "runs", "mailbox", "taken", "calls", "state")
+        rows = [
+            (p.pid.number, p.name or "-", p.runs, p.mailbox, p.taken, p.open_calls, p.state) for p in self
+        ]
+        return _table(head, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A supervisor or one of its children, and what is below it.
+
+    ``id`` is the name among the children of its supervisor, or the registered one of a root, which
+    has no ``restart``.
+    """
+
+    id: str | None
+    pid: Pid | None
+    runs: str
+    restart: str | None
+    state: str
+    children: tuple[Branch, ...] = ()
+
+
+class Trees(list[Branch]):
+    """Roots that read as indented trees; in angles a pid's number on this node."""
+
+    def __repr__(self) -> str:
+        return "\n".join(line for root in self for line in _drawn(root)) or "(no supervisors)"
+
+
+def _branches(children: Sequence[ChildInfo], every: Mapping[Pid, Sequence[ChildInfo]]) -> tuple[Branch, ...]:
+    return tuple(
+        Branch(
+            child.id, child.pid, child.runs, child.restart, child.state,
+            () if child.pid is None else _branches(every.get(child.pid, ()), every),
+        )
+        for child in children
+    )  # fmt: skip
+
+
+def _drawn(branch: Branch) -> Iterator[str]:
+    told = ["-" if branch.id is None else _cell(branch.id)]
+    if branch.pid is not None:
+        told.append(f"<{branch.pid.number}>")
+    told += [_cell(branch.runs), *([branch.restart] if branch.restart else []), branch.state]
+    yield "  ".join(told)
+    for child in branch.children:
+        last = child is branch.children[-1]
+        for number, line in enumerate(_drawn(child)):
+            lead = ("└─ " if last else "├─ ") if number == 0 else ("   " if last else "│  ")
+            yield lead + line
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their widest cell; numbers stand to the right."""
+    cells = [list(head), *([_cell(each) for each in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [isinstance(each, int) for each in rows[0]]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _cell(value: object) -> str:
+    text = str(value)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _CELL_CHARS else f"{text[: _CELL_CHARS - 1]}…"
+
+
+def _pid(node: Node, process: Pid | int | str) -> Pid | None:
+    if isinstance(process, Pid):
+        return process
+    if isinstance(process, int):
+        return Pid(node.name, node.incarnation, process)
+    return node.registered().get(process)
+
+
 def namespace(node: Node) -> dict[str, Any]:
     """The names that an expression sees, fresh for each session."""
     return {
@@ -155,6 +275,7 @@ def namespace(node: Node) -> dict[str, Any]:
         "Process": ProcessNoun(node),
         "Group": GroupNoun(node),
         "Registry": RegistryNoun(node),
+        "Supervisor": SupervisorNoun(node),
         "asyncio": asyncio,
         "fleetlm": sys.modules["fleetlm"],  # by now it is there; importing it here would be a cycle
         "node": node,

@@ -291,6 +291,8 @@ class Inbound:
             case [Op.STREAM, to, _, ref, _, _, weight]:
                 self._unread(link, to, weight)
                 link.failed(_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
+            case [Op.REQUEST, verb, _, ref]:
+                link.failed(_count(ref), FailureKind.UNDECODABLE, [str(verb), found.why])
             case [Op.HEAVY, to, _, weight]:
                 self._unread(link, to, weight)
             case [to, _]:

@@ -14,7 +14,7 @@ from fleetlm.core.processes import ProcessTable
 from fleetlm.deadline import SERVING
 from fleetlm.errors import ProcessExit
 from fleetlm.messages import Crash
-from fleetlm.process import Process, ProcessFunction, ProcessInfo
+from fleetlm.process import ChildInfo, Process, ProcessFunction, ProcessInfo
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
@@ -105,6 +105,11 @@ class LocalProcesses:
         """All processes, by number."""
         return [process.info() for process in self._processes.values()]
 
+    def supervisors(self) -> dict[Pid, list[ChildInfo]]:
+        """Each supervisor and its children, by number."""
+        every = self._processes.values()
+        return {process.pid: process.children() for process in every if process.children is not None}
+
     @property
     def open_calls(self) -> int:
         """Calls that processes took and did not answer yet, and those that still wait."""
@@ -152,6 +157,7 @@ class LocalProcesses:
 
     def _bury(self, process: Process, reason: Any) -> None:
         number = process.pid.number
+        process.exit_reason = reason
         name = self.table.exited(number)
         del self._processes[number]
         self.boxes.pop(number, None)

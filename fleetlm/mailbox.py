@@ -86,6 +86,11 @@ class Mailbox:
         """Whether senders should wait."""
         return len(self.queue) >= self.limit
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether its owner waits for the next message."""
+        return self._waiter is not None and not self._waiter.done()
+
     def put(self, message: Any) -> None:
         """Append, and wake the owner if it waits. Never blocks; see `room` for the limit."""
         self.queue.append(message)

@@ -16,6 +16,7 @@ from fleetlm.core.topology import PeerInfo
 from fleetlm.driver import Driver
 from fleetlm.errors import FleetError, NodeStopped
 from fleetlm.events import Event, EventHub
+from fleetlm.factories import Factories
 from fleetlm.feed import Subscription
 from fleetlm.groups import Groups
 from fleetlm.ids import new_incarnation
@@ -105,6 +106,7 @@ class Node(ProcessApi, MessageApi):
             self.kernel.topology, loop,
         )  # fmt: skip
         self._streams = Streams(self._messenger, settings, codec, loop)
+        self.factories = office.factories = Factories(self, codec, self._local, signals, self._messenger)
         chance = random.Random(f"{self.name} {self.incarnation} groups")  # Picks change no back-off.
         self.groups = Groups(self, tables, self._messenger, codec, chance)
         self.registry = Registry(self, tables, codec, self._local, self._messenger, parts.wall_ms)

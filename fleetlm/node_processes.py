@@ -13,9 +13,10 @@ from fleetlm.ids import Pid
 from fleetlm.names import canonical_node
 
 if TYPE_CHECKING:
+    from fleetlm.factories import Factories
     from fleetlm.local import LocalProcesses
     from fleetlm.messenger import Messenger
-    from fleetlm.process import ProcessFunction, ProcessInfo
+    from fleetlm.process import ChildInfo, ProcessFunction, ProcessInfo
     from fleetlm.settings import Settings
     from fleetlm.signals import Signals
 
@@ -29,6 +30,8 @@ class ProcessApi:
     name: str
     incarnation: int
     settings: Settings
+    factories: Factories
+    """What other nodes may spawn here, by name."""
     _local: LocalProcesses
     _signals: Signals
     _messenger: Messenger
@@ -97,6 +100,32 @@ class ProcessApi:
         _check_actor(actor)
         return ActorRef(cast("Sender", self), actor, goal_of(target, at))
 
+    async def spawn_at(
+        self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
+    ) -> Pid:
+        """Spawn a process on a node, by the name of a factory that is registered there.
+
+        It is linked to nobody and lives on when this node is lost; `Process.spawn_link_at` and
+        `Process.spawn_monitor_at` tie it to a process. See `Factories`.
+
+        Args:
+            at: the node, which may be this one.
+            factory: its name there; see `Factories.register`.
+            *args: message values, passed to the process function after its `Process`.
+            name: registered at once, on ``at``.
+            timeout: seconds. Who stops waiting has spawned nothing: a process whose answer comes
+                late is killed.
+
+        Raises:
+            NoFactory, Draining, NoConnection, Undecodable, WouldBlock: nothing was spawned.
+            AlreadyRegistered: likewise; its ``owner`` is a text.
+            NotSerializable, MessageTooLarge, InvalidName: likewise, nothing was sent.
+            NodeLost: the connection ended first; a process may live there.
+            CallTimeout: a process may have run for a while; it lives only where the connection is lost
+                before its answer comes.
+        """
+        return (await self.factories.spawn(at, factory, args, name, timeout))[0]
+
     def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
         """Send an exit signal to a process anywhere; its sender is this node itself, number 0.
 
@@ -125,6 +154,10 @@ class ProcessApi:
         process = self._local.process(pid)
         return None if process is None else process.info()
 
+    def supervisors(self) -> dict[Pid, list[ChildInfo]]:
+        """The supervisors of this node, each with its children in the order of their start."""
+        return self._local.supervisors()
+
     def name_of(self, pid: Pid) -> str | None:
         """The registered name of a process of this node."""
         return self._local.table.name_of(pid.number)
@@ -148,8 +181,8 @@ class ProcessApi:
         """Name a process on its own node, wherever that is.
 
         Raises:
-            AlreadyRegistered, NoProcess, InvalidName: nothing changed. From another node they come
-                as `RemoteError` with that type name.
+            AlreadyRegistered, NoProcess: nothing changed.
+            InvalidName: likewise; from another node it comes as `RemoteError` with that type name.
             NoConnection, NodeLost, CallTimeout: its node could not be asked.
         """
         if pid.node == self.name:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.ext import SHORT
-from fleetlm.errors import FleetError, InvalidName, NoProcess
+from fleetlm.errors import AlreadyRegistered, Draining, FleetError, InvalidName, NoFactory, NoProcess
+from fleetlm.factories import asked_to_spawn
 from fleetlm.ids import Pid
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.driver import Driver
+    from fleetlm.factories import Factories
     from fleetlm.link import Link
     from fleetlm.local import LocalProcesses
     from fleetlm.registry import Registry
@@ -23,6 +25,8 @@ class NodeOffice:
 
     registry: Registry
     """Set by the node, before anybody can ask."""
+    factories: Factories
+    """Set by the node, before anybody asks."""
 
     def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals, tables: Tables) -> None:
         self._driver = driver
@@ -47,14 +51,16 @@ class NodeOffice:
         """What the peer says of its own processes."""
         self._tables.told(link, topic, fact)
 
-    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:  # noqa: ARG002  # all may
+    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
         """Answer a request; a bad one is answered with an error, never with silence."""
         try:
-            call.reply(self._do(verb, argument))
+            call.reply(self._do(link, verb, argument))
+        except (AlreadyRegistered, Draining, NoFactory, NoProcess) as error:
+            call.refuse(error)
         except FleetError as error:
             call.fail(error)
 
-    def _do(self, verb: str, argument: Any) -> Any:
+    def _do(self, link: Link, verb: str, argument: Any) -> Any:
         match verb, argument:
             case "ping", _:
                 return "pong"
@@ -73,5 +79,7 @@ class NodeOffice:
                 return self.registry.asked_to_claim(name, pid, packed, on_loss)
             case "disclaim", [str(name), Pid() as pid]:
                 return self.registry.asked_to_disclaim(name, pid)
+            case "spawn", list() if (spawn := asked_to_spawn(link, argument)) is not None:
+                return self.factories.asked(link, spawn)
         shown = f"{SHORT.repr(verb)}({SHORT.repr(argument)})"
         raise InvalidName(shown, "this node does not answer that request")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from fleetlm.call import Call
 from fleetlm.handlers import Invoke
@@ -48,14 +48,32 @@ class ProcessInfo:
     """Messages taken so far."""
     open_calls: int
     """Calls taken and not answered yet."""
+    state: Literal["waiting", "running", "ending"]
+    """Whether it waits for a message, does anything else, or was told to end and has not yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildInfo:
+    """What `Node.supervisors()` tells of one child."""
+
+    id: str
+    """Its name among the children of its supervisor."""
+    pid: Pid | None
+    """None while it is not running."""
+    runs: str
+    """Qualified name of the function."""
+    restart: str
+    """``permanent``, ``transient`` or ``temporary``."""
+    state: Literal["waiting", "running", "ending", "restarting", "not running"]
+    """As `ProcessInfo.state`; ``restarting``: it ended, and its pause lasts."""
 
 
 class Process:
     """What a process function gets as its first argument."""
 
     __slots__ = (
-        "_calls", "_signals", "closing", "ending", "exit_reason", "gone", "mailbox", "node", "on_answered",
-        "parent", "pid", "runs", "task",
+        "_calls", "_signals", "children", "closing", "ending", "exit_reason", "gone", "mailbox", "node",
+        "on_answered", "parent", "pid", "runs", "task",
     )  # fmt: skip
 
     def __init__(self, node: Node, signals: Signals, pid: Pid, runs: str, mailbox_limit: int) -> None:
@@ -70,6 +88,8 @@ class Process:
         """Whether it has been buried, though its coroutine may still run."""
         self.on_answered: Callable[[Call], None] | None = None
         """Of an actor: told of each call it took that needs no answer any more."""
+        self.children: Callable[[], list[ChildInfo]] | None = None
+        """Where it is a supervisor: how to see its children without asking it, since it may be busy."""
         self.pid = pid
         self.parent: Pid | None = None
         """Who spawned it with `spawn_link`."""
@@ -90,9 +110,11 @@ class Process:
 
     def info(self) -> ProcessInfo:
         """A snapshot for people."""
+        mailbox = self.mailbox
         return ProcessInfo(
-            self.pid, self.name, self.runs, len(self.mailbox), self.mailbox.taken, len(self._calls or ())
-        )
+            self.pid, self.name, self.runs, len(mailbox), mailbox.taken, len(self._calls or ()),
+            "ending" if self.ending else "waiting" if mailbox.waited_for else "running",
+        )  # fmt: skip
 
     # Links, monitors, exits.
 
@@ -164,6 +186,30 @@ class Process:
         ref = await self.node.start_actor(actor, *args, name=name, timeout=timeout)
         self.link(ref.pid)
         return ref
+
+    async def spawn_link_at(
+        self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
+    ) -> Pid:
+        """As `Node.spawn_at`, linked before it runs: an exit finds the link on either side.
+
+        If this process ends while it waits, what was spawned gets its exit signal.
+
+        Raises: as `Node.spawn_at`; after `NodeLost` a process that was spawned ends with
+            ``"noconnection"``, as every linked one does.
+        """
+        pid, _ = await self.node.factories.spawn(at, factory, args, name, timeout, self, linked=True)
+        return pid
+
+    async def spawn_monitor_at(
+        self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
+    ) -> tuple[Pid, Ref]:
+        """As `Node.spawn_at`, monitored before it runs: its `Down` tells why, however short its life.
+
+        Raises: as `Node.spawn_at`; no `Down` comes then. After `NodeLost` a process may live there.
+        """
+        pid, ref = await self.node.factories.spawn(at, factory, args, name, timeout, self, monitored=True)
+        assert ref is not None
+        return pid, ref
 
     # The runtime's business.
 

@@ -126,6 +126,8 @@ class Settings:
     """Of one actor at once: as many requests to a database or a GPU as help; more only wait there."""
     terminate_s: float = 5.0
     """For an actor's ``terminate``, and before it for its concurrent handlers. Source: OTP's shutdown."""
+    max_factories: int = 1_024
+    """Names under which other nodes may spawn here: a program has few; a leak of them must show."""
     call_timeout_s: float = 5.0
     """Default deadline of a call. Source: OTP gen.erl, DEFAULT_TIMEOUT."""
     events_limit: int = 10_000

@@ -56,14 +56,18 @@ class Signals:
 
     def monitor(self, process: Process, target: Pid | str | tuple[str, str]) -> Ref:
         """See `Process.monitor`."""
-        self._next_ref += 1
-        ref = Ref(self._name, self._incarnation, self._next_ref)
+        ref = self.new_ref()
         exact = self._target(target)
         owner = None
         if isinstance(exact, Address) and exact.node == self._name:
             owner = self._local.table.names.get(exact.name)
         self._perform(self.relations.monitored(process.pid.number, ref, exact, owner))
         return ref
+
+    def new_ref(self) -> Ref:
+        """One that no monitor has had."""
+        self._next_ref += 1
+        return Ref(self._name, self._incarnation, self._next_ref)
 
     def demonitor(self, process: Process, ref: Ref) -> None:
         """See `Process.demonitor`."""
@@ -78,6 +82,10 @@ class Signals:
     def exited(self, process: Process, reason: Any) -> None:
         """A process of this node is no more."""
         self._perform(self.relations.exited(process.pid.number, reason), process)
+
+    def ended_before(self, process: Process, other: Pid) -> None:
+        """``other`` was spawned linked for a process of this node that had ended by then."""
+        self._perform(self.relations.ended_before(process.pid.number, other, process.exit_reason))
 
     def told(self, link: Link, signal: Any) -> None:
         """A connected node sent a signal. Raises: ValueError, TypeError; the link must go down."""

@@ -34,7 +34,7 @@ from fleetlm.core.restarts import (
 from fleetlm.errors import FleetError, InvalidName, ProcessExit
 from fleetlm.ids import Pid
 from fleetlm.messages import Exit
-from fleetlm.process import Process, ProcessFunction
+from fleetlm.process import ChildInfo, Process, ProcessFunction
 
 log = logging.getLogger("fleetlm")
 
@@ -142,6 +142,21 @@ class _Run:
         self._intensity = Intensity(plan.max_restarts, plan.period_s)
         self._backoff = Backoff(*plan.backoff_s)
         self._loop = asyncio.get_running_loop()
+        process.children = self.children
+
+    def children(self) -> list[ChildInfo]:
+        """See `Node.supervisors`."""
+        return [self._told(name, child) for name, child in self._children.items()]
+
+    def _told(self, name: str, child: _Running) -> ChildInfo:
+        spec, pid = child.spec, child.pid
+        info = None if pid is None else self._process.node.process_info(pid)
+        if info is not None:
+            return ChildInfo(name, pid, info.runs, spec.restart, info.state)
+        runs = getattr(spec.function, "__qualname__", type(spec.function).__qualname__)
+        now = self._loop.time()
+        pausing = any(timer.when() > now and not timer.cancelled() for timer in child.timers)
+        return ChildInfo(name, None, runs, spec.restart, "restarting" if pausing else "not running")
 
     async def run(self) -> None:
         process = self._process

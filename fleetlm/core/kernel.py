@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from fleetlm.core import admission, frames
-from fleetlm.core.answers import Answer as DnsAnswer
-from fleetlm.core.answers import Outcome
+from fleetlm.core.answers import Answer as DnsAnswer, Outcome
 from fleetlm.core.connection import Identity, Phase
 from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
 from fleetlm.core.frames import BadFrame, Hello, IAm, Kind, Refusal, Refused

@@ -124,9 +124,9 @@ class Relations:
             self._end(other.number).links[me] = ()
             self._end(number).links[other] = ()
             return []
-        self._acts += 1
-        self._end(number).links[other] = (self._acts,)
-        return [Tell(other.node, ["link", me, other.number, self._acts], number)]
+        act = self.new_act()
+        self._end(number).links[other] = (act,)
+        return [Tell(other.node, ["link", me, other.number, act], number)]
 
     def unlinked(self, number: int, other: Pid) -> list[Order]:
         """End a link; no exit of the other reaches this process any more."""
@@ -138,6 +138,25 @@ class Relations:
             self._drop_link(other.number, me)
             return []
         return [Tell(other.node, ["unlink", me, other.number, list(acts)], number)]
+
+    def new_act(self) -> int:
+        """A number for an act of linking."""
+        self._acts += 1
+        return self._acts
+
+    def spawned(self, number: int, other: Pid, act: int | None, ref: Ref | None) -> None:
+        """Another node spawned ``other`` for a process of this one; its own ends are there already.
+
+        ``act`` is that of linking, if it is linked, and ``ref`` the monitor, if it is watched.
+        """
+        if act is not None:
+            self._end(number).links[other] = (act,)
+        if ref is not None:
+            self._hold(number, ref, other)
+
+    def ended_before(self, number: int, other: Pid, reason: Any) -> list[Order]:
+        """As `spawned` and linked, for a process that has ended meanwhile: its exit goes there now."""
+        return [Tell(other.node, ["exit", self._pid(number), other.number, reason])]
 
     def monitored(self, number: int, ref: Ref, target: Target, owner: int | None) -> list[Order]:
         """Watch a process. ``owner`` is the number that a name of this node belongs to, if it does."""

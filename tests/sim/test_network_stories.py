@@ -9,9 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
-from hypothesis import settings as examples
-from hypothesis import strategies as st
+from hypothesis import given, settings as examples, strategies as st
 
 from fleetlm.testing.loop import run
 from fleetlm.testing.network import SimNetwork

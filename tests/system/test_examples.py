@@ -143,6 +143,15 @@ def test_from_ray() -> None:
     assert said == ["['a', 'b', 'c']", "d", "e", "f", "[['g', 'h'], ['g', 'h']]"]
 
 
+def test_remote_spawn() -> None:
+    said = run("remote_spawn.py").splitlines()
+    assert said[:2] == ["ann runs on fleetlm@127.0.0.2: True", "1 2 ['hello', 'again']"]
+    assert said[2:4] == ["down: ann (normal)", "down: bob (ValueError: an empty line from bob)"]
+    assert said[4].startswith("down: nobody (TypeError: session() takes 2 positional arguments")
+    assert said[5].startswith("never ran: fleetlm@127.0.0.2 has no factory 'sesion'")
+    assert said[6:] == ["down: last (shutdown)"]
+
+
 def test_embed() -> None:
     said = run("embed.py")
     assert re.search(r"PROMPT 0 \(on fleetlm@127\.0\.0\.\d, in a batch of \d\)", said)

@@ -115,6 +115,9 @@ class FakeNode:
             return None
         return process_info(pid)
 
+    def supervisors(self) -> dict[Pid, Any]:
+        return {}
+
     def registered(self) -> dict[str, Pid]:
         return {"sessions": self.pids[0]}
 
@@ -123,5 +126,5 @@ def process_info(pid: Pid) -> ProcessInfo:
     """A process that waits for messages."""
     import dataclasses
 
-    known: dict[str, Any] = {"pid": pid, "name": "sessions"}
+    known: dict[str, Any] = {"pid": pid, "name": "sessions", "runs": "sessions.run", "state": "waiting"}
     return ProcessInfo(**{field.name: known.get(field.name, 0) for field in dataclasses.fields(ProcessInfo)})

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import __main__ as command_line
-from benchmarks import machine, report
+from benchmarks import __main__ as command_line, machine, report
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.calls import percentiles
 from benchmarks.helpers import Crowd, Helper, HelperFailed, Launch, Session, free_port, rss_bytes

@@ -12,8 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, WorkerDied
-from fleetlm import blocking as module
+from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, WorkerDied, blocking as module
 from fleetlm.blocking import Blocking
 from fleetlm.forks import FORKED
 from fleetlm.testing.loop import SimLoop, run

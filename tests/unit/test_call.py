@@ -6,8 +6,11 @@ import pytest
 
 from fleetlm.call import Call, FailureKind, failure
 from fleetlm.errors import (
+    AlreadyRegistered,
+    Draining,
     FleetError,
     MessageTooLarge,
+    NoFactory,
     NoHandler,
     NoProcess,
     NotDelivered,
@@ -146,6 +149,25 @@ def test_it_is_open_until_it_is_answered_or_given_up_whatever_the_time() -> None
     assert caller.told == [("failed", 9, FailureKind.NO_HANDLER, ["<pid>", "no handler 'x'"]), ("forget", 9)]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        AlreadyRegistered("a", "<pid>"),
+        Draining("n@127.0.0.1"),
+        NoFactory("n@127.0.0.1", "f"),
+        NoProcess("<pid>"),
+    ],
+)
+def test_a_refusal_arrives_as_the_error_that_it_was(error: Any) -> None:
+    caller = Caller()
+    it = call(caller)
+    it.refuse(error)
+    it.refuse(Draining("late"))
+    ((_, ref, kind, details),) = caller.told
+    again = failure(kind, details)
+    assert (ref, type(again), str(again), vars(again)) == (9, type(error), str(error), vars(error))
+
+
 def test_who_watches_is_told_of_the_end_and_of_another_watcher() -> None:
     told: list[str] = []
     it = call(Caller())
@@ -165,6 +187,9 @@ def test_who_watches_is_told_of_the_end_and_of_another_watcher() -> None:
         (FailureKind.RAISED, ["ValueError", "no", "Traceback"], RemoteError, FleetError),
         (FailureKind.UNDECODABLE, ["x", "no such tag"], Undecodable, NotDelivered),
         (FailureKind.NO_HANDLER, ["x", "no handler"], NoHandler, NotDelivered),
+        (FailureKind.NO_FACTORY, ["x", "f"], NoFactory, NotDelivered),
+        (FailureKind.DRAINING, ["x"], Draining, NotDelivered),
+        (FailureKind.NAME_TAKEN, ["x", "<pid>"], AlreadyRegistered, FleetError),
         (1, [], NoProcess, NotDelivered),
     ],
 )

@@ -12,8 +12,7 @@ from zoneinfo import ZoneInfo
 
 import msgpack
 import pytest
-from hypothesis import assume, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, settings, strategies as st
 
 from fleetlm.core.codec import BadData, Codec, Unreadable, unreadable_in
 from fleetlm.errors import NotSerializable

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from fleetlm import doctor
-from fleetlm import doctor_checks as checks
+from fleetlm import doctor, doctor_checks as checks
 from fleetlm.core.answers import Answer, Outcome
 from fleetlm.core.frames import IAm
 from fleetlm.doctor_checks import FAIL, OK, WARN, Facts, Finding, PeerFact
-from fleetlm.facade import facts as node_facts
-from fleetlm.facade import plain
+from fleetlm.facade import facts as node_facts, plain
 from fleetlm.settings import Settings
 from tests.unit.console_fakes import FakeNode, node_info, row
 

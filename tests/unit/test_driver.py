@@ -11,8 +11,7 @@ import msgpack
 import pytest
 
 from fleetlm.core import frames
-from fleetlm.core.answers import Answer as DnsAnswer
-from fleetlm.core.answers import Outcome
+from fleetlm.core.answers import Answer as DnsAnswer, Outcome
 from fleetlm.core.codec import Codec
 from fleetlm.core.effects import Answer, Dial, HangUp, Report, Send
 from fleetlm.core.frames import Kind, Op, Ready

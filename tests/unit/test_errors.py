@@ -21,6 +21,7 @@ from fleetlm.errors import (
     NoConnection,
     NodeLost,
     NodeStopped,
+    NoFactory,
     NoHandler,
     NoMember,
     NoProcess,
@@ -63,6 +64,7 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (NoHandler("a", "A has no handler 'x'"), "'a' cannot run that: A has no handler 'x'"),
     (Expired(), "the call that is being served has no time left, so nothing was sent"),
     (InitFailed("Sessions", "ValueError: no"), "Sessions did not start: ValueError: no"),
+    (NoFactory(NODE, "session"), f"{NODE} has no factory 'session'; register it there: node.factories.reg"),
     (NoConnection(NODE, "no route"), f"not connected to {NODE}: no route"),
     (Draining(NODE), f"{NODE} is draining and takes no new work; ask another node"),
     (Undecodable(TARGET, "tag 'x'"), f"'echo' on {NODE} could not read the message: tag 'x'"),
@@ -104,7 +106,7 @@ def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
 
 def test_what_the_caller_may_do() -> None:
     never_ran = {
-        NoProcess, NoMember, NoHandler, Expired, NoConnection, Draining, Undecodable, WouldBlock
+        NoProcess, NoFactory, NoMember, NoHandler, Expired, NoConnection, Draining, Undecodable, WouldBlock,
     }  # fmt: skip
     may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout}
     for error, _ in SENTENCES:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleetlm.events import Event, EventHub
 from fleetlm.feed import Subscription

@@ -8,8 +8,7 @@ from unittest.mock import ANY
 
 import msgpack
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleetlm.call import Call, FailureKind, failure
 from fleetlm.core.codec import Codec
@@ -383,6 +382,18 @@ async def test_a_reply_with_an_unknown_tag_is_an_error_at_the_caller() -> None:
     pair.settle()
     with pytest.raises(RemoteError, match=r"Undecodable.*could not be read"):
         caller.result()
+
+
+@virtual
+async def test_the_asker_of_a_node_hears_that_it_could_not_be_read() -> None:
+    pair = Pair()
+    asked = future(pair.here, 1)
+    frame(pair.there, [Op.REQUEST, "spawn", ["f", UNKNOWN], 1])
+    pair.settle()
+    assert pair.there.office.questions == []
+    error = asked.exception()
+    assert isinstance(error, Undecodable)
+    assert (error.target, pair.there.inbound.unreadable) == ("spawn", 1)
 
 
 def test_unreadable_messages_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:

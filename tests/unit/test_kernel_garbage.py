@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleetlm.core import frames
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Up

@@ -4,8 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleetlm.call import Call, FailureKind
 from fleetlm.core.frames import HEADER, HEADER_BYTES, Kind, Op

@@ -4,8 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleetlm.call import Call
 from fleetlm.mailbox import Mailbox
@@ -56,6 +55,20 @@ async def test_a_waiting_owner_is_woken_once_for_many_messages() -> None:
     box.put("b")
     assert await waiting == "a"
     assert await box.get() == "b"
+
+
+@virtual
+async def test_it_is_waited_for_while_its_owner_waits() -> None:
+    box = mailbox()
+    assert not box.waited_for
+    for end in (lambda _: box.put("x"), lambda owner: owner.cancel()):
+        owner = asyncio.ensure_future(box.get())
+        await turns()
+        assert box.waited_for
+        end(owner)
+        assert not box.waited_for
+        await asyncio.wait({owner})
+        assert not box.waited_for
 
 
 @virtual

@@ -68,8 +68,9 @@ async def test_what_cannot_be_done_is_answered_with_the_error() -> None:
     rig = Rig()
     pid = rig.local.spawn(idle, (), "b")
     raised = FailureKind.RAISED
-    assert rig.ask("register", ["a", Pid(HERE, 9, pid.number)])[:2] == (raised, "NoProcess")
-    assert rig.ask("register", ["a", pid])[:2] == (raised, "AlreadyRegistered")
+    gone = Pid(HERE, 9, pid.number)
+    assert rig.ask("register", ["a", gone]) == (FailureKind.NO_PROCESS, str(gone))
+    assert rig.ask("register", ["a", pid]) == (FailureKind.NAME_TAKEN, "b", str(pid))
     assert rig.ask("register", ["", rig.local.spawn(idle, (), None)])[:2] == (raised, "InvalidName")
     await rig.local.stop()
 
@@ -105,6 +106,9 @@ async def test_names_of_the_cluster_are_the_registrys() -> None:
         ("register", ["a"]),
         ("register", ["a", "not a pid"]),
         ("register", "ab"),
+        ("spawn", None),
+        ("spawn", {"factory": "f"}),
+        ("spawn", ["f", (), None, Pid(HERE, 1, 1), 1, None]),
         ("x" * 100_000, "y" * 100_000),
     ],
 )

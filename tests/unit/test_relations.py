@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fleetlm.core.relations import Deliver, Order, Relations, Stop, Tell
 from fleetlm.ids import Pid, Ref
@@ -143,6 +142,35 @@ def test_a_link_to_nobody_on_another_node_comes_back_as_an_exit() -> None:
     there = Table(THERE)
     assert there.told(["link", pid(1), 9, 1], HERE) == [Tell(HERE, ["exit", pid(9, THERE), 1, "noproc"])]
     assert there.told(["unlink", pid(1), 9, [1]], HERE) == []
+
+
+def test_what_another_node_spawned_has_its_ends_there_already() -> None:
+    t = Table()
+    t.relations.spawned(1, pid(7, THERE), None, None)
+    assert t.relations.counts() == (0, 0)
+    t.relations.spawned(1, pid(8, THERE), 5, ref(1))
+    assert t.relations.counts() == (1, 1)
+    t.relations.trapped(1, True)
+    assert t.told(["down", ref(1), "boom"]) == [Deliver(1, Down(ref(1), pid(8, THERE), "boom"))]
+    assert t.told(["exit", pid(8, THERE), 1, "boom"]) == [Deliver(1, Exit(pid(8, THERE), "boom"))]
+    assert t.relations.counts() == (0, 0)
+    t.relations.spawned(2, pid(9, THERE), 6, ref(2))
+    assert t.ends(2, "bad") == [
+        Tell(THERE, ["exit", pid(2), 9, "bad"], 2), Tell(THERE, ["demonitor", ref(2), None], 2),
+    ]  # fmt: skip
+    assert t.relations.ended_before(2, pid(4, THERE), "bad") == [Tell(THERE, ["exit", pid(2), 4, "bad"])]
+
+
+def test_a_link_made_by_spawning_is_unlinked_at_both_ends() -> None:
+    here, there = Table(), Table(THERE)
+    act = here.relations.new_act()
+    assert there.told(["link", pid(1), 2, act], HERE) == []
+    here.relations.spawned(1, pid(2, THERE), act, None)
+    (told,) = here.relations.unlinked(1, pid(2, THERE))
+    assert isinstance(told, Tell)
+    assert there.told(told.signal, HERE) == []
+    assert here.relations.counts() == there.relations.counts() == (0, 0)
+    assert here.relations.linked(1, pid(3, THERE)) == [Tell(THERE, ["link", pid(1), 3, act + 1], 1)]
 
 
 def test_a_monitor_fires_exactly_once() -> None:

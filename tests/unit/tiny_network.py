@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 import msgpack
 
 from fleetlm.core import frames
-from fleetlm.core.answers import Answer as DnsAnswer
-from fleetlm.core.answers import Outcome
+from fleetlm.core.answers import Answer as DnsAnswer, Outcome
 from fleetlm.core.connection import Connection, Incoming, Outgoing, Phase
 from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
 from fleetlm.core.frames import BadFrame, Kind
