@@ -128,8 +128,13 @@ class LocalProcesses:
         if at_once:
             self._bury(process, reason)
 
-    async def stop(self) -> None:
-        """End every process with reason ``"shutdown"`` and wait for its end."""
+    async def stop(self, trees_s: float = 0.0) -> None:
+        """End every process with reason ``"shutdown"`` and wait for its end.
+
+        Supervision trees first, the last one first, each child in its turn and within its deadline, as long
+        as ``trees_s`` seconds last; then all that is left at a time. Source: OTP init:stop/0.
+        """
+        await self._end_trees(trees_s)
         while self._tasks:
             tasks = list(self._tasks)
             for process in list(self._processes.values()):
@@ -145,6 +150,16 @@ class LocalProcesses:
             if stuck:
                 log.warning("%d process(es) ignore their cancellation and are left behind", len(stuck))
                 return
+
+    async def _end_trees(self, limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + limit_s
+        node = self.table.pid(0)
+        every = reversed(self._processes.values())
+        for root in [process for process in every if process.children and process.parent is None]:
+            if root.task is not None and loop.time() < until:
+                self.signals.exit(node, root.pid, "shutdown")
+                await asyncio.wait({root.task}, timeout=until - loop.time())
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         process = self._tasks.pop(task)

@@ -184,8 +184,8 @@ class Node(ProcessApi, MessageApi):
 
         Args:
             reason: told to the peers and shown in their `NodeDown`.
-            drain_s: seconds for calls that processes have taken or that wait in mailboxes; default
-                `Settings.drain_s`.
+            drain_s: seconds for calls that processes have taken or that wait in mailboxes, and as long
+                again for supervision trees to end in their order; default `Settings.drain_s`.
         """
         if self._messenger.stopped == forks.FORKED:
             return  # It is the parent's to stop.
@@ -201,8 +201,9 @@ class Node(ProcessApi, MessageApi):
         self._driver.tick_links()
         if self.poller is not None:
             await self.poller.stop()
-        await self._drain(self.settings.drain_s if drain_s is None else drain_s)
-        await self._local.stop()
+        drain_s = self.settings.drain_s if drain_s is None else drain_s
+        await self._drain(drain_s)
+        await self._local.stop(drain_s)
         self._messenger.close(reason)
         self._driver.leave(reason)
         if self._console is not None:

@@ -95,7 +95,8 @@ class Settings:
     goodbye_flush_s: float = 0.5
     """For the last frames to leave; with dead peers a node must still end within 2 s."""
     drain_s: float = 5.0
-    """For calls in flight when a node leaves; well under Kubernetes' 30 s of grace."""
+    """For calls in flight when a node leaves, and as long again for its supervision trees; well under
+    Kubernetes' 30 s of grace."""
 
     # Messages.
     batch_bytes: int = 64 * 1024

@@ -117,7 +117,7 @@ MUTANTS: list[tuple[type, str, Callable[..., Any], bool]] = [
     (EventHub, "down", _tells_no_nodedown, False),
     (Connection, "_backoff_s", _never_calls_back, False),
     (Link, "close", _leaves_callers_waiting, True),
-    (Messenger, "_route", _takes_any_incarnation, True),
+    (Messenger, "route", _takes_any_incarnation, True),
     (Inbound, "_deliver", _forgets_the_last, True),
     (Inbound, "_deliver", _delivers_reversed, True),
 ]

@@ -401,3 +401,42 @@ def test_wrong_plans_are_refused_where_they_are_written() -> None:
         Supervisor(strategy="one_for_none")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="restart"):
         Child("a", nothing, restart="always")  # type: ignore[arg-type]
+
+
+def test_a_node_that_stops_ends_its_trees_first_in_reverse_order() -> None:
+    async def told(cluster: SimCluster, node: Node) -> None:
+        log = Log()
+
+        async def slow(process: Process, name: str) -> None:
+            log.append(f"+{name}")
+            try:
+                await process.receive()
+            finally:
+                await asyncio.sleep(1)
+                log.append(f"-{name}")
+
+        first = Supervisor([Child(name, slow, (name,)) for name in ("a", "b")])
+        second = Supervisor([Child("inner", Supervisor([Child("c", slow, ("c",))])), *log.specs("d")])
+        node.spawn(first)
+        node.spawn(second)
+        node.spawn(log.child, "alone")
+        await asyncio.sleep(1)
+        log.take()
+        await cluster.stop(node)
+        assert log.take() == ["-d", "-c", "-b", "-a", "-alone"]
+
+    story(told)
+
+
+def test_a_tree_that_takes_too_long_does_not_keep_its_node() -> None:
+    async def told(cluster: SimCluster, node: Node) -> None:
+        log = Log()
+        node.spawn(Supervisor([Child("s", log.stubborn, ("s",), shutdown_s=math.inf), *log.specs("a")]))
+        await asyncio.sleep(1)
+        log.take()
+        began = asyncio.get_running_loop().time()
+        await cluster.stop(node, drain_s=3.0)
+        assert log.take() == ["-a"]
+        assert 3.0 <= asyncio.get_running_loop().time() - began < 8.0
+
+    story(told)
