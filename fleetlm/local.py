@@ -51,6 +51,7 @@ class LocalProcesses:
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName; nothing was started."""
+        loop = asyncio.get_running_loop()  # First: in a thread without one nothing must be entered.
         pid = self.table.spawned(name)
         runs = getattr(function, "__qualname__", type(function).__qualname__)
         process = Process(self._node, self.signals, pid, runs, self._mailbox_limit)
@@ -63,7 +64,7 @@ class LocalProcesses:
             context = contextvars.copy_context()
             context.run(SERVING.set, None)
         course = _course(function, process, args)
-        task = asyncio.get_running_loop().create_task(course, name=name or runs, context=context)
+        task = loop.create_task(course, name=name or runs, context=context)
         self._tasks[task] = process
         task.add_done_callback(self._on_end, context=_NO_CONTEXT)
         process.task = task

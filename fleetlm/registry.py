@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.core.codec import unreadable_in
 from fleetlm.core.ext import SHORT
@@ -24,6 +25,8 @@ from fleetlm.names import check_process_name
 from fleetlm.tables import MAX_FACT_BYTES
 
 if TYPE_CHECKING:
+    from fleetlm.actor import Actor
+    from fleetlm.actor_ref import ActorRef
     from fleetlm.core.codec import Codec
     from fleetlm.ids import Pid
     from fleetlm.local import LocalProcesses
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fleetlm")
 
+A = TypeVar("A", bound="Actor")
 Event = Registered | Unregistered
 Resolve = Callable[[Claim, Claim], Claim]
 
@@ -188,6 +192,10 @@ class Registry:
         if claim is None:
             raise NoProcess(name)
         return claim.pid
+
+    def ref(self, actor: type[A], name: str) -> ActorRef[A]:
+        """A typed reference to whichever actor holds a name when it is used; nobody: `NoProcess` then."""
+        return self._node.ref(actor, functools.partial(self.resolve_name, name))
 
     def list(self) -> Holders:
         """Every name and the process that holds it, sorted by name."""

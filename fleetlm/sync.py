@@ -20,19 +20,25 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm import forks
+from fleetlm.actor_ref import goal_of
 from fleetlm.errors import CallTimeout, NodeStopped, WouldBlock
+from fleetlm.sync_ref import SyncRef
 
 if TYPE_CHECKING:
+    from fleetlm.actor import Actor
+    from fleetlm.actor_ref import Goal
     from fleetlm.ids import Pid
     from fleetlm.messenger import Messenger, Target
     from fleetlm.node import Node
     from fleetlm.process import ProcessFunction
 
 T = TypeVar("T")
+A = TypeVar("A", bound="Actor")
+_END: Any = object()
 Names = list[str]
 """`SyncNode.list` hides the built-in name inside the class."""
 
@@ -95,6 +101,21 @@ class SyncNode:
         """See `Node.call`."""
         within_s = self._timeout_s if timeout is None else timeout
         return self._run("call", to, functools.partial(self._node.call, to, message, within_s), within_s)
+
+    def stream(self, to: Target, message: Any, timeout: float | None = None) -> Iterator[Any]:
+        """See `Node.stream`. Each item costs two switches between threads."""
+        items = self._node.stream(to, message, timeout)
+        try:
+            while (item := self._run("stream", to, functools.partial(anext, items, _END))) is not _END:
+                yield item
+        finally:
+            with contextlib.suppress(RuntimeError):  # The loop has been closed.
+                self._loop.call_soon_threadsafe(self._take, self._deputy(), _Work(items.aclose))
+
+    def ref(self, actor: type[A], target: Goal, at: str | None = None) -> SyncRef[A]:
+        """See `Node.ref`; a reference for threads."""
+        self._node.ref(actor, target, at)  # It refuses what cannot be one.
+        return SyncRef(self, actor, goal_of(target, at))
 
     def multicall(
         self, targets: Sequence[Target], message: Any, timeout: float | None = None

@@ -14,6 +14,7 @@ import pytest
 
 import fleetlm
 from fleetlm import (
+    Actor,
     AlreadyRegistered,
     Call,
     Child,
@@ -36,6 +37,7 @@ from fleetlm import (
     Supervisor,
     TooManyNames,
     Unregistered,
+    handler,
 )
 from fleetlm.registry import Event
 from fleetlm.testing import SimCluster, run
@@ -693,3 +695,25 @@ def play(seed: int) -> int:
 def test_one_holder_after_everything(first: int) -> None:
     lost = sum(play(seed) for seed in range(first, first + 10))
     assert lost >= 3, "the courses have conflicts in them"
+
+
+class Leader(Actor):
+    @handler
+    async def where(self) -> str:
+        return self.node.name
+
+
+def test_a_reference_by_name_follows_the_name() -> None:
+    async def told(cluster: SimCluster, a: Node, b: Node) -> None:
+        leader = a.registry.ref(Leader, "leader")
+        with pytest.raises(NoProcess):
+            await leader.call(Leader.where)
+        for node in (a, b):
+            pid = node.spawn(Leader)
+            await node.registry.register("leader", pid)
+            await asyncio.sleep(SETTLE_S)
+            assert await leader.call(Leader.where) == node.name
+            node.exit(pid)
+            await asyncio.sleep(SETTLE_S)
+
+    story(told, count=2)

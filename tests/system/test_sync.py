@@ -16,6 +16,7 @@ import pytest
 
 import fleetlm
 from fleetlm import (
+    Actor,
     AlreadyRegistered,
     Call,
     CallTimeout,
@@ -31,6 +32,7 @@ from fleetlm import (
     SettingsError,
     StartFailed,
     WouldBlock,
+    handler,
     node_in_thread,
 )
 from fleetlm.demo_fleet import free_port
@@ -64,6 +66,29 @@ def collector(into: list[Any]) -> Callable[[Process], Any]:
             into.append(message)  # noqa: PERF401  # it is looked at meanwhile
 
     return collect
+
+
+class Counter(Actor):
+    """An actor for threads to ask."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    @handler
+    async def add(self, a: int, b: int = 1) -> int:
+        return a + b
+
+    @handler
+    async def count(self, to: int) -> AsyncIterator[int]:
+        try:
+            for number in range(to):
+                yield number
+        finally:
+            self.ended.append("count")
+
+    @handler
+    async def ends(self) -> list[str]:
+        return self.ended
 
 
 async def sleeper(_: Process) -> None:
@@ -529,3 +554,22 @@ def test_another_loop_can_be_chosen() -> None:
     with node_in_thread(lone(), loop_factory=uvloop.new_event_loop) as node:
         node.spawn(echo, name="echo")
         assert node.call("echo", 1) == 1
+
+
+def test_threads_ask_actors_and_read_streams() -> None:
+    with node_in_thread(lone()) as node:
+        node.spawn(Counter, name="counter")
+        counter = node.ref(Counter, "counter")
+        assert counter.call(Counter.add, 2, b=3) == 5
+        assert counter.within(2.0).call(Counter.add, 2) == 3
+        counter.cast(Counter.add, 1)
+        assert list(counter.stream(Counter.count, 1_000)) == list(range(1_000))
+        for number in counter.stream(Counter.count, 1_000_000):
+            if number == 10:
+                break
+        assert counter.call(Counter.ends) == ["count", "count"]
+        with pytest.raises(NoProcess):
+            next(node.ref(Counter, "nobody").stream(Counter.count, 1))
+        with pytest.raises(TypeError, match="no class of actors"):
+            node.ref(int, "counter")  # type: ignore[type-var]
+        assert "counter" in repr(counter)

@@ -34,6 +34,7 @@ EVERY: list[tuple[str, Callable[[SyncNode], Any]]] = [
     ("whereis", lambda node: node.whereis("x")),
     ("ready", lambda node: node.ready()),
     ("list", lambda node: node.list()),
+    ("stream", lambda node: next(node.stream("x", 1))),
 ]
 
 
