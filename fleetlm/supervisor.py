@@ -186,7 +186,8 @@ class _Run:
             AlreadyRegistered: its name belongs to somebody else.
         """
         spec = child.spec
-        function, ready = spec.function, None
+        function: Any = spec.function
+        ready: asyncio.Future[bool] | None = None
         if isinstance(function, type) and issubclass(function, Actor):
             ready = self._loop.create_future()
             function = Starting(function, ready)
