@@ -123,7 +123,7 @@ class Actor:
 
     # The runtime's business.
 
-    async def __call__(self, process: Process, ready: asyncio.Future[None] | None = None) -> None:
+    async def __call__(self, process: Process, ready: asyncio.Future[bool] | None = None) -> None:
         """Run as this process, once.
 
         Raises:

@@ -50,13 +50,13 @@ class Life:
         self._slot: asyncio.Future[None] | None = None
         self._complaints: set[str] = set()
 
-    async def run(self, ready: asyncio.Future[None] | None) -> None:
+    async def run(self, ready: asyncio.Future[bool] | None) -> None:
         """From init to terminate. Always raises: what ended it."""
         process = self.process
         process.on_answered = self._answered
         await self._actor.init()
         if ready is not None and not ready.done():
-            ready.set_result(None)
+            ready.set_result(True)
         try:
             await self._serve()
         except (Exception, asyncio.CancelledError) as error:

@@ -15,19 +15,29 @@ if TYPE_CHECKING:
     from fleetlm.process import Process
 
 
-class _Starting:
-    """A process function: an actor that tells when its init is done."""
+class Starting:
+    """A process function: an actor that tells when its init is done, or when there is none to wait for.
 
-    def __init__(self, actor: type[Actor] | Actor, ready: asyncio.Future[None]) -> None:
+    Args:
+        actor: its class, or an object of it.
+        ready: gets True when init is done, False when the actor has ended before.
+    """
+
+    def __init__(self, actor: type[Actor] | Actor, ready: asyncio.Future[bool]) -> None:
         self._actor = actor
         self._ready = ready
         self.__qualname__ = (actor if isinstance(actor, type) else type(actor)).__qualname__
 
     async def __call__(self, process: Process, *args: Any) -> None:
+        """Run as this process."""
         actor, ready = self._actor, self._ready
-        if isinstance(actor, type):
-            actor = actor(*args)
-        await actor(process, ready)
+        try:
+            if isinstance(actor, type):
+                actor = actor(*args)
+            await actor(process, ready)
+        finally:
+            if not ready.done():
+                ready.set_result(False)
 
 
 async def start(
@@ -38,21 +48,22 @@ async def start(
     timeout_s: float,
 ) -> Pid:
     """Spawn an actor and return when its init is done. See `Node.start_actor`."""
-    ready = asyncio.get_running_loop().create_future()
-    starting = _Starting(actor, ready)
+    ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    starting = Starting(actor, ready)
     pid = local.spawn(starting, args, name)
     process, task = local.process(pid), local.task_of(pid)
     assert process is not None and task is not None, "it has just been spawned"  # noqa: PT018  # no test
     try:
-        await asyncio.wait({task, ready}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
+        either: set[asyncio.Future[Any]] = {task, ready}
+        await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done() and ready.result():
             return pid
-        ended = task.done()
+        if not ready.done() and not task.done():
+            raise InitFailed(starting.__qualname__, f"init was not done within {timeout_s:g} s")
+        await asyncio.wait({task})
     finally:
-        if not ready.done():  # It failed or takes too long, or who asked was cancelled.
+        if not ready.done():  # It takes too long, or who asked was cancelled.
             ready.cancel()
             local.stop_process(pid.number, "killed", at_once=True)
-    if not ended:
-        raise InitFailed(starting.__qualname__, f"init was not done within {timeout_s:g} s")
     error = None if task.cancelled() else task.exception()
     raise InitFailed(starting.__qualname__, exit_reason(process, task.cancelled(), error))

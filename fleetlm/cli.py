@@ -62,9 +62,10 @@ are awaited, `await` works at the top level, statements work as well. Without EX
   fleetlm remote - < script.py                  the source from stdin
   fleetlm remote                                a shell: history, completion, Ctrl-D leaves
 
-In scope: Node, Process, node (the fleetlm.Node), fleetlm, asyncio. EXPR runs on the node's event loop:
-one that blocks (time.sleep, a long computation) blocks that node for as long; write
-`await asyncio.to_thread(...)` for such work. Only the node's own user and root may connect.
+In scope: Node, Process, Supervisor, Group, Registry, node (the fleetlm.Node), fleetlm, asyncio.
+EXPR runs on the node's event loop: one that blocks (time.sleep, a long computation) blocks that node
+for as long; write `await node.run_blocking(...)` for such work. Only the node's own user and root may
+connect.
 
 exit codes: 0 done, 1 it raised (traceback on stderr), 2 usage, or several nodes and no --node, 3 no node
 to connect to, or it ended meanwhile, 4 no result in time (the evaluation is cancelled), 5 not allowed

@@ -134,7 +134,7 @@ def judge_node(facts: Facts) -> list[Finding]:
                 WARN,
                 "node",
                 f"its event loop is {info['lag_ms']:,} ms late: peers see it as busy",
-                "Move blocking work off the loop: await asyncio.to_thread(...), or a process of its own",
+                "Move blocking work off the loop: await node.run_blocking(...), or node.run_in_process(...)",
             )
         )
     return findings

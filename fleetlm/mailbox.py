@@ -157,12 +157,16 @@ class Mailbox:
                     continue  # It has been refused.
             return message
 
-    def discard(self, unwanted: Callable[[Any], bool]) -> None:
-        """Take out what is waiting and not wanted any more."""
-        kept = [message for message in self.queue if not unwanted(message)]
-        self.taken += len(self.queue) - len(kept)
+    def discard(self, unwanted: Callable[[Any], bool]) -> list[Any]:
+        """Take out what is waiting and not wanted any more, and return it."""
+        out: list[Any] = []
+        kept: list[Any] = []
+        for message in self.queue:
+            (out if unwanted(message) else kept).append(message)
+        self.taken += len(out)
         self.queue.clear()
         self.queue.extend(kept)
+        return out
 
     def close(self) -> list[Any]:
         """The owner has ended: returns what it never took, and lets waiting senders go on."""

@@ -7,8 +7,8 @@
     node.spawn(tree, name="root")
 
 Source: OTP supervisor.erl, strategies, restart types, intensity, shutdown in reverse order; differs:
-a child is started when it is spawned (there is no init to wait for), an optional back-off, and the
-loss of a peer does not count against the intensity.
+a process function has no init to wait for, an actor whose init fails has ended like any other, an
+optional back-off, and the loss of a peer does not count against the intensity.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetlm.actor import Actor
+from fleetlm.actor_start import Starting
 from fleetlm.call import Call
 from fleetlm.core.restarts import (
     RESTARTS,
@@ -31,7 +32,7 @@ from fleetlm.core.restarts import (
     affected,
     wants_restart,
 )
-from fleetlm.errors import FleetError, InvalidName, ProcessExit
+from fleetlm.errors import FleetError, InitFailed, InvalidName, ProcessExit
 from fleetlm.ids import Pid
 from fleetlm.messages import Exit
 from fleetlm.process import ChildInfo, Process, ProcessFunction
@@ -163,22 +164,38 @@ class _Run:
         process.trap_exit = True
         try:
             for child in list(self._children.values()):
-                self._start(child)
+                await self._start(child)
             async for message in process.mailbox:
                 match message:
                     case Exit(pid=pid, reason=reason):
                         await self._exited(pid, reason)
                     case _StartAgain(names=names):
-                        self._start_again(names)
+                        await self._start_again(names)
                     case Call(message=request):
                         await self._asked(message, request)
         finally:
             await self._end(list(self._children))
 
-    def _start(self, child: _Running) -> None:
-        """Raises: AlreadyRegistered, if its name belongs to somebody else."""
+    async def _start(self, child: _Running) -> bool:
+        """Start a child, and wait for the init of an actor: those after it may need it.
+
+        Returns:
+            False for one that failed in its init: its exit signal waits in the mailbox, as of any other.
+
+        Raises:
+            AlreadyRegistered: its name belongs to somebody else.
+        """
         spec = child.spec
-        child.pid = self._process.spawn_link(spec.function, *spec.args, name=spec.register)
+        function: Any = spec.function
+        ready: asyncio.Future[bool] | None = None
+        if isinstance(function, type) and issubclass(function, Actor):
+            ready = self._loop.create_future()
+            function = Starting(function, ready)
+        child.pid = pid = self._process.spawn_link(function, *spec.args, name=spec.register)
+        if ready is None or await ready:
+            return True
+        await self._process.node.join(pid)
+        return False
 
     async def _exited(self, pid: Pid, reason: Any) -> None:
         name = next((name for name, child in self._children.items() if child.pid == pid), None)
@@ -212,15 +229,15 @@ class _Run:
             timer = self._loop.call_later(pause_s, self._process.mailbox.put, _StartAgain(names))
             self._children[name].timers.append(timer)
         else:
-            self._start_again(names)
+            await self._start_again(names)
 
-    def _start_again(self, names: list[str]) -> None:
+    async def _start_again(self, names: list[str]) -> None:
         for name in names:
             child = self._children.get(name)
             if child is None or child.pid is not None:
                 continue
             try:
-                self._start(child)
+                await self._start(child)
             except FleetError as error:
                 log.warning("supervisor %s cannot start %s: %s", self._process.pid, name, error)
                 pause_s = max(self._plan.backoff_s[0], self._backoff.pause_s(name, self._loop.time(), error))
@@ -265,22 +282,30 @@ class _Run:
                 await self._end([name])
                 call.reply(True)
             case ("restart_child", str(name)) if name in self._children:
-                self._start_again([name])
+                await self._start_again([name])
                 call.reply(self._children[name].pid)
             case ("delete_child", str(name)) if name in self._children and not self._children[name].pid:
                 del self._children[name]
                 call.reply(True)
             case ("start_child", Child() as spec) if spec.name not in self._children:
-                child = self._children[spec.name] = _Running(spec)
-                try:
-                    self._start(child)
-                except FleetError as error:
-                    del self._children[spec.name]
-                    call.fail(error)
-                else:
-                    call.reply(child.pid)
+                await self._start_another(call, _Running(spec))
             case _:
                 call.fail(InvalidName(repr(request)[:200], self._why_not(request)))
+
+    async def _start_another(self, call: Call, child: _Running) -> None:
+        name = child.spec.name
+        self._children[name] = child
+        try:
+            if await self._start(child):
+                call.reply(child.pid)
+                return
+            exits = self._process.mailbox.discard(
+                lambda each: isinstance(each, Exit) and each.pid == child.pid
+            )
+            raise InitFailed(name, next((each.reason for each in exits), "it has ended"))
+        except FleetError as error:
+            del self._children[name]
+            call.fail(error)
 
     def _why_not(self, request: Any) -> str:
         match request:

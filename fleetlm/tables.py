@@ -7,11 +7,14 @@ Source: Erlang's pg.erl.
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.core.ext import SHORT
 from fleetlm.core.frames import Op
+from fleetlm.errors import NoConnection
 
 if TYPE_CHECKING:
     from fleetlm.core.codec import Codec
@@ -51,6 +54,9 @@ class Tables:
         self._codec = codec
         self._links = links
         self._tables: dict[str, Table] = {}
+        self._behind: dict[Link, deque[bytes]] = {}
+        """Links whose window is full, and what is still to be told over them, in order."""
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, table: Table) -> None:
         """Before the node starts."""
@@ -61,13 +67,13 @@ class Tables:
         if self._links:
             packed = self._packed(topic, fact)
             for link in self._links.values():
-                link.signal(packed)
+                self._send(link, packed)
 
     def node_up(self, link: Link) -> None:
         """Tell a node that has come up all that this one has, before anything else."""
         for table in self._tables.values():
             for fact in table.own_facts():
-                link.signal(self._packed(table.topic, fact))
+                self._send(link, self._packed(table.topic, fact))
 
     def node_down(self, node: str) -> None:
         """A connection is over."""
@@ -90,6 +96,34 @@ class Tables:
         """The node stops."""
         for table in self._tables.values():
             table.close()
+        for task in self._tasks:
+            task.cancel()
+
+    def _send(self, link: Link, packed: bytes) -> None:
+        """Facts keep their order, and wait for the window: nobody waits for them."""
+        behind = self._behind.get(link)
+        if behind is not None:
+            behind.append(packed)
+        elif not link.full:
+            link.signal(packed)
+        elif not link.closed:
+            self._behind[link] = deque([packed])
+            task = asyncio.get_running_loop().create_task(
+                self._catch_up(link), name=f"tables for {link.name}"
+            )
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _catch_up(self, link: Link) -> None:
+        behind = self._behind[link]
+        try:
+            while behind:
+                await link.room()
+                link.signal(behind.popleft())
+        except NoConnection:
+            pass  # At the next nodeup all is told anew.
+        finally:
+            del self._behind[link]
 
     def _packed(self, topic: str, fact: Any) -> bytes:
         return self._codec.pack([int(Op.TABLE), topic, fact], fact)

@@ -379,6 +379,7 @@ def test_what_a_test_raises_comes_before_a_leak() -> None:
 class _Ghost:
     open_calls = 0
     mailbox = ()
+    children = None
 
     def info(self) -> Any:
         return type("Info", (), {"runs": "a ghost"})

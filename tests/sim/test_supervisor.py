@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from fleetlm import Child, Down, InvalidName, Node, Pid, Process, ProcessExit, RemoteError, Supervisor
+from fleetlm import (
+    Actor,
+    Child,
+    Down,
+    InvalidName,
+    Node,
+    Pid,
+    Process,
+    ProcessExit,
+    RemoteError,
+    Supervisor,
+    handler,
+)
 from fleetlm.core.restarts import Strategy
 from fleetlm.testing import SimCluster, run
 
@@ -438,5 +450,77 @@ def test_a_tree_that_takes_too_long_does_not_keep_its_node() -> None:
         await cluster.stop(node, drain_s=3.0)
         assert log.take() == ["-a"]
         assert 3.0 <= asyncio.get_running_loop().time() - began < 8.0
+
+    story(told)
+
+
+class Slow(Actor):
+    """Its init takes a second, or fails."""
+
+    def __init__(self, log: Log, name: str, failures: list[str]) -> None:
+        self.log, self.name, self.failures = log, name, failures
+
+    async def init(self) -> None:
+        self.log.append(f"?{self.name}")
+        await asyncio.sleep(1)
+        if self.failures:
+            raise ValueError(self.failures.pop())
+        self.log.append(f"+{self.name}")
+
+    @handler
+    async def crash(self) -> None:
+        raise ProcessExit("crash")
+
+    async def terminate(self, reason: Any) -> None:
+        self.log.append(f"-{self.name}")
+
+
+def test_an_actors_init_is_waited_for_before_the_next_child_is_started() -> None:
+    async def told(_: SimCluster, node: Node) -> None:
+        log = Log()
+        specs = [
+            Child("a", Slow, (log, "a", []), register="a"),
+            *log.specs("b"),
+            Child("c", Slow, (log, "c", [])),
+        ]
+        node.spawn(Supervisor(specs, strategy="rest_for_one"))
+        await asyncio.sleep(1.5)
+        assert log.take() == ["?a", "+a", "+b", "?c"]
+        await asyncio.sleep(1)
+        assert log.take() == ["+c"]
+        await node.ref(Slow, "a").cast(Slow.crash)
+        await asyncio.sleep(3)
+        assert log.take() == ["-a", "-c", "-b", "?a", "+a", "+b", "?c", "+c"]
+
+    story(told)
+
+
+def test_an_init_that_fails_is_tried_again_and_counts() -> None:
+    async def told(_: SimCluster, node: Node) -> None:
+        log = Log()
+        tree = Supervisor([Child("a", Slow, (log, "a", ["first", "second"])), *log.specs("b")])
+        pid = node.spawn(tree)
+        await asyncio.sleep(5)
+        assert log.take() == ["?a", "+b", "?a", "?a", "+a"]
+        node.exit(pid)
+        assert await ended(node, pid) == "shutdown"
+        pid = node.spawn(Supervisor([Child("a", Slow, (log, "a", ["never"] * 9))], backoff_s=(0.0, 0.0)))
+        assert await ended(node, pid) == "shutdown"
+        assert log.take()[-4:] == ["?a"] * 4
+
+    story(told)
+
+
+def test_a_child_added_later_whose_init_fails_is_not_kept() -> None:
+    async def told(_: SimCluster, node: Node) -> None:
+        log = Log()
+        pid = node.spawn(Supervisor())
+        spec = Child("a", Slow, (log, "a", ["no"]))
+        with pytest.raises(RemoteError, match="InitFailed: a did not start: ValueError: no"):
+            await node.call(pid, ("start_child", spec))
+        assert await node.call(pid, "which_children") == {}
+        child = await node.call(pid, ("start_child", spec))
+        assert await node.call(pid, "which_children") == {"a": child}
+        assert log.take() == ["?a", "?a", "+a"]
 
     story(told)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+
+import fleetlm
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = sorted((ROOT / "docs").glob("from-*.md"))
@@ -27,6 +30,23 @@ def test_there_are_guides_with_code() -> None:
 def test_every_block_stands_word_for_word_in_an_example(guide: Path) -> None:
     missing = [block for block in blocks(guide) if not any(block in source for source in EXAMPLES.values())]
     assert missing == []
+
+
+@pytest.mark.parametrize("block", BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+def test_what_the_readme_shows_is_python_of_names_that_exist(block: str) -> None:
+    tree = ast.parse(block)
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fleetlm"
+    }
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "fleetlm"
+        for alias in node.names
+    }
+    assert (used | imported) - {"testing"} <= set(fleetlm.__all__)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 
 from fleetlm.core.codec import Codec
 from fleetlm.core.frames import Op
+from fleetlm.errors import NoConnection
 from fleetlm.ids import Pid
 from fleetlm.tables import Tables
+from tests.unit.link_fakes import turns, virtual
 
 
 class FakeLink:
@@ -16,6 +19,15 @@ class FakeLink:
         self.name = name
         self.incarnation = 7
         self.told: list[Any] = []
+        self.full = False
+        self.closed = ""
+        self.gate = asyncio.Event()
+
+    async def room(self) -> None:
+        while self.full and not self.closed:
+            await self.gate.wait()
+        if self.closed:
+            raise NoConnection(self.name, self.closed)
 
     def signal(self, packed: bytes) -> None:
         self.told.append(Codec().unpack(packed))
@@ -82,3 +94,43 @@ def test_deaths_concern_every_table() -> None:
     tables.node_down("b")
     tables.close()
     assert first.seen == second.seen == [pid, "b", "closed"]
+
+
+@virtual
+async def test_facts_wait_for_a_full_window_in_their_order_and_for_it_alone() -> None:
+    tables, _, _, links = rig()
+    slow, quick = links["b"], links["c"]
+    slow.full = True
+    for number in range(3):
+        tables.tell("first", number)
+    await turns()
+    assert slow.told == []
+    assert [fact for _, _, fact in quick.told] == [0, 1, 2]
+    slow.full = False
+    tables.tell("first", 3)  # It does not overtake those that wait.
+    slow.gate.set()
+    await turns()
+    tables.tell("first", 4)
+    assert [fact for _, _, fact in slow.told] == [0, 1, 2, 3, 4]
+    assert not tables._behind
+    assert not tables._tasks
+
+
+@virtual
+async def test_what_waits_for_a_link_that_ends_is_dropped() -> None:
+    tables, _, _, links = rig()
+    slow = links["b"]
+    slow.full = True
+    tables.tell("first", 1)
+    await turns()
+    slow.closed = "gone"
+    slow.gate.set()
+    await turns()
+    assert (slow.told, tables._behind, tables._tasks) == ([], {}, set())
+    tables.tell("first", 2)
+    assert not tables._tasks
+    slow.closed = ""
+    tables.tell("first", 3)
+    tables.close()
+    await turns()
+    assert not tables._tasks
