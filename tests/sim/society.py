@@ -184,6 +184,7 @@ class Story:
 
     async def quiet(self) -> None:
         """Nobody acts any more: what was begun comes to its end, and everything is even."""
+        self.quarrels()
         self.world.acting = False
         busy: list[str] = []
         for _ in range(int(QUIET_S)):
@@ -193,9 +194,22 @@ class Story:
                 break
         for what in busy:
             self.world.breach(f"{QUIET_S:g} s after the last act: {what}")
+        present = [self.folk[ip] for ip in self.cluster.nodes]
+        for judge in [folk.judge() for folk in present]:
+            for folk in present:
+                await folk.askers.prove(judge)
         self.note("quiet")
         self.checks.quiet()
         self.world.check()
+
+    def quarrels(self) -> None:
+        """Let some link and unlink at the same time: what is left must be the same for both."""
+        kin = [pid for pid in self.world.kin if self.checks.lives(pid)]
+        self.rng.shuffle(kin)
+        for one, other in zip(kin[::2], kin[1::2], strict=False):
+            for pid, whom in ((one, other), (other, one)):
+                node = self.world.home_of(pid).node
+                node._local.boxes[pid.number].put(("quarrel", whom))
 
     async def end(self) -> None:
         """End every process, then every node: nothing is left."""

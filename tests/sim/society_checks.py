@@ -92,6 +92,10 @@ class Checks:
         home = self.world.of.get((pid.node, pid.incarnation))
         return home if home is not None and home.node in self.world.cluster.nodes.values() else None
 
+    def lives(self, pid: Pid) -> bool:
+        """Whether it, and its node, still run."""
+        return pid not in self.world.ended and self._home(pid) is not None
+
     def _spawned(self) -> None:
         """Who has stopped waiting for a process has spawned none, unless a connection was lost."""
         for asked in self.ledger.asked:

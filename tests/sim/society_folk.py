@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from fleetlm import (
@@ -32,6 +32,7 @@ from fleetlm import (
     Supervisor,
 )
 from tests.sim.society_actors import Citizen, outcome
+from tests.sim.society_askers import Askers
 from tests.sim.society_ledger import Ledger
 from tests.sim.society_world import Home, Tree, World
 
@@ -39,7 +40,6 @@ GROUPS = ("red", "blue")
 NAMES = ("king", "queen", "fool")
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
 KIN = 3
-HOWS = ("reply",) * 6 + ("raise", "die", "slow", "slow", "mute")
 
 
 class Folk:
@@ -58,16 +58,19 @@ class Folk:
         """Memberships, as a subscriber sees them."""
         self.holders: dict[str, tuple[Pid, Any]] = {}
         """Names, as a subscriber sees them."""
+        self.quarrels: dict[Pid, Pid] = {}
+        """Process → with whom it is to link and unlink at the same time as the other does."""
+        self.friends: dict[Pid, Pid] = {}
+        """Process → whom it has sent to last."""
         self.heavy = rng.random() < 0.2
         """Whether some messages count more than one."""
+        self.askers = Askers(world, ledger, home, rng, heavy=self.heavy)
 
     def settle(self) -> None:
         """Everybody moves in."""
         self.node.factories.register("child", self.child)
         self.node.spawn(self.keeper)
-        for _ in range(2):
-            self.node.spawn(self.caller)
-        self.node.spawn(self.consumer)
+        self.askers.settle()
         self.node.spawn(self.group_watcher)
         self.node.spawn(self.name_watcher)
 
@@ -106,13 +109,20 @@ class Folk:
             Child("model", self.model, (tree,), register="model"),
             Child("bound", self.bound, (tree,), restart=rng.choice(("permanent", "transient"))),
         ]
-        actor = (world, self.ledger, self.home, rng, tree)
-        children.append(Child("citizen", Citizen, actor, register="citizen"))
+        children.append(Child("citizen", Citizen, self.citizen(tree), register="citizen"))
         rng.shuffle(children)
         await Supervisor(
             children, strategy=tree.strategy, max_restarts=tree.max_restarts, period_s=tree.period_s,
             backoff_s=(tree.pause_s, 2.0),
         )(process)  # fmt: skip
+
+    def judge(self) -> Pid:
+        """A fresh actor, for what must succeed in quiet."""
+        return self.spawn(Citizen, *self.citizen(Tree("", 0, 0.0, 1.0, 0.0)))
+
+    def citizen(self, tree: Tree) -> tuple[Any, ...]:
+        """The arguments of an actor."""
+        return (self.world, self.ledger, self.home, self.rng, tree)
 
     # Who watches.
 
@@ -235,14 +245,14 @@ class Folk:
                 except TimeoutError:
                     break
                 self.take(process, message, watched, senders)
+                if process.pid in self.quarrels:
+                    await self.quarrel(process, self.quarrels.pop(process.pid))
                 if sluggish_s:
                     await asyncio.sleep(sluggish_s * rng.random())
             if world.acting:
                 await self.act(process, watched)
 
-    def take(
-        self, process: Process, message: Any, watched: dict[Ref, Any], senders: dict[Pid, Ref]
-    ) -> None:
+    def take(self, process: Process, message: Any, watched: dict[Ref, Any], senders: dict[Pid, Ref]) -> None:
         match message:
             case ("seq", Pid() as sender, int(number), _):
                 self.ledger.got(process, sender, number)
@@ -257,6 +267,8 @@ class Folk:
                 message.reply((number, process.pid))
             case Exit(pid=Pid(number=0), reason="shutdown"):
                 raise ProcessExit("shutdown")
+            case ("quarrel", Pid() as other):
+                self.quarrels.setdefault(process.pid, other)
             case Exit() | NameLost() | ("news", _):
                 pass
             case _:
@@ -266,8 +278,20 @@ class Folk:
         rng, world = self.rng, self.world
         other = self.anybody(process)
         match rng.choices(
-            ("monitor", "demonitor", "link", "unlink", "exit", "end", "send", "group", "name", "beget"),
-            (10, 4, 6, 3, 2, 1, 14, 8, 6, 4),
+            (
+                "monitor",
+                "demonitor",
+                "link",
+                "unlink",
+                "quarrel",
+                "exit",
+                "end",
+                "send",
+                "group",
+                "name",
+                "beget",
+            ),
+            (10, 4, 6, 2, 3, 2, 1, 14, 8, 6, 4),
         )[0]:
             case "monitor":
                 ref = world.monitor(process, other if rng.random() < 0.7 else self.address())
@@ -280,12 +304,17 @@ class Folk:
                 world.link(process, other)
             case "unlink":
                 world.unlink(process, other)
+            case "quarrel" if other in world.kin:
+                await self.provoke(process, other)
             case "exit":
                 world.exit(process, other)
             case "end":
                 self.end(process)
             case "send":
+                other = self.friends.setdefault(process.pid, other) if rng.random() < 0.5 else other
                 await self.send(process, other)
+                if rng.random() < 0.08:
+                    process.exit(process.pid, "kill")
             case "group":
                 await self.group(process)
             case "name":
@@ -313,6 +342,17 @@ class Folk:
                 async for _ in process.mailbox:
                     pass
         raise ProcessExit(("grown up", number))
+
+    async def provoke(self, process: Process, other: Pid) -> None:
+        with contextlib.suppress(NotDelivered):
+            self.node.send_nowait(other, ("quarrel", process.pid))
+        await self.quarrel(process, other)
+
+    async def quarrel(self, process: Process, other: Pid) -> None:
+        """Link and unlink, while the other does: what they do crosses."""
+        for _ in range(4):
+            await asyncio.sleep(self.rng.random() * 0.003)
+            self.rng.choice((self.world.link, self.world.unlink))(process, other)
 
     def end(self, process: Process) -> None:
         match self.rng.randrange(4):
@@ -365,7 +405,9 @@ class Folk:
         """Why nobody needs to wait there, if that is so."""
         if other.node == self.node.name:
             box = self.node._local.boxes.get(other.number)
-            return "" if box is None or len(box) > box.limit // 2 else f"{len(box)} of {box.limit} wait there"
+            if box is None:
+                return "it has ended"
+            return "" if len(box) > box.limit // 2 else f"{len(box)} of {box.limit} wait there"
         link = self.node.links.get(other.node)
         if link is None or link.full or link.crowded or link.windows.full(other.number):
             return ""
@@ -414,116 +456,3 @@ class Folk:
                 self.world.breach(f"{pid} may not register {name}, since it has it")
         except FleetError:
             pass
-
-    # Who asks.
-
-    async def caller(self, process: Process) -> None:
-        while True:
-            await asyncio.sleep(self.pause_s(0.2))
-            if self.world.acting:
-                await self.rng.choice((self.ask, self.ask, self.ask_actor, self.ask_many))()
-
-    def someone(self, name: str) -> Any:
-        """A server by its name, mostly where this node is connected, or a relative."""
-        if name == "server" and self.rng.random() < 0.2:
-            return self.rng.choice(self.world.kin[-20:])
-        nodes = [*self.node.list(), self.node.name]
-        if self.rng.random() < 0.15:
-            nodes = [home.node.name for home in self.world.homes.values()]
-        return (name, self.rng.choice(nodes))
-
-    async def ask(self) -> None:
-        rng = self.rng
-        target, how = self.someone("server"), rng.choice(HOWS)
-        if isinstance(target, Pid):
-            how = "reply"
-        timeout_s = 500.0 if how == "mute" else rng.choice((0.1, 0.5, 2.0))
-        asked = self.ledger.asks(self.home, target, how, timeout_s)
-        size = 40_000 if self.heavy and rng.random() < 0.1 else 10
-        call = self.node.call(target, ("ask", asked.number, how, bytes(size)), timeout_s)
-        if how != "mute" and rng.random() < 0.9:
-            await outcome(self.ledger, asked, call)
-            return
-        await self.for_a_while(outcome(self.ledger, asked, call), self.pause_s(0.3))
-
-    async def for_a_while(self, asking: Coroutine[Any, Any, None], timeout_s: float | None) -> None:
-        """Ask, and give up after that time."""
-        task = asyncio.get_running_loop().create_task(asking)
-        try:
-            await asyncio.wait([task], timeout=timeout_s)
-        finally:
-            task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()
-
-    async def ask_actor(self) -> None:
-        """Call a handler, and perhaps give up."""
-        rng, target = self.rng, self.someone("citizen")
-        ref = self.node.ref(Citizen, target[0], at=target[1])
-        how = rng.choice(HOWS)
-        timeout_s = 500.0 if how == "mute" else rng.choice((0.1, 0.5, 2.0))
-        nested = rng.random() < 0.3
-        asked = self.ledger.asks(self.home, target, "nested" if nested else how, timeout_s)
-        if nested:
-            there = rng.choice([*self.node.list(), self.node.name])
-            call = ref.within(timeout_s).call(Citizen.nested, asked.number, there)
-        else:
-            handler = rng.choice((Citizen.serial, Citizen.together))
-            call = ref.within(timeout_s).call(handler, asked.number, how)
-        patience_s = None if how != "mute" and rng.random() < 0.8 else self.pause_s(0.3)
-        await self.for_a_while(outcome(self.ledger, asked, call), patience_s)
-
-    async def ask_many(self) -> None:
-        known = self.world.kin[-12:]
-        targets = self.rng.sample(known, min(len(known), 5))
-        if not targets:
-            return
-        asked = self.ledger.asks(self.home, targets[0], "many", self.rng.choice((0.1, 1.0)))
-        parts = [self.ledger.part(asked, target) for target in targets]
-        try:
-            results = await self.node.multicall(targets, ("ask", asked.number, "many", b""), asked.timeout_s)
-        finally:
-            asked.ended = True
-        for part, result in zip(parts, results, strict=True):
-            part.expected = (asked.number, part.target)
-            self.ledger.ended(part, result)
-
-    async def consumer(self, process: Process) -> None:
-        rng = self.rng
-        while True:
-            await asyncio.sleep(self.pause_s(0.4))
-            if self.world.acting:
-                items, pause_s = rng.choice((0, 3, 30, 100)), rng.choice((0.0, 0.0, 0.05))
-                end = rng.choice(("reply", "reply", "raise", "die"))
-                patience_s = None if rng.random() < 0.7 else self.pause_s(0.5)
-                target = self.someone(rng.choice(("model", "citizen")))
-                await self.for_a_while(self.consume(target, items, pause_s, end), patience_s)
-
-    async def consume(self, target: Any, items: int, pause_s: float, end: str) -> None:
-        rng = self.rng
-        asked = self.ledger.asks(self.home, target, "stream", rng.choice((0.3, 3.0, 20.0)))
-        slow_s, stop_at = rng.choice((0.0, 0.0, 0.02)), rng.choice((None, None, 2))
-        if target[0] == "citizen":
-            ref = self.node.ref(Citizen, "citizen", at=target[1]).within(asked.timeout_s)
-            stream = ref.stream(Citizen.count, asked.number, items, pause_s, end)
-        else:
-            request = ("stream", asked.number, items, pause_s, end)
-            stream = self.node.stream(target, request, asked.timeout_s)
-        try:
-            async for item in stream:
-                self.ledger.items(asked, item)
-                if slow_s:
-                    await asyncio.sleep(slow_s)
-                    asked.pauses_s += slow_s
-                if asked.consumed == stop_at:
-                    break
-            outcome: Any = None if asked.consumed != stop_at else asyncio.CancelledError()
-        except FleetError as error:
-            outcome = error
-        except asyncio.CancelledError:
-            self.ledger.ended(asked, asyncio.CancelledError())
-            raise
-        finally:
-            await stream.aclose()
-        self.ledger.ended(asked, outcome)

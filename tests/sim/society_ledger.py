@@ -151,6 +151,7 @@ class Ledger:
         match outcome:
             case CallTimeout() | WouldBlock():
                 right = world.now_s - asked.began_s >= asked.timeout_s - LATE_S
+                right &= local or not lost or asked.connected is None
             case NodeLost():
                 right = stopping if local else lost
             case NoConnection():
@@ -221,4 +222,6 @@ class Ledger:
             return
         missing = set(range(expected, self.sent.get(pair, 0))) - self.doubtful.get(pair, set())
         if missing:
-            self.world.breach(f"{process.pid} heard that {sender} ended ({reason}), and never {sorted(missing)}")
+            self.world.breach(
+                f"{process.pid} heard that {sender} ended ({reason}), and never {sorted(missing)}"
+            )
