@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import bulk, calls, fan_out, machine, mesh, one_way, report, spawn, start
+from benchmarks import actors, bulk, calls, fan_out, machine, mesh, one_way, report, spawn, start
 from benchmarks.registry import Benchmark, Options
 
-_MODULES = (one_way, calls, fan_out, bulk, start, mesh, spawn)
+_MODULES = (one_way, calls, actors, fan_out, bulk, start, mesh, spawn)
 BENCHMARKS: dict[str, Benchmark] = {each.BENCHMARK.name: each.BENCHMARK for each in _MODULES}
 QUICK_REPEAT, REPEAT = 3, 5
 

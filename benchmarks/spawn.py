@@ -14,12 +14,13 @@ from benchmarks.registry import Benchmark, Metric, Options, Variant
 
 
 def variants(options: Options) -> list[Variant]:
-    """Ours; an asyncio task with a deque; one with an asyncio.Queue."""
+    """Ours; a bare asyncio task; one with a deque; one with an asyncio.Queue."""
     config = {"loop": options.loop, "count": options.size(50_000, 20_000)}
     return [
         Launch(label, floor=floor, target=f"spawn:{target}", config=config)
         for label, floor, target in (
             (f"fleetlm ({options.loop})", False, "our_processes"),
+            (f"bare task ({options.loop})", True, "bare_tasks"),
             (f"task and deque ({options.loop})", True, "tasks_with_deques"),
             (f"task and asyncio.Queue ({options.loop})", True, "tasks_with_queues"),
         )
@@ -78,6 +79,18 @@ def our_processes(parent: Parent, config: dict[str, Any]) -> None:
             os._exit(0)  # ending fifty thousand processes one by one is not what is measured
 
     run_loop(main(), config["loop"])
+
+
+def bare_tasks(parent: Parent, config: dict[str, Any]) -> None:
+    """A task that waits for a future, and nothing else."""
+    held: list[asyncio.Future[None]] = []
+
+    async def idle() -> None:
+        future = asyncio.get_running_loop().create_future()
+        held.append(future)
+        await future
+
+    _run_floor(parent, config, idle, lambda: len(held))
 
 
 def tasks_with_deques(parent: Parent, config: dict[str, Any]) -> None:

@@ -25,6 +25,9 @@ class Sender(Protocol):
     def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
         """See `Node.send`."""
 
+    def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
+        """See `Node.cast`."""
+
     def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """See `Node.call`."""
 
@@ -118,7 +121,7 @@ class ActorRef(Generic[A_co]):
             NotSerializable, MessageTooLarge, NoConnection, NoProcess: as `Node.send`.
         """
         request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
-        return self._node.send(self.target, request)
+        return self._node.cast(self.target, request)
 
     def stream(
         self,

@@ -17,6 +17,7 @@ from fleetlm.core.codec import BadData, unreadable_in
 from fleetlm.core.ext import SHORT
 from fleetlm.core.frames import HEADER_BYTES, BadFrame, Kind, Op, read_header, read_peers
 from fleetlm.errors import RemoteError
+from fleetlm.handlers import Invoke
 from fleetlm.stream import Inlet
 from fleetlm.window import units
 
@@ -162,8 +163,10 @@ class Inbound:
         link.arrivals.received(_key(to), count, box, weight)
 
     def _heavy(self, link: Link, message: list[Any]) -> None:
-        """A one-way message that counts more than one."""
-        _, to, payload, weight = message
+        """A one-way message that says what it counts."""
+        operation, to, payload, weight = message
+        if operation == Op.CAST:
+            payload = Invoke.of(payload)
         box = self._boxes.get(to)
         if box is not None:
             box.put(payload)
@@ -177,7 +180,7 @@ class Inbound:
             future = link.calls.pop(ref, None)
             if future is not None and not future.done():
                 future.set_result(value)
-        elif operation == Op.CALL:
+        elif operation in (Op.CALL, Op.HANDLE):
             self._call(link, message)
         elif operation == Op.ITEM:
             _, ref, value = message
@@ -206,12 +209,12 @@ class Inbound:
     def _rarer(self, link: Link, message: list[Any]) -> None:
         """What comes less often. Raises: one of _NONSENSE."""
         operation = message[0]
-        if operation == Op.HEAVY:
+        if operation in (Op.HEAVY, Op.CAST):
             self._heavy(link, message)
         elif operation == Op.TAKEN:
             _, to, count = message
             link.windows.taken(to, _count(count))
-        elif operation == Op.STREAM:
+        elif operation in (Op.STREAM, Op.YIELD):
             self._call(link, message)
         elif operation == Op.MORE:
             _, ref, more = message
@@ -236,7 +239,8 @@ class Inbound:
 
     def _call(self, link: Link, message: list[Any]) -> None:
         window = weight = 0
-        if message[0] == Op.STREAM:
+        operation = message[0]
+        if operation in (Op.STREAM, Op.YIELD):
             _, to, payload, ref, timeout_ms, window, weight = message
             if not 1 <= _count(window) <= MAX_STREAM_WINDOW:
                 raise ValueError(f"a stream with a window of {SHORT.repr(window)}")
@@ -245,6 +249,8 @@ class Inbound:
             weight = 1
             if len(message) > 5:
                 (weight,) = message[5:]
+        if operation in (Op.HANDLE, Op.YIELD):
+            payload = Invoke.of(payload)
         if len(link.requests) >= self._max_open_calls:
             why = f"{self._max_open_calls:,} calls of this node are open there already"
             link.failed(_count(ref), FailureKind.TOO_MANY, [str(to), why])
@@ -285,15 +291,15 @@ class Inbound:
                 "a message from %s could not be read (%s); %d so far", link.name, found.why, self.unreadable
             )
         match message:
-            case [Op.CALL, to, _, ref, _, *rest]:
+            case [Op.CALL | Op.HANDLE, to, _, ref, _, *rest]:
                 self._unread(link, to, rest[0] if rest else 1)
                 link.failed(_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
-            case [Op.STREAM, to, _, ref, _, _, weight]:
+            case [Op.STREAM | Op.YIELD, to, _, ref, _, _, weight]:
                 self._unread(link, to, weight)
                 link.failed(_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
             case [Op.REQUEST, verb, _, ref]:
                 link.failed(_count(ref), FailureKind.UNDECODABLE, [str(verb), found.why])
-            case [Op.HEAVY, to, _, weight]:
+            case [Op.HEAVY | Op.CAST, to, _, weight]:
                 self._unread(link, to, weight)
             case [to, _]:
                 self._unread(link, to, 1)
@@ -321,10 +327,10 @@ def _weighed(message: Any, size: int, link: Link) -> Any:
     match message:
         case [to, payload]:
             return [Op.HEAVY, to, payload, weight]
-        case [Op.CALL, _, _, _, _]:
+        case [Op.CALL | Op.HANDLE, _, _, _, _]:
             return [*message, weight]
-        case [Op.STREAM, *request, _]:
-            return [Op.STREAM, *request, weight]
+        case [Op.STREAM | Op.YIELD | Op.CAST, *request, _]:
+            return [message[0], *request, weight]
     return message
 
 

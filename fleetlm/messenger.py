@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call, FailureKind, failure
 from fleetlm.core.codec import unreadable_in
-from fleetlm.core.ext import SHORT
 from fleetlm.core.frames import Op
 from fleetlm.errors import (
     CallTimeout,
     FleetError,
-    InvalidName,
     NoConnection,
     NodeLost,
     NodeStopped,
@@ -21,9 +19,12 @@ from fleetlm.errors import (
     Undecodable,
     WouldBlock,
 )
+from fleetlm.handlers import Invoke
 from fleetlm.ids import Pid
 from fleetlm.names import canonical_node
+from fleetlm.onto import append, first, is_full, put, waiting
 from fleetlm.stream import Inlet
+from fleetlm.window import units
 
 if TYPE_CHECKING:
     from fleetlm.core.codec import Codec
@@ -81,20 +82,20 @@ class Messenger:
                 return
         held = link.held
         try:
-            waiting = held[key]
+            held_now = held[key]
         except KeyError:
-            waiting = _first(key)
-        if waiting >= link.window or (link.slow and link.full):
+            held_now = first(key)
+        if held_now >= link.window or (link.slow and link.full):
             await link.room(0, key)
-            waiting = held.get(key, 0)
+            held_now = held.get(key, 0)
         packed = self._codec.pack([key, message], message)
         if len(packed) < link.plain_bytes:
             must_yield = link.append(packed)
-            held[key] = waiting + 1
+            held[key] = held_now + 1
         else:
             if len(packed) > link.small_bytes and link.crowded:
                 await link.room(len(packed), key)
-            must_yield = _append(link, key, packed)
+            must_yield = append(link, key, packed)
         if must_yield:
             await asyncio.sleep(0)
 
@@ -122,14 +123,34 @@ class Messenger:
                 raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
             box.put(self.copied(to, message))
             return
-        if (link.held.get(key) or _first(key)) >= link.window:
+        if waiting(link, key) >= link.window:
             raise WouldBlock(to, f"{link.held[key]:,} messages of this node wait there")
         if link.full:
             raise WouldBlock(to, f"{link.in_flight:,} bytes are in flight to {link.name}")
         packed = self._codec.pack([key, message], message)
         if len(packed) > link.small_bytes and link.crowded:
             raise WouldBlock(to, f"large messages of {link.in_flight:,} bytes wait for {link.name}")
-        _append(link, key, packed)
+        append(link, key, packed)
+
+    async def cast(self, to: Target, request: Invoke) -> None:
+        """As `send`, for a request to an actor."""
+        link, key = self.route(to)
+        if link is None:
+            await self._send_local(to, key, request)
+            return
+        if link.full or waiting(link, key) >= link.window:
+            await link.room(0, key)
+        parts, weight = request.parts(), 1
+        packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
+        if len(packed) >= link.plain_bytes:
+            if len(packed) > link.small_bytes and link.crowded:
+                await link.room(len(packed), key)
+            weight = units(len(packed), link.window)
+            packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
+        must_yield = link.append(packed)
+        link.windows.sent(key, weight)
+        if must_yield:
+            await asyncio.sleep(0)
 
     async def call(self, to: Target, message: Any, timeout_s: float) -> Any:
         """See `Node.call`."""
@@ -138,11 +159,15 @@ class Messenger:
         link, key = self.route(to)
         if link is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if link.full or (link.held.get(key) or _first(key)) >= link.window:
+        if link.full or waiting(link, key) >= link.window:
             await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
         ref = self.take_ref()
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
-        packed = self._codec.pack([int(Op.CALL), key, message, ref, timeout_ms], message)
+        if type(message) is Invoke:
+            parts = message.parts()
+            packed = self._codec.pack([int(Op.HANDLE), key, parts, ref, timeout_ms], parts)
+        else:
+            packed = self._codec.pack([int(Op.CALL), key, message, ref, timeout_ms], message)
         if len(packed) > link.small_bytes and link.crowded:
             await self.wait_for_room(link, to, timeout_s, deadline, len(packed), key)
         return await self._request(link, to, ref, packed, timeout_s, deadline, key=key)
@@ -187,14 +212,14 @@ class Messenger:
         wanted = [*self._links, self._name] if nodes is None else [canonical_node(node) for node in nodes]
         links = [link for link in map(self._links.get, wanted) if link is not None]
         size = len(packed)
-        full = [link for link in links if _is_full(link, name, size)]
-        sent = sum(_put(link, name, packed) for link in links if link not in full)
+        full = [link for link in links if is_full(link, name, size)]
+        sent = sum(put(link, name, packed) for link in links if link not in full)
         for link in full:  # Those that are behind must not keep it from the others.
             try:
                 await link.room(size, name)
             except NoConnection:
                 continue
-            sent += _put(link, name, packed)
+            sent += put(link, name, packed)
         if self._name in wanted:
             sent += await self._broadcast_here(name, message)
         if any(link.must_yield() for link in links):
@@ -288,7 +313,7 @@ class Messenger:
         if key is None:
             link.append(packed, sender)
         else:
-            _append(link, key, packed, sender)
+            append(link, key, packed, sender)
             link.called(key)
         link.calls[ref] = future
         timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
@@ -315,12 +340,12 @@ class Messenger:
         """
         try:
             link, key = self.route(to)
-            if link is None or link.full or (link.held.get(key) or _first(key)) >= link.window:
+            if link is None or link.full or waiting(link, key) >= link.window:
                 return None
             packed = self._packed_call(key, payload, self.take_ref(), timeout_s)
             if len(packed) >= link.plain_bytes:
                 return None
-            _append(link, key, packed, sender)
+            append(link, key, packed, sender)
         except (FleetError, TypeError, ValueError):
             return None  # `_one_of_many` raises it where it becomes a result.
         ref = self._next_ref
@@ -345,7 +370,7 @@ class Messenger:
         link, key = self.route(to)
         if link is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if link.full or (link.held.get(key) or _first(key)) >= link.window:
+        if link.full or waiting(link, key) >= link.window:
             await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
         ref = self.take_ref()
         packed = self._packed_call(key, payload, ref, deadline - self._loop.time())
@@ -411,7 +436,7 @@ class Messenger:
         crowded = link.crowded and (len(packed) > link.small_bytes or link.lanes.has(sender))
         if crowded or link.full or link.windows.full(key):
             return False
-        _append(link, key, packed, sender)
+        append(link, key, packed, sender)
         return True
 
     async def send_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> None:
@@ -463,33 +488,3 @@ def expire(future: Waiting, to: Target, timeout_s: float) -> None:
     """End what has no outcome by its deadline."""
     if not future.done():
         future.set_exception(CallTimeout(to, timeout_s))
-
-
-def _first(key: object) -> int:
-    """The first message to a process that nothing waits for: what names it is looked at. Returns 0."""
-    if type(key) is not str and type(key) is not int:
-        raise InvalidName(SHORT.repr(key), "a process is named by a text, or given as a Pid")
-    return 0
-
-
-def _is_full(link: Link, key: int | str, size: int) -> bool:
-    return link.full or link.windows.full(key) or (size > link.small_bytes and link.crowded)
-
-
-def _append(link: Link, key: int | str, packed: bytes, sender: Hashable = None) -> bool:
-    """Send a message of any size to a process and count it. Returns, raises: as `Link.append`."""
-    weight = 1
-    if len(packed) >= link.plain_bytes:
-        packed, weight = link.weighed(packed)
-    must_yield = link.append(packed, sender)
-    link.windows.sent(key, weight)
-    return must_yield
-
-
-def _put(link: Link, key: int | str, packed: bytes) -> int:
-    """How many were sent: one, or none if the connection is over."""
-    try:
-        _append(link, key, packed)
-    except NoConnection:
-        return 0
-    return 1

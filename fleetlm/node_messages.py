@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.deadline import within_deadline
 
 if TYPE_CHECKING:
+    from fleetlm.handlers import Invoke
     from fleetlm.messenger import Messenger, Target
     from fleetlm.settings import Settings
     from fleetlm.streams import Streams
@@ -36,6 +37,10 @@ class MessageApi:
                 not noticed: use `call` where that matters.
         """
         return self._messenger.send(to, message)  # One coroutine for each message, not two.
+
+    def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
+        """As `send`, for a request to an actor; what `ActorRef.cast` uses."""
+        return self._messenger.cast(to, request)
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """As `send`, but raises `WouldBlock` where that would wait."""

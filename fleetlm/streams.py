@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.core.frames import Op
+from fleetlm.handlers import Invoke
 from fleetlm.messenger import MAX_TIMEOUT_S, expire
 from fleetlm.stream import Inlet
 from fleetlm.window import UNIT_BYTES, units
@@ -74,11 +75,14 @@ class Streams:
         if link.full or link.windows.full(key):
             await self._messenger.wait_for_room(link, to, timeout_s, until, 0, key)
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
-        request = [int(Op.STREAM), key, message, ref, timeout_ms, window, 1]
-        packed = self._codec.pack(request, message)
+        operation, payload = Op.STREAM, message  # An Invoke travels as its parts.
+        if type(message) is Invoke:
+            operation, payload = Op.YIELD, message.parts()
+        request = [int(operation), key, payload, ref, timeout_ms, window, 1]
+        packed = self._codec.pack(request, payload)
         if len(packed) >= UNIT_BYTES:
             request[-1] = units(len(packed), link.windows.limit)
-            packed = self._codec.pack(request, message)
+            packed = self._codec.pack(request, payload)
         if len(packed) > link.small_bytes and link.crowded:
             await self._messenger.wait_for_room(link, to, timeout_s, until, len(packed), key)
         sender = asyncio.current_task()

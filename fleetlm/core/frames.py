@@ -67,6 +67,9 @@ class Op(IntEnum):
     STREAM = 13  # [STREAM, to, payload, ref, timeout_ms or 0, window, units]
     ITEM = 14  # [ITEM, ref, value]
     MORE = 15  # [MORE, ref, items that may be sent besides]
+    HANDLE = 16  # as CALL, with [handler, arguments, keywords] for an actor as its payload
+    CAST = 17  # as HEAVY, with the same
+    YIELD = 18  # as STREAM, with the same
 
 
 class Refusal(IntEnum):

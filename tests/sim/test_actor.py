@@ -178,7 +178,7 @@ async def test_a_request_that_is_none_costs_itself(fleet: Fleet) -> None:
         Invoke("add", (), [("a", 1)]),  # type: ignore[arg-type]
     ]
     for request in odd:
-        with pytest.raises((NoHandler, RemoteError, Undecodable)):
+        with pytest.raises((NoHandler, RemoteError, Undecodable, TypeError)):
             await nodes[0].call(("worker", nodes[1].name), request)
         await nodes[0].send(("worker", nodes[1].name), request)
     assert await there(nodes).call(Worker.add, 1, ()) == (1, 0)

@@ -70,6 +70,9 @@ class Note:
     async def send(self, to: Any, message: Any) -> None:
         self.asked.append(("send", to, message))
 
+    async def cast(self, to: Any, request: Invoke) -> None:
+        self.asked.append(("cast", to, request))
+
     async def call(self, to: Any, message: Any, timeout: float | None = None) -> Any:
         self.asked.append(("call", to, message, timeout))
         return "result"
@@ -194,7 +197,7 @@ async def test_only_the_name_travels() -> None:
     assert note.asked == [
         ("call", PID, Invoke("plain", (1,), {}), None),
         ("call", PID, Invoke("plain", (), {"number": 2}), 2),
-        ("send", PID, Invoke("beside", (), {})),
+        ("cast", PID, Invoke("beside", (), {})),
         ("stream", PID, Invoke("items", (4,), {}), 3),
         ("send", PID, "raw"),
     ]

@@ -16,7 +16,7 @@ from benchmarks.calls import percentiles
 from benchmarks.helpers import Crowd, Helper, HelperFailed, Launch, Session, free_port, rss_bytes
 from benchmarks.registry import Benchmark, Metric, Metrics, Options
 
-NAMES = ["one-way", "calls", "fan-out", "bulk", "start", "mesh", "spawn"]
+NAMES = ["one-way", "calls", "actors", "fan-out", "bulk", "start", "mesh", "spawn"]
 RATE = Metric("rate", "messages", "thousand/s", more_is_better=True, scale=1e-3)
 LAG = Metric("lag_s", "lag", "ms", more_is_better=False, scale=1e3)
 

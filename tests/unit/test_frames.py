@@ -67,6 +67,9 @@ def test_numbers_on_the_wire_never_get_a_second_meaning() -> None:
         "STREAM": 13,
         "ITEM": 14,
         "MORE": 15,
+        "HANDLE": 16,
+        "CAST": 17,
+        "YIELD": 18,
     }
     assert [(int(refusal), refusal.word) for refusal in Refusal] == [
         (1, "wrong_cluster"),

@@ -1,0 +1,162 @@
+"""Actors: what a typed handler costs beside a plain process, for calls and for streams."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from benchmarks import ours
+from benchmarks.calls import OUTSTANDING, PAYLOAD, percentiles
+from benchmarks.helper import Parent, run_loop
+from benchmarks.helpers import Session
+from benchmarks.registry import Benchmark, Metric, Options, Variant
+from fleetlm import Actor, Call, Node, Process, handler
+
+
+def variants(options: Options) -> list[Variant]:
+    """A handler through a typed reference; a process function that answers by hand."""
+    config = {
+        "loop": options.loop,
+        "sequential": options.size(2_000, 500),
+        "outstanding": options.size(40_000, 10_000),
+        "items": options.size(100_000, 30_000),
+    }
+    return [
+        Session(
+            f"{label} ({options.loop})",
+            floor=kind == "plain",
+            server=f"actors:{kind}_server",
+            driver=f"actors:{kind}_client",
+            config=config,
+        )
+        for label, kind in (("actor, typed reference", "actor"), ("plain process, by hand", "plain"))
+    ]
+
+
+BENCHMARK = Benchmark(
+    "actors",
+    f"an actor beside a plain process: 64-byte calls, {OUTSTANDING} outstanding, and a stream",
+    [
+        Metric("p50_s", "call, round trip p50", "µs", more_is_better=False, scale=1e6),
+        Metric("first_s", "first item p50", "µs", more_is_better=False, scale=1e6),
+        Metric("rate", f"{OUTSTANDING} calls outstanding", "thousand/s", more_is_better=True, scale=1e-3),
+        Metric("items", "items of one stream", "thousand/s", more_is_better=True, scale=1e-3),
+    ],
+    variants,
+)
+
+
+class Echo(Actor):
+    """Sends back, and streams."""
+
+    @handler
+    async def echo(self, payload: bytes) -> bytes:
+        """One reply."""
+        return payload
+
+    @handler
+    async def items(self, count: int) -> AsyncIterator[bytes]:
+        """So many items."""
+        for _ in range(count):
+            yield PAYLOAD
+
+
+async def plain(process: Process) -> None:
+    """The same by hand."""
+    async for message in process.mailbox:
+        match message:
+            case Call(message=bytes(payload)):
+                message.reply(payload)
+            case Call(message=int(count)):
+                for _ in range(count):
+                    await message.put(PAYLOAD)
+                message.reply()
+
+
+def actor_server(parent: Parent, config: dict[str, Any]) -> None:
+    """A node with the actor."""
+    _serve(parent, config, Echo)
+
+
+def plain_server(parent: Parent, config: dict[str, Any]) -> None:
+    """A node with the process."""
+    _serve(parent, config, plain)
+
+
+def _serve(parent: Parent, config: dict[str, Any], function: Any) -> None:
+    async def main() -> None:
+        async with ours.start(config) as node:
+            node.spawn(function, name="echo")
+            parent.say(ready=True)
+            await parent.gone()
+
+    run_loop(main(), config["loop"])
+
+
+def actor_client(parent: Parent, config: dict[str, Any]) -> None:
+    """Calls by reference."""
+
+    def use(node: Node, peer: str) -> tuple[Any, Any]:
+        ref = node.ref(Echo, "echo", at=peer)
+        return (lambda: ref.call(Echo.echo, PAYLOAD)), (lambda count: ref.stream(Echo.items, count))
+
+    _drive(parent, config, use)
+
+
+def plain_client(parent: Parent, config: dict[str, Any]) -> None:
+    """Calls by hand."""
+
+    def use(node: Node, peer: str) -> tuple[Any, Any]:
+        to = ("echo", peer)
+        return (lambda: node.call(to, PAYLOAD)), (lambda count: node.stream(to, count))
+
+    _drive(parent, config, use)
+
+
+def _drive(parent: Parent, config: dict[str, Any], use: Callable[[Node, str], tuple[Any, Any]]) -> None:
+    async def main() -> None:
+        async with ours.start(config) as node:
+            (peer,) = await ours.peers(node, config)
+            call, stream = use(node, peer)
+            parent.say(ready=True)
+            while await parent.command():
+                parent.say(**await _measure(config, call, stream))
+
+    run_loop(main(), config["loop"])
+
+
+async def _measure(
+    config: dict[str, Any], call: Callable[[], Awaitable[object]], stream: Callable[[int], Any]
+) -> dict[str, float]:
+    times, firsts = [], []
+    for _ in range(config["sequential"]):
+        started = time.perf_counter()
+        await call()
+        times.append(time.perf_counter() - started)
+    for _ in range(config["sequential"]):
+        started = time.perf_counter()
+        async with aclosing(stream(1)) as items:
+            await anext(items)
+            firsts.append(time.perf_counter() - started)
+
+    async def some(count: int) -> None:
+        for _ in range(count):
+            await call()
+
+    each = config["outstanding"] // OUTSTANDING
+    started = time.perf_counter()
+    await asyncio.gather(*(some(each) for _ in range(OUTSTANDING)))
+    rate = each * OUTSTANDING / (time.perf_counter() - started)
+    started = time.perf_counter()
+    async for _ in stream(config["items"]):
+        pass
+    per_s = config["items"] / (time.perf_counter() - started)
+    return {
+        "p50_s": percentiles(times)["p50_s"],
+        "first_s": percentiles(firsts)["p50_s"],
+        "rate": rate,
+        "items": per_s,
+    }
