@@ -31,6 +31,8 @@ from tests.sim.society_world import World
 LIMIT_S = 600.0
 QUIET_S = 20.0
 """Virtual seconds in which everything that is under way must come to its end."""
+SETTLE_S = 0.1
+"""For the last signals to arrive."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Story:
         try:
             return story, await story._play()
         except BaseException as error:
-            error.add_note("\n".join([f"seed {seed}", *story.log]))
+            error.add_note("\n".join(story.log))
             raise
 
     def note(self, what: str) -> None:
@@ -199,6 +201,7 @@ class Story:
             for folk in present:
                 await folk.askers.prove(judge)
         self.note("quiet")
+        await asyncio.sleep(SETTLE_S)
         self.checks.quiet()
         self.world.check()
 
@@ -248,7 +251,11 @@ def play(seed: int, *, trace: bool = False, quiet: bool = False) -> Report:
             print("\n".join(story.log))
         return report
 
-    return run(main(), seed=seed, limit_s=LIMIT_S)
+    try:
+        return run(main(), seed=seed, limit_s=LIMIT_S)
+    except BaseException as error:
+        error.add_note(f"seed {seed}")
+        raise
 
 
 def blocks(seeds: range, size: int = 20) -> list[range]:

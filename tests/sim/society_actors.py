@@ -14,6 +14,7 @@ from tests.sim.invariants import LATE_S
 from tests.sim.society_ledger import Asked, Ledger
 from tests.sim.society_world import Home, Tree, World
 
+TERMINATE_S = 0.05
 LONG_S = 500.0
 """Nobody waits for so long: who asks gives up before."""
 
@@ -41,7 +42,7 @@ class Citizen(Actor):
         if self.inside or self.beside:
             self.world.breach(f"{self.pid} terminates in the middle of {self.inside}, {self.beside} handlers")
         if self.rng.random() < 0.2:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(TERMINATE_S)
 
     def judge_end(self, reason: Any) -> None:
         if self.terminated != 1 and reason != "killed":

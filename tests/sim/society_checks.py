@@ -63,6 +63,8 @@ class Checks:
         for ip, home in self._running():
             found += held(self.world.cluster, home.node)
             folk = self.folk[ip]
+            if folk.busy or folk.quarrels.keys() - self.world.ended.keys():
+                found.append(f"{folk.node.name}: {folk.busy} kin that act")
             for subscription in (*self._subscriptions(home.node),):
                 if subscription._queue:
                     found.append(f"{folk.node.name}: a subscriber that has not read")

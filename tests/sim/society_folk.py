@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fleetlm import (
@@ -40,6 +40,7 @@ GROUPS = ("red", "blue")
 NAMES = ("king", "queen", "fool")
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
 KIN = 3
+KEEPER_S = 0.5
 
 
 class Folk:
@@ -62,6 +63,8 @@ class Folk:
         """Process → with whom it is to link and unlink at the same time as the other does."""
         self.friends: dict[Pid, Pid] = {}
         """Process → whom it has sent to last."""
+        self.busy = 0
+        """Kin in the middle of something."""
         self.heavy = rng.random() < 0.2
         """Whether some messages count more than one."""
         self.askers = Askers(world, ledger, home, rng, heavy=self.heavy)
@@ -97,7 +100,7 @@ class Folk:
                 self.world.kin.append(self.kin[-1])
             if "tree" not in self.node.registered():
                 self.spawn(self.tree, name="tree")
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(KEEPER_S)
 
     async def tree(self, process: Process) -> None:
         """A supervisor with servers, one of them tied to processes elsewhere."""
@@ -246,11 +249,11 @@ class Folk:
                     break
                 self.take(process, message, watched, senders)
                 if process.pid in self.quarrels:
-                    await self.quarrel(process, self.quarrels.pop(process.pid))
+                    await self.busily(self.quarrel(process, self.quarrels.pop(process.pid)))
                 if sluggish_s:
                     await asyncio.sleep(sluggish_s * rng.random())
             if world.acting:
-                await self.act(process, watched)
+                await self.busily(self.act(process, watched))
 
     def take(self, process: Process, message: Any, watched: dict[Ref, Any], senders: dict[Pid, Ref]) -> None:
         match message:
@@ -273,6 +276,13 @@ class Folk:
                 pass
             case _:
                 self.world.breach(f"{process.pid} got {message!r}")
+
+    async def busily(self, act: Coroutine[Any, Any, None]) -> None:
+        self.busy += 1
+        try:
+            await act
+        finally:
+            self.busy -= 1
 
     async def act(self, process: Process, watched: dict[Ref, Any]) -> None:
         rng, world = self.rng, self.world

@@ -69,8 +69,8 @@ class Ledger:
         """(sender, receiver) → messages sent."""
         self.doubtful: dict[tuple[Pid, Pid], set[int]] = {}
         """Of these, those whose sending was cut short."""
-        self.received: dict[tuple[Pid, Pid], tuple[int, int]] = {}
-        """(sender, receiver) → what comes next, and the lost connections when the last one came."""
+        self.received: dict[tuple[Pid, Pid], tuple[int, int | None]] = {}
+        """(sender, receiver) → what comes next, and the lost connections when the last one came, if known."""
 
     # Requests.
 
@@ -204,14 +204,14 @@ class Ledger:
     def got(self, process: Process, sender: Pid, number: int) -> None:
         """A numbered message was taken: in order, once, and nothing is missing but by a lost connection."""
         world, pair = self.world, (sender, process.pid)
-        losses = world.home_of(process.pid).losses[sender.node]
-        expected, before = self.received.get(pair, (0, -1))
+        losses = world.came.pop((*pair, number), None)
+        expected, before = self.received.get(pair, (0, 0))
         self.received[pair] = (number + 1, losses)
         world.counts["messages"] += 1
         if number < expected:
             world.breach(f"{process.pid} got {number} of {sender} after {expected - 1}")
         missing = set(range(expected, number)) - self.doubtful.get(pair, set())
-        if missing and losses == max(before, 0):
+        if missing and losses == before is not None:
             world.breach(f"{process.pid} got {number} of {sender}, and never {sorted(missing)}")
 
     def down(self, process: Process, sender: Pid, reason: Any) -> None:

@@ -154,6 +154,8 @@ class World:
         """Pairs of which one has unlinked: who is linked depends on what crossed what."""
         self.exit_signals: dict[int, tuple[Pid, Pid]] = {}
         """Number → its sender and its target, until it is delivered."""
+        self.came: dict[tuple[Pid, Pid, int], int] = {}
+        """Numbered message in a mailbox → connections to its sender's node that had been lost by then."""
         self.trees: dict[Pid, Tree] = {}
         self.lost: set[tuple[str, Pid]] = set()
         """(name, process) that was told that it lost the name."""
@@ -353,8 +355,10 @@ class World:
                 self._exit_told(process, other, reason)
             case NameLost(name=name):
                 self.lost.add((name, process.pid))
-            case ("seq", Pid() as sender, *_) if sender.node == process.node.name:
-                if len(process.mailbox.queue) >= process.mailbox.limit:
+            case ("seq", Pid() as sender, int(number), *_):
+                home = self.home_of(process.pid)
+                self.came[sender, process.pid, number] = home.losses[sender.node]
+                if sender.node == home.node.name and len(process.mailbox.queue) >= process.mailbox.limit:
                     self.breach(f"{sender} filled the mailbox of {process.pid} beyond its limit")
 
     def _fired(self, ref: Ref, owner: Pid, down: Down) -> None:
