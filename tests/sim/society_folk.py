@@ -323,7 +323,7 @@ class Folk:
             case "send":
                 other = self.friends.setdefault(process.pid, other) if rng.random() < 0.5 else other
                 await self.send(process, other)
-                if rng.random() < 0.08:
+                if rng.random() < (0.25 if self.heavy else 0.08):
                     process.exit(process.pid, "kill")
             case "group":
                 await self.group(process)

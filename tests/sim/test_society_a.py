@@ -11,8 +11,10 @@ import pytest
 
 from tests.sim.society import blocks, named, play, play_all
 
-FAILED_ONCE: list[int] = []
-"""Seeds beyond those of every run that found something, with what it was."""
+FAILED_ONCE = [
+    1011,  # the answer that a process has ended overtook the large messages that it had sent
+    1360,  # likewise
+]
 HAPPENS = (
     "call: reply", "call: CallTimeout", "call: CancelledError", "call: NoConnection", "call: NoProcess",
     "call: NodeLost", "call: ProcessDown", "call: RemoteError", "call: WouldBlock", "stream: reply",
