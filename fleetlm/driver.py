@@ -141,6 +141,10 @@ class Driver:
         """The poller has an answer."""
         self._perform(self.kernel.looked_up(self._loop.time(), answer))
 
+    def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
+        """A peer says that its loop is alive, how late it was, and whether the node is leaving."""
+        self.kernel.ticked(self._loop.time(), name, lag_ms, draining)
+
     def told_of(self, names: list[str]) -> None:
         """A peer named these."""
         self._perform(self.kernel.heard_of(self._loop.time(), names))

@@ -36,8 +36,7 @@ class NodeOffice:
 
     def ticked(self, link: Link, lag_ms: int, draining: bool) -> None:
         """The peer's loop is alive."""
-        link.peer.lag_ms = lag_ms
-        link.peer.draining = draining
+        self._driver.ticked(link.name, lag_ms, draining)
 
     def told_of(self, names: list[str]) -> None:
         """The peer named its own peers."""
