@@ -7,6 +7,7 @@ import pytest
 from tests.sim.society import blocks, named, play_all
 
 
+@pytest.mark.deadline(60)
 @pytest.mark.parametrize("seeds", blocks(range(500, 1_000)), ids=named)
 def test_society(seeds: range) -> None:
     play_all(seeds)

@@ -283,6 +283,7 @@ def _named(mutant: tuple[Any, str, Any]) -> str:
     return f"{owner.__name__.rpartition('.')[2]}.{method}-{how.__name__.strip('_')}"
 
 
+@pytest.mark.deadline(60)
 @pytest.mark.parametrize(("owner", "method", "mutant"), MUTANTS, ids=map(_named, MUTANTS))
 def test_a_fault_in_the_product_is_noticed(
     owner: Any, method: str, mutant: Callable[[Mutant], Any], monkeypatch: pytest.MonkeyPatch
