@@ -44,6 +44,9 @@ class Lanes:
         self._lanes: dict[Hashable, deque[bytes | Transfer]] = {}
         self._turns: deque[Hashable] = deque()
         self._next_number = 0
+        self._ended: dict[Hashable, int] = {}
+        """Senders that have ended, and as whom they were known."""
+        self._ended_as: dict[int, Hashable] = {}
 
     def __bool__(self) -> bool:
         return bool(self._lanes)
@@ -64,6 +67,16 @@ class Lanes:
     def has(self, sender: Hashable) -> bool:
         """Whether this sender's messages must queue."""
         return sender in self._lanes
+
+    def ended(self, sender: Hashable, number: int) -> None:
+        """This process has ended; what it has sent still leaves, and its number stays known so long."""
+        if sender in self._lanes:
+            self._ended[sender] = number
+            self._ended_as[number] = sender
+
+    def of_ended(self, number: int) -> Hashable | None:
+        """The sender that was this process, if something of it still waits here."""
+        return self._ended_as.get(number)
 
     def next(self) -> bytes | tuple[bytes, memoryview] | None:
         """What goes next: a small message, a piece (its head and its bytes), or None."""
@@ -106,13 +119,17 @@ class Lanes:
         """The connection is over."""
         self._lanes.clear()
         self._turns.clear()
+        self._ended.clear()
+        self._ended_as.clear()
         self.waiting_bytes = self._begun_bytes = 0
 
     def _another_turn(self, sender: Hashable, lane: deque[bytes | Transfer]) -> None:
         if lane:
             self._turns.append(sender)
-        else:
-            del self._lanes[sender]
+            return
+        del self._lanes[sender]
+        if sender in self._ended:
+            del self._ended_as[self._ended.pop(sender)]
 
 
 class Reassembly:

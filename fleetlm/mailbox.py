@@ -166,6 +166,8 @@ class Mailbox:
         self.taken += len(out)
         self.queue.clear()
         self.queue.extend(kept)
+        if self.taken >= self._due:
+            self._tell_taken()
         return out
 
     def close(self) -> list[Any]:

@@ -81,7 +81,11 @@ class Signals:
 
     def exited(self, process: Process, reason: Any) -> None:
         """A process of this node is no more."""
-        self._perform(self.relations.exited(process.pid.number, reason), process)
+        number = process.pid.number
+        self._perform(self.relations.exited(number, reason), process)
+        for link in self._links.values():
+            if link.lanes:
+                link.lanes.ended(process.task, number)
 
     def ended_before(self, process: Process, other: Pid) -> None:
         """``other`` was spawned linked for a process of this node that had ended by then."""
@@ -113,7 +117,8 @@ class Signals:
                     link = self._links.get(node)
                     if link is not None:
                         sender = ended if ended is not None else self._local.by_number(after)
-                        link.signal(self._packed(signal), None if sender is None else sender.task)
+                        task = link.lanes.of_ended(after) if sender is None else sender.task
+                        link.signal(self._packed(signal), task)
 
     def _packed(self, signal: list[Any]) -> bytes:
         try:

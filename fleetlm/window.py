@@ -79,7 +79,8 @@ class OutWindows:
             del self.held[key]
         waiters = self._waiters.get(key)
         if waiters and left < self.limit:
-            _wake(list(waiters)[: self.limit - left])
+            # One that is woken may fail: when nothing is held no further TAKEN would wake the others.
+            _wake(list(waiters)[: self.limit - left] if left else waiters)
 
     async def wait(self, key: Key) -> None:
         """Return when something may have changed; in the order of those who wait."""

@@ -271,7 +271,7 @@ class Relations:
         match signal:
             case ["link", Pid() as other, int(number), int(act)] if _of(other, node, incarnation):
                 if not self._alive(number):
-                    return [Tell(node, ["exit", self._pid(number), other.number, "noproc"])]
+                    return [Tell(node, ["exit", self._pid(number), other.number, "noproc"], number)]
                 links = self._end(number).links
                 links[other] = (*links.get(other, ()), -act)[-MAX_ACTS:]
                 return []
@@ -293,7 +293,7 @@ class Relations:
             case ["monitor", Ref() as ref, int() | str() as key] if _of(ref, node, incarnation):
                 found = owner(key) if isinstance(key, str) else key
                 if found is None or not self._alive(found):
-                    return [Tell(node, ["down", ref, "noproc"])]
+                    return [Tell(node, ["down", ref, "noproc"], found or 0)]
                 if ref not in self._watchers_of:
                     target = Address(key, self.node) if isinstance(key, str) else self._pid(found)
                     self._watch(ref, found, target)

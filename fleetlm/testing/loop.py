@@ -451,7 +451,7 @@ def clean_up(loop: SimLoop) -> list[SimulationError]:
             left += [f"{_shown(task)} ignored its cancellation ({error})" for task in tasks]
             break
         for task in tasks:
-            if not task.cancelled() and (exception := task.exception()) is not None:
+            if task.done() and not task.cancelled() and (exception := task.exception()) is not None:
                 message = f"{_shown(task)} raised when it was cancelled"
                 contexts.append({"message": message, "exception": exception})
     asyncgens: weakref.WeakSet[Any] = loop._asyncgens  # type: ignore[attr-defined]  # noqa: SLF001

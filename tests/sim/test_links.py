@@ -95,6 +95,30 @@ def test_what_is_not_there_is_down_at_once(remote: bool) -> None:
     pair_story(story)
 
 
+def test_who_asks_for_one_that_has_ended_hears_so_behind_what_it_has_sent() -> None:
+    async def story(_cluster: SimCluster, a: Node, b: Node) -> None:
+        log: list[Any] = []
+
+        async def sender(process: Process, to: Pid) -> None:
+            for number in range(4):
+                await process.node.send(to, (number, bytes(1024 * 1024)))
+
+        async def receiver(process: Process) -> None:
+            process.trap_exit = True
+            async for message in process.mailbox:
+                log.append(message if isinstance(message, Down | Exit) else message[0])
+                if len(log) == 1:
+                    process.monitor(pids[0])
+                    process.link(pids[0])
+
+        pids = [b.spawn(sender, a.spawn(receiver))]
+        await asyncio.sleep(5)
+        assert log[:4] == list(range(4))
+        assert [type(message) for message in log[4:]] == [Down, Exit]
+
+    pair_story(story)
+
+
 def test_an_untrapped_exit_ends_the_linked_process_and_normal_does_not() -> None:
     async def story(_cluster: SimCluster, a: Node, b: Node) -> None:
         async def linked(process: Process, other: Pid) -> None:

@@ -54,6 +54,21 @@ def test_what_a_sender_sends_behind_its_large_message_stays_behind() -> None:
     assert drain(lanes) == [(head(0, 5), b"larg"), (head(0, 5), b"e"), b"s"]
 
 
+def test_a_process_that_has_ended_is_known_until_what_it_sent_has_left() -> None:
+    lanes = Lanes(CHUNK)
+    lanes.ended("a", 7)
+    assert lanes.of_ended(7) is None
+    lanes.add("a", b"large")
+    lanes.ended("a", 7)
+    lanes.add(lanes.of_ended(7), b"s")
+    assert drain(lanes)[-1] == b"s"
+    assert lanes.of_ended(7) is None
+    lanes.add("a", b"large")
+    lanes.ended("a", 7)
+    lanes.clear()
+    assert lanes.of_ended(7) is None
+
+
 def test_clearing_forgets_everything() -> None:
     lanes = Lanes(CHUNK)
     lanes.add("a", b"large")

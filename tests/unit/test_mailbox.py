@@ -275,3 +275,15 @@ async def test_what_is_not_wanted_any_more_is_taken_out() -> None:
         box.put(number)
     box.discard(lambda message: message % 2 == 1)
     assert [await box.get(), await box.get(), await box.get(), len(box)] == [0, 2, 4, 0]
+
+
+@virtual
+async def test_senders_that_wait_go_on_when_what_waits_is_taken_out() -> None:
+    box = mailbox(4)
+    for number in range(4):
+        box.put(number)
+    waiting = asyncio.ensure_future(box.room())
+    await turns()
+    box.discard(lambda _: True)
+    await turns()
+    assert waiting.done()

@@ -140,7 +140,7 @@ def test_however_links_and_unlinks_cross_both_ends_agree(steps: list[tuple[str, 
 
 def test_a_link_to_nobody_on_another_node_comes_back_as_an_exit() -> None:
     there = Table(THERE)
-    assert there.told(["link", pid(1), 9, 1], HERE) == [Tell(HERE, ["exit", pid(9, THERE), 1, "noproc"])]
+    assert there.told(["link", pid(1), 9, 1], HERE) == [Tell(HERE, ["exit", pid(9, THERE), 1, "noproc"], 9)]
     assert there.told(["unlink", pid(1), 9, [1]], HERE) == []
 
 

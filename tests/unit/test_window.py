@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from fleetlm.core.frames import BadFrame, Op
 from fleetlm.core.topology import Topology
-from fleetlm.errors import CallTimeout, InvalidName, NoConnection, WouldBlock
+from fleetlm.errors import CallTimeout, InvalidName, NoConnection, NotSerializable, WouldBlock
 from fleetlm.messenger import Messenger
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
@@ -140,6 +140,19 @@ async def test_waiting_senders_go_in_their_order_and_those_that_gave_up_leave_no
         await rig.settle()
     assert list(rig.slow.queue) == ["a", "c"]
     assert not rig.link.windows._waiters
+
+
+@virtual
+async def test_senders_that_fail_when_there_is_room_again_do_not_keep_others_waiting() -> None:
+    rig = Rig()
+    await rig.sends(SLOW, list(range(8)))
+    failing = [await rig.sends(SLOW, [object()]) for _ in range(8)]
+    waiting = await rig.sends(SLOW, ["last"])
+    for _ in range(8):
+        await rig.slow.get()
+    await rig.settle()
+    assert all(isinstance(each.exception(), NotSerializable) for each in failing)
+    assert waiting.done()
 
 
 @virtual

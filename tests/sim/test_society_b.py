@@ -1,0 +1,18 @@
+"""Societies from seeds (see society.py): five hundred more, in a module of their own for a second worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.society import blocks, named, play_all
+
+
+@pytest.mark.parametrize("seeds", blocks(range(500, 1_000)), ids=named)
+def test_society(seeds: range) -> None:
+    play_all(seeds)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seeds", blocks(range(1_000, 4_000), 500), ids=named)
+def test_many_more(seeds: range) -> None:
+    play_all(seeds)
