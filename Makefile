@@ -35,7 +35,8 @@ test: $(STAMP) ## every test that needs neither minutes nor Docker
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not long and not containers" $(ARGS)
 
 test-long: $(STAMP) ## tests that take minutes: full lengths on real sockets
-	$(PYTEST) -m "long and not containers" $(ARGS)
+	$(PYTEST) -n $(JOBS) -m "long and not containers" $(ARGS) tests/sim
+	$(PYTEST) -m "long and not containers" $(ARGS) --ignore=tests/sim
 
 test-containers: $(STAMP) ## a real cluster with Docker Compose; REQUIRE_DOCKER=1: no engine is a failure
 	$(PYTEST) -p no:xdist -m containers $(ARGS) tests/containers

@@ -147,6 +147,8 @@ class Messenger:
                 await link.room(len(packed), key)
             weight = units(len(packed), link.window)
             packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
+            if len(packed) > link.small_bytes:  # In pieces, its receiver weighs it as it has become.
+                weight = units(len(packed), link.window)
         must_yield = link.append(packed)
         link.windows.sent(key, weight)
         if must_yield:
