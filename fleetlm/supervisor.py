@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fleetlm.actor import Actor
@@ -75,18 +75,20 @@ class Child:
             raise TypeError(f"an actor object runs once: Child({self.name!r}, {cls}, args=(...))")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _StartAgain:
     """To the supervisor itself, after a pause."""
 
     names: list[str]
+    """Those that are still to be started by this one, in order; none of them: it comes too late."""
+    timer: asyncio.TimerHandle | None = None
 
 
 @dataclass
 class _Running:
     spec: Child
     pid: Pid | None = None
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    due: _StartAgain | None = None
 
 
 class Supervisor:
@@ -155,8 +157,8 @@ class _Run:
         if info is not None:
             return ChildInfo(name, pid, info.runs, spec.restart, info.state)
         runs = getattr(spec.function, "__qualname__", type(spec.function).__qualname__)
-        now = self._loop.time()
-        pausing = any(timer.when() > now and not timer.cancelled() for timer in child.timers)
+        timer = None if child.due is None else child.due.timer
+        pausing = timer is not None and timer.when() > self._loop.time()
         return ChildInfo(name, None, runs, spec.restart, "restarting" if pausing else "not running")
 
     async def run(self) -> None:
@@ -170,7 +172,7 @@ class _Run:
                     case Exit(pid=pid, reason=reason):
                         await self._exited(pid, reason)
                     case _StartAgain(names=names):
-                        await self._start_again(names)
+                        await self._start_again(list(names))
                     case Call(message=request):
                         await self._asked(message, request)
         finally:
@@ -226,34 +228,48 @@ class _Run:
         await self._end([other for other in names if other != name])
         names = [each for each in names if each in self._children]
         if pause_s:
-            timer = self._loop.call_later(pause_s, self._process.mailbox.put, _StartAgain(names))
-            self._children[name].timers.append(timer)
+            self._start_later(names, pause_s)
         else:
             await self._start_again(names)
 
+    def _start_later(self, names: list[str], pause_s: float) -> None:
+        again = _StartAgain(names)
+        again.timer = self._loop.call_later(pause_s, self._process.mailbox.put, again)
+        for name in names:
+            self._children[name].due = again
+
+    def _not_due(self, name: str) -> None:
+        """It is started now, or not at all; those that were due with it still are."""
+        child = self._children[name]
+        again, child.due = child.due, None
+        if again is None:
+            return
+        again.names.remove(name)
+        if not again.names and again.timer is not None:
+            again.timer.cancel()
+
     async def _start_again(self, names: list[str]) -> None:
         for name in names:
-            child = self._children.get(name)
-            if child is None or child.pid is not None:
+            self._not_due(name)
+            child = self._children[name]
+            if child.pid is not None:
                 continue
             try:
                 await self._start(child)
             except FleetError as error:
                 log.warning("supervisor %s cannot start %s: %s", self._process.pid, name, error)
                 pause_s = max(self._plan.backoff_s[0], self._backoff.pause_s(name, self._loop.time(), error))
-                later = self._loop.call_later(
-                    pause_s, self._process.mailbox.put, _StartAgain(names[names.index(name) :])
-                )
-                child.timers.append(later)
+                rest = names[names.index(name) :]
+                for each in rest:
+                    self._not_due(each)
+                self._start_later(rest, pause_s)
                 return
 
     async def _end(self, names: list[str]) -> None:
         """End these children in reverse order; temporary ones are forgotten."""
         for name in reversed(names):
             child = self._children[name]
-            for timer in child.timers:
-                timer.cancel()
-            child.timers.clear()
+            self._not_due(name)
             await self._end_one(child)
             if child.spec.restart == "temporary":
                 del self._children[name]
@@ -285,6 +301,8 @@ class _Run:
                 await self._start_again([name])
                 call.reply(self._children[name].pid)
             case ("delete_child", str(name)) if name in self._children and not self._children[name].pid:
+                self._not_due(name)
+                self._backoff.forget(name)
                 del self._children[name]
                 call.reply(True)
             case ("start_child", Child() as spec) if spec.name not in self._children:

@@ -111,12 +111,16 @@ class Relations:
         return ends is not None and ends.trap_exit
 
     def linked(self, number: int, other: Pid) -> list[Order]:
-        """Link a process of this node with another. A second link to the same is the first."""
+        """Link a process of this node with another. A second link to the same is the first.
+
+        One that the other made does not count for that: its unlink may be under way.
+        """
         me = self._pid(number)
         absent = self._absent(other)
         if not self._alive(number):  # Killed, and still cleaning up: it is the other that finds nobody.
             return self._signal(other.number, me, "noproc") if self._is_here(other) and not absent else []
-        if other == me or other in self._end(number).links:
+        acts = self._end(number).links.get(other)
+        if other == me or (acts is not None and max(acts, default=1) > 0):
             return []
         if absent:
             return self._signal(number, other, absent)
@@ -125,7 +129,7 @@ class Relations:
             self._end(number).links[other] = ()
             return []
         act = self.new_act()
-        self._end(number).links[other] = (act,)
+        self._end(number).links[other] = (*(acts or ()), act)
         return [Tell(other.node, ["link", me, other.number, act], number)]
 
     def unlinked(self, number: int, other: Pid) -> list[Order]:

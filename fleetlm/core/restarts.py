@@ -15,6 +15,8 @@ STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
 RESTARTS = ("permanent", "transient", "temporary")
 PEER_LOSS = "noconnection"
 """The reason of a child that was linked to a process on a lost node: nobody's mistake here."""
+MOST_DOUBLINGS = 64
+"""Of a pause: beyond any bound, and a float still holds it. A peer may stay away for a week."""
 
 
 def is_of_the_cluster(reason: Any) -> bool:
@@ -75,7 +77,7 @@ class Intensity:
 class Backoff:
     """A pause before a restart: none at first, then doubling from ``min_s`` to ``max_s``.
 
-    A child that lived for longer than ``max_s`` starts from none again. Peer loss, and a name that
+    A child that lived for longer than twice ``max_s`` starts from none again. Peer loss, and a name that
     was lost, always have the first pause, so that links to a lost node do not spin.
     """
 
@@ -89,6 +91,12 @@ class Backoff:
         failures, last = self._failures.get(name, (0, now))
         if now - last > 2 * self.max_s:
             failures = 0
-        pause_s = 0.0 if failures == 0 else min(self.max_s, self.min_s * 2.0 ** (failures - 1))
+        pause_s = (
+            0.0 if failures == 0 else min(self.max_s, self.min_s * 2.0 ** min(failures - 1, MOST_DOUBLINGS))
+        )
         self._failures[name] = (failures + 1, now + pause_s)
         return max(pause_s, self.min_s) if is_of_the_cluster(reason) else pause_s
+
+    def forget(self, name: str) -> None:
+        """There is no such child any more."""
+        self._failures.pop(name, None)

@@ -115,6 +115,20 @@ def test_an_unlink_that_crosses_a_new_link_leaves_it_at_both_ends() -> None:
     assert (here.relations.counts(), there.relations.counts()) == ((0, 0), (0, 0))
 
 
+def test_whoever_linked_last_is_linked_though_the_unlinks_of_both_cross() -> None:
+    here, there = Table(), Table(THERE)
+    first, second = here.relations.linked(1, pid(2, THERE)), there.relations.linked(2, pid(1))
+    to_there = [*first, *here.relations.unlinked(1, pid(2, THERE))]
+    to_here = [*second, *there.relations.unlinked(2, pid(1))]
+    deliver(here, to_here[:1], THERE)
+    deliver(there, to_there[:1], HERE)
+    to_there += here.relations.linked(1, pid(2, THERE))
+    to_here += there.relations.linked(2, pid(1))
+    deliver(here, to_here[1:], THERE)
+    deliver(there, to_there[1:], HERE)
+    assert (here.relations.counts(), there.relations.counts()) == ((1, 0), (1, 0))
+
+
 @given(st.lists(st.tuples(st.sampled_from(["link", "unlink", "deliver"]), st.booleans()), max_size=30))
 def test_however_links_and_unlinks_cross_both_ends_agree(steps: list[tuple[str, bool]]) -> None:
     tables = {HERE: Table(HERE), THERE: Table(THERE)}

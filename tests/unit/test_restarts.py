@@ -74,3 +74,10 @@ def test_the_first_restart_has_no_pause_and_the_next_double() -> None:
 def test_peer_loss_never_spins() -> None:
     assert Backoff(0.25, 2.0).pause_s("a", 0.0, "noconnection") == 0.25
     assert Backoff(0.25, 2.0).pause_s("a", 0.0, NameLost("n", Pid("a", 1, 1))) == 0.25
+
+
+def test_a_peer_that_stays_away_for_a_week_only_costs_pauses() -> None:
+    backoff, now = Backoff(0.25, 15.0), 0.0
+    while now < 7 * 86_400:
+        now += backoff.pause_s("a", now, "noconnection")
+    assert backoff.pause_s("a", now, "noconnection") == 15.0
