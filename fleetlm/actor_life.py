@@ -205,6 +205,8 @@ class Life:
 
     def _interrupt(self, call: Call) -> None:
         task = self._open.pop(call, None)
+        if task is self._task and self.process.ending:
+            return  # It has been cancelled, and a second time would cut its clean-up short.
         if task is not None:
             task.cancel()
 
@@ -266,6 +268,12 @@ class Life:
         process.closing = True
         self._open.clear()
         SERVING.set(None)
+        if process.ending:
+            try:  # One that ended itself meets its cancellation only now: it is not for the clean-up.
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if process.gone:
+                    raise
         if self._beside:
             for task in self._beside:
                 task.cancel()

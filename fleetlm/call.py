@@ -19,6 +19,7 @@ from fleetlm.errors import (
     RemoteError,
     Undecodable,
     WouldBlock,
+    text_of,
 )
 from fleetlm.stream import Outlet
 
@@ -152,7 +153,11 @@ class Call:
             self.abandon()
             return False
         outlet.credit -= 1
-        await self._caller.item(self._ref, item)
+        try:
+            await self._caller.item(self._ref, item)
+        except BaseException:
+            outlet.more(1)  # It has not left, so nobody will give this credit back.
+            raise
         return not self._done
 
     def more(self, count: int) -> None:
@@ -210,7 +215,7 @@ class Call:
 
     def _send_error(self, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
-        self._caller.failed(self._ref, FailureKind.RAISED, [type(error).__name__, str(error), text])
+        self._caller.failed(self._ref, FailureKind.RAISED, [type(error).__name__, text_of(error), text])
 
     def _finish(self) -> bool:
         if self._done:

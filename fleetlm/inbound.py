@@ -115,10 +115,10 @@ class Inbound:
             message = self._codec.unpack(whole)
         except BadData as error:
             raise BadFrame(f"a large message that cannot be read: {error}") from None
-        messages = [message]
+        messages = [_weighed(message, len(whole), link)]
         if self._codec.failures != failures:
             messages = self._sorted_out(link, messages)
-        self._deliver(link, [_weighed(each, len(whole), link) for each in messages])
+        self._deliver(link, messages)
 
     def _deliver(self, link: Link, messages: list[Any]) -> None:
         """One look-up, one wake-up and one entry in the window for each run of messages to a process."""
@@ -303,8 +303,10 @@ class Inbound:
                 self._unread(link, to, weight)
             case [to, _]:
                 self._unread(link, to, 1)
-            case [Op.ITEM | Op.REPLY, int(ref), _]:
+            case [Op.ITEM | Op.REPLY as operation, int(ref), _]:
                 future = link.calls.pop(ref, None)
+                if future is not None and operation == Op.ITEM:
+                    link.control([int(Op.CANCEL), ref, None])  # Its producer would wait for ever.
                 if future is not None and not future.done():
                     why = f"the reply of {link.name} could not be read: {found.why}"
                     future.set_exception(RemoteError("Undecodable", why))

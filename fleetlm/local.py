@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.processes import ProcessTable
 from fleetlm.deadline import SERVING
-from fleetlm.errors import ProcessExit
+from fleetlm.errors import ProcessExit, text_of
 from fleetlm.messages import Crash
 from fleetlm.process import ChildInfo, Process, ProcessFunction, ProcessInfo
 
@@ -179,7 +179,7 @@ class LocalProcesses:
         self.boxes.pop(number, None)
         if name is not None:
             self.boxes.pop(name, None)
-        process.ended(str(reason))
+        process.ended(text_of(reason))
         self.on_exited(process.pid)
         self.signals.exited(process, reason)
 
@@ -223,4 +223,4 @@ def exit_reason(process: Process, cancelled: bool, error: BaseException | None) 
     if isinstance(error, ProcessExit):
         return error.reason
     text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
-    return Crash(type(error).__name__, str(error), text)
+    return Crash(type(error).__name__, text_of(error), text)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call, FailureKind, failure
 from fleetlm.core.codec import unreadable_in
+from fleetlm.core.ext import SHORT
 from fleetlm.core.frames import Op
 from fleetlm.errors import (
     CallTimeout,
     FleetError,
+    InvalidName,
     NoConnection,
     NodeLost,
     NodeStopped,
@@ -22,7 +24,7 @@ from fleetlm.errors import (
 from fleetlm.handlers import Invoke
 from fleetlm.ids import Pid
 from fleetlm.names import canonical_node
-from fleetlm.onto import append, first, is_full, put, waiting
+from fleetlm.onto import append, first, is_full, put, put_later, waiting
 from fleetlm.stream import Inlet
 from fleetlm.window import units
 
@@ -138,7 +140,7 @@ class Messenger:
         if link is None:
             await self._send_local(to, key, request)
             return
-        if link.full or waiting(link, key) >= link.window:
+        if waiting(link, key) >= link.window or link.full:
             await link.room(0, key)
         parts, weight = request.parts(), 1
         packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
@@ -161,7 +163,7 @@ class Messenger:
         link, key = self.route(to)
         if link is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if link.full or waiting(link, key) >= link.window:
+        if waiting(link, key) >= link.window or link.full:
             await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
         ref = self.take_ref()
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
@@ -209,6 +211,8 @@ class Messenger:
     async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None) -> int:
         """See `Node.broadcast`."""
         self._check_running()
+        if type(name) is not str:
+            raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
         payload = self._codec.pack_value(message)
         packed = b"\x92" + self._codec.pack_value(name) + payload
         wanted = [*self._links, self._name] if nodes is None else [canonical_node(node) for node in nodes]
@@ -216,14 +220,16 @@ class Messenger:
         size = len(packed)
         full = [link for link in links if is_full(link, name, size)]
         sent = sum(put(link, name, packed) for link in links if link not in full)
-        for link in full:  # Those that are behind must not keep it from the others.
-            try:
-                await link.room(size, name)
-            except NoConnection:
-                continue
-            sent += put(link, name, packed)
+        waits = [put_later(link, name, packed, asyncio.current_task()) for link in full]
         if self._name in wanted:
-            sent += await self._broadcast_here(name, message)
+            waits.append(self._broadcast_here(name, message))
+        if len(waits) == 1:
+            sent += await waits[0]
+        elif waits:  # Those that are behind must not keep it from each other.
+            for outcome in await asyncio.gather(*waits, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                sent += outcome
         if any(link.must_yield() for link in links):
             await asyncio.sleep(0)
         return sent
@@ -342,7 +348,7 @@ class Messenger:
         """
         try:
             link, key = self.route(to)
-            if link is None or link.full or waiting(link, key) >= link.window:
+            if link is None or waiting(link, key) >= link.window or link.full:
                 return None
             packed = self._packed_call(key, payload, self.take_ref(), timeout_s)
             if len(packed) >= link.plain_bytes:
@@ -372,7 +378,7 @@ class Messenger:
         link, key = self.route(to)
         if link is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if link.full or waiting(link, key) >= link.window:
+        if waiting(link, key) >= link.window or link.full:
             await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
         ref = self.take_ref()
         packed = self._packed_call(key, payload, ref, deadline - self._loop.time())

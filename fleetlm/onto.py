@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,17 @@ def append(link: Link, key: int | str, packed: bytes, sender: Hashable = None) -
     return must_yield
 
 
-def put(link: Link, key: int | str, packed: bytes) -> int:
+def put(link: Link, key: int | str, packed: bytes, sender: Hashable = None) -> int:
     """How many were sent: one, or none if the connection is over."""
     try:
-        append(link, key, packed)
+        append(link, key, packed, sender)
     except NoConnection:
         return 0
     return 1
+
+
+async def put_later(link: Link, key: int | str, packed: bytes, sender: Hashable) -> int:
+    """As `put`, once there is room; from a task that acts for ``sender``."""
+    with contextlib.suppress(NoConnection):
+        await link.room(link.small_bytes + 1, key)  # As for a large one: the sender may have a lane.
+    return put(link, key, packed, sender)

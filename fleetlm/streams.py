@@ -11,6 +11,7 @@ from fleetlm.call import Call
 from fleetlm.core.frames import Op
 from fleetlm.handlers import Invoke
 from fleetlm.messenger import MAX_TIMEOUT_S, expire
+from fleetlm.onto import waiting
 from fleetlm.stream import Inlet
 from fleetlm.window import UNIT_BYTES, units
 
@@ -36,8 +37,8 @@ class Streams:
         now = self._loop.time()
         deadline = math.inf if timeout_s is None else now + min(timeout_s, MAX_TIMEOUT_S)
         ref = self._messenger.take_ref()
-        inlet, waiting, stop = await self._ask(to, message, ref, deadline)
-        waiting[ref] = inlet
+        inlet, calls, stop = await self._ask(to, message, ref, deadline)
+        calls[ref] = inlet
         idle_s = self._settings.stream_idle_s
         try:
             while True:
@@ -52,7 +53,7 @@ class Streams:
                 finally:
                     timer.cancel()
         finally:
-            if waiting.pop(ref, None) is not None:
+            if calls.pop(ref, None) is not None:
                 stop()
 
     async def _ask(
@@ -71,8 +72,17 @@ class Streams:
             here = self._messenger
             call = Call(here.copied(to, message), here, ref, deadline, self._loop.time, window)
             box.put(call)
-            return Inlet(window, call.more), here.local_calls, call.abandon
-        if link.full or link.windows.full(key):
+            inlet = Inlet(window, call.more)
+            if deadline == math.inf:
+                return inlet, here.local_calls, call.abandon
+            timer = self._loop.call_at(deadline, call.abandon)  # Its consumer may hold it and take no more.
+
+            def abandon() -> None:
+                timer.cancel()
+                call.abandon()
+
+            return inlet, here.local_calls, abandon
+        if waiting(link, key) >= link.window or link.full:
             await self._messenger.wait_for_room(link, to, timeout_s, until, 0, key)
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
         operation, payload = Op.STREAM, message  # An Invoke travels as its parts.
@@ -87,6 +97,8 @@ class Streams:
             await self._messenger.wait_for_room(link, to, timeout_s, until, len(packed), key)
         sender = asyncio.current_task()
         link.append(packed, sender)
+        if len(packed) > link.small_bytes:  # In pieces, its receiver weighs it as it has become.
+            request[-1] = units(len(packed), link.windows.limit)
         link.windows.sent(key, request[-1])
 
         def stop() -> None:

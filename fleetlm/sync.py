@@ -250,7 +250,11 @@ class SyncNode:
             work.fail(NodeStopped(self.name, self._stopped))
             return
         if deputy.task is None or deputy.task.done():
-            deputy.task = self._loop.create_task(deputy.serve(self.name), name=f"{self.name} for a thread")
+            deputy.task = self._loop.create_task(
+                deputy.serve(self.name),
+                name=f"{self.name} for a thread",
+                context=contextvars.Context(),  # Nothing of what its first request was part of.
+            )
             self._deputies[deputy.task] = deputy
             deputy.task.add_done_callback(self._deputies.pop)
         deputy.inbox.put_nowait(work)
