@@ -42,8 +42,8 @@ MAX_TIMEOUT_S = 86_400.0
 """A longer deadline, ``inf`` included, is this one: what travels is a number of milliseconds."""
 
 
-_Asked = tuple["Link", int, asyncio.Future[Any], Target]
-"""A call of many that is on its way: link, ref, where the outcome will be, target."""
+_Asked = tuple["Link", int, asyncio.Future[Any], Target, int | str]
+"""A call of many that is on its way: link, ref, where the outcome will be, target, its key there."""
 
 
 class Messenger:
@@ -201,7 +201,8 @@ class Messenger:
             results = await asyncio.gather(*calls, return_exceptions=True)
         finally:
             timer.cancel()
-            for link, ref, _, _ in asked:
+            for link, ref, _, _, key in asked:
+                link.called_back(key)
                 self._done_with(link, ref, sender)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, FleetError):
@@ -358,7 +359,8 @@ class Messenger:
             return None  # `_one_of_many` raises it where it becomes a result.
         ref = self._next_ref
         future = link.calls[ref] = self._loop.create_future()
-        asked.append((link, ref, future, to))
+        link.called(key)
+        asked.append((link, ref, future, to, key))
         return future
 
     def _packed_call(self, key: int | str, payload: bytes, ref: int, timeout_s: float) -> bytes:
@@ -488,7 +490,7 @@ class Messenger:
 
 
 def _expire_all(asked: list[_Asked], timeout_s: float) -> None:
-    for _, _, future, to in asked:
+    for _, _, future, to, _ in asked:
         expire(future, to, timeout_s)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -25,6 +26,8 @@ UNIT_BYTES = 16 * 1024
 """Bytes of a message that count as much as a message of their own."""
 MAX_UNTOLD = 4_096
 """Destinations of which something was taken and not told: bounds the tables of both sides."""
+MAX_SWEPT = 4_096
+"""Mailboxes looked at in one tick: some 5 ms."""
 TOLD_SHARE = 8
 """What was taken is told for every eighth of a window: rarely enough to cost nothing."""
 
@@ -147,11 +150,15 @@ class InWindows:
             self.tell_all()
 
     def sweep(self) -> None:
-        """Tell what little was taken of mailboxes that have become quiet; once for every tick."""
-        for box in list(self._boxes):
+        """Tell what little was taken of mailboxes that have become quiet; once for every tick.
+
+        Of many mailboxes some at a time, in turns: a tick must not hold up the loop.
+        """
+        for box in list(islice(self._boxes, MAX_SWEPT)):
             box.settle()
-            if not box.has_of(self):
-                del self._boxes[box]
+            del self._boxes[box]
+            if box.has_of(self):
+                self._boxes[box] = None
         self.tell_all()
 
     def tell_all(self) -> None:

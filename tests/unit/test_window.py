@@ -11,11 +11,12 @@ from hypothesis import given, settings, strategies as st
 from fleetlm.core.frames import BadFrame, Op
 from fleetlm.core.topology import Topology
 from fleetlm.errors import CallTimeout, InvalidName, NoConnection, NotSerializable, WouldBlock
+from fleetlm.mailbox import Mailbox
 from fleetlm.messenger import Messenger
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.window import UNIT_BYTES, InWindows, OutWindows, units
-from tests.unit.link_fakes import HERE, THERE, Pair, identity, local_processes, turns, virtual
+from tests.unit.link_fakes import HERE, THERE, Pair, Taker, identity, local_processes, turns, virtual
 
 KIB = 1024
 EIGHT = Settings(mailbox_limit=8, chunk_bytes=64 * KIB)
@@ -389,3 +390,44 @@ def test_both_sides_count_the_same_and_nothing_is_lost_or_held_for_ever(steps: l
         assert rig.slow._origins in (None, [])
 
     run(main())
+
+
+@virtual
+async def test_a_multicall_is_open_until_it_is_answered() -> None:
+    rig = Rig()
+    asking = asyncio.ensure_future(rig.messenger.multicall([SLOW, SLOW, QUICK], "hi", 5.0))
+    await rig.settle()
+    assert (rig.link.open_calls, rig.link.load("slow")) == ({"slow": 2, "quick": 1}, 4)
+    for box in (rig.slow, rig.slow, rig.quick):
+        (await box.get()).reply()
+    await rig.settle()
+    assert await asking == [None] * 3
+    assert rig.link.open_calls == {}
+
+
+def test_a_tick_looks_at_some_of_many_mailboxes_and_all_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleetlm.window.MAX_SWEPT", 2)
+    run(swept_in_turns())
+
+
+async def swept_in_turns() -> None:
+    told: list[Any] = []
+    windows = InWindows(1_000, lambda key, count: told.append((key, count)))
+    boxes = [Mailbox(1_000, Taker()) for _ in range(5)]
+    for number, box in enumerate(boxes):
+        box.put("a")
+        box.put("b")
+        windows.received(number, 2, box)
+    for box in boxes:
+        await box.get()
+    for _ in range(3):
+        windows.sweep()
+    assert sorted(told) == [(number, 1) for number in range(5)]
+    for box in boxes:
+        await box.get()
+    for _ in range(3):
+        windows.sweep()
+    assert len(told) == 10
+    assert not windows._boxes
