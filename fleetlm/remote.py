@@ -5,6 +5,7 @@ Blocking sockets and few imports: the command answers as fast as the node does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -103,7 +104,9 @@ class Link:
             self._buffer += more
 
     def close(self) -> None:
-        """Idempotent. The node cancels what this client had it evaluate."""
+        """Idempotent. The node cancels what this client had it evaluate; a `receive` elsewhere ends."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 

@@ -26,6 +26,8 @@ from fleetlm.console_protocol import BadMessage, Message
 from fleetlm.remote import Link, NodeGone
 
 COMPLETION_S = 1.0
+END_S = 1.0
+"""For the thread that reads to see that the shell is over."""
 LEAVE_AGAIN_S = 0.1
 """Until an editor that goes on reading is asked again to leave."""
 HISTORY_LINES = 10_000
@@ -209,7 +211,15 @@ class Shell:
             self._editor = ToolkitEditor(self._completed, history)
         except ImportError:
             self._editor = ReadlineEditor(self._completed, history)
-        threading.Thread(target=self._pump, name="fleetlm-remote", daemon=True).start()
+        self._leaving = False
+        self._pumping = threading.Thread(target=self._pump, name="fleetlm-remote", daemon=True)
+        self._pumping.start()
+
+    def close(self) -> None:
+        """Disconnect, and let the thread end: one that prints while Python ends would abort it."""
+        self._leaving = True
+        self._link.close()
+        self._pumping.join(END_S)
 
     def run(self) -> int:
         """Read, evaluate, print, until Ctrl-D or the node's end. Returns the exit code."""
@@ -325,6 +335,8 @@ class Shell:
                 else:
                     self._replies.put(message)
         except (NodeGone, BadMessage, OSError, ValueError) as error:
+            if self._leaving:
+                return
             with self._lock:
                 self.gone = error
             print(f"\n*** {error}. The shell ends.", file=sys.stderr)
@@ -342,7 +354,8 @@ def run(*, node: str | None, timeout_s: float | None) -> int:
         print(failure.text, file=sys.stderr)
         return failure.code
     print(BANNER.format(node=link.node))
+    shell = Shell(link, timeout_s)
     try:
-        return Shell(link, timeout_s).run()
+        return shell.run()
     finally:
-        link.close()
+        shell.close()
