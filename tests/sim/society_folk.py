@@ -225,7 +225,7 @@ class Folk:
         tree.starts["bound"] += 1
         self.world.meet(process)
         others = [pid for pid in self.world.folk if pid.node != self.node.name and self.world.alive(pid)]
-        if others:
+        if others and self.world.acting:
             self.world.link(process, self.rng.choice(others[-6:]))
         async for _ in process.mailbox:
             pass
