@@ -26,8 +26,8 @@ UNIT_BYTES = 16 * 1024
 """Bytes of a message that count as much as a message of their own."""
 MAX_UNTOLD = 4_096
 """Destinations of which something was taken and not told: bounds the tables of both sides."""
-MAX_SWEPT = 4_096
-"""Mailboxes looked at in one tick: some 5 ms."""
+MAX_SWEPT = 16_384
+"""Mailboxes looked at in one tick: some 20 ms."""
 TOLD_SHARE = 8
 """What was taken is told for every eighth of a window: rarely enough to cost nothing."""
 
