@@ -24,6 +24,7 @@ from fleetlm.testing.discovery import Reply
 from fleetlm.testing.loop import run
 from tests.sim.agents import Agents
 from tests.sim.invariants import World, held, left_timers
+from tests.sim.seeded import play_each
 
 LIMIT_S = 600.0
 GARBAGE_KINDS = 10
@@ -433,25 +434,9 @@ def blocks(seeds: range, kind: Kind, size: int = 10) -> list[list[int]]:
     return [found[at : at + size] for at in range(0, len(found), size)]
 
 
-def named(seeds: list[int]) -> str:
-    """A block in a test's name."""
-    return f"{seeds[0]}-{seeds[-1]}"
-
-
 def play_all(seeds: list[int]) -> list[Report]:
     """Run them all, and say how to replay each that failed. Raises: AssertionError."""
-    reports, failures = [], []
-    for seed in seeds:
-        try:
-            reports.append(play(seed))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is told with its seed
-            notes = "\n".join(getattr(error, "__notes__", ()))
-            failures.append(
-                f"{type(error).__name__}: {error}\n{notes}\n"
-                f"replay it: python -m tests.sim.chaos {seed} --trace"
-            )
-    assert not failures, "\n\n".join(failures)
-    return reports
+    return play_each(play, seeds, "tests.sim.chaos")
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ from fleetlm import Node, Settings
 from fleetlm.testing.cluster import SimCluster
 from fleetlm.testing.loop import run
 from tests.sim.chaos import bound_s
+from tests.sim.seeded import play_each
 from tests.sim.society_checks import Checks, Futures, left_in_loop
 from tests.sim.society_folk import Folk
 from tests.sim.society_ledger import Ledger
@@ -263,25 +264,9 @@ def blocks(seeds: range, size: int = 20) -> list[range]:
     return [range(at, min(at + size, seeds.stop)) for at in range(seeds.start, seeds.stop, size)]
 
 
-def named(seeds: range) -> str:
-    """A block in a test's name."""
-    return f"{seeds[0]}-{seeds[-1]}"
-
-
 def play_all(seeds: range | list[int]) -> list[Report]:
     """Run them all, and say how to replay each that failed. Raises: AssertionError."""
-    reports, failures = [], []
-    for seed in seeds:
-        try:
-            reports.append(play(seed))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is told with its seed
-            notes = "\n".join(getattr(error, "__notes__", ()))
-            failures.append(
-                f"{type(error).__name__}: {error}\n{notes}\n"
-                f"replay it: python -m tests.sim.society {seed} --trace"
-            )
-    assert not failures, "\n\n".join(failures)
-    return reports
+    return play_each(play, seeds, "tests.sim.society")
 
 
 def main() -> int:

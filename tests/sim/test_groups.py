@@ -29,6 +29,7 @@ from fleetlm import (
 from fleetlm.core.codec import Codec
 from fleetlm.feed import Subscription
 from fleetlm.testing import SimCluster, run
+from tests.sim.seeded import run_stories
 
 KIB = 1024
 
@@ -630,13 +631,7 @@ class Story:
 
 @pytest.mark.parametrize("first", range(0, 60, 10))
 def test_all_views_converge_and_every_subscriber_learns_the_truth(first: int) -> None:
-    for seed in range(first, first + 10):
+    async def play(seed: int) -> None:
+        await Story(seed).play()
 
-        async def play(seed: int = seed) -> None:
-            await Story(seed).play()
-
-        try:
-            run(play(), seed=seed)
-        except BaseException as error:
-            error.add_note(f"replay: seed {seed}")
-            raise
+    run_stories(play, range(first, first + 10))

@@ -11,6 +11,7 @@ import pytest
 
 from fleetlm import Address, Call, Crash, Down, Exit, Node, Pid, Process, ProcessDown, ProcessExit, Ref
 from fleetlm.testing import SimCluster, run
+from tests.sim.seeded import run_stories
 
 
 async def child(process: Process) -> None:
@@ -446,13 +447,7 @@ class Story:
 
 @pytest.mark.parametrize("first", range(0, 200, 20))
 def test_every_monitor_fires_once_and_links_die_on_both_sides(first: int) -> None:
-    for seed in range(first, first + 20):
+    async def play(seed: int) -> None:
+        await Story(seed).play()
 
-        async def play(seed: int = seed) -> None:
-            await Story(seed).play()
-
-        try:
-            run(play(), seed=seed)
-        except BaseException as error:
-            error.add_note(f"replay: seed {seed}")
-            raise
+    run_stories(play, range(first, first + 20))

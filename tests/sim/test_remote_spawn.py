@@ -40,6 +40,7 @@ from fleetlm.core.codec import Codec
 from fleetlm.factories import _Spawning
 from fleetlm.messages import MessageTypes
 from fleetlm.testing import SimCluster, run
+from tests.sim.seeded import run_stories
 
 KINDS = ["plain", "link", "monitor"]
 
@@ -791,13 +792,7 @@ class Story:
 
 @pytest.mark.parametrize("first", range(0, 120, 12))
 def test_no_orphan_no_leak_and_one_end_whatever_happens(first: int) -> None:
-    for seed in range(first, first + 12):
+    async def play(seed: int) -> None:
+        await Story(seed).play()
 
-        async def play(seed: int = seed) -> None:
-            await Story(seed).play()
-
-        try:
-            run(play(), seed=seed)
-        except BaseException as error:
-            error.add_note(f"replay: seed {seed}")
-            raise
+    run_stories(play, range(first, first + 12))

@@ -19,8 +19,9 @@ from fleetlm.inbound import Inbound
 from fleetlm.link import Link
 from fleetlm.messenger import Messenger
 from fleetlm.testing.loop import SimulationError
-from tests.sim.chaos import Kind, blocks, kind_of, named, play, play_all
+from tests.sim.chaos import Kind, blocks, kind_of, play, play_all
 from tests.sim.invariants import Breach
+from tests.sim.seeded import named
 
 FAILED_ONCE = [
     int(line.split()[0])

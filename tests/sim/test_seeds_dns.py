@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.chaos import Kind, blocks, named, play_all
+from tests.sim.chaos import Kind, blocks, play_all
+from tests.sim.seeded import named
 
 
 @pytest.mark.parametrize("seeds", blocks(range(500), Kind.DNS), ids=named)

@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from tests.sim.society import blocks, named, play, play_all
+from tests.sim.seeded import named
+from tests.sim.society import blocks, play, play_all
 
 FAILED_ONCE = [
     1011,  # the answer that a process has ended overtook the large messages that it had sent

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.society import blocks, named, play_all
+from tests.sim.seeded import named
+from tests.sim.society import blocks, play_all
 
 
 @pytest.mark.deadline(60)
