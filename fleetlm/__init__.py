@@ -15,21 +15,21 @@ __version__ = "0.1.0"
 
 _NAMES_OF = {
     "fleetlm.actor": "Actor",
-    "fleetlm.actor_ref": "ActorRef",
+    "fleetlm.actors.ref": "ActorRef",
     "fleetlm.call": "Call",
-    "fleetlm.core.answers": "Answer Outcome",
-    "fleetlm.core.registry": "Claim",
+    "fleetlm.core.dns_answers": "Answer Outcome",
+    "fleetlm.core.name_table": "Claim",
     "fleetlm.core.topology": "PeerInfo",
-    "fleetlm.discovery": "Discovery DnsDiscovery StaticDiscovery",
+    "fleetlm.discovery.dns": "Discovery DnsDiscovery StaticDiscovery",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
         "NotDelivered NotSerializable ProcessDown ProcessExit RemoteError SettingsError StartFailed "
         "TooManyMemberships TooManyNames Undecodable Unknown WorkerDied WouldBlock"
     ),
-    "fleetlm.handlers": "handler",
+    "fleetlm.actors.handlers": "handler",
     "fleetlm.ids": "Pid Ref",
-    "fleetlm.info": "NodeInfo",
+    "fleetlm.runtime.info": "NodeInfo",
     "fleetlm.messages": (
         "Crash Down Exit Joined Left NameLost NodeDown NodeUp Registered Unregistered message"
     ),

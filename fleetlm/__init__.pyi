@@ -1,12 +1,13 @@
 # The public names with their types; `__init__.py` imports each when it is used first.
 
 from fleetlm.actor import Actor as Actor
-from fleetlm.actor_ref import ActorRef as ActorRef
+from fleetlm.actors.handlers import handler as handler
+from fleetlm.actors.ref import ActorRef as ActorRef
 from fleetlm.call import Call as Call
-from fleetlm.core.answers import Answer as Answer, Outcome as Outcome
-from fleetlm.core.registry import Claim as Claim
+from fleetlm.core.dns_answers import Answer as Answer, Outcome as Outcome
+from fleetlm.core.name_table import Claim as Claim
 from fleetlm.core.topology import PeerInfo as PeerInfo
-from fleetlm.discovery import (
+from fleetlm.discovery.dns import (
     Discovery as Discovery,
     DnsDiscovery as DnsDiscovery,
     StaticDiscovery as StaticDiscovery,
@@ -41,9 +42,7 @@ from fleetlm.errors import (
     WorkerDied as WorkerDied,
     WouldBlock as WouldBlock,
 )
-from fleetlm.handlers import handler as handler
 from fleetlm.ids import Pid as Pid, Ref as Ref
-from fleetlm.info import NodeInfo as NodeInfo
 from fleetlm.messages import (
     Crash as Crash,
     Down as Down,
@@ -61,6 +60,7 @@ from fleetlm.names import Address as Address, NodeName as NodeName
 from fleetlm.node import Node as Node
 from fleetlm.node_thread import node_in_thread as node_in_thread
 from fleetlm.process import ChildInfo as ChildInfo, Process as Process, ProcessInfo as ProcessInfo
+from fleetlm.runtime.info import NodeInfo as NodeInfo
 from fleetlm.settings import Settings as Settings
 from fleetlm.supervisor import Child as Child, Supervisor as Supervisor
 from fleetlm.sync import SyncNode as SyncNode

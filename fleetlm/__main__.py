@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from fleetlm.cli import main
+from fleetlm.cli.main import main
 
 sys.exit(main())

@@ -24,9 +24,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
-from fleetlm.actor_life import Life, described
+from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect
+from fleetlm.actors.run import Life, described
 from fleetlm.call import Call
-from fleetlm.handlers import NO_HANDLERS, Handlers, collect
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid

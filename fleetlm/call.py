@@ -7,7 +7,6 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Protocol
 
-from fleetlm.core.ext import SHORT
 from fleetlm.errors import (
     AlreadyRegistered,
     Draining,
@@ -21,7 +20,8 @@ from fleetlm.errors import (
     WouldBlock,
     text_of,
 )
-from fleetlm.stream import Outlet
+from fleetlm.messaging.stream_items import Outlet
+from fleetlm.wire.extensions import SHORT
 
 
 class FailureKind(IntEnum):

@@ -7,42 +7,42 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, Self
 
-from fleetlm import forks
-from fleetlm.blocking import Blocking
-from fleetlm.core.codec import Codec
+from fleetlm.blocking import forks
+from fleetlm.blocking.pools import Blocking
 from fleetlm.core.connection import Identity
 from fleetlm.core.kernel import Kernel
 from fleetlm.core.topology import PeerInfo
-from fleetlm.driver import Driver
+from fleetlm.directory.groups import Groups
+from fleetlm.directory.registry import Registry
+from fleetlm.directory.replication import Tables
+from fleetlm.directory.subscriptions import Subscription
+from fleetlm.discovery.own_address import OwnAddress, RecordWatch, can_bind
+from fleetlm.discovery.poller import Poller
 from fleetlm.errors import FleetError, NodeStopped
-from fleetlm.events import Event, EventHub
-from fleetlm.factories import Factories
-from fleetlm.feed import Subscription
-from fleetlm.groups import Groups
 from fleetlm.ids import new_incarnation
-from fleetlm.inbound import Inbound
-from fleetlm.info import NodeInfo, node_info
-from fleetlm.local import LocalProcesses
-from fleetlm.messenger import Messenger
+from fleetlm.messaging.inbound import Inbound
+from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.streams import Streams
 from fleetlm.names import canonical_node, endpoint
 from fleetlm.node_messages import MessageApi
 from fleetlm.node_processes import ProcessApi
-from fleetlm.office import NodeOffice
-from fleetlm.own_address import OwnAddress, RecordWatch, can_bind
-from fleetlm.poller import Poller
-from fleetlm.registry import Registry
+from fleetlm.processes.local import LocalProcesses
+from fleetlm.processes.remote_spawn import Factories
+from fleetlm.processes.signals import Signals
+from fleetlm.runtime.bootstrap import Parts, warn_about
+from fleetlm.runtime.driver import Driver
+from fleetlm.runtime.events import Event, EventHub
+from fleetlm.runtime.info import NodeInfo, node_info
+from fleetlm.runtime.requests import NodeOffice
+from fleetlm.runtime.starting import NodeStarting
 from fleetlm.settings import Settings
-from fleetlm.signals import Signals
-from fleetlm.starting import NodeStarting
-from fleetlm.startup import Parts, warn_about
-from fleetlm.streams import Streams
 from fleetlm.sync import SyncNode
-from fleetlm.tables import Tables
+from fleetlm.wire.codec import Codec
 
 if TYPE_CHECKING:
-    from fleetlm.core.answers import Answer
-    from fleetlm.discovery import Discovery
-    from fleetlm.transport import Transport
+    from fleetlm.core.dns_answers import Answer
+    from fleetlm.discovery.dns import Discovery
+    from fleetlm.transport.interface import Transport
 
 log = logging.getLogger("fleetlm")
 

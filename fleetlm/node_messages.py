@@ -6,13 +6,13 @@ import math
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.deadline import within_deadline
+from fleetlm.messaging.deadline import within_deadline
 
 if TYPE_CHECKING:
-    from fleetlm.handlers import Invoke
-    from fleetlm.messenger import Messenger, Target
+    from fleetlm.actors.handlers import Invoke
+    from fleetlm.messaging.outbound import Messenger, Target
+    from fleetlm.messaging.streams import Streams
     from fleetlm.settings import Settings
-    from fleetlm.streams import Streams
 
 
 class MessageApi:

@@ -6,19 +6,19 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fleetlm.actor import Actor, check_unused
-from fleetlm.actor_ref import ActorRef, Goal, Sender, goal_of
-from fleetlm.actor_start import start
-from fleetlm.deadline import within_deadline
+from fleetlm.actors.ref import ActorRef, Goal, Sender, goal_of
+from fleetlm.actors.starting import start
 from fleetlm.ids import Pid
+from fleetlm.messaging.deadline import within_deadline
 from fleetlm.names import canonical_node
 
 if TYPE_CHECKING:
-    from fleetlm.factories import Factories
-    from fleetlm.local import LocalProcesses
-    from fleetlm.messenger import Messenger
+    from fleetlm.messaging.outbound import Messenger
     from fleetlm.process import ChildInfo, ProcessFunction, ProcessInfo
+    from fleetlm.processes.local import LocalProcesses
+    from fleetlm.processes.remote_spawn import Factories
+    from fleetlm.processes.signals import Signals
     from fleetlm.settings import Settings
-    from fleetlm.signals import Signals
 
 
 A = TypeVar("A", bound=Actor)

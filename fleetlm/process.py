@@ -7,17 +7,17 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from fleetlm.actors.handlers import Invoke
 from fleetlm.call import Call
-from fleetlm.handlers import Invoke
 from fleetlm.ids import Pid, Ref
-from fleetlm.mailbox import Mailbox
 from fleetlm.messages import Down
+from fleetlm.messaging.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from fleetlm.actor import Actor
-    from fleetlm.actor_ref import ActorRef
+    from fleetlm.actors.ref import ActorRef
     from fleetlm.node import Node
-    from fleetlm.signals import Signals
+    from fleetlm.processes.signals import Signals
 
 A = TypeVar("A", bound="Actor")
 

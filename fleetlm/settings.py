@@ -116,7 +116,7 @@ class Settings:
     """Depth of a message: deeper is a mistake or an attack on the decoder's stack."""
     mailbox_limit: int = 4_096
     """Messages of one node waiting for one process before its senders wait; between two nodes the
-    lower value of both holds. A large message counts for several, see `fleetlm.window`."""
+    lower value of both holds. A large message counts for several, see `fleetlm.messaging.windows`."""
     max_open_calls: int = 65_536
     """Calls of one peer that wait for an answer here; the next is not delivered, and told so."""
     stream_window: int = 64

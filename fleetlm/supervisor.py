@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetlm.actor import Actor
-from fleetlm.actor_start import Starting
+from fleetlm.actors.starting import Starting
 from fleetlm.call import Call
 from fleetlm.core.restarts import (
     RESTARTS,

@@ -23,16 +23,16 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fleetlm import forks
-from fleetlm.actor_ref import goal_of
+from fleetlm.actors.ref import goal_of
+from fleetlm.blocking import forks
 from fleetlm.errors import CallTimeout, NodeStopped, WouldBlock
 from fleetlm.sync_ref import SyncRef
 
 if TYPE_CHECKING:
     from fleetlm.actor import Actor
-    from fleetlm.actor_ref import Goal
+    from fleetlm.actors.ref import Goal
     from fleetlm.ids import Pid
-    from fleetlm.messenger import Messenger, Target
+    from fleetlm.messaging.outbound import Messenger, Target
     from fleetlm.node import Node
     from fleetlm.process import ProcessFunction
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fleetlm.core.frames import PROTOCOL_MAX, PROTOCOL_MIN, Hello, Refusal, Refused
+from fleetlm.wire.frames import PROTOCOL_MAX, PROTOCOL_MIN, Hello, Refusal, Refused
 
 if TYPE_CHECKING:
     from fleetlm.core.connection import Identity

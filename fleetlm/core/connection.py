@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from fleetlm.core import frames
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
-from fleetlm.core.frames import BadFrame, Hello, Kind, Ready
 from fleetlm.names import endpoint
+from fleetlm.wire import frames
+from fleetlm.wire.frames import BadFrame, Hello, Kind, Ready
 
 if TYPE_CHECKING:
     import random

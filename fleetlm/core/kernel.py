@@ -11,12 +11,13 @@ import heapq
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from fleetlm.core import admission, frames
-from fleetlm.core.answers import Answer as DnsAnswer, Outcome
+from fleetlm.core import admission
 from fleetlm.core.connection import Identity, Phase
+from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
 from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
-from fleetlm.core.frames import BadFrame, Hello, IAm, Kind, Refusal, Refused
 from fleetlm.core.topology import Peer, Topology
+from fleetlm.wire import frames
+from fleetlm.wire.frames import BadFrame, Hello, IAm, Kind, Refusal, Refused
 
 if TYPE_CHECKING:
     import random

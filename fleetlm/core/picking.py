@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
-from fleetlm.core.groups import pid_order
+from fleetlm.core.group_table import pid_order
 from fleetlm.errors import NoMember
 from fleetlm.ids import Pid
 

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fleetlm.testing.cluster import Leaked, NotMeshed, SimCluster
-    from fleetlm.testing.discovery import Reply, Script, SimDiscovery, SimDns
-    from fleetlm.testing.dns import DnsServer
+    from fleetlm.testing.dns_server import DnsServer
     from fleetlm.testing.fleet import Fleet, NotReached
     from fleetlm.testing.loop import (
         Deadlock,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     )
     from fleetlm.testing.network import SimNetwork, SimTransport
     from fleetlm.testing.runner import RealSleep
+    from fleetlm.testing.sim_dns import Reply, Script, SimDiscovery, SimDns
 
 __all__ = [
     "Deadlock",
@@ -63,8 +63,8 @@ __all__ = [
 
 _NAMES_OF = {
     "fleetlm.testing.cluster": "Leaked NotMeshed SimCluster",
-    "fleetlm.testing.discovery": "Reply Script SimDiscovery SimDns",
-    "fleetlm.testing.dns": "DnsServer",
+    "fleetlm.testing.sim_dns": "Reply Script SimDiscovery SimDns",
+    "fleetlm.testing.dns_server": "DnsServer",
     "fleetlm.testing.fleet": "Fleet NotReached",
     "fleetlm.testing.loop": (
         "Deadlock LeftOver LimitReached NotSimulated SimLoop SimulationError Unhandled run"

@@ -26,10 +26,10 @@ from typing import Any, Self
 
 from fleetlm.node import Node
 from fleetlm.settings import Settings
-from fleetlm.testing.discovery import SimDns
 from fleetlm.testing.loop import SimLoop, SimulationError
 from fleetlm.testing.network import LATENCY_S, SimNetwork, SimTransport
-from fleetlm.transport import Listener
+from fleetlm.testing.sim_dns import SimDns
+from fleetlm.transport.interface import Listener
 
 WALL_MS = 1_767_225_600_000
 """The wall clock at virtual time 0: 2026-01-01 UTC."""

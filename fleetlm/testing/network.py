@@ -1,7 +1,7 @@
 """A network in memory, on virtual time, that behaves as ZeroMQ over TCP was measured to.
 
     network = SimNetwork(SimLoop.current(), random.Random(7))
-    transport = SimTransport(network, settings)       # one for each node; see fleetlm.transport
+    transport = SimTransport(network, settings)       # one for each node; see fleetlm.transport.interface
     network.partition(["10.0.0.1"], ["10.0.0.2", "10.0.0.3"])
     network.heal()
     network.crash("10.0.0.2")
@@ -26,9 +26,9 @@ from typing import Any
 from fleetlm.errors import StartFailed
 from fleetlm.names import endpoint
 from fleetlm.settings import Settings
-from fleetlm.testing.lane import Wheel
-from fleetlm.testing.wire import Connection, Counters, Endpoint, Host
-from fleetlm.transport import Listener, Part
+from fleetlm.testing.hosts import Connection, Counters, Endpoint, Host
+from fleetlm.testing.pipes import Wheel
+from fleetlm.transport.interface import Listener, Part
 
 LATENCY_S = (0.0002, 0.002)
 """Shortest and longest time of a frame on its way: one data centre."""
@@ -308,7 +308,7 @@ class SimNetwork:
 
 
 class SimTransport:
-    """One node's `fleetlm.transport.Transport` on a `SimNetwork`.
+    """One node's `fleetlm.transport.interface.Transport` on a `SimNetwork`.
 
     Args:
         network: where it is to be.

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from fleetlm.node import Node
 from fleetlm.settings import Settings
 from fleetlm.testing.cluster import SimCluster
-from fleetlm.testing.discovery import Reply
 from fleetlm.testing.loop import run
+from fleetlm.testing.sim_dns import Reply
 from tests.sim.agents import Agents
 from tests.sim.invariants import World, held, left_timers
 from tests.sim.seeded import play_each

@@ -23,7 +23,7 @@ from fleetlm import (
 )
 from fleetlm.call import Call
 from fleetlm.ids import Pid
-from fleetlm.link import Link
+from fleetlm.messaging.session import Link
 from fleetlm.node import Node
 from fleetlm.process import Process
 from fleetlm.testing.cluster import SimCluster

@@ -29,7 +29,7 @@ from fleetlm import (
     Unknown,
     handler,
 )
-from fleetlm.handlers import Invoke
+from fleetlm.actors.handlers import Invoke
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import Fleet, simulated
 

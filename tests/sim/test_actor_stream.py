@@ -197,7 +197,7 @@ async def test_a_stream_with_no_time_left_is_not_opened(fleet: Fleet) -> None:
         @handler
         async def late(self) -> None:
             await asyncio.sleep(0)
-            from fleetlm.deadline import SERVING
+            from fleetlm.messaging.deadline import SERVING
 
             call = SERVING.get()
             assert call is not None

@@ -10,7 +10,7 @@ import pytest
 
 from fleetlm import Outcome
 from fleetlm.testing import Reply, SimDns, run
-from fleetlm.testing.discovery import DELAY_S, TIMEOUT_S
+from fleetlm.testing.sim_dns import DELAY_S, TIMEOUT_S
 
 A, B = "10.0.0.1", "10.0.0.2"
 

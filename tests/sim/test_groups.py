@@ -26,9 +26,9 @@ from fleetlm import (
     ProcessExit,
     TooManyMemberships,
 )
-from fleetlm.core.codec import Codec
-from fleetlm.feed import Subscription
+from fleetlm.directory.subscriptions import Subscription
 from fleetlm.testing import SimCluster, run
+from fleetlm.wire.codec import Codec
 from tests.sim.seeded import run_stories
 
 KIB = 1024

@@ -9,7 +9,7 @@ from fleetlm.errors import StartFailed
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.testing.network import SimNetwork, SimTransport
-from fleetlm.transport import Transport
+from fleetlm.transport.interface import Transport
 from tests.sim.world import (
     CHANNEL,
     PORT,

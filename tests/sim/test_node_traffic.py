@@ -17,10 +17,10 @@ from fleetlm import (
     Undecodable,
     WouldBlock,
 )
-from fleetlm.core.codec import Codec
-from fleetlm.core.frames import Kind, header
 from fleetlm.messages import MessageTypes
 from fleetlm.testing.loop import SimLoop
+from fleetlm.wire.codec import Codec
+from fleetlm.wire.frames import Kind, header
 from tests.sim.fleet import A, B, Fleet, collector, echo, simulated
 
 KIB = 1024

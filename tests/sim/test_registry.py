@@ -39,7 +39,7 @@ from fleetlm import (
     Unregistered,
     handler,
 )
-from fleetlm.registry import Event
+from fleetlm.directory.registry import Event
 from fleetlm.testing import SimCluster, run
 
 SETTLE_S = 1.0
@@ -86,7 +86,7 @@ async def reason_of(node: Node, pid: Pid) -> Any:
     return reasons[0]
 
 
-def read(subscription: fleetlm.feed.Subscription[Event]) -> list[Event]:  # type: ignore[name-defined]
+def read(subscription: fleetlm.directory.subscriptions.Subscription[Event]) -> list[Event]:  # type: ignore[name-defined]
     """What has come so far."""
     return list(subscription._queue)
 

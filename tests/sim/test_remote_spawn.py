@@ -36,10 +36,10 @@ from fleetlm import (
     Undecodable,
     message,
 )
-from fleetlm.core.codec import Codec
-from fleetlm.factories import _Spawning
 from fleetlm.messages import MessageTypes
+from fleetlm.processes.remote_spawn import _Spawning
 from fleetlm.testing import SimCluster, run
+from fleetlm.wire.codec import Codec
 from tests.sim.seeded import run_stories
 
 KINDS = ["plain", "link", "monitor"]

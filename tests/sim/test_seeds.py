@@ -13,11 +13,11 @@ import pytest
 
 from fleetlm.core.connection import Connection, Incoming
 from fleetlm.core.kernel import Kernel
-from fleetlm.events import EventHub
 from fleetlm.ids import Pid
-from fleetlm.inbound import Inbound
-from fleetlm.link import Link
-from fleetlm.messenger import Messenger
+from fleetlm.messaging.inbound import Inbound
+from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.session import Link
+from fleetlm.runtime.events import EventHub
 from fleetlm.testing.loop import SimulationError
 from tests.sim.chaos import Kind, blocks, kind_of, play, play_all
 from tests.sim.invariants import Breach

@@ -9,7 +9,7 @@ from typing import Any
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.testing.network import SimNetwork, SimTransport
-from fleetlm.transport import Listener
+from fleetlm.transport.interface import Listener
 
 PORT = 4370
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from fleetlm import Node, NodeUp, Process, Settings
-from fleetlm.testing.dns import DnsServer
+from fleetlm.testing.dns_server import DnsServer
 from tests.system import cluster_worker
 from tests.system.cluster_worker import Flood, Sink
 

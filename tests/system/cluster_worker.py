@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import fleetlm
-import fleetlm.zmq_transport  # what a node imports when it starts
+import fleetlm.transport.zeromq  # what a node imports when it starts
 from fleetlm import Call, FleetError, Node, NodeUp, Process, Settings
-from fleetlm.core.codec import Codec
+from fleetlm.wire.codec import Codec
 
 MAX_ODDITIES = 20
 
@@ -243,7 +243,7 @@ class Host:
 
     async def dns(self, host: str, name: str, addresses: list[str]) -> str:
         """Serve this name until the end. Returns the server's address."""
-        from fleetlm.testing.dns import DnsServer
+        from fleetlm.testing.dns_server import DnsServer
 
         server = DnsServer(host)
         await server.__aenter__()

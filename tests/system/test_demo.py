@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from fleetlm.demo_fleet import DemoFailed, Replica, end_all, free_port, tail
-from fleetlm.demo_screen import WIDTH, Screen, duration
+from fleetlm.cli.demo.replicas import DemoFailed, Replica, end_all, free_port, tail
+from fleetlm.cli.demo.screen import WIDTH, Screen, duration
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, "-m", "fleetlm", "demo"]

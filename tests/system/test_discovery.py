@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fleetlm.core.answers import Answer, Outcome
-from fleetlm.discovery import DnsDiscovery, StaticDiscovery
-from fleetlm.system_lookup import SystemLookup
+from fleetlm.core.dns_answers import Answer, Outcome
+from fleetlm.discovery.dns import DnsDiscovery, StaticDiscovery
+from fleetlm.discovery.system_lookup import SystemLookup
 from fleetlm.testing import DnsServer
-from fleetlm.testing.dns import Fault, RecordType, Reply
+from fleetlm.testing.dns_server import Fault, RecordType, Reply
 
 NAME = "fleet.test"
 BOTH = ["127.0.0.3", "::1", "127.0.0.2"]

@@ -20,7 +20,7 @@ import hypothesis.strategies as st
 import pytest
 
 from fleetlm.testing import DnsServer
-from fleetlm.testing.dns import Fault, RecordType, Reply
+from fleetlm.testing.dns_server import Fault, RecordType, Reply
 
 NAME = "fleet.test"
 BOTH = ["127.0.0.3", "::1", "127.0.0.2"]

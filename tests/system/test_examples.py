@@ -16,7 +16,7 @@ from examples.echo import echo
 from examples.embed import BATCH, Frontend, pool
 from examples.fanout import cache
 from fleetlm import Node, Settings
-from fleetlm.demo_fleet import free_port
+from fleetlm.cli.demo.replicas import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples"

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from fleetlm import own_address as module
-from fleetlm.core.answers import Answer, Outcome
-from fleetlm.discovery import DnsDiscovery, StaticDiscovery
-from fleetlm.own_address import Rule, can_bind, host_addresses, own_address, route_source
+from fleetlm.core.dns_answers import Answer, Outcome
+from fleetlm.discovery import own_address as module
+from fleetlm.discovery.dns import DnsDiscovery, StaticDiscovery
+from fleetlm.discovery.own_address import Rule, can_bind, host_addresses, own_address, route_source
 from fleetlm.settings import Settings
 from fleetlm.testing import DnsServer
-from fleetlm.testing.dns import Reply
+from fleetlm.testing.dns_server import Reply
 
 NAME = "fleet.test."
 FOREIGN = "192.0.2.1"

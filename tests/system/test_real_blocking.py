@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from fleetlm import Node, NodeStopped, Process, Settings, WorkerDied
-from fleetlm.blocking import Blocking
-from fleetlm.demo_fleet import free_port
+from fleetlm.blocking.pools import Blocking
+from fleetlm.cli.demo.replicas import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "fleetlm@127.0.0.1"
@@ -200,7 +200,7 @@ async def test_a_stuck_thread_is_left_behind_and_said(caplog: pytest.LogCaptureF
 
 PROGRAM = """
 import asyncio, sys, time
-from fleetlm.blocking import Blocking
+from fleetlm.blocking.pools import Blocking
 from fleetlm import Settings
 
 async def main(how):
@@ -371,7 +371,7 @@ def alive(pid: int) -> bool:
 
 ORPHANS = """
 import asyncio, os, sys
-from fleetlm.blocking import Blocking
+from fleetlm.blocking.pools import Blocking
 from fleetlm import Settings
 from tests.system.test_real_blocking import touch_and_wait
 
@@ -406,7 +406,7 @@ def test_a_function_does_not_outlive_a_parent_that_was_killed(tmp_path: Path) ->
 
 UNGUARDED = """
 import asyncio, sys
-from fleetlm.blocking import Blocking
+from fleetlm.blocking.pools import Blocking
 from fleetlm import Settings, WorkerDied
 
 async def main():

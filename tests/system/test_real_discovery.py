@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 
-from fleetlm.testing.dns import DnsServer, Fault, Reply
+from fleetlm.testing.dns_server import DnsServer, Fault, Reply
 from tests.system.cluster_tools import QUERY, Fleet, until
 
 FAULTS = (

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from fleetlm import console, console_protocol, evaluator, remote
-from fleetlm.console import Console
-from fleetlm.console_protocol import BadMessage, Found, Unsafe
-from fleetlm.remote import Link, Outcome, RemoteFailure
-from tests.unit.console_fakes import OTHER, FakeNode
+from fleetlm.remote import client as remote, evaluator, protocol as console_protocol, server as console
+from fleetlm.remote.client import Link, Outcome, RemoteFailure
+from fleetlm.remote.protocol import BadMessage, Found, Unsafe
+from fleetlm.remote.server import Console
+from tests.support.remote_fakes import OTHER, FakeNode
 
 UID = os.getuid()
 NAME = "fleetlm@127.0.0.1"

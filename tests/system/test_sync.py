@@ -35,7 +35,7 @@ from fleetlm import (
     handler,
     node_in_thread,
 )
-from fleetlm.demo_fleet import free_port
+from fleetlm.cli.demo.replicas import free_port
 
 T = TypeVar("T")
 HERE, THERE = "127.0.0.61", "127.0.0.62"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fleetlm import NoConnection, NodeStopped, NoProcess, NotSerializable, Process, WouldBlock
-from fleetlm.forks import FORKED
+from fleetlm.blocking.forks import FORKED
 from fleetlm.sync import SyncNode
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import A, B, Fleet, collector, simulated

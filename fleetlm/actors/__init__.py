@@ -1,0 +1,1 @@
+"""How actors serve requests, and how they are asked."""

@@ -1,0 +1,155 @@
+"""Handlers: the methods of an actor that may be asked for from elsewhere, and how a request names one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, TypeVar, overload
+
+from fleetlm.messages import message
+from fleetlm.wire.extensions import SHORT
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
+
+_MARK = "__fleetlm_handler__"
+
+
+@message("fleetlm.do")
+@dataclass(slots=True)
+class Invoke:
+    """A request for a handler. Only the handler's name travels, never code."""
+
+    handler: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def parts(self) -> list[Any]:
+        """As it travels, at a tenth of what a registered type costs. Raises: TypeError, if it is none."""
+        if type(self.args) is not tuple or type(self.kwargs) is not dict:
+            raise TypeError(f"{self!r} has no tuple of arguments, or no dict of keywords")
+        return [self.handler, list(self.args), self.kwargs]
+
+    @classmethod
+    def of(cls, parts: Any) -> Invoke:
+        """From what came. Raises: ValueError, TypeError, if it is none."""
+        name, args, kwargs = parts
+        if type(args) is not list or type(kwargs) is not dict:
+            raise ValueError("a request for a handler without its arguments")
+        return cls(name, tuple(args), kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A handler as the actor runs it."""
+
+    function: Callable[..., Any]
+    streams: bool
+    concurrent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """The handlers of a class, its bases' included."""
+
+    by_name: dict[str, Handler]
+    names: dict[Callable[..., Any], str]
+    """Each function that stands for one, overridden ones of the bases too."""
+
+
+NO_HANDLERS = Handlers({}, {})
+
+
+@overload
+def handler(function: F, /) -> F: ...
+@overload
+def handler(*, concurrent: bool = False) -> Callable[[F], F]: ...
+def handler(function: F | None = None, /, *, concurrent: bool = False) -> F | Callable[[F], F]:
+    """Let a method of an `Actor` be asked for from any node; its type stays what it is.
+
+    ::
+
+        @handler
+        async def append(self, session: str, line: str) -> int: ...
+
+        @handler(concurrent=True)
+        async def fetch(self, url: str) -> bytes: ...
+
+    Handlers run one at a time, in the order in which their requests came. An async generator function is
+    for `ActorRef.stream`. An override is a handler as what it overrides is, decorated or not.
+
+    Args:
+        function: an async function or an async generator function.
+        concurrent: run in a task of its own beside all others, up to `Settings.concurrent_handlers`
+            of an actor: for what mostly waits, and needs no state that others change meanwhile.
+
+    Raises:
+        TypeError: another kind of function.
+    """
+
+    def mark(function: F) -> F:
+        _check_kind(function)
+        setattr(function, _MARK, concurrent)
+        return function
+
+    return mark if function is None else mark(function)
+
+
+def collect(cls: type, reserved: frozenset[str]) -> Handlers:
+    """The handlers of a class. Raises: TypeError, for one that cannot be."""
+    by_name: dict[str, Handler] = {}
+    names: dict[Callable[..., Any], str] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            former = by_name.get(name)
+            concurrent = _mark_of(value)
+            if concurrent is None and former is None:
+                continue
+            where = f"{base.__qualname__}.{name}"
+            if name in reserved or name.startswith("__"):
+                raise TypeError(f"{where} cannot be a handler: an actor has a method of that name itself")
+            if not isinstance(value, FunctionType):
+                raise TypeError(f"{where} is a handler, so it must be a plain async method")
+            streams = _check_kind(value)
+            if former is not None and former.streams != streams:
+                raise TypeError(f"{where} must yield if, and only if, what it overrides does")
+            if concurrent is None and former is not None:
+                concurrent = former.concurrent
+            by_name[name] = Handler(value, streams, bool(concurrent))
+            names[value] = name
+    return Handlers(by_name, names)
+
+
+def name_of(actor: type, handlers: Handlers, method: Any) -> str:
+    """Under which name a handler of this class travels. Raises: TypeError, if it is none."""
+    try:
+        return handlers.names[method]
+    except (KeyError, TypeError):
+        pass
+    shown = getattr(method, "__qualname__", None) or SHORT.repr(method)
+    if inspect.ismethod(method):
+        raise TypeError(f"give the handler as the class has it, {shown}, not as a bound method")
+    if _mark_of(method) is None and shown.startswith(f"{actor.__qualname__}."):
+        raise TypeError(f"{shown} is not a handler: put @handler above it")
+    raise TypeError(f"{shown} is not a handler of {actor.__qualname__}")
+
+
+def _mark_of(value: Any) -> bool | None:
+    """Whether what a class has under some name is a handler, and if so, whether a concurrent one."""
+    if isinstance(value, staticmethod | classmethod):
+        value = value.__func__
+    if isinstance(value, FunctionType):
+        mark: bool | None = vars(value).get(_MARK)
+        return mark
+    return None
+
+
+def _check_kind(function: Any) -> bool:
+    """Whether a handler streams. Raises: TypeError, if it is no async function at all."""
+    if inspect.isasyncgenfunction(function):
+        return True
+    if inspect.iscoroutinefunction(function):
+        return False
+    shown = getattr(function, "__qualname__", None) or SHORT.repr(function)
+    raise TypeError(f"{shown} cannot be a handler: it must be `async def` (blocking code: run_blocking)")

@@ -1,0 +1,153 @@
+"""A typed reference to an actor, wherever it lives."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+
+from fleetlm.actor import Actor
+from fleetlm.actors.handlers import Invoke, name_of
+from fleetlm.ids import Pid
+from fleetlm.names import Address, canonical_node
+
+A_co = TypeVar("A_co", bound=Actor, covariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Target = Pid | str | tuple[str, str]
+Goal = Target | Callable[[], Pid]
+"""Whom a reference leads to; a function is asked anew at each use."""
+
+
+class Sender(Protocol):
+    """What a reference asks of its node."""
+
+    def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
+        """See `Node.send`."""
+
+    def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
+        """See `Node.cast`."""
+
+    def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
+        """See `Node.call`."""
+
+    def stream(self, to: Target, message: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        """See `Node.stream`."""
+
+
+class ActorRef(Generic[A_co]):
+    """Made by `Node.ref` and `Node.start_actor`; immutable.
+
+    ::
+
+        ref = node.ref(Sessions, "sessions", at="fleetlm@10.0.0.7")
+        count = await ref.within(2).call(Sessions.append, "s1", "hello")
+        async for token in ref.stream(Model.complete, prompt): ...
+
+    What a handler takes and returns is known to a type checker. It does not travel: send its `pid`.
+    """
+
+    __slots__ = ("_actor", "_goal", "_node", "_timeout_s")
+
+    def __init__(self, node: Sender, actor: type[A_co], goal: Goal, timeout_s: float | None = None) -> None:
+        self._node = node
+        self._actor = actor
+        self._goal = goal
+        self._timeout_s = timeout_s
+
+    def __repr__(self) -> str:
+        within = "" if self._timeout_s is None else f" within {self._timeout_s:g} s"
+        goal = self._goal
+        shown = f"{goal[0]!r} on {goal[1]}" if isinstance(goal, tuple) else str(goal)
+        return f"<ActorRef {self._actor.__qualname__} {shown}{within}>"
+
+    @property
+    def target(self) -> Target:
+        """Where a request goes now. Raises: whatever a function that finds the pid raises."""
+        goal = self._goal
+        return goal() if callable(goal) else goal
+
+    @property
+    def pid(self) -> Pid:
+        """The actor's pid.
+
+        Raises:
+            TypeError: it is known by its name only; ``await node.whereis(name, at=node)``.
+        """
+        target = self.target
+        if not isinstance(target, Pid):
+            raise TypeError(f"{self!r} goes by name: ask `await node.whereis(name, at=node)` for the pid")
+        return target
+
+    def within(self, seconds: float) -> ActorRef[A_co]:
+        """The same actor, with a deadline for each `call` and `stream` that is made through it."""
+        return ActorRef(self._node, self._actor, self._goal, seconds)
+
+    def call(
+        self,
+        method: Callable[Concatenate[A_co, P], Awaitable[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Coroutine[Any, Any, R]:
+        """Run a handler and return its result: ``await ref.call(Sessions.append, "s1", "hello")``.
+
+        Args:
+            method: a handler, as the actor's class has it; a subclass may override it.
+            *args: what the handler takes, values as in `Node.send`.
+            **kwargs: likewise.
+
+        Raises:
+            TypeError: ``method`` is not a handler of this actor; nothing was sent.
+            NotDelivered, Unknown, RemoteError: as `Node.call`.
+        """
+        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        return self._node.call(self.target, request, self._timeout_s)
+
+    def cast(
+        self,
+        method: Callable[Concatenate[A_co, P], Awaitable[object]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Coroutine[Any, Any, None]:
+        """Let a handler run, and wait for nothing but a full window. Its result is dropped.
+
+        An exception ends the actor; arguments that do not fit, and handlers that it does not have, are
+        logged there.
+
+        Raises:
+            TypeError: as `call`.
+            NotSerializable, MessageTooLarge, NoConnection, NoProcess: as `Node.send`.
+        """
+        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        return self._node.cast(self.target, request)
+
+    def stream(
+        self,
+        method: Callable[Concatenate[A_co, P], AsyncIterator[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> AsyncGenerator[R, None]:
+        """The items that a handler yields: ``async for token in ref.stream(Model.complete, prompt)``.
+
+        Raises:
+            TypeError: as `call`.
+            NotDelivered, Unknown, RemoteError: as `Node.stream`, after the items that came before.
+        """
+        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        return self._node.stream(self.target, request, self._timeout_s)
+
+    def send(self, message: Any) -> Coroutine[Any, Any, None]:
+        """Send any message, which arrives in `Actor.handle_info`. Raises: as `Node.send`."""
+        return self._node.send(self.target, message)
+
+
+def goal_of(target: Goal, at: str | None) -> Goal:
+    """Where a reference leads to. Raises: TypeError, InvalidName."""
+    if at is None:
+        return target
+    if not isinstance(target, str):
+        raise TypeError("at= is for a name: a pid, an address and a function know their node")
+    return Address(target, canonical_node(at))

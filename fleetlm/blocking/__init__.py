@@ -1,0 +1,1 @@
+"""Threads and processes of the operating system beside the event loop."""

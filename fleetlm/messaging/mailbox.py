@@ -1,0 +1,229 @@
+"""The queue of one process.
+
+The runtime appends and wakes the owner at most once for whatever came in one turn of the loop; only
+the owner takes. A mailbox is never refused a message that was accepted from the network: its limit
+makes *senders* wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fleetlm.call import Call
+
+if TYPE_CHECKING:
+    from fleetlm.messaging.windows import InWindows, Key
+
+
+_NEVER = 1 << 62
+
+
+class _Origin:
+    """A run of messages of one connection to one destination, by their place in all that ever came."""
+
+    __slots__ = ("end", "key", "start", "weight", "windows")
+
+    def __init__(self, start: int, end: int, windows: InWindows, key: Key, weight: int) -> None:
+        self.start = start
+        self.end = end
+        self.windows = windows
+        self.key = key
+        self.weight = weight
+
+    @property
+    def step(self) -> int:
+        """Messages after which it is worth to tell."""
+        return max(1, self.windows.step // self.weight)
+
+    def same(self, windows: InWindows, key: Key, weight: int) -> bool:
+        return self.windows is windows and self.key == key and self.weight == weight
+
+
+class Owner(Protocol):
+    """Whose mailbox it is."""
+
+    def took(self, call: Call) -> object:
+        """A call has been taken: it must be answered. True: it has been, and its owner gets it not."""
+
+
+class Mailbox:
+    """Messages for one process, in the order in which each sender sent them.
+
+    ::
+
+        async for message in process.mailbox: ...
+        message = await process.mailbox.get(timeout=2.0)
+    """
+
+    __slots__ = ("_due", "_on_room", "_origins", "_owner", "_waiter", "limit", "queue", "taken")
+
+    def __init__(self, limit: int, owner: Owner) -> None:
+        self.queue: deque[Any] = deque()
+        self.limit = limit
+        self.taken = 0
+        """Messages that the owner has taken so far."""
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_room: dict[Callable[[], None], None] | None = None
+        self._owner = owner
+        self._origins: list[_Origin] | None = None
+        self._due = _NEVER
+        """When so many have been taken, somebody waits to hear of it."""
+
+    def __len__(self) -> int:
+        return len(self.queue)
+
+    def __aiter__(self) -> Mailbox:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        return self._next()  # not async itself: each layer of coroutines costs a message 80 ns
+
+    @property
+    def full(self) -> bool:
+        """Whether senders should wait."""
+        return len(self.queue) >= self.limit
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether its owner waits for the next message."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def put(self, message: Any) -> None:
+        """Append, and wake the owner if it waits. Never blocks; see `room` for the limit."""
+        self.queue.append(message)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call back once when the queue has drained to half of its limit, or has been closed."""
+        if self._on_room is None:
+            self._on_room = {}
+        self._on_room[callback] = None
+        self._due = 0
+
+    def forget_room(self, callback: Callable[[], None]) -> None:
+        """Do not call back any more."""
+        if self._on_room is not None:
+            self._on_room.pop(callback, None)
+
+    async def room(self) -> None:
+        """Return when the queue is under its limit."""
+        while len(self.queue) >= self.limit:
+            drained = asyncio.Event()
+            self.when_room(drained.set)
+            try:
+                await drained.wait()
+            finally:
+                self.forget_room(drained.set)
+
+    def get(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
+        """The next message; waits up to ``timeout`` seconds (None: for ever).
+
+        Calls whose deadline has passed, or whose caller has gone, are passed over.
+
+        Raises:
+            TimeoutError: nothing came; nothing was taken.
+            RuntimeError: another task waits for this mailbox already; only its process may.
+        """
+        return self._next() if timeout is None else self._next_within(timeout)
+
+    async def _next_within(self, timeout: float) -> Any:
+        async with asyncio.timeout(timeout):
+            return await self._next()
+
+    async def _next(self) -> Any:
+        queue = self.queue
+        while True:
+            while not queue:
+                if self._waiter is not None and not self._waiter.done():
+                    raise RuntimeError("two tasks wait for one mailbox; only the process itself may receive")
+                waiter = self._waiter = asyncio.get_running_loop().create_future()
+                await waiter
+            message = queue.popleft()
+            self.taken += 1
+            if self.taken >= self._due:
+                self._tell_taken()
+            if type(message) is Call:
+                if not message.wanted:
+                    message.abandon()
+                    continue
+                if self._owner.took(message):
+                    continue  # It has been refused.
+            return message
+
+    def discard(self, unwanted: Callable[[Any], bool]) -> list[Any]:
+        """Take out what is waiting and not wanted any more, and return it."""
+        out: list[Any] = []
+        kept: list[Any] = []
+        for message in self.queue:
+            (out if unwanted(message) else kept).append(message)
+        self.taken += len(out)
+        self.queue.clear()
+        self.queue.extend(kept)
+        if self.taken >= self._due:
+            self._tell_taken()
+        return out
+
+    def close(self) -> list[Any]:
+        """The owner has ended: returns what it never took, and lets waiting senders go on."""
+        rest = list(self.queue)
+        self.queue.clear()
+        self.taken += len(rest)
+        self.settle()
+        self._tell_room()
+        return rest
+
+    def arrived(self, windows: InWindows, key: Key, count: int, weight: int) -> None:
+        """Note where the last so many messages came from: their window is told when they are taken."""
+        end = self.taken + len(self.queue)
+        origins = self._origins
+        if origins is None:
+            origins = self._origins = []
+        last = origins[-1] if origins else None
+        if last is not None and last.end == end - count and last.same(windows, key, weight):
+            last.end = end
+        else:
+            last = _Origin(end - count, end, windows, key, weight)
+            origins.append(last)
+        self._due = min(self._due, self.taken + last.step)
+
+    def settle(self) -> None:
+        """Tell the windows what was taken since the last time."""
+        origins = self._origins
+        if not origins:
+            return
+        taken, done = self.taken, 0
+        for origin in origins:
+            if origin.start >= taken:
+                break
+            upto = min(origin.end, taken)
+            origin.windows.took(origin.key, (upto - origin.start) * origin.weight)
+            origin.start = upto
+            done += upto == origin.end
+        del origins[:done]
+
+    def has_of(self, windows: InWindows) -> bool:
+        """Whether something of this connection waits here."""
+        return any(origin.windows is windows for origin in self._origins or ())
+
+    def _tell_taken(self) -> None:
+        self.settle()
+        if self._on_room and len(self.queue) <= self.limit // 2:
+            self._tell_room()
+        if self._on_room:
+            self._due = 0
+        elif self._origins:
+            self._due = self.taken + min(origin.step for origin in self._origins)
+        else:
+            self._due = _NEVER
+
+    def _tell_room(self) -> None:
+        callbacks, self._on_room = self._on_room, None
+        for callback in callbacks or ():
+            callback()

@@ -1,0 +1,361 @@
+"""`fleetlm remote` without an expression: a shell inside a running node.
+
+Line editing, history and completion by prompt_toolkit where it is installed (``fleetlm[shell]``),
+else by the standard library's readline. A thread reads what the node sends, so that the output of
+background tasks and the end of the node show at once, also while a line is being typed.
+"""
+
+from __future__ import annotations
+
+import ast
+import codeop
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from fleetlm.remote import client as remote
+from fleetlm.remote.client import Link, NodeGone
+from fleetlm.remote.protocol import BadMessage, Message
+
+COMPLETION_S = 1.0
+END_S = 1.0
+"""For the thread that reads to see that the shell is over."""
+LEAVE_AGAIN_S = 0.1
+"""Until an editor that goes on reading is asked again to leave."""
+HISTORY_LINES = 10_000
+LEAVING = {"exit", "exit()", "quit", "quit()"}
+BANNER = """\
+Connected to {node}. Python runs there, `await` works at the top level; a blocking call blocks the node.
+Node.list(), Node.info(), Process.list(), node; _ is the last result. Ctrl-C cancels, Ctrl-D leaves."""
+
+_COMPILE = codeop.CommandCompiler()
+_COMPILE.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+
+def needs_more(source: str) -> bool:
+    """Whether another line must follow: something is open, or a block waits for its empty line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the node says it when it evaluates
+        try:
+            if _COMPILE(source, "<input>", "exec") is None:
+                return True
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
+            tree = compile(source, "<input>", "exec", flags, dont_inherit=True)
+        except (SyntaxError, ValueError, OverflowError):
+            return False  # the node tells what is wrong with it
+    last = tree.body[-1] if tree.body else None
+    return isinstance(getattr(last, "body", None), list) and bool(source.rpartition("\n")[2].strip())
+
+
+def history_path(env: dict[str, str] | os._Environ[str]) -> Path | None:
+    """The history's file, its folder made; None where there is no home to keep it in."""
+    state = env.get("XDG_STATE_HOME") or (env["HOME"] + "/.local/state" if env.get("HOME") else "")
+    if not state.startswith("/"):
+        return None
+    path = Path(state, "fleetlm", "history")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+    except OSError:
+        return None
+    return path
+
+
+class Editor(Protocol):
+    """Reads lines from a person."""
+
+    def read(self, prompt: str) -> str:
+        """One line, or several that were pasted. Raises: EOFError, KeyboardInterrupt."""
+
+    def leave(self) -> bool:
+        """Called from another thread: end a `read` in progress, by EOFError or KeyboardInterrupt.
+
+        Returns:
+            False where it must be asked again, if the `read` goes on.
+        """
+
+    def close(self) -> None:
+        """Keep the history."""
+
+
+Complete = Callable[[str], list[str]]
+
+
+class ToolkitEditor:
+    """prompt_toolkit. Raises: ImportError where it is not installed."""
+
+    def __init__(self, complete: Complete, history: Path | None) -> None:
+        from prompt_toolkit import PromptSession  # noqa: PLC0415  an extra
+        from prompt_toolkit.completion import Completer, Completion  # noqa: PLC0415
+        from prompt_toolkit.history import FileHistory, InMemoryHistory  # noqa: PLC0415
+        from prompt_toolkit.patch_stdout import patch_stdout  # noqa: PLC0415
+
+        class NodeCompleter(Completer):
+            def get_completions(self, document: Any, complete_event: Any) -> Iterator[Completion]:
+                del complete_event
+                text = document.current_line_before_cursor
+                for word in complete(text):
+                    tail = _common_tail(text, word)
+                    yield Completion(word.rpartition(".")[2], start_position=-tail)
+
+        self._session: PromptSession[str] = PromptSession(
+            history=FileHistory(str(history)) if history else InMemoryHistory(),
+            completer=NodeCompleter(),
+            complete_in_thread=True,
+            complete_while_typing=False,
+        )
+        self._patched = patch_stdout
+
+    def read(self, prompt: str) -> str:
+        """See `Editor`."""
+        with self._patched(raw=True):
+            return self._session.prompt(prompt)
+
+    def leave(self) -> bool:
+        """See `Editor`."""
+        app = self._session.app
+        if app.loop is None or not app.is_running:
+            return False
+        app.loop.call_soon_threadsafe(self._end, app)
+        return True
+
+    def _end(self, app: Any) -> None:
+        if app.is_running and not app.future.done():
+            app.exit(exception=EOFError())
+
+    def close(self) -> None:
+        """Nothing to do: each line is kept as it is entered."""
+
+
+def _common_tail(text: str, word: str) -> int:
+    """How many characters of the last part of ``word`` stand at the end of ``text`` already."""
+    last = word.rpartition(".")[2]
+    return next(size for size in range(len(last), -1, -1) if text.endswith(last[:size]))
+
+
+class ReadlineEditor:
+    """The standard library: readline where there is one, plain lines else."""
+
+    def __init__(self, complete: Complete, history: Path | None) -> None:
+        self._complete = complete
+        self._history = history
+        self._words: list[str] = []
+        try:
+            import readline  # noqa: PLC0415  not on every build of Python
+        except ImportError:
+            self._readline: Any = None
+            return
+        self._readline = readline
+        readline.set_completer_delims(" \t\n`~!@#$%^&*()-=+[{]}\\|;:'\",<>/?")
+        readline.set_completer(self._completion)
+        libedit = "libedit" in (readline.__doc__ or "")
+        readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+        readline.set_history_length(HISTORY_LINES)
+        if history is not None:
+            with contextlib.suppress(OSError):
+                readline.read_history_file(history)
+
+    def _completion(self, text: str, state: int) -> str | None:
+        if state == 0:
+            self._words = self._complete(text) if text else ["    "]
+        return self._words[state] if state < len(self._words) else None
+
+    def read(self, prompt: str) -> str:
+        """See `Editor`."""
+        return input(prompt)
+
+    def leave(self) -> bool:
+        """See `Editor`."""
+        main = threading.main_thread().ident
+        if main is not None:
+            signal.pthread_kill(main, signal.SIGINT)  # nothing else ends a blocking read
+        return False  # and it is not seen when it comes just before one
+
+    def close(self) -> None:
+        """See `Editor`."""
+        if self._readline is not None and self._history is not None:
+            with contextlib.suppress(OSError):
+                self._readline.write_history_file(self._history)
+
+
+class Shell:
+    """One interactive session with one node.
+
+    Args:
+        link: connected and greeted.
+        timeout_s: seconds for each evaluation; None for as long as it takes.
+    """
+
+    def __init__(self, link: Link, timeout_s: float | None) -> None:
+        self._link = link
+        self._timeout_s = timeout_s
+        self._number = 0
+        self._replies: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._reading = False
+        self.gone: Exception | None = None
+        history = history_path(os.environ)
+        self._editor: Editor
+        self.prompt = f"{link.node}> "
+        try:
+            if os.environ.get("TERM", "dumb") == "dumb":
+                raise ImportError  # noqa: TRY301  nothing to edit lines with
+            self._editor = ToolkitEditor(self._completed, history)
+        except ImportError:
+            self._editor = ReadlineEditor(self._completed, history)
+        self._leaving = False
+        self._pumping = threading.Thread(target=self._pump, name="fleetlm-remote", daemon=True)
+        self._pumping.start()
+
+    def close(self) -> None:
+        """Disconnect, and let the thread end: one that prints while Python ends would abort it."""
+        self._leaving = True
+        self._link.close()
+        self._pumping.join(END_S)
+
+    def run(self) -> int:
+        """Read, evaluate, print, until Ctrl-D or the node's end. Returns the exit code."""
+        try:
+            while self.gone is None:
+                try:
+                    source = self._read()
+                except KeyboardInterrupt:
+                    if self.gone is None:
+                        print("(Ctrl-D leaves)")
+                    continue
+                except EOFError:
+                    break
+                if source.strip() in LEAVING:
+                    break
+                if source.strip():
+                    self._evaluate(source)
+        except KeyboardInterrupt:
+            if self.gone is None:  # else it is the pump's, that came late
+                raise
+        finally:
+            self._editor.close()
+        if self.gone is None:
+            return remote.OK
+        return remote.NO_NODE
+
+    def _read(self) -> str:
+        lines = [self._line(self.prompt)]
+        while needs_more("\n".join(lines)):
+            lines.append(self._line("." * (len(self.prompt) - 1) + " "))
+        return "\n".join(lines)
+
+    def _line(self, prompt: str) -> str:
+        with self._lock:
+            if self.gone is not None:
+                raise EOFError
+            self._reading = True
+        try:
+            return self._editor.read(prompt)
+        finally:
+            self._reading = False
+
+    def _evaluate(self, source: str) -> None:
+        """One evaluation; Ctrl-C and the time-out cancel it in the node, and stay in the shell."""
+        width = remote.terminal_width()
+        limit = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        try:
+            number = self._request({"op": "eval", "source": source, "width": width})
+            done: Message | None = None
+            while done is None:
+                try:
+                    done = self._reply(number, limit)
+                except (KeyboardInterrupt, TimeoutError) as error:
+                    if isinstance(error, TimeoutError):
+                        print(f"no result within {self._timeout_s:g} s; cancelling", file=sys.stderr)
+                    limit = None
+                    self._link.send({"op": "cancel"})
+        except (NodeGone, BadMessage) as error:
+            if self.gone is None:
+                print(f"*** {error}", file=sys.stderr)
+            return
+        self._show(done)
+
+    def _show(self, done: Message) -> None:
+        match done["done"]:
+            case "ok":
+                if done["repr"] != "None":
+                    print(done["repr"])
+            case "error":
+                print(str(done["traceback"]).rstrip("\n"), file=sys.stderr)
+            case other:
+                print(f"({other})", file=sys.stderr)
+
+    def _request(self, message: Message) -> int:
+        with self._lock:
+            self._number += 1
+            number = self._number
+        self._link.send({**message, "id": number})
+        return number
+
+    def _reply(self, number: int, limit: float | None) -> Message:
+        while True:
+            if self.gone is not None:
+                raise NodeGone(self._link.node, "no result")
+            left = 0.5 if limit is None else min(0.5, limit - time.monotonic())
+            try:
+                message = self._replies.get(timeout=max(0.0, left))
+            except queue.Empty:
+                if limit is not None and time.monotonic() >= limit:
+                    raise TimeoutError from None
+                continue
+            if message.get("id") == number:
+                return message
+
+    def _completed(self, text: str) -> list[str]:
+        """The node's completions; none where it does not answer at once."""
+        try:
+            number = self._request({"op": "complete", "text": text})
+            words = self._reply(number, time.monotonic() + COMPLETION_S).get("words")
+        except (NodeGone, BadMessage, TimeoutError):
+            return []
+        return [str(word) for word in words] if isinstance(words, list) else []
+
+    def _pump(self) -> None:
+        """Runs in its thread until the connection ends."""
+        try:
+            while True:
+                message = self._link.receive()
+                if "stream" in message:
+                    target = sys.stderr if message["stream"] == "stderr" else sys.stdout
+                    target.write(str(message.get("text", "")))
+                    target.flush()
+                else:
+                    self._replies.put(message)
+        except (NodeGone, BadMessage, OSError, ValueError) as error:
+            if self._leaving:
+                return
+            with self._lock:
+                self.gone = error
+            print(f"\n*** {error}. The shell ends.", file=sys.stderr)
+            self._replies.put({})
+            while self._reading and not self._editor.leave():
+                time.sleep(LEAVE_AGAIN_S)
+
+
+def run(*, node: str | None, timeout_s: float | None) -> int:
+    """`fleetlm remote`: choose a node, and open a shell in it. Returns the exit code."""
+    try:
+        found = remote.discover(os.environ, os.getuid())
+        link = remote.connect(remote.choose(found, node))
+    except remote.RemoteFailure as failure:
+        print(failure.text, file=sys.stderr)
+        return failure.code
+    print(BANNER.format(node=link.node))
+    shell = Shell(link, timeout_s)
+    try:
+        return shell.run()
+    finally:
+        shell.close()

@@ -1,0 +1,1 @@
+"""One running node: its parts, made and connected; facts in, effects out."""

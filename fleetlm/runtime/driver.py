@@ -1,0 +1,279 @@
+"""Feeds the kernel with facts and performs its orders: the one place where effects happen.
+
+The driver decides nothing. Facts come from the transport (`Listener`), the poller, links and timers;
+orders are performed in the order given, before the next fact is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
+from fleetlm.messages import NodeDown, NodeUp
+from fleetlm.messaging.session import Link
+from fleetlm.wire.frames import BadFrame, Kind, Op
+
+if TYPE_CHECKING:
+    import random
+
+    from fleetlm.core.dns_answers import Answer as DnsAnswer
+    from fleetlm.core.kernel import Kernel
+    from fleetlm.messaging.inbound import Inbound
+    from fleetlm.runtime.events import EventHub
+    from fleetlm.settings import Settings
+    from fleetlm.transport.interface import Transport
+    from fleetlm.wire.codec import Codec
+
+log = logging.getLogger("fleetlm")
+
+PEERS_TOLD = 512
+"""Names in one telling: a random sample of a larger cluster, so that the frame stays small."""
+
+PEERS_TOLD_AT_ONCE = 32
+"""Names told to a node that has just come up; the periodic telling completes them."""
+
+
+class Driver:
+    """`transport.Listener` of a node, and the owner of its links."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        transport: Transport,
+        codec: Codec,
+        events: EventHub,
+        settings: Settings,
+        rng: random.Random,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.kernel = kernel
+        self.links: dict[str, Link] = {}
+        self.inbound: Inbound
+        self.on_loss: Callable[[], None] = lambda: None
+        """Called when a connection was lost: DNS may know where it went."""
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_up: Callable[[Link], None] = lambda _: None
+        """Called with the link to a node that has come up, after its nodeup."""
+        self.on_down: Callable[[str], None] = lambda _: None
+        """Called with the name of a node whose connection is over, before anything newer of it."""
+        self.lag_ms = 0
+        self._by_source: dict[bytes, Link] = {}
+        self._transport = transport
+        self._codec = codec
+        self._events = events
+        self._settings = settings
+        self._rng = rng
+        self._loop = loop
+        self._dirty: list[Link] = []
+        self._flushing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._pulse: asyncio.TimerHandle | None = None
+        self._pulse_due = 0.0
+        self._gossip_due = 0.0
+
+    # Life.
+
+    def start(self) -> None:
+        """Begin to tick."""
+        now = self._loop.time()
+        self._pulse_due = now + self._settings.tick_s * self._rng.uniform(0.5, 1.0)
+        self._gossip_due = now + self._settings.gossip_s
+        self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
+
+    def leave(self, reason: str) -> None:
+        """Flush what is queued, say goodbye to everybody, and stop ticking."""
+        self._flush()
+        self._perform(self.kernel.left(self._loop.time(), reason))
+        for timer in (self._timer, self._pulse):
+            if timer is not None:
+                timer.cancel()
+
+    # Facts from the transport.
+
+    def channel_opened(self, channel: int) -> None:
+        """See `transport.Listener`."""
+        self._perform(self.kernel.opened(self._loop.time(), channel))
+
+    def channel_lost(self, channel: int, reason: str) -> None:
+        """See `transport.Listener`."""
+        self._perform(self.kernel.channel_lost(self._loop.time(), channel, reason))
+
+    def channel_answered(self, channel: int, frame: bytes) -> None:
+        """See `transport.Listener`."""
+        self._perform(self.kernel.answered(self._loop.time(), channel, frame))
+
+    def source_met(self, source: bytes, ip: str) -> None:
+        """See `transport.Listener`."""
+        self.kernel.source_met(source, ip)
+
+    def source_lost(self, source: bytes) -> None:
+        """See `transport.Listener`."""
+        self._perform(self.kernel.source_lost(self._loop.time(), source, "connection closed"))
+
+    def stranger_refused(self, ip: str, reason: str) -> None:
+        """See `transport.Listener`."""
+        self._perform(self.kernel.stranger_refused(self._loop.time(), ip, reason))
+
+    def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
+        """See `transport.Listener`. The straight road: a batch of a link goes to `Inbound`."""
+        link = self._by_source.get(source)
+        if link is not None and frame and frame[0] in (Kind.BATCH, Kind.CHUNK):
+            try:
+                self.inbound.frame(link, frame, extra)
+            except BadFrame as error:
+                self._perform(self.kernel.broken(self._loop.time(), source, str(error)))
+            except Exception as error:
+                log.exception("a frame of %s could not be taken: its connection ends", link.name)
+                why = f"{type(error).__name__} here while a frame of it was taken"
+                self._perform(self.kernel.broken(self._loop.time(), source, why))
+            return
+        if extra is not None:
+            frame = b""  # No control frame has two parts.
+        self._perform(self.kernel.control_frame(self._loop.time(), source, frame))
+
+    # Facts from elsewhere.
+
+    def looked_up(self, answer: DnsAnswer) -> None:
+        """The poller has an answer."""
+        self._perform(self.kernel.looked_up(self._loop.time(), answer))
+
+    def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
+        """A peer says that its loop is alive, how late it was, and whether the node is leaving."""
+        self.kernel.ticked(self._loop.time(), name, lag_ms, draining)
+
+    def told_of(self, names: list[str]) -> None:
+        """A peer named these."""
+        self._perform(self.kernel.heard_of(self._loop.time(), names))
+
+    def asked_for(self, name: str) -> None:
+        """The program wants this node."""
+        self._perform(self.kernel.asked_for(self._loop.time(), name))
+
+    def disconnected(self, name: str, reason: str) -> None:
+        """The program wants this node no more; what was sent to it leaves before the goodbye."""
+        link = self.links.get(name)
+        if link is not None:
+            link.flush()
+        self._perform(self.kernel.disconnected(self._loop.time(), name, reason))
+
+    def flush_soon(self, link: Link) -> None:
+        """Flush this link at the end of the turn of the loop."""
+        self._dirty.append(link)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        dirty, self._dirty = self._dirty, []
+        for link in dirty:
+            link.flush()
+
+    def _link_lost(self, link: Link, reason: str) -> None:
+        """Sending failed, perhaps in the middle of somebody's send: the fact is taken afterwards."""
+        channel = link.outgoing.channel
+        self._loop.call_soon(self.channel_lost, channel, reason)
+
+    # Orders.
+
+    def _perform(self, orders: list[Effect]) -> None:
+        for order in orders:
+            match order:
+                case Send(channel, frame):
+                    if not self._transport.send(channel, (frame,)):
+                        reason = "connection closed during the handshake"
+                        self._loop.call_soon(self.channel_lost, channel, reason)
+                case Answer(source, frame):
+                    self._transport.answer(source, frame)
+                case Dial(channel, ip, port):
+                    self._transport.dial(channel, ip, port)
+                case HangUp(channel, flush_s):
+                    self._transport.hang_up(channel, flush_s)
+                case Up():
+                    self._up(order)
+                case Down():
+                    self._down(order)
+                case Report(level, text):
+                    log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+        self._set_timer()
+
+    def _up(self, order: Up) -> None:
+        peer = self.kernel.topology.peers[order.name]
+        outgoing, incoming = order.connection.outgoing, order.connection.incoming
+        if outgoing is None or incoming is None:
+            raise AssertionError(f"{order.name} is up without both halves")
+        link = Link(
+            peer,
+            outgoing,
+            incoming,
+            self._settings,
+            self._codec,
+            self._transport,
+            self.flush_soon,
+            self._link_lost,
+        )
+        self.links[order.name] = link
+        self._by_source[incoming.source] = link
+        log.info("nodeup %s (incarnation %x)", order.name, order.incarnation)
+        self._events.up(NodeUp(order.name, order.incarnation))
+        self.on_up(link)
+        self._tell_peers(link, PEERS_TOLD_AT_ONCE)
+        self.on_change()
+
+    def _down(self, order: Down) -> None:
+        link = self.links.pop(order.name)
+        self._by_source.pop(link.incoming.source, None)
+        log.info("nodedown %s: %s", order.name, order.reason)
+        link.close(order.reason)
+        self.on_down(order.name)
+        self._events.down(NodeDown(order.name, order.incarnation, order.reason))
+        self.on_change()
+        if not self.kernel.leaving:
+            self.on_loss()
+
+    # Time.
+
+    def _set_timer(self) -> None:
+        deadline = self.kernel.deadline()
+        if deadline is None or (self._timer is not None and self._timer_at <= deadline):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._perform(self.kernel.tick(self._loop.time()))
+
+    def _on_pulse(self) -> None:
+        now = self._loop.time()
+        self.lag_ms = max(0, int((now - self._pulse_due) * 1000))
+        self._pulse_due = now + self._settings.tick_s
+        self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
+        self._perform(self.kernel.pulse(now))
+        for link in list(self.links.values()):
+            link.sweep()
+            link.tell_credit()
+        self.tick_links()
+        if now >= self._gossip_due and self.links:
+            self._gossip_due = now + self._settings.gossip_s
+            self._tell_peers(self._rng.choice(list(self.links.values())))
+
+    def tick_links(self) -> None:
+        """Tell every peer that this loop turns, and whether the node is draining."""
+        tick: list[object] = [int(Op.TICK), self.lag_ms, self.kernel.draining]
+        for link in list(self.links.values()):
+            link.control(tick)
+
+    def _tell_peers(self, link: Link, most: int = PEERS_TOLD) -> None:
+        """Name the nodes that we are connected to, so that no node depends on one DNS answer."""
+        names = [name for name in self.links if name != link.name]
+        if len(names) > most:
+            names = self._rng.sample(names, most)
+        if names:
+            link.control([int(Op.PEERS), names, None])

@@ -1,0 +1,84 @@
+"""What a node answers when a connected node asks it, rather than one of its processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.errors import AlreadyRegistered, Draining, FleetError, InvalidName, NoFactory, NoProcess
+from fleetlm.ids import Pid
+from fleetlm.processes.remote_spawn import asked_to_spawn
+from fleetlm.wire.extensions import SHORT
+
+if TYPE_CHECKING:
+    from fleetlm.call import Call
+    from fleetlm.directory.registry import Registry
+    from fleetlm.directory.replication import Tables
+    from fleetlm.messaging.session import Link
+    from fleetlm.processes.local import LocalProcesses
+    from fleetlm.processes.remote_spawn import Factories
+    from fleetlm.processes.signals import Signals
+    from fleetlm.runtime.driver import Driver
+
+
+class NodeOffice:
+    """`inbound.Office` of a node. Names are served on their own node only: one owner, no lock."""
+
+    registry: Registry
+    """Set by the node, before anybody can ask."""
+    factories: Factories
+    """Set by the node, before anybody asks."""
+
+    def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals, tables: Tables) -> None:
+        self._driver = driver
+        self._local = local
+        self._signals = signals
+        self._tables = tables
+
+    def ticked(self, link: Link, lag_ms: int, draining: bool) -> None:
+        """The peer's loop is alive."""
+        self._driver.ticked(link.name, lag_ms, draining)
+
+    def told_of(self, names: list[str]) -> None:
+        """The peer named its own peers."""
+        self._driver.told_of(names)
+
+    def signalled(self, link: Link, signal: Any) -> None:
+        """A link, monitor or exit signal of the peer."""
+        self._signals.told(link, signal)
+
+    def told_table(self, link: Link, topic: Any, fact: Any) -> None:
+        """What the peer says of its own processes."""
+        self._tables.told(link, topic, fact)
+
+    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
+        """Answer a request; a bad one is answered with an error, never with silence."""
+        try:
+            call.reply(self._do(link, verb, argument))
+        except (AlreadyRegistered, Draining, NoFactory, NoProcess) as error:
+            call.refuse(error)
+        except FleetError as error:
+            call.fail(error)
+
+    def _do(self, link: Link, verb: str, argument: Any) -> Any:
+        match verb, argument:
+            case "ping", _:
+                return "pong"
+            case "whereis", str(name):
+                return self._local.table.whereis(name)
+            case "registered", _:
+                return self._local.table.registered()
+            case "unregister", str(name):
+                return self._local.unregister(name)
+            case "register", [str(name), Pid() as pid]:
+                if self._local.process(pid) is None:
+                    raise NoProcess(pid)
+                self._local.register(name, pid)
+                return True
+            case "claim", [str(name), Pid() as pid, bytes(packed), "exit" | "message" as on_loss]:
+                return self.registry.asked_to_claim(name, pid, packed, on_loss)
+            case "disclaim", [str(name), Pid() as pid]:
+                return self.registry.asked_to_disclaim(name, pid)
+            case "spawn", list() if (spawn := asked_to_spawn(link, argument)) is not None:
+                return self.factories.asked(link, spawn)
+        shown = f"{SHORT.repr(verb)}({SHORT.repr(argument)})"
+        raise InvalidName(shown, "this node does not answer that request")

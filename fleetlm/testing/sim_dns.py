@@ -1,0 +1,181 @@
+"""What the name server of a simulated cluster says, to whom, and how late.
+
+    cluster.dns.script(Reply.SERVFAIL)                            # to every node, from now on
+    cluster.dns.script(Reply.SAMPLE, to=["10.0.0.1"], count=3)    # another word for one of them
+    cluster.dns.script(Reply.ALL, to=["10.0.0.1"], extra=["10.9.9.9"], hidden=["10.0.0.2"])
+    cluster.dns.remove("10.0.0.3")                                # a record that goes
+    cluster.dns.heal()                                            # whole answers to everybody
+
+The nodes ask through `SimDiscovery`, a `fleetlm.discovery.dns.Discovery` on virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fleetlm.core.dns_answers import Answer, Outcome, sift
+
+DELAY_S = (0.0005, 0.02)
+"""Shortest and longest time of a lookup."""
+TIMEOUT_S = 3.0
+"""What a lookup that nobody answers takes. Source: `Settings.dns_lifetime_s`."""
+
+
+class Reply(enum.Enum):
+    """What becomes of a lookup."""
+
+    ALL = "every record"
+    SAMPLE = "a random sample of the records"
+    EMPTY = "the name exists and has no address"
+    NXDOMAIN = "the name does not exist"
+    SERVFAIL = "the server fails at once"
+    REFUSED = "the server refuses"
+    TIMEOUT = "nobody answers"
+    PARTIAL = "a random sample, and one family failed"
+    RAISE = "the discovery itself is broken and raises"
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How lookups are answered.
+
+    Attributes:
+        reply: what becomes of them.
+        count: records in a SAMPLE or in a PARTIAL answer, at most.
+        delay_s: shortest and longest time that it takes, in seconds; TIMEOUT has its own.
+        extra: addresses that are named besides: of former nodes, of strangers, or garbage.
+        hidden: addresses that are never named.
+    """
+
+    reply: Reply = Reply.ALL
+    count: int = 1
+    delay_s: tuple[float, float] = DELAY_S
+    extra: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+
+
+HEALTHY = Script()
+
+
+class SimDns:
+    """Records, and a script for each client.
+
+    Args:
+        rng: samples and delays are drawn from it.
+        timeout_s: what a lookup that nobody answers takes.
+    """
+
+    def __init__(self, rng: random.Random, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
+        self.lookups = 0
+        """Lookups that were begun, by all nodes."""
+        self._rng = rng
+        self._records: dict[str, None] = {}
+        self._for_all = HEALTHY
+        self._for_one: dict[str, Script] = {}
+
+    @property
+    def records(self) -> list[str]:
+        """The addresses that the name has, in the order in which they came."""
+        return list(self._records)
+
+    def add(self, ip: str) -> None:
+        """Let the name have this address; again is once."""
+        self._records[ip] = None
+
+    def remove(self, ip: str) -> None:
+        """Take an address away, if the name has it."""
+        self._records.pop(ip, None)
+
+    def script(
+        self,
+        reply: Reply,
+        *,
+        to: Iterable[str] | None = None,
+        count: int = 1,
+        delay_s: tuple[float, float] = DELAY_S,
+        extra: Iterable[str] = (),
+        hidden: Iterable[str] = (),
+    ) -> None:
+        """Say how lookups that begin from now on are answered; see `Script`.
+
+        Args:
+            reply: what becomes of them.
+            to: the addresses of the nodes that are meant; None: every node, also those that had a
+                script of their own.
+            count: see `Script`.
+            delay_s: see `Script`.
+            extra: see `Script`.
+            hidden: see `Script`.
+        """
+        script = Script(reply, count, delay_s, tuple(extra), tuple(hidden))
+        if to is None:
+            self._for_all = script
+            self._for_one.clear()
+        else:
+            self._for_one.update((ip, script) for ip in to)
+
+    def heal(self) -> None:
+        """Whole answers to everybody."""
+        self._for_all = HEALTHY
+        self._for_one.clear()
+
+    def client(self, ip: str) -> SimDiscovery:
+        """The discovery of the node at that address."""
+        return SimDiscovery(self, ip)
+
+    async def answer(self, ip: str) -> Answer:
+        """One lookup by that client. Raises: OSError, if its script says RAISE."""
+        self.lookups += 1
+        script = self._for_one.get(ip, self._for_all)
+        if script.reply is Reply.TIMEOUT:
+            await asyncio.sleep(self.timeout_s)
+            return Answer(Outcome.FAILED, (), "timeout: no name server answered")
+        await asyncio.sleep(self._rng.uniform(*script.delay_s))
+        match script.reply:
+            case Reply.RAISE:
+                raise OSError("the discovery is broken")
+            case Reply.EMPTY | Reply.NXDOMAIN:
+                return Answer(Outcome.EMPTY, (), script.reply.name)
+            case Reply.SERVFAIL | Reply.REFUSED:
+                return Answer(Outcome.FAILED, (), f"{script.reply.name} from 10.255.255.53")
+        return self._named(script)
+
+    def _named(self, script: Script) -> Answer:
+        named = [ip for ip in self._records if ip not in script.hidden]
+        if script.reply is not Reply.ALL:
+            named = self._rng.sample(named, min(script.count, len(named)))
+        addresses, remark = sift([*named, *script.extra])
+        if not addresses:
+            outcome = Outcome.FAILED if script.reply is Reply.PARTIAL or remark else Outcome.EMPTY
+            return Answer(outcome, (), remark or "no records")
+        detail = f"{len(addresses)} addresses" + (f", {remark}" if remark else "")
+        if script.reply is Reply.PARTIAL:
+            return Answer(Outcome.PARTIAL, addresses, f"{detail}; AAAA failed")
+        return Answer(Outcome.ADDRESSES, addresses, detail)
+
+
+class SimDiscovery:
+    """One node's `fleetlm.discovery.dns.Discovery`, answered by a `SimDns`.
+
+    Args:
+        dns: who answers.
+        ip: the address of the node that asks.
+    """
+
+    def __init__(self, dns: SimDns, ip: str) -> None:
+        self._dns = dns
+        self._ip = ip
+
+    @property
+    def source(self) -> str:
+        """The source in words, for logs."""
+        return "a simulated DNS name"
+
+    async def lookup(self) -> Answer:
+        """Ask once, on virtual time."""
+        return await self._dns.answer(self._ip)

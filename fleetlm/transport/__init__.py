@@ -1,0 +1,1 @@
+"""Frames between machines: what a node asks of a network, and ZeroMQ."""

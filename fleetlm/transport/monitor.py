@@ -1,0 +1,129 @@
+"""What ZeroMQ's socket monitors say, and what it means in words.
+
+A monitor is a PAIR that libzmq's own thread fills. Three rules, each learned from a hang:
+
+* its queue has no limit: with one, libzmq's thread waits in the middle of all traffic until
+  somebody reads;
+* it is switched off *before* its reading end is closed, else that thread waits for ever;
+* ``MONITOR_STOPPED`` is not asked for: it is sent while the socket closes, when nobody reads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import zmq
+
+from fleetlm.transport.sockets import Context, Sock, get_int
+
+FAILURES: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+SERVER_EVENTS: Final = FAILURES | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+"""Not ACCEPT_FAILED: out of descriptors, libzmq repeats it as fast as it can."""
+CLIENT_EVENTS: Final = FAILURES | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
+
+CRYPTOGRAPHIC: Final = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
+MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+
+_EVENT = struct.Struct("=Hi")
+_numbers = itertools.count(1)
+_NOBLOCK = int(zmq.NOBLOCK)
+
+
+class Monitor:
+    """The events of one socket: pairs of event and value (a descriptor, an errno or a code)."""
+
+    __slots__ = ("_pair", "_watched", "fd")
+
+    def __init__(self, context: Context, watched: Sock, events: int) -> None:
+        address = f"inproc://fleetlm-monitor-{next(_numbers)}"
+        watched.monitor(address, events)
+        self._watched = watched
+        try:
+            self._pair = context.socket(zmq.PAIR)
+            self._pair.set(zmq.RCVHWM, 0)
+            self._pair.set(zmq.LINGER, 0)
+            self._pair.connect(address)
+            self.fd: int = get_int(self._pair, zmq.FD)
+        except zmq.ZMQError:
+            watched.monitor(None, 0)
+            raise
+
+    def read(self, limit: int | None = None) -> Iterator[tuple[int, int]]:
+        """What happened, in order, up to ``limit`` events. Ends early once closed."""
+        pair = self._pair
+        for _ in itertools.count() if limit is None else range(limit):
+            if pair.closed or not get_int(pair, zmq.EVENTS) & zmq.POLLIN:
+                return
+            head = pair.recv(_NOBLOCK)
+            pair.recv(_NOBLOCK)  # the endpoint
+            yield _EVENT.unpack(head)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is more to read."""
+        return not self._pair.closed and bool(get_int(self._pair, zmq.EVENTS) & zmq.POLLIN)
+
+    def close(self) -> None:
+        """Stop watching. Before the watched socket is closed."""
+        if not self._pair.closed:
+            self._watched.monitor(None, 0)
+            self._pair.close()
+
+
+def refused_by_us(event: int, value: int, has_cookie: bool) -> str:
+    """Why our ROUTER would not have somebody, from what its monitor said."""
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == CRYPTOGRAPHIC:
+        return "authentication failed: its cookie differs from ours"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
+        if has_cookie:
+            return "authentication failed: it has no cookie (FLEETLM_COOKIE), and this node has one"
+        return "authentication failed: it has a cookie, and this node has none (FLEETLM_COOKIE)"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        return "authentication failed: its key is not the cluster's"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        return f"it broke the ZeroMQ protocol (code {value:#x}): not a fleetlm node?"
+    if has_cookie:
+        return (
+            "it closed, or said nothing, in the ZeroMQ handshake: its cookie differs from ours or "
+            "it has none (FLEETLM_COOKIE), or it is no fleetlm node"
+        )
+    return (
+        "it closed, or said nothing, in the ZeroMQ handshake: it has a cookie, and this node has none "
+        "(FLEETLM_COOKIE), or it is no fleetlm node"
+    )
+
+
+def refused_by_them(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str:
+    """Why the node that we dialled did not let us in; ``timeout_s`` where the time was over."""
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
+        if has_cookie:
+            return "authentication failed: it has no cookie (FLEETLM_COOKIE), and this node has one"
+        return "authentication failed: it wants a cookie, and this node has none (FLEETLM_COOKIE)"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        return "authentication failed: our key is not its cluster's (FLEETLM_COOKIE)"
+    if timeout_s is not None:
+        return (
+            f"no ZeroMQ handshake within {timeout_s:g} s: something accepts connections there, but "
+            "it is no fleetlm node, or it is blocked"
+        )
+    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        # Whoever refuses closes at once, mostly before ZeroMQ has read what it said.
+        if has_cookie:
+            return (
+                "authentication failed: its cookie differs from ours, or it has none "
+                "(FLEETLM_COOKIE); or it closed during the handshake"
+            )
+        return (
+            "authentication failed: it wants a cookie, and this node has none (FLEETLM_COOKIE); "
+            "or it closed during the handshake"
+        )
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        return f"it broke the ZeroMQ protocol (code {value:#x}): not a fleetlm node?"
+    return "it closed the connection during the ZeroMQ handshake: not a fleetlm node?"

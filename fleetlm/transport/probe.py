@@ -1,0 +1,86 @@
+"""Ask an address who is there, as a stranger who joins nothing: for `fleetlm doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import zmq
+
+from fleetlm.names import endpoint
+from fleetlm.settings import Settings
+from fleetlm.transport.curve import keys_from_cookie
+from fleetlm.transport.dealer import Channel
+from fleetlm.transport.sockets import Context
+from fleetlm.wire import frames
+from fleetlm.wire.frames import BadFrame, IAm
+
+CHANNEL: Final = 0
+
+
+async def probe(ip: str, port: int, settings: Settings, timeout_s: float) -> IAm | str:
+    """Who is at ``ip:port``, or why that cannot be said.
+
+    Args:
+        ip: the address, in canonical text.
+        port: the port of its cluster.
+        settings: the cookie and the limits; only `Settings.cookie` must be the cluster's.
+        timeout_s: for all of it.
+
+    Returns:
+        What the node says of itself; or a sentence that names the address and the reason.
+    """
+    loop = asyncio.get_running_loop()
+    caller = _Caller(ip, port, loop.create_future())
+    keys = None if settings.cookie is None else keys_from_cookie(settings.cookie)
+    limits = settings.replace(connect_timeout_s=min(settings.connect_timeout_s, timeout_s))
+    context: Context = zmq.Context()
+    try:
+        channel = caller.channel = Channel(
+            context, loop, caller, CHANNEL, (ip, port), own_ip=None, settings=limits, keys=keys
+        )
+        try:
+            return await asyncio.wait_for(caller.verdict, timeout_s)
+        except TimeoutError:
+            said = "it accepted the connection, but" if channel.is_open else "nobody there:"
+            return f"{endpoint(ip, port)}: {said} no answer within {timeout_s:g} s"
+        finally:
+            channel.hang_up(0)
+    except (zmq.ZMQError, OSError) as error:
+        return f"{endpoint(ip, port)}: {error.strerror or error}"
+    finally:
+        context.term()  # at once: nothing lingers
+
+
+class _Caller:
+    """A `ChannelOwner` that asks one question."""
+
+    def __init__(self, ip: str, port: int, verdict: asyncio.Future[IAm | str]) -> None:
+        self._where = endpoint(ip, port)
+        self.verdict = verdict
+        self.channel: Channel | None = None
+
+    def channel_opened(self, channel: int) -> None:
+        """Ask."""
+        if self.channel is not None and not self.channel.send((frames.probe(),)):
+            self.channel_lost(channel, f"{self._where}: it closed the connection at once")
+
+    def channel_lost(self, channel: int, reason: str) -> None:  # noqa: ARG002
+        """No answer will come."""
+        if not self.verdict.done():
+            self.verdict.set_result(reason)
+
+    def channel_answered(self, channel: int, frame: bytes) -> None:  # noqa: ARG002
+        """The answer, if it is one."""
+        if self.verdict.done():
+            return
+        try:
+            answer = frames.read_answer(frame)
+        except BadFrame as error:
+            self.verdict.set_result(f"{self._where}: it answers, but not as a node does: {error}")
+            return
+        if isinstance(answer, IAm):
+            self.verdict.set_result(answer)
+        else:
+            word = answer.refusal.word
+            self.verdict.set_result(f"{self._where}: {answer.name} refused: {word}: {answer.detail}")

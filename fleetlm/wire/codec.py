@@ -1,0 +1,311 @@
+"""Values ⇄ msgpack bytes, exactly: what arrives equals what was sent, types included.
+
+msgpack alone would turn tuples into lists and subclasses into their bases, so a message is walked
+once before it is packed. The walk refuses what cannot travel and replaces what msgpack does not
+know by extension values; plain messages are packed as they are, without a copy.
+
+Sending is here, receiving in `Decoder`. A codec keeps buffers between calls: one
+event loop, one codec.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from functools import partial
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgpack
+
+from fleetlm.errors import MessageTooLarge, NotSerializable
+from fleetlm.ids import Pid, Ref
+from fleetlm.messages import TYPES, MessageTypes
+from fleetlm.names import Address
+from fleetlm.wire.decoder import Decoder
+from fleetlm.wire.extensions import (
+    MAX_NESTING_LIMIT,
+    SCALARS,
+    SHORT,
+    BadData,
+    Ext,
+    Refused,
+    Unreadable,
+    all_scalars,
+    explained,
+    too_deep,
+    type_name,
+    unreadable_in,
+)
+
+_KEEP_BYTES = 1024 * 1024
+"""A packer's buffer never shrinks: one that grew beyond this is given back."""
+_SHOWN_PATH_LENGTH = 200
+_TUPLE = int(Ext.TUPLE)
+_MICROSECOND = timedelta(microseconds=1)
+_EXACT = (
+    *(bool, int, float, str, bytes, tuple, list, dict, set, frozenset),
+    *(datetime, UUID, Decimal),
+)
+_ExtType = msgpack.ExtType
+_new = tuple.__new__  # ExtType's constructor checks in Python: 280 ns, this 110
+_pack_errors = (TypeError, ValueError, OverflowError, RecursionError)  # UnicodeEncodeError included
+
+
+__all__ = ["BadData", "Codec", "Ext", "Unreadable", "unreadable_in"]
+
+
+class Codec(Decoder):
+    """Packs and unpacks messages.
+
+    Args:
+        types: the register of dataclasses that may travel.
+        max_nesting: containers within each other in one message, 1 to 128.
+        max_message_bytes: of what `pack` and `pack_value` return.
+
+    Attributes:
+        failures: how many `Unreadable` this codec has made. Equal before and after a batch means
+            that nobody has to look for one.
+
+    Raises:
+        ValueError: ``max_nesting`` is out of its range.
+    """
+
+    # Slots for speed: `pack` reads three attributes for every message.
+    __slots__ = ("_max_message_bytes", "_pack", "_packer", "_watch_bytes", "_writers")
+
+    def __init__(
+        self,
+        types: MessageTypes = TYPES,
+        *,
+        max_nesting: int = 64,
+        max_message_bytes: int = 1024 * 1024 * 1024,
+    ) -> None:
+        if not 1 <= max_nesting <= MAX_NESTING_LIMIT:
+            raise ValueError(f"max_nesting is 1 to {MAX_NESTING_LIMIT}, not {max_nesting}")
+        super().__init__(types, max_nesting)
+        self._max_message_bytes = max_message_bytes
+        self._watch_bytes = min(max_message_bytes, _KEEP_BYTES)
+        self._writers: dict[type, Callable[[Any, int], Any]] = {
+            tuple: self._write_tuple,
+            set: partial(self._write_set, int(Ext.SET)),
+            frozenset: partial(self._write_set, int(Ext.FROZENSET)),
+            datetime: self._write_datetime,
+            UUID: lambda value, _depth: _new(_ExtType, (int(Ext.UUID), value.bytes)),
+            Decimal: lambda value, _depth: _new(_ExtType, (int(Ext.DECIMAL), str(value).encode())),
+            Pid: partial(self._write_identity, int(Ext.PID)),
+            Ref: partial(self._write_identity, int(Ext.REF)),
+            Address: self._write_address,
+        }
+        self._renew_packer()
+
+    def pack(self, envelope: list[Any], payload: Any) -> bytes:
+        """The bytes of ``envelope``, a list of our own that has ``payload`` as one of its items.
+
+        Later changes of ``payload`` do not show in the bytes.
+
+        Raises:
+            NotSerializable: something in ``payload`` would not arrive as it is; names where.
+            MessageTooLarge: more than ``max_message_bytes``.
+        """
+        try:
+            if type(payload) not in SCALARS:
+                plain = self._plain(payload, 1)
+                if plain is not payload:
+                    envelope = _replaced(envelope, payload, plain)
+            data: bytes = self._pack(envelope)
+        except _pack_errors as error:
+            raise self._refusal(payload, error) from None
+        if len(data) > self._watch_bytes:
+            self._after_large(data)
+        return data
+
+    def pack_value(self, value: Any) -> bytes:
+        """The bytes of ``value`` alone, to be joined with an envelope's. Raises as `pack` does."""
+        try:
+            data: bytes = self._pack(value if type(value) in SCALARS else self._plain(value, 1))
+        except _pack_errors as error:
+            raise self._refusal(value, error) from None
+        if len(data) > self._watch_bytes:
+            self._after_large(data)
+        return data
+
+    def _renew_packer(self) -> None:
+        self._packer = msgpack.Packer(strict_types=True, default=_write_big_int)
+        self._pack: Callable[[Any], bytes] = self._packer.pack
+
+    def _after_large(self, data: bytes) -> None:
+        self._renew_packer()
+        if len(data) > self._max_message_bytes:
+            raise MessageTooLarge(len(data), self._max_message_bytes)
+
+    def _plain(self, value: Any, depth: int) -> Any:
+        """``value``, which is no scalar, as msgpack can pack it: itself where nothing must change.
+
+        ``depth`` counts the containers around it, itself included. Raises: Refused.
+        """
+        kind = type(value)
+        if kind is not list and kind is not dict:
+            return self._plain_other(value, depth)
+        if depth > self._max_nesting:
+            raise Refused(too_deep(self._max_nesting))
+        changed = None
+        if kind is dict:
+            for key, item in value.items():
+                if type(key) not in SCALARS:
+                    return self._plain_keys(value, depth)
+                if type(item) not in SCALARS:
+                    plain = self._plain(item, depth + 1)
+                    if plain is not item:
+                        changed = value.copy() if changed is None else changed
+                        changed[key] = plain
+        elif not all_scalars(map(type, value)):
+            for index, item in enumerate(value):
+                if type(item) not in SCALARS:
+                    plain = self._plain(item, depth + 1)
+                    if plain is not item:
+                        changed = value.copy() if changed is None else changed
+                        changed[index] = plain
+        return value if changed is None else changed
+
+    def _plain_other(self, value: Any, depth: int) -> Any:
+        kind = type(value)
+        writer = self._writers.get(kind)
+        if writer is not None:
+            return writer(value, depth)
+        tag = self._types.tags.get(kind)
+        if tag is not None:
+            return self._write_dataclass(tag, value, depth)
+        raise Refused(_why_not(kind))
+
+    def _plain_keys(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
+        """A dict with keys that are no scalars."""
+        plain = {self._plain_item(key, depth): self._plain_item(item, depth) for key, item in value.items()}
+        if len(plain) != len(value):  # (nan,) and (nan,) are two keys here and one packed
+            raise Refused("a dict with two keys that no receiver can tell apart")
+        return plain
+
+    def _plain_item(self, item: Any, depth: int) -> Any:
+        return item if type(item) in SCALARS else self._plain(item, depth + 1)
+
+    def _write_tuple(self, value: tuple[Any, ...], depth: int) -> Any:
+        return _new(_ExtType, (_TUPLE, self._pack(self._plain(list(value), depth))))
+
+    def _write_set(self, code: int, value: Iterable[Any], depth: int) -> Any:
+        if depth > self._max_nesting:
+            raise Refused(too_deep(self._max_nesting))
+        items = sorted(self._pack(self._plain_item(item, depth)) for item in value)
+        return _new(_ExtType, (code, self._packer.pack_array_header(len(items)) + b"".join(items)))
+
+    def _write_datetime(self, value: datetime, _depth: int) -> Any:
+        zone = value.tzinfo
+        where: object
+        if type(zone) is timezone:
+            offset = zone.utcoffset(None)
+            name = zone.tzname(None)
+            where = [
+                offset // _MICROSECOND,
+                None if name == timezone(offset).tzname(None) else name,
+            ]
+        elif type(zone) is ZoneInfo and zone.key:
+            where = zone.key
+        elif zone is None:
+            raise Refused("a datetime without a time zone; make it aware: datetime.now(timezone.utc)")
+        else:
+            raise Refused(
+                f"a datetime in a zone of type {type_name(type(zone))}; "
+                "use zoneinfo.ZoneInfo or datetime.timezone"
+            )
+        clock = [value.hour, value.minute, value.second, value.microsecond, value.fold]
+        body = self._pack([value.year, value.month, value.day, *clock, where])
+        return _new(_ExtType, (int(Ext.DATETIME), body))
+
+    def _write_identity(self, code: int, value: Pid | Ref, _depth: int) -> Any:
+        parts = [value.node, value.incarnation, value.number]
+        if [type(part) for part in parts] != [str, int, int]:
+            raise Refused(f"a {type_name(type(value))} with a field of another type: {SHORT.repr(parts)}")
+        return _new(_ExtType, (code, self._pack(parts)))
+
+    def _write_address(self, value: Address, _depth: int) -> Any:
+        if [type(part) for part in value] != [str, str]:
+            raise Refused(f"an Address of something else than two strings: {SHORT.repr([*value])}")
+        return _new(_ExtType, (int(Ext.ADDRESS), self._pack([*value])))
+
+    def _write_dataclass(self, tag: str, value: Any, depth: int) -> Any:
+        try:
+            fields = {name: getattr(value, name) for name in self._shapes.of(type(value)).names}
+        except AttributeError as error:
+            raise Refused(f"a {type_name(type(value))} whose field {error.name!r} is not set") from None
+        return _new(_ExtType, (int(Ext.DATACLASS), self._pack([tag, self._plain(fields, depth)])))
+
+    def _refusal(self, value: Any, error: Exception) -> NotSerializable:
+        """The sender's error: follows the first child that is refused by itself, to the culprit."""
+        self._renew_packer()
+        why, depth, path = self._why_refused(value, 1), 1, "message"
+        if why is None:  # so it was something else in the envelope, such as a name
+            return NotSerializable("the address of the message", explained(error))
+        found = True
+        while found and depth <= self._max_nesting:  # a cycle has no end
+            found = False
+            for step, child in _children(value):
+                child_why = self._why_refused(child, depth + 1)
+                if child_why is not None:
+                    value, why, depth, found = child, child_why, depth + 1, True
+                    path = step.format(path=path) if len(path) < _SHOWN_PATH_LENGTH else path
+                    break
+        return NotSerializable(path, why)
+
+    def _why_refused(self, value: Any, depth: int) -> str | None:
+        try:
+            self._pack(value if type(value) in SCALARS else self._plain(value, depth))
+        except _pack_errors as error:
+            return explained(error)
+        return None
+
+
+def _replaced(envelope: list[Any], payload: Any, plain: Any) -> list[Any]:
+    # Not in `pack`: a comprehension would make its locals cells, 25 ns for every message.
+    return [plain if item is payload else item for item in envelope]
+
+
+def _write_big_int(value: Any) -> Any:
+    """What msgpack calls for values that it cannot pack: after the walk, ints beyond 64 bits."""
+    if type(value) is not int:
+        raise Refused(_why_not(type(value)))
+    return _new(
+        _ExtType,
+        (int(Ext.BIG_INT), value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)),
+    )
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    """What ``value`` holds, each with a format for the path to it."""
+    kind = type(value)
+    if kind in (list, tuple):
+        yield from ((f"{{path}}[{index}]", item) for index, item in enumerate(value))
+    elif kind in (set, frozenset):
+        yield from (("an item of {path}", item) for item in value)
+    elif kind is dict:
+        for key, item in value.items():
+            shown = SHORT.repr(key).replace("{", "{{").replace("}", "}}")
+            yield f"the key {shown} of {{path}}", key
+            yield f"{{path}}[{shown}]", item
+    elif dataclasses.is_dataclass(kind) and kind not in (Pid, Ref):
+        for field in dataclasses.fields(kind):
+            yield f"{{path}}.{field.name}", getattr(value, field.name, None)
+
+
+def _why_not(kind: type) -> str:
+    """Why values of this type do not travel, and what to send instead."""
+    name = type_name(kind)
+    if kind in (bytearray, memoryview):
+        return f"{name} would arrive as bytes; send bytes(...)"
+    if dataclasses.is_dataclass(kind):
+        return f"the dataclass {name} is not registered; put @fleetlm.message(tag) above it"
+    for base in _EXACT:
+        if issubclass(kind, base):
+            return f"{name} is a kind of {base.__name__} and would arrive as a plain one; convert it"
+    return f"{name} is not a message type"

@@ -1,0 +1,53 @@
+"""Societies from seeds (see soak.py): the first five hundred, and what every run of them must show.
+
+A seed that fails is replayed by ``python -m tests.sim.soak SEED --trace``, and kept in FAILED_ONCE.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.sim.seeded import named
+from tests.sim.soak import blocks, play, play_all
+
+FAILED_ONCE = [
+    1011,  # the answer that a process has ended overtook the large messages that it had sent
+    1360,  # likewise
+    2315,  # a child that came back while all was quiet made a link
+]
+HAPPENS = (
+    "call: reply", "call: CallTimeout", "call: CancelledError", "call: NoConnection", "call: NoProcess",
+    "call: NodeLost", "call: ProcessDown", "call: RemoteError", "call: WouldBlock", "stream: reply",
+    "nested: reply", "nested: CallTimeout", "spawn: reply", "spawn: CallTimeout",
+    "down: noconnection", "down: noproc", "down: normal", "down: killed", "down: another",
+    "exits", "links", "messages", "names registered", "names given up", "supervisors that gave up",
+)  # fmt: skip
+"""What a block of seeds is about: without these it would prove little."""
+
+
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_seeds_that_failed_once(seed: int) -> None:
+    play_all([seed])
+
+
+@pytest.mark.deadline(60)
+@pytest.mark.parametrize("seeds", blocks(range(500)), ids=named)
+def test_society(seeds: range) -> None:
+    play_all(seeds)
+
+
+@pytest.mark.deadline(60)
+def test_everything_happens() -> None:
+    counts: Counter[str] = Counter()
+    for report in play_all(range(20)):
+        counts += report.counts
+    assert [what for what in HAPPENS if not counts[what]] == []
+
+
+def test_a_seed_runs_the_same_course_again() -> None:
+    for seed in (3, 8):
+        first, again = play(seed, trace=True, quiet=True), play(seed, trace=True, quiet=True)
+        assert first == again
+    assert first != play(9, trace=True, quiet=True)

@@ -1,0 +1,20 @@
+"""Societies from seeds (see soak.py): five hundred more, in a module of their own for a second worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.seeded import named
+from tests.sim.soak import blocks, play_all
+
+
+@pytest.mark.deadline(60)
+@pytest.mark.parametrize("seeds", blocks(range(500, 1_000)), ids=named)
+def test_society(seeds: range) -> None:
+    play_all(seeds)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seeds", blocks(range(1_000, 2_000), 250), ids=named)
+def test_many_more(seeds: range) -> None:
+    play_all(seeds)

@@ -1,0 +1,305 @@
+"""Whoever watches is watched: with a fault in the product, the societies of `soak.py` must fail."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fleetlm import messages, node_messages
+from fleetlm.actors.run import Life
+from fleetlm.call import Call
+from fleetlm.core import restarts
+from fleetlm.core.group_table import GroupTable
+from fleetlm.core.links import Deliver, Relations
+from fleetlm.core.name_table import Lose, Names
+from fleetlm.core.restarts import Backoff
+from fleetlm.directory.groups import Groups
+from fleetlm.directory.registry import Registry
+from fleetlm.directory.subscriptions import Feed, Subscription
+from fleetlm.messaging.inbound import Inbound
+from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.session import Link
+from fleetlm.messaging.stream_items import Inlet
+from fleetlm.messaging.windows import InWindows
+from fleetlm.process import Process
+from fleetlm.processes.remote_spawn import _Spawning
+from fleetlm.processes.signals import Signals
+from fleetlm.testing.loop import SimulationError
+from fleetlm.wire.frames import Op
+from tests.sim.invariants import Breach
+from tests.sim.soak import play
+
+MOST_SEEDS = 40
+Mutant = Callable[..., Any]
+
+
+def _ignored(original: Mutant) -> Mutant:
+    """Nothing is done."""
+
+    def nothing(*args: Any, **options: Any) -> None: ...
+
+    return nothing
+
+
+# Links, monitors, exits.
+
+
+def _a_monitor_fires_twice(perform: Mutant) -> Mutant:
+    def mutant(signals: Signals, orders: list[Any], *rest: Any) -> None:
+        downs = [order for order in orders if isinstance(getattr(order, "message", None), messages.Down)]
+        perform(signals, [*orders, *downs], *rest)
+
+    return mutant
+
+
+def _downs_are_lost_with_a_node(node_down: Mutant) -> Mutant:
+    def mutant(relations: Relations, node: str) -> list[Any]:
+        return [order for order in node_down(relations, node) if not isinstance(order, Deliver)]
+
+    return mutant
+
+
+def _a_death_is_told_as_absence(down: Mutant) -> Mutant:
+    return lambda relations, ref, target, reason: down(relations, ref, target, "noproc")
+
+
+def _a_link_has_one_side(told: Mutant) -> Mutant:
+    def mutant(relations: Relations, node: str, incarnation: int, signal: list[Any]) -> Any:
+        return [] if signal[0] == "link" else told(relations, node, incarnation, signal)
+
+    return mutant
+
+
+def _an_unlink_ends_every_link(unlinked: Mutant) -> Mutant:
+    return lambda relations, number, other, _: relations._drop_link(number, other)
+
+
+def _a_signal_overtakes(signal: Mutant) -> Mutant:
+    def mutant(link: Link, packed: bytes, after: Any = None) -> None:
+        signal(link, packed)
+        if packed[1] == Op.SIGNAL and len(link._batch) > 1:
+            link._batch.insert(1, link._batch.pop())
+
+    return mutant
+
+
+# Supervisors.
+
+
+def _peer_loss_counts(_original: Mutant) -> Mutant:
+    return lambda reason: False
+
+
+def _hardly_a_pause(_original: Mutant) -> Mutant:
+    return lambda backoff, name, now, reason: 0.005
+
+
+# Windows.
+
+
+def _senders_see_no_window(init: Mutant) -> Mutant:
+    def mutant(link: Link, *args: Any) -> None:
+        init(link, *args)
+        link.window = link.windows.limit = 1_000_000
+
+    return mutant
+
+
+def _never_full(_original: Any) -> Any:
+    return property(lambda box: False)
+
+
+# Calls and streams.
+
+
+def _items_come_twice(put: Mutant) -> Mutant:
+    def mutant(inlet: Inlet, item: Any) -> None:
+        put(inlet, item)
+        if len(inlet._items) + inlet._untold < inlet._window:
+            put(inlet, item)
+
+    return mutant
+
+
+def _what_ran_is_told_as_not_delivered(_original: Mutant) -> Mutant:
+    return lambda call, target, reason: call.no_process(target)
+
+
+def _no_cancel(_original: Mutant) -> Mutant:
+    return lambda messenger, link, ref, sender: link.calls.pop(ref, None)
+
+
+def _callers_wait_for_the_lost(close: Mutant) -> Mutant:
+    def mutant(link: Link, reason: str) -> None:
+        link.calls = {}
+        close(link, reason)
+
+    return mutant
+
+
+def _requests_run_twice(call: Mutant) -> Mutant:
+    def mutant(inbound: Inbound, link: Link, message: list[Any]) -> None:
+        call(inbound, link, message)
+        box = inbound._boxes.get(message[1])
+        if message[1] == "server" and box is not None:
+            box.put(box.queue[-1])
+
+    return mutant
+
+
+def _messages_are_forgotten(deliver: Mutant) -> Mutant:
+    def mutant(inbound: Inbound, link: Link, messages: list[Any]) -> None:
+        deliver(inbound, link, messages[:-1] if len(messages) > 10 else messages)
+
+    return mutant
+
+
+# Groups and names.
+
+
+def _members_stay(_original: Mutant) -> Mutant:
+    return lambda table, node: []
+
+
+def _the_loser_is_not_told(perform: Mutant) -> Mutant:
+    def mutant(registry: Registry, orders: list[Any]) -> None:
+        perform(registry, [order for order in orders if not isinstance(order, Lose)])
+
+    return mutant
+
+
+def _everybody_wins(best: Mutant) -> Mutant:
+    def mutant(names: Names, name: str) -> Any:
+        own = names._own.held.get(name)
+        return best(names, name) if own is None else own.claim
+
+    return mutant
+
+
+def _changes_are_missed(publish: Mutant) -> Mutant:
+    def mutant(subscription: Subscription[Any], event: Any) -> None:
+        if random.random() > 0.1:
+            publish(subscription, event)
+
+    return mutant
+
+
+# Actors and remote spawn.
+
+
+def _handlers_overlap(_original: Mutant) -> Mutant:
+    async def called(life: Life, call: Call, request: Any) -> None:
+        found = life._find(request, call)
+        if found is not None:
+            await life._start_beside(found, request, call)
+
+    return called
+
+
+def _no_bound_for_concurrent_handlers(init: Mutant) -> Mutant:
+    def mutant(life: Life, *args: Any) -> None:
+        init(life, *args)
+        life._most = 1_000
+
+    return mutant
+
+
+def _deadlines_extend(_original: Mutant) -> Mutant:
+    return lambda timeout_s: timeout_s
+
+
+def _no_terminate(_original: Mutant) -> Mutant:
+    async def finish(life: Life, reason: Any) -> None: ...
+
+    return finish
+
+
+# What is left.
+
+
+def _a_future_is_left(take_ref: Mutant) -> Mutant:
+    left: list[asyncio.Future[Any]] = []
+
+    def mutant(messenger: Messenger) -> Any:
+        left.append(asyncio.get_running_loop().create_future())
+        return take_ref(messenger)
+
+    return mutant
+
+
+def _a_timer_is_left(ended: Mutant) -> Mutant:
+    def mutant(process: Process, reason: str) -> None:
+        asyncio.get_running_loop().call_later(900.0, process.mailbox.close)
+        ended(process, reason)
+
+    return mutant
+
+
+MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
+    (Signals, "_perform", _a_monitor_fires_twice),
+    (Relations, "node_down", _downs_are_lost_with_a_node),
+    (Relations, "_down", _a_death_is_told_as_absence),
+    (Relations, "_told_of_link", _a_link_has_one_side),
+    (Relations, "_unlinked_by", _an_unlink_ends_every_link),
+    (Relations, "_unwatch", _ignored),
+    (Link, "signal", _a_signal_overtakes),
+    (restarts, "is_of_the_cluster", _peer_loss_counts),
+    (Backoff, "pause_s", _hardly_a_pause),
+    (Link, "__init__", _senders_see_no_window),
+    (InWindows, "sweep", _ignored),
+    (Link, "_tell_taken", _ignored),
+    (Mailbox, "full", _never_full),
+    (Inlet, "put", _items_come_twice),
+    (Inlet, "set_result", _ignored),
+    (Call, "process_down", _what_ran_is_told_as_not_delivered),
+    (Messenger, "_done_with", _no_cancel),
+    (Link, "close", _callers_wait_for_the_lost),
+    (Inbound, "_call", _requests_run_twice),
+    (Inbound, "_deliver", _messages_are_forgotten),
+    (GroupTable, "node_down", _members_stay),
+    (Groups, "exited", _ignored),
+    (Registry, "_perform", _the_loser_is_not_told),
+    (Names, "_best", _everybody_wins),
+    (Subscription, "publish", _changes_are_missed),
+    (Feed, "forget", _ignored),
+    (Life, "_called", _handlers_overlap),
+    (Life, "__init__", _no_bound_for_concurrent_handlers),
+    (Life, "_interrupt", _ignored),
+    (Life, "_finish", _no_terminate),
+    (node_messages, "within_deadline", _deadlines_extend),
+    (_Spawning, "_kill", _ignored),
+    (Messenger, "take_ref", _a_future_is_left),
+    (Process, "ended", _a_timer_is_left),
+]
+
+
+def _named(mutant: tuple[Any, str, Any]) -> str:
+    owner, method, how = mutant
+    return f"{owner.__name__.rpartition('.')[2]}.{method}-{how.__name__.strip('_')}"
+
+
+@pytest.mark.deadline(60)
+@pytest.mark.parametrize(("owner", "method", "mutant"), MUTANTS, ids=map(_named, MUTANTS))
+def test_a_fault_in_the_product_is_noticed(
+    owner: Any, method: str, mutant: Callable[[Mutant], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, method, mutant(getattr(owner, method)))
+    for seed in range(MOST_SEEDS):
+        noticed = _noticed(seed)
+        if noticed is not None:
+            assert f"seed {seed}" in noticed.__notes__
+            return
+    pytest.fail(f"{MOST_SEEDS} seeds, and nobody noticed")
+
+
+def _noticed(seed: int) -> Exception | None:
+    try:
+        play(seed)
+    except (Breach, SimulationError) as error:
+        return error
+    return None

@@ -1,0 +1,191 @@
+"""Links without a network: two of them back to back, over transports that only take notes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fleetlm.call import Call
+from fleetlm.core.connection import Connection, Identity, Incoming, Outgoing
+from fleetlm.core.topology import Peer
+from fleetlm.messaging.inbound import Inbound
+from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.messaging.session import Link
+from fleetlm.processes.local import LocalProcesses
+from fleetlm.processes.signals import Signals
+from fleetlm.settings import Settings
+from fleetlm.testing.loop import SimLoop, run
+from fleetlm.wire.codec import Codec
+
+HERE, THERE = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2"
+EPOCH_HERE, EPOCH_THERE = 0xA, 0xB
+
+
+class FakeTransport:
+    """Notes what was sent; ``broken`` makes every send fail."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[int, tuple[bytes, ...]]] = []
+        self.answers: list[tuple[bytes, bytes]] = []
+        self.dialled: list[tuple[int, str, int]] = []
+        self.hung_up: list[int] = []
+        self.broken = False
+
+    def send(self, channel: int, parts: tuple[Any, ...]) -> bool:
+        if self.broken:
+            return False
+        self.frames.append((channel, tuple(bytes(part) for part in parts)))
+        return True
+
+    def answer(self, source: bytes, frame: bytes) -> None:
+        self.answers.append((source, frame))
+
+    def dial(self, channel: int, ip: str, port: int) -> None:
+        self.dialled.append((channel, ip, port))
+
+    def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
+        self.hung_up.append(channel)
+
+    def take(self) -> list[tuple[bytes, ...]]:
+        frames, self.frames = self.frames, []
+        return [parts for _, parts in frames]
+
+
+class Taker:
+    """The owner of a mailbox, who notes the calls that it has taken."""
+
+    def __init__(self, taken: list[Call] | None = None) -> None:
+        self.calls: list[Call] = [] if taken is None else taken
+
+    def took(self, call: Call) -> None:
+        self.calls.append(call)
+
+
+class FakeOffice:
+    def __init__(self) -> None:
+        self.ticks: list[tuple[int, bool]] = []
+        self.named: list[str] = []
+        self.questions: list[tuple[str, Any]] = []
+
+    def ticked(self, link: Link, lag_ms: int, draining: bool) -> None:
+        self.ticks.append((lag_ms, draining))
+
+    def told_of(self, names: list[str]) -> None:
+        self.named += names
+
+    def told_table(self, link: Link, topic: Any, fact: Any) -> None:
+        self.questions.append((topic, fact))
+
+    def signalled(self, link: Link, signal: Any) -> None:
+        self.questions.append(("signal", signal))
+
+    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
+        self.questions.append((verb, argument))
+        call.reply("answer")
+
+
+def local_processes(node: Any, mailbox_limit: int) -> LocalProcesses:
+    """The processes of a node that has no connections."""
+    local = LocalProcesses(node, HERE, 1, mailbox_limit)
+    local.signals = Signals(HERE, 1, Codec(), local, {})
+    return local
+
+
+def identity(name: str, incarnation: int, settings: Settings) -> Identity:
+    return Identity(
+        name=name,
+        incarnation=incarnation,
+        cluster="",
+        port=4370,
+        aliases=(),
+        window_bytes=settings.window_bytes,
+        mailbox_limit=settings.mailbox_limit,
+        max_message_bytes=settings.max_message_bytes,
+    )
+
+
+class Side:
+    """One end: its link, what it flushes, and what it receives."""
+
+    def __init__(self, name: str, peer: str, settings: Settings, theirs: Settings | None = None) -> None:
+        theirs = theirs or settings
+        loop = SimLoop.current()
+        number, other = (1, 2) if name == HERE else (2, 1)
+        epochs = (EPOCH_HERE, EPOCH_THERE) if name == HERE else (EPOCH_THERE, EPOCH_HERE)
+        me = identity(name, number, settings)
+        hello = identity(peer, other, theirs).hello(name, 0)
+        connection = Connection(peer, "10.0.0.9", me, settings, loop.rng, 0.0)
+        connection.incarnation = other
+        self.transport = FakeTransport()
+        self.office = FakeOffice()
+        self.boxes: dict[int | str, Mailbox] = {}
+        self.codec = Codec()
+        self.dirty: list[Link] = []
+        self.lost: list[str] = []
+        outgoing = Outgoing(7, epochs[0])
+        outgoing.seq = 1
+        incoming = Incoming(b"source", epochs[1], hello, "10.0.0.9")
+        self.link = Link(
+            Peer(connection, 0.0),
+            outgoing,
+            incoming,
+            settings,
+            self.codec,
+            self.transport,  # type: ignore[arg-type]
+            self.dirty.append,
+            lambda _link, reason: self.lost.append(reason),
+        )
+        self.inbound = Inbound(self.boxes, self.codec, self.office, loop.time, 8)
+
+    def box(self, name: str, limit: int = 1_000_000) -> Mailbox:
+        box = self.boxes[name] = Mailbox(limit, Taker())
+        return box
+
+    def send(self, to: str, message: Any, sender: Any = None) -> None:
+        self.link.append(self.codec.pack([to, message], message), sender)
+
+    def flush(self) -> bool:
+        """What the driver does at the end of a turn. Whether there was anything to do."""
+        dirty, self.dirty[:] = list(self.dirty), []
+        for link in dirty:
+            link.flush()
+        return bool(dirty)
+
+    def receive(self, frames: list[tuple[bytes, ...]]) -> None:
+        for frame, *extra in frames:
+            self.inbound.frame(self.link, frame, extra[0] if extra else None)
+
+
+class Pair:
+    """Two sides that a test connects step by step, or until nothing moves."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
+        self.here = Side(HERE, THERE, settings)
+        self.there = Side(THERE, HERE, settings)
+
+    def settle(self) -> None:
+        moved = True
+        while moved:
+            moved = self.here.flush() | self.there.flush()
+            for a, b in ((self.here, self.there), (self.there, self.here)):
+                frames = a.transport.take()
+                b.receive(frames)
+                moved |= bool(frames)
+
+
+async def turns(count: int = 5) -> None:
+    """Let everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def virtual(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run an async test on virtual time; what would hang, or is left over, is an error there."""
+
+    def start() -> None:
+        run(test())
+
+    start.__name__ = test.__name__
+    return start

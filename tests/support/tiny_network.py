@@ -1,0 +1,382 @@
+"""Kernels wired to each other by queues, with every order checked while it is performed.
+
+A channel keeps order and has no gap; whatever ends it takes a suffix of its frames. As with ZeroMQ
+a dialler may never hear that an open channel has ended, and a channel may fall silent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgpack
+
+from fleetlm.core.connection import Connection, Incoming, Outgoing, Phase
+from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
+from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
+from fleetlm.core.kernel import Kernel
+from fleetlm.settings import Settings
+from fleetlm.wire import frames
+from fleetlm.wire.frames import BadFrame, Kind
+from tests.support.kernel_fakes import identity, ip, name
+
+SILENCE_S = 8.0
+"""After which a listener gives up a silent source."""
+
+
+@dataclass(eq=False)
+class Channel:
+    """One dial: from a node to whoever listens at an address when it opens."""
+
+    number: int
+    dialler: Node
+    to_ip: str
+    source: bytes
+    listener: Node | None = None
+    out: deque[bytes] = field(default_factory=deque)
+    back: deque[bytes] = field(default_factory=deque)
+    met: bool = False
+    hung_up: bool = False
+    """By the dialler: what is queued is still delivered, then its end."""
+    cut_at: float | None = None
+    """Silent since: nothing is delivered any more."""
+    over: bool = False
+
+
+@dataclass
+class Link:
+    """What a driver keeps of an `Up`."""
+
+    connection: Connection
+    incarnation: int
+    outgoing: Outgoing
+    incoming: Incoming
+    sent: int = 0
+    received: int = 0
+
+
+class Node:
+    """A kernel and what its driver would keep."""
+
+    def __init__(self, net: TinyNetwork, number: int, incarnation: int) -> None:
+        self.net = net
+        self.number = number
+        self.kernel = Kernel(identity(number, incarnation), net.settings, random.Random(net.rng.random()))
+        self.alive = True
+        self.channels: dict[int, Channel] = {}
+        self.links: dict[str, Link] = {}
+        self.by_source: dict[bytes, Link] = {}
+        self.reports: list[str] = []
+        self.dials = 0
+        self.ups = 0
+
+    @property
+    def incarnation(self) -> int:
+        return self.kernel.me.incarnation
+
+    def perform(self, orders: list[Effect]) -> None:
+        for order in orders:
+            match order:
+                case Dial(number, to_ip, _):
+                    assert number not in self.channels, "a channel number was used twice"
+                    self.channels[number] = self.net.dial(self, number, to_ip)
+                    self.dials += 1
+                case Send(number, frame):
+                    channel = self.channels[number]
+                    assert channel.listener is not None, "sent before the channel opened"
+                    assert not channel.hung_up
+                    channel.out.append(frame)
+                case Answer(source, frame):
+                    self.net.answer(self, source, frame)
+                case HangUp(number):
+                    channel_or_none = self.channels.pop(number, None)
+                    if channel_or_none is not None:
+                        channel_or_none.hung_up = True
+                case Up(peer, incarnation, connection):
+                    assert peer not in self.links, "up twice"
+                    assert connection.outgoing is not None
+                    assert connection.incoming is not None
+                    link = Link(connection, incarnation, connection.outgoing, connection.incoming)
+                    self.links[peer] = self.by_source[link.incoming.source] = link
+                    self.ups += 1
+                case Down(peer, incarnation, _):
+                    link = self.links.pop(peer)  # KeyError: down without up
+                    assert link.incarnation == incarnation
+                    del self.by_source[link.incoming.source]
+                case Report(_, text):
+                    self.reports.append(text)
+        self.check()
+
+    def arrived(self, channel: Channel, frame: bytes) -> None:
+        """A driver's straight road for data, and the kernel for the rest."""
+        now, link = self.net.now, self.by_source.get(channel.source)
+        if link is not None and frame[0] == Kind.BATCH:
+            try:
+                link.incoming.accept(*frames.read_header(frame)[1:])
+            except BadFrame as error:
+                return self.perform(self.kernel.broken(now, channel.source, str(error)))
+            sender, receiver, count = msgpack.unpackb(frame[frames.HEADER_BYTES :])
+            assert link.connection.phase is Phase.UP
+            assert sender == link.incarnation, "a message of another incarnation was delivered"
+            assert receiver == self.incarnation, "a message for another incarnation was delivered"
+            assert count == link.received, "a message is missing, or came twice"
+            link.received += 1
+            return None
+        return self.perform(self.kernel.control_frame(now, channel.source, frame))
+
+    def send_data(self, link: Link) -> None:
+        head = link.outgoing.header(Kind.BATCH)
+        body = msgpack.packb([self.incarnation, link.incarnation, link.sent])
+        link.sent += 1
+        self.channels[link.outgoing.channel].out.append(head + body)
+
+    def check(self) -> None:
+        """What holds between any two facts."""
+        kernel, peers = self.kernel, self.kernel.topology.peers.values()
+        dialled = {p.connection.outgoing.channel for p in peers if p.connection.outgoing is not None}
+        assert dialled == kernel._channels.keys(), "the kernel lost track of a channel"
+        assert self.channels.keys() == dialled | kernel._probes.keys(), "a channel leaks"
+        assert self.links.keys() == {p.connection.name for p in peers if p.up}
+        for link in self.links.values():
+            now = (link.connection.outgoing, link.connection.incoming)
+            assert now == (link.outgoing, link.incoming), "up, but over other halves than it came up with"
+        for peer in peers:
+            phase = peer.connection.phase
+            assert (phase is Phase.IDLE) == (peer.connection.outgoing is None)
+            if phase is not Phase.UP and not peer.blocked and not kernel.leaving:
+                assert peer.due is not None, "a peer that nobody will look at again"
+        due, deadline = kernel._due, kernel.deadline()
+        assert len(due) <= 40 * (1 + len(peers)), "the schedule grows"
+        assert not due or (deadline is not None and deadline <= due[0][0])
+
+
+class TinyNetwork:
+    """Nodes 1 to ``size`` and every channel between them."""
+
+    def __init__(self, seed: int, size: int, settings: Settings | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.settings = settings or Settings()
+        self.now = 100.0
+        self.size = size
+        self.tells = self.rng.random() < 0.5
+        """Whether diallers hear of the end of an open channel."""
+        self.channels: list[Channel] = []
+        self.sources: dict[bytes, Channel] = {}
+        self._numbers = itertools.count(1)
+        self.nodes = {number: Node(self, number, self.fresh(number)) for number in range(1, size + 1)}
+
+    def fresh(self, number: int) -> int:
+        return number * 1_000_000 + next(self._numbers)
+
+    # What nodes do.
+
+    def dial(self, node: Node, number: int, to_ip: str) -> Channel:
+        source = b"source %d" % next(self._numbers)
+        channel = Channel(number, node, to_ip, source)
+        self.channels.append(channel)
+        self.sources[source] = channel
+        return channel
+
+    def answer(self, node: Node, source: bytes, frame: bytes) -> None:
+        channel = self.sources[source]
+        assert channel.listener is node, "answered somebody else's dialler"
+        channel.back.append(frame)
+
+    # What the network does.
+
+    def end(self, channel: Channel, *, tell_dialler: bool) -> None:
+        """The channel is over: its listener hears so, if it ever heard of it."""
+        channel.over = True
+        self.channels.remove(channel)
+        self.sources.pop(channel.source)
+        dialler, listener = channel.dialler, channel.listener
+        if listener is not None and listener.alive and channel.met:
+            listener.perform(listener.kernel.source_lost(self.now, channel.source, "connection closed"))
+        if dialler.alive and not channel.hung_up and (tell_dialler or listener is None):
+            dialler.channels.pop(channel.number, None)
+            dialler.perform(dialler.kernel.channel_lost(self.now, channel.number, "connection lost"))
+        elif not channel.hung_up:
+            channel.cut_at = self.now  # Nobody tells the dialler; what it sends goes nowhere.
+
+    def step(self, channel: Channel) -> bool:
+        """One thing happens on this channel. False where nothing can."""
+        if channel.listener is None:
+            return self._connect(channel)
+        if channel.cut_at is not None:
+            if self.now >= channel.cut_at + SILENCE_S:
+                self.end(channel, tell_dialler=False)
+            return False
+        if channel.back and (not channel.out or self.rng.random() < 0.5):
+            frame = channel.back.popleft()
+            if channel.dialler.alive and not channel.hung_up:
+                channel.dialler.perform(channel.dialler.kernel.answered(self.now, channel.number, frame))
+            return True
+        if channel.out:
+            frame, listener = channel.out.popleft(), channel.listener
+            if not listener.alive:
+                return True
+            if not channel.met:
+                channel.met = True
+                listener.kernel.source_met(channel.source, ip(channel.dialler.number))
+            listener.arrived(channel, frame)
+            return True
+        if channel.hung_up or not channel.dialler.alive:
+            self.end(channel, tell_dialler=False)
+            return True
+        if not channel.listener.alive:
+            self.end(channel, tell_dialler=self.tells)
+            return True
+        return False
+
+    def _connect(self, channel: Channel) -> bool:
+        if channel.hung_up or not channel.dialler.alive:
+            self.end(channel, tell_dialler=False)
+            return True
+        listener = next((n for n in self.nodes.values() if ip(n.number) == channel.to_ip and n.alive), None)
+        if listener is None:
+            self.end(channel, tell_dialler=True)
+            return True
+        channel.listener = listener
+        channel.dialler.perform(channel.dialler.kernel.opened(self.now, channel.number))
+        return True
+
+    def kill(self, number: int, *, politely: bool = False) -> None:
+        node = self.nodes[number]
+        if politely and node.alive:
+            dials = node.dials
+            node.perform(node.kernel.left(self.now, "SIGTERM"))
+            assert not node.channels
+            node.perform(node.kernel.tick(self.now + 60))
+            node.perform(node.kernel.looked_up(self.now, self.dns()))
+            assert node.dials == dials, "a node that left has dialled"
+            assert not node.links
+        elif node.alive:
+            for channel in node.channels.values():
+                del_from = self.rng.randrange(len(channel.out) + 1)
+                while len(channel.out) > del_from:
+                    channel.out.pop()  # What the dead one's kernel had not sent yet.
+        node.alive = False
+
+    def start(self, number: int) -> None:
+        self.nodes[number] = Node(self, number, self.fresh(number))
+
+    def dns(self, numbers: list[int] | None = None) -> DnsAnswer:
+        told = tuple(ip(number) for number in (numbers or range(1, self.size + 1)))
+        return DnsAnswer(Outcome.ADDRESSES, told, f"{len(told)} addresses")
+
+    def tick(self) -> None:
+        for node in list(self.nodes.values()):
+            if node.alive:
+                node.perform(node.kernel.tick(self.now))
+
+    # Whole runs.
+
+    def chaos(self, steps: int) -> None:
+        """Anything, in any order."""
+        for _ in range(steps):
+            self.anything()
+
+    def anything(self) -> None:
+        rng = self.rng
+        dice = rng.random()
+        number = rng.randint(1, self.size)
+        node = self.nodes[number]
+        if dice < 0.55:
+            for _ in range(rng.choice((1, 2, 5, 40))):
+                if self.channels:
+                    self.step(rng.choice(self.channels))
+        elif dice < 0.70:
+            self.now += rng.choice((0.001, 0.05, 0.3, 1.0, 4.0))
+            self.tick()
+        elif dice < 0.85 and node.alive and node.links:
+            node.send_data(rng.choice(list(node.links.values())))
+        elif dice < 0.87 and self.channels:
+            channel = rng.choice(self.channels)
+            channel.cut_at = self.now if channel.cut_at is None else channel.cut_at
+        elif dice < 0.89 and self.channels:
+            self.end(rng.choice(self.channels), tell_dialler=self.tells)
+        elif dice < 0.91 and node.alive:
+            self.kill(number, politely=rng.random() < 0.3)
+            if rng.random() < 0.7:
+                self.start(number)
+        elif dice < 0.94 and not node.alive:
+            self.start(number)
+        elif node.alive:
+            self.hearsay(node)
+
+    def hearsay(self, node: Node) -> None:
+        rng, kernel, other = self.rng, node.kernel, self.rng.randint(1, self.size)
+        match rng.randrange(6):
+            case 0 | 1:
+                node.perform(kernel.looked_up(self.now, self.dns([other])))
+            case 2:
+                node.perform(kernel.heard_of(self.now, [name(other), name(node.number)]))
+            case 3:
+                node.perform(kernel.asked_for(self.now, name(other)))
+            case 4 if rng.random() < 0.3:
+                node.perform(kernel.disconnected(self.now, name(other), "told to"))
+            case _:
+                node.perform(kernel.looked_up(self.now, DnsAnswer(Outcome.EMPTY, (), "NXDOMAIN")))
+
+    def drain(self) -> None:
+        """Deliver until nothing moves."""
+        for _ in range(20_000):
+            moved = [self.step(channel) for channel in list(self.channels) if not channel.over]
+            if not any(moved):
+                return
+        raise AssertionError("the network never comes to rest")
+
+    def heal(self) -> None:
+        """Everybody lives, knows everybody and wants everybody."""
+        for number, node in list(self.nodes.items()):
+            if not node.alive:
+                self.start(number)
+        for node in self.nodes.values():
+            node.perform(node.kernel.looked_up(self.now, self.dns()))
+            for number in self.nodes:
+                node.perform(node.kernel.asked_for(self.now, name(number)))
+
+    def settled(self) -> bool:
+        """Whether every pair is up, both ends holding the same two halves."""
+        for node in self.nodes.values():
+            for other in self.nodes.values():
+                if other is node:
+                    continue
+                here, there = node.links.get(name(other.number)), other.links.get(name(node.number))
+                if here is None or there is None:
+                    return False
+                if (here.incarnation, there.incarnation) != (other.incarnation, node.incarnation):
+                    return False
+                if here.incoming.epoch != there.outgoing.epoch or here.outgoing.epoch != there.incoming.epoch:
+                    return False
+        return True
+
+    def converse(self) -> None:
+        """Everybody hears from everybody, and nobody goes down over it."""
+        links = [(node, link) for node in self.nodes.values() for link in node.links.values()]
+        heard = [link.received for _, link in links]
+        for node, link in links:
+            node.send_data(link)
+        self.drain()
+        assert self.settled()
+        assert [link.received for _, link in links] == [count + 1 for count in heard]
+
+    def quiet(self, limit_s: float) -> float:
+        """Let everything be delivered and every deadline pass. Returns how long it took to settle."""
+        began = asked = self.now
+        self.drain()
+        while not self.settled() or any(channel.cut_at is not None for channel in self.channels):
+            assert self.now - began <= limit_s, "no connection although everybody lives and wants one"
+            deadlines = [node.kernel.deadline() for node in self.nodes.values()]
+            times = [at for at in deadlines if at is not None]
+            times += [c.cut_at + SILENCE_S for c in self.channels if c.cut_at is not None]
+            self.now = max(self.now, min(times, default=self.now + 1.0))
+            if self.now - asked > 5.0:
+                asked = self.now
+                for node in self.nodes.values():
+                    node.perform(node.kernel.looked_up(self.now, self.dns()))
+            self.tick()
+            self.drain()
+        return self.now - began

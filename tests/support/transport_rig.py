@@ -1,0 +1,163 @@
+"""What the transport's tests share: a listener that records, transports on 127.0.0.N, loops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from fleetlm.settings import Settings
+from fleetlm.transport.zeromq import ZmqTransport
+from tests.conftest import within
+
+COOKIE = "a cookie that the tests share"
+OTHER_COOKIE = "a cookie of somebody else"
+PATIENCE_S = 5.0
+_channels = itertools.count(1)
+_hosts = itertools.count(1)
+
+
+class Recorder:
+    """A `fleetlm.transport.interface.Listener` that remembers, and wakes whoever waits for something."""
+
+    def __init__(self) -> None:
+        self.facts: list[tuple[Any, ...]] = []
+        self.times: list[float] = []
+        self.on_fact: Callable[[tuple[Any, ...]], None] | None = None
+        self._changed = asyncio.Event()
+
+    def _note(self, *fact: Any) -> None:
+        self.facts.append(fact)
+        self.times.append(time.monotonic())
+        self._changed.set()
+        if self.on_fact is not None:
+            self.on_fact(fact)
+
+    def channel_opened(self, channel: int) -> None:
+        self._note("opened", channel)
+
+    def channel_lost(self, channel: int, reason: str) -> None:
+        self._note("lost", channel, reason)
+
+    def channel_answered(self, channel: int, frame: bytes) -> None:
+        self._note("answered", channel, frame)
+
+    def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
+        self._note("frame", source, frame, extra)
+
+    def source_met(self, source: bytes, ip: str) -> None:
+        self._note("met", source, ip)
+
+    def source_lost(self, source: bytes) -> None:
+        self._note("gone", source)
+
+    def stranger_refused(self, ip: str, reason: str) -> None:
+        self._note("refused", ip, reason)
+
+    def all(self, kind: str) -> list[tuple[Any, ...]]:
+        return [fact[1:] for fact in self.facts if fact[0] == kind]
+
+    @property
+    def frames(self) -> list[bytes]:
+        return [frame for _, frame, _ in self.all("frame")]
+
+    def when(self, kind: str) -> float:
+        """Monotonic time of the last fact of that kind."""
+        return max(at for fact, at in zip(self.facts, self.times, strict=True) if fact[0] == kind)
+
+    async def until(self, kind: str, count: int = 1, patience_s: float = PATIENCE_S) -> Any:
+        """The ``count``-th fact of that kind, or a failure that shows what happened instead."""
+
+        async def wait() -> Any:
+            while len(found := self.all(kind)) < count:
+                self._changed.clear()
+                await self._changed.wait()
+            return found[count - 1]
+
+        try:
+            return await asyncio.wait_for(wait(), patience_s)
+        except TimeoutError:
+            facts = [str(fact)[:200] for fact in self.facts[-20:]]
+            pytest.fail(f"no {kind} number {count} in {patience_s} s, but {facts}")
+
+
+class Station:
+    """A transport with its recorder and its address."""
+
+    def __init__(self, transport: ZmqTransport, seen: Recorder, ip: str, port: int) -> None:
+        self.transport, self.seen, self.ip, self.port = transport, seen, ip, port
+
+    def dial(self, ip: str, port: int) -> int:
+        channel = next(_channels)
+        self.transport.dial(channel, ip, port)
+        return channel
+
+    async def reach(self, other: Station) -> int:
+        """A channel to another station, open."""
+        count = len(self.seen.all("opened")) + 1
+        channel = self.dial(other.ip, other.port)
+        assert await self.seen.until("opened", count) == (channel,)
+        return channel
+
+    def send(self, channel: int, *parts: bytes | memoryview) -> bool:
+        return self.transport.send(channel, parts)
+
+
+def free_ip() -> str:
+    """An address of the loopback network that no other test of this process uses."""
+    number = os.getpid() % 200 * 1000 + next(_hosts)
+    return f"127.{20 + number // 62_500}.{number // 250 % 250}.{number % 250 + 2}"
+
+
+PORT = 14_370
+
+
+@contextlib.asynccontextmanager
+async def station(ip: str | None = None, port: int = PORT, **settings: Any) -> AsyncIterator[Station]:
+    ip = ip or free_ip()
+    seen = Recorder()
+    transport = ZmqTransport(Settings(**settings))
+    await transport.start(ip, port, seen)
+    try:
+        yield Station(transport, seen, ip, port)
+    finally:
+        await transport.close()
+
+
+def both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test on asyncio's loop and on uvloop."""
+
+    def run(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(within(25, test()))
+
+    run.__name__ = test.__name__
+    return pytest.mark.parametrize(
+        "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+    )(run)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@contextlib.contextmanager
+def raw_server(ip: str, port: int, backlog: int = 16) -> Iterator[socket.socket]:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((ip, port))
+        server.listen(backlog)
+        yield server

@@ -1,0 +1,176 @@
+"""Keys from the cookie, and who gets past the ZAP handler."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import zmq
+from zmq.utils import z85
+
+from fleetlm.settings import Settings
+from fleetlm.transport import curve
+from fleetlm.transport.curve import CurveKeys, Gatekeeper, keys_from_cookie
+from fleetlm.transport.probe import probe
+from fleetlm.transport.router import UNKNOWN_IP
+from fleetlm.wire import frames
+from fleetlm.wire.frames import IAm
+from tests.support.transport_rig import COOKIE, OTHER_COOKIE, both_loops, free_ip, raw_server, station
+
+# ── keys ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_cookie_gives_the_same_keys_everywhere() -> None:
+    keys = keys_from_cookie("0123456789abcdef")
+    # Kept here, since another derivation would split clusters in the middle of an upgrade.
+    assert keys.public == b"(A9BQ)fC}ZKvc$lMV>QAC%nrEBm73^in+T#hV)!Z"
+    curve.keys_from_cookie.cache_clear()
+    assert keys_from_cookie("0123456789abcdef") == keys
+
+
+def test_keys_fit_together_and_differ_by_cookie() -> None:
+    one, other = keys_from_cookie(COOKIE), keys_from_cookie(OTHER_COOKIE)
+    assert one.public == zmq.curve_public(one.secret)
+    assert len(z85.decode(one.secret)) == len(z85.decode(one.public)) == 32
+    assert {*one}.isdisjoint(other)
+
+
+def test_a_cookie_is_any_text() -> None:
+    assert keys_from_cookie("kekse für alle, 餅乾") != keys_from_cookie("kekse fur alle, 餅乾")
+
+
+def test_deriving_is_slow_for_guessers_and_done_once() -> None:
+    curve.keys_from_cookie.cache_clear()
+    took = []
+    for _ in range(2):
+        start = time.thread_time()
+        keys_from_cookie("how long does this take?")
+        took.append(time.thread_time() - start)
+    assert 0.005 < took[0] < 0.5
+    assert took[1] < 0.001
+
+
+def test_secrets_are_not_shown() -> None:
+    keys = keys_from_cookie(COOKIE)
+    assert keys.secret.decode() not in f"{keys} {keys!r}"
+    assert keys.public.decode() in repr(keys)
+
+
+# ── who gets in ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_handler_admits_the_clusters_own_key_alone() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    keys, other = keys_from_cookie(COOKIE), keys_from_cookie(OTHER_COOKIE)
+    gatekeeper = Gatekeeper(context, keys.public)
+    try:
+        assert gatekeeper.callback(curve.ZAP_DOMAIN, keys.public)
+        assert not gatekeeper.callback(curve.ZAP_DOMAIN, other.public)
+        assert not gatekeeper.callback(curve.ZAP_DOMAIN, b"")
+        assert not gatekeeper.callback("another", keys.public)
+        gatekeeper.serve()  # nobody asks
+    finally:
+        gatekeeper.close()
+        context.term()
+
+
+@both_loops
+async def test_one_cookie_lets_frames_through() -> None:
+    async with station(cookie=COOKIE) as a, station(cookie=COOKIE) as b:
+        channel = await a.reach(b)
+        assert a.send(channel, b"hello", b"there")
+        source, frame, extra = await b.seen.until("frame")
+        assert (frame, extra) == (b"hello", b"there")
+        assert b.seen.all("met") == [(source, a.ip)]
+        b.transport.answer(source, b"who?")
+        assert await a.seen.until("answered") == (channel, b"who?")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said_here", "said_there"),
+    [
+        (COOKIE, OTHER_COOKIE, "its cookie differs from ours", "its cookie differs from ours"),
+        (COOKIE, None, "it has no", "it has a cookie, and this node has none"),
+        (None, COOKIE, "wants a cookie, and this node has none", "it has no"),
+    ],
+)
+async def test_other_cookies_get_nothing_in_and_both_sides_say_why(
+    ours: str | None, theirs: str | None, said_here: str, said_there: str
+) -> None:
+    async with station(cookie=ours) as a, station(cookie=theirs) as b:
+        channel = a.dial(b.ip, b.port)
+        lost, reason = await a.seen.until("lost")
+        assert lost == channel
+        assert f"{b.ip}:{b.port}: authentication failed" in reason
+        assert said_here in reason
+        assert not a.send(channel, b"let me in")
+        ip, why = await b.seen.until("refused")
+        assert ip in (a.ip, UNKNOWN_IP)
+        assert said_there in why
+        assert not b.seen.all("frame")
+        assert not b.seen.all("met")
+
+
+async def test_knowing_the_public_key_is_not_enough() -> None:
+    public, secret = zmq.curve_keypair()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    dealer.curve_serverkey = keys_from_cookie(COOKIE).public
+    dealer.curve_publickey, dealer.curve_secretkey = public, secret
+    dealer.linger = 0
+    dealer.reconnect_ivl = -1
+    try:
+        async with station(cookie=COOKIE) as a, station(cookie=COOKIE) as b:
+            dealer.connect(f"tcp://{a.ip}:{a.port}")
+            dealer.send(b"let me in")
+            _, why = await a.seen.until("refused")
+            assert "its key is not the cluster's" in why
+            assert not a.seen.all("frame")
+            channel = await b.reach(a)
+            b.send(channel, b"a friend")
+            await a.seen.until("frame")
+            assert a.seen.frames == [b"a friend"]
+    finally:
+        dealer.close()
+        context.term()
+
+
+# ── asking who is there ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("cookie", [None, COOKIE])
+async def test_a_probe_says_who_is_there(cookie: str | None) -> None:
+    me = IAm("fleetlm@127.0.0.1", 7, "blue", 3)
+    async with station(cookie=cookie) as a:
+        a.seen.on_fact = lambda fact: (
+            a.transport.answer(fact[1], frames.iam(me)) if fact[0] == "frame" else None
+        )
+        assert await probe(a.ip, a.port, Settings(cookie=cookie), 3.0) == me
+        assert a.seen.frames == [frames.probe()]
+
+
+async def test_a_probe_says_why_nobody_answers() -> None:
+    ip = free_ip()
+    assert await probe(ip, 14_371, Settings(), 3.0) == f"{ip}:14371: connection refused"
+    async with station(cookie=COOKIE) as a:
+        plain = await probe(a.ip, a.port, Settings(), 3.0)
+        assert isinstance(plain, str)
+        assert "authentication failed: it wants a cookie" in plain
+        silent = await probe(a.ip, a.port, Settings(cookie=COOKIE), 0.2)
+        assert silent == f"{a.ip}:{a.port}: it accepted the connection, but no answer within 0.2 s"
+    with raw_server(ip, 14_371):
+        mute = await probe(ip, 14_371, Settings(), 0.2)
+        assert isinstance(mute, str)
+        assert "0.2 s" in mute
+
+
+async def test_a_probe_takes_no_nonsense() -> None:
+    async with station() as a:
+        a.seen.on_fact = lambda fact: a.transport.answer(fact[1], b"nonsense") if fact[0] == "frame" else None
+        answer = await probe(a.ip, a.port, Settings(), 3.0)
+    assert isinstance(answer, str)
+    assert "not as a node does" in answer
+
+
+def test_keys_are_a_pair() -> None:
+    assert CurveKeys._fields == ("public", "secret")

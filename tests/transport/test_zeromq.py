@@ -1,0 +1,731 @@
+"""`ZmqTransport` on real sockets of the loopback network."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+
+from fleetlm import Node
+from fleetlm.errors import NodeStopped, NoProcess, StartFailed
+from fleetlm.settings import Settings
+from fleetlm.transport import dealer as zmq_channel
+from fleetlm.transport.router import DRAIN_FRAMES, UNKNOWN_IP
+from fleetlm.transport.sockets import may_dial_from, raise_descriptor_limit, why_not_bound
+from fleetlm.transport.zeromq import ZmqTransport
+from tests.support.transport_rig import (
+    PORT,
+    Recorder,
+    Station,
+    both_loops,
+    descriptors,
+    free_ip,
+    raw_server,
+    station,
+    threads,
+)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + bytes(32)
+
+# A peer in a process of its own: dials, says hello, sends as many frames as it is told, and waits.
+PEER = """
+import asyncio, sys
+from tests.support.transport_rig import Recorder, Station
+from fleetlm.settings import Settings
+from fleetlm.transport.zeromq import ZmqTransport
+
+async def main(own_ip, ip, port, frames):
+    seen = Recorder()
+    transport = ZmqTransport(Settings(node_timeout_s=1.0))
+    await transport.start(own_ip, port, seen)
+    peer = Station(transport, seen, own_ip, port)
+    channel = peer.dial(ip, port)
+    await seen.until("opened")
+    for number in range(frames):
+        assert peer.send(channel, b"%d" % number)
+    print("sent", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+"""
+
+
+@asynccontextmanager
+async def peer_process(own_ip: str, ip: str, frames: int) -> AsyncIterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PEER, own_ip, ip, str(PORT), str(frames)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            assert await asyncio.to_thread(process.stdout.readline) == "sent\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def plain_dealer(ip: str, port: int = PORT) -> Iterator[zmq.Socket[bytes]]:
+    """Somebody who speaks ZeroMQ and knows nothing of fleetlm."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    dealer.linger = 0
+    dealer.reconnect_ivl = -1
+    dealer.connect(f"tcp://{ip}:{port}")
+    try:
+        yield dealer
+    finally:
+        dealer.close()
+        context.term()
+
+
+async def carries(a: Station, channel: int, b: Station, text: bytes) -> None:
+    """That channel still works: the frame arrives as the last one."""
+    count = len(b.seen.frames) + 1
+    assert a.send(channel, text)
+    await b.seen.until("frame", count)
+    assert b.seen.frames[-1] == text
+
+
+# ── frames ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@both_loops
+async def test_frames_arrive_whole_and_in_order() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        total = 3 * DRAIN_FRAMES + 7
+        for number in range(total):
+            assert a.send(channel, b"%d" % number)
+        await b.seen.until("frame", total)
+        assert b.seen.frames == [b"%d" % number for number in range(total)]
+        (source, ip), *others = b.seen.all("met")
+        assert (ip, others) == (a.ip, [])
+        assert len(source) == 16
+        assert source[0] != 0
+        assert {who for who, _, _ in b.seen.all("frame")} == {source}
+        assert b.seen.facts.index(("met", source, a.ip)) < b.seen.facts.index(("frame", source, b"0", None))
+
+
+@both_loops
+async def test_two_parts_stay_together() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        big = bytes(range(256)) * 4_000
+        for head, extra in ((b"one", b""), (b"two", big), (b"", b"three")):
+            assert a.send(channel, head, extra)
+        assert a.send(channel, b"alone")
+        await b.seen.until("frame", 4)
+        assert [(frame, extra) for _, frame, extra in b.seen.all("frame")] == [
+            (b"one", b""),
+            (b"two", big),
+            (b"", b"three"),
+            (b"alone", None),
+        ]
+
+
+async def test_big_frames_are_lent_not_copied() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        buffer = bytearray(os.urandom(1_000_000))
+        expected = bytes(buffer)
+        for start in range(0, len(buffer), 250_000):
+            assert a.send(channel, b"%d" % start, memoryview(buffer)[start : start + 250_000])
+        await b.seen.until("frame", 4)
+        assert b"".join(extra for _, _, extra in b.seen.all("frame")) == expected
+
+
+@both_loops
+async def test_both_dial_and_each_hears_the_other() -> None:
+    async with station() as a, station() as b:
+        there, back = await a.reach(b), await b.reach(a)
+        a.send(there, b"ping")
+        b.send(back, b"pong")
+        await b.seen.until("frame")
+        await a.seen.until("frame")
+        assert (b.seen.frames, a.seen.frames) == ([b"ping"], [b"pong"])
+
+
+@both_loops
+async def test_answers_come_back_on_the_channel() -> None:
+    async with station() as a, station() as b:
+        one, two = await a.reach(b), await a.reach(b)
+        a.send(one, b"first")
+        a.send(two, b"second")
+        await b.seen.until("frame", 2)
+        for source, frame, _ in b.seen.all("frame"):
+            b.transport.answer(source, b"re: " + frame)
+        await a.seen.until("answered", 2)
+        assert sorted(a.seen.all("answered")) == [(one, b"re: first"), (two, b"re: second")]
+        b.transport.answer(b"nobody of this name", b"ignored")
+        await carries(a, one, b, b"still here")
+
+
+async def test_an_answer_is_heard_while_we_go_on_sending() -> None:
+    """A send may handle ZeroMQ's news, and with it the wake-up for the answer."""
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        a.send(channel, b"hello")
+        await b.seen.until("frame")
+        b.transport.answer(b.seen.all("met")[0][0], b"no")
+        deadline = time.monotonic() + 0.005
+        while time.monotonic() < deadline:
+            a.send(channel, b"more")
+        assert await a.seen.until("answered", patience_s=0.3) == (channel, b"no")
+
+
+async def test_who_answers_without_end_is_hung_up_on() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        a.send(channel, b"hello")
+        await b.seen.until("frame")
+        for _ in range(9):
+            b.transport.answer(b.seen.all("met")[0][0], b"no")
+        lost, reason = await a.seen.until("lost")
+        assert lost == channel
+        assert "answers" in reason
+        assert len(a.seen.all("answered")) == 4
+
+
+# ── dials that fail ──────────────────────────────────────────────────────────────────────────────
+
+
+@both_loops
+async def test_connection_refused_is_told_at_once() -> None:
+    async with station() as a:
+        ip = free_ip()
+        begun = time.monotonic()
+        channel = a.dial(ip, PORT)
+        assert not a.send(channel, b"too early")
+        assert await a.seen.until("lost") == (channel, f"{ip}:{PORT}: connection refused")
+        assert time.monotonic() - begun < 0.3
+        assert not a.send(channel, b"too late")
+
+
+async def test_facts_never_come_from_inside_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with station() as a:
+        a.dial(free_ip(), PORT)
+        monkeypatch.setattr(zmq_channel, "dealer", no_socket)
+        channel = a.dial(free_ip(), PORT)
+        assert a.seen.facts == []
+        lost = await a.seen.until("lost")
+        assert lost[0] == channel
+        assert "Too many open files; raise the limit" in lost[1]
+        await a.seen.until("lost", 2)
+
+
+def no_socket(*_: object) -> None:
+    raise zmq.ZMQError(errno.EMFILE)
+
+
+async def test_no_answer_to_a_connect_is_a_timeout() -> None:
+    ip = free_ip()
+    with raw_server(ip, PORT, backlog=0):
+        fillers = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex((ip, PORT))
+        async with station(connect_timeout_s=0.4) as a:
+            begun = time.monotonic()
+            channel = a.dial(ip, PORT)
+            lost, reason = await a.seen.until("lost")
+            assert lost == channel
+            assert reason == f"{ip}:{PORT}: connect timeout, no answer within 0.4 s"
+            assert 0.35 < time.monotonic() - begun < 1.0
+        for filler in fillers:
+            filler.close()
+
+
+async def test_a_port_that_says_nothing_is_no_node() -> None:
+    ip = free_ip()
+    with raw_server(ip, PORT):
+        async with station(connect_timeout_s=0.3) as a:
+            a.dial(ip, PORT)
+            _, reason = await a.seen.until("lost")
+            assert "no ZeroMQ handshake within 0.3 s" in reason
+
+
+async def test_a_port_that_speaks_otherwise_is_no_node() -> None:
+    ip = free_ip()
+    with raw_server(ip, PORT) as server:
+        server.settimeout(5)
+        async with station(connect_timeout_s=0.5, cookie="sixteen characters") as a:
+            channel = a.dial(ip, PORT)
+            connection, _ = await asyncio.to_thread(server.accept)
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4)
+                assert (await a.seen.until("lost"))[0] == channel
+
+
+async def test_no_route_is_told_in_words() -> None:
+    async with station(connect_timeout_s=0.5) as a:
+        # An address for documentation, dialled from a loopback address of ours that we insist on.
+        a.transport._own_ip = None
+        a.dial("2001:db8::1", PORT)
+        _, reason = await a.seen.until("lost")
+        assert reason.startswith(f"[2001:db8::1]:{PORT}: ")
+        assert "unreachable" in reason or "timeout" in reason or "cannot be reached" in reason
+
+
+async def test_one_fact_ends_a_channel() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        await b.transport.close()
+        lost, reason = await a.seen.until("lost")
+        assert lost == channel
+        assert f"{b.ip}:{b.port}: the connection ended" in reason
+        assert not a.send(channel, b"anybody?")
+        a.transport.hang_up(channel)
+        a.transport.hang_up(channel)
+        await asyncio.sleep(0.05)
+        assert len(a.seen.all("lost")) == 1
+
+
+async def test_a_send_into_a_dead_channel_is_false_and_the_loss_is_told() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        assert b.transport._hearing is not None
+        b.transport._hearing.close()
+        deadline = time.monotonic() + 2
+        while a.send(channel, b"x") and time.monotonic() < deadline:
+            pass  # without a turn of the loop: only the send itself can notice
+        assert not a.send(channel, b"x", b"y")
+        assert a.seen.all("lost") == []
+        assert (await a.seen.until("lost"))[0] == channel
+
+
+async def test_after_hanging_up_no_fact_follows() -> None:
+    async with station() as a, station() as b:
+        a.transport.hang_up(a.dial(b.ip, b.port))
+        opened = await a.reach(b)
+        a.send(opened, b"last words")
+        a.transport.hang_up(opened, 0.5)
+        assert not a.send(opened, b"after the last")
+        await b.seen.until("frame")
+        await b.seen.until("gone")
+        assert b.seen.frames == [b"last words"]
+        assert [fact for fact in a.seen.facts if fact[0] == "lost"] == []
+
+
+# ── sources that end ─────────────────────────────────────────────────────────────────────────────
+
+
+@both_loops
+async def test_a_source_is_lost_after_its_last_frame() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        total = 2 * DRAIN_FRAMES + 5
+        for number in range(total):
+            a.send(channel, b"%d" % number)
+        a.transport.hang_up(channel, 1.0)
+        (source,) = await b.seen.until("gone")
+        assert len(b.seen.frames) == total
+        assert b.seen.facts[-1] == ("gone", source)
+        assert b.seen.all("met") == [(source, a.ip)]
+
+
+async def test_a_source_is_lost_though_others_flood() -> None:
+    async with AsyncExitStack() as stack:
+        listener = await stack.enter_async_context(station())
+        peers = [await stack.enter_async_context(station()) for _ in range(3)]
+        channels = [await peer.reach(listener) for peer in peers]
+        flooding = True
+
+        async def flood(peer: Station, channel: int) -> None:
+            while flooding:
+                for _ in range(300):
+                    peer.send(channel, b"flood")
+                await asyncio.sleep(0)
+
+        peers[0].send(channels[0], b"mortal")
+        await listener.seen.until("frame")
+        mortal = listener.seen.all("met")[0][0]
+        floods = [asyncio.create_task(flood(*pair)) for pair in zip(peers[1:], channels[1:], strict=True)]
+        await asyncio.sleep(0.1)
+        begun = time.monotonic()
+        peers[0].send(channels[0], b"last")
+        peers[0].transport.hang_up(channels[0], 1.0)
+        assert await listener.seen.until("gone") == (mortal,)
+        took = time.monotonic() - begun
+        flooding = False
+        await asyncio.gather(*floods)
+        theirs = [fact for fact in listener.seen.facts if mortal in fact]
+        assert [fact[0] for fact in theirs] == ["met", "frame", "frame", "gone"]
+        assert took < 1.5
+
+
+async def test_a_killed_peer_is_seen_within_50_ms() -> None:
+    async with station() as a, peer_process(free_ip(), a.ip, 100) as process:
+        await a.seen.until("frame", 100)
+        killed = time.monotonic()
+        process.kill()
+        await a.seen.until("gone")
+        assert a.seen.when("gone") - killed < 0.05
+        assert len(a.seen.frames) == 100
+
+
+async def test_a_frozen_peer_is_lost_within_the_node_timeout() -> None:
+    async with station(node_timeout_s=1.0) as a:
+        peer_ip = free_ip()
+        async with peer_process(peer_ip, a.ip, 1) as process:
+            await a.seen.until("frame")
+            channel = a.dial(peer_ip, PORT)
+            await a.seen.until("opened")
+            await asyncio.sleep(1.5)  # longer than the time-out: heartbeats keep it
+            assert a.seen.all("gone") == []
+            process.send_signal(signal.SIGSTOP)
+            frozen = time.monotonic()
+            try:
+                await a.seen.until("gone")
+                assert 0.5 < a.seen.when("gone") - frozen < 1.25
+                assert (await a.seen.until("lost"))[0] == channel
+                assert a.seen.when("lost") - frozen < 1.25
+            finally:
+                process.send_signal(signal.SIGCONT)
+
+
+async def test_descriptors_are_reused_and_sources_kept_apart() -> None:
+    async with station() as a, station() as b:
+        seen_before = 0
+        for number in range(60):
+            channel = await a.reach(b)
+            a.send(channel, b"%d" % number)
+            a.transport.hang_up(channel, 1.0)
+            if number % 3 == 0:  # else the next one comes while this one goes
+                await b.seen.until("gone", number + 1)
+                seen_before = len(b.seen.all("gone"))
+        await b.seen.until("gone", 60)
+        assert seen_before <= 60
+        assert [int(frame) for frame in b.seen.frames] == list(range(60))
+        sources = [source for source, _ in b.seen.all("met")]
+        assert len(set(sources)) == 60
+        for source in sources:
+            kinds = [fact[0] for fact in b.seen.facts if source in fact]
+            assert kinds == ["met", "frame", "gone"]
+        assert b.transport._hearing is not None
+        assert not b.transport._hearing._accepted
+        assert not b.transport._hearing._sources
+
+
+# ── strangers ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("cookie", [None, "sixteen characters"])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"\x00",
+        b"GET / HTTP/1.1\r\nHost: fleetlm\r\n\r\n" * 50,
+        b"\xff" * 4_000,
+        GREETING[:11],
+        GREETING,
+        GREETING + b"\x04\xff\xff\xff" * 100,
+        GREETING + b"\x04\x26\x05READY" + bytes(32) + b"\xff" * 500,
+        os.urandom(20_000),
+    ],
+)
+async def test_bytes_of_a_stranger_disturb_nobody(garbage: bytes, cookie: str | None) -> None:
+    async with (
+        station(connect_timeout_s=0.5, cookie=cookie) as a,
+        station(cookie=cookie) as b,
+    ):
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        strangers = [socket.create_connection((a.ip, a.port)) for _ in range(5)]
+        for stranger in strangers:
+            stranger.sendall(garbage)
+        await carries(b, channel, a, b"meanwhile")
+        for stranger in strangers:
+            stranger.close()
+        await asyncio.sleep(0.05)
+        await carries(b, channel, a, b"after")
+        assert a.seen.frames == [b"before", b"meanwhile", b"after"]
+        assert len(a.seen.all("met")) == 1
+        assert a.seen.all("gone") == []
+        assert len(a.seen.all("refused")) <= 2
+
+
+async def test_a_port_check_is_told_once_with_its_address() -> None:
+    async with station() as a:
+        for _ in range(20):
+            socket.create_connection((a.ip, a.port), source_address=("127.0.0.77", 0)).close()
+        ip, reason = await a.seen.until("refused")
+        assert ip in ("127.0.0.77", UNKNOWN_IP)
+        assert "no fleetlm node" in reason
+        await asyncio.sleep(0.2)
+        assert len(a.seen.all("refused")) <= 2
+
+
+async def test_half_a_handshake_ends_after_its_time() -> None:
+    async with station(connect_timeout_s=0.3) as a:
+        with socket.create_connection((a.ip, a.port), source_address=("127.0.0.78", 0)) as half:
+            half.sendall(GREETING[:20])
+            half.settimeout(2)
+            ip, reason = await a.seen.until("refused")
+            assert ip == "127.0.0.78"
+            assert "ZeroMQ handshake" in reason
+            while half.recv(1_000):
+                pass
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 2_000])
+async def test_messages_of_any_number_of_parts_keep_their_sender(parts: int) -> None:
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        with plain_dealer(a.ip) as dealer:
+            for _ in range(3):
+                dealer.send_multipart([b"%d" % number for number in range(parts)])
+            await a.seen.until("frame", 4)
+            stranger = a.seen.all("met")[1][0]
+            expected = {1: (b"0", None), 2: (b"0", b"1")}.get(parts, (b"", None))
+            assert [fact for fact in a.seen.all("frame") if fact[0] == stranger] == [
+                (stranger, *expected)
+            ] * 3
+            await carries(b, channel, a, b"meanwhile")
+        assert await a.seen.until("gone") == (stranger,)
+        await carries(b, channel, a, b"after")
+
+
+async def test_an_empty_message_is_a_frame_of_nothing() -> None:
+    async with station() as a:
+        with plain_dealer(a.ip) as dealer:
+            dealer.send(b"")
+            _, frame, extra = await a.seen.until("frame")
+            assert (frame, extra) == (b"", None)
+
+
+async def test_an_oversize_frame_ends_its_sender_alone() -> None:
+    async with station(max_frame_bytes=10_000) as a, station() as b, station() as c:
+        good, bad = await b.reach(a), await c.reach(a)
+        await carries(b, good, a, b"before")
+        await carries(c, bad, a, b"x" * 10_000)
+        assert c.send(bad, b"x" * 10_001)
+        lost, _ = await c.seen.until("lost")
+        assert lost == bad
+        await a.seen.until("gone")
+        await carries(b, good, a, b"after")
+        assert [len(frame) for frame in a.seen.frames] == [6, 10_000, 5]
+
+
+# ── start, close, limits ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_ipv6() -> None:
+    async with station("::1") as a, station("::1", PORT + 1) as b:
+        channel = await a.reach(b)
+        a.send(channel, b"six")
+        await b.seen.until("frame")
+        assert b.seen.all("met")[0][1] == "::1"
+        refused = a.dial("::1", PORT + 2)
+        assert await a.seen.until("lost") == (refused, f"[::1]:{PORT + 2}: connection refused")
+
+
+async def test_an_address_of_the_outside_means_every_address() -> None:
+    async with station("203.0.113.7", PORT + 3) as a, station() as b:
+        channel = b.dial("127.0.0.1", PORT + 3)
+        assert await b.seen.until("opened") == (channel,)
+        await carries(b, channel, a, b"through the wall")
+        assert a.seen.all("met")[0][1] == b.ip
+        back = a.dial(b.ip, b.port)
+        assert await a.seen.until("opened") == (back,)
+
+
+async def test_a_taken_port_is_told_and_leaves_nothing() -> None:
+    ip = free_ip()
+    async with station() as warm:
+        await warm.reach(warm)
+    gc.collect()
+    before = descriptors()
+    with raw_server(ip, PORT):
+        transport = ZmqTransport(Settings(cookie="sixteen characters"))
+        with pytest.raises(StartFailed) as caught:
+            await transport.start(ip, PORT, Recorder())
+        assert caught.value.endpoint == f"{ip}:{PORT}"
+        assert f"port {PORT} is in use" in str(caught.value)
+        assert "FLEETLM_NODE_PORT" in str(caught.value)
+        await transport.close()
+    gc.collect()
+    assert descriptors() == before
+
+
+def test_why_a_port_is_not_to_be_had() -> None:
+    assert "below 1024" in why_not_bound(PermissionError(13, "Permission denied"), 80)
+    assert "ulimit" in why_not_bound(OSError(24, "Too many open files"), 80)
+    assert "Network is down" in why_not_bound(OSError(100, "Network is down"), 80)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "may"),
+    [
+        ("10.0.0.1", "10.0.0.2", True),
+        ("127.0.0.2", "127.0.0.3", True),
+        ("127.0.0.1", "10.0.0.2", False),
+        ("10.0.0.1", "127.0.0.1", False),
+        ("10.0.0.1", "fdaa::1", False),
+        ("fdaa::2", "fdaa::1", True),
+    ],
+)
+def test_which_source_addresses_can_be(own: str, other: str, may: bool) -> None:
+    assert may_dial_from(own, other) is may
+
+
+def test_the_descriptor_limit_allows_for_some_peers() -> None:
+    assert raise_descriptor_limit() == raise_descriptor_limit() > 100
+
+
+@both_loops
+async def test_closing_is_quick_with_peers_that_are_stopped() -> None:
+    async with station() as a:
+        peer_ip = free_ip()
+        async with peer_process(peer_ip, a.ip, 1) as process:
+            channel = a.dial(peer_ip, PORT)
+            await a.seen.until("opened")
+            process.send_signal(signal.SIGSTOP)
+            for _ in range(200):
+                a.send(channel, b"x" * 200_000)
+            begun = time.monotonic()
+            a.transport.hang_up(channel, 0.5)
+            await a.transport.close()
+            assert 0.3 < time.monotonic() - begun < 2
+            await a.transport.close()
+            process.send_signal(signal.SIGCONT)
+        assert not a.send(channel, b"x")
+
+
+async def test_nothing_is_left_of_200_reconnects() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        a.transport.hang_up(channel)
+        await asyncio.sleep(0.05)
+        gc.collect()
+        before = descriptors()
+        for number in range(200):
+            channel = await a.reach(b)
+            a.send(channel, b"hello")
+            await b.seen.until("gone" if number % 2 else "frame", number // 2 + 1)
+            a.transport.hang_up(channel, 0.1)
+        await b.seen.until("gone", 200)
+        failed = [a.dial(free_ip(), PORT) for _ in range(50)]
+        await a.seen.until("lost", len(failed))
+        deadline = time.monotonic() + 2
+        while descriptors() > before and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        assert descriptors() <= before
+        assert a.transport._channels == {}
+
+
+async def test_a_transport_leaves_neither_descriptors_nor_threads() -> None:
+    async def live() -> None:
+        cookie = "sixteen characters"
+        async with station(cookie=cookie) as a, station(cookie=cookie) as b:
+            channel = await a.reach(b)
+            a.send(channel, b"x" * 100_000)
+            await b.seen.until("frame")
+
+    await live()  # pyzmq makes a thread of its own for what it lends, once
+    gc.collect()
+    before = descriptors(), threads()
+    for _ in range(3):
+        await live()
+    gc.collect()
+    deadline = time.monotonic() + 2
+    while (now := (descriptors(), threads())) > before:
+        assert time.monotonic() < deadline, (before, now)
+        await asyncio.sleep(0.02)
+
+
+async def test_closing_first_and_starting_twice() -> None:
+    await ZmqTransport(Settings()).close()
+    async with station() as a:
+        with pytest.raises(RuntimeError, match="once"):
+            await a.transport.start(a.ip, a.port, a.seen)
+        await a.transport.close()
+        with pytest.raises(RuntimeError, match="not running"):
+            a.dial(a.ip, a.port)
+        a.transport.answer(b"nobody", b"")
+        assert a.seen.facts == []
+
+
+async def test_a_forked_child_is_told_so() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            said = []
+            for use in (
+                lambda: a.send(channel, b"x"),
+                lambda: a.dial(b.ip, b.port),
+                lambda: a.transport.answer(b"x", b"y"),
+                lambda: a.transport.hang_up(channel),
+                lambda: a.transport.close().send(None),
+            ):
+                try:
+                    use()
+                    said.append("nothing")
+                except RuntimeError as error:
+                    said.append("forked" if "forked" in str(error) else str(error))
+            os.write(writer, ",".join(said).encode())
+            os._exit(0)
+        os.close(writer)
+        os.waitpid(child, 0)
+        assert os.read(reader, 1_000) == b"forked,forked,forked,forked,forked"
+        os.close(reader)
+        await carries(a, channel, b, b"the parent is well")
+
+
+@pytest.mark.deadline(40)
+async def test_twenty_transports_form_a_full_mesh_quickly() -> None:
+    async with AsyncExitStack() as stack:
+        stations = [await stack.enter_async_context(station()) for _ in range(20)]
+        begun = time.monotonic()
+        for one in stations:
+            for other in stations:
+                if one is not other:
+                    one.dial(other.ip, other.port)
+        for one in stations:
+            await one.seen.until("opened", 19, patience_s=10)
+        assert time.monotonic() - begun < 3
+
+
+async def test_a_node_in_a_forked_child_refuses_to_work() -> None:
+    settings = Settings(dns_query="127.77.0.2", node_ip="127.77.0.2", remote=False)
+    async with Node.start(settings) as node:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            said = []
+            for use in (
+                lambda: node.send("echo", 1).send(None),
+                lambda: node.call("echo", 1).send(None),
+                lambda: node.spawn(print),
+                lambda: node.connect("fleetlm@127.77.0.3").send(None),
+            ):
+                try:
+                    use()
+                    said.append("nothing")
+                except NodeStopped as error:
+                    said.append("forked" if "forked from" in str(error) else str(error))
+            os.write(writer, ",".join(said).encode())
+            os._exit(0)
+        os.close(writer)
+        os.waitpid(child, 0)
+        assert os.read(reader, 1_000) == b"forked,forked,forked,forked"
+        os.close(reader)
+        with pytest.raises(NoProcess):
+            await node.send("echo", 1)
+        with pytest.raises(TypeError, match="coroutine function"):
+            node.spawn(5)  # type: ignore[arg-type]

@@ -1,0 +1,408 @@
+"""Blocking functions on virtual time, and what a worker process understands. Real threads: tests/system."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import pickle
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Self
+
+import pytest
+
+from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, WorkerDied
+from fleetlm.blocking import pools as module
+from fleetlm.blocking.forks import FORKED
+from fleetlm.blocking.pools import Blocking
+from fleetlm.blocking.worker_process import Order, WorkerProcess, outcome_of, performed, taken
+from fleetlm.testing.loop import SimLoop, run
+from tests.sim.fleet import A, B, Fleet, simulated
+
+NODE = "fleetlm@10.0.0.1"
+
+
+def virtual(test: Callable[[Blocking], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run a test with pools of one slot each; no thread and no process may be started."""
+
+    async def main() -> None:
+        await test(Blocking(NODE, Settings(blocking_threads=1, blocking_processes=1)))
+
+    def start() -> None:
+        threads = threading.active_count()
+        run(main())
+        assert threading.active_count() == threads
+
+    start.__name__ = test.__name__
+    return start
+
+
+def divide(dividend: int, divisor: int = 1) -> float:
+    return dividend / divisor
+
+
+class Odd(Exception):
+    """Pickles, and cannot be made anew from that."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+class Locked(Exception):
+    """Cannot be pickled at all."""
+
+    def __init__(self) -> None:
+        super().__init__("locked")
+        self.lock = threading.Lock()
+
+
+class Unloadable:
+    """Pickles; loading it fails."""
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        return unloadable, ()
+
+
+def unloadable() -> Any:
+    raise ImportError("no such module here")
+
+
+def raise_it(error: BaseException | type[BaseException]) -> None:
+    raise error
+
+
+def raise_odd() -> None:
+    raise Odd("one", "two")
+
+
+def raise_locked() -> None:
+    raise Locked
+
+
+def stop_iteration() -> Any:
+    return next(iter(()))
+
+
+def give_lock() -> Any:
+    return threading.Lock()
+
+
+def give_unloadable() -> Any:
+    return Unloadable()
+
+
+def append(to: list[int], number: int) -> list[int]:
+    to.append(number)
+    return to
+
+
+# ── in a thread ──────────────────────────────────────────────────────────────────────────────────
+
+
+@virtual
+async def test_a_function_runs_and_no_virtual_time_passes(blocking: Blocking) -> None:
+    before = SimLoop.current().time()
+    assert await blocking.in_thread(divide, 7, divisor=2) == 3.5
+    assert SimLoop.current().time() == before
+    assert blocking.running == 0
+
+
+@virtual
+async def test_an_exception_arrives_as_it_was_raised(blocking: Blocking) -> None:
+    error = Odd("one", "two")
+    with pytest.raises(Odd) as caught:
+        await blocking.in_thread(raise_it, error)
+    assert caught.value is error
+    with pytest.raises(ZeroDivisionError):
+        await blocking.in_thread(divide, 1, 0)
+    assert await blocking.in_thread(divide, 1) == 1
+
+
+@virtual
+async def test_a_stop_iteration_is_said_instead_of_a_hang(blocking: Blocking) -> None:
+    with pytest.raises(RuntimeError, match=r"raised StopIteration\(None\)") as caught:
+        await blocking.in_thread(stop_iteration)
+    assert isinstance(caught.value.__cause__, StopIteration)
+    with pytest.raises(RuntimeError, match=r"raised StopIteration\(None\)"):
+        await blocking.in_process(stop_iteration)
+
+
+@virtual
+async def test_context_variables_go_in_and_do_not_come_out(blocking: Blocking) -> None:
+    tenant = contextvars.ContextVar("tenant", default="nobody")
+
+    def change() -> str:
+        before = tenant.get()
+        tenant.set("changed")
+        return before
+
+    tenant.set("somebody")
+    assert await blocking.in_thread(change) == "somebody"
+    assert tenant.get() == "somebody"
+
+
+@virtual
+async def test_what_cannot_be_run_is_refused_before_it_waits(blocking: Blocking) -> None:
+    async def coroutine() -> None:
+        """Is not what a thread runs."""
+
+    for verb, method in (("run_blocking", blocking.in_thread), ("run_in_process", blocking.in_process)):
+        with pytest.raises(TypeError, match=rf"{verb}\(\) takes a function, not 3"):
+            await method(3)  # type: ignore[arg-type]
+        with pytest.raises(
+            TypeError, match=rf"{verb}\(\) takes a plain function: await .*coroutine\(\.\.\.\)"
+        ):
+            await method(coroutine)  # type: ignore[arg-type]
+
+
+@virtual
+async def test_callers_wait_in_order_and_one_that_goes_is_passed_over(blocking: Blocking) -> None:
+    ran: list[int] = []
+    tasks = [asyncio.create_task(blocking.in_thread(append, ran, number)) for number in range(6)]
+    await asyncio.sleep(0)
+    assert (blocking.running, ran) == (1, [])
+    tasks[2].cancel()
+    tasks[4].cancel()
+    await asyncio.wait(tasks)
+    assert ran == [0, 1, 3, 5]
+    assert [task.cancelled() for task in tasks] == [False, False, True, False, True, False]
+    assert blocking.running == 0
+    assert await blocking.in_thread(divide, 4) == 4
+
+
+@virtual
+async def test_a_function_that_has_not_begun_when_its_caller_goes_is_never_run(blocking: Blocking) -> None:
+    ran: list[int] = []
+    for method in (blocking.in_thread, blocking.in_process):
+        task = asyncio.create_task(method(append, ran, 1))
+        await asyncio.sleep(0)
+        assert blocking.running == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        assert (blocking.running, ran) == (0, [])
+
+
+@virtual
+async def test_a_slot_is_not_lost_with_a_caller_that_is_cancelled_when_it_gets_one(
+    blocking: Blocking,
+) -> None:
+    first, second, third = (asyncio.create_task(blocking.in_thread(divide, number)) for number in (1, 2, 3))
+    await first
+    second.cancel()
+    assert await third == 3
+    assert await asyncio.gather(second, return_exceptions=True) != [2]
+
+
+@virtual
+async def test_where_no_thread_is_to_be_had_the_slot_is_given_back(blocking: Blocking) -> None:
+    loop = SimLoop.current()
+    real, loop.run_in_executor = loop.run_in_executor, raise_full  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        await blocking.in_thread(divide, 1)
+    loop.run_in_executor = real  # type: ignore[method-assign]
+    assert await blocking.in_thread(divide, 1) == 1
+
+
+def raise_full(*_: object) -> Any:
+    raise RuntimeError("can't start new thread")
+
+
+@virtual
+async def test_a_stop_is_told_to_all_who_wait_and_to_all_who_come(blocking: Blocking) -> None:
+    ran: list[int] = []
+    tasks = [asyncio.create_task(blocking.in_thread(append, ran, number)) for number in range(4)]
+    tasks.append(asyncio.create_task(blocking.in_process(divide, 4)))
+    await asyncio.sleep(0)
+    await blocking.close()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in outcomes] == [NodeStopped] * 5
+    assert "has been stopped, and append did not end before" in str(outcomes[0])
+    assert ran == []
+    with pytest.raises(NodeStopped, match="has been stopped"):
+        await blocking.in_thread(divide, 1)
+    await blocking.close()
+    assert blocking.running == 0
+
+
+@virtual
+async def test_a_forked_child_is_told_so(blocking: Blocking) -> None:
+    for pool in (blocking._threads, blocking._processes):
+        pool.after_fork()
+    for method in (blocking.in_thread, blocking.in_process):
+        with pytest.raises(NodeStopped, match="forked"):
+            await method(divide, 1)
+    assert blocking._threads._stopped == FORKED
+
+
+def test_by_default_there_is_a_process_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module._cpus() >= 1
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert module._cpus() == 1
+
+
+# ── in a process ─────────────────────────────────────────────────────────────────────────────────
+
+
+@virtual
+async def test_in_a_simulation_a_process_is_a_copy(blocking: Blocking) -> None:
+    mine = [1]
+    assert await blocking.in_process(append, mine, 2) == [1, 2]
+    assert mine == [1]
+    assert await blocking.in_process(divide, 7, divisor=2) == 3.5
+
+
+@virtual
+async def test_in_a_simulation_as_elsewhere_all_must_be_picklable(blocking: Blocking) -> None:
+    with pytest.raises(TypeError, match=r"<lambda> cannot be given to another process.*run_blocking"):
+        await blocking.in_process(lambda: 1)
+    with pytest.raises(TypeError, match="append cannot be given to another process"):
+        await blocking.in_process(append, [], threading.Lock())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="give_lock has run, but what it returned cannot be given back"):
+        await blocking.in_process(give_lock)
+    with pytest.raises(ZeroDivisionError) as caught:
+        await blocking.in_process(divide, 1, 0)
+    assert "In the worker process:\nTraceback" in caught.value.__notes__[0]
+    assert "return dividend / divisor" in caught.value.__notes__[0]
+
+
+def asked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return taken(performed(Order(function, args, kwargs).packed()))
+
+
+def test_an_order_there_and_an_outcome_back() -> None:
+    assert asked(divide, 7, divisor=2) == 3.5
+    assert asked(append, [], 1) == [1]
+
+
+def test_an_exception_that_pickles_comes_back_as_itself() -> None:
+    with pytest.raises(KeyError, match="'k'") as caught:
+        asked(raise_it, KeyError("k"))
+    assert "in raise_it" in caught.value.__notes__[0]
+    with pytest.raises(SystemExit):
+        asked(raise_it, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"), [(raise_odd, "Odd: one and two"), (raise_locked, "Locked: locked")]
+)
+def test_one_that_does_not_comes_back_as_its_text(function: Callable[[], None], said: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"{said} \(the exception itself cannot be pickled\)") as caught:
+        asked(function)
+    assert f"in {function.__name__}" in caught.value.__notes__[0]
+
+
+def test_what_cannot_be_loaded_is_said_on_the_side_where_it_happened() -> None:
+    with pytest.raises(TypeError, match=r"could not load .*: ImportError: no such module here"):
+        asked(divide, Unloadable())
+    with pytest.raises(TypeError, match="returned cannot be loaded here: no such module here"):
+        asked(give_unloadable)
+    with pytest.raises(TypeError, match="worker process could not load"):
+        taken(performed(b"nonsense"))
+
+
+def test_an_outcome_holds_whatever_was_raised() -> None:
+    assert outcome_of(lambda: 3) == (3, None)
+    for error in (ValueError("x"), KeyboardInterrupt(), SystemExit(3), GeneratorExit()):
+        assert outcome_of(lambda error=error: raise_it(error)) == (None, error)  # type: ignore[misc]
+
+
+def test_a_process_that_does_not_start_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = WorkerProcess("worker")
+    for failure in (OSError("no more processes"), AssertionError("daemonic processes have no children")):
+        monkeypatch.setattr(worker, "_start", lambda failure=failure: raise_it(failure))
+        value, error = worker.perform(Order(divide, (1,), {}))
+        assert value is None
+        assert isinstance(error, WorkerDied)
+        assert f"it did not start ({failure}); what a program does" in str(error)
+    worker.kill()
+    _, error = worker.perform(Order(divide, (1,), {}))
+    assert isinstance(error, WorkerDied)
+    assert "its node has stopped" in str(error)
+    worker.end(0.1)
+
+
+def test_an_order_is_not_pickled_with_what_runs_it() -> None:
+    assert pickle.loads(Order(divide, (1,), {}).packed()) == (divide, (1,), {})
+
+
+# ── on a node ────────────────────────────────────────────────────────────────────────────────────
+
+
+def model(prompt: str) -> str:
+    if not prompt:
+        raise ValueError("an empty prompt")
+    return prompt.upper()
+
+
+async def server(process: Process, *, in_process: bool = False) -> None:
+    node = process.node
+    async for message in process.mailbox:
+        if not isinstance(message, Call):
+            return
+        try:
+            run_it = node.run_in_process if in_process else node.run_blocking
+            message.reply(await run_it(model, message.message))
+        except ValueError as error:
+            message.fail(error)
+
+
+@simulated
+async def test_an_actor_that_blocks_works_on_the_simulation(fleet: Fleet) -> None:
+    a, b = await fleet.mesh(2)
+    b.spawn(server, name="model")
+    b.spawn(lambda process: server(process, in_process=True), name="far")
+    for name in ("model", "far"):
+        assert await a.call((name, b.name), "hello") == "HELLO"
+        with pytest.raises(RemoteError, match="an empty prompt"):
+            await a.call((name, b.name), "")
+
+
+@simulated
+async def test_a_node_that_stops_refuses_further_functions(fleet: Fleet) -> None:
+    a = await fleet.start(A)
+    assert await a.run_blocking(model, "x") == "X"
+    await a.stop()
+    for method in (a.run_blocking, a.run_in_process):
+        with pytest.raises(NodeStopped, match="has been stopped"):
+            await method(model, "x")
+
+
+@simulated
+async def test_while_a_node_drains_its_calls_may_still_block(fleet: Fleet) -> None:
+    a, b = await fleet.mesh(2)
+    later = asyncio.Event()
+
+    async def slow(process: Process) -> None:
+        call = await process.receive()
+        await later.wait()
+        call.reply(await process.node.run_blocking(model, call.message))
+        await process.receive()
+
+    b.spawn(slow, name="slow")
+    calling = asyncio.create_task(a.call(("slow", b.name), "last"))
+    await asyncio.sleep(1)
+    stopping = asyncio.create_task(b.stop())
+    await asyncio.sleep(1)
+    later.set()
+    assert await calling == "LAST"
+    await stopping
+
+
+@simulated
+async def test_pools_have_the_bounds_of_the_settings(fleet: Fleet) -> None:
+    a = await fleet.start(A, blocking_threads=3, blocking_processes=2)
+    b = await fleet.start(B, blocking_threads=0)
+    assert a._blocking._threads._slots._value == 3
+    assert a._blocking._processes._slots._value == 2
+    assert await b.run_blocking(model, "none is too few") == "NONE IS TOO FEW"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before

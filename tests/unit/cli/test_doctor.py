@@ -1,0 +1,326 @@
+"""What the doctor concludes from facts; gathering them is tests/system's."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from fleetlm.cli.doctor import checks, gather as doctor
+from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Facts, Finding, PeerFact
+from fleetlm.core.dns_answers import Answer, Outcome
+from fleetlm.remote.namespace import facts as node_facts, plain
+from fleetlm.settings import Settings
+from fleetlm.wire.frames import IAm
+from tests.support.remote_fakes import FakeNode, node_info, row
+
+ME = "10.0.0.1"
+PEER = "10.0.0.2"
+COOKIE = "a-secret-of-enough-characters"
+ON = Settings().replace(dns_query="worker", cookie=COOKIE)
+
+
+def answered(*addresses: str, outcome: Outcome = Outcome.ADDRESSES, detail: str = "") -> Answer:
+    return Answer(outcome, addresses, detail or f"{len(addresses)} addresses")
+
+
+def iam(ip: str = PEER, basename: str = "fleetlm", cluster: str = "") -> IAm:
+    return IAm(name=f"{basename}@{ip}", incarnation=9, cluster=cluster, connected=1)
+
+
+def facts(**changes: Any) -> Facts:
+    """A healthy node of two, as seen from the environment alone."""
+    values: dict[str, Any] = {
+        "settings": ON,
+        "own_ip": ME,
+        "own_why": "POD_IP says so",
+        "own_warning": None,
+        "answer": answered(ME, PEER),
+        "source": 'DNS name "worker"',
+        "peers": [PeerFact(PEER, 4370, None, iam())],
+        "node_why": "no node runs here",
+    }
+    return Facts(**(values | changes))
+
+
+def running(*rows: Any, **info: Any) -> dict[str, Any]:
+    """What a running node tells."""
+    node = FakeNode(f"fleetlm@{ME}", cookie=COOKIE)
+    told = node_facts(node)  # type: ignore[arg-type]
+    return told | {"info": plain(node_info(name=node.name, peers=rows, **info))}
+
+
+def one(findings: list[Finding], topic: str | None = None) -> Finding:
+    fitting = [finding for finding in findings if topic in (None, finding.topic)]
+    assert len(fitting) == 1, fitting
+    return fitting[0]
+
+
+def test_all_is_well() -> None:
+    found = checks.judge(
+        facts(
+            node=running(row(f"fleetlm@{PEER}")),
+            port=PeerFact(ME, 4370, None, iam(ME)),
+        )
+    )
+    assert {finding.level for finding in found} == {OK}
+    assert {finding.topic for finding in found} == {
+        "node", "settings", "own address", "port", "cookie", "dns", "peer", "mesh", "flapping",
+    }  # fmt: skip
+    assert not checks.failed(found)
+
+
+def test_whatever_is_not_well_says_what_to_do_and_no_secret() -> None:
+    sick = [
+        facts(answer=answered(outcome=Outcome.EMPTY, detail="NXDOMAIN"), port="in use"),
+        facts(peers=[PeerFact(PEER, 4370, why) for why in ("refused", "timeout", "no route")]),
+        facts(node=running(row(status="wanted", attempts=3, last_error="wrong_cluster")), port=None),
+        facts(own_ip="127.0.0.1"),
+    ]
+    for each in sick:
+        found = checks.judge(each)
+        assert checks.failed(found)
+        assert all(finding.cure for finding in found if finding.level == FAIL)
+        assert COOKIE not in repr(found)
+
+
+# ── isolated nodes ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("answer", "level", "words"),
+    [
+        (answered(ME, PEER), OK, f"({ME}, {PEER})"),
+        (answered(ME), WARN, "only this node"),
+        (answered(outcome=Outcome.EMPTY, detail="NXDOMAIN"), FAIL, "clusterIP: None"),
+        (answered(outcome=Outcome.FAILED, detail="SERVFAIL from 10.0.0.2"), FAIL, "/etc/resolv.conf"),
+        (answered(PEER, outcome=Outcome.PARTIAL, detail="1 address, but AAAA: timeout"), WARN, "timeout"),
+        (answered(*(f"10.0.1.{n}" for n in range(20))), OK, "and 12 more"),
+    ],
+)
+def test_the_lookup(answer: Answer, level: str, words: str) -> None:
+    finding = one(checks.judge_lookup(facts(answer=answer)))
+    assert finding.level == level
+    assert words in f"{finding.text} {finding.cure}"
+
+
+def test_a_virtual_address_is_recognised() -> None:
+    vip = "172.20.0.9"
+    behind = PeerFact(vip, 4370, None, iam(PEER))
+    finding = one(checks.judge_lookup(facts(answer=answered(vip), peers=[behind])))
+    assert finding.level == FAIL
+    assert "virtual address" in finding.text
+    assert "tasks.<service>" in finding.cure
+    same = PeerFact(vip, 4370, None, iam(vip))
+    assert one(checks.judge_lookup(facts(answer=answered(vip), peers=[same]))).level == OK
+    mine = facts(answer=answered(vip), peers=[behind], local={vip: True})
+    assert one(checks.judge_lookup(mine)).level == OK
+
+
+def test_clustering_off() -> None:
+    off = facts(settings=Settings(), own_ip="127.0.0.1", answer=None, peers=[])
+    assert "runs alone" in one(checks.judge_settings(off)).text
+    assert checks.judge_lookup(off) == []
+    assert not checks.failed(checks.judge(off))
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({}, OK, "POD_IP says so"),
+        ({"own_warning": "several addresses; set FLEETLM_NODE_IP"}, WARN, "Several addresses; set"),
+        ({"own_ip": "127.0.0.1"}, FAIL, "Set FLEETLM_NODE_IP"),
+        ({"own_ip": "10.9.9.9"}, WARN, "DNS does not name it"),
+        ({"own_ip": "127.0.0.5", "answer": answered("127.0.0.5", "127.0.0.6")}, OK, "127.0.0.5"),
+        ({"answer": answered(outcome=Outcome.FAILED)}, OK, ME),
+        ({"node": running(observed_ips=["192.168.0.9"])}, WARN, "192.168.0.9"),
+    ],
+)
+def test_the_own_address(changes: dict[str, Any], level: str, words: str) -> None:
+    finding = one(checks.judge_own_address(facts(**changes)))
+    assert finding.level == level
+    assert words in f"{finding.text} {finding.cure}"
+
+
+@pytest.mark.parametrize(
+    ("fact", "level", "words"),
+    [
+        (PeerFact(PEER, 4370, None, iam()), OK, "connected to 1 node"),
+        (PeerFact(PEER, 4370, None, None), OK, "accepts connections"),
+        (PeerFact(PEER, 4370, "refused"), FAIL, "FLEETLM_NODE_PORT"),
+        (PeerFact(PEER, 4370, "timeout"), FAIL, "Let TCP 4370 pass"),
+        (PeerFact(PEER, 4370, "No route to host"), FAIL, "No route to host"),
+        (PeerFact(PEER, 4370, None, "10.0.0.2:4370: another cookie"), FAIL, "FLEETLM_COOKIE"),
+        (PeerFact(PEER, 4370, None, iam(cluster="blue")), FAIL, "FLEETLM_CLUSTER"),
+        (PeerFact(PEER, 4370, None, iam(basename="other")), FAIL, "DNS_CLUSTER_NODE_BASENAME"),
+        (PeerFact(PEER, 4370, None, iam("10.0.0.3")), WARN, "another address"),
+        (PeerFact("fdaa::2", 4370, "refused"), FAIL, "[fdaa::2]:4370"),
+    ],
+)
+def test_each_peer(fact: PeerFact, level: str, words: str) -> None:
+    finding = checks.judge_peer(ON, fact, up=False, named=True)
+    assert finding.level == level
+    assert words in f"{finding.text} {finding.cure}"
+
+
+def test_an_address_that_dns_does_not_name_any_more_is_no_failure() -> None:
+    fact = PeerFact(PEER, 4370, "timeout")
+    assert checks.judge_peer(ON, fact, up=False, named=False).level == WARN
+
+
+# ── crash on boot ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("port", "level", "words"),
+    [
+        (None, OK, "is free"),
+        ("Permission denied", FAIL, "cannot be bound: Permission denied"),
+        ("10.0.0.1 is no address of this machine", FAIL, "FLEETLM_NODE_IP must be an address of this"),
+        (PeerFact(ME, 4370, None, iam(ME)), WARN, f"taken by the node fleetlm@{ME}"),
+        (PeerFact(ME, 4370, None, "no ZeroMQ"), FAIL, "ss -ltnp"),
+    ],
+)
+def test_the_port_before_a_start(port: Any, level: str, words: str) -> None:
+    finding = one(checks.judge_port(facts(port=port)))
+    assert finding.level == level
+    assert words in f"{finding.text} {finding.cure}"
+
+
+@pytest.mark.parametrize(
+    ("port", "level"),
+    [
+        (PeerFact(ME, 4370, None, iam(ME)), OK),
+        (PeerFact(ME, 4370, None, None), OK),
+        (PeerFact(ME, 4370, None, iam(PEER)), FAIL),
+        (PeerFact(ME, 4370, "timeout"), FAIL),
+        (None, FAIL),
+    ],
+)
+def test_the_port_of_a_running_node(port: Any, level: str) -> None:
+    assert one(checks.judge_port(facts(port=port, node=running()))).level == level
+
+
+def test_an_environment_that_cannot_be_used_is_78(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "ask_node", lambda _: (None, "none runs", 0))
+    monkeypatch.setenv("DNS_POLL_INTERVAL_MS", "5s")
+    assert doctor.main() == 78
+    assert "DNS_POLL_INTERVAL_MS is '5s'" in capsys.readouterr().out
+    assert doctor.main(as_json=True) == 78
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({}, OK, "masked"),
+        ({"settings": ON.replace(cookie=None)}, WARN, "openssl rand"),
+        ({"settings": ON.replace(cookie=None), "own_ip": "127.0.0.1"}, OK, "nothing outside"),
+        ({"node": running(), "cookie_known": False}, WARN, "Run doctor with the node's"),
+    ],
+)
+def test_the_cookie(changes: dict[str, Any], level: str, words: str) -> None:
+    finding = one(checks.judge_cookie(facts(**changes)))
+    assert finding.level == level
+    assert words in f"{finding.text} {finding.cure}"
+
+
+# ── nodes that come and go, and the table of a running node ──────────────────────────────────────
+
+
+def test_flapping() -> None:
+    flapping = row(connections=7, last_error="heartbeat timeout")
+    finding = one(checks.judge_stability(facts(node=running(flapping, row("fleetlm@10.0.0.3")))))
+    assert finding.level == WARN
+    assert "was up 7 times; last error: heartbeat timeout" in finding.text
+    assert "memory limit" in finding.cure
+
+
+def test_the_table_says_who_is_missing_and_why() -> None:
+    lost = row(
+        status="down", attempts=4, last_error="refused by x: wrong_cluster (…)", last_error_age_s=125.0
+    )
+    found = checks.judge_mesh(facts(node=running(lost, row("fleetlm@10.0.0.3", status="busy"))))
+    assert one(found, "mesh").text == "connected to 1 node"
+    missing, busy = (finding for finding in found if finding.topic == "connection")
+    assert missing.level == FAIL
+    assert "4 attempts: refused by x: wrong_cluster (…), 2 min ago" in missing.text
+    assert "FLEETLM_CLUSTER" in missing.cure
+    assert busy.level == WARN
+
+
+def test_a_peer_that_is_gone_from_dns_too_is_no_failure() -> None:
+    gone = row(status="down", attempts=4, last_error="left: shutdown", in_dns=False)
+    assert not checks.failed(checks.judge_mesh(facts(node=running(gone))))
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["wrong_name", "duplicate_name", "incompatible", "draining", "cookie", "cannot be reached back"],
+)
+def test_typed_refusals_have_cures(error: str) -> None:
+    assert checks.cure_for(error) != checks.cure_for("connection refused")
+
+
+def test_a_late_loop_and_a_differing_environment_are_told() -> None:
+    sick = facts(
+        node=running(lag_ms=4_000), differs=["DNS_CLUSTER_QUERY"], environment_error="X is 'y'; allowed: z."
+    )
+    found = checks.judge(sick)
+    assert "4,000 ms late" in next(f.text for f in found if "late" in f.text)
+    assert any("differs from the node's: DNS_CLUSTER_QUERY" in f.text for f in found)
+    assert any(f.text.startswith("X is 'y'") for f in found)
+
+
+# ── gathering, as far as it is pure; and the report ──────────────────────────────────────────────
+
+
+def test_the_nodes_settings_hold_but_the_cookie_is_this_shells() -> None:
+    told = running() | {"query": "other", "port": 5000, "dns_server": ["127.0.0.1", 53], "cluster": "c"}
+    adopted = doctor.adopt(ON, told)
+    assert (adopted.dns_query, adopted.node_port, adopted.cluster) == ("other", 5000, "c")
+    assert adopted.dns_server == ("127.0.0.1", 53)
+    assert adopted.cookie == COOKIE
+
+
+def test_only_what_is_set_here_can_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("DNS_CLUSTER", "FLEETLM")):
+            monkeypatch.delenv(name)
+    mine = ON.replace(node_port=1, cluster="x")
+    assert doctor.differing(mine, running()) == []
+    monkeypatch.setenv("FLEETLM_NODE_PORT", "1")
+    assert doctor.differing(mine, running()) == ["FLEETLM_NODE_PORT"]
+
+
+def test_addresses_to_ask_are_those_of_dns_and_of_the_table_without_ourselves() -> None:
+    told = running(row("fleetlm@10.0.0.3"), row(f"fleetlm@{PEER}"))
+    assert doctor.addresses_to_ask(answered(ME, PEER), told, ME) == [PEER, "10.0.0.3"]
+    assert doctor.addresses_to_ask(None, None, ME) == []
+    many = answered(*(f"10.1.{n // 250}.{n % 250 + 1}" for n in range(900)))
+    assert len(doctor.addresses_to_ask(many, None, ME)) == doctor.MAX_PEERS
+
+
+def test_the_report_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [Finding(OK, "dns", "fine"), Finding(FAIL, "peer", "10.0.0.2:4370 refuses", "Start it " * 20)]
+    doctor.show(found, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ok    dns          fine"
+    assert lines[1] == "fail  peer         10.0.0.2:4370 refuses"
+    assert lines[2].startswith("                   → Start it")
+    assert all(len(line) <= 100 for line in lines)
+    assert lines[-1] == "1 fail, 0 warn, 1 ok"
+    assert "\x1b" not in "".join(lines)
+    assert "\x1b[31mfail\x1b[0m" in doctor.lines_of(found[1], colours=True)
+
+
+def test_the_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.show([Finding(WARN, "dns", "text", "cure")], as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "ok": True,
+        "findings": [{"level": "warn", "topic": "dns", "text": "text", "cure": "cure"}],
+    }

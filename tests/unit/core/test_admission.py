@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fleetlm.core import admission
+from fleetlm.wire.frames import Refusal, Refused
+from tests.support.kernel_fakes import hello_of, identity, name
+
+ME = identity(1, aliases=("fd00::1",))
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "refusal", "words"),
+    [
+        (1, {"incarnation": 100}, Refusal.SELF, "is this node itself"),
+        (2, {"cluster": "blue"}, Refusal.WRONG_CLUSTER, "is of cluster 'blue', fleetlm@10.0.0.1 of ''"),
+        (2, {"to": 3}, Refusal.WRONG_NAME, "you dialled fleetlm@10.0.0.3, I am fleetlm@10.0.0.1"),
+        (1, {"incarnation": 7}, Refusal.DUPLICATE_NAME, "check FLEETLM_NODE_IP"),
+        (2, {"name": "fleetlm@fd00::1"}, Refusal.DUPLICATE_NAME, "check FLEETLM_NODE_IP"),
+    ],
+)
+def test_each_reason_has_its_words(
+    number: int, changes: dict[str, Any], refusal: Refusal, words: str
+) -> None:
+    verdict = admission.judge(ME, hello_of(number, **changes), leaving=False)
+    assert verdict is not None
+    assert verdict[0] is refusal
+    assert words in verdict[1]
+
+
+def test_a_node_without_fault_is_admitted() -> None:
+    assert admission.judge(ME, hello_of(2), leaving=False) is None
+
+
+def test_a_node_that_leaves_admits_nobody() -> None:
+    assert admission.judge(ME, hello_of(2), leaving=True) == (Refusal.DRAINING, f"{name(1)} is leaving")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "refused"), [(0, 0, True), (2, 9, True), (0, 1, False), (1, 1, False), (1, 9, False)]
+)
+def test_one_version_in_common_is_enough(low: int, high: int, refused: bool) -> None:
+    import dataclasses
+
+    hello = dataclasses.replace(hello_of(2), protocol_min=low, protocol_max=high)
+    verdict = admission.judge(ME, hello, leaving=False)
+    assert (verdict is not None) is refused
+    if verdict is not None:
+        assert verdict[0] is Refusal.INCOMPATIBLE
+        assert f"speaks protocol {low} to {high}" in verdict[1]
+
+
+def test_what_matters_most_is_said_first() -> None:
+    hello = hello_of(2, cluster="blue", to=3)
+    verdict = admission.judge(ME, hello, leaving=True)
+    assert verdict is not None
+    assert verdict[0] is Refusal.WRONG_CLUSTER
+
+
+def test_a_refusal_reads_as_a_sentence() -> None:
+    answer = Refused(Refusal.WRONG_CLUSTER, "a is of blue", name(2), 200)
+    assert admission.refused_by(answer) == "refused by fleetlm@10.0.0.2: wrong_cluster (a is of blue)"
+
+
+def test_a_duplicate_names_both_incarnations() -> None:
+    text = admission.duplicate(hello_of(2, 0xBEEF), 0xCAFE)
+    assert "is incarnation cafe" in text
+    assert "beef does not" in text
+
+
+def test_nodes_of_one_basename_are_of_one_fleet() -> None:
+    assert admission.same_fleet("a@10.0.0.1", "a@fd00::1")
+    assert not admission.same_fleet("a@10.0.0.1", "b@10.0.0.1")

@@ -1,0 +1,426 @@
+"""The handshake in exact orders, the end, and the back-off: one side, fact by fact."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from fleetlm.core.connection import Connection, Incoming, Outgoing, Phase
+from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
+from fleetlm.wire import frames
+from fleetlm.wire.frames import BadFrame, Kind, Ready
+from tests.support.kernel_fakes import (
+    SETTINGS,
+    T,
+    connection,
+    goodbye_frame,
+    hello_frame,
+    hello_of,
+    identity,
+    ip,
+    name,
+    ready_frame,
+)
+
+PEER = name(2)
+INCARNATION = 200
+THEIRS = 77
+"""Epoch of the peer's half."""
+
+
+def our_hello(epoch: int = 1, dropped: int = 0) -> bytes:
+    return hello_frame(identity().hello(PEER, dropped), epoch)
+
+
+def our_ready(epoch: int = 1, seq: int = 1, named: int = THEIRS, incarnation: int = INCARNATION) -> bytes:
+    return ready_frame(epoch, seq, named, incarnation)
+
+
+def heard(
+    c: Connection, now: float = T, *, epoch: int = THEIRS, incarnation: int = 0, dropped: int = 0
+) -> list[Effect]:
+    hello = hello_of(2, incarnation, dropped=dropped)
+    return c.hello(now, b"half%d" % epoch, epoch, hello, ip(2))
+
+
+def dialling(channel: int = 5) -> Connection:
+    c = connection()
+    c.dial(T, channel)
+    return c
+
+
+def opened(channel: int = 5) -> Connection:
+    c = dialling(channel)
+    c.opened(T)
+    return c
+
+
+def up() -> Connection:
+    c = opened()
+    heard(c)
+    c.ready(T, Ready(1, 100))
+    assert c.phase is Phase.UP
+    return c
+
+
+# ── the handshake ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_new_connection_wants_to_dial_at_once() -> None:
+    c = connection()
+    assert (c.phase, c.next_dial_at, c.attempt, c.ups) == (Phase.IDLE, T, 0, 0)
+
+
+def test_a_dial_goes_to_the_address_in_the_name() -> None:
+    c = connection()
+    assert c.dial(T, 5) == [Dial(5, "10.0.0.2", 4370)]
+    assert (c.phase, c.deadline) == (Phase.DIALLING, T + SETTINGS.connect_timeout_s)
+
+
+def test_whoever_hears_nothing_says_hello_first_and_ready_when_it_has_heard() -> None:
+    c = dialling()
+    assert c.opened(T + 1) == [Send(5, our_hello())]
+    assert c.deadline == T + 1 + SETTINGS.handshake_timeout_s
+    assert heard(c, T + 2) == [Send(5, our_ready())]
+    assert c.ready(T + 3, Ready(1, 100)) == [Up(PEER, INCARNATION, c)]
+    assert (c.phase, c.up_at, c.ups, c.attempt) == (Phase.UP, T + 3, 1, 0)
+
+
+def test_whoever_heard_before_its_dial_opened_says_both_at_once() -> None:
+    c = dialling()
+    assert heard(c) == []
+    assert c.opened(T) == [Send(5, our_hello()), Send(5, our_ready())]
+
+
+def test_whoever_heard_before_it_dialled_says_both_at_once() -> None:
+    c = connection()
+    assert heard(c) == []
+    c.dial(T, 5)
+    assert c.opened(T) == [Send(5, our_hello()), Send(5, our_ready())]
+
+
+def test_a_hello_ends_a_back_off() -> None:
+    c = dialling()
+    c.failed(T, "connection refused")
+    assert c.next_dial_at > T + 0.1
+    heard(c, T + 0.1)
+    assert c.next_dial_at == T + 0.1
+
+
+def test_an_open_channel_says_hello_once() -> None:
+    c = opened()
+    assert c.opened(T + 1) == []
+    assert c.deadline == T + SETTINGS.handshake_timeout_s
+
+
+def test_ready_is_said_once_for_each_half_of_the_peer() -> None:
+    c = opened()
+    assert heard(c, epoch=77) == [Send(5, our_ready(seq=1, named=77))]
+    assert heard(c, epoch=77) == []
+    assert heard(c, epoch=78) == [Send(5, our_ready(seq=2, named=78))]
+
+
+def test_a_half_of_any_epoch_gets_its_ready() -> None:
+    c = opened()
+    assert heard(c, epoch=0) == [Send(5, our_ready(named=0))]
+
+
+def test_a_ready_for_another_dial_confirms_nothing() -> None:
+    c = opened()
+    heard(c)
+    assert c.ready(T, Ready(2, 100)) == []
+    assert c.phase is Phase.DIALLING
+    assert c.ready(T, Ready(1, 100)) == [Up(PEER, INCARNATION, c)]
+
+
+def test_a_ready_without_a_hello_confirms_nothing() -> None:
+    c = opened()
+    assert c.ready(T, Ready(1, 100)) == []
+    assert c.phase is Phase.DIALLING
+
+
+def test_the_ready_of_a_peer_that_was_lost_meanwhile_confirms_nothing() -> None:
+    c = opened()
+    heard(c)
+    c.source_lost(T, "connection closed")
+    assert c.ready(T, Ready(1, 100)) == []
+
+
+def test_a_ready_that_came_again_changes_nothing() -> None:
+    c = up()
+    assert c.ready(T + 1, Ready(1, 100)) == []
+    assert (c.phase, c.ups, c.up_at) == (Phase.UP, 1, T)
+
+
+# ── every phase and every fact ───────────────────────────────────────────────────────────────────
+
+GONE = Down(PEER, INCARNATION, "why")
+END = [GONE, HangUp(5)]
+
+
+@pytest.mark.parametrize(
+    ("make", "fact", "orders", "phase"),
+    [
+        (connection, lambda c: c.opened(T), [], Phase.IDLE),
+        (connection, lambda c: c.ready(T, Ready(1, 100)), [], Phase.IDLE),
+        (connection, lambda c: c.channel_lost(T, "why"), [], Phase.IDLE),
+        (connection, lambda c: c.source_lost(T, "why"), [], Phase.IDLE),
+        (connection, lambda c: c.broken(T, "why"), [], Phase.IDLE),
+        (connection, lambda c: c.failed(T, "why"), [], Phase.IDLE),
+        (connection, lambda c: c.leave(T, "why"), [], Phase.IDLE),
+        (connection, heard, [], Phase.IDLE),
+        (dialling, lambda c: c.opened(T), [Send(5, our_hello())], Phase.DIALLING),
+        (dialling, lambda c: c.ready(T, Ready(1, 100)), [], Phase.DIALLING),
+        (dialling, lambda c: c.channel_lost(T, "why"), [HangUp(5)], Phase.IDLE),
+        (dialling, lambda c: c.source_lost(T, "why"), [], Phase.DIALLING),
+        (dialling, lambda c: c.broken(T, "why"), [HangUp(5)], Phase.IDLE),
+        (dialling, lambda c: c.timed_out(T), [HangUp(5)], Phase.IDLE),
+        (dialling, lambda c: c.leave(T, "why"), [HangUp(5)], Phase.IDLE),
+        (dialling, heard, [], Phase.DIALLING),
+        (opened, lambda c: c.opened(T), [], Phase.DIALLING),
+        (opened, lambda c: c.ready(T, Ready(1, 100)), [], Phase.DIALLING),
+        (opened, lambda c: c.channel_lost(T, "why"), [HangUp(5)], Phase.IDLE),
+        (opened, lambda c: c.source_lost(T, "why"), [], Phase.DIALLING),
+        (opened, lambda c: c.broken(T, "why"), [HangUp(5)], Phase.IDLE),
+        (opened, lambda c: c.timed_out(T), [HangUp(5)], Phase.IDLE),
+        (
+            opened,
+            lambda c: c.leave(T, "why"),
+            [Send(5, goodbye_frame(1, 1, "why")), HangUp(5, SETTINGS.goodbye_flush_s)],
+            Phase.IDLE,
+        ),
+        (opened, heard, [Send(5, our_ready())], Phase.DIALLING),
+        (up, lambda c: c.opened(T), [], Phase.UP),
+        (up, lambda c: c.ready(T, Ready(9, 100)), [], Phase.UP),
+        (up, lambda c: c.channel_lost(T, "why"), END, Phase.IDLE),
+        (up, lambda c: c.source_lost(T, "why"), END, Phase.IDLE),
+        (up, lambda c: c.broken(T, "why"), END, Phase.IDLE),
+        (up, lambda c: c.down(T, "why"), END, Phase.IDLE),
+        (
+            up,
+            lambda c: c.leave(T, "why"),
+            [Send(5, goodbye_frame(1, 2, "why")), GONE, HangUp(5, SETTINGS.goodbye_flush_s)],
+            Phase.IDLE,
+        ),
+        (
+            up,
+            heard,
+            [Down(PEER, INCARNATION, "the peer dialled anew"), HangUp(5)],
+            Phase.IDLE,
+        ),
+    ],
+)
+def test_every_fact_in_every_phase(
+    make: Callable[[], Connection],
+    fact: Callable[[Connection], list[Effect]],
+    orders: list[Effect],
+    phase: Phase,
+) -> None:
+    c = make()
+    assert fact(c) == orders
+    assert c.phase is phase
+    if phase is Phase.IDLE:
+        assert (c.outgoing, c.opened_at, c.up_at) == (None, None, None)
+
+
+def test_what_ended_leaves_its_reason_and_its_time() -> None:
+    c = up()
+    c.down(T + 7, "why")
+    assert (c.last_error, c.last_error_at) == ("why", T + 7)
+
+
+def test_an_end_without_an_error_leaves_the_last_one() -> None:
+    c = opened()
+    c.failed(T, "connection refused")
+    c.leave(T + 7, "bye")
+    assert (c.last_error, c.last_error_at) == ("connection refused", T)
+
+
+# ── halves that can still be completed, and halves that cannot ───────────────────────────────────
+
+
+def test_a_dial_that_the_peer_never_gave_up_is_kept() -> None:
+    c = opened()
+    heard(c, epoch=77)
+    assert heard(c, epoch=78, dropped=999) == [Send(5, our_ready(seq=2, named=78))]
+    assert c.phase is Phase.DIALLING
+
+
+def test_a_dial_whose_hello_the_peer_gave_up_is_restarted_at_once() -> None:
+    c = opened()
+    heard(c, epoch=77)
+    assert heard(c, T + 1, epoch=78, dropped=1) == [HangUp(5)]
+    assert (c.phase, c.next_dial_at) == (Phase.IDLE, T + 1)
+    assert c.dial(T + 1, 6) == [Dial(6, "10.0.0.2", 4370)]
+    assert c.opened(T + 1) == [Send(6, our_hello(2)), Send(6, our_ready(2, named=78))]
+
+
+def test_a_dial_that_said_nothing_yet_cannot_be_spoilt() -> None:
+    c = dialling()
+    assert heard(c, dropped=1) == []
+    assert heard(c, incarnation=201) == []
+    assert c.phase is Phase.DIALLING
+
+
+def test_a_dial_that_confirmed_a_former_incarnation_is_restarted() -> None:
+    c = opened()
+    heard(c, incarnation=200)
+    assert heard(c, T + 1, epoch=78, incarnation=201) == [HangUp(5)]
+    assert (c.phase, c.next_dial_at) == (Phase.IDLE, T + 1)
+
+
+def test_a_dial_that_confirmed_a_former_incarnation_is_restarted_also_after_its_loss() -> None:
+    c = opened()
+    heard(c, incarnation=200)
+    c.source_lost(T, "connection closed")
+    assert heard(c, T + 1, epoch=78, incarnation=201) == [HangUp(5)]
+
+
+def test_a_dial_is_kept_when_the_same_incarnation_comes_back() -> None:
+    c = opened()
+    heard(c, epoch=77)
+    c.source_lost(T, "connection closed")
+    assert heard(c, epoch=78) == [Send(5, our_ready(seq=2, named=78))]
+
+
+def test_the_incarnation_that_was_up_does_not_spoil_the_next_dial() -> None:
+    c = up()
+    c.source_lost(T, "connection closed")
+    c.dial(T + 1, 6)
+    assert c.opened(T + 1) == [Send(6, our_hello(2, dropped=THEIRS))]
+    assert heard(c, T + 1, epoch=78, incarnation=201) == [Send(6, our_ready(2, named=78, incarnation=201))]
+    assert c.ready(T + 1, Ready(2, 100)) == [Up(PEER, 201, c)]
+
+
+@pytest.mark.parametrize("end", ["down", "source_lost", "channel_lost", "broken", "leave"])
+def test_the_next_hello_says_which_half_was_given_up(end: str) -> None:
+    c = up()
+    getattr(c, end)(T, "why")
+    c.dial(T + 1, 6)
+    assert c.opened(T + 1) == [Send(6, our_hello(2, dropped=THEIRS))]
+
+
+def test_a_half_that_broke_while_dialling_is_given_up_and_said_so() -> None:
+    c = opened()
+    heard(c)
+    assert c.broken(T, "protocol error: gap") == [HangUp(5)]
+    assert c.last_error == "protocol error: gap"
+    c.dial(T + 1, 6)
+    assert c.opened(T + 1) == [Send(6, our_hello(2, dropped=THEIRS))]
+
+
+def test_a_half_survives_the_failure_of_our_own() -> None:
+    c = opened()
+    heard(c)
+    c.channel_lost(T, "connection refused")
+    c.dial(T + 1, 6)
+    assert c.opened(T + 1) == [Send(6, our_hello(2)), Send(6, our_ready(2))]
+
+
+# ── sequence numbers ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_frames_are_numbered_from_the_hello_on() -> None:
+    out = Outgoing(5, 9)
+    assert [out.header(Kind.BATCH) for _ in range(3)] == [frames.header(Kind.BATCH, 9, n) for n in range(3)]
+
+
+def test_the_frame_after_the_hello_is_number_one() -> None:
+    half = Incoming(b"x", 9, hello_of(2), ip(2))
+    for seq in (1, 2, 3):
+        half.accept(9, seq)
+    assert half.seq == 4
+
+
+@pytest.mark.parametrize(("epoch", "seq"), [(9, 0), (9, 1), (9, 3), (8, 2), (10, 2), (9, 2**64 - 1)])
+def test_a_gap_a_copy_and_another_dial_are_seen(epoch: int, seq: int) -> None:
+    half = Incoming(b"x", 9, hello_of(2), ip(2))
+    half.accept(9, 1)
+    with pytest.raises(BadFrame, match=f"expected frame 2 of epoch 9, got {seq} of {epoch:x}"):
+        half.accept(epoch, seq)
+    half.accept(9, 2)
+
+
+# ── time ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_does_not_answer_is_said_so() -> None:
+    c = dialling()
+    c.timed_out(T + 3)
+    assert c.last_error == "connect timeout: 10.0.0.2:4370 did not answer within 3 s"
+
+
+def test_who_cannot_reach_us_is_told_our_address() -> None:
+    c = opened()
+    c.timed_out(T + 5)
+    assert c.last_error == (
+        "10.0.0.2:4370 answers but does not dial back within 5 s: it cannot reach us at 10.0.0.1:4370, "
+        "or is no fleetlm node"
+    )
+
+
+def test_who_does_not_confirm_is_said_so() -> None:
+    c = opened()
+    heard(c)
+    c.timed_out(T + 5)
+    assert c.last_error == "handshake timeout: 10.0.0.2:4370 dialled us but did not confirm within 5 s"
+
+
+def test_the_missing_step_is_told_with_brackets_around_ipv6() -> None:
+    c = Connection("fleetlm@fd00::2", "fd00::2", identity(), SETTINGS, random.Random(1), T)
+    assert c.dial(T, 1) == [Dial(1, "fd00::2", 4370)]
+    c.timed_out(T + 3)
+    assert c.last_error.startswith("connect timeout: [fd00::2]:4370 did not answer")
+
+
+def test_back_off_doubles_up_to_its_ceiling() -> None:
+    c, now, waits = connection(), T, []
+    for channel in range(10):
+        c.dial(now, channel)
+        c.failed(now, "connection refused")
+        waits.append(c.next_dial_at - now)
+        now = c.next_dial_at
+    assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0, 15.0]
+
+
+def test_back_off_has_full_jitter_above_a_floor() -> None:
+    c = Connection(PEER, ip(2), identity(), SETTINGS, random.Random(7), T)
+    c.attempt = 40
+    waits = []
+    for _ in range(2_000):
+        c.failed(0.0, "connection refused")
+        waits.append(c.next_dial_at)
+    assert min(waits) >= SETTINGS.backoff_min_s / 5
+    assert max(waits) <= SETTINGS.backoff_max_s
+    assert 7.0 < sum(waits) / len(waits) < 8.0
+    c.attempt = 10**9  # days of a dead address: no overflow
+    c.failed(T, "connection refused")
+    assert c.next_dial_at <= T + SETTINGS.backoff_max_s
+
+
+def test_back_off_never_spins() -> None:
+    class Unlucky(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            return a
+
+    c = Connection(PEER, ip(2), identity(), SETTINGS, Unlucky(), T)
+    c.dial(T, 5)
+    c.failed(T, "connection refused")
+    assert c.next_dial_at == T + SETTINGS.backoff_min_s / 5
+
+
+def test_back_off_starts_anew_after_the_connection_was_up() -> None:
+    c = connection()
+    for channel in range(5):
+        c.dial(T, channel)
+        c.failed(T, "connection refused")
+    assert c.attempt == 5
+    c.dial(T, 5)
+    c.opened(T)
+    heard(c)
+    c.ready(T, Ready(c.outgoing.epoch if c.outgoing else 0, 100))
+    assert c.attempt == 0
+    c.source_lost(T, "connection closed")
+    assert c.next_dial_at == T + SETTINGS.backoff_min_s

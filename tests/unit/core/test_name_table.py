@@ -1,0 +1,420 @@
+"""Claims of several nodes for one name: who holds it, who is told, and what no peer may say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetlm.core.name_table import Claim, Decide, Lose, Names, Order, Say, Tell, older, rank
+from fleetlm.errors import AlreadyRegistered, InvalidName, TooManyNames
+from fleetlm.ids import Pid
+from fleetlm.messages import Registered, Unregistered
+from fleetlm.settings import Settings
+from fleetlm.wire.codec import Codec
+
+A, B, C = "n@10.0.0.1", "n@10.0.0.2", "n@10.0.0.3"
+CODEC = Codec()
+NONE = CODEC.pack_value(None)
+
+
+def packed(meta: Any) -> bytes:
+    return CODEC.pack_value(meta)
+
+
+def table(node: str = A, decide: Decide = older, **limits: int) -> Names:
+    return Names(node, 1, Settings().replace(**limits), CODEC.unpack, decide)
+
+
+def pid(node: str, number: int, incarnation: int = 1) -> Pid:
+    return Pid(node, incarnation, number)
+
+
+def row(name: str, number: int = 1, meta: Any = None, since_ms: int = 5) -> list[Any]:
+    return [name, number, packed(meta), since_ms]
+
+
+def said(orders: list[Order]) -> list[Any]:
+    return [order.event for order in orders if isinstance(order, Say)]
+
+
+def facts(orders: list[Order]) -> list[Any]:
+    return [order.fact for order in orders if isinstance(order, Tell)]
+
+
+def losses(orders: list[Order]) -> list[Lose]:
+    return [order for order in orders if isinstance(order, Lose)]
+
+
+def held(names: Names) -> dict[str, Pid]:
+    return {name: claim.pid for name, claim in names.holders().items()}
+
+
+# ── on one node ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_claim_holds_at_once_and_is_told() -> None:
+    names = table()
+    orders = names.claimed("x", 7, packed({"zone": "a"}), 100)
+    assert orders == [
+        Tell(["has", [["x", 7, packed({"zone": "a"}), 100]]]),
+        Say(Registered("x", pid(A, 7), {"zone": "a"})),
+    ]
+    assert names.holder("x") == Claim("x", pid(A, 7), {"zone": "a"}, 100)
+    assert names.holder("y") is None
+
+
+def test_a_name_has_one_holder_and_a_process_may_have_several() -> None:
+    names = table()
+    names.claimed("x", 1, NONE, 100)
+    names.claimed("y", 1, NONE, 100)
+    with pytest.raises(AlreadyRegistered) as caught:
+        names.claimed("x", 2, NONE, 100)
+    assert (caught.value.name, caught.value.owner) == ("x", pid(A, 1))
+    assert held(names) == {"x": pid(A, 1), "y": pid(A, 1)}
+
+
+def test_a_name_that_a_peer_holds_is_taken() -> None:
+    names = table()
+    names.told(B, 1, ["has", [row("x")]])
+    with pytest.raises(AlreadyRegistered):
+        names.claimed("x", 1, NONE, 0)
+    assert names.counts() == (0, 1)
+
+
+def test_another_meta_keeps_the_age_and_the_same_one_is_nothing() -> None:
+    names = table()
+    names.claimed("x", 1, packed("a"), 100)
+    assert names.claimed("x", 1, packed("a"), 200) == []
+    orders = names.claimed("x", 1, packed("b"), 300)
+    assert facts(orders) == [["has", [["x", 1, packed("b"), 100]]]]
+    assert said(orders) == [Unregistered("x", pid(A, 1), "changed"), Registered("x", pid(A, 1), "b")]
+
+
+def test_what_a_program_does_to_its_meta_afterwards_changes_nothing() -> None:
+    names = table()
+    meta: dict[str, Any] = {"a": 1}
+    names.claimed("x", 1, packed(meta), 100)
+    meta["a"] = object()
+    assert list(names.own_facts(1_000)) == [["has", [["x", 1, packed({"a": 1}), 100]]]]
+
+
+def test_a_name_is_given_up_by_whom_it_belongs_to() -> None:
+    names = table()
+    names.claimed("x", 1, NONE, 100)
+    assert names.disclaimed("x", pid(A, 2)) == []
+    assert names.disclaimed("y") == []
+    orders = names.disclaimed("x", pid(A, 1))
+    assert orders == [Tell(["gone", "x", "unregistered"]), Say(Unregistered("x", pid(A, 1), "unregistered"))]
+    assert names.disclaimed("x") == []
+
+
+def test_a_process_that_ends_gives_up_all_its_names() -> None:
+    names = table()
+    for name, number in (("x", 1), ("y", 1), ("z", 2)):
+        names.claimed(name, number, NONE, 100)
+    orders = names.exited(1)
+    assert facts(orders) == [["gone", "x", "exited"], ["gone", "y", "exited"]]
+    assert [event.reason for event in said(orders)] == ["exited", "exited"]
+    assert held(names) == {"z": pid(A, 2)}
+    assert names.exited(1) == names.exited(99) == []
+    assert names.exited(2) != []
+    assert names.counts() == (0, 0)
+    assert (names._names_of, names._claims, names._own.size) == ({}, {}, 0)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "\ud800"])
+def test_names_that_nobody_can_have(name: str) -> None:
+    with pytest.raises(InvalidName):
+        table().claimed(name, 1, NONE, 100)
+
+
+def test_bounds_of_one_node() -> None:
+    names = table(max_cluster_names=2)
+    names.claimed("x", 1, NONE, 100)
+    names.claimed("y", 1, NONE, 100)
+    with pytest.raises(TooManyNames, match=r"cannot take the name 'z': a node may have 2 \(Settings\.max_c"):
+        names.claimed("z", 1, NONE, 100)
+    assert names.holder("z") is None
+    names.claimed("x", 1, packed("more"), 100)
+    names.disclaimed("y")
+    names.claimed("z", 1, NONE, 100)
+    heavy = table(max_names_bytes=200)
+    heavy.claimed("x", 1, packed("m" * 100), 100)
+    with pytest.raises(TooManyNames, match=r"200 bytes .*max_names_bytes"):
+        heavy.claimed("y", 1, packed("m" * 100), 100)
+    heavy.claimed("x", 1, packed("short"), 100)
+    heavy.claimed("y", 1, packed("m" * 60), 100)
+
+
+# ── between nodes ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_peer_tells_is_seen_and_ends_with_its_connection() -> None:
+    names = table()
+    assert said(names.told(B, 4, ["has", [row("x", 7, "m"), row("y", 8)]])) == [
+        Registered("x", pid(B, 7, 4), "m"),
+        Registered("y", pid(B, 8, 4), None),
+    ]
+    assert said(names.told(B, 4, ["gone", "y", "exited"])) == [Unregistered("y", pid(B, 8, 4), "exited")]
+    assert said(names.node_down(B)) == [Unregistered("x", pid(B, 7, 4), "noconnection")]
+    assert names.node_down(B) == names.node_down(C) == []
+    assert names.counts() == (0, 0)
+
+
+def test_the_node_of_the_younger_claim_withdraws_it_and_tells_its_process() -> None:
+    young, old = table(A), table(B)
+    young.claimed("x", 1, NONE, 200)
+    old.claimed("x", 2, packed("m"), 100)
+    (at_young,) = old.own_facts(1_000)
+    (at_old,) = young.own_facts(1_000)
+    orders = young.told(B, 1, at_young)
+    assert orders == [
+        Tell(["gone", "x", "lost"]),
+        Say(Unregistered("x", pid(A, 1), "lost")),
+        Say(Registered("x", pid(B, 2), "m")),
+        Lose(Claim("x", pid(A, 1), None, 200), pid(B, 2), "exit"),
+    ]
+    assert old.told(A, 1, at_old) == []
+    assert old.told(A, 1, facts(orders)[0]) == []
+    assert held(young) == held(old) == {"x": pid(B, 2)}
+    assert young.exited(1) == []
+
+
+def test_how_the_loser_wants_to_hear_it_is_its_own_business() -> None:
+    names = table()
+    names.claimed("x", 1, NONE, 200, "message")
+    assert [loss.on_loss for loss in losses(names.told(B, 1, ["has", [row("x")]]))] == ["message"]
+    names = table()
+    names.claimed("x", 1, NONE, 200, "message")
+    names.claimed("x", 1, NONE, 200, "exit")
+    assert [loss.on_loss for loss in losses(names.told(B, 1, ["has", [row("x")]]))] == ["exit"]
+
+
+def test_who_only_looks_on_shows_the_winner_from_the_first_moment() -> None:
+    third = table(C)
+    third.told(A, 1, ["has", [row("x", 1, since_ms=200)]])
+    assert said(third.told(B, 1, ["has", [row("x", 2, since_ms=100)]])) == [
+        Unregistered("x", pid(A, 1), "lost"),
+        Registered("x", pid(B, 2), None),
+    ]
+    assert third.told(A, 1, ["gone", "x", "lost"]) == []
+    third.told(A, 1, ["has", [row("y", 1, since_ms=100)]])
+    assert said(third.told(B, 1, ["has", [row("y", 2, since_ms=200)]])) == []
+    assert third.holder("y") == Claim("y", pid(A, 1), None, 100)
+
+
+def test_a_claim_that_was_only_second_is_seen_when_the_first_goes() -> None:
+    third = table(C)
+    third.told(A, 1, ["has", [row("x", 1, since_ms=100)]])
+    third.told(B, 1, ["has", [row("x", 2, since_ms=200)]])
+    assert said(third.node_down(A)) == [
+        Unregistered("x", pid(A, 1), "noconnection"),
+        Registered("x", pid(B, 2), None),
+    ]
+
+
+def test_equal_ages_are_settled_by_node_incarnation_and_number() -> None:
+    claims = [
+        Claim("x", pid(A, 9, 9), None, 5),
+        Claim("x", pid(B, 1, 1), None, 5),
+        Claim("x", pid(B, 1, 2), None, 5),
+        Claim("x", pid(B, 2, 2), None, 5),
+        Claim("x", pid(A, 1, 1), None, 6),
+    ]
+    assert [rank(claim) for claim in claims] == sorted({rank(claim) for claim in claims})
+    assert older(claims[3], claims[2]) is claims[2]
+
+
+def by_meta(first: Claim, second: Claim) -> Claim:
+    assert rank(first) < rank(second), "the canonical order"
+    return max(first, second, key=lambda claim: claim.meta)
+
+
+def test_a_rule_of_the_programs_own() -> None:
+    mine = table(A, by_meta)
+    mine.claimed("x", 1, packed(1), 100)
+    assert losses(mine.told(B, 1, ["has", [row("x", 2, 5, since_ms=200)]])) != []
+    third = table(C, by_meta)
+    for node, meta in ((A, 1), (B, 5)):
+        third.told(node, 1, ["has", [row("x", 2, meta, since_ms=meta)]])
+    assert held(third) == {"x": pid(B, 2)}
+    assert said(third.told(A, 1, ["has", [row("x", 2, 9, since_ms=1)]])) == [
+        Unregistered("x", pid(B, 2), "lost"),
+        Registered("x", pid(A, 2), 9),
+    ]
+
+
+def test_another_meta_may_turn_the_rule_around() -> None:
+    third = table(C, by_meta)
+    third.told(A, 1, ["has", [row("x", 1, 5, since_ms=1)]])
+    third.told(B, 1, ["has", [row("x", 2, 3, since_ms=2)]])
+    assert said(third.told(A, 1, ["has", [row("x", 1, 2, since_ms=1)]])) == [
+        Unregistered("x", pid(A, 1), "lost"),
+        Registered("x", pid(B, 2), 3),
+    ]
+
+
+def test_a_rule_without_an_order_leaves_at_most_one() -> None:
+    beats = {("r", "s"), ("s", "p"), ("p", "r")}
+
+    def game(first: Claim, second: Claim) -> Claim:
+        return first if (first.meta, second.meta) in beats else second
+
+    tables = {node: table(node, game) for node in (A, B, C)}
+    rows = {node: row("x", 1, meta, since_ms=1) for node, meta in ((A, "r"), (B, "s"), (C, "p"))}
+    told: list[tuple[str, Any]] = []
+    for node, names in tables.items():
+        told += [(node, fact) for fact in facts(names.claimed("x", 1, rows[node][2], 1))]
+    while told:
+        source, fact = told.pop(0)
+        for node in tables.keys() - {source}:
+            told += [(node, each) for each in facts(tables[node].told(source, 1, fact))]
+    mine = table(A, game)
+    mine.claimed("x", 1, packed("r"), 1)
+    mine.told(B, 1, ["has", [rows[B]]])
+    assert said(mine.told(C, 1, ["has", [rows[C]]]))[1:] == [Registered("x", pid(B, 1), "s")]
+    views = [held(names) for names in tables.values()]
+    assert views[0] == views[1] == views[2]
+    assert sum(names.counts()[0] for names in tables.values()) <= 1
+
+
+def test_a_new_rule_is_applied_to_what_competes_now() -> None:
+    rules: list[Decide] = [older]
+
+    def latest(first: Claim, second: Claim) -> Claim:
+        return rules[-1](first, second)
+
+    third = table(C, latest)
+    third.told(A, 1, ["has", [row("x", 1, 1, since_ms=1), row("y", 1, 1, since_ms=1)]])
+    third.told(B, 1, ["has", [row("x", 2, 2, since_ms=2)]])
+    assert third.reviewed() == []
+    rules.append(by_meta)
+    assert said(third.reviewed()) == [Unregistered("x", pid(A, 1), "lost"), Registered("x", pid(B, 2), 2)]
+
+
+def test_many_names_are_told_in_pieces() -> None:
+    names = table()
+    for number in range(100):
+        names.claimed(f"name {number}", number + 1, packed("m" * (number % 50)), 5)
+    pieces = list(names.own_facts(1_000))
+    assert 5 < len(pieces) < 15
+    assert all(len(packed(piece)) <= 1_000 for piece in pieces)
+    other = table(B)
+    for piece in pieces:
+        other.told(A, 1, CODEC.unpack(packed(piece)))
+    assert held(other) == held(names)
+    assert list(table().own_facts(1_000)) == []
+    assert len(list(names.own_facts(1))) == 100, "what is larger than a piece travels alone"
+
+
+# ── hostile peers ────────────────────────────────────────────────────────────────────────────────
+
+NONSENSE: list[Any] = [
+    None,
+    5,
+    "has",
+    [],
+    {},
+    ["has"],
+    ["has", None],
+    ["has", "rows"],
+    ["has", [row("x"), row("x")]],
+    ["has", [row("y"), row("known", 2)]],
+    ["has", [row("y"), row("known", 1, since_ms=6)]],
+    ["has", [row("y"), None]],
+    ["has", [row("y"), []]],
+    ["has", [row("y"), "xyzw"]],
+    ["has", [[*row("y"), 1]]],
+    ["has", [row("")]],
+    ["has", [row("x" * 256)]],
+    ["has", [row("x" * 1_000_000)]],
+    ["has", [row("a\x00b")]],
+    ["has", [row("y", 0)]],
+    ["has", [row("y", -1)]],
+    ["has", [row("y", 1 << 64)]],
+    ["has", [row("y", 10**5_000)]],
+    ["has", [row("y", True)]],
+    ["has", [row("y", since_ms=-1)]],
+    ["has", [row("y", since_ms=1 << 64)]],
+    ["has", [row("y", since_ms=False)]],
+    ["has", [["y", 1, NONE, 1.5]]],
+    ["has", [["y", 1.0, NONE, 5]]],
+    ["has", [["y", pid(C, 1), NONE, 5]]],
+    ["has", [[5, 1, NONE, 5]]],
+    ["has", [["y", 1, None, 5]]],
+    ["has", [["y", 1, "text", 5]]],
+    ["has", [["y", 1, b"", 5]]],
+    ["has", [["y", 1, b"\xc1", 5]]],
+    ["has", [["y", 1, NONE + NONE, 5]]],
+    ["has", [row("y", 1, "m" * 5_000)]],
+    ["has", [row(f"n{number}") for number in range(10)]],
+    ["gone", "x"],
+    ["gone", "x", "exited"],
+    ["gone", "of another", "exited"],
+    ["gone", "known", None],
+    ["gone", "known", "w" * 65],
+    ["gone", 5, "exited"],
+    ["gone", ["known"], "exited"],
+    ["gone", "known", "exited", 1],
+    ["was", "known", "exited"],
+]
+
+
+@pytest.mark.parametrize("fact", NONSENSE, ids=range(len(NONSENSE)))
+def test_nonsense_is_refused_in_short_and_changes_nothing(fact: Any) -> None:
+    names = table(max_cluster_names=5)
+    names.claimed("mine", 1, NONE, 1)
+    names.told(B, 1, ["has", [row("known")]])
+    names.told(C, 1, ["has", [row("of another")]])
+    before = (names.holders(), names.counts(), names._of[B].size)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # any of them ends the link
+        names.told(B, 1, fact)
+    assert len(str(caught.value)) < 700
+    assert (names.holders(), names.counts(), names._of[B].size) == before
+
+
+def test_nobody_speaks_for_this_node_or_for_another_incarnation() -> None:
+    names = table()
+    with pytest.raises(ValueError, match="says nothing of names"):
+        names.told(A, 1, ["has", [row("x")]])
+    names.told(B, 1, ["has", [row("x")]])
+    with pytest.raises(ValueError, match="claimed twice"):
+        names.told(B, 2, ["has", [row("x")]])
+
+
+def test_the_bytes_of_a_peer_are_bounded() -> None:
+    names = table(max_names_bytes=500)
+    names.told(B, 1, ["has", [row("x", 1, "m" * 300)]])
+    with pytest.raises(ValueError, match="500 bytes"):
+        names.told(B, 1, ["has", [row("y", 1, "m" * 200)]])
+    names.told(B, 1, ["has", [row("x", 1, "m" * 400)]])
+    names.told(C, 1, ["has", [row("y", 1, "m" * 200)]])
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["has", "gone", "x", "mine", "exited", NONE, b"", 1, 5, row("x"), row("mine")])
+    | st.text(max_size=5)
+    | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from([B, C]), values), max_size=8))
+def test_whatever_a_peer_says_moves_the_table_or_is_refused(told: list[tuple[str, Any]]) -> None:
+    names = table()
+    names.claimed("mine", 1, NONE, 1)
+    for node, fact in told:
+        before = (names.holders(), names.counts())
+        try:
+            names.told(node, 1, fact)
+        except (ValueError, TypeError):
+            assert (names.holders(), names.counts()) == before
+        assert names._claims.keys() == names.holders().keys()
+        assert sum(map(len, names._claims.values())) == sum(names.counts())

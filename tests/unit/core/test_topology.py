@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fleetlm.core.connection import Phase
+from fleetlm.core.topology import SELECTORS, Peer, PeerInfo, Topology
+from fleetlm.settings import Settings
+from tests.support.kernel_fakes import SETTINGS, Dice, Meeting, T, identity, ip, name
+
+SIX = "fleetlm@fd00::2"
+
+
+def topology(settings: Settings = SETTINGS, **changes: Any) -> Topology:
+    return Topology(identity(**changes), settings, Dice())
+
+
+def met(table: Topology, who: str, now: float = T) -> Peer:
+    peer = table.meet(now, who)
+    assert peer is not None
+    return peer
+
+
+def test_a_row_is_made_once_and_seen_again() -> None:
+    table = topology()
+    peer = met(table, name(2))
+    assert (peer.connection.ip, peer.status, peer.last_seen) == (ip(2), "wanted", T)
+    assert met(table, name(2), T + 9) is peer
+    assert peer.last_seen == T + 9
+
+
+def test_this_node_is_no_peer_under_any_of_its_addresses() -> None:
+    table = topology(aliases=("fd00::1",))
+    assert table.meet(T, name(1)) is None
+    assert table.meet(T, "fleetlm@fd00::1") is None
+    assert table.meet(T, "fleetlm@fd00::1", itself=True) is None
+    assert table.peers == {}
+
+
+def test_a_full_table_takes_nobody_but_keeps_everybody() -> None:
+    table = topology(Settings(max_peers=2))
+    first = met(table, name(2))
+    met(table, name(3))
+    assert table.meet(T, name(4)) is None
+    assert (table.full, met(table, name(2))) == (True, first)
+    table.forget(first)
+    assert (table.full, len(table.peers)) == (False, 1)
+    met(table, name(4))
+
+
+def test_an_answer_makes_rows_and_counts_absences() -> None:
+    table = topology()
+    made, stale = table.answered(T, [name(1), name(2), name(3)])
+    assert [peer.connection.name for peer in made] == [name(2), name(3)]
+    assert stale == []
+    made, stale = table.answered(T, [name(3)])
+    assert (made, stale) == ([], [])
+    assert [(peer.in_dns, peer.misses) for peer in table.peers.values()] == [(False, 1), (True, 0)]
+
+
+# ── other addresses of a node ────────────────────────────────────────────────────────────────────
+
+
+def test_another_address_of_a_node_is_not_dialled() -> None:
+    table = topology()
+    met(table, name(2))
+    row = met(table, SIX)
+    assert table.learn_alias("fd00::2", name(2)) is row
+    table.forget(row)
+    assert table.meet(T, SIX) is None
+
+
+def test_the_own_address_of_a_node_is_no_alias_of_it() -> None:
+    table = topology()
+    met(table, name(2))
+    assert table.learn_alias(ip(2), name(2)) is None
+    assert table.aliases == {}
+
+
+def test_a_row_that_is_up_is_never_given_up_for_an_alias() -> None:
+    table = topology()
+    met(table, SIX).connection.phase = Phase.UP
+    assert table.learn_alias("fd00::2", name(2)) is None
+    assert SIX in table.peers
+
+
+def test_an_alias_is_forgotten_with_its_owner() -> None:
+    table = topology()
+    owner = met(table, name(2))
+    table.learn_alias("fd00::2", name(2))
+    table.forget(owner)
+    assert table.meet(T, SIX) is not None
+
+
+def test_who_introduces_itself_is_no_alias_any_more() -> None:
+    table = topology()
+    met(table, name(2))
+    table.learn_alias("fd00::2", name(2))
+    assert table.meet(T, SIX) is None
+    assert table.meet(T, SIX, itself=True) is not None
+    assert table.aliases == {}
+
+
+def test_aliases_are_bounded() -> None:
+    table = topology(Settings(max_peers=2))
+    for number in range(100):
+        table.learn_alias(f"fd00::{number + 10:x}", name(2))
+    assert len(table.aliases) == 8
+
+
+# ── as people see it ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_status_words() -> None:
+    m = Meeting()
+    m.kernel.heard_of(T, [])
+    peer = met(m.kernel.topology, name(2))
+    assert peer.status == "wanted"
+    m.kernel.asked_for(T, name(2))
+    assert peer.status == "dialling"
+    m.kernel.opened(T, m.channel(2))
+    assert peer.status == "dialling"
+    m.kernel.channel_lost(T, m.channel(2), "connection refused")
+    assert peer.status == "wanted"
+    half = m.up(2)
+    assert peer.status == "up"
+    m.kernel.pulse(T + 60)
+    assert peer.status == "busy"
+    m.kernel.source_lost(T + 60, half, "connection closed")
+    assert peer.status == "down"
+    m.kernel.disconnected(T + 60, name(2), "told to")
+    assert peer.status == "discovered"
+
+
+def crowd() -> Topology:
+    """2 and 10 are up, 10 busy and draining; 3 is wanted and in DNS."""
+    table = topology()
+    table.answered(T, [name(10), name(3), name(2)])
+    for number in (2, 10):
+        table.peers[name(number)].connection.phase = Phase.UP
+    table.peers[name(10)].busy = table.peers[name(10)].draining = True
+    table.answered(T, [name(3)])
+    return table
+
+
+@pytest.mark.parametrize(
+    ("selectors", "numbers"),
+    [
+        (["visible"], [2, 10]),
+        (["connected"], [2, 10]),
+        (["hidden"], []),
+        (["this"], [1]),
+        (["known"], [1, 2, 3, 10]),
+        (["dns"], [3]),
+        (["busy"], [10]),
+        (["draining"], [10]),
+        (["visible", "this", "visible"], [1, 2, 10]),
+        ([], []),
+    ],
+)
+def test_selectors(selectors: list[str], numbers: list[int]) -> None:
+    assert crowd().select(selectors) == [name(number) for number in numbers]
+
+
+def test_busy_and_draining_say_nothing_of_who_is_gone() -> None:
+    table = crowd()
+    table.peers[name(10)].connection.phase = Phase.IDLE
+    assert table.select(["busy", "draining"]) == []
+
+
+def test_an_unknown_selector_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown selector 'all': one of visible, hidden, ") as caught:
+        topology().select(["this", "all"])
+    assert all(selector in str(caught.value) for selector in SELECTORS)
+
+
+def test_a_row_tells_what_is_known_of_a_peer() -> None:
+    m = Meeting()
+    m.kernel.asked_for(T, name(3))
+    m.kernel.channel_lost(T + 1, m.channel(3), "connection refused")
+    half = m.up(2)
+    m.kernel.ticked(T, name(2), 12, draining=True)
+    two, three = m.kernel.topology.info(T + 4)
+    assert two == PeerInfo(name(2), "up", 200, False, 4.0, 1, 0, "", None, 12, True)
+    assert three == PeerInfo(name(3), "wanted", None, False, None, 0, 1, "connection refused", 3.0, 0, False)
+    m.kernel.source_lost(T + 5, half, "connection closed")
+    (two, _) = m.kernel.topology.info(T + 6)
+    assert (two.status, two.incarnation, two.up_for_s, two.draining) == ("down", None, None, False)
+    assert (two.last_error, two.last_error_age_s) == ("connection closed", 1.0)
+
+
+def test_in_a_full_table_hearsay_gives_way_to_who_is_known_better() -> None:
+    table = topology(Settings(max_peers=3))
+    rumours = [met(table, name(n), T + n) for n in (2, 3, 4)]
+    assert table.meet(T + 9, name(5)) is None, "one rumour is as good as another"
+    table.answered(T + 10, [name(6)])
+    assert list(table.peers) == [name(3), name(4), name(6)], "the oldest went"
+    assert table.meet(T + 11, name(7), itself=True) is not None
+    assert list(table.peers) == [name(4), name(6), name(7)]
+    assert rumours[2].connection.phase is Phase.IDLE
+    rumours[2].connection.dial(T + 12, 1)
+    table.peers[name(7)].pinned = True
+    assert table.meet(T + 13, name(8), itself=True) is None, "in DNS, asked for, or being dialled: all stay"
+    assert table.full
+
+
+def test_who_was_up_is_no_hearsay() -> None:
+    table = topology(Settings(max_peers=1))
+    met(table, name(2)).connection.ups = 1
+    assert table.meet(T, name(3), itself=True) is None

@@ -1,0 +1,217 @@
+"""The decision as a table: no socket, no clock; the probes are sets and dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pytest
+
+from fleetlm.discovery.own_address import OwnAddress, RecordWatch, Rule, choose
+
+
+def decided(
+    *,
+    explicit: str | None = None,
+    env: tuple[tuple[str, str], ...] = (),
+    answer: tuple[str, ...] = (),
+    mine: Collection[str] = (),
+    routes: Mapping[str, str] | None = None,
+    host: tuple[str, ...] = (),
+    clustering: bool = True,
+) -> OwnAddress:
+    """`choose` on a machine that has the addresses ``mine`` and, as on Linux, all of 127/8."""
+    return choose(
+        explicit=explicit,
+        env=env,
+        answer_addresses=answer,
+        bindable=lambda ip: ip in mine or ip.startswith("127.") or ip == "::1",
+        route_to=(routes or {}).get,
+        host_addresses=host,
+        clustering=clustering,
+    )
+
+
+POD = ("POD_IP", "10.0.0.7")
+FLY = ("FLY_PRIVATE_IP", "fdaa::3")
+EVERYTHING: dict[str, Any] = {
+    "explicit": "10.9.9.9",
+    "env": (FLY, POD),
+    "answer": ("10.1.0.1", "10.1.0.2"),
+    "mine": {"10.9.9.9", "fdaa::3", "10.0.0.7", "10.1.0.1", "10.2.0.1", "10.3.0.1"},
+    "routes": {"10.1.0.2": "10.2.0.1"},
+    "host": ("10.3.0.1",),
+}
+
+
+@pytest.mark.parametrize(
+    ("without", "ip", "rule"),
+    [
+        ({}, "10.9.9.9", Rule.EXPLICIT),
+        ({"explicit": None}, "fdaa::3", Rule.PLATFORM),
+        ({"explicit": None, "env": (POD,)}, "10.0.0.7", Rule.PLATFORM),
+        ({"explicit": None, "env": ()}, "10.1.0.1", Rule.DNS),
+        ({"explicit": None, "env": (), "answer": ("10.1.0.2",)}, "10.2.0.1", Rule.ROUTE),
+        ({"explicit": None, "env": (), "answer": ()}, "10.3.0.1", Rule.HOSTNAME),
+        ({"explicit": None, "env": (), "answer": (), "host": ()}, "127.0.0.1", Rule.LOOPBACK),
+    ],
+)
+def test_rules_apply_in_their_order(without: dict[str, Any], ip: str, rule: Rule) -> None:
+    own = decided(**{**EVERYTHING, **without})
+    assert (own.ip, own.rule) == (ip, rule)
+    assert (own.warning is None) == (rule is not Rule.LOOPBACK)
+
+
+@pytest.mark.parametrize(
+    ("answer", "mine", "ip", "aliases"),
+    [
+        (("10.0.0.1", "10.0.0.2"), {"10.0.0.2"}, "10.0.0.2", ()),
+        (("10.0.0.1", "fd00::1"), {"10.0.0.1", "fd00::1"}, "10.0.0.1", ("fd00::1",)),
+        (("10.0.0.1", "fd00::1"), {"fd00::1"}, "fd00::1", ()),
+        (("127.0.0.2",), (), "127.0.0.2", ()),
+        (("127.0.0.2", "::1"), (), "127.0.0.2", ()),
+        (("::1",), (), "::1", ()),
+        (("10.0.0.1", "127.0.0.2", "127.0.0.3"), {"10.0.0.1"}, "10.0.0.1", ()),
+    ],
+)
+def test_the_address_in_the_answer_that_this_machine_has(
+    answer: tuple[str, ...], mine: Collection[str], ip: str, aliases: tuple[str, ...]
+) -> None:
+    own = decided(answer=answer, mine=mine)
+    assert own == OwnAddress(
+        ip, "it is the address in the DNS answer that this machine has", Rule.DNS, aliases
+    )
+
+
+def test_several_own_addresses_of_one_family_in_the_answer_give_the_lowest_and_a_warning() -> None:
+    own = decided(answer=("10.0.0.1", "10.0.0.2"), mine={"10.0.0.1", "10.0.0.2"})
+    assert (own.ip, own.rule, own.aliases) == ("10.0.0.1", Rule.DNS, ("10.0.0.2",))
+    assert own.warning is not None
+    assert "10.0.0.1, 10.0.0.2" in own.warning
+    assert "set FLEETLM_NODE_IP" in own.warning
+
+
+def test_several_loopback_addresses_in_the_answer_cannot_tell_which_is_this_nodes() -> None:
+    own = decided(
+        answer=("127.0.0.2", "127.0.0.3"),
+        mine={"10.0.0.1"},
+        host=("10.0.0.1",),
+        routes={"127.0.0.2": "127.0.0.1"},
+    )
+    assert (own.ip, own.rule, own.aliases) == ("127.0.0.1", Rule.LOOPBACK, ())
+    assert own.warning is not None
+    assert "127.0.0.2, 127.0.0.3" in own.warning
+    assert "set FLEETLM_NODE_IP" in own.warning
+
+
+def test_a_stray_loopback_address_in_the_answer_is_not_ours_although_it_can_be_bound() -> None:
+    own = decided(answer=("10.0.0.2", "127.0.1.1"), routes={"10.0.0.2": "10.0.0.1"}, mine={"10.0.0.1"})
+    assert (own.ip, own.rule) == ("10.0.0.1", Rule.ROUTE)
+
+
+def test_the_route_to_the_first_peer_that_has_one_decides() -> None:
+    own = decided(answer=("10.0.0.2", "fd00::2"), routes={"fd00::2": "fd00::1"}, mine={"fd00::1"})
+    assert (own.ip, own.rule, own.warning) == ("fd00::1", Rule.ROUTE, None)
+    assert own.why == "the route to fd00::2 leaves from it"
+
+
+def test_a_route_that_leaves_from_loopback_is_no_route() -> None:
+    own = decided(answer=("10.0.0.2",), routes={"10.0.0.2": "127.0.0.1"})
+    assert own.rule is Rule.LOOPBACK
+
+
+def test_a_huge_answer_without_routes_is_given_up_after_a_few() -> None:
+    asked: list[str] = []
+
+    def route_to(ip: str) -> None:
+        asked.append(ip)
+
+    choose(
+        explicit=None,
+        env=(),
+        answer_addresses=tuple(f"10.0.{n >> 8}.{n & 255}" for n in range(1, 2000)),
+        bindable=lambda _: False,
+        route_to=route_to,
+        host_addresses=(),
+        clustering=True,
+    )
+    assert len(asked) == 16
+
+
+@pytest.mark.parametrize(
+    ("host", "mine", "ip", "warns"),
+    [
+        (("10.0.0.1",), {"10.0.0.1"}, "10.0.0.1", False),
+        (("127.0.1.1", "10.0.0.1"), {"10.0.0.1"}, "10.0.0.1", False),
+        (("10.0.0.1", "10.0.0.1"), {"10.0.0.1"}, "10.0.0.1", False),
+        (("10.0.0.1", "10.0.0.2"), {"10.0.0.2"}, "10.0.0.2", True),
+        (("10.0.0.1", "10.0.0.2"), {"10.0.0.1", "10.0.0.2"}, "10.0.0.1", True),
+        (("10.0.0.1",), (), "127.0.0.1", True),
+        (("127.0.1.1",), (), "127.0.0.1", True),
+    ],
+)
+def test_what_the_hosts_name_resolves_to(
+    host: tuple[str, ...], mine: Collection[str], ip: str, warns: bool
+) -> None:
+    own = decided(host=host, mine=mine)
+    assert (own.ip, own.warning is not None) == (ip, warns)
+    assert own.warning is None or "set FLEETLM_NODE_IP" in own.warning
+
+
+def test_without_clustering_the_node_is_on_loopback_and_that_is_no_reason_to_warn() -> None:
+    own = decided(**{**EVERYTHING, "explicit": None, "clustering": False})
+    assert own == OwnAddress("127.0.0.1", "clustering is off", Rule.LOOPBACK)
+
+
+def test_an_explicit_address_holds_without_clustering_too() -> None:
+    own = decided(explicit="127.0.0.5", clustering=False)
+    assert own == OwnAddress("127.0.0.5", "FLEETLM_NODE_IP says so", Rule.EXPLICIT)
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "ip"),
+    [
+        ({"explicit": "10.0.0.9"}, "FLEETLM_NODE_IP", "10.0.0.9"),
+        ({"env": (POD,)}, "POD_IP", "10.0.0.7"),
+        ({"env": (FLY,)}, "FLY_PRIVATE_IP", "fdaa::3"),
+    ],
+)
+def test_a_told_address_that_is_not_here_is_taken_with_a_warning(
+    given: dict[str, Any], name: str, ip: str
+) -> None:
+    own = decided(**given)
+    assert own.ip == ip
+    assert own.warning is not None
+    assert own.warning.startswith(f"{name} is {ip}, which is no address of this machine")
+
+
+def test_a_told_address_of_a_dual_stack_pod_has_the_other_as_alias() -> None:
+    own = decided(env=(POD,), answer=("10.0.0.7", "fd00::7"), mine={"10.0.0.7", "fd00::7"})
+    assert (own.ip, own.aliases, own.warning) == ("10.0.0.7", ("fd00::7",), None)
+
+
+def test_an_explicit_address_has_no_aliases_since_another_node_may_live_there() -> None:
+    own = decided(explicit="10.0.0.1", answer=("10.0.0.1", "10.0.0.2"), mine={"10.0.0.1", "10.0.0.2"})
+    assert (own.aliases, own.warning) == ((), None)
+
+
+def watch(rule: Rule = Rule.ROUTE, *, local: tuple[str, ...] = ("10.0.0.7", "10.9.0.7")) -> RecordWatch:
+    own = OwnAddress("10.0.0.7", "the route to a peer uses it", rule)
+    return RecordWatch(own, lambda ip: ip in local)
+
+
+def test_a_record_under_another_local_address_is_a_warning_once() -> None:
+    records = watch()
+
+    warning = records.contradiction(["10.9.0.5", "10.9.0.7"])
+
+    assert warning is not None
+    assert "FLEETLM_NODE_IP=10.9.0.7" in warning
+    assert records.contradiction(["10.9.0.5", "10.9.0.7"]) is None
+
+
+def test_records_that_agree_or_say_nothing_are_no_warning() -> None:
+    assert watch().contradiction(["10.0.0.7", "10.9.0.7"]) is None
+    assert watch().contradiction(["10.9.0.5"]) is None
+    assert watch(local=("127.0.0.2",)).contradiction(["127.0.0.2"]) is None
+    assert watch(Rule.EXPLICIT).contradiction(["10.9.0.7"]) is None

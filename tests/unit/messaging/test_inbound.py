@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import ANY
+
+import msgpack
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetlm.call import Call, FailureKind, failure
+from fleetlm.errors import NoProcess, RemoteError, Undecodable, WouldBlock
+from fleetlm.messages import MessageTypes
+from fleetlm.testing.loop import SimLoop, run
+from fleetlm.wire.codec import Codec
+from fleetlm.wire.extensions import Ext
+from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, Op, header
+from tests.support.session_fakes import EPOCH_HERE, EPOCH_THERE, HERE, Pair, Side, virtual
+
+
+def frame(side: Side, *messages: Any, kind: int = Kind.BATCH, body: bytes | None = None) -> None:
+    """Let the peer of this side send one frame."""
+    epoch = EPOCH_HERE if side.link.name == HERE else EPOCH_THERE
+    data = msgpack.packb(list(messages)) if body is None else body
+    side.inbound.frame(side.link, header(kind, epoch, side.link.incoming.seq) + data, None)
+
+
+def sent(side: Side) -> list[Any]:
+    """The messages that this side has sent."""
+    side.flush()
+    return [message for (data,) in side.transport.take() for message in msgpack.unpackb(data[13:])]
+
+
+def future(side: Side, ref: int) -> Any:
+    made = side.link.calls[ref] = SimLoop.current().create_future()
+    return made
+
+
+@virtual
+async def test_one_way_messages_go_to_names_and_numbers() -> None:
+    side = Pair().there
+    box = side.box("echo")
+    side.boxes[4] = box
+    frame(side, ["echo", "a"], [4, "b"])
+    assert list(box.queue) == ["a", "b"]
+    assert side.link.received == 2
+    assert side.link.peer.last_heard == SimLoop.current().time()
+
+
+@virtual
+async def test_a_message_for_nobody_is_counted_and_the_next_delivered() -> None:
+    side = Pair().there
+    box = side.box("echo")
+    frame(side, ["nobody", 1], ["echo", 2])
+    assert side.inbound.undelivered == 1
+    assert list(box.queue) == [2]
+
+
+@virtual
+async def test_a_call_waits_in_the_mailbox_with_its_deadline() -> None:
+    side = Pair().there
+    box = side.box("echo")
+    frame(side, [Op.CALL, "echo", ("hi",), 7, 1500])
+    call = await box.get()
+    assert isinstance(call, Call)
+    assert call.message == ["hi"]
+    assert call.remaining_s == 1.5
+    assert side.link.requests == {7: call}
+
+
+@virtual
+async def test_a_deadline_beyond_a_day_is_cut() -> None:
+    side = Pair().there
+    box = side.box("echo")
+    frame(side, [Op.CALL, "echo", 1, 7, 1 << 60])
+    assert box.queue[0].remaining_s == 86_400
+
+
+@virtual
+async def test_a_call_for_nobody_is_answered() -> None:
+    pair = Pair()
+    caller = future(pair.here, 7)
+    frame(pair.there, [Op.CALL, "nobody", 1, 7, 1000])
+    pair.settle()
+    assert isinstance(caller.exception(), NoProcess)
+    assert not pair.there.link.requests
+
+
+@virtual
+async def test_cancel_abandons_the_call_and_an_unknown_one_is_nothing() -> None:
+    side = Pair().there
+    box = side.box("echo")
+    frame(side, [Op.CALL, "echo", 1, 7, 1000], [Op.CANCEL, 7, None], [Op.CANCEL, 8, None])
+    assert not box.queue[0].wanted
+    assert not side.link.requests
+
+
+@virtual
+async def test_replies_and_failures_reach_their_futures_and_late_ones_nobody() -> None:
+    side = Pair().there
+    good, bad = future(side, 1), future(side, 2)
+    frame(
+        side,
+        [Op.REPLY, 1, "yes"],
+        [Op.FAILURE, 2, int(FailureKind.RAISED), ["E", "no", ""]],
+        [Op.REPLY, 1, "again"],
+        [Op.FAILURE, 9, int(FailureKind.RAISED), []],
+    )
+    assert good.result() == "yes"
+    assert isinstance(bad.exception(), RemoteError)
+
+
+@virtual
+async def test_a_future_that_was_cancelled_does_not_mind() -> None:
+    side = Pair().there
+    future(side, 1).cancel()
+    future(side, 2).cancel()
+    frame(side, [Op.REPLY, 1, "yes"], [Op.FAILURE, 2, 1, ["x"]])
+
+
+@virtual
+async def test_ticks_peers_and_requests_go_to_the_office() -> None:
+    side = Pair().there
+    names = ["fleetlm@10.0.0.3", "not a node", 5, "fleetlm@::0:1"]
+    frame(side, [Op.TICK, 12, True], [Op.PEERS, names, None], [Op.REQUEST, "whereis", "x", 3])
+    assert side.office.ticks == [(12, True)]
+    assert side.office.named == ["fleetlm@10.0.0.3", "fleetlm@::1"]
+    assert side.office.questions == [("whereis", "x")]
+    assert sent(side) == [[Op.REPLY, 3, "answer"]]
+    frame(side, [Op.PEERS, [f"fleetlm@10.1.0.{n}" for n in range(200)], None])
+    assert len(side.office.named) == 2 + 8
+
+
+# What a peer must not send.
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        5,
+        None,
+        [],
+        [1],
+        [[], 1],
+        [{}, 1],
+        [0, 1, 2],
+        [99, 1, 2],
+        ["CALL", 1, 2],
+        [Op.CALL, "echo", 1, 7],
+        [Op.CALL, "echo", 1, 7, -1],
+        [Op.CALL, "echo", 1, 7, "soon"],
+        [Op.CALL, "echo", 1, -7, 1],
+        [Op.CALL, "echo", 1, [], 1],
+        [Op.CALL, [], 1, 7, 1],
+        [Op.REPLY, 1, 2, 3],
+        [Op.REPLY, [], 1],
+        [Op.FAILURE, 1, 99, []],
+        [Op.FAILURE, 1, 1, "text"],
+        [Op.FAILURE, 1, 1, [5]],
+        [Op.CANCEL, [], None],
+        [Op.REQUEST, "x", 1, "ref"],
+        [Op.CREDIT, 1 << 40, 0],
+        [Op.CREDIT, 0, 1 << 40],
+        [Op.CREDIT, -1, 0],
+        [Op.CREDIT, "all", 0],
+        [Op.CREDIT, 0.0, 0],
+        [Op.TICK, -1, False],
+        [Op.TICK, True, False],
+        [Op.PEERS, "names", None],
+    ],
+    ids=repr,
+)
+def test_a_message_that_is_none_breaks_the_link_and_nothing_else(message: Any) -> None:
+    async def main() -> None:
+        side = Pair().there
+        box = side.box("echo")
+        future(side, 1).cancel()
+        frame(side, [Op.CALL, "echo", "open", 1, 1000], ["echo", "before"])
+        with pytest.raises(BadFrame):
+            frame(side, message, ["echo", "after"])
+        assert box.queue[1] == "before"
+        assert "after" not in box.queue
+
+    run(main())
+
+
+BIG = msgpack.ExtType(Ext.BIG_INT, (1 << 80).to_bytes(11, "big"))
+HUGE = msgpack.ExtType(Ext.BIG_INT, b"\x7f" + bytes(4096))
+NOT_COMPARABLE = msgpack.ExtType(Ext.DECIMAL, b"sNaN")
+UNKNOWN = msgpack.ExtType(99, b"")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [[Op.CALL, "nobody", 1, BIG, 1000]],
+        [[Op.REQUEST, "nonsense", 1, BIG]],
+        [[Op.CALL, "echo", UNKNOWN, BIG, 1000]],
+        [[Op.CALL, HUGE, UNKNOWN, 5, 1000]],
+        [[Op.CALL, HUGE, 1, 5, 1000]],
+        [[Op.TICK, HUGE, False]],
+        [[Op.CREDIT, HUGE, 0]],
+        [[HUGE, 1, 2]],
+        [[NOT_COMPARABLE, 1, 2]],
+        [["echo", "a"], [4, "b"], [NOT_COMPARABLE, "c"]],
+    ],
+    ids=["ref", "ref asked", "ref unread", "to unread", "to", "lag", "credit", "op", "op nan", "to nan"],
+)
+def test_values_of_ours_where_none_belong_break_the_link(messages: list[Any]) -> None:
+    """A number that msgpack cannot write, that Python does not print, or that raises when compared."""
+
+    async def main() -> None:
+        side = Pair().there
+        side.box("echo")
+        side.boxes[4] = side.box("four")
+        with pytest.raises(BadFrame):
+            frame(side, *messages)
+        assert side.office.ticks == []
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [[Op.TICK, "x" * 100_000, False], ["x" * 100_000, 1, 2], [Op.FAILURE, 1, "x" * 100_000, []]],
+    ids=["tick", "operation", "failure"],
+)
+def test_what_breaks_the_link_is_quoted_in_short(message: Any) -> None:
+    async def main() -> None:
+        with pytest.raises(BadFrame) as caught:
+            frame(Pair().there, message)
+        assert len(str(caught.value)) < 200
+
+    run(main())
+
+
+@virtual
+async def test_a_request_that_is_open_already_breaks_the_link() -> None:
+    side = Pair().there
+    side.box("echo")
+    call = [Op.CALL, "echo", 1, 7, 1000]
+    with pytest.raises(BadFrame, match="request 7 is open already"):
+        frame(side, call, call)
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x93\x01", b"\x90\x90", b"\x05", b"\xdd\xff\xff\xff\xff"])
+def test_a_body_that_is_no_batch_breaks_the_link(body: bytes) -> None:
+    async def main() -> None:
+        with pytest.raises(BadFrame):
+            frame(Pair().there, body=body)
+
+    run(main())
+
+
+@virtual
+async def test_a_gap_another_epoch_or_a_repeated_frame_breaks_the_link() -> None:
+    for epoch, seq in [(EPOCH_HERE, 2), (EPOCH_HERE, 0), (EPOCH_HERE + 1, 1)]:
+        side = Pair().there
+        with pytest.raises(BadFrame, match="something was lost"):
+            side.inbound.frame(side.link, header(Kind.BATCH, epoch, seq) + b"\x90", None)
+
+
+@virtual
+async def test_frames_of_the_wrong_shape_break_the_link() -> None:
+    head = header(Kind.CHUNK, EPOCH_HERE, 1)
+    for data, extra in [
+        (b"", None),
+        (b"\x03", None),
+        (head + CHUNK_HEAD.pack(1, 3), None),
+        (head, b"abc"),
+        (head + CHUNK_HEAD.pack(1, 3), b""),
+        (head + CHUNK_HEAD.pack(1, 1 << 50), b"abc"),
+        (head + CHUNK_HEAD.pack(1, 3), b"\xc1\xc1\xc1"),
+        (header(Kind.BATCH, EPOCH_HERE, 1) + b"\x90", b"extra"),
+        (header(Kind.HELLO, EPOCH_HERE, 1), None),
+    ]:
+        side = Pair().there
+        with pytest.raises(BadFrame):
+            side.inbound.frame(side.link, data, extra)
+
+
+@given(st.binary(max_size=80), st.none() | st.binary(max_size=40))
+def test_garbage_is_a_bad_frame_or_a_message_and_never_another_error(
+    body: bytes, extra: bytes | None
+) -> None:
+    async def main() -> None:
+        side = Pair().there
+        side.box("echo")
+        kind = Kind.BATCH if extra is None else Kind.CHUNK
+        with contextlib.suppress(BadFrame):
+            side.inbound.frame(side.link, header(kind, EPOCH_HERE, 1) + body, extra)
+        assert side.link.in_flight >= 0
+
+    run(main())
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 12)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.lists(values, max_size=6), max_size=4))
+def test_well_formed_nonsense_is_a_bad_frame_or_a_message(messages: list[Any]) -> None:
+    async def main() -> None:
+        side = Pair().there
+        side.box("echo")
+        future(side, 1)
+        with contextlib.suppress(BadFrame):
+            frame(side, *messages)
+        for call in side.link.calls.values():
+            call.cancel()
+
+    run(main())
+
+
+# What this side cannot rebuild.
+
+
+@dataclass
+class Known:
+    x: int
+
+
+def strange_pair() -> Pair:
+    """``here`` knows a type that ``there`` does not."""
+    types = MessageTypes()
+    types.register("known.here", Known)
+    pair = Pair()
+    pair.here.codec = Codec(types)
+    return pair
+
+
+@virtual
+async def test_an_unknown_tag_costs_that_message_only() -> None:
+    pair = strange_pair()
+    box = pair.there.box("echo")
+    for message in (1, Known(2), [Known(3)], 4):
+        pair.here.send("echo", message)
+    pair.settle()
+    assert list(box.queue) == [1, 4]
+    assert pair.there.inbound.unreadable == 2
+
+
+@virtual
+async def test_a_call_with_an_unknown_tag_is_answered() -> None:
+    pair = strange_pair()
+    box = pair.there.box("echo")
+    caller = future(pair.here, 3)
+    pair.here.link.append(pair.here.codec.pack([int(Op.CALL), "echo", m := Known(1), 3, 1000], m))
+    pair.here.send("echo", "next")
+    pair.settle()
+    assert isinstance(caller.exception(), Undecodable)
+    assert "known.here" in str(caller.exception())
+    assert list(box.queue) == ["next"]
+
+
+@virtual
+async def test_a_large_message_with_an_unknown_tag_costs_that_message_only() -> None:
+    pair = strange_pair()
+    box = pair.there.box("echo")
+    pair.here.send("echo", [Known(1), b"x" * 600_000])
+    pair.here.send("echo", "next")
+    pair.settle()
+    assert list(box.queue) == ["next"]
+    assert pair.there.inbound.unreadable == 1
+
+
+@virtual
+async def test_a_reply_with_an_unknown_tag_is_an_error_at_the_caller() -> None:
+    pair = strange_pair()
+    caller = future(pair.there, 3)
+    pair.here.link.append(pair.here.codec.pack([int(Op.REPLY), 3, m := Known(1)], m))
+    pair.settle()
+    with pytest.raises(RemoteError, match=r"Undecodable.*could not be read"):
+        caller.result()
+
+
+@virtual
+async def test_the_asker_of_a_node_hears_that_it_could_not_be_read() -> None:
+    pair = Pair()
+    asked = future(pair.here, 1)
+    frame(pair.there, [Op.REQUEST, "spawn", ["f", UNKNOWN], 1])
+    pair.settle()
+    assert pair.there.office.questions == []
+    error = asked.exception()
+    assert isinstance(error, Undecodable)
+    assert (error.target, pair.there.inbound.unreadable) == ("spawn", 1)
+
+
+def test_unreadable_messages_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        pair = strange_pair()
+        pair.there.box("echo")
+        for _ in range(150):
+            pair.here.send("echo", Known(1))
+        pair.settle()
+
+    with caplog.at_level(logging.WARNING):
+        run(main())
+    assert [record.args[-1] for record in caplog.records] == [1, 10, 100]  # type: ignore[index]
+
+
+@virtual
+async def test_more_open_calls_than_allowed_are_told_so_and_never_run() -> None:
+    side = Pair().there
+    side.inbound._max_open_calls = 2
+    box = side.box("slow")
+    frame(side, *[[Op.CALL, "slow", None, ref, 1000] for ref in (1, 2, 3)])
+    assert len(box) == 2
+    assert sent(side) == [[Op.FAILURE, 3, FailureKind.TOO_MANY, ["slow", ANY]]]
+    error = failure(FailureKind.TOO_MANY, ["slow", "many"])
+    assert isinstance(error, WouldBlock)
+    (await box.get()).reply("done")
+    frame(side, [Op.CALL, "slow", None, 4, 1000])
+    assert len(box) == 2

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetlm.call import Call
+from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.testing.loop import SimLoop
+from tests.support.session_fakes import Taker, turns, virtual
+
+
+class Nobody:
+    """A caller that notes what becomes of its calls."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[int] = []
+
+    def replied(self, ref: int, value: Any) -> None:
+        raise AssertionError(value)
+
+    def failed(self, ref: int, kind: Any, details: list[str]) -> None:
+        raise AssertionError(details)
+
+    def forget(self, ref: int) -> None:
+        self.forgotten.append(ref)
+
+
+def mailbox(limit: int = 4, taken: list[Call] | None = None) -> Mailbox:
+    return Mailbox(limit, Taker(taken))
+
+
+def call(caller: Nobody, ref: int = 1, deadline: float = 5.0) -> Call:
+    return Call("work", caller, ref, deadline, SimLoop.current().time)
+
+
+@virtual
+async def test_messages_come_in_the_order_in_which_they_were_put() -> None:
+    box = mailbox()
+    for number in range(3):
+        box.put(number)
+    assert len(box) == 3
+    assert [await box.get() for _ in range(3)] == [0, 1, 2]
+    assert (len(box), box.taken) == (0, 3)
+
+
+@virtual
+async def test_a_waiting_owner_is_woken_once_for_many_messages() -> None:
+    box = mailbox()
+    waiting = asyncio.ensure_future(box.get())
+    await turns()
+    box.put("a")
+    box.put("b")
+    assert await waiting == "a"
+    assert await box.get() == "b"
+
+
+@virtual
+async def test_it_is_waited_for_while_its_owner_waits() -> None:
+    box = mailbox()
+    assert not box.waited_for
+    for end in (lambda _: box.put("x"), lambda owner: owner.cancel()):
+        owner = asyncio.ensure_future(box.get())
+        await turns()
+        assert box.waited_for
+        end(owner)
+        assert not box.waited_for
+        await asyncio.wait({owner})
+        assert not box.waited_for
+
+
+@virtual
+async def test_it_can_be_iterated() -> None:
+    box = mailbox()
+    box.put(1)
+    box.put(2)
+    seen = []
+    async for message in box:
+        seen.append(message)
+        if len(seen) == 2:
+            break
+    assert seen == [1, 2]
+
+
+@virtual
+async def test_a_time_out_takes_nothing() -> None:
+    box = mailbox()
+    with pytest.raises(TimeoutError):
+        await box.get(timeout=2.0)
+    assert SimLoop.current().time() == 2.0
+    box.put("late")
+    assert await box.get(timeout=0) == "late"
+
+
+@virtual
+async def test_a_cancelled_wait_takes_nothing_even_when_the_message_is_there_already() -> None:
+    box = mailbox()
+    waiting = asyncio.ensure_future(box.get())
+    await turns()
+    box.put("kept")
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await box.get() == "kept"
+
+
+@virtual
+async def test_only_one_task_may_wait() -> None:
+    box = mailbox()
+    waiting = asyncio.ensure_future(box.get())
+    await turns()
+    with pytest.raises(RuntimeError, match="only the process itself"):
+        await box.get()
+    box.put("for the first")
+    assert await waiting == "for the first"
+
+
+@virtual
+async def test_a_full_mailbox_still_takes_what_comes_but_makes_senders_wait() -> None:
+    box = mailbox(4)
+    for number in range(6):
+        box.put(number)
+    assert box.full
+    assert len(box) == 6
+    waiting = asyncio.ensure_future(box.room())
+    for _ in range(3):
+        await box.get()
+        await turns()
+        assert not waiting.done()
+    await box.get()
+    await turns()
+    assert waiting.done()
+    assert len(box) == 2
+
+
+@virtual
+async def test_room_is_there_at_once_below_the_limit() -> None:
+    await mailbox(1).room()
+
+
+@virtual
+async def test_senders_that_gave_up_leave_nothing_behind() -> None:
+    box = mailbox(1)
+    box.put(1)
+    for _ in range(100):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await box.room()
+    assert not box._on_room
+
+
+@virtual
+async def test_waiting_senders_pass_one_by_one_and_never_beyond_the_limit() -> None:
+    box = mailbox(4)
+    most = 0
+
+    async def send(number: int) -> None:
+        nonlocal most
+        await box.room()
+        box.put(number)
+        most = max(most, len(box))
+
+    senders = [asyncio.ensure_future(send(number)) for number in range(50)]
+    got = [await box.get() for _ in range(50)]
+    await asyncio.gather(*senders)
+    assert sorted(got) == list(range(50))
+    assert most == 4
+
+
+@virtual
+async def test_closing_returns_the_rest_and_lets_senders_go_on() -> None:
+    box = mailbox(2)
+    box.put(1)
+    box.put(2)
+    waiting = asyncio.ensure_future(box.room())
+    await turns()
+    assert box.close() == [1, 2]
+    await waiting
+    assert len(box) == 0
+
+
+@virtual
+async def test_a_callback_for_room_comes_once_and_not_if_it_was_taken_back() -> None:
+    box = mailbox(2)
+    told: list[str] = []
+    box.put(1)
+    box.put(2)
+    kept, dropped = (lambda: told.append("kept")), (lambda: told.append("dropped"))
+    box.when_room(kept)
+    box.when_room(dropped)
+    box.forget_room(dropped)
+    box.forget_room(dropped)
+    await box.get()
+    await box.get()
+    assert told == ["kept"]
+
+
+@virtual
+async def test_a_taken_call_is_told_to_the_process() -> None:
+    taken: list[Call] = []
+    box = mailbox(taken=taken)
+    box.put(wanted := call(Nobody()))
+    assert await box.get() is wanted
+    assert taken == [wanted]
+
+
+@virtual
+async def test_a_call_that_the_process_refuses_never_comes() -> None:
+    refused: list[Call] = []
+
+    class Refusing:
+        def took(self, taken: Call) -> bool:
+            refused.append(taken)
+            return len(refused) == 1
+
+    box = Mailbox(4, Refusing())
+    calls = [call(Nobody(), 1), call(Nobody(), 2)]
+    for each in calls:
+        box.put(each)
+    assert await box.get() is calls[1]
+    assert refused == calls
+
+
+@virtual
+async def test_calls_that_expired_or_were_given_up_are_passed_over() -> None:
+    taken: list[Call] = []
+    caller = Nobody()
+    box = mailbox(taken=taken)
+    box.put(call(caller, ref=1, deadline=1.0))
+    given_up = call(caller, ref=2)
+    given_up.abandon()
+    box.put(given_up)
+    box.put("message")
+    await asyncio.sleep(1.0)
+    assert await box.get() == "message"
+    assert taken == []
+    assert sorted(caller.forgotten) == [1, 2]
+
+
+@virtual
+async def test_a_mailbox_of_nothing_but_dead_calls_goes_on_waiting() -> None:
+    box = mailbox()
+    box.put(call(Nobody(), deadline=0.0))
+    waiting = asyncio.ensure_future(box.get())
+    await turns()
+    assert not waiting.done()
+    box.put("alive")
+    assert await waiting == "alive"
+
+
+@given(st.lists(st.one_of(st.just("take"), st.integers())), st.integers(1, 5))
+def test_it_is_a_queue_whatever_the_interleaving(steps: list[Any], limit: int) -> None:
+    async def main() -> None:
+        box = mailbox(limit)
+        put: list[int] = []
+        got: list[int] = []
+        for step in steps:
+            if step != "take":
+                box.put(step)
+                put.append(step)
+            elif len(box):
+                got.append(await box.get())
+            assert box.full == (len(put) - len(got) >= limit)
+        assert got + box.close() == put
+
+    asyncio.run(main())
+
+
+@virtual
+async def test_what_is_not_wanted_any_more_is_taken_out() -> None:
+    box = Mailbox(10, Taker())
+    for number in range(6):
+        box.put(number)
+    box.discard(lambda message: message % 2 == 1)
+    assert [await box.get(), await box.get(), await box.get(), len(box)] == [0, 2, 4, 0]
+
+
+@virtual
+async def test_senders_that_wait_go_on_when_what_waits_is_taken_out() -> None:
+    box = mailbox(4)
+    for number in range(4):
+        box.put(number)
+    waiting = asyncio.ensure_future(box.room())
+    await turns()
+    box.discard(lambda _: True)
+    await turns()
+    assert waiting.done()

@@ -1,0 +1,461 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetlm.call import Call, FailureKind
+from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost, NotSerializable, RemoteError
+from fleetlm.settings import Settings
+from fleetlm.testing.loop import SimLoop, run
+from fleetlm.wire.frames import HEADER, HEADER_BYTES, Kind, Op
+from tests.support.session_fakes import EPOCH_HERE, HERE, THERE, Pair, Side, turns, virtual
+
+KIB = 1024
+SMALL = Settings(
+    window_bytes=64 * KIB,
+    chunk_bytes=4 * KIB,
+    bulk_window_bytes=8 * KIB,
+    batch_bytes=2 * KIB,
+    batch_messages=8,
+    max_message_bytes=1024 * KIB,
+)
+
+
+def kinds(side: Side) -> list[int]:
+    return [parts[0][0] for _, parts in side.transport.frames]
+
+
+# Batches.
+
+
+@virtual
+async def test_messages_of_one_turn_leave_in_one_frame() -> None:
+    pair = Pair()
+    box = pair.there.box("echo")
+    for number in range(3):
+        pair.here.send("echo", number)
+    assert pair.here.transport.frames == []
+    assert pair.here.dirty == [pair.here.link]
+    pair.here.flush()
+    ((channel, (frame,)),) = pair.here.transport.frames
+    assert channel == 7
+    assert HEADER.unpack_from(frame) == (Kind.BATCH, EPOCH_HERE, 1)
+    pair.settle()
+    assert list(box.queue) == [0, 1, 2]
+    assert pair.here.link.sent == pair.there.link.received == 3
+
+
+@virtual
+async def test_a_batch_leaves_at_once_when_it_is_large_enough() -> None:
+    side = Side(HERE, THERE, SMALL)
+    for number in range(7):
+        side.send("echo", number)
+    assert not side.link.must_yield()
+    assert side.transport.frames == []
+    side.send("echo", 7)
+    assert side.link.must_yield()
+    assert len(side.transport.frames) == 1
+    side.send("echo", b"x" * 2 * KIB)
+    assert side.link.must_yield()
+    assert len(side.transport.frames) == 2
+    side.flush()
+    assert len(side.transport.frames) == 2
+
+
+@virtual
+async def test_a_packed_message_may_be_changed_afterwards() -> None:
+    pair = Pair()
+    box = pair.there.box("echo")
+    message = [1]
+    pair.here.send("echo", message)
+    message.append(2)
+    pair.settle()
+    assert list(box.queue) == [[1]]
+
+
+@virtual
+async def test_sending_on_a_broken_channel_is_told_and_never_raises() -> None:
+    side = Side(HERE, THERE, SMALL)
+    side.transport.broken = True
+    side.send("echo", 1)
+    side.flush()
+    assert side.lost == ["connection closed: sending failed"]
+
+
+@virtual
+async def test_a_peer_that_takes_nothing_of_what_need_not_wait_is_cut() -> None:
+    settings = SMALL.replace(max_message_bytes=64 * KIB)
+    side = Side(HERE, THERE, settings)
+    for _ in range(400):
+        side.link.append(b"\xc4\xff" + b"x" * 1023)
+    assert side.lost
+    assert "it took nothing of" in side.lost[0]
+
+
+# Large messages.
+
+
+@virtual
+async def test_a_large_message_goes_in_chunks_and_arrives_whole() -> None:
+    pair = Pair(SMALL)
+    box = pair.there.box("echo")
+    pair.here.send("echo", b"x" * 100 * KIB)
+    pair.here.flush()
+    assert set(kinds(pair.here)) == {Kind.CHUNK}
+    assert max(len(parts[1]) for _, parts in pair.here.transport.frames) == 4 * KIB
+    assert pair.here.link._sent_bulk <= SMALL.bulk_window_bytes + 5 * KIB
+    pair.settle()
+    assert list(box.queue) == [b"x" * 100 * KIB]
+    assert pair.here.link.lanes.waiting_bytes == 0
+
+
+@virtual
+async def test_a_small_message_of_another_sender_passes_a_large_one() -> None:
+    pair = Pair(SMALL)
+    box = pair.there.box("echo")
+    pair.here.send("echo", b"x" * 50 * KIB, "a")
+    pair.here.flush()
+    pair.here.send("echo", "small", "b")
+    pair.settle()
+    assert [message[:5] for message in box.queue] == ["small", b"xxxxx"]
+
+
+@virtual
+async def test_a_small_message_of_the_same_sender_does_not() -> None:
+    pair = Pair(SMALL)
+    box = pair.there.box("echo")
+    pair.here.send("echo", 1, "a")
+    pair.here.send("echo", b"x" * 50 * KIB, "a")
+    pair.here.send("echo", 2, "a")
+    pair.here.flush()
+    pair.here.send("echo", 3, "a")
+    pair.settle()
+    pair.here.send("echo", 4, "a")
+    pair.settle()
+    assert [m if isinstance(m, int) else "large" for m in box.queue] == [1, "large", 2, 3, 4]
+
+
+@virtual
+async def test_the_default_sender_is_the_current_task() -> None:
+    pair = Pair(SMALL)
+    box = pair.there.box("echo")
+
+    async def other() -> None:
+        pair.here.send("echo", "other")
+
+    pair.here.send("echo", b"x" * 50 * KIB)
+    pair.here.send("echo", "mine")
+    await asyncio.create_task(other())
+    pair.settle()
+    assert [m if isinstance(m, str) else "large" for m in box.queue] == ["other", "large", "mine"]
+
+
+@virtual
+async def test_many_small_messages_behind_a_large_one_leave_in_batches_of_the_usual_size() -> None:
+    pair = Pair(SMALL)
+    box = pair.there.box("echo")
+    pair.here.send("echo", b"x" * 5 * KIB, "a")
+    for _ in range(100):
+        pair.here.send("echo", b"y" * KIB, "a")
+    pair.here.flush()
+    batches = [parts[0] for _, parts in pair.here.transport.frames if parts[0][0] == Kind.BATCH]
+    assert len(batches) == 50
+    assert max(map(len, batches)) <= SMALL.batch_bytes + 2 * KIB
+    pair.settle()
+    assert len(box) == 101
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_message_beyond_the_limit_of_either_is_refused(busy: bool, theirs: bool) -> None:
+    async def main() -> None:
+        low = SMALL.replace(max_message_bytes=3 * KIB)
+        side = Side(HERE, THERE, SMALL if theirs else low, low if theirs else SMALL)
+        if busy:
+            side.link.lanes.add("a", b"x" * 5 * KIB)
+        with pytest.raises(MessageTooLarge) as caught:
+            side.send("echo", b"x" * 3 * KIB)
+        assert caught.value.limit_bytes == 3 * KIB
+        before = side.link.in_flight
+        side.link.control([int(Op.TICK), 0, False])
+        assert side.link.in_flight == before + 4
+        side.link.lanes.clear()
+
+    run(main())
+
+
+@virtual
+async def test_a_peer_that_takes_no_message_at_all_still_gets_ticks() -> None:
+    side = Side(HERE, THERE, SMALL, SMALL.replace(max_message_bytes=0))
+    side.link.control([int(Op.TICK), 0, False])
+    side.flush()
+    assert kinds(side) == [Kind.BATCH]
+
+
+# The window.
+
+
+@virtual
+async def test_bytes_in_flight_go_back_to_nothing() -> None:
+    pair = Pair(SMALL)
+    pair.there.box("echo")
+    pair.here.send("echo", b"x" * 3 * KIB)
+    pair.here.send("echo", b"x" * 30 * KIB, "a")
+    assert pair.here.link.in_flight > 33 * KIB
+    pair.settle()
+    pair.there.link.tell_credit()
+    pair.settle()
+    assert pair.here.link.in_flight == 0
+
+
+@virtual
+async def test_a_full_window_makes_senders_wait_until_credit_comes() -> None:
+    pair = Pair(SMALL)
+    pair.there.box("echo")
+    await pair.here.link.room()
+    while not pair.here.link.full:
+        pair.here.send("echo", b"x" * KIB)
+    waiting = asyncio.ensure_future(pair.here.link.room())
+    await turns()
+    assert not waiting.done()
+    pair.settle()
+    await waiting
+    assert not pair.here.link.full
+
+
+@virtual
+async def test_a_sender_need_not_look_closer_while_the_road_is_free() -> None:
+    pair = Pair(SMALL)
+    pair.there.box("echo")
+    link = pair.here.link
+    pair.here.send("echo", 1)
+    pair.settle()
+    assert not link.slow
+    while not link.full:
+        pair.here.send("echo", b"x" * KIB)
+    pair.here.flush()
+    assert link.slow
+    pair.settle()
+    pair.there.link.tell_credit()
+    pair.settle()
+    assert not link.slow
+    pair.here.send("echo", b"x" * 30 * KIB, "a")
+    assert link.slow, "what a sender of something large sends next must queue"
+    pair.settle()
+    assert not link.slow
+    link.close("over")
+    assert link.slow
+
+
+@virtual
+async def test_senders_that_gave_up_leave_nothing_behind() -> None:
+    side = Side(HERE, THERE, SMALL)
+    while not side.link.full:
+        side.send("echo", b"x" * KIB)
+    for _ in range(100):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await side.link.room()
+    assert not side.link._waiters
+
+
+@virtual
+async def test_a_waiting_sender_hears_of_the_end() -> None:
+    side = Side(HERE, THERE, SMALL)
+    while not side.link.full:
+        side.send("echo", b"x" * KIB)
+    waiting = asyncio.ensure_future(side.link.room())
+    await turns()
+    side.link.close("")
+    with pytest.raises(NoConnection):
+        await waiting
+    with pytest.raises(NoConnection, match="closed"):
+        side.send("echo", 1)
+
+
+@pytest.mark.parametrize("credit", [(1, 0), (0, 1), (1 << 62, 0)])
+def test_credit_for_more_than_was_sent_is_refused(credit: tuple[int, int]) -> None:
+    async def main() -> None:
+        side = Side(HERE, THERE, SMALL)
+        with pytest.raises(ValueError, match="credit"):
+            side.link.credited(*credit)
+        assert side.link.in_flight == 0
+
+    run(main())
+
+
+@virtual
+async def test_credit_never_goes_back() -> None:
+    side = Side(HERE, THERE, SMALL)
+    side.send("echo", b"x" * 100)
+    side.flush()
+    side.link.credited(50, 0)
+    with pytest.raises(ValueError, match="credit"):
+        side.link.credited(49, 0)
+
+
+@virtual
+async def test_credit_is_told_for_every_eighth_of_a_window_and_not_twice() -> None:
+    side = Side(HERE, THERE, SMALL)
+    side.link.took(8 * KIB - 1)
+    assert not side.dirty
+    side.link.took(1)
+    assert side.dirty
+    side.flush()
+    frames = len(side.transport.frames)
+    side.link.tell_credit()
+    side.flush()
+    assert len(side.transport.frames) == frames == 1
+    side.link.took(KIB, bulk=True)
+    for _ in range(7):
+        side.link.took(1, bulk=True)
+    side.flush()
+    assert side.link.sent == 2
+
+
+sizes = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12 * KIB), st.booleans()), max_size=25)
+
+
+@given(sizes)
+def test_the_window_adds_up_whatever_is_sent(steps: list[tuple[int, int, bool]]) -> None:
+    async def main() -> None:
+        pair = Pair(SMALL)
+        box = pair.there.box("echo")
+        sent: dict[int, list[int]] = {}
+        for serial, (sender, size, move) in enumerate(steps):
+            pair.here.send("echo", [sender, serial, b"x" * size], f"sender {sender}")
+            sent.setdefault(sender, []).append(serial)
+            assert pair.here.link.in_flight >= 0
+            if move:
+                pair.here.flush()
+                pair.there.receive(pair.here.transport.take())
+                pair.there.flush()
+                pair.here.receive(pair.there.transport.take())
+                assert pair.here.link.in_flight >= 0
+        pair.settle()
+        pair.there.link.tell_credit()
+        pair.settle()
+        assert pair.here.link.in_flight == 0
+        assert pair.here.link.lanes.waiting_bytes == 0
+        arrived: dict[int, list[int]] = {}
+        for sender, serial, _ in box.queue:
+            arrived.setdefault(sender, []).append(serial)
+        assert arrived == sent
+
+    run(main())
+
+
+# Requests of the peer.
+
+
+def request(side: Side, ref: int = 1, deadline: float = 5.0) -> Call:
+    call = side.link.requests[ref] = Call("work", side.link, ref, deadline, SimLoop.current().time)
+    return call
+
+
+def outcome(pair: Pair, ref: int = 1) -> asyncio.Future[Any]:
+    future = pair.here.link.calls[ref] = SimLoop.current().create_future()
+    return future
+
+
+@virtual
+async def test_a_reply_reaches_the_caller() -> None:
+    pair = Pair()
+    future = outcome(pair)
+    request(pair.there).reply({"a": (1, 2)})
+    pair.settle()
+    assert future.result() == {"a": (1, 2)}
+    assert not pair.there.link.requests
+    assert not pair.here.link.calls
+
+
+@virtual
+async def test_a_failure_reaches_the_caller() -> None:
+    pair = Pair()
+    future = outcome(pair)
+    request(pair.there).fail(KeyError("x"))
+    pair.settle()
+    with pytest.raises(RemoteError, match="KeyError: 'x'"):
+        future.result()
+    assert not pair.there.link.requests
+
+
+@virtual
+async def test_a_failure_with_text_that_is_no_unicode_reaches_the_caller() -> None:
+    pair = Pair()
+    future = outcome(pair)
+    request(pair.there).fail(OSError("no such file: a\udcff"))
+    pair.settle()
+    with pytest.raises(RemoteError, match=r"no such file: a\\udcff"):
+        future.result()
+
+
+@virtual
+async def test_an_endless_error_text_is_cut() -> None:
+    pair = Pair()
+    future = outcome(pair)
+    request(pair.there).fail(ValueError("x" * 10_000_000))
+    pair.there.flush()
+    ((_, (frame,)),) = pair.there.transport.frames
+    assert len(frame) < Settings().max_frame_bytes
+    pair.settle()
+    assert isinstance(future.exception(), RemoteError)
+
+
+@virtual
+async def test_a_reply_that_cannot_travel_becomes_an_error_at_the_caller() -> None:
+    pair = Pair()
+    future = outcome(pair)
+    with pytest.raises(NotSerializable):
+        request(pair.there).reply(object())
+    pair.settle()
+    with pytest.raises(RemoteError, match="NotSerializable"):
+        future.result()
+
+
+@virtual
+async def test_a_sweep_forgets_what_expired() -> None:
+    side = Side(HERE, THERE, SMALL)
+    expired, alive = request(side, 1, 1.0), request(side, 2, 3.0)
+    await asyncio.sleep(2)
+    side.link.sweep()
+    assert list(side.link.requests) == [2]
+    assert not expired.wanted
+    assert alive.wanted
+
+
+# The end.
+
+
+@virtual
+async def test_the_end_is_told_to_everybody_who_waits() -> None:
+    side = Side(HERE, THERE, SMALL)
+    future = side.link.calls[1] = SimLoop.current().create_future()
+    asked = request(side)
+    side.send("echo", b"x" * 10 * KIB)
+    side.send("echo", 1)
+    side.link.close("it broke")
+    with pytest.raises(NodeLost, match="it broke"):
+        future.result()
+    assert not asked.wanted
+    assert (side.link.calls, side.link.requests) == ({}, {})
+    side.flush()
+    asked.reply(1)
+    side.link.failed(1, FailureKind.RAISED, ["late"])
+    side.link.control([int(Op.TICK), 0, False])
+    side.link.tell_credit()
+    assert side.transport.frames == []
+
+
+@virtual
+async def test_frames_are_numbered_without_a_gap() -> None:
+    pair = Pair(SMALL)
+    for number in range(40):
+        pair.here.send("echo", b"x" * (number * 200), number % 3)
+        pair.here.flush()
+    numbers = [HEADER.unpack_from(parts[0])[2] for _, parts in pair.here.transport.frames]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert all(len(parts[0]) >= HEADER_BYTES for _, parts in pair.here.transport.frames)

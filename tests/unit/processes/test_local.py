@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from fleetlm.call import Call
+from fleetlm.errors import AlreadyRegistered, InvalidName, NoProcess, ProcessDown
+from fleetlm.ids import Pid
+from fleetlm.messaging.outbound import Messenger
+from fleetlm.process import Process
+from fleetlm.settings import Settings
+from fleetlm.testing.loop import SimLoop, run
+from fleetlm.wire.codec import Codec
+from tests.support.session_fakes import HERE, local_processes, turns, virtual
+
+
+class FakeNode:
+    """As much of a node as processes and a messenger need."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings(mailbox_limit=4)
+        self.local = local_processes(self, self.settings.mailbox_limit)
+        self.messenger = Messenger(
+            HERE, 1, self.settings, Codec(), self.local, {}, None, SimLoop.current()  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def name_of(self, pid: Pid) -> str | None:
+        return self.local.table.name_of(pid.number)
+
+
+async def wait(process: Process) -> None:
+    await asyncio.sleep(1_000)
+
+
+@virtual
+async def test_a_process_runs_with_its_arguments_and_gets_what_is_put_into_its_mailbox() -> None:
+    node = FakeNode()
+    seen: list[Any] = []
+
+    async def work(process: Process, *args: Any) -> None:
+        seen.extend([args, process.name, process.pid, process.node, await process.receive()])
+
+    pid = node.local.spawn(work, (1, 2), "worker")
+    node.local.boxes["worker"].put("by name")
+    await turns()
+    assert seen == [(1, 2), "worker", pid, node, "by name"]
+    assert pid == Pid(HERE, 1, 1)
+    assert node.local.boxes == {}
+    assert node.local.info() == []
+
+
+@virtual
+async def test_pids_are_never_given_twice() -> None:
+    node = FakeNode()
+    first = node.local.spawn(wait, (), None)
+    process = node.local.process(first)
+    assert process is not None
+    process.end_with("shutdown")
+    await turns()
+    assert node.local.process(first) is None
+    assert node.local.spawn(wait, (), None).number == 2
+    await node.local.stop()
+
+
+@virtual
+async def test_a_taken_or_impossible_name_starts_nothing() -> None:
+    node = FakeNode()
+    pid = node.local.spawn(wait, (), "worker")
+    with pytest.raises(AlreadyRegistered) as caught:
+        node.local.spawn(wait, (), "worker")
+    assert caught.value.owner == pid
+    with pytest.raises(InvalidName):
+        node.local.spawn(wait, (), "")
+    assert [each.pid for each in node.local.info()] == [pid]
+    await node.local.stop()
+
+
+@virtual
+async def test_names_come_and_go() -> None:
+    node = FakeNode()
+    pid = node.local.spawn(wait, (), None)
+    node.local.register("a", pid)
+    assert node.local.boxes["a"] is node.local.boxes[pid.number]
+    with pytest.raises(AlreadyRegistered):
+        node.local.register("b", pid)
+    assert node.local.unregister("a")
+    assert not node.local.unregister("a")
+    assert "a" not in node.local.boxes
+    node.local.register("b", pid)
+    await node.local.stop()
+    assert node.local.table.registered() == {}
+    with pytest.raises(NoProcess):
+        node.local.register("c", pid)
+    assert node.local.boxes == {}
+
+
+@virtual
+async def test_a_pid_of_another_incarnation_is_nobody() -> None:
+    node = FakeNode()
+    pid = node.local.spawn(wait, (), None)
+    assert node.local.process(Pid(HERE, 2, pid.number)) is None
+    with pytest.raises(NoProcess):
+        node.local.register("a", Pid(HERE, 2, pid.number))
+    await node.local.stop()
+
+
+def test_a_crash_is_logged_and_frees_the_name(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        node = FakeNode()
+
+        async def crash(process: Process) -> None:
+            raise ZeroDivisionError("by design")
+
+        node.local.spawn(crash, (), "crasher")
+        await turns()
+        assert node.local.table.registered() == {}
+        node.local.spawn(wait, (), "crasher")
+        await node.local.stop()
+
+    with caplog.at_level(logging.ERROR):
+        run(main())
+    assert "process crasher (" in caplog.text
+    assert "ZeroDivisionError: by design" in caplog.text
+
+
+@virtual
+async def test_a_class_is_made_inside_the_process() -> None:
+    node = FakeNode()
+    seen: list[Any] = []
+
+    class Work:
+        def __init__(self, *args: Any) -> None:
+            seen.append((args, asyncio.current_task() is node.local.task_of(Pid(HERE, 1, 1))))
+
+        async def __call__(self, process: Process) -> None:
+            seen.append((process.runs, process.pid.number))
+
+    node.local.spawn(Work, (1, 2), None)
+    assert seen == []
+    await turns()
+    (made, inside), (runs, number) = seen
+    assert (made, inside, number) == ((1, 2), True, 1)
+    assert runs.endswith("Work")
+    crashing = node.local.spawn(lambda *_: None, (), None)  # type: ignore[arg-type,return-value]
+    logging.disable(logging.CRITICAL)
+    await turns()
+    assert node.local.process(crashing) is None
+
+
+@virtual
+async def test_a_process_that_closes_is_cut_short_by_a_kill_alone() -> None:
+    node = FakeNode(Settings(terminate_s=5.0))
+    log: list[str] = []
+
+    async def close(process: Process, name: str, seconds: float) -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            process.closing = True
+            await asyncio.sleep(seconds)
+            log.append(name)
+
+    first, second = (node.local.spawn(close, (name, 3), None) for name in ("first", "second"))
+    node.local.spawn(close, ("third", 4), None)
+    await turns()
+    for pid in (first, second):
+        node.local.stop_process(pid.number, "enough")
+    await asyncio.sleep(1)
+    node.local.stop_process(first.number, "again")
+    node.local.stop_process(second.number, "killed", at_once=True)
+    gone = node.local.process(second)
+    assert gone is None
+    await node.local.stop()
+    assert log == ["first", "third"]
+
+
+@virtual
+async def test_what_a_process_leaves_behind_is_answered() -> None:
+    node = FakeNode()
+
+    async def take_one(process: Process) -> None:
+        await process.receive()
+        await process.receive()
+
+    node.local.spawn(take_one, (), "worker")
+    await turns()
+    calls = [asyncio.ensure_future(node.messenger.call("worker", number, 5.0)) for number in range(3)]
+    await turns()
+    one, two, three = await asyncio.gather(*calls, return_exceptions=True)
+    assert (type(one), type(two), type(three)) == (ProcessDown, ProcessDown, NoProcess)
+    assert one.reason == "normal"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [("cancel", "shutdown"), ("raise", "ValueError: no"), ("return", "normal")]
+)
+def test_the_reason_of_an_end_is_told(end: str, reason: str) -> None:
+    async def main() -> None:
+        node = FakeNode()
+
+        async def work(process: Process) -> None:
+            await process.receive()
+            if end == "raise":
+                raise ValueError("no")
+            if end == "cancel":
+                process.end_with("shutdown")
+                await asyncio.sleep(1)
+
+        node.local.spawn(work, (), "worker")
+        with pytest.raises(ProcessDown) as caught:
+            await node.messenger.call("worker", 1, 5.0)
+        assert caught.value.reason == reason
+
+    logging.disable(logging.CRITICAL)
+    try:
+        run(main())
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@virtual
+async def test_a_call_that_is_passed_on_belongs_to_the_process_that_took_it_last() -> None:
+    node = FakeNode()
+
+    async def front(process: Process) -> None:
+        async for message in process.mailbox:
+            await node.messenger.send("back", message)
+
+    async def back(process: Process) -> None:
+        async for message in process.mailbox:
+            message.reply(message.message * 2)
+
+    pids = [node.local.spawn(front, (), "front"), node.local.spawn(back, (), "back")]
+    assert await node.messenger.call("front", 21, 5.0) == 42
+    assert [node.local.process(pid).open_calls for pid in pids] == [0, 0]  # type: ignore[union-attr]
+    await node.local.stop()
+
+
+@virtual
+async def test_info_tells_what_waits_and_what_is_open() -> None:
+    node = FakeNode()
+
+    async def hold(process: Process) -> None:
+        call = await process.receive()
+        assert isinstance(call, Call)
+        await asyncio.sleep(1)
+        call.reply("done")
+
+    pid = node.local.spawn(hold, (), "holder")
+    asking = asyncio.ensure_future(node.messenger.call("holder", 1, 5.0))
+    await turns()
+    await node.messenger.send("holder", "more")
+    (info,) = node.local.info()
+    assert (info.pid, info.name, info.mailbox, info.taken, info.open_calls) == (pid, "holder", 1, 1, 1)
+    assert info.runs.endswith("hold")
+    assert node.local.open_calls == 2
+    assert await asking == "done"
+    await turns()
+    assert node.local.open_calls == 0
+
+
+@virtual
+async def test_stopping_waits_for_clean_up() -> None:
+    node = FakeNode()
+    cleaned: list[str] = []
+
+    async def tidy(process: Process) -> None:
+        try:
+            await process.receive()
+        finally:
+            await asyncio.sleep(0.5)
+            cleaned.append("done")
+
+    node.local.spawn(tidy, (), None)
+    await turns()
+    await node.local.stop()
+    assert cleaned == ["done"]
+
+
+def test_a_process_that_will_not_end_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        node = FakeNode()
+        ended = asyncio.Event()
+
+        async def stubborn(process: Process) -> None:
+            while not ended.is_set():
+                try:
+                    await ended.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        node.local.spawn(stubborn, (), None)
+        await turns()
+        started = SimLoop.current().time()
+        await node.local.stop()
+        assert SimLoop.current().time() - started == 1.0
+        ended.set()
+        await turns()
+
+    run(main())
+    assert "ignore their cancellation" in caplog.text
+
+
+@virtual
+async def test_processes_are_ended_in_the_order_in_which_they_were_spawned() -> None:
+    node = FakeNode()
+    ended: list[int] = []
+
+    async def note(process: Process, number: int) -> None:
+        try:
+            await process.receive()
+        finally:
+            ended.append(number)
+
+    for number in range(50):
+        node.local.spawn(note, (number,), None)
+    await turns()
+    await node.local.stop()
+    assert ended == list(range(50))

@@ -1,0 +1,354 @@
+"""The driver with a kernel that is scripted, or a real one whose peer is played by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+import msgpack
+import pytest
+
+from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
+from fleetlm.core.effects import Answer, Dial, HangUp, Report, Send
+from fleetlm.core.kernel import Kernel
+from fleetlm.messages import NodeDown, NodeUp
+from fleetlm.messaging.inbound import Inbound
+from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, Driver
+from fleetlm.runtime.events import EventHub
+from fleetlm.settings import Settings
+from fleetlm.testing.loop import SimLoop, run
+from fleetlm.wire import frames
+from fleetlm.wire.codec import Codec
+from fleetlm.wire.frames import Kind, Op, Ready
+from tests.support.session_fakes import (
+    HERE,
+    THERE,
+    FakeOffice,
+    FakeTransport,
+    Taker,
+    identity,
+    turns,
+    virtual,
+)
+
+SETTINGS = Settings(gossip_s=2.0)
+EPOCH = 77
+
+
+class Rig:
+    """A driver on a fake transport; the test plays the network and the peers."""
+
+    def __init__(self) -> None:
+        loop = SimLoop.current()
+        self.transport = FakeTransport()
+        self.events = EventHub(100)
+        self.kernel = Kernel(identity(HERE, 1, SETTINGS), SETTINGS, random.Random(1))
+        codec = Codec()
+        self.driver = Driver(
+            self.kernel, self.transport, codec, self.events, SETTINGS, random.Random(1), loop  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.office = FakeOffice()
+        self.boxes: dict[int | str, Mailbox] = {"sink": Mailbox(100, Taker())}
+        self.driver.inbound = Inbound(self.boxes, codec, self.office, loop.time, 100)
+        self.losses = 0
+        self.driver.on_loss = self.lost
+        self.seq: dict[bytes, int] = {}
+
+    def lost(self) -> None:
+        self.losses += 1
+
+    def bring_up(self, name: str = THERE, incarnation: int = 2) -> tuple[int, bytes]:
+        """Play the whole handshake of a peer. Returns our channel and its source."""
+        self.driver.asked_for(name)
+        channel, ip, _port = self.transport.dialled[-1]
+        source = f"{name} {incarnation} {channel}".encode()
+        self.driver.channel_opened(channel)
+        hello = identity(name, incarnation, SETTINGS).hello(HERE, 0)
+        self.driver.source_met(source, ip)
+        self.frame(source, Kind.HELLO, frames.pack_hello(hello))
+        outgoing = self.kernel.topology.peers[name].connection.outgoing
+        assert outgoing is not None
+        self.frame(source, Kind.READY, frames.pack_ready(Ready(outgoing.epoch, 1)))
+        assert name in self.driver.links
+        return channel, source
+
+    def frame(self, source: bytes, kind: int, body: bytes, extra: bytes | None = None) -> None:
+        seq = self.seq.get(source, 0)
+        self.seq[source] = seq + 1
+        self.driver.frame_arrived(source, frames.header(kind, EPOCH, seq) + body, extra)
+
+    def batch(self, source: bytes, *messages: Any) -> None:
+        self.frame(source, Kind.BATCH, msgpack.packb(list(messages)))
+
+    def operations(self, op: Op) -> list[Any]:
+        """Messages of one kind in the batches that were sent."""
+        batches = [parts[0] for parts in self.transport.take() if parts[0][0] == Kind.BATCH]
+        return [m for data in batches for m in msgpack.unpackb(data[13:]) if m[0] == op]
+
+    async def next_events(self, subscription: Any, count: int) -> list[Any]:
+        return [await anext(subscription) for _ in range(count)]
+
+
+class Scripted:
+    """A kernel that orders what it is told to."""
+
+    leaving = False
+
+    def __init__(self, *orders: Any) -> None:
+        self.orders = list(orders)
+
+    def deadline(self) -> None:
+        return None
+
+    def opened(self, now: float, channel: int) -> list[Any]:
+        return self.orders
+
+
+def test_orders_are_performed_in_the_order_given(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        rig = Rig()
+        rig.driver.kernel = Scripted(  # type: ignore[assignment]
+            Dial(5, "10.0.0.9", 4370),
+            Send(5, b"x"),
+            Answer(b"s", b"y"),
+            HangUp(5, 0.5),
+            Report("warning", "said"),
+        )
+        rig.driver.channel_opened(5)
+        assert rig.transport.dialled == [(5, "10.0.0.9", 4370)]
+        assert rig.transport.frames == [(5, (b"x",))]
+        assert rig.transport.answers == [(b"s", b"y")]
+        assert rig.transport.hung_up == [5]
+
+    with caplog.at_level(logging.INFO):
+        run(main())
+    assert ("fleetlm", logging.WARNING, "said") in caplog.record_tuples
+
+
+@virtual
+async def test_a_handshake_makes_a_link_an_event_and_lets_messages_through() -> None:
+    rig = Rig()
+    events = rig.events.subscribe()
+    _, source = rig.bring_up()
+    assert await anext(events) == NodeUp(THERE, 2)
+    rig.batch(source, ["sink", "hi"])
+    assert list(rig.boxes["sink"].queue) == ["hi"]
+    rig.driver.source_lost(source)
+    assert await anext(events) == NodeDown(THERE, 2, "connection closed")
+    assert rig.driver.links == {}
+    assert rig.losses == 1
+    rig.batch(source, ["sink", "late"])
+    assert len(rig.boxes["sink"]) == 1
+
+
+@virtual
+async def test_a_bad_batch_takes_that_connection_down_only() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    _, other = rig.bring_up("fleetlm@10.0.0.3", 3)
+    rig.frame(source, Kind.BATCH, b"\xc1")
+    assert list(rig.driver.links) == ["fleetlm@10.0.0.3"]
+    rig.batch(other, ["sink", "fine"])
+    assert list(rig.boxes["sink"].queue) == ["fine"]
+
+
+@virtual
+async def test_a_control_frame_with_two_parts_is_garbage() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("bye"), b"extra")
+    assert rig.driver.links == {}
+    assert "left" not in rig.kernel.topology.peers[THERE].connection.last_error
+
+
+@virtual
+async def test_a_stranger_with_a_batch_disturbs_nobody() -> None:
+    rig = Rig()
+    rig.bring_up()
+    rig.driver.source_met(b"stranger", "192.0.2.1")
+    for data in (b"", b"\x03", frames.header(Kind.BATCH, 1, 1) + b"\x90"):
+        rig.driver.frame_arrived(b"stranger", data, None)
+        rig.driver.frame_arrived(b"unmet", data, b"extra")
+    assert list(rig.driver.links) == [THERE]
+
+
+def test_an_error_of_ours_while_a_frame_is_taken_ends_the_connection_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of its batch is lost, and a gap must never be silent."""
+
+    def fails(*_: object) -> None:
+        raise RecursionError("too deep")
+
+    async def main() -> None:
+        rig = Rig()
+        _, source = rig.bring_up()
+        monkeypatch.setattr(rig.driver.inbound, "frame", fails)
+        rig.batch(source, ["sink", 1])
+        assert THERE not in rig.driver.links
+        last_error = rig.kernel.topology.peers[THERE].connection.last_error
+        assert last_error == "protocol error: RecursionError here while a frame of it was taken"
+
+    run(main())
+    assert "could not be taken" in caplog.text
+
+
+@virtual
+async def test_what_a_peer_sent_is_quoted_in_short() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.driver._perform(rig.kernel.broken(rig.driver._loop.time(), source, "x" * 100_000))
+    assert len(rig.kernel.topology.peers[THERE].connection.last_error) < 600
+
+
+@virtual
+async def test_sending_that_fails_takes_the_connection_down_afterwards() -> None:
+    rig = Rig()
+    events = rig.events.subscribe()
+    rig.bring_up()
+    link = rig.driver.links[THERE]
+    rig.transport.broken = True
+    link.append(b"\x92\x01\x01")
+    await turns()
+    assert rig.driver.links == {}
+    _, down = await rig.next_events(events, 2)
+    assert down.reason == "connection closed: sending failed"
+    await turns()
+
+
+@virtual
+async def test_a_send_that_fails_in_the_handshake_is_a_lost_channel() -> None:
+    rig = Rig()
+    rig.driver.asked_for(THERE)
+    rig.transport.broken = True
+    rig.driver.channel_opened(1)
+    await turns()
+    assert rig.kernel.topology.peers[THERE].connection.last_error == (
+        "connection closed during the handshake"
+    )
+
+
+@virtual
+async def test_links_are_flushed_once_at_the_end_of_the_turn() -> None:
+    rig = Rig()
+    rig.bring_up()
+    rig.transport.take()
+    link = rig.driver.links[THERE]
+    for _ in range(3):
+        link.append(b"\x92\x01\x01")
+    assert rig.transport.frames == []
+    await turns()
+    assert len(rig.transport.frames) == 1
+
+
+@virtual
+async def test_it_ticks_and_tells_of_its_lag() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.driver.start()
+    await asyncio.sleep(3.5)
+    ticks = rig.operations(Op.TICK)
+    assert len(ticks) in (3, 4)
+    assert ticks[-1] == [Op.TICK, 0, False]
+    rig.kernel.draining = True
+    rig.driver.tick_links()
+    await turns()
+    assert rig.operations(Op.TICK) == [[Op.TICK, 0, True]]
+    assert rig.driver.lag_ms == 0
+    rig.batch(source, [Op.TICK, 9, False])
+    assert rig.office.ticks == [(9, False)]
+    rig.driver.leave("done")
+    await asyncio.sleep(5)
+    assert rig.operations(Op.TICK) == []
+
+
+@virtual
+async def test_with_its_pulse_it_tells_what_it_took_and_forgets_what_expired() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.batch(source, [Op.CALL, "sink", "hi", 1, 500])
+    link = rig.driver.links[THERE]
+    assert list(link.requests) == [1]
+    rig.driver.start()
+    await asyncio.sleep(1.5)
+    assert rig.operations(Op.CREDIT) == [[Op.CREDIT, link.taken, 0]]
+    assert not link.requests
+    rig.driver.leave("done")
+
+
+@virtual
+async def test_a_silent_peer_becomes_busy() -> None:
+    rig = Rig()
+    rig.bring_up()
+    rig.driver.start()
+    await asyncio.sleep(5)
+    assert rig.kernel.topology.select(["busy"]) == [THERE]
+    rig.driver.leave("done")
+
+
+@virtual
+async def test_a_newcomer_is_told_of_the_others_and_everybody_from_time_to_time() -> None:
+    rig = Rig()
+    names = [f"fleetlm@10.0.1.{n}" for n in range(40)]
+    for number, name in enumerate(names):
+        rig.bring_up(name, number + 10)
+    await turns()
+    rig.transport.take()
+    rig.bring_up()
+    await turns()
+    ((_, told, _),) = rig.operations(Op.PEERS)
+    assert len(told) == PEERS_TOLD_AT_ONCE
+    assert set(told) < set(names)
+    rig.driver.start()
+    await asyncio.sleep(3.5)
+    tellings = rig.operations(Op.PEERS)
+    assert tellings
+    assert all(len(told) == 40 for _, told, _ in tellings)
+    rig.driver.leave("done")
+
+
+@virtual
+async def test_dials_are_repeated_by_the_timer() -> None:
+    rig = Rig()
+    rig.driver.looked_up(DnsAnswer(Outcome.ADDRESSES, ("10.0.0.2",), "one"))
+    for _ in range(5):
+        channel = rig.transport.dialled[-1][0]
+        rig.driver.channel_lost(channel, "connection refused")
+        await asyncio.sleep(20)
+    channels = [channel for channel, _, _ in rig.transport.dialled]
+    assert len(channels) >= 6
+    assert len(set(channels)) == len(channels)
+    rig.driver.disconnected(THERE, "enough")
+    rig.driver.leave("done")
+
+
+@virtual
+async def test_names_that_peers_tell_of_are_dialled() -> None:
+    rig = Rig()
+    rig.driver.told_of(["fleetlm@10.0.0.7", HERE])
+    assert [ip for _, ip, _ in rig.transport.dialled] == ["10.0.0.7"]
+    rig.driver.leave("done")
+
+
+@virtual
+async def test_leaving_flushes_says_goodbye_and_is_no_loss() -> None:
+    rig = Rig()
+    events = rig.events.subscribe()
+    channel, _ = rig.bring_up()
+    rig.transport.take()
+    rig.driver.links[THERE].append(b"\x92\x01\x01")
+    rig.driver.leave("shutdown")
+    assert [parts[0][0] for parts in rig.transport.take()] == [Kind.BATCH, Kind.GOODBYE]
+    assert rig.transport.hung_up == [channel]
+    _, down = await rig.next_events(events, 2)
+    assert isinstance(down, NodeDown)
+    assert rig.losses == 0
+    rig.driver.channel_lost(channel, "late")
+    rig.driver.source_lost(b"late")
+    rig.driver.stranger_refused("192.0.2.1", "late")
+    rig.driver.channel_answered(channel, b"late")
+    await asyncio.sleep(60)
+    assert rig.transport.frames == []

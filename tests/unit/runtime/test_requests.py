@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fleetlm.call import Call, FailureKind
+from fleetlm.ids import Pid
+from fleetlm.process import Process
+from fleetlm.runtime.requests import NodeOffice
+from fleetlm.testing.loop import run
+from tests.support.session_fakes import HERE, Pair, local_processes, virtual
+
+
+class Asker:
+    def __init__(self) -> None:
+        self.outcome: Any = None
+
+    def replied(self, ref: int, value: Any) -> None:
+        self.outcome = value
+
+    def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
+        self.outcome = (kind, *details[:2])
+
+    def forget(self, ref: int) -> None:
+        raise AssertionError("nobody forgets")
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.ticks: list[tuple[str, int, bool]] = []
+        self.local = local_processes(self, 10)
+        self.office = NodeOffice(self, self.local, self.local.signals, self)  # type: ignore[arg-type]
+        self.link = Pair().here.link
+
+    def told_of(self, names: list[str]) -> None:
+        self.told += names
+
+    def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
+        self.ticks.append((name, lag_ms, draining))
+
+    def name_of(self, pid: Pid) -> str | None:
+        return None
+
+    def ask(self, verb: Any, argument: Any = None) -> Any:
+        asker = Asker()
+        self.office.asked(self.link, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))
+        return asker.outcome
+
+
+async def idle(process: Process) -> None:
+    await process.receive()
+
+
+@virtual
+async def test_names_are_asked_given_and_taken() -> None:
+    rig = Rig()
+    pid = rig.local.spawn(idle, (), None)
+    assert rig.ask("ping") == "pong"
+    assert rig.ask("whereis", "a") is None
+    assert rig.ask("register", ["a", pid]) is True
+    assert rig.ask("whereis", "a") == pid
+    assert rig.ask("registered") == {"a": pid}
+    assert rig.ask("unregister", "a") is True
+    assert rig.ask("unregister", "a") is False
+    await rig.local.stop()
+
+
+@virtual
+async def test_what_cannot_be_done_is_answered_with_the_error() -> None:
+    rig = Rig()
+    pid = rig.local.spawn(idle, (), "b")
+    raised = FailureKind.RAISED
+    gone = Pid(HERE, 9, pid.number)
+    assert rig.ask("register", ["a", gone]) == (FailureKind.NO_PROCESS, str(gone))
+    assert rig.ask("register", ["a", pid]) == (FailureKind.NAME_TAKEN, "b", str(pid))
+    assert rig.ask("register", ["", rig.local.spawn(idle, (), None)])[:2] == (raised, "InvalidName")
+    await rig.local.stop()
+
+
+class FakeRegistry:
+    def asked_to_claim(self, *args: Any) -> Any:
+        return ["claimed", *args]
+
+    def asked_to_disclaim(self, *args: Any) -> Any:
+        return ["disclaimed", *args]
+
+
+@virtual
+async def test_names_of_the_cluster_are_the_registrys() -> None:
+    rig = Rig()
+    rig.office.registry = FakeRegistry()  # type: ignore[assignment]
+    pid = Pid(HERE, 1, 3)
+    assert rig.ask("claim", ["a", pid, b"meta", "exit"]) == ["claimed", "a", pid, b"meta", "exit"]
+    assert rig.ask("disclaim", ["a", pid]) == ["disclaimed", "a", pid]
+
+
+@pytest.mark.parametrize(
+    ("verb", "argument"),
+    [
+        ("claim", ["a", Pid(HERE, 1, 1), b"meta", "ignore"]),
+        ("claim", ["a", Pid(HERE, 1, 1), "meta", "exit"]),
+        ("claim", ["a", 1, b"meta", "exit"]),
+        ("disclaim", "a"),
+        ("halt", None),
+        (None, None),
+        ([1], {}),
+        ("whereis", 5),
+        ("register", ["a"]),
+        ("register", ["a", "not a pid"]),
+        ("register", "ab"),
+        ("spawn", None),
+        ("spawn", {"factory": "f"}),
+        ("spawn", ["f", (), None, Pid(HERE, 1, 1), 1, None]),
+        ("x" * 100_000, "y" * 100_000),
+    ],
+)
+def test_what_nobody_understands_is_answered_in_short(verb: Any, argument: Any) -> None:
+    async def main() -> None:
+        kind, name, text = Rig().ask(verb, argument)
+        assert (kind, name) == (FailureKind.RAISED, "InvalidName")
+        assert "does not answer that request" in text
+        assert len(text) < 500
+
+    run(main())
+
+
+@virtual
+async def test_ticks_and_names_are_passed_on() -> None:
+    rig = Rig()
+    rig.office.ticked(rig.link, 12, True)
+    assert rig.ticks == [(rig.link.name, 12, True)]
+    rig.office.told_of(["fleetlm@10.0.0.3"])
+    assert rig.told == ["fleetlm@10.0.0.3"]

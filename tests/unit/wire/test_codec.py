@@ -1,0 +1,685 @@
+"""The codec by example: what travels, what is refused and how that reads, what a receiver survives."""
+
+from __future__ import annotations
+
+import datetime as dt
+import struct
+import subprocess
+import sys
+import threading
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgpack
+import pytest
+
+from fleetlm.errors import MessageTooLarge, NotSerializable
+from fleetlm.ids import Pid, Ref
+from fleetlm.messages import MessageTypes
+from fleetlm.names import Address
+from fleetlm.wire.codec import BadData, Codec, Ext, Unreadable, unreadable_in
+
+UTC = dt.UTC
+NOON = dt.datetime(2024, 2, 29, 12, 0, 0, 1, tzinfo=UTC)
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+@dataclass(frozen=True)
+class Append:
+    session: str
+    line: Any
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Stranger:
+    x: int
+
+
+@dataclass
+class Picky:
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise ValueError(f"n is {self.n}, below 0")
+
+
+@dataclass(slots=True)
+class Slotted:
+    here: int
+    gone: int = 0
+
+
+@pytest.fixture
+def types() -> MessageTypes:
+    types = MessageTypes()
+    types.register("append", Append)
+    types.register("picky", Picky)
+    types.register("slotted", Slotted)
+    return types
+
+
+@pytest.fixture
+def codec(types: MessageTypes) -> Codec:
+    return Codec(types)
+
+
+def there_and_back(codec: Codec, value: Any) -> Any:
+    envelope = codec.unpack(codec.pack([1, "to", value, None], value))
+    assert envelope[:2] == [1, "to"]
+    assert envelope[3] is None
+    (alone,) = codec.unpack_batch(msgpack.Packer().pack_array_header(1) + codec.pack_value([value]))
+    assert repr(alone) == repr([envelope[2]])
+    assert codec.failures == 0
+    return envelope[2]
+
+
+def deep(levels: int, wrap: Any = lambda inner: [inner], core: Any = 0) -> Any:
+    value = core
+    for _ in range(levels):
+        value = wrap(value)
+    return value
+
+
+# ── what travels ─────────────────────────────────────────────────────────────────────────────────
+
+VALUES: list[Any] = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        2**63,
+        2**64 - 1,
+        -(2**63),
+        2**64,
+        -(2**63) - 1,
+        2**1000,
+        -(2**999),
+    ),
+    *(0.0, -0.0, 1.5, float("inf"), float("-inf"), 5e-324),
+    *("", "a", "ä", "🦊", "\x00", b"", b"\xff\x00", b"x" * 70_000, "y" * 70_000),
+    *([], [1, [2, [3]]], (), (1,), ((), ((),)), [(1, 2), [3, (4,)]], ([1], {"a": (2,)})),
+    *({}, {"a": 1}, {"b": 1, "a": 2}, {1: "x", 2.5: "y", None: "z", b"k": 0, False: 1}),
+    *({(1, 2): "t", ("a", (b"b",)): (1,)}, {frozenset({1}): 1, NOON: 2, UUID(int=5): 3}),
+    *(set(), {1, 2, 3}, {"a", b"a", None, (1, 2)}, frozenset(), frozenset({1, frozenset({2})})),
+    *({1.0}, {True}, {1}, {2**70, -(2**70)}, [2**70], {2**80: 2**81}),
+    *(NOON, NOON.astimezone(BERLIN), dt.datetime.min.replace(tzinfo=UTC)),
+    dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=30))),
+    dt.datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=dt.timezone(-dt.timedelta(hours=23))),
+    dt.datetime(2020, 1, 1, tzinfo=dt.timezone(dt.timedelta(seconds=1, microseconds=7))),
+    dt.datetime(2020, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1), "MEZ")),
+    *(UUID(int=0), UUID(int=2**128 - 1)),
+    *(Decimal("1.10"), Decimal("-0"), Decimal("1E+1000"), Decimal("Infinity"), Decimal("-0E-7")),
+    *(Pid("fleetlm@10.0.0.7", 2**64 - 1, 12), Ref("fleetlm@fdaa::2", 1, 2**40)),
+    *(Address("printer", "fleetlm@10.0.0.7"), [Address("a", "b"), ("a", "b")]),
+    *(Append("s", "hello"), Append("s", (1, {2}), ["t"]), [Append("s", Append("t", None))]),
+]
+
+
+@pytest.mark.parametrize(
+    "value", VALUES, ids=[f"{i}-{type(value).__name__}" for i, value in enumerate(VALUES)]
+)
+def test_a_value_arrives_as_it_was_sent(codec: Codec, value: Any) -> None:
+    arrived = there_and_back(codec, value)
+    assert arrived == value
+    assert repr(arrived) == repr(value) or isinstance(value, set | frozenset | dict)
+    assert type(arrived) is type(value)
+
+
+def test_numbers_keep_their_type_and_sign(codec: Codec) -> None:
+    arrived = there_and_back(codec, [1, 1.0, True, -0.0, float("nan")])
+    assert [type(item) for item in arrived] == [int, float, bool, float, float]
+    assert str(arrived[3]) == "-0.0"
+    assert arrived[4] != arrived[4]
+
+
+def test_decimals_that_are_no_numbers(codec: Codec) -> None:
+    for text in ("NaN", "-NaN123", "sNaN", "sNaN7"):
+        assert str(there_and_back(codec, Decimal(text))) == text
+
+
+def test_dicts_keep_their_order(codec: Codec) -> None:
+    value = {"z": 1, (1,): 2, "a": 3, 2**70: (4,), None: 5}
+    assert list(there_and_back(codec, value).items()) == list(value.items())
+
+
+def test_nan_keys_stay_apart(codec: Codec) -> None:
+    nans = {float("nan"): 1, float("nan"): 2}
+    assert sorted(there_and_back(codec, nans).values()) == [1, 2]
+
+
+def test_both_sides_of_a_clock_change(codec: Codec) -> None:
+    for fold in (0, 1):
+        value = dt.datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN, fold=fold)
+        arrived = there_and_back(codec, value)
+        assert arrived.fold == fold
+        assert arrived.tzinfo is BERLIN
+        assert arrived.utcoffset() == value.utcoffset()
+
+
+def test_a_zone_keeps_its_name(codec: Codec) -> None:
+    named = dt.timezone(dt.timedelta(hours=1), "MEZ")
+    assert there_and_back(codec, NOON.astimezone(named)).tzname() == "MEZ"
+    assert there_and_back(codec, NOON).tzinfo is UTC
+
+
+def test_an_address_stays_an_address_and_a_tuple_a_tuple(codec: Codec) -> None:
+    arrived = there_and_back(codec, [Address("a", "b"), ("a", "b")])
+    assert [type(item) for item in arrived] == [Address, tuple]
+
+
+def test_the_msgpack_timestamp_of_a_foreign_sender_is_an_aware_datetime(codec: Codec) -> None:
+    data = msgpack.packb(msgpack.Timestamp(0, 1000))
+    assert codec.unpack(data) == dt.datetime(1970, 1, 1, 0, 0, 0, 1, tzinfo=UTC)
+
+
+def test_later_changes_do_not_show(codec: Codec) -> None:
+    value = {"list": [1, (2, [3])], "set": {1}}
+    data = codec.pack([value], value)
+    value["list"].append(4)  # type: ignore[attr-defined]
+    value["list"][1][1].append(5)  # type: ignore[index]
+    value["set"].add(2)  # type: ignore[attr-defined]
+    assert codec.unpack(data) == [{"list": [1, (2, [3])], "set": {1}}]
+
+
+def test_packing_changes_nothing_at_the_sender(codec: Codec) -> None:
+    inner = [1, (2, {3})]
+    value = {"a": inner, "b": [(1,)], (1,): {"c": {2}}}
+    before = repr(value)
+    envelope = [7, value]
+    codec.pack(envelope, value)
+    assert repr(value) == before
+    assert value["a"] is inner
+    assert envelope[1] is value
+
+
+def test_the_payload_may_be_the_very_object_of_another_item(codec: Codec) -> None:
+    assert codec.unpack(codec.pack([7, 7, None], 7)) == [7, 7, None]
+
+
+def test_a_value_packed_alone_joins_an_envelope(codec: Codec) -> None:
+    payload = ("all", {1, 2})
+    joined = msgpack.Packer().pack_array_header(2) + codec.pack_value("to") + codec.pack_value(payload)
+    assert joined == codec.pack(["to", payload], payload)
+    assert codec.unpack(joined) == ["to", payload]
+
+
+def test_the_bytes_of_sets_do_not_depend_on_the_hash_seed() -> None:
+    program = (
+        "from fleetlm.wire.codec import Codec\n"
+        "v = {'a', 'b', 'c', ('d', 1), frozenset({'x', 'y', 'z'}), None, 7}\n"
+        "print(Codec().pack_value(v).hex())"
+    )
+    root = Path(__file__).parents[3]
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(outputs) == 1
+
+
+def test_numbers_on_the_wire_are_fixed() -> None:
+    assert {member.name: member.value for member in Ext} == {
+        "TUPLE": 1,
+        "SET": 2,
+        "FROZENSET": 3,
+        "BIG_INT": 4,
+        "DATETIME": 5,
+        "UUID": 6,
+        "DECIMAL": 7,
+        "PID": 8,
+        "REF": 9,
+        "ADDRESS": 10,
+        "DATACLASS": 11,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "hexadecimal"),
+    [
+        ((1, "a"), "d601 9201a161"),
+        ({2, 1}, "c703029201 02"),
+        (2**64, "c70904010000000000000000"),
+        (-(2**63) - 1, "c70904ff7fffffffffffffff"),
+        (UUID(int=1), "d80600000000000000000000000000000001"),
+        (Decimal("1.5"), "c70307312e35"),
+        (NOON, "c70e0599cd07e8021d0c00000100 9200c0"),
+        (Pid("n@::1", 5, 6), "c7090893a56e403a3a310506"),
+        (Ref("n@::1", 5, 6), "c7090993a56e403a3a310506"),
+        (Address("p", "n"), "c7050a92a170a16e"),
+        (Picky(3), "c70b0b92a57069636b7981a16e03"),
+    ],
+    ids=repr,
+)
+def test_the_wire_format_stays(codec: Codec, value: Any, hexadecimal: str) -> None:
+    assert codec.pack_value(value).hex() == hexadecimal.replace(" ", "")
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────
+
+
+class Colour(IntEnum):
+    RED = 1
+
+
+class Mood(Enum):
+    GOOD = "good"
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Zone(dt.tzinfo):
+    def utcoffset(self, when: dt.datetime | None) -> dt.timedelta:
+        return dt.timedelta(0)
+
+
+Point = namedtuple("Point", "x y")  # noqa: PYI024
+HERE = "tests.unit.wire.test_codec"
+
+REFUSED: list[tuple[Any, str, str]] = [
+    (object(), "message", "object is not a message type"),
+    (len, "message", "builtin_function_or_method is not a message type"),
+    (int, "message", "type is not a message type"),
+    (1j, "message", "complex is not a message type"),
+    (Mood.GOOD, "message", "Mood is not a message type"),
+    (Colour.RED, "message", "Colour is a kind of int"),
+    (Text("x"), "message", "Text is a kind of str"),
+    (OrderedDict(a=1), "message", "OrderedDict is a kind of dict"),
+    (Point(1, 2), "message", "Point is a kind of tuple"),
+    (bytearray(b"x"), "message", "bytearray would arrive as bytes; send bytes(...)"),
+    (memoryview(b"x"), "message", "memoryview would arrive as bytes; send bytes(...)"),
+    (msgpack.ExtType(1, b""), "message", "ExtType is a kind of tuple"),
+    (msgpack.Timestamp(0), "message", "Timestamp is not a message type"),
+    (dt.date(2024, 1, 1), "message", "datetime.date is not a message type"),
+    (dt.time(1), "message", "datetime.time is not a message type"),
+    (dt.timedelta(1), "message", "datetime.timedelta is not a message type"),
+    (dt.datetime(2024, 1, 1), "message", "without a time zone; make it aware"),  # noqa: DTZ001
+    (dt.datetime(2024, 1, 1, tzinfo=Zone()), "message", "Zone; use zoneinfo.ZoneInfo or"),
+    (Stranger(1), "message", "Stranger is not registered; put @fleetlm.message(tag)"),
+    (ValueError("x"), "message", "ValueError is not a message type"),
+    ("a\ud800", "message", "lone surrogate U+D800 at 1"),
+    ([1, b"", {"a": "\udfff"}], "message[2]['a']", "lone surrogate U+DFFF"),
+    ({"user": [1, 2, 3, object()]}, "message['user'][3]", "object is not"),
+    ({"user": [0, Append("s", [1j])]}, "message['user'][1].line[0]", "complex"),
+    ((1, (2, bytearray())), "message[1][1]", "bytearray"),
+    ([{(1, Colour.RED): 1}], "the key (1, <Colour.RED: 1>) of message[0][1]", "Colour"),
+    ({"{x}": [object()]}, "message['{x}'][0]", "object"),
+    ([{1, Point(1, 2)}], "an item of message[0]", "Point"),
+    ({"a": {frozenset({Mood.GOOD}): 1}}, "", "Mood"),
+    (Pid(bytearray(b"x"), 1, 2), "message", "Pid with a field of another type"),  # type: ignore[arg-type]
+    (Ref("n", True, 2), "message", "Ref with a field of another type"),
+    ([Address("a", None)], "message[0]", "Address of something else than two strings"),  # type: ignore[arg-type]
+    (dict.fromkeys([(float("nan"),), (float("nan"),)]), "message", "two keys that no receiver can tell"),
+    ([Append("s", "\ud800")], "message[0].line", "lone surrogate"),
+]
+
+
+@pytest.mark.parametrize(("value", "path", "what"), REFUSED, ids=range(len(REFUSED)))
+def test_a_value_that_would_not_arrive_is_refused(codec: Codec, value: Any, path: str, what: str) -> None:
+    for attempt in (lambda: codec.pack([1, value], value), lambda: codec.pack_value(value)):
+        with pytest.raises(NotSerializable) as caught:
+            attempt()
+        assert what in caught.value.what
+        if path and not path.startswith("the key"):
+            assert caught.value.path == path
+        assert caught.value.path in str(caught.value)
+    assert there_and_back(codec, ["still", ("usable",)]) == ["still", ("usable",)]
+
+
+def test_the_path_to_a_key(codec: Codec) -> None:
+    with pytest.raises(NotSerializable) as caught:
+        codec.pack_value([{Colour.RED: 1}])
+    assert caught.value.path == "the key <Colour.RED: 1> of message[0]"
+
+
+def test_a_field_that_is_not_set(codec: Codec) -> None:
+    value = Slotted(1)
+    del value.gone
+    with pytest.raises(NotSerializable, match="Slotted whose field 'gone' is not set"):
+        codec.pack_value([value])
+
+
+def test_a_bad_name_in_the_envelope_is_not_blamed_on_the_message(codec: Codec) -> None:
+    with pytest.raises(NotSerializable) as caught:
+        codec.pack(["na\ud800me", 1], 1)
+    assert caught.value.path == "the address of the message"
+
+
+WRAPS = {
+    "list": lambda inner: [inner],
+    "tuple": lambda inner: (inner,),
+    "dict": lambda inner: {"k": inner},
+    "frozenset": lambda inner: frozenset({inner}),
+    "dataclass": Slotted,
+    "key": lambda inner: (frozenset({inner}),),
+}
+
+
+@pytest.mark.parametrize("wrap", [*WRAPS.values()], ids=[*WRAPS])
+def test_depth_is_bounded_at_the_sender(types: MessageTypes, wrap: Any) -> None:
+    codec = Codec(types, max_nesting=8)
+    per_wrap = 2 if wrap is WRAPS["key"] else 1
+    fits = deep(8 // per_wrap, wrap)
+    data = codec.pack([7, fits], fits)
+    assert codec.unpack(data) == [7, fits]
+    assert codec.unpack_batch(b"\x91" + data) == [[7, fits]]
+    with pytest.raises(NotSerializable, match="nested more than 8 levels deep, or inside itself"):
+        codec.pack_value(deep(8 // per_wrap + 1, wrap))
+
+
+@pytest.mark.parametrize("wrap", [*WRAPS.values()][:4], ids=[*WRAPS][:4])
+def test_depth_is_bounded_at_the_receiver(types: MessageTypes, wrap: Any) -> None:
+    generous, strict = Codec(types, max_nesting=64), Codec(types, max_nesting=8)
+    for levels in (11, 30, 64):
+        data = generous.pack_value(deep(levels, wrap, core=(b"x",)[0]))
+        with pytest.raises(BadData):
+            strict.unpack(data)
+        with pytest.raises(BadData):
+            strict.unpack_batch(b"\x91" + data)
+        with pytest.raises(BadData):  # beside an instance the batch is walked another way
+            strict.unpack_batch(b"\x92" + strict.pack_value(UUID(int=1)) + data)
+    assert strict.unpack(strict.pack_value((1,))) == (1,)
+
+
+def test_cycles_are_refused(codec: Codec) -> None:
+    ring: list[Any] = [1]
+    ring.append({"again": ring})
+    with pytest.raises(NotSerializable, match="inside itself") as caught:
+        codec.pack_value(ring)
+    assert caught.value.path.startswith("message[1]['again'][1]")
+    assert len(caught.value.path) < 300
+
+
+@pytest.mark.parametrize("nesting", [0, -1, 129])
+def test_a_nesting_limit_that_would_overflow_a_stack_is_refused(nesting: int) -> None:
+    with pytest.raises(ValueError, match="max_nesting is 1 to 128"):
+        Codec(max_nesting=nesting)
+
+
+def test_the_deepest_nesting_fits_a_small_stack() -> None:
+    codec = Codec(max_nesting=128)
+    seen: list[bool] = []
+
+    def run() -> None:
+        for wrap in (WRAPS["tuple"], lambda inner: (inner, b"p" * 5000)):
+            value = deep(128, wrap)
+            seen.append(codec.unpack(codec.pack([value], value)) == [value])
+
+    before = threading.stack_size(512 * 1024)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    assert seen == [True, True]
+
+
+def test_large_messages_are_refused_with_their_size() -> None:
+    codec = Codec(max_message_bytes=1000)
+    assert len(codec.pack([b"x" * 900], b"x" * 900)) == 904
+    for attempt in (
+        lambda: codec.pack([b"x" * 1000], b"x" * 1000),
+        lambda: codec.pack_value("x" * 1000),
+    ):
+        with pytest.raises(MessageTooLarge) as caught:
+            attempt()
+        assert caught.value.limit_bytes == 1000
+        assert caught.value.size_bytes > 1000
+
+
+def test_a_large_message_does_not_keep_its_buffer(codec: Codec) -> None:
+    before = codec._packer
+    codec.pack_value(b"x" * 1_000)
+    assert codec._packer is before
+    codec.pack_value(b"x" * 2_000_000)
+    assert codec._packer is not before
+
+
+# ── what a receiver meets ────────────────────────────────────────────────────────────────────────
+
+BAD = {
+    "nothing": b"",
+    "cut short": b"\x92\x01",
+    "bytes behind": b"\x01\x01",
+    "never used": b"\xc1",
+    "not utf-8": b"\xa1\xff",
+    "an array of 4 G": b"\xdd\xff\xff\xff\xff",
+    "a map of 4 G": b"\xdf\xff\xff\xff\xff",
+    "4 G of bytes": b"\xc6\xff\xff\xff\xff",
+    "4 G of text": b"\xdb\xff\xff\xff\xff",
+    "4 G of extension": b"\xc9\xff\xff\xff\xff\x01",
+    "a list as key": b"\x81\x90\x01",
+    "arrays in arrays": b"\x91" * 900 + b"\xc0",
+    "more arrays": b"\x91" * 5000 + b"\xc0",
+    "maps in maps": b"\x81\x01" * 200 + b"\xc0",
+}
+
+
+def ext(code: int, body: bytes) -> bytes:
+    return bytes(msgpack.packb(msgpack.ExtType(code, body)))
+
+
+def packed(*values: Any) -> bytes:
+    return b"".join(msgpack.packb(value) for value in values)
+
+
+BAD_EXT = {
+    "tuple of a map": ext(1, packed({})),
+    "tuple of nothing": ext(1, b""),
+    "tuple and more": ext(1, packed([], 1)),
+    "tuple that claims 4 G": ext(1, b"\xdd\xff\xff\xff\xff"),
+    "set of lists": ext(2, packed([[]])),
+    "frozenset of an int": ext(3, packed(1)),
+    "datetime too short": ext(5, packed([2024])),
+    "datetime of text": ext(5, packed([*["a"] * 8, [0, None]])),
+    "datetime in month 13": ext(5, packed([2024, 13, 1, 0, 0, 0, 0, 0, [0, None]])),
+    "datetime of a huge int": ext(5, packed([2**63, 1, 1, 0, 0, 0, 0, 0, [0, None]])),
+    "datetime, offset of a week": ext(5, packed([2024, 1, 1, 0, 0, 0, 0, 0, [10**12, None]])),
+    "datetime, huge offset": ext(5, packed([2024, 1, 1, 0, 0, 0, 0, 0, [2**63, None]])),
+    "datetime, zone of ints": ext(5, packed([2024, 1, 1, 0, 0, 0, 0, 0, [1, 2]])),
+    "datetime with eight numbers": ext(5, packed([2024, 1, 1, 0, 0, 0, 0, 1, 0, [0, None]])),
+    "uuid of 15 bytes": ext(6, b"x" * 15),
+    "decimal of words": ext(7, b"twelve"),
+    "decimal not ascii": ext(7, b"\xff"),
+    "pid of two": ext(8, packed(["n", 1])),
+    "pid of texts": ext(8, packed(["n", "1", "2"])),
+    "ref of bools": ext(9, packed(["n", True, 2])),
+    "address of ints": ext(10, packed([1, 2])),
+    "dataclass without fields": ext(11, packed(["append"])),
+    "dataclass with a list": ext(11, packed(["append", []])),
+    "dataclass with a numeric tag": ext(11, packed([1, {}])),
+    "timestamp of 3 bytes": b"\xc7\x03\xff\x00\x00\x00",
+    "timestamp in year 10^10": b"\xc7\x0c\xff" + struct.pack(">Iq", 0, 2**62),
+}
+
+
+@pytest.mark.parametrize("data", [*BAD.values(), *BAD_EXT.values()], ids=[*BAD, *BAD_EXT])
+def test_malformed_bytes_are_bad_data_and_nothing_else(codec: Codec, data: bytes) -> None:
+    for hostile in (data, b"\x91" + data, ext(1, b"\x91" + data), data + b"\xc0" * 5000):
+        for form in (hostile, memoryview(hostile)):
+            with pytest.raises(BadData):
+                codec.unpack(form)
+            with pytest.raises(BadData):
+                codec.unpack_batch(form)
+    assert there_and_back(codec, ("still", {"usable"})) == ("still", {"usable"})
+
+
+def test_extensions_in_extensions_end_in_bad_data(codec: Codec) -> None:
+    data = b"\x90"
+    for _ in range(1000):
+        data = ext(1, b"\x91" + data if data != b"\x90" else data)
+    with pytest.raises(BadData, match="nested more than 64 levels"):
+        codec.unpack(data)
+    assert codec.unpack(b"\x01") == 1
+
+
+def test_a_batch_is_an_array(codec: Codec) -> None:
+    assert codec.unpack_batch(b"\x90") == []
+    assert codec.unpack_batch(memoryview(b"\x92\x91\x01\x91\x02")) == [[1], [2]]
+    for other in (b"\x01", b"\x80", codec.pack_value((1,))):
+        with pytest.raises(BadData, match="a batch is an array of messages, not"):
+            codec.unpack_batch(other)
+
+
+def test_a_large_batch(codec: Codec) -> None:
+    messages = [[n, {"n": n, "t": (n,)}] for n in range(1000)]
+    data = msgpack.Packer().pack_array_header(1000)
+    data += b"".join(codec.pack(message, message[1]) for message in messages)
+    assert codec.unpack_batch(data) == messages
+
+
+# ── what one side knows and the other does not ───────────────────────────────────────────────────
+
+
+def peers(mine: type, theirs: type | None) -> tuple[Codec, Codec]:
+    here, there = MessageTypes(), MessageTypes()
+    here.register("job", mine)
+    if theirs is not None:
+        there.register("job", theirs)
+    return Codec(here), Codec(there)
+
+
+@dataclass
+class JobV1:
+    id: int
+
+
+@dataclass
+class JobV2:
+    id: int
+    priority: int = 5
+    labels: list[str] = field(default_factory=list)
+
+
+@dataclass
+class JobV3:
+    id: int
+    owner: str
+
+
+@dataclass(kw_only=True)
+class JobByName:
+    priority: int = 1
+    id: int
+
+
+def test_a_newer_receiver_fills_in_defaults() -> None:
+    old, new = peers(JobV1, JobV2)
+    assert new.unpack(old.pack_value(JobV1(7))) == JobV2(7, 5, [])
+    assert new.failures == 0
+
+
+def test_fields_go_by_name() -> None:
+    here, there = peers(JobV2, JobByName)
+    here_v1, _ = peers(JobV1, None)
+    assert there.unpack(here_v1.pack_value(JobV1(7))) == JobByName(id=7, priority=1)
+    assert there.failures == 0
+    assert unreadable_in(there.unpack(here.pack_value(JobV2(1)))) is not None
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "value", "words"),
+    [
+        (JobV2, JobV1, JobV2(1), ("'job'", "no field 'priority'")),
+        (JobV1, JobV3, JobV1(1), ("'job'", "without the field 'owner'", "no default")),
+        (JobV1, None, JobV1(1), ("no message type is registered under 'job'",)),
+        (Picky, Picky, Picky(1), ()),
+    ],
+)
+def test_what_cannot_be_rebuilt_is_named(
+    mine: type, theirs: type | None, value: Any, words: tuple[str, ...]
+) -> None:
+    here, there = peers(mine, theirs)
+    for wrapped in (value, [value], {"a": (value,)}, [1, {2: [value]}]):
+        before = there.failures
+        arrived = there.unpack(here.pack_value(wrapped))
+        found = unreadable_in(arrived)
+        if not words:
+            assert found is None
+            assert there.failures == before
+            continue
+        assert found is not None
+        assert there.failures == before + 1
+        assert all(word in found.why for word in words), found.why
+
+
+def test_a_constructor_that_raises(codec: Codec) -> None:
+    value = Picky(1)
+    value.n = -1
+    arrived = codec.unpack(codec.pack_value([value]))
+    assert arrived == [Unreadable("'picky' could not be made: ValueError: n is -1, below 0")]
+    assert codec.failures == 1
+
+
+def test_the_others_of_a_batch_are_not_lost() -> None:
+    here, there = peers(JobV1, None)
+    batch = [[1, (1,)], [2, JobV1(1)], [3, "x"]]
+    data = b"\x93" + b"".join(here.pack(message, message[1]) for message in batch)
+    first, second, third = there.unpack_batch(data)
+    assert (first, third) == ([1, (1,)], [3, "x"])
+    assert second[0] == 2
+    assert isinstance(second[1], Unreadable)
+    assert there.failures == 1
+
+
+def test_no_constructor_sees_what_is_unreadable(types: MessageTypes) -> None:
+    types.register("stranger", Stranger)
+    more = Codec(types)
+    fewer = MessageTypes()
+    fewer.register("append", Append)
+    codec = Codec(fewer)
+    arrived = codec.unpack(more.pack_value(Append("s", [Stranger(1)])))
+    assert isinstance(arrived, Unreadable)
+    assert "'stranger'" in arrived.why
+    assert codec.failures == 1
+
+
+def test_a_time_zone_that_this_machine_does_not_have(codec: Codec) -> None:
+    body = [2024, 1, 1, 0, 0, 0, 0, 0]
+    for key in ("Mars/Olympus", "../../etc/passwd", "", "Europe", "a\x00b", "x" * 9999):
+        arrived = codec.unpack(ext(5, packed([*body, key])))
+        assert isinstance(arrived, Unreadable)
+        assert "install tzdata" in arrived.why
+        assert len(arrived.why) < 400
+
+
+def test_an_extension_of_a_later_version(codec: Codec) -> None:
+    arrived = codec.unpack(b"\x92\x01" + ext(99, b"whatever"))
+    assert arrived[0] == 1
+    assert "extension type 99 is not known" in arrived[1].why
+
+
+def test_a_hostile_tag_does_not_fill_the_log(codec: Codec) -> None:
+    arrived = codec.unpack(ext(11, packed(["t" * 1_000_000, {}])))
+    assert len(arrived.why) < 300
+    arrived = codec.unpack(ext(11, packed(["append", {"f" * 1_000_000: 1}])))
+    assert len(arrived.why) < 300
+    arrived = codec.unpack(ext(11, packed(["append", {1: 1, "session": "s", "line": 1}])))
+    assert "has no field 1" in arrived.why
+
+
+def test_the_first_unreadable_is_found_depth_first() -> None:
+    a, b = Unreadable("a"), Unreadable("b")
+    assert unreadable_in(a) is a
+    assert unreadable_in([1, {"k": (a,)}, b]) is a
+    assert unreadable_in({a: b}) is a
+    assert unreadable_in({"k": b}) is b
+    assert unreadable_in((frozenset({b}), a)) is b
+    assert unreadable_in({1: [2, "x", {3}]}) is None

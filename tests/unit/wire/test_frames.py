@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetlm.wire import frames
+from fleetlm.wire.frames import (
+    HEADER_BYTES,
+    MAX_ALIASES,
+    MAX_HANDSHAKE_BYTES,
+    MAX_TEXT,
+    BadFrame,
+    Hello,
+    IAm,
+    Kind,
+    Op,
+    Ready,
+    Refusal,
+    Refused,
+)
+from tests.support.kernel_fakes import hello_of, name
+
+HELLO = hello_of(2, aliases=("10.9.0.2", "fd00::2"), cluster="blue")
+FIELDS = msgpack.unpackb(frames.pack_hello(HELLO))
+FIELD = {field.name: index for index, field in enumerate(dataclasses.fields(Hello))}
+
+
+def packed(*items: object) -> bytes:
+    body: bytes = msgpack.packb(list(items))
+    return body
+
+
+def changed(field: str, value: object) -> bytes:
+    items = list(FIELDS)
+    items[FIELD[field]] = value
+    return packed(*items)
+
+
+def test_numbers_on_the_wire_never_get_a_second_meaning() -> None:
+    assert {kind.name: int(kind) for kind in Kind} == {
+        "HELLO": 1,
+        "READY": 2,
+        "BATCH": 3,
+        "CHUNK": 4,
+        "GOODBYE": 5,
+        "PROBE": 6,
+        "REFUSED": 7,
+        "IAM": 8,
+    }
+    assert {op.name: int(op) for op in Op} == {
+        "CALL": 1,
+        "REPLY": 2,
+        "FAILURE": 3,
+        "CANCEL": 4,
+        "REQUEST": 5,
+        "CREDIT": 6,
+        "TICK": 7,
+        "PEERS": 8,
+        "SIGNAL": 9,
+        "TABLE": 10,
+        "HEAVY": 11,
+        "TAKEN": 12,
+        "STREAM": 13,
+        "ITEM": 14,
+        "MORE": 15,
+        "HANDLE": 16,
+        "CAST": 17,
+        "YIELD": 18,
+    }
+    assert [(int(refusal), refusal.word) for refusal in Refusal] == [
+        (1, "wrong_cluster"),
+        (2, "wrong_name"),
+        (3, "self"),
+        (4, "incompatible"),
+        (5, "stale"),
+        (6, "duplicate_name"),
+        (7, "draining"),
+        (8, "too_many"),
+    ]
+
+
+# ── header ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_header_is_13_bytes_in_network_order() -> None:
+    head = frames.header(Kind.BATCH, 0x01020304, 0x0A)
+    assert head == bytes([3, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 10])
+    assert len(head) == HEADER_BYTES == 13
+
+
+@given(st.integers(0, 255), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.binary(max_size=9))
+def test_a_header_is_read_back_whatever_follows(kind: int, epoch: int, seq: int, body: bytes) -> None:
+    assert frames.read_header(frames.header(kind, epoch, seq) + body) == (kind, epoch, seq)
+
+
+@pytest.mark.parametrize("size", range(HEADER_BYTES))
+def test_less_than_a_header_is_no_frame(size: int) -> None:
+    with pytest.raises(BadFrame, match=f"{size} bytes are no frame"):
+        frames.read_header(b"\1" * size)
+
+
+# ── hello ────────────────────────────────────────────────────────────────────────────────────────
+
+texts = st.text(max_size=40)
+hellos = st.builds(
+    Hello,
+    name=st.sampled_from([name(2), "a@fd00::7", "x.y-z_0@127.0.0.1"]),
+    incarnation=st.integers(0, 2**64 - 1),
+    dialled=st.sampled_from([name(1), "a@fd00::8"]),
+    cluster=texts,
+    port=st.integers(0, 65535),
+    protocol_min=st.integers(0, 65535),
+    protocol_max=st.integers(0, 65535),
+    aliases=st.lists(st.sampled_from(["10.0.0.9", "fd00::9", "::1"]), max_size=MAX_ALIASES).map(tuple),
+    window_bytes=st.integers(0, 2**48 - 1),
+    max_message_bytes=st.integers(0, 2**48 - 1),
+    dropped=st.integers(0, 2**32 - 1),
+    features=st.lists(texts, max_size=MAX_ALIASES).map(tuple),
+)
+
+
+@given(hellos)
+def test_a_hello_arrives_as_it_was_sent(hello: Hello) -> None:
+    assert frames.read_hello(frames.pack_hello(hello)) == hello
+
+
+def test_a_later_version_may_add_fields_to_a_hello() -> None:
+    assert frames.read_hello(packed(*FIELDS, "new", {"more": 1})) == HELLO
+
+
+def test_names_and_aliases_are_read_in_canonical_form() -> None:
+    read = frames.read_hello(changed("name", "fleetlm@FD00:0::07"))
+    assert read.name == "fleetlm@fd00::7"
+    read = frames.read_hello(changed("dialled", "fleetlm@::ffff:10.0.0.1"))
+    assert read.dialled == name(1)
+    read = frames.read_hello(changed("aliases", ["FD00:0::07", "::ffff:10.0.0.1"]))
+    assert read.aliases == ("fd00::7", "10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""),
+        ("name", "fleetlm"),
+        ("name", "fleetlm@worker-1"),
+        ("name", "fleetlm@fe80::1%eth0"),
+        ("name", "a b@10.0.0.1"),
+        ("name", "x" * 65 + "@10.0.0.1"),
+        ("name", b"fleetlm@10.0.0.1"),
+        ("name", None),
+        ("dialled", 7),
+        ("cluster", None),
+        ("cluster", "x" * (MAX_TEXT + 1)),
+        ("incarnation", -1),
+        ("incarnation", True),
+        ("incarnation", 1.0),
+        ("incarnation", "1"),
+        ("port", 65536),
+        ("port", -1),
+        ("protocol_min", 65536),
+        ("protocol_max", None),
+        ("window_bytes", 2**48),
+        ("max_message_bytes", [1]),
+        ("dropped", 2**32),
+        ("aliases", "10.0.0.1"),
+        ("aliases", ["worker-1"]),
+        ("aliases", [1]),
+        ("aliases", ["10.0.0.1"] * (MAX_ALIASES + 1)),
+        ("features", {}),
+        ("features", [None]),
+        ("features", ["x"] * (MAX_ALIASES + 1)),
+    ],
+)
+def test_every_field_of_a_hello_is_checked(field: str, value: object) -> None:
+    with pytest.raises(BadFrame):
+        frames.read_hello(changed(field, value))
+
+
+def test_a_field_too_few_is_no_hello() -> None:
+    with pytest.raises(BadFrame, match="not the fields"):
+        frames.read_hello(packed(*FIELDS[:-1]))
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"\xdc\xff\xff", packed() + b"x", b"\xc0", b"\x80"])
+def test_a_body_that_is_no_list_is_no_hello(body: bytes) -> None:
+    with pytest.raises(BadFrame):
+        frames.read_hello(body)
+
+
+def test_a_body_is_not_even_read_when_it_is_too_long() -> None:
+    with pytest.raises(BadFrame, match="too many for a handshake"):
+        frames.read_hello(packed(*FIELDS, "x" * MAX_HANDSHAKE_BYTES))
+
+
+def test_deep_nesting_does_not_reach_the_stack() -> None:
+    with pytest.raises(BadFrame):
+        frames.read_hello(b"\x91" * (MAX_HANDSHAKE_BYTES - 1) + b"\xc0")
+
+
+# ── the other bodies ─────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1))
+def test_a_ready_arrives_as_it_was_sent(epoch: int, incarnation: int) -> None:
+    ready = Ready(epoch, incarnation)
+    assert frames.read_ready(frames.pack_ready(ready)) == ready
+
+
+@pytest.mark.parametrize(
+    "items", [(), (1,), (None, 1), (1, "1"), (2**32, 1), (1, 2**64 - 1 + 0.5), (-1, 1), (True, 1)]
+)
+def test_a_bad_ready_is_none(items: tuple[object, ...]) -> None:
+    with pytest.raises(BadFrame):
+        frames.read_ready(packed(*items))
+
+
+def test_the_reason_of_a_goodbye_is_cut_at_the_sender() -> None:
+    assert frames.read_goodbye(frames.pack_goodbye("SIGTERM")) == "SIGTERM"
+    assert frames.read_goodbye(frames.pack_goodbye("x" * 10_000)) == "x" * MAX_TEXT
+
+
+@pytest.mark.parametrize("items", [(), (None,), (b"bye",), ("x" * (MAX_TEXT + 1),)])
+def test_a_bad_goodbye_is_none(items: tuple[object, ...]) -> None:
+    with pytest.raises(BadFrame):
+        frames.read_goodbye(packed(*items))
+
+
+@pytest.mark.parametrize("refusal", list(Refusal))
+def test_a_refusal_arrives_as_it_was_sent(refusal: Refusal) -> None:
+    answer = Refused(refusal, "why", name(3), 2**64 - 1)
+    assert frames.read_answer(frames.refused(answer)) == answer
+
+
+def test_the_detail_of_a_refusal_is_cut_at_the_sender() -> None:
+    read = frames.read_answer(frames.refused(Refused(Refusal.SELF, "x" * 10_000, name(3), 1)))
+    assert isinstance(read, Refused)
+    assert read.detail == "x" * MAX_TEXT
+
+
+def test_a_refusal_of_a_later_version_is_said_to_be_unknown() -> None:
+    frame = frames.header(Kind.REFUSED, 0, 0) + packed(99, "why", name(3), 1)
+    with pytest.raises(BadFrame, match="refusal 99 is not known"):
+        frames.read_answer(frame)
+
+
+def test_who_is_at_an_address_arrives_as_it_was_sent() -> None:
+    answer = IAm(name(3), 2**64 - 1, "blue", 17)
+    assert frames.read_answer(frames.iam(answer)) == answer
+
+
+@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.READY, Kind.BATCH, Kind.GOODBYE, Kind.PROBE, 0, 255])
+def test_nothing_else_is_an_answer(kind: int) -> None:
+    with pytest.raises(BadFrame, match=f"kind {int(kind)} is no answer"):
+        frames.read_answer(frames.header(kind, 0, 0) + packed(1, "a", name(3), 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "items"),
+    [
+        (Kind.REFUSED, (1, "a", name(3))),
+        (Kind.REFUSED, (None, "a", name(3), 1)),
+        (Kind.REFUSED, (1, None, name(3), 1)),
+        (Kind.REFUSED, (1, "a", "nobody", 1)),
+        (Kind.REFUSED, (1, "a", name(3), -1)),
+        (Kind.IAM, (name(3), 1, "")),
+        (Kind.IAM, ("", 1, "", 0)),
+        (Kind.IAM, (name(3), 2**64 - 1, "", 2**32)),
+        (Kind.IAM, (name(3), 1, 5, 0)),
+    ],
+)
+def test_every_field_of_an_answer_is_checked(kind: Kind, items: tuple[object, ...]) -> None:
+    with pytest.raises(BadFrame):
+        frames.read_answer(frames.header(kind, 0, 0) + packed(*items))
+
+
+def test_a_probe_is_a_whole_frame_that_needs_no_handshake() -> None:
+    frame = frames.probe()
+    assert frames.read_header(frame) == (Kind.PROBE, 0, 0)
+    assert msgpack.unpackb(frame[HEADER_BYTES:]) == [frames.PROTOCOL_MIN, frames.PROTOCOL_MAX]
+
+
+def test_names_that_are_none_are_passed_over_in_a_telling() -> None:
+    told: list[Any] = [name(2), "nobody", 5, None, "fleetlm@FD00:0::07", name(3)]
+    assert frames.read_peers(told, 10) == [name(2), "fleetlm@fd00::7", name(3)]
+
+
+def test_a_telling_is_read_up_to_the_limit() -> None:
+    assert frames.read_peers([name(n) for n in range(2, 200)], 3) == [name(2), name(3), name(4)]
+
+
+@pytest.mark.parametrize("told", [None, name(2), {name(2): 1}, 7])
+def test_a_telling_is_a_list(told: object) -> None:
+    with pytest.raises(BadFrame, match="no list"):
+        frames.read_peers(told, 10)
+
+
+# ── garbage ──────────────────────────────────────────────────────────────────────────────────────
+
+scraps = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=14) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=20,
+)
+READERS = (frames.read_hello, frames.read_ready, frames.read_goodbye, frames.read_answer)
+
+
+@given(st.binary(max_size=200) | scraps.map(msgpack.packb))
+def test_readers_raise_nothing_but_bad_frame(body: bytes) -> None:
+    for read in READERS:
+        for data in (body, frames.header(Kind.REFUSED, 0, 0) + body, frames.header(Kind.IAM, 0, 0) + body):
+            try:
+                read(data)
+            except BadFrame:
+                continue
+
+
+@given(st.integers(0, len(FIELDS) - 1), scraps)
+def test_a_hello_with_one_foreign_field_is_read_or_bad(index: int, scrap: object) -> None:
+    items = list(FIELDS)
+    items[index] = scrap
+    try:
+        hello = frames.read_hello(packed(*items))
+    except BadFrame:
+        return
+    assert frames.read_hello(frames.pack_hello(hello)) == hello
+
+
+@given(scraps)
+def test_a_telling_of_anything_gives_names_or_is_bad(told: object) -> None:
+    try:
+        names = frames.read_peers(told, 5)
+    except BadFrame:
+        return
+    assert len(names) <= 5
+
+
+def test_what_a_peer_wrote_stays_on_one_line_of_a_log() -> None:
+    assert frames.read_goodbye(frames.pack_goodbye("bye\n\x1b[31mERROR")) == "bye??[31mERROR"
