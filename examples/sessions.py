@@ -9,7 +9,7 @@ import asyncio
 import os
 
 import fleetlm
-from fleetlm import Actor, ActorRef, NotDelivered, RemoteError, Settings, Unknown, handler
+from fleetlm import Actor, ActorRef, NotDelivered, OutcomeUnknown, RemoteError, Settings, handler
 
 ADDRESSES = ["127.0.0.1", "127.0.0.2"]
 PORT = int(os.environ.get("EXAMPLE_PORT", "24374"))
@@ -54,7 +54,7 @@ async def append(ref: ActorRef[Sessions], session: str, line: str, tries: int = 
 
     Raises:
         NotDelivered: nobody took it, ``tries`` times.
-        Unknown: it may have run, so whether to send it again is the caller's decision.
+        OutcomeUnknown: it may have run, so whether to send it again is the caller's decision.
         RemoteError: it ran, and raised.
     """
     for left in reversed(range(tries)):
@@ -93,7 +93,7 @@ async def main() -> None:
 
         try:
             await sessions.within(0.5).call(Sessions.archive, "s1")
-        except Unknown as error:
+        except OutcomeUnknown as error:
             print(f"it may have run: {type(error).__name__}")
         await asyncio.sleep(0.1)
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 
-from fleetlm import Address, Call, Child, Down, Node, Process, Settings, Supervisor, Unknown
+from fleetlm import Address, Call, Child, Down, Node, OutcomeUnknown, Process, Settings, Supervisor
 
 ADDRESSES = ["127.0.0.1", "127.0.0.2"]
 PORT = int(os.environ.get("EXAMPLE_PORT", "24382"))
@@ -53,7 +53,7 @@ async def main() -> None:
         print(await here.call(("model", there.name), "hello"))
         try:
             await here.call(("model", there.name), "poison")
-        except Unknown as error:
+        except OutcomeUnknown as error:
             print(f"{type(error).__name__}: it may have run, and did")
         await asyncio.sleep(0.3)
         print(await here.call(("model", there.name), "hello again"))

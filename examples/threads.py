@@ -11,7 +11,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from fleetlm import Call, NotDelivered, Process, Settings, SyncNode, Unknown, node_in_thread
+from fleetlm import Call, NotDelivered, OutcomeUnknown, Process, Settings, SyncNode, node_in_thread
 
 ADDRESSES = ["127.0.0.1", "127.0.0.2"]
 PORT = int(os.environ.get("EXAMPLE_PORT", "24386"))
@@ -33,7 +33,7 @@ def handle(node: SyncNode, at: str, word: str) -> str:
         count = node.call(("counter", at), ("count", word), timeout=2)
     except NotDelivered as error:
         return f"{word}: never ran ({type(error).__name__})"
-    except Unknown as error:
+    except OutcomeUnknown as error:
         return f"{word}: may have run ({type(error).__name__})"
     return f"{word}: {count}"
 

@@ -25,7 +25,7 @@ _NAMES_OF = {
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
         "NotDelivered NotSerializable ProcessDown ProcessExit RemoteError SettingsError StartFailed "
-        "TooManyMemberships TooManyNames Undecodable Unknown WorkerDied WouldBlock"
+        "TooManyMemberships TooManyNames Undecodable OutcomeUnknown WorkerDied WouldBlock"
     ),
     "fleetlm.actors.handlers": "handler",
     "fleetlm.ids": "Pid Ref",

@@ -30,6 +30,7 @@ from fleetlm.errors import (
     NoProcess as NoProcess,
     NotDelivered as NotDelivered,
     NotSerializable as NotSerializable,
+    OutcomeUnknown as OutcomeUnknown,
     ProcessDown as ProcessDown,
     ProcessExit as ProcessExit,
     RemoteError as RemoteError,
@@ -38,7 +39,6 @@ from fleetlm.errors import (
     TooManyMemberships as TooManyMemberships,
     TooManyNames as TooManyNames,
     Undecodable as Undecodable,
-    Unknown as Unknown,
     WorkerDied as WorkerDied,
     WouldBlock as WouldBlock,
 )

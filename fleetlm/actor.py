@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect
-from fleetlm.actors.run import Life, described
+from fleetlm.actors.run import ActorRun, described
 from fleetlm.call import Call
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Actor:
     """
 
     __fleetlm_handlers__: ClassVar[Handlers] = NO_HANDLERS
-    __life: Life | None = None
+    __life: ActorRun | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -130,10 +130,10 @@ class Actor:
             RuntimeError: this object runs, or has run, already.
         """
         check_unused(self)
-        self.__life = Life(self, self.__fleetlm_handlers__, process)
+        self.__life = ActorRun(self, self.__fleetlm_handlers__, process)
         await self.__life.run(ready)
 
-    def __living(self) -> Life:
+    def __living(self) -> ActorRun:
         if self.__life is None:
             raise RuntimeError(
                 f"{type(self).__qualname__} has no process yet: process, node and pid are there from "

@@ -20,7 +20,7 @@ from fleetlm.errors import (
     WouldBlock,
     text_of,
 )
-from fleetlm.messaging.stream_items import Outlet
+from fleetlm.messaging.stream_items import ProducerEnd
 from fleetlm.wire.extensions import SHORT
 
 
@@ -94,7 +94,7 @@ class Call:
         self._clock = clock
         self._done = False
         self._on_done: Callable[[Call], None] | None = None
-        self._outlet = Outlet(window) if window else None
+        self._outlet = ProducerEnd(window) if window else None
 
     def __repr__(self) -> str:
         return f"Call({self.message!r})"

@@ -23,7 +23,7 @@
     │   ├── Draining        that node is leaving and takes no new work
     │   ├── Undecodable     the receiver does not know a type inside the message
     │   └── WouldBlock      ``send_nowait`` into a full window
-    ├── Unknown             it may have run: try again only what is idempotent
+    ├── OutcomeUnknown             it may have run: try again only what is idempotent
     │   ├── NodeLost        the node went down after the request was sent
     │   ├── ProcessDown     the process ended after it took the request
     │   ├── WorkerDied      a worker process of ``run_in_process`` ended under a function
@@ -335,11 +335,11 @@ class WouldBlock(NotDelivered):
         return f"sending to {_shown(self.target)} would block: {self.why}"
 
 
-class Unknown(FleetError):
+class OutcomeUnknown(FleetError):
     """The request was sent and its outcome is not known: it may have run."""
 
 
-class NodeLost(Unknown):
+class NodeLost(OutcomeUnknown):
     """The connection to the node ended after the request was sent."""
 
     def __init__(self, node: str, why: str) -> None:
@@ -351,7 +351,7 @@ class NodeLost(Unknown):
         return f"lost {self.node} while waiting for its reply ({self.why}); the request may have run"
 
 
-class ProcessDown(Unknown):
+class ProcessDown(OutcomeUnknown):
     """The process ended after it took the request and before it replied."""
 
     def __init__(self, target: object, reason: object) -> None:
@@ -365,7 +365,7 @@ class ProcessDown(Unknown):
         )
 
 
-class WorkerDied(Unknown):
+class WorkerDied(OutcomeUnknown):
     """The operating system's process that ran a function for `Node.run_in_process` has ended.
 
     Attributes:
@@ -382,7 +382,7 @@ class WorkerDied(Unknown):
         return f"the worker process for {self.function} is gone: {self.why}; the function may have run"
 
 
-class CallTimeout(Unknown, TimeoutError):
+class CallTimeout(OutcomeUnknown, TimeoutError):
     """No reply before the deadline."""
 
     def __init__(self, target: object, timeout_s: float) -> None:

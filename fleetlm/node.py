@@ -14,7 +14,7 @@ from fleetlm.core.kernel import Kernel
 from fleetlm.core.topology import PeerInfo
 from fleetlm.directory.groups import Groups
 from fleetlm.directory.registry import Registry
-from fleetlm.directory.replication import Tables
+from fleetlm.directory.replication import Replication
 from fleetlm.directory.subscriptions import Subscription
 from fleetlm.discovery.own_address import OwnAddress, RecordWatch, can_bind
 from fleetlm.discovery.poller import Poller
@@ -33,7 +33,7 @@ from fleetlm.runtime.bootstrap import Parts, warn_about
 from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import Event, EventHub
 from fleetlm.runtime.info import NodeInfo, node_info
-from fleetlm.runtime.requests import NodeOffice
+from fleetlm.runtime.requests import PeerRequests
 from fleetlm.runtime.starting import NodeStarting
 from fleetlm.settings import Settings
 from fleetlm.sync import SyncNode
@@ -89,20 +89,20 @@ class Node(ProcessApi, MessageApi):
         self._events = EventHub(settings.events_limit)
         self._driver = Driver(self.kernel, parts.transport, codec, self._events, settings, parts.rng, loop)
         self._local = LocalProcesses(self, self.name, self.incarnation, settings.mailbox_limit)
-        signals = Signals(self.name, self.incarnation, codec, self._local, self._driver.links)
+        signals = Signals(self.name, self.incarnation, codec, self._local, self._driver.sessions)
         self._local.signals = self._signals = signals
-        self.tables = tables = Tables(codec, self._driver.links)
+        self.tables = tables = Replication(codec, self._driver.sessions)
         self._local.on_exited = tables.exited
         self._driver.on_up = tables.node_up
         self._driver.on_down = self._node_down
-        office = NodeOffice(self._driver, self._local, signals, tables)
+        office = PeerRequests(self._driver, self._local, signals, tables)
         self.inbound = Inbound(
             self._local.boxes, codec, office, loop.time, settings.max_peers, settings.max_open_calls
         )
         self._driver.inbound = self.inbound
         self._driver.on_change = self._changed
         self._messenger = Messenger(
-            self.name, self.incarnation, settings, codec, self._local, self._driver.links,
+            self.name, self.incarnation, settings, codec, self._local, self._driver.sessions,
             self.kernel.topology, loop,
         )  # fmt: skip
         self._streams = Streams(self._messenger, settings, codec, loop)
@@ -198,7 +198,7 @@ class Node(ProcessApi, MessageApi):
         await asyncio.shield(self._leaving)
 
     async def _leave(self, reason: str, drain_s: float | None, asked_by: asyncio.Task[Any] | None) -> None:
-        self._driver.tick_links()
+        self._driver.tick_sessions()
         if self.poller is not None:
             await self.poller.stop()
         drain_s = self.settings.drain_s if drain_s is None else drain_s
@@ -271,7 +271,7 @@ class Node(ProcessApi, MessageApi):
         self._driver.asked_for(name)
         try:
             async with asyncio.timeout(timeout):
-                while name not in self._driver.links:
+                while name not in self._driver.sessions:
                     self._check_running()
                     await self._next_change()
         except TimeoutError:
@@ -285,7 +285,7 @@ class Node(ProcessApi, MessageApi):
             Whether it was connected.
         """
         name = canonical_node(name)
-        was_up = name in self._driver.links
+        was_up = name in self._driver.sessions
         self._driver.disconnected(name, "disconnected on request")
         return was_up
 
@@ -301,16 +301,16 @@ class Node(ProcessApi, MessageApi):
             NodeStopped: the node was stopped meanwhile.
         """
         async with asyncio.timeout(timeout):
-            while len(self._driver.links) < min_nodes:
+            while len(self._driver.sessions) < min_nodes:
                 self._check_running()
                 await self._next_change()
 
     # How.
 
     @property
-    def links(self) -> dict[str, Any]:
+    def sessions(self) -> dict[str, Any]:
         """The live connections by name, for counters and tests."""
-        return self._driver.links
+        return self._driver.sessions
 
     @property
     def lag_ms(self) -> int:
@@ -321,7 +321,7 @@ class Node(ProcessApi, MessageApi):
         """`forks.Guarded`: in a child every request raises `NodeStopped`."""
         self._messenger.stopped = forks.FORKED
         self._stopping = True
-        self._driver.links.clear()
+        self._driver.sessions.clear()
 
     def _looked_up(self, answer: Answer) -> None:
         contradiction = self._records.contradiction(answer.addresses)
@@ -355,5 +355,5 @@ class Node(ProcessApi, MessageApi):
 
     def _busy(self) -> bool:
         """Whether there are calls to answer, functions to end, or large messages on their way out."""
-        links = self._driver.links.values()
+        links = self._driver.sessions.values()
         return bool(self._local.open_calls or self._blocking.running) or any(link.lanes for link in links)

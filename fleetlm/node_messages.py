@@ -58,7 +58,7 @@ class MessageApi:
         Raises:
             NotDelivered: it never ran (`NoProcess`, `NoConnection`, `NoHandler`, `Undecodable`,
                 `WouldBlock`, `Expired`).
-            Unknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
+            OutcomeUnknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
             RemoteError: it ran and raised.
         """
         return await self._messenger.call(to, message, self._deadline_s(timeout))
@@ -80,8 +80,8 @@ class MessageApi:
                 `Settings.stream_idle_s`.
 
         Raises:
-            NotDelivered, Unknown, RemoteError: as `call`, when it is iterated, after the items that came
-                before.
+            NotDelivered, OutcomeUnknown, RemoteError: as `call`, when it is iterated, after the items
+                that came before.
         """
         within_s = within_deadline(math.inf if timeout is None else timeout)
         return self._streams.open(to, message, None if within_s == math.inf else within_s)

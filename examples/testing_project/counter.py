@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fleetlm import Call, Down, Node, NotDelivered, Process, Unknown
+from fleetlm import Call, Down, Node, NotDelivered, OutcomeUnknown, Process
 
 COUNTER = "counter"
 STANDBY = "standby"
@@ -30,7 +30,7 @@ async def copy(process: Process, value: int, standby_at: str) -> None:
     """Let the standby know. A standby that is gone stops nobody from counting."""
     try:
         await process.node.call((STANDBY, standby_at), ("copy", value), timeout=1)
-    except (NotDelivered, Unknown) as error:
+    except (NotDelivered, OutcomeUnknown) as error:
         print(f"counting without a standby: {error}")
 
 
@@ -53,7 +53,7 @@ async def add(node: Node, at: Sequence[str], amount: int = 1) -> int:
 
     Raises:
         NotDelivered: none of them has it; nothing was added.
-        Unknown: it may have been added, so to try again is the caller's decision.
+        OutcomeUnknown: it may have been added, so to try again is the caller's decision.
     """
     *others, last = at
     for name in others:

@@ -99,7 +99,7 @@ class ActorRef(Generic[A_co]):
 
         Raises:
             TypeError: ``method`` is not a handler of this actor; nothing was sent.
-            NotDelivered, Unknown, RemoteError: as `Node.call`.
+            NotDelivered, OutcomeUnknown, RemoteError: as `Node.call`.
         """
         request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
         return self._node.call(self.target, request, self._timeout_s)
@@ -134,7 +134,7 @@ class ActorRef(Generic[A_co]):
 
         Raises:
             TypeError: as `call`.
-            NotDelivered, Unknown, RemoteError: as `Node.stream`, after the items that came before.
+            NotDelivered, OutcomeUnknown, RemoteError: as `Node.stream`, after the items that came before.
         """
         request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
         return self._node.stream(self.target, request, self._timeout_s)

@@ -26,7 +26,7 @@ _MAX_COMPLAINTS = 100
 """Of one actor, each logged once: what a peer sends must not fill the log."""
 
 
-class Life:
+class ActorRun:
     """One run of an actor. All of it happens in the actor's own task, but for concurrent handlers."""
 
     __slots__ = (

@@ -1,1 +1,1 @@
-"""Decisions, without a clock, a socket or a loop: facts and `now` go in, orders come out."""
+"""Decisions, without a clock, a socket or a loop: facts and `now` go in, effects come out."""

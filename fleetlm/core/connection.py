@@ -12,7 +12,7 @@ its READY and its messages come over one ordered half, no message can come befor
 up. Source: Erlang's distribution handshake (erl_dist_protocol); differs: one TCP connection for each
 direction, so simultaneous dialling is the normal case and needs no tie-break.
 
-`Connection` takes facts and returns orders. It never reads a clock and never raises on what a peer
+`Connection` takes facts and returns effects. It never reads a clock and never raises on what a peer
 does.
 """
 
@@ -116,7 +116,7 @@ class Incoming:
 
 
 class Connection:
-    """The state of one peer, driven by facts. Each fact returns the orders that follow from it."""
+    """The state of one peer, driven by facts. Each fact returns the effects that follow from it."""
 
     __slots__ = (
         "attempt",
@@ -181,8 +181,8 @@ class Connection:
         self.opened_at = now
         self.deadline = now + self.settings.handshake_timeout_s
         body = frames.pack_hello(self.me.hello(self.name, self.dropped))
-        orders: list[Effect] = [Send(out.channel, out.header(Kind.HELLO) + body)]
-        return orders + self._ready()
+        effects: list[Effect] = [Send(out.channel, out.header(Kind.HELLO) + body)]
+        return effects + self._ready()
 
     def channel_lost(self, now: float, reason: str) -> list[Effect]:
         """Our half failed, or ended: a connection that was up is over."""
@@ -208,15 +208,15 @@ class Connection:
         ours whose HELLO the peer heard and then gave up (it says so), or that went to its former
         incarnation, cannot be completed: start afresh. Any other is kept, and confirmed once more.
         """
-        orders: list[Effect] = []
+        effects: list[Effect] = []
         if self.phase is Phase.UP:
-            orders += self.down(now, "the peer dialled anew")
+            effects += self.down(now, "the peer dialled anew")
         elif self._spoilt(hello):
-            orders += self._to_idle(now)
+            effects += self._to_idle(now)
         self.incoming = Incoming(source, epoch, hello, ip)
         if self.phase is Phase.IDLE:
             self.next_dial_at = now  # It is alive: no back-off.
-        return orders + self._ready()
+        return effects + self._ready()
 
     def ready(self, now: float, ready: Ready) -> list[Effect]:
         """The peer has heard us. If it names the HELLO of this attempt, both halves work."""
@@ -225,13 +225,13 @@ class Connection:
             return []
         if ready.epoch != out.epoch:
             return []
-        orders = self._ready()  # Sent already, unless the peer's READY overtook `opened`.
+        effects = self._ready()  # Sent already, unless the peer's READY overtook `opened`.
         self.phase = Phase.UP
         self.incarnation = incoming.hello.incarnation
         self.attempt = 0
         self.up_at = now
         self.ups += 1
-        return [*orders, Up(self.name, self.incarnation, self)]
+        return [*effects, Up(self.name, self.incarnation, self)]
 
     def source_lost(self, now: float, reason: str) -> list[Effect]:
         """The peer's half ended."""
@@ -264,14 +264,14 @@ class Connection:
     def leave(self, now: float, reason: str) -> list[Effect]:
         """We end it: tell the peer why, with whatever phase it is in."""
         out = self.outgoing
-        orders: list[Effect] = []
+        effects: list[Effect] = []
         flush_s = 0.0
         if out is not None and self.opened_at is not None:
-            orders.append(Send(out.channel, out.header(Kind.GOODBYE) + frames.pack_goodbye(reason)))
+            effects.append(Send(out.channel, out.header(Kind.GOODBYE) + frames.pack_goodbye(reason)))
             flush_s = self.settings.goodbye_flush_s
         ended = self.down(now, reason) if self.phase is Phase.UP else self._to_idle(now)
         self._give_up_incoming()
-        return orders + [
+        return effects + [
             HangUp(effect.channel, flush_s) if isinstance(effect, HangUp) else effect for effect in ended
         ]
 
@@ -297,13 +297,13 @@ class Connection:
             self.incoming = None
 
     def _to_idle(self, now: float) -> list[Effect]:
-        orders: list[Effect] = [] if self.outgoing is None else [HangUp(self.outgoing.channel)]
+        effects: list[Effect] = [] if self.outgoing is None else [HangUp(self.outgoing.channel)]
         self.phase = Phase.IDLE
         self.outgoing = None
         self.opened_at = None
         self.next_dial_at = now + self._backoff_s()
         self.attempt += 1
-        return orders
+        return effects
 
     def _backoff_s(self) -> float:
         """Full jitter: uniform below a ceiling that doubles; never so short that it spins.

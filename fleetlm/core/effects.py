@@ -1,4 +1,4 @@
-"""Orders that the core gives: data, performed by the driver in the order given.
+"""Effects that the core gives: data, performed by the driver in the order given.
 
 The core never performs anything; the driver never decides anything.
 """
@@ -30,7 +30,7 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """Send a frame back to a dialler."""
 
     source: bytes
@@ -71,4 +71,4 @@ class Report:
     text: str
 
 
-Effect = Dial | Send | Answer | HangUp | Up | Down | Report
+Effect = Dial | Send | Reply | HangUp | Up | Down | Report

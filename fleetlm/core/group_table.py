@@ -1,7 +1,7 @@
 """Process groups: who is a member of what, as each node says of its own processes.
 
 Facts come in: a process of this node joined, left or ended; a connected node told something of its
-own; a connection is over. Orders come out: what to tell every connected node, and what changed. A
+own; a connection is over. Effects come out: what to tell every connected node, and what changed. A
 node tells all its memberships when a connection comes up, then every change; since it speaks for its
 own processes alone and what it told is dropped when the connection ends, nothing is ever merged.
 
@@ -39,7 +39,7 @@ class Tell:
     fact: list[Any]
 
 
-Order = Tell | Joined | Left
+Effect = Tell | Joined | Left
 
 Members = dict[str, list[int]]
 """Group → numbers of one node's processes; one that joined twice is there twice."""
@@ -119,7 +119,7 @@ class GroupTable:
 
     # Facts of this node.
 
-    def joined(self, group: str, pids: Iterable[Pid]) -> list[Order]:
+    def joined(self, group: str, pids: Iterable[Pid]) -> list[Effect]:
         """Processes of this node join, each once more if it is a member already.
 
         Raises:
@@ -136,7 +136,7 @@ class GroupTable:
         told = [Tell(["join", piece]) for piece in _pieces((group, number) for number in numbers)]
         return [*told, *self._join(self._own, {group: numbers})]
 
-    def left(self, group: str, pids: Iterable[Pid]) -> list[Order]:
+    def left(self, group: str, pids: Iterable[Pid]) -> list[Effect]:
         """Processes of this node leave, each once; those that are no members are passed over."""
         own, leaving = self._own, Counter[int]()
         for pid in pids:
@@ -146,7 +146,7 @@ class GroupTable:
         told = [Tell(["leave", piece]) for piece in _pieces((group, n) for n in leaving.elements())]
         return [*told, *self._leave(own, {group: list(leaving.elements())}, "left")]
 
-    def exited(self, pid: Pid) -> list[Order]:
+    def exited(self, pid: Pid) -> list[Effect]:
         """A process of this node has ended."""
         if pid.number not in self._own.of:
             return []
@@ -154,7 +154,7 @@ class GroupTable:
 
     # Facts of others.
 
-    def told(self, node: str, incarnation: int, fact: Any) -> list[Order]:
+    def told(self, node: str, incarnation: int, fact: Any) -> list[Effect]:
         """A connected node said something of itself.
 
         Raises:
@@ -183,7 +183,7 @@ class GroupTable:
                 return self._exit(said, number, "exited")
         raise ValueError(f"{SHORT.repr(fact)} says nothing of process groups")
 
-    def node_down(self, node: str) -> list[Order]:
+    def node_down(self, node: str) -> list[Effect]:
         """What that node told is void."""
         said = self._said.get(node)
         if said is None or said is self._own:
@@ -193,8 +193,8 @@ class GroupTable:
 
     # How.
 
-    def _join(self, said: _Said, members: Members) -> list[Order]:
-        events: list[Order] = []
+    def _join(self, said: _Said, members: Members) -> list[Effect]:
+        events: list[Effect] = []
         for group, numbers in members.items():
             for number in numbers:
                 pid = said.pid(number)
@@ -206,8 +206,8 @@ class GroupTable:
             self._in_order.pop(group, None)
         return events
 
-    def _leave(self, said: _Said, members: Members, reason: str) -> list[Order]:
-        events: list[Order] = []
+    def _leave(self, said: _Said, members: Members, reason: str) -> list[Effect]:
+        events: list[Effect] = []
         for group, numbers in members.items():
             for number in numbers:
                 mine, pid = said.of[number], said.pid(number)
@@ -220,7 +220,7 @@ class GroupTable:
             self._in_order.pop(group, None)
         return events
 
-    def _exit(self, said: _Said, number: int, reason: str) -> list[Order]:
+    def _exit(self, said: _Said, number: int, reason: str) -> list[Effect]:
         gone = {group: [number] * times for group, times in said.of[number].items()}
         return self._leave(said, gone, reason)
 
@@ -235,7 +235,7 @@ class GroupTable:
 
 
 def pid_order(pid: Pid) -> tuple[str, int, int]:
-    """Orders members: by node name, incarnation and number, so alike on every node."""
+    """Effects members: by node name, incarnation and number, so alike on every node."""
     return (pid.node, pid.incarnation, pid.number)
 
 

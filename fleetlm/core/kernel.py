@@ -1,6 +1,6 @@
-"""One node's whole control state: takes facts, routes them to the tables, returns their orders.
+"""One node's whole control state: takes facts, routes them to the tables, returns their effects.
 
-Facts are methods in the past tense with `now` first; each returns the orders to perform, in order.
+Facts are methods in the past tense with `now` first; each returns the effects to perform, in order.
 `tick` performs what is due, `deadline` says when that is. A kernel never reads a clock, never
 performs anything, and never raises on what the network brings.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fleetlm.core import admission
 from fleetlm.core.connection import Identity, Phase
 from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
-from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
+from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.core.topology import Peer, Topology
 from fleetlm.wire import frames
 from fleetlm.wire.frames import BadFrame, Hello, IAm, Kind, Refusal, Refused
@@ -69,23 +69,23 @@ class Kernel:
 
     def looked_up(self, now: float, answer: DnsAnswer) -> list[Effect]:
         """A lookup ended. Only addresses add; only a successful lookup counts for forgetting."""
-        orders = self._verdict_changed(answer)
+        effects = self._verdict_changed(answer)
         if answer.outcome not in (Outcome.ADDRESSES, Outcome.PARTIAL, Outcome.EMPTY):
-            return orders
+            return effects
         basename = self.me.name.partition("@")[0]
         names = [f"{basename}@{ip}" for ip in answer.addresses]
         if answer.outcome is Outcome.PARTIAL:
-            return orders + self.heard_of(now, names)
+            return effects + self.heard_of(now, names)
         to_dial, stale = self.topology.answered(now, names)
         for peer in to_dial:
             self._schedule(peer)
         for peer in self.topology.prunable():
             peer.blocked = peer.pruned = True
             why = f"pruned: {peer.misses} lookups in a row did not name it"
-            orders += self._of(now, peer, peer.connection.leave(now, why))
+            effects += self._of(now, peer, peer.connection.leave(now, why))
         for peer in stale:
-            orders += self._forget(now, peer, "not in DNS any more, and not connected")
-        return orders + self._table_full() + self.tick(now)
+            effects += self._forget(now, peer, "not in DNS any more, and not connected")
+        return effects + self._table_full() + self.tick(now)
 
     def heard_of(self, now: float, names: Iterable[str]) -> list[Effect]:
         """A connected peer told of these; each is a candidate."""
@@ -149,13 +149,13 @@ class Kernel:
         known = peer.connection.incoming
         if answer.refusal is Refusal.STALE and known and known.hello.incarnation != answer.incarnation:
             peer.connection.incoming = None  # Of the former incarnation: no READY for it any more.
-        orders = self._of(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
+        effects = self._of(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
         ip = peer.connection.ip
         if answer.refusal is Refusal.SELF:
-            return orders + self._alias(now, ip, self.me.name)
+            return effects + self._alias(now, ip, self.me.name)
         if answer.refusal is Refusal.WRONG_NAME and admission.same_fleet(self.me.name, answer.name):
-            return orders + self._alias(now, ip, answer.name) + self.heard_of(now, [answer.name])
-        return orders
+            return effects + self._alias(now, ip, answer.name) + self.heard_of(now, [answer.name])
+        return effects
 
     # Facts about sources: who dialled us.
 
@@ -182,7 +182,7 @@ class Kernel:
             kind, epoch, seq = frames.read_header(frame)
             body = frame[frames.HEADER_BYTES :]
             if kind == Kind.PROBE:
-                return [Answer(source, frames.iam(self._iam()))]
+                return [Reply(source, frames.iam(self._iam()))]
             if kind == Kind.HELLO and seq == 0 and peer is None:
                 return self._hello(now, source, epoch, frames.read_hello(body))
             if peer is None or peer.connection.incoming is None:
@@ -234,7 +234,7 @@ class Kernel:
 
     def tick(self, now: float) -> list[Effect]:
         """Do what is due: dial, and give up what takes too long."""
-        orders: list[Effect] = []
+        effects: list[Effect] = []
         while self._due and self._due[0][0] <= now:
             when, _, name = heapq.heappop(self._due)
             peer = self.topology.peers.get(name)
@@ -244,18 +244,18 @@ class Kernel:
             connection = peer.connection
             if connection.phase is Phase.IDLE and not peer.blocked:
                 if connection.next_dial_at <= now:
-                    orders += self._dial(now, peer)
+                    effects += self._dial(now, peer)
                 else:
                     self._schedule(peer)
             elif connection.phase is Phase.DIALLING:
                 if connection.deadline <= now:
-                    orders += self._of(now, peer, connection.timed_out(now))
+                    effects += self._of(now, peer, connection.timed_out(now))
                 else:
                     self._schedule(peer)
         for channel, claim in list(self._probes.items()):
             if claim.until <= now and channel in self._probes:
-                orders += self._probed(now, channel, None)
-        return orders
+                effects += self._probed(now, channel, None)
+        return effects
 
     def deadline(self) -> float | None:
         """When `tick` has something to do; None while nothing is due ever."""
@@ -265,24 +265,24 @@ class Kernel:
 
     def pulse(self, now: float) -> list[Effect]:
         """Once a tick interval: who is busy by now?"""
-        orders: list[Effect] = []
+        effects: list[Effect] = []
         for peer in self.topology.up():
             silent_s = now - peer.last_heard
             busy = silent_s > self.settings.busy_after_s
             if busy != peer.busy:
                 peer.busy = busy
                 word = f"is busy: its loop is silent for {silent_s:.1f} s" if busy else "answers again"
-                orders.append(Report("info", f"{peer.connection.name} {word}"))
-        return orders
+                effects.append(Report("info", f"{peer.connection.name} {word}"))
+        return effects
 
     def left(self, now: float, reason: str) -> list[Effect]:
         """This node goes: say goodbye to everybody, and take nobody any more."""
         self.leaving = True
-        orders: list[Effect] = [HangUp(channel) for channel in self._probes]
+        effects: list[Effect] = [HangUp(channel) for channel in self._probes]
         self._probes.clear()
         for peer in list(self.topology.peers.values()):
-            orders += self._of(now, peer, peer.connection.leave(now, reason))
-        return orders
+            effects += self._of(now, peer, peer.connection.leave(now, reason))
+        return effects
 
     # How.
 
@@ -302,20 +302,20 @@ class Kernel:
     def _admit(
         self, now: float, source: bytes, epoch: int, hello: Hello, ip: str, peer: Peer
     ) -> list[Effect]:
-        orders: list[Effect] = []
+        effects: list[Effect] = []
         if peer.blocked and peer.connection.incarnation in (0, hello.incarnation):
             peer.connection.incarnation = hello.incarnation
             why = f"{self.me.name} was told to disconnect from {hello.name}"
             return self._refuse(now, source, hello, Refusal.DRAINING, why)
         peer.blocked = False
         for alias in hello.aliases:
-            orders += self._alias(now, alias, hello.name)
+            effects += self._alias(now, alias, hello.name)
         known = peer.connection.incoming
         if known is not None:
             self._sources.pop(known.source, None)
         self._sources[source] = hello.name
-        orders += self._of(now, peer, peer.connection.hello(now, source, epoch, hello, ip))
-        return orders + self.tick(now)
+        effects += self._of(now, peer, peer.connection.hello(now, source, epoch, hello, ip))
+        return effects + self.tick(now)
 
     def _probe(
         self, now: float, source: bytes, epoch: int, hello: Hello, ip: str, peer: Peer
@@ -331,28 +331,30 @@ class Kernel:
 
     def _probed(self, now: float, channel: int, answer: IAm | None) -> list[Effect]:
         source, epoch, hello, ip, _ = self._probes.pop(channel)
-        orders: list[Effect] = [HangUp(channel)]
+        effects: list[Effect] = [HangUp(channel)]
         peer = self.topology.meet(now, hello.name, itself=True)
         if peer is None or source not in self._ips:
-            return orders
+            return effects
         if peer.up and peer.connection.incarnation == hello.incarnation:
-            return orders  # It came up over a later dial meanwhile.
+            return effects  # It came up over a later dial meanwhile.
         claimed = (hello.name, hello.incarnation)
         confirmed = answer is not None and (answer.name, answer.incarnation) == claimed
         if confirmed and peer.up:
-            orders += self._of(now, peer, peer.connection.down(now, "restarted: another incarnation"))
+            effects += self._of(now, peer, peer.connection.down(now, "restarted: another incarnation"))
         if confirmed or (answer is None and not peer.up):  # Nobody contests the name any more.
-            return orders + self._admit(now, source, epoch, hello, ip, peer)
+            return effects + self._admit(now, source, epoch, hello, ip, peer)
         owner = peer.connection.incarnation if answer is None else answer.incarnation
         why = admission.duplicate(hello, owner)
-        return orders + self._refuse(now, source, hello, Refusal.DUPLICATE_NAME, why)
+        return effects + self._refuse(now, source, hello, Refusal.DUPLICATE_NAME, why)
 
     def _ready(self, now: float, peer: Peer, source: bytes, ready: frames.Ready) -> list[Effect]:
         if ready.incarnation != self.me.incarnation:
             hello = peer.connection.incoming.hello if peer.connection.incoming else None
-            orders = self.source_lost(now, source, "stale")
+            effects = self.source_lost(now, source, "stale")
             why = f"{self.me.name} has been restarted: incarnation {ready.incarnation:x} is no more"
-            return orders if hello is None else orders + self._refuse(now, source, hello, Refusal.STALE, why)
+            return (
+                effects if hello is None else effects + self._refuse(now, source, hello, Refusal.STALE, why)
+            )
         return self._of(now, peer, peer.connection.ready(now, ready))
 
     def _goodbye(self, now: float, peer: Peer, reason: str) -> list[Effect]:
@@ -367,26 +369,26 @@ class Kernel:
     def _refuse(self, now: float, source: bytes, hello: Hello, refusal: Refusal, why: str) -> list[Effect]:
         """Say no, on the dialler's own channel, and note it where people look."""
         answer = Refused(refusal, why, self.me.name, self.me.incarnation)
-        orders: list[Effect] = [Answer(source, frames.refused(answer))]
+        effects: list[Effect] = [Reply(source, frames.refused(answer))]
         if refusal is Refusal.SELF:
-            return orders
+            return effects
         note = f"refused it: {refusal.word} ({why})"
         peer = self.topology.peers.get(hello.name)
         if peer is None or peer.up:
             who = f"{hello.name} at {self._ips.get(source, '?')}"
-            return orders + self._stranger(who, refusal.word, note)
+            return effects + self._stranger(who, refusal.word, note)
         peer.connection.last_error, peer.connection.last_error_at = note, now
-        return orders + self._verdict(peer)
+        return effects + self._verdict(peer)
 
     def _dial(self, now: float, peer: Peer) -> list[Effect]:
         channel = self._take_channel()
         self._channels[channel] = peer
         return self._of(now, peer, peer.connection.dial(now, channel))
 
-    def _of(self, now: float, peer: Peer, orders: list[Effect]) -> list[Effect]:
+    def _of(self, now: float, peer: Peer, effects: list[Effect]) -> list[Effect]:
         """What a connection ordered, with what follows from it for the tables."""
         out: list[Effect] = []
-        for order in orders:
+        for order in effects:
             out.append(order)
             if isinstance(order, HangUp):
                 self._channels.pop(order.channel, None)
@@ -455,10 +457,10 @@ class Kernel:
         return [] if peer is None else self._forget(now, peer, f"another address of {owner}")
 
     def _forget(self, now: float, peer: Peer, why: str) -> list[Effect]:
-        orders = peer.connection.leave(now, why)
+        effects = peer.connection.leave(now, why)
         if peer.connection.outgoing is None:
             self.topology.forget(peer)
-        out = self._of(now, peer, orders)
+        out = self._of(now, peer, effects)
         return [order for order in out if not isinstance(order, Report)]
 
     def _table_full(self) -> list[Effect]:

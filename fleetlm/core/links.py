@@ -5,7 +5,7 @@ it traps exits or the reason is ``"normal"``. *Monitors* are one way and one tim
 exactly one `Down`. Both work the same between nodes, and a lost connection is an exit with
 ``"noconnection"`` for everything that crossed it.
 
-Facts in, orders out, as in the kernel. Only the ends on this node are kept here; the other node keeps
+Facts in, effects out, as in the kernel. Only the ends on this node are kept here; the other node keeps
 its own. Source: OTP erts link and monitor signals (erl_proc_sig_queue.c); differs: no unlink
 acknowledgement. An exit that crosses an unlink finds no link and does nothing, and an unlink says which
 acts of linking it ends, so that one that crosses a new link leaves it alone at both ends.
@@ -54,7 +54,7 @@ class Tell:
     after: int = 0
 
 
-Order = Deliver | Stop | Tell
+Effect = Deliver | Stop | Tell
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class _Ends:
     """Who watches it, and under which target."""
 
 
-class Relations:
+class Links:
     """The table of one node.
 
     Args:
@@ -110,7 +110,7 @@ class Relations:
         ends = self._ends.get(number)
         return ends is not None and ends.trap_exit
 
-    def linked(self, number: int, other: Pid) -> list[Order]:
+    def linked(self, number: int, other: Pid) -> list[Effect]:
         """Link a process of this node with another. A second link to the same is the first.
 
         One that the other made does not count for that: its unlink may be under way.
@@ -132,7 +132,7 @@ class Relations:
         self._end(number).links[other] = (*(acts or ()), act)
         return [Tell(other.node, ["link", me, other.number, act], number)]
 
-    def unlinked(self, number: int, other: Pid) -> list[Order]:
+    def unlinked(self, number: int, other: Pid) -> list[Effect]:
         """End a link; no exit of the other reaches this process any more."""
         me = self._pid(number)
         acts = self._drop_link(number, other)
@@ -158,11 +158,11 @@ class Relations:
         if ref is not None:
             self._hold(number, ref, other)
 
-    def ended_before(self, number: int, other: Pid, reason: Any) -> list[Order]:
+    def ended_before(self, number: int, other: Pid, reason: Any) -> list[Effect]:
         """As `spawned` and linked, for a process that has ended meanwhile: its exit goes there now."""
         return [Tell(other.node, ["exit", self._pid(number), other.number, reason])]
 
-    def monitored(self, number: int, ref: Ref, target: Target, owner: int | None) -> list[Order]:
+    def monitored(self, number: int, ref: Ref, target: Target, owner: int | None) -> list[Effect]:
         """Watch a process. ``owner`` is the number that a name of this node belongs to, if it does."""
         if not self._alive(number):
             return []  # Killed, and still cleaning up: nobody will read the `Down`.
@@ -180,7 +180,7 @@ class Relations:
         key: int | str = target.number if isinstance(target, Pid) else target.name
         return [Tell(target.node, ["monitor", ref, key], number)]
 
-    def demonitored(self, number: int, ref: Ref) -> list[Order]:
+    def demonitored(self, number: int, ref: Ref) -> list[Effect]:
         """Watch no more: no `Down` is delivered from here on."""
         ends = self._ends.get(number)
         target = None if ends is None else ends.monitors.pop(ref, None)
@@ -192,7 +192,7 @@ class Relations:
             return []
         return [Tell(target.node, ["demonitor", ref, None], number)]
 
-    def asked_to_exit(self, sender: Pid, other: Pid, reason: Any) -> list[Order]:
+    def asked_to_exit(self, sender: Pid, other: Pid, reason: Any) -> list[Effect]:
         """Somebody sends an exit signal, as Erlang's exit/2: ``"kill"`` cannot be trapped."""
         if self._absent(other):
             return []  # Its number may be another's by now.
@@ -207,62 +207,62 @@ class Relations:
             return []
         return [Stop(other.number, reason)]
 
-    def exited(self, number: int, reason: Any) -> list[Order]:
+    def exited(self, number: int, reason: Any) -> list[Effect]:
         """A process of this node is no more: tell everybody who is concerned, once."""
         ends = self._ends.pop(number, None)
         if ends is None:
             return []
         me = self._pid(number)
-        orders: list[Order] = []
+        effects: list[Effect] = []
         for other in ends.links:
             if self._is_here(other):
                 self._drop_link(other.number, me)
-                orders += self._signal(other.number, me, reason)
+                effects += self._signal(other.number, me, reason)
             else:
-                orders.append(Tell(other.node, ["exit", me, other.number, reason], number))
+                effects.append(Tell(other.node, ["exit", me, other.number, reason], number))
         for ref, target in ends.watchers.items():
             del self._watchers_of[ref]
             if ref.node == self.node:
-                orders += self._down(ref, target, reason)
+                effects += self._down(ref, target, reason)
             else:
-                orders.append(Tell(ref.node, ["down", ref, reason], number))
+                effects.append(Tell(ref.node, ["down", ref, reason], number))
         for ref, target in ends.monitors.items():
             self._owner_of.pop(ref, None)
             if target.node == self.node:
                 self._unwatch(ref)
             else:
-                orders.append(Tell(target.node, ["demonitor", ref, None], number))
-        return orders
+                effects.append(Tell(target.node, ["demonitor", ref, None], number))
+        return effects
 
     # What another node tells, and its end.
 
     def told(
         self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None]
-    ) -> list[Order]:
+    ) -> list[Effect]:
         """A signal came over a connection. Raises: ValueError, for one that is none."""
         about_links = signal[:1] and signal[0] in ("link", "unlink", "exit", "exit2")
-        orders = (
+        effects = (
             self._told_of_link(node, incarnation, signal)
             if about_links
             else self._told_of_monitor(node, incarnation, signal, owner)
         )
-        if orders is None:
+        if effects is None:
             raise ValueError(f"signal {SHORT.repr(signal[:1])} is not known to this version")
-        return orders
+        return effects
 
-    def node_down(self, node: str) -> list[Order]:
+    def node_down(self, node: str) -> list[Effect]:
         """The connection is over: everything that crossed it hears ``"noconnection"``, once."""
-        orders: list[Order] = []
+        effects: list[Effect] = []
         for number, ends in list(self._ends.items()):
             for ref in [ref for ref in ends.watchers if ref.node == node]:
                 self._unwatch(ref)
             for ref, target in list(ends.monitors.items()):
                 if target.node == node:
-                    orders += self._down(ref, target, "noconnection")
+                    effects += self._down(ref, target, "noconnection")
             for other in [other for other in ends.links if other.node == node]:
                 del ends.links[other]
-                orders += self._signal(number, other, "noconnection")
-        return orders
+                effects += self._signal(number, other, "noconnection")
+        return effects
 
     def counts(self) -> tuple[int, int]:
         """Links and monitors of this node's processes, for people and leak checks."""
@@ -271,7 +271,7 @@ class Relations:
 
     # How.
 
-    def _told_of_link(self, node: str, incarnation: int, signal: list[Any]) -> list[Order] | None:
+    def _told_of_link(self, node: str, incarnation: int, signal: list[Any]) -> list[Effect] | None:
         match signal:
             case ["link", Pid() as other, int(number), int(act)] if _of(other, node, incarnation):
                 if not self._alive(number):
@@ -292,7 +292,7 @@ class Relations:
 
     def _told_of_monitor(
         self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None]
-    ) -> list[Order] | None:
+    ) -> list[Effect] | None:
         match signal:
             case ["monitor", Ref() as ref, int() | str() as key] if _of(ref, node, incarnation):
                 found = owner(key) if isinstance(key, str) else key
@@ -323,12 +323,12 @@ class Relations:
             return "noconnection"
         return "noproc" if isinstance(target, Pid) and target.incarnation != incarnation else ""
 
-    def _signal(self, number: int, sender: Pid, reason: Any) -> list[Order]:
+    def _signal(self, number: int, sender: Pid, reason: Any) -> list[Effect]:
         if self.traps(number):
             return [Deliver(number, Exit(sender, reason))]
         return [] if reason == "normal" else [Stop(number, reason)]
 
-    def _down(self, ref: Ref, target: Target, reason: Any) -> list[Order]:
+    def _down(self, ref: Ref, target: Target, reason: Any) -> list[Effect]:
         number = self._owner_of.pop(ref)
         ends = self._ends.get(number)
         if ends is None:

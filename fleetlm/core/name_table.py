@@ -6,7 +6,7 @@ Every node that sees both picks the same one by a fixed order and shows it as th
 the other, and nobody else, withdraws that claim and tells its process so. A claim is told by its own
 node alone and dropped with the connection to it: nothing is merged, locked, or waited for.
 
-Facts in, orders out. Source: OTP global.erl, a conflict is resolved when nodes meet; differs: no lock
+Facts in, effects out. Source: OTP global.erl, a conflict is resolved when nodes meet; differs: no lock
 on all nodes, the node of the loser acts, and what the loser gets is a reason that it can trap.
 """
 
@@ -89,7 +89,7 @@ class Lose:
     on_loss: OnLoss
 
 
-Order = Tell | Say | Lose
+Effect = Tell | Say | Lose
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ class _Claims:
     size: int = 0
 
 
-class Names:
+class NameTable:
     """The table of one node.
 
     Args:
@@ -180,7 +180,7 @@ class Names:
 
     def claimed(
         self, name: str, number: int, packed: bytes, since_ms: int, on_loss: OnLoss = "exit"
-    ) -> list[Order]:
+    ) -> list[Effect]:
         """Claim a name for a living process of this node; again: another meta, the same age.
 
         Raises:
@@ -205,7 +205,7 @@ class Names:
         self._names_of.setdefault(number, {})[name] = None
         return [Tell(["has", [held.row]]), *self._settled(name, "changed")]
 
-    def disclaimed(self, name: str, pid: Pid | None = None, why: str = "unregistered") -> list[Order]:
+    def disclaimed(self, name: str, pid: Pid | None = None, why: str = "unregistered") -> list[Effect]:
         """Give up a name of this node, if ``pid`` (None: any process here) has it."""
         held = self._own.held.get(name)
         if held is None or pid not in (None, held.claim.pid):
@@ -213,19 +213,19 @@ class Names:
         self._take(self.node, name)
         return [Tell(["gone", name, why]), *self._settled(name, why)]
 
-    def exited(self, number: int) -> list[Order]:
+    def exited(self, number: int) -> list[Effect]:
         """A process of this node is no more, and so are its names."""
         names = list(self._names_of.get(number, ()))
         return [order for name in names for order in self.disclaimed(name, why="exited")]
 
-    def reviewed(self) -> list[Order]:
+    def reviewed(self) -> list[Effect]:
         """The rule is another one now: decide anew where claims compete."""
         contested = [name for name, claims in self._claims.items() if len(claims) > 1]
         return [order for name in contested for order in self._settled(name, "lost")]
 
     # What happens elsewhere.
 
-    def told(self, node: str, incarnation: int, fact: Any) -> list[Order]:
+    def told(self, node: str, incarnation: int, fact: Any) -> list[Effect]:
         """A connected node told of its own claims. Raises: ValueError for nonsense; nothing changed."""
         match fact:
             case ["has", [*rows]] if node != self.node:
@@ -236,18 +236,18 @@ class Names:
                     return self._settled(name, why)
         raise ValueError(f"{SHORT.repr(fact)} says nothing of names")
 
-    def node_down(self, node: str) -> list[Order]:
+    def node_down(self, node: str) -> list[Effect]:
         """The connection is over, and with it what that node told."""
-        orders: list[Order] = []
+        effects: list[Effect] = []
         for name in list(self._of.get(node, _NONE).held):
             self._take(node, name)
-            orders += self._settled(name, "noconnection")
+            effects += self._settled(name, "noconnection")
         self._of.pop(node, None)
-        return orders
+        return effects
 
     # How.
 
-    def _told_has(self, node: str, incarnation: int, rows: list[Any]) -> list[Order]:
+    def _told_has(self, node: str, incarnation: int, rows: list[Any]) -> list[Effect]:
         claims = self._of.get(node, _NONE)
         told: dict[str, _Held] = {}
         for row in rows:
@@ -316,31 +316,31 @@ class Names:
                 del self._names_of[number]
         return held
 
-    def _settled(self, name: str, why: str) -> list[Order]:
+    def _settled(self, name: str, why: str) -> list[Effect]:
         """The claims for a name have changed: withdraw our own if it lost, and show who holds."""
-        orders: list[Order] = []
-        losing: list[Order] = []
+        effects: list[Effect] = []
+        losing: list[Effect] = []
         best = self._best(name)
         own = self._own.held.get(name)
         if best is not None and own is not None and best is not own.claim:
             self._take(self.node, name)
-            orders.append(Tell(["gone", name, "lost"]))
+            effects.append(Tell(["gone", name, "lost"]))
             losing.append(Lose(own.claim, best.pid, own.on_loss))
             why = "lost"
             best = self._best(name)
         shown = self._holders.get(name)
         if best is shown:
-            return orders + losing
+            return effects + losing
         if shown is not None:
             del self._holders[name]
             outdone = any(held.claim.pid == shown.pid for held in self._claims.get(name, {}).values())
             if outdone and best is not None and best.pid != shown.pid:
                 why = "lost"
-            orders.append(Say(Unregistered(name, shown.pid, why)))
+            effects.append(Say(Unregistered(name, shown.pid, why)))
         if best is not None:
             self._holders[name] = best
-            orders.append(Say(Registered(name, best.pid, best.meta)))
-        return orders + losing
+            effects.append(Say(Registered(name, best.pid, best.meta)))
+        return effects + losing
 
     def _best(self, name: str) -> Claim | None:
         competing = self._claims.get(name)

@@ -7,7 +7,7 @@ import builtins
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.core.group_table import GroupTable, Order, Tell
+from fleetlm.core.group_table import Effect, GroupTable, Tell
 from fleetlm.core.picking import By, Key, Picker
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.errors import NoConnection, NodeStopped, NoProcess
@@ -16,7 +16,7 @@ from fleetlm.messages import Joined, Left
 if TYPE_CHECKING:
     import random
 
-    from fleetlm.directory.replication import Tables
+    from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
     from fleetlm.messaging.outbound import Messenger
     from fleetlm.node import Node
@@ -37,7 +37,7 @@ class Groups:
     topic = "groups"
 
     def __init__(
-        self, node: Node, tables: Tables, messenger: Messenger, codec: Codec, rng: random.Random
+        self, node: Node, tables: Replication, messenger: Messenger, codec: Codec, rng: random.Random
     ) -> None:
         self._node = node
         self._tables = tables
@@ -70,9 +70,9 @@ class Groups:
             False if one of them was no member (any more); the others have left all the same.
             Source: OTP pg:leave/2; differs: its ``not_joined`` says that nobody was a member.
         """
-        orders = self._table.left(group, pids)
-        self._perform(orders)
-        return sum(isinstance(order, Left) for order in orders) == len(pids)
+        effects = self._table.left(group, pids)
+        self._perform(effects)
+        return sum(isinstance(order, Left) for order in effects) == len(pids)
 
     def members(self, group: str) -> builtins.list[Pid]:
         """All members, by node name and number: the same order on every node.
@@ -168,7 +168,7 @@ class Groups:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 sent += outcome
-        elif any(node in abroad and link.must_yield() for node, link in self._node.links.items()):
+        elif any(node in abroad and session.must_yield() for node, session in self._node.sessions.items()):
             await asyncio.sleep(0)
         return sent
 
@@ -196,8 +196,8 @@ class Groups:
 
     # How.
 
-    def _perform(self, orders: Iterable[Order]) -> None:
-        for order in orders:
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        for order in effects:
             if isinstance(order, Tell):
                 self._tables.tell(self.topic, order.fact)
                 continue
@@ -217,16 +217,16 @@ class Groups:
 
     def _load(self, pid: Pid) -> int:
         if pid.node != self._node.name:
-            link = self._node.links.get(pid.node)
-            return 0 if link is None else link.load(pid.number)
+            session = self._node.sessions.get(pid.node)
+            return 0 if session is None else session.load(pid.number)
         info = self._node.process_info(pid)
         return 0 if info is None else info.mailbox + info.open_calls
 
     def _draining(self, node: str) -> bool:
         if node == self._node.name:
             return self._node.kernel.draining
-        link = self._node.links.get(node)
-        return link is not None and link.peer.draining
+        session = self._node.sessions.get(node)
+        return session is not None and session.peer.draining
 
 
 def _key(change: Change) -> Hashable:

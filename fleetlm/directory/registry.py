@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fleetlm.core.name_table import Claim, Lose, Names, OnLoss, Order, Say, Tell, older
+from fleetlm.core.name_table import Claim, Effect, Lose, NameTable, OnLoss, Say, Tell, older
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.errors import (
@@ -27,7 +27,7 @@ from fleetlm.wire.extensions import SHORT
 if TYPE_CHECKING:
     from fleetlm.actor import Actor
     from fleetlm.actors.ref import ActorRef
-    from fleetlm.directory.replication import Tables
+    from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
     from fleetlm.messaging.outbound import Messenger
     from fleetlm.node import Node
@@ -80,7 +80,7 @@ class Registry:
     def __init__(
         self,
         node: Node,
-        tables: Tables,
+        tables: Replication,
         codec: Codec,
         local: LocalProcesses,
         messenger: Messenger,
@@ -95,7 +95,7 @@ class Registry:
         self._wall_ms = wall_ms - int(self._loop.time() * 1000)
         self._meta_limit_bytes = min(node.settings.max_meta_bytes, _PIECE_BYTES // 2)
         self._resolve: Resolve | None = None
-        self._names = Names(node.name, node.incarnation, node.settings, self._read, self._decide)
+        self._names = NameTable(node.name, node.incarnation, node.settings, self._read, self._decide)
         self._feed: Feed[Event] = Feed(node.settings.events_limit, _name, _gone, _undo)
         self._waiters: dict[str, dict[asyncio.Future[None], None]] = {}
 
@@ -249,9 +249,9 @@ class Registry:
 
     def asked_to_disclaim(self, name: str, pid: Pid) -> bool:
         """Take a name from a process of this node; False if it does not have it."""
-        orders = self._names.disclaimed(name, pid)
-        self._perform(orders)
-        return bool(orders)
+        effects = self._names.disclaimed(name, pid)
+        self._perform(effects)
+        return bool(effects)
 
     # `tables.Table`.
 
@@ -323,8 +323,8 @@ class Registry:
                 log.error("resolve returned %s for the name %r; the older claim stays", shown, first.name)
         return older(first, second)
 
-    def _perform(self, orders: Iterable[Order]) -> None:
-        for order in orders:
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        for order in effects:
             match order:
                 case Tell(fact):
                     self._tables.tell(self.topic, fact)

@@ -18,7 +18,7 @@ from fleetlm.wire.frames import Op
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
-    from fleetlm.messaging.session import Link
+    from fleetlm.messaging.session import Session
     from fleetlm.wire.codec import Codec
 
 MAX_FACT_BYTES = 256 * 1024
@@ -47,14 +47,14 @@ class Table(Protocol):
         """The node stops."""
 
 
-class Tables:
+class Replication:
     """All tables of a node, and their road to the others."""
 
-    def __init__(self, codec: Codec, links: dict[str, Link]) -> None:
+    def __init__(self, codec: Codec, sessions: dict[str, Session]) -> None:
         self._codec = codec
-        self._links = links
+        self._sessions = sessions
         self._tables: dict[str, Table] = {}
-        self._behind: dict[Link, deque[bytes]] = {}
+        self._behind: dict[Session, deque[bytes]] = {}
         """Links whose window is full, and what is still to be told over them, in order."""
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -64,28 +64,28 @@ class Tables:
 
     def tell(self, topic: str, fact: Any) -> None:
         """Tell every connected node; packed once. ``fact`` is a message value of at most MAX_FACT_BYTES."""
-        if self._links:
+        if self._sessions:
             packed = self._packed(topic, fact)
-            for link in self._links.values():
-                self._send(link, packed)
+            for session in self._sessions.values():
+                self._send(session, packed)
 
-    def node_up(self, link: Link) -> None:
+    def node_up(self, session: Session) -> None:
         """Tell a node that has come up all that this one has, before anything else."""
         for table in self._tables.values():
             for fact in table.own_facts():
-                self._send(link, self._packed(table.topic, fact))
+                self._send(session, self._packed(table.topic, fact))
 
     def node_down(self, node: str) -> None:
         """A connection is over."""
         for table in self._tables.values():
             table.node_down(node)
 
-    def told(self, link: Link, topic: Any, fact: Any) -> None:
-        """Raises: ValueError, TypeError; the link must go down."""
+    def told(self, session: Session, topic: Any, fact: Any) -> None:
+        """Raises: ValueError, TypeError; the session must go down."""
         table = self._tables.get(topic) if isinstance(topic, str) else None
         if table is None:
             raise ValueError(f"table {SHORT.repr(topic)} is not known to this version")
-        table.told(link.name, link.incarnation, fact)
+        table.told(session.name, session.incarnation, fact)
 
     def exited(self, pid: Pid) -> None:
         """A process of this node has ended."""
@@ -99,31 +99,31 @@ class Tables:
         for task in self._tasks:
             task.cancel()
 
-    def _send(self, link: Link, packed: bytes) -> None:
+    def _send(self, session: Session, packed: bytes) -> None:
         """Facts keep their order, and wait for the window: nobody waits for them."""
-        behind = self._behind.get(link)
+        behind = self._behind.get(session)
         if behind is not None:
             behind.append(packed)
-        elif not link.full:
-            link.signal(packed)
-        elif not link.closed:
-            self._behind[link] = deque([packed])
+        elif not session.full:
+            session.signal(packed)
+        elif not session.closed:
+            self._behind[session] = deque([packed])
             task = asyncio.get_running_loop().create_task(
-                self._catch_up(link), name=f"tables for {link.name}"
+                self._catch_up(session), name=f"tables for {session.name}"
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _catch_up(self, link: Link) -> None:
-        behind = self._behind[link]
+    async def _catch_up(self, session: Session) -> None:
+        behind = self._behind[session]
         try:
             while behind:
-                await link.room()
-                link.signal(behind.popleft())
+                await session.room()
+                session.signal(behind.popleft())
         except NoConnection:
             pass  # At the next nodeup all is told anew.
         finally:
-            del self._behind[link]
+            del self._behind[session]
 
     def _packed(self, topic: str, fact: Any) -> bytes:
         return self._codec.pack([int(Op.TABLE), topic, fact], fact)

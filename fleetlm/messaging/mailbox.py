@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fleetlm.call import Call
 
 if TYPE_CHECKING:
-    from fleetlm.messaging.windows import InWindows, Key
+    from fleetlm.messaging.windows import Key, ReceiveWindows
 
 
 _NEVER = 1 << 62
@@ -26,7 +26,7 @@ class _Origin:
 
     __slots__ = ("end", "key", "start", "weight", "windows")
 
-    def __init__(self, start: int, end: int, windows: InWindows, key: Key, weight: int) -> None:
+    def __init__(self, start: int, end: int, windows: ReceiveWindows, key: Key, weight: int) -> None:
         self.start = start
         self.end = end
         self.windows = windows
@@ -38,7 +38,7 @@ class _Origin:
         """Messages after which it is worth to tell."""
         return max(1, self.windows.step // self.weight)
 
-    def same(self, windows: InWindows, key: Key, weight: int) -> bool:
+    def same(self, windows: ReceiveWindows, key: Key, weight: int) -> bool:
         return self.windows is windows and self.key == key and self.weight == weight
 
 
@@ -179,7 +179,7 @@ class Mailbox:
         self._tell_room()
         return rest
 
-    def arrived(self, windows: InWindows, key: Key, count: int, weight: int) -> None:
+    def arrived(self, windows: ReceiveWindows, key: Key, count: int, weight: int) -> None:
         """Note where the last so many messages came from: their window is told when they are taken."""
         end = self.taken + len(self.queue)
         origins = self._origins
@@ -208,7 +208,7 @@ class Mailbox:
             done += upto == origin.end
         del origins[:done]
 
-    def has_of(self, windows: InWindows) -> bool:
+    def has_of(self, windows: ReceiveWindows) -> bool:
         """Whether something of this connection waits here."""
         return any(origin.windows is windows for origin in self._origins or ())
 

@@ -21,7 +21,7 @@ from fleetlm.errors import (
 )
 from fleetlm.ids import Pid
 from fleetlm.messaging.onto import append, first, is_full, put, put_later, waiting
-from fleetlm.messaging.stream_items import Inlet
+from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import units
 from fleetlm.names import canonical_node
 from fleetlm.wire.codec import unreadable_in
@@ -30,7 +30,7 @@ from fleetlm.wire.frames import Op
 
 if TYPE_CHECKING:
     from fleetlm.core.topology import Topology
-    from fleetlm.messaging.session import Link, Waiting
+    from fleetlm.messaging.session import Session, Waiting
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
@@ -42,8 +42,8 @@ MAX_TIMEOUT_S = 86_400.0
 """A longer deadline, ``inf`` included, is this one: what travels is a number of milliseconds."""
 
 
-_Asked = tuple["Link", int, asyncio.Future[Any], Target, int | str]
-"""A call of many that is on its way: link, ref, where the outcome will be, target, its key there."""
+_Asked = tuple["Session", int, asyncio.Future[Any], Target, int | str]
+"""A call of many that is on its way: session, ref, where the outcome will be, target, its key there."""
 
 
 class Messenger:
@@ -56,7 +56,7 @@ class Messenger:
         settings: Settings,
         codec: Codec,
         local: LocalProcesses,
-        links: dict[str, Link],
+        sessions: dict[str, Session],
         topology: Topology,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -67,7 +67,7 @@ class Messenger:
         self._settings = settings
         self._codec = codec
         self._local = local
-        self._links = links
+        self._sessions = sessions
         self._topology = topology
         self._loop = loop
         self._next_ref = 0
@@ -75,29 +75,29 @@ class Messenger:
 
     async def send(self, to: Target, message: Any) -> None:
         """See `Node.send`."""
-        if isinstance(to, tuple) and (link := self._links.get(to[1])) is not None:
+        if isinstance(to, tuple) and (session := self._sessions.get(to[1])) is not None:
             key: int | str = to[0]  # `_route` by hand: this is what every message costs.
         else:
-            link, key = self.route(to)
-            if link is None:
+            session, key = self.route(to)
+            if session is None:
                 await self._send_local(to, key, message)
                 return
-        held = link.held
+        held = session.held
         try:
             held_now = held[key]
         except KeyError:
             held_now = first(key)
-        if held_now >= link.window or (link.slow and link.full):
-            await link.room(0, key)
+        if held_now >= session.window or (session.slow and session.full):
+            await session.room(0, key)
             held_now = held.get(key, 0)
         packed = self._codec.pack([key, message], message)
-        if len(packed) < link.plain_bytes:
-            must_yield = link.append(packed)
+        if len(packed) < session.plain_bytes:
+            must_yield = session.append(packed)
             held[key] = held_now + 1
         else:
-            if len(packed) > link.small_bytes and link.crowded:
-                await link.room(len(packed), key)
-            must_yield = append(link, key, packed)
+            if len(packed) > session.small_bytes and session.crowded:
+                await session.room(len(packed), key)
+            must_yield = append(session, key, packed)
         if must_yield:
             await asyncio.sleep(0)
 
@@ -109,50 +109,50 @@ class Messenger:
                 self.send_nowait(to, message)
                 return
             except WouldBlock:
-                link, key = self.route(to)
-            if link is None:
+                session, key = self.route(to)
+            if session is None:
                 await self.wait_for_room(self.box_of(to, key), to, timeout_s, deadline)
             else:  # If its windows have room, a large message waits for others of that kind.
-                size = 0 if link.full or link.windows.full(key) else link.small_bytes + 1
-                await self.wait_for_room(link, to, timeout_s, deadline, size, key)
+                size = 0 if session.full or session.windows.full(key) else session.small_bytes + 1
+                await self.wait_for_room(session, to, timeout_s, deadline, size, key)
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """See `Node.send_nowait`."""
-        link, key = self.route(to)
-        if link is None:
+        session, key = self.route(to)
+        if session is None:
             box = self.box_of(to, key)
             if box.full:
                 raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
             box.put(self.copied(to, message))
             return
-        if waiting(link, key) >= link.window:
-            raise WouldBlock(to, f"{link.held[key]:,} messages of this node wait there")
-        if link.full:
-            raise WouldBlock(to, f"{link.in_flight:,} bytes are in flight to {link.name}")
+        if waiting(session, key) >= session.window:
+            raise WouldBlock(to, f"{session.held[key]:,} messages of this node wait there")
+        if session.full:
+            raise WouldBlock(to, f"{session.in_flight:,} bytes are in flight to {session.name}")
         packed = self._codec.pack([key, message], message)
-        if len(packed) > link.small_bytes and link.crowded:
-            raise WouldBlock(to, f"large messages of {link.in_flight:,} bytes wait for {link.name}")
-        append(link, key, packed)
+        if len(packed) > session.small_bytes and session.crowded:
+            raise WouldBlock(to, f"large messages of {session.in_flight:,} bytes wait for {session.name}")
+        append(session, key, packed)
 
     async def cast(self, to: Target, request: Invoke) -> None:
         """As `send`, for a request to an actor."""
-        link, key = self.route(to)
-        if link is None:
+        session, key = self.route(to)
+        if session is None:
             await self._send_local(to, key, request)
             return
-        if waiting(link, key) >= link.window or link.full:
-            await link.room(0, key)
+        if waiting(session, key) >= session.window or session.full:
+            await session.room(0, key)
         parts, weight = request.parts(), 1
         packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
-        if len(packed) >= link.plain_bytes:
-            if len(packed) > link.small_bytes and link.crowded:
-                await link.room(len(packed), key)
-            weight = units(len(packed), link.window)
+        if len(packed) >= session.plain_bytes:
+            if len(packed) > session.small_bytes and session.crowded:
+                await session.room(len(packed), key)
+            weight = units(len(packed), session.window)
             packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
-            if len(packed) > link.small_bytes:  # In pieces, its receiver weighs it as it has become.
-                weight = units(len(packed), link.window)
-        must_yield = link.append(packed)
-        link.windows.sent(key, weight)
+            if len(packed) > session.small_bytes:  # In pieces, its receiver weighs it as it has become.
+                weight = units(len(packed), session.window)
+        must_yield = session.append(packed)
+        session.windows.sent(key, weight)
         if must_yield:
             await asyncio.sleep(0)
 
@@ -160,11 +160,11 @@ class Messenger:
         """See `Node.call`."""
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         deadline = self._loop.time() + timeout_s
-        link, key = self.route(to)
-        if link is None:
+        session, key = self.route(to)
+        if session is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if waiting(link, key) >= link.window or link.full:
-            await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
+        if waiting(session, key) >= session.window or session.full:
+            await self.wait_for_room(session, to, timeout_s, deadline, 0, key)
         ref = self.take_ref()
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
         if type(message) is Invoke:
@@ -172,17 +172,17 @@ class Messenger:
             packed = self._codec.pack([int(Op.HANDLE), key, parts, ref, timeout_ms], parts)
         else:
             packed = self._codec.pack([int(Op.CALL), key, message, ref, timeout_ms], message)
-        if len(packed) > link.small_bytes and link.crowded:
-            await self.wait_for_room(link, to, timeout_s, deadline, len(packed), key)
-        return await self._request(link, to, ref, packed, timeout_s, deadline, key=key)
+        if len(packed) > session.small_bytes and session.crowded:
+            await self.wait_for_room(session, to, timeout_s, deadline, len(packed), key)
+        return await self._request(session, to, ref, packed, timeout_s, deadline, key=key)
 
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
         """Ask a connected node itself. Raises: as `call`."""
         self._check_running()
-        link = self._link(canonical_node(node))
+        session = self._session(canonical_node(node))
         ref = self.take_ref()
         packed = self._codec.pack([int(Op.REQUEST), verb, argument, ref], argument)
-        return await self._request(link, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
+        return await self._request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
 
     async def multicall(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
         """See `Node.multicall`."""
@@ -201,9 +201,9 @@ class Messenger:
             results = await asyncio.gather(*calls, return_exceptions=True)
         finally:
             timer.cancel()
-            for link, ref, _, _, key in asked:
-                link.called_back(key)
-                self._done_with(link, ref, sender)
+            for session, ref, _, _, key in asked:
+                session.called_back(key)
+                self._done_with(session, ref, sender)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, FleetError):
                 raise result
@@ -216,12 +216,12 @@ class Messenger:
             raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
         payload = self._codec.pack_value(message)
         packed = b"\x92" + self._codec.pack_value(name) + payload
-        wanted = [*self._links, self._name] if nodes is None else [canonical_node(node) for node in nodes]
-        links = [link for link in map(self._links.get, wanted) if link is not None]
+        wanted = [*self._sessions, self._name] if nodes is None else [canonical_node(node) for node in nodes]
+        sessions = [session for session in map(self._sessions.get, wanted) if session is not None]
         size = len(packed)
-        full = [link for link in links if is_full(link, name, size)]
-        sent = sum(put(link, name, packed) for link in links if link not in full)
-        waits = [put_later(link, name, packed, asyncio.current_task()) for link in full]
+        full = [session for session in sessions if is_full(session, name, size)]
+        sent = sum(put(session, name, packed) for session in sessions if session not in full)
+        waits = [put_later(session, name, packed, asyncio.current_task()) for session in full]
         if self._name in wanted:
             waits.append(self._broadcast_here(name, message))
         if len(waits) == 1:
@@ -231,39 +231,39 @@ class Messenger:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 sent += outcome
-        if any(link.must_yield() for link in links):
+        if any(session.must_yield() for session in sessions):
             await asyncio.sleep(0)
         return sent
 
     # How.
 
-    def route(self, to: Target) -> tuple[Link | None, int | str]:
-        """The link to a target (None: it is on this node) and its key there."""
+    def route(self, to: Target) -> tuple[Session | None, int | str]:
+        """The session to a target (None: it is on this node) and its key there."""
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
         if isinstance(to, tuple):  # the usual case: a connected node
             name, node = to
-            link = self._links.get(node)
-            if link is not None:
-                return link, name
+            session = self._sessions.get(node)
+            if session is not None:
+                return session, name
         if isinstance(to, Pid):
             if to.node == self._name:
                 return None, to.number
-            link = self._links.get(to.node) or self._link(to.node)
-            if link.incarnation != to.incarnation:
+            session = self._sessions.get(to.node) or self._session(to.node)
+            if session.incarnation != to.incarnation:
                 raise NoProcess(to)
-            return link, to.number
+            return session, to.number
         if isinstance(to, str):
             return None, to
         name, node = to
         if node != self._name:
             node = canonical_node(node)
-        return (None if node == self._name else self._link(node)), name
+        return (None if node == self._name else self._session(node)), name
 
-    def _link(self, node: str) -> Link:
-        link = self._links.get(node)
-        if link is not None:
-            return link
+    def _session(self, node: str) -> Session:
+        session = self._sessions.get(node)
+        if session is not None:
+            return session
         peer = self._topology.peers.get(node)
         if peer is None:
             why = "no such node is known; Node.list('known') shows those that are"
@@ -309,7 +309,7 @@ class Messenger:
 
     async def _request(
         self,
-        link: Link,
+        session: Session,
         to: Target,
         ref: int,
         packed: bytes,
@@ -320,24 +320,24 @@ class Messenger:
     ) -> Any:
         future: asyncio.Future[Any] = self._loop.create_future()
         if key is None:
-            link.append(packed, sender)
+            session.append(packed, sender)
         else:
-            append(link, key, packed, sender)
-            link.called(key)
-        link.calls[ref] = future
+            append(session, key, packed, sender)
+            session.called(key)
+        session.calls[ref] = future
         timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
         try:
             return await future
         finally:
             timer.cancel()
             if key is not None:
-                link.called_back(key)
-            self._done_with(link, ref, sender)
+                session.called_back(key)
+            self._done_with(session, ref, sender)
 
-    def _done_with(self, link: Link, ref: int, sender: Hashable) -> None:
+    def _done_with(self, session: Session, ref: int, sender: Hashable) -> None:
         """If the call has no outcome yet, tell the peer that nobody waits for it any more."""
-        if link.calls.pop(ref, None) is not None:
-            link.control([int(Op.CANCEL), ref, None], after=sender or asyncio.current_task())
+        if session.calls.pop(ref, None) is not None:
+            session.control([int(Op.CANCEL), ref, None], after=sender or asyncio.current_task())
 
     def _ask_at_once(
         self, to: Target, payload: bytes, timeout_s: float, sender: Hashable, asked: list[_Asked]
@@ -348,19 +348,19 @@ class Messenger:
             Where its outcome will be; None where it must wait, stays on this node, or cannot be sent.
         """
         try:
-            link, key = self.route(to)
-            if link is None or waiting(link, key) >= link.window or link.full:
+            session, key = self.route(to)
+            if session is None or waiting(session, key) >= session.window or session.full:
                 return None
             packed = self._packed_call(key, payload, self.take_ref(), timeout_s)
-            if len(packed) >= link.plain_bytes:
+            if len(packed) >= session.plain_bytes:
                 return None
-            append(link, key, packed, sender)
+            append(session, key, packed, sender)
         except (FleetError, TypeError, ValueError):
             return None  # `_one_of_many` raises it where it becomes a result.
         ref = self._next_ref
-        future = link.calls[ref] = self._loop.create_future()
-        link.called(key)
-        asked.append((link, ref, future, to, key))
+        future = session.calls[ref] = self._loop.create_future()
+        session.called(key)
+        asked.append((session, ref, future, to, key))
         return future
 
     def _packed_call(self, key: int | str, payload: bytes, ref: int, timeout_s: float) -> bytes:
@@ -377,21 +377,21 @@ class Messenger:
         deadline: float,
         sender: Hashable,
     ) -> Any:
-        link, key = self.route(to)
-        if link is None:
+        session, key = self.route(to)
+        if session is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if waiting(link, key) >= link.window or link.full:
-            await self.wait_for_room(link, to, timeout_s, deadline, 0, key)
+        if waiting(session, key) >= session.window or session.full:
+            await self.wait_for_room(session, to, timeout_s, deadline, 0, key)
         ref = self.take_ref()
         packed = self._packed_call(key, payload, ref, deadline - self._loop.time())
-        if len(packed) > link.small_bytes and link.crowded:
-            await self.wait_for_room(link, to, timeout_s, deadline, len(packed), key)
-        return await self._request(link, to, ref, packed, timeout_s, deadline, sender, key)
+        if len(packed) > session.small_bytes and session.crowded:
+            await self.wait_for_room(session, to, timeout_s, deadline, len(packed), key)
+        return await self._request(session, to, ref, packed, timeout_s, deadline, sender, key)
 
     async def wait_for_room(
         self, window: Any, to: Target, timeout_s: float, deadline: float, *of: Any
     ) -> None:
-        """Wait for room in a mailbox or on a link, for a size and a key."""
+        """Wait for room in a mailbox or on a session, for a size and a key."""
         try:
             async with asyncio.timeout_at(deadline):
                 await window.room(*of)
@@ -435,28 +435,30 @@ class Messenger:
         Raises:
             NoConnection, NoProcess, MessageTooLarge: nothing was sent.
         """
-        link, key = self.route(to)
-        if link is None:
+        session, key = self.route(to)
+        if session is None:
             box = self.box_of(to, key)
             if not box.full:
                 box.put(self.copied(to, message))
                 return True
             return False
         packed = b"\x92" + self._codec.pack_value(key) + payload
-        crowded = link.crowded and (len(packed) > link.small_bytes or link.lanes.has(sender))
-        if crowded or link.full or link.windows.full(key):
+        crowded = session.crowded and (len(packed) > session.small_bytes or session.lanes.has(sender))
+        if crowded or session.full or session.windows.full(key):
             return False
-        append(link, key, packed, sender)
+        append(session, key, packed, sender)
         return True
 
     async def send_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> None:
         """As `put_packed`, but waits for room."""
         while not self.put_packed(to, payload, message, sender):
-            link, key = self.route(to)
-            if link is None:
+            session, key = self.route(to)
+            if session is None:
                 await self.box_of(to, key).room()
             else:
-                await link.room(link.small_bytes + 1, key)  # As for a large one: the sender may have a lane.
+                await session.room(
+                    session.small_bytes + 1, key
+                )  # As for a large one: the sender may have a lane.
 
     # `Caller` for calls that stay on this node.
 
@@ -475,7 +477,7 @@ class Messenger:
     async def item(self, ref: int, value: Any) -> None:
         """Hand an item over."""
         inlet = self.local_calls.get(ref)
-        if isinstance(inlet, Inlet):
+        if isinstance(inlet, ConsumerEnd):
             inlet.put(self.copied(self._name, value))
 
     def forget(self, ref: int) -> None:

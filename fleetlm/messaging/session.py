@@ -17,7 +17,7 @@ import msgpack
 from fleetlm.call import Call, FailureKind
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
 from fleetlm.messaging.chunks import Lanes, Reassembly
-from fleetlm.messaging.windows import UNIT_BYTES, InWindows, Key, OutWindows, units, weighed
+from fleetlm.messaging.windows import UNIT_BYTES, Key, ReceiveWindows, SendWindows, units, weighed
 from fleetlm.wire.frames import Kind, Op
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Waiting(Protocol):
         """It will not come."""
 
 
-class Link:
+class Session:
     """What `Up` made of a connection; over with the matching `Down`."""
 
     __slots__ = (
@@ -108,8 +108,8 @@ class Link:
         settings: Settings,
         codec: Codec,
         transport: Transport,
-        flush_soon: Callable[[Link], None],
-        lost: Callable[[Link, str], None],
+        flush_soon: Callable[[Session], None],
+        lost: Callable[[Session, str], None],
     ) -> None:
         self.peer = peer
         self.name = peer.connection.name
@@ -128,11 +128,11 @@ class Link:
         self.lanes = Lanes(settings.chunk_bytes, self._limit_bytes)
         self.reassembly = Reassembly(settings.max_message_bytes)
         limit = min(settings.mailbox_limit, incoming.hello.mailbox_limit)
-        self.windows = windows = OutWindows(limit)
+        self.windows = windows = SendWindows(limit)
         """Of the peer's processes; who sends counts."""
         self.held, self.window = windows.held, limit
         """The same at hand: every message looks there."""
-        self.arrivals = InWindows(limit, self._tell_taken)
+        self.arrivals = ReceiveWindows(limit, self._tell_taken)
         """Of this node's processes, as far as the peer sends to them."""
         self.open_calls: dict[Key, int] = {}
         """Calls of this node that wait for a process of the peer."""
@@ -398,7 +398,7 @@ class Link:
         """What this node asks of a process of the peer: messages that wait there, and open calls."""
         return self.windows.held.get(key, 0) + self.open_calls.get(key, 0)
 
-    # The peer's requests: `Caller` for each `Call` that came over this link.
+    # The peer's requests: `Caller` for each `Call` that came over this session.
 
     def replied(self, ref: int, value: Any) -> None:
         """Send a result. Raises: NotSerializable, MessageTooLarge."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Inlet:
-    """Takes what comes for one stream. To a link it looks like the future of a call.
+class ConsumerEnd:
+    """Takes what comes for one stream. To a session it looks like the future of a call.
 
     The producer may send ``window`` items more than were consumed; what was consumed is told for every
     half of it.
@@ -87,7 +87,7 @@ class Inlet:
             waiter.set_result(None)
 
 
-class Outlet:
+class ProducerEnd:
     """The producer's end: how many items it may send, and whether it waits for more."""
 
     __slots__ = ("_waiters", "credit")

@@ -11,7 +11,7 @@ from fleetlm.actors.handlers import Invoke
 from fleetlm.call import Call
 from fleetlm.messaging.onto import waiting
 from fleetlm.messaging.outbound import MAX_TIMEOUT_S, expire
-from fleetlm.messaging.stream_items import Inlet
+from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import UNIT_BYTES, units
 from fleetlm.wire.frames import Op
 
@@ -58,13 +58,13 @@ class Streams:
 
     async def _ask(
         self, to: Target, message: Any, ref: int, deadline: float
-    ) -> tuple[Inlet, dict[int, Any], Callable[[], None]]:
+    ) -> tuple[ConsumerEnd, dict[int, Any], Callable[[], None]]:
         """Ask for a stream. Returns its end here, where that must be known, and what gives it up."""
         window = self._settings.stream_window
         timeout_s = self._settings.stream_idle_s if deadline == math.inf else deadline - self._loop.time()
         until = self._loop.time() + timeout_s
-        link, key = self._messenger.route(to)
-        if link is None:
+        session, key = self._messenger.route(to)
+        if session is None:
             box = self._messenger.box_of(to, key)
             if box.full:
                 await self._messenger.wait_for_room(box, to, timeout_s, until)
@@ -72,7 +72,7 @@ class Streams:
             here = self._messenger
             call = Call(here.copied(to, message), here, ref, deadline, self._loop.time, window)
             box.put(call)
-            inlet = Inlet(window, call.more)
+            inlet = ConsumerEnd(window, call.more)
             if deadline == math.inf:
                 return inlet, here.local_calls, call.abandon
             timer = self._loop.call_at(deadline, call.abandon)  # Its consumer may hold it and take no more.
@@ -82,8 +82,8 @@ class Streams:
                 call.abandon()
 
             return inlet, here.local_calls, abandon
-        if waiting(link, key) >= link.window or link.full:
-            await self._messenger.wait_for_room(link, to, timeout_s, until, 0, key)
+        if waiting(session, key) >= session.window or session.full:
+            await self._messenger.wait_for_room(session, to, timeout_s, until, 0, key)
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
         operation, payload = Op.STREAM, message  # An Invoke travels as its parts.
         if type(message) is Invoke:
@@ -91,17 +91,21 @@ class Streams:
         request = [int(operation), key, payload, ref, timeout_ms, window, 1]
         packed = self._codec.pack(request, payload)
         if len(packed) >= UNIT_BYTES:
-            request[-1] = units(len(packed), link.windows.limit)
+            request[-1] = units(len(packed), session.windows.limit)
             packed = self._codec.pack(request, payload)
-        if len(packed) > link.small_bytes and link.crowded:
-            await self._messenger.wait_for_room(link, to, timeout_s, until, len(packed), key)
+        if len(packed) > session.small_bytes and session.crowded:
+            await self._messenger.wait_for_room(session, to, timeout_s, until, len(packed), key)
         sender = asyncio.current_task()
-        link.append(packed, sender)
-        if len(packed) > link.small_bytes:  # In pieces, its receiver weighs it as it has become.
-            request[-1] = units(len(packed), link.windows.limit)
-        link.windows.sent(key, request[-1])
+        session.append(packed, sender)
+        if len(packed) > session.small_bytes:  # In pieces, its receiver weighs it as it has become.
+            request[-1] = units(len(packed), session.windows.limit)
+        session.windows.sent(key, request[-1])
 
         def stop() -> None:
-            link.control([int(Op.CANCEL), ref, None], after=sender)
+            session.control([int(Op.CANCEL), ref, None], after=sender)
 
-        return Inlet(window, lambda count: link.control([int(Op.MORE), ref, count])), link.calls, stop
+        return (
+            ConsumerEnd(window, lambda count: session.control([int(Op.MORE), ref, count])),
+            session.calls,
+            stop,
+        )

@@ -52,7 +52,7 @@ def weighed(packed: bytes, count: int) -> bytes:
     return bytes((packed[0] + 1,)) + packed[1:] + _pack(count)
 
 
-class OutWindows:
+class SendWindows:
     """The sender's side of one connection."""
 
     __slots__ = ("_waiters", "held", "limit")
@@ -104,7 +104,7 @@ class OutWindows:
             _wake(waiters)
 
 
-class InWindows:
+class ReceiveWindows:
     """The receiver's side of one connection.
 
     Args:

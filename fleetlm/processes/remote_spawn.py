@@ -41,7 +41,7 @@ from fleetlm.wire.frames import Op
 
 if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Messenger
-    from fleetlm.messaging.session import Link
+    from fleetlm.messaging.session import Session
     from fleetlm.node import Node
     from fleetlm.process import Process, ProcessFunction
     from fleetlm.processes.local import LocalProcesses
@@ -77,7 +77,7 @@ class SpawnRequest:
         return [self.factory, self.args, self.name, self.owner, self.act, self.ref]
 
 
-def asked_to_spawn(link: Link, argument: list[Any]) -> SpawnRequest | None:
+def asked_to_spawn(session: Session, argument: list[Any]) -> SpawnRequest | None:
     """Read what a peer sent; None for what is none, or speaks for processes that are not the peer's."""
     match argument:
         case [
@@ -87,7 +87,7 @@ def asked_to_spawn(link: Link, argument: list[Any]) -> SpawnRequest | None:
             Pid() as owner,
             None | int() as act,
             None | Ref() as ref,
-        ] if _is_of(link, owner) and (ref is None or _is_of(link, ref)):
+        ] if _is_of(session, owner) and (ref is None or _is_of(session, ref)):
             return SpawnRequest(factory, args, name, owner, act, ref)
     return None
 
@@ -137,16 +137,16 @@ class Factories:
 
     # The runtime's business.
 
-    def asked(self, link: Link, spawn: SpawnRequest) -> Pid:
+    def asked(self, session: Session, spawn: SpawnRequest) -> Pid:
         """A peer asks. Raises: Draining, NoFactory, AlreadyRegistered, InvalidName; nothing was spawned."""
         pid = self._spawn_here(spawn)
         if spawn.act is not None:
-            self._signals.told(link, ["link", spawn.owner, pid.number, spawn.act])
+            self._signals.told(session, ["link", spawn.owner, pid.number, spawn.act])
             process = self._local.process(pid)
             if process is not None:
                 process.parent = spawn.owner
         if spawn.ref is not None:
-            self._signals.told(link, ["monitor", spawn.ref, pid.number])
+            self._signals.told(session, ["monitor", spawn.ref, pid.number])
         return pid
 
     async def spawn(
@@ -184,8 +184,8 @@ class Factories:
             check_process_name(name)
         if owner is not None and not _alive(self._local, owner):
             raise NoProcess(owner.pid)
-        link = self._node.links.get(at)
-        if link is not None and link.peer.draining:
+        session = self._node.sessions.get(at)
+        if session is not None and session.peer.draining:
             raise Draining(at)
 
     def _spawn_here(self, spawn: SpawnRequest) -> Pid:
@@ -203,7 +203,7 @@ class Factories:
         target = (spawn.factory, at)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        spawning = _Spawning(self._local, self._signals, self._node.links, at, spawn, owner)
+        spawning = _Spawning(self._local, self._signals, self._node.sessions, at, spawn, owner)
         try:
             await self._send(target, spawn, timeout_s, deadline, spawning)
             await asyncio.wait({spawning}, timeout=deadline - loop.time())
@@ -226,24 +226,24 @@ class Factories:
     ) -> None:  # fmt: skip
         """Raises: NotDelivered, NotSerializable, MessageTooLarge; nothing was sent."""
         messenger = self._messenger
-        link, _ = messenger.route(target)
-        assert link is not None
-        if link.full:
-            await messenger.wait_for_room(link, target, timeout_s, deadline)
+        session, _ = messenger.route(target)
+        assert session is not None
+        if session.full:
+            await messenger.wait_for_room(session, target, timeout_s, deadline)
         ref, argument = messenger.take_ref(), spawn.packed()
         packed = self._codec.pack([int(Op.REQUEST), "spawn", argument, ref], argument)
-        if len(packed) > link.small_bytes and link.crowded:
-            await messenger.wait_for_room(link, target, timeout_s, deadline, len(packed))
-        link.calls[ref] = spawning  # First: sending may be what ends the connection.
+        if len(packed) > session.small_bytes and session.crowded:
+            await messenger.wait_for_room(session, target, timeout_s, deadline, len(packed))
+        session.calls[ref] = spawning  # First: sending may be what ends the connection.
         try:
-            link.append(packed)
+            session.append(packed)
         except FleetError:
-            link.calls.pop(ref, None)
+            session.calls.pop(ref, None)
             raise
 
 
 class _Spawning(asyncio.Future[Pid]):
-    """A spawn request on its way, in `Link.calls` until its answer comes or the connection ends.
+    """A spawn request on its way, in `Session.calls` until its answer comes or the connection ends.
 
     Whoever stops waiting for it does not cancel it but calls `give_up`: its answer may still come,
     and is undone then.
@@ -253,7 +253,7 @@ class _Spawning(asyncio.Future[Pid]):
         self,
         local: LocalProcesses,
         signals: Signals,
-        links: dict[str, Link],
+        sessions: dict[str, Session],
         at: str,
         spawn: SpawnRequest,
         owner: Process | None,
@@ -261,7 +261,7 @@ class _Spawning(asyncio.Future[Pid]):
         super().__init__(loop=asyncio.get_running_loop())
         self._local = local
         self._signals = signals
-        self._links = links
+        self._sessions = sessions
         self._at = at
         self._spawn = spawn
         self._owner = owner
@@ -270,8 +270,8 @@ class _Spawning(asyncio.Future[Pid]):
 
     def set_result(self, result: Any) -> None:
         """The reply is being taken from the wire: what stands behind it comes after this."""
-        link = self._links.get(self._at)
-        if link is None or not isinstance(result, Pid) or not _is_of(link, result):
+        session = self._sessions.get(self._at)
+        if session is None or not isinstance(result, Pid) or not _is_of(session, result):
             why = f"{self._at} answered a spawn request with what is no pid of its own"
             self.set_exception(RemoteError("TypeError", why))
             return
@@ -335,6 +335,6 @@ def _alive(local: LocalProcesses, process: Process) -> bool:
     return local.process(process.pid) is process
 
 
-def _is_of(link: Link, identity: Pid | Ref) -> bool:
+def _is_of(session: Session, identity: Pid | Ref) -> bool:
     """A node speaks for its own processes alone."""
-    return identity.node == link.name and identity.incarnation == link.incarnation
+    return identity.node == session.name and identity.incarnation == session.incarnation

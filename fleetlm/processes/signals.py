@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.core.links import Deliver, Order, Relations, Stop, Target, Tell
+from fleetlm.core.links import Deliver, Effect, Links, Stop, Target, Tell
 from fleetlm.errors import FleetError
 from fleetlm.ids import Pid, Ref
 from fleetlm.names import Address, canonical_node
 from fleetlm.wire.frames import Op
 
 if TYPE_CHECKING:
-    from fleetlm.messaging.session import Link
+    from fleetlm.messaging.session import Session
     from fleetlm.process import Process
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.wire.codec import Codec
@@ -27,14 +27,14 @@ class Signals:
     """The relations of one node's processes, with their effects."""
 
     def __init__(
-        self, name: str, incarnation: int, codec: Codec, local: LocalProcesses, links: dict[str, Link]
+        self, name: str, incarnation: int, codec: Codec, local: LocalProcesses, sessions: dict[str, Session]
     ) -> None:
-        self.relations = Relations(name, incarnation, local.alive, self._connected)
+        self.relations = Links(name, incarnation, local.alive, self._connected)
         self._name = name
         self._incarnation = incarnation
         self._codec = codec
         self._local = local
-        self._links = links
+        self._sessions = sessions
         self._next_ref = 0
 
     # What processes do.
@@ -83,20 +83,20 @@ class Signals:
         """A process of this node is no more."""
         number = process.pid.number
         self._perform(self.relations.exited(number, reason), process)
-        for link in self._links.values():
-            if link.lanes:
-                link.lanes.ended(process.task, number)
+        for session in self._sessions.values():
+            if session.lanes:
+                session.lanes.ended(process.task, number)
 
     def ended_before(self, process: Process, other: Pid) -> None:
         """``other`` was spawned linked for a process of this node that had ended by then."""
         self._perform(self.relations.ended_before(process.pid.number, other, process.exit_reason))
 
-    def told(self, link: Link, signal: Any) -> None:
+    def told(self, session: Session, signal: Any) -> None:
         """A connected node sent a signal. Raises: ValueError, TypeError; the link must go down."""
         if not isinstance(signal, list):
             raise TypeError("a signal that is none")
         owner = self._local.table.names.get
-        self._perform(self.relations.told(link.name, link.incarnation, signal, owner))
+        self._perform(self.relations.told(session.name, session.incarnation, signal, owner))
 
     def node_down(self, name: str) -> None:
         """A connection is over: whatever crossed it hears so."""
@@ -104,8 +104,8 @@ class Signals:
 
     # How.
 
-    def _perform(self, orders: list[Order], ended: Process | None = None) -> None:
-        for order in orders:
+    def _perform(self, effects: list[Effect], ended: Process | None = None) -> None:
+        for order in effects:
             match order:
                 case Deliver(number, message):
                     box = self._local.boxes.get(number)
@@ -114,11 +114,11 @@ class Signals:
                 case Stop(number, reason, at_once):
                     self._local.stop_process(number, reason, at_once=at_once)
                 case Tell(node, signal, after):
-                    link = self._links.get(node)
-                    if link is not None:
+                    session = self._sessions.get(node)
+                    if session is not None:
                         sender = ended if ended is not None else self._local.by_number(after)
-                        task = link.lanes.of_ended(after) if sender is None else sender.task
-                        link.signal(self._packed(signal), task)
+                        task = session.lanes.of_ended(after) if sender is None else sender.task
+                        session.signal(self._packed(signal), task)
 
     def _packed(self, signal: list[Any]) -> bytes:
         try:
@@ -133,8 +133,8 @@ class Signals:
         return packed
 
     def _connected(self, node: str) -> int | None:
-        link = self._links.get(node)
-        return None if link is None else link.incarnation
+        session = self._sessions.get(node)
+        return None if session is None else session.incarnation
 
     def _target(self, target: Pid | str | tuple[str, str]) -> Target:
         if isinstance(target, Pid):

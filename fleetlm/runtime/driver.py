@@ -1,7 +1,7 @@
-"""Feeds the kernel with facts and performs its orders: the one place where effects happen.
+"""Feeds the kernel with facts and performs its effects: the one place where effects happen.
 
-The driver decides nothing. Facts come from the transport (`Listener`), the poller, links and timers;
-orders are performed in the order given, before the next fact is taken.
+The driver decides nothing. Facts come from the transport (`Listener`), the poller, sessions and timers;
+effects are performed in the order given, before the next fact is taken.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
+from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
-from fleetlm.messaging.session import Link
+from fleetlm.messaging.session import Session
 from fleetlm.wire.frames import BadFrame, Kind, Op
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ PEERS_TOLD_AT_ONCE = 32
 
 
 class Driver:
-    """`transport.Listener` of a node, and the owner of its links."""
+    """`transport.Listener` of a node, and the owner of its sessions."""
 
     def __init__(
         self,
@@ -50,24 +50,24 @@ class Driver:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.kernel = kernel
-        self.links: dict[str, Link] = {}
+        self.sessions: dict[str, Session] = {}
         self.inbound: Inbound
         self.on_loss: Callable[[], None] = lambda: None
         """Called when a connection was lost: DNS may know where it went."""
         self.on_change: Callable[[], None] = lambda: None
-        self.on_up: Callable[[Link], None] = lambda _: None
-        """Called with the link to a node that has come up, after its nodeup."""
+        self.on_up: Callable[[Session], None] = lambda _: None
+        """Called with the session to a node that has come up, after its nodeup."""
         self.on_down: Callable[[str], None] = lambda _: None
         """Called with the name of a node whose connection is over, before anything newer of it."""
         self.lag_ms = 0
-        self._by_source: dict[bytes, Link] = {}
+        self._by_source: dict[bytes, Session] = {}
         self._transport = transport
         self._codec = codec
         self._events = events
         self._settings = settings
         self._rng = rng
         self._loop = loop
-        self._dirty: list[Link] = []
+        self._dirty: list[Session] = []
         self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -119,15 +119,15 @@ class Driver:
         self._perform(self.kernel.stranger_refused(self._loop.time(), ip, reason))
 
     def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
-        """See `transport.Listener`. The straight road: a batch of a link goes to `Inbound`."""
-        link = self._by_source.get(source)
-        if link is not None and frame and frame[0] in (Kind.BATCH, Kind.CHUNK):
+        """See `transport.Listener`. The straight road: a batch of a session goes to `Inbound`."""
+        session = self._by_source.get(source)
+        if session is not None and frame and frame[0] in (Kind.BATCH, Kind.CHUNK):
             try:
-                self.inbound.frame(link, frame, extra)
+                self.inbound.frame(session, frame, extra)
             except BadFrame as error:
                 self._perform(self.kernel.broken(self._loop.time(), source, str(error)))
             except Exception as error:
-                log.exception("a frame of %s could not be taken: its connection ends", link.name)
+                log.exception("a frame of %s could not be taken: its connection ends", session.name)
                 why = f"{type(error).__name__} here while a frame of it was taken"
                 self._perform(self.kernel.broken(self._loop.time(), source, why))
             return
@@ -155,14 +155,14 @@ class Driver:
 
     def disconnected(self, name: str, reason: str) -> None:
         """The program wants this node no more; what was sent to it leaves before the goodbye."""
-        link = self.links.get(name)
-        if link is not None:
-            link.flush()
+        session = self.sessions.get(name)
+        if session is not None:
+            session.flush()
         self._perform(self.kernel.disconnected(self._loop.time(), name, reason))
 
-    def flush_soon(self, link: Link) -> None:
-        """Flush this link at the end of the turn of the loop."""
-        self._dirty.append(link)
+    def flush_soon(self, session: Session) -> None:
+        """Flush this session at the end of the turn of the loop."""
+        self._dirty.append(session)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -170,24 +170,24 @@ class Driver:
     def _flush(self) -> None:
         self._flushing = False
         dirty, self._dirty = self._dirty, []
-        for link in dirty:
-            link.flush()
+        for session in dirty:
+            session.flush()
 
-    def _link_lost(self, link: Link, reason: str) -> None:
+    def _session_lost(self, session: Session, reason: str) -> None:
         """Sending failed, perhaps in the middle of somebody's send: the fact is taken afterwards."""
-        channel = link.outgoing.channel
+        channel = session.outgoing.channel
         self._loop.call_soon(self.channel_lost, channel, reason)
 
-    # Orders.
+    # Effects.
 
-    def _perform(self, orders: list[Effect]) -> None:
-        for order in orders:
+    def _perform(self, effects: list[Effect]) -> None:
+        for order in effects:
             match order:
                 case Send(channel, frame):
                     if not self._transport.send(channel, (frame,)):
                         reason = "connection closed during the handshake"
                         self._loop.call_soon(self.channel_lost, channel, reason)
-                case Answer(source, frame):
+                case Reply(source, frame):
                     self._transport.answer(source, frame)
                 case Dial(channel, ip, port):
                     self._transport.dial(channel, ip, port)
@@ -206,7 +206,7 @@ class Driver:
         outgoing, incoming = order.connection.outgoing, order.connection.incoming
         if outgoing is None or incoming is None:
             raise AssertionError(f"{order.name} is up without both halves")
-        link = Link(
+        session = Session(
             peer,
             outgoing,
             incoming,
@@ -214,21 +214,21 @@ class Driver:
             self._codec,
             self._transport,
             self.flush_soon,
-            self._link_lost,
+            self._session_lost,
         )
-        self.links[order.name] = link
-        self._by_source[incoming.source] = link
+        self.sessions[order.name] = session
+        self._by_source[incoming.source] = session
         log.info("nodeup %s (incarnation %x)", order.name, order.incarnation)
         self._events.up(NodeUp(order.name, order.incarnation))
-        self.on_up(link)
-        self._tell_peers(link, PEERS_TOLD_AT_ONCE)
+        self.on_up(session)
+        self._tell_peers(session, PEERS_TOLD_AT_ONCE)
         self.on_change()
 
     def _down(self, order: Down) -> None:
-        link = self.links.pop(order.name)
-        self._by_source.pop(link.incoming.source, None)
+        session = self.sessions.pop(order.name)
+        self._by_source.pop(session.incoming.source, None)
         log.info("nodedown %s: %s", order.name, order.reason)
-        link.close(order.reason)
+        session.close(order.reason)
         self.on_down(order.name)
         self._events.down(NodeDown(order.name, order.incarnation, order.reason))
         self.on_change()
@@ -256,24 +256,24 @@ class Driver:
         self._pulse_due = now + self._settings.tick_s
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
         self._perform(self.kernel.pulse(now))
-        for link in list(self.links.values()):
-            link.sweep()
-            link.tell_credit()
-        self.tick_links()
-        if now >= self._gossip_due and self.links:
+        for session in list(self.sessions.values()):
+            session.sweep()
+            session.tell_credit()
+        self.tick_sessions()
+        if now >= self._gossip_due and self.sessions:
             self._gossip_due = now + self._settings.gossip_s
-            self._tell_peers(self._rng.choice(list(self.links.values())))
+            self._tell_peers(self._rng.choice(list(self.sessions.values())))
 
-    def tick_links(self) -> None:
+    def tick_sessions(self) -> None:
         """Tell every peer that this loop turns, and whether the node is draining."""
         tick: list[object] = [int(Op.TICK), self.lag_ms, self.kernel.draining]
-        for link in list(self.links.values()):
-            link.control(tick)
+        for session in list(self.sessions.values()):
+            session.control(tick)
 
-    def _tell_peers(self, link: Link, most: int = PEERS_TOLD) -> None:
+    def _tell_peers(self, session: Session, most: int = PEERS_TOLD) -> None:
         """Name the nodes that we are connected to, so that no node depends on one DNS answer."""
-        names = [name for name in self.links if name != link.name]
+        names = [name for name in self.sessions if name != session.name]
         if len(names) > most:
             names = self._rng.sample(names, most)
         if names:
-            link.control([int(Op.PEERS), names, None])
+            session.control([int(Op.PEERS), names, None])

@@ -50,7 +50,7 @@ def node_info(node: Node) -> NodeInfo:
     poller = node.poller
     answered_at = None if poller is None else poller.last_answer_at
     answer = None if poller is None else poller.last_answer
-    links = list(node.links.values())
+    sessions = list(node.sessions.values())
     return NodeInfo(
         name=node.name,
         incarnation=node.incarnation,
@@ -67,8 +67,8 @@ def node_info(node: Node) -> NodeInfo:
         draining=node.kernel.draining,
         observed_ips=tuple(sorted(node.kernel.observed)),
         processes=len(node.processes()),
-        messages_sent=sum(link.sent for link in links),
-        messages_received=sum(link.received for link in links),
+        messages_sent=sum(session.sent for session in sessions),
+        messages_received=sum(session.received for session in sessions),
         undelivered=node.inbound.undelivered,
         unreadable=node.inbound.unreadable,
         peers=tuple(node.kernel.topology.info(now)),

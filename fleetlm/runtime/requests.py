@@ -12,15 +12,15 @@ from fleetlm.wire.extensions import SHORT
 if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.directory.registry import Registry
-    from fleetlm.directory.replication import Tables
-    from fleetlm.messaging.session import Link
+    from fleetlm.directory.replication import Replication
+    from fleetlm.messaging.session import Session
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.remote_spawn import Factories
     from fleetlm.processes.signals import Signals
     from fleetlm.runtime.driver import Driver
 
 
-class NodeOffice:
+class PeerRequests:
     """`inbound.Office` of a node. Names are served on their own node only: one owner, no lock."""
 
     registry: Registry
@@ -28,38 +28,38 @@ class NodeOffice:
     factories: Factories
     """Set by the node, before anybody asks."""
 
-    def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals, tables: Tables) -> None:
+    def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals, tables: Replication) -> None:
         self._driver = driver
         self._local = local
         self._signals = signals
         self._tables = tables
 
-    def ticked(self, link: Link, lag_ms: int, draining: bool) -> None:
+    def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
         """The peer's loop is alive."""
-        self._driver.ticked(link.name, lag_ms, draining)
+        self._driver.ticked(session.name, lag_ms, draining)
 
     def told_of(self, names: list[str]) -> None:
         """The peer named its own peers."""
         self._driver.told_of(names)
 
-    def signalled(self, link: Link, signal: Any) -> None:
-        """A link, monitor or exit signal of the peer."""
-        self._signals.told(link, signal)
+    def signalled(self, session: Session, signal: Any) -> None:
+        """A session, monitor or exit signal of the peer."""
+        self._signals.told(session, signal)
 
-    def told_table(self, link: Link, topic: Any, fact: Any) -> None:
+    def told_table(self, session: Session, topic: Any, fact: Any) -> None:
         """What the peer says of its own processes."""
-        self._tables.told(link, topic, fact)
+        self._tables.told(session, topic, fact)
 
-    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
+    def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
         """Answer a request; a bad one is answered with an error, never with silence."""
         try:
-            call.reply(self._do(link, verb, argument))
+            call.reply(self._do(session, verb, argument))
         except (AlreadyRegistered, Draining, NoFactory, NoProcess) as error:
             call.refuse(error)
         except FleetError as error:
             call.fail(error)
 
-    def _do(self, link: Link, verb: str, argument: Any) -> Any:
+    def _do(self, session: Session, verb: str, argument: Any) -> Any:
         match verb, argument:
             case "ping", _:
                 return "pong"
@@ -78,7 +78,7 @@ class NodeOffice:
                 return self.registry.asked_to_claim(name, pid, packed, on_loss)
             case "disclaim", [str(name), Pid() as pid]:
                 return self.registry.asked_to_disclaim(name, pid)
-            case "spawn", list() if (spawn := asked_to_spawn(link, argument)) is not None:
-                return self.factories.asked(link, spawn)
+            case "spawn", list() if (spawn := asked_to_spawn(session, argument)) is not None:
+                return self.factories.asked(session, spawn)
         shown = f"{SHORT.repr(verb)}({SHORT.repr(argument)})"
         raise InvalidName(shown, "this node does not answer that request")

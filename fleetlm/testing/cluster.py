@@ -267,7 +267,7 @@ class SimCluster:
         names = {node.name for node in self.nodes.values()}
         found = {}
         for node in self.nodes.values():
-            absent = sorted(names - node.links.keys() - {node.name})
+            absent = sorted(names - node.sessions.keys() - {node.name})
             if absent:
                 found[node.name] = {name: _why(node, name) for name in absent}
         return found
@@ -275,7 +275,7 @@ class SimCluster:
     def meshed(self) -> bool:
         """Whether every running node lists exactly the other running nodes."""
         others = len(self.nodes) - 1
-        return all(len(node.links) == others for node in self.nodes.values()) and not self.missing()
+        return all(len(node.sessions) == others for node in self.nodes.values()) and not self.missing()
 
     async def mesh(self, timeout: float = 60.0) -> float:
         """Wait until every running node lists exactly the others.
@@ -313,7 +313,7 @@ class SimCluster:
         """What the nodes that ended still hold."""
         found = []
         for node in self._former:
-            found += [f"{node.name}: link to {name}" for name in node.links]
+            found += [f"{node.name}: link to {name}" for name in node.sessions]
             found += [f"{node.name}: process {info.runs}" for info in node.processes()]
         for ip in sorted(self._told.keys() - self.nodes.keys()):
             host = self.network.host(ip)

@@ -58,7 +58,7 @@ class ChannelOwner(Protocol):
         """A frame from the other end."""
 
 
-class Channel:
+class DealerChannel:
     """A connection that we dialled.
 
     Args:

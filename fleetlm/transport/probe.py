@@ -10,7 +10,7 @@ import zmq
 from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import keys_from_cookie
-from fleetlm.transport.dealer import Channel
+from fleetlm.transport.dealer import DealerChannel
 from fleetlm.transport.sockets import Context
 from fleetlm.wire import frames
 from fleetlm.wire.frames import BadFrame, IAm
@@ -36,7 +36,7 @@ async def probe(ip: str, port: int, settings: Settings, timeout_s: float) -> IAm
     limits = settings.replace(connect_timeout_s=min(settings.connect_timeout_s, timeout_s))
     context: Context = zmq.Context()
     try:
-        channel = caller.channel = Channel(
+        channel = caller.channel = DealerChannel(
             context, loop, caller, CHANNEL, (ip, port), own_ip=None, settings=limits, keys=keys
         )
         try:
@@ -58,7 +58,7 @@ class _Caller:
     def __init__(self, ip: str, port: int, verdict: asyncio.Future[IAm | str]) -> None:
         self._where = endpoint(ip, port)
         self.verdict = verdict
-        self.channel: Channel | None = None
+        self.channel: DealerChannel | None = None
 
     def channel_opened(self, channel: int) -> None:
         """Ask."""

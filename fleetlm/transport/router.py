@@ -48,7 +48,7 @@ _SRCFD = int(zmq.SRCFD)
 _NOT_YET = -1
 
 
-class Hearing:
+class Router:
     """Hears for one transport; `close` what `open` failed to open as well."""
 
     def __init__(

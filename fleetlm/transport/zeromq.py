@@ -23,9 +23,9 @@ from fleetlm.errors import StartFailed
 from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import CurveKeys, keys_from_cookie
-from fleetlm.transport.dealer import Channel
+from fleetlm.transport.dealer import DealerChannel
 from fleetlm.transport.interface import Listener, Part
-from fleetlm.transport.router import Hearing
+from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
     MAX_SOCKETS,
     Context,
@@ -62,8 +62,8 @@ class ZmqTransport:
         self._settings = settings
         self._given_loop = loop
         self._io_threads = context_io_threads
-        self._channels: dict[int, Channel] = {}
-        self._hearing: Hearing | None = None
+        self._channels: dict[int, DealerChannel] = {}
+        self._hearing: Router | None = None
         self._context: Context | None = None
         self._keys: CurveKeys | None = None
         self._own_ip: str | None = None
@@ -93,7 +93,7 @@ class ZmqTransport:
         context: Context = zmq.Context(self._io_threads)
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:
-            self._hearing = Hearing(context, self._loop, self._settings, self._keys, listener)
+            self._hearing = Router(context, self._loop, self._settings, self._keys, listener)
             is_own = self._hearing.open(ip, port)
         except (zmq.ZMQError, OSError) as error:
             if self._hearing is not None:
@@ -113,7 +113,7 @@ class ZmqTransport:
         if self._context is None:
             raise RuntimeError("this transport is not running")
         try:
-            self._channels[channel] = Channel(
+            self._channels[channel] = DealerChannel(
                 self._context,
                 self._loop,
                 self,

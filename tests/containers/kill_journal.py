@@ -223,7 +223,7 @@ def _outcome_faults(what: str, call: Call) -> Iterator[str]:
 
 
 def table_of(calls: Calls) -> dict[str, Counter[str]]:
-    """Kind of call → how many ended in which way; of Unknown also how many have run."""
+    """Kind of call → how many ended in which way; of OutcomeUnknown also how many have run."""
     table: dict[str, Counter[str]] = defaultdict(Counter)
     for call in calls.values():
         row = table[call.kind]

@@ -25,11 +25,11 @@ from fleetlm import (
     NodeStopped,
     NodeUp,
     NotDelivered,
+    OutcomeUnknown,
     Pid,
     ProcessExit,
     RemoteError,
     Supervisor,
-    Unknown,
 )
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def outcome(result: Any) -> tuple[str, str, str]:
     match result:
         case NotDelivered():
             return journal.NOT_DELIVERED, kind, "-"
-        case Unknown():
+        case OutcomeUnknown():
             return journal.UNKNOWN, kind, "-"
         case RemoteError(type_name="ValueError", text=text):
             return journal.RAISED, kind, text
@@ -302,7 +302,7 @@ async def scout(process: fleetlm.Process, life: Life) -> None:
         for name in SERVERS:
             try:
                 pid = await life.node.whereis(name, at=node, timeout=CALL_S)
-            except (NotDelivered, Unknown):
+            except (NotDelivered, OutcomeUnknown):
                 break
             if pid is not None:
                 life.met(name, pid)

@@ -18,8 +18,8 @@ from fleetlm import (
     NodeStopped,
     NodeUp,
     NotDelivered,
+    OutcomeUnknown,
     RemoteError,
-    Unknown,
 )
 from fleetlm.call import Call
 from fleetlm.ids import Pid
@@ -119,25 +119,25 @@ class World:
         view = self.views.get(ip)
         if view is None:
             return
-        links, known = view.node.links, view.links
+        links, known = view.node.sessions, view.sessions
         if len(links) != len(known) or any(known.get(name) is not link for name, link in links.items()):
             self._changed(view)
 
     def _changed(self, view: View) -> None:
         node = view.node
-        links = dict(node.links)
+        links = dict(node.sessions)
         hub = {up.node: up.incarnation for up in node._events.present}
         if hub != {name: link.incarnation for name, link in links.items()}:
             self.breach(f"{node.name}: nodeup says {hub}, links are {sorted(links)}")
         if sorted(links) != sorted(node.list()):
             self.breach(f"{node.name}: Node.list() is {node.list()}, links are {sorted(links)}")
-        for name, link in view.links.items():
+        for name, link in view.sessions.items():
             if links.get(name) is not link and not link.closed:
                 self.breach(f"{node.name}: the link to {name} went without being closed")
         for name, link in links.items():
-            if view.links.get(name) is not link:
+            if view.sessions.get(name) is not link:
                 self._up(view, name, link)
-        view.links = links
+        view.sessions = links
 
     def _up(self, view: View, name: str, link: Link) -> None:
         known = self.started.get(name, [])
@@ -181,7 +181,7 @@ class World:
     def delivered(self, node: Node, message: Any) -> None:
         match message:
             case ("m", (str(source), int(incarnation), _), _, int(epoch), *_) if source != node.name:
-                link = node.links.get(source)
+                link = node.sessions.get(source)
                 if link is None or link.closed or link.incarnation != incarnation:
                     self.breach(f"{node.name}: a message of {source} {incarnation:x}, which is not up")
                 elif link.incoming.epoch != epoch:
@@ -230,7 +230,7 @@ class World:
                 continue
             if target == sender[0]:
                 continue
-            link = source.links.get(target)
+            link = source.sessions.get(target)
             if link is None or source.numbers[link.outgoing.epoch] != connection:
                 continue
             if sink not in view.stable:
@@ -272,7 +272,7 @@ class World:
             case RemoteError():
                 if asked.server != "raises" or outcome.text != str(asked.number):
                     self.breach(f"{asked} raised {outcome!r}")
-            case NotDelivered() | Unknown() | NodeStopped() | asyncio.CancelledError():
+            case NotDelivered() | OutcomeUnknown() | NodeStopped() | asyncio.CancelledError():
                 pass
             case BaseException():
                 self.breach(f"{asked}: {outcome!r} is no outcome of a call")
@@ -288,7 +288,7 @@ class World:
         if isinstance(outcome, NotDelivered | NodeStopped):
             if ran:
                 self.breach(f"{asked} ran, though it says that it never did")
-        elif not isinstance(outcome, Unknown | asyncio.CancelledError) and ran != 1:
+        elif not isinstance(outcome, OutcomeUnknown | asyncio.CancelledError) and ran != 1:
             self.breach(f"{asked} has a result, but did not run")
 
     def all_ended(self) -> None:
@@ -327,7 +327,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
         strict: False where frames were falsified: pieces of messages that never were are held
             until the connection ends, within the limits of one message.
     """
-    kernel, driver, links = node.kernel, node._driver, node.links
+    kernel, driver, links = node.kernel, node._driver, node.sessions
     found = []
     for link in links.values():
         kept = {

@@ -38,7 +38,7 @@ class Checks:
         if home is None:
             return
         self._facts += 1
-        for name, link in home.node.links.items():
+        for name, link in home.node.sessions.items():
             for what, units in (("sent", link.held), ("got", link.arrivals.held)):
                 if units and max(units.values()) > self.most:
                     self.world.breach(f"{home.node.name} has {what} {units} to or of {name}")
@@ -135,7 +135,7 @@ class Checks:
             right = world._right_exits(pid, other, due)
             if right:
                 world.breach(f"{pid} was not told of {other}, which ended: {right}")
-            elif other not in self._links(pid):
+            elif other not in self._sessions(pid):
                 world.breach(f"{pid} is not linked with {other} any more")
 
     def _links(self, pid: Pid) -> Iterable[Pid]:
@@ -153,7 +153,7 @@ class Checks:
                 if not home.node._local.alive(number):
                     self.world.breach(f"{pid} has ended, and is in the relations of its node")
                 for other in ends.links:
-                    if pid not in self._links(other):
+                    if pid not in self._sessions(other):
                         self.world.breach(f"{pid} is linked with {other}, which is not with it")
                 owners |= dict.fromkeys(ends.monitors, number)
                 watched |= dict.fromkeys(ends.watchers, number)
@@ -222,7 +222,7 @@ class Checks:
                 "calls": node._messenger.local_calls, "subscriptions": self._subscriptions(node),
                 "round robins": node.groups._picker._last,
             }  # fmt: skip
-            for link in node.links.values():
+            for link in node.sessions.values():
                 left |= {
                     f"origins of {link.name}": link.arrivals._boxes,
                     f"untold of {link.name}": link.arrivals._untold,

@@ -15,11 +15,11 @@ from fleetlm import (
     NodeStopped,
     NoProcess,
     NotDelivered,
+    OutcomeUnknown,
     Pid,
     Process,
     ProcessDown,
     RemoteError,
-    Unknown,
     WouldBlock,
 )
 from tests.sim.invariants import LATE_S
@@ -133,7 +133,7 @@ class Ledger:
             case NotDelivered() | NodeStopped():
                 if ran or asked.consumed:
                     self.world.breach(f"{asked} ran, and was told {outcome!r}")
-            case Unknown() | asyncio.CancelledError():
+            case OutcomeUnknown() | asyncio.CancelledError():
                 pass
             case Pid() if outcome in self.world.ended:
                 pass  # Spawned, and ended before its first line.

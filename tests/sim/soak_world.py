@@ -88,7 +88,7 @@ class Home:
         """The incarnation that a signal to that node would reach."""
         if node == self.node.name:
             return self.node.incarnation
-        link = self.node.links.get(node)
+        link = self.node.sessions.get(node)
         return None if link is None else link.incarnation
 
     def pid(self, number: int) -> Pid:

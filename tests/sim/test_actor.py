@@ -21,12 +21,12 @@ from fleetlm import (
     NoProcess,
     NotDelivered,
     NotSerializable,
+    OutcomeUnknown,
     Pid,
     ProcessDown,
     ProcessExit,
     RemoteError,
     Undecodable,
-    Unknown,
     handler,
 )
 from fleetlm.actors.handlers import Invoke
@@ -195,7 +195,7 @@ def test_the_end_of_a_callers_node_cancels_the_handler(method: str) -> None:
         assert worker.log == ["+a"]
         await fleet.crash(nodes[0])
         await asyncio.wait([asking])
-        assert isinstance(asking.exception(), Unknown)
+        assert isinstance(asking.exception(), OutcomeUnknown)
         await asyncio.sleep(20)
         assert worker.log == ["+a", "!a"]
         assert await nodes[1].ref(Worker, "worker").call(Worker.add, 1, ()) == (1, 0)
@@ -221,7 +221,7 @@ async def test_the_end_of_an_actors_node_is_an_unknown_outcome(fleet: Fleet) -> 
     await asyncio.sleep(1)
     await fleet.crash(nodes[1])
     await asyncio.wait([asking])
-    assert isinstance(asking.exception(), Unknown)
+    assert isinstance(asking.exception(), OutcomeUnknown)
     with pytest.raises(NotDelivered):
         await there(nodes).cast(Worker.work, "b", 1)
 
@@ -256,7 +256,7 @@ async def test_a_deadline_ends_what_is_nested_though_no_cancellation_comes_throu
     await asyncio.sleep(2.5)
     assert SimLoop.current().time() < asked_at + 4
     assert asking.done()
-    assert isinstance(asking.exception(), Unknown)
+    assert isinstance(asking.exception(), OutcomeUnknown)
     assert made[2].log == ["+relay 0", "+last", "!last"]
 
 
@@ -327,7 +327,7 @@ def test_whatever_happens_every_call_has_one_outcome_and_what_never_ran_never_ra
             elif outcome == name:
                 assert name in done
             else:
-                assert isinstance(outcome, Unknown), outcome
+                assert isinstance(outcome, OutcomeUnknown), outcome
         assert sum(info.open_calls for node in nodes for info in node.processes()) == 0
         for worker in made:
             life = worker._Actor__life  # type: ignore[attr-defined]

@@ -16,10 +16,10 @@ from fleetlm import (
     CallTimeout,
     Expired,
     NoHandler,
+    OutcomeUnknown,
     ProcessDown,
     ProcessExit,
     RemoteError,
-    Unknown,
     handler,
 )
 from fleetlm.testing.loop import SimLoop
@@ -154,7 +154,7 @@ async def test_each_end_is_told(fleet: Fleet) -> None:
     await asyncio.sleep(0.5)
     await fleet.crash(fleet.nodes[1])
     await asyncio.wait([consuming])
-    assert isinstance(consuming.exception(), Unknown)
+    assert isinstance(consuming.exception(), OutcomeUnknown)
 
 
 @simulated

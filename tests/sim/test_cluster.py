@@ -355,9 +355,9 @@ def test_a_leak_is_told() -> None:
             await cluster.start(2)
             await cluster.mesh()
             one = cluster.nodes[A]
-            link = one.links[f"fleetlm@{B}"]
+            link = one.sessions[f"fleetlm@{B}"]
             await cluster.stop(one)
-            one.links["fleetlm@10.0.0.9"] = link
+            one.sessions["fleetlm@10.0.0.9"] = link
 
     with pytest.raises(Leaked, match=r"fleetlm@10.0.0.1: link to fleetlm@10.0.0.9"):
         run(main())

@@ -374,7 +374,7 @@ async def test_members_of_a_node_that_goes_meanwhile_are_not_counted(
         node.groups.join("g", node.spawn(keeper, kept))
     await asyncio.sleep(1)
     cluster.stall(b)
-    link = a.links[b.name]
+    link = a.sessions[b.name]
     while not link.full:
         a.send_nowait(("nobody", b.name), b"x" * 60 * KIB)
     sending = asyncio.ensure_future(a.groups.broadcast("g", "all"))
@@ -594,7 +594,7 @@ class Story:
         for node in self.nodes():
             for group in node.groups.list():
                 for pid in node.groups.members(group):
-                    assert pid.node == node.name or node.links[pid.node].incarnation == pid.incarnation
+                    assert pid.node == node.name or node.sessions[pid.node].incarnation == pid.incarnation
 
     async def play(self) -> None:
         async with self.cluster as cluster:

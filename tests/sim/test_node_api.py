@@ -19,12 +19,12 @@ from fleetlm import (
     NodeUp,
     NoProcess,
     NotDelivered,
+    OutcomeUnknown,
     Pid,
     Process,
     ProcessDown,
     RemoteError,
     Settings,
-    Unknown,
 )
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import A, B, Fleet, collector, echo, simulated
@@ -175,7 +175,7 @@ def test_a_process_that_ends_tells_the_calls_it_took_from_those_it_did_not(remot
         calls = [asyncio.ensure_future(a.call(("brief", node.name), n)) for n in range(3)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(each) for each in results] == [ProcessDown, NoProcess, NoProcess]
-        assert isinstance(results[0], Unknown)
+        assert isinstance(results[0], OutcomeUnknown)
         assert isinstance(results[1], NotDelivered)
 
     story()

@@ -579,7 +579,7 @@ class Course:
         try:
             await asked.registry.register(name, player.pid, meta, on_loss=on_loss, timeout=1.0)
         except FleetError as error:
-            if isinstance(error, fleetlm.Unknown):
+            if isinstance(error, fleetlm.OutcomeUnknown):
                 self.claims[name, player.pid] += 1  # It may have been registered.
         else:
             self.claims[name, player.pid] += 1

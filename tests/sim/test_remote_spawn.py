@@ -104,7 +104,7 @@ def assert_nothing_is_left(cluster: SimCluster) -> None:
         for ref, target in e.monitors.items()
     }
     for node in nodes:
-        for link in node.links.values():
+        for link in node.sessions.values():
             assert not link.calls, f"{node.name} waits for {link.name}: {link.calls}"
             assert not link.requests
         table = tables[node.name]
@@ -112,7 +112,7 @@ def assert_nothing_is_left(cluster: SimCluster) -> None:
             me = Pid(node.name, node.incarnation, number)
             assert node.process_info(me) is not None, f"relations of {me}, which has ended"
             for other in ends.links:
-                assert me in tables[other.node]._ends[other.number].links, f"{other} knows no link to {me}"
+                assert me in tables[other.node]._ends[other.number].sessions, f"{other} knows no link to {me}"
             assert set(ends.watchers) <= holding.keys()
         assert set(table._owner_of) <= holding.keys()
     for ref, target in holding.items():
@@ -406,7 +406,7 @@ def test_who_gave_up_has_spawned_nothing(kind: str, how: str) -> None:
         pid = here.spawn(asker.run)
         await asyncio.sleep(3)
         assert type(asker.outcome) is (CallTimeout if own else TimeoutError)
-        assert here.links[there.name].calls, "its answer is still to come"
+        assert here.sessions[there.name].calls, "its answer is still to come"
         cluster.unstall(there)
         await asyncio.sleep(1)
         assert there.processes() == []
@@ -709,7 +709,7 @@ class Story:
         """What differs once the connection from a process's node to another has been lost."""
         for node in self.nodes():
             if (node.name, node.incarnation) == (pid.node, pid.incarnation):
-                return node.kernel.topology.peers[at].connection.ups if at in node.links else None
+                return node.kernel.topology.peers[at].connection.ups if at in node.sessions else None
         return None
 
     def prepare(self, node: Node) -> None:

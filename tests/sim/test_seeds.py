@@ -106,7 +106,7 @@ def _delivers_reversed(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _takes_any_incarnation(original: Callable[..., Any]) -> Callable[..., Any]:
     def route(messenger: Messenger, to: Any) -> Any:
-        link = messenger._links.get(to.node) if isinstance(to, Pid) else None
+        link = messenger._sessions.get(to.node) if isinstance(to, Pid) else None
         return original(messenger, to) if link is None else (link, to.number)
 
     return route

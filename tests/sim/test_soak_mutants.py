@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from fleetlm import messages, node_messages
-from fleetlm.actors.run import Life
+from fleetlm.actors.run import ActorRun
 from fleetlm.call import Call
 from fleetlm.core import restarts
 from fleetlm.core.group_table import GroupTable
-from fleetlm.core.links import Deliver, Relations
-from fleetlm.core.name_table import Lose, Names
+from fleetlm.core.links import Deliver, Links
+from fleetlm.core.name_table import Lose, NameTable
 from fleetlm.core.restarts import Backoff
 from fleetlm.directory.groups import Groups
 from fleetlm.directory.registry import Registry
@@ -23,9 +23,9 @@ from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.outbound import Messenger
-from fleetlm.messaging.session import Link
-from fleetlm.messaging.stream_items import Inlet
-from fleetlm.messaging.windows import InWindows
+from fleetlm.messaging.session import Session
+from fleetlm.messaging.stream_items import ConsumerEnd
+from fleetlm.messaging.windows import ReceiveWindows
 from fleetlm.process import Process
 from fleetlm.processes.remote_spawn import _Spawning
 from fleetlm.processes.signals import Signals
@@ -58,7 +58,7 @@ def _a_monitor_fires_twice(perform: Mutant) -> Mutant:
 
 
 def _downs_are_lost_with_a_node(node_down: Mutant) -> Mutant:
-    def mutant(relations: Relations, node: str) -> list[Any]:
+    def mutant(relations: Links, node: str) -> list[Any]:
         return [order for order in node_down(relations, node) if not isinstance(order, Deliver)]
 
     return mutant
@@ -69,7 +69,7 @@ def _a_death_is_told_as_absence(down: Mutant) -> Mutant:
 
 
 def _a_link_has_one_side(told: Mutant) -> Mutant:
-    def mutant(relations: Relations, node: str, incarnation: int, signal: list[Any]) -> Any:
+    def mutant(relations: Links, node: str, incarnation: int, signal: list[Any]) -> Any:
         return [] if signal[0] == "link" else told(relations, node, incarnation, signal)
 
     return mutant
@@ -80,10 +80,10 @@ def _an_unlink_ends_every_link(unlinked: Mutant) -> Mutant:
 
 
 def _a_signal_overtakes(signal: Mutant) -> Mutant:
-    def mutant(link: Link, packed: bytes, after: Any = None) -> None:
-        signal(link, packed)
-        if packed[1] == Op.SIGNAL and len(link._batch) > 1:
-            link._batch.insert(1, link._batch.pop())
+    def mutant(session: Session, packed: bytes, after: Any = None) -> None:
+        signal(session, packed)
+        if packed[1] == Op.SIGNAL and len(session._batch) > 1:
+            session._batch.insert(1, session._batch.pop())
 
     return mutant
 
@@ -103,9 +103,9 @@ def _hardly_a_pause(_original: Mutant) -> Mutant:
 
 
 def _senders_see_no_window(init: Mutant) -> Mutant:
-    def mutant(link: Link, *args: Any) -> None:
-        init(link, *args)
-        link.window = link.windows.limit = 1_000_000
+    def mutant(session: Session, *args: Any) -> None:
+        init(session, *args)
+        session.window = session.windows.limit = 1_000_000
 
     return mutant
 
@@ -118,7 +118,7 @@ def _never_full(_original: Any) -> Any:
 
 
 def _items_come_twice(put: Mutant) -> Mutant:
-    def mutant(inlet: Inlet, item: Any) -> None:
+    def mutant(inlet: ConsumerEnd, item: Any) -> None:
         put(inlet, item)
         if len(inlet._items) + inlet._untold < inlet._window:
             put(inlet, item)
@@ -131,20 +131,20 @@ def _what_ran_is_told_as_not_delivered(_original: Mutant) -> Mutant:
 
 
 def _no_cancel(_original: Mutant) -> Mutant:
-    return lambda messenger, link, ref, sender: link.calls.pop(ref, None)
+    return lambda messenger, session, ref, sender: session.calls.pop(ref, None)
 
 
 def _callers_wait_for_the_lost(close: Mutant) -> Mutant:
-    def mutant(link: Link, reason: str) -> None:
-        link.calls = {}
-        close(link, reason)
+    def mutant(session: Session, reason: str) -> None:
+        session.calls = {}
+        close(session, reason)
 
     return mutant
 
 
 def _requests_run_twice(call: Mutant) -> Mutant:
-    def mutant(inbound: Inbound, link: Link, message: list[Any]) -> None:
-        call(inbound, link, message)
+    def mutant(inbound: Inbound, session: Session, message: list[Any]) -> None:
+        call(inbound, session, message)
         box = inbound._boxes.get(message[1])
         if message[1] == "server" and box is not None:
             box.put(box.queue[-1])
@@ -153,8 +153,8 @@ def _requests_run_twice(call: Mutant) -> Mutant:
 
 
 def _messages_are_forgotten(deliver: Mutant) -> Mutant:
-    def mutant(inbound: Inbound, link: Link, messages: list[Any]) -> None:
-        deliver(inbound, link, messages[:-1] if len(messages) > 10 else messages)
+    def mutant(inbound: Inbound, session: Session, messages: list[Any]) -> None:
+        deliver(inbound, session, messages[:-1] if len(messages) > 10 else messages)
 
     return mutant
 
@@ -174,7 +174,7 @@ def _the_loser_is_not_told(perform: Mutant) -> Mutant:
 
 
 def _everybody_wins(best: Mutant) -> Mutant:
-    def mutant(names: Names, name: str) -> Any:
+    def mutant(names: NameTable, name: str) -> Any:
         own = names._own.held.get(name)
         return best(names, name) if own is None else own.claim
 
@@ -193,7 +193,7 @@ def _changes_are_missed(publish: Mutant) -> Mutant:
 
 
 def _handlers_overlap(_original: Mutant) -> Mutant:
-    async def called(life: Life, call: Call, request: Any) -> None:
+    async def called(life: ActorRun, call: Call, request: Any) -> None:
         found = life._find(request, call)
         if found is not None:
             await life._start_beside(found, request, call)
@@ -202,7 +202,7 @@ def _handlers_overlap(_original: Mutant) -> Mutant:
 
 
 def _no_bound_for_concurrent_handlers(init: Mutant) -> Mutant:
-    def mutant(life: Life, *args: Any) -> None:
+    def mutant(life: ActorRun, *args: Any) -> None:
         init(life, *args)
         life._most = 1_000
 
@@ -214,7 +214,7 @@ def _deadlines_extend(_original: Mutant) -> Mutant:
 
 
 def _no_terminate(_original: Mutant) -> Mutant:
-    async def finish(life: Life, reason: Any) -> None: ...
+    async def finish(life: ActorRun, reason: Any) -> None: ...
 
     return finish
 
@@ -242,35 +242,35 @@ def _a_timer_is_left(ended: Mutant) -> Mutant:
 
 MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (Signals, "_perform", _a_monitor_fires_twice),
-    (Relations, "node_down", _downs_are_lost_with_a_node),
-    (Relations, "_down", _a_death_is_told_as_absence),
-    (Relations, "_told_of_link", _a_link_has_one_side),
-    (Relations, "_unlinked_by", _an_unlink_ends_every_link),
-    (Relations, "_unwatch", _ignored),
-    (Link, "signal", _a_signal_overtakes),
+    (Links, "node_down", _downs_are_lost_with_a_node),
+    (Links, "_down", _a_death_is_told_as_absence),
+    (Links, "_told_of_link", _a_link_has_one_side),
+    (Links, "_unlinked_by", _an_unlink_ends_every_link),
+    (Links, "_unwatch", _ignored),
+    (Session, "signal", _a_signal_overtakes),
     (restarts, "is_of_the_cluster", _peer_loss_counts),
     (Backoff, "pause_s", _hardly_a_pause),
-    (Link, "__init__", _senders_see_no_window),
-    (InWindows, "sweep", _ignored),
-    (Link, "_tell_taken", _ignored),
+    (Session, "__init__", _senders_see_no_window),
+    (ReceiveWindows, "sweep", _ignored),
+    (Session, "_tell_taken", _ignored),
     (Mailbox, "full", _never_full),
-    (Inlet, "put", _items_come_twice),
-    (Inlet, "set_result", _ignored),
+    (ConsumerEnd, "put", _items_come_twice),
+    (ConsumerEnd, "set_result", _ignored),
     (Call, "process_down", _what_ran_is_told_as_not_delivered),
     (Messenger, "_done_with", _no_cancel),
-    (Link, "close", _callers_wait_for_the_lost),
+    (Session, "close", _callers_wait_for_the_lost),
     (Inbound, "_call", _requests_run_twice),
     (Inbound, "_deliver", _messages_are_forgotten),
     (GroupTable, "node_down", _members_stay),
     (Groups, "exited", _ignored),
     (Registry, "_perform", _the_loser_is_not_told),
-    (Names, "_best", _everybody_wins),
+    (NameTable, "_best", _everybody_wins),
     (Subscription, "publish", _changes_are_missed),
     (Feed, "forget", _ignored),
-    (Life, "_called", _handlers_overlap),
-    (Life, "__init__", _no_bound_for_concurrent_handlers),
-    (Life, "_interrupt", _ignored),
-    (Life, "_finish", _no_terminate),
+    (ActorRun, "_called", _handlers_overlap),
+    (ActorRun, "__init__", _no_bound_for_concurrent_handlers),
+    (ActorRun, "_interrupt", _ignored),
+    (ActorRun, "_finish", _no_terminate),
     (node_messages, "within_deadline", _deadlines_extend),
     (_Spawning, "_kill", _ignored),
     (Messenger, "take_ref", _a_future_is_left),

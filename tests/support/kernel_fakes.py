@@ -90,14 +90,14 @@ def kernel(number: int = 1, settings: Settings = SETTINGS, **changes: Any) -> Ke
     return Kernel(identity(number, **changes), settings, Dice())
 
 
-def said(orders: list[Effect]) -> list[tuple[str, str]]:
-    """Level and text of the log lines among these orders."""
-    return [(order.level, order.text) for order in orders if isinstance(order, Report)]
+def said(effects: list[Effect]) -> list[tuple[str, str]]:
+    """Level and text of the log lines among these effects."""
+    return [(order.level, order.text) for order in effects if isinstance(order, Report)]
 
 
-def quiet(orders: list[Effect]) -> list[Effect]:
-    """The orders without the log lines."""
-    return [order for order in orders if not isinstance(order, Report)]
+def quiet(effects: list[Effect]) -> list[Effect]:
+    """The effects without the log lines."""
+    return [order for order in effects if not isinstance(order, Report)]
 
 
 def source(number: int, attempt: int = 1) -> bytes:
@@ -123,7 +123,7 @@ class Meeting:
     def hello(
         self, number: int, epoch: int, incarnation: int = 0, **changes: Any
     ) -> tuple[bytes, list[Effect]]:
-        """Node ``number`` dials us. Returns its source, and the orders."""
+        """Node ``number`` dials us. Returns its source, and the effects."""
         half = self.met(number)
         frame = hello_frame(hello_of(number, incarnation, **changes), epoch)
         return half, self.kernel.control_frame(self.now, half, frame)

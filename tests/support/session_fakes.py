@@ -11,7 +11,7 @@ from fleetlm.core.connection import Connection, Identity, Incoming, Outgoing
 from fleetlm.core.topology import Peer
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
-from fleetlm.messaging.session import Link
+from fleetlm.messaging.session import Session
 from fleetlm.processes.local import LocalProcesses
 from fleetlm.processes.signals import Signals
 from fleetlm.settings import Settings
@@ -68,19 +68,19 @@ class FakeOffice:
         self.named: list[str] = []
         self.questions: list[tuple[str, Any]] = []
 
-    def ticked(self, link: Link, lag_ms: int, draining: bool) -> None:
+    def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
         self.ticks.append((lag_ms, draining))
 
     def told_of(self, names: list[str]) -> None:
         self.named += names
 
-    def told_table(self, link: Link, topic: Any, fact: Any) -> None:
+    def told_table(self, session: Session, topic: Any, fact: Any) -> None:
         self.questions.append((topic, fact))
 
-    def signalled(self, link: Link, signal: Any) -> None:
+    def signalled(self, session: Session, signal: Any) -> None:
         self.questions.append(("signal", signal))
 
-    def asked(self, link: Link, verb: str, argument: Any, call: Call) -> None:
+    def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
         self.questions.append((verb, argument))
         call.reply("answer")
 
@@ -106,7 +106,7 @@ def identity(name: str, incarnation: int, settings: Settings) -> Identity:
 
 
 class Side:
-    """One end: its link, what it flushes, and what it receives."""
+    """One end: its session, what it flushes, and what it receives."""
 
     def __init__(self, name: str, peer: str, settings: Settings, theirs: Settings | None = None) -> None:
         theirs = theirs or settings
@@ -121,12 +121,12 @@ class Side:
         self.office = FakeOffice()
         self.boxes: dict[int | str, Mailbox] = {}
         self.codec = Codec()
-        self.dirty: list[Link] = []
+        self.dirty: list[Session] = []
         self.lost: list[str] = []
         outgoing = Outgoing(7, epochs[0])
         outgoing.seq = 1
         incoming = Incoming(b"source", epochs[1], hello, "10.0.0.9")
-        self.link = Link(
+        self.session = Session(
             Peer(connection, 0.0),
             outgoing,
             incoming,
@@ -143,18 +143,18 @@ class Side:
         return box
 
     def send(self, to: str, message: Any, sender: Any = None) -> None:
-        self.link.append(self.codec.pack([to, message], message), sender)
+        self.session.append(self.codec.pack([to, message], message), sender)
 
     def flush(self) -> bool:
         """What the driver does at the end of a turn. Whether there was anything to do."""
         dirty, self.dirty[:] = list(self.dirty), []
-        for link in dirty:
-            link.flush()
+        for session in dirty:
+            session.flush()
         return bool(dirty)
 
     def receive(self, frames: list[tuple[bytes, ...]]) -> None:
         for frame, *extra in frames:
-            self.inbound.frame(self.link, frame, extra[0] if extra else None)
+            self.inbound.frame(self.session, frame, extra[0] if extra else None)
 
 
 class Pair:

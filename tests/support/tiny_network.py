@@ -15,7 +15,7 @@ import msgpack
 
 from fleetlm.core.connection import Connection, Incoming, Outgoing, Phase
 from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
-from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Report, Send, Up
+from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.core.kernel import Kernel
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
@@ -46,7 +46,7 @@ class Channel:
 
 
 @dataclass
-class Link:
+class Session:
     """What a driver keeps of an `Up`."""
 
     connection: Connection
@@ -66,8 +66,8 @@ class Node:
         self.kernel = Kernel(identity(number, incarnation), net.settings, random.Random(net.rng.random()))
         self.alive = True
         self.channels: dict[int, Channel] = {}
-        self.links: dict[str, Link] = {}
-        self.by_source: dict[bytes, Link] = {}
+        self.sessions: dict[str, Session] = {}
+        self.by_source: dict[bytes, Session] = {}
         self.reports: list[str] = []
         self.dials = 0
         self.ups = 0
@@ -76,8 +76,8 @@ class Node:
     def incarnation(self) -> int:
         return self.kernel.me.incarnation
 
-    def perform(self, orders: list[Effect]) -> None:
-        for order in orders:
+    def perform(self, effects: list[Effect]) -> None:
+        for order in effects:
             match order:
                 case Dial(number, to_ip, _):
                     assert number not in self.channels, "a channel number was used twice"
@@ -88,49 +88,49 @@ class Node:
                     assert channel.listener is not None, "sent before the channel opened"
                     assert not channel.hung_up
                     channel.out.append(frame)
-                case Answer(source, frame):
+                case Reply(source, frame):
                     self.net.answer(self, source, frame)
                 case HangUp(number):
                     channel_or_none = self.channels.pop(number, None)
                     if channel_or_none is not None:
                         channel_or_none.hung_up = True
                 case Up(peer, incarnation, connection):
-                    assert peer not in self.links, "up twice"
+                    assert peer not in self.sessions, "up twice"
                     assert connection.outgoing is not None
                     assert connection.incoming is not None
-                    link = Link(connection, incarnation, connection.outgoing, connection.incoming)
-                    self.links[peer] = self.by_source[link.incoming.source] = link
+                    session = Session(connection, incarnation, connection.outgoing, connection.incoming)
+                    self.sessions[peer] = self.by_source[session.incoming.source] = session
                     self.ups += 1
                 case Down(peer, incarnation, _):
-                    link = self.links.pop(peer)  # KeyError: down without up
-                    assert link.incarnation == incarnation
-                    del self.by_source[link.incoming.source]
+                    session = self.sessions.pop(peer)  # KeyError: down without up
+                    assert session.incarnation == incarnation
+                    del self.by_source[session.incoming.source]
                 case Report(_, text):
                     self.reports.append(text)
         self.check()
 
     def arrived(self, channel: Channel, frame: bytes) -> None:
         """A driver's straight road for data, and the kernel for the rest."""
-        now, link = self.net.now, self.by_source.get(channel.source)
-        if link is not None and frame[0] == Kind.BATCH:
+        now, session = self.net.now, self.by_source.get(channel.source)
+        if session is not None and frame[0] == Kind.BATCH:
             try:
-                link.incoming.accept(*frames.read_header(frame)[1:])
+                session.incoming.accept(*frames.read_header(frame)[1:])
             except BadFrame as error:
                 return self.perform(self.kernel.broken(now, channel.source, str(error)))
             sender, receiver, count = msgpack.unpackb(frame[frames.HEADER_BYTES :])
-            assert link.connection.phase is Phase.UP
-            assert sender == link.incarnation, "a message of another incarnation was delivered"
+            assert session.connection.phase is Phase.UP
+            assert sender == session.incarnation, "a message of another incarnation was delivered"
             assert receiver == self.incarnation, "a message for another incarnation was delivered"
-            assert count == link.received, "a message is missing, or came twice"
-            link.received += 1
+            assert count == session.received, "a message is missing, or came twice"
+            session.received += 1
             return None
         return self.perform(self.kernel.control_frame(now, channel.source, frame))
 
-    def send_data(self, link: Link) -> None:
-        head = link.outgoing.header(Kind.BATCH)
-        body = msgpack.packb([self.incarnation, link.incarnation, link.sent])
-        link.sent += 1
-        self.channels[link.outgoing.channel].out.append(head + body)
+    def send_data(self, session: Session) -> None:
+        head = session.outgoing.header(Kind.BATCH)
+        body = msgpack.packb([self.incarnation, session.incarnation, session.sent])
+        session.sent += 1
+        self.channels[session.outgoing.channel].out.append(head + body)
 
     def check(self) -> None:
         """What holds between any two facts."""
@@ -138,10 +138,12 @@ class Node:
         dialled = {p.connection.outgoing.channel for p in peers if p.connection.outgoing is not None}
         assert dialled == kernel._channels.keys(), "the kernel lost track of a channel"
         assert self.channels.keys() == dialled | kernel._probes.keys(), "a channel leaks"
-        assert self.links.keys() == {p.connection.name for p in peers if p.up}
-        for link in self.links.values():
-            now = (link.connection.outgoing, link.connection.incoming)
-            assert now == (link.outgoing, link.incoming), "up, but over other halves than it came up with"
+        assert self.sessions.keys() == {p.connection.name for p in peers if p.up}
+        for session in self.sessions.values():
+            now = (session.connection.outgoing, session.connection.incoming)
+            assert now == (session.outgoing, session.incoming), (
+                "up, but over other halves than it came up with"
+            )
         for peer in peers:
             phase = peer.connection.phase
             assert (phase is Phase.IDLE) == (peer.connection.outgoing is None)
@@ -251,7 +253,7 @@ class TinyNetwork:
             node.perform(node.kernel.tick(self.now + 60))
             node.perform(node.kernel.looked_up(self.now, self.dns()))
             assert node.dials == dials, "a node that left has dialled"
-            assert not node.links
+            assert not node.sessions
         elif node.alive:
             for channel in node.channels.values():
                 del_from = self.rng.randrange(len(channel.out) + 1)
@@ -290,8 +292,8 @@ class TinyNetwork:
         elif dice < 0.70:
             self.now += rng.choice((0.001, 0.05, 0.3, 1.0, 4.0))
             self.tick()
-        elif dice < 0.85 and node.alive and node.links:
-            node.send_data(rng.choice(list(node.links.values())))
+        elif dice < 0.85 and node.alive and node.sessions:
+            node.send_data(rng.choice(list(node.sessions.values())))
         elif dice < 0.87 and self.channels:
             channel = rng.choice(self.channels)
             channel.cut_at = self.now if channel.cut_at is None else channel.cut_at
@@ -344,7 +346,7 @@ class TinyNetwork:
             for other in self.nodes.values():
                 if other is node:
                     continue
-                here, there = node.links.get(name(other.number)), other.links.get(name(node.number))
+                here, there = node.sessions.get(name(other.number)), other.sessions.get(name(node.number))
                 if here is None or there is None:
                     return False
                 if (here.incarnation, there.incarnation) != (other.incarnation, node.incarnation):
@@ -355,13 +357,13 @@ class TinyNetwork:
 
     def converse(self) -> None:
         """Everybody hears from everybody, and nobody goes down over it."""
-        links = [(node, link) for node in self.nodes.values() for link in node.links.values()]
-        heard = [link.received for _, link in links]
-        for node, link in links:
-            node.send_data(link)
+        links = [(node, session) for node in self.nodes.values() for session in node.sessions.values()]
+        heard = [session.received for _, session in links]
+        for node, session in links:
+            node.send_data(session)
         self.drain()
         assert self.settled()
-        assert [link.received for _, link in links] == [count + 1 for count in heard]
+        assert [session.received for _, session in links] == [count + 1 for count in heard]
 
     def quiet(self, limit_s: float) -> float:
         """Let everything be delivered and every deadline pass. Returns how long it took to settle."""

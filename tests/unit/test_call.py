@@ -15,10 +15,10 @@ from fleetlm.errors import (
     NoProcess,
     NotDelivered,
     NotSerializable,
+    OutcomeUnknown,
     ProcessDown,
     RemoteError,
     Undecodable,
-    Unknown,
 )
 
 
@@ -183,7 +183,7 @@ def test_who_watches_is_told_of_the_end_and_of_another_watcher() -> None:
     ("kind", "details", "expected", "base"),
     [
         (FailureKind.NO_PROCESS, ["x"], NoProcess, NotDelivered),
-        (FailureKind.PROCESS_DOWN, ["x", "normal"], ProcessDown, Unknown),
+        (FailureKind.PROCESS_DOWN, ["x", "normal"], ProcessDown, OutcomeUnknown),
         (FailureKind.RAISED, ["ValueError", "no", "Traceback"], RemoteError, FleetError),
         (FailureKind.UNDECODABLE, ["x", "no such tag"], Undecodable, NotDelivered),
         (FailureKind.NO_HANDLER, ["x", "no handler"], NoHandler, NotDelivered),

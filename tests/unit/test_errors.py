@@ -27,6 +27,7 @@ from fleetlm.errors import (
     NoProcess,
     NotDelivered,
     NotSerializable,
+    OutcomeUnknown,
     ProcessDown,
     ProcessExit,
     RemoteError,
@@ -35,7 +36,6 @@ from fleetlm.errors import (
     TooManyMemberships,
     TooManyNames,
     Undecodable,
-    Unknown,
     WorkerDied,
     WouldBlock,
 )
@@ -97,7 +97,7 @@ def test_errors_survive_a_copy_and_a_pickle(error: FleetError) -> None:
 
 def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
     classes = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, FleetError)}
-    abstract = {FleetError, NotDelivered, Unknown}
+    abstract = {FleetError, NotDelivered, OutcomeUnknown}
     assert classes - abstract == {type(error) for error, _ in SENTENCES}
     assert errors.__doc__ is not None
     for cls in classes:
@@ -111,7 +111,7 @@ def test_what_the_caller_may_do() -> None:
     may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout}
     for error, _ in SENTENCES:
         assert isinstance(error, NotDelivered) == (type(error) in never_ran)
-        assert isinstance(error, Unknown) == (type(error) in may_have_run)
+        assert isinstance(error, OutcomeUnknown) == (type(error) in may_have_run)
 
 
 def test_errors_are_also_what_python_calls_them() -> None:

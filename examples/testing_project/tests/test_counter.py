@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from counter import COUNTER, STANDBY, add, ask, counter, standby
 
-from fleetlm import Node, NotDelivered, Unknown
+from fleetlm import Node, NotDelivered, OutcomeUnknown
 from fleetlm.testing import Fleet
 
 Nodes = tuple[Node, Node, Node]
@@ -85,7 +85,7 @@ class Tally:
             try:
                 await add(client, at)
                 self.acknowledged += 1
-            except Unknown:
+            except OutcomeUnknown:
                 self.unknown += 1
             except NotDelivered:
                 await asyncio.sleep(0.05)  # Nobody is the counter at this moment.

@@ -47,14 +47,14 @@ def test_large_requests_count_for_what_they_are(size: int, call: bool) -> None:
         else:
             asking = asyncio.ensure_future(rig.messenger.cast(SLOW, request))
         await rig.settle()
-        assert rig.link.held == rig.arrivals.held == {"slow": 1 + size // UNIT_BYTES}
+        assert rig.session.held == rig.arrivals.held == {"slow": 1 + size // UNIT_BYTES}
         got = await rig.slow.get()
         assert (got.message if call else got) == request
         if call:
             got.reply()
-        rig.pair.there.link.sweep()
+        rig.pair.there.session.sweep()
         await rig.settle()
-        assert rig.link.held == rig.arrivals.held == {}
+        assert rig.session.held == rig.arrivals.held == {}
         await asking
 
     run(main())
@@ -82,7 +82,7 @@ async def test_what_cannot_travel_is_named_and_nothing_is_sent() -> None:
     for ask in (rig.messenger.cast(SLOW, odd), rig.messenger.call(SLOW, odd, 1.0)):
         with pytest.raises(NotSerializable, match=r"\[1\]\[1\] cannot be sent"):
             await ask
-    assert rig.link.held == {}
+    assert rig.session.held == {}
 
 
 @virtual
@@ -94,10 +94,10 @@ async def test_a_request_that_cannot_be_read_is_told_to_its_caller() -> None:
     await rig.settle()
     with pytest.raises(Undecodable):
         await calling
-    rig.pair.there.link.sweep()
+    rig.pair.there.session.sweep()
     await turns()
     await rig.settle()
-    assert (rig.link.held, len(rig.slow)) == ({}, 0)
+    assert (rig.session.held, len(rig.slow)) == ({}, 0)
 
 
 @pytest.mark.parametrize(

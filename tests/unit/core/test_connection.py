@@ -1,4 +1,4 @@
-"""The handshake in exact orders, the end, and the back-off: one side, fact by fact."""
+"""The handshake in exact effects, the end, and the back-off: one side, fact by fact."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ END = [GONE, HangUp(5)]
 
 
 @pytest.mark.parametrize(
-    ("make", "fact", "orders", "phase"),
+    ("make", "fact", "effects", "phase"),
     [
         (connection, lambda c: c.opened(T), [], Phase.IDLE),
         (connection, lambda c: c.ready(T, Ready(1, 100)), [], Phase.IDLE),
@@ -215,11 +215,11 @@ END = [GONE, HangUp(5)]
 def test_every_fact_in_every_phase(
     make: Callable[[], Connection],
     fact: Callable[[Connection], list[Effect]],
-    orders: list[Effect],
+    effects: list[Effect],
     phase: Phase,
 ) -> None:
     c = make()
-    assert fact(c) == orders
+    assert fact(c) == effects
     assert c.phase is phase
     if phase is Phase.IDLE:
         assert (c.outgoing, c.opened_at, c.up_at) == (None, None, None)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.core.group_table import PIECE, GroupTable, Order, Tell, pid_order
+from fleetlm.core.group_table import PIECE, Effect, GroupTable, Tell, pid_order
 from fleetlm.core.picking import Key, Picker, digest_of, rendezvous
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.errors import InvalidName, NoConnection, NoMember, NoProcess, TooManyMemberships
@@ -37,12 +37,12 @@ def table(limit: int = 1_000, node: str = HERE, incarnation: int = 7) -> GroupTa
     return GroupTable(node, incarnation, limit, lambda pid: pid == Pid(node, incarnation, pid.number))
 
 
-def facts(orders: list[Order]) -> list[Any]:
-    return [order.fact for order in orders if isinstance(order, Tell)]
+def facts(effects: list[Effect]) -> list[Any]:
+    return [order.fact for order in effects if isinstance(order, Tell)]
 
 
-def changes(orders: list[Order]) -> list[Joined | Left]:
-    return [order for order in orders if not isinstance(order, Tell)]
+def changes(effects: list[Effect]) -> list[Joined | Left]:
+    return [order for order in effects if not isinstance(order, Tell)]
 
 
 def state(groups: GroupTable) -> Any:
@@ -55,9 +55,9 @@ def state(groups: GroupTable) -> Any:
 def test_a_group_is_there_while_it_has_a_member() -> None:
     groups = table()
     assert groups.groups() == groups.members("g") == groups.local_members("g") == []
-    orders = groups.joined("g", [here(2), here(1)])
-    assert facts(orders) == [["join", {"g": [2, 1]}]]
-    assert changes(orders) == [Joined("g", here(2)), Joined("g", here(1))]
+    effects = groups.joined("g", [here(2), here(1)])
+    assert facts(effects) == [["join", {"g": [2, 1]}]]
+    assert changes(effects) == [Joined("g", here(2)), Joined("g", here(1))]
     assert groups.members("g") == groups.local_members("g") == [here(1), here(2)]
     assert groups.groups() == ["g"]
     assert groups.has("g")
@@ -71,9 +71,9 @@ def test_who_joined_twice_is_there_twice_and_leaves_once_at_a_time() -> None:
     groups.joined("g", [here(1)])
     groups.joined("g", [here(1), here(2)])
     assert groups.members("g") == [here(1), here(1), here(2)]
-    orders = groups.left("g", [here(1)])
-    assert facts(orders) == [["leave", {"g": [1]}]]
-    assert changes(orders) == [Left("g", here(1), "left")]
+    effects = groups.left("g", [here(1)])
+    assert facts(effects) == [["leave", {"g": [1]}]]
+    assert changes(effects) == [Left("g", here(1), "left")]
     assert groups.members("g") == [here(1), here(2)]
 
 
@@ -83,8 +83,8 @@ def test_leaving_passes_over_who_is_no_member() -> None:
     groups.joined("other", [here(2)])
     assert groups.left("g", [here(2)]) == groups.left("nowhere", [here(1)]) == []
     assert groups.left("g", [Pid(HERE, 6, 1), Pid(THERE, 7, 1)]) == []
-    orders = groups.left("g", [here(1), here(1), here(2)])
-    assert changes(orders) == [Left("g", here(1), "left")]
+    effects = groups.left("g", [here(1), here(1), here(2)])
+    assert changes(effects) == [Left("g", here(1), "left")]
     assert state(groups) == {"other": [here(2)]}
 
 
@@ -93,9 +93,9 @@ def test_an_end_leaves_every_group_as_often_as_it_was_joined() -> None:
     for group in ("a", "b", "a"):
         groups.joined(group, [here(1)])
     groups.joined("a", [here(2)])
-    orders = groups.exited(here(1))
-    assert facts(orders) == [["exit", 1]]
-    assert changes(orders) == [Left(group, here(1), "exited") for group in ("a", "a", "b")]
+    effects = groups.exited(here(1))
+    assert facts(effects) == [["exit", 1]]
+    assert changes(effects) == [Left(group, here(1), "exited") for group in ("a", "a", "b")]
     assert state(groups) == {"a": [here(2)]}
     assert groups.exited(here(1)) == groups.exited(here(99)) == []
 
@@ -245,8 +245,8 @@ def test_no_fact_is_longer_than_a_fact_may_be(letter: str) -> None:
     assert (
         max(len(Codec().pack([int(Op.TABLE), "groups", piece], piece)) for piece in pieces) < MAX_FACT_BYTES
     )
-    orders = groups.joined("g", map(here, range(1, 3 * PIECE + 2)))
-    told = facts(orders) + facts(groups.left("g", map(here, range(1, 3 * PIECE + 2))))
+    effects = groups.joined("g", map(here, range(1, 3 * PIECE + 2)))
+    told = facts(effects) + facts(groups.left("g", map(here, range(1, 3 * PIECE + 2))))
     assert len(told) == 8
     assert max(len(numbers) for _, members in told for numbers in members.values()) == PIECE
     assert sum(len(numbers) for _, members in told for numbers in members.values()) == 2 * (3 * PIECE + 1)

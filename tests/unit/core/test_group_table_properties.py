@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fleetlm.core.group_table import GroupTable, Order, Tell
+from fleetlm.core.group_table import Effect, GroupTable, Tell
 from fleetlm.directory.subscriptions import Feed
 from fleetlm.errors import NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
@@ -53,10 +53,10 @@ class Sim:
     def view(self) -> dict[str, list[Pid]]:
         return {group: list(self.table.members(group)) for group in self.table.groups()}
 
-    def perform(self, orders: list[Order]) -> list[Any]:
+    def perform(self, effects: list[Effect]) -> list[Any]:
         """Count the events; returns the facts to tell."""
         told = []
-        for order in orders:
+        for order in effects:
             match order:
                 case Tell(fact):
                     told.append(fact)
@@ -80,8 +80,8 @@ class Cluster(RuleBasedStateMachine):
         self.known: set[tuple[int, int]] = set()
         """(here, there): up on the side of here."""
 
-    def tell(self, sender: Sim, orders: list[Order]) -> None:
-        for fact in sender.perform(orders):
+    def tell(self, sender: Sim, effects: list[Effect]) -> None:
+        for fact in sender.perform(effects):
             packed = self.codec.pack_value(fact)
             for (source, aim), road in self.roads.items():
                 if source == sender.index and (source, aim) in self.known:
@@ -107,12 +107,12 @@ class Cluster(RuleBasedStateMachine):
     @rule(index=node_numbers, group=groups, who=st.lists(numbers, max_size=3))
     def leave(self, index: int, group: str, who: list[int]) -> None:
         node = self.nodes[index]
-        orders = node.table.left(group, [node.pid(number) for number in who])
+        effects = node.table.left(group, [node.pid(number) for number in who])
         wanted = Counter((group, number) for number in who)
         gone = wanted & node.joined
-        assert sum(isinstance(order, Left) for order in orders) == gone.total()
+        assert sum(isinstance(order, Left) for order in effects) == gone.total()
         node.joined -= gone
-        self.tell(node, orders)
+        self.tell(node, effects)
 
     @rule(index=node_numbers, number=numbers)
     def end(self, index: int, number: int) -> None:

@@ -40,8 +40,8 @@ def refusal_of(number: int, refusal: Refusal, detail: str = "why", incarnation: 
 
 
 def test_every_address_is_dialled_at_once_but_not_this_node() -> None:
-    orders = kernel().looked_up(T, addresses(1, 2, 3))
-    assert quiet(orders) == [Dial(1, ip(2), 4370), Dial(2, ip(3), 4370)]
+    effects = kernel().looked_up(T, addresses(1, 2, 3))
+    assert quiet(effects) == [Dial(1, ip(2), 4370), Dial(2, ip(3), 4370)]
 
 
 def test_the_same_answer_again_orders_nothing() -> None:
@@ -62,8 +62,8 @@ def test_part_of_an_answer_adds() -> None:
 
 
 def test_hearsay_adds_candidates_of_any_basename() -> None:
-    orders = kernel().heard_of(T, [name(1), name(2), "other@10.0.0.9", name(2)])
-    assert orders == [Dial(1, ip(2), 4370), Dial(2, "10.0.0.9", 4370)]
+    effects = kernel().heard_of(T, [name(1), name(2), "other@10.0.0.9", name(2)])
+    assert effects == [Dial(1, ip(2), 4370), Dial(2, "10.0.0.9", 4370)]
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_no_answer_ever_touches_who_is_up(answer: Answer) -> None:
     m = Meeting()
     m.up(2)
     for n in range(1, 200):
-        orders = m.kernel.looked_up(T + n, answer)
-        assert not [order for order in orders if isinstance(order, Down)]
-        assert not [order for order in orders if isinstance(order, HangUp) and order.channel == 1]
+        effects = m.kernel.looked_up(T + n, answer)
+        assert not [order for order in effects if isinstance(order, Down)]
+        assert not [order for order in effects if isinstance(order, HangUp) and order.channel == 1]
     assert m.status(2) == "up"
 
 
@@ -159,8 +159,8 @@ def test_what_was_under_way_to_the_forgotten_ends() -> None:
     k.opened(T + 0.25, dial.channel)
     for n in range(4):
         k.looked_up(T + n / 10 + 0.3, EMPTY)
-    orders = quiet(k.looked_up(T + 40, EMPTY))
-    assert orders == [
+    effects = quiet(k.looked_up(T + 40, EMPTY))
+    assert effects == [
         Send(2, goodbye_frame(1 + 1, 1, "not in DNS any more, and not connected")),
         HangUp(2, SETTINGS.goodbye_flush_s),
     ]
@@ -191,8 +191,8 @@ def test_an_address_that_turns_out_to_be_another_node_leads_to_it() -> None:
     k = kernel()
     k.heard_of(T, ["fleetlm@fd00::2"])
     k.opened(T, 1)
-    orders = k.answered(T, 1, refusal_of(2, Refusal.WRONG_NAME))
-    assert quiet(orders) == [HangUp(1), Dial(2, ip(2), 4370)]
+    effects = k.answered(T, 1, refusal_of(2, Refusal.WRONG_NAME))
+    assert quiet(effects) == [HangUp(1), Dial(2, ip(2), 4370)]
     assert list(k.topology.peers) == [name(2)]
     assert k.heard_of(T, ["fleetlm@fd00::2"]) == []
 
@@ -218,8 +218,8 @@ def test_an_address_that_passed_to_another_node_is_admitted() -> None:
     m = Meeting()
     m.up(2, aliases=(ip(3),))
     assert quiet(m.kernel.looked_up(T, addresses(3))) == []
-    _, orders = m.hello(3, 88)
-    assert quiet(orders) == [Dial(2, ip(3), 4370)]
+    _, effects = m.hello(3, 88)
+    assert quiet(effects) == [Dial(2, ip(3), 4370)]
 
 
 # ── a full table ─────────────────────────────────────────────────────────────────────────────────
@@ -227,13 +227,13 @@ def test_an_address_that_passed_to_another_node_is_admitted() -> None:
 
 def test_a_full_table_is_said_once_and_refuses_politely() -> None:
     m = Meeting(Settings(max_peers=2))
-    orders = m.kernel.looked_up(T, addresses(2, 3, 4))
-    assert len(quiet(orders)) == 2
+    effects = m.kernel.looked_up(T, addresses(2, 3, 4))
+    assert len(quiet(effects)) == 2
     text = "refused more nodes: the table holds 2, which is Settings.max_peers"
-    assert ("warning", text) in said(orders)
+    assert ("warning", text) in said(effects)
     assert m.kernel.looked_up(T, addresses(2, 3, 4, 5)) == []
-    _, orders = m.hello(5, 88)
-    answer = frames.read_answer(quiet(orders)[0].frame)  # type: ignore[union-attr]
+    _, effects = m.hello(5, 88)
+    answer = frames.read_answer(quiet(effects)[0].frame)  # type: ignore[union-attr]
     assert isinstance(answer, Refused)
     assert (answer.refusal, answer.detail) == (
         Refusal.TOO_MANY,
@@ -329,8 +329,8 @@ def test_a_refusal_on_both_sides_is_logged_once_on_each() -> None:
     for n in range(10):
         m.kernel.opened(now, m.channel(2))
         lines += said(m.kernel.answered(now, m.channel(2), refusal_of(2, Refusal.WRONG_CLUSTER)))
-        _, orders = m.hello(2, 88 + n)
-        lines += said(orders)
+        _, effects = m.hello(2, 88 + n)
+        lines += said(effects)
         now += 20
         m.kernel.tick(now)
     assert [text.partition("(")[0] for _, text in lines] == [

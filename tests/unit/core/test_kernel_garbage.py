@@ -67,15 +67,15 @@ garbage = st.binary(max_size=60) | mutated() | headed()
 
 
 class Books:
-    """What must hold of all orders of a kernel, whatever it was told."""
+    """What must hold of all effects of a kernel, whatever it was told."""
 
     def __init__(self, m: Meeting) -> None:
         self.m = m
         self.open = m.kernel._channels.keys() | m.kernel._probes.keys()
         self.up = {peer.connection.name for peer in m.kernel.topology.up()}
 
-    def take(self, orders: list[Effect]) -> None:
-        for order in orders:
+    def take(self, effects: list[Effect]) -> None:
+        for order in effects:
             match order:
                 case Dial(channel):
                     assert channel not in self.open

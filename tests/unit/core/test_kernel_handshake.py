@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fleetlm.core.connection import Phase
-from fleetlm.core.effects import Answer, Dial, Down, Effect, HangUp, Send, Up
+from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Send, Up
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
 from fleetlm.wire.frames import IAm, Kind, Refusal, Refused
@@ -29,8 +29,8 @@ from tests.support.kernel_fakes import (
 FLUSH_S = SETTINGS.goodbye_flush_s
 
 
-def refusal_in(orders: list[Effect]) -> Refused:
-    (answer,) = [order for order in orders if isinstance(order, Answer)]
+def refusal_in(effects: list[Effect]) -> Refused:
+    (answer,) = [order for order in effects if isinstance(order, Reply)]
     read = frames.read_answer(answer.frame)
     assert isinstance(read, Refused)
     return read
@@ -45,20 +45,20 @@ def iam(number: int, incarnation: int) -> bytes:
 
 def test_whoever_dials_an_idle_node_is_dialled_back_at_once() -> None:
     m = Meeting()
-    half, orders = m.hello(2, 77)
-    assert orders == [Dial(1, ip(2), 4370)]
+    half, effects = m.hello(2, 77)
+    assert effects == [Dial(1, ip(2), 4370)]
     hello = identity().hello(name(2), 0)
     assert m.kernel.opened(T, 1) == [Send(1, hello_frame(hello, 1)), Send(1, ready_frame(1, 1, 77, 200))]
-    orders = m.kernel.control_frame(T, half, ready_frame(77, 1, 1))
-    assert orders == [Up(name(2), 200, m.kernel.topology.peers[name(2)].connection)]
+    effects = m.kernel.control_frame(T, half, ready_frame(77, 1, 1))
+    assert effects == [Up(name(2), 200, m.kernel.topology.peers[name(2)].connection)]
 
 
 def test_a_hello_ends_the_back_off_of_the_one_who_waits() -> None:
     m = Meeting()
     m.kernel.looked_up(T, addresses(2))
     m.kernel.channel_lost(T, 1, "connection refused")
-    _, orders = m.hello(2, 77)
-    assert orders == [Dial(2, ip(2), 4370)]
+    _, effects = m.hello(2, 77)
+    assert effects == [Dial(2, ip(2), 4370)]
 
 
 def test_the_handshake_needs_both_halves() -> None:
@@ -101,11 +101,11 @@ def test_facts_about_unknown_channels_and_sources_order_nothing() -> None:
 )
 def test_whoever_is_refused_hears_why_and_gets_no_row(changes: dict[str, object], refusal: Refusal) -> None:
     m = Meeting()
-    half, orders = m.hello(2, 77, **changes)  # type: ignore[arg-type]
-    assert [type(order) for order in quiet(orders)] == [Answer]
-    answer = refusal_in(orders)
+    half, effects = m.hello(2, 77, **changes)  # type: ignore[arg-type]
+    assert [type(order) for order in quiet(effects)] == [Reply]
+    answer = refusal_in(effects)
     assert (answer.refusal, answer.name, answer.incarnation) == (refusal, name(1), 100)
-    assert len(said(orders)) == (refusal is not Refusal.SELF)
+    assert len(said(effects)) == (refusal is not Refusal.SELF)
     assert m.kernel.topology.peers == {}
     assert m.kernel.control_frame(T, half, ready_frame(77, 1, 1)) == []
 
@@ -125,7 +125,7 @@ def test_a_probe_is_answered_to_anybody_and_changes_nothing() -> None:
     half = m.met(9)
     for _ in range(3):
         assert m.kernel.control_frame(T, half, frames.probe()) == [
-            Answer(half, frames.iam(IAm(name(1), 100, "blue", 0)))
+            Reply(half, frames.iam(IAm(name(1), 100, "blue", 0)))
         ]
     assert m.kernel.topology.peers == {}
 
@@ -137,8 +137,8 @@ def test_a_former_self_is_told_that_it_is_stale() -> None:
     m = Meeting()
     half, _ = m.hello(2, 77)
     m.kernel.opened(T, 1)
-    orders = m.kernel.control_frame(T, half, ready_frame(77, 1, 1, incarnation=99))
-    assert refusal_in(orders).refusal is Refusal.STALE
+    effects = m.kernel.control_frame(T, half, ready_frame(77, 1, 1, incarnation=99))
+    assert refusal_in(effects).refusal is Refusal.STALE
     assert m.status(2) == "dialling"
 
 
@@ -156,8 +156,8 @@ def claimed() -> Meeting:
     """Node 2 is up as incarnation 200 on channel 1; 201 claims its name, channel 2 asks who is there."""
     m = Meeting()
     m.up(2)
-    _, orders = m.hello(2, 88, 201)
-    assert orders == [Dial(2, ip(2), 4370)]
+    _, effects = m.hello(2, 88, 201)
+    assert effects == [Dial(2, ip(2), 4370)]
     assert m.kernel.opened(T, 2) == [Send(2, frames.probe())]
     assert m.kernel.deadline() == T + SETTINGS.connect_timeout_s
     return m
@@ -165,28 +165,28 @@ def claimed() -> Meeting:
 
 def test_a_restarted_node_replaces_its_former_self() -> None:
     m = claimed()
-    orders = m.kernel.answered(T, 2, iam(2, 201))
-    assert orders == [
+    effects = m.kernel.answered(T, 2, iam(2, 201))
+    assert effects == [
         HangUp(2),
         Down(name(2), 200, "restarted: another incarnation"),
         HangUp(1),
         Dial(3, ip(2), 4370),
     ]
     m.kernel.opened(T, 3)
-    orders = m.kernel.control_frame(T, b"2.2", ready_frame(88, 1, m.epoch(2)))
-    assert [type(order) for order in orders] == [Up]
+    effects = m.kernel.control_frame(T, b"2.2", ready_frame(88, 1, m.epoch(2)))
+    assert [type(order) for order in effects] == [Up]
 
 
 @pytest.mark.parametrize("owner", [200, 555])
 def test_a_claimant_that_does_not_answer_at_the_address_is_refused(owner: int) -> None:
     m = claimed()
-    orders = m.kernel.answered(T, 2, iam(2, owner))
-    assert quiet(orders)[0] == HangUp(2)
-    refused = refusal_in(orders)
+    effects = m.kernel.answered(T, 2, iam(2, owner))
+    assert quiet(effects)[0] == HangUp(2)
+    refused = refusal_in(effects)
     assert refused.refusal is Refusal.DUPLICATE_NAME
     assert f"is incarnation {owner:x}" in refused.detail
     assert m.status(2) == "up"
-    assert [level for level, _ in said(orders)] == ["warning"]
+    assert [level for level, _ in said(effects)] == ["warning"]
 
 
 @pytest.mark.parametrize("how", ["lost", "timeout", "garbage"])
@@ -194,14 +194,14 @@ def test_a_claim_that_nobody_confirms_is_refused(how: str) -> None:
     m = claimed()
     match how:
         case "lost":
-            orders = m.kernel.channel_lost(T, 2, "connection refused")
+            effects = m.kernel.channel_lost(T, 2, "connection refused")
         case "timeout":
             assert m.kernel.tick(T + 2.9) == []
-            orders = m.kernel.tick(T + 3)
+            effects = m.kernel.tick(T + 3)
         case _:
-            orders = m.kernel.answered(T, 2, b"garbage")
-    assert quiet(orders)[0] == HangUp(2)
-    assert refusal_in(orders).refusal is Refusal.DUPLICATE_NAME
+            effects = m.kernel.answered(T, 2, b"garbage")
+    assert quiet(effects)[0] == HangUp(2)
+    assert refusal_in(effects).refusal is Refusal.DUPLICATE_NAME
     assert m.status(2) == "up"
     assert m.kernel.tick(T + 100) == []
     assert m.kernel.deadline() is None
@@ -216,16 +216,16 @@ def test_a_claimant_that_went_away_is_nobody() -> None:
 
 def test_a_second_claimant_has_to_wait_for_the_first() -> None:
     m = claimed()
-    _, orders = m.hello(2, 99, 202)
-    assert refusal_in(orders).refusal is Refusal.DUPLICATE_NAME
-    assert not [order for order in orders if isinstance(order, Dial)]
+    _, effects = m.hello(2, 99, 202)
+    assert refusal_in(effects).refusal is Refusal.DUPLICATE_NAME
+    assert not [order for order in effects if isinstance(order, Dial)]
 
 
 def test_a_claim_is_admitted_when_the_name_became_free_meanwhile() -> None:
     m = claimed()
     m.kernel.source_lost(T, b"2.1", "connection closed")
-    orders = m.kernel.channel_lost(T + 0.01, 2, "connection refused")
-    assert orders == [HangUp(2), Dial(3, ip(2), 4370)]
+    effects = m.kernel.channel_lost(T + 0.01, 2, "connection refused")
+    assert effects == [HangUp(2), Dial(3, ip(2), 4370)]
 
 
 def test_another_node_at_the_address_is_not_the_claimant() -> None:
@@ -269,26 +269,26 @@ def test_a_former_half_is_nobodys_loss() -> None:
 def test_a_gap_takes_the_connection_down_and_says_so(epoch: int, seq: int) -> None:
     m = Meeting()
     half = m.up(2)
-    orders = m.kernel.control_frame(T, half, ready_frame(epoch, seq, 1))
+    effects = m.kernel.control_frame(T, half, ready_frame(epoch, seq, 1))
     reason = (
         f"protocol error: expected frame 2 of epoch 4d, got {seq} of {epoch:x}: something was lost on the way"
     )
-    assert orders == [Down(name(2), 200, reason), HangUp(1)]
+    assert effects == [Down(name(2), 200, reason), HangUp(1)]
 
 
 @pytest.mark.parametrize("kind", [Kind.BATCH, Kind.REFUSED, 99])
 def test_a_kind_out_of_place_takes_the_connection_down(kind: int) -> None:
     m = Meeting()
     half = m.up(2)
-    orders = m.kernel.control_frame(T, half, frames.header(kind, 77, 2))
-    assert [type(order) for order in orders] == [Down, HangUp]
+    effects = m.kernel.control_frame(T, half, frames.header(kind, 77, 2))
+    assert [type(order) for order in effects] == [Down, HangUp]
 
 
 def test_a_half_begins_once() -> None:
     m = Meeting()
     half = m.up(2)
-    orders = m.kernel.control_frame(T, half, hello_frame(hello_of(3), 88))
-    assert [type(order) for order in orders] == [Down, HangUp]
+    effects = m.kernel.control_frame(T, half, hello_frame(hello_of(3), 88))
+    assert [type(order) for order in effects] == [Down, HangUp]
     assert name(3) not in m.kernel.topology.peers
 
 
@@ -298,8 +298,8 @@ def test_a_half_begins_once() -> None:
 def test_a_goodbye_ends_what_was_up() -> None:
     m = Meeting()
     half = m.up(2)
-    orders = m.kernel.control_frame(T, half, goodbye_frame(77, 2, "SIGTERM"))
-    assert orders == [Down(name(2), 200, "left: SIGTERM"), HangUp(1)]
+    effects = m.kernel.control_frame(T, half, goodbye_frame(77, 2, "SIGTERM"))
+    assert effects == [Down(name(2), 200, "left: SIGTERM"), HangUp(1)]
 
 
 def test_a_goodbye_ends_a_dial_and_is_seen_in_the_table() -> None:
@@ -344,8 +344,8 @@ def test_leaving_says_goodbye_to_all_and_dials_nobody_any_more() -> None:
         *m.kernel.heard_of(T + 60, [name(7)]),
     ]
     assert quiet(later) == []
-    _, orders = m.hello(5, 99)
-    assert refusal_in(orders).refusal is Refusal.DRAINING
+    _, effects = m.hello(5, 99)
+    assert refusal_in(effects).refusal is Refusal.DRAINING
     assert quiet(m.kernel.left(T + 61, "SIGTERM")) == []
     m.kernel.tick(T + 1000)
     assert m.kernel.deadline() is None
@@ -362,8 +362,8 @@ def test_disconnecting_lasts_until_asked_for() -> None:
     assert m.status(2) == "discovered"
     assert quiet(m.kernel.looked_up(T + 60, addresses(2))) == []
     assert m.kernel.tick(T + 60) == []
-    _, orders = m.hello(2, 88)
-    assert refusal_in(orders).detail == f"{name(1)} was told to disconnect from {name(2)}"
+    _, effects = m.hello(2, 88)
+    assert refusal_in(effects).detail == f"{name(1)} was told to disconnect from {name(2)}"
     assert m.kernel.asked_for(T + 60, name(2)) == [Dial(2, ip(2), 4370)]
 
 
@@ -371,8 +371,8 @@ def test_disconnecting_lasts_until_the_node_restarts() -> None:
     m = Meeting()
     m.up(2)
     m.kernel.disconnected(T, name(2), "told to")
-    _, orders = m.hello(2, 88, 201)
-    assert quiet(orders) == [Dial(2, ip(2), 4370)]
+    _, effects = m.hello(2, 88, 201)
+    assert quiet(effects) == [Dial(2, ip(2), 4370)]
 
 
 @pytest.mark.parametrize("heard", [True, False])
@@ -383,10 +383,10 @@ def test_disconnecting_works_before_the_node_was_ever_up(heard: bool) -> None:
         m.hello(2, 77)
     m.kernel.disconnected(T, name(2), "told to")
     for epoch in (88, 89):
-        _, orders = m.hello(2, epoch)
-        assert refusal_in(orders).refusal is Refusal.DRAINING
-    _, orders = m.hello(2, 90, 201)
-    assert quiet(orders) == [Dial(2, ip(2), 4370)]
+        _, effects = m.hello(2, epoch)
+        assert refusal_in(effects).refusal is Refusal.DRAINING
+    _, effects = m.hello(2, 90, 201)
+    assert quiet(effects) == [Dial(2, ip(2), 4370)]
 
 
 # ── the loop's pulse, and addresses that differ ──────────────────────────────────────────────────
@@ -411,8 +411,8 @@ def test_another_address_than_the_name_says_is_warned_of_once() -> None:
         m.kernel.opened(T, m.channel(number))
         half = m.met(number, "172.17.0.1")
         m.kernel.control_frame(T, half, hello_frame(hello_of(number), 77))
-        orders = m.kernel.control_frame(T, half, ready_frame(77, 1, m.epoch(number)))
-        assert [level for level, _ in said(orders)] == (["warning"] if number == 2 else [])
+        effects = m.kernel.control_frame(T, half, ready_frame(77, 1, m.epoch(number)))
+        assert [level for level, _ in said(effects)] == (["warning"] if number == 2 else [])
     assert m.kernel.observed == {"172.17.0.1"}
 
 

@@ -10,8 +10,8 @@ from tests.support.kernel_fakes import Meeting, T, addresses, name, outcome
 PRUNING = Settings(dns_query="fleet.test", prune_after_lookups=3)
 
 
-def downs(orders: list[object]) -> list[str]:
-    return [order.name for order in orders if isinstance(order, Down)]
+def downs(effects: list[object]) -> list[str]:
+    return [order.name for order in effects if isinstance(order, Down)]
 
 
 def test_nobody_is_pruned_unless_it_was_asked_for() -> None:
@@ -29,17 +29,17 @@ def test_a_peer_that_dns_stops_naming_is_disconnected_until_it_names_it_again() 
     assert downs(m.kernel.looked_up(T + 1, addresses(3))) == []
     assert downs(m.kernel.looked_up(T + 2, addresses(3))) == []
 
-    orders = m.kernel.looked_up(T + 3, addresses(3))
+    effects = m.kernel.looked_up(T + 3, addresses(3))
 
-    assert [(o.name, o.reason) for o in orders if isinstance(o, Down)] == [
+    assert [(o.name, o.reason) for o in effects if isinstance(o, Down)] == [
         (name(2), "pruned: 3 lookups in a row did not name it")
     ]
     assert m.status(2) == "discovered"
     assert not any(isinstance(o, Dial) and o.ip == "10.0.0.2" for o in m.kernel.tick(T + 30))
 
-    orders = m.kernel.looked_up(T + 31, addresses(2, 3))
+    effects = m.kernel.looked_up(T + 31, addresses(2, 3))
 
-    assert any(isinstance(o, Dial) and o.ip == "10.0.0.2" for o in orders)
+    assert any(isinstance(o, Dial) and o.ip == "10.0.0.2" for o in effects)
 
 
 @pytest.mark.parametrize("kind", [Outcome.FAILED, Outcome.PARTIAL])

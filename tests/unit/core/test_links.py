@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.core.links import Deliver, Order, Relations, Stop, Tell
+from fleetlm.core.links import Deliver, Effect, Links, Stop, Tell
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
@@ -25,7 +25,7 @@ def ref(number: int, node: str = HERE) -> Ref:
 
 
 class Table:
-    """Relations of one node with its living processes."""
+    """Links of one node with its living processes."""
 
     def __init__(self, node: str = HERE, alive: tuple[int, ...] = (1, 2, 3)) -> None:
         self.node = node
@@ -33,13 +33,13 @@ class Table:
         self.names: dict[str, int] = {}
         self.connected: dict[str, int] = dict(INCARNATION)
         """Node → the incarnation that is connected."""
-        self.relations = Relations(node, INCARNATION[node], self.alive.__contains__, self.connected.get)
+        self.relations = Links(node, INCARNATION[node], self.alive.__contains__, self.connected.get)
 
-    def ends(self, number: int, reason: Any = "normal") -> list[Order]:
+    def ends(self, number: int, reason: Any = "normal") -> list[Effect]:
         self.alive.discard(number)
         return self.relations.exited(number, reason)
 
-    def told(self, signal: list[Any], sender: str = THERE) -> list[Order]:
+    def told(self, signal: list[Any], sender: str = THERE) -> list[Effect]:
         return self.relations.told(sender, INCARNATION[sender], signal, self.names.get)
 
 
@@ -98,9 +98,9 @@ def test_an_exit_that_crosses_an_unlink_does_nothing() -> None:
     assert here.told(["exit", pid(2, THERE), 1, "boom"]) == []
 
 
-def deliver(table: Table, orders: list[Order], sender: str) -> list[Order]:
+def deliver(table: Table, effects: list[Effect], sender: str) -> list[Effect]:
     """What was told to the other node arrives there."""
-    return [order for tell in orders if isinstance(tell, Tell) for order in table.told(tell.signal, sender)]
+    return [order for tell in effects if isinstance(tell, Tell) for order in table.told(tell.signal, sender)]
 
 
 def test_an_unlink_that_crosses_a_new_link_leaves_it_at_both_ends() -> None:
@@ -133,11 +133,11 @@ def test_whoever_linked_last_is_linked_though_the_unlinks_of_both_cross() -> Non
 def test_however_links_and_unlinks_cross_both_ends_agree(steps: list[tuple[str, bool]]) -> None:
     tables = {HERE: Table(HERE), THERE: Table(THERE)}
     mine = {HERE: pid(1), THERE: pid(1, THERE)}
-    under_way: dict[str, list[Order]] = {HERE: [], THERE: []}
+    under_way: dict[str, list[Effect]] = {HERE: [], THERE: []}
 
     def arrive(sender: str, other: str, count: int) -> None:
-        orders, under_way[sender] = under_way[sender][:count], under_way[sender][count:]
-        deliver(tables[other], orders, sender)
+        effects, under_way[sender] = under_way[sender][:count], under_way[sender][count:]
+        deliver(tables[other], effects, sender)
 
     for step, swapped in steps:
         me, other = (THERE, HERE) if swapped else (HERE, THERE)
@@ -259,7 +259,7 @@ def test_a_lost_connection_is_the_end_of_all_that_crossed_it_and_of_nothing_else
 
 
 @pytest.mark.parametrize(
-    ("reason", "trapping", "orders"),
+    ("reason", "trapping", "effects"),
     [
         ("kill", False, [Stop(2, "killed", at_once=True)]),
         ("kill", True, [Stop(2, "killed", at_once=True)]),
@@ -270,10 +270,10 @@ def test_a_lost_connection_is_the_end_of_all_that_crossed_it_and_of_nothing_else
         ({"any": "value"}, False, [Stop(2, {"any": "value"})]),
     ],
 )
-def test_exit_signals_as_in_erlang(reason: Any, trapping: bool, orders: list[Order]) -> None:
+def test_exit_signals_as_in_erlang(reason: Any, trapping: bool, effects: list[Effect]) -> None:
     t = Table()
     t.relations.trapped(2, trapping)
-    assert t.relations.asked_to_exit(pid(1), pid(2), reason) == orders
+    assert t.relations.asked_to_exit(pid(1), pid(2), reason) == effects
 
 
 def test_exit_signals_to_oneself_to_nobody_and_to_another_node() -> None:

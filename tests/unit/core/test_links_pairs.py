@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from fleetlm.core.links import Order, Relations, Tell
+from fleetlm.core.links import Effect, Links, Tell
 from fleetlm.ids import Pid
 
 NODES = ("n@10.0.0.1", "n@10.0.0.2")
@@ -17,9 +17,9 @@ class Pair:
     PIDS = (Pid(NODES[0], 1, 1), Pid(NODES[1], 1, 1))
 
     def __init__(self, steps: tuple[tuple[str, int], ...]) -> None:
-        self.tables = [Relations(pid.node, 1, lambda number: number == 1, lambda _: 1) for pid in self.PIDS]
+        self.tables = [Links(pid.node, 1, lambda number: number == 1, lambda _: 1) for pid in self.PIDS]
         self.last = ["unlink", "unlink"]
-        self.roads: tuple[list[Order], list[Order]] = ([], [])
+        self.roads: tuple[list[Effect], list[Effect]] = ([], [])
         for step, me in steps:
             self.take(step, me)
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fleetlm.core.links import MAX_ACTS, Deliver, Order, Relations, Stop, Target, Tell
+from fleetlm.core.links import MAX_ACTS, Deliver, Effect, Links, Stop, Target, Tell
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
@@ -69,7 +69,7 @@ class Sim:
         self.watched: dict[Ref, int] = {}
         """The model's: monitors that have arrived here → the process they found."""
         self.refs = 0
-        self.relations = Relations(name, incarnation, self.alive.__contains__, self.peers.get)
+        self.relations = Links(name, incarnation, self.alive.__contains__, self.peers.get)
 
     def pid(self, number: int) -> Pid:
         return Pid(self.name, self.incarnation, number)
@@ -142,7 +142,7 @@ class Cluster(RuleBasedStateMachine):
 
     # What the model expects.
 
-    def signal(self, sim: Sim, number: int, sender: Pid, reason: Any) -> list[Order]:
+    def signal(self, sim: Sim, number: int, sender: Pid, reason: Any) -> list[Effect]:
         if number in sim.trapping:
             return [Deliver(number, Exit(sender, reason))]
         return [] if reason == "normal" else [Stop(number, reason)]
@@ -155,12 +155,12 @@ class Cluster(RuleBasedStateMachine):
         other = isinstance(target, Pid) and target.incarnation != sim.peers[target.node]
         return "noproc" if other else ""
 
-    def fires(self, ref: Ref) -> list[Order]:
+    def fires(self, ref: Ref) -> list[Effect]:
         watch = self.watches[ref]
         watch.open = False
         return [Deliver(watch.owner.number, Down(ref, watch.target, watch.reason))]
 
-    def asked(self, sim: Sim, sender: Pid, number: int, reason: Any) -> list[Order]:
+    def asked(self, sim: Sim, sender: Pid, number: int, reason: Any) -> list[Effect]:
         if number not in sim.alive:
             return []
         if reason == "kill":
@@ -169,10 +169,12 @@ class Cluster(RuleBasedStateMachine):
             return [Stop(number, "normal")]
         return self.signal(sim, number, sender, reason)
 
-    def perform(self, sim: Sim, orders: list[Order], expected: list[Order], after: int | None = None) -> None:
+    def perform(
+        self, sim: Sim, effects: list[Effect], expected: list[Effect], after: int | None = None
+    ) -> None:
         """Check what was ordered, and do it."""
-        told = [order for order in orders if isinstance(order, Tell)]
-        heard = [order for order in orders if not isinstance(order, Tell)]
+        told = [order for order in effects if isinstance(order, Tell)]
+        heard = [order for order in effects if not isinstance(order, Tell)]
         assert sorted(map(repr, heard)) == sorted(map(repr, expected))
         for tell in told:
             if tell.signal[-1] == "noproc":  # Behind what a process that is no more has sent.
@@ -195,7 +197,7 @@ class Cluster(RuleBasedStateMachine):
         sim.ending.pop(number, None)
         sim.dead.append(number)
         sim.names = {name: owner for name, owner in sim.names.items() if owner != number}
-        expected: list[Order] = []
+        expected: list[Effect] = []
         for here, other in [pair for pair in self.known if pair[0] == me]:
             acts = self.known.pop((here, other))
             if acts and other.node == sim.name:
@@ -246,21 +248,21 @@ class Cluster(RuleBasedStateMachine):
 
     def links(self, sim: Sim, number: int, them: Pid) -> None:
         me, absent = sim.pid(number), self.absent(sim, them)
-        orders, expected = sim.relations.linked(number, them), []
+        effects, expected = sim.relations.linked(number, them), []
         acts = self.known.get((me, them), set())
         if me == them or any(act[:2] in ((sim.name, sim.incarnation), LOCAL[:2]) for act in acts):
-            assert orders == [], "a second link is the first"
+            assert effects == [], "a second link is the first"
         elif absent:
             expected = self.signal(sim, number, them, absent)
         elif them.node == sim.name:
             self.known[me, them], self.known[them, me] = {LOCAL}, {LOCAL}
         else:
-            (tell,) = orders
+            (tell,) = effects
             assert isinstance(tell, Tell)
             self.known[me, them] = {*acts, (sim.name, sim.incarnation, tell.signal[-1])}
         if not absent:
             self.said[me, them] = "link"
-        self.perform(sim, orders, expected, number)
+        self.perform(sim, effects, expected, number)
 
     @rule(index=node_numbers, nth=which, other=which)
     def unlink_anybody(self, index: int, nth: int, other: int) -> None:
@@ -280,12 +282,12 @@ class Cluster(RuleBasedStateMachine):
 
     def unlinks(self, sim: Sim, number: int, them: Pid) -> None:
         me = sim.pid(number)
-        orders = sim.relations.unlinked(number, them)
+        effects = sim.relations.unlinked(number, them)
         if self.known.pop((me, them), None) and them.node == sim.name:
             del self.known[them, me]
         if not self.absent(sim, them):
             self.said[me, them] = "unlink"
-        self.perform(sim, orders, [], number)
+        self.perform(sim, effects, [], number)
 
     @rule(index=node_numbers, nth=which, other=which, name=st.none() | names)
     def monitor(self, index: int, nth: int, other: int, name: str | None) -> None:
@@ -296,14 +298,14 @@ class Cluster(RuleBasedStateMachine):
         target: Target = them if name is None else Address(name, them.node)
         watch = self.watches[ref] = Watch(sim.pid(number), target)
         owner = sim.names.get(name) if name is not None and them.node == sim.name else None
-        orders = sim.relations.monitored(number, ref, target, owner)
+        effects = sim.relations.monitored(number, ref, target, owner)
         absent, expected = self.absent(sim, target), []
         if not absent and target.node == sim.name:
             absent = self.found(sim, ref, owner if isinstance(target, Address) else target.number)
         if absent:
             watch.reason = absent
             expected = self.fires(ref)
-        self.perform(sim, orders, expected, number)
+        self.perform(sim, effects, expected, number)
 
     def found(self, sim: Sim, ref: Ref, number: int | None) -> str:
         """A monitor has come to the node of its target."""
@@ -355,9 +357,9 @@ class Cluster(RuleBasedStateMachine):
         me, them = sim.pid(number), self.somebody(other)
         here = them.node == sim.name and them.incarnation == sim.incarnation
         expected = self.asked(sim, me, them.number, reason) if here else []
-        orders = sim.relations.asked_to_exit(me, them, reason)
-        assert any(isinstance(order, Tell) for order in orders) is (not here and not self.absent(sim, them))
-        self.perform(sim, orders, expected, number)
+        effects = sim.relations.asked_to_exit(me, them, reason)
+        assert any(isinstance(order, Tell) for order in effects) is (not here and not self.absent(sim, them))
+        self.perform(sim, effects, expected, number)
 
     @rule(nth=which)
     def perish(self, nth: int) -> None:
@@ -376,13 +378,13 @@ class Cluster(RuleBasedStateMachine):
         number, them = sim.dead[nth % len(sim.dead)], self.somebody(other)
         me, ref, before = sim.pid(number), Ref(sim.name, sim.incarnation, 10_000), sim.tables()
         expected = self.signal(sim, them.number, me, "noproc") if sim.lives(them) else []
-        orders = sim.relations.linked(number, them)
+        effects = sim.relations.linked(number, them)
         assert sim.relations.unlinked(number, them) == []
         assert sim.relations.monitored(number, ref, them, None) == []
         assert sim.relations.demonitored(number, ref) == []
         sim.relations.trapped(number, True)
         assert sim.tables() == before
-        self.perform(sim, orders, expected)
+        self.perform(sim, effects, expected)
 
     # What connections do.
 
@@ -413,7 +415,7 @@ class Cluster(RuleBasedStateMachine):
         if lost not in sim.peers:
             return
         del sim.peers[lost], self.roads[lost, sim.name]
-        expected: list[Order] = []
+        expected: list[Effect] = []
         for me, them in [pair for pair in self.known if pair[0].node == sim.name and pair[1].node == lost]:
             if self.known.pop((me, them)):
                 expected += self.signal(sim, me.number, them, "noconnection")
@@ -459,7 +461,7 @@ class Cluster(RuleBasedStateMachine):
         expected = self.arrived(sim, sender, signal)
         self.perform(sim, sim.relations.told(sender, incarnation, signal, sim.names.get), expected)
 
-    def arrived(self, sim: Sim, sender: str, signal: list[Any]) -> list[Order]:
+    def arrived(self, sim: Sim, sender: str, signal: list[Any]) -> list[Effect]:
         match signal:
             case ["link", them, number, act]:
                 if number in sim.alive:
@@ -505,7 +507,7 @@ class Cluster(RuleBasedStateMachine):
         for signal in signals:
             at_first = sim.tables()
             try:
-                orders = sim.relations.told(STRANGER, 7, signal, sim.names.get)
+                effects = sim.relations.told(STRANGER, 7, signal, sim.names.get)
             except ValueError:
                 assert sim.tables() == at_first
                 continue
@@ -513,10 +515,10 @@ class Cluster(RuleBasedStateMachine):
             assert isinstance(about, Pid | Ref)
             if signal[0] == "down":
                 assert (about.node, about.incarnation) == (sim.name, sim.incarnation)
-                assert (orders, sim.tables()) == ([], at_first), "it is for another node to say"
+                assert (effects, sim.tables()) == ([], at_first), "it is for another node to say"
             else:
                 assert (about.node, about.incarnation) == (STRANGER, 7), "a node speaks for its own"
-            assert all(order.node == STRANGER for order in orders if isinstance(order, Tell))
+            assert all(order.node == STRANGER for order in effects if isinstance(order, Tell))
         links = [acts for ends in sim.relations._ends.values() for acts in ends.links.values()]
         assert all(len(acts) <= MAX_ACTS for acts in links)
         sim.relations.node_down(STRANGER)

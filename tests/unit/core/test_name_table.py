@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.core.name_table import Claim, Decide, Lose, Names, Order, Say, Tell, older, rank
+from fleetlm.core.name_table import Claim, Decide, Effect, Lose, NameTable, Say, Tell, older, rank
 from fleetlm.errors import AlreadyRegistered, InvalidName, TooManyNames
 from fleetlm.ids import Pid
 from fleetlm.messages import Registered, Unregistered
@@ -23,8 +23,8 @@ def packed(meta: Any) -> bytes:
     return CODEC.pack_value(meta)
 
 
-def table(node: str = A, decide: Decide = older, **limits: int) -> Names:
-    return Names(node, 1, Settings().replace(**limits), CODEC.unpack, decide)
+def table(node: str = A, decide: Decide = older, **limits: int) -> NameTable:
+    return NameTable(node, 1, Settings().replace(**limits), CODEC.unpack, decide)
 
 
 def pid(node: str, number: int, incarnation: int = 1) -> Pid:
@@ -35,19 +35,19 @@ def row(name: str, number: int = 1, meta: Any = None, since_ms: int = 5) -> list
     return [name, number, packed(meta), since_ms]
 
 
-def said(orders: list[Order]) -> list[Any]:
-    return [order.event for order in orders if isinstance(order, Say)]
+def said(effects: list[Effect]) -> list[Any]:
+    return [order.event for order in effects if isinstance(order, Say)]
 
 
-def facts(orders: list[Order]) -> list[Any]:
-    return [order.fact for order in orders if isinstance(order, Tell)]
+def facts(effects: list[Effect]) -> list[Any]:
+    return [order.fact for order in effects if isinstance(order, Tell)]
 
 
-def losses(orders: list[Order]) -> list[Lose]:
-    return [order for order in orders if isinstance(order, Lose)]
+def losses(effects: list[Effect]) -> list[Lose]:
+    return [order for order in effects if isinstance(order, Lose)]
 
 
-def held(names: Names) -> dict[str, Pid]:
+def held(names: NameTable) -> dict[str, Pid]:
     return {name: claim.pid for name, claim in names.holders().items()}
 
 
@@ -56,8 +56,8 @@ def held(names: Names) -> dict[str, Pid]:
 
 def test_a_claim_holds_at_once_and_is_told() -> None:
     names = table()
-    orders = names.claimed("x", 7, packed({"zone": "a"}), 100)
-    assert orders == [
+    effects = names.claimed("x", 7, packed({"zone": "a"}), 100)
+    assert effects == [
         Tell(["has", [["x", 7, packed({"zone": "a"}), 100]]]),
         Say(Registered("x", pid(A, 7), {"zone": "a"})),
     ]
@@ -87,9 +87,9 @@ def test_another_meta_keeps_the_age_and_the_same_one_is_nothing() -> None:
     names = table()
     names.claimed("x", 1, packed("a"), 100)
     assert names.claimed("x", 1, packed("a"), 200) == []
-    orders = names.claimed("x", 1, packed("b"), 300)
-    assert facts(orders) == [["has", [["x", 1, packed("b"), 100]]]]
-    assert said(orders) == [Unregistered("x", pid(A, 1), "changed"), Registered("x", pid(A, 1), "b")]
+    effects = names.claimed("x", 1, packed("b"), 300)
+    assert facts(effects) == [["has", [["x", 1, packed("b"), 100]]]]
+    assert said(effects) == [Unregistered("x", pid(A, 1), "changed"), Registered("x", pid(A, 1), "b")]
 
 
 def test_what_a_program_does_to_its_meta_afterwards_changes_nothing() -> None:
@@ -105,8 +105,8 @@ def test_a_name_is_given_up_by_whom_it_belongs_to() -> None:
     names.claimed("x", 1, NONE, 100)
     assert names.disclaimed("x", pid(A, 2)) == []
     assert names.disclaimed("y") == []
-    orders = names.disclaimed("x", pid(A, 1))
-    assert orders == [Tell(["gone", "x", "unregistered"]), Say(Unregistered("x", pid(A, 1), "unregistered"))]
+    effects = names.disclaimed("x", pid(A, 1))
+    assert effects == [Tell(["gone", "x", "unregistered"]), Say(Unregistered("x", pid(A, 1), "unregistered"))]
     assert names.disclaimed("x") == []
 
 
@@ -114,9 +114,9 @@ def test_a_process_that_ends_gives_up_all_its_names() -> None:
     names = table()
     for name, number in (("x", 1), ("y", 1), ("z", 2)):
         names.claimed(name, number, NONE, 100)
-    orders = names.exited(1)
-    assert facts(orders) == [["gone", "x", "exited"], ["gone", "y", "exited"]]
-    assert [event.reason for event in said(orders)] == ["exited", "exited"]
+    effects = names.exited(1)
+    assert facts(effects) == [["gone", "x", "exited"], ["gone", "y", "exited"]]
+    assert [event.reason for event in said(effects)] == ["exited", "exited"]
     assert held(names) == {"z": pid(A, 2)}
     assert names.exited(1) == names.exited(99) == []
     assert names.exited(2) != []
@@ -169,15 +169,15 @@ def test_the_node_of_the_younger_claim_withdraws_it_and_tells_its_process() -> N
     old.claimed("x", 2, packed("m"), 100)
     (at_young,) = old.own_facts(1_000)
     (at_old,) = young.own_facts(1_000)
-    orders = young.told(B, 1, at_young)
-    assert orders == [
+    effects = young.told(B, 1, at_young)
+    assert effects == [
         Tell(["gone", "x", "lost"]),
         Say(Unregistered("x", pid(A, 1), "lost")),
         Say(Registered("x", pid(B, 2), "m")),
         Lose(Claim("x", pid(A, 1), None, 200), pid(B, 2), "exit"),
     ]
     assert old.told(A, 1, at_old) == []
-    assert old.told(A, 1, facts(orders)[0]) == []
+    assert old.told(A, 1, facts(effects)[0]) == []
     assert held(young) == held(old) == {"x": pid(B, 2)}
     assert young.exited(1) == []
 

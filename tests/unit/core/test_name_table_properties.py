@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fleetlm.core.name_table import Claim, Decide, Lose, Names, Order, Say, Tell, older
+from fleetlm.core.name_table import Claim, Decide, Effect, Lose, NameTable, Say, Tell, older
 from fleetlm.errors import AlreadyRegistered
 from fleetlm.ids import Pid
 from fleetlm.messages import Registered
@@ -47,7 +47,7 @@ class Cluster(RuleBasedStateMachine):
         self.decide = decide
         self.incarnations = itertools.count(1)
         self.numbers = itertools.count(1)
-        self.tables: dict[str, Names] = {}
+        self.tables: dict[str, NameTable] = {}
         self.up: dict[str, dict[str, Half]] = {node: {} for node in NODES}
         """Node → those that are up for it → its half of the connection."""
         self.alive: dict[str, list[int]] = {node: [] for node in NODES}
@@ -58,15 +58,15 @@ class Cluster(RuleBasedStateMachine):
             self.start(node)
 
     def start(self, node: str) -> None:
-        self.tables[node] = Names(node, next(self.incarnations), Settings(), CODEC.unpack, self.decide)
+        self.tables[node] = NameTable(node, next(self.incarnations), Settings(), CODEC.unpack, self.decide)
         self.alive[node] = []
         self.watched[node] = {}
 
     def pid(self, node: str, number: int) -> Pid:
         return Pid(node, self.tables[node].incarnation, number)
 
-    def perform(self, node: str, orders: list[Order]) -> None:
-        for order in orders:
+    def perform(self, node: str, effects: list[Effect]) -> None:
+        for order in effects:
             match order:
                 case Tell(fact):
                     sent = CODEC.pack_value(fact)
@@ -103,18 +103,18 @@ class Cluster(RuleBasedStateMachine):
                 names.claimed(name, number, CODEC.pack_value(meta), since_ms)
             assert caught.value.owner == before.pid
             return
-        orders = names.claimed(name, number, CODEC.pack_value(meta), since_ms)
+        effects = names.claimed(name, number, CODEC.pack_value(meta), since_ms)
         self.registered[name, me] = None
-        self.perform(node, orders)
+        self.perform(node, effects)
 
     @rule(node=NODE, name=NAMES)
     def unregister(self, node: str, name: str) -> None:
         held = self.tables[node].holder(name)
-        orders = self.tables[node].disclaimed(name)
-        assert bool(orders) is (held is not None and held.pid.node == node)
-        if held is not None and orders:
+        effects = self.tables[node].disclaimed(name)
+        assert bool(effects) is (held is not None and held.pid.node == node)
+        if held is not None and effects:
             del self.registered[name, held.pid]
-        self.perform(node, orders)
+        self.perform(node, effects)
 
     @rule(node=NODE, which=st.integers(0))
     def exit(self, node: str, which: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm.directory.replication import Tables
+from fleetlm.directory.replication import Replication
 from fleetlm.errors import NoConnection
 from fleetlm.ids import Pid
 from fleetlm.wire.codec import Codec
@@ -14,7 +14,7 @@ from fleetlm.wire.frames import Op
 from tests.support.session_fakes import turns, virtual
 
 
-class FakeLink:
+class FakeSession:
     def __init__(self, name: str) -> None:
         self.name = name
         self.incarnation = 7
@@ -54,37 +54,37 @@ class FakeTable:
         self.seen.append("closed")
 
 
-def rig() -> tuple[Tables, FakeTable, FakeTable, dict[str, Any]]:
-    links: dict[str, Any] = {"b": FakeLink("b"), "c": FakeLink("c")}
-    tables, first, second = Tables(Codec(), links), FakeTable("first"), FakeTable("second")
+def rig() -> tuple[Replication, FakeTable, FakeTable, dict[str, Any]]:
+    sessions: dict[str, Any] = {"b": FakeSession("b"), "c": FakeSession("c")}
+    tables, first, second = Replication(Codec(), sessions), FakeTable("first"), FakeTable("second")
     tables.add(first)
     tables.add(second)
-    return tables, first, second, links
+    return tables, first, second, sessions
 
 
 def test_a_change_is_told_to_every_connected_node() -> None:
-    tables, _, _, links = rig()
+    tables, _, _, sessions = rig()
     tables.tell("first", {"a": 1})
-    assert [link.told for link in links.values()] == [[[Op.TABLE, "first", {"a": 1}]]] * 2
+    assert [session.told for session in sessions.values()] == [[[Op.TABLE, "first", {"a": 1}]]] * 2
 
 
 def test_a_node_that_comes_up_is_told_all() -> None:
-    tables, _, _, links = rig()
-    tables.node_up(links["b"])
-    assert links["b"].told == [
+    tables, _, _, sessions = rig()
+    tables.node_up(sessions["b"])
+    assert sessions["b"].told == [
         [Op.TABLE, "first", ["has", "first"]],
         [Op.TABLE, "second", ["has", "second"]],
     ]
-    assert links["c"].told == []
+    assert sessions["c"].told == []
 
 
 def test_what_a_peer_says_goes_to_its_table() -> None:
-    tables, first, second, links = rig()
-    tables.told(links["b"], "second", ["x"])
+    tables, first, second, sessions = rig()
+    tables.told(sessions["b"], "second", ["x"])
     assert (first.seen, second.seen) == ([], [("b", 7, ["x"])])
     for topic in ("third", 3, ["first"]):
         with pytest.raises(ValueError, match="not known to this version"):
-            tables.told(links["b"], topic, [])
+            tables.told(sessions["b"], topic, [])
 
 
 def test_deaths_concern_every_table() -> None:
@@ -98,8 +98,8 @@ def test_deaths_concern_every_table() -> None:
 
 @virtual
 async def test_facts_wait_for_a_full_window_in_their_order_and_for_it_alone() -> None:
-    tables, _, _, links = rig()
-    slow, quick = links["b"], links["c"]
+    tables, _, _, sessions = rig()
+    slow, quick = sessions["b"], sessions["c"]
     slow.full = True
     for number in range(3):
         tables.tell("first", number)
@@ -118,8 +118,8 @@ async def test_facts_wait_for_a_full_window_in_their_order_and_for_it_alone() ->
 
 @virtual
 async def test_what_waits_for_a_link_that_ends_is_dropped() -> None:
-    tables, _, _, links = rig()
-    slow = links["b"]
+    tables, _, _, sessions = rig()
+    slow = sessions["b"]
     slow.full = True
     tables.tell("first", 1)
     await turns()

@@ -22,9 +22,9 @@ from tests.support.session_fakes import EPOCH_HERE, EPOCH_THERE, HERE, Pair, Sid
 
 def frame(side: Side, *messages: Any, kind: int = Kind.BATCH, body: bytes | None = None) -> None:
     """Let the peer of this side send one frame."""
-    epoch = EPOCH_HERE if side.link.name == HERE else EPOCH_THERE
+    epoch = EPOCH_HERE if side.session.name == HERE else EPOCH_THERE
     data = msgpack.packb(list(messages)) if body is None else body
-    side.inbound.frame(side.link, header(kind, epoch, side.link.incoming.seq) + data, None)
+    side.inbound.frame(side.session, header(kind, epoch, side.session.incoming.seq) + data, None)
 
 
 def sent(side: Side) -> list[Any]:
@@ -34,7 +34,7 @@ def sent(side: Side) -> list[Any]:
 
 
 def future(side: Side, ref: int) -> Any:
-    made = side.link.calls[ref] = SimLoop.current().create_future()
+    made = side.session.calls[ref] = SimLoop.current().create_future()
     return made
 
 
@@ -45,8 +45,8 @@ async def test_one_way_messages_go_to_names_and_numbers() -> None:
     side.boxes[4] = box
     frame(side, ["echo", "a"], [4, "b"])
     assert list(box.queue) == ["a", "b"]
-    assert side.link.received == 2
-    assert side.link.peer.last_heard == SimLoop.current().time()
+    assert side.session.received == 2
+    assert side.session.peer.last_heard == SimLoop.current().time()
 
 
 @virtual
@@ -67,7 +67,7 @@ async def test_a_call_waits_in_the_mailbox_with_its_deadline() -> None:
     assert isinstance(call, Call)
     assert call.message == ["hi"]
     assert call.remaining_s == 1.5
-    assert side.link.requests == {7: call}
+    assert side.session.requests == {7: call}
 
 
 @virtual
@@ -85,7 +85,7 @@ async def test_a_call_for_nobody_is_answered() -> None:
     frame(pair.there, [Op.CALL, "nobody", 1, 7, 1000])
     pair.settle()
     assert isinstance(caller.exception(), NoProcess)
-    assert not pair.there.link.requests
+    assert not pair.there.session.requests
 
 
 @virtual
@@ -94,7 +94,7 @@ async def test_cancel_abandons_the_call_and_an_unknown_one_is_nothing() -> None:
     box = side.box("echo")
     frame(side, [Op.CALL, "echo", 1, 7, 1000], [Op.CANCEL, 7, None], [Op.CANCEL, 8, None])
     assert not box.queue[0].wanted
-    assert not side.link.requests
+    assert not side.session.requests
 
 
 @virtual
@@ -259,7 +259,7 @@ async def test_a_gap_another_epoch_or_a_repeated_frame_breaks_the_link() -> None
     for epoch, seq in [(EPOCH_HERE, 2), (EPOCH_HERE, 0), (EPOCH_HERE + 1, 1)]:
         side = Pair().there
         with pytest.raises(BadFrame, match="something was lost"):
-            side.inbound.frame(side.link, header(Kind.BATCH, epoch, seq) + b"\x90", None)
+            side.inbound.frame(side.session, header(Kind.BATCH, epoch, seq) + b"\x90", None)
 
 
 @virtual
@@ -278,7 +278,7 @@ async def test_frames_of_the_wrong_shape_break_the_link() -> None:
     ]:
         side = Pair().there
         with pytest.raises(BadFrame):
-            side.inbound.frame(side.link, data, extra)
+            side.inbound.frame(side.session, data, extra)
 
 
 @given(st.binary(max_size=80), st.none() | st.binary(max_size=40))
@@ -290,8 +290,8 @@ def test_garbage_is_a_bad_frame_or_a_message_and_never_another_error(
         side.box("echo")
         kind = Kind.BATCH if extra is None else Kind.CHUNK
         with contextlib.suppress(BadFrame):
-            side.inbound.frame(side.link, header(kind, EPOCH_HERE, 1) + body, extra)
-        assert side.link.in_flight >= 0
+            side.inbound.frame(side.session, header(kind, EPOCH_HERE, 1) + body, extra)
+        assert side.session.in_flight >= 0
 
     run(main())
 
@@ -316,7 +316,7 @@ def test_well_formed_nonsense_is_a_bad_frame_or_a_message(messages: list[Any]) -
         future(side, 1)
         with contextlib.suppress(BadFrame):
             frame(side, *messages)
-        for call in side.link.calls.values():
+        for call in side.session.calls.values():
             call.cancel()
 
     run(main())
@@ -355,7 +355,7 @@ async def test_a_call_with_an_unknown_tag_is_answered() -> None:
     pair = strange_pair()
     box = pair.there.box("echo")
     caller = future(pair.here, 3)
-    pair.here.link.append(pair.here.codec.pack([int(Op.CALL), "echo", m := Known(1), 3, 1000], m))
+    pair.here.session.append(pair.here.codec.pack([int(Op.CALL), "echo", m := Known(1), 3, 1000], m))
     pair.here.send("echo", "next")
     pair.settle()
     assert isinstance(caller.exception(), Undecodable)
@@ -378,7 +378,7 @@ async def test_a_large_message_with_an_unknown_tag_costs_that_message_only() -> 
 async def test_a_reply_with_an_unknown_tag_is_an_error_at_the_caller() -> None:
     pair = strange_pair()
     caller = future(pair.there, 3)
-    pair.here.link.append(pair.here.codec.pack([int(Op.REPLY), 3, m := Known(1)], m))
+    pair.here.session.append(pair.here.codec.pack([int(Op.REPLY), 3, m := Known(1)], m))
     pair.settle()
     with pytest.raises(RemoteError, match=r"Undecodable.*could not be read"):
         caller.result()

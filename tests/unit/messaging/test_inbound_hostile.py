@@ -152,14 +152,14 @@ async def attack(nonsense: list[list[Any]]) -> None:
         )
     ]  # fmt: skip
     await asyncio.sleep(0.1)
-    link, others = bad.links[here.name], here.links[good.name]
+    session, others = bad.sessions[here.name], here.sessions[good.name]
     for message in nonsense:
-        link.signal(bad._messenger._codec.pack_value(message))
+        session.signal(bad._messenger._codec.pack_value(message))
     await asyncio.sleep(0.5)
     ours = good.ref(Echo, "echo", at=here.name)
     assert await ours.within(1).call(Echo.echo, "still there") == "still there"
     assert [number async for number in ours.within(1).stream(Echo.count, 20)] == list(range(20))
-    assert here.links.get(good.name) is others, "the connection of somebody else has ended"
+    assert here.sessions.get(good.name) is others, "the connection of somebody else has ended"
     await fleet.crash(bad)
     await asyncio.wait(asked)
     await asyncio.sleep(10)

@@ -44,15 +44,15 @@ class Rig:
 
     def __init__(self, settings: Settings = SETTINGS) -> None:
         self.pair = Pair(settings)
-        self.link = self.pair.here.link
+        self.session = self.pair.here.session
         self.box = self.pair.there.box("echo")
         loop = SimLoop.current()
         me = identity(HERE, 1, settings)
         self.topology = Topology(me, settings, loop.rng)
         self.local = local_processes(self, settings.mailbox_limit)
-        self.links = {THERE: self.link}
+        self.sessions = {THERE: self.session}
         self.messenger = Messenger(
-            HERE, 1, settings, self.pair.here.codec, self.local, self.links, self.topology, loop
+            HERE, 1, settings, self.pair.here.codec, self.local, self.sessions, self.topology, loop
         )
 
     def name_of(self, pid: Pid) -> str | None:
@@ -72,8 +72,8 @@ class Rig:
         return [m for (data, *_) in self.pair.here.transport.take() for m in msgpack.unpackb(data[13:])]
 
     def fill(self) -> None:
-        while not self.link.full:
-            self.link.append(self.pair.here.codec.pack(["echo", m := b"x" * KIB], m))
+        while not self.session.full:
+            self.session.append(self.pair.here.codec.pack(["echo", m := b"x" * KIB], m))
 
 
 @virtual
@@ -83,7 +83,7 @@ async def test_every_spelling_of_a_target_finds_its_way() -> None:
         await rig.messenger.send(to, "hi")  # type: ignore[arg-type]
     assert rig.wire() == [["echo", "hi"]] * 3 + [[5, "hi"]]
     v6 = "fleetlm@fd00::7"
-    rig.links[v6] = rig.link
+    rig.sessions[v6] = rig.session
     await rig.messenger.send(("echo", "fleetlm@FD00:0::7"), 1)
     assert rig.wire() == [["echo", 1]]
 
@@ -137,7 +137,7 @@ async def test_what_cannot_travel_is_refused_and_nothing_is_sent() -> None:
         with pytest.raises(MessageTooLarge):
             await attempt(b"x" * 51 * KIB)
     assert rig.wire() == []
-    assert not rig.link.calls
+    assert not rig.session.calls
 
 
 @virtual
@@ -162,7 +162,7 @@ async def test_a_sender_in_a_tight_loop_lets_the_loop_turn() -> None:
 
     async def look() -> None:
         while len(seen) < 5:
-            seen.append(rig.link.sent)
+            seen.append(rig.session.sent)
             await asyncio.sleep(0)
 
     looking = rig.start(look())
@@ -185,7 +185,7 @@ async def test_a_call_carries_its_deadline() -> None:
     call.reply("ho")
     await rig.settle()
     assert await calling == "ho"
-    assert not rig.link.calls
+    assert not rig.session.calls
 
 
 @virtual
@@ -208,7 +208,7 @@ async def test_a_window_that_stays_full_was_not_delivered() -> None:
         await rig.messenger.call(("echo", THERE), "hi", 2.0)
     (result,) = await rig.messenger.multicall([("echo", THERE)], "hi", 2.0)
     assert isinstance(result, WouldBlock)
-    assert not rig.link._waiters
+    assert not rig.session._waiters
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, 1e12, float("inf")])
@@ -246,8 +246,8 @@ def test_who_gives_up_tells_the_peer_after_the_request_itself(size: int, many: b
         await rig.settle()
         (call,) = rig.box.queue
         assert not call.wanted
-        assert not rig.link.calls
-        assert not rig.pair.there.link.requests
+        assert not rig.session.calls
+        assert not rig.pair.there.session.requests
         assert calling.cancelled()
 
     run(main())
@@ -258,7 +258,7 @@ async def test_a_call_over_a_link_that_ends_may_have_run() -> None:
     rig = Rig()
     calling = rig.start(rig.messenger.call(("echo", THERE), "hi", 5.0))
     await turns()
-    rig.link.close("it broke")
+    rig.session.close("it broke")
     with pytest.raises(NodeLost, match="it broke"):
         await calling
 
@@ -269,7 +269,7 @@ async def test_a_call_that_waited_for_a_link_that_ends_was_not_delivered() -> No
     rig.fill()
     calling = rig.start(rig.messenger.call(("echo", THERE), "hi", 5.0))
     await turns()
-    rig.link.close("it broke")
+    rig.session.close("it broke")
     with pytest.raises(NoConnection, match="it broke"):
         await calling
 
@@ -348,13 +348,13 @@ async def test_broadcast_counts_the_nodes_to_which_it_went() -> None:
 @virtual
 async def test_broadcast_reaches_the_others_before_it_waits_for_one_that_is_behind() -> None:
     rig, other = Rig(), Pair(SETTINGS)
-    rig.links["fleetlm@10.0.0.3"] = other.here.link
+    rig.sessions["fleetlm@10.0.0.3"] = other.here.session
     rig.fill()
     sending = rig.start(rig.messenger.broadcast("echo", "hi", None))
     await turns()
     assert not sending.done()
-    assert other.here.link.in_flight > 0
-    rig.link.close("it broke")
+    assert other.here.session.in_flight > 0
+    rig.session.close("it broke")
     assert await sending == 1
 
 

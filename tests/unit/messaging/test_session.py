@@ -38,14 +38,14 @@ async def test_messages_of_one_turn_leave_in_one_frame() -> None:
     for number in range(3):
         pair.here.send("echo", number)
     assert pair.here.transport.frames == []
-    assert pair.here.dirty == [pair.here.link]
+    assert pair.here.dirty == [pair.here.session]
     pair.here.flush()
     ((channel, (frame,)),) = pair.here.transport.frames
     assert channel == 7
     assert HEADER.unpack_from(frame) == (Kind.BATCH, EPOCH_HERE, 1)
     pair.settle()
     assert list(box.queue) == [0, 1, 2]
-    assert pair.here.link.sent == pair.there.link.received == 3
+    assert pair.here.session.sent == pair.there.session.received == 3
 
 
 @virtual
@@ -53,13 +53,13 @@ async def test_a_batch_leaves_at_once_when_it_is_large_enough() -> None:
     side = Side(HERE, THERE, SMALL)
     for number in range(7):
         side.send("echo", number)
-    assert not side.link.must_yield()
+    assert not side.session.must_yield()
     assert side.transport.frames == []
     side.send("echo", 7)
-    assert side.link.must_yield()
+    assert side.session.must_yield()
     assert len(side.transport.frames) == 1
     side.send("echo", b"x" * 2 * KIB)
-    assert side.link.must_yield()
+    assert side.session.must_yield()
     assert len(side.transport.frames) == 2
     side.flush()
     assert len(side.transport.frames) == 2
@@ -90,7 +90,7 @@ async def test_a_peer_that_takes_nothing_of_what_need_not_wait_is_cut() -> None:
     settings = SMALL.replace(max_message_bytes=64 * KIB)
     side = Side(HERE, THERE, settings)
     for _ in range(400):
-        side.link.append(b"\xc4\xff" + b"x" * 1023)
+        side.session.append(b"\xc4\xff" + b"x" * 1023)
     assert side.lost
     assert "it took nothing of" in side.lost[0]
 
@@ -106,10 +106,10 @@ async def test_a_large_message_goes_in_chunks_and_arrives_whole() -> None:
     pair.here.flush()
     assert set(kinds(pair.here)) == {Kind.CHUNK}
     assert max(len(parts[1]) for _, parts in pair.here.transport.frames) == 4 * KIB
-    assert pair.here.link._sent_bulk <= SMALL.bulk_window_bytes + 5 * KIB
+    assert pair.here.session._sent_bulk <= SMALL.bulk_window_bytes + 5 * KIB
     pair.settle()
     assert list(box.queue) == [b"x" * 100 * KIB]
-    assert pair.here.link.lanes.waiting_bytes == 0
+    assert pair.here.session.lanes.waiting_bytes == 0
 
 
 @virtual
@@ -175,14 +175,14 @@ def test_a_message_beyond_the_limit_of_either_is_refused(busy: bool, theirs: boo
         low = SMALL.replace(max_message_bytes=3 * KIB)
         side = Side(HERE, THERE, SMALL if theirs else low, low if theirs else SMALL)
         if busy:
-            side.link.lanes.add("a", b"x" * 5 * KIB)
+            side.session.lanes.add("a", b"x" * 5 * KIB)
         with pytest.raises(MessageTooLarge) as caught:
             side.send("echo", b"x" * 3 * KIB)
         assert caught.value.limit_bytes == 3 * KIB
-        before = side.link.in_flight
-        side.link.control([int(Op.TICK), 0, False])
-        assert side.link.in_flight == before + 4
-        side.link.lanes.clear()
+        before = side.session.in_flight
+        side.session.control([int(Op.TICK), 0, False])
+        assert side.session.in_flight == before + 4
+        side.session.lanes.clear()
 
     run(main())
 
@@ -190,7 +190,7 @@ def test_a_message_beyond_the_limit_of_either_is_refused(busy: bool, theirs: boo
 @virtual
 async def test_a_peer_that_takes_no_message_at_all_still_gets_ticks() -> None:
     side = Side(HERE, THERE, SMALL, SMALL.replace(max_message_bytes=0))
-    side.link.control([int(Op.TICK), 0, False])
+    side.session.control([int(Op.TICK), 0, False])
     side.flush()
     assert kinds(side) == [Kind.BATCH]
 
@@ -204,72 +204,72 @@ async def test_bytes_in_flight_go_back_to_nothing() -> None:
     pair.there.box("echo")
     pair.here.send("echo", b"x" * 3 * KIB)
     pair.here.send("echo", b"x" * 30 * KIB, "a")
-    assert pair.here.link.in_flight > 33 * KIB
+    assert pair.here.session.in_flight > 33 * KIB
     pair.settle()
-    pair.there.link.tell_credit()
+    pair.there.session.tell_credit()
     pair.settle()
-    assert pair.here.link.in_flight == 0
+    assert pair.here.session.in_flight == 0
 
 
 @virtual
 async def test_a_full_window_makes_senders_wait_until_credit_comes() -> None:
     pair = Pair(SMALL)
     pair.there.box("echo")
-    await pair.here.link.room()
-    while not pair.here.link.full:
+    await pair.here.session.room()
+    while not pair.here.session.full:
         pair.here.send("echo", b"x" * KIB)
-    waiting = asyncio.ensure_future(pair.here.link.room())
+    waiting = asyncio.ensure_future(pair.here.session.room())
     await turns()
     assert not waiting.done()
     pair.settle()
     await waiting
-    assert not pair.here.link.full
+    assert not pair.here.session.full
 
 
 @virtual
 async def test_a_sender_need_not_look_closer_while_the_road_is_free() -> None:
     pair = Pair(SMALL)
     pair.there.box("echo")
-    link = pair.here.link
+    session = pair.here.session
     pair.here.send("echo", 1)
     pair.settle()
-    assert not link.slow
-    while not link.full:
+    assert not session.slow
+    while not session.full:
         pair.here.send("echo", b"x" * KIB)
     pair.here.flush()
-    assert link.slow
+    assert session.slow
     pair.settle()
-    pair.there.link.tell_credit()
+    pair.there.session.tell_credit()
     pair.settle()
-    assert not link.slow
+    assert not session.slow
     pair.here.send("echo", b"x" * 30 * KIB, "a")
-    assert link.slow, "what a sender of something large sends next must queue"
+    assert session.slow, "what a sender of something large sends next must queue"
     pair.settle()
-    assert not link.slow
-    link.close("over")
-    assert link.slow
+    assert not session.slow
+    session.close("over")
+    assert session.slow
 
 
 @virtual
 async def test_senders_that_gave_up_leave_nothing_behind() -> None:
     side = Side(HERE, THERE, SMALL)
-    while not side.link.full:
+    while not side.session.full:
         side.send("echo", b"x" * KIB)
     for _ in range(100):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
-                await side.link.room()
-    assert not side.link._waiters
+                await side.session.room()
+    assert not side.session._waiters
 
 
 @virtual
 async def test_a_waiting_sender_hears_of_the_end() -> None:
     side = Side(HERE, THERE, SMALL)
-    while not side.link.full:
+    while not side.session.full:
         side.send("echo", b"x" * KIB)
-    waiting = asyncio.ensure_future(side.link.room())
+    waiting = asyncio.ensure_future(side.session.room())
     await turns()
-    side.link.close("")
+    side.session.close("")
     with pytest.raises(NoConnection):
         await waiting
     with pytest.raises(NoConnection, match="closed"):
@@ -281,8 +281,8 @@ def test_credit_for_more_than_was_sent_is_refused(credit: tuple[int, int]) -> No
     async def main() -> None:
         side = Side(HERE, THERE, SMALL)
         with pytest.raises(ValueError, match="credit"):
-            side.link.credited(*credit)
-        assert side.link.in_flight == 0
+            side.session.credited(*credit)
+        assert side.session.in_flight == 0
 
     run(main())
 
@@ -292,28 +292,28 @@ async def test_credit_never_goes_back() -> None:
     side = Side(HERE, THERE, SMALL)
     side.send("echo", b"x" * 100)
     side.flush()
-    side.link.credited(50, 0)
+    side.session.credited(50, 0)
     with pytest.raises(ValueError, match="credit"):
-        side.link.credited(49, 0)
+        side.session.credited(49, 0)
 
 
 @virtual
 async def test_credit_is_told_for_every_eighth_of_a_window_and_not_twice() -> None:
     side = Side(HERE, THERE, SMALL)
-    side.link.took(8 * KIB - 1)
+    side.session.took(8 * KIB - 1)
     assert not side.dirty
-    side.link.took(1)
+    side.session.took(1)
     assert side.dirty
     side.flush()
     frames = len(side.transport.frames)
-    side.link.tell_credit()
+    side.session.tell_credit()
     side.flush()
     assert len(side.transport.frames) == frames == 1
-    side.link.took(KIB, bulk=True)
+    side.session.took(KIB, bulk=True)
     for _ in range(7):
-        side.link.took(1, bulk=True)
+        side.session.took(1, bulk=True)
     side.flush()
-    assert side.link.sent == 2
+    assert side.session.sent == 2
 
 
 sizes = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12 * KIB), st.booleans()), max_size=25)
@@ -328,18 +328,18 @@ def test_the_window_adds_up_whatever_is_sent(steps: list[tuple[int, int, bool]])
         for serial, (sender, size, move) in enumerate(steps):
             pair.here.send("echo", [sender, serial, b"x" * size], f"sender {sender}")
             sent.setdefault(sender, []).append(serial)
-            assert pair.here.link.in_flight >= 0
+            assert pair.here.session.in_flight >= 0
             if move:
                 pair.here.flush()
                 pair.there.receive(pair.here.transport.take())
                 pair.there.flush()
                 pair.here.receive(pair.there.transport.take())
-                assert pair.here.link.in_flight >= 0
+                assert pair.here.session.in_flight >= 0
         pair.settle()
-        pair.there.link.tell_credit()
+        pair.there.session.tell_credit()
         pair.settle()
-        assert pair.here.link.in_flight == 0
-        assert pair.here.link.lanes.waiting_bytes == 0
+        assert pair.here.session.in_flight == 0
+        assert pair.here.session.lanes.waiting_bytes == 0
         arrived: dict[int, list[int]] = {}
         for sender, serial, _ in box.queue:
             arrived.setdefault(sender, []).append(serial)
@@ -352,12 +352,12 @@ def test_the_window_adds_up_whatever_is_sent(steps: list[tuple[int, int, bool]])
 
 
 def request(side: Side, ref: int = 1, deadline: float = 5.0) -> Call:
-    call = side.link.requests[ref] = Call("work", side.link, ref, deadline, SimLoop.current().time)
+    call = side.session.requests[ref] = Call("work", side.session, ref, deadline, SimLoop.current().time)
     return call
 
 
 def outcome(pair: Pair, ref: int = 1) -> asyncio.Future[Any]:
-    future = pair.here.link.calls[ref] = SimLoop.current().create_future()
+    future = pair.here.session.calls[ref] = SimLoop.current().create_future()
     return future
 
 
@@ -368,8 +368,8 @@ async def test_a_reply_reaches_the_caller() -> None:
     request(pair.there).reply({"a": (1, 2)})
     pair.settle()
     assert future.result() == {"a": (1, 2)}
-    assert not pair.there.link.requests
-    assert not pair.here.link.calls
+    assert not pair.there.session.requests
+    assert not pair.here.session.calls
 
 
 @virtual
@@ -380,7 +380,7 @@ async def test_a_failure_reaches_the_caller() -> None:
     pair.settle()
     with pytest.raises(RemoteError, match="KeyError: 'x'"):
         future.result()
-    assert not pair.there.link.requests
+    assert not pair.there.session.requests
 
 
 @virtual
@@ -421,8 +421,8 @@ async def test_a_sweep_forgets_what_expired() -> None:
     side = Side(HERE, THERE, SMALL)
     expired, alive = request(side, 1, 1.0), request(side, 2, 3.0)
     await asyncio.sleep(2)
-    side.link.sweep()
-    assert list(side.link.requests) == [2]
+    side.session.sweep()
+    assert list(side.session.requests) == [2]
     assert not expired.wanted
     assert alive.wanted
 
@@ -433,20 +433,20 @@ async def test_a_sweep_forgets_what_expired() -> None:
 @virtual
 async def test_the_end_is_told_to_everybody_who_waits() -> None:
     side = Side(HERE, THERE, SMALL)
-    future = side.link.calls[1] = SimLoop.current().create_future()
+    future = side.session.calls[1] = SimLoop.current().create_future()
     asked = request(side)
     side.send("echo", b"x" * 10 * KIB)
     side.send("echo", 1)
-    side.link.close("it broke")
+    side.session.close("it broke")
     with pytest.raises(NodeLost, match="it broke"):
         future.result()
     assert not asked.wanted
-    assert (side.link.calls, side.link.requests) == ({}, {})
+    assert (side.session.calls, side.session.requests) == ({}, {})
     side.flush()
     asked.reply(1)
-    side.link.failed(1, FailureKind.RAISED, ["late"])
-    side.link.control([int(Op.TICK), 0, False])
-    side.link.tell_credit()
+    side.session.failed(1, FailureKind.RAISED, ["late"])
+    side.session.control([int(Op.TICK), 0, False])
+    side.session.tell_credit()
     assert side.transport.frames == []
 
 

@@ -7,14 +7,14 @@ import pytest
 
 from fleetlm.call import Call
 from fleetlm.errors import NodeLost, RemoteError
-from fleetlm.messaging.stream_items import Inlet, Outlet
+from fleetlm.messaging.stream_items import ConsumerEnd, ProducerEnd
 from fleetlm.testing.loop import SimLoop
 from fleetlm.wire.frames import BadFrame, Op
 from tests.support.session_fakes import Pair, Side, turns, virtual
 
 
-def inlet(window: int = 4, told: list[int] | None = None) -> Inlet:
-    return Inlet(window, ([] if told is None else told).append)
+def inlet(window: int = 4, told: list[int] | None = None) -> ConsumerEnd:
+    return ConsumerEnd(window, ([] if told is None else told).append)
 
 
 @virtual
@@ -86,7 +86,7 @@ def test_a_producer_beyond_its_window_is_refused() -> None:
 
 @virtual
 async def test_credit_wakes_a_producer() -> None:
-    outlet = Outlet(0)
+    outlet = ProducerEnd(0)
     waiting = asyncio.ensure_future(outlet.room())
     await turns()
     outlet.more(3)
@@ -180,12 +180,12 @@ async def test_a_plain_call_takes_no_items() -> None:
 # On the wire.
 
 
-def stream(pair: Pair, window: int = 4, ref: int = 1) -> tuple[Inlet, Call]:
+def stream(pair: Pair, window: int = 4, ref: int = 1) -> tuple[ConsumerEnd, Call]:
     """An open stream from there to here."""
-    link = pair.here.link
-    end = Inlet(window, lambda count: link.control([int(Op.MORE), ref, count]))
-    link.calls[ref] = end
-    link.append(pair.here.codec.pack_value([int(Op.STREAM), "model", "prompt", ref, 0, window, 1]))
+    session = pair.here.session
+    end = ConsumerEnd(window, lambda count: session.control([int(Op.MORE), ref, count]))
+    session.calls[ref] = end
+    session.append(pair.here.codec.pack_value([int(Op.STREAM), "model", "prompt", ref, 0, window, 1]))
     box = pair.there.boxes.get("model") or pair.there.box("model")
     pair.settle()
     call = box.queue.pop()
@@ -215,8 +215,8 @@ async def test_items_credit_and_the_end_travel() -> None:
     assert got == [0, 1, 2, 3, 4, 5]
     assert end.done()
     assert not await end.wait()
-    assert not pair.here.link.calls
-    assert not pair.there.link.requests
+    assert not pair.here.session.calls
+    assert not pair.there.session.requests
 
 
 @virtual
@@ -236,8 +236,8 @@ async def test_cancel_reaches_the_producer_and_late_items_nobody() -> None:
     pair = Pair()
     end, call = stream(pair)
     await call.put(1)
-    del pair.here.link.calls[1]
-    pair.here.link.control([int(Op.CANCEL), 1, None])
+    del pair.here.session.calls[1]
+    pair.here.session.control([int(Op.CANCEL), 1, None])
     pair.settle()
     assert not end
     assert await call.put(2) is False
@@ -261,8 +261,8 @@ async def test_the_end_of_the_connection_ends_both_sides() -> None:
     end, call = stream(pair)
     await call.put(1)
     pair.settle()
-    pair.here.link.close("cut")
-    pair.there.link.close("cut")
+    pair.here.session.close("cut")
+    pair.there.session.close("cut")
     assert end.take() == 1
     with pytest.raises(NodeLost):
         await end.wait()
@@ -272,7 +272,7 @@ async def test_the_end_of_the_connection_ends_both_sides() -> None:
 def breaks(side: Side, *messages: list[Any]) -> None:
     other = Pair().there
     with pytest.raises(BadFrame):
-        other.inbound._deliver(side.link, list(messages))
+        other.inbound._deliver(side.session, list(messages))
 
 
 @virtual

@@ -106,7 +106,7 @@ async def test_an_item_that_cannot_be_read_ends_the_producer_too(fleet: Fleet) -
     here, there = await fleet.mesh(2, stream_window=4)
     types = MessageTypes()
     types.register("newer", Newer)
-    there.links[here.name]._codec = Codec(types)
+    there.sessions[here.name]._codec = Codec(types)
     ended: list[int] = []
 
     async def produce(process: Process) -> None:
@@ -122,7 +122,7 @@ async def test_an_item_that_cannot_be_read_ends_the_producer_too(fleet: Fleet) -
             pass
     await asyncio.sleep(0.1)
     assert ended
-    assert not there.links[here.name].requests
+    assert not there.sessions[here.name].requests
 
 
 @simulated
@@ -169,8 +169,8 @@ async def test_both_sides_count_a_large_request_alike() -> None:
     await turns()
     for _ in range(100):
         await rig.settle()
-        rig.pair.there.link.tell_credit()
+        rig.pair.there.session.tell_credit()
     assert len(rig.slow) == 1
-    assert rig.link.windows.held == rig.arrivals.held
+    assert rig.session.windows.held == rig.arrivals.held
     streaming.cancel()
     await asyncio.wait([streaming])

@@ -1,4 +1,4 @@
-"""The window of a destination process, on two links back to back."""
+"""The window of a destination process, on two sessions back to back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fleetlm.core.topology import Topology
 from fleetlm.errors import CallTimeout, InvalidName, NoConnection, NotSerializable, WouldBlock
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.outbound import Messenger
-from fleetlm.messaging.windows import UNIT_BYTES, InWindows, OutWindows, units
+from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.frames import BadFrame, Op
@@ -28,14 +28,14 @@ class Rig:
 
     def __init__(self, settings: Settings = EIGHT) -> None:
         self.pair = Pair(settings)
-        self.link = self.pair.here.link
-        self.arrivals = self.pair.there.link.arrivals
+        self.session = self.pair.here.session
+        self.arrivals = self.pair.there.session.arrivals
         self.slow, self.quick = self.pair.there.box("slow"), self.pair.there.box("quick")
         loop = SimLoop.current()
         topology = Topology(identity(HERE, 1, settings), settings, loop.rng)
         local = local_processes(self, settings.mailbox_limit)
         self.messenger = Messenger(
-            HERE, 1, settings, self.pair.here.codec, local, {THERE: self.link}, topology, loop
+            HERE, 1, settings, self.pair.here.codec, local, {THERE: self.session}, topology, loop
         )
 
     async def settle(self) -> None:
@@ -56,7 +56,7 @@ class Rig:
 def hostile(pair: Pair, *messages: list[Any]) -> None:
     """Messages that no window of the sender has counted."""
     for message in messages:
-        pair.here.link.append(pair.here.codec.pack_value(message))
+        pair.here.session.append(pair.here.codec.pack_value(message))
     pair.settle()
 
 
@@ -108,14 +108,14 @@ async def test_calls_fill_the_window_until_they_are_taken_and_are_open_until_the
     rig = Rig()
     calling = asyncio.ensure_future(rig.messenger.call(SLOW, "hi", 5.0))
     await rig.settle()
-    assert (rig.link.held, rig.link.load("slow")) == ({"slow": 1}, 2)
+    assert (rig.session.held, rig.session.load("slow")) == ({"slow": 1}, 2)
     call = await rig.slow.get()
     await rig.settle()
-    assert (rig.link.held, rig.link.load("slow")) == ({}, 1)
+    assert (rig.session.held, rig.session.load("slow")) == ({}, 1)
     call.reply("ho")
     await rig.settle()
     assert await calling == "ho"
-    assert rig.link.load("slow") == 0
+    assert rig.session.load("slow") == 0
 
 
 @virtual
@@ -140,7 +140,7 @@ async def test_waiting_senders_go_in_their_order_and_those_that_gave_up_leave_no
         await rig.slow.get()
         await rig.settle()
     assert list(rig.slow.queue) == ["a", "c"]
-    assert not rig.link.windows._waiters
+    assert not rig.session.windows._waiters
 
 
 @virtual
@@ -160,10 +160,10 @@ async def test_senders_that_fail_when_there_is_room_again_do_not_keep_others_wai
 async def test_the_end_of_the_connection_is_told_to_who_waits() -> None:
     rig = Rig()
     sending = await rig.sends(SLOW, list(range(9)))
-    rig.link.close("gone")
+    rig.session.close("gone")
     with pytest.raises(NoConnection, match="gone"):
         await sending
-    assert not rig.link.held
+    assert not rig.session.held
 
 
 @virtual
@@ -172,12 +172,12 @@ async def test_what_names_no_process_is_refused_here_and_not_there() -> None:
     for name in (None, 2.5, b"slow", True):
         with pytest.raises(InvalidName, match="named by a text"):
             await rig.messenger.send((name, THERE), 1)  # type: ignore[arg-type]
-    assert not rig.link.held
+    assert not rig.session.held
 
 
 @pytest.mark.parametrize("count", [0, 2, 9])
 def test_more_than_was_sent_cannot_have_been_taken(count: int) -> None:
-    windows = OutWindows(8)
+    windows = SendWindows(8)
     windows.sent("slow", 1)
     with pytest.raises(ValueError, match="that were not sent"):
         windows.taken("slow", count)
@@ -194,15 +194,15 @@ async def test_what_was_taken_is_told_for_every_eighth_and_the_rest_with_a_tick(
     for _ in range(12):
         await rig.slow.get()
     await rig.settle()
-    assert rig.link.held == {"slow": 32}
-    rig.pair.there.link.sweep()
+    assert rig.session.held == {"slow": 32}
+    rig.pair.there.session.sweep()
     await rig.settle()
-    assert rig.link.held == {"slow": 28}
+    assert rig.session.held == {"slow": 28}
     while rig.slow.queue:
         await rig.slow.get()
-    rig.pair.there.link.sweep()
+    rig.pair.there.session.sweep()
     await rig.settle()
-    assert rig.link.held == {}
+    assert rig.session.held == {}
     assert rig.arrivals.held == {}
     assert not rig.arrivals._boxes
 
@@ -215,16 +215,16 @@ async def test_a_process_that_ends_has_taken_all_and_nobody_takes_at_once() -> N
     del rig.pair.there.boxes["slow"]
     await rig.settle()
     assert sending.done()
-    rig.pair.there.link.sweep()
+    rig.pair.there.session.sweep()
     await rig.settle()
-    assert rig.link.held == {}
+    assert rig.session.held == {}
     assert rig.pair.there.inbound.undelivered == 4
 
 
 @virtual
 async def test_many_destinations_are_told_before_they_fill_the_tables() -> None:
     told: list[tuple[Any, int]] = []
-    windows = InWindows(4_096, lambda key, count: told.append((key, count)))
+    windows = ReceiveWindows(4_096, lambda key, count: told.append((key, count)))
     for number in range(5_000):
         windows.received(number, 1, None)
     assert len(told) > 4_000
@@ -238,8 +238,8 @@ async def test_a_peer_that_ignores_its_window_is_cut_and_one_that_replies_meanwh
     rig = Rig()
     await rig.sends(SLOW, list(range(8)))
     for ref in range(100):
-        future = rig.pair.there.link.calls[ref] = asyncio.get_running_loop().create_future()
-        rig.link.replied(ref, b"r" * 40 * KIB)
+        future = rig.pair.there.session.calls[ref] = asyncio.get_running_loop().create_future()
+        rig.session.replied(ref, b"r" * 40 * KIB)
         rig.pair.settle()
         assert future.result() == b"r" * 40 * KIB
     with pytest.raises(BadFrame, match="more than 8 messages"):
@@ -277,9 +277,9 @@ async def test_messages_that_nobody_could_read_leave_the_window() -> None:
     rig = Rig()
     rig.pair.there.codec._readers.clear()
     await rig.sends(SLOW, [(1, {2})] * 12)
-    rig.pair.there.link.sweep()
+    rig.pair.there.session.sweep()
     await rig.settle()
-    assert rig.link.held == {}
+    assert rig.session.held == {}
 
 
 # What a message counts.
@@ -303,7 +303,7 @@ def test_large_messages_fill_a_window_sooner(size: int, call: bool) -> None:
         await rig.settle()
         fits = -(-16 // weight)
         assert len(rig.slow) == fits
-        assert rig.link.held == rig.arrivals.held == {"slow": fits * weight}
+        assert rig.session.held == rig.arrivals.held == {"slow": fits * weight}
         for _ in range(20):
             got = await rig.slow.get()
             assert (got.message if call else got) == message
@@ -311,9 +311,9 @@ def test_large_messages_fill_a_window_sooner(size: int, call: bool) -> None:
             if call:
                 got.reply()
         await rig.settle()
-        rig.pair.there.link.sweep()
+        rig.pair.there.session.sweep()
         await rig.settle()
-        assert rig.link.held == rig.arrivals.held == {}
+        assert rig.session.held == rig.arrivals.held == {}
         await asyncio.gather(*waiting)
 
     run(main())
@@ -325,12 +325,12 @@ async def test_a_caller_that_gives_up_does_not_free_the_window() -> None:
     with pytest.raises(CallTimeout):
         await rig.messenger.call(SLOW, "hi", 1.0)
     await rig.settle()
-    assert rig.link.held == {"slow": 1}
+    assert rig.session.held == {"slow": 1}
     waiting = asyncio.ensure_future(rig.slow.get())
     await rig.settle()
-    rig.pair.there.link.sweep()
+    rig.pair.there.session.sweep()
     await rig.settle()
-    assert rig.link.held == {}
+    assert rig.session.held == {}
     waiting.cancel()
 
 
@@ -368,7 +368,7 @@ def test_both_sides_count_the_same_and_nothing_is_lost_or_held_for_ever(steps: l
                 case "settle":
                     await rig.settle()
                 case "sweep":
-                    rig.pair.there.link.sweep()
+                    rig.pair.there.session.sweep()
                 case "end slow":
                     got["slow"] += [number for number, _ in boxes["slow"].close()]
                 case _:
@@ -382,11 +382,11 @@ def test_both_sides_count_the_same_and_nothing_is_lost_or_held_for_ever(steps: l
             for name, box in boxes.items():
                 while box.queue:
                     got[name].append((await box.get())[0])
-            rig.pair.there.link.sweep()
+            rig.pair.there.session.sweep()
         assert all(task.done() for task in tasks)
         assert {name: sorted(numbers) for name, numbers in got.items()} == sent
-        assert rig.link.held == rig.arrivals.held == {}
-        assert not rig.link.windows._waiters
+        assert rig.session.held == rig.arrivals.held == {}
+        assert not rig.session.windows._waiters
         assert rig.slow._origins in (None, [])
 
     run(main())
@@ -397,12 +397,12 @@ async def test_a_multicall_is_open_until_it_is_answered() -> None:
     rig = Rig()
     asking = asyncio.ensure_future(rig.messenger.multicall([SLOW, SLOW, QUICK], "hi", 5.0))
     await rig.settle()
-    assert (rig.link.open_calls, rig.link.load("slow")) == ({"slow": 2, "quick": 1}, 4)
+    assert (rig.session.open_calls, rig.session.load("slow")) == ({"slow": 2, "quick": 1}, 4)
     for box in (rig.slow, rig.slow, rig.quick):
         (await box.get()).reply()
     await rig.settle()
     assert await asking == [None] * 3
-    assert rig.link.open_calls == {}
+    assert rig.session.open_calls == {}
 
 
 def test_a_tick_looks_at_some_of_many_mailboxes_and_all_have_their_turn(
@@ -414,7 +414,7 @@ def test_a_tick_looks_at_some_of_many_mailboxes_and_all_have_their_turn(
 
 async def swept_in_turns() -> None:
     told: list[Any] = []
-    windows = InWindows(1_000, lambda key, count: told.append((key, count)))
+    windows = ReceiveWindows(1_000, lambda key, count: told.append((key, count)))
     boxes = [Mailbox(1_000, Taker()) for _ in range(5)]
     for number, box in enumerate(boxes):
         box.put("a")

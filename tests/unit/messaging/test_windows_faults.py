@@ -44,13 +44,13 @@ def test_a_large_message_that_nobody_could_read_leaves_the_window_whole(operatio
             asking = asyncio.ensure_future(rig.messenger.call(SLOW, large, 5.0))
         for _ in range(5):
             await rig.settle()
-            rig.pair.there.link.sweep()
-            rig.pair.there.link.tell_credit()
+            rig.pair.there.session.sweep()
+            rig.pair.there.session.tell_credit()
         await rig.settle()
         await asyncio.wait([asking])
         asking.exception()
         assert rig.pair.there.inbound.unreadable == 1
-        assert rig.link.windows.held == {} == rig.arrivals.held
+        assert rig.session.windows.held == {} == rig.arrivals.held
 
     main()
 
@@ -68,8 +68,8 @@ async def test_both_sides_count_a_large_cast_alike() -> None:
         await rig.messenger.cast(SLOW, Invoke(handler, (b"x" * size,), {}))
         for _ in range(100):
             await rig.settle()
-            rig.pair.there.link.tell_credit()
-        assert rig.link.windows.held == rig.arrivals.held
+            rig.pair.there.session.tell_credit()
+        assert rig.session.windows.held == rig.arrivals.held
     assert len(rig.slow) == 5
 
 

@@ -44,11 +44,11 @@ class Rig:
 
     def __init__(self, **settings: Any) -> None:
         self.pair = Pair()
-        self.link = self.pair.here.link
-        self.links = {THERE: self.link}
+        self.session = self.pair.here.session
+        self.sessions = {THERE: self.session}
         self.local = local_processes(self, 100)
         self.signals = self.local.signals
-        self.signals._links = self.links
+        self.signals._sessions = self.sessions
         self.relations = self.signals.relations
         self.settings = Settings(**settings)
         self.kernel = SimpleNamespace(draining=False)
@@ -73,7 +73,7 @@ class Rig:
         """A request of that process that has left."""
         sender = Pid(HERE, 1, 0) if owner is None else owner.pid
         spawn = SpawnRequest("f", (), None, sender, 5 if linked else None, ref)
-        return _Spawning(self.local, self.signals, self.links, THERE, spawn, owner)
+        return _Spawning(self.local, self.signals, self.sessions, THERE, spawn, owner)
 
     def told(self) -> list[Any]:
         """Signals that left for the other node since the last look."""
@@ -147,7 +147,7 @@ async def test_a_request_arrives_as_it_was_sent() -> None:
     rig = Rig()
     codec = rig.pair.here.codec
     arrived = codec.unpack(codec.pack_value(ASKED.packed()))
-    assert asked_to_spawn(rig.link, arrived) == ASKED
+    assert asked_to_spawn(rig.session, arrived) == ASKED
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ async def test_a_request_arrives_as_it_was_sent() -> None:
 def test_nonsense_and_strangers_processes_are_no_request(argument: list[Any]) -> None:
     @virtual
     async def main() -> None:
-        assert asked_to_spawn(Rig().link, argument) is None
+        assert asked_to_spawn(Rig().session, argument) is None
 
     main()
 
@@ -187,7 +187,7 @@ async def test_ends_are_there_before_the_first_line() -> None:
         assert process.parent == PEER
 
     rig.factories.register("f", first)
-    pid = rig.factories.asked(rig.link, ASKED)
+    pid = rig.factories.asked(rig.session, ASKED)
     assert seen == []
     await asyncio.sleep(1)
     assert seen == ["n", (1, ("x",)), (1, 1)]
@@ -199,16 +199,16 @@ async def test_ends_are_there_before_the_first_line() -> None:
 async def test_what_is_refused_runs_nothing_and_ties_nothing() -> None:
     rig = Rig()
     with pytest.raises(NoFactory) as unknown:
-        rig.factories.asked(rig.link, ASKED)
+        rig.factories.asked(rig.session, ASKED)
     assert (unknown.value.node, unknown.value.factory) == (HERE, "f")
     rig.factories.register("f", idle)
     rig.kernel.draining = True
     with pytest.raises(Draining):
-        rig.factories.asked(rig.link, ASKED)
+        rig.factories.asked(rig.session, ASKED)
     rig.kernel.draining = False
     rig.spawn(idle, name="n")
     with pytest.raises(AlreadyRegistered):
-        rig.factories.asked(rig.link, ASKED)
+        rig.factories.asked(rig.session, ASKED)
     assert len(rig.local.info()) == 1
     assert rig.relations.counts() == (0, 0)
     await rig.end()
@@ -228,8 +228,8 @@ async def test_the_answer_is_recorded_when_it_is_taken() -> None:
     spawning.set_result(CHILD)
     assert spawning.result() == CHILD
     assert rig.relations.counts() == (1, 1)
-    rig.signals.told(rig.link, ["exit", CHILD, owner.pid.number, "bad"])
-    rig.signals.told(rig.link, ["down", ref, "bad"])
+    rig.signals.told(rig.session, ["exit", CHILD, owner.pid.number, "bad"])
+    rig.signals.told(rig.session, ["down", ref, "bad"])
     assert len(owner.mailbox) == 2
     assert rig.told() == []
     await rig.end()
@@ -270,8 +270,8 @@ async def test_an_answer_that_nobody_took_is_taken_back() -> None:
     ref = rig.signals.new_ref()
     spawning = rig.spawning(owner, linked=True, ref=ref)
     spawning.set_result(CHILD)
-    rig.signals.told(rig.link, ["down", ref, "bad"])
-    rig.signals.told(rig.link, ["exit", CHILD, owner.pid.number, "bad"])
+    rig.signals.told(rig.session, ["down", ref, "bad"])
+    rig.signals.told(rig.session, ["exit", CHILD, owner.pid.number, "bad"])
     owner.mailbox.put("mine")
     spawning.give_up()
     assert list(owner.mailbox.queue) == ["mine"]
@@ -373,7 +373,7 @@ def test_an_answer_that_is_no_pid_of_that_node(reply: Any) -> None:
         late.give_up()
         late.set_result(reply)
         assert late.cancelled()
-        rig.links.clear()
+        rig.sessions.clear()
         over = rig.spawning(owner)
         over.set_result(CHILD)
         assert isinstance(over.exception(), RemoteError)
@@ -387,8 +387,8 @@ def test_an_answer_that_is_no_pid_of_that_node(reply: Any) -> None:
 @virtual
 async def test_failures_of_a_spawn_travel_with_their_type() -> None:
     rig = Rig()
-    future = rig.pair.there.link.calls[1] = SimLoop.current().create_future()
-    rig.link.failed(1, FailureKind.NO_FACTORY, [HERE, "f"])
+    future = rig.pair.there.session.calls[1] = SimLoop.current().create_future()
+    rig.session.failed(1, FailureKind.NO_FACTORY, [HERE, "f"])
     rig.pair.settle()
     error = future.exception()
     assert isinstance(error, NoFactory)

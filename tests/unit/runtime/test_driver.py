@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
-from fleetlm.core.effects import Answer, Dial, HangUp, Report, Send
+from fleetlm.core.effects import Dial, HangUp, Reply, Report, Send
 from fleetlm.core.kernel import Kernel
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.inbound import Inbound
@@ -72,7 +72,7 @@ class Rig:
         outgoing = self.kernel.topology.peers[name].connection.outgoing
         assert outgoing is not None
         self.frame(source, Kind.READY, frames.pack_ready(Ready(outgoing.epoch, 1)))
-        assert name in self.driver.links
+        assert name in self.driver.sessions
         return channel, source
 
     def frame(self, source: bytes, kind: int, body: bytes, extra: bytes | None = None) -> None:
@@ -93,18 +93,18 @@ class Rig:
 
 
 class Scripted:
-    """A kernel that orders what it is told to."""
+    """A kernel that effects what it is told to."""
 
     leaving = False
 
-    def __init__(self, *orders: Any) -> None:
-        self.orders = list(orders)
+    def __init__(self, *effects: Any) -> None:
+        self.effects = list(effects)
 
     def deadline(self) -> None:
         return None
 
     def opened(self, now: float, channel: int) -> list[Any]:
-        return self.orders
+        return self.effects
 
 
 def test_orders_are_performed_in_the_order_given(caplog: pytest.LogCaptureFixture) -> None:
@@ -113,7 +113,7 @@ def test_orders_are_performed_in_the_order_given(caplog: pytest.LogCaptureFixtur
         rig.driver.kernel = Scripted(  # type: ignore[assignment]
             Dial(5, "10.0.0.9", 4370),
             Send(5, b"x"),
-            Answer(b"s", b"y"),
+            Reply(b"s", b"y"),
             HangUp(5, 0.5),
             Report("warning", "said"),
         )
@@ -138,7 +138,7 @@ async def test_a_handshake_makes_a_link_an_event_and_lets_messages_through() -> 
     assert list(rig.boxes["sink"].queue) == ["hi"]
     rig.driver.source_lost(source)
     assert await anext(events) == NodeDown(THERE, 2, "connection closed")
-    assert rig.driver.links == {}
+    assert rig.driver.sessions == {}
     assert rig.losses == 1
     rig.batch(source, ["sink", "late"])
     assert len(rig.boxes["sink"]) == 1
@@ -150,7 +150,7 @@ async def test_a_bad_batch_takes_that_connection_down_only() -> None:
     _, source = rig.bring_up()
     _, other = rig.bring_up("fleetlm@10.0.0.3", 3)
     rig.frame(source, Kind.BATCH, b"\xc1")
-    assert list(rig.driver.links) == ["fleetlm@10.0.0.3"]
+    assert list(rig.driver.sessions) == ["fleetlm@10.0.0.3"]
     rig.batch(other, ["sink", "fine"])
     assert list(rig.boxes["sink"].queue) == ["fine"]
 
@@ -160,7 +160,7 @@ async def test_a_control_frame_with_two_parts_is_garbage() -> None:
     rig = Rig()
     _, source = rig.bring_up()
     rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("bye"), b"extra")
-    assert rig.driver.links == {}
+    assert rig.driver.sessions == {}
     assert "left" not in rig.kernel.topology.peers[THERE].connection.last_error
 
 
@@ -172,7 +172,7 @@ async def test_a_stranger_with_a_batch_disturbs_nobody() -> None:
     for data in (b"", b"\x03", frames.header(Kind.BATCH, 1, 1) + b"\x90"):
         rig.driver.frame_arrived(b"stranger", data, None)
         rig.driver.frame_arrived(b"unmet", data, b"extra")
-    assert list(rig.driver.links) == [THERE]
+    assert list(rig.driver.sessions) == [THERE]
 
 
 def test_an_error_of_ours_while_a_frame_is_taken_ends_the_connection_and_is_logged(
@@ -188,7 +188,7 @@ def test_an_error_of_ours_while_a_frame_is_taken_ends_the_connection_and_is_logg
         _, source = rig.bring_up()
         monkeypatch.setattr(rig.driver.inbound, "frame", fails)
         rig.batch(source, ["sink", 1])
-        assert THERE not in rig.driver.links
+        assert THERE not in rig.driver.sessions
         last_error = rig.kernel.topology.peers[THERE].connection.last_error
         assert last_error == "protocol error: RecursionError here while a frame of it was taken"
 
@@ -209,11 +209,11 @@ async def test_sending_that_fails_takes_the_connection_down_afterwards() -> None
     rig = Rig()
     events = rig.events.subscribe()
     rig.bring_up()
-    link = rig.driver.links[THERE]
+    session = rig.driver.sessions[THERE]
     rig.transport.broken = True
-    link.append(b"\x92\x01\x01")
+    session.append(b"\x92\x01\x01")
     await turns()
-    assert rig.driver.links == {}
+    assert rig.driver.sessions == {}
     _, down = await rig.next_events(events, 2)
     assert down.reason == "connection closed: sending failed"
     await turns()
@@ -236,9 +236,9 @@ async def test_links_are_flushed_once_at_the_end_of_the_turn() -> None:
     rig = Rig()
     rig.bring_up()
     rig.transport.take()
-    link = rig.driver.links[THERE]
+    session = rig.driver.sessions[THERE]
     for _ in range(3):
-        link.append(b"\x92\x01\x01")
+        session.append(b"\x92\x01\x01")
     assert rig.transport.frames == []
     await turns()
     assert len(rig.transport.frames) == 1
@@ -254,7 +254,7 @@ async def test_it_ticks_and_tells_of_its_lag() -> None:
     assert len(ticks) in (3, 4)
     assert ticks[-1] == [Op.TICK, 0, False]
     rig.kernel.draining = True
-    rig.driver.tick_links()
+    rig.driver.tick_sessions()
     await turns()
     assert rig.operations(Op.TICK) == [[Op.TICK, 0, True]]
     assert rig.driver.lag_ms == 0
@@ -270,12 +270,12 @@ async def test_with_its_pulse_it_tells_what_it_took_and_forgets_what_expired() -
     rig = Rig()
     _, source = rig.bring_up()
     rig.batch(source, [Op.CALL, "sink", "hi", 1, 500])
-    link = rig.driver.links[THERE]
-    assert list(link.requests) == [1]
+    session = rig.driver.sessions[THERE]
+    assert list(session.requests) == [1]
     rig.driver.start()
     await asyncio.sleep(1.5)
-    assert rig.operations(Op.CREDIT) == [[Op.CREDIT, link.taken, 0]]
-    assert not link.requests
+    assert rig.operations(Op.CREDIT) == [[Op.CREDIT, session.taken, 0]]
+    assert not session.requests
     rig.driver.leave("done")
 
 
@@ -339,7 +339,7 @@ async def test_leaving_flushes_says_goodbye_and_is_no_loss() -> None:
     events = rig.events.subscribe()
     channel, _ = rig.bring_up()
     rig.transport.take()
-    rig.driver.links[THERE].append(b"\x92\x01\x01")
+    rig.driver.sessions[THERE].append(b"\x92\x01\x01")
     rig.driver.leave("shutdown")
     assert [parts[0][0] for parts in rig.transport.take()] == [Kind.BATCH, Kind.GOODBYE]
     assert rig.transport.hung_up == [channel]

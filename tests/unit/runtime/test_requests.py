@@ -7,7 +7,7 @@ import pytest
 from fleetlm.call import Call, FailureKind
 from fleetlm.ids import Pid
 from fleetlm.process import Process
-from fleetlm.runtime.requests import NodeOffice
+from fleetlm.runtime.requests import PeerRequests
 from fleetlm.testing.loop import run
 from tests.support.session_fakes import HERE, Pair, local_processes, virtual
 
@@ -31,8 +31,8 @@ class Rig:
         self.told: list[str] = []
         self.ticks: list[tuple[str, int, bool]] = []
         self.local = local_processes(self, 10)
-        self.office = NodeOffice(self, self.local, self.local.signals, self)  # type: ignore[arg-type]
-        self.link = Pair().here.link
+        self.office = PeerRequests(self, self.local, self.local.signals, self)  # type: ignore[arg-type]
+        self.session = Pair().here.session
 
     def told_of(self, names: list[str]) -> None:
         self.told += names
@@ -45,7 +45,7 @@ class Rig:
 
     def ask(self, verb: Any, argument: Any = None) -> Any:
         asker = Asker()
-        self.office.asked(self.link, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))
+        self.office.asked(self.session, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))
         return asker.outcome
 
 
@@ -129,7 +129,7 @@ def test_what_nobody_understands_is_answered_in_short(verb: Any, argument: Any) 
 @virtual
 async def test_ticks_and_names_are_passed_on() -> None:
     rig = Rig()
-    rig.office.ticked(rig.link, 12, True)
-    assert rig.ticks == [(rig.link.name, 12, True)]
+    rig.office.ticked(rig.session, 12, True)
+    assert rig.ticks == [(rig.session.name, 12, True)]
     rig.office.told_of(["fleetlm@10.0.0.3"])
     assert rig.told == ["fleetlm@10.0.0.3"]
