@@ -27,8 +27,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("actors",),
     ("directory", "process"),
     ("runtime", "actor"),
-    ("sync", "sync_ref", "supervisor"),
-    ("node", "node_messages", "node_processes"),
+    ("sync", "supervisor"),
+    ("node",),
     ("public",),  # fleetlm/__init__: imports by name, at the first use of a name
     ("node_thread", "remote", "testing"),
     ("cli",),
@@ -64,8 +64,6 @@ EXCEPTIONS = {
     ("fleetlm.messaging.outbound", "fleetlm.actors.handlers"),
     ("fleetlm.messaging.outbound", "fleetlm.processes.local"),
     ("fleetlm.messaging.streams", "fleetlm.actors.handlers"),
-    ("fleetlm.node", "fleetlm.node_messages"),
-    ("fleetlm.node", "fleetlm.node_processes"),
     ("fleetlm.process", "fleetlm.actor"),
     ("fleetlm.processes.local", "fleetlm.node"),
     ("fleetlm.processes.local", "fleetlm.process"),
@@ -76,8 +74,6 @@ EXCEPTIONS = {
     ("fleetlm.runtime.bootstrap", "fleetlm.remote.server"),
     ("fleetlm.runtime.info", "fleetlm.node"),
     ("fleetlm.runtime.starting", "fleetlm.node"),
-    ("fleetlm.sync", "fleetlm.sync_ref"),
-    ("fleetlm.sync_ref", "fleetlm.sync"),
 }
 
 PURE = {"values", "wire", "core"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm import messages, node_messages
+from fleetlm import messages, node as node_module
 from fleetlm.actors.run import ActorRun
 from fleetlm.call import Call
 from fleetlm.core import restarts
@@ -271,7 +271,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (ActorRun, "__init__", _no_bound_for_concurrent_handlers),
     (ActorRun, "_interrupt", _ignored),
     (ActorRun, "_finish", _no_terminate),
-    (node_messages, "within_deadline", _deadlines_extend),
+    (node_module, "within_deadline", _deadlines_extend),
     (_Spawning, "_kill", _ignored),
     (Messenger, "take_ref", _a_future_is_left),
     (Process, "ended", _a_timer_is_left),
