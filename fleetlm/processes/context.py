@@ -1,37 +1,37 @@
-"""What the parts of one node know of it, without knowing the node itself."""
+"""What the parts of a node know of the node that they belong to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
+from fleetlm.ids import Pid
 
+if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
     from fleetlm.settings import Settings
-    from fleetlm.wire.codec import Codec
 
 
 @dataclass(frozen=True, slots=True)
 class NodeContext:
-    """The facts and shared objects that every part of a node needs; made once by `runtime.assembly`."""
+    """The identity and the settings of one running node, and its sessions; shared by all its parts.
+
+    Attributes:
+        name: the node's name, ``basename@ip``.
+        incarnation: the number of this start of the node.
+        settings: never changed while the node runs.
+        sessions: the live sessions by node name; the driver adds and removes them.
+        is_draining: whether a node, this one or a connected one, takes no new work.
+    """
 
     name: str
-    """This node's name, ``basename@ip``."""
     incarnation: int
     settings: Settings
-    codec: Codec
-    loop: asyncio.AbstractEventLoop
     sessions: dict[str, Session]
-    """The sessions to connected nodes, by name. The driver owns the dict; everybody else only reads it."""
-    is_leaving: Callable[[], bool]
-    """Whether this node is draining: it takes no new work from outside."""
+    is_draining: Callable[[str], bool]
 
-    def is_draining(self, node: str) -> bool:
-        """Whether a node, this one or a connected one that has said so, takes no new work."""
-        if node == self.name:
-            return self.is_leaving()
-        session = self.sessions.get(node)
-        return session is not None and session.peer.draining
+    @property
+    def pid(self) -> Pid:
+        """The pid that stands for the node itself, as the sender of signals: number 0."""
+        return Pid(self.name, self.incarnation, 0)
