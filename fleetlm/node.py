@@ -45,12 +45,12 @@ from fleetlm.sync import SyncNode
 from fleetlm.wire.codec import Codec
 
 if TYPE_CHECKING:
-    from fleetlm.actors.handlers import Invoke
     from fleetlm.core.dns_answers import Answer
     from fleetlm.discovery.dns import Discovery
     from fleetlm.messaging.outbound import Target
     from fleetlm.process import ChildInfo, ProcessFunction, ProcessInfo
     from fleetlm.transport.interface import Transport
+    from fleetlm.wire.invocation import Invoke
 
 log = logging.getLogger("fleetlm")
 

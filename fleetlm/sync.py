@@ -25,10 +25,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from fleetlm.actor import Actor
-from fleetlm.actors.handlers import Invoke, name_of
+from fleetlm.actors.handlers import name_of
 from fleetlm.actors.ref import goal_of
 from fleetlm.blocking import forks
 from fleetlm.errors import CallTimeout, NodeStopped, WouldBlock
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import Goal
