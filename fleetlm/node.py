@@ -31,8 +31,10 @@ from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.outbound import Messenger
 from fleetlm.messaging.streams import Streams
 from fleetlm.names import canonical_node, endpoint
+from fleetlm.process import Process, ProcessServices
+from fleetlm.processes.context import NodeContext
 from fleetlm.processes.local import LocalProcesses
-from fleetlm.processes.remote_spawn import Factories
+from fleetlm.processes.remote_spawn import Factories, RemoteSpawn
 from fleetlm.processes.signals import Signals
 from fleetlm.runtime.bootstrap import Parts, warn_about
 from fleetlm.runtime.driver import Driver
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
     from fleetlm.core.dns_answers import Answer
     from fleetlm.discovery.dns import Discovery
     from fleetlm.messaging.outbound import Target
-    from fleetlm.process import ChildInfo, ProcessFunction, ProcessInfo
+    from fleetlm.processes.info import ChildInfo, ProcessInfo
+    from fleetlm.processes.running import ProcessFunction, RunningProcess
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.invocation import Invoke
 
@@ -95,11 +98,10 @@ class Node:
         self.kernel = Kernel(me, settings, parts.rng)
         self._events = EventHub(settings.events_limit)
         self._driver = Driver(self.kernel, parts.transport, codec, self._events, settings, parts.rng, loop)
-        self._local = LocalProcesses(self, self.name, self.incarnation, settings.mailbox_limit)
-        signals = Signals(self.name, self.incarnation, codec, self._local, self._driver.sessions)
-        self._local.signals = self._signals = signals
+        context = NodeContext(self.name, self.incarnation, settings, self._driver.sessions, self._is_draining)
         self.tables = tables = Replication(codec, self._driver.sessions)
-        self._local.on_exited = tables.exited
+        self._local = LocalProcesses(context, self._make_process, self._process_exited, self.exit)
+        self._signals = signals = Signals(context, codec, self._local)
         self._driver.on_up = tables.node_up
         self._driver.on_down = self._node_down
         office = PeerRequests(self._driver, self._local, signals, tables)
@@ -113,7 +115,11 @@ class Node:
             self.kernel.topology, loop,
         )  # fmt: skip
         self._streams = Streams(self._messenger, settings, codec, loop)
-        self.factories = office.factories = Factories(self, codec, self._local, signals, self._messenger)
+        self.factories = Factories(settings.max_factories)
+        self._remote_spawn = office.remote_spawn = RemoteSpawn(
+            context, self.factories, codec, self._local, signals, self._messenger, self.spawn
+        )
+        self._services = ProcessServices(signals, self._remote_spawn, settings.mailbox_limit)
         chance = random.Random(f"{self.name} {self.incarnation} groups")  # Picks change no back-off.
         self.groups = Groups(self, tables, self._messenger, codec, chance)
         self.registry = Registry(self, tables, codec, self._local, self._messenger, parts.wall_ms)
@@ -402,7 +408,7 @@ class Node:
             CallTimeout: a process may have run for a while; it lives only where the connection is lost
                 before its answer comes.
         """
-        return (await self.factories.spawn(at, factory, args, name, timeout))[0]
+        return (await self._remote_spawn.spawn(at, factory, args, name, timeout))[0]
 
     def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
         """Send an exit signal to a process anywhere; its sender is this node itself, number 0.
@@ -590,6 +596,19 @@ class Node:
             self.own_address_warning = contradiction
             log.warning("%s", contradiction)
         self._driver.looked_up(answer)
+
+    def _is_draining(self, name: str) -> bool:
+        if name == self.name:
+            return self.kernel.draining
+        session = self._driver.sessions.get(name)
+        return session is not None and session.peer.draining
+
+    def _make_process(self, pid: Pid, runs: str) -> Process:
+        return Process(self, self._services, pid, runs)
+
+    def _process_exited(self, process: RunningProcess, reason: Any) -> None:
+        self.tables.exited(process.pid)  # First: a process that is told of the death finds no trace of it.
+        self._signals.exited(process, reason)
 
     def _node_down(self, name: str) -> None:
         self.tables.node_down(name)  # First: whoever hears of a death finds the tables without it.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fleetlm.ids import Pid
     from fleetlm.messaging.outbound import Messenger, Target
     from fleetlm.node import Node
-    from fleetlm.process import ProcessFunction
+    from fleetlm.processes.running import ProcessFunction
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Actor)
