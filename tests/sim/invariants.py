@@ -23,7 +23,7 @@ from fleetlm import (
 )
 from fleetlm.call import Call
 from fleetlm.ids import Pid
-from fleetlm.messaging.session import Link
+from fleetlm.messaging.session import Session
 from fleetlm.node import Node
 from fleetlm.process import Process
 from fleetlm.testing.cluster import SimCluster
@@ -67,7 +67,7 @@ class View:
     """One incarnation of a node, as the invariants see it."""
 
     node: Node
-    links: dict[str, Link] = field(default_factory=dict)
+    links: dict[str, Session] = field(default_factory=dict)
     ups: dict[str, int] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
     """Our epoch of a connection → which one of this node it is, in the order of nodeup."""
@@ -139,7 +139,7 @@ class World:
                 self._up(view, name, link)
         view.sessions = links
 
-    def _up(self, view: View, name: str, link: Link) -> None:
+    def _up(self, view: View, name: str, link: Session) -> None:
         known = self.started.get(name, [])
         if link.closed:
             self.breach(f"{view.node.name}: {name} is up on a dead link")

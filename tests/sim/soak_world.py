@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetlm import Address, Down, Exit, NameLost, Node, Pid, Process, Ref
-from fleetlm.messaging.session import Link
+from fleetlm.messaging.session import Session
 from fleetlm.testing.cluster import SimCluster
 from tests.sim.invariants import SHOWN, Breach
 
@@ -110,7 +110,7 @@ class Home:
         self.world.disclaimed(name)
         return self._disclaim(name, pid)
 
-    def _signalled(self, link: Link, signal: Any) -> None:
+    def _signalled(self, link: Session, signal: Any) -> None:
         match signal:
             case ["monitor", ref, key]:
                 found = self.named(key) if isinstance(key, str) else self.pid(key)
