@@ -65,8 +65,8 @@ def _believes_dns(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _runs_twice(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(inbound: Inbound, link: Session, message: list[Any]) -> None:
-        original(inbound, link, message)
+    def call(inbound: Inbound, session: Session, message: list[Any]) -> None:
+        original(inbound, session, message)
         box = inbound._boxes.get(message[1])
         if box is not None and message[1] == "echo":
             box.put(box.queue[-1])
@@ -83,31 +83,31 @@ def _never_calls_back(_connection: Connection) -> float:
 
 
 def _leaves_callers_waiting(original: Callable[..., Any]) -> Callable[..., Any]:
-    def close(link: Session, reason: str) -> None:
-        link.calls = {}
-        original(link, reason)
+    def close(session: Session, reason: str) -> None:
+        session.calls = {}
+        original(session, reason)
 
     return close
 
 
 def _forgets_the_last(original: Callable[..., Any]) -> Callable[..., Any]:
-    def deliver(inbound: Inbound, link: Session, messages: list[Any]) -> None:
-        original(inbound, link, messages[:-1] if len(messages) > 3 else messages)
+    def deliver(inbound: Inbound, session: Session, messages: list[Any]) -> None:
+        original(inbound, session, messages[:-1] if len(messages) > 3 else messages)
 
     return deliver
 
 
 def _delivers_reversed(original: Callable[..., Any]) -> Callable[..., Any]:
-    def deliver(inbound: Inbound, link: Session, messages: list[Any]) -> None:
-        original(inbound, link, messages[::-1])
+    def deliver(inbound: Inbound, session: Session, messages: list[Any]) -> None:
+        original(inbound, session, messages[::-1])
 
     return deliver
 
 
 def _takes_any_incarnation(original: Callable[..., Any]) -> Callable[..., Any]:
     def route(messenger: Messenger, to: Any) -> Any:
-        link = messenger._sessions.get(to.node) if isinstance(to, Pid) else None
-        return original(messenger, to) if link is None else (link, to.number)
+        session = messenger._sessions.get(to.node) if isinstance(to, Pid) else None
+        return original(messenger, to) if session is None else (session, to.number)
 
     return route
 
