@@ -102,7 +102,7 @@ class Node(ProcessApi, MessageApi):
         self._driver.inbound = self.inbound
         self._driver.on_change = self._changed
         self._messenger = Messenger(
-            self.name, self.incarnation, settings, codec, self._local, self._driver.sessions,
+            self.name, self.incarnation, settings, codec, self._local.boxes, self._driver.sessions,
             self.kernel.topology, loop,
         )  # fmt: skip
         self._streams = Streams(self._messenger, settings, codec, loop)

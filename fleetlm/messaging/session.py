@@ -17,13 +17,14 @@ import msgpack
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
 from fleetlm.messaging.chunks import Lanes, Reassembly
-from fleetlm.messaging.windows import UNIT_BYTES, Key, ReceiveWindows, SendWindows, units, weighed
+from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units, weighed
 from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.frames import Kind, Op
 
 if TYPE_CHECKING:
     from fleetlm.core.connection import Incoming, Outgoing
     from fleetlm.core.topology import Peer
+    from fleetlm.messaging.mailbox import Key
     from fleetlm.messaging.targets import Waiting
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
