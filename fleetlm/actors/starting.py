@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import InitFailed
-from fleetlm.processes.local import exit_reason
+from fleetlm.processes.running import exit_reason
 
 if TYPE_CHECKING:
     from fleetlm.actor import Actor

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm import messages, node_messages
+from fleetlm import messages, node as node_module
 from fleetlm.actors.run import ActorRun
 from fleetlm.call import Call
 from fleetlm.core import restarts
@@ -27,7 +27,7 @@ from fleetlm.messaging.session import Session
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import ReceiveWindows
 from fleetlm.process import Process
-from fleetlm.processes.remote_spawn import _Spawning
+from fleetlm.processes.remote_spawn import _PendingSpawn
 from fleetlm.processes.signals import Signals
 from fleetlm.testing.loop import SimulationError
 from fleetlm.wire.frames import Op
@@ -271,8 +271,8 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (ActorRun, "__init__", _no_bound_for_concurrent_handlers),
     (ActorRun, "_interrupt", _ignored),
     (ActorRun, "_finish", _no_terminate),
-    (node_messages, "within_deadline", _deadlines_extend),
-    (_Spawning, "_kill", _ignored),
+    (node_module, "within_deadline", _deadlines_extend),
+    (_PendingSpawn, "_kill", _ignored),
     (Messenger, "take_ref", _a_future_is_left),
     (Process, "ended", _a_timer_is_left),
 ]

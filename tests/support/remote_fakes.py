@@ -7,7 +7,7 @@ from typing import Any
 from fleetlm.core.topology import PeerInfo
 from fleetlm.discovery.own_address import OwnAddress, Rule
 from fleetlm.ids import Pid
-from fleetlm.process import ProcessInfo
+from fleetlm.processes.info import ProcessInfo
 from fleetlm.runtime.info import NodeInfo
 from fleetlm.settings import Settings
 
