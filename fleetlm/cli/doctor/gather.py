@@ -20,7 +20,7 @@ from fleetlm.discovery.dns import DnsDiscovery
 from fleetlm.discovery.own_address import can_bind, own_address
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, endpoint
-from fleetlm.remote import client as remote
+from fleetlm.remote import client
 from fleetlm.remote.protocol import BadMessage
 from fleetlm.settings import Settings
 from fleetlm.transport.probe import probe
@@ -60,22 +60,22 @@ def main(*, node: str | None = None, as_json: bool = False) -> int:
 def ask_node(wanted: str | None) -> tuple[dict[str, Any] | None, str, int]:
     """What the node here says of itself; or None, why there is none, and an exit code if that ends it."""
     try:
-        found = remote.discover(os.environ, os.getuid())
-        link = remote.connect(remote.choose(found, wanted))
-    except remote.RemoteFailure as failure:
+        found = client.discover(os.environ, os.getuid())
+        connection = client.connect(client.choose(found, wanted))
+    except client.RemoteFailure as failure:
         # That none runs, or does not answer, is a finding; which one is meant must be said.
-        ends = failure.code == remote.USAGE or wanted is not None
+        ends = failure.code == client.USAGE or wanted is not None
         return (
             None,
             failure.text.partition("\n")[0] if not ends else failure.text,
             (failure.code if ends else 0),
         )
     try:
-        return remote.ask_facts(link), "", 0
-    except (remote.NodeGone, BadMessage, TimeoutError) as error:
-        return None, f"{link.node} did not answer: {error or 'no reply'}", 0
+        return client.ask_facts(connection), "", 0
+    except (client.NodeGone, BadMessage, TimeoutError) as error:
+        return None, f"{connection.node} did not answer: {error or 'no reply'}", 0
     finally:
-        link.close()
+        connection.close()
 
 
 async def gather(settings: Settings, running: dict[str, Any] | None, node_why: str, error: str) -> Facts:

@@ -11,7 +11,7 @@ import pytest
 from fleetlm.cli.doctor import checks, gather as doctor
 from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Facts, Finding, PeerFact
 from fleetlm.core.dns_answers import Answer, Outcome
-from fleetlm.remote.namespace import facts as node_facts, plain
+from fleetlm.remote.facts import node_facts, plain
 from fleetlm.settings import Settings
 from fleetlm.wire.frames import IAm
 from tests.support.remote_fakes import FakeNode, node_info, row

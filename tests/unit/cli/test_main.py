@@ -114,18 +114,35 @@ def test_remote_passes_on_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_the_client_loads_neither_the_network_nor_the_event_loop() -> None:
-    """`fleetlm remote` is to answer at once."""
-    script = (
-        "import sys; import fleetlm.cli.main, fleetlm.remote.client; "
-        "print([m for m in ('zmq', 'dns', 'msgpack', 'asyncio', 'fleetlm.node') if m in sys.modules])"
-    )
+SLOW = ("zmq", "dns", "msgpack", "asyncio", "uvloop", "fleetlm.node", "fleetlm.core", "fleetlm.wire")
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """Every module that is loaded after these were imported in a fresh interpreter."""
+    script = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True, text=True, check=True, timeout=20,
         cwd=Path(__file__).parents[3],
     )  # fmt: skip
-    assert done.stdout == "[]\n"
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["fleetlm.cli.main", "fleetlm.remote.client", "fleetlm.remote.protocol", "fleetlm.remote.shell"],
+)
+def test_fleetlm_remote_loads_neither_the_network_nor_the_event_loop(module: str) -> None:
+    loaded = loaded_by(module)
+    assert module in loaded
+    assert [slow for slow in SLOW if slow in loaded] == []
+
+
+def test_importing_the_packages_imports_none_of_their_modules() -> None:
+    loaded = loaded_by("fleetlm.cli", "fleetlm.remote", "fleetlm.cli.doctor", "fleetlm.cli.demo")
+    assert {name for name in loaded if name.startswith("fleetlm")} == {
+        "fleetlm", "fleetlm.cli", "fleetlm.remote", "fleetlm.cli.doctor", "fleetlm.cli.demo",
+    }  # fmt: skip
 
 
 # ── what `fleetlm start` runs ────────────────────────────────────────────────────────────────────
