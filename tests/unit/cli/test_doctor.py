@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm.cli.doctor import checks, gather as doctor
+from fleetlm.cli.doctor import checks, gather
 from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Facts, Finding, PeerFact
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.remote.facts import node_facts, plain
@@ -206,11 +206,11 @@ def test_the_port_of_a_running_node(port: Any, level: str) -> None:
 def test_an_environment_that_cannot_be_used_is_78(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "ask_node", lambda _: (None, "none runs", 0))
+    monkeypatch.setattr(gather, "ask_node", lambda _: (None, "none runs", 0))
     monkeypatch.setenv("DNS_POLL_INTERVAL_MS", "5s")
-    assert doctor.main() == 78
+    assert gather.main() == 78
     assert "DNS_POLL_INTERVAL_MS is '5s'" in capsys.readouterr().out
-    assert doctor.main(as_json=True) == 78
+    assert gather.main(as_json=True) == 78
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
@@ -281,7 +281,7 @@ def test_a_late_loop_and_a_differing_environment_are_told() -> None:
 
 def test_the_nodes_settings_hold_but_the_cookie_is_this_shells() -> None:
     told = running() | {"query": "other", "port": 5000, "dns_server": ["127.0.0.1", 53], "cluster": "c"}
-    adopted = doctor.adopt(ON, told)
+    adopted = gather.adopt(ON, told)
     assert (adopted.dns_query, adopted.node_port, adopted.cluster) == ("other", 5000, "c")
     assert adopted.dns_server == ("127.0.0.1", 53)
     assert adopted.cookie == COOKIE
@@ -292,22 +292,22 @@ def test_only_what_is_set_here_can_differ(monkeypatch: pytest.MonkeyPatch) -> No
         if name.startswith(("DNS_CLUSTER", "FLEETLM")):
             monkeypatch.delenv(name)
     mine = ON.replace(node_port=1, cluster="x")
-    assert doctor.differing(mine, running()) == []
+    assert gather.differing(mine, running()) == []
     monkeypatch.setenv("FLEETLM_NODE_PORT", "1")
-    assert doctor.differing(mine, running()) == ["FLEETLM_NODE_PORT"]
+    assert gather.differing(mine, running()) == ["FLEETLM_NODE_PORT"]
 
 
 def test_addresses_to_ask_are_those_of_dns_and_of_the_table_without_ourselves() -> None:
     told = running(row("fleetlm@10.0.0.3"), row(f"fleetlm@{PEER}"))
-    assert doctor.addresses_to_ask(answered(ME, PEER), told, ME) == [PEER, "10.0.0.3"]
-    assert doctor.addresses_to_ask(None, None, ME) == []
+    assert gather.addresses_to_ask(answered(ME, PEER), told, ME) == [PEER, "10.0.0.3"]
+    assert gather.addresses_to_ask(None, None, ME) == []
     many = answered(*(f"10.1.{n // 250}.{n % 250 + 1}" for n in range(900)))
-    assert len(doctor.addresses_to_ask(many, None, ME)) == doctor.MAX_PEERS
+    assert len(gather.addresses_to_ask(many, None, ME)) == gather.MAX_PEERS
 
 
 def test_the_report_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     found = [Finding(OK, "dns", "fine"), Finding(FAIL, "peer", "10.0.0.2:4370 refuses", "Start it " * 20)]
-    doctor.show(found, as_json=False)
+    gather.show(found, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ok    dns          fine"
     assert lines[1] == "fail  peer         10.0.0.2:4370 refuses"
@@ -315,11 +315,11 @@ def test_the_report_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) <= 100 for line in lines)
     assert lines[-1] == "1 fail, 0 warn, 1 ok"
     assert "\x1b" not in "".join(lines)
-    assert "\x1b[31mfail\x1b[0m" in doctor.lines_of(found[1], colours=True)
+    assert "\x1b[31mfail\x1b[0m" in gather.lines_of(found[1], colours=True)
 
 
 def test_the_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    doctor.show([Finding(WARN, "dns", "text", "cure")], as_json=True)
+    gather.show([Finding(WARN, "dns", "text", "cure")], as_json=True)
     assert json.loads(capsys.readouterr().out) == {
         "ok": True,
         "findings": [{"level": "warn", "topic": "dns", "text": "text", "cure": "cure"}],
