@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fleetlm.remote import protocol
-from fleetlm.remote.protocol import BadMessage, Found, Message, Reach, Unsafe
+from fleetlm.remote.protocol import BadMessage, Message, SocketAddress, SocketFile, UnsafeFolder
 
 OK, RAISED, USAGE, NO_NODE, TIMEOUT, NOT_ALLOWED = range(6)
 """Exit codes."""
@@ -51,7 +51,7 @@ class NodeGone(Exception):
         return f"{self.node} is gone ({self.why})"
 
 
-class Link:
+class RemoteConnection:
     """A connection to a node's console. Sends and receives frames; one thread reads."""
 
     def __init__(self, connected: socket.socket) -> None:
@@ -113,7 +113,7 @@ class Link:
 # Finding a node.
 
 
-def discover(env: Mapping[str, str], uid: int) -> list[Found]:
+def discover(env: Mapping[str, str], uid: int) -> list[SocketFile]:
     """The nodes of this machine that this user may talk to. Files of dead nodes are removed.
 
     Root sees the nodes of all users, where it has none itself.
@@ -121,21 +121,21 @@ def discover(env: Mapping[str, str], uid: int) -> list[Found]:
     Raises:
         RemoteFailure: a folder of sockets is not safe to use.
     """
-    found = _living(protocol.folders(env, uid), uid)
+    found = _find_live(protocol.folders(env, uid), uid)
     if not found and uid == 0:
-        for folder, owner in _folders_of_others():
-            found += _living([folder], owner)
+        for folder, owner in _find_folders_of_others():
+            found += _find_live([folder], owner)
     unique = {(each.node, each.pid): each for each in reversed(found)}
     return sorted(unique.values(), key=lambda each: (each.node, each.pid))
 
 
-def _living(folders: list[str], owner: int) -> list[Found]:
+def _find_live(folders: list[str], owner: int) -> list[SocketFile]:
     living = []
     for folder in folders:
         try:
             protocol.check_folder(folder, owner)
             candidates = protocol.scan(folder)
-        except Unsafe as error:
+        except UnsafeFolder as error:
             raise RemoteFailure(NOT_ALLOWED, "not_allowed", str(error)) from None
         except OSError:
             continue
@@ -143,7 +143,7 @@ def _living(folders: list[str], owner: int) -> list[Found]:
     return living
 
 
-def _folders_of_others() -> Iterator[tuple[str, int]]:
+def _find_folders_of_others() -> Iterator[tuple[str, int]]:
     """Folders whose names say whose they are, and are."""
     for parent, prefix, suffix in (("/tmp", "fleetlm-", ""), ("/run/user", "", "/fleetlm")):  # noqa: S108
         try:
@@ -156,12 +156,12 @@ def _folders_of_others() -> Iterator[tuple[str, int]]:
             if entry.startswith(prefix) and owner.isdecimal():
                 try:
                     protocol.check_folder(folder, int(owner))
-                except (OSError, Unsafe):
+                except (OSError, UnsafeFolder):
                     continue  # not to be trusted, and not asked for
                 yield folder, int(owner)
 
 
-def choose(found: list[Found], wanted: str | None) -> Found:
+def choose(found: list[SocketFile], wanted: str | None) -> SocketFile:
     """The node that is meant.
 
     Raises:
@@ -179,25 +179,25 @@ def choose(found: list[Found], wanted: str | None) -> Found:
         fitting = [each for each in found if short in (each.node, f"{each.node}.{each.pid}")]
         if not fitting:
             raise RemoteFailure(
-                NO_NODE, "no_node", f"no node {wanted} on this machine. There are:\n{_list(found)}"
+                NO_NODE, "no_node", f"no node {wanted} on this machine. There are:\n{_list_options(found)}"
             )
     else:
         fitting = found
     if len(fitting) > 1:
         raise RemoteFailure(
-            USAGE, "several_nodes", f"several nodes run here; name one by --node:\n{_list(fitting)}"
+            USAGE, "several_nodes", f"several nodes run here; name one by --node:\n{_list_options(fitting)}"
         )
     return fitting[0]
 
 
-def _list(found: list[Found]) -> str:
+def _list_options(found: list[SocketFile]) -> str:
     names = [each.node for each in found]
     return "\n".join(
         f"  --node {each.node}" + (f".{each.pid}" if names.count(each.node) > 1 else "") for each in found
     )
 
 
-def connect(found: Found, timeout_s: float = GREETING_S) -> Link:
+def connect(found: SocketFile, timeout_s: float = GREETING_S) -> RemoteConnection:
     """Connect and hear the greeting.
 
     Raises:
@@ -205,21 +205,21 @@ def connect(found: Found, timeout_s: float = GREETING_S) -> Link:
     """
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connected.settimeout(timeout_s)
-    link = Link(connected)
-    link.node = found.node
+    connection = RemoteConnection(connected)
+    connection.node = found.node
     try:
-        with Reach(found.path) as address:
+        with SocketAddress(found.path) as address:
             connected.connect(address)
         connected.settimeout(None)
         _check_owner(found, connected)
-        greeting = link.receive(time.monotonic() + timeout_s)
+        greeting = connection.receive(time.monotonic() + timeout_s)
     except PermissionError as error:
         connected.close()
         text = f"not allowed to talk to {found.node}: {error.strerror} ({found.path})"
         raise RemoteFailure(NOT_ALLOWED, "not_allowed", text) from None
     except TimeoutError:
         connected.close()
-        raise RemoteFailure(TIMEOUT, "timeout", blocked(found.node, timeout_s)) from None
+        raise RemoteFailure(TIMEOUT, "timeout", describe_silence(found.node, timeout_s)) from None
     except (OSError, NodeGone, BadMessage) as error:
         connected.close()
         raise RemoteFailure(NO_NODE, "no_node", f"{found.node} does not answer: {error}") from None
@@ -231,11 +231,11 @@ def connect(found: Found, timeout_s: float = GREETING_S) -> Link:
         code = NOT_ALLOWED if greeting.get("code") == "not_allowed" else NO_NODE
         kind = str(greeting.get("code"))
         raise RemoteFailure(code, kind, f"refused by {found.node}: {greeting['refused']}")
-    link.node = str(greeting.get("node", found.node))
-    return link
+    connection.node = str(greeting.get("node", found.node))
+    return connection
 
 
-def blocked(node: str, seconds: float) -> str:
+def describe_silence(node: str, seconds: float) -> str:
     """What silence means."""
     return (
         f"{node} did not react within {seconds:g} s: its event loop is blocked (a computation, or a "
@@ -243,7 +243,7 @@ def blocked(node: str, seconds: float) -> str:
     )
 
 
-def _check_owner(found: Found, connected: socket.socket) -> None:
+def _check_owner(found: SocketFile, connected: socket.socket) -> None:
     who = protocol.peer_credentials(connected)
     owner = os.lstat(found.folder).st_uid
     if who is not None and who[1] not in (owner, 0):
@@ -255,7 +255,7 @@ def _check_owner(found: Found, connected: socket.socket) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RemoteOutcome:
     """What `fleetlm remote EXPR` ends with."""
 
     code: int
@@ -264,8 +264,8 @@ class Outcome:
 
 
 def evaluate(
-    link: Link, source: str, timeout_s: float, width: int, show: Callable[[str, str], None]
-) -> Outcome:
+    connection: RemoteConnection, source: str, timeout_s: float, width: int, show: Callable[[str, str], None]
+) -> RemoteOutcome:
     """Evaluate, handing on what is printed as it comes: ``show(stream, text)``.
 
     After ``timeout_s`` seconds, or at Ctrl-C, the node is told to cancel the evaluation.
@@ -274,31 +274,31 @@ def evaluate(
         NodeGone: it stopped or died before the result.
     """
     try:
-        link.send({"op": "eval", "id": 1, "source": source, "width": width})
+        connection.send({"op": "eval", "id": 1, "source": source, "width": width})
     except BadMessage as error:
-        return Outcome(USAGE, {}, f"the expression is too long: {error}")
+        return RemoteOutcome(USAGE, {}, f"the expression is too long: {error}")
     try:
-        done = _await_result(link, time.monotonic() + timeout_s, show)
+        done = _await_result(connection, time.monotonic() + timeout_s, show)
     except (TimeoutError, KeyboardInterrupt) as stopped:
         interrupted = isinstance(stopped, KeyboardInterrupt)
         what = "interrupted" if interrupted else f"no result within {timeout_s:g} s (--timeout)"
         code = 130 if interrupted else TIMEOUT
-        link.send({"op": "cancel"})
+        connection.send({"op": "cancel"})
         try:
-            _await_result(link, time.monotonic() + CANCEL_S, show)
+            _await_result(connection, time.monotonic() + CANCEL_S, show)
         except TimeoutError:
-            return Outcome(code, {}, f"{what}; {blocked(link.node, CANCEL_S)}")
-        return Outcome(code, {}, f"{what}; the evaluation was cancelled in {link.node}")
+            return RemoteOutcome(code, {}, f"{what}; {describe_silence(connection.node, CANCEL_S)}")
+        return RemoteOutcome(code, {}, f"{what}; the evaluation was cancelled in {connection.node}")
     if done["done"] == "ok":
-        return Outcome(OK, done)
+        return RemoteOutcome(OK, done)
     if done["done"] == "error":
-        return Outcome(RAISED, done, str(done.get("traceback", "")))
-    return Outcome(RAISED, done, f"the evaluation was {done['done']} in {link.node}")
+        return RemoteOutcome(RAISED, done, str(done.get("traceback", "")))
+    return RemoteOutcome(RAISED, done, f"the evaluation was {done['done']} in {connection.node}")
 
 
-def _await_result(link: Link, deadline: float, show: Callable[[str, str], None]) -> Message:
+def _await_result(connection: RemoteConnection, deadline: float, show: Callable[[str, str], None]) -> Message:
     while True:
-        message = link.receive(deadline)
+        message = connection.receive(deadline)
         if "stream" in message:
             show(str(message["stream"]), str(message.get("text", "")))
         elif "done" in message:
@@ -319,17 +319,17 @@ def run(source: str, *, node: str | None, timeout_s: float, as_json: bool) -> in
 
     kind = ""
     try:
-        link = connect(choose(discover(os.environ, os.getuid()), node), min(timeout_s, GREETING_S))
+        connection = connect(choose(discover(os.environ, os.getuid()), node), min(timeout_s, GREETING_S))
         try:
-            outcome = evaluate(link, source, timeout_s, terminal_width(), show)
+            outcome = evaluate(connection, source, timeout_s, terminal_width(), show)
         finally:
-            link.close()
+            connection.close()
     except RemoteFailure as failure:
-        kind, outcome = failure.kind, Outcome(failure.code, {}, failure.text)
+        kind, outcome = failure.kind, RemoteOutcome(failure.code, {}, failure.text)
     except (NodeGone, BadMessage) as gone:
-        kind, outcome = "no_node", Outcome(NO_NODE, {}, f"{gone} before there was a result")
+        kind, outcome = "no_node", RemoteOutcome(NO_NODE, {}, f"{gone} before there was a result")
     if as_json:
-        print(json.dumps(report(outcome, "".join(printed), kind)))
+        print(json.dumps(build_report(outcome, "".join(printed), kind)))
     elif outcome.code == OK:
         if outcome.done["repr"] != "None":
             print(outcome.done["repr"])
@@ -338,7 +338,7 @@ def run(source: str, *, node: str | None, timeout_s: float, as_json: bool) -> in
     return outcome.code
 
 
-def report(outcome: Outcome, printed: str, kind: str) -> Message:
+def build_report(outcome: RemoteOutcome, printed: str, kind: str) -> Message:
     """The one object of ``--json``."""
     done = outcome.done
     error: Message | None = None
@@ -366,9 +366,9 @@ def terminal_width() -> int:
         return 0
 
 
-def ask_facts(link: Link, timeout_s: float = GREETING_S) -> Message:
+def ask_facts(connection: RemoteConnection, timeout_s: float = GREETING_S) -> Message:
     """What a node says of itself, for `fleetlm doctor`. Raises: TimeoutError, NodeGone."""
-    link.send({"op": "facts", "id": 1})
-    message = link.receive(time.monotonic() + timeout_s)
+    connection.send({"op": "facts", "id": 1})
+    message = connection.receive(time.monotonic() + timeout_s)
     facts = message.get("facts")
     return facts if isinstance(facts, dict) else {}

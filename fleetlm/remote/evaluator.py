@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from fleetlm.remote.namespace import plain
+from fleetlm.remote.facts import plain
 from fleetlm.remote.protocol import MAX_REPR_CHARS, MAX_VALUE_BYTES
 
 Sink = Callable[[str, str], None]
@@ -52,12 +52,12 @@ class Result:
     def text(self) -> str:
         """The error's message; never raises."""
         try:
-            return shortened(str(self.error))
+            return shorten(str(self.error))
         except Exception:  # noqa: BLE001  a broken __str__ is the error's own affair
             return "(its str() raised)"
 
 
-class Session:
+class Evaluator:
     """One client's evaluations: its names persist, ``_`` is the last result."""
 
     def __init__(self, names: dict[str, Any], sink: Sink) -> None:
@@ -73,7 +73,7 @@ class Session:
         _sink.set(self._sink)
         filename = self._remember(source)
         try:
-            body, last = _compiled(source, filename)
+            body, last = _compile(source, filename)
             if body is not None:
                 await self._call(body)
             value = None if last is None else await self._call(last)
@@ -83,9 +83,9 @@ class Session:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            return Result(error=error, traceback=_shown(error, filename))
+            return Result(error=error, traceback=_format_traceback(error, filename))
         except BaseException as error:  # noqa: BLE001  whatever it is, it is the client's, not the node's
-            return Result(error=error, traceback=_shown(error, filename))
+            return Result(error=error, traceback=_format_traceback(error, filename))
         if value is not None:
             self.names["_"] = value
         return Result(value)
@@ -142,7 +142,7 @@ class Session:
         return filename
 
 
-def _compiled(source: str, filename: str) -> tuple[types.CodeType | None, types.CodeType | None]:
+def _compile(source: str, filename: str) -> tuple[types.CodeType | None, types.CodeType | None]:
     """The statements, and the expression behind them whose value is the result."""
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     parsed = compile(source, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
@@ -157,7 +157,7 @@ def _compiled(source: str, filename: str) -> tuple[types.CodeType | None, types.
     return body, compile(expression, filename, "eval", flags, dont_inherit=True)
 
 
-def _shown(error: BaseException, filename: str) -> str:
+def _format_traceback(error: BaseException, filename: str) -> str:
     """The traceback from the user's first frame on: ours would only be in the way."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename != filename:
@@ -166,17 +166,17 @@ def _shown(error: BaseException, filename: str) -> str:
     text = "".join(told.format())
     if isinstance(error, SystemExit):
         text += "(The node goes on. To stop it: await node.stop())\n"
-    return shortened(text)
+    return shorten(text)
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """At most `MAX_REPR_CHARS`, and a remark on the rest."""
     if len(text) <= MAX_REPR_CHARS:
         return text
     return f"{text[:MAX_REPR_CHARS]}… ({len(text) - MAX_REPR_CHARS:,} characters more)"
 
 
-def described(value: Any, width: int) -> str:
+def format_value(value: Any, width: int) -> str:
     """``repr(value)``, laid out over lines of ``width`` characters where width is not 0.
 
     Never raises, and never returns more than `MAX_REPR_CHARS` and a remark on the rest.
@@ -185,7 +185,7 @@ def described(value: Any, width: int) -> str:
         text = pprint.pformat(value, width=width, sort_dicts=False) if width else repr(value)
     except Exception as error:  # noqa: BLE001  a broken __repr__ is the value's own affair
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-    return shortened(text)
+    return shorten(text)
 
 
 def as_json(value: Any) -> Any:
@@ -203,7 +203,7 @@ def as_json(value: Any) -> Any:
     return json.loads(text) if len(text) <= MAX_VALUE_BYTES else None
 
 
-class _Dispatcher:
+class _OutputDispatcher:
     """Stands in for ``sys.stdout`` or ``sys.stderr`` while sessions are open; else it is the stream."""
 
     def __init__(self, name: str, stream: TextIO) -> None:
@@ -229,21 +229,21 @@ class _Dispatcher:
         return getattr(self.stream, name)
 
 
-class _Capture:
+class _OutputCapture:
     """Puts the dispatchers in place for as long as there are sessions, of any node of this program."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._placed: dict[str, _Dispatcher] = {}
+        self._placed: dict[str, _OutputDispatcher] = {}
 
     def hold(self) -> None:
         with self._lock:
             self._users += 1
             for name in ("stdout", "stderr"):
                 stream = getattr(sys, name)
-                if stream is not None and not isinstance(stream, _Dispatcher):
-                    self._placed[name] = _Dispatcher(name, stream)
+                if stream is not None and not isinstance(stream, _OutputDispatcher):
+                    self._placed[name] = _OutputDispatcher(name, stream)
                     setattr(sys, name, self._placed[name])
 
     def release(self) -> None:
@@ -257,5 +257,5 @@ class _Capture:
             self._placed.clear()
 
 
-CAPTURE = _Capture()
+CAPTURE = _OutputCapture()
 """``sys.stdout`` belongs to the program, so there is one of these, not one for each node."""

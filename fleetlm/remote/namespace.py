@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import dataclasses
 import sys
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ class ProcessNoun:
 
     def info(self, process: Pid | int | str) -> object:
         """What is known of a process, given as pid, as its number or by name; None when it is gone."""
-        pid = _pid(self._node, process)
+        pid = _resolve_pid(self._node, process)
         return None if pid is None else self._node.process_info(pid)
 
     def whereis(self, name: str) -> Pid | None:
@@ -162,7 +161,7 @@ class SupervisorNoun:
         if supervisor is None:
             children = {child.pid for rows in every.values() for child in rows}
             return Trees(self._root(pid, every) for pid in every if pid not in children)
-        pid = _pid(self._node, supervisor)
+        pid = _resolve_pid(self._node, supervisor)
         if pid is None or pid not in every:
             raise ValueError(f"{supervisor} is no supervisor of {self._node.name}; Supervisor.tree() has all")
         return Trees([self._root(pid, every)])
@@ -170,7 +169,7 @@ class SupervisorNoun:
     def _root(self, pid: Pid, every: Mapping[Pid, Sequence[ChildInfo]]) -> Branch:
         info = self._node.process_info(pid)
         name, runs, state = (None, "", "") if info is None else (info.name, info.runs, info.state)
-        return Branch(name, pid, runs, None, state, _branches(every[pid], every))
+        return Branch(name, pid, runs, None, state, _build_branches(every[pid], every))
 
     def __repr__(self) -> str:
         return (
@@ -189,7 +188,7 @@ class Processes(list[ProcessInfo]):
         rows = [
             (p.pid.number, p.name or "-", p.runs, p.mailbox, p.taken, p.open_calls, p.state) for p in self
         ]
-        return _table(head, rows)
+        return _format_table(head, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,35 +211,37 @@ class Trees(list[Branch]):
     """Roots that read as indented trees; in angles a pid's number on this node."""
 
     def __repr__(self) -> str:
-        return "\n".join(line for root in self for line in _drawn(root)) or "(no supervisors)"
+        return "\n".join(line for root in self for line in _draw_branch(root)) or "(no supervisors)"
 
 
-def _branches(children: Sequence[ChildInfo], every: Mapping[Pid, Sequence[ChildInfo]]) -> tuple[Branch, ...]:
+def _build_branches(
+    children: Sequence[ChildInfo], every: Mapping[Pid, Sequence[ChildInfo]]
+) -> tuple[Branch, ...]:
     return tuple(
         Branch(
             child.id, child.pid, child.runs, child.restart, child.state,
-            () if child.pid is None else _branches(every.get(child.pid, ()), every),
+            () if child.pid is None else _build_branches(every.get(child.pid, ()), every),
         )
         for child in children
     )  # fmt: skip
 
 
-def _drawn(branch: Branch) -> Iterator[str]:
-    told = ["-" if branch.id is None else _cell(branch.id)]
+def _draw_branch(branch: Branch) -> Iterator[str]:
+    told = ["-" if branch.id is None else _format_cell(branch.id)]
     if branch.pid is not None:
         told.append(f"<{branch.pid.number}>")
-    told += [_cell(branch.runs), *([branch.restart] if branch.restart else []), branch.state]
+    told += [_format_cell(branch.runs), *([branch.restart] if branch.restart else []), branch.state]
     yield "  ".join(told)
     for child in branch.children:
         last = child is branch.children[-1]
-        for number, line in enumerate(_drawn(child)):
+        for number, line in enumerate(_draw_branch(child)):
             lead = ("└─ " if last else "├─ ") if number == 0 else ("   " if last else "│  ")
             yield lead + line
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _format_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as their widest cell; numbers stand to the right."""
-    cells = [list(head), *([_cell(each) for each in row] for row in rows)]
+    cells = [list(head), *([_format_cell(each) for each in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [isinstance(each, int) for each in rows[0]]
     return "\n".join(
@@ -252,13 +253,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     text = str(value)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= _CELL_CHARS else f"{text[: _CELL_CHARS - 1]}…"
 
 
-def _pid(node: Node, process: Pid | int | str) -> Pid | None:
+def _resolve_pid(node: Node, process: Pid | int | str) -> Pid | None:
     if isinstance(process, Pid):
         return process
     if isinstance(process, int):
@@ -266,7 +267,7 @@ def _pid(node: Node, process: Pid | int | str) -> Pid | None:
     return node.registered().get(process)
 
 
-def namespace(node: Node) -> dict[str, Any]:
+def make_namespace(node: Node) -> dict[str, Any]:
     """The names that an expression sees, fresh for each session."""
     return {
         "__builtins__": builtins,
@@ -280,39 +281,3 @@ def namespace(node: Node) -> dict[str, Any]:
         "fleetlm": sys.modules["fleetlm"],  # by now it is there; importing it here would be a cycle
         "node": node,
     }
-
-
-def facts(node: Node) -> dict[str, Any]:
-    """What `fleetlm doctor` asks a running node, as JSON can carry it; no secret in it."""
-    settings, own = node.settings, node.own_address
-    return {
-        "name": node.name,
-        "incarnation": node.incarnation,
-        "settings": settings.effective(),
-        "warnings": list(settings.warnings),
-        "query": settings.dns_query,
-        "basename": settings.node_basename,
-        "port": settings.node_port,
-        "cluster": settings.cluster,
-        "dns_server": settings.dns_server,
-        "cookie": settings.cookie is not None,
-        "node_timeout_s": settings.node_timeout_s,
-        "poll_interval_s": settings.poll_interval_s,
-        "own_ip": own.ip,
-        "own_ip_why": own.why,
-        "own_ip_warning": own.warning,
-        "info": plain(node.info()),
-    }
-
-
-def plain(value: Any) -> Any:
-    """A value with dataclasses as dicts and all else as JSON takes it, or as text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(each) for each in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

@@ -46,7 +46,7 @@ class BadMessage(ValueError):
     """Not a frame of this protocol: the connection is of no use any more."""
 
 
-class Unsafe(Exception):
+class UnsafeFolder(Exception):
     """The folder of the sockets may be entered by others, or belongs to somebody else."""
 
 
@@ -101,16 +101,16 @@ def check_folder(path: str, owner: int) -> None:
 
     Raises:
         FileNotFoundError: there is none.
-        Unsafe: a link, not a folder, another's, or open to others.
+        UnsafeFolder: a link, not a folder, another's, or open to others.
     """
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode):
-        raise Unsafe(f"{path} is not a folder (links are not followed); remove it")
+        raise UnsafeFolder(f"{path} is not a folder (links are not followed); remove it")
     if found.st_uid != owner:
-        raise Unsafe(f"{path} belongs to user {found.st_uid}, not to user {owner}; remove it")
+        raise UnsafeFolder(f"{path} belongs to user {found.st_uid}, not to user {owner}; remove it")
     if stat.S_IMODE(found.st_mode) & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        raise Unsafe(f"{path} is open to other users (mode {mode:03o}); run: chmod 700 {path}")
+        raise UnsafeFolder(f"{path} is open to other users (mode {mode:03o}); run: chmod 700 {path}")
 
 
 def make_folder(env: Mapping[str, str], uid: int) -> str:
@@ -119,7 +119,7 @@ def make_folder(env: Mapping[str, str], uid: int) -> str:
     An unsafe folder is never passed over for the next one: somebody may be waiting for that.
 
     Raises:
-        Unsafe: see `check_folder`.
+        UnsafeFolder: see `check_folder`.
         OSError: no folder could be made; the last reason.
     """
     reason: OSError | None = None
@@ -141,7 +141,7 @@ def make_folder(env: Mapping[str, str], uid: int) -> str:
 
 
 def stem(node: str) -> str:
-    """A node's name as it stands in a file name: itself, or shortened and made unique where long."""
+    """A node's name as it stands in a file name: itself, or shorten and made unique where long."""
     if len(node) <= MAX_STEM_CHARS:
         return node
     basename, _, ip = node.partition("@")
@@ -155,7 +155,7 @@ def socket_name(node: str, pid: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SocketFile:
     """A socket file. ``node`` is the name's `stem`, which is the name itself for all usual ones."""
 
     folder: str
@@ -168,17 +168,17 @@ class Found:
         return f"{self.folder}/{self.node}.{self.pid}{SUFFIX}"
 
 
-def scan(folder: str) -> list[Found]:
+def scan(folder: str) -> list[SocketFile]:
     """The socket files of a folder, sorted; whether anybody listens there is another question."""
     found = []
     for entry in os.listdir(folder):  # noqa: PTH208
         node, dot, pid = entry.removesuffix(SUFFIX).rpartition(".")
         if entry.endswith(SUFFIX) and dot and "@" in node and pid.isdecimal():
-            found.append(Found(folder, node, int(pid)))
+            found.append(SocketFile(folder, node, int(pid)))
     return sorted(found, key=lambda each: (each.node, each.pid))
 
 
-class Reach:
+class SocketAddress:
     """A path that fits into a socket address, for as long as the block lasts.
 
     ``sockaddr_un`` has room for some 100 bytes; on Linux a longer path goes by way of its folder's
@@ -209,7 +209,7 @@ def is_stale(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            with Reach(path) as address:
+            with SocketAddress(path) as address:
                 probe.connect(address)
         except ConnectionRefusedError:
             try:

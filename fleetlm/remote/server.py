@@ -15,8 +15,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.remote import namespace as facade, protocol
-from fleetlm.remote.evaluator import CAPTURE, Result, Session, as_json, described
+from fleetlm.remote import facts, namespace, protocol
+from fleetlm.remote.evaluator import CAPTURE, Evaluator, Result, as_json, format_value
 from fleetlm.remote.protocol import BadMessage, Message
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ CANCEL_WAIT_S = 1.0
 log = logging.getLogger("fleetlm.console")
 
 
-class Console:
+class RemoteServer:
     """The remote shell of one node.
 
     Args:
@@ -66,7 +66,7 @@ class Console:
             return
         try:
             await self._listen()
-        except (OSError, protocol.Unsafe) as error:
+        except (OSError, protocol.UnsafeFolder) as error:
             log.warning(
                 "the remote shell is closed: %s. Set XDG_RUNTIME_DIR to a folder of this user, or "
                 "FLEETLM_REMOTE=off",
@@ -106,7 +106,7 @@ class Console:
         listener = self._listener = self._bind()
         try:
             self._server = await asyncio.start_unix_server(
-                self._met, sock=listener, limit=protocol.MAX_REQUEST_BYTES
+                self._handle_connection, sock=listener, limit=protocol.MAX_REQUEST_BYTES
             )
         except BaseException:
             listener.close()
@@ -123,7 +123,7 @@ class Console:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.setblocking(False)
-            with protocol.Reach(str(unready)) as address:
+            with protocol.SocketAddress(str(unready)) as address:
                 listener.bind(address)
             unready.chmod(0o600)
             listener.listen(MAX_CLIENTS)
@@ -140,21 +140,23 @@ class Console:
                 Path(self.path).unlink()
             self.path = None
 
-    async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client to its end."""
         task = asyncio.current_task()
         assert task is not None
         client = _Client(self._node, reader, writer)
         self._tasks[task] = client
         try:
-            await self._admit(task, client, writer)
+            await self._serve_or_refuse(task, client, writer)
         except asyncio.CancelledError:
             client.abort()  # the loop ends; asyncio would log the cancellation as an error
         finally:
             del self._tasks[task]
             self._clients.pop(task, None)
 
-    async def _admit(self, task: asyncio.Task[Any], client: _Client, writer: asyncio.StreamWriter) -> None:
+    async def _serve_or_refuse(
+        self, task: asyncio.Task[Any], client: _Client, writer: asyncio.StreamWriter
+    ) -> None:
         until = client.now() + ROOM_WAIT_S
         while len(self._clients) >= MAX_CLIENTS and client.now() < until:  # noqa: ASYNC110
             await asyncio.sleep(ROOM_WAIT_S / 10)
@@ -187,7 +189,7 @@ class _Client:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._session = Session(facade.namespace(node), self._printed)
+        self._evaluator = Evaluator(namespace.make_namespace(node), self._forward_output)
         self._evaluation: asyncio.Task[Result] | None = None
         self._current = 0
         self._dropped = 0
@@ -203,13 +205,13 @@ class _Client:
         try:
             self.post({"node": self._node.name, "version": protocol.VERSION})
             while (message := await self._receive()) is not None:
-                self._take(message)
+                self._handle_request(message)
         except BadMessage as error:
             self.post({"refused": f"not understood: {error}", "code": "protocol"})
         finally:
             self._open = False
             await self._end_evaluation()
-            self._session.close()
+            self._evaluator.close()
             CAPTURE.release()
             await self.close()
 
@@ -255,7 +257,7 @@ class _Client:
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 
-    def _take(self, message: Message) -> None:
+    def _handle_request(self, message: Message) -> None:
         number = message.get("id", 0)
         if not isinstance(number, int):
             raise BadMessage("id is not a number")
@@ -267,19 +269,19 @@ class _Client:
                 width = message.get("width")
                 layout = min(width, MAX_WIDTH) if isinstance(width, int) and width > 0 else 0
                 self._current = number
-                self._evaluation = self._loop.create_task(self._session.run(source))
-                self._evaluation.add_done_callback(lambda task: self._evaluated(task, number, layout))
+                self._evaluation = self._loop.create_task(self._evaluator.run(source))
+                self._evaluation.add_done_callback(lambda task: self._send_result(task, number, layout))
             case {"op": "cancel"}:
                 if self._evaluation is not None:
                     self._evaluation.cancel()
             case {"op": "complete", "text": str(text)}:
-                self.post({"id": number, "words": self._session.complete(text)})
+                self.post({"id": number, "words": self._evaluator.complete(text)})
             case {"op": "facts"}:
-                self.post({"id": number, "facts": facade.facts(self._node)})
+                self.post({"id": number, "facts": facts.node_facts(self._node)})
             case _:
                 raise BadMessage(f"unknown request {message.get('op')!r}")
 
-    def _evaluated(self, evaluation: asyncio.Task[Result], number: int, width: int) -> None:
+    def _send_result(self, evaluation: asyncio.Task[Result], number: int, width: int) -> None:
         if self._dropped:
             lost, self._dropped = self._dropped, 0
             note = f"… {lost:,} characters of output dropped: read too slowly\n"
@@ -287,17 +289,17 @@ class _Client:
         if evaluation.cancelled():
             self.post({"id": number, "done": "cancelled"})
         else:
-            self.post(_told(number, evaluation.result(), width))
+            self.post(_result_message(number, evaluation.result(), width))
 
-    def _printed(self, stream: str, text: str) -> None:
+    def _forward_output(self, stream: str, text: str) -> None:
         """Anything that this session's code prints, on any thread."""
         if threading.get_ident() == self._thread:
-            self._emit(stream, text)
+            self._send_output(stream, text)
         else:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._emit, stream, text)
+                self._loop.call_soon_threadsafe(self._send_output, stream, text)
 
-    def _emit(self, stream: str, text: str) -> None:
+    def _send_output(self, stream: str, text: str) -> None:
         if not self._open:
             return
         for start in range(0, len(text), PIECE_CHARS):
@@ -318,12 +320,12 @@ class _Client:
                 await asyncio.wait({evaluation})
 
 
-def _told(number: int, result: Result, width: int) -> Message:
+def _result_message(number: int, result: Result, width: int) -> Message:
     if result.error is None:
         return {
             "id": number,
             "done": "ok",
-            "repr": described(result.value, width),
+            "repr": format_value(result.value, width),
             "value": as_json(result.value),
         }
     return {

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from fleetlm.remote import client as remote
-from fleetlm.remote.client import Link, NodeGone
+from fleetlm.remote import client
+from fleetlm.remote.client import NodeGone, RemoteConnection
 from fleetlm.remote.protocol import BadMessage, Message
 
 COMPLETION_S = 1.0
@@ -190,12 +190,12 @@ class Shell:
     """One interactive session with one node.
 
     Args:
-        link: connected and greeted.
+        connection: connected and greeted.
         timeout_s: seconds for each evaluation; None for as long as it takes.
     """
 
-    def __init__(self, link: Link, timeout_s: float | None) -> None:
-        self._link = link
+    def __init__(self, connection: RemoteConnection, timeout_s: float | None) -> None:
+        self._connection = connection
         self._timeout_s = timeout_s
         self._number = 0
         self._replies: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -204,22 +204,22 @@ class Shell:
         self.gone: Exception | None = None
         history = history_path(os.environ)
         self._editor: Editor
-        self.prompt = f"{link.node}> "
+        self.prompt = f"{connection.node}> "
         try:
             if os.environ.get("TERM", "dumb") == "dumb":
                 raise ImportError  # noqa: TRY301  nothing to edit lines with
-            self._editor = ToolkitEditor(self._completed, history)
+            self._editor = ToolkitEditor(self._complete, history)
         except ImportError:
-            self._editor = ReadlineEditor(self._completed, history)
+            self._editor = ReadlineEditor(self._complete, history)
         self._leaving = False
-        self._pumping = threading.Thread(target=self._pump, name="fleetlm-remote", daemon=True)
-        self._pumping.start()
+        self._receiver = threading.Thread(target=self._receive_all, name="fleetlm-remote", daemon=True)
+        self._receiver.start()
 
     def close(self) -> None:
         """Disconnect, and let the thread end: one that prints while Python ends would abort it."""
         self._leaving = True
-        self._link.close()
-        self._pumping.join(END_S)
+        self._connection.close()
+        self._receiver.join(END_S)
 
     def run(self) -> int:
         """Read, evaluate, print, until Ctrl-D or the node's end. Returns the exit code."""
@@ -243,16 +243,16 @@ class Shell:
         finally:
             self._editor.close()
         if self.gone is None:
-            return remote.OK
-        return remote.NO_NODE
+            return client.OK
+        return client.NO_NODE
 
     def _read(self) -> str:
-        lines = [self._line(self.prompt)]
+        lines = [self._read_line(self.prompt)]
         while needs_more("\n".join(lines)):
-            lines.append(self._line("." * (len(self.prompt) - 1) + " "))
+            lines.append(self._read_line("." * (len(self.prompt) - 1) + " "))
         return "\n".join(lines)
 
-    def _line(self, prompt: str) -> str:
+    def _read_line(self, prompt: str) -> str:
         with self._lock:
             if self.gone is not None:
                 raise EOFError
@@ -264,7 +264,7 @@ class Shell:
 
     def _evaluate(self, source: str) -> None:
         """One evaluation; Ctrl-C and the time-out cancel it in the node, and stay in the shell."""
-        width = remote.terminal_width()
+        width = client.terminal_width()
         limit = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         try:
             number = self._request({"op": "eval", "source": source, "width": width})
@@ -276,7 +276,7 @@ class Shell:
                     if isinstance(error, TimeoutError):
                         print(f"no result within {self._timeout_s:g} s; cancelling", file=sys.stderr)
                     limit = None
-                    self._link.send({"op": "cancel"})
+                    self._connection.send({"op": "cancel"})
         except (NodeGone, BadMessage) as error:
             if self.gone is None:
                 print(f"*** {error}", file=sys.stderr)
@@ -297,13 +297,13 @@ class Shell:
         with self._lock:
             self._number += 1
             number = self._number
-        self._link.send({**message, "id": number})
+        self._connection.send({**message, "id": number})
         return number
 
     def _reply(self, number: int, limit: float | None) -> Message:
         while True:
             if self.gone is not None:
-                raise NodeGone(self._link.node, "no result")
+                raise NodeGone(self._connection.node, "no result")
             left = 0.5 if limit is None else min(0.5, limit - time.monotonic())
             try:
                 message = self._replies.get(timeout=max(0.0, left))
@@ -314,7 +314,7 @@ class Shell:
             if message.get("id") == number:
                 return message
 
-    def _completed(self, text: str) -> list[str]:
+    def _complete(self, text: str) -> list[str]:
         """The node's completions; none where it does not answer at once."""
         try:
             number = self._request({"op": "complete", "text": text})
@@ -323,11 +323,11 @@ class Shell:
             return []
         return [str(word) for word in words] if isinstance(words, list) else []
 
-    def _pump(self) -> None:
+    def _receive_all(self) -> None:
         """Runs in its thread until the connection ends."""
         try:
             while True:
-                message = self._link.receive()
+                message = self._connection.receive()
                 if "stream" in message:
                     target = sys.stderr if message["stream"] == "stderr" else sys.stdout
                     target.write(str(message.get("text", "")))
@@ -348,13 +348,13 @@ class Shell:
 def run(*, node: str | None, timeout_s: float | None) -> int:
     """`fleetlm remote`: choose a node, and open a shell in it. Returns the exit code."""
     try:
-        found = remote.discover(os.environ, os.getuid())
-        link = remote.connect(remote.choose(found, node))
-    except remote.RemoteFailure as failure:
+        found = client.discover(os.environ, os.getuid())
+        connection = client.connect(client.choose(found, node))
+    except client.RemoteFailure as failure:
         print(failure.text, file=sys.stderr)
         return failure.code
-    print(BANNER.format(node=link.node))
-    shell = Shell(link, timeout_s)
+    print(BANNER.format(node=connection.node))
+    shell = Shell(connection, timeout_s)
     try:
         return shell.run()
     finally:

@@ -141,6 +141,7 @@ def test_a_signal_leaves_in_order(place: Place, number: signal.Signals, program:
     code, _, error = ended(node)
     assert code == 0, error
     assert "Traceback" not in error
+    assert f"received {number.name}; shutting down" in error
     assert "stopped: shutdown" in error
     assert list((place.folder / "run" / "fleetlm").iterdir()) == []
 
@@ -186,7 +187,7 @@ def test_how_a_program_ends(place: Place, program: str, code: int, said: str) ->
     if code == 0:
         assert done.stdout.startswith("ran on fleetlm@127.0.0.2 ")
     if code == 1:
-        assert "foreground.py" not in done.stderr
+        assert "start.py" not in done.stderr
 
 
 def test_a_setting_that_cannot_be_used_is_78(place: Place) -> None:
@@ -205,7 +206,7 @@ def test_a_port_that_is_taken_is_1(place: Place) -> None:
         assert "Traceback" not in done.stderr
         doctor = place.run("doctor", FLEETLM_NODE_IP="127.0.0.2", DNS_CLUSTER_QUERY="127.0.0.2")
     assert doctor.returncode == 1
-    assert "taken by something else" in doctor.stdout
+    assert "taken by another program" in doctor.stdout
 
 
 # ── remote ───────────────────────────────────────────────────────────────────────────────────────
