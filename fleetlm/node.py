@@ -41,7 +41,7 @@ from fleetlm.wire.codec import Codec
 
 if TYPE_CHECKING:
     from fleetlm.core.dns_answers import Answer
-    from fleetlm.discovery.dns import Discovery
+    from fleetlm.discovery.interface import Discovery
     from fleetlm.transport.interface import Transport
 
 log = logging.getLogger("fleetlm")

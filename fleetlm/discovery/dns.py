@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import dns.asyncresolver
 import dns.exception
@@ -22,8 +22,6 @@ import dns.resolver
 from fleetlm.core.dns_answers import Answer, Outcome, sift
 from fleetlm.discovery.system_lookup import SystemLookup
 from fleetlm.names import canonical_ip, endpoint
-
-__all__ = ["Answer", "Discovery", "DnsDiscovery", "Outcome", "StaticDiscovery"]
 
 TRY_S = 1.0
 """Seconds for one packet to one name server, before the next is asked."""
@@ -40,17 +38,6 @@ EDNS_PAYLOAD_BYTES = 1232
 RESOLV_CONF = "/etc/resolv.conf"
 
 _Family = Literal["A", "AAAA"]
-
-
-class Discovery(Protocol):
-    """A source of peer addresses."""
-
-    @property
-    def source(self) -> str:
-        """The source in words, for logs: ``DNS name "fleet.internal" at 127.0.0.11``."""
-
-    async def lookup(self) -> Answer:
-        """Ask once. Never raises anything but CancelledError, and ends in bounded time."""
 
 
 class StaticDiscovery:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fleetlm.core.dns_answers import Answer
-from fleetlm.discovery.dns import Discovery
+from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.system_lookup import SystemLookup
 from fleetlm.names import canonical_ip
 from fleetlm.settings import Settings

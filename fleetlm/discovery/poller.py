@@ -13,7 +13,7 @@ from fleetlm.core.poll_schedule import PollSchedule
 if TYPE_CHECKING:
     import random
 
-    from fleetlm.discovery.dns import Discovery
+    from fleetlm.discovery.interface import Discovery
     from fleetlm.settings import Settings
 
 log = logging.getLogger("fleetlm")
