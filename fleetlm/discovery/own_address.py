@@ -70,7 +70,7 @@ class RecordWatch:
     def __init__(self, own: OwnAddress, bindable: Callable[[str], bool]) -> None:
         self._own = own
         self._bindable = bindable
-        self._asked = {own.ip, *own.aliases}
+        self._known = {own.ip, *own.aliases}
 
     def contradiction(self, addresses: Sequence[str]) -> str | None:
         """A warning that names the cure, once for each address that contradicts.
@@ -78,8 +78,8 @@ class RecordWatch:
         What FLEETLM_NODE_IP said is not doubted (another node of this machine may live under the
         other address), and loopback is no evidence.
         """
-        fresh = [each for each in addresses if each not in self._asked and not _is_loopback(each)]
-        self._asked.update(fresh)
+        fresh = [each for each in addresses if each not in self._known and not _is_loopback(each)]
+        self._known.update(fresh)
         if self._own.rule is Rule.EXPLICIT or self._own.ip in addresses:
             return None
         other = next((each for each in fresh if self._bindable(each)), None)
@@ -113,42 +113,44 @@ def choose(
         clustering: False means that nobody looks for this node.
     """
     if explicit is not None:
-        warning = _unless_bindable("FLEETLM_NODE_IP", explicit, bindable)
+        warning = _warn_unless_bindable("FLEETLM_NODE_IP", explicit, bindable)
         return OwnAddress(explicit, "FLEETLM_NODE_IP says so", Rule.EXPLICIT, (), warning)
     if not clustering:
         return OwnAddress(LOOPBACK, "clustering is off", Rule.LOOPBACK)
     own = [each for each in answer_addresses if not _is_loopback(each) and bindable(each)]
     chosen = (
-        _by_platform(env, bindable)
-        or _by_dns(answer_addresses, own, bindable)
-        or _by_route(answer_addresses, bindable, route_to)
-        or _by_hostname(answer_addresses, host_addresses, bindable)
-        or _by_default(answer_addresses)
+        _choose_by_platform(env, bindable)
+        or _choose_by_dns(answer_addresses, own, bindable)
+        or _choose_by_route(answer_addresses, bindable, route_to)
+        or _choose_by_hostname(answer_addresses, host_addresses, bindable)
+        or _choose_loopback(answer_addresses)
     )
     return replace(chosen, aliases=tuple(each for each in own if each != chosen.ip))
 
 
-def _by_platform(env: Sequence[tuple[str, str]], bindable: Callable[[str], bool]) -> OwnAddress | None:
+def _choose_by_platform(env: Sequence[tuple[str, str]], bindable: Callable[[str], bool]) -> OwnAddress | None:
     for name, ip in env:
         # Taken even if it cannot be bound yet: a new IPv6 address is tentative for a second or two.
-        return OwnAddress(ip, f"{name} says so", Rule.PLATFORM, (), _unless_bindable(name, ip, bindable))
+        return OwnAddress(ip, f"{name} says so", Rule.PLATFORM, (), _warn_unless_bindable(name, ip, bindable))
     return None
 
 
-def _by_dns(answer: Sequence[str], own: Sequence[str], bindable: Callable[[str], bool]) -> OwnAddress | None:
+def _choose_by_dns(
+    answer: Sequence[str], own: Sequence[str], bindable: Callable[[str], bool]
+) -> OwnAddress | None:
     """An address in the answer that this machine has.
 
     All of 127.0.0.0/8 can be bound on Linux, so loopback counts only in an answer of nothing else
     (a cluster tried out on one machine), and only where it leaves no choice.
     """
-    if not own and _all_loopback(answer):
+    if not own and _are_all_loopback(answer):
         own = [each for each in answer if bindable(each)]
-        if any(len(family) > 1 for family in _families(own)):
+        if any(len(family) > 1 for family in _split_families(own)):
             return None
     if not own:
         return None
     ip = own[0]  # IPv4 before IPv6, as answers are ordered
-    first_family = next(family for family in _families(own) if family)
+    first_family = next(family for family in _split_families(own) if family)
     if len(first_family) > 1:
         return OwnAddress(
             ip,
@@ -161,7 +163,7 @@ def _by_dns(answer: Sequence[str], own: Sequence[str], bindable: Callable[[str],
     return OwnAddress(ip, "it is the address in the DNS answer that this machine has", Rule.DNS)
 
 
-def _by_route(
+def _choose_by_route(
     answer: Sequence[str],
     bindable: Callable[[str], bool],
     route_to: Callable[[str], str | None],
@@ -175,10 +177,10 @@ def _by_route(
     return None
 
 
-def _by_hostname(
+def _choose_by_hostname(
     answer: Sequence[str], host_addresses: Sequence[str], bindable: Callable[[str], bool]
 ) -> OwnAddress | None:
-    if _all_loopback(answer):
+    if _are_all_loopback(answer):
         return None  # a cluster on loopback: nothing there is to be seen from other machines
     candidates = list(dict.fromkeys(each for each in host_addresses if not _is_loopback(each)))
     usable = [each for each in candidates if bindable(each)]
@@ -193,8 +195,8 @@ def _by_hostname(
     return OwnAddress(usable[0], "this host's name resolves to it", Rule.HOSTNAME, (), warning)
 
 
-def _by_default(answer: Sequence[str]) -> OwnAddress:
-    if _all_loopback(answer):
+def _choose_loopback(answer: Sequence[str]) -> OwnAddress:
+    if _are_all_loopback(answer):
         problem = (
             f"the DNS answer holds loopback addresses only ({', '.join(answer)}), "
             "and which of them is this node's cannot be seen"
@@ -204,7 +206,7 @@ def _by_default(answer: Sequence[str]) -> OwnAddress:
     return OwnAddress(LOOPBACK, "nothing better was found", Rule.LOOPBACK, (), f"{problem}; {CURE}")
 
 
-def _unless_bindable(name: str, ip: str, bindable: Callable[[str], bool]) -> str | None:
+def _warn_unless_bindable(name: str, ip: str, bindable: Callable[[str], bool]) -> str | None:
     if bindable(ip):
         return None
     return (
@@ -217,11 +219,11 @@ def _is_loopback(ip: str) -> bool:
     return ipaddress.ip_address(ip).is_loopback
 
 
-def _all_loopback(addresses: Sequence[str]) -> bool:
+def _are_all_loopback(addresses: Sequence[str]) -> bool:
     return bool(addresses) and all(_is_loopback(each) for each in addresses)
 
 
-def _families(addresses: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_families(addresses: Sequence[str]) -> tuple[list[str], list[str]]:
     return (
         [each for each in addresses if ":" not in each],
         [each for each in addresses if ":" in each],
@@ -234,7 +236,7 @@ def can_bind(ip: str) -> bool:
     Wrong only where ``net.ipv4.ip_nonlocal_bind`` is set.
     """
     try:
-        with socket.socket(_family(ip), socket.SOCK_DGRAM) as probe:
+        with socket.socket(_get_family(ip), socket.SOCK_DGRAM) as probe:
             probe.bind((ip, 0))
     except OSError as exc:
         # Out of descriptors or of ports: the address itself was not refused.
@@ -248,7 +250,7 @@ def route_source(peer: str) -> str | None:
     Sends nothing: connecting a UDP socket only looks the route up.
     """
     try:
-        with socket.socket(_family(peer), socket.SOCK_DGRAM) as probe:
+        with socket.socket(_get_family(peer), socket.SOCK_DGRAM) as probe:
             probe.connect((peer, DISCARD_PORT))
             return canonical_ip(str(probe.getsockname()[0]))
     except OSError:
@@ -300,7 +302,7 @@ async def own_address(
         return decide(None, ()), None
     host = asyncio.create_task(host_addresses(timeout_s=budget_s))
     try:
-        answer = await _poll(discovery, lambda found: _is_settled(decide(found, ()), found), budget_s)
+        answer = await _ask_until(discovery, lambda found: _is_settled(decide(found, ()), found), budget_s)
         own = decide(answer, ())
         if own.rule is Rule.LOOPBACK:
             own = decide(answer, await host)
@@ -312,11 +314,13 @@ async def own_address(
 
 def _is_settled(own: OwnAddress, answer: Answer) -> bool:
     """Whether further answers would change nothing, or nothing for the better."""
-    return own.rule is Rule.DNS or _all_loopback(answer.addresses)
+    return own.rule is Rule.DNS or _are_all_loopback(answer.addresses)
 
 
-async def _poll(discovery: Discovery, settled: Callable[[Answer], bool], budget_s: float) -> Answer | None:
-    """Ask until settled or out of time. Returns the last answer with addresses, else the last."""
+async def _ask_until(
+    discovery: Discovery, is_settled: Callable[[Answer], bool], budget_s: float
+) -> Answer | None:
+    """Ask until is_settled or out of time. Returns the last answer with addresses, else the last."""
     best: Answer | None = None
     pause_s = FIRST_POLL_PAUSE_S
     with contextlib.suppress(TimeoutError):
@@ -325,12 +329,12 @@ async def _poll(discovery: Discovery, settled: Callable[[Answer], bool], budget_
                 answer = await discovery.lookup()
                 if answer.addresses or best is None or not best.addresses:
                     best = answer
-                if settled(answer):
+                if is_settled(answer):
                     break
                 await asyncio.sleep(pause_s)
                 pause_s *= 2
     return best
 
 
-def _family(ip: str) -> socket.AddressFamily:
+def _get_family(ip: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in ip else socket.AF_INET

@@ -31,13 +31,13 @@ class Poller:
         settings: Settings,
         rng: random.Random,
         on_answer: Callable[[Answer], None],
-        met_anybody: Callable[[], bool],
+        has_met_peer: Callable[[], bool],
     ) -> None:
         self._discovery = discovery
         self._schedule = PollSchedule(settings, rng)
         self._on_answer = on_answer
-        self._met_anybody = met_anybody
-        self._kick = asyncio.Event()
+        self._has_met_peer = has_met_peer
+        self._kicked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.polls = 0
         self.last_answer: Answer | None = None
@@ -50,7 +50,7 @@ class Poller:
 
     def kick(self) -> None:
         """A connection was lost: ask at once, though not more often than the fast interval."""
-        self._kick.set()
+        self._kicked.set()
 
     async def stop(self) -> None:
         """End the task."""
@@ -62,12 +62,12 @@ class Poller:
     async def _run(self, first: Answer | None) -> None:
         loop = asyncio.get_running_loop()
         if first is not None:
-            self._take(first)
+            self._use_answer(first)
         while True:
             started = loop.time()
-            self._take(await self._lookup())
-            until = started + self._schedule.next_delay_s(met_anybody=self._met_anybody())
-            await self._wait(started + self._schedule.soonest_s(), until)
+            self._use_answer(await self._lookup())
+            until = started + self._schedule.next_delay_s(met_anybody=self._has_met_peer())
+            await self._wait_for_next_poll(started + self._schedule.soonest_s(), until)
 
     async def _lookup(self) -> Answer:
         task = asyncio.current_task()
@@ -84,7 +84,7 @@ class Poller:
             detail = f"{type(error).__name__}: {error}"
         return Answer(Outcome.FAILED, (), detail)
 
-    def _take(self, answer: Answer) -> None:
+    def _use_answer(self, answer: Answer) -> None:
         self.polls += 1
         self.last_answer = answer
         self.last_answer_at = asyncio.get_running_loop().time()
@@ -93,12 +93,12 @@ class Poller:
         except Exception:
             log.exception("an answer of DNS could not be used; polling goes on")
 
-    async def _wait(self, soonest: float, until: float) -> None:
+    async def _wait_for_next_poll(self, soonest: float, until: float) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(until):
-                await self._kick.wait()
+                await self._kicked.wait()
         except TimeoutError:
             return
-        self._kick.clear()
+        self._kicked.clear()
         await asyncio.sleep(max(0.0, min(soonest, until) - loop.time()))

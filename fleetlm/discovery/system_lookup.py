@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 
 
-def _getaddrinfo(host: str) -> list[str]:
+def _resolve_blocking(host: str) -> list[str]:
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return [str(sockaddr[0]) for _, _, _, _, sockaddr in found]
 
@@ -25,7 +25,7 @@ class SystemLookup:
         resolve: the blocking lookup: a name in, addresses out, OSError for a name that has none.
     """
 
-    def __init__(self, resolve: Callable[[str], list[str]] = _getaddrinfo) -> None:
+    def __init__(self, resolve: Callable[[str], list[str]] = _resolve_blocking) -> None:
         self._resolve = resolve
         self._thread: threading.Thread | None = None
 
@@ -40,19 +40,19 @@ class SystemLookup:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[str, ...]] = loop.create_future()
 
-        def settle(found: tuple[str, ...]) -> None:
+        def deliver(found: tuple[str, ...]) -> None:
             if not answer.done():
                 answer.set_result(found)
 
-        def work() -> None:
+        def look_up() -> None:
             try:
                 found = tuple(self._resolve(host))
             except (OSError, ValueError):  # ValueError: a name that IDNA cannot write
                 found = ()
             with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime
-                loop.call_soon_threadsafe(settle, found)
+                loop.call_soon_threadsafe(deliver, found)
 
-        self._thread = threading.Thread(target=work, name="fleetlm-getaddrinfo", daemon=True)
+        self._thread = threading.Thread(target=look_up, name="fleetlm-getaddrinfo", daemon=True)
         try:
             self._thread.start()
             async with asyncio.timeout(timeout_s):
