@@ -1,4 +1,18 @@
-"""Asks the discovery again and again, whatever happens. It cannot die and it cannot block the node."""
+"""Polls discovery for as long as the node lives.
+
+One task runs one lookup at a time, so lookups never overlap. `PollSchedule` sets the pace: fast while no
+peer was ever seen (0.25 s, doubling up to the interval), then the interval; ±10 % jitter each. `kick`
+makes the next lookup start at once, but not sooner than the fast interval after the last one.
+
+Three things must never happen:
+
+* The poller must not die. A discovery that raises, even a CancelledError of its own, yields a FAILED
+  answer and is asked again at the next poll; so does one that does not answer within
+  `LOOKUP_LIMIT_S`. An error of the callback that takes the answer is logged. Only `stop` ends the task.
+* It must not block. Every wait is a wait on the loop, and all of them are bounded.
+* It must not cut connections. It only passes answers on; the core decides what they mean, and a
+  failed lookup never removes a peer.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +33,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("fleetlm")
 
 LOOKUP_LIMIT_S = 60.0
-"""For one lookup of a discovery that has no limit of its own; DNS has one well below."""
+"""Seconds after which a lookup is cut off. For discoveries without a limit of their own: that of DNS is
+far below, see `Settings.dns_lifetime_s`."""
 
 
 class Poller:
-    """One task, one lookup at a time."""
+    """Polls one discovery.
+
+    Args:
+        discovery: the source of addresses. It may be faulty.
+        settings: the interval, the fast interval and the jitter.
+        rng: the source of the jitter.
+        on_answer: called with every answer, on the loop.
+        has_met_peer: tells whether any peer was ever seen; until then polling is fast.
+
+    Attributes:
+        polls: the number of answers so far.
+        last_answer: the last answer, None before the first.
+        last_answer_at: when it came, in seconds on the loop's clock.
+    """
 
     def __init__(
         self,
@@ -42,18 +70,17 @@ class Poller:
         self.polls = 0
         self.last_answer: Answer | None = None
         self.last_answer_at: float | None = None
-        """On the loop's clock, in seconds."""
 
     def start(self, first: Answer | None) -> None:
-        """Go on from what the decision of the own address has found already, if it has."""
+        """Start the task. ``first`` is the answer that detecting this node's address has left, if any."""
         self._task = asyncio.get_running_loop().create_task(self._run(first), name="fleetlm poller")
 
     def kick(self) -> None:
-        """A connection was lost: ask at once, though not more often than the fast interval."""
+        """Poll soon, since a connection was lost; not more often than the fast interval."""
         self._kicked.set()
 
     async def stop(self) -> None:
-        """End the task."""
+        """End the task, and a lookup with it. Idempotent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -70,6 +97,7 @@ class Poller:
             await self._wait_for_next_poll(started + self._schedule.soonest_s(), until)
 
     async def _lookup(self) -> Answer:
+        """Ask once; whatever the discovery raises becomes a FAILED answer."""
         task = asyncio.current_task()
         try:
             async with asyncio.timeout(LOOKUP_LIMIT_S):
@@ -77,10 +105,11 @@ class Poller:
         except asyncio.CancelledError:
             if task is None or task.cancelling():
                 raise
-            detail = "the lookup was cancelled from inside"  # By a task of its own, not by `stop`.
-            log.warning("discovery: %s; it is asked again at the next poll", detail)
+            # The discovery cancelled itself, perhaps through a task group of its own; `stop` did not.
+            detail = "the lookup was cancelled by the discovery itself"
+            log.warning("discovery: %s; trying again at the next poll", detail)
         except Exception as error:
-            log.exception("discovery raised; it is asked again at the next poll")
+            log.exception("discovery raised an exception; trying again at the next poll")
             detail = f"{type(error).__name__}: {error}"
         return Answer(Outcome.FAILED, (), detail)
 
@@ -91,9 +120,10 @@ class Poller:
         try:
             self._on_answer(answer)
         except Exception:
-            log.exception("an answer of DNS could not be used; polling goes on")
+            log.exception("handling an answer of discovery failed; polling goes on")
 
     async def _wait_for_next_poll(self, soonest: float, until: float) -> None:
+        """Wait until the loop's clock shows ``until``, or ``soonest`` after a kick, whichever is sooner."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(until):
