@@ -48,7 +48,7 @@ from fleetlm.wire.codec import Codec
 
 if TYPE_CHECKING:
     from fleetlm.core.dns_answers import Answer
-    from fleetlm.discovery.dns import Discovery
+    from fleetlm.discovery.interface import Discovery
     from fleetlm.messaging.targets import Target
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.running import ProcessFunction, RunningProcess

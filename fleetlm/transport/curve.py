@@ -53,7 +53,7 @@ def keys_from_cookie(cookie: str) -> CurveKeys:
     return CurveKeys(zmq.curve_public(encoded), encoded)
 
 
-class Gatekeeper:
+class ZapHandler:
     """The ZAP handler of one context: admits the cluster's own public key and nothing else.
 
     ``socket`` is to be watched by the loop and `serve` called when it is readable. A blocked loop

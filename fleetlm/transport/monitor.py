@@ -66,7 +66,7 @@ class Monitor:
             yield _EVENT.unpack(head)
 
     @property
-    def pending(self) -> bool:
+    def has_more(self) -> bool:
         """Whether there is more to read."""
         return not self._pair.closed and bool(get_int(self._pair, zmq.EVENTS) & zmq.POLLIN)
 
@@ -77,7 +77,7 @@ class Monitor:
             self._pair.close()
 
 
-def refused_by_us(event: int, value: int, has_cookie: bool) -> str:
+def explain_refusal_here(event: int, value: int, has_cookie: bool) -> str:
     """Why our ROUTER would not have somebody, from what its monitor said."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == CRYPTOGRAPHIC:
         return "authentication failed: its cookie differs from ours"
@@ -100,7 +100,7 @@ def refused_by_us(event: int, value: int, has_cookie: bool) -> str:
     )
 
 
-def refused_by_them(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str:
+def explain_refusal_there(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str:
     """Why the node that we dialled did not let us in; ``timeout_s`` where the time was over."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
         if has_cookie:

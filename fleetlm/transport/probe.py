@@ -31,16 +31,16 @@ async def probe(ip: str, port: int, settings: Settings, timeout_s: float) -> IAm
         What the node says of itself; or a sentence that names the address and the reason.
     """
     loop = asyncio.get_running_loop()
-    caller = _Caller(ip, port, loop.create_future())
+    asker = _Asker(ip, port, loop.create_future())
     keys = None if settings.cookie is None else keys_from_cookie(settings.cookie)
     limits = settings.replace(connect_timeout_s=min(settings.connect_timeout_s, timeout_s))
     context: Context = zmq.Context()
     try:
-        channel = caller.channel = DealerChannel(
-            context, loop, caller, CHANNEL, (ip, port), own_ip=None, settings=limits, keys=keys
+        channel = asker.channel = DealerChannel(
+            context, loop, asker, CHANNEL, (ip, port), own_ip=None, settings=limits, keys=keys
         )
         try:
-            return await asyncio.wait_for(caller.verdict, timeout_s)
+            return await asyncio.wait_for(asker.verdict, timeout_s)
         except TimeoutError:
             said = "it accepted the connection, but" if channel.is_open else "nobody there:"
             return f"{endpoint(ip, port)}: {said} no answer within {timeout_s:g} s"
@@ -52,7 +52,7 @@ async def probe(ip: str, port: int, settings: Settings, timeout_s: float) -> IAm
         context.term()  # at once: nothing lingers
 
 
-class _Caller:
+class _Asker:
     """A `ChannelOwner` that asks one question."""
 
     def __init__(self, ip: str, port: int, verdict: asyncio.Future[IAm | str]) -> None:

@@ -44,29 +44,29 @@ FDS_RESERVED: Final = 128
 FDS_WANTED: Final = 65_536
 
 
-def _common(settings: Settings, max_message_bytes: int) -> dict[int, int]:
+def _build_common_options(settings: Settings, max_message_bytes: int) -> dict[int, int]:
     return {
         zmq.LINGER: 0,
         zmq.MAXMSGSIZE: max_message_bytes,
         zmq.RCVHWM: 0,  # a full queue stops PONGs: a healthy peer would be cut
-        zmq.HEARTBEAT_IVL: _ms(settings.heartbeat_interval_s),
-        zmq.HEARTBEAT_TIMEOUT: _ms(settings.heartbeat_timeout_s),
-        zmq.HEARTBEAT_TTL: min(MAX_TTL_MS, _ms(settings.node_timeout_s)),
-        zmq.HANDSHAKE_IVL: _ms(settings.connect_timeout_s),
+        zmq.HEARTBEAT_IVL: _to_ms(settings.heartbeat_interval_s),
+        zmq.HEARTBEAT_TIMEOUT: _to_ms(settings.heartbeat_timeout_s),
+        zmq.HEARTBEAT_TTL: min(MAX_TTL_MS, _to_ms(settings.node_timeout_s)),
+        zmq.HANDSHAKE_IVL: _to_ms(settings.connect_timeout_s),
         zmq.TCP_KEEPALIVE: 1,
         zmq.TCP_KEEPALIVE_IDLE: KEEPALIVE_IDLE_S,
     }
 
 
-def router(context: Context, settings: Settings, name: str, keys: CurveKeys | None) -> Sock:
+def make_router(context: Context, settings: Settings, name: str, keys: CurveKeys | None) -> Sock:
     """The socket on which a node hears its peers; not bound yet."""
-    options = _common(settings, settings.max_frame_bytes) | {
+    options = _build_common_options(settings, settings.max_frame_bytes) | {
         zmq.SNDHWM: ANSWERS_HWM,
         zmq.ROUTER_MANDATORY: 1,
         zmq.ROUTER_HANDOVER: 0,
         zmq.BACKLOG: BACKLOG,
     }
-    sock = _made(context, zmq.ROUTER, options)
+    sock = _make_socket(context, zmq.ROUTER, options)
     sock.set(zmq.ROUTING_ID, name.encode())
     if keys is not None:
         sock.set(zmq.CURVE_SERVER, 1)
@@ -76,17 +76,17 @@ def router(context: Context, settings: Settings, name: str, keys: CurveKeys | No
     return sock
 
 
-def dealer(context: Context, settings: Settings, routing_id: bytes, keys: CurveKeys | None) -> Sock:
+def make_dealer(context: Context, settings: Settings, routing_id: bytes, keys: CurveKeys | None) -> Sock:
     """The socket on which a node speaks to one peer; not connected yet."""
-    options = _common(settings, MAX_ANSWER_BYTES) | {
+    options = _build_common_options(settings, MAX_ANSWER_BYTES) | {
         # Without a limit here: the connection's credit window bounds what is in flight, and a limit
         # in messages would say no at a number that has nothing to do with bytes.
         zmq.SNDHWM: 0,
         zmq.IMMEDIATE: 1,  # never queue for a connection that is not there
         zmq.RECONNECT_IVL: -1,  # a lost connection is a fact, not something to hide
-        zmq.CONNECT_TIMEOUT: _ms(settings.connect_timeout_s),
+        zmq.CONNECT_TIMEOUT: _to_ms(settings.connect_timeout_s),
     }
-    sock = _made(context, zmq.DEALER, options)
+    sock = _make_socket(context, zmq.DEALER, options)
     sock.set(zmq.ROUTING_ID, routing_id)
     if keys is not None:
         sock.set(zmq.CURVE_SERVERKEY, keys.public)
@@ -129,7 +129,7 @@ def may_dial_from(own_ip: str, ip: str) -> bool:
     return own.version == other.version and own.is_loopback == other.is_loopback
 
 
-def why_not_bound(error: OSError | zmq.ZMQError, port: int) -> str:
+def explain_bind_error(error: OSError | zmq.ZMQError, port: int) -> str:
     """The operating system's words, and what to do."""
     if error.errno == errno.EADDRINUSE:
         return (
@@ -178,7 +178,7 @@ def source_address(ip: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
     return (socket.AF_INET6 if ":" in ip else socket.AF_INET), (ip, 0)
 
 
-def _made(context: Context, kind: int, options: dict[int, int]) -> Sock:
+def _make_socket(context: Context, kind: int, options: dict[int, int]) -> Sock:
     sock = context.socket(kind)
     for option, value in options.items():
         sock.set(option, value)
@@ -190,5 +190,5 @@ def _set_family(sock: Sock, ip: str) -> None:
     sock.set(zmq.IPV6, int(":" in ip))
 
 
-def _ms(seconds: float) -> int:
+def _to_ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))

@@ -29,16 +29,16 @@ from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
     MAX_SOCKETS,
     Context,
+    explain_bind_error,
     raise_descriptor_limit,
-    why_not_bound,
 )
 
 log = logging.getLogger("fleetlm.zmq")
 
 RECHECK_S: Final = 1.0
 """Between two looks at everything: should a wake-up ever be missed, this is how long it costs."""
-TERM_SLACK_S: Final = 1.0
-PEERS_GONE_S: Final = 0.005
+TERM_TIMEOUT_S: Final = 1.0
+HANG_UP_POLL_S: Final = 0.005
 """Between two looks whether peers have hung up, while this node leaves."""
 
 
@@ -63,15 +63,15 @@ class ZmqTransport:
         self._given_loop = loop
         self._io_threads = context_io_threads
         self._channels: dict[int, DealerChannel] = {}
-        self._hearing: Router | None = None
+        self._router: Router | None = None
         self._context: Context | None = None
         self._keys: CurveKeys | None = None
         self._own_ip: str | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._flushed_at = 0.0
-        self._closing: asyncio.Future[None] | None = None
-        self._forked = False
-        _alive.add(self)
+        self._flush_until = 0.0
+        self._context_ended: asyncio.Future[None] | None = None
+        self._is_forked = False
+        _transports.add(self)
 
     # ── Transport ────────────────────────────────────────────────────────────────────────────────
 
@@ -82,7 +82,7 @@ class ZmqTransport:
             StartFailed: the port is not to be had, or descriptors are. Nothing is left behind.
         """
         self._check_fork()
-        if self._context is not None or self._closing is not None:
+        if self._context is not None or self._context_ended is not None:
             raise RuntimeError("a transport is started once; make a new one")
         self._loop = self._given_loop or asyncio.get_running_loop()
         self._listener = listener
@@ -93,14 +93,14 @@ class ZmqTransport:
         context: Context = zmq.Context(self._io_threads)
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:
-            self._hearing = Router(context, self._loop, self._settings, self._keys, listener)
-            is_own = self._hearing.open(ip, port)
+            self._router = Router(context, self._loop, self._settings, self._keys, listener)
+            is_own = self._router.open(ip, port)
         except (zmq.ZMQError, OSError) as error:
-            if self._hearing is not None:
-                self._hearing.close()
-                self._hearing = None
+            if self._router is not None:
+                self._router.close()
+                self._router = None
             context.destroy(0)
-            raise StartFailed(endpoint(ip, port), why_not_bound(error, port)) from error
+            raise StartFailed(endpoint(ip, port), explain_bind_error(error, port)) from error
         if not is_own:
             log.info("%s is no address of this machine: listening on all of them", ip)
         self._context = context
@@ -140,8 +140,8 @@ class ZmqTransport:
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back to a dialler, at most once delivered and never waiting."""
         self._check_fork()
-        if self._hearing is not None:
-            self._hearing.answer(source, frame)
+        if self._router is not None:
+            self._router.answer(source, frame)
 
     def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
         """Close a channel; frames that were sent may leave for ``flush_s`` more. No fact follows."""
@@ -149,21 +149,21 @@ class ZmqTransport:
         known = self._channels.pop(channel, None)
         if known is not None:
             known.hang_up(flush_s)
-            self._flushed_at = max(self._flushed_at, self._loop.time() + flush_s)
+            self._flush_until = max(self._flush_until, self._loop.time() + flush_s)
 
     async def close(self) -> None:
         """Close everything, within the flush time of what was hung up. Idempotent."""
         self._check_fork()
         try:
-            await self._peers_gone()
+            await self._wait_for_hang_ups()
         finally:
-            if self._closing is None and self._context is not None:
-                self._shut(self._context)
-        if self._closing is None:
+            if self._context_ended is None and self._context is not None:
+                self._close_sockets(self._context)
+        if self._context_ended is None:
             return
-        patience = max(0.0, self._flushed_at - self._loop.time()) + TERM_SLACK_S
-        await asyncio.wait({self._closing}, timeout=patience)
-        if not self._closing.done():
+        patience = max(0.0, self._flush_until - self._loop.time()) + TERM_TIMEOUT_S
+        await asyncio.wait({self._context_ended}, timeout=patience)
+        if not self._context_ended.done():
             log.error("ZeroMQ did not end within %.1f s; its threads go on", patience)
 
     # ── ChannelOwner ─────────────────────────────────────────────────────────────────────────────
@@ -186,34 +186,34 @@ class ZmqTransport:
     def _recheck(self) -> None:
         now = self._loop.time()
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
-        if self._hearing is not None:
-            self._hearing.look_after()
+        if self._router is not None:
+            self._router.recheck()
         for channel in list(self._channels.values()):
-            channel.look_after(now)
+            channel.recheck(now)
 
-    async def _peers_gone(self) -> None:
+    async def _wait_for_hang_ups(self) -> None:
         """Hear until those to whom something may still be leaving have hung up, or its time is over.
 
         They lose a connection when we stop to hear: sooner than they hear our last frames, perhaps.
         """
-        here = set() if self._hearing is None else self._hearing.sources()
-        while self._hearing is not None and self._loop.time() < self._flushed_at:
-            here &= self._hearing.sources()
+        here = set() if self._router is None else self._router.sources()
+        while self._router is not None and self._loop.time() < self._flush_until:
+            here &= self._router.sources()
             if not here:
                 return
-            await asyncio.sleep(PEERS_GONE_S)
+            await asyncio.sleep(HANG_UP_POLL_S)
 
-    def _shut(self, context: Context) -> None:
+    def _close_sockets(self, context: Context) -> None:
         """Close all sockets at once, and end the context in a thread: that waits for what lingers."""
         if self._timer is not None:
             self._timer.cancel()
         for number in list(self._channels):
             self.hang_up(number)
-        if self._hearing is not None:
-            self._hearing.close()
-        self._hearing = self._context = None
-        _alive.discard(self)
-        ended = self._closing = self._loop.create_future()
+        if self._router is not None:
+            self._router.close()
+        self._router = self._context = None
+        _transports.discard(self)
+        ended = self._context_ended = self._loop.create_future()
 
         def tell() -> None:
             if not ended.done():
@@ -227,7 +227,7 @@ class ZmqTransport:
         threading.Thread(target=end, name="fleetlm-zmq-term", daemon=True).start()
 
     def _check_fork(self) -> None:
-        if self._forked:
+        if self._is_forked:
             raise RuntimeError(
                 "this process was forked from one with a running node, and ZeroMQ's threads do not "
                 "survive a fork: start a node of its own here, or start processes with 'spawn'"
@@ -235,19 +235,19 @@ class ZmqTransport:
 
     def _after_fork(self) -> None:
         """In the child: nothing of this may be used, and nothing be closed, since it is shared."""
-        _graveyard.append((self._channels, self._hearing, self._context))
+        _inherited.append((self._channels, self._router, self._context))
         self._channels = {}
-        self._forked = True
+        self._is_forked = True
 
 
-_alive: weakref.WeakSet[ZmqTransport] = weakref.WeakSet()
-_graveyard: list[object] = []
+_transports: weakref.WeakSet[ZmqTransport] = weakref.WeakSet()
+_inherited: list[object] = []
 """What a forked child inherited: kept, so that no destructor touches it."""
 
 
-def _fork_happened() -> None:
-    for transport in list(_alive):
+def _mark_forked() -> None:
+    for transport in list(_transports):
         transport._after_fork()  # noqa: SLF001  # the other half of this module
 
 
-os.register_at_fork(after_in_child=_fork_happened)
+os.register_at_fork(after_in_child=_mark_forked)

@@ -10,7 +10,7 @@ from zmq.utils import z85
 
 from fleetlm.settings import Settings
 from fleetlm.transport import curve
-from fleetlm.transport.curve import CurveKeys, Gatekeeper, keys_from_cookie
+from fleetlm.transport.curve import CurveKeys, ZapHandler, keys_from_cookie
 from fleetlm.transport.probe import probe
 from fleetlm.transport.router import UNKNOWN_IP
 from fleetlm.wire import frames
@@ -62,15 +62,15 @@ def test_secrets_are_not_shown() -> None:
 def test_the_handler_admits_the_clusters_own_key_alone() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys, other = keys_from_cookie(COOKIE), keys_from_cookie(OTHER_COOKIE)
-    gatekeeper = Gatekeeper(context, keys.public)
+    handler = ZapHandler(context, keys.public)
     try:
-        assert gatekeeper.callback(curve.ZAP_DOMAIN, keys.public)
-        assert not gatekeeper.callback(curve.ZAP_DOMAIN, other.public)
-        assert not gatekeeper.callback(curve.ZAP_DOMAIN, b"")
-        assert not gatekeeper.callback("another", keys.public)
-        gatekeeper.serve()  # nobody asks
+        assert handler.callback(curve.ZAP_DOMAIN, keys.public)
+        assert not handler.callback(curve.ZAP_DOMAIN, other.public)
+        assert not handler.callback(curve.ZAP_DOMAIN, b"")
+        assert not handler.callback("another", keys.public)
+        handler.serve()  # nobody asks
     finally:
-        gatekeeper.close()
+        handler.close()
         context.term()
 
 
