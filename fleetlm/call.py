@@ -18,10 +18,9 @@ from fleetlm.errors import (
     RemoteError,
     Undecodable,
     WouldBlock,
-    text_of,
 )
 from fleetlm.messaging.stream_items import ProducerEnd
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT, text_of
 
 
 class FailureKind(IntEnum):

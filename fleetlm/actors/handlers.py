@@ -9,7 +9,7 @@ from types import FunctionType
 from typing import Any, TypeVar, overload
 
 from fleetlm.messages import message
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
 

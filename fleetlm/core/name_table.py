@@ -22,7 +22,7 @@ from fleetlm.ids import Pid
 from fleetlm.messages import Registered, Unregistered
 from fleetlm.names import MAX_PROCESS_NAME_LENGTH, check_process_name
 from fleetlm.settings import Settings
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 OnLoss = Literal["exit", "message"]
 

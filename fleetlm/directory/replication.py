@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.errors import NoConnection
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 from fleetlm.wire.frames import Op
 
 if TYPE_CHECKING:

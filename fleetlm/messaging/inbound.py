@@ -17,8 +17,8 @@ from fleetlm.call import Call, FailureKind, failure
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import units
+from fleetlm.texts import SHORT
 from fleetlm.wire.codec import BadData, unreadable_in
-from fleetlm.wire.extensions import SHORT
 from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, Op, read_header, read_peers
 
 if TYPE_CHECKING:

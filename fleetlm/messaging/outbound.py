@@ -24,8 +24,8 @@ from fleetlm.messaging.onto import append, first, is_full, put, put_later, waiti
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import units
 from fleetlm.names import canonical_node
+from fleetlm.texts import SHORT
 from fleetlm.wire.codec import unreadable_in
-from fleetlm.wire.extensions import SHORT
 from fleetlm.wire.frames import Op
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.process_table import ProcessTable
-from fleetlm.errors import ProcessExit, text_of
+from fleetlm.errors import ProcessExit
 from fleetlm.messages import Crash
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.process import ChildInfo, Process, ProcessFunction, ProcessInfo
+from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid

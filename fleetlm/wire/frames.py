@@ -19,7 +19,7 @@ import msgpack
 
 from fleetlm.errors import InvalidName
 from fleetlm.names import canonical_ip, canonical_node
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
