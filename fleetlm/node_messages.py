@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.messaging.deadline import within_deadline
 
 if TYPE_CHECKING:
-    from fleetlm.actors.handlers import Invoke
     from fleetlm.messaging.outbound import Messenger, Target
     from fleetlm.messaging.streams import Streams
     from fleetlm.settings import Settings
+    from fleetlm.wire.invocation import Invoke
 
 
 class MessageApi:

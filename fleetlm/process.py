@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from fleetlm.actors.handlers import Invoke
 from fleetlm.call import Call
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down
 from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.actor import Actor

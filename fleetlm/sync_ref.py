@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from fleetlm.actor import Actor
-from fleetlm.actors.handlers import Invoke, name_of
+from fleetlm.actors.handlers import name_of
 from fleetlm.actors.ref import Goal, Target
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.sync import SyncNode

@@ -1,4 +1,4 @@
-"""Handlers: the methods of an actor that may be asked for from elsewhere, and how a request names one."""
+"""Handlers: the methods of an actor that may be asked for from elsewhere, and the name of each."""
 
 from __future__ import annotations
 
@@ -8,36 +8,11 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, TypeVar, overload
 
-from fleetlm.messages import message
 from fleetlm.texts import SHORT
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
 
 _MARK = "__fleetlm_handler__"
-
-
-@message("fleetlm.do")
-@dataclass(slots=True)
-class Invoke:
-    """A request for a handler. Only the handler's name travels, never code."""
-
-    handler: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def parts(self) -> list[Any]:
-        """As it travels, at a tenth of what a registered type costs. Raises: TypeError, if it is none."""
-        if type(self.args) is not tuple or type(self.kwargs) is not dict:
-            raise TypeError(f"{self!r} has no tuple of arguments, or no dict of keywords")
-        return [self.handler, list(self.args), self.kwargs]
-
-    @classmethod
-    def of(cls, parts: Any) -> Invoke:
-        """From what came. Raises: ValueError, TypeError, if it is none."""
-        name, args, kwargs = parts
-        if type(args) is not list or type(kwargs) is not dict:
-            raise ValueError("a request for a handler without its arguments")
-        return cls(name, tuple(args), kwargs)
 
 
 @dataclass(frozen=True, slots=True)

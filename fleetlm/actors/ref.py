@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from fleetlm.actor import Actor
-from fleetlm.actors.handlers import Invoke, name_of
+from fleetlm.actors.handlers import name_of
 from fleetlm.ids import Pid
 from fleetlm.names import Address, canonical_node
+from fleetlm.wire.invocation import Invoke
 
 A_co = TypeVar("A_co", bound=Actor, covariant=True)
 P = ParamSpec("P")

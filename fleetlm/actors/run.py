@@ -6,12 +6,13 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.actors.handlers import Handler, Handlers, Invoke
+from fleetlm.actors.handlers import Handler, Handlers
 from fleetlm.call import Call
 from fleetlm.errors import FleetError, ProcessExit
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.processes.local import exit_reason
 from fleetlm.texts import SHORT, type_name
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -12,14 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fleetlm.actors.handlers import Invoke
-from fleetlm.call import Call, FailureKind, failure
+from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import units
 from fleetlm.texts import SHORT
 from fleetlm.wire.codec import BadData, unreadable_in
+from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, Op, read_header, read_peers
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Mailbox
@@ -195,7 +196,7 @@ class Inbound:
             self._office.ticked(session, _count(lag_ms), bool(draining))
         elif operation == Op.FAILURE:
             _, ref, kind, details = message
-            error = failure(kind, details)  # First: nonsense ends the session, and so this call.
+            error = error_of_failure(kind, details)  # First: nonsense ends the session, and so this call.
             future = session.calls.pop(ref, None)
             if future is not None and not future.done():
                 future.set_exception(error)

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.actors.handlers import Invoke
-from fleetlm.call import Call, FailureKind, failure
+from fleetlm.call import Call
 from fleetlm.errors import (
     CallTimeout,
     FleetError,
@@ -26,7 +25,9 @@ from fleetlm.messaging.windows import units
 from fleetlm.names import canonical_node
 from fleetlm.texts import SHORT
 from fleetlm.wire.codec import unreadable_in
+from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import Op
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.core.topology import Topology
@@ -472,7 +473,7 @@ class Messenger:
         """Hand the failure over."""
         future = self.local_calls.get(ref)
         if future is not None and not future.done():
-            future.set_exception(failure(kind, list(details)))
+            future.set_exception(error_of_failure(kind, list(details)))
 
     async def item(self, ref: int, value: Any) -> None:
         """Hand an item over."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgpack
 
-from fleetlm.call import Call, FailureKind
+from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
 from fleetlm.messaging.chunks import Lanes, Reassembly
 from fleetlm.messaging.windows import UNIT_BYTES, Key, ReceiveWindows, SendWindows, units, weighed
+from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.frames import Kind, Op
 
 if TYPE_CHECKING:

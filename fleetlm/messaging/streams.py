@@ -7,13 +7,13 @@ import math
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.actors.handlers import Invoke
 from fleetlm.call import Call
 from fleetlm.messaging.onto import waiting
 from fleetlm.messaging.outbound import MAX_TIMEOUT_S, expire
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import UNIT_BYTES, units
 from fleetlm.wire.frames import Op
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Messenger, Target

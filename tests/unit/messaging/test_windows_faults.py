@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from fleetlm import InvalidName, NotSerializable, Process
-from fleetlm.actors.handlers import Invoke
 from fleetlm.messages import MessageTypes
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.windows import UNIT_BYTES
@@ -17,6 +16,7 @@ from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.frames import Op
+from fleetlm.wire.invocation import Invoke
 from tests.sim.fleet import Fleet, simulated
 from tests.support.session_fakes import Taker, turns, virtual
 from tests.unit.messaging.test_windows import EIGHT, KIB, SLOW, Rig

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from fleetlm.call import FailureKind
 from fleetlm.errors import (
     AlreadyRegistered,
     Draining,
@@ -24,6 +23,7 @@ from fleetlm.processes.remote_spawn import Factories, SpawnRequest, _Spawning, a
 from fleetlm.settings import Settings
 from fleetlm.supervisor import Supervisor
 from fleetlm.testing.loop import SimLoop
+from fleetlm.wire.failures import FailureKind
 from tests.support.session_fakes import HERE, THERE, Pair, local_processes, virtual
 
 PEER, PEERS_REF = Pid(THERE, 2, 7), Ref(THERE, 2, 1)

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from fleetlm.call import Call, FailureKind
+from fleetlm.call import Call
 from fleetlm.ids import Pid
 from fleetlm.process import Process
 from fleetlm.runtime.requests import PeerRequests
 from fleetlm.testing.loop import run
+from fleetlm.wire.failures import FailureKind
 from tests.support.session_fakes import HERE, Pair, local_processes, virtual
 
 
