@@ -55,7 +55,6 @@ EXCEPTIONS = {
     ("fleetlm.actors.starting", "fleetlm.actor"),
     ("fleetlm.actors.starting", "fleetlm.process"),
     ("fleetlm.call", "fleetlm.messaging.stream_items"),
-    ("fleetlm.core.effects", "fleetlm.core.connection"),
     ("fleetlm.directory.groups", "fleetlm.node"),
     ("fleetlm.directory.registry", "fleetlm.actor"),
     ("fleetlm.directory.registry", "fleetlm.node"),

@@ -22,7 +22,7 @@ from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.frames import Kind, Op
 
 if TYPE_CHECKING:
-    from fleetlm.core.connection import Incoming, Outgoing
+    from fleetlm.core.halves import Incoming, Outgoing
     from fleetlm.core.topology import Peer
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport

@@ -203,13 +203,10 @@ class Driver:
 
     def _up(self, order: Up) -> None:
         peer = self.kernel.topology.peers[order.name]
-        outgoing, incoming = order.connection.outgoing, order.connection.incoming
-        if outgoing is None or incoming is None:
-            raise AssertionError(f"{order.name} is up without both halves")
         session = Session(
             peer,
-            outgoing,
-            incoming,
+            order.outgoing,
+            order.incoming,
             self._settings,
             self._codec,
             self._transport,
@@ -217,7 +214,7 @@ class Driver:
             self._session_lost,
         )
         self.sessions[order.name] = session
-        self._by_source[incoming.source] = session
+        self._by_source[order.incoming.source] = session
         log.info("nodeup %s (incarnation %x)", order.name, order.incarnation)
         self._events.up(NodeUp(order.name, order.incarnation))
         self.on_up(session)
