@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.messaging.deadline import within_deadline
 
 if TYPE_CHECKING:
-    from fleetlm.messaging.outbound import Messenger, Target
+    from fleetlm.messaging.outbound import Messenger
     from fleetlm.messaging.streams import Streams
+    from fleetlm.messaging.targets import Target
     from fleetlm.settings import Settings
     from fleetlm.wire.invocation import Invoke
 

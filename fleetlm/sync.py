@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from fleetlm.actor import Actor
     from fleetlm.actors.ref import Goal
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger, Target
+    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.targets import Target
     from fleetlm.node import Node
     from fleetlm.process import ProcessFunction
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -24,6 +24,7 @@ from fleetlm.wire.frames import Kind, Op
 if TYPE_CHECKING:
     from fleetlm.core.halves import Incoming, Outgoing
     from fleetlm.core.topology import Peer
+    from fleetlm.messaging.targets import Waiting
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.codec import Codec
@@ -40,19 +41,6 @@ _FAILURE_CHARACTERS = 65_536
 """Of each text of a failure: a traceback of any sensible depth."""
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
-
-
-class Waiting(Protocol):
-    """What waits for the outcome of a request: a future, or the consumer's end of a stream."""
-
-    def done(self) -> bool:
-        """Whether it has an outcome."""
-
-    def set_result(self, value: Any, /) -> None:
-        """It has come."""
-
-    def set_exception(self, error: BaseException, /) -> None:
-        """It will not come."""
 
 
 class Session:
