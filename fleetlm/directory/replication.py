@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.errors import NoConnection
 from fleetlm.texts import SHORT
-from fleetlm.wire.frames import Op
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
@@ -126,4 +126,4 @@ class Replication:
             del self._behind[session]
 
     def _packed(self, topic: str, fact: Any) -> bytes:
-        return self._codec.pack([int(Op.TABLE), topic, fact], fact)
+        return self._codec.pack(operations.table(topic, fact), fact)

@@ -9,7 +9,7 @@ from fleetlm.core.links import Deliver, Effect, Links, Stop, Target, Tell
 from fleetlm.errors import FleetError
 from fleetlm.ids import Pid, Ref
 from fleetlm.names import Address, canonical_node
-from fleetlm.wire.frames import Op
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
@@ -122,14 +122,14 @@ class Signals:
 
     def _packed(self, signal: list[Any]) -> bytes:
         try:
-            packed = self._codec.pack([int(Op.SIGNAL), signal, None], signal)
+            packed = self._codec.pack(operations.signal(signal), signal)
         except FleetError as error:
             log.debug("an exit reason travels as text: %s", error)
             packed = b""
         if not 0 < len(packed) <= MAX_REASON_BYTES:
             text = repr(signal[-1])[: MAX_REASON_BYTES // 8]
             signal = [*signal[:-1], text.encode("utf-8", "backslashreplace").decode()]
-            packed = self._codec.pack([int(Op.SIGNAL), signal, None], signal)
+            packed = self._codec.pack(operations.signal(signal), signal)
         return packed
 
     def _connected(self, node: str) -> int | None:

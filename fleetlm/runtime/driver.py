@@ -15,7 +15,8 @@ from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
-from fleetlm.wire.frames import BadFrame, Kind, Op
+from fleetlm.wire import operations
+from fleetlm.wire.frames import BadFrame, Kind
 
 if TYPE_CHECKING:
     import random
@@ -250,7 +251,7 @@ class Driver:
 
     def tick_sessions(self) -> None:
         """Tell every peer that this loop turns, and whether the node is draining."""
-        tick: list[object] = [int(Op.TICK), self.lag_ms, self.kernel.draining]
+        tick = operations.tick(self.lag_ms, self.kernel.draining)
         for session in list(self.sessions.values()):
             session.control(tick)
 
@@ -260,4 +261,4 @@ class Driver:
         if len(names) > most:
             names = self._rng.sample(names, most)
         if names:
-            session.control([int(Op.PEERS), names, None])
+            session.control(operations.peers(names))

@@ -17,7 +17,7 @@ from fleetlm.errors import InvalidName, NoConnection, NoMember, NoProcess, TooMa
 from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
 from fleetlm.wire.codec import Codec
-from fleetlm.wire.frames import Op
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import turns, virtual
 from tests.unit.messaging.test_outbound import Rig as Sending
 
