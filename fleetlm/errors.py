@@ -39,14 +39,6 @@ that name what the caller may do, instead of ``error``/``exit``/``throw``.
 from __future__ import annotations
 
 
-def text_of(value: object) -> str:
-    """What an exception or an exit reason says; a ``__str__`` that fails must not hide who has failed."""
-    try:
-        return str(value)
-    except Exception:  # noqa: BLE001  # it is the program's
-        return f"<{type(value).__name__}, whose text cannot be made>"
-
-
 class FleetError(Exception):
     """Base of everything that fleetlm raises on purpose."""
 

@@ -53,7 +53,6 @@ EXCEPTIONS = {
     ("fleetlm.actors.run", "fleetlm.process"),
     ("fleetlm.actors.starting", "fleetlm.actor"),
     ("fleetlm.actors.starting", "fleetlm.process"),
-    ("fleetlm.core.effects", "fleetlm.core.connection"),
     ("fleetlm.directory.groups", "fleetlm.node"),
     ("fleetlm.directory.registry", "fleetlm.actor"),
     ("fleetlm.directory.registry", "fleetlm.node"),

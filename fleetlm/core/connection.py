@@ -23,9 +23,10 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
+from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.names import endpoint
 from fleetlm.wire import frames
-from fleetlm.wire.frames import BadFrame, Hello, Kind, Ready
+from fleetlm.wire.frames import Hello, Kind, Ready
 
 if TYPE_CHECKING:
     import random
@@ -70,49 +71,6 @@ class Identity:
             max_message_bytes=self.max_message_bytes,
             dropped=dropped,
         )
-
-
-class Outgoing:
-    """Our half: the channel, and the numbering of what goes over it."""
-
-    __slots__ = ("channel", "epoch", "ready_for", "seq", "told")
-
-    def __init__(self, channel: int, epoch: int) -> None:
-        self.channel = channel
-        self.epoch = epoch
-        self.seq = 0
-        self.ready_for: int | None = None
-        """Epoch of the peer's half that our last READY named."""
-        self.told = 0
-        """Incarnation of the peer that our last READY was meant for, 0 before the first."""
-
-    def header(self, kind: int) -> bytes:
-        """The header of the next frame. What takes a number must be sent, or the half is over."""
-        seq = self.seq
-        self.seq = seq + 1
-        return frames.header(kind, self.epoch, seq)
-
-
-class Incoming:
-    """The peer's half: its source, who it says it is, and the number that must come next."""
-
-    __slots__ = ("epoch", "hello", "ip", "seq", "source")
-
-    def __init__(self, source: bytes, epoch: int, hello: Hello, ip: str) -> None:
-        self.source = source
-        self.epoch = epoch
-        self.hello = hello
-        self.ip = ip
-        self.seq = 1
-
-    def accept(self, epoch: int, seq: int) -> None:
-        """Count a frame. Raises: BadFrame, if one is missing or it is of another dial."""
-        if seq != self.seq or epoch != self.epoch:
-            raise BadFrame(
-                f"expected frame {self.seq} of epoch {self.epoch:x}, got {seq} of {epoch:x}: "
-                "something was lost on the way"
-            )
-        self.seq = seq + 1
 
 
 class Connection:
@@ -231,7 +189,7 @@ class Connection:
         self.attempt = 0
         self.up_at = now
         self.ups += 1
-        return [*effects, Up(self.name, self.incarnation, self)]
+        return [*effects, Up(self.name, self.incarnation, out, incoming)]
 
     def source_lost(self, now: float, reason: str) -> list[Effect]:
         """The peer's half ended."""
@@ -279,16 +237,16 @@ class Connection:
         out, incoming = self.outgoing, self.incoming
         if out is None or incoming is None or self.opened_at is None:
             return []
-        if out.ready_for == incoming.epoch:
+        if out.confirmed_epoch == incoming.epoch:
             return []
-        out.ready_for, out.told = incoming.epoch, incoming.hello.incarnation
+        out.confirmed_epoch, out.confirmed_incarnation = incoming.epoch, incoming.hello.incarnation
         body = frames.pack_ready(Ready(incoming.epoch, incoming.hello.incarnation))
         return [Send(out.channel, out.header(Kind.READY) + body)]
 
     def _spoilt(self, hello: Hello) -> bool:
         if self.outgoing is None or self.opened_at is None:
             return False
-        restarted = self.outgoing.told not in (0, hello.incarnation)
+        restarted = self.outgoing.confirmed_incarnation not in (0, hello.incarnation)
         return restarted or hello.dropped == self.outgoing.epoch
 
     def _give_up_incoming(self) -> None:

@@ -6,10 +6,8 @@ The core never performs anything; the driver never decides anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from fleetlm.core.connection import Connection
+from fleetlm.core.halves import Incoming, Outgoing
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +45,15 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """Both halves work: messages may flow. ``connection`` is live until the matching `Down`."""
+    """Both halves work: open a session over them. Messages may flow until the matching `Down`.
+
+    The driver takes over the numbering of both halves, which goes on from the handshake.
+    """
 
     name: str
     incarnation: int
-    connection: Connection
+    outgoing: Outgoing
+    incoming: Incoming
 
 
 @dataclass(frozen=True, slots=True)

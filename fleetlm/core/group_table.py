@@ -24,7 +24,7 @@ from fleetlm.errors import NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
 from fleetlm.names import check_process_name
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 PIECE = 200
 """Memberships in one fact: below 256 KiB even where every group has the longest name there is."""

@@ -62,7 +62,7 @@ class Kernel:
         self._probes: dict[int, _Claim] = {}
         self._next_channel = 1
         self._due: list[tuple[float, int, str]] = []
-        self._order = 0
+        self._due_entries = 0
         self._strangers: dict[tuple[str, str], None] = {}
 
     # Facts about who exists.
@@ -388,19 +388,19 @@ class Kernel:
     def _of(self, now: float, peer: Peer, effects: list[Effect]) -> list[Effect]:
         """What a connection ordered, with what follows from it for the tables."""
         out: list[Effect] = []
-        for order in effects:
-            out.append(order)
-            if isinstance(order, HangUp):
-                self._channels.pop(order.channel, None)
-            elif isinstance(order, Up):
+        for effect in effects:
+            out.append(effect)
+            if isinstance(effect, HangUp):
+                self._channels.pop(effect.channel, None)
+            elif isinstance(effect, Up):
                 peer.last_heard, peer.busy, peer.draining, peer.lag_ms = now, False, False, 0
                 peer.due = None
                 peer.logged.clear()
                 out += self._observed(peer)
-            elif isinstance(order, Down):
+            elif isinstance(effect, Down):
                 peer.busy = peer.draining = False
                 peer.last_seen, peer.misses = now, 0  # Nobody is seen better than when connected.
-                peer.logged[order.reason] = None  # The nodedown says it.
+                peer.logged[effect.reason] = None  # The nodedown says it.
         self._schedule(peer)
         return out + (self._verdict(peer) if peer.connection.phase is Phase.IDLE else [])
 
@@ -461,7 +461,7 @@ class Kernel:
         if peer.connection.outgoing is None:
             self.topology.forget(peer)
         out = self._of(now, peer, effects)
-        return [order for order in out if not isinstance(order, Report)]
+        return [effect for effect in out if not isinstance(effect, Report)]
 
     def _table_full(self) -> list[Effect]:
         if not self.topology.full:
@@ -487,8 +487,8 @@ class Kernel:
         if peer.due == when:
             return
         peer.due = when  # An entry with another time is void.
-        self._order += 1
-        heapq.heappush(self._due, (when, self._order, connection.name))
+        self._due_entries += 1
+        heapq.heappush(self._due, (when, self._due_entries, connection.name))
 
     def _take_channel(self) -> int:
         channel = self._next_channel

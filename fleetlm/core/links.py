@@ -20,7 +20,7 @@ from typing import Any
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 MAX_ACTS = 8
 """Acts of linking kept for one link; each side makes one at most, as long as it keeps to the rules."""

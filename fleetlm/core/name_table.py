@@ -22,7 +22,7 @@ from fleetlm.ids import Pid
 from fleetlm.messages import Registered, Unregistered
 from fleetlm.names import MAX_PROCESS_NAME_LENGTH, check_process_name
 from fleetlm.settings import Settings
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 OnLoss = Literal["exit", "message"]
 
@@ -216,12 +216,12 @@ class NameTable:
     def exited(self, number: int) -> list[Effect]:
         """A process of this node is no more, and so are its names."""
         names = list(self._names_of.get(number, ()))
-        return [order for name in names for order in self.disclaimed(name, why="exited")]
+        return [effect for name in names for effect in self.disclaimed(name, why="exited")]
 
     def reviewed(self) -> list[Effect]:
         """The rule is another one now: decide anew where claims compete."""
         contested = [name for name, claims in self._claims.items() if len(claims) > 1]
-        return [order for name in contested for order in self._settled(name, "lost")]
+        return [effect for name in contested for effect in self._settled(name, "lost")]
 
     # What happens elsewhere.
 
@@ -262,7 +262,7 @@ class NameTable:
             raise ValueError(f"too many names: {excess}")
         for held in told.values():
             self._put(node, held)
-        return [order for name in told for order in self._settled(name, "changed")]
+        return [effect for name in told for effect in self._settled(name, "changed")]
 
     def _heard(self, node: str, incarnation: int, row: Any) -> _Held:
         match row:

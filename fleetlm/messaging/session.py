@@ -17,12 +17,13 @@ import msgpack
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
 from fleetlm.messaging.chunks import Lanes, Reassembly
-from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units, weighed
+from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units
+from fleetlm.wire import operations
 from fleetlm.wire.failures import FailureKind
-from fleetlm.wire.frames import Kind, Op
+from fleetlm.wire.frames import Kind
 
 if TYPE_CHECKING:
-    from fleetlm.core.connection import Incoming, Outgoing
+    from fleetlm.core.halves import Incoming, Outgoing
     from fleetlm.core.topology import Peer
     from fleetlm.messaging.mailbox import Key
     from fleetlm.messaging.targets import Waiting
@@ -359,18 +360,18 @@ class Session:
             return
         self._told = self.taken
         self._told_bulk = self.taken_bulk
-        self.control([int(Op.CREDIT), self.taken, self.taken_bulk])
+        self.control(operations.credit(self.taken, self.taken_bulk))
 
     def weighed(self, packed: bytes) -> tuple[bytes, int]:
         """A packed one-way message or call of more than one unit as it travels, and its units."""
         size = len(packed)
         weight = units(size, self.windows.limit)
         if size <= self.small_bytes and weight > 1:  # In pieces, its receiver sees by itself what it counts.
-            packed = weighed(packed, weight)
+            packed = operations.add_units(packed, weight)
         return packed, weight
 
     def _tell_taken(self, key: Key, count: int) -> None:
-        self.control([int(Op.TAKEN), key, count])
+        self.control(operations.taken(key, count))
 
     def called(self, key: Key) -> None:
         """A call to this process is open."""
@@ -393,18 +394,18 @@ class Session:
     def replied(self, ref: int, value: Any) -> None:
         """Send a result. Raises: NotSerializable, MessageTooLarge."""
         if not self.closed:
-            self.append(self._codec.pack([int(Op.REPLY), ref, value], value), ("reply", ref))
+            self.append(self._codec.pack(operations.reply(ref, value), value), ("reply", ref))
         self.requests.pop(ref, None)
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Say why there is no result, or no further item."""
         self.requests.pop(ref, None)
         texts = [_sendable(text[:_FAILURE_CHARACTERS]) for text in details]
-        self.control([int(Op.FAILURE), ref, int(kind), texts], ("reply", ref))
+        self.control(operations.failure(ref, kind, texts), ("reply", ref))
 
     async def item(self, ref: int, value: Any) -> None:
         """Send an item of a stream. Raises: NotSerializable, MessageTooLarge."""
-        packed = self._codec.pack([int(Op.ITEM), ref, value], value)
+        packed = self._codec.pack(operations.item(ref, value), value)
         if self.full or (len(packed) > self.small_bytes and self.crowded):
             with contextlib.suppress(NoConnection):
                 await self.room(len(packed))

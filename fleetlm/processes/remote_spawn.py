@@ -54,7 +54,7 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Exit
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.names import canonical_node, check_process_name
-from fleetlm.wire.frames import Op
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Messenger
@@ -282,7 +282,7 @@ class RemoteSpawn:
         if session.full:
             await messenger.wait_for_room(session, target, timeout_s, deadline)
         ref, argument = messenger.take_ref(), request.packed()
-        packed = self._codec.pack([int(Op.REQUEST), "spawn", argument, ref], argument)
+        packed = self._codec.pack(operations.request("spawn", argument, ref), argument)
         if len(packed) > session.small_bytes and session.crowded:
             await messenger.wait_for_room(session, target, timeout_s, deadline, len(packed))
         session.calls[ref] = pending  # First: sending may be what ends the connection.

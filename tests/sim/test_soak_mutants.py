@@ -30,7 +30,7 @@ from fleetlm.process import Process
 from fleetlm.processes.remote_spawn import _PendingSpawn
 from fleetlm.processes.signals import Signals
 from fleetlm.testing.loop import SimulationError
-from fleetlm.wire.frames import Op
+from fleetlm.wire.operations import Op
 from tests.sim.invariants import Breach
 from tests.sim.soak import play
 

@@ -92,12 +92,12 @@ def kernel(number: int = 1, settings: Settings = SETTINGS, **changes: Any) -> Ke
 
 def said(effects: list[Effect]) -> list[tuple[str, str]]:
     """Level and text of the log lines among these effects."""
-    return [(order.level, order.text) for order in effects if isinstance(order, Report)]
+    return [(effect.level, effect.text) for effect in effects if isinstance(effect, Report)]
 
 
 def quiet(effects: list[Effect]) -> list[Effect]:
     """The effects without the log lines."""
-    return [order for order in effects if not isinstance(order, Report)]
+    return [effect for effect in effects if not isinstance(effect, Report)]
 
 
 def source(number: int, attempt: int = 1) -> bytes:

@@ -1,1 +1,1 @@
-"""`fleetlm demo`: `story` tells it, `replicas` are its processes, `worker` their program, `screen` its output."""
+"""`fleetlm demo`: `story` runs it, `replicas` starts its processes, which run `worker`; `screen` prints."""
