@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from fleetlm.actor import Actor, check_unused
+from fleetlm.actors.handlers import ActorObject
 from fleetlm.actors.ref import ActorRef, Goal, Sender, goal_of
 from fleetlm.actors.starting import start
 from fleetlm.blocking import forks
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fleetlm")
 
-A = TypeVar("A", bound=Actor)
+A = TypeVar("A", bound=ActorObject)
 
 
 class Node:
