@@ -1,10 +1,32 @@
-"""The ROUTER of a node with its monitor and its ZAP handler: all that comes from who dialled us.
+"""The receiving side of a node: its ROUTER, with a monitor and a ZAP handler.
 
-Every accepted connection is known by its descriptor. The monitor names it when it comes and goes,
-the first frame of a source names it as well: so the end of a connection is the end of a source.
+What ZeroMQ hides is *when a source has ended*. A ROUTER delivers frames with the routing id of their
+sender and silently forgets a sender that is gone. Two facts are needed per connection and only one of
+them comes with the frames, so this module joins both by the descriptor of the accepted connection:
 
-Descriptors that ZeroMQ gives to a loop are edge-triggered: each wake drains, or books its own
-continuation, and the slow re-check of the transport backs them up.
+* the monitor reports the descriptor when a connection is accepted and when it ends;
+* the first frame of a source carries the same descriptor (``ZMQ_SRCFD``) and the peer's address.
+
+States of a source::
+
+    accepted ──first frame──► known ──monitor: DISCONNECTED──► ending ──its frames are read──► lost
+       └──handshake fails──► refused (a stranger)
+
+Races, and where each is settled:
+
+* *The last frames.* The monitor may report an end while frames of that source still wait in the ROUTER.
+  `_end_drained_sources` reports the loss only when they must have been read: when the ROUTER is empty,
+  or after enough frames of the others (ZeroMQ serves senders in turn), or after
+  `LAST_FRAMES_TIMEOUT_S`. So ``source_lost`` always comes after the last frame.
+* *A reused descriptor.* The kernel gives a closed descriptor to the next connection at once.
+  `_admit_source` therefore reads all monitor events before it trusts a descriptor.
+* *A connection that came, sent and went before anything was read.* Its source is admitted as ending.
+* *Frames after a loss was reported* (only after the time-out) are dropped: `_lost_sources` remembers.
+* *A stranger's failure* names no descriptor. The DISCONNECTED that follows names it; with several I/O
+  threads in libzmq it may be the one of another stranger, which only affects a log line.
+
+Descriptors that ZeroMQ gives to a loop are edge-triggered. Each wake-up reads until nothing is left, or
+schedules its own continuation; the transport's slow re-check backs this up.
 """
 
 from __future__ import annotations
@@ -26,30 +48,36 @@ from fleetlm.transport.monitor import FAILURES, SERVER_EVENTS, Monitor, explain_
 from fleetlm.transport.sockets import Context, Sock, bind, get_int, make_router
 
 MAX_FRAMES_PER_READ: Final = 256
+"""Frames read in one turn of the loop; then other callbacks have their turn."""
 MAX_BYTES_PER_READ: Final = 4 * 1024 * 1024
-"""What one turn of the loop reads at most; then others have their turn."""
+"""Bytes read in one turn of the loop, likewise."""
 MAX_EVENTS_PER_READ: Final = 512
+"""Monitor events read in one turn of the loop, likewise."""
 LAST_FRAMES_TIMEOUT_S: Final = 1.0
-"""How long a source that ended may wait for its last frames, which stand behind others'."""
+"""Seconds after which a source that has ended is reported as lost, even if frames of others still
+arrive so fast that its last ones cannot be known to be read."""
 MAX_LOST_SOURCES: Final = 1_024
+"""Lost sources that are remembered, so that late frames of theirs are dropped; the oldest go first."""
 MAX_REFUSED_IPS: Final = 256
+"""Addresses of strangers that are remembered for the limit below; then all are forgotten."""
 REFUSAL_INTERVAL_S: Final = 1.0
-"""Told once in that time for each address: a stranger must not fill logs."""
+"""Seconds between two reports of refusals for one address, so that a stranger cannot fill the log."""
 
 UNKNOWN_IP: Final = "an unknown address"
-"""Of a stranger whose connection was over before its address could be asked for: ZeroMQ names it
-only by its descriptor, and on one machine a refusal takes less than a wake-up of the loop."""
+"""Stands for the address of a stranger whose connection had ended before the address could be looked
+up. ZeroMQ names strangers only by descriptor, and on one machine a refusal is faster than the loop."""
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _SRCFD = int(zmq.SRCFD)
-_NOT_YET = -1
+_NOT_COUNTED = -1
+"""In `Router._ending`: no read has ended since the source did."""
 
 
 class Router:
-    """Hears for one transport; `close` what `open` failed to open as well."""
+    """Receives for one transport. `close` must also be called after an `open` that failed."""
 
     def __init__(
         self,
@@ -65,15 +93,17 @@ class Router:
         self._keys = keys
         self._listener = listener
         self._accepted: dict[int, str] = {}
-        """Descriptor of every connection that stands → its address."""
+        """Every established connection: descriptor → address, which is empty if it is not known."""
         self._source_of: dict[int, bytes] = {}
+        """Established connections of which a frame was read: descriptor → source."""
         self._sources: dict[bytes, int] = {}
-        """Whoever was met and not yet lost → its descriptor."""
+        """Sources that were reported and are not lost yet → descriptor."""
         self._ending: dict[bytes, tuple[int, float]] = {}
-        """Sources whose connection has ended → number of the last frame of theirs, and a deadline."""
+        """Sources whose connection has ended → the number of their last frame, and a deadline."""
         self._lost_sources: dict[bytes, None] = {}
-        """The last sources that were told as lost: nothing of theirs may follow."""
+        """The latest sources reported as lost, in order: none of their frames may be passed on."""
         self._failure: tuple[int, int] | None = None
+        """A handshake failure (event, code) whose DISCONNECTED has not been read yet."""
         self._refused_until: dict[str, float] = {}
         self._frames_read = 0
         self._is_skipping = False
@@ -85,7 +115,7 @@ class Router:
         self._zap_handler: ZapHandler | None = None
 
     def open(self, ip: str, port: int) -> bool:
-        """Bind and listen. Returns whether ``ip`` is this machine's. Raises: zmq.ZMQError."""
+        """Bind and listen. Returns whether ``ip`` belongs to this machine. Raises: zmq.ZMQError, OSError."""
         name = f"{self._settings.node_basename}@{ip}"
         if self._keys is not None:
             self._zap_handler = ZapHandler(self._context, self._keys.public)
@@ -96,13 +126,13 @@ class Router:
         self._watch(self._monitor.fd, self._on_monitor_readable)
         if self._zap_handler is not None:
             self._watch(get_int(self._zap_handler.socket, zmq.FD), self._zap_handler.serve)
-        # ZeroMQ wakes a reader that has looked and found nothing: so look once.
+        # Edge-triggered: ZeroMQ wakes only readers that have looked and found nothing, so look once.
         self._next_monitor_read = self._loop.call_soon(self._read_monitor)
         self._read_soon()
         return is_own
 
     def close(self) -> None:
-        """Hear nobody any more. The monitor goes first, see `fleetlm.transport.monitor`."""
+        """Stop receiving. The monitor is closed first, see `fleetlm.transport.monitor`. Idempotent."""
         for fd in self._watched_fds:
             self._loop.remove_reader(fd)
         self._watched_fds.clear()
@@ -119,19 +149,19 @@ class Router:
             self._zap_handler = None
 
     def answer(self, source: bytes, frame: bytes) -> None:
-        """Send one frame back. A dialler that has gone, or reads nothing, gets nothing."""
+        """Send one frame back. It is dropped if the source is gone or does not read."""
         if self._sock is not None:
             with contextlib.suppress(zmq.ZMQError):
                 self._sock.send(source, _MORE)
                 self._sock.send(frame, _NOBLOCK)
-            self._read_soon()  # sending may swallow the wake-up for what has arrived
+            self._read_soon()  # sending may have consumed the wake-up for frames that have arrived
 
     def sources(self) -> set[bytes]:
-        """Whoever was met and has not gone."""
+        """The sources that were reported and are not lost."""
         return set(self._sources)
 
     def recheck(self) -> None:
-        """The slow re-check."""
+        """Look at everything once more, in case a wake-up was missed. Called about every second."""
         if self._zap_handler is not None:
             self._zap_handler.serve()
         self._on_monitor_readable()
@@ -148,11 +178,11 @@ class Router:
             self._next_read = self._loop.call_soon(self._read)
 
     def _read(self) -> None:
-        """Read what has arrived, up to the limit of one turn.
+        """Read the frames that have arrived, up to the limits of one turn.
 
-        A frame read without a copy knows whether more parts follow, which is cheaper than asking
-        the socket. One frame is the common case: then asking for events is cheaper than an
-        exception; behind a second one, the exception is.
+        Fast path, measured: a frame that is read without a copy knows whether more parts follow, which
+        is cheaper than asking the socket. After one frame, the common case, asking whether more wait is
+        cheaper than the exception that ends the loop; after more frames the exception is cheaper.
         """
         self._next_read = None
         sock = self._sock
@@ -191,10 +221,10 @@ class Router:
             self._read_soon()
 
     def _read_second_part(self, part: zmq.Frame) -> tuple[bytes, bytes | None]:
-        """A frame of two parts. Three and more are nobody's: an empty one stands for them.
+        """Read the second part of a frame. A frame of three or more parts becomes an empty frame.
 
-        So whoever sent them is treated as one who sends garbage, and the rest is skipped, in as
-        many turns as it takes.
+        No node sends three parts; an empty frame makes the caller treat the sender like any other that
+        sends garbage. The remaining parts are skipped, in as many turns as that takes.
         """
         assert self._sock is not None
         second = self._sock.recv(_NOBLOCK, copy=False)
@@ -204,42 +234,48 @@ class Router:
         return part.bytes, second.bytes
 
     def _admit_source(self, source: bytes, part: zmq.Frame) -> bool:
-        """The first frame of somebody: whose connection is it? False where it is nobody's."""
+        """Find the connection of a new source and report the source.
+
+        Returns:
+            False if its frame must be dropped: the source was reported as lost already, or the frame
+            belongs to no connection.
+        """
         if source in self._lost_sources:
             return False
-        # First what happened before: the descriptor may have belonged to somebody else.
+        # First the events of the past: the descriptor may have belonged to another connection.
         self._drain_monitor(None)
         try:
             fd = int(part.get(_SRCFD))
             ip = str(part.get("Peer-Address"))
         except zmq.ZMQError:
-            return False  # an older ZeroMQ, or no ZeroMQ at all: its bytes only look like a frame
+            return False  # an old ZeroMQ, or bytes of a stranger that only look like a frame
         former = self._source_of.get(fd)
         if former is not None:
             self._report_lost(former)
         self._sources[source] = fd
         if fd in self._accepted:
             self._source_of[fd] = source
-        else:  # it came, spoke and went before anybody looked
+        else:  # the connection was accepted and ended before its frame was read
             self._ending[source] = self._new_ending()
         self._listener.source_met(source, canonical_ip(ip) or ip)
         return True
 
     def _end_drained_sources(self, drained: bool) -> None:
-        """Tell of the sources that ended, as soon as their last frame must have been read.
+        """Report ended sources as lost once their last frame must have been read.
 
-        ZeroMQ takes from those who have frames waiting in turn: who was not among twice as many
-        frames as there are sources has none left.
+        ZeroMQ reads in turn from the senders that have frames waiting. So a source without a frame among
+        twice as many frames as there are senders has none left.
         """
         now = self._loop.time()
         one_round = 2 * len(self._accepted) + 2 * len(self._ending) + 2
         for source, (last, deadline) in list(self._ending.items()):
-            if last == _NOT_YET:
+            if last == _NOT_COUNTED:
                 self._ending[source] = (last := self._frames_read, deadline)
             if drained or self._frames_read - last > one_round or now > deadline:
                 self._report_lost(source)
 
     def _report_lost(self, source: bytes) -> None:
+        """Forget a source, report its loss, and remember that it was lost."""
         self._ending.pop(source, None)
         fd = self._sources.pop(source)
         if self._source_of.get(fd) == source:
@@ -249,7 +285,7 @@ class Router:
         self._lost_sources[source] = None
         self._listener.source_lost(source)
 
-    # ── who came and went ────────────────────────────────────────────────────────────────────────
+    # ── connections ──────────────────────────────────────────────────────────────────────────────
 
     def _on_monitor_readable(self) -> None:
         if self._next_monitor_read is None:
@@ -264,6 +300,7 @@ class Router:
             self._read_soon()
 
     def _drain_monitor(self, limit: int | None) -> None:
+        """Handle up to ``limit`` waiting events of the monitor, or all of them."""
         if self._monitor is None:
             return
         for event, value in self._monitor.read(limit):
@@ -272,10 +309,11 @@ class Router:
             elif event == zmq.EVENT_DISCONNECTED:
                 self._end_connection(value)
             elif event & FAILURES:
-                # It names no descriptor; the DISCONNECTED that follows does.
+                # This event carries no descriptor; the DISCONNECTED that follows does.
                 self._failure = (event, value)
 
     def _end_connection(self, fd: int) -> None:
+        """A connection has ended: mark its source as ending, or report the stranger that failed."""
         ip = self._accepted.pop(fd, "")
         failure, self._failure = self._failure, None
         source = self._source_of.pop(fd, None)
@@ -286,9 +324,10 @@ class Router:
             self._loop.call_soon(self._report_refused, ip, reason)
 
     def _new_ending(self) -> tuple[int, float]:
-        return _NOT_YET, self._loop.time() + LAST_FRAMES_TIMEOUT_S
+        return _NOT_COUNTED, self._loop.time() + LAST_FRAMES_TIMEOUT_S
 
     def _report_refused(self, ip: str, reason: str) -> None:
+        """Report a stranger, at most once in `REFUSAL_INTERVAL_S` for each address."""
         now = self._loop.time()
         if now < self._refused_until.get(ip, now):
             return
@@ -303,7 +342,7 @@ class Router:
 
 
 def _look_up_peer_ip(fd: int) -> str:
-    """Whom a descriptor of libzmq's is connected to; empty where it has gone meanwhile."""
+    """The address to which a descriptor of libzmq is connected; empty if the connection has ended."""
     try:
         with socket.socket(fileno=os.dup(fd)) as connection:
             ip = str(connection.getpeername()[0])

@@ -309,7 +309,7 @@ async def test_a_process_that_dies_fails_its_own_caller_alone(how: str, said: st
         with pytest.raises(WorkerDied) as caught:
             await blocking.in_process(die, how)
         assert str(caught.value) == (
-            f"the worker process for die is gone: it ended ({said}); the function may have run"
+            f"the worker process for die failed: it ended ({said}); the function may have run"
         )
         assert await neighbour == path
         assert await asyncio.gather(*(blocking.in_process(add, 1, n) for n in range(4))) == [1, 2, 3, 4]

@@ -91,7 +91,7 @@ async def test_one_cookie_lets_frames_through() -> None:
     [
         (COOKIE, OTHER_COOKIE, "its cookie differs from ours", "its cookie differs from ours"),
         (COOKIE, None, "it has no", "it has a cookie, and this node has none"),
-        (None, COOKIE, "wants a cookie, and this node has none", "it has no"),
+        (None, COOKIE, "requires a cookie, and this node has none", "it has no"),
     ],
 )
 async def test_other_cookies_get_nothing_in_and_both_sides_say_why(
@@ -155,9 +155,9 @@ async def test_a_probe_says_why_nobody_answers() -> None:
     async with station(cookie=COOKIE) as a:
         plain = await probe(a.ip, a.port, Settings(), 3.0)
         assert isinstance(plain, str)
-        assert "authentication failed: it wants a cookie" in plain
+        assert "authentication failed: it requires a cookie" in plain
         silent = await probe(a.ip, a.port, Settings(cookie=COOKIE), 0.2)
-        assert silent == f"{a.ip}:{a.port}: it accepted the connection, but no answer within 0.2 s"
+        assert silent == f"{a.ip}:{a.port}: it accepted the connection, but there was no answer within 0.2 s"
     with raw_server(ip, 14_371):
         mute = await probe(ip, 14_371, Settings(), 0.2)
         assert isinstance(mute, str)
@@ -169,7 +169,7 @@ async def test_a_probe_takes_no_nonsense() -> None:
         a.seen.on_fact = lambda fact: a.transport.answer(fact[1], b"nonsense") if fact[0] == "frame" else None
         answer = await probe(a.ip, a.port, Settings(), 3.0)
     assert isinstance(answer, str)
-    assert "not as a node does" in answer
+    assert "not as a fleetlm node does" in answer
 
 
 def test_keys_are_a_pair() -> None:
