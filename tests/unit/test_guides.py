@@ -1,8 +1,9 @@
 """README and the documentation show only what exists and what a test runs.
 
-Every Python block stands word for word in an example or a test that the suite runs:
-`tests/system/test_quickstart.py` runs README's programs, `tests/system/test_examples.py` the examples,
-`tests/sim/test_pytest_plugin.py` the testing project. Commands are checked here, and README's are run there.
+Every Python block stands word for word in an example or a test that the suite runs.
+`tests/system/test_quickstart.py` runs README's programs and commands, `tests/sim/test_quickstart_tests.py`
+its tests, `tests/system/test_examples.py` the examples, and `tests/sim/test_pytest_plugin.py` the testing
+project.
 """
 
 from __future__ import annotations
