@@ -1,1 +1,1 @@
-"""`fleetlm demo`: `story` tells it, `replicas` are its processes, `worker` their program, `screen` its output."""
+"""`fleetlm demo`: `story` has the steps, `replicas` the processes, `worker` their code, `screen` the view."""
