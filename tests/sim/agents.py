@@ -140,15 +140,15 @@ class Agents:
     async def send_one(self, sender: tuple[str, int, int]) -> None:
         node, world, rng = self.node, self.world, self.rng
         target = self.target()
-        link = node.sessions.get(target)
-        if link is None and target != node.name:
+        session = node.sessions.get(target)
+        if session is None and target != node.name:
             return
         view = world.views[world.cluster.ip_of(target)]
-        connection = 0 if link is None else self.view.numbers.get(link.outgoing.epoch, -1)
-        epoch = 0 if link is None else link.outgoing.epoch
-        incarnation = node.incarnation if link is None else link.incarnation
+        connection = 0 if session is None else self.view.numbers.get(session.outgoing.epoch, -1)
+        epoch = 0 if session is None else session.outgoing.epoch
+        incarnation = node.incarnation if session is None else session.incarnation
         sink = rng.choice((*STABLE, *STABLE, "frail"))
-        to: Any = sink if link is None else (sink, target)
+        to: Any = sink if session is None else (sink, target)
         if sink != "frail" and rng.random() < 0.3 and view.node.incarnation == incarnation:
             to = view.stable[sink]
         key = (sender, target, sink, connection)
@@ -165,7 +165,7 @@ class Agents:
         except (NoConnection, WouldBlock, NodeStopped):
             return
         except NoProcess:
-            if link is not None or sink != "frail":
+            if session is not None or sink != "frail":
                 world.breach(f"{node.name}: no process {to} for a message")
             return
         world.sent[key] = number + 1
@@ -196,7 +196,7 @@ class Agents:
         asked = self.world.asks(self.node, server, target, timeout_s, None)
         payload = bytes([asked.number & 255]) * size
         asked.expected = self.expected(server, asked.number, payload)
-        link = self.node.sessions.get(target)
+        session = self.node.sessions.get(target)
         outcome: Any
         try:
             outcome = await self.node.call((server, target), ("c", asked.number, payload), timeout_s)
@@ -207,8 +207,8 @@ class Agents:
             self.world.ended(asked, asyncio.CancelledError())
             raise
         self.world.ended(asked, outcome)
-        if isinstance(outcome, CallTimeout) and link is not None and link.closed:
-            self.world.breach(f"{asked} waited for its deadline, though: {link.closed}")
+        if isinstance(outcome, CallTimeout) and session is not None and session.closed:
+            self.world.breach(f"{asked} waited for its deadline, though: {session.closed}")
         return outcome
 
     async def multicaller(self, process: Process) -> None:

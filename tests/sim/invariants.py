@@ -23,7 +23,7 @@ from fleetlm import (
 )
 from fleetlm.call import Call
 from fleetlm.ids import Pid
-from fleetlm.messaging.session import Link
+from fleetlm.messaging.session import Session
 from fleetlm.node import Node
 from fleetlm.process import Process
 from fleetlm.testing.cluster import SimCluster
@@ -67,7 +67,7 @@ class View:
     """One incarnation of a node, as the invariants see it."""
 
     node: Node
-    links: dict[str, Link] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
     ups: dict[str, int] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
     """Our epoch of a connection → which one of this node it is, in the order of nodeup."""
@@ -119,39 +119,41 @@ class World:
         view = self.views.get(ip)
         if view is None:
             return
-        links, known = view.node.sessions, view.sessions
-        if len(links) != len(known) or any(known.get(name) is not link for name, link in links.items()):
+        sessions, known = view.node.sessions, view.sessions
+        if len(sessions) != len(known) or any(
+            known.get(name) is not session for name, session in sessions.items()
+        ):
             self._changed(view)
 
     def _changed(self, view: View) -> None:
         node = view.node
-        links = dict(node.sessions)
+        sessions = dict(node.sessions)
         hub = {up.node: up.incarnation for up in node._events.present}
-        if hub != {name: link.incarnation for name, link in links.items()}:
-            self.breach(f"{node.name}: nodeup says {hub}, links are {sorted(links)}")
-        if sorted(links) != sorted(node.list()):
-            self.breach(f"{node.name}: Node.list() is {node.list()}, links are {sorted(links)}")
-        for name, link in view.sessions.items():
-            if links.get(name) is not link and not link.closed:
-                self.breach(f"{node.name}: the link to {name} went without being closed")
-        for name, link in links.items():
-            if view.sessions.get(name) is not link:
-                self._up(view, name, link)
-        view.sessions = links
+        if hub != {name: session.incarnation for name, session in sessions.items()}:
+            self.breach(f"{node.name}: nodeup says {hub}, sessions are {sorted(sessions)}")
+        if sorted(sessions) != sorted(node.list()):
+            self.breach(f"{node.name}: Node.list() is {node.list()}, sessions are {sorted(sessions)}")
+        for name, session in view.sessions.items():
+            if sessions.get(name) is not session and not session.closed:
+                self.breach(f"{node.name}: the session to {name} went without being closed")
+        for name, session in sessions.items():
+            if view.sessions.get(name) is not session:
+                self._up(view, name, session)
+        view.sessions = sessions
 
-    def _up(self, view: View, name: str, link: Link) -> None:
+    def _up(self, view: View, name: str, session: Session) -> None:
         known = self.started.get(name, [])
-        if link.closed:
-            self.breach(f"{view.node.name}: {name} is up on a dead link")
-        if link.incarnation not in known:
+        if session.closed:
+            self.breach(f"{view.node.name}: {name} is up on a dead session")
+        if session.incarnation not in known:
             if self.strict:
-                self.breach(f"{view.node.name}: {name} is up as {link.incarnation:x}, which never was")
+                self.breach(f"{view.node.name}: {name} is up as {session.incarnation:x}, which never was")
             return
-        age = known.index(link.incarnation)
+        age = known.index(session.incarnation)
         if age < view.ups.get(name, 0):
             self.breach(f"{view.node.name}: a former incarnation of {name} came up again")
         view.ups[name] = age
-        view.numbers[link.outgoing.epoch] = len(view.numbers)
+        view.numbers[session.outgoing.epoch] = len(view.numbers)
 
     async def watch(self, node: Node, dawdles: random.Random | None = None) -> None:
         """A subscriber: the snapshot first, then strictly alternating. One that dawdles counts nothing."""
@@ -181,10 +183,10 @@ class World:
     def delivered(self, node: Node, message: Any) -> None:
         match message:
             case ("m", (str(source), int(incarnation), _), _, int(epoch), *_) if source != node.name:
-                link = node.sessions.get(source)
-                if link is None or link.closed or link.incarnation != incarnation:
+                session = node.sessions.get(source)
+                if session is None or session.closed or session.incarnation != incarnation:
                     self.breach(f"{node.name}: a message of {source} {incarnation:x}, which is not up")
-                elif link.incoming.epoch != epoch:
+                elif session.incoming.epoch != epoch:
                     self.breach(f"{node.name}: a message of a former connection to {source}")
 
     def got(self, process: Process, message: Any, *, stable: bool) -> None:
@@ -230,8 +232,8 @@ class World:
                 continue
             if target == sender[0]:
                 continue
-            link = source.sessions.get(target)
-            if link is None or source.numbers[link.outgoing.epoch] != connection:
+            session = source.sessions.get(target)
+            if session is None or source.numbers[session.outgoing.epoch] != connection:
                 continue
             if sink not in view.stable:
                 continue
@@ -327,29 +329,29 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
         strict: False where frames were falsified: pieces of messages that never were are held
             until the connection ends, within the limits of one message.
     """
-    kernel, driver, links = node.kernel, node._driver, node.sessions
+    kernel, driver, sessions = node.kernel, node._driver, node.sessions
     found = []
-    for link in links.values():
+    for session in sessions.values():
         kept = {
-            "calls": link.calls,
-            "requests": link.requests,
-            "windows": link.held if strict else {},  # a falsified name is told under another one
-            "senders that wait for a process": link.windows._waiters,
-            "arrivals": link.arrivals.held,
-            "open calls": link.open_calls,
-            "waiting senders": link._waiters,
-            "unfinished messages": link.reassembly._unfinished if strict else {},
+            "calls": session.calls,
+            "requests": session.requests,
+            "windows": session.held if strict else {},  # a falsified name is told under another one
+            "senders that wait for a process": session.windows._waiters,
+            "arrivals": session.arrivals.held,
+            "open calls": session.open_calls,
+            "waiting senders": session._waiters,
+            "unfinished messages": session.reassembly._unfinished if strict else {},
         }
-        found += [f"{len(some)} {what} with {link.name}" for what, some in kept.items() if some]
-        if link.in_flight > IDLE_BYTES:
-            found.append(f"{link.in_flight} bytes in flight to {link.name}")
-    channels = {link.outgoing.channel for link in links.values()}
-    sources = {link.incoming.source for link in links.values()}
+        found += [f"{len(some)} {what} with {session.name}" for what, some in kept.items() if some]
+        if session.in_flight > IDLE_BYTES:
+            found.append(f"{session.in_flight} bytes in flight to {session.name}")
+    channels = {session.outgoing.channel for session in sessions.values()}
+    sources = {session.incoming.source for session in sessions.values()}
     dialling = [peer for peer in kernel.topology.peers.values() if not peer.up]
-    if not channels <= kernel._channels.keys() or len(kernel._channels) > len(links) + len(dialling):
+    if not channels <= kernel._channels.keys() or len(kernel._channels) > len(sessions) + len(dialling):
         found.append(f"channels {sorted(kernel._channels)} for {sorted(channels)}")
     if driver._by_source.keys() != sources or kernel._probes:
-        found.append(f"sources that are no link's, or {len(kernel._probes)} probes")
+        found.append(f"sources that are no session's, or {len(kernel._probes)} probes")
     [endpoint] = cluster.network.host(cluster.ip_of(node)).endpoints.values()
     open_sources = endpoint.sources.keys() | endpoint.strangers.keys()
     for what, some in (("sources", kernel._sources), ("addresses", kernel._ips)):

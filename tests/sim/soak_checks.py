@@ -135,7 +135,7 @@ class Checks:
             right = world._right_exits(pid, other, due)
             if right:
                 world.breach(f"{pid} was not told of {other}, which ended: {right}")
-            elif other not in self._sessions(pid):
+            elif other not in self._links(pid):
                 world.breach(f"{pid} is not linked with {other} any more")
 
     def _links(self, pid: Pid) -> Iterable[Pid]:
@@ -153,7 +153,7 @@ class Checks:
                 if not home.node._local.alive(number):
                     self.world.breach(f"{pid} has ended, and is in the relations of its node")
                 for other in ends.links:
-                    if pid not in self._sessions(other):
+                    if pid not in self._links(other):
                         self.world.breach(f"{pid} is linked with {other}, which is not with it")
                 owners |= dict.fromkeys(ends.monitors, number)
                 watched |= dict.fromkeys(ends.watchers, number)

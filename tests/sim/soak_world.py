@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetlm import Address, Down, Exit, NameLost, Node, Pid, Process, Ref
-from fleetlm.messaging.session import Link
+from fleetlm.messaging.session import Session
 from fleetlm.testing.cluster import SimCluster
 from tests.sim.invariants import SHOWN, Breach
 
@@ -88,8 +88,8 @@ class Home:
         """The incarnation that a signal to that node would reach."""
         if node == self.node.name:
             return self.node.incarnation
-        link = self.node.sessions.get(node)
-        return None if link is None else link.incarnation
+        session = self.node.sessions.get(node)
+        return None if session is None else session.incarnation
 
     def pid(self, number: int) -> Pid:
         return Pid(self.node.name, self.node.incarnation, number)
@@ -110,14 +110,14 @@ class Home:
         self.world.disclaimed(name)
         return self._disclaim(name, pid)
 
-    def _signalled(self, link: Link, signal: Any) -> None:
+    def _signalled(self, session: Session, signal: Any) -> None:
         match signal:
             case ["monitor", ref, key]:
                 found = self.named(key) if isinstance(key, str) else self.pid(key)
                 self.world.monitor_arrived(ref, found)
             case ["link", Pid() as other, int(number), *_]:
                 self.world.link_arrived(self, other, self.pid(number))
-        self._told(link, signal)
+        self._told(session, signal)
 
 
 class World:

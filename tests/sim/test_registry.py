@@ -383,14 +383,14 @@ def test_how_the_loser_hears_of_it() -> None:
 def test_a_program_may_decide_otherwise() -> None:
     calls: list[tuple[Claim, Claim]] = []
 
-    def most_sessions(first: Claim, second: Claim) -> Claim:
+    def most_links(first: Claim, second: Claim) -> Claim:
         calls.append((first, second))
         return max(first, second, key=lambda claim: claim.meta["sessions"])
 
     async def told(cluster: SimCluster, one: Node, two: Node) -> None:
         for node in (one, two):
-            node.registry.resolve = most_sessions
-            assert node.registry.resolve is most_sessions
+            node.registry.resolve = most_links
+            assert node.registry.resolve is most_links
         cluster.partition([one])
         await asyncio.sleep(20)
         few, many = one.spawn(idle), two.spawn(idle)

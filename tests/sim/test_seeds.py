@@ -16,7 +16,7 @@ from fleetlm.core.kernel import Kernel
 from fleetlm.ids import Pid
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.outbound import Messenger
-from fleetlm.messaging.session import Link
+from fleetlm.messaging.session import Session
 from fleetlm.runtime.events import EventHub
 from fleetlm.testing.loop import SimulationError
 from tests.sim.chaos import Kind, blocks, kind_of, play, play_all
@@ -65,8 +65,8 @@ def _believes_dns(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _runs_twice(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(inbound: Inbound, link: Link, message: list[Any]) -> None:
-        original(inbound, link, message)
+    def call(inbound: Inbound, session: Session, message: list[Any]) -> None:
+        original(inbound, session, message)
         box = inbound._boxes.get(message[1])
         if box is not None and message[1] == "echo":
             box.put(box.queue[-1])
@@ -83,31 +83,31 @@ def _never_calls_back(_connection: Connection) -> float:
 
 
 def _leaves_callers_waiting(original: Callable[..., Any]) -> Callable[..., Any]:
-    def close(link: Link, reason: str) -> None:
-        link.calls = {}
-        original(link, reason)
+    def close(session: Session, reason: str) -> None:
+        session.calls = {}
+        original(session, reason)
 
     return close
 
 
 def _forgets_the_last(original: Callable[..., Any]) -> Callable[..., Any]:
-    def deliver(inbound: Inbound, link: Link, messages: list[Any]) -> None:
-        original(inbound, link, messages[:-1] if len(messages) > 3 else messages)
+    def deliver(inbound: Inbound, session: Session, messages: list[Any]) -> None:
+        original(inbound, session, messages[:-1] if len(messages) > 3 else messages)
 
     return deliver
 
 
 def _delivers_reversed(original: Callable[..., Any]) -> Callable[..., Any]:
-    def deliver(inbound: Inbound, link: Link, messages: list[Any]) -> None:
-        original(inbound, link, messages[::-1])
+    def deliver(inbound: Inbound, session: Session, messages: list[Any]) -> None:
+        original(inbound, session, messages[::-1])
 
     return deliver
 
 
 def _takes_any_incarnation(original: Callable[..., Any]) -> Callable[..., Any]:
     def route(messenger: Messenger, to: Any) -> Any:
-        link = messenger._sessions.get(to.node) if isinstance(to, Pid) else None
-        return original(messenger, to) if link is None else (link, to.number)
+        session = messenger._sessions.get(to.node) if isinstance(to, Pid) else None
+        return original(messenger, to) if session is None else (session, to.number)
 
     return route
 
@@ -117,7 +117,7 @@ MUTANTS: list[tuple[type, str, Callable[..., Any], bool]] = [
     (Kernel, "looked_up", _believes_dns, True),
     (EventHub, "down", _tells_no_nodedown, False),
     (Connection, "_backoff_s", _never_calls_back, False),
-    (Link, "close", _leaves_callers_waiting, True),
+    (Session, "close", _leaves_callers_waiting, True),
     (Messenger, "route", _takes_any_incarnation, True),
     (Inbound, "_deliver", _forgets_the_last, True),
     (Inbound, "_deliver", _delivers_reversed, True),
