@@ -1,8 +1,19 @@
 """Evaluation of Python inside a running node, for `fleetlm remote`.
 
-Expressions and statements alike, ``await`` at the top level, what is awaitable is awaited. What the
-evaluation prints goes to its own client, from whatever task or thread it started; what anything else
-prints stays at the node.
+`Evaluator.run` takes expressions and statements. ``await`` works at the top level; if the last expression
+is awaitable, it is awaited. Nothing that the source raises reaches the node: SystemExit, KeyboardInterrupt
+and CancelledError become the result as well. The one exception is the cancellation of the evaluating task
+itself.
+
+Output: ``sys.stdout`` and ``sys.stderr`` are replaced by `_OutputDispatcher` objects while clients are
+connected (`CAPTURE`). A dispatcher looks at a context variable. Tasks and threads started with
+`asyncio.to_thread` inherit the context of the evaluation, so their output goes to that client, even
+after the result; after the client has disconnected, it is dropped. Everything else is written to the
+original stream. When the last client disconnects, the original streams are restored, unless the program
+has replaced them in the meantime.
+
+Tracebacks: the source of each evaluation is kept in `linecache` under a name such as ``<remote-7>``, so
+that tracebacks show its lines. They begin with the user's first frame.
 """
 
 from __future__ import annotations
@@ -29,11 +40,12 @@ from fleetlm.remote.facts import plain
 from fleetlm.remote.protocol import MAX_REPR_CHARS, MAX_VALUE_BYTES
 
 Sink = Callable[[str, str], None]
-"""Takes ("stdout" or "stderr", text), on the event loop's thread."""
+"""Called with "stdout" or "stderr" and the text, on the thread that prints."""
 
 MAX_SOURCES_KEPT = 64
-"""Sources of one session that tracebacks can show."""
+"""Sources of one client that tracebacks can show. Older ones are forgotten, to bound memory."""
 MAX_COMPLETIONS = 500
+"""Completions of one word that are sent."""
 
 _sink: contextvars.ContextVar[Sink | None] = contextvars.ContextVar("fleetlm_remote", default=None)
 _serial = itertools.count(1)
@@ -42,7 +54,7 @@ _DOTTED = re.compile(r"(?:^|[^\w.])((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)?$")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an evaluation came to. ``traceback`` is None where it did not raise."""
+    """The result of an evaluation: a value, or an error with its traceback."""
 
     value: Any = None
     error: BaseException | None = None
@@ -50,15 +62,20 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The error's message; never raises."""
+        """The error's message. Never raises."""
         try:
             return shorten(str(self.error))
-        except Exception:  # noqa: BLE001  a broken __str__ is the error's own affair
+        except Exception:  # noqa: BLE001  the __str__ of an error may raise anything
             return "(its str() raised)"
 
 
 class Evaluator:
-    """One client's evaluations: its names persist, ``_`` is the last result."""
+    """Evaluates for one client. Its names persist between evaluations; ``_`` is the last result.
+
+    Args:
+        names: the namespace, which evaluations change.
+        sink: receives what evaluations print.
+    """
 
     def __init__(self, names: dict[str, Any], sink: Sink) -> None:
         self.names = names
@@ -66,9 +83,10 @@ class Evaluator:
         self._files: list[str] = []
 
     async def run(self, source: str) -> Result:
-        """Evaluate ``source``. Raises nothing but CancelledError, when this task is cancelled.
+        """Evaluate ``source`` in the current task.
 
-        SystemExit and KeyboardInterrupt of the source end the evaluation, never the node.
+        Raises:
+            CancelledError: this task was cancelled. Everything that the source raises is returned.
         """
         _sink.set(self._sink)
         filename = self._remember(source)
@@ -84,7 +102,7 @@ class Evaluator:
             if task is not None and task.cancelling():
                 raise
             return Result(error=error, traceback=_format_traceback(error, filename))
-        except BaseException as error:  # noqa: BLE001  whatever it is, it is the client's, not the node's
+        except BaseException as error:  # noqa: BLE001  no error of a client may reach the node
             return Result(error=error, traceback=_format_traceback(error, filename))
         if value is not None:
             self.names["_"] = value
@@ -97,7 +115,7 @@ class Evaluator:
         return value
 
     def complete(self, text: str) -> list[str]:
-        """What the last word of ``text`` may become, as whole dotted words, sorted."""
+        """Return completions of the last word of ``text``, as whole dotted words, sorted."""
         match = _DOTTED.search(text)
         if match is None:
             return []
@@ -114,8 +132,9 @@ class Evaluator:
         return [path + word for word in fitting[:MAX_COMPLETIONS]]
 
     def _words(self, path: str) -> set[str]:
+        """Return the names that may follow ``path``, such as ``node.settings.``."""
         if not path:
-            import keyword  # noqa: PLC0415  only a shell asks
+            import keyword  # noqa: PLC0415  used by shells only
 
             return {*self.names, *dir(builtins), *keyword.kwlist}
         first, *rest = path.removesuffix(".").split(".")
@@ -125,16 +144,16 @@ class Evaluator:
         return set(dir(value))
 
     def close(self) -> None:
-        """Forget the sources; what was printed by tasks left behind stays at the node from now on."""
+        """Forget the names and sources of this client."""
         for filename in self._files:
             linecache.cache.pop(filename, None)
         self._files.clear()
         self.names.clear()
 
     def _remember(self, source: str) -> str:
-        """Let tracebacks show the lines of ``source``, which is in no file."""
+        """Store ``source`` for tracebacks, since it is in no file. Returns its made-up file name."""
         filename = f"<remote-{next(_serial)}>"
-        lines = [f"{line}\n" for line in source.splitlines()]  # carets count on the line's end
+        lines = [f"{line}\n" for line in source.splitlines()]  # carets need the line ends
         linecache.cache[filename] = (len(source), None, lines, filename)
         self._files.append(filename)
         if len(self._files) > MAX_SOURCES_KEPT:
@@ -143,13 +162,13 @@ class Evaluator:
 
 
 def _compile(source: str, filename: str) -> tuple[types.CodeType | None, types.CodeType | None]:
-    """The statements, and the expression behind them whose value is the result."""
+    """Compile ``source``. Returns its statements, and the last expression, whose value is the result."""
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     parsed = compile(source, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
     assert isinstance(parsed, ast.Module)
     last: ast.Expr | None = None
     if parsed.body and isinstance(parsed.body[-1], ast.Expr):
-        last = parsed.body.pop()  # type: ignore[assignment]  # just seen to be one
+        last = parsed.body.pop()  # type: ignore[assignment]  # checked in the line above
     body = compile(parsed, filename, "exec", flags, dont_inherit=True) if parsed.body else None
     if last is None:
         return body, None
@@ -158,38 +177,38 @@ def _compile(source: str, filename: str) -> tuple[types.CodeType | None, types.C
 
 
 def _format_traceback(error: BaseException, filename: str) -> str:
-    """The traceback from the user's first frame on: ours would only be in the way."""
+    """Return the traceback without the frames of this module."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename != filename:
         frames = frames.tb_next
-    told = traceback.TracebackException(type(error), error, frames, compact=True)
-    text = "".join(told.format())
+    formatter = traceback.TracebackException(type(error), error, frames, compact=True)
+    text = "".join(formatter.format())
     if isinstance(error, SystemExit):
-        text += "(The node goes on. To stop it: await node.stop())\n"
+        text += "(The node continues to run. To stop it: await node.stop())\n"
     return shorten(text)
 
 
 def shorten(text: str) -> str:
-    """At most `MAX_REPR_CHARS`, and a remark on the rest."""
+    """Cut a text after `MAX_REPR_CHARS` and say how much is missing."""
     if len(text) <= MAX_REPR_CHARS:
         return text
     return f"{text[:MAX_REPR_CHARS]}… ({len(text) - MAX_REPR_CHARS:,} characters more)"
 
 
 def format_value(value: Any, width: int) -> str:
-    """``repr(value)``, laid out over lines of ``width`` characters where width is not 0.
+    """Return ``repr(value)``, broken into lines of ``width`` characters unless width is 0.
 
-    Never raises, and never returns more than `MAX_REPR_CHARS` and a remark on the rest.
+    Never raises. Longer texts than `MAX_REPR_CHARS` are cut.
     """
     try:
         text = pprint.pformat(value, width=width, sort_dicts=False) if width else repr(value)
-    except Exception as error:  # noqa: BLE001  a broken __repr__ is the value's own affair
+    except Exception as error:  # noqa: BLE001  the __repr__ of a value may raise anything
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     return shorten(text)
 
 
 def as_json(value: Any) -> Any:
-    """The value as JSON can carry it, dataclasses as objects; None where it cannot."""
+    """Return the value in JSON types; None if it cannot be converted or is too long."""
 
     def convert(each: Any) -> Any:
         if hasattr(each, "__dataclass_fields__") and not isinstance(each, type):
@@ -204,7 +223,7 @@ def as_json(value: Any) -> Any:
 
 
 class _OutputDispatcher:
-    """Stands in for ``sys.stdout`` or ``sys.stderr`` while sessions are open; else it is the stream."""
+    """Replaces ``sys.stdout`` or ``sys.stderr`` while clients are connected."""
 
     def __init__(self, name: str, stream: TextIO) -> None:
         self._name = name
@@ -230,7 +249,7 @@ class _OutputDispatcher:
 
 
 class _OutputCapture:
-    """Puts the dispatchers in place for as long as there are sessions, of any node of this program."""
+    """Installs the dispatchers while any node of this program has a client. `hold` and `release` count."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -252,10 +271,10 @@ class _OutputCapture:
             if self._users:
                 return
             for name, dispatcher in self._placed.items():
-                if getattr(sys, name) is dispatcher:  # else somebody put another in its place
+                if getattr(sys, name) is dispatcher:  # else the program has replaced it
                     setattr(sys, name, dispatcher.stream)
             self._placed.clear()
 
 
 CAPTURE = _OutputCapture()
-"""``sys.stdout`` belongs to the program, so there is one of these, not one for each node."""
+"""One for the whole program, since ``sys.stdout`` exists once and not for each node."""

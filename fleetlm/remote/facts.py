@@ -1,4 +1,4 @@
-"""What a node says about itself to `fleetlm doctor`, and how values become JSON."""
+"""What a node tells `fleetlm doctor` about itself, and the conversion of values to JSON types."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def node_facts(node: Node) -> dict[str, Any]:
-    """What `fleetlm doctor` asks a running node, as JSON can carry it; no secret in it."""
+    """Return what `fleetlm doctor` needs to know about a running node, in JSON types and without secrets."""
     settings, own = node.settings, node.own_address
     return {
         "name": node.name,
@@ -34,7 +34,7 @@ def node_facts(node: Node) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value with dataclasses as dicts and all else as JSON takes it, or as text."""
+    """Convert a value to JSON types. Dataclasses and mappings become dicts, unknown types their ``str``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -284,7 +284,7 @@ def test_a_stopped_process_is_a_timeout(place: Place) -> None:
     node.send_signal(signal.SIGSTOP)
     done = place.remote("--timeout", "0.5", "1")
     assert done.returncode == 4
-    assert "did not react" in done.stderr
+    assert "did not respond" in done.stderr
     node.send_signal(signal.SIGCONT)
     assert place.remote("1").stdout == "1\n"
 

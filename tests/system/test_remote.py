@@ -512,7 +512,7 @@ async def test_an_unsafe_folder_is_refused_on_both_sides(
     server = RemoteServer(FakeNode(), env)  # type: ignore[arg-type]
     await server.start()
     assert server.path is None
-    assert "the remote shell is closed" in caplog.text
+    assert "`fleetlm remote` cannot be used with this node" in caplog.text
     assert why in caplog.text
     refused = failure(env)
     assert refused.code == 5
@@ -651,7 +651,7 @@ async def test_another_user_is_not_allowed(
         refused = await in_thread(failure, env)
     assert refused.code == 5
     assert f"you are user {uid}" in str(refused)
-    assert f"refused to user {uid}" in caplog.text
+    assert f"refused a connection from user {uid}" in caplog.text
 
 
 async def test_root_is_allowed(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

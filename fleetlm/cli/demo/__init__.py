@@ -1,1 +1,1 @@
-"""`fleetlm demo`: `story` runs it, `replicas` starts its processes, which run `worker`; `screen` prints."""
+"""`fleetlm demo`: `story` has the steps, `replicas` the processes, `worker` their code, `screen` the view."""

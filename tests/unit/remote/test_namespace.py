@@ -262,7 +262,7 @@ top  <1>  Supervisor  waiting
         assert (root["id"], root["restart"], root["pid"]["number"]) == ("top", None, 1)
         assert [child["id"] for child in root["children"][1]["children"]] == ["w1", "w2"]
         for nobody in ("nobody", 99, 2, Pid(node.name, 1, 1)):
-            with pytest.raises(ValueError, match="no supervisor of"):
+            with pytest.raises(ValueError, match="not a supervisor of"):
                 noun.tree(nobody)
 
     on_a_node(story)
