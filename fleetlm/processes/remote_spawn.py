@@ -185,7 +185,7 @@ class Factories:
         if owner is not None and not _alive(self._local, owner):
             raise NoProcess(owner.pid)
         session = self._node.sessions.get(at)
-        if session is not None and session.peer.draining:
+        if session is not None and session.peer.is_draining:
             raise Draining(at)
 
     def _spawn_here(self, spawn: SpawnRequest) -> Pid:
