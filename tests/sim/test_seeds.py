@@ -59,7 +59,7 @@ def _believes_dns(original: Callable[..., Any]) -> Callable[..., Any]:
         effects = original(kernel, now, answer)
         for peer in kernel.topology.up():
             if peer.connection.ip not in answer.addresses:
-                effects += kernel._of(now, peer, peer.connection.down(now, "not in DNS"))
+                effects += kernel._apply(now, peer, peer.connection.down(now, "not in DNS"))
         return effects
 
     return looked_up

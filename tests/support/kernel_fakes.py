@@ -143,11 +143,11 @@ class Meeting:
     def up(self, number: int, epoch: int = 77, incarnation: int = 0, **changes: Any) -> bytes:
         """All of the handshake with node ``number``. Returns its source."""
         self.kernel.asked_for(self.now, name(number))
-        self.kernel.topology.peers[name(number)].pinned = False
+        self.kernel.topology.peers[name(number)].is_pinned = False
         self.kernel.opened(self.now, self.channel(number))
         half, _ = self.hello(number, epoch, incarnation, **changes)
         self.kernel.control_frame(self.now, half, ready_frame(epoch, 1, self.epoch(number)))
-        assert self.kernel.topology.peers[name(number)].up
+        assert self.kernel.topology.peers[name(number)].is_up
         return half
 
     def status(self, number: int) -> str:

@@ -138,7 +138,7 @@ class Node:
         dialled = {p.connection.outgoing.channel for p in peers if p.connection.outgoing is not None}
         assert dialled == kernel._channels.keys(), "the kernel lost track of a channel"
         assert self.channels.keys() == dialled | kernel._probes.keys(), "a channel leaks"
-        assert self.sessions.keys() == {p.connection.name for p in peers if p.up}
+        assert self.sessions.keys() == {p.connection.name for p in peers if p.is_up}
         for session in self.sessions.values():
             now = (session.connection.outgoing, session.connection.incoming)
             assert now == (session.outgoing, session.incoming), (
@@ -147,7 +147,7 @@ class Node:
         for peer in peers:
             phase = peer.connection.phase
             assert (phase is Phase.IDLE) == (peer.connection.outgoing is None)
-            if phase is not Phase.UP and not peer.blocked and not kernel.leaving:
+            if phase is not Phase.UP and not peer.is_blocked and not kernel.leaving:
                 assert peer.due is not None, "a peer that nobody will look at again"
         due, deadline = kernel._due, kernel.deadline()
         assert len(due) <= 40 * (1 + len(peers)), "the schedule grows"

@@ -364,7 +364,7 @@ def test_who_cannot_reach_us_is_told_our_address() -> None:
     c.timed_out(T + 5)
     assert c.last_error == (
         "10.0.0.2:4370 answers but does not dial back within 5 s: it cannot reach us at 10.0.0.1:4370, "
-        "or is no fleetlm node"
+        "or is not a fleetlm node"
     )
 
 

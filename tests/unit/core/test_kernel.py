@@ -297,7 +297,7 @@ def test_asking_dials_at_once_and_keeps() -> None:
 def test_a_verdict_of_dns_is_logged_when_it_changes() -> None:
     k = kernel()
     assert said(k.looked_up(T, EMPTY)) == [
-        ("info", "DNS: NXDOMAIN; connected nodes stay connected, and we go on asking")
+        ("info", "DNS: NXDOMAIN; connected nodes stay connected, and lookups continue")
     ]
     assert said(k.looked_up(T, EMPTY)) == []
     assert said(k.looked_up(T, addresses(2))) == [("info", "DNS names 1 address(es): 1 addresses")]
