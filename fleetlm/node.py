@@ -602,7 +602,7 @@ class Node:
         if name == self.name:
             return self.kernel.draining
         session = self._driver.sessions.get(name)
-        return session is not None and session.peer.draining
+        return session is not None and session.peer.is_draining
 
     def _make_process(self, pid: Pid, runs: str) -> Process:
         return Process(self, self._services, pid, runs)
