@@ -121,7 +121,7 @@ def test_blocking() -> None:
     ]
     assert said[3] == "('primes', -1) → ValueError: primes are positive"
     assert said[4].startswith(
-        "('crash', 0) → WorkerDied: the worker process for out_of_memory is gone: it ended"
+        "('crash', 0) → WorkerDied: the worker process for out_of_memory failed: it ended"
     )
     assert said[5] == "('primes', 10) → 4"
 
