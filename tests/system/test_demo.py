@@ -1,4 +1,4 @@
-"""`fleetlm demo`, as a user runs it: to its end, on a terminal, interrupted, and where it must fail."""
+"""`fleetlm demo` as a user runs it: to its end, on a terminal, interrupted, and with a failing check."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def await_end(pids: list[int]) -> None:
 
 
 @pytest.mark.deadline(60)
-def test_it_tells_the_whole_story_plainly_and_leaves_nothing_behind() -> None:
+def test_it_shows_all_steps_in_plain_text_and_leaves_no_process() -> None:
     # What the user's shell sets for a cluster of theirs is not the demo's.
     done = subprocess.run(
         DEMO,
@@ -172,7 +172,7 @@ def test_killed_it_leaves_no_process_either() -> None:
 
 
 @pytest.mark.deadline(60)
-def test_an_expectation_that_fails_is_named_with_the_log_and_exit_code_1() -> None:
+def test_a_failing_check_is_shown_with_the_logs_and_exit_code_1() -> None:
     demo = start_demo()
     seen = read_until(demo, "fleetlm@127.0.0.3 is connected")
     # Somebody else kills a replica: the demo's list is not what it must be, whatever comes next.
@@ -278,7 +278,7 @@ def test_an_address_of_another_machine_is_named() -> None:
         free_port(["192.0.2.1"])
 
 
-def test_on_macos_the_cure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_macos_the_error_says_how_to_add_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(DemoFailed, match=r"sudo ifconfig lo0 alias 127\.0\.0\.\$n up"):
         free_port(["192.0.2.1"])

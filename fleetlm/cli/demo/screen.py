@@ -31,60 +31,60 @@ class Screen:
 
     def title(self, text: str, more: str) -> None:
         """Print the headline, and an introduction."""
-        self._line(self._paint(_BOLD, text))
-        self._line(self._paint(_DIM, more))
+        self._write_line(self._paint(_BOLD, text))
+        self._write_line(self._paint(_DIM, more))
 
     def step(self, text: str) -> None:
         """Print the numbered heading of the next step."""
         self._steps += 1
-        self._line("")
-        self._line(self._paint(_BOLD, f"{self._steps}. {text}"))
+        self._write_line("")
+        self._write_line(self._paint(_BOLD, f"{self._steps}. {text}"))
 
     def fact(self, text: str, took_s: float | None = None) -> None:
         """Print a result that was checked, with the seconds that it took."""
         mark = "✓" if self.unicode else "ok"
-        plain = self._plain(f"   {mark} {text}")
+        plain = self._to_plain(f"   {mark} {text}")
         took = "" if took_s is None else duration(took_s)
         gap = " " * max(2, WIDTH - len(plain) - len(took)) if took else ""
         shown = plain.replace(mark, self._paint(_GREEN, mark), 1)
-        self._line(shown + gap + self._paint(_CYAN, took))
+        self._write_line(shown + gap + self._paint(_CYAN, took))
 
     def detail(self, text: str) -> None:
         """Print a line of detail below a result."""
         indent = "     " if self.unicode else "      "
-        self._line(self._paint(_DIM, f"{indent}{text}"))
+        self._write_line(self._paint(_DIM, f"{indent}{text}"))
 
     def failed(self, text: str) -> None:
         """Print a check that failed."""
-        self._line("")
-        self._line(self._paint(_RED, f"✗ {text}"))
+        self._write_line("")
+        self._write_line(self._paint(_RED, f"✗ {text}"))
 
     def log(self, title: str, lines: list[str]) -> None:
         """Print lines of a log below a title."""
-        self._line("")
-        self._line(self._paint(_BOLD, title))
+        self._write_line("")
+        self._write_line(self._paint(_BOLD, title))
         for line in lines or ["(empty)"]:
-            self._line(f"  {line}")
+            self._write_line(f"  {line}")
 
     def end(self, text: str, more: str) -> None:
         """Print the last lines."""
-        self._line("")
-        self._line(self._paint(_GREEN, text))
-        self._line(self._paint(_DIM, more))
+        self._write_line("")
+        self._write_line(self._paint(_GREEN, text))
+        self._write_line(self._paint(_DIM, more))
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
 
-    def _plain(self, text: str) -> str:
+    def _to_plain(self, text: str) -> str:
         if self.unicode:
             return text
         for glyph, ascii_text in _ASCII.items():
             text = text.replace(glyph, ascii_text)
         return text.encode("ascii", "backslashreplace").decode()
 
-    def _line(self, text: str) -> None:
-        # Escapes are in the text only if symbols are allowed; `_plain` then returns it unchanged.
-        self._stream.write(f"{self._plain(text)}\n")
+    def _write_line(self, text: str) -> None:
+        # Escapes are in the text only if symbols are allowed; `_to_plain` then returns it unchanged.
+        self._stream.write(f"{self._to_plain(text)}\n")
         self._stream.flush()
 
 

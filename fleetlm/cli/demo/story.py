@@ -78,7 +78,7 @@ async def _main(screen: Screen, signals: list[int]) -> int:
     with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread
         loop.add_signal_handler(signal.SIGTERM, terminated)
     watch = Stopwatch()
-    with tempfile.TemporaryDirectory(prefix="fleetlm-demo-") as name, _own_log(Path(name)) as log:
+    with tempfile.TemporaryDirectory(prefix="fleetlm-demo-") as name, _redirect_log(Path(name)) as log:
         replicas: list[Replica] = []
         try:
             async with asyncio.timeout(WHOLE_S):
@@ -140,7 +140,7 @@ async def _run_story(screen: Screen, folder: Path, replicas: list[Replica]) -> i
 
 
 @contextlib.contextmanager
-def _own_log(folder: Path) -> Iterator[Path]:
+def _redirect_log(folder: Path) -> Iterator[Path]:
     """Write the log of this program to a file, so that it can be shown if a check fails."""
     path = folder / "demo.log"
     root = logging.getLogger()
