@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.ids import Pid
-from fleetlm.process import ChildInfo, ProcessInfo
+from fleetlm.processes.info import ChildInfo, ProcessInfo
 
 if TYPE_CHECKING:
     from fleetlm.node import Node

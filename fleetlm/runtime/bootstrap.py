@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.discovery.dns import Discovery, DnsDiscovery
+from fleetlm.discovery.dns import DnsDiscovery
+from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
 from fleetlm.settings import Settings
 

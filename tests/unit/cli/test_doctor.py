@@ -35,7 +35,7 @@ def facts(**changes: Any) -> Facts:
     values: dict[str, Any] = {
         "settings": ON,
         "own_ip": ME,
-        "own_why": "POD_IP says so",
+        "own_why": "set by POD_IP",
         "own_warning": None,
         "answer": answered(ME, PEER),
         "source": 'DNS name "worker"',
@@ -129,7 +129,7 @@ def test_clustering_off() -> None:
 @pytest.mark.parametrize(
     ("changes", "level", "words"),
     [
-        ({}, OK, "POD_IP says so"),
+        ({}, OK, "set by POD_IP"),
         ({"own_warning": "several addresses; set FLEETLM_NODE_IP"}, WARN, "Several addresses; set"),
         ({"own_ip": "127.0.0.1"}, FAIL, "Set FLEETLM_NODE_IP"),
         ({"own_ip": "10.9.9.9"}, WARN, "the DNS answer does not contain it"),
