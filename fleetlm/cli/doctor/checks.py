@@ -197,7 +197,7 @@ def judge_settings(facts: Facts) -> list[Finding]:
 
 def judge_own_address(facts: Facts) -> list[Finding]:
     """Check whether peers can reach this node at the address in its name."""
-    text = f"this node's address is {facts.own_ip}: {facts.own_why}"
+    text = f"this node's address is {facts.own_ip} ({facts.own_why})"
     if facts.own_warning:
         return [Finding(WARN, "own address", text, _capitalize(facts.own_warning))]
     answer = facts.answer
