@@ -268,7 +268,7 @@ def test_other_variables_are_none_of_our_business() -> None:
 def test_a_likely_slip_in_a_shared_prefix_is_said() -> None:
     settings = Settings.from_env({"DNS_CLUSTER_QUERRY": "worker", "DNS_DOMAIN": "x"})
     assert settings.warnings == (
-        "DNS_CLUSTER_QUERRY is set and means nothing here: did you mean DNS_CLUSTER_QUERY?",
+        "DNS_CLUSTER_QUERRY is set, but fleetlm does not know it: did you mean DNS_CLUSTER_QUERY?",
     )
     assert settings.dns_query is None
 
@@ -321,7 +321,7 @@ def test_one_cookie_only(tmp_path: Path) -> None:
     path.write_text(COOKIE)
     error = refused(FLEETLM_COOKIE=COOKIE, FLEETLM_COOKIE_FILE=str(path))
     assert error.variable == "FLEETLM_COOKIE_FILE"
-    assert "Unset the other" in str(error)
+    assert "Unset one of them" in str(error)
     assert COOKIE not in str(error)
 
 
