@@ -75,9 +75,9 @@ class Settings:
     dns_server: tuple[str, int] | None = None
     """Address and port of the name server to ask. None: the system's name servers."""
     fly_private_ip: str | None = None
-    """The platform Fly's word for this node's address; used unless ``node_ip`` is set."""
+    """This node's address as Fly.io's variable gives it; used unless ``node_ip`` is set."""
     pod_ip: str | None = None
-    """Kubernetes' word for this node's address, likewise."""
+    """This node's address as the pod's environment gives it; used after ``fly_private_ip``."""
     warnings: tuple[str, ...] = ()
     """Variables that look like a mistake but do no harm, as sentences; logged once at the start."""
 
@@ -158,8 +158,8 @@ class Settings:
     stream_idle_s: float = 60.0
     """Seconds without an item after which a stream fails: its producer is considered stuck."""
     concurrent_handlers: int = 100
-    """Concurrent handlers that one actor runs at once. More requests to a database or a GPU would only wait
-    there."""
+    """Concurrent handlers that run at once in one actor: as many requests to a database or a GPU as help.
+    More would only wait there."""
     terminate_s: float = 5.0
     """Seconds for an actor's ``terminate``, and before it for its concurrent handlers to end.
     Source: OTP's default shutdown time of a worker."""
@@ -190,8 +190,8 @@ class Settings:
     """Functions of `Node.run_blocking` that run at once. They mostly wait, but each thread holds memory, and
     a driver often a connection."""
     blocking_processes: int | None = None
-    """Functions of `Node.run_in_process` that run at once. None: as many as this process may use CPUs,
-    since they compute."""
+    """Functions of `Node.run_in_process` that run at once. None: one for each CPU that this process may
+    use, since they compute."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:

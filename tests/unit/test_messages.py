@@ -1,4 +1,4 @@
-"""Only registered dataclasses travel, one class for a tag and one tag for a class."""
+"""Only registered dataclasses can be sent: one class for a tag, and one tag for a class."""
 
 from __future__ import annotations
 

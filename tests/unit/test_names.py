@@ -58,7 +58,7 @@ def test_one_name_has_one_text(text: str, canonical: str) -> None:
         ("a@٣.0.0.1", "not an IP address"),
     ],
 )
-def test_what_is_no_node_name(text: str, why: str) -> None:
+def test_what_is_not_a_node_name(text: str, why: str) -> None:
     with pytest.raises(InvalidName, match=why) as caught:
         NodeName.parse(text)
     assert caught.value.name == text
@@ -111,7 +111,7 @@ def test_process_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "\x00", "\ud800", "\u200b"])
-def test_what_is_no_process_name(name: str) -> None:
+def test_what_is_not_a_process_name(name: str) -> None:
     with pytest.raises(InvalidName):
         check_process_name(name)
 
