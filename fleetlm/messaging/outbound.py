@@ -31,9 +31,9 @@ from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.core.topology import Topology
+    from fleetlm.messaging.mailbox import Key, Mailbox
     from fleetlm.messaging.session import Session
     from fleetlm.messaging.targets import Waiting
-    from fleetlm.processes.local import LocalProcesses
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
 
@@ -50,7 +50,7 @@ class Messenger:
         incarnation: int,
         settings: Settings,
         codec: Codec,
-        local: LocalProcesses,
+        boxes: dict[Key, Mailbox],
         sessions: dict[str, Session],
         topology: Topology,
         loop: asyncio.AbstractEventLoop,
@@ -61,7 +61,7 @@ class Messenger:
         self._incarnation = incarnation
         self._settings = settings
         self._codec = codec
-        self._local = local
+        self._boxes = boxes
         self._sessions = sessions
         self._topology = topology
         self._loop = loop
@@ -270,7 +270,7 @@ class Messenger:
         """The mailbox of a process of this node. Raises: NoProcess."""
         if isinstance(to, Pid) and to.incarnation != self._incarnation:
             raise NoProcess(to)
-        box = self._local.boxes.get(key)
+        box = self._boxes.get(key)
         if box is None:
             raise NoProcess(to)
         return box

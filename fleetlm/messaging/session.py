@@ -17,7 +17,7 @@ import msgpack
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
 from fleetlm.messaging.chunks import Lanes, Reassembly
-from fleetlm.messaging.windows import UNIT_BYTES, Key, ReceiveWindows, SendWindows, units
+from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units
 from fleetlm.wire import operations
 from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.frames import Kind
@@ -25,6 +25,7 @@ from fleetlm.wire.frames import Kind
 if TYPE_CHECKING:
     from fleetlm.core.halves import Incoming, Outgoing
     from fleetlm.core.topology import Peer
+    from fleetlm.messaging.mailbox import Key
     from fleetlm.messaging.targets import Waiting
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport

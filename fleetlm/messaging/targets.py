@@ -11,7 +11,7 @@ Target = Pid | str | tuple[str, str]
 """A pid, a name registered on this node, or ``(name, node)`` (an `Address`)."""
 
 MAX_TIMEOUT_S = 86_400.0
-"""One day. Longer deadlines, ``inf`` included, are cut to it: a deadline travels as a number of milliseconds."""
+"""One day. A longer deadline, ``inf`` included, is cut to it: a deadline travels as whole milliseconds."""
 
 
 class Waiting(Protocol):

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fleetlm.messaging.mailbox import Mailbox
+    from fleetlm.messaging.mailbox import Key, Mailbox
 
 UNIT_BYTES = 16 * 1024
 """Bytes of a message that count as much as a message of their own."""
@@ -26,9 +26,6 @@ MAX_SWEPT = 16_384
 """Mailboxes looked at in one tick: some 20 ms."""
 TOLD_SHARE = 8
 """What was taken is told for every eighth of a window: rarely enough to cost nothing."""
-
-Key = int | str
-"""A process as its sender names it: number or name."""
 
 
 def units(size_bytes: int, limit: int) -> int:

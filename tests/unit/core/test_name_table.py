@@ -134,7 +134,9 @@ def test_bounds_of_one_node() -> None:
     names = table(max_cluster_names=2)
     names.claimed("x", 1, NONE, 100)
     names.claimed("y", 1, NONE, 100)
-    with pytest.raises(TooManyNames, match=r"cannot take the name 'z': a node may have 2 \(Settings\.max_c"):
+    with pytest.raises(
+        TooManyNames, match=r"cannot register the name 'z': a node may have 2 \(Settings\.max_c"
+    ):
         names.claimed("z", 1, NONE, 100)
     assert names.holder("z") is None
     names.claimed("x", 1, packed("more"), 100)
