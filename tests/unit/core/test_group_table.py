@@ -16,6 +16,7 @@ from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.errors import InvalidName, NoConnection, NoMember, NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
+from fleetlm.messaging.windows import Obstacle
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.operations import Op
 from tests.support.session_fakes import turns, virtual
@@ -413,13 +414,13 @@ async def test_whoever_waits_for_a_sender_waits_behind_its_large_messages() -> N
     rig = Sending()
     messenger, me = rig.messenger, asyncio.current_task()
     to, payload = Pid(rig.session.name, 2, 5), rig.pair.here.codec.pack_value("small")
-    large = rig.pair.here.codec.pack_value(b"x" * 2 * rig.session.window_bytes)
+    large = rig.pair.here.codec.pack_value(b"x" * 2 * rig.session.byte_window.limit_bytes)
 
     async def somebody_else() -> bool:
         return messenger.put_packed(to, payload, "small", asyncio.current_task())
 
     assert messenger.put_packed(to, large, None, me)
-    assert rig.session.crowded
+    assert rig.session.obstacle(to.number, 0, me) is Obstacle.LANES
     assert not messenger.put_packed(to, payload, "small", me)
     assert await rig.start(somebody_else())
     later = rig.start(messenger.send_packed(to, payload, "small", me))
