@@ -359,7 +359,7 @@ def test_a_leak_is_told() -> None:
             await cluster.stop(one)
             one.sessions["fleetlm@10.0.0.9"] = link
 
-    with pytest.raises(Leaked, match=r"fleetlm@10.0.0.1: link to fleetlm@10.0.0.9"):
+    with pytest.raises(Leaked, match=r"fleetlm@10.0.0.1: session to fleetlm@10.0.0.9"):
         run(main())
 
 

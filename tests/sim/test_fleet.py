@@ -307,7 +307,7 @@ def test_a_leak_of_a_node_fails_the_test() -> None:
         await fleet.stop(one)
         one.sessions["fleetlm@10.0.0.9"] = link
 
-    with pytest.raises(Leaked, match=r"10.0.0.1: link to fleetlm@10.0.0.9"):
+    with pytest.raises(Leaked, match=r"10.0.0.1: session to fleetlm@10.0.0.9"):
         play(story)
 
 
@@ -322,7 +322,7 @@ def test_the_tests_own_error_comes_first() -> None:
     with pytest.raises(KeyError) as caught:
         play(story)
     [note] = caught.value.__notes__
-    assert note.startswith("Besides: Leaked: ")
+    assert note.startswith("Also: Leaked: ")
 
 
 def test_a_forgotten_error_fails_the_test_also_in_its_last_turn() -> None:
@@ -428,13 +428,13 @@ def test_a_fixture_that_fails_at_the_end_fails_the_test() -> None:
     course.set_up(twice, {}, "twice")
     with pytest.raises(ValueError, match="twice yields more than once") as caught:
         course.test(fine(), "fine")
-    assert caught.value.__notes__ == ["Besides: KeyError: 'late'"]
+    assert caught.value.__notes__ == ["Also: KeyError: 'late'"]
 
     course = FleetRun(1)
     course.set_up(late, {}, "late")
     with pytest.raises(IndexError) as failed:
         course.test(not_fine(), "not_fine")
-    assert failed.value.__notes__ == ["Besides: KeyError: 'late'"]
+    assert failed.value.__notes__ == ["Also: KeyError: 'late'"]
 
 
 def test_a_bad_option_leaves_nothing_behind() -> None:

@@ -175,12 +175,12 @@ def test_what_passes_and_what_does_not(tmp_path: Path) -> None:
     assert "loop.create_connection() needs the outside world" in done.report("test_dials")
     assert "\nLeftOver: " in done.report("test_leaves_a_task")
     assert re.search(r"E\s+ValueError: bad\nE\s+Unhandled: 1 unhandled", done.report("test_forgets"))
-    assert "Leaked: left behind: fleetlm@10.0.0.1: link to" in done.report("test_leaks")
+    assert "Leaked: left behind: fleetlm@10.0.0.1: session to" in done.report("test_leaks")
     assert re.search(
         r">\s+await fleet.until\(.*\nE.*NotReached: not within 3 s: one.list\(\) == \[\]; it was False",
         done.report("test_until"),
     )
-    assert "make it `async def`" in done.report("test_sync")
+    assert "make the test `async def`" in done.report("test_sync")
 
 
 def test_every_kind_of_fixture(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_bad_mark_says_so(tmp_path: Path) -> None:
         source = f"import pytest\n@pytest.mark.fleet({mark})\nasync def test_it(fleet):\n    pass\n"
         suite(tmp_path, source, f"test_{number}.py")
     text = pytest_in(tmp_path).text
-    assert text.count("is neither how many (a positive int) nor some ints") == 4
+    assert text.count("must be a positive int (how many) or a list of ints") == 4
     assert "takes seeds=, settings=, latency_s=, limit_s=, not 20" in text
     assert "takes seeds=, settings=, latency_s=, limit_s=, not seed" in text
     assert "passed" not in text.splitlines()[-1]
