@@ -259,7 +259,7 @@ async def test_a_process_may_stop_its_own_node(fleet: Fleet) -> None:
 
 
 @simulated
-async def test_who_asks_for_the_stop_may_give_up_without_stopping_it(fleet: Fleet) -> None:
+async def test_cancelling_a_caller_of_stop_does_not_cancel_the_stop(fleet: Fleet) -> None:
     (a,) = await fleet.mesh(1)
     a.spawn(collector([]), name="holder")
     calling = asyncio.ensure_future(a.call("holder", 1, timeout=60))
@@ -288,7 +288,7 @@ async def test_a_node_can_be_entered_and_leaves_with_its_block(fleet: Fleet) -> 
 
 @simulated
 async def test_a_block_that_is_cancelled_leaves_in_order_and_has_not_crashed(fleet: Fleet) -> None:
-    """Ctrl-C cancels the main task: its peers must not read of a crash."""
+    """Ctrl-C cancels the main task: peers must not take that for a crash."""
     (a,) = await fleet.mesh(1)
     events = a.events()
     settings = Settings(node_ip=B, dns_query="x.test")
