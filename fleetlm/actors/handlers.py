@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, Protocol, TypeVar, overload
 
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
 
@@ -34,6 +35,31 @@ class Handlers:
 
 
 NO_HANDLERS = Handlers({}, {})
+
+
+class HasHandlers(Protocol):
+    """An actor as a typed reference sees it: an object of a class with handlers, which `Actor` collects.
+
+    A bound for type variables, so that references and processes need not know `Actor`.
+    """
+
+    __fleetlm_handlers__: ClassVar[Handlers]
+
+
+class ActorObject(HasHandlers, Protocol):
+    """An `Actor` as the runtime sees it: what runs in a process of its own."""
+
+    async def init(self) -> None:
+        """See `Actor.init`."""
+
+    async def terminate(self, reason: Any) -> None:
+        """See `Actor.terminate`."""
+
+    async def handle_info(self, message: Any) -> None:
+        """See `Actor.handle_info`."""
+
+    async def __call__(self, process: Any, ready: asyncio.Future[bool] | None = None) -> None:
+        """Run as this `Process`, and set ``ready`` when `init` is done."""
 
 
 @overload
