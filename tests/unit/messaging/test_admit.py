@@ -30,7 +30,7 @@ SETTINGS = Settings(
 
 
 def fill_process(rig: Rig, left: int = 0) -> None:
-    rig.session.windows.sent("slow", LIMIT - left)
+    rig.session.held["slow"] = LIMIT - left
 
 
 def fill_connection(rig: Rig) -> None:

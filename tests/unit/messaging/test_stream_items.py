@@ -174,7 +174,7 @@ async def test_a_plain_call_takes_no_items() -> None:
     assert not call.streaming
     with pytest.raises(TypeError, match="one reply"):
         await call.put(1)
-    with pytest.raises(ValueError, match="no stream"):
+    with pytest.raises(ValueError, match="does not ask for a stream"):
         call.more(1)
 
 

@@ -171,7 +171,7 @@ async def test_the_end_of_the_connection_is_told_to_who_waits() -> None:
 async def test_what_names_no_process_is_refused_here_and_not_there() -> None:
     rig = Rig()
     for name in (None, 2.5, b"slow", True):
-        with pytest.raises(InvalidName, match="named by a text"):
+        with pytest.raises(InvalidName, match="addressed by its name, a text"):
             await rig.messenger.send((name, THERE), 1)  # type: ignore[arg-type]
     assert not rig.session.held
 
@@ -179,7 +179,7 @@ async def test_what_names_no_process_is_refused_here_and_not_there() -> None:
 @pytest.mark.parametrize("count", [0, 2, 9])
 def test_more_than_was_sent_cannot_have_been_taken(count: int) -> None:
     windows = SendWindows(8)
-    windows.sent("slow", 1)
+    windows.held["slow"] = 1
     with pytest.raises(ValueError, match="that were not sent"):
         windows.taken("slow", count)
     assert windows.held == {"slow": 1}
