@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Final
 
 from fleetlm.errors import InvalidName
 from fleetlm.texts import SHORT
-from fleetlm.wire.operations import add_units, has_units
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Key, Mailbox
@@ -102,10 +102,10 @@ def weighed(packed: bytes, limit: int, small_bytes: int) -> tuple[bytes, int]:
     count = units(size, limit)
     if count == 1 or size > small_bytes:
         return packed, count
-    packed = add_units(packed, count)
-    size = len(packed)
-    if size > small_bytes and has_units(packed):  # It has become so long that it travels in chunks.
-        count = units(size, limit)
+    has_units = operations.ends_with_units(packed)
+    packed = operations.set_units(packed, count)
+    if has_units and len(packed) > small_bytes:  # Two bytes more may be what makes it travel in chunks.
+        count = units(len(packed), limit)
     return packed, count
 
 
