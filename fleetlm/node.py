@@ -29,7 +29,7 @@ from fleetlm.errors import FleetError, NodeStopped
 from fleetlm.ids import Pid, new_incarnation
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.inbound import Inbound
-from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.streams import Streams
 from fleetlm.names import canonical_node, endpoint
 from fleetlm.process import Process, ProcessServices
@@ -111,23 +111,23 @@ class Node:
         )
         self._driver.inbound = self.inbound
         self._driver.on_change = self._changed
-        self._messenger = Messenger(
+        self._outbound = Outbound(
             self.name, self.incarnation, settings, codec, self._local.boxes, self._driver.sessions,
             self.kernel.topology, loop,
         )  # fmt: skip
-        self._streams = Streams(self._messenger, settings, codec, loop)
+        self._streams = Streams(self._outbound, settings, codec, loop)
         self.factories = Factories(settings.max_factories)
         self._remote_spawn = office.remote_spawn = RemoteSpawn(
-            context, self.factories, codec, self._local, signals, self._messenger, self.spawn
+            context, self.factories, codec, self._local, signals, self._outbound, self.spawn
         )
         self._services = ProcessServices(signals, self._remote_spawn, settings.mailbox_limit)
         chance = random.Random(f"{self.name} {self.incarnation} groups")  # Picks change no back-off.
-        self.groups = Groups(self, tables, self._messenger, codec, chance)
-        self.registry = Registry(self, tables, codec, self._local, self._messenger, parts.wall_ms)
+        self.groups = Groups(self, tables, self._outbound, codec, chance)
+        self.registry = Registry(self, tables, codec, self._local, self._outbound, parts.wall_ms)
         office.registry = self.registry
         tables.add(self.groups)
         tables.add(self.registry)
-        self.sync = SyncNode(self, self._messenger, loop)
+        self.sync = SyncNode(self, self._outbound, loop)
         self._blocking = Blocking(self.name, settings)
         self.run_blocking, self.run_in_process = self._blocking.in_thread, self._blocking.in_process
         self.poller: Poller | None = None
@@ -201,7 +201,7 @@ class Node:
             drain_s: seconds for calls that processes have taken or that wait in mailboxes, and as long
                 again for supervision trees to end in their order; default `Settings.drain_s`.
         """
-        if self._messenger.stopped == forks.FORKED:
+        if self._outbound.stopped == forks.FORKED:
             return  # It is the parent's to stop.
         self._stopping = True
         if self._leaving is None:
@@ -218,7 +218,7 @@ class Node:
         drain_s = self.settings.drain_s if drain_s is None else drain_s
         await self._drain(drain_s)
         await self._local.stop(drain_s)
-        self._messenger.close(reason)
+        self._outbound.close(reason)
         self._driver.leave(reason)
         if self._console is not None:
             await self._console.stop(reason, asked_by)
@@ -263,7 +263,7 @@ class Node:
         if not await self.connect(name, timeout):
             return "pang"
         try:
-            await self._messenger.ask(name, "ping", None, max(0.001, deadline - self._loop.time()))
+            await self._outbound.ask(name, "ping", None, max(0.001, deadline - self._loop.time()))
         except FleetError:
             return "pang"
         return "pong"
@@ -459,7 +459,7 @@ class Node:
         """
         if at is None or canonical_node(at) == self.name:
             return self._local.table.whereis(name)
-        found = await self._messenger.ask(at, "whereis", name, within_deadline(timeout))
+        found = await self._outbound.ask(at, "whereis", name, within_deadline(timeout))
         return found if isinstance(found, Pid) else None
 
     async def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
@@ -473,13 +473,13 @@ class Node:
         if pid.node == self.name:
             self._local.register(name, pid)
         else:
-            await self._messenger.ask(pid.node, "register", [name, pid], within_deadline(timeout))
+            await self._outbound.ask(pid.node, "register", [name, pid], within_deadline(timeout))
 
     async def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:
         """Take a name away, on this node or on ``at``. False if nobody had it. Raises: as `whereis`."""
         if at is None or canonical_node(at) == self.name:
             return self._local.unregister(name)
-        return bool(await self._messenger.ask(at, "unregister", name, within_deadline(timeout)))
+        return bool(await self._outbound.ask(at, "unregister", name, within_deadline(timeout)))
 
     # Messages.
 
@@ -497,15 +497,15 @@ class Node:
             NoConnection, NoProcess: nothing was sent. A name that nobody has on *another* node is
                 not noticed: use `call` where that matters.
         """
-        return self._messenger.send(to, message)  # One coroutine for each message, not two.
+        return self._outbound.send(to, message)  # One coroutine for each message, not two.
 
     def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
         """As `send`, for a request to an actor; what `ActorRef.cast` uses."""
-        return self._messenger.cast(to, request)
+        return self._outbound.cast(to, request)
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """As `send`, but raises `WouldBlock` where that would wait."""
-        self._messenger.send_nowait(to, message)
+        self._outbound.send_nowait(to, message)
 
     async def call(self, to: Target, message: Any, timeout: float | None = None) -> Any:
         """Ask a process and wait for its reply.
@@ -522,7 +522,7 @@ class Node:
             OutcomeUnknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
             RemoteError: it ran and raised.
         """
-        return await self._messenger.call(to, message, self._deadline_s(timeout))
+        return await self._outbound.call(to, message, self._deadline_s(timeout))
 
     def stream(self, to: Target, message: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
         """Ask a process for a stream of items.
@@ -556,7 +556,7 @@ class Node:
             For each target, in the order of the targets, its reply or the `FleetError` that `call`
             would have raised.
         """
-        return await self._messenger.multicall(targets, message, self._deadline_s(timeout))
+        return await self._outbound.multicall(targets, message, self._deadline_s(timeout))
 
     async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None = None) -> int:
         """Send to the process ``name`` on every connected node and this one, encoded once.
@@ -571,7 +571,7 @@ class Node:
         Returns:
             To how many nodes it was sent.
         """
-        return await self._messenger.broadcast(name, message, nodes)
+        return await self._outbound.broadcast(name, message, nodes)
 
     # Internals.
 
@@ -587,7 +587,7 @@ class Node:
 
     def after_fork(self) -> None:
         """`forks.Guarded`: in a child every request raises `NodeStopped`."""
-        self._messenger.stopped = forks.FORKED
+        self._outbound.stopped = forks.FORKED
         self._stopping = True
         self._driver.sessions.clear()
 
@@ -627,7 +627,7 @@ class Node:
 
     def _check_running(self) -> None:
         if self._stopping:
-            raise NodeStopped(self.name, self._messenger.stopped or "is stopping")
+            raise NodeStopped(self.name, self._outbound.stopped or "is stopping")
 
     async def _drain(self, drain_s: float) -> None:
         until = self._loop.time() + drain_s

@@ -34,7 +34,7 @@ from fleetlm.wire.invocation import Invoke
 if TYPE_CHECKING:
     from fleetlm.actors.ref import Goal
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.targets import Target
     from fleetlm.node import Node
     from fleetlm.processes.running import ProcessFunction
@@ -72,11 +72,11 @@ class SyncNode:
     without. For many requests at a time use `multicall`, many threads, or coroutines.
     """
 
-    def __init__(self, node: Node, messenger: Messenger, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, node: Node, outbound: Outbound, loop: asyncio.AbstractEventLoop) -> None:
         self.name = node.name
         """The node's name."""
         self._node = node
-        self._messenger = messenger
+        self._outbound = outbound
         self._loop = loop
         self._timeout_s = node.settings.call_timeout_s
         self._stopped = ""
@@ -94,7 +94,7 @@ class SyncNode:
         if timeout is None:
             self._run("send", to, functools.partial(self._node.send, to, message))
         else:
-            act = functools.partial(self._messenger.send_within, to, message, timeout)
+            act = functools.partial(self._outbound.send_within, to, message, timeout)
             self._run("send", to, act, timeout)
 
     def send_nowait(self, to: Target, message: Any) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.outbound import Outbound
     from fleetlm.node import Node
     from fleetlm.wire.codec import Codec
 
@@ -37,11 +37,11 @@ class Groups:
     topic = "groups"
 
     def __init__(
-        self, node: Node, tables: Replication, messenger: Messenger, codec: Codec, rng: random.Random
+        self, node: Node, tables: Replication, outbound: Outbound, codec: Codec, rng: random.Random
     ) -> None:
         self._node = node
         self._tables = tables
-        self._messenger = messenger
+        self._outbound = outbound
         self._codec = codec
         self._table = GroupTable(node.name, node.incarnation, node.settings.max_memberships, self._alive)
         self._picker = Picker(rng, self._load, self._draining)
@@ -146,8 +146,8 @@ class Groups:
             MessageTooLarge: for one of the nodes; members on others may have got it.
             NodeStopped: this node has been stopped.
         """
-        if self._messenger.stopped:
-            raise NodeStopped(self._node.name, self._messenger.stopped)
+        if self._outbound.stopped:
+            raise NodeStopped(self._node.name, self._outbound.stopped)
         known = self._table.local_members(group) if local_only else self._table.members(group)
         members = dict.fromkeys(known)
         abroad = {pid.node for pid in members} - {self._node.name}
@@ -156,7 +156,7 @@ class Groups:
         sent, behind = 0, []
         for pid in members:
             try:
-                if self._messenger.put_packed(pid, payload, message, sender):
+                if self._outbound.put_packed(pid, payload, message, sender):
                     sent += 1
                 else:
                     behind.append(pid)
@@ -207,7 +207,7 @@ class Groups:
 
     async def _send_later(self, pid: Pid, payload: bytes, message: Any, sender: Hashable) -> int:
         try:
-            await self._messenger.send_packed(pid, payload, message, sender)
+            await self._outbound.send_packed(pid, payload, message, sender)
         except (NoConnection, NoProcess):
             return 0
         return 1

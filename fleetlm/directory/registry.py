@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fleetlm.actors.ref import ActorRef
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.outbound import Outbound
     from fleetlm.node import Node
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.wire.codec import Codec
@@ -83,14 +83,14 @@ class Registry:
         tables: Replication,
         codec: Codec,
         local: LocalProcesses,
-        messenger: Messenger,
+        outbound: Outbound,
         wall_ms: int,
     ) -> None:
         self._node = node
         self._tables = tables
         self._codec = codec
         self._local = local
-        self._messenger = messenger
+        self._outbound = outbound
         self._loop = asyncio.get_running_loop()
         self._wall_ms = wall_ms - int(self._loop.time() * 1000)
         self._meta_limit_bytes = min(node.settings.max_meta_bytes, _PIECE_BYTES // 2)
@@ -129,7 +129,7 @@ class Registry:
         if pid.node == self._node.name:
             self._claim(name, pid, packed, on_loss)
             return
-        answer = await self._messenger.ask(pid.node, "claim", [name, pid, packed, on_loss], timeout)
+        answer = await self._outbound.ask(pid.node, "claim", [name, pid, packed, on_loss], timeout)
         match answer:
             case ["ok", _]:
                 return
@@ -157,7 +157,7 @@ class Registry:
             return False
         if claim.pid.node == self._node.name:
             return self.asked_to_disclaim(name, claim.pid)
-        return bool(await self._messenger.ask(claim.pid.node, "disclaim", [name, claim.pid], timeout))
+        return bool(await self._outbound.ask(claim.pid.node, "disclaim", [name, claim.pid], timeout))
 
     @property
     def resolve(self) -> Resolve | None:
@@ -299,8 +299,8 @@ class Registry:
             raise MessageTooLarge(len(packed), self._meta_limit_bytes, "Settings.max_meta_bytes")
 
     def _check_running(self) -> None:
-        if self._messenger.stopped:
-            raise NodeStopped(self._node.name, self._messenger.stopped)
+        if self._outbound.stopped:
+            raise NodeStopped(self._node.name, self._outbound.stopped)
 
     def _read(self, packed: bytes) -> Any:
         meta = self._codec.unpack(packed)

@@ -64,7 +64,7 @@ _Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
 """One call of a multicall that was sent: session, ref, where the outcome will be, target, its key there."""
 
 
-class Messenger:
+class Outbound:
     """The sending side of a node.
 
     Args:

@@ -128,7 +128,7 @@ _HEAD_OF_CALL: Final = bytes((_ARRAY + 5,)) + _pack(_CALL)
 
 
 def one_way(to: Destination, payload: Any) -> list[Any]:
-    """Build a one-way message of one unit. `Messenger.send` has this by hand."""
+    """Build a one-way message of one unit. `Outbound.send` has this by hand."""
     return [to, payload]
 
 

@@ -219,7 +219,7 @@ class Checks:
                 "groups": node.groups.list(), "memberships": node.groups._table._own.of,
                 "names": registry.list(), "claims": registry._names._claims,
                 "claims by process": registry._names._names_of, "waiters for names": registry._waiters,
-                "calls": node._messenger.local_calls, "subscriptions": self._subscriptions(node),
+                "calls": node._outbound.local_calls, "subscriptions": self._subscriptions(node),
                 "round robins": node.groups._picker._last,
             }  # fmt: skip
             for link in node.sessions.values():
