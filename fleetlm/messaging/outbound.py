@@ -128,7 +128,8 @@ class Outbound:
             must_yield = session.append(packed)
             held[key] = held_now + 1
         else:
-            await session.admit_later(key, packed)
+            if session.admit(key, packed) is not None:
+                await session.admit_later(key, packed)
             must_yield = session.must_yield()
         if must_yield:
             await asyncio.sleep(0)
@@ -157,7 +158,8 @@ class Outbound:
                 raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
             box.put(self.copied(to, message))
             return
-        obstacle = session.obstacle(key)
+        # `admit` asks all windows; on a slow session it is worth asking before the message is packed.
+        obstacle = session.obstacle(key) if session.is_slow else None
         if obstacle is None:
             packed = self._codec.pack([key, message], message)  # `operations.one_way` by hand.
             obstacle = session.admit(key, packed)

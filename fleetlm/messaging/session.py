@@ -269,10 +269,8 @@ class Session:
             NoConnection, MessageTooLarge: as `append`; nothing was sent or counted.
             InvalidName: as `obstacle`.
         """
-        if self.closed:
-            raise NoConnection(self.name, self.closed)
         size = len(packed)
-        obstacle = self.obstacle(key, size, sender)
+        obstacle = self.obstacle(key, size, sender)  # None when the session is over: `append` raises then.
         if obstacle is not None:
             return obstacle
         if key is NODE:
@@ -520,7 +518,7 @@ class Session:
         self._batch = [b""]
         self._batch_bytes = 0
         self.lanes.clear()
-        self.byte_window.wake()
+        self.byte_window.close()
         calls, self.calls = self.calls, {}
         for future in calls.values():
             if not future.done():

@@ -179,9 +179,14 @@ class ByteWindow:
             self._waiters.pop(waiter, None)
 
     def wake(self) -> None:
-        """Wake every sender that waits: there may be room, or the connection is over."""
+        """Wake every sender that waits: there may be room."""
         waiters, self._waiters = self._waiters, {}
         _wake(waiters)
+
+    def close(self) -> None:
+        """End with the connection: nothing is in flight any more, and every waiting sender wakes."""
+        self.in_flight_bytes = 0
+        self.wake()
 
 
 class ByteCredit:
