@@ -41,14 +41,6 @@ three classes that say what the caller may do, instead of ``error``/``exit``/``t
 from __future__ import annotations
 
 
-def text_of(value: object) -> str:
-    """What an exception or an exit reason says; a ``__str__`` that fails must not hide who has failed."""
-    try:
-        return str(value)
-    except Exception:  # noqa: BLE001  # it is the program's
-        return f"<{type(value).__name__}, whose text cannot be made>"
-
-
 class FleetError(Exception):
     """The base class of all errors that fleetlm raises on purpose."""
 

@@ -68,9 +68,9 @@ async def prepare(
         transport = ZmqTransport(settings)
     console: Callable[[Node], Any] | None = None
     if settings.remote and on_this_network:
-        from fleetlm.remote.server import Console  # noqa: PLC0415  # likewise
+        from fleetlm.remote.server import RemoteServer  # noqa: PLC0415  # likewise
 
-        console = Console
+        console = RemoteServer
     return Parts(settings, address, discovery, first, transport, rng, wall_ms, console, on_this_network)
 
 

@@ -1,4 +1,4 @@
-"""`fleetlm` as programs: real nodes on 127.0.0.N, real signals, real exit codes."""
+"""The command line as real programs: nodes on 127.0.0.N, signals, exit codes, a terminal."""
 
 from __future__ import annotations
 
@@ -135,12 +135,13 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("program", [[], ["worker:main"], ["worker:setup"]])
-def test_a_signal_leaves_in_order(place: Place, number: signal.Signals, program: list[str]) -> None:
+def test_a_signal_stops_the_node_in_order(place: Place, number: signal.Signals, program: list[str]) -> None:
     node = place.node(2, *program)
     node.send_signal(number)
     code, _, error = ended(node)
     assert code == 0, error
     assert "Traceback" not in error
+    assert f"received {number.name}; shutting down" in error
     assert "stopped: shutdown" in error
     assert list((place.folder / "run" / "fleetlm").iterdir()) == []
 
@@ -186,7 +187,7 @@ def test_how_a_program_ends(place: Place, program: str, code: int, said: str) ->
     if code == 0:
         assert done.stdout.startswith("ran on fleetlm@127.0.0.2 ")
     if code == 1:
-        assert "foreground.py" not in done.stderr
+        assert "start.py" not in done.stderr
 
 
 def test_a_setting_that_cannot_be_used_is_78(place: Place) -> None:
@@ -205,7 +206,7 @@ def test_a_port_that_is_taken_is_1(place: Place) -> None:
         assert "Traceback" not in done.stderr
         doctor = place.run("doctor", FLEETLM_NODE_IP="127.0.0.2", DNS_CLUSTER_QUERY="127.0.0.2")
     assert doctor.returncode == 1
-    assert "taken by something else" in doctor.stdout
+    assert "taken by another program" in doctor.stdout
 
 
 # ── remote ───────────────────────────────────────────────────────────────────────────────────────
@@ -283,7 +284,7 @@ def test_a_stopped_process_is_a_timeout(place: Place) -> None:
     node.send_signal(signal.SIGSTOP)
     done = place.remote("--timeout", "0.5", "1")
     assert done.returncode == 4
-    assert "did not react" in done.stderr
+    assert "did not respond" in done.stderr
     node.send_signal(signal.SIGCONT)
     assert place.remote("1").stdout == "1\n"
 
@@ -303,7 +304,7 @@ def test_ctrl_c_in_the_client_cancels_in_the_node(place: Place) -> None:
     assert place.remote("node.seen").stdout == "[1]\n"
 
 
-def test_off_means_off(place: Place) -> None:
+def test_a_node_with_remote_off_cannot_be_found(place: Place) -> None:
     node = place.node(2, FLEETLM_REMOTE="off")
     assert node.stderr is not None
     while "listens on" not in node.stderr.readline():
@@ -401,7 +402,7 @@ def test_the_shell_says_that_its_node_died(place: Place, editor: str) -> None:
 # ── doctor ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_doctor_finds_a_healthy_pair_healthy(place: Place) -> None:
+def test_the_doctor_passes_a_healthy_pair(place: Place) -> None:
     query = "127.0.0.2,127.0.0.3"
     place.node(2, DNS_CLUSTER_QUERY=query)
     place.node(3, DNS_CLUSTER_QUERY=query)
@@ -414,7 +415,7 @@ def test_the_doctor_finds_a_healthy_pair_healthy(place: Place) -> None:
     assert place.run("doctor").returncode == 2
 
 
-def test_the_doctor_says_who_is_missing(place: Place) -> None:
+def test_the_doctor_reports_a_missing_node(place: Place) -> None:
     place.node(2, DNS_CLUSTER_QUERY="127.0.0.2,127.0.0.3")
     done = place.run("doctor", "--json")
     assert done.returncode == 1
@@ -433,7 +434,7 @@ def test_the_doctor_without_a_node_checks_the_environment(place: Place) -> None:
     assert "FLEETLM_NODE_PORT is '0'" in wrong.stdout
 
 
-def test_the_doctor_sees_another_cookie(place: Place) -> None:
+def test_the_doctor_reports_a_different_cookie(place: Place) -> None:
     query = "127.0.0.2,127.0.0.3"
     place.node(2, DNS_CLUSTER_QUERY=query, FLEETLM_COOKIE="x" * 32)
     place.node(3, DNS_CLUSTER_QUERY=query, FLEETLM_COOKIE="y" * 32)

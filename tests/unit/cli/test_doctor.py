@@ -1,4 +1,4 @@
-"""What the doctor concludes from facts; gathering them is tests/system's."""
+"""The checks of `fleetlm doctor` on made-up facts, and its report."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fleetlm.cli.doctor import checks, gather as doctor
+from fleetlm.cli.doctor import checks, gather
 from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Facts, Finding, PeerFact
 from fleetlm.core.dns_answers import Answer, Outcome
-from fleetlm.remote.namespace import facts as node_facts, plain
+from fleetlm.remote.facts import node_facts, plain
 from fleetlm.settings import Settings
 from fleetlm.wire.frames import IAm
 from tests.support.remote_fakes import FakeNode, node_info, row
@@ -31,7 +31,7 @@ def iam(ip: str = PEER, basename: str = "fleetlm", cluster: str = "") -> IAm:
 
 
 def facts(**changes: Any) -> Facts:
-    """A healthy node of two, as seen from the environment alone."""
+    """Return the facts of a healthy cluster of two, without a running node on this machine."""
     values: dict[str, Any] = {
         "settings": ON,
         "own_ip": ME,
@@ -46,7 +46,7 @@ def facts(**changes: Any) -> Facts:
 
 
 def running(*rows: Any, **info: Any) -> dict[str, Any]:
-    """What a running node tells."""
+    """Return what a running node says about itself."""
     node = FakeNode(f"fleetlm@{ME}", cookie=COOKIE)
     told = node_facts(node)  # type: ignore[arg-type]
     return told | {"info": plain(node_info(name=node.name, peers=rows, **info))}
@@ -58,7 +58,7 @@ def one(findings: list[Finding], topic: str | None = None) -> Finding:
     return fitting[0]
 
 
-def test_all_is_well() -> None:
+def test_a_healthy_cluster_passes_all_checks() -> None:
     found = checks.judge(
         facts(
             node=running(row(f"fleetlm@{PEER}")),
@@ -72,14 +72,14 @@ def test_all_is_well() -> None:
     assert not checks.failed(found)
 
 
-def test_whatever_is_not_well_says_what_to_do_and_no_secret() -> None:
-    sick = [
+def test_every_failure_says_what_to_do_and_reveals_no_secret() -> None:
+    unhealthy = [
         facts(answer=answered(outcome=Outcome.EMPTY, detail="NXDOMAIN"), port="in use"),
         facts(peers=[PeerFact(PEER, 4370, why) for why in ("refused", "timeout", "no route")]),
         facts(node=running(row(status="wanted", attempts=3, last_error="wrong_cluster")), port=None),
         facts(own_ip="127.0.0.1"),
     ]
-    for each in sick:
+    for each in unhealthy:
         found = checks.judge(each)
         assert checks.failed(found)
         assert all(finding.cure for finding in found if finding.level == FAIL)
@@ -132,7 +132,7 @@ def test_clustering_off() -> None:
         ({}, OK, "set by POD_IP"),
         ({"own_warning": "several addresses; set FLEETLM_NODE_IP"}, WARN, "Several addresses; set"),
         ({"own_ip": "127.0.0.1"}, FAIL, "Set FLEETLM_NODE_IP"),
-        ({"own_ip": "10.9.9.9"}, WARN, "DNS does not name it"),
+        ({"own_ip": "10.9.9.9"}, WARN, "the DNS answer does not contain it"),
         ({"own_ip": "127.0.0.5", "answer": answered("127.0.0.5", "127.0.0.6")}, OK, "127.0.0.5"),
         ({"answer": answered(outcome=Outcome.FAILED)}, OK, ME),
         ({"node": running(observed_ips=["192.168.0.9"])}, WARN, "192.168.0.9"),
@@ -150,7 +150,7 @@ def test_the_own_address(changes: dict[str, Any], level: str, words: str) -> Non
         (PeerFact(PEER, 4370, None, iam()), OK, "connected to 1 node"),
         (PeerFact(PEER, 4370, None, None), OK, "accepts connections"),
         (PeerFact(PEER, 4370, "refused"), FAIL, "FLEETLM_NODE_PORT"),
-        (PeerFact(PEER, 4370, "timeout"), FAIL, "Let TCP 4370 pass"),
+        (PeerFact(PEER, 4370, "timeout"), FAIL, "Allow TCP port 4370"),
         (PeerFact(PEER, 4370, "No route to host"), FAIL, "No route to host"),
         (PeerFact(PEER, 4370, None, "10.0.0.2:4370: another cookie"), FAIL, "FLEETLM_COOKIE"),
         (PeerFact(PEER, 4370, None, iam(cluster="blue")), FAIL, "FLEETLM_CLUSTER"),
@@ -203,23 +203,23 @@ def test_the_port_of_a_running_node(port: Any, level: str) -> None:
     assert one(checks.judge_port(facts(port=port, node=running()))).level == level
 
 
-def test_an_environment_that_cannot_be_used_is_78(
+def test_an_environment_that_cannot_be_used_is_exit_code_78(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "ask_node", lambda _: (None, "none runs", 0))
+    monkeypatch.setattr(gather, "ask_node", lambda _: (None, "none runs", 0))
     monkeypatch.setenv("DNS_POLL_INTERVAL_MS", "5s")
-    assert doctor.main() == 78
+    assert gather.main() == 78
     assert "DNS_POLL_INTERVAL_MS is '5s'" in capsys.readouterr().out
-    assert doctor.main(as_json=True) == 78
+    assert gather.main(as_json=True) == 78
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
 @pytest.mark.parametrize(
     ("changes", "level", "words"),
     [
-        ({}, OK, "masked"),
+        ({}, OK, "not shown"),
         ({"settings": ON.replace(cookie=None)}, WARN, "openssl rand"),
-        ({"settings": ON.replace(cookie=None), "own_ip": "127.0.0.1"}, OK, "nothing outside"),
+        ({"settings": ON.replace(cookie=None), "own_ip": "127.0.0.1"}, OK, "listens on this machine only"),
         ({"node": running(), "cookie_known": False}, WARN, "Run doctor with the node's"),
     ],
 )
@@ -236,11 +236,11 @@ def test_flapping() -> None:
     flapping = row(connections=7, last_error="heartbeat timeout")
     finding = one(checks.judge_stability(facts(node=running(flapping, row("fleetlm@10.0.0.3")))))
     assert finding.level == WARN
-    assert "was up 7 times; last error: heartbeat timeout" in finding.text
+    assert "came up 7 times; last error: heartbeat timeout" in finding.text
     assert "memory limit" in finding.cure
 
 
-def test_the_table_says_who_is_missing_and_why() -> None:
+def test_missing_peers_are_reported_with_the_reason() -> None:
     lost = row(
         status="down", attempts=4, last_error="refused by x: wrong_cluster (…)", last_error_age_s=125.0
     )
@@ -248,7 +248,7 @@ def test_the_table_says_who_is_missing_and_why() -> None:
     assert one(found, "mesh").text == "connected to 1 node"
     missing, busy = (finding for finding in found if finding.topic == "connection")
     assert missing.level == FAIL
-    assert "4 attempts: refused by x: wrong_cluster (…), 2 min ago" in missing.text
+    assert "(status down, 4 attempts): refused by x: wrong_cluster (…), 2 min ago" in missing.text
     assert "FLEETLM_CLUSTER" in missing.cure
     assert busy.level == WARN
 
@@ -266,13 +266,13 @@ def test_typed_refusals_have_cures(error: str) -> None:
     assert checks.cure_for(error) != checks.cure_for("connection refused")
 
 
-def test_a_late_loop_and_a_differing_environment_are_told() -> None:
-    sick = facts(
+def test_a_late_loop_and_a_differing_environment_are_reported() -> None:
+    unhealthy = facts(
         node=running(lag_ms=4_000), differs=["DNS_CLUSTER_QUERY"], environment_error="X is 'y'; allowed: z."
     )
-    found = checks.judge(sick)
+    found = checks.judge(unhealthy)
     assert "4,000 ms late" in next(f.text for f in found if "late" in f.text)
-    assert any("differs from the node's: DNS_CLUSTER_QUERY" in f.text for f in found)
+    assert any("differs from the node's in DNS_CLUSTER_QUERY" in f.text for f in found)
     assert any(f.text.startswith("X is 'y'") for f in found)
 
 
@@ -281,7 +281,7 @@ def test_a_late_loop_and_a_differing_environment_are_told() -> None:
 
 def test_the_nodes_settings_hold_but_the_cookie_is_this_shells() -> None:
     told = running() | {"query": "other", "port": 5000, "dns_server": ["127.0.0.1", 53], "cluster": "c"}
-    adopted = doctor.adopt(ON, told)
+    adopted = gather.adopt_settings(ON, told)
     assert (adopted.dns_query, adopted.node_port, adopted.cluster) == ("other", 5000, "c")
     assert adopted.dns_server == ("127.0.0.1", 53)
     assert adopted.cookie == COOKIE
@@ -292,34 +292,46 @@ def test_only_what_is_set_here_can_differ(monkeypatch: pytest.MonkeyPatch) -> No
         if name.startswith(("DNS_CLUSTER", "FLEETLM")):
             monkeypatch.delenv(name)
     mine = ON.replace(node_port=1, cluster="x")
-    assert doctor.differing(mine, running()) == []
+    assert gather.find_differences(mine, running()) == []
     monkeypatch.setenv("FLEETLM_NODE_PORT", "1")
-    assert doctor.differing(mine, running()) == ["FLEETLM_NODE_PORT"]
+    assert gather.find_differences(mine, running()) == ["FLEETLM_NODE_PORT"]
 
 
 def test_addresses_to_ask_are_those_of_dns_and_of_the_table_without_ourselves() -> None:
     told = running(row("fleetlm@10.0.0.3"), row(f"fleetlm@{PEER}"))
-    assert doctor.addresses_to_ask(answered(ME, PEER), told, ME) == [PEER, "10.0.0.3"]
-    assert doctor.addresses_to_ask(None, None, ME) == []
+    assert gather.list_peer_addresses(answered(ME, PEER), told, ME) == [PEER, "10.0.0.3"]
+    assert gather.list_peer_addresses(None, None, ME) == []
     many = answered(*(f"10.1.{n // 250}.{n % 250 + 1}" for n in range(900)))
-    assert len(doctor.addresses_to_ask(many, None, ME)) == doctor.MAX_PEERS
+    assert len(gather.list_peer_addresses(many, None, ME)) == gather.MAX_PEERS
 
 
 def test_the_report_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     found = [Finding(OK, "dns", "fine"), Finding(FAIL, "peer", "10.0.0.2:4370 refuses", "Start it " * 20)]
-    doctor.show(found, as_json=False)
+    gather.show(found, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ok    dns          fine"
     assert lines[1] == "fail  peer         10.0.0.2:4370 refuses"
     assert lines[2].startswith("                   → Start it")
     assert all(len(line) <= 100 for line in lines)
-    assert lines[-1] == "1 fail, 0 warn, 1 ok"
+    assert lines[-1] == "1 check failed; 0 warnings, 1 passed."
     assert "\x1b" not in "".join(lines)
-    assert "\x1b[31mfail\x1b[0m" in doctor.lines_of(found[1], colours=True)
+    assert "\x1b[31mfail\x1b[0m" in gather.format_finding(found[1], colours=True)
+
+
+@pytest.mark.parametrize(
+    ("levels", "summary"),
+    [
+        ([OK, OK], "All checks passed (2)."),
+        ([OK, WARN, OK], "No check failed; 1 warning, 2 passed."),
+        ([FAIL, WARN, WARN, FAIL], "2 checks failed; 2 warnings, 0 passed."),
+    ],
+)
+def test_the_report_ends_with_a_summary(levels: list[str], summary: str) -> None:
+    assert gather.summarize(Finding(level, "dns", "text") for level in levels) == summary
 
 
 def test_the_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    doctor.show([Finding(WARN, "dns", "text", "cure")], as_json=True)
+    gather.show([Finding(WARN, "dns", "text", "cure")], as_json=True)
     assert json.loads(capsys.readouterr().out) == {
         "ok": True,
         "findings": [{"level": "warn", "topic": "dns", "text": "text", "cure": "cure"}],
