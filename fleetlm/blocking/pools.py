@@ -74,8 +74,9 @@ class Blocking:
         """Run a blocking function in a thread while the node goes on: ``await node.run_blocking(f, x)``.
 
         For functions that wait: files, drivers, C code that releases the GIL. Pure Python code that
-        computes blocks the event loop even from another thread; use `run_in_process` for it. The
-        function runs with the caller's context variables, and reaches the node through ``node.sync``.
+        computes holds the GIL, and so delays the event loop even from another thread; use
+        `run_in_process` for it. The function runs with the caller's context variables, and reaches the
+        node through ``node.sync``.
 
         `Settings.blocking_threads` functions run at a time; further callers wait in order.
 
