@@ -7,11 +7,8 @@ from fleetlm.call import Call as Call
 from fleetlm.core.dns_answers import Answer as Answer, Outcome as Outcome
 from fleetlm.core.name_table import Claim as Claim
 from fleetlm.core.topology import PeerInfo as PeerInfo
-from fleetlm.discovery.dns import (
-    Discovery as Discovery,
-    DnsDiscovery as DnsDiscovery,
-    StaticDiscovery as StaticDiscovery,
-)
+from fleetlm.discovery.dns import DnsDiscovery as DnsDiscovery, StaticDiscovery as StaticDiscovery
+from fleetlm.discovery.interface import Discovery as Discovery
 from fleetlm.errors import (
     AlreadyRegistered as AlreadyRegistered,
     CallTimeout as CallTimeout,
@@ -59,7 +56,8 @@ from fleetlm.messages import (
 from fleetlm.names import Address as Address, NodeName as NodeName
 from fleetlm.node import Node as Node
 from fleetlm.node_thread import node_in_thread as node_in_thread
-from fleetlm.process import ChildInfo as ChildInfo, Process as Process, ProcessInfo as ProcessInfo
+from fleetlm.process import Process as Process
+from fleetlm.processes.info import ChildInfo as ChildInfo, ProcessInfo as ProcessInfo
 from fleetlm.runtime.info import NodeInfo as NodeInfo
 from fleetlm.settings import Settings as Settings
 from fleetlm.supervisor import Child as Child, Supervisor as Supervisor

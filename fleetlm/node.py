@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
+import math
 import random
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
+from fleetlm.actor import Actor, check_unused
+from fleetlm.actors.handlers import ActorObject
+from fleetlm.actors.ref import ActorRef, Goal, Sender, goal_of
+from fleetlm.actors.starting import start
 from fleetlm.blocking import forks
 from fleetlm.blocking.pools import Blocking
 from fleetlm.core.connection import Identity
@@ -19,15 +26,16 @@ from fleetlm.directory.subscriptions import Subscription
 from fleetlm.discovery.own_address import OwnAddress, RecordWatch, can_bind
 from fleetlm.discovery.poller import Poller
 from fleetlm.errors import FleetError, NodeStopped
-from fleetlm.ids import new_incarnation
+from fleetlm.ids import Pid, new_incarnation
+from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.outbound import Messenger
 from fleetlm.messaging.streams import Streams
 from fleetlm.names import canonical_node, endpoint
-from fleetlm.node_messages import MessageApi
-from fleetlm.node_processes import ProcessApi
+from fleetlm.process import Process, ProcessServices
+from fleetlm.processes.context import NodeContext
 from fleetlm.processes.local import LocalProcesses
-from fleetlm.processes.remote_spawn import Factories
+from fleetlm.processes.remote_spawn import Factories, RemoteSpawn
 from fleetlm.processes.signals import Signals
 from fleetlm.runtime.bootstrap import Parts, warn_about
 from fleetlm.runtime.driver import Driver
@@ -41,16 +49,19 @@ from fleetlm.wire.codec import Codec
 
 if TYPE_CHECKING:
     from fleetlm.core.dns_answers import Answer
-    from fleetlm.discovery.dns import Discovery
+    from fleetlm.discovery.interface import Discovery
+    from fleetlm.messaging.targets import Target
+    from fleetlm.processes.info import ChildInfo, ProcessInfo
+    from fleetlm.processes.running import ProcessFunction, RunningProcess
     from fleetlm.transport.interface import Transport
+    from fleetlm.wire.invocation import Invoke
 
 log = logging.getLogger("fleetlm")
 
-Names = list[str]
-"""`Node.list` hides the built-in name inside the class."""
+A = TypeVar("A", bound=ActorObject)
 
 
-class Node(ProcessApi, MessageApi):
+class Node:
     """One running node. Made by `Node.start`, never by the constructor.
 
     ::
@@ -88,11 +99,10 @@ class Node(ProcessApi, MessageApi):
         self.kernel = Kernel(me, settings, parts.rng)
         self._events = EventHub(settings.events_limit)
         self._driver = Driver(self.kernel, parts.transport, codec, self._events, settings, parts.rng, loop)
-        self._local = LocalProcesses(self, self.name, self.incarnation, settings.mailbox_limit)
-        signals = Signals(self.name, self.incarnation, codec, self._local, self._driver.sessions)
-        self._local.signals = self._signals = signals
+        context = NodeContext(self.name, self.incarnation, settings, self._driver.sessions, self._is_draining)
         self.tables = tables = Replication(codec, self._driver.sessions)
-        self._local.on_exited = tables.exited
+        self._local = LocalProcesses(context, self._make_process, self._process_exited, self.exit)
+        self._signals = signals = Signals(context, codec, self._local)
         self._driver.on_up = tables.node_up
         self._driver.on_down = self._node_down
         office = PeerRequests(self._driver, self._local, signals, tables)
@@ -102,11 +112,15 @@ class Node(ProcessApi, MessageApi):
         self._driver.inbound = self.inbound
         self._driver.on_change = self._changed
         self._messenger = Messenger(
-            self.name, self.incarnation, settings, codec, self._local, self._driver.sessions,
+            self.name, self.incarnation, settings, codec, self._local.boxes, self._driver.sessions,
             self.kernel.topology, loop,
         )  # fmt: skip
         self._streams = Streams(self._messenger, settings, codec, loop)
-        self.factories = office.factories = Factories(self, codec, self._local, signals, self._messenger)
+        self.factories = Factories(settings.max_factories)
+        self._remote_spawn = office.remote_spawn = RemoteSpawn(
+            context, self.factories, codec, self._local, signals, self._messenger, self.spawn
+        )
+        self._services = ProcessServices(signals, self._remote_spawn, settings.mailbox_limit)
         chance = random.Random(f"{self.name} {self.incarnation} groups")  # Picks change no back-off.
         self.groups = Groups(self, tables, self._messenger, codec, chance)
         self.registry = Registry(self, tables, codec, self._local, self._messenger, parts.wall_ms)
@@ -222,7 +236,7 @@ class Node(ProcessApi, MessageApi):
 
     # The cluster.
 
-    def list(self, *selectors: str) -> Names:
+    def list(self, *selectors: str) -> builtins.list[str]:
         """Names of nodes, sorted; by default of those that are connected, without this one.
 
         Args:
@@ -305,7 +319,261 @@ class Node(ProcessApi, MessageApi):
                 self._check_running()
                 await self._next_change()
 
-    # How.
+    # Processes.
+
+    def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
+        """Run ``await function(process, *args)`` as a process of this node.
+
+        It ends when the function returns, raises (logged) or is cancelled; its name is free then.
+
+        Args:
+            function: a coroutine function; its first argument is its `Process`. Or an `Actor`, or the
+                class of one, which is made from ``args`` inside the new process.
+            *args: its further arguments.
+            name: registered at once, so that a message can be sent right after.
+
+        Raises:
+            AlreadyRegistered, InvalidName: nothing was started.
+            NodeStopped: likewise.
+            TypeError: ``function`` cannot be called.
+            RuntimeError: it is an `Actor` object that has been run.
+        """
+        self._check_running()
+        if not callable(function):
+            raise TypeError(f"spawn() takes a coroutine function, not {function!r}")
+        check_unused(function)
+        return self._local.spawn(function, args, name)
+
+    async def start_actor(
+        self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None
+    ) -> ActorRef[A]:
+        """Spawn an actor, and return a reference when its ``init`` is done.
+
+        Args:
+            actor: its class, made from ``args``; or an object of it.
+            *args: for the constructor.
+            name: registered at once; what is sent to it waits for ``init``.
+            timeout: seconds for ``init``; default `Settings.call_timeout_s`.
+
+        Raises:
+            InitFailed: the constructor or ``init`` raised, ended the process, or took longer; the process
+                is gone.
+            AlreadyRegistered, InvalidName, NodeStopped, TypeError, RuntimeError: as `spawn`.
+            Expired: the call being served has no time left; nothing was started.
+        """
+        self._check_running()
+        cls = actor if isinstance(actor, type) else type(actor)
+        _check_actor(cls)
+        check_unused(actor)
+        timeout_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
+        pid = await start(self._local, actor, args, name, timeout_s)
+        return ActorRef(cast("Sender", self), cls, pid)
+
+    def ref(self, actor: type[A], target: Goal, at: str | None = None) -> ActorRef[A]:
+        """A typed reference to an actor anywhere; asks nobody, so it may lead to none.
+
+        Args:
+            actor: its class, or a base of that with the handlers in question.
+            target: a pid, a name on this node, ``(name, node)``, or a function that returns a pid and is
+                asked anew at each use.
+            at: the node on which ``target`` is a name.
+
+        Raises:
+            TypeError: ``actor`` is no class of actors, or ``at`` is given with something else than a name.
+            InvalidName: ``at`` is not a node name.
+        """
+        _check_actor(actor)
+        return ActorRef(cast("Sender", self), actor, goal_of(target, at))
+
+    async def spawn_at(
+        self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
+    ) -> Pid:
+        """Spawn a process on a node, by the name of a factory that is registered there.
+
+        It is linked to nobody and lives on when this node is lost; `Process.spawn_link_at` and
+        `Process.spawn_monitor_at` tie it to a process. See `Factories`.
+
+        Args:
+            at: the node, which may be this one.
+            factory: its name there; see `Factories.register`.
+            *args: message values, passed to the process function after its `Process`.
+            name: registered at once, on ``at``.
+            timeout: seconds. Who stops waiting has spawned nothing: a process whose answer comes
+                late is killed.
+
+        Raises:
+            NoFactory, Draining, NoConnection, Undecodable, WouldBlock: nothing was spawned.
+            AlreadyRegistered: likewise; its ``owner`` is a text.
+            NotSerializable, MessageTooLarge, InvalidName: likewise, nothing was sent.
+            NodeLost: the connection ended first; a process may live there.
+            CallTimeout: a process may have run for a while; it lives only where the connection is lost
+                before its answer comes.
+        """
+        return (await self._remote_spawn.spawn(at, factory, args, name, timeout))[0]
+
+    def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
+        """Send an exit signal to a process anywhere; its sender is this node itself, number 0.
+
+        Does nothing if it has ended or its node is not connected. See `Process.exit`.
+        """
+        self._signals.exit(Pid(self.name, self.incarnation, 0), pid, reason)
+
+    async def join(self, pid: Pid, timeout: float | None = None) -> bool:
+        """Wait until a process of this node has ended, its clean-up included.
+
+        Returns:
+            False if it has not within ``timeout`` seconds (None: waits for ever).
+        """
+        task = self._local.task_of(pid)
+        if task is None:
+            return True
+        done, _ = await asyncio.wait({task}, timeout=timeout)
+        return bool(done)
+
+    def processes(self) -> builtins.list[ProcessInfo]:
+        """The processes of this node, in the order in which they were spawned."""
+        return self._local.info()
+
+    def process_info(self, pid: Pid) -> ProcessInfo | None:
+        """One of them, or None if it has ended or lives elsewhere."""
+        process = self._local.process(pid)
+        return None if process is None else process.info()
+
+    def supervisors(self) -> dict[Pid, builtins.list[ChildInfo]]:
+        """The supervisors of this node, each with its children in the order of their start."""
+        return self._local.supervisors()
+
+    def name_of(self, pid: Pid) -> str | None:
+        """The registered name of a process of this node."""
+        return self._local.table.name_of(pid.number)
+
+    def registered(self) -> dict[str, Pid]:
+        """Names registered on this node."""
+        return self._local.table.registered()
+
+    async def whereis(self, name: str, at: str | None = None, timeout: float = 5.0) -> Pid | None:
+        """The process registered under ``name`` on this node, or on the node ``at``.
+
+        Raises:
+            NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
+        """
+        if at is None or canonical_node(at) == self.name:
+            return self._local.table.whereis(name)
+        found = await self._messenger.ask(at, "whereis", name, within_deadline(timeout))
+        return found if isinstance(found, Pid) else None
+
+    async def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
+        """Name a process on its own node, wherever that is.
+
+        Raises:
+            AlreadyRegistered, NoProcess: nothing changed.
+            InvalidName: likewise; from another node it comes as `RemoteError` with that type name.
+            NoConnection, NodeLost, CallTimeout: its node could not be asked.
+        """
+        if pid.node == self.name:
+            self._local.register(name, pid)
+        else:
+            await self._messenger.ask(pid.node, "register", [name, pid], within_deadline(timeout))
+
+    async def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:
+        """Take a name away, on this node or on ``at``. False if nobody had it. Raises: as `whereis`."""
+        if at is None or canonical_node(at) == self.name:
+            return self._local.unregister(name)
+        return bool(await self._messenger.ask(at, "unregister", name, within_deadline(timeout)))
+
+    # Messages.
+
+    def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
+        """Send one message: at most once, in order, never silently lost while the connection lives.
+
+        Waits while a window is full (the connection's, or a local process's mailbox).
+
+        Args:
+            to: a pid, a name on this node, or ``(name, node)``.
+            message: a value (README, "Embed"). It is packed before this returns.
+
+        Raises:
+            NotSerializable, MessageTooLarge: nothing was sent.
+            NoConnection, NoProcess: nothing was sent. A name that nobody has on *another* node is
+                not noticed: use `call` where that matters.
+        """
+        return self._messenger.send(to, message)  # One coroutine for each message, not two.
+
+    def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
+        """As `send`, for a request to an actor; what `ActorRef.cast` uses."""
+        return self._messenger.cast(to, request)
+
+    def send_nowait(self, to: Target, message: Any) -> None:
+        """As `send`, but raises `WouldBlock` where that would wait."""
+        self._messenger.send_nowait(to, message)
+
+    async def call(self, to: Target, message: Any, timeout: float | None = None) -> Any:
+        """Ask a process and wait for its reply.
+
+        Args:
+            to: as `send`.
+            message: arrives as ``Call(message)``; the process answers with `Call.reply`.
+            timeout: seconds; default `Settings.call_timeout_s`. An expired request is not run. In a
+                handler of an `Actor` it is at most what is left of the call being served.
+
+        Raises:
+            NotDelivered: it never ran (`NoProcess`, `NoConnection`, `NoHandler`, `Undecodable`,
+                `WouldBlock`, `Expired`).
+            OutcomeUnknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
+            RemoteError: it ran and raised.
+        """
+        return await self._messenger.call(to, message, self._deadline_s(timeout))
+
+    def stream(self, to: Target, message: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        """Ask a process for a stream of items.
+
+        ::
+
+            async for token in node.stream(("model", "fleetlm@10.0.0.7"), "prompt"): ...
+
+        The producer waits while `Settings.stream_window` items have not been consumed. Leaving the loop
+        cancels it; where the moment matters, use ``contextlib.aclosing``.
+
+        Args:
+            to: as `send`.
+            message: arrives as ``Call(message)``, with `Call.put` for the items.
+            timeout: seconds for the whole stream; default: as long as items come, with pauses of at most
+                `Settings.stream_idle_s`.
+
+        Raises:
+            NotDelivered, OutcomeUnknown, RemoteError: as `call`, when it is iterated, after the items
+                that came before.
+        """
+        within_s = within_deadline(math.inf if timeout is None else timeout)
+        return self._streams.open(to, message, None if within_s == math.inf else within_s)
+
+    async def multicall(
+        self, targets: Sequence[Target], message: Any, timeout: float | None = None
+    ) -> Sequence[Any]:
+        """One request to many, encoded once.
+
+        Returns:
+            For each target, in the order of the targets, its reply or the `FleetError` that `call`
+            would have raised.
+        """
+        return await self._messenger.multicall(targets, message, self._deadline_s(timeout))
+
+    async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None = None) -> int:
+        """Send to the process ``name`` on every connected node and this one, encoded once.
+
+        Waits for nodes whose windows are full, after it has sent to all others.
+
+        Args:
+            name: of the process on each node.
+            message: as `send`.
+            nodes: only these; those that are not connected are passed over.
+
+        Returns:
+            To how many nodes it was sent.
+        """
+        return await self._messenger.broadcast(name, message, nodes)
+
+    # Internals.
 
     @property
     def sessions(self) -> dict[str, Any]:
@@ -329,6 +597,19 @@ class Node(ProcessApi, MessageApi):
             self.own_address_warning = contradiction
             log.warning("%s", contradiction)
         self._driver.looked_up(answer)
+
+    def _is_draining(self, name: str) -> bool:
+        if name == self.name:
+            return self.kernel.draining
+        session = self._driver.sessions.get(name)
+        return session is not None and session.peer.is_draining
+
+    def _make_process(self, pid: Pid, runs: str) -> Process:
+        return Process(self, self._services, pid, runs)
+
+    def _process_exited(self, process: RunningProcess, reason: Any) -> None:
+        self.tables.exited(process.pid)  # First: a process that is told of the death finds no trace of it.
+        self._signals.exited(process, reason)
 
     def _node_down(self, name: str) -> None:
         self.tables.node_down(name)  # First: whoever hears of a death finds the tables without it.
@@ -357,3 +638,11 @@ class Node(ProcessApi, MessageApi):
         """Whether there are calls to answer, functions to end, or large messages on their way out."""
         links = self._driver.sessions.values()
         return bool(self._local.open_calls or self._blocking.running) or any(link.lanes for link in links)
+
+    def _deadline_s(self, timeout: float | None) -> float:
+        return within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
+
+
+def _check_actor(cls: object) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, Actor)):
+        raise TypeError(f"{cls!r} is not a class of actors")

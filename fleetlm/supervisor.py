@@ -35,7 +35,9 @@ from fleetlm.core.restarts import (
 from fleetlm.errors import FleetError, InitFailed, InvalidName, ProcessExit
 from fleetlm.ids import Pid
 from fleetlm.messages import Exit
-from fleetlm.process import ChildInfo, Process, ProcessFunction
+from fleetlm.process import Process
+from fleetlm.processes.info import ChildInfo
+from fleetlm.processes.running import ProcessFunction
 
 log = logging.getLogger("fleetlm")
 

@@ -1,43 +1,19 @@
-"""Handlers: the methods of an actor that may be asked for from elsewhere, and how a request names one."""
+"""Handlers: the methods of an actor that may be asked for from elsewhere, and the name of each."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, Protocol, TypeVar, overload
 
-from fleetlm.messages import message
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
 
 _MARK = "__fleetlm_handler__"
-
-
-@message("fleetlm.do")
-@dataclass(slots=True)
-class Invoke:
-    """A request for a handler. Only the handler's name travels, never code."""
-
-    handler: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def parts(self) -> list[Any]:
-        """As it travels, at a tenth of what a registered type costs. Raises: TypeError, if it is none."""
-        if type(self.args) is not tuple or type(self.kwargs) is not dict:
-            raise TypeError(f"{self!r} has no tuple of arguments, or no dict of keywords")
-        return [self.handler, list(self.args), self.kwargs]
-
-    @classmethod
-    def of(cls, parts: Any) -> Invoke:
-        """From what came. Raises: ValueError, TypeError, if it is none."""
-        name, args, kwargs = parts
-        if type(args) is not list or type(kwargs) is not dict:
-            raise ValueError("a request for a handler without its arguments")
-        return cls(name, tuple(args), kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +35,31 @@ class Handlers:
 
 
 NO_HANDLERS = Handlers({}, {})
+
+
+class HasHandlers(Protocol):
+    """An actor as a typed reference sees it: an object of a class with handlers, which `Actor` collects.
+
+    A bound for type variables, so that references and processes need not know `Actor`.
+    """
+
+    __fleetlm_handlers__: ClassVar[Handlers]
+
+
+class ActorObject(HasHandlers, Protocol):
+    """An `Actor` as the runtime sees it: what runs in a process of its own."""
+
+    async def init(self) -> None:
+        """See `Actor.init`."""
+
+    async def terminate(self, reason: Any) -> None:
+        """See `Actor.terminate`."""
+
+    async def handle_info(self, message: Any) -> None:
+        """See `Actor.handle_info`."""
+
+    async def __call__(self, process: Any, ready: asyncio.Future[bool] | None = None) -> None:
+        """Run as this `Process`, and set ``ready`` when `init` is done."""
 
 
 @overload

@@ -226,7 +226,7 @@ class Groups:
         if node == self._node.name:
             return self._node.kernel.draining
         session = self._node.sessions.get(node)
-        return session is not None and session.peer.draining
+        return session is not None and session.peer.is_draining
 
 
 def _key(change: Change) -> Hashable:

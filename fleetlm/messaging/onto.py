@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from fleetlm.errors import InvalidName, NoConnection
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session

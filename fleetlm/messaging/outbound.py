@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.actors.handlers import Invoke
-from fleetlm.call import Call, FailureKind, failure
+from fleetlm.call import Call
 from fleetlm.errors import (
-    CallTimeout,
     FleetError,
     InvalidName,
     NoConnection,
@@ -22,25 +20,22 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid
 from fleetlm.messaging.onto import append, first, is_full, put, put_later, waiting
 from fleetlm.messaging.stream_items import ConsumerEnd
+from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
 from fleetlm.messaging.windows import units
 from fleetlm.names import canonical_node
+from fleetlm.texts import SHORT
+from fleetlm.wire import operations
 from fleetlm.wire.codec import unreadable_in
-from fleetlm.wire.extensions import SHORT
-from fleetlm.wire.frames import Op
+from fleetlm.wire.failures import FailureKind, error_of_failure
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.core.topology import Topology
-    from fleetlm.messaging.session import Session, Waiting
-    from fleetlm.processes.local import LocalProcesses
+    from fleetlm.messaging.mailbox import Key, Mailbox
+    from fleetlm.messaging.session import Session
+    from fleetlm.messaging.targets import Waiting
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
-
-Target = Pid | str | tuple[str, str]
-"""A pid, a name registered on this node, or ``(name, node)`` (an `Address`)."""
-
-MAX_TIMEOUT_S = 86_400.0
-"""A longer deadline, ``inf`` included, is this one: what travels is a number of milliseconds."""
-
 
 _Asked = tuple["Session", int, asyncio.Future[Any], Target, int | str]
 """A call of many that is on its way: session, ref, where the outcome will be, target, its key there."""
@@ -55,7 +50,7 @@ class Messenger:
         incarnation: int,
         settings: Settings,
         codec: Codec,
-        local: LocalProcesses,
+        boxes: dict[Key, Mailbox],
         sessions: dict[str, Session],
         topology: Topology,
         loop: asyncio.AbstractEventLoop,
@@ -66,7 +61,7 @@ class Messenger:
         self._incarnation = incarnation
         self._settings = settings
         self._codec = codec
-        self._local = local
+        self._boxes = boxes
         self._sessions = sessions
         self._topology = topology
         self._loop = loop
@@ -90,7 +85,7 @@ class Messenger:
         if held_now >= session.window or (session.slow and session.full):
             await session.room(0, key)
             held_now = held.get(key, 0)
-        packed = self._codec.pack([key, message], message)
+        packed = self._codec.pack([key, message], message)  # `operations.one_way` by hand.
         if len(packed) < session.plain_bytes:
             must_yield = session.append(packed)
             held[key] = held_now + 1
@@ -143,12 +138,12 @@ class Messenger:
         if waiting(session, key) >= session.window or session.full:
             await session.room(0, key)
         parts, weight = request.parts(), 1
-        packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
+        packed = self._codec.pack(operations.cast(key, parts, weight), parts)
         if len(packed) >= session.plain_bytes:
             if len(packed) > session.small_bytes and session.crowded:
                 await session.room(len(packed), key)
             weight = units(len(packed), session.window)
-            packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
+            packed = self._codec.pack(operations.cast(key, parts, weight), parts)
             if len(packed) > session.small_bytes:  # In pieces, its receiver weighs it as it has become.
                 weight = units(len(packed), session.window)
         must_yield = session.append(packed)
@@ -169,9 +164,9 @@ class Messenger:
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
         if type(message) is Invoke:
             parts = message.parts()
-            packed = self._codec.pack([int(Op.HANDLE), key, parts, ref, timeout_ms], parts)
+            packed = self._codec.pack(operations.handle(key, parts, ref, timeout_ms), parts)
         else:
-            packed = self._codec.pack([int(Op.CALL), key, message, ref, timeout_ms], message)
+            packed = self._codec.pack(operations.call(key, message, ref, timeout_ms), message)
         if len(packed) > session.small_bytes and session.crowded:
             await self.wait_for_room(session, to, timeout_s, deadline, len(packed), key)
         return await self._request(session, to, ref, packed, timeout_s, deadline, key=key)
@@ -181,7 +176,7 @@ class Messenger:
         self._check_running()
         session = self._session(canonical_node(node))
         ref = self.take_ref()
-        packed = self._codec.pack([int(Op.REQUEST), verb, argument, ref], argument)
+        packed = self._codec.pack(operations.request(verb, argument, ref), argument)
         return await self._request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
 
     async def multicall(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
@@ -215,7 +210,7 @@ class Messenger:
         if type(name) is not str:
             raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
         payload = self._codec.pack_value(message)
-        packed = b"\x92" + self._codec.pack_value(name) + payload
+        packed = operations.packed_one_way(self._codec.pack_value(name), payload)
         wanted = [*self._sessions, self._name] if nodes is None else [canonical_node(node) for node in nodes]
         sessions = [session for session in map(self._sessions.get, wanted) if session is not None]
         size = len(packed)
@@ -275,7 +270,7 @@ class Messenger:
         """The mailbox of a process of this node. Raises: NoProcess."""
         if isinstance(to, Pid) and to.incarnation != self._incarnation:
             raise NoProcess(to)
-        box = self._local.boxes.get(key)
+        box = self._boxes.get(key)
         if box is None:
             raise NoProcess(to)
         return box
@@ -337,7 +332,7 @@ class Messenger:
     def _done_with(self, session: Session, ref: int, sender: Hashable) -> None:
         """If the call has no outcome yet, tell the peer that nobody waits for it any more."""
         if session.calls.pop(ref, None) is not None:
-            session.control([int(Op.CANCEL), ref, None], after=sender or asyncio.current_task())
+            session.control(operations.cancel(ref), after=sender or asyncio.current_task())
 
     def _ask_at_once(
         self, to: Target, payload: bytes, timeout_s: float, sender: Hashable, asked: list[_Asked]
@@ -366,7 +361,7 @@ class Messenger:
     def _packed_call(self, key: int | str, payload: bytes, ref: int, timeout_s: float) -> bytes:
         pack = self._codec.pack_value
         timeout_ms = max(1, int(timeout_s * 1000))
-        return b"\x95" + pack(int(Op.CALL)) + pack(key) + payload + pack(ref) + pack(timeout_ms)
+        return operations.packed_call(pack(key), payload, ref, timeout_ms)
 
     async def _one_of_many(
         self,
@@ -472,7 +467,7 @@ class Messenger:
         """Hand the failure over."""
         future = self.local_calls.get(ref)
         if future is not None and not future.done():
-            future.set_exception(failure(kind, list(details)))
+            future.set_exception(error_of_failure(kind, list(details)))
 
     async def item(self, ref: int, value: Any) -> None:
         """Hand an item over."""
@@ -494,9 +489,3 @@ class Messenger:
 def _expire_all(asked: list[_Asked], timeout_s: float) -> None:
     for _, _, future, to, _ in asked:
         expire(future, to, timeout_s)
-
-
-def expire(future: Waiting, to: Target, timeout_s: float) -> None:
-    """End what has no outcome by its deadline."""
-    if not future.done():
-        future.set_exception(CallTimeout(to, timeout_s))

@@ -10,19 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from fleetlm.call import Call, FailureKind
+from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
 from fleetlm.messaging.chunks import Lanes, Reassembly
-from fleetlm.messaging.windows import UNIT_BYTES, Key, ReceiveWindows, SendWindows, units, weighed
-from fleetlm.wire.frames import Kind, Op
+from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units
+from fleetlm.wire import operations
+from fleetlm.wire.failures import FailureKind
+from fleetlm.wire.frames import Kind
 
 if TYPE_CHECKING:
-    from fleetlm.core.connection import Incoming, Outgoing
+    from fleetlm.core.halves import Incoming, Outgoing
     from fleetlm.core.topology import Peer
+    from fleetlm.messaging.mailbox import Key
+    from fleetlm.messaging.targets import Waiting
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.codec import Codec
@@ -39,19 +43,6 @@ _FAILURE_CHARACTERS = 65_536
 """Of each text of a failure: a traceback of any sensible depth."""
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
-
-
-class Waiting(Protocol):
-    """What waits for the outcome of a request: a future, or the consumer's end of a stream."""
-
-    def done(self) -> bool:
-        """Whether it has an outcome."""
-
-    def set_result(self, value: Any, /) -> None:
-        """It has come."""
-
-    def set_exception(self, error: BaseException, /) -> None:
-        """It will not come."""
 
 
 class Session:
@@ -369,18 +360,18 @@ class Session:
             return
         self._told = self.taken
         self._told_bulk = self.taken_bulk
-        self.control([int(Op.CREDIT), self.taken, self.taken_bulk])
+        self.control(operations.credit(self.taken, self.taken_bulk))
 
     def weighed(self, packed: bytes) -> tuple[bytes, int]:
         """A packed one-way message or call of more than one unit as it travels, and its units."""
         size = len(packed)
         weight = units(size, self.windows.limit)
         if size <= self.small_bytes and weight > 1:  # In pieces, its receiver sees by itself what it counts.
-            packed = weighed(packed, weight)
+            packed = operations.add_units(packed, weight)
         return packed, weight
 
     def _tell_taken(self, key: Key, count: int) -> None:
-        self.control([int(Op.TAKEN), key, count])
+        self.control(operations.taken(key, count))
 
     def called(self, key: Key) -> None:
         """A call to this process is open."""
@@ -403,18 +394,18 @@ class Session:
     def replied(self, ref: int, value: Any) -> None:
         """Send a result. Raises: NotSerializable, MessageTooLarge."""
         if not self.closed:
-            self.append(self._codec.pack([int(Op.REPLY), ref, value], value), ("reply", ref))
+            self.append(self._codec.pack(operations.reply(ref, value), value), ("reply", ref))
         self.requests.pop(ref, None)
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Say why there is no result, or no further item."""
         self.requests.pop(ref, None)
         texts = [_sendable(text[:_FAILURE_CHARACTERS]) for text in details]
-        self.control([int(Op.FAILURE), ref, int(kind), texts], ("reply", ref))
+        self.control(operations.failure(ref, kind, texts), ("reply", ref))
 
     async def item(self, ref: int, value: Any) -> None:
         """Send an item of a stream. Raises: NotSerializable, MessageTooLarge."""
-        packed = self._codec.pack([int(Op.ITEM), ref, value], value)
+        packed = self._codec.pack(operations.item(ref, value), value)
         if self.full or (len(packed) > self.small_bytes and self.crowded):
             with contextlib.suppress(NoConnection):
                 await self.room(len(packed))

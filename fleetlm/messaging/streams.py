@@ -7,16 +7,17 @@ import math
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.actors.handlers import Invoke
 from fleetlm.call import Call
 from fleetlm.messaging.onto import waiting
-from fleetlm.messaging.outbound import MAX_TIMEOUT_S, expire
 from fleetlm.messaging.stream_items import ConsumerEnd
+from fleetlm.messaging.targets import MAX_TIMEOUT_S, expire
 from fleetlm.messaging.windows import UNIT_BYTES, units
-from fleetlm.wire.frames import Op
+from fleetlm.wire import operations
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
-    from fleetlm.messaging.outbound import Messenger, Target
+    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.targets import Target
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
 
@@ -85,10 +86,12 @@ class Streams:
         if waiting(session, key) >= session.window or session.full:
             await self._messenger.wait_for_room(session, to, timeout_s, until, 0, key)
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
-        operation, payload = Op.STREAM, message  # An Invoke travels as its parts.
         if type(message) is Invoke:
-            operation, payload = Op.YIELD, message.parts()
-        request = [int(operation), key, payload, ref, timeout_ms, window, 1]
+            payload: Any = message.parts()
+            request = operations.yield_(key, payload, ref, timeout_ms, window, 1)
+        else:
+            payload = message
+            request = operations.stream(key, payload, ref, timeout_ms, window, 1)
         packed = self._codec.pack(request, payload)
         if len(packed) >= UNIT_BYTES:
             request[-1] = units(len(packed), session.windows.limit)
@@ -102,10 +105,10 @@ class Streams:
         session.windows.sent(key, request[-1])
 
         def stop() -> None:
-            session.control([int(Op.CANCEL), ref, None], after=sender)
+            session.control(operations.cancel(ref), after=sender)
 
         return (
-            ConsumerEnd(window, lambda count: session.control([int(Op.MORE), ref, count])),
+            ConsumerEnd(window, lambda count: session.control(operations.more(ref, count))),
             session.calls,
             stop,
         )

@@ -15,12 +15,8 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import msgpack
-
-from fleetlm.wire.frames import Op
-
 if TYPE_CHECKING:
-    from fleetlm.messaging.mailbox import Mailbox
+    from fleetlm.messaging.mailbox import Key, Mailbox
 
 UNIT_BYTES = 16 * 1024
 """Bytes of a message that count as much as a message of their own."""
@@ -31,25 +27,10 @@ MAX_SWEPT = 16_384
 TOLD_SHARE = 8
 """What was taken is told for every eighth of a window: rarely enough to cost nothing."""
 
-_pack: Callable[[int], bytes] = msgpack.Packer().pack
-_ARRAY = 0x90
-"""msgpack: an array of so many items, up to fifteen."""
-_HEAVY = bytes((_ARRAY + 4,)) + _pack(int(Op.HEAVY))
-
-Key = int | str
-"""A process as its sender names it: number or name."""
-
 
 def units(size_bytes: int, limit: int) -> int:
     """What a packed message counts; never more than a whole window."""
     return min(limit, 1 + size_bytes // UNIT_BYTES)
-
-
-def weighed(packed: bytes, count: int) -> bytes:
-    """A packed ``[to, payload]`` or ``[CALL, ...]`` that says what it counts."""
-    if packed[0] == _ARRAY + 2:
-        return _HEAVY + packed[1:] + _pack(count)
-    return bytes((packed[0] + 1,)) + packed[1:] + _pack(count)
 
 
 class SendWindows:

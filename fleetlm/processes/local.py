@@ -1,60 +1,97 @@
-"""The processes of this node: tasks with mailboxes, their names, and what is left when they end."""
+"""The processes of this node: their tasks and mailboxes, their names, and what is left when they end.
+
+`LocalProcesses` owns every process of the node. It alone makes one (`spawn`) and buries one (`_bury`);
+`running` describes the states between. A process ends in one of these ways, and each of them leads to
+`_bury` exactly once:
+
+* Its task ends: the function returned or raised, or its cancellation has run through. `_ended`, the
+  task's callback, works out the reason and buries it.
+* It is killed (`stop_process` with ``at_once``): it is buried first, so that nothing it does in its
+  clean-up can delay the news or be seen. Its task is cancelled and ends later; `_ended` then finds the
+  process gone and does nothing more.
+* The node stops (`stop`): every process is told to end, as by an exit signal, and the first way follows.
+
+Burying tells in a fixed order, so that a process that hears of the death finds no trace of it:
+
+1. the tables here: the number, the name and the mailbox are taken away, so a message finds nobody;
+2. callers: calls that it leaves behind are answered (`RunningProcess.ended`);
+3. ``on_exited``, given by whoever puts the node together: first the tables that every node holds (groups
+   and cluster-wide names), then linked and monitoring processes.
+
+A task is looked up by `task_of` until it really ends, also after a kill: `Node.join` and the stop of the
+node wait for the clean-up, though the process is gone.
+
+Source: OTP erl_process.c erts_continue_exit_process, which unregisters the name before it sends exit
+signals; differs: a killed process here may run its ``finally`` blocks, since no coroutine can be ended
+without them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.process_table import ProcessTable
-from fleetlm.errors import ProcessExit, text_of
-from fleetlm.messages import Crash
+from fleetlm.errors import ProcessExit
 from fleetlm.messaging.deadline import SERVING
-from fleetlm.process import ChildInfo, Process, ProcessFunction, ProcessInfo
+from fleetlm.processes.running import ProcessFunction, ProcessObject, RunningProcess, exit_reason
+from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
     from fleetlm.messaging.mailbox import Mailbox
-    from fleetlm.node import Node
-    from fleetlm.process import ProcessObject
-    from fleetlm.processes.signals import Signals
+    from fleetlm.processes.context import NodeContext
+    from fleetlm.processes.info import ChildInfo, ProcessInfo
 
 log = logging.getLogger("fleetlm")
 
 _NO_CONTEXT = contextvars.Context()
-"""For callbacks that need none: each would hold a copy of its own."""
-MAX_TRACEBACK_CHARS = 16_384
-"""Of a crash's traceback, from its end: it travels to whoever links or monitors."""
+"""For callbacks that need no context variables: otherwise each would hold a copy of the caller's."""
+_STOP_ROUND_S = 1.0
+"""How long `LocalProcesses.stop` waits for cancelled processes that have no clean-up of an actor."""
 
 
 class LocalProcesses:
-    """Spawns, names and buries."""
+    """Spawns, names and buries the processes of one node.
 
-    signals: Signals
-    """Set by the node, before anything is spawned."""
-    on_exited: Callable[[Pid], None] = staticmethod(lambda _: None)
-    """Called with the pid of a process that is no more, before anybody else hears of it."""
+    Args:
+        context: the node.
+        make_process: makes the process of a pid and of the name of its function: `Process`, which this
+            package does not know.
+        on_exited: called with a process that is gone, and the reason.
+        send_exit: sends an exit signal with a reason to a pid, in the name of the node.
+    """
 
-    def __init__(self, node: Node, name: str, incarnation: int, mailbox_limit: int) -> None:
-        self.table = ProcessTable(name, incarnation)
+    def __init__(
+        self,
+        context: NodeContext,
+        make_process: Callable[[Pid, str], RunningProcess],
+        on_exited: Callable[[RunningProcess, Any], None],
+        send_exit: Callable[[Pid, Any], None],
+    ) -> None:
+        self.table = ProcessTable(context.name, context.incarnation)
         self.boxes: dict[int | str, Mailbox] = {}
         """Number or name → mailbox: one look-up for each message that arrives."""
-        self._node = node
-        self._mailbox_limit = mailbox_limit
-        self._processes: dict[int, Process] = {}
-        self._tasks: dict[asyncio.Task[Any], Process] = {}
-        self._on_end = self._ended
+        self._make_process = make_process
+        self._on_exited = on_exited
+        self._send_exit = send_exit
+        self._terminate_s = context.settings.terminate_s
+        self._processes: dict[int, RunningProcess] = {}
+        """Those that are not gone, in the order in which they were spawned."""
+        self._tasks: dict[asyncio.Task[Any], RunningProcess] = {}
+        """All whose tasks have not ended, killed ones included."""
+        self._on_task_done = self._ended  # One bound method for all tasks.
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName; nothing was started."""
-        loop = asyncio.get_running_loop()  # First: in a thread without one nothing must be entered.
+        loop = asyncio.get_running_loop()  # First: in a thread without a loop no table may change.
         pid = self.table.spawned(name)
         runs = getattr(function, "__qualname__", type(function).__qualname__)
-        process = Process(self._node, self.signals, pid, runs, self._mailbox_limit)
+        process = self._make_process(pid, runs)
         self._processes[pid.number] = process
         self.boxes[pid.number] = process.mailbox
         if name is not None:
@@ -63,10 +100,10 @@ class LocalProcesses:
         if SERVING.get() is not None:  # What it asks for is not part of the call that spawned it.
             context = contextvars.copy_context()
             context.run(SERVING.set, None)
-        course = _course(function, process, args)
-        task = loop.create_task(course, name=name or runs, context=context)
+        coroutine = _start(function, process, args)
+        task = loop.create_task(coroutine, name=name or runs, context=context)
         self._tasks[task] = process
-        task.add_done_callback(self._on_end, context=_NO_CONTEXT)
+        task.add_done_callback(self._on_task_done, context=_NO_CONTEXT)
         process.task = task
         return pid
 
@@ -76,25 +113,25 @@ class LocalProcesses:
         self.boxes[name] = self.boxes[pid.number]
 
     def unregister(self, name: str) -> bool:
-        """Take a name away; False if nobody had it."""
+        """Take a name away. Returns False if no process had it."""
         self.boxes.pop(name, None)
         return self.table.unregister(name)
 
-    def alive(self, number: int) -> bool:
-        """Whether that number is a process of this node."""
+    def is_alive(self, number: int) -> bool:
+        """Whether a process of this node has that number and is not gone."""
         return number in self._processes
 
-    def by_number(self, number: int) -> Process | None:
-        """A living process of this node."""
+    def by_number(self, number: int) -> RunningProcess | None:
+        """Return the process with that number, or None if it is gone."""
         return self._processes.get(number)
 
-    def process(self, pid: Pid) -> Process | None:
-        """A living process of this node."""
+    def process(self, pid: Pid) -> RunningProcess | None:
+        """Return the process with that pid, or None if it is gone or lives elsewhere."""
         known = self._processes.get(pid.number)
         return known if known is not None and known.pid == pid else None
 
     def task_of(self, pid: Pid) -> asyncio.Task[None] | None:
-        """What still runs of a process of this node, a killed one's clean-up included."""
+        """Return the task of a process of this node until it has ended, also of a killed process."""
         if pid.incarnation != self.table.incarnation or pid.node != self.table.node:
             return None
         process = self._processes.get(pid.number)
@@ -103,24 +140,24 @@ class LocalProcesses:
         return next((task for task, other in self._tasks.items() if other.pid == pid), None)
 
     def info(self) -> list[ProcessInfo]:
-        """All processes, by number."""
+        """Return a snapshot of every process, in the order in which they were spawned."""
         return [process.info() for process in self._processes.values()]
 
     def supervisors(self) -> dict[Pid, list[ChildInfo]]:
-        """Each supervisor and its children, by number."""
+        """Return each supervisor with its children, in the order in which they were spawned."""
         every = self._processes.values()
         return {process.pid: process.children() for process in every if process.children is not None}
 
     @property
     def open_calls(self) -> int:
-        """Calls that processes took and did not answer yet, and those that still wait."""
+        """Calls that processes took and have not answered yet, and all messages that still wait."""
         return sum(p.open_calls + len(p.mailbox) for p in self._processes.values())
 
     def stop_process(self, number: int, reason: Any, *, at_once: bool = False) -> None:
-        """Let a process end with this reason, unless another one is ending it already.
+        """Tell a process to end with this reason, unless it is ending already.
 
-        Its coroutine gets `asyncio.CancelledError` where it waits. ``at_once`` buries it before its
-        clean-up has run: that is what cannot be trapped.
+        Its coroutine gets `asyncio.CancelledError` where it waits. ``at_once`` is the kill, which cannot
+        be trapped: the process is gone when this returns, before its clean-up has run.
         """
         process = self._processes.get(number)
         if process is None:
@@ -130,48 +167,52 @@ class LocalProcesses:
             self._bury(process, reason)
 
     async def stop(self, trees_s: float = 0.0) -> None:
-        """End every process with reason ``"shutdown"`` and wait for its end.
+        """End every process with reason ``"shutdown"`` and wait until their tasks have ended.
 
-        Supervision trees first, the last one first, each child in its turn and within its deadline, as long
-        as ``trees_s`` seconds last; then all that is left at a time. Source: OTP init:stop/0.
+        Supervision trees come first, the one that was spawned last first; each ends its children in
+        order and within their deadlines. All trees together have ``trees_s`` seconds. Then all processes
+        that are left are ended at once. Those that ignore their cancellation are logged and left behind.
+        Source: OTP init:stop/0.
         """
-        await self._end_trees(trees_s)
+        await self._stop_trees(trees_s)
         while self._tasks:
             tasks = list(self._tasks)
             for process in list(self._processes.values()):
                 process.end_with("shutdown")
             living = {process.task for process in self._processes.values()}
             for task in tasks:
-                if task not in living:  # Killed, and not done with it.
+                if task not in living:  # It was killed, and its clean-up has not ended.
                     task.cancel()
-            await asyncio.wait(tasks, timeout=1.0)
+            await asyncio.wait(tasks, timeout=_STOP_ROUND_S)
             if any(process.closing for process in self._processes.values()):
-                await asyncio.wait(tasks, timeout=self._node.settings.terminate_s)
+                await asyncio.wait(tasks, timeout=self._terminate_s)
             stuck = [task for task in tasks if not task.done()]
             if stuck:
                 log.warning("%d process(es) ignore their cancellation and are left behind", len(stuck))
                 return
 
-    async def _end_trees(self, limit_s: float) -> None:
+    async def _stop_trees(self, limit_s: float) -> None:
+        """Tell each supervisor without a parent to end, and wait for it, until the time is used up."""
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
-        node = self.table.pid(0)
         every = reversed(self._processes.values())
         for root in [process for process in every if process.children and process.parent is None]:
             if root.task is not None and loop.time() < until:
-                self.signals.exit(node, root.pid, "shutdown")
+                self._send_exit(root.pid, "shutdown")
                 await asyncio.wait({root.task}, timeout=until - loop.time())
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
+        """Bury the process of a task that has ended, unless it was killed, and log a crash."""
         process = self._tasks.pop(task)
         error = None if task.cancelled() else task.exception()
         if process.pid.number not in self._processes:
-            return  # Killed: it has been buried before its task ended.
+            return  # It was killed, so it has been buried already.
         if error is not None and not isinstance(error, ProcessExit):
             log.error("process %s (%s) crashed", process.name or process.pid, process.runs, exc_info=error)
         self._bury(process, exit_reason(process, task.cancelled(), error))
 
-    def _bury(self, process: Process, reason: Any) -> None:
+    def _bury(self, process: RunningProcess, reason: Any) -> None:
+        """Take a process out of the tables and tell everybody concerned; see the head of this module."""
         number = process.pid.number
         process.exit_reason = reason
         name = self.table.exited(number)
@@ -180,47 +221,32 @@ class LocalProcesses:
         if name is not None:
             self.boxes.pop(name, None)
         process.ended(text_of(reason))
-        self.on_exited(process.pid)
-        self.signals.exited(process, reason)
+        self._on_exited(process, reason)
 
 
-def _course(
-    function: ProcessFunction, process: Process, args: tuple[Any, ...]
+def _start(
+    function: ProcessFunction, process: RunningProcess, args: tuple[Any, ...]
 ) -> Coroutine[Any, Any, object]:
-    """What the task of a process runs: the function's own coroutine, where it is one.
+    """Return what the task of a process runs: the function's own coroutine wherever it returns one.
 
-    A layer around it would cost each process 250 bytes.
+    A wrapping coroutine would cost each process 250 bytes.
     """
     if isinstance(function, type):
-        return _made(function, process, args)
+        return _make_and_run(function, process, args)
     try:
-        course = function(process, *args)
+        running = function(process, *args)
     except Exception as error:  # noqa: BLE001  # wrong arguments, say: it is the process that crashes
-        return _raising(error)
-    return course if isinstance(course, CoroutineType) else _awaiting(course)
+        return _raise(error)
+    return running if isinstance(running, CoroutineType) else _await(running)
 
 
-async def _made(cls: type[ProcessObject], process: Process, args: tuple[Any, ...]) -> None:
+async def _make_and_run(cls: type[ProcessObject], process: RunningProcess, args: tuple[Any, ...]) -> None:
     await cls(*args)(process)
 
 
-async def _awaiting(course: Awaitable[object]) -> None:
-    await course
+async def _await(running: Awaitable[object]) -> None:
+    await running
 
 
-async def _raising(error: Exception) -> None:
+async def _raise(error: Exception) -> None:
     raise error
-
-
-def exit_reason(process: Process, cancelled: bool, error: BaseException | None) -> Any:
-    """For what a process has ended, or ends."""
-    if process.ending:
-        return process.exit_reason
-    if cancelled:
-        return "killed"
-    if error is None:
-        return "normal"
-    if isinstance(error, ProcessExit):
-        return error.reason
-    text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
-    return Crash(type(error).__name__, text_of(error), text)

@@ -4,18 +4,35 @@
     pid = await node.spawn_at("fleetlm@10.0.0.7", "session", "s1")     # from anywhere
     pid, ref = await process.spawn_monitor_at("fleetlm@10.0.0.7", "session", "s1")
 
-The asked node links or monitors before the first line runs. The asking node records its end when the
-reply is taken from the wire, not when the coroutine that waits for it goes on: what comes right
-behind the reply, such as the exit of a process that failed at once, finds everything in place.
+A process (the *owner*, or the node itself) asks; another node spawns and answers with the pid of the
+child. The asked node records its end of the link or the monitor before the child's first line runs. The
+asking node records the other end in `_PendingSpawn.set_result`, which the session calls when it takes
+the answer from the wire. These are the races, and where each is settled:
+
+* *The child ends at once.* Its exit signal comes right behind the answer, maybe in the same batch. It
+  finds the asking end in place, since that does not wait for the owner's coroutine to go on.
+* *The owner stops waiting before the answer comes* (time-out, cancellation). `give_up` marks the spawn as
+  unwanted; the answer, when it comes, leads to a kill of the child and to nothing else.
+* *The owner is cancelled after the answer came, before its coroutine has gone on.* `give_up` finds the
+  answer there and takes it back (`_undo`): it removes the link, the monitor and what they have put into
+  the mailbox, and kills the child. So a caller that got an exception never gets signals of the child.
+* *The owner ends while it waits.* Where the child is linked, the link decides and not the kill: the
+  child gets an exit signal with the owner's reason. If the answer comes while the owner still cleans up,
+  the link is recorded and its end sends the signal as usual; if it comes later, `Signals.ended_before`
+  sends it. A child that is not linked is killed.
+* *The session ends before the answer.* The request fails with `NodeLost`, and a child may live there. The
+  other node ends its half of the link or monitor with ``"noconnection"``.
 
 Source: OTP 23 spawn_request (erl_bif_info, dist.c DOP_SPAWN_REQUEST); differs: names instead of
-module and function, and a process that nobody waits for any more is killed, where Erlang lets one
-live that is neither linked nor abandoned on request.
+module and function, and a child is killed when its caller has stopped waiting; Erlang does that only on
+request (spawn_request_abandon) and lets a child without a link live.
 """
 
 from __future__ import annotations
 
 import asyncio
+import builtins
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,33 +52,30 @@ from fleetlm.errors import (
 )
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Exit
-from fleetlm.messaging.outbound import MAX_TIMEOUT_S
+from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.names import canonical_node, check_process_name
-from fleetlm.wire.frames import Op
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Messenger
     from fleetlm.messaging.session import Session
-    from fleetlm.node import Node
-    from fleetlm.process import Process, ProcessFunction
+    from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
+    from fleetlm.processes.running import ProcessFunction, RunningProcess
     from fleetlm.processes.signals import Signals
     from fleetlm.wire.codec import Codec
-
-Names = list[str]
-"""`Factories.list` hides the built-in name inside the class."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpawnRequest:
-    """What a node is asked: the argument of the verb ``spawn``.
+    """The argument of the request ``spawn`` that one node sends to another.
 
     Attributes:
         factory: its name on the asked node.
         args: passed to the process function after its `Process`.
         name: registered at once, or None.
         owner: the process that asks; number 0 where it is the node itself.
-        act: of linking it with ``owner``, or None; see `core.relations`.
+        act: the act of linking the child with ``owner``, or None; see `core.links`.
         ref: of the monitor that ``owner`` holds, or None.
     """
 
@@ -73,12 +87,16 @@ class SpawnRequest:
     ref: Ref | None
 
     def packed(self) -> list[Any]:
-        """As it travels; `asked_to_spawn` reads it."""
+        """Return it as it travels; `asked_to_spawn` reads it."""
         return [self.factory, self.args, self.name, self.owner, self.act, self.ref]
 
 
 def asked_to_spawn(session: Session, argument: list[Any]) -> SpawnRequest | None:
-    """Read what a peer sent; None for what is none, or speaks for processes that are not the peer's."""
+    """Read what a peer sent.
+
+    Returns:
+        None if it is not a request to spawn, or speaks for processes that are not the peer's.
+    """
     match argument:
         case [
             str(factory),
@@ -95,14 +113,8 @@ def asked_to_spawn(session: Session, argument: list[Any]) -> SpawnRequest | None
 class Factories:
     """``node.factories``: the process functions of this node that other nodes may spawn by name."""
 
-    def __init__(
-        self, node: Node, codec: Codec, local: LocalProcesses, signals: Signals, messenger: Messenger
-    ) -> None:
-        self._node = node
-        self._codec = codec
-        self._local = local
-        self._signals = signals
-        self._messenger = messenger
+    def __init__(self, max_factories: int) -> None:
+        self._max_factories = max_factories
         self._functions: dict[str, ProcessFunction] = {}
 
     def register(self, name: str, function: ProcessFunction) -> None:
@@ -122,31 +134,69 @@ class Factories:
         owner = self._functions.get(check_process_name(name), function)
         if owner != function:
             raise AlreadyRegistered(name, getattr(owner, "__qualname__", repr(owner)))
-        most = self._node.settings.max_factories
+        most = self._max_factories
         if name not in self._functions and len(self._functions) >= most:
             raise InvalidName(name, f"{most:,} factories are registered already (Settings.max_factories)")
         self._functions[name] = function
 
     def unregister(self, name: str) -> bool:
-        """Take a factory away; what it has spawned lives on. False if nobody had the name."""
+        """Take a factory away; the processes that it has spawned live on.
+
+        Returns:
+            False if there was none of that name.
+        """
         return self._functions.pop(name, None) is not None
 
-    def list(self) -> Names:
-        """The names of this node's factories, sorted."""
+    def list(self) -> builtins.list[str]:
+        """Return the names of this node's factories, sorted."""
         return sorted(self._functions)
 
-    # The runtime's business.
 
-    def asked(self, session: Session, spawn: SpawnRequest) -> Pid:
-        """A peer asks. Raises: Draining, NoFactory, AlreadyRegistered, InvalidName; nothing was spawned."""
-        pid = self._spawn_here(spawn)
-        if spawn.act is not None:
-            self._signals.told(session, ["link", spawn.owner, pid.number, spawn.act])
+class RemoteSpawn:
+    """Spawns by the names of factories: on other nodes for this one, and here for other nodes.
+
+    Args:
+        context: the node.
+        factories: the functions that may be spawned here.
+        codec: encodes requests.
+        local: the processes of this node.
+        signals: their links and monitors.
+        messenger: sends requests and refuses when the node has been stopped.
+        spawn: `Node.spawn`.
+    """
+
+    def __init__(
+        self,
+        context: NodeContext,
+        factories: Factories,
+        codec: Codec,
+        local: LocalProcesses,
+        signals: Signals,
+        messenger: Messenger,
+        spawn: Callable[..., Pid],
+    ) -> None:
+        self._context = context
+        self._factories = factories
+        self._codec = codec
+        self._local = local
+        self._signals = signals
+        self._messenger = messenger
+        self._spawn_function = spawn
+
+    def spawn_for(self, session: Session, request: SpawnRequest) -> Pid:
+        """Spawn what a peer asks for, with the link and the monitor in place before it runs.
+
+        Raises:
+            Draining, NoFactory, AlreadyRegistered, InvalidName: nothing was spawned.
+        """
+        pid = self._spawn_here(request)
+        if request.act is not None:
+            self._signals.told(session, ["link", request.owner, pid.number, request.act])
             process = self._local.process(pid)
             if process is not None:
-                process.parent = spawn.owner
-        if spawn.ref is not None:
-            self._signals.told(session, ["monitor", spawn.ref, pid.number])
+                process.parent = request.owner
+        if request.ref is not None:
+            self._signals.told(session, ["monitor", request.ref, pid.number])
         return pid
 
     async def spawn(
@@ -156,7 +206,7 @@ class Factories:
         args: tuple[Any, ...],
         name: str | None,
         timeout_s: float,
-        owner: Process | None = None,
+        owner: RunningProcess | None = None,
         *,
         linked: bool = False,
         monitored: bool = False,
@@ -164,77 +214,78 @@ class Factories:
         """See `Node.spawn_at`, `Process.spawn_link_at` and `Process.spawn_monitor_at`."""
         at = canonical_node(at)
         self._check(at, factory, name, owner)
-        sender = Pid(self._node.name, self._node.incarnation, 0) if owner is None else owner.pid
-        if at == self._node.name:
+        sender = self._context.pid if owner is None else owner.pid
+        if at == self._context.name:
             copied = self._messenger.copied((factory, at), args)
             pid = self._spawn_here(SpawnRequest(factory, copied, name, sender, None, None))
             if linked and owner is not None:
                 self._signals.adopt(owner, pid)
-            return pid, owner.monitor(pid) if monitored and owner is not None else None
+            return pid, self._signals.monitor(owner, pid) if monitored and owner is not None else None
         ref = self._signals.new_ref() if monitored else None
-        act = self._signals.relations.new_act() if linked else None
-        spawn = SpawnRequest(factory, args, name, sender, act, ref)
-        return await self._spawn_there(at, spawn, owner, min(timeout_s, MAX_TIMEOUT_S)), ref
+        act = self._signals.links.new_act() if linked else None
+        request = SpawnRequest(factory, args, name, sender, act, ref)
+        return await self._spawn_there(at, request, owner, min(timeout_s, MAX_TIMEOUT_S)), ref
 
-    def _check(self, at: str, factory: str, name: str | None, owner: Process | None) -> None:
+    def _check(self, at: str, factory: str, name: str | None, owner: RunningProcess | None) -> None:
+        """Refuse what cannot be spawned, before anything is sent."""
         if self._messenger.stopped:
-            raise NodeStopped(self._node.name, self._messenger.stopped)
+            raise NodeStopped(self._context.name, self._messenger.stopped)
         check_process_name(factory)
         if name is not None:
             check_process_name(name)
-        if owner is not None and not _alive(self._local, owner):
+        if owner is not None and not _is_alive(self._local, owner):
             raise NoProcess(owner.pid)
-        session = self._node.sessions.get(at)
-        if session is not None and session.peer.draining:
+        if at != self._context.name and self._context.is_draining(at):
             raise Draining(at)
 
-    def _spawn_here(self, spawn: SpawnRequest) -> Pid:
-        node = self._node
-        if node.kernel.draining:
-            raise Draining(node.name)
-        function = self._functions.get(spawn.factory)
+    def _spawn_here(self, request: SpawnRequest) -> Pid:
+        name = self._context.name
+        if self._context.is_draining(name):
+            raise Draining(name)
+        function = self._factories._functions.get(request.factory)
         if function is None:
-            raise NoFactory(node.name, spawn.factory)
-        return node.spawn(function, *spawn.args, name=spawn.name)
+            raise NoFactory(name, request.factory)
+        return self._spawn_function(function, *request.args, name=request.name)
 
     async def _spawn_there(
-        self, at: str, spawn: SpawnRequest, owner: Process | None, timeout_s: float
+        self, at: str, request: SpawnRequest, owner: RunningProcess | None, timeout_s: float
     ) -> Pid:
-        target = (spawn.factory, at)
+        """Send the request and wait for its answer; an exception leaves no wanted process behind."""
+        target = (request.factory, at)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        spawning = _Spawning(self._local, self._signals, self._node.sessions, at, spawn, owner)
+        pending = _PendingSpawn(self._local, self._signals, self._context.sessions, at, request, owner)
         try:
-            await self._send(target, spawn, timeout_s, deadline, spawning)
-            await asyncio.wait({spawning}, timeout=deadline - loop.time())
+            await self._send(target, request, timeout_s, deadline, pending)
+            await asyncio.wait({pending}, timeout=deadline - loop.time())
         except NotSerializable as error:
             raise NotSerializable(error.path.replace("message[1]", "args", 1), error.what) from None
         except BaseException:
-            spawning.give_up()
+            pending.give_up()
             raise
-        if not spawning.done():
-            spawning.give_up()
+        if not pending.done():
+            pending.give_up()
             raise CallTimeout(target, timeout_s)
         try:
-            return spawning.result()
+            return pending.result()
         except Undecodable as error:
             raise Undecodable(target, error.why) from None
 
     async def _send(
-        self, target: tuple[str, str], spawn: SpawnRequest, timeout_s: float, deadline: float,
-        spawning: _Spawning,
+        self, target: tuple[str, str], request: SpawnRequest, timeout_s: float, deadline: float,
+        pending: _PendingSpawn,
     ) -> None:  # fmt: skip
-        """Raises: NotDelivered, NotSerializable, MessageTooLarge; nothing was sent."""
+        """Send a request. Raises: NotDelivered, NotSerializable, MessageTooLarge; nothing was sent."""
         messenger = self._messenger
         session, _ = messenger.route(target)
         assert session is not None
         if session.full:
             await messenger.wait_for_room(session, target, timeout_s, deadline)
-        ref, argument = messenger.take_ref(), spawn.packed()
-        packed = self._codec.pack([int(Op.REQUEST), "spawn", argument, ref], argument)
+        ref, argument = messenger.take_ref(), request.packed()
+        packed = self._codec.pack(operations.request("spawn", argument, ref), argument)
         if len(packed) > session.small_bytes and session.crowded:
             await messenger.wait_for_room(session, target, timeout_s, deadline, len(packed))
-        session.calls[ref] = spawning  # First: sending may be what ends the connection.
+        session.calls[ref] = pending  # First: sending may be what ends the connection.
         try:
             session.append(packed)
         except FleetError:
@@ -242,11 +293,11 @@ class Factories:
             raise
 
 
-class _Spawning(asyncio.Future[Pid]):
-    """A spawn request on its way, in `Session.calls` until its answer comes or the connection ends.
+class _PendingSpawn(asyncio.Future[Pid]):
+    """A spawn request on its way, in `Session.calls` until its answer comes or the session ends.
 
-    Whoever stops waiting for it does not cancel it but calls `give_up`: its answer may still come,
-    and is undone then.
+    A caller that stops waiting does not cancel it but calls `give_up`: the answer may still come, and
+    must be undone then. The head of this module lists the races.
     """
 
     def __init__(
@@ -255,86 +306,87 @@ class _Spawning(asyncio.Future[Pid]):
         signals: Signals,
         sessions: dict[str, Session],
         at: str,
-        spawn: SpawnRequest,
-        owner: Process | None,
+        request: SpawnRequest,
+        owner: RunningProcess | None,
     ) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self._local = local
         self._signals = signals
         self._sessions = sessions
         self._at = at
-        self._spawn = spawn
+        self._request = request
         self._owner = owner
-        self._given_up = False
-        self._unwanted = False
+        self._is_given_up = False
+        self._is_unwanted = False
+        """Given up, and no link will end the child: the answer must kill it."""
 
     def set_result(self, result: Any) -> None:
-        """The reply is being taken from the wire: what stands behind it comes after this."""
+        """Take the answer from the wire: record the owner's ends, or get rid of the child."""
         session = self._sessions.get(self._at)
         if session is None or not isinstance(result, Pid) or not _is_of(session, result):
-            why = f"{self._at} answered a spawn request with what is no pid of its own"
+            why = f"{self._at} answered a spawn request with a value that is not a pid of its own"
             self.set_exception(RemoteError("TypeError", why))
             return
-        owner, spawn = self._owner, self._spawn
-        ended = owner is not None and not _alive(self._local, owner)
-        if self._unwanted or (ended and spawn.act is None):
+        owner, request = self._owner, self._request
+        ended = owner is not None and not _is_alive(self._local, owner)
+        if self._is_unwanted or (ended and request.act is None):
             self._kill(result)
         elif owner is not None and ended:
             self._signals.ended_before(owner, result)
         elif owner is not None:
             number = owner.pid.number
-            self._signals.relations.spawned(number, result, spawn.act, spawn.ref)
+            self._signals.links.spawned(number, result, request.act, request.ref)
         if owner is not None and ended:
             self.set_exception(ProcessDown(owner.pid, owner.exit_reason))
-        elif self._given_up:
+        elif self._is_given_up:
             self.cancel()
         else:
             super().set_result(result)
 
     def set_exception(self, exception: type[BaseException] | BaseException) -> None:
-        """It failed, or the connection is over."""
-        if self._given_up:
-            self.cancel()  # There is nobody to retrieve it.
+        """Take a failure, or the end of the session."""
+        if self._is_given_up:
+            self.cancel()  # An exception that no caller retrieves would be logged.
         else:
             super().set_exception(exception)
 
     def give_up(self) -> None:
-        """Nobody waits any more: what was spawned, or will have been, is to be as if it never was.
+        """Stop waiting: a child that was spawned, or will have been, is killed, and its ends removed.
 
-        A linked process that ends while it waits is another matter: its exit settles the rest.
+        The exception is a child linked with an owner that ends: the link ends it, with the owner's reason.
         """
-        self._given_up = True
-        runs = self.done() and self.exception() is None  # Looking at an exception retrieves it.
+        self._is_given_up = True
+        is_answered = self.done() and self.exception() is None  # Looking at an exception retrieves it.
         owner = self._owner
         if (
             owner is not None
-            and self._spawn.act is not None
-            and (owner.ending or not _alive(self._local, owner))
+            and self._request.act is not None
+            and (owner.ending or not _is_alive(self._local, owner))
         ):
             return
-        self._unwanted = True
-        if runs:
+        self._is_unwanted = True
+        if is_answered:
             self._undo(self.result())
 
     def _undo(self, pid: Pid) -> None:
-        """Its ends are recorded: whoever has given it up must not hear of its death."""
-        owner, spawn = self._owner, self._spawn
-        if owner is not None and _alive(self._local, owner):
-            if spawn.act is not None:
-                owner.unlink(pid)
+        """Take an answer back: the owner must get no signal of the child that it has given up."""
+        owner, request = self._owner, self._request
+        if owner is not None and _is_alive(self._local, owner):
+            if request.act is not None:
+                self._signals.unlink(owner, pid)
                 owner.mailbox.discard(lambda message: isinstance(message, Exit) and message.pid == pid)
-            if spawn.ref is not None:
-                owner.demonitor(spawn.ref)
+            if request.ref is not None:
+                self._signals.demonitor(owner, request.ref)
         self._kill(pid)
 
     def _kill(self, pid: Pid) -> None:
-        self._signals.exit(self._spawn.owner, pid, "kill")
+        self._signals.exit(self._request.owner, pid, "kill")
 
 
-def _alive(local: LocalProcesses, process: Process) -> bool:
+def _is_alive(local: LocalProcesses, process: RunningProcess) -> bool:
     return local.process(process.pid) is process
 
 
 def _is_of(session: Session, identity: Pid | Ref) -> bool:
-    """A node speaks for its own processes alone."""
+    """Whether a pid or a ref is of the node of a session: a node speaks for its own processes only."""
     return identity.node == session.name and identity.incarnation == session.incarnation

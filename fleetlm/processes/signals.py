@@ -1,4 +1,30 @@
-"""Links, monitors and exit signals: performs what `core.relations` decides."""
+"""Links, monitors and exit signals between processes: carries out what `core.links` decides.
+
+Three sources of facts come in here, and each goes to `core.links`, which answers with effects:
+
+* processes of this node that link, monitor or send an exit signal (`link` … `exit`),
+* processes of this node that are gone (`exited`), told by `LocalProcesses`,
+* connected nodes that send a signal (`told`), and sessions that end (`node_down`).
+
+`_perform` carries the effects out: `Deliver` puts a `Down` or an `Exit` into a mailbox, past its limit,
+since signals never wait; `Stop` ends a process; `Tell` sends a signal to another node.
+
+Two orders are promised and settled here:
+
+* A signal to another node leaves behind everything that its process sent there before. Most messages
+  leave in the order of the calls anyway. A large one leaves in pieces, in a lane of its sending task, and
+  so the signal is queued in that lane (`Session.signal`). The lane is found by the task of the process.
+  A process that is gone has no task here any more; its lane is found by its number, which `exited` gives
+  to every session that still has something of it to send.
+* When a session ends, everything that crossed it is told ``"noconnection"`` (`node_down`) before
+  anything arrives over a newer session. The driver calls in this order.
+
+Performing a `Stop` with ``at_once`` buries a process immediately and so leads back into `exited`. That is
+safe: `core.links` has changed its tables before it returned the effects, and `Deliver` and `Stop` do
+nothing for a process that is gone.
+
+Source: OTP erl_proc_sig_queue.c; differs: see `core.links`.
+"""
 
 from __future__ import annotations
 
@@ -8,105 +34,113 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.core.links import Deliver, Effect, Links, Stop, Target, Tell
 from fleetlm.errors import FleetError
 from fleetlm.ids import Pid, Ref
+from fleetlm.messages import Down
 from fleetlm.names import Address, canonical_node
-from fleetlm.wire.frames import Op
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
-    from fleetlm.process import Process
+    from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
+    from fleetlm.processes.running import RunningProcess
     from fleetlm.wire.codec import Codec
 
 log = logging.getLogger("fleetlm")
 
 MAX_REASON_BYTES = 64 * 1024
-"""A reason travels in one batch; a larger one, or one that cannot travel, travels as its text."""
+"""A signal travels in one batch. An exit reason that is larger, or that cannot travel, is sent as text."""
 
 
 class Signals:
-    """The relations of one node's processes, with their effects."""
+    """The links and monitors of one node's processes."""
 
-    def __init__(
-        self, name: str, incarnation: int, codec: Codec, local: LocalProcesses, sessions: dict[str, Session]
-    ) -> None:
-        self.relations = Links(name, incarnation, local.alive, self._connected)
+    def __init__(self, context: NodeContext, codec: Codec, local: LocalProcesses) -> None:
+        name, incarnation = context.name, context.incarnation
+        self.links = Links(name, incarnation, local.is_alive, self._incarnation_of)
         self._name = name
         self._incarnation = incarnation
         self._codec = codec
         self._local = local
-        self._sessions = sessions
+        self._sessions = context.sessions
         self._next_ref = 0
 
-    # What processes do.
+    # From processes of this node.
 
-    def adopt(self, process: Process, pid: Pid) -> None:
-        """See `Process.spawn_link`."""
+    def adopt(self, process: RunningProcess, pid: Pid) -> None:
+        """Link a process with one that it has just spawned on this node, and make it the parent."""
         child = self._local.process(pid)
         if child is not None:
             child.parent = process.pid
         self.link(process, pid)
 
-    def link(self, process: Process, other: Pid) -> None:
+    def link(self, process: RunningProcess, other: Pid) -> None:
         """See `Process.link`."""
-        self._perform(self.relations.linked(process.pid.number, other))
+        self._perform(self.links.linked(process.pid.number, other))
 
-    def unlink(self, process: Process, other: Pid) -> None:
+    def unlink(self, process: RunningProcess, other: Pid) -> None:
         """See `Process.unlink`."""
-        self._perform(self.relations.unlinked(process.pid.number, other))
+        self._perform(self.links.unlinked(process.pid.number, other))
 
-    def monitor(self, process: Process, target: Pid | str | tuple[str, str]) -> Ref:
+    def monitor(self, process: RunningProcess, target: Pid | str | tuple[str, str]) -> Ref:
         """See `Process.monitor`."""
         ref = self.new_ref()
-        exact = self._target(target)
+        exact = self._resolve(target)
         owner = None
         if isinstance(exact, Address) and exact.node == self._name:
             owner = self._local.table.names.get(exact.name)
-        self._perform(self.relations.monitored(process.pid.number, ref, exact, owner))
+        self._perform(self.links.monitored(process.pid.number, ref, exact, owner))
         return ref
 
     def new_ref(self) -> Ref:
-        """One that no monitor has had."""
+        """Return a ref that no monitor has had."""
         self._next_ref += 1
         return Ref(self._name, self._incarnation, self._next_ref)
 
-    def demonitor(self, process: Process, ref: Ref) -> None:
+    def demonitor(self, process: RunningProcess, ref: Ref, *, flush: bool = True) -> None:
         """See `Process.demonitor`."""
-        self._perform(self.relations.demonitored(process.pid.number, ref))
+        self._perform(self.links.demonitored(process.pid.number, ref))
+        if flush:
+            process.mailbox.discard(lambda message: isinstance(message, Down) and message.ref == ref)
 
     def exit(self, sender: Pid, other: Pid, reason: Any) -> None:
         """See `Process.exit`."""
-        self._perform(self.relations.asked_to_exit(sender, other, reason))
+        self._perform(self.links.asked_to_exit(sender, other, reason))
 
-    # Facts.
+    # From the runtime.
 
-    def exited(self, process: Process, reason: Any) -> None:
-        """A process of this node is no more."""
+    def exited(self, process: RunningProcess, reason: Any) -> None:
+        """Tell every linked and monitoring process that a process of this node is gone."""
         number = process.pid.number
-        self._perform(self.relations.exited(number, reason), process)
+        self._perform(self.links.exited(number, reason), process)
         for session in self._sessions.values():
             if session.lanes:
                 session.lanes.ended(process.task, number)
 
-    def ended_before(self, process: Process, other: Pid) -> None:
-        """``other`` was spawned linked for a process of this node that had ended by then."""
-        self._perform(self.relations.ended_before(process.pid.number, other, process.exit_reason))
+    def ended_before(self, process: RunningProcess, other: Pid) -> None:
+        """Send the exit signal of a process that was gone before its linked spawn ``other`` was known."""
+        self._perform(self.links.ended_before(process.pid.number, other, process.exit_reason))
 
     def told(self, session: Session, signal: Any) -> None:
-        """A connected node sent a signal. Raises: ValueError, TypeError; the link must go down."""
+        """Take a signal that a connected node sent.
+
+        Raises:
+            ValueError, TypeError: it is not a signal; the session must end.
+        """
         if not isinstance(signal, list):
-            raise TypeError("a signal that is none")
+            raise TypeError("a signal must be a list")
         owner = self._local.table.names.get
-        self._perform(self.relations.told(session.name, session.incarnation, signal, owner))
+        self._perform(self.links.told(session.name, session.incarnation, signal, owner))
 
     def node_down(self, name: str) -> None:
-        """A connection is over: whatever crossed it hears so."""
-        self._perform(self.relations.node_down(name))
+        """End every link and monitor that crossed a session, which is over, with ``"noconnection"``."""
+        self._perform(self.links.node_down(name))
 
-    # How.
+    # Internals.
 
-    def _perform(self, effects: list[Effect], ended: Process | None = None) -> None:
-        for order in effects:
-            match order:
+    def _perform(self, effects: list[Effect], ended: RunningProcess | None = None) -> None:
+        """Carry out effects; ``ended`` is the process whose end caused them, if one did."""
+        for effect in effects:
+            match effect:
                 case Deliver(number, message):
                     box = self._local.boxes.get(number)
                     if box is not None:
@@ -118,25 +152,27 @@ class Signals:
                     if session is not None:
                         sender = ended if ended is not None else self._local.by_number(after)
                         task = session.lanes.of_ended(after) if sender is None else sender.task
-                        session.signal(self._packed(signal), task)
+                        session.signal(self._pack(signal), task)
 
-    def _packed(self, signal: list[Any]) -> bytes:
+    def _pack(self, signal: list[Any]) -> bytes:
+        """Encode a signal; a reason that cannot travel as it is becomes its text."""
         try:
-            packed = self._codec.pack([int(Op.SIGNAL), signal, None], signal)
+            packed = self._codec.pack(operations.signal(signal), signal)
         except FleetError as error:
             log.debug("an exit reason travels as text: %s", error)
             packed = b""
         if not 0 < len(packed) <= MAX_REASON_BYTES:
             text = repr(signal[-1])[: MAX_REASON_BYTES // 8]
             signal = [*signal[:-1], text.encode("utf-8", "backslashreplace").decode()]
-            packed = self._codec.pack([int(Op.SIGNAL), signal, None], signal)
+            packed = self._codec.pack(operations.signal(signal), signal)
         return packed
 
-    def _connected(self, node: str) -> int | None:
+    def _incarnation_of(self, node: str) -> int | None:
+        """Return the incarnation of a connected node, or None."""
         session = self._sessions.get(node)
         return None if session is None else session.incarnation
 
-    def _target(self, target: Pid | str | tuple[str, str]) -> Target:
+    def _resolve(self, target: Pid | str | tuple[str, str]) -> Target:
         if isinstance(target, Pid):
             return target
         if isinstance(target, str):

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.discovery.dns import Discovery, DnsDiscovery
+from fleetlm.discovery.dns import DnsDiscovery
+from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
 from fleetlm.settings import Settings
 
@@ -67,9 +68,9 @@ async def prepare(
         transport = ZmqTransport(settings)
     console: Callable[[Node], Any] | None = None
     if settings.remote and on_this_network:
-        from fleetlm.remote.server import Console  # noqa: PLC0415  # likewise
+        from fleetlm.remote.server import RemoteServer  # noqa: PLC0415  # likewise
 
-        console = Console
+        console = RemoteServer
     return Parts(settings, address, discovery, first, transport, rng, wall_ms, console, on_this_network)
 
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
+from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
-from fleetlm.wire.frames import BadFrame, Kind, Op
+from fleetlm.wire import operations
+from fleetlm.wire.frames import BadFrame, Kind
 
 if TYPE_CHECKING:
     import random
@@ -67,8 +69,7 @@ class Driver:
         self._settings = settings
         self._rng = rng
         self._loop = loop
-        self._dirty: list[Session] = []
-        self._flushing = False
+        self._flusher = Flusher(loop)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._pulse: asyncio.TimerHandle | None = None
@@ -86,7 +87,7 @@ class Driver:
 
     def leave(self, reason: str) -> None:
         """Flush what is queued, say goodbye to everybody, and stop ticking."""
-        self._flush()
+        self._flusher.flush()
         self._perform(self.kernel.left(self._loop.time(), reason))
         for timer in (self._timer, self._pulse):
             if timer is not None:
@@ -160,19 +161,6 @@ class Driver:
             session.flush()
         self._perform(self.kernel.disconnected(self._loop.time(), name, reason))
 
-    def flush_soon(self, session: Session) -> None:
-        """Flush this session at the end of the turn of the loop."""
-        self._dirty.append(session)
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        dirty, self._dirty = self._dirty, []
-        for session in dirty:
-            session.flush()
-
     def _session_lost(self, session: Session, reason: str) -> None:
         """Sending failed, perhaps in the middle of somebody's send: the fact is taken afterwards."""
         channel = session.outgoing.channel
@@ -203,21 +191,18 @@ class Driver:
 
     def _up(self, order: Up) -> None:
         peer = self.kernel.topology.peers[order.name]
-        outgoing, incoming = order.connection.outgoing, order.connection.incoming
-        if outgoing is None or incoming is None:
-            raise AssertionError(f"{order.name} is up without both halves")
         session = Session(
             peer,
-            outgoing,
-            incoming,
+            order.outgoing,
+            order.incoming,
             self._settings,
             self._codec,
             self._transport,
-            self.flush_soon,
+            self._flusher.flush_soon,
             self._session_lost,
         )
         self.sessions[order.name] = session
-        self._by_source[incoming.source] = session
+        self._by_source[order.incoming.source] = session
         log.info("nodeup %s (incarnation %x)", order.name, order.incarnation)
         self._events.up(NodeUp(order.name, order.incarnation))
         self.on_up(session)
@@ -266,7 +251,7 @@ class Driver:
 
     def tick_sessions(self) -> None:
         """Tell every peer that this loop turns, and whether the node is draining."""
-        tick: list[object] = [int(Op.TICK), self.lag_ms, self.kernel.draining]
+        tick = operations.tick(self.lag_ms, self.kernel.draining)
         for session in list(self.sessions.values()):
             session.control(tick)
 
@@ -276,4 +261,4 @@ class Driver:
         if len(names) > most:
             names = self._rng.sample(names, most)
         if names:
-            session.control([int(Op.PEERS), names, None])
+            session.control(operations.peers(names))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, InvalidName, NoFactory, NoProcess
 from fleetlm.ids import Pid
 from fleetlm.processes.remote_spawn import asked_to_spawn
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fleetlm.directory.replication import Replication
     from fleetlm.messaging.session import Session
     from fleetlm.processes.local import LocalProcesses
-    from fleetlm.processes.remote_spawn import Factories
+    from fleetlm.processes.remote_spawn import RemoteSpawn
     from fleetlm.processes.signals import Signals
     from fleetlm.runtime.driver import Driver
 
@@ -25,7 +25,7 @@ class PeerRequests:
 
     registry: Registry
     """Set by the node, before anybody can ask."""
-    factories: Factories
+    remote_spawn: RemoteSpawn
     """Set by the node, before anybody asks."""
 
     def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals, tables: Replication) -> None:
@@ -79,6 +79,6 @@ class PeerRequests:
             case "disclaim", [str(name), Pid() as pid]:
                 return self.registry.asked_to_disclaim(name, pid)
             case "spawn", list() if (spawn := asked_to_spawn(session, argument)) is not None:
-                return self.factories.asked(session, spawn)
+                return self.remote_spawn.spawn_for(session, spawn)
         shown = f"{SHORT.repr(verb)}({SHORT.repr(argument)})"
         raise InvalidName(shown, "this node does not answer that request")

@@ -13,7 +13,7 @@ from fleetlm.runtime.bootstrap import prepare
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fleetlm.discovery.dns import Discovery
+    from fleetlm.discovery.interface import Discovery
     from fleetlm.node import Node
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport

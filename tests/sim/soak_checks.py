@@ -50,7 +50,7 @@ class Checks:
             waiting: Counter[Any] = Counter()
             for origin in box._origins or ():
                 count = max(0, origin.end - max(origin.start, box.taken))
-                waiting[id(origin.windows), origin.key] += count * origin.weight
+                waiting[id(origin.window), origin.key] += count * origin.weight
             if waiting and max(waiting.values()) > self.most:
                 self.world.breach(f"{node.name}: {max(waiting.values())} units of one peer in a mailbox")
 
@@ -120,8 +120,8 @@ class Checks:
                 world.breach(f"{ref} of {watch.owner} is unknown to {watch.target}")
                 continue
             there = self._home(watch.found)
-            mine = home.node._signals.relations._ends[watch.owner.number].monitors
-            if there is None or ref not in mine or ref not in there.node._signals.relations._watchers_of:
+            mine = home.node._signals.links._ends[watch.owner.number].monitors
+            if there is None or ref not in mine or ref not in there.node._signals.links._watchers_of:
                 world.breach(f"{ref} of {watch.owner} to {watch.target} is not held on both sides")
 
     def _dues(self) -> None:
@@ -140,17 +140,17 @@ class Checks:
 
     def _links(self, pid: Pid) -> Iterable[Pid]:
         home = self._home(pid)
-        ends = None if home is None else home.node._signals.relations._ends.get(pid.number)
+        ends = None if home is None else home.node._signals.links._ends.get(pid.number)
         return () if ends is None else ends.links
 
     def _tables(self) -> None:
         """Each end of a link and of a monitor has another end, which lives."""
         for _, home in self._running():
-            relations = home.node._signals.relations
+            relations = home.node._signals.links
             owners, watched = {}, {}
             for number, ends in relations._ends.items():
                 pid = home.pid(number)
-                if not home.node._local.alive(number):
+                if not home.node._local.is_alive(number):
                     self.world.breach(f"{pid} has ended, and is in the relations of its node")
                 for other in ends.links:
                     if pid not in self._links(other):
@@ -159,11 +159,11 @@ class Checks:
                 watched |= dict.fromkeys(ends.watchers, number)
                 for ref, target in ends.monitors.items():
                     there = self.world.homes[self.world.cluster.ip_of(target.node)]
-                    if ref not in there.node._signals.relations._watchers_of:
+                    if ref not in there.node._signals.links._watchers_of:
                         self.world.breach(f"{pid} watches {target} by {ref}, which does not know")
                 for ref in ends.watchers:
                     owner = self.world.homes[self.world.cluster.ip_of(ref.node)]
-                    if ref not in owner.node._signals.relations._owner_of:
+                    if ref not in owner.node._signals.links._owner_of:
                         self.world.breach(f"{pid} is watched by {ref}, which does not know")
             if owners != relations._owner_of or watched != relations._watchers_of:
                 self.world.breach(f"{home.node.name}: the tables of monitors contradict each other")
@@ -211,7 +211,7 @@ class Checks:
         """The nodes still run, their processes have ended: nothing of them is left in any table."""
         for _, home in self._running():
             node = home.node
-            relations, local, registry = node._signals.relations, node._local, node.registry
+            relations, local, registry = node._signals.links, node._local, node.registry
             left = {
                 "processes": node.processes(), "tasks": local._tasks, "mailboxes": local.boxes,
                 "local names": local.table.names, "relations": relations._ends,

@@ -415,7 +415,7 @@ class Story:
             self.check()
 
     def check(self) -> None:
-        tables = {node.name: node._signals.relations for node in self.nodes()}
+        tables = {node.name: node._signals.links for node in self.nodes()}
         alive = {pid for node in self.nodes() for pid in self.pids if node.process_info(pid) is not None}
         assert not [ref for ref, times in self.downs.items() if times != 1], "a monitor fired twice"
         holding = {
@@ -438,7 +438,7 @@ class Story:
                 assert me in alive
                 for other in ends.links:
                     assert other in alive, f"{me} is linked to {other}, which has ended"
-                    assert me in tables[other.node]._ends[other.number].sessions, (
+                    assert me in tables[other.node]._ends[other.number].links, (
                         f"{other} knows no link to {me}"
                     )
                 for ref in ends.watchers:

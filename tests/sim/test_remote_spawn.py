@@ -37,7 +37,7 @@ from fleetlm import (
     message,
 )
 from fleetlm.messages import MessageTypes
-from fleetlm.processes.remote_spawn import _Spawning
+from fleetlm.processes.remote_spawn import _PendingSpawn
 from fleetlm.testing import SimCluster, run
 from fleetlm.wire.codec import Codec
 from tests.sim.seeded import run_stories
@@ -96,7 +96,7 @@ def pair_story(story: Any, *, local: bool = False) -> None:
 def assert_nothing_is_left(cluster: SimCluster) -> None:
     """No request waits, and every end of a link or monitor that crosses nodes has its other end."""
     nodes = list(cluster.nodes.values())
-    tables = {node.name: node._signals.relations for node in nodes}
+    tables = {node.name: node._signals.links for node in nodes}
     holding = {
         ref: target
         for table in tables.values()
@@ -112,7 +112,7 @@ def assert_nothing_is_left(cluster: SimCluster) -> None:
             me = Pid(node.name, node.incarnation, number)
             assert node.process_info(me) is not None, f"relations of {me}, which has ended"
             for other in ends.links:
-                assert me in tables[other.node]._ends[other.number].sessions, f"{other} knows no link to {me}"
+                assert me in tables[other.node]._ends[other.number].links, f"{other} knows no link to {me}"
             assert set(ends.watchers) <= holding.keys()
         assert set(table._owner_of) <= holding.keys()
     for ref, target in holding.items():
@@ -242,14 +242,14 @@ def test_an_exit_behind_the_reply_in_one_batch_finds_the_link() -> None:
     """The process ends before its node's loop has turned, so both leave in one frame."""
 
     async def story(_cluster: SimCluster, here: Node, there: Node) -> None:
-        real = there.factories.asked
+        real = there._remote_spawn.spawn_for
 
         def asked(link: Any, spawn: Any) -> Pid:
             pid = real(link, spawn)
             there._loop.call_soon(there.exit, pid, "kill")
             return pid
 
-        there.factories.asked = asked  # type: ignore[method-assign]
+        there._remote_spawn.spawn_for = asked  # type: ignore[method-assign]
         for kind in ("link", "monitor"):
             asker = Asker(kind, there.name)
             pid = here.spawn(asker.run)
@@ -453,9 +453,9 @@ def test_who_is_cancelled_in_the_turn_of_the_reply_has_spawned_nothing(
     kind: str, trap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ends are recorded by then, and are taken back before the process is killed."""
-    take = _Spawning.set_result
+    take = _PendingSpawn.set_result
 
-    def taken(self: _Spawning, result: Any) -> None:
+    def taken(self: _PendingSpawn, result: Any) -> None:
         take(self, result)
         cancelled[0].cancel()
 
@@ -480,7 +480,7 @@ def test_who_is_cancelled_in_the_turn_of_the_reply_has_spawned_nothing(
         assert done
 
     cancelled: list[asyncio.Task[Any]] = []
-    monkeypatch.setattr(_Spawning, "set_result", taken)
+    monkeypatch.setattr(_PendingSpawn, "set_result", taken)
     pair_story(story)
 
 
@@ -586,7 +586,7 @@ def test_a_reply_that_is_no_pid_of_that_node_is_an_error(kind: str, given_up: bo
             "a former one's": Pid(there.name, there.incarnation - 1, 1),
             "ours": pid,
         }
-        there.factories.asked = lambda *_: lies.get(reply, reply)  # type: ignore[method-assign]
+        there._remote_spawn.spawn_for = lambda *_: lies.get(reply, reply)  # type: ignore[method-assign]
         if given_up:
             cluster.stall(there)
         await asyncio.sleep(2)
@@ -594,7 +594,7 @@ def test_a_reply_that_is_no_pid_of_that_node_is_an_error(kind: str, given_up: bo
         await asyncio.sleep(1)
         assert isinstance(asker.outcome, CallTimeout if given_up else RemoteError)
         assert here.process_info(pid) is not None
-        assert here._signals.relations.counts() == (0, 0)
+        assert here._signals.links.counts() == (0, 0)
 
     pair_story(story)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm import messages, node_messages
+from fleetlm import messages, node as node_module
 from fleetlm.actors.run import ActorRun
 from fleetlm.call import Call
 from fleetlm.core import restarts
@@ -27,10 +27,10 @@ from fleetlm.messaging.session import Session
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import ReceiveWindows
 from fleetlm.process import Process
-from fleetlm.processes.remote_spawn import _Spawning
+from fleetlm.processes.remote_spawn import _PendingSpawn
 from fleetlm.processes.signals import Signals
 from fleetlm.testing.loop import SimulationError
-from fleetlm.wire.frames import Op
+from fleetlm.wire.operations import Op
 from tests.sim.invariants import Breach
 from tests.sim.soak import play
 
@@ -193,18 +193,18 @@ def _changes_are_missed(publish: Mutant) -> Mutant:
 
 
 def _handlers_overlap(_original: Mutant) -> Mutant:
-    async def called(life: ActorRun, call: Call, request: Any) -> None:
-        found = life._find(request, call)
+    async def called(run: ActorRun[Any], call: Call, request: Any) -> None:
+        found = run._find(request, call)
         if found is not None:
-            await life._start_beside(found, request, call)
+            await run._start_concurrent(found, request, call)
 
     return called
 
 
 def _no_bound_for_concurrent_handlers(init: Mutant) -> Mutant:
-    def mutant(life: ActorRun, *args: Any) -> None:
-        init(life, *args)
-        life._most = 1_000
+    def mutant(run: ActorRun[Any], *args: Any) -> None:
+        init(run, *args)
+        run._max_concurrent = 1_000
 
     return mutant
 
@@ -214,7 +214,7 @@ def _deadlines_extend(_original: Mutant) -> Mutant:
 
 
 def _no_terminate(_original: Mutant) -> Mutant:
-    async def finish(life: ActorRun, reason: Any) -> None: ...
+    async def finish(run: ActorRun[Any], reason: Any) -> None: ...
 
     return finish
 
@@ -243,10 +243,10 @@ def _a_timer_is_left(ended: Mutant) -> Mutant:
 MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (Signals, "_perform", _a_monitor_fires_twice),
     (Links, "node_down", _downs_are_lost_with_a_node),
-    (Links, "_down", _a_death_is_told_as_absence),
-    (Links, "_told_of_link", _a_link_has_one_side),
-    (Links, "_unlinked_by", _an_unlink_ends_every_link),
-    (Links, "_unwatch", _ignored),
+    (Links, "_deliver_down", _a_death_is_told_as_absence),
+    (Links, "_take_link_signal", _a_link_has_one_side),
+    (Links, "_end_acts", _an_unlink_ends_every_link),
+    (Links, "_remove_watcher", _ignored),
     (Session, "signal", _a_signal_overtakes),
     (restarts, "is_of_the_cluster", _peer_loss_counts),
     (Backoff, "pause_s", _hardly_a_pause),
@@ -264,15 +264,15 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (GroupTable, "node_down", _members_stay),
     (Groups, "exited", _ignored),
     (Registry, "_perform", _the_loser_is_not_told),
-    (NameTable, "_best", _everybody_wins),
+    (NameTable, "_pick_best", _everybody_wins),
     (Subscription, "publish", _changes_are_missed),
     (Feed, "forget", _ignored),
-    (ActorRun, "_called", _handlers_overlap),
+    (ActorRun, "_serve_call", _handlers_overlap),
     (ActorRun, "__init__", _no_bound_for_concurrent_handlers),
     (ActorRun, "_interrupt", _ignored),
     (ActorRun, "_finish", _no_terminate),
-    (node_messages, "within_deadline", _deadlines_extend),
-    (_Spawning, "_kill", _ignored),
+    (node_module, "within_deadline", _deadlines_extend),
+    (_PendingSpawn, "_kill", _ignored),
     (Messenger, "take_ref", _a_future_is_left),
     (Process, "ended", _a_timer_is_left),
 ]

@@ -7,12 +7,17 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fleetlm.call import Call
-from fleetlm.core.connection import Connection, Identity, Incoming, Outgoing
+from fleetlm.core.connection import Connection, Identity
+from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.core.topology import Peer
+from fleetlm.ids import Pid
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
+from fleetlm.process import Process, ProcessServices
+from fleetlm.processes.context import NodeContext
 from fleetlm.processes.local import LocalProcesses
+from fleetlm.processes.running import RunningProcess
 from fleetlm.processes.signals import Signals
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
@@ -86,10 +91,33 @@ class FakeOffice:
 
 
 def local_processes(node: Any, mailbox_limit: int) -> LocalProcesses:
-    """The processes of a node that has no connections."""
-    local = LocalProcesses(node, HERE, 1, mailbox_limit)
-    local.signals = Signals(HERE, 1, Codec(), local, {})
-    return local
+    """The processes of a node without connections, which is all that it needs of `Node` for this."""
+    return processes_and_signals(node, context(Settings(mailbox_limit=mailbox_limit)))[0]
+
+
+def context(settings: Settings, sessions: dict[str, Session] | None = None) -> NodeContext:
+    """A node that is not draining."""
+    return NodeContext(HERE, 1, settings, {} if sessions is None else sessions, lambda _: False)
+
+
+def processes_and_signals(node: Any, context: NodeContext) -> tuple[LocalProcesses, Signals]:
+    """The processes of a node, with their links; `node.remote_spawn` is used if there is one."""
+
+    def make_process(pid: Pid, runs: str) -> Process:
+        remote_spawn = getattr(node, "remote_spawn", None)
+        return Process(
+            node, ProcessServices(signals, remote_spawn, context.settings.mailbox_limit), pid, runs
+        )
+
+    def tell_exit(process: RunningProcess, reason: Any) -> None:
+        signals.exited(process, reason)
+
+    def send_exit(pid: Pid, reason: Any) -> None:
+        signals.exit(context.pid, pid, reason)
+
+    local = LocalProcesses(context, make_process, tell_exit, send_exit)
+    signals = Signals(context, Codec(), local)
+    return local, signals
 
 
 def identity(name: str, incarnation: int, settings: Settings) -> Identity:

@@ -4,22 +4,17 @@ from typing import Any
 
 import pytest
 
-from fleetlm.call import Call, FailureKind, failure
+from fleetlm.call import Call
 from fleetlm.errors import (
     AlreadyRegistered,
     Draining,
     FleetError,
     MessageTooLarge,
     NoFactory,
-    NoHandler,
     NoProcess,
-    NotDelivered,
     NotSerializable,
-    OutcomeUnknown,
-    ProcessDown,
-    RemoteError,
-    Undecodable,
 )
+from fleetlm.wire.failures import FailureKind, error_of_failure
 
 
 class Caller:
@@ -164,7 +159,7 @@ def test_a_refusal_arrives_as_the_error_that_it_was(error: Any) -> None:
     it.refuse(error)
     it.refuse(Draining("late"))
     ((_, ref, kind, details),) = caller.told
-    again = failure(kind, details)
+    again = error_of_failure(kind, details)
     assert (ref, type(again), str(again), vars(again)) == (9, type(error), str(error), vars(error))
 
 
@@ -177,32 +172,3 @@ def test_who_watches_is_told_of_the_end_and_of_another_watcher() -> None:
     it.reply(1)
     it.reply(2)
     assert told == ["first", "second"]
-
-
-@pytest.mark.parametrize(
-    ("kind", "details", "expected", "base"),
-    [
-        (FailureKind.NO_PROCESS, ["x"], NoProcess, NotDelivered),
-        (FailureKind.PROCESS_DOWN, ["x", "normal"], ProcessDown, OutcomeUnknown),
-        (FailureKind.RAISED, ["ValueError", "no", "Traceback"], RemoteError, FleetError),
-        (FailureKind.UNDECODABLE, ["x", "no such tag"], Undecodable, NotDelivered),
-        (FailureKind.NO_HANDLER, ["x", "no handler"], NoHandler, NotDelivered),
-        (FailureKind.NO_FACTORY, ["x", "f"], NoFactory, NotDelivered),
-        (FailureKind.DRAINING, ["x"], Draining, NotDelivered),
-        (FailureKind.NAME_TAKEN, ["x", "<pid>"], AlreadyRegistered, FleetError),
-        (1, [], NoProcess, NotDelivered),
-    ],
-)
-def test_failures_become_exceptions(kind: int, details: list[str], expected: type, base: type) -> None:
-    error = failure(kind, details)
-    assert type(error) is expected
-    assert isinstance(error, base)
-    assert all(detail in error.args for detail in details)
-
-
-@pytest.mark.parametrize(
-    ("kind", "details"), [(0, []), (99, []), ("1", []), (None, []), (1, None), (1, [1]), (1, "text")]
-)
-def test_nonsense_is_no_failure(kind: object, details: object) -> None:
-    with pytest.raises(ValueError, match="failure"):
-        failure(kind, details)

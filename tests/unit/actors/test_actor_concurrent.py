@@ -23,8 +23,8 @@ from fleetlm import (
     RemoteError,
     handler,
 )
-from fleetlm.actors.handlers import Invoke
 from fleetlm.testing.loop import SimLoop
+from fleetlm.wire.invocation import Invoke
 from tests.sim.fleet import Fleet, simulated
 
 

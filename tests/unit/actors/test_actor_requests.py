@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from fleetlm.actors.handlers import Invoke
 from fleetlm.call import Call
 from fleetlm.errors import NotSerializable, Undecodable
 from fleetlm.ids import Pid
 from fleetlm.messaging.windows import UNIT_BYTES
 from fleetlm.testing.loop import run
-from fleetlm.wire.frames import BadFrame, Op
+from fleetlm.wire.frames import BadFrame
+from fleetlm.wire.invocation import Invoke
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import turns, virtual
 from tests.unit.messaging.test_windows import EIGHT, KIB, SLOW, Rig, hostile
 

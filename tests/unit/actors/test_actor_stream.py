@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from fleetlm import Actor, NoHandler, NotSerializable, Process, handler
-from fleetlm.actors.handlers import Invoke
-from fleetlm.call import Call, FailureKind
+from fleetlm.call import Call
 from fleetlm.testing.loop import SimLoop
+from fleetlm.wire.failures import FailureKind
+from fleetlm.wire.invocation import Invoke
 from tests.sim.fleet import Fleet, simulated
 
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from fleetlm import Actor, ActorRef, Address, InvalidName, NoProcess, Pid, handler
-from fleetlm.actors.handlers import Invoke
 from fleetlm.actors.ref import Sender
 from fleetlm.wire.codec import Codec
+from fleetlm.wire.invocation import Invoke
 from tests.sim.fleet import Fleet, simulated
 
 PID = Pid("fleetlm@10.0.0.1", 1, 7)

@@ -10,13 +10,15 @@ import msgpack
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.call import Call, FailureKind, failure
+from fleetlm.call import Call
 from fleetlm.errors import NoProcess, RemoteError, Undecodable, WouldBlock
 from fleetlm.messages import MessageTypes
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.extensions import Ext
-from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, Op, header
+from fleetlm.wire.failures import FailureKind, error_of_failure
+from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, header
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import EPOCH_HERE, EPOCH_THERE, HERE, Pair, Side, virtual
 
 
@@ -417,7 +419,7 @@ async def test_more_open_calls_than_allowed_are_told_so_and_never_run() -> None:
     frame(side, *[[Op.CALL, "slow", None, ref, 1000] for ref in (1, 2, 3)])
     assert len(box) == 2
     assert sent(side) == [[Op.FAILURE, 3, FailureKind.TOO_MANY, ["slow", ANY]]]
-    error = failure(FailureKind.TOO_MANY, ["slow", "many"])
+    error = error_of_failure(FailureKind.TOO_MANY, ["slow", "many"])
     assert isinstance(error, WouldBlock)
     (await box.get()).reply("done")
     frame(side, [Op.CALL, "slow", None, 4, 1000])

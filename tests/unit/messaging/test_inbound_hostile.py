@@ -17,9 +17,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from fleetlm import Actor, FleetError, Node, Pid, Process, handler
-from fleetlm.actors.handlers import Invoke
 from fleetlm.testing.loop import run
-from fleetlm.wire.frames import Op
+from fleetlm.wire.invocation import Invoke
+from fleetlm.wire.operations import Op
 from tests.sim.fleet import A, Fleet
 
 LIMIT = 16

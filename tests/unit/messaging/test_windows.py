@@ -15,7 +15,8 @@ from fleetlm.messaging.outbound import Messenger
 from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from fleetlm.wire.frames import BadFrame, Op
+from fleetlm.wire.frames import BadFrame
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import HERE, THERE, Pair, Taker, identity, local_processes, turns, virtual
 
 KIB = 1024
@@ -35,7 +36,7 @@ class Rig:
         topology = Topology(identity(HERE, 1, settings), settings, loop.rng)
         local = local_processes(self, settings.mailbox_limit)
         self.messenger = Messenger(
-            HERE, 1, settings, self.pair.here.codec, local, {THERE: self.session}, topology, loop
+            HERE, 1, settings, self.pair.here.codec, local.boxes, {THERE: self.session}, topology, loop
         )
 
     async def settle(self) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from fleetlm import InvalidName, NotSerializable, Process
-from fleetlm.actors.handlers import Invoke
 from fleetlm.messages import MessageTypes
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.windows import UNIT_BYTES
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop
 from fleetlm.wire.codec import Codec
-from fleetlm.wire.frames import Op
+from fleetlm.wire.invocation import Invoke
+from fleetlm.wire.operations import Op
 from tests.sim.fleet import Fleet, simulated
 from tests.support.session_fakes import Taker, turns, virtual
 from tests.unit.messaging.test_windows import EIGHT, KIB, SLOW, Rig

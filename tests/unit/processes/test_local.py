@@ -14,7 +14,7 @@ from fleetlm.process import Process
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.codec import Codec
-from tests.support.session_fakes import HERE, local_processes, turns, virtual
+from tests.support.session_fakes import HERE, context, processes_and_signals, turns, virtual
 
 
 class FakeNode:
@@ -22,9 +22,9 @@ class FakeNode:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings(mailbox_limit=4)
-        self.local = local_processes(self, self.settings.mailbox_limit)
+        self.local, _ = processes_and_signals(self, context(self.settings))
         self.messenger = Messenger(
-            HERE, 1, self.settings, Codec(), self.local, {}, None, SimLoop.current()  # type: ignore[arg-type]
+            HERE, 1, self.settings, Codec(), self.local.boxes, {}, None, SimLoop.current()  # type: ignore[arg-type]
         )  # fmt: skip
 
     def name_of(self, pid: Pid) -> str | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fleetlm.call import FailureKind
 from fleetlm.errors import (
     AlreadyRegistered,
     Draining,
@@ -20,11 +18,13 @@ from fleetlm.errors import (
 )
 from fleetlm.ids import Pid, Ref
 from fleetlm.process import Process
-from fleetlm.processes.remote_spawn import Factories, SpawnRequest, _Spawning, asked_to_spawn
+from fleetlm.processes.context import NodeContext
+from fleetlm.processes.remote_spawn import Factories, RemoteSpawn, SpawnRequest, _PendingSpawn, asked_to_spawn
 from fleetlm.settings import Settings
 from fleetlm.supervisor import Supervisor
 from fleetlm.testing.loop import SimLoop
-from tests.support.session_fakes import HERE, THERE, Pair, local_processes, virtual
+from fleetlm.wire.failures import FailureKind
+from tests.support.session_fakes import HERE, THERE, Pair, processes_and_signals, virtual
 
 PEER, PEERS_REF = Pid(THERE, 2, 7), Ref(THERE, 2, 1)
 """A process of the other side of a `Pair`, and a monitor that it holds."""
@@ -46,15 +46,14 @@ class Rig:
         self.pair = Pair()
         self.session = self.pair.here.session
         self.sessions = {THERE: self.session}
-        self.local = local_processes(self, 100)
-        self.signals = self.local.signals
-        self.signals._sessions = self.sessions
-        self.relations = self.signals.relations
-        self.settings = Settings(**settings)
-        self.kernel = SimpleNamespace(draining=False)
-        self.name = HERE
-        self.incarnation = 1
-        self.factories = Factories(self, self.pair.here.codec, self.local, self.signals, None)  # type: ignore[arg-type]
+        self.draining = False
+        context = NodeContext(HERE, 1, Settings(**settings), self.sessions, lambda _: self.draining)
+        self.local, self.signals = processes_and_signals(self, context)
+        self.links = self.signals.links
+        self.factories = Factories(context.settings.max_factories)
+        self.remote_spawn = RemoteSpawn(
+            context, self.factories, self.pair.here.codec, self.local, self.signals, None, self.spawn  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def name_of(self, pid: Pid) -> str | None:
         return self.local.table.name_of(pid.number)
@@ -69,11 +68,13 @@ class Rig:
         process.trap_exit = trap
         return process
 
-    def spawning(self, owner: Process | None, *, linked: bool = False, ref: Ref | None = None) -> _Spawning:
+    def spawning(
+        self, owner: Process | None, *, linked: bool = False, ref: Ref | None = None
+    ) -> _PendingSpawn:
         """A request of that process that has left."""
         sender = Pid(HERE, 1, 0) if owner is None else owner.pid
         spawn = SpawnRequest("f", (), None, sender, 5 if linked else None, ref)
-        return _Spawning(self.local, self.signals, self.sessions, THERE, spawn, owner)
+        return _PendingSpawn(self.local, self.signals, self.sessions, THERE, spawn, owner)
 
     def told(self) -> list[Any]:
         """Signals that left for the other node since the last look."""
@@ -107,7 +108,7 @@ async def test_factories_are_registered_listed_and_taken_away() -> None:
 async def test_a_name_is_one_function_and_says_whose_it_is() -> None:
     factories = Rig().factories
     factories.register("a", idle)
-    with pytest.raises(AlreadyRegistered, match="'a' is registered already, by idle; unregister it first"):
+    with pytest.raises(AlreadyRegistered, match="'a' is already registered by idle; unregister it first"):
         factories.register("a", other)
     factories.unregister("a")
     factories.register("a", other)
@@ -183,34 +184,34 @@ async def test_ends_are_there_before_the_first_line() -> None:
     seen: list[Any] = []
 
     async def first(process: Process, *args: Any) -> None:
-        seen.extend([process.name, args, rig.relations.counts()])
+        seen.extend([process.name, args, rig.links.counts()])
         assert process.parent == PEER
 
     rig.factories.register("f", first)
-    pid = rig.factories.asked(rig.session, ASKED)
+    pid = rig.remote_spawn.spawn_for(rig.session, ASKED)
     assert seen == []
     await asyncio.sleep(1)
     assert seen == ["n", (1, ("x",)), (1, 1)]
     assert rig.told() == [["exit", pid, 7, "normal"], ["down", PEERS_REF, "normal"]]
-    assert rig.relations.counts() == (0, 0)
+    assert rig.links.counts() == (0, 0)
 
 
 @virtual
 async def test_what_is_refused_runs_nothing_and_ties_nothing() -> None:
     rig = Rig()
     with pytest.raises(NoFactory) as unknown:
-        rig.factories.asked(rig.session, ASKED)
+        rig.remote_spawn.spawn_for(rig.session, ASKED)
     assert (unknown.value.node, unknown.value.factory) == (HERE, "f")
     rig.factories.register("f", idle)
-    rig.kernel.draining = True
+    rig.draining = True
     with pytest.raises(Draining):
-        rig.factories.asked(rig.session, ASKED)
-    rig.kernel.draining = False
+        rig.remote_spawn.spawn_for(rig.session, ASKED)
+    rig.draining = False
     rig.spawn(idle, name="n")
     with pytest.raises(AlreadyRegistered):
-        rig.factories.asked(rig.session, ASKED)
+        rig.remote_spawn.spawn_for(rig.session, ASKED)
     assert len(rig.local.info()) == 1
-    assert rig.relations.counts() == (0, 0)
+    assert rig.links.counts() == (0, 0)
     await rig.end()
 
 
@@ -227,7 +228,7 @@ async def test_the_answer_is_recorded_when_it_is_taken() -> None:
     spawning = rig.spawning(owner, linked=True, ref=ref)
     spawning.set_result(CHILD)
     assert spawning.result() == CHILD
-    assert rig.relations.counts() == (1, 1)
+    assert rig.links.counts() == (1, 1)
     rig.signals.told(rig.session, ["exit", CHILD, owner.pid.number, "bad"])
     rig.signals.told(rig.session, ["down", ref, "bad"])
     assert len(owner.mailbox) == 2
@@ -246,7 +247,7 @@ async def test_for_the_node_itself_nothing_is_recorded() -> None:
     late.set_result(CHILD)
     assert late.cancelled()
     assert rig.told() == [["exit2", Pid(HERE, 1, 0), 3, "kill"]]
-    assert rig.relations.counts() == (0, 0)
+    assert rig.links.counts() == (0, 0)
 
 
 @virtual
@@ -259,7 +260,7 @@ async def test_a_late_answer_is_killed() -> None:
         spawning.set_result(CHILD)
         assert spawning.cancelled()
         assert rig.told() == [["exit2", owner.pid, 3, "kill"]]
-    assert rig.relations.counts() == (0, 0)
+    assert rig.links.counts() == (0, 0)
     await rig.end()
 
 
@@ -275,7 +276,7 @@ async def test_an_answer_that_nobody_took_is_taken_back() -> None:
     owner.mailbox.put("mine")
     spawning.give_up()
     assert list(owner.mailbox.queue) == ["mine"]
-    assert rig.relations.counts() == (0, 0)
+    assert rig.links.counts() == (0, 0)
     assert rig.told()[-1] == ["exit2", owner.pid, 3, "kill"]
     await rig.end()
 
@@ -303,7 +304,7 @@ def test_an_answer_for_a_process_that_has_ended(given_up: bool, linked: bool) ->
         else:
             with pytest.raises(ProcessDown, match="why"):
                 spawning.result()
-        assert rig.relations._ends == {}
+        assert rig.links._ends == {}
 
     main()
 
@@ -367,7 +368,7 @@ def test_an_answer_that_is_no_pid_of_that_node(reply: Any) -> None:
         owner = rig.process()
         spawning = rig.spawning(owner, linked=True)
         spawning.set_result(reply)
-        with pytest.raises(RemoteError, match="no pid of its own"):
+        with pytest.raises(RemoteError, match="not a pid of its own"):
             spawning.result()
         late = rig.spawning(owner, linked=True)
         late.give_up()
@@ -378,7 +379,7 @@ def test_an_answer_that_is_no_pid_of_that_node(reply: Any) -> None:
         over.set_result(CHILD)
         assert isinstance(over.exception(), RemoteError)
         assert rig.told() == []
-        assert rig.relations.counts() == (0, 0)
+        assert rig.links.counts() == (0, 0)
         await rig.end()
 
     main()

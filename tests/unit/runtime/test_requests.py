@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
-from fleetlm.call import Call, FailureKind
+from fleetlm.call import Call
 from fleetlm.ids import Pid
 from fleetlm.process import Process
 from fleetlm.runtime.requests import PeerRequests
+from fleetlm.settings import Settings
 from fleetlm.testing.loop import run
-from tests.support.session_fakes import HERE, Pair, local_processes, virtual
+from fleetlm.wire.failures import FailureKind
+from tests.support.session_fakes import HERE, Pair, context, processes_and_signals, virtual
 
 
 class Asker:
@@ -30,8 +32,8 @@ class Rig:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.ticks: list[tuple[str, int, bool]] = []
-        self.local = local_processes(self, 10)
-        self.office = PeerRequests(self, self.local, self.local.signals, self)  # type: ignore[arg-type]
+        self.local, signals = processes_and_signals(self, context(Settings(mailbox_limit=10)))
+        self.office = PeerRequests(self, self.local, signals, self)  # type: ignore[arg-type]
         self.session = Pair().here.session
 
     def told_of(self, names: list[str]) -> None:

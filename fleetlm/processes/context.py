@@ -1,0 +1,37 @@
+"""What the parts of a node know of the node that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fleetlm.ids import Pid
+
+if TYPE_CHECKING:
+    from fleetlm.messaging.session import Session
+    from fleetlm.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class NodeContext:
+    """The identity and the settings of one running node, and its sessions; shared by all its parts.
+
+    Attributes:
+        name: the node's name, ``basename@ip``.
+        incarnation: the number of this start of the node.
+        settings: never changed while the node runs.
+        sessions: the live sessions by node name; the driver adds and removes them.
+        is_draining: whether a node, this one or a connected one, takes no new work.
+    """
+
+    name: str
+    incarnation: int
+    settings: Settings
+    sessions: dict[str, Session]
+    is_draining: Callable[[str], bool]
+
+    @property
+    def pid(self) -> Pid:
+        """The pid that stands for the node itself, as the sender of signals: number 0."""
+        return Pid(self.name, self.incarnation, 0)

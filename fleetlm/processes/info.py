@@ -1,0 +1,43 @@
+"""Snapshots of processes and of a supervisor's children, for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fleetlm.ids import Pid
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """A snapshot of one process, as `Node.processes` returns it."""
+
+    pid: Pid
+    name: str | None
+    runs: str
+    """Qualified name of the function."""
+    mailbox: int
+    """Messages waiting."""
+    taken: int
+    """Messages taken so far."""
+    open_calls: int
+    """Calls taken and not answered yet."""
+    state: Literal["waiting", "running", "ending"]
+    """``waiting`` for a message, ``running`` (doing anything else), or ``ending``: it has got an exit
+    signal and has not ended yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildInfo:
+    """A snapshot of one child of a supervisor, as `Node.supervisors` returns it."""
+
+    id: str
+    """Its name among the children of its supervisor."""
+    pid: Pid | None
+    """None while it is not running."""
+    runs: str
+    """Qualified name of the function."""
+    restart: str
+    """``permanent``, ``transient`` or ``temporary``."""
+    state: Literal["waiting", "running", "ending", "restarting", "not running"]
+    """As `ProcessInfo.state`; or ``restarting``: it has ended and will be started after a pause."""

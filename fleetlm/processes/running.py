@@ -1,0 +1,171 @@
+"""The runtime's half of a process; what a program holds is its subclass, `fleetlm.process.Process`.
+
+A process is a task, a mailbox and a pid. Its states, each left once and in this order:
+
+* **starting**: `LocalProcesses.spawn` has made it and its task has not run yet. Its name, its mailbox,
+  links and monitors hold already, so a message or an exit signal that comes now finds it.
+* **running**: its function runs. `LocalProcesses.process` finds it.
+* **ending**: it was told to end by an exit signal, by the stop of the node, or by itself (`end_with`).
+  The first reason counts. Its task has been cancelled once; a second cancellation would cut its
+  clean-up short, so only a kill cancels again. A process whose function returns or raises skips this
+  state. An actor that runs ``terminate`` is *closing* besides: its reason is decided, even where no
+  signal came, and a later exit signal does not cancel the clean-up.
+* **gone**: `LocalProcesses` has buried it. It has no name, no mailbox that can be found, no links;
+  everybody concerned has been told (`LocalProcesses` says in which order). Normally its task ended
+  first. A killed process is buried at once, and its task may still clean up: ``gone`` tells it so.
+
+Calls: a process answers for every call that it takes from its mailbox, from `took` until the call has
+been answered, given up by its caller, or taken by another process. When it ends, `ended` answers what
+is left, so no caller waits for a process that is gone: `NoProcess` for calls that it never took (they
+did not run), `ProcessDown` for calls that it took (they may have run).
+
+Everything here happens on the node's event loop, so there are no locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from fleetlm.call import Call
+from fleetlm.errors import ProcessExit
+from fleetlm.ids import Pid
+from fleetlm.messages import Crash
+from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.processes.info import ChildInfo, ProcessInfo
+from fleetlm.texts import text_of
+from fleetlm.wire.invocation import Invoke
+
+MAX_TRACEBACK_CHARS = 16_384
+"""Longer tracebacks of a crash lose their beginning: the text travels to every linked and monitoring
+process."""
+
+
+class ProcessObject(Protocol):
+    """An object that is a process function, such as an `Actor`."""
+
+    def __call__(self, process: Any, /) -> Awaitable[object]:
+        """Run as this `Process`."""
+
+
+ProcessFunction = Callable[..., Awaitable[object]] | type[ProcessObject]
+"""What `Node.spawn` runs: a coroutine function whose first argument is its `Process`, or a class whose
+objects are such functions; each process makes an object of its own."""
+
+
+class RunningProcess(ABC):
+    """One process of this node, as the runtime sees it."""
+
+    __slots__ = (
+        "_calls", "children", "closing", "ending", "exit_reason", "gone", "mailbox", "on_answered", "parent",
+        "pid", "runs", "task",
+    )  # fmt: skip
+
+    def __init__(self, pid: Pid, runs: str, mailbox_limit: int) -> None:
+        self.pid = pid
+        self.parent: Pid | None = None
+        """The process that spawned it with `Process.spawn_link` or `Process.spawn_link_at`."""
+        self.runs = runs
+        """Qualified name of the function that it runs."""
+        self.mailbox = Mailbox(mailbox_limit, self)
+        self.task: asyncio.Task[Any] | None = None
+        """The task that runs it; None only while it is being spawned."""
+        self.ending = False
+        """Whether it was told to end."""
+        self.exit_reason: Any = None
+        """Why it was told to end; once it is gone, why it has ended."""
+        self.closing = False
+        """Whether its reason is decided and it cleans up, so that only ``"kill"`` cuts it short."""
+        self.gone = False
+        """Whether it has been buried; its task may still run."""
+        self._calls: dict[Call, None] | None = None
+        """Calls that it took and has not answered yet; None until the first one."""
+        self.on_answered: Callable[[Call], None] | None = None
+        """Set by an actor: called with each call that it took and that needs no answer any more."""
+        self.children: Callable[[], list[ChildInfo]] | None = None
+        """Set by a supervisor: shows its children without asking it, since it may be busy."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str | None:
+        """The name it is registered under, or None."""
+
+    def info(self) -> ProcessInfo:
+        """Return a snapshot of this process."""
+        mailbox = self.mailbox
+        return ProcessInfo(
+            self.pid, self.name, self.runs, len(mailbox), mailbox.taken, len(self._calls or ()),
+            "ending" if self.ending else "waiting" if mailbox.waited_for else "running",
+        )  # fmt: skip
+
+    def end_with(self, reason: Any, *, again: bool = False) -> None:
+        """Tell it to end, by cancelling its task. The first reason counts.
+
+        Does nothing to a process that is ending or closing already, unless ``again`` is true: then its
+        task is cancelled once more, which cuts its clean-up short.
+        """
+        if (self.ending or self.closing) and not again:
+            return
+        if not self.ending:
+            self.ending = True
+            self.exit_reason = reason
+        if self.task is not None:
+            self.task.cancel()
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls it has taken and not answered yet."""
+        return len(self._calls or ())
+
+    def ended(self, reason: str) -> None:
+        """Mark it as gone and answer every call that it leaves behind."""
+        self.gone = True
+        shown = str(self.pid)
+        for message in self.mailbox.close():
+            if type(message) is Call:
+                message.no_process(shown)
+        taken, self._calls = self._calls, None
+        for call in taken or ():
+            call.process_down(shown, reason)
+
+    def took(self, call: Call) -> bool:
+        """Implement `mailbox.Owner`: answer for this call from here on, unless it is refused at once.
+
+        A request for a handler is refused if this process is not an actor.
+        """
+        if self.on_answered is None and type(call.message) is Invoke:
+            call.no_handler(str(self.name or self.pid), f"{self.runs} is not an actor")
+            return True
+        if self._calls is None:
+            self._calls = {}
+        self._calls[call] = None
+        call.watch(self._answered)
+        return False
+
+    def _answered(self, call: Call) -> None:
+        """Stop answering for a call that has been answered, given up or taken by another process."""
+        if self._calls is not None:
+            self._calls.pop(call, None)
+        if self.on_answered is not None:
+            self.on_answered(call)
+
+
+def exit_reason(process: RunningProcess, cancelled: bool, error: BaseException | None) -> Any:
+    """Return the exit reason of a process whose task was cancelled, raised ``error`` or returned (None).
+
+    A reason that it was told counts before everything else. A cancellation without one came from
+    outside fleetlm and reads ``"killed"``.
+    """
+    if process.ending:
+        return process.exit_reason
+    if cancelled:
+        return "killed"
+    if error is None:
+        return "normal"
+    if isinstance(error, ProcessExit):
+        return error.reason
+    text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
+    return Crash(type(error).__name__, text_of(error), text)
