@@ -129,11 +129,11 @@ class Inbound:
         session.peer.last_heard = self._clock()
         if kind == Kind.BATCH and extra is None:
             self._take_batch(session, memoryview(frame)[HEADER_BYTES:])
-            session.took(len(frame))
+            session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK and extra is not None:
             head = frame[HEADER_BYTES:]
             whole = session.reassembly.add(head, extra)
-            session.took(len(head) + len(extra), bulk=True)
+            session.byte_credit.took(len(head) + len(extra), in_chunk=True)
             if whole is not None:
                 self._take_large(session, whole)
         else:
@@ -168,7 +168,7 @@ class Inbound:
         Raises:
             BadFrame: a message breaks the protocol; those before it have been delivered.
         """
-        session.received += len(messages)
+        session.messages_received += len(messages)
         run: Any = _NO_RUN
         box: Mailbox | None = None
         queue: deque[Any] | list[Any] = self._unclaimed
