@@ -274,17 +274,10 @@ class Kernel:
             if peer is None or self.leaving or peer.due != when:
                 continue
             peer.due = None
-            connection = peer.connection
-            if connection.phase is Phase.IDLE and not peer.is_blocked:
-                if connection.next_dial_at <= now:
-                    effects += self._dial(now, peer)
-                else:
-                    self._schedule(peer)
-            elif connection.phase is Phase.DIALLING:
-                if connection.deadline <= now:
-                    effects += self._apply(now, peer, connection.timed_out(now))
-                else:
-                    self._schedule(peer)
+            if peer.connection.phase is Phase.DIALLING:
+                effects += self._apply(now, peer, peer.connection.timed_out(now))
+            elif peer.connection.phase is Phase.IDLE and not peer.is_blocked:
+                effects += self._dial(now, peer)
         for channel, claim in list(self._probes.items()):
             if claim.until <= now and channel in self._probes:
                 effects += self._settle_claim(now, channel, None)
@@ -506,8 +499,7 @@ class Kernel:
     def _forget(self, now: float, peer: Peer, why: str) -> list[Effect]:
         """End what there is with a peer, and take it out of the table; report nothing."""
         effects = peer.connection.leave(now, why)
-        if peer.connection.outgoing is None:
-            self.topology.forget(peer)
+        self.topology.forget(peer)
         out = self._apply(now, peer, effects)
         return [effect for effect in out if not isinstance(effect, Report)]
 

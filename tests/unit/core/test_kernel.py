@@ -19,12 +19,15 @@ from tests.support.kernel_fakes import (
     T,
     addresses,
     goodbye_frame,
+    hello_frame,
+    hello_of,
     identity,
     ip,
     kernel,
     name,
     outcome,
     quiet,
+    ready_frame,
     said,
 )
 
@@ -401,3 +404,30 @@ def test_sources_are_bounded_and_known_ones_kept() -> None:
     assert len(m.kernel._ips) == MAX_SOURCES
     assert m.kernel._ips[half] == ip(2)
     assert m.kernel.topology.peers[name(2)].connection.phase is Phase.UP
+
+
+def test_a_blocked_address_is_not_dialled_when_its_time_comes() -> None:
+    k = kernel()
+    k.looked_up(T, addresses(2))
+    k.opened(T, 1)
+    k.answered(T, 1, refusal_of(2, Refusal.WRONG_CLUSTER))
+    k.topology.peers[name(2)].is_blocked = True
+    assert k.tick(T + 100) == []
+    assert k.deadline() is None
+
+
+def test_addresses_that_names_do_not_have_are_reported_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.core.kernel.MAX_STRANGERS", 2)
+    m = Meeting()
+    reported = []
+    for number in (2, 3, 4):
+        m.kernel.asked_for(T, name(number))
+        m.kernel.opened(T, m.channel(number))
+        half = m.met(number, f"192.168.0.{number}")
+        m.kernel.control_frame(T, half, hello_frame(hello_of(number), 77))
+        effects = m.kernel.control_frame(T, half, ready_frame(77, 1, m.epoch(number)))
+        assert m.status(number) == "up"
+        reported += [text for _, text in said(effects) if "dials us from" in text]
+    assert [text.split(",")[0] for text in reported] == [
+        f"{name(number)} dials us from 192.168.0.{number}" for number in (2, 3)
+    ]

@@ -231,6 +231,18 @@ def test_a_claim_is_admitted_when_the_name_became_free_meanwhile() -> None:
     assert effects == [HangUp(2), Dial(3, ip(2), 4370)]
 
 
+def test_a_claimant_that_came_up_over_a_later_dial_keeps_its_connection() -> None:
+    m = claimed()
+    m.kernel.source_lost(T, b"2.1", "connection closed")
+    m.kernel.tick(T + 1)
+    m.kernel.opened(T + 1, m.channel(2))
+    half, _ = m.hello(2, 99, 201)
+    m.kernel.control_frame(T, half, ready_frame(99, 1, m.epoch(2)))
+    assert m.status(2) == "up"
+    assert m.kernel.answered(T, 2, iam(2, 201)) == [HangUp(2)]
+    assert m.status(2) == "up"
+
+
 def test_another_node_at_the_address_is_not_the_claimant() -> None:
     m = claimed()
     assert refusal_in(m.kernel.answered(T, 2, iam(3, 201))).refusal is Refusal.DUPLICATE_NAME

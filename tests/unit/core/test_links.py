@@ -363,3 +363,19 @@ def test_who_was_killed_and_still_cleans_up_leaves_nothing_in_the_table() -> Non
     assert t.relations.traps(1) is False
     assert t.relations.counts() == (0, 0)
     assert t.relations._ends == {}
+
+
+def test_a_process_of_this_node_is_watched_no_more() -> None:
+    t = Table()
+    t.relations.monitored(1, ref(1), pid(2), None)
+    assert t.relations.demonitored(1, ref(1)) == []
+    assert t.ends(2) == []
+    assert t.relations.counts() == (0, 0)
+
+
+def test_a_lost_node_is_no_loss_to_those_that_watch_another_one() -> None:
+    t = Table()
+    t.relations.monitored(1, ref(1), pid(2), None)
+    t.relations.monitored(1, ref(2), pid(1, THERE), None)
+    assert t.relations.node_down(THERE) == [Deliver(1, Down(ref(2), pid(1, THERE), "noconnection"))]
+    assert t.ends(2, "boom") == [Deliver(1, Down(ref(1), pid(2), "boom"))]

@@ -81,3 +81,12 @@ def test_a_peer_that_stays_away_for_a_week_only_costs_pauses() -> None:
     while now < 7 * 86_400:
         now += backoff.pause_s("a", now, "noconnection")
     assert backoff.pause_s("a", now, "noconnection") == 15.0
+
+
+def test_a_child_that_was_removed_begins_anew() -> None:
+    backoff = Backoff(1.0, 15.0)
+    backoff.pause_s("a", 0.0, "boom")
+    assert backoff.pause_s("a", 0.0, "boom") == 1.0
+    backoff.forget("a")
+    backoff.forget("a")
+    assert backoff.pause_s("a", 0.0, "boom") == 0.0

@@ -361,6 +361,26 @@ def test_a_bad_name_in_the_envelope_is_not_blamed_on_the_message(codec: Codec) -
     assert caught.value.path == "the address of the message"
 
 
+def test_a_name_that_is_not_quite_a_string_is_refused(codec: Codec) -> None:
+    class Name(str):
+        __slots__ = ()
+
+    with pytest.raises(NotSerializable, match="Name") as caught:
+        codec.pack([1, Name("x"), "hello"], "hello")
+    assert caught.value.path == "the address of the message"
+
+
+def test_a_small_tuple_within_a_large_one_within_a_large_message(types: MessageTypes) -> None:
+    value = [("x" * 100_000, (1, (2,)))]
+    assert Codec(types).unpack(Codec(types).pack([1, value], value)) == [1, value]
+
+
+def test_what_holds_nothing_is_not_searched_for_depth(types: MessageTypes) -> None:
+    data = Codec(types).pack_value([[[Append("s", 1)]], Address("a", "n")])
+    types.tags.pop(Append)  # as another table of types would have it
+    assert Codec(types).unpack(data) == [[[Append("s", 1)]], Address("a", "n")]
+
+
 WRAPS = {
     "list": lambda inner: [inner],
     "tuple": lambda inner: (inner,),

@@ -16,6 +16,7 @@ from fleetlm.errors import (
     ProcessDown,
     RemoteError,
     Undecodable,
+    WouldBlock,
 )
 from fleetlm.wire.failures import FailureKind, error_of_failure
 
@@ -27,6 +28,7 @@ from fleetlm.wire.failures import FailureKind, error_of_failure
         (FailureKind.PROCESS_DOWN, ["x", "normal"], ProcessDown, OutcomeUnknown),
         (FailureKind.RAISED, ["ValueError", "no", "Traceback"], RemoteError, FleetError),
         (FailureKind.UNDECODABLE, ["x", "no such tag"], Undecodable, NotDelivered),
+        (FailureKind.TOO_MANY, ["x", "its mailbox is full"], WouldBlock, NotDelivered),
         (FailureKind.NO_HANDLER, ["x", "no handler"], NoHandler, NotDelivered),
         (FailureKind.NO_FACTORY, ["x", "f"], NoFactory, NotDelivered),
         (FailureKind.DRAINING, ["x"], Draining, NotDelivered),
