@@ -48,20 +48,12 @@ EXCEPTIONS = {
     ("fleetlm.actor", "fleetlm.node"),
     ("fleetlm.sync", "fleetlm.node"),
     # PENDING: each of these goes with its cut.
-    ("fleetlm.actors.ref", "fleetlm.actor"),
     ("fleetlm.actors.run", "fleetlm.actor"),
     ("fleetlm.actors.run", "fleetlm.process"),
     ("fleetlm.actors.starting", "fleetlm.actor"),
     ("fleetlm.actors.starting", "fleetlm.process"),
     ("fleetlm.core.effects", "fleetlm.core.connection"),
-    ("fleetlm.directory.groups", "fleetlm.node"),
-    ("fleetlm.directory.registry", "fleetlm.actor"),
-    ("fleetlm.directory.registry", "fleetlm.node"),
     ("fleetlm.process", "fleetlm.actor"),
-    ("fleetlm.runtime.bootstrap", "fleetlm.node"),
-    ("fleetlm.runtime.bootstrap", "fleetlm.remote.server"),
-    ("fleetlm.runtime.info", "fleetlm.node"),
-    ("fleetlm.runtime.starting", "fleetlm.node"),
 }
 
 PURE = {"values", "wire", "core"}

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, Protocol, TypeVar, overload
 
 from fleetlm.wire.extensions import SHORT
 
@@ -34,6 +34,18 @@ class Handlers:
 
 
 NO_HANDLERS = Handlers({}, {})
+
+
+class HasHandlers(Protocol):
+    """What a reference must know of a class of actors. `Actor` has it, which this package does not import."""
+
+    __fleetlm_handlers__: ClassVar[Handlers]
+
+
+def check_actor(actor: object) -> None:
+    """Raise TypeError, unless it is a class of actors."""
+    if not (isinstance(actor, type) and hasattr(actor, "__fleetlm_handlers__")):
+        raise TypeError(f"{actor!r} is not a class of actors")
 
 
 @overload

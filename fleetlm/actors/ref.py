@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
-from fleetlm.actor import Actor
-from fleetlm.actors.handlers import name_of
+from fleetlm.actors.handlers import HasHandlers, name_of
 from fleetlm.ids import Pid
 from fleetlm.names import Address, canonical_node
 from fleetlm.wire.invocation import Invoke
 
-A_co = TypeVar("A_co", bound=Actor, covariant=True)
+A_co = TypeVar("A_co", bound=HasHandlers, covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
 
