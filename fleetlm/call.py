@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, NoFactory, NoProcess, text_of
-from fleetlm.messaging.stream_items import ProducerEnd
 from fleetlm.wire.failures import FailureKind
 
 
@@ -48,7 +48,7 @@ class Call:
     """
 
     __match_args__ = ("message",)
-    __slots__ = ("_caller", "_clock", "_done", "_on_done", "_outlet", "_ref", "deadline", "message")
+    __slots__ = ("_caller", "_clock", "_done", "_on_done", "_producer", "_ref", "deadline", "message")
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Call:
         self._clock = clock
         self._done = False
         self._on_done: Callable[[Call], None] | None = None
-        self._outlet = ProducerEnd(window) if window else None
+        self._producer = _ProducerEnd(window) if window else None
 
     def __repr__(self) -> str:
         return f"Call({self.message!r})"
@@ -104,7 +104,7 @@ class Call:
     @property
     def streaming(self) -> bool:
         """Whether it asks for a stream of items rather than for one reply."""
-        return self._outlet is not None
+        return self._producer is not None
 
     async def put(self, item: Any) -> bool:
         """Send an item of a stream; waits while the consumer's window is full.
@@ -117,27 +117,27 @@ class Call:
             TypeError: this call does not ask for a stream.
             NotSerializable, MessageTooLarge: the item cannot travel; the stream goes on without it.
         """
-        outlet = self._outlet
-        if outlet is None:
+        producer = self._producer
+        if producer is None:
             raise TypeError("this call asks for one reply, not for a stream")
-        while outlet.credit <= 0 and not self._done:
-            await outlet.room()
+        while producer.credit <= 0 and not self._done:
+            await producer.changed()
         if not self.wanted:
             self.abandon()
             return False
-        outlet.credit -= 1
+        producer.credit -= 1
         try:
             await self._caller.item(self._ref, item)
         except BaseException:
-            outlet.more(1)  # It has not left, so nobody will give this credit back.
+            producer.more(1)  # It has not left, so nobody will give this credit back.
             raise
         return not self._done
 
     def more(self, count: int) -> None:
         """The consumer may be sent so many items besides. Raises: ValueError, if it is no stream."""
-        if self._outlet is None:
+        if self._producer is None:
             raise ValueError("credit for a call that is no stream")
-        self._outlet.more(count)
+        self._producer.more(count)
 
     def fail(self, error: BaseException) -> None:
         """Let the call raise `RemoteError` at the caller: type name, text and traceback as text."""
@@ -194,8 +194,40 @@ class Call:
         if self._done:
             return False
         self._done = True
-        if self._outlet is not None:
-            self._outlet.wake()
+        if self._producer is not None:
+            self._producer.wake()
         if self._on_done is not None:
             self._on_done(self)
         return True
+
+
+class _ProducerEnd:
+    """The producer's end of a stream: how many items it may send, and the tasks that wait for more credit."""
+
+    __slots__ = ("_waiters", "credit")
+
+    def __init__(self, window: int) -> None:
+        self.credit = window
+        """Items that may be sent now."""
+        self._waiters: dict[asyncio.Future[None], None] = {}
+        """Several, where several tasks produce items of one stream."""
+
+    def more(self, count: int) -> None:
+        """Add the credit for items that the consumer has taken."""
+        self.credit += count
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake every producing task: there is credit, or the stream has ended."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def changed(self) -> None:
+        """Return when credit has come or the stream has ended; the caller looks which."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        try:
+            await waiter
+        finally:
+            del self._waiters[waiter]

@@ -50,7 +50,7 @@ from fleetlm.wire.codec import Codec
 if TYPE_CHECKING:
     from fleetlm.core.dns_answers import Answer
     from fleetlm.discovery.dns import Discovery
-    from fleetlm.messaging.outbound import Target
+    from fleetlm.messaging.targets import Target
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.running import ProcessFunction, RunningProcess
     from fleetlm.transport.interface import Transport
@@ -112,7 +112,7 @@ class Node:
         self._driver.inbound = self.inbound
         self._driver.on_change = self._changed
         self._messenger = Messenger(
-            self.name, self.incarnation, settings, codec, self._local, self._driver.sessions,
+            self.name, self.incarnation, settings, codec, self._local.boxes, self._driver.sessions,
             self.kernel.topology, loop,
         )  # fmt: skip
         self._streams = Streams(self._messenger, settings, codec, loop)

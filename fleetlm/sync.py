@@ -34,7 +34,8 @@ from fleetlm.wire.invocation import Invoke
 if TYPE_CHECKING:
     from fleetlm.actors.ref import Goal
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger, Target
+    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.targets import Target
     from fleetlm.node import Node
     from fleetlm.processes.running import ProcessFunction
 

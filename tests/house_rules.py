@@ -48,13 +48,10 @@ EXCEPTIONS = {
     ("fleetlm.actor", "fleetlm.node"),
     ("fleetlm.sync", "fleetlm.node"),
     # PENDING: each of these goes with its cut.
-    ("fleetlm.call", "fleetlm.messaging.stream_items"),
     ("fleetlm.core.effects", "fleetlm.core.connection"),
     ("fleetlm.directory.groups", "fleetlm.node"),
     ("fleetlm.directory.registry", "fleetlm.actor"),
     ("fleetlm.directory.registry", "fleetlm.node"),
-    ("fleetlm.messaging.mailbox", "fleetlm.messaging.windows"),
-    ("fleetlm.messaging.outbound", "fleetlm.processes.local"),
     ("fleetlm.runtime.bootstrap", "fleetlm.node"),
     ("fleetlm.runtime.bootstrap", "fleetlm.remote.server"),
     ("fleetlm.runtime.info", "fleetlm.node"),

@@ -10,36 +10,45 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from fleetlm.call import Call
 
-if TYPE_CHECKING:
-    from fleetlm.messaging.windows import Key, ReceiveWindows
-
-
 _NEVER = 1 << 62
+
+Key = int | str
+"""A process as its sender names it: its number, or a name."""
+
+
+class Window(Protocol):
+    """The window that messages from one connection count against until they are taken."""
+
+    step: int
+    """Units after which it is worth telling the sender what was taken."""
+
+    def took(self, key: Key, count: int, /) -> None:
+        """Count so many units for this process as taken."""
 
 
 class _Origin:
     """A run of messages of one connection to one destination, by their place in all that ever came."""
 
-    __slots__ = ("end", "key", "start", "weight", "windows")
+    __slots__ = ("end", "key", "start", "weight", "window")
 
-    def __init__(self, start: int, end: int, windows: ReceiveWindows, key: Key, weight: int) -> None:
+    def __init__(self, start: int, end: int, window: Window, key: Key, weight: int) -> None:
         self.start = start
         self.end = end
-        self.windows = windows
+        self.window = window
         self.key = key
         self.weight = weight
 
     @property
     def step(self) -> int:
         """Messages after which it is worth to tell."""
-        return max(1, self.windows.step // self.weight)
+        return max(1, self.window.step // self.weight)
 
-    def same(self, windows: ReceiveWindows, key: Key, weight: int) -> bool:
-        return self.windows is windows and self.key == key and self.weight == weight
+    def same(self, window: Window, key: Key, weight: int) -> bool:
+        return self.window is window and self.key == key and self.weight == weight
 
 
 class Owner(Protocol):
@@ -179,17 +188,17 @@ class Mailbox:
         self._tell_room()
         return rest
 
-    def arrived(self, windows: ReceiveWindows, key: Key, count: int, weight: int) -> None:
+    def arrived(self, window: Window, key: Key, count: int, weight: int) -> None:
         """Note where the last so many messages came from: their window is told when they are taken."""
         end = self.taken + len(self.queue)
         origins = self._origins
         if origins is None:
             origins = self._origins = []
         last = origins[-1] if origins else None
-        if last is not None and last.end == end - count and last.same(windows, key, weight):
+        if last is not None and last.end == end - count and last.same(window, key, weight):
             last.end = end
         else:
-            last = _Origin(end - count, end, windows, key, weight)
+            last = _Origin(end - count, end, window, key, weight)
             origins.append(last)
         self._due = min(self._due, self.taken + last.step)
 
@@ -203,14 +212,14 @@ class Mailbox:
             if origin.start >= taken:
                 break
             upto = min(origin.end, taken)
-            origin.windows.took(origin.key, (upto - origin.start) * origin.weight)
+            origin.window.took(origin.key, (upto - origin.start) * origin.weight)
             origin.start = upto
             done += upto == origin.end
         del origins[:done]
 
-    def has_of(self, windows: ReceiveWindows) -> bool:
+    def has_of(self, window: Window) -> bool:
         """Whether something of this connection waits here."""
-        return any(origin.windows is windows for origin in self._origins or ())
+        return any(origin.window is window for origin in self._origins or ())
 
     def _tell_taken(self) -> None:
         self.settle()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.errors import (
-    CallTimeout,
     FleetError,
     InvalidName,
     NoConnection,
@@ -21,6 +20,7 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid
 from fleetlm.messaging.onto import append, first, is_full, put, put_later, waiting
 from fleetlm.messaging.stream_items import ConsumerEnd
+from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
 from fleetlm.messaging.windows import units
 from fleetlm.names import canonical_node
 from fleetlm.wire.codec import unreadable_in
@@ -31,17 +31,11 @@ from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.core.topology import Topology
-    from fleetlm.messaging.session import Session, Waiting
-    from fleetlm.processes.local import LocalProcesses
+    from fleetlm.messaging.mailbox import Key, Mailbox
+    from fleetlm.messaging.session import Session
+    from fleetlm.messaging.targets import Waiting
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
-
-Target = Pid | str | tuple[str, str]
-"""A pid, a name registered on this node, or ``(name, node)`` (an `Address`)."""
-
-MAX_TIMEOUT_S = 86_400.0
-"""A longer deadline, ``inf`` included, is this one: what travels is a number of milliseconds."""
-
 
 _Asked = tuple["Session", int, asyncio.Future[Any], Target, int | str]
 """A call of many that is on its way: session, ref, where the outcome will be, target, its key there."""
@@ -56,7 +50,7 @@ class Messenger:
         incarnation: int,
         settings: Settings,
         codec: Codec,
-        local: LocalProcesses,
+        boxes: dict[Key, Mailbox],
         sessions: dict[str, Session],
         topology: Topology,
         loop: asyncio.AbstractEventLoop,
@@ -67,7 +61,7 @@ class Messenger:
         self._incarnation = incarnation
         self._settings = settings
         self._codec = codec
-        self._local = local
+        self._boxes = boxes
         self._sessions = sessions
         self._topology = topology
         self._loop = loop
@@ -276,7 +270,7 @@ class Messenger:
         """The mailbox of a process of this node. Raises: NoProcess."""
         if isinstance(to, Pid) and to.incarnation != self._incarnation:
             raise NoProcess(to)
-        box = self._local.boxes.get(key)
+        box = self._boxes.get(key)
         if box is None:
             raise NoProcess(to)
         return box
@@ -495,9 +489,3 @@ class Messenger:
 def _expire_all(asked: list[_Asked], timeout_s: float) -> None:
     for _, _, future, to, _ in asked:
         expire(future, to, timeout_s)
-
-
-def expire(future: Waiting, to: Target, timeout_s: float) -> None:
-    """End what has no outcome by its deadline."""
-    if not future.done():
-        future.set_exception(CallTimeout(to, timeout_s))

@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
 from fleetlm.messaging.chunks import Lanes, Reassembly
-from fleetlm.messaging.windows import UNIT_BYTES, Key, ReceiveWindows, SendWindows, units, weighed
+from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units, weighed
 from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.frames import Kind, Op
 
 if TYPE_CHECKING:
     from fleetlm.core.connection import Incoming, Outgoing
     from fleetlm.core.topology import Peer
+    from fleetlm.messaging.mailbox import Key
+    from fleetlm.messaging.targets import Waiting
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.codec import Codec
@@ -40,19 +42,6 @@ _FAILURE_CHARACTERS = 65_536
 """Of each text of a failure: a traceback of any sensible depth."""
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
-
-
-class Waiting(Protocol):
-    """What waits for the outcome of a request: a future, or the consumer's end of a stream."""
-
-    def done(self) -> bool:
-        """Whether it has an outcome."""
-
-    def set_result(self, value: Any, /) -> None:
-        """It has come."""
-
-    def set_exception(self, error: BaseException, /) -> None:
-        """It will not come."""
 
 
 class Session:

@@ -85,34 +85,3 @@ class ConsumerEnd:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-
-
-class ProducerEnd:
-    """The producer's end: how many items it may send, and whether it waits for more."""
-
-    __slots__ = ("_waiters", "credit")
-
-    def __init__(self, window: int) -> None:
-        self.credit = window
-        self._waiters: dict[asyncio.Future[None], None] = {}
-        """More than one, where several tasks produce."""
-
-    def more(self, count: int) -> None:
-        """The consumer has taken so many."""
-        self.credit += count
-        self.wake()
-
-    def wake(self) -> None:
-        """Something has changed: credit, or nobody wants the stream any more."""
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def room(self) -> None:
-        """Return when credit or the end has come, or something may have changed."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = None
-        try:
-            await waiter
-        finally:
-            del self._waiters[waiter]

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.messaging.onto import waiting
-from fleetlm.messaging.outbound import MAX_TIMEOUT_S, expire
 from fleetlm.messaging.stream_items import ConsumerEnd
+from fleetlm.messaging.targets import MAX_TIMEOUT_S, expire
 from fleetlm.messaging.windows import UNIT_BYTES, units
 from fleetlm.wire.frames import Op
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
-    from fleetlm.messaging.outbound import Messenger, Target
+    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.targets import Target
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
 

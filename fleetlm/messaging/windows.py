@@ -20,7 +20,7 @@ import msgpack
 from fleetlm.wire.frames import Op
 
 if TYPE_CHECKING:
-    from fleetlm.messaging.mailbox import Mailbox
+    from fleetlm.messaging.mailbox import Key, Mailbox
 
 UNIT_BYTES = 16 * 1024
 """Bytes of a message that count as much as a message of their own."""
@@ -35,9 +35,6 @@ _pack: Callable[[int], bytes] = msgpack.Packer().pack
 _ARRAY = 0x90
 """msgpack: an array of so many items, up to fifteen."""
 _HEAVY = bytes((_ARRAY + 4,)) + _pack(int(Op.HEAVY))
-
-Key = int | str
-"""A process as its sender names it: number or name."""
 
 
 def units(size_bytes: int, limit: int) -> int:

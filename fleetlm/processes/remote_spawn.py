@@ -52,7 +52,7 @@ from fleetlm.errors import (
 )
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Exit
-from fleetlm.messaging.outbound import MAX_TIMEOUT_S
+from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.names import canonical_node, check_process_name
 from fleetlm.wire.frames import Op
 

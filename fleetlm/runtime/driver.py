@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
+from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
 from fleetlm.wire.frames import BadFrame, Kind, Op
 
@@ -67,8 +68,7 @@ class Driver:
         self._settings = settings
         self._rng = rng
         self._loop = loop
-        self._dirty: list[Session] = []
-        self._flushing = False
+        self._flusher = Flusher(loop)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._pulse: asyncio.TimerHandle | None = None
@@ -86,7 +86,7 @@ class Driver:
 
     def leave(self, reason: str) -> None:
         """Flush what is queued, say goodbye to everybody, and stop ticking."""
-        self._flush()
+        self._flusher.flush()
         self._perform(self.kernel.left(self._loop.time(), reason))
         for timer in (self._timer, self._pulse):
             if timer is not None:
@@ -160,19 +160,6 @@ class Driver:
             session.flush()
         self._perform(self.kernel.disconnected(self._loop.time(), name, reason))
 
-    def flush_soon(self, session: Session) -> None:
-        """Flush this session at the end of the turn of the loop."""
-        self._dirty.append(session)
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        dirty, self._dirty = self._dirty, []
-        for session in dirty:
-            session.flush()
-
     def _session_lost(self, session: Session, reason: str) -> None:
         """Sending failed, perhaps in the middle of somebody's send: the fact is taken afterwards."""
         channel = session.outgoing.channel
@@ -213,7 +200,7 @@ class Driver:
             self._settings,
             self._codec,
             self._transport,
-            self.flush_soon,
+            self._flusher.flush_soon,
             self._session_lost,
         )
         self.sessions[order.name] = session

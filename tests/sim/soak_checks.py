@@ -50,7 +50,7 @@ class Checks:
             waiting: Counter[Any] = Counter()
             for origin in box._origins or ():
                 count = max(0, origin.end - max(origin.start, box.taken))
-                waiting[id(origin.windows), origin.key] += count * origin.weight
+                waiting[id(origin.window), origin.key] += count * origin.weight
             if waiting and max(waiting.values()) > self.most:
                 self.world.breach(f"{node.name}: {max(waiting.values())} units of one peer in a mailbox")
 

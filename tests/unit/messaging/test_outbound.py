@@ -52,7 +52,7 @@ class Rig:
         self.local = local_processes(self, settings.mailbox_limit)
         self.sessions = {THERE: self.session}
         self.messenger = Messenger(
-            HERE, 1, settings, self.pair.here.codec, self.local, self.sessions, self.topology, loop
+            HERE, 1, settings, self.pair.here.codec, self.local.boxes, self.sessions, self.topology, loop
         )
 
     def name_of(self, pid: Pid) -> str | None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from fleetlm.call import Call
+from fleetlm.call import Call, _ProducerEnd
 from fleetlm.errors import NodeLost, RemoteError
-from fleetlm.messaging.stream_items import ConsumerEnd, ProducerEnd
+from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.testing.loop import SimLoop
 from fleetlm.wire.frames import BadFrame, Op
 from tests.support.session_fakes import Pair, Side, turns, virtual
@@ -84,17 +84,6 @@ def test_a_producer_beyond_its_window_is_refused() -> None:
         end.put(3)
 
 
-@virtual
-async def test_credit_wakes_a_producer() -> None:
-    outlet = ProducerEnd(0)
-    waiting = asyncio.ensure_future(outlet.room())
-    await turns()
-    outlet.more(3)
-    await waiting
-    assert outlet.credit == 3
-    outlet.wake()  # Nobody waits: nothing happens.
-
-
 # The producer's call.
 
 
@@ -120,6 +109,17 @@ class Consumer:
 
 def asked(consumer: Consumer, window: int, deadline: float = 5.0) -> Call:
     return Call("prompt", consumer, 1, deadline, SimLoop.current().time, window)
+
+
+@virtual
+async def test_credit_wakes_a_producer() -> None:
+    producer = _ProducerEnd(0)
+    waiting = asyncio.ensure_future(producer.changed())
+    await turns()
+    producer.more(3)
+    await waiting
+    assert producer.credit == 3
+    producer.wake()  # No task waits: nothing happens.
 
 
 @virtual

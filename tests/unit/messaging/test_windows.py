@@ -35,7 +35,7 @@ class Rig:
         topology = Topology(identity(HERE, 1, settings), settings, loop.rng)
         local = local_processes(self, settings.mailbox_limit)
         self.messenger = Messenger(
-            HERE, 1, settings, self.pair.here.codec, local, {THERE: self.session}, topology, loop
+            HERE, 1, settings, self.pair.here.codec, local.boxes, {THERE: self.session}, topology, loop
         )
 
     async def settle(self) -> None:

@@ -24,7 +24,7 @@ class FakeNode:
         self.settings = settings or Settings(mailbox_limit=4)
         self.local, _ = processes_and_signals(self, context(self.settings))
         self.messenger = Messenger(
-            HERE, 1, self.settings, Codec(), self.local, {}, None, SimLoop.current()  # type: ignore[arg-type]
+            HERE, 1, self.settings, Codec(), self.local.boxes, {}, None, SimLoop.current()  # type: ignore[arg-type]
         )  # fmt: skip
 
     def name_of(self, pid: Pid) -> str | None:
