@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect
-from fleetlm.actors.run import ActorRun, described
+from fleetlm.actors.run import ActorRun, describe
 from fleetlm.call import Call
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Actor:
     """
 
     __fleetlm_handlers__: ClassVar[Handlers] = NO_HANDLERS
-    __life: ActorRun | None = None
+    __run: ActorRun[Process] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -81,37 +81,35 @@ class Actor:
         That is what others `send`, `Down`, `Exit` if this process traps exits, and a `Call` that was
         made with `Node.call`. By default the first of each type is logged, and a call not run.
         """
-        life = self.__living()
+        run = self.__running()
         if isinstance(message, Call):
-            life.refuse(message, f"{life.process.runs} takes calls for its handlers only: use an ActorRef")
+            run.refuse(message, f"{run.process.runs} takes calls for its handlers only: use an ActorRef")
         else:
-            life.complain(
-                f"type {type(message).__qualname__}", f"has no handle_info for {described(message)}"
-            )
+            run.complain(f"type {type(message).__qualname__}", f"has no handle_info for {describe(message)}")
 
     # For subclasses to use.
 
     @property
     def process(self) -> Process:
         """The process that it runs in: links, monitors, trapping exits. Raises: RuntimeError before init."""
-        return self.__living().process
+        return self.__running().process
 
     @property
     def node(self) -> Node:
         """The node that it runs on. Raises: RuntimeError before init."""
-        return self.__living().process.node
+        return self.__running().process.node
 
     @property
     def pid(self) -> Pid:
         """Its pid. Raises: RuntimeError before init."""
-        return self.__living().process.pid
+        return self.__running().process.pid
 
     def stop(self, reason: Any = "normal") -> None:
         """End after the handler that runs now, with this reason; the first one counts.
 
         Messages that wait are not taken any more. Concurrent handlers are cancelled.
         """
-        self.__living().stop(reason)
+        self.__running().stop(reason)
 
     async def run_blocking(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking function in a thread; see `Node.run_blocking`."""
@@ -130,21 +128,21 @@ class Actor:
             RuntimeError: this object runs, or has run, already.
         """
         check_unused(self)
-        self.__life = ActorRun(self, self.__fleetlm_handlers__, process)
-        await self.__life.run(ready)
+        self.__run = ActorRun(self, self.__fleetlm_handlers__, process, process.node.settings)
+        await self.__run.run(ready)
 
-    def __living(self) -> ActorRun:
-        if self.__life is None:
+    def __running(self) -> ActorRun[Process]:
+        if self.__run is None:
             raise RuntimeError(
                 f"{type(self).__qualname__} has no process yet: process, node and pid are there from "
                 "init() on, not in the constructor"
             )
-        return self.__life
+        return self.__run
 
 
 def check_unused(function: object) -> None:
     """Raises: RuntimeError, if it is an actor object that has been run."""
-    if isinstance(function, Actor) and vars(function).get("_Actor__life") is not None:
+    if isinstance(function, Actor) and vars(function).get("_Actor__run") is not None:
         name = type(function).__qualname__
         raise RuntimeError(
             f"this {name} object has been run, and an actor object runs once: spawn the class, "

@@ -23,8 +23,8 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from fleetlm.actor import Actor, check_unused
-from fleetlm.actors.handlers import check_actor
+from fleetlm.actor import check_unused
+from fleetlm.actors.handlers import ActorObject, check_actor
 from fleetlm.actors.ref import ActorRef, Goal, goal_of
 from fleetlm.actors.starting import start
 from fleetlm.blocking import forks
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fleetlm")
 
-A = TypeVar("A", bound=Actor)
+A = TypeVar("A", bound=ActorObject)
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -6,17 +6,17 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fleetlm.actors.handlers import ActorObject
 from fleetlm.ids import Pid, Ref
 from fleetlm.processes.running import ProcessFunction, RunningProcess
 
 if TYPE_CHECKING:
-    from fleetlm.actor import Actor
     from fleetlm.actors.ref import ActorRef
     from fleetlm.node import Node
     from fleetlm.processes.remote_spawn import RemoteSpawn
     from fleetlm.processes.signals import Signals
 
-A = TypeVar("A", bound="Actor")
+A = TypeVar("A", bound=ActorObject)
 
 
 @dataclass(frozen=True, slots=True)

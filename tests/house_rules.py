@@ -48,12 +48,7 @@ EXCEPTIONS = {
     ("fleetlm.actor", "fleetlm.node"),
     ("fleetlm.sync", "fleetlm.node"),
     # PENDING: each of these goes with its cut.
-    ("fleetlm.actors.run", "fleetlm.actor"),
-    ("fleetlm.actors.run", "fleetlm.process"),
-    ("fleetlm.actors.starting", "fleetlm.actor"),
-    ("fleetlm.actors.starting", "fleetlm.process"),
     ("fleetlm.core.effects", "fleetlm.core.connection"),
-    ("fleetlm.process", "fleetlm.actor"),
 }
 
 PURE = {"values", "wire", "core"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -37,9 +38,28 @@ NO_HANDLERS = Handlers({}, {})
 
 
 class HasHandlers(Protocol):
-    """What a reference must know of a class of actors. `Actor` has it, which this package does not import."""
+    """An actor as a typed reference sees it: an object of a class with handlers, which `Actor` collects.
+
+    A bound for type variables, so that references and processes need not know `Actor`.
+    """
 
     __fleetlm_handlers__: ClassVar[Handlers]
+
+
+class ActorObject(HasHandlers, Protocol):
+    """An `Actor` as the runtime sees it: what runs in a process of its own."""
+
+    async def init(self) -> None:
+        """See `Actor.init`."""
+
+    async def terminate(self, reason: Any) -> None:
+        """See `Actor.terminate`."""
+
+    async def handle_info(self, message: Any) -> None:
+        """See `Actor.handle_info`."""
+
+    async def __call__(self, process: Any, ready: asyncio.Future[bool] | None = None) -> None:
+        """Run as this `Process`, and set ``ready`` when `init` is done."""
 
 
 def check_actor(actor: object) -> None:

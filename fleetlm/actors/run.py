@@ -1,60 +1,123 @@
-"""The life of an actor: takes requests, runs handlers, hears who has given up, ends in order."""
+"""The run of an actor: takes requests, runs handlers, stops those whose callers have gone, ends in order.
+
+Tasks. An actor is a process, so it has one task, the *main task*. It takes one message after the other
+from the mailbox and runs plain handlers itself. A handler marked as concurrent gets a task of its own; at
+most `Settings.concurrent_handlers` of them run at a time, and at that bound the main task waits for one
+to end before it takes the next message.
+
+Calls. A call that is being served is in ``_open``, with the task that serves it. It leaves ``_open`` in one
+of three ways, and the first one decides: its handler is done (`_settle_call`); its caller has gone
+(`_interrupt`); or the actor ends (`_finish` empties ``_open``, and the process answers the calls later). A
+handler that raises fails its call and the actor goes on; in a cast there is no caller to be told, so the
+actor ends. `ProcessExit` ends the actor from anywhere.
+
+Cancellation. In asyncio one exception, `CancelledError`, says five different things. Each has its own
+source, and this module must tell them apart, because only some of them end the actor:
+
+1. *An exit signal* (`RunningProcess.end_with`) sets ``ending`` and cancels the main task once. The actor
+   ends: the handler that runs there is interrupted and its call is not answered here (`ProcessDown`).
+2. *A kill* does the same, and buries the process at once: ``gone`` is true. Nothing is awaited any more:
+   neither `terminate` nor concurrent handlers, which `run` cancels in its ``finally``.
+3. *The caller has gone*: time-out, cancellation, loss of its node, a consumer that stops reading. The call
+   is abandoned, the process tells `_notice_answered`, and `_interrupt` cancels the task that serves it,
+   once. The handler ends and the actor goes on, so this cancellation must not be left on the main task:
+   `_settle_call` takes it back with `Task.uncancel`.
+4. *What the handler awaits was cancelled* by somebody else, such as a task or a future. The serving task
+   itself was not: ``cancelling()`` is 0. That is a failure of the handler, told to its caller like any
+   exception.
+5. *The end of the actor* (`_finish`) cancels its concurrent handlers. ``_open`` is empty by then, so none
+   of them is taken for case 3, and none answers its call.
+
+They may come together, in either order, before the handler's next step. Task.cancelling() counts them:
+
+* 3, then 1: the count is 2. After ``uncancel`` it is 1, so the actor ends.
+* 1, then 3: `_interrupt` sees ``ending`` and does not cancel the main task again, since a second
+  cancellation would cut the clean-up of the handler short. The count is 1, and ``uncancel`` makes it 0;
+  therefore `_settle_call` looks at ``ending`` as well. A concurrent task is cancelled all the same: an exit
+  signal has cancelled the main task only.
+* The handler swallows the cancellation of 3 and returns: `_settle_call` takes it back all the same, and
+  the result goes nowhere.
+* The handler swallows the cancellation of 1 and returns: `_serve` sees ``ending`` after each message and
+  raises `CancelledError` itself.
+* The process sends itself an exit signal and raises or returns without another ``await``: the cancellation
+  is still to be delivered, and would hit `terminate`. `_finish` lets it arrive in a ``sleep(0)`` first.
+* Case 3 is noticed while the handler itself is the cause, such as one that stops its own caller.
+  `_interrupt` therefore runs in the next turn of the loop; if the handler is done by then, the call is in
+  ``_open`` no more and nothing is cancelled.
+* A generator of stream items whose consumer has stopped reading: `_send_items` takes the call out of
+  ``_open`` before it closes the generator, so that the clean-up in the generator is not cancelled.
+
+Anything else that cancels the main task (a program that finds the task, the end of the loop) ends the actor
+with ``"killed"``, after `terminate`.
+
+Source: asyncio.timeout for taking back one's own cancellation; differs: the cause is a caller that has
+gone, not a timer, and the task goes on with its next message. OTP gen_server cannot interrupt a handler.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fleetlm.actors.handlers import Handler, Handlers
+from fleetlm.actors.handlers import ActorObject, Handler, Handlers
 from fleetlm.call import Call
 from fleetlm.errors import FleetError, ProcessExit
 from fleetlm.messaging.deadline import SERVING
-from fleetlm.processes.running import exit_reason
+from fleetlm.processes.running import RunningProcess, exit_reason
 from fleetlm.wire.extensions import SHORT, type_name
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from fleetlm.actor import Actor
-    from fleetlm.process import Process
+    from fleetlm.settings import Settings
 
 log = logging.getLogger("fleetlm")
 
+ProcessT = TypeVar("ProcessT", bound=RunningProcess)
+
 _WAKE = object()
+"""Put into the mailbox by `ActorRun.stop`, so that an actor that waits for a message looks up."""
 _MAX_COMPLAINTS = 100
-"""Of one actor, each logged once: what a peer sends must not fill the log."""
+"""Different complaints of one actor that are logged, each once: what peers send must not fill the log."""
 
 
-class ActorRun:
-    """One run of an actor. All of it happens in the actor's own task, but for concurrent handlers."""
+class ActorRun(Generic[ProcessT]):
+    """One run of an actor, in its main task but for concurrent handlers."""
 
     __slots__ = (
-        "_actor", "_beside", "_complaints", "_handlers", "_loop", "_most", "_open", "_slot",
-        "_stop_reason", "_stopping", "_task", "process",
+        "_actor", "_complaints", "_concurrent", "_free_slot", "_handlers", "_loop", "_main_task",
+        "_max_concurrent", "_open", "_stop_reason", "_stopping", "_terminate_s", "process",
     )  # fmt: skip
 
-    def __init__(self, actor: Actor, handlers: Handlers, process: Process) -> None:
+    def __init__(self, actor: ActorObject, handlers: Handlers, process: ProcessT, settings: Settings) -> None:
         self.process = process
         self._actor = actor
         self._handlers = handlers.by_name
         self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        self._main_task: asyncio.Task[Any] | None = asyncio.current_task()
         self._stopping = False
         self._stop_reason: Any = None
         self._open: dict[Call, asyncio.Task[Any]] = {}
-        """Calls being served, and the task that does."""
-        self._beside: set[asyncio.Task[None]] = set()
-        """Concurrent handlers."""
-        self._most = process.node.settings.concurrent_handlers
-        self._slot: asyncio.Future[None] | None = None
+        """Calls being served, each with the task that serves it."""
+        self._concurrent: set[asyncio.Task[None]] = set()
+        """The tasks of concurrent handlers."""
+        self._max_concurrent = settings.concurrent_handlers
+        self._terminate_s = settings.terminate_s
+        self._free_slot: asyncio.Future[None] | None = None
+        """What the main task waits for while as many concurrent handlers run as may."""
         self._complaints: set[str] = set()
 
     async def run(self, ready: asyncio.Future[bool] | None) -> None:
-        """From init to terminate. Always raises: what ended it."""
+        """Run from init to terminate.
+
+        Raises:
+            ProcessExit, CancelledError, Exception: always, since something must end an actor: `stop` or
+                a handler that exits; a cancellation; an exception of init, of a cast or of `handle_info`.
+        """
         process = self.process
-        process.on_answered = self._answered
+        process.on_answered = self._notice_answered
         await self._actor.init()
         if ready is not None and not ready.done():
             ready.set_result(True)
@@ -65,7 +128,7 @@ class ActorRun:
                 await self._finish(exit_reason(process, isinstance(error, asyncio.CancelledError), error))
             raise
         finally:
-            for task in self._beside:  # Those of a killed actor, and those that would not end.
+            for task in self._concurrent:  # Of a killed actor, or ignoring their first cancellation.
                 task.cancel()
 
     def stop(self, reason: Any) -> None:
@@ -74,61 +137,62 @@ class ActorRun:
             self._stopping = True
             self._stop_reason = reason
             self.process.mailbox.put(_WAKE)
-            self._room()
+            self._tell_free_slot()
 
     def refuse(self, call: Call, why: str) -> None:
-        """Nothing runs for this call."""
+        """Answer a call for which nothing has run."""
         call.no_handler(str(self.process.name or self.process.pid), why)
 
     def complain(self, about: str, text: str) -> None:
-        """Log once what this actor could not do anything with."""
+        """Log what this actor could not use; each ``about`` is logged once."""
         if about not in self._complaints and len(self._complaints) < _MAX_COMPLAINTS:
             self._complaints.add(about)
             process = self.process
             log.warning("actor %s (%s) %s", process.name or process.pid, process.runs, text)
 
-    # One at a time.
+    # One message at a time.
 
     async def _serve(self) -> None:
+        """Take messages until the actor is to end. Always raises."""
         process, get, actor = self.process, self.process.mailbox.get, self._actor
         while not (self._stopping or process.ending):
             message = await get()
             if isinstance(message, Call):
                 if type(message.message) is Invoke:
-                    await self._called(message, message.message)
+                    await self._serve_call(message, message.message)
                 else:
                     SERVING.set(message)
                     await actor.handle_info(message)
                     SERVING.set(None)
             elif type(message) is Invoke:
-                await self._cast(message)
+                await self._serve_cast(message)
             elif message is not _WAKE:
                 await actor.handle_info(message)
-            message = None  # An actor that waits holds on to nothing.
-        if process.ending:  # An exit signal came, and a handler swallowed the cancellation.
+            message = None  # An actor that waits keeps no message alive.
+        if process.ending:  # An exit signal came, and a handler may have swallowed the cancellation.
             raise asyncio.CancelledError
         raise ProcessExit(self._stop_reason)
 
-    async def _called(self, call: Call, request: Invoke) -> None:
+    async def _serve_call(self, call: Call, request: Invoke) -> None:
         found = self._find(request, call)
         if found is None:
             return
         if found.concurrent:
-            await self._start_beside(found, request, call)
+            await self._start_concurrent(found, request, call)
         else:
-            await self._answer(found, request, call, self._task)
+            await self._run_call(found, request, call, self._main_task)
 
-    async def _cast(self, request: Invoke) -> None:
+    async def _serve_cast(self, request: Invoke) -> None:
         found = self._find(request, None)
         if found is None:
             return
         if found.concurrent:
-            await self._start_beside(found, request, None)
+            await self._start_concurrent(found, request, None)
         else:
-            await self._do(found, request)
+            await self._run_cast(found, request)
 
-    async def _do(self, found: Handler, request: Invoke) -> None:
-        """Run a handler for nobody: what it raises ends the actor, since nobody else would hear of it."""
+    async def _run_cast(self, found: Handler, request: Invoke) -> None:
+        """Run a handler without a caller: what it raises ends the actor, and is logged that way."""
         try:
             running = found.function(self._actor, *request.args, **request.kwargs)
         except TypeError as error:  # The arguments do not fit, and nothing has run.
@@ -136,37 +200,39 @@ class ActorRun:
             return
         await running
 
-    async def _answer(self, found: Handler, request: Invoke, call: Call, task: Any) -> None:
+    async def _run_call(self, found: Handler, request: Invoke, call: Call, task: Any) -> None:
+        """Run a handler in this task and answer its call, unless the caller has gone meanwhile."""
         self._open[call] = task
         SERVING.set(call)
         try:
             running = found.function(self._actor, *request.args, **request.kwargs)
-            result = await (self._pump(call, running) if found.streams else running)
+            result = await (self._send_items(call, running) if found.streams else running)
         except asyncio.CancelledError as error:
-            if self._wanted(call, task):
+            if self._settle_call(call, task):
                 if self.process.ending or task.cancelling():
                     raise
-                call.fail(error)  # It awaited something that somebody else cancelled.
+                call.fail(error)  # It awaited something that was cancelled; this task was not.
         except ProcessExit:
             self._open.pop(call, None)
             raise
-        except Exception as error:  # It is the caller's to judge.
-            if self._wanted(call, task):
+        except Exception as error:  # The caller is told and decides.
+            if self._settle_call(call, task):
                 call.fail(error)
             else:
-                log.info("%s failed after its caller had gone", self._shown(request), exc_info=error)
+                log.info("%s failed after its caller had gone", self._describe(request), exc_info=error)
         else:
-            if self._wanted(call, task):
+            if self._settle_call(call, task):
                 self._reply(call, request, result)
         finally:
             SERVING.set(None)
             call.message = None  # A task that the handler left behind has this call in its context.
 
-    async def _pump(self, call: Call, items: AsyncGenerator[Any, None]) -> None:
+    async def _send_items(self, call: Call, items: AsyncGenerator[Any, None]) -> None:
+        """Send what a handler yields until it ends or its consumer has gone; then close it."""
         try:
             async for item in items:
                 if not await call.put(item):
-                    self._open.pop(call, None)  # So that the clean-up is not cancelled.
+                    self._open.pop(call, None)  # So that `_interrupt` does not cancel the clean-up.
                     return
         finally:
             await items.aclose()
@@ -178,9 +244,10 @@ class ActorRun:
             self.complain(f"reply {request.handler}", f"cannot send what {request.handler} returned: {error}")
 
     def _find(self, request: Invoke, call: Call | None) -> Handler | None:
+        """Return the handler for a request; refuse or log a request that has none, and return None."""
         try:
             found = self._handlers.get(request.handler)
-        except TypeError:  # From a peer that sends something else than a name.
+        except TypeError:  # A peer sent a value that cannot be a key, and so is not a name.
             found = None
         streaming = call is not None and call.streaming
         if found is not None and found.streams == streaming:
@@ -198,53 +265,58 @@ class ActorRun:
             self.complain(why, f"drops a cast: {why}")
         return None
 
-    # Who gives up.
+    # Callers that have gone.
 
-    def _answered(self, call: Call) -> None:
-        if call in self._open:  # Not answered here, so its caller has gone.
-            self._loop.call_soon(self._interrupt, call)  # It may be the handler itself that causes it.
+    def _notice_answered(self, call: Call) -> None:
+        """Note that a call needs no answer any more; one that is still open here has lost its caller."""
+        if call in self._open:
+            self._loop.call_soon(self._interrupt, call)  # Later: the handler itself may be the cause.
 
     def _interrupt(self, call: Call) -> None:
+        """Cancel the task that serves a call whose caller has gone, if it still serves it."""
         task = self._open.pop(call, None)
-        if task is self._task and self.process.ending:
-            return  # It has been cancelled, and a second time would cut its clean-up short.
+        if task is self._main_task and self.process.ending:
+            return  # It has been cancelled already; a second time would cut its clean-up short.
         if task is not None:
             task.cancel()
 
-    def _wanted(self, call: Call, task: asyncio.Task[Any]) -> bool:
-        """The handler is done: whether its caller still waits. If not, it has been cancelled, once.
+    def _settle_call(self, call: Call, task: asyncio.Task[Any]) -> bool:
+        """Take a call whose handler is done out of ``_open``, and take back the cancellation by `_interrupt`.
 
-        Source: asyncio.timeout, which takes back the cancellation that it asked for; differs: no timer.
+        Returns:
+            Whether its caller still waits for the answer.
 
         Raises:
-            CancelledError: somebody else cancelled it as well, so the actor ends.
+            CancelledError: the task was cancelled for another reason as well, so the actor ends.
         """
         if self._open.pop(call, None) is not None:
             return True
         if call.open:
-            return False  # The actor ends, and answers its calls then.
+            return False  # The actor ends; the process answers its calls.
         if task.cancelling() and (task.uncancel() or self.process.ending):
             raise asyncio.CancelledError
         return False
 
-    # Beside one another.
+    # Concurrent handlers.
 
-    async def _start_beside(self, found: Handler, request: Invoke, call: Call | None) -> None:
-        name = f"{self._shown(request)} of {self.process.pid.number}"
-        task = self._loop.create_task(self._run_beside(found, request, call), name=name)
-        self._beside.add(task)
-        task.add_done_callback(self._left)
-        while len(self._beside) >= self._most and not self._stopping:
-            self._slot = self._loop.create_future()
-            await self._slot
+    async def _start_concurrent(self, found: Handler, request: Invoke, call: Call | None) -> None:
+        """Start a handler in a task of its own; at the bound, wait until one of them has ended."""
+        name = f"{self._describe(request)} of {self.process.pid.number}"
+        task = self._loop.create_task(self._run_concurrent(found, request, call), name=name)
+        self._concurrent.add(task)
+        task.add_done_callback(self._forget_task)
+        while len(self._concurrent) >= self._max_concurrent and not self._stopping:
+            self._free_slot = self._loop.create_future()
+            await self._free_slot
 
-    async def _run_beside(self, found: Handler, request: Invoke, call: Call | None) -> None:
+    async def _run_concurrent(self, found: Handler, request: Invoke, call: Call | None) -> None:
+        """Run a handler in this task; what would end the actor is told to its process."""
         process = self.process
         try:
             if call is None:
-                await self._do(found, request)
+                await self._run_cast(found, request)
             elif call.wanted:
-                await self._answer(found, request, call, asyncio.current_task())
+                await self._run_call(found, request, call, asyncio.current_task())
             else:
                 call.abandon()
         except ProcessExit as error:
@@ -253,50 +325,54 @@ class ActorRun:
             log.exception("actor %s (%s) crashed", process.name or process.pid, process.runs)
             process.end_with(exit_reason(process, False, error))
 
-    def _left(self, task: asyncio.Task[None]) -> None:
-        self._beside.discard(task)
-        self._room()
+    def _forget_task(self, task: asyncio.Task[None]) -> None:
+        self._concurrent.discard(task)
+        self._tell_free_slot()
 
-    def _room(self) -> None:
-        slot, self._slot = self._slot, None
+    def _tell_free_slot(self) -> None:
+        """Let the main task go on if it waits for a concurrent handler to end."""
+        slot, self._free_slot = self._free_slot, None
         if slot is not None and not slot.done():
             slot.set_result(None)
 
     # The end.
 
     async def _finish(self, reason: Any) -> None:
-        process, most_s = self.process, self.process.node.settings.terminate_s
+        """End concurrent handlers and call `terminate`; both have `Settings.terminate_s` seconds."""
+        process, limit_s = self.process, self._terminate_s
         process.closing = True
         self._open.clear()
         SERVING.set(None)
         if process.ending:
-            try:  # One that ended itself meets its cancellation only now: it is not for the clean-up.
+            try:  # The cancellation of an actor that ended itself may still come; not in `terminate`.
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
                 if process.gone:
                     raise
-        if self._beside:
-            for task in self._beside:
+        if self._concurrent:
+            for task in self._concurrent:
                 task.cancel()
-            _, stuck = await asyncio.wait(self._beside, timeout=most_s)
+            _, stuck = await asyncio.wait(self._concurrent, timeout=limit_s)
             if stuck:
                 log.warning("%d handler(s) of %s ignore their cancellation", len(stuck), process.pid)
-        limit = asyncio.timeout(most_s)
+        timeout = asyncio.timeout(limit_s)
         try:
-            async with limit:
+            async with timeout:
                 await self._actor.terminate(reason)
         except asyncio.CancelledError:
             if process.gone:
                 raise
             log.warning("terminate of %s was cancelled by what it awaited", process.pid)
         except Exception:
-            late = f"was not done within {most_s:g} s (Settings.terminate_s)" if limit.expired() else "raised"
+            late = (
+                f"was not done within {limit_s:g} s (Settings.terminate_s)" if timeout.expired() else "raised"
+            )
             log.exception("terminate of %s (%s) %s", process.pid, process.runs, late)
 
-    def _shown(self, request: Invoke) -> str:
+    def _describe(self, request: Invoke) -> str:
         return f"{self.process.runs}.{request.handler}"
 
 
-def described(message: Any) -> str:
-    """What a message is, in a few words for a log."""
+def describe(message: Any) -> str:
+    """Return what a message is, in a few words for a log."""
     return f"{type_name(type(message))} {SHORT.repr(message)}"

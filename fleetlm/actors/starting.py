@@ -1,4 +1,10 @@
-"""Starting an actor and waiting until it is ready."""
+"""Starting an actor and waiting until its init is done.
+
+`start` waits for whichever comes first: the actor is ready, its process has ended, or the time is up. In
+the last case, and when the waiting caller is cancelled, the process is killed, so that no half-started
+actor is left behind. An actor that becomes ready in the same turn of the loop as the time-out counts as
+ready.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +15,26 @@ from fleetlm.errors import InitFailed
 from fleetlm.processes.running import exit_reason
 
 if TYPE_CHECKING:
-    from fleetlm.actor import Actor
+    from fleetlm.actors.handlers import ActorObject
     from fleetlm.ids import Pid
-    from fleetlm.process import Process
     from fleetlm.processes.local import LocalProcesses
+    from fleetlm.processes.running import RunningProcess
 
 
 class Starting:
-    """A process function: an actor that tells when its init is done, or when there is none to wait for.
+    """A process function that runs an actor and tells when its init is done, or will never be.
 
     Args:
         actor: its class, or an object of it.
-        ready: gets True when init is done, False when the actor has ended before.
+        ready: gets True when init is done, False when the actor has ended before that.
     """
 
-    def __init__(self, actor: type[Actor] | Actor, ready: asyncio.Future[bool]) -> None:
+    def __init__(self, actor: type[ActorObject] | ActorObject, ready: asyncio.Future[bool]) -> None:
         self._actor = actor
         self._ready = ready
         self.__qualname__ = (actor if isinstance(actor, type) else type(actor)).__qualname__
 
-    async def __call__(self, process: Process, *args: Any) -> None:
+    async def __call__(self, process: RunningProcess, *args: Any) -> None:
         """Run as this process."""
         actor, ready = self._actor, self._ready
         try:
@@ -42,12 +48,17 @@ class Starting:
 
 async def start(
     local: LocalProcesses,
-    actor: type[Actor] | Actor,
+    actor: type[ActorObject] | ActorObject,
     args: tuple[Any, ...],
     name: str | None,
     timeout_s: float,
 ) -> Pid:
-    """Spawn an actor and return when its init is done. See `Node.start_actor`."""
+    """Spawn an actor and return when its init is done; see `Node.start_actor`.
+
+    Raises:
+        InitFailed: the process has ended, or was killed because the time was up.
+        AlreadyRegistered, InvalidName: nothing was started.
+    """
     ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     starting = Starting(actor, ready)
     pid = local.spawn(starting, args, name)
@@ -62,7 +73,7 @@ async def start(
             raise InitFailed(starting.__qualname__, f"init was not done within {timeout_s:g} s")
         await asyncio.wait({task})
     finally:
-        if not ready.done():  # It takes too long, or who asked was cancelled.
+        if not ready.done():  # It takes too long, or the caller was cancelled.
             ready.cancel()
             local.stop_process(pid.number, "killed", at_once=True)
     error = None if task.cancelled() else task.exception()

@@ -150,7 +150,7 @@ class Checks:
             owners, watched = {}, {}
             for number, ends in relations._ends.items():
                 pid = home.pid(number)
-                if not home.node._local.alive(number):
+                if not home.node._local.is_alive(number):
                     self.world.breach(f"{pid} has ended, and is in the relations of its node")
                 for other in ends.links:
                     if pid not in self._links(other):

@@ -438,7 +438,7 @@ class Story:
                 assert me in alive
                 for other in ends.links:
                     assert other in alive, f"{me} is linked to {other}, which has ended"
-                    assert me in tables[other.node]._ends[other.number].sessions, (
+                    assert me in tables[other.node]._ends[other.number].links, (
                         f"{other} knows no link to {me}"
                     )
                 for ref in ends.watchers:

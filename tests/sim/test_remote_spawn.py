@@ -112,7 +112,7 @@ def assert_nothing_is_left(cluster: SimCluster) -> None:
             me = Pid(node.name, node.incarnation, number)
             assert node.process_info(me) is not None, f"relations of {me}, which has ended"
             for other in ends.links:
-                assert me in tables[other.node]._ends[other.number].sessions, f"{other} knows no link to {me}"
+                assert me in tables[other.node]._ends[other.number].links, f"{other} knows no link to {me}"
             assert set(ends.watchers) <= holding.keys()
         assert set(table._owner_of) <= holding.keys()
     for ref, target in holding.items():

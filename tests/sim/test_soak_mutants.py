@@ -194,18 +194,18 @@ def _changes_are_missed(publish: Mutant) -> Mutant:
 
 
 def _handlers_overlap(_original: Mutant) -> Mutant:
-    async def called(life: ActorRun, call: Call, request: Any) -> None:
-        found = life._find(request, call)
+    async def called(run: ActorRun[Any], call: Call, request: Any) -> None:
+        found = run._find(request, call)
         if found is not None:
-            await life._start_beside(found, request, call)
+            await run._start_concurrent(found, request, call)
 
     return called
 
 
 def _no_bound_for_concurrent_handlers(init: Mutant) -> Mutant:
-    def mutant(life: ActorRun, *args: Any) -> None:
-        init(life, *args)
-        life._most = 1_000
+    def mutant(run: ActorRun[Any], *args: Any) -> None:
+        init(run, *args)
+        run._max_concurrent = 1_000
 
     return mutant
 
@@ -215,7 +215,7 @@ def _deadlines_extend(_original: Mutant) -> Mutant:
 
 
 def _no_terminate(_original: Mutant) -> Mutant:
-    async def finish(life: ActorRun, reason: Any) -> None: ...
+    async def finish(run: ActorRun[Any], reason: Any) -> None: ...
 
     return finish
 
@@ -268,7 +268,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (NameTable, "_best", _everybody_wins),
     (Subscription, "_publish", _changes_are_missed),
     (Feed, "forget", _ignored),
-    (ActorRun, "_called", _handlers_overlap),
+    (ActorRun, "_serve_call", _handlers_overlap),
     (ActorRun, "__init__", _no_bound_for_concurrent_handlers),
     (ActorRun, "_interrupt", _ignored),
     (ActorRun, "_finish", _no_terminate),

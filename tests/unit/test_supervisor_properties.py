@@ -18,6 +18,7 @@ from hypothesis import given, settings, strategies as st
 
 from fleetlm import Child, Down, Node, Pid, Process, ProcessExit, RemoteError, Supervisor
 from fleetlm.core.restarts import RESTARTS, STRATEGIES, Restart, Strategy
+from fleetlm.processes.running import RunningProcess
 from fleetlm.testing import Fleet, SimCluster, run
 
 PERIOD_S = 5.0
@@ -232,14 +233,14 @@ class Real:
         self.paths: dict[Pid, str] = {}
         self.end: Any = None
         local = node._local
-        heard = local.on_exited
+        tell = local._on_exited
 
-        def on_exited(pid: Pid) -> None:
-            if pid in self.paths:
-                self.log.append(f"-{self.paths[pid]}")
-            heard(pid)
+        def on_exited(process: RunningProcess, reason: Any) -> None:
+            if process.pid in self.paths:
+                self.log.append(f"-{self.paths[process.pid]}")
+            tell(process, reason)
 
-        local.on_exited = on_exited
+        local._on_exited = on_exited
         self.watcher = node.spawn(self.watch, self.child("top", plan).function)
 
     def child(self, path: str, plan: Plan) -> Child:
