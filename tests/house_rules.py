@@ -49,13 +49,6 @@ EXCEPTIONS = {
     ("fleetlm.sync", "fleetlm.node"),
     # PENDING: each of these goes with its cut.
     ("fleetlm.core.effects", "fleetlm.core.connection"),
-    ("fleetlm.directory.groups", "fleetlm.node"),
-    ("fleetlm.directory.registry", "fleetlm.actor"),
-    ("fleetlm.directory.registry", "fleetlm.node"),
-    ("fleetlm.runtime.bootstrap", "fleetlm.node"),
-    ("fleetlm.runtime.bootstrap", "fleetlm.remote.server"),
-    ("fleetlm.runtime.info", "fleetlm.node"),
-    ("fleetlm.runtime.starting", "fleetlm.node"),
 }
 
 PURE = {"values", "wire", "core"}

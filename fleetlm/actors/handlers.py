@@ -62,6 +62,12 @@ class ActorObject(HasHandlers, Protocol):
         """Run as this `Process`, and set ``ready`` when `init` is done."""
 
 
+def check_actor(actor: object) -> None:
+    """Raise TypeError, unless it is a class of actors."""
+    if not (isinstance(actor, type) and hasattr(actor, "__fleetlm_handlers__")):
+        raise TypeError(f"{actor!r} is not a class of actors")
+
+
 @overload
 def handler(function: F, /) -> F: ...
 @overload

@@ -57,64 +57,14 @@ class Blocking:
         return len(self._threads.running) + len(self._processes.running)
 
     async def in_thread(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a blocking function in a thread, while the node goes on: ``await node.run_blocking(f, x)``.
-
-        For what waits (files, drivers, C code that releases the GIL); pure Python that computes holds
-        up the loop all the same, and belongs into `run_in_process`. Context variables are those of the
-        caller. In the function ``node.sync`` is at hand for what is to be asked of the node.
-
-        `Settings.blocking_threads` functions run at a time; further callers wait in order.
-
-        A caller that is cancelled while it waits has run nothing. Once the function has begun it goes
-        on to its end, since no thread can be stopped, and what it returns is dropped.
-
-        Args:
-            function: a plain function, not a coroutine function.
-            *args: its arguments.
-            **kwargs: its named arguments.
-
-        Returns:
-            What the function returns.
-
-        Raises:
-            Exception: what the function raised, as it raised it; `RuntimeError` for a StopIteration.
-            TypeError: ``function`` cannot be called, or is a coroutine function.
-            NodeStopped: nothing was run; or it still ran when the node had drained, and runs on.
-        """
+        """See `Node.run_blocking`."""
         _check("run_blocking", function)
         call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
         result: R = await self._threads.run(_Job(function, call))
         return result
 
     async def in_process(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function in another process of this machine: ``await node.run_in_process(f, x)``.
-
-        For what computes: it has an interpreter of its own. The processes are spawned, never forked
-        (ZeroMQ does not survive a fork), one for each CPU (`Settings.blocking_processes`), and kept;
-        the first use of each takes as long as Python and the program's imports need to start.
-
-        Function, arguments and result are pickled, so the function must be one that a module has at
-        its top level, and what a program does when it starts must stand under
-        ``if __name__ == "__main__":``. Cancellation is as with `run_blocking`. When the node stops,
-        what has not ended within the drain time is killed.
-
-        Args:
-            function: a plain function.
-            *args: its arguments; do not change them while this waits.
-            **kwargs: its named arguments.
-
-        Returns:
-            A copy of what the function returns.
-
-        Raises:
-            Exception: what the function raised; the traceback of over there is among its notes. One
-                that cannot be pickled arrives as a RuntimeError with its text.
-            TypeError: function, arguments or result cannot be pickled, or the function cannot be
-                called. Only for a result that cannot, the function has run.
-            WorkerDied: the process ended (killed, out of memory, ``os._exit``); others are not
-                affected, and the next call gets a new one.
-            NodeStopped: as `run_blocking`.
-        """
+        """See `Node.run_in_process`."""
         _check("run_in_process", function)
         result: R = await self._processes.run(_Job(function, Order(function, args, kwargs)))
         return result
