@@ -147,7 +147,7 @@ class _Run:
         self._intensity = Intensity(plan.max_restarts, plan.period_s)
         self._backoff = Backoff(*plan.backoff_s)
         self._loop = asyncio.get_running_loop()
-        process.children = self.children
+        process._children = self.children  # noqa: SLF001  # for `Node.supervisors`
 
     def children(self) -> list[ChildInfo]:
         """See `Node.supervisors`."""

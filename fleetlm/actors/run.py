@@ -117,14 +117,14 @@ class ActorRun(Generic[ProcessT]):
                 a handler that exits; a cancellation; an exception of init, of a cast or of `handle_info`.
         """
         process = self.process
-        process.on_answered = self._notice_answered
+        process._on_answered = self._notice_answered
         await self._actor.init()
         if ready is not None and not ready.done():
             ready.set_result(True)
         try:
             await self._serve()
         except (Exception, asyncio.CancelledError) as error:
-            if not process.gone:
+            if not process._is_gone:
                 await self._finish(exit_reason(process, isinstance(error, asyncio.CancelledError), error))
             raise
         finally:
@@ -155,7 +155,7 @@ class ActorRun(Generic[ProcessT]):
     async def _serve(self) -> None:
         """Take messages until the actor is to end. Always raises."""
         process, get, actor = self.process, self.process.mailbox.get, self._actor
-        while not (self._stopping or process.ending):
+        while not (self._stopping or process._is_ending):
             message = await get()
             if isinstance(message, Call):
                 if type(message.message) is Invoke:
@@ -169,7 +169,7 @@ class ActorRun(Generic[ProcessT]):
             elif message is not _WAKE:
                 await actor.handle_info(message)
             message = None  # An actor that waits keeps no message alive.
-        if process.ending:  # An exit signal came, and a handler may have swallowed the cancellation.
+        if process._is_ending:  # An exit signal came, and a handler may have swallowed the cancellation.
             raise asyncio.CancelledError
         raise ProcessExit(self._stop_reason)
 
@@ -209,7 +209,7 @@ class ActorRun(Generic[ProcessT]):
             result = await (self._send_items(call, running) if found.streams else running)
         except asyncio.CancelledError as error:
             if self._settle_call(call, task):
-                if self.process.ending or task.cancelling():
+                if self.process._is_ending or task.cancelling():
                     raise
                 call.fail(error)  # It awaited something that was cancelled; this task was not.
         except ProcessExit:
@@ -275,7 +275,7 @@ class ActorRun(Generic[ProcessT]):
     def _interrupt(self, call: Call) -> None:
         """Cancel the task that serves a call whose caller has gone, if it still serves it."""
         task = self._open.pop(call, None)
-        if task is self._main_task and self.process.ending:
+        if task is self._main_task and self.process._is_ending:
             return  # It has been cancelled already; a second time would cut its clean-up short.
         if task is not None:
             task.cancel()
@@ -293,7 +293,7 @@ class ActorRun(Generic[ProcessT]):
             return True
         if call.open:
             return False  # The actor ends; the process answers its calls.
-        if task.cancelling() and (task.uncancel() or self.process.ending):
+        if task.cancelling() and (task.uncancel() or self.process._is_ending):
             raise asyncio.CancelledError
         return False
 
@@ -320,10 +320,10 @@ class ActorRun(Generic[ProcessT]):
             else:
                 call.abandon()
         except ProcessExit as error:
-            process.end_with(error.reason)
+            process._end_with(error.reason)
         except Exception as error:
             log.exception("actor %s (%s) crashed", process.name or process.pid, process.runs)
-            process.end_with(exit_reason(process, False, error))
+            process._end_with(exit_reason(process, False, error))
 
     def _forget_task(self, task: asyncio.Task[None]) -> None:
         self._concurrent.discard(task)
@@ -340,14 +340,14 @@ class ActorRun(Generic[ProcessT]):
     async def _finish(self, reason: Any) -> None:
         """End concurrent handlers and call `terminate`; both have `Settings.terminate_s` seconds."""
         process, limit_s = self.process, self._terminate_s
-        process.closing = True
+        process._is_closing = True
         self._open.clear()
         SERVING.set(None)
-        if process.ending:
+        if process._is_ending:
             try:  # The cancellation of an actor that ended itself may still come; not in `terminate`.
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
-                if process.gone:
+                if process._is_gone:
                     raise
         if self._concurrent:
             for task in self._concurrent:
@@ -360,7 +360,7 @@ class ActorRun(Generic[ProcessT]):
             async with timeout:
                 await self._actor.terminate(reason)
         except asyncio.CancelledError:
-            if process.gone:
+            if process._is_gone:
                 raise
             log.warning("terminate of %s was cancelled by what it awaited", process.pid)
         except Exception:

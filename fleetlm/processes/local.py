@@ -14,7 +14,7 @@
 Burying tells in a fixed order, so that a process that hears of the death finds no trace of it:
 
 1. the tables here: the number, the name and the mailbox are taken away, so a message finds nobody;
-2. callers: calls that it leaves behind are answered (`RunningProcess.ended`);
+2. callers: calls that it leaves behind are answered (`RunningProcess._mark_gone`);
 3. ``on_exited``, given by whoever puts the node together: first the tables that every node holds (groups
    and cluster-wide names), then linked and monitoring processes.
 
@@ -103,7 +103,7 @@ class LocalProcesses:
         task = loop.create_task(coroutine, name=name or runs, context=context)
         self._tasks[task] = process
         task.add_done_callback(self._on_task_done, context=_NO_CONTEXT)
-        process.task = task
+        process._task = task
         return pid
 
     def register(self, name: str, pid: Pid) -> None:
@@ -135,7 +135,7 @@ class LocalProcesses:
             return None
         process = self._processes.get(pid.number)
         if process is not None:
-            return process.task
+            return process._task
         return next((task for task, other in self._tasks.items() if other.pid == pid), None)
 
     def info(self) -> list[ProcessInfo]:
@@ -145,12 +145,12 @@ class LocalProcesses:
     def supervisors(self) -> dict[Pid, list[ChildInfo]]:
         """Return each supervisor with its children, in the order in which they were spawned."""
         every = self._processes.values()
-        return {process.pid: process.children() for process in every if process.children is not None}
+        return {process.pid: process._children() for process in every if process._children is not None}
 
     @property
     def open_calls(self) -> int:
         """Calls that processes took and have not answered yet, and all messages that still wait."""
-        return sum(p.open_calls + len(p.mailbox) for p in self._processes.values())
+        return sum(p._open_calls + len(p.mailbox) for p in self._processes.values())
 
     def stop_process(self, number: int, reason: Any, *, at_once: bool = False) -> None:
         """Tell a process to end with this reason, unless it is ending already.
@@ -161,7 +161,7 @@ class LocalProcesses:
         process = self._processes.get(number)
         if process is None:
             return
-        process.end_with(reason, again=at_once)
+        process._end_with(reason, again=at_once)
         if at_once:
             self._bury(process, reason)
 
@@ -177,13 +177,13 @@ class LocalProcesses:
         while self._tasks:
             tasks = list(self._tasks)
             for process in list(self._processes.values()):
-                process.end_with("shutdown")
-            living = {process.task for process in self._processes.values()}
+                process._end_with("shutdown")
+            living = {process._task for process in self._processes.values()}
             for task in tasks:
                 if task not in living:  # It was killed, and its clean-up has not ended.
                     task.cancel()
             await asyncio.wait(tasks, timeout=_STOP_ROUND_S)
-            if any(process.closing for process in self._processes.values()):
+            if any(process._is_closing for process in self._processes.values()):
                 await asyncio.wait(tasks, timeout=self._terminate_s)
             stuck = [task for task in tasks if not task.done()]
             if stuck:
@@ -195,10 +195,10 @@ class LocalProcesses:
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
         every = reversed(self._processes.values())
-        for root in [process for process in every if process.children and process.parent is None]:
-            if root.task is not None and loop.time() < until:
+        for root in [process for process in every if process._children and process.parent is None]:
+            if root._task is not None and loop.time() < until:
                 self._send_exit(root.pid, "shutdown")
-                await asyncio.wait({root.task}, timeout=until - loop.time())
+                await asyncio.wait({root._task}, timeout=until - loop.time())
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         """Bury the process of a task that has ended, unless it was killed, and log a crash."""
@@ -213,13 +213,13 @@ class LocalProcesses:
     def _bury(self, process: RunningProcess, reason: Any) -> None:
         """Take a process out of the tables and tell everybody concerned; see the head of this module."""
         number = process.pid.number
-        process.exit_reason = reason
+        process._exit_reason = reason
         name = self.table.exited(number)
         del self._processes[number]
         self.boxes.pop(number, None)
         if name is not None:
             self.boxes.pop(name, None)
-        process.ended(text_of(reason))
+        process._mark_gone(text_of(reason))
         self._on_exited(process, reason)
 
 

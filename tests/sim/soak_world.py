@@ -312,7 +312,7 @@ class World:
             case NameLost(name=name):
                 self.lost.add((name, pid))
         tree = self.trees.pop(pid, None)
-        if tree is not None and not (self.ending or process.ending or process.node._stopping):
+        if tree is not None and not (self.ending or process._is_ending or process.node._stopping):
             self._tree_ended(pid, tree, reason)
 
     def _tree_ended(self, pid: Pid, tree: Tree, reason: Any) -> None:

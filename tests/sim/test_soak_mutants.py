@@ -275,7 +275,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (sender, "within_deadline", _deadlines_extend),
     (_PendingSpawn, "_kill", _ignored),
     (Messenger, "take_ref", _a_future_is_left),
-    (Process, "ended", _a_timer_is_left),
+    (Process, "_mark_gone", _a_timer_is_left),
 ]
 
 

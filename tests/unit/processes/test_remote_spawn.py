@@ -289,7 +289,7 @@ def test_an_answer_for_a_process_that_has_ended(given_up: bool, linked: bool) ->
         rig = Rig()
         owner = rig.process()
         spawning = rig.spawning(owner, linked=linked, ref=None if linked else rig.signals.new_ref())
-        owner.end_with({"why": 1})
+        owner._end_with({"why": 1})
         if given_up:
             spawning.give_up()
         await asyncio.sleep(1)
@@ -325,7 +325,7 @@ async def test_a_linked_process_of_one_that_is_ending_is_left_to_the_link() -> N
     await asyncio.sleep(0)
     before, late = rig.spawning(owner, linked=True), rig.spawning(owner, linked=True)
     before.set_result(CHILD)
-    owner.end_with("bad")
+    owner._end_with("bad")
     before.give_up()
     late.give_up()
     late.set_result(Pid(THERE, 2, 4))
