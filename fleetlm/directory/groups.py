@@ -102,8 +102,7 @@ class ReplicatedGroups:
         if pid.node != self._context.name:
             session = self._context.sessions.get(pid.node)
             return 0 if session is None else session.load(pid.number)
-        process = self._local.process(pid)
-        return 0 if process is None else len(process.mailbox) + process.open_calls
+        return self._local.load_of(pid)
 
 
 class Groups:

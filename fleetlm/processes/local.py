@@ -152,6 +152,11 @@ class LocalProcesses:
         """Calls that processes took and have not answered yet, and all messages that still wait."""
         return sum(p._open_calls + len(p.mailbox) for p in self._processes.values())
 
+    def load_of(self, pid: Pid) -> int:
+        """Return how many messages wait for a process and how many calls it has open; 0 if it is gone."""
+        process = self.process(pid)
+        return 0 if process is None else len(process.mailbox) + process._open_calls
+
     def stop_process(self, number: int, reason: Any, *, at_once: bool = False) -> None:
         """Tell a process to end with this reason, unless it is ending already.
 
