@@ -1,7 +1,7 @@
-"""Processes that run blocking code, in a thread or in a worker process, while their node goes on.
+"""Processes that run blocking code in a thread or in a worker process, while their node stays responsive.
 
-``python blocking.py`` serves a driver that only waits and a computation that holds the GIL, and shows
-that the node answers others meanwhile, what a failure is, and that a dead worker process is replaced.
+``python blocking.py`` serves a driver that only waits and a computation that holds the GIL. It shows that
+the node replies to others meanwhile, which error a failure is, and that a dead worker process is replaced.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24388"))
 
 
 def query(key: str) -> str:
-    """Stands for a blocking driver: it waits, and lets the GIL go."""
+    """Stand in for a blocking driver: it waits, and releases the GIL."""
     time.sleep(0.2)
     return f"row of {key}"
 
 
 def primes(below: int) -> int:
-    """Stands for what computes: in a thread it would hold up the event loop."""
+    """Stand in for a computation: in a thread it would hold up the event loop."""
     if below < 0:
         raise ValueError("primes are positive")
     return sum(all(number % by for by in range(2, int(number**0.5) + 1)) for number in range(2, below))
 
 
 def out_of_memory(_: int) -> int:
-    """Stands for a native library that takes its process down."""
+    """Stand in for a native library that crashes its process."""
     os._exit(9)
 
 
@@ -37,7 +37,7 @@ WORK = {"primes": primes, "crash": out_of_memory}
 
 
 async def database(process: Process) -> None:
-    """Answers calls side by side: each has a task of its own, the pool bounds how many run."""
+    """Serve calls concurrently: each has its own task, and the pool bounds how many run at a time."""
 
     async def answer(call: Call) -> None:
         call.reply(await process.node.run_blocking(query, call.message))
@@ -49,7 +49,7 @@ async def database(process: Process) -> None:
 
 
 async def calculator(process: Process) -> None:
-    """Answers calls one by one: the function runs elsewhere, and this loop is free."""
+    """Serve one call at a time: the function runs in another process, and the event loop stays free."""
     async for message in process.mailbox:
         match message:
             case Call(message=(what, argument)):
@@ -60,14 +60,14 @@ async def calculator(process: Process) -> None:
 
 
 async def heart(process: Process) -> None:
-    """Shows that the loop turns."""
+    """Reply at once, which shows that the event loop runs."""
     async for message in process.mailbox:
         if isinstance(message, Call):
             message.reply("beat")
 
 
 async def main() -> None:
-    """Ask all of them, on one node; on another node it reads the same."""
+    """Call all three on one node; calls from another node look the same."""
     settings = Settings(node_ip="127.0.0.1", node_port=PORT, remote=False, blocking_processes=1)
     async with Node.start(settings) as node:
         node.spawn(database, name="database")
@@ -90,9 +90,9 @@ async def main() -> None:
         for request in (("primes", -1), ("crash", 0), ("primes", 10)):
             try:
                 print(request, "→", await node.call("calculator", request, timeout=20))
-            except Exception as error:  # noqa: BLE001  # each kind is shown
+            except Exception as error:  # noqa: BLE001  # every kind of error is shown
                 print(request, "→", error)
 
 
-if __name__ == "__main__":  # A worker process imports this file, and must not start a node of its own.
+if __name__ == "__main__":  # A worker process imports this file, and must not start a node.
     asyncio.run(main())

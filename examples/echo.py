@@ -1,9 +1,9 @@
-"""A worker that answers: the program of the Docker image, and the shortest one that makes sense.
+"""A worker that replies to every call: the program of the Docker image.
 
     fleetlm start echo:main                                       # in the folder of this file
     fleetlm remote "await node.call('echo', 'hello')"             # from another terminal
 
-Run by itself, as ``python echo.py``, it shows two nodes of one cluster.
+``python echo.py`` shows two nodes of one cluster in one program.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24370"))
 
 
 async def echo(process: fleetlm.Process) -> None:
-    """Reply to every call with what it said; other messages are only counted."""
+    """Reply to every call with its own message; count the other messages."""
     others = 0
     async for message in process.mailbox:
         if not isinstance(message, Call):
             others += 1
-            log.info("%d messages that wait for no answer so far", others)
+            log.info("%d messages that are not calls so far", others)
             continue
         try:
             message.reply(message.message)
         except fleetlm.FleetError as error:
-            # Its caller has been told; one answer that cannot travel must not end the process.
+            # The caller has got the error; a reply that cannot be sent must not end the process.
             log.warning("no reply: %s", error)
 
 
 async def main(node: fleetlm.Node) -> None:
-    """What `fleetlm start echo:main` runs: serve until the node is told to stop."""
+    """Serve until the node stops; ``fleetlm start echo:main`` runs this."""
     node.spawn(echo, name="echo")
     await node.wait_stopped()
 
 
 async def two_nodes() -> None:
-    """One machine is enough: on Linux every 127.0.0.N is an address of its own."""
+    """Run two nodes on this machine; on Linux every 127.0.0.N is an address of its own."""
     first, second = (
         fleetlm.Settings(dns_query="127.0.0.1,127.0.0.2", node_ip=ip, node_port=PORT, remote=False)
         for ip in ("127.0.0.1", "127.0.0.2")

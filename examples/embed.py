@@ -1,10 +1,10 @@
-"""A node inside a program of your own: a server with an inference worker pool that spans machines.
+"""A node inside your own program: a server with an inference worker pool that spans machines.
 
-Every replica runs this program: it accepts prompts on a TCP port of its own (a line in, a line out),
-and has one *pool*, which collects prompts into batches and runs the model on them in a thread, so
-that the event loop stays free. A replica gives each prompt to the pool of the next node in turn.
+Every replica runs this program. It accepts prompts on its own TCP port (a line in, a line out) and has one
+*pool*, which collects prompts into batches and runs the model on each batch in a thread, so that the event
+loop stays free. A replica gives each prompt to the pool of the next node in turn.
 
-``python embed.py`` starts three replicas as processes of this machine, and sends them prompts.
+``python embed.py`` starts three replicas as processes on this machine and sends them prompts.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ NODE_PORT = int(os.environ.get("EXAMPLE_PORT", "24376"))
 LINE_PORT = NODE_PORT + 1
 BATCH = 8
 LINGER_S = 0.005
-"""For a batch to fill: a model takes about as long for eight prompts as for one."""
+"""How long a batch waits to fill: a model takes about as long for eight prompts as for one."""
 
 
 def model(prompts: list[str]) -> list[str]:
-    """Stands for what holds a GPU: slow, blocking, better in batches."""
+    """Stand in for a model on a GPU: slow, blocking, better in batches."""
     time.sleep(0.02)
     return [prompt.upper() for prompt in prompts]
 
 
 async def pool(process: Process) -> None:
-    """Collect calls into batches. What waits meanwhile waits in the mailbox, which is bounded."""
+    """Collect calls into batches. Further calls wait in the mailbox, which is bounded."""
     while True:
         batch = [await process.receive()]
         until = time.monotonic() + LINGER_S
@@ -43,7 +43,7 @@ async def pool(process: Process) -> None:
                 batch.append(await process.receive(timeout=left_s))
             except TimeoutError:
                 break
-        # A caller that gave up meanwhile needs no GPU time.
+        # Do not spend GPU time on callers that have given up meanwhile.
         calls = [call for call in batch if isinstance(call, Call) and call.wanted]
         texts = await asyncio.to_thread(model, [call.message for call in calls])
         for call, text in zip(calls, texts, strict=True):
@@ -51,14 +51,14 @@ async def pool(process: Process) -> None:
 
 
 class Frontend:
-    """The program's own server, on the same event loop as the node."""
+    """The program's own server; it runs on the same event loop as the node."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self._turns = count()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection: each line is a prompt."""
+        """Serve one connection: each line is a prompt."""
         while line := await reader.readline():
             text, by, batch = await self.infer(line.decode().strip())
             writer.write(f"{text} (on {by}, in a batch of {batch})\n".encode())
@@ -66,7 +66,7 @@ class Frontend:
         writer.close()
 
     async def infer(self, prompt: str) -> tuple[str, str, int]:
-        """Ask the next pool in turn; another one, if that has just gone and cannot have begun."""
+        """Call the next pool in turn; if the call never ran, because that node is gone, call another one."""
         while True:
             names = sorted([self.node.name, *self.node.list()])
             name = names[next(self._turns) % len(names)]
@@ -79,7 +79,7 @@ class Frontend:
 
 
 async def replica(ip: str) -> None:
-    """One of the replicas; ends when its stdin does, as whoever started it has gone then."""
+    """Run one replica until its stdin is closed, which means that its parent has ended."""
     settings = Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=NODE_PORT, remote=False)
     async with fleetlm.Node.start(settings) as node:
         node.spawn(pool, name="pool")
@@ -91,7 +91,7 @@ async def replica(ip: str) -> None:
 
 
 async def main() -> None:
-    """Three replicas, then thirty prompts to the first one."""
+    """Start three replicas, then send thirty prompts to the first one."""
     replicas = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, __file__, ip),
@@ -104,7 +104,7 @@ async def main() -> None:
         for each in replicas:
             assert each.stdout is not None
             if await each.stdout.readline() != b"ready\n":
-                sys.exit("a replica did not start; its message is above")
+                sys.exit("a replica did not start; see its error above")
         started = time.perf_counter()
         replies = await asyncio.gather(*(ask(f"prompt {number}") for number in range(30)))
         took_s = time.perf_counter() - started
@@ -119,7 +119,7 @@ async def main() -> None:
 
 
 async def ask(prompt: str) -> str:
-    """A client of the first replica, over plain TCP."""
+    """Send a prompt to the first replica over plain TCP, and return its reply."""
     reader, writer = await asyncio.open_connection(ADDRESSES[0], LINE_PORT)
     writer.write(f"{prompt}\n".encode())
     line = (await reader.readline()).decode().strip()

@@ -1,4 +1,4 @@
-"""One message to all nodes: broadcast, and multicall with the replies.
+"""One message to all nodes: broadcast, and multicall, which returns the replies.
 
 ``python fanout.py`` runs four nodes in one program; on Linux every 127.0.0.N is an address of its own.
 """
@@ -18,7 +18,7 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24372"))
 
 
 async def cache(process: Process) -> None:
-    """Each node has one under the name "cache"; ``("put", key, value)`` wants no answer."""
+    """Keep values; each node has one process of the name "cache". ``("put", key, value)`` gets no reply."""
     held: dict[str, str] = {}
     async for message in process.mailbox:
         match message:
@@ -31,7 +31,7 @@ async def cache(process: Process) -> None:
 
 
 async def main() -> None:
-    """Start, tell all, ask all, lose one, ask again."""
+    """Start four nodes, broadcast, call all, stop one node, call all again."""
     async with AsyncExitStack() as stack:
         nodes: list[Node] = []
         for ip in ADDRESSES:
@@ -44,20 +44,20 @@ async def main() -> None:
         await first.ready(len(others), timeout=5)
 
         started = time.perf_counter()
-        told = await first.broadcast("cache", ("put", "model", "llama-3"))  # packed once, for all
+        told = await first.broadcast("cache", ("put", "model", "llama-3"))  # encoded once for all nodes
         print(f"broadcast to {told} nodes in {(time.perf_counter() - started) * 1e3:.1f} ms")
 
-        # From one sender to one receiver messages keep their order: each "get" arrives behind "put".
+        # Messages from one sender to one receiver keep their order: each "get" arrives after "put".
         await ask_all(first, [node.name for node in nodes])
 
         gone = others[-1]
         await gone.stop()
-        # One target that fails costs the others nothing: its place in the result holds the error.
+        # A target that fails does not affect the others: its place in the result holds the error.
         await ask_all(first, [node.name for node in nodes])
 
 
 async def ask_all(node: Node, names: list[str]) -> None:
-    """Print what each node's cache says, or why it says nothing."""
+    """Print the reply of each node's cache, or the error."""
     started = time.perf_counter()
     targets = [("cache", name) for name in names]
     replies = await node.multicall(targets, ("get", "model"), timeout=2)

@@ -1,4 +1,4 @@
-"""Tasks, retries and a work queue without a broker, as a Celery programmer would look for them.
+"""Tasks, retries and a work queue without a broker, for programmers who know Celery.
 
 ``python from_celery.py`` runs two nodes in one program; docs/from-ray-celery.md explains each part.
 """
@@ -17,7 +17,7 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24388"))
 
 # @app.task
 class Mailer(Actor):
-    """Takes work one by one; what waits is bounded, and who sends it waits too."""
+    """Takes one request at a time. Its mailbox is bounded, and senders wait while it is full."""
 
     async def init(self) -> None:
         self.node.groups.join("mailers", self.pid)
@@ -30,18 +30,18 @@ class Mailer(Actor):
 
 
 async def deliver(node: Node, to: str, text: str) -> str:
-    """``autoretry_for``: again, on another worker, only what has certainly not run."""
+    """Like ``autoretry_for``: try again, on another worker, only what has certainly not run."""
     for _ in range(5):
         try:
             mailer = node.ref(Mailer, node.groups.pick("mailers", by="round_robin"))
             return await mailer.within(2.0).call(Mailer.send, to, text)
         except NotDelivered:
             await asyncio.sleep(0.1)
-    raise TimeoutError(f"nobody could be asked to write to {to}")
+    raise TimeoutError(f"no worker could be asked to write to {to}")
 
 
 async def members(node: Node, group: str, count: int) -> None:
-    """Wait until so many are known here: a join is seen on other nodes one hop later."""
+    """Wait until ``node`` sees this many members: other nodes see a join one hop later."""
     changes = node.groups.watch(group)
     while len(node.groups.members(group)) < count:
         await anext(changes)
@@ -49,12 +49,12 @@ async def members(node: Node, group: str, count: int) -> None:
 
 
 async def main() -> None:
-    """Four workers on two nodes, one node leaves."""
+    """Run four workers on two nodes; then one node leaves."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
     first, second = (
         Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
     )
-    # celery worker --concurrency=2
+    # In Celery: celery worker --concurrency=2.
     workers = Supervisor([Child(f"mailer {number}", Mailer) for number in range(2)])
     async with Node.start(first) as here:
         there = await Node.start(second)
@@ -63,10 +63,10 @@ async def main() -> None:
         await here.ready(1, timeout=5)
         await members(here, "mailers", 4)
 
-        # As send.delay(...).get() does.
+        # In Celery: send.delay(...).get().
         print(await deliver(here, "ada@example.org", "hello"))
 
-        # A worker that goes takes nothing with it that was not told.
+        # Workers that are gone are no longer members, so the next request goes to another one.
         await there.stop()
         print(await deliver(here, "alan@example.org", "hello"))
         print(len(here.groups.members("mailers")), "workers are left")

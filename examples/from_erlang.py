@@ -1,4 +1,4 @@
-"""A gen_server, a supervisor tree, pg and a global name, as an Erlang programmer would look for them.
+"""A gen_server, a supervisor tree, pg and a global name, for programmers who know Erlang.
 
 ``python from_erlang.py`` runs two nodes in one program; docs/from-erlang.md explains each part.
 """
@@ -18,7 +18,7 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24384"))
 
 # gen_server
 class Counter(Actor):
-    """``handle_call`` and ``handle_cast`` are methods; ``handle_info`` is the rest."""
+    """``handle_call`` and ``handle_cast`` are methods; ``handle_info`` gets all other messages."""
 
     def __init__(self, start: int) -> None:
         self.value = start
@@ -49,7 +49,7 @@ TREE = Supervisor(
 
 # spawn, link, monitor
 async def killer(process: Process, pid: fleetlm.Pid) -> None:
-    """``erlang:monitor/2``: one `Down`, whatever happens; here it is an ``exit(Pid, kill)``."""
+    """Like ``erlang:monitor/2`` and ``exit(Pid, kill)``: the monitor fires exactly once."""
     ref = process.monitor(pid)
     process.exit(pid, "kill")
     match await process.receive():
@@ -58,7 +58,7 @@ async def killer(process: Process, pid: fleetlm.Pid) -> None:
 
 
 async def main() -> None:
-    """Node ``there`` runs the tree, node ``here`` uses it."""
+    """Run the tree on node ``there`` and use it from node ``here``."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
     first, second = (
         Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
@@ -84,7 +84,7 @@ async def main() -> None:
         await here.registry.register("leader", pid)
         print(await here.registry.wait_for("leader", timeout=5) == pid)
 
-        # The supervisor starts another one.
+        # Kill the counter; the supervisor starts another one.
         await here.join(here.spawn(killer, pid), timeout=5)
         await asyncio.sleep(0.2)
         print(await counter.call(Counter.add, 0))

@@ -1,4 +1,4 @@
-"""Remote actors, placement, streams and a pool, as a Ray programmer would look for them.
+"""Remote actors, placement, streams and a pool, for programmers who know Ray.
 
 ``python from_ray.py`` runs two nodes in one program; docs/from-ray-celery.md explains each part.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 
 from fleetlm import Actor, Node, Settings, handler
 
@@ -16,30 +17,33 @@ ADDRESSES = ["127.0.0.1", "127.0.0.2"]
 PORT = int(os.environ.get("EXAMPLE_PORT", "24386"))
 
 
-def heavy(prompt: str) -> list[str]:
-    """Blocking work: a model's forward pass, say."""
-    return prompt.split()
+def heavy(prompt: str) -> Iterator[str]:
+    """Blocking work that yields a token at a time, such as a model's forward pass."""
+    for token in prompt.split():
+        time.sleep(0.01)
+        yield token
 
 
 # @ray.remote class Model
 class Model(Actor):
-    """Runs where it was spawned; every worker of the fleet has one."""
+    """Runs on the node that it was spawned on; each worker has one."""
 
     async def init(self) -> None:
         self.node.groups.join("models", self.pid)
 
     @handler
     async def generate(self, prompt: str) -> list[str]:
-        return await self.run_blocking(heavy, prompt)
+        return await self.run_blocking(list, heavy(prompt))
 
     @handler
     async def tokens(self, prompt: str) -> AsyncIterator[str]:
-        for token in heavy(prompt):
-            yield token
+        steps = heavy(prompt)
+        while (token := await self.run_blocking(next, steps, None)) is not None:
+            yield token  # Each step runs in a thread, and only as fast as the consumer takes tokens.
 
 
 async def members(node: Node, group: str, count: int) -> None:
-    """Wait until so many are known here: a join is seen on other nodes one hop later."""
+    """Wait until ``node`` sees this many members: other nodes see a join one hop later."""
     changes = node.groups.watch(group)
     while len(node.groups.members(group)) < count:
         await anext(changes)
@@ -47,7 +51,7 @@ async def members(node: Node, group: str, count: int) -> None:
 
 
 async def main() -> None:
-    """Two workers that are the same program, as in a Deployment."""
+    """Run two workers with the same program, as in a Deployment."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
     first, second = (
         Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
@@ -57,21 +61,21 @@ async def main() -> None:
             node.factories.register("model", Model)
         await here.ready(1, timeout=5)
 
-        # As Model.options(scheduling_strategy=...).remote() does.
+        # In Ray: Model.options(scheduling_strategy=...).remote().
         for name in (here.name, there.name):
             await here.spawn_at(name, "model")
         await members(here, "models", 2)
 
-        # As ray.get(model.generate.remote(prompt)) does.
+        # In Ray: ray.get(model.generate.remote(prompt)).
         model = here.ref(Model, here.groups.pick("models", by="least_loaded"))
         print(await model.within(30.0).call(Model.generate, "a b c"))
 
-        # The same session on the same worker, as long as it lives
+        # A session stays on the same worker as long as that worker lives.
         sticky = here.ref(Model, here.groups.pick("models", by="key", key="session-7"))
         async for token in sticky.stream(Model.tokens, "d e f"):
             print(token)
 
-        # Many at a time.
+        # Call several actors at the same time.
         refs = [here.ref(Model, pid) for pid in here.groups.members("models")]
         print(await asyncio.gather(*(ref.call(Model.generate, "g h") for ref in refs)))
 

@@ -1,4 +1,4 @@
-"""A process group: workers on many nodes, one message to all of them, and one of them for each session.
+"""A process group: workers on many nodes, a broadcast to all, and one worker for each session.
 
 ``python groups.py`` runs three nodes in one program; on Linux every 127.0.0.N is an address of its own.
 """
@@ -17,7 +17,7 @@ SESSIONS = [f"session {number}" for number in range(12)]
 
 
 async def worker(process: Process) -> None:
-    """Joins by itself, leaves by ending; holds the model and the sessions that are sent to it."""
+    """Join the group, and leave it by ending; keep the model and the sessions that are sent here."""
     process.node.groups.join("workers", process.pid)
     model = "none"
     lines: dict[str, list[str]] = {}
@@ -33,21 +33,21 @@ async def worker(process: Process) -> None:
 
 
 async def ask(node: Node, session: str, text: str) -> str:
-    """Ask the member that has this session: every node finds the same one, and none keeps a table."""
+    """Call the member that has this session. Every node picks the same one, without a shared table."""
     while True:
         try:
             pid = node.groups.pick("workers", by="key", key=session)
             reply: str = await node.call(pid, (session, text), timeout=2)
         except NoMember:
             raise
-        except NotDelivered:  # It has just gone: the next pick finds another one.
+        except NotDelivered:  # The member has just gone; the next pick finds another one.
             await asyncio.sleep(0.05)
         else:
             return reply
 
 
 async def main() -> None:
-    """Start, watch members come, tell all, ask by session, lose a node, ask again."""
+    """Start, watch members join, broadcast, call by session, lose a node, call again."""
     async with AsyncExitStack() as stack:
         nodes: list[Node] = []
         for ip in ADDRESSES:
@@ -58,14 +58,14 @@ async def main() -> None:
             node.spawn(worker)
             node.spawn(worker)
 
-        changes = first.groups.watch("workers")  # The members there are, then every change.
+        changes = first.groups.watch("workers")  # The present members, then every change.
         members = 0
         while members < 2 * len(nodes):
             members += 1 if isinstance(await anext(changes), Joined) else -1
         print(f"{members} workers on {len({pid.node for pid in first.groups.members('workers')})} nodes")
 
         told = await first.groups.broadcast("workers", ("load", "llama-3"))
-        print(f"{told} workers have loaded a model")
+        print(f"{told} workers have been told to load a model")
 
         print(await ask(first, "session 7", "hello"))
         print(await ask(first, "session 7", "again"))

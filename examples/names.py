@@ -1,4 +1,4 @@
-"""A leader by name: one process in the cluster has it, the others stand by and take over.
+"""A leader by name: one process in the cluster has the name, the others stand by and take over.
 
 ``python names.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
 """
@@ -28,10 +28,10 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24390"))
 
 
 async def leader(process: Process, zone: str) -> None:
-    """Stands by until the name is free, then leads until it ends.
+    """Stand by until the name is free, then lead until this process ends.
 
-    If it turns out that another one has led for longer, on the other side of a partition, say, this
-    process gets an exit signal (`NameLost`), and its supervisor lets the next one stand by.
+    If another process has led for longer on the other side of a partition, this process gets an exit
+    signal (`NameLost`) after the partition heals, and its supervisor starts another one, which stands by.
     """
     registry = process.node.registry
     with contextlib.closing(registry.watch("leader")) as changes:
@@ -39,7 +39,7 @@ async def leader(process: Process, zone: str) -> None:
             try:
                 await registry.register("leader", process.pid, {"zone": zone})
             except AlreadyRegistered:
-                await anext(changes)  # The name has come or gone: look again.
+                await anext(changes)  # The name was registered or became free: look again.
     async for message in process.mailbox:
         match message:
             case Call(message=work):
@@ -47,7 +47,7 @@ async def leader(process: Process, zone: str) -> None:
 
 
 async def ask(node: Node, work: str) -> str:
-    """Call whoever leads, and the next one if that one has just gone: it never ran, so that is safe."""
+    """Call the leader; if it has just gone, the call never ran, so it is safe to call the next one."""
     while True:
         pid = await node.registry.wait_for("leader", timeout=5)
         try:
@@ -57,7 +57,7 @@ async def ask(node: Node, work: str) -> str:
 
 
 async def watch(node: Node) -> None:
-    """Prints who leads: first who does now, then every change."""
+    """Print the present leader, then every change."""
     async for event in node.registry.watch("leader"):
         match event:
             case Registered(pid=pid, meta={"zone": zone}):
@@ -67,7 +67,7 @@ async def watch(node: Node) -> None:
 
 
 async def main() -> None:
-    """Two nodes with one candidate each; the one that leads goes away."""
+    """Run two nodes with one candidate each, and stop the node that leads."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
     first, second = (
         Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
@@ -80,7 +80,7 @@ async def main() -> None:
 
         print(await ask(here, "first job"))
         here.spawn(Supervisor([Child("leader", leader, ("a",))]))
-        await asyncio.sleep(0.1)  # It stands by.
+        await asyncio.sleep(0.1)  # The second candidate stands by.
 
         await there.stop()
         print(await ask(here, "second job"))

@@ -1,4 +1,4 @@
-"""Spawning where the work is: a worker registers a factory, another node spawns it there and watches it.
+"""Spawn on another node: a worker registers a factory, another node spawns and monitors its processes.
 
 ``python remote_spawn.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
 """
@@ -16,7 +16,7 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24383"))
 
 
 async def session(process: Process, user: str) -> None:
-    """Keeps the lines of one user. Other nodes know it as "session", and need no more of its code."""
+    """Keep the lines of one user. Other nodes know only the name "session", and need not have the code."""
     lines: list[str] = []
     async for message in process.mailbox:
         match message:
@@ -31,7 +31,7 @@ async def session(process: Process, user: str) -> None:
 
 
 async def front(process: Process, worker: str, ready: asyncio.Event) -> None:
-    """Spawns sessions on the worker; how each one ends comes as exactly one `Down`."""
+    """Spawn sessions on the worker; exactly one `Down` arrives for the end of each."""
     node = process.node
     ann, _ = await process.spawn_monitor_at(worker, "session", "ann", name="ann")
     print(f"ann runs on {ann.node}: {await node.whereis('ann', at=worker) == ann}")
@@ -44,7 +44,7 @@ async def front(process: Process, worker: str, ready: asyncio.Event) -> None:
     except ProcessDown:
         await told(process, "bob")
 
-    # One that fails before its first line: the real reason arrives, not "noproc".
+    # A process that fails before its first line: the real reason arrives, not "noproc".
     _, watched = await process.spawn_monitor_at(worker, "session", "too", "many", "arguments")
     down = await told(process, "nobody")
     assert down.ref == watched
@@ -60,7 +60,7 @@ async def front(process: Process, worker: str, ready: asyncio.Event) -> None:
 
 
 async def told(process: Process, who: str) -> Down:
-    """Wait for a `Down`, and show it."""
+    """Wait for a `Down`, and print it."""
     down = await process.receive()
     assert isinstance(down, Down)
     print(f"down: {who} ({down.reason})")
@@ -68,8 +68,8 @@ async def told(process: Process, who: str) -> Down:
 
 
 async def main() -> None:
-    """One node works, the other one spawns."""
-    logging.getLogger("fleetlm").setLevel(logging.CRITICAL)  # The crashes are meant.
+    """Run a worker node, and spawn on it from another node."""
+    logging.getLogger("fleetlm").setLevel(logging.CRITICAL)  # The crashes are intended.
     first, second = (
         Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
     )

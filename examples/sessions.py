@@ -1,4 +1,4 @@
-"""An actor with typed requests, and what to do with each kind of failure.
+"""An actor with typed requests, and how to handle each kind of failure.
 
 ``python sessions.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
 """
@@ -16,15 +16,15 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24374"))
 
 
 class Sessions(Actor):
-    """Holds sessions. One handler runs at a time, so no lock is needed."""
+    """Keep sessions. One handler runs at a time, so no lock is needed."""
 
     async def init(self) -> None:
-        """Runs in the new process, before the first request is taken."""
+        """Run in the new process, before the first request is taken."""
         self.lines: dict[str, list[str]] = {}
 
     @handler
     async def append(self, session: str, line: str) -> int:
-        """Add a line; returns how many the session has then."""
+        """Add a line, and return how many lines the session has now."""
         if not line:
             raise ValueError(f"an empty line for {session}")
         self.lines.setdefault(session, []).append(line)
@@ -32,30 +32,30 @@ class Sessions(Actor):
 
     @handler
     async def read(self, session: str) -> list[str]:
-        """The lines of a session."""
+        """Return the lines of a session."""
         return self.lines.get(session, [])
 
     @handler(concurrent=True)
     async def archive(self, session: str) -> None:
-        """Stands for a slow database. Others are served meanwhile, and who gives up cancels it."""
+        """Stand in for a slow database. Other requests run meanwhile; a caller that gives up cancels it."""
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            print(f"  archive({session!r}) was cancelled, since nobody waits for it")
+            print(f"  archive({session!r}) was cancelled: its caller has given up")
             raise
 
     async def terminate(self, reason: object) -> None:
-        """Runs at the end, whatever ends it."""
+        """Run when the actor ends, for whatever reason."""
         print(f"  sessions end ({reason}) with {len(self.lines)} session")
 
 
 async def append(ref: ActorRef[Sessions], session: str, line: str, tries: int = 3) -> int:
-    """Try again where that is safe: only what never ran.
+    """Append a line, and try again only if the request never ran.
 
     Raises:
-        NotDelivered: nobody took it, ``tries`` times.
-        OutcomeUnknown: it may have run, so whether to send it again is the caller's decision.
-        RemoteError: it ran, and raised.
+        NotDelivered: the request never ran, in ``tries`` attempts.
+        OutcomeUnknown: the request may have run; whether to repeat it is the caller's decision.
+        RemoteError: the request ran and raised.
     """
     for left in reversed(range(tries)):
         try:
@@ -69,7 +69,7 @@ async def append(ref: ActorRef[Sessions], session: str, line: str, tries: int = 
 
 
 async def main() -> None:
-    """Each outcome once."""
+    """Show each outcome once."""
     one, two = (
         Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
     )
@@ -77,7 +77,7 @@ async def main() -> None:
         await node.ready(1, timeout=5)
         sessions = node.ref(Sessions, "sessions", at=other.name)
 
-        print("too early, nobody has that name yet:")
+        print("too early, no process has that name yet:")
         asking = asyncio.create_task(append(sessions, "s1", "hello"))
         await asyncio.sleep(0.1)
         await other.start_actor(Sessions, name="sessions")

@@ -1,4 +1,4 @@
-"""A small tree: what fails is started again, who watches is told, and a node that dies is noticed.
+"""A supervision tree: a failed child is restarted, and monitors report its end and the loss of its node.
 
 ``python supervised.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
 """
@@ -16,7 +16,7 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24382"))
 
 
 async def model(process: Process, name: str) -> None:
-    """A worker that some requests crash."""
+    """A worker that crashes on some requests."""
     async for message in process.mailbox:
         match message:
             case Call(message="poison"):
@@ -26,7 +26,7 @@ async def model(process: Process, name: str) -> None:
 
 
 async def watcher(process: Process, node_name: str) -> None:
-    """Monitors a name on another node, again and again: each monitor fires exactly once."""
+    """Monitor a name on another node, again and again: each monitor fires exactly once."""
     while True:
         process.monitor(("model", node_name))
         match await process.receive():
@@ -34,12 +34,12 @@ async def watcher(process: Process, node_name: str) -> None:
                 print(f"down: {name} ({reason})")
                 if reason == "noconnection":
                     return
-        await asyncio.sleep(0.1)  # The supervisor over there has started it again by then.
+        await asyncio.sleep(0.1)  # By then the supervisor has restarted it.
 
 
 async def main() -> None:
-    """One node supervises, the other one uses and watches."""
-    logging.getLogger("fleetlm").setLevel(logging.CRITICAL)  # The crash below is meant.
+    """Supervise on one node; call and monitor from the other."""
+    logging.getLogger("fleetlm").setLevel(logging.CRITICAL)  # The crash below is intended.
     first, second = (
         Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
     )

@@ -1,9 +1,9 @@
-"""Tests of a worker, with nothing but a node and its cluster made of air: copy and adapt.
+"""Tests of a worker, on a simulated cluster and on real sockets: copy and adapt them.
 
     pytest test_worker.py          # or: python test_worker.py
 
-The first test runs on virtual time (half a minute passes in a moment, from one seed); the second
-with real sockets and a real name server on loopback.
+The first test runs on virtual time, from one seed: half a minute passes in a moment. The second test uses
+real sockets and a real name server on loopback.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fleetlm.testing import DnsServer, SimCluster, run
 PORT = int(os.environ.get("EXAMPLE_PORT", "24378"))
 
 
-def test_a_partition_is_an_outcome_not_a_hang() -> None:
-    """Callers on the wrong side hear that the request never ran, and calls work after healing."""
+def test_a_call_into_a_partition_fails_and_does_not_hang() -> None:
+    """Callers on the other side get `NotDelivered`, and calls work again once the partition heals."""
 
     async def main() -> None:
         async with SimCluster(seed=7) as cluster:
@@ -32,7 +32,7 @@ def test_a_partition_is_an_outcome_not_a_hang() -> None:
             assert await here.call(("echo", there.name), "hello") == "hello"
 
             cluster.partition([there])
-            await asyncio.sleep(30)  # Longer than the node timeout, and over at once.
+            await asyncio.sleep(30)  # Longer than the node timeout; virtual time, so it passes at once.
             with pytest.raises(fleetlm.NotDelivered, match=there.name):
                 await here.call(("echo", there.name), "hello")
 
@@ -43,8 +43,8 @@ def test_a_partition_is_an_outcome_not_a_hang() -> None:
     run(main())
 
 
-def test_a_name_server_that_fails_cuts_nobody() -> None:
-    """Real sockets: two nodes find each other by DNS, then DNS is gone."""
+def test_a_name_server_that_fails_disconnects_no_node() -> None:
+    """Two nodes with real sockets find each other by DNS; then their name disappears from DNS."""
 
     async def main() -> None:
         async with DnsServer() as dns:
@@ -74,7 +74,7 @@ def test_a_name_server_that_fails_cuts_nobody() -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("fleetlm").setLevel(logging.ERROR)  # It warns, rightly, that DNS is gone.
-    test_a_partition_is_an_outcome_not_a_hang()
-    test_a_name_server_that_fails_cuts_nobody()
+    logging.getLogger("fleetlm").setLevel(logging.ERROR)  # Its warning that DNS fails is expected.
+    test_a_call_into_a_partition_fails_and_does_not_hang()
+    test_a_name_server_that_fails_disconnects_no_node()
     print("2 passed")

@@ -1,8 +1,8 @@
-"""Worker code in plain threads, without a line of asyncio: the node runs beside it.
+"""Worker code in plain threads, without asyncio: the node runs in a thread of its own.
 
-Each worker process has a thread for each request, as a WSGI server or a job runner has, and all of its
-threads share one node. ``python threads.py`` shows two such workers in one program; on Linux every
-127.0.0.N is an address of its own.
+Each worker process has a thread for each request, as a WSGI server or a job runner has, and all its threads
+share one node. ``python threads.py`` shows two such workers in one program; on Linux every 127.0.0.N is an
+address of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PORT = int(os.environ.get("EXAMPLE_PORT", "24386"))
 
 
 async def counter(process: Process) -> None:
-    """Processes are coroutines: they run on the node's loop, not in the thread that spawns them."""
+    """Count words. A process is a coroutine: it runs on the node's event loop, not in a caller's thread."""
     counts: dict[str, int] = {}
     async for message in process.mailbox:
         match message:
@@ -28,7 +28,7 @@ async def counter(process: Process) -> None:
 
 
 def handle(node: SyncNode, at: str, word: str) -> str:
-    """What a thread does with one request: it blocks, and says what became of it."""
+    """Serve one request in a thread: call, wait for the reply, and describe the outcome."""
     try:
         count = node.call(("counter", at), ("count", word), timeout=2)
     except NotDelivered as error:
@@ -39,12 +39,12 @@ def handle(node: SyncNode, at: str, word: str) -> str:
 
 
 def settings(ip: str) -> Settings:
-    """In production: none, they come from the environment."""
+    """Settings for this example; in production they come from the environment."""
     return Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False)
 
 
 def main() -> None:
-    """A front worker with eight threads, a back worker that counts, and the back worker's end."""
+    """Run a front worker with eight threads and a back worker that counts; then the back worker stops."""
     with node_in_thread(settings(ADDRESSES[0])) as front, ThreadPoolExecutor(8) as threads:
         with node_in_thread(settings(ADDRESSES[1])) as back:
             back.spawn(counter, name="counter")

@@ -20,7 +20,8 @@ _NAMES_OF = {
     "fleetlm.core.dns_answers": "Answer Outcome",
     "fleetlm.core.name_table": "Claim",
     "fleetlm.core.topology": "PeerInfo",
-    "fleetlm.discovery.dns": "Discovery DnsDiscovery StaticDiscovery",
+    "fleetlm.discovery.dns": "DnsDiscovery StaticDiscovery",
+    "fleetlm.discovery.interface": "Discovery",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "

@@ -7,11 +7,8 @@ from fleetlm.call import Call as Call
 from fleetlm.core.dns_answers import Answer as Answer, Outcome as Outcome
 from fleetlm.core.name_table import Claim as Claim
 from fleetlm.core.topology import PeerInfo as PeerInfo
-from fleetlm.discovery.dns import (
-    Discovery as Discovery,
-    DnsDiscovery as DnsDiscovery,
-    StaticDiscovery as StaticDiscovery,
-)
+from fleetlm.discovery.dns import DnsDiscovery as DnsDiscovery, StaticDiscovery as StaticDiscovery
+from fleetlm.discovery.interface import Discovery as Discovery
 from fleetlm.errors import (
     AlreadyRegistered as AlreadyRegistered,
     CallTimeout as CallTimeout,

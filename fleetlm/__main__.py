@@ -1,4 +1,4 @@
-"""``python -m fleetlm`` is ``fleetlm``."""
+"""``python -m fleetlm`` runs the same command line as ``fleetlm``."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fleetlm.errors import AlreadyRegistered, Draining, FleetError, NoFactory, NoProcess, text_of
+from fleetlm.errors import AlreadyRegistered, Draining, FleetError, NoFactory, NoProcess
+from fleetlm.texts import text_of
 from fleetlm.wire.failures import FailureKind
 
 

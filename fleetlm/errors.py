@@ -1,64 +1,58 @@
-"""Every exception of fleetlm, sorted by whose fault it is and what the caller may do.
+"""Every exception of fleetlm, sorted by who made the mistake and by what the caller may do.
 
 ::
 
     FleetError
-    ├── SettingsError       the operator's: a variable holds what it must not (exit code 78)
-    ├── InvalidName         the caller's: not a node name, or not a name for a process
-    ├── NotSerializable     the caller's: a value that cannot be sent exactly
-    ├── MessageTooLarge     the caller's: beyond ``Settings.max_message_bytes``
-    ├── AlreadyRegistered   the name has an owner on that node
-    ├── TooManyNames        a node has as many cluster-wide names as it may
-    ├── TooManyMemberships  the caller's: beyond ``Settings.max_memberships``
-    ├── NodeStopped         this node has been stopped, or was never started
-    ├── StartFailed         this node could not start: its address or port is not to be had
-    ├── InitFailed          an actor ended, or was not ready in time, before its init was done
-    ├── NotDelivered        it never ran: trying again is safe
-    │   ├── NoProcess       nobody there under that pid or name
+    ├── SettingsError       the operator: a variable has a value that is not allowed (exit code 78)
+    ├── InvalidName         the caller: not a node name, or not a name for a process
+    ├── NotSerializable     the caller: a value that would not arrive as it was sent
+    ├── MessageTooLarge     the caller: larger than ``Settings.max_message_bytes``
+    ├── AlreadyRegistered   the name has an owner on that node already
+    ├── TooManyNames        the node already has as many cluster-wide names as it may have
+    ├── TooManyMemberships  the caller: more than ``Settings.max_memberships``
+    ├── NodeStopped         this node has been stopped, or cannot be used in this process
+    ├── StartFailed         this node could not start: its address or port cannot be bound
+    ├── InitFailed          an actor failed, or was not ready in time, during its init
+    ├── NotDelivered        the request never ran: trying again is safe
+    │   ├── NoProcess       there is no process with that pid or name
     │   ├── NoMember        the process group is empty
-    │   ├── NoHandler       it is no actor, or has no such handler
-    │   ├── Expired         the call being served has no time left
-    │   ├── NoFactory       that node has registered no factory of that name
+    │   ├── NoHandler       the process is not an actor, or has no such handler
+    │   ├── Expired         the deadline of the call being served has passed
+    │   ├── NoFactory       that node has no factory of that name
     │   ├── NoConnection    that node is not connected
     │   ├── Draining        that node is leaving and takes no new work
     │   ├── Undecodable     the receiver does not know a type inside the message
     │   └── WouldBlock      ``send_nowait`` into a full window
-    ├── OutcomeUnknown             it may have run: try again only what is idempotent
-    │   ├── NodeLost        the node went down after the request was sent
+    ├── OutcomeUnknown      the request may have run: repeat it only if that is harmless
+    │   ├── NodeLost        the connection ended after the request was sent
     │   ├── ProcessDown     the process ended after it took the request
-    │   ├── WorkerDied      a worker process of ``run_in_process`` ended under a function
-    │   └── CallTimeout     no reply before the deadline
-    ├── RemoteError         it ran and raised
-    └── ProcessExit         what a process raises to end with a reason of its own
+    │   ├── WorkerDied      a worker process of ``run_in_process`` ended while it ran a function
+    │   └── CallTimeout     there was no reply before the deadline
+    ├── RemoteError         the request ran and raised an exception
+    └── ProcessExit         raised by a process to end with an exit reason of its own
 
-Fields, not strings: the sentence is built in ``__str__``.
-Source: OTP erpc.erl separates what ran from what did not by exception class; differs: three classes
-that name what the caller may do, instead of ``error``/``exit``/``throw``.
+Errors carry their facts as attributes; ``__str__`` makes the sentence. ``args`` hold the same facts, so
+every error can be copied and pickled.
+
+Source: OTP erpc.erl separates requests that ran from those that did not by exception class; differs:
+three classes that say what the caller may do, instead of ``error``/``exit``/``throw``.
 """
 
 from __future__ import annotations
 
 
-def text_of(value: object) -> str:
-    """What an exception or an exit reason says; a ``__str__`` that fails must not hide who has failed."""
-    try:
-        return str(value)
-    except Exception:  # noqa: BLE001  # it is the program's
-        return f"<{type(value).__name__}, whose text cannot be made>"
-
-
 class FleetError(Exception):
-    """Base of everything that fleetlm raises on purpose."""
+    """The base class of all errors that fleetlm raises on purpose."""
 
 
 class SettingsError(FleetError):
-    """A setting that cannot be used. Raised before anything was started, or by `Node.ready`.
+    """A setting has a value that is not allowed. Raised before anything is started, or by `Node.ready`.
 
     Attributes:
-        variable: the environment variable (or ``Settings`` field) in question.
-        value: what it held, or None where its absence is the fault; secrets are masked.
+        variable: the environment variable, or the ``Settings`` field.
+        value: its value, or None if it is not set but must be; secrets are masked.
         allowed: what is allowed, as a phrase.
-        hint: what to do, or an empty string.
+        hint: what to do, as a sentence, or an empty string.
     """
 
     def __init__(self, variable: str, value: str | None, allowed: str, hint: str = "") -> None:
@@ -75,7 +69,12 @@ class SettingsError(FleetError):
 
 
 class InvalidName(FleetError, ValueError):
-    """Not a node name ``basename@ip``, or not a name that a process can have."""
+    """A text that is not a node name ``basename@ip``, or not a valid name for a process.
+
+    Attributes:
+        name: the text.
+        why: the rule that it breaks.
+    """
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(name, why)
@@ -87,11 +86,11 @@ class InvalidName(FleetError, ValueError):
 
 
 class NotSerializable(FleetError, TypeError):
-    """A value that would not arrive as it was sent. Nothing was sent.
+    """A message contains a value that would not arrive as it was sent. Nothing was sent.
 
     Attributes:
-        path: where in the message, such as ``message['user'][3]``.
-        what: the type or the property that cannot travel.
+        path: the place in the message, such as ``message['user'][3]``.
+        what: the type or the property that cannot be sent.
     """
 
     def __init__(self, path: str, what: str) -> None:
@@ -108,7 +107,13 @@ class NotSerializable(FleetError, TypeError):
 
 
 class MessageTooLarge(FleetError, ValueError):
-    """A message, or a name's meta, beyond the limit. Nothing was sent."""
+    """A message, or the meta of a cluster-wide name, is larger than the limit. Nothing was sent.
+
+    Attributes:
+        size_bytes: its size when packed.
+        limit_bytes: the limit.
+        setting: the setting that holds the limit.
+    """
 
     def __init__(
         self, size_bytes: int, limit_bytes: int, setting: str = "Settings.max_message_bytes"
@@ -126,7 +131,12 @@ class MessageTooLarge(FleetError, ValueError):
 
 
 class AlreadyRegistered(FleetError):
-    """The name belongs to another process, or the process has a name already. Nothing changed."""
+    """The name is registered by another process, or the process has another name. Nothing changed.
+
+    Attributes:
+        name: the registered name.
+        owner: the process that has it.
+    """
 
     def __init__(self, name: str, owner: object) -> None:
         super().__init__(name, owner)
@@ -134,15 +144,15 @@ class AlreadyRegistered(FleetError):
         self.owner = owner
 
     def __str__(self) -> str:
-        return f"the name {self.name!r} is registered already, by {self.owner}; unregister it first"
+        return f"the name {self.name!r} is already registered by {self.owner}; unregister it first"
 
 
 class TooManyNames(FleetError):
-    """A node has as many cluster-wide names as it may. Nothing changed.
+    """A node already has as many cluster-wide names as it may have. Nothing changed.
 
     Attributes:
-        name: the one too many.
-        node: whose limit it is.
+        name: the name that was to be registered.
+        node: the node that has reached its limit.
         why: the limit, as a sentence.
     """
 
@@ -153,16 +163,16 @@ class TooManyNames(FleetError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"{self.node} cannot take the name {self.name!r}: {self.why}"
+        return f"{self.node} cannot register the name {self.name!r}: {self.why}"
 
 
 class TooManyMemberships(FleetError):
-    """More memberships in process groups than a node may have. Nobody joined.
+    """This node's processes would have more memberships in process groups than allowed. None was added.
 
     Attributes:
-        held: memberships that this node's processes have.
-        wanted: those that were to be added.
-        limit: what is allowed.
+        held: the memberships of this node's processes.
+        wanted: the memberships that were to be added.
+        limit: the number allowed.
     """
 
     def __init__(self, held: int, wanted: int, limit: int) -> None:
@@ -173,17 +183,17 @@ class TooManyMemberships(FleetError):
 
     def __str__(self) -> str:
         return (
-            f"{self.held:,} memberships in process groups and {self.wanted:,} more exceed the limit of "
-            f"{self.limit:,} (Settings.max_memberships); raise it on all nodes"
+            f"this node has {self.held:,} memberships in process groups, and {self.wanted:,} more would "
+            f"exceed the limit of {self.limit:,} (Settings.max_memberships); raise it on all nodes"
         )
 
 
 class NodeStopped(FleetError):
-    """The node that was asked has been stopped, or lives in another process.
+    """The node has been stopped, or belongs to the parent of a forked process. Nothing was done.
 
     Attributes:
-        node: its name.
-        why: what became of it, as the rest of a sentence.
+        node: the name of the node.
+        why: the reason, as the rest of a sentence.
     """
 
     def __init__(self, node: str, why: str = "has been stopped") -> None:
@@ -196,11 +206,11 @@ class NodeStopped(FleetError):
 
 
 class StartFailed(FleetError):
-    """The node could not start. Nothing is left behind.
+    """The node could not start listening. No socket and no task is left.
 
     Attributes:
-        endpoint: the ``ip:port`` it wanted.
-        why: what the operating system said, and what to do.
+        endpoint: the ``ip:port`` that could not be bound.
+        why: the reason given by the operating system, and what to do.
     """
 
     def __init__(self, endpoint: str, why: str) -> None:
@@ -213,13 +223,11 @@ class StartFailed(FleetError):
 
 
 class InitFailed(FleetError):
-    """An actor did not come to serve: its constructor or ``init`` raised, or was not done in time.
-
-    The process is gone.
+    """An actor did not start: its constructor or ``init`` raised, or took too long. Its process has ended.
 
     Attributes:
-        actor: qualified name of its class.
-        reason: its exit reason; `Crash` where it raised.
+        actor: the qualified name of the actor's class.
+        reason: the exit reason of its process; a `Crash` if it raised.
     """
 
     def __init__(self, actor: str, reason: object) -> None:
@@ -232,33 +240,46 @@ class InitFailed(FleetError):
 
 
 class NotDelivered(FleetError):
-    """The message never reached a process, or the request never ran: trying again is safe."""
+    """The message never reached a process, or the request never ran. Trying again is safe."""
 
 
 class NoProcess(NotDelivered):
-    """No such process, at the time the message was to be delivered."""
+    """There was no such process when the message was to be delivered.
+
+    Attributes:
+        target: the pid or the name that was addressed.
+    """
 
     def __init__(self, target: object) -> None:
         super().__init__(target)
         self.target = target
 
     def __str__(self) -> str:
-        return f"no process {_shown(self.target)}: it has ended, or nobody registered that name there"
+        return f"no process {_shown(self.target)}: it has ended, or its name is not registered"
 
 
 class NoMember(NotDelivered):
-    """The process group has no member that this node knows of."""
+    """The process group has no member that this node knows of.
+
+    Attributes:
+        group: the name of the group.
+    """
 
     def __init__(self, group: str) -> None:
         super().__init__(group)
         self.group = group
 
     def __str__(self) -> str:
-        return f"no process is in the group {self.group!r}: nobody has joined it, or all have gone"
+        return f"the process group {self.group!r} has no members: no process has joined it, or all have left"
 
 
 class NoHandler(NotDelivered):
-    """The process runs nothing under that name, so nothing has run."""
+    """The process has no handler for the request, so nothing has run.
+
+    Attributes:
+        target: the process.
+        why: the reason, such as the class and the handler that it lacks.
+    """
 
     def __init__(self, target: object, why: str) -> None:
         super().__init__(target, why)
@@ -266,18 +287,23 @@ class NoHandler(NotDelivered):
         self.why = why
 
     def __str__(self) -> str:
-        return f"{_shown(self.target)} cannot run that: {self.why}"
+        return f"{_shown(self.target)} cannot handle the request: {self.why}"
 
 
 class Expired(NotDelivered):
-    """Asked for while serving a call whose own deadline has passed. Nothing was sent."""
+    """The request was made while serving a call whose own deadline has passed. Nothing was sent."""
 
     def __str__(self) -> str:
-        return "the call that is being served has no time left, so nothing was sent"
+        return "the deadline of the call being served has passed, so nothing was sent"
 
 
 class NoFactory(NotDelivered):
-    """The node has registered no factory of that name, so nothing was spawned."""
+    """The node has no factory of that name, so nothing was spawned.
+
+    Attributes:
+        node: the name of the node.
+        factory: the name of the factory.
+    """
 
     def __init__(self, node: str, factory: str) -> None:
         super().__init__(node, factory)
@@ -285,11 +311,19 @@ class NoFactory(NotDelivered):
         self.factory = factory
 
     def __str__(self) -> str:
-        return f"{self.node} has no factory {self.factory!r}; register it there: node.factories.register(...)"
+        return (
+            f"{self.node} has no factory {self.factory!r}; register it on that node with "
+            "node.factories.register(...)"
+        )
 
 
 class NoConnection(NotDelivered):
-    """The node is not connected, so nothing was sent."""
+    """The node is not connected, so nothing was sent.
+
+    Attributes:
+        node: the name of the node.
+        why: the reason, such as the last error of dialling it.
+    """
 
     def __init__(self, node: str, why: str) -> None:
         super().__init__(node, why)
@@ -301,7 +335,11 @@ class NoConnection(NotDelivered):
 
 
 class Draining(NotDelivered):
-    """The node is leaving and takes no new work."""
+    """The node is leaving and takes no new work. The request has not run.
+
+    Attributes:
+        node: the name of the node.
+    """
 
     def __init__(self, node: str) -> None:
         super().__init__(node)
@@ -312,7 +350,12 @@ class Draining(NotDelivered):
 
 
 class Undecodable(NotDelivered):
-    """The receiver could not rebuild the message, so no process saw it."""
+    """The receiving node could not decode the message, so no process received it.
+
+    Attributes:
+        target: the process that was addressed.
+        why: the reason, such as a tag that is not registered there.
+    """
 
     def __init__(self, target: object, why: str) -> None:
         super().__init__(target, why)
@@ -320,11 +363,16 @@ class Undecodable(NotDelivered):
         self.why = why
 
     def __str__(self) -> str:
-        return f"{_shown(self.target)} could not read the message: {self.why}"
+        return f"{_shown(self.target)} could not decode the message: {self.why}"
 
 
 class WouldBlock(NotDelivered):
-    """A window is full. Nothing was sent; ``await send(...)`` would have waited."""
+    """A window is full, and the call must not wait. Nothing was sent; ``await send(...)`` would wait.
+
+    Attributes:
+        target: the process that was addressed.
+        why: the window that is full, and by how much.
+    """
 
     def __init__(self, target: object, why: str) -> None:
         super().__init__(target, why)
@@ -336,11 +384,16 @@ class WouldBlock(NotDelivered):
 
 
 class OutcomeUnknown(FleetError):
-    """The request was sent and its outcome is not known: it may have run."""
+    """The request was sent, and may have run or not. Repeat it only if running it twice is harmless."""
 
 
 class NodeLost(OutcomeUnknown):
-    """The connection to the node ended after the request was sent."""
+    """The connection to the node ended after the request was sent and before the reply came.
+
+    Attributes:
+        node: the name of the node.
+        why: why the connection ended.
+    """
 
     def __init__(self, node: str, why: str) -> None:
         super().__init__(node, why)
@@ -348,11 +401,18 @@ class NodeLost(OutcomeUnknown):
         self.why = why
 
     def __str__(self) -> str:
-        return f"lost {self.node} while waiting for its reply ({self.why}); the request may have run"
+        return (
+            f"lost the connection to {self.node} before its reply came ({self.why}); the request may have run"
+        )
 
 
 class ProcessDown(OutcomeUnknown):
-    """The process ended after it took the request and before it replied."""
+    """The process ended after it took the request and before it replied.
+
+    Attributes:
+        target: the process.
+        reason: its exit reason.
+    """
 
     def __init__(self, target: object, reason: object) -> None:
         super().__init__(target, reason)
@@ -366,11 +426,11 @@ class ProcessDown(OutcomeUnknown):
 
 
 class WorkerDied(OutcomeUnknown):
-    """The operating system's process that ran a function for `Node.run_in_process` has ended.
+    """The worker process that ran a function for `Node.run_in_process` has ended, or did not start.
 
     Attributes:
-        function: its qualified name.
-        why: how the process ended, as the rest of a sentence.
+        function: the qualified name of the function.
+        why: how the process ended, and what to do if the program is the cause.
     """
 
     def __init__(self, function: str, why: str) -> None:
@@ -379,11 +439,16 @@ class WorkerDied(OutcomeUnknown):
         self.why = why
 
     def __str__(self) -> str:
-        return f"the worker process for {self.function} is gone: {self.why}; the function may have run"
+        return f"the worker process for {self.function} failed: {self.why}; the function may have run"
 
 
 class CallTimeout(OutcomeUnknown, TimeoutError):
-    """No reply before the deadline."""
+    """There was no reply before the deadline. An actor's handler is cancelled if it still runs.
+
+    Attributes:
+        target: the process that was called.
+        timeout_s: the time that it had, in seconds.
+    """
 
     def __init__(self, target: object, timeout_s: float) -> None:
         super().__init__(target, timeout_s)
@@ -395,11 +460,11 @@ class CallTimeout(OutcomeUnknown, TimeoutError):
 
 
 class RemoteError(FleetError):
-    """The request ran and raised. The exception itself does not travel, its text does.
+    """The request ran and raised an exception. The exception is not sent, only its text.
 
     Attributes:
-        type_name: name of the exception's class, such as ``ValueError``.
-        text: its message.
+        type_name: the name of the exception's class, such as ``ValueError``.
+        text: the exception's message.
         traceback_text: the traceback as text, for logs; may be empty.
     """
 
@@ -414,9 +479,11 @@ class RemoteError(FleetError):
 
 
 class ProcessExit(FleetError):
-    """Raised by a process function to end with this exit reason; not logged as a crash.
+    """Raised by a process function to end its process with an exit reason. Not logged as a crash.
 
-    ``"normal"`` and ``"shutdown"`` are clean ends; any other message value may say more.
+    Attributes:
+        reason: the exit reason: ``"normal"`` and ``"shutdown"`` for a clean end, or any other value
+            that can be sent.
     """
 
     def __init__(self, reason: object = "normal") -> None:
@@ -428,7 +495,7 @@ class ProcessExit(FleetError):
 
 
 def _shown(target: object) -> str:
-    """A target as people write it: ``'echo' on fleetlm@10.0.0.7``."""
+    """Format a target for an error text: ``'echo' on fleetlm@10.0.0.7``."""
     if isinstance(target, tuple) and len(target) == 2:
         return f"{target[0]!r} on {target[1]}"
     return repr(target) if isinstance(target, str) else str(target)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fleetlm.directory.groups import Groups
     from fleetlm.directory.registry import Registry
     from fleetlm.directory.subscriptions import Subscription
-    from fleetlm.discovery.dns import Discovery
+    from fleetlm.discovery.interface import Discovery
     from fleetlm.discovery.own_address import OwnAddress
     from fleetlm.messaging.targets import Target
     from fleetlm.processes.info import ChildInfo, ProcessInfo
@@ -637,29 +637,30 @@ class Node:
     def run_blocking(
         self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, R]:
-        """Run a blocking function in a thread, while the node goes on: ``await node.run_blocking(f, x)``.
+        """Run a blocking function in a thread while the node goes on: ``await node.run_blocking(f, x)``.
 
-        For functions that wait (files, drivers, C code that releases the GIL). Pure Python that computes
-        holds up the loop all the same: use `run_in_process` for it. Context variables are those of the
-        caller. The function may use ``node.sync`` to ask the node.
+        For functions that wait: files, drivers, C code that releases the GIL. Pure Python code that
+        computes blocks the event loop even from another thread; use `run_in_process` for it. The
+        function runs with the caller's context variables, and reaches the node through ``node.sync``.
 
         `Settings.blocking_threads` functions run at a time; further callers wait in order.
 
-        A caller that is cancelled while it waits has run nothing. Once the function has begun it goes
-        on to its end, since no thread can be stopped, and what it returns is dropped.
+        If the caller is cancelled while it waits for a thread, the function never runs. Once the
+        function has begun, it runs to its end, since a thread cannot be stopped, and its result is
+        dropped.
 
         Args:
             function: a plain function, not a coroutine function.
-            *args: its arguments.
+            *args: its positional arguments.
             **kwargs: its named arguments.
 
         Returns:
-            What the function returns.
+            The function's result.
 
         Raises:
-            Exception: what the function raised, as it raised it; `RuntimeError` for a StopIteration.
-            TypeError: ``function`` cannot be called, or is a coroutine function.
-            NodeStopped: nothing was run; or it still ran when the node had drained, and runs on.
+            Exception: what the function raised, unchanged; `RuntimeError` in place of StopIteration.
+            TypeError: ``function`` is not callable, or is a coroutine function. It has not run.
+            NodeStopped: the node stopped. The function has not run, or, if it had begun, still runs.
         """
         return self._parts.blocking.in_thread(function, *args, **kwargs)
 
@@ -668,31 +669,32 @@ class Node:
     ) -> Coroutine[Any, Any, R]:
         """Run a function in another process of this machine: ``await node.run_in_process(f, x)``.
 
-        For functions that compute: the process has an interpreter of its own. The processes are spawned,
-        never forked (ZeroMQ does not survive a fork), one for each CPU (`Settings.blocking_processes`), and
-        kept; the first use of each takes as long as Python and the program's imports need to start.
+        For functions that compute: each process has an interpreter, and so a GIL, of its own. There is
+        one process for each CPU (`Settings.blocking_processes`). Processes are spawned, never forked,
+        since ZeroMQ does not survive a fork. They are kept, and the first use of each takes as long as
+        Python and the program's imports need to start.
 
-        Function, arguments and result are pickled, so the function must be one that a module has at
-        its top level, and what a program does at its start must be under
-        ``if __name__ == "__main__":``. Cancellation is as with `run_blocking`. When the node stops,
-        what has not ended within the drain time is killed.
+        Function, arguments and result are pickled. So the function must stand at the top level of a
+        module, and code that runs when the program starts must stand under
+        ``if __name__ == "__main__":``. Cancellation works as with `run_blocking`. When the node
+        stops, functions that have not ended within the drain time are killed.
 
         Args:
             function: a plain function.
-            *args: its arguments; do not change them while this waits.
+            *args: its positional arguments; do not change them while this call waits.
             **kwargs: its named arguments.
 
         Returns:
-            A copy of what the function returns.
+            A copy of the function's result.
 
         Raises:
-            Exception: what the function raised; the traceback of over there is among its notes. One
+            Exception: what the function raised, with the worker's traceback as a note. An exception
                 that cannot be pickled arrives as a RuntimeError with its text.
-            TypeError: function, arguments or result cannot be pickled, or the function cannot be
-                called. Only for a result that cannot, the function has run.
-            WorkerDied: the process ended (killed, out of memory, ``os._exit``); others are not
-                affected, and the next call gets a new one.
-            NodeStopped: as `run_blocking`.
+            TypeError: the function is not callable, or the function, an argument or the result cannot
+                be pickled. The function has run only if its result is the problem.
+            WorkerDied: the process ended (killed, out of memory, ``os._exit``). Other calls are not
+                affected, and the next call gets a new process.
+            NodeStopped: as with `run_blocking`, but a function that had begun is killed.
         """
         return self._parts.blocking.in_process(function, *args, **kwargs)
 
@@ -735,7 +737,7 @@ class Node:
     def _check_expects_peers(self, min_nodes: int) -> None:
         """Raise SettingsError where no other node can ever connect, as far as this node knows."""
         peers = self._parts.kernel.topology.peers.values()
-        if self._discovery is None and all(peer.blocked for peer in peers):
+        if self._discovery is None and all(peer.is_blocked for peer in peers):
             raise SettingsError(
                 "DNS_CLUSTER_QUERY",
                 None,

@@ -47,8 +47,6 @@ EXCEPTIONS = {
     ("fleetlm.process", "fleetlm.node"),
     ("fleetlm.actor", "fleetlm.node"),
     ("fleetlm.sync", "fleetlm.node"),
-    # PENDING: each of these goes with its cut.
-    ("fleetlm.core.effects", "fleetlm.core.connection"),
 }
 
 PURE = {"values", "wire", "core"}

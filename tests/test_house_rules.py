@@ -162,7 +162,7 @@ def test_a_module_without_a_place_in_the_table_is_caught() -> None:
         ("fleetlm.discovery.poller", "from fleetlm.messaging import session", True),
         ("fleetlm.messaging.session", "from fleetlm.transport.interface import Transport", False),
         ("fleetlm.actors.handlers", "from fleetlm.actor import Actor", True),
-        ("fleetlm.node", "from fleetlm.remote.server import Console", True),
+        ("fleetlm.node", "from fleetlm.remote.server import RemoteServer", True),
         ("fleetlm.node", "from fleetlm.testing.dns_server import DnsServer", True),
         ("fleetlm.process", "from fleetlm.node import Node", False),  # a listed exception
         ("fleetlm.process", "from fleetlm.node_thread import node_in_thread", True),

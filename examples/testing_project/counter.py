@@ -1,6 +1,6 @@
 """A counter that survives its node: one process counts, another one stands by on a second node.
 
-What a caller was told is never lost: the standby knows of a sum before the caller does.
+A sum that a caller has received is never lost, because the standby gets it before the caller does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ STANDBY = "standby"
 
 
 async def counter(process: Process, value: int = 0, standby_at: str | None = None) -> None:
-    """Answers ``("add", amount)`` with the new sum, and ``"value"``."""
+    """Reply to ``("add", amount)`` with the new sum, and to ``"value"`` with the sum."""
     async for message in process.mailbox:
         match message:
             case Call(message=("add", int(amount))):
@@ -27,7 +27,7 @@ async def counter(process: Process, value: int = 0, standby_at: str | None = Non
 
 
 async def copy(process: Process, value: int, standby_at: str) -> None:
-    """Let the standby know. A standby that is gone stops nobody from counting."""
+    """Send the sum to the standby. The counter goes on counting if the standby is gone."""
     try:
         await process.node.call((STANDBY, standby_at), ("copy", value), timeout=1)
     except (NotDelivered, OutcomeUnknown) as error:
@@ -35,7 +35,7 @@ async def copy(process: Process, value: int, standby_at: str) -> None:
 
 
 async def standby(process: Process, counter_at: str) -> None:
-    """Keeps a copy of the counter on another node, and is the counter once that one is gone."""
+    """Keep a copy of the counter, and become the counter when the counter's node or process ends."""
     value = 0
     process.monitor((COUNTER, counter_at))
     async for message in process.mailbox:
@@ -52,15 +52,15 @@ async def add(node: Node, at: Sequence[str], amount: int = 1) -> int:
     """Add at the first of these nodes that has the counter, and return the sum.
 
     Raises:
-        NotDelivered: none of them has it; nothing was added.
-        OutcomeUnknown: it may have been added, so to try again is the caller's decision.
+        NotDelivered: no node of ``at`` has the counter; nothing was added.
+        OutcomeUnknown: the amount may have been added; whether to try again is the caller's decision.
     """
     *others, last = at
     for name in others:
         try:
             return await ask(node, name, ("add", amount))
         except NotDelivered:
-            continue  # It never ran, so another one may be asked.
+            continue  # The request never ran, so it is safe to ask the next node.
     return await ask(node, last, ("add", amount))
 
 

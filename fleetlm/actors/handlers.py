@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, ClassVar, Protocol, TypeVar, overload
 
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
 

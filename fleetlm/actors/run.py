@@ -65,7 +65,7 @@ from fleetlm.call import Call
 from fleetlm.errors import FleetError, ProcessExit
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.processes.running import RunningProcess, exit_reason
-from fleetlm.wire.extensions import SHORT, type_name
+from fleetlm.texts import SHORT, type_name
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:

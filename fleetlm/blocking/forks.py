@@ -1,4 +1,9 @@
-"""A forked child has copies of its parent's nodes, without the threads and sockets behind them."""
+"""Objects that must refuse to work in a forked child register here.
+
+``os.fork()`` copies a running node into the child, but not the threads behind it: no event loop runs
+there and ZeroMQ's sockets are shared with the parent. Every copy is told at once, so that it raises
+instead of hanging or writing into the parent's sockets.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +12,30 @@ import weakref
 from typing import Protocol
 
 FORKED = (
-    "belongs to the process that this one was forked from, and nothing of it works here (start "
-    "processes with 'spawn')"
+    "belongs to the process that this one was forked from, and cannot be used here (start processes "
+    "with 'spawn' instead of 'fork')"
 )
+"""The reason given to `NodeStopped` in a child, as the rest of a sentence."""
 
 
 class Guarded(Protocol):
-    """What must know that it is in a child."""
+    """An object that must know that it has been copied into a forked child."""
 
     def after_fork(self) -> None:
-        """Refuse whatever is asked from here on, with `FORKED` as the reason."""
+        """Refuse every later request with `FORKED` as the reason. Called in the child."""
 
 
 _guarded: weakref.WeakSet[Guarded] = weakref.WeakSet()
 
 
 def guard(something: Guarded) -> None:
-    """Tell it if this process is forked while it lives."""
+    """Call ``something.after_fork()`` in every child that is forked while ``something`` lives."""
     _guarded.add(something)
 
 
-def _forked() -> None:
+def _notify_guarded() -> None:
     for something in list(_guarded):
         something.after_fork()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_notify_guarded)

@@ -1,6 +1,6 @@
 """The command line: ``fleetlm start | remote | doctor | demo``.
 
-Each command imports what it needs when it runs, so that ``fleetlm remote`` answers at once.
+Each command imports its modules only when it runs, so that ``fleetlm remote`` starts fast.
 """
 
 from __future__ import annotations
@@ -12,83 +12,108 @@ import sys
 from collections.abc import Sequence
 
 DESCRIPTION = """\
-Worker processes become one cluster: they find each other by one DNS name.
+fleetlm connects worker processes into one cluster: they find each other through one DNS name.
 
   fleetlm demo                        watch a cluster form on this machine
-  fleetlm start worker:main           run main(node) of worker.py in a node
-  fleetlm remote "Node.list()"        ask a running node
-  fleetlm doctor                      say why a node is alone, does not start, or flaps
+  fleetlm start worker:main           run main(node) of worker.py inside a node
+  fleetlm remote "Node.list()"        evaluate Python inside a running node
+  fleetlm doctor                      find out why a node is alone, does not start, or loses connections
+
+Run `fleetlm COMMAND --help` for the options, examples and exit codes of a command.
 """
 VARIABLES = """\
-environment:
-  DNS_CLUSTER_QUERY           name that resolves to the peers' addresses; unset: no clustering
-  DNS_CLUSTER_NODE_BASENAME   the part of node names before the @ (fleetlm)
-  DNS_POLL_INTERVAL_MS        milliseconds between two lookups (5000)
-  FLEETLM_NODE_IP             this node's address, where detection is wrong
-  FLEETLM_NODE_PORT           the port of every node of the cluster (4370)
+environment variables (defaults in parentheses):
+  DNS_CLUSTER_QUERY           DNS name that resolves to the addresses of all nodes; unset: no clustering
+  DNS_CLUSTER_NODE_BASENAME   the part of a node's name before the @ (fleetlm)
+  DNS_POLL_INTERVAL_MS        milliseconds between two DNS lookups (5000)
+  FLEETLM_NODE_IP             this node's IP address; set it where automatic detection is wrong
+  FLEETLM_NODE_PORT           TCP port, the same on every node of the cluster (4370)
   FLEETLM_COOKIE, FLEETLM_COOKIE_FILE
-                              the cluster's secret: encrypts, and keeps others out
-  FLEETLM_CLUSTER             id of the cluster: nodes of another one are refused
-  FLEETLM_NODE_TIMEOUT_MS     silence after which a peer is down (8000)
-  FLEETLM_REMOTE              off: no remote shell (on)
-  FLEETLM_DEBUG               1: messages that stay on a node go through the codec too (0)
-  FLEETLM_DNS_SERVER          ip[:port] of the name server to ask
+                              shared secret of the cluster: encrypts traffic and keeps other nodes out
+  FLEETLM_CLUSTER             id of the cluster: connections to nodes with another id are refused
+  FLEETLM_NODE_TIMEOUT_MS     milliseconds of silence after which a peer counts as down (8000)
+  FLEETLM_REMOTE              off: this node does not serve `fleetlm remote` (on)
+  FLEETLM_DEBUG               1: messages between processes of one node are encoded and decoded, too (0)
+  FLEETLM_DNS_SERVER          ip[:port] of the DNS server to ask (the system's)
 """
 START = """\
-Runs a node in the foreground until SIGTERM or Ctrl-C; then it finishes calls in flight, says goodbye
-and exits 0. A second signal ends it at once.
+Run a node in the foreground. SIGTERM or Ctrl-C stops it in order: it finishes the calls that are in
+progress, tells its peers that it leaves, and exits with code 0. A second signal ends it at once.
 
-  async def main(node): ...     is the program; the node stops when it returns, exit code 0
-  def main(node): ...           sets up (spawns processes, say); the node serves on
+MODULE:FUNCTION names your program:
 
-MODULE is looked for in the current folder, then on PYTHONPATH. Without it the node only serves.
+  async def main(node): ...     the node runs until this function returns
+  def main(node): ...           sets things up, such as processes; the node then runs until a signal
+
+MODULE is looked for in the current folder, then on PYTHONPATH. Without MODULE:FUNCTION the node runs
+no program of yours.
 
   fleetlm start
   DNS_CLUSTER_QUERY=worker fleetlm start worker:main
 
-exit codes: 0 left in order, 1 the program raised or the node could not start, 2 no such MODULE:FUNCTION,
-78 a setting cannot be used, 130 or 143 a second signal
+exit codes:
+  0         the program returned, or the node stopped in order
+  1         the program raised an exception, or the node could not start
+  2         MODULE:FUNCTION does not exist, or cannot be called with a node
+  78        a setting cannot be used
+  130, 143  ended at once by a second Ctrl-C or SIGTERM
 """
 REMOTE = """\
-Evaluates Python inside a node of this machine, and prints what it printed and its result. Awaitables
-are awaited, `await` works at the top level, statements work as well. Without EXPR: a shell.
+Evaluate Python inside a node that runs on this machine; print its output and the result. Statements and
+top-level `await` work; an awaitable result is awaited. Without EXPR, open an interactive shell.
 
   fleetlm remote "Node.list()"                  connected nodes; also Node.list("known")
-  fleetlm remote "Node.info()"                  this node, with its connection table
+  fleetlm remote "Node.info()"                  this node and its connection table
   fleetlm remote "Node.ping('fleetlm@10.0.0.7')"
   fleetlm remote "Process.list()"
   fleetlm remote --json "Node.info()" | jq .value.peers
   fleetlm remote "await node.call('sessions', 'size')"
-  fleetlm remote - < script.py                  the source from stdin
-  fleetlm remote                                a shell: history, completion, Ctrl-D leaves
+  fleetlm remote - < script.py                  read the source from stdin
+  fleetlm remote                                shell with history and completion; Ctrl-D leaves it
 
-In scope: Node, Process, Supervisor, Group, Registry, node (the fleetlm.Node), fleetlm, asyncio.
-EXPR runs on the node's event loop: one that blocks (time.sleep, a long computation) blocks that node
-for as long; write `await node.run_blocking(...)` for such work. Only the node's own user and root may
-connect.
+Available names: Node, Process, Supervisor, Group, Registry, node (the running fleetlm.Node), fleetlm,
+asyncio. EXPR runs on the node's event loop, so an expression that blocks (time.sleep, a long
+computation) blocks the node as well: use `await node.run_blocking(...)` for such work. Only the user
+that runs the node, and root, may connect.
 
-exit codes: 0 done, 1 it raised (traceback on stderr), 2 usage, or several nodes and no --node, 3 no node
-to connect to, or it ended meanwhile, 4 no result in time (the evaluation is cancelled), 5 not allowed
+exit codes:
+  0  done
+  1  EXPR raised an exception (traceback on stderr)
+  2  wrong usage, or several nodes run here and --node is missing
+  3  no node to connect to, or the node ended before there was a result
+  4  no result in time; the evaluation was cancelled
+  5  permission denied
 """
 DOCTOR = """\
-Checks the settings, the DNS name and what it resolves to, this machine's own address, the port, the
-cookie, and each peer; asks the node that runs here, if one does. Says what is wrong and what to do.
+Check the settings, the DNS name and its addresses, this machine's address, the port, the cookie and each
+peer. If a node runs on this machine, its own view is checked as well. Each line of the report says what
+was checked and what was found, and for every problem what to do.
 
   fleetlm doctor
   docker compose exec worker fleetlm doctor
   fleetlm doctor --json
 
-exit codes: 0 nothing fails, 1 something does, 2 several nodes and no --node, 78 a setting cannot be used
+exit codes:
+  0   no check failed (there may be warnings)
+  1   a check failed
+  2   several nodes run here and --node is missing
+  3   the node that --node names does not run here
+  4   the node that --node names does not respond
+  5   permission denied
+  78  a setting cannot be used
 """
 DEMO = """\
-Starts a DNS server and several nodes on 127.0.0.N of this machine, and shows how they find each other,
-send messages, notice a death and survive a DNS outage. Ends by itself, in less than 20 seconds.
+Start a DNS server and six nodes on 127.0.0.N of this machine, and show how they find each other, exchange
+messages, detect a crash and survive a DNS outage. The demo ends by itself in less than 20 seconds.
+
+exit codes: 0 everything went as expected, 1 something did not, 130 or 143 interrupted
 """
 DEFAULT_TIMEOUT_S = 10.0
+"""Default of ``--timeout`` for one expression; a shell has no time limit."""
 
 
 def seconds(text: str) -> float:
-    """A positive, finite number of seconds. Raises: argparse.ArgumentTypeError."""
+    """Parse a positive, finite number of seconds. Raises: argparse.ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
@@ -99,7 +124,7 @@ def seconds(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """Return the parser of all commands and their options."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
         prog="fleetlm", description=DESCRIPTION, epilog=VARIABLES, formatter_class=raw
@@ -113,33 +138,40 @@ def parser() -> argparse.ArgumentParser:
         )
 
     start = command("start", "run a node in the foreground", START)
-    start.add_argument("program", nargs="?", metavar="MODULE:FUNCTION")
-    start.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    remote = command("remote", "evaluate Python in a running node, or open a shell in it", REMOTE)
-    remote.add_argument("source", nargs="?", metavar="EXPR", help="- reads it from stdin")
+    start.add_argument(
+        "program", nargs="?", metavar="MODULE:FUNCTION", help="function that is called with the node"
+    )
+    start.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="log messages of this level and above, to stderr (info)",
+    )
+    remote = command("remote", "evaluate Python inside a running node, or open a shell in it", REMOTE)
+    remote.add_argument("source", nargs="?", metavar="EXPR", help="Python source; - reads it from stdin")
     remote.add_argument("--json", action="store_true", help="print one JSON object")
-    remote.add_argument("--node", metavar="NAME", help="which, where several run here")
+    remote.add_argument("--node", metavar="NAME", help="node to connect to, if several run here")
     remote.add_argument(
         "--timeout",
         type=seconds,
-        metavar="S",
-        help=f"seconds until the evaluation is cancelled ({DEFAULT_TIMEOUT_S:g}; in a shell: none)",
+        metavar="SECONDS",
+        help=f"cancel the evaluation after this time ({DEFAULT_TIMEOUT_S:g}; in a shell: never)",
     )
-    doctor = command("doctor", "say what is wrong with a cluster, and what to do", DOCTOR)
+    doctor = command("doctor", "check a node and its cluster, and say how to repair what is wrong", DOCTOR)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
-    doctor.add_argument("--node", metavar="NAME", help="which, where several run here")
+    doctor.add_argument("--node", metavar="NAME", help="node to check, if several run here")
     command("demo", "watch a cluster form on this machine", DEMO)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code; argparse's own exit is 2 for wrong usage."""
+    """Run one command. Returns the exit code; for wrong usage argparse itself exits with 2."""
     top = parser()
     options = top.parse_args(argv)
     try:
         return _run(top, options)
     except BrokenPipeError:
-        # Whoever read our output has enough of it; Python must not complain of that at exit.
+        # The reader of stdout has closed it. Without this, Python reports the error once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -154,40 +186,41 @@ def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         return 0
     match options.command:
         case "start":
-            from fleetlm.cli import start as foreground  # noqa: PLC0415
+            from fleetlm.cli import start  # noqa: PLC0415
 
-            return foreground.run(options.program, options.log_level)
+            return start.run(options.program, options.log_level)
         case "remote":
-            return _remote(options)
+            return _run_remote(options)
         case "doctor":
-            from fleetlm.cli.doctor import gather as doctor  # noqa: PLC0415
+            from fleetlm.cli.doctor import gather  # noqa: PLC0415
 
-            return doctor.main(node=options.node, as_json=options.json)
+            return gather.main(node=options.node, as_json=options.json)
         case "demo":
-            from fleetlm.cli.demo import story as demo  # noqa: PLC0415
+            from fleetlm.cli.demo import story  # noqa: PLC0415
 
-            return int(demo.main() or 0)
+            return story.main()
     top.print_help()
     return 2
 
 
-def _remote(options: argparse.Namespace) -> int:
+def _run_remote(options: argparse.Namespace) -> int:
+    """Open a shell if there is neither an expression nor piped input; else evaluate once."""
     source = options.source
     if source is None and sys.stdin.isatty() and not options.json:
-        from fleetlm.remote import shell as shell_ui  # noqa: PLC0415
+        from fleetlm.remote import shell  # noqa: PLC0415
 
-        return shell_ui.run(node=options.node, timeout_s=options.timeout)
+        return shell.run(node=options.node, timeout_s=options.timeout)
     if source is None or source == "-":
         source = sys.stdin.read()
     if not source.strip():
         print(
-            'fleetlm remote: no expression. Give one, as in: fleetlm remote "Node.list()"; for a shell '
-            "stdin must be a terminal (docker exec -it)",
+            'fleetlm remote: no expression. Write for example: fleetlm remote "Node.list()". A shell needs a '
+            "terminal as stdin (with Docker: docker exec -it)",
             file=sys.stderr,
         )
         return 2
-    from fleetlm.remote import client as remote  # noqa: PLC0415
+    from fleetlm.remote import client  # noqa: PLC0415
 
-    return remote.run(
+    return client.run(
         source, node=options.node, timeout_s=options.timeout or DEFAULT_TIMEOUT_S, as_json=options.json
     )

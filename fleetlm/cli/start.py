@@ -1,7 +1,26 @@
-"""`fleetlm start`: one node in the foreground, from the environment to the exit code.
+"""`fleetlm start`: run one node in the foreground.
 
-An ``async def`` is the program: it gets the node, and when it returns the node stops. A plain
-``def`` sets things up (it runs on the event loop, so it must not block) and the node serves on.
+The user's program is a function that takes the node. An ``async def`` runs as a task beside the node, and
+the node stops when it returns. A plain ``def`` sets things up, for example spawns processes. It runs on the
+event loop, so it must not block. The node then runs until a signal.
+
+A run ends by whichever comes first:
+
+- The program returns: the node stops, exit code 0. It raises an exception: the traceback is printed and
+  the node stops with the reason "crashed", exit code 1. It calls ``sys.exit``: that exit code.
+- The first SIGTERM or SIGINT (Ctrl-C): the node stops in order, exit code 0. It first finishes calls in
+  progress, for `Settings.drain_s` seconds at most. Then the program's task is cancelled.
+- The node stops for another reason, for example ``node.stop()`` in a remote shell: exit code 0.
+- A second signal: `os._exit` in the signal handler, exit code 128 + the signal's number. It works even if
+  the program blocks the event loop.
+
+A setting that cannot be used ends it with 78 (EX_CONFIG), a program that cannot be found with 2, a node
+that cannot start with 1.
+
+The handlers are set with `signal.signal` rather than ``loop.add_signal_handler``, since the second signal
+must not need the loop. The first handler only sets an event through ``call_soon_threadsafe``, and `_serve`
+waits for that event beside the start, the node and the program. A signal during the start thus cancels
+the start. Handlers are restored at the end, so tests and other programs may call `run`.
 """
 
 from __future__ import annotations
@@ -29,11 +48,11 @@ from fleetlm.settings import Settings
 
 OK, FAILED, USAGE = 0, 1, 2
 EX_CONFIG = 78
-"""Source: sysexits.h."""
+"""Exit code for a setting that cannot be used. Source: sysexits.h."""
 PROGRAM_END_S = 2.0
-"""For the program to end after its node has stopped and it was cancelled."""
+"""Seconds that the program has to end after its node has stopped and its task was cancelled."""
 STOP_SLACK_S = 10.0
-"""For a stop beyond draining: it ends in two seconds, or something is badly wrong."""
+"""Seconds that a stop may take beyond draining. A stop usually takes less than two."""
 
 log = logging.getLogger("fleetlm")
 
@@ -41,20 +60,23 @@ Program = Callable[[Node], Any]
 
 
 class NoSuchProgram(Exception):
-    """MODULE:FUNCTION leads nowhere; the text says why and what to write instead."""
+    """MODULE:FUNCTION cannot be used; the text says why, and what to write instead."""
 
 
 def load(target: str) -> Program:
-    """The function that ``module:function`` names, looked for from the current folder on.
+    """Import a module from the current folder or PYTHONPATH and return a function of it.
+
+    Args:
+        target: ``module:function``. The function may be an attribute path, such as ``Class.method``.
 
     Raises:
-        NoSuchProgram: there is none, or it does not take one argument.
+        NoSuchProgram: the module or the function does not exist, or does not take exactly the node.
         Exception: what the module raised while it was imported.
     """
     module_name, colon, path = target.partition(":")
     if not colon or not module_name or not path:
         guess = f"{module_name or 'module'}:main"
-        raise NoSuchProgram(f"{target!r} is not MODULE:FUNCTION; write for example {guess}")
+        raise NoSuchProgram(f"{target!r} is not of the form MODULE:FUNCTION; write for example {guess}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -63,73 +85,79 @@ def load(target: str) -> Program:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        hint = " (write the module's name, not its file)" if module_name.endswith(".py") else ""
-        raise NoSuchProgram(f"there is no module {error.name!r} in {here} or on PYTHONPATH{hint}") from None
+        hint = "; write the name of the module, not of its file" if module_name.endswith(".py") else ""
+        raise NoSuchProgram(f"no module {error.name!r} in {here} or on PYTHONPATH{hint}") from None
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
             near = difflib.get_close_matches(name, dir(found), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise NoSuchProgram(f"{target!r}: there is no {name!r} in it{hint}") from None
+            raise NoSuchProgram(f"{target!r} does not exist: the module has no {name!r}{hint}") from None
     if not callable(found):
-        raise NoSuchProgram(f"{target!r} is a {type(found).__name__}, not a function")
+        raise NoSuchProgram(f"{target!r} is of type {type(found).__name__}, not a function")
     _check_arguments(target, found)
     program: Program = found
     return program
 
 
 def _check_arguments(target: str, found: Callable[..., Any]) -> None:
+    """Raise NoSuchProgram if a function cannot be called with the node alone."""
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):
-        return  # of a builtin, say
+        return  # some built-in functions have no signature
     try:
         signature.bind(object())
     except TypeError:
         raise NoSuchProgram(
-            f"{target}{signature} must take the node and nothing else: async def main(node): ..."
+            f"{target}{signature} must take the node as its only argument, as in: async def main(node): ..."
         ) from None
 
 
 def run(target: str | None, level: str = "info") -> int:
-    """Run until a signal, the program's end or the node's. Returns the exit code.
+    """Run a node until a signal arrives, the program ends or the node stops.
 
     Args:
-        target: ``module:function``; None to serve only.
-        level: of the log, one of `logs.LEVELS`.
+        target: ``module:function``; None to run a node without a program.
+        level: log level, one of `logs.LEVELS`.
+
+    Returns:
+        The exit code, see the module's text.
     """
     formatter = logs.set_up(level)
     try:
         settings = Settings.from_env()
         program = None if target is None else load(target)
     except SettingsError as error:
-        return _said(str(error), EX_CONFIG)
+        return _report_error(str(error), EX_CONFIG)
     except NoSuchProgram as error:
-        return _said(str(error), USAGE)
+        return _report_error(str(error), USAGE)
     except Exception:  # noqa: BLE001  the user's module may raise anything
-        _show_traceback()
-        return _said(f"importing {target} failed", FAILED)
+        _print_traceback()
+        return _report_error(f"importing {target} failed with the exception above", FAILED)
     log.info("%s", " ".join(f"{name}={value}" for name, value in settings.effective().items()))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_Foreground(settings, program, formatter).run())
+        return runner.run(_ForegroundNode(settings, program, formatter).run())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's constructor of event loops if it is installed, else None for asyncio's."""
     try:
-        import uvloop  # noqa: PLC0415  an extra
+        import uvloop  # noqa: PLC0415  an optional dependency
     except ImportError:
         return None
     return uvloop.new_event_loop
 
 
-def _said(text: str, code: int) -> int:
+def _report_error(text: str, code: int) -> int:
+    """Print an error to stderr and return the exit code."""
     sys.stderr.write(f"fleetlm start: {text}\n")
     return code
 
 
-class _Foreground:
-    """One run."""
+class _ForegroundNode:
+    """One run of a node with its program."""
 
     def __init__(self, settings: Settings, program: Program | None, formatter: logs.LineFormatter) -> None:
         self._settings = settings
@@ -137,34 +165,38 @@ class _Foreground:
         self._formatter = formatter
         self._signal = asyncio.Event()
         self._signals = 0
+        self._signal_name = ""
 
     async def run(self) -> int:
+        """Serve with signal handlers in place. Returns the exit code."""
         loop = asyncio.get_running_loop()
         before = {
-            number: signal.signal(number, functools.partial(self._signalled, loop))
+            number: signal.signal(number, functools.partial(self._handle_signal, loop))
             for number in (signal.SIGTERM, signal.SIGINT)
         }
         try:
             return await self._serve()
         except SettingsError as error:
-            return _said(str(error), EX_CONFIG)
+            return _report_error(str(error), EX_CONFIG)
         except (StartFailed, FleetError) as error:
-            return _said(str(error), FAILED)
+            return _report_error(str(error), FAILED)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _signalled(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
-        """The first signal leaves in order; the second ends the process, whatever it does."""
+    def _handle_signal(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
+        """Ask the node to stop at the first signal; end the process at once at the second."""
         self._signals += 1
         if self._signals > 1:
             os._exit(128 + number)
-        with contextlib.suppress(RuntimeError):
+        self._signal_name = signal.Signals(number).name
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the run has ended already
             loop.call_soon_threadsafe(self._signal.set)
 
     async def _serve(self) -> int:
+        """Start the node, run the program, and stop the node. Returns the exit code."""
         signalled = asyncio.create_task(self._signal.wait())
-        starting = asyncio.create_task(_started(self._settings))
+        starting = asyncio.create_task(_start_node(self._settings))
         await asyncio.wait({signalled, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
@@ -178,12 +210,15 @@ class _Foreground:
         try:
             await asyncio.wait({signalled, stopped, program}, return_when=asyncio.FIRST_COMPLETED)
             if signalled.done():
-                log.info("leaving, since told to by a signal; a second one ends the process at once")
+                log.info(
+                    "received %s; shutting down (a second signal ends the process at once)", self._signal_name
+                )
             code = program.result() if program.done() else OK
             async with asyncio.timeout(self._settings.drain_s + STOP_SLACK_S):
                 await node.stop("shutdown" if code == OK else "crashed")
         except TimeoutError:
-            return _said(f"{node.name} did not stop in time", FAILED)
+            limit_s = self._settings.drain_s + STOP_SLACK_S
+            return _report_error(f"{node.name} did not stop within {limit_s:g} s", FAILED)
         finally:
             waiting = {signalled, stopped, program}
             for task in waiting:
@@ -192,34 +227,34 @@ class _Foreground:
         return code
 
     async def _run_program(self, node: Node) -> int:
-        """The exit code that the program ends with; does not end where there is only set-up."""
+        """Call the program. Returns its exit code; after a plain ``def``, only when the node has stopped."""
         try:
             if self._program is not None:
                 result = self._program(node)
                 if inspect.isawaitable(result):
                     await result
                     return OK
-        except SystemExit as leaving:
-            if leaving.code is None or isinstance(leaving.code, int):
-                return leaving.code or OK
-            return _said(str(leaving.code), FAILED)
+        except SystemExit as exiting:
+            if exiting.code is None or isinstance(exiting.code, int):
+                return exiting.code or OK
+            return _report_error(str(exiting.code), FAILED)
         except Exception:  # noqa: BLE001  the program may raise anything
-            _show_traceback()
+            _print_traceback()
             return FAILED
         await node.wait_stopped()
         return OK
 
 
-async def _started(settings: Settings) -> Node:
+async def _start_node(settings: Settings) -> Node:
     return await Node.start(settings)
 
 
-def _show_traceback() -> None:
-    """The exception being handled, from the first frame on that is not ours or importlib's."""
+def _print_traceback() -> None:
+    """Print the current exception's traceback without the leading frames of this module and importlib."""
     kind, error, frames = sys.exc_info()
-    ours = (__file__, importlib.__file__)
+    skipped = (__file__, importlib.__file__)
     while frames is not None and (
-        frames.tb_frame.f_code.co_filename in ours
+        frames.tb_frame.f_code.co_filename in skipped
         or frames.tb_frame.f_code.co_filename.startswith("<frozen importlib")
     ):
         frames = frames.tb_next

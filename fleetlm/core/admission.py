@@ -1,4 +1,4 @@
-"""Who may connect: the judgement of a HELLO, in the order in which the reasons matter to people."""
+"""Whether a node may connect: the checks of a HELLO, the reason that helps people most first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] | None:
-    """None to go on with the handshake, or the refusal and its detail for both sides' logs."""
+    """Check a HELLO.
+
+    Returns:
+        None if the handshake may go on; otherwise the refusal, and its detail for the logs of both sides.
+    """
     if (hello.name, hello.incarnation) == (me.name, me.incarnation):
         return Refusal.SELF, f"{hello.dialled} is this node itself"
     if hello.protocol_max < PROTOCOL_MIN or hello.protocol_min > PROTOCOL_MAX:
@@ -36,12 +40,12 @@ def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] |
 
 
 def refused_by(answer: Refused) -> str:
-    """How the dialler's table shows a refusal."""
+    """Return the text of a refusal for the dialler's table and log."""
     return f"refused by {answer.name}: {answer.refusal.word} ({answer.detail})"
 
 
 def duplicate(hello: Hello, owner: int) -> str:
-    """Two nodes claim one name and only one answers at its address."""
+    """Return the text for a second node of a name, which does not answer at the address of that name."""
     return (
         f"{hello.name} is incarnation {owner:x}, which answers at that address; {hello.incarnation:x} does "
         "not: two nodes have the same name, check FLEETLM_NODE_IP"

@@ -1,19 +1,44 @@
-"""One peer: two halves, the handshake between them, and the end.
+"""The connection to one peer: two halves, the handshake between them, and the end.
 
-::
+Each node dials the other and sends only over the channel that it dialled, so a connection consists of two
+halves (`core.halves`): `Outgoing`, our channel with our epoch, and `Incoming`, the peer's dial with its
+source and epoch. The connection is up when both work. The phases::
 
-            we dial ──► opened ──► HELLO ──►        (outgoing: our channel, our epoch)
-            peer's HELLO ──► READY ──►              (incoming: its source, its epoch)
-            peer's READY, naming our epoch ──► UP
+               dial()                    ready(), naming our epoch
+       IDLE ───────────► DIALLING ────────────────────────────────► UP
+        ▲                   │                                        │
+        └── channel lost, refused, timed out ◄───────────────────────┘ either half ends, or a goodbye
 
-A READY that names the epoch of *our* HELLO proves that the peer was reached at the address that we
-dialled: the HELLO went nowhere else. That is how a node owns its name. And because the peer's HELLO,
-its READY and its messages come over one ordered half, no message can come before the connection is
-up. Source: Erlang's distribution handshake (erl_dist_protocol); differs: one TCP connection for each
-direction, so simultaneous dialling is the normal case and needs no tie-break.
+This node's side of the handshake, in DIALLING; the peer does the same on its side:
 
-`Connection` takes facts and returns effects. It never reads a clock and never raises on what a peer
-does.
+1. our channel opens                   → send HELLO, with our epoch in the header
+2. the peer's HELLO arrives            → note its half; once step 1 is done, send READY naming *its* epoch
+3. a READY naming *our* epoch arrives  → UP
+
+Steps 1 and 2 happen in either order. Both nodes usually dial at the same time. That needs no tie-break,
+because two dials make the two halves of one connection.
+
+What a READY proves: it names the epoch of our HELLO, and that HELLO went to the address in the peer's name
+and nowhere else. So the peer was reached at that address, which is how a node owns its name. The peer's
+HELLO, its READY and its messages come over one ordered half, so no message arrives before the connection
+is up.
+
+Races, and where each is settled:
+
+- The peer gives up a half that we hold to be good. Its next HELLO carries the epoch of the half that it
+  gave up last (`Hello.dropped`); if that is ours, `_is_spoilt` makes us dial anew. A HELLO while we are UP
+  ends the connection first (`hello`), because a peer dials only when it has no connection.
+- The peer restarts between our READY and its answer. Our READY was meant for its former incarnation, which
+  `Outgoing.confirmed_incarnation` remembers; `_is_spoilt` again makes us dial anew.
+- A READY for an earlier attempt of ours names another epoch and is passed over.
+- A frame is lost, or one of an earlier dial arrives late: the numbering of `Incoming` notices it, and
+  `broken` gives up both halves.
+
+`Connection` takes facts and returns effects. It never reads a clock, and never raises on what a peer does.
+Which facts reach it, and what the effects mean for the other tables, is the business of `core.kernel`.
+
+Source: Erlang's distribution handshake (erl_dist_protocol); differs: one TCP connection for each
+direction.
 """
 
 from __future__ import annotations
@@ -23,9 +48,10 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
+from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.names import endpoint
 from fleetlm.wire import frames
-from fleetlm.wire.frames import BadFrame, Hello, Kind, Ready
+from fleetlm.wire.frames import Hello, Kind, Ready
 
 if TYPE_CHECKING:
     import random
@@ -34,7 +60,7 @@ if TYPE_CHECKING:
 
 
 class Phase(Enum):
-    """Where the connection to one peer stands."""
+    """The state of the connection to one peer."""
 
     IDLE = "idle"
     DIALLING = "dialling"
@@ -43,7 +69,18 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """This node, as it presents itself. Fixed from the start of a node to its end."""
+    """How this node presents itself to others; the same from its start to its end.
+
+    Attributes:
+        name: ``basename@ip``, or with a port.
+        incarnation: of this start of the node, 64 bits.
+        cluster: the cluster's id; nodes of other clusters are refused.
+        port: where this node listens.
+        aliases: further addresses of this machine.
+        window_bytes: bytes of one peer that this node lets be in flight.
+        max_message_bytes: the largest message that it takes.
+        mailbox_limit: units for one process that one peer may have sent and that are not taken.
+    """
 
     name: str
     incarnation: int
@@ -55,7 +92,7 @@ class Identity:
     mailbox_limit: int = 4_096
 
     def hello(self, dialled: str, dropped: int) -> Hello:
-        """How this node introduces itself to the one it dialled."""
+        """Build the HELLO for the node ``dialled``; ``dropped`` is the epoch of its half given up last."""
         return Hello(
             name=self.name,
             incarnation=self.incarnation,
@@ -72,51 +109,23 @@ class Identity:
         )
 
 
-class Outgoing:
-    """Our half: the channel, and the numbering of what goes over it."""
-
-    __slots__ = ("channel", "epoch", "ready_for", "seq", "told")
-
-    def __init__(self, channel: int, epoch: int) -> None:
-        self.channel = channel
-        self.epoch = epoch
-        self.seq = 0
-        self.ready_for: int | None = None
-        """Epoch of the peer's half that our last READY named."""
-        self.told = 0
-        """Incarnation of the peer that our last READY was meant for, 0 before the first."""
-
-    def header(self, kind: int) -> bytes:
-        """The header of the next frame. What takes a number must be sent, or the half is over."""
-        seq = self.seq
-        self.seq = seq + 1
-        return frames.header(kind, self.epoch, seq)
-
-
-class Incoming:
-    """The peer's half: its source, who it says it is, and the number that must come next."""
-
-    __slots__ = ("epoch", "hello", "ip", "seq", "source")
-
-    def __init__(self, source: bytes, epoch: int, hello: Hello, ip: str) -> None:
-        self.source = source
-        self.epoch = epoch
-        self.hello = hello
-        self.ip = ip
-        self.seq = 1
-
-    def accept(self, epoch: int, seq: int) -> None:
-        """Count a frame. Raises: BadFrame, if one is missing or it is of another dial."""
-        if seq != self.seq or epoch != self.epoch:
-            raise BadFrame(
-                f"expected frame {self.seq} of epoch {self.epoch:x}, got {seq} of {epoch:x}: "
-                "something was lost on the way"
-            )
-        self.seq = seq + 1
-
-
 class Connection:
-    """The state of one peer, driven by facts. Each fact returns the effects that follow from it."""
+    """The state machine of one peer. Each method takes a fact and returns the effects that follow.
+
+    Attributes:
+        outgoing: our half, from `dial` to the end of the attempt or connection.
+        incoming: the peer's half, from its HELLO on; None before that.
+        incarnation: of the peer, when it was up last; 0 before.
+        attempt: failed attempts since it was up last.
+        next_dial_at: when to dial next; only in IDLE.
+        deadline: when the present step of the handshake takes too long; only in DIALLING.
+        opened_at: when our channel opened, None before.
+        up_at: since when it is up, None if it is not.
+        ups: how many times it has been up.
+        dropped: the epoch of the peer's half that was given up last, 0 for none.
+        last_error: why the last attempt failed or the connection ended, "" for never.
+        last_error_at: when that was.
+    """
 
     __slots__ = (
         "attempt",
@@ -163,10 +172,10 @@ class Connection:
         self.last_error = ""
         self.last_error_at = now
 
-    # Facts about our half.
+    # Facts about our own half.
 
     def dial(self, now: float, channel: int) -> list[Effect]:
-        """Time to try. Only from IDLE."""
+        """Begin an attempt on a new channel. Only from IDLE."""
         self.phase = Phase.DIALLING
         self.outgoing = Outgoing(channel, self.rng.randrange(1, 1 << 32))
         self.opened_at = None
@@ -174,7 +183,7 @@ class Connection:
         return [Dial(channel, self.ip, self.port)]
 
     def opened(self, now: float) -> list[Effect]:
-        """The address answered: say who we are, and READY if we have heard the peer."""
+        """Our channel can carry frames: send HELLO, and READY if the peer's HELLO is here already."""
         out = self.outgoing
         if self.phase is not Phase.DIALLING or out is None or self.opened_at is not None:
             return []
@@ -182,69 +191,67 @@ class Connection:
         self.deadline = now + self.settings.handshake_timeout_s
         body = frames.pack_hello(self.me.hello(self.name, self.dropped))
         effects: list[Effect] = [Send(out.channel, out.header(Kind.HELLO) + body)]
-        return effects + self._ready()
+        return effects + self._confirm()
 
     def channel_lost(self, now: float, reason: str) -> list[Effect]:
-        """Our half failed, or ended: a connection that was up is over."""
+        """Our channel could not be opened, or has ended."""
         if self.phase is Phase.UP:
             return self.down(now, reason)
         return self.failed(now, reason)
 
     def failed(self, now: float, reason: str) -> list[Effect]:
-        """This attempt is over: try again after a back-off."""
+        """Give up this attempt, for ``reason``; the next one follows after a back-off."""
         self.last_error, self.last_error_at = reason, now
-        return self._to_idle(now)
+        return self._go_idle(now)
 
     def timed_out(self, now: float) -> list[Effect]:
-        """`deadline` passed while dialling: say which step was not reached."""
+        """`deadline` has passed in DIALLING: give up, and name the step that was not reached."""
         return self.failed(now, self._missing_step())
 
     # Facts about the peer's half.
 
     def hello(self, now: float, source: bytes, epoch: int, hello: Hello, ip: str) -> list[Effect]:
-        """The peer dialled us, and the kernel found nothing against it.
+        """Take the HELLO of a peer that the kernel has admitted, and confirm it.
 
-        A peer only dials when it has no connection, so one that we hold to be up is over. A dial of
-        ours whose HELLO the peer heard and then gave up (it says so), or that went to its former
-        incarnation, cannot be completed: start afresh. Any other is kept, and confirmed once more.
+        A peer dials only when it has no connection, so a connection that is up here is over. An attempt
+        of ours that cannot be completed any more is begun anew; see `_is_spoilt`. Any other is kept.
         """
         effects: list[Effect] = []
         if self.phase is Phase.UP:
             effects += self.down(now, "the peer dialled anew")
-        elif self._spoilt(hello):
-            effects += self._to_idle(now)
+        elif self._is_spoilt(hello):
+            effects += self._go_idle(now)
         self.incoming = Incoming(source, epoch, hello, ip)
         if self.phase is Phase.IDLE:
-            self.next_dial_at = now  # It is alive: no back-off.
-        return effects + self._ready()
+            self.next_dial_at = now  # The peer is alive: dial back without waiting.
+        return effects + self._confirm()
 
     def ready(self, now: float, ready: Ready) -> list[Effect]:
-        """The peer has heard us. If it names the HELLO of this attempt, both halves work."""
+        """Take the peer's READY. If it names the HELLO of this attempt, both halves work: go up."""
         out, incoming = self.outgoing, self.incoming
         if self.phase is not Phase.DIALLING or out is None or incoming is None:
             return []
         if ready.epoch != out.epoch:
             return []
-        effects = self._ready()  # Sent already, unless the peer's READY overtook `opened`.
+        effects = self._confirm()  # Usually nothing: `opened` or `hello` has sent it.
         self.phase = Phase.UP
         self.incarnation = incoming.hello.incarnation
         self.attempt = 0
         self.up_at = now
         self.ups += 1
-        return [*effects, Up(self.name, self.incarnation, self)]
+        return [*effects, Up(self.name, self.incarnation, out, incoming)]
 
     def source_lost(self, now: float, reason: str) -> list[Effect]:
-        """The peer's half ended."""
+        """The peer's half has ended."""
         if self.phase is Phase.UP:
             return self.down(now, reason)
-        self.incoming = None  # Our own half stays: the peer may dial anew and complete it.
+        self.incoming = None  # Our half stays: the peer may dial again and complete it.
         return []
 
     def broken(self, now: float, reason: str) -> list[Effect]:
-        """The peer's half brought what it must not, or lost something.
+        """The peer broke the protocol on its half, or a frame was lost there.
 
-        What we told the peer cannot be completed over it, and the peer may hold the connection to
-        be up: start afresh, which tells it so.
+        The peer may hold the connection to be up. Dialling anew tells it that this is over.
         """
         if self.phase is Phase.UP:
             return self.down(now, reason)
@@ -254,49 +261,57 @@ class Connection:
     # The end.
 
     def down(self, now: float, reason: str) -> list[Effect]:
-        """Up no more, for whatever reason: both halves are given up."""
+        """End a connection that is up: give up both halves, and dial again after a back-off."""
         self.last_error, self.last_error_at = reason, now
         gone = Down(self.name, self.incarnation, reason)
         self.up_at = None
         self._give_up_incoming()
-        return [gone, *self._to_idle(now)]
+        return [gone, *self._go_idle(now)]
 
     def leave(self, now: float, reason: str) -> list[Effect]:
-        """We end it: tell the peer why, with whatever phase it is in."""
+        """End the connection or attempt on our side, and send the peer a GOODBYE if our channel is open."""
         out = self.outgoing
         effects: list[Effect] = []
         flush_s = 0.0
         if out is not None and self.opened_at is not None:
             effects.append(Send(out.channel, out.header(Kind.GOODBYE) + frames.pack_goodbye(reason)))
             flush_s = self.settings.goodbye_flush_s
-        ended = self.down(now, reason) if self.phase is Phase.UP else self._to_idle(now)
+        ended = self.down(now, reason) if self.phase is Phase.UP else self._go_idle(now)
         self._give_up_incoming()
         return effects + [
             HangUp(effect.channel, flush_s) if isinstance(effect, HangUp) else effect for effect in ended
         ]
 
-    def _ready(self) -> list[Effect]:
+    def _confirm(self) -> list[Effect]:
+        """Send READY for the peer's present half, once for each half, as soon as our channel is open."""
         out, incoming = self.outgoing, self.incoming
         if out is None or incoming is None or self.opened_at is None:
             return []
-        if out.ready_for == incoming.epoch:
+        if out.confirmed_epoch == incoming.epoch:
             return []
-        out.ready_for, out.told = incoming.epoch, incoming.hello.incarnation
+        out.confirmed_epoch, out.confirmed_incarnation = incoming.epoch, incoming.hello.incarnation
         body = frames.pack_ready(Ready(incoming.epoch, incoming.hello.incarnation))
         return [Send(out.channel, out.header(Kind.READY) + body)]
 
-    def _spoilt(self, hello: Hello) -> bool:
+    def _is_spoilt(self, hello: Hello) -> bool:
+        """Whether our attempt cannot be completed with the node that sent ``hello``.
+
+        That is so if our READY was meant for an earlier incarnation of it, or if it says that it gave up
+        the very half that our HELLO opened. Before our channel is open nothing was sent yet.
+        """
         if self.outgoing is None or self.opened_at is None:
             return False
-        restarted = self.outgoing.told not in (0, hello.incarnation)
+        restarted = self.outgoing.confirmed_incarnation not in (0, hello.incarnation)
         return restarted or hello.dropped == self.outgoing.epoch
 
     def _give_up_incoming(self) -> None:
+        """Forget the peer's half, and remember its epoch for our next HELLO."""
         if self.incoming is not None:
             self.dropped = self.incoming.epoch
             self.incoming = None
 
-    def _to_idle(self, now: float) -> list[Effect]:
+    def _go_idle(self, now: float) -> list[Effect]:
+        """Close our channel, and set the time of the next attempt."""
         effects: list[Effect] = [] if self.outgoing is None else [HangUp(self.outgoing.channel)]
         self.phase = Phase.IDLE
         self.outgoing = None
@@ -306,23 +321,25 @@ class Connection:
         return effects
 
     def _backoff_s(self) -> float:
-        """Full jitter: uniform below a ceiling that doubles; never so short that it spins.
+        """Draw the pause before the next attempt: uniform below a ceiling that doubles (full jitter).
 
-        Source: AWS Architecture Blog, "Exponential Backoff And Jitter"; differs: a floor of a fifth
-        of the first ceiling.
+        Source: AWS Architecture Blog, "Exponential Backoff And Jitter"; differs: never below a fifth of
+        the first ceiling, so that attempts do not spin.
         """
         s = self.settings
         ceiling = min(s.backoff_max_s, s.backoff_min_s * 2.0 ** min(self.attempt, 16))
         return max(s.backoff_min_s / 5, self.rng.uniform(0.0, ceiling))
 
     def _missing_step(self) -> str:
+        """Return the text for people on the step of the handshake that took too long."""
         s = self.settings
         there = endpoint(self.ip, self.port)
         if self.opened_at is None:
             return f"connect timeout: {there} did not answer within {s.connect_timeout_s:g} s"
         if self.incoming is None:
             return (
-                f"{there} answers but does not dial back within {s.handshake_timeout_s:g} s: it cannot "
-                f"reach us at {endpoint(self.me.name.partition('@')[2], self.me.port)}, or is no fleetlm node"
+                f"{there} answers but does not dial back within {s.handshake_timeout_s:g} s: it "
+                f"cannot reach us at {endpoint(self.me.name.partition('@')[2], self.me.port)}, "
+                "or is not a fleetlm node"
             )
         return f"handshake timeout: {there} dialled us but did not confirm within {s.handshake_timeout_s:g} s"

@@ -1,8 +1,8 @@
-"""What a lookup of the cluster's name came to: four outcomes that are never taken for each other.
+"""The result of a lookup of the cluster's name: one of four outcomes, which are never confused.
 
-A resolver that fails says nothing about the nodes; a name without addresses says that there are
-none. Whoever reads the first as the second cuts a healthy cluster, so the two are different values
-here and stay different all the way up.
+A resolver that fails says nothing about the nodes, but a name without addresses says that there are none.
+A program that mistakes the first for the second cuts a healthy cluster, so the two are different values
+here and stay different up to the connection table.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from fleetlm.names import canonical_ip
 
 MAX_ADDRESSES = 4096
-"""Addresses taken from one answer: what a DNS message of 64 KiB can hold."""
-MAX_DISCARDS_TOLD = 3
-"""Unusable addresses named in an answer's detail; the rest is counted."""
+"""Addresses taken from one answer: a DNS message of 64 KiB holds no more."""
+MAX_DISCARDS_NAMED = 3
+"""Unusable addresses that an answer's detail names; further ones are only counted."""
 
 
 class Outcome(enum.Enum):
     """How a lookup ended."""
 
     ADDRESSES = "addresses"
-    """The whole answer arrived and holds addresses."""
+    """The whole answer arrived, and it holds addresses."""
     EMPTY = "empty"
     """The name server says that there is no address: NXDOMAIN, or no record."""
     PARTIAL = "partial"
     """There are addresses, and more may exist: one family failed, or the answer was cut short."""
     FAILED = "failed"
-    """Nothing is known: SERVFAIL, REFUSED, timeout, garbage, no network, unusable addresses."""
+    """Nothing is known: SERVFAIL, REFUSED, timeout, garbage, no network, or only unusable addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Answer:
 
 
 def sift(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
-    """Sort what a name server said into usable addresses and a remark on the rest.
+    """Separate the usable addresses of an answer from the unusable ones.
 
-    Loopback addresses are usable: that is how a cluster is tried out on one machine.
+    Loopback addresses are usable, so that a cluster can be tried on one machine.
 
     Returns:
-        The addresses as `Answer.addresses` has them, at most `MAX_ADDRESSES`, and the remark:
-        "" where every address was taken, else such as "passed over 0.0.0.0 (unspecified)".
+        At most `MAX_ADDRESSES` addresses, ordered as `Answer.addresses` is, and a remark on those that were
+        passed over, such as "passed over 0.0.0.0 (unspecified)"; "" if every address was taken.
     """
     usable: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
     unusable: dict[str, str] = {}
@@ -66,24 +66,24 @@ def sift(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
             unusable[text] = "not an address that means the same on every machine"
             continue
         address = ipaddress.ip_address(canonical)
-        reason = _unusable(address)
+        reason = _why_unusable(address)
         if reason is None:
             usable.add(address)
         else:
             unusable[canonical] = reason
     ordered = sorted(usable, key=lambda address: (address.version, int(address)))
     remarks = [f"passed over {text} ({reason})" for text, reason in unusable.items()]
-    if len(remarks) > MAX_DISCARDS_TOLD:
-        rest = len(remarks) - MAX_DISCARDS_TOLD
-        remarks = [*remarks[:MAX_DISCARDS_TOLD], f"and {rest} more"]
+    if len(remarks) > MAX_DISCARDS_NAMED:
+        rest = len(remarks) - MAX_DISCARDS_NAMED
+        remarks = [*remarks[:MAX_DISCARDS_NAMED], f"and {rest} more"]
     if len(ordered) > MAX_ADDRESSES:
-        # The lowest and not a random choice, so that all nodes look for the same ones.
+        # Not a random choice: all nodes must look for the same ones.
         remarks.append(f"took the lowest {MAX_ADDRESSES} of {len(ordered)} addresses")
         del ordered[MAX_ADDRESSES:]
     return tuple(str(address) for address in ordered), ", ".join(remarks)
 
 
-def _unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
+def _why_unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
     if address.is_unspecified:
         return "unspecified; ad blockers answer so"
     if address.is_multicast:

@@ -1,15 +1,13 @@
-"""Effects that the core gives: data, performed by the driver in the order given.
+"""The effects of the connection core: plain data that `runtime.driver` performs in the order given.
 
-The core never performs anything; the driver never decides anything.
+The core decides and performs nothing; the driver performs and decides nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from fleetlm.core.connection import Connection
+from fleetlm.core.halves import Incoming, Outgoing
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,7 @@ class Dial:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Put a handshake frame on a channel."""
+    """Send a handshake frame over a channel that this node dialled."""
 
     channel: int
     frame: bytes
@@ -31,7 +29,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Send a frame back to a dialler."""
+    """Send a frame back to the node that dialled this one, over its channel."""
 
     source: bytes
     frame: bytes
@@ -39,7 +37,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class HangUp:
-    """Close a channel; what was sent may leave for ``flush_s`` seconds more."""
+    """Close a channel. What was sent on it may still leave for ``flush_s`` seconds."""
 
     channel: int
     flush_s: float = 0.0
@@ -47,16 +45,20 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """Both halves work: messages may flow. ``connection`` is live until the matching `Down`."""
+    """Both halves work: open a session over them. Messages may flow until the matching `Down`.
+
+    The driver takes over the numbering of both halves, which goes on from the handshake.
+    """
 
     name: str
     incarnation: int
-    connection: Connection
+    outgoing: Outgoing
+    incoming: Incoming
 
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """The connection is over: nothing of it is delivered any more."""
+    """The connection is over: end its session, and deliver nothing more of it."""
 
     name: str
     incarnation: int
@@ -65,7 +67,7 @@ class Down:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Something that people should know, said once for each change: a log line."""
+    """A log line for people, given once for each change. ``level`` is ``"info"`` or ``"warning"``."""
 
     level: str
     text: str

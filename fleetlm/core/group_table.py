@@ -24,7 +24,7 @@ from fleetlm.errors import NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
 from fleetlm.names import check_process_name
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 PIECE = 200
 """Memberships in one fact: below 256 KiB even where every group has the longest name there is."""
@@ -45,7 +45,7 @@ Members = dict[str, list[int]]
 """Group → numbers of one node's processes; one that joined twice is there twice."""
 
 
-class _Said:
+class _Memberships:
     """What one node says of its processes."""
 
     __slots__ = ("count", "incarnation", "node", "of")
@@ -82,7 +82,7 @@ class GroupTable:
     ) -> None:
         self._max = max_memberships
         self._alive = alive
-        self._own = _Said(node, incarnation)
+        self._own = _Memberships(node, incarnation)
         self._said = {node: self._own}
         self._groups: dict[str, dict[Pid, int]] = {}
         self._in_order: dict[str, list[Pid]] = {}
@@ -115,7 +115,7 @@ class GroupTable:
 
     def own_facts(self) -> Iterator[list[Any]]:
         """All that this node says of itself, in pieces."""
-        return (["join", piece] for piece in _pieces(self._own.pairs()))
+        return (["join", piece] for piece in _split(self._own.pairs()))
 
     # Facts of this node.
 
@@ -133,7 +133,7 @@ class GroupTable:
         if self._own.count + len(pids) > self._max:
             raise TooManyMemberships(self._own.count, len(pids), self._max)
         numbers = [pid.number for pid in pids]
-        told = [Tell(["join", piece]) for piece in _pieces((group, number) for number in numbers)]
+        told = [Tell(["join", piece]) for piece in _split((group, number) for number in numbers)]
         return [*told, *self._join(self._own, {group: numbers})]
 
     def left(self, group: str, pids: Iterable[Pid]) -> list[Effect]:
@@ -143,7 +143,7 @@ class GroupTable:
             here = pid == own.pid(pid.number)
             if here and own.of.get(pid.number, {}).get(group, 0) > leaving[pid.number]:
                 leaving[pid.number] += 1
-        told = [Tell(["leave", piece]) for piece in _pieces((group, n) for n in leaving.elements())]
+        told = [Tell(["leave", piece]) for piece in _split((group, n) for n in leaving.elements())]
         return [*told, *self._leave(own, {group: list(leaving.elements())}, "left")]
 
     def exited(self, pid: Pid) -> list[Effect]:
@@ -160,12 +160,12 @@ class GroupTable:
         Raises:
             ValueError: nonsense, something that cannot be, or too much; nothing changed.
         """
-        said = self._said.get(node) or _Said(node, incarnation)
+        said = self._said.get(node) or _Memberships(node, incarnation)
         if said is self._own or said.incarnation != incarnation:
             raise ValueError(f"groups of {node}, which is somebody else here")
         match fact:
             case ["join", dict() as members]:
-                count = sum(len(numbers) for _, numbers in _checked(members))
+                count = sum(len(numbers) for _, numbers in _check_members(members))
                 if said.count + count > self._max:
                     raise ValueError(
                         f"more than {self._max:,} memberships in process groups, which is "
@@ -174,7 +174,7 @@ class GroupTable:
                 self._said[node] = said
                 return self._join(said, members)
             case ["leave", dict() as members]:
-                for group, numbers in _checked(members):
+                for group, numbers in _check_members(members):
                     for number, times in Counter(numbers).items():
                         if said.of.get(number, {}).get(group, 0) < times:
                             raise ValueError(f"process {number} leaves a group that it has not joined")
@@ -193,7 +193,7 @@ class GroupTable:
 
     # How.
 
-    def _join(self, said: _Said, members: Members) -> list[Effect]:
+    def _join(self, said: _Memberships, members: Members) -> list[Effect]:
         events: list[Effect] = []
         for group, numbers in members.items():
             for number in numbers:
@@ -206,7 +206,7 @@ class GroupTable:
             self._in_order.pop(group, None)
         return events
 
-    def _leave(self, said: _Said, members: Members, reason: str) -> list[Effect]:
+    def _leave(self, said: _Memberships, members: Members, reason: str) -> list[Effect]:
         events: list[Effect] = []
         for group, numbers in members.items():
             for number in numbers:
@@ -220,11 +220,11 @@ class GroupTable:
             self._in_order.pop(group, None)
         return events
 
-    def _exit(self, said: _Said, number: int, reason: str) -> list[Effect]:
+    def _exit(self, said: _Memberships, number: int, reason: str) -> list[Effect]:
         gone = {group: [number] * times for group, times in said.of[number].items()}
         return self._leave(said, gone, reason)
 
-    def _forget(self, said: _Said, group: str, number: int) -> None:
+    def _forget(self, said: _Memberships, group: str, number: int) -> None:
         del said.of[number][group]
         if not said.of[number]:
             del said.of[number]
@@ -239,7 +239,7 @@ def pid_order(pid: Pid) -> tuple[str, int, int]:
     return (pid.node, pid.incarnation, pid.number)
 
 
-def _pieces(pairs: Iterable[tuple[str, int]]) -> Iterator[Members]:
+def _split(pairs: Iterable[tuple[str, int]]) -> Iterator[Members]:
     pairs = iter(pairs)
     for first in pairs:
         piece: Members = {}
@@ -248,7 +248,7 @@ def _pieces(pairs: Iterable[tuple[str, int]]) -> Iterator[Members]:
         yield piece
 
 
-def _checked(members: dict[Any, Any]) -> Iterable[tuple[str, list[int]]]:
+def _check_members(members: dict[Any, Any]) -> Iterable[tuple[str, list[int]]]:
     """The items of what a peer sent. Raises: ValueError for anything but groups and their numbers."""
     if not members:
         raise ValueError("a change of process groups that changes nothing")

@@ -1,8 +1,30 @@
-"""One node's whole control state: takes facts, routes them to the tables, returns their effects.
+"""The control state of one node: takes facts, hands them to the tables, and returns the effects.
 
-Facts are methods in the past tense with `now` first; each returns the effects to perform, in order.
-`tick` performs what is due, `deadline` says when that is. A kernel never reads a clock, never
-performs anything, and never raises on what the network brings.
+A *fact* is something that happened: a lookup ended, a channel opened, a frame came, a peer ticked, time
+passed. Each fact is a method with `now` first; it changes the tables and returns the *effects* to perform,
+in order (`core.effects`). The kernel reads no clock, performs nothing, and raises nothing for what the
+network brings. `runtime.driver` feeds it and performs its effects, so every story of connections can be
+tested without a socket.
+
+Who owns what:
+
+- `core.topology` has one row (`Peer`) for each known node, and decides who is known and who is forgotten.
+- `core.connection` has the state machine of each row. Its effects pass through `_apply`, the only place
+  where they update the kernel's own tables.
+- The kernel maps *channels* (numbers that it gives to its dials) to rows, and *sources* (the identities
+  that the transport gives to dials of others) to names. A source that no row claims is a stranger. A
+  channel or source of a half that was given up leads nowhere: its frames are passed over.
+- A heap has the next time at which each row needs attention. An entry is void if `Peer.due` has another
+  time by then.
+
+Two nodes that claim one name: a HELLO of an incarnation other than the connected one does not end the
+connection. It starts a *probe*: the kernel dials the address of that name and asks who is there (PROBE,
+IAM). If the new incarnation answers, the node has restarted: the old connection goes down before the new
+one comes up. If another one answers, or none while the old connection is still up, the claimant is refused
+as `duplicate_name`. The clocks of the two nodes play no part in it.
+
+What people should know is a `Report`, given once for each change. The lists of what has been reported are
+bounded, so that a stranger cannot fill the memory or the log.
 """
 
 from __future__ import annotations
@@ -25,15 +47,15 @@ if TYPE_CHECKING:
     from fleetlm.settings import Settings
 
 MAX_SOURCES = 8_192
-"""Diallers remembered, known or not: beyond that the oldest unknown one is forgotten."""
+"""Sources whose address is remembered. Beyond that the oldest one without a HELLO is forgotten."""
 MAX_STRANGERS = 256
-"""Strangers whose refusal was logged, and addresses observed: each is said once."""
+"""Refusals of strangers, and unexpected addresses, that are remembered so that each is logged once."""
 MAX_VERDICTS = 16
-"""Verdicts on one peer that were logged; beyond that they may be logged again."""
+"""Errors of one peer that are remembered as logged. Beyond that they may be logged again."""
 
 
 class _Claim(NamedTuple):
-    """A second claimant of a name whose owner is being asked for."""
+    """The HELLO of a second claimant of a name, kept while the address of that name is probed."""
 
     source: bytes
     epoch: int
@@ -43,7 +65,15 @@ class _Claim(NamedTuple):
 
 
 class Kernel:
-    """The control plane of one node."""
+    """The control state of one node.
+
+    Attributes:
+        topology: the table of peers.
+        leaving: whether this node has said goodbye; it admits and dials nobody any more.
+        draining: whether this node announces that it will leave; told in every tick.
+        verdict: the outcome of the last lookup in words.
+        observed: addresses from which peers dial this node that are not those of their names.
+    """
 
     def __init__(self, me: Identity, settings: Settings, rng: random.Random) -> None:
         self.me = me
@@ -53,23 +83,26 @@ class Kernel:
         self.leaving = False
         self.draining = False
         self.verdict = ""
-        """The last lookup's outcome in words."""
         self.observed: set[str] = set()
-        """Addresses from which peers dial us, other than those in their names."""
         self._sources: dict[bytes, str] = {}
+        """Source of a peer's present half → the name in its HELLO."""
         self._ips: dict[bytes, str] = {}
+        """Source → the address that it dials from."""
         self._channels: dict[int, Peer] = {}
+        """Channel of an attempt or connection → its row."""
         self._probes: dict[int, _Claim] = {}
+        """Channel of a probe → the claim that it is to settle."""
         self._next_channel = 1
         self._due: list[tuple[float, int, str]] = []
-        self._order = 0
+        """A heap of when, number of the entry, and name: what `tick` looks at next."""
+        self._due_entries = 0
         self._strangers: dict[tuple[str, str], None] = {}
 
     # Facts about who exists.
 
     def looked_up(self, now: float, answer: DnsAnswer) -> list[Effect]:
-        """A lookup ended. Only addresses add; only a successful lookup counts for forgetting."""
-        effects = self._verdict_changed(answer)
+        """A lookup ended. Addresses add peers; only a complete answer counts towards forgetting any."""
+        effects = self._report_lookup(answer)
         if answer.outcome not in (Outcome.ADDRESSES, Outcome.PARTIAL, Outcome.EMPTY):
             return effects
         basename = self.me.name.partition("@")[0]
@@ -80,160 +113,160 @@ class Kernel:
         for peer in to_dial:
             self._schedule(peer)
         for peer in self.topology.prunable():
-            peer.blocked = peer.pruned = True
+            peer.is_blocked = peer.is_pruned = True
             why = f"pruned: {peer.misses} lookups in a row did not name it"
-            effects += self._of(now, peer, peer.connection.leave(now, why))
+            effects += self._apply(now, peer, peer.connection.leave(now, why))
         for peer in stale:
             effects += self._forget(now, peer, "not in DNS any more, and not connected")
-        return effects + self._table_full() + self.tick(now)
+        return effects + self._report_full_table() + self.tick(now)
 
     def heard_of(self, now: float, names: Iterable[str]) -> list[Effect]:
-        """A connected peer told of these; each is a candidate."""
+        """A connected peer, or a partial DNS answer, names these nodes: dial those that are not known yet."""
         for name in names:
             known = name in self.topology.peers
             peer = self.topology.meet(now, name)
             if peer is not None and not known:
                 self._schedule(peer)
-        return self._table_full() + self.tick(now)
+        return self._report_full_table() + self.tick(now)
 
     def asked_for(self, now: float, name: str) -> list[Effect]:
-        """Somebody wants this node connected: dial now, and keep it in the table."""
+        """The program wants that node connected: dial it now, and never forget it."""
         peer = self.topology.meet(now, name)
         if peer is None:
             return []
-        peer.pinned = True
-        peer.blocked = peer.pruned = False
+        peer.is_pinned = True
+        peer.is_blocked = peer.is_pruned = False
         if peer.connection.phase is Phase.IDLE:
             peer.connection.next_dial_at = now
             self._schedule(peer)
         return self.tick(now)
 
     def disconnected(self, now: float, name: str, reason: str) -> list[Effect]:
-        """Somebody wants this node disconnected: it stays so until asked for, or until it restarts."""
+        """The program wants that node disconnected. It stays so until it is asked for, or restarts."""
         peer = self.topology.peers.get(name)
         if peer is None:
             return []
-        peer.pinned = False
-        peer.blocked = True
+        peer.is_pinned = False
+        peer.is_blocked = True
         if peer.connection.incoming is not None:
             peer.connection.incarnation = peer.connection.incoming.hello.incarnation
-        return self._of(now, peer, peer.connection.leave(now, reason))
+        return self._apply(now, peer, peer.connection.leave(now, reason))
 
-    # Facts about channels: what we dialled.
+    # Facts about channels, which this node dialled.
 
     def opened(self, now: float, channel: int) -> list[Effect]:
-        """A channel can carry frames."""
+        """A channel is open: send the HELLO, or the PROBE."""
         if channel in self._probes:
             return [Send(channel, frames.probe())]
         peer = self._channels.get(channel)
-        return [] if peer is None else self._of(now, peer, peer.connection.opened(now))
+        return [] if peer is None else self._apply(now, peer, peer.connection.opened(now))
 
     def channel_lost(self, now: float, channel: int, reason: str) -> list[Effect]:
-        """A dial failed, or a channel ended."""
+        """A dial failed, or an open channel has ended."""
         if channel in self._probes:
-            return self._probed(now, channel, None)
+            return self._settle_claim(now, channel, None)
         peer = self._channels.pop(channel, None)
-        return [] if peer is None else self._of(now, peer, peer.connection.channel_lost(now, reason))
+        return [] if peer is None else self._apply(now, peer, peer.connection.channel_lost(now, reason))
 
     def answered(self, now: float, channel: int, frame: bytes) -> list[Effect]:
-        """The node that we dialled answered on our own channel."""
+        """A REFUSED or IAM came back over a channel that this node dialled."""
         try:
             answer = frames.read_answer(frame)
         except BadFrame as error:
             return self.channel_lost(now, channel, f"protocol error: {error}")
         if isinstance(answer, IAm):
-            return self._probed(now, channel, answer) if channel in self._probes else []
+            return self._settle_claim(now, channel, answer) if channel in self._probes else []
         peer = self._channels.get(channel)
         if peer is None:
             return []
         known = peer.connection.incoming
         if answer.refusal is Refusal.STALE and known and known.hello.incarnation != answer.incarnation:
-            peer.connection.incoming = None  # Of the former incarnation: no READY for it any more.
-        effects = self._of(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
+            peer.connection.incoming = None  # That half is of a former incarnation: confirm it no more.
+        effects = self._apply(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
         ip = peer.connection.ip
         if answer.refusal is Refusal.SELF:
-            return effects + self._alias(now, ip, self.me.name)
+            return effects + self._learn_alias(now, ip, self.me.name)
         if answer.refusal is Refusal.WRONG_NAME and admission.same_fleet(self.me.name, answer.name):
-            return effects + self._alias(now, ip, answer.name) + self.heard_of(now, [answer.name])
+            return effects + self._learn_alias(now, ip, answer.name) + self.heard_of(now, [answer.name])
         return effects
 
-    # Facts about sources: who dialled us.
+    # Facts about sources, which dialled this node.
 
     def source_met(self, source: bytes, ip: str) -> None:
-        """Somebody dialled us from this address; nothing is known of them yet."""
+        """A new source has dialled from this address; who it is, its HELLO will say."""
         if len(self._ips) >= MAX_SOURCES:
             oldest = next(iter(self._ips))
             del self._ips[next((known for known in self._ips if known not in self._sources), oldest)]
         self._ips[source] = ip
 
     def source_lost(self, now: float, source: bytes, reason: str) -> list[Effect]:
-        """A dialler's connection ended."""
+        """The TCP connection of a source has ended."""
         self._ips.pop(source, None)
-        peer = self._peer_of(source)
+        peer = self._find_peer(source)
         self._sources.pop(source, None)
         if peer is None:
             return []
-        return self._of(now, peer, peer.connection.source_lost(now, reason))
+        return self._apply(now, peer, peer.connection.source_lost(now, reason))
 
     def control_frame(self, now: float, source: bytes, frame: bytes) -> list[Effect]:
-        """Anything but a batch or a chunk: the handshake, goodbye, a probe, or garbage."""
-        peer = self._peer_of(source)
+        """Take a frame that is neither BATCH nor CHUNK: of the handshake, a GOODBYE, a PROBE, or garbage."""
+        peer = self._find_peer(source)
         try:
             kind, epoch, seq = frames.read_header(frame)
             body = frame[frames.HEADER_BYTES :]
             if kind == Kind.PROBE:
-                return [Reply(source, frames.iam(self._iam()))]
+                return [Reply(source, frames.iam(self._introduce()))]
             if kind == Kind.HELLO and seq == 0 and peer is None:
-                return self._hello(now, source, epoch, frames.read_hello(body))
+                return self._judge_hello(now, source, epoch, frames.read_hello(body))
             if peer is None or peer.connection.incoming is None:
-                return []  # Of a half that was given up, or of a stranger: nobody's loss.
+                return []  # From a half that was given up, or from a stranger: pass over.
             peer.connection.incoming.accept(epoch, seq)
             peer.last_heard = now
             if kind == Kind.READY:
-                return self._ready(now, peer, source, frames.read_ready(body))
+                return self._take_ready(now, peer, source, frames.read_ready(body))
             if kind == Kind.GOODBYE:
-                return self._goodbye(now, peer, frames.read_goodbye(body))
+                return self._take_goodbye(now, peer, frames.read_goodbye(body))
         except BadFrame as error:
             return self.broken(now, source, str(error))
         return self.broken(now, source, f"kind {kind} is not known to this version, or not now")
 
     def broken(self, now: float, source: bytes, why: str) -> list[Effect]:
-        """This source sent what it must not, or something of it was lost: its connection is over."""
-        peer = self._peer_of(source)
-        reason = f"protocol error: {why[: frames.MAX_TEXT]}"  # It may quote what the peer sent.
+        """A source broke the protocol, or a frame from it was lost: end its connection."""
+        peer = self._find_peer(source)
+        reason = f"protocol error: {why[: frames.MAX_TEXT]}"  # The text may quote what the peer sent.
         if peer is None:
             who = self._ips.get(source, "unknown address")
-            return self._stranger(who, "protocol error", reason)
+            return self._report_stranger(who, "protocol error", reason)
         self._sources.pop(source, None)
-        return self._of(now, peer, peer.connection.broken(now, reason))
+        return self._apply(now, peer, peer.connection.broken(now, reason))
 
     def stranger_refused(self, now: float, ip: str, reason: str) -> list[Effect]:
-        """Somebody at ``ip`` did not get past ZeroMQ's own handshake.
+        """A dial from ``ip`` did not get past ZeroMQ's own handshake.
 
-        Who only connects and closes may be a health check, or a peer that finds out why it could
-        not connect before: that is worth no warning, and replaces no reason that says more.
+        A peer that only connects and closes may be a health check, or a node that probes why it could
+        not connect. That is logged as info only, and replaces no error that says more.
         """
         basename = self.me.name.partition("@")[0]
         peer = self.topology.peers.get(f"{basename}@{ip}")
         certain = reason.startswith("authentication failed")
-        if peer is None or peer.up:
-            return self._stranger(ip, reason, reason, "warning" if certain else "info")
+        if peer is None or peer.is_up:
+            return self._report_stranger(ip, reason, reason, "warning" if certain else "info")
         if certain or not peer.connection.last_error:
             peer.connection.last_error, peer.connection.last_error_at = reason, now
-        return self._verdict(peer)
+        return self._report_verdict(peer)
 
     def ticked(self, now: float, name: str, lag_ms: int, draining: bool) -> None:
-        """A connected peer's loop is alive."""
+        """A connected peer has sent a TICK: its loop is alive."""
         peer = self.topology.peers.get(name)
         if peer is not None:
             peer.last_heard = now
             peer.lag_ms = lag_ms
-            peer.draining = draining
+            peer.is_draining = draining
 
     # Time.
 
     def tick(self, now: float) -> list[Effect]:
-        """Do what is due: dial, and give up what takes too long."""
+        """Do what is due: dial peers, and give up handshakes and probes that take too long."""
         effects: list[Effect] = []
         while self._due and self._due[0][0] <= now:
             when, _, name = heapq.heappop(self._due)
@@ -242,51 +275,52 @@ class Kernel:
                 continue
             peer.due = None
             connection = peer.connection
-            if connection.phase is Phase.IDLE and not peer.blocked:
+            if connection.phase is Phase.IDLE and not peer.is_blocked:
                 if connection.next_dial_at <= now:
                     effects += self._dial(now, peer)
                 else:
                     self._schedule(peer)
             elif connection.phase is Phase.DIALLING:
                 if connection.deadline <= now:
-                    effects += self._of(now, peer, connection.timed_out(now))
+                    effects += self._apply(now, peer, connection.timed_out(now))
                 else:
                     self._schedule(peer)
         for channel, claim in list(self._probes.items()):
             if claim.until <= now and channel in self._probes:
-                effects += self._probed(now, channel, None)
+                effects += self._settle_claim(now, channel, None)
         return effects
 
     def deadline(self) -> float | None:
-        """When `tick` has something to do; None while nothing is due ever."""
+        """Return when `tick` has something to do next; None if nothing is scheduled."""
         times = [self._due[0][0]] if self._due else []
         times += [claim.until for claim in self._probes.values()]
         return min(times, default=None)
 
     def pulse(self, now: float) -> list[Effect]:
-        """Once a tick interval: who is busy by now?"""
+        """Note which connected peers are busy or answer again; call it once a tick interval."""
         effects: list[Effect] = []
         for peer in self.topology.up():
             silent_s = now - peer.last_heard
             busy = silent_s > self.settings.busy_after_s
-            if busy != peer.busy:
-                peer.busy = busy
+            if busy != peer.is_busy:
+                peer.is_busy = busy
                 word = f"is busy: its loop is silent for {silent_s:.1f} s" if busy else "answers again"
                 effects.append(Report("info", f"{peer.connection.name} {word}"))
         return effects
 
     def left(self, now: float, reason: str) -> list[Effect]:
-        """This node goes: say goodbye to everybody, and take nobody any more."""
+        """This node leaves: say goodbye to all peers, and admit none from now on."""
         self.leaving = True
         effects: list[Effect] = [HangUp(channel) for channel in self._probes]
         self._probes.clear()
         for peer in list(self.topology.peers.values()):
-            effects += self._of(now, peer, peer.connection.leave(now, reason))
+            effects += self._apply(now, peer, peer.connection.leave(now, reason))
         return effects
 
-    # How.
+    # The handshake.
 
-    def _hello(self, now: float, source: bytes, epoch: int, hello: Hello) -> list[Effect]:
+    def _judge_hello(self, now: float, source: bytes, epoch: int, hello: Hello) -> list[Effect]:
+        """Admit or refuse a dialler, or probe its address if its name is connected already."""
         ip = self._ips.get(source, "")
         refusal = admission.judge(self.me, hello, leaving=self.leaving)
         if refusal is not None:
@@ -295,32 +329,33 @@ class Kernel:
         if peer is None:
             why = f"{self.me.name} knows as many nodes as it may ({self.settings.max_peers:,})"
             return self._refuse(now, source, hello, Refusal.TOO_MANY, why)
-        if peer.up and peer.connection.incarnation != hello.incarnation:
-            return self._probe(now, source, epoch, hello, ip, peer)
+        if peer.is_up and peer.connection.incarnation != hello.incarnation:
+            return self._probe_owner(now, source, epoch, hello, ip, peer)
         return self._admit(now, source, epoch, hello, ip, peer)
 
     def _admit(
         self, now: float, source: bytes, epoch: int, hello: Hello, ip: str, peer: Peer
     ) -> list[Effect]:
+        """Make this source the present half of its peer, unless the program disconnected that node."""
         effects: list[Effect] = []
-        if peer.blocked and peer.connection.incarnation in (0, hello.incarnation):
+        if peer.is_blocked and peer.connection.incarnation in (0, hello.incarnation):
             peer.connection.incarnation = hello.incarnation
             why = f"{self.me.name} was told to disconnect from {hello.name}"
             return self._refuse(now, source, hello, Refusal.DRAINING, why)
-        peer.blocked = False
+        peer.is_blocked = False
         for alias in hello.aliases:
-            effects += self._alias(now, alias, hello.name)
+            effects += self._learn_alias(now, alias, hello.name)
         known = peer.connection.incoming
         if known is not None:
             self._sources.pop(known.source, None)
         self._sources[source] = hello.name
-        effects += self._of(now, peer, peer.connection.hello(now, source, epoch, hello, ip))
+        effects += self._apply(now, peer, peer.connection.hello(now, source, epoch, hello, ip))
         return effects + self.tick(now)
 
-    def _probe(
+    def _probe_owner(
         self, now: float, source: bytes, epoch: int, hello: Hello, ip: str, peer: Peer
     ) -> list[Effect]:
-        """Two incarnations claim one name: ask who is at its address."""
+        """Two incarnations claim one name: dial its address, and ask which of them is there."""
         if any(claim.hello.name == hello.name for claim in self._probes.values()):
             why = admission.duplicate(hello, peer.connection.incarnation)
             return self._refuse(now, source, hello, Refusal.DUPLICATE_NAME, why)
@@ -329,25 +364,27 @@ class Kernel:
         self._probes[channel] = _Claim(source, epoch, hello, ip, until)
         return [Dial(channel, peer.connection.ip, peer.connection.port)]
 
-    def _probed(self, now: float, channel: int, answer: IAm | None) -> list[Effect]:
+    def _settle_claim(self, now: float, channel: int, answer: IAm | None) -> list[Effect]:
+        """A probe was answered, or was not (None): admit the second claimant of the name, or refuse it."""
         source, epoch, hello, ip, _ = self._probes.pop(channel)
         effects: list[Effect] = [HangUp(channel)]
         peer = self.topology.meet(now, hello.name, itself=True)
         if peer is None or source not in self._ips:
             return effects
-        if peer.up and peer.connection.incarnation == hello.incarnation:
-            return effects  # It came up over a later dial meanwhile.
+        if peer.is_up and peer.connection.incarnation == hello.incarnation:
+            return effects  # It has come up over a later dial in the meantime.
         claimed = (hello.name, hello.incarnation)
         confirmed = answer is not None and (answer.name, answer.incarnation) == claimed
-        if confirmed and peer.up:
-            effects += self._of(now, peer, peer.connection.down(now, "restarted: another incarnation"))
-        if confirmed or (answer is None and not peer.up):  # Nobody contests the name any more.
+        if confirmed and peer.is_up:
+            effects += self._apply(now, peer, peer.connection.down(now, "restarted: another incarnation"))
+        if confirmed or (answer is None and not peer.is_up):  # No other node claims the name any more.
             return effects + self._admit(now, source, epoch, hello, ip, peer)
         owner = peer.connection.incarnation if answer is None else answer.incarnation
         why = admission.duplicate(hello, owner)
         return effects + self._refuse(now, source, hello, Refusal.DUPLICATE_NAME, why)
 
-    def _ready(self, now: float, peer: Peer, source: bytes, ready: frames.Ready) -> list[Effect]:
+    def _take_ready(self, now: float, peer: Peer, source: bytes, ready: frames.Ready) -> list[Effect]:
+        """Take a READY; one that is meant for a former incarnation of this node is refused as `stale`."""
         if ready.incarnation != self.me.incarnation:
             hello = peer.connection.incoming.hello if peer.connection.incoming else None
             effects = self.source_lost(now, source, "stale")
@@ -355,57 +392,65 @@ class Kernel:
             return (
                 effects if hello is None else effects + self._refuse(now, source, hello, Refusal.STALE, why)
             )
-        return self._of(now, peer, peer.connection.ready(now, ready))
+        return self._apply(now, peer, peer.connection.ready(now, ready))
 
-    def _goodbye(self, now: float, peer: Peer, reason: str) -> list[Effect]:
+    def _take_goodbye(self, now: float, peer: Peer, reason: str) -> list[Effect]:
+        """The peer ends the connection or attempt; try again after a back-off."""
         connection = peer.connection
         if connection.phase is Phase.UP:
-            return self._of(now, peer, connection.down(now, f"left: {reason}"))
+            return self._apply(now, peer, connection.down(now, f"left: {reason}"))
         source = connection.incoming.source if connection.incoming else b""
         self._sources.pop(source, None)
         connection.incoming = None
-        return self._of(now, peer, connection.failed(now, f"left: {reason}"))
+        return self._apply(now, peer, connection.failed(now, f"left: {reason}"))
 
     def _refuse(self, now: float, source: bytes, hello: Hello, refusal: Refusal, why: str) -> list[Effect]:
-        """Say no, on the dialler's own channel, and note it where people look."""
+        """Answer a HELLO with a refusal over the dialler's channel, and note it in the table and the log."""
         answer = Refused(refusal, why, self.me.name, self.me.incarnation)
         effects: list[Effect] = [Reply(source, frames.refused(answer))]
         if refusal is Refusal.SELF:
             return effects
         note = f"refused it: {refusal.word} ({why})"
         peer = self.topology.peers.get(hello.name)
-        if peer is None or peer.up:
+        if peer is None or peer.is_up:
             who = f"{hello.name} at {self._ips.get(source, '?')}"
-            return effects + self._stranger(who, refusal.word, note)
+            return effects + self._report_stranger(who, refusal.word, note)
         peer.connection.last_error, peer.connection.last_error_at = note, now
-        return effects + self._verdict(peer)
+        return effects + self._report_verdict(peer)
+
+    # Tables, reports and time.
 
     def _dial(self, now: float, peer: Peer) -> list[Effect]:
+        """Begin an attempt on a new channel."""
         channel = self._take_channel()
         self._channels[channel] = peer
-        return self._of(now, peer, peer.connection.dial(now, channel))
+        return self._apply(now, peer, peer.connection.dial(now, channel))
 
-    def _of(self, now: float, peer: Peer, effects: list[Effect]) -> list[Effect]:
-        """What a connection ordered, with what follows from it for the tables."""
+    def _apply(self, now: float, peer: Peer, effects: list[Effect]) -> list[Effect]:
+        """Update the tables for a connection's effects, and return them with what follows from them.
+
+        Every effect of a `Connection` passes here: a channel that is hung up is forgotten, `Up` and `Down`
+        reset the row, and the row is scheduled anew.
+        """
         out: list[Effect] = []
-        for order in effects:
-            out.append(order)
-            if isinstance(order, HangUp):
-                self._channels.pop(order.channel, None)
-            elif isinstance(order, Up):
-                peer.last_heard, peer.busy, peer.draining, peer.lag_ms = now, False, False, 0
+        for effect in effects:
+            out.append(effect)
+            if isinstance(effect, HangUp):
+                self._channels.pop(effect.channel, None)
+            elif isinstance(effect, Up):
+                peer.last_heard, peer.is_busy, peer.is_draining, peer.lag_ms = now, False, False, 0
                 peer.due = None
                 peer.logged.clear()
-                out += self._observed(peer)
-            elif isinstance(order, Down):
-                peer.busy = peer.draining = False
-                peer.last_seen, peer.misses = now, 0  # Nobody is seen better than when connected.
-                peer.logged[order.reason] = None  # The nodedown says it.
+                out += self._note_address(peer)
+            elif isinstance(effect, Down):
+                peer.is_busy = peer.is_draining = False
+                peer.last_seen, peer.misses = now, 0  # Being connected counts as being named.
+                peer.logged[effect.reason] = None  # The log line of the nodedown has this reason.
         self._schedule(peer)
-        return out + (self._verdict(peer) if peer.connection.phase is Phase.IDLE else [])
+        return out + (self._report_verdict(peer) if peer.connection.phase is Phase.IDLE else [])
 
-    def _observed(self, peer: Peer) -> list[Effect]:
-        """Its HELLO came from another address than its name says: NAT, or a wrong own address."""
+    def _note_address(self, peer: Peer) -> list[Effect]:
+        """Report a peer that dials from another address than that in its name: NAT, or a wrong name."""
         incoming = peer.connection.incoming
         if incoming is None or not incoming.ip or incoming.ip == peer.connection.ip:
             return []
@@ -420,8 +465,8 @@ class Kernel:
         )
         return [Report("warning", text)]
 
-    def _verdict(self, peer: Peer) -> list[Effect]:
-        """Log each error of a peer once until it is up again; addresses die all the time."""
+    def _report_verdict(self, peer: Peer) -> list[Effect]:
+        """Report each error of a peer once until it is up again: dead addresses are normal in a cluster."""
         reason = peer.connection.last_error
         if not reason or reason in peer.logged or peer.connection.attempt == 0:
             return []
@@ -430,7 +475,8 @@ class Kernel:
         peer.logged[reason] = None
         return [Report("info", f"{peer.connection.name}: {reason}")]
 
-    def _verdict_changed(self, answer: DnsAnswer) -> list[Effect]:
+    def _report_lookup(self, answer: DnsAnswer) -> list[Effect]:
+        """Report the outcome of a lookup if it is not that of the last one."""
         verdict = answer.outcome.name
         if answer.outcome is not Outcome.ADDRESSES:
             verdict += f": {answer.detail}"
@@ -441,10 +487,10 @@ class Kernel:
         if answer.outcome is Outcome.ADDRESSES:
             return [Report("info", f"DNS names {len(answer.addresses)} address(es): {answer.detail}")]
         level = "info" if first else "warning"
-        return [Report(level, f"DNS: {answer.detail}; connected nodes stay connected, and we go on asking")]
+        return [Report(level, f"DNS: {answer.detail}; connected nodes stay connected, and lookups continue")]
 
-    def _stranger(self, who: str, what: str, reason: str, level: str = "warning") -> list[Effect]:
-        """Say once for each ``who`` and ``what``; the wording of ``reason`` may differ each time."""
+    def _report_stranger(self, who: str, what: str, reason: str, level: str = "warning") -> list[Effect]:
+        """Report a refusal once for each ``who`` and ``what``; the text of ``reason`` may vary."""
         if (who, what) in self._strangers:
             return []
         if len(self._strangers) >= MAX_STRANGERS:
@@ -452,26 +498,29 @@ class Kernel:
         self._strangers[who, what] = None
         return [Report(level, f"refused {who}: {reason}")]
 
-    def _alias(self, now: float, ip: str, owner: str) -> list[Effect]:
+    def _learn_alias(self, now: float, ip: str, owner: str) -> list[Effect]:
+        """Note another address of a node, and forget the row that was made for that address."""
         peer = self.topology.learn_alias(ip, owner)
         return [] if peer is None else self._forget(now, peer, f"another address of {owner}")
 
     def _forget(self, now: float, peer: Peer, why: str) -> list[Effect]:
+        """End what there is with a peer, and take it out of the table; report nothing."""
         effects = peer.connection.leave(now, why)
         if peer.connection.outgoing is None:
             self.topology.forget(peer)
-        out = self._of(now, peer, effects)
-        return [order for order in out if not isinstance(order, Report)]
+        out = self._apply(now, peer, effects)
+        return [effect for effect in out if not isinstance(effect, Report)]
 
-    def _table_full(self) -> list[Effect]:
-        if not self.topology.full:
+    def _report_full_table(self) -> list[Effect]:
+        """Report once that a node found no place in the table."""
+        if not self.topology.is_full:
             return []
-        return self._stranger(
+        return self._report_stranger(
             "more nodes", "full", f"the table holds {self.settings.max_peers:,}, which is Settings.max_peers"
         )
 
-    def _peer_of(self, source: bytes) -> Peer | None:
-        """The peer whose current half this source is; a former half is nobody's."""
+    def _find_peer(self, source: bytes) -> Peer | None:
+        """Return the peer whose present half this source is; None for a stranger or a former half."""
         name = self._sources.get(source)
         peer = None if name is None else self.topology.peers.get(name)
         if peer is None or peer.connection.incoming is None or peer.connection.incoming.source != source:
@@ -480,20 +529,21 @@ class Kernel:
         return peer
 
     def _schedule(self, peer: Peer) -> None:
+        """Enter when `tick` must look at this row next, unless it is up or blocked."""
         connection = peer.connection
-        if connection.phase is Phase.UP or peer.blocked:
+        if connection.phase is Phase.UP or peer.is_blocked:
             return
         when = connection.next_dial_at if connection.phase is Phase.IDLE else connection.deadline
         if peer.due == when:
             return
-        peer.due = when  # An entry with another time is void.
-        self._order += 1
-        heapq.heappush(self._due, (when, self._order, connection.name))
+        peer.due = when  # Entries of this row with another time are void.
+        self._due_entries += 1
+        heapq.heappush(self._due, (when, self._due_entries, connection.name))
 
     def _take_channel(self) -> int:
         channel = self._next_channel
         self._next_channel += 1
         return channel
 
-    def _iam(self) -> IAm:
+    def _introduce(self) -> IAm:
         return IAm(self.me.name, self.me.incarnation, self.me.cluster, len(self.topology.up()))

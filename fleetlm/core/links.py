@@ -20,7 +20,7 @@ from typing import Any
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 MAX_ACTS = 8
 """Acts of linking kept for one link; each side makes one at most, as long as it keeps to the rules."""
@@ -103,7 +103,7 @@ class Links:
     def trapped(self, number: int, on: bool) -> None:
         """Exit signals become messages, or do not."""
         if self._alive(number):
-            self._end(number).trap_exit = on
+            self._ends_of(number).trap_exit = on
 
     def traps(self, number: int) -> bool:
         """Whether exit signals become messages."""
@@ -116,20 +116,22 @@ class Links:
         One that the other made does not count for that: its unlink may be under way.
         """
         me = self._pid(number)
-        absent = self._absent(other)
+        absent = self._why_absent(other)
         if not self._alive(number):  # Killed, and still cleaning up: it is the other that finds nobody.
-            return self._signal(other.number, me, "noproc") if self._is_here(other) and not absent else []
-        acts = self._end(number).links.get(other)
+            return (
+                self._signal_exit(other.number, me, "noproc") if self._is_here(other) and not absent else []
+            )
+        acts = self._ends_of(number).links.get(other)
         if other == me or (acts is not None and max(acts, default=1) > 0):
             return []
         if absent:
-            return self._signal(number, other, absent)
+            return self._signal_exit(number, other, absent)
         if self._is_here(other):
-            self._end(other.number).links[me] = ()
-            self._end(number).links[other] = ()
+            self._ends_of(other.number).links[me] = ()
+            self._ends_of(number).links[other] = ()
             return []
         act = self.new_act()
-        self._end(number).links[other] = (*(acts or ()), act)
+        self._ends_of(number).links[other] = (*(acts or ()), act)
         return [Tell(other.node, ["link", me, other.number, act], number)]
 
     def unlinked(self, number: int, other: Pid) -> list[Effect]:
@@ -154,9 +156,9 @@ class Links:
         ``act`` is that of linking, if it is linked, and ``ref`` the monitor, if it is watched.
         """
         if act is not None:
-            self._end(number).links[other] = (act,)
+            self._ends_of(number).links[other] = (act,)
         if ref is not None:
-            self._hold(number, ref, other)
+            self._hold_monitor(number, ref, other)
 
     def ended_before(self, number: int, other: Pid, reason: Any) -> list[Effect]:
         """As `spawned` and linked, for a process that has ended meanwhile: its exit goes there now."""
@@ -168,14 +170,14 @@ class Links:
             return []  # Killed, and still cleaning up: nobody will read the `Down`.
         if isinstance(target, Pid):
             owner = target.number
-        absent = self._absent(target)
+        absent = self._why_absent(target)
         if not absent and target.node == self.node and (owner is None or not self._alive(owner)):
             absent = "noproc"
         if absent:
             return [Deliver(number, Down(ref, target, absent))]
-        self._hold(number, ref, target)
+        self._hold_monitor(number, ref, target)
         if target.node == self.node and owner is not None:
-            self._watch(ref, owner, target)
+            self._add_watcher(ref, owner, target)
             return []
         key: int | str = target.number if isinstance(target, Pid) else target.name
         return [Tell(target.node, ["monitor", ref, key], number)]
@@ -188,13 +190,13 @@ class Links:
             return []
         self._owner_of.pop(ref, None)
         if target.node == self.node:
-            self._unwatch(ref)
+            self._remove_watcher(ref)
             return []
         return [Tell(target.node, ["demonitor", ref, None], number)]
 
     def asked_to_exit(self, sender: Pid, other: Pid, reason: Any) -> list[Effect]:
         """Somebody sends an exit signal, as Erlang's exit/2: ``"kill"`` cannot be trapped."""
-        if self._absent(other):
+        if self._why_absent(other):
             return []  # Its number may be another's by now.
         if not self._is_here(other):
             after = sender.number if self._is_here(sender) else 0
@@ -217,19 +219,19 @@ class Links:
         for other in ends.links:
             if self._is_here(other):
                 self._drop_link(other.number, me)
-                effects += self._signal(other.number, me, reason)
+                effects += self._signal_exit(other.number, me, reason)
             else:
                 effects.append(Tell(other.node, ["exit", me, other.number, reason], number))
         for ref, target in ends.watchers.items():
             del self._watchers_of[ref]
             if ref.node == self.node:
-                effects += self._down(ref, target, reason)
+                effects += self._deliver_down(ref, target, reason)
             else:
                 effects.append(Tell(ref.node, ["down", ref, reason], number))
         for ref, target in ends.monitors.items():
             self._owner_of.pop(ref, None)
             if target.node == self.node:
-                self._unwatch(ref)
+                self._remove_watcher(ref)
             else:
                 effects.append(Tell(target.node, ["demonitor", ref, None], number))
         return effects
@@ -242,9 +244,9 @@ class Links:
         """A signal came over a connection. Raises: ValueError, for one that is none."""
         about_links = signal[:1] and signal[0] in ("link", "unlink", "exit", "exit2")
         effects = (
-            self._told_of_link(node, incarnation, signal)
+            self._take_link_signal(node, incarnation, signal)
             if about_links
-            else self._told_of_monitor(node, incarnation, signal, owner)
+            else self._take_monitor_signal(node, incarnation, signal, owner)
         )
         if effects is None:
             raise ValueError(f"signal {SHORT.repr(signal[:1])} is not known to this version")
@@ -255,13 +257,13 @@ class Links:
         effects: list[Effect] = []
         for number, ends in list(self._ends.items()):
             for ref in [ref for ref in ends.watchers if ref.node == node]:
-                self._unwatch(ref)
+                self._remove_watcher(ref)
             for ref, target in list(ends.monitors.items()):
                 if target.node == node:
-                    effects += self._down(ref, target, "noconnection")
+                    effects += self._deliver_down(ref, target, "noconnection")
             for other in [other for other in ends.links if other.node == node]:
                 del ends.links[other]
-                effects += self._signal(number, other, "noconnection")
+                effects += self._signal_exit(number, other, "noconnection")
         return effects
 
     def counts(self) -> tuple[int, int]:
@@ -271,49 +273,49 @@ class Links:
 
     # How.
 
-    def _told_of_link(self, node: str, incarnation: int, signal: list[Any]) -> list[Effect] | None:
+    def _take_link_signal(self, node: str, incarnation: int, signal: list[Any]) -> list[Effect] | None:
         match signal:
-            case ["link", Pid() as other, int(number), int(act)] if _of(other, node, incarnation):
+            case ["link", Pid() as other, int(number), int(act)] if _is_of(other, node, incarnation):
                 if not self._alive(number):
                     return [Tell(node, ["exit", self._pid(number), other.number, "noproc"], number)]
-                links = self._end(number).links
+                links = self._ends_of(number).links
                 links[other] = (*links.get(other, ()), -act)[-MAX_ACTS:]
                 return []
-            case ["unlink", Pid() as other, int(number), [*acts]] if _of(other, node, incarnation):
-                self._unlinked_by(number, other, acts)
+            case ["unlink", Pid() as other, int(number), [*acts]] if _is_of(other, node, incarnation):
+                self._end_acts(number, other, acts)
                 return []
-            case ["exit", Pid() as other, int(number), reason] if _of(other, node, incarnation):
+            case ["exit", Pid() as other, int(number), reason] if _is_of(other, node, incarnation):
                 if self._drop_link(number, other) is None:
                     return []  # It crossed our unlink.
-                return self._signal(number, other, reason)
-            case ["exit2", Pid() as other, int(number), reason] if _of(other, node, incarnation):
+                return self._signal_exit(number, other, reason)
+            case ["exit2", Pid() as other, int(number), reason] if _is_of(other, node, incarnation):
                 return self.asked_to_exit(other, self._pid(number), reason)
         return None
 
-    def _told_of_monitor(
+    def _take_monitor_signal(
         self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None]
     ) -> list[Effect] | None:
         match signal:
-            case ["monitor", Ref() as ref, int() | str() as key] if _of(ref, node, incarnation):
+            case ["monitor", Ref() as ref, int() | str() as key] if _is_of(ref, node, incarnation):
                 found = owner(key) if isinstance(key, str) else key
                 if found is None or not self._alive(found):
                     return [Tell(node, ["down", ref, "noproc"], found or 0)]
                 if ref not in self._watchers_of:
                     target = Address(key, self.node) if isinstance(key, str) else self._pid(found)
-                    self._watch(ref, found, target)
+                    self._add_watcher(ref, found, target)
                 return []
-            case ["demonitor", Ref() as ref, None] if _of(ref, node, incarnation):
-                self._unwatch(ref)
+            case ["demonitor", Ref() as ref, None] if _is_of(ref, node, incarnation):
+                self._remove_watcher(ref)
                 return []
-            case ["down", Ref() as ref, reason] if _of(ref, self.node, self.incarnation):
+            case ["down", Ref() as ref, reason] if _is_of(ref, self.node, self.incarnation):
                 number = self._owner_of.get(ref, 0)
                 watched = self._ends[number].monitors.get(ref) if number else None
                 if watched is None or watched.node != node:
                     return []  # It crossed our demonitor.
-                return self._down(ref, watched, reason)
+                return self._deliver_down(ref, watched, reason)
         return None
 
-    def _absent(self, target: Target) -> str:
+    def _why_absent(self, target: Target) -> str:
         """Why a signal would not arrive, as far as this node knows; empty where it may."""
         if target.node == self.node:
             gone = isinstance(target, Pid) and not (self._is_here(target) and self._alive(target.number))
@@ -323,12 +325,12 @@ class Links:
             return "noconnection"
         return "noproc" if isinstance(target, Pid) and target.incarnation != incarnation else ""
 
-    def _signal(self, number: int, sender: Pid, reason: Any) -> list[Effect]:
+    def _signal_exit(self, number: int, sender: Pid, reason: Any) -> list[Effect]:
         if self.traps(number):
             return [Deliver(number, Exit(sender, reason))]
         return [] if reason == "normal" else [Stop(number, reason)]
 
-    def _down(self, ref: Ref, target: Target, reason: Any) -> list[Effect]:
+    def _deliver_down(self, ref: Ref, target: Target, reason: Any) -> list[Effect]:
         number = self._owner_of.pop(ref)
         ends = self._ends.get(number)
         if ends is None:
@@ -336,20 +338,20 @@ class Links:
         del ends.monitors[ref]
         return [Deliver(number, Down(ref, target, reason))]
 
-    def _hold(self, number: int, ref: Ref, target: Target) -> None:
-        self._end(number).monitors[ref] = target
+    def _hold_monitor(self, number: int, ref: Ref, target: Target) -> None:
+        self._ends_of(number).monitors[ref] = target
         self._owner_of[ref] = number
 
-    def _watch(self, ref: Ref, number: int, target: Target) -> None:
-        self._end(number).watchers[ref] = target
+    def _add_watcher(self, ref: Ref, number: int, target: Target) -> None:
+        self._ends_of(number).watchers[ref] = target
         self._watchers_of[ref] = number
 
-    def _unwatch(self, ref: Ref) -> None:
+    def _remove_watcher(self, ref: Ref) -> None:
         number = self._watchers_of.pop(ref, None)
         if number is not None:
             self._ends[number].watchers.pop(ref, None)
 
-    def _unlinked_by(self, number: int, other: Pid, acts: list[Any]) -> None:
+    def _end_acts(self, number: int, other: Pid, acts: list[Any]) -> None:
         """The other side ends what it knows of. A link made here meanwhile lives on, at both ends."""
         ends = self._ends.get(number)
         if ends is None or other not in ends.links:
@@ -364,7 +366,7 @@ class Links:
         ends = self._ends.get(number)
         return None if ends is None else ends.links.pop(other, None)
 
-    def _end(self, number: int) -> _Ends:
+    def _ends_of(self, number: int) -> _Ends:
         ends = self._ends.get(number)
         if ends is None:
             ends = self._ends[number] = _Ends()
@@ -377,6 +379,6 @@ class Links:
         return pid.node == self.node and pid.incarnation == self.incarnation
 
 
-def _of(identity: Pid | Ref, node: str, incarnation: int) -> bool:
+def _is_of(identity: Pid | Ref, node: str, incarnation: int) -> bool:
     """A node speaks for its own processes alone."""
     return identity.node == node and identity.incarnation == incarnation

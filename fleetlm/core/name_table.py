@@ -22,7 +22,7 @@ from fleetlm.ids import Pid
 from fleetlm.messages import Registered, Unregistered
 from fleetlm.names import MAX_PROCESS_NAME_LENGTH, check_process_name
 from fleetlm.settings import Settings
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 OnLoss = Literal["exit", "message"]
 
@@ -198,30 +198,30 @@ class NameTable:
             return []
         since_ms = since_ms if former is None else former.claim.since_ms
         held = _Held(Claim(name, pid, self._read(packed), since_ms), packed, on_loss)
-        excess = self._excess(self._own, [held])
+        excess = self._describe_excess(self._own, [held])
         if excess:
             raise TooManyNames(name, self.node, excess)
-        self._put(self.node, held)
+        self._add(self.node, held)
         self._names_of.setdefault(number, {})[name] = None
-        return [Tell(["has", [held.row]]), *self._settled(name, "changed")]
+        return [Tell(["has", [held.row]]), *self._settle(name, "changed")]
 
     def disclaimed(self, name: str, pid: Pid | None = None, why: str = "unregistered") -> list[Effect]:
         """Give up a name of this node, if ``pid`` (None: any process here) has it."""
         held = self._own.held.get(name)
         if held is None or pid not in (None, held.claim.pid):
             return []
-        self._take(self.node, name)
-        return [Tell(["gone", name, why]), *self._settled(name, why)]
+        self._remove(self.node, name)
+        return [Tell(["gone", name, why]), *self._settle(name, why)]
 
     def exited(self, number: int) -> list[Effect]:
         """A process of this node is no more, and so are its names."""
         names = list(self._names_of.get(number, ()))
-        return [order for name in names for order in self.disclaimed(name, why="exited")]
+        return [effect for name in names for effect in self.disclaimed(name, why="exited")]
 
     def reviewed(self) -> list[Effect]:
         """The rule is another one now: decide anew where claims compete."""
         contested = [name for name, claims in self._claims.items() if len(claims) > 1]
-        return [order for name in contested for order in self._settled(name, "lost")]
+        return [effect for name in contested for effect in self._settle(name, "lost")]
 
     # What happens elsewhere.
 
@@ -229,42 +229,42 @@ class NameTable:
         """A connected node told of its own claims. Raises: ValueError for nonsense; nothing changed."""
         match fact:
             case ["has", [*rows]] if node != self.node:
-                return self._told_has(node, incarnation, rows)
+                return self._take_claims(node, incarnation, rows)
             case ["gone", str(name), str(why)] if node != self.node and len(why) <= MAX_WHY_LENGTH:
                 if name in self._of.get(node, _NONE).held:
-                    self._take(node, name)
-                    return self._settled(name, why)
+                    self._remove(node, name)
+                    return self._settle(name, why)
         raise ValueError(f"{SHORT.repr(fact)} says nothing of names")
 
     def node_down(self, node: str) -> list[Effect]:
         """The connection is over, and with it what that node told."""
         effects: list[Effect] = []
         for name in list(self._of.get(node, _NONE).held):
-            self._take(node, name)
-            effects += self._settled(name, "noconnection")
+            self._remove(node, name)
+            effects += self._settle(name, "noconnection")
         self._of.pop(node, None)
         return effects
 
     # How.
 
-    def _told_has(self, node: str, incarnation: int, rows: list[Any]) -> list[Effect]:
+    def _take_claims(self, node: str, incarnation: int, rows: list[Any]) -> list[Effect]:
         claims = self._of.get(node, _NONE)
         told: dict[str, _Held] = {}
         for row in rows:
-            held = self._heard(node, incarnation, row)
+            held = self._read_claim(node, incarnation, row)
             claim = held.claim
             former = claims.held.get(claim.name)
             if claim.name in told or (former is not None and rank(former.claim) != rank(claim)):
                 raise ValueError(f"{SHORT.repr(claim.name)} is claimed twice")
             told[claim.name] = held
-        excess = self._excess(claims, list(told.values()))
+        excess = self._describe_excess(claims, list(told.values()))
         if excess:
             raise ValueError(f"too many names: {excess}")
         for held in told.values():
-            self._put(node, held)
-        return [order for name in told for order in self._settled(name, "changed")]
+            self._add(node, held)
+        return [effect for name in told for effect in self._settle(name, "changed")]
 
-    def _heard(self, node: str, incarnation: int, row: Any) -> _Held:
+    def _read_claim(self, node: str, incarnation: int, row: Any) -> _Held:
         match row:
             case [str(name), int(number), bytes(packed), int(since_ms)]:
                 counts = type(number) is type(since_ms) is int
@@ -279,7 +279,7 @@ class NameTable:
                     return _Held(Claim(check_process_name(name), pid, self._read(packed), since_ms), packed)
         raise ValueError(f"{SHORT.repr(row)} is no claim")
 
-    def _excess(self, claims: _Claims, more: list[_Held]) -> str:
+    def _describe_excess(self, claims: _Claims, more: list[_Held]) -> str:
         """What these would exceed, or nothing."""
         count, size = len(claims.held), claims.size
         for held in more:
@@ -293,7 +293,7 @@ class NameTable:
             return f"those of a node may take {limit:,} bytes with their metas (Settings.max_names_bytes)"
         return ""
 
-    def _put(self, node: str, held: _Held) -> None:
+    def _add(self, node: str, held: _Held) -> None:
         name = held.claim.name
         claims = self._of.setdefault(node, _Claims())
         former = claims.held.get(name)
@@ -301,7 +301,7 @@ class NameTable:
         claims.held[name] = held
         self._claims.setdefault(name, {})[node] = held
 
-    def _take(self, node: str, name: str) -> _Held:
+    def _remove(self, node: str, name: str) -> _Held:
         claims = self._of[node]
         held = claims.held.pop(name)
         claims.size -= held.size
@@ -316,18 +316,18 @@ class NameTable:
                 del self._names_of[number]
         return held
 
-    def _settled(self, name: str, why: str) -> list[Effect]:
+    def _settle(self, name: str, why: str) -> list[Effect]:
         """The claims for a name have changed: withdraw our own if it lost, and show who holds."""
         effects: list[Effect] = []
         losing: list[Effect] = []
-        best = self._best(name)
+        best = self._pick_best(name)
         own = self._own.held.get(name)
         if best is not None and own is not None and best is not own.claim:
-            self._take(self.node, name)
+            self._remove(self.node, name)
             effects.append(Tell(["gone", name, "lost"]))
             losing.append(Lose(own.claim, best.pid, own.on_loss))
             why = "lost"
-            best = self._best(name)
+            best = self._pick_best(name)
         shown = self._holders.get(name)
         if best is shown:
             return effects + losing
@@ -342,7 +342,7 @@ class NameTable:
             effects.append(Say(Registered(name, best.pid, best.meta)))
         return effects + losing
 
-    def _best(self, name: str) -> Claim | None:
+    def _pick_best(self, name: str) -> Claim | None:
         competing = self._claims.get(name)
         if not competing:
             return None

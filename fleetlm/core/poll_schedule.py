@@ -1,4 +1,4 @@
-"""When to ask DNS next."""
+"""When to ask DNS again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 
 class PollSchedule:
-    """Start-to-start delays between lookups, in seconds.
+    """The delays between lookups, in seconds from the start of one to the start of the next.
 
-    Fast while no peer was ever seen (a headless service names only ready pods, so NXDOMAIN is normal
-    at first), then the interval, each ±`Settings.poll_jitter`: nodes that started together drift apart.
+    While no peer has ever been seen, the delay begins at `Settings.fast_poll_s` and doubles up to the
+    interval: a headless service names only pods that are ready, so NXDOMAIN is normal at first. After that
+    it is the interval. Each delay varies by ±`Settings.poll_jitter`, so that nodes that started together
+    drift apart.
     """
 
     def __init__(self, settings: Settings, rng: random.Random) -> None:
@@ -23,7 +25,7 @@ class PollSchedule:
         self._fast_s = settings.fast_poll_s
 
     def next_delay_s(self, *, met_anybody: bool) -> float:
-        """How long after the start of the last lookup the next one starts."""
+        """Draw the delay between the starts of the last lookup and the next one."""
         interval_s = self._settings.poll_interval_s
         delay_s = interval_s if met_anybody else min(self._fast_s, interval_s)
         self._fast_s = min(self._fast_s * 2, interval_s)
@@ -31,5 +33,5 @@ class PollSchedule:
         return delay_s * self._rng.uniform(1 - jitter, 1 + jitter)
 
     def soonest_s(self) -> float:
-        """The least distance between two lookups when a lost connection asks for one at once."""
+        """Return the shortest delay between two lookups, for when a lost connection asks for one at once."""
         return min(self._settings.fast_poll_s, self._settings.poll_interval_s)

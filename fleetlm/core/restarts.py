@@ -42,13 +42,13 @@ def is_clean(reason: Any) -> bool:
     return False
 
 
-def affected(strategy: Strategy, order: Sequence[str], failed: str) -> list[str]:
+def affected(strategy: Strategy, start_order: Sequence[str], failed: str) -> list[str]:
     """Who ends and starts anew when ``failed`` does, in the order in which they were started."""
     if strategy == "one_for_one":
         return [failed]
     if strategy == "one_for_all":
-        return list(order)
-    return list(order[order.index(failed) :])
+        return list(start_order)
+    return list(start_order[start_order.index(failed) :])
 
 
 class Intensity:

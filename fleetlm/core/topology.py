@@ -28,19 +28,19 @@ class Peer:
     """One row of the table."""
 
     __slots__ = (
-        "blocked",
-        "busy",
         "connection",
-        "draining",
         "due",
         "in_dns",
+        "is_blocked",
+        "is_busy",
+        "is_draining",
+        "is_pinned",
+        "is_pruned",
         "lag_ms",
         "last_heard",
         "last_seen",
         "logged",
         "misses",
-        "pinned",
-        "pruned",
     )
 
     def __init__(self, connection: Connection, now: float) -> None:
@@ -49,15 +49,15 @@ class Peer:
         """When anybody last named it: DNS, a peer, itself."""
         self.misses = 0
         self.in_dns = False
-        self.pinned = False
+        self.is_pinned = False
         """Asked for by name: never forgotten."""
-        self.blocked = False
+        self.is_blocked = False
         """Disconnected by request: not dialled until asked for again."""
-        self.pruned = False
+        self.is_pruned = False
         """Blocked because DNS named it no more: until it does."""
         self.last_heard = now
-        self.busy = False
-        self.draining = False
+        self.is_busy = False
+        self.is_draining = False
         self.lag_ms = 0
         self.due: float | None = None
         """When `Kernel.tick` looks at it next."""
@@ -65,7 +65,7 @@ class Peer:
         """Verdicts logged since it was up last: each is logged once, not every attempt."""
 
     @property
-    def up(self) -> bool:
+    def is_up(self) -> bool:
         """Whether messages may flow."""
         return self.connection.phase is Phase.UP
 
@@ -74,8 +74,8 @@ class Peer:
         """One of discovered / wanted / dialling / up / busy / down, as the connection table shows it."""
         connection = self.connection
         if connection.phase is Phase.UP:
-            return "busy" if self.busy else "up"
-        if self.blocked:
+            return "busy" if self.is_busy else "up"
+        if self.is_blocked:
             return "discovered"
         if connection.phase is Phase.DIALLING:
             return "dialling"
@@ -111,7 +111,7 @@ class Topology:
         self.peers: dict[str, Peer] = {}
         self.aliases: dict[str, str] = {}
         """Address → the node that it turned out to be: not dialled under that address."""
-        self.full = False
+        self.is_full = False
         for ip in me.aliases:
             self.aliases[ip] = me.name
 
@@ -132,9 +132,9 @@ class Topology:
         if name == self.me.name or ip in self.aliases:
             return None
         if len(self.peers) >= self.settings.max_peers:
-            hearsay = self._hearsay() if itself or by_dns else None
+            hearsay = self._find_hearsay() if itself or by_dns else None
             if hearsay is None:
-                self.full = True
+                self.is_full = True
                 return None
             self.forget(hearsay)
         connection = Connection(name, ip, self.me, self.settings, self.rng, now)
@@ -153,9 +153,11 @@ class Topology:
             if peer_named is not None:
                 peer_named.in_dns = True
                 peer_named.misses = 0
-        to_dial = [peer for name, peer in self.peers.items() if name not in known or self._named_again(peer)]
+        to_dial = [
+            peer for name, peer in self.peers.items() if name not in known or self._unblock_if_named(peer)
+        ]
         stale = [
-            peer for name, peer in self.peers.items() if name not in named and self._forgettable(now, peer)
+            peer for name, peer in self.peers.items() if name not in named and self._is_forgettable(now, peer)
         ]
         return to_dial, stale
 
@@ -164,14 +166,14 @@ class Topology:
         limit = self.settings.prune_after_lookups
         if limit is None:
             return []
-        return [peer for peer in self.up() if peer.misses >= limit and not peer.pinned]
+        return [peer for peer in self.up() if peer.misses >= limit and not peer.is_pinned]
 
     def forget(self, peer: Peer) -> None:
         """Take a row out of the table, and with it what is known of its other addresses."""
         name = peer.connection.name
         self.peers.pop(name, None)
         self.aliases = {ip: owner for ip, owner in self.aliases.items() if owner != name}
-        self.full = False
+        self.is_full = False
 
     def learn_alias(self, ip: str, owner: str) -> Peer | None:
         """``ip`` is another address of ``owner``. Returns the row under that address, if it is not up."""
@@ -180,11 +182,11 @@ class Topology:
         self.aliases[ip] = owner
         basename = self.me.name.partition("@")[0]
         peer = self.peers.get(f"{basename}@{ip}")
-        return peer if peer is not None and not peer.up else None
+        return peer if peer is not None and not peer.is_up else None
 
     def up(self) -> list[Peer]:
         """The connected ones, in table order."""
-        return [peer for peer in self.peers.values() if peer.up]
+        return [peer for peer in self.peers.values() if peer.is_up]
 
     def select(self, selectors: Iterable[str]) -> list[str]:
         """The union of what the selectors mean, sorted. Raises: ValueError for an unknown one."""
@@ -193,30 +195,32 @@ class Topology:
             if selector == "this":
                 found[self.me.name] = None
             elif selector in ("visible", "connected"):
-                found.update((name, None) for name, peer in self.peers.items() if peer.up)
+                found.update((name, None) for name, peer in self.peers.items() if peer.is_up)
             elif selector == "known":
                 found[self.me.name] = None
                 found.update((name, None) for name in self.peers)
             elif selector == "dns":
                 found.update((name, None) for name, peer in self.peers.items() if peer.in_dns)
             elif selector == "busy":
-                found.update((name, None) for name, peer in self.peers.items() if peer.up and peer.busy)
+                found.update((name, None) for name, peer in self.peers.items() if peer.is_up and peer.is_busy)
             elif selector == "draining":
-                found.update((name, None) for name, peer in self.peers.items() if peer.up and peer.draining)
+                found.update(
+                    (name, None) for name, peer in self.peers.items() if peer.is_up and peer.is_draining
+                )
             elif selector != "hidden":
                 raise ValueError(f"unknown selector {selector!r}: one of {', '.join(SELECTORS)}")
         return sorted_nodes(list(found))
 
     def info(self, now: float) -> list[PeerInfo]:
         """All rows, sorted by name."""
-        return [self._info(now, self.peers[name]) for name in sorted_nodes(list(self.peers))]
+        return [self._describe(now, self.peers[name]) for name in sorted_nodes(list(self.peers))]
 
-    def _info(self, now: float, peer: Peer) -> PeerInfo:
+    def _describe(self, now: float, peer: Peer) -> PeerInfo:
         c = peer.connection
         return PeerInfo(
             name=c.name,
             status=peer.status,
-            incarnation=c.incarnation if peer.up else None,
+            incarnation=c.incarnation if peer.is_up else None,
             in_dns=peer.in_dns,
             up_for_s=None if c.up_at is None else now - c.up_at,
             connections=c.ups,
@@ -224,29 +228,30 @@ class Topology:
             last_error=c.last_error,
             last_error_age_s=now - c.last_error_at if c.last_error else None,
             lag_ms=peer.lag_ms,
-            draining=peer.draining,
+            draining=peer.is_draining,
         )
 
-    def _hearsay(self) -> Peer | None:
+    def _find_hearsay(self) -> Peer | None:
         """Whom nobody would miss: never up, not in DNS, not asked for, and not being dialled."""
         found = (
             peer
             for peer in self.peers.values()
-            if not (peer.in_dns or peer.pinned or peer.connection.ups) and peer.connection.phase is Phase.IDLE
+            if not (peer.in_dns or peer.is_pinned or peer.connection.ups)
+            and peer.connection.phase is Phase.IDLE
         )
         return min(found, key=lambda peer: peer.last_seen, default=None)
 
-    def _named_again(self, peer: Peer) -> bool:
-        if not (peer.pruned and peer.in_dns):
+    def _unblock_if_named(self, peer: Peer) -> bool:
+        if not (peer.is_pruned and peer.in_dns):
             return False
-        peer.pruned = peer.blocked = False
+        peer.is_pruned = peer.is_blocked = False
         return True
 
-    def _forgettable(self, now: float, peer: Peer) -> bool:
+    def _is_forgettable(self, now: float, peer: Peer) -> bool:
         s = self.settings
         return (
-            not peer.up
-            and not peer.pinned
+            not peer.is_up
+            and not peer.is_pinned
             and peer.misses >= s.forget_after_lookups
             and now - peer.last_seen > s.forget_after_s
         )

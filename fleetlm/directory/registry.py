@@ -44,8 +44,8 @@ from fleetlm.errors import (
 )
 from fleetlm.messages import NameLost, Registered, Unregistered
 from fleetlm.names import check_process_name
+from fleetlm.texts import SHORT
 from fleetlm.wire.codec import unreadable_in
-from fleetlm.wire.extensions import SHORT
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import Sender

@@ -34,8 +34,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.errors import NoConnection
-from fleetlm.wire.extensions import SHORT
-from fleetlm.wire.frames import Op
+from fleetlm.texts import SHORT
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
@@ -153,4 +153,4 @@ class Replication:
             del self._behind[session]
 
     def _packed(self, topic: str, fact: Any) -> bytes:
-        return self._codec.pack([int(Op.TABLE), topic, fact], fact)
+        return self._codec.pack(operations.table(topic, fact), fact)

@@ -1,1 +1,1 @@
-"""Where the addresses of peers come from, and which address is our own."""
+"""Where the addresses of peers come from, and which address is this node's own."""

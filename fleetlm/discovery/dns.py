@@ -1,7 +1,27 @@
-"""Discovery: where the addresses of possible peers come from. DNS proposes, connections dispose.
+"""Discovery through DNS, and through a fixed list of addresses.
 
-A discovery answers one question at a time and keeps no opinion: it never remembers an answer, never
-obeys a TTL (Docker says 600 s and changes in 0.1 s), and never reads a failure as "no nodes".
+A lookup has four outcomes that must never be confused, see `fleetlm.core.dns_answers`:
+
+* ADDRESSES: the whole answer arrived and holds usable addresses;
+* EMPTY: the name server says that there are none (NXDOMAIN, or no record of either family);
+* PARTIAL: there are addresses, but one family failed, a search domain failed before another one
+  answered, or the answer was truncated and TCP failed;
+* FAILED: nothing is known (SERVFAIL, REFUSED, time-out, garbage, no network, only unusable addresses).
+
+The caller needs the difference: only a whole answer may count towards forgetting a peer, and a failure
+must never look like "no nodes".
+
+How one lookup runs: A and AAAA are asked at the same time, and each makes one `_SubAnswer`. For each
+family the names of the search list are tried in order. Once one family has addresses, the other gets
+`SECOND_FAMILY_GRACE_S` more. If DNS has no address at all and no name server was given, the operating
+system is asked (/etc/hosts). `_combine` then makes one answer of the parts.
+
+Nothing is remembered from one lookup to the next: there is no cache and TTLs are not obeyed (Docker
+announces 600 s and changes in 0.1 s). Only the resolver configuration is kept; it is read again after
+`FAILURES_BEFORE_RELOAD` failures in a row, since it changes when a network or a VPN is attached.
+
+Source: res_nsearch(3) goes on to the next search domain after SERVFAIL, and so does this module;
+differs: dnspython's own search stops there, so the search list is walked here.
 """
 
 from __future__ import annotations
@@ -10,7 +30,7 @@ import asyncio
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import dns.asyncresolver
 import dns.exception
@@ -23,72 +43,64 @@ from fleetlm.core.dns_answers import Answer, Outcome, sift
 from fleetlm.discovery.system_lookup import SystemLookup
 from fleetlm.names import canonical_ip, endpoint
 
-__all__ = ["Answer", "Discovery", "DnsDiscovery", "Outcome", "StaticDiscovery"]
-
-TRY_S = 1.0
-"""Seconds for one packet to one name server, before the next is asked."""
-GRACE_S = 1.0
-"""Seconds that addresses of one family wait for the other: a resolver that drops AAAA queries, of
-which there are many, must not make each lookup take its whole lifetime."""
-SLACK_S = 0.5
-"""Seconds beyond the lifetime before a lookup is cut off from outside."""
-RETRY_PAUSE_S = 0.1
-SYSTEM_LOOKUP_S = 1.0
+TIMEOUT_PER_SERVER_S = 1.0
+"""Seconds that a name server has to answer one packet; then the next server is asked."""
+SECOND_FAMILY_GRACE_S = 1.0
+"""Seconds to wait for the second family once the first has addresses. Many resolvers drop AAAA queries,
+and lookups there must not take their whole lifetime."""
+CUT_OFF_SLACK_S = 0.5
+"""Seconds beyond the lifetime after which a lookup is cancelled: dnspython may overrun it a little."""
+SERVFAIL_RETRY_PAUSE_S = 0.1
+"""Seconds before the one retry after SERVFAIL, which is often over at once."""
+SYSTEM_LOOKUP_TIMEOUT_S = 1.0
+"""Seconds for the lookup in /etc/hosts; NSS may ask other services that are slow."""
 FAILURES_BEFORE_RELOAD = 3
+"""Failed lookups in a row after which the resolver configuration is read again."""
 EDNS_PAYLOAD_BYTES = 1232
-"""Without EDNS Consul answers 3 nodes of all and says nothing. Source: DNS flag day 2020."""
+"""The largest UDP answer that is asked for. Without EDNS, Consul returns only 3 nodes and does not set
+the truncation bit. Source: DNS flag day 2020, whose size avoids IP fragmentation."""
 RESOLV_CONF = "/etc/resolv.conf"
 
 _Family = Literal["A", "AAAA"]
-
-
-class Discovery(Protocol):
-    """A source of peer addresses."""
-
-    @property
-    def source(self) -> str:
-        """The source in words, for logs: ``DNS name "fleet.internal" at 127.0.0.11``."""
-
-    async def lookup(self) -> Answer:
-        """Ask once. Never raises anything but CancelledError, and ends in bounded time."""
 
 
 class StaticDiscovery:
     """A fixed list of addresses, for networks without DNS.
 
     Args:
-        addresses: IPv4 and IPv6 texts; unusable ones are passed over and told in each answer.
+        addresses: IPv4 and IPv6 addresses as text. Unusable ones are passed over, and each answer's
+            detail names them.
     """
 
     def __init__(self, addresses: Iterable[str]) -> None:
         texts = tuple(addresses)
-        self._answer = _judge([_Part("list", Outcome.ADDRESSES if texts else Outcome.EMPTY, texts)])
+        self._answer = _combine([_SubAnswer("list", Outcome.ADDRESSES if texts else Outcome.EMPTY, texts)])
         self._count = len(texts)
 
     @property
     def source(self) -> str:
-        """Such as ``a list of 3 addresses``."""
-        return f"a list of {_count(self._count)}"
+        """The source in words, such as ``a list of 3 addresses``."""
+        return f"a list of {_format_count(self._count)}"
 
     async def lookup(self) -> Answer:
-        """The addresses given; no wait."""
+        """Return the given addresses, without a wait."""
         return self._answer
 
 
 class DnsDiscovery:
-    """The A and AAAA records of one name, asked anew each time.
+    """Looks up the A and AAAA records of one name, anew each time.
 
-    Search domains and ``ndots`` are those of the system, also where another server is asked; a
-    name with a final dot is asked as it is. A name that DNS does not have is looked up as the
-    system does (/etc/hosts), unless a server was given. A query of IP addresses with commas
-    between is a `StaticDiscovery`. Lookups of one `DnsDiscovery` must not overlap.
+    Search domains and ``ndots`` are those of the system, even if ``server`` is given; a name with a
+    final dot is asked as it is. If DNS has no address for the name, it is looked up as the system does
+    (/etc/hosts), unless ``server`` is given. A query that is a comma-separated list of IP addresses
+    behaves like a `StaticDiscovery`. Lookups of one `DnsDiscovery` must not overlap.
 
     Args:
         query: the name.
-        server: address and port of the name server to ask in place of the system's.
-        lifetime_s: seconds for one lookup with all its tries; half a second may come on top.
-        resolv_conf: the system's resolver configuration.
-        system: the lookup behind /etc/hosts.
+        server: address and port of a name server to ask instead of the system's.
+        lifetime_s: seconds for one lookup with all its retries; it may take half a second longer.
+        resolv_conf: path of the system's resolver configuration.
+        system: the lookup that reads /etc/hosts.
     """
 
     def __init__(
@@ -105,40 +117,40 @@ class DnsDiscovery:
         self._lifetime_s = lifetime_s
         self._resolv_conf = resolv_conf
         self._system = system or SystemLookup()
-        self._static = _literals(self._query)
+        self._static = _read_literals(self._query)
         self._resolver: dns.asyncresolver.Resolver | None = None
         self._failures = 0
 
     @property
     def source(self) -> str:
-        """Such as ``DNS name "fleet.internal" at 127.0.0.11``."""
+        """The source in words, such as ``DNS name "fleet.internal" at 127.0.0.11``."""
         if self._static is not None:
             return self._static.source
-        return f'DNS name "{self._query}" at {self._asked()}'
+        return f'DNS name "{self._query}" at {self._describe_servers()}'
 
     async def lookup(self) -> Answer:
-        """Ask for A and AAAA at the same time, once. Never raises anything but CancelledError."""
+        """Ask for A and AAAA records at the same time, once. Raises nothing but CancelledError."""
         if self._static is not None:
             return await self._static.lookup()
         try:
             answer = await self._ask()
-        except Exception as exc:  # noqa: BLE001  a poller outlives whatever a library raises
-            answer = Answer(Outcome.FAILED, (), _said(exc))
+        except Exception as exc:  # noqa: BLE001  # a bug of a library is a failed lookup
+            answer = Answer(Outcome.FAILED, (), _describe_error(exc))
         self._count_failures(answer)
         return answer
 
     async def _ask(self) -> Answer:
         try:
             name = dns.name.from_text(self._query, origin=None)
-            resolver = self._ready_resolver()
+            resolver = self._get_resolver()
         except (dns.exception.DNSException, ValueError, OSError) as exc:
-            return Answer(Outcome.FAILED, (), _cannot_ask(self._query, exc))
-        answer = _judge(await self._ask_both(resolver, name))
+            return Answer(Outcome.FAILED, (), _explain_unasked(self._query, exc))
+        answer = _combine(await self._ask_both(resolver, name))
         if answer.outcome is Outcome.EMPTY and self._server is None:
             return await self._ask_system(answer)
         return answer
 
-    def _ready_resolver(self) -> dns.asyncresolver.Resolver:
+    def _get_resolver(self) -> dns.asyncresolver.Resolver:
         if self._resolver is None:
             self._resolver = _make_resolver(self._server, self._resolv_conf)
         return self._resolver
@@ -146,56 +158,66 @@ class DnsDiscovery:
     def _count_failures(self, answer: Answer) -> None:
         self._failures = self._failures + 1 if answer.outcome is Outcome.FAILED else 0
         if self._failures >= FAILURES_BEFORE_RELOAD:
-            # resolv.conf is read once, and changes when a network or a VPN is attached.
             self._resolver = None
             self._failures = 0
 
-    async def _ask_both(self, resolver: dns.asyncresolver.Resolver, name: dns.name.Name) -> list[_Part]:
+    async def _ask_both(self, resolver: dns.asyncresolver.Resolver, name: dns.name.Name) -> list[_SubAnswer]:
+        """Ask for both families at once. Both tasks have ended when this returns or raises."""
         families: tuple[_Family, ...] = ("A", "AAAA")
         loop = asyncio.get_running_loop()
-        limit = loop.time() + self._lifetime_s + SLACK_S
-        asking = [
+        limit = loop.time() + self._lifetime_s + CUT_OFF_SLACK_S
+        tasks = [
             loop.create_task(_ask_family(resolver, name, family, self._lifetime_s)) for family in families
         ]
         try:
             done, late = await asyncio.wait(
-                asking, timeout=limit - loop.time(), return_when=asyncio.FIRST_COMPLETED
+                tasks, timeout=limit - loop.time(), return_when=asyncio.FIRST_COMPLETED
             )
             if late:
                 patience_s = max(limit - loop.time(), 0.0)
                 if any(task.result().addresses for task in done):
-                    patience_s = min(patience_s, GRACE_S)
+                    patience_s = min(patience_s, SECOND_FAMILY_GRACE_S)
                 await asyncio.wait(late, timeout=patience_s)
         finally:
-            for task in asking:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         return [
-            _Part(family, Outcome.FAILED, (), "no answer in time") if task.cancelled() else task.result()
-            for family, task in zip(families, asking, strict=True)
+            _SubAnswer(family, Outcome.FAILED, (), "no answer in time") if task.cancelled() else task.result()
+            for family, task in zip(families, tasks, strict=True)
         ]
 
     async def _ask_system(self, dns_answer: Answer) -> Answer:
-        found = await self._system.addresses(self._query, timeout_s=min(SYSTEM_LOOKUP_S, self._lifetime_s))
+        """The system's answer for a name that DNS does not have, or ``dns_answer`` if it has none either."""
+        found = await self._system.addresses(
+            self._query, timeout_s=min(SYSTEM_LOOKUP_TIMEOUT_S, self._lifetime_s)
+        )
         if not found:
             return dns_answer
-        answer = _judge([_Part("hosts", Outcome.ADDRESSES, found)])
+        answer = _combine([_SubAnswer("hosts", Outcome.ADDRESSES, found)])
         detail = f"{answer.detail}, from the system's hosts file (DNS: {dns_answer.detail})"
         return Answer(answer.outcome, answer.addresses, detail)
 
-    def _asked(self) -> str:
+    def _describe_servers(self) -> str:
         if self._server is not None:
-            return _shown(*self._server)
+            return _format_server(*self._server)
         try:
-            resolver = self._ready_resolver()
+            resolver = self._get_resolver()
         except (dns.exception.DNSException, ValueError, OSError):
             return f"no name server ({self._resolv_conf} names none)"
         return ", ".join(str(server) for server in resolver.nameservers)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """What one of several questions came to; the addresses are as the server wrote them."""
+class _SubAnswer:
+    """The result of one question of a lookup, with the addresses as the server wrote them.
+
+    Attributes:
+        label: which question: "A", "AAAA", "hosts" or "list".
+        outcome: how it ended.
+        addresses: addresses as text, neither checked nor sorted.
+        detail: what happened, in words.
+    """
 
     label: str
     outcome: Outcome
@@ -203,25 +225,25 @@ class _Part:
     detail: str = ""
 
 
-def _judge(parts: Sequence[_Part]) -> Answer:
-    """One verdict from several parts, on their union: one family's NXDOMAIN is not the end."""
+def _combine(parts: Sequence[_SubAnswer]) -> Answer:
+    """Make one answer of several parts. NXDOMAIN for one family is normal if the other has addresses."""
     raw = [address for part in parts for address in part.addresses]
     addresses, remark = sift(raw)
     trouble = [part for part in parts if part.outcome in (Outcome.PARTIAL, Outcome.FAILED)]
     if addresses:
-        detail = ", ".join(filter(None, [_count(len(addresses)), remark]))
+        detail = ", ".join(filter(None, [_format_count(len(addresses)), remark]))
         if trouble:
-            return Answer(Outcome.PARTIAL, addresses, f"{detail}, but {_details(trouble)}")
+            return Answer(Outcome.PARTIAL, addresses, f"{detail}, but {_join_details(trouble)}")
         return Answer(Outcome.ADDRESSES, addresses, detail)
     if trouble:
-        return Answer(Outcome.FAILED, (), _details(trouble))
+        return Answer(Outcome.FAILED, (), _join_details(trouble))
     if raw:
-        # Records that cannot be meant say as little about the nodes as no answer does.
+        # Unusable records (0.0.0.0 from an ad blocker) say nothing about the nodes.
         return Answer(Outcome.FAILED, (), f"no usable address: {remark}")
-    return Answer(Outcome.EMPTY, (), _details(parts) or "no addresses")
+    return Answer(Outcome.EMPTY, (), _join_details(parts) or "no addresses")
 
 
-def _details(parts: Sequence[_Part]) -> str:
+def _join_details(parts: Sequence[_SubAnswer]) -> str:
     details = {part.detail for part in parts}
     if len(parts) > 1 and len(details) == 1:
         return details.pop()
@@ -230,23 +252,24 @@ def _details(parts: Sequence[_Part]) -> str:
 
 async def _ask_family(
     resolver: dns.asyncresolver.Resolver, name: dns.name.Name, family: _Family, lifetime_s: float
-) -> _Part:
+) -> _SubAnswer:
     """Ask for one record type under every name that the search list makes of ``name``.
 
-    A search domain whose servers fail does not hide the name from the domains behind it: each takes
-    its share of the time. Source: res_nsearch(3), which goes on after SERVFAIL; dnspython's own
-    search stops there.
+    Every candidate gets an equal share of the time that is left, so a search domain whose servers fail
+    does not hide the domains behind it.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + lifetime_s
-    failed: _Part | None = None
-    empty = _Part(family, Outcome.EMPTY, (), "NXDOMAIN")
-    candidates = _candidates(resolver, name)
+    failed: _SubAnswer | None = None
+    empty = _SubAnswer(family, Outcome.EMPTY, (), "NXDOMAIN")
+    candidates = _list_candidates(resolver, name)
     for index, candidate in enumerate(candidates):
         share_s = (deadline - loop.time()) / (len(candidates) - index)
         part = await _ask_name(resolver, candidate, family, share_s)
         if part.addresses:
-            return part if failed is None else _Part(family, Outcome.PARTIAL, part.addresses, failed.detail)
+            return (
+                part if failed is None else _SubAnswer(family, Outcome.PARTIAL, part.addresses, failed.detail)
+            )
         if part.outcome is Outcome.FAILED:
             failed = failed or part
         elif part.detail != "NXDOMAIN":
@@ -256,8 +279,8 @@ async def _ask_family(
 
 async def _ask_name(
     resolver: dns.asyncresolver.Resolver, name: dns.name.Name, family: _Family, lifetime_s: float
-) -> _Part:
-    """Ask for one record type of one absolute name, with one retry where a retry may help."""
+) -> _SubAnswer:
+    """Ask for one record type of one absolute name, with one retry if a retry may help."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + lifetime_s
     for may_retry in (True, False):
@@ -266,35 +289,35 @@ async def _ask_name(
                 name, family, search=False, lifetime=max(deadline - loop.time(), 0.0)
             )
         except dns.resolver.NXDOMAIN:
-            return _Part(family, Outcome.EMPTY, (), "NXDOMAIN")
+            return _SubAnswer(family, Outcome.EMPTY, (), "NXDOMAIN")
         except dns.resolver.NoAnswer:
-            return _Part(family, Outcome.EMPTY, (), "no record")
+            return _SubAnswer(family, Outcome.EMPTY, (), "no record")
         except dns.resolver.LifetimeTimeout as exc:
-            return _failure(family, exc, f"timeout after {lifetime_s:.1f} s")
+            return _make_failure(family, exc, f"timeout after {lifetime_s:.1f} s")
         except dns.resolver.NoNameservers as exc:
             rcodes = {error[3] for error in exc.kwargs["errors"] if isinstance(error[3], str)}
             if may_retry and "SERVFAIL" in rcodes:
-                await asyncio.sleep(RETRY_PAUSE_S)
+                await asyncio.sleep(SERVFAIL_RETRY_PAUSE_S)
             elif may_retry and rcodes & {"FORMERR", "NOTIMP"}:
-                # A server from before EDNS. Source: RFC 6891 §7.
+                # The server is older than EDNS: ask without it. Source: RFC 6891 §7.
                 resolver.use_edns(-1)
             else:
-                return _failure(family, exc, "no answer")
+                return _make_failure(family, exc, "no answer")
         except (dns.exception.DNSException, OSError) as exc:
-            return _Part(family, Outcome.FAILED, (), _said(exc))
+            return _SubAnswer(family, Outcome.FAILED, (), _describe_error(exc))
         else:
-            return _Part(family, Outcome.ADDRESSES, tuple(record.address for record in answer))
+            return _SubAnswer(family, Outcome.ADDRESSES, tuple(record.address for record in answer))
     raise AssertionError("the second try returns")
 
 
-def _failure(family: _Family, exc: dns.exception.DNSException, otherwise: str) -> _Part:
-    """The part that a failed resolution makes; PARTIAL with what a truncated answer held.
+def _make_failure(family: _Family, exc: dns.exception.DNSException, otherwise: str) -> _SubAnswer:
+    """Describe a failed resolution; PARTIAL with the addresses of a truncated answer, if there was one.
 
-    An answer is truncated for good where TCP, to which the resolver turns then, is blocked.
+    After a truncated answer the resolver tries TCP, which some networks block.
     """
     wanted = dns.rdatatype.from_text(family)
     addresses: list[str] = []
-    said: dict[str, None] = {}
+    reports: dict[str, None] = {}
     for server, _, port, error, _ in exc.kwargs["errors"]:
         if isinstance(error, dns.message.Truncated):
             message = error.kwargs["message"]
@@ -302,17 +325,17 @@ def _failure(family: _Family, exc: dns.exception.DNSException, otherwise: str) -
                 record.address for rrset in message.answer if rrset.rdtype == wanted for record in rrset
             ]
         host = str(server).removeprefix("Do53:").rpartition("@")[0]
-        said[f"{_said(error)} from {_shown(host, port)}"] = None
+        reports[f"{_describe_error(error)} from {_format_server(host, port)}"] = None
     timed_out = isinstance(exc, dns.resolver.LifetimeTimeout)
-    detail = otherwise if timed_out or not said else ", ".join(said)
+    detail = otherwise if timed_out or not reports else ", ".join(reports)
     if addresses:
         detail = f"truncated, and TCP failed ({detail})"
-        return _Part(family, Outcome.PARTIAL, tuple(addresses), detail)
-    return _Part(family, Outcome.FAILED, (), detail)
+        return _SubAnswer(family, Outcome.PARTIAL, tuple(addresses), detail)
+    return _SubAnswer(family, Outcome.FAILED, (), detail)
 
 
-def _said(error: object) -> str:
-    """An error of a name server in a few words."""
+def _describe_error(error: object) -> str:
+    """Describe an error of a name server in a few words."""
     if isinstance(error, str):
         return error
     if isinstance(error, dns.message.Truncated):
@@ -326,7 +349,7 @@ def _said(error: object) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _cannot_ask(query: str, exc: Exception) -> str:
+def _explain_unasked(query: str, exc: Exception) -> str:
     if isinstance(exc, dns.resolver.NoResolverConfiguration):
         return f"no name server is configured ({exc})"
     return f'cannot ask for "{query}": {exc}'
@@ -335,10 +358,10 @@ def _cannot_ask(query: str, exc: Exception) -> str:
 def _make_resolver(
     server: tuple[str, int] | None, resolv_conf: str | os.PathLike[str]
 ) -> dns.asyncresolver.Resolver:
-    """A resolver set for polling.
+    """Make a resolver for polling: no cache, one second for each server, EDNS.
 
     Raises:
-        dns.resolver.NoResolverConfiguration: no name server is configured, and none was given.
+        dns.resolver.NoResolverConfiguration: no name server is configured, and ``server`` is None.
         ValueError: a configured name server is not an address.
     """
     resolver = dns.asyncresolver.Resolver(configure=False)
@@ -347,20 +370,20 @@ def _make_resolver(
     except (dns.resolver.NoResolverConfiguration, ValueError, OSError):
         if server is None:
             raise
-        resolver.domain = dns.name.root  # not a guess from the host's name
+        resolver.domain = dns.name.root  # instead of dnspython's guess from the host's name
     if server is not None:
         resolver.nameservers = [server[0]]
         resolver.port = server[1]
     resolver.cache = None
-    resolver.timeout = TRY_S
-    # Retried once, by `_ask_name`: dnspython would go on to the end of the lifetime.
+    resolver.timeout = TIMEOUT_PER_SERVER_S
+    # `_ask_name` retries once; dnspython would retry until the end of the lifetime.
     resolver.retry_servfail = False
     resolver.use_edns(0, 0, EDNS_PAYLOAD_BYTES)
     return resolver
 
 
-def _candidates(resolver: dns.asyncresolver.Resolver, name: dns.name.Name) -> list[dns.name.Name]:
-    """The absolute names to try, in the order of resolv.conf(5)."""
+def _list_candidates(resolver: dns.asyncresolver.Resolver, name: dns.name.Name) -> list[dns.name.Name]:
+    """The absolute names to try, in the order that resolv.conf(5) describes for ``search`` and ``ndots``."""
     if name.is_absolute():
         return [name]
     suffixes = resolver.search or [resolver.domain]
@@ -377,16 +400,17 @@ def _candidates(resolver: dns.asyncresolver.Resolver, name: dns.name.Name) -> li
     return [as_it_is, *searched] if dots >= ndots else [*searched, as_it_is]
 
 
-def _literals(query: str) -> StaticDiscovery | None:
+def _read_literals(query: str) -> StaticDiscovery | None:
+    """A discovery for a query that is a list of addresses; None for a name."""
     texts = [text.strip() for text in query.split(",") if text.strip()]
     if texts and all(canonical_ip(text) is not None for text in texts):
         return StaticDiscovery(texts)
     return None
 
 
-def _count(number: int) -> str:
+def _format_count(number: int) -> str:
     return "1 address" if number == 1 else f"{number} addresses"
 
 
-def _shown(host: str, port: int) -> str:
+def _format_server(host: str, port: int) -> str:
     return host if port == 53 else endpoint(host, port)

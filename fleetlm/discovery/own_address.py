@@ -1,10 +1,26 @@
-"""Own address: which of this machine's addresses peers find it under. Decided once, at the start.
+"""Detects this node's own address: the one in its name, under which peers reach it.
 
-The order, and why: what the operator says, what the platform says, then the address in the
-cluster's DNS answer that this machine can *bind*, which needs no variable and is right on Compose,
-Swarm, Kubernetes, Fly and ECS. Only then guesses: the source of the route to a peer (never to
-8.8.8.8, which leaves by another interface), and the host's own name, which may be 127.0.1.1 or
-several addresses.
+The address is decided once, within two seconds of the start, and then fixed, since the node's name and
+every pid contain it. Rules are tried in this order, and the first that finds an address decides:
+
+1. EXPLICIT: ``FLEETLM_NODE_IP``. The operator's word holds even if this machine does not have the
+   address (NAT).
+2. LOOPBACK, at once, if clustering is off.
+3. PLATFORM: ``FLY_PRIVATE_IP``, then ``POD_IP``.
+4. DNS: the address in the cluster's DNS answer that this machine can *bind*. This rule needs no
+   variable and is right on Compose, Swarm, Kubernetes, Fly and ECS.
+5. ROUTE: the local address from which packets to a discovered peer leave. Never the route to a public
+   address such as 8.8.8.8, which may leave through another interface.
+6. HOSTNAME: what the host's own name resolves to, such as in /etc/hosts. Loopback addresses
+   (Debian's 127.0.1.1) are passed over; several other addresses make this a guess, with a warning.
+7. LOOPBACK, with a warning that says what to set.
+
+Rules 1 to 3 need no lookup. Otherwise discovery is asked again and again until rule 4 decides or the
+time is up, since this node's record often appears a moment after its start. Only then do the guesses
+apply. `choose` is the decision as a pure function; `own_address` does the asking.
+
+If DNS later lists this machine under another address than the one decided, `RecordWatch` notices it
+and a warning names the remedy. The address does not change.
 """
 
 from __future__ import annotations
@@ -19,21 +35,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fleetlm.core.dns_answers import Answer
-from fleetlm.discovery.dns import Discovery
+from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.system_lookup import SystemLookup
 from fleetlm.names import canonical_ip
 from fleetlm.settings import Settings
 
 LOOPBACK = "127.0.0.1"
 FIRST_POLL_PAUSE_S = 0.1
+"""Seconds between the first two lookups; each further pause is twice as long."""
 MAX_ROUTES_ASKED = 16
-"""Peers to whom a route is looked up: the first that has one decides."""
+"""Peers for which a route is looked up. The first that has one decides; more would only cost time."""
 DISCARD_PORT = 9
+"""Any port will do: connecting a UDP socket sends nothing. Source: RFC 863, the discard protocol."""
 CURE = "set FLEETLM_NODE_IP to the address under which peers reach this node"
 
 
 class Rule(enum.Enum):
-    """What an own address was decided by, in the order in which the rules are tried."""
+    """The rule that decided this node's address. The module describes their order."""
 
     EXPLICIT = "FLEETLM_NODE_IP"
     PLATFORM = "a variable of the platform"
@@ -49,12 +67,12 @@ class OwnAddress:
 
     Attributes:
         ip: the address, in canonical text.
-        why: the reason in words, for the log: "it is the one address of the DNS answer that ...".
+        why: the reason in words, for the log, such as "set by POD_IP".
         rule: the rule that decided.
-        aliases: other addresses in the DNS answer that are this machine's, so that nobody need dial
-            them. Never a loopback address, and none where FLEETLM_NODE_IP was set: there, another
-            node of this machine may well live under them.
-        warning: what may be wrong and what to do about it; None where nothing is.
+        aliases: other addresses in the DNS answer that belong to this machine, so that this node need
+            not dial them. Never a loopback address, and none if FLEETLM_NODE_IP was set: then another
+            node of this machine may use them.
+        warning: what may be wrong and what to do about it, or None.
     """
 
     ip: str
@@ -65,29 +83,32 @@ class OwnAddress:
 
 
 class RecordWatch:
-    """Notices that DNS names this machine under another address than the one that was decided."""
+    """Notices when DNS lists this machine under another address than the one that was decided."""
 
     def __init__(self, own: OwnAddress, bindable: Callable[[str], bool]) -> None:
         self._own = own
         self._bindable = bindable
-        self._asked = {own.ip, *own.aliases}
+        self._known = {own.ip, *own.aliases}
 
     def contradiction(self, addresses: Sequence[str]) -> str | None:
-        """A warning that names the cure, once for each address that contradicts.
+        """Return a warning that names the remedy, once for each address; None if nothing contradicts.
 
-        What FLEETLM_NODE_IP said is not doubted (another node of this machine may live under the
-        other address), and loopback is no evidence.
+        An address set by FLEETLM_NODE_IP is never contradicted, since another node of this machine may
+        use the other address. Loopback addresses prove nothing and are ignored.
+
+        Args:
+            addresses: the addresses of a DNS answer.
         """
-        fresh = [each for each in addresses if each not in self._asked and not _is_loopback(each)]
-        self._asked.update(fresh)
+        fresh = [each for each in addresses if each not in self._known and not _is_loopback(each)]
+        self._known.update(fresh)
         if self._own.rule is Rule.EXPLICIT or self._own.ip in addresses:
             return None
         other = next((each for each in fresh if self._bindable(each)), None)
         if other is None:
             return None
         return (
-            f"DNS names this machine {other}, but this node is {self._own.ip} ({self._own.why}), so "
-            f"peers look for it in vain: set FLEETLM_NODE_IP={other} and start it again"
+            f"DNS lists this machine as {other}, but this node uses {self._own.ip} ({self._own.why}), so "
+            f"peers cannot find it: set FLEETLM_NODE_IP={other} and restart it"
         )
 
 
@@ -101,85 +122,87 @@ def choose(
     host_addresses: Sequence[str],
     clustering: bool,
 ) -> OwnAddress:
-    """Decide the own address from what is known. Pure, given pure probes.
+    """Decide this node's address from what is known. Pure if its callables are.
 
     Args:
-        explicit: FLEETLM_NODE_IP.
-        env: what platforms say, best first: ``[("POD_IP", "10.0.0.7")]``.
-        answer_addresses: what discovery found, in the order of `Answer.addresses`.
-        bindable: whether this machine has an address.
-        route_to: the local address from which a packet to an address would leave.
+        explicit: the value of FLEETLM_NODE_IP, if set.
+        env: the platform's variables, best first: ``[("POD_IP", "10.0.0.7")]``.
+        answer_addresses: the addresses that discovery found, in the order of `Answer.addresses`.
+        bindable: tells whether this machine has an address.
+        route_to: returns the local address from which packets to a peer leave, or None.
         host_addresses: what the host's own name resolves to.
-        clustering: False means that nobody looks for this node.
+        clustering: whether this node looks for peers at all.
     """
     if explicit is not None:
-        warning = _unless_bindable("FLEETLM_NODE_IP", explicit, bindable)
-        return OwnAddress(explicit, "FLEETLM_NODE_IP says so", Rule.EXPLICIT, (), warning)
+        warning = _warn_unless_bindable("FLEETLM_NODE_IP", explicit, bindable)
+        return OwnAddress(explicit, "set by FLEETLM_NODE_IP", Rule.EXPLICIT, (), warning)
     if not clustering:
         return OwnAddress(LOOPBACK, "clustering is off", Rule.LOOPBACK)
     own = [each for each in answer_addresses if not _is_loopback(each) and bindable(each)]
     chosen = (
-        _by_platform(env, bindable)
-        or _by_dns(answer_addresses, own, bindable)
-        or _by_route(answer_addresses, bindable, route_to)
-        or _by_hostname(answer_addresses, host_addresses, bindable)
-        or _by_default(answer_addresses)
+        _choose_by_platform(env, bindable)
+        or _choose_by_dns(answer_addresses, own, bindable)
+        or _choose_by_route(answer_addresses, bindable, route_to)
+        or _choose_by_hostname(answer_addresses, host_addresses, bindable)
+        or _choose_loopback(answer_addresses)
     )
     return replace(chosen, aliases=tuple(each for each in own if each != chosen.ip))
 
 
-def _by_platform(env: Sequence[tuple[str, str]], bindable: Callable[[str], bool]) -> OwnAddress | None:
+def _choose_by_platform(env: Sequence[tuple[str, str]], bindable: Callable[[str], bool]) -> OwnAddress | None:
     for name, ip in env:
-        # Taken even if it cannot be bound yet: a new IPv6 address is tentative for a second or two.
-        return OwnAddress(ip, f"{name} says so", Rule.PLATFORM, (), _unless_bindable(name, ip, bindable))
+        # Used even if it cannot be bound yet: a new IPv6 address is tentative for a second or two.
+        return OwnAddress(ip, f"set by {name}", Rule.PLATFORM, (), _warn_unless_bindable(name, ip, bindable))
     return None
 
 
-def _by_dns(answer: Sequence[str], own: Sequence[str], bindable: Callable[[str], bool]) -> OwnAddress | None:
-    """An address in the answer that this machine has.
+def _choose_by_dns(
+    answer: Sequence[str], own: Sequence[str], bindable: Callable[[str], bool]
+) -> OwnAddress | None:
+    """The first address in the answer that belongs to this machine.
 
-    All of 127.0.0.0/8 can be bound on Linux, so loopback counts only in an answer of nothing else
-    (a cluster tried out on one machine), and only where it leaves no choice.
+    Linux can bind all of 127.0.0.0/8, so loopback addresses count only if the answer holds nothing else
+    (a cluster on one machine), and only if at most one of each family can be bound.
     """
-    if not own and _all_loopback(answer):
+    if not own and _are_all_loopback(answer):
         own = [each for each in answer if bindable(each)]
-        if any(len(family) > 1 for family in _families(own)):
+        if any(len(family) > 1 for family in _split_families(own)):
             return None
     if not own:
         return None
-    ip = own[0]  # IPv4 before IPv6, as answers are ordered
-    first_family = next(family for family in _families(own) if family)
+    ip = own[0]  # Answers are ordered: IPv4 before IPv6, then by number.
+    first_family = next(family for family in _split_families(own) if family)
     if len(first_family) > 1:
         return OwnAddress(
             ip,
-            "it is the lowest address in the DNS answer that this machine has",
+            "it is the lowest of this machine's addresses in the DNS answer",
             Rule.DNS,
             (),
-            f"this machine has several addresses of the DNS answer ({', '.join(first_family)}); "
+            f"the DNS answer holds several addresses of this machine ({', '.join(first_family)}); "
             f"if {ip} is the wrong one, {CURE}",
         )
-    return OwnAddress(ip, "it is the address in the DNS answer that this machine has", Rule.DNS)
+    return OwnAddress(ip, "it is this machine's address in the DNS answer", Rule.DNS)
 
 
-def _by_route(
+def _choose_by_route(
     answer: Sequence[str],
     bindable: Callable[[str], bool],
     route_to: Callable[[str], str | None],
 ) -> OwnAddress | None:
-    """The source of the route to the first peer that has one; for peers on other machines only."""
+    """The source of the route to the first peer on another machine that has a route."""
     peers = [each for each in answer if not _is_loopback(each)]
     for peer in peers[:MAX_ROUTES_ASKED]:
         source = route_to(peer)
         if source is not None and not _is_loopback(source) and bindable(source):
-            return OwnAddress(source, f"the route to {peer} leaves from it", Rule.ROUTE)
+            return OwnAddress(source, f"packets to the peer {peer} leave from it", Rule.ROUTE)
     return None
 
 
-def _by_hostname(
+def _choose_by_hostname(
     answer: Sequence[str], host_addresses: Sequence[str], bindable: Callable[[str], bool]
 ) -> OwnAddress | None:
-    if _all_loopback(answer):
-        return None  # a cluster on loopback: nothing there is to be seen from other machines
+    if _are_all_loopback(answer):
+        return None  # All peers are on loopback, where no address of the host's name could be right.
     candidates = list(dict.fromkeys(each for each in host_addresses if not _is_loopback(each)))
     usable = [each for each in candidates if bindable(each)]
     if not usable:
@@ -193,23 +216,23 @@ def _by_hostname(
     return OwnAddress(usable[0], "this host's name resolves to it", Rule.HOSTNAME, (), warning)
 
 
-def _by_default(answer: Sequence[str]) -> OwnAddress:
-    if _all_loopback(answer):
+def _choose_loopback(answer: Sequence[str]) -> OwnAddress:
+    if _are_all_loopback(answer):
         problem = (
-            f"the DNS answer holds loopback addresses only ({', '.join(answer)}), "
-            "and which of them is this node's cannot be seen"
+            f"the DNS answer holds only loopback addresses ({', '.join(answer)}), "
+            "so it does not show which one is this node's"
         )
     else:
-        problem = "no address of this machine was found that peers could reach"
-    return OwnAddress(LOOPBACK, "nothing better was found", Rule.LOOPBACK, (), f"{problem}; {CURE}")
+        problem = "no address of this machine was found that peers can reach"
+    return OwnAddress(LOOPBACK, "no other address was found", Rule.LOOPBACK, (), f"{problem}; {CURE}")
 
 
-def _unless_bindable(name: str, ip: str, bindable: Callable[[str], bool]) -> str | None:
+def _warn_unless_bindable(name: str, ip: str, bindable: Callable[[str], bool]) -> str | None:
     if bindable(ip):
         return None
     return (
-        f"{name} is {ip}, which is no address of this machine (or not yet): "
-        "if it is wrong, no peer will find this node there"
+        f"{name} is {ip}, which is not an address of this machine (or not yet): "
+        "peers can connect to this node only if that address is forwarded to it"
     )
 
 
@@ -217,11 +240,11 @@ def _is_loopback(ip: str) -> bool:
     return ipaddress.ip_address(ip).is_loopback
 
 
-def _all_loopback(addresses: Sequence[str]) -> bool:
+def _are_all_loopback(addresses: Sequence[str]) -> bool:
     return bool(addresses) and all(_is_loopback(each) for each in addresses)
 
 
-def _families(addresses: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_families(addresses: Sequence[str]) -> tuple[list[str], list[str]]:
     return (
         [each for each in addresses if ":" not in each],
         [each for each in addresses if ":" in each],
@@ -229,26 +252,26 @@ def _families(addresses: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def can_bind(ip: str) -> bool:
-    """Whether ``ip`` is an address of this machine, found out by binding a free port of it.
+    """Whether ``ip`` is an address of this machine: tries to bind a free UDP port of it.
 
-    Wrong only where ``net.ipv4.ip_nonlocal_bind`` is set.
+    Wrong only if the kernel's ``net.ipv4.ip_nonlocal_bind`` is set, which lets every address be bound.
     """
     try:
-        with socket.socket(_family(ip), socket.SOCK_DGRAM) as probe:
+        with socket.socket(_get_family(ip), socket.SOCK_DGRAM) as probe:
             probe.bind((ip, 0))
     except OSError as exc:
-        # Out of descriptors or of ports: the address itself was not refused.
+        # No descriptor or no port is free; the address itself was not refused.
         return exc.errno in (errno.EMFILE, errno.ENFILE, errno.EADDRINUSE)
     return True
 
 
 def route_source(peer: str) -> str | None:
-    """The local address from which packets to ``peer`` leave; None without a route.
+    """The local address from which packets to ``peer`` leave, or None without a route.
 
     Sends nothing: connecting a UDP socket only looks the route up.
     """
     try:
-        with socket.socket(_family(peer), socket.SOCK_DGRAM) as probe:
+        with socket.socket(_get_family(peer), socket.SOCK_DGRAM) as probe:
             probe.connect((peer, DISCARD_PORT))
             return canonical_ip(str(probe.getsockname()[0]))
     except OSError:
@@ -256,9 +279,9 @@ def route_source(peer: str) -> str | None:
 
 
 async def host_addresses(*, timeout_s: float = 1.0) -> tuple[str, ...]:
-    """What the host's own name resolves to, canonical, without link-local addresses.
+    """The addresses that the host's own name resolves to, canonical, without link-local ones.
 
-    Empty where it does not resolve within ``timeout_s`` seconds. Never raises.
+    Empty if the name does not resolve within ``timeout_s`` seconds. Never raises.
     """
     found = await SystemLookup().addresses(socket.gethostname(), timeout_s=timeout_s) or ()
     canonical = [ip for ip in map(canonical_ip, found) if ip is not None]
@@ -268,16 +291,16 @@ async def host_addresses(*, timeout_s: float = 1.0) -> tuple[str, ...]:
 async def own_address(
     settings: Settings, discovery: Discovery | None, *, budget_s: float = 2.0
 ) -> tuple[OwnAddress, Answer | None]:
-    """Decide the own address, asking discovery for as long as that may change the decision.
+    """Decide this node's address, asking discovery for as long as the answer may change the decision.
 
     Args:
-        settings: node_ip, fly_private_ip and pod_ip; where one of them is set there is no wait.
-        discovery: where peers are found; None means that clustering is off.
-        budget_s: seconds at most. The own record may be missing from DNS at first.
+        settings: node_ip, fly_private_ip and pod_ip are used; if one of them is set, nothing is asked.
+        discovery: the source of peer addresses; None means that clustering is off.
+        budget_s: the longest wait, in seconds. This node's record may be missing from DNS at first.
 
     Returns:
-        The decision, and the last answer that it rests on: the last with addresses, else the last;
-        None where nothing was asked.
+        The decision, and the answer on which it rests: the last one with addresses, or else the last
+        one; None if nothing was asked.
     """
     env = [
         (name, ip)
@@ -300,7 +323,7 @@ async def own_address(
         return decide(None, ()), None
     host = asyncio.create_task(host_addresses(timeout_s=budget_s))
     try:
-        answer = await _poll(discovery, lambda found: _is_settled(decide(found, ()), found), budget_s)
+        answer = await _ask_until(discovery, lambda found: _is_settled(decide(found, ()), found), budget_s)
         own = decide(answer, ())
         if own.rule is Rule.LOOPBACK:
             own = decide(answer, await host)
@@ -311,12 +334,14 @@ async def own_address(
 
 
 def _is_settled(own: OwnAddress, answer: Answer) -> bool:
-    """Whether further answers would change nothing, or nothing for the better."""
-    return own.rule is Rule.DNS or _all_loopback(answer.addresses)
+    """Whether further answers cannot improve the decision."""
+    return own.rule is Rule.DNS or _are_all_loopback(answer.addresses)
 
 
-async def _poll(discovery: Discovery, settled: Callable[[Answer], bool], budget_s: float) -> Answer | None:
-    """Ask until settled or out of time. Returns the last answer with addresses, else the last."""
+async def _ask_until(
+    discovery: Discovery, is_settled: Callable[[Answer], bool], budget_s: float
+) -> Answer | None:
+    """Ask until ``is_settled`` or out of time. Returns the last answer with addresses, or else the last."""
     best: Answer | None = None
     pause_s = FIRST_POLL_PAUSE_S
     with contextlib.suppress(TimeoutError):
@@ -325,12 +350,12 @@ async def _poll(discovery: Discovery, settled: Callable[[Answer], bool], budget_
                 answer = await discovery.lookup()
                 if answer.addresses or best is None or not best.addresses:
                     best = answer
-                if settled(answer):
+                if is_settled(answer):
                     break
                 await asyncio.sleep(pause_s)
                 pause_s *= 2
     return best
 
 
-def _family(ip: str) -> socket.AddressFamily:
+def _get_family(ip: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in ip else socket.AF_INET

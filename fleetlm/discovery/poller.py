@@ -1,4 +1,18 @@
-"""Asks the discovery again and again, whatever happens. It cannot die and it cannot block the node."""
+"""Polls discovery for as long as the node lives.
+
+One task runs one lookup at a time, so lookups never overlap. `PollSchedule` sets the pace: fast while no
+peer was ever seen (0.25 s, doubling up to the interval), then the interval; ±10 % jitter each. `kick`
+makes the next lookup start at once, but not sooner than the fast interval after the last one.
+
+Three things must never happen:
+
+* The poller must not die. A discovery that raises, even a CancelledError of its own, yields a FAILED
+  answer and is asked again at the next poll; so does one that does not answer within
+  `LOOKUP_LIMIT_S`. An error of the callback that takes the answer is logged. Only `stop` ends the task.
+* It must not block. Every wait is a wait on the loop, and all of them are bounded.
+* It must not cut connections. It only passes answers on; the core decides what they mean, and a
+  failed lookup never removes a peer.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +27,31 @@ from fleetlm.core.poll_schedule import PollSchedule
 if TYPE_CHECKING:
     import random
 
-    from fleetlm.discovery.dns import Discovery
+    from fleetlm.discovery.interface import Discovery
     from fleetlm.settings import Settings
 
 log = logging.getLogger("fleetlm")
 
 LOOKUP_LIMIT_S = 60.0
-"""For one lookup of a discovery that has no limit of its own; DNS has one well below."""
+"""Seconds after which a lookup is cut off. For discoveries without a limit of their own: that of DNS is
+far below, see `Settings.dns_lifetime_s`."""
 
 
 class Poller:
-    """One task, one lookup at a time."""
+    """Polls one discovery.
+
+    Args:
+        discovery: the source of addresses. It may be faulty.
+        settings: the interval, the fast interval and the jitter.
+        rng: the source of the jitter.
+        on_answer: called with every answer, on the loop.
+        has_met_peer: tells whether any peer was ever seen; until then polling is fast.
+
+    Attributes:
+        polls: the number of answers so far.
+        last_answer: the last answer, None before the first.
+        last_answer_at: when it came, in seconds on the loop's clock.
+    """
 
     def __init__(
         self,
@@ -31,29 +59,28 @@ class Poller:
         settings: Settings,
         rng: random.Random,
         on_answer: Callable[[Answer], None],
-        met_anybody: Callable[[], bool],
+        has_met_peer: Callable[[], bool],
     ) -> None:
         self._discovery = discovery
         self._schedule = PollSchedule(settings, rng)
         self._on_answer = on_answer
-        self._met_anybody = met_anybody
-        self._kick = asyncio.Event()
+        self._has_met_peer = has_met_peer
+        self._kicked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.polls = 0
         self.last_answer: Answer | None = None
         self.last_answer_at: float | None = None
-        """On the loop's clock, in seconds."""
 
     def start(self, first: Answer | None) -> None:
-        """Go on from what the decision of the own address has found already, if it has."""
+        """Start the task. ``first`` is the answer that detecting this node's address has left, if any."""
         self._task = asyncio.get_running_loop().create_task(self._run(first), name="fleetlm poller")
 
     def kick(self) -> None:
-        """A connection was lost: ask at once, though not more often than the fast interval."""
-        self._kick.set()
+        """Poll soon, since a connection was lost; not more often than the fast interval."""
+        self._kicked.set()
 
     async def stop(self) -> None:
-        """End the task."""
+        """End the task, and a lookup with it. Idempotent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -62,14 +89,15 @@ class Poller:
     async def _run(self, first: Answer | None) -> None:
         loop = asyncio.get_running_loop()
         if first is not None:
-            self._take(first)
+            self._use_answer(first)
         while True:
             started = loop.time()
-            self._take(await self._lookup())
-            until = started + self._schedule.next_delay_s(met_anybody=self._met_anybody())
-            await self._wait(started + self._schedule.soonest_s(), until)
+            self._use_answer(await self._lookup())
+            until = started + self._schedule.next_delay_s(met_anybody=self._has_met_peer())
+            await self._wait_for_next_poll(started + self._schedule.soonest_s(), until)
 
     async def _lookup(self) -> Answer:
+        """Ask once; whatever the discovery raises becomes a FAILED answer."""
         task = asyncio.current_task()
         try:
             async with asyncio.timeout(LOOKUP_LIMIT_S):
@@ -77,28 +105,30 @@ class Poller:
         except asyncio.CancelledError:
             if task is None or task.cancelling():
                 raise
-            detail = "the lookup was cancelled from inside"  # By a task of its own, not by `stop`.
-            log.warning("discovery: %s; it is asked again at the next poll", detail)
+            # The discovery cancelled itself, perhaps through a task group of its own; `stop` did not.
+            detail = "the lookup was cancelled by the discovery itself"
+            log.warning("discovery: %s; trying again at the next poll", detail)
         except Exception as error:
-            log.exception("discovery raised; it is asked again at the next poll")
+            log.exception("discovery raised an exception; trying again at the next poll")
             detail = f"{type(error).__name__}: {error}"
         return Answer(Outcome.FAILED, (), detail)
 
-    def _take(self, answer: Answer) -> None:
+    def _use_answer(self, answer: Answer) -> None:
         self.polls += 1
         self.last_answer = answer
         self.last_answer_at = asyncio.get_running_loop().time()
         try:
             self._on_answer(answer)
         except Exception:
-            log.exception("an answer of DNS could not be used; polling goes on")
+            log.exception("handling an answer of discovery failed; polling goes on")
 
-    async def _wait(self, soonest: float, until: float) -> None:
+    async def _wait_for_next_poll(self, soonest: float, until: float) -> None:
+        """Wait until the loop's clock shows ``until``, or ``soonest`` after a kick, whichever is sooner."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(until):
-                await self._kick.wait()
+                await self._kicked.wait()
         except TimeoutError:
             return
-        self._kick.clear()
+        self._kicked.clear()
         await asyncio.sleep(max(0.0, min(soonest, until) - loop.time()))

@@ -1,7 +1,24 @@
-"""What comes over a session: decode a batch once, append to mailboxes, wake each process at most once.
+"""The receiving side of all sessions: decode each batch once, and put its messages into mailboxes.
 
-A bad message costs what it must: a type that this side does not know costs that message (its sender
-is told), anything that breaks the protocol costs the connection, never another's.
+`Inbound.frame` takes the BATCH and CHUNK frames of a session, which the driver routes to it straight from
+the transport. `wire.operations` describes the messages inside them.
+
+- The frame's number is checked first (`core.halves.Incoming.accept`). A gap or a frame of an earlier dial
+  raises `BadFrame`, and the driver ends the session.
+- One-way messages, pairs of ``[to, payload]``, are nearly all of the traffic. Neighbours in a batch for
+  the same process form a *run*: one look-up of the mailbox, one wake-up of the process and one entry in
+  the receive window serve the whole run. An operation between two messages ends the run, because it may
+  change which process has a name.
+- Every message that is counted by its sender's window is counted here too, also where there is no process
+  to take it or where it cannot be read: then it counts as taken at once, so that the sender's window
+  opens again.
+- Answers (REPLY, ITEM, FAILURE) go to the future or `ConsumerEnd` that waits under their ref. Where no
+  one waits any more they are passed over.
+
+Faults cost as little as possible. A value inside a message that this node cannot rebuild (a type that is
+not registered here) costs that message: a caller gets `Undecodable`, a one-way message is counted in
+`unreadable`. Anything that breaks the protocol raises `BadFrame` and costs that session, never another.
+Nothing but `BadFrame` is raised for what a peer sends.
 """
 
 from __future__ import annotations
@@ -16,11 +33,19 @@ from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import units
+from fleetlm.texts import SHORT
+from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
-from fleetlm.wire.extensions import SHORT
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, Op, read_header, read_peers
-from fleetlm.wire.invocation import Invoke
+from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, read_header
+from fleetlm.wire.operations import (
+    MAX_TIMEOUT_MS,
+    NONSENSE,
+    Op,
+    checked_count,
+    checked_destination,
+    checked_units,
+)
 
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Mailbox
@@ -29,38 +54,44 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fleetlm")
 
-_NOBODY = object()
-MAX_TIMEOUT_MS = 86_400_000
-"""A day: a longer deadline from a peer is cut to it."""
-MAX_STREAM_WINDOW = 65_536
-"""Items: what a peer may let us send it at a time."""
-_COUNT_END = 1 << 64
-"""Of refs, bytes and milliseconds: what can be written on the wire, and in a log."""
-_NONSENSE = (TypeError, ValueError, LookupError, ArithmeticError)
-"""What Python says of values of the wrong type or size: a signalling NaN raises when it is compared."""
+_NO_RUN = object()
+"""Equal to no destination: the next one-way message begins a run."""
 
 
 class Office(Protocol):
-    """What the node does for a peer that asks."""
+    """What the node itself does for a peer; `runtime.requests.PeerRequests` implements it."""
 
     def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
-        """The peer's loop is alive."""
+        """The peer's event loop is alive, runs ``lag_ms`` late, and the peer is draining or not."""
 
     def told_of(self, names: list[str]) -> None:
-        """The peer named these nodes as connected to it."""
+        """The peer is connected to the nodes of these names."""
 
     def signalled(self, session: Session, signal: Any) -> None:
-        """A session, monitor or exit signal. Raises: ValueError for one that is none."""
+        """Take a link, monitor or exit signal. Raises: ValueError or TypeError for a malformed one."""
 
     def told_table(self, session: Session, topic: Any, fact: Any) -> None:
-        """What the peer says of itself. Raises: ValueError, TypeError for nonsense."""
+        """Take what the peer says of its processes. Raises: ValueError or TypeError for a malformed fact."""
 
     def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
-        """The peer asks the node itself: a name, a ping. Answers the call."""
+        """Answer a request to the node itself, through ``call``."""
 
 
 class Inbound:
-    """The receiving side of all sessions of a node."""
+    """The receiving side of all sessions of a node.
+
+    Args:
+        boxes: the mailboxes of this node, by number and by name.
+        codec: decodes batches and large messages.
+        office: answers what a peer asks the node itself.
+        clock: the loop's time in seconds.
+        max_peers: names taken from one PEERS message.
+        max_open_calls: requests of one peer that may be open here; further ones fail with `WouldBlock`.
+
+    Attributes:
+        undelivered: one-way messages for which there was no process.
+        unreadable: messages with a value that could not be rebuilt here.
+    """
 
     def __init__(
         self,
@@ -78,70 +109,84 @@ class Inbound:
         self._max_peers = max_peers
         self._max_open_calls = max_open_calls
         self.undelivered = 0
-        """One-way messages for which there was no process, and those that could not be read."""
         self.unreadable = 0
         self._unclaimed: list[Any] = []
-        """Of the run that is being taken."""
+        """Collects a run of messages for a process that does not exist, so that the run can be counted."""
 
     def frame(self, session: Session, frame: bytes, extra: bytes | None) -> None:
-        """Take a BATCH or a CHUNK of a session. Raises: BadFrame, and the session must go down."""
+        """Take a BATCH or a CHUNK frame of a session.
+
+        Args:
+            session: the session that it came over.
+            frame: the first part of the ZeroMQ message.
+            extra: the second part: the piece of a large message that a CHUNK carries.
+
+        Raises:
+            BadFrame: the peer broke the protocol, or a frame was lost; the session must go down.
+        """
         kind, epoch, seq = read_header(frame)
         session.incoming.accept(epoch, seq)
         session.peer.last_heard = self._clock()
         if kind == Kind.BATCH and extra is None:
-            self._batch(session, memoryview(frame)[HEADER_BYTES:])
+            self._take_batch(session, memoryview(frame)[HEADER_BYTES:])
             session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK and extra is not None:
             head = frame[HEADER_BYTES:]
             whole = session.reassembly.add(head, extra)
             session.byte_credit.took(len(head) + len(extra), in_chunk=True)
             if whole is not None:
-                self._large(session, whole)
+                self._take_large(session, whole)
         else:
             raise BadFrame(f"kind {kind} with {'no' if extra is None else 'a'} second part")
 
-    def _batch(self, session: Session, body: bytes | memoryview) -> None:
+    def _take_batch(self, session: Session, body: bytes | memoryview) -> None:
+        """Decode and deliver the messages of a BATCH."""
         failures = self._codec.failures
         try:
             messages = self._codec.unpack_batch(body)
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if self._codec.failures != failures:
-            messages = self._sorted_out(session, messages)
+            messages = self._drop_unreadable(session, messages)
         self._deliver(session, messages)
 
-    def _large(self, session: Session, whole: memoryview) -> None:
+    def _take_large(self, session: Session, whole: memoryview) -> None:
+        """Decode and deliver a message whose last CHUNK has come."""
         failures = self._codec.failures
         try:
             message = self._codec.unpack(whole)
         except BadData as error:
             raise BadFrame(f"a large message that cannot be read: {error}") from None
-        messages = [_weighed(message, len(whole), session)]
+        messages = [operations.with_units(message, units(len(whole), session.arrivals.limit))]
         if self._codec.failures != failures:
-            messages = self._sorted_out(session, messages)
+            messages = self._drop_unreadable(session, messages)
         self._deliver(session, messages)
 
     def _deliver(self, session: Session, messages: list[Any]) -> None:
-        """One look-up, one wake-up and one entry in the window for each run of messages to a process."""
+        """Put one-way messages into mailboxes, run by run, and perform the operations between them.
+
+        Raises:
+            BadFrame: a message breaks the protocol; those before it have been delivered.
+        """
         session.messages_received += len(messages)
-        run: Any = _NOBODY
+        run: Any = _NO_RUN
         box: Mailbox | None = None
         queue: deque[Any] | list[Any] = self._unclaimed
         before = 0
         try:
             for message in messages:
                 if len(message) != 2:
-                    if run is not _NOBODY:
-                        self._arrived(session, run, len(queue) - before, box)
-                        run = _NOBODY  # the operation may change who has which name
-                    self._operation(session, message)
+                    if run is not _NO_RUN:
+                        self._count_arrivals(session, run, len(queue) - before, box)
+                        run = _NO_RUN
+                    self._perform(session, message)
                     continue
-                to, payload = message
+                to, payload = message  # `operations.read_one_way` by hand.
                 if to == run:
                     queue.append(payload)
                     continue
-                if run is not _NOBODY:
-                    self._arrived(session, run, len(queue) - before, box)
+                if run is not _NO_RUN:
+                    self._count_arrivals(session, run, len(queue) - before, box)
                 run, box = to, self._boxes.get(to)
                 if box is None:
                     queue, before = self._unclaimed, 0
@@ -150,203 +195,174 @@ class Inbound:
                     queue = box.queue
                     before = len(queue)
                     box.put(payload)
-            if run is not _NOBODY:
-                self._arrived(session, run, len(queue) - before, box)
-        except _NONSENSE as error:
-            raise BadFrame(f"a message that is none: {error}") from error
+            if run is not _NO_RUN:
+                self._count_arrivals(session, run, len(queue) - before, box)
+        except NONSENSE as error:
+            raise BadFrame(f"a malformed message: {error}") from error
         finally:
             self._unclaimed.clear()
 
-    def _arrived(self, session: Session, to: Any, count: int, box: Mailbox | None, weight: int = 1) -> None:
+    def _count_arrivals(
+        self, session: Session, to: Any, count: int, box: Mailbox | None, weight: int = 1
+    ) -> None:
+        """Enter ``count`` messages of ``weight`` units each into the receive window of ``to``."""
         if box is None:
             self.undelivered += count
             self._unclaimed.clear()
-        session.arrivals.received(_key(to), count, box, weight)
+        session.arrivals.received(checked_destination(to), count, box, weight)
 
-    def _heavy(self, session: Session, message: list[Any]) -> None:
-        """A one-way message that says what it counts."""
-        operation, to, payload, weight = message
-        if operation == Op.CAST:
-            payload = Invoke.of(payload)
-        box = self._boxes.get(to)
-        if box is not None:
-            box.put(payload)
-        self._arrived(session, to, 1, box, _weight(session, weight))
+    def _perform(self, session: Session, message: list[Any]) -> None:
+        """Perform an operation: the frequent ones here, the others in `_perform_rare`.
 
-    def _operation(self, session: Session, message: list[Any]) -> None:
-        """Everything but a one-way message. Raises: one of _NONSENSE."""
+        Raises:
+            TypeError, ValueError, LookupError, ArithmeticError: the message is malformed.
+        """
         operation = message[0]
         if operation == Op.REPLY:
-            _, ref, value = message
+            _, ref, value = message  # `operations.read_answer` by hand.
             future = session.calls.pop(ref, None)
             if future is not None and not future.done():
                 future.set_result(value)
         elif operation in (Op.CALL, Op.HANDLE):
             self._call(session, message)
         elif operation == Op.ITEM:
-            _, ref, value = message
-            inlet = session.calls.get(ref)
-            if isinstance(inlet, ConsumerEnd):
-                inlet.put(value)
+            _, ref, value = message  # `operations.read_answer` by hand.
+            consumer = session.calls.get(ref)
+            if isinstance(consumer, ConsumerEnd):
+                consumer.put(value)
         elif operation == Op.CREDIT:
-            _, total, bulk = message
-            session.credited(_count(total), _count(bulk))
+            session.credited(*operations.read_credit(message))
         elif operation == Op.TICK:
-            _, lag_ms, draining = message
-            self._office.ticked(session, _count(lag_ms), bool(draining))
+            self._office.ticked(session, *operations.read_tick(message))
         elif operation == Op.FAILURE:
-            _, ref, kind, details = message
-            error = error_of_failure(kind, details)  # First: nonsense ends the session, and so this call.
+            ref, kind, texts = operations.read_failure(message)
+            error = error_of_failure(kind, texts)  # First: if it raises, the session ends, and so this call.
             future = session.calls.pop(ref, None)
             if future is not None and not future.done():
                 future.set_exception(error)
         elif operation == Op.CANCEL:
-            call = session.requests.pop(message[1], None)
+            call = session.requests.pop(operations.read_cancel(message), None)
             if call is not None:
                 call.abandon()
         else:
-            self._rarer(session, message)
+            self._perform_rare(session, message)
 
-    def _rarer(self, session: Session, message: list[Any]) -> None:
-        """What comes less often. Raises: one of _NONSENSE."""
+    def _perform_rare(self, session: Session, message: list[Any]) -> None:
+        """Perform an operation that is not among those of `_perform`. Raises as `_perform` does."""
         operation = message[0]
         if operation in (Op.HEAVY, Op.CAST):
-            self._heavy(session, message)
+            self._deliver_heavy(session, message)
         elif operation == Op.TAKEN:
-            _, to, count = message
-            session.windows.taken(to, _count(count))
+            session.windows.taken(*operations.read_taken(message))
         elif operation in (Op.STREAM, Op.YIELD):
             self._call(session, message)
         elif operation == Op.MORE:
-            _, ref, more = message
+            ref, count = operations.read_more(message)
             request = session.requests.get(ref)
-            _count(more)
             if request is not None:
-                request.more(more)
+                request.more(count)
         elif operation == Op.REQUEST:
-            _, verb, argument, ref = message
-            request = self._opened(session, argument, ref, MAX_TIMEOUT_MS)
+            verb, argument, ref = operations.read_request(message)
+            request = self._open(session, argument, ref, MAX_TIMEOUT_MS)
             self._office.asked(session, verb, argument, request)
         elif operation == Op.SIGNAL:
-            _, signal, _ = message
-            self._office.signalled(session, signal)
+            self._office.signalled(session, operations.read_signal(message))
         elif operation == Op.TABLE:
-            _, topic, fact = message
-            self._office.told_table(session, topic, fact)
+            self._office.told_table(session, *operations.read_table(message))
         elif operation == Op.PEERS:
-            self._office.told_of(read_peers(message[1], self._max_peers))
+            self._office.told_of(operations.read_peers(message, self._max_peers))
         else:
             raise ValueError(f"operation {SHORT.repr(operation)} is not known to this version")
 
+    def _deliver_heavy(self, session: Session, message: list[Any]) -> None:
+        """Deliver a one-way message that says how many units it counts."""
+        to, payload, weight = operations.read_heavy(message, session.arrivals.limit)
+        box = self._boxes.get(to)
+        if box is not None:
+            box.put(payload)
+        self._count_arrivals(session, to, 1, box, weight)
+
     def _call(self, session: Session, message: list[Any]) -> None:
-        window = weight = 0
-        operation = message[0]
-        if operation in (Op.STREAM, Op.YIELD):
-            _, to, payload, ref, timeout_ms, window, weight = message
-            if not 1 <= _count(window) <= MAX_STREAM_WINDOW:
-                raise ValueError(f"a stream with a window of {SHORT.repr(window)}")
+        """Put a call or a request for a stream into the mailbox of its process, or answer why not."""
+        limit = session.arrivals.limit
+        if message[0] in (Op.STREAM, Op.YIELD):
+            to, payload, ref, timeout_ms, window, weight = operations.read_stream(message, limit)
         else:
-            _, to, payload, ref, timeout_ms = message[:5]
-            weight = 1
-            if len(message) > 5:
-                (weight,) = message[5:]
-        if operation in (Op.HANDLE, Op.YIELD):
-            payload = Invoke.of(payload)
+            to, payload, ref, timeout_ms, weight = operations.read_call(message, limit)
+            window = 0
         if len(session.requests) >= self._max_open_calls:
             why = f"{self._max_open_calls:,} calls of this node are open there already"
-            session.failed(_count(ref), FailureKind.TOO_MANY, [str(to), why])
-            session.arrivals.received(_key(to), 1, None, _weight(session, weight))
+            session.failed(ref, FailureKind.TOO_MANY, [str(to), why])
+            session.arrivals.received(to, 1, None, weight)
             return
-        call = self._opened(session, payload, ref, timeout_ms, window)
+        call = self._open(session, payload, ref, timeout_ms, window)
         box = self._boxes.get(to)
         if box is None:
             call.no_process(str(to))
         else:
             box.put(call)
-        session.arrivals.received(_key(to), 1, box, _weight(session, weight))
+        session.arrivals.received(to, 1, box, weight)
 
-    def _opened(self, session: Session, payload: Any, ref: Any, timeout_ms: Any, window: int = 0) -> Call:
-        if _count(ref) in session.requests:
+    def _open(self, session: Session, payload: Any, ref: int, timeout_ms: int, window: int = 0) -> Call:
+        """Enter a request of the peer as open.
+
+        Raises:
+            ValueError: a request with that ref is open already.
+        """
+        if ref in session.requests:
             raise ValueError(f"request {ref} is open already")
-        deadline = self._clock() + min(_count(timeout_ms), MAX_TIMEOUT_MS) / 1000
+        deadline = self._clock() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
         if window and not timeout_ms:
             deadline = math.inf
         call = Call(payload, session, ref, deadline, self._clock, window)
         session.requests[ref] = call
         return call
 
-    def _sorted_out(self, session: Session, messages: list[Any]) -> list[Any]:
+    def _drop_unreadable(self, session: Session, messages: list[Any]) -> list[Any]:
+        """Return the messages that could be read entirely; settle each of the others."""
         try:
-            return [message for message in messages if self._readable(session, message)]
-        except _NONSENSE as error:
-            raise BadFrame(f"a message that is none: {error}") from error
+            return [message for message in messages if self._is_readable(session, message)]
+        except NONSENSE as error:
+            raise BadFrame(f"a malformed message: {error}") from error
 
-    def _readable(self, session: Session, message: Any) -> bool:
-        """Sort out a message with something in it that this side cannot rebuild; tell its sender."""
+    def _is_readable(self, session: Session, message: Any) -> bool:
+        """Whether a message could be read entirely. If not, answer its sender and count it as taken."""
         found = unreadable_in(message)
         if found is None:
             return True
         self.unreadable += 1
         if self.unreadable in (1, 10, 100) or self.unreadable % 1000 == 0:
             log.warning(
-                "a message from %s could not be read (%s); %d so far",
+                "a message from %s could not be read (%s); %d unreadable messages so far",
                 session.name,
                 found.why,
                 self.unreadable,
             )
+        # Patterns instead of the readers of `operations`: the part that is unreadable may be any field.
         match message:
             case [Op.CALL | Op.HANDLE, to, _, ref, _, *rest]:
-                self._unread(session, to, rest[0] if rest else 1)
-                session.failed(_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
+                self._count_unread(session, to, rest[0] if rest else 1)
+                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
             case [Op.STREAM | Op.YIELD, to, _, ref, _, _, weight]:
-                self._unread(session, to, weight)
-                session.failed(_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
+                self._count_unread(session, to, weight)
+                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
             case [Op.REQUEST, verb, _, ref]:
-                session.failed(_count(ref), FailureKind.UNDECODABLE, [str(verb), found.why])
+                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(verb), found.why])
             case [Op.HEAVY | Op.CAST, to, _, weight]:
-                self._unread(session, to, weight)
+                self._count_unread(session, to, weight)
             case [to, _]:
-                self._unread(session, to, 1)
+                self._count_unread(session, to, 1)
             case [Op.ITEM | Op.REPLY as operation, int(ref), _]:
                 future = session.calls.pop(ref, None)
                 if future is not None and operation == Op.ITEM:
-                    session.control([int(Op.CANCEL), ref, None])  # Its producer would wait for ever.
+                    session.control(operations.cancel(ref))  # Its producer would wait for ever.
                 if future is not None and not future.done():
                     why = f"the reply of {session.name} could not be read: {found.why}"
                     future.set_exception(RemoteError("Undecodable", why))
         return False
 
-    def _unread(self, session: Session, to: Any, weight: Any) -> None:
-        """A message that no mailbox gets has left its window all the same."""
-        session.arrivals.received(_key(to), 1, None, _weight(session, weight))
-
-
-def _key(to: Any) -> int | str:
-    if type(to) is not int and type(to) is not str:
-        raise ValueError(f"{SHORT.repr(to)} is no process")
-    return to
-
-
-def _weighed(message: Any, size: int, session: Session) -> Any:
-    """A message that came in pieces, with what it counts for its size."""
-    weight = units(size, session.arrivals.limit)
-    match message:
-        case [to, payload]:
-            return [Op.HEAVY, to, payload, weight]
-        case [Op.CALL | Op.HANDLE, _, _, _, _]:
-            return [*message, weight]
-        case [Op.STREAM | Op.YIELD | Op.CAST, *request, _]:
-            return [message[0], *request, weight]
-    return message
-
-
-def _weight(session: Session, weight: Any) -> int:
-    if not 1 <= _count(weight) <= session.arrivals.limit:
-        raise ValueError(f"a message cannot count {SHORT.repr(weight)}")
-    return int(weight)
-
-
-def _count(item: Any) -> int:
-    if type(item) is not int or not 0 <= item < _COUNT_END:
-        raise ValueError(f"{SHORT.repr(item)} is no count")
-    return item
+    def _count_unread(self, session: Session, to: Any, weight: Any) -> None:
+        """Count a message that no mailbox gets as received and taken: its sender counted it as sent."""
+        session.arrivals.received(
+            checked_destination(to), 1, None, checked_units(weight, session.arrivals.limit)
+        )

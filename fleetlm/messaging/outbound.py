@@ -47,10 +47,10 @@ from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
 from fleetlm.messaging.windows import NODE, NodeKey, check_new_key
 from fleetlm.names import canonical_node
+from fleetlm.texts import SHORT
+from fleetlm.wire import operations
 from fleetlm.wire.codec import unreadable_in
-from fleetlm.wire.extensions import SHORT
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.frames import Op
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
@@ -61,10 +61,6 @@ if TYPE_CHECKING:
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
 
-_ARRAY2 = b"\x92"
-"""msgpack: an array of two items, as a one-way message is."""
-_ARRAY5 = b"\x95"
-"""msgpack: an array of five items, as a call is."""
 
 _Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
 """One call of a multicall that was sent: session, ref, where the outcome will be, target, its key there."""
@@ -129,7 +125,7 @@ class Messenger:
         if held_now >= session.held_limit or (session.is_slow and session.is_full):
             await session.room(key)
             held_now = held.get(key, 0)
-        packed = self._codec.pack([key, message], message)
+        packed = self._codec.pack([key, message], message)  # `operations.one_way` by hand.
         if len(packed) < session.plain_bytes:
             must_yield = session.append(packed)
             held[key] = held_now + 1
@@ -178,7 +174,7 @@ class Messenger:
         if session.obstacle(key) is not None:
             await session.room(key)
         parts = request.parts()
-        packed = self._codec.pack([int(Op.CAST), key, parts, 1], parts)
+        packed = self._codec.pack(operations.cast(key, parts, 1), parts)
         if session.admit(key, packed) is not None:
             await session.admit_later(key, packed)
         if session.must_yield():
@@ -263,9 +259,9 @@ class Messenger:
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
         if type(message) is Invoke:
             parts = message.parts()
-            packed = self._codec.pack([int(Op.HANDLE), key, parts, ref, timeout_ms], parts)
+            packed = self._codec.pack(operations.handle(key, parts, ref, timeout_ms), parts)
         else:
-            packed = self._codec.pack([int(Op.CALL), key, message, ref, timeout_ms], message)
+            packed = self._codec.pack(operations.call(key, message, ref, timeout_ms), message)
         return await self._request(session, to, ref, packed, timeout_s, deadline, None, key)
 
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
@@ -273,7 +269,7 @@ class Messenger:
         self._check_running()
         session = self._session(canonical_node(node))
         ref = self.take_ref()
-        packed = self._codec.pack([int(Op.REQUEST), verb, argument, ref], argument)
+        packed = self._codec.pack(operations.request(verb, argument, ref), argument)
         return await self._request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
 
     async def multicall(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
@@ -431,12 +427,11 @@ class Messenger:
         raise NoConnection(node, why)
 
     def _packed_message(self, key: Key, payload: bytes) -> bytes:
-        return _ARRAY2 + self._codec.pack_value(key) + payload
+        return operations.packed_one_way(self._codec.pack_value(key), payload)
 
     def _packed_call(self, key: Key, payload: bytes, ref: int, timeout_s: float) -> bytes:
-        pack = self._codec.pack_value
         timeout_ms = max(1, int(timeout_s * 1000))
-        return _ARRAY5 + pack(int(Op.CALL)) + pack(key) + payload + pack(ref) + pack(timeout_ms)
+        return operations.packed_call(self._codec.pack_value(key), payload, ref, timeout_ms)
 
     async def _send_local(self, to: Target, key: Key, message: Any) -> None:
         box = self.box_of(to, key)
@@ -502,7 +497,7 @@ class Messenger:
     def _done_with(self, session: Session, ref: int, sender: Hashable) -> None:
         """Take a request out; if it has no outcome yet, tell the peer that it is not wanted any more."""
         if session.calls.pop(ref, None) is not None:
-            session.control([int(Op.CANCEL), ref, None], after=sender or asyncio.current_task())
+            session.control(operations.cancel(ref), after=sender or asyncio.current_task())
 
     def _ask_at_once(
         self, to: Target, payload: bytes, timeout_s: float, sender: Hashable, asked: list[_Asked]

@@ -51,11 +51,12 @@ from fleetlm.messaging.windows import (
     check_new_key,
     weighed,
 )
+from fleetlm.wire import operations
 from fleetlm.wire.failures import FailureKind
-from fleetlm.wire.frames import Kind, Op
+from fleetlm.wire.frames import Kind
 
 if TYPE_CHECKING:
-    from fleetlm.core.connection import Incoming, Outgoing
+    from fleetlm.core.halves import Incoming, Outgoing
     from fleetlm.core.topology import Peer
     from fleetlm.messaging.mailbox import Key
     from fleetlm.messaging.targets import Waiting
@@ -318,10 +319,10 @@ class Session:
             window.wake()
 
     def _tell_credit(self, taken_bytes: int, taken_chunk_bytes: int) -> None:
-        self.control([int(Op.CREDIT), taken_bytes, taken_chunk_bytes])
+        self.control(operations.credit(taken_bytes, taken_chunk_bytes))
 
     def _tell_taken(self, key: Key, count: int) -> None:
-        self.control([int(Op.TAKEN), key, count])
+        self.control(operations.taken(key, count))
 
     def _update_is_slow(self) -> None:
         window = self.byte_window
@@ -476,18 +477,18 @@ class Session:
     def replied(self, ref: int, value: Any) -> None:
         """Send a result. Raises: NotSerializable, MessageTooLarge."""
         if not self.closed:
-            self.append(self._codec.pack([int(Op.REPLY), ref, value], value), ("reply", ref))
+            self.append(self._codec.pack(operations.reply(ref, value), value), ("reply", ref))
         self.requests.pop(ref, None)
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Say why there is no result, or no further item."""
         self.requests.pop(ref, None)
         texts = [_sendable(text[:_MAX_FAILURE_TEXT_CHARS]) for text in details]
-        self.control([int(Op.FAILURE), ref, int(kind), texts], ("reply", ref))
+        self.control(operations.failure(ref, kind, texts), ("reply", ref))
 
     async def item(self, ref: int, value: Any) -> None:
         """Send an item of a stream. Raises: NotSerializable, MessageTooLarge."""
-        packed = self._codec.pack([int(Op.ITEM), ref, value], value)
+        packed = self._codec.pack(operations.item(ref, value), value)
         if self.obstacle(NODE, len(packed), ("reply", ref)) is not None:
             with contextlib.suppress(NoConnection):
                 await self.room(NODE, len(packed), ("reply", ref))

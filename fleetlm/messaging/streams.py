@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.call import Call
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, expire
-from fleetlm.wire.frames import Op
+from fleetlm.wire import operations
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
@@ -94,20 +94,20 @@ class Streams:
 
     def _packed(self, key: int | str, message: Any, ref: int, deadline: float) -> bytes:
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
-        operation, payload = Op.STREAM, message
-        if type(message) is Invoke:
-            operation, payload = Op.YIELD, message.parts()
         window = self._settings.stream_window
-        return self._codec.pack([int(operation), key, payload, ref, timeout_ms, window, 1], payload)
+        if type(message) is Invoke:
+            parts = message.parts()
+            return self._codec.pack(operations.yield_(key, parts, ref, timeout_ms, window, 1), parts)
+        return self._codec.pack(operations.stream(key, message, ref, timeout_ms, window, 1), message)
 
     def _opened_on(self, session: Session, ref: int) -> _Opened:
         sender = asyncio.current_task()
 
         def more(count: int) -> None:
-            session.control([int(Op.MORE), ref, count])
+            session.control(operations.more(ref, count))
 
         def give_up() -> None:
-            session.control([int(Op.CANCEL), ref, None], after=sender)
+            session.control(operations.cancel(ref), after=sender)
 
         return ConsumerEnd(self._settings.stream_window, more), session.calls, give_up
 

@@ -45,11 +45,9 @@ from enum import Enum
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-import msgpack
-
 from fleetlm.errors import InvalidName
-from fleetlm.wire.extensions import SHORT
-from fleetlm.wire.frames import Op
+from fleetlm.texts import SHORT
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Key, Mailbox
@@ -65,14 +63,6 @@ TOLD_SHARE = 8
 MAX_WINDOWS_IN_FLIGHT = 4
 """A connection with more bytes in flight than so many windows is ended. Replies and signals do not wait for
 the window, so a peer that takes nothing is noticed here."""
-
-_pack: Callable[[int], bytes] = msgpack.Packer().pack
-_ARRAY = 0x90
-"""msgpack: an array of up to fifteen items, whose number is in the low bits."""
-_PAIR = _ARRAY + 2
-_HEAVY = bytes((_ARRAY + 4,)) + _pack(int(Op.HEAVY))
-_UNITS_ARE_LAST = frozenset((Op.CAST, Op.STREAM, Op.YIELD))
-"""Operations whose last item is always the units of the message; others get that item when they need it."""
 
 
 class Obstacle(Enum):
@@ -112,13 +102,11 @@ def weighed(packed: bytes, limit: int, small_bytes: int) -> tuple[bytes, int]:
     count = units(size, limit)
     if count == 1 or size > small_bytes:
         return packed, count
-    if packed[0] == _PAIR:
-        return _HEAVY + packed[1:] + _pack(count), count
-    if packed[1] in _UNITS_ARE_LAST:
-        packed = packed[:-1] + _pack(count)
-        size = len(packed)  # Two bytes more may be what makes it travel in chunks.
-        return packed, count if size <= small_bytes else units(size, limit)
-    return bytes((packed[0] + 1,)) + packed[1:] + _pack(count), count
+    packed = operations.add_units(packed, count)
+    size = len(packed)
+    if size > small_bytes and packed[1] in operations.UNITS_ARE_LAST:
+        count = units(size, limit)  # The bytes more make it travel in chunks: the receiver counts for itself.
+    return packed, count
 
 
 def check_new_key(key: object) -> int:

@@ -36,9 +36,10 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.process_table import ProcessTable
-from fleetlm.errors import ProcessExit, text_of
+from fleetlm.errors import ProcessExit
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.processes.running import ProcessFunction, ProcessObject, RunningProcess, exit_reason
+from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid

@@ -54,7 +54,7 @@ from fleetlm.messages import Exit
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.messaging.windows import NODE
 from fleetlm.names import canonical_node, check_process_name
-from fleetlm.wire.frames import Op
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Messenger
@@ -282,7 +282,7 @@ class RemoteSpawn:
         if session.obstacle(NODE) is not None:
             await messenger.wait_for_room(session, target, timeout_s, deadline)
         ref, argument = messenger.take_ref(), request.packed()
-        packed = self._codec.pack([int(Op.REQUEST), "spawn", argument, ref], argument)
+        packed = self._codec.pack(operations.request("spawn", argument, ref), argument)
         while session.admit(NODE, packed) is not None:
             await messenger.wait_for_room(session, target, timeout_s, deadline, NODE, len(packed))
         session.calls[ref] = pending

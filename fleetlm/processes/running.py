@@ -34,11 +34,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from fleetlm.call import Call
-from fleetlm.errors import ProcessExit, text_of
+from fleetlm.errors import ProcessExit
 from fleetlm.ids import Pid
 from fleetlm.messages import Crash
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.processes.info import ChildInfo, ProcessInfo
+from fleetlm.texts import text_of
 from fleetlm.wire.invocation import Invoke
 
 MAX_TRACEBACK_CHARS = 16_384

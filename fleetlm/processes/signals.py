@@ -36,7 +36,7 @@ from fleetlm.errors import FleetError
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down
 from fleetlm.names import Address, canonical_node
-from fleetlm.wire.frames import Op
+from fleetlm.wire import operations
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
@@ -157,14 +157,14 @@ class Signals:
     def _pack(self, signal: list[Any]) -> bytes:
         """Encode a signal; a reason that cannot travel as it is becomes its text."""
         try:
-            packed = self._codec.pack([int(Op.SIGNAL), signal, None], signal)
+            packed = self._codec.pack(operations.signal(signal), signal)
         except FleetError as error:
             log.debug("an exit reason travels as text: %s", error)
             packed = b""
         if not 0 < len(packed) <= MAX_REASON_BYTES:
             text = repr(signal[-1])[: MAX_REASON_BYTES // 8]
             signal = [*signal[:-1], text.encode("utf-8", "backslashreplace").decode()]
-            packed = self._codec.pack([int(Op.SIGNAL), signal, None], signal)
+            packed = self._codec.pack(operations.signal(signal), signal)
         return packed
 
     def _incarnation_of(self, node: str) -> int | None:

@@ -1,6 +1,6 @@
-"""`fleetlm remote`: finds the nodes of this machine, and evaluates in one of them.
+"""The client's side of `fleetlm remote`: find a node on this machine and evaluate Python in it.
 
-Blocking sockets and few imports: the command answers as fast as the node does.
+It uses blocking sockets and imports little, so that the command answers as fast as the node does.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fleetlm.remote import protocol
-from fleetlm.remote.protocol import BadMessage, Found, Message, Reach, Unsafe
+from fleetlm.remote.protocol import BadMessage, Message, SocketAddress, SocketFile, UnsafeFolder
 
 OK, RAISED, USAGE, NO_NODE, TIMEOUT, NOT_ALLOWED = range(6)
-"""Exit codes."""
+"""Exit codes of `fleetlm remote`."""
 GREETING_S = 5.0
-"""For the node to say who it is; a loop that is blocked for longer is worth knowing about."""
+"""Seconds for the greeting of the node. If its event loop is blocked for longer, the user should know."""
 CANCEL_S = 1.0
-"""For the node to confirm that it cancelled an evaluation."""
+"""Seconds for the node to confirm that it has cancelled an evaluation."""
 
 
 class RemoteFailure(Exception):
-    """Why there is no result: an exit code, a word for programs, and a sentence for people."""
+    """There is no result.
+
+    Attributes:
+        code: the exit code.
+        kind: the reason for programs, such as "no_node".
+        text: the reason for people.
+    """
 
     def __init__(self, code: int, kind: str, text: str) -> None:
         super().__init__(code, kind, text)
@@ -40,7 +46,7 @@ class RemoteFailure(Exception):
 
 
 class NodeGone(Exception):
-    """The node closed the connection: it stopped or died."""
+    """The connection to the node has ended: the node stopped, died, or closed it."""
 
     def __init__(self, node: str, why: str) -> None:
         super().__init__(node, why)
@@ -51,8 +57,8 @@ class NodeGone(Exception):
         return f"{self.node} is gone ({self.why})"
 
 
-class Link:
-    """A connection to a node's console. Sends and receives frames; one thread reads."""
+class RemoteConnection:
+    """A connection to the remote shell of a node: sends and receives frames. Only one thread may receive."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
@@ -60,11 +66,11 @@ class Link:
         self.node = "the node"
 
     def fileno(self) -> int:
-        """For `select`."""
+        """The descriptor, for `select`."""
         return self._socket.fileno()
 
     def send(self, message: Mapping[str, object]) -> None:
-        """Raises: NodeGone; BadMessage when it is too long."""
+        """Send one request. Raises: NodeGone; BadMessage if the request is too long."""
         frame = protocol.pack(message, protocol.MAX_REQUEST_BYTES)
         try:
             self._socket.sendall(frame)
@@ -72,12 +78,15 @@ class Link:
             raise NodeGone(self.node, error.strerror or "it closed the connection") from None
 
     def receive(self, deadline: float | None = None) -> Message:
-        """The next frame, by that time of `time.monotonic`.
+        """Wait for the next frame.
+
+        Args:
+            deadline: a time of `time.monotonic`; None to wait without limit.
 
         Raises:
-            TimeoutError: not in time; what came of it already is kept.
+            TimeoutError: not in time. A part that has arrived is kept for the next call.
             NodeGone: the node stopped or died.
-            BadMessage: something else listens there.
+            BadMessage: the program at the other end does not follow the protocol.
         """
         head = protocol.LENGTH.size
         self._fill(head, deadline)
@@ -91,6 +100,7 @@ class Link:
         return message
 
     def _fill(self, size: int, deadline: float | None) -> None:
+        """Read until the buffer holds ``size`` bytes."""
         while len(self._buffer) < size:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not select.select([self._socket], [], [], left)[0]:
@@ -104,7 +114,10 @@ class Link:
             self._buffer += more
 
     def close(self) -> None:
-        """Idempotent. The node cancels what this client had it evaluate; a `receive` elsewhere ends."""
+        """Disconnect. The node cancels this client's evaluation; a `receive` in another thread ends.
+
+        May be called more than once.
+        """
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -113,38 +126,39 @@ class Link:
 # Finding a node.
 
 
-def discover(env: Mapping[str, str], uid: int) -> list[Found]:
-    """The nodes of this machine that this user may talk to. Files of dead nodes are removed.
+def discover(env: Mapping[str, str], uid: int) -> list[SocketFile]:
+    """Return the nodes on this machine that this user may connect to. Files of dead nodes are removed.
 
-    Root sees the nodes of all users, where it has none itself.
+    For root this includes the nodes of all users if root runs none.
 
     Raises:
-        RemoteFailure: a folder of sockets is not safe to use.
+        RemoteFailure: a folder for the sockets is not safe to use.
     """
-    found = _living(protocol.folders(env, uid), uid)
+    found = _find_live(protocol.folders(env, uid), uid)
     if not found and uid == 0:
-        for folder, owner in _folders_of_others():
-            found += _living([folder], owner)
+        for folder, owner in _find_folders_of_others():
+            found += _find_live([folder], owner)
     unique = {(each.node, each.pid): each for each in reversed(found)}
     return sorted(unique.values(), key=lambda each: (each.node, each.pid))
 
 
-def _living(folders: list[str], owner: int) -> list[Found]:
+def _find_live(folders: list[str], owner: int) -> list[SocketFile]:
+    """Return the socket files on which nodes listen. Raises: RemoteFailure for an unsafe folder."""
     living = []
     for folder in folders:
         try:
             protocol.check_folder(folder, owner)
             candidates = protocol.scan(folder)
-        except Unsafe as error:
+        except UnsafeFolder as error:
             raise RemoteFailure(NOT_ALLOWED, "not_allowed", str(error)) from None
         except OSError:
             continue
-        living += [each for each in candidates if not protocol.is_stale(each.path)]
+        living += [each for each in candidates if not protocol.remove_if_stale(each.path)]
     return living
 
 
-def _folders_of_others() -> Iterator[tuple[str, int]]:
-    """Folders whose names say whose they are, and are."""
+def _find_folders_of_others() -> Iterator[tuple[str, int]]:
+    """Yield the safe socket folders of all users, each with its owner."""
     for parent, prefix, suffix in (("/tmp", "fleetlm-", ""), ("/run/user", "", "/fleetlm")):  # noqa: S108
         try:
             entries = sorted(os.listdir(parent))  # noqa: PTH208
@@ -156,70 +170,80 @@ def _folders_of_others() -> Iterator[tuple[str, int]]:
             if entry.startswith(prefix) and owner.isdecimal():
                 try:
                     protocol.check_folder(folder, int(owner))
-                except (OSError, Unsafe):
-                    continue  # not to be trusted, and not asked for
+                except (OSError, UnsafeFolder):
+                    continue
                 yield folder, int(owner)
 
 
-def choose(found: list[Found], wanted: str | None) -> Found:
-    """The node that is meant.
+def choose(found: list[SocketFile], wanted: str | None) -> SocketFile:
+    """Select the node to connect to.
+
+    Args:
+        found: what `discover` returned.
+        wanted: the node's name, with ``.<pid>`` where two processes use one name; None for the only node.
 
     Raises:
-        RemoteFailure: none runs, or not the wanted one (3); several, and none is named (2).
+        RemoteFailure: no node runs, or not the wanted one (exit code 3); several fit (2).
     """
     if not found:
         raise RemoteFailure(
             NO_NODE,
             "no_node",
-            "no node runs on this machine as this user. Start one with: fleetlm start\n"
-            "(A node with FLEETLM_REMOTE=off, of another user, or in another container is not seen.)",
+            "no node of this user runs on this machine. Start one with: fleetlm start\n"
+            "(Nodes of other users, in other containers, or with FLEETLM_REMOTE=off cannot be found.)",
         )
     if wanted is not None:
         short = protocol.stem(wanted)
         fitting = [each for each in found if short in (each.node, f"{each.node}.{each.pid}")]
         if not fitting:
             raise RemoteFailure(
-                NO_NODE, "no_node", f"no node {wanted} on this machine. There are:\n{_list(found)}"
+                NO_NODE,
+                "no_node",
+                f"no node {wanted} runs on this machine. These do:\n{_list_options(found)}",
             )
     else:
         fitting = found
     if len(fitting) > 1:
         raise RemoteFailure(
-            USAGE, "several_nodes", f"several nodes run here; name one by --node:\n{_list(fitting)}"
+            USAGE,
+            "several_nodes",
+            f"several nodes run on this machine; choose one:\n{_list_options(fitting)}",
         )
     return fitting[0]
 
 
-def _list(found: list[Found]) -> str:
+def _list_options(found: list[SocketFile]) -> str:
+    """Return a ``--node`` option for each node, one a line."""
     names = [each.node for each in found]
     return "\n".join(
         f"  --node {each.node}" + (f".{each.pid}" if names.count(each.node) > 1 else "") for each in found
     )
 
 
-def connect(found: Found, timeout_s: float = GREETING_S) -> Link:
-    """Connect and hear the greeting.
+def connect(found: SocketFile, timeout_s: float = GREETING_S) -> RemoteConnection:
+    """Connect to a node and wait for its greeting.
 
     Raises:
-        RemoteFailure: not allowed (5), gone or full (3), silent for ``timeout_s`` seconds (4).
+        RemoteFailure: permission denied (exit code 5); the node has gone or has too many clients (3);
+            no greeting for ``timeout_s`` seconds (4).
     """
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connected.settimeout(timeout_s)
-    link = Link(connected)
-    link.node = found.node
+    connection = RemoteConnection(connected)
+    connection.node = found.node
     try:
-        with Reach(found.path) as address:
+        with SocketAddress(found.path) as address:
             connected.connect(address)
         connected.settimeout(None)
         _check_owner(found, connected)
-        greeting = link.receive(time.monotonic() + timeout_s)
+        greeting = connection.receive(time.monotonic() + timeout_s)
     except PermissionError as error:
         connected.close()
-        text = f"not allowed to talk to {found.node}: {error.strerror} ({found.path})"
+        text = f"not allowed to connect to {found.node}: {error.strerror} ({found.path})"
         raise RemoteFailure(NOT_ALLOWED, "not_allowed", text) from None
     except TimeoutError:
         connected.close()
-        raise RemoteFailure(TIMEOUT, "timeout", blocked(found.node, timeout_s)) from None
+        raise RemoteFailure(TIMEOUT, "timeout", describe_silence(found.node, timeout_s)) from None
     except (OSError, NodeGone, BadMessage) as error:
         connected.close()
         raise RemoteFailure(NO_NODE, "no_node", f"{found.node} does not answer: {error}") from None
@@ -231,19 +255,20 @@ def connect(found: Found, timeout_s: float = GREETING_S) -> Link:
         code = NOT_ALLOWED if greeting.get("code") == "not_allowed" else NO_NODE
         kind = str(greeting.get("code"))
         raise RemoteFailure(code, kind, f"refused by {found.node}: {greeting['refused']}")
-    link.node = str(greeting.get("node", found.node))
-    return link
+    connection.node = str(greeting.get("node", found.node))
+    return connection
 
 
-def blocked(node: str, seconds: float) -> str:
-    """What silence means."""
+def describe_silence(node: str, seconds: float) -> str:
+    """Return a text that explains why a node is silent."""
     return (
-        f"{node} did not react within {seconds:g} s: its event loop is blocked (a computation, or a "
-        "blocking call), or the process is stopped"
+        f"{node} did not respond within {seconds:g} s: its event loop is blocked (by a computation or a "
+        "blocking call), or its process is stopped"
     )
 
 
-def _check_owner(found: Found, connected: socket.socket) -> None:
+def _check_owner(found: SocketFile, connected: socket.socket) -> None:
+    """Raise RemoteFailure if the process that serves a socket is neither its owner's nor root's."""
     who = protocol.peer_credentials(connected)
     owner = os.lstat(found.folder).st_uid
     if who is not None and who[1] not in (owner, 0):
@@ -255,8 +280,14 @@ def _check_owner(found: Found, connected: socket.socket) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What `fleetlm remote EXPR` ends with."""
+class RemoteOutcome:
+    """How one evaluation ended.
+
+    Attributes:
+        code: the exit code.
+        done: the node's last message about it; empty if there is none.
+        error: the text for stderr; empty on success.
+    """
 
     code: int
     done: Message
@@ -264,41 +295,49 @@ class Outcome:
 
 
 def evaluate(
-    link: Link, source: str, timeout_s: float, width: int, show: Callable[[str, str], None]
-) -> Outcome:
-    """Evaluate, handing on what is printed as it comes: ``show(stream, text)``.
+    connection: RemoteConnection, source: str, timeout_s: float, width: int, show: Callable[[str, str], None]
+) -> RemoteOutcome:
+    """Evaluate Python in a node.
 
-    After ``timeout_s`` seconds, or at Ctrl-C, the node is told to cancel the evaluation.
+    After ``timeout_s`` seconds, or on Ctrl-C, the node is told to cancel the evaluation.
+
+    Args:
+        connection: greeted, and without an evaluation in progress.
+        source: an expression or statements.
+        timeout_s: seconds to wait for the result.
+        width: characters of a line for the layout of the repr; 0 for a plain repr.
+        show: called with "stdout" or "stderr" and each text that the evaluation prints, as it arrives.
 
     Raises:
-        NodeGone: it stopped or died before the result.
+        NodeGone: the node stopped or died before the result.
     """
     try:
-        link.send({"op": "eval", "id": 1, "source": source, "width": width})
+        connection.send({"op": "eval", "id": 1, "source": source, "width": width})
     except BadMessage as error:
-        return Outcome(USAGE, {}, f"the expression is too long: {error}")
+        return RemoteOutcome(USAGE, {}, f"the expression is too long: {error}")
     try:
-        done = _await_result(link, time.monotonic() + timeout_s, show)
+        done = _await_result(connection, time.monotonic() + timeout_s, show)
     except (TimeoutError, KeyboardInterrupt) as stopped:
         interrupted = isinstance(stopped, KeyboardInterrupt)
         what = "interrupted" if interrupted else f"no result within {timeout_s:g} s (--timeout)"
         code = 130 if interrupted else TIMEOUT
-        link.send({"op": "cancel"})
+        connection.send({"op": "cancel"})
         try:
-            _await_result(link, time.monotonic() + CANCEL_S, show)
+            _await_result(connection, time.monotonic() + CANCEL_S, show)
         except TimeoutError:
-            return Outcome(code, {}, f"{what}; {blocked(link.node, CANCEL_S)}")
-        return Outcome(code, {}, f"{what}; the evaluation was cancelled in {link.node}")
+            return RemoteOutcome(code, {}, f"{what}; {describe_silence(connection.node, CANCEL_S)}")
+        return RemoteOutcome(code, {}, f"{what}; the evaluation was cancelled in {connection.node}")
     if done["done"] == "ok":
-        return Outcome(OK, done)
+        return RemoteOutcome(OK, done)
     if done["done"] == "error":
-        return Outcome(RAISED, done, str(done.get("traceback", "")))
-    return Outcome(RAISED, done, f"the evaluation was {done['done']} in {link.node}")
+        return RemoteOutcome(RAISED, done, str(done.get("traceback", "")))
+    return RemoteOutcome(RAISED, done, f"the evaluation was {done['done']} in {connection.node}")
 
 
-def _await_result(link: Link, deadline: float, show: Callable[[str, str], None]) -> Message:
+def _await_result(connection: RemoteConnection, deadline: float, show: Callable[[str, str], None]) -> Message:
+    """Show the output of an evaluation until its last message arrives, and return that."""
     while True:
-        message = link.receive(deadline)
+        message = connection.receive(deadline)
         if "stream" in message:
             show(str(message["stream"]), str(message.get("text", "")))
         elif "done" in message:
@@ -306,7 +345,7 @@ def _await_result(link: Link, deadline: float, show: Callable[[str, str], None])
 
 
 def run(source: str, *, node: str | None, timeout_s: float, as_json: bool) -> int:
-    """`fleetlm remote EXPR`: print what it printed and the result; return the exit code."""
+    """Run `fleetlm remote EXPR`: print the output and the result. Returns the exit code."""
     printed: list[str] = []
 
     def show(stream: str, text: str) -> None:
@@ -319,17 +358,17 @@ def run(source: str, *, node: str | None, timeout_s: float, as_json: bool) -> in
 
     kind = ""
     try:
-        link = connect(choose(discover(os.environ, os.getuid()), node), min(timeout_s, GREETING_S))
+        connection = connect(choose(discover(os.environ, os.getuid()), node), min(timeout_s, GREETING_S))
         try:
-            outcome = evaluate(link, source, timeout_s, terminal_width(), show)
+            outcome = evaluate(connection, source, timeout_s, terminal_width(), show)
         finally:
-            link.close()
+            connection.close()
     except RemoteFailure as failure:
-        kind, outcome = failure.kind, Outcome(failure.code, {}, failure.text)
+        kind, outcome = failure.kind, RemoteOutcome(failure.code, {}, failure.text)
     except (NodeGone, BadMessage) as gone:
-        kind, outcome = "no_node", Outcome(NO_NODE, {}, f"{gone} before there was a result")
+        kind, outcome = "no_node", RemoteOutcome(NO_NODE, {}, f"{gone} before there was a result")
     if as_json:
-        print(json.dumps(report(outcome, "".join(printed), kind)))
+        print(json.dumps(build_report(outcome, "".join(printed), kind)))
     elif outcome.code == OK:
         if outcome.done["repr"] != "None":
             print(outcome.done["repr"])
@@ -338,8 +377,8 @@ def run(source: str, *, node: str | None, timeout_s: float, as_json: bool) -> in
     return outcome.code
 
 
-def report(outcome: Outcome, printed: str, kind: str) -> Message:
-    """The one object of ``--json``."""
+def build_report(outcome: RemoteOutcome, printed: str, kind: str) -> Message:
+    """Return the object that ``--json`` prints."""
     done = outcome.done
     error: Message | None = None
     if outcome.code != OK:
@@ -359,16 +398,16 @@ def report(outcome: Outcome, printed: str, kind: str) -> Message:
 
 
 def terminal_width() -> int:
-    """Characters of a line, for laying results out; 0 where nobody looks: plain ``repr``."""
+    """Return the characters of a line of the terminal; 0 if stdout is not a terminal."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 0
     except (OSError, ValueError):
         return 0
 
 
-def ask_facts(link: Link, timeout_s: float = GREETING_S) -> Message:
-    """What a node says of itself, for `fleetlm doctor`. Raises: TimeoutError, NodeGone."""
-    link.send({"op": "facts", "id": 1})
-    message = link.receive(time.monotonic() + timeout_s)
+def ask_facts(connection: RemoteConnection, timeout_s: float = GREETING_S) -> Message:
+    """Return what a node says about itself (`remote.facts`). Raises: TimeoutError, NodeGone."""
+    connection.send({"op": "facts", "id": 1})
+    message = connection.receive(time.monotonic() + timeout_s)
     facts = message.get("facts")
     return facts if isinstance(facts, dict) else {}

@@ -1,8 +1,19 @@
 """Evaluation of Python inside a running node, for `fleetlm remote`.
 
-Expressions and statements alike, ``await`` at the top level, what is awaitable is awaited. What the
-evaluation prints goes to its own client, from whatever task or thread it started; what anything else
-prints stays at the node.
+`Evaluator.run` takes expressions and statements. ``await`` works at the top level; if the last expression
+is awaitable, it is awaited. Nothing that the source raises reaches the node: SystemExit, KeyboardInterrupt
+and CancelledError become the result as well. The one exception is the cancellation of the evaluating task
+itself.
+
+Output: ``sys.stdout`` and ``sys.stderr`` are replaced by `_OutputDispatcher` objects while clients are
+connected (`CAPTURE`). A dispatcher looks at a context variable. Tasks and threads started with
+`asyncio.to_thread` inherit the context of the evaluation, so their output goes to that client, even
+after the result; after the client has disconnected, it is dropped. Everything else is written to the
+original stream. When the last client disconnects, the original streams are restored, unless the program
+has replaced them in the meantime.
+
+Tracebacks: the source of each evaluation is kept in `linecache` under a name such as ``<remote-7>``, so
+that tracebacks show its lines. They begin with the user's first frame.
 """
 
 from __future__ import annotations
@@ -25,15 +36,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from fleetlm.remote.namespace import plain
+from fleetlm.remote.facts import plain
 from fleetlm.remote.protocol import MAX_REPR_CHARS, MAX_VALUE_BYTES
 
 Sink = Callable[[str, str], None]
-"""Takes ("stdout" or "stderr", text), on the event loop's thread."""
+"""Called with "stdout" or "stderr" and the text, on the thread that prints."""
 
 MAX_SOURCES_KEPT = 64
-"""Sources of one session that tracebacks can show."""
+"""Sources of one client that tracebacks can show. Older ones are forgotten, to bound memory."""
 MAX_COMPLETIONS = 500
+"""Completions of one word that are sent."""
 
 _sink: contextvars.ContextVar[Sink | None] = contextvars.ContextVar("fleetlm_remote", default=None)
 _serial = itertools.count(1)
@@ -42,7 +54,7 @@ _DOTTED = re.compile(r"(?:^|[^\w.])((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)?$")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an evaluation came to. ``traceback`` is None where it did not raise."""
+    """The result of an evaluation: a value, or an error with its traceback."""
 
     value: Any = None
     error: BaseException | None = None
@@ -50,15 +62,20 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The error's message; never raises."""
+        """The error's message. Never raises."""
         try:
-            return shortened(str(self.error))
-        except Exception:  # noqa: BLE001  a broken __str__ is the error's own affair
+            return shorten(str(self.error))
+        except Exception:  # noqa: BLE001  the __str__ of an error may raise anything
             return "(its str() raised)"
 
 
-class Session:
-    """One client's evaluations: its names persist, ``_`` is the last result."""
+class Evaluator:
+    """Evaluates for one client. Its names persist between evaluations; ``_`` is the last result.
+
+    Args:
+        names: the namespace, which evaluations change.
+        sink: receives what evaluations print.
+    """
 
     def __init__(self, names: dict[str, Any], sink: Sink) -> None:
         self.names = names
@@ -66,14 +83,15 @@ class Session:
         self._files: list[str] = []
 
     async def run(self, source: str) -> Result:
-        """Evaluate ``source``. Raises nothing but CancelledError, when this task is cancelled.
+        """Evaluate ``source`` in the current task.
 
-        SystemExit and KeyboardInterrupt of the source end the evaluation, never the node.
+        Raises:
+            CancelledError: this task was cancelled. Everything that the source raises is returned.
         """
         _sink.set(self._sink)
         filename = self._remember(source)
         try:
-            body, last = _compiled(source, filename)
+            body, last = _compile(source, filename)
             if body is not None:
                 await self._call(body)
             value = None if last is None else await self._call(last)
@@ -83,9 +101,9 @@ class Session:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            return Result(error=error, traceback=_shown(error, filename))
-        except BaseException as error:  # noqa: BLE001  whatever it is, it is the client's, not the node's
-            return Result(error=error, traceback=_shown(error, filename))
+            return Result(error=error, traceback=_format_traceback(error, filename))
+        except BaseException as error:  # noqa: BLE001  no error of a client may reach the node
+            return Result(error=error, traceback=_format_traceback(error, filename))
         if value is not None:
             self.names["_"] = value
         return Result(value)
@@ -97,7 +115,7 @@ class Session:
         return value
 
     def complete(self, text: str) -> list[str]:
-        """What the last word of ``text`` may become, as whole dotted words, sorted."""
+        """Return completions of the last word of ``text``, as whole dotted words, sorted."""
         match = _DOTTED.search(text)
         if match is None:
             return []
@@ -114,8 +132,9 @@ class Session:
         return [path + word for word in fitting[:MAX_COMPLETIONS]]
 
     def _words(self, path: str) -> set[str]:
+        """Return the names that may follow ``path``, such as ``node.settings.``."""
         if not path:
-            import keyword  # noqa: PLC0415  only a shell asks
+            import keyword  # noqa: PLC0415  used by shells only
 
             return {*self.names, *dir(builtins), *keyword.kwlist}
         first, *rest = path.removesuffix(".").split(".")
@@ -125,16 +144,16 @@ class Session:
         return set(dir(value))
 
     def close(self) -> None:
-        """Forget the sources; what was printed by tasks left behind stays at the node from now on."""
+        """Forget the names and sources of this client."""
         for filename in self._files:
             linecache.cache.pop(filename, None)
         self._files.clear()
         self.names.clear()
 
     def _remember(self, source: str) -> str:
-        """Let tracebacks show the lines of ``source``, which is in no file."""
+        """Store ``source`` for tracebacks, since it is in no file. Returns its made-up file name."""
         filename = f"<remote-{next(_serial)}>"
-        lines = [f"{line}\n" for line in source.splitlines()]  # carets count on the line's end
+        lines = [f"{line}\n" for line in source.splitlines()]  # carets need the line ends
         linecache.cache[filename] = (len(source), None, lines, filename)
         self._files.append(filename)
         if len(self._files) > MAX_SOURCES_KEPT:
@@ -142,14 +161,14 @@ class Session:
         return filename
 
 
-def _compiled(source: str, filename: str) -> tuple[types.CodeType | None, types.CodeType | None]:
-    """The statements, and the expression behind them whose value is the result."""
+def _compile(source: str, filename: str) -> tuple[types.CodeType | None, types.CodeType | None]:
+    """Compile ``source``. Returns its statements, and the last expression, whose value is the result."""
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     parsed = compile(source, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
     assert isinstance(parsed, ast.Module)
     last: ast.Expr | None = None
     if parsed.body and isinstance(parsed.body[-1], ast.Expr):
-        last = parsed.body.pop()  # type: ignore[assignment]  # just seen to be one
+        last = parsed.body.pop()  # type: ignore[assignment]  # checked in the line above
     body = compile(parsed, filename, "exec", flags, dont_inherit=True) if parsed.body else None
     if last is None:
         return body, None
@@ -157,39 +176,39 @@ def _compiled(source: str, filename: str) -> tuple[types.CodeType | None, types.
     return body, compile(expression, filename, "eval", flags, dont_inherit=True)
 
 
-def _shown(error: BaseException, filename: str) -> str:
-    """The traceback from the user's first frame on: ours would only be in the way."""
+def _format_traceback(error: BaseException, filename: str) -> str:
+    """Return the traceback without the frames of this module."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename != filename:
         frames = frames.tb_next
-    told = traceback.TracebackException(type(error), error, frames, compact=True)
-    text = "".join(told.format())
+    formatter = traceback.TracebackException(type(error), error, frames, compact=True)
+    text = "".join(formatter.format())
     if isinstance(error, SystemExit):
-        text += "(The node goes on. To stop it: await node.stop())\n"
-    return shortened(text)
+        text += "(The node continues to run. To stop it: await node.stop())\n"
+    return shorten(text)
 
 
-def shortened(text: str) -> str:
-    """At most `MAX_REPR_CHARS`, and a remark on the rest."""
+def shorten(text: str) -> str:
+    """Cut a text after `MAX_REPR_CHARS` and say how much is missing."""
     if len(text) <= MAX_REPR_CHARS:
         return text
     return f"{text[:MAX_REPR_CHARS]}… ({len(text) - MAX_REPR_CHARS:,} characters more)"
 
 
-def described(value: Any, width: int) -> str:
-    """``repr(value)``, laid out over lines of ``width`` characters where width is not 0.
+def format_value(value: Any, width: int) -> str:
+    """Return ``repr(value)``, broken into lines of ``width`` characters unless width is 0.
 
-    Never raises, and never returns more than `MAX_REPR_CHARS` and a remark on the rest.
+    Never raises. Longer texts than `MAX_REPR_CHARS` are cut.
     """
     try:
         text = pprint.pformat(value, width=width, sort_dicts=False) if width else repr(value)
-    except Exception as error:  # noqa: BLE001  a broken __repr__ is the value's own affair
+    except Exception as error:  # noqa: BLE001  the __repr__ of a value may raise anything
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-    return shortened(text)
+    return shorten(text)
 
 
 def as_json(value: Any) -> Any:
-    """The value as JSON can carry it, dataclasses as objects; None where it cannot."""
+    """Return the value in JSON types; None if it cannot be converted or is too long."""
 
     def convert(each: Any) -> Any:
         if hasattr(each, "__dataclass_fields__") and not isinstance(each, type):
@@ -203,8 +222,8 @@ def as_json(value: Any) -> Any:
     return json.loads(text) if len(text) <= MAX_VALUE_BYTES else None
 
 
-class _Dispatcher:
-    """Stands in for ``sys.stdout`` or ``sys.stderr`` while sessions are open; else it is the stream."""
+class _OutputDispatcher:
+    """Replaces ``sys.stdout`` or ``sys.stderr`` while clients are connected."""
 
     def __init__(self, name: str, stream: TextIO) -> None:
         self._name = name
@@ -229,21 +248,21 @@ class _Dispatcher:
         return getattr(self.stream, name)
 
 
-class _Capture:
-    """Puts the dispatchers in place for as long as there are sessions, of any node of this program."""
+class _OutputCapture:
+    """Installs the dispatchers while any node of this program has a client. `hold` and `release` count."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._placed: dict[str, _Dispatcher] = {}
+        self._placed: dict[str, _OutputDispatcher] = {}
 
     def hold(self) -> None:
         with self._lock:
             self._users += 1
             for name in ("stdout", "stderr"):
                 stream = getattr(sys, name)
-                if stream is not None and not isinstance(stream, _Dispatcher):
-                    self._placed[name] = _Dispatcher(name, stream)
+                if stream is not None and not isinstance(stream, _OutputDispatcher):
+                    self._placed[name] = _OutputDispatcher(name, stream)
                     setattr(sys, name, self._placed[name])
 
     def release(self) -> None:
@@ -252,10 +271,10 @@ class _Capture:
             if self._users:
                 return
             for name, dispatcher in self._placed.items():
-                if getattr(sys, name) is dispatcher:  # else somebody put another in its place
+                if getattr(sys, name) is dispatcher:  # else the program has replaced it
                     setattr(sys, name, dispatcher.stream)
             self._placed.clear()
 
 
-CAPTURE = _Capture()
-"""``sys.stdout`` belongs to the program, so there is one of these, not one for each node."""
+CAPTURE = _OutputCapture()
+"""One for the whole program, since ``sys.stdout`` exists once and not for each node."""

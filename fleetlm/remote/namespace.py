@@ -1,14 +1,14 @@
-"""The nouns of the remote shell, such as `Node` and `Process`, bound to the node that it runs in.
+"""The names that an expression in `fleetlm remote` can use: ``Node``, ``Process``, ``Registry`` and others.
 
-They read as in Elixir, and return what the methods of `fleetlm.Node` return. What talks to another
-node is awaitable: `fleetlm remote` awaits a result by itself, inside an expression write ``await``.
+They are named as in Elixir, are bound to the node that evaluates, and return what the methods of
+`fleetlm.Node` return. Methods that contact another node return an awaitable: `fleetlm remote` awaits the
+result of an expression by itself; inside an expression, write ``await``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import builtins
-import dataclasses
 import sys
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,41 +21,41 @@ if TYPE_CHECKING:
     from fleetlm.node import Node
 
 _PING_TIMEOUT_S = 5.0
-_CELL_CHARS = 48
-"""Of a name in a table; ``Process.info`` shows it whole."""
+_MAX_CELL_CHARS = 48
+"""Longer names are cut in tables. ``Process.info`` shows them in full."""
 
 
 class NodeNoun:
-    """``Node``: this node and those that it knows."""
+    """``Node``: this node and the nodes that it knows."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def list(self, *selectors: str) -> list[str]:
-        """Connected nodes without this one, sorted; or by selector, several make a union.
+        """Return connected nodes without this one, sorted; or those that match any of the selectors.
 
         Selectors: visible, hidden, connected, this, known, dns, busy, draining.
         """
         return self._node.list(*selectors)
 
     def self(self) -> str:
-        """This node's name."""
+        """Return this node's name."""
         return self._node.name
 
     def info(self, name: str | None = None) -> object:
-        """This node with its connection table; or one row of it."""
+        """Return this node with its connection table, or the row of one peer."""
         return self._node.info() if name is None else self._node.info(name)
 
     def ping(self, name: str, timeout: float = _PING_TIMEOUT_S) -> Awaitable[object]:
-        """Connect if need be. Awaitable: "pong", or "pang" after ``timeout`` seconds at most."""
+        """Connect if necessary. Awaitable: "pong", or "pang" after at most ``timeout`` seconds."""
         return self._node.ping(name, timeout=timeout)
 
     def connect(self, name: str, timeout: float = _PING_TIMEOUT_S) -> Awaitable[bool]:
-        """Connect. Awaitable: whether the node is connected after ``timeout`` seconds at most."""
+        """Connect. Awaitable: whether the node is connected after at most ``timeout`` seconds."""
         return self._node.connect(name, timeout=timeout)
 
     def disconnect(self, name: str) -> object:
-        """Disconnect, and stay so until asked again. Whether it was connected."""
+        """Disconnect until `connect` is called or that node restarts. Returns whether it was connected."""
         return self._node.disconnect(name)
 
     def __repr__(self) -> str:
@@ -72,20 +72,20 @@ class ProcessNoun:
         self._node = node
 
     def list(self) -> Processes:
-        """This node's processes, oldest first: a list of `ProcessInfo` that shows itself as a table."""
+        """Return this node's processes, oldest first: a list of `ProcessInfo` that prints as a table."""
         return Processes(sorted(self._node.processes(), key=lambda info: info.pid.number))
 
     def info(self, process: Pid | int | str) -> object:
-        """What is known of a process, given as pid, as its number or by name; None when it is gone."""
-        pid = _pid(self._node, process)
+        """Return the state of a process, given as pid, number or name; None if it does not run."""
+        pid = _resolve_pid(self._node, process)
         return None if pid is None else self._node.process_info(pid)
 
     def whereis(self, name: str) -> Pid | None:
-        """The pid that has this name on this node, or None. Other nodes: ``await node.whereis``."""
+        """Return the pid with this name on this node, or None. For other nodes: ``await node.whereis``."""
         return self._node.registered().get(name)
 
     def registered(self) -> dict[str, Pid]:
-        """Name → pid of this node's named processes."""
+        """Return the named processes of this node: name → pid."""
         return dict(self._node.registered())
 
     def __repr__(self) -> str:
@@ -96,21 +96,21 @@ class ProcessNoun:
 
 
 class RegistryNoun:
-    """``Registry``: the cluster-wide names, as this node sees them."""
+    """``Registry``: the cluster-wide names, as this node knows them."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def list(self) -> dict[str, Pid]:
-        """Name → the process that holds it, sorted by name."""
+        """Return name → pid of the process that holds it, sorted by name."""
         return self._node.registry.list()
 
     def whereis(self, name: str) -> Pid | None:
-        """The process that holds this name, on whichever node, or None."""
+        """Return the process that holds this name on any node, or None."""
         return self._node.registry.whereis(name)
 
     def lookup(self, name: str) -> object:
-        """The same with its meta, and since when; or None."""
+        """Return the holder with its meta and the time of registration, or None."""
         return self._node.registry.lookup(name)
 
     def __repr__(self) -> str:
@@ -126,61 +126,63 @@ class GroupNoun:
         self._node = node
 
     def list(self) -> list[str]:
-        """Groups that have a member, sorted."""
+        """Return the groups that have members, sorted."""
         return self._node.groups.list()
 
     def members(self, name: str) -> builtins.list[Pid]:
-        """The pids of a group's members on all connected nodes and this one."""
+        """Return the pids of a group's members on this node and all connected nodes."""
         return self._node.groups.members(name)
 
     def local_members(self, name: str) -> builtins.list[Pid]:
-        """The pids of its members on this node."""
+        """Return the pids of a group's members on this node."""
         return self._node.groups.local_members(name)
 
     def __repr__(self) -> str:
-        return (
-            f"<Group as {self._node.name} knows them: Group.list(), Group.members(name), "
-            "Group.local_members(name)>"
-        )
+        return f"<Group of {self._node.name}: Group.list(), Group.members(name), Group.local_members(name)>"
 
 
 class SupervisorNoun:
-    """``Supervisor``: the supervisors of this node. To make one: ``fleetlm.Supervisor(...)``."""
+    """``Supervisor``: the supervisors of this node. ``fleetlm.Supervisor(...)`` creates one."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def tree(self, supervisor: Pid | int | str | None = None) -> Trees:
-        """Supervisors with their children, and theirs: all, or one by pid, number or name.
+        """Return the supervisors of this node with their children, as trees.
 
-        What they are doing does not matter: they are looked at, not asked.
+        The trees are read from the node's tables. No supervisor is called, so busy ones are shown, too.
+
+        Args:
+            supervisor: one supervisor, as pid, number or name; None for all.
 
         Raises:
-            ValueError: no supervisor of this node.
+            ValueError: it is not a supervisor of this node.
         """
         every = self._node.supervisors()
         if supervisor is None:
             children = {child.pid for rows in every.values() for child in rows}
             return Trees(self._root(pid, every) for pid in every if pid not in children)
-        pid = _pid(self._node, supervisor)
+        pid = _resolve_pid(self._node, supervisor)
         if pid is None or pid not in every:
-            raise ValueError(f"{supervisor} is no supervisor of {self._node.name}; Supervisor.tree() has all")
+            raise ValueError(
+                f"{supervisor} is not a supervisor of {self._node.name}; Supervisor.tree() shows all"
+            )
         return Trees([self._root(pid, every)])
 
     def _root(self, pid: Pid, every: Mapping[Pid, Sequence[ChildInfo]]) -> Branch:
         info = self._node.process_info(pid)
         name, runs, state = (None, "", "") if info is None else (info.name, info.runs, info.state)
-        return Branch(name, pid, runs, None, state, _branches(every[pid], every))
+        return Branch(name, pid, runs, None, state, _build_branches(every[pid], every))
 
     def __repr__(self) -> str:
         return (
             f"<Supervisor of {self._node.name}: Supervisor.tree(), Supervisor.tree(pid | number | name); "
-            "to make one: fleetlm.Supervisor>"
+            "fleetlm.Supervisor creates one>"
         )
 
 
 class Processes(list[ProcessInfo]):
-    """`ProcessInfo` rows that read as a table; the first column is a pid's number on this node."""
+    """`ProcessInfo` rows that print as a table. The first column is the pid's number on this node."""
 
     def __repr__(self) -> str:
         if not self:
@@ -189,15 +191,15 @@ class Processes(list[ProcessInfo]):
         rows = [
             (p.pid.number, p.name or "-", p.runs, p.mailbox, p.taken, p.open_calls, p.state) for p in self
         ]
-        return _table(head, rows)
+        return _format_table(head, rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A supervisor or one of its children, and what is below it.
+    """A supervisor or one of its children, with everything below it.
 
-    ``id`` is the name among the children of its supervisor, or the registered one of a root, which
-    has no ``restart``.
+    ``id`` is the child's name within its supervisor. A root has its registered name as ``id``, or None, and
+    no ``restart``.
     """
 
     id: str | None
@@ -209,38 +211,41 @@ class Branch:
 
 
 class Trees(list[Branch]):
-    """Roots that read as indented trees; in angles a pid's number on this node."""
+    """Roots that print as indented trees. Numbers in angle brackets are those of pids on this node."""
 
     def __repr__(self) -> str:
-        return "\n".join(line for root in self for line in _drawn(root)) or "(no supervisors)"
+        return "\n".join(line for root in self for line in _draw_branch(root)) or "(no supervisors)"
 
 
-def _branches(children: Sequence[ChildInfo], every: Mapping[Pid, Sequence[ChildInfo]]) -> tuple[Branch, ...]:
+def _build_branches(
+    children: Sequence[ChildInfo], every: Mapping[Pid, Sequence[ChildInfo]]
+) -> tuple[Branch, ...]:
     return tuple(
         Branch(
             child.id, child.pid, child.runs, child.restart, child.state,
-            () if child.pid is None else _branches(every.get(child.pid, ()), every),
+            () if child.pid is None else _build_branches(every.get(child.pid, ()), every),
         )
         for child in children
     )  # fmt: skip
 
 
-def _drawn(branch: Branch) -> Iterator[str]:
-    told = ["-" if branch.id is None else _cell(branch.id)]
+def _draw_branch(branch: Branch) -> Iterator[str]:
+    """Yield the lines of a tree."""
+    parts = ["-" if branch.id is None else _format_cell(branch.id)]
     if branch.pid is not None:
-        told.append(f"<{branch.pid.number}>")
-    told += [_cell(branch.runs), *([branch.restart] if branch.restart else []), branch.state]
-    yield "  ".join(told)
+        parts.append(f"<{branch.pid.number}>")
+    parts += [_format_cell(branch.runs), *([branch.restart] if branch.restart else []), branch.state]
+    yield "  ".join(parts)
     for child in branch.children:
         last = child is branch.children[-1]
-        for number, line in enumerate(_drawn(child)):
+        for number, line in enumerate(_draw_branch(child)):
             lead = ("└─ " if last else "├─ ") if number == 0 else ("   " if last else "│  ")
             yield lead + line
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell; numbers stand to the right."""
-    cells = [list(head), *([_cell(each) for each in row] for row in rows)]
+def _format_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay out a table. Columns are as wide as their widest cell; numbers are aligned to the right."""
+    cells = [list(head), *([_format_cell(each) for each in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [isinstance(each, int) for each in rows[0]]
     return "\n".join(
@@ -252,13 +257,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     text = str(value)
     text = text if text.isprintable() else repr(text)
-    return text if len(text) <= _CELL_CHARS else f"{text[: _CELL_CHARS - 1]}…"
+    return text if len(text) <= _MAX_CELL_CHARS else f"{text[: _MAX_CELL_CHARS - 1]}…"
 
 
-def _pid(node: Node, process: Pid | int | str) -> Pid | None:
+def _resolve_pid(node: Node, process: Pid | int | str) -> Pid | None:
     if isinstance(process, Pid):
         return process
     if isinstance(process, int):
@@ -266,8 +271,8 @@ def _pid(node: Node, process: Pid | int | str) -> Pid | None:
     return node.registered().get(process)
 
 
-def namespace(node: Node) -> dict[str, Any]:
-    """The names that an expression sees, fresh for each session."""
+def make_namespace(node: Node) -> dict[str, Any]:
+    """Return the names that expressions can use. Each client gets a dict of its own."""
     return {
         "__builtins__": builtins,
         "__name__": "__remote__",
@@ -277,42 +282,6 @@ def namespace(node: Node) -> dict[str, Any]:
         "Registry": RegistryNoun(node),
         "Supervisor": SupervisorNoun(node),
         "asyncio": asyncio,
-        "fleetlm": sys.modules["fleetlm"],  # by now it is there; importing it here would be a cycle
+        "fleetlm": sys.modules["fleetlm"],  # loaded already; an import here would be circular
         "node": node,
     }
-
-
-def facts(node: Node) -> dict[str, Any]:
-    """What `fleetlm doctor` asks a running node, as JSON can carry it; no secret in it."""
-    settings, own = node.settings, node.own_address
-    return {
-        "name": node.name,
-        "incarnation": node.incarnation,
-        "settings": settings.effective(),
-        "warnings": list(settings.warnings),
-        "query": settings.dns_query,
-        "basename": settings.node_basename,
-        "port": settings.node_port,
-        "cluster": settings.cluster,
-        "dns_server": settings.dns_server,
-        "cookie": settings.cookie is not None,
-        "node_timeout_s": settings.node_timeout_s,
-        "poll_interval_s": settings.poll_interval_s,
-        "own_ip": own.ip,
-        "own_ip_why": own.why,
-        "own_ip_warning": own.warning,
-        "info": plain(node.info()),
-    }
-
-
-def plain(value: Any) -> Any:
-    """A value with dataclasses as dicts and all else as JSON takes it, or as text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(each) for each in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

@@ -1,17 +1,31 @@
-"""What a node and `fleetlm remote` say to each other, and where they meet.
+"""The protocol between a node and `fleetlm remote`, and the folder in which they meet.
 
-They meet at a Unix socket in a folder that only its owner may enter.
+Transport: a Unix stream socket, ``<folder>/<node>.<pid>.sock``, never a network port. A client that may
+connect can run code as the node, so access is limited three times: the folder has mode 0700, the socket
+0600, and each side asks the kernel for the user of the other (`peer_credentials`). A folder that is a
+symbolic link, belongs to another user or is open to others is refused by both sides, and no other folder
+is tried: an attacker could have made the first one unusable on purpose. The node binds the socket under a
+hidden name and renames it once it listens, so a socket file that refuses connections belongs to a dead
+process, and any client may remove it (`remove_if_stale`).
 
-A frame is four bytes of length and one JSON object. The node greets first::
+Framing: four bytes of length (big-endian), then one JSON object in ASCII. Requests are at most
+`MAX_REQUEST_BYTES` long, frames of the node `MAX_FRAME_BYTES`. A frame that breaks these rules ends the
+connection with ``refused``; other clients are not affected.
 
-    node    {"node": "fleetlm@10.0.0.7", "version": 1}        or {"refused": why}
-    client  {"op": "eval", "id": 1, "source": "Node.list()", "session": false, "width": 0}
+Conversation: the node speaks first. ``id`` is chosen by the client and repeated in replies::
+
+    node    {"node": "fleetlm@10.0.0.7", "version": 1}        or {"refused": why, "code": kind}
+    client  {"op": "eval", "id": 1, "source": "Node.list()", "width": 0}
     node    {"id": 1, "stream": "stdout", "text": "..."}       any number of times
     node    {"id": 1, "done": "ok", "repr": "[]", "value": []}
     client  {"op": "cancel"} · {"op": "complete", "id": 2, "text": "Node.l"} · {"op": "facts", "id": 3}
-    node    {"bye": "shutdown"}
+    node    {"bye": "shutdown"}                                the node stops
 
-Imports little, so that the command line starts fast.
+One evaluation at a time runs for each connection; a second ``eval`` gets ``"done": "busy"``. The node reads
+requests while it evaluates, so ``cancel`` takes effect at once, and closing the connection cancels too.
+``done`` is "ok", "error", "cancelled" or "busy".
+
+This module imports little, so that the command starts fast.
 """
 
 from __future__ import annotations
@@ -27,31 +41,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 VERSION = 1
+"""Version of this protocol, told in the greeting."""
 MAX_REQUEST_BYTES = 1024 * 1024
-"""Of what a client sends: an expression, or a pasted program."""
+"""Length of a client's frame. It is enough for an expression or a pasted program."""
 MAX_FRAME_BYTES = 32 * 1024 * 1024
-"""Of what a node sends: room for a value and its repr at their limits, in the widest escapes."""
+"""Length of a node's frame. It holds a value and its repr at their limits, even if JSON escapes them."""
 MAX_REPR_CHARS = 1_000_000
+"""Longer reprs and tracebacks are cut. A person reads less, and a program uses the value."""
 MAX_VALUE_BYTES = 8 * 1024 * 1024
+"""A result whose JSON is longer is sent as its repr only."""
 MAX_SUN_PATH_BYTES = 103
-"""What every system takes: 104 with the final zero on macOS, 108 on Linux."""
+"""A socket path of this length works everywhere: with the final zero byte, macOS allows 104, Linux 108."""
 MAX_STEM_CHARS = 56
+"""Longer node names are shortened in file names, to leave room for the folder."""
 LENGTH = struct.Struct(">I")
+"""The length that precedes each frame's body."""
 SUFFIX = ".sock"
 
 Message = dict[str, object]
 
 
 class BadMessage(ValueError):
-    """Not a frame of this protocol: the connection is of no use any more."""
+    """The bytes received are not a frame of this protocol. The connection cannot be used any more."""
 
 
-class Unsafe(Exception):
-    """The folder of the sockets may be entered by others, or belongs to somebody else."""
+class UnsafeFolder(Exception):
+    """The folder for the sockets belongs to another user, or other users may enter it."""
 
 
 def pack(message: Mapping[str, object], limit_bytes: int = MAX_FRAME_BYTES) -> bytes:
-    """One frame. Raises: BadMessage beyond the limit."""
+    """Encode one frame. Raises: BadMessage if it is longer than the limit."""
     body = json.dumps(message, separators=(",", ":")).encode("ascii")
     if len(body) > limit_bytes:
         raise BadMessage(f"{len(body):,} bytes; at most {limit_bytes:,} are allowed")
@@ -59,7 +78,7 @@ def pack(message: Mapping[str, object], limit_bytes: int = MAX_FRAME_BYTES) -> b
 
 
 def body_length(prefix: bytes, limit_bytes: int) -> int:
-    """The length in bytes that a frame's first four bytes announce. Raises: BadMessage."""
+    """Decode the length in bytes from a frame's first four bytes. Raises: BadMessage if it is too long."""
     (length,) = LENGTH.unpack(prefix)
     if length > limit_bytes:
         raise BadMessage(f"a frame of {length:,} bytes; at most {limit_bytes:,} are allowed")
@@ -67,7 +86,7 @@ def body_length(prefix: bytes, limit_bytes: int) -> int:
 
 
 def unpack(body: bytes) -> Message:
-    """The object of a frame. Raises: BadMessage."""
+    """Decode the JSON object of a frame. Raises: BadMessage if it is not one."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -77,13 +96,13 @@ def unpack(body: bytes) -> Message:
     return message
 
 
-# Where sockets are.
+# The folder and the socket files.
 
 
 def folders(env: Mapping[str, str], uid: int) -> list[str]:
-    """Where a node of this user may have its socket, best first.
+    """Return the folders in which a node of this user may have its socket, best first.
 
-    The client looks into all of them: it may run without the variables that the node had.
+    A client looks into all of them, since it may run without the environment variables of the node.
     """
     found = []
     runtime = env.get("XDG_RUNTIME_DIR")
@@ -97,37 +116,38 @@ def folders(env: Mapping[str, str], uid: int) -> list[str]:
 
 
 def check_folder(path: str, owner: int) -> None:
-    """Whether ``path`` is a folder of ``owner`` that nobody else may enter.
+    """Check that ``path`` is a folder of the user ``owner`` that no other user may enter.
 
     Raises:
-        FileNotFoundError: there is none.
-        Unsafe: a link, not a folder, another's, or open to others.
+        FileNotFoundError: it does not exist.
+        UnsafeFolder: it is a symbolic link or not a folder, belongs to another user, or is open to others.
     """
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode):
-        raise Unsafe(f"{path} is not a folder (links are not followed); remove it")
+        raise UnsafeFolder(f"{path} is not a folder (symbolic links are not followed); remove it")
     if found.st_uid != owner:
-        raise Unsafe(f"{path} belongs to user {found.st_uid}, not to user {owner}; remove it")
+        raise UnsafeFolder(f"{path} belongs to user {found.st_uid}, not to user {owner}; remove it")
     if stat.S_IMODE(found.st_mode) & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        raise Unsafe(f"{path} is open to other users (mode {mode:03o}); run: chmod 700 {path}")
+        raise UnsafeFolder(
+            f"{path} is open to other users (mode {mode:03o}); close it with: chmod 700 {path}"
+        )
 
 
 def make_folder(env: Mapping[str, str], uid: int) -> str:
-    """The folder for a node's socket, made where there is none.
-
-    An unsafe folder is never passed over for the next one: somebody may be waiting for that.
+    """Return the folder for a node's socket, and create it if necessary.
 
     Raises:
-        Unsafe: see `check_folder`.
-        OSError: no folder could be made; the last reason.
+        UnsafeFolder: see `check_folder`. The next folder is not tried, since another user may have made
+            this one unusable to direct the node to another.
+        OSError: no folder could be created; it is the last error.
     """
     reason: OSError | None = None
     for path in folders(env, uid):
         if path.startswith("/run/user/") and env.get("XDG_RUNTIME_DIR") is None:
-            continue  # the system removes it at logout, under a node that goes on
+            continue  # the system removes this folder when the user logs out, even if the node goes on
         try:
-            os.mkdir(path, 0o700)  # noqa: PTH102  pathlib would be half of the client's start
+            os.mkdir(path, 0o700)  # noqa: PTH102  importing pathlib would take half of the start-up time
         except FileExistsError:
             pass
         except OSError as error:
@@ -141,7 +161,7 @@ def make_folder(env: Mapping[str, str], uid: int) -> str:
 
 
 def stem(node: str) -> str:
-    """A node's name as it stands in a file name: itself, or shortened and made unique where long."""
+    """Return a node's name for use in a file name. A long name is cut and gets a hash, to stay unique."""
     if len(node) <= MAX_STEM_CHARS:
         return node
     basename, _, ip = node.partition("@")
@@ -150,13 +170,19 @@ def stem(node: str) -> str:
 
 
 def socket_name(node: str, pid: int) -> str:
-    """The file name of a node's socket."""
+    """Return the file name of a node's socket."""
     return f"{stem(node)}.{pid}{SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A socket file. ``node`` is the name's `stem`, which is the name itself for all usual ones."""
+class SocketFile:
+    """A socket file.
+
+    Attributes:
+        folder: where it is.
+        node: the `stem` of the node's name, which is the whole name unless that is long.
+        pid: process id of the node.
+    """
 
     folder: str
     node: str
@@ -164,25 +190,25 @@ class Found:
 
     @property
     def path(self) -> str:
-        """The whole path."""
+        """The path of the file."""
         return f"{self.folder}/{self.node}.{self.pid}{SUFFIX}"
 
 
-def scan(folder: str) -> list[Found]:
-    """The socket files of a folder, sorted; whether anybody listens there is another question."""
+def scan(folder: str) -> list[SocketFile]:
+    """Return the socket files of a folder, sorted, those of dead nodes included."""
     found = []
     for entry in os.listdir(folder):  # noqa: PTH208
         node, dot, pid = entry.removesuffix(SUFFIX).rpartition(".")
         if entry.endswith(SUFFIX) and dot and "@" in node and pid.isdecimal():
-            found.append(Found(folder, node, int(pid)))
+            found.append(SocketFile(folder, node, int(pid)))
     return sorted(found, key=lambda each: (each.node, each.pid))
 
 
-class Reach:
-    """A path that fits into a socket address, for as long as the block lasts.
+class SocketAddress:
+    """Context manager: a path that fits into a Unix socket address while the block runs.
 
-    ``sockaddr_un`` has room for some 100 bytes; on Linux a longer path goes by way of its folder's
-    open descriptor.
+    An address has room for about 100 bytes (`MAX_SUN_PATH_BYTES`). On Linux, a longer path is replaced by
+    one through an open descriptor of its folder, ``/proc/self/fd/N/name``.
     """
 
     def __init__(self, path: str) -> None:
@@ -201,16 +227,16 @@ class Reach:
             os.close(self._folder)
 
 
-def is_stale(path: str) -> bool:
-    """Whether nobody listens at a socket file any more; such a file is removed.
+def remove_if_stale(path: str) -> bool:
+    """Remove a socket file on which no process listens any more. Returns whether it was stale.
 
-    Safe beside a node that starts: its socket gets this name only once it listens.
+    This is safe beside a node that starts, since a socket gets its final name only when it listens.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        trial.setblocking(False)
         try:
-            with Reach(path) as address:
-                probe.connect(address)
+            with SocketAddress(path) as address:
+                trial.connect(address)
         except ConnectionRefusedError:
             try:
                 os.unlink(path)  # noqa: PTH108
@@ -220,12 +246,12 @@ def is_stale(path: str) -> bool:
         except FileNotFoundError:
             return True
         except OSError:
-            return False  # it listens, and is slow to accept
+            return False  # a process listens, but is slow to accept
     return False
 
 
 def peer_credentials(connected: socket.socket) -> tuple[int, int] | None:
-    """(pid, uid) of the process at the other end, as the kernel says; None where it cannot say."""
+    """Return the peer's process id and user id, as the kernel knows them; None where it does not tell."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return None

@@ -1,8 +1,13 @@
-"""`fleetlm remote` without an expression: a shell inside a running node.
+"""The interactive shell of `fleetlm remote`.
 
-Line editing, history and completion by prompt_toolkit where it is installed (``fleetlm[shell]``),
-else by the standard library's readline. A thread reads what the node sends, so that the output of
-background tasks and the end of the node show at once, also while a line is being typed.
+Two threads share the work. The main thread reads lines from the user, sends each complete input as one
+evaluation and waits for its reply. The thread "fleetlm-remote" receives everything that the node sends: it
+prints output at once, also while the user types, and puts replies into a queue for the main thread. When
+the connection ends, it sets ``gone`` and ends a line that is being read (`Editor.leave`); that is the only
+way out of a blocking read. `Shell._lock` guards ``gone`` against a read that starts at the same moment.
+
+Lines are edited with prompt_toolkit if it is installed (``fleetlm[shell]``), else with the standard
+library's readline.
 """
 
 from __future__ import annotations
@@ -21,42 +26,45 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from fleetlm.remote import client as remote
-from fleetlm.remote.client import Link, NodeGone
+from fleetlm.remote import client
+from fleetlm.remote.client import NodeGone, RemoteConnection
 from fleetlm.remote.protocol import BadMessage, Message
 
 COMPLETION_S = 1.0
-END_S = 1.0
-"""For the thread that reads to see that the shell is over."""
+"""Seconds to wait for the node's completions, before there are none."""
+THREAD_END_S = 1.0
+"""Seconds that the receiving thread has to notice that the shell is closed."""
 LEAVE_AGAIN_S = 0.1
-"""Until an editor that goes on reading is asked again to leave."""
+"""Seconds until an editor that still reads is asked again to stop."""
 HISTORY_LINES = 10_000
-LEAVING = {"exit", "exit()", "quit", "quit()"}
+"""Lines that are kept in the history file."""
+EXIT_COMMANDS = {"exit", "exit()", "quit", "quit()"}
 BANNER = """\
-Connected to {node}. Python runs there, `await` works at the top level; a blocking call blocks the node.
-Node.list(), Node.info(), Process.list(), node; _ is the last result. Ctrl-C cancels, Ctrl-D leaves."""
+Connected to {node}. Your Python runs inside that node, so a blocking call blocks it; `await` works.
+Try Node.list(), Node.info() or Process.list(); `node` is the node, `_` the last result. Ctrl-C cancels an
+evaluation, Ctrl-D leaves the shell."""
 
 _COMPILE = codeop.CommandCompiler()
 _COMPILE.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
 def needs_more(source: str) -> bool:
-    """Whether another line must follow: something is open, or a block waits for its empty line."""
+    """Whether the input is incomplete: a bracket is open, or a block needs the empty line that ends it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the node says it when it evaluates
+        warnings.simplefilter("ignore")  # the node shows warnings when it evaluates
         try:
             if _COMPILE(source, "<input>", "exec") is None:
                 return True
             flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
             tree = compile(source, "<input>", "exec", flags, dont_inherit=True)
         except (SyntaxError, ValueError, OverflowError):
-            return False  # the node tells what is wrong with it
+            return False  # the node shows the error when it evaluates
     last = tree.body[-1] if tree.body else None
     return isinstance(getattr(last, "body", None), list) and bool(source.rpartition("\n")[2].strip())
 
 
 def history_path(env: dict[str, str] | os._Environ[str]) -> Path | None:
-    """The history's file, its folder made; None where there is no home to keep it in."""
+    """Return the history file, after creating its folder; None if there is no place for it."""
     state = env.get("XDG_STATE_HOME") or (env["HOME"] + "/.local/state" if env.get("HOME") else "")
     if not state.startswith("/"):
         return None
@@ -70,30 +78,30 @@ def history_path(env: dict[str, str] | os._Environ[str]) -> Path | None:
 
 
 class Editor(Protocol):
-    """Reads lines from a person."""
+    """Reads lines from the user."""
 
     def read(self, prompt: str) -> str:
-        """One line, or several that were pasted. Raises: EOFError, KeyboardInterrupt."""
+        """Read one line, or several lines that are pasted. Raises: EOFError, KeyboardInterrupt."""
 
     def leave(self) -> bool:
-        """Called from another thread: end a `read` in progress, by EOFError or KeyboardInterrupt.
+        """End a `read` in progress, by EOFError or KeyboardInterrupt. Called from another thread.
 
         Returns:
-            False where it must be asked again, if the `read` goes on.
+            False if the caller must try again while the `read` continues.
         """
 
     def close(self) -> None:
-        """Keep the history."""
+        """Save the history."""
 
 
 Complete = Callable[[str], list[str]]
 
 
 class ToolkitEditor:
-    """prompt_toolkit. Raises: ImportError where it is not installed."""
+    """An editor with prompt_toolkit. Creating it raises ImportError if that is not installed."""
 
     def __init__(self, complete: Complete, history: Path | None) -> None:
-        from prompt_toolkit import PromptSession  # noqa: PLC0415  an extra
+        from prompt_toolkit import PromptSession  # noqa: PLC0415  optional
         from prompt_toolkit.completion import Completer, Completion  # noqa: PLC0415
         from prompt_toolkit.history import FileHistory, InMemoryHistory  # noqa: PLC0415
         from prompt_toolkit.patch_stdout import patch_stdout  # noqa: PLC0415
@@ -132,17 +140,17 @@ class ToolkitEditor:
             app.exit(exception=EOFError())
 
     def close(self) -> None:
-        """Nothing to do: each line is kept as it is entered."""
+        """Do nothing: each line is saved when it is entered."""
 
 
 def _common_tail(text: str, word: str) -> int:
-    """How many characters of the last part of ``word`` stand at the end of ``text`` already."""
+    """Return how many characters of the last part of ``word`` the user has typed already."""
     last = word.rpartition(".")[2]
     return next(size for size in range(len(last), -1, -1) if text.endswith(last[:size]))
 
 
 class ReadlineEditor:
-    """The standard library: readline where there is one, plain lines else."""
+    """An editor with the standard library: readline if Python has it, else plain lines."""
 
     def __init__(self, complete: Complete, history: Path | None) -> None:
         self._complete = complete
@@ -177,7 +185,7 @@ class ReadlineEditor:
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, signal.SIGINT)  # nothing else ends a blocking read
-        return False  # and it is not seen when it comes just before one
+        return False  # it has no effect if it arrives just before the read begins
 
     def close(self) -> None:
         """See `Editor`."""
@@ -190,12 +198,12 @@ class Shell:
     """One interactive session with one node.
 
     Args:
-        link: connected and greeted.
-        timeout_s: seconds for each evaluation; None for as long as it takes.
+        connection: connected and greeted.
+        timeout_s: time limit in seconds for each evaluation; None for no limit.
     """
 
-    def __init__(self, link: Link, timeout_s: float | None) -> None:
-        self._link = link
+    def __init__(self, connection: RemoteConnection, timeout_s: float | None) -> None:
+        self._connection = connection
         self._timeout_s = timeout_s
         self._number = 0
         self._replies: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -204,55 +212,56 @@ class Shell:
         self.gone: Exception | None = None
         history = history_path(os.environ)
         self._editor: Editor
-        self.prompt = f"{link.node}> "
+        self.prompt = f"{connection.node}> "
         try:
             if os.environ.get("TERM", "dumb") == "dumb":
                 raise ImportError  # noqa: TRY301  nothing to edit lines with
-            self._editor = ToolkitEditor(self._completed, history)
+            self._editor = ToolkitEditor(self._complete, history)
         except ImportError:
-            self._editor = ReadlineEditor(self._completed, history)
+            self._editor = ReadlineEditor(self._complete, history)
         self._leaving = False
-        self._pumping = threading.Thread(target=self._pump, name="fleetlm-remote", daemon=True)
-        self._pumping.start()
+        self._receiver = threading.Thread(target=self._receive_all, name="fleetlm-remote", daemon=True)
+        self._receiver.start()
 
     def close(self) -> None:
-        """Disconnect, and let the thread end: one that prints while Python ends would abort it."""
+        """Disconnect and wait for the thread: one that prints while Python exits would abort the exit."""
         self._leaving = True
-        self._link.close()
-        self._pumping.join(END_S)
+        self._connection.close()
+        self._receiver.join(THREAD_END_S)
 
     def run(self) -> int:
-        """Read, evaluate, print, until Ctrl-D or the node's end. Returns the exit code."""
+        """Read and evaluate until Ctrl-D or until the node is gone. Returns the exit code."""
         try:
             while self.gone is None:
                 try:
                     source = self._read()
                 except KeyboardInterrupt:
                     if self.gone is None:
-                        print("(Ctrl-D leaves)")
+                        print("(Ctrl-D leaves the shell)")
                     continue
                 except EOFError:
                     break
-                if source.strip() in LEAVING:
+                if source.strip() in EXIT_COMMANDS:
                     break
                 if source.strip():
                     self._evaluate(source)
         except KeyboardInterrupt:
-            if self.gone is None:  # else it is the pump's, that came late
+            if self.gone is None:  # else it is the signal of `Editor.leave`, which came late
                 raise
         finally:
             self._editor.close()
         if self.gone is None:
-            return remote.OK
-        return remote.NO_NODE
+            return client.OK
+        return client.NO_NODE
 
     def _read(self) -> str:
-        lines = [self._line(self.prompt)]
+        """Read lines until the input is complete."""
+        lines = [self._read_line(self.prompt)]
         while needs_more("\n".join(lines)):
-            lines.append(self._line("." * (len(self.prompt) - 1) + " "))
+            lines.append(self._read_line("." * (len(self.prompt) - 1) + " "))
         return "\n".join(lines)
 
-    def _line(self, prompt: str) -> str:
+    def _read_line(self, prompt: str) -> str:
         with self._lock:
             if self.gone is not None:
                 raise EOFError
@@ -263,20 +272,23 @@ class Shell:
             self._reading = False
 
     def _evaluate(self, source: str) -> None:
-        """One evaluation; Ctrl-C and the time-out cancel it in the node, and stay in the shell."""
-        width = remote.terminal_width()
+        """Evaluate once. Ctrl-C and the time limit cancel the evaluation in the node, not the shell."""
+        width = client.terminal_width()
         limit = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         try:
             number = self._request({"op": "eval", "source": source, "width": width})
             done: Message | None = None
             while done is None:
                 try:
-                    done = self._reply(number, limit)
+                    done = self._await_reply(number, limit)
                 except (KeyboardInterrupt, TimeoutError) as error:
                     if isinstance(error, TimeoutError):
-                        print(f"no result within {self._timeout_s:g} s; cancelling", file=sys.stderr)
+                        print(
+                            f"no result within {self._timeout_s:g} s; cancelling the evaluation",
+                            file=sys.stderr,
+                        )
                     limit = None
-                    self._link.send({"op": "cancel"})
+                    self._connection.send({"op": "cancel"})
         except (NodeGone, BadMessage) as error:
             if self.gone is None:
                 print(f"*** {error}", file=sys.stderr)
@@ -294,16 +306,21 @@ class Shell:
                 print(f"({other})", file=sys.stderr)
 
     def _request(self, message: Message) -> int:
+        """Send a request with a new number, and return that number."""
         with self._lock:
             self._number += 1
             number = self._number
-        self._link.send({**message, "id": number})
+        self._connection.send({**message, "id": number})
         return number
 
-    def _reply(self, number: int, limit: float | None) -> Message:
+    def _await_reply(self, number: int, limit: float | None) -> Message:
+        """Wait for the reply to request ``number``, until ``limit`` of `time.monotonic`.
+
+        Raises: TimeoutError; NodeGone.
+        """
         while True:
             if self.gone is not None:
-                raise NodeGone(self._link.node, "no result")
+                raise NodeGone(self._connection.node, "no result")
             left = 0.5 if limit is None else min(0.5, limit - time.monotonic())
             try:
                 message = self._replies.get(timeout=max(0.0, left))
@@ -314,20 +331,20 @@ class Shell:
             if message.get("id") == number:
                 return message
 
-    def _completed(self, text: str) -> list[str]:
-        """The node's completions; none where it does not answer at once."""
+    def _complete(self, text: str) -> list[str]:
+        """Ask the node for completions. There are none if it does not answer within `COMPLETION_S`."""
         try:
             number = self._request({"op": "complete", "text": text})
-            words = self._reply(number, time.monotonic() + COMPLETION_S).get("words")
+            words = self._await_reply(number, time.monotonic() + COMPLETION_S).get("words")
         except (NodeGone, BadMessage, TimeoutError):
             return []
         return [str(word) for word in words] if isinstance(words, list) else []
 
-    def _pump(self) -> None:
-        """Runs in its thread until the connection ends."""
+    def _receive_all(self) -> None:
+        """Print output and queue replies until the connection ends. Runs in the receiving thread."""
         try:
             while True:
-                message = self._link.receive()
+                message = self._connection.receive()
                 if "stream" in message:
                     target = sys.stderr if message["stream"] == "stderr" else sys.stdout
                     target.write(str(message.get("text", "")))
@@ -339,22 +356,22 @@ class Shell:
                 return
             with self._lock:
                 self.gone = error
-            print(f"\n*** {error}. The shell ends.", file=sys.stderr)
+            print(f"\n*** {error}. Leaving the shell.", file=sys.stderr)
             self._replies.put({})
             while self._reading and not self._editor.leave():
                 time.sleep(LEAVE_AGAIN_S)
 
 
 def run(*, node: str | None, timeout_s: float | None) -> int:
-    """`fleetlm remote`: choose a node, and open a shell in it. Returns the exit code."""
+    """Run `fleetlm remote` without an expression: a shell in one node. Returns the exit code."""
     try:
-        found = remote.discover(os.environ, os.getuid())
-        link = remote.connect(remote.choose(found, node))
-    except remote.RemoteFailure as failure:
+        found = client.discover(os.environ, os.getuid())
+        connection = client.connect(client.choose(found, node))
+    except client.RemoteFailure as failure:
         print(failure.text, file=sys.stderr)
         return failure.code
-    print(BANNER.format(node=link.node))
-    shell = Shell(link, timeout_s)
+    print(BANNER.format(node=connection.node))
+    shell = Shell(connection, timeout_s)
     try:
         return shell.run()
     finally:

@@ -205,7 +205,7 @@ class Assembly:
         if name == self.context.name:
             return self.kernel.draining
         session = self.context.sessions.get(name)
-        return session is not None and session.peer.draining
+        return session is not None and session.peer.is_draining
 
     def _has_met_a_peer(self) -> bool:
         return any(peer.connection.ups for peer in self.kernel.topology.peers.values())

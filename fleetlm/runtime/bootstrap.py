@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from fleetlm.discovery.dns import Discovery, DnsDiscovery
+from fleetlm.discovery.dns import DnsDiscovery
+from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
 from fleetlm.settings import Settings
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fleetlm")
 
-CONSOLE = "fleetlm.remote.server:Console"
+CONSOLE = "fleetlm.remote.server:RemoteServer"
 """The service behind `fleetlm remote`. It stands above the node in the table of imports, so it is loaded
 by name. Source: uvicorn's protocol classes (``--http``)."""
 

@@ -14,7 +14,8 @@ from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
-from fleetlm.wire.frames import BadFrame, Kind, Op
+from fleetlm.wire import operations
+from fleetlm.wire.frames import BadFrame, Kind
 
 if TYPE_CHECKING:
     import random
@@ -200,13 +201,10 @@ class Driver:
 
     def _up(self, order: Up) -> None:
         peer = self.kernel.topology.peers[order.name]
-        outgoing, incoming = order.connection.outgoing, order.connection.incoming
-        if outgoing is None or incoming is None:
-            raise AssertionError(f"{order.name} is up without both halves")
         session = Session(
             peer,
-            outgoing,
-            incoming,
+            order.outgoing,
+            order.incoming,
             self._settings,
             self._codec,
             self._transport,
@@ -214,7 +212,7 @@ class Driver:
             self._session_lost,
         )
         self.sessions[order.name] = session
-        self._by_source[incoming.source] = session
+        self._by_source[order.incoming.source] = session
         log.info("nodeup %s (incarnation %x)", order.name, order.incarnation)
         self._events.up(NodeUp(order.name, order.incarnation))
         self.follower.node_up(session)
@@ -263,7 +261,7 @@ class Driver:
 
     def tick_sessions(self) -> None:
         """Tell every peer that this loop turns, and whether the node is draining."""
-        tick: list[object] = [int(Op.TICK), self.lag_ms, self.kernel.draining]
+        tick = operations.tick(self.lag_ms, self.kernel.draining)
         for session in list(self.sessions.values()):
             session.control(tick)
 
@@ -273,4 +271,4 @@ class Driver:
         if len(names) > most:
             names = self._rng.sample(names, most)
         if names:
-            session.control([int(Op.PEERS), names, None])
+            session.control(operations.peers(names))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, InvalidName, NoFactory, NoProcess
 from fleetlm.ids import Pid
 from fleetlm.processes.remote_spawn import asked_to_spawn
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     from fleetlm.call import Call

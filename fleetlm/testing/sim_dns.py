@@ -6,7 +6,7 @@
     cluster.dns.remove("10.0.0.3")                                # a record that goes
     cluster.dns.heal()                                            # whole answers to everybody
 
-The nodes ask through `SimDiscovery`, a `fleetlm.discovery.dns.Discovery` on virtual time.
+The nodes ask through `SimDiscovery`, a `fleetlm.discovery.interface.Discovery` on virtual time.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class SimDns:
 
 
 class SimDiscovery:
-    """One node's `fleetlm.discovery.dns.Discovery`, answered by a `SimDns`.
+    """One node's `fleetlm.discovery.interface.Discovery`, answered by a `SimDns`.
 
     Args:
         dns: who answers.

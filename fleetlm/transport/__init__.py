@@ -1,1 +1,1 @@
-"""Frames between machines: what a node asks of a network, and ZeroMQ."""
+"""Carries frames between machines: what a node asks of a network, and its implementation on ZeroMQ."""

@@ -1,8 +1,8 @@
-"""From the cookie to the cluster's CURVE keys, and the ZAP handler that admits only them.
+"""Derives the cluster's CURVE keys from the cookie, and admits only clients that hold them.
 
-One key pair for the whole cluster: whoever knows the cookie has it, as server and as client. It
-only authenticates; CurveZMQ draws fresh keys for each connection, so that a cookie that leaks later
-does not open recorded traffic.
+All nodes with one cookie have the same key pair, as server and as client. The pair only authenticates:
+CurveZMQ draws fresh keys for each connection, so a cookie that leaks later does not decrypt recorded
+traffic. Without a cookie there is no CURVE, and connections are plain text.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from zmq.auth import Authenticator
 from zmq.utils import z85
 
 SALT: Final = b"fleetlm/1/curve"
-"""With a version: another way to derive keys must not meet this one by accident."""
+"""Contains a version, so that another way to derive keys never yields the same keys by accident."""
 SCRYPT_N: Final = 2**14
-"""About 40 ms and 16 MiB: once for each start of a node, once for each guess of an attacker."""
+"""Makes a derivation cost about 40 ms and 16 MiB: once at each start of a node, and for each guess of an
+attacker."""
 SCRYPT_R: Final = 8
 SCRYPT_P: Final = 1
 SCRYPT_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Memory limit given to OpenSSL; the derivation needs 16 MiB of it."""
 ZAP_DOMAIN: Final = "fleetlm"
-"""pyzmq's authenticator has no fall-back to ``*``: handler and socket must name the very same."""
+"""Named by the handler and by the socket; pyzmq's authenticator does not fall back to ``*``."""
 
 
 class CurveKeys(NamedTuple):
-    """A key pair, both in Z85, as ZeroMQ's options take them."""
+    """A key pair. Both keys are in Z85, as ZeroMQ's options take them."""
 
     public: bytes
     secret: bytes
@@ -39,7 +41,7 @@ class CurveKeys(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def keys_from_cookie(cookie: str) -> CurveKeys:
-    """The key pair of every node with this cookie. Takes some 40 ms the first time."""
+    """Derive the key pair that all nodes with this cookie share. Takes about 40 ms the first time."""
     secret = hashlib.scrypt(
         cookie.encode(),
         salt=SALT,
@@ -53,11 +55,13 @@ def keys_from_cookie(cookie: str) -> CurveKeys:
     return CurveKeys(zmq.curve_public(encoded), encoded)
 
 
-class Gatekeeper:
-    """The ZAP handler of one context: admits the cluster's own public key and nothing else.
+class ZapHandler:
+    """The ZAP handler of one context. It admits the cluster's public key and no other.
 
-    ``socket`` is to be watched by the loop and `serve` called when it is readable. A blocked loop
-    delays new handshakes, and harms nothing that is connected already.
+    The loop must watch ``socket`` and call `serve` when it is readable. A blocked loop delays new
+    handshakes; existing connections are not affected.
+
+    Source: ZeroMQ RFC 27 (ZAP).
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], public: bytes) -> None:
@@ -68,16 +72,16 @@ class Gatekeeper:
         self.socket: zmq.Socket[bytes] = self._authenticator.zap_socket
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the client that has proved to own ``key`` (Z85) may enter."""
+        """Whether a client may connect that has proved to own ``key`` (Z85). Called by pyzmq."""
         return domain == ZAP_DOMAIN and hmac.compare_digest(key, self._public)
 
     def serve(self) -> None:
-        """Answer every request that waits."""
+        """Answer all waiting requests."""
         while cast("int", self.socket.get(zmq.EVENTS)) & zmq.POLLIN:
             request = self.socket.recv_multipart(zmq.NOBLOCK)
             answering = self._authenticator.handle_zap_message(request)
-            # A coroutine only for the sake of callbacks that wait; ours does not, so that one step
-            # is all of it, and no task is needed.
+            # pyzmq's method is a coroutine because callbacks may wait. This one does not, so the
+            # coroutine ends at its first step and needs no task.
             try:
                 answering.send(None)
             except StopIteration:
@@ -85,5 +89,5 @@ class Gatekeeper:
             answering.close()
 
     def close(self) -> None:
-        """Admit nobody any more."""
+        """Stop; no client is admitted any more."""
         self._authenticator.stop()

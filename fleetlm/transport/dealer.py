@@ -1,13 +1,26 @@
-"""One dial: a DEALER that connects once, sends, and hears at most a few answers.
+"""One channel: a DEALER that connects once, sends, and receives at most a few answers.
 
-With ``IMMEDIATE`` the socket is writable exactly while its connection stands, and its descriptor
-wakes the loop when that changes: so `opened` and `lost` are the two edges of ``POLLOUT``. A monitor
-is needed for the reason of a failure alone, and is dropped with the first edge.
+The socket has the option ``IMMEDIATE``, so it is writable exactly while its connection exists, and it
+never reconnects. Its descriptor wakes the loop when that changes. So the two edges of ``POLLOUT`` are the
+two facts of a channel, opened and lost::
 
-::
+    created ──► dialling ──POLLOUT──► open ──no POLLOUT──► lost
+                    └──the monitor reports a failure, or silence──► lost
 
-    made ──► dialling ──POLLOUT──► open ──no POLLOUT──► lost
-                 └──what the monitor says, or silence──► lost        hang_up() ends it anywhere
+    hang_up() closes the channel in any state; no fact follows.
+
+What ZeroMQ hides, and how it is found out:
+
+* *Why a connect failed.* The monitor only says that it did. A `ReasonProbe` then connects once more with
+  a plain socket, to get the errno. The monitor is needed only while dialling and is dropped at the first
+  edge, since it costs two descriptors.
+* *News behind a send.* A send lets ZeroMQ handle its pending events, and so may consume the wake-up of the
+  descriptor. While an answer may still come, each send therefore schedules a `DealerChannel.check`.
+* *A wake-up that is missed.* The descriptor is edge-triggered. `DealerChannel.recheck`, called by the
+  transport every second, looks at everything once more, and ends a dial that nothing else ended.
+
+Owner callbacks come from the loop, never from inside a method that the owner called. A channel reports
+at most one loss, and none after `hang_up`.
 """
 
 from __future__ import annotations
@@ -26,17 +39,19 @@ from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import CurveKeys
 from fleetlm.transport.interface import Part
-from fleetlm.transport.monitor import CLIENT_EVENTS, FAILURES, Monitor, refused_by_them
-from fleetlm.transport.sockets import Context, connect, dealer, get_int, may_dial_from, source_address
+from fleetlm.transport.monitor import CLIENT_EVENTS, FAILURES, Monitor, explain_refusal_there
+from fleetlm.transport.sockets import Context, connect, get_int, make_dealer, may_dial_from, source_address
 
 ROUTING_ID_BYTES: Final = 16
+"""Length of a routing id: random, so that two dials never get the same one."""
 ZERO_COPY_BYTES: Final = 64 * 1024
-"""From here on, lending a buffer to ZeroMQ costs less than copying it."""
+"""Parts of this size or more are lent to ZeroMQ instead of copied; below it, a copy is cheaper."""
 MAX_ANSWERS: Final = 4
-"""REFUSED or IAM, once each; whoever answers more is no node."""
-PROBE_S: Final = 0.25
-"""For the reason of a failed dial; the failure itself is known already."""
-SLACK_S: Final = 1.0
+"""Answers accepted on one channel. A node sends REFUSED or IAM, once each; more is not a node's."""
+REASON_PROBE_TIMEOUT_S: Final = 0.25
+"""Seconds to find the reason of a failed dial. Short, since the failure itself is known already."""
+DIAL_SLACK_S: Final = 1.0
+"""Seconds beyond both time-outs of a dial (TCP, then ZMTP) after which `recheck` ends it."""
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -46,48 +61,59 @@ _POLLOUT = int(zmq.POLLOUT)
 
 
 class ChannelOwner(Protocol):
-    """Who is told; always from the loop, never from inside a method of the channel."""
+    """Receives the facts of a channel, from the loop, never from inside a method that it called."""
 
     def channel_opened(self, channel: int) -> None:
-        """Frames may be sent."""
+        """The channel is open: frames may be sent."""
 
     def channel_lost(self, channel: int, reason: str) -> None:
-        """It is over, and has cleaned up after itself."""
+        """The channel has ended and has closed its socket. ``reason`` names the endpoint and the cause."""
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
-        """A frame from the other end."""
+        """The node at the other end sent a frame."""
 
 
 class DealerChannel:
-    """A connection that we dialled.
+    """One channel to a peer: the half of a connection on which this node sends.
 
     Args:
-        number: by which the owner knows it.
+        context: the ZeroMQ context, in which the socket is made.
+        loop: the event loop that watches the socket.
+        owner: receives the channel's facts.
+        number: the owner's number for the channel.
+        target: address and port to dial.
         own_ip: address to dial from, or None for the kernel's choice.
+        settings: time-outs and limits.
+        keys: the cluster's CURVE keys, or None for plain text.
+
+    Attributes:
+        is_open: whether frames may be sent.
+        may_be_answered: whether an answer may still come. Until then a send checks for one afterwards.
 
     Raises:
-        zmq.ZMQError: no socket is to be had; nothing is left behind.
+        zmq.ZMQError: no socket or descriptor is available. Nothing is left open.
+        OSError: as above.
     """
 
     __slots__ = (
         "_answers",
-        "_checking",
-        "_connected",
+        "_dialled_at",
         "_failure",
         "_fd",
         "_has_cookie",
+        "_is_check_scheduled",
+        "_is_connected",
         "_loop",
         "_monitor",
         "_owner",
         "_probe",
         "_settings",
         "_sock",
-        "_started",
         "_target",
         "is_open",
+        "may_be_answered",
         "number",
         "own_ip",
-        "young",
     )
 
     def __init__(
@@ -105,28 +131,27 @@ class DealerChannel:
         self.number = number
         self.own_ip = own_ip
         self.is_open = False
-        self.young = True
-        """Whether an answer may still be on its way: then a send must look for it afterwards."""
+        self.may_be_answered = True
         self._loop = loop
         self._owner = owner
         self._target = target
         self._settings = settings
         self._has_cookie = keys is not None
-        self._started = loop.time()
+        self._dialled_at = loop.time()
         self._answers = 0
-        self._connected = False
-        self._checking = False
+        self._is_connected = False
+        self._is_check_scheduled = False
         self._failure: tuple[int, int] | None = None
         self._probe: ReasonProbe | None = None
         self._monitor: Monitor | None = None
-        self._sock = dealer(context, settings, fresh_routing_id(), keys)
+        self._sock = make_dealer(context, settings, new_routing_id(), keys)
         try:
             self._monitor = Monitor(context, self._sock, CLIENT_EVENTS)
             self._fd: int = get_int(self._sock, zmq.FD)
             connect(self._sock, *target, own_ip)
             loop.add_reader(self._monitor.fd, self._read_monitor)
             loop.add_reader(self._fd, self.check)
-            # ZeroMQ wakes a reader that has looked and found nothing: so look once.
+            # Edge-triggered: ZeroMQ wakes only readers that have looked and found nothing, so look once.
             loop.call_soon(self._read_monitor)
         except (zmq.ZMQError, OSError):
             if self._monitor is not None:
@@ -136,54 +161,54 @@ class DealerChannel:
             raise
 
     @property
-    def closed(self) -> bool:
-        """Whether it is over."""
+    def is_closed(self) -> bool:
+        """Whether the channel has ended."""
         return self._sock.closed
 
     def send(self, parts: Sequence[Part]) -> bool:
-        """Send one frame of one or two parts. False where the channel is not open, or is no more."""
+        """Send one frame of one or two parts. Returns False if the channel is not open or has just ended."""
         if not self.is_open:
             return False
-        if self.young:
+        if self.may_be_answered:
             self._check_soon()
         try:
-            self._put(parts)
+            self._write(parts)
             return True
         except zmq.ZMQError:
-            return self._send_again(parts)
+            return self._retry_send(parts)
 
     def check(self) -> None:
-        """Ask the socket what changed: opened, answered, or lost."""
-        self._checking = False
+        """Look at the socket's state and report what changed: opened, answered or lost."""
+        self._is_check_scheduled = False
         sock = self._sock
         if sock.closed:
             return
         try:
             events = get_int(sock, _EVENTS)
             if events & _POLLOUT and not self.is_open:
-                self._opened()
+                self._report_opened()
             while events & _POLLIN and not sock.closed:
                 self._read_answer()
                 if not sock.closed:
                     events = get_int(sock, _EVENTS)
             if self.is_open and not events & _POLLOUT and not sock.closed:
-                self._lost(self._why_ended())
+                self._report_lost(self._describe_end())
         except zmq.ZMQError as error:
-            self._lost(f"{self._where}: {error.strerror}")
+            self._report_lost(f"{self._where}: {error.strerror}")
 
-    def look_after(self, now: float) -> None:
-        """The slow re-check: a safety net under edge-triggered descriptors."""
-        if now > self._started + self._settings.handshake_timeout_s:
-            self.young = False
+    def recheck(self, now: float) -> None:
+        """Look at everything once more, in case a wake-up was missed. Called about every second."""
+        if now > self._dialled_at + self._settings.handshake_timeout_s:
+            self.may_be_answered = False
         if not self.is_open and self._monitor is not None:
             self._read_monitor()
         self.check()
-        patience = 2 * self._settings.connect_timeout_s + SLACK_S
-        if not self.closed and not self.is_open and now > self._started + patience:
-            self._lost(f"{self._where}: no answer within {patience:g} s")
+        patience = 2 * self._settings.connect_timeout_s + DIAL_SLACK_S
+        if not self.is_closed and not self.is_open and now > self._dialled_at + patience:
+            self._report_lost(f"{self._where}: no answer within {patience:g} s")
 
     def hang_up(self, flush_s: float) -> None:
-        """Close. What was sent may leave for ``flush_s`` more, if the connection stands."""
+        """Close the channel; sent frames have ``flush_s`` seconds more to leave if it is open. Idempotent."""
         if self._sock.closed:
             return
         self._drop_monitor()
@@ -198,44 +223,45 @@ class DealerChannel:
     def _where(self) -> str:
         return endpoint(*self._target)
 
-    def _put(self, parts: Sequence[Part]) -> None:
+    def _write(self, parts: Sequence[Part]) -> None:
         send = self._sock.send
         if len(parts) == 2:
             first, second = parts
-            send(first, _MORE, copy=_size(first) < ZERO_COPY_BYTES)
-            send(second, _NOBLOCK, copy=_size(second) < ZERO_COPY_BYTES)
+            send(first, _MORE, copy=_count_bytes(first) < ZERO_COPY_BYTES)
+            send(second, _NOBLOCK, copy=_count_bytes(second) < ZERO_COPY_BYTES)
         else:
             (only,) = parts
-            send(only, _NOBLOCK, copy=_size(only) < ZERO_COPY_BYTES)
+            send(only, _NOBLOCK, copy=_count_bytes(only) < ZERO_COPY_BYTES)
 
-    def _send_again(self, parts: Sequence[Part]) -> bool:
-        """After a refusal: ZeroMQ may not have looked at its own news yet, or the channel is gone.
+    def _retry_send(self, parts: Sequence[Part]) -> bool:
+        """Send again after an error: ZeroMQ may just not have handled its events yet.
 
-        A frame of two parts is never torn: ZeroMQ refuses the second only together with the whole
-        connection, and the first with it.
+        If the channel is really gone, its loss is reported from the loop. A frame of two parts is never
+        torn: ZeroMQ refuses the second part only if the connection is gone, and the first part with it.
         """
         try:
             if get_int(self._sock, _EVENTS) & _POLLOUT:
-                self._put(parts)
+                self._write(parts)
                 return True
         except zmq.ZMQError:
             pass
         self.is_open = False
-        self._loop.call_soon(self._lost, self._why_ended())
+        self._loop.call_soon(self._report_lost, self._describe_end())
         return False
 
     def _check_soon(self) -> None:
-        """A send handles ZeroMQ's news by the way, and so may swallow the wake-up for an answer."""
-        if not self._checking:
-            self._checking = True
+        """Schedule a check: a send may have consumed the wake-up for an answer."""
+        if not self._is_check_scheduled:
+            self._is_check_scheduled = True
             self._loop.call_soon(self.check)
 
-    def _opened(self) -> None:
+    def _report_opened(self) -> None:
         self.is_open = True
         self._drop_monitor()
         self._owner.channel_opened(self.number)
 
     def _read_answer(self) -> None:
+        """Pass one answer on, or end the channel if no node would send it."""
         frame = self._sock.recv(_NOBLOCK)
         parts = 1
         while get_int(self._sock, zmq.RCVMORE):
@@ -243,49 +269,51 @@ class DealerChannel:
             parts += 1
         self._answers += 1
         if parts > 1 or self._answers > MAX_ANSWERS:
-            self._lost(f"{self._where}: it answers what no node answers")
+            self._report_lost(f"{self._where}: it sends answers that no fleetlm node sends")
         else:
             self._owner.channel_answered(self.number, frame)
 
     def _read_monitor(self) -> None:
-        """Before the channel is open: why it will never be."""
+        """Read the monitor while dialling: note what it reports, and end the dial when it has failed."""
         if self._monitor is None or self._probe is not None:
             return
         for event, value in self._monitor.read():
             if event == zmq.EVENT_CONNECTED:
-                self._connected = True
+                self._is_connected = True
             elif event & FAILURES:
                 self._failure = (event, value)
             else:
-                self._failed()
+                self._explain_failure()
                 return
 
-    def _failed(self) -> None:
+    def _explain_failure(self) -> None:
+        """End a dial that has failed, with the reason; a `ReasonProbe` finds it if ZeroMQ does not say."""
         self.check()
         if self.is_open or self._sock.closed:
             return
         limit_s = self._settings.connect_timeout_s
-        elapsed_s = self._loop.time() - self._started
-        if self._connected:
+        elapsed_s = self._loop.time() - self._dialled_at
+        if self._is_connected:
             timeout_s = limit_s if elapsed_s >= limit_s else None
             event, value = self._failure or (0, 0)
-            reason = refused_by_them(event, value, self._has_cookie, timeout_s)
-            self._lost(f"{self._where}: {reason}")
+            reason = explain_refusal_there(event, value, self._has_cookie, timeout_s)
+            self._report_lost(f"{self._where}: {reason}")
         elif elapsed_s >= limit_s:
-            self._lost(f"{self._where}: connect timeout, no answer within {limit_s:g} s")
+            self._report_lost(f"{self._where}: connect timeout, no answer within {limit_s:g} s")
         else:
-            self._probe = ReasonProbe(self._loop, *self._target, self.own_ip, self._explained)
+            self._probe = ReasonProbe(self._loop, *self._target, self.own_ip, self._report_reason)
 
-    def _explained(self, why: str) -> None:
-        self._lost(f"{self._where}: {why}")
+    def _report_reason(self, why: str) -> None:
+        self._report_lost(f"{self._where}: {why}")
 
-    def _why_ended(self) -> str:
+    def _describe_end(self) -> str:
         return (
             f"{self._where}: the connection ended "
             f"(closed, reset, or silent for {self._settings.node_timeout_s:g} s)"
         )
 
-    def _lost(self, reason: str) -> None:
+    def _report_lost(self, reason: str) -> None:
+        """Close the channel and tell the owner, unless it has ended already."""
         if not self._sock.closed:
             self.hang_up(0)
             self._owner.channel_lost(self.number, reason)
@@ -298,12 +326,12 @@ class DealerChannel:
 
 
 class ReasonProbe:
-    """ZeroMQ does not say why a connect failed: connect once more, plainly, to hear the errno.
+    """Connects once more with a plain socket to learn the errno, which ZeroMQ does not report.
 
-    ``tell`` is called once, from the loop, unless `close` comes first.
+    ``report`` is called once with the reason, from the loop, unless `close` comes first.
     """
 
-    __slots__ = ("_loop", "_sock", "_tell", "_timer")
+    __slots__ = ("_loop", "_report", "_sock", "_timer")
 
     def __init__(
         self,
@@ -311,12 +339,12 @@ class ReasonProbe:
         ip: str,
         port: int,
         own_ip: str | None,
-        tell: _Tell,
+        report: _ReportReason,
     ) -> None:
         self._loop = loop
-        self._tell = tell
+        self._report = report
         family, _ = source_address(ip)
-        self._timer = loop.call_later(PROBE_S, self._finish, None)
+        self._timer = loop.call_later(REASON_PROBE_TIMEOUT_S, self._report_result, None)
         self._sock: socket.socket | None = None
         try:
             self._sock = sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -326,44 +354,44 @@ class ReasonProbe:
         except OSError as error:
             code = error.errno or errno.EIO
         if self._sock is not None and code == errno.EINPROGRESS:
-            loop.add_writer(self._sock, self._connected)
+            loop.add_writer(self._sock, self._read_result)
         else:
             self._timer.cancel()
-            self._timer = loop.call_later(0, self._finish, code)
+            self._timer = loop.call_later(0, self._report_result, code)
 
     def close(self) -> None:
-        """Give up; nothing is told."""
+        """Give up without reporting anything. Idempotent."""
         self._timer.cancel()
         if self._sock is not None:
             self._loop.remove_writer(self._sock)
             self._sock.close()
             self._sock = None
 
-    def _connected(self) -> None:
+    def _read_result(self) -> None:
         assert self._sock is not None
-        self._finish(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        self._report_result(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
-    def _finish(self, code: int | None) -> None:
+    def _report_result(self, code: int | None) -> None:
         self.close()
         if code == 0:
-            self._tell("connection refused a moment ago; it accepts connections now")
+            self._report("connection refused a moment ago; it accepts connections now")
         elif code is None:
-            self._tell("connection refused, or the host cannot be reached")
+            self._report("connection refused, or the host cannot be reached")
         else:
-            self._tell(os.strerror(code).lower())
+            self._report(os.strerror(code).lower())
 
 
-class _Tell(Protocol):
+class _ReportReason(Protocol):
     def __call__(self, why: str, /) -> None: ...
 
 
-def fresh_routing_id() -> bytes:
-    """Different for each dial, so that none is taken for another; ids from 0 on are ZeroMQ's own."""
+def new_routing_id() -> bytes:
+    """Make a routing id for one dial. Its first byte is never 0: such ids are reserved by ZeroMQ."""
     while True:
         candidate = secrets.token_bytes(ROUTING_ID_BYTES)
         if candidate[0]:
             return candidate
 
 
-def _size(part: Part) -> int:
+def _count_bytes(part: Part) -> int:
     return part.nbytes if isinstance(part, memoryview) else len(part)

@@ -1,11 +1,15 @@
-"""What a node asks of a network, and what the network tells it.
+"""What a node asks of a network, and what the network reports.
 
-Two halves make a connection: each node *dials* the other on a channel of its own, which only sends,
-and hears it from a *source*. `ZmqTransport` does it with sockets, `testing.SimTransport` in memory;
-the node cannot tell them apart.
+A connection between two nodes has two halves. Each node *dials* the other and gets a *channel*, on
+which it only sends. What a node receives comes from a *source*: the other end of a channel that the peer
+has dialled. The transport does not know which channel and which source belong to one peer; the handshake
+in the core finds out.
 
-Everything here runs on the event loop's thread. A transport calls its listener from the loop, never
-from inside one of its own methods, so that facts reach the node one at a time.
+`fleetlm.transport.zeromq.ZmqTransport` implements this with sockets, `fleetlm.testing.SimTransport` in
+memory. A node cannot tell them apart.
+
+Everything runs on the event loop's thread. A transport calls its listener from the loop, never from
+inside one of its own methods, so the node handles one fact at a time.
 """
 
 from __future__ import annotations
@@ -14,54 +18,56 @@ from collections.abc import Sequence
 from typing import Protocol
 
 Part = bytes | memoryview
-"""A piece of a frame; a memoryview must stay unchanged until the frame has left."""
+"""A piece of a frame. The bytes behind a memoryview must not change until the frame has been sent."""
 
 
 class Listener(Protocol):
-    """The facts that a transport reports. None of these may raise."""
+    """Receives the facts that a transport reports. No method may raise."""
 
     def channel_opened(self, channel: int) -> None:
-        """The dialled address answered (TCP, ZMTP and, with a cookie, CURVE): frames may be sent."""
+        """The handshakes with the dialled address are done (TCP, ZMTP, CURVE with a cookie): send now."""
 
     def channel_lost(self, channel: int, reason: str) -> None:
-        """The dial failed, or the channel ended. Told once; the channel is gone."""
+        """The dial failed, or the channel ended. Reported once for a channel, which is gone then."""
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
-        """The node at the other end answered on the channel itself: a refusal, or who it is."""
+        """The dialled node answered on the channel itself, with a refusal or with its identity."""
 
     def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
-        """A frame from somebody who dialled us. ``extra`` is the second part, where one was sent."""
+        """A frame from a peer that has dialled this node. ``extra`` is its second part, if it has one."""
 
     def source_met(self, source: bytes, ip: str) -> None:
-        """Before the first frame of a source: the address that it dialled from, as TCP saw it."""
+        """A new source, reported before its first frame. ``ip`` is the address that TCP shows for it."""
 
     def source_lost(self, source: bytes) -> None:
-        """That dialler's connection ended. Told after its last frame."""
+        """The source's connection ended. Reported after its last frame."""
 
     def stranger_refused(self, ip: str, reason: str) -> None:
-        """Somebody at ``ip`` failed before the first frame: another cookie, or no ZeroMQ at all."""
+        """A connection from ``ip`` failed before its first frame: a wrong cookie, or not ZeroMQ at all."""
 
 
 class Transport(Protocol):
-    """One node's network. Channel numbers are the node's own and are never used twice."""
+    """The network of one node. The node chooses the channel numbers and never uses one twice."""
 
     async def start(self, ip: str, port: int, listener: Listener) -> None:
-        """Listen on ``ip:port``. Raises: StartFailed, leaving nothing behind."""
+        """Listen on ``ip:port``. Raises: StartFailed; nothing is left open then."""
 
     def dial(self, channel: int, ip: str, port: int) -> None:
-        """Open a channel. `Listener.channel_opened` or `Listener.channel_lost` follows."""
+        """Begin to open a channel. `Listener.channel_opened` or `Listener.channel_lost` follows."""
 
     def send(self, channel: int, parts: Sequence[Part]) -> bool:
-        """Put one frame (one or two parts) on an open channel: whole and in order, or not at all.
+        """Send one frame of one or two parts on an open channel: whole and in order, or not at all.
 
-        Returns False where it cannot be sent: the channel is not open, or has just ended.
+        Returns:
+            False if the channel is not open or has just ended; nothing was sent then. True promises
+            that the frame was accepted, not that it arrives.
         """
 
     def answer(self, source: bytes, frame: bytes) -> None:
-        """Send one frame back to a dialler, at most once delivered and never waiting."""
+        """Send one frame back to a source. It is delivered at most once, and sending never waits."""
 
     def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
-        """Close a channel; frames that were sent may leave for ``flush_s`` more. No fact follows."""
+        """Close a channel. Sent frames have ``flush_s`` seconds more to leave. No fact follows."""
 
     async def close(self) -> None:
-        """Close everything, within the flush time of what was hung up. Idempotent."""
+        """Close everything, at the latest when the flush times of `hang_up` are over. Idempotent."""

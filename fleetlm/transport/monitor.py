@@ -1,11 +1,10 @@
-"""What ZeroMQ's socket monitors say, and what it means in words.
+"""Reads ZeroMQ's socket monitors, and puts their events into words.
 
-A monitor is a PAIR that libzmq's own thread fills. Three rules, each learned from a hang:
+A monitor is a PAIR socket that libzmq's own I/O thread writes to. Three rules, each learned from a hang:
 
-* its queue has no limit: with one, libzmq's thread waits in the middle of all traffic until
-  somebody reads;
-* it is switched off *before* its reading end is closed, else that thread waits for ever;
-* ``MONITOR_STOPPED`` is not asked for: it is sent while the socket closes, when nobody reads.
+* its queue has no limit. With one, libzmq's thread blocks all traffic until the events are read;
+* the monitor is switched off *before* its reading end is closed. Otherwise that thread waits for ever;
+* ``MONITOR_STOPPED`` is not requested. It is sent while the socket closes, when no one reads any more.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ FAILURES: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 SERVER_EVENTS: Final = FAILURES | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
-"""Not ACCEPT_FAILED: out of descriptors, libzmq repeats it as fast as it can."""
+"""Without ACCEPT_FAILED: when descriptors run out, libzmq repeats that event as fast as it can."""
 CLIENT_EVENTS: Final = FAILURES | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
 
 CRYPTOGRAPHIC: Final = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
@@ -37,7 +36,7 @@ _NOBLOCK = int(zmq.NOBLOCK)
 
 
 class Monitor:
-    """The events of one socket: pairs of event and value (a descriptor, an errno or a code)."""
+    """The events of one socket, as pairs of event and value (a descriptor, an errno or an error code)."""
 
     __slots__ = ("_pair", "_watched", "fd")
 
@@ -56,7 +55,7 @@ class Monitor:
             raise
 
     def read(self, limit: int | None = None) -> Iterator[tuple[int, int]]:
-        """What happened, in order, up to ``limit`` events. Ends early once closed."""
+        """Yield waiting events in order, up to ``limit`` of them. Stops early when the monitor is closed."""
         pair = self._pair
         for _ in itertools.count() if limit is None else range(limit):
             if pair.closed or not get_int(pair, zmq.EVENTS) & zmq.POLLIN:
@@ -66,19 +65,22 @@ class Monitor:
             yield _EVENT.unpack(head)
 
     @property
-    def pending(self) -> bool:
-        """Whether there is more to read."""
+    def has_more(self) -> bool:
+        """Whether more events wait."""
         return not self._pair.closed and bool(get_int(self._pair, zmq.EVENTS) & zmq.POLLIN)
 
     def close(self) -> None:
-        """Stop watching. Before the watched socket is closed."""
+        """Stop the monitor. Must be called before the watched socket is closed. Idempotent."""
         if not self._pair.closed:
             self._watched.monitor(None, 0)
             self._pair.close()
 
 
-def refused_by_us(event: int, value: int, has_cookie: bool) -> str:
-    """Why our ROUTER would not have somebody, from what its monitor said."""
+def explain_refusal_here(event: int, value: int, has_cookie: bool) -> str:
+    """Why this node's ROUTER refused a connection, from the event of its monitor.
+
+    In the text "it" is the node that dialled.
+    """
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == CRYPTOGRAPHIC:
         return "authentication failed: its cookie differs from ours"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
@@ -88,42 +90,45 @@ def refused_by_us(event: int, value: int, has_cookie: bool) -> str:
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "authentication failed: its key is not the cluster's"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-        return f"it broke the ZeroMQ protocol (code {value:#x}): not a fleetlm node?"
+        return f"it violated the ZeroMQ protocol (code {value:#x}): is it a fleetlm node?"
     if has_cookie:
         return (
-            "it closed, or said nothing, in the ZeroMQ handshake: its cookie differs from ours or "
-            "it has none (FLEETLM_COOKIE), or it is no fleetlm node"
+            "it closed the connection, or sent nothing, during the ZeroMQ handshake: its cookie differs "
+            "from ours or it has none (FLEETLM_COOKIE), or it is not a fleetlm node"
         )
     return (
-        "it closed, or said nothing, in the ZeroMQ handshake: it has a cookie, and this node has none "
-        "(FLEETLM_COOKIE), or it is no fleetlm node"
+        "it closed the connection, or sent nothing, during the ZeroMQ handshake: it has a cookie, and this "
+        "node has none (FLEETLM_COOKIE), or it is not a fleetlm node"
     )
 
 
-def refused_by_them(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str:
-    """Why the node that we dialled did not let us in; ``timeout_s`` where the time was over."""
+def explain_refusal_there(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str:
+    """Why a dialled node did not accept this one, from the last failure that the monitor reported.
+
+    In the text "it" is the node that was dialled. ``timeout_s`` is given if the time ran out.
+    """
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
         if has_cookie:
             return "authentication failed: it has no cookie (FLEETLM_COOKIE), and this node has one"
-        return "authentication failed: it wants a cookie, and this node has none (FLEETLM_COOKIE)"
+        return "authentication failed: it requires a cookie, and this node has none (FLEETLM_COOKIE)"
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "authentication failed: our key is not its cluster's (FLEETLM_COOKIE)"
     if timeout_s is not None:
         return (
             f"no ZeroMQ handshake within {timeout_s:g} s: something accepts connections there, but "
-            "it is no fleetlm node, or it is blocked"
+            "it is not a fleetlm node, or it is blocked"
         )
     if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-        # Whoever refuses closes at once, mostly before ZeroMQ has read what it said.
+        # A node that refuses a client closes at once, mostly before ZeroMQ here has read its error.
         if has_cookie:
             return (
                 "authentication failed: its cookie differs from ours, or it has none "
                 "(FLEETLM_COOKIE); or it closed during the handshake"
             )
         return (
-            "authentication failed: it wants a cookie, and this node has none (FLEETLM_COOKIE); "
+            "authentication failed: it requires a cookie, and this node has none (FLEETLM_COOKIE); "
             "or it closed during the handshake"
         )
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-        return f"it broke the ZeroMQ protocol (code {value:#x}): not a fleetlm node?"
-    return "it closed the connection during the ZeroMQ handshake: not a fleetlm node?"
+        return f"it violated the ZeroMQ protocol (code {value:#x}): is it a fleetlm node?"
+    return "it closed the connection during the ZeroMQ handshake: is it a fleetlm node?"

@@ -1,4 +1,4 @@
-"""Ask an address who is there, as a stranger who joins nothing: for `fleetlm doctor`."""
+"""Asks an address which node is there, without joining the cluster. For `fleetlm doctor`."""
 
 from __future__ import annotations
 
@@ -16,44 +16,45 @@ from fleetlm.wire import frames
 from fleetlm.wire.frames import BadFrame, IAm
 
 CHANNEL: Final = 0
+"""The number of the only channel."""
 
 
 async def probe(ip: str, port: int, settings: Settings, timeout_s: float) -> IAm | str:
-    """Who is at ``ip:port``, or why that cannot be said.
+    """Ask which node listens on ``ip:port``.
 
     Args:
         ip: the address, in canonical text.
-        port: the port of its cluster.
-        settings: the cookie and the limits; only `Settings.cookie` must be the cluster's.
-        timeout_s: for all of it.
+        port: the port of the node.
+        settings: the cookie and the limits. The cookie must be the cluster's.
+        timeout_s: the longest wait, in seconds.
 
     Returns:
-        What the node says of itself; or a sentence that names the address and the reason.
+        The node's identity, or a sentence that names the address and why there is no answer.
     """
     loop = asyncio.get_running_loop()
-    caller = _Caller(ip, port, loop.create_future())
+    asker = _Asker(ip, port, loop.create_future())
     keys = None if settings.cookie is None else keys_from_cookie(settings.cookie)
     limits = settings.replace(connect_timeout_s=min(settings.connect_timeout_s, timeout_s))
     context: Context = zmq.Context()
     try:
-        channel = caller.channel = DealerChannel(
-            context, loop, caller, CHANNEL, (ip, port), own_ip=None, settings=limits, keys=keys
+        channel = asker.channel = DealerChannel(
+            context, loop, asker, CHANNEL, (ip, port), own_ip=None, settings=limits, keys=keys
         )
         try:
-            return await asyncio.wait_for(caller.verdict, timeout_s)
+            return await asyncio.wait_for(asker.verdict, timeout_s)
         except TimeoutError:
-            said = "it accepted the connection, but" if channel.is_open else "nobody there:"
-            return f"{endpoint(ip, port)}: {said} no answer within {timeout_s:g} s"
+            so_far = "it accepted the connection, but there was " if channel.is_open else ""
+            return f"{endpoint(ip, port)}: {so_far}no answer within {timeout_s:g} s"
         finally:
             channel.hang_up(0)
     except (zmq.ZMQError, OSError) as error:
         return f"{endpoint(ip, port)}: {error.strerror or error}"
     finally:
-        context.term()  # at once: nothing lingers
+        context.term()  # returns at once, since nothing lingers
 
 
-class _Caller:
-    """A `ChannelOwner` that asks one question."""
+class _Asker:
+    """A `ChannelOwner` that asks one question. ``verdict`` gets the answer, or why there is none."""
 
     def __init__(self, ip: str, port: int, verdict: asyncio.Future[IAm | str]) -> None:
         self._where = endpoint(ip, port)
@@ -61,23 +62,23 @@ class _Caller:
         self.channel: DealerChannel | None = None
 
     def channel_opened(self, channel: int) -> None:
-        """Ask."""
+        """Send the question."""
         if self.channel is not None and not self.channel.send((frames.probe(),)):
             self.channel_lost(channel, f"{self._where}: it closed the connection at once")
 
     def channel_lost(self, channel: int, reason: str) -> None:  # noqa: ARG002
-        """No answer will come."""
+        """Store the reason, since no answer will come."""
         if not self.verdict.done():
             self.verdict.set_result(reason)
 
     def channel_answered(self, channel: int, frame: bytes) -> None:  # noqa: ARG002
-        """The answer, if it is one."""
+        """Store the answer."""
         if self.verdict.done():
             return
         try:
             answer = frames.read_answer(frame)
         except BadFrame as error:
-            self.verdict.set_result(f"{self._where}: it answers, but not as a node does: {error}")
+            self.verdict.set_result(f"{self._where}: it answers, but not as a fleetlm node does: {error}")
             return
         if isinstance(answer, IAm):
             self.verdict.set_result(answer)

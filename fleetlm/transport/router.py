@@ -1,10 +1,32 @@
-"""The ROUTER of a node with its monitor and its ZAP handler: all that comes from who dialled us.
+"""The receiving side of a node: its ROUTER, with a monitor and a ZAP handler.
 
-Every accepted connection is known by its descriptor. The monitor names it when it comes and goes,
-the first frame of a source names it as well: so the end of a connection is the end of a source.
+What ZeroMQ hides is *when a source has ended*. A ROUTER delivers frames with the routing id of their
+sender and silently forgets a sender that is gone. Two facts are needed per connection and only one of
+them comes with the frames, so this module joins both by the descriptor of the accepted connection:
 
-Descriptors that ZeroMQ gives to a loop are edge-triggered: each wake drains, or books its own
-continuation, and the slow re-check of the transport backs them up.
+* the monitor reports the descriptor when a connection is accepted and when it ends;
+* the first frame of a source carries the same descriptor (``ZMQ_SRCFD``) and the peer's address.
+
+States of a source::
+
+    accepted ──first frame──► known ──monitor: DISCONNECTED──► ending ──its frames are read──► lost
+       └──handshake fails──► refused (a stranger)
+
+Races, and where each is settled:
+
+* *The last frames.* The monitor may report an end while frames of that source still wait in the ROUTER.
+  `_end_drained_sources` reports the loss only when they must have been read: when the ROUTER is empty,
+  or after enough frames of the others (ZeroMQ serves senders in turn), or after
+  `LAST_FRAMES_TIMEOUT_S`. So ``source_lost`` always comes after the last frame.
+* *A reused descriptor.* The kernel gives a closed descriptor to the next connection at once.
+  `_admit_source` therefore reads all monitor events before it trusts a descriptor.
+* *A connection that came, sent and went before anything was read.* Its source is admitted as ending.
+* *Frames after a loss was reported* (only after the time-out) are dropped: `_lost_sources` remembers.
+* *A stranger's failure* names no descriptor. The DISCONNECTED that follows names it; with several I/O
+  threads in libzmq it may be the one of another stranger, which only affects a log line.
+
+Descriptors that ZeroMQ gives to a loop are edge-triggered. Each wake-up reads until nothing is left, or
+schedules its own continuation; the transport's slow re-check backs this up.
 """
 
 from __future__ import annotations
@@ -20,36 +42,42 @@ import zmq
 
 from fleetlm.names import canonical_ip
 from fleetlm.settings import Settings
-from fleetlm.transport.curve import CurveKeys, Gatekeeper
+from fleetlm.transport.curve import CurveKeys, ZapHandler
 from fleetlm.transport.interface import Listener
-from fleetlm.transport.monitor import FAILURES, SERVER_EVENTS, Monitor, refused_by_us
-from fleetlm.transport.sockets import Context, Sock, bind, get_int, router
+from fleetlm.transport.monitor import FAILURES, SERVER_EVENTS, Monitor, explain_refusal_here
+from fleetlm.transport.sockets import Context, Sock, bind, get_int, make_router
 
-DRAIN_FRAMES: Final = 256
-DRAIN_BYTES: Final = 4 * 1024 * 1024
-"""What one turn of the loop reads at most; then others have their turn."""
-DRAIN_EVENTS: Final = 512
-FAREWELL_S: Final = 1.0
-"""How long a source that ended may wait for its last frames, which stand behind others'."""
-MAX_LATE: Final = 1_024
+MAX_FRAMES_PER_READ: Final = 256
+"""Frames read in one turn of the loop; then other callbacks have their turn."""
+MAX_BYTES_PER_READ: Final = 4 * 1024 * 1024
+"""Bytes read in one turn of the loop, likewise."""
+MAX_EVENTS_PER_READ: Final = 512
+"""Monitor events read in one turn of the loop, likewise."""
+LAST_FRAMES_TIMEOUT_S: Final = 1.0
+"""Seconds after which a source that has ended is reported as lost, even if frames of others still
+arrive so fast that its last ones cannot be known to be read."""
+MAX_LOST_SOURCES: Final = 1_024
+"""Lost sources that are remembered, so that late frames of theirs are dropped; the oldest go first."""
 MAX_REFUSED_IPS: Final = 256
-REFUSED_EVERY_S: Final = 1.0
-"""Told once in that time for each address: a stranger must not fill logs."""
+"""Addresses of strangers that are remembered for the limit below; then all are forgotten."""
+REFUSAL_INTERVAL_S: Final = 1.0
+"""Seconds between two reports of refusals for one address, so that a stranger cannot fill the log."""
 
 UNKNOWN_IP: Final = "an unknown address"
-"""Of a stranger whose connection was over before its address could be asked for: ZeroMQ names it
-only by its descriptor, and on one machine a refusal takes less than a wake-up of the loop."""
+"""Stands for the address of a stranger whose connection had ended before the address could be looked
+up. ZeroMQ names strangers only by descriptor, and on one machine a refusal is faster than the loop."""
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _SRCFD = int(zmq.SRCFD)
-_NOT_YET = -1
+_NOT_COUNTED = -1
+"""In `Router._ending`: no read has ended since the source did."""
 
 
 class Router:
-    """Hears for one transport; `close` what `open` failed to open as well."""
+    """Receives for one transport. `close` must also be called after an `open` that failed."""
 
     def __init__(
         self,
@@ -65,245 +93,256 @@ class Router:
         self._keys = keys
         self._listener = listener
         self._accepted: dict[int, str] = {}
-        """Descriptor of every connection that stands → its address."""
+        """Every established connection: descriptor → address, which is empty if it is not known."""
         self._source_of: dict[int, bytes] = {}
+        """Established connections of which a frame was read: descriptor → source."""
         self._sources: dict[bytes, int] = {}
-        """Whoever was met and not yet lost → its descriptor."""
+        """Sources that were reported and are not lost yet → descriptor."""
         self._ending: dict[bytes, tuple[int, float]] = {}
-        """Sources whose connection has ended → number of the last frame of theirs, and a deadline."""
-        self._late: dict[bytes, None] = {}
-        """The last sources that were told as lost: nothing of theirs may follow."""
+        """Sources whose connection has ended → the number of their last frame, and a deadline."""
+        self._lost_sources: dict[bytes, None] = {}
+        """The latest sources reported as lost, in order: none of their frames may be passed on."""
         self._failure: tuple[int, int] | None = None
-        self._refused: dict[str, float] = {}
-        self._frames = 0
-        self._skipping = False
-        self._again: asyncio.Handle | None = None
-        self._monitor_again: asyncio.Handle | None = None
-        self._watched: list[int] = []
-        self._router: Sock | None = None
+        """A handshake failure (event, code) whose DISCONNECTED has not been read yet."""
+        self._refused_until: dict[str, float] = {}
+        self._frames_read = 0
+        self._is_skipping = False
+        self._next_read: asyncio.Handle | None = None
+        self._next_monitor_read: asyncio.Handle | None = None
+        self._watched_fds: list[int] = []
+        self._sock: Sock | None = None
         self._monitor: Monitor | None = None
-        self._gatekeeper: Gatekeeper | None = None
+        self._zap_handler: ZapHandler | None = None
 
     def open(self, ip: str, port: int) -> bool:
-        """Bind and listen. Returns whether ``ip`` is this machine's. Raises: zmq.ZMQError."""
+        """Bind and listen. Returns whether ``ip`` belongs to this machine. Raises: zmq.ZMQError, OSError."""
         name = f"{self._settings.node_basename}@{ip}"
         if self._keys is not None:
-            self._gatekeeper = Gatekeeper(self._context, self._keys.public)
-        self._router = router(self._context, self._settings, name, self._keys)
-        self._monitor = Monitor(self._context, self._router, SERVER_EVENTS)
-        is_own = bind(self._router, ip, port)
-        self._watch(get_int(self._router, zmq.FD), self._wake)
-        self._watch(self._monitor.fd, self._wake_monitor)
-        if self._gatekeeper is not None:
-            self._watch(get_int(self._gatekeeper.socket, zmq.FD), self._gatekeeper.serve)
-        # ZeroMQ wakes a reader that has looked and found nothing: so look once.
-        self._monitor_again = self._loop.call_soon(self._read_monitor)
+            self._zap_handler = ZapHandler(self._context, self._keys.public)
+        self._sock = make_router(self._context, self._settings, name, self._keys)
+        self._monitor = Monitor(self._context, self._sock, SERVER_EVENTS)
+        is_own = bind(self._sock, ip, port)
+        self._watch(get_int(self._sock, zmq.FD), self._on_readable)
+        self._watch(self._monitor.fd, self._on_monitor_readable)
+        if self._zap_handler is not None:
+            self._watch(get_int(self._zap_handler.socket, zmq.FD), self._zap_handler.serve)
+        # Edge-triggered: ZeroMQ wakes only readers that have looked and found nothing, so look once.
+        self._next_monitor_read = self._loop.call_soon(self._read_monitor)
         self._read_soon()
         return is_own
 
     def close(self) -> None:
-        """Hear nobody any more. The monitor goes first, see `fleetlm.transport.monitor`."""
-        for fd in self._watched:
+        """Stop receiving. The monitor is closed first, see `fleetlm.transport.monitor`. Idempotent."""
+        for fd in self._watched_fds:
             self._loop.remove_reader(fd)
-        self._watched.clear()
-        for handle in (self._again, self._monitor_again):
+        self._watched_fds.clear()
+        for handle in (self._next_read, self._next_monitor_read):
             if handle is not None:
                 handle.cancel()
         if self._monitor is not None:
             self._monitor.close()
-        if self._router is not None:
-            self._router.close(0)
-            self._router = None
-        if self._gatekeeper is not None:
-            self._gatekeeper.close()
-            self._gatekeeper = None
+        if self._sock is not None:
+            self._sock.close(0)
+            self._sock = None
+        if self._zap_handler is not None:
+            self._zap_handler.close()
+            self._zap_handler = None
 
     def answer(self, source: bytes, frame: bytes) -> None:
-        """Send one frame back. A dialler that has gone, or reads nothing, gets nothing."""
-        if self._router is not None:
+        """Send one frame back. It is dropped if the source is gone or does not read."""
+        if self._sock is not None:
             with contextlib.suppress(zmq.ZMQError):
-                self._router.send(source, _MORE)
-                self._router.send(frame, _NOBLOCK)
-            self._read_soon()  # sending may swallow the wake-up for what has arrived
+                self._sock.send(source, _MORE)
+                self._sock.send(frame, _NOBLOCK)
+            self._read_soon()  # sending may have consumed the wake-up for frames that have arrived
 
     def sources(self) -> set[bytes]:
-        """Whoever was met and has not gone."""
+        """The sources that were reported and are not lost."""
         return set(self._sources)
 
-    def look_after(self) -> None:
-        """The slow re-check."""
-        if self._gatekeeper is not None:
-            self._gatekeeper.serve()
-        self._wake_monitor()
+    def recheck(self) -> None:
+        """Look at everything once more, in case a wake-up was missed. Called about every second."""
+        if self._zap_handler is not None:
+            self._zap_handler.serve()
+        self._on_monitor_readable()
         self._read_soon()
 
     # ── frames ───────────────────────────────────────────────────────────────────────────────────
 
-    def _wake(self) -> None:
-        if self._again is None:
+    def _on_readable(self) -> None:
+        if self._next_read is None:
             self._read()
 
     def _read_soon(self) -> None:
-        if self._again is None:
-            self._again = self._loop.call_soon(self._read)
+        if self._next_read is None:
+            self._next_read = self._loop.call_soon(self._read)
 
     def _read(self) -> None:
-        """Read what has arrived, up to the limit of one turn.
+        """Read the frames that have arrived, up to the limits of one turn.
 
-        A frame read without a copy knows whether more parts follow, which is cheaper than asking
-        the socket. One frame is the common case: then asking for events is cheaper than an
-        exception; behind a second one, the exception is.
+        Fast path, measured: a frame that is read without a copy knows whether more parts follow, which
+        is cheaper than asking the socket. After one frame, the common case, asking whether more wait is
+        cheaper than the exception that ends the loop; after more frames the exception is cheaper.
         """
-        self._again = None
-        router = self._router
-        if router is None:
+        self._next_read = None
+        sock = self._sock
+        if sock is None:
             return
-        recv, sources, arrived = router.recv, self._sources, self._listener.frame_arrived
+        recv, sources, arrived = sock.recv, self._sources, self._listener.frame_arrived
         size = frames = 0
         drained = False
         try:
-            while frames < DRAIN_FRAMES and size < DRAIN_BYTES:
+            while frames < MAX_FRAMES_PER_READ and size < MAX_BYTES_PER_READ:
                 frames += 1
-                if self._skipping:
-                    self._skipping = recv(_NOBLOCK, copy=False).more
+                if self._is_skipping:
+                    self._is_skipping = recv(_NOBLOCK, copy=False).more
                     continue
                 source = recv(_NOBLOCK)
                 part = recv(_NOBLOCK, copy=False)
-                frame, extra = self._whole(part) if part.more else (part.bytes, None)
+                frame, extra = self._read_second_part(part) if part.more else (part.bytes, None)
                 size += len(frame) if extra is None else len(frame) + len(extra)
-                if source in sources or self._met(source, part):
+                if source in sources or self._admit_source(source, part):
                     if self._ending and source in self._ending:
-                        self._ending[source] = (self._frames + frames, self._ending[source][1])
+                        self._ending[source] = (self._frames_read + frames, self._ending[source][1])
                     arrived(source, frame, extra)
-                if frames == 1 and not get_int(router, _EVENTS) & _POLLIN:
+                if frames == 1 and not get_int(sock, _EVENTS) & _POLLIN:
                     drained = True
                     break
         except zmq.Again:
             drained = True
         except zmq.ZMQError:
-            if not router.closed:
+            if not sock.closed:
                 raise
             return
-        self._frames += frames
+        self._frames_read += frames
         if self._ending:
-            self._settle(drained)
+            self._end_drained_sources(drained)
         if not drained:
             self._read_soon()
 
-    def _whole(self, part: zmq.Frame) -> tuple[bytes, bytes | None]:
-        """A frame of two parts. Three and more are nobody's: an empty one stands for them.
+    def _read_second_part(self, part: zmq.Frame) -> tuple[bytes, bytes | None]:
+        """Read the second part of a frame. A frame of three or more parts becomes an empty frame.
 
-        So whoever sent them is treated as one who sends garbage, and the rest is skipped, in as
-        many turns as it takes.
+        No node sends three parts; an empty frame makes the caller treat the sender like any other that
+        sends garbage. The remaining parts are skipped, in as many turns as that takes.
         """
-        assert self._router is not None
-        second = self._router.recv(_NOBLOCK, copy=False)
+        assert self._sock is not None
+        second = self._sock.recv(_NOBLOCK, copy=False)
         if second.more:
-            self._skipping = True
+            self._is_skipping = True
             return b"", None
         return part.bytes, second.bytes
 
-    def _met(self, source: bytes, part: zmq.Frame) -> bool:
-        """The first frame of somebody: whose connection is it? False where it is nobody's."""
-        if source in self._late:
+    def _admit_source(self, source: bytes, part: zmq.Frame) -> bool:
+        """Find the connection of a new source and report the source.
+
+        Returns:
+            False if its frame must be dropped: the source was reported as lost already, or the frame
+            belongs to no connection.
+        """
+        if source in self._lost_sources:
             return False
-        # First what happened before: the descriptor may have belonged to somebody else.
+        # First the events of the past: the descriptor may have belonged to another connection.
         self._drain_monitor(None)
         try:
             fd = int(part.get(_SRCFD))
             ip = str(part.get("Peer-Address"))
         except zmq.ZMQError:
-            return False  # an older ZeroMQ, or no ZeroMQ at all: its bytes only look like a frame
+            return False  # an old ZeroMQ, or bytes of a stranger that only look like a frame
         former = self._source_of.get(fd)
         if former is not None:
-            self._tell_lost(former)
+            self._report_lost(former)
         self._sources[source] = fd
         if fd in self._accepted:
             self._source_of[fd] = source
-        else:  # it came, spoke and went before anybody looked
-            self._ending[source] = self._farewell()
+        else:  # the connection was accepted and ended before its frame was read
+            self._ending[source] = self._new_ending()
         self._listener.source_met(source, canonical_ip(ip) or ip)
         return True
 
-    def _settle(self, drained: bool) -> None:
-        """Tell of the sources that ended, as soon as their last frame must have been read.
+    def _end_drained_sources(self, drained: bool) -> None:
+        """Report ended sources as lost once their last frame must have been read.
 
-        ZeroMQ takes from those who have frames waiting in turn: who was not among twice as many
-        frames as there are sources has none left.
+        ZeroMQ reads in turn from the senders that have frames waiting. So a source without a frame among
+        twice as many frames as there are senders has none left.
         """
         now = self._loop.time()
-        round_ = 2 * len(self._accepted) + 2 * len(self._ending) + 2
+        one_round = 2 * len(self._accepted) + 2 * len(self._ending) + 2
         for source, (last, deadline) in list(self._ending.items()):
-            if last == _NOT_YET:
-                self._ending[source] = (last := self._frames, deadline)
-            if drained or self._frames - last > round_ or now > deadline:
-                self._tell_lost(source)
+            if last == _NOT_COUNTED:
+                self._ending[source] = (last := self._frames_read, deadline)
+            if drained or self._frames_read - last > one_round or now > deadline:
+                self._report_lost(source)
 
-    def _tell_lost(self, source: bytes) -> None:
+    def _report_lost(self, source: bytes) -> None:
+        """Forget a source, report its loss, and remember that it was lost."""
         self._ending.pop(source, None)
         fd = self._sources.pop(source)
         if self._source_of.get(fd) == source:
             del self._source_of[fd]
-        while len(self._late) >= MAX_LATE:
-            del self._late[next(iter(self._late))]
-        self._late[source] = None
+        while len(self._lost_sources) >= MAX_LOST_SOURCES:
+            del self._lost_sources[next(iter(self._lost_sources))]
+        self._lost_sources[source] = None
         self._listener.source_lost(source)
 
-    # ── who came and went ────────────────────────────────────────────────────────────────────────
+    # ── connections ──────────────────────────────────────────────────────────────────────────────
 
-    def _wake_monitor(self) -> None:
-        if self._monitor_again is None:
+    def _on_monitor_readable(self) -> None:
+        if self._next_monitor_read is None:
             self._read_monitor()
 
     def _read_monitor(self) -> None:
-        self._monitor_again = None
-        self._drain_monitor(DRAIN_EVENTS)
-        if self._monitor is not None and self._monitor.pending:
-            self._monitor_again = self._loop.call_soon(self._read_monitor)
+        self._next_monitor_read = None
+        self._drain_monitor(MAX_EVENTS_PER_READ)
+        if self._monitor is not None and self._monitor.has_more:
+            self._next_monitor_read = self._loop.call_soon(self._read_monitor)
         if self._ending:
             self._read_soon()
 
     def _drain_monitor(self, limit: int | None) -> None:
+        """Handle up to ``limit`` waiting events of the monitor, or all of them."""
         if self._monitor is None:
             return
         for event, value in self._monitor.read(limit):
             if event == zmq.EVENT_ACCEPTED:
-                self._accepted[value] = _ip_of(value)
+                self._accepted[value] = _look_up_peer_ip(value)
             elif event == zmq.EVENT_DISCONNECTED:
-                self._disconnected(value)
+                self._end_connection(value)
             elif event & FAILURES:
-                # It names no descriptor; the DISCONNECTED that follows does.
+                # This event carries no descriptor; the DISCONNECTED that follows does.
                 self._failure = (event, value)
 
-    def _disconnected(self, fd: int) -> None:
+    def _end_connection(self, fd: int) -> None:
+        """A connection has ended: mark its source as ending, or report the stranger that failed."""
         ip = self._accepted.pop(fd, "")
         failure, self._failure = self._failure, None
         source = self._source_of.pop(fd, None)
         if source is not None:
-            self._ending[source] = self._farewell()
+            self._ending[source] = self._new_ending()
         elif failure is not None:
-            reason = refused_by_us(*failure, self._keys is not None)
-            self._loop.call_soon(self._tell_refused, ip, reason)
+            reason = explain_refusal_here(*failure, self._keys is not None)
+            self._loop.call_soon(self._report_refused, ip, reason)
 
-    def _farewell(self) -> tuple[int, float]:
-        return _NOT_YET, self._loop.time() + FAREWELL_S
+    def _new_ending(self) -> tuple[int, float]:
+        return _NOT_COUNTED, self._loop.time() + LAST_FRAMES_TIMEOUT_S
 
-    def _tell_refused(self, ip: str, reason: str) -> None:
+    def _report_refused(self, ip: str, reason: str) -> None:
+        """Report a stranger, at most once in `REFUSAL_INTERVAL_S` for each address."""
         now = self._loop.time()
-        if now < self._refused.get(ip, now):
+        if now < self._refused_until.get(ip, now):
             return
-        if len(self._refused) >= MAX_REFUSED_IPS:
-            self._refused.clear()
-        self._refused[ip] = now + REFUSED_EVERY_S
+        if len(self._refused_until) >= MAX_REFUSED_IPS:
+            self._refused_until.clear()
+        self._refused_until[ip] = now + REFUSAL_INTERVAL_S
         self._listener.stranger_refused(ip or UNKNOWN_IP, reason)
 
     def _watch(self, fd: int, read: Callable[[], None]) -> None:
         self._loop.add_reader(fd, read)
-        self._watched.append(fd)
+        self._watched_fds.append(fd)
 
 
-def _ip_of(fd: int) -> str:
-    """Whom a descriptor of libzmq's is connected to; empty where it has gone meanwhile."""
+def _look_up_peer_ip(fd: int) -> str:
+    """The address to which a descriptor of libzmq is connected; empty if the connection has ended."""
     try:
         with socket.socket(fileno=os.dup(fd)) as connection:
             ip = str(connection.getpeername()[0])

@@ -1,6 +1,7 @@
-"""The options of the two kinds of socket, their endpoints, and the descriptors they need.
+"""Makes the two kinds of socket with their options, binds and connects them, and budgets descriptors.
 
-Everything is set by name: ZeroMQ's defaults are wrong for a cluster.
+Every option that matters is set here by name, since ZeroMQ's defaults do not suit a cluster: they queue
+for connections that do not exist, reconnect silently, and stop answering heartbeats when a queue is full.
 """
 
 from __future__ import annotations
@@ -25,48 +26,51 @@ Sock = zmq.Socket[bytes]
 Context = zmq.Context[Sock]
 
 MAX_SOCKETS: Final = 8_192
-"""Of one context: three for each dial under way (a DEALER, two ends of its monitor)."""
+"""Limit of sockets in one context. A dial in progress needs three: a DEALER and both ends of its monitor."""
 BACKLOG: Final = 1_024
-"""Connections that wait to be accepted: all peers of a large cluster may dial at the same time."""
+"""Connections that may wait to be accepted: all peers of a large cluster may dial at the same time."""
 ANSWERS_HWM: Final = 64
-"""Answers waiting for one dialler; one takes at most a handful, more are dropped."""
+"""Answers that may wait for one source; more are dropped. A source needs at most a handful."""
 MAX_ANSWER_BYTES: Final = HEADER_BYTES + MAX_HANDSHAKE_BYTES
+"""Size limit of what a DEALER receives: the answers to a handshake, nothing else."""
 KEEPALIVE_IDLE_S: Final = 60
+"""Seconds without traffic before TCP keepalive probes begin, behind ZeroMQ's own heartbeats."""
 MAX_TTL_MS: Final = 6_553_500
-"""What fits into a PING: tenths of a second in 16 bits."""
+"""The largest heartbeat TTL that a PING can carry: tenths of a second in 16 bits."""
 
 FDS_PER_PEER: Final = 3
-"""A DEALER's wake-up, its connection, and the connection of the peer."""
+"""Descriptors for each connected peer: a DEALER's wake-up and connection, and the peer's connection."""
 FDS_PER_DIAL: Final = 2
-"""More while a dial is under way: the two ends of its monitor."""
+"""Further descriptors while a dial is in progress: both ends of its monitor."""
 FDS_RESERVED: Final = 128
-"""For the program itself."""
+"""Descriptors left for the program itself."""
 FDS_WANTED: Final = 65_536
+"""The soft limit of open files that is aimed at: room for some 13,000 peers."""
 
 
-def _common(settings: Settings, max_message_bytes: int) -> dict[int, int]:
+def _build_common_options(settings: Settings, max_message_bytes: int) -> dict[int, int]:
     return {
         zmq.LINGER: 0,
         zmq.MAXMSGSIZE: max_message_bytes,
-        zmq.RCVHWM: 0,  # a full queue stops PONGs: a healthy peer would be cut
-        zmq.HEARTBEAT_IVL: _ms(settings.heartbeat_interval_s),
-        zmq.HEARTBEAT_TIMEOUT: _ms(settings.heartbeat_timeout_s),
-        zmq.HEARTBEAT_TTL: min(MAX_TTL_MS, _ms(settings.node_timeout_s)),
-        zmq.HANDSHAKE_IVL: _ms(settings.connect_timeout_s),
+        zmq.RCVHWM: 0,  # a full receive queue also delays PONGs, and the peer would cut this node off
+        zmq.HEARTBEAT_IVL: _to_ms(settings.heartbeat_interval_s),
+        zmq.HEARTBEAT_TIMEOUT: _to_ms(settings.heartbeat_timeout_s),
+        zmq.HEARTBEAT_TTL: min(MAX_TTL_MS, _to_ms(settings.node_timeout_s)),
+        zmq.HANDSHAKE_IVL: _to_ms(settings.connect_timeout_s),
         zmq.TCP_KEEPALIVE: 1,
         zmq.TCP_KEEPALIVE_IDLE: KEEPALIVE_IDLE_S,
     }
 
 
-def router(context: Context, settings: Settings, name: str, keys: CurveKeys | None) -> Sock:
-    """The socket on which a node hears its peers; not bound yet."""
-    options = _common(settings, settings.max_frame_bytes) | {
+def make_router(context: Context, settings: Settings, name: str, keys: CurveKeys | None) -> Sock:
+    """Make the ROUTER on which a node receives from all peers. It is not bound yet."""
+    options = _build_common_options(settings, settings.max_frame_bytes) | {
         zmq.SNDHWM: ANSWERS_HWM,
         zmq.ROUTER_MANDATORY: 1,
         zmq.ROUTER_HANDOVER: 0,
         zmq.BACKLOG: BACKLOG,
     }
-    sock = _made(context, zmq.ROUTER, options)
+    sock = _make_socket(context, zmq.ROUTER, options)
     sock.set(zmq.ROUTING_ID, name.encode())
     if keys is not None:
         sock.set(zmq.CURVE_SERVER, 1)
@@ -76,17 +80,17 @@ def router(context: Context, settings: Settings, name: str, keys: CurveKeys | No
     return sock
 
 
-def dealer(context: Context, settings: Settings, routing_id: bytes, keys: CurveKeys | None) -> Sock:
-    """The socket on which a node speaks to one peer; not connected yet."""
-    options = _common(settings, MAX_ANSWER_BYTES) | {
-        # Without a limit here: the connection's credit window bounds what is in flight, and a limit
-        # in messages would say no at a number that has nothing to do with bytes.
+def make_dealer(context: Context, settings: Settings, routing_id: bytes, keys: CurveKeys | None) -> Sock:
+    """Make the DEALER on which a node sends to one peer. It is not connected yet."""
+    options = _build_common_options(settings, MAX_ANSWER_BYTES) | {
+        # Unlimited: the session's credit window bounds the bytes in flight. A limit here would count
+        # messages, whatever their size.
         zmq.SNDHWM: 0,
-        zmq.IMMEDIATE: 1,  # never queue for a connection that is not there
-        zmq.RECONNECT_IVL: -1,  # a lost connection is a fact, not something to hide
-        zmq.CONNECT_TIMEOUT: _ms(settings.connect_timeout_s),
+        zmq.IMMEDIATE: 1,  # never queue frames for a connection that does not exist
+        zmq.RECONNECT_IVL: -1,  # never reconnect silently: a lost connection must be reported
+        zmq.CONNECT_TIMEOUT: _to_ms(settings.connect_timeout_s),
     }
-    sock = _made(context, zmq.DEALER, options)
+    sock = _make_socket(context, zmq.DEALER, options)
     sock.set(zmq.ROUTING_ID, routing_id)
     if keys is not None:
         sock.set(zmq.CURVE_SERVERKEY, keys.public)
@@ -96,13 +100,13 @@ def dealer(context: Context, settings: Settings, routing_id: bytes, keys: CurveK
 
 
 def bind(sock: Sock, ip: str, port: int) -> bool:
-    """Bind to that address, or to every address where this machine does not have it.
+    """Bind to an address, or to all addresses if this machine does not have that one (NAT).
 
     Returns:
-        Whether the address is this machine's own.
+        Whether the address belongs to this machine.
 
     Raises:
-        zmq.ZMQError: the port is not to be had.
+        zmq.ZMQError: the port is in use or not permitted.
     """
     try:
         _set_family(sock, ip)
@@ -117,41 +121,41 @@ def bind(sock: Sock, ip: str, port: int) -> bool:
 
 
 def connect(sock: Sock, ip: str, port: int, own_ip: str | None) -> None:
-    """Begin to connect, from ``own_ip`` where that can be, so that the peer sees our name's address."""
+    """Begin to connect. The source address is ``own_ip`` if possible: the peer sees this node's address."""
     _set_family(sock, ip)
     source = f"{endpoint(own_ip, 0)};" if own_ip and may_dial_from(own_ip, ip) else ""
     sock.connect(f"tcp://{source}{endpoint(ip, port)}")
 
 
 def may_dial_from(own_ip: str, ip: str) -> bool:
-    """Whether a connection to ``ip`` can have ``own_ip`` as its source."""
+    """Whether a connection to ``ip`` can have ``own_ip`` as its source address."""
     own, other = ipaddress.ip_address(own_ip), ipaddress.ip_address(ip)
     return own.version == other.version and own.is_loopback == other.is_loopback
 
 
-def why_not_bound(error: OSError | zmq.ZMQError, port: int) -> str:
-    """The operating system's words, and what to do."""
+def explain_bind_error(error: OSError | zmq.ZMQError, port: int) -> str:
+    """Explain why a port could not be bound, and what to do about it."""
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port {port} is in use, perhaps by another node of this machine "
-            f"(`ss -ltnp 'sport = :{port}'` shows by whom). Stop that program, or give every node "
-            "of the cluster another port with FLEETLM_NODE_PORT"
+            f"port {port} is in use, perhaps by another node on this machine "
+            f"(`ss -ltnp 'sport = :{port}'` shows the program). Stop that program, or set "
+            "FLEETLM_NODE_PORT to another port on every node of the cluster"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
-            f"permission denied for port {port}: ports below 1024 are the system's. "
-            "Give every node of the cluster another port with FLEETLM_NODE_PORT"
+            f"permission denied for port {port}: ports below 1024 need privileges. "
+            "Set FLEETLM_NODE_PORT to another port on every node of the cluster"
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many open files: raise the limit (`ulimit -n`)"
-    return f"{error.strerror or error} (FLEETLM_NODE_IP and FLEETLM_NODE_PORT decide the address)"
+    return f"{error.strerror or error} (FLEETLM_NODE_IP and FLEETLM_NODE_PORT set the address)"
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files as far as the hard one allows.
+    """Raise the soft limit of open files to `FDS_WANTED`, or as far as the hard limit allows.
 
     Returns:
-        How many peers the limit has room for.
+        The number of peers for which the limit has room.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
@@ -161,24 +165,28 @@ def raise_descriptor_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
         except (OSError, ValueError) as error:
-            log.warning("cannot raise the limit of open files above %d: %s", soft, error)
+            log.warning(
+                "cannot raise the limit of open files above %d: %s; a large cluster may run out of them",
+                soft,
+                error,
+            )
     if soft == unlimited:
         soft = FDS_WANTED
     return max(0, soft - FDS_RESERVED) // (FDS_PER_PEER + FDS_PER_DIAL)
 
 
 def get_int(sock: Sock, option: int) -> int:
-    """An option that is a number."""
-    value: int = sock.get(option)  # type: ignore[assignment]  # others are bytes
+    """Read an option whose value is a number."""
+    value: int = sock.get(option)  # type: ignore[assignment]  # other options are bytes
     return value
 
 
 def source_address(ip: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Family of an address, and the address itself with any port, as `socket` takes them."""
+    """The family of an address, and the address with any free port, as the `socket` module takes them."""
     return (socket.AF_INET6 if ":" in ip else socket.AF_INET), (ip, 0)
 
 
-def _made(context: Context, kind: int, options: dict[int, int]) -> Sock:
+def _make_socket(context: Context, kind: int, options: dict[int, int]) -> Sock:
     sock = context.socket(kind)
     for option, value in options.items():
         sock.set(option, value)
@@ -186,9 +194,9 @@ def _made(context: Context, kind: int, options: dict[int, int]) -> Sock:
 
 
 def _set_family(sock: Sock, ip: str) -> None:
-    """IPv6 only where the address is: else an IPv4 peer shows as ``::ffff:10.0.0.7``."""
+    """Enable IPv6 only for an IPv6 address: otherwise an IPv4 peer appears as ``::ffff:10.0.0.7``."""
     sock.set(zmq.IPV6, int(":" in ip))
 
 
-def _ms(seconds: float) -> int:
+def _to_ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))

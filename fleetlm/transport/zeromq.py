@@ -1,8 +1,32 @@
-"""The network of one node, on ZeroMQ: one bound ROUTER that hears, one DEALER a peer that speaks.
+"""The network of one node on ZeroMQ: a ROUTER that only receives, and for each peer a DEALER that only sends.
 
-What libzmq's threads do reaches the loop through descriptors: the ROUTER's (frames), its monitor's
-(who came and went), the ZAP handler's (who wants in) and one for each channel. They are
-edge-triggered: each wake drains, or books its own continuation, and a slow re-check backs them up.
+Why each direction has a socket of its own. A ROUTER is one socket for all peers: it does not report that
+one of them has gone, and frames to a peer that has just gone vanish. A DEALER with one connection,
+``IMMEDIATE`` and no reconnect is writable exactly while its connection exists, so a send either is
+accepted or fails visibly. And since each direction has a TCP connection of its own, two nodes that dial
+each other at the same time need no tie-break. One exception: a ROUTER sends back short answers to a
+handshake, which may be lost.
+
+Who owns what::
+
+    ZmqTransport ── context (libzmq's I/O threads) ── re-check timer
+      ├── Router            the ROUTER, its monitor (accepted, ended), the ZAP handler (cookie)
+      └── DealerChannel *n  one DEALER each; its monitor while it dials
+
+Everything but libzmq's threads runs on the loop's thread. What those threads do reaches the loop through
+descriptors: the ROUTER's (frames), its monitor's, the ZAP handler's and one for each channel. They are
+edge-triggered: each wake-up reads until nothing is left, or schedules its own continuation, and a re-check
+every `RECHECK_S` backs them up.
+
+What ZeroMQ hides, and where it is found out: that a connection has ended (dealer: the loss of POLLOUT;
+router: the monitor, joined with the frames by descriptor), why a dial failed (dealer), that all frames of
+an ended source were read (router: the frames are drained before ``source_lost`` is reported).
+
+Closing: `close` keeps receiving until the peers that are sent last frames have hung up, or their flush time
+is over; it then closes all sockets and ends the context in a thread, since that blocks while frames linger.
+
+Forks: libzmq's threads do not survive ``os.fork()``. In a child every method raises RuntimeError, and the
+inherited sockets are kept alive unused, since closing them would disturb the parent.
 """
 
 from __future__ import annotations
@@ -29,27 +53,30 @@ from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
     MAX_SOCKETS,
     Context,
+    explain_bind_error,
     raise_descriptor_limit,
-    why_not_bound,
 )
 
 log = logging.getLogger("fleetlm.zmq")
 
 RECHECK_S: Final = 1.0
-"""Between two looks at everything: should a wake-up ever be missed, this is how long it costs."""
-TERM_SLACK_S: Final = 1.0
-PEERS_GONE_S: Final = 0.005
-"""Between two looks whether peers have hung up, while this node leaves."""
+"""Seconds between two re-checks: the delay that a missed wake-up costs."""
+TERM_TIMEOUT_S: Final = 1.0
+"""Seconds for the context to end after all flush times are over."""
+HANG_UP_POLL_S: Final = 0.005
+"""Seconds between two looks, while closing, whether the peers have hung up."""
 
 
 class ZmqTransport:
-    """Implements `fleetlm.transport.interface.Transport` with sockets. Several may live in one process.
+    """Implements `fleetlm.transport.interface.Transport` with sockets. A process may have several.
 
     Args:
-        settings: time-outs, limits and the cookie. Without a cookie: plain text, nobody is asked.
-        loop: the event loop; default: the one that runs `start`.
-        context_io_threads: threads of libzmq. With more than one, `Listener.stranger_refused` may
-            name the address of another stranger who failed at the same moment.
+        settings: time-outs, limits and the cookie. Without a cookie, traffic is plain text and every
+            peer is admitted.
+        loop: the event loop; default: the loop that runs `start`.
+        context_io_threads: number of libzmq's I/O threads. With more than one,
+            `Listener.stranger_refused` may give the address of another stranger that failed at the
+            same moment.
     """
 
     def __init__(
@@ -63,52 +90,53 @@ class ZmqTransport:
         self._given_loop = loop
         self._io_threads = context_io_threads
         self._channels: dict[int, DealerChannel] = {}
-        self._hearing: Router | None = None
+        self._router: Router | None = None
         self._context: Context | None = None
         self._keys: CurveKeys | None = None
         self._own_ip: str | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._flushed_at = 0.0
-        self._closing: asyncio.Future[None] | None = None
-        self._forked = False
-        _alive.add(self)
+        self._flush_until = 0.0
+        self._context_ended: asyncio.Future[None] | None = None
+        self._is_forked = False
+        _transports.add(self)
 
     # ── Transport ────────────────────────────────────────────────────────────────────────────────
 
     async def start(self, ip: str, port: int, listener: Listener) -> None:
-        """Listen on ``ip:port``, or on every address where ``ip`` is not this machine's (NAT).
+        """Listen on ``ip:port``, or on all addresses if this machine does not have ``ip`` (NAT).
 
         Raises:
-            StartFailed: the port is not to be had, or descriptors are. Nothing is left behind.
+            StartFailed: the port cannot be bound, or no descriptors are left. Nothing is left open.
+            RuntimeError: the transport was started before, or belongs to the parent of a fork.
         """
         self._check_fork()
-        if self._context is not None or self._closing is not None:
-            raise RuntimeError("a transport is started once; make a new one")
+        if self._context is not None or self._context_ended is not None:
+            raise RuntimeError("a transport can be started only once; create a new one")
         self._loop = self._given_loop or asyncio.get_running_loop()
         self._listener = listener
         room = raise_descriptor_limit()
-        log.info("open files allow for about %d peers", room)
+        log.info("the limit of open files allows for about %d peers", room)
         if self._settings.cookie is not None:
             self._keys = keys_from_cookie(self._settings.cookie)
         context: Context = zmq.Context(self._io_threads)
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:
-            self._hearing = Router(context, self._loop, self._settings, self._keys, listener)
-            is_own = self._hearing.open(ip, port)
+            self._router = Router(context, self._loop, self._settings, self._keys, listener)
+            is_own = self._router.open(ip, port)
         except (zmq.ZMQError, OSError) as error:
-            if self._hearing is not None:
-                self._hearing.close()
-                self._hearing = None
+            if self._router is not None:
+                self._router.close()
+                self._router = None
             context.destroy(0)
-            raise StartFailed(endpoint(ip, port), why_not_bound(error, port)) from error
+            raise StartFailed(endpoint(ip, port), explain_bind_error(error, port)) from error
         if not is_own:
-            log.info("%s is no address of this machine: listening on all of them", ip)
+            log.info("%s is not an address of this machine; listening on all addresses", ip)
         self._context = context
         self._own_ip = ip if is_own else None
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
 
     def dial(self, channel: int, ip: str, port: int) -> None:
-        """Open a channel. `Listener.channel_opened` or `Listener.channel_lost` follows."""
+        """Begin to open a channel. `Listener.channel_opened` or `Listener.channel_lost` follows."""
         self._check_fork()
         if self._context is None:
             raise RuntimeError("this transport is not running")
@@ -130,7 +158,7 @@ class ZmqTransport:
             self._loop.call_soon(self._listener.channel_lost, channel, why)
 
     def send(self, channel: int, parts: Sequence[Part]) -> bool:
-        """Put one frame on an open channel. False where it is not open, or has just ended."""
+        """Send one frame on an open channel. Returns False if it is not open or has just ended."""
         known = self._channels.get(channel)
         if known is None:
             self._check_fork()
@@ -138,82 +166,83 @@ class ZmqTransport:
         return known.send(parts)
 
     def answer(self, source: bytes, frame: bytes) -> None:
-        """Send one frame back to a dialler, at most once delivered and never waiting."""
+        """Send one frame back to a source. It is delivered at most once, and sending never waits."""
         self._check_fork()
-        if self._hearing is not None:
-            self._hearing.answer(source, frame)
+        if self._router is not None:
+            self._router.answer(source, frame)
 
     def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
-        """Close a channel; frames that were sent may leave for ``flush_s`` more. No fact follows."""
+        """Close a channel. Sent frames have ``flush_s`` seconds more to leave. No fact follows."""
         self._check_fork()
         known = self._channels.pop(channel, None)
         if known is not None:
             known.hang_up(flush_s)
-            self._flushed_at = max(self._flushed_at, self._loop.time() + flush_s)
+            self._flush_until = max(self._flush_until, self._loop.time() + flush_s)
 
     async def close(self) -> None:
-        """Close everything, within the flush time of what was hung up. Idempotent."""
+        """Close everything, at the latest when the flush times of `hang_up` are over. Idempotent."""
         self._check_fork()
         try:
-            await self._peers_gone()
+            await self._wait_for_hang_ups()
         finally:
-            if self._closing is None and self._context is not None:
-                self._shut(self._context)
-        if self._closing is None:
+            if self._context_ended is None and self._context is not None:
+                self._close_sockets(self._context)
+        if self._context_ended is None:
             return
-        patience = max(0.0, self._flushed_at - self._loop.time()) + TERM_SLACK_S
-        await asyncio.wait({self._closing}, timeout=patience)
-        if not self._closing.done():
-            log.error("ZeroMQ did not end within %.1f s; its threads go on", patience)
+        patience = max(0.0, self._flush_until - self._loop.time()) + TERM_TIMEOUT_S
+        await asyncio.wait({self._context_ended}, timeout=patience)
+        if not self._context_ended.done():
+            log.error("ZeroMQ did not terminate within %.1f s; its threads keep running", patience)
 
     # ── ChannelOwner ─────────────────────────────────────────────────────────────────────────────
 
     def channel_opened(self, channel: int) -> None:
-        """Pass it on."""
+        """Pass the fact on to the listener."""
         self._listener.channel_opened(channel)
 
     def channel_lost(self, channel: int, reason: str) -> None:
-        """Forget it and pass it on."""
+        """Forget the channel and report its loss."""
         self._channels.pop(channel, None)
         self._listener.channel_lost(channel, reason)
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
-        """Pass it on."""
+        """Pass the answer on to the listener."""
         self._listener.channel_answered(channel, frame)
 
-    # ── inside ───────────────────────────────────────────────────────────────────────────────────
+    # ── internals ────────────────────────────────────────────────────────────────────────────────────
 
     def _recheck(self) -> None:
         now = self._loop.time()
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
-        if self._hearing is not None:
-            self._hearing.look_after()
+        if self._router is not None:
+            self._router.recheck()
         for channel in list(self._channels.values()):
-            channel.look_after(now)
+            channel.recheck(now)
 
-    async def _peers_gone(self) -> None:
-        """Hear until those to whom something may still be leaving have hung up, or its time is over.
+    async def _wait_for_hang_ups(self) -> None:
+        """Keep receiving until the peers that may still get frames have hung up, or until the flush ends.
 
-        They lose a connection when we stop to hear: sooner than they hear our last frames, perhaps.
+        A peer loses its channel to this node when the ROUTER closes. If that happened first, it would
+        drop the session before it has read this node's last frames.
         """
-        here = set() if self._hearing is None else self._hearing.sources()
-        while self._hearing is not None and self._loop.time() < self._flushed_at:
-            here &= self._hearing.sources()
+        here = set() if self._router is None else self._router.sources()
+        while self._router is not None and self._loop.time() < self._flush_until:
+            here &= self._router.sources()
             if not here:
                 return
-            await asyncio.sleep(PEERS_GONE_S)
+            await asyncio.sleep(HANG_UP_POLL_S)
 
-    def _shut(self, context: Context) -> None:
-        """Close all sockets at once, and end the context in a thread: that waits for what lingers."""
+    def _close_sockets(self, context: Context) -> None:
+        """Close all sockets now, and end the context in a thread, which waits for lingering frames."""
         if self._timer is not None:
             self._timer.cancel()
         for number in list(self._channels):
             self.hang_up(number)
-        if self._hearing is not None:
-            self._hearing.close()
-        self._hearing = self._context = None
-        _alive.discard(self)
-        ended = self._closing = self._loop.create_future()
+        if self._router is not None:
+            self._router.close()
+        self._router = self._context = None
+        _transports.discard(self)
+        ended = self._context_ended = self._loop.create_future()
 
         def tell() -> None:
             if not ended.done():
@@ -227,27 +256,27 @@ class ZmqTransport:
         threading.Thread(target=end, name="fleetlm-zmq-term", daemon=True).start()
 
     def _check_fork(self) -> None:
-        if self._forked:
+        if self._is_forked:
             raise RuntimeError(
                 "this process was forked from one with a running node, and ZeroMQ's threads do not "
-                "survive a fork: start a node of its own here, or start processes with 'spawn'"
+                "survive a fork: start a new node here, or start processes with 'spawn'"
             )
 
     def _after_fork(self) -> None:
-        """In the child: nothing of this may be used, and nothing be closed, since it is shared."""
-        _graveyard.append((self._channels, self._hearing, self._context))
+        """In a forked child: refuse all use, and close nothing, since the parent uses the sockets."""
+        _inherited.append((self._channels, self._router, self._context))
         self._channels = {}
-        self._forked = True
+        self._is_forked = True
 
 
-_alive: weakref.WeakSet[ZmqTransport] = weakref.WeakSet()
-_graveyard: list[object] = []
-"""What a forked child inherited: kept, so that no destructor touches it."""
+_transports: weakref.WeakSet[ZmqTransport] = weakref.WeakSet()
+_inherited: list[object] = []
+"""Sockets that a forked child has inherited, referenced for ever so that no destructor closes them."""
 
 
-def _fork_happened() -> None:
-    for transport in list(_alive):
-        transport._after_fork()  # noqa: SLF001  # the other half of this module
+def _mark_forked() -> None:
+    for transport in list(_transports):
+        transport._after_fork()  # noqa: SLF001  # same module
 
 
-os.register_at_fork(after_in_child=_fork_happened)
+os.register_at_fork(after_in_child=_mark_forked)

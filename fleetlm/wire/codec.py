@@ -25,11 +25,11 @@ from fleetlm.errors import MessageTooLarge, NotSerializable
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import TYPES, MessageTypes
 from fleetlm.names import Address
+from fleetlm.texts import SHORT, type_name
 from fleetlm.wire.decoder import Decoder
 from fleetlm.wire.extensions import (
     MAX_NESTING_LIMIT,
     SCALARS,
-    SHORT,
     BadData,
     Ext,
     Refused,
@@ -37,7 +37,6 @@ from fleetlm.wire.extensions import (
     all_scalars,
     explained,
     too_deep,
-    type_name,
     unreadable_in,
 )
 

@@ -21,16 +21,15 @@ import msgpack
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import MessageTypes
 from fleetlm.names import Address
+from fleetlm.texts import SHORT, type_name
 from fleetlm.wire.extensions import (
     SCALARS,
-    SHORT,
     BadData,
     Ext,
     Shapes,
     Unreadable,
     explained,
     too_deep,
-    type_name,
     unreadable_in,
 )
 

@@ -6,7 +6,6 @@ Extension values carry what msgpack has no type for. The table is `Ext`.
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -14,9 +13,6 @@ from typing import Any
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 """What msgpack packs and unpacks exactly, by itself."""
 all_scalars = SCALARS.issuperset
-SHORT = reprlib.Repr()
-"""For values inside error texts, which may be large or have a ``repr`` that raises."""
-SHORT.maxstring = SHORT.maxother = 60
 MAX_NESTING_LIMIT = 128
 """Largest ``max_nesting``: each level may take four frames of the 1,000 that Python allows."""
 
@@ -115,8 +111,3 @@ def explained(error: Exception) -> str:
     if isinstance(error, Refused | BadData):
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def type_name(kind: type) -> str:
-    """``int``, ``ipaddress.IPv4Address``: as people would import it."""
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -16,7 +16,7 @@ from fleetlm.errors import (
     Undecodable,
     WouldBlock,
 )
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 
 class FailureKind(IntEnum):

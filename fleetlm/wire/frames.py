@@ -19,7 +19,7 @@ import msgpack
 
 from fleetlm.errors import InvalidName
 from fleetlm.names import canonical_ip, canonical_node
-from fleetlm.wire.extensions import SHORT
+from fleetlm.texts import SHORT
 
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
@@ -47,29 +47,6 @@ class Kind(IntEnum):
     PROBE = 6
     REFUSED = 7
     IAM = 8
-
-
-class Op(IntEnum):
-    """First item of a message inside a batch; a bare pair ``[to, payload]`` is a one-way message."""
-
-    CALL = 1  # [CALL, to, payload, ref, timeout_ms], and its units where it counts more than one
-    REPLY = 2  # [REPLY, ref, value]
-    FAILURE = 3  # [FAILURE, ref, kind, details]
-    CANCEL = 4  # [CANCEL, ref, None]
-    REQUEST = 5  # [REQUEST, verb, argument, ref]
-    CREDIT = 6  # [CREDIT, bytes taken, of them in chunks]
-    TICK = 7  # [TICK, loop lag in ms, draining]
-    PEERS = 8  # [PEERS, names, None]
-    SIGNAL = 9  # [SIGNAL, [link | unlink | exit | exit2 | monitor | demonitor | down, ...], None]
-    TABLE = 10  # [TABLE, topic, what the node says of itself]
-    HEAVY = 11  # [HEAVY, to, payload, units]: a one-way message that counts more than one
-    TAKEN = 12  # [TAKEN, to, units]: so much has left that process's mailbox
-    STREAM = 13  # [STREAM, to, payload, ref, timeout_ms or 0, window, units]
-    ITEM = 14  # [ITEM, ref, value]
-    MORE = 15  # [MORE, ref, items that may be sent besides]
-    HANDLE = 16  # as CALL, with [handler, arguments, keywords] for an actor as its payload
-    CAST = 17  # as HEAVY, with the same
-    YIELD = 18  # as STREAM, with the same
 
 
 class Refusal(IntEnum):
@@ -248,19 +225,6 @@ def pack_goodbye(reason: str) -> bytes:
 def read_goodbye(body: bytes) -> str:
     """Raises: BadFrame."""
     return _for_logs(_unpack(body, at_least=1)[0])
-
-
-def read_peers(items: Any, limit: int) -> list[str]:
-    """The names inside a PEERS message; those that are none are passed over. Raises: BadFrame."""
-    if not isinstance(items, list):
-        raise BadFrame("PEERS holds no list")
-    names = []
-    for item in items[:limit]:
-        try:
-            names.append(_node(item))
-        except BadFrame:
-            continue
-    return names
 
 
 def _pack(items: list[object]) -> bytes:

@@ -1,6 +1,6 @@
-"""Where fleetlm does something else than Erlang/OTP on purpose.
+"""Where fleetlm differs from Erlang/OTP on purpose.
 
-docs/differences-from-otp.md has the same table for people; a test holds the two together.
+docs/differences-from-otp.md has the same table for readers; a test checks that the two agree.
 """
 
 from __future__ import annotations
@@ -10,50 +10,50 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Difference:
-    """One decision, and what it makes of the scenarios that show it."""
+    """One decision, and the outcome of each scenario that shows it."""
 
     otp: str
     here: str
     why: str
     outcomes: dict[str, list[str]]
-    """Scenario → our outcome."""
+    """Scenario → fleetlm's outcome."""
 
     @property
     def row(self) -> str:
-        """As a line of the table in the document."""
+        """This difference as a line of the table in the document."""
         names = ", ".join(f"`{name}`" for name in self.outcomes)
         return f"| {self.otp} | {self.here} | {self.why} | {names} |"
 
 
 DIFFERENCES = (
     Difference(
-        "a `call` to a process that ends with the request unread exits with the reason of that end",
+        "if a process ends before it reads a `call`, the call exits with that process's reason",
         "`NoProcess`",
-        "it never ran, so that trying again is safe; `ProcessDown` says that it may have run",
+        "the request never ran, so it is safe to try again; `ProcessDown` means that it may have run",
         {
             f"call/dies_before_it_took_it/{where}": ["a call noproc", "a lives", "b ended boom"]
             for where in ("here", "there")
         },
     ),
     Difference(
-        "a request whose caller has given up is served all the same",
-        "an expired request is passed over",
-        "the deadline travels; work that nobody waits for makes an overload worse",
+        "a request is served even if its caller has given up",
+        "an expired request is skipped",
+        "the deadline travels with the request; work without a waiting caller makes an overload worse",
         {
             f"call/expires_before_it_is_taken/{where}": ["a call timeout", "a lives", "b lives"]
             for where in ("here", "there")
         },
     ),
     Difference(
-        "a `call` to oneself exits with `calling_self`",
+        "a `call` of a process to itself exits with `calling_self`",
         "`CallTimeout` at the deadline",
-        "`Node.call` is asked by any task of the program; that may be another task of the process",
+        "any task of the program may use `Node.call`, also another task of the called process",
         {"call/self": ["a call timeout", "a lives"]},
     ),
     Difference(
         "a `send` always succeeds",
-        "it raises `NoProcess` or `NoConnection` where this node knows already that nothing would arrive",
-        "a fleet of workers wants to know; it costs nothing to say",
+        "`send` raises `NoProcess` or `NoConnection` if this node knows that the message would not arrive",
+        "the sender can react, and the check costs nothing",
         {
             "send/dead/here": ["a post noproc", "a lives", "b ended normal"],
             "send/not_connected": ["a post noconnection", "a lives", "b lives"],
@@ -61,21 +61,21 @@ DIFFERENCES = (
         },
     ),
     Difference(
-        "the first exit signal ends a process at once, so that a `kill` after it finds nobody",
-        "it cancels a coroutine, which may clean up; a `kill` meanwhile ends that, and is what others hear",
+        "the first exit signal ends a process at once, so a later `kill` has no effect",
+        "it cancels the coroutine, which may clean up; a `kill` ends that, and the reason is then `killed`",
         "a clean-up must not last for ever, and `killed` says that it was cut short",
         {f"exit/kill_after_another/{where}": ["a lives", "b ended killed"] for where in ("here", "there")},
     ),
     Difference(
-        "`link` to a dead process of one's own node raises `noproc`, unless one traps exits",
-        "an exit signal `noproc`, as from any other node",
-        "one rule for both; Erlang's own manual calls its behaviour historical",
+        "`link` to a dead process on the same node raises `noproc`, unless the caller traps exits",
+        "the caller gets an exit signal `noproc`, as for a process on another node",
+        "one rule for both cases; Erlang's manual calls its own behaviour historical",
         {"link/dead/here/plain": ["a ended noproc", "b ended normal"]},
     ),
     Difference(
-        "a killed supervisor leaves behind children that trap exits and ignore them",
-        "they are ended as in its shutdown, deadline included",
-        "the clean-up of a killed coroutine still runs, and an orphan helps nobody",
+        "children that trap exits and ignore them survive when their supervisor is killed",
+        "they are ended as in an orderly shutdown of the supervisor, deadline included",
+        "the clean-up of a killed coroutine still runs, and orphans are of no use",
         {
             "supervisor/killed_above_who_traps": [
                 "a exit t killed",
@@ -89,9 +89,9 @@ DIFFERENCES = (
         },
     ),
     Difference(
-        "`restart_child` of a child that runs is an error",
-        "it answers with the pid of that child",
-        "the request may come again from another node after a `CallTimeout`",
+        "`restart_child` of a running child is an error",
+        "`restart_child` returns the pid of that child",
+        "another node may repeat the request after a `CallTimeout`",
         {
             "supervisor/restart_child_that_runs": [
                 "a lives",
@@ -104,9 +104,9 @@ DIFFERENCES = (
         },
     ),
     Difference(
-        "a child that a lost node took along counts as a restart",
-        "it is started again after a pause, and does not count",
-        "one node that goes must not take the trees of all others down",
+        "restarting a child that ended because a node was lost counts as a restart",
+        "the child is restarted after a pause, and the restart does not count",
+        "the loss of one node must not end the supervision trees of all others",
         {
             "supervisor/child_of_a_lost_peer": [
                 "a ended noconnection",
@@ -120,9 +120,9 @@ DIFFERENCES = (
         },
     ),
     Difference(
-        "a restart that fails is tried again at once, and counts each time",
-        "a child whose name is taken is tried again after pauses, and does not count",
-        "starting a coroutine fails for nothing else, and the name is free when its owner ends",
+        "a restart that fails is repeated at once, and counts each time",
+        "if the child's name is taken, the restart is repeated after pauses, and does not count",
+        "the start of a coroutine fails for no other reason, and the name is free once its owner ends",
         {
             "supervisor/name_is_taken": [
                 "a ended crash boom",
@@ -138,4 +138,4 @@ DIFFERENCES = (
 )
 
 OURS = {name: outcome for difference in DIFFERENCES for name, outcome in difference.outcomes.items()}
-"""Scenario → our outcome, where it is another one than OTP's."""
+"""Scenario → fleetlm's outcome, where it differs from OTP's."""

@@ -491,7 +491,7 @@ def project(tmp_path: Path) -> Path:
 def test_the_example_project_passes(project: Path) -> None:
     done = pytest_in(project, plugins=INSTALLED)
     assert done.status == 0, done.text
-    assert len(done.tests) == 26
+    assert len(done.tests) == 28
 
 
 def test_a_broken_copy_fails_for_some_seeds_and_is_replayed_by_the_command(project: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from fleetlm.core.connection import Connection, Incoming
+from fleetlm.core.connection import Connection
+from fleetlm.core.halves import Incoming
 from fleetlm.core.kernel import Kernel
 from fleetlm.ids import Pid
 from fleetlm.messaging.inbound import Inbound
@@ -55,11 +56,11 @@ def _ignores_gaps(incoming: Incoming, _epoch: int, seq: int) -> None:
 
 def _believes_dns(original: Callable[..., Any]) -> Callable[..., Any]:
     def looked_up(kernel: Kernel, now: float, answer: Any) -> Any:
-        orders = original(kernel, now, answer)
+        effects = original(kernel, now, answer)
         for peer in kernel.topology.up():
             if peer.connection.ip not in answer.addresses:
-                orders += kernel._of(now, peer, peer.connection.down(now, "not in DNS"))
-        return orders
+                effects += kernel._apply(now, peer, peer.connection.down(now, "not in DNS"))
+        return effects
 
     return looked_up
 

@@ -31,7 +31,7 @@ from fleetlm.process import Process
 from fleetlm.processes.remote_spawn import _PendingSpawn
 from fleetlm.processes.signals import Signals
 from fleetlm.testing.loop import SimulationError
-from fleetlm.wire.frames import Op
+from fleetlm.wire.operations import Op
 from tests.sim.invariants import Breach
 from tests.sim.soak import play
 
@@ -244,10 +244,10 @@ def _a_timer_is_left(ended: Mutant) -> Mutant:
 MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (Signals, "_perform", _a_monitor_fires_twice),
     (Links, "node_down", _downs_are_lost_with_a_node),
-    (Links, "_down", _a_death_is_told_as_absence),
-    (Links, "_told_of_link", _a_link_has_one_side),
-    (Links, "_unlinked_by", _an_unlink_ends_every_link),
-    (Links, "_unwatch", _ignored),
+    (Links, "_deliver_down", _a_death_is_told_as_absence),
+    (Links, "_take_link_signal", _a_link_has_one_side),
+    (Links, "_end_acts", _an_unlink_ends_every_link),
+    (Links, "_remove_watcher", _ignored),
     (Session, "signal", _a_signal_overtakes),
     (restarts, "is_of_the_cluster", _peer_loss_counts),
     (Backoff, "pause_s", _hardly_a_pause),
@@ -265,7 +265,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (GroupTable, "node_down", _members_stay),
     (ReplicatedGroups, "exited", _ignored),
     (ReplicatedNames, "perform", _the_loser_is_not_told),
-    (NameTable, "_best", _everybody_wins),
+    (NameTable, "_pick_best", _everybody_wins),
     (Subscription, "_publish", _changes_are_missed),
     (Feed, "forget", _ignored),
     (ActorRun, "_serve_call", _handlers_overlap),

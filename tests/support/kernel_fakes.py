@@ -92,12 +92,12 @@ def kernel(number: int = 1, settings: Settings = SETTINGS, **changes: Any) -> Ke
 
 def said(effects: list[Effect]) -> list[tuple[str, str]]:
     """Level and text of the log lines among these effects."""
-    return [(order.level, order.text) for order in effects if isinstance(order, Report)]
+    return [(effect.level, effect.text) for effect in effects if isinstance(effect, Report)]
 
 
 def quiet(effects: list[Effect]) -> list[Effect]:
     """The effects without the log lines."""
-    return [order for order in effects if not isinstance(order, Report)]
+    return [effect for effect in effects if not isinstance(effect, Report)]
 
 
 def source(number: int, attempt: int = 1) -> bytes:
@@ -143,11 +143,11 @@ class Meeting:
     def up(self, number: int, epoch: int = 77, incarnation: int = 0, **changes: Any) -> bytes:
         """All of the handshake with node ``number``. Returns its source."""
         self.kernel.asked_for(self.now, name(number))
-        self.kernel.topology.peers[name(number)].pinned = False
+        self.kernel.topology.peers[name(number)].is_pinned = False
         self.kernel.opened(self.now, self.channel(number))
         half, _ = self.hello(number, epoch, incarnation, **changes)
         self.kernel.control_frame(self.now, half, ready_frame(epoch, 1, self.epoch(number)))
-        assert self.kernel.topology.peers[name(number)].up
+        assert self.kernel.topology.peers[name(number)].is_up
         return half
 
     def status(self, number: int) -> str:

@@ -38,7 +38,7 @@ def node_info(**changes: Any) -> NodeInfo:
         "name": "fleetlm@127.0.0.1",
         "incarnation": 5,
         "uptime_s": 60.0,
-        "own_address_why": "FLEETLM_NODE_IP says so",
+        "own_address_why": "set by FLEETLM_NODE_IP",
         "own_address_warning": None,
         "cluster": "",
         "cookie": False,
@@ -82,7 +82,7 @@ class FakeNode:
         self.name = name
         self.incarnation = 5
         self.settings = Settings().replace(dns_query="127.0.0.1,127.0.0.2", **settings)
-        self.own_address = OwnAddress(name.partition("@")[2], "FLEETLM_NODE_IP says so", Rule.EXPLICIT)
+        self.own_address = OwnAddress(name.partition("@")[2], "set by FLEETLM_NODE_IP", Rule.EXPLICIT)
         self.pids = [Pid(name, 5, number) for number in (1, 2)]
         self.told: list[Any] = []
         self.groups = FakeGroups(self.pids)

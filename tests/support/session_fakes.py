@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fleetlm.call import Call
-from fleetlm.core.connection import Connection, Identity, Incoming, Outgoing
+from fleetlm.core.connection import Connection, Identity
+from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.core.topology import Peer
 from fleetlm.ids import Pid
 from fleetlm.messaging.inbound import Inbound

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import msgpack
 
-from fleetlm.core.connection import Connection, Incoming, Outgoing, Phase
+from fleetlm.core.connection import Connection, Phase
 from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
+from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.core.kernel import Kernel
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
@@ -77,8 +78,8 @@ class Node:
         return self.kernel.me.incarnation
 
     def perform(self, effects: list[Effect]) -> None:
-        for order in effects:
-            match order:
+        for effect in effects:
+            match effect:
                 case Dial(number, to_ip, _):
                     assert number not in self.channels, "a channel number was used twice"
                     self.channels[number] = self.net.dial(self, number, to_ip)
@@ -94,11 +95,10 @@ class Node:
                     channel_or_none = self.channels.pop(number, None)
                     if channel_or_none is not None:
                         channel_or_none.hung_up = True
-                case Up(peer, incarnation, connection):
+                case Up(peer, incarnation, outgoing, incoming):
                     assert peer not in self.sessions, "up twice"
-                    assert connection.outgoing is not None
-                    assert connection.incoming is not None
-                    session = Session(connection, incarnation, connection.outgoing, connection.incoming)
+                    connection = self.kernel.topology.peers[peer].connection
+                    session = Session(connection, incarnation, outgoing, incoming)
                     self.sessions[peer] = self.by_source[session.incoming.source] = session
                     self.ups += 1
                 case Down(peer, incarnation, _):
@@ -138,7 +138,7 @@ class Node:
         dialled = {p.connection.outgoing.channel for p in peers if p.connection.outgoing is not None}
         assert dialled == kernel._channels.keys(), "the kernel lost track of a channel"
         assert self.channels.keys() == dialled | kernel._probes.keys(), "a channel leaks"
-        assert self.sessions.keys() == {p.connection.name for p in peers if p.up}
+        assert self.sessions.keys() == {p.connection.name for p in peers if p.is_up}
         for session in self.sessions.values():
             now = (session.connection.outgoing, session.connection.incoming)
             assert now == (session.outgoing, session.incoming), (
@@ -147,7 +147,7 @@ class Node:
         for peer in peers:
             phase = peer.connection.phase
             assert (phase is Phase.IDLE) == (peer.connection.outgoing is None)
-            if phase is not Phase.UP and not peer.blocked and not kernel.leaving:
+            if phase is not Phase.UP and not peer.is_blocked and not kernel.leaving:
                 assert peer.due is not None, "a peer that nobody will look at again"
         due, deadline = kernel._due, kernel.deadline()
         assert len(due) <= 40 * (1 + len(peers)), "the schedule grows"

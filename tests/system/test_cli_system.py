@@ -141,6 +141,7 @@ def test_a_signal_leaves_in_order(place: Place, number: signal.Signals, program:
     code, _, error = ended(node)
     assert code == 0, error
     assert "Traceback" not in error
+    assert f"received {number.name}; shutting down" in error
     assert "stopped: shutdown" in error
     assert list((place.folder / "run" / "fleetlm").iterdir()) == []
 
@@ -152,7 +153,7 @@ def test_the_settings_are_logged_once_without_secrets(place: Place) -> None:
     _, _, error = ended(node)
     assert error.count("DNS_CLUSTER_NODE_BASENAME=fleetlm") == 1
     assert "FLEETLM_COOKIE=(set)" in error
-    assert "own address: FLEETLM_NODE_IP says so" in error
+    assert "own address: set by FLEETLM_NODE_IP" in error
     assert secret not in error
 
 
@@ -186,7 +187,7 @@ def test_how_a_program_ends(place: Place, program: str, code: int, said: str) ->
     if code == 0:
         assert done.stdout.startswith("ran on fleetlm@127.0.0.2 ")
     if code == 1:
-        assert "foreground.py" not in done.stderr
+        assert "start.py" not in done.stderr
 
 
 def test_a_setting_that_cannot_be_used_is_78(place: Place) -> None:
@@ -205,7 +206,7 @@ def test_a_port_that_is_taken_is_1(place: Place) -> None:
         assert "Traceback" not in done.stderr
         doctor = place.run("doctor", FLEETLM_NODE_IP="127.0.0.2", DNS_CLUSTER_QUERY="127.0.0.2")
     assert doctor.returncode == 1
-    assert "taken by something else" in doctor.stdout
+    assert "taken by another program" in doctor.stdout
 
 
 # ── remote ───────────────────────────────────────────────────────────────────────────────────────
@@ -283,7 +284,7 @@ def test_a_stopped_process_is_a_timeout(place: Place) -> None:
     node.send_signal(signal.SIGSTOP)
     done = place.remote("--timeout", "0.5", "1")
     assert done.returncode == 4
-    assert "did not react" in done.stderr
+    assert "did not respond" in done.stderr
     node.send_signal(signal.SIGCONT)
     assert place.remote("1").stdout == "1\n"
 

@@ -363,7 +363,7 @@ async def test_names_of_the_hosts_file_work_where_dns_has_none(
             NAME, resolv_conf=resolv_conf("nameserver 127.0.0.1\n"), system=system(hosts, asked)
         )
         # What resolv.conf cannot say is a port.
-        discovery._ready_resolver().port = server.port
+        discovery._get_resolver().port = server.port
         assert await discovery.lookup() == Answer(
             Outcome.ADDRESSES,
             ("127.0.0.4",),

@@ -97,7 +97,7 @@ def test_groups() -> None:
     said = run("groups.py").splitlines()
     assert said[:4] == [
         "6 workers on 3 nodes",
-        "6 workers have loaded a model",
+        "6 workers have been told to load a model",
         "llama-3: line 1 of session 7",
         "llama-3: line 2 of session 7",
     ]
@@ -121,7 +121,7 @@ def test_blocking() -> None:
     ]
     assert said[3] == "('primes', -1) → ValueError: primes are positive"
     assert said[4].startswith(
-        "('crash', 0) → WorkerDied: the worker process for out_of_memory is gone: it ended"
+        "('crash', 0) → WorkerDied: the worker process for out_of_memory failed: it ended"
     )
     assert said[5] == "('primes', 10) → 4"
 
@@ -165,7 +165,7 @@ def test_sessions() -> None:
     assert "the session: ['hello', 'again']" in said
     assert "it ran and raised ValueError: an empty line for s1" in said
     assert "it may have run: CallTimeout" in said
-    assert "archive('s1') was cancelled, since nobody waits for it" in said
+    assert "archive('s1') was cancelled: its caller has given up" in said
     assert "sessions end (shutdown) with 1 session" in said
     assert said.count("never ran (NoConnection)") == 3
     assert "given up: not connected to fleetlm@127.0.0.2" in said

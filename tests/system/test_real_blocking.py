@@ -90,7 +90,7 @@ async def test_a_function_that_runs_goes_on_without_its_caller_and_keeps_its_slo
             ended.set()
 
         first = asyncio.create_task(blocking.in_thread(work))
-        await until(lambda: any(each.busy for each in blocking._threads._executor._threads))
+        await until(lambda: any(each.is_busy for each in blocking._threads._executor._threads))
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -188,9 +188,11 @@ async def test_a_stuck_thread_is_left_behind_and_said(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING, "fleetlm"):
         await node.stop(drain_s=0.1)
     assert time.monotonic() - began < 2.0
-    assert "1 function(s) outlast the node and are left behind: " in caplog.text
+    assert (
+        f"node {node.name} stopped while 1 blocking function(s) were running; left running: " in caplog.text
+    )
     assert "stuck" in caplog.text
-    with pytest.raises(NodeStopped, match="stuck did not end before"):
+    with pytest.raises(NodeStopped, match="stuck ended; start a new one"):
         await waiting
     async with asyncio.timeout(5):
         assert {type(each) for each in await asyncio.gather(*behind, return_exceptions=True)} == {NodeStopped}
@@ -207,7 +209,7 @@ async def main(how):
     blocking = Blocking("fleetlm@127.0.0.1", Settings(blocking_processes=1))
     run = blocking.in_thread if "thread" in how else blocking.in_process
     stuck = asyncio.create_task(run(time.sleep, 100))
-    while not any(t.busy for p in (blocking._threads, blocking._processes) for t in p._executor._threads):
+    while not any(t.is_busy for p in (blocking._threads, blocking._processes) for t in p._executor._threads):
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.5)
     if "stop" in how:
@@ -236,8 +238,9 @@ def test_nothing_that_is_stuck_keeps_the_program_alive(how: str, tmp_path: Path)
         check=False,
     )
     assert (done.returncode, done.stdout.split()) == (0, ["NodeStopped", "end"] if "stop" in how else ["end"])
-    fate = "are left behind" if "thread" in how else "are killed"
-    said = f"1 function(s) outlast the node and {fate}: sleep\n" if "stop" in how else ""
+    fate = "left running" if "thread" in how else "killed"
+    line = f"node fleetlm@127.0.0.1 stopped while 1 blocking function(s) were running; {fate}: sleep\n"
+    said = line if "stop" in how else ""
     assert done.stderr == said
 
 
@@ -292,7 +295,11 @@ async def test_processes_are_spawned_bounded_and_used_again() -> None:
 @pytest.mark.deadline(60)
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("exit", "exit code 3"), ("kill", "killed by SIGKILL: is memory short?"), ("term", "killed by SIGTERM")],
+    [
+        ("exit", "exit code 3"),
+        ("kill", "killed by SIGKILL, perhaps because memory ran out"),
+        ("term", "killed by SIGTERM"),
+    ],
 )
 async def test_a_process_that_dies_fails_its_own_caller_alone(how: str, said: str, tmp_path: Path) -> None:
     async with pools(processes=2) as blocking:
@@ -302,7 +309,7 @@ async def test_a_process_that_dies_fails_its_own_caller_alone(how: str, said: st
         with pytest.raises(WorkerDied) as caught:
             await blocking.in_process(die, how)
         assert str(caught.value) == (
-            f"the worker process for die is gone: it ended ({said}); the function may have run"
+            f"the worker process for die failed: it ended ({said}); the function may have run"
         )
         assert await neighbour == path
         assert await asyncio.gather(*(blocking.in_process(add, 1, n) for n in range(4))) == [1, 2, 3, 4]
@@ -335,9 +342,11 @@ async def test_errors_come_back_and_the_process_lives_on() -> None:
         with pytest.raises(TypeError, match="unsupported operand") as caught:
             await blocking.in_process(add, 1, "2")  # type: ignore[arg-type]
         assert "in add" in caught.value.__notes__[0]
-        with pytest.raises(TypeError, match="lambda> cannot be given to another process"):
+        with pytest.raises(TypeError, match="lambda> cannot be sent to a worker process"):
             await blocking.in_process(lambda: 1)
-        with pytest.raises(TypeError, match="lock has run, but what it returned cannot be given back"):
+        with pytest.raises(
+            TypeError, match="lock has run, but its result cannot be sent back from the worker process"
+        ):
             await blocking.in_process(threading.Lock)
         assert (await blocking.in_process(pid_and_type))[0] == pid
 
@@ -354,7 +363,7 @@ async def test_a_node_that_stops_kills_what_does_not_end(
     with caplog.at_level(logging.WARNING, "fleetlm"):
         await node.stop(drain_s=0.1)
     assert time.monotonic() - began < 2.0
-    assert "are killed: touch_and_wait" in caplog.text
+    assert "were running; killed: touch_and_wait" in caplog.text
     with pytest.raises(NodeStopped):
         await waiting
     await until(lambda: not alive(int(path.read_text("utf-8"))), 2)

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from fleetlm.remote import client as remote, evaluator, protocol as console_protocol, server as console
-from fleetlm.remote.client import Link, Outcome, RemoteFailure
-from fleetlm.remote.protocol import BadMessage, Found, Unsafe
-from fleetlm.remote.server import Console
+from fleetlm.remote import client, evaluator, protocol, server as remote_server
+from fleetlm.remote.client import RemoteConnection, RemoteFailure, RemoteOutcome
+from fleetlm.remote.protocol import BadMessage, SocketFile, UnsafeFolder
+from fleetlm.remote.server import RemoteServer
 from tests.support.remote_fakes import OTHER, FakeNode
 
 UID = os.getuid()
@@ -32,18 +32,18 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A runtime folder of this test alone; nothing else is looked into."""
     runtime = tmp_path / "run"
     runtime.mkdir()
-    known = console_protocol.folders
+    known = protocol.folders
     monkeypatch.setattr(
-        console_protocol, "folders", lambda env, uid: [f for f in known(env, uid) if str(tmp_path) in f]
+        protocol, "folders", lambda env, uid: [f for f in known(env, uid) if str(tmp_path) in f]
     )
-    monkeypatch.setattr(remote, "_folders_of_others", lambda: iter(()))
+    monkeypatch.setattr(client, "_find_folders_of_others", lambda: iter(()))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     return {"XDG_RUNTIME_DIR": str(runtime)}
 
 
 @contextlib.asynccontextmanager
-async def running(env: dict[str, str], node: FakeNode | None = None) -> AsyncIterator[Console]:
-    server = Console(node or FakeNode(), env)  # type: ignore[arg-type]
+async def running(env: dict[str, str], node: FakeNode | None = None) -> AsyncIterator[RemoteServer]:
+    server = RemoteServer(node or FakeNode(), env)  # type: ignore[arg-type]
     await server.start()
     assert server.path is not None
     try:
@@ -52,21 +52,21 @@ async def running(env: dict[str, str], node: FakeNode | None = None) -> AsyncIte
         await server.stop()
 
 
-def connect(env: dict[str, str], node: str | None = None, timeout_s: float = 5.0) -> Link:
-    return remote.connect(remote.choose(remote.discover(env, UID), node), timeout_s)
+def connect(env: dict[str, str], node: str | None = None, timeout_s: float = 5.0) -> RemoteConnection:
+    return client.connect(client.choose(client.discover(env, UID), node), timeout_s)
 
 
 Shown = list[tuple[str, str]]
 
 
-def ask(env: dict[str, str], source: str, timeout_s: float = 5.0) -> tuple[Outcome, Shown]:
+def ask(env: dict[str, str], source: str, timeout_s: float = 5.0) -> tuple[RemoteOutcome, Shown]:
     """One evaluation, as the command does it."""
     shown: Shown = []
-    link = connect(env)
+    connection = connect(env)
     try:
-        outcome = remote.evaluate(link, source, timeout_s, 0, lambda *each: shown.append(each))
+        outcome = client.evaluate(connection, source, timeout_s, 0, lambda *each: shown.append(each))
     finally:
-        link.close()
+        connection.close()
     return outcome, shown
 
 
@@ -122,14 +122,15 @@ async def test_names_and_the_last_result_persist_in_a_session_and_nowhere_else(
     async with running(env):
 
         def session() -> list[Any]:
-            link = connect(env)
+            connection = connect(env)
             try:
                 sources = ["x = 1", "x + 1", "None", "_ + 40", "_"]
                 return [
-                    remote.evaluate(link, source, 5.0, 0, lambda *_: None).done["repr"] for source in sources
+                    client.evaluate(connection, source, 5.0, 0, lambda *_: None).done["repr"]
+                    for source in sources
                 ]
             finally:
-                link.close()
+                connection.close()
 
         assert await in_thread(session) == ["None", "2", "None", "42", "42"]
         outcome, _ = await in_thread(ask, env, "x")
@@ -196,11 +197,11 @@ async def test_a_repr_that_raises_and_one_that_is_huge(env: dict[str, str]) -> N
 
 async def test_a_wide_result_is_laid_out_for_a_terminal(env: dict[str, str]) -> None:
     def wide() -> Any:
-        link = connect(env)
+        connection = connect(env)
         try:
-            outcome = remote.evaluate(link, "['x' * 30] * 4", 5.0, 80, lambda *_: None)
+            outcome = client.evaluate(connection, "['x' * 30] * 4", 5.0, 80, lambda *_: None)
         finally:
-            link.close()
+            connection.close()
         return outcome.done["repr"]
 
     async with running(env):
@@ -217,7 +218,7 @@ async def test_output_comes_while_it_runs(env: dict[str, str]) -> None:
     node = FakeNode()
     node.seen = seen  # type: ignore[attr-defined]
 
-    def client() -> tuple[Outcome, Shown]:
+    def evaluate() -> tuple[RemoteOutcome, Shown]:
         shown: Shown = []
 
         def show(*each: str) -> None:
@@ -225,15 +226,15 @@ async def test_output_comes_while_it_runs(env: dict[str, str]) -> None:
             if "first" in each[1]:
                 loop.call_soon_threadsafe(seen.set)
 
-        link = connect(env)
+        connection = connect(env)
         try:
             source = "print('first')\nawait node.seen.wait()\nprint('second')\n'done'"
-            return remote.evaluate(link, source, 5.0, 0, show), shown
+            return client.evaluate(connection, source, 5.0, 0, show), shown
         finally:
-            link.close()
+            connection.close()
 
     async with running(env, node):
-        outcome, shown = await in_thread(client)
+        outcome, shown = await in_thread(evaluate)
     assert outcome.code == 0
     assert "".join(text for _, text in shown) == "first\nsecond\n"
 
@@ -282,26 +283,26 @@ async def test_the_streams_are_as_before_when_the_last_session_ends(env: dict[st
     before = sys.stdout, sys.stderr
     async with running(env):
         await result(env, "1")
-        link = await in_thread(connect, env)
+        connection = await in_thread(connect, env)
         await result(env, "1")
         assert sys.stdout is not before[0]
-        link.close()
+        connection.close()
     assert (sys.stdout, sys.stderr) == before
 
 
 async def test_a_client_that_does_not_read_costs_no_memory(
     env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "MAX_UNREAD_BYTES", 100_000)
+    monkeypatch.setattr(remote_server, "MAX_UNREAD_BYTES", 100_000)
 
     def late_reader() -> Shown:
-        link = connect(env)
+        connection = connect(env)
         shown: Shown = []
-        link.send({"op": "eval", "id": 1, "source": "for _ in range(2000): print('x' * 1000)"})
+        connection.send({"op": "eval", "id": 1, "source": "for _ in range(2000): print('x' * 1000)"})
         time.sleep(0.5)
-        while "done" not in (message := link.receive(time.monotonic() + 5)):
+        while "done" not in (message := connection.receive(time.monotonic() + 5)):
             shown.append((str(message["stream"]), str(message["text"])))
-        link.close()
+        connection.close()
         return shown
 
     async with running(env):
@@ -340,10 +341,10 @@ async def test_a_timeout_cancels_the_evaluation_in_the_node(env: dict[str, str])
 async def test_a_client_that_goes_away_cancels_its_evaluation(env: dict[str, str]) -> None:
     node = FakeNode()
     async with running(env, node):
-        link = await in_thread(connect, env)
-        link.send({"op": "eval", "id": 1, "source": "node.told.append('runs')\n" + CANCELLED})
+        connection = await in_thread(connect, env)
+        connection.send({"op": "eval", "id": 1, "source": "node.told.append('runs')\n" + CANCELLED})
         await eventually(lambda: node.told == ["runs"])
-        link.close()
+        connection.close()
         await eventually(lambda: node.told == ["runs", "cancelled"])
 
 
@@ -351,7 +352,7 @@ async def test_a_node_that_does_not_react_is_a_timeout(env: dict[str, str]) -> N
     """Its loop is blocked, by this expression or by something else."""
     async with running(env):
         started = time.monotonic()
-        outcomes: list[tuple[Outcome, Shown]] = []
+        outcomes: list[tuple[RemoteOutcome, Shown]] = []
         source = "import time; time.sleep(2.5)"
         thread = threading.Thread(target=lambda: outcomes.append(ask(env, source, 0.2)))
         thread.start()
@@ -378,7 +379,7 @@ def failure(env: dict[str, str], timeout_s: float = 5.0, node: str | None = None
 async def test_an_evaluation_that_will_not_be_cancelled_does_not_hold_up_a_stop(
     env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "CANCEL_WAIT_S", 0.1)
+    monkeypatch.setattr(remote_server, "CANCEL_WAIT_S", 0.1)
     node = FakeNode()
     node.release = asyncio.Event()  # type: ignore[attr-defined]
     source = """
@@ -390,26 +391,26 @@ while not node.release.is_set():
         node.told.append("no")
 """
     async with running(env, node) as server:
-        link = await in_thread(connect, env)
-        link.send({"op": "eval", "id": 1, "source": source})
+        connection = await in_thread(connect, env)
+        connection.send({"op": "eval", "id": 1, "source": source})
         await eventually(lambda: node.told[:1] == ["runs"])
         started = time.monotonic()
         await server.stop()
         assert time.monotonic() - started < 1
         node.release.set()  # type: ignore[attr-defined]
         await eventually(lambda: not server._clients)
-        link.close()
+        connection.close()
 
 
 async def test_one_evaluation_at_a_time(env: dict[str, str]) -> None:
     def two() -> Any:
-        link = connect(env)
+        connection = connect(env)
         try:
-            link.send({"op": "eval", "id": 1, "source": "await asyncio.sleep(60)"})
-            link.send({"op": "eval", "id": 2, "source": "1"})
-            return link.receive(time.monotonic() + 5)
+            connection.send({"op": "eval", "id": 1, "source": "await asyncio.sleep(60)"})
+            connection.send({"op": "eval", "id": 2, "source": "1"})
+            return connection.receive(time.monotonic() + 5)
         finally:
-            link.close()
+            connection.close()
 
     async with running(env):
         assert await in_thread(two) == {"id": 2, "done": "busy"}
@@ -417,13 +418,13 @@ async def test_one_evaluation_at_a_time(env: dict[str, str]) -> None:
 
 async def test_cancel_before_it_began(env: dict[str, str]) -> None:
     def both() -> Any:
-        link = connect(env)
+        connection = connect(env)
         try:
-            eval_frame = console_protocol.pack({"op": "eval", "id": 1, "source": "1"})
-            link._socket.sendall(eval_frame + console_protocol.pack({"op": "cancel"}))
-            return link.receive(time.monotonic() + 5)
+            eval_frame = protocol.pack({"op": "eval", "id": 1, "source": "1"})
+            connection._socket.sendall(eval_frame + protocol.pack({"op": "cancel"}))
+            return connection.receive(time.monotonic() + 5)
         finally:
-            link.close()
+            connection.close()
 
     async with running(env):
         assert (await in_thread(both))["done"] in ("cancelled", "ok")
@@ -434,12 +435,12 @@ async def test_cancel_before_it_began(env: dict[str, str]) -> None:
 
 async def test_the_client_is_told_when_the_node_stops(env: dict[str, str]) -> None:
     async with running(env) as server:
-        link = await in_thread(connect, env)
+        connection = await in_thread(connect, env)
         await server.stop("shutdown")
-        with pytest.raises(remote.NodeGone, match=f"{NAME} is gone.*it stopped: shutdown"):
-            await in_thread(link.receive, time.monotonic() + 5)
+        with pytest.raises(client.NodeGone, match=f"{NAME} is gone.*it stopped: shutdown"):
+            await in_thread(connection.receive, time.monotonic() + 5)
         assert server.path is None
-        link.close()
+        connection.close()
     assert list(Path(env["XDG_RUNTIME_DIR"], "fleetlm").iterdir()) == []
 
 
@@ -455,9 +456,9 @@ async def test_a_death_in_the_middle_is_said(env: dict[str, str]) -> None:
     async with running(env) as server:
         asking = asyncio.create_task(in_thread(ask, env, "await asyncio.sleep(60)"))
         await eventually(lambda: any(c._evaluation for c in server._clients.values()))
-        for client in server._clients.values():
-            client.abort()
-        with pytest.raises(remote.NodeGone, match="it died, or closed the connection"):
+        for served in server._clients.values():
+            served.abort()
+        with pytest.raises(client.NodeGone, match="it died, or closed the connection"):
             await asking
 
 
@@ -475,7 +476,7 @@ async def test_permissions_of_the_folder_and_the_socket(env: dict[str, str]) -> 
 
 
 async def test_off_means_no_socket(env: dict[str, str]) -> None:
-    server = Console(FakeNode(remote=False), env)  # type: ignore[arg-type]
+    server = RemoteServer(FakeNode(remote=False), env)  # type: ignore[arg-type]
     await server.start()
     assert server.path is None
     assert not Path(env["XDG_RUNTIME_DIR"], "fleetlm").exists()
@@ -508,10 +509,10 @@ async def test_an_unsafe_folder_is_refused_on_both_sides(
     why: str,
 ) -> None:
     spoil(Path(env["XDG_RUNTIME_DIR"], "fleetlm"))
-    server = Console(FakeNode(), env)  # type: ignore[arg-type]
+    server = RemoteServer(FakeNode(), env)  # type: ignore[arg-type]
     await server.start()
     assert server.path is None
-    assert "the remote shell is closed" in caplog.text
+    assert "`fleetlm remote` cannot be used with this node" in caplog.text
     assert why in caplog.text
     refused = failure(env)
     assert refused.code == 5
@@ -521,16 +522,16 @@ async def test_an_unsafe_folder_is_refused_on_both_sides(
 def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     folder.mkdir(mode=0o700)
-    console_protocol.check_folder(str(folder), UID)
-    with pytest.raises(Unsafe, match="belongs to user"):
-        console_protocol.check_folder(str(folder), UID + 1)
+    protocol.check_folder(str(folder), UID)
+    with pytest.raises(UnsafeFolder, match="belongs to user"):
+        protocol.check_folder(str(folder), UID + 1)
 
 
 async def test_where_no_folder_can_be_made_the_node_runs_without(
     env: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     Path(env["XDG_RUNTIME_DIR"]).rmdir()
-    server = Console(FakeNode(), env)  # type: ignore[arg-type]
+    server = RemoteServer(FakeNode(), env)  # type: ignore[arg-type]
     await server.start()
     assert server.path is None
     assert "FLEETLM_REMOTE=off" in caplog.text
@@ -548,7 +549,7 @@ async def test_a_dead_nodes_socket_is_skipped_and_cleaned(
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(dead.name)
         (folder / "something else").touch()
-        found = await in_thread(remote.discover, env, UID)
+        found = await in_thread(client.discover, env, UID)
         assert [each.node for each in found] == [NAME]
         assert not dead.exists()
         assert await result(env, "1") == "1"
@@ -562,19 +563,19 @@ async def test_several_nodes_are_listed_and_chosen_by_name(env: dict[str, str]) 
         assert refused.kind == "several_nodes"
         assert f"--node {NAME}\n  --node {second}" in str(refused)
         for name in (NAME, second):
-            link = await in_thread(connect, env, name)
-            assert link.node == name
-            link.close()
+            connection = await in_thread(connect, env, name)
+            assert connection.node == name
+            connection.close()
         wrong = await in_thread(failure, env, 5.0, "fleetlm@127.0.0.3")
         assert wrong.code == 3
         assert second in str(wrong)
 
 
 def test_two_of_one_name_are_told_apart_by_process() -> None:
-    found = [Found("/f", NAME, 10), Found("/f", NAME, 20)]
+    found = [SocketFile("/f", NAME, 10), SocketFile("/f", NAME, 20)]
     with pytest.raises(RemoteFailure, match=f"--node {NAME}.20"):
-        remote.choose(found, NAME)
-    assert remote.choose(found, f"{NAME}.20").pid == 20
+        client.choose(found, NAME)
+    assert client.choose(found, f"{NAME}.20").pid == 20
 
 
 async def test_long_names_and_long_paths(tmp_path: Path, env: dict[str, str]) -> None:
@@ -585,27 +586,27 @@ async def test_long_names_and_long_paths(tmp_path: Path, env: dict[str, str]) ->
     async with running(env, FakeNode(name)) as server:
         assert server.path is not None
         assert len(Path(server.path).name) < 80
-        link = await in_thread(connect, env, name)
-        assert link.node == name
-        link.close()
+        connection = await in_thread(connect, env, name)
+        assert connection.node == name
+        connection.close()
 
 
 def test_stems_of_long_names_differ() -> None:
     names = [f"{'b' * 62}{n:02}@fdaa:0:1:2:3:4:5:{n}" for n in range(40)]
-    stems = {console_protocol.stem(name) for name in names}
+    stems = {protocol.stem(name) for name in names}
     assert len(stems) == 40
-    assert all(len(stem) <= console_protocol.MAX_STEM_CHARS for stem in stems)
-    assert console_protocol.stem(NAME) == NAME
+    assert all(len(stem) <= protocol.MAX_STEM_CHARS for stem in stems)
+    assert protocol.stem(NAME) == NAME
 
 
 def test_folders_best_first_and_without_duplicates() -> None:
     env = {"XDG_RUNTIME_DIR": "/run/user/7/", "TMPDIR": "/var/tmp"}
-    assert console_protocol.folders(env, 7) == [
+    assert protocol.folders(env, 7) == [
         "/run/user/7/fleetlm",
         "/var/tmp/fleetlm-7",
         "/tmp/fleetlm-7",
     ]
-    assert console_protocol.folders({"XDG_RUNTIME_DIR": "relative", "TMPDIR": ""}, 7) == [
+    assert protocol.folders({"XDG_RUNTIME_DIR": "relative", "TMPDIR": ""}, 7) == [
         "/tmp/fleetlm-7",
         "/run/user/7/fleetlm",
     ]
@@ -615,24 +616,24 @@ def test_folders_best_first_and_without_duplicates() -> None:
 
 
 async def test_the_number_of_clients_is_bounded(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "MAX_CLIENTS", 4)
+    monkeypatch.setattr(remote_server, "MAX_CLIENTS", 4)
     async with running(env) as server:
-        links = []
+        connections = []
         for count in (1, 2, 3):
-            links.append(await in_thread(connect, env))
+            connections.append(await in_thread(connect, env))
             await eventually(lambda count=count: len(server._clients) == count)
-        found = remote.discover(env, UID)[0]
+        found = client.discover(env, UID)[0]
         await eventually(lambda: len(server._clients) == 3)  # that one only looked
-        links.append(await in_thread(remote.connect, found))
+        connections.append(await in_thread(client.connect, found))
         with pytest.raises(RemoteFailure, match="4 clients") as refused:
-            await in_thread(remote.connect, found)
+            await in_thread(client.connect, found)
         assert refused.value.code == 3
-        links[0].close()
-        links[1].close()
+        connections[0].close()
+        connections[1].close()
         await eventually(lambda: len(server._clients) == 2)
         assert await result(env, "1") == "1"
-        for link in links:
-            link.close()
+        for connection in connections:
+            connection.close()
 
 
 @pytest.mark.parametrize("uid", [UID + 1, 65534])
@@ -640,22 +641,22 @@ async def test_another_user_is_not_allowed(
     env: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, uid: int
 ) -> None:
     async with running(env):
-        link_credentials = console_protocol.peer_credentials
+        real_credentials = protocol.peer_credentials
         main = threading.main_thread()
         monkeypatch.setattr(
-            console_protocol,
+            protocol,
             "peer_credentials",
-            lambda s: (1, uid) if threading.current_thread() is main else link_credentials(s),
+            lambda s: (1, uid) if threading.current_thread() is main else real_credentials(s),
         )
         refused = await in_thread(failure, env)
     assert refused.code == 5
     assert f"you are user {uid}" in str(refused)
-    assert f"refused to user {uid}" in caplog.text
+    assert f"refused a connection from user {uid}" in caplog.text
 
 
 async def test_root_is_allowed(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(env):
-        monkeypatch.setattr(console_protocol, "peer_credentials", lambda _: (1, 0))
+        monkeypatch.setattr(protocol, "peer_credentials", lambda _: (1, 0))
         assert await result(env, "1") == "1"
 
 
@@ -666,24 +667,24 @@ async def test_root_is_allowed(env: dict[str, str], monkeypatch: pytest.MonkeyPa
         b"\x00\x00\x00\x02[]",
         b"\x00\x00\x00\x03{\xff}",
         b"\xff\xff\xff\xff",
-        console_protocol.pack({"op": "format disk"}),
-        console_protocol.pack({"op": "eval", "id": "x", "source": "1"}),
-        console_protocol.pack({"op": "eval", "source": 3}),
+        protocol.pack({"op": "format disk"}),
+        protocol.pack({"op": "eval", "id": "x", "source": "1"}),
+        protocol.pack({"op": "eval", "source": 3}),
         b"\x00",
         b"",
     ],
 )
 async def test_garbage_ends_that_client_and_nothing_else(env: dict[str, str], sent: bytes) -> None:
     def speak() -> bytes:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(5)
-            found = remote.discover(env, UID)[0]
-            with console_protocol.Reach(found.path) as address:
-                client.connect(address)
-            client.sendall(sent)
-            client.shutdown(socket.SHUT_WR)
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.settimeout(5)
+            found = client.discover(env, UID)[0]
+            with protocol.SocketAddress(found.path) as address:
+                raw.connect(address)
+            raw.sendall(sent)
+            raw.shutdown(socket.SHUT_WR)
             answer = b""
-            while more := client.recv(65536):
+            while more := raw.recv(65536):
                 answer += more
             return answer
 
@@ -703,8 +704,8 @@ async def test_an_expression_that_is_too_long_is_refused_here(env: dict[str, str
 
 def test_frames_are_bounded() -> None:
     with pytest.raises(BadMessage):
-        console_protocol.pack({"x": "y" * 100}, 50)
-    assert console_protocol.unpack(console_protocol.pack({"a": "é\n"})[4:]) == {"a": "é\n"}
+        protocol.pack({"x": "y" * 100}, 50)
+    assert protocol.unpack(protocol.pack({"a": "é\n"})[4:]) == {"a": "é\n"}
 
 
 # ── completion and facts ─────────────────────────────────────────────────────────────────────────
@@ -729,12 +730,12 @@ def test_frames_are_bounded() -> None:
 )
 async def test_completion(env: dict[str, str], text: str, expected: list[str] | None) -> None:
     def complete() -> Any:
-        link = connect(env)
+        connection = connect(env)
         try:
-            link.send({"op": "complete", "id": 9, "text": text})
-            return link.receive(time.monotonic() + 5)["words"]
+            connection.send({"op": "complete", "id": 9, "text": text})
+            return connection.receive(time.monotonic() + 5)["words"]
         finally:
-            link.close()
+            connection.close()
 
     async with running(env):
         words = await in_thread(complete)
@@ -746,11 +747,11 @@ async def test_completion(env: dict[str, str], text: str, expected: list[str] | 
 
 async def test_the_doctor_is_told_the_facts(env: dict[str, str]) -> None:
     def asked() -> Any:
-        link = connect(env)
+        connection = connect(env)
         try:
-            return remote.ask_facts(link)
+            return client.ask_facts(connection)
         finally:
-            link.close()
+            connection.close()
 
     async with running(env):
         told = await in_thread(asked)
@@ -771,7 +772,7 @@ def stdout(capsys: pytest.CaptureFixture[str]) -> Callable[[], tuple[str, str]]:
 
 
 def run(source: str, as_json: bool = False, timeout_s: float = 5.0) -> int:
-    return remote.run(source, node=None, timeout_s=timeout_s, as_json=as_json)
+    return client.run(source, node=None, timeout_s=timeout_s, as_json=as_json)
 
 
 async def test_run_prints_the_output_and_the_result(
@@ -837,7 +838,7 @@ def test_evaluations_leave_nothing_behind_in_linecache() -> None:
     import linecache
 
     before = set(linecache.cache)
-    session = evaluator.Session({"__builtins__": __builtins__}, lambda *_: None)
+    session = evaluator.Evaluator({"__builtins__": __builtins__}, lambda *_: None)
     for number in range(200):
         asyncio.run(session.run(f"{number} / 0"))
     assert len(set(linecache.cache) - before) <= evaluator.MAX_SOURCES_KEPT + 50

@@ -10,7 +10,7 @@ from zmq.utils import z85
 
 from fleetlm.settings import Settings
 from fleetlm.transport import curve
-from fleetlm.transport.curve import CurveKeys, Gatekeeper, keys_from_cookie
+from fleetlm.transport.curve import CurveKeys, ZapHandler, keys_from_cookie
 from fleetlm.transport.probe import probe
 from fleetlm.transport.router import UNKNOWN_IP
 from fleetlm.wire import frames
@@ -62,15 +62,15 @@ def test_secrets_are_not_shown() -> None:
 def test_the_handler_admits_the_clusters_own_key_alone() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys, other = keys_from_cookie(COOKIE), keys_from_cookie(OTHER_COOKIE)
-    gatekeeper = Gatekeeper(context, keys.public)
+    handler = ZapHandler(context, keys.public)
     try:
-        assert gatekeeper.callback(curve.ZAP_DOMAIN, keys.public)
-        assert not gatekeeper.callback(curve.ZAP_DOMAIN, other.public)
-        assert not gatekeeper.callback(curve.ZAP_DOMAIN, b"")
-        assert not gatekeeper.callback("another", keys.public)
-        gatekeeper.serve()  # nobody asks
+        assert handler.callback(curve.ZAP_DOMAIN, keys.public)
+        assert not handler.callback(curve.ZAP_DOMAIN, other.public)
+        assert not handler.callback(curve.ZAP_DOMAIN, b"")
+        assert not handler.callback("another", keys.public)
+        handler.serve()  # nobody asks
     finally:
-        gatekeeper.close()
+        handler.close()
         context.term()
 
 
@@ -91,7 +91,7 @@ async def test_one_cookie_lets_frames_through() -> None:
     [
         (COOKIE, OTHER_COOKIE, "its cookie differs from ours", "its cookie differs from ours"),
         (COOKIE, None, "it has no", "it has a cookie, and this node has none"),
-        (None, COOKIE, "wants a cookie, and this node has none", "it has no"),
+        (None, COOKIE, "requires a cookie, and this node has none", "it has no"),
     ],
 )
 async def test_other_cookies_get_nothing_in_and_both_sides_say_why(
@@ -155,9 +155,9 @@ async def test_a_probe_says_why_nobody_answers() -> None:
     async with station(cookie=COOKIE) as a:
         plain = await probe(a.ip, a.port, Settings(), 3.0)
         assert isinstance(plain, str)
-        assert "authentication failed: it wants a cookie" in plain
+        assert "authentication failed: it requires a cookie" in plain
         silent = await probe(a.ip, a.port, Settings(cookie=COOKIE), 0.2)
-        assert silent == f"{a.ip}:{a.port}: it accepted the connection, but no answer within 0.2 s"
+        assert silent == f"{a.ip}:{a.port}: it accepted the connection, but there was no answer within 0.2 s"
     with raw_server(ip, 14_371):
         mute = await probe(ip, 14_371, Settings(), 0.2)
         assert isinstance(mute, str)
@@ -169,7 +169,7 @@ async def test_a_probe_takes_no_nonsense() -> None:
         a.seen.on_fact = lambda fact: a.transport.answer(fact[1], b"nonsense") if fact[0] == "frame" else None
         answer = await probe(a.ip, a.port, Settings(), 3.0)
     assert isinstance(answer, str)
-    assert "not as a node does" in answer
+    assert "not as a fleetlm node does" in answer
 
 
 def test_keys_are_a_pair() -> None:

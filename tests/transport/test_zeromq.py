@@ -21,9 +21,9 @@ import zmq
 from fleetlm import Node
 from fleetlm.errors import NodeStopped, NoProcess, StartFailed
 from fleetlm.settings import Settings
-from fleetlm.transport import dealer as zmq_channel
-from fleetlm.transport.router import DRAIN_FRAMES, UNKNOWN_IP
-from fleetlm.transport.sockets import may_dial_from, raise_descriptor_limit, why_not_bound
+from fleetlm.transport import dealer as dealer_module
+from fleetlm.transport.router import MAX_FRAMES_PER_READ, UNKNOWN_IP
+from fleetlm.transport.sockets import explain_bind_error, may_dial_from, raise_descriptor_limit
 from fleetlm.transport.zeromq import ZmqTransport
 from tests.support.transport_rig import (
     PORT,
@@ -105,7 +105,7 @@ async def carries(a: Station, channel: int, b: Station, text: bytes) -> None:
 async def test_frames_arrive_whole_and_in_order() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
-        total = 3 * DRAIN_FRAMES + 7
+        total = 3 * MAX_FRAMES_PER_READ + 7
         for number in range(total):
             assert a.send(channel, b"%d" % number)
         await b.seen.until("frame", total)
@@ -216,7 +216,7 @@ async def test_connection_refused_is_told_at_once() -> None:
 async def test_facts_never_come_from_inside_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     async with station() as a:
         a.dial(free_ip(), PORT)
-        monkeypatch.setattr(zmq_channel, "dealer", no_socket)
+        monkeypatch.setattr(dealer_module, "make_dealer", no_socket)
         channel = a.dial(free_ip(), PORT)
         assert a.seen.facts == []
         lost = await a.seen.until("lost")
@@ -295,8 +295,8 @@ async def test_one_fact_ends_a_channel() -> None:
 async def test_a_send_into_a_dead_channel_is_false_and_the_loss_is_told() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
-        assert b.transport._hearing is not None
-        b.transport._hearing.close()
+        assert b.transport._router is not None
+        b.transport._router.close()
         deadline = time.monotonic() + 2
         while a.send(channel, b"x") and time.monotonic() < deadline:
             pass  # without a turn of the loop: only the send itself can notice
@@ -325,7 +325,7 @@ async def test_after_hanging_up_no_fact_follows() -> None:
 async def test_a_source_is_lost_after_its_last_frame() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
-        total = 2 * DRAIN_FRAMES + 5
+        total = 2 * MAX_FRAMES_PER_READ + 5
         for number in range(total):
             a.send(channel, b"%d" % number)
         a.transport.hang_up(channel, 1.0)
@@ -413,9 +413,9 @@ async def test_descriptors_are_reused_and_sources_kept_apart() -> None:
         for source in sources:
             kinds = [fact[0] for fact in b.seen.facts if source in fact]
             assert kinds == ["met", "frame", "gone"]
-        assert b.transport._hearing is not None
-        assert not b.transport._hearing._accepted
-        assert not b.transport._hearing._sources
+        assert b.transport._router is not None
+        assert not b.transport._router._accepted
+        assert not b.transport._router._sources
 
 
 # ── strangers ────────────────────────────────────────────────────────────────────────────────────
@@ -463,7 +463,7 @@ async def test_a_port_check_is_told_once_with_its_address() -> None:
             socket.create_connection((a.ip, a.port), source_address=("127.0.0.77", 0)).close()
         ip, reason = await a.seen.until("refused")
         assert ip in ("127.0.0.77", UNKNOWN_IP)
-        assert "no fleetlm node" in reason
+        assert "not a fleetlm node" in reason
         await asyncio.sleep(0.2)
         assert len(a.seen.all("refused")) <= 2
 
@@ -562,9 +562,9 @@ async def test_a_taken_port_is_told_and_leaves_nothing() -> None:
 
 
 def test_why_a_port_is_not_to_be_had() -> None:
-    assert "below 1024" in why_not_bound(PermissionError(13, "Permission denied"), 80)
-    assert "ulimit" in why_not_bound(OSError(24, "Too many open files"), 80)
-    assert "Network is down" in why_not_bound(OSError(100, "Network is down"), 80)
+    assert "below 1024" in explain_bind_error(PermissionError(13, "Permission denied"), 80)
+    assert "ulimit" in explain_bind_error(OSError(24, "Too many open files"), 80)
+    assert "Network is down" in explain_bind_error(OSError(100, "Network is down"), 80)
 
 
 @pytest.mark.parametrize(

@@ -1,56 +1,203 @@
-"""What the guides show is what the examples run."""
+"""README and the documentation show only what exists and what a test runs.
+
+Every Python block stands word for word in an example or a test that the suite runs.
+`tests/system/test_quickstart.py` runs README's programs and commands, `tests/sim/test_quickstart_tests.py`
+its tests, `tests/system/test_examples.py` the examples, and `tests/sim/test_pytest_plugin.py` the testing
+project.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-import fleetlm
+from fleetlm import Settings
+from fleetlm.cli.main import parser
+from fleetlm.testing import Fleet
+from tests.support.guides import (
+    PAGES,
+    QUICKSTART,
+    README,
+    ROOT,
+    Block,
+    all_blocks,
+    blocks,
+    quickstart,
+    shown_part,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-GUIDES = sorted((ROOT / "docs").glob("from-*.md"))
-EXAMPLES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")}
-BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+RUN_BY_TESTS = {
+    path: path.read_text(encoding="utf-8")
+    for path in (*(ROOT / "examples").rglob("*.py"), *(ROOT / "tests").rglob("test_*.py"))
+}
+LANGUAGES = {
+    "python": "stands in a file that a test runs",
+    "console": "commands that exist, with their output",
+    "text": "what a program prints; nothing to run",
+    "yaml": "needs a Kubernetes cluster; its facts are checked here",
+}
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+CALL_OF_NODE = re.compile(r"`(?:await )?node((?:\.\w+)+)\(")
+TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
 
 
-def blocks(guide: Path) -> list[str]:
-    return BLOCK.findall(guide.read_text(encoding="utf-8"))
+def test_each_page_has_blocks_and_each_block_a_language_that_is_checked() -> None:
+    names = {page.name for page in PAGES}
+    assert names >= {"README.md", "from-erlang.md", "from-ray-celery.md", "testing.md"}
+    found = {str(block): block.language for page in PAGES for block in blocks(page)}
+    assert {where: word for where, word in found.items() if word not in LANGUAGES} == {}
+    for page in PAGES:
+        assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page)), page
 
 
-def test_there_are_guides_with_code() -> None:
-    assert {guide.name for guide in GUIDES} >= {"from-erlang.md", "from-ray-celery.md"}
-    assert all(len(blocks(guide)) >= 3 for guide in GUIDES)
+@pytest.mark.parametrize("block", all_blocks("python"), ids=str)
+def test_every_python_block_stands_word_for_word_in_what_a_test_runs(block: Block) -> None:
+    assert [path for path, source in RUN_BY_TESTS.items() if block.text in source] != []
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
-def test_every_block_stands_word_for_word_in_an_example(guide: Path) -> None:
-    missing = [block for block in blocks(guide) if not any(block in source for source in EXAMPLES.values())]
-    assert missing == []
+def test_readme_begins_with_a_whole_program() -> None:
+    first, install, *_ = blocks(README)
+    assert first.text == shown_part(QUICKSTART / "hello.py")
+    assert install.commands[-1] == "python hello.py"
 
 
-@pytest.mark.parametrize("block", BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
-def test_what_the_readme_shows_is_python_of_names_that_exist(block: str) -> None:
-    tree = ast.parse(block)
-    used = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fleetlm"
+def test_readme_shows_whole_programs_only() -> None:
+    programs = quickstart()
+    assert {"hello.py", "cluster.py", "outcomes.py", "actors.py"} <= programs.keys()
+    for name, block in programs.items():
+        assert ast.parse(block.text).body, name
+
+
+@pytest.mark.parametrize("block", all_blocks("console"), ids=str)
+def test_every_command_exists(block: Block) -> None:
+    assert block.commands != []
+    for command in block.commands:
+        check_command(command, block.page.parent)
+
+
+def check_command(command: str, folder: Path) -> None:
+    """Fail if this line of a shell names a target, a subcommand, an option or a file that does not exist."""
+    words = shlex.split(command, comments=True)
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        assert words.pop(0).partition("=")[0] in known_variables()
+    program, *arguments = words
+    check = {
+        "docker": check_docker,
+        "export": check_export,
+        "fleetlm": check_fleetlm,
+        "make": check_make,
+        "pip": check_pip,
+        "pytest": lambda _: None,  # Its arguments are tests of an example that some seed breaks.
+        "python": lambda arguments: check_python(arguments, folder),
+        ".": check_activate,
+    }[program]
+    check(arguments)
+
+
+def check_fleetlm(arguments: Sequence[str]) -> None:
+    options = parser().parse_args(arguments)  # It exits, and so fails the test, if the arguments are wrong.
+    if getattr(options, "source", None) is not None:
+        compile(options.source, "EXPR", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def check_make(arguments: Sequence[str]) -> None:
+    targets = set(TARGET.findall((ROOT / "Makefile").read_text(encoding="utf-8")))
+    assert set(arguments) <= targets
+
+
+def check_docker(arguments: Sequence[str]) -> None:
+    assert arguments[:2] == ["compose", "-f"]
+    assert (ROOT / arguments[2]).exists()
+    if "exec" in arguments:
+        service, program, *rest = arguments[arguments.index("exec") + 1 :]
+        assert (service, program) == ("worker", "fleetlm")
+        check_fleetlm(rest)
+
+
+def check_export(arguments: Sequence[str]) -> None:
+    assert {argument.partition("=")[0] for argument in arguments} <= known_variables()
+
+
+def check_pip(arguments: Sequence[str]) -> None:
+    """A package index does not have fleetlm yet: a checkout is what can be installed."""
+    assert arguments[0] == "install"
+    assert [word for word in arguments[1:] if not word.startswith(("-", "."))] == []
+
+
+def check_python(arguments: Sequence[str], folder: Path) -> None:
+    name, *_ = arguments
+    assert name in quickstart() or (folder / name).exists()
+
+
+def check_activate(arguments: Sequence[str]) -> None:
+    assert list(arguments) == [".venv/bin/activate"]
+
+
+def known_variables() -> set[str]:
+    return Settings().effective().keys() | {"FLEETLM_COOKIE_FILE", "PYTHON"}
+
+
+def test_commands_that_do_not_exist_are_caught() -> None:
+    for command in (
+        "make everything",
+        "pip install fleetlm",
+        "python nothing.py",
+        "FLEETLM_NODE_IPP=127.0.0.1 fleetlm start",
+        'fleetlm remote "Node.list("',
+        "curl https://example.org",
+    ):
+        with pytest.raises((AssertionError, KeyError, SyntaxError)):
+            check_command(command, ROOT)
+    with pytest.raises(SystemExit):
+        check_command("fleetlm begin", ROOT)
+
+
+def test_the_table_of_settings_has_every_variable_and_its_default() -> None:
+    rows = [line.split(" | ") for line in README.read_text(encoding="utf-8").splitlines()]
+    shown = {
+        name: row[2].strip(" |`")
+        for row in rows
+        if len(row) == 3
+        for name in re.findall(r"`((?:DNS|FLEETLM)_\w+)`", row[0])
     }
-    imported = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "fleetlm"
-        for alias in node.names
-    }
-    assert (used | imported) - {"testing"} <= set(fleetlm.__all__)
+    defaults = Settings().effective()
+    assert shown.keys() == known_variables() - {"PYTHON"}
+    numbers = {name: text for name, text in shown.items() if text.isdigit()}
+    assert numbers == {name: defaults[name] for name in numbers}
+    assert len(numbers) >= 3
+
+
+async def test_the_table_of_calls_names_methods_that_exist(fleet: Fleet) -> None:
+    node = await fleet.node()
+    paths = {path for page in PAGES for path in CALL_OF_NODE.findall(page.read_text(encoding="utf-8"))}
+    assert len(paths) > 15
+    for path in paths:
+        aim: object = node
+        for name in path.removeprefix(".").split("."):
+            aim = getattr(aim, name)
+        assert callable(aim), path
+
+
+def test_the_kubernetes_manifest_fits_the_defaults() -> None:
+    (block,) = all_blocks("yaml")
+    defaults = Settings()
+    port = re.search(r"containerPort: (\d+)", block.text)
+    grace = re.search(r"terminationGracePeriodSeconds: (\d+)", block.text)
+    assert port is not None
+    assert grace is not None
+    assert int(port[1]) == defaults.node_port
+    assert int(grace[1]) >= 2 * defaults.drain_s + 5
+    assert "clusterIP: None" in block.text
+    assert set(re.findall(r"name: ([A-Z_]+)", block.text)) <= known_variables() | {"POD_IP"}
 
 
 @pytest.mark.parametrize(
-    "page", [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))], ids=lambda page: page.name
+    "page", sorted({*PAGES, *ROOT.glob("*.md")}), ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = LINK.findall(page.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The counter on a simulated cluster: what is a minute here takes a few milliseconds."""
+"""The counter on a simulated cluster: a minute of virtual time takes a few milliseconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Nodes = tuple[Node, Node, Node]
 
 @pytest.fixture
 async def nodes(fleet: Fleet) -> Nodes:
-    """The counter's node, its standby's, and a client's."""
+    """Three nodes: one has the counter, one its standby, one is the client."""
     first, second, client = await fleet.start(3)
     first.spawn(counter, 0, second.name, name=COUNTER)
     second.spawn(standby, first.name, name=STANDBY)
@@ -39,17 +39,17 @@ async def test_without_a_counter_nothing_is_added(fleet: Fleet) -> None:
 async def test_the_standby_takes_over_when_the_power_fails(fleet: Fleet, nodes: Nodes) -> None:
     first, second, client = nodes
     await add(client, [first.name], 7)
-    await fleet.crash(first, silent=True)  # No goodbye: only silence tells.
+    await fleet.crash(first, silent=True)  # Without a goodbye: its peers notice only the silence.
     assert await fleet.until(lambda: ask(client, second.name, "value"), timeout=20) == 7
     assert await add(client, [first.name, second.name]) == 8
 
 
-@pytest.mark.fleet(seeds=20)
+@pytest.mark.fleet(seeds=20)  # seeds 0 to 19, one test for each
 async def test_no_crash_loses_what_was_acknowledged(fleet: Fleet, nodes: Nodes) -> None:
     first, second, client = nodes
     tally = Tally()
     adding = asyncio.create_task(tally.add_for(1.0, client, [first.name, second.name]))
-    await fleet.sleep(fleet.rng.uniform(0.0, 0.1))  # Another moment for each seed.
+    await fleet.sleep(fleet.rng.uniform(0.0, 0.1))  # The moment of the crash differs from seed to seed.
     await fleet.crash(first)
     await adding
     assert tally.fits(await ask(client, second.name, "value"))
@@ -72,13 +72,13 @@ async def test_every_request_in_a_partition_has_an_outcome(fleet: Fleet) -> None
 
 @dataclass
 class Tally:
-    """What became of the requests of one client."""
+    """Counts the outcomes of one client's requests."""
 
     acknowledged: int = 0
     unknown: int = 0
 
     async def add_for(self, seconds: float, client: Node, at: list[str]) -> None:
-        """Add ones, one after the other, for so long in virtual time."""
+        """Add 1 again and again for ``seconds`` of virtual time."""
         now = asyncio.get_running_loop().time
         ends_at = now() + seconds
         while now() < ends_at:
@@ -88,8 +88,8 @@ class Tally:
             except OutcomeUnknown:
                 self.unknown += 1
             except NotDelivered:
-                await asyncio.sleep(0.05)  # Nobody is the counter at this moment.
+                await asyncio.sleep(0.05)  # No node has the counter at this moment.
 
     def fits(self, value: int) -> bool:
-        """Whether a counter's value can come from these outcomes."""
+        """Whether these outcomes allow this value of the counter."""
         return self.acknowledged <= value <= self.acknowledged + self.unknown

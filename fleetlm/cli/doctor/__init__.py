@@ -1,1 +1,1 @@
-"""`fleetlm doctor`."""
+"""`fleetlm doctor`: `gather` collects facts about a node and its peers, `checks` judges them."""

@@ -1,7 +1,21 @@
-"""What `fleetlm doctor` concludes: facts in, findings out. Pure: gathers nothing, asks nobody.
+"""The checks of `fleetlm doctor`: functions from `Facts` to `Finding` objects.
 
-Three questions bring people here: a node that sees no others, one that does not start, and nodes
-that come and go. Each check says what it saw, and where it is wrong, what to do.
+The doctor has two halves. `gather` does all input and output: it asks the node on this machine, DNS,
+the operating system and every peer address, and stores the results in one `Facts` object. This module
+only judges that object. It has no clock, no socket and no environment, so each situation is tested by
+writing down its facts.
+
+The checks answer three questions: why does a node see no other nodes, why does a node not start, and
+why do connections come and go. `judge` runs them in the order in which a person would search: first
+this node (is it running, its settings, address, port, cookie), then DNS, then each peer address, then
+the connection table of the running node.
+
+A finding names the subject of the check (``topic``), what was found (``text``) and, where something is
+wrong, what to do (``cure``). A finding of level ``fail`` always has a cure. No text contains a secret.
+
+Levels: ``fail`` is a problem that keeps nodes apart or a node from starting; ``warn`` is a situation
+that may be intended, such as a node without a cookie; ``ok`` is a passed check. Only ``fail`` makes the
+exit code 1.
 """
 
 from __future__ import annotations
@@ -18,20 +32,28 @@ from fleetlm.wire.frames import IAm
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 FLAPPING_CONNECTIONS = 3
-"""Times up from which on a connection is worth a word: once, and one restart, is normal."""
+"""A connection that came up this often is reported. One restart, which makes it two, is normal."""
 BUSY_LAG_MS = 1_000
-SHOWN = 8
-"""Addresses in one line."""
+"""An event loop that is at least this late, in milliseconds, is reported."""
+MAX_ADDRESSES_SHOWN = 8
+"""Addresses listed in one finding, so that it stays readable. The others are counted."""
 
-HEADLESS = (
-    "In Kubernetes the name must be of a headless Service (clusterIP: None) with "
-    "publishNotReadyAddresses: true; in Swarm tasks.<service>; in Compose the service's name"
+DNS_NAME_HELP = (
+    "In Kubernetes use the name of a headless Service (clusterIP: None) with "
+    "publishNotReadyAddresses: true; in Docker Swarm tasks.<service>; in Docker Compose the service's name"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. ``cure`` is empty where nothing is to be done."""
+    """The result of one check.
+
+    Attributes:
+        level: `OK`, `WARN` or `FAIL`.
+        topic: what was checked.
+        text: what was found.
+        cure: what to do; empty where nothing needs to be done.
+    """
 
     level: str
     topic: str
@@ -41,14 +63,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class PeerFact:
-    """What came of knocking at an address.
+    """The result of contacting one address.
 
     Attributes:
         ip: the address.
         port: the port.
-        tcp: None where a connection was made, else why not: refused, timeout, or the system's word.
-        answer: who is there; text says why the one that listens is not to be talked to; None where
-            nothing was asked.
+        tcp: None if a TCP connection was made; else "refused", "timeout" or the system's error text.
+        answer: what the node there says about itself; a text if the program that listens did not
+            answer as a node of this cluster, and why; None if it was not asked.
     """
 
     ip: str
@@ -59,21 +81,25 @@ class PeerFact:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that was gathered.
+    """Everything that `gather` found out.
 
     Attributes:
-        settings: those that hold: the node's own, else the environment's.
-        own_ip: this node's address, or what it would be; with ``own_why`` and ``own_warning``.
-        answer: of the lookup made for this report; None where clustering is off.
-        source: where it was asked.
-        local: whether an address is this machine's.
-        port: None where nobody listens on the own endpoint and it can be bound; else a `PeerFact`,
-            or the reason why binding failed.
-        peers: the addresses of the answer and of the node's table, without the own.
-        node: what the running node says (`facade.facts`), None where none was asked.
-        node_why: why none was asked.
-        differs: settings that differ between the node and this shell's environment.
-        environment_error: why this shell's environment cannot be used, where a node runs anyway.
+        settings: the settings of the running node; without one, those of this environment.
+        own_ip: the address of the running node, or the one that a node started here would use.
+        own_why: why it is that address.
+        own_warning: what may be wrong with it; None if nothing is.
+        answer: the DNS answer to the lookup made for this report; None if clustering is off.
+        source: the name that was looked up, and where.
+        local: for each address in ``peers``, whether it belongs to this machine.
+        port: None if nothing listens at this node's address and port and they can be bound; else what
+            answered there, or a text that says why they cannot be bound.
+        peers: the addresses from DNS and from the connection table, without ``own_ip``.
+        node: what the running node says about itself (`remote.facts.node_facts`); None without one.
+        node_why: why no running node was asked.
+        differs: names of the variables whose values differ between the node and this environment.
+        environment_error: why no node could start with this environment, although one runs.
+        cookie_known: False if the node has a cookie that this environment lacks. Peers are then not
+            asked who they are, since they would not answer.
     """
 
     settings: Settings
@@ -90,7 +116,6 @@ class Facts:
     differs: Sequence[str] = ()
     environment_error: str = ""
     cookie_known: bool = True
-    """False where the node has a cookie that this shell does not know: then nobody can be asked."""
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
@@ -99,7 +124,7 @@ class Facts:
 
 
 def judge(facts: Facts) -> list[Finding]:
-    """All findings, in the order in which one would look."""
+    """Run all checks. The findings are in the order of the checks."""
     return [
         *judge_node(facts),
         *judge_settings(facts),
@@ -114,34 +139,35 @@ def judge(facts: Facts) -> list[Finding]:
 
 
 def failed(findings: Iterable[Finding]) -> bool:
-    """Whether anything fails."""
+    """Whether a check failed."""
     return any(finding.level == FAIL for finding in findings)
 
 
 def judge_node(facts: Facts) -> list[Finding]:
-    """Whether a node runs here."""
+    """Check whether a node runs on this machine, and whether its event loop is late."""
     if facts.node is None:
-        return [Finding(WARN, "node", facts.node_why, "Checked from the environment alone")]
+        cure = "This report checks the environment of this shell only. To check a node, start it first"
+        return [Finding(WARN, "node", facts.node_why, cure)]
     info = facts.node["info"]
-    uptime = _span(info["uptime_s"])
-    findings = [Finding(OK, "node", f"{facts.node['name']} runs, since {uptime}")]
+    uptime = _format_span(info["uptime_s"])
+    findings = [Finding(OK, "node", f"{facts.node['name']} has been running for {uptime}")]
     if facts.environment_error:
-        cure = "The node's own settings hold; correct the variable before the next start"
+        cure = "The running node has valid settings; correct this variable before you start it again"
         findings.append(Finding(WARN, "settings", facts.environment_error, cure))
     if info.get("lag_ms", 0) >= BUSY_LAG_MS:
         findings.append(
             Finding(
                 WARN,
                 "node",
-                f"its event loop is {info['lag_ms']:,} ms late: peers see it as busy",
-                "Move blocking work off the loop: await node.run_blocking(...), or node.run_in_process(...)",
+                f"its event loop is {info['lag_ms']:,} ms late: something blocks it",
+                "Move blocking work off the loop: await node.run_blocking(...) or node.run_in_process(...)",
             )
         )
     return findings
 
 
 def judge_settings(facts: Facts) -> list[Finding]:
-    """Whether clustering is on at all, and what looked odd."""
+    """Check whether clustering is on, and report suspicious settings."""
     settings = facts.settings
     findings = [Finding(WARN, "settings", text) for text in settings.warnings]
     if facts.differs:
@@ -149,8 +175,8 @@ def judge_settings(facts: Facts) -> list[Finding]:
             Finding(
                 WARN,
                 "settings",
-                f"this shell's environment differs from the node's: {', '.join(facts.differs)}",
-                "The node's values hold; run doctor with the node's environment to check that one",
+                f"this shell's environment differs from the node's in {', '.join(facts.differs)}",
+                "This report uses the values of the node. Run doctor in the node's environment to compare",
             )
         )
     if not settings.clustering:
@@ -158,116 +184,133 @@ def judge_settings(facts: Facts) -> list[Finding]:
             Finding(
                 WARN,
                 "settings",
-                "DNS_CLUSTER_QUERY is not set: the node runs alone, on loopback",
-                "Where it shall have peers, set it to a name that resolves to their addresses",
+                "DNS_CLUSTER_QUERY is not set, so the node runs alone, on a loopback address",
+                "To form a cluster, set it to a DNS name that resolves to the addresses of all nodes",
             )
         )
     else:
         cluster = f", cluster {settings.cluster!r}" if settings.cluster else ""
-        text = f"valid; DNS_CLUSTER_QUERY={settings.dns_query}, port {settings.node_port}{cluster}"
+        text = f"all valid: DNS_CLUSTER_QUERY={settings.dns_query}, port {settings.node_port}{cluster}"
         findings.append(Finding(OK, "settings", text))
     return findings
 
 
 def judge_own_address(facts: Facts) -> list[Finding]:
-    """Whether peers can find this node under the address in its name."""
-    text = f"{facts.own_ip}: {facts.own_why}"
+    """Check whether peers can reach this node at the address in its name."""
+    text = f"this node's address is {facts.own_ip}: {facts.own_why}"
     if facts.own_warning:
-        return [Finding(WARN, "own address", text, _sentence(facts.own_warning))]
+        return [Finding(WARN, "own address", text, _capitalize(facts.own_warning))]
     answer = facts.answer
     if answer is not None and answer.addresses:
         remote = [ip for ip in answer.addresses if not ipaddress.ip_address(ip).is_loopback]
         if remote and ipaddress.ip_address(facts.own_ip).is_loopback:
-            cure = "Set FLEETLM_NODE_IP to the address under which peers reach this machine"
-            return [Finding(FAIL, "own address", f"{text}; no peer can reach that", cure)]
+            cure = "Set FLEETLM_NODE_IP to the address at which peers reach this machine"
+            return [Finding(FAIL, "own address", f"{text}; peers cannot reach a loopback address", cure)]
         if facts.own_ip not in answer.addresses:
             cure = (
-                "Harmless while one peer is found; if this node stays alone, set FLEETLM_NODE_IP, or "
-                "find out why the name leaves it out (not ready, not in the service)"
+                "This is harmless as long as the node finds one peer. If it stays alone, set "
+                "FLEETLM_NODE_IP, or find out why DNS leaves this address out (for example, the node is not "
+                "ready or not part of the service)"
             )
-            return [Finding(WARN, "own address", f"{text}; DNS does not name it", cure)]
+            return [Finding(WARN, "own address", f"{text}; the DNS answer does not contain it", cure)]
     observed = [] if facts.node is None else list(facts.node["info"].get("observed_ips", ()))
     if observed:
-        cure = "If they cannot connect back (NAT), set FLEETLM_NODE_IP there"
-        seen = f"{text}; peers dialled it from {', '.join(observed)}, not from the addresses in their names"
+        cure = "If this node cannot connect to them (NAT), set FLEETLM_NODE_IP on those peers"
+        seen = (
+            f"{text}; peers connected to it from {', '.join(observed)}, which are not the addresses in their "
+            "names"
+        )
         return [Finding(WARN, "own address", seen, cure)]
     return [Finding(OK, "own address", text)]
 
 
 def judge_port(facts: Facts) -> list[Finding]:
-    """Whether the node listens, or could: what keeps one from starting."""
+    """Check whether the running node listens on its port, or whether a new node could."""
     where = endpoint(facts.own_ip, facts.settings.node_port)
     found = facts.port
     if facts.node is None:
         if found is None:
-            return [Finding(OK, "port", f"{where} is free: a node can start")]
+            return [Finding(OK, "port", f"{where} is free, so a node can start")]
         if isinstance(found, str):
-            cure = "FLEETLM_NODE_IP must be an address of this machine, FLEETLM_NODE_PORT one it may bind"
+            cure = (
+                "FLEETLM_NODE_IP must be an address of this machine, and FLEETLM_NODE_PORT a port that this "
+                "user may bind"
+            )
             return [Finding(FAIL, "port", f"{where} cannot be bound: {found}", cure)]
         if isinstance(found.answer, IAm):
-            text = f"{where} is taken by the node {found.answer.name}: a second one cannot start"
-            cure = "Stop that one first, or give this one another FLEETLM_NODE_IP"
+            text = f"{where} is taken by the node {found.answer.name}, so a second node cannot start"
+            cure = "Stop that node first, or give the new one another FLEETLM_NODE_IP"
             return [Finding(WARN, "port", text, cure)]
-        cure = f"Find it with: ss -ltnp 'sport = {facts.settings.node_port}'; every node has the same port"
-        text = f"{where} is taken by something else{_told(found.answer)}: a node cannot start"
+        cure = (
+            f"Find the program with: ss -ltnp 'sport = {facts.settings.node_port}'. Stop it, or set "
+            "FLEETLM_NODE_PORT to the same other port on every node"
+        )
+        text = f"{where} is taken by another program{_in_brackets(found.answer)}, so a node cannot start"
         return [Finding(FAIL, "port", text, cure)]
     if isinstance(found, PeerFact) and found.tcp is None:
         if isinstance(found.answer, IAm) and found.answer.name != facts.node["name"]:
-            text = f"{where} is answered by {found.answer.name}"
-            return [Finding(FAIL, "port", text, "Two nodes share an address: check FLEETLM_NODE_IP")]
-        return [Finding(OK, "port", f"{where} answers")]
-    why = found.tcp if isinstance(found, PeerFact) else (found or "nobody listens")
-    cure = "A firewall on this machine, or the own address is not this machine's"
-    return [Finding(FAIL, "port", f"{where} does not answer from here: {why}", cure)]
+            text = f"the node that answers at {where} is {found.answer.name}, not {facts.node['name']}"
+            return [Finding(FAIL, "port", text, "Two nodes use one address: check FLEETLM_NODE_IP of both")]
+        return [Finding(OK, "port", f"the node answers at {where}")]
+    why = found.tcp if isinstance(found, PeerFact) else (found or "no program listens")
+    cure = "Check the firewall of this machine, and that FLEETLM_NODE_IP is an address of this machine"
+    return [Finding(FAIL, "port", f"the node does not answer at {where} from this machine: {why}", cure)]
 
 
 def judge_cookie(facts: Facts) -> list[Finding]:
-    """Whether traffic is protected."""
+    """Check whether traffic is encrypted and authenticated."""
     has_cookie = facts.settings.cookie is not None if facts.node is None else facts.node["cookie"]
     if has_cookie and not facts.cookie_known:
-        text = "the node has one that this shell's environment does not: peers are not asked who they are"
+        text = "the node has a cookie and this shell does not, so peers could not be asked who they are"
         cure = "Run doctor with the node's FLEETLM_COOKIE or FLEETLM_COOKIE_FILE"
         return [Finding(WARN, "cookie", text, cure)]
     if has_cookie:
-        return [Finding(OK, "cookie", "set (masked): traffic is encrypted")]
+        return [Finding(OK, "cookie", "set (not shown); traffic between nodes is encrypted")]
     if facts.settings.clustering and not ipaddress.ip_address(facts.own_ip).is_loopback:
-        text = "not set: whoever reaches the port can join and read the traffic"
-        cure = "Set FLEETLM_COOKIE to the same secret on every node: openssl rand -hex 32"
+        text = "not set: every machine that reaches the port can join the cluster and read its traffic"
+        cure = "Set FLEETLM_COOKIE to the same secret on every node; create one with: openssl rand -hex 32"
         return [Finding(WARN, "cookie", text, cure)]
-    return [Finding(OK, "cookie", "not set, and nothing outside this machine is listened to")]
+    return [Finding(OK, "cookie", "not set, and not needed: the node listens on this machine only")]
 
 
 def judge_lookup(facts: Facts) -> list[Finding]:
-    """What the name resolves to, and whether that can be meant."""
+    """Check what the DNS name resolves to, and whether those can be the addresses of nodes."""
     answer = facts.answer
     if answer is None:
         return []
     text = f"{facts.source}: {answer.detail}"
     if answer.outcome is Outcome.FAILED:
         cure = (
-            "The name server does not answer: check /etc/resolv.conf and port 53 (UDP and TCP); nodes that "
-            "are connected stay so, and go on asking"
+            "The DNS server gives no usable answer: check /etc/resolv.conf and port 53 (UDP and TCP). "
+            "Connected nodes stay connected, and every node repeats its lookups"
         )
         return [Finding(FAIL, "dns", text, cure)]
     if answer.outcome is Outcome.EMPTY:
-        cure = f"Nobody has that name: check its spelling and the network. {HEADLESS}"
+        cure = f"The name has no addresses: check its spelling, and the network. {DNS_NAME_HELP}"
         return [Finding(FAIL, "dns", text, cure)]
-    listed = f"{text} ({_listed(answer.addresses)})"
+    listed = f"{text} ({_list_addresses(answer.addresses)})"
     if _is_virtual(facts):
         ip = answer.addresses[0]
-        cure = f"A load balancer's address finds one node at a time. {HEADLESS}"
-        return [Finding(FAIL, "dns", f"{listed}: {ip} is a virtual address, no node's own", cure)]
+        cure = f"Behind the address of a load balancer only one node can be found at a time. {DNS_NAME_HELP}"
+        text = f"{listed}: {ip} is a virtual address, not the address of a node"
+        return [Finding(FAIL, "dns", text, cure)]
     if answer.outcome is Outcome.PARTIAL:
-        cure = "What came is used; what is missing is found through the nodes that are connected"
+        cure = "Nodes use the addresses that were returned, and learn of missing ones through their peers"
         return [Finding(WARN, "dns", listed, cure)]
     if set(answer.addresses) <= {facts.own_ip}:
-        cure = "Normal for the first node. Otherwise: the others are not running, or not under this name"
+        cure = (
+            "This is normal for the first node. If there should be more, they are not running, or DNS does "
+            "not have them under this name"
+        )
         return [Finding(WARN, "dns", f"{listed}: only this node", cure)]
     return [Finding(OK, "dns", listed)]
 
 
 def _is_virtual(facts: Facts) -> bool:
-    """One address, not this machine's, at which a node answers whose name has another: a VIP."""
+    """Whether the only address in DNS is a load balancer's.
+
+    It is if it does not belong to this machine and a node answers there whose name has another address.
+    """
     assert facts.answer is not None
     if len(facts.answer.addresses) != 1:
         return False
@@ -281,30 +324,39 @@ def _is_virtual(facts: Facts) -> bool:
 
 
 def judge_peers(facts: Facts) -> list[Finding]:
-    """Each address, knocked at from here."""
+    """Check each address of a peer, as contacted from this machine."""
     up = {NodeName.parse(row["name"]).ip for row in facts.rows if row["status"] in ("up", "busy")}
     named = set(facts.answer.addresses) if facts.answer else set()
     return [judge_peer(facts.settings, fact, fact.ip in up, fact.ip in named) for fact in facts.peers]
 
 
 def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool) -> Finding:
-    """One address. ``named``: the DNS answer has it; one that is only remembered may well be gone."""
+    """Check one address.
+
+    Args:
+        settings: those of this node.
+        fact: what was found at the address.
+        up: whether the running node is connected to a node with this address.
+        named: whether the DNS answer contains it. An address that only the connection table has may
+            belong to a node that is gone for good, so what fails there is a warning.
+    """
     where = endpoint(fact.ip, fact.port)
     level = FAIL if named else WARN
     if fact.tcp is not None:
         if fact.tcp == "refused":
-            text = f"{where} refuses: the machine is there, nothing listens on that port"
-            cure = "Start the node there; FLEETLM_NODE_PORT must be the same everywhere"
+            text = f"{where} refuses connections: the machine is up, but no program listens on this port"
+            cure = "Start the node there, and use the same FLEETLM_NODE_PORT on every node"
         elif fact.tcp == "timeout":
-            text = f"{where} does not answer: the machine is gone, or packets are dropped"
-            cure = f"Let TCP {fact.port} pass between nodes, both ways (network policy, security group)"
+            text = f"{where} does not respond: the machine is down, or packets are dropped on the way"
+            cure = f"Allow TCP port {fact.port} between nodes, in both directions (network policy, firewall)"
         else:
-            text, cure = f"{where}: {fact.tcp}", "There is no way there from this machine: check routes"
+            text = f"{where} cannot be reached: {fact.tcp}"
+            cure = "Check the routes from this machine to that address"
         return Finding(level, "peer", text, cure)
     if isinstance(fact.answer, str):
         cure = (
-            "Give every node the same FLEETLM_COOKIE, or none; if the cookie is right, something other than "
-            "a node listens there"
+            "Give every node the same FLEETLM_COOKIE, or none. If the cookies are equal, a program that is "
+            "not a fleetlm node listens there"
         )
         return Finding(WARN if up else FAIL, "peer", fact.answer, cure)
     if fact.answer is None:
@@ -313,23 +365,31 @@ def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool) -> Fin
 
 
 def _judge_answer(settings: Settings, answer: IAm, fact: PeerFact, named: bool) -> Finding:
+    """Check whether the node that answered belongs to this cluster, and has the address in its name."""
     where = endpoint(fact.ip, fact.port)
-    text = f"{where} is {answer.name}, connected to {_nodes(answer.connected)}"
+    text = f"{where} is {answer.name}, connected to {_count_nodes(answer.connected)}"
     if answer.cluster != settings.cluster:
-        cure = "Nodes of another FLEETLM_CLUSTER are refused: the same id everywhere, or another DNS name"
-        return Finding(FAIL if named else WARN, "peer", f"{text}, of cluster {answer.cluster!r}", cure)
+        cure = (
+            "Nodes with another FLEETLM_CLUSTER are refused. Set the same value everywhere, or give each "
+            "cluster its own DNS name"
+        )
+        text = f"{text}; it belongs to cluster {answer.cluster!r}, this node to {settings.cluster!r}"
+        return Finding(FAIL if named else WARN, "peer", text, cure)
     name = NodeName.parse(answer.name)
     if name.basename != settings.node_basename:
         cure = "Give every node the same DNS_CLUSTER_NODE_BASENAME"
-        return Finding(FAIL, "peer", f"{text}: another basename", cure)
+        return Finding(FAIL, "peer", f"{text}; its basename differs from this node's", cure)
     if name.ip != fact.ip:
-        cure = "Fine where it has both addresses; else set FLEETLM_NODE_IP there, or see dns above"
-        return Finding(WARN, "peer", f"{text}: it goes by another address", cure)
+        cure = (
+            "This is fine if that machine has both addresses. If not, set FLEETLM_NODE_IP there, and see the "
+            "dns check"
+        )
+        return Finding(WARN, "peer", f"{text}; its name contains another address", cure)
     return Finding(OK, "peer", text)
 
 
 def judge_mesh(facts: Facts) -> list[Finding]:
-    """The connection table of the node that runs here: who is missing, and why."""
+    """Check the connection table of the running node: which peers are missing, and why."""
     if facts.node is None:
         return []
     rows = facts.rows
@@ -338,76 +398,77 @@ def judge_mesh(facts: Facts) -> list[Finding]:
     for row in rows:
         if row["status"] in ("up", "busy"):
             continue
-        error = row["last_error"] or "no attempt has ended yet"
-        age = "" if row["last_error_age_s"] is None else f", {_span(row['last_error_age_s'])} ago"
+        error = row["last_error"] or "no attempt has finished yet"
+        age = "" if row["last_error_age_s"] is None else f", {_format_span(row['last_error_age_s'])} ago"
         level = FAIL if row["in_dns"] and row["attempts"] else WARN
-        text = f"{row['name']} is {row['status']}, {row['attempts']} attempts: {error}{age}"
+        attempts = "1 attempt" if row["attempts"] == 1 else f"{row['attempts']} attempts"
+        text = f"{row['name']} is not connected (status {row['status']}, {attempts}): {error}{age}"
         findings.append(Finding(level, "connection", text, cure_for(error)))
     for row in up:
         if row["status"] == "busy":
-            cure = "It blocks its event loop; it is not cut off, and messages wait"
-            findings.append(Finding(WARN, "connection", f"{row['name']} is busy", cure))
+            cure = "Something blocks its event loop. It stays connected, and messages to it wait"
+            findings.append(Finding(WARN, "connection", f"{row['name']} is connected but busy", cure))
     level = OK if up or not facts.settings.clustering else WARN
-    cure = "" if level == OK else "See dns, peer and connection"
-    return [Finding(level, "mesh", f"connected to {_nodes(len(up))}", cure), *findings]
+    cure = "" if level == OK else "See the checks named dns, peer and connection"
+    return [Finding(level, "mesh", f"connected to {_count_nodes(len(up))}", cure), *findings]
 
 
 def cure_for(error: str) -> str:
-    """What to do about a connection's last error."""
+    """Return what to do about the last error of a connection."""
     cures = (
-        ("wrong_cluster", "The same FLEETLM_CLUSTER on both, or another DNS name for each cluster"),
-        ("wrong_name", "Another node has that address now, or goes by another one: FLEETLM_NODE_IP there"),
-        ("duplicate_name", "Two nodes claim one address: FLEETLM_NODE_IP must differ"),
-        ("incompatible", "Their versions cannot talk: upgrade the older one"),
-        ("draining", "It is leaving; nothing to be done"),
-        ("too_many", "The other side has its table full (Settings.max_peers)"),
+        ("wrong_cluster", "Set the same FLEETLM_CLUSTER on both nodes, or use one DNS name per cluster"),
+        ("wrong_name", "Another node uses that address now. Check FLEETLM_NODE_IP of the node there"),
+        ("duplicate_name", "Two nodes use one address. Give each its own FLEETLM_NODE_IP"),
+        ("incompatible", "The two versions of fleetlm cannot communicate. Upgrade the older node"),
+        ("draining", "That node is stopping; there is nothing to do"),
+        ("too_many", "That node has reached its maximum number of peers (Settings.max_peers)"),
         ("cookie", "Give every node the same FLEETLM_COOKIE, or none"),
         ("authentic", "Give every node the same FLEETLM_COOKIE, or none"),
-        ("back", "It reaches us, we do not reach it: its FLEETLM_NODE_IP, or a one-way firewall"),
-        ("left", "It left in order"),
+        ("back", "It reaches this node, but not vice versa. Check its FLEETLM_NODE_IP and one-way firewalls"),
+        ("left", "That node stopped in order; there is nothing to do"),
     )
     lower = error.lower()
-    return next((cure for word, cure in cures if word in lower), "See peer for what its address says")
+    return next((cure for word, cure in cures if word in lower), "See the peer check of its address")
 
 
 def judge_stability(facts: Facts) -> list[Finding]:
-    """Connections that come and go."""
+    """Check for connections that go down and come up again and again."""
     findings = []
     for row in facts.rows:
         if row["connections"] < FLAPPING_CONNECTIONS:
             continue
         error = row["last_error"]
         last = f"; last error: {error}" if error else ""
-        text = f"{row['name']} was up {row['connections']} times{last}"
+        text = f"the connection to {row['name']} came up {row['connections']} times{last}"
         cure = (
-            "If it restarts, see its log and its memory limit. If it does not: packet loss, or a machine "
-            "without CPU time to answer within FLEETLM_NODE_TIMEOUT_MS "
-            f"({facts.settings.node_timeout_s * 1000:g})"
+            "If that node restarts, read its log and check its memory limit. If it does not, the network "
+            "loses packets, or one of the machines has too little CPU time to respond within "
+            f"FLEETLM_NODE_TIMEOUT_MS ({facts.settings.node_timeout_s * 1000:g})"
         )
         findings.append(Finding(WARN, "flapping", text, cure))
     if facts.node is not None and not findings:
-        return [Finding(OK, "flapping", "no connection comes and goes")]
+        return [Finding(OK, "flapping", "connections are stable")]
     return findings
 
 
-def _told(answer: object) -> str:
+def _in_brackets(answer: object) -> str:
     return f" ({answer})" if isinstance(answer, str) else ""
 
 
-def _nodes(count: int) -> str:
+def _count_nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"
 
 
-def _listed(addresses: Sequence[str]) -> str:
-    more = len(addresses) - SHOWN
-    return ", ".join(addresses[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _list_addresses(addresses: Sequence[str]) -> str:
+    more = len(addresses) - MAX_ADDRESSES_SHOWN
+    return ", ".join(addresses[:MAX_ADDRESSES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _sentence(text: str) -> str:
+def _capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _span(seconds: float) -> str:
+def _format_span(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7_200:

@@ -1,4 +1,19 @@
-"""`fleetlm doctor`: gathers the facts, prints the findings. What they mean: `doctor_checks`."""
+"""`fleetlm doctor`: gather the facts, let `checks` judge them, print the report.
+
+This module does the input and output, `checks` the thinking. The steps:
+
+1. `ask_node` asks the node that runs on this machine for its settings, address and connection table,
+   through the socket of `fleetlm remote`. It answers only while its event loop runs, which is a finding
+   in itself. Without a node, the settings come from this shell's environment.
+2. `gather` looks up the DNS name once, then contacts this node's own port and every peer address at the
+   same time, `MAX_CONCURRENT` of them at once. An address that drops packets costs `PROBE_S` plus
+   `TCP_S` seconds.
+3. `show` prints the findings.
+
+The cookie never leaves a node, so the doctor needs it in its own environment to ask peers who they are.
+Without it, only TCP connections are tried. Nothing here joins the cluster or changes a node: a node
+answers a probe and forgets it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +24,7 @@ import os
 import socket
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,23 +35,37 @@ from fleetlm.discovery.dns import DnsDiscovery
 from fleetlm.discovery.own_address import can_bind, own_address
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, endpoint
-from fleetlm.remote import client as remote
+from fleetlm.remote import client
 from fleetlm.remote.protocol import BadMessage
 from fleetlm.settings import Settings
 from fleetlm.transport.probe import probe
 from fleetlm.wire.frames import IAm
 
 EX_CONFIG = 78
-KNOCK_S = 2.0
+"""Exit code for a setting that cannot be used. Source: sysexits.h."""
+TCP_S = 2.0
+"""Seconds for a bare TCP connection to an address."""
 PROBE_S = 2.5
-AT_ONCE = 32
-"""Peers that are asked at the same time."""
+"""Seconds for a node to say who it is, its CURVE handshake included."""
+MAX_CONCURRENT = 32
+"""Peer addresses that are contacted at the same time."""
 MAX_PEERS = 200
-"""Peers that are asked at all: a report is for reading."""
+"""Peer addresses that are contacted at all, so that the report stays readable."""
+_REPORT_WIDTH = 100
+_TEXT_COLUMN = 19
 
 
 def main(*, node: str | None = None, as_json: bool = False) -> int:
-    """Gather, judge, print. Returns the exit code: 0, 1 where something fails, 2 or 78."""
+    """Run the doctor and print its report.
+
+    Args:
+        node: the node to check; None for the only one on this machine.
+        as_json: print one JSON object instead of lines.
+
+    Returns:
+        The exit code: 0 if no check failed, 1 if one did, 78 if a setting cannot be used and no node
+        runs. Where ``node`` is needed or cannot be asked: the exit code of `fleetlm remote`.
+    """
     running, node_why, code = ask_node(node)
     if code:
         print(node_why, file=sys.stderr)
@@ -47,8 +76,8 @@ def main(*, node: str | None = None, as_json: bool = False) -> int:
     except SettingsError as problem:
         error = str(problem)
         if running is None:
-            finding = Finding(checks.FAIL, "settings", error, "A node does not start with this")
-            show([finding], as_json)
+            cure = "Correct this variable: no node starts with it"
+            show([Finding(checks.FAIL, "settings", error, cure)], as_json)
             return EX_CONFIG
         settings = Settings()
     facts = asyncio.run(gather(settings, running, node_why, error))
@@ -57,51 +86,58 @@ def main(*, node: str | None = None, as_json: bool = False) -> int:
     return 1 if checks.failed(findings) else 0
 
 
-def ask_node(wanted: str | None) -> tuple[dict[str, Any] | None, str, int]:
-    """What the node here says of itself; or None, why there is none, and an exit code if that ends it."""
+def ask_node(wanted: str | None) -> tuple[Mapping[str, Any] | None, str, int]:
+    """Ask the node on this machine about itself.
+
+    Returns:
+        What it says, or None; why there is no answer; and an exit code, which is not 0 only if the
+        doctor must end with it: the named node is not there, or several run and none was named.
+    """
     try:
-        found = remote.discover(os.environ, os.getuid())
-        link = remote.connect(remote.choose(found, wanted))
-    except remote.RemoteFailure as failure:
-        # That none runs, or does not answer, is a finding; which one is meant must be said.
-        ends = failure.code == remote.USAGE or wanted is not None
-        return (
-            None,
-            failure.text.partition("\n")[0] if not ends else failure.text,
-            (failure.code if ends else 0),
-        )
+        found = client.discover(os.environ, os.getuid())
+        connection = client.connect(client.choose(found, wanted))
+    except client.RemoteFailure as failure:
+        if failure.code == client.USAGE or wanted is not None:
+            return None, failure.text, failure.code
+        return None, failure.text.partition("\n")[0], 0
     try:
-        return remote.ask_facts(link), "", 0
-    except (remote.NodeGone, BadMessage, TimeoutError) as error:
-        return None, f"{link.node} did not answer: {error or 'no reply'}", 0
+        return client.ask_facts(connection), "", 0
+    except (client.NodeGone, BadMessage, TimeoutError) as error:
+        return None, f"{connection.node} did not answer: {error or 'no reply'}", 0
     finally:
-        link.close()
+        connection.close()
 
 
-async def gather(settings: Settings, running: dict[str, Any] | None, node_why: str, error: str) -> Facts:
-    """Ask DNS, this machine and every address. Takes seconds, where addresses are dead."""
-    differs = [] if running is None or error else differing(settings, running)
+async def gather(settings: Settings, running: Mapping[str, Any] | None, node_why: str, error: str) -> Facts:
+    """Ask DNS, this machine and every peer address. Takes some seconds where addresses do not respond.
+
+    Args:
+        settings: those of this environment.
+        running: what the node on this machine said; None without one.
+        node_why: why no node was asked.
+        error: why this environment cannot be used; empty if it can.
+    """
+    differs = [] if running is None or error else find_differences(settings, running)
     cookie_known = running is None or bool(running["cookie"]) == (settings.cookie is not None)
     if running is not None:
-        settings = adopt(settings, running)
+        settings = adopt_settings(settings, running)
     answer, source = await look_up(settings)
     if running is None:
-        own, _ = await own_address(
-            settings, None if answer is None else _Answered(answer, source), budget_s=0.5
-        )
+        discovery = None if answer is None else _FixedDiscovery(answer, source)
+        own, _ = await own_address(settings, discovery, budget_s=0.5)
         own_ip, own_why, own_warning = own.ip, own.why, own.warning
     else:
         own_ip, own_why = running["own_ip"], running["own_ip_why"]
         own_warning = running["own_ip_warning"]
-    addresses = addresses_to_ask(answer, running, own_ip)
-    limit = asyncio.Semaphore(AT_ONCE)
+    addresses = list_peer_addresses(answer, running, own_ip)
+    limit = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def ask(ip: str) -> PeerFact:
         async with limit:
-            return await knock(ip, settings, ask_who=cookie_known)
+            return await contact(ip, settings, ask_who=cookie_known)
 
     port, *peers = await asyncio.gather(
-        own_port(own_ip, settings, running is not None, cookie_known), *map(ask, addresses)
+        check_own_port(own_ip, settings, running is not None, cookie_known), *map(ask, addresses)
     )
     return Facts(
         settings=settings,
@@ -121,14 +157,14 @@ async def gather(settings: Settings, running: dict[str, Any] | None, node_why: s
     )
 
 
-def differing(settings: Settings, running: dict[str, Any]) -> list[str]:
-    """Variables that are set here, and hold something else than in the node."""
-    mine, its = settings.effective(), running["settings"]
-    return [name for name in mine if name in os.environ and mine[name] != its.get(name)]
+def find_differences(settings: Settings, running: Mapping[str, Any]) -> list[str]:
+    """Return the variables that are set in this environment to another value than in the node."""
+    here, there = settings.effective(), running["settings"]
+    return [name for name in here if name in os.environ and here[name] != there.get(name)]
 
 
-def adopt(settings: Settings, running: dict[str, Any]) -> Settings:
-    """The node's settings, with this shell's cookie: that one is not told to anybody."""
+def adopt_settings(settings: Settings, running: Mapping[str, Any]) -> Settings:
+    """Return the node's settings with this environment's cookie, since a node does not tell its own."""
     server = running["dns_server"]
     return settings.replace(
         dns_query=running["query"],
@@ -142,8 +178,8 @@ def adopt(settings: Settings, running: dict[str, Any]) -> Settings:
     )
 
 
-class _Answered:
-    """A discovery that repeats one answer, so that DNS is asked once for a report."""
+class _FixedDiscovery:
+    """A discovery that repeats one answer, so that the doctor asks DNS only once."""
 
     def __init__(self, answer: Answer, source: str) -> None:
         self._answer = answer
@@ -154,7 +190,11 @@ class _Answered:
 
 
 async def look_up(settings: Settings) -> tuple[Answer | None, str]:
-    """One lookup of the query, and where it was made; None where clustering is off."""
+    """Look up the DNS name once.
+
+    Returns:
+        The answer, and the name with the server that was asked. None if clustering is off.
+    """
     if settings.dns_query is None:
         return None, ""
     discovery = DnsDiscovery(
@@ -163,8 +203,8 @@ async def look_up(settings: Settings) -> tuple[Answer | None, str]:
     return await discovery.lookup(), discovery.source
 
 
-def addresses_to_ask(answer: Answer | None, running: dict[str, Any] | None, own_ip: str) -> list[str]:
-    """Who is in the answer or in the node's table, without ourselves."""
+def list_peer_addresses(answer: Answer | None, running: Mapping[str, Any] | None, own_ip: str) -> list[str]:
+    """Return at most `MAX_PEERS` addresses from DNS and the connection table, without ``own_ip``."""
     named = [] if answer is None else list(answer.addresses)
     rows = [] if running is None else running["info"]["peers"]
     known = [NodeName.parse(row["name"]).ip for row in rows]
@@ -172,21 +212,21 @@ def addresses_to_ask(answer: Answer | None, running: dict[str, Any] | None, own_
     return unique[:MAX_PEERS]
 
 
-async def knock(ip: str, settings: Settings, *, ask_who: bool) -> PeerFact:
-    """Ask who is there; where nobody says, see whether TCP connects at all.
+async def contact(ip: str, settings: Settings, *, ask_who: bool) -> PeerFact:
+    """Ask the node at an address who it is; if none says so, try whether TCP connects at all.
 
-    In this order, since a node takes a bare connection for a stranger's, and logs it.
+    The order matters: a node logs a bare TCP connection as one from a stranger.
     """
     port = settings.node_port
     answer = await probe(ip, port, settings, PROBE_S) if ask_who else None
-    tcp = None if isinstance(answer, IAm) else await connects(ip, port)
+    tcp = None if isinstance(answer, IAm) else await try_tcp(ip, port)
     return PeerFact(ip, port, tcp, answer if tcp is None else None)
 
 
-async def connects(ip: str, port: int) -> str | None:
-    """None where TCP connects within `KNOCK_S`; else refused, timeout, or what the system says."""
+async def try_tcp(ip: str, port: int) -> str | None:
+    """Return None if TCP connects within `TCP_S`; else "refused", "timeout" or the system's error text."""
     try:
-        async with asyncio.timeout(KNOCK_S):
+        async with asyncio.timeout(TCP_S):
             _, writer = await asyncio.open_connection(ip, port)
     except TimeoutError:
         return "timeout"
@@ -198,9 +238,14 @@ async def connects(ip: str, port: int) -> str | None:
     return None
 
 
-async def own_port(ip: str, settings: Settings, running: bool, ask_who: bool) -> PeerFact | str | None:
-    """Who listens on the own endpoint; None: nobody, and it can be bound; text: it cannot be."""
-    fact = await knock(ip, settings, ask_who=ask_who)
+async def check_own_port(ip: str, settings: Settings, running: bool, ask_who: bool) -> PeerFact | str | None:
+    """Find out what listens at this node's address and port.
+
+    Returns:
+        What answered. If nothing did and no node runs: None if a node could bind there, else a text
+        that says why it could not.
+    """
+    fact = await contact(ip, settings, ask_who=ask_who)
     if running or fact.tcp is None:
         return fact
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
@@ -210,35 +255,35 @@ async def own_port(ip: str, settings: Settings, running: bool, ask_who: bool) ->
             trial.bind((ip, settings.node_port))
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
-            return f"{ip} is no address of this machine"
+            return f"{ip} is not an address of this machine"
         return f"{error.strerror} ({endpoint(ip, settings.node_port)})"
     return None
 
 
 def show(findings: Iterable[Finding], as_json: bool) -> None:
-    """Print the report."""
+    """Print the report: one entry for each finding, then a summary with counts."""
     findings = list(findings)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "ok": not checks.failed(findings),
-                    "findings": [asdict(finding) for finding in findings],
-                }
-            )
-        )
+        ok = not checks.failed(findings)
+        print(json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}))
         return
     for finding in findings:
-        print(lines_of(finding, sys.stdout.isatty()))
-    count = {
-        level: sum(finding.level == level for finding in findings)
-        for level in (checks.FAIL, checks.WARN, checks.OK)
-    }
-    print(f"\n{count['fail']} fail, {count['warn']} warn, {count['ok']} ok")
+        print(format_finding(finding, sys.stdout.isatty()))
+    print(f"\n{summarize(findings)}")
 
 
-def lines_of(finding: Finding, colours: bool) -> str:
-    """A finding as people read it: level, topic, what is, and below it what to do."""
+def summarize(findings: Iterable[Finding]) -> str:
+    """Return the last line of the report: whether all checks passed, and how many did not."""
+    levels = [finding.level for finding in findings]
+    failures, warnings, passed = (levels.count(level) for level in (checks.FAIL, checks.WARN, checks.OK))
+    if not failures and not warnings:
+        return f"All checks passed ({passed})."
+    failed = f"{failures} check{'' if failures == 1 else 's'} failed" if failures else "No check failed"
+    return f"{failed}; {warnings} warning{'' if warnings == 1 else 's'}, {passed} passed."
+
+
+def format_finding(finding: Finding, colours: bool) -> str:
+    """Return the lines of one finding: level, topic and text, and below them what to do."""
     colour = {"ok": "32", "warn": "33", "fail": "31"}[finding.level]
     level = f"{finding.level:<4}"
     level = f"\x1b[{colour}m{level}\x1b[0m" if colours else level
@@ -247,9 +292,9 @@ def lines_of(finding: Finding, colours: bool) -> str:
         return line
     cure = textwrap.fill(
         finding.cure,
-        width=100,
-        initial_indent=" " * 19 + "→ ",
-        subsequent_indent=" " * 21,
+        width=_REPORT_WIDTH,
+        initial_indent=" " * _TEXT_COLUMN + "→ ",
+        subsequent_indent=" " * (_TEXT_COLUMN + 2),
         break_on_hyphens=False,
         break_long_words=False,
     )

@@ -326,7 +326,7 @@ async def test_with_nothing_left_nothing_is_sent(fleet: Fleet) -> None:
     await ref.call(Blocking.late)
     assert len(said) == 6
     assert isinstance(said[0], NotDelivered)
-    assert "no time left, so nothing was sent" in str(said[0])
+    assert "has passed, so nothing was sent" in str(said[0])
     assert two.log == []
 
 

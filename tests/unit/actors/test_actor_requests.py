@@ -12,8 +12,9 @@ from fleetlm.errors import NotSerializable, Undecodable
 from fleetlm.ids import Pid
 from fleetlm.messaging.windows import UNIT_BYTES
 from fleetlm.testing.loop import run
-from fleetlm.wire.frames import BadFrame, Op
+from fleetlm.wire.frames import BadFrame
 from fleetlm.wire.invocation import Invoke
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import turns, virtual
 from tests.unit.messaging.test_windows import EIGHT, KIB, SLOW, Rig, hostile
 

@@ -16,7 +16,13 @@ from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, WorkerDie
 from fleetlm.blocking import pools as module
 from fleetlm.blocking.forks import FORKED
 from fleetlm.blocking.pools import Blocking
-from fleetlm.blocking.worker_process import Order, WorkerProcess, outcome_of, performed, taken
+from fleetlm.blocking.worker_process import (
+    FunctionCall,
+    WorkerProcess,
+    catch_result,
+    run_packed,
+    unpack_result,
+)
 from fleetlm.testing.loop import SimLoop, run
 from tests.sim.fleet import A, B, Fleet, simulated
 
@@ -151,7 +157,9 @@ async def test_what_cannot_be_run_is_refused_before_it_waits(blocking: Blocking)
         with pytest.raises(TypeError, match=rf"{verb}\(\) takes a function, not 3"):
             await method(3)  # type: ignore[arg-type]
         with pytest.raises(
-            TypeError, match=rf"{verb}\(\) takes a plain function: await .*coroutine\(\.\.\.\)"
+            TypeError,
+            match=rf"{verb}\(\) takes a plain function, and .*coroutine is a coroutine function: "
+            r"use await .*coroutine\(\.\.\.\)",
         ):
             await method(coroutine)  # type: ignore[arg-type]
 
@@ -219,7 +227,7 @@ async def test_a_stop_is_told_to_all_who_wait_and_to_all_who_come(blocking: Bloc
     await blocking.close()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(each) for each in outcomes] == [NodeStopped] * 5
-    assert "has been stopped, and append did not end before" in str(outcomes[0])
+    assert "has been stopped before append ended" in str(outcomes[0])
     assert ran == []
     with pytest.raises(NodeStopped, match="has been stopped"):
         await blocking.in_thread(divide, 1)
@@ -238,10 +246,10 @@ async def test_a_forked_child_is_told_so(blocking: Blocking) -> None:
 
 
 def test_by_default_there_is_a_process_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module._cpus() >= 1
+    assert module._count_cpus() >= 1
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert module._cpus() == 1
+    assert module._count_cpus() == 1
 
 
 # ── in a process ─────────────────────────────────────────────────────────────────────────────────
@@ -257,11 +265,13 @@ async def test_in_a_simulation_a_process_is_a_copy(blocking: Blocking) -> None:
 
 @virtual
 async def test_in_a_simulation_as_elsewhere_all_must_be_picklable(blocking: Blocking) -> None:
-    with pytest.raises(TypeError, match=r"<lambda> cannot be given to another process.*run_blocking"):
+    with pytest.raises(TypeError, match=r"<lambda> cannot be sent to a worker process.*run_blocking"):
         await blocking.in_process(lambda: 1)
-    with pytest.raises(TypeError, match="append cannot be given to another process"):
+    with pytest.raises(TypeError, match="append cannot be sent to a worker process"):
         await blocking.in_process(append, [], threading.Lock())  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="give_lock has run, but what it returned cannot be given back"):
+    with pytest.raises(
+        TypeError, match="give_lock has run, but its result cannot be sent back from the worker process"
+    ):
         await blocking.in_process(give_lock)
     with pytest.raises(ZeroDivisionError) as caught:
         await blocking.in_process(divide, 1, 0)
@@ -270,7 +280,7 @@ async def test_in_a_simulation_as_elsewhere_all_must_be_picklable(blocking: Bloc
 
 
 def asked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return taken(performed(Order(function, args, kwargs).packed()))
+    return unpack_result(run_packed(FunctionCall(function, args, kwargs).pack()))
 
 
 def test_an_order_there_and_an_outcome_back() -> None:
@@ -298,35 +308,37 @@ def test_one_that_does_not_comes_back_as_its_text(function: Callable[[], None], 
 def test_what_cannot_be_loaded_is_said_on_the_side_where_it_happened() -> None:
     with pytest.raises(TypeError, match=r"could not load .*: ImportError: no such module here"):
         asked(divide, Unloadable())
-    with pytest.raises(TypeError, match="returned cannot be loaded here: no such module here"):
+    with pytest.raises(
+        TypeError, match="worker process's result cannot be loaded in this process: no such module here"
+    ):
         asked(give_unloadable)
     with pytest.raises(TypeError, match="worker process could not load"):
-        taken(performed(b"nonsense"))
+        unpack_result(run_packed(b"nonsense"))
 
 
 def test_an_outcome_holds_whatever_was_raised() -> None:
-    assert outcome_of(lambda: 3) == (3, None)
+    assert catch_result(lambda: 3) == (3, None)
     for error in (ValueError("x"), KeyboardInterrupt(), SystemExit(3), GeneratorExit()):
-        assert outcome_of(lambda error=error: raise_it(error)) == (None, error)  # type: ignore[misc]
+        assert catch_result(lambda error=error: raise_it(error)) == (None, error)  # type: ignore[misc]
 
 
 def test_a_process_that_does_not_start_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = WorkerProcess("worker")
     for failure in (OSError("no more processes"), AssertionError("daemonic processes have no children")):
         monkeypatch.setattr(worker, "_start", lambda failure=failure: raise_it(failure))
-        value, error = worker.perform(Order(divide, (1,), {}))
+        value, error = worker.perform(FunctionCall(divide, (1,), {}))
         assert value is None
         assert isinstance(error, WorkerDied)
-        assert f"it did not start ({failure}); what a program does" in str(error)
+        assert f"it did not start ({failure}); code that runs when the program starts" in str(error)
     worker.kill()
-    _, error = worker.perform(Order(divide, (1,), {}))
+    _, error = worker.perform(FunctionCall(divide, (1,), {}))
     assert isinstance(error, WorkerDied)
     assert "its node has stopped" in str(error)
     worker.end(0.1)
 
 
 def test_an_order_is_not_pickled_with_what_runs_it() -> None:
-    assert pickle.loads(Order(divide, (1,), {}).packed()) == (divide, (1,), {})
+    assert pickle.loads(FunctionCall(divide, (1,), {}).pack()) == (divide, (1,), {})
 
 
 # ── on a node ────────────────────────────────────────────────────────────────────────────────────

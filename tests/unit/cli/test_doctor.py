@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fleetlm.cli.doctor import checks, gather as doctor
+from fleetlm.cli.doctor import checks, gather
 from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Facts, Finding, PeerFact
 from fleetlm.core.dns_answers import Answer, Outcome
-from fleetlm.remote.namespace import facts as node_facts, plain
+from fleetlm.remote.facts import node_facts, plain
 from fleetlm.settings import Settings
 from fleetlm.wire.frames import IAm
 from tests.support.remote_fakes import FakeNode, node_info, row
@@ -35,7 +35,7 @@ def facts(**changes: Any) -> Facts:
     values: dict[str, Any] = {
         "settings": ON,
         "own_ip": ME,
-        "own_why": "POD_IP says so",
+        "own_why": "set by POD_IP",
         "own_warning": None,
         "answer": answered(ME, PEER),
         "source": 'DNS name "worker"',
@@ -129,10 +129,10 @@ def test_clustering_off() -> None:
 @pytest.mark.parametrize(
     ("changes", "level", "words"),
     [
-        ({}, OK, "POD_IP says so"),
+        ({}, OK, "set by POD_IP"),
         ({"own_warning": "several addresses; set FLEETLM_NODE_IP"}, WARN, "Several addresses; set"),
         ({"own_ip": "127.0.0.1"}, FAIL, "Set FLEETLM_NODE_IP"),
-        ({"own_ip": "10.9.9.9"}, WARN, "DNS does not name it"),
+        ({"own_ip": "10.9.9.9"}, WARN, "the DNS answer does not contain it"),
         ({"own_ip": "127.0.0.5", "answer": answered("127.0.0.5", "127.0.0.6")}, OK, "127.0.0.5"),
         ({"answer": answered(outcome=Outcome.FAILED)}, OK, ME),
         ({"node": running(observed_ips=["192.168.0.9"])}, WARN, "192.168.0.9"),
@@ -150,7 +150,7 @@ def test_the_own_address(changes: dict[str, Any], level: str, words: str) -> Non
         (PeerFact(PEER, 4370, None, iam()), OK, "connected to 1 node"),
         (PeerFact(PEER, 4370, None, None), OK, "accepts connections"),
         (PeerFact(PEER, 4370, "refused"), FAIL, "FLEETLM_NODE_PORT"),
-        (PeerFact(PEER, 4370, "timeout"), FAIL, "Let TCP 4370 pass"),
+        (PeerFact(PEER, 4370, "timeout"), FAIL, "Allow TCP port 4370"),
         (PeerFact(PEER, 4370, "No route to host"), FAIL, "No route to host"),
         (PeerFact(PEER, 4370, None, "10.0.0.2:4370: another cookie"), FAIL, "FLEETLM_COOKIE"),
         (PeerFact(PEER, 4370, None, iam(cluster="blue")), FAIL, "FLEETLM_CLUSTER"),
@@ -206,20 +206,20 @@ def test_the_port_of_a_running_node(port: Any, level: str) -> None:
 def test_an_environment_that_cannot_be_used_is_78(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "ask_node", lambda _: (None, "none runs", 0))
+    monkeypatch.setattr(gather, "ask_node", lambda _: (None, "none runs", 0))
     monkeypatch.setenv("DNS_POLL_INTERVAL_MS", "5s")
-    assert doctor.main() == 78
+    assert gather.main() == 78
     assert "DNS_POLL_INTERVAL_MS is '5s'" in capsys.readouterr().out
-    assert doctor.main(as_json=True) == 78
+    assert gather.main(as_json=True) == 78
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
 @pytest.mark.parametrize(
     ("changes", "level", "words"),
     [
-        ({}, OK, "masked"),
+        ({}, OK, "not shown"),
         ({"settings": ON.replace(cookie=None)}, WARN, "openssl rand"),
-        ({"settings": ON.replace(cookie=None), "own_ip": "127.0.0.1"}, OK, "nothing outside"),
+        ({"settings": ON.replace(cookie=None), "own_ip": "127.0.0.1"}, OK, "listens on this machine only"),
         ({"node": running(), "cookie_known": False}, WARN, "Run doctor with the node's"),
     ],
 )
@@ -236,7 +236,7 @@ def test_flapping() -> None:
     flapping = row(connections=7, last_error="heartbeat timeout")
     finding = one(checks.judge_stability(facts(node=running(flapping, row("fleetlm@10.0.0.3")))))
     assert finding.level == WARN
-    assert "was up 7 times; last error: heartbeat timeout" in finding.text
+    assert "came up 7 times; last error: heartbeat timeout" in finding.text
     assert "memory limit" in finding.cure
 
 
@@ -248,7 +248,7 @@ def test_the_table_says_who_is_missing_and_why() -> None:
     assert one(found, "mesh").text == "connected to 1 node"
     missing, busy = (finding for finding in found if finding.topic == "connection")
     assert missing.level == FAIL
-    assert "4 attempts: refused by x: wrong_cluster (…), 2 min ago" in missing.text
+    assert "(status down, 4 attempts): refused by x: wrong_cluster (…), 2 min ago" in missing.text
     assert "FLEETLM_CLUSTER" in missing.cure
     assert busy.level == WARN
 
@@ -272,7 +272,7 @@ def test_a_late_loop_and_a_differing_environment_are_told() -> None:
     )
     found = checks.judge(sick)
     assert "4,000 ms late" in next(f.text for f in found if "late" in f.text)
-    assert any("differs from the node's: DNS_CLUSTER_QUERY" in f.text for f in found)
+    assert any("differs from the node's in DNS_CLUSTER_QUERY" in f.text for f in found)
     assert any(f.text.startswith("X is 'y'") for f in found)
 
 
@@ -281,7 +281,7 @@ def test_a_late_loop_and_a_differing_environment_are_told() -> None:
 
 def test_the_nodes_settings_hold_but_the_cookie_is_this_shells() -> None:
     told = running() | {"query": "other", "port": 5000, "dns_server": ["127.0.0.1", 53], "cluster": "c"}
-    adopted = doctor.adopt(ON, told)
+    adopted = gather.adopt_settings(ON, told)
     assert (adopted.dns_query, adopted.node_port, adopted.cluster) == ("other", 5000, "c")
     assert adopted.dns_server == ("127.0.0.1", 53)
     assert adopted.cookie == COOKIE
@@ -292,34 +292,46 @@ def test_only_what_is_set_here_can_differ(monkeypatch: pytest.MonkeyPatch) -> No
         if name.startswith(("DNS_CLUSTER", "FLEETLM")):
             monkeypatch.delenv(name)
     mine = ON.replace(node_port=1, cluster="x")
-    assert doctor.differing(mine, running()) == []
+    assert gather.find_differences(mine, running()) == []
     monkeypatch.setenv("FLEETLM_NODE_PORT", "1")
-    assert doctor.differing(mine, running()) == ["FLEETLM_NODE_PORT"]
+    assert gather.find_differences(mine, running()) == ["FLEETLM_NODE_PORT"]
 
 
 def test_addresses_to_ask_are_those_of_dns_and_of_the_table_without_ourselves() -> None:
     told = running(row("fleetlm@10.0.0.3"), row(f"fleetlm@{PEER}"))
-    assert doctor.addresses_to_ask(answered(ME, PEER), told, ME) == [PEER, "10.0.0.3"]
-    assert doctor.addresses_to_ask(None, None, ME) == []
+    assert gather.list_peer_addresses(answered(ME, PEER), told, ME) == [PEER, "10.0.0.3"]
+    assert gather.list_peer_addresses(None, None, ME) == []
     many = answered(*(f"10.1.{n // 250}.{n % 250 + 1}" for n in range(900)))
-    assert len(doctor.addresses_to_ask(many, None, ME)) == doctor.MAX_PEERS
+    assert len(gather.list_peer_addresses(many, None, ME)) == gather.MAX_PEERS
 
 
 def test_the_report_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     found = [Finding(OK, "dns", "fine"), Finding(FAIL, "peer", "10.0.0.2:4370 refuses", "Start it " * 20)]
-    doctor.show(found, as_json=False)
+    gather.show(found, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ok    dns          fine"
     assert lines[1] == "fail  peer         10.0.0.2:4370 refuses"
     assert lines[2].startswith("                   → Start it")
     assert all(len(line) <= 100 for line in lines)
-    assert lines[-1] == "1 fail, 0 warn, 1 ok"
+    assert lines[-1] == "1 check failed; 0 warnings, 1 passed."
     assert "\x1b" not in "".join(lines)
-    assert "\x1b[31mfail\x1b[0m" in doctor.lines_of(found[1], colours=True)
+    assert "\x1b[31mfail\x1b[0m" in gather.format_finding(found[1], colours=True)
+
+
+@pytest.mark.parametrize(
+    ("levels", "summary"),
+    [
+        ([OK, OK], "All checks passed (2)."),
+        ([OK, WARN, OK], "No check failed; 1 warning, 2 passed."),
+        ([FAIL, WARN, WARN, FAIL], "2 checks failed; 2 warnings, 0 passed."),
+    ],
+)
+def test_the_report_ends_with_a_summary(levels: list[str], summary: str) -> None:
+    assert gather.summarize(Finding(level, "dns", "text") for level in levels) == summary
 
 
 def test_the_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    doctor.show([Finding(WARN, "dns", "text", "cure")], as_json=True)
+    gather.show([Finding(WARN, "dns", "text", "cure")], as_json=True)
     assert json.loads(capsys.readouterr().out) == {
         "ok": True,
         "findings": [{"level": "warn", "topic": "dns", "text": "text", "cure": "cure"}],

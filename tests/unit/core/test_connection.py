@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from fleetlm.core.connection import Connection, Incoming, Outgoing, Phase
+from fleetlm.core.connection import Connection, Phase
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
+from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.wire import frames
 from fleetlm.wire.frames import BadFrame, Kind, Ready
 from tests.support.kernel_fakes import (
@@ -43,6 +44,12 @@ def heard(
 ) -> list[Effect]:
     hello = hello_of(2, incarnation, dropped=dropped)
     return c.hello(now, b"half%d" % epoch, epoch, hello, ip(2))
+
+
+def came_up(c: Connection, incarnation: int = INCARNATION) -> Up:
+    assert c.outgoing is not None
+    assert c.incoming is not None
+    return Up(PEER, incarnation, c.outgoing, c.incoming)
 
 
 def dialling(channel: int = 5) -> Connection:
@@ -84,7 +91,7 @@ def test_whoever_hears_nothing_says_hello_first_and_ready_when_it_has_heard() ->
     assert c.opened(T + 1) == [Send(5, our_hello())]
     assert c.deadline == T + 1 + SETTINGS.handshake_timeout_s
     assert heard(c, T + 2) == [Send(5, our_ready())]
-    assert c.ready(T + 3, Ready(1, 100)) == [Up(PEER, INCARNATION, c)]
+    assert c.ready(T + 3, Ready(1, 100)) == [came_up(c)]
     assert (c.phase, c.up_at, c.ups, c.attempt) == (Phase.UP, T + 3, 1, 0)
 
 
@@ -132,7 +139,7 @@ def test_a_ready_for_another_dial_confirms_nothing() -> None:
     heard(c)
     assert c.ready(T, Ready(2, 100)) == []
     assert c.phase is Phase.DIALLING
-    assert c.ready(T, Ready(1, 100)) == [Up(PEER, INCARNATION, c)]
+    assert c.ready(T, Ready(1, 100)) == [came_up(c)]
 
 
 def test_a_ready_without_a_hello_confirms_nothing() -> None:
@@ -291,7 +298,7 @@ def test_the_incarnation_that_was_up_does_not_spoil_the_next_dial() -> None:
     c.dial(T + 1, 6)
     assert c.opened(T + 1) == [Send(6, our_hello(2, dropped=THEIRS))]
     assert heard(c, T + 1, epoch=78, incarnation=201) == [Send(6, our_ready(2, named=78, incarnation=201))]
-    assert c.ready(T + 1, Ready(2, 100)) == [Up(PEER, 201, c)]
+    assert c.ready(T + 1, Ready(2, 100)) == [came_up(c, 201)]
 
 
 @pytest.mark.parametrize("end", ["down", "source_lost", "channel_lost", "broken", "leave"])
@@ -357,7 +364,7 @@ def test_who_cannot_reach_us_is_told_our_address() -> None:
     c.timed_out(T + 5)
     assert c.last_error == (
         "10.0.0.2:4370 answers but does not dial back within 5 s: it cannot reach us at 10.0.0.1:4370, "
-        "or is no fleetlm node"
+        "or is not a fleetlm node"
     )
 
 

@@ -18,7 +18,7 @@ from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
 from fleetlm.messaging.windows import Obstacle
 from fleetlm.wire.codec import Codec
-from fleetlm.wire.frames import Op
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import turns, virtual
 from tests.unit.messaging.test_outbound import Rig as Sending
 
@@ -39,11 +39,11 @@ def table(limit: int = 1_000, node: str = HERE, incarnation: int = 7) -> GroupTa
 
 
 def facts(effects: list[Effect]) -> list[Any]:
-    return [order.fact for order in effects if isinstance(order, Tell)]
+    return [effect.fact for effect in effects if isinstance(effect, Tell)]
 
 
 def changes(effects: list[Effect]) -> list[Joined | Left]:
-    return [order for order in effects if not isinstance(order, Tell)]
+    return [effect for effect in effects if not isinstance(effect, Tell)]
 
 
 def state(groups: GroupTable) -> Any:

@@ -56,8 +56,8 @@ class Sim:
     def perform(self, effects: list[Effect]) -> list[Any]:
         """Count the events; returns the facts to tell."""
         told = []
-        for order in effects:
-            match order:
+        for effect in effects:
+            match effect:
                 case Tell(fact):
                     told.append(fact)
                 case Joined(group, pid):
@@ -110,7 +110,7 @@ class Cluster(RuleBasedStateMachine):
         effects = node.table.left(group, [node.pid(number) for number in who])
         wanted = Counter((group, number) for number in who)
         gone = wanted & node.joined
-        assert sum(isinstance(order, Left) for order in effects) == gone.total()
+        assert sum(isinstance(effect, Left) for effect in effects) == gone.total()
         node.joined -= gone
         self.tell(node, effects)
 

@@ -75,8 +75,8 @@ def test_no_answer_ever_touches_who_is_up(answer: Answer) -> None:
     m.up(2)
     for n in range(1, 200):
         effects = m.kernel.looked_up(T + n, answer)
-        assert not [order for order in effects if isinstance(order, Down)]
-        assert not [order for order in effects if isinstance(order, HangUp) and order.channel == 1]
+        assert not [effect for effect in effects if isinstance(effect, Down)]
+        assert not [effect for effect in effects if isinstance(effect, HangUp) and effect.channel == 1]
     assert m.status(2) == "up"
 
 
@@ -277,9 +277,9 @@ def test_days_of_a_dead_address_leave_the_schedule_small() -> None:
         deadline = k.deadline()
         assert deadline is not None
         now = max(now, deadline)
-        for order in k.tick(now):
-            if isinstance(order, Dial):
-                k.channel_lost(now, order.channel, "connection refused")
+        for effect in k.tick(now):
+            if isinstance(effect, Dial):
+                k.channel_lost(now, effect.channel, "connection refused")
     assert len(k._due) < 100
     assert len(k._channels) == 0
 
@@ -297,7 +297,7 @@ def test_asking_dials_at_once_and_keeps() -> None:
 def test_a_verdict_of_dns_is_logged_when_it_changes() -> None:
     k = kernel()
     assert said(k.looked_up(T, EMPTY)) == [
-        ("info", "DNS: NXDOMAIN; connected nodes stay connected, and we go on asking")
+        ("info", "DNS: NXDOMAIN; connected nodes stay connected, and lookups continue")
     ]
     assert said(k.looked_up(T, EMPTY)) == []
     assert said(k.looked_up(T, addresses(2))) == [("info", "DNS names 1 address(es): 1 addresses")]
@@ -313,10 +313,10 @@ def test_an_error_of_a_peer_is_logged_once() -> None:
     lines, now = [], T
     for n in range(20):
         now += 20
-        for order in k.tick(now) if n else [Dial(1, "", 0)]:
-            if isinstance(order, Dial):
+        for effect in k.tick(now) if n else [Dial(1, "", 0)]:
+            if isinstance(effect, Dial):
                 why = "connection refused" if n % 3 else "no route to host"
-                lines += said(k.channel_lost(now, order.channel, why))
+                lines += said(k.channel_lost(now, effect.channel, why))
     assert lines == [
         ("info", "fleetlm@10.0.0.2: no route to host"),
         ("info", "fleetlm@10.0.0.2: connection refused"),

@@ -75,8 +75,8 @@ class Books:
         self.up = {peer.connection.name for peer in m.kernel.topology.up()}
 
     def take(self, effects: list[Effect]) -> None:
-        for order in effects:
-            match order:
+        for effect in effects:
+            match effect:
                 case Dial(channel):
                     assert channel not in self.open
                     self.open.add(channel)

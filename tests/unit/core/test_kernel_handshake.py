@@ -30,7 +30,7 @@ FLUSH_S = SETTINGS.goodbye_flush_s
 
 
 def refusal_in(effects: list[Effect]) -> Refused:
-    (answer,) = [order for order in effects if isinstance(order, Reply)]
+    (answer,) = [effect for effect in effects if isinstance(effect, Reply)]
     read = frames.read_answer(answer.frame)
     assert isinstance(read, Refused)
     return read
@@ -50,7 +50,10 @@ def test_whoever_dials_an_idle_node_is_dialled_back_at_once() -> None:
     hello = identity().hello(name(2), 0)
     assert m.kernel.opened(T, 1) == [Send(1, hello_frame(hello, 1)), Send(1, ready_frame(1, 1, 77, 200))]
     effects = m.kernel.control_frame(T, half, ready_frame(77, 1, 1))
-    assert effects == [Up(name(2), 200, m.kernel.topology.peers[name(2)].connection)]
+    connection = m.kernel.topology.peers[name(2)].connection
+    assert connection.outgoing is not None
+    assert connection.incoming is not None
+    assert effects == [Up(name(2), 200, connection.outgoing, connection.incoming)]
 
 
 def test_a_hello_ends_the_back_off_of_the_one_who_waits() -> None:
@@ -102,7 +105,7 @@ def test_facts_about_unknown_channels_and_sources_order_nothing() -> None:
 def test_whoever_is_refused_hears_why_and_gets_no_row(changes: dict[str, object], refusal: Refusal) -> None:
     m = Meeting()
     half, effects = m.hello(2, 77, **changes)  # type: ignore[arg-type]
-    assert [type(order) for order in quiet(effects)] == [Reply]
+    assert [type(effect) for effect in quiet(effects)] == [Reply]
     answer = refusal_in(effects)
     assert (answer.refusal, answer.name, answer.incarnation) == (refusal, name(1), 100)
     assert len(said(effects)) == (refusal is not Refusal.SELF)
@@ -174,7 +177,7 @@ def test_a_restarted_node_replaces_its_former_self() -> None:
     ]
     m.kernel.opened(T, 3)
     effects = m.kernel.control_frame(T, b"2.2", ready_frame(88, 1, m.epoch(2)))
-    assert [type(order) for order in effects] == [Up]
+    assert [type(effect) for effect in effects] == [Up]
 
 
 @pytest.mark.parametrize("owner", [200, 555])
@@ -218,7 +221,7 @@ def test_a_second_claimant_has_to_wait_for_the_first() -> None:
     m = claimed()
     _, effects = m.hello(2, 99, 202)
     assert refusal_in(effects).refusal is Refusal.DUPLICATE_NAME
-    assert not [order for order in effects if isinstance(order, Dial)]
+    assert not [effect for effect in effects if isinstance(effect, Dial)]
 
 
 def test_a_claim_is_admitted_when_the_name_became_free_meanwhile() -> None:
@@ -281,14 +284,14 @@ def test_a_kind_out_of_place_takes_the_connection_down(kind: int) -> None:
     m = Meeting()
     half = m.up(2)
     effects = m.kernel.control_frame(T, half, frames.header(kind, 77, 2))
-    assert [type(order) for order in effects] == [Down, HangUp]
+    assert [type(effect) for effect in effects] == [Down, HangUp]
 
 
 def test_a_half_begins_once() -> None:
     m = Meeting()
     half = m.up(2)
     effects = m.kernel.control_frame(T, half, hello_frame(hello_of(3), 88))
-    assert [type(order) for order in effects] == [Down, HangUp]
+    assert [type(effect) for effect in effects] == [Down, HangUp]
     assert name(3) not in m.kernel.topology.peers
 
 

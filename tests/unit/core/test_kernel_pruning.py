@@ -11,7 +11,7 @@ PRUNING = Settings(dns_query="fleet.test", prune_after_lookups=3)
 
 
 def downs(effects: list[object]) -> list[str]:
-    return [order.name for order in effects if isinstance(order, Down)]
+    return [effect.name for effect in effects if isinstance(effect, Down)]
 
 
 def test_nobody_is_pruned_unless_it_was_asked_for() -> None:

@@ -100,7 +100,9 @@ def test_an_exit_that_crosses_an_unlink_does_nothing() -> None:
 
 def deliver(table: Table, effects: list[Effect], sender: str) -> list[Effect]:
     """What was told to the other node arrives there."""
-    return [order for tell in effects if isinstance(tell, Tell) for order in table.told(tell.signal, sender)]
+    return [
+        effect for tell in effects if isinstance(tell, Tell) for effect in table.told(tell.signal, sender)
+    ]
 
 
 def test_an_unlink_that_crosses_a_new_link_leaves_it_at_both_ends() -> None:

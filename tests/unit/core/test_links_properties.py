@@ -173,8 +173,8 @@ class Cluster(RuleBasedStateMachine):
         self, sim: Sim, effects: list[Effect], expected: list[Effect], after: int | None = None
     ) -> None:
         """Check what was ordered, and do it."""
-        told = [order for order in effects if isinstance(order, Tell)]
-        heard = [order for order in effects if not isinstance(order, Tell)]
+        told = [effect for effect in effects if isinstance(effect, Tell)]
+        heard = [effect for effect in effects if not isinstance(effect, Tell)]
         assert sorted(map(repr, heard)) == sorted(map(repr, expected))
         for tell in told:
             if tell.signal[-1] == "noproc":  # Behind what a process that is no more has sent.
@@ -183,12 +183,12 @@ class Cluster(RuleBasedStateMachine):
                 assert tell.after == (after or 0), "behind what its process has sent, and nobody else's"
             if tell.node in sim.peers and (sim.name, tell.node) in self.roads:
                 self.roads[sim.name, tell.node].append(self.codec.pack_value(tell.signal))
-        for order in heard:
-            assert order.number in sim.alive, "nobody is left to hear it"
-            if isinstance(order, Stop) and order.at_once:
-                self.ends(sim, order.number, order.reason)
-            elif isinstance(order, Stop):
-                sim.ending.setdefault(order.number, order.reason)
+        for effect in heard:
+            assert effect.number in sim.alive, "nobody is left to hear it"
+            if isinstance(effect, Stop) and effect.at_once:
+                self.ends(sim, effect.number, effect.reason)
+            elif isinstance(effect, Stop):
+                sim.ending.setdefault(effect.number, effect.reason)
 
     def ends(self, sim: Sim, number: int, reason: Any) -> None:
         me = sim.pid(number)
@@ -358,7 +358,9 @@ class Cluster(RuleBasedStateMachine):
         here = them.node == sim.name and them.incarnation == sim.incarnation
         expected = self.asked(sim, me, them.number, reason) if here else []
         effects = sim.relations.asked_to_exit(me, them, reason)
-        assert any(isinstance(order, Tell) for order in effects) is (not here and not self.absent(sim, them))
+        assert any(isinstance(effect, Tell) for effect in effects) is (
+            not here and not self.absent(sim, them)
+        )
         self.perform(sim, effects, expected, number)
 
     @rule(nth=which)
@@ -518,7 +520,7 @@ class Cluster(RuleBasedStateMachine):
                 assert (effects, sim.tables()) == ([], at_first), "it is for another node to say"
             else:
                 assert (about.node, about.incarnation) == (STRANGER, 7), "a node speaks for its own"
-            assert all(order.node == STRANGER for order in effects if isinstance(order, Tell))
+            assert all(effect.node == STRANGER for effect in effects if isinstance(effect, Tell))
         links = [acts for ends in sim.relations._ends.values() for acts in ends.links.values()]
         assert all(len(acts) <= MAX_ACTS for acts in links)
         sim.relations.node_down(STRANGER)

@@ -36,15 +36,15 @@ def row(name: str, number: int = 1, meta: Any = None, since_ms: int = 5) -> list
 
 
 def said(effects: list[Effect]) -> list[Any]:
-    return [order.event for order in effects if isinstance(order, Say)]
+    return [effect.event for effect in effects if isinstance(effect, Say)]
 
 
 def facts(effects: list[Effect]) -> list[Any]:
-    return [order.fact for order in effects if isinstance(order, Tell)]
+    return [effect.fact for effect in effects if isinstance(effect, Tell)]
 
 
 def losses(effects: list[Effect]) -> list[Lose]:
-    return [order for order in effects if isinstance(order, Lose)]
+    return [effect for effect in effects if isinstance(effect, Lose)]
 
 
 def held(names: NameTable) -> dict[str, Pid]:
@@ -134,7 +134,9 @@ def test_bounds_of_one_node() -> None:
     names = table(max_cluster_names=2)
     names.claimed("x", 1, NONE, 100)
     names.claimed("y", 1, NONE, 100)
-    with pytest.raises(TooManyNames, match=r"cannot take the name 'z': a node may have 2 \(Settings\.max_c"):
+    with pytest.raises(
+        TooManyNames, match=r"cannot register the name 'z': a node may have 2 \(Settings\.max_c"
+    ):
         names.claimed("z", 1, NONE, 100)
     assert names.holder("z") is None
     names.claimed("x", 1, packed("more"), 100)

@@ -66,8 +66,8 @@ class Cluster(RuleBasedStateMachine):
         return Pid(node, self.tables[node].incarnation, number)
 
     def perform(self, node: str, effects: list[Effect]) -> None:
-        for order in effects:
-            match order:
+        for effect in effects:
+            match effect:
                 case Tell(fact):
                     sent = CODEC.pack_value(fact)
                     for half in self.up[node].values():

@@ -43,9 +43,9 @@ def test_a_full_table_takes_nobody_but_keeps_everybody() -> None:
     first = met(table, name(2))
     met(table, name(3))
     assert table.meet(T, name(4)) is None
-    assert (table.full, met(table, name(2))) == (True, first)
+    assert (table.is_full, met(table, name(2))) == (True, first)
     table.forget(first)
-    assert (table.full, len(table.peers)) == (False, 1)
+    assert (table.is_full, len(table.peers)) == (False, 1)
     met(table, name(4))
 
 
@@ -139,7 +139,7 @@ def crowd() -> Topology:
     table.answered(T, [name(10), name(3), name(2)])
     for number in (2, 10):
         table.peers[name(number)].connection.phase = Phase.UP
-    table.peers[name(10)].busy = table.peers[name(10)].draining = True
+    table.peers[name(10)].is_busy = table.peers[name(10)].is_draining = True
     table.answered(T, [name(3)])
     return table
 
@@ -200,9 +200,9 @@ def test_in_a_full_table_hearsay_gives_way_to_who_is_known_better() -> None:
     assert list(table.peers) == [name(4), name(6), name(7)]
     assert rumours[2].connection.phase is Phase.IDLE
     rumours[2].connection.dial(T + 12, 1)
-    table.peers[name(7)].pinned = True
+    table.peers[name(7)].is_pinned = True
     assert table.meet(T + 13, name(8), itself=True) is None, "in DNS, asked for, or being dialled: all stay"
-    assert table.full
+    assert table.is_full
 
 
 def test_who_was_up_is_no_hearsay() -> None:

@@ -10,7 +10,7 @@ from fleetlm.directory.replication import Replication
 from fleetlm.errors import NoConnection
 from fleetlm.ids import Pid
 from fleetlm.wire.codec import Codec
-from fleetlm.wire.frames import Op
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import turns, virtual
 
 

@@ -78,9 +78,7 @@ def test_the_address_in_the_answer_that_this_machine_has(
     answer: tuple[str, ...], mine: Collection[str], ip: str, aliases: tuple[str, ...]
 ) -> None:
     own = decided(answer=answer, mine=mine)
-    assert own == OwnAddress(
-        ip, "it is the address in the DNS answer that this machine has", Rule.DNS, aliases
-    )
+    assert own == OwnAddress(ip, "it is this machine's address in the DNS answer", Rule.DNS, aliases)
 
 
 def test_several_own_addresses_of_one_family_in_the_answer_give_the_lowest_and_a_warning() -> None:
@@ -112,7 +110,7 @@ def test_a_stray_loopback_address_in_the_answer_is_not_ours_although_it_can_be_b
 def test_the_route_to_the_first_peer_that_has_one_decides() -> None:
     own = decided(answer=("10.0.0.2", "fd00::2"), routes={"fd00::2": "fd00::1"}, mine={"fd00::1"})
     assert (own.ip, own.rule, own.warning) == ("fd00::1", Rule.ROUTE, None)
-    assert own.why == "the route to fd00::2 leaves from it"
+    assert own.why == "packets to the peer fd00::2 leave from it"
 
 
 def test_a_route_that_leaves_from_loopback_is_no_route() -> None:
@@ -165,7 +163,7 @@ def test_without_clustering_the_node_is_on_loopback_and_that_is_no_reason_to_war
 
 def test_an_explicit_address_holds_without_clustering_too() -> None:
     own = decided(explicit="127.0.0.5", clustering=False)
-    assert own == OwnAddress("127.0.0.5", "FLEETLM_NODE_IP says so", Rule.EXPLICIT)
+    assert own == OwnAddress("127.0.0.5", "set by FLEETLM_NODE_IP", Rule.EXPLICIT)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +180,7 @@ def test_a_told_address_that_is_not_here_is_taken_with_a_warning(
     own = decided(**given)
     assert own.ip == ip
     assert own.warning is not None
-    assert own.warning.startswith(f"{name} is {ip}, which is no address of this machine")
+    assert own.warning.startswith(f"{name} is {ip}, which is not an address of this machine")
 
 
 def test_a_told_address_of_a_dual_stack_pod_has_the_other_as_alias() -> None:

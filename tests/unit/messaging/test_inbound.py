@@ -17,7 +17,8 @@ from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.extensions import Ext
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, Op, header
+from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, header
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import EPOCH_HERE, EPOCH_THERE, HERE, Pair, Side, virtual
 
 

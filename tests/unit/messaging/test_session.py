@@ -11,7 +11,8 @@ from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost, NotSerializa
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.failures import FailureKind
-from fleetlm.wire.frames import HEADER, HEADER_BYTES, Kind, Op
+from fleetlm.wire.frames import HEADER, HEADER_BYTES, Kind
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import EPOCH_HERE, HERE, THERE, Pair, Side, turns, virtual
 
 KIB = 1024

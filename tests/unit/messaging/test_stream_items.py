@@ -9,7 +9,8 @@ from fleetlm.call import Call, _ProducerEnd
 from fleetlm.errors import NodeLost, RemoteError
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.testing.loop import SimLoop
-from fleetlm.wire.frames import BadFrame, Op
+from fleetlm.wire.frames import BadFrame
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import Pair, Side, turns, virtual
 
 

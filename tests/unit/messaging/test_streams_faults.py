@@ -15,7 +15,7 @@ from fleetlm.messaging.windows import UNIT_BYTES
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop
 from fleetlm.wire.codec import Codec
-from fleetlm.wire.frames import Op
+from fleetlm.wire.operations import Op
 from tests.sim.fleet import Fleet, simulated
 from tests.support.session_fakes import THERE, turns, virtual
 from tests.unit.messaging.test_windows import Rig
@@ -106,7 +106,7 @@ async def test_an_item_that_cannot_be_read_ends_the_producer_too(fleet: Fleet) -
     here, there = await fleet.mesh(2, stream_window=4)
     types = MessageTypes()
     types.register("newer", Newer)
-    there.sessions[here.name]._codec = Codec(types)
+    there._driver.sessions[here.name]._codec = Codec(types)
     ended: list[int] = []
 
     async def produce(process: Process) -> None:
@@ -122,7 +122,7 @@ async def test_an_item_that_cannot_be_read_ends_the_producer_too(fleet: Fleet) -
             pass
     await asyncio.sleep(0.1)
     assert ended
-    assert not there.sessions[here.name].requests
+    assert not there._driver.sessions[here.name].requests
 
 
 @simulated

@@ -15,7 +15,8 @@ from fleetlm.messaging.outbound import Messenger
 from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from fleetlm.wire.frames import BadFrame, Op
+from fleetlm.wire.frames import BadFrame
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import HERE, THERE, Pair, Taker, identity, local_processes, turns, virtual
 
 KIB = 1024

@@ -15,8 +15,8 @@ from fleetlm.messaging.windows import UNIT_BYTES
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop
 from fleetlm.wire.codec import Codec
-from fleetlm.wire.frames import Op
 from fleetlm.wire.invocation import Invoke
+from fleetlm.wire.operations import Op
 from tests.sim.fleet import Fleet, simulated
 from tests.support.session_fakes import Taker, turns, virtual
 from tests.unit.messaging.test_windows import EIGHT, KIB, SLOW, Rig

@@ -108,7 +108,7 @@ async def test_factories_are_registered_listed_and_taken_away() -> None:
 async def test_a_name_is_one_function_and_says_whose_it_is() -> None:
     factories = Rig().factories
     factories.register("a", idle)
-    with pytest.raises(AlreadyRegistered, match="'a' is registered already, by idle; unregister it first"):
+    with pytest.raises(AlreadyRegistered, match="'a' is already registered by idle; unregister it first"):
         factories.register("a", other)
     factories.unregister("a")
     factories.register("a", other)

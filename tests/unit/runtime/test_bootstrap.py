@@ -13,7 +13,7 @@ from fleetlm.discovery.dns import DnsDiscovery, StaticDiscovery
 from fleetlm.discovery.own_address import OwnAddress, Rule
 from fleetlm.errors import SettingsError
 from fleetlm.node import Node
-from fleetlm.remote.server import Console
+from fleetlm.remote.server import RemoteServer
 from fleetlm.runtime.bootstrap import CONSOLE, Prepared, load_service, prepare, warn_about
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
@@ -174,7 +174,7 @@ async def simulated_parts(network: SimNetwork, service: str) -> Prepared:
 
 
 def test_the_service_of_the_remote_shell_is_loaded_by_its_name() -> None:
-    assert load_service(CONSOLE) is Console
+    assert load_service(CONSOLE) is RemoteServer
 
     async def main() -> None:
         settings = Settings(node_ip="127.0.0.1", remote=True)

@@ -23,7 +23,8 @@ from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire import frames
 from fleetlm.wire.codec import Codec
-from fleetlm.wire.frames import Kind, Op, Ready
+from fleetlm.wire.frames import Kind, Ready
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import (
     HERE,
     THERE,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import msgpack
 import pytest
@@ -17,7 +16,6 @@ from fleetlm.wire.frames import (
     Hello,
     IAm,
     Kind,
-    Op,
     Ready,
     Refusal,
     Refused,
@@ -50,26 +48,6 @@ def test_numbers_on_the_wire_never_get_a_second_meaning() -> None:
         "PROBE": 6,
         "REFUSED": 7,
         "IAM": 8,
-    }
-    assert {op.name: int(op) for op in Op} == {
-        "CALL": 1,
-        "REPLY": 2,
-        "FAILURE": 3,
-        "CANCEL": 4,
-        "REQUEST": 5,
-        "CREDIT": 6,
-        "TICK": 7,
-        "PEERS": 8,
-        "SIGNAL": 9,
-        "TABLE": 10,
-        "HEAVY": 11,
-        "TAKEN": 12,
-        "STREAM": 13,
-        "ITEM": 14,
-        "MORE": 15,
-        "HANDLE": 16,
-        "CAST": 17,
-        "YIELD": 18,
     }
     assert [(int(refusal), refusal.word) for refusal in Refusal] == [
         (1, "wrong_cluster"),
@@ -283,21 +261,6 @@ def test_a_probe_is_a_whole_frame_that_needs_no_handshake() -> None:
     assert msgpack.unpackb(frame[HEADER_BYTES:]) == [frames.PROTOCOL_MIN, frames.PROTOCOL_MAX]
 
 
-def test_names_that_are_none_are_passed_over_in_a_telling() -> None:
-    told: list[Any] = [name(2), "nobody", 5, None, "fleetlm@FD00:0::07", name(3)]
-    assert frames.read_peers(told, 10) == [name(2), "fleetlm@fd00::7", name(3)]
-
-
-def test_a_telling_is_read_up_to_the_limit() -> None:
-    assert frames.read_peers([name(n) for n in range(2, 200)], 3) == [name(2), name(3), name(4)]
-
-
-@pytest.mark.parametrize("told", [None, name(2), {name(2): 1}, 7])
-def test_a_telling_is_a_list(told: object) -> None:
-    with pytest.raises(BadFrame, match="no list"):
-        frames.read_peers(told, 10)
-
-
 # ── garbage ──────────────────────────────────────────────────────────────────────────────────────
 
 scraps = st.recursive(
@@ -327,15 +290,6 @@ def test_a_hello_with_one_foreign_field_is_read_or_bad(index: int, scrap: object
     except BadFrame:
         return
     assert frames.read_hello(frames.pack_hello(hello)) == hello
-
-
-@given(scraps)
-def test_a_telling_of_anything_gives_names_or_is_bad(told: object) -> None:
-    try:
-        names = frames.read_peers(told, 5)
-    except BadFrame:
-        return
-    assert len(names) <= 5
 
 
 def test_what_a_peer_wrote_stays_on_one_line_of_a_log() -> None:

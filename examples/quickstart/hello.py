@@ -1,0 +1,28 @@
+"""README's first program: a process, a message and a call on one node."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fleetlm import Call, Node, Process
+
+
+async def greeter(process: Process) -> None:
+    """A process: a coroutine with a mailbox."""
+    async for message in process.mailbox:
+        match message:
+            case Call(message=name):  # somebody called and waits for the reply
+                message.reply(f"hello {name}, this is {process.node.name}")
+            case other:  # somebody sent
+                print("received:", other)
+
+
+async def main() -> None:
+    """Start a node, send to the process and call it."""
+    async with Node.start() as node:
+        node.spawn(greeter, name="greeter")
+        await node.send("greeter", {"any": "value"})
+        print(await node.call("greeter", "Ada"))
+
+
+asyncio.run(main())

@@ -1,0 +1,71 @@
+"""The two halves of a connection: what this node numbers and sends, what it receives and checks.
+
+A half is one TCP connection, used in one direction: the node that dialled sends, the node that was
+dialled receives (apart from refusals, which are not numbered). A connection needs one half from each
+node. On the dialling side a half is an `Outgoing`, on the dialled side an `Incoming`.
+
+The dialler draws a random *epoch* for each dial and numbers the frames from 0, which is the HELLO.
+Both are in the header of every frame. The receiver counts along, so that it notices a frame that was
+lost or that belongs to an earlier dial: ZeroMQ reconnects without telling anybody, and then drops
+what was queued. A gap ends the connection; nothing is repaired.
+
+Sequence numbers belong to a half, not to a session: they go on from the handshake into the messages.
+That is why `effects.Up` hands both halves over to the session of the messaging layer.
+"""
+
+from __future__ import annotations
+
+from fleetlm.wire import frames
+from fleetlm.wire.frames import BadFrame, Hello
+
+
+class Outgoing:
+    """This node's half: the channel, and the numbering of the frames on it."""
+
+    __slots__ = ("channel", "confirmed_epoch", "confirmed_incarnation", "epoch", "seq")
+
+    def __init__(self, channel: int, epoch: int) -> None:
+        self.channel = channel
+        self.epoch = epoch
+        self.seq = 0
+        """The number of the next frame."""
+        self.confirmed_epoch: int | None = None
+        """The epoch of the peer's half that our last READY confirmed; None before the first READY."""
+        self.confirmed_incarnation = 0
+        """The peer's incarnation that our last READY was meant for; 0 before the first READY."""
+
+    def header(self, kind: int) -> bytes:
+        """Return the header of the next frame, and count that frame.
+
+        The frame must then be sent: a number that is skipped looks like a loss and ends the connection.
+        """
+        seq = self.seq
+        self.seq = seq + 1
+        return frames.header(kind, self.epoch, seq)
+
+
+class Incoming:
+    """The peer's half: its source, the HELLO that opened it, and the number that must come next."""
+
+    __slots__ = ("epoch", "hello", "ip", "seq", "source")
+
+    def __init__(self, source: bytes, epoch: int, hello: Hello, ip: str) -> None:
+        self.source = source
+        self.epoch = epoch
+        self.hello = hello
+        self.ip = ip
+        self.seq = 1
+        """The number of the next frame; the HELLO was 0."""
+
+    def accept(self, epoch: int, seq: int) -> None:
+        """Count a frame.
+
+        Raises:
+            BadFrame: a frame before this one is missing, or this one is of another dial.
+        """
+        if seq != self.seq or epoch != self.epoch:
+            raise BadFrame(
+                f"expected frame {self.seq} of epoch {self.epoch:x}, got {seq} of {epoch:x}: "
+                "something was lost on the way"
+            )
+        self.seq = seq + 1

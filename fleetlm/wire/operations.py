@@ -1,0 +1,508 @@
+"""Everything that two connected nodes say to each other: the operations inside a batch.
+
+A BATCH frame, and a large message put together from CHUNK frames, hold *messages*: msgpack arrays. An
+array of two items, ``[to, payload]``, is a one-way message to a process. In every other array the first
+item is the number of an operation (`Op`), and its fields follow. An operation therefore never has
+exactly one field; where it needs only one, ``None`` fills the second place.
+
+This module is the schema: for each operation there is one function that builds the list to pack and one
+that takes a received list apart. `SCHEMAS` lists them all.
+
+============  =====================================  ======================================================
+operation     fields                                 sent when
+============  =====================================  ======================================================
+(none)        to, payload                            `Node.send`, `Node.broadcast`
+HEAVY         to, payload, units                     the same, for a message of more than one unit
+CAST          to, request, units                     `ActorRef.cast`
+CALL          to, payload, ref, timeout_ms[, units]  `Node.call`, `Node.multicall`
+HANDLE        to, request, ref, timeout_ms[, units]  `ActorRef.call`
+STREAM        to, payload, ref, timeout_ms, window,  `Node.stream`
+              units
+YIELD         to, request, ref, timeout_ms, window,  `ActorRef.stream`
+              units
+REPLY         ref, value                             a call or request has a result; a stream is complete
+ITEM          ref, value                             a stream has one more item
+FAILURE       ref, kind, texts                       a call, stream or request failed (`wire.failures`)
+CANCEL        ref, None                              the caller gave up: a deadline passed, a task was
+                                                     cancelled, a consumer stopped
+MORE          ref, count                             the consumer of a stream took items
+TAKEN         to, units                              messages left the mailbox of a process
+CREDIT        bytes, of them in chunks               frames were decoded, every eighth of a window
+TICK          lag_ms, is_draining                    every tick interval: this node's loop is alive
+PEERS         names, None                            every gossip interval: the nodes connected to the sender
+REQUEST       verb, argument, ref                    a node asks the other node itself (see `request`)
+SIGNAL        signal, None                           links, monitors and exits (see `signal`)
+TABLE         topic, fact                            process groups, cluster-wide names (see `table`)
+============  =====================================  ======================================================
+
+Types of the fields:
+
+- *to*: a process of the receiving node, by number (int) or by name (str).
+- *payload*, *value*: a message value, as `wire.codec` packs it.
+- *request*: ``[handler, arguments, keywords]``, the parts of a `wire.invocation.Invoke`.
+- *ref*: a number that the sender of a request chose. Answers name it. Each node counts its own refs, and
+  two open requests of one node never have the same. An answer to an unknown ref is passed over: its
+  caller has given up.
+- *units*: what a message counts in the window of its destination, 1 to the window's limit. A call or
+  one-way message of one unit leaves the field out. The receiver of a message that came in chunks counts
+  for itself and replaces the field (`with_units`).
+- counts, bytes and milliseconds: 0 to 2**64 - 1.
+
+A reader checks what it returns and raises one of `NONSENSE`; the receiver then ends the session. A
+reader never checks a payload, which may be any value. A number of `Op` is never given a second meaning,
+and a node that receives an operation that it does not know ends the session: the handshake settles the
+protocol version before.
+
+Two operations are built or read by hand in the places that every message passes, marked there with
+"by hand"; tests/unit/wire/test_operations.py compares those copies with this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from fleetlm.errors import InvalidName
+from fleetlm.names import canonical_node
+from fleetlm.texts import SHORT
+from fleetlm.wire.frames import MAX_TEXT
+from fleetlm.wire.invocation import Invoke
+
+Destination = int | str
+"""A process of the receiving node: its number, or the name under which it is registered there."""
+
+MAX_TIMEOUT_MS: Final = 86_400_000
+"""One day. A longer deadline from a peer is cut to this, so that a call cannot stay open for ever."""
+MAX_STREAM_WINDOW: Final = 65_536
+"""Items that a consumer may let a producer send ahead: bounds what a producer's end must remember."""
+_COUNT_END: Final = 1 << 64
+"""Counts are below this: msgpack writes integers of at most 64 bits."""
+NONSENSE: Final = (TypeError, ValueError, LookupError, ArithmeticError)
+"""What Python raises on values of the wrong type or size: a signalling NaN raises when it is compared."""
+
+
+class Op(IntEnum):
+    """The first item of a message that is not one-way. The table above has the fields."""
+
+    CALL = 1
+    REPLY = 2
+    FAILURE = 3
+    CANCEL = 4
+    REQUEST = 5
+    CREDIT = 6
+    TICK = 7
+    PEERS = 8
+    SIGNAL = 9
+    TABLE = 10
+    HEAVY = 11
+    TAKEN = 12
+    STREAM = 13
+    ITEM = 14
+    MORE = 15
+    HANDLE = 16
+    CAST = 17
+    YIELD = 18
+
+
+# Plain ints: msgpack refuses an IntEnum, and `int(Op.CALL)` for every message costs 100 ns.
+_CALL, _REPLY, _FAILURE, _CANCEL = int(Op.CALL), int(Op.REPLY), int(Op.FAILURE), int(Op.CANCEL)
+_REQUEST, _CREDIT, _TICK, _PEERS = int(Op.REQUEST), int(Op.CREDIT), int(Op.TICK), int(Op.PEERS)
+_SIGNAL, _TABLE, _HEAVY, _TAKEN = int(Op.SIGNAL), int(Op.TABLE), int(Op.HEAVY), int(Op.TAKEN)
+_STREAM, _ITEM, _MORE, _HANDLE = int(Op.STREAM), int(Op.ITEM), int(Op.MORE), int(Op.HANDLE)
+_CAST, _YIELD = int(Op.CAST), int(Op.YIELD)
+
+_pack: Callable[[int], bytes] = msgpack.Packer().pack
+_ARRAY: Final = 0x90
+"""msgpack: the first byte of an array of up to fifteen items is this plus their number."""
+UNITS_ARE_LAST: Final = frozenset((_CAST, _STREAM, _YIELD))
+"""Operations that always name their units, as the last item."""
+_HEAD_OF_PAIR: Final = bytes((_ARRAY + 2,))
+_HEAD_OF_HEAVY: Final = bytes((_ARRAY + 4,)) + _pack(_HEAVY)
+_HEAD_OF_CALL: Final = bytes((_ARRAY + 5,)) + _pack(_CALL)
+
+
+# ── messages to a process ────────────────────────────────────────────────────────────────────────
+
+
+def one_way(to: Destination, payload: Any) -> list[Any]:
+    """Build a one-way message of one unit. `Messenger.send` has this by hand."""
+    return [to, payload]
+
+
+def read_one_way(message: list[Any]) -> tuple[Any, Any]:
+    """Return *to*, unchecked, and the payload. `Inbound._deliver` has this by hand."""
+    to, payload = message
+    return to, payload
+
+
+def packed_one_way(packed_to: bytes, packed_payload: bytes) -> bytes:
+    """Pack a one-way message from parts that are packed: a broadcast packs its payload once."""
+    return _HEAD_OF_PAIR + packed_to + packed_payload
+
+
+def heavy(to: Destination, payload: Any, units: int) -> list[Any]:
+    """Build a one-way message that says how many units it counts."""
+    return [_HEAVY, to, payload, units]
+
+
+def cast(to: Destination, parts: list[Any], units: int) -> list[Any]:
+    """Build a one-way request to an actor; ``parts`` are those of an `Invoke`."""
+    return [_CAST, to, parts, units]
+
+
+def read_heavy(message: list[Any], limit: int) -> tuple[Destination, Any, int]:
+    """Take a HEAVY or CAST apart.
+
+    Args:
+        message: the list that came.
+        limit: units of the receiving window; a message may not count more.
+
+    Returns:
+        *to*, the payload (an `Invoke` for CAST), and the units.
+    """
+    operation, to, payload, units = message
+    if operation == _CAST:
+        payload = Invoke.of(payload)
+    return checked_destination(to), payload, checked_units(units, limit)
+
+
+def call(to: Destination, payload: Any, ref: int, timeout_ms: int) -> list[Any]:
+    """Build a call of one unit to a process."""
+    return [_CALL, to, payload, ref, timeout_ms]
+
+
+def packed_call(packed_to: bytes, packed_payload: bytes, ref: int, timeout_ms: int) -> bytes:
+    """Pack a call from parts that are packed: a multicall packs its payload once."""
+    return _HEAD_OF_CALL + packed_to + packed_payload + _pack(ref) + _pack(timeout_ms)
+
+
+def handle(to: Destination, parts: list[Any], ref: int, timeout_ms: int) -> list[Any]:
+    """Build a call of one unit to an actor; ``parts`` are those of an `Invoke`."""
+    return [_HANDLE, to, parts, ref, timeout_ms]
+
+
+def read_call(message: list[Any], limit: int) -> tuple[Destination, Any, int, int, int]:
+    """Take a CALL or HANDLE apart.
+
+    Args:
+        message: the list that came.
+        limit: units of the receiving window; a message may not count more.
+
+    Returns:
+        *to*, the payload (an `Invoke` for HANDLE), the ref, the timeout in milliseconds, and the units.
+    """
+    if len(message) == 5:
+        operation, to, payload, ref, timeout_ms = message
+        units = 1
+    else:
+        operation, to, payload, ref, timeout_ms, units = message
+        checked_units(units, limit)
+    if operation == _HANDLE:
+        payload = Invoke.of(payload)
+    return checked_destination(to), payload, checked_count(ref), checked_count(timeout_ms), units
+
+
+def stream(to: Destination, payload: Any, ref: int, timeout_ms: int, window: int, units: int) -> list[Any]:
+    """Build a request for a stream from a process.
+
+    ``timeout_ms`` is 0 where the stream has no deadline. The producer may send ``window`` items before
+    the consumer allows more.
+    """
+    return [_STREAM, to, payload, ref, timeout_ms, window, units]
+
+
+def yield_(
+    to: Destination, parts: list[Any], ref: int, timeout_ms: int, window: int, units: int
+) -> list[Any]:
+    """Build a request for a stream from a handler of an actor; ``parts`` are those of an `Invoke`."""
+    return [_YIELD, to, parts, ref, timeout_ms, window, units]
+
+
+def read_stream(message: list[Any], limit: int) -> tuple[Destination, Any, int, int, int, int]:
+    """Take a STREAM or YIELD apart.
+
+    Args:
+        message: the list that came.
+        limit: units of the receiving window; a message may not count more.
+
+    Returns:
+        *to*, the payload (an `Invoke` for YIELD), the ref, the timeout in milliseconds or 0, the window
+        in items, and the units.
+    """
+    operation, to, payload, ref, timeout_ms, window, units = message
+    if not 1 <= checked_count(window) <= MAX_STREAM_WINDOW:
+        raise ValueError(f"a stream with a window of {SHORT.repr(window)}")
+    if operation == _YIELD:
+        payload = Invoke.of(payload)
+    checked_units(units, limit)
+    return checked_destination(to), payload, checked_count(ref), checked_count(timeout_ms), window, units
+
+
+def add_units(packed: bytes, units: int) -> bytes:
+    """Write its units into a packed message to a process, without packing its payload again.
+
+    A one-way message, CALL or HANDLE gets one item more. A CAST, STREAM or YIELD must have been packed with
+    one unit: its last item is replaced.
+    """
+    if packed[0] == _ARRAY + 2:
+        return _HEAD_OF_HEAVY + packed[1:] + _pack(units)
+    if packed[1] in UNITS_ARE_LAST:
+        return packed[:-1] + _pack(units)
+    return bytes((packed[0] + 1,)) + packed[1:] + _pack(units)
+
+
+def with_units(message: Any, units: int) -> Any:
+    """Return a message that came in chunks with its units set to what its receiver counts for it.
+
+    Other messages, and those of the wrong length, are returned as they are.
+    """
+    match message:
+        case [to, payload]:
+            return [Op.HEAVY, to, payload, units]
+        case [Op.CALL | Op.HANDLE, _, _, _, _]:
+            return [*message, units]
+        case [Op.STREAM | Op.YIELD | Op.CAST, *fields, _]:
+            return [message[0], *fields, units]
+    return message
+
+
+# ── answers, and what the asking node says afterwards ───────────────────────────────────────────
+
+
+def reply(ref: int, value: Any) -> list[Any]:
+    """Build the result of a call or request. A stream ends with a reply of None."""
+    return [_REPLY, ref, value]
+
+
+def item(ref: int, value: Any) -> list[Any]:
+    """Build one item of a stream."""
+    return [_ITEM, ref, value]
+
+
+def read_answer(message: list[Any]) -> tuple[Any, Any]:
+    """Take a REPLY or ITEM apart: the ref, unchecked, and the value. `Inbound` has this by hand."""
+    _, ref, value = message
+    return ref, value
+
+
+def failure(ref: int, kind: int, texts: list[str]) -> list[Any]:
+    """Build the failure of a call, stream or request; see `wire.failures` for the texts of each kind."""
+    return [_FAILURE, ref, int(kind), texts]
+
+
+def read_failure(message: list[Any]) -> tuple[Any, Any, Any]:
+    """Return ref, kind and texts, unchecked: `wire.failures.error_of_failure` checks them."""
+    _, ref, kind, texts = message
+    return ref, kind, texts
+
+
+def cancel(ref: int) -> list[Any]:
+    """Build the end of a request from the asking side: no answer is wanted any more."""
+    return [_CANCEL, ref, None]
+
+
+def read_cancel(message: list[Any]) -> Any:
+    """Return the ref, unchecked."""
+    return message[1]
+
+
+def more(ref: int, count: int) -> list[Any]:
+    """Build the permission to send ``count`` items of a stream besides those allowed before."""
+    return [_MORE, ref, count]
+
+
+def read_more(message: list[Any]) -> tuple[Any, int]:
+    """Return the ref, unchecked, and the number of items."""
+    _, ref, count = message
+    return ref, checked_count(count)
+
+
+# ── flow control ────────────────────────────────────────────────────────────────────────────────
+
+
+def taken(to: Destination, units: int) -> list[Any]:
+    """Build the message that ``units`` of the sender's messages have left the mailbox of ``to``."""
+    return [_TAKEN, to, units]
+
+
+def read_taken(message: list[Any]) -> tuple[Any, int]:
+    """Return *to*, unchecked (`SendWindows.taken` knows what was sent where), and the units."""
+    _, to, units = message
+    return to, checked_count(units)
+
+
+def credit(total: int, in_chunks: int) -> list[Any]:
+    """Build the running totals of bytes that this node has decoded: all, and those in CHUNK frames."""
+    return [_CREDIT, total, in_chunks]
+
+
+def read_credit(message: list[Any]) -> tuple[int, int]:
+    """Return both totals; `Session.credited` knows whether so much was sent."""
+    _, total, in_chunks = message
+    return checked_count(total), checked_count(in_chunks)
+
+
+# ── node to node ────────────────────────────────────────────────────────────────────────────────
+
+
+def tick(lag_ms: int, is_draining: bool) -> list[Any]:
+    """Build a sign of life: how late this node's loop runs, and whether the node is leaving."""
+    return [_TICK, lag_ms, is_draining]
+
+
+def read_tick(message: list[Any]) -> tuple[int, bool]:
+    """Return the lag in milliseconds, and whether the peer is draining."""
+    _, lag_ms, is_draining = message
+    return checked_count(lag_ms), bool(is_draining)
+
+
+def peers(names: list[str]) -> list[Any]:
+    """Build the names of the nodes that are connected to this one."""
+    return [_PEERS, names, None]
+
+
+def read_peers(message: list[Any], limit: int) -> list[str]:
+    """Return the first ``limit`` names in canonical form; items that are not node names are passed over."""
+    items = message[1]
+    if not isinstance(items, list):
+        raise TypeError("PEERS without a list of names")
+    names = []
+    for entry in items[:limit]:
+        if isinstance(entry, str) and len(entry) <= MAX_TEXT:
+            try:
+                names.append(canonical_node(entry))
+            except InvalidName:
+                continue
+    return names
+
+
+def request(verb: str, argument: Any, ref: int) -> list[Any]:
+    """Build a question to the other node itself, which `runtime.requests.PeerRequests` answers.
+
+    ==============  ======================================  ===============================================
+    verb            argument                                reply
+    ==============  ======================================  ===============================================
+    ``ping``        anything                                ``"pong"``
+    ``whereis``     name                                    pid or None
+    ``registered``  anything                                ``{name: pid}`` of that node
+    ``register``    [name, pid]                             True; the pid is one of the asked node
+    ``unregister``  name                                    whether the name had an owner
+    ``claim``       [name, pid, packed meta, on_loss]       of a cluster-wide name: `directory.registry`
+    ``disclaim``    [name, pid]                             of a cluster-wide name: `directory.registry`
+    ``spawn``       (factory, args, name, owner, act, ref)  the pid: `processes.remote_spawn.SpawnRequest`
+    ==============  ======================================  ===============================================
+
+    A request that is refused or not known is answered with a FAILURE.
+    """
+    return [_REQUEST, verb, argument, ref]
+
+
+def read_request(message: list[Any]) -> tuple[Any, Any, int]:
+    """Return verb and argument, unchecked, and the ref."""
+    _, verb, argument, ref = message
+    return verb, argument, checked_count(ref)
+
+
+def signal(fields: list[Any]) -> list[Any]:
+    """Build a signal between two processes; `core.links` builds the fields, reads and checks them.
+
+    ==============  ========================  =============================================================
+    signal          fields                    meaning
+    ==============  ========================  =============================================================
+    ``link``        pid, number, act          process ``pid`` of the sender links with ``number``
+    ``unlink``      pid, number, [act, ...]   and no longer; the acts of linking that this ends
+    ``exit``        pid, number, reason       ``pid`` has ended, and ``number`` was linked with it
+    ``exit2``       pid, number, reason       ``pid`` sends an exit signal to ``number``
+    ``monitor``     ref, number or name       the sender monitors that process
+    ``demonitor``   ref, None                 and no longer
+    ``down``        ref, reason               the monitored process has ended
+    ==============  ========================  =============================================================
+    """
+    return [_SIGNAL, fields, None]
+
+
+def read_signal(message: list[Any]) -> Any:
+    """Return the signal, unchecked."""
+    _, fields, _ = message
+    return fields
+
+
+def table(topic: str, fact: Any) -> list[Any]:
+    """Build what the sender says of its own processes, for one of the replicated tables.
+
+    ==========  ================================================  =========================================
+    topic       facts                                             read by
+    ==========  ================================================  =========================================
+    ``groups``  [join, {group: [number, ...]}], [leave, {…}],     `core.group_table`
+                [exit, number]
+    ``names``   [has, [[name, number, meta, since_ms], ...]],     `core.name_table`
+                [gone, name, why]
+    ==========  ================================================  =========================================
+    """
+    return [_TABLE, topic, fact]
+
+
+def read_table(message: list[Any]) -> tuple[Any, Any]:
+    """Return topic and fact, unchecked."""
+    _, topic, fact = message
+    return topic, fact
+
+
+# ── checks ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def checked_destination(to: Any) -> Destination:
+    """Return ``to``. Raises: ValueError if it is neither a number nor a name."""
+    if type(to) is not int and type(to) is not str:
+        raise ValueError(f"{SHORT.repr(to)} is not the number or name of a process")
+    return to
+
+
+def checked_count(count: Any) -> int:
+    """Return ``count``. Raises: ValueError if it is not an integer from 0 to 2**64 - 1."""
+    if type(count) is not int or not 0 <= count < _COUNT_END:
+        raise ValueError(f"{SHORT.repr(count)} is not a count")
+    return count
+
+
+def checked_units(units: Any, limit: int) -> int:
+    """Return ``units``. Raises: ValueError if a message of this window cannot count so much."""
+    count = checked_count(units)
+    if not 1 <= count <= limit:
+        raise ValueError(f"a message counts 1 to {limit:,} units, not {count}")
+    return count
+
+
+class Schema(NamedTuple):
+    """How one operation is built and taken apart."""
+
+    build: Callable[..., list[Any]]
+    read: Callable[..., Any]
+    has_limit: bool = False
+    """Whether ``read`` needs the receiver's limit besides the message."""
+
+
+SCHEMAS: Final[dict[Op, Schema]] = {
+    Op.CALL: Schema(call, read_call, has_limit=True),
+    Op.REPLY: Schema(reply, read_answer),
+    Op.FAILURE: Schema(failure, read_failure),
+    Op.CANCEL: Schema(cancel, read_cancel),
+    Op.REQUEST: Schema(request, read_request),
+    Op.CREDIT: Schema(credit, read_credit),
+    Op.TICK: Schema(tick, read_tick),
+    Op.PEERS: Schema(peers, read_peers, has_limit=True),
+    Op.SIGNAL: Schema(signal, read_signal),
+    Op.TABLE: Schema(table, read_table),
+    Op.HEAVY: Schema(heavy, read_heavy, has_limit=True),
+    Op.TAKEN: Schema(taken, read_taken),
+    Op.STREAM: Schema(stream, read_stream, has_limit=True),
+    Op.ITEM: Schema(item, read_answer),
+    Op.MORE: Schema(more, read_more),
+    Op.HANDLE: Schema(handle, read_call, has_limit=True),
+    Op.CAST: Schema(cast, read_heavy, has_limit=True),
+    Op.YIELD: Schema(yield_, read_stream, has_limit=True),
+}
+"""The operations, each with its two functions. A test checks that no operation is missing."""

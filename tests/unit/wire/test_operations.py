@@ -1,0 +1,219 @@
+"""The schema of what nodes say to each other: each operation is built, read and checked in one place."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetlm.wire import operations
+from fleetlm.wire.codec import Codec
+from fleetlm.wire.failures import FailureKind
+from fleetlm.wire.frames import MAX_TEXT
+from fleetlm.wire.invocation import Invoke
+from fleetlm.wire.operations import MAX_STREAM_WINDOW, NONSENSE, SCHEMAS, Op
+from tests.support.kernel_fakes import name
+
+LIMIT = 16
+BIG = (1 << 64) - 1
+REQUEST = Invoke("append", (1, [2]), {"text": "x"})
+PARTS = REQUEST.parts()
+
+# Operation → what its builder is given, and what its reader returns.
+CASES: list[tuple[Op, tuple[Any, ...], Any]] = [
+    (Op.CALL, ("echo", {"a": 1}, 7, 5_000), ("echo", {"a": 1}, 7, 5_000, 1)),
+    (Op.HANDLE, (12, PARTS, BIG, 0), (12, REQUEST, BIG, 0, 1)),
+    (Op.STREAM, ("echo", None, 7, 0, 1, LIMIT), ("echo", None, 7, 0, 1, LIMIT)),
+    (Op.YIELD, (12, PARTS, 7, 9, MAX_STREAM_WINDOW, 1), (12, REQUEST, 7, 9, MAX_STREAM_WINDOW, 1)),
+    (Op.HEAVY, ("echo", "x", 2), ("echo", "x", 2)),
+    (Op.CAST, (12, PARTS, LIMIT), (12, REQUEST, LIMIT)),
+    (Op.REPLY, (7, [1]), (7, [1])),
+    (Op.ITEM, (7, None), (7, None)),
+    (Op.FAILURE, (7, FailureKind.NO_PROCESS, ["echo"]), (7, 1, ["echo"])),
+    (Op.CANCEL, (7,), 7),
+    (Op.MORE, (7, 64), (7, 64)),
+    (Op.TAKEN, ("echo", 3), ("echo", 3)),
+    (Op.CREDIT, (BIG, 5), (BIG, 5)),
+    (Op.TICK, (12, True), (12, True)),
+    (Op.PEERS, ([name(2), name(3)],), [name(2), name(3)]),
+    (Op.REQUEST, ("ping", None, 7), ("ping", None, 7)),
+    (Op.SIGNAL, (["down", 1, "normal"],), ["down", 1, "normal"]),
+    (Op.TABLE, ("groups", ["exit", 3]), ("groups", ["exit", 3])),
+]
+
+
+def read(op: Op, message: Any) -> Any:
+    schema = SCHEMAS[op]
+    return schema.read(message, LIMIT) if schema.has_limit else schema.read(message)
+
+
+# ── every operation ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_operation_has_a_schema_and_a_case_here() -> None:
+    assert SCHEMAS.keys() == set(Op)
+    assert [op for op, _, _ in CASES] == list(dict.fromkeys(op for op, _, _ in CASES))
+    assert {op for op, _, _ in CASES} == set(Op)
+
+
+def test_the_numbers_on_the_wire_never_change() -> None:
+    assert {op.name: op.value for op in Op} == {
+        "CALL": 1, "REPLY": 2, "FAILURE": 3, "CANCEL": 4, "REQUEST": 5, "CREDIT": 6, "TICK": 7, "PEERS": 8,
+        "SIGNAL": 9, "TABLE": 10, "HEAVY": 11, "TAKEN": 12, "STREAM": 13, "ITEM": 14, "MORE": 15,
+        "HANDLE": 16, "CAST": 17, "YIELD": 18,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "given", "read_back"), CASES, ids=lambda case: getattr(case, "name", ""))
+def test_what_is_built_is_read_on_the_other_side(op: Op, given: tuple[Any, ...], read_back: Any) -> None:
+    message = SCHEMAS[op].build(*given)
+    assert message[0] == op
+    assert type(message[0]) is int, "msgpack refuses an IntEnum"
+    assert len(message) > 2, "two items are a one-way message"
+    assert read(op, msgpack.unpackb(msgpack.packb(message))) == read_back
+
+
+numbers = st.sampled_from([0, 1, LIMIT, LIMIT + 1, MAX_STREAM_WINDOW + 1, BIG, BIG + 1, -1])
+fields = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(max_size=3) | st.floats() | st.just(Decimal("sNaN")),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(Op), st.lists(fields, max_size=8))
+def test_a_reader_raises_nothing_but_nonsense(op: Op, rest: list[Any]) -> None:
+    try:
+        read(op, [int(op), *rest])
+    except NONSENSE:
+        return
+
+
+@pytest.mark.parametrize("op", [op for op in Op if op not in (Op.CANCEL, Op.PEERS)])
+def test_a_message_of_another_length_is_refused(op: Op) -> None:
+    given = next(given for case, given, _ in CASES if case is op)
+    message = SCHEMAS[op].build(*given)
+    too_long = [*message, 1, 1] if op in (Op.CALL, Op.HANDLE) else [*message, 1]
+    for bad in (message[:-1], too_long):
+        with pytest.raises(ValueError, match="unpack"):
+            read(op, bad)
+
+
+# ── limits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("count", [-1, BIG + 1, True, 1.0, "1", None])
+def test_counts_are_unsigned_integers_of_64_bits(count: Any) -> None:
+    for message in ([Op.CREDIT, count, 0], [Op.CREDIT, 0, count], [Op.TICK, count, False]):
+        with pytest.raises(ValueError, match="is not a count"):
+            read(Op(message[0]), message)
+    for op, bad in (
+        (Op.TAKEN, ["echo", count]),
+        (Op.MORE, [7, count]),
+        (Op.REQUEST, ["ping", None, count]),
+        (Op.CALL, ["echo", None, count, 1]),
+        (Op.CALL, ["echo", None, 1, count]),
+        (Op.STREAM, ["echo", None, count, 1, 1, 1]),
+        (Op.STREAM, ["echo", None, 1, count, 1, 1]),
+        (Op.STREAM, ["echo", None, 1, 1, count, 1]),
+    ):
+        with pytest.raises(ValueError, match="is not a count"):
+            read(op, [op, *bad])
+
+
+@pytest.mark.parametrize("units", [0, LIMIT + 1])
+def test_a_message_counts_at_least_one_and_at_most_a_window(units: int) -> None:
+    for op, message in (
+        (Op.CALL, ["echo", None, 1, 1, units]),
+        (Op.STREAM, ["echo", None, 1, 1, 1, units]),
+        (Op.HEAVY, ["echo", None, units]),
+    ):
+        with pytest.raises(ValueError, match=f"counts 1 to 16 units, not {units}"):
+            read(op, [op, *message])
+
+
+@pytest.mark.parametrize("to", [None, 1.0, True, b"echo", ["echo"]])
+def test_a_process_is_a_number_or_a_name(to: Any) -> None:
+    for op, message in (
+        (Op.CALL, [to, None, 1, 1]),
+        (Op.STREAM, [to, None, 1, 1, 1, 1]),
+        (Op.HEAVY, [to, None, 1]),
+    ):
+        with pytest.raises(ValueError, match="is not the number or name of a process"):
+            read(op, [op, *message])
+
+
+@pytest.mark.parametrize("window", [0, MAX_STREAM_WINDOW + 1])
+def test_a_stream_has_a_window_of_at_least_one_item(window: int) -> None:
+    with pytest.raises(ValueError, match=f"a stream with a window of {window}"):
+        read(Op.STREAM, [Op.STREAM, "echo", None, 1, 1, window, 1])
+
+
+@pytest.mark.parametrize("op", [Op.HANDLE, Op.CAST, Op.YIELD])
+def test_a_request_to_an_actor_is_a_handler_and_its_arguments(op: Op) -> None:
+    rest = {Op.HANDLE: [1, 1], Op.CAST: [1], Op.YIELD: [1, 1, 1, 1]}[op]
+    for parts in (["append", (), {}], ["append", [], None]):
+        with pytest.raises(ValueError, match="without its arguments"):
+            read(op, [op, "echo", parts, *rest])
+
+
+def test_names_of_peers_that_are_not_node_names_are_passed_over() -> None:
+    names: list[Any] = [name(2), "nobody", 5, None, "x" * (MAX_TEXT + 1), "fleetlm@FD00:0::07", name(3)]
+    assert operations.read_peers(operations.peers(names), 10) == [name(2), "fleetlm@fd00::7", name(3)]
+
+
+def test_names_of_peers_are_read_up_to_the_limit() -> None:
+    message = operations.peers([name(n) for n in range(2, 200)])
+    assert operations.read_peers(message, 3) == [name(2), name(3), name(4)]
+
+
+@pytest.mark.parametrize("names", [None, name(2), {name(2): 1}, 7])
+def test_names_of_peers_are_a_list(names: Any) -> None:
+    with pytest.raises(TypeError, match="without a list"):
+        operations.read_peers(operations.peers(names), 10)
+
+
+# ── the copies on the hot path ───────────────────────────────────────────────────────────────────
+
+
+def test_messages_packed_from_parts_are_those_that_the_builders_make() -> None:
+    codec = Codec()
+    payload = {"a": (1, 2)}
+    packed = codec.pack_value(payload)
+    for to in ("echo", 12, BIG):
+        key = codec.pack_value(to)
+        assert operations.packed_one_way(key, packed) == codec.pack(operations.one_way(to, payload), payload)
+        for ref, timeout_ms in ((1, 1), (BIG, 86_400_000)):
+            call = operations.call(to, payload, ref, timeout_ms)
+            assert operations.packed_call(key, packed, ref, timeout_ms) == codec.pack(call, payload)
+
+
+@pytest.mark.parametrize("units", [2, 200, 4_096])
+def test_units_are_added_to_packed_messages_as_the_builders_would(units: int) -> None:
+    pack, unpack = msgpack.packb, msgpack.unpackb
+    packed = operations.add_units(pack(operations.one_way("echo", "x")), units)
+    assert packed == pack(operations.heavy("echo", "x", units))
+    call = operations.call("echo", "x", 7, 5_000)
+    assert unpack(operations.add_units(pack(call), units)) == [*call, units]
+    handle = operations.handle("echo", PARTS, 7, 5_000)
+    assert unpack(operations.add_units(pack(handle), units)) == [*handle, units]
+
+
+def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
+    to, payload = operations.read_one_way(operations.one_way("echo", "x"))
+    assert (to, payload) == ("echo", "x")
+    for before, after in (
+        (operations.one_way("echo", "x"), operations.heavy("echo", "x", 9)),
+        (operations.call("echo", "x", 7, 5), [Op.CALL, "echo", "x", 7, 5, 9]),
+        (operations.handle("echo", PARTS, 7, 5), [Op.HANDLE, "echo", PARTS, 7, 5, 9]),
+        (operations.stream("echo", "x", 7, 5, 1, 1), operations.stream("echo", "x", 7, 5, 1, 9)),
+        (operations.yield_("echo", PARTS, 7, 5, 1, 1), operations.yield_("echo", PARTS, 7, 5, 1, 9)),
+        (operations.cast("echo", PARTS, 1), operations.cast("echo", PARTS, 9)),
+        (operations.reply(7, "x"), operations.reply(7, "x")),
+        (operations.request("spawn", "x", 7), operations.request("spawn", "x", 7)),
+    ):
+        assert operations.with_units(before, 9) == after
+    assert operations.with_units(b"no message", 9) == b"no message"
