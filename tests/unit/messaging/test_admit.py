@@ -13,8 +13,8 @@ from fleetlm.messaging.streams import Streams
 from fleetlm.messaging.windows import NODE, UNIT_BYTES, Obstacle, units
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from fleetlm.wire.operations import Op
 from fleetlm.wire.invocation import Invoke
+from fleetlm.wire.operations import Op
 from tests.support.session_fakes import HERE, THERE, Side, turns, virtual
 from tests.unit.messaging.test_windows import KIB, SLOW, Rig
 
