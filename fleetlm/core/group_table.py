@@ -1,15 +1,24 @@
-"""Process groups: who is a member of what, as each node says of its own processes.
+"""Process groups: which processes are members of which group, as each node says of its own.
 
-Facts come in: a process of this node joined, left or ended; a connected node told something of its
-own; a connection is over. Effects come out: what to tell every connected node, and what changed. A
-node tells all its memberships when a connection comes up, then every change; since it speaks for its
-own processes alone and what it told is dropped when the connection ends, nothing is ever merged.
+A group exists while it has a member, and a process may join a group several times. Each node speaks only
+for its own processes. It tells every node that connects all its memberships first, then every change, and
+what a node has told is dropped when the connection to it ends. So nothing is ever merged, there is no lock
+and no tombstone, and two connected nodes see the same members once what they sent has arrived.
 
-On the wire a fact is ``["join", {group: [number, ...]}]``, ``["leave", {group: [number, ...]}]`` or
-``["exit", number]``: with numbers instead of pids no node can speak of another's processes.
+Facts come in: a process of this node joined, left or ended; a connected node told a fact of its own; a
+connection ended. Effects come out: what to tell every connected node (`Tell`), and what changed here
+(`Joined`, `Left`). `directory.groups` performs them.
 
-Source: OTP pg.erl; differs: one scope, groups are named by text, and leaving is told apart from
-ending and from the loss of the node.
+Facts on the wire (topic ``groups`` of `wire.operations.table`):
+
+- ``["join", {group: [number, ...]}]``, at most `PIECE` memberships
+- ``["leave", {group: [number, ...]}]``, likewise
+- ``["exit", number]``: the process left all its groups because it ended
+
+They have numbers instead of pids, so that a node cannot speak of another node's processes.
+
+Source: OTP pg.erl; differs: one scope, groups are named by text, and the reason of a `Left` tells leaving
+from ending and from the loss of the node.
 """
 
 from __future__ import annotations
@@ -27,14 +36,14 @@ from fleetlm.names import check_process_name
 from fleetlm.texts import SHORT
 
 PIECE = 200
-"""Memberships in one fact: below 256 KiB even where every group has the longest name there is."""
+"""Memberships in one fact: it stays below 256 KiB even if each is of a group with the longest name."""
 
 _NUMBER_END = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Tell every connected node this fact."""
+    """Send this fact to every connected node."""
 
     fact: list[Any]
 
@@ -42,11 +51,11 @@ class Tell:
 Effect = Tell | Joined | Left
 
 Members = dict[str, list[int]]
-"""Group → numbers of one node's processes; one that joined twice is there twice."""
+"""Group → numbers of one node's processes; a process that joined twice is there twice."""
 
 
 class _Memberships:
-    """What one node says of its processes."""
+    """The memberships of one node's processes, as that node has told them."""
 
     __slots__ = ("count", "incarnation", "node", "of")
 
@@ -54,9 +63,9 @@ class _Memberships:
         self.node = node
         self.incarnation = incarnation
         self.count = 0
-        """Memberships."""
+        """How many memberships there are in all."""
         self.of: dict[int, dict[str, int]] = {}
-        """Number → group → how many times it has joined it."""
+        """Number of a process → group → how many times it has joined."""
 
     def pid(self, number: int) -> Pid:
         return Pid(self.node, self.incarnation, number)
@@ -68,13 +77,13 @@ class _Memberships:
 
 
 class GroupTable:
-    """Every group that has a member, as this node knows it.
+    """All groups, as this node knows them.
 
     Args:
-        node: this node.
-        incarnation: its own.
-        max_memberships: of one node; see `Settings.max_memberships`.
-        alive: whether a pid is a living process of this node.
+        node: this node's name.
+        incarnation: of this start of the node.
+        max_memberships: how many one node may have; see `Settings.max_memberships`.
+        alive: returns whether a pid is a living process of this node.
     """
 
     def __init__(
@@ -86,12 +95,12 @@ class GroupTable:
         self._said = {node: self._own}
         self._groups: dict[str, dict[Pid, int]] = {}
         self._in_order: dict[str, list[Pid]] = {}
-        """Of groups that were asked for since they changed last: sorting them is what asking costs."""
+        """Sorted members of groups that were asked for since they last changed: sorting is expensive."""
 
-    # What is asked.
+    # Questions.
 
     def members(self, group: str) -> list[Pid]:
-        """All members in the order of `pid_order`; not to be changed."""
+        """Return all members in the order of `pid_order`. The caller must not change the list."""
         known = self._in_order.get(group)
         if known is None:
             times = self._groups.get(group)
@@ -102,28 +111,30 @@ class GroupTable:
         return known
 
     def local_members(self, group: str) -> list[Pid]:
-        """Those of this node, in the same order."""
+        """Return the members on this node, in the same order."""
         return [pid for pid in self.members(group) if pid.node == self._own.node]
 
     def groups(self) -> list[str]:
-        """Groups with a member anywhere, sorted."""
+        """Return the names of all groups, sorted."""
         return sorted(self._groups)
 
     def has(self, group: str) -> bool:
-        """Whether it has a member."""
+        """Return whether a group has a member."""
         return group in self._groups
 
     def own_facts(self) -> Iterator[list[Any]]:
-        """All that this node says of itself, in pieces."""
+        """Return all memberships of this node as facts, for a node that has just connected."""
         return (["join", piece] for piece in _split(self._own.pairs()))
 
-    # Facts of this node.
+    # Facts about this node.
 
     def joined(self, group: str, pids: Iterable[Pid]) -> list[Effect]:
-        """Processes of this node join, each once more if it is a member already.
+        """Processes of this node join a group; a member joins once more.
 
         Raises:
-            InvalidName, NoProcess, TooManyMemberships: nobody joined.
+            InvalidName: ``group`` is not a name.
+            NoProcess: one of them is not a living process of this node.
+            TooManyMemberships: this node would have more than it may. In all cases nothing changed.
         """
         check_process_name(group)
         pids = list(pids)
@@ -137,7 +148,7 @@ class GroupTable:
         return [*told, *self._join(self._own, {group: numbers})]
 
     def left(self, group: str, pids: Iterable[Pid]) -> list[Effect]:
-        """Processes of this node leave, each once; those that are no members are passed over."""
+        """Processes of this node leave a group, each once; those that are not members are passed over."""
         own, leaving = self._own, Counter[int]()
         for pid in pids:
             here = pid == own.pid(pid.number)
@@ -152,17 +163,18 @@ class GroupTable:
             return []
         return [Tell(["exit", pid.number]), *self._exit(self._own, pid.number, "exited")]
 
-    # Facts of others.
+    # Facts about other nodes.
 
     def told(self, node: str, incarnation: int, fact: Any) -> list[Effect]:
-        """A connected node said something of itself.
+        """A connected node told a fact about its own processes.
 
         Raises:
-            ValueError: nonsense, something that cannot be, or too much; nothing changed.
+            ValueError: the fact is malformed, contradicts what the node told before, or exceeds a limit;
+                nothing changed.
         """
         said = self._said.get(node) or _Memberships(node, incarnation)
         if said is self._own or said.incarnation != incarnation:
-            raise ValueError(f"groups of {node}, which is somebody else here")
+            raise ValueError(f"{node} may not tell the groups of incarnation {incarnation:x}")
         match fact:
             case ["join", dict() as members]:
                 count = sum(len(numbers) for _, numbers in _check_members(members))
@@ -181,19 +193,20 @@ class GroupTable:
                 return self._leave(said, members, "left")
             case ["exit", number] if type(number) is int and number in said.of:
                 return self._exit(said, number, "exited")
-        raise ValueError(f"{SHORT.repr(fact)} says nothing of process groups")
+        raise ValueError(f"{SHORT.repr(fact)} is not a fact about process groups")
 
     def node_down(self, node: str) -> list[Effect]:
-        """What that node told is void."""
+        """The connection is over: drop all that the node told."""
         said = self._said.get(node)
         if said is None or said is self._own:
             return []
         del self._said[node]
         return [left for number in list(said.of) for left in self._exit(said, number, "noconnection")]
 
-    # How.
+    # Internals.
 
     def _join(self, said: _Memberships, members: Members) -> list[Effect]:
+        """Enter memberships of one node, and return an event for each."""
         events: list[Effect] = []
         for group, numbers in members.items():
             for number in numbers:
@@ -207,6 +220,7 @@ class GroupTable:
         return events
 
     def _leave(self, said: _Memberships, members: Members, reason: str) -> list[Effect]:
+        """Take memberships of one node away, which must exist, and return an event for each."""
         events: list[Effect] = []
         for group, numbers in members.items():
             for number in numbers:
@@ -221,10 +235,12 @@ class GroupTable:
         return events
 
     def _exit(self, said: _Memberships, number: int, reason: str) -> list[Effect]:
+        """Take all memberships of one process away."""
         gone = {group: [number] * times for group, times in said.of[number].items()}
         return self._leave(said, gone, reason)
 
     def _forget(self, said: _Memberships, group: str, number: int) -> None:
+        """Drop the entries of a process whose last membership in a group has gone."""
         del said.of[number][group]
         if not said.of[number]:
             del said.of[number]
@@ -235,11 +251,12 @@ class GroupTable:
 
 
 def pid_order(pid: Pid) -> tuple[str, int, int]:
-    """Effects members: by node name, incarnation and number, so alike on every node."""
+    """The sort key of members: node name, incarnation, number; the same order on every node."""
     return (pid.node, pid.incarnation, pid.number)
 
 
 def _split(pairs: Iterable[tuple[str, int]]) -> Iterator[Members]:
+    """Cut pairs of group and number into pieces of at most `PIECE` memberships."""
     pairs = iter(pairs)
     for first in pairs:
         piece: Members = {}
@@ -249,16 +266,20 @@ def _split(pairs: Iterable[tuple[str, int]]) -> Iterator[Members]:
 
 
 def _check_members(members: dict[Any, Any]) -> Iterable[tuple[str, list[int]]]:
-    """The items of what a peer sent. Raises: ValueError for anything but groups and their numbers."""
+    """Check what a peer sent, and return its items.
+
+    Raises:
+        ValueError: it is not a mapping of groups to numbers of processes, or it is empty.
+    """
     if not members:
         raise ValueError("a change of process groups that changes nothing")
     for group, numbers in members.items():
         if type(group) is not str:
-            raise ValueError(f"{SHORT.repr(group)} is no name of a process group")
+            raise ValueError(f"{SHORT.repr(group)} is not a name of a process group")
         check_process_name(group)
         if type(numbers) is not list or not numbers:
-            raise ValueError(f"{SHORT.repr(numbers)} are no members")
+            raise ValueError(f"{SHORT.repr(numbers)} is not a list of members")
         for number in numbers:
             if type(number) is not int or not 0 < number < _NUMBER_END:
-                raise ValueError(f"{SHORT.repr(number)} is no number of a process")
+                raise ValueError(f"{SHORT.repr(number)} is not the number of a process")
     return members.items()

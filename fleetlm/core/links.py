@@ -1,14 +1,34 @@
-"""Links and monitors of the processes of one node: an exit goes in, signals come out.
+"""Links and monitors of the processes of one node: exits go in, signals come out.
 
-*Links* are bidirectional: when one end exits, the other gets an exit signal, which ends it too unless
-it traps exits or the reason is ``"normal"``. *Monitors* are one way and one time: the watcher gets
-exactly one `Down`. Both work the same between nodes, and a lost connection is an exit with
-``"noconnection"`` for everything that crossed it.
+*Links* are bidirectional: when one end exits, the other gets an exit signal, which ends it too unless it
+traps exits or the reason is ``"normal"``. *Monitors* go one way and fire once: the watcher gets exactly one
+`Down`. Both work the same between nodes, and a lost connection is an exit with ``"noconnection"`` for every
+link and monitor that crossed it.
 
-Facts in, effects out, as in the kernel. Only the ends on this node are kept here; the other node keeps
-its own. Source: OTP erts link and monitor signals (erl_proc_sig_queue.c); differs: no unlink
-acknowledgement. An exit that crosses an unlink finds no link and does nothing, and an unlink says which
-acts of linking it ends, so that one that crosses a new link leaves it alone at both ends.
+Facts go in, effects come out, as in the kernel; `processes.signals` performs them. A table holds only the
+ends of processes of its own node (`_Ends`); the other node holds its own ends. The signals between the two
+(`wire.operations.signal`) are ordered behind the messages that the same process sent before (`Tell.after`),
+so that an exit never overtakes a message. The races, and where each is settled:
+
+- *An exit crosses an unlink.* The exit finds no link any more and does nothing (`_take_link_signal`). So
+  Erlang's acknowledgement of an unlink is not needed: after `unlinked` no exit reaches this process.
+- *An unlink crosses a new link.* Each act of linking has a number. A link remembers the acts that made it,
+  its own node's as positive numbers and the other's as negative ones, and an unlink names the acts that it
+  knows of. The receiver drops those acts only (`_end_acts`), so a link made meanwhile lives on at both ends.
+- *Both processes link at the same time.* Each side records its own act and then the other's. For the same
+  reason a second link by the same process is sent although the other's act is known: that one's unlink may
+  be under way (`linked`).
+- *A down crosses a demonitor.* It finds no monitor and does nothing (`_take_monitor_signal`).
+- *The target is gone before the signal arrives.* The receiver answers "noproc", and the sender treats it as
+  an exit or a down. A pid of a former incarnation is answered here at once (`_why_absent`).
+- *The connection ends.* `node_down` fires every link and monitor across it once. Signals still on the way
+  belong to the ended session and are never delivered.
+
+A node speaks for its own processes alone: a signal that names another node's process, or another
+incarnation, is refused, and the session ends.
+
+Source: OTP erts link and monitor signals (erl_proc_sig_queue.c); differs: no unlink acknowledgement, since
+unlinks name the acts that they end.
 """
 
 from __future__ import annotations
@@ -23,14 +43,14 @@ from fleetlm.names import Address
 from fleetlm.texts import SHORT
 
 MAX_ACTS = 8
-"""Acts of linking kept for one link; each side makes one at most, as long as it keeps to the rules."""
+"""Acts of linking kept for one link. A correct node makes one; this bounds what another may pile up."""
 
 Target = Pid | Address
 
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Put a message of the runtime's own into a mailbox; it waits for nothing."""
+    """Put a message of the runtime into a mailbox; it waits for no window."""
 
     number: int
     message: Down | Exit
@@ -38,7 +58,7 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End a process with this reason; ``at_once`` means that it may not clean up first."""
+    """End a process with this reason. With ``at_once`` it cannot trap the exit or clean up first."""
 
     number: int
     reason: Any
@@ -47,7 +67,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Send a signal to another node, behind what process ``after`` (0: nobody) has sent there."""
+    """Send a signal to another node, behind what process ``after`` has sent there (0: behind nothing)."""
 
     node: str
     signal: list[Any]
@@ -59,25 +79,25 @@ Effect = Deliver | Stop | Tell
 
 @dataclass(slots=True)
 class _Ends:
-    """What one process of this node takes part in."""
+    """The ends of links and monitors that one process of this node has."""
 
     trap_exit: bool = False
     links: dict[Pid, tuple[int, ...]] = field(default_factory=dict)
-    """Whom it is linked with, and by which acts: numbers of ours, negative ones of the other node's."""
+    """Linked process → the acts that made the link: positive ones of this node, negative of the other."""
     monitors: dict[Ref, Target] = field(default_factory=dict)
-    """What it watches."""
+    """Monitors that this process holds → their targets."""
     watchers: dict[Ref, Target] = field(default_factory=dict)
-    """Who watches it, and under which target."""
+    """Monitors on this process → the target that the watcher named: a pid, or an address."""
 
 
 class Links:
-    """The table of one node.
+    """The links and monitors of one node.
 
     Args:
-        node: its name.
-        incarnation: of this start of it.
-        alive: whether a number is a process of this node.
-        connected: the incarnation of a node to which a signal would leave, or None.
+        node: this node's name.
+        incarnation: of this start of the node.
+        alive: returns whether a number is a living process of this node.
+        connected: returns the incarnation of a connected node, or None.
     """
 
     def __init__(
@@ -94,30 +114,31 @@ class Links:
         self._ends: dict[int, _Ends] = {}
         self._acts = 0
         self._watchers_of: dict[Ref, int] = {}
-        """A monitor that a process of this node, or of another, holds here → the watched number."""
+        """Monitor on a process of this node, whoever holds it → the number of that process."""
         self._owner_of: dict[Ref, int] = {}
-        """A monitor of a process of this node → that process."""
+        """Monitor held by a process of this node → the number of that process."""
 
-    # What a process of this node does.
+    # Facts about processes of this node.
 
     def trapped(self, number: int, on: bool) -> None:
-        """Exit signals become messages, or do not."""
+        """A process begins or ends to trap exits: exit signals become `Exit` messages, or end it."""
         if self._alive(number):
             self._ends_of(number).trap_exit = on
 
     def traps(self, number: int) -> bool:
-        """Whether exit signals become messages."""
+        """Return whether exit signals to this process become messages."""
         ends = self._ends.get(number)
         return ends is not None and ends.trap_exit
 
     def linked(self, number: int, other: Pid) -> list[Effect]:
-        """Link a process of this node with another. A second link to the same is the first.
+        """Link a process of this node with another; a second link between the two changes nothing.
 
-        One that the other made does not count for that: its unlink may be under way.
+        A link that the other node's process made does not count as the first one: its unlink may be on
+        the way.
         """
         me = self._pid(number)
         absent = self._why_absent(other)
-        if not self._alive(number):  # Killed, and still cleaning up: it is the other that finds nobody.
+        if not self._alive(number):  # Killed, and still cleaning up.
             return (
                 self._signal_exit(other.number, me, "noproc") if self._is_here(other) and not absent else []
             )
@@ -135,7 +156,7 @@ class Links:
         return [Tell(other.node, ["link", me, other.number, act], number)]
 
     def unlinked(self, number: int, other: Pid) -> list[Effect]:
-        """End a link; no exit of the other reaches this process any more."""
+        """End a link: from now on no exit signal of the other process reaches this one."""
         me = self._pid(number)
         acts = self._drop_link(number, other)
         if acts is None:
@@ -146,14 +167,18 @@ class Links:
         return [Tell(other.node, ["unlink", me, other.number, list(acts)], number)]
 
     def new_act(self) -> int:
-        """A number for an act of linking."""
+        """Return a new number for an act of linking."""
         self._acts += 1
         return self._acts
 
     def spawned(self, number: int, other: Pid, act: int | None, ref: Ref | None) -> None:
-        """Another node spawned ``other`` for a process of this one; its own ends are there already.
+        """Record this node's ends for a process that another node spawned; that node has recorded its own.
 
-        ``act`` is that of linking, if it is linked, and ``ref`` the monitor, if it is watched.
+        Args:
+            number: the process here that asked.
+            other: the new process.
+            act: the act of linking the two, or None.
+            ref: the monitor on the new process, or None.
         """
         if act is not None:
             self._ends_of(number).links[other] = (act,)
@@ -161,13 +186,20 @@ class Links:
             self._hold_monitor(number, ref, other)
 
     def ended_before(self, number: int, other: Pid, reason: Any) -> list[Effect]:
-        """As `spawned` and linked, for a process that has ended meanwhile: its exit goes there now."""
+        """Send the exit of a process that ended before its linked child was spawned on another node."""
         return [Tell(other.node, ["exit", self._pid(number), other.number, reason])]
 
     def monitored(self, number: int, ref: Ref, target: Target, owner: int | None) -> list[Effect]:
-        """Watch a process. ``owner`` is the number that a name of this node belongs to, if it does."""
+        """Monitor a process.
+
+        Args:
+            number: the process here that watches.
+            ref: of the monitor; new.
+            target: a pid, or a name at a node.
+            owner: the number of the process with that name, if the name is one of this node and taken.
+        """
         if not self._alive(number):
-            return []  # Killed, and still cleaning up: nobody will read the `Down`.
+            return []  # Killed, and still cleaning up: it will not read a `Down`.
         if isinstance(target, Pid):
             owner = target.number
         absent = self._why_absent(target)
@@ -183,7 +215,7 @@ class Links:
         return [Tell(target.node, ["monitor", ref, key], number)]
 
     def demonitored(self, number: int, ref: Ref) -> list[Effect]:
-        """Watch no more: no `Down` is delivered from here on."""
+        """End a monitor: from now on it delivers no `Down`."""
         ends = self._ends.get(number)
         target = None if ends is None else ends.monitors.pop(ref, None)
         if target is None:
@@ -195,9 +227,9 @@ class Links:
         return [Tell(target.node, ["demonitor", ref, None], number)]
 
     def asked_to_exit(self, sender: Pid, other: Pid, reason: Any) -> list[Effect]:
-        """Somebody sends an exit signal, as Erlang's exit/2: ``"kill"`` cannot be trapped."""
+        """Send an exit signal to a process, as Erlang's exit/2 does; ``"kill"`` cannot be trapped."""
         if self._why_absent(other):
-            return []  # Its number may be another's by now.
+            return []  # Another incarnation may have given its number to another process.
         if not self._is_here(other):
             after = sender.number if self._is_here(sender) else 0
             return [Tell(other.node, ["exit2", sender, other.number, reason], after)]
@@ -210,7 +242,7 @@ class Links:
         return [Stop(other.number, reason)]
 
     def exited(self, number: int, reason: Any) -> list[Effect]:
-        """A process of this node is no more: tell everybody who is concerned, once."""
+        """A process of this node has ended: fire its links and the monitors on it, and end those it holds."""
         ends = self._ends.pop(number, None)
         if ends is None:
             return []
@@ -236,12 +268,22 @@ class Links:
                 effects.append(Tell(target.node, ["demonitor", ref, None], number))
         return effects
 
-    # What another node tells, and its end.
+    # Facts about other nodes.
 
     def told(
         self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None]
     ) -> list[Effect]:
-        """A signal came over a connection. Raises: ValueError, for one that is none."""
+        """Take a signal that came over a session.
+
+        Args:
+            node: name of the peer.
+            incarnation: of the peer.
+            signal: the list that came.
+            owner: returns the number of the process that has a name here.
+
+        Raises:
+            ValueError: the signal is malformed, or speaks for a process of another node.
+        """
         about_links = signal[:1] and signal[0] in ("link", "unlink", "exit", "exit2")
         effects = (
             self._take_link_signal(node, incarnation, signal)
@@ -253,7 +295,7 @@ class Links:
         return effects
 
     def node_down(self, node: str) -> list[Effect]:
-        """The connection is over: everything that crossed it hears ``"noconnection"``, once."""
+        """The connection is over: fire all links and monitors that crossed it with ``"noconnection"``."""
         effects: list[Effect] = []
         for number, ends in list(self._ends.items()):
             for ref in [ref for ref in ends.watchers if ref.node == node]:
@@ -267,11 +309,11 @@ class Links:
         return effects
 
     def counts(self) -> tuple[int, int]:
-        """Links and monitors of this node's processes, for people and leak checks."""
+        """Return the numbers of link ends and monitors here; for `Node.info` and checks for leaks."""
         links = sum(len(ends.links) for ends in self._ends.values())
         return links, len(self._owner_of) + len(self._watchers_of)
 
-    # How.
+    # Internals.
 
     def _take_link_signal(self, node: str, incarnation: int, signal: list[Any]) -> list[Effect] | None:
         match signal:
@@ -316,7 +358,7 @@ class Links:
         return None
 
     def _why_absent(self, target: Target) -> str:
-        """Why a signal would not arrive, as far as this node knows; empty where it may."""
+        """Return the exit reason for a target that this node knows to be absent, "" where it may exist."""
         if target.node == self.node:
             gone = isinstance(target, Pid) and not (self._is_here(target) and self._alive(target.number))
             return "noproc" if gone else ""
@@ -326,33 +368,38 @@ class Links:
         return "noproc" if isinstance(target, Pid) and target.incarnation != incarnation else ""
 
     def _signal_exit(self, number: int, sender: Pid, reason: Any) -> list[Effect]:
+        """Give a process of this node an exit signal through a link."""
         if self.traps(number):
             return [Deliver(number, Exit(sender, reason))]
         return [] if reason == "normal" else [Stop(number, reason)]
 
     def _deliver_down(self, ref: Ref, target: Target, reason: Any) -> list[Effect]:
+        """Fire a monitor that a process of this node holds, and forget it."""
         number = self._owner_of.pop(ref)
         ends = self._ends.get(number)
         if ends is None:
-            return []  # It watched itself, and has ended.
+            return []  # The process monitored itself, and has ended.
         del ends.monitors[ref]
         return [Deliver(number, Down(ref, target, reason))]
 
     def _hold_monitor(self, number: int, ref: Ref, target: Target) -> None:
+        """Record the watching end of a monitor."""
         self._ends_of(number).monitors[ref] = target
         self._owner_of[ref] = number
 
     def _add_watcher(self, ref: Ref, number: int, target: Target) -> None:
+        """Record the watched end of a monitor."""
         self._ends_of(number).watchers[ref] = target
         self._watchers_of[ref] = number
 
     def _remove_watcher(self, ref: Ref) -> None:
+        """Forget the watched end of a monitor, if it is here."""
         number = self._watchers_of.pop(ref, None)
         if number is not None:
             self._ends[number].watchers.pop(ref, None)
 
     def _end_acts(self, number: int, other: Pid, acts: list[Any]) -> None:
-        """The other side ends what it knows of. A link made here meanwhile lives on, at both ends."""
+        """The other node unlinks; drop the acts it names. A link made here meanwhile stays."""
         ends = self._ends.get(number)
         if ends is None or other not in ends.links:
             return
@@ -363,10 +410,12 @@ class Links:
             del ends.links[other]
 
     def _drop_link(self, number: int, other: Pid) -> tuple[int, ...] | None:
+        """Forget an end of a link. Return the acts that made it, or None if there is no link."""
         ends = self._ends.get(number)
         return None if ends is None else ends.links.pop(other, None)
 
     def _ends_of(self, number: int) -> _Ends:
+        """Return the ends of a process, and make the entry if it has none."""
         ends = self._ends.get(number)
         if ends is None:
             ends = self._ends[number] = _Ends()
@@ -380,5 +429,5 @@ class Links:
 
 
 def _is_of(identity: Pid | Ref, node: str, incarnation: int) -> bool:
-    """A node speaks for its own processes alone."""
+    """Return whether a pid or ref belongs to this incarnation of that node."""
     return identity.node == node and identity.incarnation == incarnation

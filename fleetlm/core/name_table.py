@@ -1,13 +1,28 @@
-"""Cluster-wide names: who claims what, whose claim holds, and who must give way.
+"""Cluster-wide names: who claims a name, whose claim holds, and whose is withdrawn.
 
-The node of a process *claims* a name for it, alone and at once, and tells all others. Two nodes that
-did not hear of each other in time, at the same moment or on two sides of a partition, both claim.
-Every node that sees both picks the same one by a fixed order and shows it as the holder; the node of
-the other, and nobody else, withdraws that claim and tells its process so. A claim is told by its own
-node alone and dropped with the connection to it: nothing is merged, locked, or waited for.
+The node of a process *claims* a name for it, alone and at once, and tells every other node. Two nodes that
+have not heard of each other's claim, at the same moment or on two sides of a partition, may both claim one
+name. Then, on every node that sees both claims:
 
-Facts in, effects out. Source: OTP global.erl, a conflict is resolved when nodes meet; differs: no lock
-on all nodes, the node of the loser acts, and what the loser gets is a reason that it can trap.
+- the rule (`Decide`, by default `older`) picks one of them from the claims alone. All nodes pick the same
+  one, and show it as the *holder*;
+- the node of the other claim, and no other node, withdraws that claim, tells all nodes so, and tells the
+  process (`Lose`): it gets `NameLost` as an exit signal or as a message.
+
+A claim is told by its own node alone, to each node when it connects and then at every change, and is
+dropped when the connection to that node ends. So nothing is merged, locked or waited for, and a name dies
+with its process or its node. While nodes are disconnected, each side may have a holder of its own; that is
+the price of not waiting.
+
+States of a name here: no claim; one claim, which holds; several claims, of which the rule's choice holds
+until the others are withdrawn by their nodes. `_settle` is the only place that moves a name between them.
+
+Facts on the wire (topic ``names`` of `wire.operations.table`): ``["has", [[name, number, packed meta,
+since_ms], ...]]`` and ``["gone", name, why]``. They have numbers instead of pids, so that a node cannot
+claim for another node's process. Facts go in, effects come out; `directory.registry` performs them.
+
+Source: OTP global.erl, where a conflict is resolved when nodes meet; differs: no lock on all nodes, the
+node of the loser acts, and the loser gets a reason that it can trap.
 """
 
 from __future__ import annotations
@@ -27,23 +42,23 @@ from fleetlm.texts import SHORT
 OnLoss = Literal["exit", "message"]
 
 MAX_WHY_LENGTH = 64
-"""Characters of a peer's word for why a name was given up."""
+"""Characters of the reason with which a peer gives up a name; those of this version are shorter than 16."""
 _NUMBER_END = 1 << 64
 _ROW_BYTES = 40
-"""What a claim takes on the wire beside its name and meta, at most."""
+"""A claim takes at most so much on the wire besides its name and meta."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A cluster-wide name of a process.
+    """The claim of a process to a cluster-wide name.
 
     Attributes:
-        name: cluster-wide.
-        pid: of the process, on its own node.
-        meta: what it was registered with; not to be changed. None where the value is of a type
-            that this node does not know.
-        since_ms: the wall clock of its node when it was registered, in milliseconds. Only for the
-            order of claims that compete, and for people.
+        name: the name.
+        pid: of the process.
+        meta: the value it was registered with; must not be changed. None if it is of a type that this
+            node does not know.
+        since_ms: the wall clock of its node when it was registered, in milliseconds. It serves only to
+            order competing claims, and to be shown.
     """
 
     name: str
@@ -53,36 +68,36 @@ class Claim:
 
 
 Decide = Callable[[Claim, Claim], Claim]
-"""The winner of two claims, the one of lower rank first. The same on all nodes, from these alone."""
+"""Returns the winner of two claims; the one of lower rank comes first. It must look at nothing else."""
 
 
 def rank(claim: Claim) -> tuple[int, str, int, int]:
-    """The order of claims for one name: a total one, the same on all nodes, whatever clocks say."""
+    """The sort key of claims to one name: a total order, the same on all nodes whatever their clocks say."""
     return claim.since_ms, claim.pid.node, claim.pid.incarnation, claim.pid.number
 
 
 def older(first: Claim, second: Claim) -> Claim:
-    """The default rule: who has had the name for longer keeps it."""
+    """The default rule: the process that registered the name first keeps it."""
     return min(first, second, key=rank)
 
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Tell every connected node."""
+    """Send this fact to every connected node."""
 
     fact: list[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Tell those on this node who watch names."""
+    """Publish an event to the subscriptions of this node."""
 
     event: Registered | Unregistered
 
 
 @dataclass(frozen=True, slots=True)
 class Lose:
-    """Tell a process of this node that its claim is withdrawn."""
+    """Tell a process of this node that its claim was withdrawn."""
 
     claim: Claim
     winner: Pid
@@ -94,9 +109,11 @@ Effect = Tell | Say | Lose
 
 @dataclass(slots=True)
 class _Held:
+    """A claim in the table, as its node has told it."""
+
     claim: Claim
     packed: bytes
-    """The meta as it travels: a program may have changed the value since."""
+    """The meta as it travels; the program may have changed the value since."""
     on_loss: OnLoss = "exit"
 
     @property
@@ -110,21 +127,21 @@ class _Held:
 
 @dataclass(slots=True)
 class _Claims:
-    """Those of one node."""
+    """The claims of one node."""
 
     held: dict[str, _Held] = field(default_factory=dict)
     size: int = 0
 
 
 class NameTable:
-    """The table of one node.
+    """All claims, as this node knows them.
 
     Args:
-        node: its name.
-        incarnation: of this start of it.
-        settings: for the bounds.
-        read: rebuilds a packed meta. Raises: ValueError for bytes that are none.
-        decide: the rule for two claims; returns one of both.
+        node: this node's name.
+        incarnation: of this start of the node.
+        settings: for `max_cluster_names`, `max_names_bytes` and `max_meta_bytes`.
+        read: rebuilds a packed meta; raises ValueError for bytes that are malformed.
+        decide: the rule for two claims; returns one of them.
     """
 
     def __init__(
@@ -146,25 +163,25 @@ class NameTable:
         """Name → node → its claim."""
         self._holders: dict[str, Claim] = {}
         self._names_of: dict[int, dict[str, None]] = {}
-        """Process of this node → its names."""
+        """Number of a process of this node → its names."""
 
-    # Looks.
+    # Questions.
 
     def holder(self, name: str) -> Claim | None:
-        """The claim that holds, as this node sees it."""
+        """Return the claim that holds a name, as this node sees it, or None."""
         return self._holders.get(name)
 
     def holders(self) -> dict[str, Claim]:
-        """All of them, sorted by name."""
+        """Return the claims that hold, sorted by name."""
         return dict(sorted(self._holders.items()))
 
     def counts(self) -> tuple[int, int]:
-        """Claims of this node, and of others: for people and leak checks."""
+        """Return the numbers of claims of this node and of others; for `Node.info` and checks for leaks."""
         own = len(self._own.held)
         return own, sum(len(claims.held) for claims in self._of.values()) - own
 
     def own_facts(self, piece_bytes: int) -> Iterator[list[Any]]:
-        """All claims of this node, in facts of about that size at most."""
+        """Return all claims of this node as facts of about ``piece_bytes`` at most."""
         rows: list[list[Any]] = []
         size = 0
         for held in self._own.held.values():
@@ -176,17 +193,20 @@ class NameTable:
         if rows:
             yield ["has", rows]
 
-    # What happens on this node.
+    # Facts about this node.
 
     def claimed(
         self, name: str, number: int, packed: bytes, since_ms: int, on_loss: OnLoss = "exit"
     ) -> list[Effect]:
-        """Claim a name for a living process of this node; again: another meta, the same age.
+        """Claim a name for a living process of this node.
+
+        A second claim by the same process replaces the meta and keeps the age.
 
         Raises:
-            AlreadyRegistered: another process holds it, as this node sees it.
-            TooManyNames: this node has as many as it may, or they are too large together.
-            InvalidName, ValueError: not a name; a meta that cannot be read. Nothing changed.
+            AlreadyRegistered: another process holds the name, as this node sees it.
+            TooManyNames: this node has as many names as it may, or they are too large together.
+            InvalidName: ``name`` is not a name.
+            ValueError: the meta cannot be read. In all cases nothing changed.
         """
         pid = Pid(self.node, self.incarnation, number)
         holder = self._holders.get(check_process_name(name))
@@ -206,7 +226,7 @@ class NameTable:
         return [Tell(["has", [held.row]]), *self._settle(name, "changed")]
 
     def disclaimed(self, name: str, pid: Pid | None = None, why: str = "unregistered") -> list[Effect]:
-        """Give up a name of this node, if ``pid`` (None: any process here) has it."""
+        """Give up a name if process ``pid`` of this node claims it (None: whichever process here does)."""
         held = self._own.held.get(name)
         if held is None or pid not in (None, held.claim.pid):
             return []
@@ -214,19 +234,24 @@ class NameTable:
         return [Tell(["gone", name, why]), *self._settle(name, why)]
 
     def exited(self, number: int) -> list[Effect]:
-        """A process of this node is no more, and so are its names."""
+        """A process of this node has ended: give up its names."""
         names = list(self._names_of.get(number, ()))
         return [effect for name in names for effect in self.disclaimed(name, why="exited")]
 
     def reviewed(self) -> list[Effect]:
-        """The rule is another one now: decide anew where claims compete."""
+        """The rule has changed: decide again wherever claims compete."""
         contested = [name for name, claims in self._claims.items() if len(claims) > 1]
         return [effect for name in contested for effect in self._settle(name, "lost")]
 
-    # What happens elsewhere.
+    # Facts about other nodes.
 
     def told(self, node: str, incarnation: int, fact: Any) -> list[Effect]:
-        """A connected node told of its own claims. Raises: ValueError for nonsense; nothing changed."""
+        """A connected node told a fact about its own claims.
+
+        Raises:
+            ValueError: the fact is malformed, contradicts what the node told before, or exceeds a limit;
+                nothing changed.
+        """
         match fact:
             case ["has", [*rows]] if node != self.node:
                 return self._take_claims(node, incarnation, rows)
@@ -234,10 +259,10 @@ class NameTable:
                 if name in self._of.get(node, _NONE).held:
                     self._remove(node, name)
                     return self._settle(name, why)
-        raise ValueError(f"{SHORT.repr(fact)} says nothing of names")
+        raise ValueError(f"{SHORT.repr(fact)} is not a fact about names")
 
     def node_down(self, node: str) -> list[Effect]:
-        """The connection is over, and with it what that node told."""
+        """The connection is over: drop all claims that the node told."""
         effects: list[Effect] = []
         for name in list(self._of.get(node, _NONE).held):
             self._remove(node, name)
@@ -245,9 +270,10 @@ class NameTable:
         self._of.pop(node, None)
         return effects
 
-    # How.
+    # Internals.
 
     def _take_claims(self, node: str, incarnation: int, rows: list[Any]) -> list[Effect]:
+        """Enter claims of another node; all of them are checked before the first is entered."""
         claims = self._of.get(node, _NONE)
         told: dict[str, _Held] = {}
         for row in rows:
@@ -265,6 +291,7 @@ class NameTable:
         return [effect for name in told for effect in self._settle(name, "changed")]
 
     def _read_claim(self, node: str, incarnation: int, row: Any) -> _Held:
+        """Check one row of a fact. Raises: ValueError."""
         match row:
             case [str(name), int(number), bytes(packed), int(since_ms)]:
                 counts = type(number) is type(since_ms) is int
@@ -277,10 +304,10 @@ class NameTable:
                 ):
                     pid = Pid(node, incarnation, number)
                     return _Held(Claim(check_process_name(name), pid, self._read(packed), since_ms), packed)
-        raise ValueError(f"{SHORT.repr(row)} is no claim")
+        raise ValueError(f"{SHORT.repr(row)} is not a claim")
 
     def _describe_excess(self, claims: _Claims, more: list[_Held]) -> str:
-        """What these would exceed, or nothing."""
+        """Return which limit of a node these claims would exceed, or ""."""
         count, size = len(claims.held), claims.size
         for held in more:
             former = claims.held.get(held.claim.name)
@@ -294,6 +321,7 @@ class NameTable:
         return ""
 
     def _add(self, node: str, held: _Held) -> None:
+        """Enter a claim of a node, in the place of its former claim to that name."""
         name = held.claim.name
         claims = self._of.setdefault(node, _Claims())
         former = claims.held.get(name)
@@ -302,6 +330,7 @@ class NameTable:
         self._claims.setdefault(name, {})[node] = held
 
     def _remove(self, node: str, name: str) -> _Held:
+        """Take a claim of a node away, which must exist, and return it."""
         claims = self._of[node]
         held = claims.held.pop(name)
         claims.size -= held.size
@@ -317,7 +346,10 @@ class NameTable:
         return held
 
     def _settle(self, name: str, why: str) -> list[Effect]:
-        """The claims for a name have changed: withdraw our own if it lost, and show who holds."""
+        """The claims to a name have changed: withdraw our own if it lost, and publish a new holder.
+
+        ``why`` is the reason that is published if the former holder holds the name no longer.
+        """
         effects: list[Effect] = []
         losing: list[Effect] = []
         best = self._pick_best(name)
@@ -343,6 +375,7 @@ class NameTable:
         return effects + losing
 
     def _pick_best(self, name: str) -> Claim | None:
+        """Return the claim that the rule picks; in the order of `rank`, so alike on all nodes."""
         competing = self._claims.get(name)
         if not competing:
             return None
@@ -351,4 +384,4 @@ class NameTable:
 
 
 _NONE = _Claims()
-"""Of a node that has told nothing yet; never written to."""
+"""The claims of a node that has told nothing yet; never written to."""

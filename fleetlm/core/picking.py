@@ -1,7 +1,9 @@
-"""One of many: the rules by which a member of a group is chosen.
+"""The rules by which one member of a process group is picked.
 
-Every rule prefers members on nodes that stay: one on a node that is draining is chosen only where
-there is nobody else.
+Every rule prefers members on nodes that stay: a member on a draining node is picked only if there is no
+other. The rules: ``random``; ``round_robin``, in the order of `pid_order`, remembered for each group;
+``key``, rendezvous hashing, so that equal keys go to the same member on every node; ``least_loaded``, the
+fewest outstanding requests of this node, ties by chance.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ _RULES = get_args(By)
 
 
 class Picker:
-    """Chooses, and remembers whose turn it was in each group.
+    """Picks members, and remembers for each group whose turn it was last.
 
     Args:
-        rng: for chance, and for ties.
-        load: requests of a member that are outstanding, as this node knows it.
-        draining: whether a node, by name, is leaving.
+        rng: for the rule ``random``, and for ties.
+        load: returns the requests to a member that are outstanding, as this node knows them.
+        draining: returns whether the node of that name is draining.
     """
 
     def __init__(
@@ -43,20 +45,20 @@ class Picker:
         self._last: dict[str, Pid] = {}
 
     def pick(self, group: str, members: Sequence[Pid], by: By, key: Key | None) -> Pid:
-        """One of ``members``, which are in the order of `pid_order`.
+        """Pick one of ``members``, which must be in the order of `pid_order`.
 
         Raises:
-            NoMember: there is none.
-            ValueError: no such rule, or a key without the rule "key" or the other way round.
-            TypeError: a key of another type.
+            NoMember: ``members`` is empty.
+            ValueError: an unknown rule; a key without the rule "key", or that rule without a key.
+            TypeError: the key is not a str, bytes or int.
         """
         if by not in _RULES:
-            raise ValueError(f"there is no rule {by!r}; there are {', '.join(_RULES)}")
+            raise ValueError(f"unknown rule {by!r}; use one of {', '.join(_RULES)}")
         if (by == "key") != (key is not None):
-            raise ValueError("a key is for by='key', and by='key' needs one")
+            raise ValueError("a key needs by='key', and by='key' needs a key")
         if not members:
             raise NoMember(group)
-        rule = self._rule(group, by, key)
+        rule = self._make_rule(group, by, key)
         chosen = rule(members)
         if self._draining(chosen.node):
             staying = [pid for pid in members if not self._draining(pid.node)]
@@ -66,10 +68,10 @@ class Picker:
         return chosen
 
     def forget(self, group: str) -> None:
-        """The group has no member any more."""
+        """The group has lost its last member."""
         self._last.pop(group, None)
 
-    def _rule(self, group: str, by: By, key: Key | None) -> Callable[[Sequence[Pid]], Pid]:
+    def _make_rule(self, group: str, by: By, key: Key | None) -> Callable[[Sequence[Pid]], Pid]:
         if key is not None:
             return partial(rendezvous, digest_of(key))
         if by == "least_loaded":
@@ -84,12 +86,12 @@ class Picker:
 
 
 def after(last: Pid, members: Sequence[Pid]) -> Pid:
-    """The next one in order, so that members that come and go change nobody else's turn."""
+    """Return the member that follows ``last`` in order, whether or not ``last`` is still a member."""
     return members[bisect_right(members, pid_order(last), key=pid_order) % len(members)]
 
 
 def digest_of(key: Key) -> bytes:
-    """A key as 32 bytes. Equal keys of two types are two keys. Raises: TypeError."""
+    """Hash a key to 32 bytes; ``1``, ``"1"`` and ``b"1"`` are three keys. Raises: TypeError."""
     match key:
         case bytes():
             data = b"b" + key
@@ -103,10 +105,11 @@ def digest_of(key: Key) -> bytes:
 
 
 def rendezvous(digest: bytes, members: Sequence[Pid]) -> Pid:
-    """The member with the largest hash of key and member: of each key's members, one is always first.
+    """Return the member with the largest hash of key and member.
 
-    One that goes gives away its own keys alone, one that comes takes only those that it gets.
+    A member that leaves gives away only its own keys, and a member that joins takes over only the keys that
+    it will keep; no other key moves.
     Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998 (HRW).
     """
-    # The text of a pid holds all of it: two members never tie, one that joined twice is one.
+    # The text of a pid has all its fields, so two members never tie.
     return max(members, key=lambda pid: hashlib.blake2b(digest + str(pid).encode(), digest_size=16).digest())

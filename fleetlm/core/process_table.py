@@ -1,7 +1,7 @@
-"""Names and numbers of the processes of one node.
+"""The numbers and names of the processes of one node.
 
-A number is never given twice in one incarnation; a name has one owner and an owner one name, as in
-Erlang's register/2. Names die with their process.
+A number is never given twice in one incarnation. A name has one owner and a process one name, as with
+Erlang's register/2. A name is free again when its process ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from fleetlm.names import check_process_name
 
 
 class ProcessTable:
-    """Who lives here, and under which name."""
+    """The living processes of one node, and their names.
+
+    Attributes:
+        names: name → number of its owner.
+    """
 
     def __init__(self, node: str, incarnation: int) -> None:
         self.node = node
@@ -22,7 +26,12 @@ class ProcessTable:
         self._next = 1
 
     def spawned(self, name: str | None) -> Pid:
-        """Make a pid, registered under ``name`` at once. Raises: AlreadyRegistered, InvalidName."""
+        """Make a pid, and register it under ``name`` if that is given.
+
+        Raises:
+            AlreadyRegistered: the name has an owner; no pid was made.
+            InvalidName: not a name; no pid was made.
+        """
         if name is not None:
             self._check_free(check_process_name(name))
         number = self._next
@@ -36,9 +45,9 @@ class ProcessTable:
         """Give a living process of this node a name.
 
         Raises:
-            NoProcess: it has ended, or lives elsewhere.
-            AlreadyRegistered: the name has an owner, or the process has a name; nothing changed.
-            InvalidName: not a name.
+            NoProcess: the process has ended, or is on another node.
+            AlreadyRegistered: the name has an owner, or the process has a name.
+            InvalidName: not a name. In all cases nothing changed.
         """
         check_process_name(name)
         number = self._number(pid)
@@ -52,7 +61,7 @@ class ProcessTable:
         self.names[name] = number
 
     def unregister(self, name: str) -> bool:
-        """Take a name away. False if nobody had it."""
+        """Take a name from its owner. Return False if it had none."""
         number = self.names.pop(name, None)
         if number is None:
             return False
@@ -60,27 +69,27 @@ class ProcessTable:
         return True
 
     def whereis(self, name: str) -> Pid | None:
-        """The owner of a name."""
+        """Return the owner of a name, or None."""
         number = self.names.get(name)
         return None if number is None else self.pid(number)
 
     def registered(self) -> dict[str, Pid]:
-        """Every name and its owner, sorted by name."""
+        """Return every name and its owner, sorted by name."""
         return {name: self.pid(self.names[name]) for name in sorted(self.names)}
 
     def exited(self, number: int) -> str | None:
-        """A process ended. Returns the name that became free."""
+        """A process has ended. Return the name that became free, or None."""
         name = self._name_of.pop(number, None)
         if name is not None:
             del self.names[name]
         return name
 
     def name_of(self, number: int) -> str | None:
-        """The name of a process, if it has one."""
+        """Return the name of a process, or None."""
         return self._name_of.get(number)
 
     def pid(self, number: int) -> Pid:
-        """The pid of a number of this node."""
+        """Return the pid of a number of this node."""
         return Pid(self.node, self.incarnation, number)
 
     def _number(self, pid: Pid) -> int | None:

@@ -1,4 +1,11 @@
-"""When a supervisor restarts what, and when it gives up. Source: OTP supervisor.erl."""
+"""Which children a supervisor restarts, after what pause, and when it gives up.
+
+Pure decisions; `fleetlm.supervisor` performs them. Reasons that come from the cluster, `is_of_the_cluster`,
+are treated apart everywhere: the loss of a node, or two nodes that meet again with one name, is not a fault
+of the child, and must not make supervisors on all other nodes give up.
+
+Source: OTP supervisor.erl; differs: reasons of the cluster, and a pause between restarts.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +21,20 @@ Restart = Literal["permanent", "transient", "temporary"]
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
 RESTARTS = ("permanent", "transient", "temporary")
 PEER_LOSS = "noconnection"
-"""The reason of a child that was linked to a process on a lost node: nobody's mistake here."""
+"""The exit reason of a child that was linked to a process on a node that was lost."""
 MOST_DOUBLINGS = 64
-"""Of a pause: beyond any bound, and a float still holds it. A peer may stay away for a week."""
+"""Doublings of a pause: far beyond any ``max_s``, and 2**64 still fits a float."""
 
 
 def is_of_the_cluster(reason: Any) -> bool:
-    """Whether a child ended for what happened between nodes: one was lost, or two have met again."""
+    """Return whether a child ended because a node was lost, or because its name went to another node."""
     return reason == PEER_LOSS or isinstance(reason, NameLost)
 
 
 def wants_restart(restart: Restart, reason: Any) -> bool:
-    """Whether a child of that kind is started again after it ended for that reason.
+    """Return whether a child with this restart type is started again after it ended for ``reason``.
 
-    A transient one stays away after ``"normal"``, ``"shutdown"`` and ``("shutdown", why)``.
+    A transient child is not after ``"normal"``, ``"shutdown"`` and ``("shutdown", why)``.
     """
     if restart == "transient":
         return not is_clean(reason)
@@ -35,7 +42,7 @@ def wants_restart(restart: Restart, reason: Any) -> bool:
 
 
 def is_clean(reason: Any) -> bool:
-    """Whether a process that ended for that reason meant to."""
+    """Return whether ``reason`` is that of a process that ended on purpose."""
     match reason:
         case "normal" | "shutdown" | ("shutdown", _):
             return True
@@ -43,7 +50,7 @@ def is_clean(reason: Any) -> bool:
 
 
 def affected(strategy: Strategy, start_order: Sequence[str], failed: str) -> list[str]:
-    """Who ends and starts anew when ``failed`` does, in the order in which they were started."""
+    """Return the children that are restarted when ``failed`` ends, in the order of their start."""
     if strategy == "one_for_one":
         return [failed]
     if strategy == "one_for_all":
@@ -52,11 +59,9 @@ def affected(strategy: Strategy, start_order: Sequence[str], failed: str) -> lis
 
 
 class Intensity:
-    """More than ``max_restarts`` within ``period_s`` seconds are one too many.
+    """Counts restarts, and says when there are more than ``max_restarts`` within ``period_s`` seconds.
 
-    The loss of a peer does not count, nor that of a name to a peer: a node that goes away, or comes
-    back, must not take the supervisors of all others with it. Source: OTP supervisor.erl,
-    add_restart/1; differs in that.
+    Source: OTP supervisor.erl, add_restart/1; differs: restarts for reasons of the cluster do not count.
     """
 
     def __init__(self, max_restarts: int, period_s: float) -> None:
@@ -65,7 +70,7 @@ class Intensity:
         self._restarts: deque[float] = deque()
 
     def allows(self, now: float, reason: Any) -> bool:
-        """Count a restart. False: give up."""
+        """Count a restart. Return False if the supervisor must give up."""
         if is_of_the_cluster(reason):
             return True
         self._restarts.append(now)
@@ -75,10 +80,11 @@ class Intensity:
 
 
 class Backoff:
-    """A pause before a restart: none at first, then doubling from ``min_s`` to ``max_s``.
+    """The pause before a restart: none at first, then ``min_s``, doubling up to ``max_s``; in seconds.
 
-    A child that lived for longer than twice ``max_s`` starts from none again. Peer loss, and a name that
-    was lost, always have the first pause, so that links to a lost node do not spin.
+    A child that ran for longer than twice ``max_s`` begins without a pause again. After a reason of the
+    cluster the pause is at least ``min_s``, so that a child linked to a lost node does not restart in a
+    tight loop.
     """
 
     def __init__(self, min_s: float, max_s: float) -> None:
@@ -87,7 +93,7 @@ class Backoff:
         self._failures: dict[str, tuple[int, float]] = {}
 
     def pause_s(self, name: str, now: float, reason: Any) -> float:
-        """Seconds to wait before ``name`` is started again."""
+        """Count a failure of child ``name``, and return the seconds to wait before it is started again."""
         failures, last = self._failures.get(name, (0, now))
         if now - last > 2 * self.max_s:
             failures = 0
@@ -98,5 +104,5 @@ class Backoff:
         return max(pause_s, self.min_s) if is_of_the_cluster(reason) else pause_s
 
     def forget(self, name: str) -> None:
-        """There is no such child any more."""
+        """Child ``name`` was removed."""
         self._failures.pop(name, None)

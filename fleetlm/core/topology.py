@@ -1,9 +1,20 @@
-"""The connection table: every peer that is known, why it is known, and how it stands.
+"""The connection table: every peer that is known, why it is known, and the state of its connection.
 
-DNS proposes, connections dispose. An answer is a sample: a name in it is a candidate, a name missing
-from it is nothing. A connected peer never leaves the table because somebody stopped naming it; an
-unconnected one leaves after `Settings.forget_after_lookups` successful lookups without it *and*
-`Settings.forget_after_s` without any mention.
+DNS proposes, connections dispose. A DNS answer is a sample: a name in it is a candidate to dial, and a name
+missing from it says nothing about that node. The rules:
+
+- A peer enters the table when DNS names it, a connected peer names it, the program asks for it, or its own
+  HELLO arrives.
+- A connected peer never leaves the table because DNS stopped naming it. It can be pruned after
+  `Settings.prune_after_lookups` lookups without it, if the operator asked for that.
+- An unconnected peer leaves after `Settings.forget_after_lookups` successful lookups without it *and*
+  `Settings.forget_after_s` seconds without any mention. One that the program asked for is pinned and stays.
+- The table holds `Settings.max_peers` rows. When it is full, a node that introduces itself or that DNS
+  names takes the place of one that is known from hearsay only: named by a peer, never connected.
+
+A node may have several addresses. `Topology.aliases` maps each further address to the node that answered
+there, so that the same node is not dialled a second time under another name. An address passes from one
+node to the next when containers are replaced; a node that introduces itself therefore ends such an entry.
 """
 
 from __future__ import annotations
@@ -25,7 +36,23 @@ SELECTORS = ("visible", "hidden", "connected", "this", "known", "dns", "busy", "
 
 
 class Peer:
-    """One row of the table."""
+    """One row of the table.
+
+    Attributes:
+        connection: its state machine.
+        last_seen: when DNS, a peer or the node itself last named it.
+        misses: complete DNS answers in a row that did not name it.
+        in_dns: whether the last complete answer named it.
+        is_pinned: the program asked for it by name, so that it is never forgotten.
+        is_blocked: the program disconnected it, so that it is not dialled until asked for again.
+        is_pruned: blocked because DNS no longer named it, until DNS names it again.
+        last_heard: when its last frame came.
+        is_busy: connected, but its loop has been silent for `Settings.busy_after_s`.
+        is_draining: it announces that it is leaving.
+        lag_ms: how late its loop ran, in milliseconds, when it ticked last.
+        due: when `Kernel.tick` looks at this row next, or None.
+        logged: errors that were logged since it was up last, each once.
+    """
 
     __slots__ = (
         "connection",
@@ -46,23 +73,17 @@ class Peer:
     def __init__(self, connection: Connection, now: float) -> None:
         self.connection = connection
         self.last_seen = now
-        """When anybody last named it: DNS, a peer, itself."""
         self.misses = 0
         self.in_dns = False
         self.is_pinned = False
-        """Asked for by name: never forgotten."""
         self.is_blocked = False
-        """Disconnected by request: not dialled until asked for again."""
         self.is_pruned = False
-        """Blocked because DNS named it no more: until it does."""
         self.last_heard = now
         self.is_busy = False
         self.is_draining = False
         self.lag_ms = 0
         self.due: float | None = None
-        """When `Kernel.tick` looks at it next."""
         self.logged: dict[str, None] = {}
-        """Verdicts logged since it was up last: each is logged once, not every attempt."""
 
     @property
     def is_up(self) -> bool:
@@ -71,7 +92,7 @@ class Peer:
 
     @property
     def status(self) -> str:
-        """One of discovered / wanted / dialling / up / busy / down, as the connection table shows it."""
+        """The state shown to people: discovered, wanted, dialling, up, busy or down."""
         connection = self.connection
         if connection.phase is Phase.UP:
             return "busy" if self.is_busy else "up"
@@ -84,7 +105,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """A row as users see it (`Node.info()`); ages in seconds, 0 for never where there is no error."""
+    """A row of the connection table as `Node.info` shows it; ages are in seconds."""
 
     name: str
     status: str
@@ -92,9 +113,9 @@ class PeerInfo:
     in_dns: bool
     up_for_s: float | None
     connections: int
-    """How many times it has been up."""
+    """How many times this peer has been up."""
     attempts: int
-    """Failed attempts since it was up last."""
+    """Failed attempts since this peer was up last."""
     last_error: str
     last_error_age_s: float | None
     lag_ms: int
@@ -102,7 +123,15 @@ class PeerInfo:
 
 
 class Topology:
-    """Peers by canonical name, in the order in which they were met (so that runs are repeatable)."""
+    """The peers of one node by canonical name, in the order in which they were met.
+
+    That order makes runs with the same seed repeatable.
+
+    Attributes:
+        peers: the rows by name.
+        aliases: further address → name of the node that has it.
+        is_full: whether a node has found no place since the last row was forgotten.
+    """
 
     def __init__(self, me: Identity, settings: Settings, rng: random.Random) -> None:
         self.me = me
@@ -110,17 +139,22 @@ class Topology:
         self.rng = rng
         self.peers: dict[str, Peer] = {}
         self.aliases: dict[str, str] = {}
-        """Address → the node that it turned out to be: not dialled under that address."""
         self.is_full = False
         for ip in me.aliases:
             self.aliases[ip] = me.name
 
     def meet(self, now: float, name: str, *, itself: bool = False, by_dns: bool = False) -> Peer | None:
-        """The row of ``name``, made if there is none.
+        """Return the row of a node, and make it if the node is new.
 
-        None where there is nothing to connect to: ourselves, an alias, or a full table. A node that
-        introduces ``itself`` is no alias any more: addresses pass from one node to the next. In a
-        full table it, or one that DNS names, takes the place of somebody who is only hearsay.
+        Args:
+            now: the loop's time.
+            name: the node's canonical name.
+            itself: the node's own HELLO has come, so that its address is not an alias any more.
+            by_dns: DNS names it. Such a node, like one that introduces itself, may take the place of
+                hearsay in a full table.
+
+        Returns:
+            None where there is nothing to connect to: this node, an alias, or a full table.
         """
         peer = self.peers.get(name)
         if peer is not None:
@@ -142,7 +176,7 @@ class Topology:
         return peer
 
     def answered(self, now: float, names: list[str]) -> tuple[list[Peer], list[Peer]]:
-        """A successful lookup named these. Returns the rows to dial, and the rows to forget."""
+        """Take the names of a complete DNS answer. Return the rows to dial, and the rows to forget."""
         known = dict.fromkeys(self.peers)
         named = set(names)
         for peer in self.peers.values():
@@ -162,21 +196,21 @@ class Topology:
         return to_dial, stale
 
     def prunable(self) -> list[Peer]:
-        """Connected peers that DNS has not named for as long as `Settings.prune_after_lookups` says."""
+        """Return the connected peers to prune: not named for `Settings.prune_after_lookups` lookups."""
         limit = self.settings.prune_after_lookups
         if limit is None:
             return []
         return [peer for peer in self.up() if peer.misses >= limit and not peer.is_pinned]
 
     def forget(self, peer: Peer) -> None:
-        """Take a row out of the table, and with it what is known of its other addresses."""
+        """Take a row out of the table, with the aliases of that node."""
         name = peer.connection.name
         self.peers.pop(name, None)
         self.aliases = {ip: owner for ip, owner in self.aliases.items() if owner != name}
         self.is_full = False
 
     def learn_alias(self, ip: str, owner: str) -> Peer | None:
-        """``ip`` is another address of ``owner``. Returns the row under that address, if it is not up."""
+        """Note ``ip`` as another address of ``owner``. Return the row under that address, if it is not up."""
         if NodeName.parse(owner).ip == ip or len(self.aliases) >= 4 * self.settings.max_peers:
             return None
         self.aliases[ip] = owner
@@ -185,11 +219,15 @@ class Topology:
         return peer if peer is not None and not peer.is_up else None
 
     def up(self) -> list[Peer]:
-        """The connected ones, in table order."""
+        """Return the connected peers, in table order."""
         return [peer for peer in self.peers.values() if peer.is_up]
 
     def select(self, selectors: Iterable[str]) -> list[str]:
-        """The union of what the selectors mean, sorted. Raises: ValueError for an unknown one."""
+        """Return the names that any of the selectors means, sorted.
+
+        Raises:
+            ValueError: an unknown selector.
+        """
         found: dict[str, None] = {}
         for selector in selectors:
             if selector == "this":
@@ -212,7 +250,7 @@ class Topology:
         return sorted_nodes(list(found))
 
     def info(self, now: float) -> list[PeerInfo]:
-        """All rows, sorted by name."""
+        """Return all rows as people see them, sorted by name."""
         return [self._describe(now, self.peers[name]) for name in sorted_nodes(list(self.peers))]
 
     def _describe(self, now: float, peer: Peer) -> PeerInfo:
@@ -232,7 +270,10 @@ class Topology:
         )
 
     def _find_hearsay(self) -> Peer | None:
-        """Whom nobody would miss: never up, not in DNS, not asked for, and not being dialled."""
+        """Return the row that may go first: never up, not in DNS, not asked for, and not being dialled.
+
+        Of several the one that was named least recently; None if there is none.
+        """
         found = (
             peer
             for peer in self.peers.values()
@@ -242,6 +283,7 @@ class Topology:
         return min(found, key=lambda peer: peer.last_seen, default=None)
 
     def _unblock_if_named(self, peer: Peer) -> bool:
+        """Unblock a pruned peer that DNS names again. Return whether it was one."""
         if not (peer.is_pruned and peer.in_dns):
             return False
         peer.is_pruned = peer.is_blocked = False

@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
 
-
 _Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
 """One call of a multicall that was sent: session, ref, where the outcome will be, target, its key there."""
 
@@ -430,8 +429,9 @@ class Messenger:
         return operations.packed_one_way(self._codec.pack_value(key), payload)
 
     def _packed_call(self, key: Key, payload: bytes, ref: int, timeout_s: float) -> bytes:
+        pack = self._codec.pack_value
         timeout_ms = max(1, int(timeout_s * 1000))
-        return operations.packed_call(self._codec.pack_value(key), payload, ref, timeout_ms)
+        return operations.packed_call(pack(key), payload, ref, timeout_ms)
 
     async def _send_local(self, to: Target, key: Key, message: Any) -> None:
         box = self.box_of(to, key)

@@ -102,10 +102,10 @@ def weighed(packed: bytes, limit: int, small_bytes: int) -> tuple[bytes, int]:
     count = units(size, limit)
     if count == 1 or size > small_bytes:
         return packed, count
-    packed = operations.add_units(packed, count)
-    size = len(packed)
-    if size > small_bytes and packed[1] in operations.UNITS_ARE_LAST:
-        count = units(size, limit)  # The bytes more make it travel in chunks: the receiver counts for itself.
+    has_units = operations.ends_with_units(packed)
+    packed = operations.set_units(packed, count)
+    if has_units and len(packed) > small_bytes:  # Two bytes more may be what makes it travel in chunks.
+        count = units(len(packed), limit)
     return packed, count
 
 

@@ -117,9 +117,9 @@ _CAST, _YIELD = int(Op.CAST), int(Op.YIELD)
 _pack: Callable[[int], bytes] = msgpack.Packer().pack
 _ARRAY: Final = 0x90
 """msgpack: the first byte of an array of up to fifteen items is this plus their number."""
-UNITS_ARE_LAST: Final = frozenset((_CAST, _STREAM, _YIELD))
-"""Operations that always name their units, as the last item."""
-_HEAD_OF_PAIR: Final = bytes((_ARRAY + 2,))
+_PAIR: Final = _ARRAY + 2
+"""The first byte of a one-way message."""
+_HEAD_OF_PAIR: Final = bytes((_PAIR,))
 _HEAD_OF_HEAVY: Final = bytes((_ARRAY + 4,)) + _pack(_HEAVY)
 _HEAD_OF_CALL: Final = bytes((_ARRAY + 5,)) + _pack(_CALL)
 
@@ -241,15 +241,22 @@ def read_stream(message: list[Any], limit: int) -> tuple[Destination, Any, int, 
     return checked_destination(to), payload, checked_count(ref), checked_count(timeout_ms), window, units
 
 
-def add_units(packed: bytes, units: int) -> bytes:
-    """Write its units into a packed message to a process, without packing its payload again.
+def ends_with_units(packed: bytes) -> bool:
+    """Return whether a packed message is a CAST, STREAM or YIELD, which always say their units."""
+    return packed[0] != _PAIR and packed[1] in (_CAST, _STREAM, _YIELD)
 
-    A one-way message, CALL or HANDLE gets one item more. A CAST, STREAM or YIELD must have been packed with
-    one unit: its last item is replaced.
+
+def set_units(packed: bytes, units: int) -> bytes:
+    """Write its units into a packed message that says one or none, without packing its payload again.
+
+    Args:
+        packed: ``[to, payload]``, which becomes a HEAVY; a CALL or HANDLE, which gets one more field; or a
+            CAST, STREAM or YIELD of one unit, whose last field is replaced.
+        units: what the message counts.
     """
-    if packed[0] == _ARRAY + 2:
+    if packed[0] == _PAIR:
         return _HEAD_OF_HEAVY + packed[1:] + _pack(units)
-    if packed[1] in UNITS_ARE_LAST:
+    if packed[1] in (_CAST, _STREAM, _YIELD):
         return packed[:-1] + _pack(units)
     return bytes((packed[0] + 1,)) + packed[1:] + _pack(units)
 

@@ -347,7 +347,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
             found.append(f"{session.in_flight} bytes in flight to {session.name}")
     channels = {session.outgoing.channel for session in sessions.values()}
     sources = {session.incoming.source for session in sessions.values()}
-    dialling = [peer for peer in kernel.topology.peers.values() if not peer.up]
+    dialling = [peer for peer in kernel.topology.peers.values() if not peer.is_up]
     if not channels <= kernel._channels.keys() or len(kernel._channels) > len(sessions) + len(dialling):
         found.append(f"channels {sorted(kernel._channels)} for {sorted(channels)}")
     if driver._by_source.keys() != sources or kernel._probes:

@@ -379,7 +379,7 @@ def test_nonsense_is_refused_in_short_and_changes_nothing(fact: Any) -> None:
 
 def test_nobody_speaks_for_this_node_or_for_another_incarnation() -> None:
     names = table()
-    with pytest.raises(ValueError, match="says nothing of names"):
+    with pytest.raises(ValueError, match="is not a fact about names"):
         names.told(A, 1, ["has", [row("x")]])
     names.told(B, 1, ["has", [row("x")]])
     with pytest.raises(ValueError, match="claimed twice"):

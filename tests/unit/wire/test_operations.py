@@ -192,14 +192,24 @@ def test_messages_packed_from_parts_are_those_that_the_builders_make() -> None:
 
 
 @pytest.mark.parametrize("units", [2, 200, 4_096])
-def test_units_are_added_to_packed_messages_as_the_builders_would(units: int) -> None:
+def test_units_are_written_into_packed_messages_as_the_builders_would(units: int) -> None:
     pack, unpack = msgpack.packb, msgpack.unpackb
-    packed = operations.add_units(pack(operations.one_way("echo", "x")), units)
+    packed = operations.set_units(pack(operations.one_way("echo", "x")), units)
     assert packed == pack(operations.heavy("echo", "x", units))
     call = operations.call("echo", "x", 7, 5_000)
-    assert unpack(operations.add_units(pack(call), units)) == [*call, units]
+    assert unpack(operations.set_units(pack(call), units)) == [*call, units]
+    for build, fields in (
+        (operations.cast, ("echo", PARTS)),
+        (operations.stream, ("echo", "x", 7, 5_000, 64)),
+        (operations.yield_, ("echo", PARTS, 7, 5_000, 64)),
+    ):
+        packed = pack(build(*fields, 1))
+        assert operations.ends_with_units(packed)
+        assert operations.set_units(packed, units) == pack(build(*fields, units))
+    for message in (operations.one_way("echo", "x"), operations.one_way(Op.CAST, "x"), call):
+        assert not operations.ends_with_units(pack(message, default=int))
     handle = operations.handle("echo", PARTS, 7, 5_000)
-    assert unpack(operations.add_units(pack(handle), units)) == [*handle, units]
+    assert unpack(operations.set_units(pack(handle), units)) == [*handle, units]
 
 
 def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
