@@ -52,7 +52,7 @@ class FleetError(Exception):
 
 
 class SettingsError(FleetError):
-    """A setting that cannot be used. Raised before anything was started.
+    """A setting that cannot be used. Raised before anything was started, or by `Node.ready`.
 
     Attributes:
         variable: the environment variable (or ``Settings`` field) in question.

@@ -130,7 +130,7 @@ class Replication:
         behind = self._behind.get(session)
         if behind is not None:
             behind.append(packed)
-        elif not session.full:
+        elif not session.is_full:
             session.signal(packed)
         elif not session.closed:
             self._behind[session] = deque([packed])

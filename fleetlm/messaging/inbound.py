@@ -90,11 +90,11 @@ class Inbound:
         session.peer.last_heard = self._clock()
         if kind == Kind.BATCH and extra is None:
             self._batch(session, memoryview(frame)[HEADER_BYTES:])
-            session.took(len(frame))
+            session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK and extra is not None:
             head = frame[HEADER_BYTES:]
             whole = session.reassembly.add(head, extra)
-            session.took(len(head) + len(extra), bulk=True)
+            session.byte_credit.took(len(head) + len(extra), in_chunk=True)
             if whole is not None:
                 self._large(session, whole)
         else:
@@ -123,7 +123,7 @@ class Inbound:
 
     def _deliver(self, session: Session, messages: list[Any]) -> None:
         """One look-up, one wake-up and one entry in the window for each run of messages to a process."""
-        session.received += len(messages)
+        session.messages_received += len(messages)
         run: Any = _NOBODY
         box: Mailbox | None = None
         queue: deque[Any] | list[Any] = self._unclaimed

@@ -1,8 +1,33 @@
-"""Sends and calls: finds the road to a target, waits for its window, sorts out the outcome."""
+"""The sending side of a node: finds where a target is, waits for room, sorts out the outcome.
+
+**Where a message goes.** `route` names the session and the key of the process there; without a session the
+target is on this node, and the message goes straight into its mailbox. A pid of another incarnation names a
+process that is gone, so nothing is sent. A name is looked up where it arrives.
+
+**Room.** On a session, `Session.obstacle` says what keeps a message back and `Session.admit` sends and
+counts it; on this node the limit of the mailbox makes senders wait. `send` and `cast` wait without limit,
+`send_nowait` raises `WouldBlock`, a request waits at most until its deadline and raises `WouldBlock` then,
+which says that nothing was sent.
+
+**Outcomes of a request**, sorted by what the caller may do. Before the message is appended every error
+means that nothing was sent: `NoProcess`, `NoConnection`, `WouldBlock`, `NotSerializable`,
+`MessageTooLarge`. After that exactly one outcome reaches the future in ``calls``: the reply; a failure of
+the peer, which `error_of_failure` turns into the error of the same name; `NodeLost` when the session ends;
+`CallTimeout` at the deadline. Whichever comes first counts, since a future is set once, and a late outcome
+finds no entry.
+
+**Giving up.** A caller that is cancelled, or whose deadline passes, takes its entry out and sends a CANCEL
+in the order of its other messages, so that the CANCEL arrives after the request itself. Calls on this node
+are abandoned directly.
+
+Source: gen_server:call/3 of OTP, which monitors, sends and waits; differs: the deadline travels with the
+request, an expired request is not run, and giving up cancels the handler.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +43,9 @@ from fleetlm.errors import (
     WouldBlock,
 )
 from fleetlm.ids import Pid
-from fleetlm.messaging.onto import append, first, is_full, put, put_later, waiting
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
-from fleetlm.messaging.windows import units
+from fleetlm.messaging.windows import NODE, NodeKey, check_new_key
 from fleetlm.names import canonical_node
 from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.extensions import SHORT
@@ -37,12 +61,28 @@ if TYPE_CHECKING:
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
 
-_Asked = tuple["Session", int, asyncio.Future[Any], Target, int | str]
-"""A call of many that is on its way: session, ref, where the outcome will be, target, its key there."""
+_ARRAY2 = b"\x92"
+"""msgpack: an array of two items, as a one-way message is."""
+_ARRAY5 = b"\x95"
+"""msgpack: an array of five items, as a call is."""
+
+_Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
+"""One call of a multicall that was sent: session, ref, where the outcome will be, target, its key there."""
 
 
 class Messenger:
-    """The sending side of a node."""
+    """The sending side of a node.
+
+    Args:
+        name: this node.
+        incarnation: of this node; a pid of an earlier one is gone.
+        settings: of this node.
+        codec: packs messages.
+        boxes: the mailboxes of this node's processes, by number and by name.
+        sessions: the sessions that are up, by the name of their node.
+        topology: says why a node is not connected.
+        loop: the event loop that runs the node.
+    """
 
     def __init__(
         self,
@@ -56,7 +96,7 @@ class Messenger:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.stopped = ""
-        """Why nothing can be sent any more, or empty."""
+        """Why nothing can be sent any more; empty while the node runs."""
         self._name = name
         self._incarnation = incarnation
         self._settings = settings
@@ -67,37 +107,40 @@ class Messenger:
         self._loop = loop
         self._next_ref = 0
         self.local_calls: dict[int, Waiting] = {}
+        """Calls and streams that stay on this node and have no outcome yet, by ref."""
+
+    # One-way messages.
 
     async def send(self, to: Target, message: Any) -> None:
         """See `Node.send`."""
         if isinstance(to, tuple) and (session := self._sessions.get(to[1])) is not None:
-            key: int | str = to[0]  # `_route` by hand: this is what every message costs.
+            key: Key = to[0]  # A copy of `route` for the usual case, because every message passes here.
         else:
             session, key = self.route(to)
             if session is None:
                 await self._send_local(to, key, message)
                 return
+        # A copy of `Session.obstacle` and `Session.admit` for a small message; a test holds it to them.
         held = session.held
         try:
             held_now = held[key]
         except KeyError:
-            held_now = first(key)
-        if held_now >= session.window or (session.slow and session.full):
-            await session.room(0, key)
+            held_now = check_new_key(key)
+        if held_now >= session.held_limit or (session.is_slow and session.is_full):
+            await session.room(key)
             held_now = held.get(key, 0)
         packed = self._codec.pack([key, message], message)
         if len(packed) < session.plain_bytes:
             must_yield = session.append(packed)
             held[key] = held_now + 1
         else:
-            if len(packed) > session.small_bytes and session.crowded:
-                await session.room(len(packed), key)
-            must_yield = append(session, key, packed)
+            await session.admit_later(key, packed)
+            must_yield = session.must_yield()
         if must_yield:
             await asyncio.sleep(0)
 
     async def send_within(self, to: Target, message: Any, timeout_s: float) -> None:
-        """As `send`, but `WouldBlock` is raised where its window stays full for so long."""
+        """Do as `send`, but raise `WouldBlock` where its window stays full for ``timeout_s`` seconds."""
         deadline = self._loop.time() + min(timeout_s, MAX_TIMEOUT_S)
         while True:
             try:
@@ -107,9 +150,9 @@ class Messenger:
                 session, key = self.route(to)
             if session is None:
                 await self.wait_for_room(self.box_of(to, key), to, timeout_s, deadline)
-            else:  # If its windows have room, a large message waits for others of that kind.
-                size = 0 if session.full or session.windows.full(key) else session.small_bytes + 1
-                await self.wait_for_room(session, to, timeout_s, deadline, size, key)
+            else:  # If nothing keeps a small message back, it is a large one that waits for others.
+                size = 0 if session.obstacle(key) is not None else session.small_bytes + 1
+                await self.wait_for_room(session, to, timeout_s, deadline, key, size)
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """See `Node.send_nowait`."""
@@ -120,36 +163,92 @@ class Messenger:
                 raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
             box.put(self.copied(to, message))
             return
-        if waiting(session, key) >= session.window:
-            raise WouldBlock(to, f"{session.held[key]:,} messages of this node wait there")
-        if session.full:
-            raise WouldBlock(to, f"{session.in_flight:,} bytes are in flight to {session.name}")
-        packed = self._codec.pack([key, message], message)
-        if len(packed) > session.small_bytes and session.crowded:
-            raise WouldBlock(to, f"large messages of {session.in_flight:,} bytes wait for {session.name}")
-        append(session, key, packed)
+        obstacle = session.obstacle(key)
+        if obstacle is None:
+            obstacle = session.admit(key, self._codec.pack([key, message], message))
+        if obstacle is not None:
+            raise WouldBlock(to, session.explain(obstacle, key))
 
     async def cast(self, to: Target, request: Invoke) -> None:
-        """As `send`, for a request to an actor."""
+        """Do as `send` for a request to an actor."""
         session, key = self.route(to)
         if session is None:
             await self._send_local(to, key, request)
             return
-        if waiting(session, key) >= session.window or session.full:
-            await session.room(0, key)
-        parts, weight = request.parts(), 1
-        packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
-        if len(packed) >= session.plain_bytes:
-            if len(packed) > session.small_bytes and session.crowded:
-                await session.room(len(packed), key)
-            weight = units(len(packed), session.window)
-            packed = self._codec.pack([int(Op.CAST), key, parts, weight], parts)
-            if len(packed) > session.small_bytes:  # In pieces, its receiver weighs it as it has become.
-                weight = units(len(packed), session.window)
-        must_yield = session.append(packed)
-        session.windows.sent(key, weight)
-        if must_yield:
+        if session.obstacle(key) is not None:
+            await session.room(key)
+        parts = request.parts()
+        packed = self._codec.pack([int(Op.CAST), key, parts, 1], parts)
+        if session.admit(key, packed) is not None:
+            await session.admit_later(key, packed)
+        if session.must_yield():
             await asyncio.sleep(0)
+
+    async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None) -> int:
+        """See `Node.broadcast`."""
+        self._check_running()
+        if type(name) is not str:
+            raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
+        packed = self._packed_message(name, self._codec.pack_value(message))
+        wanted = [*self._sessions, self._name] if nodes is None else [canonical_node(node) for node in nodes]
+        sessions = [session for session in map(self._sessions.get, wanted) if session is not None]
+        sender = asyncio.current_task()
+        sent = 0
+        behind = []
+        for session in sessions:
+            with contextlib.suppress(NoConnection):
+                if session.admit(name, packed) is None:
+                    sent += 1
+                else:
+                    behind.append(session)
+        waits = [_admitted_later(session, name, packed, sender) for session in behind]
+        if self._name in wanted:
+            waits.append(self._broadcast_here(name, message))
+        if len(waits) == 1:
+            sent += await waits[0]
+        elif waits:  # All at a time: a node that is behind must not keep the message from another one.
+            for outcome in await asyncio.gather(*waits, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                sent += outcome
+        if any(session.must_yield() for session in sessions):
+            await asyncio.sleep(0)
+        return sent
+
+    def put_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> bool:
+        """Send one of many messages, whose payload is packed already, if there is room for it.
+
+        Args:
+            to: the process.
+            payload: the packed message.
+            message: the same unpacked, for a process of this node.
+            sender: the task on whose behalf it is sent; the message stays behind what that task sent before.
+
+        Returns:
+            False if it would have to wait: nothing was sent.
+
+        Raises:
+            NoConnection, NoProcess, MessageTooLarge: nothing was sent.
+        """
+        session, key = self.route(to)
+        if session is not None:
+            return session.admit(key, self._packed_message(key, payload), sender) is None
+        box = self.box_of(to, key)
+        if box.full:
+            return False
+        box.put(self.copied(to, message))
+        return True
+
+    async def send_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> None:
+        """Do as `put_packed`, but wait for room."""
+        while not self.put_packed(to, payload, message, sender):
+            session, key = self.route(to)
+            if session is not None:
+                await session.admit_later(key, self._packed_message(key, payload), sender)
+                return
+            await self.box_of(to, key).room()
+
+    # Requests.
 
     async def call(self, to: Target, message: Any, timeout_s: float) -> Any:
         """See `Node.call`."""
@@ -158,8 +257,8 @@ class Messenger:
         session, key = self.route(to)
         if session is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if waiting(session, key) >= session.window or session.full:
-            await self.wait_for_room(session, to, timeout_s, deadline, 0, key)
+        if session.obstacle(key) is not None:
+            await self.wait_for_room(session, to, timeout_s, deadline, key)
         ref = self.take_ref()
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
         if type(message) is Invoke:
@@ -167,12 +266,10 @@ class Messenger:
             packed = self._codec.pack([int(Op.HANDLE), key, parts, ref, timeout_ms], parts)
         else:
             packed = self._codec.pack([int(Op.CALL), key, message, ref, timeout_ms], message)
-        if len(packed) > session.small_bytes and session.crowded:
-            await self.wait_for_room(session, to, timeout_s, deadline, len(packed), key)
-        return await self._request(session, to, ref, packed, timeout_s, deadline, key=key)
+        return await self._request(session, to, ref, packed, timeout_s, deadline, None, key)
 
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
-        """Ask a connected node itself. Raises: as `call`."""
+        """Ask a connected node itself; such a request is small and waits for no window. Raises: as `call`."""
         self._check_running()
         session = self._session(canonical_node(node))
         ref = self.take_ref()
@@ -184,7 +281,7 @@ class Messenger:
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         payload = self._codec.pack_value(message)
         deadline = self._loop.time() + timeout_s
-        sender = asyncio.current_task()  # Those that must wait run in tasks of their own, and keep its order.
+        sender = asyncio.current_task()  # Calls that must wait run in tasks of their own, and keep its order.
         asked: list[_Asked] = []
         calls = [
             self._ask_at_once(to, payload, timeout_s, sender, asked)
@@ -197,43 +294,21 @@ class Messenger:
         finally:
             timer.cancel()
             for session, ref, _, _, key in asked:
-                session.called_back(key)
+                session.call_ended(key)
                 self._done_with(session, ref, sender)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, FleetError):
                 raise result
         return results
 
-    async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None) -> int:
-        """See `Node.broadcast`."""
-        self._check_running()
-        if type(name) is not str:
-            raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
-        payload = self._codec.pack_value(message)
-        packed = b"\x92" + self._codec.pack_value(name) + payload
-        wanted = [*self._sessions, self._name] if nodes is None else [canonical_node(node) for node in nodes]
-        sessions = [session for session in map(self._sessions.get, wanted) if session is not None]
-        size = len(packed)
-        full = [session for session in sessions if is_full(session, name, size)]
-        sent = sum(put(session, name, packed) for session in sessions if session not in full)
-        waits = [put_later(session, name, packed, asyncio.current_task()) for session in full]
-        if self._name in wanted:
-            waits.append(self._broadcast_here(name, message))
-        if len(waits) == 1:
-            sent += await waits[0]
-        elif waits:  # Those that are behind must not keep it from each other.
-            for outcome in await asyncio.gather(*waits, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                sent += outcome
-        if any(session.must_yield() for session in sessions):
-            await asyncio.sleep(0)
-        return sent
+    # What streams, remote spawning and the directory share.
 
-    # How.
+    def route(self, to: Target) -> tuple[Session | None, Key]:
+        """Find the session to a target (None: it is on this node) and its key there; `send` has a copy.
 
-    def route(self, to: Target) -> tuple[Session | None, int | str]:
-        """The session to a target (None: it is on this node) and its key there."""
+        Raises:
+            NodeStopped, NoConnection, NoProcess, InvalidName: it cannot be sent to.
+        """
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
         if isinstance(to, tuple):  # the usual case: a connected node
@@ -255,7 +330,96 @@ class Messenger:
             node = canonical_node(node)
         return (None if node == self._name else self._session(node)), name
 
+    def box_of(self, to: Target, key: Key) -> Mailbox:
+        """Find the mailbox of a process of this node. Raises: NoProcess."""
+        if isinstance(to, Pid) and to.incarnation != self._incarnation:
+            raise NoProcess(to)
+        box = self._boxes.get(key)
+        if box is None:
+            raise NoProcess(to)
+        return box
+
+    async def wait_for_room(
+        self, window: Mailbox | Session, to: Target, timeout_s: float, deadline: float, *message: Any
+    ) -> None:
+        """Wait for room in a mailbox, or on a session.
+
+        Args:
+            window: where the message goes.
+            to: for the error.
+            timeout_s: seconds that the caller asked for; for the error.
+            deadline: on the loop's clock, in seconds.
+            message: for a session, what `Session.room` takes: key, size and sender.
+
+        Raises:
+            WouldBlock: there is none by the deadline.
+            NoConnection: the session ended first.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                await window.room(*message)
+        except TimeoutError:
+            raise WouldBlock(to, f"its window stayed full for the {timeout_s:g} s of the deadline") from None
+
+    def take_ref(self) -> int:
+        """Draw a number for a request of this node."""
+        self._next_ref += 1
+        return self._next_ref
+
+    def copied(self, to: Target, message: Any) -> Any:
+        """Return what a process of this node gets: the message itself; with FLEETLM_DEBUG=1 a copy.
+
+        The copy has been through the codec, so that what works on one node works across two.
+
+        Raises:
+            NotSerializable, Undecodable: with FLEETLM_DEBUG=1, as another node would.
+        """
+        if not self._settings.debug:
+            return message
+        copy = self._codec.unpack(self._codec.pack_value(message))
+        found = unreadable_in(copy)
+        if found is not None:
+            raise Undecodable(to, found.why)
+        return copy
+
+    def close(self, reason: str) -> None:
+        """Stop with the node: calls that stay on this node get `NodeLost`, later sends `NodeStopped`."""
+        self.stopped = "has been stopped"
+        for future in self.local_calls.values():
+            if not future.done():
+                future.set_exception(NodeLost(self._name, reason))
+
+    # `Caller` for calls that stay on this node.
+
+    def replied(self, ref: int, value: Any) -> None:
+        """Hand the result over."""
+        future = self.local_calls.get(ref)
+        if future is not None and not future.done():
+            future.set_result(self.copied(self._name, value))
+
+    def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
+        """Hand the failure over as the error that a caller on another node would get."""
+        future = self.local_calls.get(ref)
+        if future is not None and not future.done():
+            future.set_exception(error_of_failure(kind, list(details)))
+
+    async def item(self, ref: int, value: Any) -> None:
+        """Hand an item of a stream over."""
+        consumer = self.local_calls.get(ref)
+        if isinstance(consumer, ConsumerEnd):
+            consumer.put(self.copied(self._name, value))
+
+    def forget(self, ref: int) -> None:
+        """Do nothing: a caller on this node takes its entry out itself."""
+
+    # Internals.
+
+    def _check_running(self) -> None:
+        if self.stopped:
+            raise NodeStopped(self._name, self.stopped)
+
     def _session(self, node: str) -> Session:
+        """Find a session by the canonical name of its node. Raises: NoConnection, with the known reason."""
         session = self._sessions.get(node)
         if session is not None:
             return session
@@ -266,29 +430,34 @@ class Messenger:
             why = peer.connection.last_error or f"it is {peer.status}"
         raise NoConnection(node, why)
 
-    def box_of(self, to: Target, key: int | str) -> Any:
-        """The mailbox of a process of this node. Raises: NoProcess."""
-        if isinstance(to, Pid) and to.incarnation != self._incarnation:
-            raise NoProcess(to)
-        box = self._boxes.get(key)
-        if box is None:
-            raise NoProcess(to)
-        return box
+    def _packed_message(self, key: Key, payload: bytes) -> bytes:
+        return _ARRAY2 + self._codec.pack_value(key) + payload
 
-    async def _send_local(self, to: Target, key: int | str, message: Any) -> None:
+    def _packed_call(self, key: Key, payload: bytes, ref: int, timeout_s: float) -> bytes:
+        pack = self._codec.pack_value
+        timeout_ms = max(1, int(timeout_s * 1000))
+        return _ARRAY5 + pack(int(Op.CALL)) + pack(key) + payload + pack(ref) + pack(timeout_ms)
+
+    async def _send_local(self, to: Target, key: Key, message: Any) -> None:
         box = self.box_of(to, key)
         if box.full:
             await box.room()
-            box = self.box_of(to, key)  # It may have ended meanwhile.
+            box = self.box_of(to, key)  # The process may have ended meanwhile.
         box.put(self.copied(to, message))
 
-    async def _call_local(
-        self, to: Target, key: int | str, message: Any, timeout_s: float, deadline: float
-    ) -> Any:
+    async def _broadcast_here(self, name: str, message: Any) -> int:
+        try:
+            await self._send_local(name, name, message)
+        except NoProcess:
+            return 0
+        return 1
+
+    async def _call_local(self, to: Target, key: Key, message: Any, timeout_s: float, deadline: float) -> Any:
+        """Call a process of this node: the `Call` goes into its mailbox, and this object is the `Caller`."""
         box = self.box_of(to, key)
         if box.full:
             await self.wait_for_room(box, to, timeout_s, deadline)
-            box = self.box_of(to, key)
+            box = self.box_of(to, key)  # The process may have ended meanwhile.
         ref = self.take_ref()
         future: asyncio.Future[Any] = self._loop.create_future()
         self.local_calls[ref] = future
@@ -311,57 +480,51 @@ class Messenger:
         timeout_s: float,
         deadline: float,
         sender: Hashable = None,
-        key: int | str | None = None,
+        key: Key | NodeKey = NODE,
     ) -> Any:
-        future: asyncio.Future[Any] = self._loop.create_future()
-        if key is None:
+        """Send a packed request and wait for its outcome; `NODE` is the key of the node itself."""
+        if key is NODE:
             session.append(packed, sender)
         else:
-            append(session, key, packed, sender)
-            session.called(key)
+            while session.admit(key, packed, sender, is_call=True) is not None:
+                await self.wait_for_room(session, to, timeout_s, deadline, key, len(packed), sender)
+        future: asyncio.Future[Any] = self._loop.create_future()
         session.calls[ref] = future
         timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
         try:
             return await future
         finally:
             timer.cancel()
-            if key is not None:
-                session.called_back(key)
+            if key is not NODE:
+                session.call_ended(key)
             self._done_with(session, ref, sender)
 
     def _done_with(self, session: Session, ref: int, sender: Hashable) -> None:
-        """If the call has no outcome yet, tell the peer that nobody waits for it any more."""
+        """Take a request out; if it has no outcome yet, tell the peer that it is not wanted any more."""
         if session.calls.pop(ref, None) is not None:
             session.control([int(Op.CANCEL), ref, None], after=sender or asyncio.current_task())
 
     def _ask_at_once(
         self, to: Target, payload: bytes, timeout_s: float, sender: Hashable, asked: list[_Asked]
     ) -> asyncio.Future[Any] | None:
-        """Send one of many without a task of its own, which costs more than all the rest.
+        """Send one call of a multicall without a task of its own, which would cost more than all the rest.
 
         Returns:
             Where its outcome will be; None where it must wait, stays on this node, or cannot be sent.
         """
         try:
             session, key = self.route(to)
-            if session is None or waiting(session, key) >= session.window or session.full:
+            if session is None:
                 return None
-            packed = self._packed_call(key, payload, self.take_ref(), timeout_s)
-            if len(packed) >= session.plain_bytes:
+            ref = self.take_ref()
+            packed = self._packed_call(key, payload, ref, timeout_s)
+            if session.admit(key, packed, sender, is_call=True) is not None:
                 return None
-            append(session, key, packed, sender)
         except (FleetError, TypeError, ValueError):
-            return None  # `_one_of_many` raises it where it becomes a result.
-        ref = self._next_ref
+            return None  # `_one_of_many` raises it again, where it becomes a result.
         future = session.calls[ref] = self._loop.create_future()
-        session.called(key)
         asked.append((session, ref, future, to, key))
         return future
-
-    def _packed_call(self, key: int | str, payload: bytes, ref: int, timeout_s: float) -> bytes:
-        pack = self._codec.pack_value
-        timeout_ms = max(1, int(timeout_s * 1000))
-        return b"\x95" + pack(int(Op.CALL)) + pack(key) + payload + pack(ref) + pack(timeout_ms)
 
     async def _one_of_many(
         self,
@@ -372,118 +535,24 @@ class Messenger:
         deadline: float,
         sender: Hashable,
     ) -> Any:
+        """Make one call of a multicall that `_ask_at_once` could not, on behalf of ``sender``."""
         session, key = self.route(to)
         if session is None:
             return await self._call_local(to, key, message, timeout_s, deadline)
-        if waiting(session, key) >= session.window or session.full:
-            await self.wait_for_room(session, to, timeout_s, deadline, 0, key)
+        if session.obstacle(key, 0, sender) is not None:
+            await self.wait_for_room(session, to, timeout_s, deadline, key, 0, sender)
         ref = self.take_ref()
         packed = self._packed_call(key, payload, ref, deadline - self._loop.time())
-        if len(packed) > session.small_bytes and session.crowded:
-            await self.wait_for_room(session, to, timeout_s, deadline, len(packed), key)
         return await self._request(session, to, ref, packed, timeout_s, deadline, sender, key)
 
-    async def wait_for_room(
-        self, window: Any, to: Target, timeout_s: float, deadline: float, *of: Any
-    ) -> None:
-        """Wait for room in a mailbox or on a session, for a size and a key."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                await window.room(*of)
-        except TimeoutError:
-            raise WouldBlock(to, f"its window stayed full for the {timeout_s:g} s of the deadline") from None
 
-    async def _broadcast_here(self, name: str, message: Any) -> int:
-        try:
-            await self._send_local(name, name, message)
-        except NoProcess:
-            return 0
-        return 1
-
-    def copied(self, to: Target, message: Any) -> Any:
-        """With FLEETLM_DEBUG=1 what stays on this node goes through the codec like what leaves it."""
-        if not self._settings.debug:
-            return message
-        copy = self._codec.unpack(self._codec.pack_value(message))
-        found = unreadable_in(copy)
-        if found is not None:
-            raise Undecodable(to, found.why)
-        return copy
-
-    def take_ref(self) -> int:
-        """A number for a request of this node."""
-        self._next_ref += 1
-        return self._next_ref
-
-    def _check_running(self) -> None:
-        if self.stopped:
-            raise NodeStopped(self._name, self.stopped)
-
-    def put_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> bool:
-        """Send what is packed already to one of many; on this node ``message`` itself arrives.
-
-        Behind what ``sender`` has sent before, whichever task this is.
-
-        Returns:
-            False where it would have to wait: nothing was sent.
-
-        Raises:
-            NoConnection, NoProcess, MessageTooLarge: nothing was sent.
-        """
-        session, key = self.route(to)
-        if session is None:
-            box = self.box_of(to, key)
-            if not box.full:
-                box.put(self.copied(to, message))
-                return True
-            return False
-        packed = b"\x92" + self._codec.pack_value(key) + payload
-        crowded = session.crowded and (len(packed) > session.small_bytes or session.lanes.has(sender))
-        if crowded or session.full or session.windows.full(key):
-            return False
-        append(session, key, packed, sender)
-        return True
-
-    async def send_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> None:
-        """As `put_packed`, but waits for room."""
-        while not self.put_packed(to, payload, message, sender):
-            session, key = self.route(to)
-            if session is None:
-                await self.box_of(to, key).room()
-            else:
-                await session.room(
-                    session.small_bytes + 1, key
-                )  # As for a large one: the sender may have a lane.
-
-    # `Caller` for calls that stay on this node.
-
-    def replied(self, ref: int, value: Any) -> None:
-        """Hand the result over."""
-        future = self.local_calls.get(ref)
-        if future is not None and not future.done():
-            future.set_result(self.copied(self._name, value))
-
-    def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
-        """Hand the failure over."""
-        future = self.local_calls.get(ref)
-        if future is not None and not future.done():
-            future.set_exception(error_of_failure(kind, list(details)))
-
-    async def item(self, ref: int, value: Any) -> None:
-        """Hand an item over."""
-        inlet = self.local_calls.get(ref)
-        if isinstance(inlet, ConsumerEnd):
-            inlet.put(self.copied(self._name, value))
-
-    def forget(self, ref: int) -> None:
-        """Nobody waits."""
-
-    def close(self, reason: str) -> None:
-        """The node stops: whoever still waits hears it."""
-        self.stopped = "has been stopped"
-        for future in self.local_calls.values():
-            if not future.done():
-                future.set_exception(NodeLost(self._name, reason))
+async def _admitted_later(session: Session, key: Key, packed: bytes, sender: Hashable) -> int:
+    """Send as soon as there is room. Returns how many were sent: none if the connection ended first."""
+    try:
+        await session.admit_later(key, packed, sender)
+    except NoConnection:
+        return 0
+    return 1
 
 
 def _expire_all(asked: list[_Asked], timeout_s: float) -> None:

@@ -1,8 +1,30 @@
-"""The road of one connection: messages out in batches, a window, and what is asked of the peer.
+"""A session: everything that two nodes exchange over one connection, from its `Up` to its `Down`.
 
-A message makes no object of its own here: it is packed at once (so that the sender may change it
-afterwards), its bytes join the batch, and one flush per turn of the loop makes one ZeroMQ message of
-the batch. There is no Nagle-like delay: a lone message leaves in the same turn.
+**Batching.** A message makes no object of its own here. It is packed before it is appended, so the sender
+may change it afterwards. Its bytes join the batch of this turn of the event loop, and the `Flusher` makes
+one frame of the batch at the end of the turn; a batch that reaches `Settings.batch_bytes` or
+`Settings.batch_messages` leaves at once.
+
+**Ordering.** Messages of one sender arrive in the order sent. A message above `Settings.chunk_bytes`
+travels in chunks, and waits for its turns in the lane of its sender (`Lanes`); whatever the same sender
+appends later queues behind it, and small messages of other senders pass. The sender is the current task,
+unless the caller names another: a task that acts for another sends as that one, and the reply and the items
+of one request share the lane ``("reply", ref)``.
+
+**Credit.** Two windows make senders wait; `messaging.windows` explains them. `obstacle` is the one place
+that asks them, `admit` the one place that counts a message, `room` waits. Runtime messages (`control`,
+`signal`), replies and failures wait for no window; a peer that takes nothing of them is cut
+(`ByteWindow.hard_limit_bytes`).
+
+**Who owns what.** The driver makes and closes sessions. `Outbound` and `Streams` keep in ``calls`` what
+waits for the peer, by ref; `Inbound` takes it out when the outcome comes. `Inbound` keeps in ``requests``
+what the peer has asked of processes here; each `Call` takes itself out through this session, which is its
+`Caller`.
+
+Races. Sending may find the transport broken in the middle of a program's send: the driver is told
+(``lost``) and closes the session in a later turn, so that no sender sees a session end under it. Until then
+appended messages go nowhere; their callers get `NodeLost`. A waiting sender wakes to `NoConnection`: its
+message has not been appended. A closed session is never opened again; the next `Up` makes a new one.
 """
 
 from __future__ import annotations
@@ -17,7 +39,18 @@ import msgpack
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
 from fleetlm.messaging.chunks import Lanes, Reassembly
-from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units, weighed
+from fleetlm.messaging.windows import (
+    NODE,
+    UNIT_BYTES,
+    ByteCredit,
+    ByteWindow,
+    NodeKey,
+    Obstacle,
+    ReceiveWindows,
+    SendWindows,
+    check_new_key,
+    weighed,
+)
 from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.frames import Kind, Op
 
@@ -32,61 +65,60 @@ if TYPE_CHECKING:
 
 _ARRAY32 = b"\xdd"
 """msgpack: an array whose length is in the next four bytes."""
-_CREDIT_SHARE = 8
-"""Credit is told for every eighth of a window: rarely enough to cost nothing, often enough to flow."""
-_HARD_LIMIT = 4
-"""Windows in flight at which a peer that takes nothing is cut: replies do not wait, so they end here."""
-
 _MIN_WINDOW_BYTES = 64 * 1024
-_FAILURE_CHARACTERS = 65_536
-"""Of each text of a failure: a traceback of any sensible depth."""
+"""The smallest window of a connection: a peer that announces less would make every message wait."""
+_MAX_FAILURE_TEXT_CHARS = 65_536
+"""Longer texts in a failure are cut. Tracebacks of sensible depth fit."""
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 
 
 class Session:
-    """What `Up` made of a connection; over with the matching `Down`."""
+    """What `Up` makes of a connection; it is over with the matching `Down`.
+
+    Args:
+        peer: the node at the other end.
+        outgoing: this node's half of the connection, which numbers its frames.
+        incoming: the peer's half, with its HELLO.
+        settings: this node's; where the HELLO announces a lower limit, that one holds.
+        codec: packs replies and items.
+        transport: takes the frames.
+        flush_soon: called when there is something to flush at the end of the turn.
+        lost: called with a reason when the connection must end.
+    """
 
     __slots__ = (
-        "_acked",
-        "_acked_bulk",
         "_batch",
         "_batch_bytes",
         "_batch_limit",
         "_batch_limit_bytes",
+        "_chunk_bytes",
         "_codec",
         "_flush_soon",
         "_limit_bytes",
-        "_limits",
         "_lost",
-        "_sent",
-        "_sent_bulk",
-        "_told",
-        "_told_bulk",
         "_transport",
-        "_waiters",
         "arrivals",
+        "byte_credit",
+        "byte_window",
         "calls",
         "closed",
         "held",
+        "held_limit",
         "incarnation",
         "incoming",
+        "is_slow",
         "lanes",
+        "messages_received",
+        "messages_sent",
         "name",
         "open_calls",
         "outgoing",
         "peer",
         "plain_bytes",
         "reassembly",
-        "received",
         "requests",
-        "sent",
-        "slow",
         "small_bytes",
-        "taken",
-        "taken_bulk",
-        "window",
-        "window_bytes",
         "windows",
     )
 
@@ -101,120 +133,221 @@ class Session:
         flush_soon: Callable[[Session], None],
         lost: Callable[[Session, str], None],
     ) -> None:
+        hello = incoming.hello
         self.peer = peer
         self.name = peer.connection.name
         self.incarnation = peer.connection.incarnation
         self.outgoing = outgoing
         self.incoming = incoming
         self.closed = ""
-        """Why it is over, or empty."""
-        self.slow = False
-        """Whether a sender must look closer: the window is full, lanes are in use, or it is over."""
+        """Why the session is over; empty while it is not."""
+        self.is_slow = False
+        """Whether a sender must look closer: the window is full, lanes are in use, or the session is over."""
         self.calls: dict[int, Waiting] = {}
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
         """Requests of the peer that are open here, by its ref."""
-        self._limit_bytes = min(settings.max_message_bytes, incoming.hello.max_message_bytes)
+        self._limit_bytes = min(settings.max_message_bytes, hello.max_message_bytes)
+        self._chunk_bytes = settings.chunk_bytes
         self.lanes = Lanes(settings.chunk_bytes, self._limit_bytes)
         self.reassembly = Reassembly(settings.max_message_bytes)
-        limit = min(settings.mailbox_limit, incoming.hello.mailbox_limit)
-        self.windows = windows = SendWindows(limit)
-        """Of the peer's processes; who sends counts."""
-        self.held, self.window = windows.held, limit
-        """The same at hand: every message looks there."""
+        window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, hello.window_bytes))
+        self.byte_window = ByteWindow(window_bytes, settings.bulk_window_bytes)
+        self.byte_credit = ByteCredit(window_bytes, settings.bulk_window_bytes, self._tell_credit)
+        limit = min(settings.mailbox_limit, hello.mailbox_limit)
+        self.windows = SendWindows(limit)
+        """The windows of the peer's processes."""
+        self.held, self.held_limit = self.windows.held, limit
+        """The same table and its limit at hand, because every message looks there."""
         self.arrivals = ReceiveWindows(limit, self._tell_taken)
-        """Of this node's processes, as far as the peer sends to them."""
+        """The windows of this node's processes, as far as the peer sends to them."""
         self.open_calls: dict[Key, int] = {}
-        """Calls of this node that wait for a process of the peer."""
-        self.window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, incoming.hello.window_bytes))
-        self.sent = 0
-        """Messages handed to ZeroMQ, and received: for people."""
-        self.received = 0
-        self.taken = 0
-        """Bytes of the peer that were decoded, and those of them in chunks."""
-        self.taken_bulk = 0
-        self._limits = settings
+        """Calls of this node that wait for a process of the peer; `admit` adds to it."""
+        self.messages_sent = 0
+        """Messages handed to the transport; shown by `Node.info`."""
+        self.messages_received = 0
+        """Messages decoded; shown by `Node.info`."""
         self.small_bytes = min(settings.chunk_bytes, self._limit_bytes)
+        """A longer message travels in chunks, or is too large."""
         self.plain_bytes = min(UNIT_BYTES, self.small_bytes + 1)
-        """From here on a message counts more than one, or travels in pieces."""
+        """A shorter message counts one unit and travels in a batch."""
         self._codec = codec
         self._transport = transport
         self._flush_soon = flush_soon
         self._lost = lost
         self._batch: list[bytes] = [b""]
+        """The packed messages of this turn; the first place is for the frame's header."""
         self._batch_bytes = 0
         self._batch_limit = settings.batch_messages
         self._batch_limit_bytes = settings.batch_bytes
-        self._sent = self._acked = self._told = 0
-        self._sent_bulk = self._acked_bulk = self._told_bulk = 0
-        self._waiters: dict[asyncio.Future[None], None] = {}
 
-    # Out.
-
-    def _review(self) -> None:
-        self.slow = bool(self.closed or self.lanes or self._sent - self._acked >= self.window_bytes)
+    # Windows.
 
     @property
     def in_flight(self) -> int:
         """Bytes that the peer has not taken yet, those that wait here included."""
-        return self._sent - self._acked + self._batch_bytes + self.lanes.waiting_bytes
+        return self.byte_window.in_flight_bytes + self._batch_bytes + self.lanes.waiting_bytes
 
     @property
-    def full(self) -> bool:
-        """Whether a sender that can wait should.
+    def is_full(self) -> bool:
+        """Whether a small message of the current task has to wait, whichever process it is for."""
+        return self.obstacle(NODE) is not None
 
-        What waits in lanes holds up those who have one: a large message must not delay anybody else.
+    def obstacle(self, key: Key | NodeKey, size_bytes: int = 0, sender: Hashable = None) -> Obstacle | None:
+        """Look at every window, in one order; `Outbound.send` has a copy of the first two.
+
+        Lanes that hold a whole window make large messages of everybody wait, and small ones of senders that
+        have a lane: a large message must not delay the small ones of others.
+
+        Args:
+            key: the process; `NODE` for a request to the node itself.
+            size_bytes: of the packed message; 0 if it is not known to be large.
+            sender: whose messages must stay in order; default: the current task.
+
+        Returns:
+            What keeps the message from being sent now, or None.
+
+        Raises:
+            InvalidName: ``key`` does not name a process.
         """
-        if self._sent - self._acked + self._batch_bytes >= self.window_bytes:
-            return True
-        lanes = self.lanes  # `crowded` by hand: this is asked for every message
-        return lanes.waiting_bytes >= self.window_bytes and lanes.has(asyncio.current_task())
+        if key is not NODE:
+            held = self.held.get(key)
+            if held is None:
+                check_new_key(key)
+            elif held >= self.held_limit:
+                return Obstacle.PROCESS
+        window, lanes = self.byte_window, self.lanes
+        if window.in_flight_bytes + self._batch_bytes >= window.limit_bytes:
+            return Obstacle.CONNECTION
+        if lanes.waiting_bytes >= window.limit_bytes and (
+            size_bytes > self.small_bytes or lanes.has(asyncio.current_task() if sender is None else sender)
+        ):
+            return Obstacle.LANES
+        return None
 
-    @property
-    def crowded(self) -> bool:
-        """Whether a large message of anybody should wait for those before it."""
-        return self.lanes.waiting_bytes >= self.window_bytes
+    def explain(self, obstacle: Obstacle, key: Key) -> str:
+        """The reason of a `WouldBlock`."""
+        if obstacle is Obstacle.PROCESS:
+            return f"{self.held.get(key, 0):,} messages of this node wait there"
+        if obstacle is Obstacle.CONNECTION:
+            return f"{self.in_flight:,} bytes are in flight to {self.name}"
+        return f"large messages of {self.lanes.waiting_bytes:,} bytes wait for {self.name}"
 
-    async def room(self, size: int = 0, key: Key | None = None) -> None:
-        """Return when there is room, for a message of that size and to that process if they are known.
+    async def room(self, key: Key | NodeKey = NODE, size_bytes: int = 0, sender: Hashable = None) -> None:
+        """Return when `obstacle` finds none for the same arguments.
 
         Raises:
             NoConnection: the connection ended first.
+            InvalidName: as `obstacle`.
         """
-        large = size > self.small_bytes
         while not self.closed:
-            if key is not None and self.windows.full(key):
-                await self.windows.wait(key)
-            elif self.full or (large and self.crowded):
-                waiter = asyncio.get_running_loop().create_future()
-                self._waiters[waiter] = None
-                try:
-                    await waiter
-                finally:
-                    self._waiters.pop(waiter, None)
-            else:
+            obstacle = self.obstacle(key, size_bytes, sender)
+            if obstacle is None:
                 return
+            if obstacle is Obstacle.PROCESS and key is not NODE:
+                await self.windows.wait(key)
+            else:
+                await self.byte_window.wait()
         raise NoConnection(self.name, self.closed)
 
+    def admit(
+        self, key: Key | NodeKey, packed: bytes, sender: Hashable = None, *, is_call: bool = False
+    ) -> Obstacle | None:
+        """Send a message if no window is full, and count it; only the copy in `Outbound.send` does so too.
+
+        Args:
+            key: the process; `NODE` for a request to the node itself, which no process' window holds up.
+            packed: one item of a batch; where it needs to, it is made to say how many units it counts.
+            sender: whose messages must stay in order; default: the current task.
+            is_call: whether it is an open call of this node until `call_ended`.
+
+        Returns:
+            None if it was sent; else what kept it, and nothing was sent or counted.
+
+        Raises:
+            NoConnection, MessageTooLarge: as `append`; nothing was sent or counted.
+            InvalidName: as `obstacle`.
+        """
+        if self.closed:
+            raise NoConnection(self.name, self.closed)
+        size = len(packed)
+        obstacle = self.obstacle(key, size, sender)
+        if obstacle is not None:
+            return obstacle
+        if key is NODE:
+            self.append(packed, sender)
+            return None
+        weight = 1
+        if size >= self.plain_bytes:
+            packed, weight = weighed(packed, self.held_limit, self.small_bytes)
+        self.append(packed, sender)
+        self.windows.sent(key, weight)
+        if is_call:
+            self.open_calls[key] = self.open_calls.get(key, 0) + 1
+        return None
+
+    async def admit_later(self, key: Key, packed: bytes, sender: Hashable = None) -> None:
+        """Do as `admit` as soon as there is room. Raises: NoConnection, MessageTooLarge; nothing was sent."""
+        while self.admit(key, packed, sender) is not None:
+            await self.room(key, len(packed), sender)
+
+    def call_ended(self, key: Key) -> None:
+        """Note that a call to this process has its outcome, or that its caller has stopped waiting."""
+        left = self.open_calls.get(key, 0) - 1
+        if left > 0:
+            self.open_calls[key] = left
+        else:
+            self.open_calls.pop(key, None)
+
+    def load(self, key: Key) -> int:
+        """What this node asks of a process of the peer: units that wait there, and open calls."""
+        return self.held.get(key, 0) + self.open_calls.get(key, 0)
+
+    def credited(self, total_bytes: int, chunk_bytes: int) -> None:
+        """Take a CREDIT: the peer has taken so many bytes in all, and so many of them in chunks.
+
+        Raises:
+            ValueError: for more than was sent, or less than before; nothing changed.
+        """
+        window = self.byte_window
+        window.credited(total_bytes, chunk_bytes)
+        self._update_is_slow()
+        if self.lanes:
+            self._flush_soon(self)
+        if window.in_flight_bytes + self._batch_bytes < window.limit_bytes:
+            window.wake()
+
+    def _tell_credit(self, taken_bytes: int, taken_chunk_bytes: int) -> None:
+        self.control([int(Op.CREDIT), taken_bytes, taken_chunk_bytes])
+
+    def _tell_taken(self, key: Key, count: int) -> None:
+        self.control([int(Op.TAKEN), key, count])
+
+    def _update_is_slow(self) -> None:
+        window = self.byte_window
+        self.is_slow = bool(self.closed or self.lanes or window.in_flight_bytes >= window.limit_bytes)
+
+    # Sending.
+
     def append(self, packed: bytes, sender: Hashable = None) -> bool:
-        """Put a packed message on the road.
+        """Append a packed message to the batch or a lane. It asks no window and counts nothing: see `admit`.
 
         Args:
             packed: one item of a batch.
             sender: whose messages must stay in order; default: the current task.
 
         Returns:
-            Whether a batch or a large message is on its way already: a sender in a tight loop should
-            let the loop turn.
+            Whether the batch has just left, or the message went to a lane: a sender in a tight loop should
+            let the event loop turn.
 
         Raises:
-            NoConnection: the connection is over; nothing was sent.
+            NoConnection: the session is over; nothing was sent.
             MessageTooLarge: beyond what this node or the peer takes; nothing was sent.
         """
         size = len(packed)
-        if self.slow or size > self.small_bytes:
+        if self.is_slow or size > self.small_bytes:
             return self._append_slowly(packed, size, sender)
-        # `_to_batch` by hand: this is what every message costs.
+        # A copy of `_to_batch`, because every message passes here; a test holds it to the original.
         batch = self._batch
         batch.append(packed)
         bytes_before = self._batch_bytes
@@ -226,28 +359,15 @@ class Session:
         self._flush_batch()
         return True
 
-    def _append_slowly(self, packed: bytes, size: int, sender: Hashable) -> bool:
-        if self.closed:
-            raise NoConnection(self.name, self.closed)
-        if (size > self.small_bytes or self.lanes) and self._to_lane(packed, size, sender):
-            return True
-        return self._to_batch(packed, size)
-
     def must_yield(self) -> bool:
-        """Whether nothing waits for the end of the turn, as a batch has just left inline."""
-        return not self._batch_bytes
-
-    def flush(self) -> None:
-        """Once per turn of the loop, if anything was appended: batch first, then pieces."""
-        if self.closed:
-            return
-        if self._batch_bytes:
-            self._flush_batch()
-        if self.lanes:
-            self._pump()
+        """Whether a task that has just sent should let the event loop turn: see `append`."""
+        if not self._batch_bytes:
+            return True
+        lanes = self.lanes
+        return bool(lanes.waiting_bytes) and lanes.has(asyncio.current_task())
 
     def control(self, message: list[object], after: Hashable = None) -> None:
-        """Append a message of the runtime's own: it waits for no window, has no limit, never raises.
+        """Append a message of the runtime's own. It waits for no window, has no size limit and never raises.
 
         Args:
             message: one item of a batch, of a size that fits a frame.
@@ -256,7 +376,7 @@ class Session:
         self.signal(_pack(message), after)
 
     def signal(self, packed: bytes, after: Hashable = None) -> None:
-        """As `control`, for what is packed already."""
+        """Do as `control` for a message that is packed already."""
         if self.closed:
             return
         if after is not None and self.lanes.has(after):
@@ -264,8 +384,25 @@ class Session:
             return
         self._to_batch(packed, len(packed))
 
+    def flush(self) -> None:
+        """Send the batch, then chunks; the `Flusher` calls it once per turn if anything was appended."""
+        if self.closed:
+            return
+        if self._batch_bytes:
+            self._flush_batch()
+        if self.lanes:
+            self._flush_lanes()
+
+    def _append_slowly(self, packed: bytes, size: int, sender: Hashable) -> bool:
+        """Append a message that is large, or while lanes are in use, or when the session is over."""
+        if self.closed:
+            raise NoConnection(self.name, self.closed)
+        if (size > self.small_bytes or self.lanes) and self._to_lane(packed, size, sender):
+            return True
+        return self._to_batch(packed, size)
+
     def _to_batch(self, packed: bytes, size: int) -> bool:
-        """Returns whether the batch was full and has left."""
+        """Append to the batch; `append` has a copy. Returns whether the batch was full and has left."""
         batch = self._batch
         batch.append(packed)
         bytes_before = self._batch_bytes
@@ -278,34 +415,36 @@ class Session:
         return True
 
     def _to_lane(self, packed: bytes, size: int, sender: Hashable) -> bool:
+        """Queue in the sender's lane. Returns False if the message is small and the sender has no lane."""
         if sender is None:
             sender = asyncio.current_task()
         if size > self._limit_bytes:
             raise MessageTooLarge(size, self._limit_bytes)
-        if size <= self._limits.chunk_bytes and not self.lanes.has(sender):
+        if size <= self._chunk_bytes and not self.lanes.has(sender):
             return False
         if not self.lanes and not self._batch_bytes:
             self._flush_soon(self)
         self.lanes.add(sender, packed)
-        self._review()
-        if self.lanes.waiting_bytes > _HARD_LIMIT * self.window_bytes + self._limit_bytes:
+        self._update_is_slow()
+        if self.lanes.waiting_bytes > self.byte_window.hard_limit_bytes + self._limit_bytes:
             self._lost(self, f"it took nothing of {self.in_flight:,} bytes")
         return True
 
     def _flush_batch(self) -> None:
+        """Send the batch as one frame and begin a new one."""
         batch = self._batch
         count = len(batch) - 1
         batch[0] = self.outgoing.header(Kind.BATCH) + _ARRAY32 + count.to_bytes(4, "big")
         frame = b"".join(batch)
         self._batch = [b""]
         self._batch_bytes = 0
-        self.sent += count
-        self._put((frame,), len(frame))
+        self.messages_sent += count
+        self._send_frame((frame,), len(frame))
 
-    def _pump(self) -> None:
-        """Send pieces while the bulk window has room."""
-        limit = self._limits.bulk_window_bytes
-        while self.lanes and self._sent_bulk - self._acked_bulk < limit:
+    def _flush_lanes(self) -> None:
+        """Send chunks, and what queues behind them, while the window of chunks has room."""
+        window = self.byte_window
+        while self.lanes and window.may_send_chunk:
             item = self.lanes.next()
             if item is None:
                 break
@@ -316,79 +455,23 @@ class Session:
                 self._flush_batch()  # What the same sender sent before must not be overtaken.
             head, piece = item
             size = len(head) + len(piece)
-            self._sent_bulk += size
-            self._put((self.outgoing.header(Kind.CHUNK) + head, piece), size)
+            window.sent_chunk(size)
+            self._send_frame((self.outgoing.header(Kind.CHUNK) + head, piece), size)
         if self._batch_bytes:
             self._flush_batch()
-        self._review()
+        self._update_is_slow()
 
-    def _put(self, parts: tuple[bytes | memoryview, ...], size: int) -> None:
-        self._sent += size
-        self._review()
+    def _send_frame(self, parts: tuple[bytes | memoryview, ...], size: int) -> None:
+        """Count a frame and hand it to the transport; a broken channel or an overrun ends the connection."""
+        window = self.byte_window
+        window.sent(size)
+        self._update_is_slow()
         if not self._transport.send(self.outgoing.channel, parts):
             self._lost(self, "connection closed: sending failed")
-        elif self._sent - self._acked > _HARD_LIMIT * self.window_bytes:
+        elif window.in_flight_bytes > window.hard_limit_bytes:
             self._lost(self, f"it took nothing of {self.in_flight:,} bytes")
 
-    # Credit.
-
-    def credited(self, total: int, bulk: int) -> None:
-        """The peer has taken so many bytes in all. Raises: ValueError for more than was sent."""
-        if not self._acked <= total <= self._sent or not self._acked_bulk <= bulk <= self._sent_bulk:
-            raise ValueError(f"credit for {total} of {self._sent} bytes")
-        self._acked = total
-        self._acked_bulk = bulk
-        self._review()
-        if self.lanes:
-            self._flush_soon(self)
-        if self._waiters and not self.full:
-            self._wake_waiters()
-
-    def took(self, size: int, *, bulk: bool = False) -> None:
-        """A frame of the peer was decoded: tell it so from time to time."""
-        self.taken += size
-        if bulk:
-            self.taken_bulk += size
-        due_bulk = self.taken_bulk - self._told_bulk >= self._limits.bulk_window_bytes // _CREDIT_SHARE
-        if due_bulk or self.taken - self._told >= self.window_bytes // _CREDIT_SHARE:
-            self.tell_credit()
-
-    def tell_credit(self) -> None:
-        """Tell what was taken from the network, unless it is told already."""
-        if self.taken == self._told and self.taken_bulk == self._told_bulk:
-            return
-        self._told = self.taken
-        self._told_bulk = self.taken_bulk
-        self.control([int(Op.CREDIT), self.taken, self.taken_bulk])
-
-    def weighed(self, packed: bytes) -> tuple[bytes, int]:
-        """A packed one-way message or call of more than one unit as it travels, and its units."""
-        size = len(packed)
-        weight = units(size, self.windows.limit)
-        if size <= self.small_bytes and weight > 1:  # In pieces, its receiver sees by itself what it counts.
-            packed = weighed(packed, weight)
-        return packed, weight
-
-    def _tell_taken(self, key: Key, count: int) -> None:
-        self.control([int(Op.TAKEN), key, count])
-
-    def called(self, key: Key) -> None:
-        """A call to this process is open."""
-        self.open_calls[key] = self.open_calls.get(key, 0) + 1
-
-    def called_back(self, key: Key) -> None:
-        """It is not, any more."""
-        left = self.open_calls.get(key, 0) - 1
-        if left > 0:
-            self.open_calls[key] = left
-        else:
-            self.open_calls.pop(key, None)
-
-    def load(self, key: Key) -> int:
-        """What this node asks of a process of the peer: messages that wait there, and open calls."""
-        return self.windows.held.get(key, 0) + self.open_calls.get(key, 0)
-
-    # The peer's requests: `Caller` for each `Call` that came over this session.
+    # `Caller` for the requests of the peer.
 
     def replied(self, ref: int, value: Any) -> None:
         """Send a result. Raises: NotSerializable, MessageTooLarge."""
@@ -399,43 +482,43 @@ class Session:
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Say why there is no result, or no further item."""
         self.requests.pop(ref, None)
-        texts = [_sendable(text[:_FAILURE_CHARACTERS]) for text in details]
+        texts = [_sendable(text[:_MAX_FAILURE_TEXT_CHARS]) for text in details]
         self.control([int(Op.FAILURE), ref, int(kind), texts], ("reply", ref))
 
     async def item(self, ref: int, value: Any) -> None:
         """Send an item of a stream. Raises: NotSerializable, MessageTooLarge."""
         packed = self._codec.pack([int(Op.ITEM), ref, value], value)
-        if self.full or (len(packed) > self.small_bytes and self.crowded):
+        if self.obstacle(NODE, len(packed), ("reply", ref)) is not None:
             with contextlib.suppress(NoConnection):
-                await self.room(len(packed))
+                await self.room(NODE, len(packed), ("reply", ref))
         if not self.closed and ref in self.requests:
             self.append(packed, ("reply", ref))
 
     def forget(self, ref: int) -> None:
-        """A request needs no answer."""
+        """Close a request that needs no answer."""
         self.requests.pop(ref, None)
 
-    def sweep(self) -> None:
-        """Forget requests of the peer whose deadline has passed: it has given them up itself.
+    # Life.
 
-        And tell what was taken from mailboxes, even where it is little.
+    def sweep(self) -> None:
+        """Drop requests of the peer that have expired, and tell even the little that was taken here.
+
+        The peer has given up a request itself when its deadline has passed. Called once in every tick.
         """
         for call in [call for call in self.requests.values() if not call.wanted]:
             call.abandon()
         self.arrivals.sweep()
 
-    # The end.
-
     def close(self, reason: str) -> None:
-        """The connection is over: whoever waits hears it now."""
+        """End the session: waiting senders get `NoConnection`, callers `NodeLost`; handlers are cancelled."""
         self.closed = reason or "closed"
-        self.slow = True
+        self.is_slow = True
         self.windows.close()
         self.open_calls.clear()
         self._batch = [b""]
         self._batch_bytes = 0
         self.lanes.clear()
-        self._wake_waiters()
+        self.byte_window.wake()
         calls, self.calls = self.calls, {}
         for future in calls.values():
             if not future.done():
@@ -444,13 +527,7 @@ class Session:
         for call in requests.values():
             call.abandon()
 
-    def _wake_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, {}
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
 
 def _sendable(text: str) -> str:
-    """Text with lone surrogates, as in the file names of an OSError, made fit to travel."""
+    """Escape lone surrogates, as in the file names of an OSError, since they cannot travel."""
     return text.encode("utf-8", "backslashreplace").decode()

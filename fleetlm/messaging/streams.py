@@ -1,4 +1,15 @@
-"""Streams as their consumer sees them: asks for one, hands its items on, gives it up."""
+"""Streams as their consumer sees them: asks for one, hands its items on, and gives it up.
+
+A stream is a request whose `Waiting` is a `ConsumerEnd`. The producer may send `Settings.stream_window`
+items beyond those that were consumed; MORE gives that credit back (`stream_items`). It ends exactly once:
+when the producer returns or fails, with `NodeLost` when the session ends, or with `CallTimeout` when its
+deadline passes or no item comes for `Settings.stream_idle_s`. Items that came before the end are still
+handed on.
+
+A consumer that leaves its loop, or is cancelled, closes the generator. Its ``finally`` takes the request
+out; if the stream had not ended, it sends a CANCEL behind the request itself, in the order of the task that
+asked.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +19,20 @@ from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
-from fleetlm.messaging.onto import waiting
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, expire
-from fleetlm.messaging.windows import UNIT_BYTES, units
 from fleetlm.wire.frames import Op
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.session import Session
     from fleetlm.messaging.targets import Target
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
+
+_Opened = tuple[ConsumerEnd, dict[int, Any], Callable[[], None]]
+"""An open stream: its end here, the table in which it waits by ref, and what gives it up."""
 
 
 class Streams:
@@ -38,75 +51,76 @@ class Streams:
         now = self._loop.time()
         deadline = math.inf if timeout_s is None else now + min(timeout_s, MAX_TIMEOUT_S)
         ref = self._messenger.take_ref()
-        inlet, calls, stop = await self._ask(to, message, ref, deadline)
-        calls[ref] = inlet
+        consumer, calls, give_up = await self._ask(to, message, ref, deadline)
+        calls[ref] = consumer
         idle_s = self._settings.stream_idle_s
         try:
             while True:
-                while inlet:
-                    yield inlet.take()
+                while consumer:
+                    yield consumer.take()
                 until = min(deadline, self._loop.time() + idle_s)
                 allowed_s = timeout_s if timeout_s is not None and until == deadline else idle_s
-                timer = self._loop.call_at(until, expire, inlet, to, allowed_s)
+                timer = self._loop.call_at(until, expire, consumer, to, allowed_s)
                 try:
-                    if not await inlet.wait():
+                    if not await consumer.wait():
                         return
                 finally:
                     timer.cancel()
         finally:
             if calls.pop(ref, None) is not None:
-                stop()
+                give_up()
 
-    async def _ask(
-        self, to: Target, message: Any, ref: int, deadline: float
-    ) -> tuple[ConsumerEnd, dict[int, Any], Callable[[], None]]:
-        """Ask for a stream. Returns its end here, where that must be known, and what gives it up."""
-        window = self._settings.stream_window
+    async def _ask(self, to: Target, message: Any, ref: int, deadline: float) -> _Opened:
+        """Ask for a stream, waiting for room at most until its deadline. Raises: as `Node.call`."""
         timeout_s = self._settings.stream_idle_s if deadline == math.inf else deadline - self._loop.time()
         until = self._loop.time() + timeout_s
-        session, key = self._messenger.route(to)
-        if session is None:
-            box = self._messenger.box_of(to, key)
-            if box.full:
-                await self._messenger.wait_for_room(box, to, timeout_s, until)
-                box = self._messenger.box_of(to, key)
-            here = self._messenger
-            call = Call(here.copied(to, message), here, ref, deadline, self._loop.time, window)
-            box.put(call)
-            inlet = ConsumerEnd(window, call.more)
-            if deadline == math.inf:
-                return inlet, here.local_calls, call.abandon
-            timer = self._loop.call_at(deadline, call.abandon)  # Its consumer may hold it and take no more.
+        messenger = self._messenger
+        session, key = messenger.route(to)
+        if session is not None:
+            if session.obstacle(key) is not None:
+                await messenger.wait_for_room(session, to, timeout_s, until, key)
+            packed = self._packed(key, message, ref, deadline)
+            while session.admit(key, packed) is not None:
+                await messenger.wait_for_room(session, to, timeout_s, until, key, len(packed))
+            return self._opened_on(session, ref)
+        box = messenger.box_of(to, key)
+        if box.full:
+            await messenger.wait_for_room(box, to, timeout_s, until)
+            box = messenger.box_of(to, key)  # The process may have ended meanwhile.
+        window = self._settings.stream_window
+        call = Call(messenger.copied(to, message), messenger, ref, deadline, self._loop.time, window)
+        box.put(call)
+        return self._opened_here(call, deadline)
 
-            def abandon() -> None:
-                timer.cancel()
-                call.abandon()
-
-            return inlet, here.local_calls, abandon
-        if waiting(session, key) >= session.window or session.full:
-            await self._messenger.wait_for_room(session, to, timeout_s, until, 0, key)
+    def _packed(self, key: int | str, message: Any, ref: int, deadline: float) -> bytes:
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
-        operation, payload = Op.STREAM, message  # An Invoke travels as its parts.
+        operation, payload = Op.STREAM, message
         if type(message) is Invoke:
             operation, payload = Op.YIELD, message.parts()
-        request = [int(operation), key, payload, ref, timeout_ms, window, 1]
-        packed = self._codec.pack(request, payload)
-        if len(packed) >= UNIT_BYTES:
-            request[-1] = units(len(packed), session.windows.limit)
-            packed = self._codec.pack(request, payload)
-        if len(packed) > session.small_bytes and session.crowded:
-            await self._messenger.wait_for_room(session, to, timeout_s, until, len(packed), key)
-        sender = asyncio.current_task()
-        session.append(packed, sender)
-        if len(packed) > session.small_bytes:  # In pieces, its receiver weighs it as it has become.
-            request[-1] = units(len(packed), session.windows.limit)
-        session.windows.sent(key, request[-1])
+        window = self._settings.stream_window
+        return self._codec.pack([int(operation), key, payload, ref, timeout_ms, window, 1], payload)
 
-        def stop() -> None:
+    def _opened_on(self, session: Session, ref: int) -> _Opened:
+        sender = asyncio.current_task()
+
+        def more(count: int) -> None:
+            session.control([int(Op.MORE), ref, count])
+
+        def give_up() -> None:
             session.control([int(Op.CANCEL), ref, None], after=sender)
 
-        return (
-            ConsumerEnd(window, lambda count: session.control([int(Op.MORE), ref, count])),
-            session.calls,
-            stop,
-        )
+        return ConsumerEnd(self._settings.stream_window, more), session.calls, give_up
+
+    def _opened_here(self, call: Call, deadline: float) -> _Opened:
+        """A stream of this node ends at its deadline even if its consumer holds it and takes nothing."""
+        consumer = ConsumerEnd(self._settings.stream_window, call.more)
+        calls = self._messenger.local_calls
+        if deadline == math.inf:
+            return consumer, calls, call.abandon
+        timer = self._loop.call_at(deadline, call.abandon)
+
+        def give_up() -> None:
+            timer.cancel()
+            call.abandon()
+
+        return consumer, calls, give_up

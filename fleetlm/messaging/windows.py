@@ -1,75 +1,262 @@
-"""The window of a destination process: what one node has sent it and it has not taken yet.
+"""The two windows of a connection: bytes in flight, and what each process has not taken yet.
 
-Both sides count. The sender counts what it sends to each pid or name, and lets senders wait at the
-limit; the receiver counts what it has got for each and not told to be taken, and holds a peer that
-goes beyond the limit for a bad one. So a slow process fills its own window and stops nobody else.
+A sender waits, or gets `WouldBlock`, while a window is full. So memory is bounded on both sides, and a slow
+process holds up only those who send to it. Replies, exit signals, `Down` messages and credit wait for
+neither.
 
-A message counts 1, and 1 more for each `UNIT_BYTES`, so that a window is a bound on memory as well: of
-4,096 units 64 MiB. A message may go while the window is not full, so one large message may exceed it.
+**Bytes of a connection.** `ByteWindow` at the sender counts every byte of the BATCH and CHUNK frames that
+it hands to the transport. `ByteCredit` at the receiver counts every byte that it has decoded and tells the
+totals in a CREDIT. The bytes of chunks are counted a second time, against `Settings.bulk_window_bytes`, so
+that large messages never use up the window that small ones need.
+
+**Messages of a process.** `SendWindows` at the sender and `ReceiveWindows` at the receiver count units for
+each process, as the sender names it (`Key`). A message counts 1, and 1 more for each `UNIT_BYTES`, so that
+this window bounds memory as well: 4,096 units are 64 MiB. The sender counts where it appends a message
+(`Session.admit`, and the copy of it in `Outbound.send`). The receiver counts when it decodes the message,
+and tells a TAKEN when the process has taken it out of its mailbox. A message may be sent while the window
+is not full, so one large message may exceed it.
+
+Why both sides count the same:
+
+- The limit is the lower one of both nodes' `Settings.mailbox_limit`; both know it from the handshake.
+- The sender writes into a message how many units it counts. If the message travels in chunks, both sides
+  compute the units from its length instead.
+- What was sent arrives without a gap, or the connection ends, and its windows with it.
+- A message that no mailbox gets (no such process, unreadable, too many open calls) is taken at once.
+- A name that moves to another process keeps its window, because both sides count by name.
+
+So a peer that exceeds the limit is broken, and its connection is ended.
+
+Races. CREDIT and TAKEN are late by the time they travel: the sender then counts too much, never too little,
+and waits longer than it must. Units below a step are told with the next tick (`ReceiveWindows.sweep`), so
+the last messages of a burst do not stay counted. A sender that was woken may fail before it sends, as its
+message cannot be packed: `SendWindows.taken` wakes as many senders as there is room for, and all of them
+when nothing is held, because no further TAKEN would come.
+
+Source: HTTP/2, RFC 9113 section 5.2; differs: totals instead of increments for bytes, and for a process
+units that are given back when it takes a message, not when the message arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from enum import Enum
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 
+from fleetlm.errors import InvalidName
+from fleetlm.wire.extensions import SHORT
 from fleetlm.wire.frames import Op
 
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Key, Mailbox
 
 UNIT_BYTES = 16 * 1024
-"""Bytes of a message that count as much as a message of their own."""
+"""Bytes of a message that count as much as one small message."""
 MAX_UNTOLD = 4_096
-"""Destinations of which something was taken and not told: bounds the tables of both sides."""
+"""Processes of which units were taken and not told yet; bounds the tables of both sides."""
 MAX_SWEPT = 16_384
-"""Mailboxes looked at in one tick: some 20 ms."""
+"""Mailboxes that one tick looks at; they take some 20 ms."""
 TOLD_SHARE = 8
-"""What was taken is told for every eighth of a window: rarely enough to cost nothing."""
+"""Credit is told for every eighth of a window: rarely enough to cost nothing, often enough to flow."""
+MAX_WINDOWS_IN_FLIGHT = 4
+"""A connection with more bytes in flight than so many windows is ended. Replies and signals do not wait for
+the window, so a peer that takes nothing is noticed here."""
 
 _pack: Callable[[int], bytes] = msgpack.Packer().pack
 _ARRAY = 0x90
-"""msgpack: an array of so many items, up to fifteen."""
+"""msgpack: an array of up to fifteen items, whose number is in the low bits."""
+_PAIR = _ARRAY + 2
 _HEAVY = bytes((_ARRAY + 4,)) + _pack(int(Op.HEAVY))
+_UNITS_ARE_LAST = frozenset((Op.CAST, Op.STREAM, Op.YIELD))
+"""Operations whose last item is always the units of the message; others get that item when they need it."""
+
+
+class Obstacle(Enum):
+    """Why a message cannot be sent now, in the order in which `Session.obstacle` looks."""
+
+    PROCESS = "the window of its process is full"
+    CONNECTION = "the window of the connection is full"
+    LANES = "large messages wait before it"
+
+
+class NodeKey(Enum):
+    """What a request has for a key that goes to the node itself, so that no process' window holds it up."""
+
+    NODE = "the node itself"
+
+
+NODE: Final = NodeKey.NODE
 
 
 def units(size_bytes: int, limit: int) -> int:
-    """What a packed message counts; never more than a whole window."""
+    """The units that a packed message counts, at most a whole window."""
     return min(limit, 1 + size_bytes // UNIT_BYTES)
 
 
-def weighed(packed: bytes, count: int) -> bytes:
-    """A packed ``[to, payload]`` or ``[CALL, ...]`` that says what it counts."""
-    if packed[0] == _ARRAY + 2:
-        return _HEAVY + packed[1:] + _pack(count)
-    return bytes((packed[0] + 1,)) + packed[1:] + _pack(count)
+def weighed(packed: bytes, limit: int, small_bytes: int) -> tuple[bytes, int]:
+    """Write into a packed message how many units it counts, unless that is one.
+
+    Args:
+        packed: ``[to, payload]``, or a CALL, HANDLE, CAST, STREAM or YIELD; the last three end with a 1.
+        limit: units of a whole window.
+        small_bytes: what is longer travels in chunks, so that the receiver counts by its length.
+
+    Returns:
+        What to send, and its units.
+    """
+    size = len(packed)
+    count = units(size, limit)
+    if count == 1 or size > small_bytes:
+        return packed, count
+    if packed[0] == _PAIR:
+        return _HEAVY + packed[1:] + _pack(count), count
+    if packed[1] in _UNITS_ARE_LAST:
+        packed = packed[:-1] + _pack(count)
+        size = len(packed)  # Two bytes more may be what makes it travel in chunks.
+        return packed, count if size <= small_bytes else units(size, limit)
+    return bytes((packed[0] + 1,)) + packed[1:] + _pack(count), count
+
+
+def check_new_key(key: object) -> int:
+    """Check the key of a process for which nothing is held. Returns 0, the units. Raises: InvalidName."""
+    if type(key) is not str and type(key) is not int:
+        raise InvalidName(SHORT.repr(key), "a process is named by a text, or given as a Pid")
+    return 0
+
+
+class ByteWindow:
+    """The sender's side of the window of a connection, in bytes, and the senders that wait for it.
+
+    Args:
+        limit_bytes: bytes in flight from which on senders wait.
+        chunk_limit_bytes: the same for the bytes of chunks, which wait in lanes.
+    """
+
+    __slots__ = (
+        "_acked_bytes", "_acked_chunk_bytes", "_chunk_limit_bytes", "_sent_bytes", "_sent_chunk_bytes",
+        "_waiters", "hard_limit_bytes", "in_flight_bytes", "limit_bytes",
+    )  # fmt: skip
+
+    def __init__(self, limit_bytes: int, chunk_limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.hard_limit_bytes = MAX_WINDOWS_IN_FLIGHT * limit_bytes
+        """With more than this in flight the peer takes nothing, and the connection must end."""
+        self.in_flight_bytes = 0
+        """Bytes handed to the transport and not known to be taken."""
+        self._chunk_limit_bytes = chunk_limit_bytes
+        self._sent_bytes = self._acked_bytes = 0
+        self._sent_chunk_bytes = self._acked_chunk_bytes = 0
+        self._waiters: dict[asyncio.Future[None], None] = {}
+
+    @property
+    def may_send_chunk(self) -> bool:
+        """Whether the window of chunks has room."""
+        return self._sent_chunk_bytes - self._acked_chunk_bytes < self._chunk_limit_bytes
+
+    def sent(self, size_bytes: int) -> None:
+        """Count a frame."""
+        self._sent_bytes += size_bytes
+        self.in_flight_bytes += size_bytes
+
+    def sent_chunk(self, size_bytes: int) -> None:
+        """Count the bytes of a chunk, in addition to `sent`."""
+        self._sent_chunk_bytes += size_bytes
+
+    def credited(self, total_bytes: int, chunk_bytes: int) -> None:
+        """Note that the peer has taken so many bytes in all, and so many of them in chunks.
+
+        Raises:
+            ValueError: more than was sent, or less than before; nothing changed.
+        """
+        if (
+            not self._acked_bytes <= total_bytes <= self._sent_bytes
+            or not self._acked_chunk_bytes <= chunk_bytes <= self._sent_chunk_bytes
+        ):
+            raise ValueError(f"credit for {total_bytes} of {self._sent_bytes} bytes")
+        self._acked_bytes = total_bytes
+        self._acked_chunk_bytes = chunk_bytes
+        self.in_flight_bytes = self._sent_bytes - total_bytes
+
+    async def wait(self) -> None:
+        """Return when there may be room; the caller looks whether there is."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        try:
+            await waiter
+        finally:
+            self._waiters.pop(waiter, None)
+
+    def wake(self) -> None:
+        """Wake every sender that waits: there may be room, or the connection is over."""
+        waiters, self._waiters = self._waiters, {}
+        _wake(waiters)
+
+
+class ByteCredit:
+    """The receiver's side of the window of a connection, in bytes.
+
+    Args:
+        limit_bytes: the window of the peer, all frames counted.
+        chunk_limit_bytes: that of chunks.
+        tell: sends the peer the totals, ``(bytes, of them in chunks)``.
+    """
+
+    __slots__ = (
+        "_chunk_step_bytes", "_step_bytes", "_tell", "_told_bytes", "_told_chunk_bytes",
+        "taken_bytes", "taken_chunk_bytes",
+    )  # fmt: skip
+
+    def __init__(self, limit_bytes: int, chunk_limit_bytes: int, tell: Callable[[int, int], None]) -> None:
+        self.taken_bytes = self.taken_chunk_bytes = 0
+        """Bytes of frames that were decoded."""
+        self._step_bytes = limit_bytes // TOLD_SHARE
+        self._chunk_step_bytes = chunk_limit_bytes // TOLD_SHARE
+        self._told_bytes = self._told_chunk_bytes = 0
+        self._tell = tell
+
+    def took(self, size_bytes: int, *, in_chunk: bool = False) -> None:
+        """Count a frame that was decoded, and tell the peer when an eighth of a window has come together."""
+        self.taken_bytes += size_bytes
+        if in_chunk:
+            self.taken_chunk_bytes += size_bytes
+        is_chunk_due = self.taken_chunk_bytes - self._told_chunk_bytes >= self._chunk_step_bytes
+        if is_chunk_due or self.taken_bytes - self._told_bytes >= self._step_bytes:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the peer what was taken, unless it knows."""
+        if self.taken_bytes == self._told_bytes and self.taken_chunk_bytes == self._told_chunk_bytes:
+            return
+        self._told_bytes = self.taken_bytes
+        self._told_chunk_bytes = self.taken_chunk_bytes
+        self._tell(self.taken_bytes, self.taken_chunk_bytes)
 
 
 class SendWindows:
-    """The sender's side of one connection."""
+    """The sender's side of the windows of the peer's processes, and the senders that wait for each.
+
+    Args:
+        limit: units of each window.
+    """
 
     __slots__ = ("_waiters", "held", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held: dict[Key, int] = {}
-        """Units sent and not known to be taken; whoever sends counts."""
+        """Units sent and not known to be taken; `Session.admit` and its copy in `Outbound.send` add to it."""
         self._waiters: dict[Key, dict[asyncio.Future[None], None]] = {}
-
-    def full(self, key: Key) -> bool:
-        """Whether a sender to this process should wait."""
-        return self.held.get(key, 0) >= self.limit
 
     def sent(self, key: Key, count: int) -> None:
         """Count a message that has been sent."""
         self.held[key] = self.held.get(key, 0) + count
 
     def taken(self, key: Key, count: int) -> None:
-        """The receiver says so. Raises: ValueError for more than was sent."""
+        """Note units that the receiver says were taken. Raises: ValueError for more than was sent."""
         left = self.held.get(key, 0) - count
         if left < 0 or count < 1:
             raise ValueError(f"{count} messages taken that were not sent")
@@ -83,7 +270,7 @@ class SendWindows:
             _wake(list(waiters)[: self.limit - left] if left else waiters)
 
     async def wait(self, key: Key) -> None:
-        """Return when something may have changed; in the order of those who wait."""
+        """Return when there may be room; senders wake in the order in which they began to wait."""
         waiters = self._waiters.setdefault(key, {})
         waiter = asyncio.get_running_loop().create_future()
         waiters[waiter] = None
@@ -95,17 +282,19 @@ class SendWindows:
                 del self._waiters[key]
 
     def close(self) -> None:
-        """The connection is over: nobody waits any more."""
+        """End with the connection: nothing is held, and every waiting sender wakes."""
         self.held.clear()
         for waiters in self._waiters.values():
             _wake(waiters)
 
 
 class ReceiveWindows:
-    """The receiver's side of one connection.
+    """The receiver's side of the windows of this node's processes; one for each connection.
+
+    Each is a `mailbox.Window` of the mailboxes that hold messages of this connection.
 
     Args:
-        limit: units for each destination, as the sender has it.
+        limit: units of each window, as the sender has it.
         tell: sends ``(key, units)`` to the peer.
     """
 
@@ -118,12 +307,18 @@ class ReceiveWindows:
         """Units received and not told to be taken."""
         self._tell = tell
         self._untold: dict[Key, int] = {}
+        """Units taken and not told yet."""
         self._boxes: dict[Mailbox, None] = {}
+        """Mailboxes that hold, or held at the last sweep, messages of this connection."""
 
     def received(self, key: Key, count: int, box: Mailbox | None, weight: int = 1) -> None:
-        """So many messages have come, each of ``weight`` units, and were appended to ``box``.
+        """Count messages that have come and were appended to a mailbox.
 
-        Without a box nobody is there to take them, so that they are taken already.
+        Args:
+            key: the process as the sender named it.
+            count: messages.
+            box: where they were appended; None if no process has that name, so that they are taken already.
+            weight: units of each.
 
         Raises:
             ValueError: the peer ignores its window.
@@ -139,7 +334,7 @@ class ReceiveWindows:
         box.arrived(self, key, count, weight)
 
     def took(self, key: Key, count: int) -> None:
-        """So many units have left a mailbox."""
+        """Count units that have left a mailbox, and tell the peer when a step of them has come together."""
         self._untold[key] = now = self._untold.get(key, 0) + count
         if now >= self.step:
             self._tell_one(key)
@@ -147,9 +342,9 @@ class ReceiveWindows:
             self.tell_all()
 
     def sweep(self) -> None:
-        """Tell what little was taken of mailboxes that have become quiet; once for every tick.
+        """Tell the little that was taken of mailboxes that have become quiet; called once in every tick.
 
-        Of many mailboxes some at a time, in turns: a tick must not hold up the loop.
+        Of many mailboxes it looks at `MAX_SWEPT` at a time, in turns: a tick must not hold up the loop.
         """
         for box in list(islice(self._boxes, MAX_SWEPT)):
             box.settle()
@@ -159,11 +354,12 @@ class ReceiveWindows:
         self.tell_all()
 
     def tell_all(self) -> None:
-        """Tell all that was taken."""
+        """Tell the peer all that was taken."""
         for key in list(self._untold):
             self._tell_one(key)
 
     def _tell_one(self, key: Key) -> None:
+        """Take the units of one process out of both tables and tell the peer."""
         count = self._untold.pop(key)
         left = self.held[key] - count
         if left:

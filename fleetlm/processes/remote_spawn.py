@@ -40,7 +40,6 @@ from fleetlm.errors import (
     AlreadyRegistered,
     CallTimeout,
     Draining,
-    FleetError,
     InvalidName,
     NodeStopped,
     NoFactory,
@@ -53,6 +52,7 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Exit
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
+from fleetlm.messaging.windows import NODE
 from fleetlm.names import canonical_node, check_process_name
 from fleetlm.wire.frames import Op
 
@@ -279,18 +279,13 @@ class RemoteSpawn:
         messenger = self._messenger
         session, _ = messenger.route(target)
         assert session is not None
-        if session.full:
+        if session.obstacle(NODE) is not None:
             await messenger.wait_for_room(session, target, timeout_s, deadline)
         ref, argument = messenger.take_ref(), request.packed()
         packed = self._codec.pack([int(Op.REQUEST), "spawn", argument, ref], argument)
-        if len(packed) > session.small_bytes and session.crowded:
-            await messenger.wait_for_room(session, target, timeout_s, deadline, len(packed))
-        session.calls[ref] = pending  # First: sending may be what ends the connection.
-        try:
-            session.append(packed)
-        except FleetError:
-            session.calls.pop(ref, None)
-            raise
+        while session.admit(NODE, packed) is not None:
+            await messenger.wait_for_room(session, target, timeout_s, deadline, NODE, len(packed))
+        session.calls[ref] = pending
 
 
 class _PendingSpawn(asyncio.Future[Pid]):

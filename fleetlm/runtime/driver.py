@@ -255,7 +255,7 @@ class Driver:
         self._perform(self.kernel.pulse(now))
         for session in list(self.sessions.values()):
             session.sweep()
-            session.tell_credit()
+            session.byte_credit.tell()
         self.tick_sessions()
         if now >= self._gossip_due and self.sessions:
             self._gossip_due = now + self._settings.gossip_s

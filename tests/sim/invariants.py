@@ -339,7 +339,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
             "senders that wait for a process": session.windows._waiters,
             "arrivals": session.arrivals.held,
             "open calls": session.open_calls,
-            "waiting senders": session._waiters,
+            "waiting senders": session.byte_window._waiters,
             "unfinished messages": session.reassembly._unfinished if strict else {},
         }
         found += [f"{len(some)} {what} with {session.name}" for what, some in kept.items() if some]

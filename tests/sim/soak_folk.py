@@ -419,9 +419,9 @@ class Folk:
                 return "it has ended"
             return "" if len(box) > box.limit // 2 else f"{len(box)} of {box.limit} wait there"
         link = self.node._driver.sessions.get(other.node)
-        if link is None or link.full or link.crowded or link.windows.full(other.number):
+        if link is None or link.obstacle(other.number, link.small_bytes + 1) is not None:
             return ""
-        return f"{link.held.get(other.number, 0)} units of {link.window} wait there"
+        return f"{link.held.get(other.number, 0)} units of {link.held_limit} wait there"
 
     async def group(self, process: Process) -> None:
         rng, groups, mine = self.rng, self.node.groups, self.joined.setdefault(process.pid, [])

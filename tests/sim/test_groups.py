@@ -375,7 +375,7 @@ async def test_members_of_a_node_that_goes_meanwhile_are_not_counted(
     await asyncio.sleep(1)
     cluster.stall(b)
     link = a._driver.sessions[b.name]
-    while not link.full:
+    while not link.is_full:
         a.send_nowait(("nobody", b.name), b"x" * 60 * KIB)
     sending = asyncio.ensure_future(a.groups.broadcast("g", "all"))
     await asyncio.sleep(1)

@@ -66,7 +66,7 @@ async def test_a_very_large_message_does_not_delay_small_ones(fleet: Fleet) -> N
     large = asyncio.ensure_future(a.call(("echo", b.name), b"x" * 30_000 * KIB, timeout=60))
     longest = 0.0
     while a._driver.sessions[b.name].lanes or not large.done():
-        if a._driver.sessions[b.name].full:  # its own window is full of the large one
+        if a._driver.sessions[b.name].is_full:  # its own window is full of the large one
             await asyncio.sleep(0.001)
             continue
         started = SimLoop.current().time()

@@ -106,7 +106,7 @@ def _hardly_a_pause(_original: Mutant) -> Mutant:
 def _senders_see_no_window(init: Mutant) -> Mutant:
     def mutant(session: Session, *args: Any) -> None:
         init(session, *args)
-        session.window = session.windows.limit = 1_000_000
+        session.held_limit = session.windows.limit = 1_000_000
 
     return mutant
 

@@ -16,6 +16,7 @@ from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.errors import InvalidName, NoConnection, NoMember, NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
+from fleetlm.messaging.windows import Obstacle
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.frames import Op
 from tests.support.session_fakes import turns, virtual
@@ -412,14 +413,14 @@ async def test_whoever_waits_for_a_sender_waits_behind_its_large_messages() -> N
     """Small messages of a sender queue behind its large ones: how many is bounded for its helpers too."""
     rig = Sending()
     messenger, me = rig.messenger, asyncio.current_task()
-    to, payload = Pid(rig.link.name, 2, 5), rig.pair.here.codec.pack_value("small")
-    large = rig.pair.here.codec.pack_value(b"x" * 2 * rig.link.window_bytes)
+    to, payload = Pid(rig.session.name, 2, 5), rig.pair.here.codec.pack_value("small")
+    large = rig.pair.here.codec.pack_value(b"x" * 2 * rig.session.byte_window.limit_bytes)
 
     async def somebody_else() -> bool:
         return messenger.put_packed(to, payload, "small", asyncio.current_task())
 
     assert messenger.put_packed(to, large, None, me)
-    assert rig.link.crowded
+    assert rig.session.obstacle(to.number, 0, me) is Obstacle.LANES
     assert not messenger.put_packed(to, payload, "small", me)
     assert await rig.start(somebody_else())
     later = rig.start(messenger.send_packed(to, payload, "small", me))
@@ -427,7 +428,7 @@ async def test_whoever_waits_for_a_sender_waits_behind_its_large_messages() -> N
     assert not later.done()
     await rig.settle()
     await later
-    rig.link.close("gone")
+    rig.session.close("gone")
     with pytest.raises(NoConnection):
         messenger.put_packed(to, payload, "small", me)
 
@@ -435,6 +436,6 @@ async def test_whoever_waits_for_a_sender_waits_behind_its_large_messages() -> N
 @virtual
 async def test_a_packed_message_for_another_incarnation_reaches_nobody() -> None:
     rig = Sending()
-    for stranger in (Pid(rig.link.name, 3, 5), Pid(rig.messenger._name, 1, 99)):
+    for stranger in (Pid(rig.session.name, 3, 5), Pid(rig.messenger._name, 1, 99)):
         with pytest.raises(NoProcess):
             rig.messenger.put_packed(stranger, b"\xc0", None, None)

@@ -19,12 +19,12 @@ class FakeSession:
         self.name = name
         self.incarnation = 7
         self.told: list[Any] = []
-        self.full = False
+        self.is_full = False
         self.closed = ""
         self.gate = asyncio.Event()
 
     async def room(self) -> None:
-        while self.full and not self.closed:
+        while self.is_full and not self.closed:
             await self.gate.wait()
         if self.closed:
             raise NoConnection(self.name, self.closed)
@@ -100,13 +100,13 @@ def test_deaths_concern_every_table() -> None:
 async def test_facts_wait_for_a_full_window_in_their_order_and_for_it_alone() -> None:
     tables, _, _, sessions = rig()
     slow, quick = sessions["b"], sessions["c"]
-    slow.full = True
+    slow.is_full = True
     for number in range(3):
         tables.tell("first", number)
     await turns()
     assert slow.told == []
     assert [fact for _, _, fact in quick.told] == [0, 1, 2]
-    slow.full = False
+    slow.is_full = False
     tables.tell("first", 3)  # It does not overtake those that wait.
     slow.gate.set()
     await turns()
@@ -120,7 +120,7 @@ async def test_facts_wait_for_a_full_window_in_their_order_and_for_it_alone() ->
 async def test_what_waits_for_a_link_that_ends_is_dropped() -> None:
     tables, _, _, sessions = rig()
     slow = sessions["b"]
-    slow.full = True
+    slow.is_full = True
     tables.tell("first", 1)
     await turns()
     slow.closed = "gone"

@@ -46,7 +46,7 @@ async def test_one_way_messages_go_to_names_and_numbers() -> None:
     side.boxes[4] = box
     frame(side, ["echo", "a"], [4, "b"])
     assert list(box.queue) == ["a", "b"]
-    assert side.session.received == 2
+    assert side.session.messages_received == 2
     assert side.session.peer.last_heard == SimLoop.current().time()
 
 

@@ -72,7 +72,7 @@ class Rig:
         return [m for (data, *_) in self.pair.here.transport.take() for m in msgpack.unpackb(data[13:])]
 
     def fill(self) -> None:
-        while not self.session.full:
+        while not self.session.is_full:
             self.session.append(self.pair.here.codec.pack(["echo", m := b"x" * KIB], m))
 
 
@@ -162,7 +162,7 @@ async def test_a_sender_in_a_tight_loop_lets_the_loop_turn() -> None:
 
     async def look() -> None:
         while len(seen) < 5:
-            seen.append(rig.session.sent)
+            seen.append(rig.session.messages_sent)
             await asyncio.sleep(0)
 
     looking = rig.start(look())
@@ -208,7 +208,7 @@ async def test_a_window_that_stays_full_was_not_delivered() -> None:
         await rig.messenger.call(("echo", THERE), "hi", 2.0)
     (result,) = await rig.messenger.multicall([("echo", THERE)], "hi", 2.0)
     assert isinstance(result, WouldBlock)
-    assert not rig.session._waiters
+    assert not rig.session.byte_window._waiters
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, 1e12, float("inf")])

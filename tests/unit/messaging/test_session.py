@@ -46,7 +46,7 @@ async def test_messages_of_one_turn_leave_in_one_frame() -> None:
     assert HEADER.unpack_from(frame) == (Kind.BATCH, EPOCH_HERE, 1)
     pair.settle()
     assert list(box.queue) == [0, 1, 2]
-    assert pair.here.session.sent == pair.there.session.received == 3
+    assert pair.here.session.messages_sent == pair.there.session.messages_received == 3
 
 
 @virtual
@@ -107,7 +107,7 @@ async def test_a_large_message_goes_in_chunks_and_arrives_whole() -> None:
     pair.here.flush()
     assert set(kinds(pair.here)) == {Kind.CHUNK}
     assert max(len(parts[1]) for _, parts in pair.here.transport.frames) == 4 * KIB
-    assert pair.here.session._sent_bulk <= SMALL.bulk_window_bytes + 5 * KIB
+    assert pair.here.session.byte_window._sent_chunk_bytes <= SMALL.bulk_window_bytes + 5 * KIB
     pair.settle()
     assert list(box.queue) == [b"x" * 100 * KIB]
     assert pair.here.session.lanes.waiting_bytes == 0
@@ -207,7 +207,7 @@ async def test_bytes_in_flight_go_back_to_nothing() -> None:
     pair.here.send("echo", b"x" * 30 * KIB, "a")
     assert pair.here.session.in_flight > 33 * KIB
     pair.settle()
-    pair.there.session.tell_credit()
+    pair.there.session.byte_credit.tell()
     pair.settle()
     assert pair.here.session.in_flight == 0
 
@@ -217,14 +217,14 @@ async def test_a_full_window_makes_senders_wait_until_credit_comes() -> None:
     pair = Pair(SMALL)
     pair.there.box("echo")
     await pair.here.session.room()
-    while not pair.here.session.full:
+    while not pair.here.session.is_full:
         pair.here.send("echo", b"x" * KIB)
     waiting = asyncio.ensure_future(pair.here.session.room())
     await turns()
     assert not waiting.done()
     pair.settle()
     await waiting
-    assert not pair.here.session.full
+    assert not pair.here.session.is_full
 
 
 @virtual
@@ -234,39 +234,39 @@ async def test_a_sender_need_not_look_closer_while_the_road_is_free() -> None:
     session = pair.here.session
     pair.here.send("echo", 1)
     pair.settle()
-    assert not session.slow
-    while not session.full:
+    assert not session.is_slow
+    while not session.is_full:
         pair.here.send("echo", b"x" * KIB)
     pair.here.flush()
-    assert session.slow
+    assert session.is_slow
     pair.settle()
-    pair.there.session.tell_credit()
+    pair.there.session.byte_credit.tell()
     pair.settle()
-    assert not session.slow
+    assert not session.is_slow
     pair.here.send("echo", b"x" * 30 * KIB, "a")
-    assert session.slow, "what a sender of something large sends next must queue"
+    assert session.is_slow, "what a sender of something large sends next must queue"
     pair.settle()
-    assert not session.slow
+    assert not session.is_slow
     session.close("over")
-    assert session.slow
+    assert session.is_slow
 
 
 @virtual
 async def test_senders_that_gave_up_leave_nothing_behind() -> None:
     side = Side(HERE, THERE, SMALL)
-    while not side.session.full:
+    while not side.session.is_full:
         side.send("echo", b"x" * KIB)
     for _ in range(100):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await side.session.room()
-    assert not side.session._waiters
+    assert not side.session.byte_window._waiters
 
 
 @virtual
 async def test_a_waiting_sender_hears_of_the_end() -> None:
     side = Side(HERE, THERE, SMALL)
-    while not side.session.full:
+    while not side.session.is_full:
         side.send("echo", b"x" * KIB)
     waiting = asyncio.ensure_future(side.session.room())
     await turns()
@@ -301,20 +301,20 @@ async def test_credit_never_goes_back() -> None:
 @virtual
 async def test_credit_is_told_for_every_eighth_of_a_window_and_not_twice() -> None:
     side = Side(HERE, THERE, SMALL)
-    side.session.took(8 * KIB - 1)
+    side.session.byte_credit.took(8 * KIB - 1)
     assert not side.dirty
-    side.session.took(1)
+    side.session.byte_credit.took(1)
     assert side.dirty
     side.flush()
     frames = len(side.transport.frames)
-    side.session.tell_credit()
+    side.session.byte_credit.tell()
     side.flush()
     assert len(side.transport.frames) == frames == 1
-    side.session.took(KIB, bulk=True)
+    side.session.byte_credit.took(KIB, in_chunk=True)
     for _ in range(7):
-        side.session.took(1, bulk=True)
+        side.session.byte_credit.took(1, in_chunk=True)
     side.flush()
-    assert side.session.sent == 2
+    assert side.session.messages_sent == 2
 
 
 sizes = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12 * KIB), st.booleans()), max_size=25)
@@ -337,7 +337,7 @@ def test_the_window_adds_up_whatever_is_sent(steps: list[tuple[int, int, bool]])
                 pair.here.receive(pair.there.transport.take())
                 assert pair.here.session.in_flight >= 0
         pair.settle()
-        pair.there.session.tell_credit()
+        pair.there.session.byte_credit.tell()
         pair.settle()
         assert pair.here.session.in_flight == 0
         assert pair.here.session.lanes.waiting_bytes == 0
@@ -447,7 +447,7 @@ async def test_the_end_is_told_to_everybody_who_waits() -> None:
     asked.reply(1)
     side.session.failed(1, FailureKind.RAISED, ["late"])
     side.session.control([int(Op.TICK), 0, False])
-    side.session.tell_credit()
+    side.session.byte_credit.tell()
     assert side.transport.frames == []
 
 

@@ -45,7 +45,7 @@ def test_a_large_message_that_nobody_could_read_leaves_the_window_whole(operatio
         for _ in range(5):
             await rig.settle()
             rig.pair.there.session.sweep()
-            rig.pair.there.session.tell_credit()
+            rig.pair.there.session.byte_credit.tell()
         await rig.settle()
         await asyncio.wait([asking])
         asking.exception()
@@ -68,7 +68,7 @@ async def test_both_sides_count_a_large_cast_alike() -> None:
         await rig.messenger.cast(SLOW, Invoke(handler, (b"x" * size,), {}))
         for _ in range(100):
             await rig.settle()
-            rig.pair.there.session.tell_credit()
+            rig.pair.there.session.byte_credit.tell()
         assert rig.session.windows.held == rig.arrivals.held
     assert len(rig.slow) == 5
 

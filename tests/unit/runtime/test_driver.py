@@ -285,7 +285,7 @@ async def test_with_its_pulse_it_tells_what_it_took_and_forgets_what_expired() -
     assert list(session.requests) == [1]
     rig.driver.start()
     await asyncio.sleep(1.5)
-    assert rig.operations(Op.CREDIT) == [[Op.CREDIT, session.taken, 0]]
+    assert rig.operations(Op.CREDIT) == [[Op.CREDIT, session.byte_credit.taken_bytes, 0]]
     assert not session.requests
     rig.driver.leave("done")
 
