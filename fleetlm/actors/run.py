@@ -22,9 +22,9 @@ source, and this module must tell them apart, because only some of them end the 
    is abandoned, the process tells `_notice_answered`, and `_interrupt` cancels the task that serves it,
    once. The handler ends and the actor goes on, so this cancellation must not be left on the main task:
    `_settle_call` takes it back with `Task.uncancel`.
-4. *What the handler awaits was cancelled* by somebody else, such as a task or a future. The serving task
-   itself was not: ``cancelling()`` is 0. That is a failure of the handler, told to its caller like any
-   exception.
+4. *What the handler awaits was cancelled*, such as a task or a future that other code cancels. The serving
+   task itself was not: its ``cancelling()`` is 0. That is a failure of the handler, told to its caller like
+   any exception.
 5. *The end of the actor* (`_finish`) cancels its concurrent handlers. ``_open`` is empty by then, so none
    of them is taken for case 3, and none answers its call.
 
@@ -87,8 +87,8 @@ class ActorRun(Generic[ProcessT]):
     """One run of an actor, in its main task but for concurrent handlers."""
 
     __slots__ = (
-        "_actor", "_complaints", "_concurrent", "_free_slot", "_handlers", "_loop", "_main_task",
-        "_max_concurrent", "_open", "_stop_reason", "_stopping", "_terminate_s", "process",
+        "_actor", "_complaints", "_concurrent", "_free_slot", "_handlers", "_is_stopping", "_loop",
+        "_main_task", "_max_concurrent", "_open", "_stop_reason", "_terminate_s", "process",
     )  # fmt: skip
 
     def __init__(self, actor: ActorObject, handlers: Handlers, process: ProcessT, settings: Settings) -> None:
@@ -97,7 +97,7 @@ class ActorRun(Generic[ProcessT]):
         self._handlers = handlers.by_name
         self._loop = asyncio.get_running_loop()
         self._main_task: asyncio.Task[Any] | None = asyncio.current_task()
-        self._stopping = False
+        self._is_stopping = False
         self._stop_reason: Any = None
         self._open: dict[Call, asyncio.Task[Any]] = {}
         """Calls being served, each with the task that serves it."""
@@ -133,8 +133,8 @@ class ActorRun(Generic[ProcessT]):
 
     def stop(self, reason: Any) -> None:
         """See `Actor.stop`."""
-        if not self._stopping:
-            self._stopping = True
+        if not self._is_stopping:
+            self._is_stopping = True
             self._stop_reason = reason
             self.process.mailbox.put(_WAKE)
             self._tell_free_slot()
@@ -155,7 +155,7 @@ class ActorRun(Generic[ProcessT]):
     async def _serve(self) -> None:
         """Take messages until the actor is to end. Always raises."""
         process, get, actor = self.process, self.process.mailbox.get, self._actor
-        while not (self._stopping or process._is_ending):
+        while not (self._is_stopping or process._is_ending):
             message = await get()
             if isinstance(message, Call):
                 if type(message.message) is Invoke:
@@ -305,7 +305,7 @@ class ActorRun(Generic[ProcessT]):
         task = self._loop.create_task(self._run_concurrent(found, request, call), name=name)
         self._concurrent.add(task)
         task.add_done_callback(self._forget_task)
-        while len(self._concurrent) >= self._max_concurrent and not self._stopping:
+        while len(self._concurrent) >= self._max_concurrent and not self._is_stopping:
             self._free_slot = self._loop.create_future()
             await self._free_slot
 

@@ -4,22 +4,22 @@
 `running` describes the states between. A process ends in one of these ways, and each of them leads to
 `_bury` exactly once:
 
-* Its task ends: the function returned or raised, or its cancellation has run through. `_ended`, the
-  task's callback, works out the reason and buries it.
-* It is killed (`stop_process` with ``at_once``): it is buried first, so that nothing it does in its
-  clean-up can delay the news or be seen. Its task is cancelled and ends later; `_ended` then finds the
-  process gone and does nothing more.
+* Its task ends: the function returned or raised, or its cancellation has run through.
+  `_handle_task_end`, the task's callback, works out the reason and buries the process.
+* It is killed (`stop_process` with ``at_once``): it is buried first, so that its clean-up cannot delay
+  the exit signals, and nothing that the clean-up does is the work of a live process. Its task is cancelled
+  and ends later; `_handle_task_end` then finds the process gone and does nothing more.
 * The node stops (`stop`): every process is told to end, as by an exit signal, and the first way follows.
 
-Burying tells in a fixed order, so that a process that hears of the death finds no trace of it:
+`_bury` works in a fixed order, so that a process that is told of the death finds no trace of it:
 
-1. the tables here: the number, the name and the mailbox are taken away, so a message finds nobody;
-2. callers: calls that it leaves behind are answered (`RunningProcess._mark_gone`);
-3. ``on_exited``, given by whoever puts the node together: first the tables that every node holds (groups
-   and cluster-wide names), then linked and monitoring processes.
+1. The tables here lose the number, the name and the mailbox, so later messages are not delivered.
+2. Calls that the process leaves behind are answered (`RunningProcess._mark_gone`).
+3. ``on_exited``, which the assembly of the node gives: the tables that are replicated to other nodes
+   (groups and cluster-wide names) lose the process, then linked and monitoring processes are told.
 
-A task is looked up by `task_of` until it really ends, also after a kill: `Node.join` and the stop of the
-node wait for the clean-up, though the process is gone.
+`task_of` returns the task of a killed process until its clean-up has ended, so `Node.join` and the stop of
+the node wait for the clean-up, though the process is gone.
 
 Source: OTP erl_process.c erts_continue_exit_process, which unregisters the name before it sends exit
 signals; differs: a killed process here may run its ``finally`` blocks, since no coroutine can be ended
@@ -84,7 +84,7 @@ class LocalProcesses:
         """Those that are not gone, in the order in which they were spawned."""
         self._tasks: dict[asyncio.Task[Any], RunningProcess] = {}
         """All whose tasks have not ended, killed ones included."""
-        self._on_task_done = self._ended  # One bound method for all tasks.
+        self._on_task_done = self._handle_task_end  # One bound method for all tasks.
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName; nothing was started."""
@@ -206,7 +206,7 @@ class LocalProcesses:
                 self._send_exit(root.pid, "shutdown")
                 await asyncio.wait({root._task}, timeout=until - loop.time())
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _handle_task_end(self, task: asyncio.Task[Any]) -> None:
         """Bury the process of a task that has ended, unless it was killed, and log a crash."""
         process = self._tasks.pop(task)
         error = None if task.cancelled() else task.exception()

@@ -56,7 +56,7 @@ class Signals:
 
     def __init__(self, context: NodeContext, codec: Codec, local: LocalProcesses) -> None:
         name, incarnation = context.name, context.incarnation
-        self.links = Links(name, incarnation, local.is_alive, self._incarnation_of)
+        self.links = Links(name, incarnation, local.is_alive, self._get_incarnation)
         self._name = name
         self._incarnation = incarnation
         self._codec = codec
@@ -167,7 +167,7 @@ class Signals:
             packed = self._codec.pack(operations.signal(signal), signal)
         return packed
 
-    def _incarnation_of(self, node: str) -> int | None:
+    def _get_incarnation(self, node: str) -> int | None:
         """Return the incarnation of a connected node, or None."""
         session = self._sessions.get(node)
         return None if session is None else session.incarnation

@@ -420,7 +420,7 @@ def test_who_gave_up_has_spawned_nothing(kind: str, how: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reason", ["bad", "kill", "normal"])
 def test_who_ends_while_it_waits_leaves_no_orphan(kind: str, reason: str) -> None:
-    """A linked process hears the reason, as if the link had been there; others are killed."""
+    """A linked process gets the exit reason, as if the link had been there; others are killed."""
 
     async def story(cluster: SimCluster, here: Node, there: Node) -> None:
         asker = Asker(kind, there.name, ("trap",), trap=False)
@@ -640,7 +640,7 @@ class Story:
         self.cluster = SimCluster(seed=seed, latency_s=(0.0002, self.rng.choice([0.002, 0.05, 0.5])))
         self.serial = 0
         self.ran: dict[int, Pid] = {}
-        """Number of an attempt → what it spawned, whether anybody heard of it or not."""
+        """Number of an attempt → what it spawned, whether its caller was told or not."""
         self.outcomes: dict[int, Any] = {}
         self.kinds: dict[int, str] = {}
         self.askers: dict[int, Pid] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fleetlm
+from fleetlm import Actor, ActorRef, Child, Process, Supervisor
 from tests.sim.fleet import A, Fleet, simulated
 
 
@@ -69,3 +70,28 @@ async def test_every_public_method_says_what_it_does(fleet: Fleet) -> None:
         for name in dir(type(held)):
             if not name.startswith("_"):
                 assert inspect.getdoc(getattr(type(held), name)), f"{type(held).__name__}.{name}"
+
+
+OF_CLASSES = {
+    Process: """
+        demonitor exit info link mailbox monitor name node parent pid receive runs spawn_link spawn_link_at
+        spawn_monitor spawn_monitor_at start_actor_link trap_exit unlink
+    """,
+    Actor: "handle_info init node pid process run_blocking run_in_process stop terminate",
+    ActorRef: "call cast pid send stream target within",
+    Supervisor: "backoff_s max_restarts period_s specs strategy",
+    Child: "args function name register restart shutdown_s",
+}
+
+
+@pytest.mark.parametrize("cls", OF_CLASSES, ids=lambda cls: cls.__name__)
+def test_a_class_shows_what_a_program_may_use_and_nothing_else(cls: type) -> None:
+    shown = dir(Supervisor() if cls is Supervisor else cls) + list(getattr(cls, "__dataclass_fields__", ()))
+    assert {name for name in shown if not name.startswith("_")} == set(OF_CLASSES[cls].split())
+
+
+@pytest.mark.parametrize("cls", [Process, Actor, ActorRef])
+def test_every_public_method_of_a_class_says_what_it_does(cls: type) -> None:
+    slots = {slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ())}
+    for name in set(OF_CLASSES[cls].split()) - slots:
+        assert inspect.getdoc(getattr(cls, name)), f"{cls.__name__}.{name}"

@@ -1,4 +1,4 @@
-"""The table of factories, what a peer may ask, and the answer that is undone when nobody waits for it."""
+"""The table of factories, what a peer may ask, and answers that are undone after their caller gave up."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ async def test_a_linked_process_of_one_that_is_ending_is_left_to_the_link() -> N
 
 @pytest.mark.parametrize("given_up", [True, False])
 def test_a_failure_and_the_end_of_the_connection(given_up: bool) -> None:
-    """Given up, it must not be an exception that nobody retrieved."""
+    """After `give_up`, a failure must not become an exception that is never retrieved, which asyncio logs."""
 
     @virtual
     async def main() -> None:
