@@ -124,8 +124,8 @@ class Node:
     ) -> NodeStarting[Self]:
         """Start a node: ``async with Node.start() as node`` or ``node = await Node.start()``.
 
-        It waits only for its own socket and, at most 2 s, for its own address; never for a peer (`ready`
-        waits for peers). The block of ``async with`` stops the node at its end.
+        It waits only for its socket and, at most 2 s, for its address to be decided; never for a peer
+        (`ready` waits for peers). The block of ``async with`` stops the node at its end.
 
         Args:
             settings: default `Settings.from_env()`.

@@ -6,13 +6,13 @@ Theory of operation. `core.name_table` decides which claim for a name holds and 
 lost. `Registry`, which a program holds, reads that table and asks the node of a process to claim a name.
 
 A *claim* is a row of the node on which the process runs. That node alone makes it, at once and without
-asking anybody, and that node alone withdraws it. The races, and where each is settled:
+asking another node, and that node alone withdraws it. The races, and where each is settled:
 
-* Two nodes claim the same name before they hear of each other (at the same moment, or on two sides of a
-  partition). Every node that sees both claims chooses the same one (`name_table.older`, or
+* Two nodes claim the same name before either has got the other's claim (at the same moment, or on two
+  sides of a partition). Every node that sees both claims chooses the same one (`name_table.older`, or
   `Registry.resolve`). The node of the other claim withdraws it and tells its process (`_lost`).
 * The holder ends while another process waits for the name. The end is a row that goes, so `watch` and
-  `wait_for` see it after one hop. Whoever claims next wins; a claim that comes later gets
+  `wait_for` see it after one hop. The next claim wins; one that comes later gets
   `AlreadyRegistered`.
 * The node that is asked to claim for its process is lost before it answers: `NodeLost`. The claim may
   exist there, and this node sees it once both are connected again.

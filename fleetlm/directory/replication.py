@@ -1,7 +1,7 @@
 """Replicated tables: every node keeps a copy of what each connected node says about itself.
 
 Theory of operation. A *table* (process groups, cluster-wide names) is cut by owner: each node writes only
-the rows of its own processes, and reads everybody's. A row has one writer, so there is no lock, no
+the rows of its own processes, and reads those of all nodes. A row has one writer, so there is no lock, no
 tombstone, no version and nothing to merge. What is left to guarantee is that the copy of a node's rows is
 right while that node is connected, and absent while it is not:
 
@@ -13,9 +13,9 @@ right while that node is connected, and absent while it is not:
   with a snapshot, so a delta that was lost with a session does no harm.
 
 The races: a change between two sessions is part of the next snapshot. A change while a snapshot is being
-sent comes after it, since both go through the same queue. A process that ends leaves the tables before
-anybody is told that it has ended (`runtime.assembly` keeps that order), so a subscriber that hears of a
-death finds the tables without the process.
+sent comes after it, since both go through the same queue. A process that ends leaves the tables before any
+process is told that it has ended (`runtime.assembly` keeps that order), so a process that gets a `Down`
+finds the tables without the one that ended.
 
 A full window must not stop the node that writes, since a change has no caller who could wait. A session
 whose window is full is *behind*: its facts are put in a queue of their own, and one task sends them in

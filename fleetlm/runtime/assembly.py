@@ -20,7 +20,8 @@ kernel through the driver, a lost connection must make the poller ask again. Eac
 `Assembly`, below "Calls from earlier parts to later ones"; a part gets that method, or the assembly as the
 implementation of a protocol that the part defines itself (`Follower`, `PeerFacts`). Two of these methods
 keep an order that other modules rely on: the replicated tables forget a process, and a node, *before* any
-process is told that it has ended, so that a process which hears of a death finds the tables without it.
+process is told that it has ended, so that a process that gets a `Down` finds the tables without the one that
+ended.
 
 What runs above this package is given to it: the class of processes, and the function that spawns one with
 the checks of the public API.
