@@ -322,9 +322,9 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"{x}": [object()]}, "message['{x}'][0]", "object"),
     ([{1, Point(1, 2)}], "an item of message[0]", "Point"),
     ({"a": {frozenset({Mood.GOOD}): 1}}, "", "Mood"),
-    (Pid(bytearray(b"x"), 1, 2), "message", "Pid with a field of another type"),  # type: ignore[arg-type]
-    (Ref("n", True, 2), "message", "Ref with a field of another type"),
-    ([Address("a", None)], "message[0]", "Address of something else than two strings"),  # type: ignore[arg-type]
+    (Pid(bytearray(b"x"), 1, 2), "message", "Pid with a field of the wrong type"),  # type: ignore[arg-type]
+    (Ref("n", True, 2), "message", "Ref with a field of the wrong type"),
+    ([Address("a", None)], "message[0]", "Address that is not two strings"),  # type: ignore[arg-type]
     (dict.fromkeys([(float("nan"),), (float("nan"),)]), "message", "two keys that no receiver can tell"),
     ([Append("s", "\ud800")], "message[0].line", "lone surrogate"),
 ]

@@ -77,7 +77,7 @@ def test_a_header_is_read_back_whatever_follows(kind: int, epoch: int, seq: int,
 
 @pytest.mark.parametrize("size", range(HEADER_BYTES))
 def test_less_than_a_header_is_no_frame(size: int) -> None:
-    with pytest.raises(BadFrame, match=f"{size} bytes are no frame"):
+    with pytest.raises(BadFrame, match=f"{size} bytes are too few for a frame"):
         frames.read_header(b"\1" * size)
 
 
@@ -232,7 +232,7 @@ def test_who_is_at_an_address_arrives_as_it_was_sent() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.READY, Kind.BATCH, Kind.GOODBYE, Kind.PROBE, 0, 255])
 def test_nothing_else_is_an_answer(kind: int) -> None:
-    with pytest.raises(BadFrame, match=f"kind {int(kind)} is no answer"):
+    with pytest.raises(BadFrame, match=f"kind {int(kind)} is not an answer"):
         frames.read_answer(frames.header(kind, 0, 0) + packed(1, "a", name(3), 1))
 
 
