@@ -41,7 +41,7 @@ async def main(node: fleetlm.Node) -> None:
 
 
 async def two_nodes() -> None:
-    """Run two nodes on this machine; on Linux every 127.0.0.N is an address of its own."""
+    """Run two nodes on this machine, on addresses 127.0.0.N (on macOS, add aliases first)."""
     first, second = (
         fleetlm.Settings(dns_query="127.0.0.1,127.0.0.2", node_ip=ip, node_port=PORT, remote=False)
         for ip in ("127.0.0.1", "127.0.0.2")

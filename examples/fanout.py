@@ -1,6 +1,6 @@
 """One message to all nodes: broadcast, and multicall, which returns the replies.
 
-``python fanout.py`` runs four nodes in one program; on Linux every 127.0.0.N is an address of its own.
+``python fanout.py`` runs four nodes in one program, on addresses 127.0.0.N (on macOS, add aliases first).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ async def main() -> None:
         await first.ready(len(others), timeout=5)
 
         started = time.perf_counter()
-        told = await first.broadcast("cache", ("put", "model", "llama-3"))  # encoded once for all nodes
-        print(f"broadcast to {told} nodes in {(time.perf_counter() - started) * 1e3:.1f} ms")
+        reached = await first.broadcast("cache", ("put", "model", "llama-3"))  # encoded once for all nodes
+        print(f"broadcast to {reached} nodes in {(time.perf_counter() - started) * 1e3:.1f} ms")
 
         # Messages from one sender to one receiver keep their order: each "get" arrives after "put".
         await ask_all(first, [node.name for node in nodes])

@@ -1,6 +1,6 @@
 """A process group: workers on many nodes, a broadcast to all, and one worker for each session.
 
-``python groups.py`` runs three nodes in one program; on Linux every 127.0.0.N is an address of its own.
+``python groups.py`` runs three nodes in one program, on addresses 127.0.0.N (on macOS, add aliases first).
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ async def main() -> None:
             members += 1 if isinstance(await anext(changes), Joined) else -1
         print(f"{members} workers on {len({pid.node for pid in first.groups.members('workers')})} nodes")
 
-        told = await first.groups.broadcast("workers", ("load", "llama-3"))
-        print(f"{told} workers have been told to load a model")
+        reached = await first.groups.broadcast("workers", ("load", "llama-3"))
+        print(f"sent the model to {reached} workers")
 
         print(await ask(first, "session 7", "hello"))
         print(await ask(first, "session 7", "again"))

@@ -1,6 +1,6 @@
 """A leader by name: one process in the cluster has the name, the others stand by and take over.
 
-``python names.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
+``python names.py`` runs two nodes in one program, on addresses 127.0.0.N (on macOS, add aliases first).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Spawn on another node: a worker registers a factory, another node spawns and monitors its processes.
 
-``python remote_spawn.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
+``python remote_spawn.py`` runs two nodes on 127.0.0.1 and 127.0.0.2 (on macOS, add an alias first).
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ async def front(process: Process, worker: str, ready: asyncio.Event) -> None:
     ann, _ = await process.spawn_monitor_at(worker, "session", "ann", name="ann")
     print(f"ann runs on {ann.node}: {await node.whereis('ann', at=worker) == ann}")
     print(await node.call(ann, "hello"), await node.call(ann, "again"), await node.call(ann, "end"))
-    await told(process, "ann")
+    await next_down(process, "ann")
 
     bob, _ = await process.spawn_monitor_at(worker, "session", "bob")
     try:
         await node.call(bob, "")
     except ProcessDown:
-        await told(process, "bob")
+        await next_down(process, "bob")
 
     # A process that fails before its first line: the real reason arrives, not "noproc".
     _, watched = await process.spawn_monitor_at(worker, "session", "too", "many", "arguments")
-    down = await told(process, "nobody")
+    down = await next_down(process, "wrong arguments")
     assert down.ref == watched
 
     try:
@@ -56,14 +56,14 @@ async def front(process: Process, worker: str, ready: asyncio.Event) -> None:
 
     await process.spawn_monitor_at(worker, "session", "last")
     ready.set()
-    await told(process, "last")
+    await next_down(process, "last")
 
 
-async def told(process: Process, who: str) -> Down:
+async def next_down(process: Process, label: str) -> Down:
     """Wait for a `Down`, and print it."""
     down = await process.receive()
     assert isinstance(down, Down)
-    print(f"down: {who} ({down.reason})")
+    print(f"down: {label} ({down.reason})")
     return down
 
 

@@ -1,6 +1,6 @@
 """An actor with typed requests, and how to handle each kind of failure.
 
-``python sessions.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
+``python sessions.py`` runs two nodes in one program, on addresses 127.0.0.N (on macOS, add aliases first).
 """
 
 from __future__ import annotations

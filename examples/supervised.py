@@ -1,6 +1,6 @@
 """A supervision tree: a failed child is restarted, and monitors report its end and the loss of its node.
 
-``python supervised.py`` runs two nodes in one program; on Linux every 127.0.0.N is an address of its own.
+``python supervised.py`` runs two nodes in one program, on addresses 127.0.0.N (on macOS, add aliases first).
 """
 
 from __future__ import annotations

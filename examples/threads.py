@@ -1,8 +1,8 @@
-"""Worker code in plain threads, without asyncio: the node runs in a thread of its own.
+"""Worker code in plain threads, without asyncio: the node runs in its own thread.
 
 Each worker process has a thread for each request, as a WSGI server or a job runner has, and all its threads
-share one node. ``python threads.py`` shows two such workers in one program; on Linux every 127.0.0.N is an
-address of its own.
+share one node. ``python threads.py`` runs two such workers in one program, on addresses 127.0.0.N (on macOS,
+add aliases first).
 """
 
 from __future__ import annotations

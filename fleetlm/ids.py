@@ -1,7 +1,8 @@
-"""Identities that differ at every start: incarnations, pids, refs.
+"""Identities that differ at every start of a node: incarnations, pids and refs.
 
-An IP address is not an identity: container platforms give it to the next container within a second.
-So every pid and ref carries the incarnation of the node that made it.
+An IP address does not identify a node, since container platforms give it to the next container within a
+second. So every pid and ref contains the incarnation of the node that made it, and a message for another
+incarnation is never delivered.
 """
 
 from __future__ import annotations
@@ -13,20 +14,27 @@ if TYPE_CHECKING:
     import random
 
 _RANDOM_BITS = 22
+"""Random bits of an incarnation: two starts in one millisecond coincide once in 4 million times."""
 
 
 def new_incarnation(wall_ms: int, rng: random.Random) -> int:
-    """A 64-bit number for one start of a node: 42 bits of wall-clock milliseconds, 22 random bits.
+    """Make the 64-bit number of one start of a node: 42 bits of milliseconds and 22 random bits.
 
-    Roughly ordered by time, for people; nothing compares two of them by size.
-    Source: OTP's creation (32 bits, erl_dist_protocol); differs: wide enough never to come twice.
+    Incarnations are roughly ordered by time, to help people read logs. No code compares them by size, so
+    a clock that goes back does no harm.
+
+    Source: OTP's creation (32 bits, erl_dist_protocol); differs: wide enough not to repeat.
+
+    Args:
+        wall_ms: the wall clock, in milliseconds since 1970.
+        rng: the source of the random bits.
     """
     return ((wall_ms & ((1 << 42) - 1)) << _RANDOM_BITS) | rng.getrandbits(_RANDOM_BITS)
 
 
 @dataclass(frozen=True, slots=True)
 class Pid:
-    """The address of one process: valid for the incarnation of the node that spawned it."""
+    """The address of one process. It never addresses another one, even after its node has restarted."""
 
     node: str
     incarnation: int
@@ -38,7 +46,7 @@ class Pid:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A value that is unique in the cluster, for telling one request or subscription from another."""
+    """A value that is unique in the cluster. Identifies a request, a monitor or a subscription."""
 
     node: str
     incarnation: int

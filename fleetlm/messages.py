@@ -1,6 +1,6 @@
-"""What the runtime itself says, and the register of message types that may travel.
+"""Messages of the runtime itself, and the registry of message types that may be sent between nodes.
 
-Nothing on the wire names code: a dataclass travels under a tag that both sides registered.
+Nothing on the wire names code: a dataclass is sent under a tag that both sides have registered.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fleetlm.names import Address
 T = TypeVar("T", bound=type)
 
 MAX_TAG_LENGTH = 128
-"""Characters of a tag: it is sent with every message of its type."""
+"""Characters of a tag. It is sent with every message of its type, so it should be short."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeUp:
-    """The connection to ``node`` became usable. Comes before any message of that connection."""
+    """The session with ``node`` is up. Delivered before any message of that session."""
 
     node: str
     incarnation: int
@@ -29,7 +29,7 @@ class NodeUp:
 
 @dataclass(frozen=True, slots=True)
 class NodeDown:
-    """The connection to ``node`` ended. Comes after the last message of that connection.
+    """The session with ``node`` has ended. Delivered after its last message.
 
     ``reason`` is for people and logs, such as ``connection closed`` or ``left: shutdown``.
     """
@@ -41,10 +41,11 @@ class NodeDown:
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """A monitored process has ended. Comes exactly once for each monitor.
+    """A monitored process has ended. Delivered exactly once for each monitor.
 
-    ``target`` is what was monitored. ``reason`` is its exit reason, or ``"noproc"`` (there was none),
-    or ``"noconnection"`` (its node was lost; it may live on).
+    ``ref`` is the monitor, ``target`` the process as it was given to the monitor. ``reason`` is the exit
+    reason, or ``"noproc"`` (there was no such process), or ``"noconnection"`` (the session with its node
+    ended; the process may still run).
     """
 
     ref: Ref
@@ -54,7 +55,7 @@ class Down:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """An exit signal, as a process that traps exits gets it."""
+    """An exit signal, as a message to a process that traps exits: the linked process ``pid`` has ended."""
 
     pid: Pid
     reason: Any
@@ -62,7 +63,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A cluster-wide name has a holder now: ``pid``, registered with ``meta``."""
+    """The process ``pid`` has been registered under a cluster-wide name, with ``meta``."""
 
     name: str
     pid: Pid
@@ -71,11 +72,12 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Unregistered:
-    """``pid`` holds a cluster-wide name no more.
+    """The process ``pid`` no longer has a cluster-wide name.
 
-    ``reason`` is ``"unregistered"``, ``"exited"`` (the process has ended), ``"noconnection"`` (its
-    node is lost; it may live on), ``"lost"`` (another process won the name), ``"changed"`` (the
-    `Registered` with its new meta follows) or a sentence for a subscriber that read too slowly.
+    ``reason`` is ``"unregistered"``, ``"exited"`` (the process has ended), ``"noconnection"`` (the
+    session with its node ended; the process may still run), ``"lost"`` (another process won the name),
+    ``"changed"`` (a `Registered` with the new meta follows), or a sentence if the subscriber read its
+    events too slowly.
     """
 
     name: str
@@ -85,7 +87,7 @@ class Unregistered:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A process has joined a group, once more if it was a member already."""
+    """A process has joined a group. A process may join a group more than once."""
 
     group: str
     pid: Pid
@@ -93,10 +95,10 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A process is a member once less: each `Joined` has its `Left`.
+    """A process has left a group. Each `Joined` is followed by one `Left`.
 
-    ``reason`` is ``"left"``, ``"exited"`` (the process has ended) or ``"noconnection"`` (its node was
-    lost; it may live on).
+    ``reason`` is ``"left"``, ``"exited"`` (the process has ended) or ``"noconnection"`` (the session
+    with its node ended; the process may still run).
     """
 
     group: str
@@ -105,19 +107,19 @@ class Left:
 
 
 class MessageTypes:
-    """Tags and the dataclasses registered under them. Both directions are one to one."""
+    """Tags and the dataclasses registered under them: one class for a tag, and one tag for a class."""
 
     def __init__(self) -> None:
         self.by_tag: dict[str, type] = {}
         self.tags: dict[type, str] = {}
 
     def register(self, tag: str, cls: type) -> None:
-        """Let ``cls`` travel under ``tag``.
+        """Register ``cls`` under ``tag``.
 
         Raises:
-            TypeError: not a dataclass, or one with fields that ``__init__`` does not take.
-            ValueError: the tag is empty, too long, or another class's, or the class has another
-                tag; nothing was registered.
+            TypeError: ``cls`` is not a dataclass, or has fields that ``__init__`` does not take.
+            ValueError: the tag is empty, too long or registered for another class, or the class has
+                another tag. Nothing was registered.
         """
         if not dataclasses.is_dataclass(cls):
             raise TypeError(f"{cls.__name__} is not a dataclass; put @dataclass below @message({tag!r})")
@@ -126,22 +128,24 @@ class MessageTypes:
         if not 0 < len(tag) <= MAX_TAG_LENGTH:
             raise ValueError(f"a tag has 1 to {MAX_TAG_LENGTH} characters, not {len(tag)}")
         known = self.by_tag.get(tag)
-        if known is not None and not _same_definition(known, cls):
-            raise ValueError(f"the tag {tag!r} belongs to {known.__module__}.{known.__qualname__}")
+        if known is not None and not _is_same_definition(known, cls):
+            raise ValueError(
+                f"the tag {tag!r} is already registered for {known.__module__}.{known.__qualname__}"
+            )
         if self.tags.get(cls, tag) != tag:
-            raise ValueError(f"{cls.__qualname__} has the tag {self.tags[cls]!r} already")
+            raise ValueError(f"{cls.__qualname__} already has the tag {self.tags[cls]!r}")
         self.by_tag[tag] = cls
         self.tags[cls] = tag
 
 
-def _same_definition(known: type, cls: type) -> bool:
-    """A module that was loaded twice (reload, ``__main__``) registers its types again."""
+def _is_same_definition(known: type, cls: type) -> bool:
+    """Whether both are one class of a module that was loaded twice (reload, or run as ``__main__``)."""
     modules = {known.__module__, cls.__module__}
     return known.__qualname__ == cls.__qualname__ and (len(modules) == 1 or "__main__" in modules)
 
 
 TYPES = MessageTypes()
-"""The register that `message` fills: types are global to the program, as classes are."""
+"""The registry that `message` fills. It is global to the program, as classes are."""
 
 
 def message(tag: str) -> Callable[[T], T]:
@@ -155,8 +159,15 @@ def message(tag: str) -> Callable[[T], T]:
             session: str
             text: str
 
-    The tag is what travels, so the class may be moved and renamed freely. A receiver that does not
-    know the tag refuses the message (`Undecodable`) and goes on.
+    Only the tag is sent, so the class may be moved and renamed freely. A receiver that does not know the
+    tag refuses the message with `Undecodable` and goes on.
+
+    Args:
+        tag: 1 to 128 characters, the same on every node.
+
+    Raises:
+        TypeError: the class is not a dataclass, or has fields that ``__init__`` does not take.
+        ValueError: the tag is registered for another class, or the class has another tag.
     """
 
     def register(cls: T) -> T:
@@ -169,7 +180,7 @@ def message(tag: str) -> Callable[[T], T]:
 @message("fleetlm.crash")
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The exit reason of a process that raised: the exception as text, since it does not travel."""
+    """The exit reason of a process that raised an exception, which is not sent itself, only its text."""
 
     type_name: str
     text: str
@@ -182,9 +193,10 @@ class Crash:
 @message("fleetlm.name_lost")
 @dataclass(frozen=True, slots=True)
 class NameLost:
-    """Two processes claimed one cluster-wide name, and ``winner`` keeps it.
+    """Two processes claimed one cluster-wide name, and the other one, ``winner``, keeps it.
 
-    An exit reason, or a message where the name was registered with ``on_loss="message"``.
+    The exit reason of the process that lost, or a message to it if the name was registered with
+    ``on_loss="message"``.
     """
 
     name: str

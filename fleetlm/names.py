@@ -1,7 +1,7 @@
-"""Names: of nodes (``basename@ip``) and of processes on them.
+"""Names of nodes (``basename@ip``) and of processes on them.
 
-A node name has one canonical text (IPv6 compressed and lower case, no brackets), so that names
-can be compared as strings everywhere; `NodeName` is for taking one apart and for ordering.
+A node name has one canonical text (IPv6 compressed and in lower case, no brackets), so names are compared
+as strings everywhere. `NodeName` takes a name apart and orders names.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import NamedTuple
 from fleetlm.errors import InvalidName
 
 BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+"""The part of a node name before the ``@``."""
 MAX_PROCESS_NAME_LENGTH = 255
-"""Characters: long enough for a session id with a prefix, short enough for a log line."""
+"""Characters of a process name: enough for a session id with a prefix, short enough for a log line."""
 
 
 class Address(NamedTuple):
-    """A named process on a node: what `Node.send` and `Node.call` take. Equal to the bare tuple."""
+    """A named process on a node, as a target of `Node.send` and `Node.call`. Equal to the bare tuple."""
 
     name: str
     node: str
@@ -28,25 +29,25 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NodeName:
-    """A node name in its parts. ``str(name)`` is the canonical text."""
+    """The parts of a node name. ``str(name)`` is the canonical text."""
 
     basename: str
     ip: str
 
     @classmethod
-    @lru_cache(maxsize=8_192)  # The same few names, told by every peer every second.
+    @lru_cache(maxsize=8_192)  # Every peer sends the same few names every second.
     def parse(cls, text: str) -> NodeName:
-        """Read ``basename@ip``, in any spelling of the address.
+        """Parse ``basename@ip``, with the address in any spelling.
 
         Raises:
-            InvalidName: no ``@``, a basename with other characters than ``A-Z a-z 0-9 _ . -``,
-                or no IP address behind the ``@`` (host names are not node names).
+            InvalidName: there is no ``@``, the basename has other characters than ``A-Z a-z 0-9 _ . -``,
+                or what follows the ``@`` is not an IP address (host names are not allowed).
         """
         basename, at, ip = text.partition("@")
         if not at:
-            raise InvalidName(text, "a node name reads basename@ip, such as fleetlm@10.0.0.7")
+            raise InvalidName(text, "a node name has the form basename@ip, such as fleetlm@10.0.0.7")
         if not BASENAME.fullmatch(basename):
-            raise InvalidName(text, "the basename is 1 to 64 of A-Z a-z 0-9 _ . -")
+            raise InvalidName(text, "the basename must be 1 to 64 of A-Z a-z 0-9 _ . -")
         canonical = canonical_ip(ip)
         if canonical is None:
             raise InvalidName(text, f"{ip!r} is not an IP address (host names are not used in node names)")
@@ -57,15 +58,15 @@ class NodeName:
 
     @property
     def sort_key(self) -> tuple[str, int, int]:
-        """Orders by basename, then IPv4 before IPv6, then by number: 10.0.0.9 before 10.0.0.10."""
+        """Orders names by basename, then IPv4 before IPv6, then by number: 10.0.0.9 before 10.0.0.10."""
         address = ipaddress.ip_address(self.ip)
         return (self.basename, address.version, int(address))
 
 
 def canonical_ip(text: str) -> str | None:
-    """The one text form of an address, or None where it is none (or is scoped to an interface).
+    """Return the canonical text of an IP address, or None if it is not one or has an interface scope.
 
-    IPv4-mapped IPv6 addresses become IPv4: the two are one address of one machine.
+    An IPv4-mapped IPv6 address becomes its IPv4 address, since both mean the same machine.
     """
     try:
         address = ipaddress.ip_address(text.strip().removeprefix("[").removesuffix("]"))
@@ -81,12 +82,12 @@ def canonical_ip(text: str) -> str | None:
 
 @lru_cache(maxsize=8_192)
 def canonical_node(text: str) -> str:
-    """The canonical text of a node name. Raises: InvalidName."""
+    """Return the canonical text of a node name. Raises: InvalidName."""
     return str(NodeName.parse(text))
 
 
 def sorted_nodes(names: list[str]) -> list[str]:
-    """Canonical node names in the order of `NodeName.sort_key`."""
+    """Sort canonical node names by `NodeName.sort_key`."""
     return sorted(names, key=_sort_key)
 
 
@@ -96,18 +97,18 @@ def _sort_key(name: str) -> tuple[str, int, int]:
 
 
 def endpoint(ip: str, port: int) -> str:
-    """``10.0.0.7:4370`` or ``[fdaa::2]:4370``: an address as it is written beside a port."""
+    """Format an address with a port: ``10.0.0.7:4370`` or ``[fdaa::2]:4370``."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def check_process_name(name: str) -> str:
-    """Return ``name`` if a process may have it.
+    """Return ``name`` unchanged if it is a valid name for a process.
 
     Raises:
-        InvalidName: empty, longer than 255 characters, or not printable.
+        InvalidName: the name is empty, longer than 255 characters, or not printable.
     """
     if not name or len(name) > MAX_PROCESS_NAME_LENGTH:
         raise InvalidName(name, f"a process name has 1 to {MAX_PROCESS_NAME_LENGTH} characters")
     if not name.isprintable():
-        raise InvalidName(name, "a process name is printable text")
+        raise InvalidName(name, "a process name must be printable text")
     return name

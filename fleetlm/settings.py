@@ -1,8 +1,8 @@
-"""One frozen `Settings`: every number of a node, with its unit, range and reason.
+"""One frozen `Settings` holds every number of a node, with its unit, its range and its reason.
 
-The environment sets the upper part (`from_env`); the lower part is for programs and tests.
-A value that cannot be used is a `SettingsError` at boot, whether clustering is on or off: never a
-silent default.
+The environment sets the first part of the fields (`Settings.from_env`); the rest is for programs and
+tests. A variable with a value that is not allowed raises `SettingsError` before anything starts, whether
+clustering is on or off. No value is ever replaced silently by a default.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ T = TypeVar("T")
 DEFAULT_PORT = 4370
 DNS_PORT = 53
 COOKIE_MIN_LENGTH = 16
-"""Characters. Whoever records a handshake can try cookies offline: a short one is no secret."""
+"""Characters. A recorded handshake allows guessing offline, so a short cookie would not stay secret."""
 COOKIE_MAX_LENGTH = 4096
+"""Characters. A longer one is probably the wrong file."""
 MAX_MS = 86_400_000
-"""A day: a longer interval or time-out is a slip of the unit."""
+"""One day, in milliseconds. A longer interval or time-out is probably in the wrong unit."""
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 _SERVICE_LINK = re.compile(
@@ -41,159 +42,204 @@ _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one node is told. Sizes in bytes, times in seconds.
+    """The configuration of one node. Sizes are in bytes, times in seconds.
 
-    The constructor checks nothing: `Settings.from_env` does, for what the environment can set.
+    The constructor checks nothing; `Settings.from_env` checks every value that the environment can set.
     """
 
-    # What the environment sets (README, "Configuration").
+    # Set by the environment (README, "Configuration").
     dns_query: str | None = None
-    """Name that resolves to the peers' addresses, or a comma-separated list of addresses. None: off."""
+    """A DNS name that resolves to the peers' addresses, or a comma-separated list of addresses. None turns
+    clustering off."""
     node_basename: str = "fleetlm"
+    """The part of the node's name before the ``@``, the same on every node."""
     poll_interval_s: float = 5.0
+    """Seconds between two DNS lookups: a new node is found within this time, for little load on DNS."""
     node_ip: str | None = None
+    """The address in this node's name, under which peers reach it. None: it is detected."""
     node_port: int = DEFAULT_PORT
+    """The TCP port on which the node listens, the same on every node of the cluster."""
     cookie: str | None = field(default=None, repr=False)
+    """The secret that all nodes share: peers without it are refused, and traffic is encrypted. None: plain
+    text, and every node that can connect is admitted."""
     cluster: str = ""
+    """The cluster's id: nodes with another id are refused. Tells two clusters on one network apart."""
     node_timeout_s: float = 8.0
+    """Seconds of silence after which a peer is down: a quarter for the heartbeat, the rest for its answer.
+    Long enough for a short network fault, short enough for callers that wait."""
     remote: bool = True
+    """Whether `fleetlm remote` can open a shell in this node, through a Unix socket of the same user."""
     debug: bool = False
+    """Whether local messages are encoded and decoded too, so that a message that cannot be sent to another
+    node also fails on one node. Costs time for each message."""
     dns_server: tuple[str, int] | None = None
+    """Address and port of the name server to ask. None: the system's name servers."""
     fly_private_ip: str | None = None
+    """This node's address as Fly.io's variable gives it; used unless ``node_ip`` is set."""
     pod_ip: str | None = None
+    """This node's address as the pod's environment gives it; used after ``fly_private_ip``."""
     warnings: tuple[str, ...] = ()
-    """What looked odd in the environment but hurts nothing; logged once at boot."""
+    """Variables that look like a mistake but do no harm, as sentences; logged once at the start."""
 
     # Discovery.
     own_address_budget_s: float = 2.0
-    """How long a start may wait for DNS to show the own address; then the next rule decides."""
+    """Seconds that a start may wait for DNS to list this node's address; then the next rule decides. Its
+    record often appears a moment after the start, and a start must not depend on DNS for longer."""
     fast_poll_s: float = 0.25
-    """First interval while no peer was ever seen, doubling: at start NXDOMAIN is normal."""
+    """Seconds between the first two lookups while no peer was ever seen; each further pause is twice as
+    long, up to the interval. At the start NXDOMAIN is normal and does not last."""
     poll_jitter: float = 0.1
-    """Fraction: nodes that start together must not ask together for ever."""
+    """Each pause is longer or shorter by up to this fraction, so that nodes that start together do not ask
+    together for ever."""
     forget_after_lookups: int = 3
+    """A peer that is not connected is forgotten after so many successful lookups in a row without it, and
+    not before ``forget_after_s``. A DNS answer is a sample, so one absence proves nothing."""
     forget_after_s: float = 30.0
-    """An unconnected peer is forgotten after both: answers are samples, one absence says nothing."""
+    """Seconds after which a peer that is not connected may be forgotten: longer than a restart takes."""
     prune_after_lookups: int | None = None
-    """Opt-in, where DNS names every node always: a *connected* peer that so many successful lookups in
-    a row did not name is disconnected until one does. None: never, since answers are samples."""
+    """Disconnect a *connected* peer after so many successful lookups in a row without it, until a lookup
+    lists it again. Only for networks where DNS always lists every node. None: never."""
     max_peers: int = 1_024
-    """Known peers: a wildcard record or a wrong name must not fill memory or descriptors."""
+    """Limit of known peers. A wildcard record or a wrong name must not use up memory or descriptors."""
 
     # Connections.
     connect_timeout_s: float = 3.0
-    """TCP and ZMTP: the kernel's own limit is 127 s, a pod that restarts needs an answer now."""
+    """Seconds for TCP to connect, and again for the ZMTP handshake. The kernel's own limit is 127 s, and a
+    restarting pod must be dialled again sooner."""
     handshake_timeout_s: float = 5.0
+    """Seconds for the handshake of two nodes. More than a connect takes, since the peer dials back."""
     backoff_min_s: float = 0.25
+    """The ceiling of the first pause before a peer is dialled again; it doubles with each failure. The pause
+    itself is random below the ceiling, so that nodes do not dial in step."""
     backoff_max_s: float = 15.0
+    """The highest ceiling of that pause: a peer that comes back is dialled within this time."""
     tick_s: float = 1.0
-    """Between two ticks of a loop: tells peers of its lag, costs 40 bytes a second and peer."""
+    """Seconds between two ticks of a node's loop to each peer. A tick tells the loop's lag and costs 40
+    bytes."""
     busy_after_s: float = 3.0
-    """A peer whose loop said nothing for so long is busy: three ticks missed."""
+    """Seconds without a tick after which a peer is listed as busy: three ticks were missed."""
     gossip_s: float = 1.0
-    """Between two tellings of whom we know, to one peer each: spreads in O(log n) rounds."""
+    """Seconds between two messages that list this node's known peers, to one random peer each: news
+    reaches n nodes in O(log n) rounds."""
     goodbye_flush_s: float = 0.5
-    """For the last frames to leave; with dead peers a node must still end within 2 s."""
+    """Seconds for the last frames to leave when a node leaves. Even with dead peers it must end within
+    2 s."""
     drain_s: float = 5.0
-    """For calls in flight when a node leaves, and as long again for its supervision trees; well under
-    Kubernetes' 30 s of grace."""
+    """Seconds for calls in flight to finish when a node leaves, and as long again for its supervision trees
+    to end. Both together stay well below the 30 s that Kubernetes grants."""
 
     # Messages.
     batch_bytes: int = 64 * 1024
-    """A batch that grew so far is sent at once: bounds memory and what one turn of a loop writes."""
+    """A batch of this size is sent at once. Bounds memory, and what one turn of the loop writes."""
     batch_messages: int = 1_024
-    """Likewise for many small ones: bounds how long a receiver decodes before its loop turns."""
+    """A batch of so many messages is sent at once. Bounds how long a receiver's loop decodes in one go."""
     window_bytes: int = 8 * 1024 * 1024
-    """In flight to one peer before ``send`` waits: 10 GB/s at a round trip of 0.8 ms."""
+    """Bytes in flight to one peer before ``send`` waits: enough for 10 GB/s at a round trip of 0.8 ms."""
     chunk_bytes: int = 256 * 1024
-    """Larger messages travel in pieces of this size: one must not outlast a heartbeat on a slow path."""
+    """Larger messages are sent in chunks of this size, so that none delays a heartbeat on a slow path."""
     bulk_window_bytes: int = 2 * 1024 * 1024
-    """Pieces in flight: a small message waits behind at most this much."""
+    """Bytes of chunks in flight to one peer: a small message waits behind at most this much."""
     max_message_bytes: int = 1024 * 1024 * 1024
+    """Size limit of one message when packed. Sender and receiver each hold it in memory as a whole."""
     max_frame_bytes: int = 2 * 1024 * 1024
-    """What ZeroMQ accepts, authenticated or not: a batch or a chunk with room to spare."""
+    """Size limit of one frame that ZeroMQ accepts, from strangers too: a batch or a chunk, with room to
+    spare. A larger one ends its connection."""
     max_nesting: int = 64
-    """Depth of a message: deeper is a mistake or an attack on the decoder's stack."""
+    """Depth limit of containers in a message. Deeper ones are a mistake, or an attack on the decoder's
+    stack."""
     mailbox_limit: int = 4_096
-    """Messages of one node waiting for one process before its senders wait; between two nodes the
-    lower value of both holds. A large message counts for several, see `fleetlm.messaging.windows`."""
+    """Messages of one node that may wait for one process before its senders wait; between two nodes the
+    lower of their values holds. A large message counts as several, see `fleetlm.messaging.windows`."""
     max_open_calls: int = 65_536
-    """Calls of one peer that wait for an answer here; the next is not delivered, and told so."""
+    """Calls of one peer that may wait for replies of this node. A further call is refused as not
+    delivered."""
     stream_window: int = 64
-    """Items of a stream that are on their way or wait for their consumer; then the producer waits."""
+    """Items of one stream that may be on their way or wait for their consumer; then the producer waits."""
     stream_idle_s: float = 60.0
-    """A stream that brings nothing for so long has failed: its producer is stuck."""
+    """Seconds without an item after which a stream fails: its producer is considered stuck."""
     concurrent_handlers: int = 100
-    """Of one actor at once: as many requests to a database or a GPU as help; more only wait there."""
+    """Concurrent handlers that run at once in one actor: as many requests to a database or a GPU as help.
+    More would only wait there."""
     terminate_s: float = 5.0
-    """For an actor's ``terminate``, and before it for its concurrent handlers. Source: OTP's shutdown."""
+    """Seconds for an actor's ``terminate``, and before it for its concurrent handlers to end.
+    Source: OTP's default shutdown time of a worker."""
     max_factories: int = 1_024
-    """Names under which other nodes may spawn here: a program has few; a leak of them must show."""
+    """Factories that a program may register for spawning from other nodes. A program has few; more are
+    a leak."""
     call_timeout_s: float = 5.0
-    """Default deadline of a call. Source: OTP gen.erl, DEFAULT_TIMEOUT."""
+    """Default deadline of a call, in seconds. Source: OTP gen.erl, DEFAULT_TIMEOUT."""
     events_limit: int = 10_000
-    """nodeup and nodedown kept for a subscriber that does not read; then it gets a fresh snapshot."""
+    """Events kept for a subscriber that does not read them; beyond it, a fresh snapshot replaces them."""
     max_memberships: int = 131_072
-    """In process groups, of one node's processes: 100,000 processes in one each, told within a window.
-    A peer that tells of more is disconnected, so set it alike on all nodes."""
+    """Limit of memberships in process groups of one node's processes: room for 100,000 processes in one
+    group each, whose list fits into a window. A peer with more is disconnected, so set the same limit on
+    all nodes."""
 
-    # Cluster-wide names. What one node tells beyond these costs the connection: the same everywhere.
+    # Cluster-wide names. A peer that exceeds these limits is disconnected, so set them alike on all nodes.
     max_cluster_names: int = 65_536
-    """Of one node: every node keeps those of all."""
+    """Limit of cluster-wide names of one node. Every node stores the names of all nodes."""
     max_meta_bytes: int = 4_096
-    """Packed, of one name: every node keeps it, so it says where and what, and is not the state itself."""
+    """Size limit of one name's meta when packed. Every node stores it: it describes a process, and is not
+    the place for its state."""
     max_names_bytes: int = 8 * 1024 * 1024
-    """All names of one node with their metas: told at nodeup in one go, well under what may be in flight."""
+    """Size limit of all names of one node with their metas. They are sent in one go when two nodes connect,
+    and must stay well within what may be in flight."""
 
     # Blocking functions.
     blocking_threads: int = 32
-    """Of `Node.run_blocking`: they mostly wait, but each holds memory, and a driver a connection."""
+    """Functions of `Node.run_blocking` that run at once. They mostly wait, but each thread holds memory, and
+    a driver often a connection."""
     blocking_processes: int | None = None
-    """Of `Node.run_in_process`. None: one for each CPU that this process may use, since they compute."""
+    """Functions of `Node.run_in_process` that run at once. None: one for each CPU that this process may
+    use, since they compute."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read and check the environment (default: this process's).
+        """Read and check the environment.
+
+        Args:
+            environ: variables and their values; default: the environment of this process.
 
         Raises:
-            SettingsError: naming the first variable that cannot be used, its value, what is allowed
-                and, for an unknown ``FLEETLM_*`` name, the nearest known one.
+            SettingsError: a variable is unknown or has a value that is not allowed. The error names the
+                first such variable, its value and what is allowed, and the nearest known name for an
+                unknown ``FLEETLM_*`` variable.
         """
         env = os.environ if environ is None else environ
         _refuse_unknown(env)
-        values: dict[str, object] = {"warnings": _near_misses(env)}
+        values: dict[str, object] = {"warnings": _find_near_misses(env)}
         for variable, name, parse in _VARIABLES:
             if variable in env:
-                values[name] = _parsed(variable, env[variable], parse)
-        values["cookie"] = _cookie(env)
+                values[name] = _parse(variable, env[variable], parse)
+        values["cookie"] = _read_cookie(env)
         return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
 
     @property
     def clustering(self) -> bool:
-        """Whether this node looks for peers at all."""
+        """Whether this node looks for peers."""
         return self.dns_query is not None
 
     @property
     def dns_lifetime_s(self) -> float:
-        """The whole time of one lookup: under the interval, so that polls never overlap."""
+        """Seconds for one lookup with all its retries; below the interval, so that lookups never overlap."""
         return min(3.0, max(0.2, 0.8 * self.poll_interval_s))
 
     @property
     def heartbeat_interval_s(self) -> float:
-        """ZMTP PING: a quarter of the node time-out; the answer has the other three quarters."""
+        """Seconds between ZMTP PINGs: a quarter of the node time-out. The answer has the rest of it."""
         return self.node_timeout_s / 4
 
     @property
     def heartbeat_timeout_s(self) -> float:
-        """Silence after a PING that ends a TCP connection; with the interval: the node time-out."""
+        """Seconds of silence after a PING that end a connection. With the interval: the node time-out."""
         return self.node_timeout_s * 3 / 4
 
     def replace(self, **changes: object) -> Settings:
-        """A copy with other values, unchecked: for tests and programs."""
+        """Return a copy with other values, which are not checked. Raises: TypeError for unknown fields."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # checked by dataclasses
 
     def effective(self) -> dict[str, str]:
-        """Variable → value as it holds, secrets masked: what is printed once at boot."""
+        """The effective value of each variable, with secrets masked; logged once at the start."""
         return {
             "DNS_CLUSTER_QUERY": self.dns_query or "(unset: clustering is off)",
             "DNS_CLUSTER_NODE_BASENAME": self.node_basename,
@@ -210,7 +256,7 @@ class Settings:
 
 
 class _Refused(Exception):
-    """A parser's word that a value is not allowed: (what is allowed, hint)."""
+    """Raised by a parser for a value that is not allowed; becomes a `SettingsError`."""
 
     def __init__(self, allowed: str, hint: str = "") -> None:
         super().__init__(allowed, hint)
@@ -218,13 +264,14 @@ class _Refused(Exception):
         self.hint = hint
 
 
-def _parsed(variable: str, text: str, parse: Callable[[str], T]) -> T:
+def _parse(variable: str, text: str, parse: Callable[[str], T]) -> T:
+    """Parse the value of a variable. Raises: SettingsError."""
     if _LINK_VALUE.match(text) and variable.startswith("FLEETLM_"):
         raise SettingsError(
             variable,
             text,
-            "a value of its own",
-            "This is a service link that Kubernetes injects for a Service of that name: set "
+            "a value set for this node",
+            "This value is a service link that Kubernetes injects for a Service of that name: set "
             "enableServiceLinks: false in the pod, or rename the Service.",
         )
     try:
@@ -233,7 +280,7 @@ def _parsed(variable: str, text: str, parse: Callable[[str], T]) -> T:
         raise SettingsError(variable, text, refused.allowed, refused.hint) from None
 
 
-def _integer(low: int, high: int, what: str) -> Callable[[str], int]:
+def _parse_integer(low: int, high: int, what: str) -> Callable[[str], int]:
     allowed = f"{what}, a whole number from {low:,} to {high:,}"
 
     def parse(text: str) -> int:
@@ -248,12 +295,12 @@ def _integer(low: int, high: int, what: str) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(low_ms: int) -> Callable[[str], float]:
-    parse_ms = _integer(low_ms, MAX_MS, "milliseconds")
+def _parse_seconds(low_ms: int) -> Callable[[str], float]:
+    parse_ms = _parse_integer(low_ms, MAX_MS, "milliseconds")
     return lambda text: parse_ms(text) / 1000
 
 
-def _query(text: str) -> str | None:
+def _parse_query(text: str) -> str | None:
     if not text:
         return None
     if "," in text or canonical_ip(text) is not None:
@@ -265,18 +312,18 @@ def _query(text: str) -> str | None:
     if len(text) > 254 or not all(_LABEL.fullmatch(label) for label in labels):
         raise _Refused(
             "a DNS name such as worker or fleet.default.svc.cluster.local",
-            "Give the bare name: no scheme, no port, no spaces, labels of 1 to 63 letters, digits, - and _.",
+            "Give only the name: no scheme, port or spaces. Labels have 1 to 63 letters, digits, - and _.",
         )
     return text
 
 
-def _basename(text: str) -> str:
+def _parse_basename(text: str) -> str:
     if not BASENAME.fullmatch(text):
         raise _Refused("1 to 64 of A-Z a-z 0-9 _ . - (the part before the @ of every node's name)")
     return text
 
 
-def _own_ip(text: str) -> str:
+def _parse_own_ip(text: str) -> str:
     ip = canonical_ip(text)
     if ip is None:
         raise _Refused("one IPv4 or IPv6 address, without a port")
@@ -286,30 +333,30 @@ def _own_ip(text: str) -> str:
     return ip
 
 
-def _platform_ip(text: str) -> str | None:
-    """The platform's variable, not ours: empty where it has nothing to say."""
-    return _own_ip(text) if text else None
+def _parse_platform_ip(text: str) -> str | None:
+    """Parse an address that the platform sets; an empty value means that it is not set."""
+    return _parse_own_ip(text) if text else None
 
 
-def _cluster(text: str) -> str:
+def _parse_cluster(text: str) -> str:
     if len(text) > 128 or not text.isprintable():
         raise _Refused("up to 128 printable characters")
     return text
 
 
-def _remote(text: str) -> bool:
+def _parse_remote(text: str) -> bool:
     if text not in ("on", "off"):
         raise _Refused("on or off")
     return text == "on"
 
 
-def _flag(text: str) -> bool:
+def _parse_flag(text: str) -> bool:
     if text not in ("0", "1"):
         raise _Refused("0 or 1")
     return text == "1"
 
 
-def _dns_server(text: str) -> tuple[str, int]:
+def _parse_dns_server(text: str) -> tuple[str, int]:
     allowed = "ip or ip:port of a name server ([ip]:port for IPv6)"
     bare = canonical_ip(text)
     if bare is not None:
@@ -317,32 +364,38 @@ def _dns_server(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     ip = canonical_ip(host)
     if not colon or ip is None or (":" in ip and not host.startswith("[")):
-        raise _Refused(allowed, "Give an address: this is what would resolve a name.")
-    return ip, _integer(1, 65_535, "a port")(port)
+        raise _Refused(
+            allowed, "Give an IP address, since a name could not be resolved without a name server."
+        )
+    return ip, _parse_integer(1, 65_535, "a port")(port)
 
 
 _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
-    ("DNS_CLUSTER_QUERY", "dns_query", _query),
-    ("DNS_CLUSTER_NODE_BASENAME", "node_basename", _basename),
-    ("DNS_POLL_INTERVAL_MS", "poll_interval_s", _seconds(1)),
-    ("FLEETLM_NODE_IP", "node_ip", _own_ip),
-    ("FLEETLM_NODE_PORT", "node_port", _integer(1, 65_535, "a port")),
-    ("FLEETLM_CLUSTER", "cluster", _cluster),
-    ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", _seconds(200)),
-    ("FLEETLM_REMOTE", "remote", _remote),
-    ("FLEETLM_DEBUG", "debug", _flag),
-    ("FLEETLM_DNS_SERVER", "dns_server", _dns_server),
-    ("FLY_PRIVATE_IP", "fly_private_ip", _platform_ip),
-    ("POD_IP", "pod_ip", _platform_ip),
+    ("DNS_CLUSTER_QUERY", "dns_query", _parse_query),
+    ("DNS_CLUSTER_NODE_BASENAME", "node_basename", _parse_basename),
+    ("DNS_POLL_INTERVAL_MS", "poll_interval_s", _parse_seconds(1)),
+    ("FLEETLM_NODE_IP", "node_ip", _parse_own_ip),
+    ("FLEETLM_NODE_PORT", "node_port", _parse_integer(1, 65_535, "a port")),
+    ("FLEETLM_CLUSTER", "cluster", _parse_cluster),
+    ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", _parse_seconds(200)),
+    ("FLEETLM_REMOTE", "remote", _parse_remote),
+    ("FLEETLM_DEBUG", "debug", _parse_flag),
+    ("FLEETLM_DNS_SERVER", "dns_server", _parse_dns_server),
+    ("FLY_PRIVATE_IP", "fly_private_ip", _parse_platform_ip),
+    ("POD_IP", "pod_ip", _parse_platform_ip),
 )
 _KNOWN = (*(variable for variable, _, _ in _VARIABLES), "FLEETLM_COOKIE", "FLEETLM_COOKIE_FILE")
 
 
-def _cookie(env: Mapping[str, str]) -> str | None:
+def _read_cookie(env: Mapping[str, str]) -> str | None:
+    """The cookie, from its variable or its file; None if neither is set. Raises: SettingsError."""
     text, path = env.get("FLEETLM_COOKIE"), env.get("FLEETLM_COOKIE_FILE")
     if text is not None and path is not None:
         raise SettingsError(
-            "FLEETLM_COOKIE_FILE", path, "one of FLEETLM_COOKIE and FLEETLM_COOKIE_FILE", "Unset the other."
+            "FLEETLM_COOKIE_FILE",
+            path,
+            "only one of FLEETLM_COOKIE and FLEETLM_COOKIE_FILE",
+            "Unset one of them.",
         )
     if path is not None:
         try:
@@ -368,6 +421,7 @@ def _cookie(env: Mapping[str, str]) -> str | None:
 
 
 def _refuse_unknown(env: Mapping[str, str]) -> None:
+    """Raise SettingsError for a ``FLEETLM_*`` variable that is neither known nor a service link."""
     for variable in sorted(env):
         if not variable.startswith("FLEETLM_") or variable in _KNOWN:
             continue
@@ -376,26 +430,28 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
         near = difflib.get_close_matches(variable, _KNOWN, n=1, cutoff=0.5)
         guess = f"Did you mean {near[0]}?" if near else "Unset it."
         known = ", ".join(name for name in _KNOWN if name.startswith("FLEETLM_"))
-        raise SettingsError(variable, _masked(variable, env[variable]), f"one of {known}", guess)
+        raise SettingsError(
+            variable, _mask(variable, env[variable]), f"only known variables: one of {known}", guess
+        )
 
 
 def _is_link(variable: str, value: str) -> bool:
-    """``FLEETLM_WORKER_PORT=tcp://…`` of a Service fleetlm-worker, told from a slip by its value."""
+    """Whether a variable is a service link such as ``FLEETLM_WORKER_PORT=tcp://…``; its value shows it."""
     return variable.endswith("_PORT") and _LINK_VALUE.match(value) is not None
 
 
-def _masked(variable: str, value: str) -> str:
-    """A misspelt FLEETLM_COOKY holds a secret as well."""
+def _mask(variable: str, value: str) -> str:
+    """Hide the value of a variable that may hold a secret, such as a misspelt FLEETLM_COOKY."""
     return "(masked)" if re.search(r"COO|SECRET|KEY|PASS|TOKEN", variable) else value
 
 
-def _near_misses(env: Mapping[str, str]) -> tuple[str, ...]:
-    """DNS_* belongs to everybody, so a likely slip is only said, not refused."""
+def _find_near_misses(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Warn of ``DNS_*`` variables that look misspelt. Other programs use that prefix, so none is refused."""
     ours = [name for name in _KNOWN if name.startswith("DNS_")]
     found = []
     for variable in sorted(env):
         if variable.startswith("DNS_") and variable not in ours:
             near = difflib.get_close_matches(variable, ours, n=1, cutoff=0.8)
             if near:
-                found.append(f"{variable} is set and means nothing here: did you mean {near[0]}?")
+                found.append(f"{variable} is set, but fleetlm does not know it: did you mean {near[0]}?")
     return tuple(found)

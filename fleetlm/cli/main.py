@@ -179,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Run the command that was chosen; without one, print the help and return 2."""
     if options.version:
         import fleetlm  # noqa: PLC0415
 

@@ -137,11 +137,11 @@ def run(target: str | None, level: str = "info") -> int:
         _print_traceback()
         return _report_error(f"importing {target} failed with the exception above", FAILED)
     log.info("%s", " ".join(f"{name}={value}" for name, value in settings.effective().items()))
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
         return runner.run(_ForegroundNode(settings, program, formatter).run())
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's constructor of event loops if it is installed, else None for asyncio's."""
     try:
         import uvloop  # noqa: PLC0415  an optional dependency

@@ -121,7 +121,7 @@ class Evaluator:
             return []
         path, start = match.group(1), match.group(2) or ""
         try:
-            found = self._words(path)
+            found = self._list_names(path)
         except Exception:  # noqa: BLE001  a property that raises has no completions
             return []
         fitting = sorted(
@@ -131,7 +131,7 @@ class Evaluator:
         )
         return [path + word for word in fitting[:MAX_COMPLETIONS]]
 
-    def _words(self, path: str) -> set[str]:
+    def _list_names(self, path: str) -> set[str]:
         """Return the names that may follow ``path``, such as ``node.settings.``."""
         if not path:
             import keyword  # noqa: PLC0415  used by shells only

@@ -161,15 +161,15 @@ class SupervisorNoun:
         every = self._node.supervisors()
         if supervisor is None:
             children = {child.pid for rows in every.values() for child in rows}
-            return Trees(self._root(pid, every) for pid in every if pid not in children)
+            return Trees(self._build_root(pid, every) for pid in every if pid not in children)
         pid = _resolve_pid(self._node, supervisor)
         if pid is None or pid not in every:
             raise ValueError(
                 f"{supervisor} is not a supervisor of {self._node.name}; Supervisor.tree() shows all"
             )
-        return Trees([self._root(pid, every)])
+        return Trees([self._build_root(pid, every)])
 
-    def _root(self, pid: Pid, every: Mapping[Pid, Sequence[ChildInfo]]) -> Branch:
+    def _build_root(self, pid: Pid, every: Mapping[Pid, Sequence[ChildInfo]]) -> Branch:
         info = self._node.process_info(pid)
         name, runs, state = (None, "", "") if info is None else (info.name, info.runs, info.state)
         return Branch(name, pid, runs, None, state, _build_branches(every[pid], every))

@@ -186,7 +186,7 @@ class RemoteServer:
         until = client.now() + ROOM_WAIT_S
         while len(self._clients) >= MAX_CLIENTS and client.now() < until:  # noqa: ASYNC110
             await asyncio.sleep(ROOM_WAIT_S / 10)
-        refusal = self._refusal(writer)
+        refusal = self._find_refusal(writer)
         if refusal is not None:
             client.post({"refused": refusal[0], "code": refusal[1]})
             await client.close()
@@ -194,7 +194,7 @@ class RemoteServer:
         self._clients[task] = client
         await client.serve()
 
-    def _refusal(self, writer: asyncio.StreamWriter) -> tuple[str, str] | None:
+    def _find_refusal(self, writer: asyncio.StreamWriter) -> tuple[str, str] | None:
         """Return why a client must be refused, as a text and a kind for programs; None if it may enter."""
         if self._server is None:
             return "the node is stopping", "stopping"
@@ -319,7 +319,7 @@ class _Client:
         if evaluation.cancelled():
             self.post({"id": number, "done": "cancelled"})
         else:
-            self.post(_result_message(number, evaluation.result(), width))
+            self.post(_build_done(number, evaluation.result(), width))
 
     def _forward_output(self, stream: str, text: str) -> None:
         """Send what this client's code prints. Called on any thread."""
@@ -351,7 +351,7 @@ class _Client:
                 await asyncio.wait({evaluation})
 
 
-def _result_message(number: int, result: Result, width: int) -> Message:
+def _build_done(number: int, result: Result, width: int) -> Message:
     """Return the ``done`` message for a result."""
     if result.error is None:
         return {

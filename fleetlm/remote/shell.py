@@ -111,7 +111,7 @@ class ToolkitEditor:
                 del complete_event
                 text = document.current_line_before_cursor
                 for word in complete(text):
-                    tail = _common_tail(text, word)
+                    tail = _count_typed(text, word)
                     yield Completion(word.rpartition(".")[2], start_position=-tail)
 
         self._session: PromptSession[str] = PromptSession(
@@ -132,10 +132,10 @@ class ToolkitEditor:
         app = self._session.app
         if app.loop is None or not app.is_running:
             return False
-        app.loop.call_soon_threadsafe(self._end, app)
+        app.loop.call_soon_threadsafe(self._exit_app, app)
         return True
 
-    def _end(self, app: Any) -> None:
+    def _exit_app(self, app: Any) -> None:
         if app.is_running and not app.future.done():
             app.exit(exception=EOFError())
 
@@ -143,7 +143,7 @@ class ToolkitEditor:
         """Do nothing: each line is saved when it is entered."""
 
 
-def _common_tail(text: str, word: str) -> int:
+def _count_typed(text: str, word: str) -> int:
     """Return how many characters of the last part of ``word`` the user has typed already."""
     last = word.rpartition(".")[2]
     return next(size for size in range(len(last), -1, -1) if text.endswith(last[:size]))
@@ -163,7 +163,7 @@ class ReadlineEditor:
             return
         self._readline = readline
         readline.set_completer_delims(" \t\n`~!@#$%^&*()-=+[{]}\\|;:'\",<>/?")
-        readline.set_completer(self._completion)
+        readline.set_completer(self._next_completion)
         libedit = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
         readline.set_history_length(HISTORY_LINES)
@@ -171,7 +171,7 @@ class ReadlineEditor:
             with contextlib.suppress(OSError):
                 readline.read_history_file(history)
 
-    def _completion(self, text: str, state: int) -> str | None:
+    def _next_completion(self, text: str, state: int) -> str | None:
         if state == 0:
             self._words = self._complete(text) if text else ["    "]
         return self._words[state] if state < len(self._words) else None

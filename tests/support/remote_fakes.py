@@ -1,4 +1,4 @@
-"""A node as the command line's parts see it, without a network."""
+"""A fake node without a network, for tests of the remote shell and the doctor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OTHER = "fleetlm@127.0.0.2"
 
 
 def row(name: str = OTHER, **changes: Any) -> PeerInfo:
-    """A peer that is up."""
+    """Return the row of a connected peer."""
     values: dict[str, Any] = {
         "name": name,
         "status": "up",
@@ -33,7 +33,7 @@ def row(name: str = OTHER, **changes: Any) -> PeerInfo:
 
 
 def node_info(**changes: Any) -> NodeInfo:
-    """A node with one peer."""
+    """Return the info of a node with one peer."""
     values: dict[str, Any] = {
         "name": "fleetlm@127.0.0.1",
         "incarnation": 5,
@@ -60,7 +60,7 @@ def node_info(**changes: Any) -> NodeInfo:
 
 
 class FakeGroups:
-    """One group, ``workers``, with a member here and one elsewhere."""
+    """One group, ``workers``, with one member on this node and one on another."""
 
     def __init__(self, pids: list[Pid]) -> None:
         self.pids = {"workers": [pids[0], Pid(OTHER, 7, 1)]}
@@ -76,7 +76,7 @@ class FakeGroups:
 
 
 class FakeNode:
-    """Answers as a node does; remembers what it was told."""
+    """Has the methods of a node that the remote shell uses, and records calls in ``told``."""
 
     def __init__(self, name: str = "fleetlm@127.0.0.1", **settings: Any) -> None:
         self.name = name
@@ -123,7 +123,7 @@ class FakeNode:
 
 
 def process_info(pid: Pid) -> ProcessInfo:
-    """A process that waits for messages."""
+    """Return the info of a process that waits for messages."""
     import dataclasses
 
     known: dict[str, Any] = {"pid": pid, "name": "sessions", "runs": "sessions.run", "state": "waiting"}

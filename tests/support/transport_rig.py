@@ -1,4 +1,4 @@
-"""What the transport's tests share: a listener that records, transports on 127.0.0.N, loops."""
+"""Shared by the transport's tests: a recording listener, transports on 127.0.0.N, both event loops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _hosts = itertools.count(1)
 
 
 class Recorder:
-    """A `fleetlm.transport.interface.Listener` that remembers, and wakes whoever waits for something."""
+    """A `fleetlm.transport.interface.Listener` that records facts and wakes a test that waits for one."""
 
     def __init__(self) -> None:
         self.facts: list[tuple[Any, ...]] = []
@@ -71,11 +71,11 @@ class Recorder:
         return [frame for _, frame, _ in self.all("frame")]
 
     def when(self, kind: str) -> float:
-        """Monotonic time of the last fact of that kind."""
+        """The monotonic time of the last fact of a kind."""
         return max(at for fact, at in zip(self.facts, self.times, strict=True) if fact[0] == kind)
 
     async def until(self, kind: str, count: int = 1, patience_s: float = PATIENCE_S) -> Any:
-        """The ``count``-th fact of that kind, or a failure that shows what happened instead."""
+        """Wait for the ``count``-th fact of a kind; fail with what happened instead."""
 
         async def wait() -> Any:
             while len(found := self.all(kind)) < count:
@@ -102,7 +102,7 @@ class Station:
         return channel
 
     async def reach(self, other: Station) -> int:
-        """A channel to another station, open."""
+        """Open a channel to another station."""
         count = len(self.seen.all("opened")) + 1
         channel = self.dial(other.ip, other.port)
         assert await self.seen.until("opened", count) == (channel,)

@@ -1,4 +1,4 @@
-"""`fleetlm` as programs: real nodes on 127.0.0.N, real signals, real exit codes."""
+"""The command line as real programs: nodes on 127.0.0.N, signals, exit codes, a terminal."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("program", [[], ["worker:main"], ["worker:setup"]])
-def test_a_signal_leaves_in_order(place: Place, number: signal.Signals, program: list[str]) -> None:
+def test_a_signal_stops_the_node_in_order(place: Place, number: signal.Signals, program: list[str]) -> None:
     node = place.node(2, *program)
     node.send_signal(number)
     code, _, error = ended(node)
@@ -304,7 +304,7 @@ def test_ctrl_c_in_the_client_cancels_in_the_node(place: Place) -> None:
     assert place.remote("node.seen").stdout == "[1]\n"
 
 
-def test_off_means_off(place: Place) -> None:
+def test_a_node_with_remote_off_cannot_be_found(place: Place) -> None:
     node = place.node(2, FLEETLM_REMOTE="off")
     assert node.stderr is not None
     while "listens on" not in node.stderr.readline():
@@ -402,7 +402,7 @@ def test_the_shell_says_that_its_node_died(place: Place, editor: str) -> None:
 # ── doctor ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_doctor_finds_a_healthy_pair_healthy(place: Place) -> None:
+def test_the_doctor_passes_a_healthy_pair(place: Place) -> None:
     query = "127.0.0.2,127.0.0.3"
     place.node(2, DNS_CLUSTER_QUERY=query)
     place.node(3, DNS_CLUSTER_QUERY=query)
@@ -415,7 +415,7 @@ def test_the_doctor_finds_a_healthy_pair_healthy(place: Place) -> None:
     assert place.run("doctor").returncode == 2
 
 
-def test_the_doctor_says_who_is_missing(place: Place) -> None:
+def test_the_doctor_reports_a_missing_node(place: Place) -> None:
     place.node(2, DNS_CLUSTER_QUERY="127.0.0.2,127.0.0.3")
     done = place.run("doctor", "--json")
     assert done.returncode == 1
@@ -434,7 +434,7 @@ def test_the_doctor_without_a_node_checks_the_environment(place: Place) -> None:
     assert "FLEETLM_NODE_PORT is '0'" in wrong.stdout
 
 
-def test_the_doctor_sees_another_cookie(place: Place) -> None:
+def test_the_doctor_reports_a_different_cookie(place: Place) -> None:
     query = "127.0.0.2,127.0.0.3"
     place.node(2, DNS_CLUSTER_QUERY=query, FLEETLM_COOKIE="x" * 32)
     place.node(3, DNS_CLUSTER_QUERY=query, FLEETLM_COOKIE="y" * 32)

@@ -1,4 +1,4 @@
-"""`fleetlm demo`, as a user runs it: to its end, on a terminal, interrupted, and where it must fail."""
+"""`fleetlm demo` as a user runs it: to its end, on a terminal, interrupted, and with a failing check."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DEMO = [sys.executable, "-m", "fleetlm", "demo"]
 LIMIT_S = 40.0
 """A demo takes 6 to 12 s; the rest is for machines that run other tests as well."""
 STEPS = (
-    "1. Replicas start",
-    "2. A message to the process",
-    "3. Fan-out",
+    "1. Nodes 2 to 6 start and join the cluster",
+    '2. Each node has a process named "worker"',
+    "3. One message goes to all 6 nodes",
     "4. fleetlm@127.0.0.4 is killed",
-    "5. It is started again",
-    "6. The name server fails",
-    "7. The end",
+    "5. fleetlm@127.0.0.4 is started again",
+    "6. The DNS server fails",
+    "7. All nodes are stopped",
 )
 
 
@@ -63,7 +63,7 @@ def read_until(demo: subprocess.Popen[str], text: str) -> str:
 
 
 def os_pids(text: str) -> list[int]:
-    return [int(found) for found in re.findall(r"OS pid (\d+)\), node up", text)]
+    return [int(found) for found in re.findall(r"is connected \(OS process (\d+)\)", text)]
 
 
 def is_alive(os_pid: int) -> bool:
@@ -82,7 +82,7 @@ def await_end(pids: list[int]) -> None:
 
 
 @pytest.mark.deadline(60)
-def test_it_tells_the_whole_story_plainly_and_leaves_nothing_behind() -> None:
+def test_it_shows_all_steps_in_plain_text_and_leaves_no_process() -> None:
     # What the user's shell sets for a cluster of theirs is not the demo's.
     done = subprocess.run(
         DEMO,
@@ -103,12 +103,12 @@ def test_it_tells_the_whole_story_plainly_and_leaves_nothing_behind() -> None:
     assert [said.index(step) for step in STEPS] == sorted(said.index(step) for step in STEPS)
     for count in range(1, 6):
         assert f"Node.list() -> {count} node" in said
-    assert said.count('"hello back" from OS pid') == 5
-    assert "multicall: 6 replies" in said
-    assert "broadcast: sent to 6 nodes, 6 answered" in said
-    assert "a call to it now raises NoConnection" in said
+    assert said.count('"hello back" from OS process') == 5
+    assert "multicall: called 6 nodes and received 6 replies" in said
+    assert "broadcast: sent to 6 nodes and received 6 answers" in said
+    assert "a call to it fails with NoConnection" in said
     assert "none failed" in said
-    first, second = re.findall(r"new incarnation, (\w+) \(was (\w+)\)", said)[0]
+    first, second = re.findall(r"incarnation (\w+) \(was (\w+)\)", said)[0]
     assert first != second
     assert max(map(len, said.splitlines())) <= 100
     pids = os_pids(said)
@@ -144,8 +144,8 @@ def test_on_a_terminal_it_has_colours_and_ticks() -> None:
         demo.wait()
         os.close(leader)
     text = seen.decode()
-    assert "\x1b[32m✓\x1b[0m fleetlm@127.0.0.2 started" in text
-    assert "interrupted; every process was ended" in text
+    assert "\x1b[32m✓\x1b[0m fleetlm@127.0.0.2 is connected" in text
+    assert "interrupted; all processes were stopped" in text
     await_end(os_pids(text))
 
 
@@ -153,7 +153,7 @@ def test_on_a_terminal_it_has_colours_and_ticks() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_it_ends_its_processes(number: int, code: int) -> None:
     demo = start_demo()
-    seen = read_until(demo, "fleetlm@127.0.0.4 started")
+    seen = read_until(demo, "fleetlm@127.0.0.4 is connected")
     demo.send_signal(number)
     rest, _ = demo.communicate(timeout=15)
     assert demo.returncode == code, seen + rest
@@ -165,24 +165,24 @@ def test_interrupted_it_ends_its_processes(number: int, code: int) -> None:
 @pytest.mark.deadline(60)
 def test_killed_it_leaves_no_process_either() -> None:
     demo = start_demo()
-    seen = read_until(demo, "fleetlm@127.0.0.3 started")
+    seen = read_until(demo, "fleetlm@127.0.0.3 is connected")
     demo.kill()
     rest, _ = demo.communicate(timeout=15)
     await_end(os_pids(seen + rest))
 
 
 @pytest.mark.deadline(60)
-def test_an_expectation_that_fails_is_named_with_the_log_and_exit_code_1() -> None:
+def test_a_failing_check_is_shown_with_the_logs_and_exit_code_1() -> None:
     demo = start_demo()
-    seen = read_until(demo, "fleetlm@127.0.0.3 started")
+    seen = read_until(demo, "fleetlm@127.0.0.3 is connected")
     # Somebody else kills a replica: the demo's list is not what it must be, whatever comes next.
     os.kill(os_pids(seen)[0], signal.SIGKILL)
     rest, _ = demo.communicate(timeout=LIMIT_S)
     assert demo.returncode == 1, rest
     assert "FAILED" in rest
-    assert "the end of the log of fleetlm@127.0.0.3" in rest
+    assert "end of the log of fleetlm@127.0.0.3" in rest
     assert "nodeup fleetlm@127.0.0.1" in rest
-    assert "the end of the demo's own log" in rest
+    assert "end of the demo's own log" in rest
     await_end(os_pids(seen + rest))
 
 
@@ -278,7 +278,7 @@ def test_an_address_of_another_machine_is_named() -> None:
         free_port(["192.0.2.1"])
 
 
-def test_on_macos_the_cure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_macos_the_error_says_how_to_add_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(DemoFailed, match=r"sudo ifconfig lo0 alias 127\.0\.0\.\$n up"):
         free_port(["192.0.2.1"])

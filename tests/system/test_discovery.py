@@ -362,7 +362,7 @@ async def test_names_of_the_hosts_file_work_where_dns_has_none(
         discovery = DnsDiscovery(
             NAME, resolv_conf=resolv_conf("nameserver 127.0.0.1\n"), system=system(hosts, asked)
         )
-        # What resolv.conf cannot say is a port.
+        # resolv.conf cannot give a port.
         discovery._get_resolver().port = server.port
         assert await discovery.lookup() == Answer(
             Outcome.ADDRESSES,

@@ -97,7 +97,7 @@ def test_groups() -> None:
     said = run("groups.py").splitlines()
     assert said[:4] == [
         "6 workers on 3 nodes",
-        "6 workers have been told to load a model",
+        "sent the model to 6 workers",
         "llama-3: line 1 of session 7",
         "llama-3: line 2 of session 7",
     ]
@@ -147,7 +147,7 @@ def test_remote_spawn() -> None:
     said = run("remote_spawn.py").splitlines()
     assert said[:2] == ["ann runs on fleetlm@127.0.0.2: True", "1 2 ['hello', 'again']"]
     assert said[2:4] == ["down: ann (normal)", "down: bob (ValueError: an empty line from bob)"]
-    assert said[4].startswith("down: nobody (TypeError: session() takes 2 positional arguments")
+    assert said[4].startswith("down: wrong arguments (TypeError: session() takes 2 positional arguments")
     assert said[5].startswith("never ran: fleetlm@127.0.0.2 has no factory 'sesion'")
     assert said[6:] == ["down: last (shutdown)"]
 

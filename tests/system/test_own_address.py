@@ -1,4 +1,4 @@
-"""The own address, decided with real probes and a real name server on loopback."""
+"""This node's address, decided with real probes and a real name server on loopback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fleetlm.testing.dns_server import Reply
 
 NAME = "fleet.test."
 FOREIGN = "192.0.2.1"
-"""Of no machine. Source: RFC 5737."""
+"""An address that no machine has. Source: RFC 5737."""
 
 
 class Forbidden:

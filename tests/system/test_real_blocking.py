@@ -1,4 +1,4 @@
-"""Blocking functions in real threads and processes: bounds, deaths, and ends that nothing holds up."""
+"""Blocking functions in real threads and processes: limits, processes that die, and how pools stop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NODE = "fleetlm@127.0.0.1"
 
 @contextlib.asynccontextmanager
 async def pools(threads: int = 2, processes: int = 2) -> AsyncIterator[Blocking]:
-    """Two pools, and the certainty that their idle threads are gone afterwards."""
+    """Run a test with both pools; check that their idle threads have ended afterwards."""
     before = set(threading.enumerate())
     blocking = Blocking(NODE, Settings(blocking_threads=threads, blocking_processes=processes))
     try:
@@ -54,7 +54,7 @@ async def test_the_loop_goes_on_while_a_thread_waits() -> None:
         waiting = asyncio.create_task(blocking.in_thread(go.wait, 10))
         await until(lambda: blocking.running)
         assert await blocking.in_thread(threading.get_ident) != threading.get_ident()
-        go.set()  # Only a loop that runs comes here.
+        go.set()  # Reached only if the loop runs.
         assert await waiting is True
 
 
@@ -78,7 +78,7 @@ async def test_no_more_than_so_many_run_at_a_time_and_threads_are_used_again() -
         assert sorted(order) == list(range(24))
         assert set(order[:3]) == {0, 1, 2}
         one_by_one = {await blocking.in_thread(threading.get_ident) for _ in range(50)}
-        assert len(one_by_one) == 1  # the last that was busy
+        assert len(one_by_one) == 1  # the thread that was busy last
 
 
 async def test_a_function_that_runs_goes_on_without_its_caller_and_keeps_its_slot() -> None:
@@ -174,7 +174,7 @@ async def test_a_stop_waits_for_functions_that_run() -> None:
     assert time.monotonic() - began < 2.0
 
 
-async def test_a_stuck_thread_is_left_behind_and_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stuck_thread_is_left_running_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     node = await Node.start(lone(blocking_threads=1))
     never = threading.Event()
 
@@ -316,10 +316,10 @@ async def test_a_process_that_dies_fails_its_own_caller_alone(how: str, said: st
 
 
 @pytest.mark.deadline(60)
-async def test_one_that_dies_with_nothing_to_do_is_replaced_without_a_word() -> None:
+async def test_an_idle_process_that_dies_is_replaced_silently() -> None:
     async with pools(processes=1) as blocking:
         pid, _ = await blocking.in_process(pid_and_type)
-        os.kill(pid, signal.SIGINT)  # Ctrl-C reaches it too, and is not its business.
+        os.kill(pid, signal.SIGINT)  # Ctrl-C reaches the worker too, which ignores it.
         assert (await blocking.in_process(pid_and_type))[0] == pid
         os.kill(pid, signal.SIGKILL)
         process = blocking._processes._executor._threads[0]._process._process  # type: ignore[attr-defined]
@@ -431,7 +431,7 @@ asyncio.run(main())
 
 
 @pytest.mark.deadline(60)
-def test_a_program_that_starts_at_its_import_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_program_without_a_main_guard_is_told_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(UNGUARDED, encoding="utf-8")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The remote shell over a real Unix socket: a console with a node behind it that only answers."""
+"""The remote shell over a real Unix socket, in front of a fake node."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAME = "fleetlm@127.0.0.1"
 
 @pytest.fixture
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A runtime folder of this test alone; nothing else is looked into."""
+    """Point server and client to a runtime folder of this test, and to no other."""
     runtime = tmp_path / "run"
     runtime.mkdir()
     known = protocol.folders
@@ -60,7 +60,7 @@ Shown = list[tuple[str, str]]
 
 
 def ask(env: dict[str, str], source: str, timeout_s: float = 5.0) -> tuple[RemoteOutcome, Shown]:
-    """One evaluation, as the command does it."""
+    """Evaluate once, as the command does."""
     shown: Shown = []
     connection = connect(env)
     try:
@@ -349,7 +349,7 @@ async def test_a_client_that_goes_away_cancels_its_evaluation(env: dict[str, str
 
 
 async def test_a_node_that_does_not_react_is_a_timeout(env: dict[str, str]) -> None:
-    """Its loop is blocked, by this expression or by something else."""
+    """The loop of the node is blocked, first by this client's expression, then by another cause."""
     async with running(env):
         started = time.monotonic()
         outcomes: list[tuple[RemoteOutcome, Shown]] = []
@@ -444,7 +444,7 @@ async def test_the_client_is_told_when_the_node_stops(env: dict[str, str]) -> No
     assert list(Path(env["XDG_RUNTIME_DIR"], "fleetlm").iterdir()) == []
 
 
-async def test_who_asks_the_node_to_stop_gets_an_answer(env: dict[str, str]) -> None:
+async def test_an_expression_that_stops_the_node_gets_its_result(env: dict[str, str]) -> None:
     node = FakeNode()
     async with running(env, node) as server:
         node.stop = server.stop  # type: ignore[attr-defined]
@@ -452,7 +452,7 @@ async def test_who_asks_the_node_to_stop_gets_an_answer(env: dict[str, str]) -> 
     assert (outcome.code, outcome.done["repr"]) == (0, "'stopped'")
 
 
-async def test_a_death_in_the_middle_is_said(env: dict[str, str]) -> None:
+async def test_a_node_that_dies_during_an_evaluation_is_reported(env: dict[str, str]) -> None:
     async with running(env) as server:
         asking = asyncio.create_task(in_thread(ask, env, "await asyncio.sleep(60)"))
         await eventually(lambda: any(c._evaluation for c in server._clients.values()))
@@ -475,7 +475,7 @@ async def test_permissions_of_the_folder_and_the_socket(env: dict[str, str]) -> 
         assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-async def test_off_means_no_socket(env: dict[str, str]) -> None:
+async def test_a_node_with_remote_off_has_no_socket(env: dict[str, str]) -> None:
     server = RemoteServer(FakeNode(remote=False), env)  # type: ignore[arg-type]
     await server.start()
     assert server.path is None

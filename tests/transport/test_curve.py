@@ -1,4 +1,4 @@
-"""Keys from the cookie, and who gets past the ZAP handler."""
+"""Keys are derived from the cookie, and only nodes with the cookie pass the ZAP handler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.transport_rig import COOKIE, OTHER_COOKIE, both_loops, free_i
 
 def test_the_same_cookie_gives_the_same_keys_everywhere() -> None:
     keys = keys_from_cookie("0123456789abcdef")
-    # Kept here, since another derivation would split clusters in the middle of an upgrade.
+    # A fixed value: another derivation would split a cluster in the middle of an upgrade.
     assert keys.public == b"(A9BQ)fC}ZKvc$lMV>QAC%nrEBm73^in+T#hV)!Z"
     curve.keys_from_cookie.cache_clear()
     assert keys_from_cookie("0123456789abcdef") == keys
@@ -68,7 +68,7 @@ def test_the_handler_admits_the_clusters_own_key_alone() -> None:
         assert not handler.callback(curve.ZAP_DOMAIN, other.public)
         assert not handler.callback(curve.ZAP_DOMAIN, b"")
         assert not handler.callback("another", keys.public)
-        handler.serve()  # nobody asks
+        handler.serve()  # no request waits
     finally:
         handler.close()
         context.term()
@@ -139,7 +139,7 @@ async def test_knowing_the_public_key_is_not_enough() -> None:
 
 
 @pytest.mark.parametrize("cookie", [None, COOKIE])
-async def test_a_probe_says_who_is_there(cookie: str | None) -> None:
+async def test_a_probe_returns_the_nodes_identity(cookie: str | None) -> None:
     me = IAm("fleetlm@127.0.0.1", 7, "blue", 3)
     async with station(cookie=cookie) as a:
         a.seen.on_fact = lambda fact: (
@@ -149,7 +149,7 @@ async def test_a_probe_says_who_is_there(cookie: str | None) -> None:
         assert a.seen.frames == [frames.probe()]
 
 
-async def test_a_probe_says_why_nobody_answers() -> None:
+async def test_a_probe_says_why_there_is_no_answer() -> None:
     ip = free_ip()
     assert await probe(ip, 14_371, Settings(), 3.0) == f"{ip}:14371: connection refused"
     async with station(cookie=COOKIE) as a:
@@ -164,7 +164,7 @@ async def test_a_probe_says_why_nobody_answers() -> None:
         assert "0.2 s" in mute
 
 
-async def test_a_probe_takes_no_nonsense() -> None:
+async def test_a_probe_refuses_an_answer_that_is_not_a_nodes() -> None:
     async with station() as a:
         a.seen.on_fact = lambda fact: a.transport.answer(fact[1], b"nonsense") if fact[0] == "frame" else None
         answer = await probe(a.ip, a.port, Settings(), 3.0)

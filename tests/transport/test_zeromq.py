@@ -40,7 +40,7 @@ from tests.support.transport_rig import (
 ROOT = Path(__file__).resolve().parent.parent.parent
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + bytes(32)
 
-# A peer in a process of its own: dials, says hello, sends as many frames as it is told, and waits.
+# A peer in a process of its own: it dials, sends the given number of frames, and waits.
 PEER = """
 import asyncio, sys
 from tests.support.transport_rig import Recorder, Station
@@ -77,7 +77,7 @@ async def peer_process(own_ip: str, ip: str, frames: int) -> AsyncIterator[subpr
 
 @contextmanager
 def plain_dealer(ip: str, port: int = PORT) -> Iterator[zmq.Socket[bytes]]:
-    """Somebody who speaks ZeroMQ and knows nothing of fleetlm."""
+    """A client that speaks ZeroMQ but not fleetlm's protocol."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0
@@ -91,7 +91,7 @@ def plain_dealer(ip: str, port: int = PORT) -> Iterator[zmq.Socket[bytes]]:
 
 
 async def carries(a: Station, channel: int, b: Station, text: bytes) -> None:
-    """That channel still works: the frame arrives as the last one."""
+    """Check that a channel still works: the frame arrives, as the last one."""
     count = len(b.seen.frames) + 1
     assert a.send(channel, text)
     await b.seen.until("frame", count)
@@ -147,7 +147,7 @@ async def test_big_frames_are_lent_not_copied() -> None:
 
 
 @both_loops
-async def test_both_dial_and_each_hears_the_other() -> None:
+async def test_two_transports_dial_each_other() -> None:
     async with station() as a, station() as b:
         there, back = await a.reach(b), await b.reach(a)
         a.send(there, b"ping")
@@ -172,8 +172,8 @@ async def test_answers_come_back_on_the_channel() -> None:
         await carries(a, one, b, b"still here")
 
 
-async def test_an_answer_is_heard_while_we_go_on_sending() -> None:
-    """A send may handle ZeroMQ's news, and with it the wake-up for the answer."""
+async def test_an_answer_is_received_while_sending_goes_on() -> None:
+    """A send may make ZeroMQ handle its events, and so consume the wake-up for the answer."""
     async with station() as a, station() as b:
         channel = await a.reach(b)
         a.send(channel, b"hello")
@@ -185,7 +185,7 @@ async def test_an_answer_is_heard_while_we_go_on_sending() -> None:
         assert await a.seen.until("answered", patience_s=0.3) == (channel, b"no")
 
 
-async def test_who_answers_without_end_is_hung_up_on() -> None:
+async def test_a_peer_that_keeps_answering_is_disconnected() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
         a.send(channel, b"hello")
@@ -202,7 +202,7 @@ async def test_who_answers_without_end_is_hung_up_on() -> None:
 
 
 @both_loops
-async def test_connection_refused_is_told_at_once() -> None:
+async def test_connection_refused_is_reported_at_once() -> None:
     async with station() as a:
         ip = free_ip()
         begun = time.monotonic()
@@ -247,7 +247,7 @@ async def test_no_answer_to_a_connect_is_a_timeout() -> None:
             filler.close()
 
 
-async def test_a_port_that_says_nothing_is_no_node() -> None:
+async def test_a_port_that_sends_nothing_is_not_a_node() -> None:
     ip = free_ip()
     with raw_server(ip, PORT):
         async with station(connect_timeout_s=0.3) as a:
@@ -256,7 +256,7 @@ async def test_a_port_that_says_nothing_is_no_node() -> None:
             assert "no ZeroMQ handshake within 0.3 s" in reason
 
 
-async def test_a_port_that_speaks_otherwise_is_no_node() -> None:
+async def test_a_port_that_speaks_another_protocol_is_not_a_node() -> None:
     ip = free_ip()
     with raw_server(ip, PORT) as server:
         server.settimeout(5)
@@ -268,9 +268,9 @@ async def test_a_port_that_speaks_otherwise_is_no_node() -> None:
                 assert (await a.seen.until("lost"))[0] == channel
 
 
-async def test_no_route_is_told_in_words() -> None:
+async def test_a_missing_route_is_explained() -> None:
     async with station(connect_timeout_s=0.5) as a:
-        # An address for documentation, dialled from a loopback address of ours that we insist on.
+        # An address reserved for documentation (RFC 3849), to which there is no route.
         a.transport._own_ip = None
         a.dial("2001:db8::1", PORT)
         _, reason = await a.seen.until("lost")
@@ -278,7 +278,7 @@ async def test_no_route_is_told_in_words() -> None:
         assert "unreachable" in reason or "timeout" in reason or "cannot be reached" in reason
 
 
-async def test_one_fact_ends_a_channel() -> None:
+async def test_a_channel_reports_its_end_once() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
         await b.transport.close()
@@ -292,14 +292,14 @@ async def test_one_fact_ends_a_channel() -> None:
         assert len(a.seen.all("lost")) == 1
 
 
-async def test_a_send_into_a_dead_channel_is_false_and_the_loss_is_told() -> None:
+async def test_a_send_into_a_dead_channel_returns_false_and_its_loss_is_reported() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
         assert b.transport._router is not None
         b.transport._router.close()
         deadline = time.monotonic() + 2
         while a.send(channel, b"x") and time.monotonic() < deadline:
-            pass  # without a turn of the loop: only the send itself can notice
+            pass  # the loop does not run meanwhile: only the send itself can notice
         assert not a.send(channel, b"x", b"y")
         assert a.seen.all("lost") == []
         assert (await a.seen.until("lost"))[0] == channel
@@ -382,7 +382,7 @@ async def test_a_frozen_peer_is_lost_within_the_node_timeout() -> None:
             await a.seen.until("frame")
             channel = a.dial(peer_ip, PORT)
             await a.seen.until("opened")
-            await asyncio.sleep(1.5)  # longer than the time-out: heartbeats keep it
+            await asyncio.sleep(1.5)  # longer than the time-out: heartbeats keep the connection
             assert a.seen.all("gone") == []
             process.send_signal(signal.SIGSTOP)
             frozen = time.monotonic()
@@ -402,7 +402,7 @@ async def test_descriptors_are_reused_and_sources_kept_apart() -> None:
             channel = await a.reach(b)
             a.send(channel, b"%d" % number)
             a.transport.hang_up(channel, 1.0)
-            if number % 3 == 0:  # else the next one comes while this one goes
+            if number % 3 == 0:  # otherwise the next channel opens while this one closes
                 await b.seen.until("gone", number + 1)
                 seen_before = len(b.seen.all("gone"))
         await b.seen.until("gone", 60)
@@ -436,7 +436,7 @@ async def test_descriptors_are_reused_and_sources_kept_apart() -> None:
         os.urandom(20_000),
     ],
 )
-async def test_bytes_of_a_stranger_disturb_nobody(garbage: bytes, cookie: str | None) -> None:
+async def test_a_strangers_bytes_do_not_disturb_other_connections(garbage: bytes, cookie: str | None) -> None:
     async with (
         station(connect_timeout_s=0.5, cookie=cookie) as a,
         station(cookie=cookie) as b,
@@ -457,7 +457,7 @@ async def test_bytes_of_a_stranger_disturb_nobody(garbage: bytes, cookie: str | 
         assert len(a.seen.all("refused")) <= 2
 
 
-async def test_a_port_check_is_told_once_with_its_address() -> None:
+async def test_a_port_check_is_reported_once_with_its_address() -> None:
     async with station() as a:
         for _ in range(20):
             socket.create_connection((a.ip, a.port), source_address=("127.0.0.77", 0)).close()
@@ -533,7 +533,7 @@ async def test_ipv6() -> None:
         assert await a.seen.until("lost") == (refused, f"[::1]:{PORT + 2}: connection refused")
 
 
-async def test_an_address_of_the_outside_means_every_address() -> None:
+async def test_a_node_ip_of_another_machine_listens_on_all_addresses() -> None:
     async with station("203.0.113.7", PORT + 3) as a, station() as b:
         channel = b.dial("127.0.0.1", PORT + 3)
         assert await b.seen.until("opened") == (channel,)
@@ -543,7 +543,7 @@ async def test_an_address_of_the_outside_means_every_address() -> None:
         assert await a.seen.until("opened") == (back,)
 
 
-async def test_a_taken_port_is_told_and_leaves_nothing() -> None:
+async def test_a_port_in_use_is_an_error_and_leaves_nothing_open() -> None:
     ip = free_ip()
     async with station() as warm:
         await warm.reach(warm)
@@ -561,7 +561,7 @@ async def test_a_taken_port_is_told_and_leaves_nothing() -> None:
     assert descriptors() == before
 
 
-def test_why_a_port_is_not_to_be_had() -> None:
+def test_a_bind_error_is_explained() -> None:
     assert "below 1024" in explain_bind_error(PermissionError(13, "Permission denied"), 80)
     assert "ulimit" in explain_bind_error(OSError(24, "Too many open files"), 80)
     assert "Network is down" in explain_bind_error(OSError(100, "Network is down"), 80)
@@ -578,7 +578,7 @@ def test_why_a_port_is_not_to_be_had() -> None:
         ("fdaa::2", "fdaa::1", True),
     ],
 )
-def test_which_source_addresses_can_be(own: str, other: str, may: bool) -> None:
+def test_which_source_addresses_can_dial(own: str, other: str, may: bool) -> None:
     assert may_dial_from(own, other) is may
 
 
@@ -635,7 +635,7 @@ async def test_a_transport_leaves_neither_descriptors_nor_threads() -> None:
             a.send(channel, b"x" * 100_000)
             await b.seen.until("frame")
 
-    await live()  # pyzmq makes a thread of its own for what it lends, once
+    await live()  # pyzmq starts one thread for lent buffers, at the first of them
     gc.collect()
     before = descriptors(), threads()
     for _ in range(3):
@@ -659,7 +659,7 @@ async def test_closing_first_and_starting_twice() -> None:
         assert a.seen.facts == []
 
 
-async def test_a_forked_child_is_told_so() -> None:
+async def test_a_forked_child_cannot_use_the_transport() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
         reader, writer = os.pipe()

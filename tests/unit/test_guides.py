@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from fleetlm import Settings
+from fleetlm import ActorRef, Process, Settings
 from fleetlm.cli.main import parser
 from fleetlm.testing import Fleet
+from fleetlm.testing.fleet import NotReached
 from tests.support.guides import (
     PAGES,
     QUICKSTART,
@@ -42,7 +43,8 @@ LANGUAGES = {
     "yaml": "needs a Kubernetes cluster; its facts are checked here",
 }
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
-CALL_OF_NODE = re.compile(r"`(?:await )?node((?:\.\w+)+)\(")
+SPAN = re.compile(r"`([^`\n]+)`")
+CALL = re.compile(r"\b(node|fleet|process|ref)((?:\.\w+)+)\(")
 TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
 
 
@@ -172,15 +174,17 @@ def test_the_table_of_settings_has_every_variable_and_its_default() -> None:
     assert len(numbers) >= 3
 
 
-async def test_the_table_of_calls_names_methods_that_exist(fleet: Fleet) -> None:
-    node = await fleet.node()
-    paths = {path for page in PAGES for path in CALL_OF_NODE.findall(page.read_text(encoding="utf-8"))}
-    assert len(paths) > 15
-    for path in paths:
-        aim: object = node
+async def test_the_tables_name_methods_that_exist(fleet: Fleet) -> None:
+    holders = {"node": await fleet.node(), "fleet": fleet, "process": Process, "ref": ActorRef}
+    spans = [span for page in PAGES for span in SPAN.findall(page.read_text(encoding="utf-8"))]
+    calls = {found for span in spans for found in CALL.findall(span)}
+    assert {holder for holder, _ in calls} == holders.keys()
+    assert len(calls) > 45
+    for holder, path in calls:
+        aim: object = holders[holder]
         for name in path.removeprefix(".").split("."):
             aim = getattr(aim, name)
-        assert callable(aim), path
+        assert callable(aim), (holder, path)
 
 
 def test_the_kubernetes_manifest_fits_the_defaults() -> None:
@@ -203,3 +207,27 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = LINK.findall(page.read_text(encoding="utf-8"))
     dead = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert dead == []
+
+
+def test_the_list_of_examples_has_every_program() -> None:
+    page = ROOT / "examples" / "README.md"
+    listed = set(LINK.findall(page.read_text(encoding="utf-8")))
+    assert listed == {path.name for path in page.parent.iterdir() if path.name[0] not in "._"} - {page.name}
+
+
+def test_what_troubleshooting_quotes_is_what_nodes_say() -> None:
+    """Texts of errors and logs that README quotes; "Address already in use" is the operating system's."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "fleetlm").rglob("*.py"))
+    text = README.read_text(encoding="utf-8")
+    for quoted in (
+        "answers but does not dial back", "authentication failed", "wrong_cluster", "wrong_name",
+        "connection closed", "left: ",
+    ):  # fmt: skip
+        assert quoted in text
+        assert quoted in sources
+
+
+def test_the_error_that_testing_quotes_is_what_until_raises() -> None:
+    error = NotReached("one.list() == names", 15, "it was False; names = ['fleetlm@10.0.0.2']")
+    quoted = [block.text for block in all_blocks("text") if block.text.startswith("NotReached")]
+    assert quoted == [f"NotReached: {error}\n"]

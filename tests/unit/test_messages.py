@@ -1,4 +1,4 @@
-"""Only registered dataclasses travel, one class for a tag and one tag for a class."""
+"""Only registered dataclasses can be sent: one class for a tag, and one tag for a class."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_both_directions() -> None:
 def test_a_tag_belongs_to_one_class() -> None:
     types = MessageTypes()
     types.register("append", Append)
-    with pytest.raises(ValueError, match=r"the tag 'append' belongs to .*Append"):
+    with pytest.raises(ValueError, match=r"the tag 'append' is already registered for .*Append"):
         types.register("append", Other)
     assert types.by_tag == {"append": Append}
     assert Other not in types.tags
@@ -71,7 +71,7 @@ def test_classes_of_one_name_in_two_modules_are_two() -> None:
     types = MessageTypes()
     types.register("append", Append)
     namesake = type("Append", (Append,), {"__module__": "elsewhere", "__qualname__": "Append"})
-    with pytest.raises(ValueError, match="the tag 'append' belongs to"):
+    with pytest.raises(ValueError, match="the tag 'append' is already registered for"):
         types.register("append", namesake)
 
 
@@ -79,7 +79,7 @@ def test_a_class_has_one_tag() -> None:
     types = MessageTypes()
     types.register("append", Append)
     types.register("append", Append)
-    with pytest.raises(ValueError, match="Append has the tag 'append' already"):
+    with pytest.raises(ValueError, match="Append already has the tag 'append'"):
         types.register("extend", Append)
     assert types.tags == {Append: "append"}
     assert types.by_tag == {"append": Append}

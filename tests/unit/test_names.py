@@ -40,14 +40,14 @@ def test_one_name_has_one_text(text: str, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "reads basename@ip"),
-        ("fleetlm", "reads basename@ip"),
-        ("@10.0.0.7", "the basename is 1 to 64"),
-        ("a b@10.0.0.7", "the basename is"),
-        ("-a@10.0.0.7", "the basename is"),
-        ("ä@10.0.0.7", "the basename is"),
-        ("a\n@10.0.0.7", "the basename is"),
-        ("a" * 65 + "@::1", "the basename is"),
+        ("", "has the form basename@ip"),
+        ("fleetlm", "has the form basename@ip"),
+        ("@10.0.0.7", "the basename must be 1 to 64"),
+        ("a b@10.0.0.7", "the basename must be"),
+        ("-a@10.0.0.7", "the basename must be"),
+        ("ä@10.0.0.7", "the basename must be"),
+        ("a\n@10.0.0.7", "the basename must be"),
+        ("a" * 65 + "@::1", "the basename must be"),
         ("fleetlm@", "'' is not an IP address"),
         ("fleetlm@worker-1", "host names are not used"),
         ("fleetlm@10.0.0.256", "not an IP address"),
@@ -58,7 +58,7 @@ def test_one_name_has_one_text(text: str, canonical: str) -> None:
         ("a@٣.0.0.1", "not an IP address"),
     ],
 )
-def test_what_is_no_node_name(text: str, why: str) -> None:
+def test_what_is_not_a_node_name(text: str, why: str) -> None:
     with pytest.raises(InvalidName, match=why) as caught:
         NodeName.parse(text)
     assert caught.value.name == text
@@ -111,7 +111,7 @@ def test_process_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "\x00", "\ud800", "\u200b"])
-def test_what_is_no_process_name(name: str) -> None:
+def test_what_is_not_a_process_name(name: str) -> None:
     with pytest.raises(InvalidName):
         check_process_name(name)
 

@@ -1,4 +1,4 @@
-"""The environment: every variable, what it may hold, and how a bad value reads."""
+"""The environment: every variable, its allowed values, and the error for any other value."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_the_link_of_a_service_with_a_longer_name_is_passed_over() -> None:
     assert refused(FLEETLM_WORKER_PORT="4370").variable == "FLEETLM_WORKER_PORT"
 
 
-def test_a_service_link_in_one_of_ours_is_named_as_what_it_is() -> None:
+def test_a_service_link_in_a_known_variable_is_explained() -> None:
     error = refused(FLEETLM_NODE_PORT="tcp://10.96.0.1:4370")
     assert error.variable == "FLEETLM_NODE_PORT"
     assert error.value == "tcp://10.96.0.1:4370"
@@ -260,15 +260,15 @@ def test_a_service_link_in_one_of_ours_is_named_as_what_it_is() -> None:
     assert "enableServiceLinks: false" in str(error)
 
 
-def test_other_variables_are_none_of_our_business() -> None:
+def test_other_variables_are_ignored() -> None:
     env = {"PATH": "/bin", "FLEET": "x", "fleetlm_debug": "x", "XFLEETLM_DEBUG": "x", "DNS": "x"}
     assert Settings.from_env(env) == Settings()
 
 
-def test_a_likely_slip_in_a_shared_prefix_is_said() -> None:
+def test_a_likely_misspelling_with_a_shared_prefix_is_a_warning() -> None:
     settings = Settings.from_env({"DNS_CLUSTER_QUERRY": "worker", "DNS_DOMAIN": "x"})
     assert settings.warnings == (
-        "DNS_CLUSTER_QUERRY is set and means nothing here: did you mean DNS_CLUSTER_QUERY?",
+        "DNS_CLUSTER_QUERRY is set, but fleetlm does not know it: did you mean DNS_CLUSTER_QUERY?",
     )
     assert settings.dns_query is None
 
@@ -321,7 +321,7 @@ def test_one_cookie_only(tmp_path: Path) -> None:
     path.write_text(COOKIE)
     error = refused(FLEETLM_COOKIE=COOKIE, FLEETLM_COOKIE_FILE=str(path))
     assert error.variable == "FLEETLM_COOKIE_FILE"
-    assert "Unset the other" in str(error)
+    assert "Unset one of them" in str(error)
     assert COOKIE not in str(error)
 
 

@@ -1,4 +1,4 @@
-"""The operating system's side of `fleetlm demo`: addresses, a port, and the replicas' processes."""
+"""The processes of `fleetlm demo`: replicas, their addresses and logs, and a free port for all of them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from pathlib import Path
 from fleetlm.cli.demo.worker import main as worker_main
 
 QUERY = "fleet.demo"
+"""The DNS name of the demo's cluster."""
 POLL_MS = 500
+"""Milliseconds between two DNS lookups of a node."""
 STOP_S = 5.0
-"""For a replica to leave in order."""
+"""Seconds for a replica to stop in order."""
 LOG_TAIL_LINES = 12
+"""Lines of a log that are shown after a failure."""
 _LOG_TAIL_BYTES = 16 * 1024
 _PORTS = range(20_000, 32_000)
-"""Below the ephemeral ports of every system: no outgoing connection takes one between our two looks."""
+"""Below the ephemeral ports of every system, so that no outgoing connection takes the port meanwhile."""
 _PORT_TRIES = 50
-_OURS = ("FLEETLM_", "DNS_CLUSTER_", "DNS_POLL_")
-_PLATFORM = ("FLY_PRIVATE_IP", "POD_IP")
+_SETTING_PREFIXES = ("FLEETLM_", "DNS_CLUSTER_", "DNS_POLL_")
+_PLATFORM_SETTINGS = ("FLY_PRIVATE_IP", "POD_IP")
 
 
 class DemoFailed(Exception):
-    """An expectation was not met; the text says which."""
+    """A check of the demo failed; the text says which."""
 
 
 def free_port(ips: Sequence[str]) -> int:
-    """A port that is free on every one of these addresses.
+    """Return a port that is free on each of these addresses.
 
     Raises:
-        DemoFailed: an address is not of this machine, or no port was found.
+        DemoFailed: this machine does not have an address, or no free port was found.
     """
     ports = random.sample(_PORTS, _PORT_TRIES)
     for port in ports:
@@ -43,39 +46,41 @@ def free_port(ips: Sequence[str]) -> int:
 
 
 def _is_free(ip: str, port: int) -> bool:
+    """Whether a port can be bound. Raises: DemoFailed if this machine does not have the address."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((ip, port))
             probe.listen(1)
         except OSError as error:
-            # EADDRNOTAVAIL has another number on each system; that of a port in use is the usual one.
+            # The errno does not say on every system whether the port or the address is the reason.
             with socket.socket() as other:
                 try:
                     other.bind((ip, 0))
                 except OSError:
-                    raise DemoFailed(_no_address(ip, error)) from None
+                    raise DemoFailed(_explain_missing_address(ip, error)) from None
             return False
     return True
 
 
-def _no_address(ip: str, error: OSError) -> str:
+def _explain_missing_address(ip: str, error: OSError) -> str:
+    """Return a text that says how to get the address."""
     if sys.platform == "darwin":
         return (
-            f"{ip} is not an address of this machine: macOS has 127.0.0.1 only. Add the others with\n"
+            f"{ip} is not an address of this machine: macOS has 127.0.0.1 only. Add the others with:\n"
             "  for n in 2 3 4 5 6; do sudo ifconfig lo0 alias 127.0.0.$n up; done"
         )
     return f"{ip} cannot be bound ({error.strerror}); the demo needs 127.0.0.1 to 127.0.0.6"
 
 
 class Replica:
-    """One worker: a process of the operating system that runs a node on an address of its own.
+    """One operating system process that runs a node at an address of its own.
 
     Args:
-        ip: its address.
-        port: the port of every node of the demo.
-        dns: ``ip:port`` of the demo's name server.
-        folder: where its log goes, appended over restarts.
+        ip: the node's address.
+        port: the port of all nodes of the demo.
+        dns: ``ip:port`` of the demo's DNS server.
+        folder: where its log is written. A restart appends to it.
     """
 
     def __init__(self, ip: str, port: int, dns: str, folder: Path) -> None:
@@ -94,36 +99,36 @@ class Replica:
 
     @property
     def os_pid(self) -> int:
-        """Of the process started last."""
+        """Process id of the process started last; 0 before the first start."""
         return 0 if self._process is None else self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs, or before it did."""
+        """Exit code of the process started last; None while it runs and before the first start."""
         return None if self._process is None else self._process.returncode
 
     async def start(self) -> None:
-        """Start it; returns at once, long before the node is up."""
-        env = {name: value for name, value in os.environ.items() if not _is_ours(name)} | self._variables
+        """Start the process. This returns at once, before the node is connected."""
+        env = {name: value for name, value in os.environ.items() if not _is_setting(name)} | self._variables
         target = f"{worker_main.__module__}:{worker_main.__name__}"
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "fleetlm", "start", target),
-                stdin=asyncio.subprocess.PIPE,  # whose end tells it that we are gone, even by SIGKILL
+                stdin=asyncio.subprocess.PIPE,  # its end tells the replica that the demo is gone
                 stdout=log,
                 stderr=log,
                 env=env,
-                start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
+                start_new_session=True,  # the terminal sends Ctrl-C to the demo only
             )
 
     async def kill(self) -> None:
-        """SIGKILL, as the kernel does it when memory runs out."""
+        """Kill the process with SIGKILL, as the kernel does when memory runs out, unless it has ended."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
-            await self._ended(self._process)
+            await self._wait(self._process)
 
     async def stop(self) -> int:
-        """SIGTERM, and wait. Returns the exit code. Raises: DemoFailed if it does not end."""
+        """Send SIGTERM and wait. Returns the exit code. Raises: DemoFailed if it takes over `STOP_S`."""
         process = self._process
         if process is None:
             return 0
@@ -131,15 +136,16 @@ class Replica:
             process.terminate()
         try:
             async with asyncio.timeout(STOP_S):
-                return await self._ended(process)
+                return await self._wait(process)
         except TimeoutError:
-            raise DemoFailed(f"{self.name} did not end within {STOP_S:g} s after SIGTERM") from None
+            raise DemoFailed(f"{self.name} did not stop within {STOP_S:g} s of SIGTERM") from None
 
     def log_tail(self) -> list[str]:
-        """The last lines that it logged."""
+        """Return the last lines of its log."""
         return tail(self.log)
 
-    async def _ended(self, process: asyncio.subprocess.Process) -> int:
+    async def _wait(self, process: asyncio.subprocess.Process) -> int:
+        """Wait for the end of a process, and close its stdin. Returns the exit code."""
         code = await process.wait()
         if process.stdin is not None:
             process.stdin.close()
@@ -147,12 +153,12 @@ class Replica:
 
 
 async def end_all(replicas: Sequence[Replica]) -> None:
-    """Kill what still runs, by pid: every one gets its signal before the first is waited for."""
+    """Kill the replicas that still run. All get their signal before the first is waited for."""
     await asyncio.gather(*(replica.kill() for replica in replicas))
 
 
 def tail(path: Path) -> list[str]:
-    """The last lines of a log; none if there is no such file."""
+    """Return the last `LOG_TAIL_LINES` lines of a log; none if the file does not exist."""
     if not path.exists():
         return []
     with path.open("rb") as file:
@@ -161,5 +167,6 @@ def tail(path: Path) -> list[str]:
     return lines[-LOG_TAIL_LINES:]
 
 
-def _is_ours(variable: str) -> bool:
-    return variable.startswith(_OURS) or variable in _PLATFORM
+def _is_setting(variable: str) -> bool:
+    """Whether an environment variable would change the settings of a replica."""
+    return variable.startswith(_SETTING_PREFIXES) or variable in _PLATFORM_SETTINGS

@@ -1,7 +1,11 @@
-"""`fleetlm demo`: a cluster forms, talks, loses a node and a name server, and ends, on one machine.
+"""`fleetlm demo`: six nodes form a cluster, exchange messages, lose a node and a DNS server, and stop.
 
-Everything is real: the nodes are processes of the operating system on 127.0.0.N, the name server
-speaks DNS, and each line that is shown was checked. Its story is told by `Story`, one method a step.
+Everything is real: the nodes are operating system processes on 127.0.0.N, and the DNS server speaks DNS over
+UDP and TCP. `Story` has one method for each step. It prints a line only after it has checked what the line
+says. If a check fails, the demo prints what it expected and the ends of all logs, and exits with code 1.
+
+No process outlives the demo: replicas are killed when it ends for whatever reason, and if the demo itself
+is killed, each replica notices the end of its stdin.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Any, TypeVar
 
 from fleetlm.cli.demo.replicas import POLL_MS, QUERY, DemoFailed, Replica, end_all, free_port, tail
 from fleetlm.cli.demo.screen import Screen, Stopwatch, duration
-from fleetlm.cli.demo.worker import WORKER, serve_on
+from fleetlm.cli.demo.worker import HISTORY, WHO, WORKER, serve_on
 from fleetlm.cli.logs import set_up
 from fleetlm.errors import FleetError, NotDelivered
 from fleetlm.messages import NodeDown, NodeUp
@@ -33,35 +37,36 @@ T = TypeVar("T")
 OWN_IP = "127.0.0.1"
 REPLICA_IPS = tuple(f"127.0.0.{number}" for number in range(2, 7))
 START_S = 10.0
-"""For a process to start and its node to be up: a busy machine is no failure."""
+"""Seconds for a process to start and its node to connect. A busy machine needs more than the usual 0.5."""
 DOWN_S = 1.0
-"""For a crash to be seen; usually it takes milliseconds."""
+"""Seconds for a crash to be detected. It usually takes milliseconds."""
 REPLY_S = 3.0
+"""Seconds for a reply to a call or message."""
 OUTAGE_S = 2.0
-"""Of each kind: four polls of every node."""
+"""Seconds of each kind of DNS failure. Every node polls four times in it."""
 WHOLE_S = 60.0
+"""Seconds for the whole demo."""
 TRAFFIC_PAUSE_S = 0.02
+"""Seconds between two steady calls to one node."""
 TRAFFIC_S = 0.5
-"""Of traffic before and after a node is killed."""
+"""Seconds of steady calls before and after a node is killed."""
 PACE_S = 0.6
-"""Between two steps on a terminal, where somebody reads."""
-
-WHO = "who are you?"
-HISTORY = "whom did you see, and whom did you lose?"
+"""Seconds between two steps on a terminal, for people to read."""
 
 
 def main() -> int:
-    """Run the demo. Returns 0, 1 if an expectation was not met, 130 or 143 if it was interrupted."""
+    """Run the demo. Returns 0; 1 if a check failed; 130 or 143 if it was interrupted."""
     screen = Screen(sys.stdout)
     signals: list[int] = []
     try:
         return asyncio.run(_main(screen, signals))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        screen.failed("interrupted; every process was ended")
+        screen.failed("interrupted; all processes were stopped")
         return 128 + (signals[0] if signals else signal.SIGINT)
 
 
 async def _main(screen: Screen, signals: list[int]) -> int:
+    """Run the story within `WHOLE_S`, and kill the replicas at the end. SIGTERM goes to ``signals``."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
 
@@ -73,31 +78,39 @@ async def _main(screen: Screen, signals: list[int]) -> int:
     with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread
         loop.add_signal_handler(signal.SIGTERM, terminated)
     watch = Stopwatch()
-    with tempfile.TemporaryDirectory(prefix="fleetlm-demo-") as name, _own_log(Path(name)) as log:
+    with tempfile.TemporaryDirectory(prefix="fleetlm-demo-") as name, _redirect_log(Path(name)) as log:
         replicas: list[Replica] = []
         try:
             async with asyncio.timeout(WHOLE_S):
-                calls = await _tell(screen, Path(name), replicas)
+                calls = await _run_story(screen, Path(name), replicas)
         except (DemoFailed, FleetError, OSError, TimeoutError) as error:
-            text = str(error) or f"not done within {WHOLE_S:g} s"
+            text = str(error) or f"the demo did not end within {WHOLE_S:g} s"
             screen.failed(text if isinstance(error, DemoFailed) else f"{type(error).__name__}: {text}")
             for replica in replicas:
                 if lines := replica.log_tail():
-                    screen.log(f"the end of the log of {replica.name}:", lines)
-            screen.log("the end of the demo's own log:", tail(log))
+                    screen.log(f"end of the log of {replica.name}:", lines)
+            screen.log("end of the demo's own log:", tail(log))
             return 1
         finally:
             await end_all(replicas)
     screen.end(
-        f"That was a cluster of {len(REPLICA_IPS) + 1} nodes in {duration(watch.s)}: "
-        f"{calls:,} calls, none failed.",
-        "Your own: DNS_CLUSTER_QUERY=my-service fleetlm start worker:main",
+        f"Done: {len(REPLICA_IPS) + 1} nodes, {duration(watch.s)}, {calls:,} steady calls, none failed.",
+        "To start a node with your own program: DNS_CLUSTER_QUERY=my-service fleetlm start worker:main",
     )
     return 0
 
 
-async def _tell(screen: Screen, folder: Path, replicas: list[Replica]) -> int:
-    """The whole story. Returns how many calls of the steady traffic were answered."""
+async def _run_story(screen: Screen, folder: Path, replicas: list[Replica]) -> int:
+    """Start the DNS server and this program's node, and run all steps.
+
+    Args:
+        screen: where the steps are shown.
+        folder: where replicas write their logs.
+        replicas: filled with the replicas, for the caller to kill.
+
+    Returns:
+        The number of steady calls that were answered.
+    """
     port = free_port((OWN_IP, *REPLICA_IPS))
     async with DnsServer() as dns:
         settings = Settings(
@@ -112,22 +125,23 @@ async def _tell(screen: Screen, folder: Path, replicas: list[Replica]) -> int:
         replicas.extend(Replica(ip, port, dns.address, folder) for ip in REPLICA_IPS)
         async with Node.start(settings) as node:
             screen.title(
-                "fleetlm demo: a cluster on this machine",
-                f"{node.name} is this program; its peers are the addresses of the DNS name\n"
-                f"{QUERY}, asked of a name server on {dns.address} every {POLL_MS} ms.",
+                f"fleetlm demo: {len(REPLICA_IPS) + 1} nodes form a cluster on this machine",
+                f"This program runs the node {node.name} and starts {len(REPLICA_IPS)} more, each in a\n"
+                f"process of its own. They find each other through the DNS name {QUERY}:\n"
+                f"each node asks the demo's DNS server at {dns.address} every {POLL_MS} ms.",
             )
             serve_on(node)
             story = Story(screen, node, dns, replicas)
             try:
-                await story.tell()
+                await story.run()
             finally:
                 await story.close()
             return story.traffic.answered
 
 
 @contextlib.contextmanager
-def _own_log(folder: Path) -> Iterator[Path]:
-    """The log of this program goes to a file, to be shown if something fails."""
+def _redirect_log(folder: Path) -> Iterator[Path]:
+    """Write the log of this program to a file, so that it can be shown if a check fails."""
     path = folder / "demo.log"
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -140,8 +154,8 @@ def _own_log(folder: Path) -> Iterator[Path]:
             root.setLevel(level)
 
 
-class Watch:
-    """What this node has seen come and go, and a way to wait for it."""
+class EventLog:
+    """The nodeup and nodedown events of this program's node, and a way to wait for one."""
 
     def __init__(self, node: Node) -> None:
         self.seen: list[Event] = []
@@ -149,7 +163,7 @@ class Watch:
         self._task = asyncio.create_task(self._read(node))
 
     async def wait(self, kind: type[Event], name: str, since: int) -> Event:
-        """The first such event from index ``since`` on."""
+        """Wait for an event of this kind about a node, and return the first from index ``since`` on."""
         while True:
             for event in self.seen[since:]:
                 if isinstance(event, kind) and event.node == name:
@@ -158,12 +172,12 @@ class Watch:
             await self._news.wait()
 
     def downs(self, since: int = 0) -> list[str]:
-        """Who went down."""
+        """Return the names in the nodedown events from index ``since`` on."""
         return [event.node for event in self.seen[since:] if isinstance(event, NodeDown)]
 
     async def close(self) -> None:
-        """Watch no more."""
-        await _cancelled(self._task)
+        """Stop reading events."""
+        await _cancel(self._task)
 
     async def _read(self, node: Node) -> None:
         async for event in node.events():
@@ -172,7 +186,7 @@ class Watch:
 
 
 class Traffic:
-    """Steady calls to nodes that nothing should disturb."""
+    """Steady calls to nodes that must not be affected by what happens to others."""
 
     def __init__(self, node: Node) -> None:
         self.answered = 0
@@ -182,15 +196,16 @@ class Traffic:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, names: list[str]) -> None:
-        """Call each of these nodes again and again."""
-        self._tasks += [asyncio.create_task(self._call(name)) for name in names]
+        """Call each of these nodes repeatedly until `close`."""
+        self._tasks += [asyncio.create_task(self._call_repeatedly(name)) for name in names]
 
     async def close(self) -> None:
-        """Stop calling."""
+        """Stop all calls."""
         for task in self._tasks:
-            await _cancelled(task)
+            await _cancel(task)
 
-    async def _call(self, name: str) -> None:
+    async def _call_repeatedly(self, name: str) -> None:
+        """Send a new number each time, and note failures and wrong replies."""
         number = 0
         while True:
             number += 1
@@ -208,23 +223,23 @@ class Traffic:
 
 
 class Story:
-    """The steps, in order; each checks what it shows and raises DemoFailed."""
+    """The steps of the demo. Each checks what it shows, and raises DemoFailed if a check fails."""
 
     def __init__(self, screen: Screen, node: Node, dns: DnsServer, replicas: list[Replica]) -> None:
         self.screen = screen
         self.node = node
         self.dns = dns
         self.replicas = replicas
-        self.watch = Watch(node)
+        self.events = EventLog(node)
         self.traffic = Traffic(node)
 
-    async def tell(self) -> None:
-        """All of it."""
-        await self.grow()
+    async def run(self) -> None:
+        """Run all steps in order."""
+        await self.start_replicas()
         await self.pause()
-        await self.letters()
+        await self.exchange_messages()
         await self.pause()
-        await self.fan_out()
+        await self.message_all()
         await self.pause()
         victim = self.replicas[2]
         self.traffic.start([replica.name for replica in self.replicas if replica is not victim])
@@ -232,39 +247,44 @@ class Story:
         await self.pause()
         await self.restart(victim, old)
         await self.pause()
-        await self.outage(victim)
+        await self.fail_dns(victim)
         await self.pause()
-        await self.leave()
+        await self.stop_all()
 
     async def pause(self) -> None:
-        """Let a reader read, if there is one."""
+        """Wait `PACE_S` on a terminal, for people to read."""
         await asyncio.sleep(PACE_S if self.screen.colour else 0)
 
     async def close(self) -> None:
-        """End what runs beside the story."""
+        """Stop the steady calls and the reading of events."""
         await self.traffic.close()
-        await self.watch.close()
+        await self.events.close()
 
-    async def grow(self) -> None:
-        """Replicas start one by one; then everybody is connected with everybody."""
-        self.screen.step(f"Replicas start, each named by DNS as {QUERY}")
+    async def start_replicas(self) -> None:
+        """Start the replicas one by one, until every node is connected to every other."""
+        self.screen.step(
+            f"Nodes 2 to {len(self.replicas) + 1} start and join the cluster, one after the other"
+        )
+        self.screen.detail("(Node.list() returns the nodes that this program is connected to)")
         for count, replica in enumerate(self.replicas, 1):
             watch = Stopwatch()
             await replica.start()
             self.dns.add(QUERY, replica.ip)
-            await self._up(replica, 0)
-            self.screen.fact(f"{replica.name} started (OS pid {replica.os_pid}), node up", watch.s)
+            await self._await_up(replica, 0)
+            self.screen.fact(f"{replica.name} is connected (OS process {replica.os_pid})", watch.s)
             if len(self.node.list()) != count:
-                raise DemoFailed(f"{count} replicas are up, but Node.list() is {self.node.list()}")
-            self.screen.detail(f"Node.list() → {_short(self.node.list())}")
+                raise DemoFailed(
+                    f"{count} replicas are connected, but Node.list() returns {self.node.list()}"
+                )
+            self.screen.detail(f"Node.list() → {_shorten(self.node.list())}")
         watch = Stopwatch()
-        everybody = {self.node.name, *(replica.name for replica in self.replicas)}
-        await self._expect_on_all("a full mesh", lambda name, seen, _lost: {name, *seen} == everybody)
-        self.screen.fact("each of them lists the other five: a full mesh", watch.s)
+        all_names = {self.node.name, *(replica.name for replica in self.replicas)}
+        await self._check_on_all("a full mesh", lambda name, seen, _lost: {name, *seen} == all_names)
+        self.screen.fact("every node is connected to every other: a full mesh", watch.s)
 
-    async def letters(self) -> None:
-        """A message to a named process on each other node; each sends one back."""
-        self.screen.step(f'A message to the process "{WORKER}" on each node, and its answer')
+    async def exchange_messages(self) -> None:
+        """Send a message to a named process on each replica, which sends one back."""
+        self.screen.step(f'Each node has a process named "{WORKER}": send it a message, and it answers')
         answers: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
 
         async def postbox(process: Process) -> None:
@@ -277,23 +297,23 @@ class Story:
         for replica in self.replicas:
             watch = Stopwatch()
             await self.node.send((WORKER, replica.name), ("hello", me))
-            name, os_pid = await self._within(REPLY_S, f"an answer of {replica.name}", answers.get())
+            name, os_pid = await self._await_within(REPLY_S, f"an answer from {replica.name}", answers.get())
             if (name, os_pid) != (replica.name, replica.os_pid):
-                raise DemoFailed(f"the answer of {replica.name} came from {name} (OS pid {os_pid})")
-            self.screen.fact(f'"hello" → {name} → "hello back" from OS pid {os_pid}', watch.s)
+                raise DemoFailed(f"the answer of {replica.name} came from {name} (OS process {os_pid})")
+            self.screen.fact(f'"hello" to {name}, "hello back" from OS process {os_pid}', watch.s)
         self.node.exit(me)
 
-    async def fan_out(self) -> None:
-        """One request to all, one message to all."""
+    async def message_all(self) -> None:
+        """Send one request to all nodes, then one message to all."""
         names = [self.node.name, *self.node.list()]
-        self.screen.step("Fan-out: one message to all nodes, encoded once")
+        self.screen.step(f"One message goes to all {len(names)} nodes; it is encoded only once")
         watch = Stopwatch()
         replies = await self.node.multicall([(WORKER, name) for name in names], WHO, timeout=REPLY_S)
         took_s = watch.s
         bad = [reply for reply in replies if not isinstance(reply, dict)]
         if bad or [reply["node"] for reply in replies] != names:
-            raise DemoFailed(f"multicall to {len(names)} nodes brought {replies!r}")
-        self.screen.fact(f"multicall: {len(replies)} replies, in the order of the targets", took_s)
+            raise DemoFailed(f"multicall to {len(names)} nodes returned {replies!r}")
+        self.screen.fact(f"multicall: called {len(names)} nodes and received {len(replies)} replies", took_s)
         answers: asyncio.Queue[str] = asyncio.Queue()
 
         async def counter(process: Process) -> None:
@@ -303,124 +323,137 @@ class Story:
         me = self.node.spawn(counter)
         watch = Stopwatch()
         sent = await self.node.broadcast(WORKER, ("hello", me))
-        heard = {await self._within(REPLY_S, "an answer to a broadcast", answers.get()) for _ in names}
+        answered = {
+            await self._await_within(REPLY_S, "an answer to a broadcast", answers.get()) for _ in names
+        }
         took_s = watch.s
-        if sent != len(names) or heard != set(names):
-            raise DemoFailed(f"broadcast to {sent} nodes, and {len(heard)} of {len(names)} answered")
-        self.screen.fact(f"broadcast: sent to {sent} nodes, {len(heard)} answered", took_s)
+        if sent != len(names) or answered != set(names):
+            raise DemoFailed(f"broadcast to {sent} nodes: {len(answered)} of {len(names)} answered")
+        self.screen.fact(f"broadcast: sent to {sent} nodes and received {len(answered)} answers", took_s)
         self.node.exit(me)
 
     async def kill(self, victim: Replica) -> int:
-        """SIGKILL. Returns the incarnation that died."""
-        self.screen.step(f"{victim.name} is killed with SIGKILL; calls to the others go on")
+        """Kill a replica with SIGKILL. Returns the incarnation that died."""
+        self.screen.step(f"{victim.name} is killed (SIGKILL), while calls to the others continue")
         await asyncio.sleep(TRAFFIC_S)
-        since = len(self.watch.seen)
+        since = len(self.events.seen)
         watch = Stopwatch()
         await victim.kill()
-        down = await self._within(
-            DOWN_S, f"nodedown of {victim.name}", self.watch.wait(NodeDown, victim.name, since)
+        down = await self._await_within(
+            DOWN_S, f"nodedown of {victim.name}", self.events.wait(NodeDown, victim.name, since)
         )
-        self.screen.fact(f"nodedown {victim.name}", watch.s)
+        self.screen.fact(f"this program was told that {victim.name} is down (nodedown)", watch.s)
         self.screen.detail(f"reason: {getattr(down, 'reason', '')}")
-        self.screen.detail(f"Node.list() → {_short(self.node.list())}")
+        self.screen.detail(f"Node.list() → {_shorten(self.node.list())}")
         try:
             await self.node.call((WORKER, victim.name), WHO, timeout=REPLY_S)
         except NotDelivered as error:
-            self.screen.fact(f"a call to it now raises {type(error).__name__}: it never ran")
+            self.screen.fact(f"a call to it fails with {type(error).__name__}: it was never executed")
         else:
-            raise DemoFailed(f"{victim.name} was killed, and answers")
+            raise DemoFailed(f"{victim.name} was killed, but answers")
         await asyncio.sleep(TRAFFIC_S)
-        await self._undisturbed([victim.name], since)
+        await self._check_undisturbed([victim.name], since)
         return down.incarnation
 
     async def restart(self, victim: Replica, old: int) -> None:
-        """The same address, another incarnation."""
-        self.screen.step(f"It is started again on the same address, {victim.ip}")
-        since = len(self.watch.seen)
+        """Start a killed replica again: its address is the same, its incarnation is new."""
+        self.screen.step(f"{victim.name} is started again at the same address")
+        since = len(self.events.seen)
         watch = Stopwatch()
         await victim.start()
-        up = await self._up(victim, since)
+        up = await self._await_up(victim, since)
         if up.incarnation == old:
             raise DemoFailed(f"{victim.name} came back with its old incarnation {old:x}")
-        self.screen.fact(f"nodeup: a new incarnation, {up.incarnation:x} (was {old:x})", watch.s)
+        self.screen.fact("it is connected again (nodeup)", watch.s)
+        numbers = f"{up.incarnation:x} (was {old:x})"
+        self.screen.detail(f"incarnation {numbers}, so peers can tell them apart")
         reply = await self.node.call((WORKER, victim.name), WHO, timeout=REPLY_S)
         if reply["os pid"] != victim.os_pid:
-            raise DemoFailed(f"OS pid {reply['os pid']} answers at {victim.name}, not {victim.os_pid}")
-        self.screen.fact(f"it answers, as OS pid {victim.os_pid}")
+            raise DemoFailed(f"{victim.name} is OS process {reply['os pid']}, not {victim.os_pid}")
+        self.screen.fact(f"it answers calls (OS process {victim.os_pid})")
 
-    async def outage(self, victim: Replica) -> None:
-        """The name server fails in two ways, and nobody is lost."""
-        self.screen.step("The name server fails; connected nodes stay connected")
-        since, before = len(self.watch.seen), self.node.list()
-        for reply, text in ((Reply.SERVFAIL, "SERVFAIL"), (Reply.DROP, "silence")):
-            asked = self._queries()
+    async def fail_dns(self, victim: Replica) -> None:
+        """Let the DNS server fail in two ways, and check that no connection is lost."""
+        self.screen.step("The DNS server fails, and connected nodes stay connected")
+        since, before = len(self.events.seen), self.node.list()
+        for reply, text in (
+            (Reply.SERVFAIL, "answered with an error (SERVFAIL)"),
+            (Reply.DROP, "not answered"),
+        ):
+            asked = self._count_queries()
             self.dns.behave(reply)
             await asyncio.sleep(OUTAGE_S)
-            asked = self._queries() - asked
+            asked = self._count_queries() - asked
             if asked == 0:
-                raise DemoFailed("nobody asked the name server during its outage")
-            self.screen.fact(f"{text} to {asked} queries", OUTAGE_S)
+                raise DemoFailed("no node asked the DNS server while it failed")
+            self.screen.fact(f"{asked} queries were {text}", OUTAGE_S)
         self.dns.heal()
         if self.node.list() != before:
-            raise DemoFailed(f"Node.list() was {before}, and is {self.node.list()}")
-        await self._undisturbed([victim.name], since, here=[])
-        self.screen.detail(f"Node.list() → {_short(self.node.list())}")
+            raise DemoFailed(f"Node.list() returned {before} before, and now {self.node.list()}")
+        await self._check_undisturbed([victim.name], since, here=[])
+        self.screen.detail(f"Node.list() → {_shorten(self.node.list())}")
 
-    async def leave(self) -> None:
-        """One replica is scaled away, then all end."""
-        self.screen.step("The end, in order: SIGTERM")
+    async def stop_all(self) -> None:
+        """Stop one replica, as when a service is scaled down, then the others."""
+        self.screen.step("All nodes are stopped in order (SIGTERM)")
         await self.traffic.close()
         if self.traffic.failures:
-            raise DemoFailed(f"steady traffic failed: {self.traffic.failures[0]}")
+            raise DemoFailed(f"a steady call failed: {self.traffic.failures[0]}")
         last = self.replicas[-1]
-        since = len(self.watch.seen)
+        since = len(self.events.seen)
         watch = Stopwatch()
         self.dns.remove(QUERY, last.ip)
         code = await last.stop()
-        down = await self._within(
-            DOWN_S, f"nodedown of {last.name}", self.watch.wait(NodeDown, last.name, since)
+        down = await self._await_within(
+            DOWN_S, f"nodedown of {last.name}", self.events.wait(NodeDown, last.name, since)
         )
         reason = getattr(down, "reason", "")
         if code != 0 or not reason.startswith("left"):
-            raise DemoFailed(f"{last.name} left with exit code {code}, nodedown {reason!r}")
-        self.screen.fact(f"{last.name} says goodbye: nodedown, {reason}", watch.s)
+            raise DemoFailed(
+                f"{last.name} stopped with exit code {code}, and its nodedown has the reason {reason!r}"
+            )
+        self.screen.fact(f"{last.name} told the others that it stops ({reason})", watch.s)
         watch = Stopwatch()
         codes = await asyncio.gather(*(replica.stop() for replica in self.replicas[:-1]))
         if any(codes):
             raise DemoFailed(f"exit codes of the replicas: {codes}")
-        self.screen.fact(f"the other {len(codes)} replicas ended with exit code 0", watch.s)
+        self.screen.fact(f"the other {len(codes)} nodes stopped with exit code 0", watch.s)
 
-    # How.
-
-    async def _up(self, replica: Replica, since: int) -> Event:
-        """The nodeup of a replica, unless its process ends before. Raises: DemoFailed."""
-        up = asyncio.create_task(self.watch.wait(NodeUp, replica.name, since))
+    async def _await_up(self, replica: Replica, since: int) -> Event:
+        """Wait for the nodeup of a replica. Raises: DemoFailed if its process ends, or after `START_S`."""
+        up = asyncio.create_task(self.events.wait(NodeUp, replica.name, since))
         watch = Stopwatch()
         while not up.done() and replica.exit_code is None and watch.s < START_S:
             await asyncio.wait({up}, timeout=0.05)
         if up.done():
             return up.result()
-        await _cancelled(up)
+        await _cancel(up)
         if replica.exit_code is not None:
-            raise DemoFailed(f"{replica.name} ended with exit code {replica.exit_code} as it started")
-        raise DemoFailed(f"{replica.name} was not up {START_S:g} s after its start")
+            raise DemoFailed(f"{replica.name} ended during its start with exit code {replica.exit_code}")
+        raise DemoFailed(f"{replica.name} was not connected {START_S:g} s after its start")
 
-    async def _undisturbed(self, lost: list[str], since: int, here: list[str] | None = None) -> None:
-        """Nobody has lost anybody but ``lost``, and no call of the steady traffic failed."""
-        if self.watch.downs(since) != (lost if here is None else here):
-            raise DemoFailed(f"nodedown on {self.node.name}: {self.watch.downs(since)}")
-        await self._expect_on_all(
-            "the others are undisturbed", lambda name, _seen, gone: name in lost or gone == lost
+    async def _check_undisturbed(self, lost: list[str], since: int, here: list[str] | None = None) -> None:
+        """Check that no node has lost a peer except those in ``lost``, and that no steady call failed.
+
+        Args:
+            lost: peers that replicas may have lost since they started.
+            since: index of the first event of this program's node to look at.
+            here: peers that this program's node may have lost since then; ``lost`` by default.
+        """
+        if self.events.downs(since) != (lost if here is None else here):
+            raise DemoFailed(f"{self.node.name} has lost {self.events.downs(since)}")
+        await self._check_on_all(
+            "no other node is lost", lambda name, _seen, gone: name in lost or gone == lost
         )
         if self.traffic.failures:
-            raise DemoFailed(f"steady traffic failed: {self.traffic.failures[0]}")
+            raise DemoFailed(f"a steady call failed: {self.traffic.failures[0]}")
         self.screen.fact(
-            f"the others are undisturbed: {self.traffic.answered} calls, none failed, "
+            f"the others stay connected: {self.traffic.answered:,} calls so far, none failed, "
             f"slowest {duration(self.traffic.slowest_s)}"
         )
 
-    async def _expect_on_all(self, what: str, holds: Callable[[str, list[str], list[str]], bool]) -> None:
-        """Ask every connected node for its view, until ``holds(name, seen, lost)`` on all."""
+    async def _check_on_all(self, what: str, holds: Callable[[str, list[str], list[str]], bool]) -> None:
+        """Ask every connected node which nodes it sees and has lost, until ``holds`` is true for all."""
         views: dict[str, Any] = {}
 
         async def ask() -> None:
@@ -439,28 +472,29 @@ class Story:
             async with asyncio.timeout(REPLY_S):
                 await ask()
         except TimeoutError:
-            raise DemoFailed(f"{what}: not within {REPLY_S:g} s; last seen: {views}") from None
+            raise DemoFailed(f"{what}: not true within {REPLY_S:g} s; the nodes said: {views}") from None
 
-    async def _within(self, limit_s: float, what: str, awaitable: Awaitable[T]) -> T:
+    async def _await_within(self, limit_s: float, what: str, awaitable: Awaitable[T]) -> T:
+        """Await something. Raises: DemoFailed after ``limit_s`` seconds, saying what did not happen."""
         try:
             async with asyncio.timeout(limit_s):
                 return await awaitable
         except TimeoutError:
             raise DemoFailed(f"{what}: not within {limit_s:g} s") from None
 
-    def _queries(self) -> int:
+    def _count_queries(self) -> int:
         return sum(self.dns.queries.values())
 
 
-async def _cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait for its end; its own failure is raised."""
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for its end. Raises what the task raised, except CancelledError."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
 
-def _short(names: list[str]) -> str:
-    """``5 nodes: …@127.0.0.2 .3 .4``: the names of a demo differ in their last number."""
+def _shorten(names: list[str]) -> str:
+    """Format names as ``3 nodes: fleetlm@127.0.0.2 .3 .4``, since they differ in the last number only."""
     if not names:
         return "0 nodes"
     first, *others = names

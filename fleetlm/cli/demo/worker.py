@@ -1,4 +1,4 @@
-"""The program that each replica of `fleetlm demo` runs: ``fleetlm start fleetlm.cli.demo.worker:main``."""
+"""The program of each replica of `fleetlm demo`: ``fleetlm start fleetlm.cli.demo.worker:main``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from fleetlm.process import Process
 
 WORKER = "worker"
-"""The name of the process, the same on every node."""
+"""Name of the process that answers, the same on every node."""
+WHO = "who are you?"
+"""Call: the reply has the node's name and the operating system's process id."""
+HISTORY = "which nodes do you see, and which have you lost?"
+"""Call: the reply has the names of connected nodes, and of those that went down since the start."""
 
 
 async def main(node: Node) -> None:
-    """Serve until the demo ends, however it ends: then its end of our stdin is closed."""
+    """Serve until stdin is closed, which the operating system does when the demo ends for whatever reason."""
     serve_on(node)
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
@@ -31,31 +35,31 @@ async def main(node: Node) -> None:
 
 
 def serve_on(node: Node) -> None:
-    """Spawn the process `WORKER`, and another one that notes which nodes went down."""
+    """Spawn the process named `WORKER`, and one that records which nodes went down."""
     lost: list[str] = []
     node.spawn(worker, lost, name=WORKER)
-    node.spawn(historian, lost)
+    node.spawn(record_losses, lost)
 
 
 async def worker(process: Process, lost: list[str]) -> None:
-    """Answer calls, and letters (``("hello", pid of the sender)``) with a letter."""
+    """Reply to calls, and answer each message ``("hello", pid of the sender)`` with a message."""
     node = process.node
     async for message in process.mailbox:
         match message:
-            case Call(message="who are you?"):
+            case Call(message=question) if question == WHO:
                 message.reply({"node": node.name, "os pid": os.getpid()})
-            case Call(message="whom did you see, and whom did you lose?"):
+            case Call(message=question) if question == HISTORY:
                 message.reply((node.list(), list(lost)))
             case Call(message=other):
                 message.reply(other)
             case ("hello", Pid() as sender):
-                # A sender that has gone meanwhile needs no answer.
+                # The sender may have ended in the meantime; then no answer is needed.
                 with contextlib.suppress(NotDelivered):
                     await node.send(sender, ("hello back", node.name, os.getpid()))
 
 
-async def historian(process: Process, lost: list[str]) -> None:
-    """Note every node that goes down."""
+async def record_losses(process: Process, lost: list[str]) -> None:
+    """Append the name of every node that goes down to ``lost``."""
     async for event in process.node.events():
         match event:
             case NodeDown(node=name):

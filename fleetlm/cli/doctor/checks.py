@@ -197,7 +197,7 @@ def judge_settings(facts: Facts) -> list[Finding]:
 
 def judge_own_address(facts: Facts) -> list[Finding]:
     """Check whether peers can reach this node at the address in its name."""
-    text = f"this node's address is {facts.own_ip}: {facts.own_why}"
+    text = f"this node's address is {facts.own_ip} ({facts.own_why})"
     if facts.own_warning:
         return [Finding(WARN, "own address", text, _capitalize(facts.own_warning))]
     answer = facts.answer
@@ -245,7 +245,7 @@ def judge_port(facts: Facts) -> list[Finding]:
             f"Find the program with: ss -ltnp 'sport = {facts.settings.node_port}'. Stop it, or set "
             "FLEETLM_NODE_PORT to the same other port on every node"
         )
-        text = f"{where} is taken by another program{_in_brackets(found.answer)}, so a node cannot start"
+        text = f"{where} is taken by another program{_bracket(found.answer)}, so a node cannot start"
         return [Finding(FAIL, "port", text, cure)]
     if isinstance(found, PeerFact) and found.tcp is None:
         if isinstance(found.answer, IAm) and found.answer.name != facts.node["name"]:
@@ -451,7 +451,7 @@ def judge_stability(facts: Facts) -> list[Finding]:
     return findings
 
 
-def _in_brackets(answer: object) -> str:
+def _bracket(answer: object) -> str:
     return f" ({answer})" if isinstance(answer, str) else ""
 
 

@@ -1,4 +1,4 @@
-"""Blocking functions on virtual time, and what a worker process understands. Real threads: tests/system."""
+"""Blocking functions on virtual time, and the protocol of a worker process. Real threads: tests/system."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def divide(dividend: int, divisor: int = 1) -> float:
 
 
 class Odd(Exception):
-    """Pickles, and cannot be made anew from that."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} and {second}")
 
 
 class Locked(Exception):
-    """Cannot be pickled at all."""
+    """Cannot be pickled."""
 
     def __init__(self) -> None:
         super().__init__("locked")
@@ -64,7 +64,7 @@ class Locked(Exception):
 
 
 class Unloadable:
-    """Pickles; loading it fails."""
+    """Can be pickled; loading it raises an ImportError."""
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         return unloadable, ()
@@ -126,7 +126,7 @@ async def test_an_exception_arrives_as_it_was_raised(blocking: Blocking) -> None
 
 
 @virtual
-async def test_a_stop_iteration_is_said_instead_of_a_hang(blocking: Blocking) -> None:
+async def test_a_stop_iteration_becomes_a_runtime_error(blocking: Blocking) -> None:
     with pytest.raises(RuntimeError, match=r"raised StopIteration\(None\)") as caught:
         await blocking.in_thread(stop_iteration)
     assert isinstance(caught.value.__cause__, StopIteration)
@@ -151,7 +151,7 @@ async def test_context_variables_go_in_and_do_not_come_out(blocking: Blocking) -
 @virtual
 async def test_what_cannot_be_run_is_refused_before_it_waits(blocking: Blocking) -> None:
     async def coroutine() -> None:
-        """Is not what a thread runs."""
+        """A coroutine function, which no thread can run."""
 
     for verb, method in (("run_blocking", blocking.in_thread), ("run_in_process", blocking.in_process)):
         with pytest.raises(TypeError, match=rf"{verb}\(\) takes a function, not 3"):
@@ -165,7 +165,7 @@ async def test_what_cannot_be_run_is_refused_before_it_waits(blocking: Blocking)
 
 
 @virtual
-async def test_callers_wait_in_order_and_one_that_goes_is_passed_over(blocking: Blocking) -> None:
+async def test_callers_wait_in_order_and_a_cancelled_one_is_passed_over(blocking: Blocking) -> None:
     ran: list[int] = []
     tasks = [asyncio.create_task(blocking.in_thread(append, ran, number)) for number in range(6)]
     await asyncio.sleep(0)
@@ -180,7 +180,9 @@ async def test_callers_wait_in_order_and_one_that_goes_is_passed_over(blocking: 
 
 
 @virtual
-async def test_a_function_that_has_not_begun_when_its_caller_goes_is_never_run(blocking: Blocking) -> None:
+async def test_a_function_that_has_not_begun_when_its_caller_is_cancelled_never_runs(
+    blocking: Blocking,
+) -> None:
     ran: list[int] = []
     for method in (blocking.in_thread, blocking.in_process):
         task = asyncio.create_task(method(append, ran, 1))
@@ -205,7 +207,7 @@ async def test_a_slot_is_not_lost_with_a_caller_that_is_cancelled_when_it_gets_o
 
 
 @virtual
-async def test_where_no_thread_is_to_be_had_the_slot_is_given_back(blocking: Blocking) -> None:
+async def test_a_slot_is_freed_if_no_thread_can_be_started(blocking: Blocking) -> None:
     loop = SimLoop.current()
     real, loop.run_in_executor = loop.run_in_executor, raise_full  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -219,7 +221,7 @@ def raise_full(*_: object) -> Any:
 
 
 @virtual
-async def test_a_stop_is_told_to_all_who_wait_and_to_all_who_come(blocking: Blocking) -> None:
+async def test_a_stop_raises_in_waiting_callers_and_in_later_ones(blocking: Blocking) -> None:
     ran: list[int] = []
     tasks = [asyncio.create_task(blocking.in_thread(append, ran, number)) for number in range(4)]
     tasks.append(asyncio.create_task(blocking.in_process(divide, 4)))
@@ -236,7 +238,7 @@ async def test_a_stop_is_told_to_all_who_wait_and_to_all_who_come(blocking: Bloc
 
 
 @virtual
-async def test_a_forked_child_is_told_so(blocking: Blocking) -> None:
+async def test_a_forked_child_cannot_run_functions(blocking: Blocking) -> None:
     for pool in (blocking._threads, blocking._processes):
         pool.after_fork()
     for method in (blocking.in_thread, blocking.in_process):
@@ -283,7 +285,7 @@ def asked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return unpack_result(run_packed(FunctionCall(function, args, kwargs).pack()))
 
 
-def test_an_order_there_and_an_outcome_back() -> None:
+def test_a_call_is_packed_and_its_result_is_unpacked() -> None:
     assert asked(divide, 7, divisor=2) == 3.5
     assert asked(append, [], 1) == [1]
 
@@ -299,13 +301,15 @@ def test_an_exception_that_pickles_comes_back_as_itself() -> None:
 @pytest.mark.parametrize(
     ("function", "said"), [(raise_odd, "Odd: one and two"), (raise_locked, "Locked: locked")]
 )
-def test_one_that_does_not_comes_back_as_its_text(function: Callable[[], None], said: str) -> None:
+def test_an_exception_that_does_not_pickle_comes_back_as_its_text(
+    function: Callable[[], None], said: str
+) -> None:
     with pytest.raises(RuntimeError, match=rf"{said} \(the exception itself cannot be pickled\)") as caught:
         asked(function)
     assert f"in {function.__name__}" in caught.value.__notes__[0]
 
 
-def test_what_cannot_be_loaded_is_said_on_the_side_where_it_happened() -> None:
+def test_an_error_of_unpickling_names_the_process_where_it_happened() -> None:
     with pytest.raises(TypeError, match=r"could not load .*: ImportError: no such module here"):
         asked(divide, Unloadable())
     with pytest.raises(
@@ -316,7 +320,7 @@ def test_what_cannot_be_loaded_is_said_on_the_side_where_it_happened() -> None:
         unpack_result(run_packed(b"nonsense"))
 
 
-def test_an_outcome_holds_whatever_was_raised() -> None:
+def test_a_result_holds_any_exception() -> None:
     assert catch_result(lambda: 3) == (3, None)
     for error in (ValueError("x"), KeyboardInterrupt(), SystemExit(3), GeneratorExit()):
         assert catch_result(lambda error=error: raise_it(error)) == (None, error)  # type: ignore[misc]
@@ -337,7 +341,7 @@ def test_a_process_that_does_not_start_is_a_clear_error(monkeypatch: pytest.Monk
     worker.end(0.1)
 
 
-def test_an_order_is_not_pickled_with_what_runs_it() -> None:
+def test_only_the_function_and_its_arguments_are_pickled() -> None:
     assert pickle.loads(FunctionCall(divide, (1,), {}).pack()) == (divide, (1,), {})
 
 

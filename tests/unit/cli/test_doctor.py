@@ -1,4 +1,4 @@
-"""What the doctor concludes from facts; gathering them is tests/system's."""
+"""The checks of `fleetlm doctor` on made-up facts, and its report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def iam(ip: str = PEER, basename: str = "fleetlm", cluster: str = "") -> IAm:
 
 
 def facts(**changes: Any) -> Facts:
-    """A healthy node of two, as seen from the environment alone."""
+    """Return the facts of a healthy cluster of two, without a running node on this machine."""
     values: dict[str, Any] = {
         "settings": ON,
         "own_ip": ME,
@@ -46,7 +46,7 @@ def facts(**changes: Any) -> Facts:
 
 
 def running(*rows: Any, **info: Any) -> dict[str, Any]:
-    """What a running node tells."""
+    """Return what a running node says about itself."""
     node = FakeNode(f"fleetlm@{ME}", cookie=COOKIE)
     told = node_facts(node)  # type: ignore[arg-type]
     return told | {"info": plain(node_info(name=node.name, peers=rows, **info))}
@@ -58,7 +58,7 @@ def one(findings: list[Finding], topic: str | None = None) -> Finding:
     return fitting[0]
 
 
-def test_all_is_well() -> None:
+def test_a_healthy_cluster_passes_all_checks() -> None:
     found = checks.judge(
         facts(
             node=running(row(f"fleetlm@{PEER}")),
@@ -72,14 +72,14 @@ def test_all_is_well() -> None:
     assert not checks.failed(found)
 
 
-def test_whatever_is_not_well_says_what_to_do_and_no_secret() -> None:
-    sick = [
+def test_every_failure_says_what_to_do_and_reveals_no_secret() -> None:
+    unhealthy = [
         facts(answer=answered(outcome=Outcome.EMPTY, detail="NXDOMAIN"), port="in use"),
         facts(peers=[PeerFact(PEER, 4370, why) for why in ("refused", "timeout", "no route")]),
         facts(node=running(row(status="wanted", attempts=3, last_error="wrong_cluster")), port=None),
         facts(own_ip="127.0.0.1"),
     ]
-    for each in sick:
+    for each in unhealthy:
         found = checks.judge(each)
         assert checks.failed(found)
         assert all(finding.cure for finding in found if finding.level == FAIL)
@@ -203,7 +203,7 @@ def test_the_port_of_a_running_node(port: Any, level: str) -> None:
     assert one(checks.judge_port(facts(port=port, node=running()))).level == level
 
 
-def test_an_environment_that_cannot_be_used_is_78(
+def test_an_environment_that_cannot_be_used_is_exit_code_78(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gather, "ask_node", lambda _: (None, "none runs", 0))
@@ -240,7 +240,7 @@ def test_flapping() -> None:
     assert "memory limit" in finding.cure
 
 
-def test_the_table_says_who_is_missing_and_why() -> None:
+def test_missing_peers_are_reported_with_the_reason() -> None:
     lost = row(
         status="down", attempts=4, last_error="refused by x: wrong_cluster (…)", last_error_age_s=125.0
     )
@@ -266,11 +266,11 @@ def test_typed_refusals_have_cures(error: str) -> None:
     assert checks.cure_for(error) != checks.cure_for("connection refused")
 
 
-def test_a_late_loop_and_a_differing_environment_are_told() -> None:
-    sick = facts(
+def test_a_late_loop_and_a_differing_environment_are_reported() -> None:
+    unhealthy = facts(
         node=running(lag_ms=4_000), differs=["DNS_CLUSTER_QUERY"], environment_error="X is 'y'; allowed: z."
     )
-    found = checks.judge(sick)
+    found = checks.judge(unhealthy)
     assert "4,000 ms late" in next(f.text for f in found if "late" in f.text)
     assert any("differs from the node's in DNS_CLUSTER_QUERY" in f.text for f in found)
     assert any(f.text.startswith("X is 'y'") for f in found)

@@ -1,4 +1,4 @@
-"""The command line's parts that need no node: arguments, exit codes, help, loading, logging, input."""
+"""The parts of the command line that need no node: arguments, exit codes, help, loading, logging, input."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("demo", ["127.0.0.N"]),
     ],
 )
-def test_help_teaches(command: str, taught: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples_and_exit_codes(
+    command: str, taught: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as leaving:
         main.main([command, "--help"])
     assert leaving.value.code == 0
@@ -105,7 +107,7 @@ def test_remote_without_an_expression_or_a_terminal_is_2(
     assert "docker exec -it" in capsys.readouterr().err
 
 
-def test_remote_passes_on_what_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     monkeypatch.setattr(client, "run", lambda source, **options: told.append((source, options)) or 4)
     monkeypatch.setattr(sys, "stdin", io.StringIO("1 + 1"))
@@ -187,7 +189,7 @@ def test_a_function_is_found_from_the_current_folder(folder: Path, path: str) ->
         (f"{NEWS}:two", "must take the node"),
     ],
 )
-def test_what_leads_nowhere_is_said(folder: Path, target: str, said: str) -> None:
+def test_a_program_that_cannot_be_used_is_explained(folder: Path, target: str, said: str) -> None:
     with pytest.raises(NoSuchProgram) as caught:
         start.load(target)
     assert said in str(caught.value)
@@ -304,7 +306,7 @@ def test_when_another_line_is_asked_for(source: str, more: bool) -> None:
     [("Node.li", "Node.list", 2), ("x = Node.", "Node.list", 0), ("Pro", "Process", 3), ("", "x", 0)],
 )
 def test_how_much_of_a_completion_is_typed_already(text: str, word: str, size: int) -> None:
-    assert shell._common_tail(text, word) == size
+    assert shell._count_typed(text, word) == size
 
 
 def test_the_history_is_the_users_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The decision as a table: no socket, no clock; the probes are sets and dicts."""
+"""The rules for this node's address, without sockets and clocks: the probes are sets and dicts."""
 
 from __future__ import annotations
 

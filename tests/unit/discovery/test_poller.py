@@ -18,7 +18,7 @@ FOUND = Answer(Outcome.ADDRESSES, ("10.0.0.2",), "one")
 
 
 class Script:
-    """A discovery that does what it is told, and notes when it was asked."""
+    """A discovery that follows a script and records when it was asked."""
 
     source = "script"
 

@@ -1,4 +1,4 @@
-"""The nouns of the remote shell, on a node that only answers."""
+"""The names of the remote shell, on a fake node and on a real one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_namespace_holds_what_the_help_promises() -> None:
     assert make_namespace(node) is not names  # type: ignore[arg-type]  # a session's names are its own
 
 
-def test_node_says_what_the_node_says() -> None:
+def test_the_noun_node_returns_what_the_node_returns() -> None:
     node = FakeNode()
     noun, _ = nouns(node)
     assert noun.self() == "fleetlm@127.0.0.1"
@@ -58,7 +58,7 @@ def test_node_says_what_the_node_says() -> None:
     assert noun.disconnect(OTHER) is True
 
 
-async def test_what_asks_other_nodes_is_awaitable() -> None:
+async def test_methods_that_contact_other_nodes_return_awaitables() -> None:
     node = FakeNode()
     noun, _ = nouns(node)
     assert await noun.ping(OTHER) == "pong"
@@ -145,7 +145,7 @@ def test_the_names_of_the_cluster() -> None:
     assert (noun.lookup("leader"), noun.lookup("nobody")) == (("leader", pid), None)
 
 
-def test_groups_say_who_is_in_them() -> None:
+def test_groups_and_their_members() -> None:
     node = FakeNode()
     noun = make_namespace(node)["Group"]  # type: ignore[arg-type]
     assert isinstance(noun, GroupNoun)
@@ -155,7 +155,7 @@ def test_groups_say_who_is_in_them() -> None:
     assert noun.members("nobody") == []
 
 
-def test_the_nouns_tell_what_they_can() -> None:
+def test_the_repr_of_a_noun_lists_its_methods() -> None:
     node: Any = FakeNode()
     for noun in (
         *nouns(node),
@@ -181,7 +181,7 @@ async def worker(process: Process) -> None:
 
 
 async def stubborn(process: Process) -> None:
-    """Takes its time to end."""
+    """Needs 100 seconds to end."""
     try:
         await process.receive()
     finally:
