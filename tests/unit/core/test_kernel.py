@@ -237,7 +237,7 @@ def test_a_full_table_is_said_once_and_refuses_politely() -> None:
     assert isinstance(answer, Refused)
     assert (answer.refusal, answer.detail) == (
         Refusal.TOO_MANY,
-        "fleetlm@10.0.0.1 knows as many nodes as it may (2)",
+        "fleetlm@10.0.0.1 knows 2 nodes already (Settings.max_peers)",
     )
 
 
