@@ -1,4 +1,4 @@
-"""Who is in which group, and who is picked: the decisions, without a node."""
+"""Process groups as a table: facts and effects, without a node."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def there(number: int) -> Pid:
 
 
 def table(limit: int = 1_000, node: str = HERE, incarnation: int = 7) -> GroupTable:
-    """Of a node whose processes 1 to 9,999 live."""
+    """The table of a node on which processes 1 to 9,999 are alive."""
     return GroupTable(node, incarnation, limit, lambda pid: pid == Pid(node, incarnation, pid.number))
 
 
@@ -59,7 +59,7 @@ def test_a_group_is_there_while_it_has_a_member() -> None:
     assert not groups.has("g")
 
 
-def test_who_joined_twice_is_there_twice_and_leaves_once_at_a_time() -> None:
+def test_a_process_that_joined_twice_leaves_once_at_a_time() -> None:
     groups = table()
     groups.joined("g", [here(1)])
     groups.joined("g", [here(1), here(2)])
@@ -70,7 +70,7 @@ def test_who_joined_twice_is_there_twice_and_leaves_once_at_a_time() -> None:
     assert groups.members("g") == [here(1), here(2)]
 
 
-def test_leaving_passes_over_who_is_no_member() -> None:
+def test_leaving_passes_over_processes_that_are_not_members() -> None:
     groups = table()
     groups.joined("g", [here(1)])
     groups.joined("other", [here(2)])
@@ -152,7 +152,7 @@ def test_members_are_ordered_alike_everywhere() -> None:
     assert groups.members("g") == sorted(groups.members("g"), key=pid_order)
 
 
-def test_changes_of_others() -> None:
+def test_joins_and_leaves_of_other_nodes_become_events() -> None:
     groups = table()
     assert groups.told(THERE, 8, ["join", {"g": [1, 2, 1], "h": [1]}]) == [
         Joined("g", there(1)), Joined("g", there(2)), Joined("g", there(1)), Joined("h", there(1)),
@@ -206,7 +206,7 @@ def test_nonsense_changes_nothing(fact: Any) -> None:
     assert state(groups) == {"mine": [here(1)]}
 
 
-def test_a_node_speaks_for_itself_alone() -> None:
+def test_a_node_tells_only_its_own_memberships() -> None:
     groups = table()
     groups.told(THERE, 8, ["join", {"g": [1]}])
     for node, incarnation in ((HERE, 7), (HERE, 6), (THERE, 9)):

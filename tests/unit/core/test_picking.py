@@ -18,7 +18,7 @@ HERE, THERE, YONDER = "fleetlm@10.0.0.2", "fleetlm@10.0.0.1", "fleetlm@10.0.0.3"
 
 
 class Rig:
-    """A picker over members whose loads, and whose nodes' ends, a test sets."""
+    """A picker, with loads and draining nodes that a test sets."""
 
     def __init__(self, seed: int = 1) -> None:
         self.load: dict[Pid, int] = {}
@@ -36,12 +36,12 @@ class Rig:
 
 MEMBERS = [Pid(f"fleetlm@10.0.0.{node}", node, number) for node in range(1, 5) for number in (1, 2)]
 PINNED = [("4", 2), ("4", 2), ("2", 1), ("1", 2), ("3", 1)]
-"""Of five keys: node and number of the member that every version must find."""
+"""For five keys, node and number of the member that every version must pick."""
 RULES = [("random", None), ("round_robin", None), ("key", "k"), ("least_loaded", None)]
 
 
 @pytest.mark.parametrize(("by", "key"), RULES)
-def test_nobody_can_be_picked_from_an_empty_group(by: Any, key: Key | None) -> None:
+def test_picking_from_an_empty_group_raises(by: Any, key: Key | None) -> None:
     with pytest.raises(NoMember, match="'g'"):
         Rig().pick([], by, key)
 
@@ -58,7 +58,7 @@ def test_nobody_can_be_picked_from_an_empty_group(by: Any, key: Key | None) -> N
         ([], None, ValueError),
     ],
 )
-def test_rules_and_keys_that_are_none(by: Any, key: Any, error: type[Exception]) -> None:
+def test_unknown_rules_and_unusable_keys_are_refused(by: Any, key: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         Rig().pick(MEMBERS, by, key)
     if error is ValueError:
@@ -80,12 +80,12 @@ def test_random_gives_each_join_the_same_chance() -> None:
     assert all(800 < picks[pid] < 1_200 for pid in MEMBERS[1:])
 
 
-def test_round_robin_gives_everybody_the_same() -> None:
+def test_round_robin_gives_each_member_the_same() -> None:
     picks = Rig().many(8 * 5, [*MEMBERS, MEMBERS[0]], "round_robin")
     assert picks == dict.fromkeys(MEMBERS, 5)
 
 
-def test_round_robin_survives_whoever_comes_and_goes() -> None:
+def test_round_robin_survives_members_that_come_and_go() -> None:
     rig = Rig()
     order = [rig.pick(MEMBERS, "round_robin") for _ in MEMBERS]
     rest = [pid for pid in MEMBERS if pid != order[0]]
