@@ -54,8 +54,8 @@ class _Origin:
 class Owner(Protocol):
     """Whose mailbox it is."""
 
-    def took(self, call: Call) -> object:
-        """A call has been taken: it must be answered. True: it has been, and its owner gets it not."""
+    def _accept_call(self, call: Call) -> bool:
+        """Answer for a call that was taken from the mailbox; False if the owner has refused it."""
 
 
 class Mailbox:
@@ -162,7 +162,7 @@ class Mailbox:
                 if not message.wanted:
                     message.abandon()
                     continue
-                if self._owner.took(message):
+                if not self._owner._accept_call(message):  # noqa: SLF001  # private: programs hold the owner
                     continue  # It has been refused.
             return message
 

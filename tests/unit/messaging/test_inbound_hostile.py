@@ -152,14 +152,14 @@ async def attack(nonsense: list[list[Any]]) -> None:
         )
     ]  # fmt: skip
     await asyncio.sleep(0.1)
-    session, others = bad.sessions[here.name], here.sessions[good.name]
+    session, others = bad._driver.sessions[here.name], here._driver.sessions[good.name]
     for message in nonsense:
         session.signal(bad._messenger._codec.pack_value(message))
     await asyncio.sleep(0.5)
     ours = good.ref(Echo, "echo", at=here.name)
     assert await ours.within(1).call(Echo.echo, "still there") == "still there"
     assert [number async for number in ours.within(1).stream(Echo.count, 20)] == list(range(20))
-    assert here.sessions.get(good.name) is others, "the connection of somebody else has ended"
+    assert here._driver.sessions.get(good.name) is others, "the connection of somebody else has ended"
     await fleet.crash(bad)
     await asyncio.wait(asked)
     await asyncio.sleep(10)
