@@ -53,7 +53,7 @@ reader never checks a payload, which may be any value. A number of `Op` is never
 and a node that receives an operation that it does not know ends the session: the handshake settles the
 protocol version before.
 
-Three places that every message or reply passes do without these functions: `Messenger.send` builds a
+Three places that every message or reply passes do without these functions: `Outbound.send` builds a
 one-way message by hand, `Inbound._deliver` and `Inbound._perform` take one-way messages and answers apart
 by hand. They are marked, and tests/unit/wire/test_operations.py compares them with this module.
 """
@@ -129,7 +129,7 @@ _HEAD_OF_CALL: Final = bytes((_ARRAY + 5,)) + _pack(_CALL)
 
 
 def one_way(to: Destination, payload: Any) -> list[Any]:
-    """Build a one-way message of one unit. `Messenger.send` has this by hand."""
+    """Build a one-way message of one unit. `Outbound.send` has this by hand."""
     return [to, payload]
 
 

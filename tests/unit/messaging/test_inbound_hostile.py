@@ -154,7 +154,7 @@ async def attack(nonsense: list[list[Any]]) -> None:
     await asyncio.sleep(0.1)
     session, others = bad._driver.sessions[here.name], here._driver.sessions[good.name]
     for message in nonsense:
-        session.signal(bad._messenger._codec.pack_value(message))
+        session.signal(bad._outbound._codec.pack_value(message))
     await asyncio.sleep(0.5)
     ours = good.ref(Echo, "echo", at=here.name)
     assert await ours.within(1).call(Echo.echo, "still there") == "still there"

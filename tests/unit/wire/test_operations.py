@@ -188,8 +188,8 @@ def test_names_of_peers_are_a_list(names: Any) -> None:
 async def test_a_sender_builds_one_way_messages_as_the_schema_says() -> None:
     rig = Sending()
     payload = {"a": (1, 2)}
-    await rig.messenger.send(("echo", THERE), payload)
-    await rig.messenger.send(Pid(THERE, 2, 5), payload)
+    await rig.outbound.send(("echo", THERE), payload)
+    await rig.outbound.send(Pid(THERE, 2, 5), payload)
     rig.pair.here.flush()
     ((frame,),) = rig.pair.here.transport.take()
     assert rig.pair.here.codec.unpack_batch(frame[HEADER_BYTES:]) == [
