@@ -232,7 +232,7 @@ class World:
                 continue
             if target == sender[0]:
                 continue
-            session = source._driver.sessions.get(target)
+            session = source.sessions.get(target)
             if session is None or source.numbers[session.outgoing.epoch] != connection:
                 continue
             if sink not in view.stable:
