@@ -258,7 +258,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (ConsumerEnd, "put", _items_come_twice),
     (ConsumerEnd, "set_result", _ignored),
     (Call, "process_down", _what_ran_is_told_as_not_delivered),
-    (Outbound, "_done_with", _no_cancel),
+    (Outbound, "_close_request", _no_cancel),
     (Session, "close", _callers_wait_for_the_lost),
     (Inbound, "_call", _requests_run_twice),
     (Inbound, "_deliver", _messages_are_forgotten),
