@@ -355,11 +355,11 @@ def test_a_leak_is_told() -> None:
             await cluster.start(2)
             await cluster.mesh()
             one = cluster.nodes[A]
-            link = one.sessions[f"fleetlm@{B}"]
+            link = one._driver.sessions[f"fleetlm@{B}"]
             await cluster.stop(one)
-            one.sessions["fleetlm@10.0.0.9"] = link
+            one._driver.sessions["fleetlm@10.0.0.9"] = link
 
-    with pytest.raises(Leaked, match=r"fleetlm@10.0.0.1: link to fleetlm@10.0.0.9"):
+    with pytest.raises(Leaked, match=r"fleetlm@10.0.0.1: session with fleetlm@10.0.0.9"):
         run(main())
 
 

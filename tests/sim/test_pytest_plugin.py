@@ -126,9 +126,9 @@ def test_what_passes_and_what_does_not(tmp_path: Path) -> None:
 
         async def test_leaks(fleet):
             one, two = await fleet.start(2)
-            link = one.sessions[two.name]
+            link = one._driver.sessions[two.name]
             await fleet.stop(one)
-            one.sessions["fleetlm@10.0.0.9"] = link
+            one._driver.sessions["fleetlm@10.0.0.9"] = link
 
         async def test_until(fleet):
             one, two = await fleet.start(2)
