@@ -288,7 +288,7 @@ FOUND_BY = {
     ("Links", "_end_acts"): 4,
     ("Session", "signal"): 2,
     ("Backoff", "pause_s"): 11,
-    ("Messenger", "_done_with"): 10,
+    ("Outbound", "_done_with"): 10,
     ("Inbound", "_deliver"): 2,
     ("Registry", "_perform"): 21,
     ("NameTable", "_pick_best"): 39,
