@@ -296,7 +296,7 @@ FOUND_BY = {
     ("Links", "node_down"): 1,
     ("_PendingSpawn", "_kill"): 7,
 }
-"""The first seed that notices a fault, where it is not seed 0. It is tried first, which saves a minute of CPU;
+"""The first seed that notices a fault, where it is not seed 0. It is tried first, which saves CPU;
 where it notices nothing any more, because the course of the seed has changed, all seeds are tried."""
 
 
