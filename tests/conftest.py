@@ -40,6 +40,17 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fleetlm")
 
 
+def pytest_configure() -> None:
+    """Give SIGINT back its default handler where this run was started with SIGINT ignored.
+
+    A shell starts background jobs, and `nohup` its command, with SIGINT ignored. Programs that a test starts
+    would inherit that, and Python then raises no KeyboardInterrupt: a test that interrupts one would wait.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class TestBlockedError(KeyboardInterrupt):
     """A test did not end; a KeyboardInterrupt, since no event loop and no test swallows that."""
 

@@ -75,12 +75,8 @@ class _Origin:
 class Owner(Protocol):
     """The process that a mailbox belongs to."""
 
-    def took(self, call: Call) -> object:
-        """Note a call that is being taken and must be answered.
-
-        Returns:
-            True if it has been answered already, so that the process must not get it.
-        """
+    def _accept_call(self, call: Call) -> bool:
+        """Answer for a call that was taken from the mailbox; False if the owner has refused it."""
 
 
 class Mailbox:
@@ -187,8 +183,8 @@ class Mailbox:
                 if not message.wanted:
                     message.abandon()
                     continue
-                if self._owner.took(message):
-                    continue  # The owner has refused it.
+                if not self._owner._accept_call(message):  # noqa: SLF001  # private: programs hold the owner
+                    continue  # It has been refused.
             return message
 
     def discard(self, unwanted: Callable[[Any], bool]) -> list[Any]:

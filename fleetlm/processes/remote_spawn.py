@@ -332,7 +332,7 @@ class _PendingSpawn(asyncio.Future[Pid]):
             number = owner.pid.number
             self._signals.links.spawned(number, result, request.act, request.ref)
         if owner is not None and ended:
-            self.set_exception(ProcessDown(owner.pid, owner.exit_reason))
+            self.set_exception(ProcessDown(owner.pid, owner._exit_reason))
         elif self._is_given_up:
             self.cancel()
         else:
@@ -356,7 +356,7 @@ class _PendingSpawn(asyncio.Future[Pid]):
         if (
             owner is not None
             and self._request.act is not None
-            and (owner.ending or not _is_alive(self._local, owner))
+            and (owner._is_ending or not _is_alive(self._local, owner))
         ):
             return
         self._is_unwanted = True

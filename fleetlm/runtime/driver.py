@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
     from fleetlm.core.dns_answers import Answer as DnsAnswer
     from fleetlm.core.kernel import Kernel
     from fleetlm.messaging.inbound import Inbound
+    from fleetlm.processes.context import NodeContext
     from fleetlm.runtime.events import EventHub
-    from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.codec import Codec
 
@@ -48,40 +47,50 @@ PEERS_TOLD_AT_ONCE = 32
 """Most names that a node is told when it comes up. The periodic messages complete them."""
 
 
+class Follower(Protocol):
+    """The parts of a node that must know of every session, as the driver sees them."""
+
+    def node_up(self, session: Session) -> None:
+        """A session has come up, and its `NodeUp` has been published; nothing has been sent over it."""
+
+    def node_down(self, name: str) -> None:
+        """A session is over; its `NodeDown` and anything newer of that node come after this."""
+
+    def changed(self) -> None:
+        """The set of connected nodes has changed."""
+
+    def connection_lost(self) -> None:
+        """A session ended though this node is not leaving: DNS may know where the peer is now."""
+
+
 class Driver:
     """`transport.Listener` of a node, and the owner of its sessions."""
 
     def __init__(
         self,
+        context: NodeContext,
+        codec: Codec,
         kernel: Kernel,
         transport: Transport,
-        codec: Codec,
+        inbound: Inbound,
         events: EventHub,
-        settings: Settings,
         rng: random.Random,
-        loop: asyncio.AbstractEventLoop,
+        follower: Follower,
     ) -> None:
         self.kernel = kernel
-        self.sessions: dict[str, Session] = {}
-        self.inbound: Inbound
-        self.on_loss: Callable[[], None] = lambda: None
-        """Called when a connection was lost, since DNS may know the new address of that node."""
-        self.on_change: Callable[[], None] = lambda: None
-        """Called after every nodeup and nodedown."""
-        self.on_up: Callable[[Session], None] = lambda _: None
-        """Called with the session to a node that has come up, after its nodeup."""
-        self.on_down: Callable[[str], None] = lambda _: None
-        """Called with the name of a node whose connection is over, before anything newer of it."""
+        self.sessions = context.sessions
+        self.inbound = inbound
+        self.follower = follower
         self.lag_ms = 0
         """How late the last tick of this node's event loop was."""
         self._by_source: dict[bytes, Session] = {}
         self._transport = transport
         self._codec = codec
         self._events = events
-        self._settings = settings
+        self._settings = context.settings
         self._rng = rng
-        self._loop = loop
-        self._flusher = Flusher(loop)
+        self._loop = asyncio.get_running_loop()
+        self._flusher = Flusher(self._loop)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._pulse: asyncio.TimerHandle | None = None
@@ -219,9 +228,9 @@ class Driver:
         self._by_source[up.incoming.source] = session
         log.info("nodeup %s (incarnation %x)", up.name, up.incarnation)
         self._events.up(NodeUp(up.name, up.incarnation))
-        self.on_up(session)
+        self.follower.node_up(session)
         self._tell_peers(session, PEERS_TOLD_AT_ONCE)
-        self.on_change()
+        self.follower.changed()
 
     def _down(self, down: Down) -> None:
         """Close a session: its callers and senders first, then the tables, then subscribers."""
@@ -229,11 +238,11 @@ class Driver:
         self._by_source.pop(session.incoming.source, None)
         log.info("nodedown %s: %s", down.name, down.reason)
         session.close(down.reason)
-        self.on_down(down.name)
+        self.follower.node_down(down.name)
         self._events.down(NodeDown(down.name, down.incarnation, down.reason))
-        self.on_change()
+        self.follower.changed()
         if not self.kernel.leaving:
-            self.on_loss()
+            self.follower.connection_lost()
 
     # Time.
 

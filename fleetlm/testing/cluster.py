@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set as AbstractSet
 from types import TracebackType
 from typing import Any, Self
 
-from fleetlm.node import Node
+from fleetlm.node import Node, parts_of
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, SimulationError
 from fleetlm.testing.network import LATENCY_S, SimNetwork, SimTransport
@@ -267,7 +267,7 @@ class SimCluster:
         names = {node.name for node in self.nodes.values()}
         found = {}
         for node in self.nodes.values():
-            absent = sorted(names - node.sessions.keys() - {node.name})
+            absent = sorted(names - _connected(node) - {node.name})
             if absent:
                 found[node.name] = {name: _why(node, name) for name in absent}
         return found
@@ -275,7 +275,7 @@ class SimCluster:
     def meshed(self) -> bool:
         """Whether every running node lists exactly the other running nodes."""
         others = len(self.nodes) - 1
-        return all(len(node.sessions) == others for node in self.nodes.values()) and not self.missing()
+        return all(len(_connected(node)) == others for node in self.nodes.values()) and not self.missing()
 
     async def mesh(self, timeout: float = 60.0) -> float:
         """Wait until every running node lists exactly the others.
@@ -313,7 +313,7 @@ class SimCluster:
         """What the nodes that ended still hold."""
         found = []
         for node in self._former:
-            found += [f"{node.name}: link to {name}" for name in node.sessions]
+            found += [f"{node.name}: session with {name}" for name in _connected(node)]
             found += [f"{node.name}: process {info.runs}" for info in node.processes()]
         for ip in sorted(self._told.keys() - self.nodes.keys()):
             host = self.network.host(ip)
@@ -405,6 +405,11 @@ class _Watched:
     def stranger_refused(self, ip: str, reason: str) -> None:
         self._listener.stranger_refused(ip, reason)
         self._on_fact(self._ip)
+
+
+def _connected(node: Node) -> AbstractSet[str]:
+    """Names of the nodes with which a node has a session, as its driver knows it."""
+    return parts_of(node).driver.sessions.keys()
 
 
 def _why(node: Node, name: str) -> str:

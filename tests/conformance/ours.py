@@ -457,7 +457,7 @@ REFUSALS = {
     "there is no such child": "not_found",
     "it runs already": "already_started",
     "it runs": "running",
-    "there is one that does not run": "already_present",
+    "a child of that name exists": "already_present",
 }
 """Part of the sentence → OTP's word."""
 

@@ -38,7 +38,7 @@ class Checks:
         if home is None:
             return
         self._facts += 1
-        for name, link in home.node.sessions.items():
+        for name, link in home.node._driver.sessions.items():
             for what, units in (("sent", link.held), ("got", link.arrivals.held)):
                 if units and max(units.values()) > self.most:
                     self.world.breach(f"{home.node.name} has {what} {units} to or of {name}")
@@ -120,8 +120,8 @@ class Checks:
                 world.breach(f"{ref} of {watch.owner} is unknown to {watch.target}")
                 continue
             there = self._home(watch.found)
-            mine = home.node._signals.links._ends[watch.owner.number].monitors
-            if there is None or ref not in mine or ref not in there.node._signals.links._watchers_of:
+            mine = home.node._parts.signals.links._ends[watch.owner.number].monitors
+            if there is None or ref not in mine or ref not in there.node._parts.signals.links._watchers_of:
                 world.breach(f"{ref} of {watch.owner} to {watch.target} is not held on both sides")
 
     def _dues(self) -> None:
@@ -140,13 +140,13 @@ class Checks:
 
     def _links(self, pid: Pid) -> Iterable[Pid]:
         home = self._home(pid)
-        ends = None if home is None else home.node._signals.links._ends.get(pid.number)
+        ends = None if home is None else home.node._parts.signals.links._ends.get(pid.number)
         return () if ends is None else ends.links
 
     def _tables(self) -> None:
         """Each end of a link and of a monitor has another end, which lives."""
         for _, home in self._running():
-            relations = home.node._signals.links
+            relations = home.node._parts.signals.links
             owners, watched = {}, {}
             for number, ends in relations._ends.items():
                 pid = home.pid(number)
@@ -159,11 +159,11 @@ class Checks:
                 watched |= dict.fromkeys(ends.watchers, number)
                 for ref, target in ends.monitors.items():
                     there = self.world.homes[self.world.cluster.ip_of(target.node)]
-                    if ref not in there.node._signals.links._watchers_of:
+                    if ref not in there.node._parts.signals.links._watchers_of:
                         self.world.breach(f"{pid} watches {target} by {ref}, which does not know")
                 for ref in ends.watchers:
                     owner = self.world.homes[self.world.cluster.ip_of(ref.node)]
-                    if ref not in owner.node._signals.links._owner_of:
+                    if ref not in owner.node._parts.signals.links._owner_of:
                         self.world.breach(f"{pid} is watched by {ref}, which does not know")
             if owners != relations._owner_of or watched != relations._watchers_of:
                 self.world.breach(f"{home.node.name}: the tables of monitors contradict each other")
@@ -190,8 +190,8 @@ class Checks:
         for ip, home in self._running():
             registry = home.node.registry
             seen[ip] = {name: (pid, registry.lookup(name).meta) for name, pid in registry.list().items()}
-            if any(len(claims) != 1 for claims in registry._names._claims.values()):
-                world.breach(f"{home.node.name} knows competing claims: {registry._names._claims}")
+            if any(len(claims) != 1 for claims in registry._table._claims.values()):
+                world.breach(f"{home.node.name} knows competing claims: {registry._table._claims}")
             if self.folk[ip].holders != seen[ip]:
                 world.breach(f"{home.node.name}: a subscriber sees {self.folk[ip].holders}: {seen[ip]}")
         holders = next(iter(seen.values()))
@@ -211,18 +211,19 @@ class Checks:
         """The nodes still run, their processes have ended: nothing of them is left in any table."""
         for _, home in self._running():
             node = home.node
-            relations, local, registry = node._signals.links, node._local, node.registry
+            relations, local, registry = node._parts.signals.links, node._local, node.registry
             left = {
                 "processes": node.processes(), "tasks": local._tasks, "mailboxes": local.boxes,
                 "local names": local.table.names, "relations": relations._ends,
                 "monitors held": relations._owner_of, "monitors here": relations._watchers_of,
                 "groups": node.groups.list(), "memberships": node.groups._table._own.of,
-                "names": registry.list(), "claims": registry._names._claims,
-                "claims by process": registry._names._names_of, "waiters for names": registry._waiters,
+                "names": registry.list(), "claims": registry._table._claims,
+                "claims by process": registry._table._names_of,
+                "waiters for names": registry._replicated._waiters,
                 "calls": node._outbound.local_calls, "subscriptions": self._subscriptions(node),
-                "round robins": node.groups._picker._last,
+                "round robins": node.groups._replicated.picker._last,
             }  # fmt: skip
-            for link in node.sessions.values():
+            for link in node._driver.sessions.values():
                 left |= {
                     f"origins of {link.name}": link.arrivals._boxes,
                     f"untold of {link.name}": link.arrivals._untold,
@@ -235,7 +236,7 @@ class Checks:
                 self.world.breach(f"everything has ended: {what}")
 
     def _subscriptions(self, node: Node) -> list[Any]:
-        return [*node.groups._feed._subscriptions, *node.registry._feed._subscriptions]
+        return [*node.groups._replicated.feed._subscriptions, *node.registry._replicated.feed._subscriptions]
 
 
 class Futures:

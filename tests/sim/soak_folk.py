@@ -418,7 +418,7 @@ class Folk:
             if box is None:
                 return "it has ended"
             return "" if len(box) > box.limit // 2 else f"{len(box)} of {box.limit} wait there"
-        link = self.node.sessions.get(other.node)
+        link = self.node._driver.sessions.get(other.node)
         if link is None or link.obstacle(other.number, link.small_bytes + 1) is not None:
             return ""
         return f"{link.held.get(other.number, 0)} units of {link.held_limit} wait there"

@@ -246,7 +246,7 @@ def test_a_peer_that_tells_nonsense_is_cut_and_believed_nothing(fact: Any) -> No
         await asyncio.sleep(1)
         events = a.events()
         await anext(events)
-        b.tables.tell("groups", fact)
+        b._parts.replication.tell("groups", fact)
         down = await anext(events)
         assert "a malformed message" in down.reason  # type: ignore[union-attr]
         assert a.groups.list() == []
@@ -374,7 +374,7 @@ async def test_members_of_a_node_that_goes_meanwhile_are_not_counted(
         node.groups.join("g", node.spawn(keeper, kept))
     await asyncio.sleep(1)
     cluster.stall(b)
-    link = a.sessions[b.name]
+    link = a._driver.sessions[b.name]
     while not link.is_full:
         a.send_nowait(("nobody", b.name), b"x" * 60 * KIB)
     sending = asyncio.ensure_future(a.groups.broadcast("g", "all"))
@@ -460,18 +460,18 @@ async def test_a_group_that_empties_is_forgotten(cluster: SimCluster, a: Node, b
     for number in range(50):
         a.groups.join(f"g{number}", pid)
         a.groups.pick(f"g{number}", by="round_robin")
-    assert len(a.groups._picker._last) == 50
+    assert len(a.groups._replicated.picker._last) == 50
     a.exit(pid)
     await asyncio.sleep(1)
     for node in (a, b):
         table = node.groups._table
-        assert [table._groups, table._in_order, node.groups._picker._last, node.groups.list()] == [
+        assert [table._groups, table._in_order, node.groups._replicated.picker._last, node.groups.list()] == [
             {},
             {},
             {},
             [],
         ]
-        assert not list(node.groups._feed.present)
+        assert not list(node.groups._replicated.feed.present)
         assert not any(said.of or said.count for said in table._said.values())
 
 
@@ -594,7 +594,10 @@ class Story:
         for node in self.nodes():
             for group in node.groups.list():
                 for pid in node.groups.members(group):
-                    assert pid.node == node.name or node.sessions[pid.node].incarnation == pid.incarnation
+                    assert (
+                        pid.node == node.name
+                        or node._driver.sessions[pid.node].incarnation == pid.incarnation
+                    )
 
     async def play(self) -> None:
         async with self.cluster as cluster:

@@ -415,7 +415,7 @@ class Story:
             self.check()
 
     def check(self) -> None:
-        tables = {node.name: node._signals.links for node in self.nodes()}
+        tables = {node.name: node._parts.signals.links for node in self.nodes()}
         alive = {pid for node in self.nodes() for pid in self.pids if node.process_info(pid) is not None}
         assert not [ref for ref, times in self.downs.items() if times != 1], "a monitor fired twice"
         holding = {

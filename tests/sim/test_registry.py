@@ -209,14 +209,14 @@ def test_waiting_for_a_name() -> None:
             with pytest.raises(TimeoutError):
                 await one.registry.wait_for("x", timeout)
             assert cluster.loop.time() - began == pytest.approx(timeout)
-        assert one.registry._waiters == {}
+        assert one._parts.replicated_names._waiters == {}
         waiting = [asyncio.create_task(one.registry.wait_for("x", 30)) for _ in range(3)]
         await asyncio.sleep(1)
         waiting[0].cancel()
         pid = two.spawn(idle)
         await two.registry.register("x", pid)
         assert await asyncio.gather(*waiting[1:]) == [pid, pid]
-        assert one.registry._waiters == {}
+        assert one._parts.replicated_names._waiters == {}
         assert await one.registry.wait_for("x", 0.0) == pid
         ever = asyncio.create_task(one.registry.wait_for("never"))
         await asyncio.sleep(1)
@@ -277,7 +277,7 @@ def test_a_meta_that_is_none_costs_the_connection_and_no_more() -> None:
         pid = two.spawn(idle)
         with pytest.raises(fleetlm.NodeLost):
             await one._outbound.ask(two.name, "claim", ["x", pid, b"\xc1", "exit"], 5)
-        one.tables.tell("names", ["has", [["x", -1, b"\xc0", 5]]])
+        one._parts.replication.tell("names", ["has", [["x", -1, b"\xc0", 5]]])
         await cluster.mesh(timeout=60)
         assert two.registry.list() == {}
 
@@ -438,7 +438,7 @@ def test_a_meta_of_a_type_that_is_not_known_here_is_shown_as_none() -> None:
         zone: str
 
     async def told(_: SimCluster, one: Node, two: Node) -> None:
-        codec = two.registry._codec
+        codec = two.registry._replicated._codec
         codec._types = fleetlm.messages.MessageTypes()  # type: ignore[attr-defined]
         pid = one.spawn(idle)
         await one.registry.register("x", pid, Meta("a"))
@@ -636,7 +636,7 @@ class Course:
             assert node.registry.list() == owners
             held = {name: node.registry.lookup(name) for name in owners}
             assert self.views[node] == {n: (c.pid, c.meta) for n, c in held.items() if c is not None}
-        own = sum(node.registry._names.counts()[0] for node in nodes)
+        own = sum(node.registry._table.counts()[0] for node in nodes)
         assert own == len(owners), "no claim is left that does not hold"
         by_pid = {player.pid: player for player in self.players}
         for name, pid in owners.items():

@@ -294,8 +294,8 @@ def test_a_worker_whose_spec_says_nothing_has_five_seconds() -> None:
         (("delete_child", "nobody"), "there is no such child"),
         (("delete_child", "a"), "it runs; terminate it first"),
         (("start_child", Child("a", Log().child, ("a",))), "it runs already"),
-        (("start_child", Child("z", Log().child, ("z",))), "there is one that does not run"),
-        ("make_coffee", "a supervisor does not answer that"),
+        (("start_child", Child("z", Log().child, ("z",))), "a child of that name exists"),
+        ("make_coffee", "a supervisor does not answer that request"),
     ],
 )
 def test_a_supervisor_says_why_it_will_not(request_: Any, sentence: str) -> None:

@@ -63,8 +63,9 @@ class Taker:
     def __init__(self, taken: list[Call] | None = None) -> None:
         self.calls: list[Call] = [] if taken is None else taken
 
-    def took(self, call: Call) -> None:
+    def _accept_call(self, call: Call) -> bool:
         self.calls.append(call)
+        return True
 
 
 class FakeOffice:

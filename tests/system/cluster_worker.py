@@ -227,7 +227,7 @@ class Host:
         for _ in range(count):
             if not a.disconnect(b.name):
                 raise AssertionError("it was not connected")
-            while a.name in b.sessions:
+            while a.name in b._driver.sessions:
                 await asyncio.sleep(0)
             if not await a.connect(b.name, 10.0):
                 raise AssertionError(f"not connected again: {a.info(b.name)}")

@@ -63,7 +63,7 @@ async def test_a_storm_of_cancellations_leaves_no_handler_behind() -> None:
             print(f"{method.__name__}: {counts}, {begun:,} handlers have begun")
             assert "failed" not in outcomes
             assert outcomes.count("cancelled") > 100
-        link = node.sessions[fleet.name(3)]
+        link = node._driver.sessions[fleet.name(3)]
         assert not link.calls
         assert not link.open_calls
         assert await ref.call(Model.noop) is None
@@ -87,7 +87,7 @@ async def test_a_storm_of_time_outs_and_of_streams_that_are_left() -> None:
     async with two() as (fleet, node, _, ref):
         await asyncio.gather(*(brief() for _ in range(500)), *(left() for _ in range(300)))
         await at_rest(ref)
-        assert not node.sessions[fleet.name(3)].calls
+        assert not node._driver.sessions[fleet.name(3)].calls
         assert fleet.downs == []
 
 

@@ -164,7 +164,7 @@ async def test_a_stop_waits_for_functions_that_run() -> None:
         await process.node.run_blocking(go.wait, 10)
 
     node.spawn(worker)
-    await until(lambda: node._blocking.running)
+    await until(lambda: node._parts.blocking.running)
     stopping = asyncio.create_task(node.stop())
     await asyncio.sleep(0.1)
     assert not stopping.done()
@@ -183,7 +183,7 @@ async def test_a_stuck_thread_is_left_running_with_a_warning(caplog: pytest.LogC
 
     waiting = asyncio.create_task(node.run_blocking(stuck))
     behind = [asyncio.create_task(node.run_blocking(pytest.fail)) for _ in range(3)]
-    await until(lambda: node._blocking.running)
+    await until(lambda: node._parts.blocking.running)
     began = time.monotonic()
     with caplog.at_level(logging.WARNING, "fleetlm"):
         await node.stop(drain_s=0.1)

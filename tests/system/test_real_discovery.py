@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 
+from fleetlm import Node, NodeInfo
 from fleetlm.testing.dns_server import DnsServer, Fault, Reply
 from tests.system.cluster_tools import QUERY, Fleet, until
 
@@ -21,13 +22,20 @@ FAULTS = (
 )
 
 
+def polls(node: Node) -> int:
+    """How many lookups of a node have ended."""
+    info = node.info()
+    assert isinstance(info, NodeInfo)
+    return info.polls
+
+
 async def outage(seconds: float, each_s: float, nodes: int = 10) -> None:
     """DNS fails in every way, one after the other: no nodedown; then a new node finds the others."""
     async with DnsServer() as dns, Fleet(dns=dns) as fleet:
         dns.set(QUERY, fleet.ips(*range(2, 2 + nodes)))
         members = [await fleet.node(number) for number in range(2, 2 + nodes)]
         await asyncio.gather(*(node.ready(nodes - 1, 10.0) for node in members))
-        await until(lambda: all(node.poller and node.poller.polls > 1 for node in members))
+        await until(lambda: all(polls(node) > 1 for node in members))
         asked = dns.queries.total()
         ends = time.monotonic() + seconds
         for fault in itertools.cycle(FAULTS):

@@ -26,7 +26,7 @@ class Stream:
     async def _run(self) -> None:
         padding = b"x" * 2_000
         while True:
-            link = self.node.sessions.get(self.to)
+            link = self.node._driver.sessions.get(self.to)
             try:
                 if link is not None:
                     number = self.sent.get(link.incarnation, 0)

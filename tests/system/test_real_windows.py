@@ -119,4 +119,4 @@ async def test_a_peer_that_is_killed_lets_everybody_go_who_waits_for_its_windows
         assert {type(outcome).__name__ for outcome in outcomes} == {"NoConnection"}
         assert await broadcasting == 0
         await fleet.down(node, there)
-        await until(lambda: not node.sessions)
+        await until(lambda: not node._driver.sessions)

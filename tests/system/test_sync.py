@@ -222,7 +222,7 @@ async def test_many_threads_at_a_time_and_nothing_is_left_of_them() -> None:
 
         replies = await asyncio.gather(*(in_thread(thread, index) for index in range(20)))
         assert replies == [[(index, number) for number in range(50)] for index in range(20)]
-        await until(lambda: not node.sync._deputies)
+        await until(lambda: not node.sync._requests._tasks)
         assert len(asyncio.all_tasks()) == tasks
 
 
@@ -277,7 +277,7 @@ async def test_a_window_that_stays_full() -> None:
 
 
 async def test_the_node_stops_while_threads_wait() -> None:
-    node = await Node.start(lone(mailbox_limit=1))
+    node = await Node.start(lone(mailbox_limit=1), discovery=fleetlm.StaticDiscovery([]))
     node.spawn(echo, name="echo")
     node.spawn(sleeper, name="sleeper")
     await node.send("sleeper", 1)
@@ -295,7 +295,7 @@ async def test_the_node_stops_while_threads_wait() -> None:
     assert time.monotonic() - began < 0.9
     with pytest.raises(NodeStopped, match="has been stopped"):
         await in_thread(node.sync.list)
-    assert node.sync._deputies == {}
+    assert node.sync._requests._tasks == {}
 
 
 class OwnLoop:
@@ -382,7 +382,7 @@ def test_a_program_that_ends_while_a_thread_waits() -> None:
     main_node: list[Node] = []
     loop = asyncio.new_event_loop()
     waiting = loop.run_until_complete(main())
-    for task in list(main_node[0].sync._deputies):  # as asyncio.run does at its end
+    for task in list(main_node[0].sync._requests._tasks):  # as asyncio.run does at its end
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0.01))
     waiting.join(5)
@@ -443,7 +443,7 @@ def test_an_interrupt_cancels_what_waits() -> None:
         assert time.monotonic() - began < 5
         assert node.list("this") == [node.name]  # its next request, and by now it was cancelled
         assert not taken[0].wanted
-        assert [task.cancelling() for task in node._deputies] == [0]
+        assert [task.cancelling() for task in node._requests._tasks] == [0]
         node.spawn(echo, name="echo")
         assert node.call("echo", "and on") == "and on"
 

@@ -54,8 +54,8 @@ async def test_on_the_loops_own_thread_each_method_says_what_to_write_instead(fl
 @simulated
 async def test_a_forked_child_is_told_so_at_once(fleet: Fleet) -> None:
     a = await fleet.start(A)
-    a.sync.after_fork()
-    assert str(a.sync._ended()) == str(NodeStopped(a.name, FORKED))
+    a._threads.after_fork()
+    assert str(a._threads.ended()) == str(NodeStopped(a.name, FORKED))
 
 
 async def sleeper(process: Process) -> None:

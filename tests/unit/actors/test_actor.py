@@ -156,12 +156,12 @@ async def test_its_clean_up_sees_neither_requests_nor_a_call_of_its_own(fleet: F
     process = node._local.process(ref.pid)
     assert process is not None
     await ref.call(Sessions.append, "s1", "hello")
-    assert process.open_calls == 0
+    assert process.info().open_calls == 0
     asking = asyncio.ensure_future(ref.call(Sessions.work, "a", 1))
     await asyncio.sleep(0.5)
-    assert process.open_calls == 1
+    assert process.info().open_calls == 1
     await asking
-    assert process.open_calls == 0
+    assert process.info().open_calls == 0
 
 
 # What it cannot run.

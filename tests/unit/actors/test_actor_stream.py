@@ -120,7 +120,7 @@ async def ask(process: Process, name: str, *args: Any, **options: Any) -> tuple[
     """Put a request for a stream into the mailbox, as a mailbox would hand it over."""
     consumer = Consumer()
     call = StreamCall(Invoke(name, args, {}), consumer, **options)
-    process.took(call)
+    process._accept_call(call)
     process.mailbox.put(call)
     await asyncio.sleep(0.01)
     return call, consumer.got
@@ -132,7 +132,7 @@ async def test_items_come_in_order_and_then_the_end(fleet: Fleet) -> None:
     _, got = await ask(process, "count", 3)
     assert got == [0, 1, 2, ("end", None)]
     assert model.log == ["closed"]
-    assert process.open_calls == 0
+    assert process.info().open_calls == 0
 
 
 @simulated
@@ -144,7 +144,7 @@ async def test_the_generator_waits_for_its_consumer(fleet: Fleet) -> None:
     call.more.set()
     await asyncio.sleep(0.01)
     assert got == [0, 1, 2]
-    assert process.open_calls == 1
+    assert process.info().open_calls == 1
 
 
 @simulated
@@ -180,7 +180,7 @@ async def test_a_consumer_that_goes_while_it_is_behind_closes_the_generator(flee
     await asyncio.sleep(0.01)
     assert got == [0, "forgotten"]
     assert model.log == ["GeneratorExit", "closed"]
-    assert model.closed_by is process.task
+    assert model.closed_by is process._task
     assert await fleet.nodes[0].ref(Model, "model").call(Model.plain) == "plain"
 
 

@@ -412,8 +412,8 @@ async def test_while_a_node_drains_its_calls_may_still_block(fleet: Fleet) -> No
 async def test_pools_have_the_bounds_of_the_settings(fleet: Fleet) -> None:
     a = await fleet.start(A, blocking_threads=3, blocking_processes=2)
     b = await fleet.start(B, blocking_threads=0)
-    assert a._blocking._threads._slots._value == 3
-    assert a._blocking._processes._slots._value == 2
+    assert a._parts.blocking._threads._slots._value == 3
+    assert a._parts.blocking._processes._slots._value == 2
     assert await b.run_blocking(model, "none is too few") == "NONE IS TOO FEW"
 
 

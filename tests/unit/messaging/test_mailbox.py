@@ -211,9 +211,9 @@ async def test_a_call_that_the_process_refuses_never_comes() -> None:
     refused: list[Call] = []
 
     class Refusing:
-        def took(self, taken: Call) -> bool:
+        def _accept_call(self, taken: Call) -> bool:
             refused.append(taken)
-            return len(refused) == 1
+            return len(refused) != 1
 
     box = Mailbox(4, Refusing())
     calls = [call(Nobody(), 1), call(Nobody(), 2)]

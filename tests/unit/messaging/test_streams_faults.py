@@ -106,7 +106,7 @@ async def test_an_item_that_cannot_be_read_ends_the_producer_too(fleet: Fleet) -
     here, there = await fleet.mesh(2, stream_window=4)
     types = MessageTypes()
     types.register("newer", Newer)
-    there.sessions[here.name]._codec = Codec(types)
+    there._driver.sessions[here.name]._codec = Codec(types)
     ended: list[int] = []
 
     async def produce(process: Process) -> None:
@@ -122,7 +122,7 @@ async def test_an_item_that_cannot_be_read_ends_the_producer_too(fleet: Fleet) -
             pass
     await asyncio.sleep(0.1)
     assert ended
-    assert not there.sessions[here.name].requests
+    assert not there._driver.sessions[here.name].requests
 
 
 @simulated

@@ -58,7 +58,7 @@ async def test_pids_are_never_given_twice() -> None:
     first = node.local.spawn(wait, (), None)
     process = node.local.process(first)
     assert process is not None
-    process.end_with("shutdown")
+    process._end_with("shutdown")
     await turns()
     assert node.local.process(first) is None
     assert node.local.spawn(wait, (), None).number == 2
@@ -159,7 +159,7 @@ async def test_a_process_that_closes_is_cut_short_by_a_kill_alone() -> None:
         try:
             await asyncio.sleep(100)
         finally:
-            process.closing = True
+            process._is_closing = True
             await asyncio.sleep(seconds)
             log.append(name)
 
@@ -206,7 +206,7 @@ def test_the_reason_of_an_end_is_told(end: str, reason: str) -> None:
             if end == "raise":
                 raise ValueError("no")
             if end == "cancel":
-                process.end_with("shutdown")
+                process._end_with("shutdown")
                 await asyncio.sleep(1)
 
         node.local.spawn(work, (), "worker")
@@ -235,7 +235,7 @@ async def test_a_call_that_is_passed_on_belongs_to_the_process_that_took_it_last
 
     pids = [node.local.spawn(front, (), "front"), node.local.spawn(back, (), "back")]
     assert await node.outbound.call("front", 21, 5.0) == 42
-    assert [node.local.process(pid).open_calls for pid in pids] == [0, 0]  # type: ignore[union-attr]
+    assert [node.local.process(pid)._open_calls for pid in pids] == [0, 0]  # type: ignore[union-attr]
     await node.local.stop()
 
 

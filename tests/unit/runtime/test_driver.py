@@ -16,6 +16,7 @@ from fleetlm.core.kernel import Kernel
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.messaging.session import Session
 from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, Driver
 from fleetlm.runtime.events import EventHub
 from fleetlm.settings import Settings
@@ -30,6 +31,7 @@ from tests.support.session_fakes import (
     FakeOffice,
     FakeTransport,
     Taker,
+    context,
     identity,
     turns,
     virtual,
@@ -48,17 +50,26 @@ class Rig:
         self.events = EventHub(100)
         self.kernel = Kernel(identity(HERE, 1, SETTINGS), SETTINGS, random.Random(1))
         codec = Codec()
-        self.driver = Driver(
-            self.kernel, self.transport, codec, self.events, SETTINGS, random.Random(1), loop  # type: ignore[arg-type]
-        )  # fmt: skip
         self.office = FakeOffice()
         self.boxes: dict[int | str, Mailbox] = {"sink": Mailbox(100, Taker())}
-        self.driver.inbound = Inbound(self.boxes, codec, self.office, loop.time, 100)
+        inbound = Inbound(self.boxes, codec, self.office, loop.time, 100)
+        self.driver = Driver(
+            context(SETTINGS), codec, self.kernel, self.transport, inbound,  # type: ignore[arg-type]
+            self.events, random.Random(1), self,
+        )  # fmt: skip
         self.losses = 0
-        self.driver.on_loss = self.lost
         self.seq: dict[bytes, int] = {}
 
-    def lost(self) -> None:
+    def node_up(self, session: Session) -> None:
+        """Nothing else of a node follows its sessions here."""
+
+    def node_down(self, name: str) -> None:
+        """Likewise."""
+
+    def changed(self) -> None:
+        """Likewise."""
+
+    def connection_lost(self) -> None:
         self.losses += 1
 
     def bring_up(self, name: str = THERE, incarnation: int = 2) -> tuple[int, bytes]:
