@@ -60,8 +60,8 @@ class Call:
         clock: Callable[[], float],
         window: int = 0,
     ) -> None:
-        self.message = message
-        self.deadline = deadline
+        self.message: Any = message
+        self.deadline: float = deadline
         """On the loop's clock (seconds): after it nobody waits."""
         self._caller = caller
         self._ref = ref

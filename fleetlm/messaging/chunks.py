@@ -27,9 +27,9 @@ class Transfer:
     __slots__ = ("number", "offset", "view")
 
     def __init__(self, packed: bytes) -> None:
-        self.number = -1  # given with the first piece
-        self.view = memoryview(packed)
-        self.offset = 0
+        self.number: int = -1  # given with the first piece
+        self.view: memoryview[int] = memoryview(packed)
+        self.offset: int = 0
 
 
 class Lanes:
@@ -37,7 +37,7 @@ class Lanes:
 
     def __init__(self, chunk_bytes: int, unfinished_bytes: int = sys.maxsize) -> None:
         self.chunk_bytes = chunk_bytes
-        self.waiting_bytes = 0
+        self.waiting_bytes: int = 0
         self._unfinished_bytes = unfinished_bytes
         """What the receiver takes of messages that are begun and not done: see `Reassembly`."""
         self._begun_bytes = 0

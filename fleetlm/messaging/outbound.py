@@ -90,7 +90,7 @@ class Messenger:
         topology: Topology,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.stopped = ""
+        self.stopped: str = ""
         """Why nothing can be sent any more; empty while the node runs."""
         self._name = name
         self._incarnation = incarnation

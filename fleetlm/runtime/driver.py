@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.codec import Codec
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 PEERS_TOLD = 512
 """Names in one telling: a random sample of a larger cluster, so that the frame stays small."""
@@ -68,10 +68,10 @@ class Driver:
         follower: Follower,
     ) -> None:
         self.kernel = kernel
-        self.sessions = context.sessions
+        self.sessions: dict[str, Session] = context.sessions
         self.inbound = inbound
         self.follower = follower
-        self.lag_ms = 0
+        self.lag_ms: int = 0
         self._by_source: dict[bytes, Session] = {}
         self._transport = transport
         self._codec = codec

@@ -154,12 +154,12 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def __init__(self, *, seed: int = 0, limit_s: float = LIMIT_S, limit_turns: int = LIMIT_TURNS) -> None:
         super().__init__()
-        self.rng = random.Random(seed)
-        self.limit_s = limit_s
-        self.limit_turns = limit_turns
+        self.rng: random.Random = random.Random(seed)
+        self.limit_s: float = limit_s
+        self.limit_turns: int = limit_turns
         self.unhandled: list[dict[str, Any]] = []
         """Contexts of exceptions that nobody handled; `run_until_complete` raises on the first."""
-        self.turns = 0
+        self.turns: int = 0
         self._now_s = 0.0
         # The heap compares tuples in C and never a handle: the number makes equal times stable.
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
