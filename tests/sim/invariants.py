@@ -232,7 +232,7 @@ class World:
                 continue
             if target == sender[0]:
                 continue
-            session = source._driver.sessions.get(target)
+            session = source.sessions.get(target)
             if session is None or source.numbers[session.outgoing.epoch] != connection:
                 continue
             if sink not in view.stable:
@@ -342,7 +342,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
             "waiting senders": session.byte_window._waiters,
             "unfinished messages": session.reassembly._unfinished if strict else {},
         }
-        found += [f"{len(some)} {what} with {session.name}" for what, some in kept.items() if some]
+        found += [f"{len(some)} {what} with {session.name}" for what, some in kept.items() if some]  # type: ignore[arg-type]
         if session.in_flight > IDLE_BYTES:
             found.append(f"{session.in_flight} bytes in flight to {session.name}")
     channels = {session.outgoing.channel for session in sessions.values()}

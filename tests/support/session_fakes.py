@@ -107,7 +107,10 @@ def processes_and_signals(node: Any, context: NodeContext) -> tuple[LocalProcess
     def make_process(pid: Pid, runs: str) -> Process:
         remote_spawn = getattr(node, "remote_spawn", None)
         return Process(
-            node, ProcessServices(signals, remote_spawn, context.settings.mailbox_limit), pid, runs
+            node,
+            ProcessServices(signals, remote_spawn, context.settings.mailbox_limit),
+            pid,
+            runs,  # type: ignore[arg-type]
         )
 
     def tell_exit(process: RunningProcess, reason: Any) -> None:
