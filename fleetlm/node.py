@@ -99,11 +99,11 @@ class Node:
         self.registry: Registry = parts.registry
         self.factories: Factories = parts.factories
         self._local = parts.local
-        self._messenger = parts.messenger
+        self._outbound = parts.outbound
         self._driver = parts.driver
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadRequests(self.name, self.settings.call_timeout_s, self._loop)
-        self.sync: SyncNode = SyncNode(self, parts.messenger, self._threads)
+        self.sync: SyncNode = SyncNode(self, parts.outbound, self._threads)
         self._discovery = prepared.discovery
         self._stopped = asyncio.Event()
         self._stopping = False
@@ -174,7 +174,7 @@ class Node:
             drain_s: seconds for calls that processes have taken or that wait in mailboxes, and as many
                 again for supervision trees to end in their order; default `Settings.drain_s`.
         """
-        if self._messenger.stopped == forks.FORKED:
+        if self._outbound.stopped == forks.FORKED:
             return  # The node belongs to the parent process, which stops it.
         self._stopping = True
         if self._leaving is None:
@@ -192,7 +192,7 @@ class Node:
         drain_s = self.settings.drain_s if drain_s is None else drain_s
         await self._drain(drain_s)
         await self._local.stop(drain_s)
-        self._messenger.close(reason)
+        self._outbound.close(reason)
         self._driver.leave(reason)
         if self._console is not None:
             await self._console.stop(reason, asked_by)
@@ -260,7 +260,7 @@ class Node:
         if not await self.connect(name, timeout):
             return "pang"
         try:
-            await self._messenger.ask(name, "ping", None, max(0.001, deadline - self._loop.time()))
+            await self._outbound.ask(name, "ping", None, max(0.001, deadline - self._loop.time()))
         except FleetError:
             return "pang"
         return "pong"
@@ -494,7 +494,7 @@ class Node:
         """
         if at is None or canonical_node(at) == self.name:
             return self._local.table.whereis(name)
-        found = await self._messenger.ask(at, "whereis", name, within_deadline(timeout))
+        found = await self._outbound.ask(at, "whereis", name, within_deadline(timeout))
         return found if isinstance(found, Pid) else None
 
     async def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
@@ -513,7 +513,7 @@ class Node:
         if pid.node == self.name:
             self._local.register(name, pid)
         else:
-            await self._messenger.ask(pid.node, "register", [name, pid], within_deadline(timeout))
+            await self._outbound.ask(pid.node, "register", [name, pid], within_deadline(timeout))
 
     async def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:
         """Take a name away, on this node or on ``at``.
@@ -526,7 +526,7 @@ class Node:
         """
         if at is None or canonical_node(at) == self.name:
             return self._local.unregister(name)
-        return bool(await self._messenger.ask(at, "unregister", name, within_deadline(timeout)))
+        return bool(await self._outbound.ask(at, "unregister", name, within_deadline(timeout)))
 
     # Messages.
 
@@ -545,11 +545,11 @@ class Node:
                 not noticed: use `call` where that matters.
             NodeStopped: this node has been stopped.
         """
-        return self._messenger.send(to, message)  # One coroutine for each message, not two.
+        return self._outbound.send(to, message)  # One coroutine for each message, not two.
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """As `send`, but raises `WouldBlock` where that would wait."""
-        self._messenger.send_nowait(to, message)
+        self._outbound.send_nowait(to, message)
 
     def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """Call a process and wait for its reply.
@@ -611,7 +611,7 @@ class Node:
             NotSerializable: nothing was sent.
         """
         within_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
-        return await self._messenger.multicall(targets, message, within_s)
+        return await self._outbound.multicall(targets, message, within_s)
 
     async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None = None) -> int:
         """Send to the process ``name`` on every connected node and this one, encoded once.
@@ -630,7 +630,7 @@ class Node:
             NotSerializable, MessageTooLarge, InvalidName: nothing was sent.
             NodeStopped: this node has been stopped.
         """
-        return await self._messenger.broadcast(name, message, nodes)
+        return await self._outbound.broadcast(name, message, nodes)
 
     # Blocking functions.
 
@@ -731,8 +731,8 @@ class Node:
         )
 
     def _check_running(self) -> None:
-        if self._stopping or self._messenger.stopped:
-            raise NodeStopped(self.name, self._messenger.stopped or "is stopping")
+        if self._stopping or self._outbound.stopped:
+            raise NodeStopped(self.name, self._outbound.stopped or "is stopping")
 
     def _check_expects_peers(self, min_nodes: int) -> None:
         """Raise SettingsError where no other node can ever connect, as far as this node knows."""

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from fleetlm.actor import Actor
     from fleetlm.actors.ref import Goal
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.targets import Target
     from fleetlm.node import Node
     from fleetlm.processes.running import ProcessFunction
@@ -98,10 +98,10 @@ class SyncNode:
         name: the node's name.
     """
 
-    def __init__(self, node: Node, messenger: Messenger, requests: ThreadRequests) -> None:
+    def __init__(self, node: Node, outbound: Outbound, requests: ThreadRequests) -> None:
         self.name: str = node.name
         self._node = node
-        self._messenger = messenger
+        self._outbound = outbound
         self._requests = requests
         self._timeout_s = node.settings.call_timeout_s
 
@@ -115,7 +115,7 @@ class SyncNode:
         if timeout is None:
             self._requests.run("send", to, functools.partial(self._node.send, to, message))
         else:
-            send = functools.partial(self._messenger.send_within, to, message, timeout)
+            send = functools.partial(self._outbound.send_within, to, message, timeout)
             self._requests.run("send", to, send, timeout)
 
     def send_nowait(self, to: Target, message: Any) -> None:

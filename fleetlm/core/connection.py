@@ -331,7 +331,7 @@ class Connection:
         return max(s.backoff_min_s / 5, self.rng.uniform(0.0, ceiling))
 
     def _missing_step(self) -> str:
-        """Return the text for people on the step of the handshake that took too long."""
+        """Return a text that names the step of the handshake that took too long, and what may be wrong."""
         s = self.settings
         there = endpoint(self.ip, self.port)
         if self.opened_at is None:

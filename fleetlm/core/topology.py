@@ -46,7 +46,7 @@ class Peer:
         is_pinned: the program asked for it by name, so that it is never forgotten.
         is_blocked: the program disconnected it, so that it is not dialled until asked for again.
         is_pruned: blocked because DNS no longer named it, until DNS names it again.
-        last_heard: when its last frame came.
+        last_heard: when its last frame came, at the loop's time.
         is_busy: connected, but its loop has been silent for `Settings.busy_after_s`.
         is_draining: it announces that it is leaving.
         lag_ms: how late its loop ran, in milliseconds, when it ticked last.
@@ -270,9 +270,9 @@ class Topology:
         )
 
     def _find_hearsay(self) -> Peer | None:
-        """Return the row that may go first: never up, not in DNS, not asked for, and not being dialled.
+        """Return a row known from hearsay only: never up, not in DNS, not asked for, and not being dialled.
 
-        Of several the one that was named least recently; None if there is none.
+        If there are several, it is the one that was named least recently.
         """
         found = (
             peer

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.wire.codec import Codec
@@ -117,13 +117,13 @@ class Groups:
     """
 
     def __init__(
-        self, context: NodeContext, codec: Codec, replicated: ReplicatedGroups, messenger: Messenger
+        self, context: NodeContext, codec: Codec, replicated: ReplicatedGroups, outbound: Outbound
     ) -> None:
         self._context = context
         self._codec = codec
         self._replicated = replicated
         self._table = replicated.table
-        self._messenger = messenger
+        self._outbound = outbound
 
     def join(self, group: str, *pids: Pid) -> None:
         """Make processes of this node members of a group; a process may join several times.
@@ -227,9 +227,9 @@ class Groups:
             MessageTooLarge: for one of the nodes; members on others may have got it.
             NodeStopped: this node has been stopped.
         """
-        messenger, here = self._messenger, self._context.name
-        if messenger.stopped:
-            raise NodeStopped(here, messenger.stopped)
+        outbound, here = self._outbound, self._context.name
+        if outbound.stopped:
+            raise NodeStopped(here, outbound.stopped)
         known = self._table.local_members(group) if local_only else self._table.members(group)
         members = dict.fromkeys(known)
         others = {pid.node for pid in members} - {here}
@@ -238,7 +238,7 @@ class Groups:
         sent, behind = 0, []
         for pid in members:
             try:
-                if messenger.put_packed(pid, payload, message, sender):
+                if outbound.put_packed(pid, payload, message, sender):
                     sent += 1
                 else:
                     behind.append(pid)
@@ -257,7 +257,7 @@ class Groups:
     async def _send_later(self, pid: Pid, payload: bytes, message: Any, sender: Hashable) -> int:
         """Send once there is room, on behalf of ``sender``; return how many members that reached."""
         try:
-            await self._messenger.send_packed(pid, payload, message, sender)
+            await self._outbound.send_packed(pid, payload, message, sender)
         except (NoConnection, NoProcess):
             return 0
         return 1

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from fleetlm.actors.ref import Sender
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.signals import Signals
@@ -278,12 +278,12 @@ class Registry:
     """
 
     def __init__(
-        self, context: NodeContext, replicated: ReplicatedNames, messenger: Messenger, sender: Sender
+        self, context: NodeContext, replicated: ReplicatedNames, outbound: Outbound, sender: Sender
     ) -> None:
         self._context = context
         self._replicated = replicated
         self._table = replicated.table
-        self._messenger = messenger
+        self._outbound = outbound
         self._sender = sender
 
     async def register(
@@ -320,7 +320,7 @@ class Registry:
         if pid.node == self._context.name:
             self._replicated.claim(name, pid, packed, on_loss)
             return
-        answer = await self._messenger.ask(pid.node, "claim", [name, pid, packed, on_loss], timeout)
+        answer = await self._outbound.ask(pid.node, "claim", [name, pid, packed, on_loss], timeout)
         match answer:
             case ["ok", _]:
                 return
@@ -352,7 +352,7 @@ class Registry:
             return False
         if claim.pid.node == self._context.name:
             return self._replicated.asked_to_disclaim(name, claim.pid)
-        return bool(await self._messenger.ask(claim.pid.node, "disclaim", [name, claim.pid], timeout))
+        return bool(await self._outbound.ask(claim.pid.node, "disclaim", [name, claim.pid], timeout))
 
     @property
     def resolve(self) -> Resolve | None:
@@ -442,8 +442,8 @@ class Registry:
         return self._replicated.feed.subscribe(lambda event: event.name == name)
 
     def _check_running(self) -> None:
-        if self._messenger.stopped:
-            raise NodeStopped(self._context.name, self._messenger.stopped)
+        if self._outbound.stopped:
+            raise NodeStopped(self._context.name, self._outbound.stopped)
 
 
 def _name(event: Event) -> str:

@@ -12,9 +12,8 @@ which says that nothing was sent.
 **Outcomes of a request**, sorted by what the caller may do. Before the message is appended every error
 means that nothing was sent: `NoProcess`, `NoConnection`, `WouldBlock`, `NotSerializable`,
 `MessageTooLarge`. After that exactly one outcome reaches the future in ``calls``: the reply; a failure of
-the peer, which `error_of_failure` turns into the error of the same name; `NodeLost` when the session ends;
-`CallTimeout` at the deadline. Whichever comes first counts, since a future is set once, and a late outcome
-finds no entry.
+the peer, which `error_of_failure` turns into an error; `NodeLost` when the session ends; `CallTimeout` at
+the deadline. Whichever comes first counts, since a future is set once, and a late outcome finds no entry.
 
 **Giving up.** A caller that is cancelled, or whose deadline passes, takes its entry out and sends a CANCEL
 in the order of its other messages, so that the CANCEL arrives after the request itself. Calls on this node
@@ -65,7 +64,7 @@ _Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
 """One call of a multicall that was sent: session, ref, where the outcome will be, target, its key there."""
 
 
-class Messenger:
+class Outbound:
     """The sending side of a node.
 
     Args:
@@ -160,7 +159,8 @@ class Messenger:
             return
         obstacle = session.obstacle(key)
         if obstacle is None:
-            obstacle = session.admit(key, self._codec.pack([key, message], message))
+            packed = self._codec.pack([key, message], message)  # `operations.one_way` by hand.
+            obstacle = session.admit(key, packed)
         if obstacle is not None:
             raise WouldBlock(to, session.explain(obstacle, key))
 
@@ -170,8 +170,6 @@ class Messenger:
         if session is None:
             await self._send_local(to, key, request)
             return
-        if session.obstacle(key) is not None:
-            await session.room(key)
         parts = request.parts()
         packed = self._codec.pack(operations.cast(key, parts, 1), parts)
         if session.admit(key, packed) is not None:
@@ -429,9 +427,8 @@ class Messenger:
         return operations.packed_one_way(self._codec.pack_value(key), payload)
 
     def _packed_call(self, key: Key, payload: bytes, ref: int, timeout_s: float) -> bytes:
-        pack = self._codec.pack_value
         timeout_ms = max(1, int(timeout_s * 1000))
-        return operations.packed_call(pack(key), payload, ref, timeout_ms)
+        return operations.packed_call(self._codec.pack_value(key), payload, ref, timeout_ms)
 
     async def _send_local(self, to: Target, key: Key, message: Any) -> None:
         box = self.box_of(to, key)

@@ -13,8 +13,8 @@ of one request share the lane ``("reply", ref)``.
 
 **Credit.** Two windows make senders wait; `messaging.windows` explains them. `obstacle` is the one place
 that asks them, `admit` the one place that counts a message, `room` waits. Runtime messages (`control`,
-`signal`), replies and failures wait for no window; a peer that takes nothing of them is cut
-(`ByteWindow.hard_limit_bytes`).
+`signal`), replies and failures wait for no window; if the peer takes nothing of them, the connection is
+ended (`ByteWindow.hard_limit_bytes`).
 
 **Who owns what.** The driver makes and closes sessions. `Outbound` and `Streams` keep in ``calls`` what
 waits for the peer, by ref; `Inbound` takes it out when the outcome comes. `Inbound` keeps in ``requests``
@@ -283,7 +283,8 @@ class Session:
         if size >= self.plain_bytes:
             packed, weight = weighed(packed, self.held_limit, self.small_bytes)
         self.append(packed, sender)
-        self.windows.sent(key, weight)
+        held = self.held
+        held[key] = held.get(key, 0) + weight
         if is_call:
             self.open_calls[key] = self.open_calls.get(key, 0) + 1
         return None

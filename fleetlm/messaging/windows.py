@@ -112,7 +112,7 @@ def weighed(packed: bytes, limit: int, small_bytes: int) -> tuple[bytes, int]:
 def check_new_key(key: object) -> int:
     """Check the key of a process for which nothing is held. Returns 0, the units. Raises: InvalidName."""
     if type(key) is not str and type(key) is not int:
-        raise InvalidName(SHORT.repr(key), "a process is named by a text, or given as a Pid")
+        raise InvalidName(SHORT.repr(key), "a process is addressed by its name, a text, or by its Pid")
     return 0
 
 
@@ -239,10 +239,6 @@ class SendWindows:
         self.held: dict[Key, int] = {}
         """Units sent and not known to be taken; `Session.admit` and its copy in `Outbound.send` add to it."""
         self._waiters: dict[Key, dict[asyncio.Future[None], None]] = {}
-
-    def sent(self, key: Key, count: int) -> None:
-        """Count a message that has been sent."""
-        self.held[key] = self.held.get(key, 0) + count
 
     def taken(self, key: Key, count: int) -> None:
         """Note units that the receiver says were taken. Raises: ValueError for more than was sent."""

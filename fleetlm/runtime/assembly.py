@@ -10,7 +10,7 @@ parts that come first know nothing of those that come later:
    apart from questions such as "is this node draining".
 3. **processes**: tables that are replicated to other nodes, then local processes, then their signals.
    Processes come before messages because a message is put into a mailbox.
-4. **messages**: the messenger and the streams, and what sends through them: references to actors, remote
+4. **messages**: outbound messages and streams, and what sends through them: references to actors, remote
    spawn, groups, the registry.
 5. **the way in**: requests that peers make of this node, then `Inbound`, which takes frames apart.
 6. **the driver**, last: it feeds all the others with facts from the transport, the poller and the clock.
@@ -47,7 +47,7 @@ from fleetlm.discovery.own_address import RecordWatch, can_bind
 from fleetlm.discovery.poller import Poller
 from fleetlm.ids import new_incarnation
 from fleetlm.messaging.inbound import Inbound
-from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.streams import Streams
 from fleetlm.process import ProcessServices
 from fleetlm.processes.context import NodeContext
@@ -102,26 +102,26 @@ class Assembly:
         self.signals: Signals = Signals(me, codec, self.local)
         self.blocking: Blocking = Blocking(me.name, settings)
         # Messages.
-        self.messenger: Messenger = Messenger(
+        self.outbound: Outbound = Outbound(
             me.name, me.incarnation, settings, codec, self.local.boxes, sessions, self.kernel.topology,
             asyncio.get_running_loop(),
         )  # fmt: skip
-        self.streams: Streams = Streams(self.messenger, settings, codec, asyncio.get_running_loop())
-        self.sender: ActorSender = ActorSender(self.messenger, self.streams, settings.call_timeout_s)
+        self.streams: Streams = Streams(self.outbound, settings, codec, asyncio.get_running_loop())
+        self.sender: ActorSender = ActorSender(self.outbound, self.streams, settings.call_timeout_s)
         self.factories: Factories = Factories(settings.max_factories)
         self.remote_spawn: RemoteSpawn = RemoteSpawn(
-            me, self.factories, codec, self.local, self.signals, self.messenger, spawn
+            me, self.factories, codec, self.local, self.signals, self.outbound, spawn
         )
         self.services: ProcessServices = ProcessServices(
             self.signals, self.remote_spawn, settings.mailbox_limit
         )
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
-        self.groups: Groups = Groups(me, codec, self.replicated_groups, self.messenger)
+        self.groups: Groups = Groups(me, codec, self.replicated_groups, self.outbound)
         self.replicated_names: ReplicatedNames = ReplicatedNames(
             me, codec, self.local, self.signals, self.replication, prepared.wall_ms
         )
-        self.registry: Registry = Registry(me, self.replicated_names, self.messenger, self.sender)
+        self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
         # The way in, and the driver.
         requests = PeerRequests(
             self, self.local, self.signals, self.replication, self.replicated_names, self.remote_spawn
@@ -222,5 +222,5 @@ class Assembly:
 
     def after_fork(self) -> None:
         """`forks.Guarded`: in a child, every request raises `NodeStopped`."""
-        self.messenger.stopped = forks.FORKED
+        self.outbound.stopped = forks.FORKED
         self.context.sessions.clear()

@@ -1,4 +1,8 @@
-"""What a node answers when a connected node asks it, rather than one of its processes."""
+"""What a node itself does for its peers: answers their requests, and takes what they tell.
+
+`messaging.inbound` hands over what is not for a process. `wire.operations.request` lists the verbs, their
+arguments and replies.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,20 @@ if TYPE_CHECKING:
 
 
 class PeerFacts(Protocol):
-    """Where facts go that peers tell about the cluster: to the driver."""
+    """Takes what peers tell about the cluster; `Driver` implements it."""
 
     def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
-        """See `Driver.ticked`."""
+        """Take a sign of life of a peer."""
 
     def told_of(self, names: list[str]) -> None:
-        """See `Driver.told_of`."""
+        """Take the names of nodes that a peer is connected to."""
 
 
 class PeerRequests:
-    """`inbound.Office` of a node. Names are served on their own node only: one owner, no lock."""
+    """Implements `messaging.inbound.Office`.
+
+    A name is registered and looked up on its own node only, so there is one owner and no lock.
+    """
 
     def __init__(
         self,
@@ -49,31 +56,32 @@ class PeerRequests:
         self._remote_spawn = remote_spawn
 
     def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
-        """The peer's loop is alive."""
+        """Note that the peer's loop is alive."""
         self._facts.ticked(session.name, lag_ms, draining)
 
     def told_of(self, names: list[str]) -> None:
-        """The peer named its own peers."""
+        """Dial the nodes that the peer names, if they are not known yet."""
         self._facts.told_of(names)
 
     def signalled(self, session: Session, signal: Any) -> None:
-        """A session, monitor or exit signal of the peer."""
+        """Take a link, monitor or exit signal of the peer."""
         self._signals.told(session, signal)
 
     def told_table(self, session: Session, topic: Any, fact: Any) -> None:
-        """What the peer says of its own processes."""
+        """Take what the peer says of its own processes."""
         self._replication.told(session, topic, fact)
 
     def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
-        """Answer a request; a bad one is answered with an error, never with silence."""
+        """Answer a request. One that is malformed or not known is answered with an error."""
         try:
-            call.reply(self._do(session, verb, argument))
+            call.reply(self._answer(session, verb, argument))
         except (AlreadyRegistered, Draining, NoFactory, NoProcess) as error:
             call.refuse(error)
         except FleetError as error:
             call.fail(error)
 
-    def _do(self, session: Session, verb: str, argument: Any) -> Any:
+    def _answer(self, session: Session, verb: str, argument: Any) -> Any:
+        """Return the reply to a request. Raises: FleetError."""
         match verb, argument:
             case "ping", _:
                 return "pong"

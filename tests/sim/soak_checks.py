@@ -220,7 +220,7 @@ class Checks:
                 "names": registry.list(), "claims": registry._table._claims,
                 "claims by process": registry._table._names_of,
                 "waiters for names": registry._replicated._waiters,
-                "calls": node._messenger.local_calls, "subscriptions": self._subscriptions(node),
+                "calls": node._outbound.local_calls, "subscriptions": self._subscriptions(node),
                 "round robins": node.groups._replicated.picker._last,
             }  # fmt: skip
             for link in node._driver.sessions.values():

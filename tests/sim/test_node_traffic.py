@@ -174,7 +174,7 @@ async def test_an_unknown_type_costs_its_message_and_nothing_else(fleet: Fleet) 
     a, b = await fleet.mesh(2)
     types = MessageTypes()
     types.register("strange", Strange)
-    a._messenger._codec = Codec(types)  # as if only this node had registered it
+    a._outbound._codec = Codec(types)  # as if only this node had registered it
     b.spawn(echo, name="echo")
     got: list[Any] = []
     b.spawn(collector(got), name="sink")

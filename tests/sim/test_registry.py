@@ -263,10 +263,10 @@ def test_a_name_of_a_process_elsewhere_is_asked_for_there() -> None:
         assert await three.registry.unregister("x") is True
         assert three.registry.whereis("x") is None
         assert two.registry.list() == {"y": other}
-        assert await one._messenger.ask(two.name, "disclaim", ["y", pid], 5) is False
+        assert await one._outbound.ask(two.name, "disclaim", ["y", pid], 5) is False
         for argument in (["", pid, b"\xc0", "exit"], ["w", pid, b"\xc0" * 70_000, "exit"]):
             with pytest.raises(RemoteError):
-                await one._messenger.ask(two.name, "claim", argument, 5)
+                await one._outbound.ask(two.name, "claim", argument, 5)
         assert cluster.meshed()
 
     story(told, 3, max_cluster_names=2)
@@ -276,7 +276,7 @@ def test_a_meta_that_is_none_costs_the_connection_and_no_more() -> None:
     async def told(cluster: SimCluster, one: Node, two: Node) -> None:
         pid = two.spawn(idle)
         with pytest.raises(fleetlm.NodeLost):
-            await one._messenger.ask(two.name, "claim", ["x", pid, b"\xc1", "exit"], 5)
+            await one._outbound.ask(two.name, "claim", ["x", pid, b"\xc1", "exit"], 5)
         one._parts.replication.tell("names", ["has", [["x", -1, b"\xc0", 5]]])
         await cluster.mesh(timeout=60)
         assert two.registry.list() == {}

@@ -618,11 +618,11 @@ def test_nonsense_is_answered_and_spawns_nothing(argument: int) -> None:
             ["child", (), None, None, None, ref],
         ]  # fmt: skip
         with pytest.raises(RemoteError, match="InvalidName"):
-            await here._messenger.ask(there.name, "spawn", nonsense[argument], 5.0)
+            await here._outbound.ask(there.name, "spawn", nonsense[argument], 5.0)
         with pytest.raises(RemoteError, match="InvalidName"):
-            await here._messenger.ask(there.name, "spawn", ["child", (), "", me, 1, None], 5.0)
+            await here._outbound.ask(there.name, "spawn", ["child", (), "", me, 1, None], 5.0)
         with pytest.raises(NoFactory):
-            await here._messenger.ask(there.name, "spawn", ["c" * 100_000, (), None, me, 1, None], 5.0)
+            await here._outbound.ask(there.name, "spawn", ["c" * 100_000, (), None, me, 1, None], 5.0)
         assert there.processes() == []
         assert here.list() == [there.name], "the connection lives"
 

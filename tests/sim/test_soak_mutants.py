@@ -23,7 +23,7 @@ from fleetlm.directory.registry import ReplicatedNames
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
-from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.session import Session
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import ReceiveWindows
@@ -132,7 +132,7 @@ def _what_ran_is_told_as_not_delivered(_original: Mutant) -> Mutant:
 
 
 def _no_cancel(_original: Mutant) -> Mutant:
-    return lambda messenger, session, ref, sender: session.calls.pop(ref, None)
+    return lambda outbound, session, ref, sender: session.calls.pop(ref, None)
 
 
 def _callers_wait_for_the_lost(close: Mutant) -> Mutant:
@@ -226,9 +226,9 @@ def _no_terminate(_original: Mutant) -> Mutant:
 def _a_future_is_left(take_ref: Mutant) -> Mutant:
     left: list[asyncio.Future[Any]] = []
 
-    def mutant(messenger: Messenger) -> Any:
+    def mutant(outbound: Outbound) -> Any:
         left.append(asyncio.get_running_loop().create_future())
-        return take_ref(messenger)
+        return take_ref(outbound)
 
     return mutant
 
@@ -258,7 +258,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (ConsumerEnd, "put", _items_come_twice),
     (ConsumerEnd, "set_result", _ignored),
     (Call, "process_down", _what_ran_is_told_as_not_delivered),
-    (Messenger, "_done_with", _no_cancel),
+    (Outbound, "_done_with", _no_cancel),
     (Session, "close", _callers_wait_for_the_lost),
     (Inbound, "_call", _requests_run_twice),
     (Inbound, "_deliver", _messages_are_forgotten),
@@ -274,7 +274,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (ActorRun, "_finish", _no_terminate),
     (sender, "within_deadline", _deadlines_extend),
     (_PendingSpawn, "_kill", _ignored),
-    (Messenger, "take_ref", _a_future_is_left),
+    (Outbound, "take_ref", _a_future_is_left),
     (Process, "_mark_gone", _a_timer_is_left),
 ]
 

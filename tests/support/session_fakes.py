@@ -1,4 +1,4 @@
-"""Links without a network: two of them back to back, over transports that only take notes."""
+"""Sessions without a network: two of them back to back, over transports that record what is sent."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class Side:
             self.codec,
             self.transport,  # type: ignore[arg-type]
             self.dirty.append,
-            lambda _link, reason: self.lost.append(reason),
+            lambda _session, reason: self.lost.append(reason),
         )
         self.inbound = Inbound(self.boxes, self.codec, self.office, loop.time, 8)
 

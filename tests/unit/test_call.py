@@ -163,7 +163,7 @@ def test_a_refusal_arrives_as_the_error_that_it_was(error: Any) -> None:
     assert (ref, type(again), str(again), vars(again)) == (9, type(error), str(error), vars(error))
 
 
-def test_who_watches_is_told_of_the_end_and_of_another_watcher() -> None:
+def test_a_watcher_is_told_of_the_end_and_of_another_watcher() -> None:
     told: list[str] = []
     it = call(Caller())
     it.watch(lambda _: told.append("first"))

@@ -16,7 +16,7 @@ def downs(effects: Sequence[object]) -> list[str]:
     return [effect.name for effect in effects if isinstance(effect, Down)]
 
 
-def test_nobody_is_pruned_unless_it_was_asked_for() -> None:
+def test_nothing_is_pruned_unless_the_operator_asked_for_it() -> None:
     m = Meeting()
     m.up(2)
     for n in range(100):
@@ -45,7 +45,7 @@ def test_a_peer_that_dns_stops_naming_is_disconnected_until_it_names_it_again() 
 
 
 @pytest.mark.parametrize("kind", [Outcome.FAILED, Outcome.PARTIAL])
-def test_a_lookup_that_failed_or_is_partial_prunes_nobody(kind: Outcome) -> None:
+def test_a_lookup_that_failed_or_is_partial_prunes_no_peer(kind: Outcome) -> None:
     m = Meeting(settings=PRUNING)
     m.up(2)
     for n in range(100):

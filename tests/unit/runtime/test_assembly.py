@@ -123,9 +123,9 @@ async def test_in_a_forked_child_every_request_is_refused(fleet: Fleet) -> None:
     with pytest.raises(NodeStopped, match="forked"):
         await a.call(("x", b.name), 1)
     await a.stop()  # It does nothing: the parent process has the node.
-    assert parts.messenger.stopped == FORKED
+    assert parts.outbound.stopped == FORKED
     assert a.list() == [b.name], "nothing was said to the peers"
-    parts.messenger.stopped = ""  # This process is not a child, and must end the node.
+    parts.outbound.stopped = ""  # This process is not a child, and must end the node.
     parts.driver.sessions.update(sessions)
 
 

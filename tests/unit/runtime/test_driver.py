@@ -177,7 +177,7 @@ async def test_a_control_frame_with_two_parts_is_garbage() -> None:
 
 
 @virtual
-async def test_a_stranger_with_a_batch_disturbs_nobody() -> None:
+async def test_a_batch_of_an_unknown_source_changes_nothing() -> None:
     rig = Rig()
     rig.bring_up()
     rig.driver.source_met(b"stranger", "192.0.2.1")
@@ -346,7 +346,7 @@ async def test_names_that_peers_tell_of_are_dialled() -> None:
 
 
 @virtual
-async def test_leaving_flushes_says_goodbye_and_is_no_loss() -> None:
+async def test_leaving_flushes_says_goodbye_and_does_not_count_as_a_loss() -> None:
     rig = Rig()
     events = rig.events.subscribe()
     channel, _ = rig.bring_up()

@@ -119,7 +119,7 @@ async def test_names_of_the_cluster_are_the_registrys() -> None:
         ("x" * 100_000, "y" * 100_000),
     ],
 )
-def test_what_nobody_understands_is_answered_in_short(verb: Any, argument: Any) -> None:
+def test_an_unknown_request_is_answered_with_an_error(verb: Any, argument: Any) -> None:
     async def main() -> None:
         kind, name, text = Rig().ask(verb, argument)
         assert (kind, name) == (FailureKind.RAISED, "InvalidName")

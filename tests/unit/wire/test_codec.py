@@ -1,4 +1,4 @@
-"""The codec by example: what travels, what is refused and how that reads, what a receiver survives."""
+"""The codec by example: what can be sent, what is refused and with which text, and malformed bytes."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_numbers_keep_their_type_and_sign(codec: Codec) -> None:
     assert arrived[4] != arrived[4]
 
 
-def test_decimals_that_are_no_numbers(codec: Codec) -> None:
+def test_decimals_that_are_not_numbers(codec: Codec) -> None:
     for text in ("NaN", "-NaN123", "sNaN", "sNaN7"):
         assert str(there_and_back(codec, Decimal(text))) == text
 
@@ -322,9 +322,9 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"{x}": [object()]}, "message['{x}'][0]", "object"),
     ([{1, Point(1, 2)}], "an item of message[0]", "Point"),
     ({"a": {frozenset({Mood.GOOD}): 1}}, "", "Mood"),
-    (Pid(bytearray(b"x"), 1, 2), "message", "Pid with a field of another type"),  # type: ignore[arg-type]
-    (Ref("n", True, 2), "message", "Ref with a field of another type"),
-    ([Address("a", None)], "message[0]", "Address of something else than two strings"),  # type: ignore[arg-type]
+    (Pid(bytearray(b"x"), 1, 2), "message", "Pid with a field of the wrong type"),  # type: ignore[arg-type]
+    (Ref("n", True, 2), "message", "Ref with a field of the wrong type"),
+    ([Address("a", None)], "message[0]", "Address that is not two strings"),  # type: ignore[arg-type]
     (dict.fromkeys([(float("nan"),), (float("nan"),)]), "message", "two keys that no receiver can tell"),
     ([Append("s", "\ud800")], "message[0].line", "lone surrogate"),
 ]
@@ -348,7 +348,7 @@ def test_the_path_to_a_key(codec: Codec) -> None:
     assert caught.value.path == "the key <Colour.RED: 1> of message[0]"
 
 
-def test_a_field_that_is_not_set(codec: Codec) -> None:
+def test_a_dataclass_with_an_unset_field_is_refused(codec: Codec) -> None:
     value = Slotted(1)
     del value.gone
     with pytest.raises(NotSerializable, match="Slotted whose field 'gone' is not set"):
@@ -648,7 +648,7 @@ def test_a_constructor_that_raises(codec: Codec) -> None:
     assert codec.failures == 1
 
 
-def test_the_others_of_a_batch_are_not_lost() -> None:
+def test_the_other_messages_of_a_batch_are_not_lost() -> None:
     here, there = peers(JobV1, None)
     batch = [[1, (1,)], [2, JobV1(1)], [3, "x"]]
     data = b"\x93" + b"".join(here.pack(message, message[1]) for message in batch)

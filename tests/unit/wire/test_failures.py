@@ -46,6 +46,6 @@ def test_failures_become_exceptions(kind: int, details: list[str], expected: typ
 @pytest.mark.parametrize(
     ("kind", "details"), [(0, []), (99, []), ("1", []), (None, []), (1, None), (1, [1]), (1, "text")]
 )
-def test_nonsense_is_no_failure(kind: object, details: object) -> None:
+def test_malformed_failures_are_refused(kind: object, details: object) -> None:
     with pytest.raises(ValueError, match="failure"):
         error_of_failure(kind, details)
