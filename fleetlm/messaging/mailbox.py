@@ -245,7 +245,7 @@ class Mailbox:
             done += upto == origin.end
         del origins[:done]
 
-    def has_of(self, window: Window) -> bool:
+    def has_messages_of(self, window: Window) -> bool:
         """Whether a message that counts against this window waits here."""
         return any(origin.window is window for origin in self._origins or ())
 

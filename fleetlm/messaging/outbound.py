@@ -182,7 +182,7 @@ class Outbound:
         self._check_running()
         if type(name) is not str:
             raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
-        packed = self._packed_message(name, self._codec.pack_value(message))
+        packed = self._pack_message(name, self._codec.pack_value(message))
         wanted = [*self._sessions, self._name] if nodes is None else [canonical_node(node) for node in nodes]
         sessions = [session for session in map(self._sessions.get, wanted) if session is not None]
         sender = asyncio.current_task()
@@ -194,7 +194,7 @@ class Outbound:
                     sent += 1
                 else:
                     behind.append(session)
-        waits = [_admitted_later(session, name, packed, sender) for session in behind]
+        waits = [_admit_later(session, name, packed, sender) for session in behind]
         if self._name in wanted:
             waits.append(self._broadcast_here(name, message))
         if len(waits) == 1:
@@ -225,7 +225,7 @@ class Outbound:
         """
         session, key = self.route(to)
         if session is not None:
-            return session.admit(key, self._packed_message(key, payload), sender) is None
+            return session.admit(key, self._pack_message(key, payload), sender) is None
         box = self.box_of(to, key)
         if box.full:
             return False
@@ -237,7 +237,7 @@ class Outbound:
         while not self.put_packed(to, payload, message, sender):
             session, key = self.route(to)
             if session is not None:
-                await session.admit_later(key, self._packed_message(key, payload), sender)
+                await session.admit_later(key, self._pack_message(key, payload), sender)
                 return
             await self.box_of(to, key).room()
 
@@ -264,7 +264,7 @@ class Outbound:
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
         """Ask a connected node itself; such a request is small and waits for no window. Raises: as `call`."""
         self._check_running()
-        session = self._session(canonical_node(node))
+        session = self._find_session(canonical_node(node))
         ref = self.take_ref()
         packed = self._codec.pack(operations.request(verb, argument, ref), argument)
         return await self._request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
@@ -278,7 +278,7 @@ class Outbound:
         asked: list[_Asked] = []
         calls = [
             self._ask_at_once(to, payload, timeout_s, sender, asked)
-            or self._one_of_many(to, message, payload, timeout_s, deadline, sender)
+            or self._call_one(to, message, payload, timeout_s, deadline, sender)
             for to in targets
         ]
         timer = self._loop.call_at(deadline, _expire_all, asked, timeout_s)
@@ -288,7 +288,7 @@ class Outbound:
             timer.cancel()
             for session, ref, _, _, key in asked:
                 session.call_ended(key)
-                self._done_with(session, ref, sender)
+                self._close_request(session, ref, sender)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, FleetError):
                 raise result
@@ -312,7 +312,7 @@ class Outbound:
         if isinstance(to, Pid):
             if to.node == self._name:
                 return None, to.number
-            session = self._sessions.get(to.node) or self._session(to.node)
+            session = self._sessions.get(to.node) or self._find_session(to.node)
             if session.incarnation != to.incarnation:
                 raise NoProcess(to)
             return session, to.number
@@ -321,7 +321,7 @@ class Outbound:
         name, node = to
         if node != self._name:
             node = canonical_node(node)
-        return (None if node == self._name else self._session(node)), name
+        return (None if node == self._name else self._find_session(node)), name
 
     def box_of(self, to: Target, key: Key) -> Mailbox:
         """Find the mailbox of a process of this node. Raises: NoProcess."""
@@ -411,7 +411,7 @@ class Outbound:
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
 
-    def _session(self, node: str) -> Session:
+    def _find_session(self, node: str) -> Session:
         """Find a session by the canonical name of its node. Raises: NoConnection, with the known reason."""
         session = self._sessions.get(node)
         if session is not None:
@@ -423,10 +423,10 @@ class Outbound:
             why = peer.connection.last_error or f"it is {peer.status}"
         raise NoConnection(node, why)
 
-    def _packed_message(self, key: Key, payload: bytes) -> bytes:
+    def _pack_message(self, key: Key, payload: bytes) -> bytes:
         return operations.packed_one_way(self._codec.pack_value(key), payload)
 
-    def _packed_call(self, key: Key, payload: bytes, ref: int, timeout_s: float) -> bytes:
+    def _pack_call(self, key: Key, payload: bytes, ref: int, timeout_s: float) -> bytes:
         timeout_ms = max(1, int(timeout_s * 1000))
         return operations.packed_call(self._codec.pack_value(key), payload, ref, timeout_ms)
 
@@ -489,9 +489,9 @@ class Outbound:
             timer.cancel()
             if key is not NODE:
                 session.call_ended(key)
-            self._done_with(session, ref, sender)
+            self._close_request(session, ref, sender)
 
-    def _done_with(self, session: Session, ref: int, sender: Hashable) -> None:
+    def _close_request(self, session: Session, ref: int, sender: Hashable) -> None:
         """Take a request out; if it has no outcome yet, tell the peer that it is not wanted any more."""
         if session.calls.pop(ref, None) is not None:
             session.control(operations.cancel(ref), after=sender or asyncio.current_task())
@@ -509,16 +509,16 @@ class Outbound:
             if session is None:
                 return None
             ref = self.take_ref()
-            packed = self._packed_call(key, payload, ref, timeout_s)
+            packed = self._pack_call(key, payload, ref, timeout_s)
             if session.admit(key, packed, sender, is_call=True) is not None:
                 return None
         except (FleetError, TypeError, ValueError):
-            return None  # `_one_of_many` raises it again, where it becomes a result.
+            return None  # `_call_one` raises it again, where it becomes a result.
         future = session.calls[ref] = self._loop.create_future()
         asked.append((session, ref, future, to, key))
         return future
 
-    async def _one_of_many(
+    async def _call_one(
         self,
         to: Target,
         message: Any,
@@ -534,11 +534,11 @@ class Outbound:
         if session.obstacle(key, 0, sender) is not None:
             await self.wait_for_room(session, to, timeout_s, deadline, key, 0, sender)
         ref = self.take_ref()
-        packed = self._packed_call(key, payload, ref, deadline - self._loop.time())
+        packed = self._pack_call(key, payload, ref, deadline - self._loop.time())
         return await self._request(session, to, ref, packed, timeout_s, deadline, sender, key)
 
 
-async def _admitted_later(session: Session, key: Key, packed: bytes, sender: Hashable) -> int:
+async def _admit_later(session: Session, key: Key, packed: bytes, sender: Hashable) -> int:
     """Send as soon as there is room. Returns how many were sent: none if the connection ended first."""
     try:
         await session.admit_later(key, packed, sender)

@@ -485,7 +485,7 @@ class Session:
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Say why there is no result, or no further item."""
         self.requests.pop(ref, None)
-        texts = [_sendable(text[:_MAX_FAILURE_TEXT_CHARS]) for text in details]
+        texts = [_escape_surrogates(text[:_MAX_FAILURE_TEXT_CHARS]) for text in details]
         self.control(operations.failure(ref, kind, texts), ("reply", ref))
 
     async def item(self, ref: int, value: Any) -> None:
@@ -531,6 +531,6 @@ class Session:
             call.abandon()
 
 
-def _sendable(text: str) -> str:
+def _escape_surrogates(text: str) -> str:
     """Escape lone surrogates, as in the file names of an OSError, since they cannot travel."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -79,10 +79,10 @@ class Streams:
         if session is not None:
             if session.obstacle(key) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key)
-            packed = self._packed(key, message, ref, deadline)
+            packed = self._pack(key, message, ref, deadline)
             while session.admit(key, packed) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key, len(packed))
-            return self._opened_on(session, ref)
+            return self._open_on(session, ref)
         box = outbound.box_of(to, key)
         if box.full:
             await outbound.wait_for_room(box, to, timeout_s, until)
@@ -90,9 +90,9 @@ class Streams:
         window = self._settings.stream_window
         call = Call(outbound.copied(to, message), outbound, ref, deadline, self._loop.time, window)
         box.put(call)
-        return self._opened_here(call, deadline)
+        return self._open_here(call, deadline)
 
-    def _packed(self, key: int | str, message: Any, ref: int, deadline: float) -> bytes:
+    def _pack(self, key: int | str, message: Any, ref: int, deadline: float) -> bytes:
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
         window = self._settings.stream_window
         if type(message) is Invoke:
@@ -100,7 +100,7 @@ class Streams:
             return self._codec.pack(operations.yield_(key, parts, ref, timeout_ms, window, 1), parts)
         return self._codec.pack(operations.stream(key, message, ref, timeout_ms, window, 1), message)
 
-    def _opened_on(self, session: Session, ref: int) -> _Opened:
+    def _open_on(self, session: Session, ref: int) -> _Opened:
         sender = asyncio.current_task()
 
         def more(count: int) -> None:
@@ -111,7 +111,7 @@ class Streams:
 
         return ConsumerEnd(self._settings.stream_window, more), session.calls, give_up
 
-    def _opened_here(self, call: Call, deadline: float) -> _Opened:
+    def _open_here(self, call: Call, deadline: float) -> _Opened:
         """A stream of this node ends at its deadline even if its consumer holds it and takes nothing."""
         consumer = ConsumerEnd(self._settings.stream_window, call.more)
         calls = self._outbound.local_calls

@@ -334,7 +334,7 @@ class ReceiveWindows:
         for box in list(islice(self._boxes, MAX_SWEPT)):
             box.settle()
             del self._boxes[box]
-            if box.has_of(self):
+            if box.has_messages_of(self):
                 self._boxes[box] = None
         self.tell_all()
 

@@ -53,9 +53,10 @@ reader never checks a payload, which may be any value. A number of `Op` is never
 and a node that receives an operation that it does not know ends the session: the handshake settles the
 protocol version before.
 
-Three places that every message or reply passes do without these functions: `Outbound.send` builds a
-one-way message by hand, `Inbound._deliver` and `Inbound._perform` take one-way messages and answers apart
-by hand. They are marked, and tests/unit/wire/test_operations.py compares them with this module.
+Messages and replies that make up most of the traffic do without these functions: `Outbound.send` and
+`send_nowait` build a one-way message by hand, `Inbound._deliver` and `Inbound._perform` take one-way
+messages and answers apart by hand. Those places are marked, and tests/unit/wire/test_operations.py compares
+them with this module.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ async def test_ipv6_nodes(cluster: SimCluster) -> None:
 def test_nodes_that_drew_the_same_number_are_not_taken_for_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fleetlm.node.new_incarnation", lambda _wall_ms, _rng: 7)
+    monkeypatch.setattr("fleetlm.runtime.assembly.new_incarnation", lambda _wall_ms, _rng: 7)
 
     async def main() -> None:
         async with SimCluster() as cluster:
@@ -377,9 +377,9 @@ def test_what_a_test_raises_comes_before_a_leak() -> None:
 
 
 class _Ghost:
-    open_calls = 0
+    _open_calls = 0
     mailbox = ()
-    children = None
+    _children = None
 
     def info(self) -> Any:
         return type("Info", (), {"runs": "a ghost"})

@@ -258,7 +258,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (ConsumerEnd, "put", _items_come_twice),
     (ConsumerEnd, "set_result", _ignored),
     (Call, "process_down", _what_ran_is_told_as_not_delivered),
-    (Outbound, "_done_with", _no_cancel),
+    (Outbound, "_close_request", _no_cancel),
     (Session, "close", _callers_wait_for_the_lost),
     (Inbound, "_call", _requests_run_twice),
     (Inbound, "_deliver", _messages_are_forgotten),
@@ -284,13 +284,30 @@ def _named(mutant: tuple[Any, str, Any]) -> str:
     return f"{owner.__name__.rpartition('.')[2]}.{method}-{how.__name__.strip('_')}"
 
 
+FOUND_BY = {
+    ("Links", "_end_acts"): 4,
+    ("Session", "signal"): 2,
+    ("Backoff", "pause_s"): 11,
+    ("Outbound", "_done_with"): 10,
+    ("Inbound", "_deliver"): 2,
+    ("Registry", "_perform"): 21,
+    ("NameTable", "_pick_best"): 39,
+    ("ActorRun", "__init__"): 2,
+    ("Links", "node_down"): 1,
+    ("_PendingSpawn", "_kill"): 7,
+}
+"""The first seed that notices a fault, where it is not seed 0. It is tried first, which saves CPU;
+where it notices nothing any more, because the course of the seed has changed, all seeds are tried."""
+
+
 @pytest.mark.deadline(60)
 @pytest.mark.parametrize(("owner", "method", "mutant"), MUTANTS, ids=map(_named, MUTANTS))
 def test_a_fault_in_the_product_is_noticed(
     owner: Any, method: str, mutant: Callable[[Mutant], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, method, mutant(getattr(owner, method)))
-    for seed in range(MOST_SEEDS):
+    likely = FOUND_BY.get((owner.__name__, method), 0)
+    for seed in (likely, *range(MOST_SEEDS)):
         noticed = _noticed(seed)
         if noticed is not None:
             assert f"seed {seed}" in noticed.__notes__
