@@ -73,8 +73,8 @@ class Call:
         clock: Callable[[], float],
         window: int = 0,
     ) -> None:
-        self.message = message
-        self.deadline = deadline
+        self.message: Any = message
+        self.deadline: float = deadline
         self._caller = caller
         self._ref = ref
         self._clock = clock

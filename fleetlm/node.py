@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 A = TypeVar("A", bound=ActorObject)
 P = ParamSpec("P")

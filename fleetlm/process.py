@@ -47,7 +47,7 @@ class Process(RunningProcess):
 
     def __init__(self, node: Node, services: ProcessServices, pid: Pid, runs: str) -> None:
         super().__init__(pid, runs, services.mailbox_limit)
-        self.node = node
+        self.node: Node = node
         self._services = services
 
     @property

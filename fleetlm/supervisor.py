@@ -55,7 +55,7 @@ from fleetlm.process import Process
 from fleetlm.processes.info import ChildInfo
 from fleetlm.processes.running import ProcessFunction
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 SHUTDOWN_S = 5.0
 """Seconds that a child has to end where its spec does not say. Source: OTP supervisor.erl, for a worker."""
@@ -159,7 +159,7 @@ class Supervisor:
         names = [child.name for child in children or ()]
         if len(set(names)) != len(names):
             raise ValueError(f"two children have one name: {sorted(names)}")
-        self.specs = list(children or ())
+        self.specs: list[Child] = list(children or ())
         self.strategy = strategy
         self.max_restarts = max_restarts
         self.period_s = period_s

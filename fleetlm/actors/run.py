@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
     from fleetlm.settings import Settings
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 ProcessT = TypeVar("ProcessT", bound=RunningProcess)
 
@@ -92,7 +92,7 @@ class ActorRun(Generic[ProcessT]):
     )  # fmt: skip
 
     def __init__(self, actor: ActorObject, handlers: Handlers, process: ProcessT, settings: Settings) -> None:
-        self.process = process
+        self.process: ProcessT = process
         self._actor = actor
         self._handlers = handlers.by_name
         self._loop = asyncio.get_running_loop()

@@ -51,7 +51,7 @@ STOP_TIMEOUT_S = 1.0
 MAX_NAMES_LOGGED = 8
 """Functions named in the warning about functions that still run when the node stops."""
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 
 class Blocking:

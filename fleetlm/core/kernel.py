@@ -79,10 +79,10 @@ class Kernel:
         self.me = me
         self.settings = settings
         self.rng = rng
-        self.topology = Topology(me, settings, rng)
-        self.leaving = False
+        self.topology: Topology = Topology(me, settings, rng)
+        self.leaving: bool = False
         self.draining = False
-        self.verdict = ""
+        self.verdict: str = ""
         self.observed: set[str] = set()
         self._sources: dict[bytes, str] = {}
         """Source of a peer's present half → the name in its HELLO."""

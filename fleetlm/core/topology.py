@@ -71,17 +71,17 @@ class Peer:
     )
 
     def __init__(self, connection: Connection, now: float) -> None:
-        self.connection = connection
-        self.last_seen = now
-        self.misses = 0
-        self.in_dns = False
-        self.is_pinned = False
-        self.is_blocked = False
-        self.is_pruned = False
-        self.last_heard = now
-        self.is_busy = False
-        self.is_draining = False
-        self.lag_ms = 0
+        self.connection: Connection = connection
+        self.last_seen: float = now
+        self.misses: int = 0
+        self.in_dns: bool = False
+        self.is_pinned: bool = False
+        self.is_blocked: bool = False
+        self.is_pruned: bool = False
+        self.last_heard: float = now
+        self.is_busy: bool = False
+        self.is_draining: bool = False
+        self.lag_ms: int = 0
         self.due: float | None = None
         self.logged: dict[str, None] = {}
 
@@ -139,7 +139,7 @@ class Topology:
         self.rng = rng
         self.peers: dict[str, Peer] = {}
         self.aliases: dict[str, str] = {}
-        self.is_full = False
+        self.is_full: bool = False
         for ip in me.aliases:
             self.aliases[ip] = me.name
 

@@ -59,8 +59,10 @@ class ReplicatedGroups:
         self._context = context
         self._local = local
         self._replication = replication
-        self.table = GroupTable(context.name, context.incarnation, settings.max_memberships, self._is_alive)
-        self.picker = Picker(rng, self._load, context.is_draining)
+        self.table: GroupTable = GroupTable(
+            context.name, context.incarnation, settings.max_memberships, self._is_alive
+        )
+        self.picker: Picker = Picker(rng, self._load, context.is_draining)
         self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo)
         replication.add(self)
 

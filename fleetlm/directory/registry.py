@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.signals import Signals
     from fleetlm.wire.codec import Codec
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 A = TypeVar("A", bound=HasHandlers)
 Event = Registered | Unregistered
@@ -104,7 +104,9 @@ class ReplicatedNames:
         self._waiters: dict[str, dict[asyncio.Future[None], None]] = {}
         self.resolve: Resolve | None = None
         """See `Registry.resolve`."""
-        self.table = NameTable(context.name, context.incarnation, settings, self._read, self._decide)
+        self.table: NameTable = NameTable(
+            context.name, context.incarnation, settings, self._read, self._decide
+        )
         self.feed: Feed[Event] = Feed(settings.events_limit, _name, _gone, _undo)
         replication.add(self)
 

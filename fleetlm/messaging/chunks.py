@@ -34,9 +34,9 @@ class Transfer:
     __slots__ = ("number", "offset", "view")
 
     def __init__(self, packed: bytes) -> None:
-        self.number = -1  # until its first chunk is sent
-        self.view = memoryview(packed)
-        self.offset = 0
+        self.number: int = -1  # until its first chunk is sent
+        self.view: memoryview[int] = memoryview(packed)
+        self.offset: int = 0
 
 
 class Lanes:
@@ -49,7 +49,7 @@ class Lanes:
 
     def __init__(self, chunk_bytes: int, unfinished_bytes: int = sys.maxsize) -> None:
         self.chunk_bytes = chunk_bytes
-        self.waiting_bytes = 0
+        self.waiting_bytes: int = 0
         """Bytes of all lanes that were not sent yet; 0 means that there is no lane."""
         self._unfinished_bytes = unfinished_bytes
         self._begun_bytes = 0

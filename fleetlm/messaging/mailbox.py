@@ -92,8 +92,8 @@ class Mailbox:
 
     def __init__(self, limit: int, owner: Owner) -> None:
         self.queue: deque[Any] = deque()
-        self.limit = limit
-        self.taken = 0
+        self.limit: int = limit
+        self.taken: int = 0
         """Messages that the owner has taken so far, and those that `discard` and `close` took out."""
         self._waiter: asyncio.Future[None] | None = None
         self._on_room: dict[Callable[[], None], None] | None = None

@@ -89,7 +89,7 @@ class Outbound:
         topology: Topology,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.stopped = ""
+        self.stopped: str = ""
         """Why nothing can be sent any more; empty while the node runs."""
         self._name = name
         self._incarnation = incarnation

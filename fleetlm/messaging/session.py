@@ -135,14 +135,14 @@ class Session:
         lost: Callable[[Session, str], None],
     ) -> None:
         hello = incoming.hello
-        self.peer = peer
-        self.name = peer.connection.name
-        self.incarnation = peer.connection.incarnation
-        self.outgoing = outgoing
-        self.incoming = incoming
-        self.closed = ""
+        self.peer: Peer = peer
+        self.name: str = peer.connection.name
+        self.incarnation: int = peer.connection.incarnation
+        self.outgoing: Outgoing = outgoing
+        self.incoming: Incoming = incoming
+        self.closed: str = ""
         """Why the session is over; empty while it is not."""
-        self.is_slow = False
+        self.is_slow: bool = False
         """Whether a sender must look closer: the window is full, lanes are in use, or the session is over."""
         self.calls: dict[int, Waiting] = {}
         """Requests of this node that wait for the peer, by ref."""
@@ -150,27 +150,28 @@ class Session:
         """Requests of the peer that are open here, by its ref."""
         self._limit_bytes = min(settings.max_message_bytes, hello.max_message_bytes)
         self._chunk_bytes = settings.chunk_bytes
-        self.lanes = Lanes(settings.chunk_bytes, self._limit_bytes)
-        self.reassembly = Reassembly(settings.max_message_bytes)
+        self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes)
+        self.reassembly: Reassembly = Reassembly(settings.max_message_bytes)
         window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, hello.window_bytes))
-        self.byte_window = ByteWindow(window_bytes, settings.bulk_window_bytes)
-        self.byte_credit = ByteCredit(window_bytes, settings.bulk_window_bytes, self._tell_credit)
+        self.byte_window: ByteWindow = ByteWindow(window_bytes, settings.bulk_window_bytes)
+        self.byte_credit: ByteCredit = ByteCredit(window_bytes, settings.bulk_window_bytes, self._tell_credit)
         limit = min(settings.mailbox_limit, hello.mailbox_limit)
-        self.windows = SendWindows(limit)
+        self.windows: SendWindows = SendWindows(limit)
         """The windows of the peer's processes."""
-        self.held, self.held_limit = self.windows.held, limit
+        self.held: dict[Key, int] = self.windows.held
+        self.held_limit: int = limit
         """The same table and its limit at hand, because every message looks there."""
-        self.arrivals = ReceiveWindows(limit, self._tell_taken)
+        self.arrivals: ReceiveWindows = ReceiveWindows(limit, self._tell_taken)
         """The windows of this node's processes, as far as the peer sends to them."""
         self.open_calls: dict[Key, int] = {}
         """Calls of this node that wait for a process of the peer; `admit` adds to it."""
-        self.messages_sent = 0
+        self.messages_sent: int = 0
         """Messages handed to the transport; shown by `Node.info`."""
-        self.messages_received = 0
+        self.messages_received: int = 0
         """Messages decoded; shown by `Node.info`."""
-        self.small_bytes = min(settings.chunk_bytes, self._limit_bytes)
+        self.small_bytes: int = min(settings.chunk_bytes, self._limit_bytes)
         """A longer message travels in chunks, or is too large."""
-        self.plain_bytes = min(UNIT_BYTES, self.small_bytes + 1)
+        self.plain_bytes: int = min(UNIT_BYTES, self.small_bytes + 1)
         """A shorter message counts one unit and travels in a batch."""
         self._codec = codec
         self._transport = transport

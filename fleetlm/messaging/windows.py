@@ -130,10 +130,10 @@ class ByteWindow:
     )  # fmt: skip
 
     def __init__(self, limit_bytes: int, chunk_limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.hard_limit_bytes = MAX_WINDOWS_IN_FLIGHT * limit_bytes
+        self.limit_bytes: int = limit_bytes
+        self.hard_limit_bytes: int = MAX_WINDOWS_IN_FLIGHT * limit_bytes
         """With more than this in flight the peer takes nothing, and the connection must end."""
-        self.in_flight_bytes = 0
+        self.in_flight_bytes: int = 0
         """Bytes handed to the transport and not known to be taken."""
         self._chunk_limit_bytes = chunk_limit_bytes
         self._sent_bytes = self._acked_bytes = 0
@@ -204,7 +204,8 @@ class ByteCredit:
     )  # fmt: skip
 
     def __init__(self, limit_bytes: int, chunk_limit_bytes: int, tell: Callable[[int, int], None]) -> None:
-        self.taken_bytes = self.taken_chunk_bytes = 0
+        self.taken_bytes: int = 0
+        self.taken_chunk_bytes: int = 0
         """Bytes of frames that were decoded."""
         self._step_bytes = limit_bytes // TOLD_SHARE
         self._chunk_step_bytes = chunk_limit_bytes // TOLD_SHARE
@@ -239,7 +240,7 @@ class SendWindows:
     __slots__ = ("_waiters", "held", "limit")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self.limit: int = limit
         self.held: dict[Key, int] = {}
         """Units sent and not known to be taken; `Session.admit` and its copy in `Outbound.send` add to it."""
         self._waiters: dict[Key, dict[asyncio.Future[None], None]] = {}
@@ -290,8 +291,8 @@ class ReceiveWindows:
     __slots__ = ("_boxes", "_tell", "_untold", "held", "limit", "step")
 
     def __init__(self, limit: int, tell: Callable[[Key, int], None]) -> None:
-        self.limit = limit
-        self.step = max(1, limit // TOLD_SHARE)
+        self.limit: int = limit
+        self.step: int = max(1, limit // TOLD_SHARE)
         self.held: dict[Key, int] = {}
         """Units received and not told to be taken."""
         self._tell = tell

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.info import ChildInfo, ProcessInfo
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 _NO_CONTEXT = contextvars.Context()
 """For callbacks that need no context variables: otherwise each would hold a copy of the caller's."""
@@ -73,7 +73,7 @@ class LocalProcesses:
         on_exited: Callable[[RunningProcess, Any], None],
         send_exit: Callable[[Pid, Any], None],
     ) -> None:
-        self.table = ProcessTable(context.name, context.incarnation)
+        self.table: ProcessTable = ProcessTable(context.name, context.incarnation)
         self.boxes: dict[int | str, Mailbox] = {}
         """Number or name → mailbox: one look-up for each message that arrives."""
         self._make_process = make_process

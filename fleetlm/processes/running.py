@@ -68,12 +68,12 @@ class RunningProcess(ABC):
     )  # fmt: skip
 
     def __init__(self, pid: Pid, runs: str, mailbox_limit: int) -> None:
-        self.pid = pid
+        self.pid: Pid = pid
         self.parent: Pid | None = None
         """The process that spawned it with `Process.spawn_link` or `Process.spawn_link_at`."""
-        self.runs = runs
+        self.runs: str = runs
         """Qualified name of the function that it runs."""
-        self.mailbox = Mailbox(mailbox_limit, self)
+        self.mailbox: Mailbox = Mailbox(mailbox_limit, self)
         self._task: asyncio.Task[Any] | None = None
         """The task that runs it; None only while it is being spawned."""
         self._is_ending = False

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.running import RunningProcess
     from fleetlm.wire.codec import Codec
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 MAX_REASON_BYTES = 64 * 1024
 """A signal travels in one batch. An exit reason that is larger, or that cannot travel, is sent as text."""
@@ -56,7 +56,7 @@ class Signals:
 
     def __init__(self, context: NodeContext, codec: Codec, local: LocalProcesses) -> None:
         name, incarnation = context.name, context.incarnation
-        self.links = Links(name, incarnation, local.is_alive, self._get_incarnation)
+        self.links: Links = Links(name, incarnation, local.is_alive, self._get_incarnation)
         self._name = name
         self._incarnation = incarnation
         self._codec = codec

@@ -57,6 +57,7 @@ from fleetlm.processes.signals import Signals
 from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub
 from fleetlm.runtime.requests import PeerRequests
+from fleetlm.transport.interface import Transport
 from fleetlm.wire.codec import Codec
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.running import RunningProcess
     from fleetlm.runtime.bootstrap import Prepared
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 MakeProcess = Callable[["ProcessServices", "Pid", str], "RunningProcess"]
 """Makes a process from the services of its node, its pid and the name of its function."""
@@ -87,48 +88,54 @@ class Assembly:
     def __init__(self, prepared: Prepared, make_process: MakeProcess, spawn: Callable[..., Pid]) -> None:
         settings, own, rng = prepared.settings, prepared.own_address, prepared.rng
         self._make_process = make_process
-        self.transport = prepared.transport
-        self.started_at = asyncio.get_running_loop().time()
+        self.transport: Transport = prepared.transport
+        self.started_at: float = asyncio.get_running_loop().time()
         self.own_address_warning = own.warning
         self._records = RecordWatch(own, can_bind)
         self._make_values(prepared)
         me, codec, sessions = self.context, self.codec, self.context.sessions
         # Processes.
-        self.replication = Replication(codec, sessions)
-        self.local = LocalProcesses(me, self._new_process, self._process_exited, self.send_exit)
-        self.signals = Signals(me, codec, self.local)
-        self.blocking = Blocking(me.name, settings)
+        self.replication: Replication = Replication(codec, sessions)
+        self.local: LocalProcesses = LocalProcesses(
+            me, self._new_process, self._process_exited, self.send_exit
+        )
+        self.signals: Signals = Signals(me, codec, self.local)
+        self.blocking: Blocking = Blocking(me.name, settings)
         # Messages.
-        self.outbound = Outbound(
+        self.outbound: Outbound = Outbound(
             me.name, me.incarnation, settings, codec, self.local.boxes, sessions, self.kernel.topology,
             asyncio.get_running_loop(),
         )  # fmt: skip
-        self.streams = Streams(self.outbound, settings, codec, asyncio.get_running_loop())
-        self.sender = ActorSender(self.outbound, self.streams, settings.call_timeout_s)
-        self.factories = Factories(settings.max_factories)
-        self.remote_spawn = RemoteSpawn(
+        self.streams: Streams = Streams(self.outbound, settings, codec, asyncio.get_running_loop())
+        self.sender: ActorSender = ActorSender(self.outbound, self.streams, settings.call_timeout_s)
+        self.factories: Factories = Factories(settings.max_factories)
+        self.remote_spawn: RemoteSpawn = RemoteSpawn(
             me, self.factories, codec, self.local, self.signals, self.outbound, spawn
         )
-        self.services = ProcessServices(self.signals, self.remote_spawn, settings.mailbox_limit)
+        self.services: ProcessServices = ProcessServices(
+            self.signals, self.remote_spawn, settings.mailbox_limit
+        )
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
-        self.replicated_groups = ReplicatedGroups(me, self.local, self.replication, picks)
-        self.groups = Groups(me, codec, self.replicated_groups, self.outbound)
-        self.replicated_names = ReplicatedNames(
+        self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
+        self.groups: Groups = Groups(me, codec, self.replicated_groups, self.outbound)
+        self.replicated_names: ReplicatedNames = ReplicatedNames(
             me, codec, self.local, self.signals, self.replication, prepared.wall_ms
         )
-        self.registry = Registry(me, self.replicated_names, self.outbound, self.sender)
+        self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
         # The way in, and the driver.
         requests = PeerRequests(
             self, self.local, self.signals, self.replication, self.replicated_names, self.remote_spawn
         )
-        self.inbound = Inbound(
+        self.inbound: Inbound = Inbound(
             self.local.boxes, codec, requests, asyncio.get_running_loop().time, settings.max_peers,
             settings.max_open_calls,
         )  # fmt: skip
         self.poller: Poller | None = None
         if prepared.discovery is not None:
             self.poller = Poller(prepared.discovery, settings, rng, self._looked_up, self._has_met_a_peer)
-        self.driver = Driver(me, codec, self.kernel, self.transport, self.inbound, self.events, rng, self)
+        self.driver: Driver = Driver(
+            me, codec, self.kernel, self.transport, self.inbound, self.events, rng, self
+        )
         forks.guard(self)
 
     def _make_values(self, prepared: Prepared) -> None:
@@ -145,11 +152,11 @@ class Assembly:
             mailbox_limit=settings.mailbox_limit,
             max_message_bytes=settings.max_message_bytes,
         )
-        self.kernel = Kernel(identity, settings, prepared.rng)
-        self.context = NodeContext(prepared.name, incarnation, settings, {}, self._is_draining)
-        self.codec = Codec(max_nesting=settings.max_nesting)
-        self.events = EventHub(settings.events_limit)
-        self.changes = ChangeSignal()
+        self.kernel: Kernel = Kernel(identity, settings, prepared.rng)
+        self.context: NodeContext = NodeContext(prepared.name, incarnation, settings, {}, self._is_draining)
+        self.codec: Codec = Codec(max_nesting=settings.max_nesting)
+        self.events: EventHub = EventHub(settings.events_limit)
+        self.changes: ChangeSignal = ChangeSignal()
 
     # Calls from earlier parts to later ones.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fleetlm.core.dns_answers import Answer
     from fleetlm.transport.interface import Transport
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 CONSOLE = "fleetlm.remote.server:RemoteServer"
 """The service behind `fleetlm remote`. It stands above the node in the table of imports, so it is loaded

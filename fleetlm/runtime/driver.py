@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.codec import Codec
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 PEERS_TOLD = 512
 """Most names in one PEERS message; of a larger cluster a random sample is sent, to keep the frame small."""
@@ -78,10 +78,10 @@ class Driver:
         follower: Follower,
     ) -> None:
         self.kernel = kernel
-        self.sessions = context.sessions
+        self.sessions: dict[str, Session] = context.sessions
         self.inbound = inbound
         self.follower = follower
-        self.lag_ms = 0
+        self.lag_ms: int = 0
         """How late the last tick of this node's event loop was."""
         self._by_source: dict[bytes, Session] = {}
         self._transport = transport

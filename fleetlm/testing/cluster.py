@@ -110,9 +110,11 @@ class SimCluster:
     ) -> None:
         self.seed = seed
         self.settings = settings
-        self.loop = SimLoop.current()
-        self.network = SimNetwork(self.loop, self.rng_of("network"), latency_s=latency_s, trace=trace)
-        self.dns = SimDns(self.rng_of("dns"), timeout_s=settings.dns_lifetime_s)
+        self.loop: SimLoop = SimLoop.current()
+        self.network: SimNetwork = SimNetwork(
+            self.loop, self.rng_of("network"), latency_s=latency_s, trace=trace
+        )
+        self.dns: SimDns = SimDns(self.rng_of("dns"), timeout_s=settings.dns_lifetime_s)
         self.nodes: dict[str, Node] = {}
         self._wall_ms = wall_ms
         self._on_fact = on_fact

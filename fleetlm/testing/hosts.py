@@ -44,14 +44,14 @@ class Host:
     __slots__ = ("connections", "dark", "endpoints", "frozen", "ip", "slowness", "stalled")
 
     def __init__(self, ip: str) -> None:
-        self.ip = ip
+        self.ip: str = ip
         self.endpoints: dict[int, Endpoint] = {}
         self.connections: dict[Connection, None] = {}  # ordered, unlike a set
-        self.frozen = False
-        self.stalled = False
-        self.dark = False
+        self.frozen: bool = False
+        self.stalled: bool = False
+        self.dark: bool = False
         """Lost its power: it answers nobody, not even with a refusal, until something binds."""
-        self.slowness = 1.0
+        self.slowness: float = 1.0
 
     @property
     def halted(self) -> bool:
@@ -99,17 +99,17 @@ class Endpoint:
     )
 
     def __init__(self, fabric: Fabric, host: Host, port: int, listener: Listener, settings: Settings) -> None:
-        self.fabric = fabric
-        self.settings = settings
-        self.host = host
-        self.port = port
-        self.listener = listener
-        self.alive = True
+        self.fabric: Fabric = fabric
+        self.settings: Settings = settings
+        self.host: Host = host
+        self.port: int = port
+        self.listener: Listener = listener
+        self.alive: bool = True
         self.channels: dict[int, Connection] = {}
         self.sources: dict[bytes, Connection] = {}
         self.strangers: dict[bytes, str] = {}
         self.backlog: deque[tuple[str, tuple[Any, ...]]] = deque()
-        self.paused = host.halted
+        self.paused: bool = host.halted
 
     def tell(self, fact: str, *args: Any) -> None:
         """Report a fact: now, or, while the host is halted or catching up, in its turn."""
@@ -171,16 +171,16 @@ class Connection:
     def __init__(self, dialler: Endpoint, channel: int, dst: Host, port: int) -> None:
         fabric = dialler.fabric
         self._fabric = fabric
-        self.dialler = dialler
+        self.dialler: Endpoint = dialler
         self._channel = channel
         self._src = dialler.host
         self._dst = dst
         self._port = port
         self._listener: Endpoint | None = None
-        self.source = b""
-        self.sends = True
+        self.source: bytes = b""
+        self.sends: bool = True
         """Whether the dialler's socket is open."""
-        self.hears = False
+        self.hears: bool = False
         """Whether the listener's is."""
         self._opened = False
         self._met = False
@@ -188,13 +188,13 @@ class Connection:
         self._refusal = ""
         self._dialler_gone = False  # lost its power: no FIN
         self._listener_gone = False
-        self.flush_until_s = 0.0
+        self.flush_until_s: float = 0.0
         self._listener_timer: asyncio.TimerHandle | None = None
         self._dialler_timer: asyncio.TimerHandle | None = fabric.loop.call_later(
             dialler.settings.connect_timeout_s, self._unanswered
         )
-        self.out = Lane(fabric.wheel, fabric.rng, self._at_listener)
-        self.back = Lane(fabric.wheel, fabric.rng, self._at_dialler)
+        self.out: Lane = Lane(fabric.wheel, fabric.rng, self._at_listener)
+        self.back: Lane = Lane(fabric.wheel, fabric.rng, self._at_dialler)
         self._src.connections[self] = None
         self._dst.connections[self] = None
         self.set_latency()

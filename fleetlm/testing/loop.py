@@ -44,6 +44,9 @@ LIMIT_TURNS = 50_000_000
 STUCK_TURNS = 1_000_000
 """Turns of the loop at one instant: callbacks that schedule each other for ever stop time."""
 SETTLE_TURNS = 10
+_FROZEN_AT_START = 1_000
+"""Up to so many objects are frozen by the interpreter itself: CPython 3.12 freezes 375 while it starts.
+``gc.freeze`` called by a program freezes thousands."""
 CLEAN_UP_S = 120.0
 """Virtual seconds for cancelled tasks to end."""
 COLLECT_EVERY_TURNS = 1_000_000
@@ -154,12 +157,12 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def __init__(self, *, seed: int = 0, limit_s: float = LIMIT_S, limit_turns: int = LIMIT_TURNS) -> None:
         super().__init__()
-        self.rng = random.Random(seed)
-        self.limit_s = limit_s
-        self.limit_turns = limit_turns
+        self.rng: random.Random = random.Random(seed)
+        self.limit_s: float = limit_s
+        self.limit_turns: int = limit_turns
         self.unhandled: list[dict[str, Any]] = []
         """Contexts of exceptions that nobody handled; `run_until_complete` raises on the first."""
-        self.turns = 0
+        self.turns: int = 0
         self._now_s = 0.0
         # The heap compares tuples in C and never a handle: the number makes equal times stable.
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
@@ -415,16 +418,16 @@ def run(
 def isolated(seed: int) -> Iterator[None]:
     """Seed the random module, and keep rubbish from being collected at random; put both back."""
     state = random.getstate()
-    collecting, frozen = gc.isenabled(), gc.get_freeze_count()
+    collecting, is_frozen = gc.isenabled(), gc.get_freeze_count() > _FROZEN_AT_START
     gc.disable()
-    if not frozen:
+    if not is_frozen:
         gc.freeze()  # what was there before is neither looked through nor finalized in this run
     random.seed(seed)
     try:
         yield
     finally:
         random.setstate(state)
-        if not frozen:
+        if not is_frozen:
             gc.unfreeze()
         if collecting:
             gc.enable()

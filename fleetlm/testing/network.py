@@ -55,9 +55,9 @@ class SimNetwork:
         trace: bool = False,
     ) -> None:
         self.loop = loop
-        self.wheel = Wheel(loop)
+        self.wheel: Wheel = Wheel(loop)
         self.rng = rng
-        self.counters = Counters()
+        self.counters: Counters = Counters()
         self.trace: list[tuple[Any, ...]] | None = [] if trace else None
         """(virtual seconds, ip, fact, its arguments); a CRC-32 stands for bytes. None: not kept."""
         self._latency_s = latency_s

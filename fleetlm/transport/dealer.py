@@ -128,10 +128,10 @@ class DealerChannel:
         settings: Settings,
         keys: CurveKeys | None,
     ) -> None:
-        self.number = number
-        self.own_ip = own_ip
-        self.is_open = False
-        self.may_be_answered = True
+        self.number: int = number
+        self.own_ip: str | None = own_ip
+        self.is_open: bool = False
+        self.may_be_answered: bool = True
         self._loop = loop
         self._owner = owner
         self._target = target

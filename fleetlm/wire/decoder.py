@@ -66,7 +66,7 @@ class Decoder:
     )
 
     def __init__(self, types: MessageTypes, max_nesting: int) -> None:
-        self.failures = 0
+        self.failures: int = 0
         self._types = types
         self._max_nesting = max_nesting
         self._shapes = Shapes()

@@ -6,13 +6,14 @@ Extension values carry what msgpack has no type for; `Ext` is the table.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 """Types that msgpack packs and unpacks exactly, without help."""
-all_scalars = SCALARS.issuperset
+all_scalars: Callable[[Iterable[object]], bool] = SCALARS.issuperset
 MAX_NESTING_LIMIT = 128
 """The largest ``max_nesting``: each level may take four of the 1,000 stack frames that Python allows."""
 

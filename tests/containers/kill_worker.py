@@ -208,7 +208,7 @@ async def call_one(life: Life, kind: str) -> None:
     else:
         kind = "name" if kind in ("pid", "former") else kind
         to = ("nobody" if kind == "nobody" else random.choice(SERVERS), life.any_node())
-        fields = (to[1], to[0], 0, 0)
+        fields = (to[1], to[0], 0, 0)  # type: ignore[assignment]
     ref = life.next_id()
     timeout_s = random.uniform(*SHORT_S) if kind == "short" else CALL_S
     life.book.write("call", ref, kind, *fields)

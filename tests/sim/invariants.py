@@ -342,7 +342,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
             "waiting senders": session.byte_window._waiters,
             "unfinished messages": session.reassembly._unfinished if strict else {},
         }
-        found += [f"{len(some)} {what} with {session.name}" for what, some in kept.items() if some]
+        found += [f"{len(some)} {what} with {session.name}" for what, some in kept.items() if some]  # type: ignore[arg-type]
         if session.in_flight > IDLE_BYTES:
             found.append(f"{session.in_flight} bytes in flight to {session.name}")
     channels = {session.outgoing.channel for session in sessions.values()}

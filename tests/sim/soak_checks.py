@@ -189,7 +189,7 @@ class Checks:
         world, seen = self.world, {}
         for ip, home in self._running():
             registry = home.node.registry
-            seen[ip] = {name: (pid, registry.lookup(name).meta) for name, pid in registry.list().items()}
+            seen[ip] = {name: (pid, registry.lookup(name).meta) for name, pid in registry.list().items()}  # type: ignore[union-attr]
             if any(len(claims) != 1 for claims in registry._table._claims.values()):
                 world.breach(f"{home.node.name} knows competing claims: {registry._table._claims}")
             if self.folk[ip].holders != seen[ip]:
@@ -245,7 +245,7 @@ class Futures:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._made: weakref.WeakSet[Any] = weakref.WeakSet()
         self._create: Callable[[], Any] = loop.create_future
-        loop.create_future = self._created  # type: ignore[method-assign]
+        loop.create_future = self._created
 
     def _created(self) -> Any:
         future = self._create()

@@ -81,7 +81,7 @@ class Folk:
         pid = self.node.spawn(function, *args, name=name)
         process = self.node._local.process(pid)
         assert process is not None
-        self.world.meet(process)
+        self.world.meet(process)  # type: ignore[arg-type]
         return pid
 
     def pause_s(self, mean_s: float) -> float:
@@ -115,7 +115,7 @@ class Folk:
         children.append(Child("citizen", Citizen, self.citizen(tree), register="citizen"))
         rng.shuffle(children)
         await Supervisor(
-            children, strategy=tree.strategy, max_restarts=tree.max_restarts, period_s=tree.period_s,
+            children, strategy=tree.strategy, max_restarts=tree.max_restarts, period_s=tree.period_s,  # type: ignore[arg-type]
             backoff_s=(tree.pause_s, 2.0),
         )(process)  # fmt: skip
 
@@ -457,7 +457,7 @@ class Folk:
         try:
             if rng.random() < 0.75:
                 on_loss = rng.choice(("exit", "message"))
-                await registry.register(name, pid, rng.randrange(9), on_loss=on_loss, timeout=2.0)
+                await registry.register(name, pid, rng.randrange(9), on_loss=on_loss, timeout=2.0)  # type: ignore[arg-type]
                 self.world.claimed(name, pid, local=pid.node == self.node.name)
             else:
                 await registry.unregister(name, timeout=2.0)

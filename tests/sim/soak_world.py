@@ -79,10 +79,10 @@ class Home:
         parts, signals, names = node._parts, node._parts.signals, node._parts.replicated_names
         self._node_down, self._exited, self._told = parts.node_down, signals.exited, signals.told
         self._disclaim = names.asked_to_disclaim
-        names.asked_to_disclaim = self._disclaimed  # type: ignore[method-assign]
-        parts.node_down = self._down  # type: ignore[method-assign]
-        signals.exited = self._ended  # type: ignore[method-assign]
-        signals.told = self._signalled  # type: ignore[method-assign]
+        names.asked_to_disclaim = self._disclaimed
+        parts.node_down = self._down  # type: ignore[assignment]
+        signals.exited = self._ended  # type: ignore[assignment]
+        signals.told = self._signalled
 
     def connected(self, node: str) -> int | None:
         """The incarnation that a signal to that node would reach."""

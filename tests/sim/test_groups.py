@@ -513,7 +513,7 @@ async def test_members_of_a_node_that_leaves_are_picked_last(cluster: SimCluster
     await asyncio.sleep(3)
     for node in (a, b):
         for by in ("random", "round_robin", "least_loaded"):
-            assert {node.groups.pick("g", by=by) for _ in range(20)} == {here}  # type: ignore[arg-type]
+            assert {node.groups.pick("g", by=by) for _ in range(20)} == {here}
         assert {node.groups.pick("g", by="key", key=key) for key in range(20)} == {here}
         assert node.groups.pick("only") == there
     assert await call == "done"
@@ -583,7 +583,7 @@ class Story:
         elif pick < 0.8 and pids:
             node.exit(rng.choice(pids), rng.choice(("bad", "kill")))
         elif node.groups.members("a"):
-            pid = node.groups.pick("a", by=rng.choice(("random", "round_robin", "least_loaded")))  # type: ignore[arg-type]
+            pid = node.groups.pick("a", by=rng.choice(("random", "round_robin", "least_loaded")))
             assert pid in node.groups.members("a")
             async with asyncio.timeout(100):
                 await node.groups.broadcast("a", "x")

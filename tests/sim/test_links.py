@@ -71,11 +71,11 @@ def test_a_monitor_and_a_link_tell_the_reason(remote: bool, order: Any, reason: 
         assert [message.pid for message in exits] == [pid]
         for message in (*downs, *exits):
             if reason is Crash:
-                assert isinstance(message.reason, Crash)
-                assert (message.reason.type_name, message.reason.text) == ("ValueError", "boom")
-                assert "child" in message.reason.traceback_text
+                assert isinstance(message.reason, Crash)  # type: ignore[attr-defined]
+                assert (message.reason.type_name, message.reason.text) == ("ValueError", "boom")  # type: ignore[attr-defined]
+                assert "child" in message.reason.traceback_text  # type: ignore[attr-defined]
             else:
-                assert message.reason == reason
+                assert message.reason == reason  # type: ignore[attr-defined]
 
     pair_story(story)
 

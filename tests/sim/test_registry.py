@@ -439,7 +439,7 @@ def test_a_meta_of_a_type_that_is_not_known_here_is_shown_as_none() -> None:
 
     async def told(_: SimCluster, one: Node, two: Node) -> None:
         codec = two.registry._replicated._codec
-        codec._types = fleetlm.messages.MessageTypes()  # type: ignore[attr-defined]
+        codec._types = fleetlm.messages.MessageTypes()
         pid = one.spawn(idle)
         await one.registry.register("x", pid, Meta("a"))
         await asyncio.sleep(SETTLE_S)
@@ -671,7 +671,7 @@ def play(seed: int) -> int:
 
     async def main() -> None:
         nonlocal lost
-        settings = fleetlm.testing.cluster.SETTINGS.replace(  # type: ignore[attr-defined]
+        settings = fleetlm.testing.cluster.SETTINGS.replace(
             poll_interval_s=1.0, node_timeout_s=2.0, backoff_max_s=2.0
         )
         async with SimCluster(seed, settings=settings) as cluster:

@@ -249,7 +249,7 @@ def test_an_exit_behind_the_reply_in_one_batch_finds_the_link() -> None:
             there._loop.call_soon(there.exit, pid, "kill")
             return pid
 
-        there._parts.remote_spawn.spawn_for = asked  # type: ignore[method-assign]
+        there._parts.remote_spawn.spawn_for = asked  # type: ignore[assignment]
         for kind in ("link", "monitor"):
             asker = Asker(kind, there.name)
             pid = here.spawn(asker.run)
@@ -430,7 +430,7 @@ def test_who_ends_while_it_waits_leaves_no_orphan(kind: str, reason: str) -> Non
         if reason == "normal":
             process = here._local.process(pid)
             assert process is not None
-            process.exit(pid, "normal")  # From itself: ends it.
+            process.exit(pid, "normal")  # type: ignore[attr-defined]  # From itself: ends it.
         else:
             here.exit(pid, reason)
         await asyncio.sleep(1)
@@ -586,7 +586,7 @@ def test_a_reply_that_is_no_pid_of_that_node_is_an_error(kind: str, given_up: bo
             "a former one's": Pid(there.name, there.incarnation - 1, 1),
             "ours": pid,
         }
-        there._parts.remote_spawn.spawn_for = lambda *_: lies.get(reply, reply)  # type: ignore[method-assign]
+        there._parts.remote_spawn.spawn_for = lambda *_: lies.get(reply, reply)
         if given_up:
             cluster.stall(there)
         await asyncio.sleep(2)

@@ -239,10 +239,10 @@ def test_only_its_parent_or_a_node_ends_a_supervisor() -> None:
             node.spawn(stranger, reason)
             await asyncio.sleep(0.1)
         assert log == ["+a"]
-        reason = asyncio.create_task(ended(node, pids[0]))
+        reason = asyncio.create_task(ended(node, pids[0]))  # type: ignore[assignment]
         await asyncio.sleep(0.1)
         await node.send(above, "end it")
-        assert await reason == "enough"
+        assert await reason == "enough"  # type: ignore[misc]
         assert log == ["+a", "-a"]
 
     story(told)

@@ -105,7 +105,7 @@ def processes_and_signals(node: Any, context: NodeContext) -> tuple[LocalProcess
     """The processes of a node, with their links; `node.remote_spawn` is used if there is one."""
 
     def make_process(pid: Pid, runs: str) -> Process:
-        remote_spawn = getattr(node, "remote_spawn", None)
+        remote_spawn: Any = getattr(node, "remote_spawn", None)
         return Process(
             node, ProcessServices(signals, remote_spawn, context.settings.mailbox_limit), pid, runs
         )

@@ -170,7 +170,7 @@ class Host:
             return {"error": type(error).__name__, "text": str(error), "s": time.monotonic() - began}
         return {"reply": reply, "s": time.monotonic() - began}
 
-    async def round_trips(self, to: str, count: int, pause: float = 0.0) -> list[float]:
+    async def round_trips(self, to: str, count: int, pause: float = 0.0) -> list[float]:  # type: ignore[valid-type]
         """How long each of so many small calls took, in seconds."""
         taken = []
         for number in range(count):
@@ -241,7 +241,7 @@ class Host:
     async def footprint(self) -> dict[str, int]:
         return {"files": open_files(), "resident_kib": resident_kib(), "peak_kib": resident_kib("VmHWM")}
 
-    async def dns(self, host: str, name: str, addresses: list[str]) -> str:
+    async def dns(self, host: str, name: str, addresses: list[str]) -> str:  # type: ignore[valid-type]
         """Serve this name until the end. Returns the server's address."""
         from fleetlm.testing.dns_server import DnsServer
 

@@ -16,7 +16,7 @@ pytest.importorskip("uvloop", reason="the extra `uvloop` is not installed")
 @pytest.mark.parametrize("loops", [("uvloop", "uvloop"), ("asyncio", "uvloop")], ids="-".join)
 async def test_a_small_life(loops: tuple[str, str], cookie: str | None) -> None:
     env = {"FLEETLM_COOKIE": cookie} if cookie else {}
-    async with Fleet(static=(2, 3), **env) as fleet:
+    async with Fleet(static=(2, 3), **env) as fleet:  # type: ignore[arg-type]
         a, b = [await fleet.worker(n, loop=loop) for n, loop in zip((2, 3), loops, strict=True)]
         here, there = fleet.name(2), fleet.name(3)
         await asyncio.gather(*(w.ask("meshed", others=1, timeout=10.0) for w in (a, b)))

@@ -621,7 +621,7 @@ async def test_the_number_of_clients_is_bounded(env: dict[str, str], monkeypatch
         connections = []
         for count in (1, 2, 3):
             connections.append(await in_thread(connect, env))
-            await eventually(lambda count=count: len(server._clients) == count)
+            await eventually(lambda count=count: len(server._clients) == count)  # type: ignore[misc]
         found = client.discover(env, UID)[0]
         await eventually(lambda: len(server._clients) == 3)  # that one only looked
         connections.append(await in_thread(client.connect, found))

@@ -711,7 +711,7 @@ async def test_a_node_in_a_forked_child_refuses_to_work() -> None:
             for use in (
                 lambda: node.send("echo", 1).send(None),
                 lambda: node.call("echo", 1).send(None),
-                lambda: node.spawn(print),
+                lambda: node.spawn(print),  # type: ignore[arg-type]
                 lambda: node.connect("fleetlm@127.77.0.3").send(None),
             ):
                 try:

@@ -42,7 +42,7 @@ class Clock:
 
 
 def call(caller: Caller, clock: Clock | None = None) -> Call:
-    return Call(("add", 1, 2), caller, 9, 5.0, clock or Clock())
+    return Call(("add", 1, 2), caller, 9, 5.0, clock or Clock())  # type: ignore[arg-type]
 
 
 def test_it_matches_as_a_pattern_and_shows_its_message() -> None:
@@ -80,7 +80,7 @@ def test_an_exception_goes_as_type_text_and_traceback() -> None:
     caller = Caller()
     it = call(caller)
     with pytest.raises(LookupError) as caught:
-        {}["no such session"]
+        {}["no such session"]  # type: ignore[index]
     it.fail(caught.value)
     ((_, ref, kind, (name, text, trace)),) = caller.told
     assert (ref, kind, name, text) == (9, FailureKind.RAISED, "KeyError", "'no such session'")

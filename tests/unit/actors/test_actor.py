@@ -761,6 +761,6 @@ async def test_an_actor_may_start_others_in_its_turn_and_blocking_code_goes_to_t
     async def run_blocking(function: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    node.run_blocking = run_blocking  # type: ignore[attr-defined,unused-ignore]
+    node.run_blocking = run_blocking  # type: ignore[assignment,attr-defined,unused-ignore]
     ref = await node.start_actor(Blocking)
     assert await ref.call(Blocking.total, 1, 2) == 4

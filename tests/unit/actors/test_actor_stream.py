@@ -44,12 +44,12 @@ class StreamCall(Call):
         super().__init__(request, consumer, 1, deadline, SimLoop.current().time)
         self.consumer = consumer
         self.credit = credit
-        self.more = asyncio.Event()
+        self.more = asyncio.Event()  # type: ignore[assignment]
 
     async def put(self, item: Any) -> bool:
         while self.credit <= 0 and self.open:
-            self.more.clear()
-            await self.more.wait()
+            self.more.clear()  # type: ignore[attr-defined]
+            await self.more.wait()  # type: ignore[attr-defined]
         if not self.wanted:
             self.abandon()
             return False
@@ -61,7 +61,7 @@ class StreamCall(Call):
 
     def consumer_gone(self) -> None:
         self.abandon()
-        self.more.set()
+        self.more.set()  # type: ignore[attr-defined]
 
 
 class Model(Actor):
@@ -113,7 +113,7 @@ async def started(fleet: Fleet) -> tuple[Model, Process]:
     ref = await node.start_actor(model, name="model")
     process = node._local.process(ref.pid)
     assert process is not None
-    return model, process
+    return model, process  # type: ignore[return-value]
 
 
 async def ask(process: Process, name: str, *args: Any, **options: Any) -> tuple[StreamCall, list[Any]]:
@@ -141,7 +141,7 @@ async def test_the_generator_waits_for_its_consumer(fleet: Fleet) -> None:
     call, got = await ask(process, "count", 5, credit=2)
     assert got == [0, 1]
     call.credit = 1
-    call.more.set()
+    call.more.set()  # type: ignore[attr-defined]
     await asyncio.sleep(0.01)
     assert got == [0, 1, 2]
     assert process.info().open_calls == 1

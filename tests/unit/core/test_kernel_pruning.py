@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from fleetlm.core.dns_answers import Outcome
@@ -10,7 +12,7 @@ from tests.support.kernel_fakes import Meeting, T, addresses, name, outcome
 PRUNING = Settings(dns_query="fleet.test", prune_after_lookups=3)
 
 
-def downs(effects: list[object]) -> list[str]:
+def downs(effects: Sequence[object]) -> list[str]:
     return [effect.name for effect in effects if isinstance(effect, Down)]
 
 

@@ -319,7 +319,7 @@ def test_well_formed_nonsense_is_a_bad_frame_or_a_message(messages: list[Any]) -
         with contextlib.suppress(BadFrame):
             frame(side, *messages)
         for call in side.session.calls.values():
-            call.cancel()
+            call.cancel()  # type: ignore[attr-defined]
 
     run(main())
 

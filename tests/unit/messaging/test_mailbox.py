@@ -33,7 +33,7 @@ def mailbox(limit: int = 4, taken: list[Call] | None = None) -> Mailbox:
 
 
 def call(caller: Nobody, ref: int = 1, deadline: float = 5.0) -> Call:
-    return Call("work", caller, ref, deadline, SimLoop.current().time)
+    return Call("work", caller, ref, deadline, SimLoop.current().time)  # type: ignore[arg-type]
 
 
 @virtual

@@ -144,7 +144,7 @@ async def test_a_class_is_made_inside_the_process() -> None:
     (made, inside), (runs, number) = seen
     assert (made, inside, number) == ((1, 2), True, 1)
     assert runs.endswith("Work")
-    crashing = node.local.spawn(lambda *_: None, (), None)  # type: ignore[arg-type,return-value]
+    crashing = node.local.spawn(lambda *_: None, (), None)  # type: ignore[arg-type]
     logging.disable(logging.CRITICAL)
     await turns()
     assert node.local.process(crashing) is None

@@ -65,8 +65,8 @@ class Rig:
         """One that waits."""
         process = self.local.process(self.spawn(idle))
         assert process is not None
-        process.trap_exit = trap
-        return process
+        process.trap_exit = trap  # type: ignore[attr-defined]
+        return process  # type: ignore[return-value]
 
     def spawning(
         self, owner: Process | None, *, linked: bool = False, ref: Ref | None = None
@@ -323,7 +323,7 @@ async def test_a_linked_process_of_one_that_is_ending_is_left_to_the_link() -> N
     owner = rig.local.process(rig.spawn(slow_to_end))
     assert owner is not None
     await asyncio.sleep(0)
-    before, late = rig.spawning(owner, linked=True), rig.spawning(owner, linked=True)
+    before, late = rig.spawning(owner, linked=True), rig.spawning(owner, linked=True)  # type: ignore[arg-type]
     before.set_result(CHILD)
     owner._end_with("bad")
     before.give_up()

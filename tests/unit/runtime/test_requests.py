@@ -57,7 +57,7 @@ class Rig:
 
     def ask(self, verb: Any, argument: Any = None) -> Any:
         asker = Asker()
-        self.office.asked(self.session, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))
+        self.office.asked(self.session, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))  # type: ignore[arg-type]
         return asker.outcome
 
 

@@ -310,7 +310,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     (dt.time(1), "message", "datetime.time is not a message type"),
     (dt.timedelta(1), "message", "datetime.timedelta is not a message type"),
     (dt.datetime(2024, 1, 1), "message", "without a time zone; make it aware"),  # noqa: DTZ001
-    (dt.datetime(2024, 1, 1, tzinfo=Zone()), "message", "Zone; use zoneinfo.ZoneInfo or"),
+    (dt.datetime(2024, 1, 1, tzinfo=Zone()), "message", "Zone; use zoneinfo.ZoneInfo or"),  # type: ignore[abstract]
     (Stranger(1), "message", "Stranger is not registered; put @fleetlm.message(tag)"),
     (ValueError("x"), "message", "ValueError is not a message type"),
     ("a\ud800", "message", "lone surrogate U+D800 at 1"),

@@ -235,9 +235,9 @@ def test_units_are_written_into_packed_messages_as_the_builders_would(units: int
         (operations.stream, ("echo", "x", 7, 5_000, 64)),
         (operations.yield_, ("echo", PARTS, 7, 5_000, 64)),
     ):
-        packed = pack(build(*fields, 1))
+        packed = pack(build(*fields, 1))  # type: ignore[call-arg]
         assert operations.ends_with_units(packed)
-        assert operations.set_units(packed, units) == pack(build(*fields, units))
+        assert operations.set_units(packed, units) == pack(build(*fields, units))  # type: ignore[call-arg]
     for message in (operations.one_way("echo", "x"), operations.one_way(Op.CAST, "x"), call):
         assert not operations.ends_with_units(pack(message, default=int))
     handle = operations.handle("echo", PARTS, 7, 5_000)
