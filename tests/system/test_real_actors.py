@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fleetlm import Actor, ActorRef, FleetError, Node, NodeLost, handler
+from tests.support.patience import allowed_s
 from tests.system.actor_worker import Model
 from tests.system.cluster_tools import Fleet, Worker, quantile
 from tests.system.cluster_worker import resident_kib
@@ -125,7 +126,7 @@ async def test_the_first_item_comes_as_soon_as_a_reply() -> None:
                 items.append(time.perf_counter() - began)
         call_s, item_s = quantile(calls, 0.5), quantile(items, 0.5)
         print(f"median: a reply after {call_s * 1e6:.0f} µs, a first item after {item_s * 1e6:.0f} µs")
-        assert item_s < 2 * call_s + 0.001
+        assert item_s < allowed_s(2 * call_s + 0.001)
 
 
 async def test_a_producer_that_is_killed_ends_every_stream_at_once() -> None:

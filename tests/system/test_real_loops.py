@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.support.patience import allowed_s
 from tests.system.cluster_tools import Fleet, all_sunk
 
 pytest.importorskip("uvloop", reason="the extra `uvloop` is not installed")
@@ -33,7 +34,7 @@ async def test_a_small_life(loops: tuple[str, str], cookie: str | None) -> None:
         assert (await a.ask("call", to=there, name="slow", message=1, timeout=0.1))["error"] == "CallTimeout"
         assert (await b.ask("reconnected_by", name=here)) is True
         left = time.monotonic()
-        assert await a.ask("stop") < 2.0
+        assert await a.ask("stop") < allowed_s(2.0)
         down = await fleet.down(there, here, since=left)
         assert down.reason == "left: shutdown"
         assert await a.exit_code() == 0
