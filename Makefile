@@ -10,9 +10,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+TESTS := -n $(JOBS) --dist loadfile -m "not long and not containers"
+COVERAGE_FLOOR := 80
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-containers lint format bench clean
+.PHONY: help setup demo test test-long test-containers coverage coverage-core lint types hooks format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -32,7 +34,7 @@ demo: $(STAMP) ## show a cluster form on this machine, in about 20 seconds
 	@$(BIN)/fleetlm demo $(ARGS)
 
 test: $(STAMP) ## every test that needs neither minutes nor Docker
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not long and not containers" $(ARGS)
+	$(PYTEST) $(TESTS) $(ARGS)
 
 test-long: $(STAMP) ## tests that take minutes: full lengths on real sockets
 	$(PYTEST) -n $(JOBS) -m "long and not containers" $(ARGS) tests/sim
@@ -41,10 +43,25 @@ test-long: $(STAMP) ## tests that take minutes: full lengths on real sockets
 test-containers: $(STAMP) ## a real cluster with Docker Compose; REQUIRE_DOCKER=1: no engine is a failure
 	$(PYTEST) -p no:xdist -m containers $(ARGS) tests/containers
 
-lint: $(STAMP) ## ruff, the format and mypy
+coverage: $(STAMP) ## the tests of `make test` with branch coverage of the whole package, and a floor
+	$(PYTEST) $(TESTS) --cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR) $(ARGS)
+
+coverage-core: $(STAMP) ## unit tests must reach every branch of fleetlm/core and fleetlm/wire
+	$(PYTEST) -q --cov=fleetlm/core --cov=fleetlm/wire --cov-report=term --cov-fail-under=100 \
+	  --ignore-glob="*_properties.py" --ignore-glob="*_pairs.py" $(ARGS) tests/unit/core tests/unit/wire
+
+lint: $(STAMP) ## ruff, the format, mypy and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell .
+
+types: $(STAMP) ## every public name has a type that type checkers agree on
+	PATH="$(abspath $(BIN)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 \
+	  pyright --verifytypes fleetlm --ignoreexternal
+
+hooks: $(STAMP) ## what pre-commit runs, on every file: also links, spelling and the workflows
+	$(BIN)/pre-commit run --all-files
 
 format: $(STAMP) ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
@@ -54,5 +71,5 @@ bench: $(STAMP) ## the benchmarks, each beside a floor in plain pyzmq
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

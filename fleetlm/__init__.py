@@ -1,10 +1,10 @@
-"""fleetlm: worker processes become one cluster, as Erlang nodes do.
+"""fleetlm: worker processes form one cluster, as Erlang nodes do.
 
     async with fleetlm.Node.start() as node:
         node.spawn(printer, name="printer")
         await node.send(("printer", "fleetlm@10.0.0.7"), {"any": "message"})
 
-Every public name is here, and is imported when it is used first; ``__init__.pyi`` tells type checkers.
+Every public name is here. It is imported at its first use; ``__init__.pyi`` has the names for type checkers.
 """
 
 from __future__ import annotations

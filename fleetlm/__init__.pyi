@@ -1,4 +1,4 @@
-# The public names with their types; `__init__.py` imports each when it is used first.
+# The public names, for type checkers. `__init__.py` imports each at its first use.
 
 from fleetlm.actor import Actor as Actor
 from fleetlm.actors.handlers import handler as handler

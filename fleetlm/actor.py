@@ -1,4 +1,4 @@
-"""Actors: classes whose handlers are asked for from any node.
+"""Actors: classes whose handlers can be called from any node.
 
     class Sessions(Actor):
         async def init(self) -> None:
@@ -13,9 +13,11 @@
     ref = node.ref(Sessions, "sessions", at="fleetlm@10.0.0.7")
     count = await ref.within(2).call(Sessions.append, "s1", "hello")
 
-Source: OTP gen_server.erl; differs: handlers are methods, so that what they take and return is known to a
-type checker; an exception in a call is the caller's (`RemoteError`) and the actor lives on, as in Pykka;
-``terminate`` runs at exit signals that are not trapped, too.
+How an actor runs, and how a handler is cancelled, is told in `actors.run`.
+
+Source: OTP gen_server.erl; differs: handlers are methods, so a type checker knows what they take and
+return; an exception in a call is raised at the caller (`RemoteError`) and the actor goes on, as in Pykka;
+``terminate`` also runs after exit signals that are not trapped.
 """
 
 from __future__ import annotations
@@ -38,18 +40,18 @@ R = TypeVar("R")
 
 
 class Actor:
-    """Base of actors: put `handler` above the methods that others may ask for.
+    """Base class of actors: put `handler` above the methods that others may call.
 
     Spawn the class, ``node.spawn(Sessions, *args)``, and the object is made inside the new process: a
     constructor that raises is a crash of that process, and a supervisor's ``Child("s", Sessions, args)``
     gets a fresh object at each start. An object, ``node.spawn(Sessions(3))``, runs once.
 
-    An exception in a handler is raised as `RemoteError` at who called; the actor goes on. In a cast, in
-    `handle_info` and in `init` it ends the actor, since nobody else would hear of it. `ProcessExit` raised
-    anywhere ends it with that reason.
+    An exception in a handler is raised as `RemoteError` at the caller, and the actor goes on. In a cast, in
+    `handle_info` and in `init` there is no caller to be told, so it ends the actor. `ProcessExit` raised
+    anywhere ends the actor with its reason.
 
-    A caller that gives up (its time-out, its cancellation, the loss of its node) cancels the handler, and
-    the actor goes on. What a handler asks of others has no longer than its own caller waits.
+    When the caller gives up (time-out, cancellation, loss of its node), the handler is cancelled, and the
+    actor goes on. Calls that a handler makes get no more time than its own caller still waits.
     """
 
     __fleetlm_handlers__: ClassVar[Handlers] = NO_HANDLERS
@@ -62,24 +64,25 @@ class Actor:
     # For subclasses to override.
 
     async def init(self) -> None:
-        """Called in the new process before the first message is taken.
+        """Prepare the actor; runs in the new process before the first message is taken.
 
-        Requests wait meanwhile. If it raises, the actor ends without `terminate`.
+        Requests wait in the mailbox meanwhile. If it raises, the actor ends without `terminate`.
         """
 
     async def terminate(self, reason: Any) -> None:
-        """Called at the end with the exit reason, whatever ends the actor, but for ``"kill"``.
+        """Clean up; runs at the end with the exit reason, whatever ends the actor, except for ``"kill"``.
 
-        It has `Settings.terminate_s` seconds. Concurrent handlers have ended before; calls that are
-        open, or still wait, are answered after it (`ProcessDown`, `NoProcess`). What it raises is logged
-        and does not change the reason.
+        It has `Settings.terminate_s` seconds. Concurrent handlers have ended before it runs. Calls that are
+        open or still wait are answered after it (`ProcessDown`, `NoProcess`). An exception that it raises
+        is logged and does not change the reason.
         """
 
     async def handle_info(self, message: Any) -> None:
-        """Called with every message that is no request for a handler.
+        """Take a message that is not a request for a handler.
 
-        That is what others `send`, `Down`, `Exit` if this process traps exits, and a `Call` that was
-        made with `Node.call`. By default the first of each type is logged, and a call not run.
+        These are messages that were sent with `Node.send` or `ActorRef.send`, `Down` messages, `Exit`
+        messages if this process traps exits, and a `Call` that was made with `Node.call`. By default the
+        first message of each type is logged, and a call is refused (`NoHandler`).
         """
         run = self.__running()
         if isinstance(message, Call):
@@ -91,7 +94,11 @@ class Actor:
 
     @property
     def process(self) -> Process:
-        """The process that it runs in: links, monitors, trapping exits. Raises: RuntimeError before init."""
+        """The process that it runs in, for links, monitors and trapping exits.
+
+        Raises:
+            RuntimeError: it does not run yet: before `init`.
+        """
         return self.__running().process
 
     @property
@@ -105,9 +112,12 @@ class Actor:
         return self.__running().process.pid
 
     def stop(self, reason: Any = "normal") -> None:
-        """End after the handler that runs now, with this reason; the first one counts.
+        """End after the handler that runs now, with this exit reason. The first reason counts.
 
         Messages that wait are not taken any more. Concurrent handlers are cancelled.
+
+        Raises:
+            RuntimeError: it does not run yet: before `init`.
         """
         self.__running().stop(reason)
 
@@ -119,13 +129,17 @@ class Actor:
         """Run a blocking function in another operating-system process; see `Node.run_in_process`."""
         return await self.node.run_in_process(function, *args, **kwargs)
 
-    # The runtime's business.
+    # For the runtime.
 
     async def __call__(self, process: Process, ready: asyncio.Future[bool] | None = None) -> None:
-        """Run as this process, once.
+        """Run as this process until it ends.
+
+        Args:
+            process: its process.
+            ready: set to True when `init` is done.
 
         Raises:
-            RuntimeError: this object runs, or has run, already.
+            RuntimeError: this object runs already, or has run.
         """
         check_unused(self)
         self.__run = ActorRun(self, self.__fleetlm_handlers__, process, process.node.settings)
@@ -141,7 +155,7 @@ class Actor:
 
 
 def check_unused(function: object) -> None:
-    """Raises: RuntimeError, if it is an actor object that has been run."""
+    """Refuse an actor object that runs already, or has run. Raises: RuntimeError."""
     if isinstance(function, Actor) and vars(function).get("_Actor__run") is not None:
         name = type(function).__qualname__
         raise RuntimeError(

@@ -1,4 +1,13 @@
-"""A request as the process that serves it sees it."""
+"""A request as the process that serves it sees it.
+
+A `Call` is open until it has exactly one end: a reply, a failure, or that no answer is needed any more.
+Whatever ends it first counts; later answers go nowhere. Its `Caller` carries the outcome: a session back
+over the connection, or the sending side of this node to a future. The process that took the call last
+watches it (`Call.watch`), so that it can answer for it when it ends.
+
+A stream has a `_ProducerEnd` besides: the credit for items, and the tasks that wait for credit or for the
+end.
+"""
 
 from __future__ import annotations
 
@@ -16,36 +25,40 @@ class Caller(Protocol):
     """Where the outcome of a request goes: back over a connection, or to a future of this node."""
 
     def replied(self, ref: int, value: Any) -> None:
-        """It ran. Raises: NotSerializable, MessageTooLarge; the caller has then no outcome yet."""
+        """Give the caller a result. Raises: NotSerializable, MessageTooLarge; it has no outcome then."""
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
-        """It has no reply. Never raises."""
+        """Give the caller the reason why there is no reply. Never raises."""
 
     async def item(self, ref: int, value: Any) -> None:
         """Send an item of a stream. Raises: as `replied`; the stream goes on."""
 
     def forget(self, ref: int) -> None:
-        """Nobody waits for it any more."""
+        """Drop a request that needs no answer any more."""
 
 
 class Call:
     """A request in a mailbox.
 
-    Reply exactly once, now or later, from any task of the node::
+    Reply once, now or later, from any task of the node::
 
         match message:
             case Call(message=("add", a, b)):
                 message.reply(a + b)
 
-    A call that asks for a stream takes items before its reply, which ends it::
+    A call that asks for a stream takes items before its reply, and the reply ends the stream::
 
                 for token in tokens:
                     if not await message.put(token):
                         break
                 message.reply()
 
-    A process that ends with calls unanswered answers them: `NoProcess` for what it never took,
-    `ProcessDown` for what it took.
+    When a process ends, its unanswered calls are answered for it: with `NoProcess` those that it never took,
+    with `ProcessDown` those that it took.
+
+    Attributes:
+        message: what the caller sent.
+        deadline: on the loop's clock, in seconds; from then on the caller does not wait any more.
     """
 
     __match_args__ = ("message",)
@@ -60,9 +73,8 @@ class Call:
         clock: Callable[[], float],
         window: int = 0,
     ) -> None:
-        self.message = message
-        self.deadline = deadline
-        """On the loop's clock (seconds): after it nobody waits."""
+        self.message: Any = message
+        self.deadline: float = deadline
         self._caller = caller
         self._ref = ref
         self._clock = clock
@@ -75,24 +87,24 @@ class Call:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the deadline; pass it on to calls made for this one."""
+        """Seconds until the deadline, at least 0; pass them on to calls that are made for this one."""
         return max(0.0, self.deadline - self._clock())
 
     @property
     def open(self) -> bool:
-        """Whether it has been neither answered nor given up; its deadline may have passed."""
+        """Whether the call has been neither answered nor given up; its deadline may have passed."""
         return not self._done
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody still waits: not answered, not given up, not expired."""
+        """Whether the caller still waits: the call is not answered, not given up, and not expired."""
         return not self._done and self._clock() < self.deadline
 
     def reply(self, value: Any = None) -> None:
-        """Send the result. A second answer, or one that nobody waits for, goes nowhere.
+        """Send the result. If the call has been answered or given up before, nothing happens.
 
         Raises:
-            NotSerializable: the value cannot travel; the caller is told (`RemoteError`) all the same.
+            NotSerializable: the value cannot travel; the caller gets a `RemoteError` that says so.
             MessageTooLarge: likewise.
         """
         if self._finish():
@@ -104,15 +116,15 @@ class Call:
 
     @property
     def streaming(self) -> bool:
-        """Whether it asks for a stream of items rather than for one reply."""
+        """Whether the caller asks for a stream of items instead of one reply."""
         return self._producer is not None
 
     async def put(self, item: Any) -> bool:
-        """Send an item of a stream; waits while the consumer's window is full.
+        """Send an item of a stream; wait while the consumer's window is full.
 
         Returns:
-            False when nobody wants items any more: the consumer has stopped or died, the deadline has
-            passed, or the stream has been ended here.
+            False when no further item is wanted: the consumer has stopped or ended, the deadline has passed,
+            or the stream has been ended here.
 
         Raises:
             TypeError: this call does not ask for a stream.
@@ -130,23 +142,23 @@ class Call:
         try:
             await self._caller.item(self._ref, item)
         except BaseException:
-            producer.more(1)  # It has not left, so nobody will give this credit back.
+            producer.more(1)  # The item was not sent, so the consumer will not give its credit back.
             raise
         return not self._done
 
     def more(self, count: int) -> None:
-        """The consumer may be sent so many items besides. Raises: ValueError, if it is no stream."""
+        """Add credit for items that the consumer has taken. Raises: ValueError if this is not a stream."""
         if self._producer is None:
-            raise ValueError("credit for a call that is no stream")
+            raise ValueError("credit for a call that does not ask for a stream")
         self._producer.more(count)
 
     def fail(self, error: BaseException) -> None:
-        """Let the call raise `RemoteError` at the caller: type name, text and traceback as text."""
+        """Raise `RemoteError` at the caller, with the type name, the text and the traceback as text."""
         if self._finish():
             self._send_error(error)
 
     def refuse(self, error: AlreadyRegistered | Draining | NoFactory | NoProcess) -> None:
-        """Let the caller raise this error itself: for the node, which knows that nothing has run."""
+        """Raise this error itself at the caller; for the runtime, which knows that nothing has run."""
         if self._finish():
             match error:
                 case AlreadyRegistered(name=name, owner=owner):
@@ -159,31 +171,31 @@ class Call:
                     self._caller.failed(self._ref, FailureKind.NO_PROCESS, [str(target)])
 
     def watch(self, on_done: Callable[[Call], None]) -> None:
-        """Tell ``on_done`` when this call needs no answer any more, or when another watches.
+        """Call ``on_done`` when this call needs no answer any more, or when another process watches it.
 
-        The process that took it last answers for it: a call may be passed on within a node.
+        A call may be passed on within a node; the process that took it last answers for it.
         """
         former, self._on_done = self._on_done, on_done
         if former is not None:
             former(self)
 
     def abandon(self) -> None:
-        """Its caller has gone, or its deadline has passed: no answer is needed."""
+        """End the call without an answer: its caller has gone, or its deadline has passed."""
         if self._finish():
             self._caller.forget(self._ref)
 
     def no_process(self, target: str) -> None:
-        """Nobody took it."""
+        """Answer for a process that never took the call."""
         if self._finish():
             self._caller.failed(self._ref, FailureKind.NO_PROCESS, [target])
 
     def process_down(self, target: str, reason: str) -> None:
-        """Who took it has ended."""
+        """Answer for a process that took the call and has ended."""
         if self._finish():
             self._caller.failed(self._ref, FailureKind.PROCESS_DOWN, [target, reason])
 
     def no_handler(self, target: str, why: str) -> None:
-        """Who took it cannot run it, and has not."""
+        """Answer for an actor that has no handler for the call, so that nothing has run."""
         if self._finish():
             self._caller.failed(self._ref, FailureKind.NO_HANDLER, [target, why])
 
@@ -192,6 +204,7 @@ class Call:
         self._caller.failed(self._ref, FailureKind.RAISED, [type(error).__name__, text_of(error), text])
 
     def _finish(self) -> bool:
+        """End the call, and wake and tell those who watch it. Returns False if it has ended before."""
         if self._done:
             return False
         self._done = True

@@ -46,7 +46,7 @@ class FleetError(Exception):
 
 
 class SettingsError(FleetError):
-    """A setting has a value that is not allowed. Raised before anything is started.
+    """A setting has a value that is not allowed. Raised before anything is started, or by `Node.ready`.
 
     Attributes:
         variable: the environment variable, or the ``Settings`` field.

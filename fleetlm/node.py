@@ -1,64 +1,68 @@
-"""The node: what a program starts, and everything it can ask of it."""
+"""The node: what a program starts, and everything that it can ask of it.
+
+`Node` is a thin front. Its parts (`runtime.assembly` makes and connects them) do the work; a method here
+checks its arguments and asks one of them. Two things are decided here: the order in which a node starts,
+and the order in which it stops.
+
+Start (`_begin`): the transport listens; then the clock of the driver ticks and the poller looks for peers;
+then the remote shell opens. Nothing waits for a peer.
+
+Stop (`stop`, `_leave`): the node is *draining* first. It tells its peers so and takes no new processes,
+but serves what has begun until there is nothing left or the drain time is over. Then processes end, trees
+first; then nothing can be sent any more; then the driver says goodbye, which ends every session; then what
+is open is closed. Stopping runs in a task of its own, so a caller of `stop` that is cancelled (as a process
+of this node is) does not cancel it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import builtins
+import functools
 import logging
-import math
-import random
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from fleetlm.actor import Actor, check_unused
-from fleetlm.actors.handlers import ActorObject
-from fleetlm.actors.ref import ActorRef, Goal, Sender, goal_of
+from fleetlm.actor import check_unused
+from fleetlm.actors.handlers import ActorObject, check_actor
+from fleetlm.actors.ref import ActorRef, Goal, goal_of
 from fleetlm.actors.starting import start
 from fleetlm.blocking import forks
-from fleetlm.blocking.pools import Blocking
-from fleetlm.core.connection import Identity
-from fleetlm.core.kernel import Kernel
-from fleetlm.core.topology import PeerInfo
-from fleetlm.directory.groups import Groups
-from fleetlm.directory.registry import Registry
-from fleetlm.directory.replication import Replication
-from fleetlm.directory.subscriptions import Subscription
-from fleetlm.discovery.own_address import OwnAddress, RecordWatch, can_bind
-from fleetlm.discovery.poller import Poller
-from fleetlm.errors import FleetError, NodeStopped
-from fleetlm.ids import Pid, new_incarnation
+from fleetlm.errors import FleetError, NodeStopped, SettingsError
+from fleetlm.ids import Pid
 from fleetlm.messaging.deadline import within_deadline
-from fleetlm.messaging.inbound import Inbound
-from fleetlm.messaging.outbound import Messenger
-from fleetlm.messaging.streams import Streams
 from fleetlm.names import canonical_node, endpoint
-from fleetlm.process import Process, ProcessServices
-from fleetlm.processes.context import NodeContext
-from fleetlm.processes.local import LocalProcesses
-from fleetlm.processes.remote_spawn import Factories, RemoteSpawn
-from fleetlm.processes.signals import Signals
-from fleetlm.runtime.bootstrap import Parts, warn_about
-from fleetlm.runtime.driver import Driver
-from fleetlm.runtime.events import Event, EventHub
-from fleetlm.runtime.info import NodeInfo, node_info
-from fleetlm.runtime.requests import PeerRequests
-from fleetlm.runtime.starting import NodeStarting
-from fleetlm.settings import Settings
-from fleetlm.sync import SyncNode
-from fleetlm.wire.codec import Codec
+from fleetlm.process import Process
+from fleetlm.runtime.assembly import Assembly
+from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
+from fleetlm.runtime.info import NodeInfo
+from fleetlm.sync import SyncNode, ThreadRequests
 
 if TYPE_CHECKING:
-    from fleetlm.core.dns_answers import Answer
+    import random
+
+    from fleetlm.core.topology import PeerInfo
+    from fleetlm.directory.groups import Groups
+    from fleetlm.directory.registry import Registry
+    from fleetlm.directory.subscriptions import Subscription
     from fleetlm.discovery.interface import Discovery
+    from fleetlm.discovery.own_address import OwnAddress
     from fleetlm.messaging.targets import Target
     from fleetlm.processes.info import ChildInfo, ProcessInfo
-    from fleetlm.processes.running import ProcessFunction, RunningProcess
+    from fleetlm.processes.remote_spawn import Factories
+    from fleetlm.processes.running import ProcessFunction
+    from fleetlm.runtime.events import Event
+    from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
-    from fleetlm.wire.invocation import Invoke
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 A = TypeVar("A", bound=ActorObject)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DRAIN_LOOK_S = 0.01
+"""Seconds between two looks whether a draining node has something to finish; many events can end that."""
 
 
 class Node:
@@ -70,76 +74,41 @@ class Node:
             node.spawn(printer, name="printer")
             await node.send(("printer", "fleetlm@10.0.0.7"), {"any": "message"})
 
-    Everything runs on the event loop that started the node; two nodes in one program work.
+    Everything runs on the event loop that started the node. Several nodes in one program work. Other threads
+    use `sync`.
+
+    Attributes:
+        name: this node's name, ``basename@ip``.
+        incarnation: a number that is different at every start; part of every pid of this node.
+        settings: the settings it was started with.
+        own_address: this node's address, and why it was chosen.
+        groups: process groups of the cluster.
+        registry: cluster-wide names of processes.
+        factories: the functions that other nodes may spawn here, by name; see `spawn_at`.
+        sync: this node for other threads of the program.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        settings = parts.settings
-        loop = asyncio.get_running_loop()
-        self.settings = settings
-        self.own_address: OwnAddress = parts.own_address
-        self.own_address_warning = parts.own_address.warning
-        self._records = RecordWatch(parts.own_address, can_bind)
-        self.name = f"{settings.node_basename}@{parts.own_address.ip}"
-        self.incarnation = new_incarnation(parts.wall_ms, parts.rng)
-        self.started_at = loop.time()
-        self._loop = loop
-        self._transport = parts.transport
-        codec = Codec(max_nesting=settings.max_nesting)
-        me = Identity(
-            name=self.name,
-            incarnation=self.incarnation,
-            cluster=settings.cluster,
-            port=settings.node_port,
-            aliases=parts.own_address.aliases,
-            window_bytes=settings.window_bytes,
-            mailbox_limit=settings.mailbox_limit,
-            max_message_bytes=settings.max_message_bytes,
-        )
-        self.kernel = Kernel(me, settings, parts.rng)
-        self._events = EventHub(settings.events_limit)
-        self._driver = Driver(self.kernel, parts.transport, codec, self._events, settings, parts.rng, loop)
-        context = NodeContext(self.name, self.incarnation, settings, self._driver.sessions, self._is_draining)
-        self.tables = tables = Replication(codec, self._driver.sessions)
-        self._local = LocalProcesses(context, self._make_process, self._process_exited, self.exit)
-        self._signals = signals = Signals(context, codec, self._local)
-        self._driver.on_up = tables.node_up
-        self._driver.on_down = self._node_down
-        office = PeerRequests(self._driver, self._local, signals, tables)
-        self.inbound = Inbound(
-            self._local.boxes, codec, office, loop.time, settings.max_peers, settings.max_open_calls
-        )
-        self._driver.inbound = self.inbound
-        self._driver.on_change = self._changed
-        self._messenger = Messenger(
-            self.name, self.incarnation, settings, codec, self._local.boxes, self._driver.sessions,
-            self.kernel.topology, loop,
-        )  # fmt: skip
-        self._streams = Streams(self._messenger, settings, codec, loop)
-        self.factories = Factories(settings.max_factories)
-        self._remote_spawn = office.remote_spawn = RemoteSpawn(
-            context, self.factories, codec, self._local, signals, self._messenger, self.spawn
-        )
-        self._services = ProcessServices(signals, self._remote_spawn, settings.mailbox_limit)
-        chance = random.Random(f"{self.name} {self.incarnation} groups")  # Picks change no back-off.
-        self.groups = Groups(self, tables, self._messenger, codec, chance)
-        self.registry = Registry(self, tables, codec, self._local, self._messenger, parts.wall_ms)
-        office.registry = self.registry
-        tables.add(self.groups)
-        tables.add(self.registry)
-        self.sync = SyncNode(self, self._messenger, loop)
-        self._blocking = Blocking(self.name, settings)
-        self.run_blocking, self.run_in_process = self._blocking.in_thread, self._blocking.in_process
-        self.poller: Poller | None = None
-        if parts.discovery is not None:
-            self.poller = Poller(parts.discovery, settings, parts.rng, self._looked_up, self._met_anybody)
-            self._driver.on_loss = self.poller.kick
-        self.discovery = parts.discovery
-        self._change = asyncio.Event()
+    def __init__(self, prepared: Prepared) -> None:
+        # A process holds the node, and the node spawns for its peers: both get the functions of this class.
+        parts = self._parts = Assembly(prepared, functools.partial(Process, self), self.spawn)
+        self.settings: Settings = prepared.settings
+        self.own_address: OwnAddress = prepared.own_address
+        self.name: str = parts.context.name
+        self.incarnation: int = parts.context.incarnation
+        self.groups: Groups = parts.groups
+        self.registry: Registry = parts.registry
+        self.factories: Factories = parts.factories
+        self._local = parts.local
+        self._outbound = parts.outbound
+        self._driver = parts.driver
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadRequests(self.name, self.settings.call_timeout_s, self._loop)
+        self.sync: SyncNode = SyncNode(self, parts.outbound, self._threads)
+        self._discovery = prepared.discovery
         self._stopped = asyncio.Event()
         self._stopping = False
         self._leaving: asyncio.Task[None] | None = None
-        self._console: Any = None
+        self._console: Service | None = None
 
     # Life.
 
@@ -152,11 +121,11 @@ class Node:
         transport: Transport | None = None,
         rng: random.Random | None = None,
         wall_ms: int | None = None,
-    ) -> NodeStarting:
+    ) -> NodeStarting[Self]:
         """Start a node: ``async with Node.start() as node`` or ``node = await Node.start()``.
 
-        Waits for nothing but its own socket and, at most 2 s, for its own address; never for a peer
-        (that is what `ready` is for).
+        It waits only for its socket and, at most 2 s, for its address to be decided; never for a peer
+        (`ready` waits for peers). The block of ``async with`` stops the node at its end.
 
         Args:
             settings: default `Settings.from_env()`.
@@ -167,115 +136,149 @@ class Node:
 
         Raises:
             SettingsError: a setting cannot be used.
-            StartFailed: the address or the port is not to be had. Nothing is left behind.
+            StartFailed: the address or the port cannot be used. Nothing is left behind.
         """
-        return NodeStarting(cls, settings, discovery, transport, rng, wall_ms)
+        return NodeStarting(cls._begin, settings, discovery, transport, rng, wall_ms)
 
-    async def _begin(self, parts: Parts) -> Self:
-        forks.guard(self)
-        await self._transport.start(self.own_address.ip, self.settings.node_port, self._driver)
+    @classmethod
+    async def _begin(cls, prepared: Prepared) -> Self:
+        """Make the node and start its parts. Nothing is left running if this raises."""
+        node = cls(prepared)
+        ip, port = node.own_address.ip, node.settings.node_port
+        await node._parts.transport.start(ip, port, node._driver)
         log.info(
-            "node %s listens on %s (incarnation %x); own address: %s",
-            self.name, endpoint(self.own_address.ip, self.settings.node_port), self.incarnation,
-            self.own_address.why,
+            "node %s listens on %s (incarnation %x); this node's address: %s",
+            node.name, endpoint(ip, port), node.incarnation, node.own_address.why,
         )  # fmt: skip
-        if parts.on_this_network:
-            warn_about(self)
-        self._driver.start()
-        if self.poller is not None:
-            self.poller.start(parts.first_answer)
-        if parts.console is not None:
-            self._console = parts.console(self)
+        warn_about(prepared)
+        node._driver.start()
+        if node._parts.poller is not None:
+            node._parts.poller.start(prepared.first_answer)
+        if prepared.console is not None:
             try:
-                await self._console.start()
+                node._console = load_service(prepared.console)(node)
+                await node._console.start()
             except BaseException:
-                await self.stop("could not start", 0.0)
+                await node.stop("could not start", 0.0)
                 raise
-        return self
+        return node
 
     async def stop(self, reason: str = "shutdown", drain_s: float | None = None) -> None:
-        """Leave: finish calls in flight, end the processes, say goodbye, close. Idempotent.
+        """Stop: finish calls in flight, end the processes, say goodbye to the peers, close.
+
+        Idempotent: a second call waits for the first one's end. A caller that is cancelled does not stop
+        the stopping.
 
         Args:
             reason: told to the peers and shown in their `NodeDown`.
-            drain_s: seconds for calls that processes have taken or that wait in mailboxes, and as long
+            drain_s: seconds for calls that processes have taken or that wait in mailboxes, and as many
                 again for supervision trees to end in their order; default `Settings.drain_s`.
         """
-        if self._messenger.stopped == forks.FORKED:
-            return  # It is the parent's to stop.
+        if self._outbound.stopped == forks.FORKED:
+            return  # The node belongs to the parent process, which stops it.
         self._stopping = True
         if self._leaving is None:
-            self.kernel.draining = True
-            # A task of its own: whoever asks may be cancelled, being a process of this node, say.
+            self._parts.kernel.draining = True
             leave = self._leave(reason, drain_s, asyncio.current_task())
             self._leaving = self._loop.create_task(leave, name=f"{self.name} leaves")
         await asyncio.shield(self._leaving)
 
     async def _leave(self, reason: str, drain_s: float | None, asked_by: asyncio.Task[Any] | None) -> None:
-        self._driver.tick_sessions()
-        if self.poller is not None:
-            await self.poller.stop()
+        """Do what `stop` promises, once. The module's docstring tells the order."""
+        parts = self._parts
+        self._driver.tick_sessions()  # A tick says that this node is draining.
+        if parts.poller is not None:
+            await parts.poller.stop()
         drain_s = self.settings.drain_s if drain_s is None else drain_s
         await self._drain(drain_s)
         await self._local.stop(drain_s)
-        self._messenger.close(reason)
+        self._outbound.close(reason)
         self._driver.leave(reason)
         if self._console is not None:
             await self._console.stop(reason, asked_by)
-        await self._transport.close()
-        self._events.close()
-        self.tables.close()
-        self._changed()
-        await asyncio.gather(self.sync.close(), self._blocking.close())
+        await parts.transport.close()
+        parts.events.close()
+        parts.replication.close()
+        parts.changes.announce()
+        await asyncio.gather(self._threads.close(), parts.blocking.close())
         log.info("node %s stopped: %s", self.name, reason)
         self._stopped.set()
 
     async def wait_stopped(self) -> None:
-        """Return when the node has been stopped, by whomever."""
+        """Return when the node has been stopped, whatever asked for it."""
         await self._stopped.wait()
 
     # The cluster.
 
     def list(self, *selectors: str) -> builtins.list[str]:
-        """Names of nodes, sorted; by default of those that are connected, without this one.
+        """Return names of nodes, sorted; by default of the connected ones, without this one.
 
         Args:
-            selectors: any of ``visible hidden connected this known dns busy draining``; their union.
+            *selectors: any of ``visible``, ``hidden``, ``connected``, ``this``, ``known``, ``dns``,
+                ``busy``, ``draining``; several make a union.
 
         Raises:
             ValueError: an unknown selector.
         """
-        return self.kernel.topology.select(selectors or ("visible",))
+        return self._parts.kernel.topology.select(selectors or ("visible",))
 
     def info(self, name: str | None = None) -> NodeInfo | PeerInfo | None:
-        """What is known of this node (None) or of a peer; None for a peer that is not known."""
+        """Return what is known of this node or of a peer.
+
+        Args:
+            name: a peer; None: this node, as a `NodeInfo`.
+
+        Returns:
+            None for a peer that is not known.
+
+        Raises:
+            InvalidName: ``name`` is not a node name.
+        """
         if name is None or name == self.name:
-            return node_info(self)
+            return self._own_info()
         name = canonical_node(name)
-        rows = self.kernel.topology.info(self._loop.time())
+        rows = self._parts.kernel.topology.info(self._loop.time())
         return next((row for row in rows if row.name == name), None)
 
     async def ping(self, name: str, timeout: float = 5.0) -> str:
-        """``"pong"`` if that node answers within ``timeout`` seconds, connecting first; else ``"pang"``."""
+        """Connect to a node, if need be, and ask it for an answer.
+
+        Args:
+            name: of the node.
+            timeout: seconds for both.
+
+        Returns:
+            ``"pong"`` if it answered in time, else ``"pang"``.
+
+        Raises:
+            InvalidName: not a node name.
+            NodeStopped: this node has been stopped.
+        """
         if canonical_node(name) == self.name:
             return "pong"
         deadline = self._loop.time() + timeout
         if not await self.connect(name, timeout):
             return "pang"
         try:
-            await self._messenger.ask(name, "ping", None, max(0.001, deadline - self._loop.time()))
+            await self._outbound.ask(name, "ping", None, max(0.001, deadline - self._loop.time()))
         except FleetError:
             return "pang"
         return "pong"
 
     async def connect(self, name: str, timeout: float = 5.0) -> bool:
-        """Connect to a node by name, whether DNS knows it or not, and keep trying after ``timeout``.
+        """Connect to a node by name, whether DNS knows it or not.
+
+        The node goes on trying after ``timeout``, until `disconnect`.
+
+        Args:
+            name: of the node.
+            timeout: seconds to wait for the connection.
 
         Returns:
             Whether it was connected within ``timeout`` seconds; `info(name)` says why not.
 
         Raises:
-            InvalidName: not ``basename@ip``.
+            InvalidName: not a node name.
             NodeStopped: this node has been stopped, perhaps meanwhile.
         """
         name = canonical_node(name)
@@ -287,16 +290,19 @@ class Node:
             async with asyncio.timeout(timeout):
                 while name not in self._driver.sessions:
                     self._check_running()
-                    await self._next_change()
+                    await self._parts.changes.wait()
         except TimeoutError:
             return False
         return True
 
     def disconnect(self, name: str) -> bool:
-        """Disconnect a node and keep it so until `connect`, or until that node restarts.
+        """Disconnect a node, and keep it so until `connect`, or until that node restarts.
 
         Returns:
             Whether it was connected.
+
+        Raises:
+            InvalidName: not a node name.
         """
         name = canonical_node(name)
         was_up = name in self._driver.sessions
@@ -304,27 +310,38 @@ class Node:
         return was_up
 
     def events(self) -> Subscription[Event]:
-        """Every nodeup and nodedown: the nodes that are connected now, then every change, with no gap."""
-        return self._events.subscribe()
+        """Subscribe to nodeup and nodedown: a `NodeUp` for every connected node, then every change.
+
+        There is no gap in between. Close the subscription when it is not needed any more.
+        """
+        return self._parts.events.subscribe()
 
     async def ready(self, min_nodes: int = 1, timeout: float | None = None) -> None:
         """Wait until so many other nodes are connected.
 
+        Args:
+            min_nodes: other nodes, without this one.
+            timeout: seconds; None waits without limit.
+
         Raises:
-            TimeoutError: not within ``timeout`` seconds (None: waits for ever).
+            SettingsError: clustering is off, and no other node is known, so that waiting would never end.
+                A node has no peers to wait for without `Settings.dns_query` (DNS_CLUSTER_QUERY), without a
+                ``discovery`` of `Node.start`, before any `connect`, and before a peer has connected to it.
+            TimeoutError: not within ``timeout`` seconds.
             NodeStopped: the node was stopped meanwhile.
         """
         async with asyncio.timeout(timeout):
             while len(self._driver.sessions) < min_nodes:
                 self._check_running()
-                await self._next_change()
+                self._check_expects_peers(min_nodes)
+                await self._parts.changes.wait()
 
     # Processes.
 
     def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
         """Run ``await function(process, *args)`` as a process of this node.
 
-        It ends when the function returns, raises (logged) or is cancelled; its name is free then.
+        It ends when the function returns, raises (which is logged) or is cancelled; its name is free then.
 
         Args:
             function: a coroutine function; its first argument is its `Process`. Or an `Actor`, or the
@@ -332,9 +349,12 @@ class Node:
             *args: its further arguments.
             name: registered at once, so that a message can be sent right after.
 
+        Returns:
+            The pid of the process.
+
         Raises:
             AlreadyRegistered, InvalidName: nothing was started.
-            NodeStopped: likewise.
+            NodeStopped: this node has been stopped; nothing was started.
             TypeError: ``function`` cannot be called.
             RuntimeError: it is an `Actor` object that has been run.
         """
@@ -352,7 +372,7 @@ class Node:
         Args:
             actor: its class, made from ``args``; or an object of it.
             *args: for the constructor.
-            name: registered at once; what is sent to it waits for ``init``.
+            name: registered at once; messages that are sent to it wait for ``init``.
             timeout: seconds for ``init``; default `Settings.call_timeout_s`.
 
         Raises:
@@ -363,34 +383,37 @@ class Node:
         """
         self._check_running()
         cls = actor if isinstance(actor, type) else type(actor)
-        _check_actor(cls)
+        check_actor(cls)
         check_unused(actor)
         timeout_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
         pid = await start(self._local, actor, args, name, timeout_s)
-        return ActorRef(cast("Sender", self), cls, pid)
+        return ActorRef(self._parts.sender, cls, pid)
 
     def ref(self, actor: type[A], target: Goal, at: str | None = None) -> ActorRef[A]:
-        """A typed reference to an actor anywhere; asks nobody, so it may lead to none.
+        """Return a typed reference to an actor anywhere.
+
+        Nothing is asked of the actor, so the reference may lead to a process that does not exist.
 
         Args:
             actor: its class, or a base of that with the handlers in question.
             target: a pid, a name on this node, ``(name, node)``, or a function that returns a pid and is
-                asked anew at each use.
+                called anew at each use.
             at: the node on which ``target`` is a name.
 
         Raises:
-            TypeError: ``actor`` is no class of actors, or ``at`` is given with something else than a name.
+            TypeError: ``actor`` is not a class of actors, or ``at`` is given with something else than a
+                name.
             InvalidName: ``at`` is not a node name.
         """
-        _check_actor(actor)
-        return ActorRef(cast("Sender", self), actor, goal_of(target, at))
+        check_actor(actor)
+        return ActorRef(self._parts.sender, actor, goal_of(target, at))
 
     async def spawn_at(
         self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
     ) -> Pid:
         """Spawn a process on a node, by the name of a factory that is registered there.
 
-        It is linked to nobody and lives on when this node is lost; `Process.spawn_link_at` and
+        It is not linked, and lives on when this node is lost; `Process.spawn_link_at` and
         `Process.spawn_monitor_at` tie it to a process. See `Factories`.
 
         Args:
@@ -398,31 +421,38 @@ class Node:
             factory: its name there; see `Factories.register`.
             *args: message values, passed to the process function after its `Process`.
             name: registered at once, on ``at``.
-            timeout: seconds. Who stops waiting has spawned nothing: a process whose answer comes
-                late is killed.
+            timeout: seconds. A process whose answer comes after that, or after this was cancelled, is
+                killed.
+
+        Returns:
+            The pid of the process.
 
         Raises:
             NoFactory, Draining, NoConnection, Undecodable, WouldBlock: nothing was spawned.
-            AlreadyRegistered: likewise; its ``owner`` is a text.
-            NotSerializable, MessageTooLarge, InvalidName: likewise, nothing was sent.
+            AlreadyRegistered: nothing was spawned; its ``owner`` is a text.
+            NotSerializable, MessageTooLarge, InvalidName: nothing was sent.
             NodeLost: the connection ended first; a process may live there.
-            CallTimeout: a process may have run for a while; it lives only where the connection is lost
+            CallTimeout: a process may have run for a while; it lives on only if the connection is lost
                 before its answer comes.
         """
-        return (await self._remote_spawn.spawn(at, factory, args, name, timeout))[0]
+        return (await self._parts.remote_spawn.spawn(at, factory, args, name, timeout))[0]
 
     def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
         """Send an exit signal to a process anywhere; its sender is this node itself, number 0.
 
-        Does nothing if it has ended or its node is not connected. See `Process.exit`.
+        Does nothing if the process has ended or its node is not connected. See `Process.exit`.
         """
-        self._signals.exit(Pid(self.name, self.incarnation, 0), pid, reason)
+        self._parts.send_exit(pid, reason)
 
     async def join(self, pid: Pid, timeout: float | None = None) -> bool:
         """Wait until a process of this node has ended, its clean-up included.
 
+        Args:
+            pid: of a process of this node; any other counts as ended.
+            timeout: seconds; None waits without limit.
+
         Returns:
-            False if it has not within ``timeout`` seconds (None: waits for ever).
+            False if it has not ended within ``timeout`` seconds.
         """
         task = self._local.task_of(pid)
         if task is None:
@@ -431,55 +461,72 @@ class Node:
         return bool(done)
 
     def processes(self) -> builtins.list[ProcessInfo]:
-        """The processes of this node, in the order in which they were spawned."""
+        """Return a snapshot of each process of this node, in the order in which they were spawned."""
         return self._local.info()
 
     def process_info(self, pid: Pid) -> ProcessInfo | None:
-        """One of them, or None if it has ended or lives elsewhere."""
+        """Return a snapshot of a process of this node; None if it has ended or lives elsewhere."""
         process = self._local.process(pid)
         return None if process is None else process.info()
 
     def supervisors(self) -> dict[Pid, builtins.list[ChildInfo]]:
-        """The supervisors of this node, each with its children in the order of their start."""
+        """Return the supervisors of this node, each with its children in the order of their start."""
         return self._local.supervisors()
 
     def name_of(self, pid: Pid) -> str | None:
-        """The registered name of a process of this node."""
+        """Return the name under which a process of this node is registered, or None."""
         return self._local.table.name_of(pid.number)
 
     def registered(self) -> dict[str, Pid]:
-        """Names registered on this node."""
+        """Return the names registered on this node, with their processes."""
         return self._local.table.registered()
 
     async def whereis(self, name: str, at: str | None = None, timeout: float = 5.0) -> Pid | None:
-        """The process registered under ``name`` on this node, or on the node ``at``.
+        """Return the process registered under ``name`` on this node, or on the node ``at``; or None.
+
+        Args:
+            name: of the process.
+            at: a node; None: this one.
+            timeout: seconds that ``at`` has to answer.
 
         Raises:
             NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
         """
         if at is None or canonical_node(at) == self.name:
             return self._local.table.whereis(name)
-        found = await self._messenger.ask(at, "whereis", name, within_deadline(timeout))
+        found = await self._outbound.ask(at, "whereis", name, within_deadline(timeout))
         return found if isinstance(found, Pid) else None
 
     async def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
-        """Name a process on its own node, wherever that is.
+        """Register a process under a name on its own node, wherever that is.
+
+        Args:
+            name: 1 to 255 printable characters. Names of the whole cluster are in `registry`.
+            pid: of a living process.
+            timeout: seconds that the node of the process has to answer.
 
         Raises:
             AlreadyRegistered, NoProcess: nothing changed.
-            InvalidName: likewise; from another node it comes as `RemoteError` with that type name.
+            InvalidName: nothing changed; from another node it comes as `RemoteError` with that type name.
             NoConnection, NodeLost, CallTimeout: its node could not be asked.
         """
         if pid.node == self.name:
             self._local.register(name, pid)
         else:
-            await self._messenger.ask(pid.node, "register", [name, pid], within_deadline(timeout))
+            await self._outbound.ask(pid.node, "register", [name, pid], within_deadline(timeout))
 
     async def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:
-        """Take a name away, on this node or on ``at``. False if nobody had it. Raises: as `whereis`."""
+        """Take a name away, on this node or on ``at``.
+
+        Returns:
+            False if no process had it.
+
+        Raises:
+            NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
+        """
         if at is None or canonical_node(at) == self.name:
             return self._local.unregister(name)
-        return bool(await self._messenger.ask(at, "unregister", name, within_deadline(timeout)))
+        return bool(await self._outbound.ask(at, "unregister", name, within_deadline(timeout)))
 
     # Messages.
 
@@ -494,21 +541,18 @@ class Node:
 
         Raises:
             NotSerializable, MessageTooLarge: nothing was sent.
-            NoConnection, NoProcess: nothing was sent. A name that nobody has on *another* node is
+            NoConnection, NoProcess: nothing was sent. A name that no process has on *another* node is
                 not noticed: use `call` where that matters.
+            NodeStopped: this node has been stopped.
         """
-        return self._messenger.send(to, message)  # One coroutine for each message, not two.
-
-    def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
-        """As `send`, for a request to an actor; what `ActorRef.cast` uses."""
-        return self._messenger.cast(to, request)
+        return self._outbound.send(to, message)  # One coroutine for each message, not two.
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """As `send`, but raises `WouldBlock` where that would wait."""
-        self._messenger.send_nowait(to, message)
+        self._outbound.send_nowait(to, message)
 
-    async def call(self, to: Target, message: Any, timeout: float | None = None) -> Any:
-        """Ask a process and wait for its reply.
+    def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
+        """Call a process and wait for its reply.
 
         Args:
             to: as `send`.
@@ -516,16 +560,19 @@ class Node:
             timeout: seconds; default `Settings.call_timeout_s`. An expired request is not run. In a
                 handler of an `Actor` it is at most what is left of the call being served.
 
+        Returns:
+            The reply.
+
         Raises:
             NotDelivered: it never ran (`NoProcess`, `NoConnection`, `NoHandler`, `Undecodable`,
                 `WouldBlock`, `Expired`).
             OutcomeUnknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
             RemoteError: it ran and raised.
         """
-        return await self._messenger.call(to, message, self._deadline_s(timeout))
+        return self._parts.sender.call(to, message, timeout)
 
     def stream(self, to: Target, message: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
-        """Ask a process for a stream of items.
+        """Call a process for a stream of items.
 
         ::
 
@@ -544,19 +591,27 @@ class Node:
             NotDelivered, OutcomeUnknown, RemoteError: as `call`, when it is iterated, after the items
                 that came before.
         """
-        within_s = within_deadline(math.inf if timeout is None else timeout)
-        return self._streams.open(to, message, None if within_s == math.inf else within_s)
+        return self._parts.sender.stream(to, message, timeout)
 
     async def multicall(
         self, targets: Sequence[Target], message: Any, timeout: float | None = None
     ) -> Sequence[Any]:
-        """One request to many, encoded once.
+        """Call many processes with one request, encoded once.
+
+        Args:
+            targets: each as in `send`.
+            message: as `call`.
+            timeout: as `call`, for all of them together.
 
         Returns:
             For each target, in the order of the targets, its reply or the `FleetError` that `call`
             would have raised.
+
+        Raises:
+            NotSerializable: nothing was sent.
         """
-        return await self._messenger.multicall(targets, message, self._deadline_s(timeout))
+        within_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
+        return await self._outbound.multicall(targets, message, within_s)
 
     async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None = None) -> int:
         """Send to the process ``name`` on every connected node and this one, encoded once.
@@ -569,80 +624,142 @@ class Node:
             nodes: only these; those that are not connected are passed over.
 
         Returns:
-            To how many nodes it was sent.
+            The number of nodes to which it was sent.
+
+        Raises:
+            NotSerializable, MessageTooLarge, InvalidName: nothing was sent.
+            NodeStopped: this node has been stopped.
         """
-        return await self._messenger.broadcast(name, message, nodes)
+        return await self._outbound.broadcast(name, message, nodes)
+
+    # Blocking functions.
+
+    def run_blocking(
+        self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]:
+        """Run a blocking function in a thread while the node goes on: ``await node.run_blocking(f, x)``.
+
+        For functions that wait: files, drivers, C code that releases the GIL. Pure Python code that
+        computes blocks the event loop even from another thread; use `run_in_process` for it. The
+        function runs with the caller's context variables, and reaches the node through ``node.sync``.
+
+        `Settings.blocking_threads` functions run at a time; further callers wait in order.
+
+        If the caller is cancelled while it waits for a thread, the function never runs. Once the
+        function has begun, it runs to its end, since a thread cannot be stopped, and its result is
+        dropped.
+
+        Args:
+            function: a plain function, not a coroutine function.
+            *args: its positional arguments.
+            **kwargs: its named arguments.
+
+        Returns:
+            The function's result.
+
+        Raises:
+            Exception: what the function raised, unchanged; `RuntimeError` in place of StopIteration.
+            TypeError: ``function`` is not callable, or is a coroutine function. It has not run.
+            NodeStopped: the node stopped. The function has not run, or, if it had begun, still runs.
+        """
+        return self._parts.blocking.in_thread(function, *args, **kwargs)
+
+    def run_in_process(
+        self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]:
+        """Run a function in another process of this machine: ``await node.run_in_process(f, x)``.
+
+        For functions that compute: each process has an interpreter, and so a GIL, of its own. There is
+        one process for each CPU (`Settings.blocking_processes`). Processes are spawned, never forked,
+        since ZeroMQ does not survive a fork. They are kept, and the first use of each takes as long as
+        Python and the program's imports need to start.
+
+        Function, arguments and result are pickled. So the function must stand at the top level of a
+        module, and code that runs when the program starts must stand under
+        ``if __name__ == "__main__":``. Cancellation works as with `run_blocking`. When the node
+        stops, functions that have not ended within the drain time are killed.
+
+        Args:
+            function: a plain function.
+            *args: its positional arguments; do not change them while this call waits.
+            **kwargs: its named arguments.
+
+        Returns:
+            A copy of the function's result.
+
+        Raises:
+            Exception: what the function raised, with the worker's traceback as a note. An exception
+                that cannot be pickled arrives as a RuntimeError with its text.
+            TypeError: the function is not callable, or the function, an argument or the result cannot
+                be pickled. The function has run only if its result is the problem.
+            WorkerDied: the process ended (killed, out of memory, ``os._exit``). Other calls are not
+                affected, and the next call gets a new process.
+            NodeStopped: as with `run_blocking`, but a function that had begun is killed.
+        """
+        return self._parts.blocking.in_process(function, *args, **kwargs)
 
     # Internals.
 
-    @property
-    def sessions(self) -> dict[str, Any]:
-        """The live connections by name, for counters and tests."""
-        return self._driver.sessions
-
-    @property
-    def lag_ms(self) -> int:
-        """How late the last tick of this loop was, in milliseconds."""
-        return self._driver.lag_ms
-
-    def after_fork(self) -> None:
-        """`forks.Guarded`: in a child every request raises `NodeStopped`."""
-        self._messenger.stopped = forks.FORKED
-        self._stopping = True
-        self._driver.sessions.clear()
-
-    def _looked_up(self, answer: Answer) -> None:
-        contradiction = self._records.contradiction(answer.addresses)
-        if contradiction is not None:
-            self.own_address_warning = contradiction
-            log.warning("%s", contradiction)
-        self._driver.looked_up(answer)
-
-    def _is_draining(self, name: str) -> bool:
-        if name == self.name:
-            return self.kernel.draining
-        session = self._driver.sessions.get(name)
-        return session is not None and session.peer.is_draining
-
-    def _make_process(self, pid: Pid, runs: str) -> Process:
-        return Process(self, self._services, pid, runs)
-
-    def _process_exited(self, process: RunningProcess, reason: Any) -> None:
-        self.tables.exited(process.pid)  # First: a process that is told of the death finds no trace of it.
-        self._signals.exited(process, reason)
-
-    def _node_down(self, name: str) -> None:
-        self.tables.node_down(name)  # First: whoever hears of a death finds the tables without it.
-        self._signals.node_down(name)
-
-    def _met_anybody(self) -> bool:
-        return any(peer.connection.ups for peer in self.kernel.topology.peers.values())
-
-    def _changed(self) -> None:
-        change, self._change = self._change, asyncio.Event()
-        change.set()
-
-    async def _next_change(self) -> None:
-        await self._change.wait()
+    def _own_info(self) -> NodeInfo:
+        """Collect a snapshot of this node. The sums of messages are over the sessions that are open now."""
+        parts, now = self._parts, self._loop.time()
+        poller, kernel = parts.poller, parts.kernel
+        answered_at = None if poller is None else poller.last_answer_at
+        answer = None if poller is None else poller.last_answer
+        sessions = list(self._driver.sessions.values())
+        return NodeInfo(
+            name=self.name,
+            incarnation=self.incarnation,
+            uptime_s=now - parts.started_at,
+            own_address_why=self.own_address.why,
+            own_address_warning=parts.own_address_warning,
+            cluster=self.settings.cluster,
+            cookie=self.settings.cookie is not None,
+            discovery="off" if self._discovery is None else self._discovery.source,
+            dns_verdict="" if answer is None else f"{answer.outcome.value}: {answer.detail}",
+            dns_age_s=None if answered_at is None else now - answered_at,
+            polls=0 if poller is None else poller.polls,
+            lag_ms=self._driver.lag_ms,
+            draining=kernel.draining,
+            observed_ips=tuple(sorted(kernel.observed)),
+            processes=len(self.processes()),
+            messages_sent=sum(session.messages_sent for session in sessions),
+            messages_received=sum(session.messages_received for session in sessions),
+            undelivered=parts.inbound.undelivered,
+            unreadable=parts.inbound.unreadable,
+            peers=tuple(kernel.topology.info(now)),
+        )
 
     def _check_running(self) -> None:
-        if self._stopping:
-            raise NodeStopped(self.name, self._messenger.stopped or "is stopping")
+        if self._stopping or self._outbound.stopped:
+            raise NodeStopped(self.name, self._outbound.stopped or "is stopping")
+
+    def _check_expects_peers(self, min_nodes: int) -> None:
+        """Raise SettingsError where no other node can ever connect, as far as this node knows."""
+        peers = self._parts.kernel.topology.peers.values()
+        if self._discovery is None and all(peer.is_blocked for peer in peers):
+            raise SettingsError(
+                "DNS_CLUSTER_QUERY",
+                None,
+                "a DNS name that resolves to the addresses of the cluster's nodes",
+                f"Clustering is off, so ready(min_nodes={min_nodes}) would wait without end: set "
+                "DNS_CLUSTER_QUERY, give Node.start a discovery, or call node.connect(name) first.",
+            )
 
     async def _drain(self, drain_s: float) -> None:
+        """Return when this node has nothing left to finish, or after ``drain_s`` seconds."""
         until = self._loop.time() + drain_s
-        while self._busy() and self._loop.time() < until:  # noqa: ASYNC110  # many facts end it
-            await asyncio.sleep(min(0.01, drain_s))
+        while self._is_busy() and self._loop.time() < until:  # noqa: ASYNC110  # many events end it
+            await asyncio.sleep(min(DRAIN_LOOK_S, drain_s))
 
-    def _busy(self) -> bool:
+    def _is_busy(self) -> bool:
         """Whether there are calls to answer, functions to end, or large messages on their way out."""
-        links = self._driver.sessions.values()
-        return bool(self._local.open_calls or self._blocking.running) or any(link.lanes for link in links)
+        sessions = self._driver.sessions.values()
+        return bool(self._local.open_calls or self._parts.blocking.running) or any(
+            session.lanes for session in sessions
+        )
 
-    def _deadline_s(self, timeout: float | None) -> float:
-        return within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
 
-
-def _check_actor(cls: object) -> None:
-    if not (isinstance(cls, type) and issubclass(cls, Actor)):
-        raise TypeError(f"{cls!r} is not a class of actors")
+def parts_of(node: Node) -> Assembly:
+    """Return the machinery of a node, for `fleetlm.testing` and tests. It may change in every version."""
+    return node._parts  # noqa: SLF001  # the one way in

@@ -1,4 +1,10 @@
-"""A node for programs without an event loop: it brings a thread with a loop of its own."""
+"""A node for programs without an event loop: the node gets a thread with a loop of its own.
+
+The thread that calls `node_in_thread` waits twice. At the start it waits for the node or for the error of
+its start (`_NodeThread._started`); at the end it asks the loop to stop the node, and waits for the thread.
+A KeyboardInterrupt may come while either thread is anywhere: the reason to stop is stored before the loop is
+looked for, and the loop's thread stores its loop before it looks for a reason, so one of them sees the other.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from fleetlm.settings import Settings
 from fleetlm.sync import SyncNode
 
 STOP_SLACK_S = 10.0
-"""For a node to stop, beyond draining: it ends in two seconds, or something is badly wrong."""
+"""Seconds that a node has to stop, beyond draining. It needs two; a loop that needs more is blocked."""
 
 
 @contextlib.contextmanager
@@ -29,21 +35,23 @@ def node_in_thread(
     ::
 
         with fleetlm.node_in_thread() as node:
-            node.spawn(printer, name="printer")          # a coroutine function: it runs over there
+            node.spawn(printer, name="printer")          # a coroutine function: it runs on the node's loop
             node.send(("printer", "fleetlm@10.0.0.7"), "hello")
 
-    Any number of threads may use ``node``. At the end of the block the node leaves in order, and its
-    thread has ended.
+    Any number of threads may use ``node``. At the end of the block the node stops, and its thread ends.
 
     Args:
         settings: as `Node.start`.
         loop_factory: makes the loop, such as ``uvloop.new_event_loop``; default asyncio's.
         **options: the further arguments of `Node.start`.
 
+    Yields:
+        The node, as any thread may use it.
+
     Raises:
         SettingsError, StartFailed: as `Node.start`; no thread is left behind.
-        TimeoutError: at the end of the block, where something blocks the loop: the thread, a daemon, is
-            left behind.
+        TimeoutError: at the end of the block, if something blocks the loop. The thread, a daemon, is left
+            behind.
     """
     thread = _NodeThread(settings, loop_factory, options)
     node = thread.begin()
@@ -60,7 +68,7 @@ def node_in_thread(
 
 
 class _NodeThread:
-    """A thread, the loop in it, and the node on that."""
+    """A thread, the event loop in it, and the node on that loop."""
 
     def __init__(
         self,
@@ -79,44 +87,46 @@ class _NodeThread:
         self._thread = threading.Thread(target=self._run, name="fleetlm node", daemon=True)
 
     def begin(self) -> Node:
-        """Wait until the node runs. Raises: what `Node.start` raises, with the thread gone."""
+        """Wait until the node runs. Raises: as `Node.start`; the thread has ended then."""
         self._thread.start()
         try:
             return self._started.result()
         except BaseException:  # KeyboardInterrupt while it starts, or the start itself failed
-            self._tell("could not start")
+            self._ask_to_stop("could not start")
             self._thread.join(STOP_SLACK_S)
             raise
 
     def end(self, reason: str) -> None:
-        """Stop the node, and wait for the thread. Raises: TimeoutError, or what the node's stop raised."""
+        """Stop the node and wait for the thread. Raises: TimeoutError, or what `Node.stop` raised."""
         node = self._started.result()
-        self._tell(reason)
+        self._ask_to_stop(reason)
         wait_s = node.settings.drain_s + STOP_SLACK_S
         self._thread.join(wait_s)
         if self._thread.is_alive():
             raise TimeoutError(
-                f"node {node.name} has not stopped within {wait_s:g} s: something blocks its event loop; "
-                "run_blocking is for what blocks"
+                f"node {node.name} has not stopped within {wait_s:g} s: something blocks its event loop. "
+                "Run blocking functions with run_blocking"
             )
         self._ended.result()
 
-    def _tell(self, reason: str) -> None:
-        self._reason = reason  # Before the loop is looked for, as the loop's thread does the reverse.
+    def _ask_to_stop(self, reason: str) -> None:
+        """Ask the node to stop, from any thread; before the loop runs, it is not started at all."""
+        self._reason = reason  # Before the loop is looked for: `_live` does the reverse.
         loop = self._loop
         if loop is not None:
-            with contextlib.suppress(RuntimeError):  # It has been closed.
-                loop.call_soon_threadsafe(self._told, reason)
+            with contextlib.suppress(RuntimeError):  # The loop has been closed.
+                loop.call_soon_threadsafe(self._set_reason, reason)
 
-    def _told(self, reason: str) -> None:
+    def _set_reason(self, reason: str) -> None:
         if self._leave is not None and not self._leave.done():
             self._leave.set_result(reason)
 
     def _run(self) -> None:
+        """Run the loop. What it raises is raised in the thread that waits in `begin` or `end`."""
         try:
             with asyncio.Runner(loop_factory=self._loop_factory) as runner:
                 runner.run(self._live())
-        except BaseException as error:  # noqa: BLE001  # it is raised where the thread is waited for
+        except BaseException as error:  # noqa: BLE001  # it is raised in the waiting thread
             for future in (self._started, self._ended):
                 if not future.done():
                     future.set_exception(error)
@@ -124,9 +134,10 @@ class _NodeThread:
             self._ended.set_result(None)
 
     async def _live(self) -> None:
+        """Start the node, wait until it is asked to stop, and stop it."""
         self._loop = asyncio.get_running_loop()
         self._leave = self._loop.create_future()
-        if self._reason:  # Interrupted before it began.
+        if self._reason:  # Asked to stop before it began.
             return
         node = await Node.start(self._settings, **self._options)
         self._started.set_result(node)

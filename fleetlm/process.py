@@ -1,4 +1,8 @@
-"""A process: a coroutine with a mailbox and a pid."""
+"""A process as its function sees it: a coroutine with a mailbox and a pid.
+
+`Process` adds to `RunningProcess` what a program asks of it; how processes run, end, and are linked is in
+the package `processes`.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +33,21 @@ class ProcessServices:
 
 
 class Process(RunningProcess):
-    """What a process function gets as its first argument."""
+    """The first argument of a process function: its mailbox, and its links with other processes.
+
+    Attributes:
+        pid: its address, valid on every node while the process runs.
+        mailbox: the messages that wait for it.
+        node: the node that it runs on.
+        parent: the process that spawned it with `spawn_link` or `spawn_link_at`, or None.
+        runs: the qualified name of the function that it runs.
+    """
 
     __slots__ = ("_services", "node")
 
     def __init__(self, node: Node, services: ProcessServices, pid: Pid, runs: str) -> None:
         super().__init__(pid, runs, services.mailbox_limit)
-        self.node = node
+        self.node: Node = node
         self._services = services
 
     @property
@@ -44,10 +56,17 @@ class Process(RunningProcess):
         return self.node.name_of(self.pid)
 
     def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
-        """The next message; see `Mailbox.get`."""
-        return self.mailbox.get(timeout)  # not async itself: a layer less for each that waits
+        """Take the next message; wait up to ``timeout`` seconds for one (None: for ever).
 
-    # Links, monitors, exits.
+        Only this process itself may receive, in one task at a time. See `Mailbox.get`.
+
+        Raises:
+            TimeoutError: no message came; none was taken.
+            RuntimeError: another task is waiting for a message of this process.
+        """
+        return self.mailbox.get(timeout)  # not async itself: that would be one more layer for each wait
+
+    # Links, monitors, exit signals.
 
     @property
     def trap_exit(self) -> bool:
@@ -59,41 +78,65 @@ class Process(RunningProcess):
         self._services.signals.links.trapped(self.pid.number, on)
 
     def link(self, pid: Pid) -> None:
-        """Share the fate of another process, on any node, until one of both unlinks.
+        """Link this process and another one, on any node, until one of them unlinks.
 
-        When one ends, the other gets an exit signal: it ends with the same reason, unless that is
-        ``"normal"``; if it traps exits it gets `Exit` instead. A process that is not there is an
-        exit signal with ``"noproc"``, a node that is not connected one with ``"noconnection"``.
-        Source: Erlang's link/1.
+        When one of the two ends, the other gets an exit signal: it ends with the same reason, unless
+        that is ``"normal"``; if it traps exits, it gets an `Exit` message instead and goes on. If there is
+        no such process, this one gets an exit signal with ``"noproc"``; if its node is not connected, or
+        is lost later, with ``"noconnection"``. Source: Erlang's link/1.
         """
         self._services.signals.link(self, pid)
 
     def unlink(self, pid: Pid) -> None:
-        """End a link; from here on no exit of that process reaches this one through it."""
+        """End a link. From here on, no exit signal of that process arrives through it.
+
+        Does nothing if there is no link. Source: Erlang's unlink/1.
+        """
         self._services.signals.unlink(self, pid)
 
     def monitor(self, target: Pid | str | tuple[str, str]) -> Ref:
-        """Watch a process: a pid, a name on this node, or ``(name, node)``.
+        """Monitor a process: get a message when it ends.
 
-        Exactly one `Down` with the returned ref arrives: when it ends, at once with ``"noproc"`` if
-        there is none, or with ``"noconnection"`` when its node is not, or no more, connected.
+        Exactly one `Down` with the returned ref arrives: when the process ends, with its exit reason; at
+        once with ``"noproc"`` if there is no such process; with ``"noconnection"`` if its node is not
+        connected or is lost later. Several monitors of one process are independent of each other.
         Source: Erlang's monitor/2.
+
+        Args:
+            target: a pid, a name on this node, or ``(name, node)``.
+
+        Returns:
+            The ref of the monitor, for `demonitor` and for comparing with `Down.ref`.
+
+        Raises:
+            InvalidName: the node in ``target`` is not a node name.
         """
         return self._services.signals.monitor(self, target)
 
     def demonitor(self, ref: Ref, *, flush: bool = True) -> None:
-        """Watch no more. With ``flush`` a `Down` that has arrived already is taken out of the mailbox."""
+        """End a monitor: no `Down` with this ref arrives from here on.
+
+        Args:
+            ref: what `monitor` returned.
+            flush: also take out a `Down` that waits in the mailbox already.
+        """
         self._services.signals.demonitor(self, ref, flush=flush)
 
     def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
-        """Send an exit signal. ``"kill"`` ends it whatever it traps; others hear ``"killed"``.
+        """Send an exit signal to a process on any node.
 
-        Source: Erlang's exit/2.
+        It ends with ``reason``, or gets an `Exit` message if it traps exits. The reason ``"normal"`` does
+        not end another process. ``"kill"`` cannot be trapped: the process is gone at once, and linked and
+        monitoring processes are told ``"killed"``. Nothing happens if there is no such process or its node
+        is not connected. Source: Erlang's exit/2.
         """
         self._services.signals.exit(self.pid, pid, reason)
 
     def spawn_link(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
-        """Spawn a process on this node that is linked before it runs. Raises: as `Node.spawn`."""
+        """Spawn a process on this node, linked with this one before its first line runs.
+
+        This process becomes its `parent`. Raises: as `Node.spawn`; nothing was spawned.
+        """
         pid = self.node.spawn(function, *args, name=name)
         self._services.signals.adopt(self, pid)
         return pid
@@ -101,16 +144,23 @@ class Process(RunningProcess):
     def spawn_monitor(
         self, function: ProcessFunction, *args: Any, name: str | None = None
     ) -> tuple[Pid, Ref]:
-        """Spawn a process on this node that is monitored before it runs. Raises: as `Node.spawn`."""
+        """Spawn a process on this node, monitored by this one before its first line runs.
+
+        Raises: as `Node.spawn`; nothing was spawned.
+
+        Returns:
+            Its pid, and the ref of the monitor.
+        """
         pid = self.node.spawn(function, *args, name=name)
         return pid, self.monitor(pid)
 
     async def start_actor_link(
         self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None
     ) -> ActorRef[A]:
-        """As `Node.start_actor`, and linked once it is ready. Raises: as there; then no signal comes.
+        """Start an actor as `Node.start_actor` does, and link it with this process once it is ready.
 
-        Source: OTP gen_server:start_link/3; differs: an ``init`` that fails is an exception alone.
+        Raises: as `Node.start_actor`; no exit signal comes then. Source: OTP gen_server:start_link/3;
+        differs: an ``init`` that fails raises here and sends no exit signal.
         """
         ref = await self.node.start_actor(actor, *args, name=name, timeout=timeout)
         self.link(ref.pid)
@@ -119,12 +169,13 @@ class Process(RunningProcess):
     async def spawn_link_at(
         self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
     ) -> Pid:
-        """As `Node.spawn_at`, linked before it runs: an exit finds the link on either side.
+        """Spawn a process as `Node.spawn_at` does, linked with this one before its first line runs.
 
-        If this process ends while it waits, what was spawned gets its exit signal.
+        However early either of them ends, the other gets the exit signal. If this process ends while it
+        waits here, the spawned one gets its exit signal.
 
-        Raises: as `Node.spawn_at`; after `NodeLost` a process that was spawned ends with
-            ``"noconnection"``, as every linked one does.
+        Raises: as `Node.spawn_at`. After `NodeLost` a process may have been spawned; it gets an exit signal
+            with ``"noconnection"``, as every process linked across the lost connection does.
         """
         pid, _ = await self._services.remote_spawn.spawn(at, factory, args, name, timeout, self, linked=True)
         return pid
@@ -132,7 +183,12 @@ class Process(RunningProcess):
     async def spawn_monitor_at(
         self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
     ) -> tuple[Pid, Ref]:
-        """As `Node.spawn_at`, monitored before it runs: its `Down` tells why, however short its life.
+        """Spawn a process as `Node.spawn_at` does, monitored by this one before its first line runs.
+
+        However early it ends, its `Down` has the exit reason.
+
+        Returns:
+            Its pid, and the ref of the monitor.
 
         Raises: as `Node.spawn_at`; no `Down` comes then. After `NodeLost` a process may live there.
         """

@@ -1,4 +1,4 @@
-"""Supervisors: processes that start others, and start them again when they fail.
+"""Supervisors: processes that start other processes, and restart them when they fail.
 
     tree = Supervisor(
         [Child("cache", cache), Child("pool", Supervisor([Child("w1", worker), Child("w2", worker)]))],
@@ -6,9 +6,25 @@
     )
     node.spawn(tree, name="root")
 
-Source: OTP supervisor.erl, strategies, restart types, intensity, shutdown in reverse order; differs:
-a process function has no init to wait for, an actor whose init fails has ended like any other, an
-optional back-off, and the loss of a peer does not count against the intensity.
+A supervisor is an ordinary process that traps exits. It takes one message at a time: the `Exit` of a child,
+a `_StartAgain` that its own timer sent, or a `Call`. While it waits for a child (its init, its end), other
+messages wait in the mailbox. So there is no concurrency inside a supervisor, but messages may be out of
+date when they are taken. Each such case is settled where it arises:
+
+* *A child that the supervisor ends itself* must not be restarted: `_end_one` unlinks it first and takes an
+  `Exit` that has come already out of the mailbox.
+* *A restart that is due when something else starts or ends the child*: `_forget_restart` takes the child
+  out of the pending `_StartAgain`; others that were due with it stay. One without names does nothing.
+* *A child whose init fails* has ended like any other; its `Exit` waits in the mailbox and leads to a restart.
+  Only where a call started it (``start_child``) is the `Exit` taken out, since the caller is told.
+* *Exit signals of other processes*: the parent's and a node's end the supervisor, all others do nothing.
+
+A child is running (it has a pid), due (a `_StartAgain` has its name), or neither: it ended and is not to
+be restarted, or was ended by a call.
+
+Source: OTP supervisor.erl for strategies, restart types, intensity, shutdown in reverse order; differs: a
+plain process function has no init to wait for; an actor whose init fails counts as a child that ended;
+there is a back-off; the loss of a peer does not count against the intensity.
 """
 
 from __future__ import annotations
@@ -39,27 +55,31 @@ from fleetlm.process import Process
 from fleetlm.processes.info import ChildInfo
 from fleetlm.processes.running import ProcessFunction
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 SHUTDOWN_S = 5.0
-"""For a child whose spec says nothing. Source: OTP supervisor.erl, for a worker."""
+"""Seconds that a child has to end where its spec does not say. Source: OTP supervisor.erl, for a worker."""
 KILL_WAIT_S = 1.0
-"""For the clean-up of a child that was killed; then it is left to itself."""
+"""Seconds that a supervisor waits for the clean-up of a killed child. Then it goes on without waiting."""
 
 
 @dataclass(frozen=True)
 class Child:
-    """How to start a child, and what to do when it ends.
+    """How a supervisor starts a child, and what it does when the child ends.
 
     Attributes:
         name: its id among the children of its supervisor.
         function: a process function, a `Supervisor`, or the class of an `Actor`.
-        args: passed to it after its `Process`.
-        restart: ``permanent`` (always), ``transient`` (unless it ended with ``"normal"``,
+        args: passed to the function after its `Process`, or to the actor's constructor.
+        restart: ``permanent`` (always restarted), ``transient`` (unless it ended with ``"normal"``,
             ``"shutdown"`` or ``("shutdown", why)``) or ``temporary`` (never).
-        shutdown_s: seconds that it has to end before it is killed; 0: killed at once; ``math.inf``:
-            as long as it takes; None: 5 s, and for a supervisor as long as it takes.
+        shutdown_s: seconds that it has to end before it is killed; 0: killed at once; ``math.inf``: as
+            long as it takes; None: 5 s, but for a supervisor as long as it takes.
         register: the name under which it is registered on its node, each time it is started.
+
+    Raises:
+        ValueError: ``restart`` is not one of the three.
+        TypeError: ``function`` is an object of an `Actor`, which runs only once.
     """
 
     name: str
@@ -71,7 +91,7 @@ class Child:
 
     def __post_init__(self) -> None:
         if self.restart not in RESTARTS:
-            raise ValueError(f"restart of child {self.name!r} is {self.restart!r}: one of {RESTARTS}")
+            raise ValueError(f"child {self.name!r}: unknown restart {self.restart!r}; use one of {RESTARTS}")
         if isinstance(self.function, Actor):
             cls = type(self.function).__qualname__
             raise TypeError(f"an actor object runs once: Child({self.name!r}, {cls}, args=(...))")
@@ -79,37 +99,50 @@ class Child:
 
 @dataclass(eq=False, slots=True)
 class _StartAgain:
-    """To the supervisor itself, after a pause."""
+    """A message to the supervisor itself, after a pause: start these children."""
 
     names: list[str]
-    """Those that are still to be started by this one, in order; none of them: it comes too late."""
+    """Children that are still to be started, in order. `_forget_restart` removes names."""
     timer: asyncio.TimerHandle | None = None
 
 
 @dataclass
-class _Running:
+class _ChildState:
+    """One child of a running supervisor."""
+
     spec: Child
     pid: Pid | None = None
+    """None while it does not run."""
     due: _StartAgain | None = None
+    """What will start it again, if anything."""
 
 
 class Supervisor:
-    """A process function that supervises; spawn it, or make it the function of a `Child`.
+    """A process function that supervises children; spawn it, or make it the function of a `Child`.
 
-    It answers calls from any node: ``"which_children"`` (name → pid or None), ``"count_children"``,
-    and ``("terminate_child" | "restart_child" | "delete_child", name)``. An exit signal of its parent
-    (whose `Process.spawn_link` started it) or of a node (`Node.exit`) ends it, and with it, in reverse
-    order, its children. Those of others, whoever may have linked to it, do nothing.
+    It answers calls from any node: ``"which_children"`` (name → pid or None), ``"count_children"``, and
+    ``("terminate_child" | "restart_child" | "delete_child", name)``; from its own node also
+    ``("start_child", Child(...))``.
+
+    An exit signal from its parent (which spawned it with `Process.spawn_link`) or from a node (`Node.exit`)
+    ends it: it ends its children first, in reverse order. Exit signals from other processes do nothing,
+    even if they are linked to it.
 
     Args:
         children: started in this order.
-        strategy: who else is restarted with a child that failed: nobody, all, or those after it.
-        max_restarts: more than so many within ``period_s`` seconds end the supervisor.
-        backoff_s: pauses before restarts, least and greatest; (0.25, 15) by default, and none before
-            the first restart of a child.
+        strategy: which children are restarted with one that failed: ``"one_for_one"``: none besides,
+            ``"one_for_all"``: all, ``"rest_for_one"``: those that were started after it.
+        max_restarts: more restarts than these within ``period_s`` seconds end the supervisor, with
+            ``"shutdown"``.
+        period_s: see ``max_restarts``.
+        backoff_s: the shortest and the longest pause before a restart, in seconds. The first restart of a
+            child has no pause, unless it ended because a node or a cluster-wide name was lost.
+
+    Attributes:
+        specs: the children as they were given; the other arguments are attributes of the same name.
 
     Raises:
-        ValueError: two children of one name, or an unknown strategy.
+        ValueError: two children have one name, or the strategy is unknown.
     """
 
     def __init__(
@@ -122,38 +155,38 @@ class Supervisor:
         backoff_s: tuple[float, float] = (0.25, 15.0),
     ) -> None:
         if strategy not in STRATEGIES:
-            raise ValueError(f"strategy is {strategy!r}: one of {STRATEGIES}")
+            raise ValueError(f"unknown strategy {strategy!r}; use one of {STRATEGIES}")
         names = [child.name for child in children or ()]
         if len(set(names)) != len(names):
             raise ValueError(f"two children have one name: {sorted(names)}")
-        self.specs = list(children or ())
+        self.specs: list[Child] = list(children or ())
         self.strategy = strategy
         self.max_restarts = max_restarts
         self.period_s = period_s
         self.backoff_s = backoff_s
 
     async def __call__(self, process: Process) -> None:
-        """Supervise until told to end. One object may run as several supervisors."""
-        await _Run(self, process).run()
+        """Supervise until an exit signal or too many restarts. One object may run as several supervisors."""
+        await _SupervisorRun(self, process).run()
 
 
-class _Run:
-    """One life of a supervisor."""
+class _SupervisorRun:
+    """One run of a supervisor."""
 
     def __init__(self, plan: Supervisor, process: Process) -> None:
         self._plan = plan
         self._process = process
-        self._children = {spec.name: _Running(spec) for spec in plan.specs}
+        self._children = {spec.name: _ChildState(spec) for spec in plan.specs}
         self._intensity = Intensity(plan.max_restarts, plan.period_s)
         self._backoff = Backoff(*plan.backoff_s)
         self._loop = asyncio.get_running_loop()
-        process.children = self.children
+        process._children = self.children  # noqa: SLF001  # for `Node.supervisors`
 
     def children(self) -> list[ChildInfo]:
         """See `Node.supervisors`."""
-        return [self._told(name, child) for name, child in self._children.items()]
+        return [self._describe(name, child) for name, child in self._children.items()]
 
-    def _told(self, name: str, child: _Running) -> ChildInfo:
+    def _describe(self, name: str, child: _ChildState) -> ChildInfo:
         spec, pid = child.spec, child.pid
         info = None if pid is None else self._process.node.process_info(pid)
         if info is not None:
@@ -164,6 +197,7 @@ class _Run:
         return ChildInfo(name, None, runs, spec.restart, "restarting" if pausing else "not running")
 
     async def run(self) -> None:
+        """Start the children, take messages until something ends the supervisor, and end the children."""
         process = self._process
         process.trap_exit = True
         try:
@@ -172,22 +206,22 @@ class _Run:
             async for message in process.mailbox:
                 match message:
                     case Exit(pid=pid, reason=reason):
-                        await self._exited(pid, reason)
+                        await self._take_exit(pid, reason)
                     case _StartAgain(names=names):
                         await self._start_again(list(names))
                     case Call(message=request):
-                        await self._asked(message, request)
+                        await self._answer(message, request)
         finally:
             await self._end(list(self._children))
 
-    async def _start(self, child: _Running) -> bool:
-        """Start a child, and wait for the init of an actor: those after it may need it.
+    async def _start(self, child: _ChildState) -> bool:
+        """Start a child, and wait for the init of an actor, since later children may need it.
 
         Returns:
-            False for one that failed in its init: its exit signal waits in the mailbox, as of any other.
+            False if its init failed; its `Exit` waits in the mailbox, as that of any child that ended.
 
         Raises:
-            AlreadyRegistered: its name belongs to somebody else.
+            AlreadyRegistered: another process has its name.
         """
         spec = child.spec
         function: Any = spec.function
@@ -201,7 +235,8 @@ class _Run:
         await self._process.node.join(pid)
         return False
 
-    async def _exited(self, pid: Pid, reason: Any) -> None:
+    async def _take_exit(self, pid: Pid, reason: Any) -> None:
+        """Handle an exit signal: of a child that ended, of the parent or a node, or of another process."""
         name = next((name for name, child in self._children.items() if child.pid == pid), None)
         if name is None:
             if pid.number == 0 or pid == self._process.parent:
@@ -213,9 +248,10 @@ class _Run:
             if child.spec.restart == "temporary":
                 del self._children[name]
             return
-        await self._failed(name, reason)
+        await self._restart(name, reason)
 
-    async def _failed(self, name: str, reason: Any) -> None:
+    async def _restart(self, name: str, reason: Any) -> None:
+        """Restart a child that ended, and others as the strategy says, or give up. Raises: ProcessExit."""
         me = self._process.name or self._process.pid
         now = self._loop.time()
         if not self._intensity.allows(now, reason):
@@ -235,13 +271,14 @@ class _Run:
             await self._start_again(names)
 
     def _start_later(self, names: list[str], pause_s: float) -> None:
+        """Let these children be started after a pause."""
         again = _StartAgain(names)
         again.timer = self._loop.call_later(pause_s, self._process.mailbox.put, again)
         for name in names:
             self._children[name].due = again
 
-    def _not_due(self, name: str) -> None:
-        """It is started now, or not at all; those that were due with it still are."""
+    def _forget_restart(self, name: str) -> None:
+        """Cancel the restart of a child that is due; others that are due with it stay so."""
         child = self._children[name]
         again, child.due = child.due, None
         if again is None:
@@ -251,8 +288,9 @@ class _Run:
             again.timer.cancel()
 
     async def _start_again(self, names: list[str]) -> None:
+        """Start those of these children that do not run; at the first that cannot start, pause and retry."""
         for name in names:
-            self._not_due(name)
+            self._forget_restart(name)
             child = self._children[name]
             if child.pid is not None:
                 continue
@@ -263,24 +301,25 @@ class _Run:
                 pause_s = max(self._plan.backoff_s[0], self._backoff.pause_s(name, self._loop.time(), error))
                 rest = names[names.index(name) :]
                 for each in rest:
-                    self._not_due(each)
+                    self._forget_restart(each)
                 self._start_later(rest, pause_s)
                 return
 
     async def _end(self, names: list[str]) -> None:
-        """End these children in reverse order; temporary ones are forgotten."""
+        """End these children in reverse order, and forget temporary ones."""
         for name in reversed(names):
             child = self._children[name]
-            self._not_due(name)
+            self._forget_restart(name)
             await self._end_one(child)
             if child.spec.restart == "temporary":
                 del self._children[name]
 
-    async def _end_one(self, child: _Running) -> None:
+    async def _end_one(self, child: _ChildState) -> None:
+        """Tell a child to end, wait for it, and kill it if its time is up. No `Exit` of it comes."""
         pid, child.pid = child.pid, None
         if pid is None:
             return
-        node, process, shutdown_s = self._process.node, self._process, _shutdown_s(child.spec)
+        node, process, shutdown_s = self._process.node, self._process, _get_shutdown_s(child.spec)
         process.unlink(pid)
         process.mailbox.discard(lambda message: isinstance(message, Exit) and message.pid == pid)
         if shutdown_s != 0:
@@ -290,12 +329,13 @@ class _Run:
         process.exit(pid, "kill")
         await node.join(pid, KILL_WAIT_S)
 
-    async def _asked(self, call: Call, request: Any) -> None:
+    async def _answer(self, call: Call, request: Any) -> None:
+        """Do what a call asks for, and answer it."""
         match request:
             case "which_children":
                 call.reply({name: child.pid for name, child in self._children.items()})
             case "count_children":
-                call.reply(self._counts())
+                call.reply(self._count())
             case ("terminate_child", str(name)) if name in self._children:
                 await self._end([name])
                 call.reply(True)
@@ -303,16 +343,17 @@ class _Run:
                 await self._start_again([name])
                 call.reply(self._children[name].pid)
             case ("delete_child", str(name)) if name in self._children and not self._children[name].pid:
-                self._not_due(name)
+                self._forget_restart(name)
                 self._backoff.forget(name)
                 del self._children[name]
                 call.reply(True)
             case ("start_child", Child() as spec) if spec.name not in self._children:
-                await self._start_another(call, _Running(spec))
+                await self._start_another(call, _ChildState(spec))
             case _:
-                call.fail(InvalidName(repr(request)[:200], self._why_not(request)))
+                call.fail(InvalidName(repr(request)[:200], self._explain(request)))
 
-    async def _start_another(self, call: Call, child: _Running) -> None:
+    async def _start_another(self, call: Call, child: _ChildState) -> None:
+        """Start a child for a call; if that fails, forget the child and fail the call."""
         name = child.spec.name
         self._children[name] = child
         try:
@@ -327,7 +368,8 @@ class _Run:
             del self._children[name]
             call.fail(error)
 
-    def _why_not(self, request: Any) -> str:
+    def _explain(self, request: Any) -> str:
+        """Say why a request cannot be done."""
         match request:
             case ("terminate_child" | "restart_child", str()):
                 return "there is no such child"
@@ -335,10 +377,10 @@ class _Run:
                 return "it runs; terminate it first" if name in self._children else "there is no such child"
             case ("start_child", Child(name=name)):
                 runs = self._children[name].pid is not None
-                return "it runs already" if runs else "there is one that does not run; restart or delete it"
-        return "a supervisor does not answer that"
+                return "it runs already" if runs else "a child of that name exists; restart or delete it"
+        return "a supervisor does not answer that request"
 
-    def _counts(self) -> dict[str, int]:
+    def _count(self) -> dict[str, int]:
         children = list(self._children.values())
         supervisors = sum(isinstance(child.spec.function, Supervisor) for child in children)
         return {
@@ -349,8 +391,8 @@ class _Run:
         }
 
 
-def _shutdown_s(spec: Child) -> float | None:
-    """Seconds, or None for ever."""
+def _get_shutdown_s(spec: Child) -> float | None:
+    """Return the seconds that a child has to end; None: as long as it takes."""
     if spec.shutdown_s is None:
         return None if isinstance(spec.function, Supervisor) else SHUTDOWN_S
     return None if spec.shutdown_s == math.inf else spec.shutdown_s

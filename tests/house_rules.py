@@ -47,14 +47,6 @@ EXCEPTIONS = {
     ("fleetlm.process", "fleetlm.node"),
     ("fleetlm.actor", "fleetlm.node"),
     ("fleetlm.sync", "fleetlm.node"),
-    # PENDING: each of these goes with its cut.
-    ("fleetlm.directory.groups", "fleetlm.node"),
-    ("fleetlm.directory.registry", "fleetlm.actor"),
-    ("fleetlm.directory.registry", "fleetlm.node"),
-    ("fleetlm.runtime.bootstrap", "fleetlm.node"),
-    ("fleetlm.runtime.bootstrap", "fleetlm.remote.server"),
-    ("fleetlm.runtime.info", "fleetlm.node"),
-    ("fleetlm.runtime.starting", "fleetlm.node"),
 }
 
 PURE = {"values", "wire", "core"}

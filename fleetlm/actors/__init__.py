@@ -1,1 +1,1 @@
-"""How actors serve requests, and how they are asked."""
+"""How actors serve requests, and how they are called."""

@@ -1,4 +1,10 @@
-"""Handlers: the methods of an actor that may be asked for from elsewhere, and the name of each."""
+"""Handlers: the methods of an actor that others may call, and the name under which each is asked for.
+
+`collect` makes the table of a class when the class is defined. A request names a handler; no code travels.
+A reference is given the function itself (``Sessions.append``), so that a type checker knows its type, and
+`name_of` finds the name for it. Overriding keeps the name: the table knows the functions of all base
+classes, and the actor runs its own override.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +20,18 @@ from fleetlm.texts import SHORT
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
 
 _MARK = "__fleetlm_handler__"
+"""The attribute of a function that is a handler: whether it is a concurrent one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A handler as the actor runs it."""
+    """One handler of a class.
+
+    Attributes:
+        function: the class's own, overriding one.
+        streams: whether it yields items, being an async generator function.
+        concurrent: whether it runs in a task of its own.
+    """
 
     function: Callable[..., Any]
     streams: bool
@@ -27,11 +40,11 @@ class Handler:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """The handlers of a class, its bases' included."""
+    """The handlers of a class, those of its base classes included."""
 
     by_name: dict[str, Handler]
     names: dict[Callable[..., Any], str]
-    """Each function that stands for one, overridden ones of the bases too."""
+    """Function → name of the handler; functions of base classes that are overridden are keys too."""
 
 
 NO_HANDLERS = Handlers({}, {})
@@ -62,12 +75,18 @@ class ActorObject(HasHandlers, Protocol):
         """Run as this `Process`, and set ``ready`` when `init` is done."""
 
 
+def check_actor(actor: object) -> None:
+    """Raise TypeError, unless it is a class of actors."""
+    if not (isinstance(actor, type) and hasattr(actor, "__fleetlm_handlers__")):
+        raise TypeError(f"{actor!r} is not a class of actors")
+
+
 @overload
 def handler(function: F, /) -> F: ...
 @overload
 def handler(*, concurrent: bool = False) -> Callable[[F], F]: ...
 def handler(function: F | None = None, /, *, concurrent: bool = False) -> F | Callable[[F], F]:
-    """Let a method of an `Actor` be asked for from any node; its type stays what it is.
+    """Let a method of an `Actor` be called from any node. The type of the method stays as it is.
 
     ::
 
@@ -78,15 +97,15 @@ def handler(function: F | None = None, /, *, concurrent: bool = False) -> F | Ca
         async def fetch(self, url: str) -> bytes: ...
 
     Handlers run one at a time, in the order in which their requests came. An async generator function is
-    for `ActorRef.stream`. An override is a handler as what it overrides is, decorated or not.
+    for `ActorRef.stream`. A method that overrides a handler is a handler, decorated or not.
 
     Args:
         function: an async function or an async generator function.
-        concurrent: run in a task of its own beside all others, up to `Settings.concurrent_handlers`
-            of an actor: for what mostly waits, and needs no state that others change meanwhile.
+        concurrent: run in a task of its own beside the other handlers, up to `Settings.concurrent_handlers`
+            of one actor: for handlers that mostly wait, and that use no state which others change meanwhile.
 
     Raises:
-        TypeError: another kind of function.
+        TypeError: the function is neither.
     """
 
     def mark(function: F) -> F:
@@ -98,18 +117,22 @@ def handler(function: F | None = None, /, *, concurrent: bool = False) -> F | Ca
 
 
 def collect(cls: type, reserved: frozenset[str]) -> Handlers:
-    """The handlers of a class. Raises: TypeError, for one that cannot be."""
+    """Return the handlers of a class; ``reserved`` are names that no handler may have.
+
+    Raises:
+        TypeError: a method is marked as a handler and cannot be one.
+    """
     by_name: dict[str, Handler] = {}
     names: dict[Callable[..., Any], str] = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
             former = by_name.get(name)
-            concurrent = _mark_of(value)
+            concurrent = _get_mark(value)
             if concurrent is None and former is None:
                 continue
             where = f"{base.__qualname__}.{name}"
             if name in reserved or name.startswith("__"):
-                raise TypeError(f"{where} cannot be a handler: an actor has a method of that name itself")
+                raise TypeError(f"{where} cannot be a handler: `Actor` has a method of that name")
             if not isinstance(value, FunctionType):
                 raise TypeError(f"{where} is a handler, so it must be a plain async method")
             streams = _check_kind(value)
@@ -123,7 +146,7 @@ def collect(cls: type, reserved: frozenset[str]) -> Handlers:
 
 
 def name_of(actor: type, handlers: Handlers, method: Any) -> str:
-    """Under which name a handler of this class travels. Raises: TypeError, if it is none."""
+    """Return the name of a handler of this class. Raises: TypeError, if it is not a handler of the class."""
     try:
         return handlers.names[method]
     except (KeyError, TypeError):
@@ -131,13 +154,13 @@ def name_of(actor: type, handlers: Handlers, method: Any) -> str:
     shown = getattr(method, "__qualname__", None) or SHORT.repr(method)
     if inspect.ismethod(method):
         raise TypeError(f"give the handler as the class has it, {shown}, not as a bound method")
-    if _mark_of(method) is None and shown.startswith(f"{actor.__qualname__}."):
+    if _get_mark(method) is None and shown.startswith(f"{actor.__qualname__}."):
         raise TypeError(f"{shown} is not a handler: put @handler above it")
     raise TypeError(f"{shown} is not a handler of {actor.__qualname__}")
 
 
-def _mark_of(value: Any) -> bool | None:
-    """Whether what a class has under some name is a handler, and if so, whether a concurrent one."""
+def _get_mark(value: Any) -> bool | None:
+    """Return whether an attribute of a class is a concurrent handler; None if it is not a handler."""
     if isinstance(value, staticmethod | classmethod):
         value = value.__func__
     if isinstance(value, FunctionType):
@@ -147,7 +170,7 @@ def _mark_of(value: Any) -> bool | None:
 
 
 def _check_kind(function: Any) -> bool:
-    """Whether a handler streams. Raises: TypeError, if it is no async function at all."""
+    """Return whether a handler streams. Raises: TypeError, if it is not an async function."""
     if inspect.isasyncgenfunction(function):
         return True
     if inspect.iscoroutinefunction(function):

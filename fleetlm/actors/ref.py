@@ -7,6 +7,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from fleetlm.actors.handlers import HasHandlers, name_of
 from fleetlm.ids import Pid
+from fleetlm.messaging.targets import Target
 from fleetlm.names import Address, canonical_node
 from fleetlm.wire.invocation import Invoke
 
@@ -14,13 +15,12 @@ A_co = TypeVar("A_co", bound=HasHandlers, covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Target = Pid | str | tuple[str, str]
 Goal = Target | Callable[[], Pid]
-"""Whom a reference leads to; a function is asked anew at each use."""
+"""The actor that a reference leads to. A function is called anew at each use."""
 
 
 class Sender(Protocol):
-    """What a reference asks of its node."""
+    """What a reference uses of its node."""
 
     def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
         """See `Node.send`."""
@@ -36,7 +36,7 @@ class Sender(Protocol):
 
 
 class ActorRef(Generic[A_co]):
-    """Made by `Node.ref` and `Node.start_actor`; immutable.
+    """A typed reference to an actor; made by `Node.ref` and `Node.start_actor`, immutable.
 
     ::
 
@@ -44,7 +44,8 @@ class ActorRef(Generic[A_co]):
         count = await ref.within(2).call(Sessions.append, "s1", "hello")
         async for token in ref.stream(Model.complete, prompt): ...
 
-    What a handler takes and returns is known to a type checker. It does not travel: send its `pid`.
+    A type checker knows what each handler takes and returns. A reference cannot be sent in a message; send
+    its `pid` instead.
     """
 
     __slots__ = ("_actor", "_goal", "_node", "_timeout_s")
@@ -63,7 +64,7 @@ class ActorRef(Generic[A_co]):
 
     @property
     def target(self) -> Target:
-        """Where a request goes now. Raises: whatever a function that finds the pid raises."""
+        """Where a request would go now. Raises: what the function raises that the reference was made with."""
         goal = self._goal
         return goal() if callable(goal) else goal
 
@@ -72,15 +73,15 @@ class ActorRef(Generic[A_co]):
         """The actor's pid.
 
         Raises:
-            TypeError: it is known by its name only; ``await node.whereis(name, at=node)``.
+            TypeError: the reference has a name only; ask ``await node.whereis(name, at=node)``.
         """
         target = self.target
         if not isinstance(target, Pid):
-            raise TypeError(f"{self!r} goes by name: ask `await node.whereis(name, at=node)` for the pid")
+            raise TypeError(f"{self!r} has a name, not a pid: ask `await node.whereis(name, at=node)`")
         return target
 
     def within(self, seconds: float) -> ActorRef[A_co]:
-        """The same actor, with a deadline for each `call` and `stream` that is made through it."""
+        """Return a reference to the same actor whose calls and streams have ``seconds`` seconds each."""
         return ActorRef(self._node, self._actor, self._goal, seconds)
 
     def call(
@@ -93,8 +94,8 @@ class ActorRef(Generic[A_co]):
         """Run a handler and return its result: ``await ref.call(Sessions.append, "s1", "hello")``.
 
         Args:
-            method: a handler, as the actor's class has it; a subclass may override it.
-            *args: what the handler takes, values as in `Node.send`.
+            method: a handler, as an attribute of the actor's class; a subclass may override it.
+            *args: arguments of the handler, message values as in `Node.send`.
             **kwargs: likewise.
 
         Raises:
@@ -111,10 +112,10 @@ class ActorRef(Generic[A_co]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Coroutine[Any, Any, None]:
-        """Let a handler run, and wait for nothing but a full window. Its result is dropped.
+        """Run a handler without waiting for it; waits only while a window is full. Its result is dropped.
 
-        An exception ends the actor; arguments that do not fit, and handlers that it does not have, are
-        logged there.
+        An exception in the handler ends the actor. Arguments that do not fit, and handlers that the actor
+        does not have, are logged on its node.
 
         Raises:
             TypeError: as `call`.
@@ -130,7 +131,11 @@ class ActorRef(Generic[A_co]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> AsyncGenerator[R, None]:
-        """The items that a handler yields: ``async for token in ref.stream(Model.complete, prompt)``.
+        """Stream results: the items that a handler yields, one after the other.
+
+        ::
+
+            async for token in ref.stream(Model.complete, prompt): ...
 
         Raises:
             TypeError: as `call`.
@@ -140,12 +145,12 @@ class ActorRef(Generic[A_co]):
         return self._node.stream(self.target, request, self._timeout_s)
 
     def send(self, message: Any) -> Coroutine[Any, Any, None]:
-        """Send any message, which arrives in `Actor.handle_info`. Raises: as `Node.send`."""
+        """Send any message; the actor gets it in `Actor.handle_info`. Raises: as `Node.send`."""
         return self._node.send(self.target, message)
 
 
 def goal_of(target: Goal, at: str | None) -> Goal:
-    """Where a reference leads to. Raises: TypeError, InvalidName."""
+    """Combine the arguments ``target`` and ``at`` of `Node.ref`. Raises: TypeError, InvalidName."""
     if at is None:
         return target
     if not isinstance(target, str):

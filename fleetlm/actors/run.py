@@ -22,9 +22,9 @@ source, and this module must tell them apart, because only some of them end the 
    is abandoned, the process tells `_notice_answered`, and `_interrupt` cancels the task that serves it,
    once. The handler ends and the actor goes on, so this cancellation must not be left on the main task:
    `_settle_call` takes it back with `Task.uncancel`.
-4. *What the handler awaits was cancelled* by somebody else, such as a task or a future. The serving task
-   itself was not: ``cancelling()`` is 0. That is a failure of the handler, told to its caller like any
-   exception.
+4. *What the handler awaits was cancelled*, such as a task or a future that other code cancels. The serving
+   task itself was not: its ``cancelling()`` is 0. That is a failure of the handler, told to its caller like
+   any exception.
 5. *The end of the actor* (`_finish`) cancels its concurrent handlers. ``_open`` is empty by then, so none
    of them is taken for case 3, and none answers its call.
 
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
     from fleetlm.settings import Settings
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 ProcessT = TypeVar("ProcessT", bound=RunningProcess)
 
@@ -87,17 +87,17 @@ class ActorRun(Generic[ProcessT]):
     """One run of an actor, in its main task but for concurrent handlers."""
 
     __slots__ = (
-        "_actor", "_complaints", "_concurrent", "_free_slot", "_handlers", "_loop", "_main_task",
-        "_max_concurrent", "_open", "_stop_reason", "_stopping", "_terminate_s", "process",
+        "_actor", "_complaints", "_concurrent", "_free_slot", "_handlers", "_is_stopping", "_loop",
+        "_main_task", "_max_concurrent", "_open", "_stop_reason", "_terminate_s", "process",
     )  # fmt: skip
 
     def __init__(self, actor: ActorObject, handlers: Handlers, process: ProcessT, settings: Settings) -> None:
-        self.process = process
+        self.process: ProcessT = process
         self._actor = actor
         self._handlers = handlers.by_name
         self._loop = asyncio.get_running_loop()
         self._main_task: asyncio.Task[Any] | None = asyncio.current_task()
-        self._stopping = False
+        self._is_stopping = False
         self._stop_reason: Any = None
         self._open: dict[Call, asyncio.Task[Any]] = {}
         """Calls being served, each with the task that serves it."""
@@ -117,14 +117,14 @@ class ActorRun(Generic[ProcessT]):
                 a handler that exits; a cancellation; an exception of init, of a cast or of `handle_info`.
         """
         process = self.process
-        process.on_answered = self._notice_answered
+        process._on_answered = self._notice_answered
         await self._actor.init()
         if ready is not None and not ready.done():
             ready.set_result(True)
         try:
             await self._serve()
         except (Exception, asyncio.CancelledError) as error:
-            if not process.gone:
+            if not process._is_gone:
                 await self._finish(exit_reason(process, isinstance(error, asyncio.CancelledError), error))
             raise
         finally:
@@ -133,8 +133,8 @@ class ActorRun(Generic[ProcessT]):
 
     def stop(self, reason: Any) -> None:
         """See `Actor.stop`."""
-        if not self._stopping:
-            self._stopping = True
+        if not self._is_stopping:
+            self._is_stopping = True
             self._stop_reason = reason
             self.process.mailbox.put(_WAKE)
             self._tell_free_slot()
@@ -155,7 +155,7 @@ class ActorRun(Generic[ProcessT]):
     async def _serve(self) -> None:
         """Take messages until the actor is to end. Always raises."""
         process, get, actor = self.process, self.process.mailbox.get, self._actor
-        while not (self._stopping or process.ending):
+        while not (self._is_stopping or process._is_ending):
             message = await get()
             if isinstance(message, Call):
                 if type(message.message) is Invoke:
@@ -169,7 +169,7 @@ class ActorRun(Generic[ProcessT]):
             elif message is not _WAKE:
                 await actor.handle_info(message)
             message = None  # An actor that waits keeps no message alive.
-        if process.ending:  # An exit signal came, and a handler may have swallowed the cancellation.
+        if process._is_ending:  # An exit signal came, and a handler may have swallowed the cancellation.
             raise asyncio.CancelledError
         raise ProcessExit(self._stop_reason)
 
@@ -209,7 +209,7 @@ class ActorRun(Generic[ProcessT]):
             result = await (self._send_items(call, running) if found.streams else running)
         except asyncio.CancelledError as error:
             if self._settle_call(call, task):
-                if self.process.ending or task.cancelling():
+                if self.process._is_ending or task.cancelling():
                     raise
                 call.fail(error)  # It awaited something that was cancelled; this task was not.
         except ProcessExit:
@@ -275,7 +275,7 @@ class ActorRun(Generic[ProcessT]):
     def _interrupt(self, call: Call) -> None:
         """Cancel the task that serves a call whose caller has gone, if it still serves it."""
         task = self._open.pop(call, None)
-        if task is self._main_task and self.process.ending:
+        if task is self._main_task and self.process._is_ending:
             return  # It has been cancelled already; a second time would cut its clean-up short.
         if task is not None:
             task.cancel()
@@ -293,7 +293,7 @@ class ActorRun(Generic[ProcessT]):
             return True
         if call.open:
             return False  # The actor ends; the process answers its calls.
-        if task.cancelling() and (task.uncancel() or self.process.ending):
+        if task.cancelling() and (task.uncancel() or self.process._is_ending):
             raise asyncio.CancelledError
         return False
 
@@ -305,7 +305,7 @@ class ActorRun(Generic[ProcessT]):
         task = self._loop.create_task(self._run_concurrent(found, request, call), name=name)
         self._concurrent.add(task)
         task.add_done_callback(self._forget_task)
-        while len(self._concurrent) >= self._max_concurrent and not self._stopping:
+        while len(self._concurrent) >= self._max_concurrent and not self._is_stopping:
             self._free_slot = self._loop.create_future()
             await self._free_slot
 
@@ -320,10 +320,10 @@ class ActorRun(Generic[ProcessT]):
             else:
                 call.abandon()
         except ProcessExit as error:
-            process.end_with(error.reason)
+            process._end_with(error.reason)
         except Exception as error:
             log.exception("actor %s (%s) crashed", process.name or process.pid, process.runs)
-            process.end_with(exit_reason(process, False, error))
+            process._end_with(exit_reason(process, False, error))
 
     def _forget_task(self, task: asyncio.Task[None]) -> None:
         self._concurrent.discard(task)
@@ -340,14 +340,14 @@ class ActorRun(Generic[ProcessT]):
     async def _finish(self, reason: Any) -> None:
         """End concurrent handlers and call `terminate`; both have `Settings.terminate_s` seconds."""
         process, limit_s = self.process, self._terminate_s
-        process.closing = True
+        process._is_closing = True
         self._open.clear()
         SERVING.set(None)
-        if process.ending:
+        if process._is_ending:
             try:  # The cancellation of an actor that ended itself may still come; not in `terminate`.
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
-                if process.gone:
+                if process._is_gone:
                     raise
         if self._concurrent:
             for task in self._concurrent:
@@ -360,7 +360,7 @@ class ActorRun(Generic[ProcessT]):
             async with timeout:
                 await self._actor.terminate(reason)
         except asyncio.CancelledError:
-            if process.gone:
+            if process._is_gone:
                 raise
             log.warning("terminate of %s was cancelled by what it awaited", process.pid)
         except Exception:

@@ -51,7 +51,7 @@ STOP_TIMEOUT_S = 1.0
 MAX_NAMES_LOGGED = 8
 """Functions named in the warning about functions that still run when the node stops."""
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 
 class Blocking:
@@ -71,66 +71,14 @@ class Blocking:
         return len(self._threads.running) + len(self._processes.running)
 
     async def in_thread(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a blocking function in a thread while the node goes on: ``await node.run_blocking(f, x)``.
-
-        For functions that wait: files, drivers, C code that releases the GIL. Pure Python code that
-        computes blocks the event loop even from another thread; use `run_in_process` for it. The
-        function runs with the caller's context variables, and reaches the node through ``node.sync``.
-
-        `Settings.blocking_threads` functions run at a time; further callers wait in order.
-
-        If the caller is cancelled while it waits for a thread, the function never runs. Once the
-        function has begun, it runs to its end, since a thread cannot be stopped, and its result is
-        dropped.
-
-        Args:
-            function: a plain function, not a coroutine function.
-            *args: its positional arguments.
-            **kwargs: its named arguments.
-
-        Returns:
-            The function's result.
-
-        Raises:
-            Exception: what the function raised, unchanged; `RuntimeError` in place of StopIteration.
-            TypeError: ``function`` is not callable, or is a coroutine function. It has not run.
-            NodeStopped: the node stopped. The function has not run, or, if it had begun, still runs.
-        """
+        """See `Node.run_blocking`."""
         _check_function("run_blocking", function)
         call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
         result: R = await self._threads.run(_Job(function, call))
         return result
 
     async def in_process(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function in another process of this machine: ``await node.run_in_process(f, x)``.
-
-        For functions that compute: each process has an interpreter, and so a GIL, of its own. There is
-        one process for each CPU (`Settings.blocking_processes`). Processes are spawned, never forked,
-        since ZeroMQ does not survive a fork. They are kept, and the first use of each takes as long as
-        Python and the program's imports need to start.
-
-        Function, arguments and result are pickled. So the function must stand at the top level of a
-        module, and code that runs when the program starts must stand under
-        ``if __name__ == "__main__":``. Cancellation works as with `run_blocking`. When the node
-        stops, functions that have not ended within the drain time are killed.
-
-        Args:
-            function: a plain function.
-            *args: its positional arguments; do not change them while this call waits.
-            **kwargs: its named arguments.
-
-        Returns:
-            A copy of the function's result.
-
-        Raises:
-            Exception: what the function raised, with the worker's traceback as a note. An exception
-                that cannot be pickled arrives as a RuntimeError with its text.
-            TypeError: the function is not callable, or the function, an argument or the result cannot
-                be pickled. The function has run only if its result is the problem.
-            WorkerDied: the process ended (killed, out of memory, ``os._exit``). Other calls are not
-                affected, and the next call gets a new process.
-            NodeStopped: as with `run_blocking`, but a function that had begun is killed.
-        """
+        """See `Node.run_in_process`."""
         _check_function("run_in_process", function)
         result: R = await self._processes.run(_Job(function, FunctionCall(function, args, kwargs)))
         return result

@@ -71,7 +71,7 @@ class FunctionCall:
     """A function with its arguments, to be run in another process."""
 
     def __init__(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        self.name = getattr(function, "__qualname__", None) or repr(function)
+        self.name: str = getattr(function, "__qualname__", None) or repr(function)
         self._parts = (function, args, kwargs)
 
     def pack(self) -> bytes:

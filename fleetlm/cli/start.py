@@ -54,7 +54,7 @@ PROGRAM_END_S = 2.0
 STOP_SLACK_S = 10.0
 """Seconds that a stop may take beyond draining. A stop usually takes less than two."""
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 Program = Callable[[Node], Any]
 

@@ -152,25 +152,25 @@ class Connection:
     def __init__(
         self, name: str, ip: str, me: Identity, settings: Settings, rng: random.Random, now: float
     ) -> None:
-        self.name = name
-        self.ip = ip
-        self.port = settings.node_port
-        self.me = me
-        self.settings = settings
-        self.rng = rng
-        self.phase = Phase.IDLE
+        self.name: str = name
+        self.ip: str = ip
+        self.port: int = settings.node_port
+        self.me: Identity = me
+        self.settings: Settings = settings
+        self.rng: random.Random = rng
+        self.phase: Phase = Phase.IDLE
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
-        self.incarnation = 0
-        self.attempt = 0
-        self.next_dial_at = now
-        self.deadline = 0.0
+        self.incarnation: int = 0
+        self.attempt: int = 0
+        self.next_dial_at: float = now
+        self.deadline: float = 0.0
         self.opened_at: float | None = None
         self.up_at: float | None = None
-        self.ups = 0
-        self.dropped = 0
-        self.last_error = ""
-        self.last_error_at = now
+        self.ups: int = 0
+        self.dropped: int = 0
+        self.last_error: str = ""
+        self.last_error_at: float = now
 
     # Facts about our own half.
 
@@ -331,7 +331,7 @@ class Connection:
         return max(s.backoff_min_s / 5, self.rng.uniform(0.0, ceiling))
 
     def _missing_step(self) -> str:
-        """Return the text for people on the step of the handshake that took too long."""
+        """Return a text that names the step of the handshake that took too long, and what may be wrong."""
         s = self.settings
         there = endpoint(self.ip, self.port)
         if self.opened_at is None:

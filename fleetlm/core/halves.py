@@ -25,13 +25,13 @@ class Outgoing:
     __slots__ = ("channel", "confirmed_epoch", "confirmed_incarnation", "epoch", "seq")
 
     def __init__(self, channel: int, epoch: int) -> None:
-        self.channel = channel
-        self.epoch = epoch
-        self.seq = 0
+        self.channel: int = channel
+        self.epoch: int = epoch
+        self.seq: int = 0
         """The number of the next frame."""
         self.confirmed_epoch: int | None = None
         """The epoch of the peer's half that our last READY confirmed; None before the first READY."""
-        self.confirmed_incarnation = 0
+        self.confirmed_incarnation: int = 0
         """The peer's incarnation that our last READY was meant for; 0 before the first READY."""
 
     def header(self, kind: int) -> bytes:
@@ -50,11 +50,11 @@ class Incoming:
     __slots__ = ("epoch", "hello", "ip", "seq", "source")
 
     def __init__(self, source: bytes, epoch: int, hello: Hello, ip: str) -> None:
-        self.source = source
-        self.epoch = epoch
-        self.hello = hello
-        self.ip = ip
-        self.seq = 1
+        self.source: bytes = source
+        self.epoch: int = epoch
+        self.hello: Hello = hello
+        self.ip: str = ip
+        self.seq: int = 1
         """The number of the next frame; the HELLO was 0."""
 
     def accept(self, epoch: int, seq: int) -> None:

@@ -69,8 +69,8 @@ class Kernel:
 
     Attributes:
         topology: the table of peers.
-        leaving: whether this node has said goodbye; it admits and dials nobody any more.
-        draining: whether this node announces that it will leave; told in every tick.
+        leaving: whether this node has said goodbye; from then on it admits and dials no node.
+        draining: whether this node announces that it will leave; every TICK says so.
         verdict: the outcome of the last lookup in words.
         observed: addresses from which peers dial this node that are not those of their names.
     """
@@ -79,10 +79,10 @@ class Kernel:
         self.me = me
         self.settings = settings
         self.rng = rng
-        self.topology = Topology(me, settings, rng)
-        self.leaving = False
+        self.topology: Topology = Topology(me, settings, rng)
+        self.leaving: bool = False
         self.draining = False
-        self.verdict = ""
+        self.verdict: str = ""
         self.observed: set[str] = set()
         self._sources: dict[bytes, str] = {}
         """Source of a peer's present half → the name in its HELLO."""
@@ -98,7 +98,7 @@ class Kernel:
         self._due_entries = 0
         self._strangers: dict[tuple[str, str], None] = {}
 
-    # Facts about who exists.
+    # Facts about which nodes exist.
 
     def looked_up(self, now: float, answer: DnsAnswer) -> list[Effect]:
         """A lookup ended. Addresses add peers; only a complete answer counts towards forgetting any."""
@@ -181,7 +181,7 @@ class Kernel:
             return []
         known = peer.connection.incoming
         if answer.refusal is Refusal.STALE and known and known.hello.incarnation != answer.incarnation:
-            peer.connection.incoming = None  # That half is of a former incarnation: confirm it no more.
+            peer.connection.incoming = None  # That half is of a former incarnation: do not confirm it.
         effects = self._apply(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
         ip = peer.connection.ip
         if answer.refusal is Refusal.SELF:
@@ -193,7 +193,7 @@ class Kernel:
     # Facts about sources, which dialled this node.
 
     def source_met(self, source: bytes, ip: str) -> None:
-        """A new source has dialled from this address; who it is, its HELLO will say."""
+        """A new source has dialled from this address. Its HELLO will say which node it is."""
         if len(self._ips) >= MAX_SOURCES:
             oldest = next(iter(self._ips))
             del self._ips[next((known for known in self._ips if known not in self._sources), oldest)]
@@ -274,17 +274,10 @@ class Kernel:
             if peer is None or self.leaving or peer.due != when:
                 continue
             peer.due = None
-            connection = peer.connection
-            if connection.phase is Phase.IDLE and not peer.is_blocked:
-                if connection.next_dial_at <= now:
-                    effects += self._dial(now, peer)
-                else:
-                    self._schedule(peer)
-            elif connection.phase is Phase.DIALLING:
-                if connection.deadline <= now:
-                    effects += self._apply(now, peer, connection.timed_out(now))
-                else:
-                    self._schedule(peer)
+            if peer.connection.phase is Phase.DIALLING:
+                effects += self._apply(now, peer, peer.connection.timed_out(now))
+            elif peer.connection.phase is Phase.IDLE and not peer.is_blocked:
+                effects += self._dial(now, peer)
         for channel, claim in list(self._probes.items()):
             if claim.until <= now and channel in self._probes:
                 effects += self._settle_claim(now, channel, None)
@@ -327,7 +320,7 @@ class Kernel:
             return self._refuse(now, source, hello, *refusal)
         peer = self.topology.meet(now, hello.name, itself=True)
         if peer is None:
-            why = f"{self.me.name} knows as many nodes as it may ({self.settings.max_peers:,})"
+            why = f"{self.me.name} knows {self.settings.max_peers:,} nodes already (Settings.max_peers)"
             return self._refuse(now, source, hello, Refusal.TOO_MANY, why)
         if peer.is_up and peer.connection.incarnation != hello.incarnation:
             return self._probe_owner(now, source, epoch, hello, ip, peer)
@@ -388,7 +381,7 @@ class Kernel:
         if ready.incarnation != self.me.incarnation:
             hello = peer.connection.incoming.hello if peer.connection.incoming else None
             effects = self.source_lost(now, source, "stale")
-            why = f"{self.me.name} has been restarted: incarnation {ready.incarnation:x} is no more"
+            why = f"{self.me.name} has been restarted: incarnation {ready.incarnation:x} has ended"
             return (
                 effects if hello is None else effects + self._refuse(now, source, hello, Refusal.STALE, why)
             )
@@ -506,8 +499,7 @@ class Kernel:
     def _forget(self, now: float, peer: Peer, why: str) -> list[Effect]:
         """End what there is with a peer, and take it out of the table; report nothing."""
         effects = peer.connection.leave(now, why)
-        if peer.connection.outgoing is None:
-            self.topology.forget(peer)
+        self.topology.forget(peer)
         out = self._apply(now, peer, effects)
         return [effect for effect in out if not isinstance(effect, Report)]
 

@@ -114,7 +114,7 @@ class Links:
         self._ends: dict[int, _Ends] = {}
         self._acts = 0
         self._watchers_of: dict[Ref, int] = {}
-        """Monitor on a process of this node, whoever holds it → the number of that process."""
+        """Monitor on a process of this node, held here or elsewhere → the number of that process."""
         self._owner_of: dict[Ref, int] = {}
         """Monitor held by a process of this node → the number of that process."""
 

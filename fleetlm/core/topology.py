@@ -46,7 +46,7 @@ class Peer:
         is_pinned: the program asked for it by name, so that it is never forgotten.
         is_blocked: the program disconnected it, so that it is not dialled until asked for again.
         is_pruned: blocked because DNS no longer named it, until DNS names it again.
-        last_heard: when its last frame came.
+        last_heard: when its last frame came, at the loop's time.
         is_busy: connected, but its loop has been silent for `Settings.busy_after_s`.
         is_draining: it announces that it is leaving.
         lag_ms: how late its loop ran, in milliseconds, when it ticked last.
@@ -71,17 +71,17 @@ class Peer:
     )
 
     def __init__(self, connection: Connection, now: float) -> None:
-        self.connection = connection
-        self.last_seen = now
-        self.misses = 0
-        self.in_dns = False
-        self.is_pinned = False
-        self.is_blocked = False
-        self.is_pruned = False
-        self.last_heard = now
-        self.is_busy = False
-        self.is_draining = False
-        self.lag_ms = 0
+        self.connection: Connection = connection
+        self.last_seen: float = now
+        self.misses: int = 0
+        self.in_dns: bool = False
+        self.is_pinned: bool = False
+        self.is_blocked: bool = False
+        self.is_pruned: bool = False
+        self.last_heard: float = now
+        self.is_busy: bool = False
+        self.is_draining: bool = False
+        self.lag_ms: int = 0
         self.due: float | None = None
         self.logged: dict[str, None] = {}
 
@@ -139,7 +139,7 @@ class Topology:
         self.rng = rng
         self.peers: dict[str, Peer] = {}
         self.aliases: dict[str, str] = {}
-        self.is_full = False
+        self.is_full: bool = False
         for ip in me.aliases:
             self.aliases[ip] = me.name
 
@@ -270,9 +270,9 @@ class Topology:
         )
 
     def _find_hearsay(self) -> Peer | None:
-        """Return the row that may go first: never up, not in DNS, not asked for, and not being dialled.
+        """Return a row known from hearsay only: never up, not in DNS, not asked for, and not being dialled.
 
-        Of several the one that was named least recently; None if there is none.
+        If there are several, it is the one that was named least recently.
         """
         found = (
             peer

@@ -1,4 +1,18 @@
-"""Process groups: performs what `core.groups` decides, and sends to members."""
+"""Process groups: the replicated table of memberships, and what a program may ask of it.
+
+Theory of operation. `core.group_table` decides who is a member of what and returns effects;
+`ReplicatedGroups` performs them: a `Tell` goes to the other nodes through `Replication`, a `Joined` or
+`Left` to the subscriptions. `Groups`, which a program holds, only reads that table, changes memberships
+of this node's processes, and sends to members.
+
+A membership is a row of the node on which the process runs, so joining and leaving is local and
+immediate, and other nodes see it one hop later. Consequences that every caller must bear: `pick` may
+return a member that has just ended (a call to it raises `NoProcess`), and two nodes may see different
+members for the time of one hop. What cannot happen: a member of a node that is not connected, or a
+member whose `Down` this node's processes have got already (`directory.replication` explains both).
+
+Source: OTP pg.erl; differs: one scope, groups are named by text, and the snapshot is part of `watch`.
+"""
 
 from __future__ import annotations
 
@@ -18,103 +32,170 @@ if TYPE_CHECKING:
 
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger
-    from fleetlm.node import Node
+    from fleetlm.messaging.outbound import Outbound
+    from fleetlm.processes.context import NodeContext
+    from fleetlm.processes.local import LocalProcesses
     from fleetlm.wire.codec import Codec
 
 Change = Joined | Left
+
+
+class ReplicatedGroups:
+    """Implements `replication.Table` for memberships: performs what `GroupTable` decides.
+
+    Args:
+        context: of this node.
+        local: this node's processes; only those that live may join.
+        replication: carries the facts; this table adds itself to it.
+        rng: source of chance for picks.
+    """
+
+    topic = "groups"
+
+    def __init__(
+        self, context: NodeContext, local: LocalProcesses, replication: Replication, rng: random.Random
+    ) -> None:
+        settings = context.settings
+        self._context = context
+        self._local = local
+        self._replication = replication
+        self.table: GroupTable = GroupTable(
+            context.name, context.incarnation, settings.max_memberships, self._is_alive
+        )
+        self.picker: Picker = Picker(rng, self._load, context.is_draining)
+        self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo)
+        replication.add(self)
+
+    def own_facts(self) -> Iterable[Any]:
+        """Return all memberships of this node's processes."""
+        return self.table.own_facts()
+
+    def node_down(self, node: str) -> None:
+        """Drop the memberships of a node's processes."""
+        self.perform(self.table.node_down(node))
+
+    def told(self, node: str, incarnation: int, fact: Any) -> None:
+        """Take what a connected node says about its processes. Raises: ValueError for nonsense."""
+        self.perform(self.table.told(node, incarnation, fact))
+
+    def exited(self, pid: Pid) -> None:
+        """Drop the memberships of a process of this node that has ended."""
+        self.perform(self.table.exited(pid))
+
+    def close(self) -> None:
+        """End every subscription after what is queued. Called when the node stops."""
+        self.feed.close()
+
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Tell the other nodes and the subscribers; forget how an empty group was picked from."""
+        for effect in effects:
+            if isinstance(effect, Tell):
+                self._replication.tell(self.topic, effect.fact)
+                continue
+            self.feed.publish(effect)
+            if isinstance(effect, Left) and not self.table.has(effect.group):
+                self.picker.forget(effect.group)
+
+    def _is_alive(self, pid: Pid) -> bool:
+        return self._local.process(pid) is not None
+
+    def _load(self, pid: Pid) -> int:
+        """Return how many requests are outstanding at a process, as far as this node knows."""
+        if pid.node != self._context.name:
+            session = self._context.sessions.get(pid.node)
+            return 0 if session is None else session.load(pid.number)
+        return self._local.load_of(pid)
 
 
 class Groups:
     """`node.groups`: named groups of processes anywhere in the cluster, after Erlang's pg.
 
     A group exists while it has a member. Only the node of a process makes it join or leave, so there
-    is no lock and no conflict: every node knows its own members at once, those of a connected node
-    one hop later, and those of a lost one no more. A member that ends leaves, before anybody hears
-    that it has ended.
+    is no lock and no conflict: a node sees its own members at once, and those of a connected node one hop
+    later. Members of a node that is lost leave. A process that ends leaves its groups before any
+    process is told that it has ended.
     """
 
-    topic = "groups"
-
     def __init__(
-        self, node: Node, tables: Replication, messenger: Messenger, codec: Codec, rng: random.Random
+        self, context: NodeContext, codec: Codec, replicated: ReplicatedGroups, outbound: Outbound
     ) -> None:
-        self._node = node
-        self._tables = tables
-        self._messenger = messenger
+        self._context = context
         self._codec = codec
-        self._table = GroupTable(node.name, node.incarnation, node.settings.max_memberships, self._alive)
-        self._picker = Picker(rng, self._load, self._draining)
-        self._feed: Feed[Change] = Feed(node.settings.events_limit, _key, _gone, _undo)
-
-    # What a program asks.
+        self._replicated = replicated
+        self._table = replicated.table
+        self._outbound = outbound
 
     def join(self, group: str, *pids: Pid) -> None:
-        """Make processes of this node members of a group; one may join several times.
+        """Make processes of this node members of a group; a process may join several times.
 
         Args:
             group: 1 to 255 printable characters.
             *pids: of this node.
 
         Raises:
-            NoProcess: one of them has ended, or lives elsewhere; nobody joined.
-            InvalidName: not a name for a group; nobody joined.
-            TooManyMemberships: beyond `Settings.max_memberships`; nobody joined.
+            NoProcess: one of them has ended, or lives elsewhere; none of them joined.
+            InvalidName: not a name for a group; none of them joined.
+            TooManyMemberships: beyond `Settings.max_memberships`; none of them joined.
         """
-        self._perform(self._table.joined(group, pids))
+        self._replicated.perform(self._table.joined(group, pids))
 
     def leave(self, group: str, *pids: Pid) -> bool:
         """Take back one join of each of these processes of this node.
 
         Returns:
-            False if one of them was no member (any more); the others have left all the same.
-            Source: OTP pg:leave/2; differs: its ``not_joined`` says that nobody was a member.
+            False if one of them was not a member; the others have left all the same.
+            Source: OTP pg:leave/2; differs: its ``not_joined`` says that none of them was a member.
         """
         effects = self._table.left(group, pids)
-        self._perform(effects)
-        return sum(isinstance(order, Left) for order in effects) == len(pids)
+        self._replicated.perform(effects)
+        return sum(isinstance(effect, Left) for effect in effects) == len(pids)
 
     def members(self, group: str) -> builtins.list[Pid]:
-        """All members, by node name and number: the same order on every node.
+        """Return all members, by node name and number: the same order on every node.
 
-        One that joined twice is there twice. Empty where nobody has joined.
+        A process that joined twice is there twice. The list is empty where the group has no member.
         """
         return [*self._table.members(group)]
 
     def local_members(self, group: str) -> builtins.list[Pid]:
-        """The members on this node, in the order of their numbers."""
+        """Return the members on this node, in the order of their numbers."""
         return self._table.local_members(group)
 
     def list(self) -> builtins.list[str]:
-        """The groups that have a member anywhere, sorted. Source: OTP pg:which_groups/0."""
+        """Return the groups that have a member anywhere, sorted. Source: OTP pg:which_groups/0."""
         return self._table.groups()
 
     def watch(self, group: str | None = None) -> Subscription[Change]:
-        """Changes of one group, or of all: a `Joined` for every membership there is, then every change.
+        """Subscribe to changes: a `Joined` for every membership there is now, then every change.
 
-        With no gap between. What was joined several times is left as often.
-        Source: OTP pg:monitor/1, which returns the members; differs: the snapshot is part of the stream.
+        There is no gap in between. A process that joined several times leaves as often. Close the
+        subscription when it is not needed any more. Source: OTP pg:monitor/1, which returns the members;
+        differs: the snapshot is part of the stream.
+
+        Args:
+            group: only this group; None: all groups.
         """
         if group is None:
-            return self._feed.subscribe()
-        return self._feed.subscribe(lambda change: change.group == group)
+            return self._replicated.feed.subscribe()
+        return self._replicated.feed.subscribe(lambda change: change.group == group)
 
     def pick(self, group: str, by: By = "random", key: Key | None = None) -> Pid:
         """Choose one member.
 
         * ``"random"``: each join has the same chance.
         * ``"round_robin"``: the member after the one that this node chose last, in the order of
-          `members`; begins anywhere.
+          `members`; it begins anywhere.
         * ``"key"``: the same member for the same ``key`` on every node that knows the same members. A
-          member that goes gives away its own keys alone; one that comes takes only what it gets.
-          Source: rendezvous hashing, Thaler and Ravishankar 1998.
-        * ``"least_loaded"``: fewest requests outstanding as this node knows them: of a member here what
-          waits in its mailbox and the calls it has not answered; of another one what this node sent and
-          it has not taken, and this node's calls that it has not answered. Chance among equals. Costs a
-          look at every member. Source: least-request balancing of HTTP proxies; differs: messages count.
+          member that leaves gives away only its own keys, and one that joins takes only the keys that it
+          gets. Source: rendezvous hashing, Thaler and Ravishankar 1998.
+        * ``"least_loaded"``: the member with the fewest requests outstanding as far as this node knows: for
+          a member on this node the messages in its mailbox and the calls that it has not answered; for
+          another one the messages that this node sent and it has not taken, and this node's calls that it
+          has not answered. Chance decides among equals. It costs a look at every member. Source:
+          least-request balancing of HTTP proxies; differs: messages count.
 
-        A member on a node that is draining is chosen only where there is nobody else. In the last
-        three a process that joined twice counts once.
+        A member on a node that is draining is chosen only where all members are on such nodes. For
+        ``"round_robin"``, ``"key"`` and ``"least_loaded"`` a process that joined twice counts once.
 
         Args:
             group: its name.
@@ -122,15 +203,15 @@ class Groups:
             key: for ``by="key"``. ``"7"``, ``b"7"`` and ``7`` are three keys.
 
         Raises:
-            NoMember: the group is empty.
-            ValueError, TypeError: no such rule, or a key that does not fit it.
+            NoMember: the group has no member.
+            ValueError, TypeError: ``by`` is not one of these rules, or ``key`` does not fit it.
         """
-        return self._picker.pick(group, self._table.members(group), by, key)
+        return self._replicated.picker.pick(group, self._table.members(group), by, key)
 
     async def broadcast(self, group: str, message: Any, *, local_only: bool = False) -> int:
-        """Send to every member, encoded once; to one that joined several times once.
+        """Send to every member, encoded once; to a process that joined several times once.
 
-        Waits for members whose windows are full, after it has sent to all others. Those of this node
+        Waits for members whose windows are full, after it has sent to all others. Members on this node
         get the object itself.
 
         Args:
@@ -139,24 +220,25 @@ class Groups:
             local_only: only to members on this node.
 
         Returns:
-            To how many members it was sent.
+            The number of members to which it was sent.
 
         Raises:
             NotSerializable: nothing was sent.
             MessageTooLarge: for one of the nodes; members on others may have got it.
             NodeStopped: this node has been stopped.
         """
-        if self._messenger.stopped:
-            raise NodeStopped(self._node.name, self._messenger.stopped)
+        outbound, here = self._outbound, self._context.name
+        if outbound.stopped:
+            raise NodeStopped(here, outbound.stopped)
         known = self._table.local_members(group) if local_only else self._table.members(group)
         members = dict.fromkeys(known)
-        abroad = {pid.node for pid in members} - {self._node.name}
-        payload = self._codec.pack_value(message) if abroad else b""
+        others = {pid.node for pid in members} - {here}
+        payload = self._codec.pack_value(message) if others else b""
         sender = asyncio.current_task()
         sent, behind = 0, []
         for pid in members:
             try:
-                if self._messenger.put_packed(pid, payload, message, sender):
+                if outbound.put_packed(pid, payload, message, sender):
                     sent += 1
                 else:
                     behind.append(pid)
@@ -168,65 +250,17 @@ class Groups:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 sent += outcome
-        elif any(node in abroad and session.must_yield() for node, session in self._node.sessions.items()):
+        elif any(node in others and session.must_yield() for node, session in self._context.sessions.items()):
             await asyncio.sleep(0)
         return sent
 
-    # `tables.Table`.
-
-    def own_facts(self) -> Iterable[Any]:
-        """All memberships of this node's processes."""
-        return self._table.own_facts()
-
-    def node_down(self, node: str) -> None:
-        """Its members are members no more."""
-        self._perform(self._table.node_down(node))
-
-    def told(self, node: str, incarnation: int, fact: Any) -> None:
-        """A connected node said who of its processes came or went. Raises: ValueError."""
-        self._perform(self._table.told(node, incarnation, fact))
-
-    def exited(self, pid: Pid) -> None:
-        """A process of this node has ended: it leaves."""
-        self._perform(self._table.exited(pid))
-
-    def close(self) -> None:
-        """The node stops: every subscription ends after what is queued."""
-        self._feed.close()
-
-    # How.
-
-    def _perform(self, effects: Iterable[Effect]) -> None:
-        for order in effects:
-            if isinstance(order, Tell):
-                self._tables.tell(self.topic, order.fact)
-                continue
-            self._feed.publish(order)
-            if isinstance(order, Left) and not self._table.has(order.group):
-                self._picker.forget(order.group)
-
     async def _send_later(self, pid: Pid, payload: bytes, message: Any, sender: Hashable) -> int:
+        """Send once there is room, on behalf of ``sender``; return how many members that reached."""
         try:
-            await self._messenger.send_packed(pid, payload, message, sender)
+            await self._outbound.send_packed(pid, payload, message, sender)
         except (NoConnection, NoProcess):
             return 0
         return 1
-
-    def _alive(self, pid: Pid) -> bool:
-        return self._node.process_info(pid) is not None
-
-    def _load(self, pid: Pid) -> int:
-        if pid.node != self._node.name:
-            session = self._node.sessions.get(pid.node)
-            return 0 if session is None else session.load(pid.number)
-        info = self._node.process_info(pid)
-        return 0 if info is None else info.mailbox + info.open_calls
-
-    def _draining(self, node: str) -> bool:
-        if node == self._node.name:
-            return self._node.kernel.draining
-        session = self._node.sessions.get(node)
-        return session is not None and session.peer.is_draining
 
 
 def _key(change: Change) -> Hashable:

@@ -1,4 +1,25 @@
-"""Cluster-wide names: performs what `core.registry` decides."""
+"""Cluster-wide names: the replicated table of claims, and what a program may ask of it.
+
+Theory of operation. `core.name_table` decides which claim for a name holds and returns effects;
+`ReplicatedNames` performs them: a `Tell` goes to the other nodes through `Replication`, a `Registered` or
+`Unregistered` to the subscriptions, and a `Lose` becomes an exit signal or a message to the process that
+lost. `Registry`, which a program holds, reads that table and asks the node of a process to claim a name.
+
+A *claim* is a row of the node on which the process runs. That node alone makes it, at once and without
+asking another node, and that node alone withdraws it. The races, and where each is settled:
+
+* Two nodes claim the same name before either has got the other's claim (at the same moment, or on two
+  sides of a partition). Every node that sees both claims chooses the same one (`name_table.older`, or
+  `Registry.resolve`). The node of the other claim withdraws it and tells its process (`_lost`).
+* The holder ends while another process waits for the name. The end is a row that goes, so `watch` and
+  `wait_for` see it after one hop. The next claim wins; one that comes later gets
+  `AlreadyRegistered`.
+* The node that is asked to claim for its process is lost before it answers: `NodeLost`. The claim may
+  exist there, and this node sees it once both are connected again.
+
+Source: OTP global.erl and Horde.Registry for what a program sees; differs: a registration waits for no
+other node, and the loser is told by its own node with a reason that it can trap.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +29,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fleetlm.actors.handlers import HasHandlers, check_actor
+from fleetlm.actors.ref import ActorRef
 from fleetlm.core.name_table import Claim, Effect, Lose, NameTable, OnLoss, Say, Tell, older
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.directory.subscriptions import Feed, Subscription
@@ -25,36 +48,215 @@ from fleetlm.texts import SHORT
 from fleetlm.wire.codec import unreadable_in
 
 if TYPE_CHECKING:
-    from fleetlm.actor import Actor
-    from fleetlm.actors.ref import ActorRef
+    from fleetlm.actors.ref import Sender
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Messenger
-    from fleetlm.node import Node
+    from fleetlm.messaging.outbound import Outbound
+    from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
+    from fleetlm.processes.signals import Signals
     from fleetlm.wire.codec import Codec
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
-A = TypeVar("A", bound="Actor")
+A = TypeVar("A", bound=HasHandlers)
 Event = Registered | Unregistered
 Resolve = Callable[[Claim, Claim], Claim]
 
-Holders = dict[str, "Pid"]
-"""`Registry.list` hides the built-in name inside the class."""
 _PIECE_BYTES = MAX_FACT_BYTES // 2
-"""Of claims in one fact: one more, of any allowed size, still fits."""
+"""Size of the claims that one fact of a snapshot holds. One more claim, of any size that is allowed, still
+fits into the fact."""
+
+
+class ReplicatedNames:
+    """Implements `replication.Table` for claims: performs what `NameTable` decides.
+
+    Args:
+        context: of this node.
+        codec: packs and reads the meta of a claim.
+        local: this node's processes; only those that live may have a name.
+        signals: sends the exit signal to a process that lost its name.
+        replication: carries the facts; this table adds itself to it.
+        wall_ms: milliseconds of the wall clock now. Claims are aged by it, run on by the loop's clock, so
+            that a clock that is set back does not make a later claim older.
+    """
+
+    topic = "names"
+
+    def __init__(
+        self,
+        context: NodeContext,
+        codec: Codec,
+        local: LocalProcesses,
+        signals: Signals,
+        replication: Replication,
+        wall_ms: int,
+    ) -> None:
+        settings = context.settings
+        self._context = context
+        self._codec = codec
+        self._local = local
+        self._signals = signals
+        self._replication = replication
+        self._loop = asyncio.get_running_loop()
+        self._wall_ms = wall_ms - int(self._loop.time() * 1000)
+        self._max_meta_bytes = min(settings.max_meta_bytes, _PIECE_BYTES // 2)
+        self._waiters: dict[str, dict[asyncio.Future[None], None]] = {}
+        self.resolve: Resolve | None = None
+        """See `Registry.resolve`."""
+        self.table: NameTable = NameTable(
+            context.name, context.incarnation, settings, self._read, self._decide
+        )
+        self.feed: Feed[Event] = Feed(settings.events_limit, _name, _gone, _undo)
+        replication.add(self)
+
+    # `replication.Table`.
+
+    def own_facts(self) -> Iterable[Any]:
+        """Return all claims of this node, in pieces that fit into a fact."""
+        return self.table.own_facts(_PIECE_BYTES)
+
+    def node_down(self, node: str) -> None:
+        """Drop the claims of a node."""
+        self.perform(self.table.node_down(node))
+
+    def told(self, node: str, incarnation: int, fact: Any) -> None:
+        """Take what a connected node says about its claims. Raises: ValueError, TypeError for nonsense."""
+        self.perform(self.table.told(node, incarnation, fact))
+
+    def exited(self, pid: Pid) -> None:
+        """Withdraw the claims of a process of this node that has ended."""
+        self.perform(self.table.exited(pid.number))
+
+    def close(self) -> None:
+        """End every subscription after what is queued, and wake everything that waits for a name."""
+        self.feed.close()
+        for name in self._waiters:
+            self._wake(name)
+
+    # What other nodes ask.
+
+    def asked_to_claim(self, name: str, pid: Pid, packed: bytes, on_loss: OnLoss) -> Any:
+        """Claim a name for a process of this node, and return the answer for the node that asked.
+
+        Raises:
+            InvalidName, MessageTooLarge: nothing changed.
+            ValueError: ``packed`` cannot be read.
+        """
+        check_process_name(name)
+        self.check_size(packed)
+        try:
+            self.claim(name, pid, packed, on_loss)
+        except AlreadyRegistered as error:
+            return ["taken", error.owner]
+        except NoProcess:
+            return ["noproc", None]
+        except TooManyNames as error:
+            return ["full", error.why]
+        return ["ok", None]
+
+    def asked_to_disclaim(self, name: str, pid: Pid) -> bool:
+        """Withdraw the claim of a process of this node; return False if it does not have the name."""
+        effects = self.table.disclaimed(name, pid)
+        self.perform(effects)
+        return bool(effects)
+
+    # What the registry of this node asks.
+
+    def claim(self, name: str, pid: Pid, packed: bytes, on_loss: OnLoss) -> None:
+        """Claim a name for a process of this node. Raises: NoProcess, AlreadyRegistered, TooManyNames."""
+        if self._local.process(pid) is None:
+            raise NoProcess(pid)
+        since_ms = max(0, self._wall_ms + int(self._loop.time() * 1000))
+        self.perform(self.table.claimed(name, pid.number, packed, since_ms, on_loss))
+
+    def packed(self, meta: Any) -> bytes:
+        """Pack the meta of a claim. Raises: NotSerializable, MessageTooLarge."""
+        packed = self._codec.pack_value(meta)
+        self.check_size(packed)
+        return packed
+
+    def check_size(self, packed: bytes) -> None:
+        """Raises: MessageTooLarge for a meta that is longer than the limit."""
+        if len(packed) > self._max_meta_bytes:
+            raise MessageTooLarge(len(packed), self._max_meta_bytes, "Settings.max_meta_bytes")
+
+    async def next_registration(self, name: str) -> None:
+        """Return when a process has registered ``name``, perhaps only for a moment, or the node stops."""
+        future = self._loop.create_future()
+        waiters = self._waiters.setdefault(name, {})
+        waiters[future] = None
+        try:
+            await future
+        finally:
+            del waiters[future]
+            if not waiters:
+                self._waiters.pop(name, None)
+
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Tell the other nodes, the subscribers, what waits for a name, and the processes that lost one."""
+        for effect in effects:
+            match effect:
+                case Tell(fact):
+                    self._replication.tell(self.topic, fact)
+                case Say(event):
+                    self.feed.publish(event)
+                    if isinstance(event, Registered):
+                        self._wake(event.name)
+                case Lose(claim, winner, on_loss):
+                    self._lost(claim, winner, on_loss)
+
+    # Internals.
+
+    def _read(self, packed: bytes) -> Any:
+        """Return the meta of a claim; None, logged, where it has a type that this node does not know."""
+        meta = self._codec.unpack(packed)
+        found = unreadable_in(meta)
+        if found is None:
+            return meta
+        log.warning("the meta of a cluster-wide name is shown as None: %s", found.why)
+        return None
+
+    def _decide(self, first: Claim, second: Claim) -> Claim:
+        """Return the winner of two claims: as `Registry.resolve` says, if it says so, else the older one."""
+        if self.resolve is not None:
+            try:
+                winner = self.resolve(first, second)
+            except Exception:
+                log.exception("resolve failed for the name %r; the older claim stays", first.name)
+            else:
+                if winner is first or winner is second:
+                    return winner
+                shown = SHORT.repr(winner)
+                log.error("resolve returned %s for the name %r; the older claim stays", shown, first.name)
+        return older(first, second)
+
+    def _lost(self, claim: Claim, winner: Pid, on_loss: OnLoss) -> None:
+        """Tell a process of this node that another process has won its name."""
+        lost = NameLost(claim.name, winner)
+        log.warning("%s lost the cluster-wide name %r to %s", claim.pid, claim.name, winner)
+        if on_loss == "exit":
+            self._signals.exit(self._context.pid, claim.pid, lost)
+            return
+        box = self._local.boxes.get(claim.pid.number)
+        if box is not None:
+            box.put(lost)
+
+    def _wake(self, name: str) -> None:
+        for future in self._waiters.get(name, ()):
+            if not future.done():
+                future.set_result(None)
 
 
 class Registry:
-    """`node.registry`: names that a process has in the whole cluster, not on its node alone.
+    """`node.registry`: names that a process has in the whole cluster, not only on its node.
 
-    The node of a process speaks for it: a registration holds at once, and other nodes see it one hop
-    later. In a connected cluster a name has at most one holder. Nodes that could not hear each other
-    may both have registered it; when they meet, the older claim stays and the process with the other
-    one is told: by default it gets an exit signal with the reason `NameLost`.
+    The node of a process registers it: the registration holds at once, and other nodes see it one hop
+    later. In a connected cluster a name has at most one holder. Two nodes that were not connected may
+    both have registered the name. When they connect, the older claim stays, and the process with the
+    other one is told: by default it gets an exit signal with the reason `NameLost`.
 
-    A supervised process that wants a name must therefore be ready to stand by: one that raises
+    A supervised process that wants a name must therefore be ready to stand by: a process that raises
     `AlreadyRegistered` again and again makes its supervisor give up. Watch the name, and register
     when it is free::
 
@@ -68,43 +270,26 @@ class Registry:
                         await anext(changes)
             ...  # From here on it leads, until it ends.
 
-    A name that was lost does not count against the supervisor's intensity. Names end with their
+    A name that was lost does not count against the supervisor's intensity. A name ends with its
     process, and on other nodes with the connection to its node.
 
     Source: OTP global.erl and Horde.Registry for what a program sees; differs: a registration waits
-    for nobody, and the loser is told by its own node with a reason that it can trap.
+    for no other node, and the loser is told by its own node with a reason that it can trap.
     """
 
-    topic = "names"
-
     def __init__(
-        self,
-        node: Node,
-        tables: Replication,
-        codec: Codec,
-        local: LocalProcesses,
-        messenger: Messenger,
-        wall_ms: int,
+        self, context: NodeContext, replicated: ReplicatedNames, outbound: Outbound, sender: Sender
     ) -> None:
-        self._node = node
-        self._tables = tables
-        self._codec = codec
-        self._local = local
-        self._messenger = messenger
-        self._loop = asyncio.get_running_loop()
-        self._wall_ms = wall_ms - int(self._loop.time() * 1000)
-        self._meta_limit_bytes = min(node.settings.max_meta_bytes, _PIECE_BYTES // 2)
-        self._resolve: Resolve | None = None
-        self._names = NameTable(node.name, node.incarnation, node.settings, self._read, self._decide)
-        self._feed: Feed[Event] = Feed(node.settings.events_limit, _name, _gone, _undo)
-        self._waiters: dict[str, dict[asyncio.Future[None], None]] = {}
-
-    # Claims.
+        self._context = context
+        self._replicated = replicated
+        self._table = replicated.table
+        self._outbound = outbound
+        self._sender = sender
 
     async def register(
         self, name: str, pid: Pid, meta: Any = None, *, on_loss: OnLoss = "exit", timeout: float = 5.0
     ) -> None:
-        """Give a process a name in the cluster: on this node at once, elsewhere by asking its node.
+        """Give a process a name in the cluster: at once if it runs on this node, else by asking its node.
 
         A process may have several. Registering the same name for the same process again replaces
         ``meta`` and ``on_loss``; the age of the claim stays.
@@ -112,8 +297,9 @@ class Registry:
         Args:
             name: 1 to 255 printable characters. It has nothing to do with names of `Node.register`.
             pid: of a living process, on any connected node.
-            meta: a message value for whoever looks the name up; at most `Settings.max_meta_bytes`.
-            on_loss: what the process gets if another one wins the name: ``"exit"``, an exit signal
+            meta: a message value that `lookup` shows on every node; packed it has at most
+                `Settings.max_meta_bytes`.
+            on_loss: what the process gets if another process wins the name: ``"exit"``, an exit signal
                 with the reason `NameLost` (a message `Exit` if it traps exits), or ``"message"``,
                 a `NameLost` in its mailbox.
             timeout: seconds that the node of the process has to answer.
@@ -124,12 +310,17 @@ class Registry:
             NoConnection: its node is not connected; nothing changed.
             NodeLost, CallTimeout: its node may have registered it.
             NodeStopped: this node has been stopped.
+            ValueError: ``on_loss`` is neither of the two.
         """
-        packed = self._packed(name, meta, on_loss)
-        if pid.node == self._node.name:
-            self._claim(name, pid, packed, on_loss)
+        self._check_running()
+        check_process_name(name)
+        if on_loss not in ("exit", "message"):
+            raise ValueError(f"on_loss is {on_loss!r}; use 'exit' or 'message'")
+        packed = self._replicated.packed(meta)
+        if pid.node == self._context.name:
+            self._replicated.claim(name, pid, packed, on_loss)
             return
-        answer = await self._messenger.ask(pid.node, "claim", [name, pid, packed, on_loss], timeout)
+        answer = await self._outbound.ask(pid.node, "claim", [name, pid, packed, on_loss], timeout)
         match answer:
             case ["ok", _]:
                 return
@@ -144,223 +335,115 @@ class Registry:
     async def unregister(self, name: str, timeout: float = 5.0) -> bool:
         """Take a name away from the process that holds it, on whichever node.
 
+        Args:
+            name: as this node sees it.
+            timeout: seconds that the node of the holder has to answer.
+
         Returns:
-            False if nobody holds it, or no more when its node was asked.
+            False if no process holds it, or did not any more when its node was asked.
 
         Raises:
             NoConnection, NodeLost, CallTimeout: its node could not be asked.
             NodeStopped: this node has been stopped.
         """
         self._check_running()
-        claim = self._names.holder(name)
+        claim = self._table.holder(name)
         if claim is None:
             return False
-        if claim.pid.node == self._node.name:
-            return self.asked_to_disclaim(name, claim.pid)
-        return bool(await self._messenger.ask(claim.pid.node, "disclaim", [name, claim.pid], timeout))
+        if claim.pid.node == self._context.name:
+            return self._replicated.asked_to_disclaim(name, claim.pid)
+        return bool(await self._outbound.ask(claim.pid.node, "disclaim", [name, claim.pid], timeout))
 
     @property
     def resolve(self) -> Resolve | None:
-        """Decides between two claims for one name instead of their age; None: the older one stays.
+        """A function that decides between two claims for one name; None: the older claim stays.
 
-        Called with the two claims, the older first, on every node that sees both, so it must be the
-        same function on all nodes and look at nothing but the claims; returns one of them. Set it
-        before the first claim. If it raises, or returns something else, the age decides. It should
-        be an order (who beats whom that beats a third also beats that): else all may lose.
+        It is called with the two claims, the older one first, and returns one of them. It is called on
+        every node that sees both, so it must be the same function on all nodes and depend on nothing
+        but the claims. Set it before the first claim. If it raises, or returns something else, the
+        older claim stays. It must be transitive (if A beats B and B beats C, A beats C), or else every
+        process may lose the name.
         """
-        return self._resolve
+        return self._replicated.resolve
 
     @resolve.setter
     def resolve(self, resolve: Resolve | None) -> None:
-        self._resolve = resolve
-        self._perform(self._names.reviewed())
-
-    # Looks.
+        self._replicated.resolve = resolve
+        self._replicated.perform(self._table.reviewed())
 
     def whereis(self, name: str) -> Pid | None:
-        """The process that holds a name, as this node sees it."""
-        claim = self._names.holder(name)
+        """Return the process that holds a name, as this node sees it, or None."""
+        claim = self._table.holder(name)
         return None if claim is None else claim.pid
 
     def lookup(self, name: str) -> Claim | None:
-        """The same with its meta, and since when."""
-        return self._names.holder(name)
+        """Return the claim that holds: the process, its meta, and since when; or None."""
+        return self._table.holder(name)
 
     def resolve_name(self, name: str) -> Pid:
-        """The process that holds a name. Raises: NoProcess."""
-        claim = self._names.holder(name)
+        """Return the process that holds a name. Raises: NoProcess, if there is none."""
+        claim = self._table.holder(name)
         if claim is None:
             raise NoProcess(name)
         return claim.pid
 
     def ref(self, actor: type[A], name: str) -> ActorRef[A]:
-        """A typed reference to whichever actor holds a name when it is used; nobody: `NoProcess` then."""
-        return self._node.ref(actor, functools.partial(self.resolve_name, name))
+        """Return a typed reference to the actor that holds a name at the moment of each use.
 
-    def list(self) -> Holders:
-        """Every name and the process that holds it, sorted by name."""
-        return {name: claim.pid for name, claim in self._names.holders().items()}
+        A use raises `NoProcess` while no process holds the name.
 
-    async def wait_for(self, name: str, timeout: float | None = None) -> Pid:
-        """The process that holds a name; waits until there is one.
+        Args:
+            actor: its class, or a base of that with the handlers in question.
+            name: cluster-wide.
 
         Raises:
-            TimeoutError: nobody within ``timeout`` seconds (None: waits for ever).
-            InvalidName: nobody ever can.
+            TypeError: ``actor`` is not a class of actors.
+        """
+        check_actor(actor)
+        return ActorRef(self._sender, actor, functools.partial(self.resolve_name, name))
+
+    def list(self) -> dict[str, Pid]:
+        """Return every name and the process that holds it, sorted by name."""
+        return {name: claim.pid for name, claim in self._table.holders().items()}
+
+    async def wait_for(self, name: str, timeout: float | None = None) -> Pid:
+        """Return the process that holds a name; wait until there is one.
+
+        Args:
+            name: cluster-wide.
+            timeout: seconds; None waits without limit.
+
+        Raises:
+            TimeoutError: no process held it within ``timeout`` seconds.
+            InvalidName: no process can have that name.
             NodeStopped: this node was stopped meanwhile.
         """
         check_process_name(name)
         async with asyncio.timeout(timeout):
             while True:
                 self._check_running()
-                claim = self._names.holder(name)
+                claim = self._table.holder(name)
                 if claim is not None:
                     return claim.pid
-                await self._registered(name)
+                await self._replicated.next_registration(name)
 
     def watch(self, name: str | None = None) -> Subscription[Event]:
-        """A `Registered` for every name that is held now, then every change, with no gap.
+        """Subscribe to changes: a `Registered` for every name that is held now, then every change.
 
-        For each name they alternate strictly: another holder, or another meta, is `Unregistered`
-        and then `Registered`. Close the subscription when it is not needed any more.
+        There is no gap in between. For each name the two alternate strictly: another holder, or another
+        meta, is an `Unregistered` followed by a `Registered`. Close the subscription when it is not
+        needed any more.
 
         Args:
-            name: only this one.
+            name: only this name; None: all names.
         """
         if name is None:
-            return self._feed.subscribe()
-        return self._feed.subscribe(lambda event: event.name == name)
-
-    # What other nodes ask.
-
-    def asked_to_claim(self, name: str, pid: Pid, packed: bytes, on_loss: OnLoss) -> Any:
-        """Register a process of this node. Raises: InvalidName, MessageTooLarge; ValueError for nonsense."""
-        check_process_name(name)
-        self._check_size(packed)
-        try:
-            self._claim(name, pid, packed, on_loss)
-        except AlreadyRegistered as error:
-            return ["taken", error.owner]
-        except NoProcess:
-            return ["noproc", None]
-        except TooManyNames as error:
-            return ["full", error.why]
-        return ["ok", None]
-
-    def asked_to_disclaim(self, name: str, pid: Pid) -> bool:
-        """Take a name from a process of this node; False if it does not have it."""
-        effects = self._names.disclaimed(name, pid)
-        self._perform(effects)
-        return bool(effects)
-
-    # `tables.Table`.
-
-    def own_facts(self) -> Iterable[Any]:
-        """See `tables.Table`."""
-        return self._names.own_facts(_PIECE_BYTES)
-
-    def node_down(self, node: str) -> None:
-        """See `tables.Table`."""
-        self._perform(self._names.node_down(node))
-
-    def told(self, node: str, incarnation: int, fact: Any) -> None:
-        """See `tables.Table`."""
-        self._perform(self._names.told(node, incarnation, fact))
-
-    def exited(self, pid: Pid) -> None:
-        """See `tables.Table`."""
-        self._perform(self._names.exited(pid.number))
-
-    def close(self) -> None:
-        """See `tables.Table`."""
-        self._feed.close()
-        for name in self._waiters:
-            self._wake(name)
-
-    # How.
-
-    def _claim(self, name: str, pid: Pid, packed: bytes, on_loss: OnLoss) -> None:
-        if self._local.process(pid) is None:
-            raise NoProcess(pid)
-        since_ms = max(0, self._wall_ms + int(self._loop.time() * 1000))
-        self._perform(self._names.claimed(name, pid.number, packed, since_ms, on_loss))
-
-    def _packed(self, name: str, meta: Any, on_loss: str) -> bytes:
-        self._check_running()
-        check_process_name(name)
-        if on_loss not in ("exit", "message"):
-            raise ValueError(f"on_loss is {on_loss!r}: 'exit' or 'message'")
-        packed = self._codec.pack_value(meta)
-        self._check_size(packed)
-        return packed
-
-    def _check_size(self, packed: bytes) -> None:
-        if len(packed) > self._meta_limit_bytes:
-            raise MessageTooLarge(len(packed), self._meta_limit_bytes, "Settings.max_meta_bytes")
+            return self._replicated.feed.subscribe()
+        return self._replicated.feed.subscribe(lambda event: event.name == name)
 
     def _check_running(self) -> None:
-        if self._messenger.stopped:
-            raise NodeStopped(self._node.name, self._messenger.stopped)
-
-    def _read(self, packed: bytes) -> Any:
-        meta = self._codec.unpack(packed)
-        found = unreadable_in(meta)
-        if found is None:
-            return meta
-        log.warning("the meta of a cluster-wide name is shown as None: %s", found.why)
-        return None
-
-    def _decide(self, first: Claim, second: Claim) -> Claim:
-        if self._resolve is not None:
-            try:
-                winner = self._resolve(first, second)
-            except Exception:
-                log.exception("resolve failed for the name %r; the older claim stays", first.name)
-            else:
-                if winner is first or winner is second:
-                    return winner
-                shown = SHORT.repr(winner)
-                log.error("resolve returned %s for the name %r; the older claim stays", shown, first.name)
-        return older(first, second)
-
-    def _perform(self, effects: Iterable[Effect]) -> None:
-        for order in effects:
-            match order:
-                case Tell(fact):
-                    self._tables.tell(self.topic, fact)
-                case Say(event):
-                    self._feed.publish(event)
-                    if isinstance(event, Registered):
-                        self._wake(event.name)
-                case Lose(claim, winner, on_loss):
-                    self._lost(claim, winner, on_loss)
-
-    def _lost(self, claim: Claim, winner: Pid, on_loss: OnLoss) -> None:
-        lost = NameLost(claim.name, winner)
-        log.warning("%s lost the cluster-wide name %r to %s", claim.pid, claim.name, winner)
-        if on_loss == "exit":
-            self._node.exit(claim.pid, lost)
-            return
-        box = self._local.boxes.get(claim.pid.number)
-        if box is not None:
-            box.put(lost)
-
-    async def _registered(self, name: str) -> None:
-        """Return when somebody has registered it, perhaps only for a moment, or the node has stopped."""
-        future = self._loop.create_future()
-        waiters = self._waiters.setdefault(name, {})
-        waiters[future] = None
-        try:
-            await future
-        finally:
-            del waiters[future]
-            if not waiters:
-                self._waiters.pop(name, None)
-
-    def _wake(self, name: str) -> None:
-        for future in self._waiters.get(name, ()):
-            if not future.done():
-                future.set_result(None)
+        if self._outbound.stopped:
+            raise NodeStopped(self._context.name, self._outbound.stopped)
 
 
 def _name(event: Event) -> str:

@@ -1,8 +1,29 @@
-"""Tables that every node keeps of what all nodes say of themselves: groups, cluster-wide names.
+"""Replicated tables: every node keeps a copy of what each connected node says about itself.
 
-Each node speaks for its own processes alone. At nodeup it tells all that it has, then every change;
-what it told is dropped at nodedown. So there is no lock, no tombstone and nothing to merge.
-Source: Erlang's pg.erl.
+Theory of operation. A *table* (process groups, cluster-wide names) is cut by owner: each node writes only
+the rows of its own processes, and reads those of all nodes. A row has one writer, so there is no lock, no
+tombstone, no version and nothing to merge. What is left to guarantee is that the copy of a node's rows is
+right while that node is connected, and absent while it is not:
+
+* **snapshot**: when a session comes up, `Replication.node_up` sends all rows of this node over it, before
+  anything else is sent over it. Both sides do.
+* **deltas**: every later change is sent to every session, packed once. A session keeps the order of what
+  is sent over it, and delivers a prefix without gaps, so a copy is always some former state of its owner.
+* **nodedown**: when the session ends, the copy of that node's rows is dropped. The next session starts
+  with a snapshot, so a delta that was lost with a session does no harm.
+
+The races: a change between two sessions is part of the next snapshot. A change while a snapshot is being
+sent comes after it, since both go through the same queue. A process that ends leaves the tables before any
+process is told that it has ended (`runtime.assembly` keeps that order), so a process that gets a `Down`
+finds the tables without the one that ended.
+
+A full window must not stop the node that writes, since a change has no caller who could wait. A session
+whose window is full is *behind*: its facts are put in a queue of their own, and one task sends them in
+order as there is room (*catching up*). Later facts join that queue, so they do not overtake. The queue is
+dropped when the session ends.
+
+Source: Erlang's pg.erl; differs: an overlay network of its own is not needed, since a session is the link
+and nodeup the discovery message.
 """
 
 from __future__ import annotations
@@ -22,85 +43,90 @@ if TYPE_CHECKING:
     from fleetlm.wire.codec import Codec
 
 MAX_FACT_BYTES = 256 * 1024
-"""Of one fact, which travels inside a batch: a table cuts what it tells at nodeup into pieces."""
+"""Size of one fact, packed. A fact travels inside a batch, so a table cuts its snapshot into pieces."""
 
 
 class Table(Protocol):
-    """One table of a node."""
+    """One replicated table, as the node that holds it sees it."""
 
     topic: str
     """Its name on the wire."""
 
     def own_facts(self) -> Iterable[Any]:
-        """All that this node says of itself, for a node that has just come up: message values."""
+        """Return all rows of this node, as message values of at most `MAX_FACT_BYTES` each."""
 
     def node_down(self, node: str) -> None:
-        """What that node told is void."""
+        """Drop the rows of a node that is not connected any more."""
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
-        """A connected node said something of itself. Raises: ValueError, TypeError for nonsense."""
+        """Take a fact from a connected node about itself. Raises: ValueError, TypeError for nonsense."""
 
     def exited(self, pid: Pid) -> None:
-        """A process of this node has ended."""
+        """Drop the rows of a process of this node that has ended."""
 
     def close(self) -> None:
-        """The node stops."""
+        """End what programs wait for. Called when the node stops."""
 
 
 class Replication:
-    """All tables of a node, and their road to the others."""
+    """The tables of a node, and how their facts reach the other nodes."""
 
     def __init__(self, codec: Codec, sessions: dict[str, Session]) -> None:
         self._codec = codec
         self._sessions = sessions
         self._tables: dict[str, Table] = {}
         self._behind: dict[Session, deque[bytes]] = {}
-        """Links whose window is full, and what is still to be told over them, in order."""
+        """Sessions whose window is full, with the facts that are still to be sent over them, in order."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, table: Table) -> None:
-        """Before the node starts."""
+        """Replicate a table. Call it before the first session comes up."""
         self._tables[table.topic] = table
 
     def tell(self, topic: str, fact: Any) -> None:
-        """Tell every connected node; packed once. ``fact`` is a message value of at most MAX_FACT_BYTES."""
+        """Send a change to every connected node.
+
+        Args:
+            topic: of the table.
+            fact: a message value of at most `MAX_FACT_BYTES`; packed once.
+        """
         if self._sessions:
             packed = self._packed(topic, fact)
             for session in self._sessions.values():
                 self._send(session, packed)
 
     def node_up(self, session: Session) -> None:
-        """Tell a node that has come up all that this one has, before anything else."""
+        """Send this node's snapshot over a session that has just come up."""
         for table in self._tables.values():
             for fact in table.own_facts():
                 self._send(session, self._packed(table.topic, fact))
 
     def node_down(self, node: str) -> None:
-        """A connection is over."""
+        """Drop what a node said about itself, now that its session has ended."""
         for table in self._tables.values():
             table.node_down(node)
 
     def told(self, session: Session, topic: Any, fact: Any) -> None:
-        """Raises: ValueError, TypeError; the session must go down."""
+        """Take a fact from a peer. Raises: ValueError, TypeError for nonsense; the session must end."""
         table = self._tables.get(topic) if isinstance(topic, str) else None
         if table is None:
             raise ValueError(f"table {SHORT.repr(topic)} is not known to this version")
         table.told(session.name, session.incarnation, fact)
 
     def exited(self, pid: Pid) -> None:
-        """A process of this node has ended."""
+        """Drop the rows of a process of this node that has ended."""
         for table in self._tables.values():
             table.exited(pid)
 
     def close(self) -> None:
-        """The node stops."""
+        """Close every table and stop catching up. Called when the node stops."""
         for table in self._tables.values():
             table.close()
         for task in self._tasks:
             task.cancel()
 
     def _send(self, session: Session, packed: bytes) -> None:
-        """Facts keep their order, and wait for the window: nobody waits for them."""
+        """Send a fact, or queue it behind others where the session's window is full. Never waits."""
         behind = self._behind.get(session)
         if behind is not None:
             behind.append(packed)
@@ -115,13 +141,14 @@ class Replication:
             task.add_done_callback(self._tasks.discard)
 
     async def _catch_up(self, session: Session) -> None:
+        """Send the facts that wait for this session, as its window has room; ends with the session."""
         behind = self._behind[session]
         try:
             while behind:
                 await session.room()
                 session.signal(behind.popleft())
         except NoConnection:
-            pass  # At the next nodeup all is told anew.
+            pass  # The next session starts with a snapshot.
         finally:
             del self._behind[session]
 

@@ -1,7 +1,22 @@
-"""Changes for those who want to hear them: the present first, then every change, with no gap between.
+"""Subscriptions to things that come and go: connected nodes, members of groups, cluster-wide names.
 
-A feed is of things that come and go: connected nodes, members of groups, names. An event says that one
-has *come* or has *gone*; what has come and not gone is the present.
+Theory of operation. An *event* says that a thing has come or that it has gone. A `Feed` keeps the
+*present*: one event for each thing that has come and not gone, in the order in which they came (a thing
+may come several times, as a process may join a group twice). A `Subscription` is a queue of events for
+one reader. It starts with the present and gets every later change, so a reader that applies the events
+one by one always has a state that was true at some moment, and misses nothing in between. Taking the
+snapshot and subscribing happen in one turn of the event loop; there is no gap to lose an event in.
+
+A reader that is too slow must not make the queue grow without bound. So each subscription remembers what
+its reader knows: the present as it was after the last event that was read. When the queue becomes longer
+than the limit, it is replaced by the difference between that and the feed's present: first the events
+that undo what is no longer there (`Feed.undo` makes them), then what has come. The reader loses
+intermediate changes, never the outcome. The difference may itself be longer than the limit, because the
+present is; the bound is then twice its length, so that a long present is not computed anew at each event.
+
+When the node stops, the feed is closed: each subscription ends after what is queued.
+
+Everything happens on the node's event loop, so there are no locks. One task reads a subscription.
 """
 
 from __future__ import annotations
@@ -15,19 +30,29 @@ E = TypeVar("E")
 
 
 class Subscription(Generic[E]):
-    """An async iterator of events; ends when the node stops or `close` is called.
+    """An async iterator of events; it ends when the node stops, or after `close`.
 
-    A subscriber that does not read keeps at most ``limit`` events; then what it has not read is
-    replaced by the difference to the present, so that it still ends up with the truth.
+    ::
+
+        with contextlib.closing(node.events()) as events:
+            async for event in events: ...
+
+    A subscriber that does not read keeps at most `Settings.events_limit` events. Beyond that, what it
+    has not read is replaced by the difference to the present, so that it still ends up with the truth.
+
+    Raises:
+        RuntimeError: when it is iterated by a second task while a first one waits; each task needs a
+            subscription of its own.
     """
 
-    def __init__(self, feed: Feed[E], wants: Callable[[E], bool]) -> None:
+    def __init__(self, feed: Feed[E], is_wanted: Callable[[E], bool]) -> None:
         self._feed = feed
-        self._wants = wants
+        self._is_wanted = is_wanted
         self._queue: deque[E] = deque()
-        self._most = feed.limit
+        self._max_queued = feed.limit
         """Events that may wait: more than the limit only where the present itself is longer."""
-        self._told = _Present(feed)
+        self._known = _Present(feed)
+        """The present as the reader knows it, after the last event that it took."""
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -43,28 +68,28 @@ class Subscription(Generic[E]):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         event = self._queue.popleft()
-        self._told.add(event)
+        self._known.add(event)
         return event
 
     def close(self) -> None:
-        """Hear no more; what is queued can still be read."""
+        """Take no more events. What is queued can still be read; then the iteration ends."""
         self._closed = True
         self._feed.forget(self)
         self._wake()
 
-    def publish(self, event: E) -> None:
-        """Queue an event; the node's business."""
-        if not self._wants(event):
+    def _publish(self, event: E) -> None:
+        """Queue an event, if the subscriber wants it, and wake the reader. Called by the feed."""
+        if not self._is_wanted(event):
             return
         self._queue.append(event)
-        if len(self._queue) > self._most:
-            self.catch_up()
+        if len(self._queue) > self._max_queued:
+            self._catch_up()
         self._wake()
 
-    def catch_up(self) -> None:
-        """Replace what is queued by the difference to the present; the node's business."""
-        self._queue = deque(self._told.difference(filter(self._wants, self._feed.present)))
-        self._most = max(self._feed.limit, 2 * len(self._queue))
+    def _catch_up(self) -> None:
+        """Replace what is queued by the difference between what the reader knows and the present."""
+        self._queue = deque(self._known.difference(filter(self._is_wanted, self._feed.present)))
+        self._max_queued = max(self._feed.limit, 2 * len(self._queue))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -72,13 +97,14 @@ class Subscription(Generic[E]):
 
 
 class Feed(Generic[E]):
-    """The present, and who wants to hear of changes.
+    """The present of one kind of thing, and the subscriptions to its changes.
 
     Args:
         limit: events kept for a subscriber that does not read.
-        key: of what an event is about; the same for its coming and its going.
-        gone: whether an event is a going.
-        undo: the event that says that what came with this one has gone, for those who missed it.
+        key: returns what an event is about; the same for the coming and the going of a thing.
+        gone: whether an event says that something has gone.
+        undo: returns the event which says that the thing that came with this one has gone, for
+            subscribers that missed the real one.
     """
 
     def __init__(
@@ -98,18 +124,18 @@ class Feed(Generic[E]):
 
     @property
     def present(self) -> Iterable[E]:
-        """The comings of all that has not gone, in their order."""
+        """The events with which everything came that has not gone, in their order."""
         return self._present.events()
 
-    def subscribe(self, wants: Callable[[E], bool] = lambda _: True) -> Subscription[E]:
-        """A subscription that starts with the present; one that has ended once the node has stopped.
+    def subscribe(self, is_wanted: Callable[[E], bool] = lambda _: True) -> Subscription[E]:
+        """Return a subscription that starts with the present; after `close`, one that has ended.
 
         Args:
-            wants: whether an event interests the subscriber.
+            is_wanted: whether an event interests the subscriber.
         """
-        subscription = Subscription(self, wants)
+        subscription = Subscription(self, is_wanted)
         self._subscriptions[subscription] = None
-        subscription.catch_up()
+        subscription._catch_up()  # noqa: SLF001  # the other half of this module
         if self._closed:
             subscription.close()
         return subscription
@@ -119,13 +145,13 @@ class Feed(Generic[E]):
         self._subscriptions.pop(subscription, None)
 
     def publish(self, event: E) -> None:
-        """Something has come or gone."""
+        """Record that something has come or gone, and tell every subscriber."""
         self._present.add(event)
         for subscription in list(self._subscriptions):
-            subscription.publish(event)
+            subscription._publish(event)  # noqa: SLF001  # the other half of this module
 
     def close(self) -> None:
-        """The node stops: every iteration ends after what is queued."""
+        """End every subscription, now and from here on. Called when the node stops."""
         self._closed = True
         for subscription in list(self._subscriptions):
             subscription.close()
@@ -139,6 +165,7 @@ class _Present(Generic[E]):
         self._came: dict[Hashable, list[E]] = {}
 
     def add(self, event: E) -> None:
+        """Apply an event. The going of a thing that is not there changes nothing."""
         key = self._feed.key(event)
         if not self._feed.gone(event):
             self._came.setdefault(key, []).append(event)
@@ -153,7 +180,7 @@ class _Present(Generic[E]):
         return [event for came in self._came.values() for event in came]
 
     def difference(self, now: Iterable[E]) -> list[E]:
-        """What leads from here to there: all that has gone, then all that has come."""
+        """Return the events that lead from this present to ``now``: what has gone, then what has come."""
         left = {key: list(came) for key, came in self._came.items()}
         come = []
         for event in now:

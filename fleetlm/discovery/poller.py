@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fleetlm.discovery.interface import Discovery
     from fleetlm.settings import Settings
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 LOOKUP_LIMIT_S = 60.0
 """Seconds after which a lookup is cut off. For discoveries without a limit of their own: that of DNS is
@@ -67,7 +67,7 @@ class Poller:
         self._has_met_peer = has_met_peer
         self._kicked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.polls = 0
+        self.polls: int = 0
         self.last_answer: Answer | None = None
         self.last_answer_at: float | None = None
 

@@ -1,12 +1,19 @@
-"""Large messages in pieces, so that nothing waits behind them.
+"""Large messages in chunks, so that heartbeats and small messages do not wait behind them.
 
-Sending: a message above `Settings.chunk_bytes` gets a *lane*. Lanes take turns, a piece each, while
-`Settings.bulk_window_bytes` are in flight; small messages of everybody else pass between the pieces.
-What the same sender sends later queues in its lane, since from one sender to one receiver messages
-arrive in the order sent.
+**Sending.** A message above `Settings.chunk_bytes` is a *transfer* and waits in the *lane* of its sender.
+Lanes take turns, one chunk each, as long as less than `Settings.bulk_window_bytes` of chunks are in flight;
+small messages of other senders pass between the chunks. Messages from one sender to one receiver arrive in
+the order sent, so whatever the same sender sends later queues in its lane too, and the lane is gone when it
+is empty.
 
-Receiving: pieces are put together by transfer number, within `Settings.max_message_bytes` for all
-unfinished transfers of one connection.
+A lane outlives its sender: a process that has ended may still have messages there, and its exit signals
+must not overtake them. `Lanes.ended` therefore keeps under which number the ended process is known until
+its lane is empty.
+
+**Receiving.** `Reassembly` puts chunks together by the number of their transfer. All unfinished transfers
+of one connection together may claim `Settings.max_message_bytes`. The sender knows that limit from the
+handshake and does not begin a transfer beyond it; a peer that does all the same is broken (`BadFrame`). One
+transfer may always be begun, so that none waits for ever.
 """
 
 from __future__ import annotations
@@ -18,41 +25,47 @@ from collections.abc import Hashable
 from fleetlm.wire.frames import CHUNK_HEAD, BadFrame
 
 MAX_TRANSFERS = 16_384
-"""Unfinished large messages of one connection: a peer that never ends them must not fill memory."""
+"""Unfinished transfers of one connection; a peer that never ends what it begins must not fill memory."""
 
 
 class Transfer:
-    """One large message on its way out."""
+    """One large message that is being sent."""
 
     __slots__ = ("number", "offset", "view")
 
     def __init__(self, packed: bytes) -> None:
-        self.number = -1  # given with the first piece
-        self.view = memoryview(packed)
-        self.offset = 0
+        self.number: int = -1  # until its first chunk is sent
+        self.view: memoryview[int] = memoryview(packed)
+        self.offset: int = 0
 
 
 class Lanes:
-    """What waits to be sent in pieces, and what waits behind it."""
+    """The large messages that wait to be sent on one connection, and the messages that queue behind them.
+
+    Args:
+        chunk_bytes: bytes of a chunk; a longer message is a transfer.
+        unfinished_bytes: what the receiver takes of transfers that are begun and not done; see `Reassembly`.
+    """
 
     def __init__(self, chunk_bytes: int, unfinished_bytes: int = sys.maxsize) -> None:
         self.chunk_bytes = chunk_bytes
-        self.waiting_bytes = 0
+        self.waiting_bytes: int = 0
+        """Bytes of all lanes that were not sent yet; 0 means that there is no lane."""
         self._unfinished_bytes = unfinished_bytes
-        """What the receiver takes of messages that are begun and not done: see `Reassembly`."""
         self._begun_bytes = 0
         self._lanes: dict[Hashable, deque[bytes | Transfer]] = {}
         self._turns: deque[Hashable] = deque()
+        """Senders with a lane, the next one first."""
         self._next_number = 0
         self._ended: dict[Hashable, int] = {}
-        """Senders that have ended, and as whom they were known."""
+        """Processes that have ended and still have a lane: the number of each sender, and the reverse."""
         self._ended_as: dict[int, Hashable] = {}
 
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
     def add(self, sender: Hashable, packed: bytes) -> None:
-        """Queue a message of this sender: a large one, or one behind a large one."""
+        """Queue a message in its sender's lane: a large one, or one that must not overtake a large one."""
         item: bytes | Transfer = packed
         if len(packed) > self.chunk_bytes:
             item = Transfer(packed)
@@ -65,21 +78,25 @@ class Lanes:
             lane.append(item)
 
     def has(self, sender: Hashable) -> bool:
-        """Whether this sender's messages must queue."""
+        """Whether messages of this sender must queue."""
         return sender in self._lanes
 
     def ended(self, sender: Hashable, number: int) -> None:
-        """This process has ended; what it has sent still leaves, and its number stays known so long."""
+        """Note that a process has ended; its number stays known until its lane is empty."""
         if sender in self._lanes:
             self._ended[sender] = number
             self._ended_as[number] = sender
 
     def of_ended(self, number: int) -> Hashable | None:
-        """The sender that was this process, if something of it still waits here."""
+        """Return the sender that was this ended process, if it still has a lane."""
         return self._ended_as.get(number)
 
     def next(self) -> bytes | tuple[bytes, memoryview] | None:
-        """What goes next: a small message, a piece (its head and its bytes), or None."""
+        """Take what goes next.
+
+        Returns:
+            A small message; or a chunk, as its head and its bytes; or None if the receiver can take none now.
+        """
         for _ in range(len(self._turns)):
             sender = self._turns.popleft()
             lane = self._lanes[sender]
@@ -87,17 +104,17 @@ class Lanes:
             if isinstance(item, bytes):
                 self.waiting_bytes -= len(item)
                 lane.popleft()
-                self._another_turn(sender, lane)
+                self._end_turn(sender, lane)
                 return item
             if item.number >= 0 or self._begin(item):
-                piece = self._piece(item, lane)
-                self._another_turn(sender, lane)
+                piece = self._next_chunk(item, lane)
+                self._end_turn(sender, lane)
                 return CHUNK_HEAD.pack(item.number, len(item.view)), piece
             self._turns.append(sender)
         return None
 
     def _begin(self, item: Transfer) -> bool:
-        """Give a message its number, unless the receiver might have to hold too much at a time."""
+        """Give a transfer its number. Returns False if the receiver would hold too much unfinished."""
         total_bytes = len(item.view)
         if self._begun_bytes and self._begun_bytes + total_bytes > self._unfinished_bytes:
             return False
@@ -106,7 +123,8 @@ class Lanes:
         self._next_number = (self._next_number + 1) & 0xFFFFFFFF
         return True
 
-    def _piece(self, item: Transfer, lane: deque[bytes | Transfer]) -> memoryview:
+    def _next_chunk(self, item: Transfer, lane: deque[bytes | Transfer]) -> memoryview:
+        """Cut the next chunk off a transfer, and take the transfer out of its lane with the last one."""
         piece = item.view[item.offset : item.offset + self.chunk_bytes]
         item.offset += len(piece)
         self.waiting_bytes -= len(piece)
@@ -116,14 +134,15 @@ class Lanes:
         return piece
 
     def clear(self) -> None:
-        """The connection is over."""
+        """Drop everything: the connection is over."""
         self._lanes.clear()
         self._turns.clear()
         self._ended.clear()
         self._ended_as.clear()
         self.waiting_bytes = self._begun_bytes = 0
 
-    def _another_turn(self, sender: Hashable, lane: deque[bytes | Transfer]) -> None:
+    def _end_turn(self, sender: Hashable, lane: deque[bytes | Transfer]) -> None:
+        """Put a sender at the end of the turns, or forget it with its empty lane."""
         if lane:
             self._turns.append(sender)
             return
@@ -133,7 +152,11 @@ class Lanes:
 
 
 class Reassembly:
-    """Large messages on their way in, of one connection."""
+    """The unfinished transfers that come in on one connection.
+
+    Args:
+        limit_bytes: what all of them together may claim.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -141,7 +164,7 @@ class Reassembly:
         self._unfinished: dict[int, tuple[int, bytearray]] = {}
 
     def add(self, head: bytes, piece: bytes) -> memoryview | None:
-        """Take a piece. Returns the whole message with its last one. Raises: BadFrame."""
+        """Take a chunk. Returns the whole message with its last chunk, else None. Raises: BadFrame."""
         if len(head) != CHUNK_HEAD.size or not piece:
             raise BadFrame("a chunk without its head or without bytes")
         number, total_bytes = CHUNK_HEAD.unpack(head)
@@ -157,7 +180,7 @@ class Reassembly:
         have_bytes = len(whole) + len(piece)
         if total_bytes != claimed_bytes or have_bytes > total_bytes:
             raise BadFrame("a chunk that does not fit its message")
-        whole += piece  # now, not at the end: that would hold up the loop for a long while
+        whole += piece  # Joining all chunks at the end would hold up the event loop.
         if have_bytes < total_bytes:
             self._unfinished[number] = (total_bytes, whole)
             return None

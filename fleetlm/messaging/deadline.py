@@ -1,4 +1,4 @@
-"""The deadline that travels: what is asked while a call is served has no longer than that call."""
+"""The deadline that travels: a request made while a call is served gets at most what that call has left."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ if TYPE_CHECKING:
     from fleetlm.call import Call
 
 SERVING: ContextVar[Call | None] = ContextVar("fleetlm_serving", default=None)
-"""The call that an actor serves in this context. Tasks that a handler starts have a copy of it."""
+"""The call that an actor serves in this context. Tasks that a handler starts inherit it."""
 
 
 def within_deadline(timeout_s: float) -> float:
-    """The shorter of a time-out and what is left of the call being served, if one is.
+    """Return the shorter of a timeout and what is left of the call that is being served, if there is one.
 
-    Once that call has been answered or given up it counts no more, so a task that a handler leaves
-    behind has the time that it asks for.
+    A call that has been answered or given up does not count any more, so a task that a handler leaves behind
+    has the time that it asks for.
 
     Source: Go's context.WithTimeout, gRPC's deadline propagation; OTP leaves it to the program.
 
+    Args:
+        timeout_s: seconds.
+
     Raises:
-        Expired: nothing is left.
+        Expired: nothing is left of the call that is being served.
     """
     call = SERVING.get()
     if call is None or not call.open:

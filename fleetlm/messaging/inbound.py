@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
     from fleetlm.wire.codec import Codec
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 _NO_RUN = object()
 """Equal to no destination: the next one-way message begins a run."""
@@ -108,8 +108,8 @@ class Inbound:
         self._clock = clock
         self._max_peers = max_peers
         self._max_open_calls = max_open_calls
-        self.undelivered = 0
-        self.unreadable = 0
+        self.undelivered: int = 0
+        self.unreadable: int = 0
         self._unclaimed: list[Any] = []
         """Collects a run of messages for a process that does not exist, so that the run can be counted."""
 

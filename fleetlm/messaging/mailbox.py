@@ -1,8 +1,21 @@
-"""The queue of one process.
+"""The queue of one process, and the record of which connections its messages came from.
 
-The runtime appends and wakes the owner at most once for whatever came in one turn of the loop; only
-the owner takes. A mailbox is never refused a message that was accepted from the network: its limit
-makes *senders* wait.
+**Putting and taking.** The runtime appends, only the owner takes. `put` wakes an owner that waits; the
+owner then takes everything that came in this turn of the event loop without waiting again. A message that
+was accepted from the network is never refused: the limit makes *senders* wait. Senders of this node look at
+`full` and wait in `room`, until the queue has drained to half; senders of other nodes wait for the window
+of the process (`messaging.windows`).
+
+**Origins.** Messages of other nodes count against a `Window` of their connection until the owner takes
+them. No message carries a mark for that. A position in the sequence of all messages that ever came is
+``taken`` plus the place in the queue, and an `_Origin` is a run of positions that came over one connection.
+`settle` tells each window how much of its runs lies before ``taken``. ``_due`` is the value of ``taken`` at
+which the next settling, or waking of local senders, is due, so taking a message costs one comparison.
+
+Races. An owner that is cancelled while it waits has taken nothing: it takes after it was woken. Messages
+that `discard` takes out of the middle move those behind them forward, so that a window may be told of
+another connection's messages a little early; over the whole queue the sums stay right. `close` counts
+everything as taken, so that no sender waits for a process that has ended.
 """
 
 from __future__ import annotations
@@ -31,7 +44,15 @@ class Window(Protocol):
 
 
 class _Origin:
-    """A run of messages of one connection to one destination, by their place in all that ever came."""
+    """A run of messages that came over one connection for one key, each of the same weight.
+
+    Args:
+        start: position of its first message that is not settled.
+        end: position behind its last message.
+        window: what it counts against.
+        key: the process as the sender named it.
+        weight: units of each message.
+    """
 
     __slots__ = ("end", "key", "start", "weight", "window")
 
@@ -44,18 +65,18 @@ class _Origin:
 
     @property
     def step(self) -> int:
-        """Messages after which it is worth to tell."""
+        """Messages after which it is worth telling the window."""
         return max(1, self.window.step // self.weight)
 
-    def same(self, window: Window, key: Key, weight: int) -> bool:
+    def is_of(self, window: Window, key: Key, weight: int) -> bool:
         return self.window is window and self.key == key and self.weight == weight
 
 
 class Owner(Protocol):
-    """Whose mailbox it is."""
+    """The process that a mailbox belongs to."""
 
-    def took(self, call: Call) -> object:
-        """A call has been taken: it must be answered. True: it has been, and its owner gets it not."""
+    def _accept_call(self, call: Call) -> bool:
+        """Answer for a call that was taken from the mailbox; False if the owner has refused it."""
 
 
 class Mailbox:
@@ -71,15 +92,15 @@ class Mailbox:
 
     def __init__(self, limit: int, owner: Owner) -> None:
         self.queue: deque[Any] = deque()
-        self.limit = limit
-        self.taken = 0
-        """Messages that the owner has taken so far."""
+        self.limit: int = limit
+        self.taken: int = 0
+        """Messages that the owner has taken so far, and those that `discard` and `close` took out."""
         self._waiter: asyncio.Future[None] | None = None
         self._on_room: dict[Callable[[], None], None] | None = None
         self._owner = owner
         self._origins: list[_Origin] | None = None
         self._due = _NEVER
-        """When so many have been taken, somebody waits to hear of it."""
+        """The value of `taken` at which a window or a local sender is to be told."""
 
     def __len__(self) -> int:
         return len(self.queue)
@@ -88,7 +109,7 @@ class Mailbox:
         return self
 
     def __anext__(self) -> Coroutine[Any, Any, Any]:
-        return self._next()  # not async itself: each layer of coroutines costs a message 80 ns
+        return self._next()  # not async itself: each layer of coroutines costs 80 ns for a message
 
     @property
     def full(self) -> bool:
@@ -110,14 +131,14 @@ class Mailbox:
                 waiter.set_result(None)
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """Call back once when the queue has drained to half of its limit, or has been closed."""
+        """Call ``callback`` once, when the queue has drained to half of its limit or is closed."""
         if self._on_room is None:
             self._on_room = {}
         self._on_room[callback] = None
         self._due = 0
 
     def forget_room(self, callback: Callable[[], None]) -> None:
-        """Do not call back any more."""
+        """Take a callback of `when_room` back."""
         if self._on_room is not None:
             self._on_room.pop(callback, None)
 
@@ -132,12 +153,12 @@ class Mailbox:
                 self.forget_room(drained.set)
 
     def get(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
-        """The next message; waits up to ``timeout`` seconds (None: for ever).
+        """Take the next message; wait for it up to ``timeout`` seconds (None: for ever).
 
-        Calls whose deadline has passed, or whose caller has gone, are passed over.
+        Calls whose deadline has passed, or whose caller has given up, are passed over.
 
         Raises:
-            TimeoutError: nothing came; nothing was taken.
+            TimeoutError: no message came; nothing was taken.
             RuntimeError: another task waits for this mailbox already; only its process may.
         """
         return self._next() if timeout is None else self._next_within(timeout)
@@ -162,12 +183,12 @@ class Mailbox:
                 if not message.wanted:
                     message.abandon()
                     continue
-                if self._owner.took(message):
+                if not self._owner._accept_call(message):  # noqa: SLF001  # private: programs hold the owner
                     continue  # It has been refused.
             return message
 
     def discard(self, unwanted: Callable[[Any], bool]) -> list[Any]:
-        """Take out what is waiting and not wanted any more, and return it."""
+        """Take the unwanted messages out of the queue, and return them in their order."""
         out: list[Any] = []
         kept: list[Any] = []
         for message in self.queue:
@@ -180,7 +201,7 @@ class Mailbox:
         return out
 
     def close(self) -> list[Any]:
-        """The owner has ended: returns what it never took, and lets waiting senders go on."""
+        """End with the owner: return what it never took, and wake the senders that wait."""
         rest = list(self.queue)
         self.queue.clear()
         self.taken += len(rest)
@@ -189,13 +210,20 @@ class Mailbox:
         return rest
 
     def arrived(self, window: Window, key: Key, count: int, weight: int) -> None:
-        """Note where the last so many messages came from: their window is told when they are taken."""
+        """Note that the last ``count`` messages of the queue came over one connection.
+
+        Args:
+            window: told when they are taken.
+            key: the process as the sender named it.
+            count: messages.
+            weight: units of each.
+        """
         end = self.taken + len(self.queue)
         origins = self._origins
         if origins is None:
             origins = self._origins = []
         last = origins[-1] if origins else None
-        if last is not None and last.end == end - count and last.same(window, key, weight):
+        if last is not None and last.end == end - count and last.is_of(window, key, weight):
             last.end = end
         else:
             last = _Origin(end - count, end, window, key, weight)
@@ -203,7 +231,7 @@ class Mailbox:
         self._due = min(self._due, self.taken + last.step)
 
     def settle(self) -> None:
-        """Tell the windows what was taken since the last time."""
+        """Tell each window what was taken since the last settling."""
         origins = self._origins
         if not origins:
             return
@@ -217,11 +245,12 @@ class Mailbox:
             done += upto == origin.end
         del origins[:done]
 
-    def has_of(self, window: Window) -> bool:
-        """Whether something of this connection waits here."""
+    def has_messages_of(self, window: Window) -> bool:
+        """Whether a message that counts against this window waits here."""
         return any(origin.window is window for origin in self._origins or ())
 
     def _tell_taken(self) -> None:
+        """Settle, wake local senders if there is room for them, and set when to look again."""
         self.settle()
         if self._on_room and len(self.queue) <= self.limit // 2:
             self._tell_room()

@@ -12,9 +12,8 @@ which says that nothing was sent.
 **Outcomes of a request**, sorted by what the caller may do. Before the message is appended every error
 means that nothing was sent: `NoProcess`, `NoConnection`, `WouldBlock`, `NotSerializable`,
 `MessageTooLarge`. After that exactly one outcome reaches the future in ``calls``: the reply; a failure of
-the peer, which `error_of_failure` turns into the error of the same name; `NodeLost` when the session ends;
-`CallTimeout` at the deadline. Whichever comes first counts, since a future is set once, and a late outcome
-finds no entry.
+the peer, which `error_of_failure` turns into an error; `NodeLost` when the session ends; `CallTimeout` at
+the deadline. Whichever comes first counts, since a future is set once, and a late outcome finds no entry.
 
 **Giving up.** A caller that is cancelled, or whose deadline passes, takes its entry out and sends a CANCEL
 in the order of its other messages, so that the CANCEL arrives after the request itself. Calls on this node
@@ -65,7 +64,7 @@ _Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
 """One call of a multicall that was sent: session, ref, where the outcome will be, target, its key there."""
 
 
-class Messenger:
+class Outbound:
     """The sending side of a node.
 
     Args:
@@ -90,7 +89,7 @@ class Messenger:
         topology: Topology,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.stopped = ""
+        self.stopped: str = ""
         """Why nothing can be sent any more; empty while the node runs."""
         self._name = name
         self._incarnation = incarnation
@@ -129,7 +128,8 @@ class Messenger:
             must_yield = session.append(packed)
             held[key] = held_now + 1
         else:
-            await session.admit_later(key, packed)
+            if session.admit(key, packed) is not None:
+                await session.admit_later(key, packed)
             must_yield = session.must_yield()
         if must_yield:
             await asyncio.sleep(0)
@@ -158,9 +158,11 @@ class Messenger:
                 raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
             box.put(self.copied(to, message))
             return
-        obstacle = session.obstacle(key)
+        # `admit` asks all windows; on a slow session it is worth asking before the message is packed.
+        obstacle = session.obstacle(key) if session.is_slow else None
         if obstacle is None:
-            obstacle = session.admit(key, self._codec.pack([key, message], message))
+            packed = self._codec.pack([key, message], message)  # `operations.one_way` by hand.
+            obstacle = session.admit(key, packed)
         if obstacle is not None:
             raise WouldBlock(to, session.explain(obstacle, key))
 
@@ -170,8 +172,6 @@ class Messenger:
         if session is None:
             await self._send_local(to, key, request)
             return
-        if session.obstacle(key) is not None:
-            await session.room(key)
         parts = request.parts()
         packed = self._codec.pack(operations.cast(key, parts, 1), parts)
         if session.admit(key, packed) is not None:
@@ -184,7 +184,7 @@ class Messenger:
         self._check_running()
         if type(name) is not str:
             raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
-        packed = self._packed_message(name, self._codec.pack_value(message))
+        packed = self._pack_message(name, self._codec.pack_value(message))
         wanted = [*self._sessions, self._name] if nodes is None else [canonical_node(node) for node in nodes]
         sessions = [session for session in map(self._sessions.get, wanted) if session is not None]
         sender = asyncio.current_task()
@@ -196,7 +196,7 @@ class Messenger:
                     sent += 1
                 else:
                     behind.append(session)
-        waits = [_admitted_later(session, name, packed, sender) for session in behind]
+        waits = [_admit_later(session, name, packed, sender) for session in behind]
         if self._name in wanted:
             waits.append(self._broadcast_here(name, message))
         if len(waits) == 1:
@@ -227,7 +227,7 @@ class Messenger:
         """
         session, key = self.route(to)
         if session is not None:
-            return session.admit(key, self._packed_message(key, payload), sender) is None
+            return session.admit(key, self._pack_message(key, payload), sender) is None
         box = self.box_of(to, key)
         if box.full:
             return False
@@ -239,7 +239,7 @@ class Messenger:
         while not self.put_packed(to, payload, message, sender):
             session, key = self.route(to)
             if session is not None:
-                await session.admit_later(key, self._packed_message(key, payload), sender)
+                await session.admit_later(key, self._pack_message(key, payload), sender)
                 return
             await self.box_of(to, key).room()
 
@@ -266,7 +266,7 @@ class Messenger:
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
         """Ask a connected node itself; such a request is small and waits for no window. Raises: as `call`."""
         self._check_running()
-        session = self._session(canonical_node(node))
+        session = self._find_session(canonical_node(node))
         ref = self.take_ref()
         packed = self._codec.pack(operations.request(verb, argument, ref), argument)
         return await self._request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
@@ -280,7 +280,7 @@ class Messenger:
         asked: list[_Asked] = []
         calls = [
             self._ask_at_once(to, payload, timeout_s, sender, asked)
-            or self._one_of_many(to, message, payload, timeout_s, deadline, sender)
+            or self._call_one(to, message, payload, timeout_s, deadline, sender)
             for to in targets
         ]
         timer = self._loop.call_at(deadline, _expire_all, asked, timeout_s)
@@ -290,7 +290,7 @@ class Messenger:
             timer.cancel()
             for session, ref, _, _, key in asked:
                 session.call_ended(key)
-                self._done_with(session, ref, sender)
+                self._close_request(session, ref, sender)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, FleetError):
                 raise result
@@ -314,7 +314,7 @@ class Messenger:
         if isinstance(to, Pid):
             if to.node == self._name:
                 return None, to.number
-            session = self._sessions.get(to.node) or self._session(to.node)
+            session = self._sessions.get(to.node) or self._find_session(to.node)
             if session.incarnation != to.incarnation:
                 raise NoProcess(to)
             return session, to.number
@@ -323,7 +323,7 @@ class Messenger:
         name, node = to
         if node != self._name:
             node = canonical_node(node)
-        return (None if node == self._name else self._session(node)), name
+        return (None if node == self._name else self._find_session(node)), name
 
     def box_of(self, to: Target, key: Key) -> Mailbox:
         """Find the mailbox of a process of this node. Raises: NoProcess."""
@@ -413,7 +413,7 @@ class Messenger:
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
 
-    def _session(self, node: str) -> Session:
+    def _find_session(self, node: str) -> Session:
         """Find a session by the canonical name of its node. Raises: NoConnection, with the known reason."""
         session = self._sessions.get(node)
         if session is not None:
@@ -425,13 +425,12 @@ class Messenger:
             why = peer.connection.last_error or f"it is {peer.status}"
         raise NoConnection(node, why)
 
-    def _packed_message(self, key: Key, payload: bytes) -> bytes:
+    def _pack_message(self, key: Key, payload: bytes) -> bytes:
         return operations.packed_one_way(self._codec.pack_value(key), payload)
 
-    def _packed_call(self, key: Key, payload: bytes, ref: int, timeout_s: float) -> bytes:
-        pack = self._codec.pack_value
+    def _pack_call(self, key: Key, payload: bytes, ref: int, timeout_s: float) -> bytes:
         timeout_ms = max(1, int(timeout_s * 1000))
-        return operations.packed_call(pack(key), payload, ref, timeout_ms)
+        return operations.packed_call(self._codec.pack_value(key), payload, ref, timeout_ms)
 
     async def _send_local(self, to: Target, key: Key, message: Any) -> None:
         box = self.box_of(to, key)
@@ -492,9 +491,9 @@ class Messenger:
             timer.cancel()
             if key is not NODE:
                 session.call_ended(key)
-            self._done_with(session, ref, sender)
+            self._close_request(session, ref, sender)
 
-    def _done_with(self, session: Session, ref: int, sender: Hashable) -> None:
+    def _close_request(self, session: Session, ref: int, sender: Hashable) -> None:
         """Take a request out; if it has no outcome yet, tell the peer that it is not wanted any more."""
         if session.calls.pop(ref, None) is not None:
             session.control(operations.cancel(ref), after=sender or asyncio.current_task())
@@ -512,16 +511,16 @@ class Messenger:
             if session is None:
                 return None
             ref = self.take_ref()
-            packed = self._packed_call(key, payload, ref, timeout_s)
+            packed = self._pack_call(key, payload, ref, timeout_s)
             if session.admit(key, packed, sender, is_call=True) is not None:
                 return None
         except (FleetError, TypeError, ValueError):
-            return None  # `_one_of_many` raises it again, where it becomes a result.
+            return None  # `_call_one` raises it again, where it becomes a result.
         future = session.calls[ref] = self._loop.create_future()
         asked.append((session, ref, future, to, key))
         return future
 
-    async def _one_of_many(
+    async def _call_one(
         self,
         to: Target,
         message: Any,
@@ -537,11 +536,11 @@ class Messenger:
         if session.obstacle(key, 0, sender) is not None:
             await self.wait_for_room(session, to, timeout_s, deadline, key, 0, sender)
         ref = self.take_ref()
-        packed = self._packed_call(key, payload, ref, deadline - self._loop.time())
+        packed = self._pack_call(key, payload, ref, deadline - self._loop.time())
         return await self._request(session, to, ref, packed, timeout_s, deadline, sender, key)
 
 
-async def _admitted_later(session: Session, key: Key, packed: bytes, sender: Hashable) -> int:
+async def _admit_later(session: Session, key: Key, packed: bytes, sender: Hashable) -> int:
     """Send as soon as there is room. Returns how many were sent: none if the connection ended first."""
     try:
         await session.admit_later(key, packed, sender)

@@ -13,8 +13,8 @@ of one request share the lane ``("reply", ref)``.
 
 **Credit.** Two windows make senders wait; `messaging.windows` explains them. `obstacle` is the one place
 that asks them, `admit` the one place that counts a message, `room` waits. Runtime messages (`control`,
-`signal`), replies and failures wait for no window; a peer that takes nothing of them is cut
-(`ByteWindow.hard_limit_bytes`).
+`signal`), replies and failures wait for no window; if the peer takes nothing of them, the connection is
+ended (`ByteWindow.hard_limit_bytes`).
 
 **Who owns what.** The driver makes and closes sessions. `Outbound` and `Streams` keep in ``calls`` what
 waits for the peer, by ref; `Inbound` takes it out when the outcome comes. `Inbound` keeps in ``requests``
@@ -135,14 +135,14 @@ class Session:
         lost: Callable[[Session, str], None],
     ) -> None:
         hello = incoming.hello
-        self.peer = peer
-        self.name = peer.connection.name
-        self.incarnation = peer.connection.incarnation
-        self.outgoing = outgoing
-        self.incoming = incoming
-        self.closed = ""
+        self.peer: Peer = peer
+        self.name: str = peer.connection.name
+        self.incarnation: int = peer.connection.incarnation
+        self.outgoing: Outgoing = outgoing
+        self.incoming: Incoming = incoming
+        self.closed: str = ""
         """Why the session is over; empty while it is not."""
-        self.is_slow = False
+        self.is_slow: bool = False
         """Whether a sender must look closer: the window is full, lanes are in use, or the session is over."""
         self.calls: dict[int, Waiting] = {}
         """Requests of this node that wait for the peer, by ref."""
@@ -150,27 +150,28 @@ class Session:
         """Requests of the peer that are open here, by its ref."""
         self._limit_bytes = min(settings.max_message_bytes, hello.max_message_bytes)
         self._chunk_bytes = settings.chunk_bytes
-        self.lanes = Lanes(settings.chunk_bytes, self._limit_bytes)
-        self.reassembly = Reassembly(settings.max_message_bytes)
+        self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes)
+        self.reassembly: Reassembly = Reassembly(settings.max_message_bytes)
         window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, hello.window_bytes))
-        self.byte_window = ByteWindow(window_bytes, settings.bulk_window_bytes)
-        self.byte_credit = ByteCredit(window_bytes, settings.bulk_window_bytes, self._tell_credit)
+        self.byte_window: ByteWindow = ByteWindow(window_bytes, settings.bulk_window_bytes)
+        self.byte_credit: ByteCredit = ByteCredit(window_bytes, settings.bulk_window_bytes, self._tell_credit)
         limit = min(settings.mailbox_limit, hello.mailbox_limit)
-        self.windows = SendWindows(limit)
+        self.windows: SendWindows = SendWindows(limit)
         """The windows of the peer's processes."""
-        self.held, self.held_limit = self.windows.held, limit
+        self.held: dict[Key, int] = self.windows.held
+        self.held_limit: int = limit
         """The same table and its limit at hand, because every message looks there."""
-        self.arrivals = ReceiveWindows(limit, self._tell_taken)
+        self.arrivals: ReceiveWindows = ReceiveWindows(limit, self._tell_taken)
         """The windows of this node's processes, as far as the peer sends to them."""
         self.open_calls: dict[Key, int] = {}
         """Calls of this node that wait for a process of the peer; `admit` adds to it."""
-        self.messages_sent = 0
+        self.messages_sent: int = 0
         """Messages handed to the transport; shown by `Node.info`."""
-        self.messages_received = 0
+        self.messages_received: int = 0
         """Messages decoded; shown by `Node.info`."""
-        self.small_bytes = min(settings.chunk_bytes, self._limit_bytes)
+        self.small_bytes: int = min(settings.chunk_bytes, self._limit_bytes)
         """A longer message travels in chunks, or is too large."""
-        self.plain_bytes = min(UNIT_BYTES, self.small_bytes + 1)
+        self.plain_bytes: int = min(UNIT_BYTES, self.small_bytes + 1)
         """A shorter message counts one unit and travels in a batch."""
         self._codec = codec
         self._transport = transport
@@ -269,10 +270,8 @@ class Session:
             NoConnection, MessageTooLarge: as `append`; nothing was sent or counted.
             InvalidName: as `obstacle`.
         """
-        if self.closed:
-            raise NoConnection(self.name, self.closed)
         size = len(packed)
-        obstacle = self.obstacle(key, size, sender)
+        obstacle = self.obstacle(key, size, sender)  # None when the session is over: `append` raises then.
         if obstacle is not None:
             return obstacle
         if key is NODE:
@@ -282,7 +281,8 @@ class Session:
         if size >= self.plain_bytes:
             packed, weight = weighed(packed, self.held_limit, self.small_bytes)
         self.append(packed, sender)
-        self.windows.sent(key, weight)
+        held = self.held
+        held[key] = held.get(key, 0) + weight
         if is_call:
             self.open_calls[key] = self.open_calls.get(key, 0) + 1
         return None
@@ -483,7 +483,7 @@ class Session:
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Say why there is no result, or no further item."""
         self.requests.pop(ref, None)
-        texts = [_sendable(text[:_MAX_FAILURE_TEXT_CHARS]) for text in details]
+        texts = [_escape_surrogates(text[:_MAX_FAILURE_TEXT_CHARS]) for text in details]
         self.control(operations.failure(ref, kind, texts), ("reply", ref))
 
     async def item(self, ref: int, value: Any) -> None:
@@ -519,7 +519,7 @@ class Session:
         self._batch = [b""]
         self._batch_bytes = 0
         self.lanes.clear()
-        self.byte_window.wake()
+        self.byte_window.close()
         calls, self.calls = self.calls, {}
         for future in calls.values():
             if not future.done():
@@ -529,6 +529,6 @@ class Session:
             call.abandon()
 
 
-def _sendable(text: str) -> str:
+def _escape_surrogates(text: str) -> str:
     """Escape lone surrogates, as in the file names of an OSError, since they cannot travel."""
     return text.encode("utf-8", "backslashreplace").decode()

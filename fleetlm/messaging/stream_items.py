@@ -1,4 +1,10 @@
-"""The consumer's end of a stream: items in order, a window, one end."""
+"""The consumer's end of a stream.
+
+Items come in order, and one end comes after them: ``set_result`` when the producer has returned, or
+``set_exception`` with the reason. Items that came before the end can still be taken. The producer may send
+``window`` items more than were taken; credit for taken items is told for every half of a window, so that
+the producer has the other half to send while the credit travels. Nothing is told after the end.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +15,10 @@ from typing import Any
 
 
 class ConsumerEnd:
-    """Takes what comes for one stream. To a session it looks like the future of a call.
-
-    The producer may send ``window`` items more than were consumed; what was consumed is told for every
-    half of it.
+    """Holds what has come of one stream. A session treats it as it does the future of a call (`Waiting`).
 
     Args:
-        window: items.
+        window: items that the producer may send ahead.
         more: tells the producer that it may send so many items besides.
     """
 
@@ -31,7 +34,7 @@ class ConsumerEnd:
         self._error: BaseException | None = None
 
     def put(self, item: Any) -> None:
-        """An item has come. Raises: ValueError, the producer ignores the window."""
+        """Add an item that has come; after the end it is dropped. Raises: ValueError beyond the window."""
         if self._ended:
             return
         if len(self._items) + self._untold >= self._window:
@@ -40,23 +43,23 @@ class ConsumerEnd:
         self._wake()
 
     def done(self) -> bool:
-        """Whether it has ended: nothing more is taken."""
+        """Whether the stream has ended, so that no further item is accepted."""
         return self._ended
 
     def set_result(self, _value: object) -> None:
-        """The producer has come to its end."""
+        """End the stream regularly."""
         self._end(None)
 
     def set_exception(self, error: BaseException) -> None:
-        """It failed, or was lost; what has come before can still be read."""
+        """End the stream with an error, which `wait` raises after the items that came before."""
         self._end(error)
 
     def __bool__(self) -> bool:
-        """Whether an item can be taken."""
+        """Whether an item can be taken now."""
         return bool(self._items)
 
     def take(self) -> Any:
-        """The next item."""
+        """Take the next item, which must have come; for every half of a window tell the producer so."""
         item = self._items.popleft()
         self._untold += 1
         if self._untold * 2 >= self._window and not self._ended:
@@ -65,7 +68,14 @@ class ConsumerEnd:
         return item
 
     async def wait(self) -> bool:
-        """Wait for an item. False: there is none any more. Raises: FleetError, why there is none."""
+        """Wait for an item.
+
+        Returns:
+            True if one can be taken; False if the stream has ended regularly.
+
+        Raises:
+            FleetError: why the stream has ended.
+        """
         while not self._items:
             if self._error is not None:
                 raise self._error

@@ -25,7 +25,7 @@ from fleetlm.wire import operations
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
-    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.session import Session
     from fleetlm.messaging.targets import Target
     from fleetlm.settings import Settings
@@ -39,9 +39,9 @@ class Streams:
     """The consuming side of a node."""
 
     def __init__(
-        self, messenger: Messenger, settings: Settings, codec: Codec, loop: asyncio.AbstractEventLoop
+        self, outbound: Outbound, settings: Settings, codec: Codec, loop: asyncio.AbstractEventLoop
     ) -> None:
-        self._messenger = messenger
+        self._outbound = outbound
         self._settings = settings
         self._codec = codec
         self._loop = loop
@@ -50,7 +50,7 @@ class Streams:
         """See `Node.stream`."""
         now = self._loop.time()
         deadline = math.inf if timeout_s is None else now + min(timeout_s, MAX_TIMEOUT_S)
-        ref = self._messenger.take_ref()
+        ref = self._outbound.take_ref()
         consumer, calls, give_up = await self._ask(to, message, ref, deadline)
         calls[ref] = consumer
         idle_s = self._settings.stream_idle_s
@@ -74,25 +74,25 @@ class Streams:
         """Ask for a stream, waiting for room at most until its deadline. Raises: as `Node.call`."""
         timeout_s = self._settings.stream_idle_s if deadline == math.inf else deadline - self._loop.time()
         until = self._loop.time() + timeout_s
-        messenger = self._messenger
-        session, key = messenger.route(to)
+        outbound = self._outbound
+        session, key = outbound.route(to)
         if session is not None:
             if session.obstacle(key) is not None:
-                await messenger.wait_for_room(session, to, timeout_s, until, key)
-            packed = self._packed(key, message, ref, deadline)
+                await outbound.wait_for_room(session, to, timeout_s, until, key)
+            packed = self._pack(key, message, ref, deadline)
             while session.admit(key, packed) is not None:
-                await messenger.wait_for_room(session, to, timeout_s, until, key, len(packed))
-            return self._opened_on(session, ref)
-        box = messenger.box_of(to, key)
+                await outbound.wait_for_room(session, to, timeout_s, until, key, len(packed))
+            return self._open_on(session, ref)
+        box = outbound.box_of(to, key)
         if box.full:
-            await messenger.wait_for_room(box, to, timeout_s, until)
-            box = messenger.box_of(to, key)  # The process may have ended meanwhile.
+            await outbound.wait_for_room(box, to, timeout_s, until)
+            box = outbound.box_of(to, key)  # The process may have ended meanwhile.
         window = self._settings.stream_window
-        call = Call(messenger.copied(to, message), messenger, ref, deadline, self._loop.time, window)
+        call = Call(outbound.copied(to, message), outbound, ref, deadline, self._loop.time, window)
         box.put(call)
-        return self._opened_here(call, deadline)
+        return self._open_here(call, deadline)
 
-    def _packed(self, key: int | str, message: Any, ref: int, deadline: float) -> bytes:
+    def _pack(self, key: int | str, message: Any, ref: int, deadline: float) -> bytes:
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
         window = self._settings.stream_window
         if type(message) is Invoke:
@@ -100,7 +100,7 @@ class Streams:
             return self._codec.pack(operations.yield_(key, parts, ref, timeout_ms, window, 1), parts)
         return self._codec.pack(operations.stream(key, message, ref, timeout_ms, window, 1), message)
 
-    def _opened_on(self, session: Session, ref: int) -> _Opened:
+    def _open_on(self, session: Session, ref: int) -> _Opened:
         sender = asyncio.current_task()
 
         def more(count: int) -> None:
@@ -111,10 +111,10 @@ class Streams:
 
         return ConsumerEnd(self._settings.stream_window, more), session.calls, give_up
 
-    def _opened_here(self, call: Call, deadline: float) -> _Opened:
+    def _open_here(self, call: Call, deadline: float) -> _Opened:
         """A stream of this node ends at its deadline even if its consumer holds it and takes nothing."""
         consumer = ConsumerEnd(self._settings.stream_window, call.more)
-        calls = self._messenger.local_calls
+        calls = self._outbound.local_calls
         if deadline == math.inf:
             return consumer, calls, call.abandon
         timer = self._loop.call_at(deadline, call.abandon)

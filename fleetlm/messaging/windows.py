@@ -112,7 +112,7 @@ def weighed(packed: bytes, limit: int, small_bytes: int) -> tuple[bytes, int]:
 def check_new_key(key: object) -> int:
     """Check the key of a process for which nothing is held. Returns 0, the units. Raises: InvalidName."""
     if type(key) is not str and type(key) is not int:
-        raise InvalidName(SHORT.repr(key), "a process is named by a text, or given as a Pid")
+        raise InvalidName(SHORT.repr(key), "a process is addressed by its name, a text, or by its Pid")
     return 0
 
 
@@ -130,10 +130,10 @@ class ByteWindow:
     )  # fmt: skip
 
     def __init__(self, limit_bytes: int, chunk_limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.hard_limit_bytes = MAX_WINDOWS_IN_FLIGHT * limit_bytes
+        self.limit_bytes: int = limit_bytes
+        self.hard_limit_bytes: int = MAX_WINDOWS_IN_FLIGHT * limit_bytes
         """With more than this in flight the peer takes nothing, and the connection must end."""
-        self.in_flight_bytes = 0
+        self.in_flight_bytes: int = 0
         """Bytes handed to the transport and not known to be taken."""
         self._chunk_limit_bytes = chunk_limit_bytes
         self._sent_bytes = self._acked_bytes = 0
@@ -179,9 +179,14 @@ class ByteWindow:
             self._waiters.pop(waiter, None)
 
     def wake(self) -> None:
-        """Wake every sender that waits: there may be room, or the connection is over."""
+        """Wake every sender that waits: there may be room."""
         waiters, self._waiters = self._waiters, {}
         _wake(waiters)
+
+    def close(self) -> None:
+        """End with the connection: nothing is in flight any more, and every waiting sender wakes."""
+        self.in_flight_bytes = 0
+        self.wake()
 
 
 class ByteCredit:
@@ -199,7 +204,8 @@ class ByteCredit:
     )  # fmt: skip
 
     def __init__(self, limit_bytes: int, chunk_limit_bytes: int, tell: Callable[[int, int], None]) -> None:
-        self.taken_bytes = self.taken_chunk_bytes = 0
+        self.taken_bytes: int = 0
+        self.taken_chunk_bytes: int = 0
         """Bytes of frames that were decoded."""
         self._step_bytes = limit_bytes // TOLD_SHARE
         self._chunk_step_bytes = chunk_limit_bytes // TOLD_SHARE
@@ -234,14 +240,10 @@ class SendWindows:
     __slots__ = ("_waiters", "held", "limit")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self.limit: int = limit
         self.held: dict[Key, int] = {}
         """Units sent and not known to be taken; `Session.admit` and its copy in `Outbound.send` add to it."""
         self._waiters: dict[Key, dict[asyncio.Future[None], None]] = {}
-
-    def sent(self, key: Key, count: int) -> None:
-        """Count a message that has been sent."""
-        self.held[key] = self.held.get(key, 0) + count
 
     def taken(self, key: Key, count: int) -> None:
         """Note units that the receiver says were taken. Raises: ValueError for more than was sent."""
@@ -289,8 +291,8 @@ class ReceiveWindows:
     __slots__ = ("_boxes", "_tell", "_untold", "held", "limit", "step")
 
     def __init__(self, limit: int, tell: Callable[[Key, int], None]) -> None:
-        self.limit = limit
-        self.step = max(1, limit // TOLD_SHARE)
+        self.limit: int = limit
+        self.step: int = max(1, limit // TOLD_SHARE)
         self.held: dict[Key, int] = {}
         """Units received and not told to be taken."""
         self._tell = tell
@@ -337,7 +339,7 @@ class ReceiveWindows:
         for box in list(islice(self._boxes, MAX_SWEPT)):
             box.settle()
             del self._boxes[box]
-            if box.has_of(self):
+            if box.has_messages_of(self):
                 self._boxes[box] = None
         self.tell_all()
 

@@ -1,1 +1,1 @@
-"""How the processes of a node run, end, are linked and watched."""
+"""How the processes of a node run and end, and how they are linked and monitored."""

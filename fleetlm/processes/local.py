@@ -4,22 +4,22 @@
 `running` describes the states between. A process ends in one of these ways, and each of them leads to
 `_bury` exactly once:
 
-* Its task ends: the function returned or raised, or its cancellation has run through. `_ended`, the
-  task's callback, works out the reason and buries it.
-* It is killed (`stop_process` with ``at_once``): it is buried first, so that nothing it does in its
-  clean-up can delay the news or be seen. Its task is cancelled and ends later; `_ended` then finds the
-  process gone and does nothing more.
+* Its task ends: the function returned or raised, or its cancellation has run through.
+  `_handle_task_end`, the task's callback, works out the reason and buries the process.
+* It is killed (`stop_process` with ``at_once``): it is buried first, so that its clean-up cannot delay
+  the exit signals, and nothing that the clean-up does is the work of a live process. Its task is cancelled
+  and ends later; `_handle_task_end` then finds the process gone and does nothing more.
 * The node stops (`stop`): every process is told to end, as by an exit signal, and the first way follows.
 
-Burying tells in a fixed order, so that a process that hears of the death finds no trace of it:
+`_bury` works in a fixed order, so that a process that is told of the death finds no trace of it:
 
-1. the tables here: the number, the name and the mailbox are taken away, so a message finds nobody;
-2. callers: calls that it leaves behind are answered (`RunningProcess.ended`);
-3. ``on_exited``, given by whoever puts the node together: first the tables that every node holds (groups
-   and cluster-wide names), then linked and monitoring processes.
+1. The tables here lose the number, the name and the mailbox, so later messages are not delivered.
+2. Calls that the process leaves behind are answered (`RunningProcess._mark_gone`).
+3. ``on_exited``, which the assembly of the node gives: the tables that are replicated to other nodes
+   (groups and cluster-wide names) lose the process, then linked and monitoring processes are told.
 
-A task is looked up by `task_of` until it really ends, also after a kill: `Node.join` and the stop of the
-node wait for the clean-up, though the process is gone.
+`task_of` returns the task of a killed process until its clean-up has ended, so `Node.join` and the stop of
+the node wait for the clean-up, though the process is gone.
 
 Source: OTP erl_process.c erts_continue_exit_process, which unregisters the name before it sends exit
 signals; differs: a killed process here may run its ``finally`` blocks, since no coroutine can be ended
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.info import ChildInfo, ProcessInfo
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 _NO_CONTEXT = contextvars.Context()
 """For callbacks that need no context variables: otherwise each would hold a copy of the caller's."""
@@ -73,7 +73,7 @@ class LocalProcesses:
         on_exited: Callable[[RunningProcess, Any], None],
         send_exit: Callable[[Pid, Any], None],
     ) -> None:
-        self.table = ProcessTable(context.name, context.incarnation)
+        self.table: ProcessTable = ProcessTable(context.name, context.incarnation)
         self.boxes: dict[int | str, Mailbox] = {}
         """Number or name → mailbox: one look-up for each message that arrives."""
         self._make_process = make_process
@@ -84,7 +84,7 @@ class LocalProcesses:
         """Those that are not gone, in the order in which they were spawned."""
         self._tasks: dict[asyncio.Task[Any], RunningProcess] = {}
         """All whose tasks have not ended, killed ones included."""
-        self._on_task_done = self._ended  # One bound method for all tasks.
+        self._on_task_done = self._handle_task_end  # One bound method for all tasks.
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName; nothing was started."""
@@ -104,7 +104,7 @@ class LocalProcesses:
         task = loop.create_task(coroutine, name=name or runs, context=context)
         self._tasks[task] = process
         task.add_done_callback(self._on_task_done, context=_NO_CONTEXT)
-        process.task = task
+        process._task = task
         return pid
 
     def register(self, name: str, pid: Pid) -> None:
@@ -136,7 +136,7 @@ class LocalProcesses:
             return None
         process = self._processes.get(pid.number)
         if process is not None:
-            return process.task
+            return process._task
         return next((task for task, other in self._tasks.items() if other.pid == pid), None)
 
     def info(self) -> list[ProcessInfo]:
@@ -146,12 +146,17 @@ class LocalProcesses:
     def supervisors(self) -> dict[Pid, list[ChildInfo]]:
         """Return each supervisor with its children, in the order in which they were spawned."""
         every = self._processes.values()
-        return {process.pid: process.children() for process in every if process.children is not None}
+        return {process.pid: process._children() for process in every if process._children is not None}
 
     @property
     def open_calls(self) -> int:
         """Calls that processes took and have not answered yet, and all messages that still wait."""
-        return sum(p.open_calls + len(p.mailbox) for p in self._processes.values())
+        return sum(p._open_calls + len(p.mailbox) for p in self._processes.values())
+
+    def load_of(self, pid: Pid) -> int:
+        """Return how many messages wait for a process and how many calls it has open; 0 if it is gone."""
+        process = self.process(pid)
+        return 0 if process is None else len(process.mailbox) + process._open_calls
 
     def stop_process(self, number: int, reason: Any, *, at_once: bool = False) -> None:
         """Tell a process to end with this reason, unless it is ending already.
@@ -162,7 +167,7 @@ class LocalProcesses:
         process = self._processes.get(number)
         if process is None:
             return
-        process.end_with(reason, again=at_once)
+        process._end_with(reason, again=at_once)
         if at_once:
             self._bury(process, reason)
 
@@ -178,13 +183,13 @@ class LocalProcesses:
         while self._tasks:
             tasks = list(self._tasks)
             for process in list(self._processes.values()):
-                process.end_with("shutdown")
-            living = {process.task for process in self._processes.values()}
+                process._end_with("shutdown")
+            living = {process._task for process in self._processes.values()}
             for task in tasks:
                 if task not in living:  # It was killed, and its clean-up has not ended.
                     task.cancel()
             await asyncio.wait(tasks, timeout=_STOP_ROUND_S)
-            if any(process.closing for process in self._processes.values()):
+            if any(process._is_closing for process in self._processes.values()):
                 await asyncio.wait(tasks, timeout=self._terminate_s)
             stuck = [task for task in tasks if not task.done()]
             if stuck:
@@ -196,12 +201,12 @@ class LocalProcesses:
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
         every = reversed(self._processes.values())
-        for root in [process for process in every if process.children and process.parent is None]:
-            if root.task is not None and loop.time() < until:
+        for root in [process for process in every if process._children and process.parent is None]:
+            if root._task is not None and loop.time() < until:
                 self._send_exit(root.pid, "shutdown")
-                await asyncio.wait({root.task}, timeout=until - loop.time())
+                await asyncio.wait({root._task}, timeout=until - loop.time())
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _handle_task_end(self, task: asyncio.Task[Any]) -> None:
         """Bury the process of a task that has ended, unless it was killed, and log a crash."""
         process = self._tasks.pop(task)
         error = None if task.cancelled() else task.exception()
@@ -214,13 +219,13 @@ class LocalProcesses:
     def _bury(self, process: RunningProcess, reason: Any) -> None:
         """Take a process out of the tables and tell everybody concerned; see the head of this module."""
         number = process.pid.number
-        process.exit_reason = reason
+        process._exit_reason = reason
         name = self.table.exited(number)
         del self._processes[number]
         self.boxes.pop(number, None)
         if name is not None:
             self.boxes.pop(name, None)
-        process.ended(text_of(reason))
+        process._mark_gone(text_of(reason))
         self._on_exited(process, reason)
 
 

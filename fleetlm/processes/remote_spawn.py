@@ -57,7 +57,7 @@ from fleetlm.names import canonical_node, check_process_name
 from fleetlm.wire import operations
 
 if TYPE_CHECKING:
-    from fleetlm.messaging.outbound import Messenger
+    from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.session import Session
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
@@ -161,7 +161,7 @@ class RemoteSpawn:
         codec: encodes requests.
         local: the processes of this node.
         signals: their links and monitors.
-        messenger: sends requests and refuses when the node has been stopped.
+        outbound: sends requests and refuses when the node has been stopped.
         spawn: `Node.spawn`.
     """
 
@@ -172,7 +172,7 @@ class RemoteSpawn:
         codec: Codec,
         local: LocalProcesses,
         signals: Signals,
-        messenger: Messenger,
+        outbound: Outbound,
         spawn: Callable[..., Pid],
     ) -> None:
         self._context = context
@@ -180,7 +180,7 @@ class RemoteSpawn:
         self._codec = codec
         self._local = local
         self._signals = signals
-        self._messenger = messenger
+        self._outbound = outbound
         self._spawn_function = spawn
 
     def spawn_for(self, session: Session, request: SpawnRequest) -> Pid:
@@ -216,7 +216,7 @@ class RemoteSpawn:
         self._check(at, factory, name, owner)
         sender = self._context.pid if owner is None else owner.pid
         if at == self._context.name:
-            copied = self._messenger.copied((factory, at), args)
+            copied = self._outbound.copied((factory, at), args)
             pid = self._spawn_here(SpawnRequest(factory, copied, name, sender, None, None))
             if linked and owner is not None:
                 self._signals.adopt(owner, pid)
@@ -228,8 +228,8 @@ class RemoteSpawn:
 
     def _check(self, at: str, factory: str, name: str | None, owner: RunningProcess | None) -> None:
         """Refuse what cannot be spawned, before anything is sent."""
-        if self._messenger.stopped:
-            raise NodeStopped(self._context.name, self._messenger.stopped)
+        if self._outbound.stopped:
+            raise NodeStopped(self._context.name, self._outbound.stopped)
         check_process_name(factory)
         if name is not None:
             check_process_name(name)
@@ -276,15 +276,15 @@ class RemoteSpawn:
         pending: _PendingSpawn,
     ) -> None:  # fmt: skip
         """Send a request. Raises: NotDelivered, NotSerializable, MessageTooLarge; nothing was sent."""
-        messenger = self._messenger
-        session, _ = messenger.route(target)
+        outbound = self._outbound
+        session, _ = outbound.route(target)
         assert session is not None
         if session.obstacle(NODE) is not None:
-            await messenger.wait_for_room(session, target, timeout_s, deadline)
-        ref, argument = messenger.take_ref(), request.packed()
+            await outbound.wait_for_room(session, target, timeout_s, deadline)
+        ref, argument = outbound.take_ref(), request.packed()
         packed = self._codec.pack(operations.request("spawn", argument, ref), argument)
         while session.admit(NODE, packed) is not None:
-            await messenger.wait_for_room(session, target, timeout_s, deadline, NODE, len(packed))
+            await outbound.wait_for_room(session, target, timeout_s, deadline, NODE, len(packed))
         session.calls[ref] = pending
 
 
@@ -332,7 +332,7 @@ class _PendingSpawn(asyncio.Future[Pid]):
             number = owner.pid.number
             self._signals.links.spawned(number, result, request.act, request.ref)
         if owner is not None and ended:
-            self.set_exception(ProcessDown(owner.pid, owner.exit_reason))
+            self.set_exception(ProcessDown(owner.pid, owner._exit_reason))
         elif self._is_given_up:
             self.cancel()
         else:
@@ -356,7 +356,7 @@ class _PendingSpawn(asyncio.Future[Pid]):
         if (
             owner is not None
             and self._request.act is not None
-            and (owner.ending or not _is_alive(self._local, owner))
+            and (owner._is_ending or not _is_alive(self._local, owner))
         ):
             return
         self._is_unwanted = True

@@ -5,19 +5,22 @@ A process is a task, a mailbox and a pid. Its states, each left once and in this
 * **starting**: `LocalProcesses.spawn` has made it and its task has not run yet. Its name, its mailbox,
   links and monitors hold already, so a message or an exit signal that comes now finds it.
 * **running**: its function runs. `LocalProcesses.process` finds it.
-* **ending**: it was told to end by an exit signal, by the stop of the node, or by itself (`end_with`).
+* **ending**: it was told to end by an exit signal, by the stop of the node, or by itself (`_end_with`).
   The first reason counts. Its task has been cancelled once; a second cancellation would cut its
   clean-up short, so only a kill cancels again. A process whose function returns or raises skips this
   state. An actor that runs ``terminate`` is *closing* besides: its reason is decided, even where no
   signal came, and a later exit signal does not cancel the clean-up.
 * **gone**: `LocalProcesses` has buried it. It has no name, no mailbox that can be found, no links;
   everybody concerned has been told (`LocalProcesses` says in which order). Normally its task ended
-  first. A killed process is buried at once, and its task may still clean up: ``gone`` tells it so.
+  first. A killed process is buried at once, and its task may still clean up: ``_is_gone`` tells it so.
 
-Calls: a process answers for every call that it takes from its mailbox, from `took` until the call has
-been answered, given up by its caller, or taken by another process. When it ends, `ended` answers what
-is left, so no caller waits for a process that is gone: `NoProcess` for calls that it never took (they
+Calls: a process answers for every call that it takes from its mailbox, from `_accept_call` until the call
+has been answered, given up by its caller, or taken by another process. When it ends, `_mark_gone` answers
+what is left, so no caller waits for a process that is gone: `NoProcess` for calls that it never took (they
 did not run), `ProcessDown` for calls that it took (they may have run).
+
+Names: what a program may use is public, since `Process` shows it. Everything else begins with an
+underscore, and packages `processes` and `actors` use it all the same.
 
 Everything here happens on the node's event loop, so there are no locks.
 """
@@ -60,32 +63,32 @@ class RunningProcess(ABC):
     """One process of this node, as the runtime sees it."""
 
     __slots__ = (
-        "_calls", "children", "closing", "ending", "exit_reason", "gone", "mailbox", "on_answered", "parent",
-        "pid", "runs", "task",
+        "_calls", "_children", "_exit_reason", "_is_closing", "_is_ending", "_is_gone", "_on_answered",
+        "_task", "mailbox", "parent", "pid", "runs",
     )  # fmt: skip
 
     def __init__(self, pid: Pid, runs: str, mailbox_limit: int) -> None:
-        self.pid = pid
+        self.pid: Pid = pid
         self.parent: Pid | None = None
         """The process that spawned it with `Process.spawn_link` or `Process.spawn_link_at`."""
-        self.runs = runs
+        self.runs: str = runs
         """Qualified name of the function that it runs."""
-        self.mailbox = Mailbox(mailbox_limit, self)
-        self.task: asyncio.Task[Any] | None = None
+        self.mailbox: Mailbox = Mailbox(mailbox_limit, self)
+        self._task: asyncio.Task[Any] | None = None
         """The task that runs it; None only while it is being spawned."""
-        self.ending = False
+        self._is_ending = False
         """Whether it was told to end."""
-        self.exit_reason: Any = None
+        self._exit_reason: Any = None
         """Why it was told to end; once it is gone, why it has ended."""
-        self.closing = False
+        self._is_closing = False
         """Whether its reason is decided and it cleans up, so that only ``"kill"`` cuts it short."""
-        self.gone = False
+        self._is_gone = False
         """Whether it has been buried; its task may still run."""
         self._calls: dict[Call, None] | None = None
         """Calls that it took and has not answered yet; None until the first one."""
-        self.on_answered: Callable[[Call], None] | None = None
+        self._on_answered: Callable[[Call], None] | None = None
         """Set by an actor: called with each call that it took and that needs no answer any more."""
-        self.children: Callable[[], list[ChildInfo]] | None = None
+        self._children: Callable[[], list[ChildInfo]] | None = None
         """Set by a supervisor: shows its children without asking it, since it may be busy."""
 
     @property
@@ -98,31 +101,31 @@ class RunningProcess(ABC):
         mailbox = self.mailbox
         return ProcessInfo(
             self.pid, self.name, self.runs, len(mailbox), mailbox.taken, len(self._calls or ()),
-            "ending" if self.ending else "waiting" if mailbox.waited_for else "running",
+            "ending" if self._is_ending else "waiting" if mailbox.waited_for else "running",
         )  # fmt: skip
 
-    def end_with(self, reason: Any, *, again: bool = False) -> None:
+    def _end_with(self, reason: Any, *, again: bool = False) -> None:
         """Tell it to end, by cancelling its task. The first reason counts.
 
         Does nothing to a process that is ending or closing already, unless ``again`` is true: then its
         task is cancelled once more, which cuts its clean-up short.
         """
-        if (self.ending or self.closing) and not again:
+        if (self._is_ending or self._is_closing) and not again:
             return
-        if not self.ending:
-            self.ending = True
-            self.exit_reason = reason
-        if self.task is not None:
-            self.task.cancel()
+        if not self._is_ending:
+            self._is_ending = True
+            self._exit_reason = reason
+        if self._task is not None:
+            self._task.cancel()
 
     @property
-    def open_calls(self) -> int:
+    def _open_calls(self) -> int:
         """How many calls it has taken and not answered yet."""
         return len(self._calls or ())
 
-    def ended(self, reason: str) -> None:
+    def _mark_gone(self, reason: str) -> None:
         """Mark it as gone and answer every call that it leaves behind."""
-        self.gone = True
+        self._is_gone = True
         shown = str(self.pid)
         for message in self.mailbox.close():
             if type(message) is Call:
@@ -131,26 +134,26 @@ class RunningProcess(ABC):
         for call in taken or ():
             call.process_down(shown, reason)
 
-    def took(self, call: Call) -> bool:
-        """Implement `mailbox.Owner`: answer for this call from here on, unless it is refused at once.
+    def _accept_call(self, call: Call) -> bool:
+        """Implement `mailbox.Owner`: answer for this call from here on, or refuse it and return False.
 
         A request for a handler is refused if this process is not an actor.
         """
-        if self.on_answered is None and type(call.message) is Invoke:
+        if self._on_answered is None and type(call.message) is Invoke:
             call.no_handler(str(self.name or self.pid), f"{self.runs} is not an actor")
-            return True
+            return False
         if self._calls is None:
             self._calls = {}
         self._calls[call] = None
-        call.watch(self._answered)
-        return False
+        call.watch(self._forget_call)
+        return True
 
-    def _answered(self, call: Call) -> None:
+    def _forget_call(self, call: Call) -> None:
         """Stop answering for a call that has been answered, given up or taken by another process."""
         if self._calls is not None:
             self._calls.pop(call, None)
-        if self.on_answered is not None:
-            self.on_answered(call)
+        if self._on_answered is not None:
+            self._on_answered(call)
 
 
 def exit_reason(process: RunningProcess, cancelled: bool, error: BaseException | None) -> Any:
@@ -159,8 +162,8 @@ def exit_reason(process: RunningProcess, cancelled: bool, error: BaseException |
     A reason that it was told counts before everything else. A cancellation without one came from
     outside fleetlm and reads ``"killed"``.
     """
-    if process.ending:
-        return process.exit_reason
+    if process._is_ending:
+        return process._exit_reason
     if cancelled:
         return "killed"
     if error is None:

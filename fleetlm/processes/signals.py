@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.running import RunningProcess
     from fleetlm.wire.codec import Codec
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 MAX_REASON_BYTES = 64 * 1024
 """A signal travels in one batch. An exit reason that is larger, or that cannot travel, is sent as text."""
@@ -56,7 +56,7 @@ class Signals:
 
     def __init__(self, context: NodeContext, codec: Codec, local: LocalProcesses) -> None:
         name, incarnation = context.name, context.incarnation
-        self.links = Links(name, incarnation, local.is_alive, self._incarnation_of)
+        self.links: Links = Links(name, incarnation, local.is_alive, self._get_incarnation)
         self._name = name
         self._incarnation = incarnation
         self._codec = codec
@@ -114,11 +114,11 @@ class Signals:
         self._perform(self.links.exited(number, reason), process)
         for session in self._sessions.values():
             if session.lanes:
-                session.lanes.ended(process.task, number)
+                session.lanes.ended(process._task, number)
 
     def ended_before(self, process: RunningProcess, other: Pid) -> None:
         """Send the exit signal of a process that was gone before its linked spawn ``other`` was known."""
-        self._perform(self.links.ended_before(process.pid.number, other, process.exit_reason))
+        self._perform(self.links.ended_before(process.pid.number, other, process._exit_reason))
 
     def told(self, session: Session, signal: Any) -> None:
         """Take a signal that a connected node sent.
@@ -151,7 +151,7 @@ class Signals:
                     session = self._sessions.get(node)
                     if session is not None:
                         sender = ended if ended is not None else self._local.by_number(after)
-                        task = session.lanes.of_ended(after) if sender is None else sender.task
+                        task = session.lanes.of_ended(after) if sender is None else sender._task
                         session.signal(self._pack(signal), task)
 
     def _pack(self, signal: list[Any]) -> bytes:
@@ -167,7 +167,7 @@ class Signals:
             packed = self._codec.pack(operations.signal(signal), signal)
         return packed
 
-    def _incarnation_of(self, node: str) -> int | None:
+    def _get_incarnation(self, node: str) -> int | None:
         """Return the incarnation of a connected node, or None."""
         session = self._sessions.get(node)
         return None if session is None else session.incarnation

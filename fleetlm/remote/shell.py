@@ -212,7 +212,7 @@ class Shell:
         self.gone: Exception | None = None
         history = history_path(os.environ)
         self._editor: Editor
-        self.prompt = f"{connection.node}> "
+        self.prompt: str = f"{connection.node}> "
         try:
             if os.environ.get("TERM", "dumb") == "dumb":
                 raise ImportError  # noqa: TRY301  nothing to edit lines with

@@ -1,13 +1,21 @@
-"""Before a node exists: settings, own address, and the parts it is made of."""
+"""What happens before a node exists: settings, this node's address, the network; and its start.
+
+`Node.start` returns a `NodeStarting`. Awaited or entered, it prepares what a node is made from
+(`prepare`) and hands that to a function which makes and starts the node. This module does not know the
+class of the node: it starts whatever that function returns.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import ipaddress
 import logging
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fleetlm.discovery.dns import DnsDiscovery
 from fleetlm.discovery.interface import Discovery
@@ -15,29 +23,69 @@ from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
 from fleetlm.settings import Settings
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from fleetlm.core.dns_answers import Answer
-    from fleetlm.node import Node
     from fleetlm.transport.interface import Transport
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
+
+CONSOLE = "fleetlm.remote.server:RemoteServer"
+"""The service behind `fleetlm remote`. It stands above the node in the table of imports, so it is loaded
+by name. Source: uvicorn's protocol classes (``--http``)."""
+
+
+class Service(Protocol):
+    """Something that a node starts last and stops before its transport is closed.
+
+    Its class is called with the node as its only argument.
+    """
+
+    async def start(self) -> None:
+        """Begin to serve. What it raises stops the node again, and `Node.start` raises it."""
+
+    async def stop(self, reason: str, asked_by: asyncio.Task[Any] | None) -> None:
+        """Stop serving.
+
+        Args:
+            reason: why the node stops.
+            asked_by: the task that asked the node to stop; the service must not wait for it.
+        """
+
+
+class Stoppable(Protocol):
+    """What `NodeStarting` needs of a node: that it can be stopped."""
+
+    async def stop(self, reason: str) -> None:
+        """See `Node.stop`."""
+
+
+N = TypeVar("N", bound=Stoppable)
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What a node is made of."""
+class Prepared:
+    """What a node is made from."""
 
     settings: Settings
     own_address: OwnAddress
     discovery: Discovery | None
+    """Where peers are looked for; None: clustering is off."""
     first_answer: Answer | None
-    """What DNS said while the own address was looked for."""
+    """The answer that DNS gave while this node's address was decided."""
     transport: Transport
     rng: random.Random
     wall_ms: int
-    console: Callable[[Node], Any] | None
-    """Makes the server of `fleetlm remote`; None: it is off."""
+    """Milliseconds of the wall clock at the start."""
+    console: str | None
+    """Name of the service behind `fleetlm remote`, ``module:Class``; None: it is off."""
     on_this_network: bool
-    """False in a simulation, where nothing can be said of this machine's addresses."""
+    """False in a simulation, where this machine's addresses and users do not matter."""
+
+    @property
+    def name(self) -> str:
+        """The name of the node: ``basename@ip``."""
+        return f"{self.settings.node_basename}@{self.own_address.ip}"
 
 
 async def prepare(
@@ -46,8 +94,22 @@ async def prepare(
     transport: Transport | None,
     rng: random.Random,
     wall_ms: int,
-) -> Parts:
-    """Collect the parts. Raises: SettingsError. Takes at most `Settings.own_address_budget_s`."""
+) -> Prepared:
+    """Collect what a node is made from.
+
+    Takes at most `Settings.own_address_budget_s` seconds, which is the time that this node's address
+    may take to be decided. Opens nothing that would have to be closed again.
+
+    Args:
+        settings: None: read from the environment.
+        discovery: None: DNS, if `Settings.dns_query` is set.
+        transport: None: ZeroMQ.
+        rng: source of jitter and of the incarnation.
+        wall_ms: milliseconds of the wall clock.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+    """
     settings = Settings.from_env() if settings is None else settings
     for warning in settings.warnings:
         log.warning("%s", warning)
@@ -57,31 +119,90 @@ async def prepare(
         )
     on_this_network = transport is None
     if settings.node_ip is not None and not on_this_network:
-        # A simulated address is nothing that this machine could be asked about.
+        # A simulated address must not be looked for on this machine.
         address, first = OwnAddress(settings.node_ip, "it was given", Rule.EXPLICIT), None
     else:
         address, first = await own_address(settings, discovery, budget_s=settings.own_address_budget_s)
     if transport is None:
-        # Not needed, nor loaded, in a simulation.
+        # Imported here: a simulation does not load ZeroMQ.
         from fleetlm.transport.zeromq import ZmqTransport  # noqa: PLC0415
 
         transport = ZmqTransport(settings)
-    console: Callable[[Node], Any] | None = None
-    if settings.remote and on_this_network:
-        from fleetlm.remote.server import RemoteServer  # noqa: PLC0415  # likewise
-
-        console = RemoteServer
-    return Parts(settings, address, discovery, first, transport, rng, wall_ms, console, on_this_network)
+    console = CONSOLE if settings.remote and on_this_network else None
+    return Prepared(settings, address, discovery, first, transport, rng, wall_ms, console, on_this_network)
 
 
-def warn_about(node: Node) -> None:
-    """Say once what an operator should know."""
-    if node.own_address.warning:
-        log.warning("%s", node.own_address.warning)
-    exposed = not ipaddress.ip_address(node.own_address.ip).is_loopback
-    if node.discovery is not None and exposed and node.settings.cookie is None:
+def warn_about(prepared: Prepared) -> None:
+    """Log what an operator should know: a doubtful address, or a cluster that is open to its network."""
+    if not prepared.on_this_network:
+        return
+    own = prepared.own_address
+    if own.warning:
+        log.warning("%s", own.warning)
+    is_exposed = not ipaddress.ip_address(own.ip).is_loopback
+    if prepared.discovery is not None and is_exposed and prepared.settings.cookie is None:
         log.warning(
-            "no cookie: whoever reaches %s can join this cluster and read its traffic; set FLEETLM_COOKIE "
-            "to the same secret on every node",
-            node.name,
+            "no cookie is set: every machine that reaches %s can join this cluster and read its traffic; "
+            "set FLEETLM_COOKIE to the same secret on every node",
+            prepared.name,
         )
+
+
+def load_service(name: str) -> Callable[[Any], Service]:
+    """Import the class of a service.
+
+    Args:
+        name: ``module:Class``.
+
+    Raises:
+        ImportError, AttributeError: there is no such module, or it has no such class.
+    """
+    module, _, attribute = name.partition(":")
+    made: Callable[[Any], Service] = getattr(importlib.import_module(module), attribute)
+    return made
+
+
+class NodeStarting(Generic[N]):
+    """What `Node.start` returns: ``node = await Node.start()``, or ``async with Node.start() as node``.
+
+    As a context manager it stops the node at the end of the block. The peers see the reason
+    ``shutdown``, also where the block was cancelled (Ctrl-C cancels the main task), or
+    ``crashed: TypeName`` where it raised something else.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[Prepared], Awaitable[N]],
+        settings: Settings | None,
+        discovery: Discovery | None,
+        transport: Transport | None,
+        rng: random.Random | None,
+        wall_ms: int | None,
+    ) -> None:
+        self._begin = begin
+        self._settings = settings
+        self._discovery = discovery
+        self._transport = transport
+        self._rng = rng
+        self._wall_ms = wall_ms
+        self._node: N | None = None
+
+    def __await__(self) -> Generator[Any, None, N]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> N:
+        self._node = await self._start()
+        return self._node
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._node is not None:
+            in_order = error is None or isinstance(error, asyncio.CancelledError)
+            await self._node.stop("shutdown" if in_order else f"crashed: {type(error).__name__}")
+
+    async def _start(self) -> N:
+        wall_ms = int(time.time() * 1000) if self._wall_ms is None else self._wall_ms
+        rng = random.Random() if self._rng is None else self._rng
+        prepared = await prepare(self._settings, self._discovery, self._transport, rng, wall_ms)
+        return await self._begin(prepared)

@@ -1,15 +1,24 @@
 """Feeds the kernel with facts and performs its effects: the one place where effects happen.
 
-The driver decides nothing. Facts come from the transport (`Listener`), the poller, sessions and timers;
-effects are performed in the order given, before the next fact is taken.
+The driver decides nothing. Facts come from the transport (as its `Listener`), from the poller, from peers
+and from timers. Each fact is one call of the kernel, and its effects are performed in their order before
+the next fact is taken. BATCH and CHUNK frames of a session do not pass the kernel but go straight to
+`Inbound`, because nearly every frame is one.
+
+The driver owns the sessions: `Up` makes one and `Down` closes it, in between it is in ``sessions`` by the
+name of its node and found by the source of its frames. On `Up` subscribers get their nodeup before any
+message of the session is decoded; on `Down` the session is closed first, so that every caller has its
+outcome before the nodedown.
+
+Races. A fact that arises while effects are performed or while a program sends (a send that fails) would
+come between two effects: it is taken in a later turn of the event loop (``call_soon``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
@@ -24,18 +33,34 @@ if TYPE_CHECKING:
     from fleetlm.core.dns_answers import Answer as DnsAnswer
     from fleetlm.core.kernel import Kernel
     from fleetlm.messaging.inbound import Inbound
+    from fleetlm.processes.context import NodeContext
     from fleetlm.runtime.events import EventHub
-    from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.codec import Codec
 
-log = logging.getLogger("fleetlm")
+log: logging.Logger = logging.getLogger("fleetlm")
 
 PEERS_TOLD = 512
-"""Names in one telling: a random sample of a larger cluster, so that the frame stays small."""
+"""Most names in one PEERS message; of a larger cluster a random sample is sent, to keep the frame small."""
 
 PEERS_TOLD_AT_ONCE = 32
-"""Names told to a node that has just come up; the periodic telling completes them."""
+"""Most names that a node is told when it comes up. The periodic messages complete them."""
+
+
+class Follower(Protocol):
+    """The parts of a node that must know of every session, as the driver sees them."""
+
+    def node_up(self, session: Session) -> None:
+        """A session has come up, and its `NodeUp` has been published; nothing has been sent over it."""
+
+    def node_down(self, name: str) -> None:
+        """A session is over; its `NodeDown` and anything newer of that node come after this."""
+
+    def changed(self) -> None:
+        """The set of connected nodes has changed."""
+
+    def connection_lost(self) -> None:
+        """A session ended though this node is not leaving: DNS may know where the peer is now."""
 
 
 class Driver:
@@ -43,33 +68,29 @@ class Driver:
 
     def __init__(
         self,
+        context: NodeContext,
+        codec: Codec,
         kernel: Kernel,
         transport: Transport,
-        codec: Codec,
+        inbound: Inbound,
         events: EventHub,
-        settings: Settings,
         rng: random.Random,
-        loop: asyncio.AbstractEventLoop,
+        follower: Follower,
     ) -> None:
         self.kernel = kernel
-        self.sessions: dict[str, Session] = {}
-        self.inbound: Inbound
-        self.on_loss: Callable[[], None] = lambda: None
-        """Called when a connection was lost: DNS may know where it went."""
-        self.on_change: Callable[[], None] = lambda: None
-        self.on_up: Callable[[Session], None] = lambda _: None
-        """Called with the session to a node that has come up, after its nodeup."""
-        self.on_down: Callable[[str], None] = lambda _: None
-        """Called with the name of a node whose connection is over, before anything newer of it."""
-        self.lag_ms = 0
+        self.sessions: dict[str, Session] = context.sessions
+        self.inbound = inbound
+        self.follower = follower
+        self.lag_ms: int = 0
+        """How late the last tick of this node's event loop was."""
         self._by_source: dict[bytes, Session] = {}
         self._transport = transport
         self._codec = codec
         self._events = events
-        self._settings = settings
+        self._settings = context.settings
         self._rng = rng
-        self._loop = loop
-        self._flusher = Flusher(loop)
+        self._loop = asyncio.get_running_loop()
+        self._flusher = Flusher(self._loop)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._pulse: asyncio.TimerHandle | None = None
@@ -86,7 +107,7 @@ class Driver:
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
 
     def leave(self, reason: str) -> None:
-        """Flush what is queued, say goodbye to everybody, and stop ticking."""
+        """Flush what is queued, say goodbye to every peer, and stop ticking."""
         self._flusher.flush()
         self._perform(self.kernel.left(self._loop.time(), reason))
         for timer in (self._timer, self._pulse):
@@ -120,7 +141,7 @@ class Driver:
         self._perform(self.kernel.stranger_refused(self._loop.time(), ip, reason))
 
     def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
-        """See `transport.Listener`. The straight road: a batch of a session goes to `Inbound`."""
+        """See `transport.Listener`. Frames of a session go straight to `Inbound`."""
         session = self._by_source.get(source)
         if session is not None and frame and frame[0] in (Kind.BATCH, Kind.CHUNK):
             try:
@@ -133,44 +154,45 @@ class Driver:
                 self._perform(self.kernel.broken(self._loop.time(), source, why))
             return
         if extra is not None:
-            frame = b""  # No control frame has two parts.
+            frame = b""  # No control frame has two parts; the kernel refuses an empty one.
         self._perform(self.kernel.control_frame(self._loop.time(), source, frame))
 
     # Facts from elsewhere.
 
     def looked_up(self, answer: DnsAnswer) -> None:
-        """The poller has an answer."""
+        """Take an answer of the poller."""
         self._perform(self.kernel.looked_up(self._loop.time(), answer))
 
     def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
-        """A peer says that its loop is alive, how late it was, and whether the node is leaving."""
+        """Take a TICK: the peer's loop is alive, was so late, and its node is leaving or not."""
         self.kernel.ticked(self._loop.time(), name, lag_ms, draining)
 
     def told_of(self, names: list[str]) -> None:
-        """A peer named these."""
+        """Take the names of nodes to which a peer is connected."""
         self._perform(self.kernel.heard_of(self._loop.time(), names))
 
     def asked_for(self, name: str) -> None:
-        """The program wants this node."""
+        """Connect to this node, since the program asks for it."""
         self._perform(self.kernel.asked_for(self._loop.time(), name))
 
     def disconnected(self, name: str, reason: str) -> None:
-        """The program wants this node no more; what was sent to it leaves before the goodbye."""
+        """Disconnect this node, since the program asks for it; what was sent leaves before the goodbye."""
         session = self.sessions.get(name)
         if session is not None:
             session.flush()
         self._perform(self.kernel.disconnected(self._loop.time(), name, reason))
 
     def _session_lost(self, session: Session, reason: str) -> None:
-        """Sending failed, perhaps in the middle of somebody's send: the fact is taken afterwards."""
+        """Take the loss of a session in a later turn: a program may be in the middle of a send."""
         channel = session.outgoing.channel
         self._loop.call_soon(self.channel_lost, channel, reason)
 
     # Effects.
 
     def _perform(self, effects: list[Effect]) -> None:
-        for order in effects:
-            match order:
+        """Perform the effects of one fact in their order, and set the timer to the kernel's next deadline."""
+        for effect in effects:
+            match effect:
                 case Send(channel, frame):
                     if not self._transport.send(channel, (frame,)):
                         reason = "connection closed during the handshake"
@@ -182,43 +204,45 @@ class Driver:
                 case HangUp(channel, flush_s):
                     self._transport.hang_up(channel, flush_s)
                 case Up():
-                    self._up(order)
+                    self._up(effect)
                 case Down():
-                    self._down(order)
+                    self._down(effect)
                 case Report(level, text):
                     log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
         self._set_timer()
 
-    def _up(self, order: Up) -> None:
-        peer = self.kernel.topology.peers[order.name]
+    def _up(self, up: Up) -> None:
+        """Make the session of a connection, and tell the tables and the subscribers."""
+        peer = self.kernel.topology.peers[up.name]
         session = Session(
             peer,
-            order.outgoing,
-            order.incoming,
+            up.outgoing,
+            up.incoming,
             self._settings,
             self._codec,
             self._transport,
             self._flusher.flush_soon,
             self._session_lost,
         )
-        self.sessions[order.name] = session
-        self._by_source[order.incoming.source] = session
-        log.info("nodeup %s (incarnation %x)", order.name, order.incarnation)
-        self._events.up(NodeUp(order.name, order.incarnation))
-        self.on_up(session)
+        self.sessions[up.name] = session
+        self._by_source[up.incoming.source] = session
+        log.info("nodeup %s (incarnation %x)", up.name, up.incarnation)
+        self._events.up(NodeUp(up.name, up.incarnation))
+        self.follower.node_up(session)
         self._tell_peers(session, PEERS_TOLD_AT_ONCE)
-        self.on_change()
+        self.follower.changed()
 
-    def _down(self, order: Down) -> None:
-        session = self.sessions.pop(order.name)
+    def _down(self, down: Down) -> None:
+        """Close a session: its callers and senders first, then the tables, then subscribers."""
+        session = self.sessions.pop(down.name)
         self._by_source.pop(session.incoming.source, None)
-        log.info("nodedown %s: %s", order.name, order.reason)
-        session.close(order.reason)
-        self.on_down(order.name)
-        self._events.down(NodeDown(order.name, order.incarnation, order.reason))
-        self.on_change()
+        log.info("nodedown %s: %s", down.name, down.reason)
+        session.close(down.reason)
+        self.follower.node_down(down.name)
+        self._events.down(NodeDown(down.name, down.incarnation, down.reason))
+        self.follower.changed()
         if not self.kernel.leaving:
-            self.on_loss()
+            self.follower.connection_lost()
 
     # Time.
 
@@ -236,6 +260,7 @@ class Driver:
         self._perform(self.kernel.tick(self._loop.time()))
 
     def _on_pulse(self) -> None:
+        """Note this loop's lag, let sessions tell the little that was taken, tick and gossip."""
         now = self._loop.time()
         self.lag_ms = max(0, int((now - self._pulse_due) * 1000))
         self._pulse_due = now + self._settings.tick_s
@@ -250,13 +275,13 @@ class Driver:
             self._tell_peers(self._rng.choice(list(self.sessions.values())))
 
     def tick_sessions(self) -> None:
-        """Tell every peer that this loop turns, and whether the node is draining."""
+        """Tell every peer that this event loop is alive, and whether the node is draining."""
         tick = operations.tick(self.lag_ms, self.kernel.draining)
         for session in list(self.sessions.values()):
             session.control(tick)
 
     def _tell_peers(self, session: Session, most: int = PEERS_TOLD) -> None:
-        """Name the nodes that we are connected to, so that no node depends on one DNS answer."""
+        """Tell a peer to which nodes this one is connected, so that no node depends on one DNS answer."""
         names = [name for name in self.sessions if name != session.name]
         if len(names) > most:
             names = self._rng.sample(names, most)

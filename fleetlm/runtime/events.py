@@ -1,12 +1,13 @@
-"""nodeup and nodedown for those who want to hear them.
+"""Changes of the cluster for the program: nodeup and nodedown events, and a signal to look again.
 
 A subscription starts with a `NodeUp` for every node that is connected at that moment; every later
-change follows, with no gap between and strictly alternating for each node. Source: Erlang's
-net_kernel:monitor_nodes/2; differs: the snapshot.
+change follows, with no gap in between, and for each node the two alternate strictly. Source: Erlang's
+net_kernel:monitor_nodes/2; differs: it gives no snapshot.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Hashable
 
 from fleetlm.directory.subscriptions import Feed
@@ -16,18 +17,34 @@ Event = NodeUp | NodeDown
 
 
 class EventHub(Feed[Event]):
-    """The connected nodes, and who wants to hear of changes."""
+    """The connected nodes, and the subscribers to nodeup and nodedown."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit, _key, _gone, _undo)
 
     def up(self, event: NodeUp) -> None:
-        """A connection became usable."""
+        """Publish that a node is connected."""
         self.publish(event)
 
     def down(self, event: NodeDown) -> None:
-        """A connection ended."""
+        """Publish that a node is not connected any more."""
         self.publish(event)
+
+
+class ChangeSignal:
+    """Wakes every coroutine that waits for something to change; each looks again and may wait again."""
+
+    def __init__(self) -> None:
+        self._change = asyncio.Event()
+
+    def announce(self) -> None:
+        """Wake every coroutine that waits now."""
+        change, self._change = self._change, asyncio.Event()
+        change.set()
+
+    async def wait(self) -> None:
+        """Return at the next `announce`."""
+        await self._change.wait()
 
 
 def _key(event: Event) -> Hashable:

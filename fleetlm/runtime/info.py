@@ -1,75 +1,51 @@
-"""What a node tells of itself."""
+"""What `Node.info()` shows of a node."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fleetlm.core.topology import PeerInfo
-
 if TYPE_CHECKING:
-    from fleetlm.node import Node
+    from fleetlm.core.topology import PeerInfo
 
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """A snapshot of a node; times in seconds."""
+    """A snapshot of this node; all times in seconds unless the name says otherwise."""
 
     name: str
     incarnation: int
     uptime_s: float
     own_address_why: str
+    """Why this node has the address in its name."""
     own_address_warning: str | None
+    """Why that address is doubtful, and what to set; None if nothing speaks against it."""
     cluster: str
+    """`Settings.cluster`: nodes of another cluster are refused."""
     cookie: bool
-    """Whether one is set."""
+    """Whether a cookie is set, so that peers are authenticated and traffic is encrypted."""
     discovery: str
-    """Where peers are looked for."""
+    """Where peers are looked for; ``off`` where clustering is off."""
     dns_verdict: str
-    """What the last lookup said."""
+    """Outcome and details of the last lookup; empty before the first one."""
     dns_age_s: float | None
+    """How long ago the last lookup ended; None before the first one."""
     polls: int
+    """How many lookups have ended."""
     lag_ms: int
+    """Milliseconds by which the last tick of the event loop was late."""
     draining: bool
+    """Whether this node is stopping and takes no new work."""
     observed_ips: tuple[str, ...]
-    """Addresses from which peers dialled us that are not those in their names."""
+    """Addresses from which peers connected that are not the ones in their names."""
     processes: int
     messages_sent: int
+    """Messages handed to the sessions that are open now."""
     messages_received: int
+    """Messages that came over the sessions that are open now."""
     undelivered: int
-    """One-way messages that arrived for nobody."""
+    """One-way messages that arrived and had no receiver."""
     unreadable: int
-    """Messages with a type that this node does not know."""
+    """Messages that arrived with a type that this node does not know."""
     peers: tuple[PeerInfo, ...]
-
-
-def node_info(node: Node) -> NodeInfo:
-    """Collect it. Counters of connections that have ended are not in the sums."""
-    now = asyncio.get_running_loop().time()
-    poller = node.poller
-    answered_at = None if poller is None else poller.last_answer_at
-    answer = None if poller is None else poller.last_answer
-    sessions = list(node.sessions.values())
-    return NodeInfo(
-        name=node.name,
-        incarnation=node.incarnation,
-        uptime_s=now - node.started_at,
-        own_address_why=node.own_address.why,
-        own_address_warning=node.own_address_warning,
-        cluster=node.settings.cluster,
-        cookie=node.settings.cookie is not None,
-        discovery="off" if node.discovery is None else node.discovery.source,
-        dns_verdict="" if answer is None else f"{answer.outcome.value}: {answer.detail}",
-        dns_age_s=None if answered_at is None else now - answered_at,
-        polls=0 if poller is None else poller.polls,
-        lag_ms=node.lag_ms,
-        draining=node.kernel.draining,
-        observed_ips=tuple(sorted(node.kernel.observed)),
-        processes=len(node.processes()),
-        messages_sent=sum(session.messages_sent for session in sessions),
-        messages_received=sum(session.messages_received for session in sessions),
-        undelivered=node.inbound.undelivered,
-        unreadable=node.inbound.unreadable,
-        peers=tuple(node.kernel.topology.info(now)),
-    )
+    """The table of peers: every node that this one knows."""

@@ -1,8 +1,12 @@
-"""What a node answers when a connected node asks it, rather than one of its processes."""
+"""What a node itself does for its peers: answers their requests, and takes what they tell.
+
+`messaging.inbound` hands over what is not for a process. `wire.operations.request` lists the verbs, their
+arguments and replies.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, InvalidName, NoFactory, NoProcess
 from fleetlm.ids import Pid
@@ -11,55 +15,73 @@ from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
-    from fleetlm.directory.registry import Registry
+    from fleetlm.directory.registry import ReplicatedNames
     from fleetlm.directory.replication import Replication
     from fleetlm.messaging.session import Session
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.remote_spawn import RemoteSpawn
     from fleetlm.processes.signals import Signals
-    from fleetlm.runtime.driver import Driver
+
+
+class PeerFacts(Protocol):
+    """Takes what peers tell about the cluster; `Driver` implements it."""
+
+    def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
+        """Take a sign of life of a peer."""
+
+    def told_of(self, names: list[str]) -> None:
+        """Take the names of nodes that a peer is connected to."""
 
 
 class PeerRequests:
-    """`inbound.Office` of a node. Names are served on their own node only: one owner, no lock."""
+    """Implements `messaging.inbound.Office`.
 
-    registry: Registry
-    """Set by the node, before anybody can ask."""
-    remote_spawn: RemoteSpawn
-    """Set by the node, before anybody asks."""
+    A name is registered and looked up on its own node only, so there is one owner and no lock.
+    """
 
-    def __init__(self, driver: Driver, local: LocalProcesses, signals: Signals, tables: Replication) -> None:
-        self._driver = driver
+    def __init__(
+        self,
+        facts: PeerFacts,
+        local: LocalProcesses,
+        signals: Signals,
+        replication: Replication,
+        names: ReplicatedNames,
+        remote_spawn: RemoteSpawn,
+    ) -> None:
+        self._facts = facts
         self._local = local
         self._signals = signals
-        self._tables = tables
+        self._replication = replication
+        self._names = names
+        self._remote_spawn = remote_spawn
 
     def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
-        """The peer's loop is alive."""
-        self._driver.ticked(session.name, lag_ms, draining)
+        """Note that the peer's loop is alive."""
+        self._facts.ticked(session.name, lag_ms, draining)
 
     def told_of(self, names: list[str]) -> None:
-        """The peer named its own peers."""
-        self._driver.told_of(names)
+        """Dial the nodes that the peer names, if they are not known yet."""
+        self._facts.told_of(names)
 
     def signalled(self, session: Session, signal: Any) -> None:
-        """A session, monitor or exit signal of the peer."""
+        """Take a link, monitor or exit signal of the peer."""
         self._signals.told(session, signal)
 
     def told_table(self, session: Session, topic: Any, fact: Any) -> None:
-        """What the peer says of its own processes."""
-        self._tables.told(session, topic, fact)
+        """Take what the peer says of its own processes."""
+        self._replication.told(session, topic, fact)
 
     def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
-        """Answer a request; a bad one is answered with an error, never with silence."""
+        """Answer a request. One that is malformed or not known is answered with an error."""
         try:
-            call.reply(self._do(session, verb, argument))
+            call.reply(self._answer(session, verb, argument))
         except (AlreadyRegistered, Draining, NoFactory, NoProcess) as error:
             call.refuse(error)
         except FleetError as error:
             call.fail(error)
 
-    def _do(self, session: Session, verb: str, argument: Any) -> Any:
+    def _answer(self, session: Session, verb: str, argument: Any) -> Any:
+        """Return the reply to a request. Raises: FleetError."""
         match verb, argument:
             case "ping", _:
                 return "pong"
@@ -75,10 +97,10 @@ class PeerRequests:
                 self._local.register(name, pid)
                 return True
             case "claim", [str(name), Pid() as pid, bytes(packed), "exit" | "message" as on_loss]:
-                return self.registry.asked_to_claim(name, pid, packed, on_loss)
+                return self._names.asked_to_claim(name, pid, packed, on_loss)
             case "disclaim", [str(name), Pid() as pid]:
-                return self.registry.asked_to_disclaim(name, pid)
+                return self._names.asked_to_disclaim(name, pid)
             case "spawn", list() if (spawn := asked_to_spawn(session, argument)) is not None:
-                return self.remote_spawn.spawn_for(session, spawn)
+                return self._remote_spawn.spawn_for(session, spawn)
         shown = f"{SHORT.repr(verb)}({SHORT.repr(argument)})"
         raise InvalidName(shown, "this node does not answer that request")

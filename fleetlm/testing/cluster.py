@@ -28,11 +28,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set as AbstractSet
 from types import TracebackType
 from typing import Any, Self
 
-from fleetlm.node import Node
+from fleetlm.node import Node, parts_of
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, SimulationError
 from fleetlm.testing.network import LATENCY_S, SimNetwork, SimTransport
@@ -119,9 +119,11 @@ class SimCluster:
     ) -> None:
         self.seed = seed
         self.settings = settings
-        self.loop = SimLoop.current()
-        self.network = SimNetwork(self.loop, self.rng_of("network"), latency_s=latency_s, trace=trace)
-        self.dns = SimDns(self.rng_of("dns"), timeout_s=settings.dns_lifetime_s)
+        self.loop: SimLoop = SimLoop.current()
+        self.network: SimNetwork = SimNetwork(
+            self.loop, self.rng_of("network"), latency_s=latency_s, trace=trace
+        )
+        self.dns: SimDns = SimDns(self.rng_of("dns"), timeout_s=settings.dns_lifetime_s)
         self.nodes: dict[str, Node] = {}
         self._wall_ms = wall_ms
         self._on_fact = on_fact
@@ -276,7 +278,7 @@ class SimCluster:
         names = {node.name for node in self.nodes.values()}
         found = {}
         for node in self.nodes.values():
-            absent = sorted(names - node.sessions.keys() - {node.name})
+            absent = sorted(names - _connected(node) - {node.name})
             if absent:
                 found[node.name] = {name: _explain_missing(node, name) for name in absent}
         return found
@@ -284,7 +286,7 @@ class SimCluster:
     def meshed(self) -> bool:
         """Whether every running node lists exactly the other running nodes."""
         others = len(self.nodes) - 1
-        return all(len(node.sessions) == others for node in self.nodes.values()) and not self.missing()
+        return all(len(_connected(node)) == others for node in self.nodes.values()) and not self.missing()
 
     async def mesh(self, timeout: float = 60.0) -> float:
         """Wait until every running node lists exactly the others.
@@ -326,7 +328,7 @@ class SimCluster:
         """Describe what the nodes that ended still hold."""
         found = []
         for node in self._former:
-            found += [f"{node.name}: session to {name}" for name in node.sessions]
+            found += [f"{node.name}: session with {name}" for name in _connected(node)]
             found += [f"{node.name}: process {info.runs}" for info in node.processes()]
         for ip in sorted(self._settings_of.keys() - self.nodes.keys()):
             host = self.network.host(ip)
@@ -418,6 +420,11 @@ class _Watched:
     def stranger_refused(self, ip: str, reason: str) -> None:
         self._listener.stranger_refused(ip, reason)
         self._on_fact(self._ip)
+
+
+def _connected(node: Node) -> AbstractSet[str]:
+    """Names of the nodes with which a node has a session, as its driver knows it."""
+    return parts_of(node).driver.sessions.keys()
 
 
 def _explain_missing(node: Node, name: str) -> str:

@@ -61,14 +61,14 @@ class Host:
     __slots__ = ("connections", "endpoints", "ip", "is_frozen", "is_powered_off", "is_stalled", "slowness")
 
     def __init__(self, ip: str) -> None:
-        self.ip = ip
+        self.ip: str = ip
         self.endpoints: dict[int, Endpoint] = {}
         self.connections: dict[Connection, None] = {}  # ordered, unlike a set
-        self.is_frozen = False
-        self.is_stalled = False
-        self.is_powered_off = False
+        self.is_frozen: bool = False
+        self.is_stalled: bool = False
+        self.is_powered_off: bool = False
         """The machine lost its power: a dial gets no answer, not even a refusal, until a node binds."""
-        self.slowness = 1.0
+        self.slowness: float = 1.0
 
     @property
     def is_halted(self) -> bool:
@@ -116,17 +116,17 @@ class Endpoint:
     )
 
     def __init__(self, fabric: Fabric, host: Host, port: int, listener: Listener, settings: Settings) -> None:
-        self.fabric = fabric
-        self.settings = settings
-        self.host = host
-        self.port = port
-        self.listener = listener
-        self.is_alive = True
+        self.fabric: Fabric = fabric
+        self.settings: Settings = settings
+        self.host: Host = host
+        self.port: int = port
+        self.listener: Listener = listener
+        self.is_alive: bool = True
         self.channels: dict[int, Connection] = {}
         self.sources: dict[bytes, Connection] = {}
         self.strangers: dict[bytes, str] = {}
         self.backlog: deque[tuple[str, tuple[Any, ...]]] = deque()
-        self.is_paused = host.is_halted
+        self.is_paused: bool = host.is_halted
 
     def report(self, fact: str, *args: Any) -> None:
         """Report a fact now, or queue it while the host is halted or catching up."""
@@ -188,16 +188,16 @@ class Connection:
     def __init__(self, dialler: Endpoint, channel: int, dst: Host, port: int) -> None:
         fabric = dialler.fabric
         self._fabric = fabric
-        self.dialler = dialler
+        self.dialler: Endpoint = dialler
         self._channel = channel
         self._src = dialler.host
         self._dst = dst
         self._port = port
         self._listener: Endpoint | None = None
-        self.source = b""
-        self.is_dialler_open = True
+        self.source: bytes = b""
+        self.is_dialler_open: bool = True
         """Whether the dialler's socket is open."""
-        self.is_listener_open = False
+        self.is_listener_open: bool = False
         """Whether the listener's socket is open."""
         self._is_acknowledged = False
         self._is_announced = False
@@ -205,13 +205,13 @@ class Connection:
         self._refusal = ""
         self._is_dialler_powered_off = False  # no FIN was sent
         self._is_listener_powered_off = False
-        self.flush_until_s = 0.0
+        self.flush_until_s: float = 0.0
         self._listener_timer: asyncio.TimerHandle | None = None
         self._dialler_timer: asyncio.TimerHandle | None = fabric.loop.call_later(
             dialler.settings.connect_timeout_s, self._time_out_dial
         )
-        self.out = Lane(fabric.wheel, fabric.rng, self._arrive_at_listener)
-        self.back = Lane(fabric.wheel, fabric.rng, self._arrive_at_dialler)
+        self.out: Lane = Lane(fabric.wheel, fabric.rng, self._arrive_at_listener)
+        self.back: Lane = Lane(fabric.wheel, fabric.rng, self._arrive_at_dialler)
         self._src.connections[self] = None
         self._dst.connections[self] = None
         self.set_latency()

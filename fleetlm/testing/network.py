@@ -60,9 +60,9 @@ class SimNetwork:
         trace: bool = False,
     ) -> None:
         self.loop = loop
-        self.wheel = Wheel(loop)
+        self.wheel: Wheel = Wheel(loop)
         self.rng = rng
-        self.counters = Counters()
+        self.counters: Counters = Counters()
         self.trace: list[tuple[Any, ...]] | None = [] if trace else None
         """Facts as (virtual seconds, ip, fact, arguments), bytes as their CRC-32. None if not kept."""
         self._latency_s = latency_s

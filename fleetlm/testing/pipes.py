@@ -57,7 +57,7 @@ class Wheel:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._ticks: dict[float, list[Callable[[float], None]]] = {}
-        self.now_s = loop.time
+        self.now_s: Callable[[], float] = loop.time
 
     def put(self, tick: float, then: Callable[[float], None]) -> None:
         """Call ``then(tick)`` at that tick."""
@@ -102,7 +102,8 @@ class Lane:
         self._random = rng.random
         self._rng = rng
         self.pending: list[Entry] = []
-        self.low_s = self.span_s = 0.0
+        self.low_s: float = 0.0
+        self.span_s: float = 0.0
         self._deliver = deliver
         self._last_tick = 0
         self._is_armed = False

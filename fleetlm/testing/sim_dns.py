@@ -71,7 +71,7 @@ class SimDns:
 
     def __init__(self, rng: random.Random, *, timeout_s: float = TIMEOUT_S) -> None:
         self.timeout_s = timeout_s
-        self.lookups = 0
+        self.lookups: int = 0
         """Lookups that all nodes together have begun."""
         self._rng = rng
         self._records: dict[str, None] = {}

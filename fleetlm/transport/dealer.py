@@ -19,8 +19,8 @@ What ZeroMQ hides, and how it is found out:
 * *A wake-up that is missed.* The descriptor is edge-triggered. `DealerChannel.recheck`, called by the
   transport every second, looks at everything once more, and ends a dial that nothing else ended.
 
-Owner callbacks come from the loop, never from inside a method that the owner called. A channel reports
-at most one loss, and none after `hang_up`.
+The owner's callbacks come from the loop or from `DealerChannel.recheck`, never from inside `send`,
+`hang_up` or the constructor. A channel reports at most one loss, and none after `hang_up`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _POLLOUT = int(zmq.POLLOUT)
 
 
 class ChannelOwner(Protocol):
-    """Receives the facts of a channel, from the loop, never from inside a method that it called."""
+    """Receives the facts of a channel, never from inside a send, a hang-up or the constructor."""
 
     def channel_opened(self, channel: int) -> None:
         """The channel is open: frames may be sent."""
@@ -128,10 +128,10 @@ class DealerChannel:
         settings: Settings,
         keys: CurveKeys | None,
     ) -> None:
-        self.number = number
-        self.own_ip = own_ip
-        self.is_open = False
-        self.may_be_answered = True
+        self.number: int = number
+        self.own_ip: str | None = own_ip
+        self.is_open: bool = False
+        self.may_be_answered: bool = True
         self._loop = loop
         self._owner = owner
         self._target = target

@@ -17,7 +17,7 @@ Races, and where each is settled:
 * *The last frames.* The monitor may report an end while frames of that source still wait in the ROUTER.
   `_end_drained_sources` reports the loss only when they must have been read: when the ROUTER is empty,
   or after enough frames of the others (ZeroMQ serves senders in turn), or after
-  `LAST_FRAMES_TIMEOUT_S`. So ``source_lost`` always comes after the last frame.
+  `LAST_FRAMES_TIMEOUT_S`. So no frame of a source is ever reported after its loss.
 * *A reused descriptor.* The kernel gives a closed descriptor to the next connection at once.
   `_admit_source` therefore reads all monitor events before it trusts a descriptor.
 * *A connection that came, sent and went before anything was read.* Its source is admitted as ending.

@@ -20,7 +20,7 @@ from fleetlm.settings import Settings
 from fleetlm.transport.curve import ZAP_DOMAIN, CurveKeys
 from fleetlm.wire.frames import HEADER_BYTES, MAX_HANDSHAKE_BYTES
 
-log = logging.getLogger("fleetlm.zmq")
+log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
 Sock = zmq.Socket[bytes]
 Context = zmq.Context[Sock]

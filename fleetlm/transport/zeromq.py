@@ -57,7 +57,7 @@ from fleetlm.transport.sockets import (
     raise_descriptor_limit,
 )
 
-log = logging.getLogger("fleetlm.zmq")
+log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
 RECHECK_S: Final = 1.0
 """Seconds between two re-checks: the delay that a missed wake-up costs."""

@@ -1,1 +1,1 @@
-"""Bytes and values: frames, operations and the exact encoding of messages. Pure; knows no socket."""
+"""Bytes and values: frames, operations, and the exact encoding of messages. Pure: knows no socket."""

@@ -1,11 +1,16 @@
-"""Values ⇄ msgpack bytes, exactly: what arrives equals what was sent, types included.
+"""Message values to msgpack bytes, exactly: what arrives equals what was sent, types included.
 
-msgpack alone would turn tuples into lists and subclasses into their bases, so a message is walked
-once before it is packed. The walk refuses what cannot travel and replaces what msgpack does not
-know by extension values; plain messages are packed as they are, without a copy.
+msgpack alone would turn tuples into lists and subclasses into their base classes. So a message is walked
+once before it is packed. The walk refuses values that cannot arrive as they are, and replaces those that
+msgpack has no type for by extension values (`wire.extensions.Ext`). Plain messages (scalars, lists and
+dicts of them) are packed as they are, without a copy.
 
-Sending is here, receiving in `Decoder`. A codec keeps buffers between calls: one
-event loop, one codec.
+Packing the same value gives the same bytes, except for the order of dict items: items of sets are sorted.
+A value that is refused raises `NotSerializable` with the path to the culprit, which is looked for only
+then (`Codec._refusal`), so that packing does not keep track of paths.
+
+Sending is here, receiving in `Decoder`; a `Codec` does both. It keeps buffers between calls and belongs to
+one event loop.
 """
 
 from __future__ import annotations
@@ -40,9 +45,10 @@ from fleetlm.wire.extensions import (
     unreadable_in,
 )
 
-_KEEP_BYTES = 1024 * 1024
-"""A packer's buffer never shrinks: one that grew beyond this is given back."""
-_SHOWN_PATH_LENGTH = 200
+_MAX_KEPT_BUFFER_BYTES = 1024 * 1024
+"""A packer's buffer never shrinks, so a packer that has packed more than this is replaced."""
+_MAX_PATH_CHARS = 200
+"""The path to a refused value is not extended beyond this length."""
 _TUPLE = int(Ext.TUPLE)
 _MICROSECOND = timedelta(microseconds=1)
 _EXACT = (
@@ -62,12 +68,12 @@ class Codec(Decoder):
 
     Args:
         types: the register of dataclasses that may travel.
-        max_nesting: containers within each other in one message, 1 to 128.
-        max_message_bytes: of what `pack` and `pack_value` return.
+        max_nesting: how many containers may be inside each other in one message, 1 to 128.
+        max_message_bytes: the largest result of `pack` and `pack_value`.
 
     Attributes:
-        failures: how many `Unreadable` this codec has made. Equal before and after a batch means
-            that nobody has to look for one.
+        failures: how many `Unreadable` this codec has made. If it is the same before and after a batch,
+            the batch need not be searched for them.
 
     Raises:
         ValueError: ``max_nesting`` is out of its range.
@@ -87,7 +93,7 @@ class Codec(Decoder):
             raise ValueError(f"max_nesting is 1 to {MAX_NESTING_LIMIT}, not {max_nesting}")
         super().__init__(types, max_nesting)
         self._max_message_bytes = max_message_bytes
-        self._watch_bytes = min(max_message_bytes, _KEEP_BYTES)
+        self._watch_bytes = min(max_message_bytes, _MAX_KEPT_BUFFER_BYTES)
         self._writers: dict[type, Callable[[Any, int], Any]] = {
             tuple: self._write_tuple,
             set: partial(self._write_set, int(Ext.SET)),
@@ -102,13 +108,18 @@ class Codec(Decoder):
         self._renew_packer()
 
     def pack(self, envelope: list[Any], payload: Any) -> bytes:
-        """The bytes of ``envelope``, a list of our own that has ``payload`` as one of its items.
+        """Pack a message of `wire.operations`.
 
-        Later changes of ``payload`` do not show in the bytes.
+        Args:
+            envelope: the list to pack; it has ``payload`` as one of its items.
+            payload: the part that the program gave; only this part is walked.
+
+        Returns:
+            The bytes; later changes of ``payload`` do not affect them.
 
         Raises:
-            NotSerializable: something in ``payload`` would not arrive as it is; names where.
-            MessageTooLarge: more than ``max_message_bytes``.
+            NotSerializable: a value in ``payload`` would not arrive as it is; the error has its path.
+            MessageTooLarge: the result is larger than ``max_message_bytes``.
         """
         try:
             if type(payload) not in SCALARS:
@@ -123,7 +134,7 @@ class Codec(Decoder):
         return data
 
     def pack_value(self, value: Any) -> bytes:
-        """The bytes of ``value`` alone, to be joined with an envelope's. Raises as `pack` does."""
+        """Pack a value alone, to be joined with the rest of a message. Raises as `pack` does."""
         try:
             data: bytes = self._pack(value if type(value) in SCALARS else self._plain(value, 1))
         except _pack_errors as error:
@@ -137,14 +148,20 @@ class Codec(Decoder):
         self._pack: Callable[[Any], bytes] = self._packer.pack
 
     def _after_large(self, data: bytes) -> None:
+        """Give back a large buffer, and refuse a result beyond the limit."""
         self._renew_packer()
         if len(data) > self._max_message_bytes:
             raise MessageTooLarge(len(data), self._max_message_bytes)
 
     def _plain(self, value: Any, depth: int) -> Any:
-        """``value``, which is no scalar, as msgpack can pack it: itself where nothing must change.
+        """Return a value in the form that msgpack packs, or the value itself if nothing must change.
 
-        ``depth`` counts the containers around it, itself included. Raises: Refused.
+        Args:
+            value: not a scalar.
+            depth: the number of containers around it, itself included.
+
+        Raises:
+            Refused: it cannot be sent.
         """
         kind = type(value)
         if kind is not list and kind is not dict:
@@ -171,6 +188,7 @@ class Codec(Decoder):
         return value if changed is None else changed
 
     def _plain_other(self, value: Any, depth: int) -> Any:
+        """As `_plain`, for values that are neither list nor dict."""
         kind = type(value)
         writer = self._writers.get(kind)
         if writer is not None:
@@ -181,7 +199,7 @@ class Codec(Decoder):
         raise Refused(_why_not(kind))
 
     def _plain_keys(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
-        """A dict with keys that are no scalars."""
+        """As `_plain`, for a dict that has a key which is not a scalar."""
         plain = {self._plain_item(key, depth): self._plain_item(item, depth) for key, item in value.items()}
         if len(plain) != len(value):  # (nan,) and (nan,) are two keys here and one packed
             raise Refused("a dict with two keys that no receiver can tell apart")
@@ -225,12 +243,12 @@ class Codec(Decoder):
     def _write_identity(self, code: int, value: Pid | Ref, _depth: int) -> Any:
         parts = [value.node, value.incarnation, value.number]
         if [type(part) for part in parts] != [str, int, int]:
-            raise Refused(f"a {type_name(type(value))} with a field of another type: {SHORT.repr(parts)}")
+            raise Refused(f"a {type_name(type(value))} with a field of the wrong type: {SHORT.repr(parts)}")
         return _new(_ExtType, (code, self._pack(parts)))
 
     def _write_address(self, value: Address, _depth: int) -> Any:
         if [type(part) for part in value] != [str, str]:
-            raise Refused(f"an Address of something else than two strings: {SHORT.repr([*value])}")
+            raise Refused(f"an Address that is not two strings: {SHORT.repr([*value])}")
         return _new(_ExtType, (int(Ext.ADDRESS), self._pack([*value])))
 
     def _write_dataclass(self, tag: str, value: Any, depth: int) -> Any:
@@ -241,23 +259,24 @@ class Codec(Decoder):
         return _new(_ExtType, (int(Ext.DATACLASS), self._pack([tag, self._plain(fields, depth)])))
 
     def _refusal(self, value: Any, error: Exception) -> NotSerializable:
-        """The sender's error: follows the first child that is refused by itself, to the culprit."""
+        """Return the sender's error: go from container to the first child that is refused, to the culprit."""
         self._renew_packer()
         why, depth, path = self._why_refused(value, 1), 1, "message"
-        if why is None:  # so it was something else in the envelope, such as a name
+        if why is None:  # Then another item of the envelope is at fault, such as a name.
             return NotSerializable("the address of the message", explained(error))
         found = True
-        while found and depth <= self._max_nesting:  # a cycle has no end
+        while found and depth <= self._max_nesting:  # A cycle would never end.
             found = False
             for step, child in _children(value):
                 child_why = self._why_refused(child, depth + 1)
                 if child_why is not None:
                     value, why, depth, found = child, child_why, depth + 1, True
-                    path = step.format(path=path) if len(path) < _SHOWN_PATH_LENGTH else path
+                    path = step.format(path=path) if len(path) < _MAX_PATH_CHARS else path
                     break
         return NotSerializable(path, why)
 
     def _why_refused(self, value: Any, depth: int) -> str | None:
+        """Return why a value cannot be sent, or None if it can."""
         try:
             self._pack(value if type(value) in SCALARS else self._plain(value, depth))
         except _pack_errors as error:
@@ -266,12 +285,13 @@ class Codec(Decoder):
 
 
 def _replaced(envelope: list[Any], payload: Any, plain: Any) -> list[Any]:
-    # Not in `pack`: a comprehension would make its locals cells, 25 ns for every message.
+    """Return the envelope with the payload in the form that msgpack packs."""
+    # Not inside `pack`: a comprehension would turn its locals into cells, 25 ns for every message.
     return [plain if item is payload else item for item in envelope]
 
 
 def _write_big_int(value: Any) -> Any:
-    """What msgpack calls for values that it cannot pack: after the walk, ints beyond 64 bits."""
+    """Pack what msgpack cannot and the walk has let through: integers of more than 64 bits."""
     if type(value) is not int:
         raise Refused(_why_not(type(value)))
     return _new(
@@ -281,7 +301,7 @@ def _write_big_int(value: Any) -> Any:
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    """What ``value`` holds, each with a format for the path to it."""
+    """Return the values inside ``value``, each with a format for its path."""
     kind = type(value)
     if kind in (list, tuple):
         yield from ((f"{{path}}[{index}]", item) for index, item in enumerate(value))
@@ -298,7 +318,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _why_not(kind: type) -> str:
-    """Why values of this type do not travel, and what to send instead."""
+    """Return why values of this type cannot be sent, and what to send instead."""
     name = type_name(kind)
     if kind in (bytearray, memoryview):
         return f"{name} would arrive as bytes; send bytes(...)"

@@ -1,8 +1,16 @@
-"""Msgpack bytes → values, whatever the bytes hold.
+"""Msgpack bytes to message values, whatever the bytes hold.
 
-The receiver believes nothing: malformed bytes are `BadData`. A value that is well formed but cannot
-be rebuilt here (a tag that nobody registered, a constructor that raised) becomes an `Unreadable` in
-its place, so that one message is lost and not the connection.
+The receiver believes nothing that a peer sends. There are two kinds of fault:
+
+- Bytes that no codec writes (malformed, too deep, trailing bytes) raise `BadData`; the session ends.
+- A value that is well formed but cannot be rebuilt here (a tag that is not registered, a constructor that
+  raised, a time zone that this machine does not have) becomes an `Unreadable` in its place and is counted
+  in `Decoder.failures`. That costs one message, not the session. No constructor of a program ever gets an
+  `Unreadable` as an argument: a dataclass with an unreadable field is unreadable itself.
+
+Nesting is limited twice. Extension values nest bytes in bytes: each level of them has its own unpacker, and
+`_depth` counts them. The finished value is then walked for its depth, in C where it has only built-in
+containers. Lengths need no limit, because msgpack refuses a header that claims more than the input holds.
 """
 
 from __future__ import annotations
@@ -34,15 +42,16 @@ from fleetlm.wire.extensions import (
 )
 
 _SMALL_BYTES = 4096
-"""Up to here a reused unpacker is twice as fast as ``unpackb``, and costs 4 KiB for each depth."""
-_SHOWN_CHARACTERS = 128
+"""Up to this size a reused unpacker is twice as fast as ``unpackb``; it costs 4 KiB for each depth."""
+_MAX_SHOWN_CHARS = 128
+"""Longer texts of a peer are cut in errors."""
 _LEAVES = SCALARS | {datetime, UUID, Decimal, Pid, Ref, Address, Unreadable}
 _all_leaves = _LEAVES.issuperset
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class Decoder:
-    """The receiving half of a `Codec`; see there."""
+    """The receiving half of a `Codec`, which has the arguments and attributes."""
 
     __slots__ = (
         "_depth",
@@ -57,7 +66,7 @@ class Decoder:
     )
 
     def __init__(self, types: MessageTypes, max_nesting: int) -> None:
-        self.failures = 0
+        self.failures: int = 0
         self._types = types
         self._max_nesting = max_nesting
         self._shapes = Shapes()
@@ -80,12 +89,12 @@ class Decoder:
         self._unpack_large = partial(msgpack.unpackb, **self._reading)
 
     def unpack(self, data: bytes | memoryview) -> Any:
-        """The one value that ``data`` holds: a message in its envelope, or less.
+        """Return the one value that ``data`` holds: a message of `wire.operations`, or less.
 
-        What could not be rebuilt is `Unreadable` in its place and counted in `failures`.
+        A value that cannot be rebuilt is replaced by `Unreadable` and counted in `failures`.
 
         Raises:
-            BadData: malformed, trailing bytes, or deeper than ``max_nesting`` (and one envelope).
+            BadData: malformed, trailing bytes, or nested deeper than ``max_nesting`` and one envelope.
         """
         value = self._read(data)
         if type(value) not in _LEAVES:
@@ -93,7 +102,7 @@ class Decoder:
         return value
 
     def unpack_batch(self, data: bytes | memoryview) -> list[Any]:
-        """The messages of one packed array, each in its envelope. Raises as `unpack` does."""
+        """Return the messages of one packed array. Replaces and raises as `unpack` does."""
         self._met_instances = False
         batch = self._read(data)
         if type(batch) is not list:
@@ -102,7 +111,7 @@ class Decoder:
         if self._met_instances:
             self._check_depth(batch, room)
             return batch
-        # Only built-in containers: one level after the other in C, 15 ns a message instead of 60.
+        # Only built-in containers: walk level by level in C, 15 ns a message instead of 60.
         level: list[Any] = batch
         for _ in range(room):
             level = gc.get_referents(*level)
@@ -112,10 +121,11 @@ class Decoder:
 
     @property
     def _reading(self) -> dict[str, Any]:
-        # Lengths are bounded by the size of the input, msgpack's default: no header can claim more.
+        # msgpack bounds all lengths by the size of the input by default.
         return {"ext_hook": self._read_ext, "strict_map_key": False, "timestamp": 3}
 
     def _read(self, data: bytes | memoryview) -> Any:
+        """Return the one value in ``data``; its depth is not checked yet. Raises: BadData."""
         self._depth = 0
         try:
             if len(data) > _SMALL_BYTES:
@@ -123,10 +133,13 @@ class Decoder:
             return self._read_nested(data)
         except Exception as error:
             self._unpackers.clear()
-            raise BadData(f"not a message: {explained(error)[:_SHOWN_CHARACTERS]}") from error
+            raise BadData(f"not a message: {explained(error)[:_MAX_SHOWN_CHARS]}") from error
 
     def _read_nested(self, data: bytes | memoryview) -> Any:
-        """As `_read`, by an unpacker of this depth: ``unpackb`` would hold 40 KiB of stack each."""
+        """Read the bytes inside an extension value, with the unpacker of this depth.
+
+        ``unpackb`` would take 40 KiB of stack for each level.
+        """
         depth = self._depth
         if depth > self._max_nesting + 1:
             raise BadData(too_deep(self._max_nesting))
@@ -148,7 +161,7 @@ class Decoder:
         return value
 
     def _check_depth(self, value: Any, room: int) -> None:
-        """Raise BadData if ``value``, which is no leaf, holds more than ``room`` levels."""
+        """Raise BadData if ``value``, which must not be a leaf, holds more than ``room`` levels."""
         if room == 0:
             raise BadData(too_deep(self._max_nesting))
         for part in self._parts(value):
@@ -158,6 +171,7 @@ class Decoder:
                         self._check_depth(child, room - 1)
 
     def _parts(self, value: Any) -> tuple[Iterable[Any], ...]:
+        """Return the values inside a container or dataclass, in one or two iterables."""
         kind = type(value)
         if kind is dict:
             return value.keys(), value.values()
@@ -175,6 +189,7 @@ class Decoder:
         return reader(data)
 
     def _unreadable(self, why: str) -> Unreadable:
+        """Make the stand-in for a value that cannot be rebuilt, and count it."""
         self.failures += 1
         self._met_instances = True
         return Unreadable(why)
@@ -182,7 +197,7 @@ class Decoder:
     def _read_list(self, data: bytes) -> list[Any]:
         items = self._read_nested(data)
         if type(items) is not list:
-            raise BadData(f"an array expected, not {type_name(type(items))}")
+            raise BadData(f"expected an array, not {type_name(type(items))}")
         return items
 
     def _read_datetime(self, data: bytes) -> datetime | Unreadable:
@@ -191,27 +206,27 @@ class Decoder:
         if type(where) is str:
             try:
                 zone = ZoneInfo(where)
-            except Exception as error:  # noqa: BLE001  # a missing or broken file of the system's
-                why = explained(error)[:_SHOWN_CHARACTERS]
+            except Exception as error:  # noqa: BLE001  # the system's file may be missing or broken
+                why = explained(error)[:_MAX_SHOWN_CHARS]
                 return self._unreadable(f"time zone {where[:64]!r}: {why}; install tzdata here")
         else:
             offset, name = where
             delta = offset * _MICROSECOND
             zone = timezone(delta) if name is None else timezone(delta, name)
         if len(numbers) != 7:
-            raise BadData("a datetime of another length")
+            raise BadData("a datetime with the wrong number of fields")
         return datetime(*numbers, fold=fold, tzinfo=zone)  # type: ignore[misc]
 
     def _read_identity(self, data: bytes) -> tuple[str, int, int]:
         node, incarnation, number = self._read_list(data)
         if not (type(node) is str and type(incarnation) is int and type(number) is int):
-            raise BadData("a pid or ref with fields of another type")
+            raise BadData("a pid or ref with fields of the wrong type")
         return node, incarnation, number
 
     def _read_address(self, data: bytes) -> Address:
         name, node = self._read_list(data)
         if not (type(name) is str and type(node) is str):
-            raise BadData("an address of something else than two strings")
+            raise BadData("an address that is not two strings")
         return Address(name, node)
 
     def _read_dataclass(self, data: bytes) -> Any:
@@ -219,10 +234,10 @@ class Decoder:
         tag, fields = self._read_list(data)
         if type(tag) is not str or type(fields) is not dict:
             raise BadData("a dataclass without tag or fields")
-        if self.failures != failures:  # no constructor ever sees an Unreadable
+        if self.failures != failures:  # No constructor ever gets an Unreadable.
             return unreadable_in(fields)
         kind = self._types.by_tag.get(tag)
-        shown = repr(tag[:_SHOWN_CHARACTERS])
+        shown = repr(tag[:_MAX_SHOWN_CHARS])
         if kind is None:
             return self._unreadable(f"no message type is registered under {shown} on this node")
         shape = self._shapes.of(kind)
@@ -236,5 +251,5 @@ class Decoder:
             )
         try:
             return kind(**fields)
-        except Exception as error:  # noqa: BLE001  # user code, on input from elsewhere
-            return self._unreadable(f"{shown} could not be made: {explained(error)[:_SHOWN_CHARACTERS]}")
+        except Exception as error:  # noqa: BLE001  # the program's constructor, on input of a peer
+            return self._unreadable(f"{shown} could not be made: {explained(error)[:_MAX_SHOWN_CHARS]}")

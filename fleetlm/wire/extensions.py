@@ -1,31 +1,32 @@
-"""What encoder and decoder share: the numbers on the wire, the shapes of dataclasses, and words.
+"""What encoder and decoder share: extension types, shapes of dataclasses, and their errors.
 
-Extension values carry what msgpack has no type for. The table is `Ext`.
+Extension values carry what msgpack has no type for; `Ext` is the table.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
-"""What msgpack packs and unpacks exactly, by itself."""
-all_scalars = SCALARS.issuperset
+"""Types that msgpack packs and unpacks exactly, without help."""
+all_scalars: Callable[[Iterable[object]], bool] = SCALARS.issuperset
 MAX_NESTING_LIMIT = 128
-"""Largest ``max_nesting``: each level may take four frames of the 1,000 that Python allows."""
+"""The largest ``max_nesting``: each level may take four of the 1,000 stack frames that Python allows."""
 
 
 class Ext(IntEnum):
-    """Extension types on the wire. Never reuse a number: a peer of an older version may know it.
+    """The numbers of extension types on the wire, which are never reused.
 
-    A number that a peer does not know arrives there as `Unreadable`. -1 is msgpack's timestamp:
-    it is read as an aware datetime in UTC and never written.
+    A value of a type that a peer does not know arrives there as `Unreadable`. -1 is msgpack's timestamp; it
+    is read as an aware datetime in UTC, and never written.
     """
 
     TUPLE = 1  # packed list
-    SET = 2  # packed list, items in the order of their packed bytes
+    SET = 2  # packed list, its items in the order of their bytes
     FROZENSET = 3  # likewise
     BIG_INT = 4  # beyond 64 bits: two's complement, big-endian
     DATETIME = 5  # [year, month, day, h, min, s, µs, fold, [offset µs, name or nil] or zone key]
@@ -38,18 +39,18 @@ class Ext(IntEnum):
 
 
 class BadData(ValueError):
-    """Bytes that no codec wrote: malformed, or beyond a limit. The codec stays usable."""
+    """Bytes that no codec writes: malformed, or beyond a limit. The codec stays usable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands in a decoded value where something could not be rebuilt. ``why`` is for people."""
+    """Stands in a decoded value for one that could not be rebuilt. ``why`` is a text for people."""
 
     why: str
 
 
 class Refused(TypeError):
-    """The sender's verdict on one value; the path to it is found afterwards."""
+    """Raised inside the encoder for a value that cannot be sent; its path is looked for afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Shape:
 
     @classmethod
     def of(cls, kind: type) -> Shape:
-        """Look ``kind`` up."""
+        """Make the shape of a dataclass."""
         fields = dataclasses.fields(kind)
         missing = dataclasses.MISSING
         needed = (f.name for f in fields if f.default is missing and f.default_factory is missing)
@@ -69,13 +70,13 @@ class Shape:
 
 
 class Shapes:
-    """Fields of the registered dataclasses that were met; as many as there are types."""
+    """The shapes of the dataclasses that were used so far, each made once."""
 
     def __init__(self) -> None:
         self._known: dict[type, Shape] = {}
 
     def of(self, kind: type) -> Shape:
-        """The shape of a dataclass."""
+        """Return the shape of a dataclass."""
         shape = self._known.get(kind)
         if shape is None:
             shape = self._known[kind] = Shape.of(kind)
@@ -83,7 +84,7 @@ class Shapes:
 
 
 def unreadable_in(value: Any) -> Unreadable | None:
-    """The first `Unreadable` in a decoded value, depth first, or None."""
+    """Return the first `Unreadable` in a decoded value, depth first, or None."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -99,12 +100,12 @@ def unreadable_in(value: Any) -> Unreadable | None:
 
 
 def too_deep(max_nesting: int) -> str:
-    """Why a value was refused on either side."""
+    """Return the text for a value that is nested too deep; both sides use it."""
     return f"nested more than {max_nesting} levels deep, or inside itself"
 
 
 def explained(error: Exception) -> str:
-    """An error in words for people."""
+    """Return an error as a text for people."""
     if isinstance(error, UnicodeEncodeError):
         code = ord(error.object[error.start])
         return f"text with the lone surrogate U+{code:04X} at {error.start}, which is not Unicode text"

@@ -1,4 +1,4 @@
-"""Failures of requests as they travel: a kind and some texts, and the error that the caller gets for them."""
+"""Failures of requests: the kind and texts that travel, and the exception that the caller gets for them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,28 @@ from fleetlm.texts import SHORT
 
 
 class FailureKind(IntEnum):
-    """Why a request has no reply, as it travels."""
+    """Why a request has no reply. The numbers travel, and are never given a second meaning."""
 
-    NO_PROCESS = 1
-    PROCESS_DOWN = 2
-    RAISED = 3
-    UNDECODABLE = 4
-    TOO_MANY = 5
-    NO_HANDLER = 9
-    NO_FACTORY = 6
-    DRAINING = 7
-    NAME_TAKEN = 8
+    # Each with its texts.
+    NO_PROCESS = 1  # target
+    PROCESS_DOWN = 2  # target, reason
+    RAISED = 3  # name of the exception's type, text, traceback
+    UNDECODABLE = 4  # target, why
+    TOO_MANY = 5  # target, why
+    NO_FACTORY = 6  # node, name of the factory
+    DRAINING = 7  # node
+    NAME_TAKEN = 8  # name, owner
+    NO_HANDLER = 9  # target, why
 
 
 def error_of_failure(kind: object, details: object) -> FleetError:
-    """The exception for a failure that came over a connection. Raises: ValueError for nonsense."""
+    """Return the exception for a failure that came over a session.
+
+    Texts that are missing at the end are taken as empty.
+
+    Raises:
+        ValueError: an unknown kind, or ``details`` is not a list of texts.
+    """
     if not isinstance(details, list) or not all(isinstance(text, str) for text in details):
         raise ValueError("a failure without its details")
     texts = [*details, "", "", ""]

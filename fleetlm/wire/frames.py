@@ -1,11 +1,31 @@
-"""The wire's vocabulary: frame header, handshake bodies, the operations inside a batch.
+"""Frames: the header of every frame between nodes, and the bodies of the handshake.
 
-A frame is a 13-byte header (kind, epoch, sequence number) and a body. The epoch is drawn for each
-dial, the sequence number counts from the HELLO: both are on every frame because ZeroMQ hides a lost
-connection, so that a gap must be seen here (measured: 202 of 700 messages lost, no error).
+A frame is a 13-byte header (kind, epoch, sequence number) and a body. Each ZeroMQ message holds one frame;
+a CHUNK has its piece of data in a second part.
 
-A dialler sends HELLO, READY, BATCH, CHUNK, GOODBYE and PROBE. What it dialled answers on the same
-channel with REFUSED or IAM and nothing else, outside the numbering.
+=======  ====================================================  ===========================================
+kind     body                                                  sent when
+=======  ====================================================  ===========================================
+HELLO    `Hello`                                               the channel has opened; frame 0 of its epoch
+READY    `Ready`                                               the peer's HELLO has come
+BATCH    messages: see `wire.operations`                       the connection is up
+CHUNK    `CHUNK_HEAD`, and a piece of a large message          the connection is up
+GOODBYE  a reason                                              the sender ends the connection
+PROBE    protocol versions                                     instead of a HELLO: who is at this address?
+REFUSED  `Refused`                                             the answer to a HELLO that is not accepted
+IAM      `IAm`                                                 the answer to a PROBE
+=======  ====================================================  ===========================================
+
+The node that dialled sends the first six. The node that was dialled sends only REFUSED and IAM, over the
+dialler's own channel and outside of the numbering.
+
+The dialler draws a random epoch for each dial and numbers its frames from the HELLO on. Both are in every
+header because ZeroMQ hides a lost TCP connection: it reconnects and goes on, and only a gap in the numbers
+shows that messages are missing (measured: 202 of 700 messages lost without an error). `core.halves` checks
+them.
+
+Bodies are msgpack arrays of fixed fields. A reader checks every field, ignores fields behind those that it
+knows, and raises `BadFrame` for anything else.
 """
 
 from __future__ import annotations
@@ -23,21 +43,23 @@ from fleetlm.texts import SHORT
 
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
-"""Versions spoken. Two nodes use the highest that both speak; none in common is `incompatible`."""
+"""The protocol versions of this node. Two nodes without a common one refuse each other: `incompatible`."""
 
 HEADER: Final = struct.Struct(">BIQ")
 HEADER_BYTES: Final = HEADER.size
 CHUNK_HEAD: Final = struct.Struct(">IQ")
-"""Behind the header of a CHUNK: number of the transfer, bytes of the whole message."""
+"""What follows the header of a CHUNK: the number of the transfer, and the bytes of the whole message."""
 
 MAX_HANDSHAKE_BYTES: Final = 16 * 1024
-"""A HELLO has a few hundred: names, limits, features."""
+"""Bodies of a handshake are not larger; a HELLO usually has a few hundred bytes."""
 MAX_ALIASES: Final = 16
+"""Items of a list in a HELLO: addresses of one machine, or features."""
 MAX_TEXT: Final = 512
+"""Characters of a text in a handshake: names, cluster ids, reasons."""
 
 
 class Kind(IntEnum):
-    """First byte of a frame. A number is never given a second meaning."""
+    """The first byte of a frame. A number is never given a second meaning."""
 
     HELLO = 1
     READY = 2
@@ -50,7 +72,7 @@ class Kind(IntEnum):
 
 
 class Refusal(IntEnum):
-    """Why a node would not have another. The names are what people read in `doctor` and logs."""
+    """Why a node refuses another. People read these names in `fleetlm doctor` and in logs."""
 
     WRONG_CLUSTER = 1
     WRONG_NAME = 2
@@ -63,17 +85,17 @@ class Refusal(IntEnum):
 
     @property
     def word(self) -> str:
-        """Lower case, as written in logs: ``wrong_cluster``."""
+        """The name as written in logs: ``wrong_cluster``."""
         return self.name.lower()
 
 
 class BadFrame(ValueError):
-    """Bytes from a peer that do not follow this module. The frame changed nothing."""
+    """A peer broke the protocol, or a frame was lost. The frame that raised it changed nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who dials, whom it wants, and what it can take."""
+    """The introduction of a dialler: who it is, which node it means to dial, and its limits."""
 
     name: str
     incarnation: int
@@ -86,15 +108,15 @@ class Hello:
     window_bytes: int
     max_message_bytes: int
     dropped: int
-    """Epoch of the half of the dialled node that the dialler gave up last, 0 for none."""
+    """Epoch of the dialled node's half that the dialler gave up last, 0 for none."""
     features: tuple[str, ...] = ()
     mailbox_limit: int = 4_096
-    """Messages for one process, sent and not taken, before a sender waits."""
+    """Units that a peer may send to one process before the process has taken some."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The dialler has heard the HELLO of this epoch, of this incarnation: both halves work."""
+    """Confirms a HELLO: its epoch, and the incarnation that sent it."""
 
     epoch: int
     incarnation: int
@@ -102,7 +124,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The answer to a HELLO that is not taken. ``name`` and ``incarnation`` are the answerer's."""
+    """The answer to a HELLO that is not accepted; ``name`` and ``incarnation`` are of the answering node."""
 
     refusal: Refusal
     detail: str
@@ -112,29 +134,29 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class IAm:
-    """The answer to a PROBE: who is at this address."""
+    """The answer to a PROBE: which node is at this address."""
 
     name: str
     incarnation: int
     cluster: str
     connected: int
-    """How many nodes it is connected to."""
+    """How many nodes the answering node is connected to."""
 
 
 def header(kind: int, epoch: int, seq: int) -> bytes:
-    """The first 13 bytes of a frame."""
+    """Build the first 13 bytes of a frame."""
     return HEADER.pack(kind, epoch, seq)
 
 
 def read_header(frame: bytes) -> tuple[int, int, int]:
-    """Kind, epoch and sequence number. Raises: BadFrame."""
+    """Return kind, epoch and sequence number. Raises: BadFrame."""
     if len(frame) < HEADER_BYTES:
-        raise BadFrame(f"{len(frame)} bytes are no frame")
+        raise BadFrame(f"{len(frame)} bytes are too few for a frame")
     return HEADER.unpack_from(frame)
 
 
 def pack_hello(hello: Hello) -> bytes:
-    """The body of a HELLO."""
+    """Build the body of a HELLO."""
     return _pack(
         [
             hello.name,
@@ -155,7 +177,7 @@ def pack_hello(hello: Hello) -> bytes:
 
 
 def read_hello(body: bytes) -> Hello:
-    """Every field checked. Raises: BadFrame."""
+    """Read the body of a HELLO. Raises: BadFrame."""
     items = _unpack(body, at_least=13)
     return Hello(
         name=_node(items[0]),
@@ -175,35 +197,35 @@ def read_hello(body: bytes) -> Hello:
 
 
 def pack_ready(ready: Ready) -> bytes:
-    """The body of a READY."""
+    """Build the body of a READY."""
     return _pack([ready.epoch, ready.incarnation])
 
 
 def read_ready(body: bytes) -> Ready:
-    """Raises: BadFrame."""
+    """Read the body of a READY. Raises: BadFrame."""
     items = _unpack(body, at_least=2)
     return Ready(_number(items[0], 32), _number(items[1], 64))
 
 
 def refused(answer: Refused) -> bytes:
-    """A whole REFUSED frame (answers carry no epoch and are not numbered)."""
+    """Build a whole REFUSED frame. Answers have no epoch and are not numbered."""
     body = _pack([int(answer.refusal), answer.detail[:MAX_TEXT], answer.name, answer.incarnation])
     return header(Kind.REFUSED, 0, 0) + body
 
 
 def iam(answer: IAm) -> bytes:
-    """A whole IAM frame."""
+    """Build a whole IAM frame."""
     body = _pack([answer.name, answer.incarnation, answer.cluster, answer.connected])
     return header(Kind.IAM, 0, 0) + body
 
 
 def probe() -> bytes:
-    """A whole PROBE frame: asks who is there, and changes nothing."""
+    """Build a whole PROBE frame. It asks which node is there, and changes nothing."""
     return header(Kind.PROBE, 0, 0) + _pack([PROTOCOL_MIN, PROTOCOL_MAX])
 
 
 def read_answer(frame: bytes) -> Refused | IAm:
-    """What came back on a channel that we dialled. Raises: BadFrame."""
+    """Read a frame that came back over a channel that this node dialled. Raises: BadFrame."""
     kind, _, _ = read_header(frame)
     items = _unpack(frame[HEADER_BYTES:], at_least=4)
     if kind == Kind.REFUSED:
@@ -214,16 +236,16 @@ def read_answer(frame: bytes) -> Refused | IAm:
         return Refused(refusal, _for_logs(items[1]), _node(items[2]), _number(items[3], 64))
     if kind == Kind.IAM:
         return IAm(_node(items[0]), _number(items[1], 64), _text(items[2]), _number(items[3], 32))
-    raise BadFrame(f"kind {kind} is no answer")
+    raise BadFrame(f"kind {kind} is not an answer")
 
 
 def pack_goodbye(reason: str) -> bytes:
-    """The body of a GOODBYE."""
+    """Build the body of a GOODBYE."""
     return _pack([reason[:MAX_TEXT]])
 
 
 def read_goodbye(body: bytes) -> str:
-    """Raises: BadFrame."""
+    """Return the reason in a GOODBYE, fit for a log. Raises: BadFrame."""
     return _for_logs(_unpack(body, at_least=1)[0])
 
 
@@ -233,6 +255,7 @@ def _pack(items: list[object]) -> bytes:
 
 
 def _unpack(body: bytes, at_least: int) -> list[Any]:
+    """Return the fields of a body, ``at_least`` so many. Raises: BadFrame."""
     if len(body) > MAX_HANDSHAKE_BYTES:
         raise BadFrame(f"{len(body)} bytes are too many for a handshake")
     try:
@@ -251,7 +274,7 @@ def _text(item: Any) -> str:
 
 
 def _for_logs(item: Any) -> str:
-    """A text that a peer wrote and people will read: on one line, and no escape sequences."""
+    """Return a peer's text fit for a log: on one line, and without escape sequences."""
     return "".join(letter if letter.isprintable() else "?" for letter in _text(item))
 
 
@@ -264,7 +287,7 @@ def _node(item: Any) -> str:
 
 def _number(item: Any, bits: int) -> int:
     if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < 1 << bits:
-        raise BadFrame(f"{SHORT.repr(item)} is no unsigned number of {bits} bits")
+        raise BadFrame(f"{SHORT.repr(item)} is not an unsigned number of {bits} bits")
     return item
 
 
@@ -277,5 +300,5 @@ def _texts(item: Any) -> tuple[str, ...]:
 def _ips(item: Any) -> tuple[str, ...]:
     found = tuple(canonical_ip(text) for text in _texts(item))
     if not all(found):
-        raise BadFrame("an alias is no IP address")
+        raise BadFrame("an alias is not an IP address")
     return tuple(ip for ip in found if ip)

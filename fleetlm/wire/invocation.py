@@ -18,14 +18,22 @@ class Invoke:
     kwargs: dict[str, Any]
 
     def parts(self) -> list[Any]:
-        """As it travels, at a tenth of what a registered type costs. Raises: TypeError, if it is none."""
+        """Return the parts that travel; that costs a tenth of packing a registered dataclass.
+
+        Raises:
+            TypeError: the arguments are not a tuple, or the keywords not a dict.
+        """
         if type(self.args) is not tuple or type(self.kwargs) is not dict:
             raise TypeError(f"{self!r} has no tuple of arguments, or no dict of keywords")
         return [self.handler, list(self.args), self.kwargs]
 
     @classmethod
     def of(cls, parts: Any) -> Invoke:
-        """From what came. Raises: ValueError, TypeError, if it is none."""
+        """Build the request from parts that came.
+
+        Raises:
+            ValueError, TypeError: the parts are malformed.
+        """
         name, args, kwargs = parts
         if type(args) is not list or type(kwargs) is not dict:
             raise ValueError("a request for a handler without its arguments")

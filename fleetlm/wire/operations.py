@@ -8,32 +8,32 @@ exactly one field; where it needs only one, ``None`` fills the second place.
 This module is the schema: for each operation there is one function that builds the list to pack and one
 that takes a received list apart. `SCHEMAS` lists them all.
 
-============  =====================================  ======================================================
-operation     fields                                 sent when
-============  =====================================  ======================================================
-(none)        to, payload                            `Node.send`, `Node.broadcast`
-HEAVY         to, payload, units                     the same, for a message of more than one unit
-CAST          to, request, units                     `ActorRef.cast`
-CALL          to, payload, ref, timeout_ms[, units]  `Node.call`, `Node.multicall`
-HANDLE        to, request, ref, timeout_ms[, units]  `ActorRef.call`
-STREAM        to, payload, ref, timeout_ms, window,  `Node.stream`
-              units
-YIELD         to, request, ref, timeout_ms, window,  `ActorRef.stream`
-              units
-REPLY         ref, value                             a call or request has a result; a stream is complete
-ITEM          ref, value                             a stream has one more item
-FAILURE       ref, kind, texts                       a call, stream or request failed (`wire.failures`)
-CANCEL        ref, None                              the caller gave up: a deadline passed, a task was
-                                                     cancelled, a consumer stopped
-MORE          ref, count                             the consumer of a stream took items
-TAKEN         to, units                              messages left the mailbox of a process
-CREDIT        bytes, of them in chunks               frames were decoded, every eighth of a window
-TICK          lag_ms, is_draining                    every tick interval: this node's loop is alive
-PEERS         names, None                            every gossip interval: the nodes connected to the sender
-REQUEST       verb, argument, ref                    a node asks the other node itself (see `request`)
-SIGNAL        signal, None                           links, monitors and exits (see `signal`)
-TABLE         topic, fact                            process groups, cluster-wide names (see `table`)
-============  =====================================  ======================================================
+==  =========  =====================================  ========================================================
+    operation  fields                                 sent when
+==  =========  =====================================  ========================================================
+    (none)     to, payload                            `Node.send`, `Node.broadcast`
+11  HEAVY      to, payload, units                     the same, for a message of more than one unit
+17  CAST       to, request, units                     `ActorRef.cast`
+ 1  CALL       to, payload, ref, timeout_ms[, units]  `Node.call`, `Node.multicall`
+16  HANDLE     to, request, ref, timeout_ms[, units]  `ActorRef.call`
+13  STREAM     to, payload, ref, timeout_ms, window,  `Node.stream`
+               units
+18  YIELD      to, request, ref, timeout_ms, window,  `ActorRef.stream`
+               units
+ 2  REPLY      ref, value                             a call or request has a result; a stream is complete
+14  ITEM       ref, value                             a stream has one more item
+ 3  FAILURE    ref, kind, texts                       a call, stream or request failed (`wire.failures`)
+ 4  CANCEL     ref, None                              the caller gave up: a deadline passed, a task was
+                                                      cancelled, a consumer stopped
+15  MORE       ref, count                             the consumer of a stream took items
+12  TAKEN      to, units                              messages left the mailbox of a process
+ 6  CREDIT     bytes, of them in chunks               frames were decoded, every eighth of a window
+ 7  TICK       lag_ms, is_draining                    every tick interval: this node's loop is alive
+ 8  PEERS      names, None                            every gossip interval: the nodes connected to the sender
+ 5  REQUEST    verb, argument, ref                    a node asks the other node itself (see `request`)
+ 9  SIGNAL     signal, None                           links, monitors and exits (see `signal`)
+10  TABLE      topic, fact                            process groups, cluster-wide names (see `table`)
+==  =========  =====================================  ========================================================
 
 Types of the fields:
 
@@ -53,8 +53,10 @@ reader never checks a payload, which may be any value. A number of `Op` is never
 and a node that receives an operation that it does not know ends the session: the handshake settles the
 protocol version before.
 
-Two operations are built or read by hand in the places that every message passes, marked there with
-"by hand"; tests/unit/wire/test_operations.py compares those copies with this module.
+Messages and replies that make up most of the traffic do without these functions: `Outbound.send` and
+`send_nowait` build a one-way message by hand, `Inbound._deliver` and `Inbound._perform` take one-way
+messages and answers apart by hand. Those places are marked, and tests/unit/wire/test_operations.py compares
+them with this module.
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ _HEAD_OF_CALL: Final = bytes((_ARRAY + 5,)) + _pack(_CALL)
 
 
 def one_way(to: Destination, payload: Any) -> list[Any]:
-    """Build a one-way message of one unit. `Messenger.send` has this by hand."""
+    """Build a one-way message of one unit. `Outbound.send` has this by hand."""
     return [to, payload]
 
 

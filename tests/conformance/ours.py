@@ -160,7 +160,7 @@ class Stage:
                 self._spawn(label, self.nodes[home], options)
                 await asyncio.sleep(0)
             case ["tree", label, strategy, most, period, *children]:
-                self.trees[label] = self._tree(strategy, int(most), float(period), children)
+                self.trees[label] = self._tree(strategy, int(most), float(period), children)  # type: ignore[arg-type]
             case ["members", group, home]:
                 if self._members is None:
                     raise ScriptError("nothing knows of members")
@@ -239,7 +239,7 @@ class Stage:
 class Nested:
     """A supervisor as a child of another, under a label."""
 
-    def __new__(cls, stage: Stage, label: str, plan: Supervisor) -> Supervisor:
+    def __new__(cls, stage: Stage, label: str, plan: Supervisor) -> Supervisor:  # type: ignore[misc]
         """A `Supervisor`, so that it is counted as one, which tells the stage of its lives."""
 
         class Told(Supervisor):
@@ -457,7 +457,7 @@ REFUSALS = {
     "there is no such child": "not_found",
     "it runs already": "already_started",
     "it runs": "running",
-    "there is one that does not run": "already_present",
+    "a child of that name exists": "already_present",
 }
 """Part of the sentence → OTP's word."""
 

@@ -208,7 +208,7 @@ async def call_one(state: NodeState, kind: str) -> None:
     else:
         kind = "name" if kind in ("pid", "former") else kind
         to = ("nobody" if kind == "nobody" else random.choice(SERVERS), state.any_node())
-        fields = (to[1], to[0], 0, 0)
+        fields = (to[1], to[0], 0, 0)  # type: ignore[assignment]
     ref = state.next_id()
     timeout_s = random.uniform(*SHORT_S) if kind == "short" else CALL_S
     state.book.write("call", ref, kind, *fields)

@@ -40,7 +40,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("cookie", [None, "a secret of some length"], ids=["plain", "cookie"])
 def test_what_a_node_costs(cookie: str | None) -> None:
-    fleet = Fleet(static=(2, 3), FLEETLM_REMOTE="on", **({"FLEETLM_COOKIE": cookie} if cookie else {}))
+    fleet = Fleet(static=(2, 3), FLEETLM_REMOTE="on", **({"FLEETLM_COOKIE": cookie} if cookie else {}))  # type: ignore[arg-type]
     env = {**clean_env(), **fleet.env, "FLEETLM_NODE_IP": fleet.ip(2), "PYTHONPATH": str(ROOT)}
     runs = []
     for _ in range(7):

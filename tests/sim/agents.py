@@ -140,7 +140,7 @@ class Agents:
     async def send_one(self, sender: tuple[str, int, int]) -> None:
         node, world, rng = self.node, self.world, self.rng
         target = self.target()
-        session = node.sessions.get(target)
+        session = node._driver.sessions.get(target)
         if session is None and target != node.name:
             return
         view = world.views[world.cluster.ip_of(target)]
@@ -196,7 +196,7 @@ class Agents:
         asked = self.world.asks(self.node, server, target, timeout_s, None)
         payload = bytes([asked.number & 255]) * size
         asked.expected = self.expected(server, asked.number, payload)
-        session = self.node.sessions.get(target)
+        session = self.node._driver.sessions.get(target)
         outcome: Any
         try:
             outcome = await self.node.call((server, target), ("c", asked.number, payload), timeout_s)

@@ -67,7 +67,7 @@ def simulated(
     def start() -> None:
         run(main())
 
-    del start.__wrapped__  # type: ignore[attr-defined]  # pytest would ask for the argument
+    del start.__wrapped__  # pytest would ask for the argument
     return start
 
 

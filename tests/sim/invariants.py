@@ -119,7 +119,7 @@ class World:
         view = self.views.get(ip)
         if view is None:
             return
-        sessions, known = view.node.sessions, view.sessions
+        sessions, known = view.node._driver.sessions, view.sessions
         if len(sessions) != len(known) or any(
             known.get(name) is not session for name, session in sessions.items()
         ):
@@ -127,8 +127,8 @@ class World:
 
     def _changed(self, view: View) -> None:
         node = view.node
-        sessions = dict(node.sessions)
-        hub = {up.node: up.incarnation for up in node._events.present}
+        sessions = dict(node._driver.sessions)
+        hub = {up.node: up.incarnation for up in node._parts.events.present}
         if hub != {name: session.incarnation for name, session in sessions.items()}:
             self.breach(f"{node.name}: nodeup says {hub}, sessions are {sorted(sessions)}")
         if sorted(sessions) != sorted(node.list()):
@@ -183,7 +183,7 @@ class World:
     def delivered(self, node: Node, message: Any) -> None:
         match message:
             case ("m", (str(source), int(incarnation), _), _, int(epoch), *_) if source != node.name:
-                session = node.sessions.get(source)
+                session = node._driver.sessions.get(source)
                 if session is None or session.closed or session.incarnation != incarnation:
                     self.breach(f"{node.name}: a message of {source} {incarnation:x}, which is not up")
                 elif session.incoming.epoch != epoch:
@@ -329,7 +329,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
         strict: False where frames were falsified: pieces of messages that never were are held
             until the connection ends, within the limits of one message.
     """
-    kernel, driver, sessions = node.kernel, node._driver, node.sessions
+    kernel, driver, sessions = node._parts.kernel, node._driver, node._driver.sessions
     found = []
     for session in sessions.values():
         kept = {
@@ -342,7 +342,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
             "waiting senders": session.byte_window._waiters,
             "unfinished messages": session.reassembly._unfinished if strict else {},
         }
-        found += [f"{len(some)} {what} with {session.name}" for what, some in kept.items() if some]
+        found += [f"{len(some)} {what} with {session.name}" for what, some in kept.items() if some]  # type: ignore[arg-type]
         if session.in_flight > IDLE_BYTES:
             found.append(f"{session.in_flight} bytes in flight to {session.name}")
     channels = {session.outgoing.channel for session in sessions.values()}

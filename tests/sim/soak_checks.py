@@ -40,7 +40,7 @@ class Checks:
         if record is None:
             return
         self._facts += 1
-        for name, session in record.node.sessions.items():
+        for name, session in record.node._driver.sessions.items():
             for what, units in (("sent", session.held), ("got", session.arrivals.held)):
                 if units and max(units.values()) > self.max_units:
                     self.world.breach(f"{record.node.name} has {what} {units} to or of {name}")
@@ -124,8 +124,8 @@ class Checks:
                 world.breach(f"{ref} of {monitored.owner} is unknown to {monitored.target}")
                 continue
             there = self._running_record(monitored.found)
-            mine = record.node._signals.links._ends[monitored.owner.number].monitors
-            if there is None or ref not in mine or ref not in there.node._signals.links._watchers_of:
+            mine = record.node._parts.signals.links._ends[monitored.owner.number].monitors
+            if there is None or ref not in mine or ref not in there.node._parts.signals.links._watchers_of:
                 world.breach(f"{ref} of {monitored.owner} to {monitored.target} is not held on both sides")
 
     def _check_due_exits(self) -> None:
@@ -148,13 +148,13 @@ class Checks:
 
     def _links(self, pid: Pid) -> Iterable[Pid]:
         record = self._running_record(pid)
-        ends = None if record is None else record.node._signals.links._ends.get(pid.number)
+        ends = None if record is None else record.node._parts.signals.links._ends.get(pid.number)
         return () if ends is None else ends.links
 
     def _check_tables(self) -> None:
         """Each end of a link or monitor has its other end, in a living process."""
         for _, record in self._running():
-            links = record.node._signals.links
+            links = record.node._parts.signals.links
             owners, watched = {}, {}
             for number, ends in links._ends.items():
                 pid = record.pid(number)
@@ -167,11 +167,11 @@ class Checks:
                 watched |= dict.fromkeys(ends.watchers, number)
                 for ref, target in ends.monitors.items():
                     there = self.world.records[self.world.cluster.ip_of(target.node)]
-                    if ref not in there.node._signals.links._watchers_of:
+                    if ref not in there.node._parts.signals.links._watchers_of:
                         self.world.breach(f"{pid} watches {target} by {ref}, which does not know")
                 for ref in ends.watchers:
                     owner = self.world.records[self.world.cluster.ip_of(ref.node)]
-                    if ref not in owner.node._signals.links._owner_of:
+                    if ref not in owner.node._parts.signals.links._owner_of:
                         self.world.breach(f"{pid} is watched by {ref}, which does not know")
             if owners != links._owner_of or watched != links._watchers_of:
                 self.world.breach(f"{record.node.name}: the tables of monitors contradict each other")
@@ -199,9 +199,9 @@ class Checks:
         world, seen = self.world, {}
         for ip, record in self._running():
             registry = record.node.registry
-            seen[ip] = {name: (pid, registry.lookup(name).meta) for name, pid in registry.list().items()}
-            if any(len(claims) != 1 for claims in registry._names._claims.values()):
-                world.breach(f"{record.node.name} knows competing claims: {registry._names._claims}")
+            seen[ip] = {name: (pid, registry.lookup(name).meta) for name, pid in registry.list().items()}  # type: ignore[union-attr]
+            if any(len(claims) != 1 for claims in registry._table._claims.values()):
+                world.breach(f"{record.node.name} knows competing claims: {registry._table._claims}")
             if self.processes[ip].holders != seen[ip]:
                 world.breach(
                     f"{record.node.name}: a subscriber sees {self.processes[ip].holders}: {seen[ip]}"
@@ -227,18 +227,19 @@ class Checks:
         """All processes have ended and the nodes still run: no table has anything left."""
         for _, record in self._running():
             node = record.node
-            links, local, registry = node._signals.links, node._local, node.registry
+            links, local, registry = node._parts.signals.links, node._local, node.registry
             left = {
                 "processes": node.processes(), "tasks": local._tasks, "mailboxes": local.boxes,
                 "local names": local.table.names, "links": links._ends,
                 "monitors held": links._owner_of, "monitors here": links._watchers_of,
                 "groups": node.groups.list(), "memberships": node.groups._table._own.of,
-                "names": registry.list(), "claims": registry._names._claims,
-                "claims by process": registry._names._names_of, "waiters for names": registry._waiters,
-                "calls": node._messenger.local_calls, "subscriptions": self._subscriptions(node),
-                "round robins": node.groups._picker._last,
+                "names": registry.list(), "claims": registry._table._claims,
+                "claims by process": registry._table._names_of,
+                "waiters for names": registry._replicated._waiters,
+                "calls": node._outbound.local_calls, "subscriptions": self._subscriptions(node),
+                "round robins": node.groups._replicated.picker._last,
             }  # fmt: skip
-            for session in node.sessions.values():
+            for session in node._driver.sessions.values():
                 left |= {
                     f"origins of {session.name}": session.arrivals._boxes,
                     f"untold of {session.name}": session.arrivals._untold,
@@ -251,7 +252,7 @@ class Checks:
                 self.world.breach(f"everything has ended: {what}")
 
     def _subscriptions(self, node: Node) -> list[Any]:
-        return [*node.groups._feed._subscriptions, *node.registry._feed._subscriptions]
+        return [*node.groups._replicated.feed._subscriptions, *node.registry._replicated.feed._subscriptions]
 
 
 class Futures:
@@ -260,7 +261,7 @@ class Futures:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._made: weakref.WeakSet[Any] = weakref.WeakSet()
         self._create: Callable[[], Any] = loop.create_future
-        loop.create_future = self._created  # type: ignore[method-assign]
+        loop.create_future = self._created
 
     def _created(self) -> Any:
         future = self._create()

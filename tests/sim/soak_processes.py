@@ -82,7 +82,7 @@ class Processes:
         pid = self.node.spawn(function, *args, name=name)
         process = self.node._local.process(pid)
         assert process is not None
-        self.world.observe(process)
+        self.world.observe(process)  # type: ignore[arg-type]
         return pid
 
     def pause_s(self, mean_s: float) -> float:
@@ -116,7 +116,7 @@ class Processes:
         children.append(Child("counter", SoakActor, self.actor_arguments(tree), register="counter"))
         rng.shuffle(children)
         await Supervisor(
-            children, strategy=tree.strategy, max_restarts=tree.max_restarts, period_s=tree.period_s,
+            children, strategy=tree.strategy, max_restarts=tree.max_restarts, period_s=tree.period_s,  # type: ignore[arg-type]
             backoff_s=(tree.pause_s, 2.0),
         )(process)  # fmt: skip
 
@@ -423,7 +423,7 @@ class Processes:
             if box is None:
                 return "it has ended"
             return "" if len(box) > box.limit // 2 else f"{len(box)} of {box.limit} wait there"
-        link = self.node.sessions.get(other.node)
+        link = self.node._driver.sessions.get(other.node)
         if link is None or link.obstacle(other.number, link.small_bytes + 1) is not None:
             return ""
         return f"{link.held.get(other.number, 0)} units of {link.held_limit} wait there"
@@ -462,7 +462,7 @@ class Processes:
         try:
             if rng.random() < 0.75:
                 on_loss = rng.choice(("exit", "message"))
-                await registry.register(name, pid, rng.randrange(9), on_loss=on_loss, timeout=2.0)
+                await registry.register(name, pid, rng.randrange(9), on_loss=on_loss, timeout=2.0)  # type: ignore[arg-type]
                 self.world.claimed(name, pid, local=pid.node == self.node.name)
             else:
                 await registry.unregister(name, timeout=2.0)

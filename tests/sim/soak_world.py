@@ -82,19 +82,19 @@ class NodeRecord:
         self.node = node
         self.losses: Counter[str] = Counter()
         """Peer → number of lost connections to it."""
-        driver, signals = node._driver, node._signals
-        self._on_down, self._exited, self._told = driver.on_down, signals.exited, signals.told
-        self._disclaim = node.registry.asked_to_disclaim
-        node.registry.asked_to_disclaim = self._disclaimed  # type: ignore[method-assign]
-        driver.on_down = self._down
-        signals.exited = self._ended  # type: ignore[method-assign]
-        signals.told = self._signalled  # type: ignore[method-assign]
+        parts, signals, names = node._parts, node._parts.signals, node._parts.replicated_names
+        self._node_down, self._exited, self._told = parts.node_down, signals.exited, signals.told
+        self._disclaim = names.asked_to_disclaim
+        names.asked_to_disclaim = self._disclaimed
+        parts.node_down = self._down  # type: ignore[assignment]
+        signals.exited = self._ended  # type: ignore[assignment]
+        signals.told = self._signalled
 
     def connected(self, node: str) -> int | None:
         """Return the incarnation that a signal to that node would reach, or None without a connection."""
         if node == self.node.name:
             return self.node.incarnation
-        session = self.node.sessions.get(node)
+        session = self.node._driver.sessions.get(node)
         return None if session is None else session.incarnation
 
     def pid(self, number: int) -> Pid:
@@ -106,7 +106,7 @@ class NodeRecord:
 
     def _down(self, peer: str) -> None:
         self.losses[peer] += 1
-        self._on_down(peer)
+        self._node_down(peer)
 
     def _ended(self, process: Process, reason: Any) -> None:
         self.world.process_ended(process, reason)
@@ -322,7 +322,7 @@ class World:
             case NameLost(name=name):
                 self.lost.add((name, pid))
         tree = self.trees.pop(pid, None)
-        if tree is not None and not (self.is_ending or process.ending or process.node._stopping):
+        if tree is not None and not (self.is_ending or process._is_ending or process.node._stopping):
             self._tree_ended(pid, tree, reason)
 
     def _tree_ended(self, pid: Pid, tree: Tree, reason: Any) -> None:

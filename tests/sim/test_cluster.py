@@ -192,7 +192,7 @@ async def test_ipv6_nodes(cluster: SimCluster) -> None:
 def test_nodes_that_drew_the_same_number_are_not_taken_for_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fleetlm.node.new_incarnation", lambda _wall_ms, _rng: 7)
+    monkeypatch.setattr("fleetlm.runtime.assembly.new_incarnation", lambda _wall_ms, _rng: 7)
 
     async def main() -> None:
         async with SimCluster() as cluster:
@@ -355,11 +355,11 @@ def test_a_leak_is_reported() -> None:
             await cluster.start(2)
             await cluster.mesh()
             one = cluster.nodes[A]
-            link = one.sessions[f"fleetlm@{B}"]
+            link = one._driver.sessions[f"fleetlm@{B}"]
             await cluster.stop(one)
-            one.sessions["fleetlm@10.0.0.9"] = link
+            one._driver.sessions["fleetlm@10.0.0.9"] = link
 
-    with pytest.raises(Leaked, match=r"fleetlm@10.0.0.1: session to fleetlm@10.0.0.9"):
+    with pytest.raises(Leaked, match=r"fleetlm@10.0.0.1: session with fleetlm@10.0.0.9"):
         run(main())
 
 
@@ -377,9 +377,9 @@ def test_what_a_test_raises_comes_before_a_leak() -> None:
 
 
 class _Ghost:
-    open_calls = 0
+    _open_calls = 0
     mailbox = ()
-    children = None
+    _children = None
 
     def info(self) -> Any:
         return type("Info", (), {"runs": "a ghost"})

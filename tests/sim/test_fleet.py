@@ -303,20 +303,20 @@ def test_what_is_left_over_fails_the_test() -> None:
 def test_a_leak_of_a_node_fails_the_test() -> None:
     async def story(fleet: Fleet) -> None:
         one, two = await fleet.start(2)
-        link = one.sessions[two.name]
+        link = one._driver.sessions[two.name]
         await fleet.stop(one)
-        one.sessions["fleetlm@10.0.0.9"] = link
+        one._driver.sessions["fleetlm@10.0.0.9"] = link
 
-    with pytest.raises(Leaked, match=r"10.0.0.1: session to fleetlm@10.0.0.9"):
+    with pytest.raises(Leaked, match=r"10.0.0.1: session with fleetlm@10.0.0.9"):
         play(story)
 
 
 def test_the_tests_own_error_comes_first() -> None:
     async def story(fleet: Fleet) -> None:
         one, two = await fleet.start(2)
-        link = one.sessions[two.name]
+        link = one._driver.sessions[two.name]
         await fleet.stop(one)
-        one.sessions["fleetlm@10.0.0.9"] = link
+        one._driver.sessions["fleetlm@10.0.0.9"] = link
         raise KeyError("the test's own")
 
     with pytest.raises(KeyError) as caught:

@@ -246,7 +246,7 @@ def test_a_peer_that_sends_nonsense_is_disconnected_and_changes_nothing(fact: An
         await asyncio.sleep(1)
         events = a.events()
         await anext(events)
-        b.tables.tell("groups", fact)
+        b._parts.replication.tell("groups", fact)
         down = await anext(events)
         assert "a malformed message" in down.reason  # type: ignore[union-attr]
         assert a.groups.list() == []
@@ -376,7 +376,7 @@ async def test_members_of_a_node_that_goes_meanwhile_are_not_counted(
         node.groups.join("g", node.spawn(keeper, kept))
     await asyncio.sleep(1)
     cluster.stall(b)
-    link = a.sessions[b.name]
+    link = a._driver.sessions[b.name]
     while not link.is_full:
         a.send_nowait(("nobody", b.name), b"x" * 60 * KIB)
     sending = asyncio.ensure_future(a.groups.broadcast("g", "all"))
@@ -462,18 +462,18 @@ async def test_a_group_that_empties_is_forgotten(cluster: SimCluster, a: Node, b
     for number in range(50):
         a.groups.join(f"g{number}", pid)
         a.groups.pick(f"g{number}", by="round_robin")
-    assert len(a.groups._picker._last) == 50
+    assert len(a.groups._replicated.picker._last) == 50
     a.exit(pid)
     await asyncio.sleep(1)
     for node in (a, b):
         table = node.groups._table
-        assert [table._groups, table._in_order, node.groups._picker._last, node.groups.list()] == [
+        assert [table._groups, table._in_order, node.groups._replicated.picker._last, node.groups.list()] == [
             {},
             {},
             {},
             [],
         ]
-        assert not list(node.groups._feed.present)
+        assert not list(node.groups._replicated.feed.present)
         assert not any(said.of or said.count for said in table._said.values())
 
 
@@ -515,7 +515,7 @@ async def test_members_of_a_node_that_leaves_are_picked_last(cluster: SimCluster
     await asyncio.sleep(3)
     for node in (a, b):
         for by in ("random", "round_robin", "least_loaded"):
-            assert {node.groups.pick("g", by=by) for _ in range(20)} == {here}  # type: ignore[arg-type]
+            assert {node.groups.pick("g", by=by) for _ in range(20)} == {here}
         assert {node.groups.pick("g", by="key", key=key) for key in range(20)} == {here}
         assert node.groups.pick("only") == there
     assert await call == "done"
@@ -585,7 +585,7 @@ class Story:
         elif pick < 0.8 and pids:
             node.exit(rng.choice(pids), rng.choice(("bad", "kill")))
         elif node.groups.members("a"):
-            pid = node.groups.pick("a", by=rng.choice(("random", "round_robin", "least_loaded")))  # type: ignore[arg-type]
+            pid = node.groups.pick("a", by=rng.choice(("random", "round_robin", "least_loaded")))
             assert pid in node.groups.members("a")
             async with asyncio.timeout(100):
                 await node.groups.broadcast("a", "x")
@@ -596,7 +596,10 @@ class Story:
         for node in self.nodes():
             for group in node.groups.list():
                 for pid in node.groups.members(group):
-                    assert pid.node == node.name or node.sessions[pid.node].incarnation == pid.incarnation
+                    assert (
+                        pid.node == node.name
+                        or node._driver.sessions[pid.node].incarnation == pid.incarnation
+                    )
 
     async def play(self) -> None:
         async with self.cluster as cluster:

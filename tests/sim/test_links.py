@@ -71,11 +71,11 @@ def test_a_monitor_and_a_link_deliver_the_reason(remote: bool, order: Any, reaso
         assert [message.pid for message in exits] == [pid]
         for message in (*downs, *exits):
             if reason is Crash:
-                assert isinstance(message.reason, Crash)
-                assert (message.reason.type_name, message.reason.text) == ("ValueError", "boom")
-                assert "child" in message.reason.traceback_text
+                assert isinstance(message.reason, Crash)  # type: ignore[attr-defined]
+                assert (message.reason.type_name, message.reason.text) == ("ValueError", "boom")  # type: ignore[attr-defined]
+                assert "child" in message.reason.traceback_text  # type: ignore[attr-defined]
             else:
-                assert message.reason == reason
+                assert message.reason == reason  # type: ignore[attr-defined]
 
     pair_story(story)
 
@@ -415,7 +415,7 @@ class Story:
             self.check()
 
     def check(self) -> None:
-        tables = {node.name: node._signals.links for node in self.nodes()}
+        tables = {node.name: node._parts.signals.links for node in self.nodes()}
         alive = {pid for node in self.nodes() for pid in self.pids if node.process_info(pid) is not None}
         assert not [ref for ref, times in self.downs.items() if times != 1], "a monitor fired twice"
         holding = {

@@ -537,3 +537,15 @@ def test_the_trace_is_the_same_under_every_hash_seed() -> None:
 def test_errors_are_one_tree() -> None:
     for kind in (Deadlock, LimitReached, Unhandled, LeftOver, NotSimulated):
         assert issubclass(kind, SimulationError)
+
+
+@pytest.mark.parametrize(("count", "frozen"), [(0, [True]), (375, [True]), (5_000, [])])
+def test_a_run_freezes_what_was_there_unless_the_program_has_frozen_it(
+    count: int, frozen: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CPython 3.12 starts with 375 frozen objects; that must not count as the program's choice."""
+    calls: list[bool] = []
+    monkeypatch.setattr("gc.get_freeze_count", lambda: count)
+    monkeypatch.setattr("gc.freeze", lambda: calls.append(True))
+    run(asyncio.sleep(0))
+    assert calls == frozen

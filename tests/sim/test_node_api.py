@@ -80,7 +80,7 @@ async def test_a_message_reaches_a_pid_a_name_and_an_address(fleet: Fleet) -> No
     pid = b.spawn(collector(got), name="sink")
     targets = [pid, ("sink", b.name), Address("sink", b.name)]
     for number, to in enumerate(targets):
-        await a.send(to, number)
+        await a.send(to, number)  # type: ignore[arg-type]
     a.send_nowait(pid, 3)
     await b.send("sink", "local")
     await b.send(pid, "local")

@@ -19,6 +19,7 @@ from fleetlm import (
     Process,
     ProcessDown,
     Settings,
+    SettingsError,
     StartFailed,
     StaticDiscovery,
 )
@@ -145,6 +146,55 @@ async def test_info_of_this_node_and_of_others(fleet: Fleet) -> None:
     with pytest.raises(ValueError, match="unknown selector"):
         a.list("everything")
     assert a.list("this", "connected") == [a.name, b.name]
+
+
+# Waiting for other nodes.
+
+
+async def alone(fleet: Fleet, ip: str) -> Node:
+    """A node without discovery: clustering is off."""
+    settings = Settings(node_ip=ip)
+    node = await Node.start(settings, transport=SimTransport(fleet.net, settings))
+    fleet.nodes.append(node)
+    return node
+
+
+@simulated
+async def test_ready_says_at_once_that_clustering_is_off_and_what_to_do(fleet: Fleet) -> None:
+    a = await alone(fleet, A)
+    started = fleet.loop.time()
+    with pytest.raises(SettingsError, match=r"DNS_CLUSTER_QUERY is not set.*node\.connect\(name\)") as caught:
+        await a.ready(timeout=60)
+    assert fleet.loop.time() == started
+    assert (caught.value.variable, caught.value.value) == ("DNS_CLUSTER_QUERY", None)
+    assert "ready(min_nodes=1)" in str(caught.value)
+    await a.ready(0)
+
+
+@simulated
+async def test_ready_waits_for_what_connect_asked_for(fleet: Fleet) -> None:
+    a = await alone(fleet, A)
+    assert not await a.connect(f"fleetlm@{B}", timeout=0.1), "it does not run yet"
+    waiting = asyncio.ensure_future(a.ready(timeout=60))
+    await asyncio.sleep(1)
+    b = await alone(fleet, B)
+    await waiting
+    assert a.list() == [b.name]
+    await a.ready()
+    with pytest.raises(TimeoutError):
+        await a.ready(2, timeout=1)
+    await b.ready()  # It asked for nobody: the other node has connected to it.
+    a.disconnect(b.name)
+    with pytest.raises(SettingsError):
+        await a.ready(timeout=60)
+
+
+@simulated
+async def test_a_node_without_discovery_that_is_met_is_ready(fleet: Fleet) -> None:
+    a = await alone(fleet, A)
+    b = await fleet.start(B, A)
+    await b.ready(timeout=30)
+    await a.ready(timeout=30)
 
 
 # The end of a node.

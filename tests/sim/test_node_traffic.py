@@ -53,7 +53,7 @@ async def test_order_per_sender_is_kept_whatever_the_sizes(fleet: Fleet) -> None
     await asyncio.sleep(30)
     for who in range(4):
         assert [serial for sender_, serial, _ in got if sender_ == who] == list(range(60))
-    link = a.sessions[b.name]
+    link = a._driver.sessions[b.name]
     await asyncio.sleep(2)
     assert link.lanes.waiting_bytes == 0
     assert link.in_flight < KIB
@@ -65,8 +65,8 @@ async def test_a_very_large_message_does_not_delay_small_ones(fleet: Fleet) -> N
     b.spawn(echo, name="echo")
     large = asyncio.ensure_future(a.call(("echo", b.name), b"x" * 30_000 * KIB, timeout=60))
     longest = 0.0
-    while a.sessions[b.name].lanes or not large.done():
-        if a.sessions[b.name].is_full:  # its own window is full of the large one
+    while a._driver.sessions[b.name].lanes or not large.done():
+        if a._driver.sessions[b.name].is_full:  # its own window is full of the large one
             await asyncio.sleep(0.001)
             continue
         started = SimLoop.current().time()
@@ -174,7 +174,7 @@ async def test_an_unknown_type_costs_its_message_and_nothing_else(fleet: Fleet) 
     a, b = await fleet.mesh(2)
     types = MessageTypes()
     types.register("strange", Strange)
-    a._messenger._codec = Codec(types)  # as if only this node had registered it
+    a._outbound._codec = Codec(types)  # as if only this node had registered it
     b.spawn(echo, name="echo")
     got: list[Any] = []
     b.spawn(collector(got), name="sink")
@@ -198,7 +198,7 @@ async def test_garbage_from_a_peer_costs_its_connection_only(fleet: Fleet) -> No
     await anext(events)
     await anext(events)
     for round_, bad in enumerate([b"", b"\x03", b"\xff" * 40, header(Kind.BATCH, 1, 1) + b"\xc1"]):
-        link = a.sessions[b.name]
+        link = a._driver.sessions[b.name]
         calling = asyncio.ensure_future(c.call(("echo", a.name), round_))
         fleet.net.inject(A, link.incoming.source, bad)
         down, up = await anext(events), await anext(events)

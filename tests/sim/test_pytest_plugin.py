@@ -126,9 +126,9 @@ def test_what_passes_and_what_does_not(tmp_path: Path) -> None:
 
         async def test_leaks(fleet):
             one, two = await fleet.start(2)
-            link = one.sessions[two.name]
+            link = one._driver.sessions[two.name]
             await fleet.stop(one)
-            one.sessions["fleetlm@10.0.0.9"] = link
+            one._driver.sessions["fleetlm@10.0.0.9"] = link
 
         async def test_until(fleet):
             one, two = await fleet.start(2)
@@ -175,7 +175,7 @@ def test_what_passes_and_what_does_not(tmp_path: Path) -> None:
     assert "loop.create_connection() needs the outside world" in done.report("test_dials")
     assert "\nLeftOver: " in done.report("test_leaves_a_task")
     assert re.search(r"E\s+ValueError: bad\nE\s+Unhandled: 1 unhandled", done.report("test_forgets"))
-    assert "Leaked: left behind: fleetlm@10.0.0.1: session to" in done.report("test_leaks")
+    assert "Leaked: left behind: fleetlm@10.0.0.1: session with" in done.report("test_leaks")
     assert re.search(
         r">\s+await fleet.until\(.*\nE.*NotReached: not within 3 s: one.list\(\) == \[\]; it was False",
         done.report("test_until"),

@@ -209,14 +209,14 @@ def test_waiting_for_a_name() -> None:
             with pytest.raises(TimeoutError):
                 await one.registry.wait_for("x", timeout)
             assert cluster.loop.time() - began == pytest.approx(timeout)
-        assert one.registry._waiters == {}
+        assert one._parts.replicated_names._waiters == {}
         waiting = [asyncio.create_task(one.registry.wait_for("x", 30)) for _ in range(3)]
         await asyncio.sleep(1)
         waiting[0].cancel()
         pid = two.spawn(idle)
         await two.registry.register("x", pid)
         assert await asyncio.gather(*waiting[1:]) == [pid, pid]
-        assert one.registry._waiters == {}
+        assert one._parts.replicated_names._waiters == {}
         assert await one.registry.wait_for("x", 0.0) == pid
         ever = asyncio.create_task(one.registry.wait_for("never"))
         await asyncio.sleep(1)
@@ -263,10 +263,10 @@ def test_a_name_of_a_process_elsewhere_is_asked_for_there() -> None:
         assert await three.registry.unregister("x") is True
         assert three.registry.whereis("x") is None
         assert two.registry.list() == {"y": other}
-        assert await one._messenger.ask(two.name, "disclaim", ["y", pid], 5) is False
+        assert await one._outbound.ask(two.name, "disclaim", ["y", pid], 5) is False
         for argument in (["", pid, b"\xc0", "exit"], ["w", pid, b"\xc0" * 70_000, "exit"]):
             with pytest.raises(RemoteError):
-                await one._messenger.ask(two.name, "claim", argument, 5)
+                await one._outbound.ask(two.name, "claim", argument, 5)
         assert cluster.meshed()
 
     story(told, 3, max_cluster_names=2)
@@ -276,8 +276,8 @@ def test_a_meta_that_is_none_costs_the_connection_and_no_more() -> None:
     async def told(cluster: SimCluster, one: Node, two: Node) -> None:
         pid = two.spawn(idle)
         with pytest.raises(fleetlm.NodeLost):
-            await one._messenger.ask(two.name, "claim", ["x", pid, b"\xc1", "exit"], 5)
-        one.tables.tell("names", ["has", [["x", -1, b"\xc0", 5]]])
+            await one._outbound.ask(two.name, "claim", ["x", pid, b"\xc1", "exit"], 5)
+        one._parts.replication.tell("names", ["has", [["x", -1, b"\xc0", 5]]])
         await cluster.mesh(timeout=60)
         assert two.registry.list() == {}
 
@@ -438,8 +438,8 @@ def test_a_meta_of_a_type_that_is_not_known_here_is_shown_as_none() -> None:
         zone: str
 
     async def told(_: SimCluster, one: Node, two: Node) -> None:
-        codec = two.registry._codec
-        codec._types = fleetlm.messages.MessageTypes()  # type: ignore[attr-defined]
+        codec = two.registry._replicated._codec
+        codec._types = fleetlm.messages.MessageTypes()
         pid = one.spawn(idle)
         await one.registry.register("x", pid, Meta("a"))
         await asyncio.sleep(SETTLE_S)
@@ -636,7 +636,7 @@ class Course:
             assert node.registry.list() == owners
             held = {name: node.registry.lookup(name) for name in owners}
             assert self.views[node] == {n: (c.pid, c.meta) for n, c in held.items() if c is not None}
-        own = sum(node.registry._names.counts()[0] for node in nodes)
+        own = sum(node.registry._table.counts()[0] for node in nodes)
         assert own == len(owners), "no claim is left that does not hold"
         by_pid = {player.pid: player for player in self.players}
         for name, pid in owners.items():
@@ -671,7 +671,7 @@ def play(seed: int) -> int:
 
     async def main() -> None:
         nonlocal lost
-        settings = fleetlm.testing.cluster.SETTINGS.replace(  # type: ignore[attr-defined]
+        settings = fleetlm.testing.cluster.SETTINGS.replace(
             poll_interval_s=1.0, node_timeout_s=2.0, backoff_max_s=2.0
         )
         async with SimCluster(seed, settings=settings) as cluster:

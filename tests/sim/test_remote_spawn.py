@@ -96,7 +96,7 @@ def pair_story(story: Any, *, local: bool = False) -> None:
 def assert_nothing_is_left(cluster: SimCluster) -> None:
     """Check that no request waits, and that each link and monitor between nodes has both ends."""
     nodes = list(cluster.nodes.values())
-    tables = {node.name: node._signals.links for node in nodes}
+    tables = {node.name: node._parts.signals.links for node in nodes}
     holding = {
         ref: target
         for table in tables.values()
@@ -104,7 +104,7 @@ def assert_nothing_is_left(cluster: SimCluster) -> None:
         for ref, target in e.monitors.items()
     }
     for node in nodes:
-        for link in node.sessions.values():
+        for link in node._driver.sessions.values():
             assert not link.calls, f"{node.name} waits for {link.name}: {link.calls}"
             assert not link.requests
         table = tables[node.name]
@@ -242,14 +242,14 @@ def test_an_exit_behind_the_reply_in_one_batch_finds_the_link() -> None:
     """The process ends before its node's loop has turned, so both leave in one frame."""
 
     async def story(_cluster: SimCluster, here: Node, there: Node) -> None:
-        real = there._remote_spawn.spawn_for
+        real = there._parts.remote_spawn.spawn_for
 
         def asked(link: Any, spawn: Any) -> Pid:
             pid = real(link, spawn)
             there._loop.call_soon(there.exit, pid, "kill")
             return pid
 
-        there._remote_spawn.spawn_for = asked  # type: ignore[method-assign]
+        there._parts.remote_spawn.spawn_for = asked  # type: ignore[assignment]
         for kind in ("link", "monitor"):
             asker = Asker(kind, there.name)
             pid = here.spawn(asker.run)
@@ -300,7 +300,7 @@ def test_every_refusal_is_typed_and_leaves_nothing(local: bool, kind: str) -> No
 @pytest.mark.parametrize("early", [True, False])
 def test_a_node_that_drains_takes_no_new_process_but_serves_calls(early: bool) -> None:
     async def story(_cluster: SimCluster, here: Node, there: Node) -> None:
-        there.kernel.draining = True
+        there._parts.kernel.draining = True
         if early:
             await asyncio.sleep(3)
             assert here.list("draining") == [there.name]
@@ -310,7 +310,7 @@ def test_a_node_that_drains_takes_no_new_process_but_serves_calls(early: bool) -
             assert refused.value.node == there.name
         assert await here.whereis("x", at=there.name) is None
         assert there.processes() == []
-        there.kernel.draining = False
+        there._parts.kernel.draining = False
 
     pair_story(story)
 
@@ -330,12 +330,12 @@ def test_arguments_are_message_values_here_and_there() -> None:
         with pytest.raises(NotSerializable) as refused:
             await here.spawn_at(there.name, "child", {"a": [object()]})
         assert refused.value.path == "args[0]['a'][0]"
-        there.inbound._codec = Codec(MessageTypes())
+        there._parts.inbound._codec = Codec(MessageTypes())
         with pytest.raises(Undecodable) as unknown:
             await here.spawn_at(there.name, "child", Odd(5))
         assert unknown.value.target == ("child", there.name)
         assert there.processes() == []
-        there.inbound._codec = Codec()
+        there._parts.inbound._codec = Codec()
 
     pair_story(story)
 
@@ -406,7 +406,7 @@ def test_a_spawn_that_was_given_up_leaves_no_process(kind: str, how: str) -> Non
         pid = here.spawn(asker.run)
         await asyncio.sleep(3)
         assert type(asker.outcome) is (CallTimeout if own else TimeoutError)
-        assert here.sessions[there.name].calls, "its answer is still to come"
+        assert here._driver.sessions[there.name].calls, "its answer is still to come"
         cluster.unstall(there)
         await asyncio.sleep(1)
         assert there.processes() == []
@@ -430,7 +430,7 @@ def test_a_process_that_ends_during_a_spawn_leaves_no_orphan(kind: str, reason: 
         if reason == "normal":
             process = here._local.process(pid)
             assert process is not None
-            process.exit(pid, "normal")  # From itself: ends it.
+            process.exit(pid, "normal")  # type: ignore[attr-defined]  # From itself: ends it.
         else:
             here.exit(pid, reason)
         await asyncio.sleep(1)
@@ -586,7 +586,7 @@ def test_a_reply_that_is_no_pid_of_that_node_is_an_error(kind: str, given_up: bo
             "a former one's": Pid(there.name, there.incarnation - 1, 1),
             "ours": pid,
         }
-        there._remote_spawn.spawn_for = lambda *_: lies.get(reply, reply)  # type: ignore[method-assign]
+        there._parts.remote_spawn.spawn_for = lambda *_: lies.get(reply, reply)
         if given_up:
             cluster.stall(there)
         await asyncio.sleep(2)
@@ -594,7 +594,7 @@ def test_a_reply_that_is_no_pid_of_that_node_is_an_error(kind: str, given_up: bo
         await asyncio.sleep(1)
         assert isinstance(asker.outcome, CallTimeout if given_up else RemoteError)
         assert here.process_info(pid) is not None
-        assert here._signals.links.counts() == (0, 0)
+        assert here._parts.signals.links.counts() == (0, 0)
 
     pair_story(story)
 
@@ -618,11 +618,11 @@ def test_nonsense_is_answered_and_spawns_nothing(argument: int) -> None:
             ["child", (), None, None, None, ref],
         ]  # fmt: skip
         with pytest.raises(RemoteError, match="InvalidName"):
-            await here._messenger.ask(there.name, "spawn", nonsense[argument], 5.0)
+            await here._outbound.ask(there.name, "spawn", nonsense[argument], 5.0)
         with pytest.raises(RemoteError, match="InvalidName"):
-            await here._messenger.ask(there.name, "spawn", ["child", (), "", me, 1, None], 5.0)
+            await here._outbound.ask(there.name, "spawn", ["child", (), "", me, 1, None], 5.0)
         with pytest.raises(NoFactory):
-            await here._messenger.ask(there.name, "spawn", ["c" * 100_000, (), None, me, 1, None], 5.0)
+            await here._outbound.ask(there.name, "spawn", ["c" * 100_000, (), None, me, 1, None], 5.0)
         assert there.processes() == []
         assert here.list() == [there.name], "the connection lives"
 
@@ -709,7 +709,11 @@ class Story:
         """Return a value that changes when the connection from a process's node to another is lost."""
         for node in self.nodes():
             if (node.name, node.incarnation) == (pid.node, pid.incarnation):
-                return node.kernel.topology.peers[at].connection.ups if at in node.sessions else None
+                return (
+                    node._parts.kernel.topology.peers[at].connection.ups
+                    if at in node._driver.sessions
+                    else None
+                )
         return None
 
     def prepare(self, node: Node) -> None:
@@ -732,7 +736,7 @@ class Story:
         elif pick < 0.25:
             cluster.heal()
         elif pick < 0.3:
-            node.kernel.draining = not node.kernel.draining
+            node._parts.kernel.draining = not node._parts.kernel.draining
         elif pick < 0.35:
             pid = node.registered().get("asker 0")
             if pid is not None:
@@ -760,7 +764,7 @@ class Story:
             for _ in range(40):
                 await self.step()
             for node in self.nodes():
-                node.kernel.draining = False
+                node._parts.kernel.draining = False
             self.cluster.heal()
             await self.cluster.mesh(timeout=300)
             await asyncio.sleep(60)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fleetlm import messages, node as node_module
+from fleetlm import messages
+from fleetlm.actors import sender
 from fleetlm.actors.run import ActorRun
 from fleetlm.call import Call
 from fleetlm.core import restarts
@@ -17,12 +18,12 @@ from fleetlm.core.group_table import GroupTable
 from fleetlm.core.links import Deliver, Links
 from fleetlm.core.name_table import Lose, NameTable
 from fleetlm.core.restarts import Backoff
-from fleetlm.directory.groups import Groups
-from fleetlm.directory.registry import Registry
+from fleetlm.directory.groups import ReplicatedGroups
+from fleetlm.directory.registry import ReplicatedNames
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
-from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.session import Session
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import ReceiveWindows
@@ -131,7 +132,7 @@ def _what_ran_is_told_as_not_delivered(_original: Mutant) -> Mutant:
 
 
 def _no_cancel(_original: Mutant) -> Mutant:
-    return lambda messenger, session, ref, sender: session.calls.pop(ref, None)
+    return lambda outbound, session, ref, sender: session.calls.pop(ref, None)
 
 
 def _callers_wait_for_the_lost(close: Mutant) -> Mutant:
@@ -167,8 +168,8 @@ def _members_stay(_original: Mutant) -> Mutant:
 
 
 def _the_loser_is_not_told(perform: Mutant) -> Mutant:
-    def mutant(registry: Registry, orders: list[Any]) -> None:
-        perform(registry, [order for order in orders if not isinstance(order, Lose)])
+    def mutant(names: ReplicatedNames, orders: list[Any]) -> None:
+        perform(names, [order for order in orders if not isinstance(order, Lose)])
 
     return mutant
 
@@ -225,9 +226,9 @@ def _no_terminate(_original: Mutant) -> Mutant:
 def _a_future_is_left(take_ref: Mutant) -> Mutant:
     left: list[asyncio.Future[Any]] = []
 
-    def mutant(messenger: Messenger) -> Any:
+    def mutant(outbound: Outbound) -> Any:
         left.append(asyncio.get_running_loop().create_future())
-        return take_ref(messenger)
+        return take_ref(outbound)
 
     return mutant
 
@@ -257,24 +258,24 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (ConsumerEnd, "put", _items_come_twice),
     (ConsumerEnd, "set_result", _ignored),
     (Call, "process_down", _what_ran_is_told_as_not_delivered),
-    (Messenger, "_done_with", _no_cancel),
+    (Outbound, "_close_request", _no_cancel),
     (Session, "close", _callers_wait_for_the_lost),
     (Inbound, "_call", _requests_run_twice),
     (Inbound, "_deliver", _messages_are_forgotten),
     (GroupTable, "node_down", _members_stay),
-    (Groups, "exited", _ignored),
-    (Registry, "_perform", _the_loser_is_not_told),
+    (ReplicatedGroups, "exited", _ignored),
+    (ReplicatedNames, "perform", _the_loser_is_not_told),
     (NameTable, "_pick_best", _everybody_wins),
-    (Subscription, "publish", _changes_are_missed),
+    (Subscription, "_publish", _changes_are_missed),
     (Feed, "forget", _ignored),
     (ActorRun, "_serve_call", _handlers_overlap),
     (ActorRun, "__init__", _no_bound_for_concurrent_handlers),
     (ActorRun, "_interrupt", _ignored),
     (ActorRun, "_finish", _no_terminate),
-    (node_module, "within_deadline", _deadlines_extend),
+    (sender, "within_deadline", _deadlines_extend),
     (_PendingSpawn, "_kill", _ignored),
-    (Messenger, "take_ref", _a_future_is_left),
-    (Process, "ended", _a_timer_is_left),
+    (Outbound, "take_ref", _a_future_is_left),
+    (Process, "_mark_gone", _a_timer_is_left),
 ]
 
 
@@ -283,13 +284,30 @@ def _named(mutant: tuple[Any, str, Any]) -> str:
     return f"{owner.__name__.rpartition('.')[2]}.{method}-{how.__name__.strip('_')}"
 
 
+FOUND_BY = {
+    ("Links", "_end_acts"): 4,
+    ("Session", "signal"): 2,
+    ("Backoff", "pause_s"): 11,
+    ("Outbound", "_done_with"): 10,
+    ("Inbound", "_deliver"): 2,
+    ("Registry", "_perform"): 21,
+    ("NameTable", "_pick_best"): 39,
+    ("ActorRun", "__init__"): 2,
+    ("Links", "node_down"): 1,
+    ("_PendingSpawn", "_kill"): 7,
+}
+"""The first seed that notices a fault, where it is not seed 0. It is tried first, which saves CPU;
+where it notices nothing any more, because the course of the seed has changed, all seeds are tried."""
+
+
 @pytest.mark.deadline(60)
 @pytest.mark.parametrize(("owner", "method", "mutant"), MUTANTS, ids=map(_named, MUTANTS))
 def test_a_fault_in_the_product_is_noticed(
     owner: Any, method: str, mutant: Callable[[Mutant], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, method, mutant(getattr(owner, method)))
-    for seed in range(MOST_SEEDS):
+    likely = FOUND_BY.get((owner.__name__, method), 0)
+    for seed in (likely, *range(MOST_SEEDS)):
         noticed = _noticed(seed)
         if noticed is not None:
             assert f"seed {seed}" in noticed.__notes__

@@ -77,8 +77,8 @@ def scenario(test: Any, *, remote: bool) -> None:
             await cluster.mesh()
             await test(Rig(cluster, nodes[0], nodes[-1]))
             for node in cluster.nodes.values():
-                assert not node._messenger.local_calls
-                for link in node.sessions.values():
+                assert not node._outbound.local_calls
+                for link in node._driver.sessions.values():
                     assert not link.calls
 
     run(main())

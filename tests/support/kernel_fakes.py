@@ -1,4 +1,4 @@
-"""Nodes, frames and dice for tests of the core: everything is a value, nothing is drawn by chance."""
+"""Nodes, frames and random numbers for tests of the core; nothing in them is random."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fleetlm.wire.frames import Hello, Kind, Ready
 
 SETTINGS = Settings()
 T = 1000.0
-"""A clock starts nowhere in particular."""
+"""The time at which tests begin; any number would do."""
 
 
 class Dice(random.Random):
-    """Epochs 1, 2, 3, … and the longest of every back-off."""
+    """Draws the epochs 1, 2, 3, … and the longest possible pause."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -42,7 +42,7 @@ def name(number: int) -> str:
 
 
 def identity(number: int = 1, incarnation: int = 0, **changes: Any) -> Identity:
-    """Node ``number``; its incarnation is a hundredfold of it unless told otherwise."""
+    """The identity of node ``number``; by default its incarnation is 100 times the number."""
     values: dict[str, Any] = {
         "name": name(number),
         "incarnation": incarnation or number * 100,
@@ -56,7 +56,7 @@ def identity(number: int = 1, incarnation: int = 0, **changes: Any) -> Identity:
 
 
 def hello_of(number: int, incarnation: int = 0, *, to: int = 1, dropped: int = 0, **changes: Any) -> Hello:
-    """How node ``number`` introduces itself to node ``to``."""
+    """The HELLO of node ``number`` to node ``to``."""
     return identity(number, incarnation, **changes).hello(name(to), dropped)
 
 
@@ -65,7 +65,7 @@ def hello_frame(hello: Hello, epoch: int, seq: int = 0) -> bytes:
 
 
 def ready_frame(epoch: int, seq: int, named: int, incarnation: int = 100) -> bytes:
-    """READY number ``seq`` of the half ``epoch``, naming epoch and incarnation of the other half."""
+    """A READY frame with number ``seq`` of the half ``epoch``; it names the other half."""
     return frames.header(Kind.READY, epoch, seq) + frames.pack_ready(Ready(named, incarnation))
 
 
@@ -101,12 +101,12 @@ def quiet(effects: list[Effect]) -> list[Effect]:
 
 
 def source(number: int, attempt: int = 1) -> bytes:
-    """What the transport calls the half of node ``number``."""
+    """The source of a half of node ``number``."""
     return f"{number}.{attempt}".encode()
 
 
 class Meeting:
-    """Node 1's kernel, and what its peers do, in words."""
+    """The kernel of node 1, and methods for what its peers do."""
 
     def __init__(self, settings: Settings = SETTINGS, **changes: Any) -> None:
         self.kernel = kernel(1, settings, **changes)
@@ -114,7 +114,7 @@ class Meeting:
         self.attempts: dict[int, int] = {}
 
     def met(self, number: int, from_ip: str = "") -> bytes:
-        """A new half of node ``number`` reaches us. Returns its source."""
+        """Node ``number`` connects to node 1. Returns its source."""
         self.attempts[number] = self.attempts.get(number, 0) + 1
         half = source(number, self.attempts[number])
         self.kernel.source_met(half, from_ip or ip(number))
@@ -123,25 +123,25 @@ class Meeting:
     def hello(
         self, number: int, epoch: int, incarnation: int = 0, **changes: Any
     ) -> tuple[bytes, list[Effect]]:
-        """Node ``number`` dials us. Returns its source, and the effects."""
+        """Node ``number`` connects and sends HELLO. Returns its source, and the effects."""
         half = self.met(number)
         frame = hello_frame(hello_of(number, incarnation, **changes), epoch)
         return half, self.kernel.control_frame(self.now, half, frame)
 
     def channel(self, number: int) -> int:
-        """The channel that we have to node ``number``."""
+        """The channel of node 1 to node ``number``."""
         out = self.kernel.topology.peers[name(number)].connection.outgoing
         assert out is not None
         return out.channel
 
     def epoch(self, number: int) -> int:
-        """The epoch of our half to node ``number``."""
+        """The epoch of node 1's half to node ``number``."""
         out = self.kernel.topology.peers[name(number)].connection.outgoing
         assert out is not None
         return out.epoch
 
     def up(self, number: int, epoch: int = 77, incarnation: int = 0, **changes: Any) -> bytes:
-        """All of the handshake with node ``number``. Returns its source."""
+        """Complete the handshake with node ``number``. Returns its source."""
         self.kernel.asked_for(self.now, name(number))
         self.kernel.topology.peers[name(number)].is_pinned = False
         self.kernel.opened(self.now, self.channel(number))

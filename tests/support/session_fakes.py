@@ -1,4 +1,4 @@
-"""Links without a network: two of them back to back, over transports that only take notes."""
+"""Sessions without a network: two of them back to back, over transports that record what is sent."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ class Taker:
     def __init__(self, taken: list[Call] | None = None) -> None:
         self.calls: list[Call] = [] if taken is None else taken
 
-    def took(self, call: Call) -> None:
+    def _accept_call(self, call: Call) -> bool:
         self.calls.append(call)
+        return True
 
 
 class FakeOffice:
@@ -104,7 +105,7 @@ def processes_and_signals(node: Any, context: NodeContext) -> tuple[LocalProcess
     """The processes of a node, with their links; `node.remote_spawn` is used if there is one."""
 
     def make_process(pid: Pid, runs: str) -> Process:
-        remote_spawn = getattr(node, "remote_spawn", None)
+        remote_spawn: Any = getattr(node, "remote_spawn", None)
         return Process(
             node, ProcessServices(signals, remote_spawn, context.settings.mailbox_limit), pid, runs
         )
@@ -162,7 +163,7 @@ class Side:
             self.codec,
             self.transport,  # type: ignore[arg-type]
             self.dirty.append,
-            lambda _link, reason: self.lost.append(reason),
+            lambda _session, reason: self.lost.append(reason),
         )
         self.inbound = Inbound(self.boxes, self.codec, self.office, loop.time, 8)
 

@@ -1,7 +1,7 @@
-"""Kernels wired to each other by queues, with every order checked while it is performed.
+"""Kernels connected by queues; every effect is checked when it is performed.
 
-A channel keeps order and has no gap; whatever ends it takes a suffix of its frames. As with ZeroMQ
-a dialler may never hear that an open channel has ended, and a channel may fall silent.
+A channel delivers its frames in order and without a gap until it ends; then the rest is lost. As with
+ZeroMQ a dialler may never learn that an open channel has ended, and a channel may fall silent.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from fleetlm.wire.frames import BadFrame, Kind
 from tests.support.kernel_fakes import identity, ip, name
 
 SILENCE_S = 8.0
-"""After which a listener gives up a silent source."""
+"""Seconds of silence after which a listener gives up a source."""
 
 
 @dataclass(eq=False)
 class Channel:
-    """One dial: from a node to whoever listens at an address when it opens."""
+    """One dial, to the node that listens at an address when the channel opens."""
 
     number: int
     dialler: Node
@@ -40,15 +40,15 @@ class Channel:
     back: deque[bytes] = field(default_factory=deque)
     met: bool = False
     hung_up: bool = False
-    """By the dialler: what is queued is still delivered, then its end."""
+    """The dialler has closed it: what is queued is still delivered, then the end."""
     cut_at: float | None = None
-    """Silent since: nothing is delivered any more."""
+    """When the channel went silent; nothing is delivered from then on."""
     over: bool = False
 
 
 @dataclass
 class Session:
-    """What a driver keeps of an `Up`."""
+    """What the driver keeps of an `Up`."""
 
     connection: Connection
     incarnation: int
@@ -59,7 +59,7 @@ class Session:
 
 
 class Node:
-    """A kernel and what its driver would keep."""
+    """A kernel, and what its driver would keep."""
 
     def __init__(self, net: TinyNetwork, number: int, incarnation: int) -> None:
         self.net = net
@@ -110,7 +110,7 @@ class Node:
         self.check()
 
     def arrived(self, channel: Channel, frame: bytes) -> None:
-        """A driver's straight road for data, and the kernel for the rest."""
+        """Count a batch as the driver does, and give any other frame to the kernel."""
         now, session = self.net.now, self.by_source.get(channel.source)
         if session is not None and frame[0] == Kind.BATCH:
             try:
@@ -133,7 +133,7 @@ class Node:
         self.channels[session.outgoing.channel].out.append(head + body)
 
     def check(self) -> None:
-        """What holds between any two facts."""
+        """Check what must hold after every fact."""
         kernel, peers = self.kernel, self.kernel.topology.peers.values()
         dialled = {p.connection.outgoing.channel for p in peers if p.connection.outgoing is not None}
         assert dialled == kernel._channels.keys(), "the kernel lost track of a channel"
@@ -163,7 +163,7 @@ class TinyNetwork:
         self.now = 100.0
         self.size = size
         self.tells = self.rng.random() < 0.5
-        """Whether diallers hear of the end of an open channel."""
+        """Whether diallers are told when an open channel ends."""
         self.channels: list[Channel] = []
         self.sources: dict[bytes, Channel] = {}
         self._numbers = itertools.count(1)
@@ -189,7 +189,7 @@ class TinyNetwork:
     # What the network does.
 
     def end(self, channel: Channel, *, tell_dialler: bool) -> None:
-        """The channel is over: its listener hears so, if it ever heard of it."""
+        """End a channel: its listener is told, if the channel has reached it."""
         channel.over = True
         self.channels.remove(channel)
         self.sources.pop(channel.source)
@@ -200,10 +200,10 @@ class TinyNetwork:
             dialler.channels.pop(channel.number, None)
             dialler.perform(dialler.kernel.channel_lost(self.now, channel.number, "connection lost"))
         elif not channel.hung_up:
-            channel.cut_at = self.now  # Nobody tells the dialler; what it sends goes nowhere.
+            channel.cut_at = self.now  # The dialler is not told; what it sends is lost.
 
     def step(self, channel: Channel) -> bool:
-        """One thing happens on this channel. False where nothing can."""
+        """Let one thing happen on this channel. Returns False if nothing can."""
         if channel.listener is None:
             return self._connect(channel)
         if channel.cut_at is not None:
@@ -258,7 +258,7 @@ class TinyNetwork:
             for channel in node.channels.values():
                 del_from = self.rng.randrange(len(channel.out) + 1)
                 while len(channel.out) > del_from:
-                    channel.out.pop()  # What the dead one's kernel had not sent yet.
+                    channel.out.pop()  # What the ended node had not sent yet.
         node.alive = False
 
     def start(self, number: int) -> None:
@@ -276,7 +276,7 @@ class TinyNetwork:
     # Whole runs.
 
     def chaos(self, steps: int) -> None:
-        """Anything, in any order."""
+        """Do one thing chosen at random."""
         for _ in range(steps):
             self.anything()
 
@@ -331,7 +331,7 @@ class TinyNetwork:
         raise AssertionError("the network never comes to rest")
 
     def heal(self) -> None:
-        """Everybody lives, knows everybody and wants everybody."""
+        """All nodes run and dial each other."""
         for number, node in list(self.nodes.items()):
             if not node.alive:
                 self.start(number)
@@ -341,7 +341,7 @@ class TinyNetwork:
                 node.perform(node.kernel.asked_for(self.now, name(number)))
 
     def settled(self) -> bool:
-        """Whether every pair is up, both ends holding the same two halves."""
+        """Whether all pairs are up, and both ends have the same two halves."""
         for node in self.nodes.values():
             for other in self.nodes.values():
                 if other is node:
@@ -356,7 +356,7 @@ class TinyNetwork:
         return True
 
     def converse(self) -> None:
-        """Everybody hears from everybody, and nobody goes down over it."""
+        """All nodes exchange data, and no connection ends."""
         links = [(node, session) for node in self.nodes.values() for session in node.sessions.values()]
         heard = [session.received for _, session in links]
         for node, session in links:

@@ -14,6 +14,7 @@ from fleetlm.discovery.own_address import Rule, can_bind, host_addresses, own_ad
 from fleetlm.settings import Settings
 from fleetlm.testing import DnsServer
 from fleetlm.testing.dns_server import Reply
+from tests.support.patience import allowed_s
 
 NAME = "fleet.test."
 FOREIGN = "192.0.2.1"
@@ -58,7 +59,7 @@ def test_the_route_to_loopback_leaves_from_loopback() -> None:
 async def test_the_hosts_own_name_is_looked_up_in_bounded_time() -> None:
     started = time.monotonic()
     found = await host_addresses(timeout_s=0.5)
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < allowed_s(1.0)
     assert all(isinstance(ip, str) for ip in found)
 
 
@@ -96,7 +97,7 @@ async def test_the_first_answer_with_an_own_address_ends_the_wait() -> None:
         await healing
     assert (own.ip, own.rule) == ("127.0.0.7", Rule.DNS)
     assert answer == Answer(Outcome.ADDRESSES, ("127.0.0.7",), "1 address")
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < allowed_s(5.0)
 
 
 async def test_an_answer_without_an_own_address_is_given_the_budget_and_then_the_route_decides(
@@ -109,13 +110,13 @@ async def test_an_answer_without_an_own_address_is_given_the_budget_and_then_the
     own, answer = await own_address(Settings(), StaticDiscovery([FOREIGN]), budget_s=0.4)
     assert (own.ip, own.rule) == (mine, Rule.ROUTE)
     assert answer is not None
-    assert 0.4 <= time.monotonic() - started < 1.0
+    assert 0.4 <= time.monotonic() - started < allowed_s(1.0)
 
 
 async def test_an_ambiguous_answer_on_loopback_does_not_get_better_by_waiting() -> None:
     started = time.monotonic()
     own, _ = await own_address(Settings(), StaticDiscovery(["127.0.0.2", "127.0.0.3"]), budget_s=20.0)
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < allowed_s(5.0)
     assert (own.ip, own.rule) == ("127.0.0.1", Rule.LOOPBACK)
     assert own.warning is not None
 
@@ -133,7 +134,7 @@ async def test_without_an_answer_the_hosts_name_decides_within_the_budget(
         server.behave(reply)
         started = time.monotonic()
         own, answer = await own_address(Settings(), at(server), budget_s=0.4)
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < allowed_s(1.0)
     assert (own.ip, own.rule) == ("198.51.100.1", Rule.HOSTNAME)
     assert answer is None or not answer.addresses
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fleetlm import Actor, ActorRef, FleetError, Node, NodeLost, handler
+from tests.support.patience import allowed_s
 from tests.system.actor_worker import Model
 from tests.system.cluster_tools import Fleet, Worker, quantile
 from tests.system.cluster_worker import resident_kib
@@ -63,7 +64,7 @@ async def test_many_cancellations_leave_no_handler_behind() -> None:
             print(f"{method.__name__}: {counts}, {begun:,} handlers have begun")
             assert "failed" not in outcomes
             assert outcomes.count("cancelled") > 100
-        link = node.sessions[fleet.name(3)]
+        link = node._driver.sessions[fleet.name(3)]
         assert not link.calls
         assert not link.open_calls
         assert await ref.call(Model.noop) is None
@@ -81,13 +82,13 @@ async def test_many_timeouts_and_closed_streams_leave_no_handler_behind() -> Non
         most = rng.randrange(1, 300)
         async with contextlib.aclosing(ref.stream(Model.tokens, 1_000)) as tokens:
             async for token in tokens:
-                if token >= most:
+                if token >= most:  # type: ignore[operator]
                     break
 
     async with two() as (fleet, node, _, ref):
         await asyncio.gather(*(brief() for _ in range(500)), *(left() for _ in range(300)))
         await at_rest(ref)
-        assert not node.sessions[fleet.name(3)].calls
+        assert not node._driver.sessions[fleet.name(3)].calls
         assert fleet.downs == []
 
 
@@ -125,7 +126,7 @@ async def test_the_first_item_comes_as_soon_as_a_reply() -> None:
                 items.append(time.perf_counter() - began)
         call_s, item_s = quantile(calls, 0.5), quantile(items, 0.5)
         print(f"median: a reply after {call_s * 1e6:.0f} µs, a first item after {item_s * 1e6:.0f} µs")
-        assert item_s < 2 * call_s + 0.001
+        assert item_s < allowed_s(2 * call_s + 0.001)
 
 
 async def test_a_producer_that_is_killed_ends_every_stream_at_once() -> None:

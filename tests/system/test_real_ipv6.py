@@ -40,7 +40,7 @@ def namespace() -> Iterator[str]:
         pytest.skip(f"no network namespace is to be had: {made.stderr.strip()}")
     try:
         steps = [("link", "set", "lo", "up")]
-        steps += [("-6", "addr", "add", f"{SUBNET}{n}/128", "dev", "lo", "nodad") for n in NUMBERS]
+        steps += [("-6", "addr", "add", f"{SUBNET}{n}/128", "dev", "lo", "nodad") for n in NUMBERS]  # type: ignore[misc]
         for step in steps:
             done = ip("-n", name, *step)
             if done.returncode:
@@ -54,7 +54,7 @@ def namespace() -> Iterator[str]:
 async def test_a_cluster_on_ipv6_alone(namespace: str, cookie: str | None) -> None:
     prefix = ("ip", "netns", "exec", namespace)
     env = {"FLEETLM_COOKIE": cookie} if cookie else {}
-    async with Fleet(prefix=prefix, subnet=SUBNET, DNS_CLUSTER_QUERY=QUERY, **env) as fleet:
+    async with Fleet(prefix=prefix, subnet=SUBNET, DNS_CLUSTER_QUERY=QUERY, **env) as fleet:  # type: ignore[arg-type]
         server = await fleet.waiting()
         addresses = fleet.ips(*NUMBERS)
         dns = await server.ask("dns", host="::1", name=QUERY, addresses=addresses)

@@ -137,7 +137,7 @@ ACTS = [
 
 async def harassed(cookie: str | None, seconds: float) -> None:
     """Let strangers of every kind connect while two nodes call each other: every call gets its reply."""
-    async with Fleet(static=(2, 3), **({"FLEETLM_COOKIE": cookie} if cookie else {})) as fleet:
+    async with Fleet(static=(2, 3), **({"FLEETLM_COOKIE": cookie} if cookie else {})) as fleet:  # type: ignore[arg-type]
         a = await fleet.node(2)
         await fleet.worker(3)
         there = fleet.name(3)

@@ -119,4 +119,4 @@ async def test_a_killed_peer_ends_every_send_that_waits_for_its_windows() -> Non
         assert {type(outcome).__name__ for outcome in outcomes} == {"NoConnection"}
         assert await broadcasting == 0
         await fleet.down(node, there)
-        await until(lambda: not node.sessions)
+        await until(lambda: not node._driver.sessions)

@@ -21,6 +21,7 @@ from fleetlm.remote import client, evaluator, protocol, server as remote_server
 from fleetlm.remote.client import RemoteConnection, RemoteFailure, RemoteOutcome
 from fleetlm.remote.protocol import BadMessage, SocketFile, UnsafeFolder
 from fleetlm.remote.server import RemoteServer
+from tests.support.patience import allowed_s
 from tests.support.remote_fakes import OTHER, FakeNode
 
 UID = os.getuid()
@@ -359,7 +360,7 @@ async def test_a_node_that_does_not_react_is_a_timeout(env: dict[str, str]) -> N
         await in_thread(thread.join)
         assert outcomes[0][0].code == 4
         assert "blocked" in outcomes[0][0].error
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < allowed_s(5)
 
         thread = threading.Thread(target=lambda: refused.append(failure(env, 0.3)))
         refused: list[RemoteFailure] = []
@@ -396,7 +397,7 @@ while not node.release.is_set():
         await eventually(lambda: node.told[:1] == ["runs"])
         started = time.monotonic()
         await server.stop()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < allowed_s(1)
         node.release.set()  # type: ignore[attr-defined]
         await eventually(lambda: not server._clients)
         connection.close()
@@ -621,7 +622,7 @@ async def test_the_number_of_clients_is_bounded(env: dict[str, str], monkeypatch
         connections = []
         for count in (1, 2, 3):
             connections.append(await in_thread(connect, env))
-            await eventually(lambda count=count: len(server._clients) == count)
+            await eventually(lambda count=count: len(server._clients) == count)  # type: ignore[misc]
         found = client.discover(env, UID)[0]
         await eventually(lambda: len(server._clients) == 3)  # that one only looked
         connections.append(await in_thread(client.connect, found))

@@ -36,6 +36,7 @@ from fleetlm import (
     node_in_thread,
 )
 from fleetlm.cli.demo.replicas import free_port
+from tests.support.patience import allowed_s
 
 T = TypeVar("T")
 HERE, THERE = "127.0.0.61", "127.0.0.62"
@@ -222,7 +223,7 @@ async def test_many_threads_at_a_time_and_nothing_is_left_of_them() -> None:
 
         replies = await asyncio.gather(*(in_thread(thread, index) for index in range(20)))
         assert replies == [[(index, number) for number in range(50)] for index in range(20)]
-        await until(lambda: not node.sync._deputies)
+        await until(lambda: not node.sync._requests._tasks)
         assert len(asyncio.all_tasks()) == tasks
 
 
@@ -262,7 +263,7 @@ async def test_a_window_that_stays_full() -> None:
             began = time.monotonic()
             with pytest.raises(WouldBlock, match=r"stayed full for the 0\.2 s"):
                 node.sync.send("sleeper", 3, timeout=0.2)
-            assert 0.2 <= time.monotonic() - began < 1.0
+            assert 0.2 <= time.monotonic() - began < allowed_s(1.0)
             with pytest.raises(NoProcess):  # for as long as it takes, and here it takes a death
                 node.sync.send("sleeper", 4)
 
@@ -277,7 +278,7 @@ async def test_a_window_that_stays_full() -> None:
 
 
 async def test_the_node_stops_while_threads_wait() -> None:
-    node = await Node.start(lone(mailbox_limit=1))
+    node = await Node.start(lone(mailbox_limit=1), discovery=fleetlm.StaticDiscovery([]))
     node.spawn(echo, name="echo")
     node.spawn(sleeper, name="sleeper")
     await node.send("sleeper", 1)
@@ -292,10 +293,10 @@ async def test_the_node_stops_while_threads_wait() -> None:
     for future, errors in waiting.items():
         with pytest.raises(errors):
             await future
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < allowed_s(0.9)
     with pytest.raises(NodeStopped, match="has been stopped"):
         await in_thread(node.sync.list)
-    assert node.sync._deputies == {}
+    assert node.sync._requests._tasks == {}
 
 
 class OwnLoop:
@@ -353,7 +354,7 @@ def test_a_loop_that_ends_without_a_word(own_loop: Callable[..., OwnLoop]) -> No
         own.halt()
         with pytest.raises(NodeStopped, match="its event loop does not run"):
             waiting.result(5)
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < allowed_s(2.0)
         with pytest.raises(NodeStopped, match="its event loop does not run"):
             pool.submit(node.list).result(5)
         own.close()
@@ -382,7 +383,7 @@ def test_a_program_that_ends_while_a_thread_waits() -> None:
     main_node: list[Node] = []
     loop = asyncio.new_event_loop()
     waiting = loop.run_until_complete(main())
-    for task in list(main_node[0].sync._deputies):  # as asyncio.run does at its end
+    for task in list(main_node[0].sync._requests._tasks):  # as asyncio.run does at its end
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0.01))
     waiting.join(5)
@@ -403,7 +404,7 @@ def test_a_loop_that_is_busy_holds_up_nobody_for_ever(
     began = time.monotonic()
     with pytest.raises(WouldBlock, match=r"the event loop of .* was busy for 0\.5 s"):
         node.call("echo", "never begun")
-    assert 0.5 <= time.monotonic() - began < 0.9
+    assert 0.5 <= time.monotonic() - began < allowed_s(0.9)
     assert [type(each) for each in node.multicall(["echo", "x"], 1)] == [WouldBlock, WouldBlock]
     own.block(0.3)
     assert node.call("echo", 2, timeout=10) == 2  # begins late, and is none the worse
@@ -440,10 +441,10 @@ def test_an_interrupt_cancels_what_waits() -> None:
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             node.call("keeps", "long", timeout=20)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < allowed_s(5)
         assert node.list("this") == [node.name]  # its next request, and by now it was cancelled
         assert not taken[0].wanted
-        assert [task.cancelling() for task in node._deputies] == [0]
+        assert [task.cancelling() for task in node._requests._tasks] == [0]
         node.spawn(echo, name="echo")
         assert node.call("echo", "and on") == "and on"
 

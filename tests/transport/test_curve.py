@@ -15,6 +15,7 @@ from fleetlm.transport.probe import probe
 from fleetlm.transport.router import UNKNOWN_IP
 from fleetlm.wire import frames
 from fleetlm.wire.frames import IAm
+from tests.support.patience import allowed_s
 from tests.support.transport_rig import COOKIE, OTHER_COOKIE, both_loops, free_ip, raw_server, station
 
 # ── keys ─────────────────────────────────────────────────────────────────────────────────────────
@@ -46,8 +47,8 @@ def test_deriving_is_slow_for_guessers_and_done_once() -> None:
         start = time.thread_time()
         keys_from_cookie("how long does this take?")
         took.append(time.thread_time() - start)
-    assert 0.005 < took[0] < 0.5
-    assert took[1] < 0.001
+    assert 0.005 < took[0] < allowed_s(0.5)
+    assert took[1] < allowed_s(0.001)
 
 
 def test_secrets_are_not_shown() -> None:

@@ -25,6 +25,7 @@ from fleetlm.transport import dealer as dealer_module
 from fleetlm.transport.router import MAX_FRAMES_PER_READ, UNKNOWN_IP
 from fleetlm.transport.sockets import explain_bind_error, may_dial_from, raise_descriptor_limit
 from fleetlm.transport.zeromq import ZmqTransport
+from tests.support.patience import allowed_s
 from tests.support.transport_rig import (
     PORT,
     Recorder,
@@ -209,7 +210,7 @@ async def test_connection_refused_is_reported_at_once() -> None:
         channel = a.dial(ip, PORT)
         assert not a.send(channel, b"too early")
         assert await a.seen.until("lost") == (channel, f"{ip}:{PORT}: connection refused")
-        assert time.monotonic() - begun < 0.3
+        assert time.monotonic() - begun < allowed_s(0.3)
         assert not a.send(channel, b"too late")
 
 
@@ -242,7 +243,7 @@ async def test_no_answer_to_a_connect_is_a_timeout() -> None:
             lost, reason = await a.seen.until("lost")
             assert lost == channel
             assert reason == f"{ip}:{PORT}: connect timeout, no answer within 0.4 s"
-            assert 0.35 < time.monotonic() - begun < 1.0
+            assert 0.35 < time.monotonic() - begun < allowed_s(1.0)
         for filler in fillers:
             filler.close()
 
@@ -362,7 +363,7 @@ async def test_a_source_is_lost_though_others_flood() -> None:
         await asyncio.gather(*floods)
         theirs = [fact for fact in listener.seen.facts if mortal in fact]
         assert [fact[0] for fact in theirs] == ["met", "frame", "frame", "gone"]
-        assert took < 1.5
+        assert took < allowed_s(1.5)
 
 
 async def test_a_killed_peer_is_seen_within_50_ms() -> None:
@@ -371,7 +372,7 @@ async def test_a_killed_peer_is_seen_within_50_ms() -> None:
         killed = time.monotonic()
         process.kill()
         await a.seen.until("gone")
-        assert a.seen.when("gone") - killed < 0.05
+        assert a.seen.when("gone") - killed < allowed_s(0.05)
         assert len(a.seen.frames) == 100
 
 
@@ -388,9 +389,9 @@ async def test_a_frozen_peer_is_lost_within_the_node_timeout() -> None:
             frozen = time.monotonic()
             try:
                 await a.seen.until("gone")
-                assert 0.5 < a.seen.when("gone") - frozen < 1.25
+                assert 0.5 < a.seen.when("gone") - frozen < allowed_s(1.25)
                 assert (await a.seen.until("lost"))[0] == channel
-                assert a.seen.when("lost") - frozen < 1.25
+                assert a.seen.when("lost") - frozen < allowed_s(1.25)
             finally:
                 process.send_signal(signal.SIGCONT)
 
@@ -599,7 +600,7 @@ async def test_closing_is_quick_with_peers_that_are_stopped() -> None:
             begun = time.monotonic()
             a.transport.hang_up(channel, 0.5)
             await a.transport.close()
-            assert 0.3 < time.monotonic() - begun < 2
+            assert 0.3 < time.monotonic() - begun < allowed_s(2)
             await a.transport.close()
             process.send_signal(signal.SIGCONT)
         assert not a.send(channel, b"x")
@@ -698,7 +699,7 @@ async def test_twenty_transports_form_a_full_mesh_quickly() -> None:
                     one.dial(other.ip, other.port)
         for one in stations:
             await one.seen.until("opened", 19, patience_s=10)
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < allowed_s(3)
 
 
 async def test_a_node_in_a_forked_child_refuses_to_work() -> None:
@@ -711,7 +712,7 @@ async def test_a_node_in_a_forked_child_refuses_to_work() -> None:
             for use in (
                 lambda: node.send("echo", 1).send(None),
                 lambda: node.call("echo", 1).send(None),
-                lambda: node.spawn(print),
+                lambda: node.spawn(print),  # type: ignore[arg-type]
                 lambda: node.connect("fleetlm@127.77.0.3").send(None),
             ):
                 try:

@@ -42,7 +42,7 @@ class Clock:
 
 
 def call(caller: Caller, clock: Clock | None = None) -> Call:
-    return Call(("add", 1, 2), caller, 9, 5.0, clock or Clock())
+    return Call(("add", 1, 2), caller, 9, 5.0, clock or Clock())  # type: ignore[arg-type]
 
 
 def test_it_matches_as_a_pattern_and_shows_its_message() -> None:
@@ -80,7 +80,7 @@ def test_an_exception_goes_as_type_text_and_traceback() -> None:
     caller = Caller()
     it = call(caller)
     with pytest.raises(LookupError) as caught:
-        {}["no such session"]
+        {}["no such session"]  # type: ignore[index]
     it.fail(caught.value)
     ((_, ref, kind, (name, text, trace)),) = caller.told
     assert (ref, kind, name, text) == (9, FailureKind.RAISED, "KeyError", "'no such session'")
@@ -163,7 +163,7 @@ def test_a_refusal_arrives_as_the_error_that_it_was(error: Any) -> None:
     assert (ref, type(again), str(again), vars(again)) == (9, type(error), str(error), vars(error))
 
 
-def test_who_watches_is_told_of_the_end_and_of_another_watcher() -> None:
+def test_a_watcher_is_told_of_the_end_and_of_another_watcher() -> None:
     told: list[str] = []
     it = call(Caller())
     it.watch(lambda _: told.append("first"))

@@ -21,6 +21,7 @@ from fleetlm.cli.main import parser
 from fleetlm.testing import Fleet
 from fleetlm.testing.fleet import NotReached
 from tests.support.guides import (
+    FENCE,
     PAGES,
     QUICKSTART,
     README,
@@ -42,7 +43,8 @@ LANGUAGES = {
     "text": "what a program prints; nothing to run",
     "yaml": "needs a Kubernetes cluster; its facts are checked here",
 }
-LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
 CALL = re.compile(r"\b(node|fleet|process|ref)((?:\.\w+)+)\(")
 TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
@@ -200,18 +202,31 @@ def test_the_kubernetes_manifest_fits_the_defaults() -> None:
     assert set(re.findall(r"name: ([A-Z_]+)", block.text)) <= known_variables() | {"POD_IP"}
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page, those of repeated headings left out."""
+    headings = HEADING.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize(
-    "page", sorted({*PAGES, *ROOT.glob("*.md")}), ids=lambda page: str(page.relative_to(ROOT))
+    "page",
+    sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob(".github/*.md")}),
+    ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
-    links = LINK.findall(page.read_text(encoding="utf-8"))
-    dead = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+def test_every_link_to_a_file_or_heading_leads_somewhere(page: Path) -> None:
+    dead = []
+    for path, anchor in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        aim = page.parent / path if path else page
+        if "://" in path or path.startswith("mailto:"):
+            continue
+        if not aim.exists() or (anchor and aim.suffix == ".md" and anchor not in anchors(aim)):
+            dead.append(f"{path}#{anchor}")
     assert dead == []
 
 
 def test_the_list_of_examples_has_every_program() -> None:
     page = ROOT / "examples" / "README.md"
-    listed = set(LINK.findall(page.read_text(encoding="utf-8")))
+    listed = {path for path, _ in LINK.findall(page.read_text(encoding="utf-8"))}
     assert listed == {path.name for path in page.parent.iterdir() if path.name[0] not in "._"} - {page.name}
 
 

@@ -2,11 +2,18 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fleetlm
+from fleetlm import Actor, ActorRef, Child, Process, Supervisor
+from tests.sim.fleet import A, Fleet, simulated
+
+PACKAGE: Any = fleetlm
+"""As it is when it runs: type checkers see its stub."""
 
 
 def test_type_checkers_see_the_same_names() -> None:
@@ -17,13 +24,13 @@ def test_type_checkers_see_the_same_names() -> None:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fleetlm.")
         for alias in node.names
     }
-    assert for_types == fleetlm._MODULE_OF
-    assert sorted(fleetlm.__all__) == sorted(for_types)
+    assert for_types == PACKAGE._MODULE_OF
+    assert sorted(PACKAGE.__all__) == sorted(for_types)  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize("name", fleetlm.__all__)
+@pytest.mark.parametrize("name", PACKAGE.__all__)
 def test_every_public_name_is_what_its_module_has(name: str) -> None:
-    module = importlib.import_module(fleetlm._MODULE_OF[name])
+    module = importlib.import_module(PACKAGE._MODULE_OF[name])
 
     assert getattr(fleetlm, name) is getattr(module, name)
     assert name in dir(fleetlm)
@@ -31,4 +38,64 @@ def test_every_public_name_is_what_its_module_has(name: str) -> None:
 
 def test_another_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Nood'"):
-        fleetlm.Nood  # noqa: B018 - the access is what is tested
+        PACKAGE.Nood  # noqa: B018 - the access is what is tested
+
+
+PUBLIC = {
+    "Node": """
+        broadcast call connect disconnect events exit factories groups incarnation info join list multicall
+        name name_of own_address ping process_info processes ready ref register registered registry
+        run_blocking run_in_process send send_nowait settings spawn spawn_at start start_actor stop stream
+        supervisors sync unregister wait_stopped whereis
+    """,
+    "Groups": "broadcast join leave list local_members members pick watch",
+    "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
+    "Factories": "list register unregister",
+    "Subscription": "close",
+    "SyncNode": """
+        broadcast call exit list multicall name ready ref register send send_nowait spawn stream whereis
+    """,
+}
+"""What completion shows on each object: what a program may use, and nothing of the machinery."""
+
+
+@simulated
+async def test_completion_shows_what_a_program_may_use_and_nothing_else(fleet: Fleet) -> None:
+    node = await fleet.start(A)
+    held = (node, node.groups, node.registry, node.factories, node.events(), node.sync)
+    shown = {type(it).__name__: [name for name in dir(it) if not name.startswith("_")] for it in held}
+    assert shown == {name: sorted(names.split()) for name, names in PUBLIC.items()}
+
+
+@simulated
+async def test_every_public_method_says_what_it_does(fleet: Fleet) -> None:
+    node = await fleet.start(A)
+    for held in (node, node.groups, node.registry, node.factories, node.events(), node.sync):
+        for name in dir(type(held)):
+            if not name.startswith("_"):
+                assert inspect.getdoc(getattr(type(held), name)), f"{type(held).__name__}.{name}"
+
+
+OF_CLASSES = {
+    Process: """
+        demonitor exit info link mailbox monitor name node parent pid receive runs spawn_link spawn_link_at
+        spawn_monitor spawn_monitor_at start_actor_link trap_exit unlink
+    """,
+    Actor: "handle_info init node pid process run_blocking run_in_process stop terminate",
+    ActorRef: "call cast pid send stream target within",
+    Supervisor: "backoff_s max_restarts period_s specs strategy",
+    Child: "args function name register restart shutdown_s",
+}
+
+
+@pytest.mark.parametrize("cls", OF_CLASSES, ids=lambda cls: cls.__name__)
+def test_a_class_shows_what_a_program_may_use_and_nothing_else(cls: type) -> None:
+    shown = dir(Supervisor() if cls is Supervisor else cls) + list(getattr(cls, "__dataclass_fields__", ()))
+    assert {name for name in shown if not name.startswith("_")} == set(OF_CLASSES[cls].split())
+
+
+@pytest.mark.parametrize("cls", [Process, Actor, ActorRef])
+def test_every_public_method_of_a_class_says_what_it_does(cls: type) -> None:
+    slots = {slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ())}
+    for name in set(OF_CLASSES[cls].split()) - slots:
+        assert inspect.getdoc(getattr(cls, name)), f"{cls.__name__}.{name}"

@@ -141,7 +141,7 @@ class Model:
         supervisor.due = [(at, [each for each in names if each != name]) for at, names in supervisor.due]
 
     def exits(self, kids: list[Kid], reason: Any) -> None:
-        """These end by themselves, one behind the other, before anybody hears of it."""
+        """These end by themselves, one after the other, before any supervisor is told."""
         for kid in kids:
             self.end_all(kid, list(kid.kids))
             self.gone(kid)

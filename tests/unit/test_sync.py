@@ -54,8 +54,8 @@ async def test_on_the_loops_own_thread_each_method_says_what_to_write_instead(fl
 @simulated
 async def test_a_forked_child_is_told_so_at_once(fleet: Fleet) -> None:
     a = await fleet.start(A)
-    a.sync.after_fork()
-    assert str(a.sync._ended()) == str(NodeStopped(a.name, FORKED))
+    a._threads.after_fork()
+    assert str(a._threads.ended()) == str(NodeStopped(a.name, FORKED))
 
 
 async def sleeper(process: Process) -> None:
@@ -69,7 +69,7 @@ async def sleeper(process: Process) -> None:
 async def test_a_send_with_a_deadline_waits_for_a_mailbox_and_then_gives_up(fleet: Fleet) -> None:
     a = await fleet.start(A, mailbox_limit=2)
     pid = a.spawn(sleeper, name="sleeper")
-    loop, send = SimLoop.current(), a._messenger.send_within
+    loop, send = SimLoop.current(), a._outbound.send_within
     for number in range(2):
         await send("sleeper", number, 5)
     assert loop.time() < 1
@@ -90,7 +90,7 @@ async def test_a_send_with_a_deadline_waits_for_a_mailbox_and_then_gives_up(flee
 @simulated
 async def test_a_send_with_a_deadline_hears_what_a_send_hears(fleet: Fleet) -> None:
     a = await fleet.start(A, mailbox_limit=1)
-    send = a._messenger.send_within
+    send = a._outbound.send_within
     with pytest.raises(NoProcess):
         await send("nobody", 1, 5)
     with pytest.raises(NoConnection):
@@ -114,7 +114,7 @@ def test_a_send_with_a_deadline_to_another_node(size: int) -> None:
         a, b = await fleet.mesh(2, **NARROW)
         got: list[Any] = []
         b.spawn(collector(got), name="sink")
-        loop, send = SimLoop.current(), a._messenger.send_within
+        loop, send = SimLoop.current(), a._outbound.send_within
         fleet.net.stall(B)
         began, sent = loop.time(), 0
         full = None

@@ -85,8 +85,8 @@ class Replica:
 
     def __init__(self, ip: str, port: int, dns: str, folder: Path) -> None:
         self.ip = ip
-        self.name = f"fleetlm@{ip}"
-        self.log = folder / f"{ip}.log"
+        self.name: str = f"fleetlm@{ip}"
+        self.log: Path = folder / f"{ip}.log"
         self._variables = {
             "DNS_CLUSTER_QUERY": QUERY,
             "DNS_POLL_INTERVAL_MS": str(POLL_MS),

@@ -25,8 +25,8 @@ class Screen:
         env = os.environ if environ is None else environ
         self._stream = stream
         terminal = stream.isatty() and env.get("TERM") != "dumb"
-        self.colour = terminal and not env.get("NO_COLOR")
-        self.unicode = self.colour and "utf" in (stream.encoding or "").lower()
+        self.colour: bool = terminal and not env.get("NO_COLOR")
+        self.unicode: bool = self.colour and "utf" in (stream.encoding or "").lower()
         self._steps = 0
 
     def title(self, text: str, more: str) -> None:

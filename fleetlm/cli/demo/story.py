@@ -189,9 +189,9 @@ class Traffic:
     """Steady calls to nodes that must not be affected by what happens to others."""
 
     def __init__(self, node: Node) -> None:
-        self.answered = 0
+        self.answered: int = 0
         self.failures: list[str] = []
-        self.slowest_s = 0.0
+        self.slowest_s: float = 0.0
         self._node = node
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -230,8 +230,8 @@ class Story:
         self.node = node
         self.dns = dns
         self.replicas = replicas
-        self.events = EventLog(node)
-        self.traffic = Traffic(node)
+        self.events: EventLog = EventLog(node)
+        self.traffic: Traffic = Traffic(node)
 
     async def run(self) -> None:
         """Run all steps in order."""

@@ -24,9 +24,9 @@ REQUEST = Invoke("append", ("s1", (1, 2), {3}, Pid("fleetlm@10.0.0.9", 1, 2)), {
 @virtual
 async def test_a_call_and_a_cast_arrive_as_they_were() -> None:
     rig = Rig()
-    calling = asyncio.ensure_future(rig.messenger.call(SLOW, REQUEST, 5.0))
+    calling = asyncio.ensure_future(rig.outbound.call(SLOW, REQUEST, 5.0))
     await turns()
-    await rig.messenger.cast(SLOW, REQUEST)
+    await rig.outbound.cast(SLOW, REQUEST)
     await rig.settle()
     call, cast = await rig.slow.get(), await rig.slow.get()
     assert isinstance(call, Call)
@@ -44,9 +44,9 @@ def test_large_requests_count_for_what_they_are(size: int, call: bool) -> None:
         rig = Rig(EIGHT.replace(mailbox_limit=64))
         request = Invoke("append", (b"x" * size,), {})
         if call:
-            asking = asyncio.ensure_future(rig.messenger.call(SLOW, request, 5.0))
+            asking = asyncio.ensure_future(rig.outbound.call(SLOW, request, 5.0))
         else:
-            asking = asyncio.ensure_future(rig.messenger.cast(SLOW, request))
+            asking = asyncio.ensure_future(rig.outbound.cast(SLOW, request))
         await rig.settle()
         assert rig.session.held == rig.arrivals.held == {"slow": 1 + size // UNIT_BYTES}
         got = await rig.slow.get()
@@ -65,8 +65,8 @@ def test_large_requests_count_for_what_they_are(size: int, call: bool) -> None:
 async def test_a_full_window_makes_a_cast_wait() -> None:
     rig = Rig()
     for _ in range(8):
-        await rig.messenger.cast(SLOW, REQUEST)
-    waiting = asyncio.ensure_future(rig.messenger.cast(SLOW, Invoke("last", (), {})))
+        await rig.outbound.cast(SLOW, REQUEST)
+    waiting = asyncio.ensure_future(rig.outbound.cast(SLOW, Invoke("last", (), {})))
     await rig.settle()
     assert not waiting.done()
     await rig.slow.get()
@@ -80,7 +80,7 @@ async def test_a_full_window_makes_a_cast_wait() -> None:
 async def test_what_cannot_travel_is_named_and_nothing_is_sent() -> None:
     rig = Rig()
     odd = Invoke("append", (1, object()), {})
-    for ask in (rig.messenger.cast(SLOW, odd), rig.messenger.call(SLOW, odd, 1.0)):
+    for ask in (rig.outbound.cast(SLOW, odd), rig.outbound.call(SLOW, odd, 1.0)):
         with pytest.raises(NotSerializable, match=r"\[1\]\[1\] cannot be sent"):
             await ask
     assert rig.session.held == {}
@@ -90,8 +90,8 @@ async def test_what_cannot_travel_is_named_and_nothing_is_sent() -> None:
 async def test_a_request_that_cannot_be_read_is_told_to_its_caller() -> None:
     rig = Rig()
     rig.pair.there.codec._readers.clear()
-    calling = asyncio.ensure_future(rig.messenger.call(SLOW, REQUEST, 5.0))
-    await rig.messenger.cast(SLOW, REQUEST)
+    calling = asyncio.ensure_future(rig.outbound.call(SLOW, REQUEST, 5.0))
+    await rig.outbound.cast(SLOW, REQUEST)
     await rig.settle()
     with pytest.raises(Undecodable):
         await calling

@@ -131,9 +131,9 @@ def odd_ones() -> list[tuple[str, Callable[[], type]]]:
         return lambda: type("Odd", (base,), members)
 
     return [
-        ("has a method of that name itself", make(Actor, init=handler(run))),
-        ("has a method of that name itself", make(Actor, stop=handler(run))),
-        ("has a method of that name itself", make(Actor, __repr__=handler(run))),
+        ("`Actor` has a method of that name", make(Actor, init=handler(run))),
+        ("`Actor` has a method of that name", make(Actor, stop=handler(run))),
+        ("`Actor` has a method of that name", make(Actor, __repr__=handler(run))),
         ("must be a plain async method", make(Actor, work=staticmethod(handler(run)))),
         ("must be a plain async method", make(Actor, work=classmethod(handler(run)))),
         ("must be a plain async method", make(Base, plain=None)),
@@ -237,7 +237,7 @@ def test_a_reference_says_where_it_leads() -> None:
     assert repr(by_name) == "<ActorRef Base 'b' on fleetlm@10.0.0.2>"
     assert by_name.target == ("b", "fleetlm@10.0.0.2")
     assert ref()[0].pid == PID
-    with pytest.raises(TypeError, match=r"goes by name: ask `await node.whereis"):
+    with pytest.raises(TypeError, match=r"has a name, not a pid: ask `await node.whereis"):
         assert by_name.pid
 
 

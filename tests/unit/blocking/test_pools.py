@@ -161,7 +161,7 @@ async def test_what_cannot_be_run_is_refused_before_it_waits(blocking: Blocking)
             match=rf"{verb}\(\) takes a plain function, and .*coroutine is a coroutine function: "
             r"use await .*coroutine\(\.\.\.\)",
         ):
-            await method(coroutine)  # type: ignore[arg-type]
+            await method(coroutine)  # type: ignore[unused-coroutine]
 
 
 @virtual
@@ -209,10 +209,10 @@ async def test_a_slot_is_not_lost_with_a_caller_that_is_cancelled_when_it_gets_o
 @virtual
 async def test_a_slot_is_freed_if_no_thread_can_be_started(blocking: Blocking) -> None:
     loop = SimLoop.current()
-    real, loop.run_in_executor = loop.run_in_executor, raise_full  # type: ignore[method-assign]
+    real, loop.run_in_executor = loop.run_in_executor, raise_full  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="can't start new thread"):
         await blocking.in_thread(divide, 1)
-    loop.run_in_executor = real  # type: ignore[method-assign]
+    loop.run_in_executor = real
     assert await blocking.in_thread(divide, 1) == 1
 
 
@@ -224,7 +224,7 @@ def raise_full(*_: object) -> Any:
 async def test_a_stop_raises_in_waiting_callers_and_in_later_ones(blocking: Blocking) -> None:
     ran: list[int] = []
     tasks = [asyncio.create_task(blocking.in_thread(append, ran, number)) for number in range(4)]
-    tasks.append(asyncio.create_task(blocking.in_process(divide, 4)))
+    tasks.append(asyncio.create_task(blocking.in_process(divide, 4)))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     await blocking.close()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -412,8 +412,8 @@ async def test_while_a_node_drains_its_calls_may_still_block(fleet: Fleet) -> No
 async def test_pools_have_the_bounds_of_the_settings(fleet: Fleet) -> None:
     a = await fleet.start(A, blocking_threads=3, blocking_processes=2)
     b = await fleet.start(B, blocking_threads=0)
-    assert a._blocking._threads._slots._value == 3
-    assert a._blocking._processes._slots._value == 2
+    assert a._parts.blocking._threads._slots._value == 3
+    assert a._parts.blocking._processes._slots._value == 2
     assert await b.run_blocking(model, "none is too few") == "NONE IS TOO FEW"
 
 

@@ -34,7 +34,7 @@ def test_a_node_without_fault_is_admitted() -> None:
     assert admission.judge(ME, hello_of(2), leaving=False) is None
 
 
-def test_a_node_that_leaves_admits_nobody() -> None:
+def test_a_node_that_leaves_admits_no_peer() -> None:
     assert admission.judge(ME, hello_of(2), leaving=True) == (Refusal.DRAINING, f"{name(1)} is leaving")
 
 

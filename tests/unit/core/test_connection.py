@@ -1,4 +1,4 @@
-"""The handshake in exact effects, the end, and the back-off: one side, fact by fact."""
+"""One connection, fact by fact: the exact effects of the handshake, the end, and the back-off."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pytest
 
 from fleetlm.core.connection import Connection, Phase
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
-from fleetlm.core.halves import Incoming, Outgoing
-from fleetlm.wire import frames
-from fleetlm.wire.frames import BadFrame, Kind, Ready
+from fleetlm.wire.frames import Ready
 from tests.support.kernel_fakes import (
     SETTINGS,
     T,
@@ -28,7 +26,7 @@ from tests.support.kernel_fakes import (
 PEER = name(2)
 INCARNATION = 200
 THEIRS = 77
-"""Epoch of the peer's half."""
+"""The epoch of the peer's half."""
 
 
 def our_hello(epoch: int = 1, dropped: int = 0) -> bytes:
@@ -86,7 +84,7 @@ def test_a_dial_goes_to_the_address_in_the_name() -> None:
     assert (c.phase, c.deadline) == (Phase.DIALLING, T + SETTINGS.connect_timeout_s)
 
 
-def test_whoever_hears_nothing_says_hello_first_and_ready_when_it_has_heard() -> None:
+def test_hello_is_sent_when_the_channel_opens_and_ready_when_the_peers_hello_has_come() -> None:
     c = dialling()
     assert c.opened(T + 1) == [Send(5, our_hello())]
     assert c.deadline == T + 1 + SETTINGS.handshake_timeout_s
@@ -95,13 +93,13 @@ def test_whoever_hears_nothing_says_hello_first_and_ready_when_it_has_heard() ->
     assert (c.phase, c.up_at, c.ups, c.attempt) == (Phase.UP, T + 3, 1, 0)
 
 
-def test_whoever_heard_before_its_dial_opened_says_both_at_once() -> None:
+def test_a_hello_that_came_before_the_channel_opened_is_confirmed_with_our_hello() -> None:
     c = dialling()
     assert heard(c) == []
     assert c.opened(T) == [Send(5, our_hello()), Send(5, our_ready())]
 
 
-def test_whoever_heard_before_it_dialled_says_both_at_once() -> None:
+def test_a_hello_that_came_before_the_dial_is_confirmed_with_our_hello() -> None:
     c = connection()
     assert heard(c) == []
     c.dial(T, 5)
@@ -326,40 +324,16 @@ def test_a_half_survives_the_failure_of_our_own() -> None:
     assert c.opened(T + 1) == [Send(6, our_hello(2)), Send(6, our_ready(2))]
 
 
-# ── sequence numbers ─────────────────────────────────────────────────────────────────────────────
-
-
-def test_frames_are_numbered_from_the_hello_on() -> None:
-    out = Outgoing(5, 9)
-    assert [out.header(Kind.BATCH) for _ in range(3)] == [frames.header(Kind.BATCH, 9, n) for n in range(3)]
-
-
-def test_the_frame_after_the_hello_is_number_one() -> None:
-    half = Incoming(b"x", 9, hello_of(2), ip(2))
-    for seq in (1, 2, 3):
-        half.accept(9, seq)
-    assert half.seq == 4
-
-
-@pytest.mark.parametrize(("epoch", "seq"), [(9, 0), (9, 1), (9, 3), (8, 2), (10, 2), (9, 2**64 - 1)])
-def test_a_gap_a_copy_and_another_dial_are_seen(epoch: int, seq: int) -> None:
-    half = Incoming(b"x", 9, hello_of(2), ip(2))
-    half.accept(9, 1)
-    with pytest.raises(BadFrame, match=f"expected frame 2 of epoch 9, got {seq} of {epoch:x}"):
-        half.accept(epoch, seq)
-    half.accept(9, 2)
-
-
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_who_does_not_answer_is_said_so() -> None:
+def test_an_address_that_does_not_answer_is_reported() -> None:
     c = dialling()
     c.timed_out(T + 3)
     assert c.last_error == "connect timeout: 10.0.0.2:4370 did not answer within 3 s"
 
 
-def test_who_cannot_reach_us_is_told_our_address() -> None:
+def test_a_peer_that_does_not_dial_back_is_reported_with_our_address() -> None:
     c = opened()
     c.timed_out(T + 5)
     assert c.last_error == (
@@ -368,14 +342,14 @@ def test_who_cannot_reach_us_is_told_our_address() -> None:
     )
 
 
-def test_who_does_not_confirm_is_said_so() -> None:
+def test_a_peer_that_does_not_confirm_is_reported() -> None:
     c = opened()
     heard(c)
     c.timed_out(T + 5)
     assert c.last_error == "handshake timeout: 10.0.0.2:4370 dialled us but did not confirm within 5 s"
 
 
-def test_the_missing_step_is_told_with_brackets_around_ipv6() -> None:
+def test_the_missing_step_names_ipv6_endpoints_in_brackets() -> None:
     c = Connection("fleetlm@fd00::2", "fd00::2", identity(), SETTINGS, random.Random(1), T)
     assert c.dial(T, 1) == [Dial(1, "fd00::2", 4370)]
     c.timed_out(T + 3)

@@ -22,7 +22,7 @@ def story(seed: int, size: int) -> TinyNetwork:
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("block", range(15))
-def test_whatever_happened_everybody_is_up_in_the_end(size: int, block: int) -> None:
+def test_whatever_happened_all_nodes_connect_in_the_end(size: int, block: int) -> None:
     for seed in range(block * 20, block * 20 + 20):
         try:
             story(seed, size)

@@ -1,4 +1,4 @@
-"""Group tables of several nodes against a model: whatever happens, who is connected sees the same.
+"""Group tables of several nodes against a model: whatever happens, connected nodes see the same.
 
 The messages between nodes keep their order and take as long as they like; a connection ends on each
 side at a time of its own, with what was under way to that side lost.
@@ -41,7 +41,7 @@ class Sim:
         self.joined: Counter[tuple[str, int]] = Counter()
         """The model: (group, number) → times, of this node's own processes."""
         self.heard: Counter[tuple[str, Pid]] = Counter()
-        """What whoever counts `Joined` and `Left` believes."""
+        """The memberships that a subscriber counts from `Joined` and `Left`."""
         self.table = GroupTable(self.name, incarnation, LIMIT, self.lives)
 
     def lives(self, pid: Pid) -> bool:
@@ -76,7 +76,7 @@ class Cluster(RuleBasedStateMachine):
         self.codec = Codec()
         self.nodes = [Sim(index, 1) for index in range(len(NAMES))]
         self.roads: dict[tuple[int, int], deque[bytes]] = {}
-        """(from, to) → packed facts under way; there while the connection is up on the receiver's side."""
+        """(from, to) → packed facts on the way; exists while the connection is up at the receiver."""
         self.known: set[tuple[int, int]] = set()
         """(here, there): up on the side of here."""
 
@@ -142,14 +142,14 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: self.known)
     @rule(data=st.data())
     def disconnect(self, data: st.DataObject) -> None:
-        """One side finds out; the other one does so later, and hears until then what was under way."""
+        """One side notices that the connection ended. The other notices later, and receives until then."""
         here, there = data.draw(st.sampled_from(sorted(self.known)))
         self.drop(here, there)
 
     def drop(self, here: int, there: int) -> None:
         node = self.nodes[here]
         self.known.discard((here, there))
-        del self.roads[there, here]  # What is under way to here, or sent from now on, reaches nobody.
+        del self.roads[there, here]  # What is on the way here, or sent from now on, is lost.
         assert not node.perform(node.table.node_down(NAMES[there]))
         assert not any(pid.node == NAMES[there] for members in node.view().values() for pid in members)
 
@@ -193,7 +193,7 @@ class Cluster(RuleBasedStateMachine):
         ),
     )
     def nonsense(self, index: int, verb: Any, what: Any) -> None:
-        """Every pair of state and fact moves or raises; what raised has changed nothing."""
+        """Every fact changes the table or raises; a fact that raised has changed nothing."""
         node = self.nodes[index]
         stranger, before, heard = "fleetlm@10.0.9.9", node.view(), node.heard.copy()
         try:
@@ -246,7 +246,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule()
     def connected_nodes_converge(self) -> None:
-        """Once everything has arrived, everybody sees what the nodes connected with it say."""
+        """Once everything has arrived, each node sees what the nodes connected to it say."""
         self.settle()
         for here, node in enumerate(self.nodes):
             seen = Counter((group, pid) for group, pids in node.view().items() for pid in pids)

@@ -1,4 +1,4 @@
-"""Who is in the table, why, and for how long; when a kernel dials; what it logs."""
+"""Which peers are in the table, why, and for how long; when a kernel dials; what it logs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from tests.support.kernel_fakes import (
     T,
     addresses,
     goodbye_frame,
+    hello_frame,
+    hello_of,
     identity,
     ip,
     kernel,
     name,
     outcome,
     quiet,
+    ready_frame,
     said,
 )
 
@@ -70,7 +73,7 @@ def test_hearsay_adds_candidates_of_any_basename() -> None:
     "answer",
     [EMPTY, FAILED, outcome(Outcome.PARTIAL, "", 9), addresses(9), addresses(2)],
 )
-def test_no_answer_ever_touches_who_is_up(answer: Answer) -> None:
+def test_no_dns_answer_ever_touches_a_connected_peer(answer: Answer) -> None:
     m = Meeting()
     m.up(2)
     for n in range(1, 200):
@@ -102,7 +105,7 @@ def test_a_peer_is_forgotten_after_three_lookups_and_thirty_seconds() -> None:
     assert not absent(unreachable(), 5, 10, 30.1)
 
 
-def test_two_lookups_forget_nobody() -> None:
+def test_two_lookups_forget_no_peer() -> None:
     assert absent(unreachable(), 5, 1000)
 
 
@@ -136,13 +139,13 @@ def test_only_successful_lookups_count(answer: Answer) -> None:
     assert not absent(k, 102)
 
 
-def test_who_was_asked_for_is_not_forgotten() -> None:
+def test_a_peer_that_was_asked_for_is_not_forgotten() -> None:
     k = unreachable()
     k.asked_for(T, name(2))
     assert absent(k, *range(5, 200, 5))
 
 
-def test_who_was_up_gets_all_its_time() -> None:
+def test_a_peer_that_was_up_is_kept_for_the_whole_time() -> None:
     m = Meeting()
     half = m.up(2)
     for n in range(100):
@@ -152,7 +155,7 @@ def test_who_was_up_gets_all_its_time() -> None:
     assert not absent(m.kernel, 130.1)
 
 
-def test_what_was_under_way_to_the_forgotten_ends() -> None:
+def test_an_attempt_to_a_forgotten_peer_ends() -> None:
     k = unreachable()
     (dial,) = k.tick(T + 0.25)
     assert isinstance(dial, Dial)
@@ -178,7 +181,7 @@ def test_the_forgotten_is_not_dialled_by_what_was_scheduled_for_it() -> None:
 # ── aliases ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_whoever_answers_as_this_node_is_an_address_of_it() -> None:
+def test_an_address_that_answers_as_this_node_is_an_alias_of_it() -> None:
     k = kernel()
     k.looked_up(T, addresses(9))
     k.opened(T, 1)
@@ -197,7 +200,7 @@ def test_an_address_that_turns_out_to_be_another_node_leads_to_it() -> None:
     assert k.heard_of(T, ["fleetlm@fd00::2"]) == []
 
 
-def test_a_node_of_another_basename_is_left_alone() -> None:
+def test_a_node_of_another_basename_is_not_dialled() -> None:
     k = kernel()
     k.looked_up(T, addresses(2))
     k.opened(T, 1)
@@ -206,7 +209,7 @@ def test_a_node_of_another_basename_is_left_alone() -> None:
     assert list(k.topology.peers) == [name(2)]
 
 
-def test_the_other_family_of_a_node_is_dialled_no_more_once_it_said_so() -> None:
+def test_the_other_address_family_of_a_node_is_not_dialled_once_it_is_an_alias() -> None:
     m = Meeting()
     m.kernel.heard_of(T, ["fleetlm@fd00::2"])
     m.up(2, aliases=("fd00::2",))
@@ -237,7 +240,7 @@ def test_a_full_table_is_said_once_and_refuses_politely() -> None:
     assert isinstance(answer, Refused)
     assert (answer.refusal, answer.detail) == (
         Refusal.TOO_MANY,
-        "fleetlm@10.0.0.1 knows as many nodes as it may (2)",
+        "fleetlm@10.0.0.1 knows 2 nodes already (Settings.max_peers)",
     )
 
 
@@ -261,7 +264,7 @@ def test_deadlines_are_those_of_the_step_under_way() -> None:
     assert k.tick(T + 6.25) == [Dial(2, ip(2), 4370)]
 
 
-def test_one_dead_address_delays_nobody() -> None:
+def test_one_dead_address_delays_no_other_peer() -> None:
     k = kernel()
     k.looked_up(T, addresses(2, 3))
     k.channel_lost(T, 2, "connection refused")
@@ -344,7 +347,9 @@ def test_an_error_is_logged_again_after_the_peer_was_up() -> None:
     m.kernel.looked_up(T, addresses(2))
     assert said(m.kernel.channel_lost(T, 1, "connection refused")) != []
     half = m.up(2)
-    assert said(m.kernel.source_lost(T, half, "connection closed")) == []  # the nodedown says it
+    assert (
+        said(m.kernel.source_lost(T, half, "connection closed")) == []
+    )  # the log line of the nodedown has it
     m.kernel.tick(T + 1)
     assert said(m.kernel.channel_lost(T + 1, m.channel(2), "connection refused")) != []
 
@@ -362,7 +367,7 @@ COOKIE = "authentication failed: another cookie"
 KNOCK = "it closed, or said nothing"
 
 
-def test_a_knock_at_the_door_is_no_warning_and_replaces_no_reason() -> None:
+def test_a_peer_that_only_connects_and_closes_is_logged_as_info() -> None:
     k = unreachable()
     before = k.topology.info(T + 1)[0].last_error
     assert said(k.stranger_refused(T, ip(9), KNOCK)) == [("info", f"refused 10.0.0.9: {KNOCK}")]
@@ -401,3 +406,30 @@ def test_sources_are_bounded_and_known_ones_kept() -> None:
     assert len(m.kernel._ips) == MAX_SOURCES
     assert m.kernel._ips[half] == ip(2)
     assert m.kernel.topology.peers[name(2)].connection.phase is Phase.UP
+
+
+def test_a_blocked_address_is_not_dialled_when_its_time_comes() -> None:
+    k = kernel()
+    k.looked_up(T, addresses(2))
+    k.opened(T, 1)
+    k.answered(T, 1, refusal_of(2, Refusal.WRONG_CLUSTER))
+    k.topology.peers[name(2)].is_blocked = True
+    assert k.tick(T + 100) == []
+    assert k.deadline() is None
+
+
+def test_addresses_that_names_do_not_have_are_reported_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.core.kernel.MAX_STRANGERS", 2)
+    m = Meeting()
+    reported = []
+    for number in (2, 3, 4):
+        m.kernel.asked_for(T, name(number))
+        m.kernel.opened(T, m.channel(number))
+        half = m.met(number, f"192.168.0.{number}")
+        m.kernel.control_frame(T, half, hello_frame(hello_of(number), 77))
+        effects = m.kernel.control_frame(T, half, ready_frame(77, 1, m.epoch(number)))
+        assert m.status(number) == "up"
+        reported += [text for _, text in said(effects) if "dials us from" in text]
+    assert [text.split(",")[0] for text in reported] == [
+        f"{name(number)} dials us from 192.168.0.{number}" for number in (2, 3)
+    ]

@@ -1,4 +1,4 @@
-"""Whatever bytes come, from whomever: a kernel raises nothing, and others notice nothing."""
+"""Whatever bytes a peer or stranger sends, a kernel raises nothing and other peers are not affected."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ garbage = st.binary(max_size=60) | mutated() | headed()
 
 
 class Books:
-    """What must hold of all effects of a kernel, whatever it was told."""
+    """Check what must hold of all effects of a kernel, whatever the facts were."""
 
     def __init__(self, m: Meeting) -> None:
         self.m = m
@@ -93,7 +93,7 @@ class Books:
 
 
 @given(st.lists(garbage, max_size=8))
-def test_garbage_of_a_stranger_disturbs_nobody(parts: list[bytes]) -> None:
+def test_garbage_of_a_stranger_disturbs_no_peer(parts: list[bytes]) -> None:
     m = Meeting()
     m.up(2)
     m.up(4)

@@ -1,4 +1,4 @@
-"""Who gets up, who is refused, who replaces whom, and how it ends, over a whole kernel."""
+"""Which peers come up, are refused or replace another, and how connections end; with a whole kernel."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def iam(number: int, incarnation: int) -> bytes:
 # ── the handshake ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_whoever_dials_an_idle_node_is_dialled_back_at_once() -> None:
+def test_a_peer_that_dials_an_idle_node_is_dialled_back_at_once() -> None:
     m = Meeting()
     half, effects = m.hello(2, 77)
     assert effects == [Dial(1, ip(2), 4370)]
@@ -56,7 +56,7 @@ def test_whoever_dials_an_idle_node_is_dialled_back_at_once() -> None:
     assert effects == [Up(name(2), 200, connection.outgoing, connection.incoming)]
 
 
-def test_a_hello_ends_the_back_off_of_the_one_who_waits() -> None:
+def test_a_hello_ends_the_back_off() -> None:
     m = Meeting()
     m.kernel.looked_up(T, addresses(2))
     m.kernel.channel_lost(T, 1, "connection refused")
@@ -75,7 +75,7 @@ def test_the_handshake_needs_both_halves() -> None:
     assert m.status(2) == "up"
 
 
-def test_a_ready_before_any_hello_is_nobodys() -> None:
+def test_a_ready_before_any_hello_is_passed_over() -> None:
     m = Meeting()
     m.kernel.asked_for(T, name(2))
     m.kernel.opened(T, 1)
@@ -83,7 +83,7 @@ def test_a_ready_before_any_hello_is_nobodys() -> None:
     assert m.status(2) == "dialling"
 
 
-def test_facts_about_unknown_channels_and_sources_order_nothing() -> None:
+def test_facts_about_unknown_channels_and_sources_have_no_effects() -> None:
     k = kernel()
     assert k.opened(T, 9) == []
     assert k.channel_lost(T, 9, "why") == []
@@ -102,7 +102,7 @@ def test_facts_about_unknown_channels_and_sources_order_nothing() -> None:
         ({"name": name(1), "incarnation": 100}, Refusal.SELF),
     ],
 )
-def test_whoever_is_refused_hears_why_and_gets_no_row(changes: dict[str, object], refusal: Refusal) -> None:
+def test_a_refused_node_is_told_why_and_gets_no_row(changes: dict[str, object], refusal: Refusal) -> None:
     m = Meeting()
     half, effects = m.hello(2, 77, **changes)  # type: ignore[arg-type]
     assert [type(effect) for effect in quiet(effects)] == [Reply]
@@ -145,7 +145,7 @@ def test_a_former_self_is_told_that_it_is_stale() -> None:
     assert m.status(2) == "dialling"
 
 
-def test_whoever_heard_that_it_is_stale_confirms_the_former_one_no_more() -> None:
+def test_after_a_stale_refusal_the_former_incarnation_is_not_confirmed() -> None:
     m = Meeting()
     m.hello(2, 77)
     m.kernel.opened(T, 1)
@@ -156,7 +156,7 @@ def test_whoever_heard_that_it_is_stale_confirms_the_former_one_no_more() -> Non
 
 
 def claimed() -> Meeting:
-    """Node 2 is up as incarnation 200 on channel 1; 201 claims its name, channel 2 asks who is there."""
+    """Node 2 is up as incarnation 200 on channel 1; 201 claims its name, and channel 2 probes the address."""
     m = Meeting()
     m.up(2)
     _, effects = m.hello(2, 88, 201)
@@ -193,7 +193,7 @@ def test_a_claimant_that_does_not_answer_at_the_address_is_refused(owner: int) -
 
 
 @pytest.mark.parametrize("how", ["lost", "timeout", "garbage"])
-def test_a_claim_that_nobody_confirms_is_refused(how: str) -> None:
+def test_a_claim_that_no_probe_confirms_is_refused(how: str) -> None:
     m = claimed()
     match how:
         case "lost":
@@ -210,7 +210,7 @@ def test_a_claim_that_nobody_confirms_is_refused(how: str) -> None:
     assert m.kernel.deadline() is None
 
 
-def test_a_claimant_that_went_away_is_nobody() -> None:
+def test_a_claimant_that_disconnected_is_forgotten() -> None:
     m = claimed()
     m.kernel.source_lost(T, b"2.2", "connection closed")
     assert m.kernel.answered(T, 2, iam(2, 201)) == [HangUp(2)]
@@ -229,6 +229,18 @@ def test_a_claim_is_admitted_when_the_name_became_free_meanwhile() -> None:
     m.kernel.source_lost(T, b"2.1", "connection closed")
     effects = m.kernel.channel_lost(T + 0.01, 2, "connection refused")
     assert effects == [HangUp(2), Dial(3, ip(2), 4370)]
+
+
+def test_a_claimant_that_came_up_over_a_later_dial_keeps_its_connection() -> None:
+    m = claimed()
+    m.kernel.source_lost(T, b"2.1", "connection closed")
+    m.kernel.tick(T + 1)
+    m.kernel.opened(T + 1, m.channel(2))
+    half, _ = m.hello(2, 99, 201)
+    m.kernel.control_frame(T, half, ready_frame(99, 1, m.epoch(2)))
+    assert m.status(2) == "up"
+    assert m.kernel.answered(T, 2, iam(2, 201)) == [HangUp(2)]
+    assert m.status(2) == "up"
 
 
 def test_another_node_at_the_address_is_not_the_claimant() -> None:
@@ -255,7 +267,7 @@ def test_the_loss_of_a_half_ends_a_connection_and_dials_soon() -> None:
     assert m.kernel.tick(T + 0.25) == [Dial(2, ip(2), 4370)]
 
 
-def test_a_former_half_is_nobodys_loss() -> None:
+def test_frames_of_a_former_half_are_passed_over() -> None:
     m = Meeting()
     former = m.up(2)
     m.hello(2, 88)
@@ -323,7 +335,7 @@ def test_a_goodbye_while_idle_lets_the_back_off_be() -> None:
     assert m.kernel.topology.peers[name(2)].connection.incoming is None
 
 
-def test_leaving_says_goodbye_to_all_and_dials_nobody_any_more() -> None:
+def test_leaving_says_goodbye_to_all_and_dials_no_more() -> None:
     m = Meeting()
     m.up(2)
     m.kernel.heard_of(T, [name(3), name(4)])
@@ -331,7 +343,7 @@ def test_leaving_says_goodbye_to_all_and_dials_nobody_any_more() -> None:
     m.kernel.opened(T, m.channel(4))
     m.hello(2, 88, 201)
     assert quiet(m.kernel.left(T, "SIGTERM")) == [
-        HangUp(4),  # the question who is at node 2's address
+        HangUp(4),  # the probe of node 2's address
         Send(1, goodbye_frame(1, 2, "SIGTERM")),
         Down(name(2), 200, "SIGTERM"),
         HangUp(1, FLUSH_S),
@@ -407,7 +419,7 @@ def test_a_silent_loop_is_busy_and_not_cut() -> None:
     m.kernel.ticked(T, name(9), 7, draining=False)  # of nobody
 
 
-def test_another_address_than_the_name_says_is_warned_of_once() -> None:
+def test_a_peer_that_dials_from_another_address_is_reported_once() -> None:
     m = Meeting()
     for number in (2, 3):
         m.kernel.asked_for(T, name(number))
@@ -419,7 +431,7 @@ def test_another_address_than_the_name_says_is_warned_of_once() -> None:
     assert m.kernel.observed == {"172.17.0.1"}
 
 
-def test_an_alias_is_no_other_address() -> None:
+def test_the_address_in_a_nodes_name_is_not_an_alias() -> None:
     m = Meeting()
     m.kernel.asked_for(T, name(2))
     m.kernel.opened(T, 1)
@@ -429,7 +441,7 @@ def test_an_alias_is_no_other_address() -> None:
     assert m.kernel.observed == set()
 
 
-def test_settings_are_heard() -> None:
+def test_the_port_and_time_limits_come_from_the_settings() -> None:
     m = Meeting(Settings(node_port=5000, connect_timeout_s=1.0))
     assert m.kernel.asked_for(T, name(2)) == [Dial(1, ip(2), 5000)]
     assert m.kernel.deadline() == T + 1

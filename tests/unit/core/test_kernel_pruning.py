@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from fleetlm.core.dns_answers import Outcome
@@ -10,11 +12,11 @@ from tests.support.kernel_fakes import Meeting, T, addresses, name, outcome
 PRUNING = Settings(dns_query="fleet.test", prune_after_lookups=3)
 
 
-def downs(effects: list[object]) -> list[str]:
+def downs(effects: Sequence[object]) -> list[str]:
     return [effect.name for effect in effects if isinstance(effect, Down)]
 
 
-def test_nobody_is_pruned_unless_it_was_asked_for() -> None:
+def test_nothing_is_pruned_unless_the_operator_asked_for_it() -> None:
     m = Meeting()
     m.up(2)
     for n in range(100):
@@ -43,7 +45,7 @@ def test_a_peer_that_dns_stops_naming_is_disconnected_until_it_names_it_again() 
 
 
 @pytest.mark.parametrize("kind", [Outcome.FAILED, Outcome.PARTIAL])
-def test_a_lookup_that_failed_or_is_partial_prunes_nobody(kind: Outcome) -> None:
+def test_a_lookup_that_failed_or_is_partial_prunes_no_peer(kind: Outcome) -> None:
     m = Meeting(settings=PRUNING)
     m.up(2)
     for n in range(100):

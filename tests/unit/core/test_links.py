@@ -1,4 +1,4 @@
-"""Links and monitors as a table: no loop, no node."""
+"""Links and monitors as a table: facts and effects, without a loop or a node."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_linked_process_ends_with_the_other() -> None:
     assert t.ends(1, "boom") == []
 
 
-def test_a_normal_exit_ends_nobody_but_is_told_to_who_traps() -> None:
+def test_a_normal_exit_reaches_only_linked_processes_that_trap_exits() -> None:
     t = Table()
     t.relations.linked(1, pid(2))
     t.relations.linked(3, pid(2))
@@ -71,7 +71,7 @@ def test_a_link_is_one_however_often_it_is_made_and_unlinked_once() -> None:
     assert t.ends(2, "boom") == []
 
 
-def test_linking_nobody_is_an_exit_signal() -> None:
+def test_linking_an_absent_process_is_an_exit_signal() -> None:
     t = Table()
     assert t.relations.linked(1, pid(9)) == [Stop(1, "noproc")]
     t.relations.trapped(1, True)
@@ -81,7 +81,7 @@ def test_linking_nobody_is_an_exit_signal() -> None:
     assert t.relations.counts() == (0, 0)
 
 
-def test_a_link_between_nodes_is_told_and_ends_on_both_sides() -> None:
+def test_a_link_between_nodes_is_signalled_and_ends_on_both_sides() -> None:
     here, there = Table(), Table(THERE)
     (tell,) = here.relations.linked(1, pid(2, THERE))
     assert tell == Tell(THERE, ["link", pid(1), 2, 1], 1)
@@ -99,7 +99,7 @@ def test_an_exit_that_crosses_an_unlink_does_nothing() -> None:
 
 
 def deliver(table: Table, effects: list[Effect], sender: str) -> list[Effect]:
-    """What was told to the other node arrives there."""
+    """Deliver what was sent to the other node."""
     return [
         effect for tell in effects if isinstance(tell, Tell) for effect in table.told(tell.signal, sender)
     ]
@@ -117,7 +117,7 @@ def test_an_unlink_that_crosses_a_new_link_leaves_it_at_both_ends() -> None:
     assert (here.relations.counts(), there.relations.counts()) == ((0, 0), (0, 0))
 
 
-def test_whoever_linked_last_is_linked_though_the_unlinks_of_both_cross() -> None:
+def test_the_last_link_holds_though_the_unlinks_of_both_cross() -> None:
     here, there = Table(), Table(THERE)
     first, second = here.relations.linked(1, pid(2, THERE)), there.relations.linked(2, pid(1))
     to_there = [*first, *here.relations.unlinked(1, pid(2, THERE))]
@@ -154,13 +154,13 @@ def test_however_links_and_unlinks_cross_both_ends_agree(steps: list[tuple[str, 
     assert counts[0] == counts[1]
 
 
-def test_a_link_to_nobody_on_another_node_comes_back_as_an_exit() -> None:
+def test_a_link_to_an_absent_process_on_another_node_is_answered_with_an_exit() -> None:
     there = Table(THERE)
     assert there.told(["link", pid(1), 9, 1], HERE) == [Tell(HERE, ["exit", pid(9, THERE), 1, "noproc"], 9)]
     assert there.told(["unlink", pid(1), 9, [1]], HERE) == []
 
 
-def test_what_another_node_spawned_has_its_ends_there_already() -> None:
+def test_a_process_spawned_elsewhere_has_its_ends_there_already() -> None:
     t = Table()
     t.relations.spawned(1, pid(7, THERE), None, None)
     assert t.relations.counts() == (0, 0)
@@ -198,13 +198,13 @@ def test_a_monitor_fires_exactly_once() -> None:
     assert t.relations.counts() == (0, 0)
 
 
-def test_a_pid_of_another_start_of_this_node_is_nobody() -> None:
+def test_a_pid_of_another_start_of_this_node_does_not_exist() -> None:
     t = Table()
     former = Pid(HERE, 99, 2)
     assert t.relations.monitored(1, ref(1), former, None) == [Deliver(1, Down(ref(1), former, "noproc"))]
 
 
-def test_a_name_is_monitored_as_who_has_it_then() -> None:
+def test_a_monitor_of_a_name_watches_its_present_owner() -> None:
     t = Table()
     target = Address("echo", HERE)
     assert t.relations.monitored(1, ref(1), target, 2) == []
@@ -278,7 +278,7 @@ def test_exit_signals_as_in_erlang(reason: Any, trapping: bool, effects: list[Ef
     assert t.relations.asked_to_exit(pid(1), pid(2), reason) == effects
 
 
-def test_exit_signals_to_oneself_to_nobody_and_to_another_node() -> None:
+def test_exit_signals_to_oneself_to_an_absent_process_and_to_another_node() -> None:
     t, there = Table(), Table(THERE)
     assert t.relations.asked_to_exit(pid(1), pid(1), "normal") == [Stop(1, "normal")]
     assert t.relations.asked_to_exit(pid(1), pid(9), "x") == []
@@ -306,14 +306,14 @@ def test_exit_signals_to_oneself_to_nobody_and_to_another_node() -> None:
         [b"link", pid(1, THERE), 2, 1],
     ],
 )
-def test_what_is_no_signal_of_that_node_is_refused_and_changes_nothing(signal: list[Any]) -> None:
+def test_a_malformed_or_foreign_signal_is_refused_and_changes_nothing(signal: list[Any]) -> None:
     t = Table()
     with pytest.raises(ValueError, match="not known"):
         t.told(signal)
     assert t.relations.counts() == (0, 0)
 
 
-def test_a_monitor_told_twice_is_one() -> None:
+def test_a_monitor_signalled_twice_is_one_monitor() -> None:
     t = Table()
     t.told(["monitor", ref(5, THERE), 1])
     t.told(["monitor", ref(5, THERE), 2])
@@ -321,14 +321,14 @@ def test_a_monitor_told_twice_is_one() -> None:
     assert t.ends(1) == [Tell(THERE, ["down", ref(5, THERE), "normal"], 1)]
 
 
-def test_a_process_that_watches_itself_ends_in_peace() -> None:
+def test_a_process_that_monitors_itself_gets_no_down() -> None:
     t = Table()
     t.relations.monitored(1, ref(1), pid(1), None)
     assert t.ends(1, "boom") == []
     assert t.relations.counts() == (0, 0)
 
 
-def test_a_pid_of_a_former_incarnation_is_nobody_once_another_is_connected() -> None:
+def test_a_pid_of_a_former_incarnation_does_not_exist_once_another_is_connected() -> None:
     """Its number may be another process's by now: a signal to that number must not leave."""
     t = Table()
     former = Pid(THERE, 99, 2)
@@ -342,14 +342,14 @@ def test_a_pid_of_a_former_incarnation_is_nobody_once_another_is_connected() -> 
     assert t.relations.counts() == (0, 0)
 
 
-def test_a_former_incarnation_of_this_node_is_nobody_as_well() -> None:
+def test_a_pid_of_a_former_incarnation_of_this_node_does_not_exist() -> None:
     t = Table()
     former = Pid(HERE, 99, 2)
     assert t.relations.linked(1, former) == [Stop(1, "noproc")]
     assert t.relations.asked_to_exit(pid(1), former, "boom") == []
 
 
-def test_who_was_killed_and_still_cleans_up_leaves_nothing_in_the_table() -> None:
+def test_a_killed_process_that_still_cleans_up_leaves_nothing_in_the_table() -> None:
     t = Table()
     t.ends(1, "killed")
     assert t.relations.linked(1, pid(2)) == [Stop(2, "noproc")], "what it spawns now ends with it"
@@ -363,3 +363,19 @@ def test_who_was_killed_and_still_cleans_up_leaves_nothing_in_the_table() -> Non
     assert t.relations.traps(1) is False
     assert t.relations.counts() == (0, 0)
     assert t.relations._ends == {}
+
+
+def test_a_process_of_this_node_is_watched_no_more() -> None:
+    t = Table()
+    t.relations.monitored(1, ref(1), pid(2), None)
+    assert t.relations.demonitored(1, ref(1)) == []
+    assert t.ends(2) == []
+    assert t.relations.counts() == (0, 0)
+
+
+def test_a_lost_node_is_no_loss_to_those_that_watch_another_one() -> None:
+    t = Table()
+    t.relations.monitored(1, ref(1), pid(2), None)
+    t.relations.monitored(1, ref(2), pid(1, THERE), None)
+    assert t.relations.node_down(THERE) == [Deliver(1, Down(ref(2), pid(1, THERE), "noconnection"))]
+    assert t.ends(2, "boom") == [Deliver(1, Down(ref(1), pid(2), "boom"))]

@@ -1,9 +1,9 @@
 """Links and monitors of several nodes against a model that sees everything.
 
 Signals between two nodes keep their order and take as long as they like; a connection ends on each
-side at a time of its own, and what was under way to that side is lost. The model knows of every act of
-linking where it is known, and of every monitor whom it has found: from that follows, for each fact,
-exactly which processes hear what.
+side at a time of its own, and what was on the way to that side is lost. The model knows for every act of
+linking which nodes know of it, and for every monitor which process it has found. From that follows, for
+each fact, exactly which processes get which signal.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ STRANGER = "n@10.0.9.9"
 MOST_ALIVE = 2
 """On one node: few, so that the same two often meet."""
 NOT_YET = object()
-"""The reason of what has not ended."""
+"""Stands for the exit reason of a process that is alive."""
 
 node_numbers = st.integers(0, len(NODES) - 1)
 which = st.integers(0, 30)
 names = st.sampled_from(["x", "y"])
 reasons = st.sampled_from(["normal", "shutdown", "kill", "boom", "noconnection", ("shutdown", 1)])
 Act = tuple[str, int, int]
-"""One act of linking: node and incarnation of who did it, and its number there."""
+"""One act of linking: node and incarnation of the process that linked, and the act's number there."""
 LOCAL: Act = ("", 0, 0)
 """Both ends are here."""
 
@@ -47,14 +47,14 @@ class Watch:
     owner: Pid
     target: Target
     found: Pid | None = None
-    """Whom it watches, once it has arrived there."""
+    """The watched process, once the monitor has arrived at its node."""
     reason: Any = NOT_YET
     open: bool = True
     """Whether its `Down` is still to come."""
 
 
 class Sim:
-    """A node: its table, its processes, and whom it is connected with."""
+    """A node: its table, its processes, and the nodes that it is connected to."""
 
     def __init__(self, name: str, incarnation: int) -> None:
         self.name = name
@@ -83,7 +83,7 @@ class Sim:
 
 
 def nonsense(alive: list[int], pids: list[Pid], refs: list[Ref]) -> st.SearchStrategy[list[Any]]:
-    """Signals of a node that keeps to no rule; some are such as it may send."""
+    """Signals of a node that keeps to no rule; some of them are allowed."""
     number = st.sampled_from([*alive, 0, -1, 99, 1 << 70])
     pid = st.sampled_from([Pid(STRANGER, 7, 1), Pid(STRANGER, 7, 2), Pid(STRANGER, 6, 1), *pids])
     ref = st.sampled_from([Ref(STRANGER, 7, 1), Ref(STRANGER, 7, 2), Ref(STRANGER, 6, 1), *refs])
@@ -114,7 +114,7 @@ class Cluster(RuleBasedStateMachine):
         self.codec = Codec()
         self.sims = [Sim(name, 1) for name in NODES]
         self.roads: dict[tuple[str, str], deque[bytes]] = {}
-        """(from, to) → signals under way; there while the connection is up on the receiver's side."""
+        """(from, to) → signals on the way; exists while the connection is up at the receiver."""
         self.ever: list[Pid] = []
         self.known: dict[tuple[Pid, Pid], set[Act]] = {}
         """(process, other) → the acts that link them, as far as the node of the first knows."""
@@ -172,12 +172,12 @@ class Cluster(RuleBasedStateMachine):
     def perform(
         self, sim: Sim, effects: list[Effect], expected: list[Effect], after: int | None = None
     ) -> None:
-        """Check what was ordered, and do it."""
+        """Check the effects, and perform them."""
         told = [effect for effect in effects if isinstance(effect, Tell)]
         heard = [effect for effect in effects if not isinstance(effect, Tell)]
         assert sorted(map(repr, heard)) == sorted(map(repr, expected))
         for tell in told:
-            if tell.signal[-1] == "noproc":  # Behind what a process that is no more has sent.
+            if tell.signal[-1] == "noproc":  # Behind what an ended process has sent.
                 assert tell.after not in sim.alive
             else:
                 assert tell.after == (after or 0), "behind what its process has sent, and nobody else's"
@@ -373,7 +373,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(index=node_numbers, nth=which, other=which)
     def haunt(self, index: int, nth: int, other: int) -> None:
-        """One that was killed cleans up: what it does changes nothing, but what it links with ends."""
+        """A killed process cleans up: what it does changes nothing, but a process that it links with ends."""
         sim = self.sims[index]
         if not sim.dead:
             return
@@ -391,7 +391,7 @@ class Cluster(RuleBasedStateMachine):
     # What connections do.
 
     def heal(self) -> None:
-        """Everything is connected, and nobody is missing."""
+        """All nodes are connected, and none is missing."""
         for one in range(len(NODES)):
             for _ in range(MOST_ALIVE):
                 self.spawn(one)
@@ -412,7 +412,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(one=node_numbers, other=node_numbers)
     def disconnect(self, one: int, other: int) -> None:
-        """One side finds out; the other one does so at another time, and hears what was under way to it."""
+        """One side notices that the connection ended. The other notices later, and receives until then."""
         sim, lost = self.sims[one], self.sims[other].name
         if lost not in sim.peers:
             return
@@ -434,7 +434,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(index=node_numbers, other=node_numbers)
     def restart(self, index: int, other: int) -> None:
-        """A node crashes, and none of its processes says a word; then it meets one of the others again."""
+        """A node crashes without a signal of its processes, and then connects to one of the others again."""
         sim = self.sims[index]
         for peer in range(len(NODES)):
             if NODES[peer] in sim.peers:
@@ -496,7 +496,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(index=node_numbers, data=st.data())
     def hear_nonsense(self, index: int, data: st.DataObject) -> None:
-        """Each signal moves or raises; what raised has changed nothing, and what moved ends with its node."""
+        """Each signal changes the table or raises; one that raised has changed nothing."""
         sim = self.sims[index]
         sim.peers[STRANGER] = 7
         mine = [sim.pid(number) for number in sorted(sim.alive)] + self.ever[-3:]
@@ -551,7 +551,7 @@ class Cluster(RuleBasedStateMachine):
         self.heal()
 
     def settle(self) -> None:
-        """Once everything has arrived, both ends say the same."""
+        """Once everything has arrived, both ends agree."""
         while any(self.roads.values()):
             for sender, receiver in list(self.roads):
                 self.arrive(sender, receiver)

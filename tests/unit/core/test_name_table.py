@@ -1,4 +1,4 @@
-"""Claims of several nodes for one name: who holds it, who is told, and what no peer may say."""
+"""Claims of several nodes to one name: which holds, which process is told, and what a peer may not send."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def held(names: NameTable) -> dict[str, Pid]:
 # ── on one node ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_claim_holds_at_once_and_is_told() -> None:
+def test_a_claim_holds_at_once_and_is_sent_to_all_nodes() -> None:
     names = table()
     effects = names.claimed("x", 7, packed({"zone": "a"}), 100)
     assert effects == [
@@ -83,7 +83,7 @@ def test_a_name_that_a_peer_holds_is_taken() -> None:
     assert names.counts() == (0, 1)
 
 
-def test_another_meta_keeps_the_age_and_the_same_one_is_nothing() -> None:
+def test_another_meta_keeps_the_age_and_the_same_meta_changes_nothing() -> None:
     names = table()
     names.claimed("x", 1, packed("a"), 100)
     assert names.claimed("x", 1, packed("a"), 200) == []
@@ -100,7 +100,7 @@ def test_what_a_program_does_to_its_meta_afterwards_changes_nothing() -> None:
     assert list(names.own_facts(1_000)) == [["has", [["x", 1, packed({"a": 1}), 100]]]]
 
 
-def test_a_name_is_given_up_by_whom_it_belongs_to() -> None:
+def test_a_name_is_given_up_only_by_its_owner() -> None:
     names = table()
     names.claimed("x", 1, NONE, 100)
     assert names.disclaimed("x", pid(A, 2)) == []
@@ -125,7 +125,7 @@ def test_a_process_that_ends_gives_up_all_its_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "\ud800"])
-def test_names_that_nobody_can_have(name: str) -> None:
+def test_names_that_are_not_allowed(name: str) -> None:
     with pytest.raises(InvalidName):
         table().claimed(name, 1, NONE, 100)
 
@@ -153,7 +153,7 @@ def test_bounds_of_one_node() -> None:
 # ── between nodes ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_a_peer_tells_is_seen_and_ends_with_its_connection() -> None:
+def test_claims_of_a_peer_are_seen_and_end_with_its_connection() -> None:
     names = table()
     assert said(names.told(B, 4, ["has", [row("x", 7, "m"), row("y", 8)]])) == [
         Registered("x", pid(B, 7, 4), "m"),
@@ -184,7 +184,7 @@ def test_the_node_of_the_younger_claim_withdraws_it_and_tells_its_process() -> N
     assert young.exited(1) == []
 
 
-def test_how_the_loser_wants_to_hear_it_is_its_own_business() -> None:
+def test_the_loser_is_told_in_the_way_it_registered_with() -> None:
     names = table()
     names.claimed("x", 1, NONE, 200, "message")
     assert [loss.on_loss for loss in losses(names.told(B, 1, ["has", [row("x")]]))] == ["message"]
@@ -194,7 +194,7 @@ def test_how_the_loser_wants_to_hear_it_is_its_own_business() -> None:
     assert [loss.on_loss for loss in losses(names.told(B, 1, ["has", [row("x")]]))] == ["exit"]
 
 
-def test_who_only_looks_on_shows_the_winner_from_the_first_moment() -> None:
+def test_a_third_node_shows_the_winner_from_the_first_moment() -> None:
     third = table(C)
     third.told(A, 1, ["has", [row("x", 1, since_ms=200)]])
     assert said(third.told(B, 1, ["has", [row("x", 2, since_ms=100)]])) == [
@@ -296,7 +296,7 @@ def test_a_new_rule_is_applied_to_what_competes_now() -> None:
     assert said(third.reviewed()) == [Unregistered("x", pid(A, 1), "lost"), Registered("x", pid(B, 2), 2)]
 
 
-def test_many_names_are_told_in_pieces() -> None:
+def test_many_names_are_sent_in_pieces() -> None:
     names = table()
     for number in range(100):
         names.claimed(f"name {number}", number + 1, packed("m" * (number % 50)), 5)
@@ -377,7 +377,7 @@ def test_nonsense_is_refused_in_short_and_changes_nothing(fact: Any) -> None:
     assert (names.holders(), names.counts(), names._of[B].size) == before
 
 
-def test_nobody_speaks_for_this_node_or_for_another_incarnation() -> None:
+def test_claims_for_this_node_or_another_incarnation_are_refused() -> None:
     names = table()
     with pytest.raises(ValueError, match="is not a fact about names"):
         names.told(A, 1, ["has", [row("x")]])

@@ -33,7 +33,7 @@ def by_meta(first: Claim, second: Claim) -> Claim:
 
 
 class Half:
-    """What one node has sent over a connection to another, which has not taken it yet."""
+    """What one node has sent to another over a connection and the other has not received yet."""
 
     def __init__(self) -> None:
         self.facts: deque[Any] = deque()
@@ -137,7 +137,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(node=NODE, other=NODE)
     def disconnect(self, node: str, other: str) -> None:
-        """One side notices; the other goes on sending into the void for a while."""
+        """One side notices that the connection ended; what the other goes on sending is lost."""
         if other in self.up[node]:
             del self.up[node][other]
             self.perform(node, self.tables[node].node_down(other))
@@ -153,7 +153,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(node=NODE, other=NODE, count=st.integers(1, 4))
     def deliver(self, node: str, other: str, count: int = 1) -> None:
-        """What ``node`` has sent arrives at ``other``, unless that has given the connection up."""
+        """Deliver what ``node`` has sent to ``other``, unless ``other`` has given up the connection."""
         half = self.up[node].get(other)
         if half is None or node not in self.up[other]:
             return

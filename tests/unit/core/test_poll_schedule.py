@@ -13,11 +13,11 @@ def delays(settings: Settings, met: list[bool]) -> list[float]:
     return [schedule.next_delay_s(met_anybody=each) for each in met]
 
 
-def test_polls_are_fast_and_slow_down_while_nobody_was_met() -> None:
+def test_polls_are_fast_and_slow_down_while_no_peer_was_seen() -> None:
     assert delays(Settings(poll_jitter=0.0), [False] * 7) == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
 
 
-def test_whoever_met_somebody_polls_at_the_interval() -> None:
+def test_polls_are_at_the_interval_once_a_peer_was_seen() -> None:
     assert delays(Settings(poll_jitter=0.0), [True, True]) == [5.0, 5.0]
     assert delays(Settings(poll_jitter=0.0), [False, True]) == [0.25, 5.0]
 

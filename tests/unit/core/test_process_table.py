@@ -33,7 +33,7 @@ def test_a_process_is_found_under_the_name_that_it_was_spawned_with(table: Proce
     assert table.registered() == {"a": pid}
 
 
-def test_a_name_that_is_taken_makes_no_process(table: ProcessTable) -> None:
+def test_spawning_under_a_taken_name_makes_no_process(table: ProcessTable) -> None:
     pid = table.spawned("a")
     with pytest.raises(AlreadyRegistered, match="a"):
         table.spawned("a")
@@ -65,7 +65,7 @@ def test_a_living_process_gets_one_name_and_a_name_one_owner(table: ProcessTable
 
 
 @pytest.mark.parametrize("stranger", [Pid(NODE, 100, 99), Pid(NODE, 99, 1), Pid("fleetlm@10.0.0.2", 100, 1)])
-def test_who_does_not_live_here_gets_no_name(table: ProcessTable, stranger: Pid) -> None:
+def test_a_process_of_another_node_gets_no_name(table: ProcessTable, stranger: Pid) -> None:
     table.spawned(None)
     with pytest.raises(NoProcess):
         table.register("a", stranger)

@@ -74,7 +74,7 @@ def tell(table: ProcessTable, fact: Fact) -> Any:
 
 
 def check(table: ProcessTable, model: Model, fact: Fact) -> None:
-    """It moves as the model does, or raises as the model says and changes nothing."""
+    """Check that the table does what the model does, or raises what the model says and changes nothing."""
     refusal = model.refusal(fact)
     if refusal is None:
         assert tell(table, fact) == model.take(fact)

@@ -25,11 +25,11 @@ from fleetlm.messages import Crash, NameLost
         ("temporary", Crash("ValueError", "x"), False),
     ],
 )
-def test_who_is_started_again(restart: Restart, reason: Any, again: bool) -> None:
+def test_each_restart_type_restarts_for_its_reasons(restart: Restart, reason: Any, again: bool) -> None:
     assert wants_restart(restart, reason) is again
 
 
-def test_who_else_is_restarted() -> None:
+def test_each_strategy_affects_the_right_children() -> None:
     order = ["a", "b", "c"]
     assert affected("one_for_one", order, "b") == ["b"]
     assert affected("one_for_all", order, "b") == order
@@ -76,8 +76,17 @@ def test_peer_loss_never_spins() -> None:
     assert Backoff(0.25, 2.0).pause_s("a", 0.0, NameLost("n", Pid("a", 1, 1))) == 0.25
 
 
-def test_a_peer_that_stays_away_for_a_week_only_costs_pauses() -> None:
+def test_a_peer_that_is_lost_for_a_week_only_costs_pauses() -> None:
     backoff, now = Backoff(0.25, 15.0), 0.0
     while now < 7 * 86_400:
         now += backoff.pause_s("a", now, "noconnection")
     assert backoff.pause_s("a", now, "noconnection") == 15.0
+
+
+def test_a_child_that_was_removed_begins_anew() -> None:
+    backoff = Backoff(1.0, 15.0)
+    backoff.pause_s("a", 0.0, "boom")
+    assert backoff.pause_s("a", 0.0, "boom") == 1.0
+    backoff.forget("a")
+    backoff.forget("a")
+    assert backoff.pause_s("a", 0.0, "boom") == 0.0

@@ -94,7 +94,7 @@ TestPolicy.settings = settings(max_examples=100, stateful_step_count=30, deadlin
 
 @given(st.lists(st.tuples(gaps_s, st.sampled_from(OF_THE_CLUSTER)), max_size=40), st.integers(0, 3))
 def test_no_loss_of_peers_is_ever_too_much(losses: list[tuple[float, Any]], most: int) -> None:
-    """However many of them come between: what does count is counted as if they had not been."""
+    """Restarts that do not count change nothing for those that do, however many there are."""
     intensity, alone, now = Intensity(most, 5.0), Intensity(most, 5.0), 0.0
     for gap_s, reason in losses:
         now += gap_s
@@ -135,7 +135,9 @@ def test_every_reason_of_every_kind_of_child(restart: Restart, reason: Any) -> N
 @given(
     st.sampled_from(STRATEGIES), st.lists(st.text(max_size=3), min_size=1, max_size=6, unique=True), st.data()
 )
-def test_who_is_affected(strategy: Strategy, order: list[str], data: st.DataObject) -> None:
+def test_the_affected_children_are_those_of_the_strategy(
+    strategy: Strategy, order: list[str], data: st.DataObject
+) -> None:
     failed = data.draw(st.sampled_from(order))
     who = affected(strategy, order, failed)
     earlier, later = order[: order.index(failed)], order[order.index(failed) + 1 :]

@@ -30,7 +30,7 @@ def test_a_row_is_made_once_and_seen_again() -> None:
     assert peer.last_seen == T + 9
 
 
-def test_this_node_is_no_peer_under_any_of_its_addresses() -> None:
+def test_this_node_is_not_a_peer_under_any_of_its_addresses() -> None:
     table = topology(aliases=("fd00::1",))
     assert table.meet(T, name(1)) is None
     assert table.meet(T, "fleetlm@fd00::1") is None
@@ -38,7 +38,7 @@ def test_this_node_is_no_peer_under_any_of_its_addresses() -> None:
     assert table.peers == {}
 
 
-def test_a_full_table_takes_nobody_but_keeps_everybody() -> None:
+def test_a_full_table_keeps_its_rows_and_takes_no_new_one() -> None:
     table = topology(Settings(max_peers=2))
     first = met(table, name(2))
     met(table, name(3))
@@ -71,7 +71,7 @@ def test_another_address_of_a_node_is_not_dialled() -> None:
     assert table.meet(T, SIX) is None
 
 
-def test_the_own_address_of_a_node_is_no_alias_of_it() -> None:
+def test_a_nodes_own_address_is_not_an_alias_of_it() -> None:
     table = topology()
     met(table, name(2))
     assert table.learn_alias(ip(2), name(2)) is None
@@ -93,7 +93,7 @@ def test_an_alias_is_forgotten_with_its_owner() -> None:
     assert table.meet(T, SIX) is not None
 
 
-def test_who_introduces_itself_is_no_alias_any_more() -> None:
+def test_a_node_that_introduces_itself_is_not_an_alias_any_more() -> None:
     table = topology()
     met(table, name(2))
     table.learn_alias("fd00::2", name(2))
@@ -163,7 +163,7 @@ def test_selectors(selectors: list[str], numbers: list[int]) -> None:
     assert crowd().select(selectors) == [name(number) for number in numbers]
 
 
-def test_busy_and_draining_say_nothing_of_who_is_gone() -> None:
+def test_busy_and_draining_select_only_connected_peers() -> None:
     table = crowd()
     table.peers[name(10)].connection.phase = Phase.IDLE
     assert table.select(["busy", "draining"]) == []
@@ -175,7 +175,7 @@ def test_an_unknown_selector_is_refused_with_the_known_ones() -> None:
     assert all(selector in str(caught.value) for selector in SELECTORS)
 
 
-def test_a_row_tells_what_is_known_of_a_peer() -> None:
+def test_the_info_of_a_row_has_what_is_known_of_a_peer() -> None:
     m = Meeting()
     m.kernel.asked_for(T, name(3))
     m.kernel.channel_lost(T + 1, m.channel(3), "connection refused")
@@ -190,7 +190,7 @@ def test_a_row_tells_what_is_known_of_a_peer() -> None:
     assert (two.last_error, two.last_error_age_s) == ("connection closed", 1.0)
 
 
-def test_in_a_full_table_hearsay_gives_way_to_who_is_known_better() -> None:
+def test_in_a_full_table_hearsay_gives_way_to_nodes_named_by_dns_or_themselves() -> None:
     table = topology(Settings(max_peers=3))
     rumours = [met(table, name(n), T + n) for n in (2, 3, 4)]
     assert table.meet(T + 9, name(5)) is None, "one rumour is as good as another"
@@ -205,7 +205,7 @@ def test_in_a_full_table_hearsay_gives_way_to_who_is_known_better() -> None:
     assert table.is_full
 
 
-def test_who_was_up_is_no_hearsay() -> None:
+def test_a_peer_that_was_up_is_not_hearsay() -> None:
     table = topology(Settings(max_peers=1))
     met(table, name(2)).connection.ups = 1
     assert table.meet(T, name(3), itself=True) is None

@@ -30,7 +30,7 @@ SETTINGS = Settings(
 
 
 def fill_process(rig: Rig, left: int = 0) -> None:
-    rig.session.windows.sent("slow", LIMIT - left)
+    rig.session.held["slow"] = LIMIT - left
 
 
 def fill_connection(rig: Rig) -> None:
@@ -85,13 +85,13 @@ async def test_each_obstacle_has_its_reason() -> None:
     rig = Rig(SETTINGS)
     fill_lanes(rig, "another")
     with pytest.raises(WouldBlock, match="large messages of 81,920 bytes wait for fleetlm@"):
-        rig.messenger.send_nowait(SLOW, b"x" * 40 * KIB)
+        rig.outbound.send_nowait(SLOW, b"x" * 40 * KIB)
     fill_connection(rig)
     with pytest.raises(WouldBlock, match="bytes are in flight to fleetlm@"):
-        rig.messenger.send_nowait(SLOW, 1)
+        rig.outbound.send_nowait(SLOW, 1)
     fill_process(rig)
     with pytest.raises(WouldBlock, match="16 messages of this node wait there"):
-        rig.messenger.send_nowait(SLOW, 1)
+        rig.outbound.send_nowait(SLOW, 1)
 
 
 @pytest.mark.parametrize("key", [None, 2.5, b"slow", True])
@@ -118,14 +118,14 @@ def test_both_sides_count_the_same_at_every_edge(chunk_bytes: int, kind: str, ar
     async def main() -> None:
         settings = Settings(mailbox_limit=4_096, chunk_bytes=chunk_bytes)
         rig = Rig(settings)
-        streams = Streams(rig.messenger, settings, rig.pair.here.codec, SimLoop.current())
+        streams = Streams(rig.outbound, settings, rig.pair.here.codec, SimLoop.current())
         payload = b"x" * (around * UNIT_BYTES + more)
         request = Invoke("take", (payload,), {})
         asking: Any = {
-            "send": lambda: rig.messenger.send(SLOW, payload),
-            "call": lambda: rig.messenger.call(SLOW, payload, 9.0),
-            "handle": lambda: rig.messenger.call(SLOW, request, 9.0),
-            "cast": lambda: rig.messenger.cast(SLOW, request),
+            "send": lambda: rig.outbound.send(SLOW, payload),
+            "call": lambda: rig.outbound.call(SLOW, payload, 9.0),
+            "handle": lambda: rig.outbound.call(SLOW, request, 9.0),
+            "cast": lambda: rig.outbound.cast(SLOW, request),
             "stream": lambda: anext(streams.open(SLOW, payload, 9.0)),
             "yield": lambda: anext(streams.open(SLOW, request, 9.0)),
         }[kind]()
@@ -170,7 +170,7 @@ def seen(rig: Rig, outcome: Any) -> Outcome:
 
 
 async def by_send(rig: Rig, key: Any, message: Any) -> Outcome:
-    sending = rig.messenger.send((key, THERE), message)
+    sending = rig.outbound.send((key, THERE), message)
     try:
         waited_for = sending.send(None)
     except StopIteration:

@@ -145,7 +145,7 @@ def test_whatever_is_sent_arrives_whole_and_in_each_senders_order(
                 return
             whole = item if isinstance(item, bytes) else parts.add(item[0], bytes(item[1]))
             if whole is not None:
-                arrived.setdefault(whole[0], []).append(whole)
+                arrived.setdefault(whole[0], []).append(whole)  # type: ignore[arg-type]
 
     for serial, (sender, size, moves) in enumerate(steps):
         message = bytes([sender, *([serial] * (size - 1))])

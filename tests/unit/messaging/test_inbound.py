@@ -23,7 +23,7 @@ from tests.support.session_fakes import EPOCH_HERE, EPOCH_THERE, HERE, Pair, Sid
 
 
 def frame(side: Side, *messages: Any, kind: int = Kind.BATCH, body: bytes | None = None) -> None:
-    """Let the peer of this side send one frame."""
+    """Give this side one frame, as its peer would send it."""
     epoch = EPOCH_HERE if side.session.name == HERE else EPOCH_THERE
     data = msgpack.packb(list(messages)) if body is None else body
     side.inbound.frame(side.session, header(kind, epoch, side.session.incoming.seq) + data, None)
@@ -52,7 +52,7 @@ async def test_one_way_messages_go_to_names_and_numbers() -> None:
 
 
 @virtual
-async def test_a_message_for_nobody_is_counted_and_the_next_delivered() -> None:
+async def test_a_message_without_a_receiver_is_counted_and_the_next_delivered() -> None:
     side = Pair().there
     box = side.box("echo")
     frame(side, ["nobody", 1], ["echo", 2])
@@ -81,7 +81,7 @@ async def test_a_deadline_beyond_a_day_is_cut() -> None:
 
 
 @virtual
-async def test_a_call_for_nobody_is_answered() -> None:
+async def test_a_call_to_a_process_that_does_not_exist_is_answered() -> None:
     pair = Pair()
     caller = future(pair.here, 7)
     frame(pair.there, [Op.CALL, "nobody", 1, 7, 1000])
@@ -91,7 +91,7 @@ async def test_a_call_for_nobody_is_answered() -> None:
 
 
 @virtual
-async def test_cancel_abandons_the_call_and_an_unknown_one_is_nothing() -> None:
+async def test_cancel_abandons_its_call_and_an_unknown_ref_is_passed_over() -> None:
     side = Pair().there
     box = side.box("echo")
     frame(side, [Op.CALL, "echo", 1, 7, 1000], [Op.CANCEL, 7, None], [Op.CANCEL, 8, None])
@@ -100,7 +100,7 @@ async def test_cancel_abandons_the_call_and_an_unknown_one_is_nothing() -> None:
 
 
 @virtual
-async def test_replies_and_failures_reach_their_futures_and_late_ones_nobody() -> None:
+async def test_replies_and_failures_reach_their_futures_and_late_ones_are_passed_over() -> None:
     side = Pair().there
     good, bad = future(side, 1), future(side, 2)
     frame(
@@ -174,7 +174,7 @@ async def test_ticks_peers_and_requests_go_to_the_office() -> None:
     ],
     ids=repr,
 )
-def test_a_message_that_is_none_breaks_the_link_and_nothing_else(message: Any) -> None:
+def test_a_malformed_message_ends_the_session_and_nothing_else(message: Any) -> None:
     async def main() -> None:
         side = Pair().there
         box = side.box("echo")
@@ -210,7 +210,7 @@ UNKNOWN = msgpack.ExtType(99, b"")
     ],
     ids=["ref", "ref asked", "ref unread", "to unread", "to", "lag", "credit", "op", "op nan", "to nan"],
 )
-def test_values_of_ours_where_none_belong_break_the_link(messages: list[Any]) -> None:
+def test_numbers_that_cannot_be_used_end_the_session(messages: list[Any]) -> None:
     """A number that msgpack cannot write, that Python does not print, or that raises when compared."""
 
     async def main() -> None:
@@ -239,7 +239,7 @@ def test_what_breaks_the_link_is_quoted_in_short(message: Any) -> None:
 
 
 @virtual
-async def test_a_request_that_is_open_already_breaks_the_link() -> None:
+async def test_a_ref_that_is_open_already_ends_the_session() -> None:
     side = Pair().there
     side.box("echo")
     call = [Op.CALL, "echo", 1, 7, 1000]
@@ -248,7 +248,7 @@ async def test_a_request_that_is_open_already_breaks_the_link() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"\x93\x01", b"\x90\x90", b"\x05", b"\xdd\xff\xff\xff\xff"])
-def test_a_body_that_is_no_batch_breaks_the_link(body: bytes) -> None:
+def test_a_body_that_is_not_a_batch_ends_the_session(body: bytes) -> None:
     async def main() -> None:
         with pytest.raises(BadFrame):
             frame(Pair().there, body=body)
@@ -257,7 +257,7 @@ def test_a_body_that_is_no_batch_breaks_the_link(body: bytes) -> None:
 
 
 @virtual
-async def test_a_gap_another_epoch_or_a_repeated_frame_breaks_the_link() -> None:
+async def test_a_gap_another_epoch_or_a_repeated_frame_ends_the_session() -> None:
     for epoch, seq in [(EPOCH_HERE, 2), (EPOCH_HERE, 0), (EPOCH_HERE + 1, 1)]:
         side = Pair().there
         with pytest.raises(BadFrame, match="something was lost"):
@@ -319,7 +319,7 @@ def test_well_formed_nonsense_is_a_bad_frame_or_a_message(messages: list[Any]) -
         with contextlib.suppress(BadFrame):
             frame(side, *messages)
         for call in side.session.calls.values():
-            call.cancel()
+            call.cancel()  # type: ignore[attr-defined]
 
     run(main())
 
@@ -387,7 +387,7 @@ async def test_a_reply_with_an_unknown_tag_is_an_error_at_the_caller() -> None:
 
 
 @virtual
-async def test_the_asker_of_a_node_hears_that_it_could_not_be_read() -> None:
+async def test_an_unreadable_request_to_a_node_is_answered() -> None:
     pair = Pair()
     asked = future(pair.here, 1)
     frame(pair.there, [Op.REQUEST, "spawn", ["f", UNKNOWN], 1])
@@ -412,7 +412,7 @@ def test_unreadable_messages_are_logged_now_and_then(caplog: pytest.LogCaptureFi
 
 
 @virtual
-async def test_more_open_calls_than_allowed_are_told_so_and_never_run() -> None:
+async def test_calls_beyond_the_limit_of_open_calls_fail_and_never_run() -> None:
     side = Pair().there
     side.inbound._max_open_calls = 2
     box = side.box("slow")

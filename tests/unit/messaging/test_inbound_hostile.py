@@ -1,4 +1,4 @@
-"""A connected peer that sends well-formed nonsense costs its own connection at most, never another's.
+"""A connected peer that sends well-formed nonsense loses its own session at most; others are not affected.
 
 The nonsense is close to what is right: it names processes, requests and streams that there are, and
 counts around the limits. Whatever comes, the node under attack serves everybody else as before, nothing
@@ -27,7 +27,7 @@ WINDOW = 8
 
 
 class Echo(Actor):
-    """What everybody else asks for meanwhile."""
+    """The actor that well-behaved peers call meanwhile."""
 
     @handler
     async def echo(self, value: Any) -> Any:
@@ -105,7 +105,7 @@ messages = st.lists(right | right | right | too_short | too_long, max_size=6)
 
 
 class Errors(logging.Handler):
-    """What went wrong on the way in: the driver ends the connection for it, and logs it as a bug."""
+    """Collects logged errors: the driver logs as a bug whatever is not a `BadFrame`."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -116,7 +116,7 @@ class Errors(logging.Handler):
 
 
 async def hold(process: Process) -> None:
-    """Takes its calls, and never answers; of streams it sends three items."""
+    """Take calls without answering them; of a stream send three items."""
     async for call in process.mailbox:
         for number in range(3):
             if getattr(call, "streaming", False):
@@ -152,14 +152,14 @@ async def attack(nonsense: list[list[Any]]) -> None:
         )
     ]  # fmt: skip
     await asyncio.sleep(0.1)
-    session, others = bad.sessions[here.name], here.sessions[good.name]
+    session, others = bad._driver.sessions[here.name], here._driver.sessions[good.name]
     for message in nonsense:
-        session.signal(bad._messenger._codec.pack_value(message))
+        session.signal(bad._outbound._codec.pack_value(message))
     await asyncio.sleep(0.5)
     ours = good.ref(Echo, "echo", at=here.name)
     assert await ours.within(1).call(Echo.echo, "still there") == "still there"
     assert [number async for number in ours.within(1).stream(Echo.count, 20)] == list(range(20))
-    assert here.sessions.get(good.name) is others, "the connection of somebody else has ended"
+    assert here._driver.sessions.get(good.name) is others, "the connection of somebody else has ended"
     await fleet.crash(bad)
     await asyncio.wait(asked)
     await asyncio.sleep(10)
@@ -170,7 +170,7 @@ async def attack(nonsense: list[list[Any]]) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(messages)
-def test_nonsense_of_one_peer_costs_nobody_else_anything(nonsense: list[list[Any]]) -> None:
+def test_nonsense_of_one_peer_does_not_affect_the_others(nonsense: list[list[Any]]) -> None:
     errors = Errors()
     log = logging.getLogger("fleetlm")
     log.addHandler(errors)

@@ -1,4 +1,4 @@
-"""The messenger over one link to a peer that a test plays, and to processes of its own node.
+"""The sending side of a node: over a session to a peer that the test plays, and to its own processes.
 
 What needs two whole nodes is in tests/sim/test_node_api.py.
 """
@@ -25,7 +25,7 @@ from fleetlm.errors import (
     WouldBlock,
 )
 from fleetlm.ids import Pid
-from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.outbound import Outbound
 from fleetlm.names import Address
 from fleetlm.process import Process
 from fleetlm.settings import Settings
@@ -40,7 +40,7 @@ FOUR = SETTINGS.replace(mailbox_limit=4)
 
 
 class Rig:
-    """A messenger with one link; `asked` shows what the peer received."""
+    """The sending side of a node with one session; `wire` shows what the peer received."""
 
     def __init__(self, settings: Settings = SETTINGS) -> None:
         self.pair = Pair(settings)
@@ -51,7 +51,7 @@ class Rig:
         self.topology = Topology(me, settings, loop.rng)
         self.local = local_processes(self, settings.mailbox_limit)
         self.sessions = {THERE: self.session}
-        self.messenger = Messenger(
+        self.outbound = Outbound(
             HERE, 1, settings, self.pair.here.codec, self.local.boxes, self.sessions, self.topology, loop
         )
 
@@ -77,14 +77,14 @@ class Rig:
 
 
 @virtual
-async def test_every_spelling_of_a_target_finds_its_way() -> None:
+async def test_every_kind_of_target_is_routed() -> None:
     rig = Rig()
     for to in [("echo", THERE), Address("echo", THERE), ["echo", THERE], Pid(THERE, 2, 5)]:
-        await rig.messenger.send(to, "hi")  # type: ignore[arg-type]
+        await rig.outbound.send(to, "hi")  # type: ignore[arg-type]
     assert rig.wire() == [["echo", "hi"]] * 3 + [[5, "hi"]]
     v6 = "fleetlm@fd00::7"
     rig.sessions[v6] = rig.session
-    await rig.messenger.send(("echo", "fleetlm@FD00:0::7"), 1)
+    await rig.outbound.send(("echo", "fleetlm@FD00:0::7"), 1)
     assert rig.wire() == [["echo", 1]]
 
 
@@ -92,24 +92,24 @@ async def test_every_spelling_of_a_target_finds_its_way() -> None:
 async def test_targets_that_are_nowhere_say_why() -> None:
     rig = Rig()
     with pytest.raises(NoConnection, match="no such node is known"):
-        await rig.messenger.send(("echo", "fleetlm@10.9.9.9"), 1)
+        await rig.outbound.send(("echo", "fleetlm@10.9.9.9"), 1)
     peer = rig.topology.meet(0.0, "fleetlm@10.0.0.3")
     assert peer is not None
     with pytest.raises(NoConnection, match="it is wanted"):
-        await rig.messenger.send(("echo", "fleetlm@10.0.0.3"), 1)
+        await rig.outbound.send(("echo", "fleetlm@10.0.0.3"), 1)
     peer.connection.last_error = "connection refused"
     with pytest.raises(NoConnection, match="connection refused"):
-        rig.messenger.send_nowait(Pid("fleetlm@10.0.0.3", 1, 1), 1)
+        rig.outbound.send_nowait(Pid("fleetlm@10.0.0.3", 1, 1), 1)
     with pytest.raises(InvalidName):
-        await rig.messenger.send(("echo", "localhost"), 1)
+        await rig.outbound.send(("echo", "localhost"), 1)
     with pytest.raises(NoProcess):
-        await rig.messenger.send("nobody", 1)
+        await rig.outbound.send("nobody", 1)
     with pytest.raises(NoProcess):
-        await rig.messenger.send(("nobody", HERE), 1)
+        await rig.outbound.send(("nobody", HERE), 1)
 
 
 @virtual
-async def test_a_pid_of_another_incarnation_is_no_process_and_nothing_is_sent() -> None:
+async def test_a_pid_of_another_incarnation_raises_no_process_and_nothing_is_sent() -> None:
     rig = Rig()
 
     async def idle(process: Process) -> None:
@@ -117,7 +117,7 @@ async def test_a_pid_of_another_incarnation_is_no_process_and_nothing_is_sent() 
 
     assert rig.local.spawn(idle, (), None) == Pid(HERE, 1, 1)
     for node in (HERE, THERE):
-        for attempt in (rig.messenger.send, lambda to, m: rig.messenger.call(to, m, 1.0)):
+        for attempt in (rig.outbound.send, lambda to, m: rig.outbound.call(to, m, 1.0)):
             with pytest.raises(NoProcess):
                 await attempt(Pid(node, 99, 1), "hi")
     assert rig.wire() == []
@@ -128,9 +128,9 @@ async def test_a_pid_of_another_incarnation_is_no_process_and_nothing_is_sent() 
 async def test_what_cannot_travel_is_refused_and_nothing_is_sent() -> None:
     rig = Rig(SETTINGS.replace(max_message_bytes=50 * KIB))
     for attempt in (
-        lambda m: rig.messenger.send(("echo", THERE), m),
-        lambda m: rig.messenger.call(("echo", THERE), m, 1.0),
-        lambda m: rig.messenger.broadcast("echo", m, None),
+        lambda m: rig.outbound.send(("echo", THERE), m),
+        lambda m: rig.outbound.call(("echo", THERE), m, 1.0),
+        lambda m: rig.outbound.broadcast("echo", m, None),
     ):
         with pytest.raises(NotSerializable):
             await attempt({"a": [object()]})
@@ -145,8 +145,8 @@ async def test_a_full_window_makes_send_wait_and_send_nowait_raise() -> None:
     rig = Rig()
     rig.fill()
     with pytest.raises(WouldBlock, match="bytes are in flight to fleetlm@"):
-        rig.messenger.send_nowait(("echo", THERE), 1)
-    sending = rig.start(rig.messenger.send(("echo", THERE), "last"))
+        rig.outbound.send_nowait(("echo", THERE), 1)
+    sending = rig.start(rig.outbound.send(("echo", THERE), "last"))
     await turns()
     assert not sending.done()
     await rig.settle()
@@ -167,7 +167,7 @@ async def test_a_sender_in_a_tight_loop_lets_the_loop_turn() -> None:
 
     looking = rig.start(look())
     for number in range(100):
-        await rig.messenger.send(("echo", THERE), number)
+        await rig.outbound.send(("echo", THERE), number)
     await looking
     assert seen in ([0, 10, 20, 30, 40], [10, 20, 30, 40, 50])
 
@@ -178,7 +178,7 @@ async def test_a_sender_in_a_tight_loop_lets_the_loop_turn() -> None:
 @virtual
 async def test_a_call_carries_its_deadline() -> None:
     rig = Rig()
-    calling = rig.start(rig.messenger.call(("echo", THERE), "hi", 2.5))
+    calling = rig.start(rig.outbound.call(("echo", THERE), "hi", 2.5))
     await rig.settle()
     call = await rig.box.get()
     assert call.remaining_s == pytest.approx(2.5, abs=0.002)
@@ -192,7 +192,7 @@ async def test_a_call_carries_its_deadline() -> None:
 async def test_the_wait_for_the_window_counts_against_the_deadline() -> None:
     rig = Rig()
     rig.fill()
-    calling = rig.start(rig.messenger.call(("echo", THERE), "hi", 3.0))
+    calling = rig.start(rig.outbound.call(("echo", THERE), "hi", 3.0))
     await asyncio.sleep(2)
     await rig.settle()
     assert rig.box.queue.pop().remaining_s == pytest.approx(1.0, abs=0.002)
@@ -205,8 +205,8 @@ async def test_a_window_that_stays_full_was_not_delivered() -> None:
     rig = Rig()
     rig.fill()
     with pytest.raises(WouldBlock, match="stayed full for the 2 s"):
-        await rig.messenger.call(("echo", THERE), "hi", 2.0)
-    (result,) = await rig.messenger.multicall([("echo", THERE)], "hi", 2.0)
+        await rig.outbound.call(("echo", THERE), "hi", 2.0)
+    (result,) = await rig.outbound.multicall([("echo", THERE)], "hi", 2.0)
     assert isinstance(result, WouldBlock)
     assert not rig.session.byte_window._waiters
 
@@ -215,7 +215,7 @@ async def test_a_window_that_stays_full_was_not_delivered() -> None:
 def test_odd_deadlines_are_deadlines(timeout_s: float) -> None:
     async def main() -> None:
         rig = Rig()
-        calling = rig.start(rig.messenger.call(("echo", THERE), "hi", timeout_s))
+        calling = rig.start(rig.outbound.call(("echo", THERE), "hi", timeout_s))
         await rig.settle()
         assert type(rig.box.queue[0]).__name__ == "Call"
         if timeout_s > 0:
@@ -233,12 +233,12 @@ def test_odd_deadlines_are_deadlines(timeout_s: float) -> None:
 
 @pytest.mark.parametrize("size", [1, 100 * KIB])
 @pytest.mark.parametrize("many", [False, True])
-def test_who_gives_up_tells_the_peer_after_the_request_itself(size: int, many: bool) -> None:
+def test_a_caller_that_gives_up_sends_its_cancel_after_the_request(size: int, many: bool) -> None:
     async def main() -> None:
         rig = Rig()
         to, message = ("echo", THERE), b"x" * size
         calling = rig.start(
-            rig.messenger.multicall([to], message, 60.0) if many else rig.messenger.call(to, message, 60.0)
+            rig.outbound.multicall([to], message, 60.0) if many else rig.outbound.call(to, message, 60.0)
         )
         await turns()
         calling.cancel()
@@ -254,9 +254,9 @@ def test_who_gives_up_tells_the_peer_after_the_request_itself(size: int, many: b
 
 
 @virtual
-async def test_a_call_over_a_link_that_ends_may_have_run() -> None:
+async def test_a_call_over_a_session_that_ends_may_have_run() -> None:
     rig = Rig()
-    calling = rig.start(rig.messenger.call(("echo", THERE), "hi", 5.0))
+    calling = rig.start(rig.outbound.call(("echo", THERE), "hi", 5.0))
     await turns()
     rig.session.close("it broke")
     with pytest.raises(NodeLost, match="it broke"):
@@ -264,10 +264,10 @@ async def test_a_call_over_a_link_that_ends_may_have_run() -> None:
 
 
 @virtual
-async def test_a_call_that_waited_for_a_link_that_ends_was_not_delivered() -> None:
+async def test_a_call_that_waited_for_a_session_that_ends_was_not_delivered() -> None:
     rig = Rig()
     rig.fill()
-    calling = rig.start(rig.messenger.call(("echo", THERE), "hi", 5.0))
+    calling = rig.start(rig.outbound.call(("echo", THERE), "hi", 5.0))
     await turns()
     rig.session.close("it broke")
     with pytest.raises(NoConnection, match="it broke"):
@@ -277,13 +277,13 @@ async def test_a_call_that_waited_for_a_link_that_ends_was_not_delivered() -> No
 @virtual
 async def test_a_small_multicall_does_not_overtake_a_large_message_of_the_same_sender() -> None:
     rig = Rig()
-    await rig.messenger.send(("echo", THERE), b"x" * 30 * KIB)
-    calling = rig.start(rig.messenger.multicall([("echo", THERE)], "other task", 1.0))
+    await rig.outbound.send(("echo", THERE), b"x" * 30 * KIB)
+    calling = rig.start(rig.outbound.multicall([("echo", THERE)], "other task", 1.0))
     await turns()
 
     async def sender() -> Any:
-        await rig.messenger.send(("echo", THERE), b"y" * 20 * KIB)
-        return await rig.messenger.multicall([("echo", THERE)], "same task", 1.0)
+        await rig.outbound.send(("echo", THERE), b"y" * 20 * KIB)
+        return await rig.outbound.multicall([("echo", THERE)], "same task", 1.0)
 
     sending = rig.start(sender())
     await rig.settle()
@@ -316,14 +316,14 @@ async def test_multicall_keeps_the_order_of_its_targets_and_mixes_outcomes() -> 
         ("echo", "bad"),
         ("no", THERE),
     ]
-    calling = rig.start(rig.messenger.multicall(targets, "hi", 1.0))  # type: ignore[arg-type]
+    calling = rig.start(rig.outbound.multicall(targets, "hi", 1.0))  # type: ignore[arg-type]
     await rig.settle()
     (await rig.box.get()).reply("there")
     await rig.settle()
     results = await calling
     shown = [r if isinstance(r, str) else type(r) for r in results]
     assert shown == ["there", NoProcess, "here", NoConnection, InvalidName, NoProcess]
-    assert await rig.messenger.multicall([], "hi", 1.0) == []
+    assert await rig.outbound.multicall([], "hi", 1.0) == []
     await rig.local.stop()
 
 
@@ -335,12 +335,12 @@ async def test_broadcast_counts_the_nodes_to_which_it_went() -> None:
         await process.receive()
         await process.receive()
 
-    assert await rig.messenger.broadcast("echo", 1, None) == 1
+    assert await rig.outbound.broadcast("echo", 1, None) == 1
     rig.local.spawn(sink, (), "echo")
-    assert await rig.messenger.broadcast("echo", 2, None) == 2
-    assert await rig.messenger.broadcast("echo", 3, [HERE]) == 1
-    assert await rig.messenger.broadcast("echo", 4, ["fleetlm@10.9.9.9"]) == 0
-    assert await rig.messenger.broadcast("echo", 5, []) == 0
+    assert await rig.outbound.broadcast("echo", 2, None) == 2
+    assert await rig.outbound.broadcast("echo", 3, [HERE]) == 1
+    assert await rig.outbound.broadcast("echo", 4, ["fleetlm@10.9.9.9"]) == 0
+    assert await rig.outbound.broadcast("echo", 5, []) == 0
     assert rig.wire() == [["echo", 1], ["echo", 2]]
     await turns()
 
@@ -350,7 +350,7 @@ async def test_broadcast_reaches_the_others_before_it_waits_for_one_that_is_behi
     rig, other = Rig(), Pair(SETTINGS)
     rig.sessions["fleetlm@10.0.0.3"] = other.here.session
     rig.fill()
-    sending = rig.start(rig.messenger.broadcast("echo", "hi", None))
+    sending = rig.start(rig.outbound.broadcast("echo", "hi", None))
     await turns()
     assert not sending.done()
     assert other.here.session.in_flight > 0
@@ -373,10 +373,10 @@ async def test_a_full_mailbox_here_makes_send_wait_and_send_nowait_raise() -> No
 
     rig.local.spawn(slow, (), "slow")
     for number in range(4):
-        rig.messenger.send_nowait("slow", number)
+        rig.outbound.send_nowait("slow", number)
     with pytest.raises(WouldBlock, match="its mailbox holds 4 messages"):
-        rig.messenger.send_nowait("slow", 4)
-    await rig.messenger.send("slow", 4)
+        rig.outbound.send_nowait("slow", 4)
+    await rig.outbound.send("slow", 4)
     assert SimLoop.current().time() == pytest.approx(1.0, abs=1.0)
     await asyncio.sleep(10)
     assert got == [0, 1, 2, 3, 4]
@@ -384,7 +384,7 @@ async def test_a_full_mailbox_here_makes_send_wait_and_send_nowait_raise() -> No
 
 
 @virtual
-async def test_a_process_that_ends_while_a_sender_waits_is_no_process() -> None:
+async def test_a_process_that_ends_while_a_sender_waits_raises_no_process() -> None:
     rig = Rig(FOUR)
 
     async def brief(process: Process) -> None:
@@ -392,13 +392,13 @@ async def test_a_process_that_ends_while_a_sender_waits_is_no_process() -> None:
 
     pid = rig.local.spawn(brief, (), "brief")
     for number in range(4):
-        await rig.messenger.send(pid, number)
+        await rig.outbound.send(pid, number)
     with pytest.raises(NoProcess):
-        await rig.messenger.send("brief", 4)
+        await rig.outbound.send("brief", 4)
 
 
 @virtual
-async def test_a_local_call_that_is_cancelled_or_expires_is_wanted_no_more() -> None:
+async def test_a_local_call_that_is_cancelled_or_expires_is_no_longer_wanted() -> None:
     rig = Rig()
     seen: list[Any] = []
 
@@ -408,13 +408,13 @@ async def test_a_local_call_that_is_cancelled_or_expires_is_wanted_no_more() -> 
 
     rig.local.spawn(hold, (), "hold")
     with pytest.raises(CallTimeout):
-        await rig.messenger.call("hold", 1, 0.5)
-    calling = rig.start(rig.messenger.call("hold", 2, 5.0))
+        await rig.outbound.call("hold", 1, 0.5)
+    calling = rig.start(rig.outbound.call("hold", 2, 5.0))
     await turns()
     calling.cancel()
     await turns()
     assert [call.wanted for call in seen] == [False, False]
-    assert not rig.messenger.local_calls
+    assert not rig.outbound.local_calls
     await rig.local.stop()
 
 
@@ -429,14 +429,14 @@ async def test_locally_the_same_object_is_handed_over_and_in_debug_a_copy() -> N
 
         rig.local.spawn(echo, (), "echo")
         message = {"a": [1, (2, 3)]}
-        reply = await rig.messenger.call("echo", message, 1.0)
+        reply = await rig.outbound.call("echo", message, 1.0)
         assert reply == message
         assert (reply is message) is not debug
         if debug:
             for attempt in (
-                rig.messenger.send("echo", object()),
-                rig.messenger.call("echo", object(), 1.0),
-                rig.messenger.broadcast("echo", object(), [HERE]),
+                rig.outbound.send("echo", object()),
+                rig.outbound.call("echo", object(), 1.0),
+                rig.outbound.broadcast("echo", object(), [HERE]),
             ):
                 with pytest.raises(NotSerializable):
                     await attempt
@@ -454,22 +454,22 @@ async def test_after_the_end_nothing_is_sent() -> None:
         await asyncio.sleep(100)
 
     pid = rig.local.spawn(hold, (), "hold")
-    calling = rig.start(rig.messenger.call(pid, 1, 5.0))
+    calling = rig.start(rig.outbound.call(pid, 1, 5.0))
     await turns()
-    rig.messenger.close("shutdown")
+    rig.outbound.close("shutdown")
     with pytest.raises(NodeLost, match="shutdown"):
         await calling
     for attempt in (
-        rig.messenger.send("hold", 1),
-        rig.messenger.call(("echo", THERE), 1, 1.0),
-        rig.messenger.ask(THERE, "ping", None, 1.0),
-        rig.messenger.broadcast("hold", 1, None),
+        rig.outbound.send("hold", 1),
+        rig.outbound.call(("echo", THERE), 1, 1.0),
+        rig.outbound.ask(THERE, "ping", None, 1.0),
+        rig.outbound.broadcast("hold", 1, None),
     ):
         with pytest.raises(NodeStopped):
             await attempt
     with pytest.raises(NodeStopped):
-        rig.messenger.send_nowait("hold", 1)
-    results = await rig.messenger.multicall(["hold"], 1, 1.0)
+        rig.outbound.send_nowait("hold", 1)
+    results = await rig.outbound.multicall(["hold"], 1, 1.0)
     assert [type(each) for each in results] == [NodeStopped]
     await rig.local.stop()
 
@@ -477,7 +477,7 @@ async def test_after_the_end_nothing_is_sent() -> None:
 @virtual
 async def test_in_debug_a_reply_that_cannot_be_read_is_an_error() -> None:
     rig = Rig(SETTINGS.replace(debug=True))
-    assert rig.messenger.copied("x", (1, {2})) == (1, {2})
+    assert rig.outbound.copied("x", (1, {2})) == (1, {2})
     rig.pair.here.codec._readers.clear()  # as if this node knew no extension at all
     with pytest.raises(Undecodable):
-        rig.messenger.copied("x", (1,))
+        rig.outbound.copied("x", (1,))

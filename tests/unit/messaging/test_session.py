@@ -79,7 +79,7 @@ async def test_a_packed_message_may_be_changed_afterwards() -> None:
 
 
 @virtual
-async def test_sending_on_a_broken_channel_is_told_and_never_raises() -> None:
+async def test_sending_on_a_broken_channel_reports_the_loss_and_never_raises() -> None:
     side = Side(HERE, THERE, SMALL)
     side.transport.broken = True
     side.send("echo", 1)
@@ -88,7 +88,7 @@ async def test_sending_on_a_broken_channel_is_told_and_never_raises() -> None:
 
 
 @virtual
-async def test_a_peer_that_takes_nothing_of_what_need_not_wait_is_cut() -> None:
+async def test_a_peer_that_takes_no_bytes_loses_its_connection() -> None:
     settings = SMALL.replace(max_message_bytes=64 * KIB)
     side = Side(HERE, THERE, settings)
     for _ in range(400):
@@ -229,7 +229,7 @@ async def test_a_full_window_makes_senders_wait_until_credit_comes() -> None:
 
 
 @virtual
-async def test_a_sender_need_not_look_closer_while_the_road_is_free() -> None:
+async def test_a_session_is_slow_only_while_a_window_is_full_or_lanes_are_used() -> None:
     pair = Pair(SMALL)
     pair.there.box("echo")
     session = pair.here.session
@@ -265,7 +265,7 @@ async def test_senders_that_gave_up_leave_nothing_behind() -> None:
 
 
 @virtual
-async def test_a_waiting_sender_hears_of_the_end() -> None:
+async def test_a_waiting_sender_is_told_that_the_session_has_ended() -> None:
     side = Side(HERE, THERE, SMALL)
     while not side.session.is_full:
         side.send("echo", b"x" * KIB)
@@ -322,7 +322,7 @@ sizes = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12 * KIB), st.boole
 
 
 @given(sizes)
-def test_the_window_adds_up_whatever_is_sent(steps: list[tuple[int, int, bool]]) -> None:
+def test_the_byte_window_adds_up_for_all_sequences_of_messages(steps: list[tuple[int, int, bool]]) -> None:
     async def main() -> None:
         pair = Pair(SMALL)
         box = pair.there.box("echo")
@@ -386,7 +386,7 @@ async def test_a_failure_reaches_the_caller() -> None:
 
 
 @virtual
-async def test_a_failure_with_text_that_is_no_unicode_reaches_the_caller() -> None:
+async def test_a_failure_with_text_that_is_not_unicode_reaches_the_caller() -> None:
     pair = Pair()
     future = outcome(pair)
     request(pair.there).fail(OSError("no such file: a\udcff"))
@@ -433,7 +433,7 @@ async def test_a_sweep_forgets_what_expired() -> None:
 
 
 @virtual
-async def test_the_end_is_told_to_everybody_who_waits() -> None:
+async def test_the_end_reaches_callers_and_handlers() -> None:
     side = Side(HERE, THERE, SMALL)
     future = side.session.calls[1] = SimLoop.current().create_future()
     asked = request(side)

@@ -74,7 +74,7 @@ async def test_what_was_consumed_is_told_for_every_half_of_the_window() -> None:
     end.set_result(None)
     end.take()
     end.take()
-    assert told == [2, 2]  # Nobody sends any more.
+    assert told == [2, 2]  # No further item will be sent.
 
 
 def test_a_producer_beyond_its_window_is_refused() -> None:
@@ -146,7 +146,7 @@ async def test_a_producer_waits_for_credit_and_goes_on_with_it() -> None:
 
 
 @virtual
-async def test_a_producer_hears_that_nobody_wants_more() -> None:
+async def test_a_producer_is_told_that_no_further_item_is_wanted() -> None:
     consumer = Consumer()
     call = asked(consumer, 1)
     assert await call.put(1)
@@ -159,7 +159,7 @@ async def test_a_producer_hears_that_nobody_wants_more() -> None:
 
 
 @virtual
-async def test_after_the_deadline_nobody_wants_more() -> None:
+async def test_after_the_deadline_no_further_item_is_wanted() -> None:
     consumer = Consumer()
     call = asked(consumer, 10, deadline=1.0)
     assert await call.put(1)
@@ -174,7 +174,7 @@ async def test_a_plain_call_takes_no_items() -> None:
     assert not call.streaming
     with pytest.raises(TypeError, match="one reply"):
         await call.put(1)
-    with pytest.raises(ValueError, match="no stream"):
+    with pytest.raises(ValueError, match="does not ask for a stream"):
         call.more(1)
 
 
@@ -233,7 +233,7 @@ async def test_an_error_does_not_overtake_a_large_item() -> None:
 
 
 @virtual
-async def test_cancel_reaches_the_producer_and_late_items_nobody() -> None:
+async def test_cancel_reaches_the_producer_and_late_items_are_dropped() -> None:
     pair = Pair()
     end, call = stream(pair)
     await call.put(1)

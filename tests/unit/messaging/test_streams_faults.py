@@ -106,7 +106,7 @@ async def test_an_item_that_cannot_be_read_ends_the_producer_too(fleet: Fleet) -
     here, there = await fleet.mesh(2, stream_window=4)
     types = MessageTypes()
     types.register("newer", Newer)
-    there.sessions[here.name]._codec = Codec(types)
+    there._driver.sessions[here.name]._codec = Codec(types)
     ended: list[int] = []
 
     async def produce(process: Process) -> None:
@@ -122,7 +122,7 @@ async def test_an_item_that_cannot_be_read_ends_the_producer_too(fleet: Fleet) -
             pass
     await asyncio.sleep(0.1)
     assert ended
-    assert not there.sessions[here.name].requests
+    assert not there._driver.sessions[here.name].requests
 
 
 @simulated
@@ -146,7 +146,7 @@ async def test_a_deadline_ends_the_producer_whatever_its_consumer_does(fleet: Fl
 
 
 @simulated
-async def test_what_names_no_process_is_refused_here_and_not_there(fleet: Fleet) -> None:
+async def test_a_key_that_names_no_process_is_refused_by_the_consumer(fleet: Fleet) -> None:
     here, there = await fleet.mesh(2)
     for wrong in (1.5, None, True):
         with pytest.raises(InvalidName):
@@ -160,7 +160,7 @@ async def test_both_sides_count_a_large_request_alike() -> None:
     """What it counts is part of the request, and makes it longer."""
     settings = Settings(mailbox_limit=4_096, chunk_bytes=64 * KIB)
     rig = Rig(settings)
-    streams = Streams(rig.messenger, settings, rig.pair.here.codec, SimLoop.current())
+    streams = Streams(rig.outbound, settings, rig.pair.here.codec, SimLoop.current())
     head = (
         len(rig.pair.here.codec.pack([int(Op.STREAM), "slow", b"x" * 70_000, 1, 5000, 64, 1], None)) - 70_000
     )

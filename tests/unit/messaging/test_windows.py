@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from fleetlm.core.topology import Topology
 from fleetlm.errors import CallTimeout, InvalidName, NoConnection, NotSerializable, WouldBlock
 from fleetlm.messaging.mailbox import Mailbox
-from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
@@ -25,7 +25,7 @@ SLOW, QUICK = ("slow", THERE), ("quick", THERE)
 
 
 class Rig:
-    """A messenger here, two mailboxes there."""
+    """The sending side of a node here, two mailboxes there."""
 
     def __init__(self, settings: Settings = EIGHT) -> None:
         self.pair = Pair(settings)
@@ -35,7 +35,7 @@ class Rig:
         loop = SimLoop.current()
         topology = Topology(identity(HERE, 1, settings), settings, loop.rng)
         local = local_processes(self, settings.mailbox_limit)
-        self.messenger = Messenger(
+        self.outbound = Outbound(
             HERE, 1, settings, self.pair.here.codec, local.boxes, {THERE: self.session}, topology, loop
         )
 
@@ -47,7 +47,7 @@ class Rig:
     async def sends(self, to: tuple[str, str], messages: list[Any]) -> asyncio.Task[None]:
         async def send() -> None:
             for message in messages:
-                await self.messenger.send(to, message)
+                await self.outbound.send(to, message)
 
         sending = asyncio.ensure_future(send())
         await self.settle()
@@ -65,7 +65,7 @@ def hostile(pair: Pair, *messages: list[Any]) -> None:
 
 
 @virtual
-async def test_a_full_process_makes_its_senders_wait_and_nobody_else() -> None:
+async def test_a_full_process_makes_its_senders_wait_and_no_others() -> None:
     rig = Rig()
     sending = await rig.sends(SLOW, list(range(20)))
     assert list(rig.slow.queue) == list(range(8))
@@ -84,21 +84,21 @@ async def test_a_full_process_makes_its_senders_wait_and_nobody_else() -> None:
 async def test_send_nowait_raises_where_send_waits() -> None:
     rig = Rig()
     for number in range(8):
-        rig.messenger.send_nowait(SLOW, number)
+        rig.outbound.send_nowait(SLOW, number)
     with pytest.raises(WouldBlock, match="8 messages of this node wait there"):
-        rig.messenger.send_nowait(SLOW, 8)
-    rig.messenger.send_nowait(QUICK, 0)
+        rig.outbound.send_nowait(SLOW, 8)
+    rig.outbound.send_nowait(QUICK, 0)
 
 
 @virtual
 async def test_a_call_to_a_full_process_was_not_delivered_when_its_deadline_comes() -> None:
     rig = Rig()
     for number in range(8):
-        rig.messenger.send_nowait(SLOW, number)
+        rig.outbound.send_nowait(SLOW, number)
     with pytest.raises(WouldBlock, match="stayed full"):
-        await rig.messenger.call(SLOW, "hi", 2.0)
+        await rig.outbound.call(SLOW, "hi", 2.0)
     result: Any
-    (result,) = await rig.messenger.multicall([SLOW], "hi", 2.0)
+    (result,) = await rig.outbound.multicall([SLOW], "hi", 2.0)
     assert isinstance(result, WouldBlock)
     await rig.settle()
     assert list(rig.slow.queue) == list(range(8))
@@ -107,7 +107,7 @@ async def test_a_call_to_a_full_process_was_not_delivered_when_its_deadline_come
 @virtual
 async def test_calls_fill_the_window_until_they_are_taken_and_are_open_until_they_are_answered() -> None:
     rig = Rig()
-    calling = asyncio.ensure_future(rig.messenger.call(SLOW, "hi", 5.0))
+    calling = asyncio.ensure_future(rig.outbound.call(SLOW, "hi", 5.0))
     await rig.settle()
     assert (rig.session.held, rig.session.load("slow")) == ({"slow": 1}, 2)
     call = await rig.slow.get()
@@ -123,7 +123,7 @@ async def test_calls_fill_the_window_until_they_are_taken_and_are_open_until_the
 async def test_broadcast_serves_the_others_first_and_then_waits_for_a_full_process() -> None:
     rig = Rig()
     await rig.sends(SLOW, list(range(8)))
-    sending = asyncio.ensure_future(rig.messenger.broadcast("slow", "all", [THERE]))
+    sending = asyncio.ensure_future(rig.outbound.broadcast("slow", "all", [THERE]))
     await rig.settle()
     assert not sending.done()
     await rig.slow.get()
@@ -132,7 +132,7 @@ async def test_broadcast_serves_the_others_first_and_then_waits_for_a_full_proce
 
 
 @virtual
-async def test_waiting_senders_go_in_their_order_and_those_that_gave_up_leave_nothing() -> None:
+async def test_waiting_senders_go_in_their_order_and_leave_nothing_when_they_give_up() -> None:
     rig = Rig()
     await rig.sends(SLOW, list(range(8)))
     waiting = [await rig.sends(SLOW, [name]) for name in "abc"]
@@ -158,7 +158,7 @@ async def test_senders_that_fail_when_there_is_room_again_do_not_keep_others_wai
 
 
 @virtual
-async def test_the_end_of_the_connection_is_told_to_who_waits() -> None:
+async def test_waiting_senders_are_told_that_the_connection_has_ended() -> None:
     rig = Rig()
     sending = await rig.sends(SLOW, list(range(9)))
     rig.session.close("gone")
@@ -168,18 +168,18 @@ async def test_the_end_of_the_connection_is_told_to_who_waits() -> None:
 
 
 @virtual
-async def test_what_names_no_process_is_refused_here_and_not_there() -> None:
+async def test_a_key_that_names_no_process_is_refused_by_the_sender() -> None:
     rig = Rig()
     for name in (None, 2.5, b"slow", True):
-        with pytest.raises(InvalidName, match="named by a text"):
-            await rig.messenger.send((name, THERE), 1)  # type: ignore[arg-type]
+        with pytest.raises(InvalidName, match="addressed by its name, a text"):
+            await rig.outbound.send((name, THERE), 1)  # type: ignore[arg-type]
     assert not rig.session.held
 
 
 @pytest.mark.parametrize("count", [0, 2, 9])
 def test_more_than_was_sent_cannot_have_been_taken(count: int) -> None:
     windows = SendWindows(8)
-    windows.sent("slow", 1)
+    windows.held["slow"] = 1
     with pytest.raises(ValueError, match="that were not sent"):
         windows.taken("slow", count)
     assert windows.held == {"slow": 1}
@@ -209,7 +209,7 @@ async def test_what_was_taken_is_told_for_every_eighth_and_the_rest_with_a_tick(
 
 
 @virtual
-async def test_a_process_that_ends_has_taken_all_and_nobody_takes_at_once() -> None:
+async def test_a_process_that_ends_has_taken_all_and_a_missing_one_takes_at_once() -> None:
     rig = Rig()
     sending = await rig.sends(SLOW, list(range(12)))
     rig.slow.close()
@@ -274,7 +274,7 @@ def test_nonsense_about_windows_is_a_bad_frame(message: list[Any]) -> None:
 
 
 @virtual
-async def test_messages_that_nobody_could_read_leave_the_window() -> None:
+async def test_unreadable_messages_leave_the_window() -> None:
     rig = Rig()
     rig.pair.there.codec._readers.clear()
     await rig.sends(SLOW, [(1, {2})] * 12)
@@ -298,7 +298,7 @@ def test_large_messages_fill_a_window_sooner(size: int, call: bool) -> None:
         rig = Rig(EIGHT.replace(mailbox_limit=16))
         message, weight = b"x" * size, units(size + 20, 16)
         if call:
-            waiting = [asyncio.ensure_future(rig.messenger.call(SLOW, message, 5.0)) for _ in range(20)]
+            waiting = [asyncio.ensure_future(rig.outbound.call(SLOW, message, 5.0)) for _ in range(20)]
         else:
             waiting = [await rig.sends(SLOW, [message]) for _ in range(20)]
         await rig.settle()
@@ -324,7 +324,7 @@ def test_large_messages_fill_a_window_sooner(size: int, call: bool) -> None:
 async def test_a_caller_that_gives_up_does_not_free_the_window() -> None:
     rig = Rig()
     with pytest.raises(CallTimeout):
-        await rig.messenger.call(SLOW, "hi", 1.0)
+        await rig.outbound.call(SLOW, "hi", 1.0)
     await rig.settle()
     assert rig.session.held == {"slow": 1}
     waiting = asyncio.ensure_future(rig.slow.get())
@@ -396,7 +396,7 @@ def test_both_sides_count_the_same_and_nothing_is_lost_or_held_for_ever(steps: l
 @virtual
 async def test_a_multicall_is_open_until_it_is_answered() -> None:
     rig = Rig()
-    asking = asyncio.ensure_future(rig.messenger.multicall([SLOW, SLOW, QUICK], "hi", 5.0))
+    asking = asyncio.ensure_future(rig.outbound.multicall([SLOW, SLOW, QUICK], "hi", 5.0))
     await rig.settle()
     assert (rig.session.open_calls, rig.session.load("slow")) == ({"slow": 2, "quick": 1}, 4)
     for box in (rig.slow, rig.slow, rig.quick):

@@ -30,18 +30,18 @@ class Newer:
 
 
 @pytest.mark.parametrize("operation", ["send", "call"])
-def test_a_large_message_that_nobody_could_read_leaves_the_window_whole(operation: str) -> None:
+def test_a_large_unreadable_message_leaves_the_window_with_all_its_units(operation: str) -> None:
     @virtual
     async def main() -> None:
         rig = Rig(Settings(mailbox_limit=64, chunk_bytes=64 * KIB))
         types = MessageTypes()
         types.register("newer", Newer)
-        rig.messenger._codec = Codec(types)
+        rig.outbound._codec = Codec(types)
         large = Newer(b"x" * (200 * KIB))
         if operation == "send":
-            asking: asyncio.Future[Any] = asyncio.ensure_future(rig.messenger.send(SLOW, large))
+            asking: asyncio.Future[Any] = asyncio.ensure_future(rig.outbound.send(SLOW, large))
         else:
-            asking = asyncio.ensure_future(rig.messenger.call(SLOW, large, 5.0))
+            asking = asyncio.ensure_future(rig.outbound.call(SLOW, large, 5.0))
         for _ in range(5):
             await rig.settle()
             rig.pair.there.session.sweep()
@@ -65,7 +65,7 @@ async def test_both_sides_count_a_large_cast_alike() -> None:
         - 70_000
     )
     for size in range(200 * UNIT_BYTES - head - 3, 200 * UNIT_BYTES - head + 2):
-        await rig.messenger.cast(SLOW, Invoke(handler, (b"x" * size,), {}))
+        await rig.outbound.cast(SLOW, Invoke(handler, (b"x" * size,), {}))
         for _ in range(100):
             await rig.settle()
             rig.pair.there.session.byte_credit.tell()
@@ -74,13 +74,13 @@ async def test_both_sides_count_a_large_cast_alike() -> None:
 
 
 @virtual
-async def test_who_was_let_in_and_did_not_send_keeps_nobody_out() -> None:
+async def test_a_woken_sender_that_does_not_send_keeps_no_other_waiting() -> None:
     rig = Rig(EIGHT.replace(mailbox_limit=1))
-    await rig.messenger.send(SLOW, 1)
+    await rig.outbound.send(SLOW, 1)
     await rig.settle()
-    wrong = asyncio.ensure_future(rig.messenger.call(SLOW, object(), 5.0))
+    wrong = asyncio.ensure_future(rig.outbound.call(SLOW, object(), 5.0))
     await turns()
-    right = asyncio.ensure_future(rig.messenger.send(SLOW, 2))
+    right = asyncio.ensure_future(rig.outbound.send(SLOW, 2))
     await turns()
     assert await rig.slow.get() == 1
     await rig.settle()
@@ -105,7 +105,7 @@ async def test_what_is_taken_out_unread_makes_room_too() -> None:
 
 
 @simulated
-async def test_broadcast_to_what_is_no_name_reaches_nobody_and_costs_no_connection(fleet: Fleet) -> None:
+async def test_a_broadcast_to_an_invalid_name_is_refused_and_costs_no_connection(fleet: Fleet) -> None:
     here, there = await fleet.mesh(2)
     pid = there.spawn(_idle)
     for wrong in (pid, None, 1):
@@ -117,7 +117,7 @@ async def test_broadcast_to_what_is_no_name_reaches_nobody_and_costs_no_connecti
 
 
 @simulated
-async def test_a_full_process_keeps_a_broadcast_from_nobody_else(fleet: Fleet) -> None:
+async def test_a_full_process_does_not_keep_a_broadcast_from_others(fleet: Fleet) -> None:
     nodes = await fleet.mesh(3, mailbox_limit=4)
     here, *others = nodes
     got: list[str] = []

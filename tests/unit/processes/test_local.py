@@ -9,7 +9,7 @@ import pytest
 from fleetlm.call import Call
 from fleetlm.errors import AlreadyRegistered, InvalidName, NoProcess, ProcessDown
 from fleetlm.ids import Pid
-from fleetlm.messaging.outbound import Messenger
+from fleetlm.messaging.outbound import Outbound
 from fleetlm.process import Process
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
@@ -18,12 +18,12 @@ from tests.support.session_fakes import HERE, context, processes_and_signals, tu
 
 
 class FakeNode:
-    """As much of a node as processes and a messenger need."""
+    """As much of a node as processes and its sending side need."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings(mailbox_limit=4)
         self.local, _ = processes_and_signals(self, context(self.settings))
-        self.messenger = Messenger(
+        self.outbound = Outbound(
             HERE, 1, self.settings, Codec(), self.local.boxes, {}, None, SimLoop.current()  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -58,7 +58,7 @@ async def test_pids_are_never_given_twice() -> None:
     first = node.local.spawn(wait, (), None)
     process = node.local.process(first)
     assert process is not None
-    process.end_with("shutdown")
+    process._end_with("shutdown")
     await turns()
     assert node.local.process(first) is None
     assert node.local.spawn(wait, (), None).number == 2
@@ -144,7 +144,7 @@ async def test_a_class_is_made_inside_the_process() -> None:
     (made, inside), (runs, number) = seen
     assert (made, inside, number) == ((1, 2), True, 1)
     assert runs.endswith("Work")
-    crashing = node.local.spawn(lambda *_: None, (), None)  # type: ignore[arg-type,return-value]
+    crashing = node.local.spawn(lambda *_: None, (), None)  # type: ignore[arg-type]
     logging.disable(logging.CRITICAL)
     await turns()
     assert node.local.process(crashing) is None
@@ -159,7 +159,7 @@ async def test_a_process_that_closes_is_cut_short_by_a_kill_alone() -> None:
         try:
             await asyncio.sleep(100)
         finally:
-            process.closing = True
+            process._is_closing = True
             await asyncio.sleep(seconds)
             log.append(name)
 
@@ -187,7 +187,7 @@ async def test_what_a_process_leaves_behind_is_answered() -> None:
 
     node.local.spawn(take_one, (), "worker")
     await turns()
-    calls = [asyncio.ensure_future(node.messenger.call("worker", number, 5.0)) for number in range(3)]
+    calls = [asyncio.ensure_future(node.outbound.call("worker", number, 5.0)) for number in range(3)]
     await turns()
     one, two, three = await asyncio.gather(*calls, return_exceptions=True)
     assert (type(one), type(two), type(three)) == (ProcessDown, ProcessDown, NoProcess)
@@ -206,12 +206,12 @@ def test_the_reason_of_an_end_is_told(end: str, reason: str) -> None:
             if end == "raise":
                 raise ValueError("no")
             if end == "cancel":
-                process.end_with("shutdown")
+                process._end_with("shutdown")
                 await asyncio.sleep(1)
 
         node.local.spawn(work, (), "worker")
         with pytest.raises(ProcessDown) as caught:
-            await node.messenger.call("worker", 1, 5.0)
+            await node.outbound.call("worker", 1, 5.0)
         assert caught.value.reason == reason
 
     logging.disable(logging.CRITICAL)
@@ -227,15 +227,15 @@ async def test_a_call_that_is_passed_on_belongs_to_the_process_that_took_it_last
 
     async def front(process: Process) -> None:
         async for message in process.mailbox:
-            await node.messenger.send("back", message)
+            await node.outbound.send("back", message)
 
     async def back(process: Process) -> None:
         async for message in process.mailbox:
             message.reply(message.message * 2)
 
     pids = [node.local.spawn(front, (), "front"), node.local.spawn(back, (), "back")]
-    assert await node.messenger.call("front", 21, 5.0) == 42
-    assert [node.local.process(pid).open_calls for pid in pids] == [0, 0]  # type: ignore[union-attr]
+    assert await node.outbound.call("front", 21, 5.0) == 42
+    assert [node.local.process(pid)._open_calls for pid in pids] == [0, 0]  # type: ignore[union-attr]
     await node.local.stop()
 
 
@@ -250,9 +250,9 @@ async def test_info_tells_what_waits_and_what_is_open() -> None:
         call.reply("done")
 
     pid = node.local.spawn(hold, (), "holder")
-    asking = asyncio.ensure_future(node.messenger.call("holder", 1, 5.0))
+    asking = asyncio.ensure_future(node.outbound.call("holder", 1, 5.0))
     await turns()
-    await node.messenger.send("holder", "more")
+    await node.outbound.send("holder", "more")
     (info,) = node.local.info()
     assert (info.pid, info.name, info.mailbox, info.taken, info.open_calls) == (pid, "holder", 1, 1, 1)
     assert info.runs.endswith("hold")

@@ -1,4 +1,4 @@
-"""The table of factories, what a peer may ask, and the answer that is undone when nobody waits for it."""
+"""The table of factories, what a peer may ask, and answers that are undone after their caller gave up."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Rig:
         """One that waits."""
         process = self.local.process(self.spawn(idle))
         assert process is not None
-        process.trap_exit = trap
-        return process
+        process.trap_exit = trap  # type: ignore[attr-defined]
+        return process  # type: ignore[return-value]
 
     def spawning(
         self, owner: Process | None, *, linked: bool = False, ref: Ref | None = None
@@ -289,7 +289,7 @@ def test_an_answer_for_a_process_that_has_ended(given_up: bool, linked: bool) ->
         rig = Rig()
         owner = rig.process()
         spawning = rig.spawning(owner, linked=linked, ref=None if linked else rig.signals.new_ref())
-        owner.end_with({"why": 1})
+        owner._end_with({"why": 1})
         if given_up:
             spawning.give_up()
         await asyncio.sleep(1)
@@ -323,9 +323,9 @@ async def test_a_linked_process_of_one_that_is_ending_is_left_to_the_link() -> N
     owner = rig.local.process(rig.spawn(slow_to_end))
     assert owner is not None
     await asyncio.sleep(0)
-    before, late = rig.spawning(owner, linked=True), rig.spawning(owner, linked=True)
+    before, late = rig.spawning(owner, linked=True), rig.spawning(owner, linked=True)  # type: ignore[arg-type]
     before.set_result(CHILD)
-    owner.end_with("bad")
+    owner._end_with("bad")
     before.give_up()
     late.give_up()
     late.set_result(Pid(THERE, 2, 4))
@@ -338,7 +338,7 @@ async def test_a_linked_process_of_one_that_is_ending_is_left_to_the_link() -> N
 
 @pytest.mark.parametrize("given_up", [True, False])
 def test_a_failure_and_the_end_of_the_connection(given_up: bool) -> None:
-    """Given up, it must not be an exception that nobody retrieved."""
+    """After `give_up`, a failure must not become an exception that is never retrieved, which asyncio logs."""
 
     @virtual
     async def main() -> None:

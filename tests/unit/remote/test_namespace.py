@@ -42,7 +42,7 @@ def test_the_namespace_holds_what_the_help_promises() -> None:
     assert names["asyncio"] is asyncio
     assert {"Node", "Process", "Supervisor"} <= names.keys()
     assert "_" not in names
-    assert make_namespace(node) is not names  # type: ignore[arg-type]  # a session's names are its own
+    assert make_namespace(node) is not names  # a session's names are its own
 
 
 def test_the_noun_node_returns_what_the_node_returns() -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -12,8 +13,8 @@ from fleetlm.discovery.dns import DnsDiscovery, StaticDiscovery
 from fleetlm.discovery.own_address import OwnAddress, Rule
 from fleetlm.errors import SettingsError
 from fleetlm.node import Node
-from fleetlm.runtime import bootstrap as startup
-from fleetlm.runtime.bootstrap import Parts, prepare, warn_about
+from fleetlm.remote.server import RemoteServer
+from fleetlm.runtime.bootstrap import CONSOLE, Prepared, load_service, prepare, warn_about
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.testing.network import SimNetwork, SimTransport
@@ -22,7 +23,7 @@ from tests.support.session_fakes import virtual
 ON = Settings(node_ip="10.0.0.1", dns_query="fleet.test")
 
 
-async def parts(settings: Settings | None, **given: Any) -> Parts:
+async def parts(settings: Settings | None, **given: Any) -> Prepared:
     loop = SimLoop.current()
     options: dict[str, Any] = {
         "discovery": None,
@@ -93,33 +94,33 @@ def test_warnings_of_the_environment_are_logged(caplog: pytest.LogCaptureFixture
     assert "DNS_CLUSTER_QURY is set" in caplog.text
 
 
-class Told:
-    """As much of a node as `warn_about` looks at."""
-
-    def __init__(
-        self, ip: str, settings: Settings, discovery: Any = "dns", warning: str | None = None
-    ) -> None:
-        self.own_address = OwnAddress(ip, "said so", Rule.EXPLICIT, (), warning)
-        self.settings = settings
-        self.discovery = discovery
-        self.name = f"fleetlm@{ip}"
+def prepared(
+    ip: str, settings: Settings, discovery: Any = "dns", warning: str | None = None, **given: Any
+) -> Prepared:
+    """What a node on this machine's network is made from, as far as `warn_about` looks at it."""
+    given = {"transport": None, "rng": random.Random(1), "wall_ms": 5, "console": None} | given
+    own = OwnAddress(ip, "said so", Rule.EXPLICIT, (), warning)
+    return Prepared(settings, own, discovery, None, on_this_network=True, **given)
 
 
 @pytest.mark.parametrize(
-    ("node", "warned"),
+    ("made", "warned"),
     [
-        (Told("10.0.0.1", ON), True),
-        (Told("fd00::1", ON), True),
-        (Told("10.0.0.1", ON.replace(cookie="x" * 32)), False),
-        (Told("127.0.0.2", ON), False),
-        (Told("::1", ON), False),
-        (Told("10.0.0.1", Settings(), None), False),
+        (prepared("10.0.0.1", ON), True),
+        (prepared("fd00::1", ON), True),
+        (prepared("10.0.0.1", ON.replace(cookie="x" * 32)), False),
+        (prepared("127.0.0.2", ON), False),
+        (prepared("::1", ON), False),
+        (prepared("10.0.0.1", Settings(), None), False),
     ],
     ids=["open", "open IPv6", "cookie", "loopback", "IPv6 loopback", "alone"],
 )
-def test_an_open_cluster_is_warned_about(node: Any, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    warn_about(node)
+def test_an_open_cluster_is_warned_about(
+    made: Prepared, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_about(made)
     assert ("FLEETLM_COOKIE" in caplog.text) == warned
+    assert (made.name in caplog.text) == warned
     assert len(caplog.records) == warned
 
 
@@ -129,7 +130,8 @@ def test_a_simulated_node_is_told_nothing_of_this_machine(caplog: pytest.LogCapt
         transport = SimTransport(SimNetwork(loop, loop.rng), ON)
         made = await parts(ON.replace(node_ip="10.0.0.1"), transport=transport, discovery=StaticDiscovery([]))
         assert not made.on_this_network
-        node = await Node(made)._begin(made)
+        warn_about(made)
+        node = await Node._begin(made)
         await node.stop()
 
     run(main())
@@ -137,32 +139,82 @@ def test_a_simulated_node_is_told_nothing_of_this_machine(caplog: pytest.LogCapt
 
 
 def test_a_doubtful_own_address_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    told: Any = Told("127.0.0.1", Settings(), None, "two addresses: set FLEETLM_NODE_IP")
-    warn_about(told)
+    warn_about(prepared("127.0.0.1", Settings(), None, "two addresses: set FLEETLM_NODE_IP"))
     assert "two addresses" in caplog.text
 
 
-def test_a_node_whose_console_cannot_start_leaves_nothing_behind() -> None:
-    class Broken:
-        def __init__(self, node: Node) -> None:
-            self.stopped = False
+# Services.
 
-        async def start(self) -> None:
-            raise MemoryError
 
-        async def stop(self, *_: Any) -> None:
-            self.stopped = True
+class Service:
+    """A service that a test loads by name."""
+
+    seen: ClassVar[list[Any]] = []
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    async def start(self) -> None:
+        self.seen.append(("start", self.node.name))
+
+    async def stop(self, reason: str, asked_by: Any) -> None:
+        self.seen.append(("stop", reason, asked_by is asyncio.current_task()))
+
+
+class BrokenService(Service):
+    """One that cannot start."""
+
+    async def start(self) -> None:
+        raise MemoryError
+
+
+async def simulated_parts(network: SimNetwork, service: str) -> Prepared:
+    made = await parts(ON, transport=SimTransport(network, ON), discovery=StaticDiscovery([]))
+    return replace(made, console=service)
+
+
+def test_the_service_of_the_remote_shell_is_loaded_by_its_name() -> None:
+    assert load_service(CONSOLE) is RemoteServer
 
     async def main() -> None:
-        loop = SimLoop.current()
-        network = SimNetwork(loop, loop.rng)
-        made = await parts(ON, transport=SimTransport(network, ON), discovery=StaticDiscovery([]))
-        broken = Parts(
-            made.settings, made.own_address, made.discovery, None,
-            made.transport, made.rng, made.wall_ms, Broken, False,
-        )  # fmt: skip
-        with pytest.raises(MemoryError):
-            await Node(broken)._begin(broken)
+        settings = Settings(node_ip="127.0.0.1", remote=True)
+        network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
+        made = await parts(settings, transport=SimTransport(network, settings))
+        assert made.console is None, "a simulated node has no remote shell"
+        on_this_machine = await prepare(settings, None, None, random.Random(1), 5)
+        assert on_this_machine.console == CONSOLE
+        off = await prepare(settings.replace(remote=False), None, None, random.Random(1), 5)
+        assert off.console is None
+
+    run(main())
+
+
+@virtual
+async def test_a_service_starts_with_the_node_and_stops_with_it() -> None:
+    Service.seen.clear()
+    network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
+    node = await Node._begin(await simulated_parts(network, f"{__name__}:Service"))
+    assert Service.seen == [("start", node.name)]
+    await node.stop("enough")
+    assert Service.seen == [("start", node.name), ("stop", "enough", False)]
+
+
+@pytest.mark.parametrize(
+    ("service", "error"),
+    [
+        (f"{__name__}:BrokenService", MemoryError),
+        (f"{__name__}:NoSuchService", AttributeError),
+        ("fleetlm.no_such_module:Service", ImportError),
+    ],
+)
+def test_a_node_whose_service_cannot_start_leaves_nothing_behind(
+    service: str, error: type[Exception]
+) -> None:
+    async def main() -> None:
+        network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
+        made = await simulated_parts(network, service)
+        with pytest.raises(error):
+            await Node._begin(made)
         assert not network.host("10.0.0.1").endpoints
         await asyncio.sleep(100)
 
@@ -171,4 +223,3 @@ def test_a_node_whose_console_cannot_start_leaves_nothing_behind() -> None:
         run(main())
     finally:
         logging.disable(logging.NOTSET)
-    assert startup.log.name == "fleetlm"

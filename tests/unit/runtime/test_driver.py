@@ -16,6 +16,7 @@ from fleetlm.core.kernel import Kernel
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.messaging.session import Session
 from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, Driver
 from fleetlm.runtime.events import EventHub
 from fleetlm.settings import Settings
@@ -30,6 +31,7 @@ from tests.support.session_fakes import (
     FakeOffice,
     FakeTransport,
     Taker,
+    context,
     identity,
     turns,
     virtual,
@@ -48,17 +50,26 @@ class Rig:
         self.events = EventHub(100)
         self.kernel = Kernel(identity(HERE, 1, SETTINGS), SETTINGS, random.Random(1))
         codec = Codec()
-        self.driver = Driver(
-            self.kernel, self.transport, codec, self.events, SETTINGS, random.Random(1), loop  # type: ignore[arg-type]
-        )  # fmt: skip
         self.office = FakeOffice()
         self.boxes: dict[int | str, Mailbox] = {"sink": Mailbox(100, Taker())}
-        self.driver.inbound = Inbound(self.boxes, codec, self.office, loop.time, 100)
+        inbound = Inbound(self.boxes, codec, self.office, loop.time, 100)
+        self.driver = Driver(
+            context(SETTINGS), codec, self.kernel, self.transport, inbound,  # type: ignore[arg-type]
+            self.events, random.Random(1), self,
+        )  # fmt: skip
         self.losses = 0
-        self.driver.on_loss = self.lost
         self.seq: dict[bytes, int] = {}
 
-    def lost(self) -> None:
+    def node_up(self, session: Session) -> None:
+        """Nothing else of a node follows its sessions here."""
+
+    def node_down(self, name: str) -> None:
+        """Likewise."""
+
+    def changed(self) -> None:
+        """Likewise."""
+
+    def connection_lost(self) -> None:
         self.losses += 1
 
     def bring_up(self, name: str = THERE, incarnation: int = 2) -> tuple[int, bytes]:
@@ -166,7 +177,7 @@ async def test_a_control_frame_with_two_parts_is_garbage() -> None:
 
 
 @virtual
-async def test_a_stranger_with_a_batch_disturbs_nobody() -> None:
+async def test_a_batch_of_an_unknown_source_changes_nothing() -> None:
     rig = Rig()
     rig.bring_up()
     rig.driver.source_met(b"stranger", "192.0.2.1")
@@ -335,7 +346,7 @@ async def test_names_that_peers_tell_of_are_dialled() -> None:
 
 
 @virtual
-async def test_leaving_flushes_says_goodbye_and_is_no_loss() -> None:
+async def test_leaving_flushes_says_goodbye_and_does_not_count_as_a_loss() -> None:
     rig = Rig()
     events = rig.events.subscribe()
     channel, _ = rig.bring_up()

@@ -28,12 +28,22 @@ class Asker:
         raise AssertionError("nobody forgets")
 
 
+class FakeNames:
+    def asked_to_claim(self, *args: Any) -> Any:
+        return ["claimed", *args]
+
+    def asked_to_disclaim(self, *args: Any) -> Any:
+        return ["disclaimed", *args]
+
+
 class Rig:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.ticks: list[tuple[str, int, bool]] = []
         self.local, signals = processes_and_signals(self, context(Settings(mailbox_limit=10)))
-        self.office = PeerRequests(self, self.local, signals, self)  # type: ignore[arg-type]
+        self.office = PeerRequests(
+            self, self.local, signals, self, FakeNames(), None  # type: ignore[arg-type]
+        )  # fmt: skip
         self.session = Pair().here.session
 
     def told_of(self, names: list[str]) -> None:
@@ -47,7 +57,7 @@ class Rig:
 
     def ask(self, verb: Any, argument: Any = None) -> Any:
         asker = Asker()
-        self.office.asked(self.session, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))
+        self.office.asked(self.session, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))  # type: ignore[arg-type]
         return asker.outcome
 
 
@@ -81,18 +91,9 @@ async def test_what_cannot_be_done_is_answered_with_the_error() -> None:
     await rig.local.stop()
 
 
-class FakeRegistry:
-    def asked_to_claim(self, *args: Any) -> Any:
-        return ["claimed", *args]
-
-    def asked_to_disclaim(self, *args: Any) -> Any:
-        return ["disclaimed", *args]
-
-
 @virtual
 async def test_names_of_the_cluster_are_the_registrys() -> None:
     rig = Rig()
-    rig.office.registry = FakeRegistry()  # type: ignore[assignment]
     pid = Pid(HERE, 1, 3)
     assert rig.ask("claim", ["a", pid, b"meta", "exit"]) == ["claimed", "a", pid, b"meta", "exit"]
     assert rig.ask("disclaim", ["a", pid]) == ["disclaimed", "a", pid]
@@ -118,7 +119,7 @@ async def test_names_of_the_cluster_are_the_registrys() -> None:
         ("x" * 100_000, "y" * 100_000),
     ],
 )
-def test_what_nobody_understands_is_answered_in_short(verb: Any, argument: Any) -> None:
+def test_an_unknown_request_is_answered_with_an_error(verb: Any, argument: Any) -> None:
     async def main() -> None:
         kind, name, text = Rig().ask(verb, argument)
         assert (kind, name) == (FailureKind.RAISED, "InvalidName")

@@ -1,4 +1,4 @@
-"""The codec by example: what travels, what is refused and how that reads, what a receiver survives."""
+"""The codec by example: what can be sent, what is refused and with which text, and malformed bytes."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_numbers_keep_their_type_and_sign(codec: Codec) -> None:
     assert arrived[4] != arrived[4]
 
 
-def test_decimals_that_are_no_numbers(codec: Codec) -> None:
+def test_decimals_that_are_not_numbers(codec: Codec) -> None:
     for text in ("NaN", "-NaN123", "sNaN", "sNaN7"):
         assert str(there_and_back(codec, Decimal(text))) == text
 
@@ -310,7 +310,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     (dt.time(1), "message", "datetime.time is not a message type"),
     (dt.timedelta(1), "message", "datetime.timedelta is not a message type"),
     (dt.datetime(2024, 1, 1), "message", "without a time zone; make it aware"),  # noqa: DTZ001
-    (dt.datetime(2024, 1, 1, tzinfo=Zone()), "message", "Zone; use zoneinfo.ZoneInfo or"),
+    (dt.datetime(2024, 1, 1, tzinfo=Zone()), "message", "Zone; use zoneinfo.ZoneInfo or"),  # type: ignore[abstract]
     (Stranger(1), "message", "Stranger is not registered; put @fleetlm.message(tag)"),
     (ValueError("x"), "message", "ValueError is not a message type"),
     ("a\ud800", "message", "lone surrogate U+D800 at 1"),
@@ -322,9 +322,9 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"{x}": [object()]}, "message['{x}'][0]", "object"),
     ([{1, Point(1, 2)}], "an item of message[0]", "Point"),
     ({"a": {frozenset({Mood.GOOD}): 1}}, "", "Mood"),
-    (Pid(bytearray(b"x"), 1, 2), "message", "Pid with a field of another type"),  # type: ignore[arg-type]
-    (Ref("n", True, 2), "message", "Ref with a field of another type"),
-    ([Address("a", None)], "message[0]", "Address of something else than two strings"),  # type: ignore[arg-type]
+    (Pid(bytearray(b"x"), 1, 2), "message", "Pid with a field of the wrong type"),  # type: ignore[arg-type]
+    (Ref("n", True, 2), "message", "Ref with a field of the wrong type"),
+    ([Address("a", None)], "message[0]", "Address that is not two strings"),  # type: ignore[arg-type]
     (dict.fromkeys([(float("nan"),), (float("nan"),)]), "message", "two keys that no receiver can tell"),
     ([Append("s", "\ud800")], "message[0].line", "lone surrogate"),
 ]
@@ -348,7 +348,7 @@ def test_the_path_to_a_key(codec: Codec) -> None:
     assert caught.value.path == "the key <Colour.RED: 1> of message[0]"
 
 
-def test_a_field_that_is_not_set(codec: Codec) -> None:
+def test_a_dataclass_with_an_unset_field_is_refused(codec: Codec) -> None:
     value = Slotted(1)
     del value.gone
     with pytest.raises(NotSerializable, match="Slotted whose field 'gone' is not set"):
@@ -359,6 +359,26 @@ def test_a_bad_name_in_the_envelope_is_not_blamed_on_the_message(codec: Codec) -
     with pytest.raises(NotSerializable) as caught:
         codec.pack(["na\ud800me", 1], 1)
     assert caught.value.path == "the address of the message"
+
+
+def test_a_name_that_is_not_quite_a_string_is_refused(codec: Codec) -> None:
+    class Name(str):
+        __slots__ = ()
+
+    with pytest.raises(NotSerializable, match="Name") as caught:
+        codec.pack([1, Name("x"), "hello"], "hello")
+    assert caught.value.path == "the address of the message"
+
+
+def test_a_small_tuple_within_a_large_one_within_a_large_message(types: MessageTypes) -> None:
+    value = [("x" * 100_000, (1, (2,)))]
+    assert Codec(types).unpack(Codec(types).pack([1, value], value)) == [1, value]
+
+
+def test_what_holds_nothing_is_not_searched_for_depth(types: MessageTypes) -> None:
+    data = Codec(types).pack_value([[[Append("s", 1)]], Address("a", "n")])
+    types.tags.pop(Append)  # as another table of types would have it
+    assert Codec(types).unpack(data) == [[[Append("s", 1)]], Address("a", "n")]
 
 
 WRAPS = {
@@ -628,7 +648,7 @@ def test_a_constructor_that_raises(codec: Codec) -> None:
     assert codec.failures == 1
 
 
-def test_the_others_of_a_batch_are_not_lost() -> None:
+def test_the_other_messages_of_a_batch_are_not_lost() -> None:
     here, there = peers(JobV1, None)
     batch = [[1, (1,)], [2, JobV1(1)], [3, "x"]]
     data = b"\x93" + b"".join(here.pack(message, message[1]) for message in batch)

@@ -1,4 +1,4 @@
-"""The codec by property: every value of the list comes back the same, every input ends well."""
+"""The codec by property: every value that can be sent comes back the same, and no input breaks it."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from fleetlm.errors import (
     ProcessDown,
     RemoteError,
     Undecodable,
+    WouldBlock,
 )
 from fleetlm.wire.failures import FailureKind, error_of_failure
 
@@ -27,6 +28,7 @@ from fleetlm.wire.failures import FailureKind, error_of_failure
         (FailureKind.PROCESS_DOWN, ["x", "normal"], ProcessDown, OutcomeUnknown),
         (FailureKind.RAISED, ["ValueError", "no", "Traceback"], RemoteError, FleetError),
         (FailureKind.UNDECODABLE, ["x", "no such tag"], Undecodable, NotDelivered),
+        (FailureKind.TOO_MANY, ["x", "its mailbox is full"], WouldBlock, NotDelivered),
         (FailureKind.NO_HANDLER, ["x", "no handler"], NoHandler, NotDelivered),
         (FailureKind.NO_FACTORY, ["x", "f"], NoFactory, NotDelivered),
         (FailureKind.DRAINING, ["x"], Draining, NotDelivered),
@@ -44,6 +46,6 @@ def test_failures_become_exceptions(kind: int, details: list[str], expected: typ
 @pytest.mark.parametrize(
     ("kind", "details"), [(0, []), (99, []), ("1", []), (None, []), (1, None), (1, [1]), (1, "text")]
 )
-def test_nonsense_is_no_failure(kind: object, details: object) -> None:
+def test_malformed_failures_are_refused(kind: object, details: object) -> None:
     with pytest.raises(ValueError, match="failure"):
         error_of_failure(kind, details)

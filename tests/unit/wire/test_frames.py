@@ -76,8 +76,8 @@ def test_a_header_is_read_back_whatever_follows(kind: int, epoch: int, seq: int,
 
 
 @pytest.mark.parametrize("size", range(HEADER_BYTES))
-def test_less_than_a_header_is_no_frame(size: int) -> None:
-    with pytest.raises(BadFrame, match=f"{size} bytes are no frame"):
+def test_a_frame_is_at_least_a_header(size: int) -> None:
+    with pytest.raises(BadFrame, match=f"{size} bytes are too few for a frame"):
         frames.read_header(b"\1" * size)
 
 
@@ -158,13 +158,13 @@ def test_every_field_of_a_hello_is_checked(field: str, value: object) -> None:
         frames.read_hello(changed(field, value))
 
 
-def test_a_field_too_few_is_no_hello() -> None:
+def test_a_hello_with_a_field_missing_is_refused() -> None:
     with pytest.raises(BadFrame, match="not the fields"):
         frames.read_hello(packed(*FIELDS[:-1]))
 
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"\xdc\xff\xff", packed() + b"x", b"\xc0", b"\x80"])
-def test_a_body_that_is_no_list_is_no_hello(body: bytes) -> None:
+def test_a_hello_is_a_list_of_fields(body: bytes) -> None:
     with pytest.raises(BadFrame):
         frames.read_hello(body)
 
@@ -191,7 +191,7 @@ def test_a_ready_arrives_as_it_was_sent(epoch: int, incarnation: int) -> None:
 @pytest.mark.parametrize(
     "items", [(), (1,), (None, 1), (1, "1"), (2**32, 1), (1, 2**64 - 1 + 0.5), (-1, 1), (True, 1)]
 )
-def test_a_bad_ready_is_none(items: tuple[object, ...]) -> None:
+def test_a_malformed_ready_is_refused(items: tuple[object, ...]) -> None:
     with pytest.raises(BadFrame):
         frames.read_ready(packed(*items))
 
@@ -202,7 +202,7 @@ def test_the_reason_of_a_goodbye_is_cut_at_the_sender() -> None:
 
 
 @pytest.mark.parametrize("items", [(), (None,), (b"bye",), ("x" * (MAX_TEXT + 1),)])
-def test_a_bad_goodbye_is_none(items: tuple[object, ...]) -> None:
+def test_a_malformed_goodbye_is_refused(items: tuple[object, ...]) -> None:
     with pytest.raises(BadFrame):
         frames.read_goodbye(packed(*items))
 
@@ -225,14 +225,14 @@ def test_a_refusal_of_a_later_version_is_said_to_be_unknown() -> None:
         frames.read_answer(frame)
 
 
-def test_who_is_at_an_address_arrives_as_it_was_sent() -> None:
+def test_an_iam_arrives_as_it_was_sent() -> None:
     answer = IAm(name(3), 2**64 - 1, "blue", 17)
     assert frames.read_answer(frames.iam(answer)) == answer
 
 
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.READY, Kind.BATCH, Kind.GOODBYE, Kind.PROBE, 0, 255])
 def test_nothing_else_is_an_answer(kind: int) -> None:
-    with pytest.raises(BadFrame, match=f"kind {int(kind)} is no answer"):
+    with pytest.raises(BadFrame, match=f"kind {int(kind)} is not an answer"):
         frames.read_answer(frames.header(kind, 0, 0) + packed(1, "a", name(3), 1))
 
 

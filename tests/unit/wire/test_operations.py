@@ -9,13 +9,18 @@ import msgpack
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.wire import operations
+from fleetlm.ids import Pid
+from fleetlm.messaging.stream_items import ConsumerEnd
+from fleetlm.testing.loop import SimLoop
+from fleetlm.wire import frames, operations
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.failures import FailureKind
-from fleetlm.wire.frames import MAX_TEXT
+from fleetlm.wire.frames import HEADER_BYTES, MAX_TEXT, Kind
 from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import MAX_STREAM_WINDOW, NONSENSE, SCHEMAS, Op
 from tests.support.kernel_fakes import name
+from tests.support.session_fakes import EPOCH_HERE, THERE, Pair, virtual
+from tests.unit.messaging.test_outbound import Rig as Sending
 
 LIMIT = 16
 BIG = (1 << 64) - 1
@@ -179,6 +184,33 @@ def test_names_of_peers_are_a_list(names: Any) -> None:
 # ── the copies on the hot path ───────────────────────────────────────────────────────────────────
 
 
+@virtual
+async def test_a_sender_builds_one_way_messages_as_the_schema_says() -> None:
+    rig = Sending()
+    payload = {"a": (1, 2)}
+    await rig.outbound.send(("echo", THERE), payload)
+    await rig.outbound.send(Pid(THERE, 2, 5), payload)
+    rig.pair.here.flush()
+    ((frame,),) = rig.pair.here.transport.take()
+    assert rig.pair.here.codec.unpack_batch(frame[HEADER_BYTES:]) == [
+        operations.one_way("echo", payload),
+        operations.one_way(5, payload),
+    ]
+
+
+@virtual
+async def test_a_receiver_reads_one_way_messages_and_answers_as_the_schema_says() -> None:
+    side = Pair().there
+    box, consumer = side.box("echo"), ConsumerEnd(8, lambda _: None)
+    future = SimLoop.current().create_future()
+    side.session.calls.update({7: future, 8: consumer})
+    messages = [operations.one_way("echo", "a"), operations.reply(7, "b"), operations.item(8, "c")]
+    body = side.codec.pack(messages, None)
+    side.inbound.frame(side.session, frames.header(Kind.BATCH, EPOCH_HERE, 1) + body, None)
+    found = [("echo", box.queue[0]), (7, future.result()), (8, consumer.take())]
+    assert found == [operations.read_one_way(messages[0]), *map(operations.read_answer, messages[1:])]
+
+
 def test_messages_packed_from_parts_are_those_that_the_builders_make() -> None:
     codec = Codec()
     payload = {"a": (1, 2)}
@@ -203,9 +235,9 @@ def test_units_are_written_into_packed_messages_as_the_builders_would(units: int
         (operations.stream, ("echo", "x", 7, 5_000, 64)),
         (operations.yield_, ("echo", PARTS, 7, 5_000, 64)),
     ):
-        packed = pack(build(*fields, 1))
+        packed = pack(build(*fields, 1))  # type: ignore[call-arg]
         assert operations.ends_with_units(packed)
-        assert operations.set_units(packed, units) == pack(build(*fields, units))
+        assert operations.set_units(packed, units) == pack(build(*fields, units))  # type: ignore[call-arg]
     for message in (operations.one_way("echo", "x"), operations.one_way(Op.CAST, "x"), call):
         assert not operations.ends_with_units(pack(message, default=int))
     handle = operations.handle("echo", PARTS, 7, 5_000)

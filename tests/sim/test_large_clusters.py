@@ -27,10 +27,7 @@ async def mesh(nodes: int) -> None:
 
 
 @pytest.mark.deadline(60)
-def test_120_nodes_from_a_sample_of_8() -> None:
-    run(mesh(120))
-
-
-@pytest.mark.deadline(60)
-def test_300_nodes_from_a_sample_of_8() -> None:
-    run(mesh(300))
+@pytest.mark.parametrize("nodes", [120, pytest.param(300, marks=pytest.mark.long)])
+def test_nodes_from_a_sample_of_8_find_each_other(nodes: int) -> None:
+    """120 nodes have 7,140 connections, 300 have 44,850: what differs is half a minute of CPU."""
+    run(mesh(nodes))

@@ -1,0 +1,50 @@
+"""Sends the requests of actor references, with the default deadlines of the node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.messaging.deadline import within_deadline
+
+if TYPE_CHECKING:
+    from fleetlm.messaging.outbound import Outbound
+    from fleetlm.messaging.streams import Streams
+    from fleetlm.messaging.targets import Target
+    from fleetlm.wire.invocation import Invoke
+
+
+class ActorSender:
+    """Implements `ref.Sender`: what an `ActorRef` asks of the node that made it.
+
+    Args:
+        outbound: sends, casts and calls.
+        streams: opens streams.
+        call_timeout_s: deadline of a call that names none, in seconds.
+    """
+
+    __slots__ = ("_call_timeout_s", "_outbound", "_streams")
+
+    def __init__(self, outbound: Outbound, streams: Streams, call_timeout_s: float) -> None:
+        self._outbound = outbound
+        self._streams = streams
+        self._call_timeout_s = call_timeout_s
+
+    def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
+        """See `Node.send`."""
+        return self._outbound.send(to, message)
+
+    def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
+        """As `send`, for a request to a handler of an actor."""
+        return self._outbound.cast(to, request)
+
+    async def call(self, to: Target, message: Any, timeout: float | None = None) -> Any:
+        """See `Node.call`."""
+        within_s = within_deadline(self._call_timeout_s if timeout is None else timeout)
+        return await self._outbound.call(to, message, within_s)
+
+    def stream(self, to: Target, message: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        """See `Node.stream`."""
+        within_s = within_deadline(math.inf if timeout is None else timeout)
+        return self._streams.open(to, message, None if within_s == math.inf else within_s)

@@ -1,0 +1,226 @@
+"""Makes the parts of one node and connects them: the one place that knows them all.
+
+Theory of operation. Each part is made by its constructor, complete, and gets there everything that it
+uses; no attribute is set from outside afterwards. So the order below is the order of dependence, and the
+parts that come first know nothing of those that come later:
+
+1. **values**: the codec, this node's identity and context. The context holds the dict of sessions, which
+   is empty until the driver fills it; every part that sends reads it.
+2. **decisions**: the kernel, which is pure. It decides who is connected; only the driver talks to it,
+   apart from questions such as "is this node draining".
+3. **processes**: tables that are replicated to other nodes, then local processes, then their signals.
+   Processes come before messages because a message is put into a mailbox.
+4. **messages**: outbound messages and streams, and what sends through them: references to actors, remote
+   spawn, groups, the registry.
+5. **the way in**: requests that peers make of this node, then `Inbound`, which takes frames apart.
+6. **the driver**, last: it feeds all the others with facts from the transport, the poller and the clock.
+
+Some calls run against that order: a process ends and its signals must leave, a peer's tick must reach the
+kernel through the driver, a lost connection must make the poller ask again. Each of them is a method of
+`Assembly`, below "Calls from earlier parts to later ones"; a part gets that method, or the assembly as the
+implementation of a protocol that the part defines itself (`Follower`, `PeerFacts`). Two of these methods
+keep an order that other modules rely on: the replicated tables forget a process, and a node, *before* any
+process is told that it has ended, so that a process that gets a `Down` finds the tables without the one that
+ended.
+
+What runs above this package is given to it: the class of processes, and the function that spawns one with
+the checks of the public API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.actors.sender import ActorSender
+from fleetlm.blocking import forks
+from fleetlm.blocking.pools import Blocking
+from fleetlm.core.connection import Identity
+from fleetlm.core.kernel import Kernel
+from fleetlm.directory.groups import Groups, ReplicatedGroups
+from fleetlm.directory.registry import Registry, ReplicatedNames
+from fleetlm.directory.replication import Replication
+from fleetlm.discovery.own_address import RecordWatch, can_bind
+from fleetlm.discovery.poller import Poller
+from fleetlm.ids import new_incarnation
+from fleetlm.messaging.inbound import Inbound
+from fleetlm.messaging.outbound import Outbound
+from fleetlm.messaging.streams import Streams
+from fleetlm.process import ProcessServices
+from fleetlm.processes.context import NodeContext
+from fleetlm.processes.local import LocalProcesses
+from fleetlm.processes.remote_spawn import Factories, RemoteSpawn
+from fleetlm.processes.signals import Signals
+from fleetlm.runtime.driver import Driver
+from fleetlm.runtime.events import ChangeSignal, EventHub
+from fleetlm.runtime.requests import PeerRequests
+from fleetlm.transport.interface import Transport
+from fleetlm.wire.codec import Codec
+
+if TYPE_CHECKING:
+    from fleetlm.core.dns_answers import Answer
+    from fleetlm.ids import Pid
+    from fleetlm.messaging.session import Session
+    from fleetlm.processes.running import RunningProcess
+    from fleetlm.runtime.bootstrap import Prepared
+
+log: logging.Logger = logging.getLogger("fleetlm")
+
+MakeProcess = Callable[["ProcessServices", "Pid", str], "RunningProcess"]
+"""Makes a process from the services of its node, its pid and the name of its function."""
+
+
+class Assembly:
+    """The parts of one node, connected. Nothing has been opened or started yet.
+
+    `Node` asks these parts; `fleetlm.testing` and tests look at them through `node.parts_of`. Must be made
+    on the event loop that the node will run on.
+
+    Args:
+        prepared: what the node is made from.
+        make_process: the constructor of `Process`, with the node already given.
+        spawn: `Node.spawn`.
+    """
+
+    def __init__(self, prepared: Prepared, make_process: MakeProcess, spawn: Callable[..., Pid]) -> None:
+        settings, own, rng = prepared.settings, prepared.own_address, prepared.rng
+        self._make_process = make_process
+        self.transport: Transport = prepared.transport
+        self.started_at: float = asyncio.get_running_loop().time()
+        self.own_address_warning = own.warning
+        self._records = RecordWatch(own, can_bind)
+        self._make_values(prepared)
+        me, codec, sessions = self.context, self.codec, self.context.sessions
+        # Processes.
+        self.replication: Replication = Replication(codec, sessions)
+        self.local: LocalProcesses = LocalProcesses(
+            me, self._new_process, self._process_exited, self.send_exit
+        )
+        self.signals: Signals = Signals(me, codec, self.local)
+        self.blocking: Blocking = Blocking(me.name, settings)
+        # Messages.
+        self.outbound: Outbound = Outbound(
+            me.name, me.incarnation, settings, codec, self.local.boxes, sessions, self.kernel.topology,
+            asyncio.get_running_loop(),
+        )  # fmt: skip
+        self.streams: Streams = Streams(self.outbound, settings, codec, asyncio.get_running_loop())
+        self.sender: ActorSender = ActorSender(self.outbound, self.streams, settings.call_timeout_s)
+        self.factories: Factories = Factories(settings.max_factories)
+        self.remote_spawn: RemoteSpawn = RemoteSpawn(
+            me, self.factories, codec, self.local, self.signals, self.outbound, spawn
+        )
+        self.services: ProcessServices = ProcessServices(
+            self.signals, self.remote_spawn, settings.mailbox_limit
+        )
+        picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
+        self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
+        self.groups: Groups = Groups(me, codec, self.replicated_groups, self.outbound)
+        self.replicated_names: ReplicatedNames = ReplicatedNames(
+            me, codec, self.local, self.signals, self.replication, prepared.wall_ms
+        )
+        self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
+        # The way in, and the driver.
+        requests = PeerRequests(
+            self, self.local, self.signals, self.replication, self.replicated_names, self.remote_spawn
+        )
+        self.inbound: Inbound = Inbound(
+            self.local.boxes, codec, requests, asyncio.get_running_loop().time, settings.max_peers,
+            settings.max_open_calls,
+        )  # fmt: skip
+        self.poller: Poller | None = None
+        if prepared.discovery is not None:
+            self.poller = Poller(prepared.discovery, settings, rng, self._looked_up, self._has_met_a_peer)
+        self.driver: Driver = Driver(
+            me, codec, self.kernel, self.transport, self.inbound, self.events, rng, self
+        )
+        forks.guard(self)
+
+    def _make_values(self, prepared: Prepared) -> None:
+        """Make what has no dependences: identity, kernel, context, codec and the events for the program."""
+        settings = prepared.settings
+        incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
+        identity = Identity(
+            name=prepared.name,
+            incarnation=incarnation,
+            cluster=settings.cluster,
+            port=settings.node_port,
+            aliases=prepared.own_address.aliases,
+            window_bytes=settings.window_bytes,
+            mailbox_limit=settings.mailbox_limit,
+            max_message_bytes=settings.max_message_bytes,
+        )
+        self.kernel: Kernel = Kernel(identity, settings, prepared.rng)
+        self.context: NodeContext = NodeContext(prepared.name, incarnation, settings, {}, self._is_draining)
+        self.codec: Codec = Codec(max_nesting=settings.max_nesting)
+        self.events: EventHub = EventHub(settings.events_limit)
+        self.changes: ChangeSignal = ChangeSignal()
+
+    # Calls from earlier parts to later ones.
+
+    def node_up(self, session: Session) -> None:
+        """`Follower`: send this node's tables over a session that has come up."""
+        self.replication.node_up(session)
+
+    def node_down(self, name: str) -> None:
+        """`Follower`: forget a node, then tell the processes that were linked to it or monitored it."""
+        self.replication.node_down(name)
+        self.signals.node_down(name)
+
+    def changed(self) -> None:
+        """`Follower`: wake what waits for a change of the connected nodes."""
+        self.changes.announce()
+
+    def connection_lost(self) -> None:
+        """`Follower`: ask DNS where the peer is now."""
+        if self.poller is not None:
+            self.poller.kick()
+
+    def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
+        """`PeerFacts`: a peer's loop is alive."""
+        self.driver.ticked(name, lag_ms, draining)
+
+    def told_of(self, names: list[str]) -> None:
+        """`PeerFacts`: a peer named the nodes that it knows."""
+        self.driver.told_of(names)
+
+    def send_exit(self, pid: Pid, reason: Any) -> None:
+        """Send an exit signal to a process anywhere, from this node itself (process number 0)."""
+        self.signals.exit(self.context.pid, pid, reason)
+
+    def _new_process(self, pid: Pid, runs: str) -> RunningProcess:
+        return self._make_process(self.services, pid, runs)
+
+    def _process_exited(self, process: RunningProcess, reason: Any) -> None:
+        """Forget a process of this node that has ended, then tell linked and monitoring processes."""
+        self.replication.exited(process.pid)
+        self.signals.exited(process, reason)
+
+    def _looked_up(self, answer: Answer) -> None:
+        """Hand a DNS answer to the driver; warn if it names this machine under another address."""
+        contradiction = self._records.contradiction(answer.addresses)
+        if contradiction is not None:
+            self.own_address_warning = contradiction
+            log.warning("%s", contradiction)
+        self.driver.looked_up(answer)
+
+    # Questions of several parts.
+
+    def _is_draining(self, name: str) -> bool:
+        """`NodeContext.is_draining`."""
+        if name == self.context.name:
+            return self.kernel.draining
+        session = self.context.sessions.get(name)
+        return session is not None and session.peer.is_draining
+
+    def _has_met_a_peer(self) -> bool:
+        return any(peer.connection.ups for peer in self.kernel.topology.peers.values())
+
+    # The end.
+
+    def after_fork(self) -> None:
+        """`forks.Guarded`: in a child, every request raises `NodeStopped`."""
+        self.outbound.stopped = forks.FORKED
+        self.context.sessions.clear()

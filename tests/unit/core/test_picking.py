@@ -1,0 +1,166 @@
+"""Which member of a group is picked, by each rule."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetlm.core.group_table import pid_order
+from fleetlm.core.picking import Key, Picker, digest_of, rendezvous
+from fleetlm.errors import NoMember
+from fleetlm.ids import Pid
+
+HERE, THERE, YONDER = "fleetlm@10.0.0.2", "fleetlm@10.0.0.1", "fleetlm@10.0.0.3"
+
+
+class Rig:
+    """A picker, with loads and draining nodes that a test sets."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.load: dict[Pid, int] = {}
+        self.draining: set[str] = set()
+        self.picker = Picker(
+            random.Random(seed), lambda pid: self.load.get(pid, 0), lambda node: node in self.draining
+        )
+
+    def pick(self, members: list[Pid], by: Any = "random", key: Key | None = None) -> Pid:
+        return self.picker.pick("g", sorted(members, key=pid_order), by, key)
+
+    def many(self, count: int, members: list[Pid], by: Any, keys: bool = False) -> Counter[Pid]:
+        return Counter(self.pick(members, by, number if keys else None) for number in range(count))
+
+
+MEMBERS = [Pid(f"fleetlm@10.0.0.{node}", node, number) for node in range(1, 5) for number in (1, 2)]
+PINNED = [("4", 2), ("4", 2), ("2", 1), ("1", 2), ("3", 1)]
+"""For five keys, node and number of the member that every version must pick."""
+RULES = [("random", None), ("round_robin", None), ("key", "k"), ("least_loaded", None)]
+
+
+@pytest.mark.parametrize(("by", "key"), RULES)
+def test_picking_from_an_empty_group_raises(by: Any, key: Key | None) -> None:
+    with pytest.raises(NoMember, match="'g'"):
+        Rig().pick([], by, key)
+
+
+@pytest.mark.parametrize(
+    ("by", "key", "error"),
+    [
+        ("fastest", None, ValueError),
+        ("key", None, ValueError),
+        ("random", "k", ValueError),
+        ("key", 1.5, TypeError),
+        ("key", True, TypeError),
+        ("key", ("a", 1), TypeError),
+        ([], None, ValueError),
+    ],
+)
+def test_unknown_rules_and_unusable_keys_are_refused(by: Any, key: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Rig().pick(MEMBERS, by, key)
+    if error is ValueError:
+        with pytest.raises(error):
+            Rig().pick([], by, key)
+
+
+@pytest.mark.parametrize(("by", "key"), RULES)
+def test_the_same_seed_picks_the_same(by: Any, key: Key | None) -> None:
+    one, other = Rig(5), Rig(5)
+    assert [one.pick(MEMBERS, by, key) for _ in range(20)] == [
+        other.pick(MEMBERS, by, key) for _ in range(20)
+    ]
+
+
+def test_random_gives_each_join_the_same_chance() -> None:
+    picks = Rig().many(9_000, [*MEMBERS, MEMBERS[0]], "random")
+    assert 1_800 < picks[MEMBERS[0]] < 2_200
+    assert all(800 < picks[pid] < 1_200 for pid in MEMBERS[1:])
+
+
+def test_round_robin_gives_each_member_the_same() -> None:
+    picks = Rig().many(8 * 5, [*MEMBERS, MEMBERS[0]], "round_robin")
+    assert picks == dict.fromkeys(MEMBERS, 5)
+
+
+def test_round_robin_survives_members_that_come_and_go() -> None:
+    rig = Rig()
+    order = [rig.pick(MEMBERS, "round_robin") for _ in MEMBERS]
+    rest = [pid for pid in MEMBERS if pid != order[0]]
+    assert [rig.pick(rest, "round_robin") for _ in rest] == order[1:]
+    assert rig.pick(MEMBERS, "round_robin") == order[0]
+    assert rig.picker._last == {"g": order[0]}
+    rig.picker.forget("g")
+    assert rig.picker._last == {}
+
+
+def test_round_robin_begins_anywhere() -> None:
+    assert len({Rig(seed).pick(MEMBERS, "round_robin") for seed in range(40)}) > 4
+
+
+def test_a_draining_node_does_not_double_the_turns_of_the_next() -> None:
+    rig = Rig()
+    rig.draining = {MEMBERS[2].node}
+    picks = rig.many(6 * 5, MEMBERS, "round_robin")
+    assert picks == {pid: 5 for pid in MEMBERS if pid.node not in rig.draining}
+
+
+@given(
+    st.sets(st.sampled_from(MEMBERS), min_size=1),
+    st.sampled_from(MEMBERS),
+    st.one_of(st.text(), st.binary(), st.integers()),
+)
+def test_a_key_moves_only_with_its_member(members: set[Pid], other: Pid, key: Key) -> None:
+    rig = Rig()
+    before = rig.pick([*members], "key", key)
+    assert rig.pick([*members, *members], "key", key) == before
+    assert rig.pick([*members, other], "key", key) in (before, other)
+    rest = members - {other}
+    if rest and before != other:
+        assert rig.pick([*rest], "key", key) == before
+
+
+def test_keys_are_spread_over_all_members() -> None:
+    picks = Rig().many(4_000, MEMBERS, "key", keys=True)
+    assert all(400 < picks[pid] < 600 for pid in MEMBERS)
+    assert Rig(2).many(4_000, [*MEMBERS, MEMBERS[0]], "key", keys=True) == picks
+
+
+def test_keys_of_three_types_are_three_keys_and_stay_the_same_for_ever() -> None:
+    assert len({digest_of(key) for key in ("7", b"7", 7, -7, "", b"", 0, "\ud800", 10**5_000)}) == 9
+    # What other versions of fleetlm in the same cluster must answer as well.
+    picks = [rendezvous(digest_of(key), MEMBERS) for key in ("a", b"a", 97, "b", "")]
+    assert [(pid.node[-1], pid.number) for pid in picks] == PINNED
+
+
+def test_least_loaded_takes_the_least_and_chance_among_equals() -> None:
+    rig = Rig()
+    rig.load = dict.fromkeys(MEMBERS, 3) | {MEMBERS[1]: 1, MEMBERS[4]: 1}
+    picks = rig.many(1_000, MEMBERS, "least_loaded")
+    assert picks.keys() == {MEMBERS[1], MEMBERS[4]}
+    assert min(picks.values()) > 400
+    rig.load[MEMBERS[7]] = 0
+    assert rig.many(10, MEMBERS, "least_loaded") == {MEMBERS[7]: 10}
+
+
+@pytest.mark.parametrize(("by", "key"), RULES)
+def test_members_on_draining_nodes_are_the_last_resort(by: Any, key: Key | None) -> None:
+    rig = Rig()
+    chosen = rig.pick(MEMBERS, by, key)
+    rig.load[chosen] = -1
+    rig.draining = {chosen.node}
+    for _ in range(50):
+        assert rig.pick(MEMBERS, by, key).node != chosen.node
+    rig.draining = {pid.node for pid in MEMBERS}
+    assert {rig.pick(MEMBERS, by, key) for _ in range(50)} <= set(MEMBERS)
+
+
+def test_a_draining_node_changes_no_key_but_its_own() -> None:
+    rig = Rig()
+    before = [rig.pick(MEMBERS, "key", key) for key in range(500)]
+    rig.draining = {MEMBERS[0].node}
+    after = [rig.pick(MEMBERS, "key", key) for key in range(500)]
+    for old, new in zip(before, after, strict=True):
+        assert (new == old) == (old.node not in rig.draining)

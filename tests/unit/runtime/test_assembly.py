@@ -1,0 +1,140 @@
+"""How the parts of a node are connected: the calls that run against the order of their making."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fleetlm import Node, NodeStopped, Settings
+from fleetlm.blocking.forks import FORKED
+from fleetlm.core.dns_answers import Answer, Outcome
+from fleetlm.node import parts_of
+from fleetlm.runtime.assembly import Assembly
+from fleetlm.runtime.events import ChangeSignal
+from fleetlm.testing.network import SimTransport
+from tests.sim.fleet import A, B, Fleet, collector, simulated
+from tests.support.session_fakes import turns, virtual
+
+
+def watched(parts: Assembly, *methods: tuple[Any, str]) -> list[str]:
+    """Note calls of these methods, in their order."""
+    seen: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def called(*args: Any) -> Any:
+            seen.append(f"{type(owner).__name__}.{name}")
+            return real(*args)
+
+        setattr(owner, name, called)
+
+    for owner, name in methods:
+        watch(owner, name)
+    return seen
+
+
+@simulated
+async def test_the_tables_forget_a_process_before_others_are_told_of_its_end(fleet: Fleet) -> None:
+    node = await fleet.start(A)
+    parts = parts_of(node)
+    seen = watched(parts, (parts.replication, "exited"), (parts.signals, "exited"))
+    pid = node.spawn(collector([]))
+    node.exit(pid, "kill")
+    await node.join(pid)
+    assert seen == ["Replication.exited", "Signals.exited"]
+
+
+@simulated
+async def test_the_tables_forget_a_node_before_processes_are_told_of_its_loss(fleet: Fleet) -> None:
+    a, b = await fleet.mesh(2)
+    parts = parts_of(a)
+    seen = watched(parts, (parts.replication, "node_down"), (parts.signals, "node_down"))
+    await fleet.crash(b)
+    await asyncio.sleep(60)
+    assert seen == ["Replication.node_down", "Signals.node_down"]
+
+
+@simulated
+async def test_dns_is_asked_when_a_connection_is_lost(fleet: Fleet) -> None:
+    a, b = await fleet.mesh(2)
+    poller = parts_of(a).poller
+    assert poller is not None
+    seen = watched(parts_of(a), (poller, "kick"))
+    a.disconnect(b.name)
+    assert seen == ["Poller.kick"]
+
+
+@simulated
+async def test_a_node_without_discovery_has_no_poller_and_may_lose_a_connection(fleet: Fleet) -> None:
+    settings = Settings(node_ip=A)
+    a = await Node.start(settings, transport=SimTransport(fleet.net, settings))
+    fleet.nodes.append(a)
+    b = await fleet.start(B, A)
+    await b.ready(timeout=30)
+    await a.ready(timeout=30)
+    assert parts_of(a).poller is None
+    assert a.disconnect(b.name)
+
+
+@simulated
+async def test_a_process_gets_its_node_and_is_spawned_with_the_checks_of_the_node(fleet: Fleet) -> None:
+    a, b = await fleet.mesh(2)
+    got: list[Any] = []
+
+    async def tells(process: Any) -> None:
+        got.append(process.node)
+
+    b.factories.register("tells", tells)
+    await a.spawn_at(b.name, "tells")
+    await a.send(("nobody", b.name), 1)
+    await asyncio.sleep(1)
+    assert got == [b]
+
+
+@simulated
+async def test_an_answer_that_contradicts_this_nodes_address_is_shown(fleet: Fleet) -> None:
+    node = await fleet.start(A)
+    parts = parts_of(node)
+    parts._records = Contradicts()  # type: ignore[assignment]
+    parts._looked_up(Answer(Outcome.ADDRESSES, (B,), "one"))
+    assert parts.own_address_warning == "another address"
+    info: Any = node.info()
+    assert info.own_address_warning == "another address"
+    assert f"fleetlm@{B}" in node.list("known")
+
+
+class Contradicts:
+    def contradiction(self, addresses: Any) -> str:
+        return "another address"
+
+
+@simulated
+async def test_in_a_forked_child_every_request_is_refused(fleet: Fleet) -> None:
+    a, b = await fleet.mesh(2)
+    parts = parts_of(a)
+    sessions = dict(parts.driver.sessions)
+    parts.after_fork()
+    for refused in (lambda: a.spawn(collector([])), lambda: a.send_nowait(("x", b.name), 1)):
+        with pytest.raises(NodeStopped, match="forked"):
+            refused()
+    with pytest.raises(NodeStopped, match="forked"):
+        await a.call(("x", b.name), 1)
+    await a.stop()  # It does nothing: the parent process has the node.
+    assert parts.outbound.stopped == FORKED
+    assert a.list() == [b.name], "nothing was said to the peers"
+    parts.outbound.stopped = ""  # This process is not a child, and must end the node.
+    parts.driver.sessions.update(sessions)
+
+
+@virtual
+async def test_a_change_wakes_each_that_waits_and_is_not_kept() -> None:
+    changes = ChangeSignal()
+    changes.announce()
+    waiting = [asyncio.ensure_future(changes.wait()) for _ in range(3)]
+    await turns()
+    assert not any(each.done() for each in waiting)
+    changes.announce()
+    await asyncio.gather(*waiting)
