@@ -18,7 +18,7 @@ breaks the connection takes a suffix of them. A connection is discarded when bot
   the last frame, or by its own heartbeat timer while nothing can reach it (*deaf*). `update` sets and
   cancels both heartbeat timers whenever a path or a host changes; it is the only place that does.
 * A dialler is not told that an open channel has ended, because ZeroMQ does not report it: `send` returns
-  False. A listener is told of the end of every source from which it has received a frame.
+  False. A listener gets `source_lost` for every source from which it has received a frame.
 * A host that lost its power sends no FIN. If a new node binds its address, the former peers get a reset
   at their next heartbeat (`reset_at_next_heartbeat`).
 * A halted host (frozen or stalled) queues its facts in `Endpoint.backlog`; `catch_up` reports them in

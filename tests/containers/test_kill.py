@@ -208,7 +208,7 @@ def test_every_outcome_is_true_while_nodes_are_killed(image: str, tmp_path: Path
     folder.mkdir()
     folder.chmod(0o777)  # the node in the container runs as another user
     seed = random.SystemRandom().getrandbits(32)
-    print(f"seed of what is done to whom: {seed}")
+    print(f"seed of the faults: {seed}")
     variables = {"FLEETLM_TEST_JOURNALS": str(folder)}
     with Cluster(image, overlay=HERE / "kill.yaml", variables=variables) as cluster:
         cluster.scale(NODES)

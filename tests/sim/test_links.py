@@ -442,7 +442,7 @@ class Story:
                         f"{other} knows no link to {me}"
                     )
                 for ref in ends.watchers:
-                    assert ref in holding, f"nobody holds {ref} any more"
+                    assert ref in holding, f"{ref} has no owner any more"
 
 
 @pytest.mark.parametrize("first", range(0, 200, 20))

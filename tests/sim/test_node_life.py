@@ -183,7 +183,7 @@ async def test_ready_waits_for_what_connect_asked_for(fleet: Fleet) -> None:
     await a.ready()
     with pytest.raises(TimeoutError):
         await a.ready(2, timeout=1)
-    await b.ready()  # It asked for nobody: the other node has connected to it.
+    await b.ready()  # It looked up no peers: the other node has connected to it.
     a.disconnect(b.name)
     with pytest.raises(SettingsError):
         await a.ready(timeout=60)
