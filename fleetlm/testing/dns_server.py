@@ -279,6 +279,7 @@ class DnsServer:
     # Answering.
 
     def _received(self, wire: bytes, peer: Peer) -> None:
+        """Answer a packet as the script says; count one that is not a query, and ignore it."""
         try:
             query = dns.message.from_wire(wire)
         except Exception:  # noqa: BLE001  not every error of dnspython is a DNSException
@@ -326,6 +327,7 @@ class DnsServer:
         *,
         over_tcp: bool,
     ) -> bytes | None:
+        """Build the packet of an answer; None sends nothing."""
         if reply in (Reply.DROP, Reply.HANG_UP):
             return None
         if reply is Reply.GARBAGE:

@@ -252,6 +252,7 @@ class Connection:
                 listener.listener.frame_arrived(self.source, frame, extra)
 
     def _arrive_at_dialler(self, frame: bytes | Control, _extra: bytes | None) -> None:
+        """Take what the listener's end sent: an acknowledgement, a refusal, a FIN or an answer."""
         if not self.is_dialler_open:
             return
         if frame is Control.OPENED:

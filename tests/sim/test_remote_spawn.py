@@ -786,7 +786,7 @@ class Story:
                 else:
                     assert self.heard[outcome] == (outcome not in alive), told
             elif ran is not None:
-                assert not self.heard[ran], f"{told}: and something was heard of it"
+                assert not self.heard[ran], f"{told}, but a message about it arrived"
                 if kind == "link":
                     assert ran not in alive, told
                 elif ran in alive:  # Only a lost connection keeps it from being killed.

@@ -146,7 +146,7 @@ async def test_a_producer_that_is_killed_ends_every_stream_at_once() -> None:
         killed_at = time.monotonic()
         program.kill()
         outcomes = await asyncio.wait_for(asyncio.gather(*consuming), 5.0)
-        print(f"50 streams heard of it within {(time.monotonic() - killed_at) * 1000:.0f} ms")
+        print(f"50 streams ended within {(time.monotonic() - killed_at) * 1000:.0f} ms")
         assert set(outcomes) == {"lost"}
         await fleet.down(node, fleet.name(3))
 
