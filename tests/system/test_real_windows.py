@@ -115,7 +115,7 @@ async def test_a_killed_peer_ends_every_send_that_waits_for_its_windows() -> Non
         waiting = asyncio.gather(*sending, *calling, return_exceptions=True)
         outcomes = await asyncio.wait_for(waiting, 5.0)
         took = time.monotonic() - killed_at
-        print(f"{len(outcomes)} senders ended within {took * 1000:.0f} ms")
+        print(f"{len(outcomes)} sends and calls ended within {took * 1000:.0f} ms")
         assert {type(outcome).__name__ for outcome in outcomes} == {"NoConnection"}
         assert await broadcasting == 0
         await fleet.down(node, there)
