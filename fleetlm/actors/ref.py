@@ -20,13 +20,13 @@ Goal = Target | Callable[[], Pid]
 
 
 class Sender(Protocol):
-    """What a reference uses of its node."""
+    """The functions of its node that a reference uses."""
 
     def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
         """See `Node.send`."""
 
     def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
-        """See `Node.cast`."""
+        """Send a request that gets no reply; see `ActorRef.cast`."""
 
     def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """See `Node.call`."""
@@ -64,7 +64,7 @@ class ActorRef(Generic[A_co]):
 
     @property
     def target(self) -> Target:
-        """Where a request would go now. Raises: what the function raises that the reference was made with."""
+        """Where a request would go now. Raises: whatever the function raises, if the reference has one."""
         goal = self._goal
         return goal() if callable(goal) else goal
 
@@ -96,7 +96,7 @@ class ActorRef(Generic[A_co]):
         Args:
             method: a handler, as an attribute of the actor's class; a subclass may override it.
             *args: arguments of the handler, message values as in `Node.send`.
-            **kwargs: likewise.
+            **kwargs: named arguments of the handler, likewise.
 
         Raises:
             TypeError: ``method`` is not a handler of this actor; nothing was sent.

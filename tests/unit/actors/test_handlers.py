@@ -218,7 +218,7 @@ def test_what_is_no_handler_of_it_is_refused_where_it_is_written() -> None:
         (Other.plain, r"Other.plain is not a handler of Base"),
         (Sub.own, r"Sub.own is not a handler of Base"),
         (Sub.plain, r"Sub.plain is not a handler of Base"),
-        (Base().plain, r"as the class has it, Base.plain, not as a bound method"),
+        (Base().plain, r"pass the function of the class, Base.plain, not a bound method"),
         ("plain", r"'plain' is not a handler of Base"),
         ([], r"\[\] is not a handler of Base"),
         (None, "None is not a handler"),
