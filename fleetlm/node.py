@@ -279,7 +279,7 @@ class Node:
 
         Raises:
             InvalidName: not a node name.
-            NodeStopped: this node has been stopped, perhaps meanwhile.
+            NodeStopped: this node has been stopped, before this call or during it.
         """
         name = canonical_node(name)
         self._check_running()
@@ -397,7 +397,7 @@ class Node:
         Args:
             actor: its class, or a base class of it that has the handlers.
             target: a pid, a name on this node, ``(name, node)``, or a function that returns a pid and is
-                called anew at each use.
+                called at each use.
             at: the node on which ``target`` is a name.
 
         Raises:

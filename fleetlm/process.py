@@ -56,7 +56,7 @@ class Process(RunningProcess):
         return self.node.name_of(self.pid)
 
     def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
-        """Take the next message; wait up to ``timeout`` seconds for one (None: for ever).
+        """Take the next message; wait up to ``timeout`` seconds for one (None: without limit).
 
         Only this process itself may receive, in one task at a time. See `Mailbox.get`.
 

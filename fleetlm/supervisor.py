@@ -74,7 +74,7 @@ class Child:
         restart: ``permanent`` (always restarted), ``transient`` (unless it ended with ``"normal"``,
             ``"shutdown"`` or ``("shutdown", why)``) or ``temporary`` (never).
         shutdown_s: seconds that it has to end before it is killed; 0: killed at once; ``math.inf``: as
-            long as it takes; None: 5 s, but for a supervisor as long as it takes.
+            long as it takes; None: 5 s; for a supervisor as long as it takes.
         register: the name under which it is registered on its node, each time it is started.
 
     Raises:

@@ -80,7 +80,7 @@ END_S = 1.0
 class SyncNode:
     """`Node.sync`: a node as any other thread of its program may use it.
 
-    Each method returns and raises what the method of that name of `Node` does, and besides:
+    Each method returns and raises what the method of that name of `Node` does, and in addition:
 
     * `NodeStopped` when the node's event loop has ended, or ends while the thread waits;
     * `WouldBlock` when the loop is too busy to begin before the deadline (within

@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Goal = Target | Callable[[], Pid]
-"""The actor that a reference leads to. A function is called anew at each use."""
+"""The actor that a reference leads to. A function is called at each use."""
 
 
 class Sender(Protocol):

@@ -35,7 +35,7 @@ Several cases may come together before the handler's next step. ``Task.cancellin
   cancellation would cut the clean-up of the handler short. The count is 1, and ``uncancel`` makes it 0;
   therefore `_settle_call` looks at ``_is_ending`` as well. A concurrent task is cancelled nevertheless,
   since an exit signal cancels the main task only.
-* The handler swallows the cancellation of 3 and returns: `_settle_call` takes it back all the same, and
+* The handler swallows the cancellation of 3 and returns: `_settle_call` takes the cancellation back, and
   the result goes nowhere.
 * The handler swallows the cancellation of 1 and returns: `_serve` sees ``_is_ending`` after each message
   and raises `CancelledError` itself.

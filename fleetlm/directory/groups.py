@@ -143,7 +143,7 @@ class Groups:
         """Take back one join of each of these processes of this node.
 
         Returns:
-            False if one of them was not a member; the others have left all the same.
+            False if one of them was not a member; the others have left nevertheless.
             Source: OTP pg:leave/2; differs: its ``not_joined`` says that none of them was a member.
         """
         effects = self._table.left(group, pids)

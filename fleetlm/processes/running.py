@@ -8,7 +8,7 @@ A process is a task, a mailbox and a pid. Its states, each left once and in this
 * **ending**: it was told to end by an exit signal, by the stop of the node, or by itself (`_end_with`).
   The first reason counts. Its task has been cancelled once; a second cancellation would cut its
   clean-up short, so only a kill cancels again. A process whose function returns or raises skips this
-  state. An actor that runs ``terminate`` is *closing* besides: its reason is decided, even where no
+  state. An actor that runs ``terminate`` is also *closing*: its reason is decided, even where no
   signal came, and a later exit signal does not cancel the clean-up.
 * **gone**: `LocalProcesses` has removed it. It has no name, no mailbox that can be found, no links;
   linked and monitoring processes have been told (`LocalProcesses` says in which order). Normally its
