@@ -205,7 +205,7 @@ class Node:
         self._stopped.set()
 
     async def wait_stopped(self) -> None:
-        """Return when the node has been stopped, whatever asked for it."""
+        """Wait until the node has been stopped, by any caller of `stop`."""
         await self._stopped.wait()
 
     # The cluster.
@@ -296,7 +296,7 @@ class Node:
         return True
 
     def disconnect(self, name: str) -> bool:
-        """Disconnect a node, and keep it so until `connect`, or until that node restarts.
+        """Disconnect a node, and keep it disconnected until `connect`, or until that node restarts.
 
         Returns:
             Whether it was connected.
@@ -341,7 +341,8 @@ class Node:
     def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
         """Run ``await function(process, *args)`` as a process of this node.
 
-        It ends when the function returns, raises (which is logged) or is cancelled; its name is free then.
+        The process ends when the function returns, raises (which is logged) or is cancelled, and its name
+        is free again.
 
         Args:
             function: a coroutine function; its first argument is its `Process`. Or an `Actor`, or the
@@ -401,7 +402,7 @@ class Node:
             at: the node on which ``target`` is a name.
 
         Raises:
-            TypeError: ``actor`` is not a class of actors, or ``at`` is given and ``target``
+            TypeError: ``actor`` is not a subclass of `Actor`, or ``at`` is given and ``target``
                 is not a name.
             InvalidName: ``at`` is not a node name.
         """
@@ -735,7 +736,7 @@ class Node:
             raise NodeStopped(self.name, self._outbound.stopped or "is stopping")
 
     def _check_expects_peers(self, min_nodes: int) -> None:
-        """Raise SettingsError where no other node can ever connect, as far as this node knows."""
+        """Raise SettingsError if no other node can ever connect, as far as this node knows."""
         peers = self._parts.kernel.topology.peers.values()
         if self._discovery is None and all(peer.is_blocked for peer in peers):
             raise SettingsError(

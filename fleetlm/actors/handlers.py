@@ -76,9 +76,9 @@ class ActorObject(HasHandlers, Protocol):
 
 
 def check_actor(actor: object) -> None:
-    """Raise TypeError unless ``actor`` is a class of actors."""
+    """Raise TypeError unless ``actor`` is a subclass of `Actor`."""
     if not (isinstance(actor, type) and hasattr(actor, "__fleetlm_handlers__")):
-        raise TypeError(f"{actor!r} is not a class of actors")
+        raise TypeError(f"{actor!r} is not an Actor class")
 
 
 @overload
@@ -137,7 +137,7 @@ def collect(cls: type, reserved: frozenset[str]) -> Handlers:
                 raise TypeError(f"{where} is a handler, so it must be a plain async method")
             streams = _check_kind(value)
             if former is not None and former.streams != streams:
-                raise TypeError(f"{where} must yield if, and only if, what it overrides does")
+                raise TypeError(f"{where} must yield if, and only if, the handler that it overrides does")
             if concurrent is None and former is not None:
                 concurrent = former.concurrent
             by_name[name] = Handler(value, streams, bool(concurrent))

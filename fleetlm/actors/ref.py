@@ -154,5 +154,5 @@ def goal_of(target: Goal, at: str | None) -> Goal:
     if at is None:
         return target
     if not isinstance(target, str):
-        raise TypeError("at= is for a name: a pid, an address and a function know their node")
+        raise TypeError("at= goes with a name only: a pid, an address or a function already leads to a node")
     return Address(target, canonical_node(at))

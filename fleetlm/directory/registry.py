@@ -395,7 +395,7 @@ class Registry:
             name: cluster-wide.
 
         Raises:
-            TypeError: ``actor`` is not a class of actors.
+            TypeError: ``actor`` is not a subclass of `Actor`.
         """
         check_actor(actor)
         return ActorRef(self._sender, actor, functools.partial(self.resolve_name, name))

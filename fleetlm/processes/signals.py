@@ -159,7 +159,7 @@ class Signals:
         try:
             packed = self._codec.pack(operations.signal(signal), signal)
         except FleetError as error:
-            log.debug("an exit reason travels as text: %s", error)
+            log.debug("an exit reason is sent as text: %s", error)
             packed = b""
         if not 0 < len(packed) <= MAX_REASON_BYTES:
             text = repr(signal[-1])[: MAX_REASON_BYTES // 8]

@@ -149,8 +149,8 @@ class Driver:
             except BadFrame as error:
                 self._perform(self.kernel.broken(self._loop.time(), source, str(error)))
             except Exception as error:
-                log.exception("a frame of %s could not be taken: its connection ends", session.name)
-                why = f"{type(error).__name__} here while a frame of it was taken"
+                log.exception("cannot handle a frame from %s; its connection ends", session.name)
+                why = f"{type(error).__name__} on this node while it handled a frame"
                 self._perform(self.kernel.broken(self._loop.time(), source, why))
             return
         if extra is not None:
