@@ -216,7 +216,7 @@ class Checks:
                 "processes": node.processes(), "tasks": local._tasks, "mailboxes": local.boxes,
                 "local names": local.table.names, "relations": relations._ends,
                 "monitors held": relations._owner_of, "monitors here": relations._watchers_of,
-                "groups": node.groups.list(), "memberships": node.groups._table._own.of,
+                "groups": node.groups.list(), "memberships": node.groups._table._own.groups_of,
                 "names": registry.list(), "claims": registry._table._claims,
                 "claims by process": registry._table._names_of,
                 "waiters for names": registry._replicated._waiters,
