@@ -438,11 +438,12 @@ def clean_up(loop: SimLoop) -> list[SimulationError]:
     contexts: list[dict[str, Any]] = []
     gc.collect()  # a forgotten task tells of its exception when it is collected
     loop.extend(CLEAN_UP_S)
+    settling = loop.create_task(_settle())
     try:
-        loop.run_until_complete(_settle())
-    except Unhandled as error:
+        loop.run_until_complete(settling)
+    except Unhandled as error:  # raised out of the loop: `settling` may still wait
         contexts += error.contexts
-    left = [_shown(task) for task in loop.pending_tasks()]
+    left = [_shown(task) for task in loop.pending_tasks() if task is not settling]
     while tasks := loop.pending_tasks():
         for task in tasks:
             task.cancel()

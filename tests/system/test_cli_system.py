@@ -155,7 +155,7 @@ def test_the_settings_are_logged_once_without_secrets(place: Place) -> None:
     _, _, error = ended(node)
     assert error.count("DNS_CLUSTER_NODE_BASENAME=fleetlm") == 1
     assert "FLEETLM_COOKIE=(set)" in error
-    assert "own address: set by FLEETLM_NODE_IP" in error
+    assert "this node's address: set by FLEETLM_NODE_IP" in error
     assert secret not in error
 
 
