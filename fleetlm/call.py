@@ -1,12 +1,12 @@
 """A request as the process that serves it sees it.
 
-A `Call` is open until it has exactly one end: a reply, a failure, or that no answer is needed any more.
-Whatever ends it first counts; later answers go nowhere. Its `Caller` carries the outcome: a session back
-over the connection, or the sending side of this node to a future. The process that took the call last
-watches it (`Call.watch`), so that it can answer for it when it ends.
+A `Call` is open until it ends, exactly once: by a reply, by a failure, or because no answer is needed any
+more. The first end counts; later answers are dropped. Its `Caller` carries the outcome: a session sends it
+back over the connection, and the sending side of this node sets a future. The process that took the call
+last watches it (`Call.watch`), so that a process that ends can answer the calls it has taken.
 
-A stream has a `_ProducerEnd` besides: the credit for items, and the tasks that wait for credit or for the
-end.
+A call for a stream also has a `_ProducerEnd`: the credit for items, and the tasks that wait for credit or
+for the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Caller(Protocol):
     """Where the outcome of a request goes: back over a connection, or to a future of this node."""
 
     def replied(self, ref: int, value: Any) -> None:
-        """Give the caller a result. Raises: NotSerializable, MessageTooLarge; it has no outcome then."""
+        """Give the caller a result. Raises: NotSerializable, MessageTooLarge; no outcome was sent then."""
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Give the caller the reason why there is no reply. Never raises."""
@@ -48,17 +48,17 @@ class Call:
 
     A call that asks for a stream takes items before its reply, and the reply ends the stream::
 
-                for token in tokens:
-                    if not await message.put(token):
-                        break
-                message.reply()
+        for token in tokens:
+            if not await message.put(token):
+                break
+        message.reply()
 
-    When a process ends, its unanswered calls are answered for it: with `NoProcess` those that it never took,
-    with `ProcessDown` those that it took.
+    When a process ends, the runtime answers its open calls: with `NoProcess` if the process never took the
+    call, with `ProcessDown` if it took the call.
 
     Attributes:
         message: what the caller sent.
-        deadline: on the loop's clock, in seconds; from then on the caller does not wait any more.
+        deadline: on the loop's clock, in seconds; the caller does not wait any longer.
     """
 
     __match_args__ = ("message",)
@@ -158,7 +158,7 @@ class Call:
             self._send_error(error)
 
     def refuse(self, error: AlreadyRegistered | Draining | NoFactory | NoProcess) -> None:
-        """Raise this error itself at the caller; for the runtime, which knows that nothing has run."""
+        """Raise this error itself at the caller. For the runtime, where it knows that nothing has run."""
         if self._finish():
             match error:
                 case AlreadyRegistered(name=name, owner=owner):
@@ -185,17 +185,17 @@ class Call:
             self._caller.forget(self._ref)
 
     def no_process(self, target: str) -> None:
-        """Answer for a process that never took the call."""
+        """Raise `NoProcess` at the caller: the process never took the call."""
         if self._finish():
             self._caller.failed(self._ref, FailureKind.NO_PROCESS, [target])
 
     def process_down(self, target: str, reason: str) -> None:
-        """Answer for a process that took the call and has ended."""
+        """Raise `ProcessDown` at the caller: the process took the call and has ended."""
         if self._finish():
             self._caller.failed(self._ref, FailureKind.PROCESS_DOWN, [target, reason])
 
     def no_handler(self, target: str, why: str) -> None:
-        """Answer for an actor that has no handler for the call, so that nothing has run."""
+        """Raise `NoHandler` at the caller: the actor has no handler for the call, and nothing has run."""
         if self._finish():
             self._caller.failed(self._ref, FailureKind.NO_HANDLER, [target, why])
 
@@ -204,7 +204,7 @@ class Call:
         self._caller.failed(self._ref, FailureKind.RAISED, [type(error).__name__, text_of(error), text])
 
     def _finish(self) -> bool:
-        """End the call, and wake and tell those who watch it. Returns False if it has ended before."""
+        """End the call, wake its producers, and call `watch`'s callback. Returns False if it ended before."""
         if self._done:
             return False
         self._done = True
@@ -224,7 +224,7 @@ class _ProducerEnd:
         self.credit = window
         """Items that may be sent now."""
         self._waiters: dict[asyncio.Future[None], None] = {}
-        """Several, where several tasks produce items of one stream."""
+        """What producing tasks wait for; several if several tasks produce items of one stream."""
 
     def more(self, count: int) -> None:
         """Add the credit for items that the consumer has taken."""
@@ -238,7 +238,7 @@ class _ProducerEnd:
                 waiter.set_result(None)
 
     async def changed(self) -> None:
-        """Return when credit has come or the stream has ended; the caller looks which."""
+        """Return when credit has come or the stream has ended; the caller checks which of the two."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
         try:

@@ -447,7 +447,7 @@ class CallTimeout(OutcomeUnknown, TimeoutError):
 
     Attributes:
         target: the process that was called.
-        timeout_s: the time that it had, in seconds.
+        timeout_s: the time allowed for the call, in seconds.
     """
 
     def __init__(self, target: object, timeout_s: float) -> None:

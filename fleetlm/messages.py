@@ -180,7 +180,7 @@ def message(tag: str) -> Callable[[T], T]:
 @message("fleetlm.crash")
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The exit reason of a process that raised an exception, which is not sent itself, only its text."""
+    """The exit reason of a process that raised an exception. Only the exception's text is sent."""
 
     type_name: str
     text: str

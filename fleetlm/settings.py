@@ -32,12 +32,14 @@ MAX_MS = 86_400_000
 """One day, in milliseconds. A longer interval or time-out is probably in the wrong unit."""
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
+# Kubernetes injects variables for each Service into its pods; `_SERVICE_LINK` matches those of a Service
+# whose name begins with "fleetlm".
 _SERVICE_LINK = re.compile(
     r"FLEETLM(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
     r"|FLEETLM_PORT",
     re.ASCII,
 )
-_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+_SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Settings:
     backoff_max_s: float = 15.0
     """The highest ceiling of that pause: a peer that comes back is dialled within this time."""
     tick_s: float = 1.0
-    """Seconds between two ticks of a node's loop to each peer. A tick tells the loop's lag and costs 40
+    """Seconds between two ticks of a node's loop to each peer. A tick carries the loop's lag and costs 40
     bytes."""
     busy_after_s: float = 3.0
     """Seconds without a tick after which a peer is listed as busy: three ticks were missed."""
@@ -122,8 +124,8 @@ class Settings:
     """Seconds between two messages that list this node's known peers, to one random peer each: news
     reaches n nodes in O(log n) rounds."""
     goodbye_flush_s: float = 0.5
-    """Seconds for the last frames to leave when a node leaves. Even with dead peers it must end within
-    2 s."""
+    """Seconds for the last frames to leave when a node leaves. Leaving must end within 2 s even if peers
+    are dead."""
     drain_s: float = 5.0
     """Seconds for calls in flight to finish when a node leaves, and as long again for its supervision trees
     to end. Both together stay well below the 30 s that Kubernetes grants."""
@@ -148,8 +150,8 @@ class Settings:
     """Depth limit of containers in a message. Deeper ones are a mistake, or an attack on the decoder's
     stack."""
     mailbox_limit: int = 4_096
-    """Messages of one node that may wait for one process before its senders wait; between two nodes the
-    lower of their values holds. A large message counts as several, see `fleetlm.messaging.windows`."""
+    """Messages of one node that may wait for one process before its senders wait. Between two nodes the
+    lower of their two limits holds. A large message counts as several, see `fleetlm.messaging.windows`."""
     max_open_calls: int = 65_536
     """Calls of one peer that may wait for replies of this node. A further call is refused as not
     delivered."""
@@ -158,8 +160,8 @@ class Settings:
     stream_idle_s: float = 60.0
     """Seconds without an item after which a stream fails: its producer is considered stuck."""
     concurrent_handlers: int = 100
-    """Concurrent handlers that run at once in one actor: as many requests to a database or a GPU as help.
-    More would only wait there."""
+    """Concurrent handlers that run at once in one actor. They mostly ask a database or a GPU, where further
+    requests would only wait."""
     terminate_s: float = 5.0
     """Seconds for an actor's ``terminate``, and before it for its concurrent handlers to end.
     Source: OTP's default shutdown time of a worker."""
@@ -239,7 +241,7 @@ class Settings:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # checked by dataclasses
 
     def effective(self) -> dict[str, str]:
-        """The effective value of each variable, with secrets masked; logged once at the start."""
+        """Return the effective value of each variable, with secrets masked; logged once at the start."""
         return {
             "DNS_CLUSTER_QUERY": self.dns_query or "(unset: clustering is off)",
             "DNS_CLUSTER_NODE_BASENAME": self.node_basename,
@@ -266,7 +268,7 @@ class _Refused(Exception):
 
 def _parse(variable: str, text: str, parse: Callable[[str], T]) -> T:
     """Parse the value of a variable. Raises: SettingsError."""
-    if _LINK_VALUE.match(text) and variable.startswith("FLEETLM_"):
+    if _SERVICE_LINK_VALUE.match(text) and variable.startswith("FLEETLM_"):
         raise SettingsError(
             variable,
             text,
@@ -388,7 +390,7 @@ _KNOWN = (*(variable for variable, _, _ in _VARIABLES), "FLEETLM_COOKIE", "FLEET
 
 
 def _read_cookie(env: Mapping[str, str]) -> str | None:
-    """The cookie, from its variable or its file; None if neither is set. Raises: SettingsError."""
+    """Read the cookie from its variable or its file; None if neither is set. Raises: SettingsError."""
     text, path = env.get("FLEETLM_COOKIE"), env.get("FLEETLM_COOKIE_FILE")
     if text is not None and path is not None:
         raise SettingsError(
@@ -425,7 +427,7 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
     for variable in sorted(env):
         if not variable.startswith("FLEETLM_") or variable in _KNOWN:
             continue
-        if _SERVICE_LINK.fullmatch(variable) or _is_link(variable, env[variable]):
+        if _SERVICE_LINK.fullmatch(variable) or _is_service_link(variable, env[variable]):
             continue
         near = difflib.get_close_matches(variable, _KNOWN, n=1, cutoff=0.5)
         guess = f"Did you mean {near[0]}?" if near else "Unset it."
@@ -435,9 +437,9 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
         )
 
 
-def _is_link(variable: str, value: str) -> bool:
+def _is_service_link(variable: str, value: str) -> bool:
     """Whether a variable is a service link such as ``FLEETLM_WORKER_PORT=tcp://…``; its value shows it."""
-    return variable.endswith("_PORT") and _LINK_VALUE.match(value) is not None
+    return variable.endswith("_PORT") and _SERVICE_LINK_VALUE.match(value) is not None
 
 
 def _mask(variable: str, value: str) -> str:
@@ -446,7 +448,7 @@ def _mask(variable: str, value: str) -> str:
 
 
 def _find_near_misses(env: Mapping[str, str]) -> tuple[str, ...]:
-    """Warn of ``DNS_*`` variables that look misspelt. Other programs use that prefix, so none is refused."""
+    """Return warnings for misspelt ``DNS_*`` variables. Other programs use that prefix: none is refused."""
     ours = [name for name in _KNOWN if name.startswith("DNS_")]
     found = []
     for variable in sorted(env):

@@ -1,6 +1,6 @@
 """Pools that run blocking functions beside the event loop, in threads or in processes.
 
-A node has two pools. The life of one function:
+A node has two pools. The stages of one function:
 
 1. waiting: the caller waits on the loop for one of the pool's slots. The threads have no queue of
    their own, so callers are served in order, and a caller that is cancelled here has run nothing;
@@ -110,7 +110,7 @@ def _get_name(function: object) -> str:
 
 
 def _count_cpus() -> int:
-    """The number of CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
@@ -248,10 +248,10 @@ class _Thread(threading.Thread):
         return job()
 
     def finish(self) -> None:
-        """Called last in the thread."""
+        """Release what the thread owns. Called at its end, in the thread itself."""
 
     def abort(self) -> None:
-        """Called on the loop's thread when the node has stopped, even while a job runs."""
+        """End a running job if possible. Called on the loop's thread when the node has stopped."""
 
     @property
     def is_stuck(self) -> bool:

@@ -202,7 +202,7 @@ class WorkerProcess:
             raise WorkerDied(call.name, f"it ended ({self._reap()})") from None
 
     def _connect(self, call: FunctionCall) -> Connection:
-        """The pipe to a living process. A process that died while it was idle is replaced silently."""
+        """Return the pipe to a living process. A process that died while it was idle is replaced silently."""
         if self._pipe is not None and self._process is not None and self._process.is_alive():
             return self._pipe
         self._reap()

@@ -1,4 +1,4 @@
-"""Whether a node may connect: the checks of a HELLO, the reason that helps people most first."""
+"""Whether a node may connect: the checks of a HELLO, beginning with the reasons that help people most."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def refused_by(answer: Refused) -> str:
 
 
 def duplicate(hello: Hello, owner: int) -> str:
-    """Return the text for a second node of a name, which does not answer at the address of that name."""
+    """Return why a second node of one name is refused: it does not answer at the address in that name."""
     return (
         f"{hello.name} is incarnation {owner:x}, which answers at that address; {hello.incarnation:x} does "
         "not: two nodes have the same name, check FLEETLM_NODE_IP"

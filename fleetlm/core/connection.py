@@ -35,7 +35,7 @@ Races, and where each is settled:
   `broken` gives up both halves.
 
 `Connection` takes facts and returns effects. It never reads a clock, and never raises on what a peer does.
-Which facts reach it, and what the effects mean for the other tables, is the business of `core.kernel`.
+`core.kernel` decides which facts reach it, and updates the other tables for its effects.
 
 Source: Erlang's distribution handshake (erl_dist_protocol); differs: one TCP connection for each
 direction.
@@ -77,9 +77,9 @@ class Identity:
         cluster: the cluster's id; nodes of other clusters are refused.
         port: where this node listens.
         aliases: further addresses of this machine.
-        window_bytes: bytes of one peer that this node lets be in flight.
+        window_bytes: bytes that one peer may have in flight to this node.
         max_message_bytes: the largest message that it takes.
-        mailbox_limit: units for one process that one peer may have sent and that are not taken.
+        mailbox_limit: units that one peer may send to one process before the process takes some.
     """
 
     name: str
@@ -118,12 +118,12 @@ class Connection:
         incarnation: of the peer, when it was up last; 0 before.
         attempt: failed attempts since it was up last.
         next_dial_at: when to dial next; only in IDLE.
-        deadline: when the present step of the handshake takes too long; only in DIALLING.
+        deadline: when the present step of the handshake must be done; only in DIALLING.
         opened_at: when our channel opened, None before.
         up_at: since when it is up, None if it is not.
         ups: how many times it has been up.
         dropped: the epoch of the peer's half that was given up last, 0 for none.
-        last_error: why the last attempt failed or the connection ended, "" for never.
+        last_error: why the last attempt failed or the connection ended; "" before the first such error.
         last_error_at: when that was.
     """
 

@@ -1,4 +1,4 @@
-"""Process groups: which processes are members of which group, as each node says of its own.
+"""Process groups: which processes are members of which group, as each node tells about its own processes.
 
 A group exists while it has a member, and a process may join a group several times. Each node speaks only
 for its own processes. It tells every node that connects all its memberships first, then every change, and
@@ -11,7 +11,7 @@ connection ended. Effects come out: what to tell every connected node (`Tell`), 
 
 Facts on the wire (topic ``groups`` of `wire.operations.table`):
 
-- ``["join", {group: [number, ...]}]``, at most `PIECE` memberships
+- ``["join", {group: [number, ...]}]``, at most `MAX_PIECE_MEMBERSHIPS` memberships
 - ``["leave", {group: [number, ...]}]``, likewise
 - ``["exit", number]``: the process left all its groups because it ended
 
@@ -35,7 +35,7 @@ from fleetlm.messages import Joined, Left
 from fleetlm.names import check_process_name
 from fleetlm.texts import SHORT
 
-PIECE = 200
+MAX_PIECE_MEMBERSHIPS = 200
 """Memberships in one fact: it stays below 256 KiB even if each is of a group with the longest name."""
 
 _NUMBER_END = 1 << 64
@@ -57,21 +57,21 @@ Members = dict[str, list[int]]
 class _Memberships:
     """The memberships of one node's processes, as that node has told them."""
 
-    __slots__ = ("count", "incarnation", "node", "of")
+    __slots__ = ("count", "groups_of", "incarnation", "node")
 
     def __init__(self, node: str, incarnation: int) -> None:
         self.node = node
         self.incarnation = incarnation
         self.count = 0
         """How many memberships there are in all."""
-        self.of: dict[int, dict[str, int]] = {}
+        self.groups_of: dict[int, dict[str, int]] = {}
         """Number of a process → group → how many times it has joined."""
 
     def pid(self, number: int) -> Pid:
         return Pid(self.node, self.incarnation, number)
 
     def pairs(self) -> Iterator[tuple[str, int]]:
-        for number, groups in self.of.items():
+        for number, groups in self.groups_of.items():
             for group, times in groups.items():
                 yield from ((group, number) for _ in range(times))
 
@@ -93,6 +93,7 @@ class GroupTable:
         self._alive = alive
         self._own = _Memberships(node, incarnation)
         self._said = {node: self._own}
+        """Node → its memberships; this node's are among them."""
         self._groups: dict[str, dict[Pid, int]] = {}
         self._in_order: dict[str, list[Pid]] = {}
         """Sorted members of groups that were asked for since they last changed: sorting is expensive."""
@@ -129,7 +130,7 @@ class GroupTable:
     # Facts about this node.
 
     def joined(self, group: str, pids: Iterable[Pid]) -> list[Effect]:
-        """Processes of this node join a group; a member joins once more.
+        """Processes of this node join a group; one that is a member already joins once more.
 
         Raises:
             InvalidName: ``group`` is not a name.
@@ -152,14 +153,14 @@ class GroupTable:
         own, leaving = self._own, Counter[int]()
         for pid in pids:
             here = pid == own.pid(pid.number)
-            if here and own.of.get(pid.number, {}).get(group, 0) > leaving[pid.number]:
+            if here and own.groups_of.get(pid.number, {}).get(group, 0) > leaving[pid.number]:
                 leaving[pid.number] += 1
         told = [Tell(["leave", piece]) for piece in _split((group, n) for n in leaving.elements())]
         return [*told, *self._leave(own, {group: list(leaving.elements())}, "left")]
 
     def exited(self, pid: Pid) -> list[Effect]:
         """A process of this node has ended."""
-        if pid.number not in self._own.of:
+        if pid.number not in self._own.groups_of:
             return []
         return [Tell(["exit", pid.number]), *self._exit(self._own, pid.number, "exited")]
 
@@ -188,10 +189,10 @@ class GroupTable:
             case ["leave", dict() as members]:
                 for group, numbers in _check_members(members):
                     for number, times in Counter(numbers).items():
-                        if said.of.get(number, {}).get(group, 0) < times:
+                        if said.groups_of.get(number, {}).get(group, 0) < times:
                             raise ValueError(f"process {number} leaves a group that it has not joined")
                 return self._leave(said, members, "left")
-            case ["exit", number] if type(number) is int and number in said.of:
+            case ["exit", number] if type(number) is int and number in said.groups_of:
                 return self._exit(said, number, "exited")
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about process groups")
 
@@ -201,7 +202,7 @@ class GroupTable:
         if said is None or said is self._own:
             return []
         del self._said[node]
-        return [left for number in list(said.of) for left in self._exit(said, number, "noconnection")]
+        return [left for number in list(said.groups_of) for left in self._exit(said, number, "noconnection")]
 
     # Internals.
 
@@ -211,7 +212,7 @@ class GroupTable:
         for group, numbers in members.items():
             for number in numbers:
                 pid = said.pid(number)
-                mine = said.of.setdefault(number, {})
+                mine = said.groups_of.setdefault(number, {})
                 mine[group] = mine.get(group, 0) + 1
                 self._groups.setdefault(group, {})[pid] = mine[group]
                 events.append(Joined(group, pid))
@@ -224,7 +225,7 @@ class GroupTable:
         events: list[Effect] = []
         for group, numbers in members.items():
             for number in numbers:
-                mine, pid = said.of[number], said.pid(number)
+                mine, pid = said.groups_of[number], said.pid(number)
                 mine[group] -= 1
                 self._groups[group][pid] = mine[group]
                 if not mine[group]:
@@ -236,14 +237,14 @@ class GroupTable:
 
     def _exit(self, said: _Memberships, number: int, reason: str) -> list[Effect]:
         """Take all memberships of one process away."""
-        gone = {group: [number] * times for group, times in said.of[number].items()}
+        gone = {group: [number] * times for group, times in said.groups_of[number].items()}
         return self._leave(said, gone, reason)
 
     def _forget(self, said: _Memberships, group: str, number: int) -> None:
         """Drop the entries of a process whose last membership in a group has gone."""
-        del said.of[number][group]
-        if not said.of[number]:
-            del said.of[number]
+        del said.groups_of[number][group]
+        if not said.groups_of[number]:
+            del said.groups_of[number]
         members = self._groups[group]
         del members[said.pid(number)]
         if not members:
@@ -256,11 +257,11 @@ def pid_order(pid: Pid) -> tuple[str, int, int]:
 
 
 def _split(pairs: Iterable[tuple[str, int]]) -> Iterator[Members]:
-    """Cut pairs of group and number into pieces of at most `PIECE` memberships."""
+    """Cut pairs of group and number into pieces of at most `MAX_PIECE_MEMBERSHIPS` memberships."""
     pairs = iter(pairs)
     for first in pairs:
         piece: Members = {}
-        for group, number in chain([first], islice(pairs, PIECE - 1)):
+        for group, number in chain([first], islice(pairs, MAX_PIECE_MEMBERSHIPS - 1)):
             piece.setdefault(group, []).append(number)
         yield piece
 

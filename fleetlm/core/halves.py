@@ -6,8 +6,8 @@ node. On the dialling side a half is an `Outgoing`, on the dialled side an `Inco
 
 The dialler draws a random *epoch* for each dial and numbers the frames from 0, which is the HELLO.
 Both are in the header of every frame. The receiver counts along, so that it notices a frame that was
-lost or that belongs to an earlier dial: ZeroMQ reconnects without telling anybody, and then drops
-what was queued. A gap ends the connection; nothing is repaired.
+lost or that belongs to an earlier dial: ZeroMQ reconnects silently and drops what was queued. A gap
+ends the connection; nothing is repaired.
 
 Sequence numbers belong to a half, not to a session: they go on from the handshake into the messages.
 That is why `effects.Up` hands both halves over to the session of the messaging layer.

@@ -8,7 +8,8 @@ tested without a socket.
 
 Who owns what:
 
-- `core.topology` has one row (`Peer`) for each known node, and decides who is known and who is forgotten.
+- `core.topology` has one row (`Peer`) for each known node, and decides which nodes enter the table and which
+  are forgotten.
 - `core.connection` has the state machine of each row. Its effects pass through `_apply`, the only place
   where they update the kernel's own tables.
 - The kernel maps *channels* (numbers that it gives to its dials) to rows, and *sources* (the identities
@@ -23,8 +24,8 @@ IAM). If the new incarnation answers, the node has restarted: the old connection
 one comes up. If another one answers, or none while the old connection is still up, the claimant is refused
 as `duplicate_name`. The clocks of the two nodes play no part in it.
 
-What people should know is a `Report`, given once for each change. The lists of what has been reported are
-bounded, so that a stranger cannot fill the memory or the log.
+Each change that people should know of becomes one `Report`. The lists of what has been reported are bounded,
+so that a stranger cannot fill the memory or the log.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ class Kernel:
     def broken(self, now: float, source: bytes, why: str) -> list[Effect]:
         """A source broke the protocol, or a frame from it was lost: end its connection."""
         peer = self._find_peer(source)
-        reason = f"protocol error: {why[: frames.MAX_TEXT]}"  # The text may quote what the peer sent.
+        reason = f"protocol error: {why[: frames.MAX_TEXT_CHARS]}"  # The text may quote what the peer sent.
         if peer is None:
             who = self._ips.get(source, "unknown address")
             return self._report_stranger(who, "protocol error", reason)
@@ -411,7 +412,7 @@ class Kernel:
         peer.connection.last_error, peer.connection.last_error_at = note, now
         return effects + self._report_verdict(peer)
 
-    # Tables, reports and time.
+    # Internals.
 
     def _dial(self, now: float, peer: Peer) -> list[Effect]:
         """Begin an attempt on a new channel."""

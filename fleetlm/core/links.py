@@ -15,9 +15,9 @@ so that an exit never overtakes a message. The races, and where each is settled:
 - *An unlink crosses a new link.* Each act of linking has a number. A link remembers the acts that made it,
   its own node's as positive numbers and the other's as negative ones, and an unlink names the acts that it
   knows of. The receiver drops those acts only (`_end_acts`), so a link made meanwhile lives on at both ends.
-- *Both processes link at the same time.* Each side records its own act and then the other's. For the same
-  reason a second link by the same process is sent although the other's act is known: that one's unlink may
-  be under way (`linked`).
+- *Both processes link at the same time.* Each side records its own act and then the other's. A process
+  that knows only the other's act still sends its own link, since the other's unlink may be on the way
+  (`linked`).
 - *A down crosses a demonitor.* It finds no monitor and does nothing (`_take_monitor_signal`).
 - *The target is gone before the signal arrives.* The receiver answers "noproc", and the sender treats it as
   an exit or a down. A pid of a former incarnation is answered here at once (`_why_absent`).
@@ -121,7 +121,7 @@ class Links:
     # Facts about processes of this node.
 
     def trapped(self, number: int, on: bool) -> None:
-        """A process begins or ends to trap exits: exit signals become `Exit` messages, or end it."""
+        """A process starts or stops trapping exits: exit signals become `Exit` messages, or end it."""
         if self._alive(number):
             self._ends_of(number).trap_exit = on
 
@@ -316,6 +316,7 @@ class Links:
     # Internals.
 
     def _take_link_signal(self, node: str, incarnation: int, signal: list[Any]) -> list[Effect] | None:
+        """Take a link, unlink or exit signal of a peer. Returns None if it is malformed."""
         match signal:
             case ["link", Pid() as other, int(number), int(act)] if _is_of(other, node, incarnation):
                 if not self._alive(number):
@@ -337,6 +338,7 @@ class Links:
     def _take_monitor_signal(
         self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None]
     ) -> list[Effect] | None:
+        """Take a monitor, demonitor or down signal of a peer. Returns None if it is malformed or unknown."""
         match signal:
             case ["monitor", Ref() as ref, int() | str() as key] if _is_of(ref, node, incarnation):
                 found = owner(key) if isinstance(key, str) else key

@@ -1,4 +1,4 @@
-"""Cluster-wide names: who claims a name, whose claim holds, and whose is withdrawn.
+"""Cluster-wide names: which processes claim a name, which claim holds, and which is withdrawn.
 
 The node of a process *claims* a name for it, alone and at once, and tells every other node. Two nodes that
 have not heard of each other's claim, at the same moment or on two sides of a partition, may both claim one
@@ -19,7 +19,7 @@ until the others are withdrawn by their nodes. `_settle` is the only place that 
 
 Facts on the wire (topic ``names`` of `wire.operations.table`): ``["has", [[name, number, packed meta,
 since_ms], ...]]`` and ``["gone", name, why]``. They have numbers instead of pids, so that a node cannot
-claim for another node's process. Facts go in, effects come out; `directory.registry` performs them.
+claim a name for another node's process. Facts go in, effects come out; `directory.registry` performs them.
 
 Source: OTP global.erl, where a conflict is resolved when nodes meet; differs: no lock on all nodes, the
 node of the loser acts, and the loser gets a reason that it can trap.
@@ -130,7 +130,13 @@ class _Claims:
     """The claims of one node."""
 
     held: dict[str, _Held] = field(default_factory=dict)
+    """Name → the claim."""
     size: int = 0
+    """Bytes of all claims on the wire, at most."""
+
+
+_NONE = _Claims()
+"""The claims of a node that has told nothing yet; never written to."""
 
 
 class NameTable:
@@ -158,7 +164,8 @@ class NameTable:
         self._read = read
         self._decide = decide
         self._own = _Claims()
-        self._of: dict[str, _Claims] = {node: self._own}
+        self._claims_of: dict[str, _Claims] = {node: self._own}
+        """Node → its claims; this node's are among them."""
         self._claims: dict[str, dict[str, _Held]] = {}
         """Name → node → its claim."""
         self._holders: dict[str, Claim] = {}
@@ -178,7 +185,7 @@ class NameTable:
     def counts(self) -> tuple[int, int]:
         """Return the numbers of claims of this node and of others; for `Node.info` and checks for leaks."""
         own = len(self._own.held)
-        return own, sum(len(claims.held) for claims in self._of.values()) - own
+        return own, sum(len(claims.held) for claims in self._claims_of.values()) - own
 
     def own_facts(self, piece_bytes: int) -> Iterator[list[Any]]:
         """Return all claims of this node as facts of about ``piece_bytes`` at most."""
@@ -226,7 +233,7 @@ class NameTable:
         return [Tell(["has", [held.row]]), *self._settle(name, "changed")]
 
     def disclaimed(self, name: str, pid: Pid | None = None, why: str = "unregistered") -> list[Effect]:
-        """Give up a name if process ``pid`` of this node claims it (None: whichever process here does)."""
+        """Give up a name if process ``pid`` of this node claims it (None: any process of this node)."""
         held = self._own.held.get(name)
         if held is None or pid not in (None, held.claim.pid):
             return []
@@ -239,7 +246,7 @@ class NameTable:
         return [effect for name in names for effect in self.disclaimed(name, why="exited")]
 
     def reviewed(self) -> list[Effect]:
-        """The rule has changed: decide again wherever claims compete."""
+        """The rule has changed: decide again for every name with several claims."""
         contested = [name for name, claims in self._claims.items() if len(claims) > 1]
         return [effect for name in contested for effect in self._settle(name, "lost")]
 
@@ -256,7 +263,7 @@ class NameTable:
             case ["has", [*rows]] if node != self.node:
                 return self._take_claims(node, incarnation, rows)
             case ["gone", str(name), str(why)] if node != self.node and len(why) <= MAX_WHY_LENGTH:
-                if name in self._of.get(node, _NONE).held:
+                if name in self._claims_of.get(node, _NONE).held:
                     self._remove(node, name)
                     return self._settle(name, why)
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about names")
@@ -264,17 +271,17 @@ class NameTable:
     def node_down(self, node: str) -> list[Effect]:
         """The connection is over: drop all claims that the node told."""
         effects: list[Effect] = []
-        for name in list(self._of.get(node, _NONE).held):
+        for name in list(self._claims_of.get(node, _NONE).held):
             self._remove(node, name)
             effects += self._settle(name, "noconnection")
-        self._of.pop(node, None)
+        self._claims_of.pop(node, None)
         return effects
 
     # Internals.
 
     def _take_claims(self, node: str, incarnation: int, rows: list[Any]) -> list[Effect]:
         """Enter claims of another node; all of them are checked before the first is entered."""
-        claims = self._of.get(node, _NONE)
+        claims = self._claims_of.get(node, _NONE)
         told: dict[str, _Held] = {}
         for row in rows:
             held = self._read_claim(node, incarnation, row)
@@ -307,7 +314,7 @@ class NameTable:
         raise ValueError(f"{SHORT.repr(row)} is not a claim")
 
     def _describe_excess(self, claims: _Claims, more: list[_Held]) -> str:
-        """Return which limit of a node these claims would exceed, or ""."""
+        """Return which limit of a node these claims would exceed, or an empty text."""
         count, size = len(claims.held), claims.size
         for held in more:
             former = claims.held.get(held.claim.name)
@@ -323,7 +330,7 @@ class NameTable:
     def _add(self, node: str, held: _Held) -> None:
         """Enter a claim of a node, in the place of its former claim to that name."""
         name = held.claim.name
-        claims = self._of.setdefault(node, _Claims())
+        claims = self._claims_of.setdefault(node, _Claims())
         former = claims.held.get(name)
         claims.size += held.size - (0 if former is None else former.size)
         claims.held[name] = held
@@ -331,7 +338,7 @@ class NameTable:
 
     def _remove(self, node: str, name: str) -> _Held:
         """Take a claim of a node away, which must exist, and return it."""
-        claims = self._of[node]
+        claims = self._claims_of[node]
         held = claims.held.pop(name)
         claims.size -= held.size
         competing = self._claims[name]
@@ -375,13 +382,9 @@ class NameTable:
         return effects + losing
 
     def _pick_best(self, name: str) -> Claim | None:
-        """Return the claim that the rule picks; in the order of `rank`, so alike on all nodes."""
+        """Return the claim that the rule picks, comparing in the order of `rank`: the same on all nodes."""
         competing = self._claims.get(name)
         if not competing:
             return None
         claims = [held.claim for held in competing.values()]
         return claims[0] if len(claims) == 1 else reduce(self._decide, sorted(claims, key=rank))
-
-
-_NONE = _Claims()
-"""The claims of a node that has told nothing yet; never written to."""

@@ -24,10 +24,10 @@ class PollSchedule:
         self._rng = rng
         self._fast_s = settings.fast_poll_s
 
-    def next_delay_s(self, *, met_anybody: bool) -> float:
+    def next_delay_s(self, *, has_met_peer: bool) -> float:
         """Draw the delay between the starts of the last lookup and the next one."""
         interval_s = self._settings.poll_interval_s
-        delay_s = interval_s if met_anybody else min(self._fast_s, interval_s)
+        delay_s = interval_s if has_met_peer else min(self._fast_s, interval_s)
         self._fast_s = min(self._fast_s * 2, interval_s)
         jitter = self._settings.poll_jitter
         return delay_s * self._rng.uniform(1 - jitter, 1 + jitter)

@@ -50,7 +50,7 @@ class ProcessTable:
             InvalidName: not a name. In all cases nothing changed.
         """
         check_process_name(name)
-        number = self._number(pid)
+        number = self._find_number(pid)
         if number is None:
             raise NoProcess(pid)
         self._check_free(name)
@@ -92,7 +92,7 @@ class ProcessTable:
         """Return the pid of a number of this node."""
         return Pid(self.node, self.incarnation, number)
 
-    def _number(self, pid: Pid) -> int | None:
+    def _find_number(self, pid: Pid) -> int | None:
         here = pid.node == self.node and pid.incarnation == self.incarnation
         return pid.number if here and pid.number in self._name_of else None
 

@@ -1,8 +1,8 @@
 """Which children a supervisor restarts, after what pause, and when it gives up.
 
-Pure decisions; `fleetlm.supervisor` performs them. Reasons that come from the cluster, `is_of_the_cluster`,
-are treated apart everywhere: the loss of a node, or two nodes that meet again with one name, is not a fault
-of the child, and must not make supervisors on all other nodes give up.
+Pure decisions; `fleetlm.supervisor` performs them. Exit reasons of the cluster (`is_of_the_cluster`) are
+treated apart everywhere: the loss of a node, or of a name to a node that meets this one again, is not a
+fault of the child, and must not make supervisors on all other nodes give up.
 
 Source: OTP supervisor.erl; differs: reasons of the cluster, and a pause between restarts.
 """
@@ -22,7 +22,7 @@ STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
 RESTARTS = ("permanent", "transient", "temporary")
 PEER_LOSS = "noconnection"
 """The exit reason of a child that was linked to a process on a node that was lost."""
-MOST_DOUBLINGS = 64
+MAX_DOUBLINGS = 64
 """Doublings of a pause: far beyond any ``max_s``, and 2**64 still fits a float."""
 
 
@@ -34,7 +34,7 @@ def is_of_the_cluster(reason: Any) -> bool:
 def wants_restart(restart: Restart, reason: Any) -> bool:
     """Return whether a child with this restart type is started again after it ended for ``reason``.
 
-    A transient child is not after ``"normal"``, ``"shutdown"`` and ``("shutdown", why)``.
+    A transient child is not restarted after ``"normal"``, ``"shutdown"`` or ``("shutdown", why)``.
     """
     if restart == "transient":
         return not is_clean(reason)
@@ -98,7 +98,7 @@ class Backoff:
         if now - last > 2 * self.max_s:
             failures = 0
         pause_s = (
-            0.0 if failures == 0 else min(self.max_s, self.min_s * 2.0 ** min(failures - 1, MOST_DOUBLINGS))
+            0.0 if failures == 0 else min(self.max_s, self.min_s * 2.0 ** min(failures - 1, MAX_DOUBLINGS))
         )
         self._failures[name] = (failures + 1, now + pause_s)
         return max(pause_s, self.min_s) if is_of_the_cluster(reason) else pause_s

@@ -1,7 +1,7 @@
 """The connection table: every peer that is known, why it is known, and the state of its connection.
 
-DNS proposes, connections dispose. A DNS answer is a sample: a name in it is a candidate to dial, and a name
-missing from it says nothing about that node. The rules:
+A DNS answer is a sample: a name in it is a candidate to dial, and a name missing from it says nothing about
+that node. The rules:
 
 - A peer enters the table when DNS names it, a connected peer names it, the program asks for it, or its own
   HELLO arrives.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fleetlm.settings import Settings
 
 SELECTORS = ("visible", "hidden", "connected", "this", "known", "dns", "busy", "draining")
-"""Source: Erlang's nodes/1 for the first five; the rest are ours."""
+"""What `Topology.select` accepts. Source: Erlang's nodes/1 for the first five; the rest are ours."""
 
 
 class Peer:
@@ -246,7 +246,7 @@ class Topology:
                     (name, None) for name, peer in self.peers.items() if peer.is_up and peer.is_draining
                 )
             elif selector != "hidden":
-                raise ValueError(f"unknown selector {selector!r}: one of {', '.join(SELECTORS)}")
+                raise ValueError(f"unknown selector {selector!r}; use one of {', '.join(SELECTORS)}")
         return sorted_nodes(list(found))
 
     def info(self, now: float) -> list[PeerInfo]:

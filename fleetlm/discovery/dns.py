@@ -188,7 +188,7 @@ class DnsDiscovery:
         ]
 
     async def _ask_system(self, dns_answer: Answer) -> Answer:
-        """The system's answer for a name that DNS does not have, or ``dns_answer`` if it has none either."""
+        """Ask the system for a name that DNS lacks. Returns ``dns_answer`` if the system lacks it too."""
         found = await self._system.addresses(
             self._query, timeout_s=min(SYSTEM_LOOKUP_TIMEOUT_S, self._lifetime_s)
         )
@@ -383,7 +383,7 @@ def _make_resolver(
 
 
 def _list_candidates(resolver: dns.asyncresolver.Resolver, name: dns.name.Name) -> list[dns.name.Name]:
-    """The absolute names to try, in the order that resolv.conf(5) describes for ``search`` and ``ndots``."""
+    """Return the absolute names to try, in the order of ``search`` and ``ndots`` in resolv.conf(5)."""
     if name.is_absolute():
         return [name]
     suffixes = resolver.search or [resolver.domain]
@@ -401,7 +401,7 @@ def _list_candidates(resolver: dns.asyncresolver.Resolver, name: dns.name.Name) 
 
 
 def _read_literals(query: str) -> StaticDiscovery | None:
-    """A discovery for a query that is a list of addresses; None for a name."""
+    """Return a discovery for a query that is a list of addresses; None for a name."""
     texts = [text.strip() for text in query.split(",") if text.strip()]
     if texts and all(canonical_ip(text) is not None for text in texts):
         return StaticDiscovery(texts)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger("fleetlm")
 
 LOOKUP_LIMIT_S = 60.0
-"""Seconds after which a lookup is cut off. For discoveries without a limit of their own: that of DNS is
-far below, see `Settings.dns_lifetime_s`."""
+"""Seconds after which a lookup is cut off. It protects against discoveries without a limit of their own;
+that of DNS is far lower, see `Settings.dns_lifetime_s`."""
 
 
 class Poller:
@@ -72,7 +72,7 @@ class Poller:
         self.last_answer_at: float | None = None
 
     def start(self, first: Answer | None) -> None:
-        """Start the task. ``first`` is the answer that detecting this node's address has left, if any."""
+        """Start the task. ``first`` is the answer, if any, that detecting this node's address got."""
         self._task = asyncio.get_running_loop().create_task(self._run(first), name="fleetlm poller")
 
     def kick(self) -> None:
@@ -93,7 +93,7 @@ class Poller:
         while True:
             started = loop.time()
             self._use_answer(await self._lookup())
-            until = started + self._schedule.next_delay_s(met_anybody=self._has_met_peer())
+            until = started + self._schedule.next_delay_s(has_met_peer=self._has_met_peer())
             await self._wait_for_next_poll(started + self._schedule.soonest_s(), until)
 
     async def _lookup(self) -> Answer:

@@ -2,8 +2,8 @@
 
 ``getaddrinfo`` blocks, cannot be cancelled and may take minutes. An executor's threads are joined when
 the program ends, so one stuck lookup would keep the program alive. Each `SystemLookup` therefore has at
-most one daemon thread. A lookup that takes too long leaves the thread behind, and further lookups know
-nothing (None) until it has ended.
+most one daemon thread. A lookup that takes too long leaves the thread behind, and further lookups return
+None (nothing is known) until the thread has ended.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The road of a message: outbound, session, inbound, mailbox."""
+"""How messages travel from process to process: through outbound, session, inbound and mailbox."""

@@ -7,13 +7,13 @@ the order sent, so whatever the same sender sends later queues in its lane too, 
 is empty.
 
 A lane outlives its sender: a process that has ended may still have messages there, and its exit signals
-must not overtake them. `Lanes.ended` therefore keeps under which number the ended process is known until
-its lane is empty.
+must not overtake them. `Lanes.ended` therefore keeps the number of the ended process until its lane is
+empty.
 
 **Receiving.** `Reassembly` puts chunks together by the number of their transfer. All unfinished transfers
 of one connection together may claim `Settings.max_message_bytes`. The sender knows that limit from the
-handshake and does not begin a transfer beyond it; a peer that does all the same is broken (`BadFrame`). One
-transfer may always be begun, so that none waits for ever.
+handshake and does not begin a transfer beyond it; a peer that does so nevertheless breaks the protocol
+(`BadFrame`). One transfer may always be begun, so that none waits for ever.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Lanes:
 
     Args:
         chunk_bytes: bytes of a chunk; a longer message is a transfer.
-        unfinished_bytes: what the receiver takes of transfers that are begun and not done; see `Reassembly`.
+        unfinished_bytes: bytes of unfinished transfers that the receiver accepts; see `Reassembly`.
     """
 
     def __init__(self, chunk_bytes: int, unfinished_bytes: int = sys.maxsize) -> None:
@@ -155,7 +155,7 @@ class Reassembly:
     """The unfinished transfers that come in on one connection.
 
     Args:
-        limit_bytes: what all of them together may claim.
+        limit_bytes: the bytes that all unfinished transfers together may claim.
     """
 
     def __init__(self, limit_bytes: int) -> None:

@@ -18,7 +18,7 @@ def within_deadline(timeout_s: float) -> float:
     """Return the shorter of a timeout and what is left of the call that is being served, if there is one.
 
     A call that has been answered or given up does not count any more, so a task that a handler leaves behind
-    has the time that it asks for.
+    gets the time that it asks for.
 
     Source: Go's context.WithTimeout, gRPC's deadline propagation; OTP leaves it to the program.
 

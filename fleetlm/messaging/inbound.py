@@ -9,11 +9,10 @@ the transport. `wire.operations` describes the messages inside them.
   the same process form a *run*: one look-up of the mailbox, one wake-up of the process and one entry in
   the receive window serve the whole run. An operation between two messages ends the run, because it may
   change which process has a name.
-- Every message that is counted by its sender's window is counted here too, also where there is no process
-  to take it or where it cannot be read: then it counts as taken at once, so that the sender's window
-  opens again.
-- Answers (REPLY, ITEM, FAILURE) go to the future or `ConsumerEnd` that waits under their ref. Where no
-  one waits any more they are passed over.
+- Every message that is counted by its sender's window is counted here too. A message that cannot be read,
+  or for which there is no process, counts as taken at once, so that the sender's window opens again.
+- Answers (REPLY, ITEM, FAILURE) go to the future or `ConsumerEnd` that waits under their ref. An answer
+  for which nothing waits any more is dropped.
 
 Faults cost as little as possible. A value inside a message that this node cannot rebuild (a type that is
 not registered here) costs that message: a caller gets `Undecodable`, a one-way message is counted in
@@ -55,11 +54,11 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger("fleetlm")
 
 _NO_RUN = object()
-"""Equal to no destination: the next one-way message begins a run."""
+"""Stands for "no run yet" and equals no destination: the next one-way message begins a run."""
 
 
-class Office(Protocol):
-    """What the node itself does for a peer; `runtime.requests.PeerRequests` implements it."""
+class PeerService(Protocol):
+    """What the node itself does with a peer's operations; `runtime.requests.PeerRequests` implements it."""
 
     def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
         """The peer's event loop is alive, runs ``lag_ms`` late, and the peer is draining or not."""
@@ -71,7 +70,7 @@ class Office(Protocol):
         """Take a link, monitor or exit signal. Raises: ValueError or TypeError for a malformed one."""
 
     def told_table(self, session: Session, topic: Any, fact: Any) -> None:
-        """Take what the peer says of its processes. Raises: ValueError or TypeError for a malformed fact."""
+        """Take a fact about the peer's processes. Raises: ValueError or TypeError for a malformed fact."""
 
     def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
         """Answer a request to the node itself, through ``call``."""
@@ -83,7 +82,7 @@ class Inbound:
     Args:
         boxes: the mailboxes of this node, by number and by name.
         codec: decodes batches and large messages.
-        office: answers what a peer asks the node itself.
+        service: performs the operations that concern the node itself.
         clock: the loop's time in seconds.
         max_peers: names taken from one PEERS message.
         max_open_calls: requests of one peer that may be open here; further ones fail with `WouldBlock`.
@@ -97,14 +96,14 @@ class Inbound:
         self,
         boxes: dict[int | str, Mailbox],
         codec: Codec,
-        office: Office,
+        service: PeerService,
         clock: Callable[[], float],
         max_peers: int,
         max_open_calls: int = 65_536,
     ) -> None:
         self._boxes = boxes
         self._codec = codec
-        self._office = office
+        self._service = service
         self._clock = clock
         self._max_peers = max_peers
         self._max_open_calls = max_open_calls
@@ -181,7 +180,7 @@ class Inbound:
                         run = _NO_RUN
                     self._perform(session, message)
                     continue
-                to, payload = message  # `operations.read_one_way` by hand.
+                to, payload = message  # `operations.read_one_way` inline.
                 if to == run:
                     queue.append(payload)
                     continue
@@ -219,24 +218,24 @@ class Inbound:
         """
         operation = message[0]
         if operation == Op.REPLY:
-            _, ref, value = message  # `operations.read_answer` by hand.
+            _, ref, value = message  # `operations.read_answer` inline.
             future = session.calls.pop(ref, None)
             if future is not None and not future.done():
                 future.set_result(value)
         elif operation in (Op.CALL, Op.HANDLE):
             self._call(session, message)
         elif operation == Op.ITEM:
-            _, ref, value = message  # `operations.read_answer` by hand.
+            _, ref, value = message  # `operations.read_answer` inline.
             consumer = session.calls.get(ref)
             if isinstance(consumer, ConsumerEnd):
                 consumer.put(value)
         elif operation == Op.CREDIT:
             session.credited(*operations.read_credit(message))
         elif operation == Op.TICK:
-            self._office.ticked(session, *operations.read_tick(message))
+            self._service.ticked(session, *operations.read_tick(message))
         elif operation == Op.FAILURE:
             ref, kind, texts = operations.read_failure(message)
-            error = error_of_failure(kind, texts)  # First: if it raises, the session ends, and so this call.
+            error = error_of_failure(kind, texts)  # Before the pop: if it raises, the session fails the call.
             future = session.calls.pop(ref, None)
             if future is not None and not future.done():
                 future.set_exception(error)
@@ -264,13 +263,13 @@ class Inbound:
         elif operation == Op.REQUEST:
             verb, argument, ref = operations.read_request(message)
             request = self._open(session, argument, ref, MAX_TIMEOUT_MS)
-            self._office.asked(session, verb, argument, request)
+            self._service.asked(session, verb, argument, request)
         elif operation == Op.SIGNAL:
-            self._office.signalled(session, operations.read_signal(message))
+            self._service.signalled(session, operations.read_signal(message))
         elif operation == Op.TABLE:
-            self._office.told_table(session, *operations.read_table(message))
+            self._service.told_table(session, *operations.read_table(message))
         elif operation == Op.PEERS:
-            self._office.told_of(operations.read_peers(message, self._max_peers))
+            self._service.told_of(operations.read_peers(message, self._max_peers))
         else:
             raise ValueError(f"operation {SHORT.repr(operation)} is not known to this version")
 
@@ -283,7 +282,7 @@ class Inbound:
         self._count_arrivals(session, to, 1, box, weight)
 
     def _call(self, session: Session, message: list[Any]) -> None:
-        """Put a call or a request for a stream into the mailbox of its process, or answer why not."""
+        """Put a call or a request for a stream into the mailbox of its process, or send a failure."""
         limit = session.arrivals.limit
         if message[0] in (Op.STREAM, Op.YIELD):
             to, payload, ref, timeout_ms, window, weight = operations.read_stream(message, limit)

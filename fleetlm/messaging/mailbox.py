@@ -76,7 +76,7 @@ class Owner(Protocol):
     """The process that a mailbox belongs to."""
 
     def _accept_call(self, call: Call) -> bool:
-        """Answer for a call that was taken from the mailbox; False if the owner has refused it."""
+        """Become responsible for a call taken from the mailbox. False if the owner refused the call."""
 
 
 class Mailbox:
@@ -184,7 +184,7 @@ class Mailbox:
                     message.abandon()
                     continue
                 if not self._owner._accept_call(message):  # noqa: SLF001  # private: programs hold the owner
-                    continue  # It has been refused.
+                    continue  # The owner has refused the call.
             return message
 
     def discard(self, unwanted: Callable[[Any], bool]) -> list[Any]:
@@ -201,7 +201,7 @@ class Mailbox:
         return out
 
     def close(self) -> list[Any]:
-        """End with the owner: return what it never took, and wake the senders that wait."""
+        """The owner has ended: return the messages that it never took, and wake the senders that wait."""
         rest = list(self.queue)
         self.queue.clear()
         self.taken += len(rest)

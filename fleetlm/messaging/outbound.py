@@ -13,7 +13,7 @@ which says that nothing was sent.
 means that nothing was sent: `NoProcess`, `NoConnection`, `WouldBlock`, `NotSerializable`,
 `MessageTooLarge`. After that exactly one outcome reaches the future in ``calls``: the reply; a failure of
 the peer, which `error_of_failure` turns into an error; `NodeLost` when the session ends; `CallTimeout` at
-the deadline. Whichever comes first counts, since a future is set once, and a late outcome finds no entry.
+the deadline. The first outcome counts, since a future is set once, and a late outcome finds no entry.
 
 **Giving up.** A caller that is cancelled, or whose deadline passes, takes its entry out and sends a CANCEL
 in the order of its other messages, so that the CANCEL arrives after the request itself. Calls on this node
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from fleetlm.wire.codec import Codec
 
 _Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
-"""One call of a multicall that was sent: session, ref, where the outcome will be, target, its key there."""
+"""One call of a multicall that was sent: session, ref, future of the outcome, target, the target's key."""
 
 
 class Outbound:
@@ -123,7 +123,7 @@ class Outbound:
         if held_now >= session.held_limit or (session.is_slow and session.is_full):
             await session.room(key)
             held_now = held.get(key, 0)
-        packed = self._codec.pack([key, message], message)  # `operations.one_way` by hand.
+        packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
         if len(packed) < session.plain_bytes:
             must_yield = session.append(packed)
             held[key] = held_now + 1
@@ -161,7 +161,7 @@ class Outbound:
         # `admit` asks all windows; on a slow session it is worth asking before the message is packed.
         obstacle = session.obstacle(key) if session.is_slow else None
         if obstacle is None:
-            packed = self._codec.pack([key, message], message)  # `operations.one_way` by hand.
+            packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
             obstacle = session.admit(key, packed)
         if obstacle is not None:
             raise WouldBlock(to, session.explain(obstacle, key))
@@ -201,7 +201,7 @@ class Outbound:
             waits.append(self._broadcast_here(name, message))
         if len(waits) == 1:
             sent += await waits[0]
-        elif waits:  # All at a time: a node that is behind must not keep the message from another one.
+        elif waits:  # All at once: a node that is behind must not delay the message for the others.
             for outcome in await asyncio.gather(*waits, return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
@@ -276,7 +276,7 @@ class Outbound:
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         payload = self._codec.pack_value(message)
         deadline = self._loop.time() + timeout_s
-        sender = asyncio.current_task()  # Calls that must wait run in tasks of their own, and keep its order.
+        sender = asyncio.current_task()  # Calls that must wait run in tasks of their own, in its order.
         asked: list[_Asked] = []
         calls = [
             self._ask_at_once(to, payload, timeout_s, sender, asked)
@@ -494,7 +494,7 @@ class Outbound:
             self._close_request(session, ref, sender)
 
     def _close_request(self, session: Session, ref: int, sender: Hashable) -> None:
-        """Take a request out; if it has no outcome yet, tell the peer that it is not wanted any more."""
+        """Take a request out; if it has no outcome yet, tell the peer that no answer is wanted any more."""
         if session.calls.pop(ref, None) is not None:
             session.control(operations.cancel(ref), after=sender or asyncio.current_task())
 
@@ -504,7 +504,7 @@ class Outbound:
         """Send one call of a multicall without a task of its own, which would cost more than all the rest.
 
         Returns:
-            Where its outcome will be; None where it must wait, stays on this node, or cannot be sent.
+            The future of its outcome; None if it must wait, stays on this node, or cannot be sent.
         """
         try:
             session, key = self.route(to)

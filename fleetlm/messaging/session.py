@@ -13,8 +13,8 @@ of one request share the lane ``("reply", ref)``.
 
 **Credit.** Two windows make senders wait; `messaging.windows` explains them. `obstacle` is the one place
 that asks them, `admit` the one place that counts a message, `room` waits. Runtime messages (`control`,
-`signal`), replies and failures wait for no window; if the peer takes nothing of them, the connection is
-ended (`ByteWindow.hard_limit_bytes`).
+`signal`), replies and failures wait for no window; a peer that never takes them is disconnected when more
+than `ByteWindow.hard_limit_bytes` are in flight.
 
 **Who owns what.** The driver makes and closes sessions. `Outbound` and `Streams` keep in ``calls`` what
 waits for the peer, by ref; `Inbound` takes it out when the outcome comes. `Inbound` keeps in ``requests``
@@ -22,9 +22,9 @@ what the peer has asked of processes here; each `Call` takes itself out through 
 `Caller`.
 
 Races. Sending may find the transport broken in the middle of a program's send: the driver is told
-(``lost``) and closes the session in a later turn, so that no sender sees a session end under it. Until then
-appended messages go nowhere; their callers get `NodeLost`. A waiting sender wakes to `NoConnection`: its
-message has not been appended. A closed session is never opened again; the next `Up` makes a new one.
+(``lost``) and closes the session in a later turn, so that no session ends in the middle of a send. Until
+then appended messages are lost, and their callers get `NodeLost`. A waiting sender wakes to `NoConnection`:
+its message has not been appended. A closed session is never opened again; the next `Up` makes a new one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 
 
 class Session:
-    """What `Up` makes of a connection; it is over with the matching `Down`.
+    """The exchange of messages with one peer, from `Up` to the matching `Down`.
 
     Args:
         peer: the node at the other end.
@@ -143,7 +143,7 @@ class Session:
         self.closed: str = ""
         """Why the session is over; empty while it is not."""
         self.is_slow: bool = False
-        """Whether a sender must look closer: the window is full, lanes are in use, or the session is over."""
+        """Whether sends leave the fast path: the window is full, lanes are in use, or the session is over."""
         self.calls: dict[int, Waiting] = {}
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
@@ -160,7 +160,7 @@ class Session:
         """The windows of the peer's processes."""
         self.held: dict[Key, int] = self.windows.held
         self.held_limit: int = limit
-        """The same table and its limit at hand, because every message looks there."""
+        """``windows.held`` and its limit once more, because every message reads them."""
         self.arrivals: ReceiveWindows = ReceiveWindows(limit, self._tell_taken)
         """The windows of this node's processes, as far as the peer sends to them."""
         self.open_calls: dict[Key, int] = {}
@@ -198,8 +198,8 @@ class Session:
     def obstacle(self, key: Key | NodeKey, size_bytes: int = 0, sender: Hashable = None) -> Obstacle | None:
         """Look at every window, in one order; `Outbound.send` has a copy of the first two.
 
-        Lanes that hold a whole window make large messages of everybody wait, and small ones of senders that
-        have a lane: a large message must not delay the small ones of others.
+        Lanes that hold a whole window make all large messages wait, and the small ones of senders that have a
+        lane: a large message must not delay the small ones of other senders.
 
         Args:
             key: the process; `NODE` for a request to the node itself.
@@ -228,7 +228,7 @@ class Session:
         return None
 
     def explain(self, obstacle: Obstacle, key: Key) -> str:
-        """The reason of a `WouldBlock`."""
+        """Return the reason for a `WouldBlock`."""
         if obstacle is Obstacle.PROCESS:
             return f"{self.held.get(key, 0):,} messages of this node wait there"
         if obstacle is Obstacle.CONNECTION:
@@ -255,10 +255,10 @@ class Session:
     def admit(
         self, key: Key | NodeKey, packed: bytes, sender: Hashable = None, *, is_call: bool = False
     ) -> Obstacle | None:
-        """Send a message if no window is full, and count it; only the copy in `Outbound.send` does so too.
+        """Send a message if no window is full, and count it. `Outbound.send` has the only copy of this.
 
         Args:
-            key: the process; `NODE` for a request to the node itself, which no process' window holds up.
+            key: the process; `NODE` for a request to the node itself, which no process's window holds up.
             packed: one item of a batch; where it needs to, it is made to say how many units it counts.
             sender: whose messages must stay in order; default: the current task.
             is_call: whether it is an open call of this node until `call_ended`.
@@ -301,7 +301,7 @@ class Session:
             self.open_calls.pop(key, None)
 
     def load(self, key: Key) -> int:
-        """What this node asks of a process of the peer: units that wait there, and open calls."""
+        """Return this node's load on a process of the peer: units that wait there, plus open calls."""
         return self.held.get(key, 0) + self.open_calls.get(key, 0)
 
     def credited(self, total_bytes: int, chunk_bytes: int) -> None:
@@ -499,12 +499,12 @@ class Session:
         """Close a request that needs no answer."""
         self.requests.pop(ref, None)
 
-    # Life.
+    # Upkeep and end.
 
     def sweep(self) -> None:
-        """Drop requests of the peer that have expired, and tell even the little that was taken here.
+        """Drop expired requests of the peer, and tell it what was taken here, however little that is.
 
-        The peer has given up a request itself when its deadline has passed. Called once in every tick.
+        The peer gives up an expired request itself, so no answer is sent. Called once in every tick.
         """
         for call in [call for call in self.requests.values() if not call.wanted]:
             call.abandon()

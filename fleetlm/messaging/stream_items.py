@@ -2,8 +2,8 @@
 
 Items come in order, and one end comes after them: ``set_result`` when the producer has returned, or
 ``set_exception`` with the reason. Items that came before the end can still be taken. The producer may send
-``window`` items more than were taken; credit for taken items is told for every half of a window, so that
-the producer has the other half to send while the credit travels. Nothing is told after the end.
+``window`` items more than were taken. The consumer gives credit for every half of a window that it has
+taken, so that the producer has the other half to send while the credit travels. After the end it gives none.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ConsumerEnd:
         return bool(self._items)
 
     def take(self) -> Any:
-        """Take the next item, which must have come; for every half of a window tell the producer so."""
+        """Take the next item, which must have come; give credit for every half of a window that was taken."""
         item = self._items.popleft()
         self._untold += 1
         if self._untold * 2 >= self._window and not self._ended:

@@ -1,4 +1,4 @@
-"""Streams as their consumer sees them: asks for one, hands its items on, and gives it up.
+"""The consuming side of streams: requests a stream, hands its items on, and gives the stream up.
 
 A stream is a request whose `Waiting` is a `ConsumerEnd`. The producer may send `Settings.stream_window`
 items beyond those that were consumed; MORE gives that credit back (`stream_items`). It ends exactly once:
@@ -6,7 +6,7 @@ when the producer returns or fails, with `NodeLost` when the session ends, or wi
 deadline passes or no item comes for `Settings.stream_idle_s`. Items that came before the end are still
 handed on.
 
-A consumer that leaves its loop, or is cancelled, closes the generator. Its ``finally`` takes the request
+A consumer that leaves its loop, or is cancelled, closes the generator, whose ``finally`` takes the request
 out; if the stream had not ended, it sends a CANCEL behind the request itself, in the order of the task that
 asked.
 """

@@ -1,8 +1,8 @@
 """The two windows of a connection: bytes in flight, and what each process has not taken yet.
 
 A sender waits, or gets `WouldBlock`, while a window is full. So memory is bounded on both sides, and a slow
-process holds up only those who send to it. Replies, exit signals, `Down` messages and credit wait for
-neither.
+process holds up only the processes that send to it. Replies, exit signals, `Down` messages and credit wait
+for neither window.
 
 **Bytes of a connection.** `ByteWindow` at the sender counts every byte of the BATCH and CHUNK frames that
 it hands to the transport. `ByteCredit` at the receiver counts every byte that it has decoded and tells the
@@ -29,7 +29,7 @@ So a peer that exceeds the limit is broken, and its connection is ended.
 
 Races. CREDIT and TAKEN are late by the time they travel: the sender then counts too much, never too little,
 and waits longer than it must. Units below a step are told with the next tick (`ReceiveWindows.sweep`), so
-the last messages of a burst do not stay counted. A sender that was woken may fail before it sends, as its
+the last messages of a burst do not stay counted. A sender that was woken may fail before it sends, if its
 message cannot be packed: `SendWindows.taken` wakes as many senders as there is room for, and all of them
 when nothing is held, because no further TAKEN would come.
 
@@ -54,15 +54,15 @@ if TYPE_CHECKING:
 
 UNIT_BYTES = 16 * 1024
 """Bytes of a message that count as much as one small message."""
-MAX_UNTOLD = 4_096
-"""Processes of which units were taken and not told yet; bounds the tables of both sides."""
-MAX_SWEPT = 16_384
+MAX_UNTOLD_PROCESSES = 4_096
+"""Processes of which some units were taken and not told yet; bounds the tables of both sides."""
+MAX_SWEPT_MAILBOXES = 16_384
 """Mailboxes that one tick looks at; they take some 20 ms."""
 TOLD_SHARE = 8
 """Credit is told for every eighth of a window: rarely enough to cost nothing, often enough to flow."""
 MAX_WINDOWS_IN_FLIGHT = 4
 """A connection with more bytes in flight than so many windows is ended. Replies and signals do not wait for
-the window, so a peer that takes nothing is noticed here."""
+the window, so this is where a peer that takes nothing is noticed."""
 
 
 class Obstacle(Enum):
@@ -74,7 +74,7 @@ class Obstacle(Enum):
 
 
 class NodeKey(Enum):
-    """What a request has for a key that goes to the node itself, so that no process' window holds it up."""
+    """The key of a request to the node itself, which no process's window holds up."""
 
     NODE = "the node itself"
 
@@ -222,7 +222,7 @@ class ByteCredit:
             self.tell()
 
     def tell(self) -> None:
-        """Tell the peer what was taken, unless it knows."""
+        """Tell the peer the totals, unless they are those that it was told last."""
         if self.taken_bytes == self._told_bytes and self.taken_chunk_bytes == self._told_chunk_bytes:
             return
         self._told_bytes = self.taken_bytes
@@ -256,7 +256,7 @@ class SendWindows:
             del self.held[key]
         waiters = self._waiters.get(key)
         if waiters and left < self.limit:
-            # One that is woken may fail: when nothing is held no further TAKEN would wake the others.
+            # A woken sender may fail: when nothing is held, no further TAKEN would wake the others.
             _wake(list(waiters)[: self.limit - left] if left else waiters)
 
     async def wait(self, key: Key) -> None:
@@ -328,15 +328,15 @@ class ReceiveWindows:
         self._untold[key] = now = self._untold.get(key, 0) + count
         if now >= self.step:
             self._tell_one(key)
-        elif len(self._untold) > MAX_UNTOLD:
+        elif len(self._untold) > MAX_UNTOLD_PROCESSES:
             self.tell_all()
 
     def sweep(self) -> None:
-        """Tell the little that was taken of mailboxes that have become quiet; called once in every tick.
+        """Tell the peer what was taken since the last step, however little; called once in every tick.
 
-        Of many mailboxes it looks at `MAX_SWEPT` at a time, in turns: a tick must not hold up the loop.
+        It looks at no more than `MAX_SWEPT_MAILBOXES` of them, in turns: a tick must not hold up the loop.
         """
-        for box in list(islice(self._boxes, MAX_SWEPT)):
+        for box in list(islice(self._boxes, MAX_SWEPT_MAILBOXES)):
             box.settle()
             del self._boxes[box]
             if box.has_messages_of(self):
@@ -344,7 +344,7 @@ class ReceiveWindows:
         self.tell_all()
 
     def tell_all(self) -> None:
-        """Tell the peer all that was taken."""
+        """Tell the peer what was taken of all processes."""
         for key in list(self._untold):
             self._tell_one(key)
 

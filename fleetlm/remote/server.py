@@ -60,7 +60,7 @@ MAX_WIDTH = 1_000
 CANCEL_WAIT_S = 1.0
 """Seconds that a cancelled evaluation has to end. A stop of the node waits no longer for it."""
 
-log: logging.Logger = logging.getLogger("fleetlm.remote")
+log: logging.Logger = logging.getLogger("fleetlm.console")
 
 
 class RemoteServer:

@@ -34,7 +34,7 @@ class PeerFacts(Protocol):
 
 
 class PeerRequests:
-    """Implements `messaging.inbound.Office`.
+    """Implements `messaging.inbound.PeerService`.
 
     A name is registered and looked up on its own node only, so there is one owner and no lock.
     """

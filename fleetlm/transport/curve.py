@@ -72,7 +72,7 @@ class ZapHandler:
         self.socket: zmq.Socket[bytes] = self._authenticator.zap_socket
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether a client may connect that has proved to own ``key`` (Z85). Called by pyzmq."""
+        """Return whether a client that has proved to own ``key`` (Z85) may connect. Called by pyzmq."""
         return domain == ZAP_DOMAIN and hmac.compare_digest(key, self._public)
 
     def serve(self) -> None:

@@ -14,8 +14,8 @@ What ZeroMQ hides, and how it is found out:
 * *Why a connect failed.* The monitor only says that it did. A `ReasonProbe` then connects once more with
   a plain socket, to get the errno. The monitor is needed only while dialling and is dropped at the first
   edge, since it costs two descriptors.
-* *News behind a send.* A send lets ZeroMQ handle its pending events, and so may consume the wake-up of the
-  descriptor. While an answer may still come, each send therefore schedules a `DealerChannel.check`.
+* *Events consumed by a send.* A send lets ZeroMQ handle its pending events, and so may consume the wake-up
+  of the descriptor. While an answer may still come, each send therefore schedules a `DealerChannel.check`.
 * *A wake-up that is missed.* The descriptor is edge-triggered. `DealerChannel.recheck`, called by the
   transport every second, looks at everything once more, and ends a dial that nothing else ended.
 
@@ -47,7 +47,7 @@ ROUTING_ID_BYTES: Final = 16
 ZERO_COPY_BYTES: Final = 64 * 1024
 """Parts of this size or more are lent to ZeroMQ instead of copied; below it, a copy is cheaper."""
 MAX_ANSWERS: Final = 4
-"""Answers accepted on one channel. A node sends REFUSED or IAM, once each; more is not a node's."""
+"""Answers accepted on one channel. A node sends REFUSED or IAM, once each, and never more than two."""
 REASON_PROBE_TIMEOUT_S: Final = 0.25
 """Seconds to find the reason of a failed dial. Short, since the failure itself is known already."""
 DIAL_SLACK_S: Final = 1.0

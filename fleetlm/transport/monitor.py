@@ -4,7 +4,7 @@ A monitor is a PAIR socket that libzmq's own I/O thread writes to. Three rules, 
 
 * its queue has no limit. With one, libzmq's thread blocks all traffic until the events are read;
 * the monitor is switched off *before* its reading end is closed. Otherwise that thread waits for ever;
-* ``MONITOR_STOPPED`` is not requested. It is sent while the socket closes, when no one reads any more.
+* ``MONITOR_STOPPED`` is not requested. It is sent while the socket closes, after the last read.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Races, and where each is settled:
 * *A reused descriptor.* The kernel gives a closed descriptor to the next connection at once.
   `_admit_source` therefore reads all monitor events before it trusts a descriptor.
 * *A connection that came, sent and went before anything was read.* Its source is admitted as ending.
-* *Frames after a loss was reported* (only after the time-out) are dropped: `_lost_sources` remembers.
+* *Frames after a loss was reported* (only after the time-out) are dropped: `_lost_sources` has their sources.
 * *A stranger's failure* names no descriptor. The DISCONNECTED that follows names it; with several I/O
   threads in libzmq it may be the one of another stranger, which only affects a log line.
 
@@ -59,7 +59,7 @@ arrive so fast that its last ones cannot be known to be read."""
 MAX_LOST_SOURCES: Final = 1_024
 """Lost sources that are remembered, so that late frames of theirs are dropped; the oldest go first."""
 MAX_REFUSED_IPS: Final = 256
-"""Addresses of strangers that are remembered for the limit below; then all are forgotten."""
+"""Strangers' addresses remembered for `REFUSAL_INTERVAL_S`. When there are more, all are forgotten."""
 REFUSAL_INTERVAL_S: Final = 1.0
 """Seconds between two reports of refusals for one address, so that a stranger cannot fill the log."""
 
@@ -157,7 +157,7 @@ class Router:
             self._read_soon()  # sending may have consumed the wake-up for frames that have arrived
 
     def sources(self) -> set[bytes]:
-        """The sources that were reported and are not lost."""
+        """Return the sources that were reported and are not lost."""
         return set(self._sources)
 
     def recheck(self) -> None:
@@ -342,7 +342,7 @@ class Router:
 
 
 def _look_up_peer_ip(fd: int) -> str:
-    """The address to which a descriptor of libzmq is connected; empty if the connection has ended."""
+    """Return the address to which a descriptor of libzmq is connected; empty if the connection has ended."""
     try:
         with socket.socket(fileno=os.dup(fd)) as connection:
             ip = str(connection.getpeername()[0])

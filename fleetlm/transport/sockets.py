@@ -45,7 +45,7 @@ FDS_PER_DIAL: Final = 2
 FDS_RESERVED: Final = 128
 """Descriptors left for the program itself."""
 FDS_WANTED: Final = 65_536
-"""The soft limit of open files that is aimed at: room for some 13,000 peers."""
+"""The soft limit of open files that a node tries to set: room for some 13,000 peers."""
 
 
 def _build_common_options(settings: Settings, max_message_bytes: int) -> dict[int, int]:

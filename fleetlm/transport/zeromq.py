@@ -1,9 +1,9 @@
 """The network of one node on ZeroMQ: a ROUTER that only receives, and for each peer a DEALER that only sends.
 
-Why each direction has a socket of its own. A ROUTER is one socket for all peers: it does not report that
-one of them has gone, and frames to a peer that has just gone vanish. A DEALER with one connection,
-``IMMEDIATE`` and no reconnect is writable exactly while its connection exists, so a send either is
-accepted or fails visibly. And since each direction has a TCP connection of its own, two nodes that dial
+Each direction has a socket of its own, for these reasons. A ROUTER is one socket for all peers: it does not
+report that one of them has gone, and frames to a peer that has just gone vanish. A DEALER with one
+connection, ``IMMEDIATE`` and no reconnect is writable exactly while its connection exists, so a send either
+is accepted or fails visibly. And since each direction has a TCP connection of its own, two nodes that dial
 each other at the same time need no tie-break. One exception: a ROUTER sends back short answers to a
 handshake, which may be lost.
 

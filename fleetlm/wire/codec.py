@@ -1,4 +1,4 @@
-"""Message values to msgpack bytes, exactly: what arrives equals what was sent, types included.
+"""Packs message values as msgpack bytes exactly: what arrives equals what was sent, types included.
 
 msgpack alone would turn tuples into lists and subclasses into their base classes. So a message is walked
 once before it is packed. The walk refuses values that cannot arrive as they are, and replaces those that
@@ -9,7 +9,7 @@ Packing the same value gives the same bytes, except for the order of dict items:
 A value that is refused raises `NotSerializable` with the path to the culprit, which is looked for only
 then (`Codec._refusal`), so that packing does not keep track of paths.
 
-Sending is here, receiving in `Decoder`; a `Codec` does both. It keeps buffers between calls and belongs to
+Packing is here, unpacking in `Decoder`; a `Codec` does both. It keeps buffers between calls and belongs to
 one event loop.
 """
 
@@ -45,6 +45,8 @@ from fleetlm.wire.extensions import (
     unreadable_in,
 )
 
+__all__ = ["BadData", "Codec", "Ext", "Unreadable", "unreadable_in"]
+
 _MAX_KEPT_BUFFER_BYTES = 1024 * 1024
 """A packer's buffer never shrinks, so a packer that has packed more than this is replaced."""
 _MAX_PATH_CHARS = 200
@@ -55,12 +57,10 @@ _EXACT = (
     *(bool, int, float, str, bytes, tuple, list, dict, set, frozenset),
     *(datetime, UUID, Decimal),
 )
+"""Types whose subclasses are refused, because they would arrive as instances of the type itself."""
 _ExtType = msgpack.ExtType
 _new = tuple.__new__  # ExtType's constructor checks in Python: 280 ns, this 110
 _pack_errors = (TypeError, ValueError, OverflowError, RecursionError)  # UnicodeEncodeError included
-
-
-__all__ = ["BadData", "Codec", "Ext", "Unreadable", "unreadable_in"]
 
 
 class Codec(Decoder):
@@ -148,7 +148,7 @@ class Codec(Decoder):
         self._pack: Callable[[Any], bytes] = self._packer.pack
 
     def _after_large(self, data: bytes) -> None:
-        """Give back a large buffer, and refuse a result beyond the limit."""
+        """Replace a packer whose buffer has grown large. Raises: MessageTooLarge beyond the limit."""
         self._renew_packer()
         if len(data) > self._max_message_bytes:
             raise MessageTooLarge(len(data), self._max_message_bytes)
@@ -188,7 +188,7 @@ class Codec(Decoder):
         return value if changed is None else changed
 
     def _plain_other(self, value: Any, depth: int) -> Any:
-        """As `_plain`, for values that are neither list nor dict."""
+        """Do as `_plain` for values that are neither list nor dict."""
         kind = type(value)
         writer = self._writers.get(kind)
         if writer is not None:
@@ -199,7 +199,7 @@ class Codec(Decoder):
         raise Refused(_why_not(kind))
 
     def _plain_keys(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
-        """As `_plain`, for a dict that has a key which is not a scalar."""
+        """Do as `_plain` for a dict that has a key which is not a scalar."""
         plain = {self._plain_item(key, depth): self._plain_item(item, depth) for key, item in value.items()}
         if len(plain) != len(value):  # (nan,) and (nan,) are two keys here and one packed
             raise Refused("a dict with two keys that no receiver can tell apart")
@@ -259,7 +259,7 @@ class Codec(Decoder):
         return _new(_ExtType, (int(Ext.DATACLASS), self._pack([tag, self._plain(fields, depth)])))
 
     def _refusal(self, value: Any, error: Exception) -> NotSerializable:
-        """Return the sender's error: go from container to the first child that is refused, to the culprit."""
+        """Build the sender's error: descend to the first refused child until the culprit is found."""
         self._renew_packer()
         why, depth, path = self._why_refused(value, 1), 1, "message"
         if why is None:  # Then another item of the envelope is at fault, such as a name.

@@ -1,4 +1,4 @@
-"""Msgpack bytes to message values, whatever the bytes hold.
+"""Unpacks msgpack bytes into message values, whatever the bytes hold.
 
 The receiver believes nothing that a peer sends. There are two kinds of fault:
 
@@ -46,12 +46,13 @@ _SMALL_BYTES = 4096
 _MAX_SHOWN_CHARS = 128
 """Longer texts of a peer are cut in errors."""
 _LEAVES = SCALARS | {datetime, UUID, Decimal, Pid, Ref, Address, Unreadable}
+"""Types whose values hold no further message values, so that the walk for depth ends there."""
 _all_leaves = _LEAVES.issuperset
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class Decoder:
-    """The receiving half of a `Codec`, which has the arguments and attributes."""
+    """The unpacking half of a `Codec`, whose docstring describes the arguments and attributes."""
 
     __slots__ = (
         "_depth",
@@ -85,16 +86,17 @@ class Decoder:
         }
         self._depth = 0
         self._met_instances = False
+        """Whether the present batch holds other values than built-in containers and scalars."""
         self._unpackers: list[Any] = []
-        self._unpack_large = partial(msgpack.unpackb, **self._reading)
+        self._unpack_large = partial(msgpack.unpackb, **self._unpack_options)
 
     def unpack(self, data: bytes | memoryview) -> Any:
-        """Return the one value that ``data`` holds: a message of `wire.operations`, or less.
+        """Return the one value that ``data`` holds: a message of `wire.operations`, or a part of one.
 
         A value that cannot be rebuilt is replaced by `Unreadable` and counted in `failures`.
 
         Raises:
-            BadData: malformed, trailing bytes, or nested deeper than ``max_nesting`` and one envelope.
+            BadData: malformed, trailing bytes, or a payload nested deeper than ``max_nesting``.
         """
         value = self._read(data)
         if type(value) not in _LEAVES:
@@ -120,7 +122,7 @@ class Decoder:
         raise BadData(too_deep(self._max_nesting))
 
     @property
-    def _reading(self) -> dict[str, Any]:
+    def _unpack_options(self) -> dict[str, Any]:
         # msgpack bounds all lengths by the size of the input by default.
         return {"ext_hook": self._read_ext, "strict_map_key": False, "timestamp": 3}
 
@@ -145,11 +147,13 @@ class Decoder:
             raise BadData(too_deep(self._max_nesting))
         size = len(data)
         if size > _SMALL_BYTES:
-            unpacker = msgpack.Unpacker(read_size=size, max_buffer_size=size, **self._reading)
+            unpacker = msgpack.Unpacker(read_size=size, max_buffer_size=size, **self._unpack_options)
         elif depth < len(self._unpackers):
             unpacker = self._unpackers[depth]
         else:
-            unpacker = msgpack.Unpacker(read_size=_SMALL_BYTES, max_buffer_size=_SMALL_BYTES, **self._reading)
+            unpacker = msgpack.Unpacker(
+                read_size=_SMALL_BYTES, max_buffer_size=_SMALL_BYTES, **self._unpack_options
+            )
             if depth == len(self._unpackers):
                 self._unpackers.append(unpacker)
         unpacker.feed(data)

@@ -22,7 +22,7 @@ from fleetlm.texts import SHORT
 class FailureKind(IntEnum):
     """Why a request has no reply. The numbers travel, and are never given a second meaning."""
 
-    # Each with its texts.
+    # The comments name the texts that travel with each kind.
     NO_PROCESS = 1  # target
     PROCESS_DOWN = 2  # target, reason
     RAISED = 3  # name of the exception's type, text, traceback

@@ -52,9 +52,9 @@ CHUNK_HEAD: Final = struct.Struct(">IQ")
 
 MAX_HANDSHAKE_BYTES: Final = 16 * 1024
 """Bodies of a handshake are not larger; a HELLO usually has a few hundred bytes."""
-MAX_ALIASES: Final = 16
-"""Items of a list in a HELLO: addresses of one machine, or features."""
-MAX_TEXT: Final = 512
+MAX_LIST_ITEMS: Final = 16
+"""Items of one list in a HELLO: the addresses of one machine, or the features."""
+MAX_TEXT_CHARS: Final = 512
 """Characters of a text in a handshake: names, cluster ids, reasons."""
 
 
@@ -108,7 +108,7 @@ class Hello:
     window_bytes: int
     max_message_bytes: int
     dropped: int
-    """Epoch of the dialled node's half that the dialler gave up last, 0 for none."""
+    """Epoch of that half of the dialled node which the dialler gave up last; 0 for none."""
     features: tuple[str, ...] = ()
     mailbox_limit: int = 4_096
     """Units that a peer may send to one process before the process has taken some."""
@@ -209,7 +209,7 @@ def read_ready(body: bytes) -> Ready:
 
 def refused(answer: Refused) -> bytes:
     """Build a whole REFUSED frame. Answers have no epoch and are not numbered."""
-    body = _pack([int(answer.refusal), answer.detail[:MAX_TEXT], answer.name, answer.incarnation])
+    body = _pack([int(answer.refusal), answer.detail[:MAX_TEXT_CHARS], answer.name, answer.incarnation])
     return header(Kind.REFUSED, 0, 0) + body
 
 
@@ -220,7 +220,7 @@ def iam(answer: IAm) -> bytes:
 
 
 def probe() -> bytes:
-    """Build a whole PROBE frame. It asks which node is there, and changes nothing."""
+    """Build a whole PROBE frame, which asks which node is there. The probed node changes nothing."""
     return header(Kind.PROBE, 0, 0) + _pack([PROTOCOL_MIN, PROTOCOL_MAX])
 
 
@@ -241,7 +241,7 @@ def read_answer(frame: bytes) -> Refused | IAm:
 
 def pack_goodbye(reason: str) -> bytes:
     """Build the body of a GOODBYE."""
-    return _pack([reason[:MAX_TEXT]])
+    return _pack([reason[:MAX_TEXT_CHARS]])
 
 
 def read_goodbye(body: bytes) -> str:
@@ -255,7 +255,7 @@ def _pack(items: list[object]) -> bytes:
 
 
 def _unpack(body: bytes, at_least: int) -> list[Any]:
-    """Return the fields of a body, ``at_least`` so many. Raises: BadFrame."""
+    """Return the fields of a body. Raises: BadFrame, also for fewer fields than ``at_least``."""
     if len(body) > MAX_HANDSHAKE_BYTES:
         raise BadFrame(f"{len(body)} bytes are too many for a handshake")
     try:
@@ -268,7 +268,7 @@ def _unpack(body: bytes, at_least: int) -> list[Any]:
 
 
 def _text(item: Any) -> str:
-    if not isinstance(item, str) or len(item) > MAX_TEXT:
+    if not isinstance(item, str) or len(item) > MAX_TEXT_CHARS:
         raise BadFrame("a text is missing or too long")
     return item
 
@@ -292,7 +292,7 @@ def _number(item: Any, bits: int) -> int:
 
 
 def _texts(item: Any) -> tuple[str, ...]:
-    if not isinstance(item, list) or len(item) > MAX_ALIASES:
+    if not isinstance(item, list) or len(item) > MAX_LIST_ITEMS:
         raise BadFrame("a list is missing or too long")
     return tuple(_text(entry) for entry in item)
 

@@ -18,7 +18,7 @@ class Invoke:
     kwargs: dict[str, Any]
 
     def parts(self) -> list[Any]:
-        """Return the parts that travel; that costs a tenth of packing a registered dataclass.
+        """Return the parts that travel. Packing them costs a tenth of packing a registered dataclass.
 
         Raises:
             TypeError: the arguments are not a tuple, or the keywords not a dict.
@@ -29,7 +29,7 @@ class Invoke:
 
     @classmethod
     def of(cls, parts: Any) -> Invoke:
-        """Build the request from parts that came.
+        """Rebuild the request from the parts that arrived.
 
         Raises:
             ValueError, TypeError: the parts are malformed.

@@ -53,10 +53,9 @@ reader never checks a payload, which may be any value. A number of `Op` is never
 and a node that receives an operation that it does not know ends the session: the handshake settles the
 protocol version before.
 
-Messages and replies that make up most of the traffic do without these functions: `Outbound.send` and
-`send_nowait` build a one-way message by hand, `Inbound._deliver` and `Inbound._perform` take one-way
-messages and answers apart by hand. Those places are marked, and tests/unit/wire/test_operations.py compares
-them with this module.
+The most frequent messages do not pass through these functions: `Outbound.send` and `Outbound.send_nowait`
+build a one-way message inline, `Inbound._deliver` and `Inbound._perform` take one-way messages and answers
+apart inline. Those places are marked, and tests/unit/wire/test_operations.py compares them with this module.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ import msgpack
 from fleetlm.errors import InvalidName
 from fleetlm.names import canonical_node
 from fleetlm.texts import SHORT
-from fleetlm.wire.frames import MAX_TEXT
+from fleetlm.wire.frames import MAX_TEXT_CHARS
 from fleetlm.wire.invocation import Invoke
 
 Destination = int | str
@@ -87,7 +86,7 @@ NONSENSE: Final = (TypeError, ValueError, LookupError, ArithmeticError)
 
 
 class Op(IntEnum):
-    """The first item of a message that is not one-way. The table above has the fields."""
+    """The first item of a message that is not one-way. The module's docstring lists the fields."""
 
     CALL = 1
     REPLY = 2
@@ -130,18 +129,18 @@ _HEAD_OF_CALL: Final = bytes((_ARRAY + 5,)) + _pack(_CALL)
 
 
 def one_way(to: Destination, payload: Any) -> list[Any]:
-    """Build a one-way message of one unit. `Outbound.send` has this by hand."""
+    """Build a one-way message of one unit. `Outbound.send` has this inline."""
     return [to, payload]
 
 
 def read_one_way(message: list[Any]) -> tuple[Any, Any]:
-    """Return *to*, unchecked, and the payload. `Inbound._deliver` has this by hand."""
+    """Return *to*, unchecked, and the payload. `Inbound._deliver` has this inline."""
     to, payload = message
     return to, payload
 
 
 def packed_one_way(packed_to: bytes, packed_payload: bytes) -> bytes:
-    """Pack a one-way message from parts that are packed: a broadcast packs its payload once."""
+    """Pack a one-way message from packed parts, since a broadcast packs its payload only once."""
     return _HEAD_OF_PAIR + packed_to + packed_payload
 
 
@@ -177,7 +176,7 @@ def call(to: Destination, payload: Any, ref: int, timeout_ms: int) -> list[Any]:
 
 
 def packed_call(packed_to: bytes, packed_payload: bytes, ref: int, timeout_ms: int) -> bytes:
-    """Pack a call from parts that are packed: a multicall packs its payload once."""
+    """Pack a call from packed parts, since a multicall packs its payload only once."""
     return _HEAD_OF_CALL + packed_to + packed_payload + _pack(ref) + _pack(timeout_ms)
 
 
@@ -244,12 +243,12 @@ def read_stream(message: list[Any], limit: int) -> tuple[Destination, Any, int, 
 
 
 def ends_with_units(packed: bytes) -> bool:
-    """Return whether a packed message is a CAST, STREAM or YIELD, which always say their units."""
+    """Return whether a packed message is a CAST, STREAM or YIELD: their last field is always the units."""
     return packed[0] != _PAIR and packed[1] in (_CAST, _STREAM, _YIELD)
 
 
 def set_units(packed: bytes, units: int) -> bytes:
-    """Write its units into a packed message that says one or none, without packing its payload again.
+    """Set the units of a packed message of one unit, without packing its payload again.
 
     Args:
         packed: ``[to, payload]``, which becomes a HEAVY; a CALL or HANDLE, which gets one more field; or a
@@ -278,7 +277,7 @@ def with_units(message: Any, units: int) -> Any:
     return message
 
 
-# ── answers, and what the asking node says afterwards ───────────────────────────────────────────
+# ── answers, and later messages about the same request ──────────────────────────────────────────
 
 
 def reply(ref: int, value: Any) -> list[Any]:
@@ -292,7 +291,7 @@ def item(ref: int, value: Any) -> list[Any]:
 
 
 def read_answer(message: list[Any]) -> tuple[Any, Any]:
-    """Take a REPLY or ITEM apart: the ref, unchecked, and the value. `Inbound` has this by hand."""
+    """Return the ref of a REPLY or ITEM, unchecked, and the value. `Inbound._perform` has this inline."""
     _, ref, value = message
     return ref, value
 
@@ -309,7 +308,7 @@ def read_failure(message: list[Any]) -> tuple[Any, Any, Any]:
 
 
 def cancel(ref: int) -> list[Any]:
-    """Build the end of a request from the asking side: no answer is wanted any more."""
+    """Build the message that the caller of a request wants no answer any more."""
     return [_CANCEL, ref, None]
 
 
@@ -319,7 +318,7 @@ def read_cancel(message: list[Any]) -> Any:
 
 
 def more(ref: int, count: int) -> list[Any]:
-    """Build the permission to send ``count`` items of a stream besides those allowed before."""
+    """Build the permission to send ``count`` more items of a stream."""
     return [_MORE, ref, count]
 
 
@@ -338,7 +337,7 @@ def taken(to: Destination, units: int) -> list[Any]:
 
 
 def read_taken(message: list[Any]) -> tuple[Any, int]:
-    """Return *to*, unchecked (`SendWindows.taken` knows what was sent where), and the units."""
+    """Return *to*, unchecked (`SendWindows.taken` refuses unknown ones), and the units."""
     _, to, units = message
     return to, checked_count(units)
 
@@ -349,7 +348,7 @@ def credit(total: int, in_chunks: int) -> list[Any]:
 
 
 def read_credit(message: list[Any]) -> tuple[int, int]:
-    """Return both totals; `Session.credited` knows whether so much was sent."""
+    """Return both totals; `Session.credited` checks that so much was sent."""
     _, total, in_chunks = message
     return checked_count(total), checked_count(in_chunks)
 
@@ -358,7 +357,7 @@ def read_credit(message: list[Any]) -> tuple[int, int]:
 
 
 def tick(lag_ms: int, is_draining: bool) -> list[Any]:
-    """Build a sign of life: how late this node's loop runs, and whether the node is leaving."""
+    """Build a tick: how late this node's loop runs, and whether the node is leaving."""
     return [_TICK, lag_ms, is_draining]
 
 
@@ -374,13 +373,13 @@ def peers(names: list[str]) -> list[Any]:
 
 
 def read_peers(message: list[Any], limit: int) -> list[str]:
-    """Return the first ``limit`` names in canonical form; items that are not node names are passed over."""
+    """Return the first ``limit`` names in canonical form; items that are not node names are skipped."""
     items = message[1]
     if not isinstance(items, list):
         raise TypeError("PEERS without a list of names")
     names = []
     for entry in items[:limit]:
-        if isinstance(entry, str) and len(entry) <= MAX_TEXT:
+        if isinstance(entry, str) and len(entry) <= MAX_TEXT_CHARS:
             try:
                 names.append(canonical_node(entry))
             except InvalidName:
@@ -422,11 +421,11 @@ def signal(fields: list[Any]) -> list[Any]:
     signal          fields                    meaning
     ==============  ========================  =============================================================
     ``link``        pid, number, act          process ``pid`` of the sender links with ``number``
-    ``unlink``      pid, number, [act, ...]   and no longer; the acts of linking that this ends
+    ``unlink``      pid, number, [act, ...]   ``pid`` unlinks ``number``: ends these acts of linking
     ``exit``        pid, number, reason       ``pid`` has ended, and ``number`` was linked with it
     ``exit2``       pid, number, reason       ``pid`` sends an exit signal to ``number``
     ``monitor``     ref, number or name       the sender monitors that process
-    ``demonitor``   ref, None                 and no longer
+    ``demonitor``   ref, None                 the sender ends that monitor
     ``down``        ref, reason               the monitored process has ended
     ==============  ========================  =============================================================
     """
@@ -440,7 +439,7 @@ def read_signal(message: list[Any]) -> Any:
 
 
 def table(topic: str, fact: Any) -> list[Any]:
-    """Build what the sender says of its own processes, for one of the replicated tables.
+    """Build a fact about the sender's own processes, for one of the replicated tables.
 
     ==========  ================================================  =========================================
     topic       facts                                             read by
@@ -478,7 +477,7 @@ def checked_count(count: Any) -> int:
 
 
 def checked_units(units: Any, limit: int) -> int:
-    """Return ``units``. Raises: ValueError if a message of this window cannot count so much."""
+    """Return ``units``. Raises: ValueError if they are not 1 to ``limit``, the whole window."""
     count = checked_count(units)
     if not 1 <= count <= limit:
         raise ValueError(f"a message counts 1 to {limit:,} units, not {count}")

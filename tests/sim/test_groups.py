@@ -474,7 +474,7 @@ async def test_a_group_that_empties_is_forgotten(cluster: SimCluster, a: Node, b
             [],
         ]
         assert not list(node.groups._replicated.feed.present)
-        assert not any(said.of or said.count for said in table._said.values())
+        assert not any(said.groups_of or said.count for said in table._said.values())
 
 
 @story(2)

@@ -68,7 +68,7 @@ class Taker:
         return True
 
 
-class FakeOffice:
+class FakePeerService:
     def __init__(self) -> None:
         self.ticks: list[tuple[int, bool]] = []
         self.named: list[str] = []
@@ -147,7 +147,7 @@ class Side:
         connection = Connection(peer, "10.0.0.9", me, settings, loop.rng, 0.0)
         connection.incarnation = other
         self.transport = FakeTransport()
-        self.office = FakeOffice()
+        self.service = FakePeerService()
         self.boxes: dict[int | str, Mailbox] = {}
         self.codec = Codec()
         self.dirty: list[Session] = []
@@ -165,7 +165,7 @@ class Side:
             self.dirty.append,
             lambda _session, reason: self.lost.append(reason),
         )
-        self.inbound = Inbound(self.boxes, self.codec, self.office, loop.time, 8)
+        self.inbound = Inbound(self.boxes, self.codec, self.service, loop.time, 8)
 
     def box(self, name: str, limit: int = 1_000_000) -> Mailbox:
         box = self.boxes[name] = Mailbox(limit, Taker())

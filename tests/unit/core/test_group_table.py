@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm.core.group_table import PIECE, Effect, GroupTable, Tell, pid_order
+from fleetlm.core.group_table import MAX_PIECE_MEMBERSHIPS, Effect, GroupTable, Tell, pid_order
 from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.errors import InvalidName, NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
@@ -231,15 +231,17 @@ def test_a_peer_with_too_many_memberships_is_refused_and_told_why() -> None:
 @pytest.mark.parametrize("letter", ["x", "\U0001f600"])
 def test_no_fact_is_longer_than_a_fact_may_be(letter: str) -> None:
     groups = table(limit=10_000)
-    for number in range(3 * PIECE + 1):
+    for number in range(3 * MAX_PIECE_MEMBERSHIPS + 1):
         groups.joined(f"{number:03}" + letter * 252, [here((1 << 63) + number)])
     pieces = list(groups.own_facts())
     assert len(pieces) == 4
     assert (
         max(len(Codec().pack(operations.table("groups", piece), piece)) for piece in pieces) < MAX_FACT_BYTES
     )
-    effects = groups.joined("g", map(here, range(1, 3 * PIECE + 2)))
-    told = facts(effects) + facts(groups.left("g", map(here, range(1, 3 * PIECE + 2))))
+    effects = groups.joined("g", map(here, range(1, 3 * MAX_PIECE_MEMBERSHIPS + 2)))
+    told = facts(effects) + facts(groups.left("g", map(here, range(1, 3 * MAX_PIECE_MEMBERSHIPS + 2))))
     assert len(told) == 8
-    assert max(len(numbers) for _, members in told for numbers in members.values()) == PIECE
-    assert sum(len(numbers) for _, members in told for numbers in members.values()) == 2 * (3 * PIECE + 1)
+    assert max(len(numbers) for _, members in told for numbers in members.values()) == MAX_PIECE_MEMBERSHIPS
+    assert sum(len(numbers) for _, members in told for numbers in members.values()) == 2 * (
+        3 * MAX_PIECE_MEMBERSHIPS + 1
+    )

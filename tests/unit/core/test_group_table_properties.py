@@ -235,8 +235,12 @@ class Cluster(RuleBasedStateMachine):
                 there for here, there in self.known if here == node.index
             }
             for each in said.values():
-                assert each.count == sum(times for of in each.of.values() for times in of.values()) <= LIMIT
-                assert all(of for of in each.of.values())
+                assert (
+                    each.count
+                    == sum(times for of in each.groups_of.values() for times in of.values())
+                    <= LIMIT
+                )
+                assert all(of for of in each.groups_of.values())
             assert all(node.table._groups.values())
 
     def settle(self) -> None:

@@ -370,11 +370,11 @@ def test_nonsense_is_refused_in_short_and_changes_nothing(fact: Any) -> None:
     names.claimed("mine", 1, NONE, 1)
     names.told(B, 1, ["has", [row("known")]])
     names.told(C, 1, ["has", [row("of another")]])
-    before = (names.holders(), names.counts(), names._of[B].size)
+    before = (names.holders(), names.counts(), names._claims_of[B].size)
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # any of them ends the link
         names.told(B, 1, fact)
     assert len(str(caught.value)) < 700
-    assert (names.holders(), names.counts(), names._of[B].size) == before
+    assert (names.holders(), names.counts(), names._claims_of[B].size) == before
 
 
 def test_claims_for_this_node_or_another_incarnation_are_refused() -> None:

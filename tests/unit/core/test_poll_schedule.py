@@ -10,7 +10,7 @@ from fleetlm.settings import Settings
 
 def delays(settings: Settings, met: list[bool]) -> list[float]:
     schedule = PollSchedule(settings, random.Random(1))
-    return [schedule.next_delay_s(met_anybody=each) for each in met]
+    return [schedule.next_delay_s(has_met_peer=each) for each in met]
 
 
 def test_polls_are_fast_and_slow_down_while_no_peer_was_seen() -> None:
@@ -35,7 +35,7 @@ def test_jitter_spreads_over_a_tenth_on_both_sides(interval_s: float) -> None:
 
 def test_two_nodes_do_not_ask_together() -> None:
     schedules = [PollSchedule(Settings(), random.Random(seed)) for seed in (1, 2)]
-    first, second = (schedule.next_delay_s(met_anybody=True) for schedule in schedules)
+    first, second = (schedule.next_delay_s(has_met_peer=True) for schedule in schedules)
     assert first != second
 
 

@@ -170,7 +170,7 @@ def test_busy_and_draining_select_only_connected_peers() -> None:
 
 
 def test_an_unknown_selector_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown selector 'all': one of visible, hidden, ") as caught:
+    with pytest.raises(ValueError, match="unknown selector 'all'; use one of visible, hidden, ") as caught:
         topology().select(["this", "all"])
     assert all(selector in str(caught.value) for selector in SELECTORS)
 

@@ -127,12 +127,12 @@ async def test_ticks_peers_and_requests_go_to_the_office() -> None:
     side = Pair().there
     names = ["fleetlm@10.0.0.3", "not a node", 5, "fleetlm@::0:1"]
     frame(side, [Op.TICK, 12, True], [Op.PEERS, names, None], [Op.REQUEST, "whereis", "x", 3])
-    assert side.office.ticks == [(12, True)]
-    assert side.office.named == ["fleetlm@10.0.0.3", "fleetlm@::1"]
-    assert side.office.questions == [("whereis", "x")]
+    assert side.service.ticks == [(12, True)]
+    assert side.service.named == ["fleetlm@10.0.0.3", "fleetlm@::1"]
+    assert side.service.questions == [("whereis", "x")]
     assert sent(side) == [[Op.REPLY, 3, "answer"]]
     frame(side, [Op.PEERS, [f"fleetlm@10.1.0.{n}" for n in range(200)], None])
-    assert len(side.office.named) == 2 + 8
+    assert len(side.service.named) == 2 + 8
 
 
 # What a peer must not send.
@@ -219,7 +219,7 @@ def test_numbers_that_cannot_be_used_end_the_session(messages: list[Any]) -> Non
         side.boxes[4] = side.box("four")
         with pytest.raises(BadFrame):
             frame(side, *messages)
-        assert side.office.ticks == []
+        assert side.service.ticks == []
 
     run(main())
 
@@ -392,7 +392,7 @@ async def test_an_unreadable_request_to_a_node_is_answered() -> None:
     asked = future(pair.here, 1)
     frame(pair.there, [Op.REQUEST, "spawn", ["f", UNKNOWN], 1])
     pair.settle()
-    assert pair.there.office.questions == []
+    assert pair.there.service.questions == []
     error = asked.exception()
     assert isinstance(error, Undecodable)
     assert (error.target, pair.there.inbound.unreadable) == ("spawn", 1)

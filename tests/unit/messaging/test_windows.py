@@ -409,7 +409,7 @@ async def test_a_multicall_is_open_until_it_is_answered() -> None:
 def test_a_tick_looks_at_some_of_many_mailboxes_and_all_have_their_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fleetlm.messaging.windows.MAX_SWEPT", 2)
+    monkeypatch.setattr("fleetlm.messaging.windows.MAX_SWEPT_MAILBOXES", 2)
     run(swept_in_turns())
 
 

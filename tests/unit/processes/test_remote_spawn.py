@@ -79,7 +79,7 @@ class Rig:
     def told(self) -> list[Any]:
         """Signals that left for the other node since the last look."""
         self.pair.settle()
-        said, self.pair.there.office.questions = self.pair.there.office.questions, []
+        said, self.pair.there.service.questions = self.pair.there.service.questions, []
         return [signal for what, signal in said if what == "signal"]
 
     async def end(self) -> None:

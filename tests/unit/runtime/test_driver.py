@@ -28,7 +28,7 @@ from fleetlm.wire.operations import Op
 from tests.support.session_fakes import (
     HERE,
     THERE,
-    FakeOffice,
+    FakePeerService,
     FakeTransport,
     Taker,
     context,
@@ -50,9 +50,9 @@ class Rig:
         self.events = EventHub(100)
         self.kernel = Kernel(identity(HERE, 1, SETTINGS), SETTINGS, random.Random(1))
         codec = Codec()
-        self.office = FakeOffice()
+        self.service = FakePeerService()
         self.boxes: dict[int | str, Mailbox] = {"sink": Mailbox(100, Taker())}
-        inbound = Inbound(self.boxes, codec, self.office, loop.time, 100)
+        inbound = Inbound(self.boxes, codec, self.service, loop.time, 100)
         self.driver = Driver(
             context(SETTINGS), codec, self.kernel, self.transport, inbound,  # type: ignore[arg-type]
             self.events, random.Random(1), self,
@@ -271,7 +271,7 @@ async def test_it_ticks_and_tells_of_its_lag() -> None:
     assert rig.operations(Op.TICK) == [[Op.TICK, 0, True]]
     assert rig.driver.lag_ms == 0
     rig.batch(source, [Op.TICK, 9, False])
-    assert rig.office.ticks == [(9, False)]
+    assert rig.service.ticks == [(9, False)]
     rig.driver.leave("done")
     await asyncio.sleep(5)
     assert rig.operations(Op.TICK) == []

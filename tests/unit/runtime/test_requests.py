@@ -41,7 +41,7 @@ class Rig:
         self.told: list[str] = []
         self.ticks: list[tuple[str, int, bool]] = []
         self.local, signals = processes_and_signals(self, context(Settings(mailbox_limit=10)))
-        self.office = PeerRequests(
+        self.service = PeerRequests(
             self, self.local, signals, self, FakeNames(), None  # type: ignore[arg-type]
         )  # fmt: skip
         self.session = Pair().here.session
@@ -57,7 +57,7 @@ class Rig:
 
     def ask(self, verb: Any, argument: Any = None) -> Any:
         asker = Asker()
-        self.office.asked(self.session, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))  # type: ignore[arg-type]
+        self.service.asked(self.session, verb, argument, Call(argument, asker, 1, 5.0, lambda: 0.0))  # type: ignore[arg-type]
         return asker.outcome
 
 
@@ -132,7 +132,7 @@ def test_an_unknown_request_is_answered_with_an_error(verb: Any, argument: Any) 
 @virtual
 async def test_ticks_and_names_are_passed_on() -> None:
     rig = Rig()
-    rig.office.ticked(rig.session, 12, True)
+    rig.service.ticked(rig.session, 12, True)
     assert rig.ticks == [(rig.session.name, 12, True)]
-    rig.office.told_of(["fleetlm@10.0.0.3"])
+    rig.service.told_of(["fleetlm@10.0.0.3"])
     assert rig.told == ["fleetlm@10.0.0.3"]

@@ -9,9 +9,9 @@ from hypothesis import given, strategies as st
 from fleetlm.wire import frames
 from fleetlm.wire.frames import (
     HEADER_BYTES,
-    MAX_ALIASES,
     MAX_HANDSHAKE_BYTES,
-    MAX_TEXT,
+    MAX_LIST_ITEMS,
+    MAX_TEXT_CHARS,
     BadFrame,
     Hello,
     IAm,
@@ -93,11 +93,11 @@ hellos = st.builds(
     port=st.integers(0, 65535),
     protocol_min=st.integers(0, 65535),
     protocol_max=st.integers(0, 65535),
-    aliases=st.lists(st.sampled_from(["10.0.0.9", "fd00::9", "::1"]), max_size=MAX_ALIASES).map(tuple),
+    aliases=st.lists(st.sampled_from(["10.0.0.9", "fd00::9", "::1"]), max_size=MAX_LIST_ITEMS).map(tuple),
     window_bytes=st.integers(0, 2**48 - 1),
     max_message_bytes=st.integers(0, 2**48 - 1),
     dropped=st.integers(0, 2**32 - 1),
-    features=st.lists(texts, max_size=MAX_ALIASES).map(tuple),
+    features=st.lists(texts, max_size=MAX_LIST_ITEMS).map(tuple),
 )
 
 
@@ -132,7 +132,7 @@ def test_names_and_aliases_are_read_in_canonical_form() -> None:
         ("name", None),
         ("dialled", 7),
         ("cluster", None),
-        ("cluster", "x" * (MAX_TEXT + 1)),
+        ("cluster", "x" * (MAX_TEXT_CHARS + 1)),
         ("incarnation", -1),
         ("incarnation", True),
         ("incarnation", 1.0),
@@ -147,10 +147,10 @@ def test_names_and_aliases_are_read_in_canonical_form() -> None:
         ("aliases", "10.0.0.1"),
         ("aliases", ["worker-1"]),
         ("aliases", [1]),
-        ("aliases", ["10.0.0.1"] * (MAX_ALIASES + 1)),
+        ("aliases", ["10.0.0.1"] * (MAX_LIST_ITEMS + 1)),
         ("features", {}),
         ("features", [None]),
-        ("features", ["x"] * (MAX_ALIASES + 1)),
+        ("features", ["x"] * (MAX_LIST_ITEMS + 1)),
     ],
 )
 def test_every_field_of_a_hello_is_checked(field: str, value: object) -> None:
@@ -198,10 +198,10 @@ def test_a_malformed_ready_is_refused(items: tuple[object, ...]) -> None:
 
 def test_the_reason_of_a_goodbye_is_cut_at_the_sender() -> None:
     assert frames.read_goodbye(frames.pack_goodbye("SIGTERM")) == "SIGTERM"
-    assert frames.read_goodbye(frames.pack_goodbye("x" * 10_000)) == "x" * MAX_TEXT
+    assert frames.read_goodbye(frames.pack_goodbye("x" * 10_000)) == "x" * MAX_TEXT_CHARS
 
 
-@pytest.mark.parametrize("items", [(), (None,), (b"bye",), ("x" * (MAX_TEXT + 1),)])
+@pytest.mark.parametrize("items", [(), (None,), (b"bye",), ("x" * (MAX_TEXT_CHARS + 1),)])
 def test_a_malformed_goodbye_is_refused(items: tuple[object, ...]) -> None:
     with pytest.raises(BadFrame):
         frames.read_goodbye(packed(*items))
@@ -216,7 +216,7 @@ def test_a_refusal_arrives_as_it_was_sent(refusal: Refusal) -> None:
 def test_the_detail_of_a_refusal_is_cut_at_the_sender() -> None:
     read = frames.read_answer(frames.refused(Refused(Refusal.SELF, "x" * 10_000, name(3), 1)))
     assert isinstance(read, Refused)
-    assert read.detail == "x" * MAX_TEXT
+    assert read.detail == "x" * MAX_TEXT_CHARS
 
 
 def test_a_refusal_of_a_later_version_is_said_to_be_unknown() -> None:

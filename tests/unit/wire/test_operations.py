@@ -15,7 +15,7 @@ from fleetlm.testing.loop import SimLoop
 from fleetlm.wire import frames, operations
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.failures import FailureKind
-from fleetlm.wire.frames import HEADER_BYTES, MAX_TEXT, Kind
+from fleetlm.wire.frames import HEADER_BYTES, MAX_TEXT_CHARS, Kind
 from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import MAX_STREAM_WINDOW, NONSENSE, SCHEMAS, Op
 from tests.support.kernel_fakes import name
@@ -166,7 +166,7 @@ def test_a_request_to_an_actor_is_a_handler_and_its_arguments(op: Op) -> None:
 
 
 def test_names_of_peers_that_are_not_node_names_are_passed_over() -> None:
-    names: list[Any] = [name(2), "nobody", 5, None, "x" * (MAX_TEXT + 1), "fleetlm@FD00:0::07", name(3)]
+    names: list[Any] = [name(2), "nobody", 5, None, "x" * (MAX_TEXT_CHARS + 1), "fleetlm@FD00:0::07", name(3)]
     assert operations.read_peers(operations.peers(names), 10) == [name(2), "fleetlm@fd00::7", name(3)]
 
 
