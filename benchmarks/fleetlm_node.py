@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fleetlm import Node, Settings
-from fleetlm.node import NodeStarting
+from fleetlm.runtime.bootstrap import NodeStarting
 
 READY_TIMEOUT_S = 10.0
 """Seconds until all nodes must be connected."""
 
 
-def start(config: dict[str, Any]) -> NodeStarting:
+def start(config: dict[str, Any]) -> NodeStarting[Node]:
     """Start a node at this helper's address, with all addresses as its peers."""
     ips = config["ips"]
     return Node.start(settings(ips, ips[config["index"]], config["port"]))
