@@ -11,6 +11,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from itertools import islice
 from typing import Any
 
 from fleetlm import (
@@ -42,6 +43,8 @@ NAMES = ("king", "queen", "fool")
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
 WORKERS = 3
 KEEP_WORKERS_S = 0.5
+RECENT = 40
+"""Of so many processes, the latest, a living one is mostly drawn."""
 
 
 class Processes:
@@ -380,10 +383,12 @@ class Processes:
 
     def random_pid(self, process: Process) -> Pid:
         """Draw mostly a living process, sometimes an ended one of any incarnation."""
-        known = [pid for pid in self.world.observed if pid != process.pid]
-        recent = [pid for pid in known[-40:] if self.world.is_alive(pid)]
+        me, observed = process.pid, self.world.observed
+        latest = [pid for pid in islice(reversed(observed), RECENT + 1) if pid != me][:RECENT]
+        recent = [pid for pid in reversed(latest) if self.world.is_alive(pid)]
         if recent and self.rng.random() < 0.85:
             return self.rng.choice(recent)
+        known = [pid for pid in observed if pid != me]
         return self.rng.choice(known) if known else Pid("fleetlm@10.0.0.9", 1, 1)
 
     def address(self) -> Address:
