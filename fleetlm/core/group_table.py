@@ -98,7 +98,7 @@ class GroupTable:
         self._in_order: dict[str, list[Pid]] = {}
         """Sorted members of groups that were asked for since they last changed: sorting is expensive."""
 
-    # Questions.
+    # Queries.
 
     def members(self, group: str) -> list[Pid]:
         """Return all members in the order of `pid_order`. The caller must not change the list."""
