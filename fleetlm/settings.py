@@ -28,7 +28,7 @@ COOKIE_MIN_LENGTH = 16
 """Characters. A recorded handshake allows guessing offline, so a short cookie would not stay secret."""
 COOKIE_MAX_LENGTH = 4096
 """Characters. A longer one is probably the wrong file."""
-MAX_MS = 86_400_000
+MAX_DURATION_MS = 86_400_000
 """One day, in milliseconds. A longer interval or time-out is probably in the wrong unit."""
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
@@ -298,7 +298,7 @@ def _parse_integer(low: int, high: int, what: str) -> Callable[[str], int]:
 
 
 def _parse_seconds(low_ms: int) -> Callable[[str], float]:
-    parse_ms = _parse_integer(low_ms, MAX_MS, "milliseconds")
+    parse_ms = _parse_integer(low_ms, MAX_DURATION_MS, "milliseconds")
     return lambda text: parse_ms(text) / 1000
 
 

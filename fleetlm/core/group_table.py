@@ -39,6 +39,7 @@ MAX_PIECE_MEMBERSHIPS = 200
 """Memberships in one fact: it stays below 256 KiB even if each is of a group with the longest name."""
 
 _NUMBER_END = 1 << 64
+"""Numbers of processes are below this."""
 
 
 @dataclass(frozen=True, slots=True)

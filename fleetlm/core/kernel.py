@@ -22,7 +22,7 @@ Two nodes that claim one name: a HELLO of an incarnation other than the connecte
 connection. It starts a *probe*: the kernel dials the address of that name and asks who is there (PROBE,
 IAM). If the new incarnation answers, the node has restarted: the old connection goes down before the new
 one comes up. If another one answers, or none while the old connection is still up, the claimant is refused
-as `duplicate_name`. The clocks of the two nodes play no part in it.
+as ``duplicate_name``. The clocks of the two nodes play no part in it.
 
 Each change that people should know of becomes one `Report`. The lists of what has been reported are bounded,
 so that a stranger cannot fill the memory or the log.

@@ -44,6 +44,7 @@ OnLoss = Literal["exit", "message"]
 MAX_WHY_LENGTH = 64
 """Characters of the reason with which a peer gives up a name; those of this version are shorter than 16."""
 _NUMBER_END = 1 << 64
+"""Numbers of processes, and milliseconds since 1970, are below this."""
 _MAX_ROW_OVERHEAD_BYTES = 40
 """Upper bound of a claim's bytes on the wire without its name and meta."""
 
@@ -68,7 +69,7 @@ class Claim:
 
 
 Decide = Callable[[Claim, Claim], Claim]
-"""Returns the winner of two claims; the claim of lower rank comes first. It may depend on them only."""
+"""Returns the winner of two claims, given in the order of `rank`. It must depend on the claims only."""
 
 
 def rank(claim: Claim) -> tuple[int, str, int, int]:
