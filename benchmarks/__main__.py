@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [names] [--quick] [--json FILE]``."""
+"""The command line of the benchmarks: ``python -m benchmarks [names] [--quick] [--json FILE]``."""
 
 from __future__ import annotations
 
@@ -19,38 +19,42 @@ QUICK_REPEAT, REPEAT = 3, 5
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Make the parser of the options."""
     top = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measures fleetlm beside floors in plain pyzmq, in turns, on loopback.",
+        description="Measure fleetlm and floors in plain pyzmq, in turns, on loopback.",
         epilog="benchmarks: " + ", ".join(BENCHMARKS),
     )
-    top.add_argument("names", nargs="*", metavar="NAME", help="which; default: all")
+    top.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
     top.add_argument("--quick", action="store_true", help="less work and fewer rounds: under 40 s")
-    top.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    top.add_argument("--loop", choices=("uvloop", "asyncio"), help="default: uvloop, if installed")
-    top.add_argument("--repeat", type=int, metavar="N", help=f"rounds ({REPEAT}; quick: {QUICK_REPEAT})")
-    top.add_argument("--list", action="store_true", help="say what there is")
+    top.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    top.add_argument(
+        "--loop", choices=("uvloop", "asyncio"), help="event loop (default: uvloop if it is installed)"
+    )
+    top.add_argument(
+        "--repeat", type=int, metavar="N", help=f"rounds (default: {REPEAT}; with --quick: {QUICK_REPEAT})"
+    )
+    top.add_argument("--list", action="store_true", help="list the benchmarks")
     return top
 
 
 def chosen(names: Sequence[str]) -> list[Benchmark]:
-    """The benchmarks of these names, all for none. Raises: SystemExit."""
+    """Return the benchmarks with these names, or all. Raises: SystemExit for an unknown name."""
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
-        raise SystemExit(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+        raise SystemExit(f"unknown benchmark {unknown[0]!r}; use one of {', '.join(BENCHMARKS)}")
     return [BENCHMARKS[name] for name in names or BENCHMARKS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is asked for. Returns the exit code."""
+    """Run the chosen benchmarks, and print their tables. Returns the exit code."""
     args = parser().parse_args(argv)
     if args.list:
         for benchmark in BENCHMARKS.values():
             print(f"{benchmark.name:<10} {benchmark.title}")
         return 0
     if args.repeat is not None and args.repeat < 1:
-        raise SystemExit("--repeat is at least 1")
+        raise SystemExit("--repeat must be at least 1")
     options = Options(
         quick=args.quick,
         loop=args.loop or ("uvloop" if importlib.util.find_spec("uvloop") else "asyncio"),
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _progress(text: str) -> None:
-    """On a terminal, one line that is written over."""
+    """Show a line of progress on a terminal; it is overwritten."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Actors: what a typed handler costs beside a plain process, for calls and for streams."""
+"""The cost of a typed handler of an actor compared with a plain process, for calls and streams."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from benchmarks import ours
+from benchmarks import fleetlm_node
 from benchmarks.calls import OUTSTANDING, PAYLOAD, percentiles
 from benchmarks.helper import Parent, run_loop
-from benchmarks.helpers import Session
+from benchmarks.helpers import ServersAndDriver
 from benchmarks.registry import Benchmark, Metric, Options, Variant
 from fleetlm import Actor, Call, Node, Process, handler
 
 
 def variants(options: Options) -> list[Variant]:
-    """A handler through a typed reference; a process function that answers by hand."""
+    """A handler called by typed reference; a process function that replies itself."""
     config = {
         "loop": options.loop,
         "sequential": options.size(2_000, 500),
@@ -25,7 +25,7 @@ def variants(options: Options) -> list[Variant]:
         "items": options.size(100_000, 30_000),
     }
     return [
-        Session(
+        ServersAndDriver(
             f"{label} ({options.loop})",
             floor=kind == "plain",
             server=f"actors:{kind}_server",
@@ -50,22 +50,22 @@ BENCHMARK = Benchmark(
 
 
 class Echo(Actor):
-    """Sends back, and streams."""
+    """An actor that echoes and streams."""
 
     @handler
     async def echo(self, payload: bytes) -> bytes:
-        """One reply."""
+        """Reply with the payload."""
         return payload
 
     @handler
     async def items(self, count: int) -> AsyncIterator[bytes]:
-        """So many items."""
+        """Stream ``count`` items."""
         for _ in range(count):
             yield PAYLOAD
 
 
 async def plain(process: Process) -> None:
-    """The same by hand."""
+    """Do the same in a process function."""
     async for message in process.mailbox:
         match message:
             case Call(message=bytes(payload)):
@@ -77,27 +77,27 @@ async def plain(process: Process) -> None:
 
 
 def actor_server(parent: Parent, config: dict[str, Any]) -> None:
-    """A node with the actor."""
+    """Run a node with the actor."""
     _serve(parent, config, Echo)
 
 
 def plain_server(parent: Parent, config: dict[str, Any]) -> None:
-    """A node with the process."""
+    """Run a node with the plain process."""
     _serve(parent, config, plain)
 
 
 def _serve(parent: Parent, config: dict[str, Any], function: Any) -> None:
     async def main() -> None:
-        async with ours.start(config) as node:
+        async with fleetlm_node.start(config) as node:
             node.spawn(function, name="echo")
-            parent.say(ready=True)
-            await parent.gone()
+            parent.report(ready=True)
+            await parent.wait_until_closed()
 
     run_loop(main(), config["loop"])
 
 
 def actor_client(parent: Parent, config: dict[str, Any]) -> None:
-    """Calls by reference."""
+    """Call the actor by typed reference."""
 
     def use(node: Node, peer: str) -> tuple[Any, Any]:
         ref = node.ref(Echo, "echo", at=peer)
@@ -107,7 +107,7 @@ def actor_client(parent: Parent, config: dict[str, Any]) -> None:
 
 
 def plain_client(parent: Parent, config: dict[str, Any]) -> None:
-    """Calls by hand."""
+    """Call the plain process."""
 
     def use(node: Node, peer: str) -> tuple[Any, Any]:
         to = ("echo", peer)
@@ -118,12 +118,12 @@ def plain_client(parent: Parent, config: dict[str, Any]) -> None:
 
 def _drive(parent: Parent, config: dict[str, Any], use: Callable[[Node, str], tuple[Any, Any]]) -> None:
     async def main() -> None:
-        async with ours.start(config) as node:
-            (peer,) = await ours.peers(node, config)
+        async with fleetlm_node.start(config) as node:
+            (peer,) = await fleetlm_node.peers(node, config)
             call, stream = use(node, peer)
-            parent.say(ready=True)
-            while await parent.command():
-                parent.say(**await _measure(config, call, stream))
+            parent.report(ready=True)
+            while await parent.read_command():
+                parent.report(**await _measure(config, call, stream))
 
     run_loop(main(), config["loop"])
 
@@ -142,13 +142,13 @@ async def _measure(
             await anext(items)
             firsts.append(time.perf_counter() - started)
 
-    async def some(count: int) -> None:
+    async def call_repeatedly(count: int) -> None:
         for _ in range(count):
             await call()
 
     each = config["outstanding"] // OUTSTANDING
     started = time.perf_counter()
-    await asyncio.gather(*(some(each) for _ in range(OUTSTANDING)))
+    await asyncio.gather(*(call_repeatedly(each) for _ in range(OUTSTANDING)))
     rate = each * OUTSTANDING / (time.perf_counter() - started)
     started = time.perf_counter()
     async for _ in stream(config["items"]):

@@ -9,7 +9,7 @@ import zmq
 
 from benchmarks import raw
 from benchmarks.helper import Parent, run_loop
-from benchmarks.helpers import Session
+from benchmarks.helpers import ServersAndDriver
 from benchmarks.registry import Benchmark, Metric, Options, Variant
 
 MIB = 1024 * 1024
@@ -17,17 +17,17 @@ SIZES_MIB = (1, 16)
 
 
 def variants(options: Options) -> list[Variant]:
-    """Ours; pyzmq without copies, blocking."""
+    """Compare fleetlm with blocking pyzmq that does not copy."""
     config = {"loop": options.loop, "total_mib": options.size(512, 128)}
     return [
-        Session(
+        ServersAndDriver(
             f"fleetlm ({options.loop})",
             floor=False,
-            server="bulk:our_server",
-            driver="bulk:our_client",
+            server="bulk:fleetlm_server",
+            driver="bulk:fleetlm_client",
             config=config,
         ),
-        Session(
+        ServersAndDriver(
             "pyzmq, copy=False, blocking",
             floor=True,
             server="bulk:raw_server",
@@ -45,9 +45,9 @@ BENCHMARK = Benchmark(
 )
 
 
-def our_server(parent: Parent, config: dict[str, Any]) -> None:
-    """A node with a process that tells lengths."""
-    from benchmarks import ours  # noqa: PLC0415  a floor's process must not hold fleetlm
+def fleetlm_server(parent: Parent, config: dict[str, Any]) -> None:
+    """Run a node with a process that replies with the length."""
+    from benchmarks import fleetlm_node  # noqa: PLC0415  a floor's process must not import fleetlm
     from fleetlm import Process  # noqa: PLC0415
 
     async def measure(process: Process) -> None:
@@ -55,23 +55,23 @@ def our_server(parent: Parent, config: dict[str, Any]) -> None:
             call.reply(len(call.message))
 
     async def main() -> None:
-        async with ours.start(config) as node:
+        async with fleetlm_node.start(config) as node:
             node.spawn(measure, name="measure")
-            parent.say(ready=True)
-            await parent.gone()
+            parent.report(ready=True)
+            await parent.wait_until_closed()
 
     run_loop(main(), config["loop"])
 
 
-def our_client(parent: Parent, config: dict[str, Any]) -> None:
-    """A node that calls."""
-    from benchmarks import ours  # noqa: PLC0415
+def fleetlm_client(parent: Parent, config: dict[str, Any]) -> None:
+    """Run a node that calls."""
+    from benchmarks import fleetlm_node  # noqa: PLC0415
 
     async def main() -> None:
-        async with ours.start(config) as node:
-            (peer,) = await ours.peers(node, config)
-            parent.say(ready=True)
-            while await parent.command():
+        async with fleetlm_node.start(config) as node:
+            (peer,) = await fleetlm_node.peers(node, config)
+            parent.report(ready=True)
+            while await parent.read_command():
                 rates = {}
                 for size in SIZES_MIB:
                     payload = bytes(size * MIB)
@@ -81,15 +81,15 @@ def our_client(parent: Parent, config: dict[str, Any]) -> None:
                         assert await node.call(("measure", peer), payload, timeout=30) == len(payload)
                     took_s = time.perf_counter() - started
                     rates[f"mib_{size}"] = count * len(payload) / took_s
-                parent.say(**rates)
+                parent.report(**rates)
 
     run_loop(main(), config["loop"])
 
 
 def raw_server(parent: Parent, config: dict[str, Any]) -> None:
-    """A ROUTER that tells lengths."""
+    """Run a ROUTER that replies with the length."""
     sock, _context = raw.router(config["port"], config["ips"][1])
-    raw.exit_with(parent)
+    raw.exit_with_parent(parent)
     while True:
         identity = sock.recv()
         frame = sock.recv(copy=False)
@@ -99,11 +99,11 @@ def raw_server(parent: Parent, config: dict[str, Any]) -> None:
 
 
 def raw_client(parent: Parent, config: dict[str, Any]) -> None:
-    """A DEALER that lends its buffers."""
+    """Run a DEALER that sends without copying."""
     context: zmq.Context[Any] = zmq.Context()
     sock = raw.dealer(context, config["port"], config["ips"][1])
-    parent.say(ready=True)
-    for _ in parent.commands():
+    parent.report(ready=True)
+    for _ in parent.read_commands():
         rates = {}
         for size in SIZES_MIB:
             payload = bytes(size * MIB)
@@ -113,5 +113,5 @@ def raw_client(parent: Parent, config: dict[str, Any]) -> None:
                 sock.send(payload, copy=False)
                 assert int(sock.recv()) == len(payload)
             rates[f"mib_{size}"] = count * len(payload) / (time.perf_counter() - started)
-        parent.say(**rates)
+        parent.report(**rates)
     context.destroy(0)

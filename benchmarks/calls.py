@@ -1,4 +1,4 @@
-"""Calls with a reply: one after the other, and a hundred at a time."""
+"""Calls with a reply: in sequence, and a hundred outstanding."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ import zmq
 
 from benchmarks import raw
 from benchmarks.helper import Parent, run_loop
-from benchmarks.helpers import Session
+from benchmarks.helpers import ServersAndDriver
 from benchmarks.registry import Benchmark, Metric, Options, Variant
 
 PAYLOAD = bytes(64)
 OUTSTANDING = 100
+"""Calls without a reply yet at a time."""
 
 
 def variants(options: Options) -> list[Variant]:
-    """Ours; an echo read by its descriptor on the same loop; a blocking echo."""
+    """Compare fleetlm with an echo that reads its socket's descriptor on the loop, and a blocking echo."""
     config = {
         "loop": options.loop,
         "sequential": options.size(3_000, 1_000),
         "outstanding": options.size(50_000, 20_000),
     }
     pairs = (
-        (f"fleetlm ({options.loop})", "our"),
+        (f"fleetlm ({options.loop})", "fleetlm"),
         (f"pyzmq, FD reader ({options.loop})", "loop"),
         ("pyzmq, blocking", "blocking"),
     )
     return [
-        Session(
+        ServersAndDriver(
             label,
-            floor=kind != "our",
+            floor=kind != "fleetlm",
             server=f"calls:{kind}_server",
             driver=f"calls:{kind}_client",
             config=config,
@@ -54,7 +55,7 @@ BENCHMARK = Benchmark(
 
 
 def percentiles(times_s: list[float]) -> dict[str, float]:
-    """The two that are told."""
+    """Return the 50th and the 99th percentile."""
     ordered = sorted(times_s)
     return {
         "p50_s": ordered[len(ordered) // 2],
@@ -62,9 +63,9 @@ def percentiles(times_s: list[float]) -> dict[str, float]:
     }
 
 
-def our_server(parent: Parent, config: dict[str, Any]) -> None:
-    """A node with a process that echoes."""
-    from benchmarks import ours  # noqa: PLC0415  a floor's process must not hold fleetlm
+def fleetlm_server(parent: Parent, config: dict[str, Any]) -> None:
+    """Run a node with a process that echoes."""
+    from benchmarks import fleetlm_node  # noqa: PLC0415  a floor's process must not import fleetlm
     from fleetlm import Process  # noqa: PLC0415
 
     async def echo(process: Process) -> None:
@@ -72,29 +73,29 @@ def our_server(parent: Parent, config: dict[str, Any]) -> None:
             call.reply(call.message)
 
     async def main() -> None:
-        async with ours.start(config) as node:
+        async with fleetlm_node.start(config) as node:
             node.spawn(echo, name="echo")
-            parent.say(ready=True)
-            await parent.gone()
+            parent.report(ready=True)
+            await parent.wait_until_closed()
 
     run_loop(main(), config["loop"])
 
 
-def our_client(parent: Parent, config: dict[str, Any]) -> None:
-    """A node that calls."""
-    from benchmarks import ours  # noqa: PLC0415
+def fleetlm_client(parent: Parent, config: dict[str, Any]) -> None:
+    """Run a node that calls."""
+    from benchmarks import fleetlm_node  # noqa: PLC0415
 
     async def main() -> None:
-        async with ours.start(config) as node:
-            (peer,) = await ours.peers(node, config)
+        async with fleetlm_node.start(config) as node:
+            (peer,) = await fleetlm_node.peers(node, config)
             to, call = ("echo", peer), node.call
-            parent.say(ready=True)
+            parent.report(ready=True)
 
-            async def some(count: int) -> None:
+            async def call_repeatedly(count: int) -> None:
                 for _ in range(count):
                     await call(to, PAYLOAD)
 
-            while await parent.command():
+            while await parent.read_command():
                 times = []
                 for _ in range(config["sequential"]):
                     started = time.perf_counter()
@@ -102,15 +103,15 @@ def our_client(parent: Parent, config: dict[str, Any]) -> None:
                     times.append(time.perf_counter() - started)
                 each = config["outstanding"] // OUTSTANDING
                 started = time.perf_counter()
-                await asyncio.gather(*(some(each) for _ in range(OUTSTANDING)))
+                await asyncio.gather(*(call_repeatedly(each) for _ in range(OUTSTANDING)))
                 rate = each * OUTSTANDING / (time.perf_counter() - started)
-                parent.say(rate=rate, **percentiles(times))
+                parent.report(rate=rate, **percentiles(times))
 
     run_loop(main(), config["loop"])
 
 
 def loop_server(parent: Parent, config: dict[str, Any]) -> None:
-    """A ROUTER on the loop that sends back what it gets."""
+    """Run a ROUTER on the loop that echoes."""
 
     async def main() -> None:
         sock, context = raw.router(config["port"], config["ips"][1])
@@ -125,8 +126,8 @@ def loop_server(parent: Parent, config: dict[str, Any]) -> None:
                 send(payload)
 
         reader = raw.FdReader(sock, drain)
-        parent.say(ready=True)
-        await parent.gone()
+        parent.report(ready=True)
+        await parent.wait_until_closed()
         reader.close()
         context.destroy(0)
 
@@ -134,7 +135,7 @@ def loop_server(parent: Parent, config: dict[str, Any]) -> None:
 
 
 class LoopClient:
-    """A DEALER on the loop: one call with a future, or many in a row without."""
+    """A DEALER on the loop: one call with a future, or many calls without futures."""
 
     def __init__(self, sock: raw.Socket) -> None:
         self._sock = sock
@@ -144,14 +145,14 @@ class LoopClient:
         self.reader = raw.FdReader(sock, self._drain)
 
     async def call(self, payload: bytes) -> bytes:
-        """One at a time."""
+        """Send one call and wait for its reply."""
         self._answer = asyncio.get_running_loop().create_future()
         self._sock.send(payload)
         self.reader.check()
         return await self._answer
 
     async def many(self, count: int) -> None:
-        """Keep `OUTSTANDING` on their way until ``count`` were answered."""
+        """Keep `OUTSTANDING` calls outstanding until ``count`` replies have come."""
         self._answer = None
         self._to_receive = count
         self._to_send = count - OUTSTANDING
@@ -177,14 +178,14 @@ class LoopClient:
 
 
 def loop_client(parent: Parent, config: dict[str, Any]) -> None:
-    """Calls over `LoopClient`."""
+    """Run calls over `LoopClient`."""
 
     async def main() -> None:
         context: zmq.Context[Any] = zmq.Context()
         client = LoopClient(raw.dealer(context, config["port"], config["ips"][1]))
         await client.call(PAYLOAD)
-        parent.say(ready=True)
-        while await parent.command():
+        parent.report(ready=True)
+        while await parent.read_command():
             times = []
             for _ in range(config["sequential"]):
                 started = time.perf_counter()
@@ -193,7 +194,7 @@ def loop_client(parent: Parent, config: dict[str, Any]) -> None:
             started = time.perf_counter()
             await client.many(config["outstanding"])
             rate = config["outstanding"] / (time.perf_counter() - started)
-            parent.say(rate=rate, **percentiles(times))
+            parent.report(rate=rate, **percentiles(times))
         client.reader.close()
         context.destroy(0)
 
@@ -201,11 +202,11 @@ def loop_client(parent: Parent, config: dict[str, Any]) -> None:
 
 
 def blocking_server(parent: Parent, config: dict[str, Any]) -> None:
-    """A ROUTER in a loop of blocking receives."""
+    """Run a ROUTER with blocking receives that echoes."""
     sock, _context = raw.router(config["port"], config["ips"][config["index"]])
     recv, send = sock.recv, sock.send
     more = int(zmq.SNDMORE)
-    raw.exit_with(parent)
+    raw.exit_with_parent(parent)
     while True:
         identity = recv()
         payload = recv()
@@ -214,12 +215,12 @@ def blocking_server(parent: Parent, config: dict[str, Any]) -> None:
 
 
 def blocking_client(parent: Parent, config: dict[str, Any]) -> None:
-    """A DEALER without a loop."""
+    """Run calls over a blocking DEALER."""
     context: zmq.Context[Any] = zmq.Context()
     sock = raw.dealer(context, config["port"], config["ips"][1])
     send, recv = sock.send, sock.recv
-    parent.say(ready=True)
-    for _ in parent.commands():
+    parent.report(ready=True)
+    for _ in parent.read_commands():
         times = []
         for _ in range(config["sequential"]):
             started = time.perf_counter()
@@ -235,5 +236,5 @@ def blocking_client(parent: Parent, config: dict[str, Any]) -> None:
             send(PAYLOAD)
         for _ in range(OUTSTANDING):
             recv()
-        parent.say(rate=count / (time.perf_counter() - started), **percentiles(times))
+        parent.report(rate=count / (time.perf_counter() - started), **percentiles(times))
     context.destroy(0)

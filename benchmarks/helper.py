@@ -1,6 +1,6 @@
-"""The inside of a helper process: ``python -m benchmarks.helper MODULE:FUNCTION CONFIG``.
+"""The main module of a helper process: ``python -m benchmarks.helper MODULE:FUNCTION CONFIG``.
 
-The function gets a `Parent` and the config. Nothing that a floor may do without is imported here.
+The function gets a `Parent` and the config. This module imports nothing that a floor does not need.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 
 
 class Parent:
-    """The process that started this one."""
+    """The process that started this one; connected by stdin and stdout."""
 
-    def say(self, **facts: object) -> None:
-        """Say a line."""
+    def report(self, **facts: object) -> None:
+        """Send facts to the parent, as one line of JSON."""
         sys.stdout.write(f"{json.dumps(facts)}\n")
         sys.stdout.flush()
 
-    def commands(self) -> Iterator[str]:
-        """What it says, until it ends. Blocks the thread."""
+    def read_commands(self) -> Iterator[str]:
+        """Yield the parent's commands until it closes the pipe. Blocks the thread."""
         for line in sys.stdin:
             yield line.strip()
 
-    async def command(self) -> str:
-        """The next thing that it says, or an empty string at its end. Does not block the loop."""
+    async def read_command(self) -> str:
+        """Return the next command; empty when the parent has closed the pipe. Does not block the loop."""
         import asyncio  # noqa: PLC0415
 
         line: str = await asyncio.to_thread(sys.stdin.readline)
         return line.strip()
 
-    async def gone(self) -> None:
-        """Wait for its end."""
-        while await self.command():
+    async def wait_until_closed(self) -> None:
+        """Wait until the parent closes the pipe."""
+        while await self.read_command():
             pass
 
 
@@ -56,7 +56,7 @@ def run_loop(main: Coroutine[Any, Any, None], loop: str) -> None:
 
 
 def main() -> None:
-    """Find the function and call it."""
+    """Import the function that the command line names, and call it."""
     module, _, name = sys.argv[1].partition(":")
     function = getattr(importlib.import_module(f"benchmarks.{module}"), name)
     function(Parent(), json.loads(sys.argv[2]))

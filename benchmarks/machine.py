@@ -1,4 +1,4 @@
-"""Where figures come from: without it a figure means nothing."""
+"""A description of the machine on which figures were measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import zmq
 
 
 def facts() -> dict[str, Any]:
-    """Processor, versions, load."""
+    """Return the processor, the versions and the load."""
     return {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "processor": _processor(),
@@ -27,7 +27,7 @@ def facts() -> dict[str, Any]:
 
 
 def summary(known: dict[str, Any]) -> str:
-    """For the top of a table."""
+    """Format the facts for the top of the tables."""
     versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
     return (
         f"{known['processor']}, {known['cpus']} CPUs, {known['system']}, load {known['load_1_min']:.2f}\n"

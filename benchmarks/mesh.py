@@ -1,4 +1,4 @@
-"""How long N nodes take until each is connected with every other."""
+"""The time until N nodes are all connected with each other."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import zmq
 
 from benchmarks import raw
 from benchmarks.helper import Parent, run_loop
-from benchmarks.helpers import Crowd
+from benchmarks.helpers import ProcessGroup
 from benchmarks.registry import Benchmark, Metric, Options, Variant
 
 EACH = 8
-"""Nodes in one process of the operating system."""
+"""Nodes in one operating system process."""
 
 
 def variants(options: Options) -> list[Variant]:
-    """Nodes that start and find each other; sockets that connect and say hello."""
+    """Nodes that start and find each other; sockets that connect and send a hello."""
     members = options.size(32, 16)
     config = {"loop": options.loop}
     return [
-        Crowd(
+        ProcessGroup(
             f"fleetlm, {members} nodes ({options.loop})",
             floor=False,
-            target="mesh:our_nodes",
+            target="mesh:fleetlm_nodes",
             config=config,
             members=members,
             each=EACH,
         ),
-        Crowd(
+        ProcessGroup(
             f"pyzmq, {members} x {members - 1} connections and hellos",
             floor=True,
             target="mesh:raw_nodes",
@@ -45,40 +45,40 @@ def variants(options: Options) -> list[Variant]:
 BENCHMARK = Benchmark(
     "mesh",
     f"a full mesh forms, {EACH} nodes in each process",
-    [Metric("formed_s", "from go to the last connection", "ms", more_is_better=False, scale=1e3)],
+    [Metric("formed_s", "from the start to the last connection", "ms", more_is_better=False, scale=1e3)],
     variants,
 )
 
 
-def our_nodes(parent: Parent, config: dict[str, Any]) -> None:
-    """Start some of the nodes when told to; say when each of them has all the others."""
-    from benchmarks import ours  # noqa: PLC0415  a floor's process must not hold fleetlm
+def fleetlm_nodes(parent: Parent, config: dict[str, Any]) -> None:
+    """Start this process's nodes on command, and report when each is connected with all others."""
+    from benchmarks import fleetlm_node  # noqa: PLC0415  a floor's process must not import fleetlm
     from fleetlm import Node, StaticDiscovery  # noqa: PLC0415
 
     async def main() -> None:
         ips, first, count = config["ips"], config["first"], config["count"]
-        parent.say(ready=True)
-        await parent.command()
+        parent.report(ready=True)
+        await parent.read_command()
         async with AsyncExitStack() as stack:
             nodes = []
             for ip in ips[first : first + count]:
-                settings = ours.settings(ips, ip, config["port"])
+                settings = fleetlm_node.settings(ips, ip, config["port"])
                 starting = Node.start(settings, discovery=StaticDiscovery(ips))
                 nodes.append(await stack.enter_async_context(starting))
-            await asyncio.gather(*(node.ready(len(ips) - 1, ours.PATIENCE_S) for node in nodes))
-            parent.say(done=True)
-            await parent.gone()
-            os._exit(0)  # how a mesh falls apart is not what is measured
+            await asyncio.gather(*(node.ready(len(ips) - 1, fleetlm_node.READY_TIMEOUT_S) for node in nodes))
+            parent.report(done=True)
+            await parent.wait_until_closed()
+            os._exit(0)  # the end of a mesh is not measured
 
     run_loop(main(), config["loop"])
 
 
 def raw_nodes(parent: Parent, config: dict[str, Any]) -> None:
-    """A ROUTER for each node and a DEALER for each other one; done when all hellos have come."""
+    """Use a ROUTER for each node and a DEALER for each pair; done when all hellos have arrived."""
     ips, first, count = config["ips"], config["first"], config["count"]
     own = ips[first : first + count]
-    commands = parent.commands()
-    parent.say(ready=True)
+    commands = parent.read_commands()
+    parent.report(ready=True)
     next(commands)
     poller = zmq.Poller()
     contexts = []
@@ -96,7 +96,7 @@ def raw_nodes(parent: Parent, config: dict[str, Any]) -> None:
         for sock, _ in poller.poll():
             sock.recv_multipart()
             missing -= 1
-    parent.say(done=True)
+    parent.report(done=True)
     for _ in commands:
         pass
     for context in contexts:

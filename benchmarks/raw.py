@@ -1,7 +1,7 @@
-"""Plain pyzmq, as the floors use it: a bound ROUTER, a DEALER, and a reader on the event loop.
+"""Plain pyzmq for the floors: a bound ROUTER, a DEALER, and a reader on the event loop.
 
-Each floor is written as well as it can be without a runtime: two plain receives instead of
-``recv_multipart`` (a fifth of its cost), no zmq.asyncio (half the speed).
+Each floor is as fast as it can be without a runtime: it uses two plain receives instead of
+``recv_multipart`` (a fifth of its cost), and not zmq.asyncio (half the speed).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from benchmarks.helper import Parent
 
 NOBLOCK = int(zmq.NOBLOCK)
 Socket = Any
-"""zmq.Socket: its stubs make every receive a union."""
+"""A `zmq.Socket`; typed as Any because its stubs make every receive a union."""
 
 
 def router(port: int, ip: str) -> tuple[Socket, zmq.Context[Any]]:
-    """A ROUTER that listens, without high-water marks."""
+    """Make a ROUTER that listens, without high-water marks."""
     context: zmq.Context[Any] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 4_096)
     sock = context.socket(zmq.ROUTER)
@@ -33,7 +33,7 @@ def router(port: int, ip: str) -> tuple[Socket, zmq.Context[Any]]:
 
 
 def dealer(context: zmq.Context[Any], port: int, ip: str) -> Socket:
-    """A DEALER that has connected."""
+    """Make a DEALER that connects, without high-water marks."""
     sock = context.socket(zmq.DEALER)
     sock.set(zmq.RCVHWM, 0)
     sock.set(zmq.SNDHWM, 0)
@@ -43,9 +43,9 @@ def dealer(context: zmq.Context[Any], port: int, ip: str) -> Socket:
 
 
 class FdReader:
-    """Calls ``drain`` when a socket may have something, until its receive raises `zmq.Again`.
+    """Calls ``drain`` when a socket may be readable; ``drain`` ends by the `zmq.Again` of its receive.
 
-    The descriptor is edge-triggered, and sending may swallow an edge: call `check` after a send.
+    The descriptor is edge-triggered, and sending may consume an edge: call `check` after a send.
     """
 
     def __init__(self, sock: Socket, drain: Callable[[], None]) -> None:
@@ -54,7 +54,7 @@ class FdReader:
         asyncio.get_running_loop().add_reader(sock.get(zmq.FD), self._on_readable)
 
     def check(self) -> None:
-        """Look for what came while we sent."""
+        """Read what arrived during a send."""
         if self._sock.get(zmq.EVENTS) & zmq.POLLIN:
             self._on_readable()
 
@@ -69,13 +69,13 @@ class FdReader:
             return
 
 
-def exit_with(parent: Parent) -> None:
-    """Say ready, and end this process when its parent does: it blocks in ZeroMQ for ever."""
+def exit_with_parent(parent: Parent) -> None:
+    """Report ready, and exit this process when its parent ends, as it blocks in ZeroMQ for ever."""
 
     def wait() -> None:
-        for _ in parent.commands():
+        for _ in parent.read_commands():
             pass
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
-    parent.say(ready=True)
+    parent.report(ready=True)

@@ -1,4 +1,4 @@
-"""What a benchmark is: a name, what it measures, and the variants that it compares."""
+"""The type of a benchmark: its name, its metrics and the variants that it compares."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says."""
+    """The options of the command line."""
 
     quick: bool = False
     loop: str = "uvloop"
     repeat: int = 5
 
     def size(self, normal: int, quick: int) -> int:
-        """How much work one run does."""
+        """Return the amount of work of one run."""
         return quick if self.quick else normal
 
 
@@ -31,17 +31,17 @@ class Metric:
     unit: str
     more_is_better: bool
     scale: float = 1.0
-    """A figure is multiplied by it for the table."""
+    """The factor from a figure to the table's unit."""
 
 
 class Variant(Protocol):
-    """One way to do the work. Opened once, run several times in turns with the others, closed."""
+    """One way to do the work. It is opened once, run several times in turns with the others, and closed."""
 
     label: str
     floor: bool
 
     def open(self) -> None:
-        """Start what it needs."""
+        """Start the processes that it needs."""
 
     def run(self) -> Metrics:
         """Do the work once."""
@@ -52,7 +52,7 @@ class Variant(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A comparison."""
+    """A comparison of variants; the first variant is fleetlm."""
 
     name: str
     title: str

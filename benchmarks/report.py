@@ -1,4 +1,4 @@
-"""Runs a benchmark's variants in turns; medians, ratios, the table and the JSON."""
+"""Run the variants of a benchmark in turns; compute medians and ratios; format the table and the JSON."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any
 
 from benchmarks.registry import Benchmark, Metric, Metrics, Options, Variant
 
-WIDTHS = (50, 12, 22, 14)
+WIDTHS = (50, 12, 22, 16)
 
 
 @dataclass(slots=True)
 class Series:
-    """The runs of one variant, in the order of the rounds."""
+    """The runs of one variant, in order of the rounds."""
 
     label: str
     floor: bool
     runs: list[Metrics] = field(default_factory=list)
 
     def values(self, key: str) -> list[float]:
-        """One metric over the rounds in which this variant reported it."""
+        """Return one metric of each round in which this variant reported it."""
         return [run[key] for run in self.runs if key in run]
 
 
 @dataclass(slots=True)
 class Result:
-    """A benchmark and its series; the first one is ours."""
+    """A benchmark and the series of its variants; the first one is fleetlm."""
 
     benchmark: Benchmark
     series: list[Series]
 
     def ratio(self, floor: Series, key: str) -> float | None:
-        """Ours by a floor's: the median over rounds, each of which had both under one weather."""
+        """Return fleetlm / floor: the median of the ratios of each round, as both ran under the same load."""
         ours = self.series[0]
         pairs = [
             (mine[key], theirs[key])
@@ -47,7 +47,7 @@ class Result:
 def measure(
     benchmark: Benchmark, options: Options, progress: Callable[[str], None] = lambda _: None
 ) -> Result:
-    """Open all variants, run them in turns, close them."""
+    """Open all variants, run them in turns, and close them, also after a failure."""
     variants: Sequence[Variant] = benchmark.variants(options)
     series = [Series(variant.label, variant.floor) for variant in variants]
     with contextlib.ExitStack() as stack:
@@ -55,18 +55,18 @@ def measure(
             stack.callback(variant.close)
             variant.open()
         for turn in range(options.repeat):
-            for variant, its in zip(variants, series, strict=True):
+            for variant, its_series in zip(variants, series, strict=True):
                 progress(f"{benchmark.name}: round {turn + 1} of {options.repeat}, {variant.label}")
-                its.runs.append(variant.run())
+                its_series.runs.append(variant.run())
     return Result(benchmark, series)
 
 
 def table(result: Result) -> str:
-    """Per metric: each variant's median, its range, and ours by it."""
+    """Format for each metric: each variant's median, its range, and fleetlm / this variant."""
     lines = [f"{result.benchmark.name}: {result.benchmark.title}"]
     for metric in result.benchmark.metrics:
         better = "more is better" if metric.more_is_better else "less is better"
-        header = (f"  {metric.title}, {metric.unit} ({better})", "median", "min to max", "fleetlm / it")
+        header = (f"  {metric.title}, {metric.unit} ({better})", "median", "min to max", "fleetlm / this")
         lines.append(_columns(*header))
         lines += [line for one in result.series if (line := _row(result, one, metric))]
     return "\n".join(lines)
@@ -79,8 +79,8 @@ def _row(result: Result, series: Series, metric: Metric) -> str:
     ratio = result.ratio(series, metric.key) if series is not result.series[0] else None
     return _columns(
         f"    {series.label}",
-        shown(statistics.median(values)),
-        f"{shown(min(values))} to {shown(max(values))}",
+        format_figure(statistics.median(values)),
+        f"{format_figure(min(values))} to {format_figure(max(values))}",
         f"{ratio:.2f} x" if ratio is not None else "",
     )
 
@@ -90,15 +90,15 @@ def _columns(first: str, *others: str) -> str:
     return f"{first.ljust(WIDTHS[0])}{rest}".rstrip()
 
 
-def shown(value: float) -> str:
-    """Three significant digits, thousands separated."""
+def format_figure(value: float) -> str:
+    """Format a figure with three significant digits and separated thousands."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def as_json(results: Sequence[Result], options: Options, machine: dict[str, Any]) -> dict[str, Any]:
-    """Everything measured, unscaled, with each run."""
+    """Return everything that was measured, unscaled, with each run."""
     return {
         "machine": machine,
         "options": {"quick": options.quick, "loop": options.loop, "repeat": options.repeat},

@@ -1,4 +1,4 @@
-"""Processes of a node: how fast they start, and the memory that an idle one holds."""
+"""Processes of a node: the rate at which they start, and the memory of an idle one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from benchmarks.registry import Benchmark, Metric, Options, Variant
 
 
 def variants(options: Options) -> list[Variant]:
-    """Ours; a bare asyncio task; one with a deque; one with an asyncio.Queue."""
+    """Compare a process with a bare task, a task with a deque and a task with an asyncio.Queue."""
     config = {"loop": options.loop, "count": options.size(50_000, 20_000)}
     return [
         Launch(label, floor=floor, target=f"spawn:{target}", config=config)
         for label, floor, target in (
-            (f"fleetlm ({options.loop})", False, "our_processes"),
+            (f"fleetlm ({options.loop})", False, "fleetlm_processes"),
             (f"bare task ({options.loop})", True, "bare_tasks"),
             (f"task and deque ({options.loop})", True, "tasks_with_deques"),
             (f"task and asyncio.Queue ({options.loop})", True, "tasks_with_queues"),
@@ -32,14 +32,14 @@ BENCHMARK = Benchmark(
     "idle processes of one node, until each waits for its first message",
     [
         Metric("rate", "spawns", "thousand/s", more_is_better=True, scale=1e-3),
-        Metric("bytes_each", "memory of an idle one", "bytes", more_is_better=False),
+        Metric("bytes_each", "memory of an idle process", "bytes", more_is_better=False),
     ],
     variants,
 )
 
 
 class Meter:
-    """Time and memory between its making and `say`."""
+    """Measures time and memory from its construction to `report`."""
 
     def __init__(self, parent: Parent, count: int) -> None:
         self._parent = parent
@@ -47,16 +47,16 @@ class Meter:
         self._rss = rss_bytes(os.getpid())
         self._started = time.perf_counter()
 
-    def say(self) -> None:
-        """All of them wait."""
+    def report(self) -> None:
+        """Report the metrics when all processes wait."""
         took_s = time.perf_counter() - self._started
         grown = rss_bytes(os.getpid()) - self._rss
-        self._parent.say(rate=self._count / took_s, bytes_each=grown / self._count)
+        self._parent.report(rate=self._count / took_s, bytes_each=grown / self._count)
 
 
-def our_processes(parent: Parent, config: dict[str, Any]) -> None:
-    """Spawned on a node without a cluster."""
-    from benchmarks import ours  # noqa: PLC0415  a floor's process must not hold fleetlm
+def fleetlm_processes(parent: Parent, config: dict[str, Any]) -> None:
+    """Spawn processes on a node without a cluster."""
+    from benchmarks import fleetlm_node  # noqa: PLC0415  a floor's process must not import fleetlm
     from fleetlm import Node, Process  # noqa: PLC0415
 
     waiting = 0
@@ -67,22 +67,22 @@ def our_processes(parent: Parent, config: dict[str, Any]) -> None:
         await process.receive()
 
     async def main() -> None:
-        settings = ours.settings(["127.0.0.1"], "127.0.0.1", config["port"])
+        settings = fleetlm_node.settings(["127.0.0.1"], "127.0.0.1", config["port"])
         async with Node.start(settings) as node:
             meter = Meter(parent, config["count"])
             for _ in range(config["count"]):
                 node.spawn(idle)
             while waiting < config["count"]:
                 await asyncio.sleep(0)
-            meter.say()
-            await parent.gone()
-            os._exit(0)  # ending fifty thousand processes one by one is not what is measured
+            meter.report()
+            await parent.wait_until_closed()
+            os._exit(0)  # ending fifty thousand processes one by one is not measured
 
     run_loop(main(), config["loop"])
 
 
 def bare_tasks(parent: Parent, config: dict[str, Any]) -> None:
-    """A task that waits for a future, and nothing else."""
+    """Start tasks that wait for a future and do nothing else."""
     held: list[asyncio.Future[None]] = []
 
     async def idle() -> None:
@@ -94,7 +94,7 @@ def bare_tasks(parent: Parent, config: dict[str, Any]) -> None:
 
 
 def tasks_with_deques(parent: Parent, config: dict[str, Any]) -> None:
-    """What a process is made of at least: a task, a deque and a future to wait for."""
+    """Start the least that a process consists of: a task, a deque and a future to wait for."""
     held: list[tuple[deque[object], asyncio.Future[None]]] = []
 
     async def idle() -> None:
@@ -106,7 +106,7 @@ def tasks_with_deques(parent: Parent, config: dict[str, Any]) -> None:
 
 
 def tasks_with_queues(parent: Parent, config: dict[str, Any]) -> None:
-    """The usual way in plain asyncio."""
+    """Start tasks with a queue, as is usual in plain asyncio."""
     held: list[asyncio.Queue[object]] = []
 
     async def idle() -> None:
@@ -123,8 +123,8 @@ def _run_floor(parent: Parent, config: dict[str, Any], idle: Any, waiting: Any) 
         tasks = [asyncio.create_task(idle()) for _ in range(config["count"])]
         while waiting() < len(tasks):
             await asyncio.sleep(0)
-        meter.say()
-        await parent.gone()
+        meter.report()
+        await parent.wait_until_closed()
         os._exit(0)
 
     run_loop(main(), config["loop"])

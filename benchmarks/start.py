@@ -1,4 +1,4 @@
-"""How long a node takes from nothing to ready, and the memory that it holds then."""
+"""The time from starting a process until its node is ready, and its memory then."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ QUERY = {"DNS_CLUSTER_QUERY": "127.0.0.1", "FLEETLM_NODE_IP": "127.0.0.1", "FLEE
 
 
 def variants(options: Options) -> list[Variant]:
-    """A program that embeds a node; `fleetlm start`; what both are made of; Python alone."""
+    """A program that embeds a node; ``fleetlm start``; the libraries of both; Python alone."""
     del options
     start = (
         sys.executable,
@@ -34,7 +34,7 @@ def variants(options: Options) -> list[Variant]:
 
 BENCHMARK = Benchmark(
     "start",
-    "a node, from the start of its process until it serves",
+    "a node, from the start of its process until it is ready",
     [
         Metric("start_s", "start", "ms", more_is_better=False, scale=1e3),
         Metric("rss_bytes", "resident memory", "MiB", more_is_better=False, scale=1 / 1024 / 1024),

@@ -1,4 +1,4 @@
-"""What `benchmarks.start` launches. Only what a program needs is imported, as that is measured."""
+"""The programs that `benchmarks.start` launches. They import only what they need, as that is measured."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ if TYPE_CHECKING:
 
 
 def embedded(parent: Parent, _config: dict[str, Any]) -> None:
-    """A program of its own, on asyncio's loop."""
+    """Run a node embedded in a program, on asyncio's loop."""
     import asyncio  # noqa: PLC0415
 
     import fleetlm  # noqa: PLC0415
 
     async def main() -> None:
         async with fleetlm.Node.start():
-            parent.say()
-            await parent.gone()
+            parent.report()
+            await parent.wait_until_closed()
 
     asyncio.run(main())
 
 
 async def ready(_node: Node) -> None:
-    """For ``fleetlm start``."""
+    """The application of ``fleetlm start``: report that the node is ready."""
     parent = Parent()
-    parent.say()
-    await parent.gone()
+    parent.report()
+    await parent.wait_until_closed()
 
 
 def parts(parent: Parent, config: dict[str, Any]) -> None:
-    """The libraries that a node cannot do without, and one bound socket."""
+    """Import the libraries that a node needs, and bind one socket."""
     import asyncio  # noqa: PLC0415
 
     import msgpack  # noqa: PLC0415
@@ -43,8 +43,8 @@ def parts(parent: Parent, config: dict[str, Any]) -> None:
         sock, context = raw.router(config["port"], "127.0.0.1")
         reader = raw.FdReader(sock, lambda: None)
         msgpack.packb(None)
-        parent.say()
-        await parent.gone()
+        parent.report()
+        await parent.wait_until_closed()
         reader.close()
         context.destroy(0)
 
@@ -52,7 +52,7 @@ def parts(parent: Parent, config: dict[str, Any]) -> None:
 
 
 def bare(parent: Parent, _config: dict[str, Any]) -> None:
-    """The interpreter."""
-    parent.say()
-    for _ in parent.commands():
+    """Run the interpreter alone."""
+    parent.report()
+    for _ in parent.read_commands():
         pass

@@ -1,7 +1,7 @@
 """Processes that run blocking code in a thread or in a worker process, while their node stays responsive.
 
 ``python blocking.py`` serves a driver that only waits and a computation that holds the GIL. It shows that
-the node replies to others meanwhile, which error a failure is, and that a dead worker process is replaced.
+the node replies to other calls meanwhile, which errors failures raise, and that a dead worker is replaced.
 """
 
 from __future__ import annotations

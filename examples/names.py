@@ -47,7 +47,7 @@ async def leader(process: Process, zone: str) -> None:
 
 
 async def ask(node: Node, work: str) -> str:
-    """Call the leader; if it has just gone, the call never ran, so it is safe to call the next one."""
+    """Call the leader. If it has just ended, the call never ran, so it is safe to call the next one."""
     while True:
         pid = await node.registry.wait_for("leader", timeout=5)
         try:

@@ -4,7 +4,7 @@
         node.spawn(printer, name="printer")
         await node.send(("printer", "fleetlm@10.0.0.7"), {"any": "message"})
 
-Every public name is here. It is imported at its first use; ``__init__.pyi`` has the names for type checkers.
+Every public name is here, and is imported at its first use. ``__init__.pyi`` has the names for type checkers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _NAMES_OF = {
     "fleetlm.actor": "Actor",
+    "fleetlm.actors.handlers": "handler",
     "fleetlm.actors.ref": "ActorRef",
     "fleetlm.call": "Call",
     "fleetlm.core.dns_answers": "Answer Outcome",
@@ -25,12 +26,10 @@ _NAMES_OF = {
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
-        "NotDelivered NotSerializable ProcessDown ProcessExit RemoteError SettingsError StartFailed "
-        "TooManyMemberships TooManyNames Undecodable OutcomeUnknown WorkerDied WouldBlock"
+        "NotDelivered NotSerializable OutcomeUnknown ProcessDown ProcessExit RemoteError SettingsError "
+        "StartFailed TooManyMemberships TooManyNames Undecodable WorkerDied WouldBlock"
     ),
-    "fleetlm.actors.handlers": "handler",
     "fleetlm.ids": "Pid Ref",
-    "fleetlm.runtime.info": "NodeInfo",
     "fleetlm.messages": (
         "Crash Down Exit Joined Left NameLost NodeDown NodeUp Registered Unregistered message"
     ),
@@ -39,6 +38,7 @@ _NAMES_OF = {
     "fleetlm.node_thread": "node_in_thread",
     "fleetlm.process": "Process",
     "fleetlm.processes.info": "ChildInfo ProcessInfo",
+    "fleetlm.runtime.info": "NodeInfo",
     "fleetlm.settings": "Settings",
     "fleetlm.supervisor": "Child Supervisor",
     "fleetlm.sync": "SyncNode",

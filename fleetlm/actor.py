@@ -13,7 +13,7 @@
     ref = node.ref(Sessions, "sessions", at="fleetlm@10.0.0.7")
     count = await ref.within(2).call(Sessions.append, "s1", "hello")
 
-How an actor runs, and how a handler is cancelled, is told in `actors.run`.
+`actors.run` describes how an actor runs and how a handler is cancelled.
 
 Source: OTP gen_server.erl; differs: handlers are methods, so a type checker knows what they take and
 return; an exception in a call is raised at the caller (`RemoteError`) and the actor goes on, as in Pykka;
@@ -94,30 +94,30 @@ class Actor:
 
     @property
     def process(self) -> Process:
-        """The process that it runs in, for links, monitors and trapping exits.
+        """The process in which this actor runs, for links, monitors and trapping exits.
 
         Raises:
-            RuntimeError: it does not run yet: before `init`.
+            RuntimeError: the actor does not run yet; it does from `init` on.
         """
         return self.__running().process
 
     @property
     def node(self) -> Node:
-        """The node that it runs on. Raises: RuntimeError before init."""
+        """The node on which this actor runs. Raises: RuntimeError before `init`."""
         return self.__running().process.node
 
     @property
     def pid(self) -> Pid:
-        """Its pid. Raises: RuntimeError before init."""
+        """The pid of this actor. Raises: RuntimeError before `init`."""
         return self.__running().process.pid
 
     def stop(self, reason: Any = "normal") -> None:
-        """End after the handler that runs now, with this exit reason. The first reason counts.
+        """End this actor after the handler that runs now, with this exit reason. The first reason counts.
 
         Messages that wait are not taken any more. Concurrent handlers are cancelled.
 
         Raises:
-            RuntimeError: it does not run yet: before `init`.
+            RuntimeError: the actor does not run yet; it does from `init` on.
         """
         self.__running().stop(reason)
 

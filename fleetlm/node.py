@@ -62,7 +62,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DRAIN_LOOK_S = 0.01
-"""Seconds between two looks whether a draining node has something to finish; many events can end that."""
+"""Seconds between two checks whether a draining node still has work. It polls, since many events end work."""
 
 
 class Node:
@@ -108,9 +108,9 @@ class Node:
         self._stopped = asyncio.Event()
         self._stopping = False
         self._leaving: asyncio.Task[None] | None = None
-        self._console: Service | None = None
+        self._remote_shell: Service | None = None
 
-    # Life.
+    # Start and stop.
 
     @classmethod
     def start(
@@ -154,10 +154,10 @@ class Node:
         node._driver.start()
         if node._parts.poller is not None:
             node._parts.poller.start(prepared.first_answer)
-        if prepared.console is not None:
+        if prepared.remote_shell is not None:
             try:
-                node._console = load_service(prepared.console)(node)
-                await node._console.start()
+                node._remote_shell = load_service(prepared.remote_shell)(node)
+                await node._remote_shell.start()
             except BaseException:
                 await node.stop("could not start", 0.0)
                 raise
@@ -166,8 +166,8 @@ class Node:
     async def stop(self, reason: str = "shutdown", drain_s: float | None = None) -> None:
         """Stop: finish calls in flight, end the processes, say goodbye to the peers, close.
 
-        Idempotent: a second call waits for the first one's end. A caller that is cancelled does not stop
-        the stopping.
+        Idempotent: a second call waits until the first one ends. Cancelling a caller does not cancel the
+        stop.
 
         Args:
             reason: told to the peers and shown in their `NodeDown`.
@@ -184,7 +184,7 @@ class Node:
         await asyncio.shield(self._leaving)
 
     async def _leave(self, reason: str, drain_s: float | None, asked_by: asyncio.Task[Any] | None) -> None:
-        """Do what `stop` promises, once. The module's docstring tells the order."""
+        """Do what `stop` promises, once, in the order that the module's docstring describes."""
         parts = self._parts
         self._driver.tick_sessions()  # A tick says that this node is draining.
         if parts.poller is not None:
@@ -194,8 +194,8 @@ class Node:
         await self._local.stop(drain_s)
         self._outbound.close(reason)
         self._driver.leave(reason)
-        if self._console is not None:
-            await self._console.stop(reason, asked_by)
+        if self._remote_shell is not None:
+            await self._remote_shell.stop(reason, asked_by)
         await parts.transport.close()
         parts.events.close()
         parts.replication.close()
@@ -205,7 +205,7 @@ class Node:
         self._stopped.set()
 
     async def wait_stopped(self) -> None:
-        """Return when the node has been stopped, whatever asked for it."""
+        """Wait until the node has been stopped, by any caller of `stop`."""
         await self._stopped.wait()
 
     # The cluster.
@@ -245,7 +245,7 @@ class Node:
 
         Args:
             name: of the node.
-            timeout: seconds for both.
+            timeout: seconds for connecting and answering together.
 
         Returns:
             ``"pong"`` if it answered in time, else ``"pang"``.
@@ -279,7 +279,7 @@ class Node:
 
         Raises:
             InvalidName: not a node name.
-            NodeStopped: this node has been stopped, perhaps meanwhile.
+            NodeStopped: this node has been stopped, before this call or during it.
         """
         name = canonical_node(name)
         self._check_running()
@@ -296,7 +296,7 @@ class Node:
         return True
 
     def disconnect(self, name: str) -> bool:
-        """Disconnect a node, and keep it so until `connect`, or until that node restarts.
+        """Disconnect a node, and keep it disconnected until `connect`, or until that node restarts.
 
         Returns:
             Whether it was connected.
@@ -317,17 +317,17 @@ class Node:
         return self._parts.events.subscribe()
 
     async def ready(self, min_nodes: int = 1, timeout: float | None = None) -> None:
-        """Wait until so many other nodes are connected.
+        """Wait until at least ``min_nodes`` other nodes are connected.
 
         Args:
-            min_nodes: other nodes, without this one.
+            min_nodes: number of nodes, without this one.
             timeout: seconds; None waits without limit.
 
         Raises:
             SettingsError: clustering is off, and no other node is known, so that waiting would never end.
                 A node has no peers to wait for without `Settings.dns_query` (DNS_CLUSTER_QUERY), without a
                 ``discovery`` of `Node.start`, before any `connect`, and before a peer has connected to it.
-            TimeoutError: not within ``timeout`` seconds.
+            TimeoutError: they were not connected within ``timeout`` seconds.
             NodeStopped: the node was stopped meanwhile.
         """
         async with asyncio.timeout(timeout):
@@ -341,7 +341,8 @@ class Node:
     def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
         """Run ``await function(process, *args)`` as a process of this node.
 
-        It ends when the function returns, raises (which is logged) or is cancelled; its name is free then.
+        The process ends when the function returns, raises (which is logged) or is cancelled, and its name
+        is free again.
 
         Args:
             function: a coroutine function; its first argument is its `Process`. Or an `Actor`, or the
@@ -395,14 +396,14 @@ class Node:
         Nothing is asked of the actor, so the reference may lead to a process that does not exist.
 
         Args:
-            actor: its class, or a base of that with the handlers in question.
+            actor: its class, or a base class of it that has the handlers.
             target: a pid, a name on this node, ``(name, node)``, or a function that returns a pid and is
-                called anew at each use.
+                called at each use.
             at: the node on which ``target`` is a name.
 
         Raises:
-            TypeError: ``actor`` is not a class of actors, or ``at`` is given with something else than a
-                name.
+            TypeError: ``actor`` is not a subclass of `Actor`, or ``at`` is given and ``target``
+                is not a name.
             InvalidName: ``at`` is not a node name.
         """
         check_actor(actor)
@@ -735,7 +736,7 @@ class Node:
             raise NodeStopped(self.name, self._outbound.stopped or "is stopping")
 
     def _check_expects_peers(self, min_nodes: int) -> None:
-        """Raise SettingsError where no other node can ever connect, as far as this node knows."""
+        """Raise SettingsError if no other node can ever connect, as far as this node knows."""
         peers = self._parts.kernel.topology.peers.values()
         if self._discovery is None and all(peer.is_blocked for peer in peers):
             raise SettingsError(

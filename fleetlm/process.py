@@ -1,7 +1,7 @@
 """A process as its function sees it: a coroutine with a mailbox and a pid.
 
-`Process` adds to `RunningProcess` what a program asks of it; how processes run, end, and are linked is in
-the package `processes`.
+`Process` adds the methods that a program calls to `RunningProcess`, the runtime's half. The package
+`processes` has how processes run, end, and are linked.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Process(RunningProcess):
 
     @property
     def name(self) -> str | None:
-        """The name it is registered under, or None."""
+        """The name under which this process is registered on its node, or None."""
         return self.node.name_of(self.pid)
 
     def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
-        """Take the next message; wait up to ``timeout`` seconds for one (None: for ever).
+        """Take the next message; wait up to ``timeout`` seconds for one (None: without limit).
 
         Only this process itself may receive, in one task at a time. See `Mailbox.get`.
 
@@ -98,7 +98,7 @@ class Process(RunningProcess):
         """Monitor a process: get a message when it ends.
 
         Exactly one `Down` with the returned ref arrives: when the process ends, with its exit reason; at
-        once with ``"noproc"`` if there is no such process; with ``"noconnection"`` if its node is not
+        once, with ``"noproc"``, if there is no such process; with ``"noconnection"`` if its node is not
         connected or is lost later. Several monitors of one process are independent of each other.
         Source: Erlang's monitor/2.
 
@@ -125,17 +125,17 @@ class Process(RunningProcess):
     def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
         """Send an exit signal to a process on any node.
 
-        It ends with ``reason``, or gets an `Exit` message if it traps exits. The reason ``"normal"`` does
-        not end another process. ``"kill"`` cannot be trapped: the process is gone at once, and linked and
-        monitoring processes are told ``"killed"``. Nothing happens if there is no such process or its node
-        is not connected. Source: Erlang's exit/2.
+        The process ends with ``reason``, or gets an `Exit` message if it traps exits. The reason
+        ``"normal"`` does not end another process. ``"kill"`` cannot be trapped: the process is gone at
+        once, and linked and monitoring processes are told ``"killed"``. Nothing happens if there is no such
+        process or its node is not connected. Source: Erlang's exit/2.
         """
         self._services.signals.exit(self.pid, pid, reason)
 
     def spawn_link(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
         """Spawn a process on this node, linked with this one before its first line runs.
 
-        This process becomes its `parent`. Raises: as `Node.spawn`; nothing was spawned.
+        This process becomes the new one's `parent`. Raises: as `Node.spawn`; nothing was spawned.
         """
         pid = self.node.spawn(function, *args, name=name)
         self._services.signals.adopt(self, pid)

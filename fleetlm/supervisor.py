@@ -14,7 +14,7 @@ date when they are taken. Each such case is settled where it arises:
 * *A child that the supervisor ends itself* must not be restarted: `_end_one` unlinks it first and takes an
   `Exit` that has come already out of the mailbox.
 * *A restart that is due when something else starts or ends the child*: `_forget_restart` takes the child
-  out of the pending `_StartAgain`; others that were due with it stay. One without names does nothing.
+  out of the pending `_StartAgain`; others that were due with it stay. A message without names does nothing.
 * *A child whose init fails* has ended like any other; its `Exit` waits in the mailbox and leads to a restart.
   Only where a call started it (``start_child``) is the `Exit` taken out, since the caller is told.
 * *Exit signals of other processes*: the parent's and a node's end the supervisor, all others do nothing.
@@ -58,7 +58,7 @@ from fleetlm.processes.running import ProcessFunction
 log: logging.Logger = logging.getLogger("fleetlm")
 
 SHUTDOWN_S = 5.0
-"""Seconds that a child has to end where its spec does not say. Source: OTP supervisor.erl, for a worker."""
+"""Seconds that a child has to end if its `Child` does not say. Source: OTP supervisor.erl, for a worker."""
 KILL_WAIT_S = 1.0
 """Seconds that a supervisor waits for the clean-up of a killed child. Then it goes on without waiting."""
 
@@ -74,7 +74,7 @@ class Child:
         restart: ``permanent`` (always restarted), ``transient`` (unless it ended with ``"normal"``,
             ``"shutdown"`` or ``("shutdown", why)``) or ``temporary`` (never).
         shutdown_s: seconds that it has to end before it is killed; 0: killed at once; ``math.inf``: as
-            long as it takes; None: 5 s, but for a supervisor as long as it takes.
+            long as it takes; None: 5 s; for a supervisor as long as it takes.
         register: the name under which it is registered on its node, each time it is started.
 
     Raises:
@@ -114,7 +114,7 @@ class _ChildState:
     pid: Pid | None = None
     """None while it does not run."""
     due: _StartAgain | None = None
-    """What will start it again, if anything."""
+    """The message that will start it again, or None."""
 
 
 class Supervisor:
@@ -130,7 +130,7 @@ class Supervisor:
 
     Args:
         children: started in this order.
-        strategy: which children are restarted with one that failed: ``"one_for_one"``: none besides,
+        strategy: which children are restarted beside one that failed: ``"one_for_one"``: none,
             ``"one_for_all"``: all, ``"rest_for_one"``: those that were started after it.
         max_restarts: more restarts than these within ``period_s`` seconds end the supervisor, with
             ``"shutdown"``.
@@ -288,7 +288,7 @@ class _SupervisorRun:
             again.timer.cancel()
 
     async def _start_again(self, names: list[str]) -> None:
-        """Start those of these children that do not run; at the first that cannot start, pause and retry."""
+        """Start these children unless they run; if one cannot, try it and the rest again after a pause."""
         for name in names:
             self._forget_restart(name)
             child = self._children[name]
@@ -315,7 +315,7 @@ class _SupervisorRun:
                 del self._children[name]
 
     async def _end_one(self, child: _ChildState) -> None:
-        """Tell a child to end, wait for it, and kill it if its time is up. No `Exit` of it comes."""
+        """Tell a child to end, wait for it, and kill it if its time is up. No `Exit` of it arrives."""
         pid, child.pid = child.pid, None
         if pid is None:
             return

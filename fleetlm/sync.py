@@ -20,8 +20,8 @@ No wait is endless unless the program asked for it. The outcomes, and where each
 * The loop is too busy to begin in time: the thread cancels the future before it runs, and raises
   `WouldBlock`; nothing was sent (`ThreadRequests._wait`).
 * The loop began and does not end in time, beyond the deadline that the request itself has: `CallTimeout`.
-* The loop has ended, or ends: it wakes no thread, so a waiting thread looks every `LOOK_S`, and raises
-  `NodeStopped`.
+* The loop has ended, or ends: it wakes no thread, so a waiting thread checks every `LOOK_S` seconds, and
+  raises `NodeStopped`.
 * The thread is interrupted (KeyboardInterrupt): it abandons the request, which is cancelled on the loop if it
   runs. Only the request is cancelled; the thread's task goes on with the next one.
 * The node stops: `close` ends every task; requests that come later fail at once.
@@ -71,8 +71,8 @@ MARGIN_S = 1.0
 """Seconds that a thread waits beyond a deadline, so that the loop can raise the exact error itself. A loop
 that needs longer is too busy to be waited for."""
 LOOK_S = 0.5
-"""Seconds between two looks of a waiting thread whether the loop still runs: a loop that has ended wakes no
-thread."""
+"""Seconds between two checks of a waiting thread whether the loop still runs, since a loop that has ended
+wakes no thread."""
 END_S = 1.0
 """Seconds that the requests of threads have to end when the node stops; then they are cancelled."""
 
@@ -80,7 +80,7 @@ END_S = 1.0
 class SyncNode:
     """`Node.sync`: a node as any other thread of its program may use it.
 
-    Each method returns and raises what the method of that name of `Node` does, and besides:
+    Each method returns and raises what the method of that name of `Node` does, and in addition:
 
     * `NodeStopped` when the node's event loop has ended, or ends while the thread waits;
     * `WouldBlock` when the loop is too busy to begin before the deadline (within
@@ -88,7 +88,7 @@ class SyncNode:
     * `RuntimeError` on the loop's own thread, which would wait for itself.
 
     So a thread waits without limit only where it asked to (for a window that stays full, or in `ready`),
-    and is woken by the node's end there too. KeyboardInterrupt ends a wait as a cancellation ends a
+    and the end of the node ends that wait too. KeyboardInterrupt ends a wait as a cancellation ends a
     coroutine's: the process that was called is told that its caller has given up.
 
     A request costs two switches between threads, under 0.1 ms, where a call to another node takes some
@@ -140,7 +140,7 @@ class SyncNode:
 
     def ref(self, actor: type[A], target: Goal, at: str | None = None) -> SyncRef[A]:
         """See `Node.ref`; returns a reference for threads."""
-        self._node.ref(actor, target, at)  # It refuses arguments that cannot make a reference.
+        self._node.ref(actor, target, at)  # For its checks of the arguments.
         return SyncRef(self, actor, goal_of(target, at))
 
     def multicall(
@@ -385,7 +385,7 @@ class ThreadRequests:
         thread_task.inbox.put_nowait(request)
 
     async def close(self) -> None:
-        """Let every waiting thread have its outcome within `END_S` seconds, and take no more requests."""
+        """Give every waiting thread its outcome within `END_S` seconds, and take no further requests."""
         self._stopped = self._stopped or "has been stopped"
         for thread_task in self._tasks.values():
             thread_task.end()
@@ -395,7 +395,7 @@ class ThreadRequests:
             task.cancel()
 
     def after_fork(self) -> None:
-        """`forks.Guarded`: in a child, no thread runs the loop."""
+        """Implement `forks.Guarded`: in a child process, no thread runs the loop."""
         self._stopped = forks.FORKED
 
 
@@ -416,7 +416,7 @@ class _Request:
 
 
 class _ThreadHandle:
-    """Held by the local storage of a thread: when the thread ends, so does its task."""
+    """Stands in the local storage of a thread, so that the thread's task ends when the thread does."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.thread_task = _ThreadTask()
@@ -429,7 +429,7 @@ def _thread_ended(loop: asyncio.AbstractEventLoop, thread_task: _ThreadTask) -> 
 
 
 class _ThreadTask:
-    """Awaits the requests of one thread on the loop, always in the same task, which keeps their order."""
+    """Awaits the requests of one thread on the loop, all in one task, which keeps their order."""
 
     def __init__(self) -> None:
         self.inbox: asyncio.Queue[_Request | None] = asyncio.Queue()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fleetlm import Call, Node, NodeDown, NodeUp, Process
+import asyncio
+
+from fleetlm import Call, Node, NodeDown, NodeUp, NotDelivered, Process
 
 
 async def greeter(process: Process) -> None:
@@ -12,6 +14,16 @@ async def greeter(process: Process) -> None:
             message.reply(f"hello {message.message}, this is {process.node.name}")
 
 
+async def greet(node: Node, peer: str) -> None:
+    """Call the greeter of another node, which may be connected before it has spawned the greeter."""
+    while peer in node.list():
+        try:
+            print(await node.call(("greeter", peer), node.name))
+            return
+        except NotDelivered:  # the call never ran, so it is safe to repeat it
+            await asyncio.sleep(0.1)
+
+
 async def main(node: Node) -> None:
     """Call the greeter of every node that is connected, now or later."""
     node.spawn(greeter, name="greeter")
@@ -19,6 +31,6 @@ async def main(node: Node) -> None:
     async for event in node.events():
         match event:
             case NodeUp(node=peer):
-                print(await node.call(("greeter", peer), node.name))
+                await greet(node, peer)
             case NodeDown(node=peer, reason=reason):
                 print(f"{peer} is down: {reason}")

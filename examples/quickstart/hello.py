@@ -11,9 +11,9 @@ async def greeter(process: Process) -> None:
     """A process: a coroutine with a mailbox."""
     async for message in process.mailbox:
         match message:
-            case Call(message=name):  # somebody called and waits for the reply
+            case Call(message=name):  # a call: the caller waits for the reply
                 message.reply(f"hello {name}, this is {process.node.name}")
-            case other:  # somebody sent
+            case other:  # any other message
                 print("received:", other)
 
 

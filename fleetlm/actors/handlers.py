@@ -1,4 +1,4 @@
-"""Handlers: the methods of an actor that others may call, and the name under which each is asked for.
+"""Handlers: the methods of an actor that others may call, and the name under which each is called.
 
 `collect` makes the table of a class when the class is defined. A request names a handler; no code travels.
 A reference is given the function itself (``Sessions.append``), so that a type checker knows its type, and
@@ -20,7 +20,7 @@ from fleetlm.texts import SHORT
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
 
 _MARK = "__fleetlm_handler__"
-"""The attribute of a function that is a handler: whether it is a concurrent one."""
+"""Attribute that `handler` sets on a function; the value says whether the handler is concurrent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class ActorObject(HasHandlers, Protocol):
 
 
 def check_actor(actor: object) -> None:
-    """Raise TypeError, unless it is a class of actors."""
+    """Raise TypeError unless ``actor`` is a subclass of `Actor`."""
     if not (isinstance(actor, type) and hasattr(actor, "__fleetlm_handlers__")):
-        raise TypeError(f"{actor!r} is not a class of actors")
+        raise TypeError(f"{actor!r} is not an Actor class")
 
 
 @overload
@@ -102,10 +102,10 @@ def handler(function: F | None = None, /, *, concurrent: bool = False) -> F | Ca
     Args:
         function: an async function or an async generator function.
         concurrent: run in a task of its own beside the other handlers, up to `Settings.concurrent_handlers`
-            of one actor: for handlers that mostly wait, and that use no state which others change meanwhile.
+            of one actor. It suits handlers that mostly wait and use no state that other handlers change.
 
     Raises:
-        TypeError: the function is neither.
+        TypeError: ``function`` is neither of the two.
     """
 
     def mark(function: F) -> F:
@@ -137,7 +137,7 @@ def collect(cls: type, reserved: frozenset[str]) -> Handlers:
                 raise TypeError(f"{where} is a handler, so it must be a plain async method")
             streams = _check_kind(value)
             if former is not None and former.streams != streams:
-                raise TypeError(f"{where} must yield if, and only if, what it overrides does")
+                raise TypeError(f"{where} must yield if, and only if, the handler that it overrides does")
             if concurrent is None and former is not None:
                 concurrent = former.concurrent
             by_name[name] = Handler(value, streams, bool(concurrent))
@@ -146,14 +146,14 @@ def collect(cls: type, reserved: frozenset[str]) -> Handlers:
 
 
 def name_of(actor: type, handlers: Handlers, method: Any) -> str:
-    """Return the name of a handler of this class. Raises: TypeError, if it is not a handler of the class."""
+    """Return the name of a handler of this class. Raises: TypeError if ``method`` is not one."""
     try:
         return handlers.names[method]
     except (KeyError, TypeError):
         pass
     shown = getattr(method, "__qualname__", None) or SHORT.repr(method)
     if inspect.ismethod(method):
-        raise TypeError(f"give the handler as the class has it, {shown}, not as a bound method")
+        raise TypeError(f"pass the function of the class, {shown}, not a bound method")
     if _get_mark(method) is None and shown.startswith(f"{actor.__qualname__}."):
         raise TypeError(f"{shown} is not a handler: put @handler above it")
     raise TypeError(f"{shown} is not a handler of {actor.__qualname__}")
@@ -170,7 +170,7 @@ def _get_mark(value: Any) -> bool | None:
 
 
 def _check_kind(function: Any) -> bool:
-    """Return whether a handler streams. Raises: TypeError, if it is not an async function."""
+    """Return whether a handler streams. Raises: TypeError if it is not an async function."""
     if inspect.isasyncgenfunction(function):
         return True
     if inspect.iscoroutinefunction(function):

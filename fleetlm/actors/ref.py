@@ -16,17 +16,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Goal = Target | Callable[[], Pid]
-"""The actor that a reference leads to. A function is called anew at each use."""
+"""The actor that a reference leads to. A function is called at each use."""
 
 
 class Sender(Protocol):
-    """What a reference uses of its node."""
+    """The functions of its node that a reference uses."""
 
     def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
         """See `Node.send`."""
 
     def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
-        """See `Node.cast`."""
+        """Send a request that gets no reply; see `ActorRef.cast`."""
 
     def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """See `Node.call`."""
@@ -64,7 +64,7 @@ class ActorRef(Generic[A_co]):
 
     @property
     def target(self) -> Target:
-        """Where a request would go now. Raises: what the function raises that the reference was made with."""
+        """Where a request would go now. Raises: whatever the function raises, if the reference has one."""
         goal = self._goal
         return goal() if callable(goal) else goal
 
@@ -96,7 +96,7 @@ class ActorRef(Generic[A_co]):
         Args:
             method: a handler, as an attribute of the actor's class; a subclass may override it.
             *args: arguments of the handler, message values as in `Node.send`.
-            **kwargs: likewise.
+            **kwargs: named arguments of the handler, likewise.
 
         Raises:
             TypeError: ``method`` is not a handler of this actor; nothing was sent.
@@ -154,5 +154,5 @@ def goal_of(target: Goal, at: str | None) -> Goal:
     if at is None:
         return target
     if not isinstance(target, str):
-        raise TypeError("at= is for a name: a pid, an address and a function know their node")
+        raise TypeError("at= goes with a name only: a pid, an address or a function already leads to a node")
     return Address(target, canonical_node(at))

@@ -1,4 +1,4 @@
-"""The run of an actor: takes requests, runs handlers, stops those whose callers have gone, ends in order.
+"""The run of an actor: takes requests, runs handlers, cancels those whose callers have gone, ends in order.
 
 Tasks. An actor is a process, so it has one task, the *main task*. It takes one message after the other
 from the mailbox and runs plain handlers itself. A handler marked as concurrent gets a task of its own; at
@@ -14,9 +14,9 @@ actor ends. `ProcessExit` ends the actor from anywhere.
 Cancellation. In asyncio one exception, `CancelledError`, says five different things. Each has its own
 source, and this module must tell them apart, because only some of them end the actor:
 
-1. *An exit signal* (`RunningProcess.end_with`) sets ``ending`` and cancels the main task once. The actor
+1. *An exit signal* (`RunningProcess._end_with`) sets ``_is_ending`` and cancels the main task once. The actor
    ends: the handler that runs there is interrupted and its call is not answered here (`ProcessDown`).
-2. *A kill* does the same, and buries the process at once: ``gone`` is true. Nothing is awaited any more:
+2. *A kill* does the same, and removes the process at once: ``_is_gone`` is true. Nothing is awaited any more:
    neither `terminate` nor concurrent handlers, which `run` cancels in its ``finally``.
 3. *The caller has gone*: time-out, cancellation, loss of its node, a consumer that stops reading. The call
    is abandoned, the process tells `_notice_answered`, and `_interrupt` cancels the task that serves it,
@@ -28,22 +28,22 @@ source, and this module must tell them apart, because only some of them end the 
 5. *The end of the actor* (`_finish`) cancels its concurrent handlers. ``_open`` is empty by then, so none
    of them is taken for case 3, and none answers its call.
 
-They may come together, in either order, before the handler's next step. Task.cancelling() counts them:
+Several cases may come together before the handler's next step. ``Task.cancelling()`` counts them:
 
 * 3, then 1: the count is 2. After ``uncancel`` it is 1, so the actor ends.
-* 1, then 3: `_interrupt` sees ``ending`` and does not cancel the main task again, since a second
+* 1, then 3: `_interrupt` sees ``_is_ending`` and does not cancel the main task again, since a second
   cancellation would cut the clean-up of the handler short. The count is 1, and ``uncancel`` makes it 0;
-  therefore `_settle_call` looks at ``ending`` as well. A concurrent task is cancelled all the same: an exit
-  signal has cancelled the main task only.
-* The handler swallows the cancellation of 3 and returns: `_settle_call` takes it back all the same, and
+  therefore `_settle_call` looks at ``_is_ending`` as well. A concurrent task is cancelled nevertheless,
+  since an exit signal cancels the main task only.
+* The handler swallows the cancellation of 3 and returns: `_settle_call` takes the cancellation back, and
   the result goes nowhere.
-* The handler swallows the cancellation of 1 and returns: `_serve` sees ``ending`` after each message and
-  raises `CancelledError` itself.
+* The handler swallows the cancellation of 1 and returns: `_serve` sees ``_is_ending`` after each message
+  and raises `CancelledError` itself.
 * The process sends itself an exit signal and raises or returns without another ``await``: the cancellation
   is still to be delivered, and would hit `terminate`. `_finish` lets it arrive in a ``sleep(0)`` first.
 * Case 3 is noticed while the handler itself is the cause, such as one that stops its own caller.
-  `_interrupt` therefore runs in the next turn of the loop; if the handler is done by then, the call is in
-  ``_open`` no more and nothing is cancelled.
+  `_interrupt` therefore runs in the next turn of the loop; if the handler is done by then, the call is not
+  in ``_open`` any more, and nothing is cancelled.
 * A generator of stream items whose consumer has stopped reading: `_send_items` takes the call out of
   ``_open`` before it closes the generator, so that the clean-up in the generator is not cancelled.
 
@@ -78,13 +78,13 @@ log: logging.Logger = logging.getLogger("fleetlm")
 ProcessT = TypeVar("ProcessT", bound=RunningProcess)
 
 _WAKE = object()
-"""Put into the mailbox by `ActorRun.stop`, so that an actor that waits for a message looks up."""
+"""Put into the mailbox by `ActorRun.stop`, so that an actor that waits for a message goes on."""
 _MAX_COMPLAINTS = 100
-"""Different complaints of one actor that are logged, each once: what peers send must not fill the log."""
+"""Different complaints of one actor that are logged, each once, so that peers cannot fill the log."""
 
 
 class ActorRun(Generic[ProcessT]):
-    """One run of an actor, in its main task but for concurrent handlers."""
+    """One run of an actor, in its main task except for concurrent handlers."""
 
     __slots__ = (
         "_actor", "_complaints", "_concurrent", "_free_slot", "_handlers", "_is_stopping", "_loop",
@@ -106,15 +106,15 @@ class ActorRun(Generic[ProcessT]):
         self._max_concurrent = settings.concurrent_handlers
         self._terminate_s = settings.terminate_s
         self._free_slot: asyncio.Future[None] | None = None
-        """What the main task waits for while as many concurrent handlers run as may."""
+        """What the main task waits for while ``_max_concurrent`` handlers run."""
         self._complaints: set[str] = set()
 
     async def run(self, ready: asyncio.Future[bool] | None) -> None:
         """Run from init to terminate.
 
         Raises:
-            ProcessExit, CancelledError, Exception: always, since something must end an actor: `stop` or
-                a handler that exits; a cancellation; an exception of init, of a cast or of `handle_info`.
+            ProcessExit, CancelledError, Exception: always, since an actor ends only by `stop`, by a handler
+                that exits, by a cancellation, or by an exception of init, a cast or `handle_info`.
         """
         process = self.process
         process._on_answered = self._notice_answered
@@ -140,11 +140,11 @@ class ActorRun(Generic[ProcessT]):
             self._tell_free_slot()
 
     def refuse(self, call: Call, why: str) -> None:
-        """Answer a call for which nothing has run."""
+        """Refuse a call: no handler has run for it."""
         call.no_handler(str(self.process.name or self.process.pid), why)
 
     def complain(self, about: str, text: str) -> None:
-        """Log what this actor could not use; each ``about`` is logged once."""
+        """Log a message that this actor could not use; each ``about`` is logged once."""
         if about not in self._complaints and len(self._complaints) < _MAX_COMPLAINTS:
             self._complaints.add(about)
             process = self.process
@@ -192,7 +192,7 @@ class ActorRun(Generic[ProcessT]):
             await self._run_cast(found, request)
 
     async def _run_cast(self, found: Handler, request: Invoke) -> None:
-        """Run a handler without a caller: what it raises ends the actor, and is logged that way."""
+        """Run a handler without a caller. An exception ends the actor; the end of its process is logged."""
         try:
             running = found.function(self._actor, *request.args, **request.kwargs)
         except TypeError as error:  # The arguments do not fit, and nothing has run.
@@ -310,7 +310,7 @@ class ActorRun(Generic[ProcessT]):
             await self._free_slot
 
     async def _run_concurrent(self, found: Handler, request: Invoke, call: Call | None) -> None:
-        """Run a handler in this task; what would end the actor is told to its process."""
+        """Run a handler in this task; an exception that must end the actor ends its process."""
         process = self.process
         try:
             if call is None:

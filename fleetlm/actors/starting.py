@@ -1,9 +1,8 @@
-"""Starting an actor and waiting until its init is done.
+"""Starts an actor and waits until its init is done.
 
-`start` waits for whichever comes first: the actor is ready, its process has ended, or the time is up. In
-the last case, and when the waiting caller is cancelled, the process is killed, so that no half-started
-actor is left behind. An actor that becomes ready in the same turn of the loop as the time-out counts as
-ready.
+`start` waits until the actor is ready, its process has ended, or the time is up. In the last case, and when
+the waiting caller is cancelled, the process is killed, so that no half-started actor is left behind. An
+actor that becomes ready in the same turn of the loop as the time-out counts as ready.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Starting:
-    """A process function that runs an actor and tells when its init is done, or will never be.
+    """A process function that runs an actor and reports when its init is done or has failed.
 
     Args:
         actor: its class, or an object of it.

@@ -4,7 +4,7 @@ The user's program is a function that takes the node. An ``async def`` runs as a
 the node stops when it returns. A plain ``def`` sets things up, for example spawns processes. It runs on the
 event loop, so it must not block. The node then runs until a signal.
 
-A run ends by whichever comes first:
+The first of these events ends a run:
 
 - The program returns: the node stops, exit code 0. It raises an exception: the traceback is printed and
   the node stops with the reason "crashed", exit code 1. It calls ``sys.exit``: that exit code.

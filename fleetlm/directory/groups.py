@@ -6,10 +6,10 @@ Theory of operation. `core.group_table` decides who is a member of what and retu
 of this node's processes, and sends to members.
 
 A membership is a row of the node on which the process runs, so joining and leaving is local and
-immediate, and other nodes see it one hop later. Consequences that every caller must bear: `pick` may
-return a member that has just ended (a call to it raises `NoProcess`), and two nodes may see different
-members for the time of one hop. What cannot happen: a member of a node that is not connected, or a
-member whose `Down` this node's processes have got already (`directory.replication` explains both).
+immediate, and other nodes see it one hop later. Consequences for callers: `pick` may return a member that
+has just ended (a call to it raises `NoProcess`), and two nodes may see different members for the time of
+one hop. A group never shows a member on a node that is not connected, nor a member whose `Down` this node's
+processes have got already (`directory.replication` explains both).
 
 Source: OTP pg.erl; differs: one scope, groups are named by text, and the snapshot is part of `watch`.
 """
@@ -100,7 +100,7 @@ class ReplicatedGroups:
         return self._local.process(pid) is not None
 
     def _load(self, pid: Pid) -> int:
-        """Return how many requests are outstanding at a process, as far as this node knows."""
+        """Return how many requests a process has outstanding, as far as this node knows."""
         if pid.node != self._context.name:
             session = self._context.sessions.get(pid.node)
             return 0 if session is None else session.load(pid.number)
@@ -143,7 +143,7 @@ class Groups:
         """Take back one join of each of these processes of this node.
 
         Returns:
-            False if one of them was not a member; the others have left all the same.
+            False if one of them was not a member; the others have left nevertheless.
             Source: OTP pg:leave/2; differs: its ``not_joined`` says that none of them was a member.
         """
         effects = self._table.left(group, pids)
@@ -184,14 +184,14 @@ class Groups:
 
         * ``"random"``: each join has the same chance.
         * ``"round_robin"``: the member after the one that this node chose last, in the order of
-          `members`; it begins anywhere.
+          `members`; the first one is arbitrary.
         * ``"key"``: the same member for the same ``key`` on every node that knows the same members. A
           member that leaves gives away only its own keys, and one that joins takes only the keys that it
           gets. Source: rendezvous hashing, Thaler and Ravishankar 1998.
         * ``"least_loaded"``: the member with the fewest requests outstanding as far as this node knows: for
           a member on this node the messages in its mailbox and the calls that it has not answered; for
           another one the messages that this node sent and it has not taken, and this node's calls that it
-          has not answered. Chance decides among equals. It costs a look at every member. Source:
+          has not answered. Chance decides among equals. It looks at every member. Source:
           least-request balancing of HTTP proxies; differs: messages count.
 
         A member on a node that is draining is chosen only where all members are on such nodes. For

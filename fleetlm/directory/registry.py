@@ -12,8 +12,7 @@ asking another node, and that node alone withdraws it. The races, and where each
   sides of a partition). Every node that sees both claims chooses the same one (`name_table.older`, or
   `Registry.resolve`). The node of the other claim withdraws it and tells its process (`_lost`).
 * The holder ends while another process waits for the name. The end is a row that goes, so `watch` and
-  `wait_for` see it after one hop. The next claim wins; one that comes later gets
-  `AlreadyRegistered`.
+  `wait_for` see it after one hop. The next claim wins; a later one gets `AlreadyRegistered`.
 * The node that is asked to claim for its process is lost before it answers: `NodeLost`. The claim may
   exist there, and this node sees it once both are connected again.
 
@@ -64,8 +63,7 @@ Event = Registered | Unregistered
 Resolve = Callable[[Claim, Claim], Claim]
 
 _PIECE_BYTES = MAX_FACT_BYTES // 2
-"""Size of the claims that one fact of a snapshot holds. One more claim, of any size that is allowed, still
-fits into the fact."""
+"""Bytes of claims in one fact of a snapshot. One more claim of any allowed size still fits into it."""
 
 
 class ReplicatedNames:
@@ -77,8 +75,8 @@ class ReplicatedNames:
         local: this node's processes; only those that live may have a name.
         signals: sends the exit signal to a process that lost its name.
         replication: carries the facts; this table adds itself to it.
-        wall_ms: milliseconds of the wall clock now. Claims are aged by it, run on by the loop's clock, so
-            that a clock that is set back does not make a later claim older.
+        wall_ms: milliseconds of the wall clock now. Claims get this time plus what the loop's clock has
+            counted since, so that a wall clock that is set back does not make a later claim older.
     """
 
     topic = "names"
@@ -129,7 +127,7 @@ class ReplicatedNames:
         self.perform(self.table.exited(pid.number))
 
     def close(self) -> None:
-        """End every subscription after what is queued, and wake everything that waits for a name."""
+        """End every subscription after what is queued, and wake the callers that wait for a name."""
         self.feed.close()
         for name in self._waiters:
             self._wake(name)
@@ -177,7 +175,7 @@ class ReplicatedNames:
         return packed
 
     def check_size(self, packed: bytes) -> None:
-        """Raises: MessageTooLarge for a meta that is longer than the limit."""
+        """Raise MessageTooLarge if a packed meta is longer than the limit."""
         if len(packed) > self._max_meta_bytes:
             raise MessageTooLarge(len(packed), self._max_meta_bytes, "Settings.max_meta_bytes")
 
@@ -194,7 +192,7 @@ class ReplicatedNames:
                 self._waiters.pop(name, None)
 
     def perform(self, effects: Iterable[Effect]) -> None:
-        """Tell the other nodes, the subscribers, what waits for a name, and the processes that lost one."""
+        """Tell other nodes, subscribers, callers that wait for a name, and processes that lost one."""
         for effect in effects:
             match effect:
                 case Tell(fact):
@@ -218,7 +216,7 @@ class ReplicatedNames:
         return None
 
     def _decide(self, first: Claim, second: Claim) -> Claim:
-        """Return the winner of two claims: as `Registry.resolve` says, if it says so, else the older one."""
+        """Return the winner of two claims: the choice of `Registry.resolve`, if any, else the older."""
         if self.resolve is not None:
             try:
                 winner = self.resolve(first, second)
@@ -295,7 +293,7 @@ class Registry:
         ``meta`` and ``on_loss``; the age of the claim stays.
 
         Args:
-            name: 1 to 255 printable characters. It has nothing to do with names of `Node.register`.
+            name: 1 to 255 printable characters, independent of the names of `Node.register`.
             pid: of a living process, on any connected node.
             meta: a message value that `lookup` shows on every node; packed it has at most
                 `Settings.max_meta_bytes`.
@@ -333,14 +331,14 @@ class Registry:
         raise RemoteError("ValueError", f"{pid.node} answered {SHORT.repr(answer)}")
 
     async def unregister(self, name: str, timeout: float = 5.0) -> bool:
-        """Take a name away from the process that holds it, on whichever node.
+        """Take a name away from the process that holds it, on any node.
 
         Args:
             name: as this node sees it.
             timeout: seconds that the node of the holder has to answer.
 
         Returns:
-            False if no process holds it, or did not any more when its node was asked.
+            False if no process held the name any more when the node of the holder was asked.
 
         Raises:
             NoConnection, NodeLost, CallTimeout: its node could not be asked.
@@ -381,7 +379,7 @@ class Registry:
         return self._table.holder(name)
 
     def resolve_name(self, name: str) -> Pid:
-        """Return the process that holds a name. Raises: NoProcess, if there is none."""
+        """Return the process that holds a name. Raises: NoProcess if no process does."""
         claim = self._table.holder(name)
         if claim is None:
             raise NoProcess(name)
@@ -393,11 +391,11 @@ class Registry:
         A use raises `NoProcess` while no process holds the name.
 
         Args:
-            actor: its class, or a base of that with the handlers in question.
+            actor: its class, or a base class of it that has the handlers.
             name: cluster-wide.
 
         Raises:
-            TypeError: ``actor`` is not a class of actors.
+            TypeError: ``actor`` is not a subclass of `Actor`.
         """
         check_actor(actor)
         return ActorRef(self._sender, actor, functools.partial(self.resolve_name, name))

@@ -6,7 +6,7 @@ tombstone, no version and nothing to merge. What is left to guarantee is that th
 right while that node is connected, and absent while it is not:
 
 * **snapshot**: when a session comes up, `Replication.node_up` sends all rows of this node over it, before
-  anything else is sent over it. Both sides do.
+  anything else is sent over it. Both sides do this.
 * **deltas**: every later change is sent to every session, packed once. A session keeps the order of what
   is sent over it, and delivers a prefix without gaps, so a copy is always some former state of its owner.
 * **nodedown**: when the session ends, the copy of that node's rows is dropped. The next session starts
@@ -22,8 +22,8 @@ whose window is full is *behind*: its facts are put in a queue of their own, and
 order as there is room (*catching up*). Later facts join that queue, so they do not overtake. The queue is
 dropped when the session ends.
 
-Source: Erlang's pg.erl; differs: an overlay network of its own is not needed, since a session is the link
-and nodeup the discovery message.
+Source: Erlang's pg.erl; differs: pg has an overlay network of its own. Here a session takes the place of a
+connection in it, and nodeup that of its discovery message.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MAX_FACT_BYTES = 256 * 1024
 
 
 class Table(Protocol):
-    """One replicated table, as the node that holds it sees it."""
+    """One replicated table of a node: its own rows, and copies of the rows of connected nodes."""
 
     topic: str
     """Its name on the wire."""
@@ -141,7 +141,7 @@ class Replication:
             task.add_done_callback(self._tasks.discard)
 
     async def _catch_up(self, session: Session) -> None:
-        """Send the facts that wait for this session, as its window has room; ends with the session."""
+        """Send the facts that wait for this session as its window has room; return when the session ends."""
         behind = self._behind[session]
         try:
             while behind:

@@ -37,8 +37,8 @@ class Subscription(Generic[E]):
         with contextlib.closing(node.events()) as events:
             async for event in events: ...
 
-    A subscriber that does not read keeps at most `Settings.events_limit` events. Beyond that, what it
-    has not read is replaced by the difference to the present, so that it still ends up with the truth.
+    A subscriber that does not read keeps at most `Settings.events_limit` events. Beyond that, the events
+    that it has not read are replaced by the difference to the present, so it still ends with a correct view.
 
     Raises:
         RuntimeError: when it is iterated by a second task while a first one waits; each task needs a
@@ -101,7 +101,7 @@ class Feed(Generic[E]):
 
     Args:
         limit: events kept for a subscriber that does not read.
-        key: returns what an event is about; the same for the coming and the going of a thing.
+        key: returns what an event is about; both events of a thing, that it came and went, have the same key.
         gone: whether an event says that something has gone.
         undo: returns the event which says that the thing that came with this one has gone, for
             subscribers that missed the real one.
@@ -124,7 +124,7 @@ class Feed(Generic[E]):
 
     @property
     def present(self) -> Iterable[E]:
-        """The events with which everything came that has not gone, in their order."""
+        """One event for each thing that has come and not gone, in the order of their coming."""
         return self._present.events()
 
     def subscribe(self, is_wanted: Callable[[E], bool] = lambda _: True) -> Subscription[E]:
@@ -165,7 +165,7 @@ class _Present(Generic[E]):
         self._came: dict[Hashable, list[E]] = {}
 
     def add(self, event: E) -> None:
-        """Apply an event. The going of a thing that is not there changes nothing."""
+        """Apply an event. An event that a thing has gone which is not there changes nothing."""
         key = self._feed.key(event)
         if not self._feed.gone(event):
             self._came.setdefault(key, []).append(event)

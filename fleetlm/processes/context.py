@@ -1,4 +1,4 @@
-"""What the parts of a node know of the node that they belong to."""
+"""What the parts of a node know about their node."""
 
 from __future__ import annotations
 

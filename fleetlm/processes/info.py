@@ -17,14 +17,14 @@ class ProcessInfo:
     runs: str
     """Qualified name of the function."""
     mailbox: int
-    """Messages waiting."""
+    """Messages that wait in the mailbox."""
     taken: int
     """Messages taken so far."""
     open_calls: int
     """Calls taken and not answered yet."""
     state: Literal["waiting", "running", "ending"]
-    """``waiting`` for a message, ``running`` (doing anything else), or ``ending``: it has got an exit
-    signal and has not ended yet."""
+    """``waiting`` for a message, ``running`` (doing anything else), or ``ending``: the process has got an
+    exit signal and has not ended yet."""
 
 
 @dataclass(frozen=True, slots=True)

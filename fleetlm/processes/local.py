@@ -1,21 +1,21 @@
-"""The processes of this node: their tasks and mailboxes, their names, and what is left when they end.
+"""The processes of this node: their tasks, mailboxes and names, and the steps of their end.
 
-`LocalProcesses` owns every process of the node. It alone makes one (`spawn`) and buries one (`_bury`);
+`LocalProcesses` owns every process of the node. It alone makes one (`spawn`) and removes one (`_remove`);
 `running` describes the states between. A process ends in one of these ways, and each of them leads to
-`_bury` exactly once:
+`_remove` exactly once:
 
 * Its task ends: the function returned or raised, or its cancellation has run through.
-  `_handle_task_end`, the task's callback, works out the reason and buries the process.
-* It is killed (`stop_process` with ``at_once``): it is buried first, so that its clean-up cannot delay
+  `_handle_task_end`, the task's callback, works out the reason and removes the process.
+* It is killed (`stop_process` with ``at_once``): it is removed first, so that its clean-up cannot delay
   the exit signals, and nothing that the clean-up does is the work of a live process. Its task is cancelled
   and ends later; `_handle_task_end` then finds the process gone and does nothing more.
 * The node stops (`stop`): every process is told to end, as by an exit signal, and the first way follows.
 
-`_bury` works in a fixed order, so that a process that is told of the death finds no trace of it:
+`_remove` has a fixed order, so that processes that are told about the end find no trace of the ended one:
 
 1. The tables here lose the number, the name and the mailbox, so later messages are not delivered.
 2. Calls that the process leaves behind are answered (`RunningProcess._mark_gone`).
-3. ``on_exited``, which the assembly of the node gives: the tables that are replicated to other nodes
+3. ``on_exited``, a function of the node's assembly, runs: the tables that are replicated to other nodes
    (groups and cluster-wide names) lose the process, then linked and monitoring processes are told.
 
 `task_of` returns the task of a killed process until its clean-up has ended, so `Node.join` and the stop of
@@ -52,16 +52,16 @@ log: logging.Logger = logging.getLogger("fleetlm")
 _NO_CONTEXT = contextvars.Context()
 """For callbacks that need no context variables: otherwise each would hold a copy of the caller's."""
 _STOP_ROUND_S = 1.0
-"""How long `LocalProcesses.stop` waits for cancelled processes that have no clean-up of an actor."""
+"""Seconds that `LocalProcesses.stop` waits for cancelled processes; actors that clean up have more."""
 
 
 class LocalProcesses:
-    """Spawns, names and buries the processes of one node.
+    """Spawns, names and removes the processes of one node.
 
     Args:
         context: the node.
-        make_process: makes the process of a pid and of the name of its function: `Process`, which this
-            package does not know.
+        make_process: makes a process from its pid and the name of its function. It returns a `Process`, a
+            class that this package does not know.
         on_exited: called with a process that is gone, and the reason.
         send_exit: sends an exit signal with a reason to a pid, in the name of the node.
     """
@@ -81,14 +81,14 @@ class LocalProcesses:
         self._send_exit = send_exit
         self._terminate_s = context.settings.terminate_s
         self._processes: dict[int, RunningProcess] = {}
-        """Those that are not gone, in the order in which they were spawned."""
+        """The processes that are not gone, by number, in the order in which they were spawned."""
         self._tasks: dict[asyncio.Task[Any], RunningProcess] = {}
-        """All whose tasks have not ended, killed ones included."""
+        """The processes whose tasks have not ended, killed ones included."""
         self._on_task_done = self._handle_task_end  # One bound method for all tasks.
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName; nothing was started."""
-        loop = asyncio.get_running_loop()  # First: in a thread without a loop no table may change.
+        loop = asyncio.get_running_loop()  # First, since it raises in a thread without a loop.
         pid = self.table.spawned(name)
         runs = getattr(function, "__qualname__", type(function).__qualname__)
         process = self._make_process(pid, runs)
@@ -97,7 +97,7 @@ class LocalProcesses:
         if name is not None:
             self.boxes[name] = process.mailbox
         context = None
-        if SERVING.get() is not None:  # What it asks for is not part of the call that spawned it.
+        if SERVING.get() is not None:  # Requests of the new process are not part of this call.
             context = contextvars.copy_context()
             context.run(SERVING.set, None)
         coroutine = _start(function, process, args)
@@ -169,12 +169,12 @@ class LocalProcesses:
             return
         process._end_with(reason, again=at_once)
         if at_once:
-            self._bury(process, reason)
+            self._remove(process, reason)
 
     async def stop(self, trees_s: float = 0.0) -> None:
         """End every process with reason ``"shutdown"`` and wait until their tasks have ended.
 
-        Supervision trees come first, the one that was spawned last first; each ends its children in
+        Supervision trees end first, the last spawned tree before the others; each ends its children in
         order and within their deadlines. All trees together have ``trees_s`` seconds. Then all processes
         that are left are ended at once. Those that ignore their cancellation are logged and left behind.
         Source: OTP init:stop/0.
@@ -207,17 +207,17 @@ class LocalProcesses:
                 await asyncio.wait({root._task}, timeout=until - loop.time())
 
     def _handle_task_end(self, task: asyncio.Task[Any]) -> None:
-        """Bury the process of a task that has ended, unless it was killed, and log a crash."""
+        """Remove the process of a task that has ended, unless it was killed, and log a crash."""
         process = self._tasks.pop(task)
         error = None if task.cancelled() else task.exception()
         if process.pid.number not in self._processes:
-            return  # It was killed, so it has been buried already.
+            return  # It was killed, so it has been removed already.
         if error is not None and not isinstance(error, ProcessExit):
             log.error("process %s (%s) crashed", process.name or process.pid, process.runs, exc_info=error)
-        self._bury(process, exit_reason(process, task.cancelled(), error))
+        self._remove(process, exit_reason(process, task.cancelled(), error))
 
-    def _bury(self, process: RunningProcess, reason: Any) -> None:
-        """Take a process out of the tables and tell everybody concerned; see the head of this module."""
+    def _remove(self, process: RunningProcess, reason: Any) -> None:
+        """Take a process out of the tables, answer its calls and call ``on_exited``: see the module."""
         number = process.pid.number
         process._exit_reason = reason
         name = self.table.exited(number)
@@ -240,7 +240,7 @@ def _start(
         return _make_and_run(function, process, args)
     try:
         running = function(process, *args)
-    except Exception as error:  # noqa: BLE001  # wrong arguments, say: it is the process that crashes
+    except Exception as error:  # noqa: BLE001  # such as wrong arguments: the process crashes, not `spawn`
         return _raise(error)
     return running if isinstance(running, CoroutineType) else _await(running)
 

@@ -1,4 +1,4 @@
-"""Spawning on another node, by the name of a factory that it has registered: no code travels.
+"""Spawns on another node, by the name of a factory that is registered there: no code travels.
 
     node.factories.register("session", session)                        # on every worker
     pid = await node.spawn_at("fleetlm@10.0.0.7", "session", "s1")     # from anywhere
@@ -87,12 +87,12 @@ class SpawnRequest:
     ref: Ref | None
 
     def packed(self) -> list[Any]:
-        """Return it as it travels; `asked_to_spawn` reads it."""
+        """Return the argument as it is sent; `asked_to_spawn` reads it."""
         return [self.factory, self.args, self.name, self.owner, self.act, self.ref]
 
 
 def asked_to_spawn(session: Session, argument: list[Any]) -> SpawnRequest | None:
-    """Read what a peer sent.
+    """Read the argument of a request ``spawn`` that a peer sent.
 
     Returns:
         None if it is not a request to spawn, or speaks for processes that are not the peer's.
@@ -143,7 +143,7 @@ class Factories:
         """Take a factory away; the processes that it has spawned live on.
 
         Returns:
-            False if there was none of that name.
+            False if no factory had that name.
         """
         return self._functions.pop(name, None) is not None
 
@@ -291,8 +291,8 @@ class RemoteSpawn:
 class _PendingSpawn(asyncio.Future[Pid]):
     """A spawn request on its way, in `Session.calls` until its answer comes or the session ends.
 
-    A caller that stops waiting does not cancel it but calls `give_up`: the answer may still come, and
-    must be undone then. The head of this module lists the races.
+    A caller that stops waiting calls `give_up` and does not cancel the future: the answer may still come,
+    and must be undone then. The module's text lists the races.
     """
 
     def __init__(
@@ -348,7 +348,7 @@ class _PendingSpawn(asyncio.Future[Pid]):
     def give_up(self) -> None:
         """Stop waiting: a child that was spawned, or will have been, is killed, and its ends removed.
 
-        The exception is a child linked with an owner that ends: the link ends it, with the owner's reason.
+        But if the child is linked with an owner that ends, the link ends the child, with the owner's reason.
         """
         self._is_given_up = True
         is_answered = self.done() and self.exception() is None  # Looking at an exception retrieves it.

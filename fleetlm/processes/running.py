@@ -1,4 +1,4 @@
-"""The runtime's half of a process; what a program holds is its subclass, `fleetlm.process.Process`.
+"""The runtime's half of a process; programs hold its subclass, `fleetlm.process.Process`.
 
 A process is a task, a mailbox and a pid. Its states, each left once and in this order:
 
@@ -8,19 +8,20 @@ A process is a task, a mailbox and a pid. Its states, each left once and in this
 * **ending**: it was told to end by an exit signal, by the stop of the node, or by itself (`_end_with`).
   The first reason counts. Its task has been cancelled once; a second cancellation would cut its
   clean-up short, so only a kill cancels again. A process whose function returns or raises skips this
-  state. An actor that runs ``terminate`` is *closing* besides: its reason is decided, even where no
+  state. An actor that runs ``terminate`` is also *closing*: its reason is decided, even where no
   signal came, and a later exit signal does not cancel the clean-up.
-* **gone**: `LocalProcesses` has buried it. It has no name, no mailbox that can be found, no links;
-  everybody concerned has been told (`LocalProcesses` says in which order). Normally its task ended
-  first. A killed process is buried at once, and its task may still clean up: ``_is_gone`` tells it so.
+* **gone**: `LocalProcesses` has removed it. It has no name, no mailbox that can be found, no links;
+  linked and monitoring processes have been told (`LocalProcesses` says in which order). Normally its
+  task ended first. A killed process is removed at once, and its task may still clean up; ``_is_gone``
+  is then true.
 
 Calls: a process answers for every call that it takes from its mailbox, from `_accept_call` until the call
 has been answered, given up by its caller, or taken by another process. When it ends, `_mark_gone` answers
 what is left, so no caller waits for a process that is gone: `NoProcess` for calls that it never took (they
 did not run), `ProcessDown` for calls that it took (they may have run).
 
-Names: what a program may use is public, since `Process` shows it. Everything else begins with an
-underscore, and packages `processes` and `actors` use it all the same.
+Names: attributes that a program may use are public, since `Process` shows them. All others begin with an
+underscore; the packages `processes` and `actors` use them nevertheless.
 
 Everything here happens on the node's event loop, so there are no locks.
 """
@@ -83,7 +84,7 @@ class RunningProcess(ABC):
         self._is_closing = False
         """Whether its reason is decided and it cleans up, so that only ``"kill"`` cuts it short."""
         self._is_gone = False
-        """Whether it has been buried; its task may still run."""
+        """Whether it has been removed; its task may still run."""
         self._calls: dict[Call, None] | None = None
         """Calls that it took and has not answered yet; None until the first one."""
         self._on_answered: Callable[[Call], None] | None = None
@@ -94,7 +95,7 @@ class RunningProcess(ABC):
     @property
     @abstractmethod
     def name(self) -> str | None:
-        """The name it is registered under, or None."""
+        """The name under which this process is registered on its node, or None."""
 
     def info(self) -> ProcessInfo:
         """Return a snapshot of this process."""
@@ -105,7 +106,7 @@ class RunningProcess(ABC):
         )  # fmt: skip
 
     def _end_with(self, reason: Any, *, again: bool = False) -> None:
-        """Tell it to end, by cancelling its task. The first reason counts.
+        """Tell this process to end, by cancelling its task. The first reason counts.
 
         Does nothing to a process that is ending or closing already, unless ``again`` is true: then its
         task is cancelled once more, which cuts its clean-up short.
@@ -124,7 +125,7 @@ class RunningProcess(ABC):
         return len(self._calls or ())
 
     def _mark_gone(self, reason: str) -> None:
-        """Mark it as gone and answer every call that it leaves behind."""
+        """Mark this process as gone and answer every call that it leaves behind."""
         self._is_gone = True
         shown = str(self.pid)
         for message in self.mailbox.close():
@@ -159,8 +160,8 @@ class RunningProcess(ABC):
 def exit_reason(process: RunningProcess, cancelled: bool, error: BaseException | None) -> Any:
     """Return the exit reason of a process whose task was cancelled, raised ``error`` or returned (None).
 
-    A reason that it was told counts before everything else. A cancellation without one came from
-    outside fleetlm and reads ``"killed"``.
+    A reason that the process was told counts before everything else. A cancellation without one came
+    from outside fleetlm and gives ``"killed"``.
     """
     if process._is_ending:
         return process._exit_reason

@@ -1,15 +1,15 @@
-"""Links, monitors and exit signals between processes: carries out what `core.links` decides.
+"""Carries out what `core.links` decides about links, monitors and exit signals between processes.
 
-Three sources of facts come in here, and each goes to `core.links`, which answers with effects:
+Facts come from three sources. Each fact goes to `core.links`, which answers with effects:
 
-* processes of this node that link, monitor or send an exit signal (`link` … `exit`),
+* processes of this node that link, monitor or send an exit signal (`link` to `exit`),
 * processes of this node that are gone (`exited`), told by `LocalProcesses`,
 * connected nodes that send a signal (`told`), and sessions that end (`node_down`).
 
 `_perform` carries the effects out: `Deliver` puts a `Down` or an `Exit` into a mailbox, past its limit,
 since signals never wait; `Stop` ends a process; `Tell` sends a signal to another node.
 
-Two orders are promised and settled here:
+Two orderings are promised, and kept here:
 
 * A signal to another node leaves behind everything that its process sent there before. Most messages
   leave in the order of the calls anyway. A large one leaves in pieces, in a lane of its sending task, and
@@ -19,7 +19,7 @@ Two orders are promised and settled here:
 * When a session ends, everything that crossed it is told ``"noconnection"`` (`node_down`) before
   anything arrives over a newer session. The driver calls in this order.
 
-Performing a `Stop` with ``at_once`` buries a process immediately and so leads back into `exited`. That is
+Performing a `Stop` with ``at_once`` removes a process immediately and so leads back into `exited`. That is
 safe: `core.links` has changed its tables before it returned the effects, and `Deliver` and `Stop` do
 nothing for a process that is gone.
 
@@ -132,7 +132,7 @@ class Signals:
         self._perform(self.links.told(session.name, session.incarnation, signal, owner))
 
     def node_down(self, name: str) -> None:
-        """End every link and monitor that crossed a session, which is over, with ``"noconnection"``."""
+        """End every link and monitor that crossed a session which has ended, with ``"noconnection"``."""
         self._perform(self.links.node_down(name))
 
     # Internals.
@@ -159,7 +159,7 @@ class Signals:
         try:
             packed = self._codec.pack(operations.signal(signal), signal)
         except FleetError as error:
-            log.debug("an exit reason travels as text: %s", error)
+            log.debug("an exit reason is sent as text: %s", error)
             packed = b""
         if not 0 < len(packed) <= MAX_REASON_BYTES:
             text = repr(signal[-1])[: MAX_REASON_BYTES // 8]

@@ -269,10 +269,10 @@ def describe_silence(node: str, seconds: float) -> str:
 
 def _check_owner(found: SocketFile, connected: socket.socket) -> None:
     """Raise RemoteFailure if the process that serves a socket is neither its owner's nor root's."""
-    who = protocol.peer_credentials(connected)
+    peer = protocol.peer_credentials(connected)
     owner = os.lstat(found.folder).st_uid
-    if who is not None and who[1] not in (owner, 0):
-        text = f"{found.path} is served by user {who[1]}, not by its owner, user {owner}"
+    if peer is not None and peer[1] not in (owner, 0):
+        text = f"{found.path} is served by user {peer[1]}, not by its owner, user {owner}"
         raise RemoteFailure(NOT_ALLOWED, "not_allowed", text)
 
 

@@ -198,10 +198,10 @@ class RemoteServer:
         """Return why a client must be refused, as a text and a kind for programs; None if it may enter."""
         if self._server is None:
             return "the node is stopping", "stopping"
-        who = protocol.peer_credentials(writer.get_extra_info("socket"))
-        if who is not None and who[1] not in (os.getuid(), 0):
-            log.warning("remote shell: refused a connection from user %d (process %d)", who[1], who[0])
-            return f"the node runs as user {os.getuid()}, you are user {who[1]}", "not_allowed"
+        peer = protocol.peer_credentials(writer.get_extra_info("socket"))
+        if peer is not None and peer[1] not in (os.getuid(), 0):
+            log.warning("remote shell: refused a connection from user %d (process %d)", peer[1], peer[0])
+            return f"the node runs as user {os.getuid()}, you are user {peer[1]}", "not_allowed"
         if len(self._clients) >= MAX_CLIENTS:
             return f"{MAX_CLIENTS} clients are connected already", "too_many"
         return None

@@ -195,7 +195,7 @@ class ReadlineEditor:
 
 
 class Shell:
-    """One interactive session with one node.
+    """An interactive shell in one node.
 
     Args:
         connection: connected and greeted.

@@ -1,8 +1,8 @@
 """Makes the parts of one node and connects them: the one place that knows them all.
 
-Theory of operation. Each part is made by its constructor, complete, and gets there everything that it
-uses; no attribute is set from outside afterwards. So the order below is the order of dependence, and the
-parts that come first know nothing of those that come later:
+Theory of operation. The constructor of each part is given everything that the part uses; no attribute is
+set from outside afterwards. So the order below is the order of dependence, and the parts that come first do
+not know those that come later:
 
 1. **values**: the codec, this node's identity and context. The context holds the dict of sessions, which
    is empty until the driver fills it; every part that sends reads it.
@@ -23,8 +23,8 @@ keep an order that other modules rely on: the replicated tables forget a process
 process is told that it has ended, so that a process that gets a `Down` finds the tables without the one that
 ended.
 
-What runs above this package is given to it: the class of processes, and the function that spawns one with
-the checks of the public API.
+Two things from above this package are given to it: the class of processes, and the function that spawns a
+process with the checks of the public API.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Assembly:
         forks.guard(self)
 
     def _make_values(self, prepared: Prepared) -> None:
-        """Make what has no dependences: identity, kernel, context, codec and the events for the program."""
+        """Make the parts that need no others: kernel, context, codec and the events for the program."""
         settings = prepared.settings
         incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
         identity = Identity(
@@ -209,7 +209,7 @@ class Assembly:
     # Questions of several parts.
 
     def _is_draining(self, name: str) -> bool:
-        """`NodeContext.is_draining`."""
+        """Implement `NodeContext.is_draining`."""
         if name == self.context.name:
             return self.kernel.is_draining
         session = self.context.sessions.get(name)
@@ -218,9 +218,9 @@ class Assembly:
     def _has_met_a_peer(self) -> bool:
         return any(peer.connection.ups for peer in self.kernel.topology.peers.values())
 
-    # The end.
+    # After a fork.
 
     def after_fork(self) -> None:
-        """`forks.Guarded`: in a child, every request raises `NodeStopped`."""
+        """Implement `forks.Guarded`: in a child process, every request raises `NodeStopped`."""
         self.outbound.stopped = forks.FORKED
         self.context.sessions.clear()

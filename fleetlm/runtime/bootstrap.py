@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
-CONSOLE = "fleetlm.remote.server:RemoteServer"
+REMOTE_SHELL = "fleetlm.remote.server:RemoteServer"
 """The service behind `fleetlm remote`. It stands above the node in the table of imports, so it is loaded
 by name. Source: uvicorn's protocol classes (``--http``)."""
 
 
 class Service(Protocol):
-    """Something that a node starts last and stops before its transport is closed.
+    """A part that a node starts last, and stops before it closes its transport.
 
     Its class is called with the node as its only argument.
     """
 
     async def start(self) -> None:
-        """Begin to serve. What it raises stops the node again, and `Node.start` raises it."""
+        """Begin to serve. If this raises, the node is stopped, and `Node.start` raises the same."""
 
     async def stop(self, reason: str, asked_by: asyncio.Task[Any] | None) -> None:
         """Stop serving.
@@ -77,7 +77,7 @@ class Prepared:
     rng: random.Random
     wall_ms: int
     """Milliseconds of the wall clock at the start."""
-    console: str | None
+    remote_shell: str | None
     """Name of the service behind `fleetlm remote`, ``module:Class``; None: it is off."""
     on_this_network: bool
     """False in a simulation, where this machine's addresses and users do not matter."""
@@ -128,8 +128,8 @@ async def prepare(
         from fleetlm.transport.zeromq import ZmqTransport  # noqa: PLC0415
 
         transport = ZmqTransport(settings)
-    console = CONSOLE if settings.remote and on_this_network else None
-    return Prepared(settings, address, discovery, first, transport, rng, wall_ms, console, on_this_network)
+    shell = REMOTE_SHELL if settings.remote and on_this_network else None
+    return Prepared(settings, address, discovery, first, transport, rng, wall_ms, shell, on_this_network)
 
 
 def warn_about(prepared: Prepared) -> None:
@@ -158,16 +158,16 @@ def load_service(name: str) -> Callable[[Any], Service]:
         ImportError, AttributeError: there is no such module, or it has no such class.
     """
     module, _, attribute = name.partition(":")
-    made: Callable[[Any], Service] = getattr(importlib.import_module(module), attribute)
-    return made
+    service: Callable[[Any], Service] = getattr(importlib.import_module(module), attribute)
+    return service
 
 
 class NodeStarting(Generic[N]):
     """What `Node.start` returns: ``node = await Node.start()``, or ``async with Node.start() as node``.
 
     As a context manager it stops the node at the end of the block. The peers see the reason
-    ``shutdown``, also where the block was cancelled (Ctrl-C cancels the main task), or
-    ``crashed: TypeName`` where it raised something else.
+    ``shutdown``, also if the block was cancelled (Ctrl-C cancels the main task), or
+    ``crashed: TypeName`` if the block raised another exception.
     """
 
     def __init__(

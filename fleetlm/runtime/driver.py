@@ -5,8 +5,8 @@ and from timers. Each fact is one call of the kernel, and its effects are perfor
 the next fact is taken. BATCH and CHUNK frames of a session do not pass the kernel but go straight to
 `Inbound`, because nearly every frame is one.
 
-The driver owns the sessions: `Up` makes one and `Down` closes it, in between it is in ``sessions`` by the
-name of its node and found by the source of its frames. On `Up` subscribers get their nodeup before any
+The driver owns the sessions: `Up` makes one and `Down` closes it. In between it is in ``sessions`` by the
+name of its node, and is found by the source of its frames. On `Up` subscribers get their nodeup before any
 message of the session is decoded; on `Down` the session is closed first, so that every caller has its
 outcome before the nodedown.
 
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger("fleetlm")
 
 PEERS_TOLD = 512
-"""Most names in one PEERS message; of a larger cluster a random sample is sent, to keep the frame small."""
+"""At most this many names are in one PEERS message, to keep the frame small. More nodes: a random sample."""
 
 PEERS_TOLD_AT_ONCE = 32
-"""Most names that a node is told when it comes up. The periodic messages complete them."""
+"""At most this many names are told to a node that comes up. The periodic messages complete them."""
 
 
 class Follower(Protocol):
@@ -64,7 +64,7 @@ class Follower(Protocol):
 
 
 class Driver:
-    """`transport.Listener` of a node, and the owner of its sessions."""
+    """Implements `transport.interface.Listener` for a node, and owns its sessions."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Driver:
         self.inbound = inbound
         self.follower = follower
         self.lag_ms: int = 0
-        """How late the last tick of this node's event loop was."""
+        """Milliseconds by which the last tick of this node's event loop was late."""
         self._by_source: dict[bytes, Session] = {}
         self._transport = transport
         self._codec = codec
@@ -97,7 +97,7 @@ class Driver:
         self._pulse_due = 0.0
         self._gossip_due = 0.0
 
-    # Life.
+    # Start and stop.
 
     def start(self) -> None:
         """Begin to tick."""
@@ -117,31 +117,31 @@ class Driver:
     # Facts from the transport.
 
     def channel_opened(self, channel: int) -> None:
-        """See `transport.Listener`."""
+        """See `Listener`."""
         self._perform(self.kernel.opened(self._loop.time(), channel))
 
     def channel_lost(self, channel: int, reason: str) -> None:
-        """See `transport.Listener`."""
+        """See `Listener`."""
         self._perform(self.kernel.channel_lost(self._loop.time(), channel, reason))
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
-        """See `transport.Listener`."""
+        """See `Listener`."""
         self._perform(self.kernel.answered(self._loop.time(), channel, frame))
 
     def source_met(self, source: bytes, ip: str) -> None:
-        """See `transport.Listener`."""
+        """See `Listener`."""
         self.kernel.source_met(source, ip)
 
     def source_lost(self, source: bytes) -> None:
-        """See `transport.Listener`."""
+        """See `Listener`."""
         self._perform(self.kernel.source_lost(self._loop.time(), source, "connection closed"))
 
     def stranger_refused(self, ip: str, reason: str) -> None:
-        """See `transport.Listener`."""
+        """See `Listener`."""
         self._perform(self.kernel.stranger_refused(self._loop.time(), ip, reason))
 
     def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
-        """See `transport.Listener`. Frames of a session go straight to `Inbound`."""
+        """See `Listener`. Frames of a session go straight to `Inbound`."""
         session = self._by_source.get(source)
         if session is not None and frame and frame[0] in (Kind.BATCH, Kind.CHUNK):
             try:
@@ -149,8 +149,8 @@ class Driver:
             except BadFrame as error:
                 self._perform(self.kernel.broken(self._loop.time(), source, str(error)))
             except Exception as error:
-                log.exception("a frame of %s could not be taken: its connection ends", session.name)
-                why = f"{type(error).__name__} here while a frame of it was taken"
+                log.exception("cannot handle a frame from %s; its connection ends", session.name)
+                why = f"{type(error).__name__} on this node while it handled a frame"
                 self._perform(self.kernel.broken(self._loop.time(), source, why))
             return
         if extra is not None:
@@ -164,7 +164,7 @@ class Driver:
         self._perform(self.kernel.looked_up(self._loop.time(), answer))
 
     def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
-        """Take a TICK: the peer's loop is alive, was so late, and its node is leaving or not."""
+        """Take a TICK: how late the peer's event loop was, and whether its node is draining."""
         self.kernel.ticked(self._loop.time(), name, lag_ms, draining)
 
     def told_of(self, names: list[str]) -> None:
@@ -172,11 +172,11 @@ class Driver:
         self._perform(self.kernel.heard_of(self._loop.time(), names))
 
     def asked_for(self, name: str) -> None:
-        """Connect to this node, since the program asks for it."""
+        """Connect to the node ``name``, since the program asks for it."""
         self._perform(self.kernel.asked_for(self._loop.time(), name))
 
     def disconnected(self, name: str, reason: str) -> None:
-        """Disconnect this node, since the program asks for it; what was sent leaves before the goodbye."""
+        """Disconnect the node ``name``, as the program asks; what was sent leaves before the goodbye."""
         session = self.sessions.get(name)
         if session is not None:
             session.flush()
@@ -260,7 +260,7 @@ class Driver:
         self._perform(self.kernel.tick(self._loop.time()))
 
     def _on_pulse(self) -> None:
-        """Note this loop's lag, let sessions tell the little that was taken, tick and gossip."""
+        """Note this loop's lag, let sessions report small credits, tick, and tell a peer about others."""
         now = self._loop.time()
         self.lag_ms = max(0, int((now - self._pulse_due) * 1000))
         self._pulse_due = now + self._settings.tick_s

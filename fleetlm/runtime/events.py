@@ -1,4 +1,4 @@
-"""Changes of the cluster for the program: nodeup and nodedown events, and a signal to look again.
+"""Changes of the cluster for the program: nodeup and nodedown events, and a signal that something changed.
 
 A subscription starts with a `NodeUp` for every node that is connected at that moment; every later
 change follows, with no gap in between, and for each node the two alternate strictly. Source: Erlang's

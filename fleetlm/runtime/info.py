@@ -19,7 +19,7 @@ class NodeInfo:
     own_address_why: str
     """Why this node has the address in its name."""
     own_address_warning: str | None
-    """Why that address is doubtful, and what to set; None if nothing speaks against it."""
+    """Why that address is doubtful, and what to set; None if there is no doubt."""
     cluster: str
     """`Settings.cluster`: nodes of another cluster are refused."""
     cookie: bool

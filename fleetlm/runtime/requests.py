@@ -1,7 +1,7 @@
-"""What a node itself does for its peers: answers their requests, and takes what they tell.
+"""Answers the requests that peers make of the node itself, and takes the facts that they send.
 
-`messaging.inbound` hands over what is not for a process. `wire.operations.request` lists the verbs, their
-arguments and replies.
+`messaging.inbound` hands over everything that is not for a process. `wire.operations.request` lists the
+verbs, their arguments and replies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PeerFacts(Protocol):
-    """Takes what peers tell about the cluster; `Driver` implements it."""
+    """Takes what peers say about the cluster; `Assembly` implements it by means of the driver."""
 
     def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
         """Take a sign of life of a peer."""
@@ -72,7 +72,7 @@ class PeerRequests:
         self._replication.told(session, topic, fact)
 
     def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
-        """Answer a request. One that is malformed or not known is answered with an error."""
+        """Answer a request. A malformed or unknown one gets an error."""
         try:
             call.reply(self._answer(session, verb, argument))
         except (AlreadyRegistered, Draining, NoFactory, NoProcess) as error:

@@ -1,17 +1,17 @@
-"""Test kit: everything needed to test a program on fleetlm without a network or a wait.
+"""Test kit: test a program on fleetlm without a network and without waiting.
 
-    async def test_a_node_that_dies_is_missed_by_all(fleet: fleetlm.testing.Fleet) -> None:
+    async def test_a_dead_node_leaves_every_list(fleet: fleetlm.testing.Fleet) -> None:
         one, two, three = await fleet.start(3)
         await fleet.crash(three)
         await fleet.until(lambda: one.list() == [two.name])
 
-`Fleet` is what the pytest fixture of that name gives: real nodes on `SimLoop`'s virtual time,
-`SimNetwork` and `SimDns`. Crashes, partitions and sick name servers happen in one process, in no
-time, and the same way for the same seed. `SimCluster` and `run` do the same without pytest.
-`DnsServer` is a real name server on loopback whose answers a test scripts.
+The pytest fixture ``fleet`` returns a `Fleet`: real nodes on the virtual time of `SimLoop`, on
+`SimNetwork` and `SimDns`. Crashes, partitions and failing name servers are simulated in one process,
+take milliseconds, and happen in the same way for the same seed. `SimCluster` and `run` do the same
+without pytest. `DnsServer` is a real name server on loopback whose answers a test scripts.
 
-Every public name is here, and is imported when it is used first: pytest loads the plugin, which is
-part of this package, in every run.
+Every public name is exported here and imported at its first use, because pytest loads the plugin,
+which is part of this package, in every run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A whole cluster in one deterministic process: real nodes, a simulated network, virtual time.
 
-    def test_a_node_that_dies_is_missed_by_all() -> None:
+    def test_a_dead_node_leaves_every_list() -> None:
         async def main() -> None:
             async with SimCluster(seed=7) as cluster:
                 one, two, three = await cluster.start(3)
@@ -11,9 +11,17 @@
 
         run(main())
 
-The nodes are `fleetlm.Node` as in production; only their network, their discovery, their clock and
-their randomness are simulated. Everything random is drawn from the seed, so the same seed runs the
-same course, whatever ``PYTHONHASHSEED``: a failure is replayed by its number.
+Theory of operation. The nodes are `fleetlm.Node` as in production; only their network (`SimNetwork`),
+discovery (`SimDns`), clock and random generator are simulated. The cluster owns the network, the name
+server and the running nodes; it remembers the settings of every address for `restart`, and every node
+that ended, to look for leaks in `close`.
+
+Everything random is drawn from generators made by `SimCluster.rng_of`, one for each purpose, seeded with
+the cluster's seed. So the same seed runs the same course, whatever ``PYTHONHASHSEED`` is, and a failure
+is replayed by its seed. Collections that are iterated keep insertion order for the same reason.
+
+Order of an end: `stop` removes the DNS record and then stops the node, as an orchestrator does. `crash`
+cuts the network first and then cancels the node's processes, so that nothing they still send arrives.
 """
 
 from __future__ import annotations
@@ -32,24 +40,25 @@ from fleetlm.testing.sim_dns import SimDns
 from fleetlm.transport.interface import Listener
 
 WALL_MS = 1_767_225_600_000
-"""The wall clock at virtual time 0: 2026-01-01 UTC."""
+"""The wall clock at virtual time 0, in milliseconds: 2026-01-01 UTC."""
 SETTINGS = Settings(dns_query="cluster.test")
 MESH_STEP_S = 0.05
+"""Virtual seconds between two checks for a full mesh."""
 QUIET_S = 30.0
-"""Virtual seconds for what was in flight at the end to arrive, or to be given up."""
+"""Virtual seconds after the last node stopped in which everything in flight arrives or is given up."""
 
-Who = Node | str
-"""A node of the cluster: itself, its name, or its address."""
-Group = Who | Iterable[Who]
+NodeLike = Node | str
+"""A node of the cluster: the `Node`, its name, or its address."""
+Group = NodeLike | Iterable[NodeLike]
 """One node, or several."""
 
 
 class NotMeshed(SimulationError, TimeoutError):
-    """Not every node was connected to every other in time.
+    """Not every node was connected to every other node in time.
 
     Attributes:
-        timeout_s: the time there was.
-        missing: node → the nodes that it does not list, and why as it sees it.
+        timeout_s: the timeout, in virtual seconds.
+        missing: node → the nodes that it does not list, each with the reason that it knows.
     """
 
     def __init__(self, timeout_s: float, missing: dict[str, dict[str, str]]) -> None:
@@ -66,10 +75,10 @@ class NotMeshed(SimulationError, TimeoutError):
 
 
 class Leaked(SimulationError):
-    """A node that was stopped or crashed left something behind.
+    """A node that was stopped or crashed still holds something.
 
     Attributes:
-        what: each of them, in words.
+        what: descriptions of what is held.
     """
 
     def __init__(self, what: list[str]) -> None:
@@ -84,18 +93,18 @@ class SimCluster:
     """Nodes that start, stop, crash and come back on a `SimNetwork`. Needs a running `SimLoop`.
 
     Args:
-        seed: of everything random in the cluster.
-        settings: what every node is told; each gets its own ``node_ip``.
-        wall_ms: the wall clock at virtual time 0, in milliseconds; it runs with virtual time.
-        latency_s: shortest and longest time of a frame on its way, in seconds.
-        trace: keep every fact that a node was told, in ``network.trace``.
-        on_fact: called with a node's address after each fact that it was told, while its state is
-            as the fact left it: the place for invariants.
+        seed: the seed of everything random in the cluster.
+        settings: the settings of every node; each node gets its own ``node_ip``.
+        wall_ms: the wall clock at virtual time 0, in milliseconds; it advances with virtual time.
+        latency_s: shortest and longest time that a frame travels, in seconds.
+        trace: keep every fact that is reported to a node, in ``network.trace``.
+        on_fact: called with a node's address after each fact that was reported to it, when the node
+            has handled the fact: the place to check invariants.
 
     Attributes:
         network: the `SimNetwork`, for latencies, single connections and strangers.
-        dns: the `SimDns`: what the nodes' lookups are answered.
-        nodes: address → the node that runs there, in the order of their start.
+        dns: the `SimDns`, which answers the nodes' lookups.
+        nodes: address → the node that runs there, in the order in which they started.
     """
 
     def __init__(
@@ -118,23 +127,23 @@ class SimCluster:
         self.nodes: dict[str, Node] = {}
         self._wall_ms = wall_ms
         self._on_fact = on_fact
-        self._told: dict[str, Settings] = {}
+        self._settings_of: dict[str, Settings] = {}
         self._former: list[Node] = []
         self._starts = 0
         self._addresses = 0
 
     def rng_of(self, what: str) -> random.Random:
-        """A generator of its own for each purpose: more draws by one change nothing for another."""
+        """Make a generator for one purpose, so that draws for one purpose do not change another."""
         return random.Random(f"{self.seed} {what}")  # text is hashed by SHA-512, not by `hash`
 
     # Nodes.
 
     async def start(self, count: int = 1, **settings: Any) -> list[Node]:
-        """Start so many nodes at addresses of their own, at one instant.
+        """Start nodes at new addresses, all at the same virtual time.
 
         Args:
-            count: how many.
-            settings: fields of `Settings` that differ for them.
+            count: the number of nodes.
+            settings: fields of `Settings` that differ for these nodes.
         """
         started = []
         for _ in range(count):
@@ -144,85 +153,85 @@ class SimCluster:
         return started
 
     async def start_at(self, ip: str, *, in_dns: bool = True, clock_s: float = 0.0, **settings: Any) -> Node:
-        """Start a node at an address, where none runs.
+        """Start a node at an address where no node runs.
 
         Args:
-            ip: in canonical form.
-            in_dns: whether the cluster's name has the address from now on.
-            clock_s: how far its machine's wall clock is ahead; negative where it went back.
-            settings: fields of `Settings` that differ for it; kept for `restart`.
+            ip: the address, in canonical form.
+            in_dns: whether to add the address to the cluster's DNS name.
+            clock_s: seconds by which its machine's wall clock is ahead; negative if it is behind.
+            settings: fields of `Settings` that differ for this node; kept for `restart`.
 
         Raises:
-            StartFailed: a node runs there.
+            StartFailed: a node runs at this address.
         """
-        told = self._told.get(ip, self.settings).replace(node_ip=ip, **settings)
+        node_settings = self._settings_of.get(ip, self.settings).replace(node_ip=ip, **settings)
         if in_dns:
             self.dns.add(ip)
         self._starts += 1
         node = await Node.start(
-            told,
+            node_settings,
             discovery=self.dns.client(ip),
-            transport=_WatchedTransport(self.network, told, ip, self._on_fact),
+            transport=_WatchedTransport(self.network, node_settings, ip, self._on_fact),
             rng=self.rng_of(f"node {self._starts}"),
             wall_ms=self._wall_ms + int((self.loop.time() + clock_s) * 1000),
         )
-        self._told[ip] = told
+        self._settings_of[ip] = node_settings
         self.nodes[ip] = node
         return node
 
-    async def stop(self, who: Who, reason: str = "shutdown", drain_s: float | None = None) -> None:
-        """Let a node leave as SIGTERM does; its record goes at once, as an orchestrator takes it.
+    async def stop(self, who: NodeLike, reason: str = "shutdown", drain_s: float | None = None) -> None:
+        """Stop a node as SIGTERM does. Its DNS record is removed first, as an orchestrator does.
 
         Args:
             who: the node.
-            reason: told to its peers.
-            drain_s: as in `Node.stop`.
+            reason: the reason that its peers get.
+            drain_s: as for `Node.stop`.
 
         Raises:
-            ValueError: no node runs there.
+            ValueError: no such node runs.
         """
-        ip, node = self._taken(who)
+        ip, node = self._take(who)
         self.dns.remove(ip)
         await node.stop(reason, drain_s)
         self._former.append(node)
 
-    async def crash(self, who: Who, *, silent: bool = False, stale: bool = False) -> None:
-        """End a node as SIGKILL does: its network is gone from the first moment on.
+    async def crash(self, who: NodeLike, *, silent: bool = False, stale: bool = False) -> None:
+        """End a node as SIGKILL does: its network is cut first.
 
-        Its processes are cancelled, since nothing harder exists for a coroutine; what they still
-        do reaches nobody.
+        Then its processes are cancelled, because Python has no harder way to end a coroutine. Messages
+        that they still send are not delivered.
 
         Args:
             who: the node.
             silent: the machine lost its power, so that peers find out by heartbeat.
-            stale: the name keeps the address.
+            stale: keep the address in DNS.
 
         Raises:
-            ValueError: no node runs there.
+            ValueError: no such node runs.
         """
-        ip, node = self._taken(who)
+        ip, node = self._take(who)
         self.network.crash(ip, silent=silent)
         if not stale:
             self.dns.remove(ip)
         await node.stop("crashed", 0.0)
         self._former.append(node)
 
-    async def restart(self, who: Who, *, clock_s: float = 0.0, **settings: Any) -> Node:
-        """A new incarnation at an address that had a node; one that still runs is killed first."""
+    async def restart(self, who: NodeLike, *, clock_s: float = 0.0, **settings: Any) -> Node:
+        """Start a new incarnation at an address that had a node; a node that still runs is crashed first."""
         ip = self.ip_of(who)
         if ip in self.nodes:
             await self.crash(ip, stale=True)
         return await self.start_at(ip, clock_s=clock_s, **settings)
 
-    def ip_of(self, who: Who) -> str:
-        """The address of a node, given as itself, as its name or as its address."""
+    def ip_of(self, who: NodeLike) -> str:
+        """Return the address of a node, given as the `Node`, its name or its address."""
         name = who if isinstance(who, str) else who.name
         return name.rpartition("@")[2]
 
-    # Faults. What is not here is in `network` and `dns`.
+    # Faults; `network` and `dns` have more.
 
     def partition(self, group: Group, others: Group | None = None) -> None:
-        """Cut a group off, from these or from all others, until `heal`."""
+        """Cut a group of nodes off from ``others``, or from all other nodes, until `heal`."""
         there = None if others is None else self._ips(others)
         self.network.partition(self._ips(group), there)
 
@@ -231,47 +240,47 @@ class SimCluster:
         self.network.partition_one_way(self._ips(src), self._ips(dst))
 
     def heal(self) -> None:
-        """End what ails the network, its hosts and the name server; no node is restarted.
+        """End every fault of the network, its hosts and the name server; no node is restarted.
 
-        Latencies of single paths stay as `SimNetwork.set_latency` set them.
+        Latencies that `SimNetwork.set_latency` set for single paths stay.
         """
         self.network.heal()
         self.dns.heal()
-        for ip in self._told:
+        for ip in self._settings_of:
             self.thaw(ip)
             self.unstall(ip)
             self.slow(ip, 1.0)
 
-    def freeze(self, who: Who) -> None:
-        """Stop a node as SIGSTOP does; see `SimNetwork.freeze`."""
+    def freeze(self, who: NodeLike) -> None:
+        """Stop a node's process as SIGSTOP does; see `SimNetwork.freeze`."""
         self.network.freeze(self.ip_of(who))
 
-    def thaw(self, who: Who) -> None:
-        """Let a frozen node go on."""
+    def thaw(self, who: NodeLike) -> None:
+        """Resume a frozen node."""
         self.network.thaw(self.ip_of(who))
 
-    def stall(self, who: Who) -> None:
-        """Let a node's loop do nothing while its heartbeats go on; see `SimNetwork.stall`."""
+    def stall(self, who: NodeLike) -> None:
+        """Stop a node's event loop while its heartbeats continue; see `SimNetwork.stall`."""
         self.network.stall(self.ip_of(who))
 
-    def unstall(self, who: Who) -> None:
-        """Let a stalled node go on."""
+    def unstall(self, who: NodeLike) -> None:
+        """Resume a stalled node."""
         self.network.unstall(self.ip_of(who))
 
-    def slow(self, who: Who, factor: float) -> None:
-        """Multiply every latency to and from a node; 1 is as before."""
+    def slow(self, who: NodeLike, factor: float) -> None:
+        """Multiply every latency to and from a node by ``factor``; 1 restores the normal latency."""
         self.network.slow(self.ip_of(who), factor)
 
-    # What has come of it.
+    # State.
 
     def missing(self) -> dict[str, dict[str, str]]:
-        """Node → the running nodes that it does not list, and why; empty in a full mesh."""
+        """Return node → {running node that it does not list: why}; empty in a full mesh."""
         names = {node.name for node in self.nodes.values()}
         found = {}
         for node in self.nodes.values():
             absent = sorted(names - _connected(node) - {node.name})
             if absent:
-                found[node.name] = {name: _why(node, name) for name in absent}
+                found[node.name] = {name: _explain_missing(node, name) for name in absent}
         return found
 
     def meshed(self) -> bool:
@@ -286,10 +295,10 @@ class SimCluster:
             timeout: virtual seconds.
 
         Returns:
-            Virtual seconds that it took.
+            The virtual seconds that it took.
 
         Raises:
-            NotMeshed: it did not come to that.
+            NotMeshed: the timeout passed first.
         """
         began_s = self.loop.time()
         while not self.meshed():
@@ -298,10 +307,14 @@ class SimCluster:
             await asyncio.sleep(MESH_STEP_S)
         return self.loop.time() - began_s
 
-    # The end.
+    # Closing.
 
     async def close(self) -> None:
-        """Stop every node, and look for what nodes have left behind. Raises: Leaked."""
+        """Stop every node, and check that no node holds anything any more.
+
+        Raises:
+            Leaked: a node still holds something. Every node is stopped all the same.
+        """
         self.heal()
         for ip in list(self.nodes):
             await self.stop(ip, drain_s=0.0)
@@ -312,14 +325,14 @@ class SimCluster:
             raise Leaked(found)
 
     def leaks(self) -> list[str]:
-        """What the nodes that ended still hold."""
+        """Describe what the nodes that ended still hold."""
         found = []
         for node in self._former:
             found += [f"{node.name}: session with {name}" for name in _connected(node)]
             found += [f"{node.name}: process {info.runs}" for info in node.processes()]
-        for ip in sorted(self._told.keys() - self.nodes.keys()):
+        for ip in sorted(self._settings_of.keys() - self.nodes.keys()):
             host = self.network.host(ip)
-            found += [f"{ip}: port {port} is listened on" for port in host.endpoints]
+            found += [f"{ip}: listens on port {port}" for port in host.endpoints]
             found += [f"{ip}: {len(host.connections)} connections"] if host.connections else []
         return found
 
@@ -337,9 +350,9 @@ class SimCluster:
         except Leaked as leaked:
             if error is None:
                 raise
-            error.add_note(f"Besides: {leaked}")
+            error.add_note(f"Also: {leaked}")
 
-    def _taken(self, who: Who) -> tuple[str, Node]:
+    def _take(self, who: NodeLike) -> tuple[str, Node]:
         ip = self.ip_of(who)
         node = self.nodes.pop(ip, None)
         if node is None:
@@ -354,7 +367,7 @@ class SimCluster:
 
 
 class _WatchedTransport(SimTransport):
-    """Tells the cluster after each fact."""
+    """A transport that calls the cluster back after each fact."""
 
     def __init__(
         self,
@@ -373,7 +386,7 @@ class _WatchedTransport(SimTransport):
 
 
 class _Watched:
-    """A listener that passes facts on, and then lets somebody look."""
+    """A listener that forwards facts and then calls ``on_fact``."""
 
     def __init__(self, listener: Listener, ip: str, on_fact: Callable[[str], None]) -> None:
         self._listener = listener
@@ -414,7 +427,7 @@ def _connected(node: Node) -> AbstractSet[str]:
     return parts_of(node).driver.sessions.keys()
 
 
-def _why(node: Node, name: str) -> str:
+def _explain_missing(node: Node, name: str) -> str:
     row = node.info(name)
     if row is None:
         return "not known"

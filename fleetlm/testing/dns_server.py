@@ -1,16 +1,22 @@
-"""A real DNS server, over UDP and TCP, whose answers a test scripts.
+"""A real DNS server over UDP and TCP whose answers a test scripts.
 
     async with DnsServer() as dns:
         dns.set("fleet.test", ["127.0.0.2", "127.0.0.3"])
         settings = {"DNS_CLUSTER_QUERY": "fleet.test.", "FLEETLM_DNS_SERVER": dns.address}
         ...
-        dns.behave(Reply.SERVFAIL)                             # every query, from now on
-        dns.behave(Fault(delay_s=0.2), "fleet.test", "AAAA")   # one name, one record type
+        dns.behave(Reply.SERVFAIL)                             # for every query from now on
+        dns.behave(Fault(delay_s=0.2), "fleet.test", "AAAA")   # for one name and one record type
         dns.behave(Fault(sample=3))                            # 3 random addresses of all
         dns.heal()
 
-`DnsServer.in_thread()` runs it beside code that has no event loop, or for nodes in other
-processes. Every method may be called from any thread, and holds from the next query on.
+`DnsServer.in_thread()` runs the server for code without an event loop, or for nodes in other processes.
+
+Theory of operation. The zone and the faults are one immutable `_Script`. Methods of the server may be called
+from any thread: they replace the script as a whole under a lock, so a query sees either none or all
+of a change, and a change holds from the next query on. Queries are answered on the thread of the
+server's loop. Each query takes its fault and its addresses in one step under the same lock (`_look_up`),
+which also counts the query and uses up one of the fault's ``times``. Delayed answers are timers of the loop;
+closing the server cancels them.
 """
 
 from __future__ import annotations
@@ -45,21 +51,23 @@ RecordType = Literal["A", "AAAA"]
 PAYLOAD_BYTES = 1232
 """The largest UDP answer to a query with EDNS. Source: DNS flag day 2020."""
 PAYLOAD_WITHOUT_EDNS_BYTES = 512
+"""The largest UDP answer to a query without EDNS. Source: RFC 1035 §4.2.1."""
 MAX_DELAYED_ANSWERS = 10_000
+"""Answers held back at a time; further delayed answers are dropped."""
 
 
 class Reply(enum.Enum):
-    """What a query gets back."""
+    """How a query is answered."""
 
     ANSWER = "what the zone holds; NXDOMAIN for a name that it does not hold"
-    EMPTY = "NOERROR without a record, as a name that has none of this type"
+    EMPTY = "NOERROR without a record, as for a name without records of this type"
     NXDOMAIN = "NXDOMAIN, whether the zone holds the name or not"
     SERVFAIL = "SERVFAIL"
     REFUSED = "REFUSED"
-    DROP = "nothing: the asker times out"
+    DROP = "nothing: the client times out"
     HANG_UP = "nothing, and over TCP the end of the connection"
     GARBAGE = "random bytes"
-    WRONG_ID = "the right answer under the id of another query, as a forger would send it"
+    WRONG_ID = "the right answer with a wrong query id, as a forger would send it"
 
 
 _RCODES = {
@@ -71,16 +79,16 @@ _RCODES = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """How the server misbehaves. The fields combine: late *and* a sample *and* truncated.
+    """How the server misbehaves. The fields combine: an answer can be late, a sample and truncated.
 
     Attributes:
-        reply: what a query gets back.
-        tcp_reply: the same for queries over TCP; None means as over UDP.
+        reply: how a query is answered.
+        tcp_reply: how a query over TCP is answered; None means as over UDP.
         delay_s: seconds that the answer is held back.
-        sample: that many addresses, drawn at random for each query; None means all.
-        truncate: answers over UDP hold only that many addresses and say so (TC); over TCP they
-            are whole. None means where the size demands it.
-        edns: False answers FORMERR to a query with EDNS, as servers older than RFC 6891 do.
+        sample: the number of addresses in an answer, drawn at random for each query; None means all.
+        truncate: the number of addresses in an answer over UDP, which then has the flag TC; answers
+            over TCP are complete. None truncates only if the size requires it.
+        edns: False answers a query with EDNS with FORMERR, as servers older than RFC 6891 do.
     """
 
     reply: Reply = Reply.ANSWER
@@ -96,13 +104,13 @@ _Scope = tuple[str | None, RecordType | None]
 
 @dataclass(frozen=True, slots=True)
 class _Script:
-    """What decides an answer, replaced as a whole: no query sees half a change."""
+    """The zone and the faults, replaced as a whole, so that no query sees half a change."""
 
     zone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     faults: Mapping[_Scope, tuple[Fault, int | None]] = field(default_factory=dict)
 
     def fault(self, name: str, rdtype: str) -> tuple[_Scope | None, Fault]:
-        """The narrowest fault that covers the query, and the scope it was set for."""
+        """Return the narrowest fault that covers the query, and the scope for which it was set."""
         for scope in self.faults:
             if scope[0] in (name, None) and scope[1] in (rdtype, None):
                 return scope, self.faults[scope][0]
@@ -112,14 +120,14 @@ class _Script:
 class DnsServer:
     """A name server on loopback, on one port for UDP and TCP.
 
-    Names are those of the zone, in any case and with or without the final dot; every other name
-    is NXDOMAIN. Answers come in random order, as those of Docker and Kubernetes do.
+    Names of the zone match in upper and lower case and with or without the final dot; every other name
+    is NXDOMAIN. Addresses come in random order, as those of Docker and Kubernetes do.
 
     Args:
         host: the address to bind.
-        port: the port to bind; 0 takes a free one, which `address` then tells.
-        ttl_s: seconds, the TTL of every record. The default is what Docker says.
-        seed: of the order of answers, of samples and of garbage.
+        port: the port to bind; 0 takes a free port, see `address`.
+        ttl_s: the TTL of every record, in seconds. The default is that of Docker.
+        seed: the seed of the order of addresses, of samples and of garbage.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, ttl_s: int = 600, seed: int = 0) -> None:
@@ -134,13 +142,13 @@ class DnsServer:
         self._bad_packets = 0
         self._delayed: set[asyncio.TimerHandle] = set()
 
-    # The script: any thread.
+    # The script; callable from any thread.
 
     @property
     def port(self) -> int:
-        """The bound port. Raises: RuntimeError before the server was started."""
+        """The bound port. Raises: RuntimeError if the server was not started."""
         if self._sockets is None:
-            raise RuntimeError("this DnsServer was not started: enter it with `async with` first")
+            raise RuntimeError("this DnsServer was not started; enter it with `async with` first")
         return self._sockets.port
 
     @property
@@ -150,37 +158,37 @@ class DnsServer:
 
     @property
     def queries(self) -> Counter[tuple[str, str]]:
-        """How often each name and type was asked: ``{("fleet.test", "A"): 3}``. A copy."""
+        """How often each name and type was queried: ``{("fleet.test", "A"): 3}``. A copy."""
         with self._lock:
             return self._queries.copy()
 
     @property
     def bad_packets(self) -> int:
-        """How many packets were no DNS query, and were passed over."""
+        """How many packets were not DNS queries and were ignored."""
         with self._lock:
             return self._bad_packets
 
     def set(self, name: str, addresses: Iterable[str]) -> None:
-        """Let ``name`` have these IPv4 and IPv6 addresses and no other; with none it answers empty.
+        """Set the IPv4 and IPv6 addresses of ``name``; a name without addresses gives empty answers.
 
         Raises:
-            ValueError: an address is none. The zone is as it was.
+            ValueError: an address is invalid. The zone is unchanged.
         """
         wanted = tuple(dict.fromkeys(str(ipaddress.ip_address(each)) for each in addresses))
         self._edit(name, lambda _: wanted)
 
     def add(self, name: str, address: str) -> None:
-        """Give ``name`` one more address. Raises: ValueError if it is none."""
+        """Add an address to ``name``. Raises: ValueError if the address is invalid."""
         new = str(ipaddress.ip_address(address))
         self._edit(name, lambda old: (*(each for each in old if each != new), new))
 
     def remove(self, name: str, address: str) -> None:
-        """Take one address from ``name``, which is NXDOMAIN once it has none left."""
+        """Remove an address from ``name``; a name without addresses left becomes NXDOMAIN."""
         gone = str(ipaddress.ip_address(address))
         self._edit(name, lambda old: tuple(each for each in old if each != gone) or None)
 
     def delete(self, name: str) -> None:
-        """Take ``name`` out of the zone: it is NXDOMAIN."""
+        """Remove ``name`` from the zone; it becomes NXDOMAIN."""
         self._edit(name, lambda _: None)
 
     def behave(
@@ -197,26 +205,25 @@ class DnsServer:
             fault: the fault; a bare `Reply` stands for ``Fault(reply)``.
             name: only queries for this name; None means every name.
             rdtype: only queries for this type; None means every type.
-            times: only that many queries, after which the fault is gone; None means for ever.
+            times: the number of queries after which the fault ends; None means no limit.
 
-        A fault for a name and a type goes before one for the name, that before one for the type,
-        that before one for everything.
+        The narrowest fault wins: name and type, then name, then type, then every query.
         """
         if isinstance(fault, Reply):
             fault = Fault(fault)
-        scope: _Scope = (None if name is None else _key(name), rdtype)
+        scope: _Scope = (None if name is None else _zone_key(name), rdtype)
         with self._lock:
             faults = {**self._script.faults, scope: (fault, times)}
-            narrowest_first = sorted(faults.items(), key=lambda item: _width(item[0]))
+            narrowest_first = sorted(faults.items(), key=lambda item: _scope_width(item[0]))
             self._script = replace(self._script, faults=dict(narrowest_first))
 
     def heal(self) -> None:
-        """End every fault. The zone stays."""
+        """End every fault. The zone is unchanged."""
         with self._lock:
             self._script = replace(self._script, faults={})
 
     def _edit(self, name: str, change: Callable[[tuple[str, ...]], tuple[str, ...] | None]) -> None:
-        key = _key(name)
+        key = _zone_key(name)
         with self._lock:
             zone = dict(self._script.zone)
             addresses = change(zone.pop(key, ()))
@@ -224,10 +231,10 @@ class DnsServer:
                 zone[key] = addresses
             self._script = replace(self._script, zone=zone)
 
-    # The life of the server: the thread of its loop.
+    # Start and stop; on the thread of the server's loop.
 
     async def __aenter__(self) -> Self:
-        """Bind and answer. Raises: OSError, where the address cannot be bound."""
+        """Bind the sockets and answer queries. Raises: OSError if the address cannot be bound."""
         self._sockets = await DnsSockets.open(self.host, self._wanted_port, self._received)
         return self
 
@@ -237,7 +244,7 @@ class DnsServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Unbind; answers held back are not sent."""
+        """Close the sockets; answers that are held back are not sent."""
         for timer in self._delayed:
             timer.cancel()
         self._delayed.clear()
@@ -249,10 +256,10 @@ class DnsServer:
     def in_thread(
         cls, host: str = "127.0.0.1", port: int = 0, *, ttl_s: int = 600, seed: int = 0
     ) -> Iterator[Self]:
-        """Run a server in a thread of its own, for callers without an event loop.
+        """Run a server in its own thread, for callers without an event loop.
 
         Raises:
-            OSError: the address cannot be bound. No thread is left.
+            OSError: the address cannot be bound. No thread was started.
         """
         server = cls(host, port, ttl_s=ttl_s, seed=seed)
         loop = asyncio.new_event_loop()
@@ -272,26 +279,27 @@ class DnsServer:
     # Answering.
 
     def _received(self, wire: bytes, peer: Peer) -> None:
+        """Answer a packet as the script says; count one that is not a query, and ignore it."""
         try:
             query = dns.message.from_wire(wire)
-        except Exception:  # noqa: BLE001  not all of dnspython's complaints are DNSException
+        except Exception:  # noqa: BLE001  not every error of dnspython is a DNSException
             query = None
         if query is None or not _is_query(query):
             with self._lock:
                 self._bad_packets += 1
             return
         question = query.question[0]
-        name, rdtype = _text(question.name), dns.rdatatype.to_text(question.rdtype)
+        name, rdtype = _name_text(question.name), dns.rdatatype.to_text(question.rdtype)
         fault, addresses = self._look_up(name, rdtype)
         reply = fault.reply if fault.tcp_reply is None or not peer.over_tcp else fault.tcp_reply
         answer = self._answer(query, reply, fault, addresses, over_tcp=peer.over_tcp)
         if answer is not None:
-            self._after(fault.delay_s, partial(peer.send, answer))
+            self._run_after(fault.delay_s, partial(peer.send, answer))
         elif reply is Reply.HANG_UP:
-            self._after(fault.delay_s, peer.abort)
+            self._run_after(fault.delay_s, peer.abort)
 
     def _look_up(self, name: str, rdtype: str) -> tuple[Fault, tuple[str, ...] | None]:
-        """The fault and the addresses for a query, which is counted; None where the name is not."""
+        """Count a query and return its fault and addresses; the addresses are None for an unknown name."""
         with self._lock:
             self._queries[name, rdtype] += 1
             scope, fault = self._script.fault(name, rdtype)
@@ -319,6 +327,7 @@ class DnsServer:
         *,
         over_tcp: bool,
     ) -> bytes | None:
+        """Build the packet of an answer; None sends nothing."""
         if reply in (Reply.DROP, Reply.HANG_UP):
             return None
         if reply is Reply.GARBAGE:
@@ -337,17 +346,17 @@ class DnsServer:
         if reply is Reply.EMPTY or not addresses:
             return response.to_wire()
         if over_tcp:
-            return self._fit(response, addresses, 65_535)
+            return self._pack(response, addresses, 65_535)
         if fault.truncate is not None:
             response.flags |= dns.flags.TC
             addresses = addresses[: fault.truncate]
         limit = PAYLOAD_WITHOUT_EDNS_BYTES
         if query.edns >= 0:
             limit = min(max(limit, query.payload), PAYLOAD_BYTES)
-        return self._fit(response, addresses, limit)
+        return self._pack(response, addresses, limit)
 
-    def _fit(self, response: dns.message.Message, addresses: tuple[str, ...], limit_bytes: int) -> bytes:
-        """The answer with as many addresses as fit; fewer than all sets TC."""
+    def _pack(self, response: dns.message.Message, addresses: tuple[str, ...], limit_bytes: int) -> bytes:
+        """Return the answer with as many addresses as fit; the flag TC says that some did not."""
         question = response.question[0]
         bare_bytes = len(response.to_wire())
         record_bytes = 12 + (4 if question.rdtype == dns.rdatatype.A else 16)  # RFC 1035 §4.1.3
@@ -363,7 +372,7 @@ class DnsServer:
             )
         return response.to_wire(max_size=65_535)
 
-    def _after(self, delay_s: float, action: Callable[[], None]) -> None:
+    def _run_after(self, delay_s: float, action: Callable[[], None]) -> None:
         if delay_s <= 0:
             action()
             return
@@ -386,13 +395,13 @@ def _is_query(message: dns.message.Message) -> bool:
     )
 
 
-def _key(name: str) -> str:
-    return _text(dns.name.from_text(name))
+def _zone_key(name: str) -> str:
+    return _name_text(dns.name.from_text(name))
 
 
-def _text(name: dns.name.Name) -> str:
+def _name_text(name: dns.name.Name) -> str:
     return name.to_text(omit_final_dot=True).lower()
 
 
-def _width(scope: _Scope) -> int:
+def _scope_width(scope: _Scope) -> int:
     return 2 * (scope[0] is None) + (scope[1] is None)

@@ -1,4 +1,4 @@
-"""The sockets of the test DNS server: one port, UDP and TCP, packets in and packets out."""
+"""The sockets of the test DNS server: packets over UDP and TCP on one port."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 MAX_CONNECTIONS = 256
+"""TCP connections at a time; further ones are closed."""
 TCP_IDLE_S = 10.0
+"""Seconds without data after which a TCP connection is closed."""
 PORT_ATTEMPTS = 16
+"""Free UDP ports tried until one is free for TCP as well."""
 
 
 class Peer(Protocol):
-    """Whoever sent a packet."""
+    """The sender of a packet."""
 
     @property
     def over_tcp(self) -> bool:
         """Whether the packet came over TCP."""
 
     def send(self, wire: bytes) -> None:
-        """Send a packet back; nothing happens where the peer is gone."""
+        """Send a packet back; does nothing if the peer has gone."""
 
     def abort(self) -> None:
-        """End the connection, where there is one."""
+        """End the connection, if the packet came over one."""
 
 
 OnPacket = Callable[[bytes, Peer], None]
@@ -43,7 +46,11 @@ class DnsSockets:
 
     @classmethod
     async def open(cls, host: str, port: int, on_packet: OnPacket) -> Self:
-        """Bind; port 0 takes one that is free for both. Raises: OSError. Nothing stays bound."""
+        """Bind both sockets; port 0 takes a port that is free for both.
+
+        Raises:
+            OSError: the address cannot be bound. Nothing stays bound.
+        """
         loop = asyncio.get_running_loop()
         udp, tcp = _bind(host, port)
         sockets = cls(on_packet)
@@ -53,7 +60,7 @@ class DnsSockets:
         return sockets
 
     async def close(self) -> None:
-        """Unbind and end every connection."""
+        """Close both sockets and every connection."""
         if self._udp is not None:
             self._udp.abort()
         if self._tcp is not None:
@@ -61,7 +68,7 @@ class DnsSockets:
             for connection in tuple(self.connections):
                 connection.abort()
             await self._tcp.wait_closed()
-        await asyncio.sleep(0)  # a transport closes its socket one turn after it was told to
+        await asyncio.sleep(0)  # a transport closes its socket in the turn after `close`
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ class _UdpPeer:
             self.transport.sendto(wire, self.address)
 
     def abort(self) -> None:
-        """A datagram has no connection to end."""
+        """Do nothing: a datagram has no connection."""
 
 
 class _Udp(asyncio.DatagramProtocol):
@@ -91,7 +98,7 @@ class _Udp(asyncio.DatagramProtocol):
 
 
 class _TcpPeer(asyncio.Protocol):
-    """One TCP connection: packets with two bytes of length before each. Source: RFC 1035 §4.2.2."""
+    """One TCP connection; each packet follows two bytes with its length. Source: RFC 1035 §4.2.2."""
 
     over_tcp = True
 
@@ -140,7 +147,7 @@ class _TcpPeer(asyncio.Protocol):
 
 
 def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
-    """A UDP and a TCP socket on one port. Raises: OSError. Nothing stays bound."""
+    """Bind a UDP and a TCP socket to one port. Raises: OSError; nothing stays bound then."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for attempt in range(1, PORT_ATTEMPTS + 1):
         udp = socket.socket(family, socket.SOCK_DGRAM)
@@ -152,7 +159,7 @@ def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
         except OSError:
             udp.close()
             tcp.close()
-            # A port that is free for UDP may be taken for TCP; the next one may not be.
+            # A port that is free for UDP may be in use for TCP: try another one.
             if port != 0 or attempt == PORT_ATTEMPTS:
                 raise
         else:

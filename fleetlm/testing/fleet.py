@@ -1,6 +1,6 @@
-"""Fleet: the simulated cluster as a test sees it, with what a test asks for most often.
+"""Fleet: a simulated cluster with the methods that tests need most often.
 
-    async def test_sessions_survive_a_node(fleet: Fleet) -> None:
+    async def test_a_partition_is_noticed(fleet: Fleet) -> None:
         one, two, three = await fleet.start(3)
         three.spawn(sessions, name="sessions")
         fleet.partition(three)
@@ -23,24 +23,25 @@ from typing import Any, TypeVar, overload
 from fleetlm.errors import FleetError
 from fleetlm.node import Node
 from fleetlm.settings import Settings
-from fleetlm.testing.cluster import SETTINGS, SimCluster, Who
+from fleetlm.testing.cluster import SETTINGS, NodeLike, SimCluster
 from fleetlm.testing.loop import SimulationError
 from fleetlm.testing.network import LATENCY_S
 
 T = TypeVar("T")
 
 UNTIL_STEP_S = 0.01
+"""Virtual seconds between two tries of a condition."""
 MESH_TIMEOUT_S = 60.0
-"""Longer than DNS trouble, back-off and a new dial together take."""
+"""Virtual seconds: longer than a DNS failure, a back-off and a new dial take together."""
 
 
 class NotReached(SimulationError, TimeoutError):
-    """`Fleet.until` waited in vain.
+    """The condition of `Fleet.until` did not hold within the timeout.
 
     Attributes:
-        condition: what was waited for, as it is written in the test.
-        timeout_s: the time there was, in virtual seconds.
-        last: what came of it the last time, in words.
+        condition: the condition, as it is written in the test.
+        timeout_s: the timeout, in virtual seconds.
+        last: a description of its last result.
     """
 
     def __init__(self, condition: str, timeout_s: float, last: str) -> None:
@@ -54,15 +55,15 @@ class NotReached(SimulationError, TimeoutError):
 
 
 class Fleet(SimCluster):
-    """A `SimCluster` whose nodes are connected once they are started. Made by the fixture ``fleet``.
+    """A `SimCluster` whose `start` waits until the nodes are connected. The fixture ``fleet`` makes one.
 
     Args:
-        seed: of everything random in the cluster.
-        settings: what every node is told; a dict has only what differs from the usual.
-        latency_s: shortest and longest time of a frame on its way, in seconds.
+        seed: the seed of everything random in the cluster.
+        settings: the settings of every node; a dict has only those that differ from the default.
+        latency_s: shortest and longest time that a frame travels, in seconds.
 
     Attributes:
-        rng: for the test's own choices; seeded with `seed`.
+        rng: a generator for the test's own choices, seeded with `seed`.
     """
 
     def __init__(
@@ -72,29 +73,32 @@ class Fleet(SimCluster):
         settings: Settings | dict[str, Any] | None = None,
         latency_s: tuple[float, float] = LATENCY_S,
     ) -> None:
-        super().__init__(seed, settings=_settings(settings), latency_s=latency_s)
+        super().__init__(seed, settings=_complete_settings(settings), latency_s=latency_s)
         self.rng: random.Random = self.rng_of("test")
 
     def __repr__(self) -> str:
-        return f"<Fleet seed={self.seed}>"  # its nodes and its time would be those of the end
+        return f"<Fleet seed={self.seed}>"  # printed after the test: other state would be that of the end
 
     @property
     def now(self) -> float:
-        """Virtual seconds since the test began; `asyncio` measures in the same."""
+        """Virtual seconds since the test began; the same clock as the event loop's."""
         return self.loop.time()
 
     # Nodes.
 
     async def start(self, count: int = 1, *, wait: bool = True, **settings: Any) -> list[Node]:
-        """Start so many nodes at one instant, and wait until every node lists every other.
+        """Start nodes at the same virtual time, and wait until every node lists every other.
 
         Args:
-            count: how many.
-            wait: False does not wait: for tests of what happens before, or under a partition.
-            settings: fields of `Settings` that differ for them.
+            count: the number of nodes.
+            wait: False returns without waiting, for tests of the time before or under a partition.
+            settings: fields of `Settings` that differ for these nodes.
+
+        Returns:
+            The new nodes.
 
         Raises:
-            NotMeshed: a partition, say, keeps them apart. They run nevertheless.
+            NotMeshed: the nodes did not connect in time, for example under a partition. They run.
         """
         started = await super().start(count, **settings)
         if wait:
@@ -102,18 +106,20 @@ class Fleet(SimCluster):
         return started
 
     async def node(self, *, wait: bool = True, **settings: Any) -> Node:
-        """Start one more node; as `start`."""
+        """Start one more node; arguments and errors as for `start`."""
         [node] = await self.start(1, wait=wait, **settings)
         return node
 
-    async def restart(self, who: Who, *, clock_s: float = 0.0, wait: bool = True, **settings: Any) -> Node:
-        """A new incarnation at an address that had a node; one that still runs is killed first.
+    async def restart(
+        self, who: NodeLike, *, clock_s: float = 0.0, wait: bool = True, **settings: Any
+    ) -> Node:
+        """Start a new incarnation at an address that had a node; a node that still runs is crashed first.
 
         Args:
-            who: the node: itself, its name or its address.
-            clock_s: how far its machine's wall clock is ahead; negative where it went back.
-            wait: as `start`.
-            settings: fields of `Settings` that differ for it.
+            who: the node, its name or its address.
+            clock_s: seconds by which its machine's wall clock is ahead; negative if it is behind.
+            wait: as for `start`.
+            settings: fields of `Settings` that differ for this node.
         """
         node = await super().restart(who, clock_s=clock_s, **settings)
         if wait:
@@ -132,18 +138,18 @@ class Fleet(SimCluster):
     async def until(self, condition: Callable[[], T], timeout: float = ...) -> T: ...
 
     async def until(self, condition: Callable[[], Any], timeout: float = 10.0) -> Any:
-        """Wait until a condition holds, and return what it returned.
+        """Wait until a condition returns a true value, and return that value.
 
-        It is tried every 10 virtual milliseconds. It may be a coroutine function, or return an
-        awaitable, such as a call. `AssertionError`, `TimeoutError` and `FleetError` (nobody there
-        yet) count as not yet; anything else that it raises is raised here.
+        The condition is tried every 10 virtual milliseconds. It may be a coroutine function or return
+        an awaitable, such as a call. `AssertionError`, `TimeoutError` and `FleetError` in it mean
+        "not yet"; any other exception is raised here.
 
         Args:
-            condition: without arguments; whatever is true is taken.
+            condition: a function without arguments.
             timeout: virtual seconds.
 
         Raises:
-            NotReached: it never held, telling what came of it last.
+            NotReached: the timeout passed first. The error shows the condition and its last result.
         """
         __tracebackhide__ = True  # pytest shows the line that waits
         deadline_s = self.now + timeout
@@ -159,26 +165,26 @@ class Fleet(SimCluster):
                 last = f"it was {reprlib.repr(result)}"
             except (AssertionError, TimeoutError, FleetError) as error:
                 still_waiting = limit.expired() and type(error) is TimeoutError
-                last = "it was still waiting" if still_waiting else f"it raised {_said(error)}"
+                last = "it was still waiting" if still_waiting else f"it raised {_describe_error(error)}"
             if self.now >= deadline_s:
-                raise NotReached(_written(condition), timeout, last + _seen(condition))
+                raise NotReached(_condition_source(condition), timeout, last + _describe_variables(condition))
             await asyncio.sleep(min(UNTIL_STEP_S, deadline_s - self.now))
 
 
-def _settings(told: Settings | dict[str, Any] | None) -> Settings:
-    """What every node is told; every cluster has the name that the simulated DNS answers for."""
-    if not isinstance(told, Settings):
-        return SETTINGS.replace(**(told or {}))
-    return told if told.dns_query else told.replace(dns_query=SETTINGS.dns_query)
+def _complete_settings(given: Settings | dict[str, Any] | None) -> Settings:
+    """Fill in what a test left out: a cluster always has the DNS name that `SimDns` answers for."""
+    if not isinstance(given, Settings):
+        return SETTINGS.replace(**(given or {}))
+    return given if given.dns_query else given.replace(dns_query=SETTINGS.dns_query)
 
 
-def _said(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _written(condition: Callable[[], object]) -> str:
-    """A condition as it is written in the test: the body of a lambda, the name of a function."""
+def _condition_source(condition: Callable[[], object]) -> str:
+    """Return a condition as it is written in the test: the body of a lambda, or a function's name."""
     code = getattr(condition, "__code__", None)
     name = getattr(condition, "__qualname__", None) or repr(condition)
     if not isinstance(code, CodeType) or code.co_name != "<lambda>":
@@ -199,15 +205,15 @@ def _written(condition: Callable[[], object]) -> str:
     return " ".join(line.decode().strip() for line in body)
 
 
-def _seen(condition: Callable[[], object]) -> str:
-    """The values that a condition looks at, where they say something."""
+def _describe_variables(condition: Callable[[], object]) -> str:
+    """Describe the variables that a condition reads, except objects without a useful repr."""
     try:
         around = inspect.getclosurevars(condition).nonlocals
     except (TypeError, ValueError):  # not a function; a variable that is not set yet
         return ""
-    told = [
+    shown = [
         f"{name} = {reprlib.repr(value)}"
         for name, value in around.items()
         if " object at 0x" not in repr(value)
     ]
-    return f"; {', '.join(told)}" if told else ""
+    return f"; {', '.join(shown)}" if shown else ""

@@ -1,14 +1,31 @@
-"""What a simulated network is made of: hosts, endpoints, and TCP connections between them.
+"""Hosts, endpoints and the simulated TCP connections between them.
 
-`SimNetwork` holds the verbs that tests use; this module is what they act on, and follows what was
-measured of ZeroMQ (libzmq 4.3.5) over TCP:
+Theory of operation. `fleetlm.testing.network` has the methods that tests call; this module has the
+state that those methods change, and follows what was measured of ZeroMQ (libzmq 4.3.5) over TCP.
 
-* A connection is a pair of *lanes*. A lane keeps order and never has a gap; while the path is cut
-  its frames wait, as TCP retransmits, and what breaks a connection takes a suffix of them.
-* Each *end* of a connection finds out for itself: by the other's FIN, which travels behind the
-  last frame, or by its own heartbeat when it is *deaf*.
-* A dialler is not told that an open channel has ended, since ZeroMQ does not tell; the listening
-  end is told of every source that it has heard from.
+A `Host` is one address with its faults. An `Endpoint` is the transport of one node on a host: it
+owns the channels that the node dialled and the sources that dialled the node, and reports facts to
+the node's listener. A `Connection` is one dial, with two ends that open and close on their own:
+
+    dialler:  SYN sent → acknowledged (`is_open`) → closed
+    listener: no socket → open (`is_listener_open`) → closed
+
+Its two `Lane` objects carry frames and control entries (SYN, OPENED, REFUSED, END) in both directions.
+A lane keeps order and has no gap. While the path is cut its frames wait, as TCP retransmits them; what
+breaks the connection takes a suffix of them. A connection is discarded when both ends are closed.
+
+* Each end finds out for itself that the other is gone: by the other's FIN (END), which travels behind
+  the last frame, or by its own heartbeat timer while nothing can reach it (*deaf*). `update` sets and
+  cancels both heartbeat timers whenever a path or a host changes; it is the only place that does.
+* A dialler is not told that an open channel has ended, because ZeroMQ does not report it: `send` returns
+  False. A listener gets `source_lost` for every source from which it has received a frame.
+* A host that lost its power sends no FIN. If a new node binds its address, the former peers get a reset
+  at their next heartbeat (`reset_at_next_heartbeat`).
+* A halted host (frozen or stalled) queues its facts in `Endpoint.backlog`; `catch_up` reports them in
+  order. A fact that arrives meanwhile goes behind them.
+
+Every random choice is drawn from the network's generator, and collections keep insertion order, so that
+one seed gives one course. Changing the order of draws changes what each seed tests.
 """
 
 from __future__ import annotations
@@ -28,7 +45,7 @@ from fleetlm.transport.interface import Listener
 
 @dataclass(slots=True)
 class Counters:
-    """Totals of a network. Frames lost are those sent and not delivered, less those in flight."""
+    """Totals of a network. Frames lost = frames sent - frames delivered - frames in flight."""
 
     dials: int = 0
     opened: int = 0
@@ -39,28 +56,28 @@ class Counters:
 
 
 class Host:
-    """One address: what listens there, what is connected, and what ails it."""
+    """One address: its endpoints, its connections and its faults."""
 
-    __slots__ = ("connections", "dark", "endpoints", "frozen", "ip", "slowness", "stalled")
+    __slots__ = ("connections", "endpoints", "ip", "is_frozen", "is_powered_off", "is_stalled", "slowness")
 
     def __init__(self, ip: str) -> None:
         self.ip: str = ip
         self.endpoints: dict[int, Endpoint] = {}
         self.connections: dict[Connection, None] = {}  # ordered, unlike a set
-        self.frozen: bool = False
-        self.stalled: bool = False
-        self.dark: bool = False
-        """Lost its power: it answers nobody, not even with a refusal, until something binds."""
+        self.is_frozen: bool = False
+        self.is_stalled: bool = False
+        self.is_powered_off: bool = False
+        """The machine lost its power: a dial gets no answer, not even a refusal, until a node binds."""
         self.slowness: float = 1.0
 
     @property
-    def halted(self) -> bool:
-        """Whether no callback runs here, and nothing new is sent."""
-        return self.frozen or self.stalled
+    def is_halted(self) -> bool:
+        """Whether the node here runs no callbacks and its new frames do not leave."""
+        return self.is_frozen or self.is_stalled
 
 
 class Fabric(Protocol):
-    """What connections ask of the network that they are part of."""
+    """The part of `SimNetwork` that connections use."""
 
     loop: asyncio.AbstractEventLoop
     wheel: Wheel
@@ -69,29 +86,29 @@ class Fabric(Protocol):
     trace: list[tuple[Any, ...]] | None
 
     def host(self, ip: str) -> Host:
-        """The host at that address; made on first use."""
+        """Return the host at that address; it is made on first use."""
 
     def blocked(self, src: str, dst: str) -> bool:
         """Whether packets from ``src`` do not reach ``dst``."""
 
     def latency(self, src: Host, dst: Host) -> tuple[float, float]:
-        """Shortest and longest time of a frame on its way, in seconds."""
+        """Return the shortest and the longest time that a frame travels, in seconds."""
 
     def new_source(self) -> bytes:
-        """A routing id that no dial has had."""
+        """Return a routing id that no dial has had."""
 
 
 class Endpoint:
-    """The state of one node's transport, and the road on which facts reach the node."""
+    """The state of one node's transport; reports facts to the node's listener."""
 
     __slots__ = (
-        "alive",
         "backlog",
         "channels",
         "fabric",
         "host",
+        "is_alive",
+        "is_paused",
         "listener",
-        "paused",
         "port",
         "settings",
         "sources",
@@ -104,18 +121,18 @@ class Endpoint:
         self.host: Host = host
         self.port: int = port
         self.listener: Listener = listener
-        self.alive: bool = True
+        self.is_alive: bool = True
         self.channels: dict[int, Connection] = {}
         self.sources: dict[bytes, Connection] = {}
         self.strangers: dict[bytes, str] = {}
         self.backlog: deque[tuple[str, tuple[Any, ...]]] = deque()
-        self.paused: bool = host.halted
+        self.is_paused: bool = host.is_halted
 
-    def tell(self, fact: str, *args: Any) -> None:
-        """Report a fact: now, or, while the host is halted or catching up, in its turn."""
-        if not self.alive:
+    def report(self, fact: str, *args: Any) -> None:
+        """Report a fact now, or queue it while the host is halted or catching up."""
+        if not self.is_alive:
             return
-        if self.paused:
+        if self.is_paused:
             self.backlog.append((fact, args))
             return
         trace = self.fabric.trace
@@ -127,44 +144,44 @@ class Endpoint:
         getattr(self.listener, fact)(*args)
 
     def catch_up(self) -> None:
-        """Report what waited while the host was halted."""
-        while self.backlog and self.alive and not self.host.halted:
+        """Report the facts that were queued while the host was halted, in order."""
+        while self.backlog and self.is_alive and not self.host.is_halted:
             fact, args = self.backlog.popleft()
-            self.paused = False
-            self.tell(fact, *args)
-            self.paused = bool(self.backlog)
-        self.paused = self.host.halted or bool(self.backlog)
+            self.is_paused = False
+            self.report(fact, *args)
+            self.is_paused = bool(self.backlog)
+        self.is_paused = self.host.is_halted or bool(self.backlog)
 
-    def silence_s(self) -> float:
-        """How long after the last sign of the other end a heartbeat takes to find out."""
+    def draw_silence_s(self) -> float:
+        """Draw the seconds from the last frame until this end's heartbeat finds the other silent."""
         timeout_s = self.fabric.rng.random() * self.settings.heartbeat_timeout_s
         return self.settings.heartbeat_interval_s + timeout_s
 
 
 class Connection:
-    """A dialled TCP connection: the dialler's end, the listener's end, and two lanes."""
+    """A dialled TCP connection: the dialler's end, the listener's end, and a lane in each direction."""
 
     __slots__ = (
         "_channel",
-        "_dialler_gone",
         "_dialler_timer",
         "_dst",
         "_fabric",
+        "_is_acknowledged",
+        "_is_announced",
+        "_is_dialler_powered_off",
+        "_is_listener_powered_off",
+        "_is_syn_unanswered",
         "_listener",
-        "_listener_gone",
         "_listener_timer",
-        "_met",
-        "_opened",
         "_port",
         "_refusal",
         "_src",
-        "_waiting",
         "back",
         "dialler",
         "flush_until_s",
-        "hears",
+        "is_dialler_open",
+        "is_listener_open",
         "out",
-        "sends",
         "source",
     )
 
@@ -178,257 +195,270 @@ class Connection:
         self._port = port
         self._listener: Endpoint | None = None
         self.source: bytes = b""
-        self.sends: bool = True
+        self.is_dialler_open: bool = True
         """Whether the dialler's socket is open."""
-        self.hears: bool = False
-        """Whether the listener's is."""
-        self._opened = False
-        self._met = False
-        self._waiting = False  # a SYN that nobody answers
+        self.is_listener_open: bool = False
+        """Whether the listener's socket is open."""
+        self._is_acknowledged = False
+        self._is_announced = False
+        self._is_syn_unanswered = False  # the listener's host is off or frozen; dialled again when it is back
         self._refusal = ""
-        self._dialler_gone = False  # lost its power: no FIN
-        self._listener_gone = False
+        self._is_dialler_powered_off = False  # no FIN was sent
+        self._is_listener_powered_off = False
         self.flush_until_s: float = 0.0
         self._listener_timer: asyncio.TimerHandle | None = None
         self._dialler_timer: asyncio.TimerHandle | None = fabric.loop.call_later(
-            dialler.settings.connect_timeout_s, self._unanswered
+            dialler.settings.connect_timeout_s, self._time_out_dial
         )
-        self.out: Lane = Lane(fabric.wheel, fabric.rng, self._at_listener)
-        self.back: Lane = Lane(fabric.wheel, fabric.rng, self._at_dialler)
+        self.out: Lane = Lane(fabric.wheel, fabric.rng, self._arrive_at_listener)
+        self.back: Lane = Lane(fabric.wheel, fabric.rng, self._arrive_at_dialler)
         self._src.connections[self] = None
         self._dst.connections[self] = None
         self.set_latency()
-        self.review()
+        self.update()
         self.out.put(Control.SYN)
 
     @property
-    def opened(self) -> bool:
+    def is_open(self) -> bool:
         """Whether frames may be sent."""
-        return self._opened and self.sends
+        return self._is_acknowledged and self.is_dialler_open
 
     @property
     def hosts(self) -> tuple[Host, Host]:
-        """Who dialled, and whom."""
+        """The dialler's host and the listener's host."""
         return self._src, self._dst
 
     @property
-    def leaves_at_s(self) -> float:
-        """When a hung-up channel has nothing left to flush."""
+    def flushed_at_s(self) -> float:
+        """The virtual time at which a hung-up channel has nothing left to flush."""
         return min(self.flush_until_s, self.out.last_arrival_s)
 
-    # What arrives.
+    # Arrivals.
 
-    def _at_listener(self, frame: bytes | Control, extra: bytes | None) -> None:
+    def _arrive_at_listener(self, frame: bytes | Control, extra: bytes | None) -> None:
         if isinstance(frame, Control):
             if frame is Control.SYN:
-                self._knock()
-            elif self.hears:
-                self._listener_ended(farewell=False)
-        elif self.hears and (listener := self._listener) is not None:
-            if not self._met:
-                self._met = True
-                listener.tell("source_met", self.source, self._src.ip)
-            if listener.paused or self._fabric.trace is not None:
-                listener.tell("frame_arrived", self.source, frame, extra)
-            else:  # the same without the detour: most of a simulation's time is spent here
+                self._take_dial()
+            elif self.is_listener_open:
+                self._end_listener(send_fin=False)
+        elif self.is_listener_open and (listener := self._listener) is not None:
+            if not self._is_announced:
+                self._is_announced = True
+                listener.report("source_met", self.source, self._src.ip)
+            if listener.is_paused or self._fabric.trace is not None:
+                listener.report("frame_arrived", self.source, frame, extra)
+            else:  # `Endpoint.report` inlined: most of a simulation's time is spent here
                 self._fabric.counters.frames_delivered += 1
                 listener.listener.frame_arrived(self.source, frame, extra)
 
-    def _at_dialler(self, frame: bytes | Control, _extra: bytes | None) -> None:
-        if not self.sends:
+    def _arrive_at_dialler(self, frame: bytes | Control, _extra: bytes | None) -> None:
+        """Take what the listener's end sent: an acknowledgement, a refusal, a FIN or an answer."""
+        if not self.is_dialler_open:
             return
         if frame is Control.OPENED:
-            self._opened = True
-            self._dialler_timer = _stopped(self._dialler_timer)
+            self._is_acknowledged = True
+            self._dialler_timer = _cancel(self._dialler_timer)
             self._fabric.counters.opened += 1
-            self.dialler.tell("channel_opened", self._channel)
-            self.review()
+            self.dialler.report("channel_opened", self._channel)
+            self.update()
         elif frame is Control.REFUSED:
-            self._failed(self._refusal)
+            self._fail_dial(self._refusal)
         elif frame is Control.END:
-            self._dialler_ended(farewell=False)
-            if not self._opened:
-                self._say_lost("connection reset")
+            self._end_dialler(send_fin=False)
+            if not self._is_acknowledged:
+                self._report_lost("connection reset")
         else:
-            self.dialler.tell("channel_answered", self._channel, frame)
+            self.dialler.report("channel_answered", self._channel, frame)
 
-    def _knock(self) -> None:
-        if self._dst.dark or self._dst.frozen:
-            self._waiting = True
+    def _take_dial(self) -> None:
+        """Answer a SYN at the listener's host: open the connection, refuse it, or give no answer."""
+        if self._dst.is_powered_off or self._dst.is_frozen:
+            self._is_syn_unanswered = True
             return
         listener = self._dst.endpoints.get(self._port)
         if listener is None:
-            self._failed("connection refused")
+            self._fail_dial("connection refused")
             return
         mine, theirs = self.dialler.settings.cookie, listener.settings.cookie
         if mine != theirs:
-            self._refusal = f"authentication failed: {_mismatch(mine, theirs)}"
-            said = f"authentication failed: {_mismatch(theirs, mine)}"
-            listener.tell("stranger_refused", self._src.ip, said)
+            self._refusal = f"authentication failed: {_describe_mismatch(mine, theirs)}"
+            said = f"authentication failed: {_describe_mismatch(theirs, mine)}"
+            listener.report("stranger_refused", self._src.ip, said)
             self.back.put(Control.REFUSED)
             return
         self._listener = listener
         self.source = self._fabric.new_source()
-        self.hears = True
+        self.is_listener_open = True
         listener.sources[self.source] = self
         self.back.put(Control.OPENED)
-        self.review()
+        self.update()
 
-    # How it ends.
+    # The end of a connection.
 
-    def _unanswered(self) -> None:
+    def _time_out_dial(self) -> None:
         self._dialler_timer = None
-        self._failed("connect timeout")
+        self._fail_dial("connect timeout")
 
-    def _failed(self, reason: str) -> None:
-        if self.sends:
-            self._dialler_ended(farewell=True)
-            self._say_lost(reason)
+    def _fail_dial(self, reason: str) -> None:
+        if self.is_dialler_open:
+            self._end_dialler(send_fin=True)
+            self._report_lost(reason)
 
-    def _say_lost(self, reason: str) -> None:
-        self.dialler.tell("channel_lost", self._channel, reason)
+    def _report_lost(self, reason: str) -> None:
+        self.dialler.report("channel_lost", self._channel, reason)
 
-    def _dialler_deaf(self) -> None:
+    def _give_up_listener(self) -> None:
         self._dialler_timer = None
         self.out.keep_some()
-        self._dialler_ended(farewell=True)
+        self._end_dialler(send_fin=True)
 
-    def _listener_deaf(self) -> None:
+    def _give_up_dialler(self) -> None:
         self._listener_timer = None
-        self._listener_ended(farewell=True)
+        self._end_listener(send_fin=True)
 
-    def _dialler_ended(self, *, farewell: bool) -> None:
-        """The dialler's socket is closed; ``farewell``: and the other end will hear of it."""
-        self.sends = False
+    def _end_dialler(self, *, send_fin: bool) -> None:
+        """Close the dialler's socket; ``send_fin`` also sends a FIN to a listener's end that is open."""
+        self.is_dialler_open = False
         self.dialler.channels.pop(self._channel, None)
-        self._dialler_timer = _stopped(self._dialler_timer)
+        self._dialler_timer = _cancel(self._dialler_timer)
         self.back.keep(0)
-        if not self.hears:
-            self._done()
-        elif farewell:
+        if not self.is_listener_open:
+            self._discard()
+        elif send_fin:
             self.out.put(Control.END)
 
-    def _listener_ended(self, *, farewell: bool) -> None:
-        self.hears = False
-        self._listener_timer = _stopped(self._listener_timer)
+    def _end_listener(self, *, send_fin: bool) -> None:
+        """Close the listener's socket, report the end of an announced source, and send a FIN if asked."""
+        self.is_listener_open = False
+        self._listener_timer = _cancel(self._listener_timer)
         self.out.keep(0)
         if self._listener is not None:
             self._listener.sources.pop(self.source, None)
-            if self._met:
-                self._listener.tell("source_lost", self.source)
-        if not self.sends:
-            self._done()
-        elif farewell:
+            if self._is_announced:
+                self._listener.report("source_lost", self.source)
+        if not self.is_dialler_open:
+            self._discard()
+        elif send_fin:
             self.back.put(Control.END)
 
-    def _done(self) -> None:
+    def _discard(self) -> None:
+        """Forget the connection: both ends are closed."""
         self._src.connections.pop(self, None)
         self._dst.connections.pop(self, None)
-        self._waiting = False
+        self._is_syn_unanswered = False
         self.out.keep(0)
         self.back.keep(0)
 
     def hang_up(self, flush_s: float) -> None:
-        """The dialler closes its socket; what was sent has ``flush_s`` to leave."""
+        """Close the dialler's socket; frames that were sent have ``flush_s`` seconds to leave."""
         loop = self._fabric.loop
         if flush_s <= 0:
             self.out.keep(0)
         elif self.out.pending:
             self.flush_until_s = loop.time() + flush_s
             loop.call_at(self.flush_until_s, self.out.drop_held)
-        self._dialler_ended(farewell=True)
+        self._end_dialler(send_fin=True)
 
     def crash(self, host: Host, *, silent: bool) -> None:
-        """What the end of ``host`` leaves behind: some prefix in flight, and a FIN or nothing."""
-        if self._src is host and self.sends:
+        """End what ``host`` holds of this connection: a prefix still arrives, then a FIN unless silent."""
+        if self._src is host and self.is_dialler_open:
             self.out.drop_held()
             self.out.keep_some()
-            self._dialler_gone = silent
-            self._dialler_ended(farewell=not silent)
-        if self._dst is host and self.hears:
-            self._listener_gone = silent
-            self._listener_ended(farewell=not silent)
-        self.review()
+            self._is_dialler_powered_off = silent
+            self._end_dialler(send_fin=not silent)
+        if self._dst is host and self.is_listener_open:
+            self._is_listener_powered_off = silent
+            self._end_listener(send_fin=not silent)
+        self.update()
 
     def close_listener(self) -> None:
-        """The listener closes its sockets."""
-        if self.hears:
-            self._listener_ended(farewell=True)
+        """Close the listener's socket."""
+        if self.is_listener_open:
+            self._end_listener(send_fin=True)
 
     def reset(self) -> None:
-        """Break it: both ends find out by themselves, some prefix arrives."""
-        if self.sends:
-            told = self._opened
+        """Break the connection: a prefix of what is in flight arrives, then the listener's end closes."""
+        if self.is_dialler_open:
+            was_open = self._is_acknowledged
             self.out.keep_some()
-            self._dialler_ended(farewell=True)
-            if not told:
-                self._fabric.loop.call_soon(self._say_lost, "connection reset")
+            self._end_dialler(send_fin=True)
+            if not was_open:
+                self._fabric.loop.call_soon(self._report_lost, "connection reset")
 
-    def disown(self) -> None:
-        """A newcomer at a dead machine's address answers its former peers: not known here."""
+    def reset_at_next_heartbeat(self) -> None:
+        """Let a node that binds a powered-off address reset this connection at its peer's next heartbeat."""
         wait_s = self._fabric.rng.random()
         loop = self._fabric.loop
-        if self._dialler_gone and self.hears and self._listener is not None:
-            _stopped(self._listener_timer)
+        if self._is_dialler_powered_off and self.is_listener_open and self._listener is not None:
+            _cancel(self._listener_timer)
             wait_s *= self._listener.settings.heartbeat_interval_s
-            self._listener_timer = loop.call_later(wait_s, self._listener_deaf)
-        elif self._listener_gone and self.opened:
-            _stopped(self._dialler_timer)
+            self._listener_timer = loop.call_later(wait_s, self._give_up_dialler)
+        elif self._is_listener_powered_off and self.is_open:
+            _cancel(self._dialler_timer)
             wait_s *= self.dialler.settings.heartbeat_interval_s
-            self._dialler_timer = loop.call_later(wait_s, self._dialler_deaf)
+            self._dialler_timer = loop.call_later(wait_s, self._give_up_listener)
 
-    # What it is like.
+    # Path and host conditions.
 
     def set_latency(self) -> None:
-        """Take over how fast the path is."""
+        """Copy the path's latency to both lanes."""
         for lane, src, dst in ((self.out, self._src, self._dst), (self.back, self._dst, self._src)):
             low_s, high_s = self._fabric.latency(src, dst)
             lane.low_s, lane.span_s = low_s, high_s - low_s
 
-    def review(self) -> None:
-        """Take over what the path and the hosts have come to: who hears, who waits, who is deaf."""
+    def update(self) -> None:
+        """Apply changed paths and hosts: hold or release the lanes, dial again, set the heartbeat timers."""
         src, dst = self._src, self._dst
-        out_blocked = self._fabric.blocked(src.ip, dst.ip)
-        back_blocked = self._fabric.blocked(dst.ip, src.ip)
-        # One way is enough: without acknowledgements TCP sends nothing the other way, either.
-        cut = out_blocked or back_blocked
-        self.out.hold(held=cut or src.halted, cut=cut, lossy=out_blocked)
-        self.back.hold(held=cut or dst.halted, cut=cut, lossy=back_blocked)
-        if self._waiting and not (dst.dark or dst.frozen):
-            self._waiting = False
+        is_out_blocked = self._fabric.blocked(src.ip, dst.ip)
+        is_back_blocked = self._fabric.blocked(dst.ip, src.ip)
+        # One blocked direction cuts both: without acknowledgements TCP sends nothing the other way, either.
+        is_cut = is_out_blocked or is_back_blocked
+        self.out.hold(is_held=is_cut or src.is_halted, is_cut=is_cut, is_lossy=is_out_blocked)
+        self.back.hold(is_held=is_cut or dst.is_halted, is_cut=is_cut, is_lossy=is_back_blocked)
+        if self._is_syn_unanswered and not (dst.is_powered_off or dst.is_frozen):
+            self._is_syn_unanswered = False
             self.out.put(Control.SYN)
-        if self._opened:
-            deaf = self.sends and not src.frozen and (cut or dst.frozen or self._listener_gone)
-            self._dialler_timer = self._watch(
-                self.dialler, self._dialler_timer, self._dialler_deaf, deaf=deaf
+        if self._is_acknowledged:
+            is_deaf = (
+                self.is_dialler_open
+                and not src.is_frozen
+                and (is_cut or dst.is_frozen or self._is_listener_powered_off)
+            )
+            self._dialler_timer = self._set_heartbeat_timer(
+                self.dialler, self._dialler_timer, self._give_up_listener, is_deaf=is_deaf
             )
         if self._listener is not None:
-            deaf = self.hears and not dst.frozen and (cut or src.frozen or self._dialler_gone)
-            self._listener_timer = self._watch(
-                self._listener, self._listener_timer, self._listener_deaf, deaf=deaf
+            is_deaf = (
+                self.is_listener_open
+                and not dst.is_frozen
+                and (is_cut or src.is_frozen or self._is_dialler_powered_off)
+            )
+            self._listener_timer = self._set_heartbeat_timer(
+                self._listener, self._listener_timer, self._give_up_dialler, is_deaf=is_deaf
             )
 
-    def _watch(
+    def _set_heartbeat_timer(
         self,
         end: Endpoint,
         timer: asyncio.TimerHandle | None,
         then: Callable[[], None],
         *,
-        deaf: bool,
+        is_deaf: bool,
     ) -> asyncio.TimerHandle | None:
-        if not deaf:
-            return _stopped(timer)
-        return timer or self._fabric.loop.call_later(end.silence_s(), then)
+        """Keep the heartbeat timer of an end running exactly while that end is deaf."""
+        if not is_deaf:
+            return _cancel(timer)
+        return timer or self._fabric.loop.call_later(end.draw_silence_s(), then)
 
 
-def _stopped(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
-    """No timer any more."""
+def _cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """Cancel a timer, if there is one, and return None to store in its place."""
     if timer is not None:
         timer.cancel()
     return None
 
 
-def _mismatch(own: str | None, other: str | None) -> str:
+def _describe_mismatch(own: str | None, other: str | None) -> str:
     if own is None:
         return "this node has no cookie, the other has one"
     if other is None:

@@ -1,4 +1,4 @@
-"""An asyncio event loop on virtual time: a day passes in moments, and always in the same way.
+"""An asyncio event loop on virtual time: a simulated day takes moments, and runs the same each time.
 
     def test_the_poller_asks_every_five_seconds() -> None:
         async def main() -> None:
@@ -8,15 +8,25 @@
 
         run(main())
 
-Nothing waits: where no callback is ready, the clock jumps to the next timer. Callbacks of one
-instant run in the order in which they were scheduled, whatever the hash seed. There is no
-outside world: no sockets, no threads, no signals (`NotSimulated`).
+Theory of operation. `SimLoop` replaces the selector, the clock and the timer heap of asyncio's loop; futures,
+tasks and callbacks are asyncio's own. One turn of the loop (`_run_once`) does this:
 
-What would hang or pass unseen on a real loop is an error here: `Deadlock` where nothing can ever
-run again, `LimitReached` where a run does not end, `Unhandled` where a callback or a forgotten task
-raised, `LeftOver` where tasks or async generators outlive the coroutine that was run.
+1. Remove cancelled timers from the top of the heap.
+2. If no callback is ready, advance the clock to the next timer. Time passes at no other place. If there
+   is no timer either, raise `Deadlock`.
+3. Make the timers that are due ready, then run the callbacks that are ready now.
+4. If a callback or a forgotten task raised, raise `Unhandled`.
 
-Only loop time is virtual. ``time.time()`` and ``time.monotonic()`` still tell the machine's, and a
+Timers of the same time run in the order in which they were made, because the heap compares (time, number).
+Nothing depends on ``PYTHONHASHSEED`` or on addresses of objects. Garbage is collected at fixed turns only
+(`isolated`), because a finalizer that runs at a random time would change the course.
+
+There is no outside world: sockets, threads, signals and subprocesses raise `NotSimulated`. What would hang
+or pass unseen on a real loop is an error: `Deadlock` if nothing can ever run again, `LimitReached` if a run
+does not end (by virtual time, by turns, or by turns without time passing), `Unhandled`, and `LeftOver` if
+tasks or async generators outlive the coroutine that was run. `clean_up` cancels what is left and finds them.
+
+Only the loop's time is virtual. ``time.time()`` and ``time.monotonic()`` return the machine's time, and a
 program that acts on them is not deterministic.
 """
 
@@ -39,32 +49,34 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 LIMIT_S = 7 * 86_400.0
-"""Virtual seconds: longer than any scenario, so that what only waits for itself is found."""
+"""Virtual seconds: longer than any scenario, so that tasks with timers that wait for each other are found."""
 LIMIT_TURNS = 50_000_000
+"""Turns of the loop: minutes of real time."""
 STUCK_TURNS = 1_000_000
-"""Turns of the loop at one instant: callbacks that schedule each other for ever stop time."""
+"""Turns without time passing: callbacks that schedule each other for ever stop the clock."""
 SETTLE_TURNS = 10
+"""Turns in which tasks that were cancelled at the very end may finish."""
 _FROZEN_AT_START = 1_000
 """Up to so many objects are frozen by the interpreter itself: CPython 3.12 freezes 375 while it starts.
 ``gc.freeze`` called by a program freezes thousands."""
 CLEAN_UP_S = 120.0
 """Virtual seconds for cancelled tasks to end."""
 COLLECT_EVERY_TURNS = 1_000_000
-SHOWN = 10
-"""Tasks named in an error: a cluster that hangs has thousands."""
-_CANCELLED_MIN = 128
+MAX_SHOWN = 10
+"""Tasks listed in an error: a cluster that hangs has thousands."""
+_MIN_CANCELLED = 128
 
 
 class SimulationError(Exception):
-    """Base of what a simulated run can fail with, besides the exception of the program itself."""
+    """Base class of the errors of a simulated run; the program's own exceptions are raised as they are."""
 
 
 class Deadlock(SimulationError):
     """Nothing is ready and no timer is set, so nothing can ever run again.
 
     Attributes:
-        at_s: virtual time.
-        tasks: what every pending task waits for, oldest first.
+        at_s: virtual time, in seconds.
+        tasks: where each pending task waits, oldest first.
     """
 
     def __init__(self, at_s: float, tasks: list[str]) -> None:
@@ -73,16 +85,16 @@ class Deadlock(SimulationError):
         self.tasks = tasks
 
     def __str__(self) -> str:
-        return f"deadlock at {self.at_s:g} s: nothing is ready and no timer is set; {_listed(self.tasks)}"
+        return f"deadlock at {self.at_s:g} s: nothing is ready and no timer is set; {_list_tasks(self.tasks)}"
 
 
 class LimitReached(SimulationError):
     """The run did not end within its limit.
 
     Attributes:
-        what: which limit, with its number.
-        at_s: virtual time.
-        tasks: what every pending task waits for, oldest first.
+        what: the limit, with its number.
+        at_s: virtual time, in seconds.
+        tasks: where each pending task waits, oldest first.
     """
 
     def __init__(self, what: str, at_s: float, tasks: list[str]) -> None:
@@ -92,15 +104,15 @@ class LimitReached(SimulationError):
         self.tasks = tasks
 
     def __str__(self) -> str:
-        return f"not done after {self.what} (at {self.at_s:g} s); {_listed(self.tasks)}"
+        return f"not done after {self.what} (at {self.at_s:g} s); {_list_tasks(self.tasks)}"
 
 
 class Unhandled(SimulationError):
-    """A callback raised, or a task raised and nobody asked for its result.
+    """A callback raised, or a task raised and its result was never retrieved.
 
     Attributes:
-        contexts: as `asyncio.loop.call_exception_handler` has them; the first exception among
-            them is also ``__cause__``.
+        contexts: the contexts that `asyncio.loop.call_exception_handler` got; the first exception
+            in them is also ``__cause__``.
     """
 
     def __init__(self, contexts: list[dict[str, Any]]) -> None:
@@ -109,16 +121,16 @@ class Unhandled(SimulationError):
 
     def __str__(self) -> str:
         said = [f"{each.get('message')}: {each.get('exception')!r}" for each in self.contexts]
-        return f"{len(said)} unhandled: {'; '.join(said[:SHOWN])}"
+        return f"{len(said)} unhandled: {'; '.join(said[:MAX_SHOWN])}"
 
 
 class LeftOver(SimulationError):
-    """The coroutine returned while tasks or async generators of its run were alive.
+    """The coroutine returned while tasks or async generators of its run were still alive.
 
     They have been cancelled or closed.
 
     Attributes:
-        what: each of them, oldest first.
+        what: descriptions of these tasks and generators, oldest first.
     """
 
     def __init__(self, what: list[str]) -> None:
@@ -126,11 +138,11 @@ class LeftOver(SimulationError):
         self.what = what
 
     def __str__(self) -> str:
-        return f"the run ended and left over {len(self.what)}: {'; '.join(self.what[:SHOWN])}"
+        return f"the run ended and left over {len(self.what)}: {'; '.join(self.what[:MAX_SHOWN])}"
 
 
 class NotSimulated(SimulationError, NotImplementedError):
-    """A virtual loop has no sockets, threads, signals or subprocesses."""
+    """The program asked a `SimLoop` for a socket, a thread, a signal or a subprocess."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -138,8 +150,8 @@ class NotSimulated(SimulationError, NotImplementedError):
 
     def __str__(self) -> str:
         return (
-            f"loop.{self.what}() needs the outside world, which a SimLoop has not;"
-            " use SimTransport for the network, and a fake for the rest"
+            f"loop.{self.what}() needs the outside world, which a SimLoop does not have;"
+            " use SimTransport for the network, and a fake for everything else"
         )
 
 
@@ -147,11 +159,11 @@ class SimLoop(asyncio.BaseEventLoop):
     """An event loop whose clock starts at 0.0 and jumps to the next timer.
 
     Args:
-        seed: of `rng`, from which everything random in a simulation is to be drawn.
-        limit_s: virtual time at which `LimitReached` ends the run.
-        limit_turns: turns of the loop, likewise.
+        seed: the seed of `rng`, from which everything random in a simulation should be drawn.
+        limit_s: virtual time at which the run fails with `LimitReached`, in seconds.
+        limit_turns: number of turns at which the run fails with `LimitReached`.
 
-    ``run_in_executor`` (so ``asyncio.to_thread``) runs the function on this thread, in a later
+    ``run_in_executor`` (and so ``asyncio.to_thread``) runs the function on this thread, in a later
     turn. ``call_soon_threadsafe`` works, but the loop does not wait for other threads.
     """
 
@@ -161,7 +173,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.limit_s: float = limit_s
         self.limit_turns: int = limit_turns
         self.unhandled: list[dict[str, Any]] = []
-        """Contexts of exceptions that nobody handled; `run_until_complete` raises on the first."""
+        """Contexts of unhandled exceptions; the turn in which one is added ends with `Unhandled`."""
         self.turns: int = 0
         self._now_s = 0.0
         # The heap compares tuples in C and never a handle: the number makes equal times stable.
@@ -169,14 +181,18 @@ class SimLoop(asyncio.BaseEventLoop):
         self._timers_made = 0
         self._timers_cancelled = 0
         self._turns_stop = 0
-        self._allow_turns()
+        self._set_turn_limits()
         self._tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], None]
         self._tasks = weakref.WeakKeyDictionary()
         self._tasks_made = 0
 
     @classmethod
     def current(cls) -> Self:
-        """The running loop. Raises: RuntimeError where it is none of this class."""
+        """Return the running loop.
+
+        Raises:
+            RuntimeError: no loop runs, or the running loop is not a `SimLoop`.
+        """
         loop = asyncio.get_running_loop()
         if not isinstance(loop, cls):
             raise RuntimeError(  # noqa: TRY004  # as where no loop runs at all
@@ -185,7 +201,7 @@ class SimLoop(asyncio.BaseEventLoop):
         return loop
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Return the virtual seconds since the loop was made."""
         return self._now_s
 
     def call_at(
@@ -195,12 +211,17 @@ class SimLoop(asyncio.BaseEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """Call back at that virtual time; at once where it has passed."""
+        """Call back at a virtual time; in the next turn if that time has passed.
+
+        Raises:
+            ValueError: ``when`` is NaN.
+            RuntimeError: the loop is closed.
+        """
         self._check_closed()  # type: ignore[attr-defined]
         if math.isnan(when):
-            raise ValueError("a timer needs a time; got nan")
+            raise ValueError("the time of a timer must be a number; got nan")
         timer = asyncio.TimerHandle(when, callback, args, self, context)
-        # With this mark a cancelled handle says so, as with asyncio's own heap.
+        # With this mark a cancelled handle calls `_timer_handle_cancelled`, as with asyncio's own heap.
         timer._scheduled = True  # type: ignore[attr-defined]  # noqa: SLF001
         self._timers_made += 1
         heapq.heappush(self._timers, (when, self._timers_made, timer))
@@ -213,7 +234,7 @@ class SimLoop(asyncio.BaseEventLoop):
         name: object = None,
         **options: Any,
     ) -> asyncio.Task[T]:
-        """A task; without a name it is numbered within this loop, so that traces compare."""
+        """Make a task; tasks without a name are numbered per loop, so that traces of two runs compare."""
         self._tasks_made += 1
         if name is None:
             name = f"Task-{self._tasks_made}"
@@ -233,7 +254,7 @@ class SimLoop(asyncio.BaseEventLoop):
                 return
             try:
                 result = func(*args)
-            except Exception as error:  # noqa: BLE001  # it is the caller's, as with any executor
+            except Exception as error:  # noqa: BLE001  # the caller gets it, as with any executor
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -242,21 +263,21 @@ class SimLoop(asyncio.BaseEventLoop):
         return future
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Keep what nobody handled, unless the program set a handler of its own."""
+        """Keep an unhandled exception for the end of the turn, unless the program set its own handler."""
         if self.get_exception_handler() is not None:
             super().call_exception_handler(context)
         else:
             self.unhandled.append(context)
 
     def pending_tasks(self) -> list[asyncio.Task[Any]]:
-        """The tasks that are not done, oldest first."""
+        """Return the tasks that are not done, oldest first."""
         return [task for task in list(self._tasks) if not task.done()]
 
     def extend(self, limit_s: float) -> None:
-        """Set the limits anew: so many virtual seconds and `LIMIT_TURNS` turns from now on."""
+        """Set new limits: ``limit_s`` virtual seconds and `LIMIT_TURNS` turns from now on."""
         self.limit_s = self._now_s + limit_s
         self.limit_turns = self.turns + LIMIT_TURNS
-        self._allow_turns()
+        self._set_turn_limits()
 
     def close(self) -> None:
         """Close the loop. Idempotent."""
@@ -266,11 +287,12 @@ class SimLoop(asyncio.BaseEventLoop):
     # One turn.
 
     def _run_once(self) -> None:
+        """Run one turn; see the theory of operation."""
         ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]
         self.turns += 1
         if self.turns >= self._turns_stop:
             self._check_turns()
-        if self._timers_cancelled > _CANCELLED_MIN:
+        if self._timers_cancelled > _MIN_CANCELLED:
             self._drop_cancelled()
         timers = self._timers
         while timers and timers[0][2].cancelled():
@@ -278,9 +300,9 @@ class SimLoop(asyncio.BaseEventLoop):
             self._timers_cancelled -= 1
         if not ready:
             if timers:
-                self._jump(timers[0][0])
+                self._advance_to(timers[0][0])
             elif not self._stopping:  # type: ignore[attr-defined]
-                raise Deadlock(self._now_s, self._shown())
+                raise Deadlock(self._now_s, self._describe_tasks())
         now_s = self._now_s
         while timers and timers[0][0] <= now_s:
             timer = heapq.heappop(timers)[2]
@@ -291,42 +313,42 @@ class SimLoop(asyncio.BaseEventLoop):
             if not handle.cancelled():
                 handle._run()  # noqa: SLF001
         if self.unhandled:
-            self._fail()
+            self._raise_unhandled()
 
-    def _jump(self, when_s: float) -> None:
+    def _advance_to(self, when_s: float) -> None:
         if when_s <= self._now_s:
             return
         if when_s > self.limit_s:
-            raise LimitReached(f"{self.limit_s:g} virtual seconds", self._now_s, self._shown())
+            raise LimitReached(f"{self.limit_s:g} virtual seconds", self._now_s, self._describe_tasks())
         self._now_s = when_s
-        self._allow_turns()
+        self._set_turn_limits()
 
-    def _allow_turns(self) -> None:
-        # The next multiple at which rubbish is collected is a stop, too: one comparison a turn.
+    def _set_turn_limits(self) -> None:
+        # The next turn at which garbage is collected is a stop as well: one comparison a turn.
         collect = (self.turns // COLLECT_EVERY_TURNS + 1) * COLLECT_EVERY_TURNS
         self._stuck_at = self.turns + STUCK_TURNS
         self._turns_stop = min(self._stuck_at, self.limit_turns, collect)
 
     def _check_turns(self) -> None:
         if self.turns >= self.limit_turns:
-            raise LimitReached(f"{self.limit_turns:,} turns", self._now_s, self._shown())
+            raise LimitReached(f"{self.limit_turns:,} turns", self._now_s, self._describe_tasks())
         if self.turns >= self._stuck_at:
             what = f"{STUCK_TURNS:,} turns without time passing"
-            raise LimitReached(what, self._now_s, self._shown())
+            raise LimitReached(what, self._now_s, self._describe_tasks())
         if self.turns % COLLECT_EVERY_TURNS == 0 and not gc.isenabled():
             gc.collect()
         stuck_at = self._stuck_at
-        self._allow_turns()
+        self._set_turn_limits()
         self._stuck_at = stuck_at
         self._turns_stop = min(self._turns_stop, stuck_at)
 
-    def _fail(self) -> NoReturn:
+    def _raise_unhandled(self) -> NoReturn:
         contexts, self.unhandled = self.unhandled, []
         ended = base_events._run_until_complete_cb  # type: ignore[attr-defined]  # noqa: SLF001
         for handle in self._ready:  # type: ignore[attr-defined]
             if handle._callback is ended:  # noqa: SLF001
                 handle.cancel()  # what ended in this very turn must not stop the next run
-        raise _unhandled(contexts)
+        raise _make_unhandled(contexts)
 
     def _drop_cancelled(self) -> None:
         if self._timers_cancelled * 2 > len(self._timers):
@@ -338,19 +360,19 @@ class SimLoop(asyncio.BaseEventLoop):
         del handle
         self._timers_cancelled += 1
 
-    def _shown(self) -> list[str]:
-        return [_shown(task) for task in self.pending_tasks()]
+    def _describe_tasks(self) -> list[str]:
+        return [_describe_task(task) for task in self.pending_tasks()]
 
-    # The outside world.
+    # Parts of asyncio's loop that need the outside world.
 
     def _process_events(self, event_list: object) -> None:
-        """There are none."""
+        """Do nothing: a simulated loop has no events."""
 
     def _write_to_self(self) -> None:
-        """Nothing sleeps that would have to be woken."""
+        """Do nothing: a simulated loop never sleeps."""
 
 
-def _absent(name: str) -> Callable[..., NoReturn]:
+def _make_absent(name: str) -> Callable[..., NoReturn]:
     def absent(_self: SimLoop, *_args: object, **_options: object) -> NoReturn:
         raise NotSimulated(name)
 
@@ -367,7 +389,7 @@ for _name in (
     *("sock_sendall", "sock_sendto", "sock_connect", "sock_accept", "sock_sendfile"),
     *("connect_read_pipe", "connect_write_pipe", "subprocess_shell", "subprocess_exec"),
 ):
-    setattr(SimLoop, _name, _absent(_name))
+    setattr(SimLoop, _name, _make_absent(_name))
 
 
 def run(
@@ -379,27 +401,31 @@ def run(
 ) -> T:
     """Run a coroutine on a `SimLoop` of its own and return its result.
 
-    The random module's own generator is seeded as well, and put back afterwards. Rubbish is
-    collected at fixed turns only: finalizers must not depend on what ran before.
+    The generator of the random module is seeded too, and restored afterwards. Garbage is collected at
+    fixed turns only, so that finalizers do not depend on what ran before.
 
     Args:
-        main: the coroutine; `SimLoop.current` gives it the loop.
-        seed: of `SimLoop.rng`.
-        limit_s: virtual seconds.
-        limit_turns: turns of the loop.
+        main: the coroutine; `SimLoop.current` returns its loop.
+        seed: the seed of `SimLoop.rng` and of the random module.
+        limit_s: limit in virtual seconds.
+        limit_turns: limit in turns of the loop.
+
+    Returns:
+        The result of ``main``.
 
     Raises:
         Deadlock: nothing can ever run again.
-        LimitReached: it did not end.
+        LimitReached: the run did not end within a limit.
         Unhandled: a callback or a forgotten task raised.
-        LeftOver: it returned, but tasks or async generators were still alive.
+        LeftOver: ``main`` returned, but tasks or async generators were still alive.
+        RuntimeError: an event loop is running already.
 
-    What ``main`` raises comes first, with the others as notes. Whatever is raised, every task has
+    An exception of ``main`` is raised first, with the others as notes. After any error, every task has
     been cancelled and the loop is closed.
     """
     if asyncio.events._get_running_loop() is not None:  # noqa: SLF001  # asyncio checks too late
         main.close()
-        raise RuntimeError("run() starts an event loop of its own; here, one is running already")
+        raise RuntimeError("run() starts its own event loop, but one is running already")
     loop = SimLoop(seed=seed, limit_s=limit_s, limit_turns=limit_turns)
     with isolated(seed), contextlib.closing(loop):
         try:
@@ -407,7 +433,7 @@ def run(
         except BaseException as error:
             for trouble in clean_up(loop):
                 if not isinstance(trouble, LeftOver):
-                    error.add_note(f"Besides: {trouble}")
+                    error.add_note(f"Also: {trouble}")
             raise
         for trouble in clean_up(loop):
             raise trouble
@@ -416,12 +442,12 @@ def run(
 
 @contextlib.contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Seed the random module, and keep rubbish from being collected at random; put both back."""
+    """Seed the random module and turn automatic garbage collection off; restore both afterwards."""
     state = random.getstate()
     collecting, is_frozen = gc.isenabled(), gc.get_freeze_count() > _FROZEN_AT_START
     gc.disable()
     if not is_frozen:
-        gc.freeze()  # what was there before is neither looked through nor finalized in this run
+        gc.freeze()  # objects made before this run are neither scanned nor finalized in it
     random.seed(seed)
     try:
         yield
@@ -434,16 +460,16 @@ def isolated(seed: int) -> Iterator[None]:
 
 
 def clean_up(loop: SimLoop) -> list[SimulationError]:
-    """End what is alive on the loop, and tell what was wrong."""
+    """Cancel and close everything that is alive on the loop, and return the errors found."""
     contexts: list[dict[str, Any]] = []
-    gc.collect()  # a forgotten task tells of its exception when it is collected
+    gc.collect()  # a forgotten task reports its exception when it is collected
     loop.extend(CLEAN_UP_S)
     settling = loop.create_task(_settle())
     try:
         loop.run_until_complete(settling)
     except Unhandled as error:  # raised out of the loop: `settling` may still wait
         contexts += error.contexts
-    left = [_shown(task) for task in loop.pending_tasks() if task is not settling]
+    left = [_describe_task(task) for task in loop.pending_tasks() if task is not settling]
     while tasks := loop.pending_tasks():
         for task in tasks:
             task.cancel()
@@ -452,11 +478,11 @@ def clean_up(loop: SimLoop) -> list[SimulationError]:
         except Unhandled as error:
             contexts += error.contexts
         except SimulationError as error:
-            left += [f"{_shown(task)} ignored its cancellation ({error})" for task in tasks]
+            left += [f"{_describe_task(task)} ignored its cancellation ({error})" for task in tasks]
             break
         for task in tasks:
             if task.done() and not task.cancelled() and (exception := task.exception()) is not None:
-                message = f"{_shown(task)} raised when it was cancelled"
+                message = f"{_describe_task(task)} raised when it was cancelled"
                 contexts.append({"message": message, "exception": exception})
     asyncgens: weakref.WeakSet[Any] = loop._asyncgens  # type: ignore[attr-defined]  # noqa: SLF001
     left += sorted(f"async generator {agen.__qualname__}" for agen in asyncgens if agen.ag_frame)
@@ -465,24 +491,24 @@ def clean_up(loop: SimLoop) -> list[SimulationError]:
     gc.collect()
     contexts += loop.unhandled
     loop.unhandled = []
-    found: list[SimulationError] = [_unhandled(contexts)] if contexts else []
+    found: list[SimulationError] = [_make_unhandled(contexts)] if contexts else []
     return [*found, LeftOver(left)] if left else found
 
 
 async def _settle() -> None:
-    """What was cancelled or dropped at the very end may finish, what waits may not."""
+    """Let tasks finish that were cancelled at the very end; tasks that wait for something do not."""
     for _ in range(SETTLE_TURNS):
         await asyncio.sleep(0)
 
 
-def _unhandled(contexts: list[dict[str, Any]]) -> Unhandled:
+def _make_unhandled(contexts: list[dict[str, Any]]) -> Unhandled:
     error = Unhandled(contexts)
     error.__cause__ = next((each["exception"] for each in contexts if each.get("exception")), None)
     return error
 
 
-def _shown(task: asyncio.Task[Any]) -> str:
-    """A task in a line: its name, its coroutine, and where that waits."""
+def _describe_task(task: asyncio.Task[Any]) -> str:
+    """Describe a task in one line: its name, its coroutine, and where it waits."""
     coroutine = task.get_coro()
     name = getattr(coroutine, "__qualname__", repr(coroutine))
     where = ""
@@ -496,8 +522,8 @@ def _shown(task: asyncio.Task[Any]) -> str:
     return f"{task.get_name()} ({name}){where}"
 
 
-def _listed(tasks: list[str]) -> str:
+def _list_tasks(tasks: list[str]) -> str:
     if not tasks:
         return "no task is pending"
-    more = f" and {len(tasks) - SHOWN} more" if len(tasks) > SHOWN else ""
-    return f"{len(tasks)} pending: {'; '.join(tasks[:SHOWN])}{more}"
+    more = f" and {len(tasks) - MAX_SHOWN} more" if len(tasks) > MAX_SHOWN else ""
+    return f"{len(tasks)} pending: {'; '.join(tasks[:MAX_SHOWN])}{more}"

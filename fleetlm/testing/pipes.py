@@ -1,4 +1,20 @@
-"""One direction of a simulated TCP connection, and the clockwork that all of them share."""
+"""One direction of a simulated TCP connection (`Lane`), and the timer that all lanes share (`Wheel`).
+
+Theory of operation. A lane is a list of entries in the order in which they were sent. Each entry has the
+tick at which it arrives, or `HELD` while it has not left. Ticks never decrease along the list, so a
+frame arrives after all that were sent before it, whatever latency was drawn for it.
+
+* Held: the path is cut or the sender's host is halted. What is put in gets the tick HELD. When the lane
+  is released, held entries draw their latency anew and follow what is in flight.
+* Cut: not even the entries of the kernel and of ZeroMQ leave. A halted sender's kernel still
+  completes a handshake, so OPENED passes a lane that is held and not cut.
+* Lossy: packets on their way do not arrive, so entries in flight become HELD, as TCP retransmits them.
+* A break takes a suffix (`keep`, `keep_some`, `drop_held`); nothing else removes an entry that was sent.
+
+The wheel sets one loop timer for each tick that has an arrival. A lane is registered for at most one
+tick at a time; that tick is the first of its list. If the list has changed until then, the lane
+delivers nothing or less, and registers again.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +27,16 @@ from collections.abc import Callable, Iterable
 
 TICKS_PER_S = 16_384
 TICK_S = 1 / TICKS_PER_S
-"""Arrivals fall on multiples of this, some 61 us: a power of two, so that no sum is rounded."""
+"""Arrivals fall on multiples of this time, about 61 us. A power of two, so that sums are exact."""
 HELD = math.inf
-"""Arrival of a frame that waits for its path, or for its sender to run again."""
+"""The tick of a frame that waits for its path, or for its sender to run again."""
 
 Mutation = Callable[[bytes], bytes | None]
-"""What a fault makes of one frame; None: it vanishes."""
+"""A fault of one frame: returns the changed frame, or None to lose it."""
 
 
 class Control(enum.Enum):
-    """What travels on a lane beside frames."""
+    """Entries of a lane that are not frames."""
 
     SYN = "the dialler asks to connect"
     OPENED = "TCP, ZMTP and, with a cookie, CURVE are done"
@@ -29,13 +45,13 @@ class Control(enum.Enum):
 
 
 Entry = tuple[float, bytes | Control, bytes | None]
-"""The tick of its arrival, the frame, and its second part."""
+"""The tick of arrival, the frame or control entry, and the frame's second part."""
 
 
 class Wheel:
-    """What arrives when, on a grid of `TICK_S`: one timer for each tick, not for each frame.
+    """Calls back at ticks of `TICK_S`, with one loop timer for each tick, not for each frame.
 
-    What arrives at one tick is handed over in the order in which it was put in.
+    Callbacks of one tick run in the order in which they were put in.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -48,28 +64,28 @@ class Wheel:
         waiting = self._ticks.get(tick)
         if waiting is None:
             self._ticks[tick] = [then]
-            self._loop.call_at(tick * TICK_S, self._turn, tick)
+            self._loop.call_at(tick * TICK_S, self._run_tick, tick)
         else:
             waiting.append(then)
 
-    def _turn(self, tick: float) -> None:
+    def _run_tick(self, tick: float) -> None:
         for then in self._ticks.pop(tick):
             then(tick)
 
 
 class Lane:
-    """One direction of a connection: in order, no gap."""
+    """One direction of a connection: frames arrive in order and without a gap."""
 
     __slots__ = (
-        "_armed",
-        "_cut",
+        "_deliver",
         "_faults",
-        "_held",
-        "_last",
+        "_is_armed",
+        "_is_cut",
+        "_is_held",
+        "_is_special",
+        "_last_tick",
         "_random",
         "_rng",
-        "_special",
-        "_target",
         "_wheel",
         "low_s",
         "pending",
@@ -80,7 +96,7 @@ class Lane:
         self,
         wheel: Wheel,
         rng: random.Random,
-        target: Callable[[bytes | Control, bytes | None], None],
+        deliver: Callable[[bytes | Control, bytes | None], None],
     ) -> None:
         self._wheel = wheel
         self._random = rng.random
@@ -88,55 +104,55 @@ class Lane:
         self.pending: list[Entry] = []
         self.low_s: float = 0.0
         self.span_s: float = 0.0
-        self._target = target
-        self._last = 0
-        self._armed = False
-        self._held = self._cut = False
+        self._deliver = deliver
+        self._last_tick = 0
+        self._is_armed = False
+        self._is_held = self._is_cut = False
         self._faults: deque[Mutation] | None = None
-        self._special = False
+        self._is_special = False
 
     def put(self, frame: bytes | Control, extra: bytes | None = None) -> None:
-        """Send something; it arrives after all that was sent before."""
-        if self._special:
-            if self._held and (self._cut or frame is not Control.OPENED):
+        """Send a frame or a control entry; it arrives after all that was sent before."""
+        if self._is_special:
+            if self._is_held and (self._is_cut or frame is not Control.OPENED):
                 self.pending.append((HELD, frame, extra))
                 return
             if self._faults and isinstance(frame, bytes):
                 mutated = self._faults.popleft()(frame)
-                self._special = bool(self._faults) or self._held
+                self._is_special = bool(self._faults) or self._is_held
                 if mutated is None:
                     return
                 frame = mutated
         wheel = self._wheel
         latency_s = self.low_s + self.span_s * self._random()
         tick = int((wheel.now_s() + latency_s) * TICKS_PER_S) + 1
-        if tick < self._last:
-            tick = self._last
+        if tick < self._last_tick:
+            tick = self._last_tick
         else:
-            self._last = tick
+            self._last_tick = tick
         self.pending.append((tick, frame, extra))
-        if not self._armed:
-            self._armed = True
+        if not self._is_armed:
+            self._is_armed = True
             wheel.put(tick, self._arrive)
 
     def fault(self, mutations: Iterable[Mutation]) -> None:
-        """Let the next frames meet these, one each."""
+        """Apply these mutations to the next frames, one each."""
         self._faults = deque(mutations)
-        self._special = True
+        self._is_special = True
 
-    def hold(self, *, held: bool, cut: bool, lossy: bool) -> None:
-        """Say what the path is like.
+    def hold(self, *, is_held: bool, is_cut: bool, is_lossy: bool) -> None:
+        """Set the condition of the path.
 
         Args:
-            held: nothing more leaves.
-            cut: not even the kernel's and ZeroMQ's own words.
-            lossy: what is under way does not arrive, either.
+            is_held: nothing more leaves.
+            is_cut: not even what the kernel and ZeroMQ send by themselves leaves.
+            is_lossy: frames in flight do not arrive either; they wait to be sent again.
         """
-        before, self._held, self._cut = self._held, held, cut
-        self._special = held or bool(self._faults)
-        if lossy:
+        was_held, self._is_held, self._is_cut = self._is_held, is_held, is_cut
+        self._is_special = is_held or bool(self._faults)
+        if is_lossy:
             self.pending = [(HELD, frame, extra) for _, frame, extra in self.pending]
-        elif before and not held:
+        elif was_held and not is_held:
             waiting, self.pending = self.pending, []
             for tick, frame, extra in waiting:
                 if tick == HELD:
@@ -146,35 +162,36 @@ class Lane:
 
     @property
     def last_arrival_s(self) -> float:
-        """When the last of what is in flight arrives; 0 where nothing is."""
+        """Virtual time at which the last frame in flight arrives; 0 if none is in flight."""
         return self.pending[-1][0] * TICK_S if self.pending else 0.0
 
     def keep(self, frames: int) -> None:
-        """Lose all but the first so many of what is in flight."""
+        """Lose all but the first ``frames`` entries in flight."""
         del self.pending[frames:]
 
     def keep_some(self) -> None:
-        """Lose a suffix of what is in flight, of any length."""
+        """Lose a suffix of random length of what is in flight."""
         if self.pending:
             self.keep(self._rng.randrange(len(self.pending) + 1))
 
     def drop_held(self) -> None:
-        """Lose the frames that have not left yet."""
+        """Lose the frames that have not left; control entries stay."""
         self.pending = [e for e in self.pending if e[0] != HELD or isinstance(e[1], Control)]
 
     def _arrive(self, tick: float) -> None:
+        """Deliver the entries that are due, and register for the next tick that has one."""
         pending = self.pending
         due = 0
         for entry in pending:
             if entry[0] > tick:
                 break
             due += 1
-        self._armed = due < len(pending) and pending[due][0] != HELD
-        if self._armed:
+        self._is_armed = due < len(pending) and pending[due][0] != HELD
+        if self._is_armed:
             self._wheel.put(pending[due][0], self._arrive)
         if due:
             arrived = pending[:due]
             del pending[:due]
-            target = self._target
+            deliver = self._deliver
             for _, frame, extra in arrived:
-                target(frame, extra)
+                deliver(frame, extra)

@@ -5,12 +5,20 @@
         one, two = await fleet.start(2)
         ...
 
-It is there once fleetlm is installed. Tests that do not ask for ``fleet``, and a fixture ``fleet``
-of somebody's own, are left alone; nothing else of fleetlm is imported until a test uses the
+pytest loads the plugin once fleetlm is installed. It does not touch tests that do not ask for ``fleet``,
+or that ask for another fixture of that name; it imports nothing else of fleetlm until a test uses the
 fixture.
 
-An async test that asks for it is made an ordinary function as soon as it is collected, so that it
-is nobody else's: pytest-asyncio and anyio, also in their automatic modes, see a plain test.
+Theory of operation. The plugin works at four points of a test:
+
+* Collection: an async test that asks for ``fleet`` is replaced by a synchronous function at once, so that
+  pytest-asyncio and anyio, also in their automatic modes, see a plain test. ``fleet`` becomes its
+  first fixture, because async fixtures that do not depend on it run on its loop too.
+* Parametrization: one test for each seed of the mark; ``--fleet-seed`` replaces all of them by one.
+* Fixtures: ``fleet`` makes a `FleetRun` and stores it in the item's stash. Async fixtures of function scope
+  are replaced by synchronous functions that run on that loop. This is the outermost wrapper of
+  ``pytest_fixture_setup``, before those of pytest-asyncio and anyio.
+* Report: a failure gets a section with the seed and the command that runs the same course again.
 """
 
 from __future__ import annotations
@@ -30,30 +38,30 @@ if TYPE_CHECKING:
     from fleetlm.testing.runner import FleetRun
 
 OPTIONS = ("seeds", "settings", "latency_s", "limit_s")
-"""What the mark ``fleet`` takes."""
+"""The arguments of the mark ``fleet``."""
 
-_RUNS: pytest.StashKey[bool] = pytest.StashKey()
-"""Of an item that this plugin runs."""
+_IS_OURS: pytest.StashKey[bool] = pytest.StashKey()
+"""Set on the items that this plugin runs."""
 _RUN: pytest.StashKey[FleetRun] = pytest.StashKey()
 _SEED: pytest.StashKey[int] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--fleet-seed``."""
+    """Add the option ``--fleet-seed``."""
     parser.getgroup("fleetlm").addoption(
         "--fleet-seed",
         type=int,
         metavar="N",
-        help="run tests that ask for `fleet` with this seed alone, as a failure's report says",
+        help="run the tests that ask for `fleet` with this seed only; a failure shows its seed",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the mark."""
+    """Register the mark ``fleet``."""
     config.addinivalue_line(
         "markers",
-        "fleet(seeds=20 | [3, 7], settings={...}, latency_s=(low, high), limit_s=3600): how the"
-        " simulated cluster of a test that asks for `fleet` is made",
+        "fleet(seeds=20 | [3, 7], settings={...}, latency_s=(low, high), limit_s=3600): options of the"
+        " simulated cluster of a test that asks for `fleet`",
     )
 
 
@@ -62,52 +70,52 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # the innermost wrapper: before pytest-asyncio's
 def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
-    """Take async tests that ask for ``fleet``."""
+    """Make the async tests that ask for ``fleet`` synchronous."""
     found = yield
     for item in found if isinstance(found, list) else [found]:
-        if isinstance(item, pytest.Function) and _asks(item) and inspect.iscoroutinefunction(item.obj):
-            _take(item)
+        if isinstance(item, pytest.Function) and _uses_fleet(item) and inspect.iscoroutinefunction(item.obj):
+            _make_synchronous(item)
     return found
 
 
 @pytest.hookimpl(trylast=True)  # the seed comes last in a test's id
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each seed, where the mark names seeds."""
-    if not _asks(metafunc.definition):
+    """Make one test for each seed if the mark has seeds."""
+    if not _uses_fleet(metafunc.definition):
         return
-    told = _told(metafunc.definition)
-    if "seeds" not in told:
+    options = _read_marks(metafunc.definition)
+    if "seeds" not in options:
         return
-    seeds = _seeds(metafunc.definition.nodeid, told["seeds"])
+    seeds = _parse_seeds(metafunc.definition.nodeid, options["seeds"])
     only: int | None = metafunc.config.getoption("fleet_seed")
     chosen = seeds if only is None else [only]
     metafunc.parametrize("fleet", chosen, indirect=True, ids=[f"seed={seed}" for seed in chosen])
 
 
-def _asks(item: pytest.Function) -> bool:
-    """Whether the test uses the fixture of this plugin, perhaps by way of another one."""
+def _uses_fleet(item: pytest.Function) -> bool:
+    """Whether the test uses this plugin's fixture, directly or through another fixture ``fleet``."""
     if "fleet" not in item.fixturenames:
         return False
     for definition in reversed(item._fixtureinfo.name2fixturedefs.get("fleet", ())):  # noqa: SLF001
         if definition.func.__module__ == __name__:
             return True
-        if "fleet" not in definition.argnames:  # it stands in the place of ours
+        if "fleet" not in definition.argnames:  # it replaces ours
             return False
     return False
 
 
-def _take(item: pytest.Function) -> None:
+def _make_synchronous(item: pytest.Function) -> None:
     test = item.obj
 
     def synchronous(**arguments: Any) -> Any:
         __tracebackhide__ = True
-        with _readable():
+        with _shorten_report():
             return item.stash[_RUN].test(test(**arguments), item.name)
 
     functools.update_wrapper(synchronous, test, updated=())
     item.obj = synchronous
-    item.stash[_RUNS] = True
-    # Async fixtures that do not depend on it run on its loop as well, so it comes first.
+    item.stash[_IS_OURS] = True
+    # Async fixtures that do not depend on `fleet` run on its loop too, so `fleet` comes first.
     item.fixturenames.remove("fleet")
     item.fixturenames.insert(0, "fleet")
 
@@ -115,9 +123,9 @@ def _take(item: pytest.Function) -> None:
 # The mark.
 
 
-def _told(item: pytest.Function) -> dict[str, Any]:
-    """What the marks of a test say; the closest one counts."""
-    told: dict[str, Any] = {}
+def _read_marks(item: pytest.Function) -> dict[str, Any]:
+    """Return the arguments of a test's marks; for each argument the closest mark counts."""
+    options: dict[str, Any] = {}
     for mark in item.iter_markers("fleet"):
         unknown = [repr(each) for each in mark.args] + sorted(mark.kwargs.keys() - set(OPTIONS))
         if unknown:
@@ -126,19 +134,19 @@ def _told(item: pytest.Function) -> dict[str, Any]:
                 f" not {', '.join(unknown)}",
                 pytrace=False,
             )
-        told = {**mark.kwargs, **told}
-    return told
+        options = {**mark.kwargs, **options}
+    return options
 
 
-def _seeds(test: str, told: object) -> Sequence[int]:
+def _parse_seeds(test: str, given: object) -> Sequence[int]:
     seeds: Sequence[Any] = ()
-    if isinstance(told, int):
-        seeds = range(told)
-    elif isinstance(told, Iterable):
-        seeds = list(told)
+    if isinstance(given, int):
+        seeds = range(given)
+    elif isinstance(given, Iterable):
+        seeds = list(given)
     if not seeds or not all(isinstance(seed, int) for seed in seeds):
         pytest.fail(
-            f"{test}: seeds={told!r} is neither how many (a positive int) nor some ints", pytrace=False
+            f"{test}: seeds={given!r} must be a positive int (how many) or a list of ints", pytrace=False
         )
     return seeds
 
@@ -149,22 +157,22 @@ def _seeds(test: str, told: object) -> Sequence[int]:
 @pytest.fixture
 def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
     """A simulated cluster on virtual time, for this test alone; see `fleetlm.testing.Fleet`."""
-    from fleetlm.testing.runner import FleetRun  # noqa: PLC0415  # the first thing that costs time
+    from fleetlm.testing.runner import FleetRun  # noqa: PLC0415  # importing it costs time
 
     item = request.node
-    if _RUNS not in item.stash:
+    if _IS_OURS not in item.stash:
         pytest.fail(
-            f"{item.name} uses `fleet`, whose nodes live on an event loop of its own: make it"
-            " `async def`, and let it (or one of its fixtures) name `fleet` as an argument",
+            f"{item.name} uses `fleet`, whose nodes run on their own event loop: make the test"
+            " `async def`, and let it (or one of its fixtures) have an argument `fleet`",
             pytrace=False,
         )
-    told = _told(item)
-    told.pop("seeds", None)
+    options = _read_marks(item)
+    options.pop("seeds", None)
     seed = getattr(request, "param", request.config.getoption("fleet_seed") or 0)
     item.stash[_SEED] = seed
-    run = item.stash[_RUN] = FleetRun(seed, **told)
+    run = item.stash[_RUN] = FleetRun(seed, **options)
     yield run.fleet
-    with _readable():
+    with _shorten_report():
         run.end()
 
 
@@ -183,7 +191,7 @@ def pytest_fixture_setup(
 
     def synchronous(**arguments: Any) -> Any:
         __tracebackhide__ = True
-        with _readable():
+        with _shorten_report():
             return run.set_up(function, arguments, fixturedef.argname)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -195,8 +203,8 @@ def pytest_fixture_setup(
 
 
 @contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    """Show what the loop says without a traceback: that would only lead through the loop itself."""
+def _shorten_report() -> Iterator[None]:
+    """Show errors of the loop without their traceback, which only leads through the loop itself."""
     from fleetlm.testing import Deadlock, Leaked, LeftOver, LimitReached, Unhandled  # noqa: PLC0415
 
     __tracebackhide__ = True
@@ -212,19 +220,19 @@ def _readable() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell the seed of what failed, and how to see it again."""
+    """Add the seed of a failed test and the command that runs it again to the report."""
     report = yield
     if report.failed and (seed := item.stash.get(_SEED, None)) is not None:
-        said = f"seed {seed}; the same run again:\n    pytest {_address(item)} --fleet-seed {seed}"
+        said = f"seed {seed}; the same run again:\n    pytest {_command_argument(item)} --fleet-seed {seed}"
         addsection = getattr(report.longrepr, "addsection", None)
-        if addsection is None:  # the failure is a mere text
+        if addsection is None:  # the failure is only text
             report.sections.append(("fleet", said))
         else:
             addsection("fleet", said)
     return report
 
 
-def _address(item: pytest.Item) -> str:
-    """A test as a shell takes it where pytest was started, whatever pytest's root is."""
+def _command_argument(item: pytest.Item) -> str:
+    """Return a test's id quoted for a shell, relative to the directory where pytest was started."""
     path = os.path.relpath(item.path, item.config.invocation_params.dir)
     return shlex.quote(path + item.nodeid[item.nodeid.index("::") :])

@@ -1,8 +1,16 @@
-"""FleetRun: one test on a loop of its own, from its first async fixture to the last leak.
+"""FleetRun: one test on its own loop, from its first async fixture to the search for leaks.
 
-A test is more than one coroutine: async fixtures run before and after it, on the same `SimLoop`.
-So the loop is started and halted several times, and everything that the loop and the cluster find
-wrong at the end is collected, with the test's own exception first.
+Theory of operation. A test is more than one coroutine: async fixtures run before and after it, on the
+same `SimLoop`. So the loop is started and stopped several times, each time by `FleetRun.run`:
+
+1. `set_up` runs each async fixture up to its value. The rest of a generator fixture waits in one task.
+2. `test` runs the test.
+3. `_end` runs the rest of the fixtures in reverse order, stops the nodes, and cleans the loop up. It runs
+   once, also if no test ran; later calls find nothing.
+
+All errors of step 3 are collected. The test's own exception is raised with them as notes; without one,
+the first of them is raised. All coroutines share one context, so a test sees the context variables that
+its fixtures set.
 """
 
 from __future__ import annotations
@@ -33,20 +41,20 @@ from fleetlm.testing.network import LATENCY_S
 T = TypeVar("T")
 
 LIMIT_S = 3600.0
-"""Virtual seconds of a test: three idle nodes live through them in half a second."""
+"""Virtual seconds of a test: three idle nodes take half a real second for them."""
 _SLEEP = time.sleep
 
 
 class RealSleep(NotSimulated):
-    """``time.sleep`` in a simulated test: every node would stand still, and no virtual time pass."""
+    """The test called ``time.sleep``, which would stop every node and let no virtual time pass."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"time.sleep({seconds:g})")
 
     def __str__(self) -> str:
         return (
-            f"{self.what} would block every node of this test, for real; `await asyncio.sleep()` takes"
-            " virtual time, and what has to block is to be replaced by a fake"
+            f"{self.what} would block every node of this test in real time; `await asyncio.sleep()`"
+            " takes virtual time. Replace code that has to block with a fake"
         )
 
 
@@ -54,9 +62,9 @@ class FleetRun:
     """A `SimLoop`, the `Fleet` on it, and the async fixtures of one test.
 
     Args:
-        seed: of the loop, the cluster and the random module.
-        settings: as of `Fleet`.
-        latency_s: as of `Fleet`.
+        seed: the seed of the loop, the cluster and the random module.
+        settings: as for `Fleet`.
+        latency_s: as for `Fleet`.
         limit_s: virtual seconds after which the test fails with `LimitReached`.
 
     Attributes:
@@ -75,11 +83,11 @@ class FleetRun:
         self._around.enter_context(isolated(seed))
         self._loop = SimLoop(seed=seed, limit_s=limit_s)
         self._around.enter_context(contextlib.closing(self._loop))
-        self._context = contextvars.copy_context()  # what a fixture sets, the test sees
+        self._context = contextvars.copy_context()  # the test sees the context variables that a fixture sets
         self._fixtures: list[_Fixture] = []
         self._ended = False
         try:
-            self.fleet: Fleet = self.run(_made(seed, settings, latency_s), "fleet")
+            self.fleet: Fleet = self.run(_make_fleet(seed, settings, latency_s), "fleet")
         except BaseException:
             self._around.close()
             raise
@@ -88,7 +96,7 @@ class FleetRun:
         """Run a coroutine to its end.
 
         Raises:
-            SimulationError: what `fleetlm.testing.run` raises; the coroutine has been cancelled.
+            SimulationError: as for `fleetlm.testing.run`; the coroutine has been cancelled.
         """
         __tracebackhide__ = True
         task = self._loop.create_task(coroutine, name=name, context=self._context)
@@ -103,7 +111,7 @@ class FleetRun:
             self._cancel(task)
 
     def set_up(self, function: Callable[..., Any], arguments: dict[str, Any], name: str) -> Any:
-        """Run an async fixture up to its value; its rest runs when the test ends."""
+        """Run an async fixture up to its value; the rest of it runs when the test ends."""
         __tracebackhide__ = True
         if not inspect.isasyncgenfunction(function):
             return self.run(function(**arguments), name)
@@ -117,10 +125,10 @@ class FleetRun:
         return value
 
     def test(self, coroutine: Coroutine[Any, Any, T], name: str) -> T:
-        """Run the test, end its async fixtures and its nodes, and look for what was left behind.
+        """Run the test, end its async fixtures and its nodes, and search for leaks.
 
         Raises:
-            Exception: the test's own, with what else was wrong as notes; else the first of that.
+            Exception: the test's own, with the other errors as notes; without it, the first other error.
         """
         __tracebackhide__ = True
         try:
@@ -128,18 +136,18 @@ class FleetRun:
         except BaseException as error:
             for trouble in self._end():
                 if not isinstance(trouble, LeftOver):
-                    error.add_note(f"Besides: {type(trouble).__name__}: {trouble}")
+                    error.add_note(f"Also: {type(trouble).__name__}: {trouble}")
             raise
         self.end()
         return result
 
     def end(self) -> None:
-        """As at the end of `test`, where the test did not come to run. Idempotent."""
+        """End the fixtures and the nodes as `test` does, if the test did not run. Idempotent."""
         __tracebackhide__ = True
         found = self._end()
         if found:
             for trouble in found[1:]:
-                found[0].add_note(f"Besides: {type(trouble).__name__}: {trouble}")
+                found[0].add_note(f"Also: {type(trouble).__name__}: {trouble}")
             raise found[0]
 
     def _end(self) -> list[BaseException]:
@@ -149,16 +157,18 @@ class FleetRun:
         found: list[BaseException] = []
         with self._around:
             for fixture in reversed(self._fixtures):
-                self._finish(fixture.rest(), fixture.task.get_name(), found)
-            self._finish(self.fleet.close(), "fleet", found)
+                self._run_to_end(fixture.rest(), fixture.task.get_name(), found)
+            self._run_to_end(self.fleet.close(), "fleet", found)
             found += clean_up(self._loop)
         return found
 
-    def _finish(self, coroutine: Coroutine[Any, Any, None], name: str, found: list[BaseException]) -> None:
+    def _run_to_end(
+        self, coroutine: Coroutine[Any, Any, None], name: str, found: list[BaseException]
+    ) -> None:
         self._loop.extend(CLEAN_UP_S)
         try:
             self.run(coroutine, name)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # told with the rest
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # raised or noted with the others
             found.append(error)
 
     def _cancel(self, task: asyncio.Task[Any]) -> None:
@@ -166,12 +176,12 @@ class FleetRun:
             return
         task.cancel()
         self._loop.extend(CLEAN_UP_S)
-        with contextlib.suppress(SimulationError):  # the test has failed already; clean_up() tells the rest
+        with contextlib.suppress(SimulationError):  # the test has failed already; clean_up() reports
             self._loop.run_until_complete(asyncio.wait({task}))
 
 
 class _Fixture:
-    """An async generator fixture: one task from beginning to end, so that it may hold a task group."""
+    """An async generator fixture: one task from start to end, so that it may hold a task group."""
 
     def __init__(
         self, loop: SimLoop, generator: AsyncGenerator[Any], name: str, context: contextvars.Context
@@ -200,7 +210,7 @@ class _Fixture:
         await self.task
 
 
-async def _made(
+async def _make_fleet(
     seed: int, settings: Settings | dict[str, Any] | None, latency_s: tuple[float, float]
 ) -> Fleet:
     return Fleet(seed, settings=settings, latency_s=latency_s)
@@ -208,7 +218,7 @@ async def _made(
 
 @contextlib.contextmanager
 def _without_real_sleep(loop: SimLoop) -> Iterator[None]:
-    """Raise `RealSleep` where something on the loop would block it; other threads sleep as ever."""
+    """Raise `RealSleep` if code on the loop calls ``time.sleep``; other threads sleep normally."""
     if time.sleep is not _SLEEP:  # replaced by the test
         yield
         return

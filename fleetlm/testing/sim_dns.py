@@ -1,10 +1,10 @@
-"""What the name server of a simulated cluster says, to whom, and how late.
+"""The name server of a simulated cluster: its records, and a script of answers for each node.
 
     cluster.dns.script(Reply.SERVFAIL)                            # to every node, from now on
-    cluster.dns.script(Reply.SAMPLE, to=["10.0.0.1"], count=3)    # another word for one of them
+    cluster.dns.script(Reply.SAMPLE, to=["10.0.0.1"], count=3)    # another answer for one node
     cluster.dns.script(Reply.ALL, to=["10.0.0.1"], extra=["10.9.9.9"], hidden=["10.0.0.2"])
-    cluster.dns.remove("10.0.0.3")                                # a record that goes
-    cluster.dns.heal()                                            # whole answers to everybody
+    cluster.dns.remove("10.0.0.3")                                # a record is removed
+    cluster.dns.heal()                                            # complete answers to every node
 
 The nodes ask through `SimDiscovery`, a `fleetlm.discovery.interface.Discovery` on virtual time.
 """
@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from fleetlm.core.dns_answers import Answer, Outcome, sift
 
 DELAY_S = (0.0005, 0.02)
-"""Shortest and longest time of a lookup."""
+"""Shortest and longest time of a lookup, in seconds."""
 TIMEOUT_S = 3.0
-"""What a lookup that nobody answers takes. Source: `Settings.dns_lifetime_s`."""
+"""Seconds that a lookup without an answer takes. Source: the default of `Settings.dns_lifetime_s`."""
 
 
 class Reply(enum.Enum):
-    """What becomes of a lookup."""
+    """How a lookup is answered."""
 
     ALL = "every record"
     SAMPLE = "a random sample of the records"
@@ -34,7 +34,7 @@ class Reply(enum.Enum):
     NXDOMAIN = "the name does not exist"
     SERVFAIL = "the server fails at once"
     REFUSED = "the server refuses"
-    TIMEOUT = "nobody answers"
+    TIMEOUT = "no name server answers"
     PARTIAL = "a random sample, and one family failed"
     RAISE = "the discovery itself is broken and raises"
 
@@ -44,11 +44,11 @@ class Script:
     """How lookups are answered.
 
     Attributes:
-        reply: what becomes of them.
-        count: records in a SAMPLE or in a PARTIAL answer, at most.
-        delay_s: shortest and longest time that it takes, in seconds; TIMEOUT has its own.
-        extra: addresses that are named besides: of former nodes, of strangers, or garbage.
-        hidden: addresses that are never named.
+        reply: the kind of answer.
+        count: the most records in a SAMPLE or PARTIAL answer.
+        delay_s: shortest and longest time of a lookup, in seconds; TIMEOUT takes `SimDns.timeout_s`.
+        extra: addresses added to an answer: of former nodes, of strangers, or garbage.
+        hidden: addresses that are left out of every answer.
     """
 
     reply: Reply = Reply.ALL
@@ -65,14 +65,14 @@ class SimDns:
     """Records, and a script for each client.
 
     Args:
-        rng: samples and delays are drawn from it.
-        timeout_s: what a lookup that nobody answers takes.
+        rng: the source of samples and delays.
+        timeout_s: seconds that a lookup without an answer takes.
     """
 
     def __init__(self, rng: random.Random, *, timeout_s: float = TIMEOUT_S) -> None:
         self.timeout_s = timeout_s
         self.lookups: int = 0
-        """Lookups that were begun, by all nodes."""
+        """Lookups that all nodes together have begun."""
         self._rng = rng
         self._records: dict[str, None] = {}
         self._for_all = HEALTHY
@@ -80,15 +80,15 @@ class SimDns:
 
     @property
     def records(self) -> list[str]:
-        """The addresses that the name has, in the order in which they came."""
+        """The addresses of the name, in the order in which they were added."""
         return list(self._records)
 
     def add(self, ip: str) -> None:
-        """Let the name have this address; again is once."""
+        """Add an address to the name. Adding it again changes nothing."""
         self._records[ip] = None
 
     def remove(self, ip: str) -> None:
-        """Take an address away, if the name has it."""
+        """Remove an address, if the name has it."""
         self._records.pop(ip, None)
 
     def script(
@@ -101,12 +101,12 @@ class SimDns:
         extra: Iterable[str] = (),
         hidden: Iterable[str] = (),
     ) -> None:
-        """Say how lookups that begin from now on are answered; see `Script`.
+        """Set how lookups that begin from now on are answered; see `Script`.
 
         Args:
-            reply: what becomes of them.
-            to: the addresses of the nodes that are meant; None: every node, also those that had a
-                script of their own.
+            reply: the kind of answer.
+            to: addresses of the nodes that get these answers; None means every node, and replaces
+                the scripts of single nodes.
             count: see `Script`.
             delay_s: see `Script`.
             extra: see `Script`.
@@ -120,16 +120,16 @@ class SimDns:
             self._for_one.update((ip, script) for ip in to)
 
     def heal(self) -> None:
-        """Whole answers to everybody."""
+        """Give complete answers to every node again."""
         self._for_all = HEALTHY
         self._for_one.clear()
 
     def client(self, ip: str) -> SimDiscovery:
-        """The discovery of the node at that address."""
+        """Return the discovery of the node at that address."""
         return SimDiscovery(self, ip)
 
     async def answer(self, ip: str) -> Answer:
-        """One lookup by that client. Raises: OSError, if its script says RAISE."""
+        """Do one lookup for the node at that address. Raises: OSError if its script is RAISE."""
         self.lookups += 1
         script = self._for_one.get(ip, self._for_all)
         if script.reply is Reply.TIMEOUT:
@@ -143,9 +143,9 @@ class SimDns:
                 return Answer(Outcome.EMPTY, (), script.reply.name)
             case Reply.SERVFAIL | Reply.REFUSED:
                 return Answer(Outcome.FAILED, (), f"{script.reply.name} from 10.255.255.53")
-        return self._named(script)
+        return self._make_answer(script)
 
-    def _named(self, script: Script) -> Answer:
+    def _make_answer(self, script: Script) -> Answer:
         named = [ip for ip in self._records if ip not in script.hidden]
         if script.reply is not Reply.ALL:
             named = self._rng.sample(named, min(script.count, len(named)))
@@ -163,7 +163,7 @@ class SimDiscovery:
     """One node's `fleetlm.discovery.interface.Discovery`, answered by a `SimDns`.
 
     Args:
-        dns: who answers.
+        dns: the name server.
         ip: the address of the node that asks.
     """
 
@@ -173,9 +173,9 @@ class SimDiscovery:
 
     @property
     def source(self) -> str:
-        """The source in words, for logs."""
+        """A description of the source, for logs."""
         return "a simulated DNS name"
 
     async def lookup(self) -> Answer:
-        """Ask once, on virtual time."""
+        """Do one lookup; it takes virtual time."""
         return await self._dns.answer(self._ip)

@@ -1,4 +1,4 @@
-"""One Compose project of one test: its containers, what `fleetlm remote` says in them, its end."""
+"""The Compose project of a test: its containers, `fleetlm remote` in them, and its removal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parent.parent / "docker" / "compose.yaml"
 OVERRIDE = HERE / "override.yaml"
-OURS = ("DNS_", "FLEETLM_", "COMPOSE_")  # variables that must not leak in from the caller
+OURS = ("DNS_", "FLEETLM_", "COMPOSE_")  # variables that must not come from the caller's environment
 
 COMMAND_S = 60.0
 BUILD_S = 300.0
@@ -32,11 +32,11 @@ T = TypeVar("T")
 
 
 class CommandError(AssertionError):
-    """A docker command that had to work did not."""
+    """A docker command failed that had to succeed."""
 
 
 class Event(NamedTuple):
-    """What the recorder wrote down; ``at`` is in seconds since the epoch."""
+    """An event that the recorder wrote; ``at`` is in seconds since the epoch."""
 
     at: float
     kind: str
@@ -48,7 +48,7 @@ class Event(NamedTuple):
 def docker(
     *args: str, env: dict[str, str] | None = None, check: bool = True, limit_s: float = COMMAND_S
 ) -> subprocess.CompletedProcess[str]:
-    """Run a docker command; with ``check`` a failure shows all that it said."""
+    """Run a docker command; with ``check``, a failure raises with its complete output."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     done = subprocess.run(
         ["docker", *args],
@@ -66,19 +66,19 @@ def docker(
 
 
 def eventually(ask: Callable[[], T], right: Callable[[T], bool], within_s: float = MESH_S) -> T:
-    """Ask until the answer is right; the last answer is in the error."""
+    """Ask until the answer is right; the error shows the last answer."""
     deadline = time.monotonic() + within_s
     while True:
         answer = ask()
         if right(answer):
             return answer
         if time.monotonic() > deadline:
-            raise AssertionError(f"not so within {within_s:g} s; the last answer was {answer!r}")
+            raise AssertionError(f"no right answer within {within_s:g} s; the last one was {answer!r}")
         time.sleep(PAUSE_S)
 
 
 class Cluster:
-    """A Compose project with a name and a subnet of its own; left, nothing of it remains.
+    """A Compose project with its own name and subnet; leaving the block removes all of it.
 
     ``image`` None is the project as it is shipped; else that image runs the recorder, or what
     ``overlay`` says: one more Compose file, in which ``variables`` are replaced.
@@ -100,7 +100,7 @@ class Cluster:
             self.env |= {"FLEETLM_TEST_IMAGE": image, "FLEETLM_TEST_FOLDER": str(HERE)}
         self.overlay = overlay
         self.env |= variables or {}
-        self.extras: list[str] = []  # containers started beside Compose
+        self.extras: list[str] = []  # containers that were not started by Compose
         self._new_subnet()
 
     def __enter__(self) -> Self:
@@ -114,7 +114,7 @@ class Cluster:
     def _new_subnet(self) -> None:
         self.env["FLEETLM_TEST_SUBNET"] = f"10.213.{random.randrange(256)}.0/24"
 
-    # ── Compose ──────────────────────────────────────────────────────────────────────────────────
+    # Compose.
 
     def compose(self, *args: str, check: bool = True, limit_s: float = COMMAND_S) -> str:
         files = ["--file", str(SHIPPED)]
@@ -129,12 +129,12 @@ class Cluster:
         self.compose("build", "--quiet", limit_s=BUILD_S)
 
     def scale(self, replicas: int) -> None:
-        """Bring the number of workers up or down to this many."""
+        """Scale to this number of workers."""
         for _ in range(SUBNET_TRIES):
             try:
                 args = ("--detach", "--no-build", "--no-recreate", "--scale", f"worker={replicas}")
                 self.compose("up", *args)
-            except CommandError as error:  # another network has this subnet
+            except CommandError as error:  # perhaps another network has this subnet
                 if "overlap" not in str(error).lower():
                     raise
                 self._new_subnet()
@@ -142,10 +142,10 @@ class Cluster:
                 return
         raise AssertionError(f"no free subnet in {SUBNET_TRIES} tries")
 
-    # ── containers ───────────────────────────────────────────────────────────────────────────────
+    # Containers.
 
     def containers(self) -> list[str]:
-        """Ids of the running containers of this project, extras included."""
+        """Return the ids of the running containers of this project, extra ones included."""
         label = f"label=com.docker.compose.project={self.project}"
         listed = docker("ps", "--quiet", "--no-trunc", "--filter", label).stdout.split()
         return listed + [extra for extra in self.extras if inspect(extra, ".State.Running") == "true"]
@@ -175,7 +175,7 @@ class Cluster:
         return container
 
     def assert_mesh(self, size: int) -> None:
-        """In every container `Node.list()` comes to print exactly the names of all others."""
+        """Wait until `Node.list()` in every container has exactly the names of all others."""
         containers = self.containers()
         assert len(containers) == size, f"{len(containers)} containers run"
         nodes = {container: name_of(container) for container in containers}
@@ -185,7 +185,7 @@ class Cluster:
             eventually(partial(listed, container), partial(operator.eq, others))
 
 
-# ── one container ────────────────────────────────────────────────────────────────────────────────
+# One container.
 
 
 def inspect(container: str, field: str) -> str:
@@ -207,21 +207,21 @@ def logs(container: str) -> str:
 
 
 def fleetlm(container: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line inside the container."""
+    """Run the command line of fleetlm in the container."""
     return docker("exec", container, "fleetlm", *args, check=False)
 
 
 def remote(container: str, expression: str) -> Any:
-    """What `fleetlm remote` prints, read as a Python literal; it must work."""
+    """Return what `fleetlm remote` prints, as a Python literal. Raises: CommandError."""
     done = fleetlm(container, "remote", expression)
     if done.returncode != 0:
-        said = f"{done.stdout}{done.stderr}\nits log:\n{logs(container)}"
+        said = f"{done.stdout}{done.stderr}\nlog:\n{logs(container)}"
         raise CommandError(f"fleetlm remote {expression!r}: exit code {done.returncode}\n{said}")
     return ast.literal_eval(done.stdout)
 
 
 def listed(container: str) -> list[str] | str:
-    """`Node.list()`, or why there is no answer yet: a container runs before its node listens."""
+    """Return `Node.list()`, or the error while the node does not listen yet."""
     try:
         answer = remote(container, "Node.list()")
     except CommandError as error:
@@ -231,14 +231,14 @@ def listed(container: str) -> list[str] | str:
 
 
 def events(container: str, node: str) -> list[Event]:
-    """What this container's node was told of another one, in order."""
+    """Return the events of another node that this container's node reported, in order."""
     told = (Event(*event) for event in remote(container, "__import__('recorder').events"))
     return [event for event in told if event.node == node]
 
 
 @contextlib.contextmanager
 def stopwatch(limit_s: float) -> Iterator[None]:
-    """The block must be left within that time."""
+    """Fail if the block takes longer than ``limit_s``."""
     started = time.monotonic()
     yield
     took_s = time.monotonic() - started

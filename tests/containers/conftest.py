@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def why_no_engine() -> str | None:
-    """Why no container can be started here; None where one can."""
+    """Return why no container can be started here; None if one can."""
     if shutil.which("docker") is None:
         return "there is no docker command"
     for what, args in (
@@ -35,7 +35,7 @@ def why_no_engine() -> str | None:
 
 @pytest.fixture(scope="session")
 def engine() -> None:
-    """Skip without an engine, so that anyone can run the tests; fail where it has to be there."""
+    """Skip the tests without an engine; fail instead if ``REQUIRE_DOCKER`` is set."""
     reason = why_no_engine()
     if reason is not None:
         if os.environ.get("REQUIRE_DOCKER") == "1":
@@ -45,7 +45,7 @@ def engine() -> None:
 
 @pytest.fixture(scope="session")
 def image(engine: None) -> Iterator[str]:
-    """The image of docker/Dockerfile under a tag of this run."""
+    """Build the image of docker/Dockerfile with a tag of this run, and remove it afterwards."""
     tag = f"fleetlm-test:{uuid.uuid4().hex[:10]}"
     Cluster(tag).build()
     yield tag

@@ -1,20 +1,20 @@
-"""What the nodes of the kill test write down, and whether it adds up.
+"""The journals of the nodes in the kill test, and the checks of these journals.
 
-Each life of a node keeps one journal, a line for each record, in the order in which things happened:
+Each run of a node writes one journal, one line for each record, in the order in which things happened:
 
     start HOST                                the node runs
     call ID KIND NODE NAME INCARNATION NUMBER  about to be called: a name (then 0 0), or a pid (then -)
     end ID NODE OUTCOME TYPE VALUE            how that call ended; VALUE is the reply, or what was raised
     ran ID NAME NUMBER VALUE                  a server took the call; written before it answers VALUE
-    crash INCARNATION NUMBER                  that server is about to crash, or to be sent an exit signal
+    crash INCARNATION NUMBER                  that server is about to crash or to get an exit signal
     send STREAM SEQ NODE INCARNATION          about to be sent one way; STREAM is SENDER>INCARNATION.NUMBER
-    unsent STREAM SEQ                         that raised `NotDelivered`
-    got STREAM SEQ                            a server took it
+    unsent STREAM SEQ                         that send raised `NotDelivered`
+    got STREAM SEQ                            a server took that message
     up NODE INCARNATION / down NODE INCARNATION
-    quiet                                     its callers have ended, all of them with an outcome
-    stop                                      its processes have ended, since it was told to leave
+    quiet                                     all callers of the node have ended, each with an outcome
+    stop                                      the node was told to leave, and its processes have ended
 
-Pure: the checks know neither containers nor clocks.
+The checks are pure functions of the journals; they use no containers and no clock.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import NamedTuple
 
 OK, NOT_DELIVERED, UNKNOWN, RAISED = "ok", "not_delivered", "unknown", "raised"
 CANCELLED = "cancelled"
-"""Its caller was ended while it waited: nobody was told anything."""
+"""The caller ended while it waited, so it got no outcome."""
 REFUSED = "refused"
-"""The caller's own node had stopped: nothing was sent."""
+"""The caller's own node had stopped, so nothing was sent."""
 OTHER = "other"
 """An exception that no call may raise."""
 OPEN = "(none)"
-"""In the table: a call whose caller was killed."""
+"""A call whose caller was killed; only in the table."""
 
 FIELDS = {
     "start": 1,
@@ -51,7 +51,7 @@ FIELDS = {
 
 
 class Record(NamedTuple):
-    """One line: when (seconds since the epoch), what, and its fields."""
+    """One line: its time (seconds since the epoch), its kind and its fields."""
 
     at: float
     kind: str
@@ -60,13 +60,13 @@ class Record(NamedTuple):
 
 @dataclass
 class Journal:
-    """One life of a node."""
+    """The journal of one run of a node."""
 
     node: str
     incarnation: str
     records: list[Record]
     killed: bool = False
-    """By SIGKILL: it may end in the middle of anything."""
+    """Whether the node was killed with SIGKILL, so that the journal may end anywhere."""
 
     def __str__(self) -> str:
         return f"{self.node}/{self.incarnation}"
@@ -91,12 +91,12 @@ def file_name(node: str, incarnation: int) -> str:
 
 
 def line(at: float, kind: str, *fields: object) -> bytes:
-    """A record as it is written."""
+    """Format a record as one line."""
     return f"{at:.3f} {' '.join(map(str, (kind, *fields)))}\n".encode()
 
 
 def read(name: str, text: str) -> Journal:
-    """The journal in a file of that name. Raises: ValueError for a line that is none."""
+    """Read the journal in a file of that name. Raises: ValueError for an invalid line."""
     node, _, incarnation = name.removesuffix(".journal").partition("+")
     records = []
     for number, row in enumerate(text.splitlines(keepends=True), 1):
@@ -112,11 +112,11 @@ def read(name: str, text: str) -> Journal:
     return Journal(node, incarnation, records)
 
 
-# ── calls ────────────────────────────────────────────────────────────────────────────────────────
+# Calls.
 
 
 class Run(NamedTuple):
-    """That a server took a call."""
+    """A server took a call."""
 
     incarnation: str
     name: str
@@ -126,7 +126,7 @@ class Run(NamedTuple):
 
 @dataclass
 class Call:
-    """A call and what became of it."""
+    """A call, where it ran, and its outcome."""
 
     by: Journal
     kind: str
@@ -140,24 +140,24 @@ class Call:
 
     @property
     def way(self) -> str:
-        """How it ended, for the table."""
+        """The outcome, as the table shows it."""
         if not self.outcome:
             return OPEN
         return self.outcome if self.type == "-" else f"{self.outcome}:{self.type}"
 
     def addressed(self, run: Run) -> bool:
-        """Whether that server is the one that was called."""
+        """Whether this server is the one that was called."""
         if self.name != "-":
             return run.name == self.name
         return (run.incarnation, run.number) == (self.incarnation, self.number)
 
 
 Calls = dict[tuple[str, str], Call]
-"""By id and node: a multicall is one id on many nodes."""
+"""Calls by id and node: a multicall has one id on many nodes."""
 
 
 def calls_of(journals: Iterable[Journal], faults: list[str]) -> Calls:
-    """Every call of every life; what belongs to none is added to the faults."""
+    """Collect every call of every journal; records without a call are added to the faults."""
     journals = list(journals)
     calls: Calls = {}
     for journal in journals:
@@ -186,12 +186,12 @@ def calls_of(journals: Iterable[Journal], faults: list[str]) -> Calls:
             elif ref in ids:
                 faults.append(f"{journal}: ran {ref}, which was not sent to this node")
             else:
-                faults.append(f"{journal}: ran {ref}, which nobody sent")
+                faults.append(f"{journal}: ran {ref}, which was never sent")
     return calls
 
 
 def call_faults(calls: Calls) -> Iterator[str]:
-    """Outcomes that are not what happened."""
+    """Find outcomes that differ from what happened."""
     for (ref, node), call in calls.items():
         what = f"{ref} ({call.kind}) of {call.by} to {node}"
         if len(call.runs) > 1:
@@ -219,11 +219,11 @@ def _outcome_faults(what: str, call: Call) -> Iterator[str]:
             if call.type == "ProcessDown" and not call.runs:
                 yield f"{what}: ProcessDown says that it was taken, but it never ran"
         case other:
-            yield f"{what}: ended with {call.type}, which is no outcome of a call ({other})"
+            yield f"{what}: ended with {call.type}, which is not an outcome of a call ({other})"
 
 
 def table_of(calls: Calls) -> dict[str, Counter[str]]:
-    """Kind of call → how many ended in which way; of OutcomeUnknown also how many have run."""
+    """Count for each kind of call how many ended in which way, and how many OutcomeUnknown have run."""
     table: dict[str, Counter[str]] = defaultdict(Counter)
     for call in calls.values():
         row = table[call.kind]
@@ -235,7 +235,7 @@ def table_of(calls: Calls) -> dict[str, Counter[str]]:
 
 
 def shown(table: dict[str, Counter[str]]) -> str:
-    """The table for people: kinds of call across, ways to end down."""
+    """Format the table: one column for each kind of call, one row for each outcome."""
     kinds = sorted(table)
     ways = sorted({way for row in table.values() for way in row} - {"in all", "of the unknown ran"})
     lines = [f"{'':30}" + "".join(f"{kind:>10}" for kind in (*kinds, "all"))]
@@ -245,11 +245,11 @@ def shown(table: dict[str, Counter[str]]) -> str:
     return "\n".join(lines)
 
 
-# ── one-way messages ─────────────────────────────────────────────────────────────────────────────
+# One-way messages.
 
 
 class Sent(NamedTuple):
-    """A one-way message: who sent it, at which line of his journal, and to which life."""
+    """A one-way message: its sender, the line in the sender's journal, and the target's incarnation."""
 
     by: Journal
     place: int
@@ -260,7 +260,7 @@ Streams = dict[str, dict[int, Sent]]
 
 
 def streams_of(journals: Iterable[Journal], faults: list[str]) -> tuple[Streams, set[tuple[str, int]]]:
-    """Stream → number → message, and those that were not sent. A stream has one sender, one receiver."""
+    """Return stream → number → message, and the unsent ones. A stream has one sender and one receiver."""
     streams: Streams = defaultdict(dict)
     unsent: set[tuple[str, int]] = set()
     for journal in journals:
@@ -276,7 +276,7 @@ def streams_of(journals: Iterable[Journal], faults: list[str]) -> tuple[Streams,
 
 
 def stream_faults(journals: list[Journal], seen: Counter[str]) -> Iterator[str]:
-    """Order, duplicates, and gaps that the sender was not told of; counts those that he was told of."""
+    """Find reordering, duplicates and gaps without a nodedown at the sender; count gaps that had one."""
     faults: list[str] = []
     streams, unsent = streams_of(journals, faults)
     yield from faults
@@ -286,7 +286,7 @@ def stream_faults(journals: list[Journal], seen: Counter[str]) -> Iterator[str]:
             stream, seq = record.fields[0], int(record.fields[1])
             sent = streams.get(stream, {}).get(seq)
             if sent is None:
-                yield f"{journal}: got {seq} of {stream}, which nobody sent"
+                yield f"{journal}: got {seq} of {stream}, which was never sent"
                 continue
             if sent.to != journal.key:
                 yield f"{journal}: got {seq} of {stream}, which was sent to {sent.to}"
@@ -312,9 +312,9 @@ def _told(sent: Sent, after: int, before: int) -> bool:
 def _tail_faults(
     journals: list[Journal], streams: Streams, unsent: set[tuple[str, int]], last: dict[str, int]
 ) -> Iterator[str]:
-    """Where both ends and their connection were there at the end, the last message has arrived.
+    """Check that the last message arrived if both ends and their connection lived to the end.
 
-    What is sent one way to a process that has crashed goes nowhere, and nobody is told.
+    A one-way message to a process that has crashed is dropped without a report.
     """
     alive = {journal.key for journal in journals if journal.has("quiet")}
     crashed = {".".join(record.fields) for journal in journals for record in journal.of("crash")}
@@ -330,11 +330,11 @@ def _tail_faults(
             yield f"{sent.by}: {lost} of {stream} lost at its end, and no nodedown for their sender"
 
 
-# ── what nodes saw of each other ─────────────────────────────────────────────────────────────────
+# What nodes saw of each other.
 
 
 class Fault(NamedTuple):
-    """Something done to a life of a node, from ``at`` until ``until``, in seconds since the epoch."""
+    """A fault of one run of a node, from ``at`` until ``until``, in seconds since the epoch."""
 
     what: str
     victim: tuple[str, str]
@@ -343,7 +343,7 @@ class Fault(NamedTuple):
 
 
 def view_faults(journals: Iterable[Journal]) -> Iterator[str]:
-    """nodeup and nodedown of a node alternate; in the end everybody sees everybody."""
+    """Check that nodeup and nodedown of a node alternate, and that all nodes see each other at the end."""
     journals = list(journals)
     alive = {journal.key for journal in journals if journal.has("quiet")}
     for journal in journals:
@@ -359,11 +359,11 @@ def view_faults(journals: Iterable[Journal]) -> Iterator[str]:
                         yield f"{journal}: nodedown of {node} {incarnation}, which was not up"
                 case _:
                     if set(seen.items()) != alive - {journal.key}:
-                        yield f"{journal}: in the end it saw {sorted(seen.items())}"
+                        yield f"{journal}: at the end it saw {sorted(seen.items())}"
 
 
 def ending_faults(journals: Iterable[Journal]) -> Iterator[str]:
-    """Who was not killed has left in order."""
+    """Check that each node that was not killed left in order."""
     for journal in journals:
         if not journal.killed and not journal.has("stop"):
             yield f"{journal}: was not killed, but its journal does not end with its stop"
@@ -372,13 +372,13 @@ def ending_faults(journals: Iterable[Journal]) -> Iterator[str]:
 def witness_faults(
     journals: Iterable[Journal], faults: list[Fault], notice_s: dict[str, float], seen: Counter[str]
 ) -> Iterator[str]:
-    """Whoever was connected to the victim of a fault, and lived on, has seen its nodedown.
+    """Check that each surviving node that was connected to the victim of a fault saw its nodedown.
 
     Args:
-        journals: of all lives.
-        faults: what was done to nodes.
-        notice_s: what was done → seconds after which it must have been noticed.
-        seen: how many noticed, by what was done; filled here.
+        journals: the journals of all runs.
+        faults: the faults of nodes.
+        notice_s: kind of fault → seconds within which it must have been noticed.
+        seen: kind of fault → how many nodes noticed; filled here.
     """
     journals = list(journals)
     for fault in faults:
@@ -399,7 +399,7 @@ def witness_faults(
 def meeting_faults(
     journals: Iterable[Journal], faults: list[Fault], settle_s: float, seen: Counter[str]
 ) -> Iterator[str]:
-    """Two lives that were left in peace for so long have met."""
+    """Check that two runs without a fault for ``settle_s`` seconds have connected."""
     journals = list(journals)
     for journal in journals:
         for other in journals:
@@ -418,26 +418,26 @@ def meeting_faults(
 
 
 def _disturbed(journal: Journal, faults: list[Fault], begin: float, end: float) -> bool:
-    """Whether it was not there all the time."""
+    """Whether the node was missing for a part of the time."""
     first, last = journal.records[0].at, journal.records[-1].at
     if first > begin or last < end:
         return True
     return any(fault.victim == journal.key and fault.at <= end and fault.until >= begin for fault in faults)
 
 
-# ── all of it ────────────────────────────────────────────────────────────────────────────────────
+# All checks.
 
 
 @dataclass
 class Report:
-    """What the journals say."""
+    """The result of all checks."""
 
     violations: list[str]
     table: dict[str, Counter[str]]
     seen: Counter[str]
 
     def total(self, *outcomes: str) -> int:
-        """How many calls ended so."""
+        """Count the calls with this outcome."""
         return sum(
             count
             for row in self.table.values()
@@ -449,7 +449,7 @@ class Report:
 def check(
     journals: list[Journal], faults: list[Fault], notice_s: dict[str, float], settle_s: float
 ) -> Report:
-    """Every rule."""
+    """Run every check."""
     violations: list[str] = []
     seen: Counter[str] = Counter()
     calls = calls_of(journals, violations)

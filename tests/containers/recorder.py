@@ -1,4 +1,4 @@
-"""The worker of the container tests: writes down every nodeup and nodedown, with the time.
+"""The worker of the container tests: records every nodeup and nodedown with its time.
 
 `fleetlm remote "sys.modules['recorder'].events"` reads it from outside.
 """

@@ -1,4 +1,4 @@
-"""A real cluster: Docker's own DNS, real addresses, containers that come, go and are replaced."""
+"""A cluster in containers: Docker's DNS, real addresses, containers that start, stop and are replaced."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.containers.cluster import (
 pytestmark = pytest.mark.containers
 
 LEAVE_S = 2.0
-STOP_S = 8.0  # the engine's own work on three containers included
+STOP_S = 8.0  # includes the engine's own work on three containers
 OUT_S = 3.0
 
 
@@ -41,7 +41,7 @@ def test_every_node_lists_all_others_as_the_replicas_grow_and_shrink() -> None:
 
 
 @pytest.mark.usefixtures("engine")
-def test_the_command_of_the_guide_on_the_project_as_it_is_shipped() -> None:
+def test_the_command_of_the_guide_works_on_the_shipped_project() -> None:
     with Cluster() as cluster:
         cluster.compose("up", "--detach", "--build", "--wait", "--scale", "worker=2", limit_s=BUILD_S)
         cluster.assert_mesh(2)
@@ -53,7 +53,7 @@ def test_the_command_of_the_guide_on_the_project_as_it_is_shipped() -> None:
             assert user.stdout.strip() != "0"
 
 
-def test_a_newcomer_on_a_dead_nodes_address_is_another_incarnation(image: str) -> None:
+def test_a_new_node_at_a_dead_nodes_address_is_another_incarnation(image: str) -> None:
     with Cluster(image) as cluster:
         cluster.scale(3)
         cluster.assert_mesh(3)
@@ -75,7 +75,7 @@ def test_a_newcomer_on_a_dead_nodes_address_is_another_incarnation(image: str) -
 
 
 @pytest.mark.parametrize("other", ["another-secret-of-enough-characters", None])
-def test_another_cookie_stays_out_and_both_sides_say_why(image: str, other: str | None) -> None:
+def test_a_node_with_another_cookie_is_refused_and_both_sides_say_why(image: str, other: str | None) -> None:
     with Cluster(image, cookie="a-secret-of-enough-characters") as cluster:
         cluster.scale(2)
         cluster.assert_mesh(2)
@@ -92,7 +92,7 @@ def test_another_cookie_stays_out_and_both_sides_say_why(image: str, other: str 
         eventually(partial(info, stranger), says_why)
         for member in members:
             eventually(partial(info, member), says_why)
-        time.sleep(OUT_S)  # more than two polls: it goes on being refused
+        time.sleep(OUT_S)  # more than two polls; the node is refused at each
 
         names = {member: name_of(member) for member in members}
         assert listed(stranger) == []
@@ -102,7 +102,7 @@ def test_another_cookie_stays_out_and_both_sides_say_why(image: str, other: str 
         assert says_why(fleetlm(stranger, "doctor").stdout)
 
 
-def test_sigterm_says_goodbye_and_exits_0(image: str) -> None:
+def test_after_sigterm_a_node_leaves_and_exits_0(image: str) -> None:
     with Cluster(image) as cluster:
         cluster.scale(3)
         cluster.assert_mesh(3)

@@ -1,4 +1,4 @@
-"""What docker/ promises on paper; needs no engine."""
+"""Checks of the files in docker/; they need no engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_no_port_is_published() -> None:
     assert "ports:" not in COMPOSE
 
 
-def test_the_image_is_made_of_one_base_and_nothing_else() -> None:
+def test_the_image_uses_one_base_only() -> None:
     lines = [line.split() for line in DOCKERFILE.splitlines() if line.strip()]
     assert {words[1] for words in lines if words[0] == "FROM"} == {"python:3.11-slim"}
     assert not any("syntax=" in word for words in lines for word in words)

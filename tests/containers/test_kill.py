@@ -1,4 +1,4 @@
-"""Five nodes under load, one of them killed every few seconds: is every outcome the truth?"""
+"""Five nodes under load, one of them killed every few seconds: every outcome must be true."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ NODES = 5
 KILLING_S = 120.0
 EVERY_S = (3.0, 6.0)
 KINDS = ["kill"] * 6 + ["term"] * 2 + ["pause"] * 2
-"""Taken in random order, and again."""
+"""Kinds of fault; shuffled and used again when all were used."""
 ALIVE = 2
-"""So many at least are left alone, so that there is somebody to call."""
+"""The least number of nodes without a fault at any time, so that calls have targets."""
 DEAD_S = (0.0, 3.0)
 PAUSED_S = (5.0, 8.0)
-"""Longer than the node time-out in kill.yaml."""
+"""Seconds of a pause: longer than the node timeout in kill.yaml."""
 LEAVES_WITHIN_S = 20.0
 QUIET_WITHIN_S = 30.0
 NOTICE_S = {"kill": 6.0, "term": 12.0, "pause": 12.0}
-"""For a nodedown: at once, after draining for up to 5 s, after the time-out; on a machine that is busy."""
+"""Seconds until nodedown on a busy machine: at once, after draining up to 5 s, after the timeout."""
 SETTLE_S = 15.0
 MOVES = 0.4
-"""Share of restarts that get another address, of a few: so they come to be another's former ones."""
+"""Share of restarts at another address out of a few, so that addresses pass from node to node."""
 ADDRESSES = range(2, 10)
 FAULTS_SHOWN = 25
 
 
 @dataclass
 class Container:
-    """One of the five."""
+    """One of the five containers."""
 
     id: str
     due: float = 0.0
     state: str = "runs"
     fault: int = -1
-    """Index of what is being done to it."""
+    """Index of its current fault; -1 for none."""
 
     @property
     def host(self) -> str:
@@ -57,7 +57,7 @@ class Container:
 
 
 class Killing:
-    """What is done to whom, and when it is undone."""
+    """Chooses faults and victims, and ends each fault when it is due."""
 
     def __init__(self, cluster: Cluster, folder: Path, seed: int) -> None:
         self.cluster = cluster
@@ -65,9 +65,9 @@ class Killing:
         self.random = random.Random(seed)
         self.containers = [Container(container) for container in cluster.containers()]
         self.killed: set[str] = set()
-        """Names of journals whose node was killed; the others have left in order."""
+        """Names of journals whose node was killed; all other nodes left in order."""
         self.ended: set[str] = set()
-        """Of those, and of those that were told to leave."""
+        """Names of journals whose node was killed or told to leave."""
         self.faults: list[Fault] = []
         self.bag: list[str] = []
         self.moves = 0
@@ -90,7 +90,7 @@ class Killing:
         return all(container.state == "runs" for container in self.containers)
 
     def newest(self, container: Container) -> str | None:
-        """The name of the journal of this container's present life, if that has begun to write."""
+        """Return the name of the container's current journal, or None if its node has not written yet."""
         mine = [
             path
             for path in self.folder.glob("*.journal")
@@ -99,7 +99,7 @@ class Killing:
         return next((path.name for path in mine if path.name not in self.ended), None)
 
     def hit(self) -> bool:
-        """Do something to somebody; False if nobody can be spared."""
+        """Start a fault on a random node; return False if no node can be spared."""
         running = [container for container in self.containers if container.state == "runs"]
         if len(running) <= ALIVE:
             return False
@@ -131,7 +131,7 @@ class Killing:
         return True
 
     def advance(self, container: Container) -> None:
-        """Undo what was done, when it is time."""
+        """End the faults that are due."""
         due = time.monotonic() >= container.due
         match container.state:
             case "paused" if due:
@@ -153,13 +153,13 @@ class Killing:
             self.move(container)
         try:
             docker("start", container.id)
-        except CommandError:  # its address is another's now
+        except CommandError:  # another container has its address now
             self.move(container)
             docker("start", container.id)
         container.state = "runs"
 
     def move(self, container: Container) -> None:
-        """Give a stopped container another address, most likely one that a node has had before."""
+        """Give a stopped container another address, mostly one that another node had before."""
         subnet = ipaddress.ip_network(self.cluster.env["FLEETLM_TEST_SUBNET"])
         taken = {ip_of(other.id) for other in self.containers}
         free = [ip for ip in (str(subnet[host]) for host in ADDRESSES) if ip not in taken]
@@ -176,10 +176,10 @@ class Killing:
         )
         self.moves += 1
 
-    # ── the end ──────────────────────────────────────────────────────────────────────────────────
+    # The end.
 
     def quiesce(self) -> None:
-        """Let every caller end with an outcome; then every node."""
+        """End every caller with an outcome, then every node."""
         self.cluster.assert_mesh(NODES)
         (self.folder / "quiet").touch()
         eventually(self.not_quiet, lambda names: names == [], within_s=QUIET_WITHIN_S)
@@ -206,9 +206,9 @@ class Killing:
 def test_every_outcome_is_true_while_nodes_are_killed(image: str, tmp_path: Path) -> None:
     folder = tmp_path / "journals"
     folder.mkdir()
-    folder.chmod(0o777)  # the node in the container is another user
+    folder.chmod(0o777)  # the node in the container runs as another user
     seed = random.SystemRandom().getrandbits(32)
-    print(f"seed of what is done to whom: {seed}")
+    print(f"seed of the faults: {seed}")
     variables = {"FLEETLM_TEST_JOURNALS": str(folder)}
     with Cluster(image, overlay=HERE / "kill.yaml", variables=variables) as cluster:
         cluster.scale(NODES)

@@ -1,4 +1,4 @@
-"""Stopped, busy, killed, restarted, reconnected, harassed: at full length."""
+"""Nodes that are stopped, busy, killed, restarted, reconnected and attacked, at full length."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def test_the_gil_held_for_twenty_seconds_under_a_flood() -> None:
 
 @pytest.mark.deadline(120)
 async def test_thirty_restarts_within_milliseconds_under_traffic() -> None:
-    assert min(await replaced(rounds=30)) < 0.05, "this must be tried within 50 ms"
+    assert min(await replaced(rounds=30)) < 0.05, "at least one restart must be within 50 ms of the kill"
 
 
 @pytest.mark.deadline(120)

@@ -1,6 +1,6 @@
-"""What a node costs to start: the figures, and three times what is promised as the limit.
+"""The time and memory of starting a node; the limits of the test are three times what is promised.
 
-The promise is for a machine of its own; what runs beside a test costs it time, so the best run counts.
+The promise is for an idle machine. Other work slows a test down, so the best run counts.
 """
 
 from __future__ import annotations

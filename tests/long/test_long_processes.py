@@ -1,8 +1,8 @@
-"""100,000 idle processes on one node: what each holds, how long it takes to start one, a ping to each.
+"""100,000 idle processes on one node: memory of each, time to start one, and a call to each.
 
-Memory is the growth of what the program holds, in a program of its own. Spawning is compared with bare
-asyncio tasks by CPU time in the same run, in turns, and the best turn of each counts: so what else the
-machine does costs both alike.
+Memory is the growth of a separate program. The CPU time of spawning is compared with that of bare
+asyncio tasks in the same run, in turns, and the best turn of each counts, so that other work on the
+machine affects both alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 COUNT = 100_000
 MEMORY_BYTES = 2_560
 SLACK = 1.15
-"""For pages that are held and not full."""
+"""Factor for pages that are allocated and not full."""
 RATIO = 3.0
 PROGRAM = """
 import asyncio, gc, json, time
@@ -116,8 +116,8 @@ def test_a_hundred_thousand_idle_processes() -> None:
     assert cost["ratio"] < RATIO
 
 
-class Session(Actor):
-    """An actor that nobody asks much of."""
+class Idle(Actor):
+    """An actor that is idle most of the time."""
 
     @handler
     async def whoami(self) -> int:
@@ -126,11 +126,11 @@ class Session(Actor):
 
 @pytest.mark.deadline(300)
 async def test_a_ping_to_each_of_a_hundred_thousand_from_another_node() -> None:
-    """Their windows are counted apart, and nothing of it is left afterwards."""
+    """Each process has its own window, and no window is left afterwards."""
     async with Fleet(static=(2, 3)) as fleet:
         here, there = await fleet.node(2), await fleet.node(3)
         await here.ready(1, 10.0)
-        pids = [there.spawn(Session) for _ in range(COUNT)]
+        pids = [there.spawn(Idle) for _ in range(COUNT)]
         await asyncio.sleep(0)
         began, next_pid = time.process_time(), iter(pids)
         slowest = 0.0
@@ -139,19 +139,19 @@ async def test_a_ping_to_each_of_a_hundred_thousand_from_another_node() -> None:
             nonlocal slowest
             for pid in next_pid:
                 asked_at = time.perf_counter()
-                assert await node.ref(Session, pid).within(30).call(Session.whoami) == pid.number
+                assert await node.ref(Idle, pid).within(30).call(Idle.whoami) == pid.number
                 slowest = max(slowest, time.perf_counter() - asked_at)
 
         await asyncio.gather(*(ask(here) for _ in range(100)))
         took = time.process_time() - began
-        print(f"{took / COUNT * 1e6:.0f} µs for a ping, both sides; the slowest took {slowest * 1e3:.0f} ms")
-        async with asyncio.timeout(60):  # A tick looks at some of them.
+        print(f"{took / COUNT * 1e6:.0f} µs for a call, both sides; the slowest took {slowest * 1e3:.0f} ms")
+        async with asyncio.timeout(60):  # Each tick sweeps some of the windows.
             while (
                 here._driver.sessions[there.name].windows.held
                 or there._driver.sessions[here.name].arrivals.held
             ):
                 await asyncio.sleep(0.05)
-        assert slowest < 5.0  # A collection of all that there is takes Python two thirds of a second.
+        assert slowest < 5.0  # A full garbage collection takes Python two thirds of a second here.
         assert fleet.downs == []
         ended_at = time.process_time()
         for pid in pids:
@@ -159,12 +159,12 @@ async def test_a_ping_to_each_of_a_hundred_thousand_from_another_node() -> None:
         async with asyncio.timeout(60):
             while len(there.processes()) > 3:
                 await asyncio.sleep(0.05)
-        print(f"{(time.process_time() - ended_at) / COUNT * 1e6:.0f} µs for the end of one")
+        print(f"{(time.process_time() - ended_at) / COUNT * 1e6:.0f} µs for the end of a process")
 
 
 @pytest.mark.deadline(120)
 async def test_two_hundred_thousand_tokens_through_a_slow_consumer() -> None:
-    """It takes as long as its consumer, and no more memory than a window of items."""
+    """The stream is as fast as its consumer, and holds no more memory than a window of items."""
     from tests.system.actor_worker import Model
     from tests.system.test_real_windows import served
 

@@ -13,17 +13,17 @@ from fleetlm.process import Process
 from tests.sim.invariants import View, World
 
 STABLE = ("quick", "slow")
-"""Sinks that live as long as their node."""
+"""Names of the sinks that live as long as their node."""
 KEEPER_S = 0.2
 SERVERS = ("echo", "echo", "echo", "big", "tardy", "raises", "dies", "mute", "nobody")
 
 
 class CrashOnPurpose(Exception):
-    """What a server that dies dies of."""
+    """The exception with which a server crashes."""
 
 
 class Agents:
-    """Everything that runs on one incarnation of a node."""
+    """The processes of one incarnation of a node."""
 
     def __init__(self, world: World, view: View, rng: random.Random, chunk_bytes: int) -> None:
         self.world = world
@@ -33,7 +33,7 @@ class Agents:
         self.chunk_bytes = chunk_bytes
         self.traffic = True
         self.busy = 0
-        """Senders and callers in the middle of something."""
+        """Number of senders and callers in the middle of an action."""
 
     def spawn(self) -> None:
         node, view = self.node, self.view
@@ -54,7 +54,7 @@ class Agents:
         node.spawn(self.multicaller)
         node.spawn(self.broadcaster)
 
-    # Who receives.
+    # Receivers.
 
     async def watcher(self, process: Process, after_s: float) -> None:
         await asyncio.sleep(after_s)
@@ -68,7 +68,7 @@ class Agents:
                 await asyncio.sleep(pause_s)
 
     async def frail(self, process: Process) -> None:
-        """A sink that ends now and then; messages for nobody are lost meanwhile."""
+        """A sink that ends sometimes; messages to its name are lost until it starts again."""
         self.world.tap(process)
         while self.rng.random() > 0.02:
             self.world.got(process, await process.receive(), stable=False)
@@ -82,7 +82,7 @@ class Agents:
                 process.node.spawn(self.dies, name="dies")
             await asyncio.sleep(KEEPER_S)
 
-    # Who serves.
+    # Servers.
 
     async def echo(self, process: Process) -> None:
         async for call in process.mailbox:
@@ -118,7 +118,7 @@ class Agents:
             self.world.ran(call)
             held.append(call)
 
-    # Who sends.
+    # Senders.
 
     async def sender(self, process: Process) -> None:
         sender = (self.node.name, self.node.incarnation, process.pid.number)
@@ -133,7 +133,7 @@ class Agents:
                     self.busy -= 1
 
     async def send_former(self) -> None:
-        """To a process of a former incarnation; a sink that gets it says so."""
+        """Send to a process of a former incarnation; a sink that receives it reports a breach."""
         with contextlib.suppress(NotDelivered, NodeStopped):
             await self.node.send(self.rng.choice(self.world.former), "for a former incarnation")
 
@@ -181,7 +181,7 @@ class Agents:
                 self.busy -= 1
             number += 1
 
-    # Who asks.
+    # Callers.
 
     async def caller(self, process: Process) -> None:
         while await self.pause(0.3):
@@ -212,7 +212,7 @@ class Agents:
         return outcome
 
     async def multicaller(self, process: Process) -> None:
-        """One request to many: each answer in its place."""
+        """Make a multicall; each reply must be in its place."""
         while await self.pause(2.0):
             self.busy += 1
             try:
@@ -235,21 +235,21 @@ class Agents:
         if not isinstance(results[-1], NotDelivered):
             self.world.breach(f"{self.node.name}: {results[-1]!r} from a node that never was")
 
-    # How.
+    # Internals.
 
     async def pause(self, mean_s: float) -> bool:
         await asyncio.sleep(self.rng.expovariate(1 / mean_s))
         return self.traffic
 
     def target(self) -> str:
-        """Any node that ever was, mostly one that is connected."""
+        """Draw a node of any time, mostly a connected one."""
         up = self.node.list()
         if up and self.rng.random() < 0.8:
             return self.rng.choice(up)
         return self.rng.choice(list(self.world.started))
 
     def expected(self, server: str, number: int, payload: bytes) -> Any:
-        """What the call returns, if it does; `object` where it must not."""
+        """Return the expected reply of a call; `object` if it must not reply."""
         match server:
             case "echo":
                 return ("echo", number, payload)

@@ -1,8 +1,11 @@
-"""Scenarios from a seed: nodes, traffic, faults at random moments; then peace, and the reckoning.
+"""Scenarios from a seed: nodes, traffic and faults at random times; then all faults end, and all is checked.
 
-python -m tests.sim.chaos 4711            # runs one seed, and says what happened
-python -m tests.sim.chaos 4711 --trace    # with every fact that a node was told, and the log
-python -m tests.sim.chaos 0 5000          # a range of seeds
+Everything random comes from the seed; the labels of the generators and the order of the draws must stay,
+or every seed gets another course.
+
+python -m tests.sim.chaos 4711            # run one seed and print what happened
+python -m tests.sim.chaos 4711 --trace    # also print every fact that was reported to a node, and the log
+python -m tests.sim.chaos 0 5000          # run a range of seeds
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ GARBAGE_KINDS = 10
 
 
 class Kind(enum.Enum):
-    """What a scenario is about."""
+    """The kind of faults of a scenario."""
 
     CHAOS = "everything may happen, and what arrives is right"
     DNS = "only the name server is ill: nothing may come of it"
@@ -40,7 +43,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Report:
-    """What a run was like, for people and for comparing runs."""
+    """A summary of a run, to print and to compare runs."""
 
     seed: int
     kind: Kind
@@ -58,7 +61,7 @@ def kind_of(seed: int) -> Kind:
 
 
 def settings_of(rng: random.Random) -> Settings:
-    """Small sizes, so that windows fill and messages are chunked; short times, mostly."""
+    """Draw settings: small sizes, so that windows fill and messages are chunked, and mostly short times."""
     settings = Settings(dns_query="chaos.test").replace(
         window_bytes=65_536,
         chunk_bytes=rng.choice((2_048, 8_192)),
@@ -85,11 +88,11 @@ def settings_of(rng: random.Random) -> Settings:
 
 
 def bound_s(settings: Settings) -> float:
-    """How long after the last fault everyone must see everyone.
+    """Return the seconds after the last fault within which all nodes must be connected.
 
-    A half-dead connection is noticed within the node time-out; a dial that is under way may have
-    to fail first, then one back-off passes, and the next dial may meet the other side's back-off;
-    who was forgotten is found with the next answer.
+    A half-open connection is noticed within the node timeout. A dial that has begun may have to fail
+    first; then a back-off passes, and the next dial may meet the back-off of the other side. A node that
+    was forgotten is found with the next DNS answer.
     """
     attempt_s = settings.connect_timeout_s + settings.handshake_timeout_s
     return settings.node_timeout_s + 2 * (attempt_s + settings.backoff_max_s) + 2 * settings.poll_interval_s
@@ -114,7 +117,7 @@ class Scenario:
 
     @classmethod
     async def play(cls, seed: int, *, trace: bool = False) -> tuple[Scenario, Report]:
-        """The whole course of a seed. Raises: Breach, SimulationError."""
+        """Run a seed to its end. Raises: Breach, SimulationError."""
         scenario = cls(seed, trace=trace)
         try:
             return scenario, await scenario._play()
@@ -175,7 +178,7 @@ class Scenario:
     # Faults.
 
     def faults(self) -> list[tuple[int, Callable[[], object]]]:
-        """What may happen, and how often."""
+        """Return the possible faults with their weights."""
         if self.kind is Kind.DNS:
             return [(8, self.dns_fault), (1, self.start_one), (3, self.nothing)]
         faults: list[tuple[int, Callable[[], object]]] = [
@@ -211,7 +214,7 @@ class Scenario:
         return one, two
 
     def nothing(self) -> None:
-        """A quiet moment."""
+        """Do nothing."""
 
     async def start_one(self) -> None:
         if len(self.agents) < 7:
@@ -344,7 +347,7 @@ class Scenario:
     # The end.
 
     async def peace(self) -> float:
-        """Heal everything, and wait until everyone sees everyone."""
+        """End every fault, and wait until all nodes are connected."""
         self.note("peace")
         self.cluster.heal()
         for ip in list(self.dead):
@@ -362,11 +365,13 @@ class Scenario:
         return mesh_s
 
     async def quiet(self) -> None:
-        """No traffic any more: everything sent arrives, and every call succeeds."""
+        """Stop the traffic: everything sent must arrive, and every new call must succeed."""
         for agents in self.agents.values():
             agents.traffic = False
         running = [agents for ip, agents in self.agents.items() if ip in self.cluster.nodes]
-        await asyncio.sleep(5 * self.settings.tick_s)  # Also for the frames that are still to be lost.
+        await asyncio.sleep(
+            5 * self.settings.tick_s
+        )  # Frames that a fault will still drop need this time too.
         waiting: list[str] = []
         for _ in range(10):
             await asyncio.sleep(1.0)
@@ -394,7 +399,7 @@ class Scenario:
         self.world.check()
 
     async def end(self) -> None:
-        """Stop everything: nothing is left."""
+        """Stop every node, and check that nothing is left."""
         nodes = list(self.cluster.nodes.values())
         await self.cluster.close()
         for node in nodes:
@@ -407,7 +412,7 @@ class Scenario:
 
 
 def play(seed: int, *, trace: bool = False, quiet: bool = False) -> Report:
-    """Run a seed on a loop of its own. Raises: what is wrong, with the story as a note.
+    """Run a seed on its own loop. Raises what is wrong, with the log of the run as a note.
 
     Args:
         seed: of everything.
@@ -429,13 +434,13 @@ def play(seed: int, *, trace: bool = False, quiet: bool = False) -> Report:
 
 
 def blocks(seeds: range, kind: Kind, size: int = 10) -> list[list[int]]:
-    """The seeds of a kind, so many at a time."""
+    """Split the seeds of a kind into blocks."""
     found = [seed for seed in seeds if kind_of(seed) is kind]
     return [found[at : at + size] for at in range(0, len(found), size)]
 
 
 def play_all(seeds: list[int]) -> list[Report]:
-    """Run them all, and say how to replay each that failed. Raises: AssertionError."""
+    """Run all seeds. Raises: AssertionError with the command that replays each failed seed."""
     return play_each(play, seeds, "tests.sim.chaos")
 
 

@@ -1,4 +1,4 @@
-"""Whole nodes in a simulated world, for the tests of the node's API."""
+"""Whole nodes on a simulated network, for the tests of the node's API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 
 
 class Fleet:
-    """A network, and the nodes that were started on it."""
+    """A simulated network and the nodes on it."""
 
     def __init__(self) -> None:
         self.loop = SimLoop.current()
@@ -23,7 +23,7 @@ class Fleet:
         self.nodes: list[Node] = []
 
     async def start(self, ip: str, *peers: str, **changes: Any) -> Node:
-        """A node that is told of these peers, and of nobody else."""
+        """Start a node whose discovery knows only these peers."""
         settings = Settings(node_ip=ip, dns_query="fleet.test").replace(**changes)
         node = await Node.start(
             settings,
@@ -36,7 +36,7 @@ class Fleet:
         return node
 
     async def mesh(self, count: int, **changes: Any) -> list[Node]:
-        """So many nodes, each connected to each."""
+        """Start nodes that are all connected with each other."""
         ips = [A, B, C][:count]
         nodes = [await self.start(ip, *ips, **changes) for ip in ips]
         for node in nodes:
@@ -44,7 +44,7 @@ class Fleet:
         return nodes
 
     async def crash(self, node: Node) -> None:
-        """Let a node vanish, as its peers see it."""
+        """Crash a node."""
         self.net.crash(node.own_address.ip)
         self.nodes.remove(node)
         await node.stop(drain_s=0)
@@ -53,7 +53,7 @@ class Fleet:
 def simulated(
     test: Callable[[Fleet], Coroutine[Any, Any, None]],
 ) -> Callable[[], None]:
-    """Run a test on a fleet of its own, and stop the nodes that it leaves running."""
+    """Run a test on its own fleet, and stop the nodes that still run at its end."""
 
     async def main() -> None:
         fleet = Fleet()
@@ -84,10 +84,10 @@ async def echo(process: Process) -> None:
 
 
 def collector(into: list[Any]) -> Callable[[Process], Coroutine[Any, Any, None]]:
-    """A process that puts what it gets into a list."""
+    """A process that appends each message to a list."""
 
     async def collect(process: Process) -> None:
         async for message in process.mailbox:
-            into.append(message)  # noqa: PERF401  # it never ends, and is looked at meanwhile
+            into.append(message)  # noqa: PERF401  # the loop never ends, and tests read the list meanwhile
 
     return collect

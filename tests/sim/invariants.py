@@ -29,7 +29,7 @@ from fleetlm.process import Process
 from fleetlm.testing.cluster import SimCluster
 
 LATE_S = 0.001
-"""How much later than its deadline a call may end: some turns of the loop at one virtual instant."""
+"""Seconds after its deadline within which a call must end: some turns of the loop."""
 SHOWN = 12
 
 
@@ -39,7 +39,7 @@ class Breach(AssertionError):
 
 @dataclass
 class Asked:
-    """One call, from the asking to the end of the run."""
+    """One call, with its outcome and how often it ran."""
 
     number: int
     server: str
@@ -55,7 +55,7 @@ class Asked:
 
 @dataclass
 class Received:
-    """What one sink got from one sender."""
+    """What one sink received from one sender."""
 
     connection: int = -1
     next: int = 0
@@ -64,23 +64,23 @@ class Received:
 
 @dataclass
 class View:
-    """One incarnation of a node, as the invariants see it."""
+    """What the invariants know of one incarnation of a node."""
 
     node: Node
     sessions: dict[str, Session] = field(default_factory=dict)
     ups: dict[str, int] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
-    """Our epoch of a connection → which one of this node it is, in the order of nodeup."""
+    """Epoch of a connection on this node → its number, in the order of nodeup."""
     stable: dict[str, Pid] = field(default_factory=dict)
-    """Sinks that live as long as their node."""
+    """Name → pid of the sinks that live as long as their node."""
 
 
 class World:
-    """The memory of a run."""
+    """The model of a run."""
 
     def __init__(self, *, strict: bool = True) -> None:
         self.strict = strict
-        """False: frames are falsified, so that what arrives proves nothing."""
+        """False if frames are corrupted, so that what arrives proves nothing."""
         self.cluster: SimCluster
         self.breaches: list[str] = []
         self.views: dict[str, View] = {}
@@ -90,12 +90,12 @@ class World:
         self.received: dict[Pid, dict[tuple[Any, ...], Received]] = {}
         self.sent: dict[tuple[Any, ...], int] = {}
         self.former: list[Pid] = []
-        """Sinks of former incarnations: nothing that is sent to them is ever delivered."""
+        """Sinks of former incarnations: no message to them may be delivered."""
         self.nodedowns = 0
         self.messages = 0
 
     def breach(self, what: str) -> None:
-        """Note a breach."""
+        """Record a breach."""
         if len(self.breaches) < SHOWN:
             self.breaches.append(f"at {self.cluster.loop.time():.4f} s: {what}")
 
@@ -115,7 +115,7 @@ class World:
         return view
 
     def on_fact(self, ip: str) -> None:
-        """After each fact that a node was told."""
+        """Check a node after each fact that was reported to it."""
         view = self.views.get(ip)
         if view is None:
             return
@@ -156,7 +156,7 @@ class World:
         view.numbers[session.outgoing.epoch] = len(view.numbers)
 
     async def watch(self, node: Node, dawdles: random.Random | None = None) -> None:
-        """A subscriber: the snapshot first, then strictly alternating. One that dawdles counts nothing."""
+        """Check a subscriber: first the snapshot, then alternating events. A slow one counts no nodedowns."""
         present = dict.fromkeys(node.list())
         up: dict[str, int] = {}
         async for event in node.events():
@@ -164,7 +164,7 @@ class World:
                 self.breach(f"{node.name}: {event} came inside the snapshot {present}")
             if dawdles is not None and dawdles.random() < 0.2:
                 await asyncio.sleep(dawdles.expovariate(0.5))
-                present.clear()  # It may have missed so much that it got the difference instead.
+                present.clear()  # It may have missed events and received the difference instead.
             if isinstance(event, NodeUp):
                 if event.node in up:
                     self.breach(f"{node.name}: {event}, but it is up already")
@@ -177,7 +177,7 @@ class World:
     # Messages.
 
     def tap(self, process: Process) -> None:
-        """Look at each message at the moment of its delivery."""
+        """Observe each message when it is delivered."""
         process.mailbox.queue = _Tap(self, process.node, process.mailbox.queue)
 
     def delivered(self, node: Node, message: Any) -> None:
@@ -190,7 +190,7 @@ class World:
                     self.breach(f"{node.name}: a message of a former connection to {source}")
 
     def got(self, process: Process, message: Any, *, stable: bool) -> None:
-        """A sink took a message."""
+        """Check a message that a sink received."""
         node = process.node
         self.messages += 1
         if not self.strict:
@@ -223,7 +223,7 @@ class World:
         known.connection, known.next = connection, number + 1
 
     def not_arrived(self) -> list[str]:
-        """What was sent over connections that are still up and has not arrived: in quiet, none."""
+        """Describe messages that did not arrive over connections that are still up; empty without traffic."""
         late = []
         for (sender, target, sink, connection), count in self.sent.items():
             view = self.views.get(self.cluster.ip_of(target))
@@ -255,7 +255,7 @@ class World:
         return asked
 
     def ran(self, call: Call) -> int:
-        """A server took a call; returns its number."""
+        """Record that a server took a call, and return its number."""
         number = call.message[1]
         assert isinstance(number, int)
         self.asked[number].ran += 1
@@ -277,7 +277,7 @@ class World:
             case NotDelivered() | OutcomeUnknown() | NodeStopped() | asyncio.CancelledError():
                 pass
             case BaseException():
-                self.breach(f"{asked}: {outcome!r} is no outcome of a call")
+                self.breach(f"{asked}: {outcome!r} is not an outcome of a call")
             case _:
                 if outcome != asked.expected:
                     self.breach(f"{asked}: the reply is another")
@@ -294,7 +294,7 @@ class World:
             self.breach(f"{asked} has a result, but did not run")
 
     def all_ended(self) -> None:
-        """At the end: every call has its outcome, and it still holds."""
+        """Check at the end that every call has an outcome, and that it is still true."""
         for asked in self.asked.values():
             if not asked.ended:
                 self.breach(f"{asked} has no outcome")
@@ -303,7 +303,7 @@ class World:
 
 
 class _Tap(deque[Any]):
-    """The queue of a mailbox, seen through."""
+    """The queue of a mailbox; shows each message to the model before it is appended."""
 
     def __init__(self, world: World, node: Node, items: Iterable[Any]) -> None:
         super().__init__(items)
@@ -317,11 +317,11 @@ class _Tap(deque[Any]):
 
 
 IDLE_BYTES = 2_048
-"""In flight on a connection that only ticks: two ticks with what they credit, or some names."""
+"""The most bytes in flight on a connection that only ticks: two ticks with credit, or some names."""
 
 
 def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
-    """What a node in quiet holds without need: each of these would grow for ever.
+    """Describe what a node without traffic holds without need, as it would grow for ever.
 
     Args:
         cluster: where it runs.
@@ -335,7 +335,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
         kept = {
             "calls": session.calls,
             "requests": session.requests,
-            "windows": session.held if strict else {},  # a falsified name is told under another one
+            "windows": session.held if strict else {},  # a corrupted name is credited under another one
             "senders that wait for a process": session.windows._waiters,
             "arrivals": session.arrivals.held,
             "open calls": session.open_calls,
@@ -363,7 +363,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
 
 
 def left_timers(loop: asyncio.AbstractEventLoop) -> list[str]:
-    """Timers that the library (not its test kit) has set and not cancelled."""
+    """Describe timers that the library (not its test kit) set and did not cancel."""
     timers: list[Any] = loop._timers  # type: ignore[attr-defined]
     callbacks = [timer._callback for _, _, timer in timers if not timer.cancelled()]
     return [

@@ -1,4 +1,4 @@
-"""Running things from seeds, and saying which seed it was."""
+"""Run tests from seeds, and name the seed of a failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 def run_stories(story: Callable[[int], Coroutine[Any, Any, None]], seeds: Iterable[int]) -> None:
-    """Play the story of each seed on a loop of its own; what fails is told with its seed."""
+    """Run a scenario for each seed on its own loop; a failure names its seed."""
     for seed in seeds:
         try:
             run(story(seed), seed=seed)
@@ -21,20 +21,20 @@ def run_stories(story: Callable[[int], Coroutine[Any, Any, None]], seeds: Iterab
 
 
 def named(seeds: Sequence[int]) -> str:
-    """A block of seeds in a test's name."""
+    """Return the id of a test that runs a block of seeds."""
     return f"{seeds[0]}-{seeds[-1]}"
 
 
 def play_each(play: Callable[[int], R], seeds: Iterable[int], module: str) -> list[R]:
-    """Run them all, and say how to replay each that failed. Raises: AssertionError."""
+    """Run all seeds. Raises: AssertionError with the command that replays each failed seed."""
     reports, failures = [], []
     for seed in seeds:
         try:
             reports.append(play(seed))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is told with its seed
+        except Exception as error:  # noqa: BLE001  # every error is reported with its seed
             notes = "\n".join(getattr(error, "__notes__", ()))
             failures.append(
-                f"{type(error).__name__}: {error}\n{notes}\nreplay it: python -m {module} {seed} --trace"
+                f"{type(error).__name__}: {error}\n{notes}\nreplay: python -m {module} {seed} --trace"
             )
     assert not failures, "\n\n".join(failures)
     return reports

@@ -1,11 +1,23 @@
-"""A society from a seed: processes that tie themselves to each other, serve, own names, join groups.
+"""A soak run from a seed: processes on several nodes use all features while nodes and connections fail.
 
-Nodes crash, part and come back for a while; then peace, in which everything must come out even; then
-all processes end, and nothing may be left.
+Processes monitor, link, send, call, stream, spawn, register names and join groups (`soak_processes`,
+`soak_callers`, `soak_actors`). The run has four phases:
 
-python -m tests.sim.soak 4711            # runs one seed, and says what happened
-python -m tests.sim.soak 4711 --trace    # with every fact that a node was told, and the log
-python -m tests.sim.soak 0 5000          # a range of seeds
+1. Faults: nodes crash, leave, restart, are partitioned and stall, at random times.
+2. `heal_and_mesh`: every fault ends, every node is started again, and all nodes must connect.
+3. `settle`: no process starts anything new. What was begun must end, and all nodes must agree.
+4. `end`: every process and every node ends. No table, task, timer or future may be left.
+
+`soak_world` records what really happens and compares it with what processes are told when it is delivered;
+`soak_ledger` does the same for requests and numbered messages; `soak_checks` checks the tables of the
+nodes. The first difference (a breach) fails the run.
+
+Everything random comes from the seed. The labels of the generators and the order of the draws must stay:
+a change gives every seed another course, and the seeds that once failed no longer test what they found.
+
+python -m tests.sim.soak 4711            # run one seed and print what happened
+python -m tests.sim.soak 4711 --trace    # also print every fact that was reported to a node, and the log
+python -m tests.sim.soak 0 5000          # run a range of seeds
 """
 
 from __future__ import annotations
@@ -25,20 +37,20 @@ from fleetlm.testing.loop import run
 from tests.sim.chaos import bound_s
 from tests.sim.seeded import play_each
 from tests.sim.soak_checks import Checks, Futures, left_in_loop
-from tests.sim.soak_folk import Folk
 from tests.sim.soak_ledger import Ledger
+from tests.sim.soak_processes import Processes
 from tests.sim.soak_world import World
 
 LIMIT_S = 600.0
 QUIET_S = 20.0
-"""Virtual seconds in which everything that is under way must come to its end."""
+"""Virtual seconds in which everything that was begun must end."""
 SETTLE_S = 0.1
-"""For the last signals to arrive."""
+"""Virtual seconds for the last signals to arrive."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a story was like, for people and for comparing runs."""
+    """A summary of a run, to print and to compare runs."""
 
     seed: int
     nodes: int
@@ -48,8 +60,8 @@ class Report:
 
 
 def settings_of(rng: random.Random) -> Settings:
-    """Small windows, so that they fill; short times, so that little is waited for."""
-    return Settings(dns_query="society.test").replace(
+    """Draw settings with small windows, so that they fill, and short times, so that runs are short."""
+    return Settings(dns_query="soak.test").replace(
         mailbox_limit=rng.choice((4, 8, 32)),
         stream_window=rng.choice((1, 2, 8, 64)),
         window_bytes=rng.choice((65_536, 8 * 1024 * 1024)),
@@ -71,32 +83,32 @@ def settings_of(rng: random.Random) -> Settings:
     )
 
 
-class Story:
-    """One run. Everything random comes from the seed."""
+class SoakRun:
+    """One soak run; see the module."""
 
     def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.seed = seed
-        self.rng = random.Random(f"{seed} society")
+        self.rng = random.Random(f"{seed} society")  # the label stays: it determines every seed's course
         self.settings = settings_of(self.rng)
         self.world = World()
         self.ledger = Ledger(self.world)
-        self.folk: dict[str, Folk] = {}
-        self.checks = Checks(self.world, self.ledger, self.folk, self.settings)
+        self.processes: dict[str, Processes] = {}
+        self.checks = Checks(self.world, self.ledger, self.processes, self.settings)
         self.cluster = SimCluster(seed, settings=self.settings, trace=trace, on_fact=self.checks.on_fact)
         self.world.cluster = self.cluster
         self.futures = Futures(self.cluster.loop)
-        self.dead: list[str] = []
-        self.parted: list[tuple[Node, str]] = []
+        self.stopped_ips: list[str] = []
+        self.disconnected: list[tuple[Node, str]] = []
         self.log: list[str] = []
 
     @classmethod
-    async def play(cls, seed: int, *, trace: bool = False) -> tuple[Story, Report]:
-        """The whole course of a seed. Raises: Breach, SimulationError."""
-        story = cls(seed, trace=trace)
+    async def play(cls, seed: int, *, trace: bool = False) -> tuple[SoakRun, Report]:
+        """Run all phases for a seed. Raises: Breach, SimulationError."""
+        soak_run = cls(seed, trace=trace)
         try:
-            return story, await story._play()
+            return soak_run, await soak_run._play()
         except BaseException as error:
-            error.add_note("\n".join(story.log))
+            error.add_note("\n".join(soak_run.log))
             raise
 
     def note(self, what: str) -> None:
@@ -105,37 +117,39 @@ class Story:
     async def _play(self) -> Report:
         rng, world = self.rng, self.world
         for node in await self.cluster.start(rng.choice((2, 3, 3, 4))):
-            self.met(node)
+            self.node_started(node)
         if rng.random() < 0.8:
             await self.cluster.mesh(10.0)
         for _ in range(rng.randint(3, 7)):
             await asyncio.sleep(rng.expovariate(1 / rng.choice((0.2, 1.0, 2.5))))
             world.check()
-            await self.fault()
-        await self.peace()
-        await self.quiet()
+            await self.inject_fault()
+        await self.heal_and_mesh()
+        await self.settle()
         await self.end()
-        said = zlib.crc32(repr((self.cluster.network.trace, self.cluster.network.counters)).encode())
-        said = zlib.crc32(repr((world.counts, self.cluster.loop.turns, self.log)).encode(), said)
-        return Report(self.seed, len(world.of), world.now_s, world.counts, said)
+        digest = zlib.crc32(repr((self.cluster.network.trace, self.cluster.network.counters)).encode())
+        digest = zlib.crc32(repr((world.counts, self.cluster.loop.turns, self.log)).encode(), digest)
+        return Report(self.seed, len(world.by_incarnation), world.now_s, world.counts, digest)
 
     # Nodes and faults.
 
-    def met(self, node: Node) -> None:
+    def node_started(self, node: Node) -> None:
         self.note(f"start {node.name} {node.incarnation:x}")
         ip = self.cluster.ip_of(node)
-        home = self.world.settle(node)
-        folk = self.folk[ip] = Folk(self.world, self.ledger, home, random.Random(self.rng.random()))
-        folk.settle()
+        record = self.world.node_started(node)
+        processes = self.processes[ip] = Processes(
+            self.world, self.ledger, record, random.Random(self.rng.random())
+        )
+        processes.start()
 
-    async def revive(self, ip: str) -> None:
-        if ip in self.dead:
-            self.dead.remove(ip)
-        self.met(await self.cluster.restart(ip))
+    async def restart_node(self, ip: str) -> None:
+        if ip in self.stopped_ips:
+            self.stopped_ips.remove(ip)
+        self.node_started(await self.cluster.restart(ip))
 
-    async def fault(self) -> None:
+    async def inject_fault(self) -> None:
         rng, cluster = self.rng, self.cluster
-        ips = list(self.folk)
+        ips = list(self.processes)
         up = list(cluster.nodes)
         ip, other = rng.sample(ips, 2)
         what = rng.choices(
@@ -145,13 +159,13 @@ class Story:
         )[0]  # fmt: skip
         self.note(f"{what} {ip} {other}")
         if what == "crash" and ip in up:
-            self.dead.append(ip)
+            self.stopped_ips.append(ip)
             await cluster.crash(ip, silent=rng.random() < 0.4, stale=rng.random() < 0.5)
         elif what == "leave" and ip in up:
-            self.dead.append(ip)
+            self.stopped_ips.append(ip)
             await cluster.stop(ip)
         elif what == "restart":
-            await self.revive(rng.choice(self.dead) if self.dead else ip)
+            await self.restart_node(rng.choice(self.stopped_ips) if self.stopped_ips else ip)
         elif what == "partition":
             cluster.partition(ip, other if rng.random() < 0.5 else None)
         elif what == "one way":
@@ -167,17 +181,17 @@ class Story:
         elif what == "disconnect" and ip in up:
             name = f"fleetlm@{other}"
             cluster.nodes[ip].disconnect(name)
-            self.parted.append((cluster.nodes[ip], name))
+            self.disconnected.append((cluster.nodes[ip], name))
 
-    # The end.
+    # The last phases.
 
-    async def peace(self) -> None:
-        """Heal everything, and wait until everyone sees everyone."""
-        self.note("peace")
+    async def heal_and_mesh(self) -> None:
+        """End every fault, start every stopped node, and wait until all nodes are connected."""
+        self.note("heal")
         self.cluster.heal()
-        for ip in list(self.dead):
-            await self.revive(ip)
-        for node, other in self.parted:
+        for ip in list(self.stopped_ips):
+            await self.restart_node(ip)
+        for node, other in self.disconnected:
             if node in self.cluster.nodes.values():
                 await node.connect(other, timeout=0.0)
         await self.cluster.mesh(bound_s(self.settings))
@@ -185,10 +199,10 @@ class Story:
         await asyncio.sleep(self.rng.choice((0.0, 1.0)))
         self.world.check()
 
-    async def quiet(self) -> None:
-        """Nobody acts any more: what was begun comes to its end, and everything is even."""
-        self.quarrels()
-        self.world.acting = False
+    async def settle(self) -> None:
+        """Let no process start anything new, wait until everything begun has ended, and check all nodes."""
+        self.cross_links()
+        self.world.is_acting = False
         busy: list[str] = []
         for _ in range(int(QUIET_S)):
             await asyncio.sleep(1.0)
@@ -196,28 +210,28 @@ class Story:
             if not busy:
                 break
         for what in busy:
-            self.world.breach(f"{QUIET_S:g} s after the last act: {what}")
-        present = [self.folk[ip] for ip in self.cluster.nodes]
-        for judge in [folk.judge() for folk in present]:
-            for folk in present:
-                await folk.askers.prove(judge)
+            self.world.breach(f"{QUIET_S:g} s after the last action: {what}")
+        present = [self.processes[ip] for ip in self.cluster.nodes]
+        for actor in [processes.spawn_actor() for processes in present]:
+            for processes in present:
+                await processes.callers.check_actor(actor)
         self.note("quiet")
         await asyncio.sleep(SETTLE_S)
         self.checks.quiet()
         self.world.check()
 
-    def quarrels(self) -> None:
-        """Let some link and unlink at the same time: what is left must be the same for both."""
-        kin = [pid for pid in self.world.kin if self.checks.lives(pid)]
-        self.rng.shuffle(kin)
-        for one, other in zip(kin[::2], kin[1::2], strict=False):
-            for pid, whom in ((one, other), (other, one)):
-                node = self.world.home_of(pid).node
-                node._local.boxes[pid.number].put(("quarrel", whom))
+    def cross_links(self) -> None:
+        """Let pairs of workers link and unlink at the same time; both must end with the same result."""
+        workers = [pid for pid in self.world.workers if self.checks.is_running(pid)]
+        self.rng.shuffle(workers)
+        for one, other in zip(workers[::2], workers[1::2], strict=False):
+            for pid, target in ((one, other), (other, one)):
+                node = self.world.record_of(pid).node
+                node._local.boxes[pid.number].put(("linking", target))
 
     async def end(self) -> None:
-        """End every process, then every node: nothing is left."""
-        self.world.ending = True
+        """End every process, then every node, and check that nothing is left."""
+        self.world.is_ending = True
         for reason in ("shutdown", "kill"):
             for node in self.cluster.nodes.values():
                 for info in node.processes():
@@ -226,30 +240,34 @@ class Story:
         self.checks.ended()
         self.world.check()
         await self.cluster.close()
-        self.ledger.settled()
-        self.world.forgotten()
+        self.ledger.check_settled()
+        self.world.check_early_downs()
         for what in left_in_loop(self.cluster.loop, self.futures):
             self.world.breach(f"left in the loop: {what}")
         self.world.check()
 
 
 def play(seed: int, *, trace: bool = False, quiet: bool = False) -> Report:
-    """Run a seed on a loop of its own. Raises: what is wrong, with the story as a note.
+    """Run a seed on its own loop.
 
     Args:
-        seed: of everything.
+        seed: the seed of everything random.
         trace: keep every fact; the digest then covers them.
-        quiet: do not print them.
+        quiet: do not print the facts.
+
+    Raises:
+        Breach: something promised did not hold; the log of the run is a note.
+        SimulationError: as for `fleetlm.testing.run`.
     """
-    told = trace and not quiet
-    logging.getLogger("fleetlm").setLevel(logging.DEBUG if told else logging.CRITICAL + 1)
+    is_printed = trace and not quiet
+    logging.getLogger("fleetlm").setLevel(logging.DEBUG if is_printed else logging.CRITICAL + 1)
 
     async def main() -> Report:
-        story, report = await Story.play(seed, trace=trace)
-        if told:
-            for at_s, ip, *fact in story.cluster.network.trace or ():
+        soak_run, report = await SoakRun.play(seed, trace=trace)
+        if is_printed:
+            for at_s, ip, *fact in soak_run.cluster.network.trace or ():
                 print(f"{at_s:9.4f}  {ip:12} {fact}")
-            print("\n".join(story.log))
+            print("\n".join(soak_run.log))
         return report
 
     try:
@@ -260,17 +278,17 @@ def play(seed: int, *, trace: bool = False, quiet: bool = False) -> Report:
 
 
 def blocks(seeds: range, size: int = 20) -> list[range]:
-    """So many seeds at a time."""
+    """Split a range of seeds into blocks of ``size``."""
     return [range(at, min(at + size, seeds.stop)) for at in range(seeds.start, seeds.stop, size)]
 
 
 def play_all(seeds: range | list[int]) -> list[Report]:
-    """Run them all, and say how to replay each that failed. Raises: AssertionError."""
+    """Run all seeds. Raises: AssertionError with the command that replays each failed seed."""
     return play_each(play, seeds, "tests.sim.soak")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run societies from seeds.")
+    parser = argparse.ArgumentParser(description="Make soak runs from seeds.")
     parser.add_argument("first", type=int)
     parser.add_argument("count", type=int, nargs="?", default=1)
     parser.add_argument("--trace", action="store_true")

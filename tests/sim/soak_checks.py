@@ -1,4 +1,4 @@
-"""What must hold in a society: at every moment, when it is quiet, and when everything has ended."""
+"""What must hold in a soak run: after every fact, when all requests have ended, and at the end."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from typing import Any
 from fleetlm import Node, Pid
 from fleetlm.settings import Settings
 from tests.sim.invariants import held, left_timers
-from tests.sim.soak_folk import Folk
 from tests.sim.soak_ledger import Ledger
-from tests.sim.soak_world import Home, World
+from tests.sim.soak_processes import Processes
+from tests.sim.soak_world import NodeRecord, World
 
 HEAVY_UNITS = 4
-"""What the largest message of a story counts, at most."""
+"""The most units that one message of a run counts in a window."""
 
 
 class Checks:
-    """Of one story."""
+    """The checks of one run."""
 
-    def __init__(self, world: World, ledger: Ledger, folk: dict[str, Folk], settings: Settings) -> None:
+    def __init__(
+        self, world: World, ledger: Ledger, processes: dict[str, Processes], settings: Settings
+    ) -> None:
         self.world = world
         self.ledger = ledger
-        self.folk = folk
-        self.most = settings.mailbox_limit + HEAVY_UNITS - 1
+        self.processes = processes
+        self.max_units = settings.mailbox_limit + HEAVY_UNITS - 1
         self._facts = 0
 
-    # At every moment.
+    # After every fact.
 
     def on_fact(self, ip: str) -> None:
-        """After each fact that a node was told: no window is beyond its bound."""
-        home = self.world.homes.get(ip)
-        if home is None:
+        """Check after each fact that was reported to a node that no window exceeds its limit."""
+        record = self.world.records.get(ip)
+        if record is None:
             return
         self._facts += 1
-        for name, link in home.node._driver.sessions.items():
-            for what, units in (("sent", link.held), ("got", link.arrivals.held)):
-                if units and max(units.values()) > self.most:
-                    self.world.breach(f"{home.node.name} has {what} {units} to or of {name}")
+        for name, session in record.node._driver.sessions.items():
+            for what, units in (("sent", session.held), ("got", session.arrivals.held)):
+                if units and max(units.values()) > self.max_units:
+                    self.world.breach(f"{record.node.name} has {what} {units} to or of {name}")
         if self._facts % 16 == 0:
-            self._mailboxes(home.node)
+            self._mailboxes(record.node)
 
     def _mailboxes(self, node: Node) -> None:
         for box in dict.fromkeys(node._local.boxes.values()):
@@ -51,149 +53,159 @@ class Checks:
             for origin in box._origins or ():
                 count = max(0, origin.end - max(origin.start, box.taken))
                 waiting[id(origin.window), origin.key] += count * origin.weight
-            if waiting and max(waiting.values()) > self.most:
+            if waiting and max(waiting.values()) > self.max_units:
                 self.world.breach(f"{node.name}: {max(waiting.values())} units of one peer in a mailbox")
 
-    # In quiet.
+    # When all requests have ended.
 
     def busy(self) -> list[str]:
-        """What is still under way."""
-        found = [f"{asked} waits" for asked in self.ledger.asked if not asked.ended]
-        found += [f"{asked} is being served" for asked in self.ledger.serving.values()]
-        for ip, home in self._running():
-            found += held(self.world.cluster, home.node)
-            folk = self.folk[ip]
-            if folk.busy or folk.quarrels.keys() - self.world.ended.keys():
-                found.append(f"{folk.node.name}: {folk.busy} kin that act")
-            for subscription in (*self._subscriptions(home.node),):
+        """Describe what has not ended."""
+        found = [f"{request} waits" for request in self.ledger.request if not request.ended]
+        found += [f"{request} is being served" for request in self.ledger.serving.values()]
+        for ip, record in self._running():
+            found += held(self.world.cluster, record.node)
+            processes = self.processes[ip]
+            if processes.busy or processes.crossings.keys() - self.world.ended.keys():
+                found.append(f"{processes.node.name}: {processes.busy} workers are busy")
+            for subscription in (*self._subscriptions(record.node),):
                 if subscription._queue:
-                    found.append(f"{folk.node.name}: a subscriber that has not read")
+                    found.append(f"{processes.node.name}: a subscriber that has not read")
         return found
 
     def quiet(self) -> None:
-        """Everything that was under way has arrived."""
-        for asked in self.ledger.asked:
-            if not asked.ended:
-                self.world.breach(f"{asked} has no outcome")
-        self.ledger.settled()
-        self._spawned()
-        self._watches()
-        self._dues()
-        self._tables()
-        self._groups()
-        self._names()
+        """Check that everything arrived and that all nodes agree."""
+        for request in self.ledger.request:
+            if not request.ended:
+                self.world.breach(f"{request} has no outcome")
+        self.ledger.check_settled()
+        self._check_spawned()
+        self._check_monitors()
+        self._check_due_exits()
+        self._check_tables()
+        self._check_groups()
+        self._check_names()
         for pid, tree in self.world.trees.items():
-            if storm := tree.storms(self.world.now_s):
+            if storm := tree.excess_starts(self.world.now_s):
                 self.world.breach(f"supervisor {pid} on {pid.node}: {storm}; {tree.failures}")
 
-    def _running(self) -> list[tuple[str, Home]]:
-        return [(ip, home) for ip, home in self.world.homes.items() if ip in self.world.cluster.nodes]
+    def _running(self) -> list[tuple[str, NodeRecord]]:
+        return [(ip, record) for ip, record in self.world.records.items() if ip in self.world.cluster.nodes]
 
-    def _home(self, pid: Pid) -> Home | None:
-        """Where it lives, if its node runs."""
-        home = self.world.of.get((pid.node, pid.incarnation))
-        return home if home is not None and home.node in self.world.cluster.nodes.values() else None
+    def _running_record(self, pid: Pid) -> NodeRecord | None:
+        """Return the node of a process if that node still runs."""
+        record = self.world.by_incarnation.get((pid.node, pid.incarnation))
+        return record if record is not None and record.node in self.world.cluster.nodes.values() else None
 
-    def lives(self, pid: Pid) -> bool:
-        """Whether it, and its node, still run."""
-        return pid not in self.world.ended and self._home(pid) is not None
+    def is_running(self, pid: Pid) -> bool:
+        """Whether a process and its node still run."""
+        return pid not in self.world.ended and self._running_record(pid) is not None
 
-    def _spawned(self) -> None:
-        """Who has stopped waiting for a process has spawned none, unless a connection was lost."""
-        for asked in self.ledger.asked:
-            if asked.how == "spawn" and asked.home.losses[asked.target[1]] == asked.losses:
-                orphans = [pid for pid in asked.ran if pid not in self.world.ended and self._home(pid)]
-                if orphans and not isinstance(asked.outcome, Pid):
-                    self.world.breach(f"{orphans} live, and {asked} ended: {asked.outcome!r}")
+    def _check_spawned(self) -> None:
+        """A spawn that did not return a pid leaves no process, unless a connection was lost."""
+        for request in self.ledger.request:
+            if request.how == "spawn" and request.record.losses[request.target[1]] == request.losses:
+                orphans = [
+                    pid for pid in request.ran if pid not in self.world.ended and self._running_record(pid)
+                ]
+                if orphans and not isinstance(request.outcome, Pid):
+                    self.world.breach(f"{orphans} live, and {request} ended: {request.outcome!r}")
 
-    def _watches(self) -> None:
+    def _check_monitors(self) -> None:
         world = self.world
-        for ref, watch in world.watches.items():
-            home = self._home(watch.owner)
-            if watch.state != "armed" or home is None or watch.owner in world.ended:
+        for ref, monitored in world.monitors.items():
+            record = self._running_record(monitored.owner)
+            if monitored.state != "armed" or record is None or monitored.owner in world.ended:
                 continue
-            right = world._right_reason(watch)
-            if right is not object:
-                world.breach(f"{ref} of {watch.owner} never fired: {right!r}, {watch}")
+            expected = world.expected_reason(monitored)
+            if expected is not object:
+                world.breach(f"{ref} of {monitored.owner} never fired: {expected!r}, {monitored}")
                 continue
-            if not watch.arrived or watch.found is None:
-                world.breach(f"{ref} of {watch.owner} is unknown to {watch.target}")
+            if not monitored.arrived or monitored.found is None:
+                world.breach(f"{ref} of {monitored.owner} is unknown to {monitored.target}")
                 continue
-            there = self._home(watch.found)
-            mine = home.node._parts.signals.links._ends[watch.owner.number].monitors
+            there = self._running_record(monitored.found)
+            mine = record.node._parts.signals.links._ends[monitored.owner.number].monitors
             if there is None or ref not in mine or ref not in there.node._parts.signals.links._watchers_of:
-                world.breach(f"{ref} of {watch.owner} to {watch.target} is not held on both sides")
+                world.breach(f"{ref} of {monitored.owner} to {monitored.target} is not held on both sides")
 
-    def _dues(self) -> None:
-        """Who is linked with somebody that ended has ended as well, or was told."""
+    def _check_due_exits(self) -> None:
+        """A process that was linked with an ended process has ended too, or got its exit."""
         world = self.world
-        for (pid, other), due in world.dues.items():
-            if pid in world.ended or self._home(pid) is None or frozenset((pid, other)) in world.blurred:
+        for (pid, other), due in world.due_exits.items():
+            if (
+                pid in world.ended
+                or self._running_record(pid) is None
+                or frozenset((pid, other)) in world.racing_pairs
+            ):
                 continue
             if pid not in world.trapping and world.ended.get(other) == "normal":
-                continue  # Nobody hears of that, and of nothing later.
-            right = world._right_exits(pid, other, due)
-            if right:
-                world.breach(f"{pid} was not told of {other}, which ended: {right}")
+                continue  # A normal exit is not delivered to a process that does not trap exits.
+            expected = world.expected_exits(pid, other, due)
+            if expected:
+                world.breach(f"{pid} did not get the exit of {other}: {expected}")
             elif other not in self._links(pid):
                 world.breach(f"{pid} is not linked with {other} any more")
 
     def _links(self, pid: Pid) -> Iterable[Pid]:
-        home = self._home(pid)
-        ends = None if home is None else home.node._parts.signals.links._ends.get(pid.number)
+        record = self._running_record(pid)
+        ends = None if record is None else record.node._parts.signals.links._ends.get(pid.number)
         return () if ends is None else ends.links
 
-    def _tables(self) -> None:
-        """Each end of a link and of a monitor has another end, which lives."""
-        for _, home in self._running():
-            relations = home.node._parts.signals.links
+    def _check_tables(self) -> None:
+        """Each end of a link or monitor has its other end, in a living process."""
+        for _, record in self._running():
+            links = record.node._parts.signals.links
             owners, watched = {}, {}
-            for number, ends in relations._ends.items():
-                pid = home.pid(number)
-                if not home.node._local.is_alive(number):
-                    self.world.breach(f"{pid} has ended, and is in the relations of its node")
+            for number, ends in links._ends.items():
+                pid = record.pid(number)
+                if not record.node._local.is_alive(number):
+                    self.world.breach(f"{pid} has ended, and is in the links of its node")
                 for other in ends.links:
                     if pid not in self._links(other):
                         self.world.breach(f"{pid} is linked with {other}, which is not with it")
                 owners |= dict.fromkeys(ends.monitors, number)
                 watched |= dict.fromkeys(ends.watchers, number)
                 for ref, target in ends.monitors.items():
-                    there = self.world.homes[self.world.cluster.ip_of(target.node)]
+                    there = self.world.records[self.world.cluster.ip_of(target.node)]
                     if ref not in there.node._parts.signals.links._watchers_of:
                         self.world.breach(f"{pid} watches {target} by {ref}, which does not know")
                 for ref in ends.watchers:
-                    owner = self.world.homes[self.world.cluster.ip_of(ref.node)]
+                    owner = self.world.records[self.world.cluster.ip_of(ref.node)]
                     if ref not in owner.node._parts.signals.links._owner_of:
                         self.world.breach(f"{pid} is watched by {ref}, which does not know")
-            if owners != relations._owner_of or watched != relations._watchers_of:
-                self.world.breach(f"{home.node.name}: the tables of monitors contradict each other")
+            if owners != links._owner_of or watched != links._watchers_of:
+                self.world.breach(f"{record.node.name}: the tables of monitors contradict each other")
 
-    def _groups(self) -> None:
+    def _check_groups(self) -> None:
         own = {ip: self._own_groups(ip) for ip, _ in self._running()}
         union: Counter[tuple[str, Pid]] = Counter()
         for memberships in own.values():
             union += memberships
-        for ip, home in self._running():
-            groups = home.node.groups
+        for ip, record in self._running():
+            groups = record.node.groups
             seen = Counter((group, pid) for group in groups.list() for pid in groups.members(group))
             if seen != union:
-                self.world.breach(f"{home.node.name} sees the groups {seen}, and they are {union}")
-            if +self.folk[ip].changes != union:
-                self.world.breach(f"{home.node.name}: a subscriber sees {+self.folk[ip].changes}: {union}")
+                self.world.breach(f"{record.node.name} sees the groups {seen}, and they are {union}")
+            if +self.processes[ip].changes != union:
+                self.world.breach(
+                    f"{record.node.name}: a subscriber sees {+self.processes[ip].changes}: {union}"
+                )
 
     def _own_groups(self, ip: str) -> Counter[tuple[str, Pid]]:
-        joined = self.folk[ip].joined.items()
-        return Counter((group, pid) for pid, mine in joined if self.world.alive(pid) for group in mine)
+        joined = self.processes[ip].joined.items()
+        return Counter((group, pid) for pid, mine in joined if self.world.is_alive(pid) for group in mine)
 
-    def _names(self) -> None:
+    def _check_names(self) -> None:
         world, seen = self.world, {}
-        for ip, home in self._running():
-            registry = home.node.registry
+        for ip, record in self._running():
+            registry = record.node.registry
             seen[ip] = {name: (pid, registry.lookup(name).meta) for name, pid in registry.list().items()}  # type: ignore[union-attr]
             if any(len(claims) != 1 for claims in registry._table._claims.values()):
-                world.breach(f"{home.node.name} knows competing claims: {registry._table._claims}")
-            if self.folk[ip].holders != seen[ip]:
-                world.breach(f"{home.node.name}: a subscriber sees {self.folk[ip].holders}: {seen[ip]}")
+                world.breach(f"{record.node.name} knows competing claims: {registry._table._claims}")
+            if self.processes[ip].holders != seen[ip]:
+                world.breach(
+                    f"{record.node.name}: a subscriber sees {self.processes[ip].holders}: {seen[ip]}"
+                )
         holders = next(iter(seen.values()))
         if any(others != holders for others in seen.values()):
             world.breach(f"the nodes see other owners: {seen}")
@@ -201,21 +213,25 @@ class Checks:
             if pid in world.ended:
                 world.breach(f"{name} belongs to {pid}, which has ended")
         for name, pid in world.claims:
-            told = pid in world.ended or (name, pid) in world.lost
-            if not told and self._home(pid) is not None and holders.get(name, (None,))[0] != pid:
-                world.breach(f"{pid} has lost {name} to {holders.get(name)}, and was not told")
+            is_known = pid in world.ended or (name, pid) in world.lost
+            if (
+                not is_known
+                and self._running_record(pid) is not None
+                and holders.get(name, (None,))[0] != pid
+            ):
+                world.breach(f"{pid} lost {name} to {holders.get(name)}, but got no message")
 
-    # When everything has ended.
+    # At the end.
 
     def ended(self) -> None:
-        """The nodes still run, their processes have ended: nothing of them is left in any table."""
-        for _, home in self._running():
-            node = home.node
-            relations, local, registry = node._parts.signals.links, node._local, node.registry
+        """All processes have ended and the nodes still run: no table has anything left."""
+        for _, record in self._running():
+            node = record.node
+            links, local, registry = node._parts.signals.links, node._local, node.registry
             left = {
                 "processes": node.processes(), "tasks": local._tasks, "mailboxes": local.boxes,
-                "local names": local.table.names, "relations": relations._ends,
-                "monitors held": relations._owner_of, "monitors here": relations._watchers_of,
+                "local names": local.table.names, "links": links._ends,
+                "monitors held": links._owner_of, "monitors here": links._watchers_of,
                 "groups": node.groups.list(), "memberships": node.groups._table._own.groups_of,
                 "names": registry.list(), "claims": registry._table._claims,
                 "claims by process": registry._table._names_of,
@@ -223,11 +239,11 @@ class Checks:
                 "calls": node._outbound.local_calls, "subscriptions": self._subscriptions(node),
                 "round robins": node.groups._replicated.picker._last,
             }  # fmt: skip
-            for link in node._driver.sessions.values():
+            for session in node._driver.sessions.values():
                 left |= {
-                    f"origins of {link.name}": link.arrivals._boxes,
-                    f"untold of {link.name}": link.arrivals._untold,
-                    f"lanes to {link.name}": link.lanes._lanes,
+                    f"origins of {session.name}": session.arrivals._boxes,
+                    f"untold of {session.name}": session.arrivals._untold,
+                    f"lanes to {session.name}": session.lanes._lanes,
                 }
             for what, some in left.items():
                 if some:
@@ -240,7 +256,7 @@ class Checks:
 
 
 class Futures:
-    """Every future that the loop is asked for."""
+    """Every future that the loop makes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._made: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -253,15 +269,15 @@ class Futures:
         return future
 
     def pending(self) -> list[str]:
-        """Those that somebody still holds, and that never were done."""
+        """Describe the futures that are still referenced and were never done."""
         if not any(not future.done() for future in self._made):
             return []
-        gc.collect()  # the loop of a simulation collects at fixed turns only
+        gc.collect()  # a SimLoop collects garbage at fixed turns only
         return [repr(future) for future in self._made if not future.done()]
 
 
 def left_in_loop(loop: Any, futures: Futures) -> list[str]:
-    """What a loop still has when every node has stopped."""
+    """Describe what a loop still has when every node has stopped."""
     me = asyncio.current_task()
     found = [f"task {task.get_name()}" for task in loop.pending_tasks() if task is not me]
     found += [f"timer {timer}" for timer in left_timers(loop)]

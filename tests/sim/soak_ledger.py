@@ -1,4 +1,4 @@
-"""What was asked and sent in a society, what ran, and how it ended: calls, streams, numbered messages."""
+"""The requests and numbered messages of a soak run: what was sent, what ran, and how each ended."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from fleetlm import (
     WouldBlock,
 )
 from tests.sim.invariants import LATE_S
-from tests.sim.soak_world import Home, World
+from tests.sim.soak_world import NodeRecord, World
 
 
 @dataclass
-class Asked:
-    """A request: a call, one of a multicall, or a stream."""
+class Request:
+    """A call, one part of a multicall, a stream, or a remote spawn."""
 
     number: int
-    home: Home
+    record: NodeRecord
     target: Any
     how: str
     began_s: float
@@ -40,188 +40,194 @@ class Asked:
     connected: int | None
     expected: Any = None
     ran: dict[Pid, int] = field(default_factory=dict)
-    """Process → how often it ran it."""
-    takers: list[Pid] = field(default_factory=list)
-    """Who answered for it, one after the other."""
+    """Process → how often it took the request."""
+    servers: list[Pid] = field(default_factory=list)
+    """The processes that served the request, in order."""
     pauses_s: float = 0.0
-    """What its consumer waited of its own accord."""
+    """Virtual seconds that the consumer paused on its own."""
     outcome: Any = None
     ended: bool = False
     produced: int = 0
-    """Items of a stream that were sent."""
+    """Items of a stream that the producer sent."""
     consumed: int = 0
     end: str = ""
-    """How the producer ended it, if it did."""
+    """How the producer ended the stream; empty if it did not."""
 
     def __repr__(self) -> str:
-        return f"<{self.how} {self.number} of {self.home.node.name} to {self.target} at {self.began_s:.4f} s>"
+        return (
+            f"<{self.how} {self.number} of {self.record.node.name} to {self.target} at {self.began_s:.4f} s>"
+        )
 
 
 class Ledger:
-    """Every request and every numbered message of a story."""
+    """Every request and every numbered message of a run."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.asked: list[Asked] = []
-        self.serving: dict[int, Asked] = {}
-        """Requests whose server is in the middle of them, or of waiting with them."""
+        self.request: list[Request] = []
+        self.serving: dict[int, Request] = {}
+        """Requests that a server is working on or holds."""
         self.sent: dict[tuple[Pid, Pid], int] = {}
         """(sender, receiver) → messages sent."""
-        self.doubtful: dict[tuple[Pid, Pid], set[int]] = {}
-        """Of these, those whose sending was cut short."""
+        self.is_doubtful: dict[tuple[Pid, Pid], set[int]] = {}
+        """(sender, receiver) → numbers whose send was cut short, so that they may be missing."""
         self.received: dict[tuple[Pid, Pid], tuple[int, int | None]] = {}
-        """(sender, receiver) → what comes next, and the lost connections when the last one came, if known."""
+        """(sender, receiver) → next number, and lost connections when the last one arrived, if known."""
 
     # Requests.
 
-    def asks(self, home: Home, target: Any, how: str, timeout_s: float) -> Asked:
+    def begin(self, record: NodeRecord, target: Any, how: str, timeout_s: float) -> Request:
         node = target.node if isinstance(target, Pid) else target[1]
-        asked = Asked(
-            len(self.asked), home, target, how, self.world.now_s, timeout_s,
-            home.losses[node], home.connected(node),
+        request = Request(
+            len(self.request), record, target, how, self.world.now_s, timeout_s,
+            record.losses[node], record.connected(node),
         )  # fmt: skip
-        self.asked.append(asked)
-        return asked
+        self.request.append(request)
+        return request
 
-    def part(self, asked: Asked, target: Pid) -> Asked:
-        """One of those that a multicall asks."""
-        home, node = asked.home, target.node
-        return replace(asked, target=target, losses=home.losses[node], connected=home.connected(node))
+    def part(self, request: Request, target: Pid) -> Request:
+        """Make the request for one target of a multicall."""
+        record, node = request.record, target.node
+        return replace(request, target=target, losses=record.losses[node], connected=record.connected(node))
 
-    def ran(self, process: Process, number: int) -> Asked:
-        """A process took a request."""
-        asked = self.asked[number]
-        asked.ran[process.pid] = asked.ran.get(process.pid, 0) + 1
-        asked.takers.append(process.pid)
-        if asked.ran[process.pid] > 1 or (len(asked.ran) > 1 and asked.how != "many"):
-            self.world.breach(f"{asked} ran {asked.ran}")
-        return asked
+    def ran(self, process: Process, number: int) -> Request:
+        """Record that a process took a request; it may take it once."""
+        request = self.request[number]
+        request.ran[process.pid] = request.ran.get(process.pid, 0) + 1
+        request.servers.append(process.pid)
+        if request.ran[process.pid] > 1 or (len(request.ran) > 1 and request.how != "many"):
+            self.world.breach(f"{request} ran {request.ran}")
+        return request
 
-    def ended(self, asked: Asked, outcome: Any) -> None:
-        """A request has an outcome, or its caller was cancelled."""
+    def ended(self, request: Request, outcome: Any) -> None:
+        """Record and check the outcome of a request, or that its caller was cancelled."""
         world = self.world
-        if asked.ended:
-            world.breach(f"{asked} ended twice: {asked.outcome!r}, {outcome!r}")
-        asked.ended, asked.outcome = True, outcome
-        late_s = world.now_s - asked.began_s - asked.timeout_s - asked.pauses_s
+        if request.ended:
+            world.breach(f"{request} ended twice: {request.outcome!r}, {outcome!r}")
+        request.ended, request.outcome = True, outcome
+        late_s = world.now_s - request.began_s - request.timeout_s - request.pauses_s
         if late_s > LATE_S:
-            world.breach(f"{asked} ended {late_s:.3f} s after its deadline: {outcome!r}")
+            world.breach(f"{request} ended {late_s:.3f} s after its deadline: {outcome!r}")
         name = type(outcome).__name__ if isinstance(outcome, BaseException) else "reply"
-        kind = asked.how if asked.how in ("stream", "spawn", "nested") else "call"
+        kind = request.how if request.how in ("stream", "spawn", "nested") else "call"
         world.counts[f"{kind}: {name}"] += 1
-        self._judge(asked, outcome)
-        self._judge_type(asked, outcome)
+        self._check_outcome(request, outcome)
+        self._check_outcome_type(request, outcome)
 
-    def items(self, asked: Asked, item: Any) -> None:
-        """An item of a stream has come."""
-        if item != (asked.number, asked.consumed):
-            self.world.breach(f"{asked}: item {item} came, and {asked.consumed} is next")
-        asked.consumed += 1
+    def items(self, request: Request, item: Any) -> None:
+        """Check that an item of a stream is the next one."""
+        if item != (request.number, request.consumed):
+            self.world.breach(f"{request}: item {item} came, and {request.consumed} is next")
+        request.consumed += 1
 
-    def settled(self) -> None:
-        """Nothing is under way any more: every request has its outcome, and it still holds."""
-        for asked in self.asked:
-            if not asked.ended:
-                self.world.breach(f"{asked} has no outcome")
-            elif asked.how != "many":
-                self._judge(asked, asked.outcome)
+    def check_settled(self) -> None:
+        """Check at the end that every request has an outcome, and that the outcome is still true."""
+        for request in self.request:
+            if not request.ended:
+                self.world.breach(f"{request} has no outcome")
+            elif request.how != "many":
+                self._check_outcome(request, request.outcome)
 
-    def _judge(self, asked: Asked, outcome: Any) -> None:
-        """What is said of the running is true; checked again at the end, since it must stay true."""
-        ran = asked.ran.get(asked.target, 0) if asked.how == "many" else sum(asked.ran.values())
+    def _check_outcome(self, request: Request, outcome: Any) -> None:
+        """Check what an outcome says about running; checked again at the end, as it must stay true."""
+        ran = request.ran.get(request.target, 0) if request.how == "many" else sum(request.ran.values())
         match outcome:
             case NotDelivered() | NodeStopped():
-                if ran or asked.consumed:
-                    self.world.breach(f"{asked} ran, and was told {outcome!r}")
+                if ran or request.consumed:
+                    self.world.breach(f"{request} ran, but its outcome is {outcome!r}")
             case OutcomeUnknown() | asyncio.CancelledError():
                 pass
             case Pid() if outcome in self.world.ended:
                 pass  # Spawned, and ended before its first line.
             case _:
                 if ran != 1:
-                    self.world.breach(f"{asked} ran {ran} times, and was told {outcome!r}")
+                    self.world.breach(f"{request} ran {ran} times, but its outcome is {outcome!r}")
 
-    def _judge_type(self, asked: Asked, outcome: Any) -> None:
-        """The outcome is what has happened."""
-        world, home, target = self.world, asked.home, asked.target
+    def _check_outcome_type(self, request: Request, outcome: Any) -> None:
+        """Check that an outcome fits what has happened: lost connections, ended processes, time."""
+        world, record, target = self.world, request.record, request.target
         node = target.node if isinstance(target, Pid) else target[1]
-        lost = home.losses[node] != asked.losses or asked.connected is None
-        local = node == home.node.name
-        stopping = home.node._stopping
+        lost = record.losses[node] != request.losses or request.connected is None
+        local = node == record.node.name
+        stopping = record.node._stopping
         match outcome:
             case CallTimeout() | WouldBlock():
-                right = world.now_s - asked.began_s >= asked.timeout_s - LATE_S
-                right &= local or not lost or asked.connected is None
+                is_right = world.now_s - request.began_s >= request.timeout_s - LATE_S
+                is_right &= local or not lost or request.connected is None
             case NodeLost():
-                right = stopping if local else lost
+                is_right = stopping if local else lost
             case NoConnection():
-                right = lost and not local
+                is_right = lost and not local
             case Draining():
-                right = asked.how == "spawn"
+                is_right = request.how == "spawn"
             case Expired():
-                right = asked.timeout_s <= 0
+                is_right = request.timeout_s <= 0
             case NoProcess():
-                right = not isinstance(target, Pid) or target in world.ended or lost
-                right |= isinstance(target, Pid) and asked.connected != target.incarnation
+                is_right = not isinstance(target, Pid) or target in world.ended or lost
+                is_right |= isinstance(target, Pid) and request.connected != target.incarnation
             case ProcessDown():
-                takers = asked.takers or [pid for pid in world.citizens if pid.node == node]
-                right = any(pid in world.ended for pid in takers)
+                servers = request.servers or [pid for pid in world.actors if pid.node == node]
+                is_right = any(pid in world.ended for pid in servers)
             case RemoteError():
-                expected = {"stream": "raise", "raise": str(asked.number)}.get(asked.how)
-                right = outcome.text == expected and (asked.how != "stream" or self._whole(asked, "raise"))
+                expected = {"stream": "raise", "raise": str(request.number)}.get(request.how)
+                is_right = outcome.text == expected and (
+                    request.how != "stream" or self._is_complete_stream(request, "raise")
+                )
             case NodeStopped():
-                right = stopping
+                is_right = stopping
             case asyncio.CancelledError():
-                right = True
+                is_right = True
             case BaseException():
-                right = False
+                is_right = False
             case Pid():
-                right = asked.how == "spawn" and outcome.node == node
-                right &= all(pid == outcome for pid in asked.ran)
+                is_right = request.how == "spawn" and outcome.node == node
+                is_right &= all(pid == outcome for pid in request.ran)
             case _:
-                right = outcome == asked.expected
-                if asked.how == "stream":
-                    right = self._whole(asked, "reply")
-        if not right:
-            world.breach(f"{asked} was told {outcome!r}; {asked.end} after {asked.produced} items")
+                is_right = outcome == request.expected
+                if request.how == "stream":
+                    is_right = self._is_complete_stream(request, "reply")
+        if not is_right:
+            world.breach(
+                f"{request} has the wrong outcome {outcome!r}; {request.end} after {request.produced} items"
+            )
 
-    def _whole(self, asked: Asked, end: str) -> bool:
-        return asked.end == end and asked.consumed == asked.produced
+    def _is_complete_stream(self, request: Request, end: str) -> bool:
+        return request.end == end and request.consumed == request.produced
 
     # Numbered messages.
 
     def number(self, sender: Pid, receiver: Pid) -> int:
-        """Of the next message."""
+        """Return the number of the next message."""
         return self.sent.get((sender, receiver), 0)
 
-    def sending(self, sender: Pid, receiver: Pid, *, doubtful: bool = False) -> None:
-        """The next message was sent, or perhaps."""
+    def count_sent(self, sender: Pid, receiver: Pid, *, is_doubtful: bool = False) -> None:
+        """Count a message that was sent; ``is_doubtful``: perhaps it was not."""
         pair = (sender, receiver)
         number = self.sent[pair] = self.sent.get(pair, 0) + 1
-        if doubtful:
-            self.doubtful.setdefault(pair, set()).add(number - 1)
+        if is_doubtful:
+            self.is_doubtful.setdefault(pair, set()).add(number - 1)
 
-    def got(self, process: Process, sender: Pid, number: int) -> None:
-        """A numbered message was taken: in order, once, and nothing is missing but by a lost connection."""
+    def take_number(self, process: Process, sender: Pid, number: int) -> None:
+        """Check a numbered message: in order, once, and none missing unless a connection was lost."""
         world, pair = self.world, (sender, process.pid)
-        losses = world.came.pop((*pair, number), None)
+        losses = world.losses_on_arrival.pop((*pair, number), None)
         expected, before = self.received.get(pair, (0, 0))
         self.received[pair] = (number + 1, losses)
         world.counts["messages"] += 1
         if number < expected:
             world.breach(f"{process.pid} got {number} of {sender} after {expected - 1}")
-        missing = set(range(expected, number)) - self.doubtful.get(pair, set())
+        missing = set(range(expected, number)) - self.is_doubtful.get(pair, set())
         if missing and losses == before is not None:
             world.breach(f"{process.pid} got {number} of {sender}, and never {sorted(missing)}")
 
     def down(self, process: Process, sender: Pid, reason: Any) -> None:
-        """A sender has ended, and no connection was lost: what it sent has come before."""
+        """A sender ended: without a lost connection, everything that it sent must have arrived before."""
         pair = (sender, process.pid)
         expected, losses = self.received.get(pair, (0, 0))
-        if self.world.home_of(process.pid).losses[sender.node] != losses:
+        if self.world.record_of(process.pid).losses[sender.node] != losses:
             return
-        missing = set(range(expected, self.sent.get(pair, 0))) - self.doubtful.get(pair, set())
+        missing = set(range(expected, self.sent.get(pair, 0))) - self.is_doubtful.get(pair, set())
         if missing:
             self.world.breach(
-                f"{process.pid} heard that {sender} ended ({reason}), and never {sorted(missing)}"
+                f"{process.pid} got the end of {sender} ({reason}), but never {sorted(missing)}"
             )

@@ -1,4 +1,4 @@
-"""Actors between two and three nodes: what crosses a connection, and what its loss does."""
+"""Actors on two and three nodes: calls over connections, and lost connections."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.sim.fleet import Fleet, simulated
 
 
 class Worker(Actor):
-    """Works, asks others, and notes what becomes of it."""
+    """An actor that works, calls others, and records the outcomes."""
 
     def __init__(self) -> None:
         self.log: list[Any] = []
@@ -108,7 +108,7 @@ async def workers(fleet: Fleet, count: int) -> tuple[list[Node], list[Worker]]:
 
 
 def there(nodes: list[Node]) -> ActorRef[Worker]:
-    """The second node's worker, as the first node sees it."""
+    """A reference on the first node to the second node's worker."""
     return nodes[0].ref(Worker, "worker", at=nodes[1].name)
 
 
@@ -261,7 +261,7 @@ async def test_a_deadline_ends_what_is_nested_though_no_cancellation_comes_throu
 
 
 @simulated
-async def test_monitors_of_actors_tell_their_reasons(fleet: Fleet) -> None:
+async def test_monitors_of_actors_get_the_reasons(fleet: Fleet) -> None:
     logging.disable(logging.CRITICAL)
     nodes, (here, _) = await workers(fleet, 2)
     pid = await nodes[0].whereis("worker", at=nodes[1].name)
@@ -278,7 +278,7 @@ async def test_monitors_of_actors_tell_their_reasons(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("seed", range(15))
 def test_whatever_happens_every_call_has_one_outcome_and_what_never_ran_never_ran(seed: int) -> None:
-    """Calls in both directions, while nodes are cut off, come back, and actors die."""
+    """Make calls in both directions while nodes are cut off and come back, and actors crash."""
     numbers = itertools.count()
 
     @simulated

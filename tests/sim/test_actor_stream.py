@@ -1,4 +1,4 @@
-"""Streams of actors between real nodes: typed items, the window, and an end for every end."""
+"""Streams of actors between nodes: typed items, the window, and the end of each side."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Model(Actor):
 
 
 async def started(fleet: Fleet, count: int = 2) -> tuple[list[Model], ActorRef[Model]]:
-    """Models, and a reference from the first node to the last one's."""
+    """Start the models, and return a reference from the first node to the last node's."""
     nodes = await fleet.mesh(count)
     made = [Model() for _ in nodes]
     for node, model in zip(nodes, made, strict=True):
@@ -133,7 +133,7 @@ def test_a_consumer_that_stops_cancels_the_handler(count: int) -> None:
 
 
 @simulated
-async def test_each_end_is_told(fleet: Fleet) -> None:
+async def test_each_kind_of_end_reaches_the_consumer(fleet: Fleet) -> None:
     logging.disable(logging.CRITICAL)
     made, ref = await started(fleet)
     for error, expected in (("no", RemoteError), ("unsendable", RemoteError), ("exit", ProcessDown)):

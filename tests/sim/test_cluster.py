@@ -1,4 +1,4 @@
-"""SimCluster: what it does to nodes, and what it says of them."""
+"""SimCluster: starts, ends and faults of nodes, and its reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _quiet() -> None:
 
 
 def simulated(scenario: Scenario) -> Callable[[], None]:
-    """Run a test in clusters of its own, from several seeds."""
+    """Run a test on its own cluster with several seeds."""
 
     @functools.wraps(scenario)
     def test() -> None:
@@ -307,7 +307,7 @@ async def test_what_ails_a_host_outlives_its_node_until_it_is_healed(cluster: Si
 
 
 @simulated
-async def test_a_mesh_that_does_not_come_says_who_misses_whom(cluster: SimCluster) -> None:
+async def test_the_error_of_a_mesh_says_which_node_misses_which(cluster: SimCluster) -> None:
     await cluster.start(2)
     cluster.partition([A])
     with pytest.raises(NotMeshed, match=r"fleetlm@10.0.0.1 misses fleetlm@10.0.0.2 \(") as caught:
@@ -327,7 +327,7 @@ async def test_a_node_that_lists_a_dead_one_is_no_mesh(cluster: SimCluster) -> N
 
 
 @simulated
-async def test_nobody_and_one_are_meshes(cluster: SimCluster) -> None:
+async def test_no_node_and_one_node_are_meshes(cluster: SimCluster) -> None:
     assert cluster.meshed()
     await cluster.start()
     assert await cluster.mesh() == 0
@@ -349,7 +349,7 @@ def test_invariants_are_called_after_each_fact() -> None:
     run(main())
 
 
-def test_a_leak_is_told() -> None:
+def test_a_leak_is_reported() -> None:
     async def main() -> None:
         async with SimCluster() as cluster:
             await cluster.start(2)
@@ -419,7 +419,7 @@ async def test_dns_faults_change_nothing_for_connected_nodes(cluster: SimCluster
 async def test_a_script_for_one_node_is_for_that_one(cluster: SimCluster) -> None:
     cluster.dns.script(Reply.NXDOMAIN, to=[A, B])
     one, two, three = await cluster.start(3)
-    cluster.partition([A])  # so that nobody tells it
+    cluster.partition([A])  # so that no peer reports it
     await asyncio.sleep(10)
     assert one.list("known") == [one.name]
     assert set(two.list()) == {three.name}  # which has dialled it

@@ -1,4 +1,4 @@
-"""The same seed runs the same course: whatever the hash seed, and whatever ran before."""
+"""The same seed gives the same run, for any hash seed and whatever ran before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.sim.chaos import Kind, kind_of, play
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (1, 5, 7, 12, 23)
-"""Of each kind at least one."""
+"""At least one seed of each kind."""
 
 PROGRAM = """
 import json, sys
@@ -24,7 +24,7 @@ print(json.dumps([play(seed, trace=True, quiet=True).digest for seed in json.loa
 
 
 def digests(hash_seed: str, seeds: tuple[int, ...] = SEEDS) -> list[int]:
-    """What runs in another interpreter come to: every fact of every node, in its order."""
+    """Run seeds in another interpreter, and return a digest of all facts of each run."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(seeds)],
         cwd=ROOT,

@@ -71,7 +71,7 @@ def test_a_broken_discovery_raises_and_a_slow_one_is_slow() -> None:
     run(main())
 
 
-def test_samples_differ_and_name_everybody_in_time() -> None:
+def test_samples_differ_and_together_name_every_node() -> None:
     async def main() -> None:
         dns = SimDns(random.Random(1))
         for n in range(1, 21):

@@ -1,4 +1,4 @@
-"""Fleet and FleetRun: what a test asks of its cluster, and how a test ends."""
+"""Fleet and FleetRun: the methods that tests use, and the end of a test."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_restarted_node_is_connected() -> None:
     play(story)
 
 
-def test_nobody_is_waited_for_who_is_not_to_be() -> None:
+def test_start_with_wait_false_does_not_wait() -> None:
     async def story(fleet: Fleet) -> None:
         [one] = await fleet.start()
         fleet.partition(one)
@@ -322,7 +322,7 @@ def test_the_tests_own_error_comes_first() -> None:
     with pytest.raises(KeyError) as caught:
         play(story)
     [note] = caught.value.__notes__
-    assert note.startswith("Besides: Leaked: ")
+    assert note.startswith("Also: Leaked: ")
 
 
 def test_a_forgotten_error_fails_the_test_also_in_its_last_turn() -> None:
@@ -387,7 +387,7 @@ def test_fixtures_and_the_test_share_loop_and_context(course: FleetRun) -> None:
     assert len(ended) == 2
 
 
-def test_a_fixture_that_fails_is_told_where_it_fails(course: FleetRun) -> None:
+def test_a_fixture_that_fails_shows_where(course: FleetRun) -> None:
     async def early() -> AsyncIterator[None]:
         raise KeyError("early")
         yield
@@ -428,13 +428,13 @@ def test_a_fixture_that_fails_at_the_end_fails_the_test() -> None:
     course.set_up(twice, {}, "twice")
     with pytest.raises(ValueError, match="twice yields more than once") as caught:
         course.test(fine(), "fine")
-    assert caught.value.__notes__ == ["Besides: KeyError: 'late'"]
+    assert caught.value.__notes__ == ["Also: KeyError: 'late'"]
 
     course = FleetRun(1)
     course.set_up(late, {}, "late")
     with pytest.raises(IndexError) as failed:
         course.test(not_fine(), "not_fine")
-    assert failed.value.__notes__ == ["Besides: KeyError: 'late'"]
+    assert failed.value.__notes__ == ["Also: KeyError: 'late'"]
 
 
 def test_a_bad_option_leaves_nothing_behind() -> None:

@@ -1,4 +1,4 @@
-"""Process groups on whole nodes: what a program sees, and seeded stories with invariants."""
+"""Process groups on whole nodes: the API, and seeded scenarios with invariants."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def keeper(process: Process, kept: list[Any]) -> None:
 
 
 def story(count: int, **settings: Any) -> Any:
-    """Play a test on so many connected nodes."""
+    """Run a test on connected nodes."""
 
     def wrap(play: Any) -> Any:
         def test() -> None:
@@ -66,7 +66,7 @@ def queued(subscription: Subscription[Any]) -> list[Any]:
     return list(subscription._queue)
 
 
-# ── members ──────────────────────────────────────────────────────────────────────────────────────
+# Members.
 
 
 @story(3)
@@ -109,7 +109,7 @@ async def test_only_living_processes_of_the_node_join(cluster: SimCluster, a: No
 
 
 @story(2)
-async def test_who_hears_of_an_end_finds_the_group_without_it(cluster: SimCluster, a: Node, b: Node) -> None:
+async def test_at_a_down_the_group_no_longer_has_the_process(cluster: SimCluster, a: Node, b: Node) -> None:
     found: list[Any] = []
 
     async def watcher(process: Process, pid: Pid) -> None:
@@ -188,7 +188,7 @@ async def test_a_subscription_starts_with_the_present_and_ends_with_the_node(
     assert [change async for change in a.groups.watch()] == []
 
 
-# ── limits and hostile peers ─────────────────────────────────────────────────────────────────────
+# Limits and hostile peers.
 
 
 @story(2)
@@ -238,7 +238,7 @@ def test_a_peer_with_more_memberships_than_allowed_is_cut_and_told_why() -> None
 @pytest.mark.parametrize(
     "fact", [["join", {"g": [0]}], ["join", {"": [1]}], ["leave", {"g": [77]}], ["exit", 77], None, {"a": 1}]
 )
-def test_a_peer_that_tells_nonsense_is_cut_and_believed_nothing(fact: Any) -> None:
+def test_a_peer_that_sends_nonsense_is_disconnected_and_changes_nothing(fact: Any) -> None:
     @story(2)
     async def play(cluster: SimCluster, a: Node, b: Node) -> None:
         pid = b.spawn(idle)
@@ -257,7 +257,7 @@ def test_a_peer_that_tells_nonsense_is_cut_and_believed_nothing(fact: Any) -> No
     play()
 
 
-# ── broadcast ────────────────────────────────────────────────────────────────────────────────────
+# Broadcast.
 
 
 @story(3)
@@ -305,7 +305,9 @@ async def test_while_debugging_members_here_get_a_copy(cluster: SimCluster, a: N
 
 
 @story(2)
-async def test_what_cannot_be_sent_reaches_nobody(cluster: SimCluster, a: Node, b: Node) -> None:
+async def test_a_message_that_cannot_be_packed_reaches_no_member(
+    cluster: SimCluster, a: Node, b: Node
+) -> None:
     kept: list[Any] = []
     for node in (a, b):
         node.groups.join("g", node.spawn(keeper, kept))
@@ -428,7 +430,7 @@ def test_without_faults_each_member_gets_each_broadcast_once_and_in_order(first:
         run(play(), seed=seed)
 
 
-# ── picking ──────────────────────────────────────────────────────────────────────────────────────
+# Picking.
 
 
 @story(3)
@@ -521,11 +523,11 @@ async def test_members_of_a_node_that_leaves_are_picked_last(cluster: SimCluster
     assert a.groups.members("g") == [here]
 
 
-# ── seeded stories ───────────────────────────────────────────────────────────────────────────────
+# Seeded stories.
 
 
 class Story:
-    """Processes join, leave and end while nodes crash and networks part; readers count changes."""
+    """Processes join, leave and end while nodes crash and are partitioned; subscribers count changes."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -537,7 +539,7 @@ class Story:
         return list(self.cluster.nodes.values())
 
     def read(self, node: Node) -> None:
-        """Readers of all and of one group; slow ones miss events and must still learn the truth."""
+        """Subscribers to all groups and to one; slow ones miss events and must still end with the truth."""
         for group in (None, "a"):
             for pause_s in (0.0, 3.0):
                 heard: Counter[tuple[str, Pid]] = Counter()

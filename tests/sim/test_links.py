@@ -1,4 +1,4 @@
-"""Links, monitors and exits across nodes: what a program sees, and seeded stories with invariants."""
+"""Links, monitors and exits across nodes: the API, and seeded scenarios with invariants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.sim.seeded import run_stories
 
 
 async def child(process: Process) -> None:
-    """Ends as it is told."""
+    """A process that ends as its message says."""
     async for message in process.mailbox:
         match message:
             case "return":
@@ -56,7 +56,7 @@ def pair_story(story: Any) -> None:
         ("crash", Crash),
     ],
 )
-def test_a_monitor_and_a_link_tell_the_reason(remote: bool, order: Any, reason: Any) -> None:
+def test_a_monitor_and_a_link_deliver_the_reason(remote: bool, order: Any, reason: Any) -> None:
     async def story(_cluster: SimCluster, a: Node, b: Node) -> None:
         home = b if remote else a
         pid = home.spawn(child, name="child")
@@ -96,7 +96,7 @@ def test_what_is_not_there_is_down_at_once(remote: bool) -> None:
     pair_story(story)
 
 
-def test_who_asks_for_one_that_has_ended_hears_so_behind_what_it_has_sent() -> None:
+def test_a_monitor_of_an_ended_process_fires_after_the_messages_that_it_sent() -> None:
     async def story(_cluster: SimCluster, a: Node, b: Node) -> None:
         log: list[Any] = []
 
@@ -160,7 +160,7 @@ def test_kill_cannot_be_trapped_and_is_heard_as_killed() -> None:
     pair_story(story)
 
 
-def test_the_call_that_a_killed_process_had_taken_is_told_so() -> None:
+def test_a_call_that_a_killed_process_had_taken_ends_with_process_down() -> None:
     async def story(_cluster: SimCluster, a: Node, b: Node) -> None:
         async def taker(process: Process) -> None:
             message = await process.receive()
@@ -299,7 +299,7 @@ def test_a_second_exit_signal_does_not_cut_a_clean_up_short_and_a_kill_does() ->
     pair_story(story)
 
 
-def test_an_exit_signal_for_a_former_incarnation_spares_who_has_the_number_now() -> None:
+def test_an_exit_signal_for_a_former_incarnation_spares_the_process_with_its_number() -> None:
     async def story(cluster: SimCluster, a: Node, b: Node) -> None:
         former = b.spawn(child)
         b = await cluster.restart(b)
@@ -321,14 +321,14 @@ def test_an_exit_signal_for_a_former_incarnation_spares_who_has_the_number_now()
 
 
 class Story:
-    """Processes that link and monitor each other at random while nodes crash and networks part."""
+    """Processes link and monitor each other at random while nodes crash and are partitioned."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.cluster = SimCluster(seed=seed)
         self.downs: Counter[Ref] = Counter()
         self.armed: dict[Ref, Pid] = {}
-        """Every monitor that was made and not given up → who holds it."""
+        """Return every monitor that was started and not removed → its owner."""
         self.pids: list[Pid] = []
         self.traps: dict[Pid, bool] = {}
 
@@ -442,7 +442,7 @@ class Story:
                         f"{other} knows no link to {me}"
                     )
                 for ref in ends.watchers:
-                    assert ref in holding, f"nobody holds {ref} any more"
+                    assert ref in holding, f"{ref} has no owner any more"
 
 
 @pytest.mark.parametrize("first", range(0, 200, 20))

@@ -129,7 +129,7 @@ def test_timeouts_work_on_virtual_time() -> None:
     assert run(main()) == 42.0
 
 
-# What ends a run.
+# The end of a run.
 
 
 def test_the_result_and_the_exception_come_through() -> None:
@@ -146,7 +146,7 @@ def test_the_result_and_the_exception_come_through() -> None:
         run(bad())
 
 
-def test_a_deadlock_is_told_at_once_and_names_who_waits() -> None:
+def test_a_deadlock_is_raised_at_once_and_names_the_waiting_tasks() -> None:
     async def patient() -> None:
         await asyncio.get_running_loop().create_future()
 
@@ -238,7 +238,7 @@ def test_stopped_time_is_found_past_a_collection_of_rubbish(
     assert caught.value.at_s == 0.0
 
 
-# What passes unseen elsewhere.
+# Errors that other loops do not raise.
 
 
 def test_an_exception_in_a_callback_fails_the_run() -> None:
@@ -313,7 +313,7 @@ def test_a_task_that_ignores_its_cancellation_does_not_hang_the_run() -> None:
         _ = run(main())
 
 
-def test_a_task_that_raises_when_it_is_cancelled_is_told() -> None:
+def test_a_task_that_raises_when_it_is_cancelled_is_reported() -> None:
     async def sore() -> None:
         try:
             await asyncio.sleep(1e6)

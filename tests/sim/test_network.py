@@ -94,7 +94,7 @@ async def test_a_memoryview_is_copied(world: World) -> None:
 
 
 @simulated
-async def test_a_dial_where_nobody_listens_is_refused(world: World) -> None:
+async def test_a_dial_to_an_address_without_a_listener_is_refused(world: World) -> None:
     a = await world.peer(A)
     a.dial(B)
     assert not a.send(b"too early")
@@ -105,7 +105,7 @@ async def test_a_dial_where_nobody_listens_is_refused(world: World) -> None:
 
 
 @simulated
-async def test_a_dial_finds_who_listens_when_it_arrives(world: World) -> None:
+async def test_a_dial_finds_the_listener_of_the_time_when_it_arrives(world: World) -> None:
     world.network.set_latency(A, B, 0.5, 0.5)
     a = await world.peer(A)
     a.dial(B)
@@ -190,7 +190,7 @@ async def test_the_address_must_be_free(world: World) -> None:
 
 
 @simulated
-async def test_misuse_is_told(world: World) -> None:
+async def test_misuse_raises(world: World) -> None:
     a, _ = await world.pair()
     with pytest.raises(ValueError, match="channel 1 is in use"):
         a.transport.dial(CHANNEL, C, PORT)

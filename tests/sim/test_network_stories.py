@@ -42,7 +42,7 @@ verbs = st.one_of(
 
 
 class Story:
-    """Four nodes and what befalls them; every frame says which channel it is and its number."""
+    """Four peers with random faults; every frame has its channel and its number."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -101,7 +101,7 @@ class Story:
                 getattr(network, verb)(*args)
 
     async def mesh(self) -> None:
-        """Mend everything, and let everyone have a channel to everyone."""
+        """End every fault, and open a channel between each pair of peers."""
         self.world.network.heal()
         for ip in IPS:
             self.world.network.thaw(ip)
@@ -117,7 +117,7 @@ class Story:
             await self.tell("send", src, dst, 5)
 
     async def end(self) -> None:
-        """Mended for good, everything works again."""
+        """Check that everything works once all faults have ended."""
         await self.mesh()
         await asyncio.sleep(30)
         await self.mesh()
@@ -166,7 +166,7 @@ class Story:
 
 
 async def lived(story: list[tuple[Any, ...]]) -> int:
-    """Play a story to its end, check all that must hold, and count the frames that arrived."""
+    """Run a scenario to its end, check the invariants, and return how many frames arrived."""
     world = World()
     play = Story(world)
     for ip in IPS:

@@ -90,7 +90,7 @@ async def test_a_message_reaches_a_pid_a_name_and_an_address(fleet: Fleet) -> No
 
 
 @simulated
-async def test_a_message_for_nobody_on_another_node_is_counted_there(fleet: Fleet) -> None:
+async def test_a_message_to_an_unknown_name_on_another_node_is_counted_there(fleet: Fleet) -> None:
     a, b = await fleet.mesh(2)
     await a.send(("nobody", b.name), 1)
     await asyncio.sleep(0.1)
@@ -161,7 +161,7 @@ async def test_every_outcome_of_a_call(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_process_that_ends_tells_the_calls_it_took_from_those_it_did_not(remote: bool) -> None:
+def test_calls_that_an_ended_process_took_and_did_not_take_end_differently(remote: bool) -> None:
     @simulated
     async def story(fleet: Fleet) -> None:
         a, b = await fleet.mesh(2)
@@ -269,7 +269,7 @@ async def test_a_call_over_a_connection_that_is_lost_may_have_run(fleet: Fleet) 
 
 
 @simulated
-async def test_an_error_text_that_is_no_unicode_is_told(fleet: Fleet) -> None:
+async def test_an_error_text_that_is_not_unicode_is_delivered(fleet: Fleet) -> None:
     a, b = await fleet.mesh(2)
 
     async def server(process: Process) -> None:
@@ -335,7 +335,7 @@ async def test_debug_mode_copies_what_stays_on_the_node(fleet: Fleet) -> None:
 
 
 @simulated
-async def test_a_stranger_with_a_pid_of_nowhere_is_told(fleet: Fleet) -> None:
+async def test_a_caller_with_an_unknown_pid_gets_an_error(fleet: Fleet) -> None:
     a, b = await fleet.mesh(2)
     with pytest.raises(NoProcess):
         await a.call(Pid(b.name, b.incarnation, 999), 1)

@@ -183,7 +183,7 @@ async def test_ready_waits_for_what_connect_asked_for(fleet: Fleet) -> None:
     await a.ready()
     with pytest.raises(TimeoutError):
         await a.ready(2, timeout=1)
-    await b.ready()  # It asked for nobody: the other node has connected to it.
+    await b.ready()  # It looked up no peers: the other node has connected to it.
     a.disconnect(b.name)
     with pytest.raises(SettingsError):
         await a.ready(timeout=60)
@@ -309,7 +309,7 @@ async def test_a_process_may_stop_its_own_node(fleet: Fleet) -> None:
 
 
 @simulated
-async def test_who_asks_for_the_stop_may_give_up_without_stopping_it(fleet: Fleet) -> None:
+async def test_cancelling_a_caller_of_stop_does_not_cancel_the_stop(fleet: Fleet) -> None:
     (a,) = await fleet.mesh(1)
     a.spawn(collector([]), name="holder")
     calling = asyncio.ensure_future(a.call("holder", 1, timeout=60))
@@ -338,7 +338,7 @@ async def test_a_node_can_be_entered_and_leaves_with_its_block(fleet: Fleet) -> 
 
 @simulated
 async def test_a_block_that_is_cancelled_leaves_in_order_and_has_not_crashed(fleet: Fleet) -> None:
-    """Ctrl-C cancels the main task: its peers must not read of a crash."""
+    """Ctrl-C cancels the main task: peers must not take that for a crash."""
     (a,) = await fleet.mesh(1)
     events = a.events()
     settings = Settings(node_ip=B, dns_query="x.test")

@@ -1,4 +1,4 @@
-"""Large messages, windows, bad peers: what a connection of whole nodes withstands."""
+"""Large messages, windows and misbehaving peers on connections of whole nodes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_a_very_large_message_does_not_delay_small_ones(fleet: Fleet) -> N
 
 
 @simulated
-async def test_a_slow_reader_makes_its_senders_wait_and_nobody_else(fleet: Fleet) -> None:
+async def test_a_slow_reader_makes_only_its_own_senders_wait(fleet: Fleet) -> None:
     a, b = await fleet.mesh(2, mailbox_limit=16, **NARROW)
     got: list[int] = []
     gate = asyncio.Event()
@@ -143,7 +143,7 @@ async def test_two_slow_nodes_do_not_block_each_other_for_ever(fleet: Fleet) -> 
     got: list[Any] = []
 
     async def talker(process: Process, to: str) -> None:
-        """Sends as fast as it may, and reads in between."""
+        """Make calls as fast as the window allows, and read in between."""
         for number in range(200):
             await process.node.call(("sink", to), [number, b"x" * 5 * KIB], timeout=60)
 
@@ -236,7 +236,7 @@ async def test_a_lost_or_corrupted_frame_takes_the_connection_down_and_never_a_m
 
 
 @simulated
-async def test_strangers_disturb_nobody(fleet: Fleet) -> None:
+async def test_strangers_do_not_disturb_the_cluster(fleet: Fleet) -> None:
     a, b = await fleet.mesh(2)
     b.spawn(echo, name="echo")
     for number in range(200):

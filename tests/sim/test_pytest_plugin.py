@@ -1,4 +1,4 @@
-"""The pytest plugin, as its users have it: small test suites, run by a pytest of their own."""
+"""The pytest plugin as users have it: small test suites, each run by its own pytest."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\s+(?:test_\w+\.py::)
 
 
 class Outcome(NamedTuple):
-    """What a run of pytest said."""
+    """The result and the output of a run of pytest."""
 
     status: int
     text: str
 
     @property
     def tests(self) -> dict[str, str]:
-        """Test → its outcome; what failed and had an error at its end as well is an ERROR."""
+        """Test → outcome; ERROR for a test that failed and also had an error at its end."""
         return {name: word for word, name in OUTCOME.findall(self.text)}
 
     def report(self, test: str) -> str:
-        """What is said of one failure."""
+        """Return the report of one failure."""
         found = re.search(
             rf"^_+ (?:ERROR at \w+ of )?{re.escape(test)} _+$(.*?)^[_=]{{3}}",
             self.text,
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 def pytest_in(folder: Path, *args: str, plugins: list[str] = PLUGIN) -> Outcome:
-    """Run pytest there, with these plugins and no others."""
+    """Run pytest in a folder, with these plugins and no others."""
     env = {
         name: text
         for name, text in os.environ.items()
@@ -180,7 +180,7 @@ def test_what_passes_and_what_does_not(tmp_path: Path) -> None:
         r">\s+await fleet.until\(.*\nE.*NotReached: not within 3 s: one.list\(\) == \[\]; it was False",
         done.report("test_until"),
     )
-    assert "make it `async def`" in done.report("test_sync")
+    assert "make the test `async def`" in done.report("test_sync")
 
 
 def test_every_kind_of_fixture(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_bad_mark_says_so(tmp_path: Path) -> None:
         source = f"import pytest\n@pytest.mark.fleet({mark})\nasync def test_it(fleet):\n    pass\n"
         suite(tmp_path, source, f"test_{number}.py")
     text = pytest_in(tmp_path).text
-    assert text.count("is neither how many (a positive int) nor some ints") == 4
+    assert text.count("must be a positive int (how many) or a list of ints") == 4
     assert "takes seeds=, settings=, latency_s=, limit_s=, not 20" in text
     assert "takes seeds=, settings=, latency_s=, limit_s=, not seed" in text
     assert "passed" not in text.splitlines()[-1]
@@ -400,7 +400,7 @@ def test_other_plugins_for_async_tests_see_a_plain_one(tmp_path: Path) -> None:
     assert "theirs is mine" in done.text
 
 
-def test_somebody_elses_fleet_is_theirs(tmp_path: Path) -> None:
+def test_another_fixture_named_fleet_is_left_alone(tmp_path: Path) -> None:
     suite(
         tmp_path,
         """
@@ -476,7 +476,7 @@ def test_nothing_is_imported_before_a_test_asks(tmp_path: Path) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the example, and beside it what an installation would write of the entry point."""
+    """Copy the example, with the entry point that an installation would write."""
     copy = tmp_path / "project"
     shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     entry_points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]

@@ -1,4 +1,4 @@
-"""Cluster-wide names on real nodes, in virtual time: one holder after healing, and nobody in doubt."""
+"""Cluster-wide names on whole nodes: one holder after a partition heals, and each loser gets a message."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def idle(process: Process) -> None:
 
 
 def keeper(into: list[Any], *, trap: bool = False) -> Any:
-    """A process that keeps what it gets."""
+    """A process that keeps its messages."""
 
     async def keep(process: Process) -> None:
         process.trap_exit = trap
@@ -73,7 +73,7 @@ def keeper(into: list[Any], *, trap: bool = False) -> Any:
 
 
 async def reason_of(node: Node, pid: Pid) -> Any:
-    """Why a process ends."""
+    """Wait for the end of a process, and return its reason."""
     reasons: list[Any] = []
 
     async def watch(process: Process) -> None:
@@ -87,11 +87,11 @@ async def reason_of(node: Node, pid: Pid) -> Any:
 
 
 def read(subscription: fleetlm.directory.subscriptions.Subscription[Event]) -> list[Event]:  # type: ignore[name-defined]
-    """What has come so far."""
+    """Return the changes until now."""
     return list(subscription._queue)
 
 
-# ── one node ─────────────────────────────────────────────────────────────────────────────────────
+# One node.
 
 
 def test_a_name_is_there_at_once_and_goes_with_its_process() -> None:
@@ -191,7 +191,7 @@ def test_watching_begins_with_the_present_and_alternates() -> None:
     run(main())
 
 
-def test_who_reads_too_slowly_still_ends_up_with_the_truth() -> None:
+def test_a_slow_subscriber_still_ends_with_the_truth() -> None:
     async def told(_: SimCluster, node: Node) -> None:
         changes, pid = node.registry.watch("x"), node.spawn(idle)
         for meta in range(20):
@@ -232,7 +232,7 @@ def test_waiting_for_a_name() -> None:
     story(told, 2)
 
 
-# ── between nodes ────────────────────────────────────────────────────────────────────────────────
+# Between nodes.
 
 
 def test_a_name_of_a_process_elsewhere_is_asked_for_there() -> None:
@@ -355,7 +355,7 @@ def test_two_sides_of_a_partition_agree_on_the_older_one_and_the_other_one_ends(
     story(told, 4)
 
 
-def test_how_the_loser_hears_of_it() -> None:
+def test_what_the_loser_of_a_name_gets() -> None:
     async def told(cluster: SimCluster, one: Node, two: Node) -> None:
         asked: list[Any] = []
         trapped: list[Any] = []
@@ -453,11 +453,11 @@ def test_a_meta_of_a_type_that_is_not_known_here_is_shown_as_none() -> None:
     story(told, 2)
 
 
-# ── supervised ───────────────────────────────────────────────────────────────────────────────────
+# Supervised.
 
 
 async def leader(process: Process, name: str) -> None:
-    """As the documentation of `Registry` has it."""
+    """The example in the documentation of `Registry`."""
     registry = process.node.registry
     with contextlib.closing(registry.watch(name)) as changes:
         while registry.whereis(name) != process.pid:
@@ -471,7 +471,7 @@ async def leader(process: Process, name: str) -> None:
 
 
 def test_standbys_take_over_and_a_healed_partition_gives_up_no_supervisor() -> None:
-    """Five names at once are more than the intensity allows: what is lost to a peer does not count."""
+    """Losing five names at once exceeds the intensity, but names lost to a peer do not count."""
     names = [f"leader {number}" for number in range(5)]
 
     def holders(nodes: list[Node]) -> list[dict[str, Pid]]:
@@ -511,14 +511,14 @@ def test_standbys_take_over_and_a_healed_partition_gives_up_no_supervisor() -> N
     story(told, 4)
 
 
-# ── anything may happen ──────────────────────────────────────────────────────────────────────────
+# Anything may happen.
 
 NAMES = ["a", "b", "c"]
 
 
 @dataclass
 class Player:
-    """A process that may claim names."""
+    """A process that registers names."""
 
     node: Node
     pid: Pid
@@ -528,7 +528,7 @@ class Player:
 
 
 class Course:
-    """One seed: competing claims, deaths, partitions; then peace, and the reckoning."""
+    """One seed: competing claims, ends and partitions; then all faults end, and all is checked."""
 
     def __init__(self, seed: int, cluster: SimCluster) -> None:
         self.rng = random.Random(f"{seed} names")
@@ -666,7 +666,7 @@ def _loss(message: Any) -> NameLost | None:
 
 
 def play(seed: int) -> int:
-    """How many processes lost a name."""
+    """Count the processes that lost a name."""
     lost = 0
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Spawning by a factory's name: what a program sees, late replies, and seeded stories of nodes that die."""
+"""Spawning by a factory's name: the API, late replies, and seeded scenarios with crashing nodes."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ KINDS = ["plain", "link", "monitor"]
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Crashes of processes are what is tested here."""
+    """Silence the log: processes crash on purpose here."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
 
 
 async def child(process: Process, *first: Any) -> None:
-    """Ends as it is told, perhaps in its first line."""
+    """A process that ends as its argument says, perhaps in its first line."""
     queue = list(first)
     while True:
         match queue.pop() if queue else await process.receive():
@@ -73,11 +73,11 @@ async def child(process: Process, *first: Any) -> None:
 
 
 SEEN: list[Any] = []
-"""Exit messages that children of this module got, while they trapped."""
+"""Exit messages that children of this module trapped."""
 
 
 def pair_story(story: Any, *, local: bool = False) -> None:
-    """Run a story of two nodes that have the factory ``child``; ``there`` may be ``here``."""
+    """Run a test on two nodes that have the factory ``child``; ``there`` may be ``here``."""
 
     async def main() -> None:
         SEEN.clear()
@@ -94,7 +94,7 @@ def pair_story(story: Any, *, local: bool = False) -> None:
 
 
 def assert_nothing_is_left(cluster: SimCluster) -> None:
-    """No request waits, and every end of a link or monitor that crosses nodes has its other end."""
+    """Check that no request waits, and that each link and monitor between nodes has both ends."""
     nodes = list(cluster.nodes.values())
     tables = {node.name: node._parts.signals.links for node in nodes}
     holding = {
@@ -132,7 +132,7 @@ async def spawn_as(kind: str, process: Process, at: str, *args: Any, **options: 
 
 @dataclass
 class Asker:
-    """A process that spawns, and what came of it."""
+    """A process that spawns, and the outcome."""
 
     kind: str
     at: str
@@ -208,7 +208,7 @@ def test_the_real_reason_arrives_once_however_short_the_life(
 
 
 @pytest.mark.parametrize("local", [False, True])
-def test_a_link_ends_who_does_not_trap_on_either_side(local: bool) -> None:
+def test_a_link_ends_a_process_that_does_not_trap_on_either_side(local: bool) -> None:
     async def story(_cluster: SimCluster, here: Node, there: Node) -> None:
         first, second = (Asker("link", there.name, (order,), trap=False) for order in ("crash", "trap"))
         gone = here.spawn(first.run)
@@ -225,7 +225,7 @@ def test_a_link_ends_who_does_not_trap_on_either_side(local: bool) -> None:
 
 
 @pytest.mark.parametrize("local", [False, True])
-def test_what_nobody_is_tied_to_lives_on(local: bool) -> None:
+def test_a_spawned_process_without_link_or_monitor_lives_on(local: bool) -> None:
     async def story(_cluster: SimCluster, here: Node, there: Node) -> None:
         asker = Asker("plain", there.name)
         pid = here.spawn(asker.run)
@@ -375,7 +375,7 @@ def test_a_process_that_has_ended_spawns_nothing() -> None:
     pair_story(story)
 
 
-def test_large_arguments_travel_and_keep_nobody_waiting() -> None:
+def test_large_arguments_do_not_delay_other_messages() -> None:
     async def story(_cluster: SimCluster, here: Node, there: Node) -> None:
         sizes: list[int] = []
 
@@ -397,7 +397,7 @@ def test_large_arguments_travel_and_keep_nobody_waiting() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["its timeout", "a timeout around it"])
-def test_who_gave_up_has_spawned_nothing(kind: str, how: str) -> None:
+def test_a_spawn_that_was_given_up_leaves_no_process(kind: str, how: str) -> None:
     async def story(cluster: SimCluster, here: Node, there: Node) -> None:
         own = how == "its timeout"
         options = {"timeout": 2.0} if own else {}
@@ -419,8 +419,8 @@ def test_who_gave_up_has_spawned_nothing(kind: str, how: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reason", ["bad", "kill", "normal"])
-def test_who_ends_while_it_waits_leaves_no_orphan(kind: str, reason: str) -> None:
-    """A linked process gets the exit reason, as if the link had been there; others are killed."""
+def test_a_process_that_ends_during_a_spawn_leaves_no_orphan(kind: str, reason: str) -> None:
+    """A linked process gets the reason as if the link had existed; others are killed."""
 
     async def story(cluster: SimCluster, here: Node, there: Node) -> None:
         asker = Asker(kind, there.name, ("trap",), trap=False)
@@ -449,10 +449,10 @@ def test_who_ends_while_it_waits_leaves_no_orphan(kind: str, reason: str) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("trap", [True, False])
-def test_who_is_cancelled_in_the_turn_of_the_reply_has_spawned_nothing(
+def test_a_spawn_cancelled_in_the_turn_of_its_reply_leaves_no_process(
     kind: str, trap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ends are recorded by then, and are taken back before the process is killed."""
+    """By then both ends are recorded; they are removed before the process is killed."""
     take = _PendingSpawn.set_result
 
     def taken(self: _PendingSpawn, result: Any) -> None:
@@ -519,7 +519,7 @@ def test_another_task_may_wait_for_a_process_that_ends(kind: str) -> None:
 @pytest.mark.parametrize("which", ["asker", "asked"])
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_node_that_dies_at_any_point_leaves_one_outcome(kind: str, which: str, silent: bool) -> None:
-    """A crash before the request, between it and its answer, with the answer on its way, and after."""
+    """A crash before the request, before its reply, while the reply is on its way, and after it."""
 
     async def one(after_s: float) -> str:
         async with SimCluster(seed=int(after_s * 1e6)) as cluster:
@@ -633,14 +633,14 @@ def test_nonsense_is_answered_and_spawns_nothing(argument: int) -> None:
 
 
 class Story:
-    """Processes spawn on each other's nodes while nodes crash, stall, drain and networks part."""
+    """Processes spawn on each other's nodes while nodes crash, stall, drain and are partitioned."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.cluster = SimCluster(seed=seed, latency_s=(0.0002, self.rng.choice([0.002, 0.05, 0.5])))
         self.serial = 0
         self.ran: dict[int, Pid] = {}
-        """Number of an attempt → what it spawned, whether its caller was told or not."""
+        """Number of an attempt → the process that it spawned, also if no reply arrived."""
         self.outcomes: dict[int, Any] = {}
         self.kinds: dict[int, str] = {}
         self.askers: dict[int, Pid] = {}
@@ -706,7 +706,7 @@ class Story:
         return list(self.cluster.nodes.values())
 
     def connection(self, pid: Pid, at: str) -> Any:
-        """What differs once the connection from a process's node to another has been lost."""
+        """Return a value that changes when the connection from a process's node to another is lost."""
         for node in self.nodes():
             if (node.name, node.incarnation) == (pid.node, pid.incarnation):
                 return (
@@ -786,7 +786,7 @@ class Story:
                 else:
                     assert self.heard[outcome] == (outcome not in alive), told
             elif ran is not None:
-                assert not self.heard[ran], f"{told}: and something was heard of it"
+                assert not self.heard[ran], f"{told}, but a message about it arrived"
                 if kind == "link":
                     assert ran not in alive, told
                 elif ran in alive:  # Only a lost connection keeps it from being killed.

@@ -1,4 +1,4 @@
-"""The seeds of test_seeds.py in which the name server is ill, or somebody is hostile."""
+"""The seeds of test_seeds.py in which the name server fails or a stranger is hostile."""
 
 from __future__ import annotations
 

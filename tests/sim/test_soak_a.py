@@ -1,6 +1,6 @@
-"""Societies from seeds (see soak.py): the first five hundred, and what every run of them must show.
+"""Soak runs (see soak.py) of the first five hundred seeds, and what such a block of runs must contain.
 
-A seed that fails is replayed by ``python -m tests.sim.soak SEED --trace``, and kept in FAILED_ONCE.
+Replay a seed that failed with ``python -m tests.sim.soak SEED --trace``, and add it to FAILED_ONCE.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from tests.sim.seeded import named
 from tests.sim.soak import blocks, play, play_all
 
 FAILED_ONCE = [
-    1011,  # the answer that a process has ended overtook the large messages that it had sent
-    1360,  # likewise
-    2315,  # a child that came back while all was quiet made a link
+    1011,  # the Down of a process overtook the large messages that it had sent
+    1360,  # the same
+    2315,  # a child that restarted after the last phase had begun made a link
 ]
 HAPPENS = (
     "call: reply", "call: CallTimeout", "call: CancelledError", "call: NoConnection", "call: NoProcess",
@@ -24,7 +24,7 @@ HAPPENS = (
     "down: noconnection", "down: noproc", "down: normal", "down: killed", "down: another",
     "exits", "links", "messages", "names registered", "names given up", "supervisors that gave up",
 )  # fmt: skip
-"""What a block of seeds is about: without these it would prove little."""
+"""Outcomes that every block of seeds must contain; without them it would prove little."""
 
 
 @pytest.mark.parametrize("seed", FAILED_ONCE)
@@ -34,12 +34,12 @@ def test_seeds_that_failed_once(seed: int) -> None:
 
 @pytest.mark.deadline(60)
 @pytest.mark.parametrize("seeds", blocks(range(500)), ids=named)
-def test_society(seeds: range) -> None:
+def test_soak(seeds: range) -> None:
     play_all(seeds)
 
 
 @pytest.mark.deadline(60)
-def test_everything_happens() -> None:
+def test_every_outcome_occurs() -> None:
     counts: Counter[str] = Counter()
     for report in play_all(range(20)):
         counts += report.counts

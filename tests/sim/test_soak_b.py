@@ -1,4 +1,4 @@
-"""Societies from seeds (see soak.py): five hundred more, in a module of their own for a second worker."""
+"""Soak runs (see soak.py) of five hundred more seeds, in their own module for a second test worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.sim.soak import blocks, play_all
 
 @pytest.mark.deadline(60)
 @pytest.mark.parametrize("seeds", blocks(range(500, 1_000)), ids=named)
-def test_society(seeds: range) -> None:
+def test_soak(seeds: range) -> None:
     play_all(seeds)
 
 

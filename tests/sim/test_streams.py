@@ -1,4 +1,4 @@
-"""Streams between simulated nodes, and on one: the same to look at."""
+"""Streams between simulated nodes and on one node; both behave alike."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WINDOW = 64
 
 
 class Model:
-    """A process function that streams what it is asked for, and notes how far it got."""
+    """A process function that streams what a call asks for, and records its progress."""
 
     def __init__(self) -> None:
         self.sent = 0

@@ -1,4 +1,4 @@
-"""Supervisors on virtual time: who is started again, in which order, and when they give up."""
+"""Supervisors on virtual time: which children restart, in which order, and when a supervisor gives up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fleetlm.testing import SimCluster, run
 
 
 class Log(list[str]):
-    """What children did, in order."""
+    """The actions of children, in order."""
 
     async def child(self, process: Process, name: str) -> None:
         self.append(f"+{name}")
@@ -68,7 +68,7 @@ def story(told: Any, count: int = 1) -> None:
 
 
 async def ended(node: Node, pid: Pid) -> Any:
-    """The reason for which a process ends."""
+    """Wait for the end of a process, and return its reason."""
     reasons: list[Any] = []
 
     async def watch(process: Process) -> None:
@@ -274,7 +274,7 @@ def test_a_nested_supervisor_has_the_time_that_its_children_need() -> None:
     story(told)
 
 
-def test_a_worker_whose_spec_says_nothing_has_five_seconds() -> None:
+def test_a_worker_has_five_seconds_by_default() -> None:
     async def told(_: SimCluster, node: Node) -> None:
         pid = node.spawn(Supervisor([Child("s", Log().stubborn, ("s",))]))
         await asyncio.sleep(0.1)
@@ -351,7 +351,7 @@ def test_children_come_and_go_on_request_from_any_node() -> None:
     story(told, 2)
 
 
-def test_a_lost_peer_restarts_who_was_linked_to_it_and_gives_nobody_up() -> None:
+def test_a_lost_peer_restarts_the_linked_children_and_does_not_count() -> None:
     async def told(cluster: SimCluster, node: Node, other: Node) -> None:
         starts: list[str] = []
 
@@ -455,7 +455,7 @@ def test_a_tree_that_takes_too_long_does_not_keep_its_node() -> None:
 
 
 class Slow(Actor):
-    """Its init takes a second, or fails."""
+    """A child whose init takes a second, or fails."""
 
     def __init__(self, log: Log, name: str, failures: list[str]) -> None:
         self.log, self.name, self.failures = log, name, failures

@@ -1,4 +1,4 @@
-"""Nodes that only take notes, in a simulated world of their own, for the tests of the network."""
+"""Listeners that only record facts, on a simulated network, for the tests of the network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LATEST_S = SETTINGS.node_timeout_s
 
 
 class Peer:
-    """A node that only notes what it is told, with the time."""
+    """A listener that records each fact with its time."""
 
     def __init__(self, network: SimNetwork, ip: str, settings: Settings = SETTINGS) -> None:
         self.ip = ip
@@ -47,7 +47,7 @@ class Peer:
         return self
 
     def use(self, method: Callable[..., Any], *args: Any) -> Any:
-        """Call a method of the transport that must not call back."""
+        """Call a method of the transport, and check that it does not call back."""
         self.inside = True
         try:
             return method(*args)
@@ -69,7 +69,7 @@ class Peer:
         return [each[1:] for each in self.facts if each[0] == fact]
 
     def at(self, fact: str) -> float:
-        """When it was told so, the last time."""
+        """Return when this fact was last reported."""
         return max(t for each, t in zip(self.facts, self.times, strict=True) if each[0] == fact)
 
     @property
@@ -89,7 +89,7 @@ class World:
         return peer
 
     async def pair(self, ip: str = A, other_ip: str = B) -> tuple[Peer, Peer]:
-        """Two nodes; the first has an open channel to the second, which has met it."""
+        """Start two peers; the first has an open channel to the second, which knows its source."""
         first, second = await self.peer(ip), await self.peer(other_ip)
         first.dial(other_ip)
         await asyncio.sleep(1)
@@ -105,7 +105,7 @@ class World:
 
 
 def simulated(test: Callable[[World], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Run a test in a world of its own, under several seeds."""
+    """Run a test on its own network with several seeds."""
 
     def scenarios() -> None:
         for seed in range(10):

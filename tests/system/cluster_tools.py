@@ -1,14 +1,14 @@
-"""Clusters of real nodes: some in the test's own process, some in processes of their own.
+"""Clusters of real nodes, in the test's own process and in other processes.
 
     async with Fleet(dns=server) as fleet:
         here = await fleet.node(2)                     # a `Node` in this process
         there = await fleet.worker(3)                  # a process with one node
         await here.ready(1, 5.0)
         there.kill()
-        down = await fleet.down(here, fleet.name(3))   # an `Event`, with the time it was heard
+        down = await fleet.down(here, fleet.name(3))   # an `Event`, with its time
 
-Each fleet has addresses of its own in 127.0.0.0/8, so that test processes do not meet. Leaving the
-block ends every process and node of it, stopped ones too; processes are ended by their pid alone.
+Each fleet has its own addresses in 127.0.0.0/8, so that nodes of different test processes do not connect.
+Leaving the block ends every node and process of the fleet, stopped ones too, each by its own pid.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ ANSWER_S = 60.0
 EXIT_S = 10.0
 LINE_BYTES = 16 << 20
 
-_fleets = itertools.count(os.getpid() * 61)  # far from those of other test processes
+_fleets = itertools.count(os.getpid() * 61)  # far from the numbers of other test processes
 
 
 def clean_env() -> dict[str, str]:
-    """The environment without what would configure a node."""
+    """Return the environment without the variables that configure a node."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("FLEETLM_", "DNS_"))}
 
 
 @dataclass(frozen=True)
 class Event:
-    """A nodeup (``up``) or nodedown of ``node``, as ``on`` heard it at ``at`` (`time.monotonic`)."""
+    """A nodeup (``up``) or nodedown of ``node`` that node ``on`` reported at ``at`` (`time.monotonic`)."""
 
     up: bool
     on: str
@@ -81,21 +81,21 @@ class Worker:
         assert stdout is not None
         while line := await stdout.readline():
             facts = json.loads(line)
-            match facts.pop("told"):
+            match facts.pop("kind"):
                 case "waiting":
                     self.waiting.set()
                 case "holding":
                     self.holding.set()
                 case "answer":
                     self._answered(facts)
-                case told:
-                    self._log.append(Event(up=told == "up", **facts))
+                case kind:
+                    self._log.append(Event(up=kind == "up", **facts))
                     async with self._heard:
                         self._heard.notify_all()
         for future in self._answers.values():
             if not future.done():
                 future.set_exception(RuntimeError(f"worker {self.pid} has ended"))
-                future.exception()  # perhaps nobody asks
+                future.exception()  # mark it as retrieved: perhaps nothing awaits it
 
     def _answered(self, facts: dict[str, Any]) -> None:
         future = self._answers.pop(facts["to"])
@@ -106,8 +106,8 @@ class Worker:
         else:
             future.set_result(facts["value"])
 
-    def order(self, do: str, **arguments: Any) -> asyncio.Future[Any]:
-        """Tell it to run a command; the future has the answer."""
+    def submit(self, do: str, **arguments: Any) -> asyncio.Future[Any]:
+        """Send a command to the worker; the future gets the answer."""
         number = next(self._numbers)
         future = self._answers[number] = asyncio.get_running_loop().create_future()
         stdin = self.process.stdin
@@ -116,29 +116,29 @@ class Worker:
         return future
 
     async def ask(self, do: str, **arguments: Any) -> Any:
-        """Run a command of `cluster_worker.Host` there and return its answer."""
-        return await asyncio.wait_for(self.order(do, **arguments), ANSWER_S)
+        """Run a command of `cluster_worker.Host` in the worker and return its answer."""
+        return await asyncio.wait_for(self.submit(do, **arguments), ANSWER_S)
 
     async def start(self, *ips: str) -> None:
-        """Start its nodes."""
+        """Start the worker's nodes."""
         await asyncio.wait_for(self.waiting.wait(), ANSWER_S)
         started = await self.ask("start", ips=ips)
         self.incarnations, self.listening_at = started["nodes"], started["at"]
 
     def kill(self) -> None:
-        """SIGKILL: a crash."""
+        """Crash the worker with SIGKILL."""
         self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
-        """Any signal, to this process alone."""
+        """Send a signal to this process only."""
         os.kill(self.pid, number)
 
     async def exit_code(self, timeout_s: float = EXIT_S) -> int:
-        """Wait for its end."""
+        """Wait until the process has ended, and return its exit code."""
         return await asyncio.wait_for(self.process.wait(), timeout_s)
 
     async def end(self) -> None:
-        """End it, in whatever state it is."""
+        """End the process in any state, also a stopped one."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.kill()
@@ -151,14 +151,14 @@ class Worker:
 
 
 class Fleet:
-    """Nodes that can find each other, and nobody else.
+    """Nodes that can find each other and no other nodes.
 
     Args:
-        dns: the server that names them (as `QUERY`); None: nodes are given ``static`` numbers.
-        static: numbers of the addresses that every node is given.
-        prefix: of every command, such as one that enters a network namespace.
-        subnet: what its addresses begin with; default: its own of 127.0.0.0/8.
-        env: more variables, or others.
+        dns: the server that resolves `QUERY`; None gives nodes the ``static`` addresses.
+        static: numbers of the addresses that every node gets.
+        prefix: put before every command, such as a command that enters a network namespace.
+        subnet: the beginning of the addresses; the default is a subnet of 127.0.0.0/8 for this fleet.
+        env: variables to add or replace.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Fleet:
             **env,
         }
         self.log: list[Event] = []
-        """Every nodeup and nodedown that any node of it told, in the order heard here."""
+        """Every nodeup and nodedown of every node, in the order in which they arrived here."""
         self.sinks: dict[str, Sink] = {}
         self._heard = asyncio.Condition()
         self._workers: list[Worker] = []
@@ -199,32 +199,32 @@ class Fleet:
         await asyncio.gather(*self._watchers)
 
     def ip(self, number: int) -> str:
-        """The address with that number."""
+        """Return the address with that number."""
         return f"{self.subnet}{number}"
 
     def ips(self, *numbers: int) -> list[str]:
-        """Several."""
+        """Return several addresses."""
         return [self.ip(number) for number in numbers]
 
     def name(self, number: int) -> str:
-        """The node's name at that address."""
+        """Return the name of the node at that address."""
         return f"fleetlm@{self.ip(number)}"
 
     async def waiting(self, loop: str = "asyncio", **env: str) -> Worker:
-        """A process that has imported everything and waits for `Worker.start`."""
+        """Start a process that imports everything and waits for `Worker.start`."""
         command = [*self._prefix, sys.executable, "-m", "tests.system.cluster_worker", "--loop", loop]
         worker = Worker(await self._spawned(command, env), self.log, self._heard)
         self._workers.append(worker)
         return worker
 
     async def worker(self, *numbers: int, loop: str = "asyncio", **env: str) -> Worker:
-        """A process with one node for each number, started."""
+        """Start a process with one node for each number."""
         worker = await self.waiting(loop, **env)
         await worker.start(*self.ips(*numbers))
         return worker
 
     async def program(self, number: int, *arguments: str, **env: str | None) -> Worker:
-        """``fleetlm ARGUMENTS`` at that address, which must print no line. A variable of None is unset."""
+        """Run ``fleetlm ARGUMENTS`` at an address; it must print nothing. A variable of None is unset."""
         command = [*self._prefix, sys.executable, "-m", "fleetlm", *arguments]
         process = await self._spawned(command, {"FLEETLM_NODE_IP": self.ip(number), **env})
         worker = Worker(process, self.log, self._heard)
@@ -245,11 +245,11 @@ class Fleet:
         )
 
     def settings(self, number: int, **env: str) -> Settings:
-        """What a node of this fleet is told."""
+        """Return the settings of a node of this fleet."""
         return Settings.from_env({**self.env, "FLEETLM_NODE_IP": self.ip(number), **env})
 
     async def node(self, number: int, settings: Settings | None = None) -> Node:
-        """A node in this process, with the processes that workers have."""
+        """Start a node in this process, with the same processes as in workers."""
         node = await Node.start(settings or self.settings(number))
         self._nodes.append(node)
         sink = self.sinks[node.name] = Sink(node.incarnation)
@@ -269,11 +269,11 @@ class Fleet:
 
     @property
     def downs(self) -> list[Event]:
-        """Every nodedown so far."""
+        """Every nodedown until now."""
         return [event for event in self.log if not event.up]
 
     async def event(self, fits: Callable[[Event], bool], timeout_s: float, since: float = 0.0) -> Event:
-        """The first event at or after ``since`` (`time.monotonic`) that fits. Raises: TimeoutError."""
+        """Wait for the first matching event since ``since`` (`time.monotonic`). Raises: TimeoutError."""
         seen = 0
         async with asyncio.timeout(timeout_s), self._heard:
             while True:
@@ -285,14 +285,14 @@ class Fleet:
                 await self._heard.wait()
 
     async def down(self, on: Node | str, node: str, timeout_s: float = 10.0, since: float = 0.0) -> Event:
-        """The nodedown of ``node`` on ``on``."""
+        """Wait for the nodedown of ``node`` on ``on``."""
         name = on if isinstance(on, str) else on.name
         return await self.event(
             lambda each: not each.up and (each.on, each.node) == (name, node), timeout_s, since
         )
 
     async def up(self, on: Node | str, node: str, timeout_s: float = 10.0, since: float = 0.0) -> Event:
-        """The nodeup of ``node`` on ``on``."""
+        """Wait for the nodeup of ``node`` on ``on``."""
         name = on if isinstance(on, str) else on.name
         return await self.event(
             lambda each: each.up and (each.on, each.node) == (name, node), timeout_s, since
@@ -300,14 +300,14 @@ class Fleet:
 
 
 async def until(holds: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Wait until something holds. Raises: TimeoutError."""
+    """Wait until a condition holds. Raises: TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not holds():
             await asyncio.sleep(0.005)
 
 
 async def all_sunk(worker: Worker, sent: dict[str, int], timeout_s: float = 20.0) -> None:
-    """Wait until that many of each stream, and of no other, arrived: in order and without a gap."""
+    """Wait until these counts of each stream, and no other stream, arrived in order and without a gap."""
     async with asyncio.timeout(timeout_s):
         while (sunk := await worker.ask("sunk"))["next"] != sent:
             assert sunk["oddities"] == []
@@ -317,12 +317,12 @@ async def all_sunk(worker: Worker, sent: dict[str, int], timeout_s: float = 20.0
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which that share lies."""
+    """Return the value below which that share of the values lies."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 async def never(process: Process) -> NoReturn:
-    """A process that takes nothing."""
+    """A process that receives nothing."""
     await asyncio.Event().wait()
     raise AssertionError(process)
 

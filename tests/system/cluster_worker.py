@@ -1,13 +1,13 @@
-"""A program with one or several nodes, told what to do by JSON lines, telling by JSON lines.
+"""A program with one or several nodes that takes commands and reports as JSON lines.
 
-It imports everything, says ``{"told": "waiting"}`` and starts its nodes when told to: so a test can
-have one ready, and let it take a dead one's place within milliseconds. Each node runs
+It imports everything, reports ``{"kind": "waiting"}`` and starts its nodes on command, so that a test can
+have one ready to replace a killed one within milliseconds. Each node runs
 
-* ``echo``, which answers a call with what it got;
+* ``echo``, which replies to a call with its message;
 * ``sink``, which checks that numbered messages arrive in order and without a gap;
-* ``slow``, which never answers.
+* ``slow``, which never replies.
 
-Times are `time.monotonic`, which all processes of a machine share.
+Times are `time.monotonic`, which is the same in all processes of a machine.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import fleetlm
-import fleetlm.transport.zeromq  # what a node imports when it starts
+import fleetlm.transport.zeromq  # imported here, since a node imports it only when it starts
 from fleetlm import Call, FleetError, Node, NodeUp, Process, Settings
 from fleetlm.wire.codec import Codec
 
 MAX_ODDITIES = 20
 
 
-def tell(**facts: Any) -> None:
+def report(**facts: Any) -> None:
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
 
@@ -48,7 +48,7 @@ def resident_kib(field: str = "VmRSS") -> int:
 
 
 class Sink:
-    """Numbered messages ``[stream, number, meant_for, padding]``, and what was wrong with them."""
+    """Receives numbered messages ``[stream, number, meant_for, padding]``, and notes what is wrong."""
 
     def __init__(self, incarnation: int) -> None:
         self.incarnation = incarnation
@@ -81,7 +81,7 @@ async def slow(process: Process) -> None:
 
 
 class Flood:
-    """Sends numbered messages to the sink of another node, as fast as it takes them."""
+    """Sends numbered messages to the sink of another node as fast as that node takes them."""
 
     def __init__(self, node: Node, to: str, stream: str, size: int) -> None:
         self.node, self.to, self.stream, self.size = node, to, stream, size
@@ -92,7 +92,7 @@ class Flood:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Send no more. The send under way is finished, so that the count is right."""
+        """Stop sending. A send that has begun is finished, so that the count is right."""
         self._stopping = True
         await self._task
 
@@ -109,7 +109,7 @@ class Flood:
 
 
 class Host:
-    """What can be asked for: each method is a command, its arguments those of the JSON object."""
+    """The commands: each method is one; its arguments are those of the JSON object."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
@@ -123,7 +123,7 @@ class Host:
         return next(iter(self.nodes.values()))
 
     async def start(self, ips: list[str]) -> dict[str, Any]:
-        """Start one node for each address. Returns their incarnations, and when all listened."""
+        """Start one node for each address. Returns their incarnations, and the time when all listened."""
         for ip in ips:
             settings = Settings.from_env({**os.environ, "FLEETLM_NODE_IP": ip})
             node = await Node.start(settings)
@@ -139,8 +139,8 @@ class Host:
     async def _watch(self, node: Node) -> None:
         async for event in node.events():
             up = isinstance(event, NodeUp)
-            tell(
-                told="up" if up else "down",
+            report(
+                kind="up" if up else "down",
                 on=node.name,
                 node=event.node,
                 incarnation=event.incarnation,
@@ -149,7 +149,7 @@ class Host:
             )
 
     async def meshed(self, others: int, timeout: float) -> float:
-        """When every node here had so many others."""
+        """Wait until every node here is connected with ``others`` nodes. Returns that time."""
         await asyncio.gather(*(node.ready(others, timeout) for node in self.nodes.values()))
         return time.monotonic()
 
@@ -171,7 +171,7 @@ class Host:
         return {"reply": reply, "s": time.monotonic() - began}
 
     async def round_trips(self, to: str, count: int, pause: float = 0.0) -> list[float]:  # type: ignore[valid-type]
-        """How long each of so many small calls took, in seconds."""
+        """Make ``count`` small calls. Returns the seconds of each."""
         taken = []
         for number in range(count):
             began = time.perf_counter()
@@ -182,7 +182,7 @@ class Host:
         return taken
 
     async def bulk(self, to: str, size: int, count: int, stream: str) -> float:
-        """Send a large message and a small one after it, so many times. Returns seconds."""
+        """Send a large message and then a small one, ``count`` times. Returns the seconds taken."""
         padding = bytes(size)
         began = time.perf_counter()
         for number in range(count):
@@ -192,7 +192,7 @@ class Host:
         return time.perf_counter() - began
 
     async def copying(self, size: int) -> float:
-        """Seconds to pack and unpack a message of that size, the worst of three."""
+        """Measure packing and unpacking a message of that size. Returns the worst of three, in seconds."""
         codec, padding = Codec(), bytes(size)
         taken = []
         for _ in range(3):
@@ -216,13 +216,13 @@ class Host:
         return {"next": sink.next, "oddities": sink.oddities, "sizes": sink.sizes}
 
     async def hold_gil(self, seconds: float) -> dict[str, float]:
-        """Nothing of Python runs in this process meanwhile, on whatever thread."""
-        tell(told="holding", at=time.monotonic())
+        """Hold the GIL, so that no Python code runs in this process on any thread."""
+        report(kind="holding", at=time.monotonic())
         ctypes.PyDLL(None).usleep(int(seconds * 1e6))
         return {"ended": time.monotonic()}
 
     async def reconnect(self, count: int) -> dict[str, int]:
-        """Disconnect and connect the first two nodes of this process, so many times."""
+        """Disconnect and connect the first two nodes of this process, ``count`` times."""
         a, b = list(self.nodes.values())[:2]
         for _ in range(count):
             if not a.disconnect(b.name):
@@ -242,7 +242,7 @@ class Host:
         return {"files": open_files(), "resident_kib": resident_kib(), "peak_kib": resident_kib("VmHWM")}
 
     async def dns(self, host: str, name: str, addresses: list[str]) -> str:  # type: ignore[valid-type]
-        """Serve this name until the end. Returns the server's address."""
+        """Serve this DNS name until the program ends. Returns the server's address."""
         from fleetlm.testing.dns_server import DnsServer
 
         server = DnsServer(host)
@@ -263,7 +263,7 @@ async def serve() -> None:
     loop = asyncio.get_running_loop()
     stdin = asyncio.StreamReader(limit=1 << 20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
-    tell(told="waiting", pid=os.getpid())
+    report(kind="waiting", pid=os.getpid())
     answering: set[asyncio.Task[None]] = set()
     ended = asyncio.create_task(host.ended.wait())
     while True:
@@ -278,17 +278,17 @@ async def serve() -> None:
         task.add_done_callback(answering.discard)
     if answering:
         await asyncio.wait(answering, timeout=1.0)
-    os._exit(0)  # whoever started this has gone, or has what it wanted
+    os._exit(0)  # the test has ended, or needs nothing more
 
 
 async def answer(host: Host, request: dict[str, Any]) -> None:
     command: Callable[..., Coroutine[Any, Any, Any]] = getattr(host, request["do"])
     try:
         value = await command(**request["with"])
-    except Exception as error:  # noqa: BLE001  it is told to whoever asked
-        tell(told="answer", to=request["number"], error=f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001  the error is the answer
+        report(kind="answer", to=request["number"], error=f"{type(error).__name__}: {error}")
     else:
-        tell(told="answer", to=request["number"], value=value)
+        report(kind="answer", to=request["number"], value=value)
 
 
 def main() -> None:

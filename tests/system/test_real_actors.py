@@ -1,4 +1,4 @@
-"""Actors and streams between real nodes: storms of cancellations, slow consumers, nodes that are killed."""
+"""Actors and streams between real nodes: many cancellations, slow consumers, nodes that are killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEED = 7
 
 @contextlib.asynccontextmanager
 async def two() -> AsyncIterator[tuple[Fleet, Node, Worker, ActorRef[Model]]]:
-    """A node here, and a program with the actor."""
+    """Start a node here and a program with the actor."""
     async with Fleet(static=(2, 3)) as fleet:
         node = await fleet.node(2)
         program = await fleet.program(3, "start", "tests.system.actor_worker:main")
@@ -31,7 +31,7 @@ async def two() -> AsyncIterator[tuple[Fleet, Node, Worker, ActorRef[Model]]]:
 
 
 async def at_rest(ref: ActorRef[Model], timeout_s: float = 5.0) -> list[int]:
-    """Wait until no handler runs any more."""
+    """Wait until no handler runs."""
     async with asyncio.timeout(timeout_s):
         while True:
             state = await ref.call(Model.state)
@@ -41,7 +41,7 @@ async def at_rest(ref: ActorRef[Model], timeout_s: float = 5.0) -> list[int]:
 
 
 async def given_up(asking: asyncio.Future[Any], after_s: float) -> str:
-    """Cancel a call after a while. Returns what became of it."""
+    """Cancel a call after a while. Returns its outcome."""
     await asyncio.sleep(after_s)
     asking.cancel()
     await asyncio.wait([asking])
@@ -50,7 +50,7 @@ async def given_up(asking: asyncio.Future[Any], after_s: float) -> str:
     return "failed" if asking.exception() else "done"
 
 
-async def test_a_storm_of_cancellations_leaves_no_handler_behind() -> None:
+async def test_many_cancellations_leave_no_handler_behind() -> None:
     rng = random.Random(SEED)
     async with two() as (fleet, node, _, ref):
         for method in (Model.work, Model.one_by_one):
@@ -71,7 +71,7 @@ async def test_a_storm_of_cancellations_leaves_no_handler_behind() -> None:
         assert fleet.downs == []
 
 
-async def test_a_storm_of_time_outs_and_of_streams_that_are_left() -> None:
+async def test_many_timeouts_and_closed_streams_leave_no_handler_behind() -> None:
     rng = random.Random(SEED)
 
     async def brief() -> None:
@@ -92,8 +92,8 @@ async def test_a_storm_of_time_outs_and_of_streams_that_are_left() -> None:
         assert fleet.downs == []
 
 
-async def test_a_long_stream_goes_at_the_pace_of_its_consumer_in_little_memory() -> None:
-    """Every token is there, in order; the producer is ahead by a window at most."""
+async def test_a_long_stream_is_as_fast_as_its_consumer_and_takes_little_memory() -> None:
+    """Every token arrives in order; the producer is at most one window ahead."""
     count = 50_000
     async with two() as (fleet, _, _, ref):
         before = resident_kib()
@@ -146,7 +146,7 @@ async def test_a_producer_that_is_killed_ends_every_stream_at_once() -> None:
         killed_at = time.monotonic()
         program.kill()
         outcomes = await asyncio.wait_for(asyncio.gather(*consuming), 5.0)
-        print(f"50 streams heard of it within {(time.monotonic() - killed_at) * 1000:.0f} ms")
+        print(f"50 streams ended within {(time.monotonic() - killed_at) * 1000:.0f} ms")
         assert set(outcomes) == {"lost"}
         await fleet.down(node, fleet.name(3))
 
@@ -171,14 +171,14 @@ async def test_a_consumer_that_is_killed_ends_its_handlers() -> None:
         assert model.running == 20, "those of the other consumer go on"
 
 
-async def test_a_deadline_does_not_cling_to_the_thread_in_which_it_held() -> None:
-    """A thread of the pool serves one call after another, and each has its own deadline or none."""
+async def test_a_deadline_does_not_stay_in_the_thread_that_served_its_call() -> None:
+    """A thread of the pool serves one call after another; each has its own deadline or none."""
 
     class Blocking(Actor):
         @handler
         async def begin(self) -> None:
             await self.run_blocking(self.node.sync.call, "echo", "of the call")
-            await asyncio.sleep(0.5)  # It goes on to be served, the thread is free.
+            await asyncio.sleep(0.5)  # The call was served, and the thread is free.
 
     async with Fleet(static=(2,)) as fleet:
         node = await fleet.node(2)

@@ -29,7 +29,7 @@ NODE = "fleetlm@127.0.0.1"
 
 @contextlib.asynccontextmanager
 async def pools(threads: int = 2, processes: int = 2) -> AsyncIterator[Blocking]:
-    """Run a test with both pools; check that their idle threads have ended afterwards."""
+    """Run a test with both pools, and check afterwards that their idle threads have ended."""
     before = set(threading.enumerate())
     blocking = Blocking(NODE, Settings(blocking_threads=threads, blocking_processes=processes))
     try:
@@ -46,7 +46,7 @@ async def until(fact: Callable[[], object], timeout_s: float = 10.0) -> None:
             await asyncio.sleep(0.005)
 
 
-# ── threads ──────────────────────────────────────────────────────────────────────────────────────
+# Threads.
 
 
 async def test_the_loop_goes_on_while_a_thread_waits() -> None:
@@ -55,11 +55,11 @@ async def test_the_loop_goes_on_while_a_thread_waits() -> None:
         waiting = asyncio.create_task(blocking.in_thread(go.wait, 10))
         await until(lambda: blocking.running)
         assert await blocking.in_thread(threading.get_ident) != threading.get_ident()
-        go.set()  # Reached only if the loop runs.
+        go.set()  # Reached only if the loop runs meanwhile.
         assert await waiting is True
 
 
-async def test_no_more_than_so_many_run_at_a_time_and_threads_are_used_again() -> None:
+async def test_the_number_of_threads_is_limited_and_threads_are_used_again() -> None:
     async with pools(threads=3) as blocking:
         lock, seen, order = threading.Lock(), [0, 0], []
 
@@ -79,7 +79,7 @@ async def test_no_more_than_so_many_run_at_a_time_and_threads_are_used_again() -
         assert sorted(order) == list(range(24))
         assert set(order[:3]) == {0, 1, 2}
         one_by_one = {await blocking.in_thread(threading.get_ident) for _ in range(50)}
-        assert len(one_by_one) == 1  # the thread that was busy last
+        assert len(one_by_one) == 1  # the thread that ran the last function
 
 
 async def test_a_function_that_runs_goes_on_without_its_caller_and_keeps_its_slot() -> None:
@@ -149,7 +149,7 @@ async def test_what_a_function_returned_is_not_kept() -> None:
         await until(lambda: Large.alive == 0, 2)
 
 
-# ── a node's end ─────────────────────────────────────────────────────────────────────────────────
+# The end of a node.
 
 
 def lone(**more: object) -> Settings:
@@ -227,7 +227,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("how", ["thread", "process", "thread-stop", "process-stop"])
-def test_nothing_that_is_stuck_keeps_the_program_alive(how: str, tmp_path: Path) -> None:
+def test_a_stuck_function_does_not_keep_the_program_alive(how: str, tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(PROGRAM, encoding="utf-8")
     done = subprocess.run(
@@ -245,7 +245,7 @@ def test_nothing_that_is_stuck_keeps_the_program_alive(how: str, tmp_path: Path)
     assert done.stderr == said
 
 
-# ── processes ────────────────────────────────────────────────────────────────────────────────────
+# Processes.
 
 
 def pid_and_type() -> tuple[int, str]:
@@ -302,7 +302,7 @@ async def test_processes_are_spawned_bounded_and_used_again() -> None:
         ("term", "killed by SIGTERM"),
     ],
 )
-async def test_a_process_that_dies_fails_its_own_caller_alone(how: str, said: str, tmp_path: Path) -> None:
+async def test_a_process_that_dies_fails_only_its_own_caller(how: str, said: str, tmp_path: Path) -> None:
     async with pools(processes=2) as blocking:
         path = str(tmp_path / "busy")
         neighbour = asyncio.create_task(blocking.in_process(touch_and_wait, path, 0.5))
@@ -320,7 +320,7 @@ async def test_a_process_that_dies_fails_its_own_caller_alone(how: str, said: st
 async def test_an_idle_process_that_dies_is_replaced_silently() -> None:
     async with pools(processes=1) as blocking:
         pid, _ = await blocking.in_process(pid_and_type)
-        os.kill(pid, signal.SIGINT)  # Ctrl-C reaches the worker too, which ignores it.
+        os.kill(pid, signal.SIGINT)  # Ctrl-C reaches the worker process too, which ignores it.
         assert (await blocking.in_process(pid_and_type))[0] == pid
         os.kill(pid, signal.SIGKILL)
         process = blocking._processes._executor._threads[0]._process._process  # type: ignore[attr-defined]
@@ -432,7 +432,7 @@ asyncio.run(main())
 
 
 @pytest.mark.deadline(60)
-def test_a_program_without_a_main_guard_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_program_without_a_main_guard_gets_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(UNGUARDED, encoding="utf-8")
     done = subprocess.run(

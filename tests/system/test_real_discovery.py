@@ -1,4 +1,4 @@
-"""Real DNS, real sockets: an outage costs nobody, and a cluster forms from whatever DNS says."""
+"""Real DNS and sockets: an outage ends no connection, and a cluster forms from partial answers too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def polls(node: Node) -> int:
 
 
 async def outage(seconds: float, each_s: float, nodes: int = 10) -> None:
-    """DNS fails in every way, one after the other: no nodedown; then a new node finds the others."""
+    """Let DNS fail in every way in turn: no nodedown; afterwards a new node finds the others."""
     async with DnsServer() as dns, Fleet(dns=dns) as fleet:
         dns.set(QUERY, fleet.ips(*range(2, 2 + nodes)))
         members = [await fleet.node(number) for number in range(2, 2 + nodes)]
@@ -45,7 +45,7 @@ async def outage(seconds: float, each_s: float, nodes: int = 10) -> None:
             if time.monotonic() > ends:
                 break
         assert fleet.downs == []
-        assert dns.queries.total() > asked + nodes * seconds / 2, "nobody asked meanwhile"
+        assert dns.queries.total() > asked + nodes * seconds / 2, "too few lookups meanwhile"
         assert all(len(node.list()) == nodes - 1 for node in members)
         dns.heal()
         dns.add(QUERY, fleet.ip(99))
@@ -61,7 +61,7 @@ async def outage(seconds: float, each_s: float, nodes: int = 10) -> None:
 
 
 async def mesh(processes: int, each: int, within_s: float, sample: int | None = None) -> float:
-    """All nodes are up before DNS names them; from its first answer on: the time to the full mesh."""
+    """Start all nodes before DNS names them. Returns the seconds from its first answer to the full mesh."""
     count = processes * each
     numbers = range(2, 2 + count)
     async with DnsServer() as dns, Fleet(dns=dns, DNS_POLL_INTERVAL_MS="500") as fleet:
@@ -91,7 +91,7 @@ async def mesh(processes: int, each: int, within_s: float, sample: int | None = 
         return took
 
 
-async def test_dns_faults_cut_nobody_and_a_new_node_joins_afterwards() -> None:
+async def test_dns_faults_end_no_connection_and_a_new_node_joins_afterwards() -> None:
     await outage(seconds=5.0, each_s=0.65)
 
 

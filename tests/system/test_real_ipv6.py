@@ -1,6 +1,6 @@
-"""IPv6 alone: in a network namespace whose loopback has several addresses, with AAAA records only.
+"""IPv6 only: a network namespace whose loopback has several addresses, with AAAA records only.
 
-One port serves a whole cluster, and ``::1`` is one address: so several nodes need more of them.
+All nodes of a cluster use one port, and ``::1`` is a single address, so several nodes need more addresses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def ip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def namespace() -> Iterator[str]:
-    """A network of its own, without IPv4 but for loopback's."""
+    """Make a network namespace without IPv4 except on loopback."""
     if shutil.which("ip") is None:
         pytest.skip("no `ip` (iproute2), which makes the network namespace")
     if os.geteuid() != 0:
@@ -80,7 +80,7 @@ async def test_a_cluster_on_ipv6_alone(namespace: str, cookie: str | None) -> No
 
 
 async def test_a_started_program_finds_its_own_ipv6_address(namespace: str) -> None:
-    """No FLEETLM_NODE_IP: the one address of the answer that this machine can bind is its own."""
+    """Without FLEETLM_NODE_IP, a node uses the address of the answer that its machine can bind."""
     prefix = ("ip", "netns", "exec", namespace)
     async with Fleet(prefix=prefix, subnet=SUBNET, DNS_CLUSTER_QUERY=QUERY) as fleet:
         server = await fleet.waiting()

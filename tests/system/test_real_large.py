@@ -1,4 +1,4 @@
-"""A large message beside small ones: nobody waits for it but those who must."""
+"""A large message beside small ones: only messages of the same sender wait for it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from tests.system.cluster_tools import Fleet, all_sunk, quantile
 MIB = 1024 * 1024
 MEDIAN_S = 0.05
 WORST_S = 0.25
-"""Of a small call beside a large message, on a machine with other things to do. For the worst one
-there is added what it takes to pack and to unpack the large message, measured in the same run: the
-message is copied in one piece at either end, and a call may meet both.
+"""Limit in seconds of a small call beside a large message, on a busy machine.
+
+The limit of the worst call also allows for packing and unpacking the large message, measured in the same
+run: the message is copied in one piece at each end, and a call may wait for both copies.
 """
 COPIES = 3
 
 
 async def beside(size: int, count: int) -> None:
-    """Small calls while large messages go the same way, to the same node."""
+    """Make small calls to a node while large messages are sent to the same node."""
     async with Fleet(static=(2, 3)) as fleet:
         a, b = await fleet.worker(2), await fleet.worker(3)
         there = fleet.name(3)
@@ -26,37 +27,37 @@ async def beside(size: int, count: int) -> None:
         await a.ask("round_trips", to=there, count=100)
         idle = await a.ask("round_trips", to=there, count=300, pause=0.002)
         copying_s = await a.ask("copying", size=size)
-        bulk = a.order("bulk", to=there, size=size, count=count, stream="bulk")
+        bulk = a.submit("bulk", to=there, size=size, count=count, stream="bulk")
         loaded: list[float] = []
         while not bulk.done():
             loaded += await a.ask("round_trips", to=there, count=10, pause=0.002)
         took = await bulk
         show("idle", idle)
-        print(f"to pack and unpack {size // MIB} MiB takes {copying_s * 1000:.0f} ms")
+        print(f"packing and unpacking {size // MIB} MiB takes {copying_s * 1000:.0f} ms")
         show(f"beside {count} messages of {size // MIB} MiB ({count * size / MIB / took:.0f} MiB/s)", loaded)
         assert len(loaded) >= 10, "there were calls beside it"
         assert quantile(loaded, 0.5) < MEDIAN_S
         assert max(loaded) < WORST_S + COPIES * copying_s
-        # What the same sender sent after a large message came after it.
+        # A small message that the same sender sent after a large one arrived after it.
         await all_sunk(b, {"bulk": 2 * count})
         assert (await b.ask("sunk"))["sizes"] == [size, 0] * count
         assert fleet.downs == []
 
 
 async def both_ways(size: int) -> None:
-    """Both send a large message and call each other meanwhile."""
+    """Let two nodes send each other a large message and call each other meanwhile."""
     async with Fleet(static=(2, 3)) as fleet:
         a, b = await fleet.worker(2), await fleet.worker(3)
         await a.ask("meshed", others=1, timeout=10.0)
         copying_s = await a.ask("copying", size=size)
         began = time.monotonic()
         pairs = ((a, fleet.name(3)), (b, fleet.name(2)))
-        bulks = [worker.order("bulk", to=to, size=size, count=1, stream="bulk") for worker, to in pairs]
+        bulks = [worker.submit("bulk", to=to, size=size, count=1, stream="bulk") for worker, to in pairs]
         calls = [worker.ask("round_trips", to=to, count=20, pause=0.002) for worker, to in pairs]
         loaded = [taken for each in await asyncio.gather(*calls) for taken in each]
         await asyncio.gather(*bulks)
         show(f"beside {size // MIB} MiB each way, in {time.monotonic() - began:.2f} s", loaded)
-        assert max(loaded) < WORST_S + 2 * COPIES * copying_s  # two nodes copy at a time
+        assert max(loaded) < WORST_S + 2 * COPIES * copying_s  # two nodes copy at the same time
         for worker, _ in pairs:
             assert (await worker.ask("sunk"))["sizes"] == [size, 0]
         assert fleet.downs == []

@@ -1,4 +1,4 @@
-"""Leaving: peers hear why at once, and dead peers hold nobody up."""
+"""Leaving: peers learn the reason at once, and a dead peer does not delay a stop."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def main(node):
 
 @contextlib.contextmanager
 def black_hole(ip: str) -> Iterator[None]:
-    """An address that accepts nothing and refuses nothing: its queue of connections is full."""
+    """Return an address that neither accepts nor refuses: its queue of connections is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -54,7 +54,7 @@ def black_hole(ip: str) -> Iterator[None]:
 
 
 async def left(fleet: Fleet, program: Worker, node: Node, name: str) -> float:
-    """SIGTERM: seconds until the process has ended. Checks its exit code, and that peers were told."""
+    """Send SIGTERM. Checks the exit code and that peers got the reason. Returns seconds until the end."""
     began = time.monotonic()
     program.signal(signal.SIGTERM)
     down = await fleet.down(node, name, since=began)
@@ -69,7 +69,7 @@ async def left(fleet: Fleet, program: Worker, node: Node, name: str) -> float:
     return took
 
 
-async def test_sigterm_of_a_started_program_says_goodbye() -> None:
+async def test_after_sigterm_a_started_program_leaves_with_a_reason() -> None:
     async with Fleet(static=(2, 3)) as fleet:
         node = await fleet.node(2)
         program = await fleet.program(3, "start")
@@ -79,7 +79,7 @@ async def test_sigterm_of_a_started_program_says_goodbye() -> None:
         assert node.list() == []
 
 
-async def test_what_was_sent_before_the_goodbye_arrives_before_the_nodedown() -> None:
+async def test_messages_sent_before_leaving_arrive_before_the_nodedown() -> None:
     async with Fleet(static=(2, 3)) as fleet:
         node = await fleet.node(2)
         worker = await fleet.worker(3)
@@ -95,8 +95,8 @@ async def test_what_was_sent_before_the_goodbye_arrives_before_the_nodedown() ->
         await all_sunk(worker, {"last": 3_000})
 
 
-async def test_a_node_ends_in_time_whatever_its_peers_are(tmp_path: Path) -> None:
-    """One peer is stopped with its windows full, one was killed, one swallows every packet."""
+async def test_a_node_ends_in_time_in_whatever_state_its_peers_are(tmp_path: Path) -> None:
+    """A node stops in time with a stopped peer with full windows, a killed peer and a silent address."""
     (tmp_path / "flooding.py").write_text(PROGRAM)
     async with Fleet(static=(2, 3, 4, 5, 6), FLEETLM_NODE_TIMEOUT_MS="60000") as fleet:
         with black_hole(fleet.ip(6)):
@@ -108,7 +108,7 @@ async def test_a_node_ends_in_time_whatever_its_peers_are(tmp_path: Path) -> Non
             await stopped.ask("meshed", others=3, timeout=10.0)
             await killed.ask("meshed", others=3, timeout=10.0)
             stopped.signal(signal.SIGSTOP)
-            await asyncio.sleep(0.5)  # its windows fill
+            await asyncio.sleep(0.5)  # let its windows fill
             killed.kill()
             await fleet.down(node, fleet.name(4))
             assert await node.call(("echo", fleet.name(5)), "still there") == "still there"

@@ -1,4 +1,4 @@
-"""What silence means: a stopped process is down within the node time-out, a busy one never is."""
+"""A stopped process is down within the node timeout; a busy one is never down."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.system.cluster_tools import Fleet, Flood, all_sunk, until
 
 NODE_TIMEOUT_S = 1.5
 SLACK_S = 0.75
-"""Of a machine that does other things as well."""
+"""Additional seconds for a busy machine."""
 
 
 async def stopped_and_continued(rounds: int) -> None:
-    """SIGSTOP: nodedown within the node time-out on every peer; SIGCONT: up again, and the same node."""
+    """Stop a node: every peer reports nodedown within the node timeout. Continue it: the same node is up."""
     async with Fleet(static=(2, 3, 4)) as fleet:
         a, b = await fleet.node(2), await fleet.node(3)
         worker = await fleet.worker(4)
@@ -35,7 +35,7 @@ async def stopped_and_continued(rounds: int) -> None:
             for node in (a, b):
                 up = await fleet.up(node, silent, since=continued)
                 assert up.incarnation == worker.incarnations[silent], "it is the same node"
-                await fleet.down(silent, node.name, since=continued)  # it was told as well
+                await fleet.down(silent, node.name, since=continued)  # it lost them as well
                 again = await fleet.up(silent, node.name, since=continued)
                 print(f"SIGCONT: up again after {max(up.at, again.at) - continued:.2f} s")
             assert await a.call(("echo", silent), "hello") == "hello"
@@ -46,7 +46,7 @@ async def stopped_and_continued(rounds: int) -> None:
 
 
 async def held(seconds: float) -> None:
-    """A node holds the GIL while two others flood it: busy, no nodedown anywhere, nothing lost."""
+    """Flood a node that holds the GIL: it is busy, no node reports nodedown, and nothing is lost."""
     async with Fleet(static=(2, 3, 4)) as fleet:
         settings = fleet.settings(2).replace(busy_after_s=min(3.0, seconds / 2))
         a = await fleet.node(2, settings)
@@ -59,7 +59,7 @@ async def held(seconds: float) -> None:
         floods = [Flood(a, busy, "a", 1_000), Flood(a, busy, "b", 50)]
         await b.ask("flood", to=busy, stream="c", size=1_000)
         await until(lambda: floods[0].sent > 1_000)
-        ended = holder.order("hold_gil", seconds=seconds)
+        ended = holder.submit("hold_gil", seconds=seconds)
         await asyncio.wait_for(holder.holding.wait(), 10.0)
         began = time.monotonic()
         await asyncio.wait_for(until(lambda: a.list("busy") == [busy], seconds), seconds)

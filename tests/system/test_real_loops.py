@@ -1,4 +1,4 @@
-"""The whole of a small life, on asyncio's loop, on uvloop, and with one of each."""
+"""All features in one short run: on asyncio's loop, on uvloop, and with one of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("uvloop", reason="the extra `uvloop` is not installed")
 
 @pytest.mark.parametrize("cookie", [None, "a secret for both loops"], ids=["plain", "cookie"])
 @pytest.mark.parametrize("loops", [("uvloop", "uvloop"), ("asyncio", "uvloop")], ids="-".join)
-async def test_a_small_life(loops: tuple[str, str], cookie: str | None) -> None:
+async def test_all_features_in_a_short_run(loops: tuple[str, str], cookie: str | None) -> None:
     env = {"FLEETLM_COOKIE": cookie} if cookie else {}
     async with Fleet(static=(2, 3), **env) as fleet:  # type: ignore[arg-type]
         a, b = [await fleet.worker(n, loop=loop) for n, loop in zip((2, 3), loops, strict=True)]

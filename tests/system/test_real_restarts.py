@@ -1,4 +1,4 @@
-"""Crashes: noticed at once, replaced at once, and nothing meant for the dead reaches the newcomer."""
+"""Crashes are noticed at once, and no message for a killed node reaches the node that replaces it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.support.patience import allowed_s
 from tests.system.cluster_tools import Fleet, Flood, Worker, all_sunk, until
 
 SEEN_WITHIN_S = 0.05
-"""A crash by its peers: the median, since a machine that is busy elsewhere may delay any one."""
+"""Seconds until peers notice a crash: the median, as a busy machine may delay a single one."""
 
 
 class Stream:
-    """Sends to a node under one name all the time, each message with the incarnation it is meant for."""
+    """Sends continually to a node's name; each message has the incarnation for which it is meant."""
 
     def __init__(self, node: Node, to: str) -> None:
         self.node, self.to = node, to
@@ -27,13 +27,13 @@ class Stream:
     async def _run(self) -> None:
         padding = b"x" * 2_000
         while True:
-            link = self.node._driver.sessions.get(self.to)
+            session = self.node._driver.sessions.get(self.to)
             try:
-                if link is not None:
-                    number = self.sent.get(link.incarnation, 0)
-                    message = [f"{link.incarnation:x}", number, link.incarnation, padding]
+                if session is not None:
+                    number = self.sent.get(session.incarnation, 0)
+                    message = [f"{session.incarnation:x}", number, session.incarnation, padding]
                     self.node.send_nowait(("sink", self.to), message)
-                    self.sent[link.incarnation] = number + 1
+                    self.sent[session.incarnation] = number + 1
                     if number % 64:
                         continue
             except (NoConnection, WouldBlock):
@@ -46,9 +46,9 @@ class Stream:
 
 
 async def replaced(rounds: int) -> list[float]:
-    """kill -9 with traffic queued, and at once another process at the address, again and again.
+    """Kill a node with queued traffic and start another at its address at once, ``rounds`` times.
 
-    Returns the seconds from each kill to the moment when the other listened.
+    Returns the seconds from each kill until the other node listened.
     """
     async with Fleet(static=(2, 3)) as fleet:
         a = await fleet.node(2)
@@ -66,7 +66,7 @@ async def replaced(rounds: int) -> list[float]:
             await until(lambda s=stream, old=old: s.sent.get(old, 0) > 2_000)  # type: ignore[misc]
             killed = time.monotonic()
             worker.kill()
-            await worker.exit_code()  # until then the port is its own
+            await worker.exit_code()  # it holds the port until then
             await spare.start(fleet.ip(3))
             gaps.append(spare.listening_at - killed)
             down = await fleet.down(a, name, since=killed)
@@ -91,7 +91,7 @@ async def replaced(rounds: int) -> list[float]:
 
 
 async def crashes(rounds: int, loaded: bool) -> list[float]:
-    """How long after a kill -9 each peer heard nodedown, in seconds."""
+    """Kill a node ``rounds`` times. Returns the seconds until each peer reported nodedown."""
     seen: list[float] = []
     async with Fleet(static=(2, 3, 4)) as fleet:
         a, b = await fleet.node(2), await fleet.node(3)
@@ -121,7 +121,7 @@ async def crashes(rounds: int, loaded: bool) -> list[float]:
 
 
 async def reconnects(count: int, warm_up: int) -> None:
-    """Disconnect and connect, again and again: descriptors and memory stay as they are."""
+    """Disconnect and connect ``count`` times: descriptors and memory do not grow."""
     async with Fleet(static=(2, 3)) as fleet:
         worker = await fleet.worker(2, 3)
         await worker.ask("meshed", others=1, timeout=10.0)
@@ -138,7 +138,7 @@ async def reconnects(count: int, warm_up: int) -> None:
         assert grown_kib <= 4 * 1024
 
 
-async def test_nothing_meant_for_a_killed_node_reaches_the_one_that_takes_its_place() -> None:
+async def test_no_message_for_a_killed_node_reaches_the_node_that_replaces_it() -> None:
     assert min(await replaced(rounds=3)) < allowed_s(0.5)
 
 

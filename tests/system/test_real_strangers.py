@@ -1,4 +1,4 @@
-"""Whoever does not belong gets nowhere, hears why, and disturbs nobody."""
+"""Strangers and nodes with another cookie are refused with a reason, and do not disturb the cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.system.cluster_tools import PORT, Fleet, until
 
 COOKIES = ("correct horse battery staple", "another secret of some length")
 GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01NULL" + bytes(48)
-"""ZMTP 3.1, no security. Source: rfc.zeromq.org/spec/37."""
+"""The greeting of ZMTP 3.1 without security. Source: rfc.zeromq.org/spec/37."""
 CURVE_GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01CURVE" + bytes(47)
 READY = b"\x04\x29\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\x00"
 
@@ -31,7 +31,7 @@ def last_error(node: Node, name: str) -> str:
 async def kept_out(
     mine: str | None, other: str | None, seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two nodes that do not share a cookie, for a while: nobody is in, and both know why."""
+    """Run two nodes without a common cookie for a while: they do not connect, and both know why."""
     caplog.set_level("INFO")
     async with Fleet(static=(2, 3)) as fleet:
         settings = fleet.settings(2).replace(cookie=mine, backoff_max_s=0.5)
@@ -54,14 +54,14 @@ async def kept_out(
         ]
         said = [text for text in caplog.messages if "its cookie" in text or "authentication" in text]
         print(f"{attempts} attempts, said: {said}")
-        # Each of the two says each of its findings once: why it was refused, whom it refused and why.
+        # Each node logs each reason once: why it was refused, and which address it refused and why.
         assert max(said.count(text) for text in said) <= 2
         assert sum(attempts) > 2
 
 
 @contextlib.contextmanager
 def harassing(ip: str, acts: list[Callable[[str], None]], count: list[int]) -> Iterator[None]:
-    """Run these in a thread, one after the other, until the block is left."""
+    """Run these functions in turn in a thread until the block is left."""
     ended = threading.Event()
 
     def run() -> None:
@@ -81,7 +81,7 @@ def harassing(ip: str, acts: list[Callable[[str], None]], count: list[int]) -> I
 
 
 def saying(*said: bytes, wait_s: float = 0.01) -> Callable[[str], None]:
-    """Connect, say this, listen a little, and go."""
+    """Connect, send these bytes, read a little, and close."""
 
     def act(ip: str) -> None:
         with socket.create_connection((ip, PORT), 1.0) as connection:
@@ -99,7 +99,7 @@ def garbage(ip: str) -> None:
 
 
 def huge(ip: str) -> None:
-    """The head of a frame of 2^62 bytes."""
+    """Send the head of a frame of 2^62 bytes."""
     saying(GREETING, READY, b"\x02" + (1 << 62).to_bytes(8, "big") + b"x" * 1_000)(ip)
 
 
@@ -109,7 +109,7 @@ def reset(ip: str) -> None:
 
 
 def plain_zmq(ip: str) -> None:
-    """A well-behaved ZeroMQ socket that says what no node says."""
+    """Send, from a correct ZeroMQ socket, frames that no node sends."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
         sock.set(zmq.LINGER, 20)
         sock.connect(f"tcp://{ip}:{PORT}")
@@ -136,14 +136,14 @@ ACTS = [
 
 
 async def harassed(cookie: str | None, seconds: float) -> None:
-    """Strangers of every kind, while two nodes talk: no nodedown, and every call is answered."""
+    """Let strangers of every kind connect while two nodes call each other: every call gets its reply."""
     async with Fleet(static=(2, 3), **({"FLEETLM_COOKIE": cookie} if cookie else {})) as fleet:  # type: ignore[arg-type]
         a = await fleet.node(2)
         await fleet.worker(3)
         there = fleet.name(3)
         await a.ready(1, 10.0)
         count, halves = [0], []
-        for _ in range(30):  # those who say nothing more, and stay
+        for _ in range(30):  # connections that stay open and send nothing more
             halves.append(socket.create_connection((fleet.ip(2), PORT), 1.0))
             halves[-1].sendall(GREETING[:11])
         taken = []
@@ -167,7 +167,7 @@ async def harassed(cookie: str | None, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("mine", "other"), [COOKIES, (COOKIES[0], None)], ids=["two_cookies", "one_has_none"]
 )
-async def test_without_the_same_cookie_nobody_gets_in_and_both_know_why(
+async def test_nodes_without_the_same_cookie_do_not_connect_and_both_know_why(
     mine: str, other: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     await kept_out(mine, other, 2.0, caplog)
@@ -187,5 +187,5 @@ async def test_with_the_same_cookie_everything_works() -> None:
 
 
 @pytest.mark.parametrize("cookie", [None, COOKIES[0]], ids=["plain", "cookie"])
-async def test_strangers_disturb_nobody(cookie: str | None) -> None:
+async def test_strangers_do_not_disturb_the_cluster(cookie: str | None) -> None:
     await harassed(cookie, 3.0)

@@ -1,4 +1,4 @@
-"""Back-pressure on real sockets: a slow process fills its own window, and stops nobody else."""
+"""Back-pressure on real sockets: a slow process fills its own window and delays no other process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KIB = 1024
 
 @contextlib.asynccontextmanager
 async def two() -> AsyncIterator[tuple[Fleet, Node, Worker, str]]:
-    """A node here, and a program with slow and stuck processes."""
+    """Start a node here and a program with slow and stuck processes."""
     async with Fleet(static=(2, 3)) as fleet:
         node = await fleet.node(2)
         program = await fleet.program(3, "start", "tests.system.actor_worker:main")
@@ -27,7 +27,7 @@ async def two() -> AsyncIterator[tuple[Fleet, Node, Worker, str]]:
 
 
 async def served(node: Node, there: str) -> None:
-    """Wait until the program has spawned what it has: the memory process is the last."""
+    """Wait until the program has spawned its processes; the memory process is the last."""
     async with asyncio.timeout(10):
         while True:
             with contextlib.suppress(NoProcess):
@@ -44,7 +44,7 @@ def fill(node: Node, there: str) -> None:
 
 
 async def rate(node: Node, there: str, seconds: float = 0.2) -> float:
-    """Calls per second, one after another."""
+    """Make calls in sequence. Returns calls per second."""
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         await node.call(("echo", there), count)
@@ -53,7 +53,7 @@ async def rate(node: Node, there: str, seconds: float = 0.2) -> float:
 
 
 async def test_memory_stays_bounded_on_both_sides_of_a_producer_that_is_too_fast() -> None:
-    """A window is 4,096 messages; of 4 KiB each 16 MiB there, and what is in flight on the way."""
+    """A window of 4,096 messages of 4 KiB holds 16 MiB at the receiver, besides what is in flight."""
     async with two() as (fleet, node, _, there):
         (before, _), here_before = await node.call(("memory", there), None), resident_kib()
         body = bytes(4 * KIB)
@@ -84,11 +84,11 @@ async def test_memory_stays_bounded_on_both_sides_of_a_producer_that_is_too_fast
         assert fleet.downs == []
 
 
-async def test_a_stuck_process_stops_nobody_else_on_its_connection() -> None:
+async def test_a_stuck_process_delays_no_other_process_on_its_connection() -> None:
     async with two() as (fleet, node, _, there):
         await rate(node, there)
         free, beside = 0.0, 0.0
-        for _ in range(6):  # The best of several: this machine has other things to do.
+        for _ in range(6):  # The best of several, as the machine may be busy.
             free = max(free, await rate(node, there))
         fill(node, there)
         sending = [asyncio.ensure_future(node.send(("stuck", there), "x")) for _ in range(1_000)]
@@ -103,7 +103,7 @@ async def test_a_stuck_process_stops_nobody_else_on_its_connection() -> None:
         assert fleet.downs == []
 
 
-async def test_a_peer_that_is_killed_lets_everybody_go_who_waits_for_its_windows() -> None:
+async def test_a_killed_peer_ends_every_send_that_waits_for_its_windows() -> None:
     async with two() as (fleet, node, program, there):
         fill(node, there)
         sending = [asyncio.ensure_future(node.send(("stuck", there), "x")) for _ in range(100)]
@@ -115,7 +115,7 @@ async def test_a_peer_that_is_killed_lets_everybody_go_who_waits_for_its_windows
         waiting = asyncio.gather(*sending, *calling, return_exceptions=True)
         outcomes = await asyncio.wait_for(waiting, 5.0)
         took = time.monotonic() - killed_at
-        print(f"{len(outcomes)} heard of it within {took * 1000:.0f} ms")
+        print(f"{len(outcomes)} sends and calls ended within {took * 1000:.0f} ms")
         assert {type(outcome).__name__ for outcome in outcomes} == {"NoConnection"}
         assert await broadcasting == 0
         await fleet.down(node, there)

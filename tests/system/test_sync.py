@@ -571,6 +571,6 @@ def test_threads_ask_actors_and_read_streams() -> None:
         assert counter.call(Counter.ends) == ["count", "count"]
         with pytest.raises(NoProcess):
             next(node.ref(Counter, "nobody").stream(Counter.count, 1))
-        with pytest.raises(TypeError, match="not a class of actors"):
+        with pytest.raises(TypeError, match="not an Actor class"):
             node.ref(int, "counter")  # type: ignore[type-var]
         assert "counter" in repr(counter)

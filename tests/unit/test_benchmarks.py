@@ -1,4 +1,4 @@
-"""The benchmarks' own machinery: no figure is judged here."""
+"""The machinery of the benchmarks; no figure is checked here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ import pytest
 from benchmarks import __main__ as command_line, machine, report
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.calls import percentiles
-from benchmarks.helpers import Crowd, Helper, HelperFailed, Launch, Session, free_port, rss_bytes
+from benchmarks.helpers import (
+    Helper,
+    HelperFailed,
+    Launch,
+    ProcessGroup,
+    ServersAndDriver,
+    free_port,
+    rss_bytes,
+)
 from benchmarks.registry import Benchmark, Metric, Metrics, Options
 
 NAMES = ["one-way", "calls", "actors", "fan-out", "bulk", "start", "mesh", "spawn"]
@@ -22,7 +30,7 @@ LAG = Metric("lag_s", "lag", "ms", more_is_better=False, scale=1e3)
 
 
 class Fake:
-    """A variant whose runs are given."""
+    """A variant with given runs."""
 
     def __init__(self, label: str, runs: Sequence[Metrics], log: list[str], floor: bool = True) -> None:
         self.label = label
@@ -81,8 +89,8 @@ def test_a_failure_closes_what_was_opened() -> None:
 def test_a_ratio_is_the_median_over_rounds_and_not_of_medians(result: report.Result) -> None:
     ours, floor = result.series
     assert ours.values("rate") == [3_000.0, 6_000.0, 1_000.0]
-    assert result.ratio(floor, "rate") == 2.0  # of 3, 2 and 1
-    assert result.ratio(floor, "lag_s") is None  # ours does not tell it
+    assert result.ratio(floor, "rate") == 2.0  # the median of 3, 2 and 1
+    assert result.ratio(floor, "lag_s") is None  # fleetlm does not report it
 
 
 def test_the_table_shows_medians_ranges_and_ratios(result: report.Result) -> None:
@@ -100,10 +108,10 @@ def test_the_table_shows_medians_ranges_and_ratios(result: report.Result) -> Non
     ("value", "text"), [(1_234_567.0, "1,234,567"), (123.4, "123"), (12.34, "12.3"), (0.1234, "0.123")]
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert report.shown(value) == text
+    assert report.format_figure(value) == text
 
 
-def test_json_has_every_run_and_where_it_was(result: report.Result) -> None:
+def test_json_has_every_run_and_the_machine(result: report.Result) -> None:
     known = machine.facts()
     data = json.loads(json.dumps(report.as_json([result], Options(repeat=3, quick=True), known)))
     assert data["options"] == {"quick": True, "loop": "uvloop", "repeat": 3}
@@ -123,10 +131,10 @@ def test_the_machine_is_described() -> None:
     assert machine._version("no-such-distribution-at-all") == "none"
 
 
-# ── the registry and the command line ────────────────────────────────────────────────────────────
+# The registry and the command line.
 
 
-def test_ours_comes_first_and_floors_follow() -> None:
+def test_fleetlm_comes_first_and_floors_follow() -> None:
     assert list(BENCHMARKS) == NAMES
     for name, benchmark in BENCHMARKS.items():
         first, *others = benchmark.variants(Options(loop="asyncio"))
@@ -148,7 +156,7 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["no-such"], ["--repeat", "0"], ["--loop", "trio"]])
-def test_nonsense_is_refused(arguments: list[str]) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         command_line.main(arguments)
     assert refused.value.code != 0
@@ -180,27 +188,27 @@ def test_percentiles() -> None:
     assert percentiles([1.0]) == {"p50_s": 1.0, "p99_s": 1.0}
 
 
-# ── helper processes ─────────────────────────────────────────────────────────────────────────────
+# Helper processes.
 
 BARE: tuple[str, dict[str, Any]] = ("start_programs:bare", {})
 
 
-def test_a_helper_speaks_and_ends_with_its_stdin() -> None:
+def test_a_helper_sends_facts_and_ends_with_its_stdin() -> None:
     helper = Helper(*BARE)
     try:
-        assert helper.hear() == {}
+        assert helper.receive() == {}
         assert rss_bytes(helper.os_pid) > 1_000_000
     finally:
         helper.close()
     assert not Path(f"/proc/{helper.os_pid}").exists()
 
 
-def test_a_helper_that_ends_is_told_as_such() -> None:
+def test_a_helper_that_ends_is_an_error() -> None:
     helper = Helper("nothing", {}, [sys.executable, "-c", "print('{}')"])
     try:
-        assert helper.hear() == {}
+        assert helper.receive() == {}
         with pytest.raises(HelperFailed, match="nothing ended"):
-            helper.hear()
+            helper.receive()
     finally:
         helper.close()
 
@@ -211,7 +219,7 @@ def test_a_free_port() -> None:
         free_port(["192.0.2.1"])
 
 
-def test_a_launch_tells_time_and_memory() -> None:
+def test_a_launch_measures_time_and_memory() -> None:
     launch = Launch("bare", floor=True, target=BARE[0], config=BARE[1])
     metrics = launch.run()
     assert set(metrics) == {"start_s", "rss_bytes"}
@@ -224,21 +232,21 @@ SMALL = {"loop": "asyncio", "count": 200, "sequential": 5, "outstanding": 200, "
 @pytest.mark.parametrize(
     ("server", "driver", "more"),
     [
-        ("one_way:our_receiver", "one_way:our_sender", {}),
+        ("one_way:fleetlm_receiver", "one_way:fleetlm_sender", {}),
         ("one_way:loop_receiver", "one_way:raw_sender", {"whole": True}),
         ("one_way:loop_receiver", "one_way:raw_sender", {"whole": False}),
         ("one_way:blocking_receiver", "one_way:raw_sender", {}),
-        ("calls:our_server", "calls:our_client", {}),
+        ("calls:fleetlm_server", "calls:fleetlm_client", {}),
         ("calls:loop_server", "calls:loop_client", {}),
         ("calls:blocking_server", "calls:blocking_client", {}),
-        ("fan_out:our_server", "fan_out:our_client", {}),
+        ("fan_out:fleetlm_server", "fan_out:fleetlm_client", {}),
         ("calls:blocking_server", "fan_out:blocking_client", {}),
-        ("bulk:our_server", "bulk:our_client", {}),
+        ("bulk:fleetlm_server", "bulk:fleetlm_client", {}),
         ("bulk:raw_server", "bulk:raw_client", {}),
     ],
 )
 def test_every_pair_of_programs_works(server: str, driver: str, more: dict[str, Any]) -> None:
-    session = Session(driver, floor=False, server=server, driver=driver, config={**SMALL, **more})
+    session = ServersAndDriver(driver, floor=False, server=server, driver=driver, config={**SMALL, **more})
     try:
         session.open()
         for _ in range(2):
@@ -249,13 +257,13 @@ def test_every_pair_of_programs_works(server: str, driver: str, more: dict[str, 
         session.close()
 
 
-@pytest.mark.parametrize("target", ["mesh:our_nodes", "mesh:raw_nodes"])
+@pytest.mark.parametrize("target", ["mesh:fleetlm_nodes", "mesh:raw_nodes"])
 def test_a_mesh_forms(target: str) -> None:
-    crowd = Crowd(target, floor=False, target=target, config=SMALL, members=4, each=2)
+    crowd = ProcessGroup(target, floor=False, target=target, config=SMALL, members=4, each=2)
     assert set(crowd.run()) == {"formed_s"}
 
 
-@pytest.mark.parametrize("target", ["our_processes", "tasks_with_deques", "tasks_with_queues"])
-def test_spawning_is_metered(target: str) -> None:
+@pytest.mark.parametrize("target", ["fleetlm_processes", "tasks_with_deques", "tasks_with_queues"])
+def test_spawning_is_measured(target: str) -> None:
     launch = Launch(target, floor=False, target=f"spawn:{target}", config=SMALL)
     assert {"rate", "bytes_each"} <= set(launch.run())

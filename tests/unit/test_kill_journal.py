@@ -98,7 +98,7 @@ def test_outcomes_that_are_true(call: str, outcome: tuple[str, ...], runs: int) 
         (("ok", "-", "ab"), 2, "ran 2 times"),
         (("unknown", "CallTimeout"), 2, "ran 2 times"),
         (("cancelled",), 2, "ran 2 times"),
-        (("other", "TypeError"), 0, "no outcome of a call"),
+        (("other", "TypeError"), 0, "not an outcome of a call"),
     ],
 )
 def test_outcomes_that_are_not(outcome: tuple[str, ...], runs: int, complaint: str) -> None:
@@ -136,7 +136,7 @@ def test_it_ran_in_the_process_that_was_called(call: str, run: str, right: bool)
 
 
 def test_what_ran_was_sent_and_to_that_node() -> None:
-    assert "which nobody sent" in calls(life(B, 2, RAN))[0]
+    assert "which was never sent" in calls(life(B, 2, RAN))[0]
     other = life("n@10.0.0.3", 3, RAN)
     (found,) = calls(life(A, 1, CALL, ended("unknown", "NodeLost")), other)
     assert "not sent to this node" in found
@@ -224,7 +224,7 @@ def test_order_without_gaps_but_for_a_nodedown(sent: list[str], got: list[str]) 
         (sends(1, 2), gots(1, 2, 2), "got 2 of 1.5>2.7 after 2"),
         (sends(1, 2), gots(1, 2, 1), "got 1 of 1.5>2.7 after 2"),
         ([*sends(1, 2), "unsent 1.5>2.7 2"], gots(1, 2), "reported not delivered"),
-        (sends(1), gots(1, 2), "which nobody sent"),
+        (sends(1), gots(1, 2), "which was never sent"),
         (sends(1, 3), [], "message 3 of"),
     ],
 )
@@ -266,9 +266,9 @@ def test_views_that_add_up() -> None:
         ([f"up {B} 2", f"up {B} 2", "quiet"], "while it was up"),
         ([f"down {B} 2", f"up {B} 2", "quiet"], "which was not up"),
         ([f"up {B} 1", f"down {B} 2", f"up {B} 2", "quiet"], "which was not up"),
-        (["quiet"], "in the end it saw"),
-        ([f"up {B} 1", "quiet"], "in the end it saw"),
-        ([f"up {B} 2", "up n@10.0.0.3 3", "quiet"], "in the end it saw"),
+        (["quiet"], "at the end it saw"),
+        ([f"up {B} 1", "quiet"], "at the end it saw"),
+        ([f"up {B} 2", "up n@10.0.0.3 3", "quiet"], "at the end it saw"),
     ],
 )
 def test_views_that_do_not(rows: list[str], complaint: str) -> None:

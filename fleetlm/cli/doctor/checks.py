@@ -338,7 +338,7 @@ def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool) -> Fin
         fact: what was found at the address.
         up: whether the running node is connected to a node with this address.
         named: whether the DNS answer contains it. An address that only the connection table has may
-            belong to a node that is gone for good, so what fails there is a warning.
+            belong to a node that will not return, so a failure there is a warning.
     """
     where = endpoint(fact.ip, fact.port)
     level = FAIL if named else WARN

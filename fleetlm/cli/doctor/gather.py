@@ -213,7 +213,7 @@ def list_peer_addresses(answer: Answer | None, running: Mapping[str, Any] | None
 
 
 async def contact(ip: str, settings: Settings, *, ask_who: bool) -> PeerFact:
-    """Ask the node at an address who it is; if none says so, try whether TCP connects at all.
+    """Ask the node at an address who it is; if no node answers, test whether TCP connects.
 
     The order matters: a node logs a bare TCP connection as one from a stranger.
     """

@@ -218,7 +218,7 @@ def test_what_is_no_handler_of_it_is_refused_where_it_is_written() -> None:
         (Other.plain, r"Other.plain is not a handler of Base"),
         (Sub.own, r"Sub.own is not a handler of Base"),
         (Sub.plain, r"Sub.plain is not a handler of Base"),
-        (Base().plain, r"as the class has it, Base.plain, not as a bound method"),
+        (Base().plain, r"pass the function of the class, Base.plain, not a bound method"),
         ("plain", r"'plain' is not a handler of Base"),
         ([], r"\[\] is not a handler of Base"),
         (None, "None is not a handler"),
@@ -268,9 +268,9 @@ async def test_a_reference_is_made_from_whatever_leads_to_a_process(fleet: Fleet
     there = node.ref(Sub, "sub", at=node.name)
     assert there.target == Address("sub", node.name)
     assert await there.call(Sub.own) == "own"
-    with pytest.raises(TypeError, match="at= is for a name"):
+    with pytest.raises(TypeError, match="at= goes with a name only"):
         node.ref(Sub, started.pid, at=node.name)
     with pytest.raises(InvalidName):
         node.ref(Sub, "sub", at="nowhere")
-    with pytest.raises(TypeError, match="not a class of actors"):
+    with pytest.raises(TypeError, match="not an Actor class"):
         node.ref(Mixin, "sub")  # type: ignore[type-var]

@@ -14,7 +14,7 @@ from fleetlm.discovery.own_address import OwnAddress, Rule
 from fleetlm.errors import SettingsError
 from fleetlm.node import Node
 from fleetlm.remote.server import RemoteServer
-from fleetlm.runtime.bootstrap import CONSOLE, Prepared, load_service, prepare, warn_about
+from fleetlm.runtime.bootstrap import REMOTE_SHELL, Prepared, load_service, prepare, warn_about
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.testing.network import SimNetwork, SimTransport
@@ -41,7 +41,7 @@ async def test_what_is_given_is_used() -> None:
     assert made.settings is ON
     assert made.discovery is discovery
     assert (made.own_address.ip, made.wall_ms, made.first_answer) == ("10.0.0.1", 5, None)
-    assert made.console is None
+    assert made.remote_shell is None
 
 
 @virtual
@@ -98,7 +98,7 @@ def prepared(
     ip: str, settings: Settings, discovery: Any = "dns", warning: str | None = None, **given: Any
 ) -> Prepared:
     """What a node on this machine's network is made from, as far as `warn_about` looks at it."""
-    given = {"transport": None, "rng": random.Random(1), "wall_ms": 5, "console": None} | given
+    given = {"transport": None, "rng": random.Random(1), "wall_ms": 5, "remote_shell": None} | given
     own = OwnAddress(ip, "said so", Rule.EXPLICIT, (), warning)
     return Prepared(settings, own, discovery, None, on_this_network=True, **given)
 
@@ -170,21 +170,21 @@ class BrokenService(Service):
 
 async def simulated_parts(network: SimNetwork, service: str) -> Prepared:
     made = await parts(ON, transport=SimTransport(network, ON), discovery=StaticDiscovery([]))
-    return replace(made, console=service)
+    return replace(made, remote_shell=service)
 
 
 def test_the_service_of_the_remote_shell_is_loaded_by_its_name() -> None:
-    assert load_service(CONSOLE) is RemoteServer
+    assert load_service(REMOTE_SHELL) is RemoteServer
 
     async def main() -> None:
         settings = Settings(node_ip="127.0.0.1", remote=True)
         network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
         made = await parts(settings, transport=SimTransport(network, settings))
-        assert made.console is None, "a simulated node has no remote shell"
+        assert made.remote_shell is None, "a simulated node has no remote shell"
         on_this_machine = await prepare(settings, None, None, random.Random(1), 5)
-        assert on_this_machine.console == CONSOLE
+        assert on_this_machine.remote_shell == REMOTE_SHELL
         off = await prepare(settings.replace(remote=False), None, None, random.Random(1), 5)
-        assert off.console is None
+        assert off.remote_shell is None
 
     run(main())
 

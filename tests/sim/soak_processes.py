@@ -1,6 +1,7 @@
-"""Who lives in a society: kin that tie themselves to each other, servers under supervisors, those who ask.
+"""The processes of a soak run: workers, servers under a supervisor, and subscribers.
 
-Each does something at random moments until the world stops acting; then it only lives on.
+Workers act at random times (`Processes.act`) until `World.is_acting` is false; then they only handle
+messages. `soak_callers` has the processes that make requests, `soak_actors` the actor.
 """
 
 from __future__ import annotations
@@ -31,49 +32,49 @@ from fleetlm import (
     Registered,
     Supervisor,
 )
-from tests.sim.soak_actors import Citizen, outcome
-from tests.sim.soak_askers import Askers
+from tests.sim.soak_actors import SoakActor, outcome
+from tests.sim.soak_callers import Callers
 from tests.sim.soak_ledger import Ledger
-from tests.sim.soak_world import Home, Tree, World
+from tests.sim.soak_world import NodeRecord, Tree, World
 
 GROUPS = ("red", "blue")
 NAMES = ("king", "queen", "fool")
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
-KIN = 3
-KEEPER_S = 0.5
+WORKERS = 3
+KEEP_WORKERS_S = 0.5
 
 
-class Folk:
-    """Those of one incarnation of a node."""
+class Processes:
+    """The processes of one incarnation of a node."""
 
-    def __init__(self, world: World, ledger: Ledger, home: Home, rng: random.Random) -> None:
+    def __init__(self, world: World, ledger: Ledger, record: NodeRecord, rng: random.Random) -> None:
         self.world = world
         self.ledger = ledger
-        self.home = home
-        self.node = home.node
+        self.record = record
+        self.node = record.node
         self.rng = rng
-        self.kin: list[Pid] = []
+        self.workers: list[Pid] = []
         self.joined: dict[Pid, list[str]] = {}
-        """Process → groups as often as it has joined them."""
+        """Process → its groups, each as often as it has joined."""
         self.changes: Counter[tuple[str, Pid]] = Counter()
-        """Memberships, as a subscriber sees them."""
+        """Memberships as a subscriber of this node sees them."""
         self.holders: dict[str, tuple[Pid, Any]] = {}
-        """Names, as a subscriber sees them."""
-        self.quarrels: dict[Pid, Pid] = {}
-        """Process → with whom it is to link and unlink at the same time as the other does."""
-        self.friends: dict[Pid, Pid] = {}
-        """Process → whom it has sent to last."""
+        """Registered names as a subscriber of this node sees them."""
+        self.crossings: dict[Pid, Pid] = {}
+        """Worker → the worker that links and unlinks with it at the same time."""
+        self.last_receivers: dict[Pid, Pid] = {}
+        """Worker → the process to which it keeps sending."""
         self.busy = 0
-        """Kin in the middle of something."""
+        """Workers in the middle of an action."""
         self.heavy = rng.random() < 0.2
-        """Whether some messages count more than one."""
-        self.askers = Askers(world, ledger, home, rng, heavy=self.heavy)
+        """Whether some messages count more than one unit in a window."""
+        self.callers = Callers(world, ledger, record, rng, heavy=self.heavy)
 
-    def settle(self) -> None:
-        """Everybody moves in."""
+    def start(self) -> None:
+        """Spawn every process of the node."""
         self.node.factories.register("child", self.child)
-        self.node.spawn(self.keeper)
-        self.askers.settle()
+        self.node.spawn(self.keep_workers)
+        self.callers.start()
         self.node.spawn(self.group_watcher)
         self.node.spawn(self.name_watcher)
 
@@ -81,53 +82,53 @@ class Folk:
         pid = self.node.spawn(function, *args, name=name)
         process = self.node._local.process(pid)
         assert process is not None
-        self.world.meet(process)  # type: ignore[arg-type]
+        self.world.observe(process)  # type: ignore[arg-type]
         return pid
 
     def pause_s(self, mean_s: float) -> float:
         return self.rng.expovariate(1 / mean_s)
 
-    # Who must be there.
+    # Processes that must always run.
 
-    async def keeper(self, process: Process) -> None:
-        """Sees to it that there are always kin and a tree."""
-        while not self.world.ending:
-            self.kin = [pid for pid in self.kin if self.world.alive(pid)]
-            while len(self.kin) < KIN:
-                name = f"kin{self.rng.randrange(3)}"
+    async def keep_workers(self, process: Process) -> None:
+        """Spawn workers and a supervisor again when they have ended."""
+        while not self.world.is_ending:
+            self.workers = [pid for pid in self.workers if self.world.is_alive(pid)]
+            while len(self.workers) < WORKERS:
+                name = f"job{self.rng.randrange(3)}"
                 taken = name in self.node.registered()
-                self.kin.append(self.spawn(self.relative, name=None if taken else name))
-                self.world.kin.append(self.kin[-1])
+                self.workers.append(self.spawn(self.worker, name=None if taken else name))
+                self.world.workers.append(self.workers[-1])
             if "tree" not in self.node.registered():
                 self.spawn(self.tree, name="tree")
-            await asyncio.sleep(KEEPER_S)
+            await asyncio.sleep(KEEP_WORKERS_S)
 
     async def tree(self, process: Process) -> None:
-        """A supervisor with servers, one of them tied to processes elsewhere."""
+        """Run a supervisor with servers, one of them linked with processes on other nodes."""
         rng, world = self.rng, self.world
         tree = Tree(rng.choice(STRATEGIES), rng.randint(2, 5), 3.0, 0.25, world.now_s)
         world.trees[process.pid] = tree
         children = [
             Child("server", self.server, (tree,), register="server"),
             Child("model", self.model, (tree,), register="model"),
-            Child("bound", self.bound, (tree,), restart=rng.choice(("permanent", "transient"))),
+            Child("bound", self.linked_child, (tree,), restart=rng.choice(("permanent", "transient"))),
         ]
-        children.append(Child("citizen", Citizen, self.citizen(tree), register="citizen"))
+        children.append(Child("counter", SoakActor, self.actor_arguments(tree), register="counter"))
         rng.shuffle(children)
         await Supervisor(
             children, strategy=tree.strategy, max_restarts=tree.max_restarts, period_s=tree.period_s,  # type: ignore[arg-type]
             backoff_s=(tree.pause_s, 2.0),
         )(process)  # fmt: skip
 
-    def judge(self) -> Pid:
-        """A fresh actor, for what must succeed in quiet."""
-        return self.spawn(Citizen, *self.citizen(Tree("", 0, 0.0, 1.0, 0.0)))
+    def spawn_actor(self) -> Pid:
+        """Spawn a new actor that must answer after all faults have ended."""
+        return self.spawn(SoakActor, *self.actor_arguments(Tree("", 0, 0.0, 1.0, 0.0)))
 
-    def citizen(self, tree: Tree) -> tuple[Any, ...]:
-        """The arguments of an actor."""
-        return (self.world, self.ledger, self.home, self.rng, tree)
+    def actor_arguments(self, tree: Tree) -> tuple[Any, ...]:
+        """Return the arguments of an actor."""
+        return (self.world, self.ledger, self.record, self.rng, tree)
 
-    # Who watches.
+    # Subscribers.
 
     async def group_watcher(self, process: Process) -> None:
         with contextlib.closing(self.node.groups.watch()) as changes:
@@ -135,8 +136,8 @@ class Folk:
                 key = (change.group, change.pid)
                 self.changes[key] += 1 if isinstance(change, Joined) else -1
                 if self.changes[key] < 0:
-                    self.world.breach(f"{self.node.name}: {change}, and nobody has joined")
-                await self.dawdle()
+                    self.world.breach(f"{self.node.name}: {change} without a member that joined")
+                await self.pause_sometimes()
 
     async def name_watcher(self, process: Process) -> None:
         with contextlib.closing(self.node.registry.watch()) as changes:
@@ -146,18 +147,18 @@ class Folk:
                 if isinstance(change, Registered):
                     self.holders[change.name] = (change.pid, change.meta)
                 elif self.holders.pop(change.name)[0] != change.pid:
-                    self.world.breach(f"{self.node.name}: {change}, and another one has it")
-                await self.dawdle()
+                    self.world.breach(f"{self.node.name}: {change}, but another process has the name")
+                await self.pause_sometimes()
 
-    async def dawdle(self) -> None:
-        if self.world.acting and self.rng.random() < 0.1:
+    async def pause_sometimes(self) -> None:
+        if self.world.is_acting and self.rng.random() < 0.1:
             await asyncio.sleep(self.pause_s(1.0))
 
     # Servers.
 
     async def server(self, process: Process, tree: Tree) -> None:
         tree.starts["server"] += 1
-        self.world.meet(process)
+        self.world.observe(process)
         held = []
         async for message in process.mailbox:
             match message:
@@ -179,13 +180,13 @@ class Folk:
                 call.reply((number, process.pid))
 
     async def model(self, process: Process, tree: Tree) -> None:
-        """Serves streams: each in a process of its own, or itself."""
+        """Serve streams, each in a process of its own or in this one."""
         tree.starts["model"] += 1
-        self.world.meet(process)
+        self.world.observe(process)
         async for message in process.mailbox:
             if not isinstance(message, Call):
                 continue
-            self.ledger.asked[message.message[1]].takers.append(process.pid)
+            self.ledger.request[message.message[1]].servers.append(process.pid)
             if self.node.settings.debug or self.rng.random() < 0.3:
                 await self.produce(process, message)
             else:
@@ -200,17 +201,17 @@ class Folk:
     async def produce(self, process: Process, call: Call) -> None:
         ledger = self.ledger
         _, number, items, pause_s, end = call.message
-        asked = ledger.ran(process, number)
-        ledger.serving[number] = asked
+        request = ledger.ran(process, number)
+        ledger.serving[number] = request
         try:
             for item in range(items):
                 if pause_s:
                     await asyncio.sleep(pause_s)
                 if not await call.put((number, item)):
-                    asked.end = "unwanted"
+                    request.end = "unwanted"
                     return
-                asked.produced += 1
-            asked.end = end
+                request.produced += 1
+            request.end = end
             if end == "raise":
                 call.fail(ValueError("raise"))
             elif end == "die":
@@ -220,24 +221,26 @@ class Folk:
         finally:
             del ledger.serving[number]
 
-    async def bound(self, process: Process, tree: Tree) -> None:
-        """A child that is tied to somebody elsewhere, and falls with him or with his node."""
+    async def linked_child(self, process: Process, tree: Tree) -> None:
+        """A child that links with a process on another node, and ends with it or with the connection."""
         tree.starts["bound"] += 1
-        self.world.meet(process)
-        others = [pid for pid in self.world.folk if pid.node != self.node.name and self.world.alive(pid)]
-        if others and self.world.acting:
+        self.world.observe(process)
+        others = [
+            pid for pid in self.world.observed if pid.node != self.node.name and self.world.is_alive(pid)
+        ]
+        if others and self.world.is_acting:
             self.world.link(process, self.rng.choice(others[-6:]))
         async for _ in process.mailbox:
             pass
 
-    # Kin.
+    # Workers.
 
-    async def relative(self, process: Process) -> None:
-        """Ties itself to others, sends, joins, claims, and ends one day."""
+    async def worker(self, process: Process) -> None:
+        """Monitor, link, send, join groups and register names at random times, and end at some time."""
         world, rng = self.world, self.rng
         if rng.random() < 0.6:
-            world.trap(process)
-        sluggish_s = rng.choice((0.0, 0.0, 0.02, 0.2))
+            world.trap_exits(process)
+        slow_s = rng.choice((0.0, 0.0, 0.02, 0.2))
         watched: dict[Ref, Any] = {}
         senders: dict[Pid, Ref] = {}
         while True:
@@ -248,17 +251,17 @@ class Folk:
                 except TimeoutError:
                     break
                 self.take(process, message, watched, senders)
-                if process.pid in self.quarrels:
-                    await self.busily(self.quarrel(process, self.quarrels.pop(process.pid)))
-                if sluggish_s:
-                    await asyncio.sleep(sluggish_s * rng.random())
-            if world.acting:
-                await self.busily(self.act(process, watched))
+                if process.pid in self.crossings:
+                    await self.count_busy(self.cross_links(process, self.crossings.pop(process.pid)))
+                if slow_s:
+                    await asyncio.sleep(slow_s * rng.random())
+            if world.is_acting:
+                await self.count_busy(self.act(process, watched))
 
     def take(self, process: Process, message: Any, watched: dict[Ref, Any], senders: dict[Pid, Ref]) -> None:
         match message:
             case ("seq", Pid() as sender, int(number), _):
-                self.ledger.got(process, sender, number)
+                self.ledger.take_number(process, sender, number)
                 if sender not in senders:
                     senders[sender] = self.world.monitor(process, sender)
             case Down(ref=ref, target=target, reason=reason):
@@ -270,14 +273,14 @@ class Folk:
                 message.reply((number, process.pid))
             case Exit(pid=Pid(number=0), reason="shutdown"):
                 raise ProcessExit("shutdown")
-            case ("quarrel", Pid() as other):
-                self.quarrels.setdefault(process.pid, other)
+            case ("linking", Pid() as other):
+                self.crossings.setdefault(process.pid, other)
             case Exit() | NameLost() | ("news", _):
                 pass
             case _:
                 self.world.breach(f"{process.pid} got {message!r}")
 
-    async def busily(self, act: Coroutine[Any, Any, None]) -> None:
+    async def count_busy(self, act: Coroutine[Any, Any, None]) -> None:
         self.busy += 1
         try:
             await act
@@ -286,20 +289,20 @@ class Folk:
 
     async def act(self, process: Process, watched: dict[Ref, Any]) -> None:
         rng, world = self.rng, self.world
-        other = self.anybody(process)
+        other = self.random_pid(process)
         match rng.choices(
             (
                 "monitor",
                 "demonitor",
                 "link",
                 "unlink",
-                "quarrel",
+                "linking",
                 "exit",
                 "end",
                 "send",
                 "group",
                 "name",
-                "beget",
+                "spawn",
             ),
             (10, 4, 6, 2, 3, 2, 1, 14, 8, 6, 4),
         )[0]:
@@ -314,14 +317,14 @@ class Folk:
                 world.link(process, other)
             case "unlink":
                 world.unlink(process, other)
-            case "quarrel" if other in world.kin:
-                await self.provoke(process, other)
+            case "linking" if other in world.workers:
+                await self.start_crossing(process, other)
             case "exit":
                 world.exit(process, other)
             case "end":
                 self.end(process)
             case "send":
-                other = self.friends.setdefault(process.pid, other) if rng.random() < 0.5 else other
+                other = self.last_receivers.setdefault(process.pid, other) if rng.random() < 0.5 else other
                 await self.send(process, other)
                 if rng.random() < (0.25 if self.heavy else 0.08):
                     process.exit(process.pid, "kill")
@@ -329,37 +332,37 @@ class Folk:
                 await self.group(process)
             case "name":
                 await self.claim(process)
-            case "beget":
-                await self.beget(process)
+            case "spawn":
+                await self.spawn_remotely(process)
 
-    async def beget(self, process: Process) -> None:
-        """Spawn a child on another node, linked or monitored; who stops waiting has none."""
+    async def spawn_remotely(self, process: Process) -> None:
+        """Spawn a child on another node, linked or monitored; a timeout means that none was spawned."""
         rng, world = self.rng, self.world
-        at = rng.choice([home.node.name for home in world.homes.values() if home is not self.home])
-        asked = self.ledger.asks(self.home, ("child", at), "spawn", rng.choice((0.01, 0.5, 2.0)))
+        at = rng.choice([record.node.name for record in world.records.values() if record is not self.record])
+        request = self.ledger.begin(self.record, ("child", at), "spawn", rng.choice((0.01, 0.5, 2.0)))
         linked, life_s = rng.random() < 0.5, rng.choice((0.0, 0.3, 1e6))
-        asking = world.spawn_at(
-            process, at, asked.number, life_s, linked=linked, timeout_s=asked.timeout_s
+        operation = world.spawn_at(
+            process, at, request.number, life_s, linked=linked, timeout_s=request.timeout_s
         )  # fmt: skip
-        await outcome(self.ledger, asked, asking)
+        await outcome(self.ledger, request, operation)
 
     async def child(self, process: Process, number: int, life_s: float) -> None:
-        """What other nodes spawn here."""
-        self.world.meet(process)
+        """A process that other nodes spawn here."""
+        self.world.observe(process)
         self.ledger.ran(process, number)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(life_s):
                 async for _ in process.mailbox:
                     pass
-        raise ProcessExit(("grown up", number))
+        raise ProcessExit(("lived on", number))
 
-    async def provoke(self, process: Process, other: Pid) -> None:
+    async def start_crossing(self, process: Process, other: Pid) -> None:
         with contextlib.suppress(NotDelivered):
-            self.node.send_nowait(other, ("quarrel", process.pid))
-        await self.quarrel(process, other)
+            self.node.send_nowait(other, ("linking", process.pid))
+        await self.cross_links(process, other)
 
-    async def quarrel(self, process: Process, other: Pid) -> None:
-        """Link and unlink, while the other does: what they do crosses."""
+    async def cross_links(self, process: Process, other: Pid) -> None:
+        """Link and unlink while the other process does the same, so that their signals cross."""
         for _ in range(4):
             await asyncio.sleep(self.rng.random() * 0.003)
             self.rng.choice((self.world.link, self.world.unlink))(process, other)
@@ -375,28 +378,30 @@ class Folk:
             case _:
                 process.exit(process.pid, "kill")
 
-    def anybody(self, process: Process) -> Pid:
-        """Mostly somebody alive; sometimes one of the dead, of any incarnation."""
-        everybody = [pid for pid in self.world.folk if pid != process.pid]
-        recent = [pid for pid in everybody[-40:] if self.world.alive(pid)]
+    def random_pid(self, process: Process) -> Pid:
+        """Draw mostly a living process, sometimes an ended one of any incarnation."""
+        known = [pid for pid in self.world.observed if pid != process.pid]
+        recent = [pid for pid in known[-40:] if self.world.is_alive(pid)]
         if recent and self.rng.random() < 0.85:
             return self.rng.choice(recent)
-        return self.rng.choice(everybody) if everybody else Pid("fleetlm@10.0.0.9", 1, 1)
+        return self.rng.choice(known) if known else Pid("fleetlm@10.0.0.9", 1, 1)
 
     def address(self) -> Address:
-        home = self.rng.choice(list(self.world.homes.values()))
-        return Address(self.rng.choice(("kin0", "kin1", "server", "nobody")), home.node.name)
+        record = self.rng.choice(list(self.world.records.values()))
+        return Address(self.rng.choice(("job0", "job1", "server", "nobody")), record.node.name)
 
     async def send(self, process: Process, other: Pid) -> None:
-        """A burst of numbered messages, to somebody who may be slow."""
+        """Send a burst of numbered messages to a process that may be slow."""
         rng, ledger = self.rng, self.ledger
         size = rng.choice((0, 50, 3_000, 40_000)) if self.heavy else rng.choice((0, 50, 500))
         for _ in range(rng.choice((1, 2, 12, 40))):
             number = ledger.number(process.pid, other)
             message = ("seq", process.pid, number, bytes(size))
             try:
-                if other in self.world.citizens and rng.random() < 0.5:
-                    await self.node.ref(Citizen, other).cast(Citizen.note, process.pid, number, bytes(size))
+                if other in self.world.actors and rng.random() < 0.5:
+                    await self.node.ref(SoakActor, other).cast(
+                        SoakActor.note, process.pid, number, bytes(size)
+                    )
                 elif rng.random() < 0.3:
                     self.node.send_nowait(other, message)
                 else:
@@ -405,14 +410,14 @@ class Folk:
             except NotDelivered:
                 return
             except TimeoutError:
-                if why := self.in_vain(other):
+                if why := self.why_not_full(other):
                     self.world.breach(f"{process.pid} waited to send to {other}, though {why}")
-                ledger.sending(process.pid, other, doubtful=True)
+                ledger.count_sent(process.pid, other, is_doubtful=True)
                 return
-            ledger.sending(process.pid, other)
+            ledger.count_sent(process.pid, other)
 
-    def in_vain(self, other: Pid) -> str:
-        """Why nobody needs to wait there, if that is so."""
+    def why_not_full(self, other: Pid) -> str:
+        """Say why a send need not wait there; empty if it must."""
         if other.node == self.node.name:
             box = self.node._local.boxes.get(other.number)
             if box is None:
@@ -432,7 +437,7 @@ class Folk:
                 mine.append(group)
             case 2:
                 if groups.leave(group, process.pid) != (group in mine):
-                    self.world.breach(f"{process.pid} left {group} otherwise than it has joined: {mine}")
+                    self.world.breach(f"{process.pid} left {group}, but had joined {mine}")
                 if group in mine:
                     mine.remove(group)
             case 3:
@@ -450,10 +455,10 @@ class Folk:
                         await groups.broadcast(group, ("news", rng.random()))
 
     async def claim(self, process: Process) -> None:
-        """Register or give up a cluster-wide name, for itself or for somebody elsewhere."""
+        """Register or unregister a cluster-wide name, for itself or for another process."""
         rng, registry = self.rng, self.node.registry
         name = rng.choice(NAMES)
-        pid = process.pid if rng.random() < 0.7 else rng.choice(self.world.kin[-20:])
+        pid = process.pid if rng.random() < 0.7 else rng.choice(self.world.workers[-20:])
         try:
             if rng.random() < 0.75:
                 on_loss = rng.choice(("exit", "message"))
@@ -463,6 +468,6 @@ class Folk:
                 await registry.unregister(name, timeout=2.0)
         except AlreadyRegistered as taken:
             if taken.owner == pid:
-                self.world.breach(f"{pid} may not register {name}, since it has it")
+                self.world.breach(f"{pid} was refused {name}, which it has")
         except FleetError:
             pass
