@@ -178,7 +178,7 @@ class Node:
             return  # The node belongs to the parent process, which stops it.
         self._stopping = True
         if self._leaving is None:
-            self._parts.kernel.draining = True
+            self._parts.kernel.is_draining = True
             leave = self._leave(reason, drain_s, asyncio.current_task())
             self._leaving = self._loop.create_task(leave, name=f"{self.name} leaves")
         await asyncio.shield(self._leaving)
@@ -721,7 +721,7 @@ class Node:
             dns_age_s=None if answered_at is None else now - answered_at,
             polls=0 if poller is None else poller.polls,
             lag_ms=self._driver.lag_ms,
-            draining=kernel.draining,
+            draining=kernel.is_draining,
             observed_ips=tuple(sorted(kernel.observed)),
             processes=len(self.processes()),
             messages_sent=sum(session.messages_sent for session in sessions),

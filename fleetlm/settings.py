@@ -28,7 +28,7 @@ COOKIE_MIN_LENGTH = 16
 """Characters. A recorded handshake allows guessing offline, so a short cookie would not stay secret."""
 COOKIE_MAX_LENGTH = 4096
 """Characters. A longer one is probably the wrong file."""
-MAX_MS = 86_400_000
+MAX_DURATION_MS = 86_400_000
 """One day, in milliseconds. A longer interval or time-out is probably in the wrong unit."""
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
@@ -94,12 +94,12 @@ class Settings:
     """Each pause is longer or shorter by up to this fraction, so that nodes that start together do not ask
     together for ever."""
     forget_after_lookups: int = 3
-    """A peer that is not connected is forgotten after so many successful lookups in a row without it, and
+    """A peer that is not connected is forgotten after this many successful lookups in a row without it, and
     not before ``forget_after_s``. A DNS answer is a sample, so one absence proves nothing."""
     forget_after_s: float = 30.0
     """Seconds after which a peer that is not connected may be forgotten: longer than a restart takes."""
     prune_after_lookups: int | None = None
-    """Disconnect a *connected* peer after so many successful lookups in a row without it, until a lookup
+    """Disconnect a *connected* peer after this many successful lookups in a row without it, until a lookup
     lists it again. Only for networks where DNS always lists every node. None: never."""
     max_peers: int = 1_024
     """Limit of known peers. A wildcard record or a wrong name must not use up memory or descriptors."""
@@ -134,7 +134,7 @@ class Settings:
     batch_bytes: int = 64 * 1024
     """A batch of this size is sent at once. Bounds memory, and what one turn of the loop writes."""
     batch_messages: int = 1_024
-    """A batch of so many messages is sent at once. Bounds how long a receiver's loop decodes in one go."""
+    """A batch of this many messages is sent at once. Bounds how long a receiver's loop decodes in one go."""
     window_bytes: int = 8 * 1024 * 1024
     """Bytes in flight to one peer before ``send`` waits: enough for 10 GB/s at a round trip of 0.8 ms."""
     chunk_bytes: int = 256 * 1024
@@ -298,7 +298,7 @@ def _parse_integer(low: int, high: int, what: str) -> Callable[[str], int]:
 
 
 def _parse_seconds(low_ms: int) -> Callable[[str], float]:
-    parse_ms = _parse_integer(low_ms, MAX_MS, "milliseconds")
+    parse_ms = _parse_integer(low_ms, MAX_DURATION_MS, "milliseconds")
     return lambda text: parse_ms(text) / 1000
 
 

@@ -53,5 +53,5 @@ def duplicate(hello: Hello, owner: int) -> str:
 
 
 def same_fleet(mine: str, other: str) -> bool:
-    """Whether two names share a basename: only those are found through the same DNS name."""
+    """Whether two names share a basename: only such nodes are found through the same DNS name."""
     return mine.partition("@")[0] == other.partition("@")[0]

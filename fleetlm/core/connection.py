@@ -25,7 +25,7 @@ is up.
 
 Races, and where each is settled:
 
-- The peer gives up a half that we hold to be good. Its next HELLO carries the epoch of the half that it
+- The peer gives up a half that we regard as good. Its next HELLO carries the epoch of the half that it
   gave up last (`Hello.dropped`); if that is ours, `_is_spoilt` makes us dial anew. A HELLO while we are UP
   ends the connection first (`hello`), because a peer dials only when it has no connection.
 - The peer restarts between our READY and its answer. Our READY was meant for its former incarnation, which
@@ -214,7 +214,7 @@ class Connection:
         """Take the HELLO of a peer that the kernel has admitted, and confirm it.
 
         A peer dials only when it has no connection, so a connection that is up here is over. An attempt
-        of ours that cannot be completed any more is begun anew; see `_is_spoilt`. Any other is kept.
+        of ours that cannot be completed any more is begun anew; see `_is_spoilt`. Any other attempt is kept.
         """
         effects: list[Effect] = []
         if self.phase is Phase.UP:
@@ -251,14 +251,14 @@ class Connection:
     def broken(self, now: float, reason: str) -> list[Effect]:
         """The peer broke the protocol on its half, or a frame was lost there.
 
-        The peer may hold the connection to be up. Dialling anew tells it that this is over.
+        The peer may still regard the connection as up. Dialling anew tells it that the connection is over.
         """
         if self.phase is Phase.UP:
             return self.down(now, reason)
         self._give_up_incoming()
         return self.failed(now, reason) if self.phase is Phase.DIALLING else []
 
-    # The end.
+    # Ending the connection.
 
     def down(self, now: float, reason: str) -> list[Effect]:
         """End a connection that is up: give up both halves, and dial again after a back-off."""

@@ -39,6 +39,7 @@ MAX_PIECE_MEMBERSHIPS = 200
 """Memberships in one fact: it stays below 256 KiB even if each is of a group with the longest name."""
 
 _NUMBER_END = 1 << 64
+"""Numbers of processes are below this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class GroupTable:
         self._in_order: dict[str, list[Pid]] = {}
         """Sorted members of groups that were asked for since they last changed: sorting is expensive."""
 
-    # Questions.
+    # Queries.
 
     def members(self, group: str) -> list[Pid]:
         """Return all members in the order of `pid_order`. The caller must not change the list."""

@@ -22,7 +22,7 @@ Two nodes that claim one name: a HELLO of an incarnation other than the connecte
 connection. It starts a *probe*: the kernel dials the address of that name and asks who is there (PROBE,
 IAM). If the new incarnation answers, the node has restarted: the old connection goes down before the new
 one comes up. If another one answers, or none while the old connection is still up, the claimant is refused
-as `duplicate_name`. The clocks of the two nodes play no part in it.
+as ``duplicate_name``. The clocks of the two nodes play no part in it.
 
 Each change that people should know of becomes one `Report`. The lists of what has been reported are bounded,
 so that a stranger cannot fill the memory or the log.
@@ -70,8 +70,8 @@ class Kernel:
 
     Attributes:
         topology: the table of peers.
-        leaving: whether this node has said goodbye; from then on it admits and dials no node.
-        draining: whether this node announces that it will leave; every TICK says so.
+        is_leaving: whether this node has said goodbye; from then on it admits and dials no node.
+        is_draining: whether this node announces that it will leave; every TICK says so.
         verdict: the outcome of the last lookup in words.
         observed: addresses from which peers dial this node that are not those of their names.
     """
@@ -81,8 +81,8 @@ class Kernel:
         self.settings = settings
         self.rng = rng
         self.topology: Topology = Topology(me, settings, rng)
-        self.leaving: bool = False
-        self.draining = False
+        self.is_leaving: bool = False
+        self.is_draining: bool = False
         self.verdict: str = ""
         self.observed: set[str] = set()
         self._sources: dict[bytes, str] = {}
@@ -272,7 +272,7 @@ class Kernel:
         while self._due and self._due[0][0] <= now:
             when, _, name = heapq.heappop(self._due)
             peer = self.topology.peers.get(name)
-            if peer is None or self.leaving or peer.due != when:
+            if peer is None or self.is_leaving or peer.due != when:
                 continue
             peer.due = None
             if peer.connection.phase is Phase.DIALLING:
@@ -304,7 +304,7 @@ class Kernel:
 
     def left(self, now: float, reason: str) -> list[Effect]:
         """This node leaves: say goodbye to all peers, and admit none from now on."""
-        self.leaving = True
+        self.is_leaving = True
         effects: list[Effect] = [HangUp(channel) for channel in self._probes]
         self._probes.clear()
         for peer in list(self.topology.peers.values()):
@@ -316,7 +316,7 @@ class Kernel:
     def _judge_hello(self, now: float, source: bytes, epoch: int, hello: Hello) -> list[Effect]:
         """Admit or refuse a dialler, or probe its address if its name is connected already."""
         ip = self._ips.get(source, "")
-        refusal = admission.judge(self.me, hello, leaving=self.leaving)
+        refusal = admission.judge(self.me, hello, leaving=self.is_leaving)
         if refusal is not None:
             return self._refuse(now, source, hello, *refusal)
         peer = self.topology.meet(now, hello.name, itself=True)

@@ -42,7 +42,7 @@ from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
 from fleetlm.texts import SHORT
 
-MAX_ACTS = 8
+MAX_ACTS_PER_LINK = 8
 """Acts of linking kept for one link. A correct node makes one; this bounds what another may pile up."""
 
 Target = Pid | Address
@@ -322,7 +322,7 @@ class Links:
                 if not self._alive(number):
                     return [Tell(node, ["exit", self._pid(number), other.number, "noproc"], number)]
                 links = self._ends_of(number).links
-                links[other] = (*links.get(other, ()), -act)[-MAX_ACTS:]
+                links[other] = (*links.get(other, ()), -act)[-MAX_ACTS_PER_LINK:]
                 return []
             case ["unlink", Pid() as other, int(number), [*acts]] if _is_of(other, node, incarnation):
                 self._end_acts(number, other, acts)

@@ -44,8 +44,9 @@ OnLoss = Literal["exit", "message"]
 MAX_WHY_LENGTH = 64
 """Characters of the reason with which a peer gives up a name; those of this version are shorter than 16."""
 _NUMBER_END = 1 << 64
-_ROW_BYTES = 40
-"""A claim takes at most so much on the wire besides its name and meta."""
+"""Numbers of processes, and milliseconds since 1970, are below this."""
+_MAX_ROW_OVERHEAD_BYTES = 40
+"""Upper bound of a claim's bytes on the wire without its name and meta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Claim:
 
 
 Decide = Callable[[Claim, Claim], Claim]
-"""Returns the winner of two claims; the one of lower rank comes first. It must look at nothing else."""
+"""Returns the winner of two claims, given in the order of `rank`. It must depend on the claims only."""
 
 
 def rank(claim: Claim) -> tuple[int, str, int, int]:
@@ -118,7 +119,7 @@ class _Held:
 
     @property
     def size(self) -> int:
-        return len(self.claim.name.encode()) + len(self.packed) + _ROW_BYTES
+        return len(self.claim.name.encode()) + len(self.packed) + _MAX_ROW_OVERHEAD_BYTES
 
     @property
     def row(self) -> list[Any]:
@@ -172,7 +173,7 @@ class NameTable:
         self._names_of: dict[int, dict[str, None]] = {}
         """Number of a process of this node → its names."""
 
-    # Questions.
+    # Queries.
 
     def holder(self, name: str) -> Claim | None:
         """Return the claim that holds a name, as this node sees it, or None."""

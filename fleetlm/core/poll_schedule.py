@@ -15,8 +15,8 @@ class PollSchedule:
 
     While no peer has ever been seen, the delay begins at `Settings.fast_poll_s` and doubles up to the
     interval: a headless service names only pods that are ready, so NXDOMAIN is normal at first. After that
-    it is the interval. Each delay varies by ±`Settings.poll_jitter`, so that nodes that started together
-    drift apart.
+    the delay is the interval. Each delay varies by ±`Settings.poll_jitter`, so that nodes that started
+    together drift apart.
     """
 
     def __init__(self, settings: Settings, rng: random.Random) -> None:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fleetlm.messages import NameLost
 
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 Restart = Literal["permanent", "transient", "temporary"]
 
-STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
-RESTARTS = ("permanent", "transient", "temporary")
+STRATEGIES = get_args(Strategy)
+RESTARTS = get_args(Restart)
 PEER_LOSS = "noconnection"
 """The exit reason of a child that was linked to a process on a node that was lost."""
 MAX_DOUBLINGS = 64

@@ -3,8 +3,8 @@
 The address is decided once, within two seconds of the start, and then fixed, since the node's name and
 every pid contain it. Rules are tried in this order, and the first that finds an address decides:
 
-1. EXPLICIT: ``FLEETLM_NODE_IP``. The operator's word holds even if this machine does not have the
-   address (NAT).
+1. EXPLICIT: ``FLEETLM_NODE_IP``. This value is used even if this machine does not have the address
+   (NAT).
 2. LOOPBACK, at once, if clustering is off.
 3. PLATFORM: ``FLY_PRIVATE_IP``, then ``POD_IP``.
 4. DNS: the address in the cluster's DNS answer that this machine can *bind*. This rule needs no

@@ -40,7 +40,7 @@ class Window(Protocol):
     """Units after which it is worth telling the sender what was taken."""
 
     def took(self, key: Key, count: int, /) -> None:
-        """Count so many units for this process as taken."""
+        """Count ``count`` units for this process as taken."""
 
 
 class _Origin:

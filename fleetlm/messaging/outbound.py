@@ -158,7 +158,7 @@ class Outbound:
                 raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
             box.put(self.copied(to, message))
             return
-        # `admit` asks all windows; on a slow session it is worth asking before the message is packed.
+        # `admit` checks all windows; on a slow session it is worth checking before the message is packed.
         obstacle = session.obstacle(key) if session.is_slow else None
         if obstacle is None:
             packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.

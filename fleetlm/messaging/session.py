@@ -7,12 +7,12 @@ one frame of the batch at the end of the turn; a batch that reaches `Settings.ba
 
 **Ordering.** Messages of one sender arrive in the order sent. A message above `Settings.chunk_bytes`
 travels in chunks, and waits for its turns in the lane of its sender (`Lanes`); whatever the same sender
-appends later queues behind it, and small messages of other senders pass. The sender is the current task,
-unless the caller names another: a task that acts for another sends as that one, and the reply and the items
-of one request share the lane ``("reply", ref)``.
+appends later queues behind it, and small messages of other senders pass it. The sender is the current task,
+unless the caller names another one: a task may send in the place of another task, and the reply and the
+items of one request share the lane ``("reply", ref)``.
 
 **Credit.** Two windows make senders wait; `messaging.windows` explains them. `obstacle` is the one place
-that asks them, `admit` the one place that counts a message, `room` waits. Runtime messages (`control`,
+that checks them, `admit` the one place that counts a message, `room` waits. Runtime messages (`control`,
 `signal`), replies and failures wait for no window; a peer that never takes them is disconnected when more
 than `ByteWindow.hard_limit_bytes` are in flight.
 
@@ -81,7 +81,7 @@ class Session:
         peer: the node at the other end.
         outgoing: this node's half of the connection, which numbers its frames.
         incoming: the peer's half, with its HELLO.
-        settings: this node's; where the HELLO announces a lower limit, that one holds.
+        settings: this node's; where the HELLO announces a lower limit, the lower one holds.
         codec: packs replies and items.
         transport: takes the frames.
         flush_soon: called when there is something to flush at the end of the turn.
@@ -162,7 +162,7 @@ class Session:
         self.held_limit: int = limit
         """``windows.held`` and its limit once more, because every message reads them."""
         self.arrivals: ReceiveWindows = ReceiveWindows(limit, self._tell_taken)
-        """The windows of this node's processes, as far as the peer sends to them."""
+        """The windows of this node's processes for messages of the peer."""
         self.open_calls: dict[Key, int] = {}
         """Calls of this node that wait for a process of the peer; `admit` adds to it."""
         self.messages_sent: int = 0
@@ -305,7 +305,7 @@ class Session:
         return self.held.get(key, 0) + self.open_calls.get(key, 0)
 
     def credited(self, total_bytes: int, chunk_bytes: int) -> None:
-        """Take a CREDIT: the peer has taken so many bytes in all, and so many of them in chunks.
+        """Take a CREDIT: the peer has taken ``total_bytes`` in all, ``chunk_bytes`` of them in chunks.
 
         Raises:
             ValueError: for more than was sent, or less than before; nothing changed.
@@ -331,7 +331,7 @@ class Session:
     # Sending.
 
     def append(self, packed: bytes, sender: Hashable = None) -> bool:
-        """Append a packed message to the batch or a lane. It asks no window and counts nothing: see `admit`.
+        """Append a packed message to the batch or a lane. Checks no window and counts nothing: see `admit`.
 
         Args:
             packed: one item of a batch.

@@ -19,7 +19,7 @@ class ConsumerEnd:
 
     Args:
         window: items that the producer may send ahead.
-        more: tells the producer that it may send so many items besides.
+        more: allows the producer to send this many further items.
     """
 
     __slots__ = ("_ended", "_error", "_items", "_more", "_untold", "_waiter", "_window")

@@ -61,7 +61,7 @@ MAX_SWEPT_MAILBOXES = 16_384
 TOLD_SHARE = 8
 """Credit is told for every eighth of a window: rarely enough to cost nothing, often enough to flow."""
 MAX_WINDOWS_IN_FLIGHT = 4
-"""A connection with more bytes in flight than so many windows is ended. Replies and signals do not wait for
+"""A connection with more bytes in flight than this many windows is ended. Replies and signals do not wait for
 the window, so this is where a peer that takes nothing is noticed."""
 
 
@@ -155,7 +155,7 @@ class ByteWindow:
         self._sent_chunk_bytes += size_bytes
 
     def credited(self, total_bytes: int, chunk_bytes: int) -> None:
-        """Note that the peer has taken so many bytes in all, and so many of them in chunks.
+        """Note that the peer has taken ``total_bytes`` in all, ``chunk_bytes`` of them in chunks.
 
         Raises:
             ValueError: more than was sent, or less than before; nothing changed.
@@ -213,7 +213,7 @@ class ByteCredit:
         self._tell = tell
 
     def took(self, size_bytes: int, *, in_chunk: bool = False) -> None:
-        """Count a frame that was decoded, and tell the peer when an eighth of a window has come together."""
+        """Count a frame that was decoded, and tell the peer after every eighth of a window."""
         self.taken_bytes += size_bytes
         if in_chunk:
             self.taken_chunk_bytes += size_bytes
@@ -324,7 +324,7 @@ class ReceiveWindows:
         box.arrived(self, key, count, weight)
 
     def took(self, key: Key, count: int) -> None:
-        """Count units that have left a mailbox, and tell the peer when a step of them has come together."""
+        """Count units that have left a mailbox, and tell the peer after every `step` of them."""
         self._untold[key] = now = self._untold.get(key, 0) + count
         if now >= self.step:
             self._tell_one(key)

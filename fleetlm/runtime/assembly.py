@@ -211,7 +211,7 @@ class Assembly:
     def _is_draining(self, name: str) -> bool:
         """Implement `NodeContext.is_draining`."""
         if name == self.context.name:
-            return self.kernel.draining
+            return self.kernel.is_draining
         session = self.context.sessions.get(name)
         return session is not None and session.peer.is_draining
 

@@ -241,7 +241,7 @@ class Driver:
         self.follower.node_down(down.name)
         self._events.down(NodeDown(down.name, down.incarnation, down.reason))
         self.follower.changed()
-        if not self.kernel.leaving:
+        if not self.kernel.is_leaving:
             self.follower.connection_lost()
 
     # Time.
@@ -276,7 +276,7 @@ class Driver:
 
     def tick_sessions(self) -> None:
         """Tell every peer that this event loop is alive, and whether the node is draining."""
-        tick = operations.tick(self.lag_ms, self.kernel.draining)
+        tick = operations.tick(self.lag_ms, self.kernel.is_draining)
         for session in list(self.sessions.values()):
             session.control(tick)
 

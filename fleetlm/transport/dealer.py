@@ -30,7 +30,7 @@ import errno
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import zmq
@@ -339,7 +339,7 @@ class ReasonProbe:
         ip: str,
         port: int,
         own_ip: str | None,
-        report: _ReportReason,
+        report: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._report = report
@@ -379,10 +379,6 @@ class ReasonProbe:
             self._report("connection refused, or the host cannot be reached")
         else:
             self._report(os.strerror(code).lower())
-
-
-class _ReportReason(Protocol):
-    def __call__(self, why: str, /) -> None: ...
 
 
 def new_routing_id() -> bytes:

@@ -77,7 +77,7 @@ class Monitor:
 
 
 def explain_refusal_here(event: int, value: int, has_cookie: bool) -> str:
-    """Why this node's ROUTER refused a connection, from the event of its monitor.
+    """Return why this node's ROUTER refused a connection, from the event of its monitor.
 
     In the text "it" is the node that dialled.
     """
@@ -103,7 +103,7 @@ def explain_refusal_here(event: int, value: int, has_cookie: bool) -> str:
 
 
 def explain_refusal_there(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str:
-    """Why a dialled node did not accept this one, from the last failure that the monitor reported.
+    """Return why a dialled node did not accept this one, from the last failure that the monitor reported.
 
     In the text "it" is the node that was dialled. ``timeout_s`` is given if the time ran out.
     """

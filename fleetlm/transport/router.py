@@ -23,7 +23,7 @@ Races, and where each is settled:
 * *A connection that came, sent and went before anything was read.* Its source is admitted as ending.
 * *Frames after a loss was reported* (only after the time-out) are dropped: `_lost_sources` has their sources.
 * *A stranger's failure* names no descriptor. The DISCONNECTED that follows names it; with several I/O
-  threads in libzmq it may be the one of another stranger, which only affects a log line.
+  threads in libzmq it may belong to another stranger, which only affects a log line.
 
 Descriptors that ZeroMQ gives to a loop are edge-triggered. Each wake-up reads until nothing is left, or
 schedules its own continuation; the transport's slow re-check backs this up.
@@ -55,7 +55,7 @@ MAX_EVENTS_PER_READ: Final = 512
 """Monitor events read in one turn of the loop, likewise."""
 LAST_FRAMES_TIMEOUT_S: Final = 1.0
 """Seconds after which a source that has ended is reported as lost, even if frames of others still
-arrive so fast that its last ones cannot be known to be read."""
+arrive so fast that its last frames may be unread."""
 MAX_LOST_SOURCES: Final = 1_024
 """Lost sources that are remembered, so that late frames of theirs are dropped; the oldest go first."""
 MAX_REFUSED_IPS: Final = 256

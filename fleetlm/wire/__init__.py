@@ -1,1 +1,1 @@
-"""Bytes and values: frames, operations, and the exact encoding of messages. Pure: knows no socket."""
+"""Frames, operations, and the exact encoding of messages as bytes. Pure: uses no socket and no clock."""

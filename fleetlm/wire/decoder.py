@@ -1,6 +1,6 @@
 """Unpacks msgpack bytes into message values, whatever the bytes hold.
 
-The receiver believes nothing that a peer sends. There are two kinds of fault:
+The receiver trusts nothing that a peer sends. There are two kinds of fault:
 
 - Bytes that no codec writes (malformed, too deep, trailing bytes) raise `BadData`; the session ends.
 - A value that is well formed but cannot be rebuilt here (a tag that is not registered, a constructor that

@@ -43,9 +43,10 @@ from fleetlm.texts import SHORT
 
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
-"""The protocol versions of this node. Two nodes without a common one refuse each other: `incompatible`."""
+"""The protocol versions of this node. Two nodes without a common one refuse each other: ``incompatible``."""
 
 HEADER: Final = struct.Struct(">BIQ")
+"""Kind, epoch, sequence number."""
 HEADER_BYTES: Final = HEADER.size
 CHUNK_HEAD: Final = struct.Struct(">IQ")
 """What follows the header of a CHUNK: the number of the transfer, and the bytes of the whole message."""

@@ -348,7 +348,7 @@ def credit(total: int, in_chunks: int) -> list[Any]:
 
 
 def read_credit(message: list[Any]) -> tuple[int, int]:
-    """Return both totals; `Session.credited` checks that so much was sent."""
+    """Return both totals; `Session.credited` compares them with what was sent."""
     _, total, in_chunks = message
     return checked_count(total), checked_count(in_chunks)
 

@@ -300,7 +300,7 @@ def test_every_refusal_is_typed_and_leaves_nothing(local: bool, kind: str) -> No
 @pytest.mark.parametrize("early", [True, False])
 def test_a_node_that_drains_takes_no_new_process_but_serves_calls(early: bool) -> None:
     async def story(_cluster: SimCluster, here: Node, there: Node) -> None:
-        there._parts.kernel.draining = True
+        there._parts.kernel.is_draining = True
         if early:
             await asyncio.sleep(3)
             assert here.list("draining") == [there.name]
@@ -310,7 +310,7 @@ def test_a_node_that_drains_takes_no_new_process_but_serves_calls(early: bool) -
             assert refused.value.node == there.name
         assert await here.whereis("x", at=there.name) is None
         assert there.processes() == []
-        there._parts.kernel.draining = False
+        there._parts.kernel.is_draining = False
 
     pair_story(story)
 
@@ -736,7 +736,7 @@ class Story:
         elif pick < 0.25:
             cluster.heal()
         elif pick < 0.3:
-            node._parts.kernel.draining = not node._parts.kernel.draining
+            node._parts.kernel.is_draining = not node._parts.kernel.is_draining
         elif pick < 0.35:
             pid = node.registered().get("asker 0")
             if pid is not None:
@@ -764,7 +764,7 @@ class Story:
             for _ in range(40):
                 await self.step()
             for node in self.nodes():
-                node._parts.kernel.draining = False
+                node._parts.kernel.is_draining = False
             self.cluster.heal()
             await self.cluster.mesh(timeout=300)
             await asyncio.sleep(60)

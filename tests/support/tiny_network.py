@@ -147,7 +147,7 @@ class Node:
         for peer in peers:
             phase = peer.connection.phase
             assert (phase is Phase.IDLE) == (peer.connection.outgoing is None)
-            if phase is not Phase.UP and not peer.is_blocked and not kernel.leaving:
+            if phase is not Phase.UP and not peer.is_blocked and not kernel.is_leaving:
                 assert peer.due is not None, "a peer that nobody will look at again"
         due, deadline = kernel._due, kernel.deadline()
         assert len(due) <= 40 * (1 + len(peers)), "the schedule grows"

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fleetlm.core.links import MAX_ACTS, Deliver, Effect, Links, Stop, Target, Tell
+from fleetlm.core.links import MAX_ACTS_PER_LINK, Deliver, Effect, Links, Stop, Target, Tell
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
@@ -502,7 +502,9 @@ class Cluster(RuleBasedStateMachine):
         mine = [sim.pid(number) for number in sorted(sim.alive)] + self.ever[-3:]
         signals = [*data.draw(st.lists(nonsense(sorted(sim.alive), mine, list(self.watches)), max_size=8))]
         signals += [
-            ["link", Pid(STRANGER, 7, 1), number, act] for number in sim.alive for act in range(MAX_ACTS + 1)
+            ["link", Pid(STRANGER, 7, 1), number, act]
+            for number in sim.alive
+            for act in range(MAX_ACTS_PER_LINK + 1)
         ]
         signals += [["monitor", Ref(STRANGER, 7, 1), number] for number in sim.alive]
         before = sim.tables()
@@ -522,7 +524,7 @@ class Cluster(RuleBasedStateMachine):
                 assert (about.node, about.incarnation) == (STRANGER, 7), "a node speaks for its own"
             assert all(effect.node == STRANGER for effect in effects if isinstance(effect, Tell))
         links = [acts for ends in sim.relations._ends.values() for acts in ends.links.values()]
-        assert all(len(acts) <= MAX_ACTS for acts in links)
+        assert all(len(acts) <= MAX_ACTS_PER_LINK for acts in links)
         sim.relations.node_down(STRANGER)
         del sim.peers[STRANGER]
         for number in set(sim.relations._ends) - set(before[0]):  # One that is in nothing is as none.

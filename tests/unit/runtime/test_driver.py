@@ -107,7 +107,7 @@ class Rig:
 class Scripted:
     """A kernel that effects what it is told to."""
 
-    leaving = False
+    is_leaving = False
 
     def __init__(self, *effects: Any) -> None:
         self.effects = list(effects)
@@ -265,7 +265,7 @@ async def test_it_ticks_and_tells_of_its_lag() -> None:
     ticks = rig.operations(Op.TICK)
     assert len(ticks) in (3, 4)
     assert ticks[-1] == [Op.TICK, 0, False]
-    rig.kernel.draining = True
+    rig.kernel.is_draining = True
     rig.driver.tick_sessions()
     await turns()
     assert rig.operations(Op.TICK) == [[Op.TICK, 0, True]]
