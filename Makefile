@@ -13,6 +13,9 @@ PYTEST := $(BIN)/python -m pytest
 TESTS := -n $(JOBS) --dist loadfile -m "not long and not containers"
 COVERAGE_FLOOR := 80
 
+# The tests start hundreds of programs: without cached bytecode each would compile fleetlm and its libraries anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long test-containers coverage coverage-core lint types hooks format bench clean
 

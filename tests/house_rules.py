@@ -7,6 +7,7 @@ tested themselves on small bad sources. test_house_rules.py applies them and tes
 from __future__ import annotations
 
 import ast
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -111,7 +112,14 @@ def may_import(module: str, aim: str) -> bool:
     return row_of(aimed) < row_of(room)
 
 
-def imports_of(tree: ast.AST) -> Iterator[Import]:
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    """The syntax tree of a source text, which several rules read; none of them changes it."""
+    return ast.parse(source)
+
+
+@functools.cache
+def imports_of(source: str) -> tuple[Import, ...]:
     """Every import, wherever it stands."""
 
     def walk(node: ast.AST, at_runtime: bool, at_import: bool) -> Iterator[Import]:
@@ -133,7 +141,7 @@ def imports_of(tree: ast.AST) -> Iterator[Import]:
                 for child in ast.iter_child_nodes(node):
                     yield from walk(child, at_runtime, at_import and not lazy)
 
-    return walk(tree, True, True)
+    return tuple(walk(parsed(source), True, True))
 
 
 def target(found: Import, modules: Mapping[str, str]) -> str:
@@ -149,7 +157,7 @@ def is_ours(module: str) -> bool:
 def upward_imports(module: str, modules: Mapping[str, str]) -> list[tuple[int, str]]:
     """Line and aim of each import that the table does not allow, listed exceptions included."""
     found = []
-    for one in imports_of(ast.parse(modules[module])):
+    for one in imports_of(modules[module]):
         aim = target(one, modules)
         if is_ours(aim) and not may_import(module, aim):
             found.append((one.line, aim))
@@ -160,7 +168,7 @@ def import_complaints(module: str, modules: Mapping[str, str]) -> list[str]:
     """Imports against the table, and relative ones, which no reader and no tool finds by name."""
     complaints = [
         f"{module}:{one.line} imports {one.module} relatively"
-        for one in imports_of(ast.parse(modules[module]))
+        for one in imports_of(modules[module])
         if one.module.startswith(".")
     ]
     complaints += [
@@ -174,9 +182,7 @@ def import_complaints(module: str, modules: Mapping[str, str]) -> list[str]:
 def unused_exceptions(modules: Mapping[str, str]) -> set[tuple[str, str]]:
     """Exceptions that no import needs any more: the list may only shrink."""
     arrows = {
-        (module, target(one, modules))
-        for module, source in modules.items()
-        for one in imports_of(ast.parse(source))
+        (module, target(one, modules)) for module, source in modules.items() for one in imports_of(source)
     }
     return EXCEPTIONS - arrows
 
@@ -185,9 +191,9 @@ def purity_complaints(module: str, source: str) -> list[str]:
     """Clocks, sockets, chance and the like in pure rooms; `random.Random` is a type there, no more."""
     if room_of(module) not in PURE:
         return []
-    tree = ast.parse(source)
+    tree = parsed(source)
     complaints = []
-    for found in imports_of(tree):
+    for found in imports_of(source):
         top = found.module.partition(".")[0]
         only_a_type = top == "random" and (not found.at_runtime or found.name in {None, "Random"})
         if top in IMPURE and not only_a_type and (module, top) not in IMPURE_EXCEPTIONS:
@@ -208,7 +214,7 @@ def cycle_complaints(modules: Mapping[str, str]) -> list[str]:
     """Circles of imports between modules, inside packages too; imports for types and late ones count."""
     edges: dict[str, set[str]] = {}
     for module, source in modules.items():
-        aims = {target(one, modules) for one in imports_of(ast.parse(source))} & modules.keys()
+        aims = {target(one, modules) for one in imports_of(source)} & modules.keys()
         edges[module] = {aim for aim in aims if (module, aim) not in EXCEPTIONS} - {module}
     done: set[str] = set()
     cycles: list[str] = []
@@ -226,28 +232,29 @@ def cycle_complaints(modules: Mapping[str, str]) -> list[str]:
     return cycles
 
 
-def code_lines(source: str) -> set[int]:
+@functools.cache
+def code_lines(source: str) -> frozenset[int]:
     """The numbers of the lines that hold code: no blank line, no comment, no docstring."""
     prose = {
         number
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parsed(source))
         if isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
         for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
-    return {
+    return frozenset(
         number
         for number, line in enumerate(source.splitlines(), 1)
         if number not in prose and line.strip() and not line.lstrip().startswith("#")
-    }
+    )
 
 
 def size_complaints(name: str, source: str) -> list[str]:
     """Modules and functions that are too long, in lines of code."""
     code = code_lines(source)
     complaints = [f"{name} has {len(code)} lines of code"] if len(code) > MODULE_LINES else []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             inside = range(node.lineno, (node.end_lineno or node.lineno) + 1)
             lines = len(code.intersection(inside))
@@ -260,7 +267,7 @@ def handler_complaints(name: str, source: str) -> list[str]:
     """Errors that vanish: bare except, everything caught and passed over."""
     everything = {"Exception", "BaseException", "builtins.Exception", "builtins.BaseException"}
     complaints = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.ExceptHandler):
             kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
             broad = any(kind is not None and ast.unparse(kind) in everything for kind in kinds)
@@ -285,7 +292,7 @@ def is_nothing(statement: ast.stmt) -> bool:
 
 def task_complaints(name: str, source: str) -> list[str]:
     """Tasks that nobody holds: they may vanish half-way, and their errors are never seen."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     groups = {  # a TaskGroup holds its tasks
         ast.unparse(item.optional_vars)
         for node in ast.walk(tree)
@@ -312,15 +319,15 @@ def sleep_complaints(path: str, source: str) -> list[str]:
     """Tests that sleep: slow when the number is large, wrong now and then when it is small."""
     if path.startswith(REAL_TIME):
         return []
-    tree = ast.parse(source)
+    tree = parsed(source)
     virtual = any(
         found.module.startswith("fleetlm.testing")
         and VIRTUAL_TIME & {found.name, found.module.rpartition(".")[2]}
-        for found in imports_of(tree)
+        for found in imports_of(source)
     )
     names = {
         found.module: "sleep"
-        for found in imports_of(tree)
+        for found in imports_of(source)
         if found.module in {"time", "asyncio"} and found.name == "sleep"
     }
     complaints = []

@@ -25,12 +25,16 @@ class CrashOnPurpose(Exception):
 class Agents:
     """The processes of one incarnation of a node."""
 
-    def __init__(self, world: World, view: View, rng: random.Random, chunk_bytes: int) -> None:
+    def __init__(
+        self, world: World, view: View, rng: random.Random, chunk_bytes: int, slowness: float = 1.0
+    ) -> None:
         self.world = world
         self.view = view
         self.node = view.node
         self.rng = rng
         self.chunk_bytes = chunk_bytes
+        self.slowness = slowness
+        """Factor of every pause between two actions."""
         self.traffic = True
         self.busy = 0
         """Number of senders and callers in the middle of an action."""
@@ -238,7 +242,7 @@ class Agents:
     # Internals.
 
     async def pause(self, mean_s: float) -> bool:
-        await asyncio.sleep(self.rng.expovariate(1 / mean_s))
+        await asyncio.sleep(self.rng.expovariate(1 / (mean_s * self.slowness)))
         return self.traffic
 
     def target(self) -> str:

@@ -167,7 +167,9 @@ class Scenario:
 
     def met(self, node: Node) -> None:
         view = self.world.node_started(node)
-        agents = Agents(self.world, view, random.Random(self.rng.random()), self.settings.chunk_bytes)
+        slowness = 4.0 if self.kind is Kind.DNS else 1.0  # There it is not messages that are put to the test.
+        rng = random.Random(self.rng.random())
+        agents = Agents(self.world, view, rng, self.settings.chunk_bytes, slowness)
         self.agents[self.cluster.ip_of(node)] = agents
         agents.spawn()
 
