@@ -1,9 +1,10 @@
 # Every target works on a fresh machine with Python 3.11 or newer (with venv and pip) and make.
-# Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes),
+# Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes; by default one
+# more than there are cores, since many tests wait for programs and sockets),
 # ARGS (passed on to pytest, the demo or the benchmarks).
 
 PYTHON ?= python3
-JOBS ?= 2
+JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 ARGS ?=
 
 VENV := .venv
