@@ -10,14 +10,14 @@ MOST = 10.0
 """Beyond this a machine is too busy to tell a slow test from one that hangs."""
 
 
-def load_per_core() -> float:
-    """Return the load of the last minute for each core: 1.0 where the machine has just enough to do."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1)
+def slowness(least: float) -> float:
+    """Return the load of the last minute for each core, between ``least`` and `MOST`."""
+    return min(MOST, max(least, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 def allowed_s(seconds: float) -> float:
     """Return the upper bound of a measured time: as given, and more where the machine has too much to do."""
-    return seconds * min(MOST, max(1.0, load_per_core()))
+    return seconds * slowness(1.0)
 
 
 def stretched(seconds: float) -> float:
@@ -26,4 +26,4 @@ def stretched(seconds: float) -> float:
     Args:
         seconds: the limit on a machine that runs nothing else.
     """
-    return seconds * min(MOST, max(LEAST, load_per_core()))
+    return seconds * slowness(LEAST)
