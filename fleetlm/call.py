@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, NoFactory, NoProcess
-from fleetlm.texts import text_of
+from fleetlm.texts import SHORT, text_of
 from fleetlm.wire.failures import FailureKind
 
 
@@ -83,7 +83,7 @@ class Call:
         self._producer = _ProducerEnd(window) if window else None
 
     def __repr__(self) -> str:
-        return f"Call({self.message!r})"
+        return f"Call({SHORT.repr(self.message)})"
 
     @property
     def remaining_s(self) -> float:

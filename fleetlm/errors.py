@@ -40,6 +40,8 @@ three classes that say what the caller may do, instead of ``error``/``exit``/``t
 
 from __future__ import annotations
 
+from fleetlm.texts import SHORT, text_of
+
 
 class FleetError(Exception):
     """The base class of all errors that fleetlm raises on purpose."""
@@ -144,7 +146,7 @@ class AlreadyRegistered(FleetError):
         self.owner = owner
 
     def __str__(self) -> str:
-        return f"the name {self.name!r} is already registered by {self.owner}; unregister it first"
+        return f"the name {self.name!r} is already registered by {text_of(self.owner)}; unregister it first"
 
 
 class TooManyNames(FleetError):
@@ -236,7 +238,7 @@ class InitFailed(FleetError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.actor} did not start: {self.reason}"
+        return f"{self.actor} did not start: {text_of(self.reason)}"
 
 
 class NotDelivered(FleetError):
@@ -420,9 +422,8 @@ class ProcessDown(OutcomeUnknown):
         self.reason = reason
 
     def __str__(self) -> str:
-        return (
-            f"process {_shown(self.target)} ended before it replied ({self.reason}); the request may have run"
-        )
+        reason = text_of(self.reason)
+        return f"process {_shown(self.target)} ended before it replied ({reason}); the request may have run"
 
 
 class WorkerDied(OutcomeUnknown):
@@ -491,11 +492,11 @@ class ProcessExit(FleetError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"exit with reason {self.reason!r}"
+        return f"exit with reason {SHORT.repr(self.reason)}"
 
 
 def _shown(target: object) -> str:
     """Format a target for an error text: ``'echo' on fleetlm@10.0.0.7``."""
     if isinstance(target, tuple) and len(target) == 2:
-        return f"{target[0]!r} on {target[1]}"
-    return repr(target) if isinstance(target, str) else str(target)
+        return f"{SHORT.repr(target[0])} on {text_of(target[1])}"
+    return SHORT.repr(target) if isinstance(target, str) else text_of(target)

@@ -37,6 +37,7 @@ from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.info import NodeInfo
 from fleetlm.sync import SyncNode, ThreadRequests
+from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     import random
@@ -361,7 +362,7 @@ class Node:
         """
         self._check_running()
         if not callable(function):
-            raise TypeError(f"spawn() takes a coroutine function, not {function!r}")
+            raise TypeError(f"spawn() takes a coroutine function, not {SHORT.repr(function)}")
         check_unused(function)
         return self._local.spawn(function, args, name)
 

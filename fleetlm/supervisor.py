@@ -54,6 +54,7 @@ from fleetlm.messages import Exit
 from fleetlm.process import Process
 from fleetlm.processes.info import ChildInfo
 from fleetlm.processes.running import ProcessFunction
+from fleetlm.texts import text_of
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -257,12 +258,13 @@ class _SupervisorRun:
         if not self._intensity.allows(now, reason):
             log.error(
                 "supervisor %s gives up: more than %d restarts in %g s, the last of %s (%s)",
-                me, self._plan.max_restarts, self._plan.period_s, name, reason,
+                me, self._plan.max_restarts, self._plan.period_s, name, text_of(reason),
             )  # fmt: skip
             raise ProcessExit("shutdown")
         names = affected(self._plan.strategy, list(self._children), name)
         pause_s = self._backoff.pause_s(name, now, reason)
-        log.info("supervisor %s: %s ended (%s); starting %s in %.3g s", me, name, reason, names, pause_s)
+        why = text_of(reason)
+        log.info("supervisor %s: %s ended (%s); starting %s in %.3g s", me, name, why, names, pause_s)
         await self._end([other for other in names if other != name])
         names = [each for each in names if each in self._children]
         if pause_s:

@@ -78,7 +78,7 @@ class ActorObject(HasHandlers, Protocol):
 def check_actor(actor: object) -> None:
     """Raise TypeError unless ``actor`` is a subclass of `Actor`."""
     if not (isinstance(actor, type) and hasattr(actor, "__fleetlm_handlers__")):
-        raise TypeError(f"{actor!r} is not an Actor class")
+        raise TypeError(f"{SHORT.repr(actor)} is not an Actor class")
 
 
 @overload

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from fleetlm.blocking import forks
 from fleetlm.blocking.worker_process import FunctionCall, FunctionResult, WorkerProcess, catch_result
 from fleetlm.errors import NodeStopped
+from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     from fleetlm.settings import Settings
@@ -97,7 +98,7 @@ class Blocking:
 
 def _check_function(verb: str, function: object) -> None:
     if not callable(function):
-        raise TypeError(f"{verb}() takes a function, not {function!r}")
+        raise TypeError(f"{verb}() takes a function, not {SHORT.repr(function)}")
     if inspect.iscoroutinefunction(function):
         name = _get_name(function)
         raise TypeError(

@@ -34,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import WorkerDied
+from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -60,7 +61,7 @@ def catch_result(call: Callable[[], Any]) -> FunctionResult:
     try:
         return call(), None
     except StopIteration as stop:
-        error = RuntimeError(f"the function raised StopIteration({stop.value!r})")
+        error = RuntimeError(f"the function raised StopIteration({SHORT.repr(stop.value)})")
         error.__cause__ = stop
         return None, error
     except BaseException as error:  # noqa: BLE001  # it is raised again in the caller

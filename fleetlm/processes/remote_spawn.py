@@ -54,6 +54,7 @@ from fleetlm.messages import Exit
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.messaging.windows import NODE
 from fleetlm.names import canonical_node, check_process_name
+from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Factories:
             TypeError: ``function`` cannot be called.
         """
         if not callable(function):
-            raise TypeError(f"a factory is a coroutine function, not {function!r}")
+            raise TypeError(f"a factory is a coroutine function, not {SHORT.repr(function)}")
         owner = self._functions.get(check_process_name(name), function)
         if owner != function:
             raise AlreadyRegistered(name, getattr(owner, "__qualname__", repr(owner)))

@@ -36,6 +36,7 @@ from fleetlm.errors import FleetError
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down
 from fleetlm.names import Address, canonical_node
+from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class Signals:
             log.debug("an exit reason is sent as text: %s", error)
             packed = b""
         if not 0 < len(packed) <= MAX_REASON_BYTES:
-            text = repr(signal[-1])[: MAX_REASON_BYTES // 8]
+            text = SHORT.repr(signal[-1])
             signal = [*signal[:-1], text.encode("utf-8", "backslashreplace").decode()]
             packed = self._codec.pack(operations.signal(signal), signal)
         return packed

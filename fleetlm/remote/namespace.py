@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.ids import Pid
 from fleetlm.processes.info import ChildInfo, ProcessInfo
+from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
     from fleetlm.node import Node
@@ -258,7 +259,7 @@ def _format_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _format_cell(value: object) -> str:
-    text = str(value)
+    text = text_of(value)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= _MAX_CELL_CHARS else f"{text[: _MAX_CELL_CHARS - 1]}…"
 

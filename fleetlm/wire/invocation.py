@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetlm.messages import message
+from fleetlm.texts import SHORT
 
 
 @message("fleetlm.do")
@@ -24,7 +25,7 @@ class Invoke:
             TypeError: the arguments are not a tuple, or the keywords not a dict.
         """
         if type(self.args) is not tuple or type(self.kwargs) is not dict:
-            raise TypeError(f"{self!r} has no tuple of arguments, or no dict of keywords")
+            raise TypeError(f"{SHORT.repr(self)} has no tuple of arguments, or no dict of keywords")
         return [self.handler, list(self.args), self.kwargs]
 
     @classmethod
