@@ -21,6 +21,7 @@ import builtins
 import functools
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from fleetlm.actor import check_unused
@@ -36,7 +37,8 @@ from fleetlm.process import Process
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.info import NodeInfo
-from fleetlm.sync import SyncNode, ThreadRequests
+from fleetlm.runtime.thread_requests import ThreadRequests
+from fleetlm.sync import SyncNode
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -204,6 +206,16 @@ class Node:
         await asyncio.gather(self._threads.close(), parts.blocking.close())
         log.info("node %s stopped: %s", self.name, reason)
         self._stopped.set()
+
+    async def __aenter__(self) -> Self:
+        """``async with node:`` stops a node that runs already at the end of the block; see `start`."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        in_order = error is None or isinstance(error, asyncio.CancelledError)
+        await self.stop("shutdown" if in_order else f"crashed: {type(error).__name__}")
 
     async def wait_stopped(self) -> None:
         """Wait until the node has been stopped, by any caller of `stop`."""

@@ -4,33 +4,41 @@ The thread that calls `node_in_thread` waits twice. At the start it waits for th
 its start (`_NodeThread._started`); at the end it asks the loop to stop the node, and waits for the thread.
 A KeyboardInterrupt may come while either thread is anywhere: the reason to stop is stored before the loop is
 looked for, and the loop's thread stores its loop before it looks for a reason, so one of them sees the other.
+
+A node lives until it is stopped, not until its last reference goes: ``_running`` holds it, since the cells of
+a notebook may keep nothing else. What is left there when the program ends is stopped by `_stop_all`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
+import logging
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from fleetlm.errors import StartFailed
 from fleetlm.node import Node
 from fleetlm.settings import Settings
-from fleetlm.sync import SyncNode
+from fleetlm.sync import STOP_SLACK_S, SyncNode
 
-STOP_SLACK_S = 10.0
-"""Seconds that a node has to stop, beyond draining. It needs two; a loop that needs more is blocked."""
+EXIT_DRAIN_S = 1.0
+"""Seconds that calls in flight have when the program ends without having stopped its node."""
+
+log: logging.Logger = logging.getLogger("fleetlm")
 
 
-@contextlib.contextmanager
 def node_in_thread(
     settings: Settings | None = None,
     *,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     **options: Any,
-) -> Iterator[SyncNode]:
-    """Start a node on an event loop in a thread of its own, and stop it at the end of the block.
+) -> SyncNode:
+    """Start a node on an event loop in a thread of its own.
 
     ::
 
@@ -38,33 +46,32 @@ def node_in_thread(
             node.spawn(printer, name="printer")          # a coroutine function: it runs on the node's loop
             node.send(("printer", "fleetlm@10.0.0.7"), "hello")
 
-    Any number of threads may use ``node``. At the end of the block the node stops, and its thread ends.
+    At the end of the block the node stops, and its thread ends. In a notebook, where cells are no blocks::
+
+        node = fleetlm.node_in_thread()
+        ...
+        node.stop()
+
+    Any number of threads may use ``node``. It runs until it is stopped, whether the program keeps a reference
+    or not; a node that still runs when the program ends is stopped then.
 
     Args:
         settings: as `Node.start`.
         loop_factory: makes the loop, such as ``uvloop.new_event_loop``; default asyncio's.
         **options: the further arguments of `Node.start`.
 
-    Yields:
+    Returns:
         The node, as any thread may use it.
 
     Raises:
         SettingsError, StartFailed: as `Node.start`; no thread is left behind.
-        TimeoutError: at the end of the block, if something blocks the loop. The thread, a daemon, is left
-            behind.
+        TimeoutError: from `SyncNode.stop` and the end of the block, if something blocks the loop. The thread,
+            a daemon, is left behind.
     """
     thread = _NodeThread(settings, loop_factory, options)
-    node = thread.begin()
-    try:
-        yield node.sync
-    except BaseException as error:
-        in_order = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
-        try:
-            thread.end("shutdown" if in_order else f"crashed: {type(error).__name__}")
-        except Exception as besides:  # noqa: BLE001  # the block's own error counts
-            error.add_note(f"Besides, stopping the node failed: {besides!r}")
-        raise
-    thread.end("shutdown")
+    node = thread.begin().sync
+    node._end_thread = thread.end  # noqa: SLF001  # the other half of this module
+    return node
 
 
 class _NodeThread:
@@ -82,8 +89,12 @@ class _NodeThread:
         self._started: concurrent.futures.Future[Node] = concurrent.futures.Future()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._reason = ""
+        self._drain_s: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leave: asyncio.Future[str] | None = None
+        self._pid = os.getpid()
+        self.name = ""
+        """The node's; empty until it runs."""
         self._thread = threading.Thread(target=self._run, name="fleetlm node", daemon=True)
 
     def begin(self) -> Node:
@@ -91,16 +102,29 @@ class _NodeThread:
         self._thread.start()
         try:
             return self._started.result()
-        except BaseException:  # KeyboardInterrupt while it starts, or the start itself failed
-            self._ask_to_stop("could not start")
+        except BaseException as error:  # KeyboardInterrupt while it starts, or the start itself failed
+            self._ask_to_stop("could not start", None)
             self._thread.join(STOP_SLACK_S)
+            if isinstance(error, StartFailed) and _running:
+                others = ", ".join(thread.name for thread in _running)
+                why = (
+                    f"{error.why}. This program runs {others} in a thread already: use it, or node.stop() it"
+                )
+                raise StartFailed(error.endpoint, why) from None
             raise
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, drain_s: float | None) -> None:
         """Stop the node and wait for the thread. Raises: TimeoutError, or what `Node.stop` raised."""
         node = self._started.result()
-        self._ask_to_stop(reason)
-        wait_s = node.settings.drain_s + STOP_SLACK_S
+        if os.getpid() != self._pid:
+            return  # The node belongs to the process that this one was forked from.
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "node.stop() of a node in a thread is for other threads: this one runs the node's event loop "
+                "and would wait for itself"
+            )
+        self._ask_to_stop(reason, drain_s)
+        wait_s = 2 * (node.settings.drain_s if drain_s is None else drain_s) + STOP_SLACK_S
         self._thread.join(wait_s)
         if self._thread.is_alive():
             raise TimeoutError(
@@ -109,8 +133,9 @@ class _NodeThread:
             )
         self._ended.result()
 
-    def _ask_to_stop(self, reason: str) -> None:
+    def _ask_to_stop(self, reason: str, drain_s: float | None) -> None:
         """Ask the node to stop, from any thread; before the loop runs, it is not started at all."""
+        self._drain_s = drain_s
         self._reason = reason  # Before the loop is looked for: `_live` does the reverse.
         loop = self._loop
         if loop is not None:
@@ -132,6 +157,8 @@ class _NodeThread:
                     future.set_exception(error)
         else:
             self._ended.set_result(None)
+        finally:
+            _running.discard(self)
 
     async def _live(self) -> None:
         """Start the node, wait until it is asked to stop, and stop it."""
@@ -140,5 +167,27 @@ class _NodeThread:
         if self._reason:  # Asked to stop before it began.
             return
         node = await Node.start(self._settings, **self._options)
+        self.name = node.name
+        _running.add(self)
         self._started.set_result(node)
-        await node.stop(await self._leave)
+        stopped = asyncio.ensure_future(node.wait_stopped())  # By a process of the node, say.
+        either: set[asyncio.Future[Any]] = {self._leave, stopped}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        await node.stop(self._reason, self._drain_s)
+
+
+_running: set[_NodeThread] = set()
+"""The nodes that have been started here and not stopped: nothing else has to hold them."""
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop the nodes that the program has left running; their peers get a goodbye."""
+    for thread in list(_running):
+        try:
+            thread.end("shutdown", EXIT_DRAIN_S)
+        except Exception as error:  # noqa: BLE001  # the program ends in any case
+            log.warning("node %s was not stopped in order at the end of the program: %s", thread.name, error)
+
+
+os.register_at_fork(after_in_child=_running.clear)

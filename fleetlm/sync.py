@@ -5,76 +5,58 @@
     with fleetlm.node_in_thread() as node:                               # a program without a loop
         node.call(("model", "fleetlm@10.0.0.7"), prompt, timeout=2)
 
-Theory of operation. A thread must not touch the node, whose parts live on the event loop. It hands a
-`_Request` to the loop (`ThreadRequests.run`) and waits for the future in it. On the loop, one task for each
-thread (`_ThreadTask`) awaits that thread's requests, one after another. It must always be the same task: the
-order of messages is kept per sending task, so what a thread sends arrives in the order in which it sent it,
-large messages included. Each request runs in the context variables of its thread.
-
-The task lives as long as its thread: the thread's local storage holds a `_ThreadHandle`, and when that is
-collected, the task is told to end.
-
-No wait is endless unless the program asked for it. The outcomes, and where each is decided:
-
-* The loop awaits the request to its end: its result or exception is the thread's (`_ThreadTask._perform`).
-* The loop is too busy to begin in time: the thread cancels the future before it runs, and raises
-  `WouldBlock`; nothing was sent (`ThreadRequests._wait`).
-* The loop began and does not end in time, beyond the deadline that the request itself has: `CallTimeout`.
-* The loop has ended, or ends: it wakes no thread, so a waiting thread checks every `LOOK_S` seconds, and
-  raises `NodeStopped`.
-* The thread is interrupted (KeyboardInterrupt): it abandons the request, which is cancelled on the loop if it
-  runs. Only the request is cancelled; the thread's task goes on with the next one.
-* The node stops: `close` ends every task; requests that come later fail at once.
-
-A future is resolved by exactly one side: `Future.cancel` succeeds only before the loop has called
-`set_running_or_notify_cancel`.
+Everything here is a front: `runtime.thread_requests` hands each request to the event loop and waits for it,
+and the class of the same name without ``Sync`` (`Node`, `Groups`, `Registry`, ...) does the work there. Each
+method of those classes has a counterpart here, or a reason why not in ``tests/unit/test_sync.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import builtins
-import concurrent.futures
-import contextlib
-import contextvars
 import functools
-import math
-import threading
-import time
-import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from fleetlm.actors.handlers import HasHandlers, name_of
 from fleetlm.actors.ref import goal_of
-from fleetlm.blocking import forks
 from fleetlm.errors import CallTimeout, NodeStopped, WouldBlock
+from fleetlm.ids import Pid
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.actor import Actor
     from fleetlm.actors.ref import Goal
-    from fleetlm.ids import Pid
+    from fleetlm.core.name_table import Claim, OnLoss
+    from fleetlm.core.picking import By, Key
+    from fleetlm.core.topology import PeerInfo
+    from fleetlm.directory.groups import Change, Groups
+    from fleetlm.directory.registry import Event as NameEvent, Registry, Resolve
+    from fleetlm.directory.subscriptions import Subscription
+    from fleetlm.discovery.own_address import OwnAddress
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.targets import Target
     from fleetlm.node import Node
+    from fleetlm.processes.info import ChildInfo, ProcessInfo
+    from fleetlm.processes.remote_spawn import Factories
     from fleetlm.processes.running import ProcessFunction
+    from fleetlm.runtime.events import Event
+    from fleetlm.runtime.info import NodeInfo
+    from fleetlm.runtime.thread_requests import ThreadRequests
+    from fleetlm.settings import Settings
 
 T = TypeVar("T")
 A = TypeVar("A", bound="Actor")
 A_co = TypeVar("A_co", bound=HasHandlers, covariant=True)
+E = TypeVar("E")
 P = ParamSpec("P")
 R = TypeVar("R")
 _END: Any = object()
 
-MARGIN_S = 1.0
-"""Seconds that a thread waits beyond a deadline, so that the loop can raise the exact error itself. A loop
-that needs longer is too busy to be waited for."""
-LOOK_S = 0.5
-"""Seconds between two checks of a waiting thread whether the loop still runs, since a loop that has ended
-wakes no thread."""
-END_S = 1.0
-"""Seconds that the requests of threads have to end when the node stops; then they are cancelled."""
+STOP_SLACK_S = 10.0
+"""Seconds that a node has to stop, beyond draining. It needs two; a loop that needs more is blocked."""
 
 
 class SyncNode:
@@ -94,16 +76,80 @@ class SyncNode:
     A request costs two switches between threads, under 0.1 ms, where a call to another node takes some
     0.2 ms without. For many requests at a time use `multicall`, many threads, or coroutines.
 
+    As a context manager it stops the node at the end of the block; `node_in_thread` uses that.
+
     Attributes:
         name: the node's name.
+        incarnation: see `Node`.
+        settings: the settings it was started with.
+        own_address: this node's address, and why it was chosen.
+        groups: process groups of the cluster, for threads.
+        registry: cluster-wide names of processes, for threads.
+        factories: the functions that other nodes may spawn here, for threads.
     """
 
     def __init__(self, node: Node, outbound: Outbound, requests: ThreadRequests) -> None:
         self.name: str = node.name
+        self.incarnation: int = node.incarnation
+        self.settings: Settings = node.settings
+        self.own_address: OwnAddress = node.own_address
+        self.groups: SyncGroups = SyncGroups(node.groups, requests)
+        self.registry: SyncRegistry = SyncRegistry(self, node.registry, requests)
+        self.factories: SyncFactories = SyncFactories(node.factories, requests)
         self._node = node
         self._outbound = outbound
         self._requests = requests
         self._timeout_s = node.settings.call_timeout_s
+        self._end_thread: Callable[[str, float | None], None] | None = None
+        """Set by `node_in_thread`: stops the node and ends the thread of its event loop."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.stop()
+            return
+        in_order = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+        try:
+            self.stop("shutdown" if in_order else f"crashed: {type(error).__name__}")
+        except Exception as besides:  # noqa: BLE001  # the block's own error counts
+            error.add_note(f"Besides, stopping the node failed: {besides!r}")
+
+    # The node.
+
+    def stop(self, reason: str = "shutdown", drain_s: float | None = None) -> None:
+        """See `Node.stop`. A node of `node_in_thread` also ends its thread. Idempotent.
+
+        Raises:
+            TimeoutError: something blocks the node's event loop.
+        """
+        if self._end_thread is not None:
+            self._end_thread(reason, drain_s)
+            return
+        drain = self.settings.drain_s if drain_s is None else drain_s
+        stop = functools.partial(self._node.stop, reason, drain_s)
+        try:
+            self._requests.run_apart("stop", self.name, stop, 2 * drain + STOP_SLACK_S)
+        except NodeStopped:
+            return  # It has been stopped already, or its loop has ended just now.
+
+    def wait_stopped(self, timeout: float | None = None) -> bool:
+        """Wait until the node has been stopped; return False if it was not within ``timeout`` seconds."""
+        wait = functools.partial(self._requests.within, timeout, self._node.wait_stopped)
+        try:
+            self._requests.run_apart("wait_stopped", self.name, wait, timeout)
+        except TimeoutError:
+            return False
+        except NodeStopped:
+            return True
+        return True
+
+    def info(self, name: str | None = None) -> NodeInfo | PeerInfo | None:
+        """See `Node.info`."""
+        return self._run_now("info", functools.partial(self._node.info, name))
 
     # Messages.
 
@@ -120,7 +166,8 @@ class SyncNode:
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """See `Node.send_nowait`."""
-        self._run_now("send_nowait", to, functools.partial(self._node.send_nowait, to, message))
+        send = functools.partial(self._node.send_nowait, to, message)
+        self._requests.run_now("send_nowait", to, send)
 
     def call(self, to: Target, message: Any, timeout: float | None = None) -> Any:
         """See `Node.call`."""
@@ -166,13 +213,51 @@ class SyncNode:
 
     def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
         """See `Node.spawn`: the process runs on the node's loop, not in this thread."""
-        return self._run_now(
-            "spawn", self.name, functools.partial(self._node.spawn, function, *args, name=name)
-        )
+        return self._run_now("spawn", functools.partial(self._node.spawn, function, *args, name=name))
+
+    def start_actor(
+        self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None
+    ) -> SyncRef[A]:
+        """See `Node.start_actor`; returns a reference for threads."""
+        within_s = self._timeout_s if timeout is None else timeout
+        begin = functools.partial(self._node.start_actor, actor, *args, name=name, timeout=within_s)
+        started = self._requests.run("start_actor", self.name, begin, within_s)
+        return SyncRef(self, actor if isinstance(actor, type) else type(actor), started.pid)
+
+    def spawn_at(
+        self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
+    ) -> Pid:
+        """See `Node.spawn_at`."""
+        spawn = functools.partial(self._node.spawn_at, at, factory, *args, name=name, timeout=timeout)
+        return self._requests.run("spawn_at", at, spawn, timeout)
 
     def exit(self, pid: Pid, reason: Any = "shutdown") -> None:
         """See `Node.exit`."""
-        self._run_now("exit", pid, functools.partial(self._node.exit, pid, reason))
+        self._run_now("exit", functools.partial(self._node.exit, pid, reason))
+
+    def join(self, pid: Pid, timeout: float | None = None) -> bool:
+        """See `Node.join`."""
+        return self._requests.run("join", pid, functools.partial(self._node.join, pid, timeout), timeout)
+
+    def processes(self) -> builtins.list[ProcessInfo]:
+        """See `Node.processes`."""
+        return self._run_now("processes", self._node.processes)
+
+    def process_info(self, pid: Pid) -> ProcessInfo | None:
+        """See `Node.process_info`."""
+        return self._run_now("process_info", functools.partial(self._node.process_info, pid))
+
+    def supervisors(self) -> dict[Pid, builtins.list[ChildInfo]]:
+        """See `Node.supervisors`."""
+        return self._run_now("supervisors", self._node.supervisors)
+
+    def name_of(self, pid: Pid) -> str | None:
+        """See `Node.name_of`."""
+        return self._run_now("name_of", functools.partial(self._node.name_of, pid))
+
+    def registered(self) -> dict[str, Pid]:
+        """See `Node.registered`."""
+        return self._run_now("registered", self._node.registered)
 
     def whereis(self, name: str, at: str | None = None, timeout: float = 5.0) -> Pid | None:
         """See `Node.whereis`."""
@@ -184,6 +269,11 @@ class SyncNode:
         register = functools.partial(self._node.register, name, pid, timeout)
         self._requests.run("register", pid.node, register, timeout)
 
+    def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:
+        """See `Node.unregister`."""
+        unregister = functools.partial(self._node.unregister, name, at, timeout)
+        return self._requests.run("unregister", at or self.name, unregister, timeout)
+
     # The cluster.
 
     def ready(self, min_nodes: int = 1, timeout: float | None = None) -> None:
@@ -193,17 +283,249 @@ class SyncNode:
 
     def list(self, *selectors: str) -> builtins.list[str]:
         """See `Node.list`."""
-        return self._run_now("list", self.name, functools.partial(self._node.list, *selectors))
+        return self._run_now("list", functools.partial(self._node.list, *selectors))
+
+    def events(self) -> SyncSubscription[Event]:
+        """See `Node.events`; returns a subscription for threads."""
+        return SyncSubscription(self._run_now("events", self._node.events), self.name, self._requests)
+
+    def ping(self, name: str, timeout: float = 5.0) -> str:
+        """See `Node.ping`."""
+        return self._requests.run("ping", name, functools.partial(self._node.ping, name, timeout), timeout)
+
+    def connect(self, name: str, timeout: float = 5.0) -> bool:
+        """See `Node.connect`."""
+        connect = functools.partial(self._node.connect, name, timeout)
+        return self._requests.run("connect", name, connect, timeout)
+
+    def disconnect(self, name: str) -> bool:
+        """See `Node.disconnect`."""
+        return self._run_now("disconnect", functools.partial(self._node.disconnect, name))
+
+    # Blocking functions.
+
+    def run_in_process(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """See `Node.run_in_process`. It waits without limit for the function."""
+        run = functools.partial(self._node.run_in_process, function, *args, **kwargs)
+        return self._requests.run("run_in_process", self.name, run)
 
     # Internals.
 
-    def _run_now(self, verb: str, to: Target, function: Callable[[], T]) -> T:
-        """Call a function that does not wait on the loop, and return what it returns."""
+    def _run_now(self, verb: str, function: Callable[[], T]) -> T:
+        return self._requests.run_now(verb, self.name, function)
 
-        async def run() -> T:
-            return function()
 
-        return self._requests.run(verb, to, run, self._timeout_s)
+class SyncSubscription(Generic[E]):
+    """`Subscription` for threads: an iterator of events; it ends when the node stops, or after `close`.
+
+    ::
+
+        with node.sync.events() as events:
+            for event in events: ...                # waits without limit for each event
+            event = events.get(timeout=1)           # or for a second
+
+    One thread reads a subscription at a time. A wait that ends early, for whatever reason, loses no event.
+    """
+
+    def __init__(self, events: Subscription[E], node: str, requests: ThreadRequests) -> None:
+        self._events = events
+        self._node = node
+        self._requests = requests
+        self._arrived: deque[Any] = deque()
+        """An event that the loop has taken and that no thread has got yet."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> E:
+        try:
+            event: E = self._next(None)
+        except NodeStopped:
+            raise StopIteration from None
+        if event is _END:
+            raise StopIteration
+        return event
+
+    def get(self, timeout: float | None = None) -> E:
+        """Return the next event.
+
+        Args:
+            timeout: seconds to wait for it; None waits without limit.
+
+        Raises:
+            TimeoutError: there was none in time.
+            NodeStopped: the node has been stopped.
+            ValueError: this subscription has been closed.
+        """
+        event: E = self._next(timeout)
+        if event is _END:
+            raise ValueError("this subscription has been closed: subscribe again")
+        return event
+
+    def close(self) -> None:
+        """Take no more events; the iteration ends, in this thread or another one. Idempotent."""
+        try:
+            self._requests.run_now("close", self._node, self._events.close)
+        except NodeStopped:
+            return  # The node closes its subscriptions itself.
+
+    def _next(self, timeout_s: float | None) -> Any:
+        """Return the next event, or `_END` after `close`. Raises: TimeoutError, NodeStopped."""
+        self._requests.run("get", self._node, functools.partial(self._take, timeout_s), timeout_s)
+        event = self._arrived.popleft()
+        if event is _END:
+            self._requests.check_running()
+        return event
+
+    async def _take(self, timeout_s: float | None) -> None:
+        """Move the next event to where the thread finds it, also a thread that has given up meanwhile."""
+        if not self._arrived:
+            async with asyncio.timeout(timeout_s):
+                event = await anext(self._events, _END)
+            self._arrived.append(event)
+
+
+class SyncGroups:
+    """`SyncNode.groups`: `Groups` for threads."""
+
+    def __init__(self, groups: Groups, requests: ThreadRequests) -> None:
+        self._groups = groups
+        self._requests = requests
+
+    def join(self, group: str, *pids: Pid) -> None:
+        """See `Groups.join`."""
+        self._run_now("join", group, functools.partial(self._groups.join, group, *pids))
+
+    def leave(self, group: str, *pids: Pid) -> bool:
+        """See `Groups.leave`."""
+        return self._run_now("leave", group, functools.partial(self._groups.leave, group, *pids))
+
+    def members(self, group: str) -> builtins.list[Pid]:
+        """See `Groups.members`."""
+        return self._run_now("members", group, functools.partial(self._groups.members, group))
+
+    def local_members(self, group: str) -> builtins.list[Pid]:
+        """See `Groups.local_members`."""
+        return self._run_now("local_members", group, functools.partial(self._groups.local_members, group))
+
+    def list(self) -> builtins.list[str]:
+        """See `Groups.list`."""
+        return self._run_now("list", "groups", self._groups.list)
+
+    def watch(self, group: str | None = None) -> SyncSubscription[Change]:
+        """See `Groups.watch`; returns a subscription for threads."""
+        name = group or "groups"
+        changes = self._run_now("watch", name, functools.partial(self._groups.watch, group))
+        return SyncSubscription(changes, name, self._requests)
+
+    def pick(self, group: str, by: By = "random", key: Key | None = None) -> Pid:
+        """See `Groups.pick`."""
+        return self._run_now("pick", group, functools.partial(self._groups.pick, group, by, key))
+
+    def broadcast(self, group: str, message: Any, *, local_only: bool = False) -> int:
+        """See `Groups.broadcast`."""
+        send = functools.partial(self._groups.broadcast, group, message, local_only=local_only)
+        return self._requests.run("groups.broadcast", group, send)
+
+    def _run_now(self, verb: str, to: str, function: Callable[[], T]) -> T:
+        return self._requests.run_now(f"groups.{verb}", to, function)
+
+
+class SyncRegistry:
+    """`SyncNode.registry`: `Registry` for threads."""
+
+    def __init__(self, node: SyncNode, registry: Registry, requests: ThreadRequests) -> None:
+        self._node = node
+        self._registry = registry
+        self._requests = requests
+
+    def register(
+        self, name: str, pid: Pid, meta: Any = None, *, on_loss: OnLoss = "exit", timeout: float = 5.0
+    ) -> None:
+        """See `Registry.register`."""
+        register = functools.partial(
+            self._registry.register, name, pid, meta, on_loss=on_loss, timeout=timeout
+        )
+        self._requests.run("registry.register", pid.node, register, timeout)
+
+    def unregister(self, name: str, timeout: float = 5.0) -> bool:
+        """See `Registry.unregister`."""
+        unregister = functools.partial(self._registry.unregister, name, timeout)
+        return self._requests.run("registry.unregister", name, unregister, timeout)
+
+    @property
+    def resolve(self) -> Resolve | None:
+        """See `Registry.resolve`. The function is called on the node's event loop."""
+        return self._run_now("resolve", "registry", lambda: self._registry.resolve)
+
+    @resolve.setter
+    def resolve(self, resolve: Resolve | None) -> None:
+        self._run_now("resolve", "registry", functools.partial(setattr, self._registry, "resolve", resolve))
+
+    def whereis(self, name: str) -> Pid | None:
+        """See `Registry.whereis`."""
+        return self._run_now("whereis", name, functools.partial(self._registry.whereis, name))
+
+    def lookup(self, name: str) -> Claim | None:
+        """See `Registry.lookup`."""
+        return self._run_now("lookup", name, functools.partial(self._registry.lookup, name))
+
+    def resolve_name(self, name: str) -> Pid:
+        """See `Registry.resolve_name`."""
+        return self._run_now("resolve_name", name, functools.partial(self._registry.resolve_name, name))
+
+    def ref(self, actor: type[A], name: str) -> SyncRef[A]:
+        """See `Registry.ref`; returns a reference for threads."""
+        self._registry.ref(actor, name)  # For its checks of the arguments.
+        return SyncRef(self._node, actor, functools.partial(self.resolve_name, name))
+
+    def list(self) -> dict[str, Pid]:
+        """See `Registry.list`."""
+        return self._run_now("list", "registry", self._registry.list)
+
+    def wait_for(self, name: str, timeout: float | None = None) -> Pid:
+        """See `Registry.wait_for`."""
+        wait_for = functools.partial(self._registry.wait_for, name, timeout)
+        return self._requests.run("registry.wait_for", name, wait_for, timeout)
+
+    def watch(self, name: str | None = None) -> SyncSubscription[NameEvent]:
+        """See `Registry.watch`; returns a subscription for threads."""
+        about = name or "registry"
+        events = self._run_now("watch", about, functools.partial(self._registry.watch, name))
+        return SyncSubscription(events, about, self._requests)
+
+    def _run_now(self, verb: str, to: str, function: Callable[[], T]) -> T:
+        return self._requests.run_now(f"registry.{verb}", to, function)
+
+
+class SyncFactories:
+    """`SyncNode.factories`: `Factories` for threads."""
+
+    def __init__(self, factories: Factories, requests: ThreadRequests) -> None:
+        self._factories = factories
+        self._requests = requests
+
+    def register(self, name: str, function: ProcessFunction) -> None:
+        """See `Factories.register`."""
+        register = functools.partial(self._factories.register, name, function)
+        self._requests.run_now("factories.register", name, register)
+
+    def unregister(self, name: str) -> bool:
+        """See `Factories.unregister`."""
+        unregister = functools.partial(self._factories.unregister, name)
+        return self._requests.run_now("factories.unregister", name, unregister)
+
+    def list(self) -> builtins.list[str]:
+        """See `Factories.list`."""
+        return self._requests.run_now("factories.list", "factories", self._factories.list)
 
 
 class SyncRef(Generic[A_co]):
@@ -229,6 +551,19 @@ class SyncRef(Generic[A_co]):
     def __repr__(self) -> str:
         return f"<SyncRef {self._actor.__qualname__} {self._goal}>"
 
+    @property
+    def target(self) -> Target:
+        """See `ActorRef.target`."""
+        return self._goal() if callable(self._goal) else self._goal
+
+    @property
+    def pid(self) -> Pid:
+        """See `ActorRef.pid`."""
+        target = self.target
+        if not isinstance(target, Pid):
+            raise TypeError(f"{self!r} has a name, not a pid: ask `node.whereis(name, at=node)`")
+        return target
+
     def within(self, seconds: float) -> SyncRef[A_co]:
         """Return a reference to the same actor with a deadline, in seconds, for each `call` and `stream`."""
         return SyncRef(self._node, self._actor, self._goal, seconds)
@@ -237,241 +572,24 @@ class SyncRef(Generic[A_co]):
         self, method: Callable[Concatenate[A_co, P], Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """Run a handler and return its result. Raises: as `ActorRef.call` and `SyncNode`."""
-        result: R = self._node.call(self._target(), self._request(method, args, kwargs), self._timeout_s)
+        result: R = self._node.call(self.target, self._request(method, args, kwargs), self._timeout_s)
         return result
 
     def cast(
         self, method: Callable[Concatenate[A_co, P], Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Let a handler run, without waiting for it. Raises: as `ActorRef.cast` and `SyncNode`."""
-        self._node.send(self._target(), self._request(method, args, kwargs))
+        self._node.send(self.target, self._request(method, args, kwargs))
 
     def stream(
         self, method: Callable[Concatenate[A_co, P], AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Iterator[R]:
         """Iterate over the items that a handler yields. Raises: as `ActorRef.stream` and `SyncNode`."""
-        return self._node.stream(self._target(), self._request(method, args, kwargs), self._timeout_s)
+        return self._node.stream(self.target, self._request(method, args, kwargs), self._timeout_s)
 
-    def _target(self) -> Target:
-        return self._goal() if callable(self._goal) else self._goal
+    def send(self, message: Any) -> None:
+        """See `ActorRef.send`."""
+        self._node.send(self.target, message)
 
     def _request(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Invoke:
         return Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
-
-
-class ThreadRequests:
-    """Runs the requests of threads on the loop of one node.
-
-    Args:
-        name: of the node, for errors.
-        begin_within_s: seconds in which the loop must begin a request that has no deadline.
-        loop: the node's.
-    """
-
-    def __init__(self, name: str, begin_within_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._name = name
-        self._begin_within_s = begin_within_s
-        self._loop = loop
-        self._stopped = ""
-        """Why no request is taken any more; empty while requests are."""
-        self._of_thread = threading.local()
-        self._tasks: dict[asyncio.Task[None], _ThreadTask] = {}
-        forks.guard(self)
-
-    # In the thread.
-
-    def run(
-        self, verb: str, to: Target, function: Callable[[], Awaitable[T]], timeout_s: float | None = None
-    ) -> T:
-        """Await ``function()`` on the loop, and return or raise its outcome in this thread.
-
-        Args:
-            verb: name of the method of the node, for errors.
-            to: target of the request, for errors.
-            function: called on the loop.
-            timeout_s: seconds that the request has; None: without limit.
-
-        Raises:
-            WouldBlock: the loop had not begun in time; the request never runs.
-            CallTimeout: the loop had begun, and did not end the request in time.
-            NodeStopped: the node or its loop has ended.
-            RuntimeError: this is the loop's own thread.
-        """
-        self._check(verb)
-        request = _Request(function)
-        thread_task = self._thread_task()
-        try:
-            self._loop.call_soon_threadsafe(self._take, thread_task, request)
-        except RuntimeError:  # The loop has been closed just now.
-            raise self.ended() from None
-        try:
-            self._wait(request, to, timeout_s)
-        except BaseException:  # KeyboardInterrupt above all
-            if not request.future.cancel():
-                with contextlib.suppress(RuntimeError):  # The loop has been closed.
-                    self._loop.call_soon_threadsafe(thread_task.abandon, request)
-            raise
-        result: T = request.future.result()
-        return result
-
-    def run_soon(self, function: Callable[[], Awaitable[object]]) -> None:
-        """Await ``function()`` on the loop after this thread's other requests, without waiting for it."""
-        with contextlib.suppress(RuntimeError):  # The loop has been closed.
-            self._loop.call_soon_threadsafe(self._take, self._thread_task(), _Request(function))
-
-    def ended(self) -> NodeStopped:
-        """Return the error of a thread that finds the node or its loop ended."""
-        return NodeStopped(self._name, self._stopped or "cannot be asked, since its event loop does not run")
-
-    def _wait(self, request: _Request, to: Target, timeout_s: float | None) -> None:
-        """Return when the request has an outcome. Raises: as `run`."""
-        began_at = now = time.monotonic()
-        begin_by = now + min(math.inf if timeout_s is None else timeout_s, self._begin_within_s) + MARGIN_S
-        end_by = math.inf if timeout_s is None else now + timeout_s + MARGIN_S
-        while True:
-            with contextlib.suppress(TimeoutError):
-                request.future.exception(max(0.0, min(LOOK_S, begin_by - now, end_by - now)))
-                return
-            now = time.monotonic()
-            if not self._loop.is_running():
-                raise self.ended()
-            if now >= begin_by:
-                if request.future.cancel():
-                    raise WouldBlock(
-                        to, f"the event loop of {self._name} was busy for {now - began_at:.1f} s"
-                    )
-                begin_by = math.inf
-            if now >= end_by:
-                raise CallTimeout(to, timeout_s or 0.0)
-
-    def _check(self, verb: str) -> None:
-        """Raise unless this thread may wait for the loop. Raises: RuntimeError, NodeStopped."""
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:
-            here = None
-        if here is self._loop:
-            raise RuntimeError(
-                f"node.sync.{verb}() is for other threads. On this one the node's event loop runs, and it "
-                f"would wait for itself: use node.{verb}(...), with await where that is a coroutine"
-            )
-        if self._stopped:
-            raise NodeStopped(self._name, self._stopped)
-        if not self._loop.is_running():
-            raise self.ended()
-
-    def _thread_task(self) -> _ThreadTask:
-        """Return the task of this thread, made at its first request."""
-        handle: _ThreadHandle | None = getattr(self._of_thread, "handle", None)
-        if handle is None:
-            handle = self._of_thread.handle = _ThreadHandle(self._loop)
-        return handle.thread_task
-
-    # On the loop.
-
-    def _take(self, thread_task: _ThreadTask, request: _Request) -> None:
-        """Queue a request for its thread's task, and start that task if it does not run."""
-        if self._stopped:
-            request.fail(NodeStopped(self._name, self._stopped))
-            return
-        if thread_task.task is None or thread_task.task.done():
-            thread_task.task = self._loop.create_task(
-                thread_task.serve(self._name),
-                name=f"{self._name} for a thread",
-                context=contextvars.Context(),  # Not the context of its first request.
-            )
-            self._tasks[thread_task.task] = thread_task
-            thread_task.task.add_done_callback(self._tasks.pop)
-        thread_task.inbox.put_nowait(request)
-
-    async def close(self) -> None:
-        """Give every waiting thread its outcome within `END_S` seconds, and take no further requests."""
-        self._stopped = self._stopped or "has been stopped"
-        for thread_task in self._tasks.values():
-            thread_task.end()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=END_S)
-        for task in self._tasks:
-            task.cancel()
-
-    def after_fork(self) -> None:
-        """Implement `forks.Guarded`: in a child process, no thread runs the loop."""
-        self._stopped = forks.FORKED
-
-
-class _Request:
-    """A function that a thread wants awaited, and the context variables of the thread."""
-
-    def __init__(self, function: Callable[[], Awaitable[Any]]) -> None:
-        self.function = function
-        self.context = contextvars.copy_context()
-        self.future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        self.abandoned = False
-        """Whether its thread does not wait any more."""
-
-    def fail(self, error: BaseException) -> None:
-        """Give the thread an error, unless it does not wait any more."""
-        if self.future.running() or self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
-
-
-class _ThreadHandle:
-    """Stands in the local storage of a thread, so that the thread's task ends when the thread does."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.thread_task = _ThreadTask()
-        weakref.finalize(self, _thread_ended, loop, self.thread_task).atexit = False
-
-
-def _thread_ended(loop: asyncio.AbstractEventLoop, thread_task: _ThreadTask) -> None:
-    with contextlib.suppress(RuntimeError):  # The loop has been closed.
-        loop.call_soon_threadsafe(thread_task.end)
-
-
-class _ThreadTask:
-    """Awaits the requests of one thread on the loop, all in one task, which keeps their order."""
-
-    def __init__(self) -> None:
-        self.inbox: asyncio.Queue[_Request | None] = asyncio.Queue()
-        """Requests that wait; None: end after those before it."""
-        self.task: asyncio.Task[None] | None = None
-        self._current: _Request | None = None
-
-    async def serve(self, node: str) -> None:
-        """Perform requests as they come, until `end`."""
-        while (request := await self.inbox.get()) is not None:
-            if request.future.set_running_or_notify_cancel():
-                await self._perform(request, node)
-            del request  # Its result must not live until the next request.
-
-    def end(self) -> None:
-        """End after the requests that are queued."""
-        self.inbox.put_nowait(None)
-
-    def abandon(self, request: _Request) -> None:
-        """Cancel a request whose thread does not wait any more."""
-        request.abandoned = True
-        if self._current is request and self.task is not None:
-            self.task.cancel()
-
-    async def _perform(self, request: _Request, node: str) -> None:
-        """Await one request in the context variables of its thread, and resolve its future."""
-        self._current = request
-        tokens = [(variable, variable.set(value)) for variable, value in request.context.items()]
-        try:
-            request.future.set_result(await request.function())
-        except asyncio.CancelledError:
-            request.fail(NodeStopped(node, "has been stopped, or its event loop has ended"))
-            if not request.abandoned:
-                raise
-        except Exception as error:  # noqa: BLE001  # it is raised in the thread
-            request.fail(error)
-        except BaseException as error:
-            request.fail(error)
-            raise
-        finally:
-            self._current = None
-            for variable, token in reversed(tokens):
-                variable.reset(token)
-            if request.abandoned and self.task is not None:
-                self.task.uncancel()  # Only the request was cancelled; the next one must not be.

@@ -53,14 +53,16 @@ class Service(Protocol):
         """
 
 
-class Stoppable(Protocol):
-    """What `NodeStarting` needs of a node: that it can be stopped."""
+class Leaving(Protocol):
+    """What `NodeStarting` needs of a node: that it stops at the end of a block."""
 
-    async def stop(self, reason: str) -> None:
-        """See `Node.stop`."""
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop the node, for a reason that says how the block ended."""
 
 
-N = TypeVar("N", bound=Stoppable)
+N = TypeVar("N", bound=Leaving)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +200,7 @@ class NodeStarting(Generic[N]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._node is not None:
-            in_order = error is None or isinstance(error, asyncio.CancelledError)
-            await self._node.stop("shutdown" if in_order else f"crashed: {type(error).__name__}")
+            await self._node.__aexit__(kind, error, traceback)
 
     async def _start(self) -> N:
         wall_ms = int(time.time() * 1000) if self._wall_ms is None else self._wall_ms

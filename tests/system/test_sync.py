@@ -6,6 +6,9 @@ import _thread
 import asyncio
 import contextlib
 import contextvars
+import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -34,6 +37,7 @@ from fleetlm import (
     WouldBlock,
     handler,
     node_in_thread,
+    node_thread,
 )
 from fleetlm.cli.demo.replicas import free_port
 from tests.support.patience import allowed_s
@@ -395,7 +399,7 @@ def test_a_program_that_ends_while_a_thread_waits() -> None:
 def test_a_loop_that_is_busy_holds_up_nobody_for_ever(
     own_loop: Callable[..., OwnLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleetlm.sync.MARGIN_S", 0.3)
+    monkeypatch.setattr("fleetlm.runtime.thread_requests.MARGIN_S", 0.3)
     own = own_loop(call_timeout_s=0.2)
     node = own.node.sync
     assert node.call("echo", 1) == 1
@@ -530,7 +534,7 @@ def test_a_loop_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
         go.wait(20)
 
     with (
-        pytest.raises(TimeoutError, match=r"has not stopped within 0\.2 s: something blocks its event loop"),
+        pytest.raises(TimeoutError, match=r"has not stopped within 0\.3 s: something blocks its event loop"),
         node_in_thread(lone(drain_s=0.1)) as node,
     ):
         node.spawn(blocks)
@@ -548,6 +552,174 @@ def test_a_loop_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
         if thread.name == "fleetlm node":
             thread.join(5)
     assert node_threads() == []
+
+
+def test_a_node_lives_until_it_is_stopped_whatever_else_is_dropped() -> None:
+    node_in_thread(lone())
+    (left,) = node_thread._running
+    gc.collect()
+    assert left._started.result().sync.list() == []
+    node = left._started.result().sync
+    del left
+    node.stop()
+    node.stop()
+    assert node_threads() == []
+    assert not node_thread._running
+    assert node.wait_stopped(1)
+    with pytest.raises(NodeStopped):
+        node.list()
+
+
+def test_a_second_node_on_the_port_of_the_first_names_the_first() -> None:
+    with node_in_thread(lone()) as node, pytest.raises(StartFailed) as caught:
+        node_in_thread(node.settings)
+    assert str(caught.value).endswith(
+        f"This program runs {node.name} in a thread already: use it, or node.stop() it"
+    )
+
+
+LEFT_RUNNING = """
+import sys
+import fleetlm
+from fleetlm import Settings
+
+node = fleetlm.node_in_thread(Settings(node_ip="127.0.0.63", node_port=int(sys.argv[1]), remote=False))
+
+class Watcher(fleetlm.Actor):
+    async def terminate(self, reason):
+        print("terminate", reason, flush=True)
+
+node.start_actor(Watcher)
+node = None
+sys.exit(3)
+"""
+
+
+def test_a_program_that_ends_stops_the_node_that_it_left_running() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_RUNNING, str(free_port(["127.0.0.63"]))],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "terminate shutdown\n", "")
+
+
+async def test_a_thread_can_stop_the_node_of_another_loop() -> None:
+    node = await Node.start(lone())
+    with pytest.raises(RuntimeError, match="is for other threads"):
+        node.sync.stop()
+    began = time.monotonic()
+    waiting = in_thread(node.sync.wait_stopped)
+    assert await in_thread(node.sync.wait_stopped, 0.05) is False
+    await in_thread(node.sync.stop, "asked by a thread")
+    assert await waiting is True
+    assert time.monotonic() - began < allowed_s(2.0)
+    await in_thread(node.sync.stop)
+    assert await in_thread(node.sync.wait_stopped) is True
+
+
+async def test_a_block_ends_the_node_that_was_started_before_it() -> None:
+    node = await Node.start(lone())
+    async with node as same:
+        assert same is node
+    with pytest.raises(NodeStopped):
+        await node.send("nobody", 1)
+
+
+def test_threads_use_groups_names_and_factories() -> None:
+    port = free_port([HERE, THERE])
+    with node_in_thread(settings_of(HERE, port)) as here, node_in_thread(settings_of(THERE, port)) as there:
+        here.ready(1, timeout=10)
+        with there.groups.watch("models") as joined, there.registry.watch("leader") as names:
+            counter = here.start_actor(Counter, name="counter")
+            assert counter.call(Counter.add, 1) == 2
+            assert counter.pid == here.whereis("counter") == there.whereis("counter", here.name)
+            here.groups.join("models", counter.pid)
+            assert joined.get(timeout=10) == fleetlm.Joined("models", counter.pid)
+            assert there.groups.pick("models") == counter.pid
+            assert there.groups.members("models") == [counter.pid]
+            assert (there.groups.local_members("models"), there.groups.list()) == ([], ["models"])
+            assert there.groups.broadcast("models", "hello") == 1
+            there.registry.register("leader", counter.pid, {"since": 1})
+            assert isinstance(names.get(timeout=10), fleetlm.Registered)
+            assert there.registry.wait_for("leader", timeout=10) == counter.pid
+            claim = there.registry.lookup("leader")
+            assert claim is not None
+            assert claim.meta == {"since": 1}
+            assert there.registry.list() == {"leader": there.registry.whereis("leader")}
+            assert there.registry.ref(Counter, "leader").call(Counter.add, 4) == 5
+            assert there.registry.resolve is None
+            there.registry.resolve = older
+            assert there.registry.resolve is older
+            assert there.registry.unregister("leader") is True
+            assert here.groups.leave("models", counter.pid) is True
+            assert isinstance(joined.get(timeout=10), fleetlm.Left)
+            here.factories.register("echo", echo)
+            assert here.factories.list() == ["echo"]
+            assert there.call(there.spawn_at(here.name, "echo"), "hello") == "hello"
+            assert here.factories.unregister("echo") is True
+            assert there.ping(here.name) == "pong"
+            info = there.info(here.name)
+            assert isinstance(info, fleetlm.PeerInfo)
+            here.exit(counter.pid)
+            assert here.join(counter.pid, timeout=10)
+            assert "counter" not in here.registered()
+        assert there.disconnect(here.name) is True
+        assert there.connect(here.name, 10) is True
+
+
+def older(first: fleetlm.Claim, _: fleetlm.Claim) -> fleetlm.Claim:
+    return first
+
+
+def test_a_subscription_has_time_outs_and_an_end_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with node_in_thread(lone()) as node:
+        changes = node.groups.watch()
+        with pytest.raises(TimeoutError):
+            changes.get(timeout=0.01)
+        pid = node.spawn(sleeper)
+        node.groups.join("one", pid)
+        monkeypatch.setattr(node._requests, "run", lost(node._requests.run))
+        with pytest.raises(KeyboardInterrupt):
+            changes.get(timeout=10)
+        monkeypatch.undo()
+        assert changes.get(timeout=10) == fleetlm.Joined("one", pid)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(list, changes)
+            node.groups.join("two", pid)
+            until_waits(node, changes)
+            changes.close()
+            assert reading.result(10) == [fleetlm.Joined("two", pid)]
+        with pytest.raises(ValueError, match="has been closed"):
+            changes.get(timeout=1)
+        with ThreadPoolExecutor(1) as pool:
+            events = node.events()
+            reading_events = pool.submit(list, events)
+            node.stop()
+            assert reading_events.result(10) == []
+        with pytest.raises(NodeStopped):
+            events.get(timeout=1)
+        events.close()
+
+
+def lost(run: Callable[..., Any]) -> Callable[..., Any]:
+    """An interrupt that comes when the loop has done its part."""
+
+    def interrupted(*args: Any) -> None:
+        run(*args)
+        raise KeyboardInterrupt
+
+    return interrupted
+
+
+def until_waits(node: fleetlm.SyncNode, changes: Any) -> None:
+    for _ in range(1_000):
+        if changes._events._waiter is not None and not changes._events._queue and not changes._arrived:
+            node.list()
+            return
+        time.sleep(0.005)
 
 
 def test_another_loop_can_be_chosen() -> None:

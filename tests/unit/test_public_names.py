@@ -53,7 +53,10 @@ PUBLIC = {
     "Factories": "list register unregister",
     "Subscription": "close",
     "SyncNode": """
-        broadcast call exit list multicall name ready ref register send send_nowait spawn stream whereis
+        broadcast call connect disconnect events exit factories groups incarnation info join list multicall
+        name name_of own_address ping process_info processes ready ref register registered registry
+        run_in_process send send_nowait settings spawn spawn_at start_actor stop stream supervisors
+        unregister wait_stopped whereis
     """,
 }
 """What completion shows on each object: what a program may use, and nothing of the machinery."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fleetlm import NoConnection, NodeStopped, NoProcess, NotSerializable, Process, WouldBlock
+from fleetlm import ActorRef, NoConnection, Node, NodeStopped, NoProcess, NotSerializable, Process, WouldBlock
 from fleetlm.blocking.forks import FORKED
-from fleetlm.sync import SyncNode
+from fleetlm.directory.groups import Groups
+from fleetlm.directory.registry import Registry
+from fleetlm.directory.subscriptions import Subscription
+from fleetlm.processes.remote_spawn import Factories
+from fleetlm.sync import SyncFactories, SyncGroups, SyncNode, SyncRef, SyncRegistry, SyncSubscription
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import A, B, Fleet, collector, simulated
 
@@ -21,6 +27,59 @@ NARROW = {
     "bulk_window_bytes": 8 * KIB,
     "batch_bytes": 4 * KIB,
 }
+
+COUNTERPARTS: dict[type, type] = {
+    Node: SyncNode,
+    Groups: SyncGroups,
+    Registry: SyncRegistry,
+    Factories: SyncFactories,
+    Subscription: SyncSubscription,
+    ActorRef: SyncRef,
+}
+ONLY_FOR_COROUTINES = {
+    "Node.start": "`node_in_thread` starts a node for threads",
+    "Node.sync": "it leads to this very object",
+    "Node.run_blocking": "a thread calls the function itself",
+}
+"""Public names that threads do not get, each with its reason."""
+ONLY_FOR_THREADS = {
+    "SyncSubscription.get": "a coroutine puts `asyncio.timeout` around `anext`",
+    "SyncNode.wait_stopped(timeout)": "a thread has no `asyncio.timeout`",
+    "SyncNode.send(timeout)": "likewise",
+}
+"""Public names and parameters that only threads have."""
+
+
+def public(held: type) -> set[str]:
+    """The public methods of a class, and the public attributes that its constructor sets."""
+    source = inspect.getsource(held)
+    attributes = set(re.findall(r"self\.([a-z]\w*)(?:: [^=\n]+)? = ", source))
+    return {name for name in {*dir(held), *attributes} if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("held", COUNTERPARTS, ids=lambda held: held.__name__)
+def test_threads_have_each_method_that_coroutines_have_or_there_is_a_reason(held: type) -> None:
+    threads = COUNTERPARTS[held]
+    missing = {f"{held.__name__}.{name}" for name in public(held) - public(threads)}
+    assert missing == {name for name in ONLY_FOR_COROUTINES if name.startswith(f"{held.__name__}.")}
+    more = {f"{threads.__name__}.{name}" for name in public(threads) - public(held)}
+    assert more <= ONLY_FOR_THREADS.keys()
+
+
+@pytest.mark.parametrize("held", COUNTERPARTS, ids=lambda held: held.__name__)
+def test_a_method_for_threads_takes_what_the_one_for_coroutines_takes(held: type) -> None:
+    threads = COUNTERPARTS[held]
+    for name in sorted(public(held) & public(threads)):
+        ours, theirs = getattr(held, name, None), getattr(threads, name, None)
+        if not inspect.isfunction(ours) or not inspect.isfunction(theirs):
+            continue
+        wanted = {each: (it.kind, it.default) for each, it in inspect.signature(ours).parameters.items()}
+        found = {each: (it.kind, it.default) for each, it in inspect.signature(theirs).parameters.items()}
+        for more in found.keys() - wanted.keys():
+            assert f"{threads.__name__}.{name}({more})" in ONLY_FOR_THREADS
+            del found[more]
+        assert found == wanted, f"{threads.__name__}.{name}"
+
 
 EVERY: list[tuple[str, Callable[[SyncNode], Any]]] = [
     ("send", lambda node: node.send("x", 1)),
@@ -35,6 +94,12 @@ EVERY: list[tuple[str, Callable[[SyncNode], Any]]] = [
     ("ready", lambda node: node.ready()),
     ("list", lambda node: node.list()),
     ("stream", lambda node: next(node.stream("x", 1))),
+    ("events", lambda node: node.events()),
+    ("stop", lambda node: node.stop()),
+    ("wait_stopped", lambda node: node.wait_stopped()),
+    ("groups.members", lambda node: node.groups.members("x")),
+    ("registry.whereis", lambda node: node.registry.whereis("x")),
+    ("factories.list", lambda node: node.factories.list()),
 ]
 
 
@@ -43,7 +108,8 @@ async def test_on_the_loops_own_thread_each_method_says_what_to_write_instead(fl
     a = await fleet.start(A)
     for verb, use in EVERY:
         with pytest.raises(
-            RuntimeError, match=rf"node\.sync\.{verb}\(\) is for other threads.*use node\.{verb}\("
+            RuntimeError,
+            match=rf"node\.sync\.{re.escape(verb)}\(\) is for other threads.*use node\.{re.escape(verb)}\(",
         ):
             use(a.sync)
     with pytest.raises(RuntimeError, match="is for other threads"):
