@@ -58,7 +58,7 @@ SETTLE_TURNS = 10
 """Turns in which tasks that were cancelled at the very end may finish."""
 _FROZEN_AT_START = 1_000
 """Up to so many objects are frozen by the interpreter itself: CPython 3.12 freezes 375 while it starts.
-``gc.freeze`` called by a program freezes thousands."""
+A program that calls ``gc.freeze`` freezes thousands; a run leaves those frozen."""
 CLEAN_UP_S = 120.0
 """Virtual seconds for cancelled tasks to end."""
 COLLECT_EVERY_TURNS = 1_000_000
@@ -444,16 +444,15 @@ def run(
 def isolated(seed: int) -> Iterator[None]:
     """Seed the random module and turn automatic garbage collection off; restore both afterwards."""
     state = random.getstate()
-    collecting, is_frozen = gc.isenabled(), gc.get_freeze_count() > _FROZEN_AT_START
+    collecting, may_unfreeze = gc.isenabled(), gc.get_freeze_count() <= _FROZEN_AT_START
     gc.disable()
-    if not is_frozen:
-        gc.freeze()  # objects made before this run are neither scanned nor finalized in it
+    gc.freeze()  # objects made before this run are neither scanned nor finalized in it
     random.seed(seed)
     try:
         yield
     finally:
         random.setstate(state)
-        if not is_frozen:
+        if may_unfreeze:  # Otherwise the program, or a run around this one, has frozen objects too.
             gc.unfreeze()
         if collecting:
             gc.enable()

@@ -443,7 +443,7 @@ def blocks(seeds: range, kind: Kind, size: int = 10) -> list[list[int]]:
 
 def play_all(seeds: list[int]) -> list[Report]:
     """Run all seeds. Raises: AssertionError with the command that replays each failed seed."""
-    return play_each(play, seeds, "tests.sim.chaos")
+    return play_each(play, seeds, "python -m tests.sim.chaos {seed} --trace")
 
 
 def main() -> int:

@@ -25,16 +25,23 @@ def named(seeds: Sequence[int]) -> str:
     return f"{seeds[0]}-{seeds[-1]}"
 
 
-def play_each(play: Callable[[int], R], seeds: Iterable[int], module: str) -> list[R]:
-    """Run all seeds. Raises: AssertionError with the command that replays each failed seed."""
+def play_each(play: Callable[[int], R], seeds: Iterable[int], replay: str) -> list[R]:
+    """Run all seeds.
+
+    Args:
+        play: runs one seed.
+        seeds: what to run.
+        replay: the command that replays a seed, with ``{seed}`` in its place.
+
+    Raises:
+        AssertionError: some seeds failed; the text has the command that replays each of them.
+    """
     reports, failures = [], []
     for seed in seeds:
         try:
             reports.append(play(seed))
         except Exception as error:  # noqa: BLE001  # every error is reported with its seed
             notes = "\n".join(getattr(error, "__notes__", ()))
-            failures.append(
-                f"{type(error).__name__}: {error}\n{notes}\nreplay: python -m {module} {seed} --trace"
-            )
+            failures.append(f"{type(error).__name__}: {error}\n{notes}\nreplay: {replay.format(seed=seed)}")
     assert not failures, "\n\n".join(failures)
     return reports

@@ -3,7 +3,8 @@
 Processes monitor, link, send, call, stream, spawn, register names and join groups (`soak_processes`,
 `soak_callers`, `soak_actors`). The run has four phases:
 
-1. Faults: nodes crash, leave, restart, are partitioned and stall, at random times.
+1. Faults: nodes crash, leave, restart, are partitioned and stall, at random times. A short run has at most
+   ``SHORT_RUN_FAULTS`` of them, and is the beginning of the whole run of the same seed.
 2. `heal_and_mesh`: every fault ends, every node is started again, and all nodes must connect.
 3. `settle`: no process starts anything new. What was begun must end, and all nodes must agree.
 4. `end`: every process and every node ends. No table, task, timer or future may be left.
@@ -17,6 +18,7 @@ a change gives every seed another course, and the seeds that once failed no long
 
 python -m tests.sim.soak 4711            # run one seed and print what happened
 python -m tests.sim.soak 4711 --trace    # also print every fact that was reported to a node, and the log
+python -m tests.sim.soak 4711 --short    # make a short run, as `make test` does
 python -m tests.sim.soak 0 5000          # run a range of seeds
 """
 
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import logging
 import random
 import sys
@@ -42,6 +45,9 @@ from tests.sim.soak_processes import Processes
 from tests.sim.soak_world import World
 
 LIMIT_S = 600.0
+SHORT_RUN_FAULTS = 3
+"""Most faults of a short run. The fault phase takes three quarters of a run's CPU time. Forty short runs
+notice 32 of the 34 mutants of `test_soak_mutants`; whole runs, with 3 to 7 faults, notice all of them."""
 QUIET_S = 20.0
 """Virtual seconds in which everything that was begun must end."""
 SETTLE_S = 0.1
@@ -86,8 +92,9 @@ def settings_of(rng: random.Random) -> Settings:
 class SoakRun:
     """One soak run; see the module."""
 
-    def __init__(self, seed: int, *, trace: bool = False) -> None:
+    def __init__(self, seed: int, *, trace: bool = False, is_short: bool = False) -> None:
         self.seed = seed
+        self.is_short = is_short
         self.rng = random.Random(f"{seed} society")  # the label stays: it determines every seed's course
         self.settings = settings_of(self.rng)
         self.world = World()
@@ -102,9 +109,9 @@ class SoakRun:
         self.log: list[str] = []
 
     @classmethod
-    async def play(cls, seed: int, *, trace: bool = False) -> tuple[SoakRun, Report]:
+    async def play(cls, seed: int, *, trace: bool = False, is_short: bool = False) -> tuple[SoakRun, Report]:
         """Run all phases for a seed. Raises: Breach, SimulationError."""
-        soak_run = cls(seed, trace=trace)
+        soak_run = cls(seed, trace=trace, is_short=is_short)
         try:
             return soak_run, await soak_run._play()
         except BaseException as error:
@@ -120,7 +127,8 @@ class SoakRun:
             self.node_started(node)
         if rng.random() < 0.8:
             await self.cluster.mesh(10.0)
-        for _ in range(rng.randint(3, 7)):
+        faults = rng.randint(3, 7)
+        for _ in range(min(faults, SHORT_RUN_FAULTS) if self.is_short else faults):
             await asyncio.sleep(rng.expovariate(1 / rng.choice((0.2, 1.0, 2.5))))
             world.check()
             await self.inject_fault()
@@ -247,13 +255,14 @@ class SoakRun:
         self.world.check()
 
 
-def play(seed: int, *, trace: bool = False, quiet: bool = False) -> Report:
+def play(seed: int, *, trace: bool = False, quiet: bool = False, is_short: bool = False) -> Report:
     """Run a seed on its own loop.
 
     Args:
         seed: the seed of everything random.
         trace: keep every fact; the digest then covers them.
         quiet: do not print the facts.
+        is_short: make a short run.
 
     Raises:
         Breach: something promised did not hold; the log of the run is a note.
@@ -263,7 +272,7 @@ def play(seed: int, *, trace: bool = False, quiet: bool = False) -> Report:
     logging.getLogger("fleetlm").setLevel(logging.DEBUG if is_printed else logging.CRITICAL + 1)
 
     async def main() -> Report:
-        soak_run, report = await SoakRun.play(seed, trace=trace)
+        soak_run, report = await SoakRun.play(seed, trace=trace, is_short=is_short)
         if is_printed:
             for at_s, ip, *fact in soak_run.cluster.network.trace or ():
                 print(f"{at_s:9.4f}  {ip:12} {fact}")
@@ -284,7 +293,14 @@ def blocks(seeds: range, size: int = 20) -> list[range]:
 
 def play_all(seeds: range | list[int]) -> list[Report]:
     """Run all seeds. Raises: AssertionError with the command that replays each failed seed."""
-    return play_each(play, seeds, "tests.sim.soak")
+    return play_each(play, seeds, "python -m tests.sim.soak {seed} --trace")
+
+
+def play_all_short(seeds: range | list[int]) -> list[Report]:
+    """Do as `play_all`, but make short runs."""
+    return play_each(
+        functools.partial(play, is_short=True), seeds, "python -m tests.sim.soak {seed} --trace --short"
+    )
 
 
 def main() -> int:
@@ -292,6 +308,7 @@ def main() -> int:
     parser.add_argument("first", type=int)
     parser.add_argument("count", type=int, nargs="?", default=1)
     parser.add_argument("--trace", action="store_true")
+    parser.add_argument("--short", action="store_true", help="make short runs")
     options = parser.parse_args()
     if options.trace:
         logging.basicConfig(format="%(name)s %(levelname)s %(message)s", stream=sys.stdout)
@@ -299,7 +316,7 @@ def main() -> int:
     counts: Counter[str] = Counter()
     for seed in range(options.first, options.first + options.count):
         try:
-            counts += play(seed, trace=options.trace).counts
+            counts += play(seed, trace=options.trace, is_short=options.short).counts
         except Exception as error:
             failed.append(seed)
             print(f"seed {seed}: {type(error).__name__}: {str(error)[:1500]}", flush=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.seeded import named
-from tests.sim.soak import blocks, play_all
+from tests.sim.soak import blocks, play_all, play_all_short
 
 
 @pytest.mark.deadline(60)
 @pytest.mark.parametrize("seeds", blocks(range(500, 1_000)), ids=named)
 def test_soak(seeds: range) -> None:
-    play_all(seeds)
+    play_all_short(seeds)
 
 
 @pytest.mark.long
