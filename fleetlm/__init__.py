@@ -27,7 +27,7 @@ _NAMES_OF = {
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
         "NotDelivered NotSerializable OutcomeUnknown ProcessDown ProcessExit RemoteError SettingsError "
-        "StartFailed TooManyMemberships TooManyNames Undecodable WorkerDied WouldBlock"
+        "StartFailed TooManyMemberships TooManyNames Undecodable WorkerDied WorkerNotStarted WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.messages": (
@@ -37,6 +37,7 @@ _NAMES_OF = {
     "fleetlm.node": "Node",
     "fleetlm.node_thread": "node_in_thread",
     "fleetlm.process": "Process",
+    "fleetlm.process_pool": "ProcessPool",
     "fleetlm.processes.info": "ChildInfo ProcessInfo",
     "fleetlm.runtime.info": "NodeInfo",
     "fleetlm.settings": "Settings",

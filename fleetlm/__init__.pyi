@@ -37,6 +37,7 @@ from fleetlm.errors import (
     TooManyNames as TooManyNames,
     Undecodable as Undecodable,
     WorkerDied as WorkerDied,
+    WorkerNotStarted as WorkerNotStarted,
     WouldBlock as WouldBlock,
 )
 from fleetlm.ids import Pid as Pid, Ref as Ref
@@ -57,6 +58,7 @@ from fleetlm.names import Address as Address, NodeName as NodeName
 from fleetlm.node import Node as Node
 from fleetlm.node_thread import node_in_thread as node_in_thread
 from fleetlm.process import Process as Process
+from fleetlm.process_pool import ProcessPool as ProcessPool
 from fleetlm.processes.info import ChildInfo as ChildInfo, ProcessInfo as ProcessInfo
 from fleetlm.runtime.info import NodeInfo as NodeInfo
 from fleetlm.settings import Settings as Settings

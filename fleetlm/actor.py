@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect
 from fleetlm.actors.run import ActorRun, describe
 from fleetlm.call import Call
+from fleetlm.process_pool import ProcessPool
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
@@ -52,6 +53,14 @@ class Actor:
 
     When the caller gives up (time-out, cancellation, loss of its node), the handler is cancelled, and the
     actor goes on. Calls that a handler makes get no more time than its own caller still waits.
+    """
+
+    thread: ClassVar[bool] = False
+    """Whether this actor has a thread of its own for `run_blocking`, instead of any of its node's.
+
+    Then all its functions run in that one thread, one after the other, from `init` to `terminate`: for
+    libraries whose objects belong to the thread that made them (sqlite3, many drivers, contexts of GPUs). The
+    thread starts at the first use and ends with the actor; a restarted actor gets a new one.
     """
 
     __fleetlm_handlers__: ClassVar[Handlers] = NO_HANDLERS
@@ -122,12 +131,31 @@ class Actor:
         self.__running().stop(reason)
 
     async def run_blocking(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a blocking function in a thread; see `Node.run_blocking`."""
-        return await self.node.run_blocking(function, *args, **kwargs)
+        """Run a blocking function in a thread, the actor's own if it has one (`thread`).
+
+        Raises:
+            RuntimeError: the actor has ended, and its own thread with it.
+            Exception: as `Node.run_blocking`.
+        """
+        if type(self).thread is not True:
+            return await self.node.run_blocking(function, *args, **kwargs)
+        process = self.process
+        if process._is_gone:  # noqa: SLF001  # a base class of ours
+            raise RuntimeError(f"the actor {process.pid} has ended, and its thread with it")
+        blocking = process._services.blocking  # noqa: SLF001
+        return await blocking.in_own_thread(process.pid, function, *args, **kwargs)
 
     async def run_in_process(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking function in another operating-system process; see `Node.run_in_process`."""
         return await self.node.run_in_process(function, *args, **kwargs)
+
+    def process_pool(
+        self, initializer: Callable[..., object] | None = None, /, *args: Any, processes: int = 1
+    ) -> ProcessPool:
+        """Return worker processes that end with this actor; see `Node.process_pool`."""
+        process = self.process
+        blocking = process._services.blocking  # noqa: SLF001
+        return ProcessPool(blocking, initializer, args, processes, process.pid)
 
     # For the runtime.
 

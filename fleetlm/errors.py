@@ -22,6 +22,7 @@
     │   ├── NoConnection    that node is not connected
     │   ├── Draining        that node is leaving and takes no new work
     │   ├── Undecodable     the receiver does not know a type inside the message
+    │   ├── WorkerNotStarted  there was no worker process for a function of ``run_in_process``
     │   └── WouldBlock      ``send_nowait`` into a full window
     ├── OutcomeUnknown      the request may have run: repeat it only if that is harmless
     │   ├── NodeLost        the connection ended after the request was sent
@@ -385,6 +386,25 @@ class WouldBlock(NotDelivered):
         return f"sending to {_shown(self.target)} would block: {self.why}"
 
 
+class WorkerNotStarted(NotDelivered):
+    """No worker process could run a function for `Node.run_in_process`: it has not run.
+
+    Attributes:
+        function: the qualified name of the function.
+        why: why the process did not start, such as an initializer that raised (then the ``__cause__``), and
+            what
+            to do if the program is the cause.
+    """
+
+    def __init__(self, function: str, why: str) -> None:
+        super().__init__(function, why)
+        self.function = function
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"there is no worker process for {self.function}: {self.why}; the function has not run"
+
+
 class OutcomeUnknown(FleetError):
     """The request was sent, and may have run or not. Repeat it only if running it twice is harmless."""
 
@@ -427,11 +447,11 @@ class ProcessDown(OutcomeUnknown):
 
 
 class WorkerDied(OutcomeUnknown):
-    """The worker process that ran a function for `Node.run_in_process` has ended, or did not start.
+    """The worker process that ran a function for `Node.run_in_process` has ended.
 
     Attributes:
         function: the qualified name of the function.
-        why: how the process ended, and what to do if the program is the cause.
+        why: how the process ended.
     """
 
     def __init__(self, function: str, why: str) -> None:

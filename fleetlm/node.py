@@ -34,6 +34,7 @@ from fleetlm.ids import Pid
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.names import canonical_node, endpoint
 from fleetlm.process import Process
+from fleetlm.process_pool import ProcessPool
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.info import NodeInfo
@@ -672,7 +673,9 @@ class Node:
             The function's result.
 
         Raises:
-            Exception: what the function raised, unchanged; `RuntimeError` in place of StopIteration.
+            Exception: what the function raised, unchanged; RuntimeError in place of StopIteration and of
+                what is
+                no `Exception`, such as SystemExit: it ends the call, not the node.
             TypeError: ``function`` is not callable, or is a coroutine function. It has not run.
             NodeStopped: the node stopped. The function has not run, or, if it had begun, still runs.
         """
@@ -684,7 +687,8 @@ class Node:
         """Run a function in another process of this machine: ``await node.run_in_process(f, x)``.
 
         For functions that compute: each process has an interpreter, and so a GIL, of its own. There is
-        one process for each CPU (`Settings.blocking_processes`). Processes are spawned, never forked,
+        one process for each CPU that this program may use: its affinity and the quota of its container count
+        (`Settings.blocking_processes` says otherwise). Processes are spawned, never forked,
         since ZeroMQ does not survive a fork. They are kept, and the first use of each takes as long as
         Python and the program's imports need to start.
 
@@ -703,14 +707,35 @@ class Node:
 
         Raises:
             Exception: what the function raised, with the worker's traceback as a note. An exception
-                that cannot be pickled arrives as a RuntimeError with its text.
+                that cannot be pickled arrives as a RuntimeError with its text, and so does SystemExit.
             TypeError: the function is not callable, or the function, an argument or the result cannot
                 be pickled. The function has run only if its result is the problem.
             WorkerDied: the process ended (killed, out of memory, ``os._exit``). Other calls are not
                 affected, and the next call gets a new process.
+            WorkerNotStarted: there was no process for it; the function has not run.
             NodeStopped: as with `run_blocking`, but a function that had begun is killed.
         """
         return self._parts.blocking.in_process(function, *args, **kwargs)
+
+    def process_pool(
+        self, initializer: Callable[..., object] | None = None, /, *args: Any, processes: int = 1
+    ) -> ProcessPool:
+        """Return a pool of worker processes of its own: ``pool = node.process_pool(load, "/models/llama")``.
+
+        For functions that need something which takes long to load, or which fits only once into memory: the
+        processes of `run_in_process` serve every caller, and which of them runs a function is chance. An
+        actor makes its pool with `Actor.process_pool`, so that the pool ends with the actor.
+
+        Args:
+            initializer: a plain function at the top level of a module, run first in each process.
+            *args: its arguments, which are pickled.
+            processes: how many functions run at a time.
+
+        Raises:
+            TypeError: the initializer cannot be sent to another process.
+            NodeStopped: this node has been stopped.
+        """
+        return ProcessPool(self._parts.blocking, initializer, args, processes)
 
     # Internals.
 

@@ -16,6 +16,7 @@ from fleetlm.processes.running import ProcessFunction, RunningProcess
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import ActorRef
+    from fleetlm.blocking.pools import Blocking
     from fleetlm.node import Node
     from fleetlm.processes.remote_spawn import RemoteSpawn
     from fleetlm.processes.signals import Signals
@@ -30,6 +31,7 @@ class ProcessServices:
     signals: Signals
     remote_spawn: RemoteSpawn
     mailbox_limit: int
+    blocking: Blocking
 
 
 class Process(RunningProcess):

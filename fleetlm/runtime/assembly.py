@@ -113,7 +113,7 @@ class Assembly:
             me, self.factories, codec, self.local, self.signals, self.outbound, spawn
         )
         self.services: ProcessServices = ProcessServices(
-            self.signals, self.remote_spawn, settings.mailbox_limit
+            self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking
         )
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
@@ -196,6 +196,7 @@ class Assembly:
     def _process_exited(self, process: RunningProcess, reason: Any) -> None:
         """Forget a process of this node that has ended, then tell linked and monitoring processes."""
         self.replication.exited(process.pid)
+        self.blocking.process_ended(process.pid)
         self.signals.exited(process, reason)
 
     def _looked_up(self, answer: Answer) -> None:

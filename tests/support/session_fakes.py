@@ -106,9 +106,9 @@ def processes_and_signals(node: Any, context: NodeContext) -> tuple[LocalProcess
 
     def make_process(pid: Pid, runs: str) -> Process:
         remote_spawn: Any = getattr(node, "remote_spawn", None)
-        return Process(
-            node, ProcessServices(signals, remote_spawn, context.settings.mailbox_limit), pid, runs
-        )
+        blocking: Any = None  # No process of these tests blocks.
+        services = ProcessServices(signals, remote_spawn, context.settings.mailbox_limit, blocking)
+        return Process(node, services, pid, runs)
 
     def tell_exit(process: RunningProcess, reason: Any) -> None:
         signals.exited(process, reason)

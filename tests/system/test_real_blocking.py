@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,7 +19,18 @@ from pathlib import Path
 
 import pytest
 
-from fleetlm import Node, NodeStopped, Process, Settings, WorkerDied
+from fleetlm import (
+    Actor,
+    Child,
+    Node,
+    NodeStopped,
+    Process,
+    ProcessExit,
+    Settings,
+    Supervisor,
+    WorkerDied,
+    handler,
+)
 from fleetlm.blocking.pools import Blocking
 from fleetlm.cli.demo.replicas import free_port
 from tests.support.patience import allowed_s
@@ -126,7 +138,7 @@ async def test_an_exception_with_its_traceback() -> None:
         assert caught.traceback[-1].name == "fail"
         with pytest.raises(RuntimeError, match="raised StopIteration"):
             await blocking.in_thread(next, iter(()))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RuntimeError, match=r"raises_keyboard_interrupt raised KeyboardInterrupt\(\)"):
             await blocking.in_thread(raises_keyboard_interrupt)
 
 
@@ -147,6 +159,113 @@ async def test_what_a_function_returned_is_not_kept() -> None:
     async with pools() as blocking:
         assert isinstance(await blocking.in_thread(Large), Large)
         await until(lambda: Large.alive == 0, 2)
+
+
+# Actors with a thread of their own.
+
+
+class Database(Actor):
+    """An actor whose connection works only in the thread that has opened it."""
+
+    thread = True
+
+    async def init(self) -> None:
+        self.database = await self.run_blocking(sqlite3.connect, ":memory:")
+        self.ident = await self.run_blocking(threading.get_ident)
+
+    async def terminate(self, reason: object) -> None:
+        assert await self.run_blocking(threading.get_ident) == self.ident
+        await self.run_blocking(self.database.close)
+
+    @handler(concurrent=True)
+    async def query(self, number: int) -> int:
+        row = await self.run_blocking(lambda: self.database.execute("select ?", (number,)).fetchone())
+        return int(row[0])
+
+    @handler(concurrent=True)
+    async def thread_of(self) -> tuple[int, bool]:
+        return self.ident, self.ident in {each.ident for each in threading.enumerate()}
+
+    @handler
+    async def hold(self, event: str) -> None:
+        await self.run_blocking(HELD[event].wait, 20)
+
+    @handler
+    async def crash(self) -> None:
+        raise ProcessExit("asked to")
+
+
+HELD: dict[str, threading.Event] = {}
+
+
+def own_threads() -> set[int | None]:
+    return {each.ident for each in threading.enumerate() if "blocking" in each.name}
+
+
+async def test_the_functions_of_an_actor_with_a_thread_all_run_in_that_thread() -> None:
+    async with Node.start(lone(blocking_threads=8)) as node:
+        one, two = await node.start_actor(Database), await node.start_actor(Database)
+        assert await asyncio.gather(*(one.call(Database.query, n) for n in range(40))) == list(range(40))
+        first, second = (await one.call(Database.thread_of))[0], (await two.call(Database.thread_of))[0]
+        assert first != second
+        node.exit(one.pid)
+        await node.join(one.pid)
+        await until(lambda: first not in own_threads())
+        assert (await two.call(Database.thread_of)) == (second, True)
+    await until(lambda: second not in own_threads())
+
+
+async def test_a_restarted_actor_gets_another_thread() -> None:
+    async with Node.start(lone()) as node:
+        node.spawn(Supervisor([Child("db", Database, register="db")]))
+        database = node.ref(Database, "db")
+        await until(lambda: node.registered().get("db"))
+        pid = node.registered()["db"]
+        await database.cast(Database.crash)
+        await until(lambda: node.registered().get("db") not in (None, pid))
+        after, _ = await database.call(Database.thread_of)
+        assert await database.call(Database.query, 7) == 7
+        await until(lambda: own_threads() == {after})
+
+
+async def test_a_killed_actor_leaves_its_thread_to_the_function_that_runs_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    HELD["go"] = threading.Event()
+    async with Node.start(lone()) as node:
+        database = await node.start_actor(Database)
+        ident, _ = await database.call(Database.thread_of)
+        await database.cast(Database.hold, "go")
+        pools = node._parts.blocking._own_threads
+        await until(lambda: pools[database.pid].running)
+        node.exit(database.pid, "kill")
+        await until(lambda: database.pid not in pools)
+        assert ident in own_threads()
+        HELD["go"].set()
+        await until(lambda: ident not in own_threads())
+    assert (
+        f"actor {database.pid} stopped while 1 blocking function(s) were running; left running" in caplog.text
+    )
+
+
+async def test_a_task_that_outlives_its_actor_is_refused_its_thread() -> None:
+    late: list[asyncio.Task[int]] = []
+
+    class Leaves(Actor):
+        thread = True
+
+        async def init(self) -> None:
+            late.append(asyncio.create_task(self.later()))
+
+        async def later(self) -> int:
+            await asyncio.sleep(0.1)
+            return await self.run_blocking(threading.get_ident)
+
+    async with Node.start(lone()) as node:
+        ref = await node.start_actor(Leaves)
+        node.exit(ref.pid, "kill")
+        with pytest.raises(RuntimeError, match=rf"the actor {ref.pid} has ended, and its thread with it"):
+            await late[0]
 
 
 # The end of a node.
@@ -286,7 +405,7 @@ async def test_processes_are_spawned_bounded_and_used_again() -> None:
     async with pools(processes=2) as blocking:
         first = await blocking.in_process(pid_and_type)
         assert first[0] != os.getpid()
-        assert first[1] == "SpawnProcess"
+        assert first[1] == "_MainProcess"  # So a function may have children of its own.
         assert await blocking.in_process(pid_and_type) == first
         many = await asyncio.gather(*(blocking.in_process(pid_and_type) for _ in range(12)))
         assert 1 <= len(set(many)) <= 2
@@ -324,7 +443,7 @@ async def test_an_idle_process_that_dies_is_replaced_silently() -> None:
         assert (await blocking.in_process(pid_and_type))[0] == pid
         os.kill(pid, signal.SIGKILL)
         process = blocking._processes._executor._threads[0]._process._process  # type: ignore[attr-defined]
-        await until(lambda: not process.is_alive())
+        await until(lambda: process.poll() is not None)
         assert (await blocking.in_process(pid_and_type))[0] != pid
 
 
@@ -417,13 +536,13 @@ def test_a_function_does_not_outlive_a_parent_that_was_killed(tmp_path: Path) ->
 UNGUARDED = """
 import asyncio, sys
 from fleetlm.blocking.pools import Blocking
-from fleetlm import Settings, WorkerDied
+from fleetlm import Settings, WorkerNotStarted
 
 async def main():
     blocking = Blocking("fleetlm@127.0.0.1", Settings(blocking_processes=1))
     try:
         await blocking.in_process(print, "never")
-    except WorkerDied as error:
+    except WorkerNotStarted as error:
         print(error)
         sys.exit(7)
 
@@ -444,6 +563,6 @@ def test_a_program_without_a_main_guard_gets_an_error_that_says_what_to_do(tmp_p
         check=False,
     )
     assert done.returncode == 7
-    assert "it did not start (exit code" in done.stdout
+    assert "it did not start (the program's main module raised" in done.stdout
     assert "must stand under if __name__ == '__main__':" in done.stdout
     assert "never\n" not in done.stdout

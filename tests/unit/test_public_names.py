@@ -44,9 +44,9 @@ def test_another_name_is_an_attribute_error() -> None:
 PUBLIC = {
     "Node": """
         broadcast call connect disconnect events exit factories groups incarnation info join list multicall
-        name name_of own_address ping process_info processes ready ref register registered registry
-        run_blocking run_in_process send send_nowait settings spawn spawn_at start start_actor stop stream
-        supervisors sync unregister wait_stopped whereis
+        name name_of own_address ping process_info process_pool processes ready ref register registered
+        registry run_blocking run_in_process send send_nowait settings spawn spawn_at start start_actor stop
+        stream supervisors sync unregister wait_stopped whereis
     """,
     "Groups": "broadcast join leave list local_members members pick watch",
     "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
@@ -84,7 +84,9 @@ OF_CLASSES = {
         demonitor exit info link mailbox monitor name node parent pid receive runs spawn_link spawn_link_at
         spawn_monitor spawn_monitor_at start_actor_link trap_exit unlink
     """,
-    Actor: "handle_info init node pid process run_blocking run_in_process stop terminate",
+    Actor: """
+        handle_info init node pid process process_pool run_blocking run_in_process stop terminate thread
+    """,
     ActorRef: "call cast pid send stream target within",
     Supervisor: "backoff_s max_restarts period_s specs strategy",
     Child: "args function name register restart shutdown_s",

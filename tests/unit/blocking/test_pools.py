@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import pickle
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -12,17 +11,11 @@ from typing import Any, Self
 
 import pytest
 
-from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, WorkerDied
+from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, WorkerNotStarted
 from fleetlm.blocking import pools as module
-from fleetlm.blocking.forks import FORKED
+from fleetlm.blocking.function_call import FunctionCall, catch_result, run_packed, unpack_result
 from fleetlm.blocking.pools import Blocking
-from fleetlm.blocking.worker_process import (
-    FunctionCall,
-    WorkerProcess,
-    catch_result,
-    run_packed,
-    unpack_result,
-)
+from fleetlm.blocking.worker_process import WorkerProcess
 from fleetlm.testing.loop import SimLoop, run
 from tests.sim.fleet import A, B, Fleet, simulated
 
@@ -127,10 +120,10 @@ async def test_an_exception_arrives_as_it_was_raised(blocking: Blocking) -> None
 
 @virtual
 async def test_a_stop_iteration_becomes_a_runtime_error(blocking: Blocking) -> None:
-    with pytest.raises(RuntimeError, match=r"raised StopIteration\(None\)") as caught:
+    with pytest.raises(RuntimeError, match=r"raised StopIteration\(\)") as caught:
         await blocking.in_thread(stop_iteration)
     assert isinstance(caught.value.__cause__, StopIteration)
-    with pytest.raises(RuntimeError, match=r"raised StopIteration\(None\)"):
+    with pytest.raises(RuntimeError, match=r"raised StopIteration\(\)"):
         await blocking.in_process(stop_iteration)
 
 
@@ -244,14 +237,16 @@ async def test_a_forked_child_cannot_run_functions(blocking: Blocking) -> None:
     for method in (blocking.in_thread, blocking.in_process):
         with pytest.raises(NodeStopped, match="forked"):
             await method(divide, 1)
-    assert blocking._threads._stopped == FORKED
 
 
 def test_by_default_there_is_a_process_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module._count_cpus() >= 1
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert module._count_cpus() == 1
+    monkeypatch.setattr(module, "_cpus", lambda: 3)
+
+    async def size(settings: Settings) -> int:
+        return Blocking(NODE, settings)._processes.size
+
+    assert run(size(Settings())) == 3
+    assert run(size(Settings(blocking_processes=5))) == 5
 
 
 # ── in a process ─────────────────────────────────────────────────────────────────────────────────
@@ -294,8 +289,19 @@ def test_an_exception_that_pickles_comes_back_as_itself() -> None:
     with pytest.raises(KeyError, match="'k'") as caught:
         asked(raise_it, KeyError("k"))
     assert "in raise_it" in caught.value.__notes__[0]
-    with pytest.raises(SystemExit):
-        asked(raise_it, SystemExit)
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
+)
+def test_what_would_end_the_event_loop_becomes_an_error_of_the_call(error: BaseException) -> None:
+    for run_it in (
+        asked,
+        lambda function, it: unpack_result(pickle.dumps((*catch_result(lambda: function(it)), ""))),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            run_it(raise_it, error)
+        assert str(caught.value).endswith(f"raised {error!r}")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +319,8 @@ def test_an_error_of_unpickling_names_the_process_where_it_happened() -> None:
     with pytest.raises(TypeError, match=r"could not load .*: ImportError: no such module here"):
         asked(divide, Unloadable())
     with pytest.raises(
-        TypeError, match="worker process's result cannot be loaded in this process: no such module here"
+        TypeError,
+        match="function has run, but its result cannot be loaded in this process: no such module here",
     ):
         asked(give_unloadable)
     with pytest.raises(TypeError, match="worker process could not load"):
@@ -322,21 +329,24 @@ def test_an_error_of_unpickling_names_the_process_where_it_happened() -> None:
 
 def test_a_result_holds_any_exception() -> None:
     assert catch_result(lambda: 3) == (3, None)
-    for error in (ValueError("x"), KeyboardInterrupt(), SystemExit(3), GeneratorExit()):
+    for error in (ValueError("x"), ExceptionGroup("two", [ValueError("x"), KeyError("y")])):
         assert catch_result(lambda error=error: raise_it(error)) == (None, error)  # type: ignore[misc]
 
 
 def test_a_process_that_does_not_start_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = WorkerProcess("worker")
-    for failure in (OSError("no more processes"), AssertionError("daemonic processes have no children")):
-        monkeypatch.setattr(worker, "_start", lambda failure=failure: raise_it(failure))
-        value, error = worker.perform(FunctionCall(divide, (1,), {}))
-        assert value is None
-        assert isinstance(error, WorkerDied)
-        assert f"it did not start ({failure}); code that runs when the program starts" in str(error)
+    failure = OSError("no more processes")
+    monkeypatch.setattr(worker, "_start", lambda _: raise_it(failure))
+    value, error = worker.perform(FunctionCall(divide, (1,), {}))
+    assert value is None
+    assert isinstance(error, WorkerNotStarted)
+    assert str(error) == (
+        "there is no worker process for divide: it did not start (no more processes); "
+        "the function has not run"
+    )
     worker.kill()
     _, error = worker.perform(FunctionCall(divide, (1,), {}))
-    assert isinstance(error, WorkerDied)
+    assert isinstance(error, WorkerNotStarted)
     assert "its node has stopped" in str(error)
     worker.end(0.1)
 
