@@ -67,8 +67,8 @@ class Settings:
     cluster: str = ""
     """The cluster's id: nodes with another id are refused. Tells two clusters on one network apart."""
     node_timeout_s: float = 8.0
-    """Seconds of silence after which a peer is down: a quarter for the heartbeat, the rest for its answer.
-    Long enough for a short network fault, short enough for callers that wait."""
+    """Seconds of silence after which a peer is down, never earlier and at most a quarter later. Long enough
+    for a short network fault, short enough for callers that wait."""
     remote: bool = True
     """Whether `fleetlm remote` can open a shell in this node, through a Unix socket of the same user."""
     debug: bool = False
@@ -98,11 +98,17 @@ class Settings:
     not before ``forget_after_s``. A DNS answer is a sample, so one absence proves nothing."""
     forget_after_s: float = 30.0
     """Seconds after which a peer that is not connected may be forgotten: longer than a restart takes."""
+    forget_unnamed_s: float = 600.0
+    """Seconds after which a peer that is not connected, and that neither DNS nor a peer has named since, is
+    forgotten whatever the outcomes of the lookups are: a resolver may give partial answers for ever. While
+    DNS fails, the two sides of a partition that lasts longer can only meet again through DNS or a third
+    node."""
     prune_after_lookups: int | None = None
     """Disconnect a *connected* peer after this many successful lookups in a row without it, until a lookup
     lists it again. Only for networks where DNS always lists every node. None: never."""
     max_peers: int = 1_024
-    """Limit of known peers. A wildcard record or a wrong name must not use up memory or descriptors."""
+    """Limit of known peers. A wildcard record or a wrong name must not use up memory or descriptors. In a
+    full table a node that introduces itself takes the place of the one that has been down for longest."""
 
     # Connections.
     connect_timeout_s: float = 3.0
@@ -115,6 +121,11 @@ class Settings:
     itself is random below the ceiling, so that nodes do not dial in step."""
     backoff_max_s: float = 15.0
     """The highest ceiling of that pause: a peer that comes back is dialled within this time."""
+    settled_s: float = 10.0
+    """Seconds that a connection must live to count as a success. Each one in a row that ends earlier doubles
+    the pause before the next dial, up to twice ``backoff_max_s``: two nodes whose connections are reset after
+    the handshake, or whose limits differ, go up and down a few times a minute instead of several times a
+    second."""
     tick_s: float = 1.0
     """Seconds between two ticks of a node's loop to each peer. A tick carries the loop's lag and costs 40
     bytes."""
@@ -228,13 +239,22 @@ class Settings:
 
     @property
     def heartbeat_interval_s(self) -> float:
-        """Seconds between ZMTP PINGs: a quarter of the node time-out. The answer has the rest of it."""
+        """Seconds between two ZMTP PINGs. A silent peer is noticed up to this much late."""
         return self.node_timeout_s / 4
 
     @property
     def heartbeat_timeout_s(self) -> float:
-        """Seconds of silence after a PING that end a connection. With the interval: the node time-out."""
-        return self.node_timeout_s * 3 / 4
+        """Seconds without any frame after a PING that end a connection: the whole node time-out.
+
+        libzmq starts this timer with the first PING after the last frame that came, so the silence itself is
+        longer than this by at most one `heartbeat_interval_s`.
+        """
+        return self.node_timeout_s
+
+    @property
+    def longest_silence_s(self) -> float:
+        """Seconds after which a silent peer is certainly down."""
+        return self.heartbeat_timeout_s + self.heartbeat_interval_s
 
     def replace(self, **changes: object) -> Settings:
         """Return a copy with other values, which are not checked. Raises: TypeError for unknown fields."""

@@ -34,6 +34,12 @@ Races, and where each is settled:
 - A frame is lost, or one of an earlier dial arrives late: the numbering of `Incoming` notices it, and
   `broken` gives up both halves.
 
+Pauses between dials (`_go_idle`, `down`). A handshake proves little: a firewall may reset each connection a
+moment after it, and two nodes whose limits differ end theirs at the first table. So only a connection that
+has lived for `Settings.settled_s` counts as a success. Each one that ends earlier doubles the pause before
+the next dial, and the peer's HELLO, which otherwise makes us dial back at once, shortens that pause to half
+of its ceiling at most. A peer that was restarted begins anew.
+
 `Connection` takes facts and returns effects. It never reads a clock, and never raises on what a peer does.
 `core.kernel` decides which facts reach it, and updates the other tables for its effects.
 
@@ -43,6 +49,7 @@ direction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -57,6 +64,12 @@ if TYPE_CHECKING:
     import random
 
     from fleetlm.settings import Settings
+
+
+EndStep = Callable[[float, str], list[Effect]]
+"""Ends a connection or an attempt at a time, for a reason."""
+PROTOCOL_ERROR = "protocol error"
+"""How the reason begins with which a node ends a connection whose peer broke the protocol."""
 
 
 class Phase(Enum):
@@ -117,7 +130,9 @@ class Connection:
         incoming: the peer's half, from its HELLO on; None before that.
         incarnation: of the peer, when it was up last; 0 before.
         attempt: failed attempts since it was up last.
+        short_lived: connections in a row that ended before they had lived for `Settings.settled_s`.
         next_dial_at: when to dial next; only in IDLE.
+        earliest_dial_at: the peer's HELLO does not bring `next_dial_at` forward beyond this.
         deadline: when the present step of the handshake must be done; only in DIALLING.
         opened_at: when our channel opened, None before.
         up_at: since when it is up, None if it is not.
@@ -131,6 +146,7 @@ class Connection:
         "attempt",
         "deadline",
         "dropped",
+        "earliest_dial_at",
         "incarnation",
         "incoming",
         "ip",
@@ -145,6 +161,7 @@ class Connection:
         "port",
         "rng",
         "settings",
+        "short_lived",
         "up_at",
         "ups",
     )
@@ -163,7 +180,9 @@ class Connection:
         self.incoming: Incoming | None = None
         self.incarnation: int = 0
         self.attempt: int = 0
+        self.short_lived: int = 0
         self.next_dial_at: float = now
+        self.earliest_dial_at: float = now
         self.deadline: float = 0.0
         self.opened_at: float | None = None
         self.up_at: float | None = None
@@ -221,9 +240,12 @@ class Connection:
             effects += self.down(now, "the peer dialled anew")
         elif self._is_spoilt(hello):
             effects += self._go_idle(now)
+        if hello.incarnation != self.incarnation:
+            self.short_lived, self.earliest_dial_at = 0, now
         self.incoming = Incoming(source, epoch, hello, ip)
         if self.phase is Phase.IDLE:
-            self.next_dial_at = now  # The peer is alive: dial back without waiting.
+            # The peer is alive: dial back without waiting, unless its connections end at once.
+            self.next_dial_at = min(self.next_dial_at, max(now, self.earliest_dial_at))
         return effects + self._confirm()
 
     def ready(self, now: float, ready: Ready) -> list[Effect]:
@@ -251,10 +273,11 @@ class Connection:
     def broken(self, now: float, reason: str) -> list[Effect]:
         """The peer broke the protocol on its half, or a frame was lost there.
 
-        The peer may still regard the connection as up. Dialling anew tells it that the connection is over.
+        The peer may still regard the connection as up. It is told the reason, so that its own log and table
+        have it too; where that is lost, dialling anew tells it that the connection is over.
         """
         if self.phase is Phase.UP:
-            return self.down(now, reason)
+            return self._say_goodbye(self.down, now, reason)
         self._give_up_incoming()
         return self.failed(now, reason) if self.phase is Phase.DIALLING else []
 
@@ -264,22 +287,35 @@ class Connection:
         """End a connection that is up: give up both halves, and dial again after a back-off."""
         self.last_error, self.last_error_at = reason, now
         gone = Down(self.name, self.incarnation, reason)
+        settled = self.up_at is not None and now - self.up_at >= self.settings.settled_s
+        self.short_lived = 0 if settled else self.short_lived + 1
         self.up_at = None
         self._give_up_incoming()
-        return [gone, *self._go_idle(now)]
+        effects = self._go_idle(now)
+        self._wait_after_short_life(now)
+        return [gone, *effects]
 
     def leave(self, now: float, reason: str) -> list[Effect]:
         """End the connection or attempt on our side, and send the peer a GOODBYE if our channel is open."""
+        return self._say_goodbye(self._end, now, reason)
+
+    def _end(self, now: float, reason: str) -> list[Effect]:
+        """End whatever there is, and give up both halves."""
+        ended = self.down(now, reason) if self.phase is Phase.UP else self._go_idle(now)
+        self._give_up_incoming()
+        return ended
+
+    def _say_goodbye(self, end: EndStep, now: float, reason: str) -> list[Effect]:
+        """Send a GOODBYE if our channel is open, perform ``end``, and let the frame leave."""
         out = self.outgoing
         effects: list[Effect] = []
         flush_s = 0.0
         if out is not None and self.opened_at is not None:
             effects.append(Send(out.channel, out.header(Kind.GOODBYE) + frames.pack_goodbye(reason)))
             flush_s = self.settings.goodbye_flush_s
-        ended = self.down(now, reason) if self.phase is Phase.UP else self._go_idle(now)
-        self._give_up_incoming()
         return effects + [
-            HangUp(effect.channel, flush_s) if isinstance(effect, HangUp) else effect for effect in ended
+            HangUp(effect.channel, flush_s) if isinstance(effect, HangUp) else effect
+            for effect in end(now, reason)
         ]
 
     def _confirm(self) -> list[Effect]:
@@ -329,6 +365,19 @@ class Connection:
         s = self.settings
         ceiling = min(s.backoff_max_s, s.backoff_min_s * 2.0 ** min(self.attempt, 16))
         return max(s.backoff_min_s / 5, self.rng.uniform(0.0, ceiling))
+
+    def _wait_after_short_life(self, now: float) -> None:
+        """Set the pause after a connection that ended: none of its own if that one had settled.
+
+        The ceiling begins at four times that of a failed dial and doubles up to twice the highest one. The
+        pause is at least half of it: both nodes draw one, and the shorter one decides.
+        """
+        s = self.settings
+        ceiling = min(2 * s.backoff_max_s, 2 * s.backoff_min_s * 2.0 ** min(self.short_lived, 16))
+        least = 0.0 if self.short_lived == 0 else ceiling / 2
+        self.earliest_dial_at = now + least
+        if least:
+            self.next_dial_at = max(self.next_dial_at, now + self.rng.uniform(least, ceiling))
 
     def _missing_step(self) -> str:
         """Return a text that names the step of the handshake that took too long, and what may be wrong."""

@@ -35,7 +35,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from fleetlm.core import admission
-from fleetlm.core.connection import Identity, Phase
+from fleetlm.core.connection import PROTOCOL_ERROR, Identity, Phase
 from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.core.topology import Peer, Topology
@@ -51,6 +51,8 @@ MAX_SOURCES = 8_192
 """Sources whose address is remembered. Beyond that the oldest one without a HELLO is forgotten."""
 MAX_STRANGERS = 256
 """Refusals of strangers, and unexpected addresses, that are remembered so that each is logged once."""
+SHORT_LIVES_TOLD = 3
+"""Short-lived connections in a row to one peer after which people are told, once. Fewer are a restart."""
 MAX_VERDICTS = 16
 """Errors of one peer that are remembered as logged. Beyond that they may be logged again."""
 
@@ -167,7 +169,10 @@ class Kernel:
         if channel in self._probes:
             return self._settle_claim(now, channel, None)
         peer = self._channels.pop(channel, None)
-        return [] if peer is None else self._apply(now, peer, peer.connection.channel_lost(now, reason))
+        if peer is None:
+            return []
+        why = reason + self._describe_silence(now, peer)
+        return self._apply(now, peer, peer.connection.channel_lost(now, why))
 
     def answered(self, now: float, channel: int, frame: bytes) -> list[Effect]:
         """A REFUSED or IAM came back over a channel that this node dialled."""
@@ -207,7 +212,8 @@ class Kernel:
         self._sources.pop(source, None)
         if peer is None:
             return []
-        return self._apply(now, peer, peer.connection.source_lost(now, reason))
+        why = reason + self._describe_silence(now, peer)
+        return self._apply(now, peer, peer.connection.source_lost(now, why))
 
     def control_frame(self, now: float, source: bytes, frame: bytes) -> list[Effect]:
         """Take a frame that is neither BATCH nor CHUNK: of the handshake, a GOODBYE, a PROBE, or garbage."""
@@ -234,7 +240,7 @@ class Kernel:
     def broken(self, now: float, source: bytes, why: str) -> list[Effect]:
         """A source broke the protocol, or a frame from it was lost: end its connection."""
         peer = self._find_peer(source)
-        reason = f"protocol error: {why[: frames.MAX_TEXT_CHARS]}"  # The text may quote what the peer sent.
+        reason = f"{PROTOCOL_ERROR}: {why[: frames.MAX_TEXT_CHARS]}"  # The text may quote what the peer sent.
         if peer is None:
             who = self._ips.get(source, "unknown address")
             return self._report_stranger(who, "protocol error", reason)
@@ -291,8 +297,11 @@ class Kernel:
         return min(times, default=None)
 
     def pulse(self, now: float) -> list[Effect]:
-        """Note which connected peers are busy or answer again; call it once a tick interval."""
+        """Note which peers are busy, answer again, or are to be forgotten; call it once a tick interval."""
         effects: list[Effect] = []
+        for peer in self.topology.unnamed(now):
+            why = f"not connected, and not named by anybody for {self.settings.forget_unnamed_s:g} s"
+            effects += self._forget(now, peer, why)
         for peer in self.topology.up():
             silent_s = now - peer.last_heard
             busy = silent_s > self.settings.busy_after_s
@@ -391,12 +400,15 @@ class Kernel:
     def _take_goodbye(self, now: float, peer: Peer, reason: str) -> list[Effect]:
         """The peer ends the connection or attempt; try again after a back-off."""
         connection = peer.connection
+        why = f"left: {reason}"
+        if reason.startswith(PROTOCOL_ERROR):
+            why = f"the peer ended the connection: {reason}"
         if connection.phase is Phase.UP:
-            return self._apply(now, peer, connection.down(now, f"left: {reason}"))
+            return self._apply(now, peer, connection.down(now, why))
         source = connection.incoming.source if connection.incoming else b""
         self._sources.pop(source, None)
         connection.incoming = None
-        return self._apply(now, peer, connection.failed(now, f"left: {reason}"))
+        return self._apply(now, peer, connection.failed(now, why))
 
     def _refuse(self, now: float, source: bytes, hello: Hello, refusal: Refusal, why: str) -> list[Effect]:
         """Answer a HELLO with a refusal over the dialler's channel, and note it in the table and the log."""
@@ -413,6 +425,15 @@ class Kernel:
         return effects + self._report_verdict(peer)
 
     # Internals.
+
+    def _describe_silence(self, now: float, peer: Peer) -> str:
+        """Return what was measured of a peer that was silent before its connection ended, or ""."""
+        silent_s = now - peer.last_heard
+        if not peer.is_up or silent_s <= self.settings.busy_after_s:
+            return ""
+        limit_s = self.settings.node_timeout_s
+        limit = f"; FLEETLM_NODE_TIMEOUT_MS is {limit_s:g} s" if silent_s >= limit_s else ""
+        return f" (nothing was read from it for {silent_s:.1f} s{limit})"
 
     def _dial(self, now: float, peer: Peer) -> list[Effect]:
         """Begin an attempt on a new channel."""
@@ -438,8 +459,10 @@ class Kernel:
                 out += self._note_address(peer)
             elif isinstance(effect, Down):
                 peer.is_busy = peer.is_draining = False
-                peer.last_seen, peer.misses = now, 0  # Being connected counts as being named.
+                # Being connected counts as being named.
+                peer.last_seen, peer.down_since, peer.misses = now, now, 0
                 peer.logged[effect.reason] = None  # The log line of the nodedown has this reason.
+                out += self._note_short_life(peer)
         self._schedule(peer)
         return out + (self._report_verdict(peer) if peer.connection.phase is Phase.IDLE else [])
 
@@ -456,6 +479,18 @@ class Kernel:
         text = (
             f"{peer.connection.name} dials us from {incoming.ip}, not from the address in its name; if "
             "peers cannot reach it, set FLEETLM_NODE_IP there"
+        )
+        return [Report("warning", text)]
+
+    def _note_short_life(self, peer: Peer) -> list[Effect]:
+        """Report a peer whose connections end soon after the handshake, once until one of them lives."""
+        connection = peer.connection
+        if connection.short_lived != SHORT_LIVES_TOLD:
+            return []
+        text = (
+            f"{connection.name}: {SHORT_LIVES_TOLD} connections in a row ended within "
+            f"{self.settings.settled_s:g} s, the last one because of this: {connection.last_error}. This "
+            f"node dials again after longer and longer pauses, up to {2 * self.settings.backoff_max_s:g} s"
         )
         return [Report("warning", text)]
 

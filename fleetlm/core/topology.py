@@ -9,8 +9,11 @@ that node. The rules:
   `Settings.prune_after_lookups` lookups without it, if the operator asked for that.
 - An unconnected peer leaves after `Settings.forget_after_lookups` successful lookups without it *and*
   `Settings.forget_after_s` seconds without any mention. One that the program asked for is pinned and stays.
+- An unconnected peer also leaves after `Settings.forget_unnamed_s` without any mention, whatever the lookups
+  brought: a resolver may fail, or give partial answers, for ever.
 - The table holds `Settings.max_peers` rows. When it is full, a node that introduces itself or that DNS
-  names takes the place of one that is known from hearsay only: named by a peer, never connected.
+  names takes the place of one that is known from hearsay only: named by a peer, never connected. A node that
+  introduces itself is alive, so it may also take the place of the one that has been down for longest.
 
 A node may have several addresses. `Topology.aliases` maps each further address to the node that answered
 there, so that the same node is not dialled a second time under another name. An address passes from one
@@ -41,6 +44,7 @@ class Peer:
     Attributes:
         connection: its state machine.
         last_seen: when DNS, a peer or the node itself last named it.
+        down_since: when it was up last, or when the row was made; only while it is not up.
         misses: complete DNS answers in a row that did not name it.
         in_dns: whether the last complete answer named it.
         is_pinned: the program asked for it by name, so that it is never forgotten.
@@ -56,6 +60,7 @@ class Peer:
 
     __slots__ = (
         "connection",
+        "down_since",
         "due",
         "in_dns",
         "is_blocked",
@@ -73,6 +78,7 @@ class Peer:
     def __init__(self, connection: Connection, now: float) -> None:
         self.connection: Connection = connection
         self.last_seen: float = now
+        self.down_since: float = now
         self.misses: int = 0
         self.in_dns: bool = False
         self.is_pinned: bool = False
@@ -117,9 +123,12 @@ class PeerInfo:
     attempts: int
     """Failed attempts since this peer was up last."""
     last_error: str
+    """Why the last attempt failed or the last connection ended; "" before the first such error."""
     last_error_age_s: float | None
     lag_ms: int
     draining: bool
+    short_lived: int = 0
+    """Connections in a row that ended before they had lived for `Settings.settled_s`."""
 
 
 class Topology:
@@ -166,11 +175,13 @@ class Topology:
         if name == self.me.name or ip in self.aliases:
             return None
         if len(self.peers) >= self.settings.max_peers:
-            hearsay = self._find_hearsay() if itself or by_dns else None
-            if hearsay is None:
+            displaced = self._find_hearsay() if itself or by_dns else None
+            if displaced is None and itself:
+                displaced = self._find_longest_down()
+            if displaced is None:
                 self.is_full = True
                 return None
-            self.forget(hearsay)
+            self.forget(displaced)
         connection = Connection(name, ip, self.me, self.settings, self.rng, now)
         peer = self.peers[name] = Peer(connection, now)
         return peer
@@ -194,6 +205,15 @@ class Topology:
             peer for name, peer in self.peers.items() if name not in named and self._is_forgettable(now, peer)
         ]
         return to_dial, stale
+
+    def unnamed(self, now: float) -> list[Peer]:
+        """Return the rows to forget because neither DNS nor a peer has named them for too long."""
+        limit_s = self.settings.forget_unnamed_s
+        return [
+            peer
+            for peer in self.peers.values()
+            if now - peer.last_seen > limit_s and not (peer.is_up or peer.is_pinned)
+        ]
 
     def prunable(self) -> list[Peer]:
         """Return the connected peers to prune: not named for `Settings.prune_after_lookups` lookups."""
@@ -267,6 +287,7 @@ class Topology:
             last_error_age_s=now - c.last_error_at if c.last_error else None,
             lag_ms=peer.lag_ms,
             draining=peer.is_draining,
+            short_lived=c.short_lived,
         )
 
     def _find_hearsay(self) -> Peer | None:
@@ -281,6 +302,15 @@ class Topology:
             and peer.connection.phase is Phase.IDLE
         )
         return min(found, key=lambda peer: peer.last_seen, default=None)
+
+    def _find_longest_down(self) -> Peer | None:
+        """Return the row that has been down for longest and is not asked for, blocked or being dialled."""
+        found = (
+            peer
+            for peer in self.peers.values()
+            if not (peer.is_pinned or peer.is_blocked) and peer.connection.phase is Phase.IDLE
+        )
+        return min(found, key=lambda peer: peer.down_since, default=None)
 
     def _unblock_if_named(self, peer: Peer) -> bool:
         """Unblock a pruned peer that DNS names again. Return whether it was one."""

@@ -154,8 +154,8 @@ class Endpoint:
 
     def draw_silence_s(self) -> float:
         """Draw the seconds from the last frame until this end's heartbeat finds the other silent."""
-        timeout_s = self.fabric.rng.random() * self.settings.heartbeat_timeout_s
-        return self.settings.heartbeat_interval_s + timeout_s
+        late_s = self.fabric.rng.random() * self.settings.heartbeat_interval_s
+        return self.settings.heartbeat_timeout_s + late_s
 
 
 class Connection:

@@ -14,8 +14,8 @@ other end is silent; a dial without an answer times out; CURVE refuses another c
 bytes on the wire, high-water marks and back-pressure, reconnection (fleetlm's transport disables it).
 
 An end learns that the other's socket is closed after the last frame, and that the other is silent by its
-heartbeat: between one heartbeat interval and ``Settings.node_timeout_s`` after the silence began, each
-end at its own random time. `fleetlm.testing.hosts` has the state of hosts and connections.
+heartbeat: ``Settings.node_timeout_s`` after the silence began, or up to a quarter later, each end at its own
+random time. `fleetlm.testing.hosts` has the state of hosts and connections.
 
 Addresses are compared as text: pass them in canonical form. The methods may be called anywhere on the
 loop's thread. Facts follow from callbacks of the loop, never inside such a call.

@@ -307,10 +307,7 @@ class DealerChannel:
         self._report_lost(f"{self._where}: {why}")
 
     def _describe_end(self) -> str:
-        return (
-            f"{self._where}: the connection ended "
-            f"(closed, reset, or silent for {self._settings.node_timeout_s:g} s)"
-        )
+        return f"{self._where}: the connection ended"
 
     def _report_lost(self, reason: str) -> None:
         """Close the channel and tell the owner, unless it has ended already."""

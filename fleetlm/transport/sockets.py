@@ -35,8 +35,6 @@ MAX_ANSWER_BYTES: Final = HEADER_BYTES + MAX_HANDSHAKE_BYTES
 """Size limit of what a DEALER receives: the answers to a handshake, nothing else."""
 KEEPALIVE_IDLE_S: Final = 60
 """Seconds without traffic before TCP keepalive probes begin, behind ZeroMQ's own heartbeats."""
-MAX_TTL_MS: Final = 6_553_500
-"""The largest heartbeat TTL that a PING can carry: tenths of a second in 16 bits."""
 
 FDS_PER_PEER: Final = 3
 """Descriptors for each connected peer: a DEALER's wake-up and connection, and the peer's connection."""
@@ -55,7 +53,7 @@ def _build_common_options(settings: Settings, max_message_bytes: int) -> dict[in
         zmq.RCVHWM: 0,  # a full receive queue also delays PONGs, and the peer would cut this node off
         zmq.HEARTBEAT_IVL: _to_ms(settings.heartbeat_interval_s),
         zmq.HEARTBEAT_TIMEOUT: _to_ms(settings.heartbeat_timeout_s),
-        zmq.HEARTBEAT_TTL: min(MAX_TTL_MS, _to_ms(settings.node_timeout_s)),
+        zmq.HEARTBEAT_TTL: 0,  # the peer would go by the time-out of this node instead of its own
         zmq.HANDSHAKE_IVL: _to_ms(settings.connect_timeout_s),
         zmq.TCP_KEEPALIVE: 1,
         zmq.TCP_KEEPALIVE_IDLE: KEEPALIVE_IDLE_S,

@@ -95,7 +95,9 @@ def bound_s(settings: Settings) -> float:
     was forgotten is found with the next DNS answer.
     """
     attempt_s = settings.connect_timeout_s + settings.handshake_timeout_s
-    return settings.node_timeout_s + 2 * (attempt_s + settings.backoff_max_s) + 2 * settings.poll_interval_s
+    return (
+        settings.longest_silence_s + 2 * (attempt_s + settings.backoff_max_s) + 2 * settings.poll_interval_s
+    )
 
 
 class Scenario:

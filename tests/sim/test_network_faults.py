@@ -7,6 +7,7 @@ from fleetlm.testing.loop import run
 from tests.sim.world import (
     EARLIEST_S,
     LATEST_S,
+    SETTINGS,
     A,
     B,
     C,
@@ -97,7 +98,7 @@ async def test_a_newcomer_makes_peers_of_a_dead_machine_find_out_sooner(world: W
     await asyncio.sleep(1)
     world.network.crash(A, silent=True)
     await world.peer(A)
-    await asyncio.sleep(EARLIEST_S)
+    await asyncio.sleep(SETTINGS.heartbeat_interval_s)
     assert len(b.told("source_lost")) == 1
     assert not b.send(b"x")
     assert len(a.facts) == 1

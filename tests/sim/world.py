@@ -15,8 +15,8 @@ PORT = 4370
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 CHANNEL = 1
 SETTINGS = Settings()
-EARLIEST_S = SETTINGS.heartbeat_interval_s
-LATEST_S = SETTINGS.node_timeout_s
+EARLIEST_S = SETTINGS.node_timeout_s
+LATEST_S = SETTINGS.longest_silence_s
 
 
 class Peer:

@@ -438,7 +438,8 @@ def judge_stability(facts: Facts) -> list[Finding]:
         if row["connections"] < FLAPPING_CONNECTIONS:
             continue
         error = row["last_error"]
-        last = f"; last error: {error}" if error else ""
+        age = "" if row["last_error_age_s"] is None else f" ({_format_span(row['last_error_age_s'])} ago)"
+        last = f"; last error{age}: {error}" if error else ""
         text = f"the connection to {row['name']} came up {row['connections']} times{last}"
         cure = (
             "If that node restarts, read its log and check its memory limit. If it does not, the network "

@@ -201,7 +201,12 @@ END = [GONE, HangUp(5)]
         (up, lambda c: c.ready(T, Ready(9, 100)), [], Phase.UP),
         (up, lambda c: c.channel_lost(T, "why"), END, Phase.IDLE),
         (up, lambda c: c.source_lost(T, "why"), END, Phase.IDLE),
-        (up, lambda c: c.broken(T, "why"), END, Phase.IDLE),
+        (
+            up,
+            lambda c: c.broken(T, "why"),
+            [Send(5, goodbye_frame(1, 2, "why")), GONE, HangUp(5, SETTINGS.goodbye_flush_s)],
+            Phase.IDLE,
+        ),
         (up, lambda c: c.down(T, "why"), END, Phase.IDLE),
         (
             up,
@@ -392,16 +397,70 @@ def test_back_off_never_spins() -> None:
     assert c.next_dial_at == T + SETTINGS.backoff_min_s / 5
 
 
-def test_back_off_starts_anew_after_the_connection_was_up() -> None:
+def brought_up(c: Connection, now: float) -> None:
+    """Dial the peer and complete the handshake at once."""
+    c.dial(now, c.ups + 5)
+    c.opened(now)
+    heard(c)
+    c.ready(now, Ready(c.outgoing.epoch if c.outgoing else 0, 100))
+    assert c.phase is Phase.UP
+
+
+def test_back_off_starts_anew_after_the_connection_has_lived() -> None:
     c = connection()
     for channel in range(5):
         c.dial(T, channel)
         c.failed(T, "connection refused")
     assert c.attempt == 5
-    c.dial(T, 5)
-    c.opened(T)
-    heard(c)
-    c.ready(T, Ready(c.outgoing.epoch if c.outgoing else 0, 100))
+    brought_up(c, T)
     assert c.attempt == 0
-    c.source_lost(T, "connection closed")
-    assert c.next_dial_at == T + SETTINGS.backoff_min_s
+    ended = T + SETTINGS.settled_s
+    c.source_lost(ended, "connection closed")
+    assert (c.short_lived, c.next_dial_at) == (0, ended + SETTINGS.backoff_min_s)
+
+
+def test_connections_that_end_soon_are_dialled_after_longer_and_longer_pauses() -> None:
+    c, now, waits = connection(), T, []
+    for _ in range(8):
+        brought_up(c, now)
+        now += SETTINGS.settled_s - 0.1
+        c.source_lost(now, "connection reset")
+        waits.append(c.next_dial_at - now)
+        now = c.next_dial_at
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert c.short_lived == 8
+    brought_up(c, now)
+    c.source_lost(now + SETTINGS.settled_s, "connection reset")
+    assert (c.short_lived, c.next_dial_at) == (0, now + SETTINGS.settled_s + SETTINGS.backoff_min_s)
+
+
+def test_the_pause_after_a_short_lived_connection_is_at_least_half_of_its_ceiling() -> None:
+    class Unlucky(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            return a
+
+    c = Connection(PEER, ip(2), identity(), SETTINGS, Unlucky(1), T)
+    for _ in range(20):
+        brought_up(c, T)
+        c.source_lost(T, "connection reset")
+    assert c.next_dial_at == T + SETTINGS.backoff_max_s
+
+
+def test_a_peer_that_dials_anew_at_once_is_dialled_back_after_half_the_pause() -> None:
+    c = connection()
+    for _ in range(3):
+        brought_up(c, T)
+        c.source_lost(T, "connection reset")
+    heard(c)
+    assert c.next_dial_at == T + 2.0
+    heard(c, T + 3)
+    assert c.next_dial_at <= T + 3, "the least pause is over"
+
+
+def test_a_restarted_peer_is_dialled_back_at_once_after_short_lived_connections() -> None:
+    c = connection()
+    for _ in range(3):
+        brought_up(c, T)
+        c.source_lost(T, "connection reset")
+    heard(c, incarnation=999)
+    assert (c.next_dial_at, c.short_lived) == (T, 0)

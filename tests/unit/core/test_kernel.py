@@ -143,6 +143,32 @@ def test_a_peer_that_was_asked_for_is_not_forgotten() -> None:
     k = unreachable()
     k.asked_for(T, name(2))
     assert absent(k, *range(5, 200, 5))
+    k.pulse(T + 10_000)
+    assert name(2) in k.topology.peers
+
+
+@pytest.mark.parametrize("answer", [FAILED, outcome(Outcome.PARTIAL, "AAAA failed", 9)])
+def test_a_peer_that_is_named_by_nobody_is_forgotten_in_the_end_whatever_dns_answers(answer: Answer) -> None:
+    k = unreachable()
+    last = T + SETTINGS.forget_unnamed_s
+    for now in range(int(T), int(last), 50):
+        k.looked_up(now, answer)
+        k.pulse(now)
+    assert name(2) in k.topology.peers
+    k.pulse(last)
+    assert name(2) in k.topology.peers
+    assert all(not isinstance(effect, Dial) for effect in k.pulse(last + 1))
+    assert name(2) not in k.topology.peers
+
+
+def test_a_peer_that_is_up_or_named_is_not_forgotten_however_long_dns_fails() -> None:
+    m = Meeting()
+    m.up(2)
+    m.kernel.heard_of(T, [name(3), name(4)])
+    for n in range(1, 5):
+        m.kernel.heard_of(T + n * 400, [name(3)])
+        m.kernel.pulse(T + n * 400)
+    assert list(m.kernel.topology.peers) == [name(2), name(3)]
 
 
 def test_a_peer_that_was_up_is_kept_for_the_whole_time() -> None:
@@ -235,6 +261,8 @@ def test_a_full_table_is_said_once_and_refuses_politely() -> None:
     text = "refused more nodes: the table holds 2, which is Settings.max_peers"
     assert ("warning", text) in said(effects)
     assert m.kernel.looked_up(T, addresses(2, 3, 4, 5)) == []
+    m.up(2)
+    m.up(3, epoch=78)
     _, effects = m.hello(5, 88)
     answer = frames.read_answer(quiet(effects)[0].frame)  # type: ignore[union-attr]
     assert isinstance(answer, Refused)

@@ -264,12 +264,13 @@ def test_the_loss_of_a_half_ends_a_connection_and_dials_soon() -> None:
         Down(name(2), 200, "connection closed"),
         HangUp(1),
     ]
-    assert m.kernel.tick(T + 0.25) == [Dial(2, ip(2), 4370)]
+    assert m.kernel.tick(T + 1.0) == [Dial(2, ip(2), 4370)]
 
 
 def test_frames_of_a_former_half_are_passed_over() -> None:
     m = Meeting()
     former = m.up(2)
+    m.now = T + SETTINGS.settled_s
     m.hello(2, 88)
     m.kernel.opened(T, 2)
     m.kernel.control_frame(T, b"2.2", ready_frame(88, 1, m.epoch(2)))
@@ -288,7 +289,8 @@ def test_a_gap_takes_the_connection_down_and_says_so(epoch: int, seq: int) -> No
     reason = (
         f"protocol error: expected frame 2 of epoch 4d, got {seq} of {epoch:x}: something was lost on the way"
     )
-    assert effects == [Down(name(2), 200, reason), HangUp(1)]
+    goodbye = Send(1, goodbye_frame(1, 2, reason))
+    assert effects == [goodbye, Down(name(2), 200, reason), HangUp(1, FLUSH_S)]
 
 
 @pytest.mark.parametrize("kind", [Kind.BATCH, Kind.REFUSED, 99])
@@ -296,14 +298,14 @@ def test_a_kind_out_of_place_takes_the_connection_down(kind: int) -> None:
     m = Meeting()
     half = m.up(2)
     effects = m.kernel.control_frame(T, half, frames.header(kind, 77, 2))
-    assert [type(effect) for effect in effects] == [Down, HangUp]
+    assert [type(effect) for effect in effects] == [Send, Down, HangUp]
 
 
 def test_a_half_begins_once() -> None:
     m = Meeting()
     half = m.up(2)
     effects = m.kernel.control_frame(T, half, hello_frame(hello_of(3), 88))
-    assert [type(effect) for effect in effects] == [Down, HangUp]
+    assert [type(effect) for effect in effects] == [Send, Down, HangUp]
     assert name(3) not in m.kernel.topology.peers
 
 
@@ -317,13 +319,21 @@ def test_a_goodbye_ends_what_was_up() -> None:
     assert effects == [Down(name(2), 200, "left: SIGTERM"), HangUp(1)]
 
 
+def test_a_peer_that_saw_a_protocol_error_says_so_in_its_goodbye() -> None:
+    m = Meeting()
+    half = m.up(2)
+    effects = m.kernel.control_frame(T, half, goodbye_frame(77, 2, "protocol error: too many names"))
+    why = "the peer ended the connection: protocol error: too many names"
+    assert effects == [Down(name(2), 200, why), HangUp(1)]
+
+
 def test_a_goodbye_ends_a_dial_and_is_seen_in_the_table() -> None:
     m = Meeting()
     half, _ = m.hello(2, 77)
     m.kernel.opened(T, 1)
     assert quiet(m.kernel.control_frame(T, half, goodbye_frame(77, 1, "SIGTERM"))) == [HangUp(1)]
     assert m.kernel.topology.info(T)[0].last_error == "left: SIGTERM"
-    assert m.kernel.tick(T + 0.25) == [Dial(2, ip(2), 4370)]
+    assert m.kernel.tick(T + 1.0) == [Dial(2, ip(2), 4370)]
 
 
 def test_a_goodbye_while_idle_lets_the_back_off_be() -> None:
@@ -452,3 +462,33 @@ def test_halves_that_were_replaced_are_not_remembered() -> None:
     for epoch in range(1, 50):
         m.hello(2, epoch)
     assert list(m.kernel._sources) == [b"2.49"]
+
+
+def test_connections_that_end_soon_are_reported_once_with_the_reason() -> None:
+    m = Meeting()
+    lines = []
+    for attempt in range(6):
+        half = m.up(2, epoch=70 + attempt)
+        m.now += 2
+        lines += said(m.kernel.source_lost(m.now, half, "too many memberships"))
+        m.now += 60
+    assert len(lines) == 1
+    level, text = lines[0]
+    assert level == "warning"
+    assert text.startswith(f"{name(2)}: 3 connections in a row ended within 10 s")
+    assert "too many memberships" in text
+    (row,) = m.kernel.topology.info(m.now)
+    assert (row.short_lived, row.last_error, row.last_error_age_s) == (6, "too many memberships", 60)
+
+
+def test_the_end_of_a_silent_connection_says_how_long_nothing_was_read() -> None:
+    m = Meeting()
+    half = m.up(2)
+    m.kernel.ticked(T + 20, name(2), 0, draining=False)
+    (down, *_) = m.kernel.source_lost(T + 28.4, half, "connection closed")
+    measured = "nothing was read from it for 8.4 s; FLEETLM_NODE_TIMEOUT_MS is 8 s"
+    assert down == Down(name(2), 200, f"connection closed ({measured})")
+    m.now = T + 100
+    m.up(2, epoch=78)
+    (down, *_) = m.kernel.channel_lost(m.now + 0.2, m.channel(2), "reset")
+    assert down == Down(name(2), 200, "reset")

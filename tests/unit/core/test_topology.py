@@ -187,7 +187,11 @@ def test_the_info_of_a_row_has_what_is_known_of_a_peer() -> None:
     m.kernel.source_lost(T + 5, half, "connection closed")
     (two, _) = m.kernel.topology.info(T + 6)
     assert (two.status, two.incarnation, two.up_for_s, two.draining) == ("down", None, None, False)
-    assert (two.last_error, two.last_error_age_s) == ("connection closed", 1.0)
+    assert (two.last_error, two.last_error_age_s) == (
+        "connection closed (nothing was read from it for 5.0 s)",
+        1.0,
+    )
+    assert two.short_lived == 1
 
 
 def test_in_a_full_table_hearsay_gives_way_to_nodes_named_by_dns_or_themselves() -> None:
@@ -201,11 +205,35 @@ def test_in_a_full_table_hearsay_gives_way_to_nodes_named_by_dns_or_themselves()
     assert rumours[2].connection.phase is Phase.IDLE
     rumours[2].connection.dial(T + 12, 1)
     table.peers[name(7)].is_pinned = True
-    assert table.meet(T + 13, name(8), itself=True) is None, "in DNS, asked for, or being dialled: all stay"
+    table.answered(T + 13, [name(6), name(8)])
+    assert list(table.peers) == [name(4), name(6), name(7)], "in DNS, asked for, or being dialled: all stay"
     assert table.is_full
 
 
 def test_a_peer_that_was_up_is_not_hearsay() -> None:
     table = topology(Settings(max_peers=1))
+    met(table, name(2)).connection.ups = 1
+    table.answered(T, [name(3)])
+    assert list(table.peers) == [name(2)]
+
+
+def test_in_a_full_table_who_introduces_itself_takes_the_place_of_the_peer_that_is_down_for_longest() -> None:
+    table = topology(Settings(max_peers=5))
+    for n, down_since in ((2, 30), (3, 10), (4, 20), (5, 5), (6, 1)):
+        peer = met(table, name(n))
+        peer.connection.ups, peer.down_since = 1, T + down_since
+    table.peers[name(5)].is_pinned = True
+    table.peers[name(6)].connection.phase = Phase.UP
+    for n in (7, 8, 9):
+        newcomer = table.meet(T + 40, name(n), itself=True)
+        assert newcomer is not None
+        newcomer.connection.phase = Phase.UP
+    assert list(table.peers) == [name(n) for n in (5, 6, 7, 8, 9)], "3, 4 and 2 went, in this order"
+    assert table.meet(T + 50, name(10), itself=True) is None, "asked for, or up: all stay"
+
+
+def test_a_blocked_peer_keeps_its_place_in_a_full_table() -> None:
+    table = topology(Settings(max_peers=1))
+    met(table, name(2)).is_blocked = True
     met(table, name(2)).connection.ups = 1
     assert table.meet(T, name(3), itself=True) is None
