@@ -74,6 +74,8 @@ class Settings:
     debug: bool = False
     """Whether local messages are encoded and decoded too, so that a message that cannot be sent to another
     node also fails on one node. Costs time for each message."""
+    log: str = "text"
+    """How `fleetlm start` writes its log: ``text`` for people, ``json`` for machines, one object a line."""
     dns_server: tuple[str, int] | None = None
     """Address and port of the name server to ask. None: the system's name servers."""
     fly_private_ip: str | None = None
@@ -274,6 +276,7 @@ class Settings:
             "FLEETLM_REMOTE": "on" if self.remote else "off",
             "FLEETLM_DEBUG": "1" if self.debug else "0",
             "FLEETLM_DNS_SERVER": endpoint(*self.dns_server) if self.dns_server else "(system)",
+            "FLEETLM_LOG": self.log,
         }
 
 
@@ -378,6 +381,12 @@ def _parse_flag(text: str) -> bool:
     return text == "1"
 
 
+def _parse_log(text: str) -> str:
+    if text not in ("text", "json"):
+        raise _Refused("text or json")
+    return text
+
+
 def _parse_dns_server(text: str) -> tuple[str, int]:
     allowed = "ip or ip:port of a name server ([ip]:port for IPv6)"
     bare = canonical_ip(text)
@@ -403,6 +412,7 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("FLEETLM_REMOTE", "remote", _parse_remote),
     ("FLEETLM_DEBUG", "debug", _parse_flag),
     ("FLEETLM_DNS_SERVER", "dns_server", _parse_dns_server),
+    ("FLEETLM_LOG", "log", _parse_log),
     ("FLY_PRIVATE_IP", "fly_private_ip", _parse_platform_ip),
     ("POD_IP", "pod_ip", _parse_platform_ip),
 )

@@ -35,6 +35,7 @@ environment variables (defaults in parentheses):
   FLEETLM_REMOTE              off: this node does not serve `fleetlm remote` (on)
   FLEETLM_DEBUG               1: messages between processes of one node are encoded and decoded, too (0)
   FLEETLM_DNS_SERVER          ip[:port] of the DNS server to ask (the system's)
+  FLEETLM_LOG                 json: `fleetlm start` writes one JSON object per log line (text)
 """
 START = """\
 Run a node in the foreground. SIGTERM or Ctrl-C stops it in order: it finishes the calls that are in

@@ -43,7 +43,7 @@ from typing import Any
 
 from fleetlm.cli import logs
 from fleetlm.errors import FleetError, SettingsError, StartFailed
-from fleetlm.node import Node
+from fleetlm.node import Node, parts_of
 from fleetlm.settings import Settings
 
 OK, FAILED, USAGE = 0, 1, 2
@@ -125,20 +125,32 @@ def run(target: str | None, level: str = "info") -> int:
     Returns:
         The exit code, see the module's text.
     """
-    formatter = logs.set_up(level)
     try:
-        settings = Settings.from_env()
-        program = None if target is None else load(target)
+        settings: Settings | SettingsError = Settings.from_env()
     except SettingsError as error:
-        return _report_error(str(error), EX_CONFIG)
+        settings = error
+    form = "text" if isinstance(settings, SettingsError) else settings.log
+    lines = logs.set_up(level, form=form)
+    try:
+        if isinstance(settings, SettingsError):
+            return _report_error(lines, str(settings), EX_CONFIG)
+        return _run(lines, settings, target)
+    finally:
+        lines.close()
+
+
+def _run(lines: logs.Log, settings: Settings, target: str | None) -> int:
+    """Load the program, and run it beside a node. Returns the exit code."""
+    try:
+        program = None if target is None else load(target)
     except NoSuchProgram as error:
-        return _report_error(str(error), USAGE)
+        return _report_error(lines, str(error), USAGE)
     except Exception:  # noqa: BLE001  the user's module may raise anything
-        _print_traceback()
-        return _report_error(f"importing {target} failed with the exception above", FAILED)
+        _print_traceback(lines)
+        return _report_error(lines, f"importing {target} failed with the exception above", FAILED)
     log.info("%s", " ".join(f"{name}={value}" for name, value in settings.effective().items()))
     with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
-        return runner.run(_ForegroundNode(settings, program, formatter).run())
+        return runner.run(_ForegroundNode(settings, program, lines).run())
 
 
 def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -150,19 +162,19 @@ def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _report_error(text: str, code: int) -> int:
+def _report_error(lines: logs.Log, text: str, code: int) -> int:
     """Print an error to stderr and return the exit code."""
-    sys.stderr.write(f"fleetlm start: {text}\n")
+    lines.say(f"fleetlm start: {text}")
     return code
 
 
 class _ForegroundNode:
     """One run of a node with its program."""
 
-    def __init__(self, settings: Settings, program: Program | None, formatter: logs.LineFormatter) -> None:
+    def __init__(self, settings: Settings, program: Program | None, lines: logs.Log) -> None:
         self._settings = settings
         self._program = program
-        self._formatter = formatter
+        self._lines = lines
         self._signal = asyncio.Event()
         self._signals = 0
         self._signal_name = ""
@@ -177,9 +189,9 @@ class _ForegroundNode:
         try:
             return await self._serve()
         except SettingsError as error:
-            return _report_error(str(error), EX_CONFIG)
+            return _report_error(self._lines, str(error), EX_CONFIG)
         except (StartFailed, FleetError) as error:
-            return _report_error(str(error), FAILED)
+            return _report_error(self._lines, str(error), FAILED)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -204,7 +216,8 @@ class _ForegroundNode:
             if starting.cancelled():
                 return OK
         node = starting.result()
-        self._formatter.node = node.name
+        self._lines.node = node.name
+        self._lines.attribute_to(functools.partial(_find_process, node))
         stopped = asyncio.create_task(node.wait_stopped())
         program = asyncio.create_task(self._run_program(node))
         try:
@@ -218,7 +231,7 @@ class _ForegroundNode:
                 await node.stop("shutdown" if code == OK else "crashed")
         except TimeoutError:
             limit_s = self._settings.drain_s + STOP_SLACK_S
-            return _report_error(f"{node.name} did not stop within {limit_s:g} s", FAILED)
+            return _report_error(self._lines, f"{node.name} did not stop within {limit_s:g} s", FAILED)
         finally:
             waiting = {signalled, stopped, program}
             for task in waiting:
@@ -237,9 +250,9 @@ class _ForegroundNode:
         except SystemExit as exiting:
             if exiting.code is None or isinstance(exiting.code, int):
                 return exiting.code or OK
-            return _report_error(str(exiting.code), FAILED)
+            return _report_error(self._lines, str(exiting.code), FAILED)
         except Exception:  # noqa: BLE001  the program may raise anything
-            _print_traceback()
+            _print_traceback(self._lines)
             return FAILED
         await node.wait_stopped()
         return OK
@@ -249,7 +262,17 @@ async def _start_node(settings: Settings) -> Node:
     return await Node.start(settings)
 
 
-def _print_traceback() -> None:
+def _find_process(node: Node) -> str | None:
+    """Return the pid of the process of this node whose task runs at the moment, as text."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return None  # In another thread.
+    process = None if task is None else parts_of(node).local.of_task(task)
+    return None if process is None else str(process.pid)
+
+
+def _print_traceback(lines: logs.Log) -> None:
     """Print the current exception's traceback without the leading frames of this module and importlib."""
     kind, error, frames = sys.exc_info()
     skipped = (__file__, importlib.__file__)
@@ -258,4 +281,4 @@ def _print_traceback() -> None:
         or frames.tb_frame.f_code.co_filename.startswith("<frozen importlib")
     ):
         frames = frames.tb_next
-    sys.stderr.write("".join(traceback.format_exception(kind, error, frames)))
+    lines.say("".join(traceback.format_exception(kind, error, frames)).rstrip("\n"))

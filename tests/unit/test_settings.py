@@ -26,6 +26,7 @@ OURS = [
     "FLEETLM_REMOTE",
     "FLEETLM_DEBUG",
     "FLEETLM_DNS_SERVER",
+    "FLEETLM_LOG",
 ]
 
 
@@ -94,6 +95,8 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("FLEETLM_DNS_SERVER", "127.0.0.1:8600", "dns_server", ("127.0.0.1", 8600)),
     ("FLEETLM_DNS_SERVER", "fdaa::3", "dns_server", ("fdaa::3", 53)),
     ("FLEETLM_DNS_SERVER", "[fdaa::3]:5353", "dns_server", ("fdaa::3", 5353)),
+    ("FLEETLM_LOG", "text", "log", "text"),
+    ("FLEETLM_LOG", "json", "log", "json"),
     ("FLY_PRIVATE_IP", "fdaa:0:1::3", "fly_private_ip", "fdaa:0:1::3"),
     ("FLY_PRIVATE_IP", "", "fly_private_ip", None),
     ("POD_IP", "10.1.2.3", "pod_ip", "10.1.2.3"),
@@ -154,6 +157,7 @@ BAD: list[tuple[str, str, str]] = [
     *(("FLEETLM_NODE_TIMEOUT_MS", text, SILENCE) for text in ("199", "0", "8s", "", "86400001")),
     *(("FLEETLM_REMOTE", text, "on or off") for text in ("", "1", "ON", "true", "no")),
     *(("FLEETLM_DEBUG", text, "0 or 1") for text in ("", "true", "on", "2")),
+    *(("FLEETLM_LOG", text, "text or json") for text in ("", "JSON", "logfmt")),
     *(("FLEETLM_DNS_SERVER", text, SERVER) for text in ("", "ns1", "ns1:53", "fdaa::3::53", ":53")),
     *(("FLEETLM_DNS_SERVER", text, PORT) for text in ("10.0.0.2:0", "10.0.0.2:", "[::1]:x")),
     *(("FLY_PRIVATE_IP", text, ADDRESS) for text in ("nowhere", "10.0.0.1:1")),
@@ -352,6 +356,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_REMOTE": "on",
         "FLEETLM_DEBUG": "0",
         "FLEETLM_DNS_SERVER": "(system)",
+        "FLEETLM_LOG": "text",
     }
     env = {
         "DNS_CLUSTER_QUERY": "worker",
@@ -364,6 +369,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_REMOTE": "off",
         "FLEETLM_DEBUG": "1",
         "FLEETLM_DNS_SERVER": "[fdaa::3]:5353",
+        "FLEETLM_LOG": "json",
     }
     shown = Settings.from_env(env).effective()
     assert shown == env | {"FLEETLM_COOKIE": "(unset: plain text)"}

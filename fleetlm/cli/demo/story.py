@@ -146,10 +146,11 @@ def _redirect_log(folder: Path) -> Iterator[Path]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     with path.open("w", encoding="utf-8") as stream:
-        set_up("info", stream)
+        log = set_up("info", stream)
         try:
             yield path
         finally:
+            log.close()
             root.handlers[:] = handlers
             root.setLevel(level)
 

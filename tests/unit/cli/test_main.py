@@ -263,11 +263,14 @@ def test_a_traceback_follows_indented() -> None:
 
 def test_set_up_replaces_what_was_there(root_logger: logging.Logger) -> None:
     stream = io.StringIO()
-    logs.set_up("info", stream)
-    logs.set_up("warning", stream).node = "n"
+    logs.set_up("info", stream).close()
+    log = logs.set_up("warning", stream)
+    log.node = "n"
     logging.getLogger("fleetlm.x").warning("once")
     logging.getLogger("fleetlm.x").info("not at all")
+    log.close()
     assert stream.getvalue().count("\n") == 1
+    assert " n fleetlm.x: once" in stream.getvalue()
 
 
 # ── the shell's input ────────────────────────────────────────────────────────────────────────────
