@@ -31,6 +31,11 @@ COOKIE_MAX_LENGTH = 4096
 MAX_DURATION_MS = 86_400_000
 """One day, in milliseconds. A longer interval or time-out is probably in the wrong unit."""
 
+MAX_DNS_NAMES = 16
+"""Limit of names in DNS_CLUSTER_QUERY: each of them is two questions in every lookup."""
+SHORT_POLL_S = 0.1
+"""A shorter poll interval is allowed, and a warning says how many questions it makes."""
+
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 # Kubernetes injects variables for each Service into its pods; `_SERVICE_LINK` matches those of a Service
 # whose name begins with "fleetlm".
@@ -51,8 +56,8 @@ class Settings:
 
     # Set by the environment (README, "Configuration").
     dns_query: str | None = None
-    """A DNS name that resolves to the peers' addresses, or a comma-separated list of addresses. None turns
-    clustering off."""
+    """A DNS name that resolves to the peers' addresses, or several names and addresses with commas between
+    them, which together are the cluster. None turns clustering off."""
     node_basename: str = "fleetlm"
     """The part of the node's name before the ``@``, the same on every node."""
     poll_interval_s: float = 5.0
@@ -222,11 +227,12 @@ class Settings:
         """
         env = os.environ if environ is None else environ
         _refuse_unknown(env)
-        values: dict[str, object] = {"warnings": _find_near_misses(env)}
+        values: dict[str, object] = {}
         for variable, name, parse in _VARIABLES:
             if variable in env:
                 values[name] = _parse(variable, env[variable], parse)
         values["cookie"] = _read_cookie(env)
+        values["warnings"] = (*_find_near_misses(env), *_warn_about_polling(values))
         return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
 
     @property
@@ -277,6 +283,7 @@ class Settings:
             "FLEETLM_DEBUG": "1" if self.debug else "0",
             "FLEETLM_DNS_SERVER": endpoint(*self.dns_server) if self.dns_server else "(system)",
             "FLEETLM_LOG": self.log,
+            "FLEETLM_PRUNE_AFTER_LOOKUPS": str(self.prune_after_lookups or "(never)"),
         }
 
 
@@ -325,20 +332,34 @@ def _parse_seconds(low_ms: int) -> Callable[[str], float]:
     return lambda text: parse_ms(text) / 1000
 
 
+_QUERY_ALLOWED = (
+    "a DNS name such as worker or fleet.default.svc.cluster.local, or names and IP addresses with commas "
+    "between them"
+)
+
+
 def _parse_query(text: str) -> str | None:
     if not text:
         return None
-    if "," in text or canonical_ip(text) is not None:
-        addresses = [canonical_ip(part) for part in text.split(",") if part.strip()]
-        if not all(addresses):
-            raise _Refused("a DNS name, or IP addresses with commas between them")
-        return ",".join(address for address in addresses if address)
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
+        raise _Refused(_QUERY_ALLOWED, "Unset it to turn clustering off.")
+    found = [canonical_ip(part) or _parse_dns_name(part) for part in parts]
+    names = sum(canonical_ip(part) is None for part in parts)
+    if names > MAX_DNS_NAMES:
+        raise _Refused(f"at most {MAX_DNS_NAMES} DNS names", f"These are {names}.")
+    return ",".join(found)
+
+
+def _parse_dns_name(text: str) -> str:
     labels = text.removesuffix(".").split(".")
     if len(text) > 254 or not all(_LABEL.fullmatch(label) for label in labels):
         raise _Refused(
-            "a DNS name such as worker or fleet.default.svc.cluster.local",
+            _QUERY_ALLOWED,
             "Give only the name: no scheme, port or spaces. Labels have 1 to 63 letters, digits, - and _.",
         )
+    if all(label.isdecimal() for label in labels):
+        raise _Refused(_QUERY_ALLOWED, f"{text} is neither an IP address nor a name.")
     return text
 
 
@@ -413,6 +434,7 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("FLEETLM_DEBUG", "debug", _parse_flag),
     ("FLEETLM_DNS_SERVER", "dns_server", _parse_dns_server),
     ("FLEETLM_LOG", "log", _parse_log),
+    ("FLEETLM_PRUNE_AFTER_LOOKUPS", "prune_after_lookups", _parse_integer(1, 1_000_000, "lookups in a row")),
     ("FLY_PRIVATE_IP", "fly_private_ip", _parse_platform_ip),
     ("POD_IP", "pod_ip", _parse_platform_ip),
 )
@@ -487,3 +509,16 @@ def _find_near_misses(env: Mapping[str, str]) -> tuple[str, ...]:
             if near:
                 found.append(f"{variable} is set, but fleetlm does not know it: did you mean {near[0]}?")
     return tuple(found)
+
+
+def _warn_about_polling(values: Mapping[str, object]) -> tuple[str, ...]:
+    """Return a warning for an interval so short that it burdens name servers without finding nodes sooner."""
+    interval_s, query = values.get("poll_interval_s"), values.get("dns_query")
+    if not isinstance(interval_s, float) or interval_s >= SHORT_POLL_S or query is None:
+        return ()
+    warning = (
+        f"DNS_POLL_INTERVAL_MS is {interval_s * 1000:.12g}: this node asks its name servers up to "
+        f"{2 / interval_s:,.0f} questions a second for each name. Nodes also hear of new ones from their "
+        "peers, and a lost connection starts a lookup at once: 1000 or more is enough"
+    )
+    return (warning,)

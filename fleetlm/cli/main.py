@@ -23,7 +23,8 @@ Run `fleetlm COMMAND --help` for the options, examples and exit codes of a comma
 """
 VARIABLES = """\
 environment variables (defaults in parentheses):
-  DNS_CLUSTER_QUERY           DNS name that resolves to the addresses of all nodes; unset: no clustering
+  DNS_CLUSTER_QUERY           DNS name that resolves to the addresses of all nodes, or several names with
+                              commas between them; unset: no clustering
   DNS_CLUSTER_NODE_BASENAME   the part of a node's name before the @ (fleetlm)
   DNS_POLL_INTERVAL_MS        milliseconds between two DNS lookups (5000)
   FLEETLM_NODE_IP             this node's IP address; set it where automatic detection is wrong
@@ -36,6 +37,7 @@ environment variables (defaults in parentheses):
   FLEETLM_DEBUG               1: messages between processes of one node are encoded and decoded, too (0)
   FLEETLM_DNS_SERVER          ip[:port] of the DNS server to ask (the system's)
   FLEETLM_LOG                 json: `fleetlm start` writes one JSON object per log line (text)
+  FLEETLM_PRUNE_AFTER_LOOKUPS disconnect a peer after this many whole lookups without it (never)
 """
 START = """\
 Run a node in the foreground. SIGTERM or Ctrl-C stops it in order: it finishes the calls that are in

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fleetlm.names import canonical_ip
 
 MAX_ADDRESSES = 4096
 """Addresses taken from one answer: a DNS message of 64 KiB holds no more."""
+FAMILIES = (4, 6)
+"""The IP versions of addresses."""
 MAX_DISCARDS_NAMED = 3
 """Unusable addresses that an answer's detail names; further ones are only counted."""
 
@@ -28,7 +30,8 @@ class Outcome(enum.Enum):
     EMPTY = "empty"
     """The name server says that there is no address: NXDOMAIN, or no record."""
     PARTIAL = "partial"
-    """There are addresses, and more may exist: one family failed, or the answer was cut short."""
+    """There are addresses, and more may exist: one family failed, or the answer was cut short.
+    `Answer.is_whole` says which family is complete nevertheless."""
     FAILED = "failed"
     """Nothing is known: SERVFAIL, REFUSED, timeout, garbage, no network, or only unusable addresses."""
 
@@ -42,11 +45,61 @@ class Answer:
         addresses: canonical texts without duplicates, IPv4 first, then by number; empty unless
             the outcome is ADDRESSES or PARTIAL.
         detail: what happened, in words: "3 addresses", "NXDOMAIN", "SERVFAIL from 10.0.0.2".
+        whole_families: the IP versions, 4 and 6, whose addresses are all known; see `is_whole`. None becomes
+            both if the outcome is ADDRESSES or EMPTY, and neither if it is PARTIAL or FAILED.
     """
 
     outcome: Outcome
     addresses: tuple[str, ...]
     detail: str
+    whole_families: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in `whole_families`."""
+        if self.whole_families is None:
+            is_known = self.outcome in (Outcome.ADDRESSES, Outcome.EMPTY)
+            object.__setattr__(self, "whole_families", FAMILIES if is_known else ())
+
+    def is_whole(self, family: int) -> bool:
+        """Whether an address of that IP version (4 or 6) that is missing here is missing in DNS.
+
+        An answer may be whole for IPv4 only, and stay so: many name servers drop or refuse questions for
+        IPv6 addresses. The absence of a peer counts only if the answer is whole for its address.
+        """
+        return family in (self.whole_families or ())
+
+
+def count_addresses(number: int) -> str:
+    """Return ``1 address`` or ``3 addresses``."""
+    return "1 address" if number == 1 else f"{number} addresses"
+
+
+def merge(answers: Sequence[tuple[str, Answer]]) -> Answer:
+    """Make one answer of those for several names, whose addresses together are the cluster.
+
+    An address counts from whichever name it comes. That there are no others, and that an address is
+    absent, is known only if every lookup was whole:
+
+    * with addresses: ADDRESSES if every answer is ADDRESSES or EMPTY, otherwise PARTIAL;
+    * without: EMPTY if every answer is EMPTY, otherwise FAILED.
+
+    Args:
+        answers: each name with its answer. The details of several are joined.
+    """
+    if len(answers) == 1:
+        return answers[0][1]
+    found = [answer for _, answer in answers]
+    addresses, too_many = sift(address for answer in found for address in answer.addresses)
+    detail = "; ".join(f"{name}: {answer.detail}" for name, answer in answers)
+    if too_many:
+        detail += f"; {too_many}"
+    is_known = all(answer.outcome in (Outcome.ADDRESSES, Outcome.EMPTY) for answer in found)
+    if addresses:
+        outcome = Outcome.ADDRESSES if is_known else Outcome.PARTIAL
+    else:
+        outcome = Outcome.EMPTY if is_known else Outcome.FAILED
+    whole = tuple(family for family in FAMILIES if all(answer.is_whole(family) for answer in found))
+    return Answer(outcome, addresses, detail, whole)
 
 
 def sift(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fleetlm.core.dns_answers import Answer
 
@@ -20,3 +20,11 @@ class Discovery(Protocol):
         A failed lookup is an `Answer` with the outcome FAILED. It must never be an empty list of
         addresses: that would say that there are no nodes.
         """
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """What a discovery may offer besides: an end to what it holds between lookups."""
+
+    async def close(self) -> None:
+        """End tasks and close sockets. Called once, when the node has asked for the last time."""

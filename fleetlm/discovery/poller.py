@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.core.poll_schedule import PollSchedule
+from fleetlm.discovery.interface import Closable
 
 if TYPE_CHECKING:
     import random
@@ -80,11 +81,16 @@ class Poller:
         self._kicked.set()
 
     async def stop(self) -> None:
-        """End the task, and a lookup with it. Idempotent."""
+        """End the task, and a lookup with it, and close the discovery if it can be closed. Idempotent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        if isinstance(self._discovery, Closable):
+            try:
+                await self._discovery.close()
+            except Exception:
+                log.exception("closing the discovery failed")
 
     async def _run(self, first: Answer | None) -> None:
         loop = asyncio.get_running_loop()

@@ -64,6 +64,7 @@ class Reply(enum.Enum):
     NXDOMAIN = "NXDOMAIN, whether the zone holds the name or not"
     SERVFAIL = "SERVFAIL"
     REFUSED = "REFUSED"
+    NOTIMP = "NOTIMP"
     DROP = "nothing: the client times out"
     HANG_UP = "nothing, and over TCP the end of the connection"
     GARBAGE = "random bytes"
@@ -74,6 +75,7 @@ _RCODES = {
     Reply.NXDOMAIN: dns.rcode.NXDOMAIN,
     Reply.SERVFAIL: dns.rcode.SERVFAIL,
     Reply.REFUSED: dns.rcode.REFUSED,
+    Reply.NOTIMP: dns.rcode.NOTIMP,
 }
 
 
@@ -89,6 +91,7 @@ class Fault:
         truncate: the number of addresses in an answer over UDP, which then has the flag TC; answers
             over TCP are complete. None truncates only if the size requires it.
         edns: False answers a query with EDNS with FORMERR, as servers older than RFC 6891 do.
+        drops_edns: True ignores a query with EDNS, as some gateways do.
     """
 
     reply: Reply = Reply.ANSWER
@@ -97,6 +100,7 @@ class Fault:
     sample: int | None = None
     truncate: int | None = None
     edns: bool = True
+    drops_edns: bool = False
 
 
 _Scope = tuple[str | None, RecordType | None]
@@ -328,7 +332,7 @@ class DnsServer:
         over_tcp: bool,
     ) -> bytes | None:
         """Build the packet of an answer; None sends nothing."""
-        if reply in (Reply.DROP, Reply.HANG_UP):
+        if reply in (Reply.DROP, Reply.HANG_UP) or (fault.drops_edns and query.edns >= 0):
             return None
         if reply is Reply.GARBAGE:
             return self._random.randbytes(48)

@@ -27,6 +27,7 @@ OURS = [
     "FLEETLM_DEBUG",
     "FLEETLM_DNS_SERVER",
     "FLEETLM_LOG",
+    "FLEETLM_PRUNE_AFTER_LOOKUPS",
 ]
 
 
@@ -64,6 +65,8 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("DNS_CLUSTER_QUERY", "a.default.svc.cluster.local", "dns_query", "a.default.svc.cluster.local"),
     ("DNS_CLUSTER_QUERY", "10.0.0.1", "dns_query", "10.0.0.1"),
     ("DNS_CLUSTER_QUERY", "10.0.0.1, FDAA::0:2,", "dns_query", "10.0.0.1,fdaa::2"),
+    ("DNS_CLUSTER_QUERY", "a.test, b.test.,a.test", "dns_query", "a.test,b.test."),
+    ("DNS_CLUSTER_QUERY", "worker,10.0.0.1,", "dns_query", "worker,10.0.0.1"),
     ("DNS_CLUSTER_QUERY", "", "dns_query", None),
     ("DNS_CLUSTER_QUERY", "  \t ", "dns_query", None),
     ("DNS_CLUSTER_NODE_BASENAME", "my-app_1.x", "node_basename", "my-app_1.x"),
@@ -129,6 +132,7 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
 # ── what is not ──────────────────────────────────────────────────────────────────────────────────
 
 NAME = "a DNS name such as worker"
+PRUNE = "lookups in a row, a whole number from 1 to 1,000,000"
 POLL = "milliseconds, a whole number from 1 to 86,400,000"
 BASE = "1 to 64 of A-Z a-z 0-9 _ . -"
 ADDRESS = "one IPv4 or IPv6 address, without a port"
@@ -140,7 +144,10 @@ BAD: list[tuple[str, str, str]] = [
     *(("DNS_CLUSTER_QUERY", text, NAME) for text in ("http://worker", "worker:4370", "a b")),
     *(("DNS_CLUSTER_QUERY", text, NAME) for text in (".", "a..b", "-a", "a-", "wörker", "*.a")),
     *(("DNS_CLUSTER_QUERY", text, NAME) for text in ("x" * 64, ".".join(["x" * 60] * 5), "a/b")),
-    *(("DNS_CLUSTER_QUERY", text, "IP addresses with commas") for text in ("a,b", "10.0.0.1,w")),
+    *(("DNS_CLUSTER_QUERY", text, "IP addresses with commas") for text in (",", "a,b c", "10.0.0.1,w:1")),
+    *(("DNS_CLUSTER_QUERY", text, NAME) for text in ("10.0.0.256", "10.0.0.1,10.0.0", "a,-b")),
+    ("DNS_CLUSTER_QUERY", ",".join(f"a{n}.test" for n in range(17)), "at most 16 DNS names"),
+    *(("FLEETLM_PRUNE_AFTER_LOOKUPS", text, PRUNE) for text in ("0", "-1", "", "never", "1000001")),
     *(("DNS_CLUSTER_NODE_BASENAME", text, BASE) for text in ("", " ", "a b", "a@b", "x" * 65, "ä")),
     *(("DNS_POLL_INTERVAL_MS", text, POLL) for text in ("0", "-1", "5s", "1.5", "", "  ", "5_000")),
     *(("DNS_POLL_INTERVAL_MS", text, POLL) for text in ("٥", "5 000", "1e3", "0x10", "five", "--1")),
@@ -277,6 +284,22 @@ def test_a_likely_misspelling_with_a_shared_prefix_is_a_warning() -> None:
     assert settings.dns_query is None
 
 
+@pytest.mark.parametrize(("interval_ms", "questions"), [("1", "2,000"), ("5", "400"), ("99", "20")])
+def test_a_very_short_poll_interval_is_allowed_with_one_clear_warning(
+    interval_ms: str, questions: str
+) -> None:
+    settings = Settings.from_env({"DNS_CLUSTER_QUERY": "worker", "DNS_POLL_INTERVAL_MS": interval_ms})
+    assert settings.poll_interval_s == int(interval_ms) / 1000
+    (warning,) = settings.warnings
+    assert warning.startswith(f"DNS_POLL_INTERVAL_MS is {interval_ms}: ")
+    assert f"up to {questions} questions a second" in warning
+
+
+def test_an_interval_that_burdens_nobody_has_no_warning() -> None:
+    assert Settings.from_env({"DNS_CLUSTER_QUERY": "a", "DNS_POLL_INTERVAL_MS": "100"}).warnings == ()
+    assert Settings.from_env({"DNS_POLL_INTERVAL_MS": "1"}).warnings == ()  # clustering is off
+
+
 # ── the cookie ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -357,6 +380,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_DEBUG": "0",
         "FLEETLM_DNS_SERVER": "(system)",
         "FLEETLM_LOG": "text",
+        "FLEETLM_PRUNE_AFTER_LOOKUPS": "(never)",
     }
     env = {
         "DNS_CLUSTER_QUERY": "worker",
@@ -370,6 +394,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_DEBUG": "1",
         "FLEETLM_DNS_SERVER": "[fdaa::3]:5353",
         "FLEETLM_LOG": "json",
+        "FLEETLM_PRUNE_AFTER_LOOKUPS": "5",
     }
     shown = Settings.from_env(env).effective()
     assert shown == env | {"FLEETLM_COOKIE": "(unset: plain text)"}

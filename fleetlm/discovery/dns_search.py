@@ -1,0 +1,248 @@
+"""Decides what the answers to the questions of one lookup mean. Pure.
+
+A lookup asks for the A and the AAAA records of each candidate name, which the search domains make of the
+query. The rules:
+
+* The first candidate with an address of either family ends the search, for both families: a wildcard of
+  an outer domain must not add its IPv6 address.
+* A candidate without any record is passed over, and so is one that failed: an outer domain that never
+  answers, as in a network without access to the internet, must not hide the name. The failure is a remark.
+* Only the candidate that had addresses in the last lookup with any, the *home*, is not passed over when it
+  fails. Otherwise a moment's failure would send a node to the same name in another domain.
+* One family that fails makes the answer PARTIAL. Many networks never answer for AAAA, though, or always
+  refuse it. `FamilyHistory` notes when a family has never had an address and has failed in
+  `LOOKUPS_UNTIL_UNSERVED` lookups in a row, while the other one was answered. Such a family is *not served*
+  here: addresses of the other one make an answer ADDRESSES, whose `Answer.whole_families` names that one.
+  Without any address the answer stays FAILED.
+
+Source: getaddrinfo and res_search of glibc 2.36, which ask for both families of each candidate and stop at
+the first with either; differs: a candidate that timed out or was refused does not end the search.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fleetlm.core.dns_answers import Answer, Outcome, count_addresses, sift
+
+Family = Literal["A", "AAAA"]
+VERSIONS: dict[Family, int] = {"A": 4, "AAAA": 6}
+
+LOOKUPS_UNTIL_UNSERVED = 3
+"""Lookups in a row in which a family failed until it counts as not served, if it never had an address: more
+than some lost packets, and so few that a cluster without IPv6 soon has whole answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The answer to one question: the records of one type of one name.
+
+    Attributes:
+        outcome: how it ended. PARTIAL is a truncated answer.
+        addresses: addresses as text, neither checked nor sorted.
+        detail: what happened, in words.
+        is_unserved: FAILED, as this question always is here: the servers say that they do not implement it
+            (NOTIMP), or `FamilyHistory` says that it is never answered.
+    """
+
+    outcome: Outcome
+    addresses: tuple[str, ...] = ()
+    detail: str = ""
+    is_unserved: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is all that DNS has of this type."""
+        return self.outcome in (Outcome.ADDRESSES, Outcome.EMPTY)
+
+
+class State(enum.Enum):
+    """What is known of one candidate."""
+
+    AWAITED = "no address yet, and an answer is still to come"
+    EXISTS = "it has an address"
+    ABSENT = "it has no record of any family that is served"
+    FAILED = "it has no address, and a family failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One name that was asked for.
+
+    Attributes:
+        name: its text.
+        records: the answer for each family that is asked for; None while it is awaited.
+    """
+
+    name: str
+    records: Mapping[Family, Records | None]
+
+    @property
+    def found(self) -> dict[Family, Records]:
+        """The answers that have come."""
+        return {family: records for family, records in self.records.items() if records is not None}
+
+    @property
+    def awaited(self) -> tuple[Family, ...]:
+        """The families whose answers are still to come."""
+        return tuple(family for family, records in self.records.items() if records is None)
+
+    @property
+    def state(self) -> State:
+        """What is known of it."""
+        found = self.found.values()
+        if any(records.addresses for records in found):
+            return State.EXISTS
+        if self.awaited:
+            return State.AWAITED
+        if all(records.is_whole or records.is_unserved for records in found):
+            return State.ABSENT if any(records.is_whole for records in found) else State.FAILED
+        return State.FAILED
+
+    @property
+    def trouble(self) -> dict[Family, Records]:
+        """The answers that are not whole."""
+        return {family: records for family, records in self.found.items() if not records.is_whole}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The candidate that decides the lookup.
+
+    Attributes:
+        candidate: the first that exists, or the home if it failed; None if there is neither.
+        is_final: whether no answer that is still to come can change the choice.
+        failed: the candidates that failed before it.
+    """
+
+    candidate: Candidate | None
+    is_final: bool
+    failed: tuple[Candidate, ...] = ()
+
+
+def choose(asked: Sequence[Candidate], *, home: str | None, all_asked: bool) -> Choice:
+    """Return the candidate that decides, in the order of the search.
+
+    Args:
+        asked: the candidates that were asked for so far, in the order of the search.
+        home: the candidate that had addresses in the last lookup with any.
+        all_asked: whether there are no further candidates.
+    """
+    failed: list[Candidate] = []
+    is_final = True
+    for candidate in asked:
+        state = candidate.state
+        if state is State.EXISTS or (state is State.FAILED and candidate.name == home):
+            return Choice(candidate, is_final, tuple(failed))
+        if state is State.AWAITED:
+            is_final = False
+        elif state is State.FAILED:
+            failed.append(candidate)
+    return Choice(None, is_final and all_asked, tuple(failed))
+
+
+class FamilyHistory:
+    """Notes over many lookups which families are answered for one name."""
+
+    def __init__(self) -> None:
+        self._had_address: set[Family] = set()
+        self._failures: dict[Family, int] = {"A": 0, "AAAA": 0}
+
+    def note(self, candidate: Candidate) -> None:
+        """Note the answers for the candidate that decided a lookup."""
+        some_answered = any(records.is_whole for records in candidate.found.values())
+        for family, records in candidate.found.items():
+            if records.addresses:
+                self._had_address.add(family)
+            if records.outcome is not Outcome.FAILED:
+                self._failures[family] = 0
+            elif some_answered:
+                self._failures[family] += 1
+
+    def mark(self, family: Family, records: Records) -> Records:
+        """Return the answer, marked if it is a failure of a family that is not served here."""
+        if records.outcome is Outcome.FAILED and self.is_unserved(family):
+            return replace(records, is_unserved=True)
+        return records
+
+    def is_unserved(self, family: Family) -> bool:
+        """Whether this network never answers for that family."""
+        return family not in self._had_address and self._failures[family] >= LOOKUPS_UNTIL_UNSERVED
+
+
+def conclude(choice: Choice, asked: Sequence[Candidate]) -> Answer:
+    """Make the answer of a lookup.
+
+    Args:
+        choice: the candidate that decides.
+        asked: all candidates that were asked for; no answer is awaited any more.
+    """
+    if choice.candidate is not None and choice.candidate.state is State.EXISTS:
+        remark = ""
+        if choice.failed:
+            first = choice.failed[0]
+            remark = f"after {first.name} failed ({join_details(first.trouble)})"
+        return combine(choice.candidate, remark)
+    failed = [choice.candidate, *choice.failed, *(each for each in asked if each.trouble)]
+    first_failed = next((each for each in failed if each is not None), None)
+    if first_failed is None:
+        return Answer(Outcome.EMPTY, (), _describe_absence(asked))
+    prefix = f"{first_failed.name}: " if len(asked) > 1 else ""
+    detail = f"{prefix}{join_details(first_failed.trouble)}"
+    return Answer(Outcome.FAILED, (), detail, find_whole_families(asked))
+
+
+def combine(candidate: Candidate, remark: str = "") -> Answer:
+    """Make one answer of the records of one name.
+
+    NXDOMAIN for one family is normal if the other has addresses.
+
+    Args:
+        candidate: the name with its records.
+        remark: words to add to the detail.
+    """
+    raw = [address for each in candidate.found.values() for address in each.addresses]
+    addresses, passed_over = sift(raw)
+    trouble = candidate.trouble
+    whole = find_whole_families([candidate])
+    if not addresses:
+        if trouble:
+            return Answer(Outcome.FAILED, (), join_details(trouble), whole)
+        if raw:
+            # Unusable records (0.0.0.0 from an ad blocker) say nothing about the nodes.
+            return Answer(Outcome.FAILED, (), f"no usable address: {passed_over}")
+        return Answer(Outcome.EMPTY, (), join_details(candidate.found) or "no addresses")
+    detail = ", ".join(filter(None, [count_addresses(len(addresses)), passed_over, remark]))
+    if not trouble:
+        return Answer(Outcome.ADDRESSES, addresses, detail)
+    detail = f"{detail}, but {join_details(trouble)}"
+    if all(each.is_unserved for each in trouble.values()):
+        return Answer(Outcome.ADDRESSES, addresses, f"{detail}; that seems not to be served here", whole)
+    return Answer(Outcome.PARTIAL, addresses, detail, whole)
+
+
+def find_whole_families(asked: Iterable[Candidate]) -> tuple[int, ...]:
+    """Return the IP versions for which every candidate has a whole answer."""
+    broken = {family for candidate in asked for family in (*candidate.trouble, *candidate.awaited)}
+    return tuple(version for family, version in VERSIONS.items() if family not in broken)
+
+
+def join_details(found: Mapping[Family, Records]) -> str:
+    """Describe the answers for several families; once, if they are alike."""
+    details = {records.detail for records in found.values()}
+    if len(found) > 1 and len(details) == 1:
+        return details.pop()
+    return "; ".join(f"{family}: {records.detail}" for family, records in found.items() if records.detail)
+
+
+def _describe_absence(asked: Sequence[Candidate]) -> str:
+    """Say why no candidate has an address: a name without records says more than one that is unknown."""
+    known = [
+        candidate
+        for candidate in asked
+        if any(records.detail != "NXDOMAIN" for records in candidate.found.values())
+    ]
+    return join_details((known or asked)[-1].found) if asked else "no addresses"
