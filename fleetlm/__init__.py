@@ -31,7 +31,7 @@ _NAMES_OF = {
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.messages": (
-        "Crash Down Exit Joined Left NameLost NodeDown NodeUp Registered Unregistered message"
+        "Crash Down Exit Joined Left NameLost NodeDown NodeUp Registered Unregistered message register_type"
     ),
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",

@@ -53,6 +53,7 @@ from fleetlm.messages import (
     Registered as Registered,
     Unregistered as Unregistered,
     message as message,
+    register_type as register_type,
 )
 from fleetlm.names import Address as Address, NodeName as NodeName
 from fleetlm.node import Node as Node

@@ -104,8 +104,9 @@ class NotSerializable(FleetError, TypeError):
     def __str__(self) -> str:
         return (
             f"{self.path} cannot be sent: {self.what}. Messages are values: None, bool, int, float, str, "
-            "bytes, list, tuple, dict, set, aware datetime, UUID, Decimal, Pid, Ref, Address and "
-            "dataclasses registered with @fleetlm.message(tag)"
+            "bytes, list, tuple, dict, set, aware datetime, date, time, timedelta, UUID, Decimal, Pid, Ref, "
+            "Address, buffers, numpy arrays; dataclasses, NamedTuples and enums registered with "
+            "@fleetlm.message(tag); and types registered with fleetlm.register_type"
         )
 
 

@@ -1,20 +1,50 @@
 """Messages of the runtime itself, and the registry of message types that may be sent between nodes.
 
-Nothing on the wire names code: a dataclass is sent under a tag that both sides have registered.
+Nothing on the wire names code: a class of the program is sent under a tag that both sides have registered.
+`message` registers dataclasses, NamedTuples and enums, `register_type` any other class with two functions.
+
+Two versions of one class. During a rolling update nodes know a tag under different versions of its class:
+
+- A field with the value of its default is not sent, so a new field with a default reaches nodes of the old
+  version as long as it has that default.
+- A field that did not come gets the default of the receiver. Without a default the message is refused there
+  (`Undecodable`). So a new field needs a default, and a default must never change: the two versions would
+  read the same bytes as different values.
+- A field that the receiver does not know makes the message refused there, or is dropped where the receiver
+  has registered the class with ``extra="ignore"``.
+- A member of an enum travels by its name, so its value may change; a `Flag` travels by its number.
+
+A class may be defined again under its tag: a notebook cell that runs twice, ``importlib.reload``, a module
+that also runs as ``__main__``. If module and qualified name are the same, the new class replaces the old
+one: what arrives is an object of the new class. Objects of the old class can still be sent.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Literal, TypeVar
+from uuid import UUID
 
 from fleetlm.ids import Pid, Ref
 from fleetlm.names import Address
+from fleetlm.texts import type_name
 
+C = TypeVar("C")
 T = TypeVar("T", bound=type)
 
+VALUE_TYPES = frozenset(
+    {
+        *(type(None), bool, int, float, str, bytes, bytearray, memoryview, list, tuple, dict, set, frozenset),
+        *(datetime, date, time, timedelta, UUID, Decimal, array, Pid, Ref, Address),
+    }
+)
+"""Types whose objects can be sent without being registered. Their subclasses cannot."""
 MAX_TAG_LENGTH = 128
 """Characters of a tag. It is sent with every message of its type, so it should be short."""
 
@@ -107,35 +137,73 @@ class Left:
 
 
 class MessageTypes:
-    """Tags and the dataclasses registered under them: one class for a tag, and one tag for a class."""
+    """Tags and the classes registered under them: one class for a tag, and one tag for a class.
+
+    Attributes:
+        by_tag: the class that is made from what arrives under a tag.
+        tags: the tag of each class, also of classes that were defined again.
+        lenient: the classes for which unknown fields are dropped.
+        converters: for the classes of `register_type`, the functions to a message value and back.
+    """
 
     def __init__(self) -> None:
         self.by_tag: dict[str, type] = {}
         self.tags: dict[type, str] = {}
+        self.lenient: set[type] = set()
+        self.converters: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {}
 
-    def register(self, tag: str, cls: type) -> None:
-        """Register ``cls`` under ``tag``.
+    def register(self, tag: str, cls: type, extra: str = "refuse") -> None:
+        """Register a dataclass, NamedTuple or enum under ``tag``; see `message`.
 
         Raises:
-            TypeError: ``cls`` is not a dataclass, or has fields that ``__init__`` does not take.
-            ValueError: the tag is empty, too long or registered for another class, or the class has
-                another tag. Nothing was registered.
+            TypeError: ``cls`` is none of them, or has fields that ``__init__`` does not take.
+            ValueError: the tag is empty, too long or registered for another class, the class has another
+                tag, or ``extra`` is unknown. Nothing was registered.
         """
-        if not dataclasses.is_dataclass(cls):
-            raise TypeError(f"{cls.__name__} is not a dataclass; put @dataclass below @message({tag!r})")
-        if not all(field.init for field in dataclasses.fields(cls)):
-            raise TypeError(f"{cls.__name__} has fields that its __init__ does not take (init=False)")
+        if extra not in ("ignore", "refuse"):
+            raise ValueError(f"extra is {extra!r}; use 'ignore' or 'refuse'")
+        if dataclasses.is_dataclass(cls) and not issubclass(cls, Enum):
+            if not all(field.init for field in dataclasses.fields(cls)):
+                raise TypeError(f"{cls.__name__} has fields that its __init__ does not take (init=False)")
+        elif not (issubclass(cls, Enum) or is_named_tuple(cls)):
+            raise TypeError(
+                f"{cls.__name__} is not a dataclass; put @dataclass below @message({tag!r}). Enums and "
+                "NamedTuples can be registered too, and other classes with fleetlm.register_type"
+            )
+        self._claim(tag, cls)
+        if extra == "ignore":
+            self.lenient.add(cls)
+
+    def register_converter(self, tag: str, cls: Any, to_value: Any, from_value: Any) -> None:
+        """Register any class with two functions; see `register_type`. Raises: TypeError, ValueError."""
+        if not isinstance(cls, type):
+            raise TypeError(f"register_type({tag!r}) takes a class, not an object")
+        if not callable(to_value) or not callable(from_value):
+            raise TypeError(f"register_type({tag!r}) takes two functions: to a message value, and back")
+        if cls in VALUE_TYPES or cls.__module__ == "builtins":
+            raise TypeError(f"{type_name(cls)} cannot get a tag: it is a message value, or built into Python")
+        self._claim(tag, cls)
+        self.converters[cls] = (to_value, from_value)
+
+    def _claim(self, tag: str, cls: type) -> None:
+        """Connect a tag and a class. Raises: ValueError; nothing was registered."""
         if not 0 < len(tag) <= MAX_TAG_LENGTH:
             raise ValueError(f"a tag has 1 to {MAX_TAG_LENGTH} characters, not {len(tag)}")
         known = self.by_tag.get(tag)
         if known is not None and not _is_same_definition(known, cls):
             raise ValueError(
-                f"the tag {tag!r} is already registered for {known.__module__}.{known.__qualname__}"
+                f"the tag {tag!r} is already registered for {type_name(known)}, so {type_name(cls)} needs "
+                "another one. The same class may be defined again; then module and name stay the same"
             )
         if self.tags.get(cls, tag) != tag:
             raise ValueError(f"{cls.__qualname__} already has the tag {self.tags[cls]!r}")
         self.by_tag[tag] = cls
         self.tags[cls] = tag
+
+
+def is_named_tuple(cls: type) -> bool:
+    """Whether a class was made by `typing.NamedTuple` or `collections.namedtuple`."""
+    return issubclass(cls, tuple) and hasattr(cls, "_fields") and hasattr(cls, "_field_defaults")
 
 
 def _is_same_definition(known: type, cls: type) -> bool:
@@ -148,8 +216,8 @@ TYPES = MessageTypes()
 """The registry that `message` fills. It is global to the program, as classes are."""
 
 
-def message(tag: str) -> Callable[[T], T]:
-    """Register a dataclass so that it may be sent between nodes.
+def message(tag: str, *, extra: Literal["ignore", "refuse"] = "refuse") -> Callable[[T], T]:
+    """Register a dataclass, NamedTuple or enum so that it may be sent between nodes.
 
     ::
 
@@ -158,23 +226,59 @@ def message(tag: str) -> Callable[[T], T]:
         class Append:
             session: str
             text: str
+            mood: Mood | None = None
+
+
+        @fleetlm.message("session.mood")
+        class Mood(Enum):
+            CALM = "calm"
 
     Only the tag is sent, so the class may be moved and renamed freely. A receiver that does not know the
-    tag refuses the message with `Undecodable` and goes on.
+    tag refuses the message with `Undecodable` and goes on. A field that has its default is not sent, and a
+    field that did not come gets its default: give each new field a default, and never change one.
 
     Args:
         tag: 1 to 128 characters, the same on every node.
+        extra: what a receiver does with fields that its version of the class does not have: refuse the
+            message, or ``"ignore"`` those fields. It says nothing to other nodes.
 
     Raises:
-        TypeError: the class is not a dataclass, or has fields that ``__init__`` does not take.
+        TypeError: the class is none of them, or has fields that ``__init__`` does not take.
         ValueError: the tag is registered for another class, or the class has another tag.
     """
 
     def register(cls: T) -> T:
-        TYPES.register(tag, cls)
+        TYPES.register(tag, cls, extra)
         return cls
 
     return register
+
+
+def register_type(
+    tag: str, cls: type[C], to_value: Callable[[C], Any], from_value: Callable[[Any], C]
+) -> None:
+    """Let objects of a class of any kind be sent between nodes, through two functions.
+
+    ::
+
+        fleetlm.register_type("net.ip", IPv4Address, str, IPv4Address)
+        fleetlm.register_type("chat.prompt", Prompt, Prompt.model_dump, Prompt.model_validate)
+
+    Every node that sends or receives such objects registers them. A subclass needs a tag of its own.
+
+    Args:
+        tag: 1 to 128 characters, the same on every node.
+        cls: the class.
+        to_value: makes a message value from an object, as small as it can be. If it raises, nothing is
+            sent (`NotSerializable`).
+        from_value: makes an equal object from that value. The value comes from another node, so the
+            function must check it. If it raises, the message is refused there (`Undecodable`).
+
+    Raises:
+        TypeError: ``cls`` is not a class, or its objects can be sent anyway; or a function cannot be called.
+        ValueError: the tag is registered for another class, or the class has another tag.
+    """
+    TYPES.register_converter(tag, cls, to_value, from_value)
 
 
 @message("fleetlm.crash")

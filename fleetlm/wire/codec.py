@@ -16,9 +16,11 @@ one event loop.
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
+from enum import Enum, Flag
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -28,16 +30,19 @@ import msgpack
 
 from fleetlm.errors import MessageTooLarge, NotSerializable
 from fleetlm.ids import Pid, Ref
-from fleetlm.messages import TYPES, MessageTypes
+from fleetlm.messages import TYPES, MessageTypes, is_named_tuple
 from fleetlm.names import Address
 from fleetlm.texts import SHORT, type_name
+from fleetlm.wire.arrays import find_numpy_writer, write_array, write_memoryview
 from fleetlm.wire.decoder import Decoder
 from fleetlm.wire.extensions import (
     MAX_NESTING_LIMIT,
     SCALARS,
     BadData,
     Ext,
+    Form,
     Refused,
+    Shape,
     Unreadable,
     all_scalars,
     explained,
@@ -53,9 +58,9 @@ _MAX_PATH_CHARS = 200
 """The path to a refused value is not extended beyond this length."""
 _TUPLE = int(Ext.TUPLE)
 _MICROSECOND = timedelta(microseconds=1)
-_EXACT = (
-    *(bool, int, float, str, bytes, tuple, list, dict, set, frozenset),
-    *(datetime, UUID, Decimal),
+_BASES = (
+    *(bool, int, float, str, bytes, bytearray, tuple, list, dict, set, frozenset, array),
+    *(datetime, date, time, timedelta, UUID, Decimal),
 )
 """Types whose subclasses are refused, because they would arrive as instances of the type itself."""
 _ExtType = msgpack.ExtType
@@ -99,6 +104,12 @@ class Codec(Decoder):
             set: partial(self._write_set, int(Ext.SET)),
             frozenset: partial(self._write_set, int(Ext.FROZENSET)),
             datetime: self._write_datetime,
+            date: self._write_date,
+            time: self._write_time,
+            timedelta: self._write_timedelta,
+            bytearray: lambda value, _depth: _new(_ExtType, (int(Ext.BYTEARRAY), bytes(value))),
+            memoryview: lambda value, _depth: _new(_ExtType, (int(Ext.MEMORYVIEW), write_memoryview(value))),
+            array: lambda value, _depth: _new(_ExtType, (int(Ext.ARRAY), write_array(value, self._pack))),
             UUID: lambda value, _depth: _new(_ExtType, (int(Ext.UUID), value.bytes)),
             Decimal: lambda value, _depth: _new(_ExtType, (int(Ext.DECIMAL), str(value).encode())),
             Pid: partial(self._write_identity, int(Ext.PID)),
@@ -191,12 +202,24 @@ class Codec(Decoder):
         """Do as `_plain` for values that are neither list nor dict."""
         kind = type(value)
         writer = self._writers.get(kind)
-        if writer is not None:
-            return writer(value, depth)
+        if writer is None:
+            writer = self._writers[kind] = self._find_writer(kind)
+        return writer(value, depth)
+
+    def _find_writer(self, kind: type) -> Callable[[Any, int], Any]:
+        """Return the writer of a class that the program has registered, or of numpy. Raises: Refused."""
         tag = self._types.tags.get(kind)
         if tag is not None:
-            return self._write_dataclass(tag, value, depth)
-        raise Refused(_why_not(kind))
+            shape = self._shapes.of(kind)
+            if shape.form is Form.RECORD:
+                return partial(self._write_record, tag, shape)
+            if shape.form is Form.ENUM:
+                return partial(self._write_enum, tag)
+            return partial(self._write_converted, tag, self._types.converters[kind][0])
+        write = find_numpy_writer(kind)
+        if write is None:
+            raise Refused(_why_not(kind))
+        return lambda value, _depth: _new(_ExtType, (int(Ext.NUMPY), write(value, self._pack)))
 
     def _plain_keys(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
         """Do as `_plain` for a dict that has a key which is not a scalar."""
@@ -219,26 +242,23 @@ class Codec(Decoder):
 
     def _write_datetime(self, value: datetime, _depth: int) -> Any:
         zone = value.tzinfo
-        where: object
-        if type(zone) is timezone:
-            offset = zone.utcoffset(None)
-            name = zone.tzname(None)
-            where = [
-                offset // _MICROSECOND,
-                None if name == timezone(offset).tzname(None) else name,
-            ]
-        elif type(zone) is ZoneInfo and zone.key:
-            where = zone.key
-        elif zone is None:
+        if zone is None:
             raise Refused("a datetime without a time zone; make it aware: datetime.now(timezone.utc)")
-        else:
-            raise Refused(
-                f"a datetime in a zone of type {type_name(type(zone))}; "
-                "use zoneinfo.ZoneInfo or datetime.timezone"
-            )
         clock = [value.hour, value.minute, value.second, value.microsecond, value.fold]
-        body = self._pack([value.year, value.month, value.day, *clock, where])
+        body = self._pack([value.year, value.month, value.day, *clock, _name_zone(zone, "datetime")])
         return _new(_ExtType, (int(Ext.DATETIME), body))
+
+    def _write_date(self, value: date, _depth: int) -> Any:
+        return _new(_ExtType, (int(Ext.DATE), self._pack([value.year, value.month, value.day])))
+
+    def _write_time(self, value: time, _depth: int) -> Any:
+        where = None if value.tzinfo is None else _name_zone(value.tzinfo, "time")
+        clock = [value.hour, value.minute, value.second, value.microsecond, value.fold]
+        return _new(_ExtType, (int(Ext.TIME), self._pack([*clock, where])))
+
+    def _write_timedelta(self, value: timedelta, _depth: int) -> Any:
+        body = self._pack([value.days, value.seconds, value.microseconds])
+        return _new(_ExtType, (int(Ext.TIMEDELTA), body))
 
     def _write_identity(self, code: int, value: Pid | Ref, _depth: int) -> Any:
         parts = [value.node, value.incarnation, value.number]
@@ -251,12 +271,36 @@ class Codec(Decoder):
             raise Refused(f"an Address that is not two strings: {SHORT.repr([*value])}")
         return _new(_ExtType, (int(Ext.ADDRESS), self._pack([*value])))
 
-    def _write_dataclass(self, tag: str, value: Any, depth: int) -> Any:
+    def _write_record(self, tag: str, shape: Shape, value: Any, depth: int) -> Any:
+        """Write a dataclass or NamedTuple: the fields that have another value than their default."""
         try:
-            fields = {name: getattr(value, name) for name in self._shapes.of(type(value)).names}
+            fields = {name: getattr(value, name) for name in shape.always}
+            for name, default in shape.optional:
+                item = getattr(value, name)
+                if item is not default and not (type(item) is type(default) and _is_equal(item, default)):
+                    fields[name] = item
+            for name, container in shape.empty:
+                item = getattr(value, name)
+                if item or type(item) is not container:
+                    fields[name] = item
         except AttributeError as error:
             raise Refused(f"a {type_name(type(value))} whose field {error.name!r} is not set") from None
         return _new(_ExtType, (int(Ext.DATACLASS), self._pack([tag, self._plain(fields, depth)])))
+
+    def _write_enum(self, tag: str, value: Enum, _depth: int) -> Any:
+        body = self._pack([tag, value.value if isinstance(value, Flag) else value.name])
+        return _new(_ExtType, (int(Ext.ENUM), body))
+
+    def _write_converted(self, tag: str, to_value: Callable[[Any], Any], value: Any, depth: int) -> Any:
+        if depth > self._max_nesting:
+            raise Refused(too_deep(self._max_nesting))
+        try:
+            made = to_value(value)
+        except Exception as error:
+            why = explained(error)
+            raise Refused(f"a {type_name(type(value))} of which no value could be made: {why}") from error
+        body = self._pack([tag, self._plain_item(made, depth)])
+        return _new(_ExtType, (int(Ext.CONVERTED), body))
 
     def _refusal(self, value: Any, error: Exception) -> NotSerializable:
         """Build the sender's error: descend to the first refused child until the culprit is found."""
@@ -302,7 +346,7 @@ def _write_big_int(value: Any) -> Any:
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     """Return the values inside ``value``, each with a format for its path."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind in (list, tuple):
         yield from ((f"{{path}}[{index}]", item) for index, item in enumerate(value))
     elif kind in (set, frozenset):
@@ -315,16 +359,42 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     elif dataclasses.is_dataclass(kind) and kind not in (Pid, Ref):
         for field in dataclasses.fields(kind):
             yield f"{{path}}.{field.name}", getattr(value, field.name, None)
+    elif is_named_tuple(kind):
+        yield from ((f"{{path}}.{name}", getattr(value, name, None)) for name in kind._fields)
+
+
+def _is_equal(item: Any, default: Any) -> bool:
+    """Whether two values of one type cannot be told apart. Only plain types are compared."""
+    return type(item) in SCALARS and item == default and (item != 0 or str(item) == str(default))  # -0.0
+
+
+def _name_zone(zone: tzinfo, what: str) -> object:
+    """Return a time zone as it travels: its key, or its offset in µs and its name. Raises: Refused."""
+    if type(zone) is ZoneInfo and zone.key:
+        return zone.key
+    if type(zone) is not timezone:
+        kind = type_name(type(zone))
+        raise Refused(f"a {what} in a zone of type {kind}; use zoneinfo.ZoneInfo or datetime.timezone")
+    offset, name = zone.utcoffset(None), zone.tzname(None)
+    return [offset // _MICROSECOND, None if name == timezone(offset).tzname(None) else name]
 
 
 def _why_not(kind: type) -> str:
     """Return why values of this type cannot be sent, and what to send instead."""
     name = type_name(kind)
-    if kind in (bytearray, memoryview):
-        return f"{name} would arrive as bytes; send bytes(...)"
+    if issubclass(kind, Enum):
+        return f"the enum {name} is not registered; put @fleetlm.message(tag) above it"
     if dataclasses.is_dataclass(kind):
         return f"the dataclass {name} is not registered; put @fleetlm.message(tag) above it"
-    for base in _EXACT:
+    if hasattr(kind, "model_dump") and hasattr(kind, "model_validate"):
+        short = kind.__name__
+        return (
+            f"{name} is a pydantic model; send model_dump() and rebuild it with model_validate(), or "
+            f"fleetlm.register_type(tag, {short}, {short}.model_dump, {short}.model_validate)"
+        )
+    if is_named_tuple(kind) and kind.__module__ != "msgpack.ext":
+        return f"the NamedTuple {name} is not registered; register it with fleetlm.message(tag)"
+    for base in _BASES:
         if issubclass(kind, base):
-            return f"{name} is a kind of {base.__name__} and would arrive as a plain one; convert it"
-    return f"{name} is not a message type"
+            return f"{name} is a kind of {type_name(base)} and would arrive as a plain one; convert it"
+    return f"{name} is not a message type; convert it, or register it with fleetlm.register_type"

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from enum import Flag
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -30,10 +31,13 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.messages import MessageTypes
 from fleetlm.names import Address
 from fleetlm.texts import SHORT, type_name
+from fleetlm.wire.arrays import read_array, read_numpy
 from fleetlm.wire.extensions import (
     SCALARS,
     BadData,
     Ext,
+    Form,
+    Shape,
     Shapes,
     Unreadable,
     explained,
@@ -45,7 +49,7 @@ _SMALL_BYTES = 4096
 """Up to this size a reused unpacker is twice as fast as ``unpackb``; it costs 4 KiB for each depth."""
 _MAX_SHOWN_CHARS = 128
 """Longer texts of a peer are cut in errors."""
-_LEAVES = SCALARS | {datetime, UUID, Decimal, Pid, Ref, Address, Unreadable}
+_LEAVES = SCALARS | {datetime, date, time, timedelta, UUID, Decimal, Pid, Ref, Address, Unreadable}
 """Types whose values hold no further message values, so that the walk for depth ends there."""
 _all_leaves = _LEAVES.issuperset
 _MICROSECOND = timedelta(microseconds=1)
@@ -70,7 +74,7 @@ class Decoder:
         self.failures: int = 0
         self._types = types
         self._max_nesting = max_nesting
-        self._shapes = Shapes()
+        self._shapes = Shapes(types)
         self._readers: dict[int, Callable[[bytes], Any]] = {
             Ext.TUPLE: lambda data: tuple(self._read_list(data)),
             Ext.SET: lambda data: set(self._read_list(data)),
@@ -82,7 +86,16 @@ class Decoder:
             Ext.PID: lambda data: Pid(*self._read_identity(data)),
             Ext.REF: lambda data: Ref(*self._read_identity(data)),
             Ext.ADDRESS: self._read_address,
-            Ext.DATACLASS: self._read_dataclass,
+            Ext.DATACLASS: self._read_record,
+            Ext.DATE: lambda data: date(*self._read_list(data)),
+            Ext.TIME: self._read_time,
+            Ext.TIMEDELTA: self._read_timedelta,
+            Ext.ENUM: self._read_enum,
+            Ext.CONVERTED: self._read_converted,
+            Ext.BYTEARRAY: bytearray,
+            Ext.MEMORYVIEW: memoryview,
+            Ext.ARRAY: partial(self._read_buffer, read_array, "an array"),
+            Ext.NUMPY: partial(self._read_buffer, read_numpy, "an array of numpy"),
         }
         self._depth = 0
         self._met_instances = False
@@ -166,9 +179,10 @@ class Decoder:
 
     def _check_depth(self, value: Any, room: int) -> None:
         """Raise BadData if ``value``, which must not be a leaf, holds more than ``room`` levels."""
-        if room == 0:
+        parts = self._parts(value)
+        if room == 0 and parts:
             raise BadData(too_deep(self._max_nesting))
-        for part in self._parts(value):
+        for part in parts:
             if not _all_leaves(map(type, part)):
                 for child in part:
                     if type(child) not in _LEAVES:
@@ -182,7 +196,9 @@ class Decoder:
         if kind in (list, tuple, set, frozenset):
             return (value,)
         if kind in self._types.tags:
-            return ([getattr(value, name, None) for name in self._shapes.of(kind).names],)
+            shape = self._shapes.of(kind)
+            if shape.form is Form.RECORD:
+                return ([getattr(value, name, None) for name in shape.names],)
         return ()
 
     def _read_ext(self, code: int, data: bytes) -> Any:
@@ -206,20 +222,38 @@ class Decoder:
 
     def _read_datetime(self, data: bytes) -> datetime | Unreadable:
         *numbers, fold, where = self._read_list(data)
-        zone: timezone | ZoneInfo
-        if type(where) is str:
-            try:
-                zone = ZoneInfo(where)
-            except Exception as error:  # noqa: BLE001  # the system's file may be missing or broken
-                why = explained(error)[:_MAX_SHOWN_CHARS]
-                return self._unreadable(f"time zone {where[:64]!r}: {why}; install tzdata here")
-        else:
-            offset, name = where
-            delta = offset * _MICROSECOND
-            zone = timezone(delta) if name is None else timezone(delta, name)
+        zone = self._read_zone(where)
+        if type(zone) is Unreadable:
+            return zone
         if len(numbers) != 7:
             raise BadData("a datetime with the wrong number of fields")
-        return datetime(*numbers, fold=fold, tzinfo=zone)  # type: ignore[misc]
+        return datetime(*numbers, fold=fold, tzinfo=zone)  # type: ignore[misc, arg-type]
+
+    def _read_time(self, data: bytes) -> time | Unreadable:
+        *numbers, fold, where = self._read_list(data)
+        zone = None if where is None else self._read_zone(where)
+        if type(zone) is Unreadable:
+            return zone
+        if len(numbers) != 4:
+            raise BadData("a time with the wrong number of fields")
+        return time(*numbers, fold=fold, tzinfo=zone)  # type: ignore[misc, arg-type]
+
+    def _read_timedelta(self, data: bytes) -> timedelta:
+        days, seconds, microseconds = self._read_list(data)
+        if not all(type(number) is int for number in (days, seconds, microseconds)):
+            raise BadData("a timedelta that is not three numbers")
+        return timedelta(days, seconds, microseconds)
+
+    def _read_zone(self, where: Any) -> timezone | ZoneInfo | Unreadable:
+        if type(where) is not str:
+            offset, name = where
+            delta = offset * _MICROSECOND
+            return timezone(delta) if name is None else timezone(delta, name)
+        try:
+            return ZoneInfo(where)
+        except Exception as error:  # noqa: BLE001  # the system's file may be missing or broken
+            why = explained(error)[:_MAX_SHOWN_CHARS]
+            return self._unreadable(f"time zone {where[:64]!r}: {why}; install tzdata here")
 
     def _read_identity(self, data: bytes) -> tuple[str, int, int]:
         node, incarnation, number = self._read_list(data)
@@ -233,27 +267,90 @@ class Decoder:
             raise BadData("an address that is not two strings")
         return Address(name, node)
 
-    def _read_dataclass(self, data: bytes) -> Any:
+    def _read_record(self, data: bytes) -> Any:
         failures = self.failures
         tag, fields = self._read_list(data)
         if type(tag) is not str or type(fields) is not dict:
             raise BadData("a dataclass without tag or fields")
-        if self.failures != failures:  # No constructor ever gets an Unreadable.
-            return unreadable_in(fields)
         kind = self._types.by_tag.get(tag)
-        shown = repr(tag[:_MAX_SHOWN_CHARS])
-        if kind is None:
-            return self._unreadable(f"no message type is registered under {shown} on this node")
-        shape = self._shapes.of(kind)
-        unknown = [name for name in fields if name not in shape.names]
-        missing = sorted(shape.required - fields.keys())
-        if unknown:
-            return self._unreadable(f"{shown} has no field {SHORT.repr(unknown[0])} on this node")
-        if missing:
-            return self._unreadable(
-                f"{shown} came without the field {missing[0]!r}, which has no default on this node"
-            )
+        shape = None if kind is None else self._shapes.of(kind)
+        if shape is not None and shape.is_lenient:
+            fields = {name: fields[name] for name in shape.names if name in fields}
+        if self.failures != failures:  # No constructor ever gets an Unreadable.
+            found = unreadable_in(fields)
+            if found is not None:
+                return found
+        if kind is None or shape is None or shape.form is not Form.RECORD:
+            return self._unknown_tag(tag, "a dataclass")
+        if not (shape.required <= fields.keys() <= shape.known):
+            return self._explain_fields(tag, shape, fields)
         try:
             return kind(**fields)
         except Exception as error:  # noqa: BLE001  # the program's constructor, on input of a peer
-            return self._unreadable(f"{shown} could not be made: {explained(error)[:_MAX_SHOWN_CHARS]}")
+            return self._not_made(tag, error)
+
+    def _explain_fields(self, tag: str, shape: Shape, fields: dict[Any, Any]) -> Unreadable:
+        """Say which field is unknown here, or is missing."""
+        shown = repr(tag[:_MAX_SHOWN_CHARS])
+        for name in fields:
+            if name not in shape.known:
+                return self._unreadable(f"{shown} has no field {SHORT.repr(name)} on this node")
+        missing = min(shape.required - fields.keys())
+        why = f"{shown} came without the field {missing!r}, which has no default on this node"
+        return self._unreadable(why)
+
+    def _read_enum(self, data: bytes) -> Any:
+        tag, member = self._read_list(data)
+        if type(tag) is not str or type(member) not in (str, int):
+            raise BadData("an enum without tag or member")
+        kind = self._types.by_tag.get(tag)
+        if kind is None or self._shapes.of(kind).form is not Form.ENUM:
+            return self._unknown_tag(tag, "an enum")
+        if issubclass(kind, Flag) and type(member) is int:
+            try:
+                return kind(member)
+            except Exception as error:  # noqa: BLE001  # bits that this version of the class does not have
+                return self._not_made(tag, error)
+        if type(member) is str and member in kind.__members__:  # type: ignore[attr-defined]
+            return kind[member]  # type: ignore[index]
+        return self._unreadable(f"{tag!r} has no member {SHORT.repr(member)} on this node")
+
+    def _read_converted(self, data: bytes) -> Any:
+        failures = self.failures
+        tag, value = self._read_list(data)
+        if type(tag) is not str:
+            raise BadData("a value without its tag")
+        if self.failures != failures:
+            found = unreadable_in(value)
+            if found is not None:
+                return found
+        kind = self._types.by_tag.get(tag)
+        if kind is None or self._shapes.of(kind).form is not Form.CONVERTED:
+            return self._unknown_tag(tag, "a type of `register_type`")
+        if type(value) not in _LEAVES:  # The program's function walks it, perhaps recursively.
+            self._check_depth(value, self._max_nesting)
+        try:
+            return self._types.converters[kind][1](value)
+        except Exception as error:  # noqa: BLE001  # the program's function, on input of a peer
+            return self._not_made(tag, error)
+
+    def _read_buffer(self, read: Callable[..., Any], what: str, data: bytes) -> Any:
+        try:
+            return read(data, self._read_list)
+        except BadData:
+            raise
+        except Exception as error:  # noqa: BLE001  # another machine, or no numpy here
+            why = explained(error)[:_MAX_SHOWN_CHARS]
+            hint = "; pip install 'fleetlm[numpy]' on this node" if isinstance(error, ImportError) else ""
+            return self._unreadable(f"{what} could not be made: {why}{hint}")
+
+    def _not_made(self, tag: str, error: Exception) -> Unreadable:
+        shown = repr(tag[:_MAX_SHOWN_CHARS])
+        return self._unreadable(f"{shown} could not be made: {explained(error)[:_MAX_SHOWN_CHARS]}")
+
+    def _unknown_tag(self, tag: str, what: str) -> Unreadable:
+        shown = repr(tag[:_MAX_SHOWN_CHARS])
+        known = self._types.by_tag.get(tag)
+        if known is None:
+            return self._unreadable(f"no message type is registered under {shown} on this node")
+        return self._unreadable(f"{shown} came as {what}, but is {type_name(known)} on this node")

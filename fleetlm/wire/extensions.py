@@ -8,8 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import IntEnum
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum, IntEnum
 from typing import Any
+from uuid import UUID
+
+from fleetlm.ids import Pid, Ref
+from fleetlm.messages import MessageTypes, is_named_tuple
+from fleetlm.names import Address
+from fleetlm.texts import text_of
 
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 """Types that msgpack packs and unpacks exactly, without help."""
@@ -35,7 +43,16 @@ class Ext(IntEnum):
     PID = 8  # [node, incarnation, number]
     REF = 9  # [node, incarnation, number]
     ADDRESS = 10  # [name, node]
-    DATACLASS = 11  # [tag, {field: value}]
+    DATACLASS = 11  # [tag, {field: value}], NamedTuples too; fields at their default may be left out
+    DATE = 12  # [year, month, day]
+    TIME = 13  # [h, min, s, µs, fold, nil or as in DATETIME]
+    TIMEDELTA = 14  # [days, s, µs]
+    ENUM = 15  # [tag, name of the member]; of a Flag: [tag, number]
+    CONVERTED = 16  # [tag, what its function made of the object]
+    BYTEARRAY = 17  # its bytes
+    MEMORYVIEW = 18  # its bytes
+    ARRAY = 19  # length of the head in 2 bytes, [type code, bytes per item], the items little-endian
+    NUMPY = 20  # length of the head in 2 bytes, [dtype, shape or nil for a scalar, "C" or "F"], the items
 
 
 class BadData(ValueError):
@@ -53,33 +70,94 @@ class Refused(TypeError):
     """Raised inside the encoder for a value that cannot be sent; its path is looked for afterwards."""
 
 
+class Form(IntEnum):
+    """The ways in which objects of a registered class travel."""
+
+    RECORD = Ext.DATACLASS
+    ENUM = Ext.ENUM
+    CONVERTED = Ext.CONVERTED
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The fields of a registered dataclass."""
+    """What the codec knows of a registered class.
 
-    names: tuple[str, ...]
-    required: frozenset[str]
+    Attributes:
+        form: how its objects travel; the rest is for records, which are dataclasses and NamedTuples.
+        names: the fields, in their order.
+        known: the same as a set.
+        required: the fields that have no default.
+        always: the fields that are always sent, in their order.
+        optional: the fields that are not sent while they have their default, each with that default.
+        empty: the fields that are not sent while they are empty, each with the type of its container.
+        is_lenient: whether unknown fields are dropped.
+    """
+
+    form: Form
+    names: tuple[str, ...] = ()
+    known: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    always: tuple[str, ...] = ()
+    optional: tuple[tuple[str, Any], ...] = ()
+    empty: tuple[tuple[str, type], ...] = ()
+    is_lenient: bool = False
 
     @classmethod
-    def of(cls, kind: type) -> Shape:
-        """Make the shape of a dataclass."""
-        fields = dataclasses.fields(kind)
+    def of(cls, kind: type, types: MessageTypes) -> Shape:
+        """Make the shape of a registered class."""
+        if kind in types.converters:
+            return cls(Form.CONVERTED)
+        if issubclass(kind, Enum):
+            return cls(Form.ENUM)
         missing = dataclasses.MISSING
-        needed = (f.name for f in fields if f.default is missing and f.default_factory is missing)
-        return cls(tuple(field.name for field in fields), frozenset(needed))
+        names: tuple[str, ...]
+        defaults: dict[str, Any]
+        factories: dict[str, Any] = {}
+        if is_named_tuple(kind):
+            names, defaults = kind._fields, kind._field_defaults  # type: ignore[attr-defined]
+        else:
+            fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # `register` has looked
+            names = tuple(field.name for field in fields)
+            defaults = {each.name: each.default for each in fields if each.default is not missing}
+            factories = {
+                each.name: each.default_factory for each in fields if each.default_factory is not missing
+            }
+        optional = {name: value for name, value in defaults.items() if _is_fixed(value)}
+        empty = {name: make for name, make in factories.items() if make in (list, dict, set)}
+        return cls(
+            Form.RECORD,
+            names,
+            frozenset(names),
+            frozenset(names) - defaults.keys() - factories.keys(),
+            tuple(name for name in names if name not in optional and name not in empty),
+            tuple(optional.items()),
+            tuple(empty.items()),
+            kind in types.lenient,
+        )
+
+
+_FIXED = SCALARS | {date, datetime, time, timedelta, UUID, Decimal, Pid, Ref, Address}
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a default can never change, so that a field that is this very object has its default."""
+    if type(value) in (tuple, frozenset):
+        return all(map(_is_fixed, value))
+    return type(value) in _FIXED or isinstance(value, Enum)
 
 
 class Shapes:
-    """The shapes of the dataclasses that were used so far, each made once."""
+    """The shapes of the registered classes that were used so far, each made once."""
 
-    def __init__(self) -> None:
+    def __init__(self, types: MessageTypes) -> None:
+        self._types = types
         self._known: dict[type, Shape] = {}
 
     def of(self, kind: type) -> Shape:
-        """Return the shape of a dataclass."""
+        """Return the shape of a registered class."""
         shape = self._known.get(kind)
         if shape is None:
-            shape = self._known[kind] = Shape.of(kind)
+            shape = self._known[kind] = Shape.of(kind, self._types)
         return shape
 
 
@@ -111,4 +189,5 @@ def explained(error: Exception) -> str:
         return f"text with the lone surrogate U+{code:04X} at {error.start}, which is not Unicode text"
     if isinstance(error, Refused | BadData):
         return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = text_of(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

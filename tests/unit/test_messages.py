@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from dataclasses import dataclass, field
+from datetime import date
+from enum import Enum
+from ipaddress import IPv4Address
+from typing import NamedTuple
+from uuid import UUID
 
 import pytest
 
+import fleetlm
 from fleetlm import messages
+from fleetlm.ids import Pid
 from fleetlm.messages import MAX_TAG_LENGTH, MessageTypes, NodeDown, NodeUp, message
 
 
@@ -124,3 +132,57 @@ def test_system_messages_are_values() -> None:
     match NodeDown("n@::1", 7, "x"):
         case NodeDown(node=node, incarnation=incarnation):
             assert (node, incarnation) == ("n@::1", 7)
+
+
+class Mood(Enum):
+    CALM = 1
+
+
+class Pair(NamedTuple):
+    x: int
+    y: int = 2
+
+
+class Price:
+    pass
+
+
+def test_enums_and_named_tuples_are_registered_as_dataclasses_are() -> None:
+    types = MessageTypes()
+    types.register("mood", Mood)
+    types.register("pair", Pair, "ignore")
+    types.register("plain", namedtuple("Plain", "x"))  # noqa: PYI024
+    assert types.by_tag["mood"] is Mood
+    assert types.lenient == {Pair}
+
+
+def test_extra_is_one_of_two_words() -> None:
+    with pytest.raises(ValueError, match="extra is 'drop'; use 'ignore' or 'refuse'"):
+        MessageTypes().register("append", Append, "drop")
+
+
+def test_the_error_about_a_taken_tag_names_both_classes() -> None:
+    types = MessageTypes()
+    types.register("append", Append)
+    with pytest.raises(ValueError, match=r"_messages\.Append, so .*_messages\.Other needs another one"):
+        types.register("append", Other)
+
+
+def test_a_type_of_its_own_is_registered_with_two_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    types = MessageTypes()
+    monkeypatch.setattr(messages, "TYPES", types)
+    fleetlm.register_type("price", Price, vars, lambda value: Price())
+    assert types.by_tag == {"price": Price}
+    assert types.converters[Price][0] is vars
+    with pytest.raises(ValueError, match="the tag 'price' is already registered for"):
+        fleetlm.register_type("price", IPv4Address, str, IPv4Address)
+    with pytest.raises(ValueError, match="Price already has the tag 'price'"):
+        fleetlm.register_type("cost", Price, vars, lambda value: Price())
+    for cls in (int, list, date, UUID, Pid, object, ValueError):
+        with pytest.raises(TypeError, match="cannot get a tag"):
+            fleetlm.register_type("x", cls, str, str)
+    with pytest.raises(TypeError, match="takes a class, not an object"):
+        fleetlm.register_type("x", Price(), str, str)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="takes two functions"):
+        fleetlm.register_type("x", IPv4Address, str, None)  # type: ignore[arg-type]
+    assert types.by_tag == {"price": Price}

@@ -7,12 +7,13 @@ import struct
 import subprocess
 import sys
 import threading
+from array import array
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass, field
 from decimal import Decimal
-from enum import Enum, IntEnum
+from enum import Enum, Flag, IntEnum, StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -57,9 +58,65 @@ class Slotted:
     gone: int = 0
 
 
+class Light(Enum):
+    RED = object()  # a member travels by its name, so its value may be anything
+    GREEN = (1,)
+
+
+class Level(IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Role(StrEnum):
+    USER = "user"
+
+
+class Right(Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any = None
+
+
+class Price:
+    """A class that is no dataclass."""
+
+    def __init__(self, amount: Any) -> None:
+        self.amount = amount
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Price) and other.amount == self.amount
+
+    def __hash__(self) -> int:
+        return hash(self.amount)
+
+    def __repr__(self) -> str:
+        return f"Price({self.amount!r})"
+
+    def to_value(self) -> Any:
+        if isinstance(self.amount, complex):
+            raise TypeError("it has no amount")
+        return [self.amount]
+
+    @classmethod
+    def from_value(cls, value: Any) -> Price:
+        (amount,) = value
+        if isinstance(amount, str):
+            raise ValueError(f"the amount is {amount}")  # noqa: TRY004
+        return cls(amount)
+
+
 @pytest.fixture
 def types() -> MessageTypes:
     types = MessageTypes()
+    for tag, enum in {"light": Light, "level": Level, "role": Role, "right": Right}.items():
+        types.register(tag, enum)
+    types.register("pair", Pair)
+    types.register_converter("price", Price, Price.to_value, Price.from_value)
     types.register("append", Append)
     types.register("picky", Picky)
     types.register("slotted", Slotted)
@@ -122,6 +179,26 @@ VALUES: list[Any] = [
     *(Pid("fleetlm@10.0.0.7", 2**64 - 1, 12), Ref("fleetlm@fdaa::2", 1, 2**40)),
     *(Address("printer", "fleetlm@10.0.0.7"), [Address("a", "b"), ("a", "b")]),
     *(Append("s", "hello"), Append("s", (1, {2}), ["t"]), [Append("s", Append("t", None))]),
+    *(dt.date(1, 1, 1), dt.date(9999, 12, 31), dt.timedelta(0), dt.timedelta.min, dt.timedelta.max),
+    *(dt.time(0), dt.time(23, 59, 59, 999_999, fold=1), dt.time(9, tzinfo=UTC), dt.time(9, tzinfo=BERLIN)),
+    *(
+        Light.RED,
+        {Light.RED: Light.GREEN},
+        {Level.LOW},
+        Level.HIGH,
+        Role.USER,
+        Right.READ | Right.WRITE,
+        Right(0),
+    ),
+    *(Pair(1), Pair(1, "y"), [Pair((1, 2), Pair(3))], {Pair(1, 2): 3}, Append("s", Pair(1))),
+    *(Price(Decimal("1.10")), {Price(1): [Price(2)]}, Append("s", Price(3))),
+    *(
+        bytearray(),
+        bytearray(b"x\x00"),
+        array("d", [1.5, -2]),
+        array("b"),
+        array("Q", [2**63]),
+    ),
 ]
 
 
@@ -245,6 +322,15 @@ def test_numbers_on_the_wire_are_fixed() -> None:
         "REF": 9,
         "ADDRESS": 10,
         "DATACLASS": 11,
+        "DATE": 12,
+        "TIME": 13,
+        "TIMEDELTA": 14,
+        "ENUM": 15,
+        "CONVERTED": 16,
+        "BYTEARRAY": 17,
+        "MEMORYVIEW": 18,
+        "ARRAY": 19,
+        "NUMPY": 20,
     }
 
 
@@ -262,6 +348,16 @@ def test_numbers_on_the_wire_are_fixed() -> None:
         (Ref("n@::1", 5, 6), "c7090993a56e403a3a310506"),
         (Address("p", "n"), "c7050a92a170a16e"),
         (Picky(3), "c70b0b92a57069636b7981a16e03"),
+        (dt.date(2024, 2, 29), "c7060c93cd07e8021d"),
+        (dt.time(9, 30), "c7070d9609 1e000000c0"),
+        (dt.timedelta(1, 2, 3), "d60e93010203"),
+        (Level.LOW, "c70b0f92a56c6576656ca34c4f57"),
+        (Right.READ, "d70f92a5726967687401"),
+        (Pair(1), "c70a0b92a47061697281a17801"),
+        (Price(1), "c7091092a570726963659101"),
+        (bytearray(b"x"), "d41178"),
+        (memoryview(b"xy"), "d51278 79"),
+        (array("h", [1]), "d713000492a168020100"),
     ],
     ids=repr,
 )
@@ -289,7 +385,23 @@ class Zone(dt.tzinfo):
         return dt.timedelta(0)
 
 
+class Day(dt.date):
+    pass
+
+
+class Model:
+    """Looks as a model of pydantic does."""
+
+    def model_dump(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def model_validate(cls, value: Any) -> Model:
+        return cls()
+
+
 Point = namedtuple("Point", "x y")  # noqa: PYI024
+CHARACTERS: Any = "w" if sys.version_info >= (3, 13) else "u"
 HERE = "tests.unit.wire.test_codec"
 
 REFUSED: list[tuple[Any, str, str]] = [
@@ -297,18 +409,18 @@ REFUSED: list[tuple[Any, str, str]] = [
     (len, "message", "builtin_function_or_method is not a message type"),
     (int, "message", "type is not a message type"),
     (1j, "message", "complex is not a message type"),
-    (Mood.GOOD, "message", "Mood is not a message type"),
-    (Colour.RED, "message", "Colour is a kind of int"),
+    (Mood.GOOD, "message", "Mood is not registered; put @fleetlm.message(tag) above it"),
+    (Colour.RED, "message", "Colour is not registered; put @fleetlm.message(tag) above it"),
     (Text("x"), "message", "Text is a kind of str"),
     (OrderedDict(a=1), "message", "OrderedDict is a kind of dict"),
-    (Point(1, 2), "message", "Point is a kind of tuple"),
-    (bytearray(b"x"), "message", "bytearray would arrive as bytes; send bytes(...)"),
-    (memoryview(b"x"), "message", "memoryview would arrive as bytes; send bytes(...)"),
+    (Point(1, 2), "message", "Point is not registered; register it with fleetlm.message(tag)"),
+    (memoryview(b"abcd").cast("I"), "message", "a memoryview of format 'I'; send view.cast('B')"),
+    (array(CHARACTERS, "x"), "message", "an array of characters; send a str"),
     (msgpack.ExtType(1, b""), "message", "ExtType is a kind of tuple"),
     (msgpack.Timestamp(0), "message", "Timestamp is not a message type"),
-    (dt.date(2024, 1, 1), "message", "datetime.date is not a message type"),
-    (dt.time(1), "message", "datetime.time is not a message type"),
-    (dt.timedelta(1), "message", "datetime.timedelta is not a message type"),
+    (dt.time(1, tzinfo=Zone()), "message", "a time in a zone of type"),  # type: ignore[abstract]
+    (Day(2024, 1, 1), "message", "Day is a kind of datetime.date and would arrive as a plain one"),
+    (Model(), "message", "Model is a pydantic model; send model_dump() and rebuild it with model_validate()"),
     (dt.datetime(2024, 1, 1), "message", "without a time zone; make it aware"),  # noqa: DTZ001
     (dt.datetime(2024, 1, 1, tzinfo=Zone()), "message", "Zone; use zoneinfo.ZoneInfo or"),  # type: ignore[abstract]
     (Stranger(1), "message", "Stranger is not registered; put @fleetlm.message(tag)"),
@@ -317,7 +429,10 @@ REFUSED: list[tuple[Any, str, str]] = [
     ([1, b"", {"a": "\udfff"}], "message[2]['a']", "lone surrogate U+DFFF"),
     ({"user": [1, 2, 3, object()]}, "message['user'][3]", "object is not"),
     ({"user": [0, Append("s", [1j])]}, "message['user'][1].line[0]", "complex"),
-    ((1, (2, bytearray())), "message[1][1]", "bytearray"),
+    ((1, (2, 1j)), "message[1][1]", "complex"),
+    ([Pair(1, 1j)], "message[0].y", "complex"),
+    ([Price(1j)], "message[0]", "no value could be made: TypeError: it has no amount"),
+    ([Price(object())], "message[0]", "object is not a message type"),
     ([{(1, Colour.RED): 1}], "the key (1, <Colour.RED: 1>) of message[0][1]", "Colour"),
     ({"{x}": [object()]}, "message['{x}'][0]", "object"),
     ([{1, Point(1, 2)}], "an item of message[0]", "Point"),
@@ -525,6 +640,32 @@ BAD_EXT = {
     "dataclass without fields": ext(11, packed(["append"])),
     "dataclass with a list": ext(11, packed(["append", []])),
     "dataclass with a numeric tag": ext(11, packed([1, {}])),
+    "date of two numbers": ext(12, packed([2024, 1])),
+    "date in month 13": ext(12, packed([2024, 13, 1])),
+    "date of texts": ext(12, packed(["a", 1, 1])),
+    "time with two numbers": ext(13, packed([1, 1])),
+    "time at hour 24": ext(13, packed([24, 0, 0, 0, 0, None])),
+    "time in a zone of ints": ext(13, packed([1, 0, 0, 0, 0, [1, 2]])),
+    "timedelta of floats": ext(14, packed([1.5, 0, 0])),
+    "timedelta beyond": ext(14, packed([2**40, 0, 0])),
+    "enum without a member": ext(15, packed(["light"])),
+    "enum with a list": ext(15, packed(["light", []])),
+    "enum with a bool": ext(15, packed(["right", True])),
+    "converted without a value": ext(16, packed(["price"])),
+    "converted with a numeric tag": ext(16, packed([1, 1])),
+    "converted, deep": ext(16, packed(["price", deep(100)])),
+    "array of no bytes": ext(19, b""),
+    "array shorter than its head": ext(19, b"\x00\x09\x90"),
+    "array of objects": ext(19, b"\x00\x04" + packed(["O", 8])),
+    "array of texts": ext(19, b"\x00\x04" + packed(["u", 4])),
+    "array without a code": ext(19, b"\x00\x03" + packed([1, 8])),
+    "array that is no list": ext(19, b"\x00\x01" + packed(1)),
+    "numpy of objects": ext(20, b"\x00\x0a" + packed(["|O8", [1], "C"]) + b"x" * 8),
+    "numpy of a record": ext(20, b"\x00\x0c" + packed(["i4,i4", [1], "C"]) + b"x" * 8),
+    "numpy without a shape": ext(20, b"\x00\x08" + packed(["<i4", 1, "C"]) + b"x" * 4),
+    "numpy of a negative size": ext(20, b"\x00\x09" + packed(["<i4", [-1], "C"]) + b"x" * 4),
+    "numpy of 33 dimensions": ext(20, b"\x00\x2b" + packed(["<i4", [1] * 33, "C"]) + b"x" * 4),
+    "numpy in no order": ext(20, b"\x00\x09" + packed(["<i4", [1], "K"]) + b"x" * 4),
     "timestamp of 3 bytes": b"\xc7\x03\xff\x00\x00\x00",
     "timestamp in year 10^10": b"\xc7\x0c\xff" + struct.pack(">Iq", 0, 2**62),
 }
@@ -610,14 +751,23 @@ def test_fields_go_by_name() -> None:
     here, there = peers(JobV2, JobByName)
     here_v1, _ = peers(JobV1, None)
     assert there.unpack(here_v1.pack_value(JobV1(7))) == JobByName(id=7, priority=1)
+    assert there.unpack(here.pack_value(JobV2(7, 1))) == JobByName(id=7, priority=1)
     assert there.failures == 0
-    assert unreadable_in(there.unpack(here.pack_value(JobV2(1)))) is not None
+    assert unreadable_in(there.unpack(here.pack_value(JobV2(1, labels=["x"])))) is not None
 
 
 @pytest.mark.parametrize(
     ("mine", "theirs", "value", "words"),
     [
-        (JobV2, JobV1, JobV2(1), ("'job'", "no field 'priority'")),
+        (JobV2, JobV1, JobV2(1, 6), ("'job'", "no field 'priority'")),
+        (JobV2, JobV1, JobV2(1, labels=["x"]), ("'job'", "no field 'labels'")),
+        (Light, Level, Light.RED, ("'job'", "no member 'RED'")),
+        (Light, JobV1, Light.RED, ("'job' came as an enum, but is", "JobV1 on this node")),
+        (JobV1, Light, JobV1(1), ("'job' came as a dataclass, but is", "Light on this node")),
+        (Pair, None, Pair(1), ("no message type is registered under 'job'",)),
+        (Light, None, Light.RED, ("no message type is registered under 'job'",)),
+        (Right, Light, Right.READ, ("'job'", "no member 1")),
+        (Light, Right, Light.RED, ("'job'", "no member 'RED'")),
         (JobV1, JobV3, JobV1(1), ("'job'", "without the field 'owner'", "no default")),
         (JobV1, None, JobV1(1), ("no message type is registered under 'job'",)),
         (Picky, Picky, Picky(1), ()),
@@ -703,3 +853,165 @@ def test_the_first_unreadable_is_found_depth_first() -> None:
     assert unreadable_in({"k": b}) is b
     assert unreadable_in((frozenset({b}), a)) is b
     assert unreadable_in({1: [2, "x", {3}]}) is None
+
+
+def test_what_a_function_makes_counts_as_a_level(types: MessageTypes) -> None:
+    codec = Codec(types, max_nesting=8)
+    fits = deep(4, Price)  # an object and the list that its function makes
+    assert codec.unpack(codec.pack_value(fits)) == fits
+    with pytest.raises(NotSerializable, match="nested more than 8 levels"):
+        codec.pack_value(deep(5, Price))
+    with pytest.raises(BadData, match="nested more than 8 levels"):
+        codec.unpack(ext(16, packed(["price", deep(9)])))
+
+
+def test_a_leaf_of_the_program_fits_at_the_deepest_level(types: MessageTypes) -> None:
+    codec = Codec(types, max_nesting=8)
+    for leaf in (Light.RED, Right.READ, bytearray(b"x"), array("b", [1]), dt.date(2024, 1, 1)):
+        value = deep(8, core=leaf)
+        assert codec.unpack(codec.pack([7, value], value)) == [7, value]
+        assert codec.unpack_batch(b"\x91" + codec.pack([7, value], value)) == [[7, value]]
+
+
+# ── versions ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class AskV1:
+    prompt: str
+
+
+@dataclass
+class AskV2:
+    prompt: str
+    temperature: float = 0.0
+    seed: int | None = None
+    stop: list[str] = field(default_factory=list)
+    style: Light = Light.RED
+
+
+class PairV1(NamedTuple):
+    x: Any
+
+
+def versions(mine: type, theirs: type, extra: str = "refuse") -> tuple[Codec, Codec]:
+    here, there = MessageTypes(), MessageTypes()
+    for each in (here, there):
+        each.register("light", Light)
+    here.register("ask", mine)
+    there.register("ask", theirs, extra)
+    return Codec(here), Codec(there)
+
+
+def test_a_field_at_its_default_is_not_sent(codec: Codec) -> None:
+    new, old = versions(AskV2, AskV1)
+    assert old.unpack(new.pack_value(AskV2("hi"))) == AskV1("hi")
+    assert old.unpack(new.pack_value(AskV2("hi", float("0"), None, [], Light.RED))) == AskV1("hi")
+    assert old.failures == 0
+    for changed in (
+        AskV2("hi", -0.0), AskV2("hi", 0), AskV2("hi", False), AskV2("hi", seed=0), AskV2("hi", stop=["x"]),
+        AskV2("hi", stop=()), AskV2("hi", style=Light.GREEN),  # type: ignore[arg-type]
+    ):  # fmt: skip
+        found = old.unpack(new.pack_value(changed))
+        assert isinstance(found, Unreadable)
+        assert "'ask' has no field" in found.why
+        arrived = new.unpack(new.pack_value(changed))
+        assert repr(arrived) == repr(changed)
+
+
+def test_a_default_that_could_change_is_always_sent() -> None:
+    @dataclass(eq=False)
+    class Mutable:
+        count: int = 0
+
+    shared = Mutable()
+
+    @dataclass
+    class Holder:
+        first: Any = shared
+        second: Any = (1, shared)
+        third: list[int] = field(default_factory=lambda: [1])
+
+    types = MessageTypes()
+    types.register("mutable", Mutable)
+    types.register("holder", Holder)
+    codec = Codec(types)
+    value = Holder()
+    shared.count = 5
+    arrived = codec.unpack(codec.pack_value(value))
+    assert (arrived.first.count, arrived.second[1].count, arrived.third) == (5, 5, [1])
+    assert arrived.first is not shared
+
+
+def test_named_tuples_have_versions_too() -> None:
+    new, old = versions(Pair, PairV1)
+    assert old.unpack(new.pack_value(Pair(1))) == PairV1(1)
+    assert new.unpack(old.pack_value(PairV1(1))) == Pair(1, None)
+    assert isinstance(old.unpack(new.pack_value(Pair(1, 2))), Unreadable)
+
+
+def test_a_receiver_may_drop_fields_that_it_does_not_know() -> None:
+    new, old = versions(AskV2, AskV1, "ignore")
+    assert old.unpack(new.pack_value([AskV2("hi", 0.5, 7, ["x"])])) == [AskV1("hi")]
+    assert old.failures == 0
+    stranger = codec_with_one_more_type()
+    data = stranger.pack_value([AskV3("hi", JobV1(1))])
+    assert old.unpack(data) == [AskV1("hi")]  # even one that could not be rebuilt here
+    assert new.unpack(data) != [AskV1("hi")]
+    assert unreadable_in(new.unpack(data)) is not None
+
+
+@dataclass
+class AskV3:
+    prompt: Any
+    job: JobV1 | None = None
+
+
+def codec_with_one_more_type() -> Codec:
+    types = MessageTypes()
+    types.register("ask", AskV3)
+    types.register("unheard of", JobV1)
+    return Codec(types)
+
+
+def test_a_known_field_that_cannot_be_rebuilt_is_not_dropped() -> None:
+    _, old = versions(AskV2, AskV1, "ignore")
+    found = old.unpack(codec_with_one_more_type().pack_value(AskV3(JobV1(1))))
+    assert isinstance(found, Unreadable)
+    assert "'unheard of'" in found.why
+
+
+def test_an_object_of_a_class_that_was_defined_again_can_still_be_sent() -> None:
+    types = MessageTypes()
+
+    def load(**defaults: Any) -> type:
+        @dataclass
+        class Cell:
+            x: int = 1
+
+        types.register("cell", Cell)
+        return Cell
+
+    old, new = load(), load()
+    codec = Codec(types)
+    arrived = codec.unpack(codec.pack_value([old(5), new(6)]))
+    assert [type(each) for each in arrived] == [new, new]
+    assert [each.x for each in arrived] == [5, 6]
+
+
+def test_a_function_of_the_program_that_raises_costs_one_message(codec: Codec) -> None:
+    found = codec.unpack(codec.pack_value([Price("a")]))[0]
+    assert isinstance(found, Unreadable)
+    assert found.why == "'price' could not be made: ValueError: the amount is a"
+    for body, why in (
+        (["price", [ext_type(99)]], "extension type 99"),
+        (["light", 1], "'light' came as a type of `register_type`, but is"),
+        (["nobody", 1], "no message type is registered under 'nobody'"),
+    ):
+        found = codec.unpack(ext(16, packed(body)))
+        assert isinstance(found, Unreadable)
+        assert why in found.why
+
+
+def ext_type(code: int) -> msgpack.ExtType:
+    return msgpack.ExtType(code, b"")
