@@ -473,6 +473,7 @@ class Node:
         if task is None:
             return True
         done, _ = await asyncio.wait({task}, timeout=timeout)
+        self._local.settle(task)
         return bool(done)
 
     def processes(self) -> builtins.list[ProcessInfo]:

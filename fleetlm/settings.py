@@ -183,6 +183,11 @@ class Settings:
     terminate_s: float = 5.0
     """Seconds for an actor's ``terminate``, and before it for its concurrent handlers to end.
     Source: OTP's default shutdown time of a worker."""
+    init_s: float = 60.0
+    """Seconds for the ``init`` of an actor that a supervisor starts; then it is killed, which counts as a
+    failed start. Longer than most start-ups take, and short enough that an ``init`` that hangs is not
+    taken for a slow one. `Child.init_s` sets it for one child. Source: OTP gen_server:start_link/3, its
+    time-out; differs: there is one by default."""
     max_factories: int = 1_024
     """Factories that a program may register for spawning from other nodes. A program has few; more are
     a leak."""

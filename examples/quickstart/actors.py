@@ -34,7 +34,7 @@ async def main() -> None:
     """Start the actor under a supervisor and use it through a typed reference."""
     async with Node.start() as node:
         node.spawn(Supervisor([Child("sessions", Sessions, register="sessions")]), name="tree")
-        print(await node.call("tree", "count_children"))  # answered once the children have started
+        print(await node.call("tree", "count_children"))
 
         sessions = node.ref(Sessions, "sessions")  # at="fleetlm@10.0.0.7": on another node
         await sessions.cast(Sessions.append, "s1", "hello")  # waits for no result

@@ -118,7 +118,9 @@ class ActorRun(Generic[ProcessT]):
         """
         process = self.process
         process._on_answered = self._notice_answered
+        process._is_starting = True
         await self._actor.init()
+        process._is_starting = False
         if ready is not None and not ready.done():
             ready.set_result(True)
         try:

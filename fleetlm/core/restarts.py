@@ -10,7 +10,7 @@ Source: OTP supervisor.erl; differs: reasons of the cluster, and a pause between
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Reversible
 from typing import Any, Literal, get_args
 
 from fleetlm.messages import NameLost
@@ -49,13 +49,20 @@ def is_clean(reason: Any) -> bool:
     return False
 
 
-def affected(strategy: Strategy, start_order: Sequence[str], failed: str) -> list[str]:
-    """Return the children that are restarted when ``failed`` ends, in the order of their start."""
+def affected(strategy: Strategy, start_order: Reversible[str], failed: str) -> list[str]:
+    """Return the children that are restarted when ``failed`` ends, in the order of their start.
+
+    It takes as many steps as it returns names, whatever the number of children.
+    """
     if strategy == "one_for_one":
         return [failed]
-    if strategy == "one_for_all":
-        return list(start_order)
-    return list(start_order[start_order.index(failed) :])
+    names = []
+    for name in reversed(start_order):
+        names.append(name)
+        if strategy == "rest_for_one" and name == failed:
+            break
+    names.reverse()
+    return names
 
 
 class Intensity:

@@ -121,6 +121,15 @@ class Mailbox:
         """Whether its owner waits for the next message."""
         return self._waiter is not None and not self._waiter.done()
 
+    def park(self) -> bool:
+        """Let no message wake the owner any more, which is about to be cancelled.
+
+        Returns:
+            False if the owner does not wait for a message.
+        """
+        waiter, self._waiter = self._waiter, None
+        return waiter is not None and not waiter.done()
+
     def put(self, message: Any) -> None:
         """Append, and wake the owner if it waits. Never blocks; see `room` for the limit."""
         self.queue.append(message)

@@ -22,9 +22,9 @@ class ProcessInfo:
     """Messages taken so far."""
     open_calls: int
     """Calls taken and not answered yet."""
-    state: Literal["waiting", "running", "ending"]
-    """``waiting`` for a message, ``running`` (doing anything else), or ``ending``: the process has got an
-    exit signal and has not ended yet."""
+    state: Literal["starting", "waiting", "running", "ending"]
+    """``starting``: an actor in its init; ``waiting`` for a message; ``running``: doing anything else; or
+    ``ending``: the process has got an exit signal and has not ended yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,5 +39,6 @@ class ChildInfo:
     """Qualified name of the function."""
     restart: str
     """``permanent``, ``transient`` or ``temporary``."""
-    state: Literal["waiting", "running", "ending", "restarting", "not running"]
-    """As `ProcessInfo.state`; or ``restarting``: it has ended and will be started after a pause."""
+    state: Literal["starting", "waiting", "running", "ending", "restarting", "queued", "not running"]
+    """As `ProcessInfo.state`; or ``restarting``: it has ended and will be started after a pause; or
+    ``queued``: it starts when the init of the child before it is done."""

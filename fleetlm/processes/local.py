@@ -5,10 +5,10 @@
 `_remove` exactly once:
 
 * Its task ends: the function returned or raised, or its cancellation has run through.
-  `_handle_task_end`, the task's callback, works out the reason and removes the process.
+  `_handle_task_end`, the task's callback, has `_reap` work out the reason and remove the process.
 * It is killed (`stop_process` with ``at_once``): it is removed first, so that its clean-up cannot delay
   the exit signals, and nothing that the clean-up does is the work of a live process. Its task is cancelled
-  and ends later; `_handle_task_end` then finds the process gone and does nothing more.
+  and ends later; `_reap` then finds the process gone and does nothing more.
 * The node stops (`stop`): every process is told to end, as by an exit signal, and the first way follows.
 
 `_remove` has a fixed order, so that processes that are told about the end find no trace of the ended one:
@@ -17,6 +17,12 @@
 2. Calls that the process leaves behind are answered (`RunningProcess._mark_gone`).
 3. ``on_exited``, a function of the node's assembly, runs: the tables that are replicated to other nodes
    (groups and cluster-wide names) lose the process, then linked and monitoring processes are told.
+
+Many at a time. When more than `_ENDS_PER_TURN` processes are told to end in one turn of the loop, those that
+wait for a message are cancelled in the next turns (`_to_cancel`); until then no message wakes them. When many
+processes end in one turn, `_REAP_S` bounds how long their removal takes; the others are removed in the next
+turns (`_ended`), in the order of their ends. Until then they look like processes that still end. One that is
+asked for before, by `settle`, is removed at once.
 
 `task_of` returns the task of a killed process until its clean-up has ended, so `Node.join` and the stop of
 the node wait for the clean-up, though the process is gone.
@@ -31,6 +37,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -51,6 +58,10 @@ log: logging.Logger = logging.getLogger("fleetlm")
 
 _NO_CONTEXT = contextvars.Context()
 """For callbacks that need no context variables: otherwise each would hold a copy of the caller's."""
+_REAP_S = 0.005
+"""Seconds in one turn of the loop for removing processes that have ended: about a hundred of them."""
+_ENDS_PER_TURN = 64
+"""Processes that are told to end in one turn of the loop. Each of them runs its clean-up in the next one."""
 _STOP_ROUND_S = 1.0
 """Seconds that `LocalProcesses.stop` waits for cancelled processes; actors that clean up have more."""
 
@@ -80,10 +91,24 @@ class LocalProcesses:
         self._on_exited = on_exited
         self._send_exit = send_exit
         self._terminate_s = context.settings.terminate_s
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
         self._processes: dict[int, RunningProcess] = {}
         """The processes that are not gone, by number, in the order in which they were spawned."""
         self._tasks: dict[asyncio.Task[Any], RunningProcess] = {}
-        """The processes whose tasks have not ended, killed ones included."""
+        """The processes whose tasks have not ended or that are still to be removed, killed ones included."""
+        self._killed: dict[int, asyncio.Task[Any]] = {}
+        """The tasks of killed processes that still clean up, by number."""
+        self._ended: deque[asyncio.Task[Any]] = deque()
+        """Tasks that have ended, of processes that are removed in the next turns of the loop."""
+        self._to_cancel: deque[RunningProcess] = deque()
+        """Processes that were told to end and are cancelled in the next turns of the loop."""
+        self._told_to_end = 0
+        """Processes that were told to end in this turn."""
+        self._reap_until = 0.0
+        """When removing processes has taken long enough in this turn."""
+        self._counts_turn = False
+        """Whether `_next_turn` will be called."""
         self._on_task_done = self._handle_task_end  # One bound method for all tasks.
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
@@ -141,7 +166,7 @@ class LocalProcesses:
         process = self._processes.get(pid.number)
         if process is not None:
             return process._task
-        return next((task for task, other in self._tasks.items() if other.pid == pid), None)
+        return self._killed.get(pid.number)
 
     def info(self) -> list[ProcessInfo]:
         """Return a snapshot of every process, in the order in which they were spawned."""
@@ -171,8 +196,19 @@ class LocalProcesses:
         process = self._processes.get(number)
         if process is None:
             return
+        task = process._task
+        if task is not None and task.done():
+            self.settle(task)  # It has ended for a reason of its own.
+            return
+        self._count_turn()
+        self._told_to_end += 1
+        if self._told_to_end > _ENDS_PER_TURN and not at_once and process._park(reason):
+            self._to_cancel.append(process)
+            return
         process._end_with(reason, again=at_once)
         if at_once:
+            if task is not None:
+                self._killed[number] = task
             self._remove(process, reason)
 
     async def stop(self, trees_s: float = 0.0) -> None:
@@ -186,15 +222,21 @@ class LocalProcesses:
         await self._stop_trees(trees_s)
         while self._tasks:
             tasks = list(self._tasks)
-            for process in list(self._processes.values()):
-                process._end_with("shutdown")
-            living = {process._task for process in self._processes.values()}
-            for task in tasks:
-                if task not in living:  # It was killed, and its clean-up has not ended.
-                    task.cancel()
+            for nth, task in enumerate(tasks):
+                process = self._tasks.get(task)
+                if process is None:
+                    continue
+                if process._is_gone:
+                    task.cancel()  # It was killed, and its clean-up has not ended.
+                else:
+                    self.stop_process(process.pid.number, "shutdown")
+                if nth % _ENDS_PER_TURN == _ENDS_PER_TURN - 1:
+                    await asyncio.sleep(0)
             await asyncio.wait(tasks, timeout=_STOP_ROUND_S)
             if any(process._is_closing for process in self._processes.values()):
                 await asyncio.wait(tasks, timeout=self._terminate_s)
+            while self._ended:  # noqa: ASYNC110  # each turn removes some of them
+                await asyncio.sleep(0)
             stuck = [task for task in tasks if not task.done()]
             if stuck:
                 log.warning("%d process(es) ignore their cancellation and are left behind", len(stuck))
@@ -210,11 +252,48 @@ class LocalProcesses:
                 self._send_exit(root.pid, "shutdown")
                 await asyncio.wait({root._task}, timeout=until - loop.time())
 
+    def settle(self, task: asyncio.Task[Any]) -> None:
+        """Remove the process of a task that has ended, if that is still to be done."""
+        if task in self._tasks and task.done():
+            self._reap(task)
+
     def _handle_task_end(self, task: asyncio.Task[Any]) -> None:
+        """Remove the process of a task that has ended; if many end in this turn, in one of the next ones."""
+        self._count_turn()
+        if self._ended or self._time() > self._reap_until:
+            self._ended.append(task)
+        else:
+            self._reap(task)
+
+    def _count_turn(self) -> None:
+        """Have `_next_turn` called in the next turn of the loop."""
+        if not self._counts_turn:
+            self._counts_turn = True
+            self._reap_until = self._time() + _REAP_S
+            self._loop.call_soon(self._next_turn, context=_NO_CONTEXT)
+
+    def _next_turn(self) -> None:
+        """Cancel and remove some of the processes that are left from the turns before."""
+        self._counts_turn = False
+        self._told_to_end = min(len(self._to_cancel), _ENDS_PER_TURN)
+        for _ in range(self._told_to_end):
+            self._to_cancel.popleft()._cancel_parked()
+        until = self._time() + _REAP_S
+        while self._ended:
+            self._reap(self._ended.popleft())
+            if self._time() > until:
+                break
+        if self._ended or self._to_cancel:
+            self._count_turn()
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
         """Remove the process of a task that has ended, unless it was killed, and log a crash."""
-        process = self._tasks.pop(task)
+        process = self._tasks.pop(task, None)
+        if process is None:
+            return  # `settle` was faster.
         error = None if task.cancelled() else task.exception()
         if process.pid.number not in self._processes:
+            self._killed.pop(process.pid.number, None)
             return  # It was killed, so it has been removed already.
         if error is not None and not isinstance(error, ProcessExit):
             log.error("process %s (%s) crashed", process.name or process.pid, process.runs, exc_info=error)

@@ -64,8 +64,8 @@ class RunningProcess(ABC):
     """One process of this node, as the runtime sees it."""
 
     __slots__ = (
-        "_calls", "_children", "_exit_reason", "_is_closing", "_is_ending", "_is_gone", "_on_answered",
-        "_task", "mailbox", "parent", "pid", "runs",
+        "_calls", "_children", "_exit_reason", "_gave_up", "_is_closing", "_is_ending", "_is_gone",
+        "_is_starting", "_on_answered", "_task", "mailbox", "parent", "pid", "runs",
     )  # fmt: skip
 
     def __init__(self, pid: Pid, runs: str, mailbox_limit: int) -> None:
@@ -77,6 +77,8 @@ class RunningProcess(ABC):
         self.mailbox: Mailbox = Mailbox(mailbox_limit, self)
         self._task: asyncio.Task[Any] | None = None
         """The task that runs it; None only while it is being spawned."""
+        self._is_starting = False
+        """Whether it is an actor whose init is not done."""
         self._is_ending = False
         """Whether it was told to end."""
         self._exit_reason: Any = None
@@ -91,6 +93,8 @@ class RunningProcess(ABC):
         """Set by an actor: called with each call that it took and that needs no answer any more."""
         self._children: Callable[[], list[ChildInfo]] | None = None
         """Set by a supervisor: shows its children without asking it, since it may be busy."""
+        self._gave_up = ""
+        """Set by a supervisor that gives up: why."""
 
     @property
     @abstractmethod
@@ -102,7 +106,10 @@ class RunningProcess(ABC):
         mailbox = self.mailbox
         return ProcessInfo(
             self.pid, self.name, self.runs, len(mailbox), mailbox.taken, len(self._calls or ()),
-            "ending" if self._is_ending else "waiting" if mailbox.waited_for else "running",
+            "ending" if self._is_ending
+            else "starting" if self._is_starting
+            else "waiting" if mailbox.waited_for
+            else "running",
         )  # fmt: skip
 
     def _end_with(self, reason: Any, *, again: bool = False) -> None:
@@ -117,6 +124,23 @@ class RunningProcess(ABC):
             self._is_ending = True
             self._exit_reason = reason
         if self._task is not None:
+            self._task.cancel()
+
+    def _park(self, reason: Any) -> bool:
+        """Tell this process to end, and leave its cancellation to `_cancel_parked`; no message wakes it.
+
+        Returns:
+            False, and nothing was done, if it does not wait for a message, or is ending already.
+        """
+        if self._is_ending or self._is_closing or not self.mailbox.park():
+            return False
+        self._is_ending = True
+        self._exit_reason = reason
+        return True
+
+    def _cancel_parked(self) -> None:
+        """Cancel this process, unless something else has ended it since it was parked."""
+        if self._task is not None and not self._is_closing and not self._is_gone:
             self._task.cancel()
 
     @property

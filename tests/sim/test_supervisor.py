@@ -501,7 +501,7 @@ def test_an_init_that_fails_is_tried_again_and_counts() -> None:
         tree = Supervisor([Child("a", Slow, (log, "a", ["first", "second"])), *log.specs("b")])
         pid = node.spawn(tree)
         await asyncio.sleep(5)
-        assert log.take() == ["?a", "+b", "?a", "?a", "+a"]
+        assert log.take() == ["?a", "?a", "+b", "?a", "+a"], "b starts when the first init of a has failed"
         node.exit(pid)
         assert await ended(node, pid) == "shutdown"
         pid = node.spawn(Supervisor([Child("a", Slow, (log, "a", ["never"] * 9))], backoff_s=(0.0, 0.0)))

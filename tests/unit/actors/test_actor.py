@@ -723,7 +723,7 @@ async def test_a_supervisor_kills_what_takes_longer_than_it_may(fleet: Fleet) ->
             made.append(self)
 
     top = node.spawn(Supervisor([Child("quick", Noted, (1,)), Child("slow", Noted, (4,), shutdown_s=2.0)]))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
     node.exit(top)
     await node.join(top)
     assert [leaving.log for leaving in made] == [["shutdown", "done"], ["shutdown"]]

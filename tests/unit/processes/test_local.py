@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 
 import pytest
 
 from fleetlm.call import Call
-from fleetlm.errors import AlreadyRegistered, InvalidName, NoProcess, ProcessDown
+from fleetlm.errors import AlreadyRegistered, InvalidName, NoProcess, ProcessDown, ProcessExit
 from fleetlm.ids import Pid
 from fleetlm.messaging.outbound import Outbound
 from fleetlm.process import Process
@@ -320,3 +321,85 @@ async def test_processes_are_ended_in_the_order_in_which_they_were_spawned() -> 
     await turns()
     await node.local.stop()
     assert ended == list(range(50))
+
+
+@virtual
+async def test_of_many_processes_that_end_in_one_turn_some_are_removed_in_the_next_ones() -> None:
+    node = FakeNode()
+    local = node.local
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.001
+        return now
+
+    async def brief(process: Process) -> None:
+        await process.receive()
+
+    pids = [local.spawn(brief, (), None) for _ in range(50)]
+    await turns()
+    local._time = clock
+    tasks = [local.task_of(pid) for pid in pids]
+    for pid in pids:
+        local.boxes[pid.number].put("end")
+    left = []
+    for _ in range(40):
+        await asyncio.sleep(0)
+        left.append(len(local.info()))
+    assert left[-1] == 0
+    gone = [before - after for before, after in itertools.pairwise([50, *left])]
+    assert max(gone) < 10
+    assert None not in tasks
+
+
+@virtual
+async def test_a_process_that_has_ended_and_is_not_removed_yet_keeps_its_reason() -> None:
+    node = FakeNode()
+    local = node.local
+    reasons: list[Any] = []
+    local._on_exited = lambda _process, reason: reasons.append(reason)
+    local._time = iter(range(1_000)).__next__  # Each look at the clock finds the turn's time used up.
+
+    async def brief(process: Process) -> None:
+        raise ProcessExit(await process.receive())
+
+    pids = [local.spawn(brief, (), None) for _ in range(3)]
+    await turns()
+    tasks = [local.task_of(pid) for pid in pids]
+    for pid in pids:
+        local.boxes[pid.number].put(f"own {pid.number}")
+    while not all(task is not None and task.done() for task in tasks):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(local.info()) == 3
+    local.stop_process(pids[2].number, "shutdown")
+    assert reasons == ["own 3"], "it is removed before the others, which wait for their turn"
+    assert tasks[1] is not None
+    local.settle(tasks[1])
+    await turns()
+    assert reasons == ["own 3", "own 2", "own 1"]
+    assert local.info() == []
+
+
+@virtual
+async def test_a_process_that_is_told_to_end_in_a_later_turn_takes_no_message_before() -> None:
+    node = FakeNode()
+    local = node.local
+    taken: list[Any] = []
+
+    async def take(process: Process) -> None:
+        taken.append(await process.receive())
+
+    pids = [local.spawn(take, (), None) for _ in range(200)]
+    await turns()
+    for pid in pids:
+        local.stop_process(pid.number, "shutdown")
+        local.boxes[pid.number].put("too late")
+    assert {info.state for info in local.info()} == {"ending"}
+    local.stop_process(pids[-1].number, "killed", at_once=True)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert local.info() == []
+    assert taken == []
+    assert local.task_of(pids[-1]) is None
