@@ -27,7 +27,8 @@ _NAMES_OF = {
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
         "NotDelivered NotSerializable OutcomeUnknown ProcessDown ProcessExit RemoteError SettingsError "
-        "StartFailed TooManyMemberships TooManyNames Undecodable WorkerDied WorkerNotStarted WouldBlock"
+        "StartFailed StreamIdle TooManyMemberships TooManyNames Undecodable WorkerDied WorkerNotStarted "
+        "WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.messages": (
@@ -41,8 +42,9 @@ _NAMES_OF = {
     "fleetlm.processes.info": "ChildInfo ProcessInfo",
     "fleetlm.runtime.info": "NodeInfo",
     "fleetlm.settings": "Settings",
+    "fleetlm.stream": "Stream",
     "fleetlm.supervisor": "Child Supervisor",
-    "fleetlm.sync": "SyncNode",
+    "fleetlm.sync": "SyncNode SyncStream",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

@@ -33,6 +33,7 @@ from fleetlm.errors import (
     RemoteError as RemoteError,
     SettingsError as SettingsError,
     StartFailed as StartFailed,
+    StreamIdle as StreamIdle,
     TooManyMemberships as TooManyMemberships,
     TooManyNames as TooManyNames,
     Undecodable as Undecodable,
@@ -63,7 +64,8 @@ from fleetlm.process_pool import ProcessPool as ProcessPool
 from fleetlm.processes.info import ChildInfo as ChildInfo, ProcessInfo as ProcessInfo
 from fleetlm.runtime.info import NodeInfo as NodeInfo
 from fleetlm.settings import Settings as Settings
+from fleetlm.stream import Stream as Stream
 from fleetlm.supervisor import Child as Child, Supervisor as Supervisor
-from fleetlm.sync import SyncNode as SyncNode
+from fleetlm.sync import SyncNode as SyncNode, SyncStream as SyncStream
 
 __version__: str

@@ -6,12 +6,13 @@ back over the connection, and the sending side of this node sets a future. The p
 last watches it (`Call.watch`), so that a process that ends can answer the calls it has taken.
 
 A call for a stream also has a `_ProducerEnd`: the credit for items, and the tasks that wait for credit or
-for the end.
+for the end. They wait no longer than the idle limit of the stream, which came with the request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -30,8 +31,23 @@ class Caller(Protocol):
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Give the caller the reason why there is no reply. Never raises."""
 
-    async def item(self, ref: int, value: Any) -> None:
-        """Send an item of a stream. Raises: as `replied`; the stream goes on."""
+    def packed_item(self, ref: int, value: Any, window: int, /) -> tuple[Any, int]:
+        """Prepare an item of a stream.
+
+        Returns:
+            What `item` takes, and the units that it counts in a window of ``window`` units.
+
+        Raises:
+            NotSerializable: the stream goes on.
+        """
+
+    async def item(self, ref: int, packed: Any, timeout_s: float, /) -> None:
+        """Send an item of a stream, waiting for room if need be.
+
+        Raises:
+            MessageTooLarge: the stream goes on.
+            TimeoutError: there was no room for ``timeout_s`` seconds.
+        """
 
     def forget(self, ref: int) -> None:
         """Drop a request that needs no answer any more."""
@@ -72,6 +88,7 @@ class Call:
         deadline: float,
         clock: Callable[[], float],
         window: int = 0,
+        idle_s: float = math.inf,
     ) -> None:
         self.message: Any = message
         self.deadline: float = deadline
@@ -80,7 +97,7 @@ class Call:
         self._clock = clock
         self._done = False
         self._on_done: Callable[[Call], None] | None = None
-        self._producer = _ProducerEnd(window) if window else None
+        self._producer = _ProducerEnd(window, idle_s) if window else None
 
     def __repr__(self) -> str:
         return f"Call({SHORT.repr(self.message)})"
@@ -122,9 +139,12 @@ class Call:
     async def put(self, item: Any) -> bool:
         """Send an item of a stream; wait while the consumer's window is full.
 
+        A consumer that takes nothing for the idle limit of the stream gets `StreamIdle`, and the stream has
+        ended: a consumer that stopped reading must not keep an actor from its other callers.
+
         Returns:
-            False when no further item is wanted: the consumer has stopped or ended, the deadline has passed,
-            or the stream has been ended here.
+            False when no further item is wanted: the consumer has stopped, ended or taken nothing for too
+            long, the deadline has passed, or the stream has been ended here.
 
         Raises:
             TypeError: this call does not ask for a stream.
@@ -133,24 +153,31 @@ class Call:
         producer = self._producer
         if producer is None:
             raise TypeError("this call asks for one reply, not for a stream")
-        while producer.credit <= 0 and not self._done:
-            await producer.changed()
-        if not self.wanted:
+        if self._done or self._clock() >= self.deadline:
             self.abandon()
             return False
-        producer.credit -= 1
+        packed, units = self._caller.packed_item(self._ref, item, producer.window)
         try:
-            await self._caller.item(self._ref, item)
-        except BaseException:
-            producer.more(1)  # The item was not sent, so the consumer will not give its credit back.
-            raise
+            if producer.credit <= 0:
+                await producer.wait_for_credit(self)
+                if not self._is_still_wanted():
+                    return False
+            producer.credit -= units
+            try:
+                await self._caller.item(self._ref, packed, producer.idle_s)
+            except BaseException:
+                producer.more(units)  # It was not sent, so the consumer will not give its credit back.
+                raise
+        except TimeoutError:
+            if self._finish():
+                self._caller.failed(self._ref, FailureKind.UNREAD, [])
         return not self._done
 
-    def more(self, count: int) -> None:
+    def more(self, units: int) -> None:
         """Add credit for items that the consumer has taken. Raises: ValueError if this is not a stream."""
         if self._producer is None:
             raise ValueError("credit for a call that does not ask for a stream")
-        self._producer.more(count)
+        self._producer.more(units)
 
     def fail(self, error: BaseException) -> None:
         """Raise `RemoteError` at the caller, with the type name, the text and the traceback as text."""
@@ -203,6 +230,13 @@ class Call:
         text = "".join(traceback.format_exception(error))
         self._caller.failed(self._ref, FailureKind.RAISED, [type(error).__name__, text_of(error), text])
 
+    def _is_still_wanted(self) -> bool:
+        """Whether the caller still waits; a call whose deadline has passed is abandoned."""
+        if self.wanted:
+            return True
+        self.abandon()
+        return False
+
     def _finish(self) -> bool:
         """End the call, wake its producers, and call `watch`'s callback. Returns False if it ended before."""
         if self._done:
@@ -216,19 +250,26 @@ class Call:
 
 
 class _ProducerEnd:
-    """The producer's end of a stream: how many items it may send, and the tasks that wait for more credit."""
+    """The producer's end of a stream: how much it may send, and the tasks that wait for more credit.
 
-    __slots__ = ("_waiters", "credit")
+    Args:
+        window: units of items that the producer may send ahead of its consumer.
+        idle_s: seconds that it waits for its consumer.
+    """
 
-    def __init__(self, window: int) -> None:
+    __slots__ = ("_waiters", "credit", "idle_s", "window")
+
+    def __init__(self, window: int, idle_s: float = math.inf) -> None:
+        self.window = window
+        self.idle_s = idle_s
         self.credit = window
-        """Items that may be sent now."""
+        """Units that may be sent now. A large item may take it below 0."""
         self._waiters: dict[asyncio.Future[None], None] = {}
         """What producing tasks wait for; several if several tasks produce items of one stream."""
 
-    def more(self, count: int) -> None:
+    def more(self, units: int) -> None:
         """Add the credit for items that the consumer has taken."""
-        self.credit += count
+        self.credit += units
         self.wake()
 
     def wake(self) -> None:
@@ -236,6 +277,12 @@ class _ProducerEnd:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    async def wait_for_credit(self, call: Call) -> None:
+        """Return when there is credit, or the stream has ended. Raises: TimeoutError at the idle limit."""
+        async with asyncio.timeout(None if self.idle_s == math.inf else self.idle_s):
+            while self.credit <= 0 and call.open:
+                await self.changed()
 
     async def changed(self) -> None:
         """Return when credit has come or the stream has ended; the caller checks which of the two."""

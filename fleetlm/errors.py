@@ -29,6 +29,7 @@
     │   ├── ProcessDown     the process ended after it took the request
     │   ├── WorkerDied      a worker process of ``run_in_process`` ended while it ran a function
     │   └── CallTimeout     there was no reply before the deadline
+    │       └── StreamIdle  a stream had a pause longer than its idle limit
     ├── RemoteError         the request ran and raised an exception
     └── ProcessExit         raised by a process to end with an exit reason of its own
 
@@ -479,6 +480,29 @@ class CallTimeout(OutcomeUnknown, TimeoutError):
 
     def __str__(self) -> str:
         return f"no reply from {_shown(self.target)} within {self.timeout_s:g} s; the request may have run"
+
+
+class StreamIdle(CallTimeout):
+    """A stream had a pause longer than its idle limit, so it has ended. Its producer is cancelled.
+
+    Attributes:
+        target: the process that produced the items.
+        timeout_s: the idle limit, in seconds.
+        is_unread: whether the consumer made the pause, by taking no item while the producer waited for it;
+            else the producer made it, by sending none.
+    """
+
+    def __init__(self, target: object, timeout_s: float, is_unread: bool = False) -> None:
+        super().__init__(target, timeout_s)
+        self.args = (target, timeout_s, is_unread)
+        self.is_unread = is_unread
+
+    def __str__(self) -> str:
+        pause = "its consumer took no item" if self.is_unread else "no item came"
+        return (
+            f"the stream from {_shown(self.target)} was ended: {pause} for {self.timeout_s:g} s, its idle "
+            "limit (idle=... of the stream, or Settings.stream_idle_s)"
+        )
 
 
 class RemoteError(FleetError):

@@ -20,7 +20,7 @@ import asyncio
 import builtins
 import functools
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.running import ProcessFunction
     from fleetlm.runtime.events import Event
     from fleetlm.settings import Settings
+    from fleetlm.stream import Stream
     from fleetlm.transport.interface import Transport
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -587,7 +588,9 @@ class Node:
         """
         return self._parts.sender.call(to, message, timeout)
 
-    def stream(self, to: Target, message: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+    def stream(
+        self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None
+    ) -> Stream[Any]:
         """Call a process for a stream of items.
 
         ::
@@ -595,19 +598,24 @@ class Node:
             async for token in node.stream(("model", "fleetlm@10.0.0.7"), "prompt"): ...
 
         The producer waits while `Settings.stream_window` items have not been consumed. Leaving the loop
-        cancels it; where the moment matters, use ``contextlib.aclosing``.
+        cancels it; where the moment matters, use ``async with``.
 
         Args:
             to: as `send`.
             message: arrives as ``Call(message)``, with `Call.put` for the items.
-            timeout: seconds for the whole stream; default: as long as items come, with pauses of at most
-                `Settings.stream_idle_s`.
+            timeout: seconds for the whole stream; None: as long as items come.
+            idle: seconds that the stream may pause: the consumer waits no longer for an item, and the
+                producer no longer for its consumer. ``math.inf``: without limit. None: without limit where
+                ``timeout`` is given, else `Settings.stream_idle_s`.
+
+        Returns:
+            A `Stream`, which begins when its first item is waited for.
 
         Raises:
             NotDelivered, OutcomeUnknown, RemoteError: as `call`, when it is iterated, after the items
-                that came before.
+                that came before; `StreamIdle`, an OutcomeUnknown, at its idle limit.
         """
-        return self._parts.sender.stream(to, message, timeout)
+        return self._parts.sender.stream(to, message, timeout, idle)
 
     async def multicall(
         self, targets: Sequence[Target], message: Any, timeout: float | None = None

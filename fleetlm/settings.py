@@ -174,9 +174,12 @@ class Settings:
     """Calls of one peer that may wait for replies of this node. A further call is refused as not
     delivered."""
     stream_window: int = 64
-    """Items of one stream that may be on their way or wait for their consumer; then the producer waits."""
-    stream_idle_s: float = 60.0
-    """Seconds without an item after which a stream fails: its producer is considered stuck."""
+    """Items of one stream that may be on their way or wait for their consumer; then the producer waits. An
+    item counts 1, and 1 more for each 16 KiB, so that a stream of large items holds 1 MiB, or one item."""
+    stream_idle_s: float | None = 60.0
+    """Seconds that a stream may pause, unless it is asked for with limits of its own. Its consumer waits no
+    longer for an item, and its producer no longer for its consumer: either is considered stuck, and a stuck
+    consumer must not keep an actor from its other callers. None: without limit."""
     concurrent_handlers: int = 100
     """Concurrent handlers that run at once in one actor. They mostly ask a database or a GPU, where further
     requests would only wait."""

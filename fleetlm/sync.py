@@ -16,7 +16,7 @@ import asyncio
 import builtins
 import functools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fleetlm.runtime.info import NodeInfo
     from fleetlm.runtime.thread_requests import ThreadRequests
     from fleetlm.settings import Settings
+    from fleetlm.stream import Stream
 
 T = TypeVar("T")
 A = TypeVar("A", bound="Actor")
@@ -175,15 +176,12 @@ class SyncNode:
         call = functools.partial(self._node.call, to, message, within_s)
         return self._requests.run("call", to, call, within_s)
 
-    def stream(self, to: Target, message: Any, timeout: float | None = None) -> Iterator[Any]:
+    def stream(
+        self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None
+    ) -> SyncStream[Any]:
         """See `Node.stream`. Each item costs two switches between threads."""
-        items = self._node.stream(to, message, timeout)
-        requests = self._requests
-        try:
-            while (item := requests.run("stream", to, functools.partial(anext, items, _END))) is not _END:
-                yield item
-        finally:
-            requests.run_soon(items.aclose)
+        stream = functools.partial(self._node.stream, to, message, timeout, idle)
+        return SyncStream(stream, to, self._requests)
 
     def ref(self, actor: type[A], target: Goal, at: str | None = None) -> SyncRef[A]:
         """See `Node.ref`; returns a reference for threads."""
@@ -528,6 +526,83 @@ class SyncFactories:
         return self._requests.run_now("factories.list", "factories", self._factories.list)
 
 
+class SyncStream(Generic[R]):
+    """`Stream` for threads. Made by `SyncNode.stream` and `SyncRef.stream`; for one thread at a time.
+
+    ::
+
+        for token in ref.stream(Model.complete, prompt): ...
+
+        with ref.stream(Model.complete, prompt) as tokens:
+            first = tokens.get(timeout=1)
+
+    A wait that ends early, for whatever reason, loses no item: the next one gets it. The stream is given up
+    by `close`, by the end of ``with``, or when the program drops it.
+    """
+
+    def __init__(self, stream: Callable[[], Stream[R]], to: Target, requests: ThreadRequests) -> None:
+        self._make = stream
+        self._stream: Stream[R] | None = None
+        """Made on the loop, where the first item is waited for."""
+        self._is_closed = False
+        self._to = to
+        self._requests = requests
+        self._arrived: deque[Any] = deque()
+        """An item that the loop has taken and that no thread has got yet."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> R:
+        return self.get()
+
+    def get(self, timeout: float | None = None) -> R:
+        """Return the next item.
+
+        Args:
+            timeout: seconds to wait for it; None waits as long as the stream's own limits allow.
+
+        Raises:
+            StopIteration: the stream has ended regularly, or was closed.
+            TimeoutError: there was none in time.
+            FleetError: as `Node.stream` and `SyncNode`, after the items that came before.
+        """
+        self._requests.run("stream", self._to, functools.partial(self._take, timeout), timeout)
+        item = self._arrived.popleft()
+        if item is _END:
+            raise StopIteration
+        result: R = item
+        return result
+
+    def close(self) -> None:
+        """Give the stream up; its producer is cancelled. Idempotent."""
+        self._requests.run_soon(self._close)
+
+    async def _take(self, timeout_s: float | None) -> None:
+        """Move the next item to where the thread finds it, also a thread that has given up meanwhile."""
+        if self._arrived:
+            return
+        if self._stream is None:
+            self._stream = self._make()
+        async with asyncio.timeout(timeout_s):
+            item = _END if self._is_closed else await anext(self._stream, _END)
+        self._arrived.append(item)
+
+    async def _close(self) -> None:
+        self._is_closed = True
+        self._arrived.clear()
+        if self._stream is not None:
+            await self._stream.aclose()
+
+
 class SyncRef(Generic[A_co]):
     """A typed reference to an actor for threads: `ActorRef` with methods that block.
 
@@ -540,13 +615,21 @@ class SyncRef(Generic[A_co]):
         for token in ref.stream(Model.complete, prompt): ...
     """
 
-    __slots__ = ("_actor", "_goal", "_node", "_timeout_s")
+    __slots__ = ("_actor", "_goal", "_idle_s", "_node", "_timeout_s")
 
-    def __init__(self, node: SyncNode, actor: type[A_co], goal: Goal, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        node: SyncNode,
+        actor: type[A_co],
+        goal: Goal,
+        timeout_s: float | None = None,
+        idle_s: float | None = None,
+    ) -> None:
         self._node = node
         self._actor = actor
         self._goal = goal
         self._timeout_s = timeout_s
+        self._idle_s = idle_s
 
     def __repr__(self) -> str:
         return f"<SyncRef {self._actor.__qualname__} {self._goal}>"
@@ -564,9 +647,9 @@ class SyncRef(Generic[A_co]):
             raise TypeError(f"{self!r} has a name, not a pid: ask `node.whereis(name, at=node)`")
         return target
 
-    def within(self, seconds: float) -> SyncRef[A_co]:
-        """Return a reference to the same actor with a deadline, in seconds, for each `call` and `stream`."""
-        return SyncRef(self._node, self._actor, self._goal, seconds)
+    def within(self, seconds: float | None = None, *, idle: float | None = None) -> SyncRef[A_co]:
+        """Return a reference to the same actor with limits of its own; see `ActorRef.within`."""
+        return SyncRef(self._node, self._actor, self._goal, seconds, idle)
 
     def call(
         self, method: Callable[Concatenate[A_co, P], Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
@@ -583,9 +666,10 @@ class SyncRef(Generic[A_co]):
 
     def stream(
         self, method: Callable[Concatenate[A_co, P], AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Iterator[R]:
+    ) -> SyncStream[R]:
         """Iterate over the items that a handler yields. Raises: as `ActorRef.stream` and `SyncNode`."""
-        return self._node.stream(self.target, self._request(method, args, kwargs), self._timeout_s)
+        request = self._request(method, args, kwargs)
+        return self._node.stream(self.target, request, self._timeout_s, self._idle_s)
 
     def send(self, message: Any) -> None:
         """See `ActorRef.send`."""

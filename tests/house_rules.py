@@ -22,7 +22,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     # Imports for types count: who names a type depends on it.
     ("values",),
     ("wire", "blocking"),
-    ("core", "call", "transport", "process_pool"),
+    ("core", "call", "stream", "transport", "process_pool"),
     ("messaging", "discovery"),
     ("processes",),
     ("actors",),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from fleetlm.actors.handlers import HasHandlers, name_of
 from fleetlm.ids import Pid
 from fleetlm.messaging.targets import Target
 from fleetlm.names import Address, canonical_node
+from fleetlm.stream import Stream
 from fleetlm.wire.invocation import Invoke
 
 A_co = TypeVar("A_co", bound=HasHandlers, covariant=True)
@@ -31,7 +32,9 @@ class Sender(Protocol):
     def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """See `Node.call`."""
 
-    def stream(self, to: Target, message: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+    def stream(
+        self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None
+    ) -> Stream[Any]:
         """See `Node.stream`."""
 
 
@@ -48,13 +51,21 @@ class ActorRef(Generic[A_co]):
     its `pid` instead.
     """
 
-    __slots__ = ("_actor", "_goal", "_node", "_timeout_s")
+    __slots__ = ("_actor", "_goal", "_idle_s", "_node", "_timeout_s")
 
-    def __init__(self, node: Sender, actor: type[A_co], goal: Goal, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        node: Sender,
+        actor: type[A_co],
+        goal: Goal,
+        timeout_s: float | None = None,
+        idle_s: float | None = None,
+    ) -> None:
         self._node = node
         self._actor = actor
         self._goal = goal
         self._timeout_s = timeout_s
+        self._idle_s = idle_s
 
     def __repr__(self) -> str:
         within = "" if self._timeout_s is None else f" within {self._timeout_s:g} s"
@@ -80,9 +91,15 @@ class ActorRef(Generic[A_co]):
             raise TypeError(f"{self!r} has a name, not a pid: ask `await node.whereis(name, at=node)`")
         return target
 
-    def within(self, seconds: float) -> ActorRef[A_co]:
-        """Return a reference to the same actor whose calls and streams have ``seconds`` seconds each."""
-        return ActorRef(self._node, self._actor, self._goal, seconds)
+    def within(self, seconds: float | None = None, *, idle: float | None = None) -> ActorRef[A_co]:
+        """Return a reference to the same actor with limits of its own.
+
+        Args:
+            seconds: for each call, and for each stream as a whole; None: the default, as in `Node.call` and
+                `Node.stream`.
+            idle: seconds that a stream may pause, as in `Node.stream`; None: the default.
+        """
+        return ActorRef(self._node, self._actor, self._goal, seconds, idle)
 
     def call(
         self,
@@ -130,19 +147,20 @@ class ActorRef(Generic[A_co]):
         /,
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> AsyncGenerator[R, None]:
-        """Stream results: the items that a handler yields, one after the other.
+    ) -> Stream[R]:
+        """Stream results: the items that a handler yields, one after the other. See `Stream`.
 
         ::
 
             async for token in ref.stream(Model.complete, prompt): ...
+            async for token in ref.within(idle=300).stream(Model.complete, prompt): ...
 
         Raises:
             TypeError: as `call`.
             NotDelivered, OutcomeUnknown, RemoteError: as `Node.stream`, after the items that came before.
         """
         request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
-        return self._node.stream(self.target, request, self._timeout_s)
+        return self._node.stream(self.target, request, self._timeout_s, self._idle_s)
 
     def send(self, message: Any) -> Coroutine[Any, Any, None]:
         """Send any message; the actor gets it in `Actor.handle_info`. Raises: as `Node.send`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.messaging.deadline import within_deadline
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.streams import Streams
     from fleetlm.messaging.targets import Target
+    from fleetlm.stream import Stream
     from fleetlm.wire.invocation import Invoke
 
 
@@ -44,7 +45,11 @@ class ActorSender:
         within_s = within_deadline(self._call_timeout_s if timeout is None else timeout)
         return await self._outbound.call(to, message, within_s)
 
-    def stream(self, to: Target, message: Any, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+    def stream(
+        self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None
+    ) -> Stream[Any]:
         """See `Node.stream`."""
         within_s = within_deadline(math.inf if timeout is None else timeout)
-        return self._streams.open(to, message, None if within_s == math.inf else within_s)
+        if timeout is None and idle is None:  # A deadline that was inherited switches no limit off.
+            idle = self._streams.idle_s
+        return self._streams.open(to, message, None if within_s == math.inf else within_s, idle)

@@ -225,10 +225,10 @@ class Inbound:
         elif operation in (Op.CALL, Op.HANDLE):
             self._call(session, message)
         elif operation == Op.ITEM:
-            _, ref, value = message  # `operations.read_answer` inline.
+            ref, value, weight = operations.read_item(message)
             consumer = session.calls.get(ref)
             if isinstance(consumer, ConsumerEnd):
-                consumer.put(value)
+                consumer.put(value, weight)
         elif operation == Op.CREDIT:
             session.credited(*operations.read_credit(message))
         elif operation == Op.TICK:
@@ -256,10 +256,10 @@ class Inbound:
         elif operation in (Op.STREAM, Op.YIELD):
             self._call(session, message)
         elif operation == Op.MORE:
-            ref, count = operations.read_more(message)
+            ref, weight = operations.read_more(message)
             request = session.requests.get(ref)
             if request is not None:
-                request.more(count)
+                request.more(weight)
         elif operation == Op.REQUEST:
             verb, argument, ref = operations.read_request(message)
             request = self._open(session, argument, ref, MAX_TIMEOUT_MS)
@@ -285,16 +285,17 @@ class Inbound:
         """Put a call or a request for a stream into the mailbox of its process, or send a failure."""
         limit = session.arrivals.limit
         if message[0] in (Op.STREAM, Op.YIELD):
-            to, payload, ref, timeout_ms, window, weight = operations.read_stream(message, limit)
+            asked = operations.read_stream(message, limit)
+            to, payload, ref, timeout_ms, window, idle_ms, weight = asked
         else:
             to, payload, ref, timeout_ms, weight = operations.read_call(message, limit)
-            window = 0
+            window = idle_ms = 0
         if len(session.requests) >= self._max_open_calls:
             why = f"{self._max_open_calls:,} calls of this node are open there already"
             session.failed(ref, FailureKind.TOO_MANY, [str(to), why])
             session.arrivals.received(to, 1, None, weight)
             return
-        call = self._open(session, payload, ref, timeout_ms, window)
+        call = self._open(session, payload, ref, timeout_ms, window, idle_ms)
         box = self._boxes.get(to)
         if box is None:
             call.no_process(str(to))
@@ -302,7 +303,9 @@ class Inbound:
             box.put(call)
         session.arrivals.received(to, 1, box, weight)
 
-    def _open(self, session: Session, payload: Any, ref: int, timeout_ms: int, window: int = 0) -> Call:
+    def _open(
+        self, session: Session, payload: Any, ref: int, timeout_ms: int, window: int = 0, idle_ms: int = 0
+    ) -> Call:
         """Enter a request of the peer as open.
 
         Raises:
@@ -313,7 +316,8 @@ class Inbound:
         deadline = self._clock() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
         if window and not timeout_ms:
             deadline = math.inf
-        call = Call(payload, session, ref, deadline, self._clock, window)
+        idle_s = min(idle_ms, MAX_TIMEOUT_MS) / 1000 if idle_ms else math.inf
+        call = Call(payload, session, ref, deadline, self._clock, window, idle_s)
         session.requests[ref] = call
         return call
 
@@ -342,7 +346,7 @@ class Inbound:
             case [Op.CALL | Op.HANDLE, to, _, ref, _, *rest]:
                 self._count_unread(session, to, rest[0] if rest else 1)
                 session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
-            case [Op.STREAM | Op.YIELD, to, _, ref, _, _, weight]:
+            case [Op.STREAM | Op.YIELD, to, _, ref, _, _, _, weight]:
                 self._count_unread(session, to, weight)
                 session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
             case [Op.REQUEST, verb, _, ref]:
@@ -351,7 +355,7 @@ class Inbound:
                 self._count_unread(session, to, weight)
             case [to, _]:
                 self._count_unread(session, to, 1)
-            case [Op.ITEM | Op.REPLY as operation, int(ref), _]:
+            case [Op.ITEM | Op.REPLY as operation, int(ref), _, *_]:
                 future = session.calls.pop(ref, None)
                 if future is not None and operation == Op.ITEM:
                     session.control(operations.cancel(ref))  # Its producer would wait for ever.

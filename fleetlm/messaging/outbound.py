@@ -44,7 +44,7 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
-from fleetlm.messaging.windows import NODE, NodeKey, check_new_key
+from fleetlm.messaging.windows import NODE, UNIT_BYTES, NodeKey, check_new_key, rough_size
 from fleetlm.names import canonical_node
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
@@ -380,7 +380,7 @@ class Outbound:
     def close(self, reason: str) -> None:
         """Stop with the node: calls that stay on this node get `NodeLost`, later sends `NodeStopped`."""
         self.stopped = "has been stopped"
-        for future in self.local_calls.values():
+        for future in list(self.local_calls.values()):  # A stream that ends takes itself out.
             if not future.done():
                 future.set_exception(NodeLost(self._name, reason))
 
@@ -398,11 +398,17 @@ class Outbound:
         if future is not None and not future.done():
             future.set_exception(error_of_failure(kind, list(details)))
 
-    async def item(self, ref: int, value: Any) -> None:
+    def packed_item(self, _ref: int, value: Any, window: int) -> tuple[tuple[Any, int], int]:
+        """Prepare an item of a stream: it is handed over as it is, and weighed by what it seems to hold."""
+        size = rough_size(value)
+        count = 1 if size < UNIT_BYTES else min(window, 1 + size // UNIT_BYTES)
+        return (self.copied(self._name, value), count), count
+
+    async def item(self, ref: int, packed: tuple[Any, int], _timeout_s: float) -> None:
         """Hand an item of a stream over."""
         consumer = self.local_calls.get(ref)
         if isinstance(consumer, ConsumerEnd):
-            consumer.put(self.copied(self._name, value))
+            consumer.put(*packed)
 
     def forget(self, ref: int) -> None:
         """Do nothing: a caller on this node takes its entry out itself."""

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -486,14 +487,22 @@ class Session:
         texts = [_escape_surrogates(text[:_MAX_FAILURE_TEXT_CHARS]) for text in details]
         self.control(operations.failure(ref, kind, texts), ("reply", ref))
 
-    async def item(self, ref: int, value: Any) -> None:
-        """Send an item of a stream. Raises: NotSerializable, MessageTooLarge."""
+    def packed_item(self, ref: int, value: Any, window: int) -> tuple[bytes, int]:
+        """Pack an item of a stream, and weigh it. Raises: NotSerializable."""
         packed = self._codec.pack(operations.item(ref, value), value)
-        if self.obstacle(NODE, len(packed), ("reply", ref)) is not None:
+        if len(packed) < self.plain_bytes:
+            return packed, 1
+        return weighed(packed, window, self.small_bytes)
+
+    async def item(self, ref: int, packed: bytes, timeout_s: float) -> None:
+        """Send an item of a stream. Raises: MessageTooLarge, TimeoutError."""
+        lane = ("reply", ref)
+        if self.obstacle(NODE, len(packed), lane) is not None:
             with contextlib.suppress(NoConnection):
-                await self.room(NODE, len(packed), ("reply", ref))
+                async with asyncio.timeout(None if timeout_s == math.inf else timeout_s):
+                    await self.room(NODE, len(packed), lane)
         if not self.closed and ref in self.requests:
-            self.append(packed, ("reply", ref))
+            self.append(packed, lane)
 
     def forget(self, ref: int) -> None:
         """Close a request that needs no answer."""

@@ -43,7 +43,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from enum import Enum
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fleetlm.errors import InvalidName
 from fleetlm.texts import SHORT
@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
 UNIT_BYTES = 16 * 1024
 """Bytes of a message that count as much as one small message."""
+MAX_WEIGHED_VALUES = 64
+"""Values of a container that `rough_size` looks at: an item of more is not judged by its blobs."""
+_PLAIN = frozenset((type(None), bool, int, float))
 MAX_UNTOLD_PROCESSES = 4_096
 """Processes of which some units were taken and not told yet; bounds the tables of both sides."""
 MAX_SWEPT_MAILBOXES = 16_384
@@ -87,11 +90,35 @@ def units(size_bytes: int, limit: int) -> int:
     return min(limit, 1 + size_bytes // UNIT_BYTES)
 
 
+def rough_size(value: Any) -> int:
+    """Return about how many bytes a value holds that is not packed, because it stays on this node.
+
+    It looks at texts, bytes and buffers (whatever has ``nbytes``, as arrays do), and at those in a list,
+    tuple, set or dict; deeper values count nothing. A stream of large blobs is what must not fill memory.
+    """
+    if type(value) in _PLAIN:
+        return 0
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_flat_size, islice(value.values(), MAX_WEIGHED_VALUES)))
+    if isinstance(value, list | tuple | set | frozenset):
+        return sum(map(_flat_size, islice(value, MAX_WEIGHED_VALUES)))
+    return _flat_size(value)
+
+
+def _flat_size(value: Any) -> int:
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)
+    size = getattr(value, "nbytes", 0)
+    return size if type(size) is int else 0
+
+
 def weighed(packed: bytes, limit: int, small_bytes: int) -> tuple[bytes, int]:
     """Write into a packed message how many units it counts, unless that is one.
 
     Args:
-        packed: ``[to, payload]``, or a CALL, HANDLE, CAST, STREAM or YIELD; the last three end with a 1.
+        packed: ``[to, payload]``, a CALL, HANDLE or ITEM, or a CAST, STREAM or YIELD, which ends with a 1.
         limit: units of a whole window.
         small_bytes: what is longer travels in chunks, so that the receiver counts by its length.
 

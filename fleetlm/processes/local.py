@@ -35,6 +35,7 @@ without them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 from collections import deque
@@ -291,7 +292,11 @@ class LocalProcesses:
         process = self._tasks.pop(task, None)
         if process is None:
             return  # `settle` was faster.
-        error = None if task.cancelled() else task.exception()
+        error = None
+        with contextlib.suppress(asyncio.CancelledError):
+            # A cancelled task lets go of its error here, and of the frames in its traceback: they refer to
+            # the process and to what it held, such as a stream that must end.
+            error = task.exception()
         if process.pid.number not in self._processes:
             self._killed.pop(process.pid.number, None)
             return  # It was killed, so it has been removed already.

@@ -13,6 +13,7 @@ from fleetlm.errors import (
     NoProcess,
     ProcessDown,
     RemoteError,
+    StreamIdle,
     Undecodable,
     WouldBlock,
 )
@@ -32,6 +33,7 @@ class FailureKind(IntEnum):
     DRAINING = 7  # node
     NAME_TAKEN = 8  # name, owner
     NO_HANDLER = 9  # target, why
+    UNREAD = 10  # none: the consumer of a stream knows what it asked for
 
 
 def error_of_failure(kind: object, details: object) -> FleetError:
@@ -64,4 +66,6 @@ def error_of_failure(kind: object, details: object) -> FleetError:
             return Draining(texts[0])
         case FailureKind.NAME_TAKEN:
             return AlreadyRegistered(texts[0], texts[1])
+        case FailureKind.UNREAD:
+            return StreamIdle(texts[0], 0.0, is_unread=True)  # The consumer's end knows both facts.
     raise ValueError(f"failure of kind {SHORT.repr(kind)} is not known to this version")

@@ -17,15 +17,15 @@ that takes a received list apart. `SCHEMAS` lists them all.
  1  CALL       to, payload, ref, timeout_ms[, units]  `Node.call`, `Node.multicall`
 16  HANDLE     to, request, ref, timeout_ms[, units]  `ActorRef.call`
 13  STREAM     to, payload, ref, timeout_ms, window,  `Node.stream`
-               units
+               idle_ms, units
 18  YIELD      to, request, ref, timeout_ms, window,  `ActorRef.stream`
-               units
+               idle_ms, units
  2  REPLY      ref, value                             a call or request has a result; a stream is complete
-14  ITEM       ref, value                             a stream has one more item
+14  ITEM       ref, value[, units]                    a stream has one more item
  3  FAILURE    ref, kind, texts                       a call, stream or request failed (`wire.failures`)
  4  CANCEL     ref, None                              the caller gave up: a deadline passed, a task was
                                                       cancelled, a consumer stopped
-15  MORE       ref, count                             the consumer of a stream took items
+15  MORE       ref, units                             the consumer of a stream took items
 12  TAKEN      to, units                              messages left the mailbox of a process
  6  CREDIT     bytes, of them in chunks               frames were decoded, every eighth of a window
  7  TICK       lag_ms, is_draining                    every tick interval: this node's loop is alive
@@ -43,9 +43,11 @@ Types of the fields:
 - *ref*: a number that the sender of a request chose. Answers name it. Each node counts its own refs, and
   two open requests of one node never have the same. An answer to an unknown ref is passed over: its
   caller has given up.
-- *units*: what a message counts in the window of its destination, 1 to the window's limit. A call or
-  one-way message of one unit leaves the field out. The receiver of a message that came in chunks counts
-  for itself and replaces the field (`with_units`).
+- *units*: what a message counts in the window of its destination, 1 to the window's limit. A call, a
+  one-way message or an item of one unit leaves the field out. The receiver of a message that came in
+  chunks counts for itself and replaces the field (`with_units`).
+- *window*: units of items that a producer may send before the consumer allows more.
+- *idle_ms*: how long a producer waits for that permission before it ends the stream; 0: without limit.
 - counts, bytes and milliseconds: 0 to 2**64 - 1.
 
 A reader checks what it returns and raises one of `NONSENSE`; the receiver then ends the session. A
@@ -78,7 +80,7 @@ Destination = int | str
 MAX_TIMEOUT_MS: Final = 86_400_000
 """One day. A longer deadline from a peer is cut to this, so that a call cannot stay open for ever."""
 MAX_STREAM_WINDOW: Final = 65_536
-"""Items that a consumer may let a producer send ahead: bounds what a producer's end must remember."""
+"""Units of items that a consumer may let a producer send ahead: bounds what waits for one consumer."""
 _COUNT_END: Final = 1 << 64
 """Counts are below this: msgpack writes integers of at most 64 bits."""
 NONSENSE: Final = (TypeError, ValueError, LookupError, ArithmeticError)
@@ -206,40 +208,53 @@ def read_call(message: list[Any], limit: int) -> tuple[Destination, Any, int, in
     return checked_destination(to), payload, checked_count(ref), checked_count(timeout_ms), units
 
 
-def stream(to: Destination, payload: Any, ref: int, timeout_ms: int, window: int, units: int) -> list[Any]:
+def stream(
+    to: Destination, payload: Any, ref: int, timeout_ms: int, window: int, idle_ms: int, units: int
+) -> list[Any]:
     """Build a request for a stream from a process.
 
-    ``timeout_ms`` is 0 where the stream has no deadline. The producer may send ``window`` items before
-    the consumer allows more.
+    ``timeout_ms`` and ``idle_ms`` are 0 where the stream has no such limit.
     """
-    return [_STREAM, to, payload, ref, timeout_ms, window, units]
+    return [_STREAM, to, payload, ref, timeout_ms, window, idle_ms, units]
 
 
 def yield_(
-    to: Destination, parts: list[Any], ref: int, timeout_ms: int, window: int, units: int
+    to: Destination, parts: list[Any], ref: int, timeout_ms: int, window: int, idle_ms: int, units: int
 ) -> list[Any]:
     """Build a request for a stream from a handler of an actor; ``parts`` are those of an `Invoke`."""
-    return [_YIELD, to, parts, ref, timeout_ms, window, units]
+    return [_YIELD, to, parts, ref, timeout_ms, window, idle_ms, units]
 
 
-def read_stream(message: list[Any], limit: int) -> tuple[Destination, Any, int, int, int, int]:
+class StreamRequest(NamedTuple):
+    """What `read_stream` found in a STREAM or YIELD."""
+
+    to: Destination
+    payload: Any
+    """An `Invoke` for YIELD."""
+    ref: int
+    timeout_ms: int
+    window: int
+    idle_ms: int
+    units: int
+
+
+def read_stream(message: list[Any], limit: int) -> StreamRequest:
     """Take a STREAM or YIELD apart.
 
     Args:
         message: the list that came.
         limit: units of the receiving window; a message may not count more.
-
-    Returns:
-        *to*, the payload (an `Invoke` for YIELD), the ref, the timeout in milliseconds or 0, the window
-        in items, and the units.
     """
-    operation, to, payload, ref, timeout_ms, window, units = message
+    operation, to, payload, ref, timeout_ms, window, idle_ms, units = message
     if not 1 <= checked_count(window) <= MAX_STREAM_WINDOW:
         raise ValueError(f"a stream with a window of {SHORT.repr(window)}")
     if operation == _YIELD:
         payload = Invoke.of(payload)
     checked_units(units, limit)
-    return checked_destination(to), payload, checked_count(ref), checked_count(timeout_ms), window, units
+    return StreamRequest(
+        checked_destination(to), payload, checked_count(ref), checked_count(timeout_ms), window,
+        checked_count(idle_ms), units,
+    )  # fmt: skip
 
 
 def ends_with_units(packed: bytes) -> bool:
@@ -251,8 +266,8 @@ def set_units(packed: bytes, units: int) -> bytes:
     """Set the units of a packed message of one unit, without packing its payload again.
 
     Args:
-        packed: ``[to, payload]``, which becomes a HEAVY; a CALL or HANDLE, which gets one more field; or a
-            CAST, STREAM or YIELD of one unit, whose last field is replaced.
+        packed: ``[to, payload]``, which becomes a HEAVY; a CALL, HANDLE or ITEM, which gets one more field;
+            or a CAST, STREAM or YIELD of one unit, whose last field is replaced.
         units: what the message counts.
     """
     if packed[0] == _PAIR:
@@ -270,7 +285,7 @@ def with_units(message: Any, units: int) -> Any:
     match message:
         case [to, payload]:
             return [Op.HEAVY, to, payload, units]
-        case [Op.CALL | Op.HANDLE, _, _, _, _]:
+        case [Op.CALL | Op.HANDLE, _, _, _, _] | [Op.ITEM, _, _]:
             return [*message, units]
         case [Op.STREAM | Op.YIELD | Op.CAST, *fields, _]:
             return [message[0], *fields, units]
@@ -285,15 +300,24 @@ def reply(ref: int, value: Any) -> list[Any]:
     return [_REPLY, ref, value]
 
 
+def read_answer(message: list[Any]) -> tuple[Any, Any]:
+    """Return the ref of a REPLY, unchecked, and the value. `Inbound._perform` has this inline."""
+    _, ref, value = message
+    return ref, value
+
+
 def item(ref: int, value: Any) -> list[Any]:
-    """Build one item of a stream."""
+    """Build one item of a stream, of one unit."""
     return [_ITEM, ref, value]
 
 
-def read_answer(message: list[Any]) -> tuple[Any, Any]:
-    """Return the ref of a REPLY or ITEM, unchecked, and the value. `Inbound._perform` has this inline."""
-    _, ref, value = message
-    return ref, value
+def read_item(message: list[Any]) -> tuple[Any, Any, int]:
+    """Return the ref of an ITEM, unchecked, the value, and its units."""
+    if len(message) == 3:
+        _, ref, value = message
+        return ref, value, 1
+    _, ref, value, units = message
+    return ref, value, checked_units(units, _COUNT_END)
 
 
 def failure(ref: int, kind: int, texts: list[str]) -> list[Any]:
@@ -317,15 +341,15 @@ def read_cancel(message: list[Any]) -> Any:
     return message[1]
 
 
-def more(ref: int, count: int) -> list[Any]:
-    """Build the permission to send ``count`` more items of a stream."""
-    return [_MORE, ref, count]
+def more(ref: int, units: int) -> list[Any]:
+    """Build the permission to send ``units`` more units of items of a stream."""
+    return [_MORE, ref, units]
 
 
 def read_more(message: list[Any]) -> tuple[Any, int]:
-    """Return the ref, unchecked, and the number of items."""
-    _, ref, count = message
-    return ref, checked_count(count)
+    """Return the ref, unchecked, and the units."""
+    _, ref, units = message
+    return ref, checked_count(units)
 
 
 # ── flow control ────────────────────────────────────────────────────────────────────────────────
@@ -507,7 +531,7 @@ SCHEMAS: Final[dict[Op, Schema]] = {
     Op.HEAVY: Schema(heavy, read_heavy, has_limit=True),
     Op.TAKEN: Schema(taken, read_taken),
     Op.STREAM: Schema(stream, read_stream, has_limit=True),
-    Op.ITEM: Schema(item, read_answer),
+    Op.ITEM: Schema(item, read_item),
     Op.MORE: Schema(more, read_more),
     Op.HANDLE: Schema(handle, read_call, has_limit=True),
     Op.CAST: Schema(cast, read_heavy, has_limit=True),

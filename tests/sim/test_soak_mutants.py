@@ -119,10 +119,10 @@ def _never_full(_original: Any) -> Any:
 
 
 def _items_come_twice(put: Mutant) -> Mutant:
-    def mutant(inlet: ConsumerEnd, item: Any) -> None:
-        put(inlet, item)
-        if len(inlet._items) + inlet._untold < inlet._window:
-            put(inlet, item)
+    def mutant(inlet: ConsumerEnd, item: Any, units: int = 1) -> None:
+        put(inlet, item, units)
+        if inlet._held_units + inlet._untold_units < inlet._window:
+            put(inlet, item, units)
 
     return mutant
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Coroutine
 from typing import Any, assert_type
 
-from fleetlm import Actor, ActorRef, Child, Node, Pid, Process, Supervisor
+from fleetlm import Actor, ActorRef, Child, Node, Pid, Process, Stream, Supervisor
 from tests.typing.sessions import Busy, Line, Other, Sessions
 
 
@@ -50,7 +50,7 @@ async def ask(ref: ActorRef[Sessions], busy: ActorRef[Busy], other: ActorRef[Oth
 
 
 async def stream(ref: ActorRef[Sessions], busy: ActorRef[Busy]) -> None:
-    assert_type(ref.stream(Sessions.tokens, "prompt", 5), AsyncGenerator[str, None])
+    assert_type(ref.stream(Sessions.tokens, "prompt", 5), Stream[str])
     async for token in ref.within(60).stream(Sessions.tokens, "prompt", most=5):
         assert_type(token, str)
     async for number in busy.stream(Sessions.numbers):

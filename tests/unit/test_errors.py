@@ -33,6 +33,7 @@ from fleetlm.errors import (
     RemoteError,
     SettingsError,
     StartFailed,
+    StreamIdle,
     TooManyMemberships,
     TooManyNames,
     Undecodable,
@@ -73,6 +74,8 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (Undecodable(TARGET, "tag 'x'"), f"'echo' on {NODE} could not decode the message: tag 'x'"),
     (WouldBlock(TARGET, "window full"), f"sending to 'echo' on {NODE} would block: window full"),
     (NodeLost(NODE, "closed"), f"lost the connection to {NODE} before its reply came (closed); the request"),
+    (StreamIdle(TARGET, 60.0), f"the stream from 'echo' on {NODE} was ended: no item came for 60 s"),
+    (StreamIdle(PID, 5.0, True), f"the stream from <{NODE} ff 3> was ended: its consumer took no item for 5"),
     (ProcessExit("shutdown"), "exit with reason 'shutdown'"),
     (ProcessDown(TARGET, "normal"), f"process 'echo' on {NODE} ended before it replied (normal); the"),
     (
@@ -111,7 +114,7 @@ def test_what_the_caller_may_do() -> None:
     never_ran = {
         NoProcess, NoFactory, NoMember, NoHandler, Expired, NoConnection, Draining, Undecodable, WouldBlock,
     }  # fmt: skip
-    may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout}
+    may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout, StreamIdle}
     for error, _ in SENTENCES:
         assert isinstance(error, NotDelivered) == (type(error) in never_ran)
         assert isinstance(error, OutcomeUnknown) == (type(error) in may_have_run)

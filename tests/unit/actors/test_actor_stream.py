@@ -28,8 +28,11 @@ class Consumer:
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         self.got.append((kind, *details[:2]))
 
-    async def item(self, ref: int, value: Any) -> None:
-        self.got.append(value)
+    def packed_item(self, ref: int, value: Any, window: int) -> tuple[Any, int]:
+        return value, 1
+
+    async def item(self, ref: int, packed: Any, timeout_s: float) -> None:
+        self.got.append(packed)
 
     def forget(self, ref: int) -> None:
         self.got.append("forgotten")
@@ -56,7 +59,7 @@ class StreamCall(Call):
         if item == "unsendable":
             raise NotSerializable("item", "made up")
         self.credit -= 1
-        await self.consumer.item(1, item)
+        await self.consumer.item(1, item, 60.0)
         return True
 
     def consumer_gone(self) -> None:

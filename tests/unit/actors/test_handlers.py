@@ -77,8 +77,10 @@ class Note:
         self.asked.append(("call", to, message, timeout))
         return "result"
 
-    async def stream(self, to: Any, message: Any, timeout: float | None = None) -> AsyncIterator[Any]:
-        self.asked.append(("stream", to, message, timeout))
+    async def stream(
+        self, to: Any, message: Any, timeout: float | None = None, idle: float | None = None
+    ) -> AsyncIterator[Any]:
+        self.asked.append(("stream", to, message, timeout, idle))
         yield "item"
 
 
@@ -198,7 +200,7 @@ async def test_only_the_name_travels() -> None:
         ("call", PID, Invoke("plain", (1,), {}), None),
         ("call", PID, Invoke("plain", (), {"number": 2}), 2),
         ("cast", PID, Invoke("beside", (), {})),
-        ("stream", PID, Invoke("items", (4,), {}), 3),
+        ("stream", PID, Invoke("items", (4,), {}), 3, None),
         ("send", PID, "raw"),
     ]
 

@@ -56,7 +56,7 @@ async def test_a_waiting_consumer_is_woken() -> None:
         wake()
         await turns()
         assert waiting.done()
-        if end:
+        if end.items:
             end.take()
 
 
@@ -81,7 +81,7 @@ def test_a_producer_beyond_its_window_is_refused() -> None:
     end = inlet(2)
     end.put(1)
     end.put(2)
-    with pytest.raises(ValueError, match="more than 2 items"):
+    with pytest.raises(ValueError, match="more than 2 units"):
         end.put(3)
 
 
@@ -95,8 +95,11 @@ class Consumer:
         self.items: list[Any] = []
         self.ends: list[Any] = []
 
-    async def item(self, ref: int, value: Any) -> None:
-        self.items.append(value)
+    def packed_item(self, ref: int, value: Any, window: int) -> tuple[Any, int]:
+        return value, min(window, value) if isinstance(value, int) and value > 100 else 1
+
+    async def item(self, ref: int, packed: Any, timeout_s: float) -> None:
+        self.items.append(packed)
 
     def replied(self, ref: int, value: Any) -> None:
         self.ends.append(value)
@@ -186,7 +189,7 @@ def stream(pair: Pair, window: int = 4, ref: int = 1) -> tuple[ConsumerEnd, Call
     session = pair.here.session
     end = ConsumerEnd(window, lambda count: session.control([int(Op.MORE), ref, count]))
     session.calls[ref] = end
-    session.append(pair.here.codec.pack_value([int(Op.STREAM), "model", "prompt", ref, 0, window, 1]))
+    session.append(pair.here.codec.pack_value([int(Op.STREAM), "model", "prompt", ref, 0, window, 0, 1]))
     box = pair.there.boxes.get("model") or pair.there.box("model")
     pair.settle()
     call = box.queue.pop()
@@ -210,7 +213,7 @@ async def test_items_credit_and_the_end_travel() -> None:
     for _ in range(40):
         await turns()
         pair.settle()
-        while end:
+        while end.items:
             got.append(end.take()[0])
     await producing
     assert got == [0, 1, 2, 3, 4, 5]
@@ -240,7 +243,7 @@ async def test_cancel_reaches_the_producer_and_late_items_are_dropped() -> None:
     del pair.here.session.calls[1]
     pair.here.session.control([int(Op.CANCEL), 1, None])
     pair.settle()
-    assert not end
+    assert not end.items
     assert await call.put(2) is False
     pair.settle()
 
@@ -282,6 +285,7 @@ async def test_a_hostile_producer_or_consumer_is_cut() -> None:
     stream(pair, window=1)
     breaks(pair.here, [Op.ITEM, 1, "a"], [Op.ITEM, 1, "b"])
     for window in (0, -1, 65_537, "4", None):
-        breaks(pair.there, [Op.STREAM, "model", "p", 7, 0, window, 1])
+        breaks(pair.there, [Op.STREAM, "model", "p", 7, 0, window, 0, 1])
     breaks(pair.there, [Op.STREAM, "model", "p", 7, 0, 4])
+    breaks(pair.there, [Op.STREAM, "model", "p", 7, 0, 4, -1, 1])
     breaks(pair.there, [Op.MORE, 1, "much"])

@@ -31,12 +31,12 @@ PARTS = REQUEST.parts()
 CASES: list[tuple[Op, tuple[Any, ...], Any]] = [
     (Op.CALL, ("echo", {"a": 1}, 7, 5_000), ("echo", {"a": 1}, 7, 5_000, 1)),
     (Op.HANDLE, (12, PARTS, BIG, 0), (12, REQUEST, BIG, 0, 1)),
-    (Op.STREAM, ("echo", None, 7, 0, 1, LIMIT), ("echo", None, 7, 0, 1, LIMIT)),
-    (Op.YIELD, (12, PARTS, 7, 9, MAX_STREAM_WINDOW, 1), (12, REQUEST, 7, 9, MAX_STREAM_WINDOW, 1)),
+    (Op.STREAM, ("echo", None, 7, 0, 1, 50, LIMIT), ("echo", None, 7, 0, 1, 50, LIMIT)),
+    (Op.YIELD, (12, PARTS, 7, 9, MAX_STREAM_WINDOW, 0, 1), (12, REQUEST, 7, 9, MAX_STREAM_WINDOW, 0, 1)),
     (Op.HEAVY, ("echo", "x", 2), ("echo", "x", 2)),
     (Op.CAST, (12, PARTS, LIMIT), (12, REQUEST, LIMIT)),
     (Op.REPLY, (7, [1]), (7, [1])),
-    (Op.ITEM, (7, None), (7, None)),
+    (Op.ITEM, (7, None), (7, None, 1)),
     (Op.FAILURE, (7, FailureKind.NO_PROCESS, ["echo"]), (7, 1, ["echo"])),
     (Op.CANCEL, (7,), 7),
     (Op.MORE, (7, 64), (7, 64)),
@@ -101,7 +101,7 @@ def test_a_reader_raises_nothing_but_nonsense(op: Op, rest: list[Any]) -> None:
 def test_a_message_of_another_length_is_refused(op: Op) -> None:
     given = next(given for case, given, _ in CASES if case is op)
     message = SCHEMAS[op].build(*given)
-    too_long = [*message, 1, 1] if op in (Op.CALL, Op.HANDLE) else [*message, 1]
+    too_long = [*message, 1, 1] if op in (Op.CALL, Op.HANDLE, Op.ITEM) else [*message, 1]
     for bad in (message[:-1], too_long):
         with pytest.raises(ValueError, match="unpack"):
             read(op, bad)
@@ -121,9 +121,11 @@ def test_counts_are_unsigned_integers_of_64_bits(count: Any) -> None:
         (Op.REQUEST, ["ping", None, count]),
         (Op.CALL, ["echo", None, count, 1]),
         (Op.CALL, ["echo", None, 1, count]),
-        (Op.STREAM, ["echo", None, count, 1, 1, 1]),
-        (Op.STREAM, ["echo", None, 1, count, 1, 1]),
-        (Op.STREAM, ["echo", None, 1, 1, count, 1]),
+        (Op.STREAM, ["echo", None, count, 1, 1, 0, 1]),
+        (Op.STREAM, ["echo", None, 1, count, 1, 0, 1]),
+        (Op.STREAM, ["echo", None, 1, 1, count, 0, 1]),
+        (Op.STREAM, ["echo", None, 1, 1, 1, count, 1]),
+        (Op.ITEM, [7, None, count]),
     ):
         with pytest.raises(ValueError, match="is not a count"):
             read(op, [op, *bad])
@@ -133,7 +135,7 @@ def test_counts_are_unsigned_integers_of_64_bits(count: Any) -> None:
 def test_a_message_counts_at_least_one_and_at_most_a_window(units: int) -> None:
     for op, message in (
         (Op.CALL, ["echo", None, 1, 1, units]),
-        (Op.STREAM, ["echo", None, 1, 1, 1, units]),
+        (Op.STREAM, ["echo", None, 1, 1, 1, 0, units]),
         (Op.HEAVY, ["echo", None, units]),
     ):
         with pytest.raises(ValueError, match=f"counts 1 to 16 units, not {units}"):
@@ -144,7 +146,7 @@ def test_a_message_counts_at_least_one_and_at_most_a_window(units: int) -> None:
 def test_a_process_is_a_number_or_a_name(to: Any) -> None:
     for op, message in (
         (Op.CALL, [to, None, 1, 1]),
-        (Op.STREAM, [to, None, 1, 1, 1, 1]),
+        (Op.STREAM, [to, None, 1, 1, 1, 0, 1]),
         (Op.HEAVY, [to, None, 1]),
     ):
         with pytest.raises(ValueError, match="is not the number or name of a process"):
@@ -154,12 +156,12 @@ def test_a_process_is_a_number_or_a_name(to: Any) -> None:
 @pytest.mark.parametrize("window", [0, MAX_STREAM_WINDOW + 1])
 def test_a_stream_has_a_window_of_at_least_one_item(window: int) -> None:
     with pytest.raises(ValueError, match=f"a stream with a window of {window}"):
-        read(Op.STREAM, [Op.STREAM, "echo", None, 1, 1, window, 1])
+        read(Op.STREAM, [Op.STREAM, "echo", None, 1, 1, window, 0, 1])
 
 
 @pytest.mark.parametrize("op", [Op.HANDLE, Op.CAST, Op.YIELD])
 def test_a_request_to_an_actor_is_a_handler_and_its_arguments(op: Op) -> None:
-    rest = {Op.HANDLE: [1, 1], Op.CAST: [1], Op.YIELD: [1, 1, 1, 1]}[op]
+    rest = {Op.HANDLE: [1, 1], Op.CAST: [1], Op.YIELD: [1, 1, 1, 0, 1]}[op]
     for parts in (["append", (), {}], ["append", [], None]):
         with pytest.raises(ValueError, match="without its arguments"):
             read(op, [op, "echo", parts, *rest])
@@ -207,8 +209,10 @@ async def test_a_receiver_reads_one_way_messages_and_answers_as_the_schema_says(
     messages = [operations.one_way("echo", "a"), operations.reply(7, "b"), operations.item(8, "c")]
     body = side.codec.pack(messages, None)
     side.inbound.frame(side.session, frames.header(Kind.BATCH, EPOCH_HERE, 1) + body, None)
-    found = [("echo", box.queue[0]), (7, future.result()), (8, consumer.take())]
-    assert found == [operations.read_one_way(messages[0]), *map(operations.read_answer, messages[1:])]
+    found = [("echo", box.queue[0]), (7, future.result()), (8, consumer.take(), 1)]
+    one_way, reply, item = messages
+    readers = [operations.read_one_way(one_way), operations.read_answer(reply), operations.read_item(item)]
+    assert found == readers
 
 
 def test_messages_packed_from_parts_are_those_that_the_builders_make() -> None:
@@ -232,8 +236,8 @@ def test_units_are_written_into_packed_messages_as_the_builders_would(units: int
     assert unpack(operations.set_units(pack(call), units)) == [*call, units]
     for build, fields in (
         (operations.cast, ("echo", PARTS)),
-        (operations.stream, ("echo", "x", 7, 5_000, 64)),
-        (operations.yield_, ("echo", PARTS, 7, 5_000, 64)),
+        (operations.stream, ("echo", "x", 7, 5_000, 64, 0)),
+        (operations.yield_, ("echo", PARTS, 7, 5_000, 64, 0)),
     ):
         packed = pack(build(*fields, 1))  # type: ignore[call-arg]
         assert operations.ends_with_units(packed)
@@ -242,6 +246,8 @@ def test_units_are_written_into_packed_messages_as_the_builders_would(units: int
         assert not operations.ends_with_units(pack(message, default=int))
     handle = operations.handle("echo", PARTS, 7, 5_000)
     assert unpack(operations.set_units(pack(handle), units)) == [*handle, units]
+    item = unpack(operations.set_units(pack(operations.item(7, "x")), units))
+    assert operations.read_item(item) == (7, "x", units)
 
 
 def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
@@ -251,9 +257,10 @@ def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
         (operations.one_way("echo", "x"), operations.heavy("echo", "x", 9)),
         (operations.call("echo", "x", 7, 5), [Op.CALL, "echo", "x", 7, 5, 9]),
         (operations.handle("echo", PARTS, 7, 5), [Op.HANDLE, "echo", PARTS, 7, 5, 9]),
-        (operations.stream("echo", "x", 7, 5, 1, 1), operations.stream("echo", "x", 7, 5, 1, 9)),
-        (operations.yield_("echo", PARTS, 7, 5, 1, 1), operations.yield_("echo", PARTS, 7, 5, 1, 9)),
+        (operations.stream("echo", "x", 7, 5, 1, 0, 1), operations.stream("echo", "x", 7, 5, 1, 0, 9)),
+        (operations.yield_("echo", PARTS, 7, 5, 1, 0, 1), operations.yield_("echo", PARTS, 7, 5, 1, 0, 9)),
         (operations.cast("echo", PARTS, 1), operations.cast("echo", PARTS, 9)),
+        (operations.item(7, "x"), [Op.ITEM, 7, "x", 9]),
         (operations.reply(7, "x"), operations.reply(7, "x")),
         (operations.request("spawn", "x", 7), operations.request("spawn", "x", 7)),
     ):
