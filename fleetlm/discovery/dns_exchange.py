@@ -22,7 +22,7 @@ import dns.name
 import dns.rcode
 
 from fleetlm.core.dns_answers import Outcome
-from fleetlm.discovery.dns_search import Family, Records
+from fleetlm.discovery.dns_search import NXDOMAIN, Family, Records
 from fleetlm.discovery.resolv_conf import ServerAddress
 
 EDNS_PAYLOAD_BYTES = 1232
@@ -208,7 +208,7 @@ class Exchange:
         if addresses:
             return Records(Outcome.ADDRESSES, addresses)
         if rcode == dns.rcode.NXDOMAIN:
-            return Records(Outcome.EMPTY, (), "NXDOMAIN")
+            return Records(Outcome.EMPTY, (), NXDOMAIN)
         if _is_referral(response):
             raise ServerFailure(f"a referral to other servers from {self.server.address}")
         return Records(Outcome.EMPTY, (), "no record")

@@ -30,6 +30,10 @@ GRACE_S = 1.0
 """Seconds to wait for the second family, and for earlier candidates, once there are addresses. Many resolvers
 drop AAAA queries, and lookups there must not take their whole lifetime."""
 
+LOOKUPS_UNTIL_MOVED = 12
+"""Failed lookups in a row after which the name's home does not count any more: a minute at the default
+interval, which is longer than a name server takes to restart."""
+
 
 class NameLookup:
     """The lookups of one name, and what one teaches the next.
@@ -45,6 +49,7 @@ class NameLookup:
         self._client = client
         self._lifetime_s = lifetime_s
         self._home: str | None = None
+        self._failures = 0
         self._history = FamilyHistory()
 
     async def run(self, config: ResolverConfig) -> Answer:
@@ -56,10 +61,14 @@ class NameLookup:
         search = _Search(self._client, names, config, self._home, self._history)
         choice, asked = await search.run(self._lifetime_s)
         answer = conclude(choice, asked)
-        if choice.candidate is not None:
-            self._history.note(choice.candidate)
-            if answer.addresses:
-                self._home = choice.candidate.name
+        decisive = choice.candidate or (asked[-1] if asked else None)
+        if decisive is not None:
+            self._history.note(decisive)
+        self._failures = self._failures + 1 if answer.outcome is Outcome.FAILED else 0
+        if answer.addresses and decisive is not None:
+            self._home = decisive.name
+        elif self._failures >= LOOKUPS_UNTIL_MOVED:
+            self._home = None
         return answer
 
 
@@ -167,4 +176,6 @@ class _Search:
             if question is None:  # ``single-request``, and the other family was not answered in time
                 return Records(Outcome.FAILED, (), "not asked")
             answer = self._client.best_answer(question)
+            if is_given_up and answer.outcome is Outcome.FAILED and not question.task.done():
+                return self._history.expect(family)
         return self._history.mark(family, answer)

@@ -12,8 +12,8 @@ query. The rules:
 * One family that fails makes the answer PARTIAL. Many networks never answer for AAAA, though, or always
   refuse it. `FamilyHistory` notes when a family has never had an address and has failed in
   `LOOKUPS_UNTIL_UNSERVED` lookups in a row, while the other one was answered. Such a family is *not served*
-  here: addresses of the other one make an answer ADDRESSES, whose `Answer.whole_families` names that one.
-  Without any address the answer stays FAILED.
+  here: what the other one says makes the answer ADDRESSES, or EMPTY if it says that there is no such name
+  (NXDOMAIN holds for every type), and `Answer.whole_families` names that one.
 
 Source: getaddrinfo and res_search of glibc 2.36, which ask for both families of each candidate and stop at
 the first with either; differs: a candidate that timed out or was refused does not end the search.
@@ -29,6 +29,8 @@ from typing import Literal
 from fleetlm.core.dns_answers import Answer, Outcome, count_addresses, sift
 
 Family = Literal["A", "AAAA"]
+NXDOMAIN = "NXDOMAIN"
+"""The detail of `Records` of a name that does not exist."""
 VERSIONS: dict[Family, int] = {"A": 4, "AAAA": 6}
 
 LOOKUPS_UNTIL_UNSERVED = 3
@@ -103,6 +105,12 @@ class Candidate:
         return State.FAILED
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether DNS says that there is no such name, for each family that is served here."""
+        found = [records for records in self.found.values() if not records.is_unserved]
+        return bool(found) and all(records.detail == NXDOMAIN for records in found)
+
+    @property
     def trouble(self) -> dict[Family, Records]:
         """The answers that are not whole."""
         return {family: records for family, records in self.found.items() if not records.is_whole}
@@ -150,9 +158,10 @@ class FamilyHistory:
     def __init__(self) -> None:
         self._had_address: set[Family] = set()
         self._failures: dict[Family, int] = {"A": 0, "AAAA": 0}
+        self._last_failure: dict[Family, str] = {}
 
     def note(self, candidate: Candidate) -> None:
-        """Note the answers for the candidate that decided a lookup."""
+        """Note the answers for the candidate that decided a lookup, or for the last one if none did."""
         some_answered = any(records.is_whole for records in candidate.found.values())
         for family, records in candidate.found.items():
             if records.addresses:
@@ -161,12 +170,18 @@ class FamilyHistory:
                 self._failures[family] = 0
             elif some_answered:
                 self._failures[family] += 1
+            if records.outcome is Outcome.FAILED:
+                self._last_failure[family] = records.detail
 
     def mark(self, family: Family, records: Records) -> Records:
         """Return the answer, marked if it is a failure of a family that is not served here."""
         if records.outcome is Outcome.FAILED and self.is_unserved(family):
             return replace(records, is_unserved=True)
         return records
+
+    def expect(self, family: Family) -> Records:
+        """Return what a family that is not served here answers, for a lookup that does not wait for it."""
+        return Records(Outcome.FAILED, (), self._last_failure.get(family, "no answer"), is_unserved=True)
 
     def is_unserved(self, family: Family) -> bool:
         """Whether this network never answers for that family."""
@@ -191,8 +206,10 @@ def conclude(choice: Choice, asked: Sequence[Candidate]) -> Answer:
     if first_failed is None:
         return Answer(Outcome.EMPTY, (), _describe_absence(asked))
     prefix = f"{first_failed.name}: " if len(asked) > 1 else ""
-    detail = f"{prefix}{join_details(first_failed.trouble)}"
-    return Answer(Outcome.FAILED, (), detail, find_whole_families(asked))
+    whole = find_whole_families(asked)
+    if all(each.is_unknown for each in asked):
+        return Answer(Outcome.EMPTY, (), f"{prefix}{join_details(first_failed.found)}", whole)
+    return Answer(Outcome.FAILED, (), f"{prefix}{join_details(first_failed.trouble)}", whole)
 
 
 def combine(candidate: Candidate, remark: str = "") -> Answer:
@@ -243,6 +260,6 @@ def _describe_absence(asked: Sequence[Candidate]) -> str:
     known = [
         candidate
         for candidate in asked
-        if any(records.detail != "NXDOMAIN" for records in candidate.found.values())
+        if any(records.detail != NXDOMAIN for records in candidate.found.values())
     ]
     return join_details((known or asked)[-1].found) if asked else "no addresses"

@@ -158,8 +158,6 @@ class _Draft:
 
     def _read_server(self, values: list[str], where: str) -> None:
         text = values[0] if values else ""
-        for mark in "#;":
-            text = text.partition(mark)[0]
         server = parse_server(text)
         if server is None:
             what = f'"{text}" is not an IP address' if text else "an address is missing"

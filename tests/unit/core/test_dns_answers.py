@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fleetlm.core.dns_answers import MAX_ADDRESSES, sift
+from fleetlm.core.dns_answers import MAX_ADDRESSES, Answer, Outcome, merge, sift
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,62 @@ def test_a_huge_answer_is_cut_to_the_same_addresses_on_every_node() -> None:
     addresses, remark = sift(reversed(texts))
     assert addresses == tuple(texts[:MAX_ADDRESSES])
     assert remark == "took the lowest 4096 of 5000 addresses"
+
+
+def found(*addresses: str) -> Answer:
+    return Answer(Outcome.ADDRESSES, addresses, f"{len(addresses)}")
+
+
+NOTHING = Answer(Outcome.EMPTY, (), "NXDOMAIN")
+BROKEN = Answer(Outcome.FAILED, (), "SERVFAIL")
+HALF = Answer(Outcome.PARTIAL, ("10.0.0.3",), "AAAA failed", (4,))
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome", "addresses", "whole"),
+    [
+        ([found("10.0.0.2"), found("10.0.0.1")], Outcome.ADDRESSES, ("10.0.0.1", "10.0.0.2"), (4, 6)),
+        ([found("10.0.0.2"), found("10.0.0.2")], Outcome.ADDRESSES, ("10.0.0.2",), (4, 6)),
+        ([found("10.0.0.2"), NOTHING], Outcome.ADDRESSES, ("10.0.0.2",), (4, 6)),
+        ([found("10.0.0.2"), BROKEN], Outcome.PARTIAL, ("10.0.0.2",), ()),
+        ([found("10.0.0.2"), HALF], Outcome.PARTIAL, ("10.0.0.2", "10.0.0.3"), (4,)),
+        ([NOTHING, HALF], Outcome.PARTIAL, ("10.0.0.3",), (4,)),
+        ([NOTHING, NOTHING], Outcome.EMPTY, (), (4, 6)),
+        ([NOTHING, BROKEN], Outcome.FAILED, (), ()),
+        ([BROKEN, BROKEN], Outcome.FAILED, (), ()),
+    ],
+)  # fmt: skip
+def test_an_address_counts_from_any_name_and_absence_only_if_all_are_whole(
+    answers: list[Answer], outcome: Outcome, addresses: tuple[str, ...], whole: tuple[int, ...]
+) -> None:
+    for order in (answers, answers[::-1]):
+        answer = merge([(f"n{number}.test", each) for number, each in enumerate(order)])
+        assert (answer.outcome, answer.addresses, answer.whole_families) == (outcome, addresses, whole)
+        assert all(each.detail in answer.detail for each in answers)
+
+
+def test_one_name_is_not_changed_by_merging() -> None:
+    assert merge([("a.test", HALF)]) is HALF
+
+
+def test_the_names_stand_in_the_detail() -> None:
+    answer = merge([("a.test", found("10.0.0.2")), ("b.test", BROKEN)])
+    assert answer.detail == "a.test: 1; b.test: SERVFAIL"
+
+
+def test_several_huge_answers_are_cut_like_one() -> None:
+    texts = [f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(2 * MAX_ADDRESSES)]
+    answer = merge([("a", found(*texts[:MAX_ADDRESSES])), ("b", found(*texts[MAX_ADDRESSES:]))])
+    assert answer.addresses == tuple(texts[:MAX_ADDRESSES])
+    assert "took the lowest 4096 of 8192 addresses" in answer.detail
+
+
+def test_which_families_are_whole_follows_from_the_outcome_unless_it_is_said() -> None:
+    assert found("10.0.0.2").is_whole(4)
+    assert found("10.0.0.2").is_whole(6)
+    assert NOTHING.is_whole(6)
+    assert not BROKEN.is_whole(4)
+    assert not Answer(Outcome.PARTIAL, ("10.0.0.2",), "cut").is_whole(4)
+    assert HALF.is_whole(4)
+    assert not HALF.is_whole(6)
+    assert Answer(Outcome.FAILED, (), "AAAA failed", (4,)).is_whole(4)

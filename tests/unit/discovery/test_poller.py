@@ -159,3 +159,29 @@ async def test_stopping_in_the_middle_of_a_lookup_ends_it() -> None:
 @virtual
 async def test_it_can_be_stopped_without_having_been_started() -> None:
     await Rig(Script()).poller.stop()
+
+
+class Closable(Script):
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error = error
+        self.closed = 0
+
+    async def close(self) -> None:
+        self.closed += 1
+        if self.error is not None:
+            raise self.error
+
+
+@virtual
+async def test_a_discovery_that_can_be_closed_is_closed_when_polling_ends() -> None:
+    discovery = Closable()
+    await Rig(discovery).run(7)
+    assert (discovery.asked_at, discovery.closed) == ([0, 5], 1)
+
+
+@virtual
+async def test_a_discovery_that_cannot_close_does_not_stop_a_node_from_leaving() -> None:
+    discovery = Closable(RuntimeError("boom"))
+    await Rig(discovery).run(1)
+    assert discovery.closed == 1
