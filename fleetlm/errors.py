@@ -67,7 +67,8 @@ class SettingsError(FleetError):
         self.hint = hint
 
     def __str__(self) -> str:
-        held = "is not set" if self.value is None else f"is {self.value!r}"
+        is_field = self.variable.startswith("Settings.")  # Then the value is shown as Python writes it.
+        held = "is not set" if self.value is None else f"is {self.value if is_field else repr(self.value)}"
         tail = f" {self.hint}" if self.hint else ""
         return f"{self.variable} {held}; allowed: {self.allowed}.{tail}"
 

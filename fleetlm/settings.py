@@ -7,18 +7,21 @@ clustering is on or off. No value is ever replaced silently by a default.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.errors import SettingsError
 from fleetlm.names import BASENAME, canonical_ip, endpoint
+from fleetlm.texts import SHORT
 
 T = TypeVar("T")
 
@@ -51,8 +54,31 @@ _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 class Settings:
     """The configuration of one node. Sizes are in bytes, times in seconds.
 
-    The constructor checks nothing; `Settings.from_env` checks every value that the environment can set.
+    The constructor checks every value, those of the environment by the rules of the environment, and writes
+    addresses in their canonical form.
+
+    Raises:
+        SettingsError: a name is unknown, or a value has the wrong type or is out of its range. The error
+            names the field, its value and what is allowed.
     """
+
+    if not TYPE_CHECKING:  # Type checkers know the fields from the dataclass.
+
+        def __new__(cls, *_args, **fields):
+            """Refuse unknown names with a guess, before the dataclass would with a TypeError."""
+            for name in fields.keys() - cls.__dataclass_fields__.keys():
+                near = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.5)
+                guess = f"Did you mean {near[0]}?" if near else "See the fields of `Settings`."
+                value = _mask(name.upper(), SHORT.repr(fields[name]))
+                raise SettingsError(f"Settings.{name}", value, "only known names", guess)
+            return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            given = getattr(self, each.name)
+            checked = _check_field(each.name, str(each.type), given)
+            if checked is not given:
+                object.__setattr__(self, each.name, checked)
 
     # Set by the environment (README, "Configuration").
     dns_query: str | None = None
@@ -273,7 +299,7 @@ class Settings:
         return self.heartbeat_timeout_s + self.heartbeat_interval_s
 
     def replace(self, **changes: object) -> Settings:
-        """Return a copy with other values, which are not checked. Raises: TypeError for unknown fields."""
+        """Return a copy with other values. Raises: SettingsError, as the constructor."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # checked by dataclasses
 
     def effective(self) -> dict[str, str]:
@@ -410,6 +436,13 @@ def _parse_flag(text: str) -> bool:
     return text == "1"
 
 
+def _parse_cookie(text: str) -> str:
+    if not COOKIE_MIN_LENGTH <= len(text) <= COOKIE_MAX_LENGTH:
+        allowed = f"{COOKIE_MIN_LENGTH} to {COOKIE_MAX_LENGTH:,} characters, the same on every node"
+        raise _Refused(allowed, f"It has {len(text)}. Make one with: openssl rand -hex 32.")
+    return text
+
+
 def _parse_log(text: str) -> str:
     if text not in ("text", "json"):
         raise _Refused("text or json")
@@ -430,6 +463,69 @@ def _parse_dns_server(text: str) -> tuple[str, int]:
     return ip, _parse_integer(1, 65_535, "a port")(port)
 
 
+_SECONDS_THAT_MAY_BE_ZERO = frozenset(
+    {
+        "own_address_budget_s",
+        "forget_after_s",
+        "forget_unnamed_s",
+        "goodbye_flush_s",
+        "drain_s",
+        "terminate_s",
+    }
+)
+_RANGES: dict[str, tuple[float, float]] = {
+    "node_port": (1, 65_535),
+    "poll_interval_s": (0.001, MAX_DURATION_MS / 1000),
+    "node_timeout_s": (0.2, MAX_DURATION_MS / 1000),
+    "poll_jitter": (0, 1),
+    "max_nesting": (1, 128),
+}
+"""Ranges of fields for which the rule of `_range_of` is too wide."""
+
+
+def _range_of(name: str) -> tuple[float, float]:
+    """Return the lowest and the highest value of a number: at least 1, and at most one day of seconds."""
+    if name in _RANGES or not name.endswith("_s"):
+        return _RANGES.get(name, (1, math.inf))
+    return 0 if name in _SECONDS_THAT_MAY_BE_ZERO else 1e-6, MAX_DURATION_MS / 1000
+
+
+def _check_field(name: str, annotation: str, value: Any) -> Any:
+    """Return the value of a field as it is kept. Raises: SettingsError."""
+    kind, _, optional = annotation.partition(" | ")
+    if value is None and optional == "None":
+        return None
+    hint = ""
+    if kind in ("int", "float"):
+        low, high = _range_of(name)
+        unit = "seconds, " if name.endswith("_s") else "bytes, " if name.endswith("_bytes") else ""
+        whole, top = "whole " if kind == "int" else "", "" if high == math.inf else f" to {high:,.15g}"
+        allowed = f"{unit}a {whole}number from {low:g}{top}"
+        is_right = type(value) is int or (kind == "float" and type(value) is float)
+        if is_right and low <= value <= high:  # nan is in no range
+            return value
+        hint = "" if is_right else f"This is of type {type(value).__name__}."
+    elif kind == "bool":
+        allowed = "True or False"
+        if type(value) is bool:
+            return value
+    elif kind == "str":
+        allowed = "a text"
+        if type(value) is str:
+            try:
+                return _PARSERS.get(name, str)(value)
+            except _Refused as refused:
+                allowed, hint = refused.allowed, refused.hint
+    elif name == "dns_server":
+        allowed = "the IP address of a name server and its port, such as ('10.0.0.2', 53)"
+        if type(value) is tuple and [type(part) for part in value] == [str, int]:
+            with contextlib.suppress(_Refused):
+                return _parse_dns_server(endpoint(*value))
+    else:
+        return value
+    raise SettingsError(f"Settings.{name}", _mask(name.upper(), SHORT.repr(value)), allowed, hint)
+
+
 _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("DNS_CLUSTER_QUERY", "dns_query", _parse_query),
     ("DNS_CLUSTER_NODE_BASENAME", "node_basename", _parse_basename),
@@ -446,6 +542,8 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("FLY_PRIVATE_IP", "fly_private_ip", _parse_platform_ip),
     ("POD_IP", "pod_ip", _parse_platform_ip),
 )
+_PARSERS: dict[str, Callable[[str], object]] = {name: parse for _, name, parse in _VARIABLES}
+_PARSERS["cookie"] = _parse_cookie
 _KNOWN = (*(variable for variable, _, _ in _VARIABLES), "FLEETLM_COOKIE", "FLEETLM_COOKIE_FILE")
 
 

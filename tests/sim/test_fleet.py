@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import fleetlm.testing
-from fleetlm import Call, NoConnection, Process, Settings
+from fleetlm import Call, NoConnection, Process, Settings, SettingsError
 from fleetlm.testing import (
     Deadlock,
     Fleet,
@@ -439,7 +439,7 @@ def test_a_fixture_that_fails_at_the_end_fails_the_test() -> None:
 
 def test_a_bad_option_leaves_nothing_behind() -> None:
     state = random.getstate()
-    with pytest.raises(TypeError, match="call_timeout"):
+    with pytest.raises(SettingsError, match="Did you mean call_timeout_s"):
         FleetRun(1, settings={"call_timeout": 1})
     assert random.getstate() == state
 

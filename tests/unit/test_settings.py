@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -415,8 +418,8 @@ def test_a_copy_with_changes() -> None:
     settings = Settings()
     assert settings.replace(node_port=1).node_port == 1
     assert settings.node_port == 4370
-    with pytest.raises(TypeError):
-        settings.replace(no_such_field=1)
+    with pytest.raises(SettingsError, match=r"Settings\.node_prt is 1; .* Did you mean node_port\?"):
+        settings.replace(node_prt=1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.node_port = 1  # type: ignore[misc]
 
@@ -465,3 +468,57 @@ def test_any_environment_gives_settings_or_an_error_that_reads(env: dict[str, st
         assert Settings.from_env(again).effective() | {"FLEETLM_COOKIE": ""} == (
             settings.effective() | {"FLEETLM_COOKIE": ""}
         )
+
+
+BY_HAND: list[tuple[dict[str, Any], str]] = [
+    ({"node_ip": "localhost"}, "Settings.node_ip is 'localhost'; allowed: one IPv4 or IPv6 address"),
+    ({"node_ip": "0.0.0.0"}, "0.0.0.0 is a wildcard or multicast address"),
+    ({"node_port": "4370"}, "is '4370'; allowed: a whole number from 1 to 65,535. This is of type str"),
+    ({"node_port": 0}, "Settings.node_port is 0; allowed: a whole number from 1 to 65,535"),
+    ({"node_port": 65_536}, "Settings.node_port is 65536; allowed: a whole number from 1 to 65,535"),
+    ({"node_basename": "a b"}, "Settings.node_basename is 'a b'; allowed: 1 to 64 of"),
+    ({"node_basename": None}, "Settings.node_basename is None; allowed: a text"),
+    ({"dns_query": "a b"}, "Settings.dns_query is 'a b'; allowed: a DNS name"),
+    ({"cluster": "x" * 129}, "allowed: up to 128 printable characters"),
+    (
+        {"call_timeout_s": -1},
+        "call_timeout_s is -1; allowed: seconds, a number from 1e-06 to 86,400",
+    ),
+    ({"call_timeout_s": 10**5_000}, "Settings.call_timeout_s is <int of 16,610 bits>; allowed: seconds"),
+    ({"tick_s": math.nan}, "Settings.tick_s is nan; allowed: seconds"),
+    ({"tick_s": 0.0}, "Settings.tick_s is 0.0; allowed: seconds"),
+    ({"drain_s": 90_000}, "Settings.drain_s is 90000; allowed: seconds, a number from 0 to 86,400"),
+    ({"node_timeout_s": 0.1}, "allowed: seconds, a number from 0.2 to 86,400"),
+    ({"poll_jitter": 1.5}, "Settings.poll_jitter is 1.5; allowed: a number from 0 to 1"),
+    ({"mailbox_limit": True}, "allowed: a whole number from 1. This is of type bool"),
+    ({"window_bytes": 1e6}, "allowed: bytes, a whole number from 1. This is of type float"),
+    ({"max_nesting": 129}, "allowed: a whole number from 1 to 128"),
+    ({"blocking_processes": 0}, "Settings.blocking_processes is 0; allowed: a whole number from 1"),
+    ({"remote": "off"}, "Settings.remote is 'off'; allowed: True or False"),
+    ({"dns_server": "1.1.1.1"}, "allowed: the IP address of a name server and its port"),
+    ({"dns_server": ("ns1", 53)}, "Settings.dns_server is ('ns1', 53); allowed: the IP address"),
+    ({"cookie": "short"}, "Settings.cookie is (masked); allowed: 16 to 4,096 characters"),
+    ({"cookie": 5}, "Settings.cookie is (masked); allowed: a text"),
+    ({"cookei": "secret"}, "Settings.cookei is (masked); allowed: only known names. Did you mean cookie?"),
+    ({"zzzz": 1}, "Settings.zzzz is 1; allowed: only known names. See the fields of `Settings`"),
+]
+
+
+@pytest.mark.parametrize(("fields", "why"), BY_HAND, ids=[str([*fields]) for fields, _ in BY_HAND])
+def test_settings_made_by_hand_are_checked(fields: dict[str, Any], why: str) -> None:
+    for make in (lambda: Settings(**fields), lambda: Settings().replace(**fields)):
+        with pytest.raises(SettingsError) as caught:
+            make()
+        assert why in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+def test_what_the_environment_sets_is_the_same_by_hand() -> None:
+    by_hand = Settings(
+        node_ip="FE80::1", dns_query=" A.test , 10.0.0.1", dns_server=("::1", 53), poll_interval_s=1,
+        node_timeout_s=0.2, prune_after_lookups=None,
+    )  # fmt: skip
+    assert by_hand.node_ip == "fe80::1"
+    assert by_hand.dns_query == "A.test,10.0.0.1"
+    assert by_hand.dns_server == ("::1", 53)
+    assert pickle.loads(pickle.dumps(by_hand)) == copy.copy(by_hand) == by_hand

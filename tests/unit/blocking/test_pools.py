@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 
-from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, WorkerNotStarted
+from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, SettingsError, WorkerNotStarted
 from fleetlm.blocking import pools as module
 from fleetlm.blocking.function_call import FunctionCall, catch_result, run_packed, unpack_result
 from fleetlm.blocking.pools import Blocking
@@ -421,10 +421,10 @@ async def test_while_a_node_drains_its_calls_may_still_block(fleet: Fleet) -> No
 @simulated
 async def test_pools_have_the_bounds_of_the_settings(fleet: Fleet) -> None:
     a = await fleet.start(A, blocking_threads=3, blocking_processes=2)
-    b = await fleet.start(B, blocking_threads=0)
     assert a._parts.blocking._threads._slots._value == 3
     assert a._parts.blocking._processes._slots._value == 2
-    assert await b.run_blocking(model, "none is too few") == "NONE IS TOO FEW"
+    with pytest.raises(SettingsError, match=r"Settings\.blocking_threads is 0; allowed: a whole"):
+        await fleet.start(B, blocking_threads=0)
 
 
 @pytest.fixture(autouse=True)

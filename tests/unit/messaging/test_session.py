@@ -191,7 +191,7 @@ def test_a_message_beyond_the_limit_of_either_is_refused(busy: bool, theirs: boo
 
 @virtual
 async def test_a_peer_that_takes_no_message_at_all_still_gets_ticks() -> None:
-    side = Side(HERE, THERE, SMALL, SMALL.replace(max_message_bytes=0))
+    side = Side(HERE, THERE, SMALL, SMALL.replace(max_message_bytes=1))
     side.session.control([int(Op.TICK), 0, False])
     side.flush()
     assert kinds(side) == [Kind.BATCH]
