@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+from fleetlm.core.group_members import Members
 from fleetlm.errors import NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
@@ -51,8 +52,10 @@ class Tell:
 
 Effect = Tell | Joined | Left
 
-Members = dict[str, list[int]]
+Numbers = dict[str, list[int]]
 """Group → numbers of one node's processes; a process that joined twice is there twice."""
+_NOBODY = Members()
+"""The members of a group that does not exist; never changed."""
 
 
 class _Memberships:
@@ -95,26 +98,17 @@ class GroupTable:
         self._own = _Memberships(node, incarnation)
         self._said = {node: self._own}
         """Node → its memberships; this node's are among them."""
-        self._groups: dict[str, dict[Pid, int]] = {}
-        self._in_order: dict[str, list[Pid]] = {}
-        """Sorted members of groups that were asked for since they last changed: sorting is expensive."""
+        self._groups: dict[str, Members] = {}
 
     # Queries.
 
-    def members(self, group: str) -> list[Pid]:
-        """Return all members in the order of `pid_order`. The caller must not change the list."""
-        known = self._in_order.get(group)
-        if known is None:
-            times = self._groups.get(group)
-            if times is None:
-                return []
-            known = [pid for pid in sorted(times, key=pid_order) for _ in range(times[pid])]
-            self._in_order[group] = known
-        return known
+    def members(self, group: str) -> Members:
+        """Return all members in the order of `pid_order`; the caller must not keep or change the object."""
+        return self._groups.get(group, _NOBODY)
 
     def local_members(self, group: str) -> list[Pid]:
         """Return the members on this node, in the same order."""
-        return [pid for pid in self.members(group) if pid.node == self._own.node]
+        return [*self.members(group).block(self._own.node)]
 
     def groups(self) -> list[str]:
         """Return the names of all groups, sorted."""
@@ -197,17 +191,25 @@ class GroupTable:
                 return self._exit(said, number, "exited")
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about process groups")
 
-    def node_down(self, node: str) -> list[Effect]:
-        """The connection is over: drop all that the node told."""
+    def node_down(self, node: str) -> Iterator[Left]:
+        """The connection is over: drop all that the node told, at once, and yield what has left one by one.
+
+        There may be `Settings.max_memberships` of them, so the caller takes them in slices.
+        """
         said = self._said.get(node)
         if said is None or said is self._own:
-            return []
+            return iter(())
         del self._said[node]
-        return [left for number in list(said.groups_of) for left in self._exit(said, number, "noconnection")]
+        for group in dict.fromkeys(group for groups in said.groups_of.values() for group in groups):
+            members = self._groups[group]
+            members.remove_node(node)
+            if not members:
+                del self._groups[group]
+        return (Left(group, said.pid(number), "noconnection") for group, number in said.pairs())
 
     # Internals.
 
-    def _join(self, said: _Memberships, members: Members) -> list[Effect]:
+    def _join(self, said: _Memberships, members: Numbers) -> list[Effect]:
         """Enter memberships of one node, and return an event for each."""
         events: list[Effect] = []
         for group, numbers in members.items():
@@ -215,25 +217,31 @@ class GroupTable:
                 pid = said.pid(number)
                 mine = said.groups_of.setdefault(number, {})
                 mine[group] = mine.get(group, 0) + 1
-                self._groups.setdefault(group, {})[pid] = mine[group]
+                known = self._groups.get(group)
+                if known is None:
+                    known = self._groups[group] = Members()
+                known.add(pid)
                 events.append(Joined(group, pid))
             said.count += len(numbers)
-            self._in_order.pop(group, None)
         return events
 
-    def _leave(self, said: _Memberships, members: Members, reason: str) -> list[Effect]:
+    def _leave(self, said: _Memberships, members: Numbers, reason: str) -> list[Effect]:
         """Take memberships of one node away, which must exist, and return an event for each."""
         events: list[Effect] = []
         for group, numbers in members.items():
             for number in numbers:
                 mine, pid = said.groups_of[number], said.pid(number)
                 mine[group] -= 1
-                self._groups[group][pid] = mine[group]
                 if not mine[group]:
-                    self._forget(said, group, number)
+                    del mine[group]
+                    if not mine:
+                        del said.groups_of[number]
+                known = self._groups[group]
+                known.remove(pid)
+                if not known:
+                    del self._groups[group]
                 events.append(Left(group, pid, reason))
             said.count -= len(numbers)
-            self._in_order.pop(group, None)
         return events
 
     def _exit(self, said: _Memberships, number: int, reason: str) -> list[Effect]:
@@ -241,27 +249,12 @@ class GroupTable:
         gone = {group: [number] * times for group, times in said.groups_of[number].items()}
         return self._leave(said, gone, reason)
 
-    def _forget(self, said: _Memberships, group: str, number: int) -> None:
-        """Drop the entries of a process whose last membership in a group has gone."""
-        del said.groups_of[number][group]
-        if not said.groups_of[number]:
-            del said.groups_of[number]
-        members = self._groups[group]
-        del members[said.pid(number)]
-        if not members:
-            del self._groups[group]
 
-
-def pid_order(pid: Pid) -> tuple[str, int, int]:
-    """The sort key of members: node name, incarnation, number; the same order on every node."""
-    return (pid.node, pid.incarnation, pid.number)
-
-
-def _split(pairs: Iterable[tuple[str, int]]) -> Iterator[Members]:
+def _split(pairs: Iterable[tuple[str, int]]) -> Iterator[Numbers]:
     """Cut pairs of group and number into pieces of at most `MAX_PIECE_MEMBERSHIPS` memberships."""
     pairs = iter(pairs)
     for first in pairs:
-        piece: Members = {}
+        piece: Numbers = {}
         for group, number in chain([first], islice(pairs, MAX_PIECE_MEMBERSHIPS - 1)):
             piece.setdefault(group, []).append(number)
         yield piece

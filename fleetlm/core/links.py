@@ -33,7 +33,7 @@ unlinks name the acts that they end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -294,19 +294,26 @@ class Links:
             raise ValueError(f"signal {SHORT.repr(signal[:1])} is not known to this version")
         return effects
 
-    def node_down(self, node: str) -> list[Effect]:
-        """The connection is over: fire all links and monitors that crossed it with ``"noconnection"``."""
-        effects: list[Effect] = []
-        for number, ends in list(self._ends.items()):
+    def node_down(self, node: str) -> Iterator[list[Effect]]:
+        """The connection is over: fire all links and monitors that crossed it with ``"noconnection"``.
+
+        There may be 100,000 of them, so each step fires one at most, and the caller takes the steps in
+        slices. Whatever ends between two steps (a process, a link, a monitor) is passed over. No new end that
+        crosses this connection can be made meanwhile, since the caller has removed the node's session.
+        """
+        for number in list(self._ends):
+            ends = self._ends.get(number)
+            if ends is None:
+                continue
             for ref in [ref for ref in ends.watchers if ref.node == node]:
                 self._remove_watcher(ref)
-            for ref, target in list(ends.monitors.items()):
-                if target.node == node:
-                    effects += self._deliver_down(ref, target, "noconnection")
+            for ref, target in [each for each in ends.monitors.items() if each[1].node == node]:
+                if ref in self._owner_of:
+                    yield self._deliver_down(ref, target, "noconnection")
             for other in [other for other in ends.links if other.node == node]:
-                del ends.links[other]
-                effects += self._signal_exit(number, other, "noconnection")
-        return effects
+                if ends.links.pop(other, None) is not None and number in self._ends:
+                    yield self._signal_exit(number, other, "noconnection")
+            yield []
 
     def counts(self) -> tuple[int, int]:
         """Return the numbers of link ends and monitors here; for `Node.info` and checks for leaks."""

@@ -269,14 +269,15 @@ class NameTable:
                     return self._settle(name, why)
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about names")
 
-    def node_down(self, node: str) -> list[Effect]:
-        """The connection is over: drop all claims that the node told."""
-        effects: list[Effect] = []
+    def node_down(self, node: str) -> Iterator[list[Effect]]:
+        """The connection is over: drop all claims that the node told, one with each step.
+
+        There may be `Settings.max_cluster_names` of them, so the caller takes the steps in slices.
+        """
         for name in list(self._claims_of.get(node, _NONE).held):
             self._remove(node, name)
-            effects += self._settle(name, "noconnection")
+            yield self._settle(name, "noconnection")
         self._claims_of.pop(node, None)
-        return effects
 
     # Internals.
 

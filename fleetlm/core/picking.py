@@ -9,12 +9,12 @@ fewest outstanding requests of this node, ties by chance.
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
-from fleetlm.core.group_table import pid_order
+from fleetlm.core.group_members import Block, Members, after, at_index
 from fleetlm.errors import NoMember
 from fleetlm.ids import Pid
 
@@ -25,6 +25,8 @@ By = Literal["random", "round_robin", "key", "least_loaded"]
 Key = str | bytes | int
 
 _RULES = get_args(By)
+IDLE_TRIES = 8
+"""Members that ``least_loaded`` looks at by chance before it looks at all: enough where a third is idle."""
 
 
 class Picker:
@@ -44,8 +46,8 @@ class Picker:
         self._draining = draining
         self._last: dict[str, Pid] = {}
 
-    def pick(self, group: str, members: Sequence[Pid], by: By, key: Key | None) -> Pid:
-        """Pick one of ``members``, which must be in the order of `pid_order`.
+    def pick(self, group: str, members: Members, by: By, key: Key | None) -> Pid:
+        """Pick one of ``members``.
 
         Raises:
             NoMember: ``members`` is empty.
@@ -58,11 +60,11 @@ class Picker:
             raise ValueError("a key needs by='key', and by='key' needs a key")
         if not members:
             raise NoMember(group)
-        rule = self._make_rule(group, by, key)
-        chosen = rule(members)
+        rule = self._make_rule(group, members, by, key)
+        chosen = rule(members.blocks)
         if self._draining(chosen.node):
-            staying = [pid for pid in members if not self._draining(pid.node)]
-            chosen = rule(staying or members)
+            staying = [block for block in members.blocks if not self._draining(block[0].node)]
+            chosen = rule(staying or members.blocks)
         if by == "round_robin":
             self._last[group] = chosen
         return chosen
@@ -71,23 +73,35 @@ class Picker:
         """The group has lost its last member."""
         self._last.pop(group, None)
 
-    def _make_rule(self, group: str, by: By, key: Key | None) -> Callable[[Sequence[Pid]], Pid]:
+    def _make_rule(
+        self, group: str, members: Members, by: By, key: Key | None
+    ) -> Callable[[list[Block]], Pid]:
         if key is not None:
             return partial(rendezvous, digest_of(key))
         if by == "least_loaded":
-            return self._least_loaded
+            return partial(self._least_loaded, members.joins == members.processes)
         last = self._last.get(group) if by == "round_robin" else None
-        return self._rng.choice if last is None else partial(after, last)
+        return self._any if last is None else partial(after, last)
 
-    def _least_loaded(self, members: Sequence[Pid]) -> Pid:
+    def _any(self, blocks: list[Block]) -> Pid:
+        return at_index(self._rng.randrange(sum(map(len, blocks))), blocks)
+
+    def _least_loaded(self, is_once: bool, blocks: list[Block]) -> Pid:
+        """Return one of the members with the smallest load, each with the same chance.
+
+        No load is below 0. So a member without any, found by chance, is one of them, and where many are
+        idle there is no need to look at all. ``is_once`` says that no process is there twice, which would
+        double its chance.
+        """
+        if is_once:
+            for _ in range(IDLE_TRIES):
+                pid = self._any(blocks)
+                if self._load(pid) == 0:
+                    return pid
+        members = dict.fromkeys(chain.from_iterable(blocks))
         loads = [self._load(pid) for pid in members]
         least = min(loads)
         return self._rng.choice([pid for pid, load in zip(members, loads, strict=True) if load == least])
-
-
-def after(last: Pid, members: Sequence[Pid]) -> Pid:
-    """Return the member that follows ``last`` in order, whether or not ``last`` is still a member."""
-    return members[bisect_right(members, pid_order(last), key=pid_order) % len(members)]
 
 
 def digest_of(key: Key) -> bytes:
@@ -104,12 +118,22 @@ def digest_of(key: Key) -> bytes:
     return hashlib.blake2b(data, digest_size=32).digest()
 
 
-def rendezvous(digest: bytes, members: Sequence[Pid]) -> Pid:
-    """Return the member with the largest hash of key and member.
+def rendezvous(digest: bytes, blocks: list[Block]) -> Pid:
+    """Return the member with the largest hash of key and member. Takes about 1 µs for each member.
 
     A member that leaves gives away only its own keys, and a member that joins takes over only the keys that
     it will keep; no other key moves.
     Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998 (HRW).
     """
-    # The text of a pid has all its fields, so two members never tie.
-    return max(members, key=lambda pid: hashlib.blake2b(digest + str(pid).encode(), digest_size=16).digest())
+    best, chosen = b"", blocks[0][0]
+    for block in blocks:
+        # The text of a pid has all its fields, so two members never tie. Members of one block differ in
+        # its last part only, so the rest is hashed once.
+        shared = hashlib.blake2b(digest + str(block[0]).rpartition(" ")[0].encode(), digest_size=16)
+        for pid in block:
+            mixed = shared.copy()
+            mixed.update(b" %d>" % pid.number)
+            score = mixed.digest()
+            if score > best:
+                best, chosen = score, pid
+    return chosen

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.group_table import Effect, GroupTable, Tell
@@ -70,9 +70,11 @@ class ReplicatedGroups:
         """Return all memberships of this node's processes."""
         return self.table.own_facts()
 
-    def node_down(self, node: str) -> None:
-        """Drop the memberships of a node's processes."""
-        self.perform(self.table.node_down(node))
+    def node_down(self, node: str) -> Iterator[None]:
+        """Drop the memberships of a node's processes at the first step, and publish one with each step."""
+        for effect in self.table.node_down(node):
+            self.perform((effect,))
+            yield
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take what a connected node says about its processes. Raises: ValueError for nonsense."""
@@ -230,8 +232,9 @@ class Groups:
         outbound, here = self._outbound, self._context.name
         if outbound.stopped:
             raise NodeStopped(here, outbound.stopped)
-        known = self._table.local_members(group) if local_only else self._table.members(group)
-        members = dict.fromkeys(known)
+        members = dict.fromkeys(
+            self._table.local_members(group) if local_only else self._table.members(group)
+        )
         others = {pid.node for pid in members} - {here}
         payload = self._codec.pack_value(message) if others else b""
         sender = asyncio.current_task()

@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.actors.handlers import HasHandlers, check_actor
@@ -114,9 +114,11 @@ class ReplicatedNames:
         """Return all claims of this node, in pieces that fit into a fact."""
         return self.table.own_facts(_PIECE_BYTES)
 
-    def node_down(self, node: str) -> None:
-        """Drop the claims of a node."""
-        self.perform(self.table.node_down(node))
+    def node_down(self, node: str) -> Iterator[None]:
+        """Drop the claims of a node, one with each step."""
+        for effects in self.table.node_down(node):
+            self.perform(effects)
+            yield
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take what a connected node says about its claims. Raises: ValueError, TypeError for nonsense."""

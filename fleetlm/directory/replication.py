@@ -9,8 +9,8 @@ right while that node is connected, and absent while it is not:
   anything else is sent over it. Both sides do this.
 * **deltas**: every later change is sent to every session, packed once. A session keeps the order of what
   is sent over it, and delivers a prefix without gaps, so a copy is always some former state of its owner.
-* **nodedown**: when the session ends, the copy of that node's rows is dropped. The next session starts
-  with a snapshot, so a delta that was lost with a session does no harm.
+* **nodedown**: when the session ends, the copy of that node's rows is dropped, in small steps. The next
+  session starts with a snapshot, so a delta that was lost with a session does no harm.
 
 The races: a change between two sessions is part of the next snapshot. A change while a snapshot is being
 sent comes after it, since both go through the same queue. A process that ends leaves the tables before any
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.errors import NoConnection
@@ -55,8 +55,8 @@ class Table(Protocol):
     def own_facts(self) -> Iterable[Any]:
         """Return all rows of this node, as message values of at most `MAX_FACT_BYTES` each."""
 
-    def node_down(self, node: str) -> None:
-        """Drop the rows of a node that is not connected any more."""
+    def node_down(self, node: str) -> Iterator[None]:
+        """Drop the rows of a node that is not connected any more, in small steps."""
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take a fact from a connected node about itself. Raises: ValueError, TypeError for nonsense."""
@@ -101,10 +101,10 @@ class Replication:
             for fact in table.own_facts():
                 self._send(session, self._packed(table.topic, fact))
 
-    def node_down(self, node: str) -> None:
-        """Drop what a node said about itself, now that its session has ended."""
+    def node_down(self, node: str) -> Iterator[None]:
+        """Drop in small steps what a node said about itself, now that its session has ended."""
         for table in self._tables.values():
-            table.node_down(node)
+            yield from table.node_down(node)
 
     def told(self, session: Session, topic: Any, fact: Any) -> None:
         """Take a fact from a peer. Raises: ValueError, TypeError for nonsense; the session must end."""

@@ -17,7 +17,8 @@ Two orderings are promised, and kept here:
   A process that is gone has no task here any more; its lane is found by its number, which `exited` gives
   to every session that still has something of it to send.
 * When a session ends, everything that crossed it is told ``"noconnection"`` (`node_down`) before
-  anything arrives over a newer session. The driver calls in this order.
+  anything arrives over a newer session. The driver calls in this order, and takes the steps in slices: it
+  dials the node again only after the last of them.
 
 Performing a `Stop` with ``at_once`` removes a process immediately and so leads back into `exited`. That is
 safe: `core.links` has changed its tables before it returned the effects, and `Deliver` and `Stop` do
@@ -29,6 +30,7 @@ Source: OTP erl_proc_sig_queue.c; differs: see `core.links`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.links import Deliver, Effect, Links, Stop, Target, Tell
@@ -132,9 +134,14 @@ class Signals:
         owner = self._local.table.names.get
         self._perform(self.links.told(session.name, session.incarnation, signal, owner))
 
-    def node_down(self, name: str) -> None:
-        """End every link and monitor that crossed a session which has ended, with ``"noconnection"``."""
-        self._perform(self.links.node_down(name))
+    def node_down(self, name: str) -> Iterator[None]:
+        """End every link and monitor that crossed a session which has ended, with ``"noconnection"``.
+
+        There is one step for each, so that the caller can let the event loop run in between.
+        """
+        for effects in self.links.node_down(name):
+            self._perform(effects)
+            yield
 
     # Internals.
 

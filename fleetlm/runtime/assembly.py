@@ -32,7 +32,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.actors.sender import ActorSender
@@ -164,10 +164,10 @@ class Assembly:
         """`Follower`: send this node's tables over a session that has come up."""
         self.replication.node_up(session)
 
-    def node_down(self, name: str) -> None:
+    def node_down(self, name: str) -> Iterator[None]:
         """`Follower`: forget a node, then tell the processes that were linked to it or monitored it."""
-        self.replication.node_down(name)
-        self.signals.node_down(name)
+        yield from self.replication.node_down(name)
+        yield from self.signals.node_down(name)
 
     def changed(self) -> None:
         """`Follower`: wake what waits for a change of the connected nodes."""

@@ -10,6 +10,10 @@ name of its node, and is found by the source of its frames. On `Up` subscribers 
 message of the session is decoded; on `Down` the session is closed first, so that every caller has its
 outcome before the nodedown.
 
+A node that is lost may take 100,000 monitors, memberships and names with it. So the follower deals with it
+in steps, and the driver takes `STEPS_PER_TURN` of them in one turn of the loop (`_Ending`). Until the last
+step a dial to that address waits, so that nothing newer of that node arrives before it.
+
 Races. A fact that arises while effects are performed or while a program sends (a send that fails) would
 come between two effects: it is taken in a later turn of the event loop (``call_soon``).
 """
@@ -18,12 +22,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
+from fleetlm.names import NodeName
 from fleetlm.wire import operations
 from fleetlm.wire.frames import BadFrame, Kind
 
@@ -43,6 +50,9 @@ log: logging.Logger = logging.getLogger("fleetlm")
 PEERS_TOLD = 512
 """At most this many names are in one PEERS message, to keep the frame small. More nodes: a random sample."""
 
+STEPS_PER_TURN = 256
+"""Steps for a lost node in one turn of the loop: some milliseconds."""
+
 PEERS_TOLD_AT_ONCE = 32
 """At most this many names are told to a node that comes up. The periodic messages complete them."""
 
@@ -53,14 +63,25 @@ class Follower(Protocol):
     def node_up(self, session: Session) -> None:
         """A session has come up, and its `NodeUp` has been published; nothing has been sent over it."""
 
-    def node_down(self, name: str) -> None:
-        """A session is over; its `NodeDown` and anything newer of that node come after this."""
+    def node_down(self, name: str) -> Iterator[None]:
+        """A session is over; its `NodeDown` and anything newer of that node come after the last step."""
 
     def changed(self) -> None:
         """The set of connected nodes has changed."""
 
     def connection_lost(self) -> None:
         """A session ended though this node is not leaving: DNS may know where the peer is now."""
+
+
+class _Ending:
+    """What is still to be done for a node that was lost, and the dials to its address that wait for it."""
+
+    __slots__ = ("dials", "down", "steps")
+
+    def __init__(self, down: Down, steps: Iterator[None]) -> None:
+        self.down: Down = down
+        self.steps: Iterator[None] = steps
+        self.dials: dict[int, Dial] = {}
 
 
 class Driver:
@@ -84,6 +105,8 @@ class Driver:
         self.lag_ms: int = 0
         """Milliseconds by which the last tick of this node's event loop was late."""
         self._by_source: dict[bytes, Session] = {}
+        self._endings: dict[str, _Ending] = {}
+        """Address of a node that was lost → what is still to be done for it."""
         self._transport = transport
         self._codec = codec
         self._events = events
@@ -110,6 +133,8 @@ class Driver:
         """Flush what is queued, say goodbye to every peer, and stop ticking."""
         self._flusher.flush()
         self._perform(self.kernel.left(self._loop.time(), reason))
+        for ip in list(self._endings):
+            self._end(ip, math.inf)
         for timer in (self._timer, self._pulse):
             if timer is not None:
                 timer.cancel()
@@ -200,9 +225,14 @@ class Driver:
                 case Reply(source, frame):
                     self._transport.answer(source, frame)
                 case Dial(channel, ip, port):
-                    self._transport.dial(channel, ip, port)
+                    if ip in self._endings:
+                        self._endings[ip].dials[channel] = effect
+                    else:
+                        self._transport.dial(channel, ip, port)
                 case HangUp(channel, flush_s):
                     self._transport.hang_up(channel, flush_s)
+                    for ending in self._endings.values():
+                        ending.dials.pop(channel, None)
                 case Up():
                     self._up(effect)
                 case Down():
@@ -238,11 +268,29 @@ class Driver:
         self._by_source.pop(session.incoming.source, None)
         log.info("nodedown %s: %s", down.name, down.reason)
         session.close(down.reason)
-        self.follower.node_down(down.name)
-        self._events.down(NodeDown(down.name, down.incarnation, down.reason))
+        ip = NodeName.parse(down.name).ip
+        if ip in self._endings:  # Two nodes of one address: the former one first.
+            self._end(ip, math.inf)
+        self._endings[ip] = _Ending(down, self.follower.node_down(down.name))
+        self._end(ip, STEPS_PER_TURN)
         self.follower.changed()
         if not self.kernel.is_leaving:
             self.follower.connection_lost()
+
+    def _end(self, ip: str, most: float) -> None:
+        """Take up to ``most`` further steps for a lost node; after the last one tell the subscribers."""
+        ending = self._endings.get(ip)
+        if ending is None:
+            return  # `leave` has taken all steps.
+        for taken, _ in enumerate(ending.steps, 1):
+            if taken >= most:
+                self._loop.call_soon(self._end, ip, most)
+                return
+        del self._endings[ip]
+        down = ending.down
+        self._events.down(NodeDown(down.name, down.incarnation, down.reason))
+        for dial in ending.dials.values():
+            self._transport.dial(dial.channel, dial.ip, dial.port)
 
     # Time.
 

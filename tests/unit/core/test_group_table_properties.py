@@ -150,7 +150,7 @@ class Cluster(RuleBasedStateMachine):
         node = self.nodes[here]
         self.known.discard((here, there))
         del self.roads[there, here]  # What is on the way here, or sent from now on, is lost.
-        assert not node.perform(node.table.node_down(NAMES[there]))
+        assert not node.perform([*node.table.node_down(NAMES[there])])
         assert not any(pid.node == NAMES[there] for members in node.view().values() for pid in members)
 
     @precondition(lambda self: any(self.roads.values()))
@@ -207,7 +207,7 @@ class Cluster(RuleBasedStateMachine):
         for known in (node.name, stranger):
             with pytest.raises(ValueError, match=r"may not tell|is not a fact|more than"):
                 node.table.told(known, 2, ["join", {"a": [1] * (LIMIT + 1)}])
-        node.perform(node.table.node_down(stranger))
+        node.perform([*node.table.node_down(stranger)])
         assert {group: pids for group, pids in before.items() if pids} == node.view()
 
     # What must hold.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -41,6 +43,10 @@ class Table:
 
     def told(self, signal: list[Any], sender: str = THERE) -> list[Effect]:
         return self.relations.told(sender, INCARNATION[sender], signal, self.names.get)
+
+
+def all_steps(steps: Iterator[list[Effect]]) -> list[Effect]:
+    return [*chain.from_iterable(steps)]
 
 
 def test_a_linked_process_ends_with_the_other() -> None:
@@ -251,12 +257,12 @@ def test_a_lost_connection_is_the_end_of_all_that_crossed_it_and_of_nothing_else
     t.relations.linked(1, pid(2))
     t.relations.monitored(2, ref(1), pid(7, THERE), None)
     t.told(["monitor", ref(5, THERE), 1])
-    assert t.relations.node_down(THERE) == [
+    assert all_steps(t.relations.node_down(THERE)) == [
         Deliver(3, Exit(pid(7, THERE), "noconnection")),
         Stop(1, "noconnection"),
         Deliver(2, Down(ref(1), pid(7, THERE), "noconnection")),
     ]
-    assert t.relations.node_down(THERE) == []
+    assert all_steps(t.relations.node_down(THERE)) == []
     assert t.ends(1, "noconnection") == [Stop(2, "noconnection")]
 
 
@@ -377,5 +383,38 @@ def test_a_lost_node_is_no_loss_to_those_that_watch_another_one() -> None:
     t = Table()
     t.relations.monitored(1, ref(1), pid(2), None)
     t.relations.monitored(1, ref(2), pid(1, THERE), None)
-    assert t.relations.node_down(THERE) == [Deliver(1, Down(ref(2), pid(1, THERE), "noconnection"))]
+    assert all_steps(t.relations.node_down(THERE)) == [
+        Deliver(1, Down(ref(2), pid(1, THERE), "noconnection"))
+    ]
     assert t.ends(2, "boom") == [Deliver(1, Down(ref(1), pid(2), "boom"))]
+
+
+def test_what_ends_between_two_steps_of_a_lost_connection_is_passed_over() -> None:
+    t = Table()
+    t.relations.trapped(1, True)
+    t.relations.trapped(2, True)
+    for number in range(1, 5):
+        t.relations.monitored(1, ref(number), pid(number, THERE), None)
+    t.relations.monitored(2, ref(9), pid(1, THERE), None)
+    for number in (7, 8, 9):
+        t.relations.linked(1, pid(number, THERE))
+    t.relations.linked(3, pid(7, THERE))
+    steps = t.relations.node_down(THERE)
+    assert next(steps) == [Deliver(1, Down(ref(1), pid(1, THERE), "noconnection"))]
+    t.relations.demonitored(1, ref(2))
+    t.relations.unlinked(1, pid(8, THERE))
+    assert next(steps) == [Deliver(1, Down(ref(3), pid(3, THERE), "noconnection"))]
+    assert next(steps) == [Deliver(1, Down(ref(4), pid(4, THERE), "noconnection"))]
+    assert next(steps) == [Deliver(1, Exit(pid(7, THERE), "noconnection"))]
+    t.ends(1)
+    t.ends(3)
+    assert all_steps(steps) == [Deliver(2, Down(ref(9), pid(1, THERE), "noconnection"))]
+    assert t.relations.counts() == (0, 0)
+
+
+def test_each_step_of_a_lost_connection_fires_one_end_at_most() -> None:
+    t = Table()
+    for number in range(1, 200):
+        t.relations.monitored(1, ref(number), pid(number, THERE), None)
+    sizes = [len(effects) for effects in t.relations.node_down(THERE)]
+    assert (sum(sizes), max(sizes)) == (199, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -140,7 +141,7 @@ class Cluster(RuleBasedStateMachine):
         """One side notices that the connection ended; what the other goes on sending is lost."""
         if other in self.up[node]:
             del self.up[node][other]
-            self.perform(node, self.tables[node].node_down(other))
+            self.perform(node, [*chain.from_iterable(self.tables[node].node_down(other))])
 
     @rule(node=NODE)
     def restart(self, node: str) -> None:

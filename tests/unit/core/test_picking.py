@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm.core.group_table import pid_order
+from fleetlm.core.group_members import Members
 from fleetlm.core.picking import Key, Picker, digest_of, rendezvous
 from fleetlm.errors import NoMember
 from fleetlm.ids import Pid
@@ -28,7 +28,7 @@ class Rig:
         )
 
     def pick(self, members: list[Pid], by: Any = "random", key: Key | None = None) -> Pid:
-        return self.picker.pick("g", sorted(members, key=pid_order), by, key)
+        return self.picker.pick("g", Members(members), by, key)
 
     def many(self, count: int, members: list[Pid], by: Any, keys: bool = False) -> Counter[Pid]:
         return Counter(self.pick(members, by, number if keys else None) for number in range(count))
@@ -131,7 +131,7 @@ def test_keys_are_spread_over_all_members() -> None:
 def test_keys_of_three_types_are_three_keys_and_stay_the_same_for_ever() -> None:
     assert len({digest_of(key) for key in ("7", b"7", 7, -7, "", b"", 0, "\ud800", 10**5_000)}) == 9
     # What other versions of fleetlm in the same cluster must answer as well.
-    picks = [rendezvous(digest_of(key), MEMBERS) for key in ("a", b"a", 97, "b", "")]
+    picks = [rendezvous(digest_of(key), Members(MEMBERS).blocks) for key in ("a", b"a", 97, "b", "")]
     assert [(pid.node[-1], pid.number) for pid in picks] == PINNED
 
 
@@ -164,3 +164,22 @@ def test_a_draining_node_changes_no_key_but_its_own() -> None:
     after = [rig.pick(MEMBERS, "key", key) for key in range(500)]
     for old, new in zip(before, after, strict=True):
         assert (new == old) == (old.node not in rig.draining)
+
+
+def test_least_loaded_does_not_look_at_every_member_of_a_large_group_that_is_mostly_idle() -> None:
+    asked: list[Pid] = []
+
+    def load(pid: Pid) -> int:
+        asked.append(pid)
+        return pid.number % 2
+
+    members = Members(Pid("fleetlm@10.0.0.1", 1, number) for number in range(1, 10_001))
+    picker = Picker(random.Random(1), load, lambda _: False)
+    picks = [picker.pick("g", members, "least_loaded", None) for _ in range(100)]
+    assert all(pid.number % 2 == 0 for pid in picks)
+    assert len(asked) < 100 * 8 + 2 * 10_000
+
+
+def test_an_idle_process_that_joined_twice_has_no_double_chance_as_the_least_loaded() -> None:
+    picks = Rig().many(2_000, [*MEMBERS, *[MEMBERS[0]] * 9], "least_loaded")
+    assert 150 < picks[MEMBERS[0]] < 350

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -41,8 +41,9 @@ class FakeTable:
     def own_facts(self) -> Iterable[Any]:
         return [["has", self.topic]]
 
-    def node_down(self, node: str) -> None:
+    def node_down(self, node: str) -> Iterator[None]:
         self.seen.append(node)
+        yield
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         self.seen.append((node, incarnation, fact))
@@ -91,7 +92,7 @@ def test_deaths_concern_every_table() -> None:
     tables, first, second, _ = rig()
     pid = Pid("a", 1, 1)
     tables.exited(pid)
-    tables.node_down("b")
+    assert [*tables.node_down("b")] == [None, None]
     tables.close()
     assert first.seen == second.seen == [pid, "b", "closed"]
 

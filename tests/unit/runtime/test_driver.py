@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -17,7 +18,7 @@ from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
-from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, Driver
+from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, STEPS_PER_TURN, Driver
 from fleetlm.runtime.events import EventHub
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
@@ -58,13 +59,18 @@ class Rig:
             self.events, random.Random(1), self,
         )  # fmt: skip
         self.losses = 0
+        self.steps = 0
+        """How many steps the follower needs for a lost node."""
+        self.taken: list[int] = []
         self.seq: dict[bytes, int] = {}
 
     def node_up(self, session: Session) -> None:
         """Nothing else of a node follows its sessions here."""
 
-    def node_down(self, name: str) -> None:
-        """Likewise."""
+    def node_down(self, name: str) -> Iterator[None]:
+        for step in range(self.steps):
+            self.taken.append(step)
+            yield
 
     def changed(self) -> None:
         """Likewise."""
@@ -364,3 +370,57 @@ async def test_leaving_flushes_says_goodbye_and_does_not_count_as_a_loss() -> No
     rig.driver.channel_answered(channel, b"late")
     await asyncio.sleep(60)
     assert rig.transport.frames == []
+
+
+# A node that takes much with it.
+
+
+@virtual
+async def test_a_lost_node_is_dealt_with_in_slices_before_its_nodedown_and_before_it_is_dialled_again() -> (
+    None
+):
+    rig = Rig()
+    events = rig.events.subscribe()
+    _, source = rig.bring_up()
+    assert await anext(events) == NodeUp(THERE, 2)
+    rig.steps = 3 * STEPS_PER_TURN + 1
+    dialled = len(rig.transport.dialled)
+    rig.driver.source_lost(source)
+    assert len(rig.taken) == STEPS_PER_TURN
+    rig.driver.asked_for(THERE)  # The program wants it back at once.
+    for slices in (2, 3):
+        await turns(1)
+        assert len(rig.taken) == slices * STEPS_PER_TURN
+        assert len(rig.transport.dialled) == dialled
+    await turns(1)
+    assert len(rig.taken) == rig.steps
+    assert await anext(events) == NodeDown(THERE, 2, "connection closed")
+    assert len(rig.transport.dialled) == dialled + 1
+
+
+@virtual
+async def test_a_dial_that_is_given_up_while_it_waits_never_begins() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.steps = 2 * STEPS_PER_TURN
+    rig.driver.source_lost(source)
+    rig.driver.asked_for(THERE)
+    dialled = len(rig.transport.dialled)
+    rig.driver.disconnected(THERE, "not wanted any more")
+    await turns(5)
+    assert len(rig.taken) == rig.steps
+    assert len(rig.transport.dialled) == dialled
+
+
+@virtual
+async def test_a_node_that_leaves_finishes_what_it_owes_its_processes() -> None:
+    rig = Rig()
+    events = rig.events.subscribe()
+    _, source = rig.bring_up()
+    rig.steps = 5 * STEPS_PER_TURN
+    rig.driver.source_lost(source)
+    rig.driver.leave("shutdown")
+    assert len(rig.taken) == rig.steps
+    assert [type(event) for event in await rig.next_events(events, 2)] == [NodeUp, NodeDown]
+    await turns(5)
+    assert len(rig.taken) == rig.steps
