@@ -307,8 +307,8 @@ class Links:
                 continue
             for ref in [ref for ref in ends.watchers if ref.node == node]:
                 self._remove_watcher(ref)
-            for ref, target in [each for each in ends.monitors.items() if each[1].node == node]:
-                if ref in self._owner_of:
+            for ref, target in list(ends.monitors.items()):
+                if target.node == node and ref in self._owner_of:
                     yield self._deliver_down(ref, target, "noconnection")
             for other in [other for other in ends.links if other.node == node]:
                 if ends.links.pop(other, None) is not None and number in self._ends:
