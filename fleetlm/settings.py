@@ -154,6 +154,9 @@ class Settings:
     itself is random below the ceiling, so that nodes do not dial in step."""
     backoff_max_s: float = 15.0
     """The highest ceiling of that pause: a peer that comes back is dialled within this time."""
+    foreign_backoff_max_s: float = 300.0
+    """The longest pause before an address is dialled again where another program listens on the port: it
+    cannot become a node by itself, and a node that gets the address later introduces itself."""
     settled_s: float = 10.0
     """Seconds that a connection must live to count as a success. Each one in a row that ends earlier doubles
     the pause before the next dial, up to twice ``backoff_max_s``: two nodes whose connections are reset after

@@ -131,6 +131,7 @@ class Connection:
         incarnation: of the peer, when it was up last; 0 before.
         attempt: failed attempts since it was up last.
         short_lived: connections in a row that ended before they had lived for `Settings.settled_s`.
+        foreign: dials in a row that found another program at this address.
         next_dial_at: when to dial next; only in IDLE.
         earliest_dial_at: the peer's HELLO does not bring `next_dial_at` forward beyond this.
         deadline: when the present step of the handshake must be done; only in DIALLING.
@@ -147,6 +148,7 @@ class Connection:
         "deadline",
         "dropped",
         "earliest_dial_at",
+        "foreign",
         "incarnation",
         "incoming",
         "ip",
@@ -181,6 +183,7 @@ class Connection:
         self.incarnation: int = 0
         self.attempt: int = 0
         self.short_lived: int = 0
+        self.foreign: int = 0
         self.next_dial_at: float = now
         self.earliest_dial_at: float = now
         self.deadline: float = 0.0
@@ -212,11 +215,14 @@ class Connection:
         effects: list[Effect] = [Send(out.channel, out.header(Kind.HELLO) + body)]
         return effects + self._confirm()
 
-    def channel_lost(self, now: float, reason: str) -> list[Effect]:
-        """Our channel could not be opened, or has ended."""
+    def channel_lost(self, now: float, reason: str, *, is_foreign: bool = False) -> list[Effect]:
+        """Our channel could not be opened, or has ended; ``is_foreign``: another program listens there."""
         if self.phase is Phase.UP:
             return self.down(now, reason)
-        return self.failed(now, reason)
+        effects = self.failed(now, reason)
+        if is_foreign:
+            self._wait_for_another_node(now)
+        return effects
 
     def failed(self, now: float, reason: str) -> list[Effect]:
         """Give up this attempt, for ``reason``; the next one follows after a back-off."""
@@ -242,6 +248,7 @@ class Connection:
             effects += self._go_idle(now)
         if hello.incarnation != self.incarnation:
             self.short_lived, self.earliest_dial_at = 0, now
+        self.foreign = 0
         self.incoming = Incoming(source, epoch, hello, ip)
         if self.phase is Phase.IDLE:
             # The peer is alive: dial back without waiting, unless its connections end at once.
@@ -378,6 +385,16 @@ class Connection:
         self.earliest_dial_at = now + least
         if least:
             self.next_dial_at = max(self.next_dial_at, now + self.rng.uniform(least, ceiling))
+
+    def _wait_for_another_node(self, now: float) -> None:
+        """Set the long pause before the next dial to an address where another program listens.
+
+        A node that gets this address later introduces itself, which ends the pause (`hello`).
+        """
+        s = self.settings
+        self.foreign += 1
+        ceiling = min(s.foreign_backoff_max_s, s.backoff_max_s * 2.0 ** min(self.foreign, 16))
+        self.next_dial_at = now + self.rng.uniform(ceiling / 2, ceiling)
 
     def _missing_step(self) -> str:
         """Return a text that names the step of the handshake that took too long, and what may be wrong."""

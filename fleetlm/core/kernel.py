@@ -164,22 +164,25 @@ class Kernel:
         peer = self._channels.get(channel)
         return [] if peer is None else self._apply(now, peer, peer.connection.opened(now))
 
-    def channel_lost(self, now: float, channel: int, reason: str) -> list[Effect]:
-        """A dial failed, or an open channel has ended."""
+    def channel_lost(
+        self, now: float, channel: int, reason: str, *, is_foreign: bool = False
+    ) -> list[Effect]:
+        """A dial failed, or an open channel has ended; ``is_foreign``: another program listens there."""
         if channel in self._probes:
             return self._settle_claim(now, channel, None)
         peer = self._channels.pop(channel, None)
         if peer is None:
             return []
         why = reason + self._describe_silence(now, peer)
-        return self._apply(now, peer, peer.connection.channel_lost(now, why))
+        effects = peer.connection.channel_lost(now, why, is_foreign=is_foreign)
+        return self._apply(now, peer, effects)
 
     def answered(self, now: float, channel: int, frame: bytes) -> list[Effect]:
         """A REFUSED or IAM came back over a channel that this node dialled."""
         try:
             answer = frames.read_answer(frame)
         except BadFrame as error:
-            return self.channel_lost(now, channel, f"protocol error: {error}")
+            return self.channel_lost(now, channel, f"protocol error: {error}", is_foreign=True)
         if isinstance(answer, IAm):
             return self._settle_claim(now, channel, answer) if channel in self._probes else []
         peer = self._channels.get(channel)

@@ -145,9 +145,10 @@ class Driver:
         """See `Listener`."""
         self._perform(self.kernel.opened(self._loop.time(), channel))
 
-    def channel_lost(self, channel: int, reason: str) -> None:
+    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
         """See `Listener`."""
-        self._perform(self.kernel.channel_lost(self._loop.time(), channel, reason))
+        now = self._loop.time()
+        self._perform(self.kernel.channel_lost(now, channel, reason, is_foreign=is_foreign))
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
         """See `Listener`."""

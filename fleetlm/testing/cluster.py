@@ -397,7 +397,7 @@ class _Watched:
         self._listener.channel_opened(channel)
         self._on_fact(self._ip)
 
-    def channel_lost(self, channel: int, reason: str) -> None:
+    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
         self._listener.channel_lost(channel, reason)
         self._on_fact(self._ip)
 

@@ -16,6 +16,11 @@ What ZeroMQ hides, and how it is found out:
   edge, since it costs two descriptors.
 * *Events consumed by a send.* A send lets ZeroMQ handle its pending events, and so may consume the wake-up
   of the descriptor. While an answer may still come, each send therefore schedules a `DealerChannel.check`.
+* *That something else listens there.* An address is given to another machine, and a web server has that
+  port now. It waits for a request, as ZeroMQ waits for its greeting; a server that serves one connection at a
+  time would be held for as long. But every node sends its greeting at once, also while it is busy, since
+  libzmq's own thread does it. So a connection over which no byte has come for `GREETING_S`, or for a few
+  round trips, is closed, and its loss is reported as foreign.
 * *A wake-up that is missed.* The descriptor is edge-triggered. `DealerChannel.recheck`, called by the
   transport every second, looks at everything once more, and ends a dial that nothing else ended.
 
@@ -39,8 +44,22 @@ from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import CurveKeys
 from fleetlm.transport.interface import Part
-from fleetlm.transport.monitor import CLIENT_EVENTS, FAILURES, Monitor, explain_refusal_there
-from fleetlm.transport.sockets import Context, connect, get_int, make_dealer, may_dial_from, source_address
+from fleetlm.transport.monitor import (
+    CLIENT_EVENTS,
+    FAILURES,
+    Monitor,
+    explain_refusal_there,
+    is_no_zeromq,
+)
+from fleetlm.transport.sockets import (
+    Context,
+    connect,
+    count_received,
+    get_int,
+    make_dealer,
+    may_dial_from,
+    source_address,
+)
 
 ROUTING_ID_BYTES: Final = 16
 """Length of a routing id: random, so that two dials never get the same one."""
@@ -50,6 +69,10 @@ MAX_ANSWERS: Final = 4
 """Answers accepted on one channel. A node sends REFUSED or IAM, once each, and never more than two."""
 REASON_PROBE_TIMEOUT_S: Final = 0.25
 """Seconds to find the reason of a failed dial. Short, since the failure itself is known already."""
+GREETING_S: Final = 0.5
+"""Seconds for the first byte of the other end. A node sends it within one round trip."""
+GREETING_ROUND_TRIPS: Final = 6
+"""Where the network is slow: so many times the time that TCP took to connect."""
 DIAL_SLACK_S: Final = 1.0
 """Seconds beyond both time-outs of a dial (TCP, then ZMTP) after which `recheck` ends it."""
 
@@ -66,7 +89,7 @@ class ChannelOwner(Protocol):
     def channel_opened(self, channel: int) -> None:
         """The channel is open: frames may be sent."""
 
-    def channel_lost(self, channel: int, reason: str) -> None:
+    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
         """The channel has ended and has closed its socket. ``reason`` names the endpoint and the cause."""
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
@@ -100,6 +123,7 @@ class DealerChannel:
         "_dialled_at",
         "_failure",
         "_fd",
+        "_greeting",
         "_has_cookie",
         "_is_check_scheduled",
         "_is_connected",
@@ -143,6 +167,7 @@ class DealerChannel:
         self._is_check_scheduled = False
         self._failure: tuple[int, int] | None = None
         self._probe: ReasonProbe | None = None
+        self._greeting: asyncio.TimerHandle | None = None
         self._monitor: Monitor | None = None
         self._sock = make_dealer(context, settings, new_routing_id(), keys)
         try:
@@ -269,7 +294,8 @@ class DealerChannel:
             parts += 1
         self._answers += 1
         if parts > 1 or self._answers > MAX_ANSWERS:
-            self._report_lost(f"{self._where}: it sends answers that no fleetlm node sends")
+            why = f"{self._where}: it sends answers that no fleetlm node sends"
+            self._report_lost(why, is_foreign=True)
         else:
             self._owner.channel_answered(self.number, frame)
 
@@ -280,11 +306,26 @@ class DealerChannel:
         for event, value in self._monitor.read():
             if event == zmq.EVENT_CONNECTED:
                 self._is_connected = True
+                took_s = self._loop.time() - self._dialled_at
+                patience_s = max(GREETING_S, GREETING_ROUND_TRIPS * took_s)
+                self._greeting = self._loop.call_later(patience_s, self._check_greeting, value, patience_s)
             elif event & FAILURES:
                 self._failure = (event, value)
             else:
                 self._explain_failure()
                 return
+
+    def _check_greeting(self, fd: int, patience_s: float) -> None:
+        """End a dial to something that has accepted the connection and has sent nothing at all."""
+        self._greeting = None
+        self.check()
+        if self.is_open or self._sock.closed or count_received(fd) != 0:
+            return
+        self._report_lost(
+            f"{self._where}: it accepted the connection and sent nothing within {patience_s:.1f} s, while a "
+            "fleetlm node greets at once: another program has this port, or the node there is stopped",
+            is_foreign=True,
+        )
 
     def _explain_failure(self) -> None:
         """End a dial that has failed, with the reason; a `ReasonProbe` finds it if ZeroMQ does not say."""
@@ -297,7 +338,8 @@ class DealerChannel:
             timeout_s = limit_s if elapsed_s >= limit_s else None
             event, value = self._failure or (0, 0)
             reason = explain_refusal_there(event, value, self._has_cookie, timeout_s)
-            self._report_lost(f"{self._where}: {reason}")
+            is_foreign = timeout_s is not None or is_no_zeromq(event, value)
+            self._report_lost(f"{self._where}: {reason}", is_foreign=is_foreign)
         elif elapsed_s >= limit_s:
             self._report_lost(f"{self._where}: connect timeout, no answer within {limit_s:g} s")
         else:
@@ -309,13 +351,16 @@ class DealerChannel:
     def _describe_end(self) -> str:
         return f"{self._where}: the connection ended"
 
-    def _report_lost(self, reason: str) -> None:
+    def _report_lost(self, reason: str, *, is_foreign: bool = False) -> None:
         """Close the channel and tell the owner, unless it has ended already."""
         if not self._sock.closed:
             self.hang_up(0)
-            self._owner.channel_lost(self.number, reason)
+            self._owner.channel_lost(self.number, reason, is_foreign=is_foreign)
 
     def _drop_monitor(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
+            self._greeting = None
         if self._monitor is not None:
             self._loop.remove_reader(self._monitor.fd)
             self._monitor.close()

@@ -27,8 +27,11 @@ class Listener(Protocol):
     def channel_opened(self, channel: int) -> None:
         """The handshakes with the dialled address are done (TCP, ZMTP, CURVE with a cookie): send now."""
 
-    def channel_lost(self, channel: int, reason: str) -> None:
-        """The dial failed, or the channel ended. Reported once for a channel, which is gone then."""
+    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
+        """The dial failed, or the channel ended. Reported once for a channel, which is gone then.
+
+        ``is_foreign``: something accepts connections there that does not behave as a node does.
+        """
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
         """The dialled node answered on the channel itself, with a refusal or with its identity."""

@@ -102,6 +102,11 @@ def explain_refusal_here(event: int, value: int, has_cookie: bool) -> str:
     )
 
 
+def is_no_zeromq(event: int, value: int) -> bool:
+    """Whether a failure that the monitor reported shows that the other end does not speak ZeroMQ."""
+    return event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value not in (MISMATCH, CRYPTOGRAPHIC)
+
+
 def explain_refusal_there(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str:
     """Return why a dialled node did not accept this one, from the last failure that the monitor reported.
 

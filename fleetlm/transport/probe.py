@@ -66,7 +66,7 @@ class _Asker:
         if self.channel is not None and not self.channel.send((frames.probe(),)):
             self.channel_lost(channel, f"{self._where}: it closed the connection at once")
 
-    def channel_lost(self, channel: int, reason: str) -> None:  # noqa: ARG002
+    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:  # noqa: ARG002
         """Store the reason, since no answer will come."""
         if not self.verdict.done():
             self.verdict.set_result(reason)

@@ -200,10 +200,10 @@ class ZmqTransport:
         """Pass the fact on to the listener."""
         self._listener.channel_opened(channel)
 
-    def channel_lost(self, channel: int, reason: str) -> None:
+    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
         """Forget the channel and report its loss."""
         self._channels.pop(channel, None)
-        self._listener.channel_lost(channel, reason)
+        self._listener.channel_lost(channel, reason, is_foreign=is_foreign)
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
         """Pass the answer on to the listener."""

@@ -32,6 +32,8 @@ class Recorder:
     def __init__(self) -> None:
         self.facts: list[tuple[Any, ...]] = []
         self.times: list[float] = []
+        self.foreign: set[int] = set()
+        """Channels that were lost because another program listens there."""
         self.on_fact: Callable[[tuple[Any, ...]], None] | None = None
         self._changed = asyncio.Event()
 
@@ -45,7 +47,8 @@ class Recorder:
     def channel_opened(self, channel: int) -> None:
         self._note("opened", channel)
 
-    def channel_lost(self, channel: int, reason: str) -> None:
+    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
+        self.foreign |= {channel} if is_foreign else set()
         self._note("lost", channel, reason)
 
     def channel_answered(self, channel: int, frame: bytes) -> None:

@@ -419,6 +419,33 @@ async def test_descriptors_are_reused_and_sources_kept_apart() -> None:
         assert not b.transport._router._sources
 
 
+# ── other programs on the port ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells how many bytes have come")
+async def test_a_program_that_waits_for_a_request_is_left_alone_after_a_moment() -> None:
+    async with station() as a:
+        held: list[float] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            began = time.monotonic()
+            while await reader.read(1024):
+                pass
+            held.append(time.monotonic() - began)
+            writer.close()
+
+        ip = free_ip()
+        async with await asyncio.start_server(serve, ip, PORT):
+            channel = a.dial(ip, PORT)
+            lost, reason = await a.seen.until("lost")
+            assert lost == channel
+            assert "another program has this port" in reason
+            assert a.seen.foreign == {channel}
+            while not held:
+                await asyncio.sleep(0.01)
+        assert held[0] < allowed_s(2.0), "not for the 3 s that a dial may take"
+
+
 # ── strangers ────────────────────────────────────────────────────────────────────────────────────
 
 
