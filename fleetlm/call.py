@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, NoFactory, NoProcess
 from fleetlm.texts import SHORT, text_of
-from fleetlm.wire.failures import FailureKind
+from fleetlm.wire.failures import FailureKind, texts_of_outcome
 
 
 class Caller(Protocol):
@@ -180,7 +180,10 @@ class Call:
         self._producer.more(units)
 
     def fail(self, error: BaseException) -> None:
-        """Raise `RemoteError` at the caller, with the type name, the text and the traceback as text."""
+        """Raise `RemoteError` at the caller, with the type name, the text and the traceback as text.
+
+        An outcome of a request that the serving process made itself goes along as `RemoteError.cause`.
+        """
         if self._finish():
             self._send_error(error)
 
@@ -228,7 +231,8 @@ class Call:
 
     def _send_error(self, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
-        self._caller.failed(self._ref, FailureKind.RAISED, [type(error).__name__, text_of(error), text])
+        texts = [type(error).__name__, text_of(error), text, *texts_of_outcome(error)]
+        self._caller.failed(self._ref, FailureKind.RAISED, texts)
 
     def _is_still_wanted(self) -> bool:
         """Whether the caller still waits; a call whose deadline has passed is abandoned."""

@@ -16,7 +16,7 @@
     ├── NotDelivered        the request never ran: trying again is safe
     │   ├── NoProcess       there is no process with that pid or name
     │   ├── NoMember        the process group is empty
-    │   ├── NoHandler       the process is not an actor, or has no such handler
+    │   ├── NoHandler       the process is not an actor, or has no handler that takes these arguments
     │   ├── Expired         the deadline of the call being served has passed
     │   ├── NoFactory       that node has no factory of that name
     │   ├── NoConnection    that node is not connected
@@ -30,7 +30,8 @@
     │   ├── WorkerDied      a worker process of ``run_in_process`` ended while it ran a function
     │   └── CallTimeout     there was no reply before the deadline
     │       └── StreamIdle  a stream had a pause longer than its idle limit
-    ├── RemoteError         the request ran and raised an exception
+    ├── RemoteError         the request ran and raised an exception; its ``cause`` is one of these three, if
+    │                       a request that it made itself ended it
     └── ProcessExit         raised by a process to end with an exit reason of its own
 
 Errors carry their facts as attributes; ``__str__`` makes the sentence. ``args`` hold the same facts, so
@@ -280,7 +281,7 @@ class NoMember(NotDelivered):
 
 
 class NoHandler(NotDelivered):
-    """The process has no handler for the request, so nothing has run.
+    """The process has no handler for the request, or one that does not take its arguments: nothing has run.
 
     Attributes:
         target: the process.
@@ -509,17 +510,31 @@ class StreamIdle(CallTimeout):
 class RemoteError(FleetError):
     """The request ran and raised an exception. The exception is not sent, only its text.
 
+    What the handler itself asked of others may have had an outcome of its own, which the handler let
+    through. That outcome keeps its class, as `cause`, and says who may repeat the request:
+
+    * `NotDelivered`: the inner request never ran. Repeat the outer one if what its handler did *before* may
+      be done twice; a handler that had done nothing yet may always be repeated.
+    * `OutcomeUnknown`: the inner request may have run. Repeat the outer one if both may run twice.
+    * `RemoteError`: the inner request ran and raised. A repetition would most likely raise again; its own
+      `cause` says why.
+    * None: the handler raised by itself.
+
     Attributes:
         type_name: the name of the exception's class, such as ``ValueError``.
         text: the exception's message.
         traceback_text: the traceback as text, for logs; may be empty.
+        cause: the outcome of a request of the handler that ended it, or None. It is the ``__cause__`` too.
     """
 
-    def __init__(self, type_name: str, text: str, traceback_text: str = "") -> None:
-        super().__init__(type_name, text, traceback_text)
+    def __init__(
+        self, type_name: str, text: str, traceback_text: str = "", cause: FleetError | None = None
+    ) -> None:
+        super().__init__(type_name, text, traceback_text, cause)
         self.type_name = type_name
         self.text = text
         self.traceback_text = traceback_text
+        self.cause = self.__cause__ = cause
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.text}" if self.text else self.type_name

@@ -65,7 +65,7 @@ from fleetlm.call import Call
 from fleetlm.errors import FleetError, ProcessExit
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.processes.running import RunningProcess, exit_reason
-from fleetlm.texts import SHORT, type_name
+from fleetlm.texts import SHORT, text_of, type_name
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
@@ -204,10 +204,14 @@ class ActorRun(Generic[ProcessT]):
 
     async def _run_call(self, found: Handler, request: Invoke, call: Call, task: Any) -> None:
         """Run a handler in this task and answer its call, unless the caller has gone meanwhile."""
+        try:
+            running = found.function(self._actor, *request.args, **request.kwargs)
+        except TypeError as error:  # The arguments do not fit, and nothing has run.
+            self.refuse(call, text_of(error))
+            return
         self._open[call] = task
         SERVING.set(call)
         try:
-            running = found.function(self._actor, *request.args, **request.kwargs)
             result = await (self._send_items(call, running) if found.streams else running)
         except asyncio.CancelledError as error:
             if self._settle_call(call, task):

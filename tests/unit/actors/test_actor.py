@@ -205,13 +205,12 @@ async def test_arguments_that_do_not_fit_are_the_callers_error(fleet: Fleet) -> 
     (node,) = await fleet.mesh(1)
     ref = await node.start_actor(Sessions)
     for args in [("s1",), ("s1", "a", "b")]:
-        with pytest.raises(RemoteError, match="argument") as caught:
+        with pytest.raises(NoHandler, match="argument"):  # Nothing has run.
             await ref.call(Sessions.append, *args)
-        assert caught.value.type_name == "TypeError"
         await ref.cast(Sessions.append, *args)
     for odd in (Invoke("append", 5, {}), Invoke("append", (), {1: 2})):  # type: ignore[arg-type,dict-item]
         await ref.send(odd)
-        with pytest.raises(RemoteError):
+        with pytest.raises(NoHandler):
             await node.call(ref.pid, odd)
     assert await ref.call(Sessions.append, "s1", "hello") == 1
 

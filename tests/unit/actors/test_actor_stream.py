@@ -159,7 +159,7 @@ async def test_an_exception_ends_the_stream_after_its_items(fleet: Fleet) -> Non
     assert got[0] == "a"
     assert got[1][:2] == (FailureKind.RAISED, "NotSerializable")
     _, got = await ask(process, "count")
-    assert got[0][:2] == (FailureKind.RAISED, "TypeError")
+    assert got[0][:2] == (FailureKind.NO_HANDLER, "model")
     assert model.log == ["closed", "closed"]
     assert await fleet.nodes[0].ref(Model, "model").call(Model.plain) == "plain"
 
