@@ -398,7 +398,7 @@ class _Watched:
         self._on_fact(self._ip)
 
     def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
-        self._listener.channel_lost(channel, reason)
+        self._listener.channel_lost(channel, reason, is_foreign=is_foreign)
         self._on_fact(self._ip)
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
