@@ -145,7 +145,7 @@ class Exchange:
                 response = await self._ask_without_edns(response)
             return self._read(response)
         except OSError as error:
-            raise ServerFailure(f"{_describe_os_error(error)} from {self.server.address}") from None
+            raise ServerFailure(f"{self.server.address}: {_describe_os_error(error)}") from None
         except EOFError:
             raise ServerFailure(f"a closed connection from {self.server.address}") from None
         except dns.exception.DNSException as error:

@@ -7,7 +7,7 @@ where ``files`` stands before ``dns``: the file's addresses are the answer. All 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from fleetlm.names import canonical_ip
@@ -67,16 +67,26 @@ def parse_hosts(text: str, names: frozenset[str]) -> dict[str, tuple[str, ...]]:
         names: the names to look for, in lower case.
     """
     found: dict[str, dict[str, None]] = {}
-    for line in text.splitlines():
-        lowered = line.lower()
-        if not any(name in lowered for name in names):
-            continue  # most lines of a long file
-        fields = lowered.partition("#")[0].split()
+    for line in _find_lines(text.lower(), names):
+        fields = line.partition("#")[0].split()
         if len(fields) < 2 or canonical_ip(fields[0].partition("%")[0]) is None:
             continue
         for name in names.intersection(fields[1:]):
             found.setdefault(name, {})[fields[0]] = None
     return {name: tuple(addresses) for name, addresses in found.items()}
+
+
+def _find_lines(text: str, words: frozenset[str]) -> Iterator[str]:
+    """Yield the lines that hold any of the words, in order; hosts files against advertisements are long."""
+    starts = set()
+    for word in words:
+        at = text.find(word) if word else -1
+        while at >= 0:
+            starts.add(text.rfind("\n", 0, at) + 1)
+            at = text.find(word, at + len(word))
+    for start in sorted(starts):
+        end = text.find("\n", start)
+        yield text[start:] if end < 0 else text[start:end]
 
 
 def parse_services(text: str) -> tuple[str, ...]:

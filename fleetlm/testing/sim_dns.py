@@ -36,6 +36,7 @@ class Reply(enum.Enum):
     REFUSED = "the server refuses"
     TIMEOUT = "no name server answers"
     PARTIAL = "a random sample, and one family failed"
+    NO_AAAA = "every A record, and the question for AAAA is never answered"
     RAISE = "the discovery itself is broken and raises"
 
 
@@ -147,6 +148,10 @@ class SimDns:
 
     def _make_answer(self, script: Script) -> Answer:
         named = [ip for ip in self._records if ip not in script.hidden]
+        if script.reply is Reply.NO_AAAA:
+            addresses, remark = sift(ip for ip in (*named, *script.extra) if ":" not in ip)
+            outcome = Outcome.PARTIAL if addresses else Outcome.FAILED
+            return Answer(outcome, addresses, f"{len(addresses)} addresses; AAAA failed", (4,))
         if script.reply is not Reply.ALL:
             named = self._rng.sample(named, min(script.count, len(named)))
         addresses, remark = sift([*named, *script.extra])

@@ -30,6 +30,8 @@ ANSWERS = [
     (Reply.TIMEOUT, {}, Outcome.FAILED, 0),
     (Reply.PARTIAL, {"count": 2}, Outcome.PARTIAL, 2),
     (Reply.PARTIAL, {"count": 0}, Outcome.FAILED, 0),
+    (Reply.NO_AAAA, {"extra": ["fdaa::9"]}, Outcome.PARTIAL, 5),
+    (Reply.NO_AAAA, {"hidden": [f"10.0.0.{n}" for n in range(1, 6)]}, Outcome.FAILED, 0),
 ]
 
 
@@ -50,6 +52,17 @@ def test_answers(reply: Reply, options: dict[str, Any], outcome: Outcome, count:
         assert DELAY_S[0] <= took_s <= slowest_s
         assert client.source
         assert dns.lookups == 1
+
+    run(main())
+
+
+def test_an_answer_without_aaaa_is_whole_for_ipv4() -> None:
+    async def main() -> None:
+        dns = SimDns(random.Random(1))
+        dns.add(A)
+        dns.script(Reply.NO_AAAA)
+        answer = await dns.client(A).lookup()
+        assert (answer.is_whole(4), answer.is_whole(6)) == (True, False)
 
     run(main())
 

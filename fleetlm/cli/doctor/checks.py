@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetlm.core.dns_answers import Answer, Outcome
+from fleetlm.discovery.dns import HOSTS
 from fleetlm.names import NodeName, endpoint
 from fleetlm.settings import Settings
 from fleetlm.wire.frames import IAm
@@ -298,6 +299,12 @@ def judge_lookup(facts: Facts) -> list[Finding]:
         cure = "Nodes use the addresses that were returned, and learn of missing ones through their peers"
         return [Finding(WARN, "dns", listed, cure)]
     if set(answer.addresses) <= {facts.own_ip}:
+        if answer.detail.endswith(f"from {HOSTS}"):
+            cure = (
+                f"{HOSTS} has only this machine under that name, so DNS is not asked: end the name in "
+                "DNS_CLUSTER_QUERY with a dot, or give this machine another host name"
+            )
+            return [Finding(WARN, "dns", f"{listed}: only this node", cure)]
         cure = (
             "This is normal for the first node. If there should be more, they are not running, or DNS does "
             "not have them under this name"

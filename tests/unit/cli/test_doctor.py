@@ -94,6 +94,12 @@ def test_every_failure_says_what_to_do_and_reveals_no_secret() -> None:
     [
         (answered(ME, PEER), OK, f"({ME}, {PEER})"),
         (answered(ME), WARN, "only this node"),
+        (answered(ME), WARN, "normal for the first node"),
+        (
+            answered(ME, detail="1 address, from /etc/hosts"),
+            WARN,
+            "end the name in DNS_CLUSTER_QUERY with a dot",
+        ),
         (answered(outcome=Outcome.EMPTY, detail="NXDOMAIN"), FAIL, "clusterIP: None"),
         (answered(outcome=Outcome.FAILED, detail="SERVFAIL from 10.0.0.2"), FAIL, "/etc/resolv.conf"),
         (answered(PEER, outcome=Outcome.PARTIAL, detail="1 address, but AAAA: timeout"), WARN, "timeout"),

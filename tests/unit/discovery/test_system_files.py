@@ -30,6 +30,12 @@ def test_all_lines_of_a_name_count_in_their_order() -> None:
     assert found == {"workers": ("10.0.0.2", "10.0.0.3", "fdaa::2"), "workers.site": ("10.0.0.2",)}
 
 
+def test_a_long_hosts_file_is_searched_for_the_names_only() -> None:
+    text = "".join(f"0.0.0.0 ad{n}.test\n" for n in range(20_000)) + "10.0.0.2 workers\r\n10.0.0.3 workers"
+    assert parse_hosts(text, frozenset({"workers"})) == {"workers": ("10.0.0.2", "10.0.0.3")}
+    assert parse_hosts(text, frozenset({""})) == {}
+
+
 def test_a_final_dot_is_part_of_the_name_in_the_hosts_file() -> None:
     assert parse_hosts(HOSTS, frozenset({"workers."})) == {}
 
