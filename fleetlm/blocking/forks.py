@@ -1,18 +1,34 @@
-"""Objects that must refuse to work in a forked child register here.
+"""What must happen in a forked child of a program with a node.
 
 ``os.fork()`` copies a running node into the child, but not the threads behind it: no event loop runs
-there and ZeroMQ's sockets are shared with the parent. Every copy is told at once, so that it raises
+there and ZeroMQ's sockets are shared with the parent. Every copy is told at once (`guard`), so that it raises
 instead of hanging or writing into the parent's sockets.
+
+A child that was forked on the event loop, in a coroutine, also has a copy of the loop, in the middle of a
+turn. Where the child leaves by ``sys.exit``, `asyncio.run` cancels all tasks and runs that loop until they
+have ended: the parent's processes would clean up a second time, in the child, and everything that reads
+would read the parent's descriptors. The selector is worse than a copy: an epoll instance is shared, so a
+child that removes a reader removes it for the parent. `leave_loop` therefore takes the parent's work out of
+the copy: only the coroutine that forked goes on.
+
+Source: CPython's asyncio since 3.12, which resets the running loop and the wake-up descriptor of signals in
+a forked child (gh-66285); differs: it leaves the loop itself as it was.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
+import gc
 import os
+import selectors
+import signal
 import sys
 import traceback
 import weakref
-from typing import NoReturn, Protocol
+from collections.abc import Coroutine
+from typing import Any, NoReturn, Protocol
 
 FORKED = (
     "belongs to the process that this one was forked from, and cannot be used here (start processes "
@@ -57,6 +73,58 @@ def end_child(error: BaseException | None) -> NoReturn:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # It may be None, or closed.
             stream.flush()
     os._exit(code)
+
+
+def leave_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Take everything of the parent out of an event loop, in the child.
+
+    It uses parts of asyncio's own loops that are not public, and passes over loops that do not have them.
+    """
+    if isinstance(loop.run_until_complete, functools.partial):
+        return  # Another node of the same loop was here.
+    with contextlib.suppress(ValueError):  # Not the main thread: then signals do not concern the loop.
+        signal.set_wakeup_fd(-1)  # Else a signal to the child would be handled by the parent.
+    tasks = asyncio.all_tasks(loop)
+    if not tasks and loop.is_running():  # Python 3.14 does not find them in a child.
+        every = (each for each in gc.get_objects() if isinstance(each, asyncio.Task))
+        tasks = {task for task in every if task.get_loop() is loop and not task.done()}
+    for task in tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+        asyncio._unregister_task(task)  # noqa: SLF001  # documented: "Extending asyncio"
+    for handle in [*getattr(loop, "_ready", ()), *getattr(loop, "_scheduled", ())]:
+        handle.cancel()
+    getattr(loop, "_asyncgens", set()).clear()
+    # What `asyncio.run` still awaits on this loop when the coroutine has left it is the parent's, too.
+    loop.run_until_complete = functools.partial(_await_nothing, tasks)  # type: ignore[method-assign,assignment]
+    shared = getattr(loop, "_selector", None)
+    if isinstance(shared, selectors.BaseSelector) and isinstance(loop, asyncio.SelectorEventLoop):
+        shared.close()  # The descriptor of the child only; nothing is removed from the parent's.
+        loop._selector = selectors.DefaultSelector()  # type: ignore[attr-defined]  # noqa: SLF001
+    loop.call_exception_handler = functools.partial(_handle_exception, loop)  # type: ignore[method-assign]
+
+
+def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Stand in for ``call_exception_handler`` of a loop that a forked child has left.
+
+    Since Python 3.14 the task that forked raises a RuntimeError at the end of its step, as its loop does
+    not run in the child any more. It hides the SystemExit that the coroutine raised, so the child would
+    stay for ever.
+    """
+    error = context.get("exception")
+    if isinstance(error, RuntimeError) and "is not the running loop" in str(error):
+        if isinstance(error.__context__, SystemExit):
+            end_child(error.__context__)
+        return
+    loop.default_exception_handler(context)
+
+
+def _await_nothing(tasks: set[asyncio.Task[object]], awaitable: object) -> None:
+    """Stand in for ``run_until_complete`` of a loop that a forked child has left."""
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()  # Not to be logged as one that nobody has seen: it is what ends the child.
+    if isinstance(awaitable, Coroutine):
+        awaitable.close()
 
 
 def _notify_guarded() -> None:

@@ -212,6 +212,11 @@ class LocalProcesses:
                 self._killed[number] = task
             self._remove(process, reason)
 
+    def forget_all(self) -> None:
+        """In a forked child: forget the processes, which are the parent's, without ending them."""
+        self._processes.clear()
+        self.boxes.clear()
+
     async def stop(self, trees_s: float = 0.0) -> None:
         """End every process with reason ``"shutdown"`` and wait until their tasks have ended.
 

@@ -88,8 +88,9 @@ class Assembly:
     def __init__(self, prepared: Prepared, make_process: MakeProcess, spawn: Callable[..., Pid]) -> None:
         settings, own, rng = prepared.settings, prepared.own_address, prepared.rng
         self._make_process = make_process
+        self._loop = asyncio.get_running_loop()
         self.transport: Transport = prepared.transport
-        self.started_at: float = asyncio.get_running_loop().time()
+        self.started_at: float = self._loop.time()
         self.own_address_warning = own.warning
         self._records = RecordWatch(own, can_bind)
         self._make_values(prepared)
@@ -223,5 +224,7 @@ class Assembly:
 
     def after_fork(self) -> None:
         """Implement `forks.Guarded`: in a child process, every request raises `NodeStopped`."""
+        forks.leave_loop(self._loop)
+        self.local.forget_all()
         self.outbound.stopped = forks.FORKED
         self.context.sessions.clear()
