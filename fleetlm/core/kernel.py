@@ -86,6 +86,8 @@ class Kernel:
         self.is_leaving: bool = False
         self.is_draining: bool = False
         self.verdict: str = ""
+        self._only_address: str | None = None
+        """The address that the last DNS answer named, if it named exactly one."""
         self.observed: set[str] = set()
         self._sources: dict[bytes, str] = {}
         """Source of a peer's present half → the name in its HELLO."""
@@ -110,6 +112,7 @@ class Kernel:
             return effects
         basename = self.me.name.partition("@")[0]
         names = [f"{basename}@{ip}" for ip in answer.addresses]
+        self._only_address = answer.addresses[0] if len(answer.addresses) == 1 else None
         if answer.outcome is Outcome.PARTIAL:
             return effects + self.heard_of(now, names)
         to_dial, stale = self.topology.answered(now, names)
@@ -193,10 +196,20 @@ class Kernel:
             peer.connection.incoming = None  # That half is of a former incarnation: do not confirm it.
         effects = self._apply(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
         ip = peer.connection.ip
+        if answer.refusal in (
+            Refusal.SELF,
+            Refusal.WRONG_NAME,
+        ):  # The row of an alias is made again and again.
+            effects = [effect for effect in effects if not isinstance(effect, Report)]
+            text = f"{peer.connection.name}: {peer.connection.last_error}"
+            effects += self._report_once(ip, answer.refusal.word, text, "info")
         if answer.refusal is Refusal.SELF:
-            return effects + self._learn_alias(now, ip, self.me.name)
+            effects += self._report_virtual(ip, self.me.name)
+            return effects + self._learn_alias(now, ip, self.me.name, dialled_at=now)
         if answer.refusal is Refusal.WRONG_NAME and admission.same_fleet(self.me.name, answer.name):
-            return effects + self._learn_alias(now, ip, answer.name) + self.heard_of(now, [answer.name])
+            effects += self._report_virtual(ip, answer.name)
+            effects += self._learn_alias(now, ip, answer.name, dialled_at=now)
+            return effects + self.heard_of(now, [answer.name])
         return effects
 
     # Facts about sources, which dialled this node.
@@ -245,7 +258,7 @@ class Kernel:
         peer = self._find_peer(source)
         reason = f"{PROTOCOL_ERROR}: {why[: frames.MAX_TEXT_CHARS]}"  # The text may quote what the peer sent.
         if peer is None:
-            who = self._ips.get(source, "unknown address")
+            who = self._ips.get(source, "a connection that has ended")
             return self._report_stranger(who, "protocol error", reason)
         self._sources.pop(source, None)
         return self._apply(now, peer, peer.connection.broken(now, reason))
@@ -523,16 +536,22 @@ class Kernel:
 
     def _report_stranger(self, who: str, what: str, reason: str, level: str = "warning") -> list[Effect]:
         """Report a refusal once for each ``who`` and ``what``; the text of ``reason`` may vary."""
+        return self._report_once(who, what, f"refused {who}: {reason}", level)
+
+    def _report_once(self, who: str, what: str, text: str, level: str = "warning") -> list[Effect]:
+        """Report a text once for each ``who`` and ``what``."""
         if (who, what) in self._strangers:
             return []
         if len(self._strangers) >= MAX_STRANGERS:
             del self._strangers[next(iter(self._strangers))]
         self._strangers[who, what] = None
-        return [Report(level, f"refused {who}: {reason}")]
+        return [Report(level, text)]
 
-    def _learn_alias(self, now: float, ip: str, owner: str) -> list[Effect]:
+    def _learn_alias(
+        self, now: float, ip: str, owner: str, *, dialled_at: float | None = None
+    ) -> list[Effect]:
         """Note another address of a node, and forget the row that was made for that address."""
-        peer = self.topology.learn_alias(ip, owner)
+        peer = self.topology.learn_alias(ip, owner, dialled_at)
         return [] if peer is None else self._forget(now, peer, f"another address of {owner}")
 
     def _forget(self, now: float, peer: Peer, why: str) -> list[Effect]:
@@ -541,6 +560,17 @@ class Kernel:
         self.topology.forget(peer)
         out = self._apply(now, peer, effects)
         return [effect for effect in out if not isinstance(effect, Report)]
+
+    def _report_virtual(self, ip: str, owner: str) -> list[Effect]:
+        """Report once that the only address in DNS led to a node whose name has another address."""
+        if ip != self._only_address:
+            return []
+        text = (
+            f"DNS names one address only, {ip}, and {owner} answers there: perhaps the virtual address of a "
+            "load balancer, behind which one node at a time is found. In Kubernetes use a headless Service "
+            "(clusterIP: None), in Docker Swarm tasks.<service>"
+        )
+        return self._report_once(ip, "virtual address", text)
 
     def _report_full_table(self) -> list[Effect]:
         """Report once that a node found no place in the table."""

@@ -17,7 +17,9 @@ that node. The rules:
 
 A node may have several addresses. `Topology.aliases` maps each further address to the node that answered
 there, so that the same node is not dialled a second time under another name. An address passes from one
-node to the next when containers are replaced; a node that introduces itself therefore ends such an entry.
+node to the next when containers are replaced, and the virtual address of a load balancer leads to another
+node each time. So an entry ends when a node introduces itself at the address, and when DNS still names the
+address after `Settings.forget_after_s`, or at once while this node is connected to no other.
 """
 
 from __future__ import annotations
@@ -149,6 +151,8 @@ class Topology:
         self.peers: dict[str, Peer] = {}
         self.aliases: dict[str, str] = {}
         self.is_full: bool = False
+        self._learned_at: dict[str, float] = {}
+        """When a dial of an alias led to its node, for those that no node has announced."""
         for ip in me.aliases:
             self.aliases[ip] = me.name
 
@@ -170,8 +174,9 @@ class Topology:
             peer.last_seen = now
             return peer
         ip = NodeName.parse(name).ip
-        if itself and ip not in self.me.aliases:
+        if (itself or (by_dns and self._is_old_alias(now, ip))) and ip not in self.me.aliases:
             self.aliases.pop(ip, None)
+            self._learned_at.pop(ip, None)
         if name == self.me.name or ip in self.aliases:
             return None
         if len(self.peers) >= self.settings.max_peers:
@@ -227,13 +232,35 @@ class Topology:
         name = peer.connection.name
         self.peers.pop(name, None)
         self.aliases = {ip: owner for ip, owner in self.aliases.items() if owner != name}
+        self._learned_at = {ip: at for ip, at in self._learned_at.items() if ip in self.aliases}
         self.is_full = False
 
-    def learn_alias(self, ip: str, owner: str) -> Peer | None:
-        """Note ``ip`` as another address of ``owner``. Return the row under that address, if it is not up."""
+    def _is_old_alias(self, now: float, ip: str) -> bool:
+        """Whether an address may lead to another node by now, so that it is worth dialling again."""
+        learned_at = self._learned_at.get(ip)
+        if learned_at is None:
+            return False
+        return now - learned_at > self.settings.forget_after_s or not self.up()
+
+    def learn_alias(self, ip: str, owner: str, dialled_at: float | None = None) -> Peer | None:
+        """Note ``ip`` as another address of ``owner``.
+
+        Args:
+            ip: the address.
+            owner: the node.
+            dialled_at: when a dial of the address led to that node, if the node did not announce the address
+                itself. Such an alias has an end; see the module.
+
+        Returns:
+            The row under that address, if it is not up.
+        """
         if NodeName.parse(owner).ip == ip or len(self.aliases) >= 4 * self.settings.max_peers:
             return None
         self.aliases[ip] = owner
+        if dialled_at is None:
+            self._learned_at.pop(ip, None)
+        else:
+            self._learned_at[ip] = dialled_at
         basename = self.me.name.partition("@")[0]
         peer = self.peers.get(f"{basename}@{ip}")
         return peer if peer is not None and not peer.is_up else None

@@ -11,9 +11,10 @@ two facts of a channel, opened and lost::
 
 What ZeroMQ hides, and how it is found out:
 
-* *Why a connect failed.* The monitor only says that it did. A `ReasonProbe` then connects once more with
-  a plain socket, to get the errno. The monitor is needed only while dialling and is dropped at the first
-  edge, since it costs two descriptors.
+* *Why a dial failed.* The monitor only says that a connect failed, or that the other end closed the
+  connection during the handshake. A `ReasonProbe` then connects once more with a plain socket, to get the
+  errno or the greeting. The monitor is needed only while dialling and is dropped at the first edge, since
+  it costs two descriptors.
 * *Events consumed by a send.* A send lets ZeroMQ handle its pending events, and so may consume the wake-up
   of the descriptor. While an answer may still come, each send therefore schedules a `DealerChannel.check`.
 * *That something else listens there.* An address is given to another machine, and a web server has that
@@ -31,11 +32,8 @@ The owner's callbacks come from the loop or from `DealerChannel.recheck`, never 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import secrets
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import zmq
@@ -51,15 +49,14 @@ from fleetlm.transport.monitor import (
     explain_refusal_there,
     is_no_zeromq,
 )
-from fleetlm.transport.sockets import (
-    Context,
-    connect,
-    count_received,
-    get_int,
-    make_dealer,
-    may_dial_from,
-    source_address,
+from fleetlm.transport.reasons import (
+    Found,
+    ReasonProbe,
+    explain_errno,
+    explain_greeting,
+    is_no_greeting,
 )
+from fleetlm.transport.sockets import Context, connect, count_received, get_int, make_dealer
 
 ROUTING_ID_BYTES: Final = 16
 """Length of a routing id: random, so that two dials never get the same one."""
@@ -67,8 +64,6 @@ ZERO_COPY_BYTES: Final = 64 * 1024
 """Parts of this size or more are lent to ZeroMQ instead of copied; below it, a copy is cheaper."""
 MAX_ANSWERS: Final = 4
 """Answers accepted on one channel. A node sends REFUSED or IAM, once each, and never more than two."""
-REASON_PROBE_TIMEOUT_S: Final = 0.25
-"""Seconds to find the reason of a failed dial. Short, since the failure itself is known already."""
 GREETING_S: Final = 0.5
 """Seconds for the first byte of the other end. A node sends it within one round trip."""
 GREETING_ROUND_TRIPS: Final = 6
@@ -338,15 +333,22 @@ class DealerChannel:
             timeout_s = limit_s if elapsed_s >= limit_s else None
             event, value = self._failure or (0, 0)
             reason = explain_refusal_there(event, value, self._has_cookie, timeout_s)
+            if reason is None:
+                self._probe = ReasonProbe(self._loop, *self._target, self.own_ip, self._report_greeting)
+                return
             is_foreign = timeout_s is not None or is_no_zeromq(event, value)
             self._report_lost(f"{self._where}: {reason}", is_foreign=is_foreign)
         elif elapsed_s >= limit_s:
             self._report_lost(f"{self._where}: connect timeout, no answer within {limit_s:g} s")
         else:
-            self._probe = ReasonProbe(self._loop, *self._target, self.own_ip, self._report_reason)
+            self._probe = ReasonProbe(self._loop, *self._target, self.own_ip, self._report_errno)
 
-    def _report_reason(self, why: str) -> None:
-        self._report_lost(f"{self._where}: {why}")
+    def _report_errno(self, found: Found) -> None:
+        self._report_lost(f"{self._where}: {explain_errno(found)}")
+
+    def _report_greeting(self, found: Found) -> None:
+        reason = f"{self._where}: {explain_greeting(found, self._has_cookie)}"
+        self._report_lost(reason, is_foreign=is_no_greeting(found))
 
     def _describe_end(self) -> str:
         return f"{self._where}: the connection ended"
@@ -365,62 +367,6 @@ class DealerChannel:
             self._loop.remove_reader(self._monitor.fd)
             self._monitor.close()
             self._monitor = None
-
-
-class ReasonProbe:
-    """Connects once more with a plain socket to learn the errno, which ZeroMQ does not report.
-
-    ``report`` is called once with the reason, from the loop, unless `close` comes first.
-    """
-
-    __slots__ = ("_loop", "_report", "_sock", "_timer")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        ip: str,
-        port: int,
-        own_ip: str | None,
-        report: Callable[[str], None],
-    ) -> None:
-        self._loop = loop
-        self._report = report
-        family, _ = source_address(ip)
-        self._timer = loop.call_later(REASON_PROBE_TIMEOUT_S, self._report_result, None)
-        self._sock: socket.socket | None = None
-        try:
-            self._sock = sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            if own_ip and may_dial_from(own_ip, ip):
-                sock.bind(source_address(own_ip)[1])
-            code = sock.connect_ex((ip, port))
-        except OSError as error:
-            code = error.errno or errno.EIO
-        if self._sock is not None and code == errno.EINPROGRESS:
-            loop.add_writer(self._sock, self._read_result)
-        else:
-            self._timer.cancel()
-            self._timer = loop.call_later(0, self._report_result, code)
-
-    def close(self) -> None:
-        """Give up without reporting anything. Idempotent."""
-        self._timer.cancel()
-        if self._sock is not None:
-            self._loop.remove_writer(self._sock)
-            self._sock.close()
-            self._sock = None
-
-    def _read_result(self) -> None:
-        assert self._sock is not None
-        self._report_result(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-
-    def _report_result(self, code: int | None) -> None:
-        self.close()
-        if code == 0:
-            self._report("connection refused a moment ago; it accepts connections now")
-        elif code is None:
-            self._report("connection refused, or the host cannot be reached")
-        else:
-            self._report(os.strerror(code).lower())
 
 
 def new_routing_id() -> bytes:

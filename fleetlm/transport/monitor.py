@@ -30,6 +30,11 @@ CLIENT_EVENTS: Final = FAILURES | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.E
 CRYPTOGRAPHIC: Final = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
 MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 
+OTHER_HAS_NO_COOKIE: Final = "authentication failed: it has no cookie (FLEETLM_COOKIE), and this node has one"
+OTHER_WANTS_COOKIE: Final = (
+    "authentication failed: it requires a cookie, and this node has none (FLEETLM_COOKIE)"
+)
+
 _EVENT = struct.Struct("=Hi")
 _numbers = itertools.count(1)
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -85,21 +90,18 @@ def explain_refusal_here(event: int, value: int, has_cookie: bool) -> str:
         return "authentication failed: its cookie differs from ours"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
         if has_cookie:
-            return "authentication failed: it has no cookie (FLEETLM_COOKIE), and this node has one"
+            return OTHER_HAS_NO_COOKIE
         return "authentication failed: it has a cookie, and this node has none (FLEETLM_COOKIE)"
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "authentication failed: its key is not the cluster's"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return f"it violated the ZeroMQ protocol (code {value:#x}): is it a fleetlm node?"
+    closed = "it closed the connection, or sent nothing, during the ZeroMQ handshake"
     if has_cookie:
         return (
-            "it closed the connection, or sent nothing, during the ZeroMQ handshake: its cookie differs "
-            "from ours or it has none (FLEETLM_COOKIE), or it is not a fleetlm node"
+            f"{closed}: perhaps a node with another cookie or without one (FLEETLM_COOKIE), or a health check"
         )
-    return (
-        "it closed the connection, or sent nothing, during the ZeroMQ handshake: it has a cookie, and this "
-        "node has none (FLEETLM_COOKIE), or it is not a fleetlm node"
-    )
+    return f"{closed}: perhaps a health check or a proxy, or a node that has a cookie while this one has none"
 
 
 def is_no_zeromq(event: int, value: int) -> bool:
@@ -107,15 +109,24 @@ def is_no_zeromq(event: int, value: int) -> bool:
     return event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value not in (MISMATCH, CRYPTOGRAPHIC)
 
 
-def explain_refusal_there(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str:
+def explain_refusal_there(event: int, value: int, has_cookie: bool, timeout_s: float | None) -> str | None:
     """Return why a dialled node did not accept this one, from the last failure that the monitor reported.
 
-    In the text "it" is the node that was dialled. ``timeout_s`` is given if the time ran out.
+    A node that refuses a client closes at once, mostly before ZeroMQ here has read its error, and so does a
+    proxy that cannot reach the node. Then the monitor does not know why, and the greeting must tell
+    (`transport.reasons`).
+
+    Args:
+        event: the event of the monitor.
+        value: its error code.
+        has_cookie: whether this node has a cookie.
+        timeout_s: the limit of the handshake in seconds, if it has passed.
+
+    Returns:
+        The reason, in which "it" is the node that was dialled; None if the monitor does not know it.
     """
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
-        if has_cookie:
-            return "authentication failed: it has no cookie (FLEETLM_COOKIE), and this node has one"
-        return "authentication failed: it requires a cookie, and this node has none (FLEETLM_COOKIE)"
+        return OTHER_HAS_NO_COOKIE if has_cookie else OTHER_WANTS_COOKIE
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "authentication failed: our key is not its cluster's (FLEETLM_COOKIE)"
     if timeout_s is not None:
@@ -123,17 +134,6 @@ def explain_refusal_there(event: int, value: int, has_cookie: bool, timeout_s: f
             f"no ZeroMQ handshake within {timeout_s:g} s: something accepts connections there, but "
             "it is not a fleetlm node, or it is blocked"
         )
-    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-        # A node that refuses a client closes at once, mostly before ZeroMQ here has read its error.
-        if has_cookie:
-            return (
-                "authentication failed: its cookie differs from ours, or it has none "
-                "(FLEETLM_COOKIE); or it closed during the handshake"
-            )
-        return (
-            "authentication failed: it requires a cookie, and this node has none (FLEETLM_COOKIE); "
-            "or it closed during the handshake"
-        )
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return f"it violated the ZeroMQ protocol (code {value:#x}): is it a fleetlm node?"
-    return "it closed the connection during the ZeroMQ handshake: is it a fleetlm node?"
+    return None

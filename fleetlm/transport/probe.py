@@ -19,7 +19,9 @@ CHANNEL: Final = 0
 """The number of the only channel."""
 
 
-async def probe(ip: str, port: int, settings: Settings, timeout_s: float) -> IAm | str:
+async def probe(
+    ip: str, port: int, settings: Settings, timeout_s: float, padding_bytes: int = 0
+) -> IAm | str:
     """Ask which node listens on ``ip:port``.
 
     Args:
@@ -27,12 +29,13 @@ async def probe(ip: str, port: int, settings: Settings, timeout_s: float) -> IAm
         port: the port of the node.
         settings: the cookie and the limits. The cookie must be the cluster's.
         timeout_s: the longest wait, in seconds.
+        padding_bytes: the question is larger by so much, to try whether the path carries large packets.
 
     Returns:
         The node's identity, or a sentence that names the address and why there is no answer.
     """
     loop = asyncio.get_running_loop()
-    asker = _Asker(ip, port, loop.create_future())
+    asker = _Asker(ip, port, loop.create_future(), frames.probe(padding_bytes))
     keys = None if settings.cookie is None else keys_from_cookie(settings.cookie)
     limits = settings.replace(connect_timeout_s=min(settings.connect_timeout_s, timeout_s))
     context: Context = zmq.Context()
@@ -56,14 +59,15 @@ async def probe(ip: str, port: int, settings: Settings, timeout_s: float) -> IAm
 class _Asker:
     """A `ChannelOwner` that asks one question. ``verdict`` gets the answer, or why there is none."""
 
-    def __init__(self, ip: str, port: int, verdict: asyncio.Future[IAm | str]) -> None:
+    def __init__(self, ip: str, port: int, verdict: asyncio.Future[IAm | str], question: bytes) -> None:
         self._where = endpoint(ip, port)
+        self._question = question
         self.verdict = verdict
         self.channel: DealerChannel | None = None
 
     def channel_opened(self, channel: int) -> None:
         """Send the question."""
-        if self.channel is not None and not self.channel.send((frames.probe(),)):
+        if self.channel is not None and not self.channel.send((self._question,)):
             self.channel_lost(channel, f"{self._where}: it closed the connection at once")
 
     def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:  # noqa: ARG002

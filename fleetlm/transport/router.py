@@ -63,7 +63,7 @@ MAX_REFUSED_IPS: Final = 256
 REFUSAL_INTERVAL_S: Final = 1.0
 """Seconds between two reports of refusals for one address, so that a stranger cannot fill the log."""
 
-UNKNOWN_IP: Final = "an unknown address"
+UNKNOWN_IP: Final = "a connection that ended before its address was read"
 """Stands for the address of a stranger whose connection had ended before the address could be looked
 up. ZeroMQ names strangers only by descriptor, and on one machine a refusal is faster than the loop."""
 

@@ -140,9 +140,10 @@ def explain_bind_error(error: OSError | zmq.ZMQError, port: int) -> str:
     """Explain why a port could not be bound, and what to do about it."""
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port {port} is in use, perhaps by another node on this machine "
-            f"(`ss -ltnp 'sport = :{port}'` shows the program). Stop that program, or set "
-            "FLEETLM_NODE_PORT to another port on every node of the cluster"
+            f"port {port} is in use, perhaps by another node on this machine. "
+            f"`ss -tanp 'sport = :{port}'` shows the program; stop it, or set FLEETLM_NODE_PORT to another "
+            "port on every node of the cluster. If the port serves an outgoing connection, keep it out of "
+            f"their range: sysctl -w net.ipv4.ip_local_reserved_ports={port}"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return (

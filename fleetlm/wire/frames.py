@@ -220,9 +220,14 @@ def iam(answer: IAm) -> bytes:
     return header(Kind.IAM, 0, 0) + body
 
 
-def probe() -> bytes:
-    """Build a whole PROBE frame, which asks which node is there. The probed node changes nothing."""
-    return header(Kind.PROBE, 0, 0) + _pack([PROTOCOL_MIN, PROTOCOL_MAX])
+def probe(padding_bytes: int = 0) -> bytes:
+    """Build a whole PROBE frame, which asks which node is there. The probed node changes nothing.
+
+    Args:
+        padding_bytes: zeros at the end of the frame, to try whether the path carries large packets.
+    """
+    fields: list[Any] = [PROTOCOL_MIN, PROTOCOL_MAX]
+    return header(Kind.PROBE, 0, 0) + _pack([*fields, bytes(padding_bytes)] if padding_bytes else fields)
 
 
 def read_answer(frame: bytes) -> Refused | IAm:

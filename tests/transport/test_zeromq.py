@@ -491,7 +491,7 @@ async def test_a_port_check_is_reported_once_with_its_address() -> None:
             socket.create_connection((a.ip, a.port), source_address=("127.0.0.77", 0)).close()
         ip, reason = await a.seen.until("refused")
         assert ip in ("127.0.0.77", UNKNOWN_IP)
-        assert "not a fleetlm node" in reason
+        assert "perhaps a health check" in reason
         await asyncio.sleep(0.2)
         assert len(a.seen.all("refused")) <= 2
 

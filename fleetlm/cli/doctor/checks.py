@@ -16,6 +16,8 @@ wrong, what to do (``cure``). A finding of level ``fail`` always has a cure. No 
 Levels: ``fail`` is a problem that keeps nodes apart or a node from starting; ``warn`` is a situation
 that may be intended, such as a node without a cookie; ``ok`` is a passed check. Only ``fail`` makes the
 exit code 1.
+
+A finding states what was seen. What is only likely to be the cause is worded as a guess ("perhaps").
 """
 
 from __future__ import annotations
@@ -72,12 +74,14 @@ class PeerFact:
         tcp: None if a TCP connection was made; else "refused", "timeout" or the system's error text.
         answer: what the node there says about itself; a text if the program that listens did not
             answer as a node of this cluster, and why; None if it was not asked.
+        takes_large: False if the node answered a small question, but not one of several packets.
     """
 
     ip: str
     port: int
     tcp: str | None
     answer: IAm | str | None = None
+    takes_large: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +237,11 @@ def judge_port(facts: Facts) -> list[Finding]:
         if found is None:
             return [Finding(OK, "port", f"{where} is free, so a node can start")]
         if isinstance(found, str):
+            port = facts.settings.node_port
             cure = (
                 "FLEETLM_NODE_IP must be an address of this machine, and FLEETLM_NODE_PORT a port that this "
-                "user may bind"
+                f"user may bind. `ss -tanp 'sport = :{port}'` shows a program that uses the port, also "
+                f"for an outgoing connection (then: sysctl -w net.ipv4.ip_local_reserved_ports={port})"
             )
             return [Finding(FAIL, "port", f"{where} cannot be bound: {found}", cure)]
         if isinstance(found.answer, IAm):
@@ -243,7 +249,7 @@ def judge_port(facts: Facts) -> list[Finding]:
             cure = "Stop that node first, or give the new one another FLEETLM_NODE_IP"
             return [Finding(WARN, "port", text, cure)]
         cure = (
-            f"Find the program with: ss -ltnp 'sport = {facts.settings.node_port}'. Stop it, or set "
+            f"Find the program with: ss -tanp 'sport = :{facts.settings.node_port}'. Stop it, or set "
             "FLEETLM_NODE_PORT to the same other port on every node"
         )
         text = f"{where} is taken by another program{_bracket(found.answer)}, so a node cannot start"
@@ -254,6 +260,14 @@ def judge_port(facts: Facts) -> list[Finding]:
             return [Finding(FAIL, "port", text, "Two nodes use one address: check FLEETLM_NODE_IP of both")]
         return [Finding(OK, "port", f"the node answers at {where}")]
     why = found.tcp if isinstance(found, PeerFact) else (found or "no program listens")
+    connected = [row for row in facts.rows if row["status"] in ("up", "busy")]
+    if connected:  # Each of them has connected to this node at the address in its name.
+        text = (
+            f"the node does not answer at {where} from this machine ({why}), but "
+            f"{_count_nodes(len(connected))} reached it there, which is normal behind NAT and with published "
+            "ports"
+        )
+        return [Finding(OK, "port", text)]
     cure = "Check the firewall of this machine, and that FLEETLM_NODE_IP is an address of this machine"
     return [Finding(FAIL, "port", f"the node does not answer at {where} from this machine: {why}", cure)]
 
@@ -362,8 +376,8 @@ def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool) -> Fin
         return Finding(level, "peer", text, cure)
     if isinstance(fact.answer, str):
         cure = (
-            "Give every node the same FLEETLM_COOKIE, or none. If the cookies are equal, a program that is "
-            "not a fleetlm node listens there"
+            "If the nodes have cookies, give every node the same FLEETLM_COOKIE. If they are equal, perhaps "
+            "a proxy or another program answered instead of a node"
         )
         return Finding(WARN if up else FAIL, "peer", fact.answer, cure)
     if fact.answer is None:
@@ -386,6 +400,14 @@ def _judge_answer(settings: Settings, answer: IAm, fact: PeerFact, named: bool) 
     if name.basename != settings.node_basename:
         cure = "Give every node the same DNS_CLUSTER_NODE_BASENAME"
         return Finding(FAIL, "peer", f"{text}; its basename differs from this node's", cure)
+    if not fact.takes_large:
+        text += "; it answers a small question, and not one of several packets"
+        cure = (
+            "Perhaps the path carries smaller packets than the interfaces of the machines say (the MTU in a "
+            "VPN, VXLAN or WireGuard) and ICMP is dropped. Lower the MTU of the interfaces (ip link set dev "
+            "eth0 mtu 1400), or clamp the MSS of TCP to the path MTU"
+        )
+        return Finding(FAIL, "peer", text, cure)
     if name.ip != fact.ip:
         cure = (
             "This is fine if that machine has both addresses. If not, set FLEETLM_NODE_IP there, and see the "
@@ -429,6 +451,7 @@ def cure_for(error: str) -> str:
         ("incompatible", "The two versions of fleetlm cannot communicate. Upgrade the older node"),
         ("draining", "That node is stopping; there is nothing to do"),
         ("too_many", "That node has reached its maximum number of peers (Settings.max_peers)"),
+        ("perhaps", "See the peer check of its address. If the nodes have cookies, compare FLEETLM_COOKIE"),
         ("cookie", "Give every node the same FLEETLM_COOKIE, or none"),
         ("authentic", "Give every node the same FLEETLM_COOKIE, or none"),
         ("back", "It reaches this node, but not vice versa. Check its FLEETLM_NODE_IP and one-way firewalls"),

@@ -47,6 +47,8 @@ TCP_S = 2.0
 """Seconds for a bare TCP connection to an address."""
 PROBE_S = 2.5
 """Seconds for a node to say who it is, its CURVE handshake included."""
+LARGE_PROBE_BYTES = 8 * 1024
+"""Size of the question that tries large packets: more than five Ethernet frames of 1,500 bytes."""
 MAX_CONCURRENT = 32
 """Peer addresses that are contacted at the same time."""
 MAX_PEERS = 200
@@ -215,11 +217,15 @@ def list_peer_addresses(answer: Answer | None, running: Mapping[str, Any] | None
 async def contact(ip: str, settings: Settings, *, ask_who: bool) -> PeerFact:
     """Ask the node at an address who it is; if no node answers, test whether TCP connects.
 
-    The order matters: a node logs a bare TCP connection as one from a stranger.
+    The order matters: a node logs a bare TCP connection as one from a stranger. A node that answers is
+    asked once more, with a question that does not fit into one packet.
     """
     port = settings.node_port
     answer = await probe(ip, port, settings, PROBE_S) if ask_who else None
-    tcp = None if isinstance(answer, IAm) else await try_tcp(ip, port)
+    if isinstance(answer, IAm):
+        large = await probe(ip, port, settings, PROBE_S, LARGE_PROBE_BYTES)
+        return PeerFact(ip, port, None, answer, isinstance(large, IAm))
+    tcp = await try_tcp(ip, port)
     return PeerFact(ip, port, tcp, answer if tcp is None else None)
 
 

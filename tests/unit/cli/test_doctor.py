@@ -186,7 +186,7 @@ def test_an_address_that_dns_does_not_name_any_more_is_no_failure() -> None:
         ("Permission denied", FAIL, "cannot be bound: Permission denied"),
         ("10.0.0.1 is no address of this machine", FAIL, "FLEETLM_NODE_IP must be an address of this"),
         (PeerFact(ME, 4370, None, iam(ME)), WARN, f"taken by the node fleetlm@{ME}"),
-        (PeerFact(ME, 4370, None, "no ZeroMQ"), FAIL, "ss -ltnp"),
+        (PeerFact(ME, 4370, None, "no ZeroMQ"), FAIL, "ss -tanp"),
     ],
 )
 def test_the_port_before_a_start(port: Any, level: str, words: str) -> None:
@@ -207,6 +207,43 @@ def test_the_port_before_a_start(port: Any, level: str, words: str) -> None:
 )
 def test_the_port_of_a_running_node(port: Any, level: str) -> None:
     assert one(checks.judge_port(facts(port=port, node=running()))).level == level
+
+
+def test_a_port_that_peers_reached_is_no_failure_behind_nat() -> None:
+    silent = PeerFact(ME, 4370, "timeout")
+    found = one(checks.judge_port(facts(node=running(row("fleetlm@10.0.0.2")), port=silent)))
+    assert found.level == OK
+    assert "1 node reached it there" in found.text
+    assert "timeout" in found.text
+    alone = one(checks.judge_port(facts(node=running(row("fleetlm@10.0.0.2", status="down")), port=silent)))
+    assert alone.level == FAIL
+
+
+def test_a_path_that_swallows_large_packets_is_a_failure_with_a_guess() -> None:
+    fact = PeerFact(PEER, 4370, None, iam(), takes_large=False)
+    found = one(checks.judge_peers(facts(peers=[fact])))
+    assert found.level == FAIL
+    assert "not one of several packets" in found.text
+    assert found.cure.startswith("Perhaps")
+    assert "MTU" in found.cure
+
+
+async def test_a_node_that_answers_is_asked_a_large_question_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    async def probe(_ip: str, _port: int, _settings: Settings, _timeout_s: float, padding: int = 0) -> Any:
+        asked.append(padding)
+        return "no answer" if padding else iam()
+
+    monkeypatch.setattr(gather, "probe", probe)
+    fact = await gather.contact(PEER, ON, ask_who=True)
+    assert asked == [0, gather.LARGE_PROBE_BYTES]
+    assert fact == PeerFact(PEER, ON.node_port, None, iam(), takes_large=False)
+
+
+def test_a_guess_is_not_cured_as_a_finding() -> None:
+    guess = "10.0.0.2:4370: it accepts connections and closes them at once: perhaps a proxy or a sidecar"
+    assert "If the nodes have cookies" in checks.cure_for(guess)
 
 
 def test_an_environment_that_cannot_be_used_is_exit_code_78(

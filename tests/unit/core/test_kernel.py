@@ -8,7 +8,7 @@ import pytest
 
 from fleetlm.core.connection import Phase
 from fleetlm.core.dns_answers import Answer, Outcome
-from fleetlm.core.effects import Dial, Down, HangUp, Send
+from fleetlm.core.effects import Dial, Down, HangUp, Report, Send
 from fleetlm.core.kernel import MAX_SOURCES, MAX_STRANGERS, MAX_VERDICTS, Kernel
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
@@ -211,9 +211,21 @@ def test_an_address_that_answers_as_this_node_is_an_alias_of_it() -> None:
     k = kernel()
     k.looked_up(T, addresses(9))
     k.opened(T, 1)
-    assert quiet(k.answered(T, 1, refusal_of(1, Refusal.SELF))) == [HangUp(1)]
+    first = k.answered(T, 1, refusal_of(1, Refusal.SELF))
+    assert quiet(first) == [HangUp(1)]
+    assert [effect.text for effect in first if isinstance(effect, Report)] != []
     assert k.topology.peers == {}
-    assert k.looked_up(T + 60, addresses(9)) == []
+    assert k.heard_of(T + 60, [name(9)]) == []
+
+
+def test_an_address_that_led_to_this_node_is_dialled_again_in_silence_while_it_is_alone() -> None:
+    """Behind a virtual address there may be another node the next time."""
+    k = kernel()
+    for channel in (1, 2, 3):
+        assert quiet(k.looked_up(T + 60 * channel, addresses(9))) == [Dial(channel, ip(9), 4370)]
+        k.opened(T, channel)
+        effects = k.answered(T + 60 * channel, channel, refusal_of(1, Refusal.SELF))
+        assert (len(effects) > len(quiet(effects))) == (channel == 1), "reported once"
 
 
 def test_an_address_that_turns_out_to_be_another_node_leads_to_it() -> None:
@@ -224,6 +236,30 @@ def test_an_address_that_turns_out_to_be_another_node_leads_to_it() -> None:
     assert quiet(effects) == [HangUp(1), Dial(2, ip(2), 4370)]
     assert list(k.topology.peers) == [name(2)]
     assert k.heard_of(T, ["fleetlm@fd00::2"]) == []
+
+
+@pytest.mark.parametrize(
+    ("refusal", "owner", "addresses_in_dns", "is_reported"),
+    [
+        (Refusal.WRONG_NAME, 3, (2,), True),
+        (Refusal.SELF, 1, (2,), True),
+        (Refusal.WRONG_NAME, 3, (2, 4), False),
+    ],
+)
+def test_the_only_address_in_dns_that_leads_to_another_name_may_be_virtual(
+    refusal: Refusal, owner: int, addresses_in_dns: tuple[int, ...], is_reported: bool
+) -> None:
+    k = kernel()
+    k.looked_up(T, addresses(*addresses_in_dns))
+    k.opened(T, 1)
+    texts = [
+        effect.text for effect in k.answered(T, 1, refusal_of(owner, refusal)) if isinstance(effect, Report)
+    ]
+    said = [text for text in texts if "perhaps the virtual address of a load balancer" in text]
+    assert len(said) == is_reported
+    if is_reported:
+        assert ip(2) in said[0]
+        assert name(owner) in said[0]
 
 
 def test_a_node_of_another_basename_is_not_dialled() -> None:

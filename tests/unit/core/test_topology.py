@@ -102,6 +102,31 @@ def test_a_node_that_introduces_itself_is_not_an_alias_any_more() -> None:
     assert table.aliases == {}
 
 
+def test_a_dialled_alias_is_tried_again_at_once_while_no_node_is_connected() -> None:
+    """The virtual address of a load balancer may have led a node to itself."""
+    table = topology()
+    table.learn_alias("fd00::2", name(1), dialled_at=T)
+    assert table.meet(T, SIX) is None, "hearsay does not end it"
+    assert table.meet(T, SIX, by_dns=True) is not None
+    assert table.aliases == {}
+
+
+def test_a_dialled_alias_is_tried_again_after_a_time_once_a_node_is_connected() -> None:
+    table = topology()
+    met(table, name(2)).connection.phase = Phase.UP
+    table.learn_alias("fd00::2", name(2), dialled_at=T)
+    assert table.meet(T + table.settings.forget_after_s, SIX, by_dns=True) is None
+    assert table.meet(T + table.settings.forget_after_s + 1, SIX, by_dns=True) is not None
+
+
+def test_an_announced_alias_has_no_end_while_its_node_is_known() -> None:
+    table = topology()
+    met(table, name(2))
+    table.learn_alias("fd00::2", name(2), dialled_at=T)
+    table.learn_alias("fd00::2", name(2))
+    assert table.meet(T + 1e6, SIX, by_dns=True) is None
+
+
 def test_aliases_are_bounded() -> None:
     table = topology(Settings(max_peers=2))
     for number in range(100):
