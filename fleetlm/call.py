@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, NoFactory, NoProcess
@@ -153,6 +153,8 @@ class Call:
         producer = self._producer
         if producer is None:
             raise TypeError("this call asks for one reply, not for a stream")
+        if producer.pause is not None:
+            await producer.pause()
         if self._done or self._clock() >= self.deadline:
             self.abandon()
             return False
@@ -209,6 +211,11 @@ class Call:
         if former is not None:
             former(self)
 
+    def pause_with(self, pause: Callable[[], Awaitable[None]]) -> None:
+        """Let ``pause`` run before each item, so that a producer that never waits does not stop the loop."""
+        if self._producer is not None:
+            self._producer.pause = pause
+
     def abandon(self) -> None:
         """End the call without an answer: its caller has gone, or its deadline has passed."""
         if self._finish():
@@ -223,6 +230,16 @@ class Call:
         """Raise `ProcessDown` at the caller: the process took the call and has ended."""
         if self._finish():
             self._caller.failed(self._ref, FailureKind.PROCESS_DOWN, [target, reason])
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a process has taken it from its mailbox, or it is over."""
+        return self._done or self._on_done is not None
+
+    def would_block(self, target: str, why: str) -> None:
+        """Raise `WouldBlock` at the caller: no process has taken the call, and none would."""
+        if self._finish():
+            self._caller.failed(self._ref, FailureKind.TOO_MANY, [target, why])
 
     def no_handler(self, target: str, why: str) -> None:
         """Raise `NoHandler` at the caller: the actor has no handler for the call, and nothing has run."""
@@ -261,11 +278,13 @@ class _ProducerEnd:
         idle_s: seconds that it waits for its consumer.
     """
 
-    __slots__ = ("_waiters", "credit", "idle_s", "window")
+    __slots__ = ("_waiters", "credit", "idle_s", "pause", "window")
 
     def __init__(self, window: int, idle_s: float = math.inf) -> None:
         self.window = window
         self.idle_s = idle_s
+        self.pause: Callable[[], Awaitable[None]] | None = None
+        """Lets others have their turn, where there is credit each time; set by the process that produces."""
         self.credit = window
         """Units that may be sent now. A large item may take it below 0."""
         self._waiters: dict[asyncio.Future[None], None] = {}

@@ -198,6 +198,7 @@ class Node:
         await self._drain(drain_s)
         await self._local.stop(drain_s)
         self._outbound.close(reason)
+        await parts.circles.stop()
         self._driver.leave(reason)
         if self._remote_shell is not None:
             await self._remote_shell.stop(reason, asked_by)
@@ -547,22 +548,26 @@ class Node:
 
     # Messages.
 
-    def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
+    def send(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """Send one message: at most once, in order, never silently lost while the connection lives.
 
-        Waits while a window is full (the connection's, or a local process's mailbox).
+        Waits while a window is full (the connection's, or a local process's mailbox). A process that sends
+        to itself does not wait, since it would wait for itself.
 
         Args:
             to: a pid, a name on this node, or ``(name, node)``.
             message: a value (README, "Embed"). It is packed before this returns.
+            timeout: seconds to wait for room; default `Settings.send_timeout_s`.
 
         Raises:
             NotSerializable, MessageTooLarge: nothing was sent.
+            WouldBlock: there was no room in time; nothing was sent. For a process that sends to itself: too
+                many messages wait for it already.
             NoConnection, NoProcess: nothing was sent. A name that no process has on *another* node is
                 not noticed: use `call` where that matters.
             NodeStopped: this node has been stopped.
         """
-        return self._outbound.send(to, message)  # One coroutine for each message, not two.
+        return self._outbound.send(to, message, timeout)  # One coroutine for each message, not two.
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """As `send`, but raises `WouldBlock` where that would wait."""

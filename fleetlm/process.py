@@ -17,6 +17,7 @@ from fleetlm.processes.running import ProcessFunction, RunningProcess
 if TYPE_CHECKING:
     from fleetlm.actors.ref import ActorRef
     from fleetlm.blocking.pools import Blocking
+    from fleetlm.messaging.turns import Turns
     from fleetlm.node import Node
     from fleetlm.processes.remote_spawn import RemoteSpawn
     from fleetlm.processes.signals import Signals
@@ -32,6 +33,7 @@ class ProcessServices:
     remote_spawn: RemoteSpawn
     mailbox_limit: int
     blocking: Blocking
+    turns: Turns
 
 
 class Process(RunningProcess):
@@ -48,7 +50,7 @@ class Process(RunningProcess):
     __slots__ = ("_services", "node")
 
     def __init__(self, node: Node, services: ProcessServices, pid: Pid, runs: str) -> None:
-        super().__init__(pid, runs, services.mailbox_limit)
+        super().__init__(pid, runs, services.mailbox_limit, services.turns)
         self.node: Node = node
         self._services = services
 

@@ -199,6 +199,11 @@ class Settings:
     mailbox_limit: int = 4_096
     """Messages of one node that may wait for one process before its senders wait. Between two nodes the
     lower of their two limits holds. A large message counts as several, see `fleetlm.messaging.windows`."""
+    send_timeout_s: float = 30.0
+    """Seconds that a ``send`` or ``cast`` waits for room before it raises `WouldBlock`, unless it has a limit
+    of its own. A process that takes nothing for so long is stuck, or much slower than its senders."""
+    stalled_after_s: float = 5.0
+    """Seconds after which waiting for room is logged once, with both ends: longer than a burst takes."""
     max_open_calls: int = 65_536
     """Calls of one peer that may wait for replies of this node. A further call is refused as not
     delivered."""

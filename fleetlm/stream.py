@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sized
+from collections.abc import Awaitable, Callable, Sized
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -66,13 +66,20 @@ class Stream(Generic[T_co]):
     producer is cancelled then. One task may wait for an item at a time.
     """
 
-    __slots__ = ("_is_open", "_is_waited_for", "_items", "_loop", "_source", "_take")
+    __slots__ = ("_is_open", "_is_waited_for", "_items", "_loop", "_pause", "_source", "_take")
 
-    def __init__(self, source: Source, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        source: Source,
+        loop: asyncio.AbstractEventLoop,
+        pause: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._source = source
         self._items = source.items
         self._take = source.take
         self._loop = loop
+        self._pause = pause
+        """Lets others have their turn, where there is an item each time."""
         self._is_waited_for = False
         self._is_open = True
 
@@ -86,6 +93,8 @@ class Stream(Generic[T_co]):
             StopAsyncIteration: the stream has ended regularly, or was closed.
             RuntimeError: another task waits for an item of this stream; nothing changed.
         """
+        if self._pause is not None:
+            await self._pause()
         if not self._items:
             if self._is_waited_for:
                 raise RuntimeError("another task waits for an item of this stream; one at a time may")

@@ -162,7 +162,7 @@ class SyncNode:
         if timeout is None:
             self._requests.run("send", to, functools.partial(self._node.send, to, message))
         else:
-            send = functools.partial(self._outbound.send_within, to, message, timeout)
+            send = functools.partial(self._outbound.send, to, message, timeout)
             self._requests.run("send", to, send, timeout)
 
     def send_nowait(self, to: Target, message: Any) -> None:
@@ -662,7 +662,13 @@ class SyncRef(Generic[A_co]):
         self, method: Callable[Concatenate[A_co, P], Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Let a handler run, without waiting for it. Raises: as `ActorRef.cast` and `SyncNode`."""
-        self._node.send(self.target, self._request(method, args, kwargs))
+        self._node.send(self.target, self._request(method, args, kwargs), self._timeout_s)
+
+    def cast_nowait(
+        self, method: Callable[Concatenate[A_co, P], Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """As `cast`, but raise `WouldBlock` where that would wait for room."""
+        self._node.send_nowait(self.target, self._request(method, args, kwargs))
 
     def stream(
         self, method: Callable[Concatenate[A_co, P], AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
@@ -673,7 +679,7 @@ class SyncRef(Generic[A_co]):
 
     def send(self, message: Any) -> None:
         """See `ActorRef.send`."""
-        self._node.send(self.target, message)
+        self._node.send(self.target, message, self._timeout_s)
 
     def _request(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Invoke:
         return Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)

@@ -23,11 +23,14 @@ Goal = Target | Callable[[], Pid]
 class Sender(Protocol):
     """The functions of its node that a reference uses."""
 
-    def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
+    def send(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """See `Node.send`."""
 
-    def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
+    def cast(self, to: Target, request: Invoke, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """Send a request that gets no reply; see `ActorRef.cast`."""
+
+    def cast_nowait(self, to: Target, request: Invoke) -> None:
+        """As `cast`, but raise `WouldBlock` where that would wait; see `ActorRef.cast_nowait`."""
 
     def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """See `Node.call`."""
@@ -95,8 +98,8 @@ class ActorRef(Generic[A_co]):
         """Return a reference to the same actor with limits of its own.
 
         Args:
-            seconds: for each call, and for each stream as a whole; None: the default, as in `Node.call` and
-                `Node.stream`.
+            seconds: for each call, for each stream as a whole, and for a cast or a message to wait for room;
+                None: the default, as in `Node.call`, `Node.stream` and `Node.send`.
             idle: seconds that a stream may pause, as in `Node.stream`; None: the default.
         """
         return ActorRef(self._node, self._actor, self._goal, seconds, idle)
@@ -131,15 +134,27 @@ class ActorRef(Generic[A_co]):
     ) -> Coroutine[Any, Any, None]:
         """Run a handler without waiting for it; waits only while a window is full. Its result is dropped.
 
-        An exception in the handler ends the actor. Arguments that do not fit, and handlers that the actor
-        does not have, are logged on its node.
+        It waits for up to `Settings.send_timeout_s`, or what `within` says. An actor that casts to itself
+        does not wait. An exception in the handler ends the actor. Arguments that do not fit, and handlers
+        that the actor does not have, are logged on its node.
 
         Raises:
             TypeError: as `call`.
-            NotSerializable, MessageTooLarge, NoConnection, NoProcess: as `Node.send`.
+            NotSerializable, MessageTooLarge, NoConnection, NoProcess, WouldBlock: as `Node.send`.
         """
         request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
-        return self._node.cast(self.target, request)
+        return self._node.cast(self.target, request, self._timeout_s)
+
+    def cast_nowait(
+        self,
+        method: Callable[Concatenate[A_co, P], Awaitable[object]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """As `cast`, but raise `WouldBlock` where that would wait."""
+        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        self._node.cast_nowait(self.target, request)
 
     def stream(
         self,
@@ -164,7 +179,7 @@ class ActorRef(Generic[A_co]):
 
     def send(self, message: Any) -> Coroutine[Any, Any, None]:
         """Send any message; the actor gets it in `Actor.handle_info`. Raises: as `Node.send`."""
-        return self._node.send(self.target, message)
+        return self._node.send(self.target, message, self._timeout_s)
 
 
 def goal_of(target: Goal, at: str | None) -> Goal:

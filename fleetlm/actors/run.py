@@ -119,6 +119,8 @@ class ActorRun(Generic[ProcessT]):
         process = self.process
         process._on_answered = self._notice_answered
         process._is_starting = True
+        process._beside = self._concurrent
+        await process.mailbox.turns.pause()  # Many actors may start in one round of the loop.
         await self._actor.init()
         process._is_starting = False
         if ready is not None and not ready.done():
@@ -318,6 +320,7 @@ class ActorRun(Generic[ProcessT]):
     async def _run_concurrent(self, found: Handler, request: Invoke, call: Call | None) -> None:
         """Run a handler in this task; an exception that must end the actor ends its process."""
         process = self.process
+        await process.mailbox.turns.pause()  # So may many handlers.
         try:
             if call is None:
                 await self._run_cast(found, request)

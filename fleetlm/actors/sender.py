@@ -32,13 +32,17 @@ class ActorSender:
         self._streams = streams
         self._call_timeout_s = call_timeout_s
 
-    def send(self, to: Target, message: Any) -> Coroutine[Any, Any, None]:
+    def send(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """See `Node.send`."""
-        return self._outbound.send(to, message)
+        return self._outbound.send(to, message, timeout)
 
-    def cast(self, to: Target, request: Invoke) -> Coroutine[Any, Any, None]:
+    def cast(self, to: Target, request: Invoke, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """As `send`, for a request to a handler of an actor."""
-        return self._outbound.cast(to, request)
+        return self._outbound.cast(to, request, timeout)
+
+    def cast_nowait(self, to: Target, request: Invoke) -> None:
+        """As `Node.send_nowait`, for a request to a handler of an actor."""
+        self._outbound.cast_nowait(to, request)
 
     async def call(self, to: Target, message: Any, timeout: float | None = None) -> Any:
         """See `Node.call`."""

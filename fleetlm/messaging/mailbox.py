@@ -26,8 +26,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from fleetlm.call import Call
+from fleetlm.messaging.turns import FREE, Turns
 
 _NEVER = 1 << 62
+MOST_BEYOND = 4
+"""A mailbox holds at most this many times its limit of messages that cannot wait: those that its owner sends
+to itself, and those of processes that wait in a circle."""
 
 Key = int | str
 """A process as its sender names it: its number, or a name."""
@@ -78,6 +82,9 @@ class Owner(Protocol):
     def _accept_call(self, call: Call) -> bool:
         """Become responsible for a call taken from the mailbox. False if the owner refused the call."""
 
+    def _has_task(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether this task runs the process, or one of its concurrent handlers."""
+
 
 class Mailbox:
     """Messages for one process, in the order in which each sender sent them.
@@ -88,17 +95,26 @@ class Mailbox:
         message = await process.mailbox.get(timeout=2.0)
     """
 
-    __slots__ = ("_due", "_on_room", "_origins", "_owner", "_waiter", "limit", "queue", "taken")
+    __slots__ = (
+        "_due", "_kept", "_origins", "_owner", "_relieved", "_rooms", "_waiter", "limit", "queue", "taken",
+        "turns",
+    )  # fmt: skip
 
-    def __init__(self, limit: int, owner: Owner) -> None:
+    def __init__(self, limit: int, owner: Owner, turns: Turns = FREE) -> None:
         self.queue: deque[Any] = deque()
         self.limit: int = limit
         self.taken: int = 0
         """Messages that the owner has taken so far, and those that `discard` and `close` took out."""
         self._waiter: asyncio.Future[None] | None = None
-        self._on_room: dict[Callable[[], None], None] | None = None
+        self._rooms: dict[asyncio.Future[None], None] | None = None
+        """What senders of this node wait for, in their order."""
+        self._kept = 0
+        """Places kept for senders that were woken and have not run yet."""
         self._owner = owner
+        self.turns: Turns = turns
         self._origins: list[_Origin] | None = None
+        self._relieved = 0
+        """How often `relieve` has raised the limit since the mailbox was empty."""
         self._due = _NEVER
         """The value of `taken` at which a window or a local sender is to be told."""
 
@@ -114,7 +130,28 @@ class Mailbox:
     @property
     def full(self) -> bool:
         """Whether senders should wait."""
-        return len(self.queue) >= self.limit
+        return len(self.queue) + self._kept >= self.limit
+
+    @property
+    def owner(self) -> Owner:
+        """The process that takes its messages."""
+        return self._owner
+
+    def belongs_to(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether this task works for the owner: it runs the owner, or one of its concurrent handlers."""
+        return self._owner._has_task(task)  # noqa: SLF001  # as in `_next`
+
+    def may_exceed(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether this task may put a message here beyond the limit, since it works for the owner.
+
+        If it waited for room it would wait for itself. `MOST_BEYOND` bounds it nevertheless.
+        """
+        most = self._usual_limit * MOST_BEYOND
+        return len(self.queue) < most and self.belongs_to(task)
+
+    @property
+    def _usual_limit(self) -> int:
+        return self.limit // (1 + self._relieved)
 
     @property
     def waited_for(self) -> bool:
@@ -139,27 +176,28 @@ class Mailbox:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def when_room(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once, when the queue has drained to half of its limit or is closed."""
-        if self._on_room is None:
-            self._on_room = {}
-        self._on_room[callback] = None
-        self._due = 0
-
-    def forget_room(self, callback: Callable[[], None]) -> None:
-        """Take a callback of `when_room` back."""
-        if self._on_room is not None:
-            self._on_room.pop(callback, None)
-
     async def room(self) -> None:
-        """Return when the queue is under its limit."""
-        while len(self.queue) >= self.limit:
-            drained = asyncio.Event()
-            self.when_room(drained.set)
-            try:
-                await drained.wait()
-            finally:
-                self.forget_room(drained.set)
+        """Return when there is room for one message, or the mailbox was closed.
+
+        Senders wake in the order in which they began to wait. The place of one that was woken is kept for it
+        until it runs, so that a sender that never waits cannot take it: the caller must send, or give up,
+        before it waits for anything else.
+        """
+        if not self.full:
+            return
+        if self._rooms is None:
+            self._rooms = {}
+        rooms, waiter = self._rooms, asyncio.get_running_loop().create_future()
+        rooms[waiter] = None
+        self._due = 0
+        try:
+            await waiter
+        finally:
+            del rooms[waiter]
+            if waiter.done() and not waiter.cancelled():
+                self._kept -= 1
+                if rooms:  # If this sender gives up, perhaps no message is taken to wake the next one.
+                    asyncio.get_running_loop().call_soon(self._tell_taken)
 
     def get(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """Take the next message; wait for it up to ``timeout`` seconds (None: for ever).
@@ -173,17 +211,28 @@ class Mailbox:
         return self._next() if timeout is None else self._next_within(timeout)
 
     async def _next_within(self, timeout: float) -> Any:
-        async with asyncio.timeout(timeout):
-            return await self._next()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._next()
+        except TimeoutError:
+            if not self.queue:
+                raise
+        async with asyncio.timeout(0):  # A message came while the owner waited for its turn.
+            return await self._next(FREE)
 
-    async def _next(self) -> Any:
+    async def _next(self, turns: Turns | None = None) -> Any:
         queue = self.queue
+        turns = turns or self.turns
         while True:
             while not queue:
                 if self._waiter is not None and not self._waiter.done():
                     raise RuntimeError("two tasks wait for one mailbox; only the process itself may receive")
                 waiter = self._waiter = asyncio.get_running_loop().create_future()
                 await waiter
+            if next(turns.due) and turns.is_over():
+                await turns.next()
+                if not queue:
+                    continue  # `discard` has emptied it meanwhile.
             message = queue.popleft()
             self.taken += 1
             if self.taken >= self._due:
@@ -215,8 +264,28 @@ class Mailbox:
         self.queue.clear()
         self.taken += len(rest)
         self.settle()
-        self._tell_room()
+        self._tell_room(len(self._rooms or ()))
         return rest
+
+    def relieve(self) -> bool:
+        """Let further messages in although it is full: its owner waits in a circle of processes.
+
+        Messages of other nodes count as taken from now on, and the limit rises, until the queue has drained.
+
+        Returns:
+            Whether that is possible: `MOST_BEYOND` is the bound.
+        """
+        if self._relieved >= MOST_BEYOND - 1:
+            return False
+        self.limit += self._usual_limit
+        self._relieved += 1
+        self.settle()
+        origins, self._origins = self._origins, None
+        for origin in origins or ():
+            origin.window.took(origin.key, (origin.end - origin.start) * origin.weight)
+        self._due = 0
+        self._tell_room(self.limit - len(self.queue) - self._kept)
+        return True
 
     def arrived(self, window: Window, key: Key, count: int, weight: int) -> None:
         """Note that the last ``count`` messages of the queue came over one connection.
@@ -261,16 +330,23 @@ class Mailbox:
     def _tell_taken(self) -> None:
         """Settle, wake local senders if there is room for them, and set when to look again."""
         self.settle()
-        if self._on_room and len(self.queue) <= self.limit // 2:
-            self._tell_room()
-        if self._on_room:
+        if self._relieved and len(self.queue) <= self._usual_limit // 2:
+            self.limit, self._relieved = self._usual_limit, 0
+        if self._rooms and len(self.queue) <= self.limit // 2:
+            self._tell_room(self.limit - len(self.queue) - self._kept)
+        if self._rooms or self._relieved:
             self._due = 0
         elif self._origins:
             self._due = self.taken + min(origin.step for origin in self._origins)
         else:
             self._due = _NEVER
 
-    def _tell_room(self) -> None:
-        callbacks, self._on_room = self._on_room, None
-        for callback in callbacks or ():
-            callback()
+    def _tell_room(self, places: int) -> None:
+        """Wake up to so many of the senders that wait, and keep a place for each."""
+        for waiter in self._rooms or ():
+            if places <= 0:
+                break
+            if not waiter.done():
+                waiter.set_result(None)
+                self._kept += 1
+                places -= 1

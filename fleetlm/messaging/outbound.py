@@ -5,9 +5,11 @@ target is on this node, and the message goes straight into its mailbox. A pid of
 process that is gone, so nothing is sent. A name is looked up where it arrives.
 
 **Room.** On a session, `Session.obstacle` says what keeps a message back and `Session.admit` sends and
-counts it; on this node the limit of the mailbox makes senders wait. `send` and `cast` wait without limit,
-`send_nowait` raises `WouldBlock`, a request waits at most until its deadline and raises `WouldBlock` then,
-which says that nothing was sent.
+counts it; on this node the limit of the mailbox makes senders wait. `send_nowait` raises `WouldBlock` at
+once. `send` and `cast` wait up to `Settings.send_timeout_s`, a request until its deadline, and raise
+`WouldBlock` then, which says that nothing was sent. A process that sends to itself does not wait, since it
+would wait for itself: its message goes beyond the limit, up to `mailbox.MOST_BEYOND`. `waits` holds who waits
+for whom, so that circles are found.
 
 **Outcomes of a request**, sorted by what the caller may do. Before the message is appended every error
 means that nothing was sent: `NoProcess`, `NoConnection`, `WouldBlock`, `NotSerializable`,
@@ -44,6 +46,7 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
+from fleetlm.messaging.waits import Waits, WaitsFor
 from fleetlm.messaging.windows import NODE, UNIT_BYTES, NodeKey, check_new_key, rough_size
 from fleetlm.names import canonical_node
 from fleetlm.texts import SHORT
@@ -75,7 +78,7 @@ class Outbound:
         boxes: the mailboxes of this node's processes, by number and by name.
         sessions: the sessions that are up, by the name of their node.
         topology: says why a node is not connected.
-        loop: the event loop that runs the node.
+        waits: who waits for whom on this node, on which loop, and for whose turn.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class Outbound:
         boxes: dict[Key, Mailbox],
         sessions: dict[str, Session],
         topology: Topology,
-        loop: asyncio.AbstractEventLoop,
+        waits: Waits,
     ) -> None:
         self.stopped: str = ""
         """Why nothing can be sent any more; empty while the node runs."""
@@ -98,21 +101,23 @@ class Outbound:
         self._boxes = boxes
         self._sessions = sessions
         self._topology = topology
-        self._loop = loop
+        self._loop = waits.loop
+        self._turns = waits.turns
+        self.waits: Waits = waits
         self._next_ref = 0
         self.local_calls: dict[int, Waiting] = {}
         """Calls and streams that stay on this node and have no outcome yet, by ref."""
 
     # One-way messages.
 
-    async def send(self, to: Target, message: Any) -> None:
+    async def send(self, to: Target, message: Any, timeout_s: float | None = None) -> None:
         """See `Node.send`."""
         if isinstance(to, tuple) and (session := self._sessions.get(to[1])) is not None:
             key: Key = to[0]  # A copy of `route` for the usual case, because every message passes here.
         else:
             session, key = self.route(to)
             if session is None:
-                await self._send_local(to, key, message)
+                await self._send_local(to, key, message, timeout_s)
                 return
         # A copy of `Session.obstacle` and `Session.admit` for a small message; a test holds it to them.
         held = session.held
@@ -121,7 +126,7 @@ class Outbound:
         except KeyError:
             held_now = check_new_key(key)
         if held_now >= session.held_limit or (session.is_slow and session.is_full):
-            await session.room(key)
+            await self._wait_to_send(session, to, timeout_s, key)
             held_now = held.get(key, 0)
         packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
         if len(packed) < session.plain_bytes:
@@ -129,34 +134,19 @@ class Outbound:
             held[key] = held_now + 1
         else:
             if session.admit(key, packed) is not None:
-                await session.admit_later(key, packed)
+                await self._admit_later(session, to, key, packed, timeout_s)
             must_yield = session.must_yield()
+        turns = self._turns
         if must_yield:
             await asyncio.sleep(0)
-
-    async def send_within(self, to: Target, message: Any, timeout_s: float) -> None:
-        """Do as `send`, but raise `WouldBlock` where its window stays full for ``timeout_s`` seconds."""
-        deadline = self._loop.time() + min(timeout_s, MAX_TIMEOUT_S)
-        while True:
-            try:
-                self.send_nowait(to, message)
-                return
-            except WouldBlock:
-                session, key = self.route(to)
-            if session is None:
-                await self.wait_for_room(self.box_of(to, key), to, timeout_s, deadline)
-            else:  # If nothing keeps a small message back, it is a large one that waits for others.
-                size = 0 if session.obstacle(key) is not None else session.small_bytes + 1
-                await self.wait_for_room(session, to, timeout_s, deadline, key, size)
+        elif next(turns.due) and turns.is_over():
+            await turns.next()
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """See `Node.send_nowait`."""
         session, key = self.route(to)
         if session is None:
-            box = self.box_of(to, key)
-            if box.full:
-                raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
-            box.put(self.copied(to, message))
+            self._put(to, self.box_of(to, key), message)
             return
         # `admit` checks all windows; on a slow session it is worth checking before the message is packed.
         obstacle = session.obstacle(key) if session.is_slow else None
@@ -166,18 +156,31 @@ class Outbound:
         if obstacle is not None:
             raise WouldBlock(to, session.explain(obstacle, key))
 
-    async def cast(self, to: Target, request: Invoke) -> None:
+    def cast_nowait(self, to: Target, request: Invoke) -> None:
+        """Do as `send_nowait` for a request to an actor."""
+        session, key = self.route(to)
+        if session is None:
+            self._put(to, self.box_of(to, key), request)
+            return
+        parts = request.parts()
+        obstacle = session.admit(key, self._codec.pack(operations.cast(key, parts, 1), parts))
+        if obstacle is not None:
+            raise WouldBlock(to, session.explain(obstacle, key))
+
+    async def cast(self, to: Target, request: Invoke, timeout_s: float | None = None) -> None:
         """Do as `send` for a request to an actor."""
         session, key = self.route(to)
         if session is None:
-            await self._send_local(to, key, request)
+            await self._send_local(to, key, request, timeout_s)
             return
         parts = request.parts()
         packed = self._codec.pack(operations.cast(key, parts, 1), parts)
         if session.admit(key, packed) is not None:
-            await session.admit_later(key, packed)
+            await self._admit_later(session, to, key, packed, timeout_s)
         if session.must_yield():
             await asyncio.sleep(0)
+        else:
+            await self._turns.pause()
 
     async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None) -> int:
         """See `Node.broadcast`."""
@@ -196,7 +199,7 @@ class Outbound:
                     sent += 1
                 else:
                     behind.append(session)
-        waits = [_admit_later(session, name, packed, sender) for session in behind]
+        waits = [self._broadcast_later(session, name, packed, sender) for session in behind]
         if self._name in wanted:
             waits.append(self._broadcast_here(name, message))
         if len(waits) == 1:
@@ -229,7 +232,7 @@ class Outbound:
         if session is not None:
             return session.admit(key, self._pack_message(key, payload), sender) is None
         box = self.box_of(to, key)
-        if box.full:
+        if box.full and not box.may_exceed(asyncio.current_task()):
             return False
         box.put(self.copied(to, message))
         return True
@@ -239,9 +242,9 @@ class Outbound:
         while not self.put_packed(to, payload, message, sender):
             session, key = self.route(to)
             if session is not None:
-                await session.admit_later(key, self._pack_message(key, payload), sender)
+                await self._admit_later(session, to, key, self._pack_message(key, payload), None, sender)
                 return
-            await self.box_of(to, key).room()
+            await self._wait_to_send(self.box_of(to, key), to, None)
 
     # Requests.
 
@@ -334,10 +337,24 @@ class Outbound:
             raise NoProcess(to)
         return box
 
+    def refuse_own(self, to: Target, box: Mailbox) -> None:
+        """Refuse a request of a process to itself, which could not take it while it waits for the reply.
+
+        Raises:
+            WouldBlock: the target is the caller itself, and nothing else takes its messages.
+        """
+        process = self.waits.process_of(asyncio.current_task())
+        if process is not None and process.mailbox is box and not box.waited_for:
+            raise WouldBlock(
+                to,
+                "it is the caller itself, which takes no message while it waits for the reply: call the "
+                "method directly, cast to it, or make the handler that calls concurrent",
+            )
+
     async def wait_for_room(
         self, window: Mailbox | Session, to: Target, timeout_s: float, deadline: float, *message: Any
     ) -> None:
-        """Wait for room in a mailbox, or on a session.
+        """Wait for room in a mailbox, or on a session, and let `waits` know meanwhile.
 
         Args:
             window: where the message goes.
@@ -350,11 +367,20 @@ class Outbound:
             WouldBlock: there is none by the deadline.
             NoConnection: the session ended first.
         """
+        task = asyncio.current_task()
+        process = self.waits.process_of(task)
+        wait = self.waits.begin(process, WaitsFor.ROOM, to, window)
+        if message:
+            wait.key = message[0]
+        if process is None and task is not None:
+            wait.task = task.get_name()
         try:
             async with asyncio.timeout_at(deadline):
                 await window.room(*message)
         except TimeoutError:
             raise WouldBlock(to, f"its window stayed full for the {timeout_s:g} s of the deadline") from None
+        finally:
+            self.waits.end(wait)
 
     def take_ref(self) -> int:
         """Draw a number for a request of this node."""
@@ -438,23 +464,71 @@ class Outbound:
         timeout_ms = max(1, int(timeout_s * 1000))
         return operations.packed_call(self._codec.pack_value(key), payload, ref, timeout_ms)
 
-    async def _send_local(self, to: Target, key: Key, message: Any) -> None:
+    async def _send_local(self, to: Target, key: Key, message: Any, timeout_s: float | None = None) -> None:
         box = self.box_of(to, key)
-        if box.full:
-            await box.room()
+        if box.full and not self._is_own(to, box):
+            await self._wait_to_send(box, to, timeout_s)
             box = self.box_of(to, key)  # The process may have ended meanwhile.
         box.put(self.copied(to, message))
+        turns = self._turns
+        if next(turns.due) and turns.is_over():
+            await turns.next()
+
+    def _put(self, to: Target, box: Mailbox, message: Any) -> None:
+        """Put a message into a mailbox of this node. Raises: WouldBlock if it is full."""
+        if box.full and not self._is_own(to, box):
+            raise WouldBlock(to, f"its mailbox holds {len(box):,} messages")
+        box.put(self.copied(to, message))
+
+    def _is_own(self, to: Target, box: Mailbox) -> bool:
+        """Whether a full mailbox is that of the sender itself, which must not wait for itself.
+
+        Raises:
+            WouldBlock: it is, and takes no further message even so.
+        """
+        task = asyncio.current_task()
+        if box.may_exceed(task):
+            return True
+        if box.belongs_to(task):
+            raise WouldBlock(to, f"it is the sender itself, and {len(box):,} messages wait for it already")
+        return False
+
+    async def _wait_to_send(
+        self, window: Mailbox | Session, to: Target, timeout_s: float | None, *message: Any
+    ) -> None:
+        """Wait for room for a message, up to `Settings.send_timeout_s`. Raises: as `wait_for_room`."""
+        limit_s = self._settings.send_timeout_s if timeout_s is None else min(timeout_s, MAX_TIMEOUT_S)
+        await self.wait_for_room(window, to, limit_s, self._loop.time() + limit_s, *message)
+
+    async def _admit_later(
+        self, session: Session, to: Target, key: Key, packed: bytes, timeout_s: float | None,
+        sender: Hashable = None,
+    ) -> None:  # fmt: skip
+        """Do as `Session.admit` as soon as there is room. Raises: as `wait_for_room`."""
+        limit_s = self._settings.send_timeout_s if timeout_s is None else min(timeout_s, MAX_TIMEOUT_S)
+        deadline = self._loop.time() + limit_s
+        while session.admit(key, packed, sender) is not None:
+            await self.wait_for_room(session, to, limit_s, deadline, key, len(packed), sender)
+
+    async def _broadcast_later(self, session: Session, name: str, packed: bytes, sender: Hashable) -> int:
+        """Send as soon as there is room. Returns how many were sent: none if there was no room in time."""
+        try:
+            await self._admit_later(session, (name, session.name), name, packed, None, sender)
+        except (NoConnection, WouldBlock):
+            return 0
+        return 1
 
     async def _broadcast_here(self, name: str, message: Any) -> int:
         try:
             await self._send_local(name, name, message)
-        except NoProcess:
+        except (NoProcess, WouldBlock):
             return 0
         return 1
 
     async def _call_local(self, to: Target, key: Key, message: Any, timeout_s: float, deadline: float) -> Any:
         """Call a process of this node: the `Call` goes into its mailbox, and this object is the `Caller`."""
         box = self.box_of(to, key)
+        self.refuse_own(to, box)
         if box.full:
             await self.wait_for_room(box, to, timeout_s, deadline)
             box = self.box_of(to, key)  # The process may have ended meanwhile.
@@ -462,14 +536,25 @@ class Outbound:
         future: asyncio.Future[Any] = self._loop.create_future()
         self.local_calls[ref] = future
         call = Call(self.copied(to, message), self, ref, deadline, self._loop.time)
+        process = self.waits.process_of(asyncio.current_task())
+        wait = None
+        if process is not None:
+            wait = self.waits.begin(process, WaitsFor.REPLY, to, box)
+            wait.call = call
         box.put(call)
         timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
         try:
-            return await future
+            outcome = await future
         finally:
             timer.cancel()
+            if wait is not None:
+                self.waits.end(wait)
             self.local_calls.pop(ref, None)
             call.abandon()
+        turns = self._turns
+        if next(turns.due) and turns.is_over():  # A thousand replies may have come at once.
+            await turns.next()
+        return outcome
 
     async def _request(
         self,
@@ -490,14 +575,25 @@ class Outbound:
                 await self.wait_for_room(session, to, timeout_s, deadline, key, len(packed), sender)
         future: asyncio.Future[Any] = self._loop.create_future()
         session.calls[ref] = future
+        process = None if key is NODE else self.waits.process_of(asyncio.current_task())
+        wait = None
+        if process is not None:
+            wait = self.waits.begin(process, WaitsFor.REPLY, to, session)
+            wait.key, wait.ref = key, ref
         timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
         try:
-            return await future
+            outcome = await future
         finally:
             timer.cancel()
+            if wait is not None:
+                self.waits.end(wait)
             if key is not NODE:
                 session.call_ended(key)
             self._close_request(session, ref, sender)
+        turns = self._turns
+        if next(turns.due) and turns.is_over():
+            await turns.next()
+        return outcome
 
     def _close_request(self, session: Session, ref: int, sender: Hashable) -> None:
         """Take a request out; if it has no outcome yet, tell the peer that no answer is wanted any more."""
@@ -544,15 +640,6 @@ class Outbound:
         ref = self.take_ref()
         packed = self._pack_call(key, payload, ref, deadline - self._loop.time())
         return await self._request(session, to, ref, packed, timeout_s, deadline, sender, key)
-
-
-async def _admit_later(session: Session, key: Key, packed: bytes, sender: Hashable) -> int:
-    """Send as soon as there is room. Returns how many were sent: none if the connection ended first."""
-    try:
-        await session.admit_later(key, packed, sender)
-    except NoConnection:
-        return 0
-    return 1
 
 
 def _expire_all(asked: list[_Asked], timeout_s: float) -> None:

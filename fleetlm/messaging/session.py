@@ -288,11 +288,6 @@ class Session:
             self.open_calls[key] = self.open_calls.get(key, 0) + 1
         return None
 
-    async def admit_later(self, key: Key, packed: bytes, sender: Hashable = None) -> None:
-        """Do as `admit` as soon as there is room. Raises: NoConnection, MessageTooLarge; nothing was sent."""
-        while self.admit(key, packed, sender) is not None:
-            await self.room(key, len(packed), sender)
-
     def call_ended(self, key: Key) -> None:
         """Note that a call to this process has its outcome, or that its caller has stopped waiting."""
         left = self.open_calls.get(key, 0) - 1

@@ -74,7 +74,8 @@ class Streams:
         if idle_s is None:
             idle_s = self.idle_s if timeout_s is None else math.inf
         deadline_s = math.inf if timeout_s is None else min(timeout_s, MAX_TIMEOUT_S)
-        return Stream(StreamSource(self, to, message, deadline_s, idle_s, self._loop), self._loop)
+        source = StreamSource(self, to, message, deadline_s, idle_s, self._loop)
+        return Stream(source, self._loop, self._outbound.waits.turns.pause)
 
     @property
     def window(self) -> int:
@@ -98,6 +99,7 @@ class Streams:
                 await outbound.wait_for_room(session, to, timeout_s, until, key, len(packed))
             return self._open_on(session, key, ref, consumer)
         box = outbound.box_of(to, key)
+        outbound.refuse_own(to, box)
         if box.full:
             await outbound.wait_for_room(box, to, timeout_s, until)
             box = outbound.box_of(to, key)  # The process may have ended meanwhile.

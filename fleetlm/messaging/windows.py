@@ -29,9 +29,9 @@ So a peer that exceeds the limit is broken, and its connection is ended.
 
 Races. CREDIT and TAKEN are late by the time they travel: the sender then counts too much, never too little,
 and waits longer than it must. Units below a step are told with the next tick (`ReceiveWindows.sweep`), so
-the last messages of a burst do not stay counted. A sender that was woken may fail before it sends, if its
-message cannot be packed: `SendWindows.taken` wakes as many senders as there is room for, and all of them
-when nothing is held, because no further TAKEN would come.
+the last messages of a burst do not stay counted. Senders that wait for a process are served in their order:
+a unit is kept for each that was woken, or one that sends without pause would take them all. A sender that
+was woken may fail before it sends, if its message cannot be packed; then the next one is woken.
 
 Source: HTTP/2, RFC 9113 section 5.2; differs: totals instead of increments for bytes, and for a process
 units that are given back when it takes a message, not when the message arrives.
@@ -264,30 +264,31 @@ class SendWindows:
         limit: units of each window.
     """
 
-    __slots__ = ("_waiters", "held", "limit")
+    __slots__ = ("_kept", "_waiters", "held", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit: int = limit
         self.held: dict[Key, int] = {}
-        """Units sent and not known to be taken; `Session.admit` and its copy in `Outbound.send` add to it."""
+        """Units sent and not known to be taken, and those that are kept for senders that were woken;
+        `Session.admit` and its copy in `Outbound.send` add to it."""
+        self._kept: dict[Key, int] = {}
+        """Units kept for senders that were woken and have not run yet."""
         self._waiters: dict[Key, dict[asyncio.Future[None], None]] = {}
 
     def taken(self, key: Key, count: int) -> None:
         """Note units that the receiver says were taken. Raises: ValueError for more than was sent."""
-        left = self.held.get(key, 0) - count
-        if left < 0 or count < 1:
+        if not 1 <= count <= self.held.get(key, 0) - self._kept.get(key, 0):
             raise ValueError(f"{count} messages taken that were not sent")
-        if left:
-            self.held[key] = left
-        else:
-            del self.held[key]
-        waiters = self._waiters.get(key)
-        if waiters and left < self.limit:
-            # A woken sender may fail: when nothing is held, no further TAKEN would wake the others.
-            _wake(list(waiters)[: self.limit - left] if left else waiters)
+        self._give_back(self.held, key, count)
+        self._wake(key)
 
     async def wait(self, key: Key) -> None:
-        """Return when there may be room; senders wake in the order in which they began to wait."""
+        """Return when there is room for one message, unless the connection has ended.
+
+        Senders wake in the order in which they began to wait. The unit of one that was woken is kept for it
+        until it runs, so that a sender that never waits cannot take it: the caller must send, or give up,
+        before it waits for anything else.
+        """
         waiters = self._waiters.setdefault(key, {})
         waiter = asyncio.get_running_loop().create_future()
         waiters[waiter] = None
@@ -297,12 +298,38 @@ class SendWindows:
             del waiters[waiter]
             if not waiters and self._waiters.get(key) is waiters:
                 del self._waiters[key]
+            if waiter.done() and not waiter.cancelled() and key in self._kept:
+                self._give_back(self._kept, key, 1)
+                self._give_back(self.held, key, 1)
+                if waiters:  # If this one gives up, perhaps no TAKEN comes to wake the next one.
+                    asyncio.get_running_loop().call_soon(self._wake, key)
 
     def close(self) -> None:
         """End with the connection: nothing is held, and every waiting sender wakes."""
         self.held.clear()
+        self._kept.clear()
         for waiters in self._waiters.values():
             _wake(waiters)
+
+    def _wake(self, key: Key) -> None:
+        """Wake as many waiting senders as there is room for, and keep a unit for each."""
+        held, kept = self.held, self._kept
+        for waiter in self._waiters.get(key, ()):
+            now = held.get(key, 0)
+            if now >= self.limit:
+                break
+            if not waiter.done():
+                waiter.set_result(None)
+                held[key] = now + 1
+                kept[key] = kept.get(key, 0) + 1
+
+    @staticmethod
+    def _give_back(units: dict[Key, int], key: Key, count: int) -> None:
+        left = units[key] - count
+        if left:
+            units[key] = left
+        else:
+            del units[key]
 
 
 class ReceiveWindows:

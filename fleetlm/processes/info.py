@@ -25,6 +25,9 @@ class ProcessInfo:
     state: Literal["starting", "waiting", "running", "ending"]
     """``starting``: an actor in its init; ``waiting`` for a message; ``running``: doing anything else; or
     ``ending``: the process has got an exit signal and has not ended yet."""
+    waits_for: str = ""
+    """What a ``running`` process waits for, if it is a reply of another process, or room for a message:
+    ``reply from 'b' on fleetlm@10.0.0.7 for 3.2 s``."""
 
 
 @dataclass(frozen=True, slots=True)

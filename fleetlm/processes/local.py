@@ -147,9 +147,9 @@ class LocalProcesses:
         """Whether a process of this node has that number and is not gone."""
         return number in self._processes
 
-    def of_task(self, task: asyncio.Task[Any]) -> RunningProcess | None:
+    def of_task(self, task: asyncio.Task[Any] | None) -> RunningProcess | None:
         """Return the process whose function runs in this task, or None."""
-        return self._tasks.get(task)
+        return None if task is None else self._tasks.get(task)
 
     def by_number(self, number: int) -> RunningProcess | None:
         """Return the process with that number, or None if it is gone."""

@@ -39,6 +39,8 @@ from fleetlm.errors import ProcessExit
 from fleetlm.ids import Pid
 from fleetlm.messages import Crash
 from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.messaging.turns import Turns
+from fleetlm.messaging.waits import Wait
 from fleetlm.processes.info import ChildInfo, ProcessInfo
 from fleetlm.texts import text_of
 from fleetlm.wire.invocation import Invoke
@@ -64,17 +66,21 @@ class RunningProcess(ABC):
     """One process of this node, as the runtime sees it."""
 
     __slots__ = (
-        "_calls", "_children", "_exit_reason", "_gave_up", "_is_closing", "_is_ending", "_is_gone",
-        "_is_starting", "_on_answered", "_task", "mailbox", "parent", "pid", "runs",
+        "_beside", "_calls", "_children", "_exit_reason", "_gave_up", "_is_closing", "_is_ending",
+        "_is_gone", "_is_starting", "_on_answered", "_task", "_waits_for", "mailbox", "parent", "pid", "runs",
     )  # fmt: skip
 
-    def __init__(self, pid: Pid, runs: str, mailbox_limit: int) -> None:
+    def __init__(self, pid: Pid, runs: str, mailbox_limit: int, turns: Turns) -> None:
         self.pid: Pid = pid
         self.parent: Pid | None = None
         """The process that spawned it with `Process.spawn_link` or `Process.spawn_link_at`."""
         self.runs: str = runs
         """Qualified name of the function that it runs."""
-        self.mailbox: Mailbox = Mailbox(mailbox_limit, self)
+        self.mailbox: Mailbox = Mailbox(mailbox_limit, self, turns)
+        self._waits_for: Wait | None = None
+        """What its task waits for: a reply, or room for a message."""
+        self._beside: set[asyncio.Task[None]] | None = None
+        """Set by an actor: the tasks of its concurrent handlers."""
         self._task: asyncio.Task[Any] | None = None
         """The task that runs it; None only while it is being spawned."""
         self._is_starting = False
@@ -110,7 +116,17 @@ class RunningProcess(ABC):
             else "starting" if self._is_starting
             else "waiting" if mailbox.waited_for
             else "running",
+            "" if self._waits_for is None else self._waits_for.describe(asyncio.get_running_loop().time()),
         )  # fmt: skip
+
+    def _has_task(self, task: asyncio.Task[Any] | None) -> bool:
+        """Implement `mailbox.Owner`: whether this task works for this process."""
+        return task is not None and (task is self._task or task in (self._beside or ()))
+
+    @property
+    def _is_stuck_in(self) -> Wait | None:
+        """What this process waits for, if nothing takes its messages meanwhile."""
+        return None if self.mailbox.waited_for else self._waits_for
 
     def _end_with(self, reason: Any, *, again: bool = False) -> None:
         """Tell this process to end, by cancelling its task. The first reason counts.
@@ -171,6 +187,8 @@ class RunningProcess(ABC):
             self._calls = {}
         self._calls[call] = None
         call.watch(self._forget_call)
+        if call.streaming:
+            call.pause_with(self.mailbox.turns.pause)
         return True
 
     def _forget_call(self, call: Call) -> None:

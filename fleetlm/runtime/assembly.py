@@ -49,7 +49,10 @@ from fleetlm.ids import new_incarnation
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.streams import Streams
+from fleetlm.messaging.turns import CountedTurns, Turns
+from fleetlm.messaging.waits import Wait, Waits
 from fleetlm.process import ProcessServices
+from fleetlm.processes.circles import Circles
 from fleetlm.processes.context import NodeContext
 from fleetlm.processes.local import LocalProcesses
 from fleetlm.processes.remote_spawn import Factories, RemoteSpawn
@@ -103,10 +106,13 @@ class Assembly:
         self.signals: Signals = Signals(me, codec, self.local)
         self.blocking: Blocking = Blocking(me.name, settings)
         # Messages.
+        loop = asyncio.get_running_loop()
+        self.turns: Turns = Turns.of(loop) if prepared.on_this_network else CountedTurns(loop)
         self.outbound: Outbound = Outbound(
             me.name, me.incarnation, settings, codec, self.local.boxes, sessions, self.kernel.topology,
-            asyncio.get_running_loop(),
+            Waits(self.local.of_task, loop, self.turns, self._follow_waits),
         )  # fmt: skip
+        self.circles: Circles = Circles(self.local, self.outbound, settings.stalled_after_s)
         self.streams: Streams = Streams(self.outbound, settings, codec, asyncio.get_running_loop())
         self.sender: ActorSender = ActorSender(self.outbound, self.streams, settings.call_timeout_s)
         self.factories: Factories = Factories(settings.max_factories)
@@ -114,7 +120,11 @@ class Assembly:
             me, self.factories, codec, self.local, self.signals, self.outbound, spawn
         )
         self.services: ProcessServices = ProcessServices(
-            self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking
+            self.signals,
+            self.remote_spawn,
+            settings.mailbox_limit,
+            self.blocking,
+            self.turns,
         )
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
@@ -125,8 +135,9 @@ class Assembly:
         self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
         # The way in, and the driver.
         requests = PeerRequests(
-            self, self.local, self.signals, self.replication, self.replicated_names, self.remote_spawn
-        )
+            self, self.local, self.signals, self.replication, self.replicated_names, self.remote_spawn,
+            self.circles,
+        )  # fmt: skip
         self.inbound: Inbound = Inbound(
             self.local.boxes, codec, requests, asyncio.get_running_loop().time, settings.max_peers,
             settings.max_open_calls,
@@ -173,6 +184,10 @@ class Assembly:
     def changed(self) -> None:
         """`Follower`: wake what waits for a change of the connected nodes."""
         self.changes.announce()
+
+    def _follow_waits(self, waits: list[Wait]) -> None:
+        """Look for circles among processes that have waited for a while."""
+        self.circles.look(waits)
 
     def connection_lost(self) -> None:
         """`Follower`: ask DNS where the peer is now."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fleetlm.directory.registry import ReplicatedNames
     from fleetlm.directory.replication import Replication
     from fleetlm.messaging.session import Session
+    from fleetlm.processes.circles import Circles
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.remote_spawn import RemoteSpawn
     from fleetlm.processes.signals import Signals
@@ -47,6 +48,7 @@ class PeerRequests:
         replication: Replication,
         names: ReplicatedNames,
         remote_spawn: RemoteSpawn,
+        circles: Circles,
     ) -> None:
         self._facts = facts
         self._local = local
@@ -54,6 +56,7 @@ class PeerRequests:
         self._replication = replication
         self._names = names
         self._remote_spawn = remote_spawn
+        self._circles = circles
 
     def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
         """Note that the peer's loop is alive."""
@@ -73,6 +76,9 @@ class PeerRequests:
 
     def asked(self, session: Session, verb: str, argument: Any, call: Call) -> None:
         """Answer a request. A malformed or unknown one gets an error."""
+        if verb == "waits":
+            self._circles.asked(session, argument, call)
+            return
         try:
             call.reply(self._answer(session, verb, argument))
         except (AlreadyRegistered, Draining, NoFactory, NoProcess) as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from fleetlm import Call, Node, Process, Settings, StaticDiscovery
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.testing.network import SimNetwork, SimTransport
+
+P = ParamSpec("P")
 
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 
@@ -50,24 +53,23 @@ class Fleet:
         await node.stop(drain_s=0)
 
 
-def simulated(
-    test: Callable[[Fleet], Coroutine[Any, Any, None]],
-) -> Callable[[], None]:
+def simulated(test: Callable[Concatenate[Fleet, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Run a test on its own fleet, and stop the nodes that still run at its end."""
 
-    async def main() -> None:
+    async def main(*args: P.args, **kwargs: P.kwargs) -> None:
         fleet = Fleet()
         try:
-            await test(fleet)
+            await test(fleet, *args, **kwargs)
         finally:
             for node in fleet.nodes:
                 await node.stop(drain_s=0)
 
     @functools.wraps(test)
-    def start() -> None:
-        run(main())
+    def start(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(main(*args, **kwargs))
 
-    del start.__wrapped__  # pytest would ask for the argument
+    signature = inspect.signature(test)  # pytest must not ask for the fleet
+    start.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])  # type: ignore[attr-defined]
     return start
 
 

@@ -14,6 +14,8 @@ from fleetlm.ids import Pid
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
+from fleetlm.messaging.turns import FREE
+from fleetlm.messaging.waits import Waits
 from fleetlm.process import Process, ProcessServices
 from fleetlm.processes.context import NodeContext
 from fleetlm.processes.local import LocalProcesses
@@ -57,6 +59,12 @@ class FakeTransport:
         return [parts for _, parts in frames]
 
 
+def waits_of(local: LocalProcesses | None = None) -> Waits:
+    """Who waits for whom on a node, with turns that never end; nothing looks for circles."""
+    process_of = (lambda task: None) if local is None else local.of_task
+    return Waits(process_of, asyncio.get_running_loop(), FREE, lambda waits: None)
+
+
 class Taker:
     """The owner of a mailbox, who notes the calls that it has taken."""
 
@@ -66,6 +74,9 @@ class Taker:
     def _accept_call(self, call: Call) -> bool:
         self.calls.append(call)
         return True
+
+    def _has_task(self, task: asyncio.Task[Any] | None) -> bool:
+        return False
 
 
 class FakePeerService:
@@ -107,7 +118,7 @@ def processes_and_signals(node: Any, context: NodeContext) -> tuple[LocalProcess
     def make_process(pid: Pid, runs: str) -> Process:
         remote_spawn: Any = getattr(node, "remote_spawn", None)
         blocking: Any = None  # No process of these tests blocks.
-        services = ProcessServices(signals, remote_spawn, context.settings.mailbox_limit, blocking)
+        services = ProcessServices(signals, remote_spawn, context.settings.mailbox_limit, blocking, FREE)
         return Process(node, services, pid, runs)
 
     def tell_exit(process: RunningProcess, reason: Any) -> None:

@@ -87,9 +87,9 @@ OF_CLASSES = {
     Actor: """
         handle_info init node pid process process_pool run_blocking run_in_process stop terminate thread
     """,
-    ActorRef: "call cast pid send stream target within",
+    ActorRef: "call cast cast_nowait pid send stream target within",
     Supervisor: "backoff_s max_restarts period_s specs strategy",
-    Child: "args function name register restart shutdown_s",
+    Child: "args function init_s name register restart shutdown_s",
 }
 
 

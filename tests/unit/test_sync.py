@@ -136,7 +136,7 @@ async def sleeper(process: Process) -> None:
 async def test_a_send_with_a_deadline_waits_for_a_mailbox_and_then_gives_up(fleet: Fleet) -> None:
     a = await fleet.start(A, mailbox_limit=2)
     pid = a.spawn(sleeper, name="sleeper")
-    loop, send = SimLoop.current(), a._outbound.send_within
+    loop, send = SimLoop.current(), a._outbound.send
     for number in range(2):
         await send("sleeper", number, 5)
     assert loop.time() < 1
@@ -157,7 +157,7 @@ async def test_a_send_with_a_deadline_waits_for_a_mailbox_and_then_gives_up(flee
 @simulated
 async def test_a_send_with_a_deadline_hears_what_a_send_hears(fleet: Fleet) -> None:
     a = await fleet.start(A, mailbox_limit=1)
-    send = a._outbound.send_within
+    send = a._outbound.send
     with pytest.raises(NoProcess):
         await send("nobody", 1, 5)
     with pytest.raises(NoConnection):
@@ -181,7 +181,7 @@ def test_a_send_with_a_deadline_to_another_node(size: int) -> None:
         a, b = await fleet.mesh(2, **NARROW)
         got: list[Any] = []
         b.spawn(collector(got), name="sink")
-        loop, send = SimLoop.current(), a._outbound.send_within
+        loop, send = SimLoop.current(), a._outbound.send
         fleet.net.stall(B)
         began, sent = loop.time(), 0
         full = None

@@ -67,11 +67,14 @@ class Note:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    async def send(self, to: Any, message: Any) -> None:
-        self.asked.append(("send", to, message))
+    async def send(self, to: Any, message: Any, timeout: float | None = None) -> None:
+        self.asked.append(("send", to, message, timeout))
 
-    async def cast(self, to: Any, request: Invoke) -> None:
-        self.asked.append(("cast", to, request))
+    async def cast(self, to: Any, request: Invoke, timeout: float | None = None) -> None:
+        self.asked.append(("cast", to, request, timeout))
+
+    def cast_nowait(self, to: Any, request: Invoke) -> None:
+        self.asked.append(("cast_nowait", to, request))
 
     async def call(self, to: Any, message: Any, timeout: float | None = None) -> Any:
         self.asked.append(("call", to, message, timeout))
@@ -193,15 +196,19 @@ async def test_only_the_name_travels() -> None:
     assert await to.call(Base.plain, 1) == "result"
     await to.within(2).call(Base.plain, number=2)
     await to.cast(Base.beside)
+    await to.within(5).cast(Base.beside)
+    to.cast_nowait(Base.beside)
     got: list[Any] = [item async for item in to.within(3).stream(Base.items, 4)]
     assert got == ["item"]
     await to.send("raw")
     assert note.asked == [
         ("call", PID, Invoke("plain", (1,), {}), None),
         ("call", PID, Invoke("plain", (), {"number": 2}), 2),
-        ("cast", PID, Invoke("beside", (), {})),
+        ("cast", PID, Invoke("beside", (), {}), None),
+        ("cast", PID, Invoke("beside", (), {}), 5),
+        ("cast_nowait", PID, Invoke("beside", (), {})),
         ("stream", PID, Invoke("items", (4,), {}), 3, None),
-        ("send", PID, "raw"),
+        ("send", PID, "raw", None),
     ]
 
 
@@ -226,7 +233,7 @@ def test_what_is_no_handler_of_it_is_refused_where_it_is_written() -> None:
         (None, "None is not a handler"),
     ]
     for method, why in wrong:
-        for ask in (to.call, to.cast, to.stream):
+        for ask in (to.call, to.cast, to.cast_nowait, to.stream):
             with pytest.raises(TypeError, match=why):
                 ask(method)
     assert note.asked == []

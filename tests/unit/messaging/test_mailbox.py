@@ -148,7 +148,7 @@ async def test_senders_that_gave_up_leave_nothing_behind() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await box.room()
-    assert not box._on_room
+    assert not box._rooms
 
 
 @virtual
@@ -182,19 +182,73 @@ async def test_closing_returns_the_rest_and_lets_senders_go_on() -> None:
 
 
 @virtual
-async def test_a_callback_for_room_comes_once_and_not_if_it_was_taken_back() -> None:
-    box = mailbox(2)
-    told: list[str] = []
-    box.put(1)
-    box.put(2)
-    kept, dropped = (lambda: told.append("kept")), (lambda: told.append("dropped"))
-    box.when_room(kept)
-    box.when_room(dropped)
-    box.forget_room(dropped)
-    box.forget_room(dropped)
-    await box.get()
-    await box.get()
-    assert told == ["kept"]
+async def test_a_sender_that_never_waits_takes_no_place_of_those_that_do() -> None:
+    box = mailbox(4)
+    for number in range(4):
+        box.put(number)
+    order: list[str] = []
+
+    async def send(name: str, count: int) -> None:
+        for _ in range(count):
+            if box.full:
+                await box.room()
+            box.put(name)
+            order.append(name)
+
+    senders = [asyncio.ensure_future(send(*each)) for each in (("greedy", 6), ("b", 2), ("c", 1))]
+    await turns()
+    for _ in range(13):
+        await box.get()
+        await turns()
+    await asyncio.gather(*senders)
+    assert order[:3] == ["greedy", "b", "c"]
+    assert len(order) == 9
+
+
+@virtual
+async def test_a_sender_that_is_woken_and_gives_up_leaves_its_place_to_the_next() -> None:
+    box = mailbox(1)
+    box.put(0)
+    first, second = (asyncio.ensure_future(box.room()) for _ in range(2))
+    await turns()
+    taken = await box.get()
+    first.cancel()
+    await turns()
+    assert (taken, first.cancelled(), second.done()) == (0, True, True)
+    assert not box.full
+
+
+@virtual
+async def test_a_mailbox_that_is_relieved_lets_more_in_until_it_has_drained() -> None:
+    box = mailbox(4)
+    window = Told()
+    for number in range(4):
+        box.put(number)
+    box.arrived(window, "x", 4, 1)
+    assert box.relieve()
+    assert window.units == 4
+    assert (box.limit, box.full) == (8, False)
+    for number in range(4):
+        box.put(number)
+    box.arrived(window, "x", 4, 1)
+    assert [box.relieve(), box.relieve(), box.relieve()] == [True, True, False]
+    assert (window.units, box.limit) == (8, 16)
+    for _ in range(6):
+        await box.get()
+    assert (window.units, box.limit, len(box)) == (8, 4, 2)
+    assert box.relieve()
+
+
+class Told:
+    """A window that counts what it is told."""
+
+    step = 1
+
+    def __init__(self) -> None:
+        self.units = 0
+
+    def took(self, key: int | str, count: int) -> None:
+        self.units += count
 
 
 @virtual
@@ -214,6 +268,9 @@ async def test_a_call_that_the_process_refuses_never_comes() -> None:
         def _accept_call(self, taken: Call) -> bool:
             refused.append(taken)
             return len(refused) != 1
+
+        def _has_task(self, task: asyncio.Task[Any] | None) -> bool:
+            return False
 
     box = Mailbox(4, Refusing())
     calls = [call(Nobody(), 1), call(Nobody(), 2)]

@@ -30,7 +30,7 @@ from fleetlm.names import Address
 from fleetlm.process import Process
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from tests.support.session_fakes import HERE, THERE, Pair, identity, local_processes, turns, virtual
+from tests.support.session_fakes import HERE, THERE, Pair, identity, local_processes, turns, virtual, waits_of
 
 KIB = 1024
 SETTINGS = Settings(
@@ -52,7 +52,14 @@ class Rig:
         self.local = local_processes(self, settings.mailbox_limit)
         self.sessions = {THERE: self.session}
         self.outbound = Outbound(
-            HERE, 1, settings, self.pair.here.codec, self.local.boxes, self.sessions, self.topology, loop
+            HERE,
+            1,
+            settings,
+            self.pair.here.codec,
+            self.local.boxes,
+            self.sessions,
+            self.topology,
+            waits_of(self.local),
         )
 
     def name_of(self, pid: Pid) -> str | None:

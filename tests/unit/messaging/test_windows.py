@@ -17,7 +17,17 @@ from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.frames import BadFrame
 from fleetlm.wire.operations import Op
-from tests.support.session_fakes import HERE, THERE, Pair, Taker, identity, local_processes, turns, virtual
+from tests.support.session_fakes import (
+    HERE,
+    THERE,
+    Pair,
+    Taker,
+    identity,
+    local_processes,
+    turns,
+    virtual,
+    waits_of,
+)  # fmt: skip
 
 KIB = 1024
 EIGHT = Settings(mailbox_limit=8, chunk_bytes=64 * KIB)
@@ -36,7 +46,7 @@ class Rig:
         topology = Topology(identity(HERE, 1, settings), settings, loop.rng)
         local = local_processes(self, settings.mailbox_limit)
         self.outbound = Outbound(
-            HERE, 1, settings, self.pair.here.codec, local.boxes, {THERE: self.session}, topology, loop
+            HERE, 1, settings, self.pair.here.codec, local.boxes, {THERE: self.session}, topology, waits_of()
         )
 
     async def settle(self) -> None:

@@ -15,7 +15,7 @@ from fleetlm.process import Process
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.codec import Codec
-from tests.support.session_fakes import HERE, context, processes_and_signals, turns, virtual
+from tests.support.session_fakes import HERE, context, processes_and_signals, turns, virtual, waits_of
 
 
 class FakeNode:
@@ -25,7 +25,7 @@ class FakeNode:
         self.settings = settings or Settings(mailbox_limit=4)
         self.local, _ = processes_and_signals(self, context(self.settings))
         self.outbound = Outbound(
-            HERE, 1, self.settings, Codec(), self.local.boxes, {}, None, SimLoop.current()  # type: ignore[arg-type]
+            HERE, 1, self.settings, Codec(), self.local.boxes, {}, None, waits_of(self.local)  # type: ignore[arg-type]
         )  # fmt: skip
 
     def name_of(self, pid: Pid) -> str | None:

@@ -42,7 +42,7 @@ class Rig:
         self.ticks: list[tuple[str, int, bool]] = []
         self.local, signals = processes_and_signals(self, context(Settings(mailbox_limit=10)))
         self.service = PeerRequests(
-            self, self.local, signals, self, FakeNames(), None  # type: ignore[arg-type]
+            self, self.local, signals, self, FakeNames(), None, None  # type: ignore[arg-type]
         )  # fmt: skip
         self.session = Pair().here.session
 

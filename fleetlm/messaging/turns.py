@@ -1,0 +1,177 @@
+"""Turns: how long the processes of a node may work before the event loop goes round.
+
+asyncio runs a task until it waits, and an ``await`` whose result is there already does not wait. A process
+that finds a message in its mailbox each time would therefore never give way, and a thousand processes that
+each have one message would all run in the same round of the loop. So whatever may complete without waiting
+asks here first: taking a message, sending one, the outcome of a call, an item of a stream, the start of a
+concurrent handler::
+
+    if next(turns.due) and turns.is_over():
+        await turns.next()
+
+Every fourth of these questions, whoever asks it, looks at the clock, which costs as much as five others. Once
+the turn is over each of them does.
+
+One turn is shared by everything on the loop, since a budget for each process bounds nothing where there are
+many. It lasts `TURN_S`. A look at the clock after that begins another turn if the loop has gone round since
+the last one began, so that a turn that is not used up costs nothing; otherwise the turn is over, and the
+task waits in ``_parked``. One round of the loop thus lasts at most two turns and four pieces of work.
+
+**Fairness.** Tasks go on in the order in which they came. `_release` lets a number of them go on with each
+round, twice as many after a round that left time over, half as many after one that did not. One that comes
+to run when the time is over again waits at the head of the queue, except for the first of each round: so
+each round gets at least one task ahead, whatever else runs on the loop.
+
+**Virtual time.** On a simulated loop no time passes while code runs. `CountedTurns` counts the questions
+instead and lets virtual time pass when a turn is over, so that processes that feed each other for ever do
+not stop the clock.
+
+Source: the reductions of Erlang's scheduler, and Tokio's cooperative budget (`tokio::task::coop`); differs:
+a budget in time, one for the whole loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import cycle, repeat
+from weakref import WeakKeyDictionary
+
+TURN_S = 0.004
+"""Seconds of a turn. A round of the loop takes at most twice as long, and the work between two looks at the
+clock. With handlers that work for a millisecond that is 12 ms: others on the node hardly notice."""
+TURN_MESSAGES = 2_000
+"""Messages that make a turn on virtual time: as if each took 2 µs."""
+_ALWAYS = repeat(True)
+_LOOKS = (False, False, False, True)
+_MAX_RELEASED = 256
+"""Tasks that go on in one round. They are looked at one by one, so more would only take memory."""
+
+_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+
+
+class Turns:
+    """The turns of one event loop. `of` finds them: all nodes on one loop share them."""
+
+    __slots__ = ("_again", "_has_begun", "_parked", "_released", "_sometimes", "_until", "due")
+
+    def __init__(self) -> None:
+        self.due: Iterator[bool] = repeat(True)
+        """Says whether to ask `is_over`: every fourth time, and each time when the turn is over."""
+        self._sometimes = cycle(_LOOKS)
+        self._until = 0.0
+        """When the turn ends, on the clock of the system: a loop's own may stand still during a round."""
+        self._has_begun = False
+        """Whether a turn has begun in this round of the loop."""
+        self._parked: deque[asyncio.Future[bool]] = deque()
+        """The tasks that wait for a turn, in the order in which they came."""
+        self._again: deque[asyncio.Future[bool]] = deque()
+        """Those that were let go on when the time was over again; they come before the others."""
+        self._released = 1
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Turns:
+        """Return the turns of this loop."""
+        turns = _of_loops.get(loop)
+        if turns is None:
+            turns = _of_loops[loop] = cls()
+        return turns
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a turn."""
+        return len(self._parked) + len(self._again)
+
+    def is_over(self) -> bool:
+        """Whether the task that asks has to wait for the next turn."""
+        now = time.monotonic()
+        if now < self._until:
+            return False
+        if self._has_begun:
+            self.due = _ALWAYS
+            return True
+        self._begin(now)
+        return False
+
+    async def next(self) -> None:
+        """Wait for a turn."""
+        queue = self._parked
+        while True:
+            waiter = asyncio.get_running_loop().create_future()
+            queue.append(waiter)
+            if await waiter or not self.is_over():
+                return
+            queue = self._again
+
+    async def pause(self) -> None:
+        """Wait for the next turn if this one is over: for code that is not in a hurry."""
+        if next(self.due) and self.is_over():
+            await self.next()
+
+    def _begin(self, now: float) -> None:
+        self._until = now + TURN_S
+        self._has_begun = True
+        self.due = self._sometimes
+        asyncio.get_running_loop().call_soon(self._go_round)
+
+    def _go_round(self) -> None:
+        """Note that the loop has gone round since the turn began."""
+        self._has_begun = False
+        if self._again or self._parked:
+            self._release()
+
+    def _release(self) -> None:
+        """Begin a turn, and let some of the tasks that wait go on."""
+        now = time.monotonic()
+        self._released = max(1, self._released // 2) if now >= self._until else self._released * 2
+        self._released = min(self._released, _MAX_RELEASED)
+        is_first, left = True, self._released
+        while left and (queue := self._again or self._parked):
+            waiter = queue.popleft()
+            if not waiter.done():  # Not cancelled.
+                waiter.set_result(is_first)
+                is_first = False
+                left -= 1
+        self._begin(now)  # Last, so that the loop has gone round when those tasks have run.
+
+
+FREE = Turns.__new__(Turns)
+"""Turns that never end: for a mailbox outside of a node."""
+FREE.due = repeat(False)
+
+
+class CountedTurns(Turns):
+    """The turns of a node on virtual time: `TURN_MESSAGES` at one moment make a turn, and take `TURN_S`."""
+
+    __slots__ = ("_at", "_count", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._at = -1.0
+        self._count = 0
+
+    def is_over(self) -> bool:
+        """Count a message. Returns whether the task that asks has to wait for time to pass."""
+        now_s = self._loop.time()
+        if now_s != self._at:
+            self._at = now_s
+            self._count = 0
+        self._count += 1
+        if self._count <= TURN_MESSAGES:
+            return False
+        if not self._has_begun:
+            self._has_begun = True
+            self._loop.call_later(TURN_S, self._release)
+        return True
+
+    def _release(self) -> None:
+        self._has_begun = False
+        waiting = [*self._again, *self._parked]
+        self._again.clear()
+        self._parked.clear()
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(False)
