@@ -31,6 +31,8 @@ COOKIE_MIN_LENGTH = 16
 """Characters. A recorded handshake allows guessing offline, so a short cookie would not stay secret."""
 COOKIE_MAX_LENGTH = 4096
 """Characters. A longer one is probably the wrong file."""
+MAX_COOKIES = 4
+"""A change of the cookie needs two. Each further one costs a failed dial, and a derivation of 40 ms."""
 MAX_DURATION_MS = 86_400_000
 """One day, in milliseconds. A longer interval or time-out is probably in the wrong unit."""
 
@@ -95,6 +97,9 @@ class Settings:
     cookie: str | None = field(default=None, repr=False)
     """The secret that all nodes share: peers without it are refused, and traffic is encrypted. None: plain
     text, and every node that can connect is admitted."""
+    other_cookies: tuple[str, ...] = field(default=(), repr=False)
+    """Further secrets, while the cookie is changed: a node dials with them in turn where its first one is
+    refused. Two nodes connect if each of them knows the first cookie of the other."""
     cluster: str = ""
     """The cluster's id: nodes with another id are refused. Tells two clusters on one network apart."""
     node_timeout_s: float = 8.0
@@ -273,7 +278,7 @@ class Settings:
         for variable, name, parse in _VARIABLES:
             if variable in env:
                 values[name] = _parse(variable, env[variable], parse)
-        values["cookie"] = _read_cookie(env)
+        values["cookie"], values["other_cookies"] = _read_cookies(env)
         values["warnings"] = (*_find_near_misses(env), *_warn_about_polling(values))
         return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
 
@@ -319,6 +324,7 @@ class Settings:
             "FLEETLM_NODE_IP": self.node_ip or "(detected)",
             "FLEETLM_NODE_PORT": str(self.node_port),
             "FLEETLM_COOKIE": "(set)" if self.cookie else "(unset: plain text)",
+            "FLEETLM_COOKIE_OLD": "(set)" if self.other_cookies else "(unset)",
             "FLEETLM_CLUSTER": self.cluster or "(empty)",
             "FLEETLM_NODE_TIMEOUT_MS": f"{self.node_timeout_s * 1000:.12g}",
             "FLEETLM_REMOTE": "on" if self.remote else "off",
@@ -552,12 +558,20 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
 )
 _PARSERS: dict[str, Callable[[str], object]] = {name: parse for _, name, parse in _VARIABLES}
 _PARSERS["cookie"] = _parse_cookie
-_KNOWN = (*(variable for variable, _, _ in _VARIABLES), "FLEETLM_COOKIE", "FLEETLM_COOKIE_FILE")
+_KNOWN = (
+    *(variable for variable, _, _ in _VARIABLES),
+    "FLEETLM_COOKIE",
+    "FLEETLM_COOKIE_FILE",
+    "FLEETLM_COOKIE_OLD",
+)
 
 
-def _read_cookie(env: Mapping[str, str]) -> str | None:
-    """Read the cookie from its variable or its file; None if neither is set. Raises: SettingsError."""
-    text, path = env.get("FLEETLM_COOKIE"), env.get("FLEETLM_COOKIE_FILE")
+def _read_cookies(env: Mapping[str, str]) -> tuple[str | None, tuple[str, ...]]:
+    """Read the cookie and the further ones. Returns None and () if none is set. Raises: SettingsError.
+
+    A file has one cookie on each line; the first one is the node's own.
+    """
+    text, path, old = env.get("FLEETLM_COOKIE"), env.get("FLEETLM_COOKIE_FILE"), env.get("FLEETLM_COOKIE_OLD")
     if text is not None and path is not None:
         raise SettingsError(
             "FLEETLM_COOKIE_FILE",
@@ -565,20 +579,43 @@ def _read_cookie(env: Mapping[str, str]) -> str | None:
             "only one of FLEETLM_COOKIE and FLEETLM_COOKIE_FILE",
             "Unset one of them.",
         )
+    cookies: list[str] = []
     if path is not None:
-        try:
-            with Path(path).open(encoding="utf-8") as file:
-                text = file.read(COOKIE_MAX_LENGTH + 2)
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
+        lines = [line.strip() for line in _read_cookie_file(path).splitlines()]
+        found = [line for line in lines if line] or [""]
+        cookies += [_check_cookie("FLEETLM_COOKIE_FILE", line, path) for line in found]
+    elif text is not None:
+        cookies.append(_check_cookie("FLEETLM_COOKIE", text))
+    if old is not None:
+        if not cookies:
             raise SettingsError(
-                "FLEETLM_COOKIE_FILE", path, "a readable text file", f"Reading it failed: {reason}."
-            ) from None
-    if text is None:
-        return None
+                "FLEETLM_COOKIE_OLD", "(masked)", "FLEETLM_COOKIE beside it", "Set FLEETLM_COOKIE, too."
+            )
+        cookies.append(_check_cookie("FLEETLM_COOKIE_OLD", old))
+    if len(cookies) > MAX_COOKIES:
+        raise SettingsError(
+            "FLEETLM_COOKIE_FILE", path or "", f"up to {MAX_COOKIES} cookies", "Drop those that no node uses."
+        )
+    own, *others = dict.fromkeys(cookies) if cookies else (None,)
+    return own, tuple(filter(None, others))
+
+
+def _read_cookie_file(path: str) -> str:
+    """Return the text of a file with cookies. Raises: SettingsError."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return file.read(MAX_COOKIES * (COOKIE_MAX_LENGTH + 2))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise SettingsError(
+            "FLEETLM_COOKIE_FILE", path, "a readable text file", f"Reading it failed: {reason}."
+        ) from None
+
+
+def _check_cookie(variable: str, text: str, path: str | None = None) -> str:
+    """Return a cookie without the spaces around it. Raises: SettingsError, which does not show it."""
     cookie = text.strip()
     if not COOKIE_MIN_LENGTH <= len(cookie) <= COOKIE_MAX_LENGTH:
-        variable = "FLEETLM_COOKIE" if path is None else "FLEETLM_COOKIE_FILE"
         raise SettingsError(
             variable,
             f"({len(cookie)} characters)" if path is None else path,

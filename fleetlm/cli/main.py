@@ -31,6 +31,7 @@ environment variables (defaults in parentheses):
   FLEETLM_NODE_PORT           TCP port, the same on every node of the cluster (4370)
   FLEETLM_COOKIE, FLEETLM_COOKIE_FILE
                               shared secret of the cluster: encrypts traffic and keeps other nodes out
+  FLEETLM_COOKIE_OLD          a second secret while the cookie is changed, node by node
   FLEETLM_CLUSTER             id of the cluster: connections to nodes with another id are refused
   FLEETLM_NODE_TIMEOUT_MS     milliseconds of silence after which a peer counts as down (8000)
   FLEETLM_REMOTE              off: this node does not serve `fleetlm remote` (on)

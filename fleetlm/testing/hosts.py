@@ -280,7 +280,7 @@ class Connection:
             self._fail_dial("connection refused")
             return
         mine, theirs = self.dialler.settings.cookie, listener.settings.cookie
-        if mine != theirs:
+        if mine != theirs and theirs not in self.dialler.settings.other_cookies:
             self._refusal = f"authentication failed: {_describe_mismatch(mine, theirs)}"
             said = f"authentication failed: {_describe_mismatch(theirs, mine)}"
             listener.report("stranger_refused", self._src.ip, said)

@@ -337,7 +337,7 @@ class SimTransport:
 
     @property
     def cookie(self) -> str | None:
-        """The shared secret; only endpoints with the same one can connect."""
+        """The shared secret; only endpoints that know it can connect."""
         return self._settings.cookie
 
     async def start(self, ip: str, port: int, listener: Listener) -> None:

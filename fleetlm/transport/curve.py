@@ -2,7 +2,8 @@
 
 All nodes with one cookie have the same key pair, as server and as client. The pair only authenticates:
 CurveZMQ draws fresh keys for each connection, so a cookie that leaks later does not decrypt recorded
-traffic. Without a cookie there is no CURVE, and connections are plain text.
+traffic. Without a cookie there is no CURVE, and connections are plain text. While the cookie is changed, a
+node has two; see `keys_of`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Final, NamedTuple, cast
 import zmq
 from zmq.auth import Authenticator
 from zmq.utils import z85
+
+from fleetlm.settings import Settings
 
 SALT: Final = b"fleetlm/1/curve"
 """Contains a version, so that another way to derive keys never yields the same keys by accident."""
@@ -53,6 +56,17 @@ def keys_from_cookie(cookie: str) -> CurveKeys:
     )
     encoded = z85.encode(secret)
     return CurveKeys(zmq.curve_public(encoded), encoded)
+
+
+def keys_of(settings: Settings) -> tuple[CurveKeys, ...]:
+    """Return the key pairs of a node's cookies, that of its first one first; none without a cookie.
+
+    A node listens with its first pair. It dials with each of them in turn until one is accepted: CURVE gives
+    a listening socket one key, so a client must know which of the cookies the other node has first.
+    """
+    if settings.cookie is None:
+        return ()
+    return tuple(keys_from_cookie(cookie) for cookie in (settings.cookie, *settings.other_cookies))
 
 
 class ZapHandler:

@@ -84,8 +84,14 @@ class ChannelOwner(Protocol):
     def channel_opened(self, channel: int) -> None:
         """The channel is open: frames may be sent."""
 
-    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
-        """The channel has ended and has closed its socket. ``reason`` names the endpoint and the cause."""
+    def channel_lost(
+        self, channel: int, reason: str, *, is_foreign: bool = False, is_refused: bool = False
+    ) -> None:
+        """The channel has ended and has closed its socket. ``reason`` names the endpoint and the cause.
+
+        ``is_foreign``: another program listens there. ``is_refused``: the handshake failed, perhaps since the
+        cookies differ.
+        """
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
         """The node at the other end sent a frame."""
@@ -337,7 +343,8 @@ class DealerChannel:
                 self._probe = ReasonProbe(self._loop, *self._target, self.own_ip, self._report_greeting)
                 return
             is_foreign = timeout_s is not None or is_no_zeromq(event, value)
-            self._report_lost(f"{self._where}: {reason}", is_foreign=is_foreign)
+            is_refused = timeout_s is None
+            self._report_lost(f"{self._where}: {reason}", is_foreign=is_foreign, is_refused=is_refused)
         elif elapsed_s >= limit_s:
             self._report_lost(f"{self._where}: connect timeout, no answer within {limit_s:g} s")
         else:
@@ -348,16 +355,17 @@ class DealerChannel:
 
     def _report_greeting(self, found: Found) -> None:
         reason = f"{self._where}: {explain_greeting(found, self._has_cookie)}"
-        self._report_lost(reason, is_foreign=is_no_greeting(found))
+        is_foreign = is_no_greeting(found)
+        self._report_lost(reason, is_foreign=is_foreign, is_refused=not is_foreign)
 
     def _describe_end(self) -> str:
         return f"{self._where}: the connection ended"
 
-    def _report_lost(self, reason: str, *, is_foreign: bool = False) -> None:
+    def _report_lost(self, reason: str, *, is_foreign: bool = False, is_refused: bool = False) -> None:
         """Close the channel and tell the owner, unless it has ended already."""
         if not self._sock.closed:
             self.hang_up(0)
-            self._owner.channel_lost(self.number, reason, is_foreign=is_foreign)
+            self._owner.channel_lost(self.number, reason, is_foreign=is_foreign, is_refused=is_refused)
 
     def _drop_monitor(self) -> None:
         if self._greeting is not None:

@@ -81,11 +81,17 @@ class Monitor:
             self._pair.close()
 
 
-def explain_refusal_here(event: int, value: int, has_cookie: bool) -> str:
+def explain_refusal_here(event: int, value: int, cookies: int) -> str:
     """Return why this node's ROUTER refused a connection, from the event of its monitor.
 
-    In the text "it" is the node that dialled.
+    In the text "it" is the node that dialled. ``cookies`` is how many this node has.
     """
+    has_cookie = cookies > 0
+    if cookies > 1 and event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == CRYPTOGRAPHIC:
+        return (
+            "it dialled with another cookie than the first one of this node; this is normal while the cookie "
+            "is changed, and it tries its other one next"
+        )
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == CRYPTOGRAPHIC:
         return "authentication failed: its cookie differs from ours"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:

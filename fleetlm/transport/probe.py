@@ -9,7 +9,7 @@ import zmq
 
 from fleetlm.names import endpoint
 from fleetlm.settings import Settings
-from fleetlm.transport.curve import keys_from_cookie
+from fleetlm.transport.curve import CurveKeys, keys_of
 from fleetlm.transport.dealer import DealerChannel
 from fleetlm.transport.sockets import Context
 from fleetlm.wire import frames
@@ -34,9 +34,20 @@ async def probe(
     Returns:
         The node's identity, or a sentence that names the address and why there is no answer.
     """
+    answer: IAm | str = ""
+    for keys in keys_of(settings) or (None,):
+        answer, is_refused = await _probe_with(keys, ip, port, settings, timeout_s, padding_bytes)
+        if not is_refused:
+            break
+    return answer
+
+
+async def _probe_with(
+    keys: CurveKeys | None, ip: str, port: int, settings: Settings, timeout_s: float, padding_bytes: int
+) -> tuple[IAm | str, bool]:
+    """Ask with one key pair. Returns the answer, and whether the handshake was refused."""
     loop = asyncio.get_running_loop()
     asker = _Asker(ip, port, loop.create_future(), frames.probe(padding_bytes))
-    keys = None if settings.cookie is None else keys_from_cookie(settings.cookie)
     limits = settings.replace(connect_timeout_s=min(settings.connect_timeout_s, timeout_s))
     context: Context = zmq.Context()
     try:
@@ -44,14 +55,14 @@ async def probe(
             context, loop, asker, CHANNEL, (ip, port), own_ip=None, settings=limits, keys=keys
         )
         try:
-            return await asyncio.wait_for(asker.verdict, timeout_s)
+            return await asyncio.wait_for(asker.verdict, timeout_s), asker.is_refused
         except TimeoutError:
             so_far = "it accepted the connection, but there was " if channel.is_open else ""
-            return f"{endpoint(ip, port)}: {so_far}no answer within {timeout_s:g} s"
+            return f"{endpoint(ip, port)}: {so_far}no answer within {timeout_s:g} s", False
         finally:
             channel.hang_up(0)
     except (zmq.ZMQError, OSError) as error:
-        return f"{endpoint(ip, port)}: {error.strerror or error}"
+        return f"{endpoint(ip, port)}: {error.strerror or error}", False
     finally:
         context.term()  # returns at once, since nothing lingers
 
@@ -64,14 +75,23 @@ class _Asker:
         self._question = question
         self.verdict = verdict
         self.channel: DealerChannel | None = None
+        self.is_refused = False
 
     def channel_opened(self, channel: int) -> None:
         """Send the question."""
         if self.channel is not None and not self.channel.send((self._question,)):
             self.channel_lost(channel, f"{self._where}: it closed the connection at once")
 
-    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:  # noqa: ARG002
+    def channel_lost(
+        self,
+        channel: int,  # noqa: ARG002
+        reason: str,
+        *,
+        is_foreign: bool = False,  # noqa: ARG002
+        is_refused: bool = False,
+    ) -> None:
         """Store the reason, since no answer will come."""
+        self.is_refused = is_refused
         if not self.verdict.done():
             self.verdict.set_result(reason)
 

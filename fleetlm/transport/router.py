@@ -84,7 +84,7 @@ class Router:
         context: Context,
         loop: asyncio.AbstractEventLoop,
         settings: Settings,
-        keys: CurveKeys | None,
+        keys: tuple[CurveKeys, ...],
         listener: Listener,
     ) -> None:
         self._context = context
@@ -117,9 +117,10 @@ class Router:
     def open(self, ip: str, port: int) -> bool:
         """Bind and listen. Returns whether ``ip`` belongs to this machine. Raises: zmq.ZMQError, OSError."""
         name = f"{self._settings.node_basename}@{ip}"
-        if self._keys is not None:
-            self._zap_handler = ZapHandler(self._context, self._keys.public)
-        self._sock = make_router(self._context, self._settings, name, self._keys)
+        own = self._keys[0] if self._keys else None
+        if own is not None:
+            self._zap_handler = ZapHandler(self._context, own.public)
+        self._sock = make_router(self._context, self._settings, name, own)
         self._monitor = Monitor(self._context, self._sock, SERVER_EVENTS)
         is_own = bind(self._sock, ip, port)
         self._watch(get_int(self._sock, zmq.FD), self._on_readable)
@@ -320,7 +321,7 @@ class Router:
         if source is not None:
             self._ending[source] = self._new_ending()
         elif failure is not None:
-            reason = explain_refusal_here(*failure, self._keys is not None)
+            reason = explain_refusal_here(*failure, len(self._keys))
             self._loop.call_soon(self._report_refused, ip, reason)
 
     def _new_ending(self) -> tuple[int, float]:

@@ -46,7 +46,7 @@ import zmq
 from fleetlm.errors import StartFailed
 from fleetlm.names import endpoint
 from fleetlm.settings import Settings
-from fleetlm.transport.curve import CurveKeys, keys_from_cookie
+from fleetlm.transport.curve import CurveKeys, keys_of
 from fleetlm.transport.dealer import DealerChannel
 from fleetlm.transport.interface import Listener, Part
 from fleetlm.transport.router import Router
@@ -92,7 +92,9 @@ class ZmqTransport:
         self._channels: dict[int, DealerChannel] = {}
         self._router: Router | None = None
         self._context: Context | None = None
-        self._keys: CurveKeys | None = None
+        self._keys: tuple[CurveKeys, ...] = ()
+        self._untried: dict[int, tuple[str, int, tuple[CurveKeys, ...]]] = {}
+        """Channel that is being dialled → its address, and the keys to dial with if it is refused."""
         self._own_ip: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._flush_until = 0.0
@@ -116,8 +118,7 @@ class ZmqTransport:
         self._listener = listener
         room = raise_descriptor_limit()
         log.info("the limit of open files allows for about %d peers", room)
-        if self._settings.cookie is not None:
-            self._keys = keys_from_cookie(self._settings.cookie)
+        self._keys = keys_of(self._settings)
         context: Context = zmq.Context(self._io_threads)
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:
@@ -140,16 +141,25 @@ class ZmqTransport:
         self._check_fork()
         if self._context is None:
             raise RuntimeError("this transport is not running")
+        self._dial(self._context, channel, (ip, port), self._keys)
+
+    def _dial(
+        self, context: Context, channel: int, target: tuple[str, int], keys: tuple[CurveKeys, ...]
+    ) -> None:
+        """Dial with the first of ``keys``, and remember the others."""
+        ip, port = target
+        if len(keys) > 1:
+            self._untried[channel] = (ip, port, keys[1:])
         try:
             self._channels[channel] = DealerChannel(
-                self._context,
+                context,
                 self._loop,
                 self,
                 channel,
-                (ip, port),
+                target,
                 own_ip=self._own_ip,
                 settings=self._settings,
-                keys=self._keys,
+                keys=keys[0] if keys else None,
             )
         except (zmq.ZMQError, OSError) as error:
             why = f"{endpoint(ip, port)}: {error.strerror}"
@@ -175,6 +185,7 @@ class ZmqTransport:
         """Close a channel. Sent frames have ``flush_s`` seconds more to leave. No fact follows."""
         self._check_fork()
         known = self._channels.pop(channel, None)
+        self._untried.pop(channel, None)
         if known is not None:
             known.hang_up(flush_s)
             self._flush_until = max(self._flush_until, self._loop.time() + flush_s)
@@ -198,11 +209,18 @@ class ZmqTransport:
 
     def channel_opened(self, channel: int) -> None:
         """Pass the fact on to the listener."""
+        self._untried.pop(channel, None)
         self._listener.channel_opened(channel)
 
-    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
-        """Forget the channel and report its loss."""
+    def channel_lost(
+        self, channel: int, reason: str, *, is_foreign: bool = False, is_refused: bool = False
+    ) -> None:
+        """Dial again with the next cookie if this one was refused; else forget the channel, and report it."""
         self._channels.pop(channel, None)
+        ip, port, keys = self._untried.pop(channel, ("", 0, ()))
+        if is_refused and keys and self._context is not None:
+            self._dial(self._context, channel, (ip, port), keys)
+            return
         self._listener.channel_lost(channel, reason, is_foreign=is_foreign)
 
     def channel_answered(self, channel: int, frame: bytes) -> None:

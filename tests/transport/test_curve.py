@@ -175,3 +175,40 @@ async def test_a_probe_refuses_an_answer_that_is_not_a_nodes() -> None:
 
 def test_keys_are_a_pair() -> None:
     assert CurveKeys._fields == ("public", "secret")
+
+
+# ── while the cookie is changed ──────────────────────────────────────────────────────────────────
+
+
+async def test_a_node_with_two_cookies_dials_with_the_other_one_where_the_first_is_refused() -> None:
+    both = Settings(cookie=COOKIE, other_cookies=(OTHER_COOKIE,))
+    async with (
+        station(cookie=COOKIE, other_cookies=(OTHER_COOKIE,)) as a,
+        station(cookie=OTHER_COOKIE) as b,
+        station(cookie=COOKIE) as c,
+    ):
+        for other in (b, c):
+            channel = await a.reach(other)
+            assert a.send(channel, b"hello")
+            await other.seen.until("frame")
+        assert a.seen.all("lost") == []
+        refused = b.dial(a.ip, a.port)
+        assert (await b.seen.until("lost"))[0] == refused, "a listens with its first cookie"
+        await c.reach(a)
+        assert isinstance(await probe(b.ip, b.port, both, 5.0), str)
+
+
+async def test_a_node_with_two_cookies_words_a_refusal_as_normal() -> None:
+    async with station(cookie=COOKIE, other_cookies=(OTHER_COOKIE,)) as a, station(cookie=OTHER_COOKIE) as b:
+        b.dial(a.ip, a.port)
+        _, reason = await a.seen.until("refused")
+        assert reason.startswith("it dialled with another cookie than the first one")
+
+
+async def test_a_node_that_none_of_the_cookies_opens_is_reported_once() -> None:
+    async with station(cookie=COOKIE, other_cookies=(OTHER_COOKIE,)) as a, station(cookie="x" * 20) as b:
+        channel = a.dial(b.ip, b.port)
+        lost, reason = await a.seen.until("lost")
+        assert lost == channel
+        assert "authentication failed" in reason
+        assert len(a.seen.all("lost")) == 1

@@ -24,6 +24,7 @@ OURS = [
     "FLEETLM_NODE_PORT",
     "FLEETLM_COOKIE",
     "FLEETLM_COOKIE_FILE",
+    "FLEETLM_COOKIE_OLD",
     "FLEETLM_CLUSTER",
     "FLEETLM_NODE_TIMEOUT_MS",
     "FLEETLM_REMOTE",
@@ -366,6 +367,32 @@ def test_the_cookie_is_shown_nowhere() -> None:
         assert "c0ffee" not in repr(refused(FLEETLM_COOKIE=cookie))
 
 
+def test_a_second_cookie_is_for_the_time_in_which_the_cookie_is_changed(tmp_path: Path) -> None:
+    other = "another one, twice as secret"
+    settings = Settings.from_env({"FLEETLM_COOKIE": COOKIE, "FLEETLM_COOKIE_OLD": f"{other}\n"})
+    assert (settings.cookie, settings.other_cookies) == (COOKIE, (other,))
+    assert other not in f"{settings!r} {settings.effective()}"
+    assert settings.effective()["FLEETLM_COOKIE_OLD"] == "(set)"
+    path = tmp_path / "cookies"
+    path.write_text(f"\n{COOKIE}\n {other} \n\n")
+    assert Settings.from_env({"FLEETLM_COOKIE_FILE": str(path)}) == settings
+    path.write_text(f"{COOKIE}\n")
+    both = {"FLEETLM_COOKIE_FILE": str(path), "FLEETLM_COOKIE_OLD": other}
+    assert Settings.from_env(both) == settings
+    assert Settings.from_env({"FLEETLM_COOKIE": COOKIE, "FLEETLM_COOKIE_OLD": COOKIE}).other_cookies == ()
+
+
+def test_a_second_cookie_that_cannot_be_used_is_refused_and_not_shown(tmp_path: Path) -> None:
+    assert "FLEETLM_COOKIE beside it" in str(refused(FLEETLM_COOKIE_OLD=COOKIE))
+    assert COOKIE not in str(refused(FLEETLM_COOKIE_OLD=COOKIE))
+    short = refused(FLEETLM_COOKIE=COOKIE, FLEETLM_COOKIE_OLD="short-c0ffee")
+    assert short.variable == "FLEETLM_COOKIE_OLD"
+    assert "c0ffee" not in str(short)
+    path = tmp_path / "cookies"
+    path.write_text("\n".join(COOKIE + str(number) for number in range(5)))
+    assert "up to 4 cookies" in str(refused(FLEETLM_COOKIE_FILE=str(path)))
+
+
 # ── what follows from them ───────────────────────────────────────────────────────────────────────
 
 
@@ -377,6 +404,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_NODE_IP": "(detected)",
         "FLEETLM_NODE_PORT": "4370",
         "FLEETLM_COOKIE": "(unset: plain text)",
+        "FLEETLM_COOKIE_OLD": "(unset)",
         "FLEETLM_CLUSTER": "(empty)",
         "FLEETLM_NODE_TIMEOUT_MS": "8000",
         "FLEETLM_REMOTE": "on",
@@ -400,7 +428,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_PRUNE_AFTER_LOOKUPS": "5",
     }
     shown = Settings.from_env(env).effective()
-    assert shown == env | {"FLEETLM_COOKIE": "(unset: plain text)"}
+    assert shown == env | {"FLEETLM_COOKIE": "(unset: plain text)", "FLEETLM_COOKIE_OLD": "(unset)"}
     assert set(shown) <= set(OURS)
 
 
