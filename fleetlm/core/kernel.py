@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fleetlm.core import admission
 from fleetlm.core.connection import PROTOCOL_ERROR, Identity, Phase
-from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
+from fleetlm.core.dns_answers import FAMILIES, Answer as DnsAnswer, Outcome
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.core.topology import Peer, Topology
 from fleetlm.wire import frames
@@ -106,16 +106,15 @@ class Kernel:
     # Facts about which nodes exist.
 
     def looked_up(self, now: float, answer: DnsAnswer) -> list[Effect]:
-        """A lookup ended. Addresses add peers; only a complete answer counts towards forgetting any."""
+        """A lookup ended. Addresses add peers; a peer is absent only from an answer whole for its family."""
         effects = self._report_lookup(answer)
-        if answer.outcome not in (Outcome.ADDRESSES, Outcome.PARTIAL, Outcome.EMPTY):
+        families = [family for family in FAMILIES if answer.is_whole(family)]
+        if not (answer.addresses or families):
             return effects
         basename = self.me.name.partition("@")[0]
         names = [f"{basename}@{ip}" for ip in answer.addresses]
         self._only_address = answer.addresses[0] if len(answer.addresses) == 1 else None
-        if answer.outcome is Outcome.PARTIAL:
-            return effects + self.heard_of(now, names)
-        to_dial, stale = self.topology.answered(now, names)
+        to_dial, stale = self.topology.answered(now, names, families)
         for peer in to_dial:
             self._schedule(peer)
         for peer in self.topology.prunable():
@@ -127,7 +126,7 @@ class Kernel:
         return effects + self._report_full_table() + self.tick(now)
 
     def heard_of(self, now: float, names: Iterable[str]) -> list[Effect]:
-        """A connected peer, or a partial DNS answer, names these nodes: dial those that are not known yet."""
+        """A connected peer names these nodes: dial those that are not known yet."""
         for name in names:
             known = name in self.topology.peers
             peer = self.topology.meet(now, name)

@@ -24,11 +24,12 @@ address after `Settings.forget_after_s`, or at once while this node is connected
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fleetlm.core.connection import Connection, Identity, Phase
+from fleetlm.core.dns_answers import FAMILIES
 from fleetlm.names import NodeName, sorted_nodes
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Peer:
         connection: its state machine.
         last_seen: when DNS, a peer or the node itself last named it.
         down_since: when it was up last, or when the row was made; only while it is not up.
-        misses: complete DNS answers in a row that did not name it.
-        in_dns: whether the last complete answer named it.
+        misses: DNS answers in a row that are whole for its family and did not name it.
+        in_dns: whether the last one of those named it.
         is_pinned: the program asked for it by name, so that it is never forgotten.
         is_blocked: the program disconnected it, so that it is not dialled until asked for again.
         is_pruned: blocked because DNS no longer named it, until DNS names it again.
@@ -191,17 +192,27 @@ class Topology:
         peer = self.peers[name] = Peer(connection, now)
         return peer
 
-    def answered(self, now: float, names: list[str]) -> tuple[list[Peer], list[Peer]]:
-        """Take the names of a complete DNS answer. Return the rows to dial, and the rows to forget."""
+    def answered(
+        self, now: float, names: list[str], families: Sequence[int] = FAMILIES
+    ) -> tuple[list[Peer], list[Peer]]:
+        """Take the names of a DNS answer. Return the rows to dial, and the rows to forget.
+
+        Args:
+            now: the loop's time.
+            names: the names of all addresses in the answer.
+            families: the IP versions for which it is whole; see `Answer.is_whole`. It says nothing about
+                peers with other addresses, except that those in it are worth dialling.
+        """
         known = dict.fromkeys(self.peers)
         named = set(names)
         for peer in self.peers.values():
-            peer.in_dns = False
-            peer.misses += 1
+            if _version(peer) in families:
+                peer.in_dns = False
+                peer.misses += 1
         for name in names:
             peer_named = self.meet(now, name, by_dns=True)
             if peer_named is not None:
-                peer_named.in_dns = True
+                peer_named.in_dns = peer_named.in_dns or _version(peer_named) in families
                 peer_named.misses = 0
         to_dial = [
             peer for name, peer in self.peers.items() if name not in known or self._unblock_if_named(peer)
@@ -354,3 +365,8 @@ class Topology:
             and peer.misses >= s.forget_after_lookups
             and now - peer.last_seen > s.forget_after_s
         )
+
+
+def _version(peer: Peer) -> int:
+    """Return the IP version of a peer's address."""
+    return 6 if ":" in peer.connection.ip else 4

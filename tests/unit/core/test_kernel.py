@@ -139,6 +139,28 @@ def test_only_successful_lookups_count(answer: Answer) -> None:
     assert not absent(k, 102)
 
 
+@pytest.mark.parametrize("kind", [Outcome.ADDRESSES, Outcome.PARTIAL, Outcome.FAILED, Outcome.EMPTY])
+def test_absence_counts_in_the_family_for_which_an_answer_is_whole(kind: Outcome) -> None:
+    has_addresses = kind in (Outcome.ADDRESSES, Outcome.PARTIAL)
+    k = unreachable()
+    k.looked_up(T, Answer(Outcome.ADDRESSES, (ip(2), "fdaa::2"), "2 addresses"))
+    for time in (5, 10, 31):
+        k.looked_up(T + time, Answer(kind, (ip(9),) if has_addresses else (), "AAAA failed", (4,)))
+    assert name(2) not in k.topology.peers
+    assert "fleetlm@fdaa::2" in k.topology.peers
+    assert k.topology.peers["fleetlm@fdaa::2"].in_dns
+    for time in (40, 45, 75):
+        k.looked_up(T + time, Answer(Outcome.PARTIAL, (ip(9),), "A failed", (6,)))
+    assert "fleetlm@fdaa::2" not in k.topology.peers
+
+
+def test_what_is_in_dns_is_what_a_whole_family_names() -> None:
+    k = kernel()
+    k.looked_up(T, Answer(Outcome.PARTIAL, (ip(2), "fdaa::2"), "AAAA was cut short", (4,)))
+    assert k.topology.select(["dns"]) == [name(2)]
+    assert k.topology.select(["known"]) == [name(1), name(2), "fleetlm@fdaa::2"]
+
+
 def test_a_peer_that_was_asked_for_is_not_forgotten() -> None:
     k = unreachable()
     k.asked_for(T, name(2))
