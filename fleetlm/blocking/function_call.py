@@ -124,7 +124,7 @@ class InitializedCall(FunctionCall):
 def initializer_failed(function: str, initializer: str, error: Exception) -> WorkerNotStarted:
     """Return the error of a function whose worker process could not be initialized."""
     ended = isinstance(error, WorkerDied | WorkerNotStarted)
-    said = error.why if ended else f"raised {type(error).__name__}: {text_of(error)}"  # type: ignore[attr-defined]
+    said = f"failed: {error.why}" if ended else f"raised {type(error).__name__}: {text_of(error)}"  # type: ignore[attr-defined]
     return WorkerNotStarted(function, f"its initializer {initializer} {said}")
 
 

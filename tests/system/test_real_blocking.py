@@ -24,15 +24,18 @@ from fleetlm import (
     Child,
     Node,
     NodeStopped,
+    NotDelivered,
     Process,
     ProcessExit,
     Settings,
     Supervisor,
     WorkerDied,
+    WorkerNotStarted,
     handler,
 )
 from fleetlm.blocking.pools import Blocking
 from fleetlm.cli.demo.replicas import free_port
+from fleetlm.process_pool import ProcessPool
 from tests.support.patience import allowed_s
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -566,3 +569,158 @@ def test_a_program_without_a_main_guard_gets_an_error_that_says_what_to_do(tmp_p
     assert "it did not start (the program's main module raised" in done.stdout
     assert "must stand under if __name__ == '__main__':" in done.stdout
     assert "never\n" not in done.stdout
+
+
+# Pools of one's own.
+
+LOADED: list[str] = []
+
+
+def load(path: str, how: str = "") -> None:
+    if how == "die":
+        os._exit(4)
+    if Path(path).exists():
+        raise FileExistsError(path)
+    LOADED.append(path)
+
+
+def loaded() -> tuple[int, list[str]]:
+    time.sleep(0.02)  # So that another process gets the next call.
+    return os.getpid(), LOADED
+
+
+@pytest.mark.deadline(60)
+async def test_each_process_of_a_pool_runs_the_initializer_first_and_a_new_one_too(tmp_path: Path) -> None:
+    path = tmp_path / "failing"
+    async with pools() as blocking, ProcessPool(blocking, load, (str(path),), 2) as pool:
+        found = await asyncio.gather(*(pool.run(loaded) for _ in range(12)))
+        assert len({pid for pid, _ in found}) == 2
+        assert {tuple(each) for _, each in found} == {(str(path),)}
+        for pid, _ in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(WorkerDied):  # A process whose end has not been seen yet.
+            await pool.run(loaded)
+        assert (await pool.run(loaded))[1] == [str(path)]
+
+
+@pytest.mark.deadline(60)
+async def test_an_initializer_that_fails_is_told_and_the_pool_can_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "failing"
+    path.touch()
+    async with pools() as blocking:
+        pool = ProcessPool(blocking, load, (str(path),), 1)
+        with pytest.raises(WorkerNotStarted, match="initializer load raised FileExistsError: ") as caught:
+            await pool.run(loaded)
+        assert isinstance(caught.value.__cause__, FileExistsError)
+        assert isinstance(caught.value, NotDelivered)
+        path.unlink()
+        assert (await pool.run(loaded))[1] == [str(path)]
+        await pool.close()
+        dying = ProcessPool(blocking, load, ("x", "die"), 1)
+        with pytest.raises(WorkerNotStarted, match=r"its initializer load failed: it ended \(exit code 4\)"):
+            await dying.start()
+
+
+class Model(Actor):
+    """An actor that keeps something loaded in a process of its own."""
+
+    async def init(self) -> None:
+        self.pool = self.process_pool(load, "/nowhere/model")
+        await self.pool.start()
+
+    @handler
+    async def where(self) -> tuple[int, list[str]]:
+        return await self.pool.run(loaded)
+
+
+@pytest.mark.deadline(60)
+async def test_the_pool_of_an_actor_ends_with_the_actor() -> None:
+    async with Node.start(lone()) as node:
+        model = await node.start_actor(Model, timeout=30)
+        pid, names = await model.within(30).call(Model.where)
+        assert names == ["/nowhere/model"]
+        node.exit(model.pid, "kill")
+        await until(lambda: not alive(pid))
+        pool = node.process_pool()
+        assert (await pool.run(pid_and_type))[0] != pid
+
+
+# What a function in a process may do.
+
+
+def exit_program(how: str) -> None:
+    if how == "sys.exit":
+        sys.exit(3)
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "generator":
+        raise GeneratorExit
+
+
+@pytest.mark.deadline(60)
+async def test_an_order_to_end_is_an_error_of_the_call_and_neither_process_nor_node_end() -> None:
+    async with Node.start(lone(blocking_processes=1)) as node:
+        pid, _ = await node.run_in_process(pid_and_type)
+        for how, said in (
+            ("sys.exit", "SystemExit(3)"),
+            ("interrupt", "KeyboardInterrupt()"),
+            ("generator", "GeneratorExit()"),
+        ):
+            for run in (node.run_in_process, node.run_blocking):
+                with pytest.raises(RuntimeError) as caught:
+                    await run(exit_program, how)
+                assert str(caught.value) == f"exit_program raised {said}"
+        assert (await node.run_in_process(pid_and_type))[0] == pid
+
+
+def segfault() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(10)
+
+
+@pytest.mark.deadline(60)
+async def test_a_crash_in_native_code_names_its_signal() -> None:
+    async with pools(processes=1) as blocking:
+        with pytest.raises(WorkerDied, match=r"it ended \(killed by SIGSEGV\); the function may have run"):
+            await blocking.in_process(segfault)
+
+
+IN_A_DAEMON = """
+import asyncio, multiprocessing, os, sys
+from fleetlm.blocking.pools import Blocking
+from fleetlm import Settings
+
+def square(number):
+    return number * number, os.getpid() != os.getppid()
+
+async def main():
+    blocking = Blocking("fleetlm@127.0.0.1", Settings(blocking_processes=2))
+    print(await asyncio.gather(*(blocking.in_process(square, n) for n in range(3))), flush=True)
+    await blocking.close()
+
+def child():
+    asyncio.run(main())
+
+if __name__ == "__main__":
+    daemon = multiprocessing.get_context(sys.argv[1]).Process(target=child, daemon=True)
+    daemon.start()
+    daemon.join(50)
+    print(daemon.exitcode)
+"""
+
+
+@pytest.mark.deadline(60)
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_a_daemonic_process_may_have_workers(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(IN_A_DAEMON, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(path), method],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("[(0, True), (1, True), (4, True)]\n0\n", "")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import pickle
+import sys
 import threading
+import types
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Self
 
@@ -14,8 +17,10 @@ import pytest
 from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, SettingsError, WorkerNotStarted
 from fleetlm.blocking import pools as module
 from fleetlm.blocking.function_call import FunctionCall, catch_result, run_packed, unpack_result
+from fleetlm.blocking.pool import Job, Pool
 from fleetlm.blocking.pools import Blocking
 from fleetlm.blocking.worker_process import WorkerProcess
+from fleetlm.process_pool import ProcessPool
 from fleetlm.testing.loop import SimLoop, run
 from tests.sim.fleet import A, B, Fleet, simulated
 
@@ -353,6 +358,123 @@ def test_a_process_that_does_not_start_is_a_clear_error(monkeypatch: pytest.Monk
 
 def test_only_the_function_and_its_arguments_are_pickled() -> None:
     assert pickle.loads(FunctionCall(divide, (1,), {}).pack()) == (divide, (1,), {})
+
+
+# ── pools of one's own ──
+
+LOADED: dict[str, int] = {}
+
+
+def load(name: str, value: int) -> None:
+    if value < 0:
+        raise ValueError(f"no model {name}")
+    LOADED[name] = LOADED.get(name, 0) + value
+
+
+def loaded(name: str) -> int | None:
+    return LOADED.get(name)
+
+
+@virtual
+async def test_an_initializer_runs_once_before_the_first_function(blocking: Blocking) -> None:
+    LOADED.clear()
+    async with ProcessPool(blocking, load, ("llama", 7), 1) as pool:
+        assert await pool.run(loaded, "llama") == 7
+        assert await pool.run(loaded, "llama") == 7
+    with pytest.raises(WorkerNotStarted, match="its pool has been closed; the function has not run"):
+        await pool.run(loaded, "llama")
+    await pool.close()
+
+
+@virtual
+async def test_an_initializer_that_raises_is_told_to_every_caller(blocking: Blocking) -> None:
+    pool = ProcessPool(blocking, load, ("llama", -1), 1)
+    uses: list[Callable[[], Coroutine[Any, Any, Any]]] = [pool.start, lambda: pool.run(loaded, "llama")]
+    for use in uses:
+        with pytest.raises(
+            WorkerNotStarted, match="its initializer load raised ValueError: no model llama"
+        ) as caught:
+            await use()
+        assert isinstance(caught.value.__cause__, ValueError)
+
+
+@virtual
+async def test_a_pool_that_cannot_be_made_says_why(blocking: Blocking) -> None:
+    with pytest.raises(ValueError, match="processes is 0; a pool has at least one"):
+        ProcessPool(blocking, None, (), 0)
+    with pytest.raises(TypeError, match=r"<lambda> cannot be sent to a worker process"):
+        ProcessPool(blocking, lambda: None, (), 1)
+    with pytest.raises(TypeError, match=r"process_pool\(\) takes a function, not 3"):
+        ProcessPool(blocking, 3, (), 1)  # type: ignore[arg-type]
+    await blocking.close()
+    with pytest.raises(NodeStopped):
+        ProcessPool(blocking, None, (), 1)
+
+
+class Methods:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def work(self) -> None:
+        """Cannot be sent, since its object cannot."""
+
+
+@virtual
+async def test_a_bound_method_is_told_to_take_its_object_along(blocking: Blocking) -> None:
+    with pytest.raises(
+        TypeError, match=r"Methods\.work cannot be sent .* A bound method takes its whole object along"
+    ):
+        await blocking.in_process(Methods().work)
+
+
+@virtual
+async def test_a_function_of_a_notebook_is_told_to_move_into_a_module(blocking: Blocking) -> None:
+    main = types.ModuleType("__main__")
+    exec("def cell(): return 1", vars(main))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "__main__", main)
+        with pytest.raises(
+            TypeError, match=r"cell cannot be sent .*in a notebook, a shell .* Move it into a module"
+        ):
+            await blocking.in_process(main.cell)
+
+
+async def never_ends(pool: Pool, name: str) -> asyncio.Future[Any]:
+    """Let a function hold a slot for ever."""
+    loop = SimLoop.current()
+    future: asyncio.Future[Any] = loop.create_future()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "run_in_executor", lambda *_: future)
+        job = Job(divide, lambda: None)
+        job.name = name
+        task = asyncio.create_task(pool.run(job))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+    return future
+
+
+@virtual
+async def test_callers_that_wait_because_functions_hang_are_told_which(blocking: Blocking) -> None:
+    logger = logging.getLogger("fleetlm")
+    texts: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: texts.append(record.getMessage())
+    logger.addHandler(listener)
+    try:
+        hanging = await never_ends(blocking._threads, "stuck_query")
+        callers = [asyncio.create_task(blocking.in_thread(divide, number)) for number in range(3)]
+        await asyncio.sleep(30)
+    finally:
+        logger.removeHandler(listener)
+    (text,) = texts
+    assert text == (
+        f"a call of run_blocking on node {NODE} has waited for 10 s: all its threads (1) are taken, by "
+        "stuck_query, the first of them for 10 s. Raise Settings.blocking_threads, and give functions that "
+        "may hang a time limit of their own"
+    )
+    hanging.set_result((None, None))
+    assert await asyncio.gather(*callers) == [0, 1, 2]
 
 
 # ── on a node ────────────────────────────────────────────────────────────────────────────────────
