@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from fleetlm.blocking.patched import patched_by, why_no_threads
 from fleetlm.errors import StartFailed
 from fleetlm.node import Node
 from fleetlm.settings import Settings
@@ -65,9 +66,13 @@ def node_in_thread(
 
     Raises:
         SettingsError, StartFailed: as `Node.start`; no thread is left behind.
+        RuntimeError: gevent or eventlet has replaced the program's threads; the text says what to do.
         TimeoutError: from `SyncNode.stop` and the end of the block, if something blocks the loop. The thread,
             a daemon, is left behind.
     """
+    patch = patched_by()
+    if patch:
+        raise RuntimeError(why_no_threads(patch))
     thread = _NodeThread(settings, loop_factory, options)
     node = thread.begin().sync
     node._end_thread = thread.end  # noqa: SLF001  # the other half of this module

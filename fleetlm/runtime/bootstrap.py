@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from fleetlm.blocking.patched import patched_by, why_no_threads
 from fleetlm.discovery.dns import DnsDiscovery
 from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
@@ -138,6 +139,9 @@ def warn_about(prepared: Prepared) -> None:
     """Log what an operator should know: a doubtful address, or a cluster that is open to its network."""
     if not prepared.on_this_network:
         return
+    patch = patched_by()
+    if patch:
+        log.warning("%s", why_no_threads(patch))
     own = prepared.own_address
     if own.warning:
         log.warning("%s", own.warning)

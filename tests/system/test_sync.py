@@ -7,12 +7,14 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import logging
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -618,6 +620,17 @@ async def test_a_thread_can_stop_the_node_of_another_loop() -> None:
     assert time.monotonic() - began < allowed_s(2.0)
     await in_thread(node.sync.stop)
     assert await in_thread(node.sync.wait_stopped) is True
+
+
+async def test_a_node_on_a_loop_warns_where_threads_are_greenlets(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched = SimpleNamespace(is_module_patched=lambda _: True)
+    monkeypatch.setitem(sys.modules, "gevent.monkey", patched)
+    with caplog.at_level(logging.WARNING, "fleetlm"):
+        async with Node.start(lone()):
+            pass
+    assert "has replaced this program's threads by greenlets" in caplog.text
 
 
 async def test_a_block_ends_the_node_that_was_started_before_it() -> None:
