@@ -38,6 +38,7 @@ _NAMES_OF = {
     "fleetlm.node": "Node",
     "fleetlm.node_thread": "node_in_thread",
     "fleetlm.process": "Process",
+    "fleetlm.program": "run",
     "fleetlm.process_pool": "ProcessPool",
     "fleetlm.processes.info": "ChildInfo ProcessInfo",
     "fleetlm.runtime.info": "NodeInfo",

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from fleetlm.cli.main import main
+from fleetlm.cli.early import end_on_sigterm
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line; SIGTERM counts before its modules are imported. Returns the exit code."""
+    end_on_sigterm()
+    from fleetlm.cli.main import main as run  # noqa: PLC0415
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -66,9 +66,6 @@ A = TypeVar("A", bound=ActorObject)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DRAIN_LOOK_S = 0.01
-"""Seconds between two checks whether a draining node still has work. It polls, since many events end work."""
-
 
 class Node:
     """One running node. Made by `Node.start`, never by the constructor.
@@ -91,11 +88,13 @@ class Node:
         registry: cluster-wide names of processes.
         factories: the functions that other nodes may spawn here, by name; see `spawn_at`.
         sync: this node for other threads of the program.
+        failure: why this node has stopped by itself, because an essential process failed; else empty.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         # A process holds the node, and the node spawns for its peers: both get the functions of this class.
-        parts = self._parts = Assembly(prepared, functools.partial(Process, self), self.spawn)
+        make_process = functools.partial(Process, self)
+        parts = self._parts = Assembly(prepared, make_process, self.spawn, self._essential_ended)
         self.settings: Settings = prepared.settings
         self.own_address: OwnAddress = prepared.own_address
         self.name: str = parts.context.name
@@ -112,6 +111,8 @@ class Node:
         self._discovery = prepared.discovery
         self._stopped = asyncio.Event()
         self._stopping = False
+        self.failure: str = ""
+        self._failing: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._remote_shell: Service | None = None
 
@@ -176,8 +177,9 @@ class Node:
 
         Args:
             reason: told to the peers and shown in their `NodeDown`.
-            drain_s: seconds for calls that processes have taken or that wait in mailboxes, and as many
-                again for supervision trees to end in their order; default `Settings.drain_s`.
+            drain_s: seconds for what has begun: calls and streams that processes have taken or that wait in
+                mailboxes, and blocking functions. Supervision trees have what is left of that time to end
+                in their order, or `Settings.terminate_s` if that is longer. Default `Settings.drain_s`.
         """
         if self._outbound.stopped == forks.FORKED:
             return  # The node belongs to the parent process, which stops it.
@@ -195,8 +197,10 @@ class Node:
         if parts.poller is not None:
             await parts.poller.stop()
         drain_s = self.settings.drain_s if drain_s is None else drain_s
-        await self._drain(drain_s)
-        await self._local.stop(drain_s)
+        until = self._loop.time() + drain_s
+        await parts.draining.finish(drain_s)
+        trees_s = max(until - self._loop.time(), min(drain_s, self.settings.terminate_s))
+        await self._local.stop(trees_s)
         self._outbound.close(reason)
         await parts.circles.stop()
         self._driver.leave(reason)
@@ -354,7 +358,9 @@ class Node:
 
     # Processes.
 
-    def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
+    def spawn(
+        self, function: ProcessFunction, *args: Any, name: str | None = None, essential: bool | None = None
+    ) -> Pid:
         """Run ``await function(process, *args)`` as a process of this node.
 
         The process ends when the function returns, raises (which is logged) or is cancelled, and its name
@@ -365,6 +371,10 @@ class Node:
                 class of one, which is made from ``args`` inside the new process.
             *args: its further arguments.
             name: registered at once, so that a message can be sent right after.
+            essential: True: the node stops when this process ends. It has failed (`failure`) unless the
+                process ended with ``"normal"``. None: a supervisor that is spawned in a program of
+                `fleetlm start` or `fleetlm.run` is essential, in that the node fails when it gives up;
+                nothing else is. False: the node goes on.
 
         Returns:
             The pid of the process.
@@ -379,7 +389,10 @@ class Node:
         if not callable(function):
             raise TypeError(f"spawn() takes a coroutine function, not {SHORT.repr(function)}")
         check_unused(function)
-        return self._local.spawn(function, args, name)
+        pid = self._local.spawn(function, args, name)
+        if essential is not None:
+            self._parts.essential.say(pid.number, essential, name)
+        return pid
 
     async def start_actor(
         self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None
@@ -799,18 +812,15 @@ class Node:
                 "DNS_CLUSTER_QUERY, give Node.start a discovery, or call node.connect(name) first.",
             )
 
-    async def _drain(self, drain_s: float) -> None:
-        """Return when this node has nothing left to finish, or after ``drain_s`` seconds."""
-        until = self._loop.time() + drain_s
-        while self._is_busy() and self._loop.time() < until:  # noqa: ASYNC110  # many events end it
-            await asyncio.sleep(min(DRAIN_LOOK_S, drain_s))
-
-    def _is_busy(self) -> bool:
-        """Whether there are calls to answer, functions to end, or large messages on their way out."""
-        sessions = self._driver.sessions.values()
-        return bool(self._local.open_calls or self._parts.blocking.running) or any(
-            session.lanes for session in sessions
-        )
+    def _essential_ended(self, failure: str, what: str) -> None:
+        """Implement `Essential`: stop, since an essential process has ended."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self.failure = failure
+        log.log(logging.ERROR if failure else logging.INFO, "node %s stops: %s", self.name, what)
+        leave = self.stop(f"failed: {what}" if failure else "shutdown")
+        self._failing = self._loop.create_task(leave, name=f"{self.name} stops by itself")
 
 
 def parts_of(node: Node) -> Assembly:

@@ -105,6 +105,11 @@ class Settings:
     node_timeout_s: float = 8.0
     """Seconds of silence after which a peer is down, never earlier and at most a quarter later. Long enough
     for a short network fault, short enough for callers that wait."""
+    drain_s: float = 25.0
+    """Seconds in which a node that leaves finishes what it has begun: open calls and streams, and blocking
+    functions. A node that has nothing open leaves at once. Its supervision trees then have what is left of
+    this time, at least ``terminate_s``. With these five seconds it fits into the 30 that Kubernetes grants;
+    ``docker stop`` grants only 10 unless it is told otherwise."""
     remote: bool = True
     """Whether `fleetlm remote` can open a shell in this node, through a Unix socket of the same user."""
     debug: bool = False
@@ -178,9 +183,6 @@ class Settings:
     goodbye_flush_s: float = 0.5
     """Seconds for the last frames to leave when a node leaves. Leaving must end within 2 s even if peers
     are dead."""
-    drain_s: float = 5.0
-    """Seconds for calls in flight to finish when a node leaves, and as long again for its supervision trees
-    to end. Both together stay well below the 30 s that Kubernetes grants."""
 
     # Messages.
     batch_bytes: int = 64 * 1024
@@ -327,6 +329,7 @@ class Settings:
             "FLEETLM_COOKIE_OLD": "(set)" if self.other_cookies else "(unset)",
             "FLEETLM_CLUSTER": self.cluster or "(empty)",
             "FLEETLM_NODE_TIMEOUT_MS": f"{self.node_timeout_s * 1000:.12g}",
+            "FLEETLM_DRAIN_MS": f"{self.drain_s * 1000:.12g}",
             "FLEETLM_REMOTE": "on" if self.remote else "off",
             "FLEETLM_DEBUG": "1" if self.debug else "0",
             "FLEETLM_DNS_SERVER": endpoint(*self.dns_server) if self.dns_server else "(system)",
@@ -548,6 +551,7 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("FLEETLM_NODE_PORT", "node_port", _parse_integer(1, 65_535, "a port")),
     ("FLEETLM_CLUSTER", "cluster", _parse_cluster),
     ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", _parse_seconds(200)),
+    ("FLEETLM_DRAIN_MS", "drain_s", _parse_seconds(0)),
     ("FLEETLM_REMOTE", "remote", _parse_remote),
     ("FLEETLM_DEBUG", "debug", _parse_flag),
     ("FLEETLM_DNS_SERVER", "dns_server", _parse_dns_server),

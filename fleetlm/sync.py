@@ -121,6 +121,11 @@ class SyncNode:
 
     # The node.
 
+    @property
+    def failure(self) -> str:
+        """Why the node has stopped by itself, because an essential process failed; else empty."""
+        return self._node.failure
+
     def stop(self, reason: str = "shutdown", drain_s: float | None = None) -> None:
         """See `Node.stop`. A node of `node_in_thread` also ends its thread. Idempotent.
 
@@ -209,9 +214,12 @@ class SyncNode:
 
     # Processes.
 
-    def spawn(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
+    def spawn(
+        self, function: ProcessFunction, *args: Any, name: str | None = None, essential: bool | None = None
+    ) -> Pid:
         """See `Node.spawn`: the process runs on the node's loop, not in this thread."""
-        return self._run_now("spawn", functools.partial(self._node.spawn, function, *args, name=name))
+        spawn = functools.partial(self._node.spawn, function, *args, name=name, essential=essential)
+        return self._run_now("spawn", spawn)
 
     def start_actor(
         self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None

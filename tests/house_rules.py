@@ -33,6 +33,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("public",),  # fleetlm/__init__: imports by name, at the first use of a name
     ("node_thread", "remote", "testing"),
     ("cli",),
+    ("program",),
     ("__main__",),
 )
 ONLY: dict[str, frozenset[str]] = {  # stricter than the row: the rooms that these may import

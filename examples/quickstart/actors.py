@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
+import fleetlm
 from fleetlm import Actor, Child, Node, Supervisor, handler
 
 
@@ -30,19 +30,18 @@ class Sessions(Actor):
         return await self.run_blocking(" / ".join, self.lines[session])  # in a thread
 
 
-async def main() -> None:
+async def main(node: Node) -> None:
     """Start the actor under a supervisor and use it through a typed reference."""
-    async with Node.start() as node:
-        node.spawn(Supervisor([Child("sessions", Sessions, register="sessions")]), name="tree")
-        print(await node.call("tree", "count_children"))
+    node.spawn(Supervisor([Child("sessions", Sessions, register="sessions")]), name="tree")
+    print(await node.call("tree", "count_children"))
 
-        sessions = node.ref(Sessions, "sessions")  # at="fleetlm@10.0.0.7": on another node
-        await sessions.cast(Sessions.append, "s1", "hello")  # waits for no result
-        count = await sessions.within(2.0).call(Sessions.append, "s1", "again")
-        print("lines:", count)
-        async for line in sessions.stream(Sessions.replay, "s1"):
-            print("line:", line)
-        print(await sessions.call(Sessions.summary, "s1"))
+    sessions = node.ref(Sessions, "sessions")  # at="fleetlm@10.0.0.7": on another node
+    await sessions.cast(Sessions.append, "s1", "hello")  # waits for no result
+    count = await sessions.within(2.0).call(Sessions.append, "s1", "again")
+    print("lines:", count)
+    async for line in sessions.stream(Sessions.replay, "s1"):
+        print("line:", line)
+    print(await sessions.call(Sessions.summary, "s1"))
 
 
-asyncio.run(main())
+fleetlm.run(main, log_level="warning")

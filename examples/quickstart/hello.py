@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
+import fleetlm
 from fleetlm import Call, Node, Process
 
 
@@ -17,12 +16,11 @@ async def greeter(process: Process) -> None:
                 print("received:", other)
 
 
-async def main() -> None:
-    """Start a node, send to the process and call it."""
-    async with Node.start() as node:
-        node.spawn(greeter, name="greeter")
-        await node.send("greeter", {"any": "value"})
-        print(await node.call("greeter", "Ada"))
+async def main(node: Node) -> None:
+    """Spawn the process, send to it and call it. The node stops when this returns."""
+    node.spawn(greeter, name="greeter")
+    await node.send("greeter", {"any": "value"})
+    print(await node.call("greeter", "Ada"))
 
 
-asyncio.run(main())
+fleetlm.run(main, log_level="warning")

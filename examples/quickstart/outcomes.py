@@ -34,19 +34,18 @@ async def ask(node: Node, to: str | tuple[str, str], request: object) -> None:
         print("raised:", error)
 
 
-async def main() -> None:
+async def main(node: Node) -> None:
     """Call one process, then the processes of that name on all nodes."""
-    async with Node.start() as node:
-        node.spawn(adder, name="adder")
-        await ask(node, "adder", ("add", 1, 2))
-        await ask(node, "adder", "nonsense")
-        await ask(node, ("adder", "fleetlm@10.0.0.7"), ("add", 1, 2))
+    node.spawn(adder, name="adder")
+    await ask(node, "adder", ("add", 1, 2))
+    await ask(node, "adder", "nonsense")
+    await ask(node, ("adder", "fleetlm@10.0.0.7"), ("add", 1, 2))
 
-        everywhere = [("adder", name) for name in [node.name, *node.list()]]
-        print("replies:", await node.multicall(everywhere, ("add", 1, 2)))
-        print("sent to", await node.broadcast("adder", {"to": "all nodes"}), "node")
+    everywhere = [("adder", name) for name in [node.name, *node.list()]]
+    print("replies:", await node.multicall(everywhere, ("add", 1, 2)))
+    print("sent to", await node.broadcast("adder", {"to": "all nodes"}), "node")
 
-        await ask(node, "adder", "wait")
+    await ask(node, "adder", "wait")
 
 
-asyncio.run(main())
+fleetlm.run(main, log_level="warning")

@@ -59,6 +59,10 @@ class Blocking:
         self._pools: dict[Pool, Pid | None] = {}
         """Process pools that the program has made and not closed, each with the actor that it ends with."""
 
+    def open_jobs(self) -> list[tuple[asyncio.Future[Any], str]]:
+        """Return the functions that hold a slot, each as the future of its execution and its name."""
+        return [(future, job.name) for pool in self._every() for future, job in pool.running.items()]
+
     @property
     def running(self) -> int:
         """Functions that hold a slot, including those whose caller was cancelled."""

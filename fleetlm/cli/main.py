@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from fleetlm.cli.early import end_on_sigterm, restore_sigterm
+
 DESCRIPTION = """\
 fleetlm connects worker processes into one cluster: they find each other through one DNS name.
 
@@ -34,6 +36,7 @@ environment variables (defaults in parentheses):
   FLEETLM_COOKIE_OLD          a second secret while the cookie is changed, node by node
   FLEETLM_CLUSTER             id of the cluster: connections to nodes with another id are refused
   FLEETLM_NODE_TIMEOUT_MS     milliseconds of silence after which a peer counts as down (8000)
+  FLEETLM_DRAIN_MS            milliseconds for a node that leaves to finish what it has begun (25000)
   FLEETLM_REMOTE              off: this node does not serve `fleetlm remote` (on)
   FLEETLM_DEBUG               1: messages between processes of one node are encoded and decoded, too (0)
   FLEETLM_DNS_SERVER          ip[:port] of the DNS server to ask (the system's)
@@ -41,8 +44,8 @@ environment variables (defaults in parentheses):
   FLEETLM_PRUNE_AFTER_LOOKUPS disconnect a peer after this many whole lookups without it (never)
 """
 START = """\
-Run a node in the foreground. SIGTERM or Ctrl-C stops it in order: it finishes the calls that are in
-progress, tells its peers that it leaves, and exits with code 0. A second signal ends it at once.
+Run a node in the foreground. SIGTERM or Ctrl-C stops it in order: it finishes what it has begun (see
+FLEETLM_DRAIN_MS), tells its peers that it leaves, and exits with code 0. A second signal ends it at once.
 
 MODULE:FUNCTION names your program:
 
@@ -57,10 +60,11 @@ no program of yours.
 
 exit codes:
   0         the program returned, or the node stopped in order
-  1         the program raised an exception, or the node could not start
+  1         the program raised an exception, a root supervisor gave up, an essential process failed, or the
+            node could not start
   2         MODULE:FUNCTION does not exist, or cannot be called with a node
   78        a setting cannot be used
-  130, 143  ended at once by a second Ctrl-C or SIGTERM
+  130, 143  ended at once by a second Ctrl-C or SIGTERM, or by one while modules were imported
 """
 REMOTE = """\
 Evaluate Python inside a node that runs on this machine; print its output and the result. Statements and
@@ -170,6 +174,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; for wrong usage argparse itself exits with 2."""
+    end_on_sigterm()
     top = parser()
     options = top.parse_args(argv)
     try:
@@ -180,6 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        restore_sigterm()
 
 
 def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -1,62 +1,38 @@
-"""`fleetlm start`: run one node in the foreground.
+"""`fleetlm start`: run one node in the foreground, with the program MODULE:FUNCTION.
 
-The user's program is a function that takes the node. An ``async def`` runs as a task beside the node, and
-the node stops when it returns. A plain ``def`` sets things up, for example spawns processes. It runs on the
-event loop, so it must not block. The node then runs until a signal.
-
-The first of these events ends a run:
-
-- The program returns: the node stops, exit code 0. It raises an exception: the traceback is printed and
-  the node stops with the reason "crashed", exit code 1. It calls ``sys.exit``: that exit code.
-- The first SIGTERM or SIGINT (Ctrl-C): the node stops in order, exit code 0. It first finishes calls in
-  progress, for `Settings.drain_s` seconds at most. Then the program's task is cancelled.
-- The node stops for another reason, for example ``node.stop()`` in a remote shell: exit code 0.
-- A second signal: `os._exit` in the signal handler, exit code 128 + the signal's number. It works even if
-  the program blocks the event loop.
-
-A setting that cannot be used ends it with 78 (EX_CONFIG), a program that cannot be found with 2, a node
-that cannot start with 1.
-
-The handlers are set with `signal.signal` rather than ``loop.add_signal_handler``, since the second signal
-must not need the loop. The first handler only sets an event through ``call_soon_threadsafe``, and `_serve`
-waits for that event beside the start, the node and the program. A signal during the start thus cancels
-the start. Handlers are restored at the end, so tests and other programs may call `run`.
+`cli.foreground` describes what ends a run, and with which exit code. Here, the program is imported; one that
+cannot be found ends the command with 2. If the program raises, its traceback is printed without the frames
+of the command line.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import difflib
 import functools
 import importlib
 import inspect
-import logging
-import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from fleetlm.cli import logs
-from fleetlm.errors import FleetError, SettingsError, StartFailed
-from fleetlm.node import Node, parts_of
+from fleetlm.cli import foreground, logs
+from fleetlm.cli.foreground import (
+    EX_CONFIG,
+    FAILED,
+    Foreground,
+    Program,
+    find_loop_factory,
+    log_settings,
+    name_process,
+)
+from fleetlm.errors import SettingsError
+from fleetlm.node import Node
 from fleetlm.settings import Settings
 
-OK, FAILED, USAGE = 0, 1, 2
-EX_CONFIG = 78
-"""Exit code for a setting that cannot be used. Source: sysexits.h."""
-PROGRAM_END_S = 2.0
-"""Seconds that the program has to end after its node has stopped and its task was cancelled."""
-STOP_SLACK_S = 10.0
-"""Seconds that a stop may take beyond draining. A stop usually takes less than two."""
-
-log: logging.Logger = logging.getLogger("fleetlm")
-
-Program = Callable[[Node], Any]
+USAGE = 2
 
 
 class NoSuchProgram(Exception):
@@ -123,7 +99,7 @@ def run(target: str | None, level: str = "info") -> int:
         level: log level, one of `logs.LEVELS`.
 
     Returns:
-        The exit code, see the module's text.
+        The exit code; see `cli.foreground` and the module's text.
     """
     try:
         settings: Settings | SettingsError = Settings.from_env()
@@ -145,21 +121,24 @@ def _run(lines: logs.Log, settings: Settings, target: str | None) -> int:
         program = None if target is None else load(target)
     except NoSuchProgram as error:
         return _report_error(lines, str(error), USAGE)
-    except Exception:  # noqa: BLE001  the user's module may raise anything
-        _print_traceback(lines)
+    except Exception as error:  # noqa: BLE001  the user's module may raise anything
+        _print_traceback(lines, error)
         return _report_error(lines, f"importing {target} failed with the exception above", FAILED)
-    log.info("%s", " ".join(f"{name}={value}" for name, value in settings.effective().items()))
-    with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
-        return runner.run(_ForegroundNode(settings, program, lines).run())
+    log_settings(settings)
 
+    def on_start(node: Node) -> None:
+        lines.node = node.name
+        lines.attribute_to(functools.partial(name_process, node))
 
-def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's constructor of event loops if it is installed, else None for asyncio's."""
-    try:
-        import uvloop  # noqa: PLC0415  an optional dependency
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+    async def serve() -> int:
+        running = Foreground(settings, program, lambda text: lines.say(f"fleetlm start: {text}"), on_start)
+        code = await running.run()
+        if running.error is not None:
+            _print_traceback(lines, running.error)
+        return code
+
+    with asyncio.Runner(loop_factory=find_loop_factory()) as runner:
+        return runner.run(serve())
 
 
 def _report_error(lines: logs.Log, text: str, code: int) -> int:
@@ -168,117 +147,13 @@ def _report_error(lines: logs.Log, text: str, code: int) -> int:
     return code
 
 
-class _ForegroundNode:
-    """One run of a node with its program."""
-
-    def __init__(self, settings: Settings, program: Program | None, lines: logs.Log) -> None:
-        self._settings = settings
-        self._program = program
-        self._lines = lines
-        self._signal = asyncio.Event()
-        self._signals = 0
-        self._signal_name = ""
-
-    async def run(self) -> int:
-        """Serve with signal handlers in place. Returns the exit code."""
-        loop = asyncio.get_running_loop()
-        before = {
-            number: signal.signal(number, functools.partial(self._handle_signal, loop))
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            return await self._serve()
-        except SettingsError as error:
-            return _report_error(self._lines, str(error), EX_CONFIG)
-        except (StartFailed, FleetError) as error:
-            return _report_error(self._lines, str(error), FAILED)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _handle_signal(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
-        """Ask the node to stop at the first signal; end the process at once at the second."""
-        self._signals += 1
-        if self._signals > 1:
-            os._exit(128 + number)
-        self._signal_name = signal.Signals(number).name
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the run has ended already
-            loop.call_soon_threadsafe(self._signal.set)
-
-    async def _serve(self) -> int:
-        """Start the node, run the program, and stop the node. Returns the exit code."""
-        signalled = asyncio.create_task(self._signal.wait())
-        starting = asyncio.create_task(_start_node(self._settings))
-        await asyncio.wait({signalled, starting}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait({starting})
-            if starting.cancelled():
-                return OK
-        node = starting.result()
-        self._lines.node = node.name
-        self._lines.attribute_to(functools.partial(_find_process, node))
-        stopped = asyncio.create_task(node.wait_stopped())
-        program = asyncio.create_task(self._run_program(node))
-        try:
-            await asyncio.wait({signalled, stopped, program}, return_when=asyncio.FIRST_COMPLETED)
-            if signalled.done():
-                log.info(
-                    "received %s; shutting down (a second signal ends the process at once)", self._signal_name
-                )
-            code = program.result() if program.done() else OK
-            async with asyncio.timeout(self._settings.drain_s + STOP_SLACK_S):
-                await node.stop("shutdown" if code == OK else "crashed")
-        except TimeoutError:
-            limit_s = self._settings.drain_s + STOP_SLACK_S
-            return _report_error(self._lines, f"{node.name} did not stop within {limit_s:g} s", FAILED)
-        finally:
-            waiting = {signalled, stopped, program}
-            for task in waiting:
-                task.cancel()
-            await asyncio.wait(waiting, timeout=PROGRAM_END_S)
-        return code
-
-    async def _run_program(self, node: Node) -> int:
-        """Call the program. Returns its exit code; after a plain ``def``, only when the node has stopped."""
-        try:
-            if self._program is not None:
-                result = self._program(node)
-                if inspect.isawaitable(result):
-                    await result
-                    return OK
-        except SystemExit as exiting:
-            if exiting.code is None or isinstance(exiting.code, int):
-                return exiting.code or OK
-            return _report_error(self._lines, str(exiting.code), FAILED)
-        except Exception:  # noqa: BLE001  the program may raise anything
-            _print_traceback(self._lines)
-            return FAILED
-        await node.wait_stopped()
-        return OK
-
-
-async def _start_node(settings: Settings) -> Node:
-    return await Node.start(settings)
-
-
-def _find_process(node: Node) -> str | None:
-    """Return the pid of the process of this node whose task runs at the moment, as text."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return None  # In another thread.
-    process = None if task is None else parts_of(node).local.of_task(task)
-    return None if process is None else str(process.pid)
-
-
-def _print_traceback(lines: logs.Log) -> None:
-    """Print the current exception's traceback without the leading frames of this module and importlib."""
-    kind, error, frames = sys.exc_info()
-    skipped = (__file__, importlib.__file__)
+def _print_traceback(lines: logs.Log, error: BaseException) -> None:
+    """Print an exception's traceback without the leading frames of the command line and importlib."""
+    frames = error.__traceback__
+    skipped = (__file__, foreground.__file__, importlib.__file__)
     while frames is not None and (
         frames.tb_frame.f_code.co_filename in skipped
         or frames.tb_frame.f_code.co_filename.startswith("<frozen importlib")
     ):
         frames = frames.tb_next
-    lines.say("".join(traceback.format_exception(kind, error, frames)).rstrip("\n"))
+    lines.say("".join(traceback.format_exception(type(error), error, frames)).rstrip("\n"))

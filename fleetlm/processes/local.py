@@ -43,6 +43,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.call import Call
 from fleetlm.core.process_table import ProcessTable
 from fleetlm.errors import ProcessExit
 from fleetlm.messaging.deadline import SERVING
@@ -178,10 +179,13 @@ class LocalProcesses:
         every = self._processes.values()
         return {process.pid: process._children() for process in every if process._children is not None}
 
-    @property
-    def open_calls(self) -> int:
-        """Calls that processes took and have not answered yet, and all messages that still wait."""
-        return sum(p._open_calls + len(p.mailbox) for p in self._processes.values())
+    def every(self) -> list[RunningProcess]:
+        """Return the processes that are not gone, in the order in which they were spawned."""
+        return list(self._processes.values())
+
+    def unanswered(self, process: RunningProcess) -> list[Call]:
+        """Return the calls that a process took and has not answered, and those that wait in its mailbox."""
+        return [*(process._calls or ()), *(each for each in process.mailbox.queue if type(each) is Call)]
 
     def load_of(self, pid: Pid) -> int:
         """Return how many messages wait for a process and how many calls it has open; 0 if it is gone."""

@@ -246,7 +246,8 @@ class RemoteSpawn:
         function = self._factories._functions.get(request.factory)
         if function is None:
             raise NoFactory(name, request.factory)
-        return self._spawn_function(function, *request.args, name=request.name)
+        # Another node must not be able to stop this one with a tree that gives up.
+        return self._spawn_function(function, *request.args, name=request.name, essential=False)
 
     async def _spawn_there(
         self, at: str, request: SpawnRequest, owner: RunningProcess | None, timeout_s: float

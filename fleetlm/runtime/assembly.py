@@ -54,9 +54,11 @@ from fleetlm.messaging.waits import Wait, Waits
 from fleetlm.process import ProcessServices
 from fleetlm.processes.circles import Circles
 from fleetlm.processes.context import NodeContext
+from fleetlm.processes.essential import Essential
 from fleetlm.processes.local import LocalProcesses
 from fleetlm.processes.remote_spawn import Factories, RemoteSpawn
 from fleetlm.processes.signals import Signals
+from fleetlm.runtime.draining import Draining
 from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub
 from fleetlm.runtime.requests import PeerRequests
@@ -86,9 +88,16 @@ class Assembly:
         prepared: what the node is made from.
         make_process: the constructor of `Process`, with the node already given.
         spawn: `Node.spawn`.
+        essential_ended: stops the node, since an essential process has ended; see `Essential`.
     """
 
-    def __init__(self, prepared: Prepared, make_process: MakeProcess, spawn: Callable[..., Pid]) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        make_process: MakeProcess,
+        spawn: Callable[..., Pid],
+        essential_ended: Callable[[str, str], None],
+    ) -> None:
         settings, own, rng = prepared.settings, prepared.own_address, prepared.rng
         self._make_process = make_process
         self._loop = asyncio.get_running_loop()
@@ -104,7 +113,9 @@ class Assembly:
             me, self._new_process, self._process_exited, self.send_exit
         )
         self.signals: Signals = Signals(me, codec, self.local)
+        self.essential: Essential = Essential(essential_ended)
         self.blocking: Blocking = Blocking(me.name, settings)
+        self.draining: Draining = Draining(me, self.local, self.blocking)
         # Messages.
         loop = asyncio.get_running_loop()
         self.turns: Turns = Turns.of(loop) if prepared.on_this_network else CountedTurns(loop)
@@ -214,6 +225,7 @@ class Assembly:
         self.replication.exited(process.pid)
         self.blocking.process_ended(process.pid)
         self.signals.exited(process, reason)
+        self.essential.exited(process, reason)
 
     def _looked_up(self, answer: Answer) -> None:
         """Hand a DNS answer to the driver; warn if it names this machine under another address."""

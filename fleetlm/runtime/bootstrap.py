@@ -21,6 +21,7 @@ from fleetlm.blocking.patched import patched_by, why_no_threads
 from fleetlm.discovery.dns import DnsDiscovery
 from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
+from fleetlm.runtime.termination import EXIT_CODE, Termination
 from fleetlm.settings import Settings
 
 if TYPE_CHECKING:
@@ -173,7 +174,8 @@ class NodeStarting(Generic[N]):
 
     As a context manager it stops the node at the end of the block. The peers see the reason
     ``shutdown``, also if the block was cancelled (Ctrl-C cancels the main task), or
-    ``crashed: TypeName`` if the block raised another exception.
+    ``crashed: TypeName`` if the block raised another exception. `runtime.termination` describes what SIGTERM
+    does meanwhile.
     """
 
     def __init__(
@@ -192,19 +194,34 @@ class NodeStarting(Generic[N]):
         self._rng = rng
         self._wall_ms = wall_ms
         self._node: N | None = None
+        self._termination = Termination()
 
     def __await__(self) -> Generator[Any, None, N]:
         return self._start().__await__()
 
     async def __aenter__(self) -> N:
-        self._node = await self._start()
+        if self._transport is None:  # A simulation is not a program that leaves.
+            self._termination.begin()
+        try:
+            self._node = await self._start()
+        except BaseException as error:
+            self._exit_if_terminated(error)
+            raise
         return self._node
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._node is not None:
-            await self._node.__aexit__(kind, error, traceback)
+        try:
+            if self._node is not None:
+                await self._node.__aexit__(kind, error, traceback)
+        finally:
+            self._exit_if_terminated(error)
+
+    def _exit_if_terminated(self, error: BaseException | None) -> None:
+        """Raise SystemExit if SIGTERM has ended the block, rather than an error of the program."""
+        if self._termination.end() and (error is None or isinstance(error, asyncio.CancelledError)):
+            raise SystemExit(EXIT_CODE)
 
     async def _start(self) -> N:
         wall_ms = int(time.time() * 1000) if self._wall_ms is None else self._wall_ms

@@ -317,7 +317,7 @@ async def test_cancelling_a_caller_of_stop_does_not_cancel_the_stop(fleet: Fleet
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await a.stop()
-    await asyncio.wait_for(a.wait_stopped(), 10)
+    await asyncio.wait_for(a.wait_stopped(), a.settings.drain_s + 5)
     with pytest.raises(ProcessDown):
         await calling
 

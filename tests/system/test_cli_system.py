@@ -190,6 +190,7 @@ def test_how_a_program_ends(place: Place, program: str, code: int, said: str) ->
         assert done.stdout.startswith("ran on fleetlm@127.0.0.2 ")
     if code == 1:
         assert "start.py" not in done.stderr
+        assert "foreground.py" not in done.stderr
 
 
 def test_a_setting_that_cannot_be_used_is_78(place: Place) -> None:

@@ -27,6 +27,7 @@ OURS = [
     "FLEETLM_COOKIE_OLD",
     "FLEETLM_CLUSTER",
     "FLEETLM_NODE_TIMEOUT_MS",
+    "FLEETLM_DRAIN_MS",
     "FLEETLM_REMOTE",
     "FLEETLM_DEBUG",
     "FLEETLM_DNS_SERVER",
@@ -94,6 +95,8 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("FLEETLM_CLUSTER", "", "cluster", ""),
     ("FLEETLM_CLUSTER", "grün/2", "cluster", "grün/2"),
     ("FLEETLM_NODE_TIMEOUT_MS", "200", "node_timeout_s", 0.2),
+    ("FLEETLM_DRAIN_MS", "0", "drain_s", 0.0),
+    ("FLEETLM_DRAIN_MS", "9500", "drain_s", 9.5),
     ("FLEETLM_REMOTE", "on", "remote", True),
     ("FLEETLM_REMOTE", "off", "remote", False),
     ("FLEETLM_DEBUG", "0", "debug", False),
@@ -138,6 +141,7 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
 NAME = "a DNS name such as worker"
 PRUNE = "lookups in a row, a whole number from 1 to 1,000,000"
 POLL = "milliseconds, a whole number from 1 to 86,400,000"
+DRAIN = "milliseconds, a whole number from 0 to 86,400,000"
 BASE = "1 to 64 of A-Z a-z 0-9 _ . -"
 ADDRESS = "one IPv4 or IPv6 address, without a port"
 PORT = "a port, a whole number from 1 to 65,535"
@@ -165,6 +169,7 @@ BAD: list[tuple[str, str, str]] = [
     *(("FLEETLM_NODE_PORT", text, PORT) for text in ("0", "65536", "-1", "", "http", "4370/tcp")),
     *(("FLEETLM_COOKIE", text, "16 to 4,096 characters") for text in ("", "x" * 15, "y" * 4097)),
     *(("FLEETLM_CLUSTER", text, "up to 128 printable") for text in ("x" * 129, "a\nb", "\x00")),
+    *(("FLEETLM_DRAIN_MS", text, DRAIN) for text in ("-1", "25s", "", "86400001")),
     *(("FLEETLM_NODE_TIMEOUT_MS", text, SILENCE) for text in ("199", "0", "8s", "", "86400001")),
     *(("FLEETLM_REMOTE", text, "on or off") for text in ("", "1", "ON", "true", "no")),
     *(("FLEETLM_DEBUG", text, "0 or 1") for text in ("", "true", "on", "2")),
@@ -407,6 +412,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_COOKIE_OLD": "(unset)",
         "FLEETLM_CLUSTER": "(empty)",
         "FLEETLM_NODE_TIMEOUT_MS": "8000",
+        "FLEETLM_DRAIN_MS": "25000",
         "FLEETLM_REMOTE": "on",
         "FLEETLM_DEBUG": "0",
         "FLEETLM_DNS_SERVER": "(system)",
@@ -421,6 +427,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_NODE_PORT": "4371",
         "FLEETLM_CLUSTER": "blue",
         "FLEETLM_NODE_TIMEOUT_MS": "1234567",
+        "FLEETLM_DRAIN_MS": "9500",
         "FLEETLM_REMOTE": "off",
         "FLEETLM_DEBUG": "1",
         "FLEETLM_DNS_SERVER": "[fdaa::3]:5353",

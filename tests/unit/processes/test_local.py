@@ -257,10 +257,13 @@ async def test_info_tells_what_waits_and_what_is_open() -> None:
     (info,) = node.local.info()
     assert (info.pid, info.name, info.mailbox, info.taken, info.open_calls) == (pid, "holder", 1, 1, 1)
     assert info.runs.endswith("hold")
-    assert node.local.open_calls == 2
+    (process,) = node.local.every()
+    calls = [*node.local.unanswered(process)]
+    assert [call.message for call in calls] == [1], "a message without a caller is not one"
     assert await asking == "done"
+    assert [call.open for call in calls] == [False]
     await turns()
-    assert node.local.open_calls == 0
+    assert node.local.every() == []
 
 
 @virtual

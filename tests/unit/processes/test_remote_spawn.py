@@ -58,7 +58,7 @@ class Rig:
     def name_of(self, pid: Pid) -> str | None:
         return self.local.table.name_of(pid.number)
 
-    def spawn(self, function: Any, *args: Any, name: str | None = None) -> Pid:
+    def spawn(self, function: Any, *args: Any, name: str | None = None, essential: bool | None = None) -> Pid:
         return self.local.spawn(function, args, name)
 
     def process(self, *, trap: bool = False) -> Process:
