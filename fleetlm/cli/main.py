@@ -110,12 +110,26 @@ exit codes:
   5   permission denied
   78  a setting cannot be used
 """
+HEALTH = """\
+Ask the node of this machine or container whether its event loop answers. Needs neither a folder nor the
+remote shell, so it works with a read-only root and with FLEETLM_REMOTE=off. A node without peers is healthy.
+
+  HEALTHCHECK CMD ["fleetlm", "health"]
+  livenessProbe: {exec: {command: [fleetlm, health]}, timeoutSeconds: 5}
+
+exit codes:
+  0   the node answers
+  1   it does not answer in time, or no node listens on FLEETLM_NODE_PORT
+  78  a setting cannot be used
+"""
 DEMO = """\
 Start a DNS server and six nodes on 127.0.0.N of this machine, and show how they find each other, exchange
 messages, detect a crash and survive a DNS outage. The demo ends by itself in less than 20 seconds.
 
 exit codes: 0 everything went as expected, 1 something did not, 130 or 143 interrupted
 """
+HEALTH_TIMEOUT_S = 4.0
+"""Default of ``--timeout`` of ``fleetlm health``. Probes of platforms often have 5 seconds."""
 DEFAULT_TIMEOUT_S = 10.0
 """Default of ``--timeout`` for one expression; a shell has no time limit."""
 
@@ -168,6 +182,14 @@ def parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "check a node and its cluster, and say how to repair what is wrong", DOCTOR)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.add_argument("--node", metavar="NAME", help="node to check, if several run here")
+    health = command("health", "exit 0 if the node here answers, for probes of platforms", HEALTH)
+    health.add_argument(
+        "--timeout",
+        type=seconds,
+        default=HEALTH_TIMEOUT_S,
+        metavar="SECONDS",
+        help="wait so long (%(default)g)",
+    )
     command("demo", "watch a cluster form on this machine", DEMO)
     return top
 
@@ -207,6 +229,10 @@ def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             from fleetlm.cli.doctor import gather  # noqa: PLC0415
 
             return gather.main(node=options.node, as_json=options.json)
+        case "health":
+            from fleetlm.cli import health  # noqa: PLC0415
+
+            return health.main(timeout_s=options.timeout)
         case "demo":
             from fleetlm.cli.demo import story  # noqa: PLC0415
 

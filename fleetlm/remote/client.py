@@ -1,4 +1,4 @@
-"""The client's side of `fleetlm remote`: find a node on this machine and evaluate Python in it.
+"""The client's side of `fleetlm remote`: connect to a node on this machine and evaluate Python in it.
 
 It uses blocking sockets and imports little, so that the command answers as fast as the node does.
 """
@@ -12,37 +12,27 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fleetlm.remote import protocol
-from fleetlm.remote.protocol import BadMessage, Message, SocketAddress, SocketFile, UnsafeFolder
+from fleetlm.remote.finder import (
+    NO_NODE,
+    NOT_ALLOWED,
+    OK,
+    RAISED,
+    TIMEOUT,
+    USAGE,
+    RemoteFailure,
+    choose,
+    discover,
+)
+from fleetlm.remote.protocol import BadMessage, Message, SocketAddress, SocketFile
 
-OK, RAISED, USAGE, NO_NODE, TIMEOUT, NOT_ALLOWED = range(6)
-"""Exit codes of `fleetlm remote`."""
 GREETING_S = 5.0
 """Seconds for the greeting of the node. If its event loop is blocked for longer, the user should know."""
 CANCEL_S = 1.0
 """Seconds for the node to confirm that it has cancelled an evaluation."""
-
-
-class RemoteFailure(Exception):
-    """There is no result.
-
-    Attributes:
-        code: the exit code.
-        kind: the reason for programs, such as "no_node".
-        text: the reason for people.
-    """
-
-    def __init__(self, code: int, kind: str, text: str) -> None:
-        super().__init__(code, kind, text)
-        self.code = code
-        self.kind = kind
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class NodeGone(Exception):
@@ -121,103 +111,6 @@ class RemoteConnection:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-
-
-# Finding a node.
-
-
-def discover(env: Mapping[str, str], uid: int) -> list[SocketFile]:
-    """Return the nodes on this machine that this user may connect to. Files of dead nodes are removed.
-
-    For root this includes the nodes of all users if root runs none.
-
-    Raises:
-        RemoteFailure: a folder for the sockets is not safe to use.
-    """
-    found = _find_live(protocol.folders(env, uid), uid)
-    if not found and uid == 0:
-        for folder, owner in _find_folders_of_others():
-            found += _find_live([folder], owner)
-    unique = {(each.node, each.pid): each for each in reversed(found)}
-    return sorted(unique.values(), key=lambda each: (each.node, each.pid))
-
-
-def _find_live(folders: list[str], owner: int) -> list[SocketFile]:
-    """Return the socket files on which nodes listen. Raises: RemoteFailure for an unsafe folder."""
-    living = []
-    for folder in folders:
-        try:
-            protocol.check_folder(folder, owner)
-            candidates = protocol.scan(folder)
-        except UnsafeFolder as error:
-            raise RemoteFailure(NOT_ALLOWED, "not_allowed", str(error)) from None
-        except OSError:
-            continue
-        living += [each for each in candidates if not protocol.remove_if_stale(each.path)]
-    return living
-
-
-def _find_folders_of_others() -> Iterator[tuple[str, int]]:
-    """Yield the safe socket folders of all users, each with its owner."""
-    for parent, prefix, suffix in (("/tmp", "fleetlm-", ""), ("/run/user", "", "/fleetlm")):  # noqa: S108
-        try:
-            entries = sorted(os.listdir(parent))  # noqa: PTH208
-        except OSError:
-            continue
-        for entry in entries:
-            owner = entry.removeprefix(prefix)
-            folder = f"{parent}/{entry}{suffix}"
-            if entry.startswith(prefix) and owner.isdecimal():
-                try:
-                    protocol.check_folder(folder, int(owner))
-                except (OSError, UnsafeFolder):
-                    continue
-                yield folder, int(owner)
-
-
-def choose(found: list[SocketFile], wanted: str | None) -> SocketFile:
-    """Select the node to connect to.
-
-    Args:
-        found: what `discover` returned.
-        wanted: the node's name, with ``.<pid>`` where two processes use one name; None for the only node.
-
-    Raises:
-        RemoteFailure: no node runs, or not the wanted one (exit code 3); several fit (2).
-    """
-    if not found:
-        raise RemoteFailure(
-            NO_NODE,
-            "no_node",
-            "no node of this user runs on this machine. Start one with: fleetlm start\n"
-            "(Nodes of other users, in other containers, or with FLEETLM_REMOTE=off cannot be found.)",
-        )
-    if wanted is not None:
-        short = protocol.stem(wanted)
-        fitting = [each for each in found if short in (each.node, f"{each.node}.{each.pid}")]
-        if not fitting:
-            raise RemoteFailure(
-                NO_NODE,
-                "no_node",
-                f"no node {wanted} runs on this machine. These do:\n{_list_options(found)}",
-            )
-    else:
-        fitting = found
-    if len(fitting) > 1:
-        raise RemoteFailure(
-            USAGE,
-            "several_nodes",
-            f"several nodes run on this machine; choose one:\n{_list_options(fitting)}",
-        )
-    return fitting[0]
-
-
-def _list_options(found: list[SocketFile]) -> str:
-    """Return a ``--node`` option for each node, one a line."""
-    names = [each.node for each in found]
-    return "\n".join(
-        f"  --node {each.node}" + (f".{each.pid}" if names.count(each.node) > 1 else "") for each in found
-    )
 
 
 def connect(found: SocketFile, timeout_s: float = GREETING_S) -> RemoteConnection:

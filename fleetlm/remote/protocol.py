@@ -111,7 +111,8 @@ def folders(env: Mapping[str, str], uid: int) -> list[str]:
     temporary = env.get("TMPDIR")
     if temporary and temporary.startswith("/"):
         found.append(f"{temporary.rstrip('/')}/fleetlm-{uid}")
-    found += [f"/tmp/fleetlm-{uid}", f"/run/user/{uid}/fleetlm"]  # noqa: S108  checked by `check_folder`
+    # Also where a container has a read-only root: its /dev/shm can be written to. `check_folder` checks all.
+    found += [f"/tmp/fleetlm-{uid}", f"/run/user/{uid}/fleetlm", f"/dev/shm/fleetlm-{uid}"]  # noqa: S108
     return list(dict.fromkeys(found))
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from fleetlm.remote import client
+from fleetlm.remote import client, finder
 from fleetlm.remote.client import NodeGone, RemoteConnection
 from fleetlm.remote.protocol import BadMessage, Message
 
@@ -251,8 +251,8 @@ class Shell:
         finally:
             self._editor.close()
         if self.gone is None:
-            return client.OK
-        return client.NO_NODE
+            return finder.OK
+        return finder.NO_NODE
 
     def _read(self) -> str:
         """Read lines until the input is complete."""
@@ -365,9 +365,9 @@ class Shell:
 def run(*, node: str | None, timeout_s: float | None) -> int:
     """Run `fleetlm remote` without an expression: a shell in one node. Returns the exit code."""
     try:
-        found = client.discover(os.environ, os.getuid())
-        connection = client.connect(client.choose(found, node))
-    except client.RemoteFailure as failure:
+        found = finder.discover(os.environ, os.getuid())
+        connection = client.connect(finder.choose(found, node))
+    except finder.RemoteFailure as failure:
         print(failure.text, file=sys.stderr)
         return failure.code
     print(BANNER.format(node=connection.node))

@@ -316,6 +316,27 @@ def test_a_node_with_remote_off_cannot_be_found(place: Place) -> None:
     assert not (place.folder / "run" / "fleetlm").exists()
 
 
+def test_health_needs_no_remote_shell_and_no_folder(place: Place) -> None:
+    alone = place.run("health")
+    assert (alone.returncode, alone.stdout) == (1, "")
+    assert f"no program listens on port {place.port}" in alone.stderr
+    cookie = {"FLEETLM_COOKIE": "a-cookie-of-this-test-only"}
+    node = place.node(2, FLEETLM_REMOTE="off", **cookie)
+    assert node.stderr is not None
+    while "listens on" not in node.stderr.readline():
+        pass
+    healthy = place.run("health", **cookie)
+    assert (healthy.returncode, healthy.stderr) == (0, "")
+    assert healthy.stdout == "fleetlm@127.0.0.2 answers, connected to 0\n"
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        stopped = place.run("health", "--timeout", "0.5", **cookie)
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+    assert stopped.returncode == 1
+    assert "0.5 s" in stopped.stderr
+
+
 def test_the_client_is_quick(place: Place) -> None:
     """In processor time, which other work on the machine changes little."""
     place.node(2)

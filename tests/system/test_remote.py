@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from fleetlm.remote import client, evaluator, protocol, server as remote_server
-from fleetlm.remote.client import RemoteConnection, RemoteFailure, RemoteOutcome
+from fleetlm.remote import client, evaluator, finder, protocol, server as remote_server
+from fleetlm.remote.client import RemoteConnection, RemoteOutcome
+from fleetlm.remote.finder import RemoteFailure
 from fleetlm.remote.protocol import BadMessage, SocketFile, UnsafeFolder
 from fleetlm.remote.server import RemoteServer
 from tests.support.patience import allowed_s
@@ -37,7 +38,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(
         protocol, "folders", lambda env, uid: [f for f in known(env, uid) if str(tmp_path) in f]
     )
-    monkeypatch.setattr(client, "_find_folders_of_others", lambda: iter(()))
+    monkeypatch.setattr(finder, "_find_folders_of_others", lambda: iter(()))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     return {"XDG_RUNTIME_DIR": str(runtime)}
 
@@ -54,7 +55,7 @@ async def running(env: dict[str, str], node: FakeNode | None = None) -> AsyncIte
 
 
 def connect(env: dict[str, str], node: str | None = None, timeout_s: float = 5.0) -> RemoteConnection:
-    return client.connect(client.choose(client.discover(env, UID), node), timeout_s)
+    return client.connect(finder.choose(finder.discover(env, UID), node), timeout_s)
 
 
 Shown = list[tuple[str, str]]
@@ -550,7 +551,7 @@ async def test_a_dead_nodes_socket_is_skipped_and_cleaned(
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(dead.name)
         (folder / "something else").touch()
-        found = await in_thread(client.discover, env, UID)
+        found = await in_thread(finder.discover, env, UID)
         assert [each.node for each in found] == [NAME]
         assert not dead.exists()
         assert await result(env, "1") == "1"
@@ -575,8 +576,8 @@ async def test_several_nodes_are_listed_and_chosen_by_name(env: dict[str, str]) 
 def test_two_of_one_name_are_told_apart_by_process() -> None:
     found = [SocketFile("/f", NAME, 10), SocketFile("/f", NAME, 20)]
     with pytest.raises(RemoteFailure, match=f"--node {NAME}.20"):
-        client.choose(found, NAME)
-    assert client.choose(found, f"{NAME}.20").pid == 20
+        finder.choose(found, NAME)
+    assert finder.choose(found, f"{NAME}.20").pid == 20
 
 
 async def test_long_names_and_long_paths(tmp_path: Path, env: dict[str, str]) -> None:
@@ -606,10 +607,12 @@ def test_folders_best_first_and_without_duplicates() -> None:
         "/run/user/7/fleetlm",
         "/var/tmp/fleetlm-7",
         "/tmp/fleetlm-7",
+        "/dev/shm/fleetlm-7",
     ]
     assert protocol.folders({"XDG_RUNTIME_DIR": "relative", "TMPDIR": ""}, 7) == [
         "/tmp/fleetlm-7",
         "/run/user/7/fleetlm",
+        "/dev/shm/fleetlm-7",
     ]
 
 
@@ -623,7 +626,7 @@ async def test_the_number_of_clients_is_bounded(env: dict[str, str], monkeypatch
         for count in (1, 2, 3):
             connections.append(await in_thread(connect, env))
             await eventually(lambda count=count: len(server._clients) == count)  # type: ignore[misc]
-        found = client.discover(env, UID)[0]
+        found = finder.discover(env, UID)[0]
         await eventually(lambda: len(server._clients) == 3)  # that one only looked
         connections.append(await in_thread(client.connect, found))
         with pytest.raises(RemoteFailure, match="4 clients") as refused:
@@ -679,7 +682,7 @@ async def test_garbage_ends_that_client_and_nothing_else(env: dict[str, str], se
     def speak() -> bytes:
         with socket.socket(socket.AF_UNIX) as raw:
             raw.settimeout(5)
-            found = client.discover(env, UID)[0]
+            found = finder.discover(env, UID)[0]
             with protocol.SocketAddress(found.path) as address:
                 raw.connect(address)
             raw.sendall(sent)

@@ -35,7 +35,7 @@ from fleetlm.discovery.dns import DnsDiscovery
 from fleetlm.discovery.own_address import can_bind, own_address
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, endpoint
-from fleetlm.remote import client
+from fleetlm.remote import client, finder
 from fleetlm.remote.protocol import BadMessage
 from fleetlm.settings import Settings
 from fleetlm.transport.probe import probe
@@ -96,10 +96,10 @@ def ask_node(wanted: str | None) -> tuple[Mapping[str, Any] | None, str, int]:
         doctor must end with it: the named node is not there, or several run and none was named.
     """
     try:
-        found = client.discover(os.environ, os.getuid())
-        connection = client.connect(client.choose(found, wanted))
-    except client.RemoteFailure as failure:
-        if failure.code == client.USAGE or wanted is not None:
+        found = finder.discover(os.environ, os.getuid())
+        connection = client.connect(finder.choose(found, wanted))
+    except finder.RemoteFailure as failure:
+        if failure.code == finder.USAGE or wanted is not None:
             return None, failure.text, failure.code
         return None, failure.text.partition("\n")[0], 0
     try:

@@ -1,0 +1,173 @@
+"""Finds the nodes on this machine that `fleetlm remote` and `fleetlm doctor` may connect to.
+
+The node and the command agree on a few folders (`protocol.folders`), which depend on their environment. When
+the environments differ, the folders of the running processes are searched as well. A folder that is not safe
+is never used: see `protocol.check_folder`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from fleetlm.remote import protocol
+from fleetlm.remote.protocol import SocketFile, UnsafeFolder
+
+OK, RAISED, USAGE, NO_NODE, TIMEOUT, NOT_ALLOWED = range(6)
+"""Exit codes of `fleetlm remote`."""
+MAX_PROCESSES = 10_000
+"""Processes whose folders are searched, so that the search ends soon on a large machine."""
+MAX_ENVIRON_BYTES = 1024 * 1024
+"""Bytes of a process's environment that are read."""
+
+
+class RemoteFailure(Exception):
+    """There is no result.
+
+    Attributes:
+        code: the exit code.
+        kind: the reason for programs, such as "no_node".
+        text: the reason for people.
+    """
+
+    def __init__(self, code: int, kind: str, text: str) -> None:
+        super().__init__(code, kind, text)
+        self.code = code
+        self.kind = kind
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def discover(env: Mapping[str, str], uid: int) -> list[SocketFile]:
+    """Return the nodes on this machine that this user may connect to. Files of dead nodes are removed.
+
+    Where the folders of this environment hold none, the folders of all running processes are searched. For
+    root this includes the nodes of all users if root runs none.
+
+    Raises:
+        RemoteFailure: a folder for the sockets is not safe to use.
+    """
+    found = _find_live(protocol.folders(env, uid), uid)
+    if not found and uid == 0:
+        for folder, owner in _find_folders_of_others():
+            found += _find_live([folder], owner)
+    if not found:
+        for folder, owner in _find_folders_of_processes(uid):
+            found += _find_live([folder], owner)
+    unique = {(each.node, each.pid): each for each in reversed(found)}
+    return sorted(unique.values(), key=lambda each: (each.node, each.pid))
+
+
+def _find_live(folders: list[str], owner: int) -> list[SocketFile]:
+    """Return the socket files on which nodes listen. Raises: RemoteFailure for an unsafe folder."""
+    living = []
+    for folder in folders:
+        try:
+            protocol.check_folder(folder, owner)
+            candidates = protocol.scan(folder)
+        except UnsafeFolder as error:
+            raise RemoteFailure(NOT_ALLOWED, "not_allowed", str(error)) from None
+        except OSError:
+            continue
+        living += [each for each in candidates if not protocol.remove_if_stale(each.path)]
+    return living
+
+
+def _find_folders_of_others() -> Iterator[tuple[str, int]]:
+    """Yield the safe socket folders of all users, each with its owner."""
+    for parent, prefix, suffix in (("/tmp", "fleetlm-", ""), ("/run/user", "", "/fleetlm")):  # noqa: S108
+        try:
+            entries = sorted(os.listdir(parent))  # noqa: PTH208
+        except OSError:
+            continue
+        for entry in entries:
+            owner = entry.removeprefix(prefix)
+            folder = f"{parent}/{entry}{suffix}"
+            if entry.startswith(prefix) and owner.isdecimal():
+                try:
+                    protocol.check_folder(folder, int(owner))
+                except (OSError, UnsafeFolder):
+                    continue
+                yield folder, int(owner)
+
+
+def _find_folders_of_processes(uid: int, proc: str = "/proc") -> Iterator[tuple[str, int]]:
+    """Yield the safe socket folders of running processes, each with its owner. Only on Linux.
+
+    A node may have another TMPDIR or XDG_RUNTIME_DIR than this command, or a /tmp of its own (PrivateTmp of
+    systemd). Its folders are those of its environment, seen through the root of its process.
+    """
+    seen = set()
+    try:
+        entries = [entry for entry in os.listdir(proc) if entry.isdecimal()]  # noqa: PTH208
+    except OSError:
+        return
+    for entry in sorted(entries, key=int)[:MAX_PROCESSES]:
+        try:
+            owner = os.stat(f"{proc}/{entry}").st_uid  # noqa: PTH116
+            if uid not in (0, owner):
+                continue
+            with open(f"{proc}/{entry}/environ", "rb") as file:  # noqa: PTH123
+                pairs = file.read(MAX_ENVIRON_BYTES).split(b"\0")
+        except OSError:
+            continue  # It has ended, or this user may not look into it.
+        env = dict(os.fsdecode(pair).partition("=")[::2] for pair in pairs if pair)
+        for folder in protocol.folders(env, owner):
+            path = f"{proc}/{entry}/root{folder}"
+            try:
+                protocol.check_folder(path, owner)
+                found = os.stat(path)  # noqa: PTH116
+            except (OSError, UnsafeFolder):
+                continue
+            if (found.st_dev, found.st_ino) not in seen:
+                seen.add((found.st_dev, found.st_ino))
+                yield path, owner
+
+
+def choose(found: list[SocketFile], wanted: str | None) -> SocketFile:
+    """Select the node to connect to.
+
+    Args:
+        found: what `discover` returned.
+        wanted: the node's name, with ``.<pid>`` where two processes use one name; None for the only node.
+
+    Raises:
+        RemoteFailure: no node runs, or not the wanted one (exit code 3); several fit (2).
+    """
+    if not found:
+        raise RemoteFailure(
+            NO_NODE,
+            "no_node",
+            "no node of this user runs on this machine. Start one with: fleetlm start\n"
+            "(Nodes of other users, in other containers, or with FLEETLM_REMOTE=off cannot be found. Sockets "
+            f"were searched in {', '.join(protocol.folders(os.environ, os.getuid()))}, and in the same "
+            "folders of every process that this user may look into.)",
+        )
+    if wanted is not None:
+        short = protocol.stem(wanted)
+        fitting = [each for each in found if short in (each.node, f"{each.node}.{each.pid}")]
+        if not fitting:
+            raise RemoteFailure(
+                NO_NODE,
+                "no_node",
+                f"no node {wanted} runs on this machine. These do:\n{_list_options(found)}",
+            )
+    else:
+        fitting = found
+    if len(fitting) > 1:
+        raise RemoteFailure(
+            USAGE,
+            "several_nodes",
+            f"several nodes run on this machine; choose one:\n{_list_options(fitting)}",
+        )
+    return fitting[0]
+
+
+def _list_options(found: list[SocketFile]) -> str:
+    """Return a ``--node`` option for each node, one a line."""
+    names = [each.node for each in found]
+    return "\n".join(
+        f"  --node {each.node}" + (f".{each.pid}" if names.count(each.node) > 1 else "") for each in found
+    )
