@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, NoFactory, NoProcess
@@ -40,6 +40,13 @@ class Caller(Protocol):
         Raises:
             NotSerializable: the stream goes on.
         """
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so many answers wait for this caller that no further call of it should be served now."""
+
+    async def caught_up(self) -> None:
+        """Return when it is not behind any more."""
 
     async def item(self, ref: int, packed: Any, timeout_s: float, /) -> None:
         """Send an item of a stream, waiting for room if need be.
@@ -201,6 +208,11 @@ class Call:
                     self._caller.failed(self._ref, FailureKind.NO_FACTORY, [node, factory])
                 case NoProcess(target=target):
                     self._caller.failed(self._ref, FailureKind.NO_PROCESS, [str(target)])
+
+    def backlog(self) -> Coroutine[Any, Any, None] | None:
+        """Return what to await before this call is served, because its caller takes no answers; or None."""
+        caller = self._caller
+        return caller.caught_up() if caller.is_behind else None
 
     def watch(self, on_done: Callable[[Call], None]) -> None:
         """Call ``on_done`` when this call needs no answer any more, or when another process watches it.

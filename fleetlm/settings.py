@@ -214,6 +214,12 @@ class Settings:
     max_open_calls: int = 65_536
     """Calls of one peer that may wait for replies of this node. A further call is refused as not
     delivered."""
+    reply_queue_bytes: int = 64 * 1024 * 1024
+    """Bytes of answers to one peer that wait for room in its window before processes take no further call of
+    that peer, until some have left. As much as may wait for one process the other way."""
+    no_credit_s: float = 60.0
+    """Seconds after which a peer is disconnected that takes nothing of what is in flight to it though its
+    loop is alive. Longer than a chunk takes on a very slow link, and than any burst needs to be decoded."""
     stream_window: int = 64
     """Items of one stream that may be on their way or wait for their consumer; then the producer waits. An
     item counts 1, and 1 more for each 16 KiB, so that a stream of large items holds 1 MiB, or one item."""

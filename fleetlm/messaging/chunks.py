@@ -10,6 +10,9 @@ A lane outlives its sender: a process that has ended may still have messages the
 must not overtake them. `Lanes.ended` therefore keeps the number of the ended process until its lane is
 empty.
 
+Answers to the peer's requests have a lane for each request (`AnswerLane`). Small ones wait there too, while
+the window of the connection is full; their bytes are counted apart.
+
 **Receiving.** `Reassembly` puts chunks together by the number of their transfer. All unfinished transfers
 of one connection together may claim `Settings.max_message_bytes`. The sender knows that limit from the
 handshake and does not begin a transfer beyond it; a peer that does so nevertheless breaks the protocol
@@ -21,11 +24,18 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Hashable
+from typing import NamedTuple
 
 from fleetlm.wire.frames import CHUNK_HEAD, BadFrame
 
 MAX_TRANSFERS = 16_384
 """Unfinished transfers of one connection; a peer that never ends what it begins must not fill memory."""
+
+
+class AnswerLane(NamedTuple):
+    """The sender of the answers to one request of the peer: its items in order, and then its end."""
+
+    ref: int
 
 
 class Transfer:
@@ -45,17 +55,28 @@ class Lanes:
     Args:
         chunk_bytes: bytes of a chunk; a longer message is a transfer.
         unfinished_bytes: bytes of unfinished transfers that the receiver accepts; see `Reassembly`.
+        answer_limit_bytes: bytes of answers from which on these lanes are behind.
     """
 
-    def __init__(self, chunk_bytes: int, unfinished_bytes: int = sys.maxsize) -> None:
+    def __init__(
+        self, chunk_bytes: int, unfinished_bytes: int = sys.maxsize, answer_limit_bytes: int = sys.maxsize
+    ) -> None:
         self.chunk_bytes = chunk_bytes
         self.waiting_bytes: int = 0
         """Bytes of all lanes that were not sent yet; 0 means that there is no lane."""
+        self.answer_bytes: int = 0
+        """Those of them in the lanes of answers."""
+        self.is_behind: bool = False
+        """Whether ``answer_limit_bytes`` of answers wait."""
+        self._answer_limit_bytes = answer_limit_bytes
         self._unfinished_bytes = unfinished_bytes
         self._begun_bytes = 0
         self._lanes: dict[Hashable, deque[bytes | Transfer]] = {}
         self._turns: deque[Hashable] = deque()
-        """Senders with a lane, the next one first."""
+        """Senders whose lane begins with a large message, the next one first."""
+        self._small_turns: deque[Hashable] = deque()
+        """Senders whose lane begins with a small one."""
+        self._is_turn_of_small = True
         self._next_number = 0
         self._ended: dict[Hashable, int] = {}
         """Processes that have ended and still have a lane: the number of each sender, and the reverse."""
@@ -69,11 +90,11 @@ class Lanes:
         item: bytes | Transfer = packed
         if len(packed) > self.chunk_bytes:
             item = Transfer(packed)
-        self.waiting_bytes += len(packed)
+        self._count(sender, len(packed))
         lane = self._lanes.get(sender)
         if lane is None:
-            self._lanes[sender] = deque([item])
-            self._turns.append(sender)
+            lane = self._lanes[sender] = deque([item])
+            self._line_up(sender, lane)
         else:
             lane.append(item)
 
@@ -91,23 +112,36 @@ class Lanes:
         """Return the sender that was this ended process, if it still has a lane."""
         return self._ended_as.get(number)
 
-    def next(self) -> bytes | tuple[bytes, memoryview] | None:
-        """Take what goes next.
+    def next(self, *, may_send_chunk: bool = True) -> bytes | tuple[bytes, memoryview] | None:
+        """Take what goes next: small messages and chunks in turns.
 
         Returns:
             A small message; or a chunk, as its head and its bytes; or None if the receiver can take none now.
         """
+        chunk = None
+        if may_send_chunk and not (self._is_turn_of_small and self._small_turns):
+            chunk = self._next_chunk()
+        if chunk is not None or not self._small_turns:
+            self._is_turn_of_small = True
+            return chunk
+        self._is_turn_of_small = False
+        sender = self._small_turns.popleft()
+        lane = self._lanes[sender]
+        item = lane.popleft()
+        assert isinstance(item, bytes)
+        self._count(sender, -len(item))
+        self._end_turn(sender, lane)
+        return item
+
+    def _next_chunk(self) -> tuple[bytes, memoryview] | None:
+        """Take the next chunk of the first transfer that the receiver can take."""
         for _ in range(len(self._turns)):
             sender = self._turns.popleft()
             lane = self._lanes[sender]
             item = lane[0]
-            if isinstance(item, bytes):
-                self.waiting_bytes -= len(item)
-                lane.popleft()
-                self._end_turn(sender, lane)
-                return item
-            if item.number >= 0 or self._begin(item):
-                piece = self._next_chunk(item, lane)
+            if isinstance(item, Transfer) and (item.number >= 0 or self._begin(item)):
+                piece = self._cut(item, lane)
+                self._count(sender, -len(piece))
                 self._end_turn(sender, lane)
                 return CHUNK_HEAD.pack(item.number, len(item.view)), piece
             self._turns.append(sender)
@@ -123,11 +157,10 @@ class Lanes:
         self._next_number = (self._next_number + 1) & 0xFFFFFFFF
         return True
 
-    def _next_chunk(self, item: Transfer, lane: deque[bytes | Transfer]) -> memoryview:
+    def _cut(self, item: Transfer, lane: deque[bytes | Transfer]) -> memoryview:
         """Cut the next chunk off a transfer, and take the transfer out of its lane with the last one."""
         piece = item.view[item.offset : item.offset + self.chunk_bytes]
         item.offset += len(piece)
-        self.waiting_bytes -= len(piece)
         if item.offset == len(item.view):
             self._begun_bytes -= len(item.view)
             lane.popleft()
@@ -137,18 +170,30 @@ class Lanes:
         """Drop everything: the connection is over."""
         self._lanes.clear()
         self._turns.clear()
+        self._small_turns.clear()
         self._ended.clear()
         self._ended_as.clear()
-        self.waiting_bytes = self._begun_bytes = 0
+        self.waiting_bytes = self.answer_bytes = self._begun_bytes = 0
+        self.is_behind = False
 
     def _end_turn(self, sender: Hashable, lane: deque[bytes | Transfer]) -> None:
         """Put a sender at the end of the turns, or forget it with its empty lane."""
         if lane:
-            self._turns.append(sender)
+            self._line_up(sender, lane)
             return
         del self._lanes[sender]
         if sender in self._ended:
             del self._ended_as[self._ended.pop(sender)]
+
+    def _line_up(self, sender: Hashable, lane: deque[bytes | Transfer]) -> None:
+        """Put a sender at the end of the turns of what its lane begins with."""
+        (self._small_turns if isinstance(lane[0], bytes) else self._turns).append(sender)
+
+    def _count(self, sender: Hashable, size_bytes: int) -> None:
+        self.waiting_bytes += size_bytes
+        if type(sender) is AnswerLane:
+            self.answer_bytes += size_bytes
+            self.is_behind = self.answer_bytes >= self._answer_limit_bytes
 
 
 class Reassembly:

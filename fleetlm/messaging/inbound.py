@@ -232,6 +232,7 @@ class Inbound:
         elif operation == Op.CREDIT:
             session.credited(*operations.read_credit(message))
         elif operation == Op.TICK:
+            session.peer_ticked(self._clock())
             self._service.ticked(session, *operations.read_tick(message))
         elif operation == Op.FAILURE:
             ref, kind, texts = operations.read_failure(message)

@@ -241,6 +241,12 @@ class Mailbox:
                 if not message.wanted:
                     message.abandon()
                     continue
+                backlog = message.backlog()
+                if backlog is not None:  # The caller's node takes no answers: serving on would fill memory.
+                    queue.appendleft(message)
+                    self.taken -= 1
+                    await backlog
+                    continue
                 if not self._owner._accept_call(message):  # noqa: SLF001  # private: programs hold the owner
                     continue  # The owner has refused the call.
             return message

@@ -92,6 +92,8 @@ class Outbound:
         topology: Topology,
         waits: Waits,
     ) -> None:
+        self.is_behind: bool = False
+        """See `Caller`: never on this node."""
         self.stopped: str = ""
         """Why nothing can be sent any more; empty while the node runs."""
         self._name = name
@@ -435,6 +437,9 @@ class Outbound:
         consumer = self.local_calls.get(ref)
         if isinstance(consumer, ConsumerEnd):
             consumer.put(*packed)
+
+    async def caught_up(self) -> None:
+        """Return at once: answers on this node are handed over and never wait."""
 
     def forget(self, ref: int) -> None:
         """Do nothing: a caller on this node takes its entry out itself."""

@@ -9,12 +9,22 @@ one frame of the batch at the end of the turn; a batch that reaches `Settings.ba
 travels in chunks, and waits for its turns in the lane of its sender (`Lanes`); whatever the same sender
 appends later queues behind it, and small messages of other senders pass it. The sender is the current task,
 unless the caller names another one: a task may send in the place of another task, and the reply and the
-items of one request share the lane ``("reply", ref)``.
+items of one request share an `AnswerLane`.
 
 **Credit.** Two windows make senders wait; `messaging.windows` explains them. `obstacle` is the one place
 that checks them, `admit` the one place that counts a message, `room` waits. Runtime messages (`control`,
-`signal`), replies and failures wait for no window; a peer that never takes them is disconnected when more
-than `ByteWindow.hard_limit_bytes` are in flight.
+`signal`) wait for no window.
+
+**Answers.** Replies and failures, whose senders cannot wait, queue in lanes while the window of the
+connection is full. With `Settings.reply_queue_bytes` in that queue this session is *behind*, and a process
+that is about to take another call of the peer waits until it is not (`Mailbox`). So the queue holds at most
+that many bytes and the answers to calls that had been taken before: one answer of a process that answers
+each call before it takes the next, those of the concurrent handlers of an actor, and all answers of a
+process that collects calls. Items of streams wait for room themselves.
+
+**A peer that takes nothing.** An amount proves nothing: a loop that is busy for some seconds takes nothing,
+and then everything. A connection ends if the peer's loop is alive and takes nothing of what is in flight:
+by its ticks, for `Settings.no_credit_s`; or by what it sends (`Stall`).
 
 **Who owns what.** The driver makes and closes sessions. `Outbound` and `Streams` keep in ``calls`` what
 waits for the peer, by ref; `Inbound` takes it out when the outcome comes. `Inbound` keeps in ``requests``
@@ -39,8 +49,9 @@ import msgpack
 
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
-from fleetlm.messaging.chunks import Lanes, Reassembly
+from fleetlm.messaging.chunks import AnswerLane, Lanes, Reassembly
 from fleetlm.messaging.windows import (
+    MAX_WINDOWS_WITHOUT_CREDIT,
     NODE,
     UNIT_BYTES,
     ByteCredit,
@@ -49,6 +60,7 @@ from fleetlm.messaging.windows import (
     Obstacle,
     ReceiveWindows,
     SendWindows,
+    Stall,
     check_new_key,
     weighed,
 )
@@ -99,6 +111,7 @@ class Session:
         "_flush_soon",
         "_limit_bytes",
         "_lost",
+        "_stall",
         "_transport",
         "arrivals",
         "byte_credit",
@@ -151,10 +164,11 @@ class Session:
         """Requests of the peer that are open here, by its ref."""
         self._limit_bytes = min(settings.max_message_bytes, hello.max_message_bytes)
         self._chunk_bytes = settings.chunk_bytes
-        self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes)
+        self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes, settings.reply_queue_bytes)
         self.reassembly: Reassembly = Reassembly(settings.max_message_bytes)
         window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, hello.window_bytes))
         self.byte_window: ByteWindow = ByteWindow(window_bytes, settings.bulk_window_bytes)
+        self._stall = Stall(self.byte_window, settings.no_credit_s, settings.busy_after_s)
         self.byte_credit: ByteCredit = ByteCredit(window_bytes, settings.bulk_window_bytes, self._tell_credit)
         limit = min(settings.mailbox_limit, hello.mailbox_limit)
         self.windows: SendWindows = SendWindows(limit)
@@ -181,8 +195,7 @@ class Session:
         self._batch: list[bytes] = [b""]
         """The packed messages of this turn; the first place is for the frame's header."""
         self._batch_bytes = 0
-        self._batch_limit = settings.batch_messages
-        self._batch_limit_bytes = settings.batch_bytes
+        self._batch_limit, self._batch_limit_bytes = settings.batch_messages, settings.batch_bytes
 
     # Windows.
 
@@ -308,6 +321,7 @@ class Session:
         """
         window = self.byte_window
         window.credited(total_bytes, chunk_bytes)
+        self._stall.progressed(self.byte_credit.taken_bytes)
         self._update_is_slow()
         if self.lanes:
             self._flush_soon(self)
@@ -315,6 +329,10 @@ class Session:
             window.wake()
 
     def _tell_credit(self, taken_bytes: int, taken_chunk_bytes: int) -> None:
+        """Tell the peer what was taken here; notice a peer that sends on and on and takes nothing itself."""
+        received_bytes = self._stall.received(taken_bytes)
+        if received_bytes > MAX_WINDOWS_WITHOUT_CREDIT * self.byte_window.limit_bytes:
+            self._lost(self, f"it sent {received_bytes:,} bytes and took nothing of {self.in_flight:,} bytes")
         self.control(operations.credit(taken_bytes, taken_chunk_bytes))
 
     def _tell_taken(self, key: Key, count: int) -> None:
@@ -419,13 +437,28 @@ class Session:
             raise MessageTooLarge(size, self._limit_bytes)
         if size <= self._chunk_bytes and not self.lanes.has(sender):
             return False
+        self._queue(packed, sender)
+        return True
+
+    def _queue(self, packed: bytes, sender: Hashable) -> None:
+        """Queue a message in the sender's lane."""
         if not self.lanes and not self._batch_bytes:
             self._flush_soon(self)
         self.lanes.add(sender, packed)
         self._update_is_slow()
-        if self.lanes.waiting_bytes > self.byte_window.hard_limit_bytes + self._limit_bytes:
-            self._lost(self, f"it took nothing of {self.in_flight:,} bytes")
-        return True
+
+    def _answer(self, packed: bytes, ref: int) -> None:
+        """Send an answer to a request of the peer, or queue it while the window of the connection is full."""
+        size = len(packed)
+        if not self.is_slow and size <= self.small_bytes:
+            self.append(packed)
+            return
+        window, lane = self.byte_window, AnswerLane(ref)
+        is_full = window.in_flight_bytes + self._batch_bytes >= window.limit_bytes
+        if is_full or size > self._chunk_bytes or self.lanes.has(lane):
+            self._queue(packed, lane)
+        else:
+            self._to_batch(packed, size)
 
     def _flush_batch(self) -> None:
         """Send the batch as one frame and begin a new one."""
@@ -439,10 +472,10 @@ class Session:
         self._send_frame((frame,), len(frame))
 
     def _flush_lanes(self) -> None:
-        """Send chunks, and what queues behind them, while the window of chunks has room."""
-        window = self.byte_window
-        while self.lanes and window.may_send_chunk:
-            item = self.lanes.next()
+        """Send what waits in lanes while the window has room, and chunks while their own window has it."""
+        window, was_behind = self.byte_window, self.lanes.is_behind
+        while self.lanes and window.in_flight_bytes + self._batch_bytes < window.limit_bytes:
+            item = self.lanes.next(may_send_chunk=window.may_send_chunk)
             if item is None:
                 break
             if isinstance(item, bytes):
@@ -457,30 +490,34 @@ class Session:
         if self._batch_bytes:
             self._flush_batch()
         self._update_is_slow()
+        if was_behind and not self.lanes.is_behind:
+            window.wake()
 
     def _send_frame(self, parts: tuple[bytes | memoryview, ...], size: int) -> None:
-        """Count a frame and hand it to the transport; a broken channel or an overrun ends the connection."""
+        """Count a frame and hand it to the transport; a broken channel ends the connection."""
         window = self.byte_window
         window.sent(size)
         self._update_is_slow()
         if not self._transport.send(self.outgoing.channel, parts):
             self._lost(self, "connection closed: sending failed")
-        elif window.in_flight_bytes > window.hard_limit_bytes:
-            self._lost(self, f"it took nothing of {self.in_flight:,} bytes")
 
     # `Caller` for the requests of the peer.
 
     def replied(self, ref: int, value: Any) -> None:
         """Send a result. Raises: NotSerializable, MessageTooLarge."""
         if not self.closed:
-            self.append(self._codec.pack(operations.reply(ref, value), value), ("reply", ref))
+            packed = self._codec.pack(operations.reply(ref, value), value)
+            if len(packed) > self._limit_bytes:
+                raise MessageTooLarge(len(packed), self._limit_bytes)
+            self._answer(packed, ref)
         self.requests.pop(ref, None)
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Say why there is no result, or no further item."""
         self.requests.pop(ref, None)
         texts = [_escape_surrogates(text[:_MAX_FAILURE_TEXT_CHARS]) for text in details]
-        self.control(operations.failure(ref, kind, texts), ("reply", ref))
+        if not self.closed:
+            self._answer(_pack(operations.failure(ref, kind, texts)), ref)
 
     def packed_item(self, ref: int, value: Any, window: int) -> tuple[bytes, int]:
         """Pack an item of a stream, and weigh it. Raises: NotSerializable."""
@@ -491,19 +528,38 @@ class Session:
 
     async def item(self, ref: int, packed: bytes, timeout_s: float) -> None:
         """Send an item of a stream. Raises: MessageTooLarge, TimeoutError."""
-        lane = ("reply", ref)
+        if len(packed) > self._limit_bytes:
+            raise MessageTooLarge(len(packed), self._limit_bytes)
+        lane = AnswerLane(ref)
         if self.obstacle(NODE, len(packed), lane) is not None:
             with contextlib.suppress(NoConnection):
                 async with asyncio.timeout(None if timeout_s == math.inf else timeout_s):
                     await self.room(NODE, len(packed), lane)
         if not self.closed and ref in self.requests:
-            self.append(packed, lane)
+            self._answer(packed, ref)
+
+    @property
+    def is_behind(self) -> bool:
+        """See `Caller`."""
+        return self.lanes.is_behind
+
+    async def caught_up(self) -> None:
+        """Return when this session is not behind any more, or is over."""
+        while self.is_behind:
+            await self.byte_window.wait()
 
     def forget(self, ref: int) -> None:
         """Close a request that needs no answer."""
         self.requests.pop(ref, None)
 
     # Upkeep and end.
+
+    def peer_ticked(self, now: float) -> None:
+        """Note that the peer's loop is alive; end the connection if it has taken nothing for too long."""
+        stalled_s = self._stall.ticked(now)
+        if stalled_s >= self._stall.after_s:
+            why = f"it took nothing of {self.in_flight:,} bytes for {stalled_s:.0f} s, though its loop runs"
+            self._lost(self, why)
 
     def sweep(self) -> None:
         """Drop expired requests of the peer, and tell it what was taken here, however little that is.

@@ -1,8 +1,8 @@
 """The two windows of a connection: bytes in flight, and what each process has not taken yet.
 
 A sender waits, or gets `WouldBlock`, while a window is full. So memory is bounded on both sides, and a slow
-process holds up only the processes that send to it. Replies, exit signals, `Down` messages and credit wait
-for neither window.
+process holds up only the processes that send to it. Exit signals, `Down` messages and credit wait for neither
+window; a reply that finds the window of the connection full waits in a queue (`messaging.session`).
 
 **Bytes of a connection.** `ByteWindow` at the sender counts every byte of the BATCH and CHUNK frames that
 it hands to the transport. `ByteCredit` at the receiver counts every byte that it has decoded and tells the
@@ -63,9 +63,9 @@ MAX_SWEPT_MAILBOXES = 16_384
 """Mailboxes that one tick looks at; they take some 20 ms."""
 TOLD_SHARE = 8
 """Credit is told for every eighth of a window: rarely enough to cost nothing, often enough to flow."""
-MAX_WINDOWS_IN_FLIGHT = 4
-"""A connection with more bytes in flight than this many windows is ended. Replies and signals do not wait for
-the window, so this is where a peer that takes nothing is noticed."""
+MAX_WINDOWS_WITHOUT_CREDIT = 4
+"""Bytes, in windows, that a peer may send while our window to it is full and it takes nothing. Its own window
+holds one of them; for a second one it must take the credit that stands behind our bytes."""
 
 
 class Obstacle(Enum):
@@ -153,19 +153,22 @@ class ByteWindow:
 
     __slots__ = (
         "_acked_bytes", "_acked_chunk_bytes", "_chunk_limit_bytes", "_sent_bytes", "_sent_chunk_bytes",
-        "_waiters", "hard_limit_bytes", "in_flight_bytes", "limit_bytes",
+        "_waiters", "in_flight_bytes", "limit_bytes",
     )  # fmt: skip
 
     def __init__(self, limit_bytes: int, chunk_limit_bytes: int) -> None:
         self.limit_bytes: int = limit_bytes
-        self.hard_limit_bytes: int = MAX_WINDOWS_IN_FLIGHT * limit_bytes
-        """With more than this in flight the peer takes nothing, and the connection must end."""
         self.in_flight_bytes: int = 0
         """Bytes handed to the transport and not known to be taken."""
         self._chunk_limit_bytes = chunk_limit_bytes
         self._sent_bytes = self._acked_bytes = 0
         self._sent_chunk_bytes = self._acked_chunk_bytes = 0
         self._waiters: dict[asyncio.Future[None], None] = {}
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes that the peer has taken, as far as it has told."""
+        return self._acked_bytes
 
     @property
     def may_send_chunk(self) -> bool:
@@ -214,6 +217,57 @@ class ByteWindow:
         """End with the connection: nothing is in flight any more, and every waiting sender wakes."""
         self.in_flight_bytes = 0
         self.wake()
+
+
+class Stall:
+    """Measures for how long a peer has taken nothing of what is in flight though its loop is alive.
+
+    It looks at each tick of the peer, which only a running loop sends. A pause in the ticks begins the
+    measurement anew: the loop was busy, and takes everything now. It also counts what the peer sends
+    meanwhile, which proves more than a tick. Source: TCP's zero-window probes, RFC 9293 section 3.8.6.1;
+    differs: TCP probes without end, since it cannot know whether the other program is alive.
+
+    Args:
+        window: what is in flight to the peer.
+        after_s: seconds after which the connection should end.
+        busy_after_s: seconds without a tick after which the peer was busy.
+    """
+
+    __slots__ = (
+        "_busy_after_s", "_received_bytes", "_since", "_taken_bytes", "_ticked_at", "_was_empty", "_window",
+        "after_s",
+    )  # fmt: skip
+
+    def __init__(self, window: ByteWindow, after_s: float, busy_after_s: float) -> None:
+        self.after_s: float = after_s
+        self._window = window
+        self._busy_after_s = busy_after_s
+        self._since = self._ticked_at = 0.0
+        self._taken_bytes = 0
+        self._was_empty = True
+        self._received_bytes = 0
+        """What had come from the peer when it last took something, or had nothing to take."""
+
+    def progressed(self, received_bytes: int) -> None:
+        """Note that the peer has taken something, and what has come from it in all until now."""
+        self._received_bytes = received_bytes
+
+    def received(self, received_bytes: int) -> int:
+        """Return how much came from the peer, of ``received_bytes`` in all, while it took nothing."""
+        if self._window.in_flight_bytes < self._window.limit_bytes:
+            self._received_bytes = received_bytes
+        return received_bytes - self._received_bytes
+
+    def ticked(self, now: float) -> float:
+        """Take a tick of the peer. Returns for how many seconds it has taken nothing; 0 if it has."""
+        window = self._window
+        was_busy = now - self._ticked_at > self._busy_after_s
+        if was_busy or self._was_empty or window.taken_bytes != self._taken_bytes:
+            self._since = now
+        self._ticked_at = now
+        self._taken_bytes = window.taken_bytes
+        self._was_empty = window.in_flight_bytes == 0
+        return now - self._since
 
 
 class ByteCredit:

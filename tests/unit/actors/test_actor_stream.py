@@ -28,6 +28,10 @@ class Consumer:
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         self.got.append((kind, *details[:2]))
 
+    is_behind = False
+
+    async def caught_up(self) -> None: ...
+
     def packed_item(self, ref: int, value: Any, window: int) -> tuple[Any, int]:
         return value, 1
 

@@ -27,6 +27,12 @@ class Nobody:
     def forget(self, ref: int) -> None:
         self.forgotten.append(ref)
 
+    is_behind = False
+
+    async def caught_up(self) -> None:
+        while self.is_behind:
+            await asyncio.sleep(1)
+
 
 def mailbox(limit: int = 4, taken: list[Call] | None = None) -> Mailbox:
     return Mailbox(limit, Taker(taken))
@@ -344,3 +350,38 @@ async def test_senders_that_wait_go_on_when_what_waits_is_taken_out() -> None:
     box.discard(lambda _: True)
     await turns()
     assert waiting.done()
+
+
+@virtual
+async def test_a_call_of_a_caller_that_takes_no_answers_waits_at_its_place() -> None:
+    caller = Nobody()
+    taken: list[Call] = []
+    box = mailbox(10, taken)
+    caller.is_behind = True
+    window = Counted()
+    for message in ("before", call(caller, 7, 1_000.0), "after"):
+        box.put(message)
+    box.arrived(window, "key", 3, 1)
+    assert await box.get() == "before"
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await box.get(timeout=2)
+    assert (len(box), box.taken, taken) == (2, 1, []), "a wait that ends early has taken nothing"
+    waiting = asyncio.ensure_future(box.get())
+    await asyncio.sleep(3)
+    assert not waiting.done()
+    caller.is_behind = False
+    assert await waiting is taken[0]
+    assert await box.get() == "after"
+    box.settle()
+    assert window.count == 3, "each message is told once"
+
+
+class Counted:
+    step = 1
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def took(self, key: Any, count: int, /) -> None:
+        self.count += count

@@ -95,6 +95,10 @@ class Consumer:
         self.items: list[Any] = []
         self.ends: list[Any] = []
 
+    is_behind = False
+
+    async def caught_up(self) -> None: ...
+
     def packed_item(self, ref: int, value: Any, window: int) -> tuple[Any, int]:
         return value, min(window, value) if isinstance(value, int) and value > 100 else 1
 
