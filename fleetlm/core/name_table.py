@@ -14,12 +14,22 @@ dropped when the connection to that node ends. So nothing is merged, locked or w
 with its process or its node. While nodes are disconnected, each side may have a holder of its own; that is
 the price of not waiting.
 
+A mesh need not be transitive: where only the path between two nodes is cut, each of them sees its own claim
+alone, while the others see both. So a node that sees a claim outdone, and not withdrawn until the next pulse
+but one, tells the node of that claim which claim outdoes it (``outdone``), and tells it again when that one
+goes (``cleared``). The node that is told regards the claim as it would one that it sees itself, as long as it
+is not connected to the claim's node: it withdraws its own claim, and shows the other one as the holder. Only
+what a node sees itself is told onwards. The limit: two claims that no node sees both at once, such as at the
+two ends of a chain of four, both hold.
+
 States of a name here: no claim; one claim, which holds; several claims, of which the rule's choice holds
 until the others are withdrawn by their nodes. `_settle` is the only place that moves a name between them.
 
 Facts on the wire (topic ``names`` of `wire.operations.table`): ``["has", [[name, number, packed meta,
 since_ms], ...]]`` and ``["gone", name, why]``. They have numbers instead of pids, so that a node cannot
-claim a name for another node's process. Facts go in, effects come out; `directory.registry` performs them.
+claim a name for another node's process. To one node: ``["outdone", node, incarnation, [name, number, packed
+meta, since_ms]]`` and ``["cleared", name, why]``. Facts go in, effects come out; `directory.registry`
+performs them.
 
 Source: OTP global.erl, where a conflict is resolved when nodes meet; differs: no lock on all nodes, the
 node of the loser acts, and the loser gets a reason that it can trap.
@@ -41,6 +51,8 @@ from fleetlm.texts import SHORT
 
 OnLoss = Literal["exit", "message"]
 
+MAX_NODE_LENGTH = 128
+"""Characters of a node's name: a basename of 64, and an address."""
 MAX_WHY_LENGTH = 64
 """Characters of the reason with which a peer gives up a name; those of this version are shorter than 16."""
 _NUMBER_END = 1 << 64
@@ -84,9 +96,10 @@ def older(first: Claim, second: Claim) -> Claim:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Send this fact to every connected node."""
+    """Send this fact to every connected node, or to one."""
 
     fact: list[Any]
+    to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +162,7 @@ class NameTable:
         settings: for `max_cluster_names`, `max_names_bytes` and `max_meta_bytes`.
         read: rebuilds a packed meta; raises ValueError for bytes that are malformed.
         decide: the rule for two claims; returns one of them.
+        connected: returns whether the node of that name is connected.
     """
 
     def __init__(
@@ -158,17 +172,27 @@ class NameTable:
         settings: Settings,
         read: Callable[[bytes], Any],
         decide: Decide = older,
+        connected: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.node = node
         self.incarnation = incarnation
         self._settings = settings
         self._read = read
         self._decide = decide
+        self._connected = connected
         self._own = _Claims()
         self._claims_of: dict[str, _Claims] = {node: self._own}
         """Node → its claims; this node's are among them."""
         self._claims: dict[str, dict[str, _Held]] = {}
         """Name → node → its claim."""
+        self._heard: dict[str, dict[str, _Held]] = {}
+        """Name → node that told → a claim of a third node, which outdoes one of this node."""
+        self._contested: dict[str, None] = {}
+        """Names that had several claims when they were settled last."""
+        self._suspects: dict[tuple[Any, ...], None] = {}
+        """What was outdone at the last pulse: name, node, rank of its claim, rank of the winner."""
+        self._told: dict[str, dict[str, Claim]] = {}
+        """Name → node → the claim that it was told of, because it outdoes the claim of that node."""
         self._holders: dict[str, Claim] = {}
         self._names_of: dict[int, dict[str, None]] = {}
         """Number of a process of this node → its names."""
@@ -251,6 +275,33 @@ class NameTable:
         contested = [name for name, claims in self._claims.items() if len(claims) > 1]
         return [effect for name in contested for effect in self._settle(name, "lost")]
 
+    def pulsed(self) -> list[Effect]:
+        """About a second has passed: tell the nodes whose claims are outdone still and not withdrawn.
+
+        A node that sees the winner itself withdraws its claim within a round trip, so in a full mesh nothing
+        is ever told.
+        """
+        effects: list[Effect] = []
+        suspects: dict[tuple[Any, ...], None] = {}
+        for name in list(self._contested):
+            competing = self._claims.get(name, {})
+            best = self._pick_best(name)
+            winner = None if best is None else competing.get(best.pid.node)
+            if len(competing) < 2 or best is None or winner is None or winner.claim is not best:
+                del self._contested[name]
+                continue
+            for node, held in competing.items():
+                suspect = (name, node, rank(held.claim), rank(best))
+                if node in (self.node, best.pid.node):
+                    continue
+                suspects[suspect] = None
+                told = self._told.setdefault(name, {})
+                if suspect in self._suspects and told.get(node) is not best:
+                    told[node] = best
+                    effects.append(_tell_of(winner, node))
+        self._suspects = suspects
+        return effects
+
     # Facts about other nodes.
 
     def told(self, node: str, incarnation: int, fact: Any) -> list[Effect]:
@@ -267,6 +318,10 @@ class NameTable:
                 if name in self._claims_of.get(node, _NONE).held:
                     self._remove(node, name)
                     return self._settle(name, why)
+            case ["outdone", str(owner), int(of), row] if node != self.node:
+                return self._take_outdone(node, owner, of, row)
+            case ["cleared", str(name), str(why)] if node != self.node and len(why) <= MAX_WHY_LENGTH:
+                return self._forget_heard(node, name, why)
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about names")
 
     def node_down(self, node: str) -> Iterator[list[Effect]]:
@@ -278,8 +333,56 @@ class NameTable:
             self._remove(node, name)
             yield self._settle(name, "noconnection")
         self._claims_of.pop(node, None)
+        for told in self._told.values():
+            told.pop(node, None)
+        for name in [name for name, tellers in self._heard.items() if node in tellers]:
+            yield self._forget_heard(node, name, "noconnection")
 
     # Internals.
+
+    def _take_outdone(self, node: str, owner: str, incarnation: int, row: Any) -> list[Effect]:
+        """Enter the claim of a third node, of which a connected node tells. Raises: ValueError."""
+        if type(incarnation) is not int or not 0 < incarnation < _NUMBER_END or len(owner) > MAX_NODE_LENGTH:
+            raise ValueError(f"{SHORT.repr(owner)} is not a node")
+        held = self._read_claim(owner, incarnation, row)
+        name = held.claim.name
+        if owner in (self.node, node) or self._connected(owner):
+            return []  # It is for that node to say, and this one hears it.
+        if name not in self._heard and len(self._heard) >= self._settings.max_cluster_names:
+            raise ValueError("too many names that are claimed elsewhere")
+        tellers = self._heard.setdefault(name, {})
+        same = (
+            other for other in tellers.values() if other.row == held.row and other.claim.pid == held.claim.pid
+        )
+        tellers[node] = next(same, held)  # Several nodes may tell of one claim, and it is one.
+        return self._settle(name, "changed")
+
+    def _forget_heard(self, node: str, name: str, why: str) -> list[Effect]:
+        """A connected node does not see a claim any more of which it told this node, or is gone itself."""
+        tellers = self._heard.get(name, {})
+        if tellers.pop(node, None) is None:
+            return []
+        if not tellers:
+            del self._heard[name]
+        return self._settle(name, why)
+
+    def _clear(self, name: str, why: str) -> list[Effect]:
+        """Tell those who were told of a claim to ``name`` that it has gone, or changed."""
+        told = self._told.get(name)
+        if told is None:
+            return []
+        effects: list[Effect] = []
+        for node, claim in list(told.items()):
+            now = self._claims.get(name, {}).get(claim.pid.node)
+            if now is None or now.claim.pid != claim.pid:
+                del told[node]
+                effects.append(Tell(["cleared", name, why], node))
+            elif now.claim is not claim:  # It has another meta.
+                told[node] = now.claim
+                effects.append(_tell_of(now, node))
+        if not told:
+            del self._told[name]
+        return effects
 
     def _take_claims(self, node: str, incarnation: int, rows: list[Any]) -> list[Effect]:
         """Enter claims of another node; all of them are checked before the first is entered."""
@@ -359,8 +462,10 @@ class NameTable:
 
         ``why`` is the reason that is published if the former holder holds the name no longer.
         """
-        effects: list[Effect] = []
+        effects: list[Effect] = self._clear(name, why)
         losing: list[Effect] = []
+        if len(self._claims.get(name, ())) > 1:
+            self._contested[name] = None
         best = self._pick_best(name)
         own = self._own.held.get(name)
         if best is not None and own is not None and best is not own.claim:
@@ -385,8 +490,16 @@ class NameTable:
 
     def _pick_best(self, name: str) -> Claim | None:
         """Return the claim that the rule picks, comparing in the order of `rank`: the same on all nodes."""
-        competing = self._claims.get(name)
-        if not competing:
+        claims = [held.claim for held in self._claims.get(name, {}).values()]
+        heard = self._heard.get(name)
+        if heard is not None:
+            far = {id(held): held.claim for held in heard.values()}
+            claims += [claim for claim in far.values() if not self._connected(claim.pid.node)]
+        if not claims:
             return None
-        claims = [held.claim for held in competing.values()]
         return claims[0] if len(claims) == 1 else reduce(self._decide, sorted(claims, key=rank))
+
+
+def _tell_of(held: _Held, node: str) -> Tell:
+    """Return the fact for ``node`` that a claim of a third node outdoes its own."""
+    return Tell(["outdone", held.claim.pid.node, held.claim.pid.incarnation, held.row], node)

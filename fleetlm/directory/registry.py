@@ -11,6 +11,8 @@ asking another node, and that node alone withdraws it. The races, and where each
 * Two nodes claim the same name before either has got the other's claim (at the same moment, or on two
   sides of a partition). Every node that sees both claims chooses the same one (`name_table.older`, or
   `Registry.resolve`). The node of the other claim withdraws it and tells its process (`_lost`).
+* Only the path between two nodes is cut, and both claim a name. A node that is connected to both sees both
+  claims, and tells the node of the outdone one (`pulsed`), which acts as above.
 * The holder ends while another process waits for the name. The end is a row that goes, so `watch` and
   `wait_for` see it after one hop. The next claim wins; a later one gets `AlreadyRegistered`.
 * The node that is asked to claim for its process is lost before it answers: `NodeLost`. The claim may
@@ -103,7 +105,12 @@ class ReplicatedNames:
         self.resolve: Resolve | None = None
         """See `Registry.resolve`."""
         self.table: NameTable = NameTable(
-            context.name, context.incarnation, settings, self._read, self._decide
+            context.name,
+            context.incarnation,
+            settings,
+            self._read,
+            self._decide,
+            lambda node: node in context.sessions,
         )
         self.feed: Feed[Event] = Feed(settings.events_limit, _name, _gone, _undo)
         replication.add(self)
@@ -123,6 +130,10 @@ class ReplicatedNames:
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take what a connected node says about its claims. Raises: ValueError, TypeError for nonsense."""
         self.perform(self.table.told(node, incarnation, fact))
+
+    def pulsed(self) -> None:
+        """Tell nodes whose claims are outdone by claims that they do not see; called about every second."""
+        self.perform(self.table.pulsed())
 
     def exited(self, pid: Pid) -> None:
         """Withdraw the claims of a process of this node that has ended."""
@@ -197,8 +208,8 @@ class ReplicatedNames:
         """Tell other nodes, subscribers, callers that wait for a name, and processes that lost one."""
         for effect in effects:
             match effect:
-                case Tell(fact):
-                    self._replication.tell(self.topic, fact)
+                case Tell(fact, to):
+                    self._replication.tell(self.topic, fact, to)
                 case Say(event):
                     self.feed.publish(event)
                     if isinstance(event, Registered):
@@ -252,9 +263,12 @@ class Registry:
     """`node.registry`: names that a process has in the whole cluster, not only on its node.
 
     The node of a process registers it: the registration holds at once, and other nodes see it one hop
-    later. In a connected cluster a name has at most one holder. Two nodes that were not connected may
-    both have registered the name. When they connect, the older claim stays, and the process with the
-    other one is told: by default it gets an exit signal with the reason `NameLost`.
+    later. In a cluster in which every node is connected to every other one, a name has at most one holder.
+    Two nodes that were not connected may both have registered the name. When they connect, or about two
+    seconds after a third node is connected to both, the older claim stays, and the process with the other one
+    is told: by default it gets an exit signal with the reason `NameLost`. Two claims of which no node sees
+    both hold both: on two sides of a partition, and at the two ends of a chain of nodes. So a name is no
+    lock; where two holders would do harm, let a database decide.
 
     A supervised process that wants a name must therefore be ready to stand by: a process that raises
     `AlreadyRegistered` again and again makes its supervisor give up. Watch the name, and register

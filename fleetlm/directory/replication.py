@@ -83,13 +83,19 @@ class Replication:
         """Replicate a table. Call it before the first session comes up."""
         self._tables[table.topic] = table
 
-    def tell(self, topic: str, fact: Any) -> None:
-        """Send a change to every connected node.
+    def tell(self, topic: str, fact: Any, to: str | None = None) -> None:
+        """Send a change to every connected node, or to one.
 
         Args:
             topic: of the table.
             fact: a message value of at most `MAX_FACT_BYTES`; packed once.
+            to: the name of the one node; nothing happens if it is not connected.
         """
+        if to is not None:
+            session = self._sessions.get(to)
+            if session is not None:
+                self._send(session, self._packed(topic, fact))
+            return
         if self._sessions:
             packed = self._packed(topic, fact)
             for session in self._sessions.values():

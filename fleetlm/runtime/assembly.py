@@ -200,6 +200,10 @@ class Assembly:
         """Look for circles among processes that have waited for a while."""
         self.circles.look(waits)
 
+    def pulsed(self) -> None:
+        """`Follower`: tell nodes about names that they cannot know of."""
+        self.replicated_names.pulsed()
+
     def connection_lost(self) -> None:
         """`Follower`: ask DNS where the peer is now."""
         if self.poller is not None:

@@ -69,6 +69,9 @@ class Follower(Protocol):
     def changed(self) -> None:
         """The set of connected nodes has changed."""
 
+    def pulsed(self) -> None:
+        """A tick interval has passed."""
+
     def connection_lost(self) -> None:
         """A session ended though this node is not leaving: DNS may know where the peer is now."""
 
@@ -319,6 +322,7 @@ class Driver:
             session.sweep()
             session.byte_credit.tell()
         self.tick_sessions()
+        self.follower.pulsed()
         if now >= self._gossip_due and self.sessions:
             self._gossip_due = now + self._settings.gossip_s
             self._tell_peers(self._rng.choice(list(self.sessions.values())))

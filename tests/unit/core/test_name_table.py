@@ -423,3 +423,122 @@ def test_whatever_a_peer_says_moves_the_table_or_is_refused(told: list[tuple[str
             assert (names.holders(), names.counts()) == before
         assert names._claims.keys() == names.holders().keys()
         assert sum(map(len, names._claims.values())) == sum(names.counts())
+
+
+# ── a mesh that is not transitive ────────────────────────────────────────────────────────────────
+
+
+def between() -> tuple[NameTable, NameTable, list[Any]]:
+    """B, which has claimed "x" and is not connected to A, and C, which has told it of A's older claim."""
+    loser = NameTable(B, 1, Settings(), CODEC.unpack, connected=lambda node: node == C)
+    loser.claimed("x", 4, NONE, 9)
+    witness = table(C)
+    witness.told(A, 1, ["has", [row("x", 7, {"zone": "a"}, since_ms=5)]])
+    witness.told(B, 1, ["has", [row("x", 4, since_ms=9)]])
+    assert witness.pulsed() == [], "B may see A's claim itself, and withdraw its own at once"
+    (tell,) = witness.pulsed()
+    assert isinstance(tell, Tell)
+    assert tell.to == B
+    assert witness.pulsed() == [], "once"
+    return loser, witness, tell.fact
+
+
+def test_who_sees_a_claim_outdone_tells_its_node_which_withdraws_it() -> None:
+    loser, witness, fact = between()
+    effects = loser.told(C, 1, fact)
+    assert losses(effects) == [Lose(Claim("x", pid(B, 4), None, 9), pid(A, 7), "exit")]
+    assert facts(effects) == [["gone", "x", "lost"]]
+    assert said(effects) == [
+        Unregistered("x", pid(B, 4), "lost"),
+        Registered("x", pid(A, 7), {"zone": "a"}),
+    ]
+    with pytest.raises(AlreadyRegistered) as caught:
+        loser.claimed("x", 5, NONE, 20)
+    assert caught.value.owner == pid(A, 7)
+    assert said(witness.told(B, 1, ["gone", "x", "lost"])) == []
+    assert (witness.pulsed(), witness.pulsed()) == ([], [])
+
+
+def test_a_name_is_free_again_when_the_claim_that_was_told_of_goes() -> None:
+    loser, witness, fact = between()
+    loser.told(C, 1, fact)
+    witness.told(B, 1, ["gone", "x", "lost"])
+    (tell,) = [effect for effect in witness.told(A, 1, ["gone", "x", "exited"]) if isinstance(effect, Tell)]
+    assert tell == Tell(["cleared", "x", "exited"], B)
+    assert said(loser.told(C, 1, tell.fact)) == [Unregistered("x", pid(A, 7), "exited")]
+    assert loser.told(C, 1, tell.fact) == []
+    loser.claimed("x", 5, NONE, 20)
+    assert held(loser) == {"x": pid(B, 5)}
+    assert (loser._heard, witness._told) == ({}, {})
+
+
+def test_what_a_node_has_told_goes_with_the_connection_to_it() -> None:
+    loser, witness, fact = between()
+    loser.told(C, 1, fact)
+    assert said([*chain.from_iterable(loser.node_down(C))]) == [Unregistered("x", pid(A, 7), "noconnection")]
+    assert loser._heard == {}
+    assert [*witness.node_down(B)] != []
+    assert facts([*chain.from_iterable(witness.node_down(A))]) == [], "B is gone: nobody is to be told"
+
+
+def test_two_nodes_may_tell_of_one_claim() -> None:
+    loser, _, fact = between()
+    loser.told(C, 1, fact)
+    assert loser.told("n@10.0.0.4", 1, fact) == []
+    assert said(loser.told(C, 1, ["cleared", "x", "exited"])) == []
+    assert held(loser) == {"x": pid(A, 7)}
+
+
+def test_a_new_meta_of_the_winner_reaches_who_was_told_of_it() -> None:
+    loser, witness, fact = between()
+    loser.told(C, 1, fact)
+    witness.told(B, 1, ["gone", "x", "lost"])
+    effects = witness.told(A, 1, ["has", [row("x", 7, {"zone": "b"}, since_ms=5)]])
+    (tell,) = [effect for effect in effects if isinstance(effect, Tell)]
+    assert tell.to == B
+    loser.told(C, 1, tell.fact)
+    holder = loser.holder("x")
+    assert holder is not None
+    assert (holder.pid, holder.meta) == (pid(A, 7), {"zone": "b"})
+
+
+def test_a_node_that_is_connected_speaks_for_itself() -> None:
+    direct = NameTable(B, 1, Settings(), CODEC.unpack, connected=lambda _: True)
+    direct.claimed("x", 4, NONE, 9)
+    _, _, fact = between()
+    assert direct.told(C, 1, fact) == []
+    assert held(direct) == {"x": pid(B, 4)}
+
+
+def test_a_younger_claim_of_a_third_node_changes_nothing() -> None:
+    loser, _, _ = between()
+    assert loser.told(C, 1, ["outdone", A, 1, row("x", 7, since_ms=50)]) == []
+    assert held(loser) == {"x": pid(B, 4)}
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        ["outdone", A, 0, row("x")],
+        ["outdone", A, True, row("x")],
+        ["outdone", "n" * 200, 1, row("x")],
+        ["outdone", A, 1, ["x"]],
+        ["outdone", A, 1, row("")],
+        ["outdone", 7, 1, row("x")],
+        ["cleared", "x", "w" * 65],
+        ["cleared", 7, "exited"],
+    ],
+)
+def test_nonsense_about_third_nodes_is_refused(fact: Any) -> None:
+    names = table(B)
+    with pytest.raises(ValueError, match=r"is not a|name"):
+        names.told(C, 1, fact)
+    assert names._heard == {}
+
+
+def test_a_node_may_tell_of_a_limited_number_of_claims_of_others() -> None:
+    names = table(B, max_cluster_names=2)
+    for number in range(2):
+        names.told(C, 1, ["outdone", A, 1, row(f"x{number}")])
+    with pytest.raises(ValueError, match="too many"):
+        names.told(C, 1, ["outdone", A, 1, row("x2")])

@@ -75,6 +75,9 @@ class Rig:
     def changed(self) -> None:
         """Likewise."""
 
+    def pulsed(self) -> None:
+        """Likewise."""
+
     def connection_lost(self) -> None:
         self.losses += 1
 
