@@ -187,6 +187,11 @@ class DealerChannel:
             raise
 
     @property
+    def target(self) -> tuple[str, int]:
+        """The address and the port that the channel dialled."""
+        return self._target
+
+    @property
     def is_closed(self) -> bool:
         """Whether the channel has ended."""
         return self._sock.closed

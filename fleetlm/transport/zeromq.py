@@ -53,6 +53,7 @@ from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
     MAX_SOCKETS,
     Context,
+    close_copies,
     explain_bind_error,
     raise_descriptor_limit,
 )
@@ -96,6 +97,8 @@ class ZmqTransport:
         self._untried: dict[int, tuple[str, int, tuple[CurveKeys, ...]]] = {}
         """Channel that is being dialled → its address, and the keys to dial with if it is refused."""
         self._own_ip: str | None = None
+        self._port: int | None = None
+        """The port on which this transport listens, once it does."""
         self._timer: asyncio.TimerHandle | None = None
         self._flush_until = 0.0
         self._context_ended: asyncio.Future[None] | None = None
@@ -134,6 +137,7 @@ class ZmqTransport:
             log.info("%s is not an address of this machine; listening on all addresses", ip)
         self._context = context
         self._own_ip = ip if is_own else None
+        self._port = port
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
 
     def dial(self, channel: int, ip: str, port: int) -> None:
@@ -281,8 +285,15 @@ class ZmqTransport:
             )
 
     def _after_fork(self) -> None:
-        """In a forked child: refuse all use, and close nothing, since the parent uses the sockets."""
+        """In a forked child: refuse all use, and close the child's copies of the TCP connections.
+
+        A connection ends for the peer when its last copy is closed. With the copies open, peers would not see
+        the parent's death, and nobody could listen on its port, as long as the child lives. ZeroMQ's own
+        objects are kept and never touched, since the parent's threads are not here.
+        """
         _inherited.append((self._channels, self._router, self._context))
+        if self._port is not None:
+            close_copies(self._port, {channel.target for channel in self._channels.values()})
         self._channels = {}
         self._is_forked = True
 
