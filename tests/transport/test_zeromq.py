@@ -717,35 +717,34 @@ async def test_a_forked_child_cannot_use_the_transport() -> None:
 
 async def test_a_forked_child_keeps_no_connection_of_its_parent_open() -> None:
     """Peers see the end of the parent at once, and its port is free, however long a child lives."""
-    async with station() as b:
-        async with station() as a:
-            channel = await b.reach(a)
-            await a.reach(b)
-            with socket.socket() as foreign, socket.socket() as listener:
-                listener.bind((free_ip(), 0))
-                listener.listen()
-                foreign.connect(listener.getsockname())  # The program's own: the child keeps it.
-                reader, writer = os.pipe()
-                child = os.fork()
-                if child == 0:  # pragma: no cover
-                    os.close(writer)
-                    os.write(foreign.fileno(), b"mine")
-                    os.read(reader, 1)  # Lives until the parent says so.
-                    os._exit(0)
-                os.close(reader)
-                try:
-                    accepted, _ = listener.accept()
-                    with accepted:
-                        assert accepted.recv(16) == b"mine"
-                    await a.transport.close()
-                    assert (await b.seen.until("lost"))[0] == channel
-                    with socket.socket() as successor:
-                        successor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        successor.bind((a.ip, a.port))
-                        successor.listen()
-                finally:
-                    os.close(writer)
-                    os.waitpid(child, 0)
+    async with station() as b, station() as a:
+        channel = await b.reach(a)
+        await a.reach(b)
+        with socket.socket() as foreign, socket.socket() as listener:
+            listener.bind((free_ip(), 0))
+            listener.listen()
+            foreign.connect(listener.getsockname())  # The program's own: the child keeps it.
+            reader, writer = os.pipe()
+            child = os.fork()
+            if child == 0:  # pragma: no cover
+                os.close(writer)
+                os.write(foreign.fileno(), b"mine")
+                os.read(reader, 1)  # Lives until the parent says so.
+                os._exit(0)
+            os.close(reader)
+            try:
+                accepted, _ = listener.accept()
+                with accepted:
+                    assert accepted.recv(16) == b"mine"
+                await a.transport.close()
+                assert (await b.seen.until("lost"))[0] == channel
+                with socket.socket() as successor:
+                    successor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    successor.bind((a.ip, a.port))
+                    successor.listen()
+            finally:
+                os.close(writer)
+                os.waitpid(child, 0)
 
 
 @pytest.mark.deadline(40)
