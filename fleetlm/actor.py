@@ -30,6 +30,7 @@ from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect
 from fleetlm.actors.run import ActorRun, describe
 from fleetlm.call import Call
 from fleetlm.process_pool import ProcessPool
+from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
@@ -138,7 +139,15 @@ class Actor:
             Exception: as `Node.run_blocking`.
         """
         if type(self).thread is not True:
-            return await self.node.run_blocking(function, *args, **kwargs)
+            try:
+                return await self.node.run_blocking(function, *args, **kwargs)
+            except Exception as error:
+                if "same thread" in text_of(error):  # sqlite3 says so, and others
+                    error.add_note(
+                        "Each run_blocking may have another thread. With `thread = True` on "
+                        f"{type(self).__qualname__} all its functions run in one thread."
+                    )
+                raise
         process = self.process
         if process._is_gone:  # noqa: SLF001  # a base class of ours
             raise RuntimeError(f"the actor {process.pid} has ended, and its thread with it")

@@ -75,6 +75,15 @@ def end_child(error: BaseException | None) -> NoReturn:
     os._exit(code)
 
 
+def on_copied_loop() -> bool:
+    """Whether this coroutine runs in a forked child, on the copy of its parent's event loop.
+
+    There SystemExit is the end of the child, whatever it would be in the parent. Asyncio knows no running
+    loop in a child until the child starts one of its own.
+    """
+    return asyncio._get_running_loop() is None  # noqa: SLF001  # documented for event loops
+
+
 def leave_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Take everything of the parent out of an event loop, in the child.
 

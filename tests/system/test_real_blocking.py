@@ -27,6 +27,7 @@ from fleetlm import (
     NotDelivered,
     Process,
     ProcessExit,
+    RemoteError,
     Settings,
     Supervisor,
     WorkerDied,
@@ -216,6 +217,25 @@ async def test_the_functions_of_an_actor_with_a_thread_all_run_in_that_thread() 
         await until(lambda: first not in own_threads())
         assert (await two.call(Database.thread_of)) == (second, True)
     await until(lambda: second not in own_threads())
+
+
+async def test_an_actor_whose_objects_belong_to_a_thread_is_told_of_its_own_thread() -> None:
+    class Roaming(Database):
+        thread = False
+
+        async def terminate(self, reason: object) -> None:
+            """The connection belongs to no thread that could be found."""
+
+    async with Node.start(lone(blocking_threads=8)) as node:
+        roaming = await node.start_actor(Roaming)
+        go = threading.Event()
+        holding = asyncio.create_task(node.run_blocking(go.wait, 20))  # In the thread that ran last.
+        await until(lambda: node._parts.blocking.running)
+        with pytest.raises(RemoteError, match="same thread") as caught:
+            await roaming.call(Database.query, 1)
+        assert "With `thread = True` on " in caught.value.traceback_text
+        go.set()
+        await holding
 
 
 async def test_a_restarted_actor_gets_another_thread() -> None:
