@@ -56,12 +56,12 @@ class Actor:
     actor goes on. Calls that a handler makes get no more time than its own caller still waits.
     """
 
-    thread: ClassVar[bool] = False
+    thread: ClassVar[bool]
     """Whether this actor has a thread of its own for `run_blocking`, instead of any of its node's.
 
     Then all its functions run in that one thread, one after the other, from `init` to `terminate`: for
     libraries whose objects belong to the thread that made them (sqlite3, many drivers, contexts of GPUs). The
-    thread starts at the first use and ends with the actor; a restarted actor gets a new one.
+    thread starts at the first use and ends with the actor; a restarted actor gets a new one. Not set: False.
     """
 
     __fleetlm_handlers__: ClassVar[Handlers] = NO_HANDLERS
@@ -138,7 +138,7 @@ class Actor:
             RuntimeError: the actor has ended, and its own thread with it.
             Exception: as `Node.run_blocking`.
         """
-        if type(self).thread is not True:
+        if getattr(type(self), "thread", False) is not True:  # A handler may have that name.
             try:
                 return await self.node.run_blocking(function, *args, **kwargs)
             except Exception as error:

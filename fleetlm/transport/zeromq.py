@@ -275,7 +275,10 @@ class ZmqTransport:
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
                 self._loop.call_soon_threadsafe(tell)
 
-        threading.Thread(target=end, name="fleetlm-zmq-term", daemon=True).start()
+        try:
+            threading.Thread(target=end, name="fleetlm-zmq-term", daemon=True).start()
+        except RuntimeError:  # The interpreter ends, and takes no new thread (Python 3.12).
+            tell()
 
     def _check_fork(self) -> None:
         if self._is_forked:

@@ -85,7 +85,7 @@ OF_CLASSES = {
         spawn_monitor spawn_monitor_at start_actor_link trap_exit unlink
     """,
     Actor: """
-        handle_info init node pid process process_pool run_blocking run_in_process stop terminate thread
+        handle_info init node pid process process_pool run_blocking run_in_process stop terminate
     """,
     ActorRef: "call cast cast_nowait pid send stream target within",
     Supervisor: "backoff_s max_restarts period_s specs strategy",

@@ -14,7 +14,17 @@ from typing import Any, Self
 
 import pytest
 
-from fleetlm import Call, NodeStopped, Process, RemoteError, Settings, SettingsError, WorkerNotStarted
+from fleetlm import (
+    Actor,
+    Call,
+    NodeStopped,
+    Process,
+    RemoteError,
+    Settings,
+    SettingsError,
+    WorkerNotStarted,
+    handler,
+)
 from fleetlm.blocking import pools as module
 from fleetlm.blocking.function_call import FunctionCall, catch_result, run_packed, unpack_result
 from fleetlm.blocking.pool import Job, Pool
@@ -554,3 +564,18 @@ def nothing_is_left() -> Iterator[None]:
     before = threading.active_count()
     yield
     assert threading.active_count() == before
+
+
+class Busy(Actor):
+    """`thread` is also a good name for a handler."""
+
+    @handler
+    async def thread(self) -> str:
+        return await self.run_blocking(model, "x")
+
+
+@simulated
+async def test_a_handler_may_be_named_thread(fleet: Fleet) -> None:
+    a = await fleet.start(A)
+    assert await a.ref(Busy, a.spawn(Busy)).call(Busy.thread) == "X"
+    assert a._parts.blocking._own_threads == {}
