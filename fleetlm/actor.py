@@ -179,8 +179,9 @@ class Actor:
             RuntimeError: this object runs already, or has run.
         """
         check_unused(self)
-        self.__run = ActorRun(self, self.__fleetlm_handlers__, process, process.node.settings)
-        await self.__run.run(ready)
+        run = ActorRun(self, self.__fleetlm_handlers__, process, process.node.settings)
+        object.__setattr__(self, "_Actor__run", run)  # Works for a frozen dataclass too.
+        await run.run(ready)
 
     def __running(self) -> ActorRun[Process]:
         if self.__run is None:

@@ -34,6 +34,7 @@
     │                       a request that it made itself ended it
     └── ProcessExit         raised by a process to end with an exit reason of its own
 
+`NoConnection` and `NodeLost` are `ConnectionError` too, and `CallTimeout` is a `TimeoutError`.
 Errors carry their facts as attributes; ``__str__`` makes the sentence. ``args`` hold the same facts, so
 every error can be copied and pickled.
 
@@ -324,7 +325,7 @@ class NoFactory(NotDelivered):
         )
 
 
-class NoConnection(NotDelivered):
+class NoConnection(NotDelivered, ConnectionError):
     """The node is not connected, so nothing was sent.
 
     Attributes:
@@ -413,7 +414,7 @@ class OutcomeUnknown(FleetError):
     """The request was sent, and may have run or not. Repeat it only if running it twice is harmless."""
 
 
-class NodeLost(OutcomeUnknown):
+class NodeLost(OutcomeUnknown, ConnectionError):
     """The connection to the node ended after the request was sent and before the reply came.
 
     Attributes:

@@ -20,9 +20,9 @@ import asyncio
 import builtins
 import functools
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actor import check_unused
 from fleetlm.actors.handlers import ActorObject, check_actor
@@ -35,6 +35,7 @@ from fleetlm.messaging.deadline import within_deadline
 from fleetlm.names import canonical_node, endpoint
 from fleetlm.process import Process
 from fleetlm.process_pool import ProcessPool
+from fleetlm.processes.running import check_concrete, plain_class
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.info import NodeInfo
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.targets import Target
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.remote_spawn import Factories
-    from fleetlm.processes.running import ProcessFunction
+    from fleetlm.processes.running import ProcessFunction, ProcessObject
     from fleetlm.runtime.events import Event
     from fleetlm.settings import Settings
     from fleetlm.stream import Stream
@@ -64,6 +65,7 @@ log: logging.Logger = logging.getLogger("fleetlm")
 
 A = TypeVar("A", bound=ActorObject)
 P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
 
@@ -242,6 +244,12 @@ class Node:
         """
         return self._parts.kernel.topology.select(selectors or ("visible",))
 
+    @overload
+    def info(self) -> NodeInfo: ...
+    @overload
+    def info(self, name: None) -> NodeInfo: ...
+    @overload
+    def info(self, name: str) -> NodeInfo | PeerInfo | None: ...
     def info(self, name: str | None = None) -> NodeInfo | PeerInfo | None:
         """Return what is known of this node or of a peer.
 
@@ -358,7 +366,23 @@ class Node:
 
     # Processes.
 
+    @overload
     def spawn(
+        self,
+        function: Callable[[*Ts], ProcessObject],
+        *args: *Ts,
+        name: str | None = None,
+        essential: bool | None = None,
+    ) -> Pid: ...
+    @overload
+    def spawn(
+        self,
+        function: Callable[[Process, *Ts], Awaitable[object]],
+        *args: *Ts,
+        name: str | None = None,
+        essential: bool | None = None,
+    ) -> Pid: ...
+    def spawn(  # type: ignore[misc]
         self, function: ProcessFunction, *args: Any, name: str | None = None, essential: bool | None = None
     ) -> Pid:
         """Run ``await function(process, *args)`` as a process of this node.
@@ -382,7 +406,7 @@ class Node:
         Raises:
             AlreadyRegistered, InvalidName: nothing was started.
             NodeStopped: this node has been stopped; nothing was started.
-            TypeError: ``function`` cannot be called.
+            TypeError: ``function`` cannot be called, or is an abstract class.
             RuntimeError: it is an `Actor` object that has been run.
         """
         self._check_running()
@@ -394,8 +418,20 @@ class Node:
             self._parts.essential.say(pid.number, essential, name)
         return pid
 
+    @overload
     async def start_actor(
-        self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None
+        self,
+        actor: Callable[[*Ts], A],
+        *args: *Ts,
+        name: str | None = None,
+        timeout: float | None = None,
+    ) -> ActorRef[A]: ...
+    @overload
+    async def start_actor(
+        self, actor: A, *, name: str | None = None, timeout: float | None = None
+    ) -> ActorRef[A]: ...
+    async def start_actor(  # type: ignore[misc]
+        self, actor: Any, *args: Any, name: str | None = None, timeout: float | None = None
     ) -> ActorRef[A]:
         """Spawn an actor, and return a reference when its ``init`` is done.
 
@@ -412,14 +448,16 @@ class Node:
             Expired: the call being served has no time left; nothing was started.
         """
         self._check_running()
+        actor = plain_class(actor)
         cls = actor if isinstance(actor, type) else type(actor)
         check_actor(cls)
+        check_concrete(actor)
         check_unused(actor)
         timeout_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
         pid = await start(self._local, actor, args, name, timeout_s)
         return ActorRef(self._parts.sender, cls, pid)
 
-    def ref(self, actor: type[A], target: Goal, at: str | None = None) -> ActorRef[A]:
+    def ref(self, actor: Callable[..., A], target: Goal, at: str | None = None) -> ActorRef[A]:
         """Return a typed reference to an actor anywhere.
 
         Nothing is asked of the actor, so the reference may lead to a process that does not exist.
@@ -436,7 +474,7 @@ class Node:
             InvalidName: ``at`` is not a node name.
         """
         check_actor(actor)
-        return ActorRef(self._parts.sender, actor, goal_of(target, at))
+        return ActorRef(self._parts.sender, plain_class(actor), goal_of(target, at))
 
     async def spawn_at(
         self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0

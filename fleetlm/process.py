@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actors.handlers import ActorObject
 from fleetlm.ids import Pid, Ref
-from fleetlm.processes.running import ProcessFunction, RunningProcess
+from fleetlm.processes.running import ProcessObject, RunningProcess
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import ActorRef
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.signals import Signals
 
 A = TypeVar("A", bound=ActorObject)
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,15 @@ class Process(RunningProcess):
         """
         self._services.signals.exit(self.pid, pid, reason)
 
-    def spawn_link(self, function: ProcessFunction, *args: Any, name: str | None = None) -> Pid:
+    @overload
+    def spawn_link(
+        self, function: Callable[[*Ts], ProcessObject], *args: *Ts, name: str | None = None
+    ) -> Pid: ...
+    @overload
+    def spawn_link(
+        self, function: Callable[[Process, *Ts], Awaitable[object]], *args: *Ts, name: str | None = None
+    ) -> Pid: ...
+    def spawn_link(self, function: Any, *args: Any, name: str | None = None) -> Pid:  # type: ignore[misc]
         """Spawn a process on this node, linked with this one before its first line runs.
 
         This process becomes the new one's `parent`. Raises: as `Node.spawn`; nothing was spawned.
@@ -145,8 +154,16 @@ class Process(RunningProcess):
         self._services.signals.adopt(self, pid)
         return pid
 
+    @overload
     def spawn_monitor(
-        self, function: ProcessFunction, *args: Any, name: str | None = None
+        self, function: Callable[[*Ts], ProcessObject], *args: *Ts, name: str | None = None
+    ) -> tuple[Pid, Ref]: ...
+    @overload
+    def spawn_monitor(
+        self, function: Callable[[Process, *Ts], Awaitable[object]], *args: *Ts, name: str | None = None
+    ) -> tuple[Pid, Ref]: ...
+    def spawn_monitor(  # type: ignore[misc]
+        self, function: Any, *args: Any, name: str | None = None
     ) -> tuple[Pid, Ref]:
         """Spawn a process on this node, monitored by this one before its first line runs.
 
@@ -158,15 +175,27 @@ class Process(RunningProcess):
         pid = self.node.spawn(function, *args, name=name)
         return pid, self.monitor(pid)
 
+    @overload
     async def start_actor_link(
-        self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None
+        self,
+        actor: Callable[[*Ts], A],
+        *args: *Ts,
+        name: str | None = None,
+        timeout: float | None = None,
+    ) -> ActorRef[A]: ...
+    @overload
+    async def start_actor_link(
+        self, actor: A, *, name: str | None = None, timeout: float | None = None
+    ) -> ActorRef[A]: ...
+    async def start_actor_link(  # type: ignore[misc]
+        self, actor: Any, *args: Any, name: str | None = None, timeout: float | None = None
     ) -> ActorRef[A]:
         """Start an actor as `Node.start_actor` does, and link it with this process once it is ready.
 
         Raises: as `Node.start_actor`; no exit signal comes then. Source: OTP gen_server:start_link/3;
         differs: an ``init`` that fails raises here and sends no exit signal.
         """
-        ref = await self.node.start_actor(actor, *args, name=name, timeout=timeout)
+        ref: ActorRef[A] = await self.node.start_actor(actor, *args, name=name, timeout=timeout)
         self.link(ref.pid)
         return ref
 

@@ -61,7 +61,7 @@ from fleetlm.ids import Pid
 from fleetlm.messages import Exit
 from fleetlm.process import Process
 from fleetlm.processes.info import ChildInfo
-from fleetlm.processes.running import ProcessFunction
+from fleetlm.processes.running import ProcessFunction, check_concrete, plain_class
 from fleetlm.texts import text_of
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -110,6 +110,8 @@ class Child:
     init_s: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "function", plain_class(self.function))
+        check_concrete(self.function)
         if self.restart not in RESTARTS:
             raise ValueError(f"child {self.name!r}: unknown restart {self.restart!r}; use one of {RESTARTS}")
         if self.init_s is not None and not self.init_s > 0:

@@ -18,12 +18,13 @@ import functools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actors.handlers import HasHandlers, name_of
 from fleetlm.actors.ref import goal_of
 from fleetlm.errors import CallTimeout, NodeStopped, WouldBlock
 from fleetlm.ids import Pid
+from fleetlm.processes.running import plain_class
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.targets import Target
     from fleetlm.node import Node
+    from fleetlm.process import Process
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.remote_spawn import Factories
-    from fleetlm.processes.running import ProcessFunction
+    from fleetlm.processes.running import ProcessFunction, ProcessObject
     from fleetlm.runtime.events import Event
     from fleetlm.runtime.info import NodeInfo
     from fleetlm.runtime.thread_requests import ThreadRequests
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from fleetlm.stream import Stream
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 A = TypeVar("A", bound="Actor")
 A_co = TypeVar("A_co", bound=HasHandlers, covariant=True)
 E = TypeVar("E")
@@ -188,10 +191,10 @@ class SyncNode:
         stream = functools.partial(self._node.stream, to, message, timeout, idle)
         return SyncStream(stream, to, self._requests)
 
-    def ref(self, actor: type[A], target: Goal, at: str | None = None) -> SyncRef[A]:
+    def ref(self, actor: Callable[..., A], target: Goal, at: str | None = None) -> SyncRef[A]:
         """See `Node.ref`; returns a reference for threads."""
         self._node.ref(actor, target, at)  # For its checks of the arguments.
-        return SyncRef(self, actor, goal_of(target, at))
+        return SyncRef(self, plain_class(actor), goal_of(target, at))
 
     def multicall(
         self, targets: Sequence[Target], message: Any, timeout: float | None = None
@@ -214,21 +217,50 @@ class SyncNode:
 
     # Processes.
 
+    @overload
     def spawn(
-        self, function: ProcessFunction, *args: Any, name: str | None = None, essential: bool | None = None
+        self,
+        function: Callable[[*Ts], ProcessObject],
+        *args: *Ts,
+        name: str | None = None,
+        essential: bool | None = None,
+    ) -> Pid: ...
+    @overload
+    def spawn(
+        self,
+        function: Callable[[Process, *Ts], Awaitable[object]],
+        *args: *Ts,
+        name: str | None = None,
+        essential: bool | None = None,
+    ) -> Pid: ...
+    def spawn(  # type: ignore[misc]
+        self, function: Any, *args: Any, name: str | None = None, essential: bool | None = None
     ) -> Pid:
         """See `Node.spawn`: the process runs on the node's loop, not in this thread."""
         spawn = functools.partial(self._node.spawn, function, *args, name=name, essential=essential)
         return self._run_now("spawn", spawn)
 
+    @overload
     def start_actor(
-        self, actor: type[A] | A, *args: Any, name: str | None = None, timeout: float | None = None
+        self,
+        actor: Callable[[*Ts], A],
+        *args: *Ts,
+        name: str | None = None,
+        timeout: float | None = None,
+    ) -> SyncRef[A]: ...
+    @overload
+    def start_actor(
+        self, actor: A, *, name: str | None = None, timeout: float | None = None
+    ) -> SyncRef[A]: ...
+    def start_actor(  # type: ignore[misc]
+        self, actor: Any, *args: Any, name: str | None = None, timeout: float | None = None
     ) -> SyncRef[A]:
         """See `Node.start_actor`; returns a reference for threads."""
         within_s = self._timeout_s if timeout is None else timeout
         begin = functools.partial(self._node.start_actor, actor, *args, name=name, timeout=within_s)
         started = self._requests.run("start_actor", self.name, begin, within_s)
-        return SyncRef(self, actor if isinstance(actor, type) else type(actor), started.pid)
+        cls = plain_class(actor)
+        return SyncRef(self, cls if isinstance(cls, type) else type(cls), started.pid)
 
     def spawn_at(
         self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
@@ -488,10 +520,10 @@ class SyncRegistry:
         """See `Registry.resolve_name`."""
         return self._run_now("resolve_name", name, functools.partial(self._registry.resolve_name, name))
 
-    def ref(self, actor: type[A], name: str) -> SyncRef[A]:
+    def ref(self, actor: Callable[..., A], name: str) -> SyncRef[A]:
         """See `Registry.ref`; returns a reference for threads."""
         self._registry.ref(actor, name)  # For its checks of the arguments.
-        return SyncRef(self._node, actor, functools.partial(self.resolve_name, name))
+        return SyncRef(self._node, plain_class(actor), functools.partial(self.resolve_name, name))
 
     def list(self) -> dict[str, Pid]:
         """See `Registry.list`."""
@@ -690,4 +722,6 @@ class SyncRef(Generic[A_co]):
         self._node.send(self.target, message, self._timeout_s)
 
     def _request(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Invoke:
-        return Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        request.actor = self._actor
+        return request

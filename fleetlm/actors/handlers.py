@@ -9,12 +9,14 @@ classes, and the actor runs its own override.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, ClassVar, Protocol, TypeVar, overload
 
+from fleetlm.processes.running import plain_class
 from fleetlm.texts import SHORT
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
@@ -76,8 +78,9 @@ class ActorObject(HasHandlers, Protocol):
 
 
 def check_actor(actor: object) -> None:
-    """Raise TypeError unless ``actor`` is a subclass of `Actor`."""
-    if not (isinstance(actor, type) and hasattr(actor, "__fleetlm_handlers__")):
+    """Raise TypeError unless ``actor`` is a subclass of `Actor`, or an alias such as ``Cache[int]``."""
+    cls = plain_class(actor)
+    if not (isinstance(cls, type) and hasattr(cls, "__fleetlm_handlers__")):
         raise TypeError(f"{SHORT.repr(actor)} is not an Actor class")
 
 
@@ -154,19 +157,44 @@ def name_of(actor: type, handlers: Handlers, method: Any) -> str:
     shown = getattr(method, "__qualname__", None) or SHORT.repr(method)
     if inspect.ismethod(method):
         raise TypeError(f"pass the function of the class, {shown}, not a bound method")
-    if _get_mark(method) is None and shown.startswith(f"{actor.__qualname__}."):
-        raise TypeError(f"{shown} is not a handler: put @handler above it")
+    if shown.startswith(f"{actor.__qualname__}."):
+        if _get_mark(method) is None:
+            raise TypeError(f"{shown} is not a handler: put @handler above it")
+        name = _find_redefined(handlers, method)
+        if name is not None:
+            return name
+        raise TypeError(
+            f"{shown} is not a handler of the {actor.__qualname__} with which this reference was made; the "
+            "class has been defined again since. Start the actor and make the reference with the new class"
+        )
     raise TypeError(f"{shown} is not a handler of {actor.__qualname__}")
 
 
+def _find_redefined(handlers: Handlers, method: Any) -> str | None:
+    """Return the handler of which ``method`` is a later definition, such as a notebook cell that ran again.
+
+    The name is all that travels. The running actor keeps the code with which it was started.
+    """
+    for known, name in handlers.names.items():
+        if (known.__qualname__, known.__module__) == (method.__qualname__, method.__module__):
+            return name
+    return None
+
+
 def _get_mark(value: Any) -> bool | None:
-    """Return whether an attribute of a class is a concurrent handler; None if it is not a handler."""
+    """Return whether an attribute of a class is a concurrent handler; None if it is not a handler.
+
+    What wraps a marked function without being one, such as a property, counts as marked, so that `collect`
+    refuses it. Otherwise a handler would be missing without a word.
+    """
     if isinstance(value, staticmethod | classmethod):
         value = value.__func__
-    if isinstance(value, FunctionType):
-        mark: bool | None = vars(value).get(_MARK)
-        return mark
-    return None
+    elif isinstance(value, property):
+        value = value.fget
+    elif isinstance(value, functools.partial | functools.partialmethod):
+        value = value.func
+    mark: bool | None = getattr(value, "__dict__", {}).get(_MARK)
+    return mark
 
 
 def _check_kind(function: Any) -> bool:

@@ -123,6 +123,7 @@ class ActorRef(Generic[A_co]):
             NotDelivered, OutcomeUnknown, RemoteError: as `Node.call`.
         """
         request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        request.actor = self._actor
         return self._node.call(self.target, request, self._timeout_s)
 
     def cast(
@@ -143,6 +144,7 @@ class ActorRef(Generic[A_co]):
             NotSerializable, MessageTooLarge, NoConnection, NoProcess, WouldBlock: as `Node.send`.
         """
         request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        request.actor = self._actor
         return self._node.cast(self.target, request, self._timeout_s)
 
     def cast_nowait(
@@ -154,6 +156,7 @@ class ActorRef(Generic[A_co]):
     ) -> None:
         """As `cast`, but raise `WouldBlock` where that would wait."""
         request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        request.actor = self._actor
         self._node.cast_nowait(self.target, request)
 
     def stream(
@@ -175,6 +178,7 @@ class ActorRef(Generic[A_co]):
             NotDelivered, OutcomeUnknown, RemoteError: as `Node.stream`, after the items that came before.
         """
         request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
+        request.actor = self._actor
         return self._node.stream(self.target, request, self._timeout_s, self._idle_s)
 
     def send(self, message: Any) -> Coroutine[Any, Any, None]:

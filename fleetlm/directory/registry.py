@@ -45,6 +45,7 @@ from fleetlm.errors import (
 )
 from fleetlm.messages import NameLost, Registered, Unregistered
 from fleetlm.names import check_process_name
+from fleetlm.processes.running import plain_class
 from fleetlm.texts import SHORT
 from fleetlm.wire.codec import unreadable_in
 
@@ -401,7 +402,7 @@ class Registry:
             raise NoProcess(name)
         return claim.pid
 
-    def ref(self, actor: type[A], name: str) -> ActorRef[A]:
+    def ref(self, actor: Callable[..., A], name: str) -> ActorRef[A]:
         """Return a typed reference to the actor that holds a name at the moment of each use.
 
         A use raises `NoProcess` while no process holds the name.
@@ -414,7 +415,7 @@ class Registry:
             TypeError: ``actor`` is not a subclass of `Actor`.
         """
         check_actor(actor)
-        return ActorRef(self._sender, actor, functools.partial(self.resolve_name, name))
+        return ActorRef(self._sender, plain_class(actor), functools.partial(self.resolve_name, name))
 
     def list(self) -> dict[str, Pid]:
         """Return every name and the process that holds it, sorted by name."""

@@ -40,6 +40,7 @@ from fleetlm.errors import (
     NodeLost,
     NodeStopped,
     NoProcess,
+    NotSerializable,
     Undecodable,
     WouldBlock,
 )
@@ -176,7 +177,10 @@ class Outbound:
             await self._send_local(to, key, request, timeout_s)
             return
         parts = request.parts()
-        packed = self._codec.pack(operations.cast(key, parts, 1), parts)
+        try:
+            packed = self._codec.pack(operations.cast(key, parts, 1), parts)
+        except NotSerializable as error:
+            raise request.explain(error) from None
         if session.admit(key, packed) is not None:
             await self._admit_later(session, to, key, packed, timeout_s)
         if session.must_yield():
@@ -263,7 +267,10 @@ class Outbound:
         timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
         if type(message) is Invoke:
             parts = message.parts()
-            packed = self._codec.pack(operations.handle(key, parts, ref, timeout_ms), parts)
+            try:
+                packed = self._codec.pack(operations.handle(key, parts, ref, timeout_ms), parts)
+            except NotSerializable as error:
+                raise message.explain(error) from None
         else:
             packed = self._codec.pack(operations.call(key, message, ref, timeout_ms), message)
         return await self._request(session, to, ref, packed, timeout_s, deadline, None, key)
@@ -399,7 +406,10 @@ class Outbound:
         """
         if not self._settings.debug:
             return message
-        copy = self._codec.unpack(self._codec.pack_value(message))
+        try:
+            copy = self._codec.unpack(self._codec.pack_value(message))
+        except NotSerializable as error:
+            raise (message.explain(error) if type(message) is Invoke else error) from None
         found = unreadable_in(copy)
         if found is not None:
             raise Undecodable(to, found.why)

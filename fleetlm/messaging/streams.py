@@ -26,7 +26,7 @@ from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
-from fleetlm.errors import CallTimeout, StreamIdle
+from fleetlm.errors import CallTimeout, NotSerializable, StreamIdle
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.stream import Stream
@@ -116,7 +116,10 @@ class Streams:
         if type(message) is Invoke:
             parts = message.parts()
             request = operations.yield_(key, parts, ref, timeout_ms, window, idle_ms, 1)
-            return self._codec.pack(request, parts)
+            try:
+                return self._codec.pack(request, parts)
+            except NotSerializable as error:
+                raise message.explain(error) from None
         request = operations.stream(key, message, ref, timeout_ms, window, idle_ms, 1)
         return self._codec.pack(request, message)
 

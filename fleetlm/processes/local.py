@@ -47,7 +47,14 @@ from fleetlm.call import Call
 from fleetlm.core.process_table import ProcessTable
 from fleetlm.errors import ProcessExit
 from fleetlm.messaging.deadline import SERVING
-from fleetlm.processes.running import ProcessFunction, ProcessObject, RunningProcess, exit_reason
+from fleetlm.processes.running import (
+    ProcessFunction,
+    ProcessObject,
+    RunningProcess,
+    check_concrete,
+    exit_reason,
+    plain_class,
+)
 from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
@@ -114,8 +121,10 @@ class LocalProcesses:
         self._on_task_done = self._handle_task_end  # One bound method for all tasks.
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
-        """Start a process. Raises: AlreadyRegistered, InvalidName; nothing was started."""
+        """Start a process. Raises: AlreadyRegistered, InvalidName, TypeError; nothing was started."""
         loop = asyncio.get_running_loop()  # First, since it raises in a thread without a loop.
+        function = plain_class(function)
+        check_concrete(function)
         pid = self.table.spawned(name)
         runs = getattr(function, "__qualname__", type(function).__qualname__)
         process = self._make_process(pid, runs)

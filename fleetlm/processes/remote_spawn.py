@@ -54,6 +54,7 @@ from fleetlm.messages import Exit
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.messaging.windows import NODE
 from fleetlm.names import canonical_node, check_process_name
+from fleetlm.processes.running import check_concrete, plain_class
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 
@@ -132,6 +133,7 @@ class Factories:
         """
         if not callable(function):
             raise TypeError(f"a factory is a coroutine function, not {SHORT.repr(function)}")
+        check_concrete(plain_class(function))
         owner = self._functions.get(check_process_name(name), function)
         if owner != function:
             raise AlreadyRegistered(name, getattr(owner, "__qualname__", repr(owner)))

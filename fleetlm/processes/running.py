@@ -62,6 +62,23 @@ ProcessFunction = Callable[..., Awaitable[object]] | type[ProcessObject]
 objects are such functions; each process makes an object of its own."""
 
 
+def plain_class(function: Any) -> Any:
+    """Return the class below a generic alias, ``Cache`` for ``Cache[int]``, and anything else as it is."""
+    origin = getattr(function, "__origin__", None)
+    return origin if isinstance(origin, type) else function
+
+
+def check_concrete(function: object) -> None:
+    """Raise TypeError for an abstract class, of which no process can make an object."""
+    missing = getattr(function, "__abstractmethods__", None) if isinstance(function, type) else None
+    if missing:
+        name = getattr(function, "__qualname__", "it")
+        raise TypeError(
+            f"{name} is abstract, since it only declares {', '.join(sorted(missing))}; spawn a subclass that "
+            "defines what is missing"
+        )
+
+
 class RunningProcess(ABC):
     """One process of this node, as the runtime sees it."""
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from fleetlm.errors import NotSerializable
 from fleetlm.messages import message
 from fleetlm.texts import SHORT
 
+_ARGUMENT = re.compile(r"message(?:\[1\]|\[2\]|\.args|\.kwargs)\[(.*?)\](.*)$", re.DOTALL)
+"""An argument in the path to a refused value, and the rest of the path inside it."""
+
+
+class _Asked:
+    """Has the class of the actor as its sender knows it, for errors; it does not travel."""
+
+    __slots__ = ("actor",)
+    actor: type
+
 
 @message("fleetlm.do")
-@dataclass(slots=True)
-class Invoke:
+@dataclass
+class Invoke(_Asked):
     """A request for a handler. Only the handler's name travels, never code."""
+
+    __slots__ = ("args", "handler", "kwargs")
 
     handler: str
     args: tuple[Any, ...]
@@ -27,6 +41,18 @@ class Invoke:
         if type(self.args) is not tuple or type(self.kwargs) is not dict:
             raise TypeError(f"{SHORT.repr(self)} has no tuple of arguments, or no dict of keywords")
         return [self.handler, list(self.args), self.kwargs]
+
+    def explain(self, error: NotSerializable) -> NotSerializable:
+        """Return the error with the argument in its path: ``argument 1 of Sessions.put, field .when``."""
+        found = _ARGUMENT.search(error.path)
+        if found is None:
+            return error
+        which, rest = found.groups()
+        shown = str(int(which) + 1) if which.isdecimal() else which
+        actor = getattr(self, "actor", None)
+        name = self.handler if actor is None else f"{actor.__qualname__}.{self.handler}"
+        inside = f", {'field' if rest.startswith('.') else 'at'} {rest}" if rest else ""
+        return NotSerializable(f"{error.path[: found.start()]}argument {shown} of {name}{inside}", error.what)
 
     @classmethod
     def of(cls, parts: Any) -> Invoke:

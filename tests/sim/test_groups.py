@@ -204,7 +204,7 @@ async def test_many_memberships_travel_in_pieces(cluster: SimCluster, a: Node, b
     await asyncio.sleep(1)
     assert late.groups.list() == a.groups.list()
     assert late.groups.members("many") == [pid] * 3_000
-    assert all(info.connections == 1 for info in a.info().peers)  # type: ignore[union-attr]
+    assert all(info.connections == 1 for info in a.info().peers)
 
 
 def test_a_peer_with_more_memberships_than_allowed_is_cut_and_told_why() -> None:

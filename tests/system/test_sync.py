@@ -181,7 +181,7 @@ async def test_each_method_returns_and_raises_what_the_async_one_does() -> None:
                 NotSerializable: lambda: node.send(("echo", at), object()),
                 NoConnection: lambda: node.send(("echo", "fleetlm@127.0.0.63"), 1),
                 AlreadyRegistered: lambda: node.spawn(echo, name="again"),
-                TypeError: lambda: node.spawn(3),  # type: ignore[arg-type]
+                TypeError: lambda: node.spawn(3),  # type: ignore[call-overload]
                 ValueError: lambda: node.list("no such selector"),
                 TimeoutError: lambda: node.ready(5, timeout=0.05),
             }.items():

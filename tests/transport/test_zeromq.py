@@ -771,7 +771,7 @@ async def test_a_node_in_a_forked_child_refuses_to_work() -> None:
             for use in (
                 lambda: node.send("echo", 1).send(None),
                 lambda: node.call("echo", 1).send(None),
-                lambda: node.spawn(print),  # type: ignore[arg-type]
+                lambda: node.spawn(print),  # type: ignore[call-arg, arg-type]
                 lambda: node.connect("fleetlm@127.77.0.3").send(None),
             ):
                 try:
@@ -788,4 +788,4 @@ async def test_a_node_in_a_forked_child_refuses_to_work() -> None:
         with pytest.raises(NoProcess):
             await node.send("echo", 1)
         with pytest.raises(TypeError, match="coroutine function"):
-            node.spawn(5)  # type: ignore[arg-type]
+            node.spawn(5)  # type: ignore[call-overload]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fleetlm import Actor, ActorRef, Child, Node, Pid, handler
+from fleetlm import Actor, ActorRef, Child, Node, Pid, Process, handler
 from tests.typing.sessions import Busy, Other, Sessions
 
 
@@ -67,3 +67,26 @@ class Wrong(Actor):
         return 1
 
     async def init(self, more: int) -> None: ...  # E: override
+
+
+async def plain(process: Process) -> None: ...
+
+
+async def counting(process: Process, start: int, step: int = 1) -> None: ...
+
+
+def no_coroutine(process: Process) -> None: ...
+
+
+async def spawn(node: Node, process: Process) -> None:
+    node.spawn(counting)  # E: call-arg
+    node.spawn(counting, "not an int")  # E: arg-type
+    node.spawn(counting, 1, 2, 3)  # E: arg-type
+    node.spawn(plain, 1)  # E: arg-type
+    node.spawn(no_coroutine)  # E: arg-type
+    node.spawn(Sessions, "not an int")  # E: arg-type
+    process.spawn_link(counting, "not an int")  # E: arg-type
+    process.spawn_monitor(plain, 1)  # E: arg-type
+    await node.start_actor(Sessions, "not an int")  # E: arg-type
+    await node.start_actor(Sessions, 3, 7)  # E: arg-type
+    print(node.info("fleetlm@10.0.0.7").peers)  # E: union-attr

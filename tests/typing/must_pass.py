@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any, assert_type
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar, assert_type
 
-from fleetlm import Actor, ActorRef, Child, Node, Pid, Process, Stream, Supervisor
+from fleetlm import (
+    Actor,
+    ActorRef,
+    Child,
+    Node,
+    NodeInfo,
+    PeerInfo,
+    Pid,
+    Process,
+    Ref,
+    Stream,
+    Supervisor,
+    handler,
+)
 from tests.typing.sessions import Busy, Line, Other, Sessions
+
+T = TypeVar("T")
 
 
 async def start(node: Node, process: Process) -> None:
@@ -63,3 +79,50 @@ async def inside(sessions: Sessions) -> None:
     assert_type(sessions.node, Node)
     assert_type(await sessions.run_blocking(sorted, [3, 1]), list[int])
     assert_type(await sessions.run_blocking(int, "10", base=2), int)
+
+
+class Base(Actor, ABC):
+    @handler
+    @abstractmethod
+    async def run(self, x: int) -> str: ...
+
+
+class Cache(Actor, Generic[T]):
+    @handler
+    async def get(self, key: str) -> T:
+        raise KeyError(key)
+
+
+async def shapes(node: Node, pid: Pid) -> None:
+    assert_type(node.ref(Base, pid), ActorRef[Base])
+    assert_type(await node.ref(Base, pid).call(Base.run, 1), str)
+    cache: ActorRef[Cache[int]] = node.ref(Cache, "cache")
+    assert_type(node.ref(Cache[int], "cache"), ActorRef[Cache[int]])
+    assert_type(await cache.call(Cache.get, "key"), int)
+
+
+async def plain(process: Process) -> None: ...
+
+
+async def counting(process: Process, start: int, step: int = 1, *, top: int = 9) -> None: ...
+
+
+async def many(process: Process, *parts: str) -> None: ...
+
+
+def spawn(node: Node, process: Process, anything: Callable[..., Awaitable[None]]) -> None:
+    node.spawn(plain, name="plain")
+    node.spawn(counting, 1)
+    node.spawn(counting, 1, 2)
+    node.spawn(many)
+    node.spawn(many, "a", "b")
+    node.spawn(anything, 1, "b")
+    node.spawn(lambda process: counting(process, 1))
+    process.spawn_link(counting, 1)
+    assert_type(process.spawn_monitor(counting, 1), tuple[Pid, Ref])
+
+
+def info(node: Node) -> None:
+    assert_type(node.info(), NodeInfo)
+    assert_type(node.info(None), NodeInfo)
+    assert_type(node.info("fleetlm@10.0.0.7"), NodeInfo | PeerInfo | None)

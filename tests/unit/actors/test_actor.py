@@ -475,7 +475,7 @@ async def test_a_start_waits_for_init_and_requests_wait_with_it(fleet: Fleet) ->
     with pytest.raises(AlreadyRegistered):
         await node.start_actor(Slow, name="slow")
     with pytest.raises(TypeError, match="not an Actor class"):
-        await node.start_actor(watched)  # type: ignore[arg-type]
+        await node.start_actor(watched)  # type: ignore[call-arg, type-var, arg-type]
 
 
 @simulated
