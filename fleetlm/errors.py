@@ -397,8 +397,7 @@ class WorkerNotStarted(NotDelivered):
     Attributes:
         function: the qualified name of the function.
         why: why the process did not start, such as an initializer that raised (then the ``__cause__``), and
-            what
-            to do if the program is the cause.
+            what to do if the program is the cause.
     """
 
     def __init__(self, function: str, why: str) -> None:

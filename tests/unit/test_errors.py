@@ -38,6 +38,7 @@ from fleetlm.errors import (
     TooManyNames,
     Undecodable,
     WorkerDied,
+    WorkerNotStarted,
     WouldBlock,
 )
 from fleetlm.ids import Pid
@@ -78,6 +79,10 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (StreamIdle(PID, 5.0, True), f"the stream from <{NODE} ff 3> was ended: its consumer took no item for 5"),
     (ProcessExit("shutdown"), "exit with reason 'shutdown'"),
     (ProcessDown(TARGET, "normal"), f"process 'echo' on {NODE} ended before it replied (normal); the"),
+    (
+        WorkerNotStarted("train", "exit code 1"),
+        "there is no worker process for train: exit code 1; the function has not run",
+    ),
     (
         WorkerDied("train", "exit code 1"),
         "the worker process for train failed: exit code 1; the function may",
