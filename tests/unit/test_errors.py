@@ -118,6 +118,7 @@ def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
 def test_what_the_caller_may_do() -> None:
     never_ran = {
         NoProcess, NoFactory, NoMember, NoHandler, Expired, NoConnection, Draining, Undecodable, WouldBlock,
+        WorkerNotStarted,
     }  # fmt: skip
     may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout, StreamIdle}
     for error, _ in SENTENCES:
@@ -127,6 +128,8 @@ def test_what_the_caller_may_do() -> None:
 
 def test_errors_are_also_what_python_calls_them() -> None:
     assert issubclass(CallTimeout, TimeoutError)
+    assert issubclass(NoConnection, ConnectionError)
+    assert issubclass(NodeLost, ConnectionError)
     assert issubclass(NotSerializable, TypeError)
     assert issubclass(MessageTooLarge, ValueError)
     assert issubclass(InvalidName, ValueError)
