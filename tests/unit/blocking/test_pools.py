@@ -570,7 +570,7 @@ class Busy(Actor):
     """`thread` is also a good name for a handler."""
 
     @handler
-    async def thread(self) -> str:
+    async def thread(self) -> str:  # type: ignore[override]
         return await self.run_blocking(model, "x")
 
 
