@@ -160,6 +160,8 @@ class Node:
         )  # fmt: skip
         warn_about(prepared)
         node._driver.start()
+        if node._parts.loop_watch is not None:
+            node._parts.loop_watch.start()
         if node._parts.poller is not None:
             node._parts.poller.start(prepared.first_answer)
         if prepared.remote_shell is not None:
@@ -206,6 +208,8 @@ class Node:
         self._outbound.close(reason)
         await parts.circles.stop()
         self._driver.leave(reason)
+        if parts.loop_watch is not None:
+            parts.loop_watch.stop()
         if self._remote_shell is not None:
             await self._remote_shell.stop(reason, asked_by)
         await parts.transport.close()
@@ -831,6 +835,7 @@ class Node:
             messages_received=sum(session.messages_received for session in sessions),
             undelivered=parts.inbound.undelivered,
             unreadable=parts.inbound.unreadable,
+            stalled=tuple(self._outbound.waits.stalled(self.settings.stalled_after_s)),
             peers=tuple(kernel.topology.info(now)),
         )
 

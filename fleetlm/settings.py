@@ -177,6 +177,9 @@ class Settings:
     bytes."""
     busy_after_s: float = 3.0
     """Seconds without a tick after which a peer is listed as busy: three ticks were missed."""
+    blocked_after_s: float = 1.0
+    """Seconds after which an event loop that stands still is logged, with the function that blocks it. Long
+    enough for a busy machine, short enough to say it before peers list the node as busy."""
     gossip_s: float = 1.0
     """Seconds between two messages that list this node's known peers, to one random peer each: news
     reaches n nodes in O(log n) rounds."""

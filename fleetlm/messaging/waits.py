@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import Enum
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.messaging.windows import NODE, NodeKey
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fleetlm.messaging.targets import Target
     from fleetlm.messaging.turns import Turns
 
+MAX_SHOWN = 20
+"""Waits that are shown of one node, to keep the answer short."""
 LOOK_S = 0.25
 """Seconds between two looks at what waits. A circle is found within twice this time; most calls and waits
 for room are over before the first look."""
@@ -141,6 +143,12 @@ class Waits:
     def is_open(self, wait: Wait) -> bool:
         """Whether it still waits."""
         return wait in self._waits
+
+    def stalled(self, for_s: float) -> list[str]:
+        """Return who has waited for so many seconds or longer, and for whom; the longest first."""
+        now = self.loop.time()
+        old = takewhile(lambda wait: now - wait.since >= for_s, self._waits)
+        return [f"{wait.waiter} waits for {wait.describe(now)}" for wait in islice(old, MAX_SHOWN)]
 
     def _on_look(self) -> None:
         self._is_looking = bool(self._waits)

@@ -192,7 +192,10 @@ class Processes(list[ProcessInfo]):
         rows = [
             (p.pid.number, p.name or "-", p.runs, p.mailbox, p.taken, p.open_calls, p.state) for p in self
         ]
-        return _format_table(head, rows)
+        if not any(p.waits_for for p in self):
+            return _format_table(head, rows)
+        waits = [p.waits_for or "-" for p in self]
+        return _format_table((*head, "waits for"), [(*row, it) for row, it in zip(rows, waits, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)

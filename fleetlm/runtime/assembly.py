@@ -61,6 +61,7 @@ from fleetlm.processes.signals import Signals
 from fleetlm.runtime.draining import Draining
 from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub
+from fleetlm.runtime.loop_watch import LoopWatch
 from fleetlm.runtime.requests import PeerRequests
 from fleetlm.transport.interface import Transport
 from fleetlm.wire.codec import Codec
@@ -159,6 +160,10 @@ class Assembly:
         self.driver: Driver = Driver(
             me, codec, self.kernel, self.transport, self.inbound, self.events, rng, self
         )
+        self.loop_watch: LoopWatch | None = None
+        """None in a simulation, where no time passes while code runs."""
+        if prepared.on_this_network:
+            self.loop_watch = LoopWatch.of(loop, settings.blocked_after_s)
         forks.guard(self)
 
     def _make_values(self, prepared: Prepared) -> None:

@@ -317,7 +317,8 @@ class Driver:
         self.lag_ms = max(0, int((now - self._pulse_due) * 1000))
         self._pulse_due = now + self._settings.tick_s
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
-        self._perform(self.kernel.pulse(now))
+        # What peers sent while this loop stood still has not been read yet: that is not their silence.
+        self._perform(self.kernel.pulse(now - self.lag_ms / 1000))
         for session in list(self.sessions.values()):
             session.sweep()
             session.byte_credit.tell()

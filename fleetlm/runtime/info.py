@@ -47,5 +47,8 @@ class NodeInfo:
     """One-way messages that arrived and had no receiver."""
     unreadable: int
     """Messages that arrived with a type that this node does not know."""
+    stalled: tuple[str, ...]
+    """Who has waited for room or for a reply for longer than `Settings.stalled_after_s`, and for whom; the
+    longest first, at most 20."""
     peers: tuple[PeerInfo, ...]
     """The table of peers: every node that this one knows."""

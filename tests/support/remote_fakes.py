@@ -54,6 +54,7 @@ def node_info(**changes: Any) -> NodeInfo:
         "messages_received": 0,
         "undelivered": 0,
         "unreadable": 0,
+        "stalled": (),
         "peers": (row(),),
     }
     return NodeInfo(**(values | changes))

@@ -36,6 +36,8 @@ from fleetlm.wire.frames import IAm
 OK, WARN, FAIL = "ok", "warn", "fail"
 FLAPPING_CONNECTIONS = 3
 """A connection that came up this often is reported. One restart, which makes it two, is normal."""
+MAX_STALLED = 5
+"""Processes that wait for others and are named in a report."""
 BUSY_LAG_MS = 1_000
 """An event loop that is at least this late, in milliseconds, is reported."""
 MAX_ADDRESSES_SHOWN = 8
@@ -168,6 +170,9 @@ def judge_node(facts: Facts) -> list[Finding]:
                 "Move blocking work off the loop: await node.run_blocking(...) or node.run_in_process(...)",
             )
         )
+    for stalled in info.get("stalled", ())[:MAX_STALLED]:
+        cure = "Look at what that process does: Process.list() in `fleetlm remote` shows all of them"
+        findings.append(Finding(WARN, "node", stalled, cure))
     return findings
 
 

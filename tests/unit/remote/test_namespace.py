@@ -88,6 +88,17 @@ pid  name      runs          mailbox  taken  calls  state
     assert repr(listed) == "(no processes)"
 
 
+def test_processes_that_wait_for_others_have_one_more_column() -> None:
+    node = FakeNode()
+    _, noun = nouns(node)
+    listed = noun.list()
+    listed[1] = dataclasses.replace(listed[1], state="running", waits_for="room at 'b' for 3.2 s")
+    head, first, second = repr(listed).splitlines()
+    assert head.endswith("  state    waits for")
+    assert first.endswith("  waiting  -")
+    assert second.endswith("  running  room at 'b' for 3.2 s")
+
+
 def test_a_table_stays_a_table_whatever_is_in_it() -> None:
     node = FakeNode()
     _, noun = nouns(node)
