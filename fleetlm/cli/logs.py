@@ -9,12 +9,15 @@ writes to the stream (`Output`). A line that finds the queue full is dropped and
 takes lines again, one line says how many were dropped. At the end `Log.close` waits for what is queued, for
 `FLUSH_S` at most.
 
+A forked child has no such thread, and may end without notice: there a line is written at once.
+
 The thread writes to the descriptor and not through ``sys.stderr``: a thread that waits inside a Python stream
 holds that stream's lock, and the interpreter would wait for the lock when it ends.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import logging
@@ -23,6 +26,7 @@ import select
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TextIO
@@ -106,12 +110,17 @@ class Output:
         self._size = 0
         self._dropped = 0
         self._is_closing = False
+        self._is_forked = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="fleetlm-log", daemon=True)
         self._thread.start()
+        os.register_at_fork(after_in_child=functools.partial(_mark_forked, weakref.ref(self)))
 
     def write(self, text: str) -> None:
         """Queue a text of one or more lines, with its last line end; drop it if the queue is full."""
+        if self._is_forked:
+            self._put(text)
+            return
         with self._changed:
             limit = MAX_QUEUED_CHARS // 2 if self._dropped else MAX_QUEUED_CHARS  # One long gap, not many.
             if self._size + len(text) > limit:
@@ -124,6 +133,8 @@ class Output:
 
     def close(self, timeout_s: float = FLUSH_S) -> bool:
         """Write what is queued, for ``timeout_s`` seconds at most. Returns whether all was written."""
+        if self._is_forked:
+            return True
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -172,6 +183,13 @@ class Output:
         except (OSError, ValueError, AttributeError):  # The last one: no stderr at all.
             return False
         return True
+
+
+def _mark_forked(output: weakref.ref[Output]) -> None:
+    """Let each write go to the stream itself in a forked child. The parent writes what was queued."""
+    found = output()
+    if found is not None:
+        found._is_forked = True  # noqa: SLF001  # same module
 
 
 class Log:

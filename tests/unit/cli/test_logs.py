@@ -179,3 +179,20 @@ def test_fleetlm_start_ends_in_time_although_nobody_reads_its_error(pipe: FullPi
         check=False,
     )
     assert done.returncode == 78
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_writes_its_lines_itself(root_logger: logging.Logger, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("w", encoding="utf-8") as stream:
+        log = logs.set_up("info", stream)
+        root_logger.info("from the parent")
+        child = os.fork()
+        if child == 0:
+            root_logger.info("from the child")
+            log.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        log.close()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert sorted(line.rpartition(": ")[2] for line in lines) == ["from the child", "from the parent"]
