@@ -100,6 +100,7 @@ def leave_loop(loop: asyncio.AbstractEventLoop) -> None:
     for task in tasks:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
         asyncio._unregister_task(task)  # noqa: SLF001  # documented: "Extending asyncio"
+        task.add_done_callback(_end_after)
     for handle in [*getattr(loop, "_ready", ()), *getattr(loop, "_scheduled", ())]:
         handle.cancel()
     getattr(loop, "_asyncgens", set()).clear()
@@ -110,6 +111,17 @@ def leave_loop(loop: asyncio.AbstractEventLoop) -> None:
         shared.close()  # The descriptor of the child only; nothing is removed from the parent's.
         loop._selector = selectors.DefaultSelector()  # type: ignore[attr-defined]  # noqa: SLF001
     loop.call_exception_handler = functools.partial(_handle_exception, loop)  # type: ignore[method-assign]
+
+
+def _end_after(task: asyncio.Task[object]) -> None:
+    """End the child after the task that forked, as nothing else is left on this loop that could go on.
+
+    Where `asyncio.run` waits for that task, the loop stops now, and the next turn never comes.
+    """
+    error = None if task.cancelled() else task.exception()
+    if error is not None and isinstance(error.__cause__, SystemExit):
+        error = error.__cause__
+    task.get_loop().call_soon(end_child, error)
 
 
 def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -26,6 +26,13 @@ class Forks(Actor):
         return fork_and_exit(code)
 
     @handler
+    async def return_in_handler(self) -> int:
+        pid = os.fork()
+        if pid == 0:
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # what ends it is logged
+        return pid
+
+    @handler
     async def fork_in_thread(self, code: int) -> int:
         return await self.run_blocking(fork_and_exit, code)
 
@@ -83,6 +90,7 @@ async def main(port: int) -> None:
             print("coroutine", await ended(fork_and_exit(7)), flush=True)
             print("handler", await ended(await forks.call(Forks.fork, 4)), flush=True)
             print("thread", await ended(await forks.call(Forks.fork_in_thread, 5)), flush=True)
+        print("return in handler", await ended(await forks.call(Forks.return_in_handler)), flush=True)
         print("return", await ended(await forks.call(Forks.return_in_thread)), flush=True)
         print("process", await forks.within(60).call(Forks.fork_in_process, 6), flush=True)
         print("process again", await forks.within(60).call(Forks.fork_in_process, 6), flush=True)

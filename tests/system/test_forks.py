@@ -27,6 +27,7 @@ def test_a_forked_child_ends_as_it_wishes_and_its_parent_does_not_notice() -> No
     )
     assert done.stdout.splitlines() == [
         *["coroutine 7", "handler 4", "thread 5"] * 3,
+        "return in handler 1",
         "return 0",
         "process 6",
         "process again 6",
