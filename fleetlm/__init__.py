@@ -41,6 +41,7 @@ _NAMES_OF = {
     "fleetlm.program": "run",
     "fleetlm.process_pool": "ProcessPool",
     "fleetlm.processes.info": "ChildInfo ProcessInfo",
+    "fleetlm.processes.owned": "Timer",
     "fleetlm.runtime.info": "NodeInfo",
     "fleetlm.settings": "Settings",
     "fleetlm.stream": "Stream",

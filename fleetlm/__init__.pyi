@@ -62,6 +62,7 @@ from fleetlm.node_thread import node_in_thread as node_in_thread
 from fleetlm.process import Process as Process
 from fleetlm.process_pool import ProcessPool as ProcessPool
 from fleetlm.processes.info import ChildInfo as ChildInfo, ProcessInfo as ProcessInfo
+from fleetlm.processes.owned import Timer as Timer
 from fleetlm.program import run as run
 from fleetlm.runtime.info import NodeInfo as NodeInfo
 from fleetlm.settings import Settings as Settings

@@ -23,22 +23,27 @@ return; an exception in a call is raised at the caller (`RemoteError`) and the a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
-from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect
+from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect, name_of
 from fleetlm.actors.run import ActorRun, describe
 from fleetlm.call import Call
 from fleetlm.process_pool import ProcessPool
 from fleetlm.texts import text_of
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
     from fleetlm.node import Node
     from fleetlm.process import Process
+    from fleetlm.processes.owned import Timer
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_CONVENIENCES = frozenset({"create_task", "send_after", "send_every", "cast_after", "cast_every"})
+"""Methods that a handler may hide: nothing else calls them, and the `process` has the same."""
 
 
 class Actor:
@@ -69,7 +74,7 @@ class Actor:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__fleetlm_handlers__ = collect(cls, frozenset(vars(Actor)))
+        cls.__fleetlm_handlers__ = collect(cls, frozenset(vars(Actor)) - _CONVENIENCES)
 
     # For subclasses to override.
 
@@ -131,6 +136,43 @@ class Actor:
         """
         self.__running().stop(reason)
 
+    def create_task(self, coroutine: Coroutine[Any, Any, R], *, name: str | None = None) -> asyncio.Task[R]:
+        """Run a coroutine beside this actor, as a part of it; see `Process.create_task`.
+
+        It is cancelled when the actor ends, before `terminate` runs, and an exception in it ends the actor.
+        """
+        return self.process.create_task(coroutine, name=name)
+
+    def send_after(self, delay_s: float, message: Any) -> Timer:
+        """Give `handle_info` a message after ``delay_s`` seconds; see `Process.send_after`."""
+        return self.process.send_after(delay_s, message)
+
+    def send_every(self, interval_s: float, message: Any) -> Timer:
+        """Give `handle_info` a message every ``interval_s`` seconds; see `Process.send_every`."""
+        return self.process.send_every(interval_s, message)
+
+    def cast_after(
+        self, delay_s: float, method: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs
+    ) -> Timer:
+        """Run one of this actor's own handlers after ``delay_s`` seconds, in its turn, as a cast would.
+
+        ::
+
+            self.cast_after(5.0, Poller.poll, "https://example.org")
+
+        Raises: as `Process.send_after`; TypeError if ``method`` is not a handler of this class that returns.
+        """
+        return self.process.send_after(delay_s, self.__request(method, args, kwargs))
+
+    def cast_every(
+        self, interval_s: float, method: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs
+    ) -> Timer:
+        """Run one of this actor's own handlers every ``interval_s`` seconds; see `Process.send_every`.
+
+        Raises: as `cast_after`.
+        """
+        return self.process.send_every(interval_s, self.__request(method, args, kwargs))
+
     async def run_blocking(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking function in a thread, the actor's own if it has one (`thread`).
 
@@ -149,9 +191,9 @@ class Actor:
                     )
                 raise
         process = self.process
-        if process._is_gone:  # noqa: SLF001  # a base class of ours
+        if process._is_gone:  # a base class of ours
             raise RuntimeError(f"the actor {process.pid} has ended, and its thread with it")
-        blocking = process._services.blocking  # noqa: SLF001
+        blocking = process._services.blocking
         return await blocking.in_own_thread(process.pid, function, *args, **kwargs)
 
     async def run_in_process(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -163,7 +205,7 @@ class Actor:
     ) -> ProcessPool:
         """Return worker processes that end with this actor; see `Node.process_pool`."""
         process = self.process
-        blocking = process._services.blocking  # noqa: SLF001
+        blocking = process._services.blocking
         return ProcessPool(blocking, initializer, args, processes, process.pid)
 
     # For the runtime.
@@ -179,9 +221,16 @@ class Actor:
             RuntimeError: this object runs already, or has run.
         """
         check_unused(self)
-        run = ActorRun(self, self.__fleetlm_handlers__, process, process.node.settings)
+        settings, failures = process.node.settings, process._services.failures
+        run = ActorRun(self, self.__fleetlm_handlers__, process, settings, failures)
         object.__setattr__(self, "_Actor__run", run)  # Works for a frozen dataclass too.
         await run.run(ready)
+
+    def __request(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Invoke:
+        name = name_of(type(self), self.__fleetlm_handlers__, method)
+        if self.__fleetlm_handlers__.by_name[name].streams:
+            raise TypeError(f"{name} yields, so it cannot be run by a timer")
+        return Invoke(name, args, kwargs)
 
     def __running(self) -> ActorRun[Process]:
         if self.__run is None:

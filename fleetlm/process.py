@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
+from fleetlm.actors.failure_log import FailureLog
 from fleetlm.actors.handlers import ActorObject
 from fleetlm.ids import Pid, Ref
+from fleetlm.messaging.own_loop import check_loop
+from fleetlm.processes.owned import Owned, Timer
 from fleetlm.processes.running import ProcessObject, RunningProcess
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A", bound=ActorObject)
 Ts = TypeVarTuple("Ts")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ class ProcessServices:
     mailbox_limit: int
     blocking: Blocking
     turns: Turns
+    failures: FailureLog = field(default_factory=FailureLog)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
 
 class Process(RunningProcess):
@@ -70,6 +77,72 @@ class Process(RunningProcess):
             RuntimeError: another task is waiting for a message of this process.
         """
         return self.mailbox.get(timeout)  # not async itself: that would be one more layer for each wait
+
+    # Timers and tasks.
+
+    def send_after(self, delay_s: float, message: Any) -> Timer:
+        """Put a message into this process's own mailbox after ``delay_s`` seconds.
+
+        It comes after the messages that wait then, as any other message does. The timer ends with the
+        process. The message does not travel, so it may be any object.
+
+        Args:
+            delay_s: seconds, 0 or more.
+            message: what `receive` returns, or what an actor's ``handle_info`` takes.
+
+        Returns:
+            The timer, for `Timer.cancel`.
+
+        Raises:
+            ValueError: ``delay_s`` is negative or not finite.
+            RuntimeError: the process has `Settings.max_timers` timers or has ended. No timer was set.
+
+        Source: erlang:send_after/3; differs: only to oneself, and the timer ends with the process.
+        """
+        return self._get_owned("Process.send_after").send_after(delay_s, message)
+
+    def send_every(self, interval_s: float, message: Any) -> Timer:
+        """Put a message into this process's own mailbox every ``interval_s`` seconds.
+
+        The first one comes after one interval. The times are counted from now, so a late message does not
+        shift those that follow. At most one message of a timer waits: while the process has not taken the
+        former one, no further one comes. The timer ends with the process.
+
+        Args, Returns, Raises: as `send_after`; ``interval_s`` must be more than 0.
+
+        Source: timer:send_interval/2; differs: messages do not pile up, as those of Go's time.Ticker.
+        """
+        return self._get_owned("Process.send_every").send_every(interval_s, message)
+
+    def create_task(self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
+        """Run a coroutine beside this process, as a part of it.
+
+        The task ends with the process: it is cancelled, and has `Settings.terminate_s` seconds to clean up.
+        If it raises, the process ends with that exception as its reason, whether the task is awaited or not;
+        `ProcessExit` ends the process with its reason. A task of ``asyncio.create_task`` knows nothing of the
+        process: it goes on when the process has ended, even when the node has been stopped.
+
+        Args:
+            coroutine: a coroutine object.
+            name: of the task, for logs.
+
+        Returns:
+            The task. Cancelling it ends only the task.
+
+        Raises:
+            RuntimeError: this process is ending. The coroutine was closed and has not run.
+
+        Source: asyncio.TaskGroup.create_task; differs: the group is the process.
+        """
+        return self._get_owned("Process.create_task").create_task(coroutine, name)
+
+    def _get_owned(self, what: str) -> Owned:
+        """Return the timers and tasks of this process. Raises: RuntimeError on another loop or thread."""
+        check_loop(self._services.loop, what)
+        owned = self._owned
+        if not isinstance(owned, Owned):
+            owned = self._owned = Owned(self, self._services.loop, self.node.settings.max_timers)
+        return owned
 
     # Links, monitors, exit signals.
 

@@ -241,6 +241,8 @@ class Settings:
     failed start. Longer than most start-ups take, and short enough that an ``init`` that hangs is not
     taken for a slow one. `Child.init_s` sets it for one child. Source: OTP gen_server:start_link/3, its
     time-out; differs: there is one by default."""
+    max_timers: int = 10_000
+    """Active timers of one process. One `Process.send_every` replaces many; more are a leak."""
     max_factories: int = 1_024
     """Factories that a program may register for spawning from other nodes. A program has few; more are
     a leak."""

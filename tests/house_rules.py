@@ -311,7 +311,8 @@ def task_complaints(name: str, source: str) -> list[str]:
             case _:
                 continue
         owner, _, called = ast.unparse(func).rpartition(".")
-        if called in {"create_task", "ensure_future"} and owner not in groups:
+        held = groups | {"process", "self"} if called == "create_task" else groups  # a process holds its own
+        if called in {"create_task", "ensure_future"} and owner not in held:
             complaints.append(f"{name}:{node.lineno} starts a task that nobody holds")
     return complaints
 

@@ -22,7 +22,15 @@ from fleetlm.texts import SHORT
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
 
 _MARK = "__fleetlm_handler__"
-"""Attribute that `handler` sets on a function; the value says whether the handler is concurrent."""
+"""Attribute that `handler` sets on a function; the value is its `Options`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `handler` was told about a function; see there."""
+
+    concurrent: bool = False
+    cancel: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +41,13 @@ class Handler:
         function: the class's own, overriding one.
         streams: whether it yields items, being an async generator function.
         concurrent: whether it runs in a task of its own.
+        cancel: whether it is cancelled when its caller gives up.
     """
 
     function: Callable[..., Any]
     streams: bool
     concurrent: bool
+    cancel: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +97,10 @@ def check_actor(actor: object) -> None:
 @overload
 def handler(function: F, /) -> F: ...
 @overload
-def handler(*, concurrent: bool = False) -> Callable[[F], F]: ...
-def handler(function: F | None = None, /, *, concurrent: bool = False) -> F | Callable[[F], F]:
+def handler(*, concurrent: bool = False, cancel: bool = True) -> Callable[[F], F]: ...
+def handler(
+    function: F | None = None, /, *, concurrent: bool = False, cancel: bool = True
+) -> F | Callable[[F], F]:
     """Let a method of an `Actor` be called from any node. The type of the method stays as it is.
 
     ::
@@ -99,6 +111,9 @@ def handler(function: F | None = None, /, *, concurrent: bool = False) -> F | Ca
         @handler(concurrent=True)
         async def fetch(self, url: str) -> bytes: ...
 
+        @handler(cancel=False)
+        async def transfer(self, amount: int) -> None: ...
+
     Handlers run one at a time, in the order in which their requests came. An async generator function is
     for `ActorRef.stream`. A method that overrides a handler is a handler, decorated or not.
 
@@ -106,14 +121,26 @@ def handler(function: F | None = None, /, *, concurrent: bool = False) -> F | Ca
         function: an async function or an async generator function.
         concurrent: run in a task of its own beside the other handlers, up to `Settings.concurrent_handlers`
             of one actor. It suits handlers that mostly wait and use no state that other handlers change.
+        cancel: True, the default: when the caller gives up (time-out, cancellation, loss of its node), the
+            handler is cancelled where it waits, and the next one runs. False: the handler keeps its turn
+            until it is done, for work that must not stop half-way, such as two writes. The caller gets its
+            `CallTimeout` as before and cannot know the result. Requests that such a handler makes have
+            deadlines of their own, and an exit signal takes effect when it is done; only ``"kill"``, and the
+            end of the node after `Settings.terminate_s`, interrupt it. Do not use ``asyncio.shield`` for
+            this: the handler would end, and what it shields would go on beside the next handlers.
 
     Raises:
-        TypeError: ``function`` is neither of the two.
+        TypeError: ``function`` is neither of the two, or it yields and has ``cancel=False``: a stream ends
+            when its consumer leaves.
     """
 
     def mark(function: F) -> F:
-        _check_kind(function)
-        setattr(function, _MARK, concurrent)
+        if _check_kind(function) and not cancel:
+            raise TypeError(
+                f"{function.__qualname__} yields, so it cannot have cancel=False: a stream ends when its "
+                "consumer leaves. Put what must finish into a handler that returns"
+            )
+        setattr(function, _MARK, Options(concurrent, cancel))
         return function
 
     return mark if function is None else mark(function)
@@ -130,8 +157,8 @@ def collect(cls: type, reserved: frozenset[str]) -> Handlers:
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
             former = by_name.get(name)
-            concurrent = _get_mark(value)
-            if concurrent is None and former is None:
+            options = _get_mark(value)
+            if options is None and former is None:
                 continue
             where = f"{base.__qualname__}.{name}"
             if name in reserved or name.startswith("__"):
@@ -141,9 +168,10 @@ def collect(cls: type, reserved: frozenset[str]) -> Handlers:
             streams = _check_kind(value)
             if former is not None and former.streams != streams:
                 raise TypeError(f"{where} must yield if, and only if, the handler that it overrides does")
-            if concurrent is None and former is not None:
-                concurrent = former.concurrent
-            by_name[name] = Handler(value, streams, bool(concurrent))
+            if options is None and former is not None:
+                options = Options(former.concurrent, former.cancel)
+            assert options is not None
+            by_name[name] = Handler(value, streams, options.concurrent, options.cancel)
             names[value] = name
     return Handlers(by_name, names)
 
@@ -181,8 +209,8 @@ def _find_redefined(handlers: Handlers, method: Any) -> str | None:
     return None
 
 
-def _get_mark(value: Any) -> bool | None:
-    """Return whether an attribute of a class is a concurrent handler; None if it is not a handler.
+def _get_mark(value: Any) -> Options | None:
+    """Return the options of an attribute of a class; None if it is not a handler.
 
     What wraps a marked function without being one, such as a property, counts as marked, so that `collect`
     refuses it. Otherwise a handler would be missing without a word.
@@ -193,7 +221,7 @@ def _get_mark(value: Any) -> bool | None:
         value = value.fget
     elif isinstance(value, functools.partial | functools.partialmethod):
         value = value.func
-    mark: bool | None = getattr(value, "__dict__", {}).get(_MARK)
+    mark: Options | None = getattr(value, "__dict__", {}).get(_MARK)
     return mark
 
 

@@ -8,8 +8,17 @@ to end before it takes the next message.
 Calls. A call that is being served is in ``_open``, with the task that serves it. It leaves ``_open`` in one
 of three ways, and the first one decides: its handler is done (`_settle_call`); its caller has gone
 (`_interrupt`); or the actor ends (`_finish` empties ``_open``, and the process answers the calls later). A
-handler that raises fails its call and the actor goes on; in a cast there is no caller to be told, so the
-actor ends. `ProcessExit` ends the actor from anywhere.
+handler that raises anything, ``sys.exit`` included, fails its call and the actor goes on, and this node logs
+the exception (`FailureLog`). In a cast there is no caller to be told, so the actor ends. `ProcessExit`, or a
+group of nothing else, ends the actor from anywhere. `_ends_actor` is the one place that decides.
+
+Context variables. The main task has the actor's own, which `init` may set. Every request, and every message
+for `handle_info`, runs in a copy of them (`isolation`), so nothing that a handler sets is seen by the next.
+
+Handlers that must finish (``cancel=False``). Their calls are in ``_open`` without a task, so nothing
+interrupts them when the caller goes. While one runs in the main task, ``RunningProcess._must_finish`` keeps
+an exit signal from cancelling it: the signal is noted, and `_serve` obeys it afterwards. Concurrent ones have
+`Settings.terminate_s` seconds in `_finish` before they are cancelled. A kill interrupts all of them.
 
 Cancellation. In asyncio one exception, `CancelledError`, says five different things. Each has its own
 source, and this module must tell them apart, because only some of them end the actor:
@@ -24,7 +33,7 @@ source, and this module must tell them apart, because only some of them end the 
    `_settle_call` takes it back with `Task.uncancel`.
 4. *What the handler awaits was cancelled*, such as a task or a future that other code cancels. The serving
    task itself was not: its ``cancelling()`` is 0. That is a failure of the handler, told to its caller like
-   any exception.
+   any exception; in a cast it is a crash.
 5. *The end of the actor* (`_finish`) cancels its concurrent handlers. ``_open`` is empty by then, so none
    of them is taken for case 3, and none answers its call.
 
@@ -45,10 +54,15 @@ Several cases may come together before the handler's next step. ``Task.cancellin
   `_interrupt` therefore runs in the next turn of the loop; if the handler is done by then, the call is not
   in ``_open`` any more, and nothing is cancelled.
 * A generator of stream items whose consumer has stopped reading: `_send_items` takes the call out of
-  ``_open`` before it closes the generator, so that the clean-up in the generator is not cancelled.
+  ``_open`` before it closes the generator, so that the clean-up in the generator is not cancelled. What
+  closing raises is logged and harms nobody: a TaskGroup around a ``yield`` raises a group whenever its
+  generator is closed (cpython#135736).
+* A cancellation while `_send_items` waits for the consumer, not in the generator itself: it is thrown into
+  the generator at its ``yield``, so that a time-out or a TaskGroup around the ``yield`` sees its own
+  cancellation and takes it back.
 
-Anything else that cancels the main task (a program that finds the task, the end of the loop) ends the actor
-with ``"killed"``, after `terminate`.
+Anything else that cancels the main task (a program that finds the task, the end of the loop) is a crash of
+the actor, after `terminate`. Other code that cancels the task of a concurrent handler fails that call.
 
 Source: asyncio.timeout for taking back one's own cancellation; differs: the cause is a caller that has
 gone, not a timer, and the task goes on with its next message. OTP gen_server cannot interrupt a handler.
@@ -58,12 +72,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fleetlm.actors.handlers import ActorObject, Handler, Handlers
+from fleetlm.actors.isolation import run_in
 from fleetlm.call import Call
 from fleetlm.errors import FleetError, ProcessExit
 from fleetlm.messaging.deadline import SERVING
+from fleetlm.processes.boundary import exit_in, is_from_signal
 from fleetlm.processes.running import RunningProcess, exit_reason
 from fleetlm.texts import SHORT, text_of, type_name
 from fleetlm.wire.invocation import Invoke
@@ -71,6 +89,7 @@ from fleetlm.wire.invocation import Invoke
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from fleetlm.actors.failure_log import FailureLog
     from fleetlm.settings import Settings
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -87,11 +106,18 @@ class ActorRun(Generic[ProcessT]):
     """One run of an actor, in its main task except for concurrent handlers."""
 
     __slots__ = (
-        "_actor", "_complaints", "_concurrent", "_free_slot", "_handlers", "_is_stopping", "_loop",
-        "_main_task", "_max_concurrent", "_open", "_stop_reason", "_terminate_s", "process",
+        "_actor", "_complaints", "_concurrent", "_failures", "_free_slot", "_handlers", "_is_stopping",
+        "_loop", "_main_task", "_max_concurrent", "_open", "_stop_reason", "_terminate_s", "process",
     )  # fmt: skip
 
-    def __init__(self, actor: ActorObject, handlers: Handlers, process: ProcessT, settings: Settings) -> None:
+    def __init__(
+        self,
+        actor: ActorObject,
+        handlers: Handlers,
+        process: ProcessT,
+        settings: Settings,
+        failures: FailureLog,
+    ) -> None:
         self.process: ProcessT = process
         self._actor = actor
         self._handlers = handlers.by_name
@@ -99,9 +125,10 @@ class ActorRun(Generic[ProcessT]):
         self._main_task: asyncio.Task[Any] | None = asyncio.current_task()
         self._is_stopping = False
         self._stop_reason: Any = None
-        self._open: dict[Call, asyncio.Task[Any]] = {}
-        """Calls being served, each with the task that serves it."""
-        self._concurrent: set[asyncio.Task[None]] = set()
+        self._failures = failures
+        self._open: dict[Call, asyncio.Task[Any] | None] = {}
+        """Calls being served, each with the task that serves it; None if it must not be interrupted."""
+        self._concurrent: dict[asyncio.Task[None], Handler] = {}
         """The tasks of concurrent handlers."""
         self._max_concurrent = settings.concurrent_handlers
         self._terminate_s = settings.terminate_s
@@ -113,8 +140,8 @@ class ActorRun(Generic[ProcessT]):
         """Run from init to terminate.
 
         Raises:
-            ProcessExit, CancelledError, Exception: always, since an actor ends only by `stop`, by a handler
-                that exits, by a cancellation, or by an exception of init, a cast or `handle_info`.
+            ProcessExit, CancelledError, BaseException: always, since an actor ends only by `stop`, by a
+                handler that exits, by a cancellation, or by an exception of init, a cast or `handle_info`.
         """
         process = self.process
         process._on_answered = self._notice_answered
@@ -127,9 +154,9 @@ class ActorRun(Generic[ProcessT]):
             ready.set_result(True)
         try:
             await self._serve()
-        except (Exception, asyncio.CancelledError) as error:
-            if not process._is_gone:
-                await self._finish(exit_reason(process, isinstance(error, asyncio.CancelledError), error))
+        except BaseException as error:
+            if not (process._is_gone or is_from_signal(error) or self._is_closed(error)):
+                await self._finish(exit_reason(process, error))
             raise
         finally:
             for task in self._concurrent:  # Of a killed actor, or ignoring their first cancellation.
@@ -158,24 +185,28 @@ class ActorRun(Generic[ProcessT]):
 
     async def _serve(self) -> None:
         """Take messages until the actor is to end. Always raises."""
-        process, get, actor = self.process, self.process.mailbox.get, self._actor
+        process, get = self.process, self.process.mailbox.get
         while not (self._is_stopping or process._is_ending):
             message = await get()
             if isinstance(message, Call):
                 if type(message.message) is Invoke:
                     await self._serve_call(message, message.message)
                 else:
-                    SERVING.set(message)
-                    await actor.handle_info(message)
-                    SERVING.set(None)
+                    await self._handle_info(message, message)
             elif type(message) is Invoke:
                 await self._serve_cast(message)
             elif message is not _WAKE:
-                await actor.handle_info(message)
+                await self._handle_info(message, None)
             message = None  # An actor that waits keeps no message alive.
-        if process._is_ending:  # An exit signal came, and a handler may have swallowed the cancellation.
+        if process._is_ending:  # A handler swallowed the cancellation of an exit signal, or had to finish.
             raise asyncio.CancelledError
         raise ProcessExit(self._stop_reason)
+
+    async def _handle_info(self, message: Any, call: Call | None) -> None:
+        context = copy_context()
+        if call is not None:
+            context.run(SERVING.set, call)
+        await run_in(context, self._actor.handle_info(message))
 
     async def _serve_call(self, call: Call, request: Invoke) -> None:
         found = self._find(request, call)
@@ -183,8 +214,12 @@ class ActorRun(Generic[ProcessT]):
             return
         if found.concurrent:
             await self._start_concurrent(found, request, call)
-        else:
+            return
+        self.process._must_finish = not found.cancel
+        try:
             await self._run_call(found, request, call, self._main_task)
+        finally:
+            self.process._must_finish = False
 
     async def _serve_cast(self, request: Invoke) -> None:
         found = self._find(request, None)
@@ -192,58 +227,116 @@ class ActorRun(Generic[ProcessT]):
             return
         if found.concurrent:
             await self._start_concurrent(found, request, None)
-        else:
+            return
+        self.process._must_finish = not found.cancel
+        try:
             await self._run_cast(found, request)
+        finally:
+            self.process._must_finish = False
+
+    def _begin(self, found: Handler, request: Invoke, call: Call | None) -> Any:
+        """Return what a handler is to run; if the arguments do not fit, refuse them, and return None."""
+        try:
+            return found.function(self._actor, *request.args, **request.kwargs)
+        except TypeError as error:  # Nothing has run.
+            if call is not None:
+                self.refuse(call, text_of(error))
+            else:
+                self.complain(f"arguments {request.handler}", f"drops a cast: {text_of(error)}")
+            return None
 
     async def _run_cast(self, found: Handler, request: Invoke) -> None:
         """Run a handler without a caller. An exception ends the actor; the end of its process is logged."""
-        try:
-            running = found.function(self._actor, *request.args, **request.kwargs)
-        except TypeError as error:  # The arguments do not fit, and nothing has run.
-            self.complain(f"arguments {request.handler}", f"drops a cast: {error}")
-            return
-        await running
+        running = self._begin(found, request, None)
+        if running is not None:
+            await run_in(copy_context(), running)
 
     async def _run_call(self, found: Handler, request: Invoke, call: Call, task: Any) -> None:
         """Run a handler in this task and answer its call, unless the caller has gone meanwhile."""
-        try:
-            running = found.function(self._actor, *request.args, **request.kwargs)
-        except TypeError as error:  # The arguments do not fit, and nothing has run.
-            self.refuse(call, text_of(error))
+        running = self._begin(found, request, call)
+        if running is None:
             return
-        self._open[call] = task
-        SERVING.set(call)
+        context = copy_context()
+        context.run(SERVING.set, call)
+        self._open[call] = task if found.cancel else None
+        if not found.cancel:
+            call.deadline = math.inf  # What it asks of others has a time-out of its own.
         try:
-            result = await (self._send_items(call, running) if found.streams else running)
+            result = await run_in(context, self._send_items(call, running) if found.streams else running)
         except asyncio.CancelledError as error:
             if self._settle_call(call, task):
-                if self.process._is_ending or task.cancelling():
+                if self._ends_actor(error):
                     raise
-                call.fail(error)  # It awaited something that was cancelled; this task was not.
-        except ProcessExit:
-            self._open.pop(call, None)
-            raise
-        except Exception as error:  # The caller is told and decides.
-            if self._settle_call(call, task):
-                call.fail(error)
+                self._fail(call, request, error)  # What it awaited was cancelled, or its own task beside.
+        except BaseException as error:
+            if self._ends_actor(error):
+                self._open.pop(call, None)
+                raise
+            if self._settle_call(call, task):  # The caller is told and decides.
+                self._fail(call, request, error)
             else:
                 log.info("%s failed after its caller had gone", self._describe(request), exc_info=error)
         else:
             if self._settle_call(call, task):
                 self._reply(call, request, result)
         finally:
-            SERVING.set(None)
             call.message = None  # A task that the handler left behind has this call in its context.
 
+    def _ends_actor(self, error: BaseException) -> bool:
+        """Whether an exception of a handler ends the actor, or the program, and not just the request."""
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is None or self.process._is_ending:
+                return True
+            return task is self._main_task and task.cancelling() > 0
+        return exit_in(error) is not None or is_from_signal(error) or self._is_closed(error)
+
+    def _is_closed(self, error: BaseException) -> bool:
+        """Whether the coroutine of the task is being closed from outside, after the end of its loop."""
+        return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is None
+
     async def _send_items(self, call: Call, items: AsyncGenerator[Any, None]) -> None:
-        """Send what a handler yields until it ends or its consumer has gone; then close it."""
+        """Send what a handler yields until it ends or its consumer has gone; then close it.
+
+        What sending raises, such as a cancellation, is raised in the handler at its ``yield``.
+        """
         try:
-            async for item in items:
-                if not await call.put(item):
+            item = await anext(items)
+            while True:
+                try:
+                    is_wanted = await call.put(item)
+                except BaseException as error:
+                    if not call.open:
+                        await self._close_items(call, items)
+                        raise
+                    item = await items.athrow(error)
+                    if not self.process._is_ending:
+                        continue
+                    is_wanted = False  # It swallowed the cancellation of an actor that ends.
+                if not is_wanted:
                     self._open.pop(call, None)  # So that `_interrupt` does not cancel the clean-up.
+                    await self._close_items(call, items)
                     return
-        finally:
+                item = await anext(items)
+        except StopAsyncIteration:
+            return
+
+    async def _close_items(self, call: Call, items: AsyncGenerator[Any, None]) -> None:
+        """Close a handler whose consumer has gone. What it raises then is logged and goes nowhere."""
+        name = getattr(call.message, "handler", "a stream")
+        try:
             await items.aclose()
+        except BaseException as error:
+            if self._ends_actor(error):
+                raise
+            rest = error.split(GeneratorExit)[1] if isinstance(error, BaseExceptionGroup) else error
+            if rest is not None:  # Else a TaskGroup around the `yield` reports that it was closed.
+                self._failures.report(self.process, name, rest, "its consumer had gone, and it was closed")
+
+    def _fail(self, call: Call, request: Invoke, error: BaseException) -> None:
+        """Give the caller an exception of its handler, and say so in the log of this node."""
+        self._failures.report(self.process, request.handler, error, "its caller was told")
+        call.fail(error)
 
     def _reply(self, call: Call, request: Invoke, result: Any) -> None:
         try:
@@ -277,7 +370,7 @@ class ActorRun(Generic[ProcessT]):
 
     def _notice_answered(self, call: Call) -> None:
         """Note that a call needs no answer any more; one that is still open here has lost its caller."""
-        if call in self._open:
+        if self._open.get(call) is not None:
             self._loop.call_soon(self._interrupt, call)  # Later: the handler itself may be the cause.
 
     def _interrupt(self, call: Call) -> None:
@@ -286,6 +379,13 @@ class ActorRun(Generic[ProcessT]):
         if task is self._main_task and self.process._is_ending:
             return  # It has been cancelled already; a second time would cut its clean-up short.
         if task is not None:
+            if _awaits_a_shield(task):
+                self.complain(
+                    f"shield {task.get_name()}",
+                    "has a handler that awaits asyncio.shield, and its caller has gone: the handler ends "
+                    "now, and what it shields goes on beside the next handlers. For what must finish use "
+                    "@handler(cancel=False)",
+                )
             task.cancel()
 
     def _settle_call(self, call: Call, task: asyncio.Task[Any]) -> bool:
@@ -297,7 +397,8 @@ class ActorRun(Generic[ProcessT]):
         Raises:
             CancelledError: the task was cancelled for another reason as well, so the actor ends.
         """
-        if self._open.pop(call, None) is not None:
+        if call in self._open:
+            del self._open[call]
             return True
         if call.open:
             return False  # The actor ends; the process answers its calls.
@@ -311,7 +412,7 @@ class ActorRun(Generic[ProcessT]):
         """Start a handler in a task of its own; at the bound, wait until one of them has ended."""
         name = f"{self._describe(request)} of {self.process.pid.number}"
         task = self._loop.create_task(self._run_concurrent(found, request, call), name=name)
-        self._concurrent.add(task)
+        self._concurrent[task] = found
         task.add_done_callback(self._forget_task)
         while len(self._concurrent) >= self._max_concurrent and not self._is_stopping:
             self._free_slot = self._loop.create_future()
@@ -328,14 +429,21 @@ class ActorRun(Generic[ProcessT]):
                 await self._run_call(found, request, call, asyncio.current_task())
             else:
                 call.abandon()
-        except ProcessExit as error:
-            process._end_with(error.reason)
-        except Exception as error:
-            log.exception("actor %s (%s) crashed", process.name or process.pid, process.runs)
-            process._end_with(exit_reason(process, False, error))
+        except asyncio.CancelledError as error:
+            if call is not None or process._is_ending or process._is_closing or process._is_gone:
+                raise
+            process._crash(error, f"a cast to {request.handler}")
+        except BaseException as error:
+            leaving = exit_in(error)
+            if leaving is not None:
+                process._end_with(leaving.reason)
+            elif is_from_signal(error) or self._is_closed(error):
+                raise
+            else:
+                process._crash(error, f"a cast to {request.handler}")
 
     def _forget_task(self, task: asyncio.Task[None]) -> None:
-        self._concurrent.discard(task)
+        self._concurrent.pop(task, None)
         self._tell_free_slot()
 
     def _tell_free_slot(self) -> None:
@@ -347,11 +455,12 @@ class ActorRun(Generic[ProcessT]):
     # The end.
 
     async def _finish(self, reason: Any) -> None:
-        """End concurrent handlers and call `terminate`; both have `Settings.terminate_s` seconds."""
+        """End concurrent handlers, then tasks, then call `terminate`; each within `Settings.terminate_s`."""
         process, limit_s = self.process, self._terminate_s
         process._is_closing = True
+        must_finish = {call: task for call, task in self._open.items() if task is None}
         self._open.clear()
-        SERVING.set(None)
+        self._open.update(must_finish)
         if process._is_ending:
             try:  # The cancellation of an actor that ended itself may still come; not in `terminate`.
                 await asyncio.sleep(0)
@@ -359,11 +468,9 @@ class ActorRun(Generic[ProcessT]):
                 if process._is_gone:
                     raise
         if self._concurrent:
-            for task in self._concurrent:
-                task.cancel()
-            _, stuck = await asyncio.wait(self._concurrent, timeout=limit_s)
-            if stuck:
-                log.warning("%d handler(s) of %s ignore their cancellation", len(stuck), process.pid)
+            await self._end_concurrent()
+        if process._owned is not None:
+            await process._owned.end_tasks(limit_s)
         timeout = asyncio.timeout(limit_s)
         try:
             async with timeout:
@@ -372,11 +479,27 @@ class ActorRun(Generic[ProcessT]):
             if process._is_gone:
                 raise
             log.warning("terminate of %s was cancelled by what it awaited", process.pid)
-        except Exception:
+        except BaseException as error:
+            if is_from_signal(error) or self._is_closed(error):
+                raise
             late = (
                 f"was not done within {limit_s:g} s (Settings.terminate_s)" if timeout.expired() else "raised"
             )
             log.exception("terminate of %s (%s) %s", process.pid, process.runs, late)
+
+    async def _end_concurrent(self) -> None:
+        """Let concurrent handlers that must finish finish, cancel all others, and wait."""
+        for task, found in self._concurrent.items():
+            if found.cancel:
+                task.cancel()
+        _, stuck = await asyncio.wait(self._concurrent, timeout=self._terminate_s)
+        for task in stuck:
+            task.cancel()
+        if stuck:
+            log.warning(
+                "%d handler(s) of %s ignore their cancellation, or must finish and did not, for %g s",
+                len(stuck), self.process.name or self.process.pid, self._terminate_s,
+            )  # fmt: skip
 
     def _describe(self, request: Invoke) -> str:
         return f"{self.process.runs}.{request.handler}"
@@ -385,3 +508,10 @@ class ActorRun(Generic[ProcessT]):
 def describe(message: Any) -> str:
     """Return what a message is, in a few words for a log."""
     return f"{type_name(type(message))} {SHORT.repr(message)}"
+
+
+def _awaits_a_shield(task: asyncio.Task[Any]) -> bool:
+    """Whether a task waits in `asyncio.shield`, as far as the attributes of asyncio's futures tell."""
+    waiter: Any = getattr(task, "_fut_waiter", None)
+    callbacks: Any = getattr(waiter, "_callbacks", None) or ()
+    return any("shield" in getattr(each[0], "__qualname__", "") for each in callbacks)

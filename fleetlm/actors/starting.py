@@ -11,7 +11,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import InitFailed
-from fleetlm.processes.running import exit_reason
 
 if TYPE_CHECKING:
     from fleetlm.actors.handlers import ActorObject
@@ -75,5 +74,5 @@ async def start(
         if not ready.done():  # It takes too long, or the caller was cancelled.
             ready.cancel()
             local.stop_process(pid.number, "killed", at_once=True)
-    error = None if task.cancelled() else task.exception()
-    raise InitFailed(starting.__qualname__, exit_reason(process, task.cancelled(), error))
+    local.settle(task)  # Removing the process sets its reason.
+    raise InitFailed(starting.__qualname__, process._exit_reason)

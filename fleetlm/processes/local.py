@@ -35,21 +35,18 @@ without them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from types import CoroutineType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.core.process_table import ProcessTable
-from fleetlm.errors import ProcessExit
 from fleetlm.messaging.deadline import SERVING
+from fleetlm.processes.boundary import Contained, error_of, exit_in, is_from_signal, original
 from fleetlm.processes.running import (
     ProcessFunction,
-    ProcessObject,
     RunningProcess,
     check_concrete,
     exit_reason,
@@ -67,6 +64,7 @@ log: logging.Logger = logging.getLogger("fleetlm")
 
 _NO_CONTEXT = contextvars.Context()
 """For callbacks that need no context variables: otherwise each would hold a copy of the caller's."""
+_CRASHED = "process %s (%s) crashed%s"
 _REAP_S = 0.005
 """Seconds in one turn of the loop for removing processes that have ended: about a hundred of them."""
 _ENDS_PER_TURN = 64
@@ -119,6 +117,11 @@ class LocalProcesses:
         self._counts_turn = False
         """Whether `_next_turn` will be called."""
         self._on_task_done = self._handle_task_end  # One bound method for all tasks.
+        self._context = contextvars.copy_context()
+        """What each process starts with: the context variables of the code that started the node."""
+        self._context.run(SERVING.set, None)
+        self._cancelled_together: set[asyncio.Task[Any]] = set()
+        """The tasks that other code has cancelled all at once, and that have not ended yet."""
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName, TypeError; nothing was started."""
@@ -132,12 +135,8 @@ class LocalProcesses:
         self.boxes[pid.number] = process.mailbox
         if name is not None:
             self.boxes[name] = process.mailbox
-        context = None
-        if SERVING.get() is not None:  # Requests of the new process are not part of this call.
-            context = contextvars.copy_context()
-            context.run(SERVING.set, None)
-        coroutine = _start(function, process, args)
-        task = loop.create_task(coroutine, name=name or runs, context=context)
+        running = self._run(function, process, args)
+        task = loop.create_task(running, name=name or runs, context=self._context.copy())
         self._tasks[task] = process
         task.add_done_callback(self._on_task_done, context=_NO_CONTEXT)
         process._task = task
@@ -252,14 +251,28 @@ class LocalProcesses:
                 if nth % _ENDS_PER_TURN == _ENDS_PER_TURN - 1:
                     await asyncio.sleep(0)
             await asyncio.wait(tasks, timeout=_STOP_ROUND_S)
-            if any(process._is_closing for process in self._processes.values()):
+            if any(process._is_closing or process._must_finish for process in self._processes.values()):
                 await asyncio.wait(tasks, timeout=self._terminate_s)
             while self._ended:  # noqa: ASYNC110  # each turn removes some of them
                 await asyncio.sleep(0)
+            if self._interrupt_unfinished():
+                continue
             stuck = [task for task in tasks if not task.done()]
             if stuck:
                 log.warning("%d process(es) ignore their cancellation and are left behind", len(stuck))
                 return
+
+    def _interrupt_unfinished(self) -> bool:
+        """Interrupt handlers that must finish and have not, since the node stops. False: there is none."""
+        late = [process for process in self._processes.values() if process._must_finish]
+        for process in late:
+            log.warning(
+                "process %s (%s) is interrupted in a handler with cancel=False: the node stops, and it was "
+                "not done after %g s", process.name or process.pid, process.runs, self._terminate_s,
+            )  # fmt: skip
+            process._must_finish = False
+            process._end_with("shutdown", again=True)
+        return bool(late)
 
     async def _stop_trees(self, limit_s: float) -> None:
         """Tell each supervisor without a parent to end, and wait for it, until the time is used up."""
@@ -275,6 +288,31 @@ class LocalProcesses:
         """Remove the process of a task that has ended, if that is still to be done."""
         if task in self._tasks and task.done():
             self._reap(task)
+
+    async def _run(self, function: ProcessFunction, process: RunningProcess, args: tuple[Any, ...]) -> None:
+        """Run a process function as the task of its process; contain what it raises (`boundary`)."""
+        if process._task is None:  # An eager task factory runs this within `spawn`.
+            await asyncio.sleep(0)
+        try:
+            if isinstance(function, type):
+                await function(*args)(process)
+            else:
+                await function(process, *args)
+        except BaseException as error:
+            if is_from_signal(error) or isinstance(error, GeneratorExit):
+                raise  # The program ends, or the loop has: nothing can be awaited any more.
+            await self._end_tasks(process)
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                raise Contained(error) from error
+            raise
+        else:
+            await self._end_tasks(process)
+
+    async def _end_tasks(self, process: RunningProcess) -> None:
+        """End the tasks of a process whose function has ended; see `Process.create_task`."""
+        if process._owned is not None and not process._is_gone:
+            process._is_closing = True
+            await process._owned.end_tasks(self._terminate_s)
 
     def _handle_task_end(self, task: asyncio.Task[Any]) -> None:
         """Remove the process of a task that has ended; if many end in this turn, in one of the next ones."""
@@ -310,17 +348,34 @@ class LocalProcesses:
         process = self._tasks.pop(task, None)
         if process is None:
             return  # `settle` was faster.
-        error = None
-        with contextlib.suppress(asyncio.CancelledError):
-            # A cancelled task lets go of its error here, and of the frames in its traceback: they refer to
-            # the process and to what it held, such as a stream that must end.
-            error = task.exception()
+        # A cancelled task lets go of its error here, and of the frames in its traceback: they refer to the
+        # process and to what it held, such as a stream that must end.
+        error = error_of(task)
         if process.pid.number not in self._processes:
             self._killed.pop(process.pid.number, None)
             return  # It was killed, so it has been removed already.
-        if error is not None and not isinstance(error, ProcessExit):
-            log.error("process %s (%s) crashed", process.name or process.pid, process.runs, exc_info=error)
-        self._remove(process, exit_reason(process, task.cancelled(), error))
+        reason = exit_reason(process, error)
+        if error is not None and exit_in(error) is None:
+            if not isinstance(error, asyncio.CancelledError):
+                log.error(_CRASHED, process.name or process.pid, process.runs, "", exc_info=original(error))
+            elif not process._is_ending and not self._is_cancelled_with_all(task):
+                log.error(_CRASHED, process.name or process.pid, process.runs, f": {reason}", exc_info=error)
+        error = None
+        self._remove(process, reason)
+
+    def _is_cancelled_with_all(self, task: asyncio.Task[Any]) -> bool:
+        """Whether every process was cancelled at once, as `asyncio.run` does at its end; logged once."""
+        if task in self._cancelled_together:
+            self._cancelled_together.discard(task)
+            return True
+        if not (task.cancelling() and self._tasks and all(each.cancelling() for each in self._tasks)):
+            return False
+        self._cancelled_together = set(self._tasks)
+        log.warning(
+            "all %d processes of this node were cancelled at once, as at the end of an event loop. Stop the "
+            "node before that: `async with Node.start()` or `await node.stop()`", len(self._tasks) + 1,
+        )  # fmt: skip
+        return True
 
     def _remove(self, process: RunningProcess, reason: Any) -> None:
         """Take a process out of the tables, answer its calls and call ``on_exited``: see the module."""
@@ -333,31 +388,3 @@ class LocalProcesses:
             self.boxes.pop(name, None)
         process._mark_gone(text_of(reason))
         self._on_exited(process, reason)
-
-
-def _start(
-    function: ProcessFunction, process: RunningProcess, args: tuple[Any, ...]
-) -> Coroutine[Any, Any, object]:
-    """Return what the task of a process runs: the function's own coroutine wherever it returns one.
-
-    A wrapping coroutine would cost each process 250 bytes.
-    """
-    if isinstance(function, type):
-        return _make_and_run(function, process, args)
-    try:
-        running = function(process, *args)
-    except Exception as error:  # noqa: BLE001  # such as wrong arguments: the process crashes, not `spawn`
-        return _raise(error)
-    return running if isinstance(running, CoroutineType) else _await(running)
-
-
-async def _make_and_run(cls: type[ProcessObject], process: RunningProcess, args: tuple[Any, ...]) -> None:
-    await cls(*args)(process)
-
-
-async def _await(running: Awaitable[object]) -> None:
-    await running
-
-
-async def _raise(error: Exception) -> None:
-    raise error

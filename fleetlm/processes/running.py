@@ -29,25 +29,21 @@ Everything here happens on the node's event loop, so there are no locks.
 from __future__ import annotations
 
 import asyncio
-import traceback
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Any, Protocol
 
 from fleetlm.call import Call
-from fleetlm.errors import ProcessExit
 from fleetlm.ids import Pid
-from fleetlm.messages import Crash
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.turns import Turns
 from fleetlm.messaging.waits import Wait
+from fleetlm.processes.boundary import crash_of, exit_in, original
 from fleetlm.processes.info import ChildInfo, ProcessInfo
-from fleetlm.texts import text_of
 from fleetlm.wire.invocation import Invoke
 
-MAX_TRACEBACK_CHARS = 16_384
-"""Longer tracebacks of a crash lose their beginning: the text travels to every linked and monitoring
-process."""
+log: logging.Logger = logging.getLogger("fleetlm")
 
 
 class ProcessObject(Protocol):
@@ -55,6 +51,20 @@ class ProcessObject(Protocol):
 
     def __call__(self, process: Any, /) -> Awaitable[object]:
         """Run as this `Process`."""
+
+
+class Attached(Protocol):
+    """The timers and tasks that end with a process; `processes.owned` implements it."""
+
+    @property
+    def tasks(self) -> Container[asyncio.Task[Any]]:
+        """The tasks that have not ended."""
+
+    async def end_tasks(self, limit_s: float) -> None:
+        """Cancel the tasks and wait until they have ended, at most ``limit_s`` seconds."""
+
+    def close(self) -> None:
+        """Cancel everything at once: the process is gone."""
 
 
 ProcessFunction = Callable[..., Awaitable[object]] | type[ProcessObject]
@@ -84,7 +94,8 @@ class RunningProcess(ABC):
 
     __slots__ = (
         "_beside", "_calls", "_children", "_exit_reason", "_gave_up", "_is_closing", "_is_ending",
-        "_is_gone", "_is_starting", "_on_answered", "_task", "_waits_for", "mailbox", "parent", "pid", "runs",
+        "_is_gone", "_is_starting", "_must_finish", "_on_answered", "_owned", "_task", "_waits_for",
+        "mailbox", "parent", "pid", "runs",
     )  # fmt: skip
 
     def __init__(self, pid: Pid, runs: str, mailbox_limit: int, turns: Turns) -> None:
@@ -96,7 +107,7 @@ class RunningProcess(ABC):
         self.mailbox: Mailbox = Mailbox(mailbox_limit, self, turns)
         self._waits_for: Wait | None = None
         """What its task waits for: a reply, or room for a message."""
-        self._beside: set[asyncio.Task[None]] | None = None
+        self._beside: Container[asyncio.Task[None]] | None = None
         """Set by an actor: the tasks of its concurrent handlers."""
         self._task: asyncio.Task[Any] | None = None
         """The task that runs it; None only while it is being spawned."""
@@ -108,12 +119,16 @@ class RunningProcess(ABC):
         """Why it was told to end; once it is gone, why it has ended."""
         self._is_closing = False
         """Whether its reason is decided and it cleans up, so that only ``"kill"`` cuts it short."""
+        self._must_finish = False
+        """Whether it does something that only ``"kill"`` interrupts; the end waits until it is done."""
         self._is_gone = False
         """Whether it has been removed; its task may still run."""
         self._calls: dict[Call, None] | None = None
         """Calls that it took and has not answered yet; None until the first one."""
         self._on_answered: Callable[[Call], None] | None = None
         """Set by an actor: called with each call that it took and that needs no answer any more."""
+        self._owned: Attached | None = None
+        """Its timers and tasks; None until it has the first one."""
         self._children: Callable[[], list[ChildInfo]] | None = None
         """Set by a supervisor: shows its children without asking it, since it may be busy."""
         self._gave_up = ""
@@ -138,7 +153,10 @@ class RunningProcess(ABC):
 
     def _has_task(self, task: asyncio.Task[Any] | None) -> bool:
         """Implement `mailbox.Owner`: whether this task works for this process."""
-        return task is not None and (task is self._task or task in (self._beside or ()))
+        if task is None:
+            return False
+        owned = () if self._owned is None else self._owned.tasks
+        return task is self._task or task in (self._beside or ()) or task in owned
 
     @property
     def _is_stuck_in(self) -> Wait | None:
@@ -149,14 +167,14 @@ class RunningProcess(ABC):
         """Tell this process to end, by cancelling its task. The first reason counts.
 
         Does nothing to a process that is ending or closing already, unless ``again`` is true: then its
-        task is cancelled once more, which cuts its clean-up short.
+        task is cancelled once more, which cuts its clean-up short. What must finish is cancelled only so.
         """
         if (self._is_ending or self._is_closing) and not again:
             return
         if not self._is_ending:
             self._is_ending = True
             self._exit_reason = reason
-        if self._task is not None:
+        if self._task is not None and (again or not self._must_finish):
             self._task.cancel()
 
     def _park(self, reason: Any) -> bool:
@@ -176,6 +194,14 @@ class RunningProcess(ABC):
         if self._task is not None and not self._is_closing and not self._is_gone:
             self._task.cancel()
 
+    def _crash(self, error: BaseException, what: str) -> None:
+        """End this process because a part of it, ``what``, has raised; log the exception."""
+        log.error(
+            "process %s (%s) crashed: %s raised", self.name or self.pid, self.runs, what,
+            exc_info=original(error),
+        )  # fmt: skip
+        self._end_with(exit_reason(self, error))
+
     @property
     def _open_calls(self) -> int:
         """How many calls it has taken and not answered yet."""
@@ -184,6 +210,8 @@ class RunningProcess(ABC):
     def _mark_gone(self, reason: str) -> None:
         """Mark this process as gone and answer every call that it leaves behind."""
         self._is_gone = True
+        if self._owned is not None:
+            self._owned.close()
         shown = str(self.pid)
         for message in self.mailbox.close():
             if type(message) is Call:
@@ -216,19 +244,14 @@ class RunningProcess(ABC):
             self._on_answered(call)
 
 
-def exit_reason(process: RunningProcess, cancelled: bool, error: BaseException | None) -> Any:
-    """Return the exit reason of a process whose task was cancelled, raised ``error`` or returned (None).
+def exit_reason(process: RunningProcess, error: BaseException | None) -> Any:
+    """Return the exit reason of a process whose function raised ``error`` or returned (None).
 
-    A reason that the process was told counts before everything else. A cancellation without one came
-    from outside fleetlm and gives ``"killed"``.
+    A reason that the process was told counts before everything else.
     """
     if process._is_ending:
         return process._exit_reason
-    if cancelled:
-        return "killed"
     if error is None:
         return "normal"
-    if isinstance(error, ProcessExit):
-        return error.reason
-    text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
-    return Crash(type(error).__name__, text_of(error), text)
+    leaving = exit_in(error)
+    return crash_of(error, process._task) if leaving is None else leaving.reason

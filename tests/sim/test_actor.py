@@ -331,6 +331,6 @@ def test_whatever_happens_every_call_has_one_outcome_and_what_never_ran_never_ra
         assert sum(info.open_calls for node in nodes for info in node.processes()) == 0
         for worker in made:
             run = worker._Actor__run  # type: ignore[attr-defined]
-            assert (run._open, run._concurrent) == ({}, set())
+            assert (run._open, run._concurrent) == ({}, {})
 
     story()

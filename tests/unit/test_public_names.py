@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import fleetlm
-from fleetlm import Actor, ActorRef, Child, Process, Supervisor
+from fleetlm import Actor, ActorRef, Child, Process, Supervisor, Timer
 from tests.sim.fleet import A, Fleet, simulated
 
 PACKAGE: Any = fleetlm
@@ -81,14 +81,16 @@ async def test_every_public_method_says_what_it_does(fleet: Fleet) -> None:
 
 OF_CLASSES = {
     Process: """
-        demonitor exit info link mailbox monitor name node parent pid receive runs spawn_link spawn_link_at
-        spawn_monitor spawn_monitor_at start_actor_link trap_exit unlink
+        create_task demonitor exit info link mailbox monitor name node parent pid receive runs send_after
+        send_every spawn_link spawn_link_at spawn_monitor spawn_monitor_at start_actor_link trap_exit unlink
     """,
     Actor: """
-        handle_info init node pid process process_pool run_blocking run_in_process stop terminate
+        cast_after cast_every create_task handle_info init node pid process process_pool run_blocking
+        run_in_process send_after send_every stop terminate
     """,
     ActorRef: "call cast cast_nowait pid send stream target within",
     Supervisor: "backoff_s max_restarts period_s specs strategy",
+    Timer: "active cancel",
     Child: "args function init_s name register restart shutdown_s",
 }
 

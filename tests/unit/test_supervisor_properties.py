@@ -240,7 +240,19 @@ class Real:
                 self.log.append(f"-{self.paths[process.pid]}")
             tell(process, reason)
 
+        run_process = local._run
+
+        def spawned(function: Any, process: Any, args: Any) -> Coroutine[Any, Any, None]:
+            """Called before it runs: one that is ended before it does has been started all the same."""
+            path = function.path if isinstance(function, Branch) else args[0] if args else None
+            if path is not None and not isinstance(path, Supervisor):
+                self.log.append(f"+{path}")
+                self.pids[path] = process.pid
+                self.paths[process.pid] = path
+            return run_process(function, process, args)
+
         local._on_exited = on_exited
+        local._run = spawned
         self.watcher = node.spawn(self.watch, self.child("top", plan).function)
 
     def child(self, path: str, plan: Plan) -> Child:
@@ -249,18 +261,8 @@ class Real:
             return Child(name, self.leaf, (path,), restart=plan.restart)
         return Child(name, Branch(self, path, plan), restart=plan.restart)
 
-    def spawned(self, process: Process, path: str) -> None:
-        """Called before it runs: one that is ended before it does has been started all the same."""
-        self.log.append(f"+{path}")
-        self.pids[path] = process.pid
-        self.paths[process.pid] = path
-
-    def leaf(self, process: Process, path: str) -> Coroutine[Any, Any, None]:
-        async def live() -> None:
-            raise ProcessExit(await process.receive())
-
-        self.spawned(process, path)
-        return live()
+    async def leaf(self, process: Process, path: str) -> None:
+        raise ProcessExit(await process.receive())
 
     async def watch(self, process: Process, tree: Any) -> None:
         process.spawn_monitor(tree)
@@ -321,12 +323,7 @@ class Branch(Supervisor):
             period_s=PERIOD_S,
             backoff_s=BACKOFF_S,
         )
-        self.real = real
         self.path = path
-
-    def __call__(self, process: Process) -> Coroutine[Any, Any, None]:
-        self.real.spawned(process, self.path)
-        return super().__call__(process)
 
 
 async def take(real: Real, model: Model, step: tuple[Any, ...]) -> None:
