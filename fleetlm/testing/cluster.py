@@ -41,7 +41,9 @@ from fleetlm.transport.interface import Listener
 
 WALL_MS = 1_767_225_600_000
 """The wall clock at virtual time 0, in milliseconds: 2026-01-01 UTC."""
-SETTINGS = Settings(dns_query="cluster.test")
+SETTINGS = Settings(dns_query="cluster.test", debug=True)
+"""The settings of a test that names none. Local messages go through the codec (`Settings.debug`), so that a
+message that cannot be sent to another node also fails on one node."""
 MESH_STEP_S = 0.05
 """Virtual seconds between two checks for a full mesh."""
 QUIET_S = 30.0

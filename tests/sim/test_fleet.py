@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import fleetlm.testing
-from fleetlm import Call, NoConnection, Process, Settings, SettingsError
+from fleetlm import Call, NoConnection, NotSerializable, Process, Settings, SettingsError
 from fleetlm.testing import (
     Deadlock,
     Fleet,
@@ -153,6 +153,24 @@ def test_settings_are_those_of_the_test() -> None:
     assert play(story, settings={"call_timeout_s": 1.5}) == (1.5, "cluster.test")
     assert play(story, settings=Settings(call_timeout_s=2.5)) == (2.5, "cluster.test")
     assert play(story, settings=Settings(call_timeout_s=2.5, dns_query="b.test")) == (2.5, "b.test")
+
+
+def test_what_could_not_be_sent_to_another_node_is_refused_on_one_node_too() -> None:
+    async def story(fleet: Fleet) -> list[Any]:
+        [one] = await fleet.start()
+        one.spawn(echo, name="echo")
+        outcomes: list[Any] = []
+        for message in (object(), {"a": [1]}):
+            try:
+                reply = await one.call("echo", message)
+                outcomes.append(reply is message)
+            except NotSerializable as error:
+                outcomes.append(error.path)
+        return outcomes
+
+    assert play(story) == ["message", False]
+    assert play(story, settings={"mailbox_limit": 10}) == ["message", False]
+    assert play(story, settings={"debug": False}) == [True, True]
 
 
 def test_latency_is_that_of_the_test() -> None:
