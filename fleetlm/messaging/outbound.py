@@ -547,10 +547,11 @@ class Outbound:
         if box.full:
             await self.wait_for_room(box, to, timeout_s, deadline)
             box = self.box_of(to, key)  # The process may have ended meanwhile.
+        copy = self.copied(to, message)  # Before anything is noted, since it may raise.
         ref = self.take_ref()
         future: asyncio.Future[Any] = self._loop.create_future()
         self.local_calls[ref] = future
-        call = Call(self.copied(to, message), self, ref, deadline, self._loop.time)
+        call = Call(copy, self, ref, deadline, self._loop.time)
         process = self.waits.process_of(asyncio.current_task())
         wait = None
         if process is not None:

@@ -397,4 +397,5 @@ def _why_not(kind: type) -> str:
     for base in _BASES:
         if issubclass(kind, base):
             return f"{name} is a kind of {type_name(base)} and would arrive as a plain one; convert it"
-    return f"{name} is not a message type; convert it, or register it with fleetlm.register_type"
+    hint = "" if kind.__module__ == "builtins" else ", or register it with fleetlm.register_type"
+    return f"{name} is not a message type; convert it{hint}"
