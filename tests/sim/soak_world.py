@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,9 +104,9 @@ class NodeRecord:
         number = self.node._local.table.names.get(name)
         return None if number is None else self.pid(number)
 
-    def _down(self, peer: str) -> None:
+    def _down(self, peer: str) -> Iterator[None]:
         self.losses[peer] += 1
-        self._node_down(peer)
+        return self._node_down(peer)
 
     def _ended(self, process: Process, reason: Any) -> None:
         self.world.process_ended(process, reason)

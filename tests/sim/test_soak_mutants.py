@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -59,8 +59,9 @@ def _a_monitor_fires_twice(perform: Mutant) -> Mutant:
 
 
 def _downs_are_lost_with_a_node(node_down: Mutant) -> Mutant:
-    def mutant(relations: Links, node: str) -> list[Any]:
-        return [order for order in node_down(relations, node) if not isinstance(order, Deliver)]
+    def mutant(relations: Links, node: str) -> Iterator[list[Any]]:
+        for orders in node_down(relations, node):
+            yield [order for order in orders if not isinstance(order, Deliver)]
 
     return mutant
 
