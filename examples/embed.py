@@ -4,7 +4,8 @@ Every replica runs this program. It accepts prompts on its own TCP port (a line 
 *pool*, which collects prompts into batches and runs the model on each batch in a thread, so that the event
 loop stays free. A replica gives each prompt to the pool of the next node in turn.
 
-``python embed.py`` starts three replicas as processes on this machine and sends them prompts.
+``python embed.py`` starts three replicas as processes on this machine and sends them prompts. A replica that
+is stopped by SIGTERM finishes the prompts that it has taken.
 """
 
 from __future__ import annotations
@@ -78,16 +79,14 @@ class Frontend:
                 return reply
 
 
-async def replica(ip: str) -> None:
-    """Run one replica until its stdin is closed, which means that its parent has ended."""
-    settings = Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=NODE_PORT, remote=False)
-    async with fleetlm.Node.start(settings) as node:
-        node.spawn(pool, name="pool")
-        server = await asyncio.start_server(Frontend(node).serve, ip, LINE_PORT)
-        async with server:
-            await node.ready(len(ADDRESSES) - 1, timeout=10)
-            print("ready", flush=True)
-            await asyncio.to_thread(sys.stdin.read)
+async def replica(node: Node) -> None:
+    """Serve until SIGTERM. A pool that ends is a failure of the whole program, which then exits with 1."""
+    node.spawn(pool, name="pool", essential=True)
+    server = await asyncio.start_server(Frontend(node).serve, node.own_address.ip, LINE_PORT)
+    async with server:
+        await node.ready(len(ADDRESSES) - 1, timeout=10)
+        print("ready", flush=True)
+        await node.wait_stopped()
 
 
 async def main() -> None:
@@ -95,7 +94,6 @@ async def main() -> None:
     replicas = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, __file__, ip),
-            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
         for ip in ADDRESSES
@@ -113,9 +111,10 @@ async def main() -> None:
         print(f"{len(replies)} prompts in {took_s * 1e3:.0f} ms on {len(nodes)} nodes: {dict(nodes)}")
     finally:
         for each in replicas:
-            if each.stdin is not None:
-                each.stdin.close()
-            await each.wait()
+            if each.returncode is None:
+                each.terminate()
+        codes = [await each.wait() for each in replicas]
+        print("exit codes:", codes)
 
 
 async def ask(prompt: str) -> str:
@@ -129,4 +128,10 @@ async def ask(prompt: str) -> str:
 
 
 if __name__ == "__main__":
-    asyncio.run(replica(sys.argv[1]) if len(sys.argv) > 1 else main())
+    if len(sys.argv) > 1:
+        settings = Settings(
+            dns_query=",".join(ADDRESSES), node_ip=sys.argv[1], node_port=NODE_PORT, remote=False
+        )
+        fleetlm.run(replica, settings, log_level="warning")
+    else:
+        asyncio.run(main())

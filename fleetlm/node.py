@@ -78,6 +78,7 @@ class Node:
             node.spawn(printer, name="printer")
             await node.send(("printer", "fleetlm@10.0.0.7"), {"any": "message"})
 
+    A program whose only purpose is its node is run by `fleetlm.run`, which handles signals and exit codes.
     Everything runs on the event loop that started the node. Several nodes in one program work. Other threads
     use `sync`.
 
@@ -133,7 +134,8 @@ class Node:
         """Start a node: ``async with Node.start() as node`` or ``node = await Node.start()``.
 
         It waits only for its socket and, at most 2 s, for its address to be decided; never for a peer
-        (`ready` waits for peers). The block of ``async with`` stops the node at its end.
+        (`ready` waits for peers). The block of ``async with`` stops the node at its end. In the main thread
+        SIGTERM cancels the block meanwhile, if the program has left it to its default action.
 
         Args:
             settings: default `Settings.from_env()`.

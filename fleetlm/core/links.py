@@ -214,6 +214,10 @@ class Links:
         key: int | str = target.number if isinstance(target, Pid) else target.name
         return [Tell(target.node, ["monitor", ref, key], number)]
 
+    def holds_monitor(self, ref: Ref) -> bool:
+        """Return whether a process of this node holds this monitor, which so has not fired."""
+        return ref in self._owner_of
+
     def demonitored(self, number: int, ref: Ref) -> list[Effect]:
         """End a monitor: from now on it delivers no `Down`."""
         ends = self._ends.get(number)

@@ -101,8 +101,9 @@ class Signals:
 
     def demonitor(self, process: RunningProcess, ref: Ref, *, flush: bool = True) -> None:
         """See `Process.demonitor`."""
+        may_have_fired = not self.links.holds_monitor(ref)
         self._perform(self.links.demonitored(process.pid.number, ref))
-        if flush:
+        if flush and may_have_fired:  # Else no `Down` waits, and the mailbox need not be searched.
             process.mailbox.discard(lambda message: isinstance(message, Down) and message.ref == ref)
 
     def exit(self, sender: Pid, other: Pid, reason: Any) -> None:

@@ -156,6 +156,7 @@ def test_embed() -> None:
     said = run("embed.py")
     assert re.search(r"PROMPT 0 \(on fleetlm@127\.0\.0\.\d, in a batch of \d\)", said)
     assert "on 3 nodes" in said
+    assert "exit codes: [0, 0, 0]" in said
 
 
 def test_sessions() -> None:
