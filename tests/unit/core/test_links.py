@@ -418,3 +418,14 @@ def test_each_step_of_a_lost_connection_fires_one_end_at_most() -> None:
         t.relations.monitored(1, ref(number), pid(number, THERE), None)
     sizes = [len(effects) for effects in t.relations.node_down(THERE)]
     assert (sum(sizes), max(sizes)) == (199, 1)
+
+
+def test_a_process_that_ends_while_its_monitors_fire_hears_of_no_more() -> None:
+    t = Table()
+    for number in range(1, 5):
+        t.relations.monitored(1, ref(number), pid(number, THERE), None)
+    steps = t.relations.node_down(THERE)
+    next(steps)
+    t.ends(1)
+    assert all_steps(steps) == []
+    assert t.relations.counts() == (0, 0)
