@@ -41,7 +41,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fleetlm.actor import Actor
 from fleetlm.actors.starting import Starting
@@ -108,6 +108,9 @@ class Child:
     shutdown_s: float | None = None
     register: str | None = None
     init_s: float | None = None
+
+    __fleetlm_local__: ClassVar[bool] = True
+    """A child holds a function, so it is for supervisors of its own node and never encoded."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "function", plain_class(self.function))

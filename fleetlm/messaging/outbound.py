@@ -406,6 +406,8 @@ class Outbound:
         """
         if not self._settings.debug:
             return message
+        if type(message) is tuple and any(hasattr(part, "__fleetlm_local__") for part in message):
+            return message  # A request that is for this node only, such as ("start_child", Child(...)).
         try:
             copy = self._codec.unpack(self._codec.pack_value(message))
         except NotSerializable as error:

@@ -28,6 +28,7 @@ from fleetlm import (
 )
 from fleetlm.directory.subscriptions import Subscription
 from fleetlm.testing import SimCluster, run
+from fleetlm.testing.cluster import SETTINGS
 from fleetlm.wire.codec import Codec
 from tests.sim.seeded import run_stories
 
@@ -49,7 +50,7 @@ def story(count: int, **settings: Any) -> Any:
     def wrap(play: Any) -> Any:
         def test() -> None:
             async def main() -> None:
-                async with SimCluster(seed=21) as cluster:
+                async with SimCluster(seed=21, settings=SETTINGS.replace(debug=False)) as cluster:
                     nodes = await cluster.start(count, **settings)
                     await cluster.mesh(timeout=10)
                     await play(cluster, *nodes)
