@@ -37,9 +37,9 @@ class Model(Actor):
 
     @handler
     async def tokens(self, prompt: str) -> AsyncIterator[str]:
-        steps = heavy(prompt)
-        while (token := await self.run_blocking(next, steps, None)) is not None:
-            yield token  # Each step runs in a thread, and only as fast as the consumer takes tokens.
+        async with self.stream_blocking(heavy, prompt) as tokens:
+            async for token in tokens:
+                yield token  # It runs in a thread, and only as fast as the consumer takes tokens.
 
 
 async def members(node: Node, group: str, count: int) -> None:

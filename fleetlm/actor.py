@@ -23,13 +23,15 @@ return; an exception in a call is raised at the caller (`RemoteError`) and the a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect, name_of
 from fleetlm.actors.run import ActorRun, describe
 from fleetlm.call import Call
+from fleetlm.messaging.windows import local_units
 from fleetlm.process_pool import ProcessPool
+from fleetlm.stream import Stream
 from fleetlm.texts import text_of
 from fleetlm.wire.invocation import Invoke
 
@@ -195,6 +197,28 @@ class Actor:
             raise RuntimeError(f"the actor {process.pid} has ended, and its thread with it")
         blocking = process._services.blocking
         return await blocking.in_own_thread(process.pid, function, *args, **kwargs)
+
+    def stream_blocking(
+        self, generator: Callable[P, Iterable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Stream[R]:
+        """Stream what a blocking generator yields; see `Node.stream_blocking`.
+
+        ::
+
+            @handler
+            async def complete(self, prompt: str) -> AsyncIterator[str]:
+                async with self.stream_blocking(self.model.tokens, prompt) as tokens:
+                    async for token in tokens:
+                        yield token
+
+        In an actor with a thread of its own (`thread`) it runs there, in turns with the actor's functions.
+        """
+        if getattr(type(self), "thread", False) is not True:  # A handler may have that name.
+            return self.node.stream_blocking(generator, *args, **kwargs)
+        process = self.process
+        blocking = process._services.blocking
+        source = blocking.generate(generator, args, kwargs, local_units, process.pid)
+        return Stream(source, asyncio.get_running_loop())
 
     async def run_in_process(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking function in another operating-system process; see `Node.run_in_process`."""

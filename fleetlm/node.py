@@ -32,6 +32,7 @@ from fleetlm.blocking import forks
 from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
 from fleetlm.messaging.deadline import within_deadline
+from fleetlm.messaging.windows import local_units
 from fleetlm.names import canonical_node, endpoint
 from fleetlm.process import Process
 from fleetlm.process_pool import ProcessPool
@@ -40,6 +41,7 @@ from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.info import NodeInfo
 from fleetlm.runtime.thread_requests import ThreadRequests
+from fleetlm.stream import Stream
 from fleetlm.sync import SyncNode
 from fleetlm.texts import SHORT
 
@@ -58,7 +60,6 @@ if TYPE_CHECKING:
     from fleetlm.processes.running import ProcessFunction, ProcessObject
     from fleetlm.runtime.events import Event
     from fleetlm.settings import Settings
-    from fleetlm.stream import Stream
     from fleetlm.transport.interface import Transport
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -751,6 +752,38 @@ class Node:
             NodeStopped: the node stopped. The function has not run, or, if it had begun, still runs.
         """
         return self._parts.blocking.in_thread(function, *args, **kwargs)
+
+    def stream_blocking(
+        self, generator: Callable[P, Iterable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Stream[R]:
+        """Run a blocking generator in a thread, and stream what it yields.
+
+        ::
+
+            async with node.stream_blocking(model.tokens, prompt) as tokens:
+                async for token in tokens: ...
+
+        The generator runs in one thread from its first line to its last, with the caller's context variables.
+        It waits at its ``yield`` while `Settings.stream_window` items have not been taken. When its consumer
+        gives up (`Stream.aclose`, the end of ``async with``, a `Stream` that is dropped), it gets
+        GeneratorExit in its thread at its next ``yield``; one that blocks for ever keeps its thread.
+
+        `Settings.blocking_generators` are open at a time; further ones wait in order.
+
+        Args:
+            generator: a generator function, or a function that returns an iterable.
+            *args: its positional arguments.
+            **kwargs: its named arguments.
+
+        Returns:
+            A `Stream`, which begins when its first item is waited for.
+
+        Raises:
+            TypeError: ``generator`` cannot be called, or is async.
+            Exception: what the generator raised, after the items that came before, unchanged.
+            NodeStopped: the node stopped, when it is iterated.
+        """
+        return Stream(self._parts.blocking.generate(generator, args, kwargs, local_units), self._loop)
 
     def run_in_process(
         self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs

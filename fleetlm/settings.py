@@ -269,6 +269,8 @@ class Settings:
     blocking_threads: int = 32
     """Functions of `Node.run_blocking` that run at once. They mostly wait, but each thread holds memory, and
     a driver often a connection."""
+    blocking_generators: int = 32
+    """Generators of `Node.stream_blocking` that are open at once: each has a thread until it ends."""
     blocking_processes: int | None = None
     """Functions of `Node.run_in_process` that run at once. None: one for each CPU that this process may
     use, since they compute."""

@@ -3,6 +3,7 @@
 * One pool of threads and one of processes serve the whole node (`run_blocking`, `run_in_process`).
 * An actor with a thread of its own has a pool of one thread, for libraries whose objects belong to the thread
   that made them: the pool is made at the first use, and ends with the actor.
+* A generator of `stream_blocking` has a pool of one thread from its begin to its end (`generators`).
 * A program can make further pools of processes, with an initializer (`ProcessPool`).
 
 `pool` has how one pool works.
@@ -11,14 +12,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fleetlm.blocking.cpus import cpus
 from fleetlm.blocking.function_call import FunctionCall, InitializedCall, Initializer, name_of
+from fleetlm.blocking.generators import Generation, GeneratorSource, GeneratorThread, Weigh
 from fleetlm.blocking.pool import STOP_TIMEOUT_S, FunctionThread, Job, Pool, PoolKind, ProcessThread
 from fleetlm.errors import NodeStopped, WorkerDied, WorkerNotStarted
 from fleetlm.texts import SHORT
@@ -54,6 +57,10 @@ class Blocking:
             ProcessThread,
             PoolKind(owner, "run_in_process", "processes", "killed", f"{more}blocking_processes"),
         )
+        self._settings = settings
+        self._generators: dict[Pool, None] = {}
+        """The pools of one thread in which blocking generators run."""
+        self._generator_slots = asyncio.Semaphore(max(1, settings.blocking_generators))
         self._own_threads: dict[Pid, Pool] = {}
         """The pools of actors that have a thread of their own, from their first use to the actor's end."""
         self._pools: dict[Pool, Pid | None] = {}
@@ -78,6 +85,54 @@ class Blocking:
     ) -> R:
         """Run a function in the one thread of an actor; see `Actor.thread`. The actor must not have ended."""
         job = _in_thread(function, args, kwargs)
+        result: R = await self._own_thread(owner).run(job)
+        return result
+
+    def generate(
+        self,
+        function: Callable[..., Iterable[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        weigh: Weigh,
+        owner: Pid | None = None,
+    ) -> GeneratorSource:
+        """See `Node.stream_blocking`.
+
+        Args:
+            function: the generator function.
+            args: its positional arguments.
+            kwargs: its named arguments.
+            weigh: returns the units of an item in the window of a stream.
+            owner: an actor with a thread of its own, in which the generator runs; None: in any thread.
+        """
+        window = self._settings.stream_window
+        open_pool = self._open_generator if owner is None else functools.partial(self._lend_thread, owner)
+        return GeneratorSource(function, args, kwargs, window, weigh, open_pool)
+
+    @contextlib.asynccontextmanager
+    async def _open_generator(self, generation: Generation) -> AsyncIterator[Pool]:
+        """Wait until a further generator may have a thread, and end its thread afterwards."""
+        async with self._generator_slots:
+            if self._is_stopped:
+                raise NodeStopped(self._node, "has been stopped")
+            kind = PoolKind(
+                f"node {self._node}", "stream_blocking", "threads", "left running",
+                "Raise Settings.blocking_generators",
+            )  # fmt: skip
+            pool = Pool(self._node, 1, functools.partial(GeneratorThread, generation), kind)
+            self._generators[pool] = None
+            try:
+                yield pool
+            finally:
+                self._generators.pop(pool, None)
+                pool.stop(self._node_stopped)
+
+    @contextlib.asynccontextmanager
+    async def _lend_thread(self, owner: Pid, _generation: Generation) -> AsyncIterator[Pool]:
+        """Let a generator run in the own thread of an actor, in turns with the actor's functions."""
+        yield self._own_thread(owner)
+
+    def _own_thread(self, owner: Pid) -> Pool:
         pool = self._own_threads.get(owner)
         if pool is None:
             if self._is_stopped:
@@ -90,8 +145,7 @@ class Blocking:
                 "Its functions run one after the other",
             )
             pool = self._own_threads[owner] = Pool(self._node, 1, FunctionThread, words)
-        result: R = await pool.run(job)
-        return result
+        return pool
 
     async def in_process(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """See `Node.run_in_process`."""
@@ -136,7 +190,7 @@ class Blocking:
         await _wait_for_end(pools)
 
     def _every(self) -> list[Pool]:
-        return [self._threads, self._processes, *self._own_threads.values(), *self._pools]
+        return [self._threads, self._processes, *self._own_threads.values(), *self._pools, *self._generators]
 
     def _node_stopped(self, job: Job) -> NodeStopped:
         before = "" if job.began_at is None else f" before {job.name} ended"

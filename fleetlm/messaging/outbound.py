@@ -48,7 +48,7 @@ from fleetlm.ids import Pid
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
 from fleetlm.messaging.waits import Waits, WaitsFor
-from fleetlm.messaging.windows import NODE, UNIT_BYTES, NodeKey, check_new_key, rough_size
+from fleetlm.messaging.windows import NODE, NodeKey, check_new_key, local_units
 from fleetlm.names import canonical_node
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
@@ -440,8 +440,7 @@ class Outbound:
 
     def packed_item(self, _ref: int, value: Any, window: int) -> tuple[tuple[Any, int], int]:
         """Prepare an item of a stream: it is handed over as it is, and weighed by what it seems to hold."""
-        size = rough_size(value)
-        count = 1 if size < UNIT_BYTES else min(window, 1 + size // UNIT_BYTES)
+        count = min(window, local_units(value))
         return (self.copied(self._name, value), count), count
 
     async def item(self, ref: int, packed: tuple[Any, int], _timeout_s: float) -> None:

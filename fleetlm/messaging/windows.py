@@ -107,6 +107,11 @@ def rough_size(value: Any) -> int:
     return _flat_size(value)
 
 
+def local_units(value: Any) -> int:
+    """Return the units that a value counts which is not packed."""
+    return 1 + rough_size(value) // UNIT_BYTES
+
+
 def _flat_size(value: Any) -> int:
     if isinstance(value, str | bytes | bytearray):
         return len(value)

@@ -46,7 +46,7 @@ PUBLIC = {
         broadcast call connect disconnect events exit factories failure groups incarnation info join list
         multicall name name_of own_address ping process_info process_pool processes ready ref register
         registered registry run_blocking run_in_process send send_nowait settings spawn spawn_at start
-        start_actor stop stream supervisors sync unregister wait_stopped whereis
+        start_actor stop stream stream_blocking supervisors sync unregister wait_stopped whereis
     """,
     "Groups": "broadcast join leave list local_members members pick watch",
     "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
@@ -86,7 +86,7 @@ OF_CLASSES = {
     """,
     Actor: """
         cast_after cast_every create_task handle_info init node pid process process_pool run_blocking
-        run_in_process send_after send_every stop terminate
+        run_in_process send_after send_every stop stream_blocking terminate
     """,
     ActorRef: "call cast cast_nowait pid send stream target within",
     Supervisor: "backoff_s max_restarts period_s specs strategy",
