@@ -67,8 +67,12 @@ class Blocking:
         """Process pools that the program has made and not closed, each with the actor that it ends with."""
 
     def open_jobs(self) -> list[tuple[asyncio.Future[Any], str]]:
-        """Return the functions that hold a slot, each as the future of its execution and its name."""
-        return [(future, job.name) for pool in self._every() for future, job in pool.running.items()]
+        """Return the functions whose callers wait, each as its caller's future and its name.
+
+        A function whose caller was cancelled, by Ctrl-C for one, holds up nobody's leaving.
+        """
+        every = (job for pool in self._every() for job in pool.running.values())
+        return [(job.caller, job.name) for job in every if not job.is_abandoned]
 
     @property
     def running(self) -> int:

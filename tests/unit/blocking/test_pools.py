@@ -579,3 +579,16 @@ async def test_a_handler_may_be_named_thread(fleet: Fleet) -> None:
     a = await fleet.start(A)
     assert await a.ref(Busy, a.spawn(Busy)).call(Busy.thread) == "X"
     assert a._parts.blocking._own_threads == {}
+
+
+@virtual
+async def test_a_function_whose_caller_has_gone_holds_up_nobodys_leaving(blocking: Blocking) -> None:
+    hanging = await never_ends(blocking._threads, "abandoned")
+    assert (blocking.running, blocking.open_jobs()) == (1, [])
+    hanging.set_result((None, None))
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(blocking.in_thread(divide, 1))
+    await asyncio.sleep(0)
+    assert [name for _, name in blocking.open_jobs()] == ["divide"]
+    await waiting
+    assert blocking.open_jobs() == []
