@@ -29,7 +29,7 @@ from fleetlm.call import Call
 from fleetlm.messaging.turns import FREE, Turns
 
 _NEVER = 1 << 62
-MOST_BEYOND = 4
+MOST_BEYOND = 8
 """A mailbox holds at most this many times its limit of messages that cannot wait: those that its owner sends
 to itself, and those of processes that wait in a circle."""
 
@@ -96,8 +96,8 @@ class Mailbox:
     """
 
     __slots__ = (
-        "_due", "_kept", "_origins", "_owner", "_relieved", "_rooms", "_waiter", "limit", "queue", "taken",
-        "turns",
+        "_due", "_favoured", "_kept", "_origins", "_owner", "_rooms", "_waiter", "limit",
+        "queue", "taken", "turns",
     )  # fmt: skip
 
     def __init__(self, limit: int, owner: Owner, turns: Turns = FREE) -> None:
@@ -106,15 +106,15 @@ class Mailbox:
         self.taken: int = 0
         """Messages that the owner has taken so far, and those that `discard` and `close` took out."""
         self._waiter: asyncio.Future[None] | None = None
-        self._rooms: dict[asyncio.Future[None], None] | None = None
+        self._rooms: dict[asyncio.Future[None], asyncio.Task[Any] | None] | None = None
         """What senders of this node wait for, in their order."""
+        self._favoured: dict[asyncio.Task[Any], None] | None = None
+        """The senders that do not wait, since they wait in a circle otherwise: see `favour`."""
         self._kept = 0
         """Places kept for senders that were woken and have not run yet."""
         self._owner = owner
         self.turns: Turns = turns
         self._origins: list[_Origin] | None = None
-        self._relieved = 0
-        """How often `relieve` has raised the limit since the mailbox was empty."""
         self._due = _NEVER
         """The value of `taken` at which a window or a local sender is to be told."""
 
@@ -142,16 +142,28 @@ class Mailbox:
         return self._owner._has_task(task)  # noqa: SLF001  # as in `_next`
 
     def may_exceed(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether this task may put a message here beyond the limit, since it works for the owner.
+        """Whether this task may put a message here beyond the limit: it is favoured, or works for the owner.
 
         If it waited for room it would wait for itself. `MOST_BEYOND` bounds it nevertheless.
         """
-        most = self._usual_limit * MOST_BEYOND
-        return len(self.queue) < most and self.belongs_to(task)
+        most = self.limit * MOST_BEYOND
+        return len(self.queue) < most and (task in (self._favoured or ()) or self.belongs_to(task))
 
-    @property
-    def _usual_limit(self) -> int:
-        return self.limit // (1 + self._relieved)
+    def favour(self, task: asyncio.Task[Any]) -> None:
+        """Let this task send beyond the limit until `unfavour`, up to `MOST_BEYOND`: it waits in a circle."""
+        if self._favoured is None:
+            self._favoured = {}
+        self._favoured[task] = None
+        for waiter, sender in (self._rooms or {}).items():
+            if sender is task and not waiter.done() and self.may_exceed(task):
+                waiter.set_result(None)
+                self._kept += 1
+
+    def unfavour(self, task: asyncio.Task[Any]) -> None:
+        """Treat this task as any other again."""
+        if self._favoured is not None:
+            self._favoured.pop(task, None)
+            self._favoured = self._favoured or None
 
     @property
     def waited_for(self) -> bool:
@@ -188,7 +200,7 @@ class Mailbox:
         if self._rooms is None:
             self._rooms = {}
         rooms, waiter = self._rooms, asyncio.get_running_loop().create_future()
-        rooms[waiter] = None
+        rooms[waiter] = asyncio.current_task()
         self._due = 0
         try:
             await waiter
@@ -274,23 +286,19 @@ class Mailbox:
         return rest
 
     def relieve(self) -> bool:
-        """Let further messages in although it is full: its owner waits in a circle of processes.
+        """Let nodes send more although their windows are full: the owner waits in a circle of processes.
 
-        Messages of other nodes count as taken from now on, and the limit rises, until the queue has drained.
+        Their messages that wait here count as taken from now on.
 
         Returns:
-            Whether that is possible: `MOST_BEYOND` is the bound.
+            Whether that was possible: `MOST_BEYOND` is the bound.
         """
-        if self._relieved >= MOST_BEYOND - 1:
+        if len(self.queue) >= self.limit * MOST_BEYOND:
             return False
-        self.limit += self._usual_limit
-        self._relieved += 1
         self.settle()
         origins, self._origins = self._origins, None
         for origin in origins or ():
             origin.window.took(origin.key, (origin.end - origin.start) * origin.weight)
-        self._due = 0
-        self._tell_room(self.limit - len(self.queue) - self._kept)
         return True
 
     def arrived(self, window: Window, key: Key, count: int, weight: int) -> None:
@@ -336,11 +344,9 @@ class Mailbox:
     def _tell_taken(self) -> None:
         """Settle, wake local senders if there is room for them, and set when to look again."""
         self.settle()
-        if self._relieved and len(self.queue) <= self._usual_limit // 2:
-            self.limit, self._relieved = self._usual_limit, 0
         if self._rooms and len(self.queue) <= self.limit // 2:
             self._tell_room(self.limit - len(self.queue) - self._kept)
-        if self._rooms or self._relieved:
+        if self._rooms:
             self._due = 0
         elif self._origins:
             self._due = self.taken + min(origin.step for origin in self._origins)

@@ -45,6 +45,7 @@ from fleetlm.errors import (
     WouldBlock,
 )
 from fleetlm.ids import Pid
+from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
 from fleetlm.messaging.waits import Waits, WaitsFor
@@ -58,7 +59,7 @@ from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.core.topology import Topology
-    from fleetlm.messaging.mailbox import Key, Mailbox
+    from fleetlm.messaging.mailbox import Key
     from fleetlm.messaging.session import Session
     from fleetlm.messaging.targets import Waiting
     from fleetlm.settings import Settings
@@ -513,6 +514,8 @@ class Outbound:
         self, window: Mailbox | Session, to: Target, timeout_s: float | None, *message: Any
     ) -> None:
         """Wait for room for a message, up to `Settings.send_timeout_s`. Raises: as `wait_for_room`."""
+        if not isinstance(window, Mailbox) and window.windows.draw(message[0]):
+            return
         limit_s = self._settings.send_timeout_s if timeout_s is None else min(timeout_s, MAX_TIMEOUT_S)
         await self.wait_for_room(window, to, limit_s, self._loop.time() + limit_s, *message)
 
@@ -524,7 +527,8 @@ class Outbound:
         limit_s = self._settings.send_timeout_s if timeout_s is None else min(timeout_s, MAX_TIMEOUT_S)
         deadline = self._loop.time() + limit_s
         while session.admit(key, packed, sender) is not None:
-            await self.wait_for_room(session, to, limit_s, deadline, key, len(packed), sender)
+            if not session.windows.draw(key):
+                await self.wait_for_room(session, to, limit_s, deadline, key, len(packed), sender)
 
     async def _broadcast_later(self, session: Session, name: str, packed: bytes, sender: Hashable) -> int:
         """Send as soon as there is room. Returns how many were sent: none if there was no room in time."""

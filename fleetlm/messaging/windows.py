@@ -323,7 +323,7 @@ class SendWindows:
         limit: units of each window.
     """
 
-    __slots__ = ("_kept", "_waiters", "held", "limit")
+    __slots__ = ("_favoured", "_kept", "_pool", "_waiters", "held", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit: int = limit
@@ -332,11 +332,15 @@ class SendWindows:
         `Session.admit` and its copy in `Outbound.send` add to it."""
         self._kept: dict[Key, int] = {}
         """Units kept for senders that were woken and have not run yet."""
-        self._waiters: dict[Key, dict[asyncio.Future[None], None]] = {}
+        self._favoured: dict[Key, dict[asyncio.Task[Any], None]] = {}
+        """The senders that come before all others: see `favour`."""
+        self._pool: dict[Key, int] = {}
+        """Units kept for senders that are favoured."""
+        self._waiters: dict[Key, dict[asyncio.Future[None], asyncio.Task[Any] | None]] = {}
 
     def taken(self, key: Key, count: int) -> None:
         """Note units that the receiver says were taken. Raises: ValueError for more than was sent."""
-        if not 1 <= count <= self.held.get(key, 0) - self._kept.get(key, 0):
+        if not 1 <= count <= self.held.get(key, 0) - self._kept.get(key, 0) - self._pool.get(key, 0):
             raise ValueError(f"{count} messages taken that were not sent")
         self._give_back(self.held, key, count)
         self._wake(key)
@@ -350,7 +354,9 @@ class SendWindows:
         """
         waiters = self._waiters.setdefault(key, {})
         waiter = asyncio.get_running_loop().create_future()
-        waiters[waiter] = None
+        waiters[waiter] = asyncio.current_task()
+        if key in self._favoured:
+            self._sort(key)
         try:
             await waiter
         finally:
@@ -367,20 +373,65 @@ class SendWindows:
         """End with the connection: nothing is held, and every waiting sender wakes."""
         self.held.clear()
         self._kept.clear()
+        self._pool.clear()
+        self._favoured.clear()
         for waiters in self._waiters.values():
             _wake(waiters)
 
     def _wake(self, key: Key) -> None:
         """Wake as many waiting senders as there is room for, and keep a unit for each."""
         held, kept = self.held, self._kept
-        for waiter in self._waiters.get(key, ()):
+        favoured = self._favoured.get(key)
+        for waiter, task in self._waiters.get(key, {}).items():
             now = held.get(key, 0)
-            if now >= self.limit:
+            if now >= self.limit or (favoured is not None and task not in favoured):
                 break
             if not waiter.done():
                 waiter.set_result(None)
                 held[key] = now + 1
                 kept[key] = kept.get(key, 0) + 1
+        if favoured is not None and (free := self.limit - held.get(key, 0)) > 0:
+            held[key] = self.limit
+            self._pool[key] = self._pool.get(key, 0) + free
+
+    # Processes that wait in a circle.
+
+    def favour(self, key: Key, task: asyncio.Task[Any]) -> None:
+        """Let this task send before all others, which get no room until `unfavour`.
+
+        A process in a circle must be able to send before it takes what would make room, and others that
+        send without pause would leave nothing to it.
+        """
+        self._favoured.setdefault(key, {})[task] = None
+        self._sort(key)
+        self._wake(key)
+
+    def unfavour(self, key: Key, task: asyncio.Task[Any]) -> None:
+        """Treat this task as any other again."""
+        favoured = self._favoured.get(key)
+        if favoured is None or task not in favoured:
+            return
+        del favoured[task]
+        if not favoured:
+            del self._favoured[key]
+            if pool := self._pool.pop(key, 0):
+                self._give_back(self.held, key, pool)
+            self._wake(key)
+
+    def draw(self, key: Key) -> bool:
+        """Take a unit that is kept for senders that are favoured; the caller must send at once."""
+        if key not in self._pool or asyncio.current_task() not in self._favoured.get(key, ()):
+            return False
+        self._give_back(self._pool, key, 1)
+        self._give_back(self.held, key, 1)
+        return True
+
+    def _sort(self, key: Key) -> None:
+        """Put the waiting senders that are favoured before the others."""
+        waiters, favoured = self._waiters.get(key, {}), self._favoured[key]
+        entries = sorted(waiters.items(), key=lambda entry: entry[1] not in favoured)
+        waiters.clear()
+        waiters.update(entries)
 
     @staticmethod
     def _give_back(units: dict[Key, int], key: Key, count: int) -> None:

@@ -10,7 +10,8 @@ process opens it:
 * the last step is a call that still waits in the mailbox: it is refused with `WouldBlock`, which says that
   it has not run and names the circle;
 * the last step waits for room: the mailbox lets further messages in (`Mailbox.relieve`), up to a bound.
-  Beyond it the senders get `WouldBlock` at their deadline.
+  Beyond it the senders get `WouldBlock` at their deadline. The processes of the circle send before others
+  for `FAVOUR_S`, so that the new room is theirs.
 
 **No false circle.** A step counts only if it is there when it is looked at, and the target of a call looks
 whether it still has the call open. A process counts as waiting only for what its main task waits for, and
@@ -46,6 +47,8 @@ log: logging.Logger = logging.getLogger("fleetlm")
 
 MAX_FOLLOWED = 16
 """Waits of one node that are followed at once: each costs a request to another node."""
+FAVOUR_S = 2.0
+"""Seconds for which a process in a circle sends before others. Nobody else gets room there meanwhile."""
 MAX_STEPS = 16
 """Processes of a circle that is found; longer ones end with the deadline of a call."""
 MAX_COMPLAINTS = 1_000
@@ -125,6 +128,12 @@ class Circles:
 
     async def _follow(self, wait: Wait, path: Path) -> Path:
         """Follow a wait of a process of this node; ``path`` ends with that process."""
+        found = await self._follow_on(wait, path)
+        if found and wait.what is WaitsFor.ROOM:
+            self._favour(wait)
+        return found
+
+    async def _follow_on(self, wait: Wait, path: Path) -> Path:
         if isinstance(wait.where, Mailbox):
             return await self._step(wait.where, wait.call, path)
         if wait.key is NODE or wait.where.closed:
@@ -154,10 +163,29 @@ class Circles:
     def _open(self, process: RunningProcess, request: Call | None, path: Path) -> None:
         """Open a circle that ends at this process: with a request that waits here, or with a full mailbox."""
         if request is None:
-            process.mailbox.relieve()
+            self._loop.call_later(LOOK_S, self._relieve, process)
         elif not request.is_taken:
             chain = " waits for ".join(path)
             request.would_block(path[0], f"it is part of a circle: {chain} waits for the reply to this call")
+
+    @staticmethod
+    def _relieve(process: RunningProcess) -> None:
+        """Let more in, now that the processes of the circle come first, if it still is one."""
+        if process._is_stuck_in is not None:
+            process.mailbox.relieve()
+
+    def _favour(self, wait: Wait) -> None:
+        """Let a process that waits for room in a circle send before others for a while."""
+        process, where, key = wait.process, wait.where, wait.key
+        task = process._task if isinstance(process, RunningProcess) else None
+        if task is None:
+            return
+        if isinstance(where, Mailbox):
+            where.favour(task)
+            self._loop.call_later(FAVOUR_S, where.unfavour, task)
+        elif key is not NODE:
+            where.windows.favour(key, task)
+            self._loop.call_later(FAVOUR_S, where.windows.unfavour, key, task)
 
     def _log_if_stalled(self, wait: Wait, path: Path) -> None:
         now = self._loop.time()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fleetlm import Actor, ActorRef, CallTimeout, Process, RemoteError, WouldBlock, handler
+from fleetlm import Actor, ActorRef, CallTimeout, Node, Process, RemoteError, WouldBlock, handler
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import Fleet, simulated
 
@@ -240,7 +240,7 @@ async def test_an_actor_that_feeds_itself_more_and_more_gets_an_error_not_the_me
     pid = node.spawn(greedy)
     assert await node.join(pid)
     [error] = errors
-    assert "it is the sender itself, and 64 messages wait for it already" in error
+    assert "it is the sender itself, and 128 messages wait for it already" in error
     assert now() == 0 or now() < 1
 
 
@@ -307,6 +307,27 @@ async def test_waiting_for_room_is_logged_once_with_both_ends(
     [line] = lines
     assert line.startswith(f"'sender' on {a.name} waits for room at 'idle' on {b.name} for ")
     assert "4 messages of this node wait there" in line
+
+
+@pytest.mark.parametrize("local", [True, False])
+@simulated
+async def test_two_that_cast_to_each_other_over_full_mailboxes_go_on(fleet: Fleet, local: bool) -> None:
+    mesh = await fleet.mesh(2, **SMALL)
+    a, b = (mesh[0], mesh[0]) if local else mesh
+    members = Member(), Member()
+    a.spawn(members[0], name="a")
+    b.spawn(members[1], name="b")
+
+    async def flood(node: Node, name: str, at: Node, other: str, other_at: Node) -> None:
+        ref = node.ref(Member, name, at=at.name)
+        for _ in range(6 * 16):
+            await ref.cast(Member.pass_on, other, other_at.name, 3)
+
+    await asyncio.gather(
+        *(flood(node, "a", a, "b", b) for node in mesh), *(flood(node, "b", b, "a", a) for node in mesh)
+    )
+    await asyncio.sleep(30)
+    assert members[0].done + members[1].done == 4 * 6 * 16 * 4
 
 
 @simulated

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fleetlm.call import Call
-from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.messaging.mailbox import MOST_BEYOND, Mailbox
 from fleetlm.testing.loop import SimLoop
 from tests.support.session_fakes import Taker, turns, virtual
 
@@ -225,24 +225,37 @@ async def test_a_sender_that_is_woken_and_gives_up_leaves_its_place_to_the_next(
 
 
 @virtual
-async def test_a_mailbox_that_is_relieved_lets_more_in_until_it_has_drained() -> None:
+async def test_a_mailbox_that_is_relieved_counts_what_waits_as_taken_up_to_a_bound() -> None:
     box = mailbox(4)
     window = Told()
-    for number in range(4):
-        box.put(number)
-    box.arrived(window, "x", 4, 1)
-    assert box.relieve()
-    assert window.units == 4
-    assert (box.limit, box.full) == (8, False)
-    for number in range(4):
-        box.put(number)
-    box.arrived(window, "x", 4, 1)
-    assert [box.relieve(), box.relieve(), box.relieve()] == [True, True, False]
-    assert (window.units, box.limit) == (8, 16)
-    for _ in range(6):
+    for round_ in range(MOST_BEYOND):
+        for number in range(4):
+            box.put(number)
+        box.arrived(window, "x", 4, 1)
+        assert box.relieve() == (round_ < MOST_BEYOND - 1)
+    told = 4 * (MOST_BEYOND - 1)
+    assert window.units == told
+    for _ in range(told):
         await box.get()
-    assert (window.units, box.limit, len(box)) == (8, 4, 2)
-    assert box.relieve()
+    assert window.units == told, "each message is told once"
+    for _ in range(4):
+        await box.get()
+    assert window.units == told + 4
+
+
+@virtual
+async def test_a_sender_that_is_favoured_goes_on_at_once_and_beyond_the_limit() -> None:
+    box = mailbox(1)
+    box.put(0)
+    first, second = (asyncio.ensure_future(box.room()) for _ in range(2))
+    await turns()
+    box.favour(second)
+    await turns()
+    assert (first.done(), second.done()) == (False, True)
+    assert box.may_exceed(second)
+    box.unfavour(second)
+    assert not box.may_exceed(second)
+    first.cancel()
 
 
 class Told:

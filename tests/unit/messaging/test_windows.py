@@ -442,3 +442,51 @@ async def swept_in_turns() -> None:
         windows.sweep()
     assert len(told) == 10
     assert not windows._boxes
+
+
+@virtual
+async def test_a_sender_that_is_favoured_gets_what_is_taken_before_those_that_wait_longer() -> None:
+    windows = SendWindows(2)
+    windows.held["x"] = 2
+    order: list[str] = []
+
+    async def send(name: str, count: int) -> None:
+        for _ in range(count):
+            while windows.held.get("x", 0) >= 2 and not windows.draw("x"):
+                await windows.wait("x")
+            windows.held["x"] = windows.held.get("x", 0) + 1
+            order.append(name)
+
+    first = asyncio.ensure_future(send("first", 3))
+    await turns()
+    favoured = asyncio.ensure_future(send("favoured", 3))
+    await turns()
+    windows.favour("x", favoured)
+    windows.taken("x", 2)
+    await turns()
+    windows.taken("x", 2)
+    await turns()
+    assert order == ["favoured"] * 3
+    windows.unfavour("x", favoured)
+    await turns()
+    assert order == ["favoured"] * 3 + ["first"]
+    windows.taken("x", 2)
+    await turns()
+    assert order[3:] == ["first"] * 3
+    assert windows.held == {"x": 2}
+    with pytest.raises(ValueError, match="3 messages taken that were not sent"):
+        windows.taken("x", 3)
+    await asyncio.gather(first, favoured)
+
+
+@virtual
+async def test_a_sender_that_never_waits_takes_no_unit_of_those_that_do() -> None:
+    windows = SendWindows(2)
+    windows.held["x"] = 2
+    waiting = [asyncio.ensure_future(windows.wait("x")) for _ in range(3)]
+    await turns()
+    windows.taken("x", 1)
+    assert windows.held == {"x": 2}, "the unit is kept for the first one"
+    await turns()
+    assert [each.done() for each in waiting] == [True, True, True], "none of them has sent: each gives up"
+    assert windows.held == {"x": 1}
