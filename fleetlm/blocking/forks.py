@@ -45,6 +45,8 @@ class Guarded(Protocol):
 
 
 _guarded: weakref.WeakSet[Guarded] = weakref.WeakSet()
+_pid = os.getpid()
+"""The process that has imported this module."""
 
 
 def guard(something: Guarded) -> None:
@@ -81,7 +83,7 @@ def on_copied_loop() -> bool:
     There SystemExit is the end of the child, whatever it would be in the parent. Asyncio knows no running
     loop in a child until the child starts one of its own.
     """
-    return asyncio._get_running_loop() is None  # noqa: SLF001  # documented for event loops
+    return os.getpid() != _pid and asyncio._get_running_loop() is None  # noqa: SLF001  # documented for event loops
 
 
 def leave_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -31,6 +31,7 @@ import traceback
 from collections.abc import Iterator
 from types import CodeType, TracebackType
 
+from fleetlm.blocking import forks
 from fleetlm.errors import ProcessExit
 from fleetlm.messages import Crash
 from fleetlm.texts import text_of
@@ -52,6 +53,8 @@ def is_from_signal(error: BaseException) -> bool:
     """Whether a signal handler raised this exception, so that it is meant for the program as a whole."""
     if not isinstance(error, SystemExit | KeyboardInterrupt) or error.__traceback__ is None:
         return False
+    if forks.on_copied_loop():
+        return True  # A forked child ends, whatever this would be in its parent.
     if threading.current_thread() is not threading.main_thread():
         return False  # Python runs signal handlers in the main thread only.
     codes = set(_signal_handlers())
