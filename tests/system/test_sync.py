@@ -759,3 +759,59 @@ def test_threads_ask_actors_and_read_streams() -> None:
         with pytest.raises(TypeError, match="not an Actor class"):
             node.ref(int, "counter")  # type: ignore[type-var]
         assert "counter" in repr(counter)
+
+
+class Slow(Actor):
+    def __init__(self, ended: list[str]) -> None:
+        self.ended = ended
+
+    @handler(concurrent=True)
+    async def tokens(self, count: int, pause_s: float) -> AsyncIterator[int]:
+        try:
+            for number in range(count):
+                await asyncio.sleep(pause_s)
+                yield number
+        finally:
+            self.ended.append("ended")
+
+
+def test_a_thread_whose_wait_for_an_item_ends_early_loses_none() -> None:
+    with node_in_thread(lone()) as node:
+        node.spawn(Slow, [], name="slow")
+        slow = node.ref(Slow, "slow")
+        stream = slow.stream(Slow.tokens, 4, 0.1)
+        got: list[int] = []
+        timeouts = 0
+        while len(got) < 4:
+            try:
+                got.append(stream.get(timeout=0.03))
+            except TimeoutError:
+                timeouts += 1
+        assert got == [0, 1, 2, 3]
+        assert timeouts > 0
+        for _ in range(2):
+            with pytest.raises(StopIteration):
+                stream.get()
+        stream = slow.stream(Slow.tokens, 3, 0.2)
+        threading.Timer(0.05, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        assert list(stream) == [0, 1, 2]
+
+
+def test_a_stream_that_its_thread_closes_or_drops_ends_its_producer() -> None:
+    ended: list[str] = []
+    with node_in_thread(lone()) as node:
+        node.spawn(Slow, ended, name="slow")
+        slow = node.ref(Slow, "slow")
+        with slow.within(idle=30).stream(Slow.tokens, 1_000, 0.01) as stream:
+            assert next(stream) == 0
+        assert list(stream) == []
+        assert next(slow.stream(Slow.tokens, 1_000, 0.01)) == 0
+        gc.collect()
+        until = time.monotonic() + allowed_s(10)
+        while len(ended) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert ended == ["ended"] * 2
+        with pytest.raises(fleetlm.StreamIdle):
+            next(slow.within(idle=0.1).stream(Slow.tokens, 1, 60.0))
