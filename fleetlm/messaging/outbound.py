@@ -441,8 +441,11 @@ class Outbound:
 
     def packed_item(self, _ref: int, value: Any, window: int) -> tuple[tuple[Any, int], int]:
         """Prepare an item of a stream: it is handed over as it is, and weighed by what it seems to hold."""
-        count = min(window, local_units(value))
-        return (self.copied(self._name, value), count), count
+        count = local_units(value)
+        count = min(count, window)
+        if self._settings.debug:
+            value = self.copied(self._name, value)
+        return (value, count), count
 
     async def item(self, ref: int, packed: tuple[Any, int], _timeout_s: float) -> None:
         """Hand an item of a stream over."""

@@ -109,6 +109,11 @@ def rough_size(value: Any) -> int:
 
 def local_units(value: Any) -> int:
     """Return the units that a value counts which is not packed."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return 1
+    if kind is str or kind is bytes:  # The usual items: tokens of a model.
+        return 1 + len(value) // UNIT_BYTES
     return 1 + rough_size(value) // UNIT_BYTES
 
 
