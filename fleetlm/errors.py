@@ -23,7 +23,7 @@
     │   ├── Draining        that node is leaving and takes no new work
     │   ├── Undecodable     the receiver does not know a type inside the message
     │   ├── WorkerNotStarted  there was no worker process for a function of ``run_in_process``
-    │   └── WouldBlock      ``send_nowait`` into a full window
+    │   └── WouldBlock      there is no room; or a call to oneself
     ├── OutcomeUnknown      the request may have run: repeat it only if that is harmless
     │   ├── NodeLost        the connection ended after the request was sent
     │   ├── ProcessDown     the process ended after it took the request
@@ -375,7 +375,10 @@ class Undecodable(NotDelivered):
 
 
 class WouldBlock(NotDelivered):
-    """A window is full, and the call must not wait. Nothing was sent; ``await send(...)`` would wait.
+    """There is no room, and the request must not wait, or has waited long enough. Nothing has run.
+
+    Also raised for a call that could never be answered: to oneself, or back to a process that waits for the
+    caller.
 
     Attributes:
         target: the process that was addressed.

@@ -45,12 +45,6 @@ DIFFERENCES = (
         },
     ),
     Difference(
-        "a `call` of a process to itself exits with `calling_self`",
-        "`CallTimeout` at the deadline",
-        "any task of the program may use `Node.call`, also another task of the called process",
-        {"call/self": ["a call timeout", "a lives"]},
-    ),
-    Difference(
         "a `send` always succeeds",
         "`send` raises `NoProcess` or `NoConnection` if this node knows that the message would not arrive",
         "the sender can react, and the check costs nothing",

@@ -27,9 +27,11 @@ from fleetlm import (
     Ref,
     RemoteError,
     Supervisor,
+    WouldBlock,
 )
 from fleetlm.core.restarts import Strategy
 from fleetlm.testing import SimCluster, run
+from fleetlm.testing.cluster import SETTINGS
 from tests.conformance.script import Step, commands
 
 SETTLE_S = 0.3
@@ -412,6 +414,8 @@ async def _call(puppet: Puppet, words: Step) -> None:
         outcome = "nodedown"
     except CallTimeout:
         outcome = "timeout"
+    except WouldBlock:
+        outcome = "calling_self"
     except ProcessDown as down:
         outcome = f"down {str(down.reason).replace('ValueError: ', 'crash ')}"
     puppet.note(f"call {outcome}")
@@ -490,7 +494,8 @@ def outcome(
     """Play a scenario; what its processes saw."""
 
     async def main() -> list[str]:
-        async with SimCluster(seed=random.Random(seed).getrandbits(32)) as cluster:
+        orders_stay_here = SETTINGS.replace(debug=False)  # They hold what cannot travel.
+        async with SimCluster(random.Random(seed).getrandbits(32), settings=orders_stay_here) as cluster:
             return await Stage(cluster, loss, extra).play(steps)
 
     return run(main(), seed=seed)

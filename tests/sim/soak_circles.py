@@ -14,6 +14,7 @@ python -m tests.sim.soak_circles 0 2000   # run a range of seeds
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import sys
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
-from fleetlm import Actor, FleetError, Node, ProcessExit, Settings, handler
+from fleetlm import Actor, FleetError, Node, NodeStopped, ProcessExit, Settings, handler
 from fleetlm.node import parts_of
 from fleetlm.testing import SimCluster
 from fleetlm.testing.loop import SimLoop, run
@@ -153,7 +154,8 @@ class Member(Actor):
 
     def again(self, node: Node, name: str) -> None:
         if not self.society.is_quiet and name not in node.registered():
-            self.society.spawn(node, name)
+            with contextlib.suppress(NodeStopped):
+                self.society.spawn(node, name)
 
     def end(self, how: str) -> None:
         self.society.counts[f"end: {how}"] += 1
