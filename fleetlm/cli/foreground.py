@@ -10,10 +10,14 @@ The first of these events ends a run:
   "crashed", exit code 1. It calls ``sys.exit``: that exit code.
 - The first SIGTERM or SIGINT (Ctrl-C): the node stops in order, exit code 0. It first finishes what it has
   begun, for `Settings.drain_s` seconds at most. Then the program's task is cancelled.
+- This machine has lost the node's address: the node stops, exit code 1, so that the platform starts it anew.
 - A root supervisor gives up, or an essential process fails (`Node.failure`): the node stops, exit code 1.
 - The node stops for another reason, for example ``node.stop()`` in a remote shell: exit code 0.
 - A second signal: `os._exit` in the signal handler, exit code 128 + the signal's number. It works even if
   the program blocks the event loop.
+
+A node that decided its address before DNS named this machine, and that no peer has ever met, stops, and
+another one is started at the right address; the program is cancelled and called again (`MAX_RESTARTS` times).
 
 A setting that cannot be used ends it with 78 (EX_CONFIG), a node that cannot start with 1.
 
@@ -50,6 +54,8 @@ EX_CONFIG = 78
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PROGRAM_END_S = 2.0
 """Seconds that the program has to end after its node has stopped and its task was cancelled."""
+MAX_RESTARTS = 3
+"""Times that a node is started again for a wrong address. Where DNS is right, one is enough."""
 STOP_SLACK_S = 20.0
 """Seconds that a stop may take beyond draining: trees and processes that ignore their end have five each, and
 a stop usually takes less than two."""
@@ -98,7 +104,11 @@ class Foreground:
         loop = asyncio.get_running_loop()
         try:
             with _handling(functools.partial(self._handle_signal, loop)):
-                return await self._serve()
+                for _ in range(MAX_RESTARTS):
+                    code, is_over = await self._serve(may_restart=True)
+                    if is_over:
+                        return code
+                return (await self._serve(may_restart=False))[0]
         except SettingsError as error:
             self._say(str(error))
             return EX_CONFIG
@@ -115,8 +125,12 @@ class Foreground:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the run has ended already
             loop.call_soon_threadsafe(self._signal.set)
 
-    async def _serve(self) -> int:
-        """Start the node, run the program, and stop the node. Returns the exit code."""
+    async def _serve(self, *, may_restart: bool) -> tuple[int, bool]:
+        """Start the node, run the program, and stop the node.
+
+        Returns:
+            The exit code, and whether the run is over; False where another node must be started.
+        """
         signalled = asyncio.create_task(self._signal.wait())
         starting = asyncio.create_task(_start_node(self._settings, self._options))
         await asyncio.wait({signalled, starting}, return_when=asyncio.FIRST_COMPLETED)
@@ -124,10 +138,12 @@ class Foreground:
             starting.cancel()
             await asyncio.wait({starting})
             if starting.cancelled():
-                return OK
+                return OK, True
         node = starting.result()
         self._on_start(node)
-        parts_of(node).essential.guards_roots = True
+        parts = parts_of(node)
+        parts.essential.guards_roots = True
+        parts.may_restart = may_restart
         stopped = asyncio.create_task(node.wait_stopped())
         program = asyncio.create_task(self._run_program(node))
         limit_s = self._settings.drain_s + STOP_SLACK_S
@@ -142,13 +158,14 @@ class Foreground:
                 await node.stop("shutdown" if code == OK else "crashed")
         except TimeoutError:
             self._say(f"{node.name} did not stop within {limit_s:g} s")
-            return FAILED
+            return FAILED, True
         finally:
             waiting = {signalled, stopped, program}
             for task in waiting:
                 task.cancel()
             await asyncio.wait(waiting, timeout=PROGRAM_END_S)
-        return code or (FAILED if node.failure else OK)
+        is_over = bool(code or node.failure or self._signals or not parts.restart_because)
+        return code or (FAILED if node.failure else OK), is_over
 
     async def _run_program(self, node: Node) -> int:
         """Call the program. Returns its exit code; after a plain ``def``, only when the node has stopped."""

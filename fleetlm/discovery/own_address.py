@@ -7,20 +7,23 @@ every pid contain it. Rules are tried in this order, and the first that finds an
    (NAT).
 2. LOOPBACK, at once, if clustering is off.
 3. PLATFORM: ``FLY_PRIVATE_IP``, then ``POD_IP``.
-4. DNS: the address in the cluster's DNS answer that this machine can *bind*. This rule needs no
-   variable and is right on Compose, Swarm, Kubernetes, Fly and ECS.
+4. DNS: the address in the cluster's DNS answer that an interface of this machine has. This rule needs
+   no variable and is right on Compose, Swarm, Kubernetes, Fly and ECS. An address on a loopback or dummy
+   interface may be on other machines too (a virtual address), so it does not count.
 5. ROUTE: the local address from which packets to a discovered peer leave. Never the route to a public
    address such as 8.8.8.8, which may leave through another interface.
 6. HOSTNAME: what the host's own name resolves to, such as in /etc/hosts. Loopback addresses
    (Debian's 127.0.1.1) are passed over; several other addresses make this a guess, with a warning.
-7. LOOPBACK, with a warning that says what to set.
+7. INTERFACE: the only address of this machine, where it has exactly one on an interface to a network.
+8. LOOPBACK, with a warning that says what to set.
 
 Rules 1 to 3 need no lookup. Otherwise discovery is asked again and again until rule 4 decides or the
 time is up, since this node's record often appears a moment after its start. Only then do the guesses
 apply. `choose` is the decision as a pure function; `own_address` does the asking.
 
-If DNS later lists this machine under another address than the one decided, `RecordWatch` notices it
-and a warning names the remedy. The address does not change.
+The address of a running node never changes, but it may turn out to be wrong: `AddressWatch` notices when DNS
+lists this machine under another one, and when the address has gone from this machine. What follows from that
+is decided in `runtime.assembly`.
 """
 
 from __future__ import annotations
@@ -31,11 +34,12 @@ import enum
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fleetlm.core.dns_answers import Answer
 from fleetlm.discovery.interface import Discovery
+from fleetlm.discovery.interfaces import InterfaceAddress, local_addresses
 from fleetlm.discovery.system_lookup import SystemLookup
 from fleetlm.names import canonical_ip
 from fleetlm.settings import Settings
@@ -47,6 +51,8 @@ MAX_ROUTES_ASKED = 16
 """Peers for which a route is looked up. The first that has one decides; more would only cost time."""
 DISCARD_PORT = 9
 """Any port will do: connecting a UDP socket sends nothing. Source: RFC 863, the discard protocol."""
+LOOKS_TO_BE_GONE = 2
+"""Looks in a row, one for each DNS lookup, that must miss this node's address before it counts as gone."""
 CURE = "set FLEETLM_NODE_IP to the address under which peers reach this node"
 
 
@@ -58,6 +64,7 @@ class Rule(enum.Enum):
     DNS = "an address in the DNS answer that this machine has"
     ROUTE = "the route to a peer"
     HOSTNAME = "the host's own name"
+    INTERFACE = "the only address of this machine"
     LOOPBACK = "loopback"
 
 
@@ -82,33 +89,76 @@ class OwnAddress:
     warning: str | None = None
 
 
-class RecordWatch:
-    """Notices when DNS lists this machine under another address than the one that was decided."""
+class Verdict(enum.Enum):
+    """What a later look at this node's address found."""
 
-    def __init__(self, own: OwnAddress, bindable: Callable[[str], bool]) -> None:
+    MOVED = "DNS lists this machine under another address"
+    GONE = "this machine does not have the address any more"
+
+
+@dataclass(frozen=True, slots=True)
+class AddressProblem:
+    """This node's address is wrong.
+
+    Attributes:
+        verdict: what was found.
+        text: a sentence that names both addresses and the remedy.
+    """
+
+    verdict: Verdict
+    text: str
+
+
+class AddressWatch:
+    """Looks again, at each DNS answer, whether this node's address is right. Reports each problem once.
+
+    An address that this machine did not have at the start (NAT, FLEETLM_NODE_IP of the host) cannot be found
+    gone. It takes `LOOKS_TO_BE_GONE` looks to find one gone, since an interface may be configured anew.
+    """
+
+    def __init__(self, own: OwnAddress, has_address: Callable[[str], bool]) -> None:
         self._own = own
-        self._bindable = bindable
+        self._has_address = has_address
         self._known = {own.ip, *own.aliases}
+        self._was_here = has_address(own.ip)
+        self._missing = 0
 
-    def contradiction(self, addresses: Sequence[str]) -> str | None:
-        """Return a warning that names the remedy, once for each address; None if nothing contradicts.
+    def look(self, addresses: Sequence[str]) -> AddressProblem | None:
+        """Compare this node's address with a DNS answer, and with the addresses of this machine.
 
-        An address set by FLEETLM_NODE_IP is never contradicted, since another node of this machine may
+        An address set by FLEETLM_NODE_IP is never contradicted by DNS, since another node of this machine may
         use the other address. Loopback addresses prove nothing and are ignored.
 
         Args:
-            addresses: the addresses of a DNS answer.
+            addresses: the addresses of a DNS answer; empty where there was none.
         """
+        return self._look_for_gone() or self._look_for_moved(addresses)
+
+    def _look_for_gone(self) -> AddressProblem | None:
+        own = self._own
+        if not self._was_here or self._missing >= LOOKS_TO_BE_GONE:
+            return None
+        self._missing = 0 if self._has_address(own.ip) else self._missing + 1
+        if self._missing < LOOKS_TO_BE_GONE:
+            return None
+        return AddressProblem(
+            Verdict.GONE,
+            f"{own.ip} ({own.why}) is not an address of this machine any more, so no peer can reach this "
+            "node; restart it, so that it takes the present address",
+        )
+
+    def _look_for_moved(self, addresses: Sequence[str]) -> AddressProblem | None:
         fresh = [each for each in addresses if each not in self._known and not _is_loopback(each)]
         self._known.update(fresh)
         if self._own.rule is Rule.EXPLICIT or self._own.ip in addresses:
             return None
-        other = next((each for each in fresh if self._bindable(each)), None)
+        other = next((each for each in fresh if self._has_address(each)), None)
         if other is None:
             return None
-        return (
+        return AddressProblem(
+            Verdict.MOVED,
             f"DNS lists this machine as {other}, but this node uses {self._own.ip} ({self._own.why}), so "
-            f"peers cannot find it: set FLEETLM_NODE_IP={other} and restart it"
+            f"peers cannot find it: set FLEETLM_NODE_IP={other} and restart it",
         )
 
 
@@ -117,10 +167,11 @@ def choose(
     explicit: str | None,
     env: Sequence[tuple[str, str]],
     answer_addresses: Sequence[str],
-    bindable: Callable[[str], bool],
+    has_address: Callable[[str], bool],
     route_to: Callable[[str], str | None],
     host_addresses: Sequence[str],
     clustering: bool,
+    interfaces: Sequence[InterfaceAddress] = (),
 ) -> OwnAddress:
     """Decide this node's address from what is known. Pure if its callables are.
 
@@ -128,36 +179,46 @@ def choose(
         explicit: the value of FLEETLM_NODE_IP, if set.
         env: the platform's variables, best first: ``[("POD_IP", "10.0.0.7")]``.
         answer_addresses: the addresses that discovery found, in the order of `Answer.addresses`.
-        bindable: tells whether this machine has an address.
+        has_address: tells whether this machine has an address.
         route_to: returns the local address from which packets to a peer leave, or None.
         host_addresses: what the host's own name resolves to.
         clustering: whether this node looks for peers at all.
+        interfaces: the addresses of this machine's interfaces; empty where they are not known.
     """
     if explicit is not None:
-        warning = _warn_unless_bindable("FLEETLM_NODE_IP", explicit, bindable)
+        warning = _warn_unless_here("FLEETLM_NODE_IP", explicit, has_address)
         return OwnAddress(explicit, "set by FLEETLM_NODE_IP", Rule.EXPLICIT, (), warning)
     if not clustering:
         return OwnAddress(LOOPBACK, "clustering is off", Rule.LOOPBACK)
-    own = [each for each in answer_addresses if not _is_loopback(each) and bindable(each)]
+    here = [each for each in answer_addresses if not _is_loopback(each) and has_address(each)]
+    shared = {each.ip: each.interface for each in interfaces if each.may_be_shared}
+    own = [each for each in here if each not in shared]
     chosen = (
-        _choose_by_platform(env, bindable)
-        or _choose_by_dns(answer_addresses, own, bindable)
-        or _choose_by_route(answer_addresses, bindable, route_to)
-        or _choose_by_hostname(answer_addresses, host_addresses, bindable)
+        _choose_by_platform(env, has_address)
+        or _choose_by_dns(answer_addresses, own, has_address)
+        or _choose_by_route([each for each in answer_addresses if each not in shared], has_address, route_to)
+        or _choose_by_hostname(answer_addresses, host_addresses, has_address)
+        or _choose_by_interface(answer_addresses, interfaces)
         or _choose_loopback(answer_addresses)
     )
+    if chosen.warning is None and any(each in shared for each in here) and not own:
+        chosen = replace(
+            chosen, warning=_warn_of_shared(next(each for each in here if each in shared), shared)
+        )
     return replace(chosen, aliases=tuple(each for each in own if each != chosen.ip))
 
 
-def _choose_by_platform(env: Sequence[tuple[str, str]], bindable: Callable[[str], bool]) -> OwnAddress | None:
+def _choose_by_platform(
+    env: Sequence[tuple[str, str]], has_address: Callable[[str], bool]
+) -> OwnAddress | None:
     for name, ip in env:
         # Used even if it cannot be bound yet: a new IPv6 address is tentative for a second or two.
-        return OwnAddress(ip, f"set by {name}", Rule.PLATFORM, (), _warn_unless_bindable(name, ip, bindable))
+        return OwnAddress(ip, f"set by {name}", Rule.PLATFORM, (), _warn_unless_here(name, ip, has_address))
     return None
 
 
 def _choose_by_dns(
-    answer: Sequence[str], own: Sequence[str], bindable: Callable[[str], bool]
+    answer: Sequence[str], own: Sequence[str], has_address: Callable[[str], bool]
 ) -> OwnAddress | None:
     """The first address in the answer that belongs to this machine.
 
@@ -165,7 +226,7 @@ def _choose_by_dns(
     (a cluster on one machine), and only if at most one of each family can be bound.
     """
     if not own and _are_all_loopback(answer):
-        own = [each for each in answer if bindable(each)]
+        own = [each for each in answer if has_address(each)]
         if any(len(family) > 1 for family in _split_families(own)):
             return None
     if not own:
@@ -186,25 +247,25 @@ def _choose_by_dns(
 
 def _choose_by_route(
     answer: Sequence[str],
-    bindable: Callable[[str], bool],
+    has_address: Callable[[str], bool],
     route_to: Callable[[str], str | None],
 ) -> OwnAddress | None:
     """The source of the route to the first peer on another machine that has a route."""
     peers = [each for each in answer if not _is_loopback(each)]
     for peer in peers[:MAX_ROUTES_ASKED]:
         source = route_to(peer)
-        if source is not None and not _is_loopback(source) and bindable(source):
+        if source is not None and not _is_loopback(source) and has_address(source):
             return OwnAddress(source, f"packets to the peer {peer} leave from it", Rule.ROUTE)
     return None
 
 
 def _choose_by_hostname(
-    answer: Sequence[str], host_addresses: Sequence[str], bindable: Callable[[str], bool]
+    answer: Sequence[str], host_addresses: Sequence[str], has_address: Callable[[str], bool]
 ) -> OwnAddress | None:
     if _are_all_loopback(answer):
         return None  # All peers are on loopback, where no address of the host's name could be right.
     candidates = list(dict.fromkeys(each for each in host_addresses if not _is_loopback(each)))
-    usable = [each for each in candidates if bindable(each)]
+    usable = [each for each in candidates if has_address(each)]
     if not usable:
         return None
     warning = None
@@ -214,6 +275,33 @@ def _choose_by_hostname(
             f"if {usable[0]} is the wrong one, {CURE}"
         )
     return OwnAddress(usable[0], "this host's name resolves to it", Rule.HOSTNAME, (), warning)
+
+
+def _choose_by_interface(answer: Sequence[str], interfaces: Sequence[InterfaceAddress]) -> OwnAddress | None:
+    """The only address of this machine on an interface to a network, IPv4 before IPv6."""
+    if _are_all_loopback(answer):
+        return None
+    networks = [
+        each
+        for each in interfaces
+        if not each.may_be_shared and not _is_loopback(each.ip) and not _is_link_local(each.ip)
+    ]
+    for family in (4, 6):
+        found = [each for each in networks if ipaddress.ip_address(each.ip).version == family]
+        if len(found) == 1:
+            why = f"it is the only address of this machine, on {found[0].interface}"
+            return OwnAddress(found[0].ip, why, Rule.INTERFACE)
+        if found:
+            return None
+    return None
+
+
+def _warn_of_shared(ip: str, shared: Mapping[str, str]) -> str:
+    return (
+        f"{ip} in the DNS answer is on {shared[ip]} of this machine, and perhaps on other machines too (a "
+        "virtual address, such as of a Docker Swarm service). If DNS names no other, use a name that "
+        "resolves to each node: in Docker Swarm tasks.<service>, in Kubernetes a headless Service"
+    )
 
 
 def _choose_loopback(answer: Sequence[str]) -> OwnAddress:
@@ -227,8 +315,8 @@ def _choose_loopback(answer: Sequence[str]) -> OwnAddress:
     return OwnAddress(LOOPBACK, "no other address was found", Rule.LOOPBACK, (), f"{problem}; {CURE}")
 
 
-def _warn_unless_bindable(name: str, ip: str, bindable: Callable[[str], bool]) -> str | None:
-    if bindable(ip):
+def _warn_unless_here(name: str, ip: str, has_address: Callable[[str], bool]) -> str | None:
+    if has_address(ip):
         return None
     return (
         f"{name} is {ip}, which is not an address of this machine (or not yet): "
@@ -238,6 +326,10 @@ def _warn_unless_bindable(name: str, ip: str, bindable: Callable[[str], bool]) -
 
 def _is_loopback(ip: str) -> bool:
     return ipaddress.ip_address(ip).is_loopback
+
+
+def _is_link_local(ip: str) -> bool:
+    return ipaddress.ip_address(ip).is_link_local
 
 
 def _are_all_loopback(addresses: Sequence[str]) -> bool:
@@ -251,11 +343,20 @@ def _split_families(addresses: Sequence[str]) -> tuple[list[str], list[str]]:
     )
 
 
-def can_bind(ip: str) -> bool:
-    """Whether ``ip`` is an address of this machine: tries to bind a free UDP port of it.
+def has_address(ip: str) -> bool:
+    """Whether ``ip`` is an address of this machine, in use and not tentative.
 
-    Wrong only if the kernel's ``net.ipv4.ip_nonlocal_bind`` is set, which lets every address be bound.
+    Binding it proves that only for a loopback address: with ``net.ipv4.ip_nonlocal_bind`` every address can
+    be bound. Where the system does not list its addresses, the route decides: packets to an own address leave
+    from that address.
     """
+    if not _is_loopback(ip):
+        known = local_addresses()
+        return route_source(ip) == ip if known is None else any(each.ip == ip for each in known)
+    return _can_bind(ip)
+
+
+def _can_bind(ip: str) -> bool:
     try:
         with socket.socket(_get_family(ip), socket.SOCK_DGRAM) as probe:
             probe.bind((ip, 0))
@@ -313,10 +414,11 @@ async def own_address(
             explicit=settings.node_ip,
             env=env,
             answer_addresses=answer.addresses if answer else (),
-            bindable=can_bind,
+            has_address=has_address,
             route_to=route_source,
             host_addresses=host,
             clustering=discovery is not None,
+            interfaces=local_addresses() or (),
         )
 
     if discovery is None or settings.node_ip is not None or env:

@@ -43,7 +43,7 @@ from fleetlm.core.kernel import Kernel
 from fleetlm.directory.groups import Groups, ReplicatedGroups
 from fleetlm.directory.registry import Registry, ReplicatedNames
 from fleetlm.directory.replication import Replication
-from fleetlm.discovery.own_address import RecordWatch, can_bind
+from fleetlm.discovery.own_address import AddressProblem, AddressWatch, Verdict, has_address
 from fleetlm.discovery.poller import Poller
 from fleetlm.ids import new_incarnation
 from fleetlm.messaging.inbound import Inbound
@@ -105,7 +105,11 @@ class Assembly:
         self.transport: Transport = prepared.transport
         self.started_at: float = self._loop.time()
         self.own_address_warning = own.warning
-        self._records = RecordWatch(own, can_bind)
+        self._own_address = AddressWatch(own, has_address) if prepared.on_this_network else None
+        self._stop_by_itself = essential_ended
+        self.may_restart: bool = False
+        """Whether what runs this node starts another one when this one stops with `restart_because`."""
+        self.restart_because: str = ""
         self._make_values(prepared)
         me, codec, sessions = self.context, self.codec, self.context.sessions
         # Processes.
@@ -237,12 +241,28 @@ class Assembly:
         self.essential.exited(process, reason)
 
     def _looked_up(self, answer: Answer) -> None:
-        """Hand a DNS answer to the driver; warn if it names this machine under another address."""
-        contradiction = self._records.contradiction(answer.addresses)
-        if contradiction is not None:
-            self.own_address_warning = contradiction
-            log.warning("%s", contradiction)
+        """Hand a DNS answer to the driver, and look again whether this node's address is right."""
+        problem = None if self._own_address is None else self._own_address.look(answer.addresses)
+        if problem is not None:
+            self._deal_with_wrong_address(problem)
         self.driver.looked_up(answer)
+
+    def _deal_with_wrong_address(self, problem: AddressProblem) -> None:
+        """Stop where the node is of no use under its address; else warn.
+
+        A node that has lost its address can be reached by nobody. One that decided its address before DNS
+        was there, and that no peer ever met, decides again, if what runs it can start a new node.
+        """
+        self.own_address_warning = problem.text
+        if problem.verdict is Verdict.GONE:
+            self._stop_by_itself(problem.text, problem.text)
+        elif self.may_restart and not self._has_met_a_peer():
+            self.restart_because = problem.text
+            self._stop_by_itself(
+                "", f"{problem.text}. No peer was ever connected, so the address is decided again"
+            )
+        else:
+            log.warning("%s", problem.text)
 
     # Questions of several parts.
 

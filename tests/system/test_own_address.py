@@ -10,7 +10,7 @@ import pytest
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.discovery import own_address as module
 from fleetlm.discovery.dns import DnsDiscovery, StaticDiscovery
-from fleetlm.discovery.own_address import Rule, can_bind, host_addresses, own_address, route_source
+from fleetlm.discovery.own_address import Rule, has_address, host_addresses, own_address, route_source
 from fleetlm.settings import Settings
 from fleetlm.testing import DnsServer
 from fleetlm.testing.dns_server import Reply
@@ -44,8 +44,8 @@ def at(server: DnsServer) -> DnsDiscovery:
         ("2001:db8::1", False),
     ],
 )
-def test_an_address_of_this_machine_is_one_that_it_can_bind(ip: str, own: bool) -> None:
-    assert can_bind(ip) is own
+def test_an_address_of_this_machine_is_one_that_an_interface_has(ip: str, own: bool) -> None:
+    assert has_address(ip) is own
 
 
 def test_the_route_to_loopback_leaves_from_loopback() -> None:
@@ -105,7 +105,7 @@ async def test_an_answer_without_an_own_address_is_given_the_budget_and_then_the
 ) -> None:
     mine = "198.51.100.1"
     monkeypatch.setattr(module, "route_source", {FOREIGN: mine}.get)
-    monkeypatch.setattr(module, "can_bind", lambda ip: ip == mine)
+    monkeypatch.setattr(module, "has_address", lambda ip: ip == mine)
     started = time.monotonic()
     own, answer = await own_address(Settings(), StaticDiscovery([FOREIGN]), budget_s=0.4)
     assert (own.ip, own.rule) == (mine, Rule.ROUTE)
@@ -129,7 +129,7 @@ async def test_without_an_answer_the_hosts_name_decides_within_the_budget(
         return ("198.51.100.1",)
 
     monkeypatch.setattr(module, "host_addresses", named)
-    monkeypatch.setattr(module, "can_bind", lambda _ip: True)
+    monkeypatch.setattr(module, "has_address", lambda _ip: True)
     async with DnsServer() as server:
         server.behave(reply)
         started = time.monotonic()

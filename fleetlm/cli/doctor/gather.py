@@ -32,7 +32,7 @@ from fleetlm.cli.doctor import checks
 from fleetlm.cli.doctor.checks import Facts, Finding, PeerFact
 from fleetlm.core.dns_answers import Answer
 from fleetlm.discovery.dns import DnsDiscovery
-from fleetlm.discovery.own_address import can_bind, own_address
+from fleetlm.discovery.own_address import has_address, own_address
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, endpoint
 from fleetlm.remote import client, finder
@@ -148,7 +148,7 @@ async def gather(settings: Settings, running: Mapping[str, Any] | None, node_why
         own_warning=own_warning,
         answer=answer,
         source=source,
-        local={ip: can_bind(ip) for ip in addresses},
+        local={ip: has_address(ip) for ip in addresses},
         port=port,
         peers=[peer for peer in peers if isinstance(peer, PeerFact)],
         node=running,

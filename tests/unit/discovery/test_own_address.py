@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from fleetlm.discovery.own_address import OwnAddress, RecordWatch, Rule, choose
+from fleetlm.discovery.interfaces import InterfaceAddress
+from fleetlm.discovery.own_address import (
+    LOOKS_TO_BE_GONE,
+    AddressWatch,
+    OwnAddress,
+    Rule,
+    Verdict,
+    choose,
+)
 
 
 def decided(
@@ -19,16 +27,18 @@ def decided(
     routes: Mapping[str, str] | None = None,
     host: tuple[str, ...] = (),
     clustering: bool = True,
+    interfaces: tuple[InterfaceAddress, ...] = (),
 ) -> OwnAddress:
     """`choose` on a machine that has the addresses ``mine`` and, as on Linux, all of 127/8."""
     return choose(
         explicit=explicit,
         env=env,
         answer_addresses=answer,
-        bindable=lambda ip: ip in mine or ip.startswith("127.") or ip == "::1",
+        has_address=lambda ip: ip in mine or ip.startswith("127.") or ip == "::1",
         route_to=(routes or {}).get,
         host_addresses=host,
         clustering=clustering,
+        interfaces=interfaces,
     )
 
 
@@ -128,7 +138,7 @@ def test_a_huge_answer_without_routes_is_given_up_after_a_few() -> None:
         explicit=None,
         env=(),
         answer_addresses=tuple(f"10.0.{n >> 8}.{n & 255}" for n in range(1, 2000)),
-        bindable=lambda _: False,
+        has_address=lambda _: False,
         route_to=route_to,
         host_addresses=(),
         clustering=True,
@@ -193,23 +203,102 @@ def test_an_explicit_address_has_no_aliases_since_another_node_may_live_there() 
     assert (own.aliases, own.warning) == ((), None)
 
 
-def watch(rule: Rule = Rule.ROUTE, *, local: tuple[str, ...] = ("10.0.0.7", "10.9.0.7")) -> RecordWatch:
-    own = OwnAddress("10.0.0.7", "the route to a peer uses it", rule)
-    return RecordWatch(own, lambda ip: ip in local)
+def watch(
+    rule: Rule = Rule.ROUTE, *, local: Collection[str] = ("10.0.0.7", "10.9.0.7"), ip: str = "10.0.0.7"
+) -> AddressWatch:
+    return AddressWatch(OwnAddress(ip, "the route to a peer uses it", rule), lambda each: each in local)
 
 
-def test_a_record_under_another_local_address_is_a_warning_once() -> None:
-    records = watch()
+def test_a_record_under_another_local_address_is_reported_once() -> None:
+    address = watch()
+    problem = address.look(["10.9.0.5", "10.9.0.7"])
+    assert problem is not None
+    assert problem.verdict is Verdict.MOVED
+    assert "FLEETLM_NODE_IP=10.9.0.7" in problem.text
+    assert address.look(["10.9.0.5", "10.9.0.7"]) is None
 
-    warning = records.contradiction(["10.9.0.5", "10.9.0.7"])
 
-    assert warning is not None
-    assert "FLEETLM_NODE_IP=10.9.0.7" in warning
-    assert records.contradiction(["10.9.0.5", "10.9.0.7"]) is None
+def test_records_that_agree_or_say_nothing_are_no_problem() -> None:
+    assert watch().look(["10.0.0.7", "10.9.0.7"]) is None
+    assert watch().look(["10.9.0.5"]) is None
+    assert watch(local=("10.0.0.7", "127.0.0.2")).look(["127.0.0.2"]) is None
+    assert watch(Rule.EXPLICIT).look(["10.9.0.7"]) is None
 
 
-def test_records_that_agree_or_say_nothing_are_no_warning() -> None:
-    assert watch().contradiction(["10.0.0.7", "10.9.0.7"]) is None
-    assert watch().contradiction(["10.9.0.5"]) is None
-    assert watch(local=("127.0.0.2",)).contradiction(["127.0.0.2"]) is None
-    assert watch(Rule.EXPLICIT).contradiction(["10.9.0.7"]) is None
+def test_an_address_that_this_machine_has_lost_is_reported_once_after_two_looks() -> None:
+    local = {"10.0.0.7"}
+    address = watch(local=local)
+    assert address.look(["10.0.0.7"]) is None
+    local.clear()
+    looks = [address.look([]) for _ in range(LOOKS_TO_BE_GONE + 2)]
+    problems = [problem for problem in looks if problem is not None]
+    assert [problem.verdict for problem in problems] == [Verdict.GONE]
+    assert looks[LOOKS_TO_BE_GONE - 1] is problems[0]
+    assert "10.0.0.7" in problems[0].text
+
+
+def test_an_address_that_comes_back_is_not_gone() -> None:
+    local = {"10.0.0.7"}
+    address = watch(local=local)
+    for _ in range(5):
+        local.clear()
+        assert address.look([]) is None
+        local.add("10.0.0.7")
+        assert address.look([]) is None
+
+
+def test_an_address_behind_nat_cannot_be_lost() -> None:
+    address = watch(Rule.EXPLICIT, local=(), ip="203.0.113.5")
+    assert [address.look([]) for _ in range(9)] == [None] * 9
+
+
+# ── interfaces ───────────────────────────────────────────────────────────────────────────────────
+
+ETH0 = InterfaceAddress("10.0.0.20", "eth0")
+ETH1 = InterfaceAddress("172.31.0.20", "eth1")
+VIRTUAL = InterfaceAddress("10.0.0.5", "lo", may_be_shared=True)
+LO = InterfaceAddress("127.0.0.1", "lo")
+SIX = InterfaceAddress("fd00::20", "eth0")
+LINK_LOCAL = InterfaceAddress("fe80::1", "eth0")
+
+
+def test_an_address_that_other_machines_may_have_is_not_this_nodes() -> None:
+    own = decided(
+        answer=("10.0.0.5", "10.0.0.20", "10.0.0.21"),
+        mine=("10.0.0.5", "10.0.0.20"),
+        interfaces=(LO, VIRTUAL, ETH0),
+    )
+    assert (own.ip, own.rule, own.aliases) == ("10.0.0.20", Rule.DNS, ())
+
+
+def test_an_answer_with_a_shared_address_alone_is_a_warning() -> None:
+    own = decided(
+        answer=("10.0.0.5",), mine=("10.0.0.5", "10.0.0.20"), interfaces=(LO, VIRTUAL, ETH0),
+        routes={"10.0.0.5": "10.0.0.5"},
+    )  # fmt: skip
+    assert (own.ip, own.rule) == ("10.0.0.20", Rule.INTERFACE)
+    assert own.warning is not None
+    assert "virtual address" in own.warning
+    assert "10.0.0.5" in own.warning
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "ip"),
+    [
+        ((LO, ETH0), "10.0.0.20"),
+        ((LO, ETH0, SIX, LINK_LOCAL), "10.0.0.20"),
+        ((LO, SIX, LINK_LOCAL), "fd00::20"),
+        ((LO, ETH0, ETH1), "127.0.0.1"),
+        ((LO, VIRTUAL), "127.0.0.1"),
+        ((), "127.0.0.1"),
+    ],
+)
+def test_before_dns_is_there_the_only_address_of_the_machine_is_right(
+    interfaces: tuple[InterfaceAddress, ...], ip: str
+) -> None:
+    assert decided(interfaces=interfaces).ip == ip
+
+
+def test_a_cluster_on_loopback_does_not_take_the_address_of_an_interface() -> None:
+    own = decided(answer=("127.0.0.2", "127.0.0.3"), interfaces=(LO, ETH0))
+    assert own.rule is Rule.LOOPBACK

@@ -10,9 +10,11 @@ import pytest
 from fleetlm import Node, NodeStopped, Settings
 from fleetlm.blocking.forks import FORKED
 from fleetlm.core.dns_answers import Answer, Outcome
+from fleetlm.discovery.own_address import AddressProblem, Verdict
 from fleetlm.node import parts_of
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.events import ChangeSignal
+from fleetlm.testing.loop import run
 from fleetlm.testing.network import SimTransport
 from tests.sim.fleet import A, B, Fleet, collector, simulated
 from tests.support.session_fakes import turns, virtual
@@ -98,7 +100,7 @@ async def test_a_process_gets_its_node_and_is_spawned_with_the_checks_of_the_nod
 async def test_an_answer_that_contradicts_this_nodes_address_is_shown(fleet: Fleet) -> None:
     node = await fleet.start(A)
     parts = parts_of(node)
-    parts._records = Contradicts()  # type: ignore[assignment]
+    parts._own_address = Contradicts()  # type: ignore[assignment]
     parts._looked_up(Answer(Outcome.ADDRESSES, (B,), "one"))
     assert parts.own_address_warning == "another address"
     info: Any = node.info()
@@ -106,9 +108,44 @@ async def test_an_answer_that_contradicts_this_nodes_address_is_shown(fleet: Fle
     assert f"fleetlm@{B}" in node.list("known")
 
 
+@simulated
+async def test_a_node_that_has_lost_its_address_stops_and_has_failed(fleet: Fleet) -> None:
+    node = await fleet.start(A)
+    parts = parts_of(node)
+    parts._own_address = Contradicts(Verdict.GONE)  # type: ignore[assignment]
+    parts._looked_up(Answer(Outcome.EMPTY, (), "none"))
+    await node.wait_stopped()
+    assert node.failure == "another address"
+
+
+@pytest.mark.parametrize(("may_restart", "has_met"), [(True, False), (True, True), (False, False)])
+def test_a_node_decides_its_address_again_only_while_no_peer_was_ever_connected(
+    may_restart: bool, has_met: bool
+) -> None:
+    async def play() -> None:
+        fleet = Fleet()
+        [node] = [await fleet.start(A)] if not has_met else (await fleet.mesh(2))[:1]
+        parts = parts_of(node)
+        parts.may_restart = may_restart
+        parts._own_address = Contradicts()  # type: ignore[assignment]
+        parts._looked_up(Answer(Outcome.ADDRESSES, (B,), "one"))
+        await asyncio.sleep(1)
+        is_restarted = may_restart and not has_met
+        assert parts.restart_because == ("another address" if is_restarted else "")
+        assert bool(parts.outbound.stopped) == is_restarted
+        assert node.failure == ""
+        for each in fleet.nodes:
+            await each.stop()
+
+    run(play())
+
+
 class Contradicts:
-    def contradiction(self, addresses: Any) -> str:
-        return "another address"
+    def __init__(self, verdict: Verdict = Verdict.MOVED) -> None:
+        self.verdict = verdict
+
+    def look(self, addresses: Any) -> AddressProblem:
+        return AddressProblem(self.verdict, "another address")
 
 
 @simulated
