@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from fleetlm.discovery import interfaces
 from fleetlm.discovery.interfaces import leads_nowhere, local_addresses, parse
 
 
@@ -80,7 +79,7 @@ def test_a_system_that_refuses_is_not_an_error(monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_: object) -> socket.socket:
         raise PermissionError
 
-    monkeypatch.setattr(interfaces.socket, "socket", refuse)
+    monkeypatch.setattr(socket, "socket", refuse)
     assert local_addresses() is None
 
 

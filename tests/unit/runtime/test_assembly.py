@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from fleetlm import Node, NodeStopped, Settings
+from fleetlm.blocking import forks
 from fleetlm.blocking.forks import FORKED
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.discovery.own_address import AddressProblem, Verdict
@@ -153,7 +155,8 @@ async def test_in_a_forked_child_every_request_is_refused(fleet: Fleet) -> None:
     a, b = await fleet.mesh(2)
     parts = parts_of(a)
     sessions = dict(parts.driver.sessions)
-    parts.after_fork()
+    with mock.patch.object(forks, "leave_loop"):  # This process is not a child, and keeps its loop.
+        parts.after_fork()
     for refused in (lambda: a.spawn(collector([])), lambda: a.send_nowait(("x", b.name), 1)):
         with pytest.raises(NodeStopped, match="forked"):
             refused()
