@@ -12,14 +12,18 @@ for the end. They wait no longer than the idle limit of the stream, which came w
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import traceback
+from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, NoFactory, NoProcess
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire.failures import FailureKind, texts_of_outcome
+
+log: logging.Logger = logging.getLogger("fleetlm")
 
 
 class Caller(Protocol):
@@ -127,16 +131,33 @@ class Call:
     def reply(self, value: Any = None) -> None:
         """Send the result. If the call has been answered or given up before, nothing happens.
 
+        From another thread or event loop, such as the callback thread of an inference engine, the result is
+        handed to the node's loop. It is sent at once, in the order of such calls; a result that cannot travel
+        is then logged instead of raised. Do not change the value afterwards.
+
         Raises:
             NotSerializable: the value cannot travel; the caller gets a `RemoteError` that says so.
             MessageTooLarge: likewise.
         """
-        if self._finish():
+        if _get_running_loop() is not (loop := self._find_loop()) and loop is not None and loop.is_running():
+            loop.call_soon_threadsafe(self._reply_for_thread, value)
+        elif self._finish():
             try:
                 self._caller.replied(self._ref, value)
             except FleetError as error:
                 self._send_error(error)
                 raise
+
+    def _reply_for_thread(self, value: Any) -> None:
+        try:
+            self.reply(value)
+        except FleetError as error:
+            log.warning("a reply that another thread gave cannot be sent; its caller was told: %s", error)
+
+    def _find_loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the node's loop, whose clock this call has."""
+        loop = getattr(self._clock, "__self__", None)
+        return loop if isinstance(loop, asyncio.AbstractEventLoop) else None
 
     @property
     def streaming(self) -> bool:
@@ -160,6 +181,11 @@ class Call:
         producer = self._producer
         if producer is None:
             raise TypeError("this call asks for one reply, not for a stream")
+        if _get_running_loop() is not (loop := self._find_loop()) and loop is not None:
+            raise RuntimeError(
+                "Call.put was called on another event loop than the node's, and nothing was sent. From a "
+                "thread, use `Node.stream_blocking` in the process, or `node.sync` for other requests"
+            )
         if producer.pause is not None:
             await producer.pause()
         if self._done or self._clock() >= self.deadline:
@@ -193,7 +219,9 @@ class Call:
 
         An outcome of a request that the serving process made itself goes along as `RemoteError.cause`.
         """
-        if self._finish():
+        if _get_running_loop() is not (loop := self._find_loop()) and loop is not None and loop.is_running():
+            loop.call_soon_threadsafe(self.fail, error)  # As `reply` does.
+        elif self._finish():
             self._send_error(error)
 
     def refuse(self, error: AlreadyRegistered | Draining | NoFactory | NoProcess) -> None:

@@ -190,6 +190,7 @@ class Node:
         """
         if self._outbound.stopped == forks.FORKED:
             return  # The node belongs to the parent process, which stops it.
+        self._parts.context.check_loop("Node.stop")
         self._stopping = True
         if self._leaving is None:
             self._parts.kernel.is_draining = True
@@ -339,6 +340,7 @@ class Node:
         Raises:
             InvalidName: not a node name.
         """
+        self._parts.context.check_loop("Node.disconnect")
         name = canonical_node(name)
         was_up = name in self._driver.sessions
         self._driver.disconnected(name, "disconnected on request")
@@ -586,6 +588,7 @@ class Node:
             InvalidName: nothing changed; from another node it comes as `RemoteError` with that type name.
             NoConnection, NodeLost, CallTimeout: its node could not be asked.
         """
+        self._parts.context.check_loop("Node.register")
         if pid.node == self.name:
             self._local.register(name, pid)
         else:
@@ -600,6 +603,7 @@ class Node:
         Raises:
             NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
         """
+        self._parts.context.check_loop("Node.unregister")
         if at is None or canonical_node(at) == self.name:
             return self._local.unregister(name)
         return bool(await self._outbound.ask(at, "unregister", name, within_deadline(timeout)))
@@ -877,6 +881,7 @@ class Node:
     def _check_running(self) -> None:
         if self._stopping or self._outbound.stopped:
             raise NodeStopped(self.name, self._outbound.stopped or "is stopping")
+        self._parts.context.check_loop("A method of Node")
 
     def _check_expects_peers(self, min_nodes: int) -> None:
         """Raise SettingsError if no other node can ever connect, as far as this node knows."""

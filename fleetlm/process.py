@@ -153,6 +153,7 @@ class Process(RunningProcess):
 
     @trap_exit.setter
     def trap_exit(self, on: bool) -> None:
+        check_loop(self._services.loop, "Process.trap_exit")
         self._services.signals.links.trapped(self.pid.number, on)
 
     def link(self, pid: Pid) -> None:

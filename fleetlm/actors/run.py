@@ -81,6 +81,7 @@ from fleetlm.actors.isolation import run_in
 from fleetlm.call import Call
 from fleetlm.errors import FleetError, ProcessExit
 from fleetlm.messaging.deadline import SERVING
+from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import exit_in, is_from_signal
 from fleetlm.processes.running import RunningProcess, exit_reason
 from fleetlm.texts import SHORT, text_of, type_name
@@ -164,6 +165,7 @@ class ActorRun(Generic[ProcessT]):
 
     def stop(self, reason: Any) -> None:
         """See `Actor.stop`."""
+        check_loop(self._loop, "Actor.stop")
         if not self._is_stopping:
             self._is_stopping = True
             self._stop_reason = reason

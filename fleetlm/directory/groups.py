@@ -139,6 +139,7 @@ class Groups:
             InvalidName: not a name for a group; none of them joined.
             TooManyMemberships: beyond `Settings.max_memberships`; none of them joined.
         """
+        self._context.check_loop("Groups.join")
         self._replicated.perform(self._table.joined(group, pids))
 
     def leave(self, group: str, *pids: Pid) -> bool:
@@ -148,6 +149,7 @@ class Groups:
             False if one of them was not a member; the others have left nevertheless.
             Source: OTP pg:leave/2; differs: its ``not_joined`` says that none of them was a member.
         """
+        self._context.check_loop("Groups.leave")
         effects = self._table.left(group, pids)
         self._replicated.perform(effects)
         return sum(isinstance(effect, Left) for effect in effects) == len(pids)

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from asyncio import _get_running_loop
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ from fleetlm.errors import (
 )
 from fleetlm.ids import Pid
 from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.messaging.own_loop import refuse_loop
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
 from fleetlm.messaging.waits import Waits, WaitsFor
@@ -118,6 +120,8 @@ class Outbound:
         """See `Node.send`."""
         if isinstance(to, tuple) and (session := self._sessions.get(to[1])) is not None:
             key: Key = to[0]  # A copy of `route` for the usual case, because every message passes here.
+            if _get_running_loop() is not self._loop:
+                refuse_loop(self._loop, "send")
         else:
             session, key = self.route(to)
             if session is None:
@@ -319,6 +323,8 @@ class Outbound:
         """
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
+        if _get_running_loop() is not self._loop:
+            refuse_loop(self._loop, "A method that sends or asks")
         if isinstance(to, tuple):  # the usual case: a connected node
             name, node = to
             session = self._sessions.get(node)
@@ -464,6 +470,8 @@ class Outbound:
     def _check_running(self) -> None:
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
+        if _get_running_loop() is not self._loop:
+            refuse_loop(self._loop, "A method that sends or asks")
 
     def _find_session(self, node: str) -> Session:
         """Find a session by the canonical name of its node. Raises: NoConnection, with the known reason."""

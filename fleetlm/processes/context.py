@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fleetlm.ids import Pid
+from fleetlm.messaging.own_loop import check_loop
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
@@ -23,6 +25,7 @@ class NodeContext:
         settings: never changed while the node runs.
         sessions: the live sessions by node name; the driver adds and removes them.
         is_draining: whether a node, this one or a connected one, takes no new work.
+        loop: the event loop that runs the node.
     """
 
     name: str
@@ -30,6 +33,11 @@ class NodeContext:
     settings: Settings
     sessions: dict[str, Session]
     is_draining: Callable[[str], bool]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    def check_loop(self, what: str) -> None:
+        """Raise RuntimeError unless this runs on the node's loop; ``what`` was called. See `own_loop`."""
+        check_loop(self.loop, what)
 
     @property
     def pid(self) -> Pid:

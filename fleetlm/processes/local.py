@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.call import Call
 from fleetlm.core.process_table import ProcessTable
 from fleetlm.messaging.deadline import SERVING
+from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import Contained, error_of, exit_in, is_from_signal, original
 from fleetlm.processes.running import (
     ProcessFunction,
@@ -125,7 +126,8 @@ class LocalProcesses:
 
     def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
         """Start a process. Raises: AlreadyRegistered, InvalidName, TypeError; nothing was started."""
-        loop = asyncio.get_running_loop()  # First, since it raises in a thread without a loop.
+        loop = self._loop
+        check_loop(loop, "spawn")
         function = plain_class(function)
         check_concrete(function)
         pid = self.table.spawned(name)

@@ -66,6 +66,7 @@ class Signals:
         self._local = local
         self._sessions = context.sessions
         self._next_ref = 0
+        self._check_loop = context.check_loop
 
     # From processes of this node.
 
@@ -78,14 +79,17 @@ class Signals:
 
     def link(self, process: RunningProcess, other: Pid) -> None:
         """See `Process.link`."""
+        self._check_loop("link")
         self._perform(self.links.linked(process.pid.number, other))
 
     def unlink(self, process: RunningProcess, other: Pid) -> None:
         """See `Process.unlink`."""
+        self._check_loop("unlink")
         self._perform(self.links.unlinked(process.pid.number, other))
 
     def monitor(self, process: RunningProcess, target: Pid | str | tuple[str, str]) -> Ref:
         """See `Process.monitor`."""
+        self._check_loop("monitor")
         ref = self.new_ref()
         exact = self._resolve(target)
         owner = None
@@ -102,12 +106,14 @@ class Signals:
     def demonitor(self, process: RunningProcess, ref: Ref, *, flush: bool = True) -> None:
         """See `Process.demonitor`."""
         may_have_fired = not self.links.holds_monitor(ref)
+        self._check_loop("demonitor")
         self._perform(self.links.demonitored(process.pid.number, ref))
         if flush and may_have_fired:  # Else no `Down` waits, and the mailbox need not be searched.
             process.mailbox.discard(lambda message: isinstance(message, Down) and message.ref == ref)
 
     def exit(self, sender: Pid, other: Pid, reason: Any) -> None:
         """See `Process.exit`."""
+        self._check_loop("exit")
         self._perform(self.links.asked_to_exit(sender, other, reason))
 
     # From the runtime.
