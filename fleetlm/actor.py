@@ -59,8 +59,12 @@ class Actor:
     `handle_info` and in `init` there is no caller to be told, so it ends the actor. `ProcessExit` raised
     anywhere ends the actor with its reason.
 
+    Whatever a handler raises counts as such an exception, SystemExit too; an exception group that holds
+    nothing but `ProcessExit` is that exit. The actor's node logs the first failure of each kind.
+
     When the caller gives up (time-out, cancellation, loss of its node), the handler is cancelled, and the
-    actor goes on. Calls that a handler makes get no more time than its own caller still waits.
+    actor goes on; `handler` can be told otherwise. Each request runs in a copy of the context variables that
+    `init` has set. Calls that a handler makes get no more time than its own caller still waits.
     """
 
     thread: ClassVar[bool]
