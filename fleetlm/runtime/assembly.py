@@ -122,25 +122,21 @@ class Assembly:
         self.blocking: Blocking = Blocking(me.name, settings)
         self.draining: Draining = Draining(me, self.local, self.blocking)
         # Messages.
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self.turns: Turns = Turns.of(loop) if prepared.on_this_network else CountedTurns(loop)
         self.outbound: Outbound = Outbound(
             me.name, me.incarnation, settings, codec, self.local.boxes, sessions, self.kernel.topology,
             Waits(self.local.of_task, loop, self.turns, self._follow_waits),
         )  # fmt: skip
         self.circles: Circles = Circles(self.local, self.outbound, settings.stalled_after_s)
-        self.streams: Streams = Streams(self.outbound, settings, codec, asyncio.get_running_loop())
+        self.streams: Streams = Streams(self.outbound, settings, codec, loop)
         self.sender: ActorSender = ActorSender(self.outbound, self.streams, settings.call_timeout_s)
         self.factories: Factories = Factories(settings.max_factories)
         self.remote_spawn: RemoteSpawn = RemoteSpawn(
             me, self.factories, codec, self.local, self.signals, self.outbound, spawn
         )
         self.services: ProcessServices = ProcessServices(
-            self.signals,
-            self.remote_spawn,
-            settings.mailbox_limit,
-            self.blocking,
-            self.turns,
+            self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking, self.turns
         )
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
@@ -155,7 +151,7 @@ class Assembly:
             self.circles,
         )  # fmt: skip
         self.inbound: Inbound = Inbound(
-            self.local.boxes, codec, requests, asyncio.get_running_loop().time, settings.max_peers,
+            self.local.boxes, codec, requests, loop.time, settings.max_peers,
             settings.max_open_calls,
         )  # fmt: skip
         self.poller: Poller | None = None

@@ -101,7 +101,7 @@ class Place:
         return process
 
     def eventually(self, right: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + allowed_s(START_S)
         while not right():
             ended = [process for process in self.started if process.poll() not in (None, 0)]
             assert time.monotonic() < deadline, [process.communicate() for process in ended]
