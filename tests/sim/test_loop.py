@@ -273,11 +273,11 @@ def test_a_handler_of_the_programs_own_is_respected() -> None:
     async def main() -> None:
         loop = SimLoop.current()
         loop.set_exception_handler(lambda _loop, context: seen.append(repr(context["exception"])))
-        loop.call_soon(lambda: [][1])
+        loop.call_soon([].pop)
         await asyncio.sleep(1)
 
     run(main())
-    assert seen == ["IndexError('list index out of range')"]
+    assert seen == ["IndexError('pop from empty list')"]
 
 
 def test_a_task_left_over_is_cancelled_and_fails_the_run() -> None:
