@@ -6,11 +6,12 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from fleetlm import Call, NoConnection, NodeDown, NodeLost, NodeUp, StartFailed
+from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.process import Process
 from fleetlm.testing import (
     Leaked,
@@ -378,7 +379,8 @@ def test_what_a_test_raises_comes_before_a_leak() -> None:
 
 class _Ghost:
     _open_calls = 0
-    mailbox = ()
+    _calls = None
+    mailbox = Mailbox(1, cast("Any", None))
     _children = None
 
     def info(self) -> Any:
