@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
 
+_REFUSED = (NoConnection, NoProcess, WouldBlock, NotSerializable)
+"""Errors that may come without any wait: nothing was sent."""
 _Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
 """One call of a multicall that was sent: session, ref, future of the outcome, target, the target's key."""
 
@@ -118,37 +120,41 @@ class Outbound:
 
     async def send(self, to: Target, message: Any, timeout_s: float | None = None) -> None:
         """See `Node.send`."""
-        if isinstance(to, tuple) and (session := self._sessions.get(to[1])) is not None:
-            key: Key = to[0]  # A copy of `route` for the usual case, because every message passes here.
-            if _get_running_loop() is not self._loop:
-                refuse_loop(self._loop, "send")
-        else:
-            session, key = self.route(to)
-            if session is None:
-                await self._send_local(to, key, message, timeout_s)
-                return
-        # A copy of `Session.obstacle` and `Session.admit` for a small message; a test holds it to them.
-        held = session.held
         try:
-            held_now = held[key]
-        except KeyError:
-            held_now = check_new_key(key)
-        if held_now >= session.held_limit or (session.is_slow and session.is_full):
-            await self._wait_to_send(session, to, timeout_s, key)
-            held_now = held.get(key, 0)
-        packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
-        if len(packed) < session.plain_bytes:
-            must_yield = session.append(packed)
-            held[key] = held_now + 1
-        else:
-            if session.admit(key, packed) is not None:
-                await self._admit_later(session, to, key, packed, timeout_s)
-            must_yield = session.must_yield()
-        turns = self._turns
-        if must_yield:
-            await asyncio.sleep(0)
-        elif next(turns.due) and turns.is_over():
-            await turns.next()
+            if isinstance(to, tuple) and (session := self._sessions.get(to[1])) is not None:
+                key: Key = to[0]  # A copy of `route` for the usual case, because every message passes here.
+                if _get_running_loop() is not self._loop:
+                    refuse_loop(self._loop, "send")
+            else:
+                session, key = self.route(to)
+                if session is None:
+                    await self._send_local(to, key, message, timeout_s)
+                    return
+            # A copy of `Session.obstacle` and `Session.admit` for a small message; a test holds it to them.
+            held = session.held
+            try:
+                held_now = held[key]
+            except KeyError:
+                held_now = check_new_key(key)
+            if held_now >= session.held_limit or (session.is_slow and session.is_full):
+                await self._wait_to_send(session, to, timeout_s, key)
+                held_now = held.get(key, 0)
+            packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
+            if len(packed) < session.plain_bytes:
+                must_yield = session.append(packed)
+                held[key] = held_now + 1
+            else:
+                if session.admit(key, packed) is not None:
+                    await self._admit_later(session, to, key, packed, timeout_s)
+                must_yield = session.must_yield()
+            turns = self._turns
+            if must_yield:
+                await asyncio.sleep(0)
+            elif next(turns.due) and turns.is_over():
+                await turns.next()
+        except _REFUSED:
+            await self._turns.pause()  # A program that tries again in a loop must give way, too.
+            raise
 
     def send_nowait(self, to: Target, message: Any) -> None:
         """See `Node.send_nowait`."""
@@ -177,21 +183,25 @@ class Outbound:
 
     async def cast(self, to: Target, request: Invoke, timeout_s: float | None = None) -> None:
         """Do as `send` for a request to an actor."""
-        session, key = self.route(to)
-        if session is None:
-            await self._send_local(to, key, request, timeout_s)
-            return
-        parts = request.parts()
         try:
-            packed = self._codec.pack(operations.cast(key, parts, 1), parts)
-        except NotSerializable as error:
-            raise request.explain(error) from None
-        if session.admit(key, packed) is not None:
-            await self._admit_later(session, to, key, packed, timeout_s)
-        if session.must_yield():
-            await asyncio.sleep(0)
-        else:
-            await self._turns.pause()
+            session, key = self.route(to)
+            if session is None:
+                await self._send_local(to, key, request, timeout_s)
+                return
+            parts = request.parts()
+            try:
+                packed = self._codec.pack(operations.cast(key, parts, 1), parts)
+            except NotSerializable as error:
+                raise request.explain(error) from None
+            if session.admit(key, packed) is not None:
+                await self._admit_later(session, to, key, packed, timeout_s)
+            if session.must_yield():
+                await asyncio.sleep(0)
+            else:
+                await self._turns.pause()
+        except _REFUSED:
+            await self._turns.pause()  # A program that tries again in a loop must give way, too.
+            raise
 
     async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None) -> int:
         """See `Node.broadcast`."""
@@ -261,32 +271,40 @@ class Outbound:
 
     async def call(self, to: Target, message: Any, timeout_s: float) -> Any:
         """See `Node.call`."""
-        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
-        deadline = self._loop.time() + timeout_s
-        session, key = self.route(to)
-        if session is None:
-            return await self._call_local(to, key, message, timeout_s, deadline)
-        if session.obstacle(key) is not None:
-            await self.wait_for_room(session, to, timeout_s, deadline, key)
-        ref = self.take_ref()
-        timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
-        if type(message) is Invoke:
-            parts = message.parts()
-            try:
-                packed = self._codec.pack(operations.handle(key, parts, ref, timeout_ms), parts)
-            except NotSerializable as error:
-                raise message.explain(error) from None
-        else:
-            packed = self._codec.pack(operations.call(key, message, ref, timeout_ms), message)
-        return await self._request(session, to, ref, packed, timeout_s, deadline, None, key)
+        try:
+            timeout_s = min(timeout_s, MAX_TIMEOUT_S)
+            deadline = self._loop.time() + timeout_s
+            session, key = self.route(to)
+            if session is None:
+                return await self._call_local(to, key, message, timeout_s, deadline)
+            if session.obstacle(key) is not None:
+                await self.wait_for_room(session, to, timeout_s, deadline, key)
+            ref = self.take_ref()
+            timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
+            if type(message) is Invoke:
+                parts = message.parts()
+                try:
+                    packed = self._codec.pack(operations.handle(key, parts, ref, timeout_ms), parts)
+                except NotSerializable as error:
+                    raise message.explain(error) from None
+            else:
+                packed = self._codec.pack(operations.call(key, message, ref, timeout_ms), message)
+            return await self._request(session, to, ref, packed, timeout_s, deadline, None, key)
+        except _REFUSED:
+            await self._turns.pause()  # A program that tries again in a loop must give way, too.
+            raise
 
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
         """Ask a connected node itself; such a request is small and waits for no window. Raises: as `call`."""
-        self._check_running()
-        session = self._find_session(canonical_node(node))
-        ref = self.take_ref()
-        packed = self._codec.pack(operations.request(verb, argument, ref), argument)
-        return await self._request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
+        try:
+            self._check_running()
+            session = self._find_session(canonical_node(node))
+            ref = self.take_ref()
+            packed = self._codec.pack(operations.request(verb, argument, ref), argument)
+            return await self._request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
+        except _REFUSED:
+            await self._turns.pause()  # A program that tries again in a loop must give way, too.
+            raise
 
     async def multicall(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
         """See `Node.multicall`."""

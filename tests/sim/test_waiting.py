@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from fleetlm import Actor, ActorRef, CallTimeout, Node, Process, RemoteError, WouldBlock, handler
+from fleetlm import (
+    Actor,
+    ActorRef,
+    CallTimeout,
+    NoConnection,
+    Node,
+    NoProcess,
+    Process,
+    RemoteError,
+    WouldBlock,
+    handler,
+)
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import Fleet, simulated
 
@@ -260,6 +271,38 @@ async def test_one_that_feeds_itself_for_ever_stops_neither_time_nor_its_node(fl
     await asyncio.sleep(5)
     assert now() - began < 7
     assert a.list() == [b.name]
+    assert a.list("busy") == []
+
+
+@pytest.mark.parametrize("what", ["send", "cast", "call", "ping", "send here", "call here"])
+@simulated
+async def test_one_that_tries_again_at_once_for_ever_stops_neither_time_nor_its_node(
+    fleet: Fleet, what: str
+) -> None:
+    a, b = await fleet.mesh(2)
+    nowhere, absent = ("nobody", "fleetlm@10.9.9.9"), "nobody"
+    tries = {
+        "send": lambda: a.send(nowhere, 1),
+        "cast": lambda: a.ref(Member, "nobody", at=nowhere[1]).cast(Member.leaf),
+        "call": lambda: a.call(nowhere, 1),
+        "ping": lambda: a.ping(nowhere[1]),
+        "send here": lambda: a.send(absent, 1),
+        "call here": lambda: a.call(absent, 1),
+    }
+
+    async def trying(_process: Process) -> None:
+        while True:
+            try:
+                await tries[what]()
+            except (NoConnection, NoProcess):
+                continue
+
+    a.spawn(trying)
+    b.spawn(Member, name="other")
+    began = now()
+    assert await a.ref(Member, "other", at=b.name).call(Member.leaf) == 1
+    await asyncio.sleep(0.2)
+    assert now() - began < 1
     assert a.list("busy") == []
 
 

@@ -359,7 +359,7 @@ def test_numbers_on_the_wire_are_fixed() -> None:
         (memoryview(b"xy"), "d51278 79"),
         (array("h", [1]), "d713000492a168020100"),
     ],
-    ids=repr,
+    ids=lambda value: "a memoryview" if isinstance(value, memoryview) else repr(value),
 )
 def test_the_wire_format_stays(codec: Codec, value: Any, hexadecimal: str) -> None:
     assert codec.pack_value(value).hex() == hexadecimal.replace(" ", "")
