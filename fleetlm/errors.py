@@ -499,7 +499,7 @@ class StreamIdle(CallTimeout):
 
     def __init__(self, target: object, timeout_s: float, is_unread: bool = False) -> None:
         super().__init__(target, timeout_s)
-        self.args = (target, timeout_s, is_unread)
+        self.args: tuple[object, ...] = (target, timeout_s, is_unread)
         self.is_unread = is_unread
 
     def __str__(self) -> str:
@@ -537,7 +537,8 @@ class RemoteError(FleetError):
         self.type_name = type_name
         self.text = text
         self.traceback_text = traceback_text
-        self.cause = self.__cause__ = cause
+        self.cause: FleetError | None = cause
+        self.__cause__: BaseException | None = cause
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.text}" if self.text else self.type_name

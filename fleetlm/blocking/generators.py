@@ -56,7 +56,7 @@ class Generation:
     def __init__(self, make: Callable[[], Iterable[Any]], weigh: Weigh, arrived: Callable[[], None]) -> None:
         self.items: deque[tuple[Any, int]] = deque()
         """What was yielded and not taken yet, each with its units."""
-        self.put_units = 0
+        self.put_units: int = 0
         self.is_closed = False
         """Set on the loop: no further item is wanted."""
         self._make: Callable[[], Iterable[Any]] | None = make

@@ -85,7 +85,7 @@ class Job:
     """
 
     def __init__(self, function: object, call: Callable[[], Any], *, needs_new_thread: bool = False) -> None:
-        self.name = name_of(function)
+        self.name: str = name_of(function)
         self.call = call
         self.needs_new_thread = needs_new_thread
         self.caller: asyncio.Future[FunctionResult] = asyncio.get_running_loop().create_future()
@@ -116,7 +116,7 @@ class Pool:
     def __init__(self, node: str, size: int, make_thread: MakeThread, kind: PoolKind) -> None:
         self.running: dict[asyncio.Future[FunctionResult], Job] = {}
         """Jobs that hold a slot, by the future of their execution."""
-        self.size = max(1, size)
+        self.size: int = max(1, size)
         self.kind = kind
         self._node = node
         self._slots = asyncio.Semaphore(self.size)
@@ -231,7 +231,7 @@ class FunctionThread(threading.Thread):
         super().__init__(name=name, daemon=True)
         self.inbox: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         """At most one job, and None after it to end the thread."""
-        self.is_busy = False
+        self.is_busy: bool = False
         self._idle = idle
 
     def run(self) -> None:

@@ -127,8 +127,8 @@ class Exchange:
     ) -> None:
         self.server = server
         self.truncated: Records | None = None
-        self.asked_at = asyncio.get_running_loop().time()
-        self.has_edns = server.wants_edns(self.asked_at, attempt)
+        self.asked_at: float = asyncio.get_running_loop().time()
+        self.has_edns: bool = server.wants_edns(self.asked_at, attempt)
         self._name = name
         self._family = family
         self._use_tcp = use_tcp

@@ -70,11 +70,11 @@ class Wait:
     def __init__(
         self, process: Waiter | None, what: WaitsFor, to: Target, where: Session | Mailbox, since: float
     ) -> None:
-        self.process = process
-        self.what = what
-        self.to = to
-        self.where = where
-        self.since = since
+        self.process: Waiter | None = process
+        self.what: WaitsFor = what
+        self.to: Target = to
+        self.where: Session | Mailbox = where
+        self.since: float = since
         self.key: Key | NodeKey = NODE
         """The target's key, where a session leads to it."""
         self.ref: int = 0

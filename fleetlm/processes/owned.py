@@ -121,8 +121,8 @@ class Owned:
     __slots__ = ("_max_timers", "loop", "process", "tasks", "timers")
 
     def __init__(self, process: RunningProcess, loop: asyncio.AbstractEventLoop, max_timers: int) -> None:
-        self.process = process
-        self.loop = loop
+        self.process: RunningProcess = process
+        self.loop: asyncio.AbstractEventLoop = loop
         self.timers: dict[Timer, None] = {}
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self._max_timers = max_timers
