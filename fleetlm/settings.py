@@ -42,6 +42,8 @@ SHORT_POLL_S = 0.1
 """A shorter poll interval is allowed, and a warning says how many questions it makes."""
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
+_INTERFACE = re.compile(r"[^\s/:%]{1,15}")
+"""What the Linux kernel takes for the name of an interface."""
 # Kubernetes injects variables for each Service into its pods; `_SERVICE_LINK` matches those of a Service
 # whose name begins with "fleetlm".
 _SERVICE_LINK = re.compile(
@@ -91,7 +93,8 @@ class Settings:
     poll_interval_s: float = 5.0
     """Seconds between two DNS lookups: a new node is found within this time, for little load on DNS."""
     node_ip: str | None = None
-    """The address in this node's name, under which peers reach it. None: it is detected."""
+    """The address in this node's name, under which peers reach it; or the interface or the network of this
+    machine to take it from, such as ``eth1`` or ``10.8.0.0/16``. None: it is detected."""
     node_port: int = DEFAULT_PORT
     """The TCP port on which the node listens, the same on every node of the cluster."""
     cookie: str | None = field(default=None, repr=False)
@@ -443,6 +446,21 @@ def _parse_own_ip(text: str) -> str:
     return ip
 
 
+def _parse_node_ip(text: str) -> str:
+    """Parse an address, or the interface or network of this machine that has it."""
+    if canonical_ip(text) is not None:
+        return _parse_own_ip(text)
+    allowed = "one IPv4 or IPv6 address, without a port; or a network such as 10.8.0.0/16, or an interface"
+    if "/" in text:
+        try:
+            return str(ipaddress.ip_network(text))
+        except ValueError as error:
+            raise _Refused(allowed, f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+    if not _INTERFACE.fullmatch(text) or not text.strip("0123456789."):
+        raise _Refused(allowed)
+    return text
+
+
 def _parse_platform_ip(text: str) -> str | None:
     """Parse an address that the platform sets; an empty value means that it is not set."""
     return _parse_own_ip(text) if text else None
@@ -560,7 +578,7 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("DNS_CLUSTER_QUERY", "dns_query", _parse_query),
     ("DNS_CLUSTER_NODE_BASENAME", "node_basename", _parse_basename),
     ("DNS_POLL_INTERVAL_MS", "poll_interval_s", _parse_seconds(1)),
-    ("FLEETLM_NODE_IP", "node_ip", _parse_own_ip),
+    ("FLEETLM_NODE_IP", "node_ip", _parse_node_ip),
     ("FLEETLM_NODE_PORT", "node_port", _parse_integer(1, 65_535, "a port")),
     ("FLEETLM_CLUSTER", "cluster", _parse_cluster),
     ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", _parse_seconds(200)),

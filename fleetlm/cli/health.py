@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetlm.errors import SettingsError
-from fleetlm.names import NodeName
+from fleetlm.names import NodeName, canonical_ip
 from fleetlm.settings import Settings
 from fleetlm.transport.probe import probe
 from fleetlm.wire.frames import IAm
@@ -92,7 +92,7 @@ def find_listeners(settings: Settings) -> list[str]:
         found += [ip for ip in parse_listeners(text, settings.node_port) if ip not in found]
     if found or Path(TABLES[0]).exists():
         return found
-    return [settings.node_ip or "127.0.0.1"]
+    return [canonical_ip(settings.node_ip or "") or "127.0.0.1"]
 
 
 def parse_listeners(table: str, port: int) -> list[str]:

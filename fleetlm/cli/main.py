@@ -29,7 +29,8 @@ environment variables (defaults in parentheses):
                               commas between them; unset: no clustering
   DNS_CLUSTER_NODE_BASENAME   the part of a node's name before the @ (fleetlm)
   DNS_POLL_INTERVAL_MS        milliseconds between two DNS lookups (5000)
-  FLEETLM_NODE_IP             this node's IP address; set it where automatic detection is wrong
+  FLEETLM_NODE_IP             this node's IP address, or the interface or network to take it from (eth1,
+                              10.8.0.0/16); set it where automatic detection is wrong
   FLEETLM_NODE_PORT           TCP port, the same on every node of the cluster (4370)
   FLEETLM_COOKIE, FLEETLM_COOKIE_FILE
                               shared secret of the cluster: encrypts traffic and keeps other nodes out

@@ -14,7 +14,7 @@ import fcntl
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,6 +72,33 @@ def local_addresses() -> tuple[InterfaceAddress, ...] | None:
         return tuple(_describe(found))
     except (OSError, struct.error):
         return None
+
+
+def find_addresses(wanted: str, known: Iterable[InterfaceAddress]) -> list[InterfaceAddress]:
+    """Return the addresses of an interface or in a network, IPv4 before IPv6, without link-local ones.
+
+    Loopback addresses come last in a network that also holds others, such as ``0.0.0.0/0``.
+
+    Args:
+        wanted: the name of an interface, or a network such as ``10.8.0.0/16``.
+        known: the addresses of this machine; those of one family keep their order.
+    """
+    network = ipaddress.ip_network(wanted) if "/" in wanted else None
+    found: list[tuple[bool, bool, InterfaceAddress]] = []
+    for each in known:
+        address = ipaddress.ip_address(each.ip)
+        is_wanted = each.interface == wanted if network is None else address in network
+        if is_wanted and not address.is_link_local:
+            found.append((network is not None and address.is_loopback, address.version == 6, each))
+    return [each for _, _, each in sorted(found, key=lambda entry: entry[:2])]
+
+
+def list_interfaces(known: Iterable[InterfaceAddress]) -> str:
+    """Return the interfaces with their addresses as people read them: ``lo (127.0.0.1, ::1), eth0 (…)``."""
+    by_name: dict[str, list[str]] = {}
+    for each in known:
+        by_name.setdefault(each.interface, []).append(each.ip)
+    return ", ".join(f"{name} ({', '.join(ips)})" for name, ips in by_name.items())
 
 
 def parse(data: bytes) -> tuple[list[tuple[str, int]], bool]:

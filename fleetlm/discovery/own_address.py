@@ -3,8 +3,9 @@
 The address is decided once, within two seconds of the start, and then fixed, since the node's name and
 every pid contain it. Rules are tried in this order, and the first that finds an address decides:
 
-1. EXPLICIT: ``FLEETLM_NODE_IP``. This value is used even if this machine does not have the address
-   (NAT).
+1. EXPLICIT: ``FLEETLM_NODE_IP``. An address is used even if this machine does not have it (NAT). Of an
+   interface or a network it is the first address, IPv4 before IPv6, never a link-local one; without one
+   the node does not start, since any other address would be wrong.
 2. LOOPBACK, at once, if clustering is off.
 3. PLATFORM: ``FLY_PRIVATE_IP``, then ``POD_IP``.
 4. DNS: the address in the cluster's DNS answer that an interface of this machine has. This rule needs
@@ -39,8 +40,14 @@ from dataclasses import dataclass, replace
 
 from fleetlm.core.dns_answers import Answer
 from fleetlm.discovery.interface import Discovery
-from fleetlm.discovery.interfaces import InterfaceAddress, local_addresses
+from fleetlm.discovery.interfaces import (
+    InterfaceAddress,
+    find_addresses,
+    list_interfaces,
+    local_addresses,
+)
 from fleetlm.discovery.system_lookup import SystemLookup
+from fleetlm.errors import SettingsError
 from fleetlm.names import canonical_ip
 from fleetlm.settings import Settings
 
@@ -176,7 +183,7 @@ def choose(
     """Decide this node's address from what is known. Pure if its callables are.
 
     Args:
-        explicit: the value of FLEETLM_NODE_IP, if set.
+        explicit: the value of FLEETLM_NODE_IP, if set: an address, an interface or a network.
         env: the platform's variables, best first: ``[("POD_IP", "10.0.0.7")]``.
         answer_addresses: the addresses that discovery found, in the order of `Answer.addresses`.
         has_address: tells whether this machine has an address.
@@ -184,8 +191,13 @@ def choose(
         host_addresses: what the host's own name resolves to.
         clustering: whether this node looks for peers at all.
         interfaces: the addresses of this machine's interfaces; empty where they are not known.
+
+    Raises:
+        SettingsError: this machine has no address on the interface or in the network that ``explicit`` names.
     """
     if explicit is not None:
+        if canonical_ip(explicit) is None:
+            return _choose_from_interfaces(explicit, interfaces)
         warning = _warn_unless_here("FLEETLM_NODE_IP", explicit, has_address)
         return OwnAddress(explicit, "set by FLEETLM_NODE_IP", Rule.EXPLICIT, (), warning)
     if not clustering:
@@ -206,6 +218,19 @@ def choose(
             chosen, warning=_warn_of_shared(next(each for each in here if each in shared), shared)
         )
     return replace(chosen, aliases=tuple(each for each in own if each != chosen.ip))
+
+
+def _choose_from_interfaces(wanted: str, interfaces: Sequence[InterfaceAddress]) -> OwnAddress:
+    """The first address of an interface or in a network. Raises: SettingsError."""
+    found = find_addresses(wanted, interfaces)
+    if not found:
+        here = f"This machine has {list_interfaces(interfaces)}."
+        if not interfaces:
+            here = "This system does not list its interfaces: give an address."
+        allowed = "an address, or an interface or network of this machine with an address on it"
+        raise SettingsError("FLEETLM_NODE_IP", wanted, allowed, f"{here} Link-local addresses do not count.")
+    first = found[0]
+    return OwnAddress(first.ip, f"FLEETLM_NODE_IP={wanted}: {first.interface} has {first.ip}", Rule.EXPLICIT)
 
 
 def _choose_by_platform(
@@ -402,6 +427,9 @@ async def own_address(
     Returns:
         The decision, and the answer on which it rests: the last one with addresses, or else the last
         one; None if nothing was asked.
+
+    Raises:
+        SettingsError: the interface or network that node_ip names has no address, even after the wait.
     """
     env = [
         (name, ip)
@@ -421,6 +449,8 @@ async def own_address(
             interfaces=local_addresses() or (),
         )
 
+    if settings.node_ip is not None and canonical_ip(settings.node_ip) is None:
+        await _wait_for_interface(settings.node_ip, budget_s)
     if discovery is None or settings.node_ip is not None or env:
         return decide(None, ()), None
     host = asyncio.create_task(host_addresses(timeout_s=budget_s))
@@ -433,6 +463,14 @@ async def own_address(
     finally:
         host.cancel()
         await asyncio.wait({host})
+
+
+async def _wait_for_interface(wanted: str, budget_s: float) -> None:
+    """Wait until an interface or network has an address: a new one is configured a moment after the boot."""
+    for _ in range(round(budget_s / FIRST_POLL_PAUSE_S)):
+        if find_addresses(wanted, local_addresses() or ()):
+            return
+        await asyncio.sleep(FIRST_POLL_PAUSE_S)
 
 
 def _is_settled(own: OwnAddress, answer: Answer) -> bool:

@@ -21,6 +21,8 @@ from fleetlm.blocking.patched import patched_by, why_no_threads
 from fleetlm.discovery.dns import DnsDiscovery
 from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
+from fleetlm.errors import SettingsError
+from fleetlm.names import canonical_ip
 from fleetlm.runtime.termination import EXIT_CODE, Termination
 from fleetlm.settings import Settings
 
@@ -124,6 +126,9 @@ async def prepare(
     on_this_network = transport is None
     if settings.node_ip is not None and not on_this_network:
         # A simulated address must not be looked for on this machine.
+        if canonical_ip(settings.node_ip) is None:
+            allowed = "an address, since a simulated network has no interfaces"
+            raise SettingsError("Settings.node_ip", repr(settings.node_ip), allowed)
         address, first = OwnAddress(settings.node_ip, "it was given", Rule.EXPLICIT), None
     else:
         address, first = await own_address(settings, discovery, budget_s=settings.own_address_budget_s)

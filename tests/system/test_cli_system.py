@@ -199,6 +199,23 @@ def test_a_setting_that_cannot_be_used_is_78(place: Place) -> None:
     assert done.stderr.startswith("fleetlm start: DNS_POLL_INTERVAL_MS is '5s'; allowed: ")
 
 
+def test_an_interface_that_is_not_there_is_78_and_the_interfaces_are_listed(place: Place) -> None:
+    for command in ("start", "doctor"):
+        done = place.run(command, FLEETLM_NODE_IP="nowhere9")
+        said = done.stdout + done.stderr
+        assert done.returncode == 78, said
+        assert "nowhere9" in said
+        assert "127.0.0.1" in said
+
+
+def test_a_node_takes_its_address_from_an_interface(place: Place) -> None:
+    node = place.popen("start", "worker:stubborn", FLEETLM_NODE_IP="lo")
+    assert node.stdout is not None
+    assert node.stdout.readline() == "ready\n"
+    node.kill()
+    assert "this node's address: FLEETLM_NODE_IP=lo: lo has 127.0.0.1" in ended(node)[2]
+
+
 def test_a_port_that_is_taken_is_1(place: Place) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.2", place.port))

@@ -85,6 +85,10 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("FLEETLM_NODE_IP", "10.0.0.7", "node_ip", "10.0.0.7"),
     ("FLEETLM_NODE_IP", "FDAA:0::A2", "node_ip", "fdaa::a2"),
     ("FLEETLM_NODE_IP", "[::1]", "node_ip", "::1"),
+    ("FLEETLM_NODE_IP", "eth1", "node_ip", "eth1"),
+    ("FLEETLM_NODE_IP", " wg-fleet.100 ", "node_ip", "wg-fleet.100"),
+    ("FLEETLM_NODE_IP", "10.8.0.0/16", "node_ip", "10.8.0.0/16"),
+    ("FLEETLM_NODE_IP", "FD00::/8", "node_ip", "fd00::/8"),
     ("FLEETLM_NODE_PORT", "1", "node_port", 1),
     ("FLEETLM_NODE_PORT", "65535", "node_port", 65_535),
     ("FLEETLM_COOKIE", COOKIE, "cookie", COOKIE),
@@ -160,8 +164,9 @@ BAD: list[tuple[str, str, str]] = [
     *(("DNS_POLL_INTERVAL_MS", text, POLL) for text in ("0", "-1", "5s", "1.5", "", "  ", "5_000")),
     *(("DNS_POLL_INTERVAL_MS", text, POLL) for text in ("٥", "5 000", "1e3", "0x10", "five", "--1")),
     *(("DNS_POLL_INTERVAL_MS", text, POLL) for text in ("86400001", "9" * 5000, "inf", "nan", "+")),
-    *(("FLEETLM_NODE_IP", text, ADDRESS) for text in ("", "worker-1", "10.0.0.7:4370", "10.0.0.1/8")),
-    *(("FLEETLM_NODE_IP", text, ADDRESS) for text in ("fe80::1%eth0", "[::1]:4370", "10.0.0")),
+    *(("FLEETLM_NODE_IP", text, ADDRESS) for text in ("", "10.0.0.7:4370", "10.0.0.1/8", "eth0:1", "a b")),
+    *(("FLEETLM_NODE_IP", text, ADDRESS) for text in ("fe80::1%eth0", "[::1]:4370", "10.0.0", "fd00:::1")),
+    *(("FLEETLM_NODE_IP", text, ADDRESS) for text in ("worker-1.example.org", "/", "10.0.0.0/33", "1/eth0")),
     *(
         ("FLEETLM_NODE_IP", text, "an address that peers can connect to")
         for text in ("0.0.0.0", "::", "224.0.0.1", "ff02::1")
@@ -506,7 +511,7 @@ def test_any_environment_gives_settings_or_an_error_that_reads(env: dict[str, st
 
 
 BY_HAND: list[tuple[dict[str, Any], str]] = [
-    ({"node_ip": "localhost"}, "Settings.node_ip is 'localhost'; allowed: one IPv4 or IPv6 address"),
+    ({"node_ip": "localhost:1"}, "Settings.node_ip is 'localhost:1'; allowed: one IPv4 or IPv6 address"),
     ({"node_ip": "0.0.0.0"}, "0.0.0.0 is a wildcard or multicast address"),
     ({"node_port": "4370"}, "is '4370'; allowed: a whole number from 1 to 65,535. This is of type str"),
     ({"node_port": 0}, "Settings.node_port is 0; allowed: a whole number from 1 to 65,535"),

@@ -53,6 +53,7 @@ MAX_CONCURRENT = 32
 """Peer addresses that are contacted at the same time."""
 MAX_PEERS = 200
 """Peer addresses that are contacted at all, so that the report stays readable."""
+_SETTINGS_CURE = "Correct this variable: no node starts with it"
 _REPORT_WIDTH = 100
 _TEXT_COLUMN = 19
 
@@ -78,11 +79,14 @@ def main(*, node: str | None = None, as_json: bool = False) -> int:
     except SettingsError as problem:
         error = str(problem)
         if running is None:
-            cure = "Correct this variable: no node starts with it"
-            show([Finding(checks.FAIL, "settings", error, cure)], as_json)
+            show([Finding(checks.FAIL, "settings", error, _SETTINGS_CURE)], as_json)
             return EX_CONFIG
         settings = Settings()
-    facts = asyncio.run(gather(settings, running, node_why, error))
+    try:
+        facts = asyncio.run(gather(settings, running, node_why, error))
+    except SettingsError as problem:  # FLEETLM_NODE_IP names an interface that has no address.
+        show([Finding(checks.FAIL, "settings", str(problem), _SETTINGS_CURE)], as_json)
+        return EX_CONFIG
     findings = checks.judge(facts)
     show(findings, as_json)
     return 1 if checks.failed(findings) else 0

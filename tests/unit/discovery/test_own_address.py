@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from fleetlm.discovery import own_address as module
 from fleetlm.discovery.interfaces import InterfaceAddress
 from fleetlm.discovery.own_address import (
     LOOKS_TO_BE_GONE,
@@ -16,6 +18,9 @@ from fleetlm.discovery.own_address import (
     Verdict,
     choose,
 )
+from fleetlm.errors import SettingsError
+from fleetlm.settings import Settings
+from tests.support.session_fakes import virtual
 
 
 def decided(
@@ -302,3 +307,69 @@ def test_before_dns_is_there_the_only_address_of_the_machine_is_right(
 def test_a_cluster_on_loopback_does_not_take_the_address_of_an_interface() -> None:
     own = decided(answer=("127.0.0.2", "127.0.0.3"), interfaces=(LO, ETH0))
     assert own.rule is Rule.LOOPBACK
+
+
+MACHINE = (
+    InterfaceAddress("127.0.0.1", "lo"),
+    InterfaceAddress("::1", "lo"),
+    InterfaceAddress("fe80::7", "eth1"),
+    InterfaceAddress("fd00::7", "eth1"),
+    InterfaceAddress("10.8.0.7", "eth1"),
+    InterfaceAddress("10.8.0.9", "eth1"),
+    InterfaceAddress("10.9.0.7", "eth0"),
+    InterfaceAddress("fe80::9", "eth2"),
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "interface", "ip"),
+    [
+        ("eth1", "eth1", "10.8.0.7"),
+        ("eth0", "eth0", "10.9.0.7"),
+        ("lo", "lo", "127.0.0.1"),
+        ("10.9.0.0/16", "eth0", "10.9.0.7"),
+        ("10.0.0.0/8", "eth1", "10.8.0.7"),
+        ("10.8.0.8/29", "eth1", "10.8.0.9"),
+        ("fd00::/8", "eth1", "fd00::7"),
+        ("0.0.0.0/0", "eth1", "10.8.0.7"),
+        ("127.0.0.0/8", "lo", "127.0.0.1"),
+    ],
+)
+def test_of_an_interface_or_network_the_first_address_is_taken_and_both_are_named(
+    wanted: str, interface: str, ip: str
+) -> None:
+    own = decided(explicit=wanted, interfaces=MACHINE)
+    assert own == OwnAddress(ip, f"FLEETLM_NODE_IP={wanted}: {interface} has {ip}", Rule.EXPLICIT)
+
+
+@pytest.mark.parametrize("wanted", ["eth2", "eth9", "10.7.0.0/16", "fe80::/10", "worker-1"])
+def test_an_interface_or_network_without_an_address_here_is_an_error_that_lists_what_there_is(
+    wanted: str,
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        decided(explicit=wanted, interfaces=MACHINE)
+    assert caught.value.value == wanted
+    assert "lo (127.0.0.1, ::1), eth1 (fe80::7, fd00::7, 10.8.0.7, 10.8.0.9), eth0 (10.9.0.7)" in str(
+        caught.value
+    )
+
+
+def test_where_the_system_lists_no_interfaces_the_error_asks_for_an_address() -> None:
+    with pytest.raises(SettingsError, match="give an address"):
+        decided(explicit="eth1", interfaces=())
+
+
+@virtual
+async def test_an_interface_that_gets_its_address_after_a_moment_is_waited_for() -> None:
+    looks = 0
+
+    def slowly() -> tuple[InterfaceAddress, ...]:
+        nonlocal looks
+        looks += 1
+        return MACHINE if looks > 5 else MACHINE[:2]
+
+    with mock.patch.object(module, "local_addresses", slowly):
+        own, answer = await module.own_address(Settings(node_ip="eth1"), None)
+        assert (own.ip, answer) == ("10.8.0.7", None)
+        with pytest.raises(SettingsError, match="eth9"):
+            await module.own_address(Settings(node_ip="eth9"), None)

@@ -68,6 +68,12 @@ async def test_the_answer_that_decided_the_own_address_is_kept() -> None:
     assert made.first_answer == answer
 
 
+@virtual
+async def test_a_simulated_network_has_no_interfaces() -> None:
+    with pytest.raises(SettingsError, match="simulated network"):
+        await parts(ON.replace(node_ip="eth1"))
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNS_CLUSTER_NODE_BASENAME", "worker")
     monkeypatch.setenv("FLEETLM_NODE_IP", "10.0.0.4")
