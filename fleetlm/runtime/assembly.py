@@ -99,13 +99,11 @@ class Assembly:
         spawn: Callable[..., Pid],
         essential_ended: Callable[[str, str], None],
     ) -> None:
-        settings, own, rng = prepared.settings, prepared.own_address, prepared.rng
+        settings, rng = prepared.settings, prepared.rng
         self._make_process = make_process
         self._loop = asyncio.get_running_loop()
         self.transport: Transport = prepared.transport
         self.started_at: float = self._loop.time()
-        self.own_address_warning = own.warning
-        self._own_address = AddressWatch(own, has_address) if prepared.on_this_network else None
         self._stop_by_itself = essential_ended
         self.may_restart: bool = False
         """Whether what runs this node starts another one when this one stops with `restart_because`."""
@@ -167,15 +165,17 @@ class Assembly:
         forks.guard(self)
 
     def _make_values(self, prepared: Prepared) -> None:
-        """Make the parts that need no others: kernel, context, codec and the events for the program."""
-        settings = prepared.settings
+        """Make the parts that need no others, such as kernel, context, codec and the events for the program."""
+        settings, own = prepared.settings, prepared.own_address
+        self.own_address_warning = own.warning
+        self._own_address = AddressWatch(own, has_address) if prepared.on_this_network else None
         incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
         identity = Identity(
             name=prepared.name,
             incarnation=incarnation,
             cluster=settings.cluster,
             port=settings.node_port,
-            aliases=prepared.own_address.aliases,
+            aliases=own.aliases,
             window_bytes=settings.window_bytes,
             mailbox_limit=settings.mailbox_limit,
             max_message_bytes=settings.max_message_bytes,
