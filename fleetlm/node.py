@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.targets import Target
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.remote_spawn import Factories
-    from fleetlm.processes.running import ProcessFunction, ProcessObject
+    from fleetlm.processes.running import AnyFunction, ProcessFunction, ProcessObject
     from fleetlm.runtime.events import Event
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
@@ -390,6 +390,10 @@ class Node:
         *args: *Ts,
         name: str | None = None,
         essential: bool | None = None,
+    ) -> Pid: ...
+    @overload
+    def spawn(
+        self, function: AnyFunction, *args: Any, name: str | None = None, essential: bool | None = None
     ) -> Pid: ...
     def spawn(  # type: ignore[misc]
         self, function: ProcessFunction, *args: Any, name: str | None = None, essential: bool | None = None

@@ -16,7 +16,7 @@ from fleetlm.actors.handlers import ActorObject
 from fleetlm.ids import Pid, Ref
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.owned import Owned, Timer
-from fleetlm.processes.running import ProcessObject, RunningProcess
+from fleetlm.processes.running import AnyFunction, ProcessObject, RunningProcess
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import ActorRef
@@ -219,6 +219,8 @@ class Process(RunningProcess):
     def spawn_link(
         self, function: Callable[[Process, *Ts], Awaitable[object]], *args: *Ts, name: str | None = None
     ) -> Pid: ...
+    @overload
+    def spawn_link(self, function: AnyFunction, *args: Any, name: str | None = None) -> Pid: ...
     def spawn_link(self, function: Any, *args: Any, name: str | None = None) -> Pid:  # type: ignore[misc]
         """Spawn a process on this node, linked with this one before its first line runs.
 
@@ -235,6 +237,10 @@ class Process(RunningProcess):
     @overload
     def spawn_monitor(
         self, function: Callable[[Process, *Ts], Awaitable[object]], *args: *Ts, name: str | None = None
+    ) -> tuple[Pid, Ref]: ...
+    @overload
+    def spawn_monitor(
+        self, function: AnyFunction, *args: Any, name: str | None = None
     ) -> tuple[Pid, Ref]: ...
     def spawn_monitor(  # type: ignore[misc]
         self, function: Any, *args: Any, name: str | None = None

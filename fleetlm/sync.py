@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fleetlm.process import Process
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.remote_spawn import Factories
-    from fleetlm.processes.running import ProcessFunction, ProcessObject
+    from fleetlm.processes.running import AnyFunction, ProcessFunction, ProcessObject
     from fleetlm.runtime.events import Event
     from fleetlm.runtime.info import NodeInfo
     from fleetlm.runtime.thread_requests import ThreadRequests
@@ -232,6 +232,10 @@ class SyncNode:
         *args: *Ts,
         name: str | None = None,
         essential: bool | None = None,
+    ) -> Pid: ...
+    @overload
+    def spawn(
+        self, function: AnyFunction, *args: Any, name: str | None = None, essential: bool | None = None
     ) -> Pid: ...
     def spawn(  # type: ignore[misc]
         self, function: Any, *args: Any, name: str | None = None, essential: bool | None = None

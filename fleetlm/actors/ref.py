@@ -114,7 +114,8 @@ class ActorRef(Generic[A_co]):
         """Run a handler and return its result: ``await ref.call(Sessions.append, "s1", "hello")``.
 
         Args:
-            method: a handler, as an attribute of the actor's class; a subclass may override it.
+            method: a handler, as an attribute of the actor's class, or of ``Cache[int]`` for a generic one; a
+                subclass may override it.
             *args: arguments of the handler, message values as in `Node.send`.
             **kwargs: named arguments of the handler, likewise.
 

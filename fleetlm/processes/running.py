@@ -53,6 +53,17 @@ class ProcessObject(Protocol):
         """Run as this `Process`."""
 
 
+class AnyFunction(Protocol):
+    """A function of which a type checker knows no parameters: ``Callable[..., Awaitable[object]]``.
+
+    A function with known parameters has none of this name, so it does not fit here, and its arguments are
+    checked.
+    """
+
+    def __call__(self, *, no_parameter_has_this_name: Any) -> Awaitable[object]:
+        """Run as a process."""
+
+
 class Attached(Protocol):
     """The timers and tasks that end with a process; `processes.owned` implements it."""
 

@@ -98,7 +98,8 @@ async def shapes(node: Node, pid: Pid) -> None:
     assert_type(await node.ref(Base, pid).call(Base.run, 1), str)
     cache: ActorRef[Cache[int]] = node.ref(Cache, "cache")
     assert_type(node.ref(Cache[int], "cache"), ActorRef[Cache[int]])
-    assert_type(await cache.call(Cache.get, "key"), int)
+    assert_type(await cache.call(Cache[int].get, "key"), int)
+    print(await cache.call(Cache.get, "key"))  # mypy infers int here too, pyright Unknown
 
 
 async def plain(process: Process) -> None: ...
@@ -119,6 +120,9 @@ def spawn(node: Node, process: Process, anything: Callable[..., Awaitable[None]]
     node.spawn(anything, 1, "b")
     node.spawn(lambda process: counting(process, 1))
     process.spawn_link(counting, 1)
+    process.spawn_link(anything, 1, "b")
+    assert_type(process.spawn_monitor(anything, 1, name="anything"), tuple[Pid, Ref])
+    node.sync.spawn(anything, 1, essential=False)
     assert_type(process.spawn_monitor(counting, 1), tuple[Pid, Ref])
 
 
