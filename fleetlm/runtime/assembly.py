@@ -165,7 +165,7 @@ class Assembly:
         forks.guard(self)
 
     def _make_values(self, prepared: Prepared) -> None:
-        """Make the parts that need no others, such as kernel, context, codec and the events for the program."""
+        """Make the parts that need no others, such as kernel, context, codec and events for the program."""
         settings, own = prepared.settings, prepared.own_address
         self.own_address_warning = own.warning
         self._own_address = AddressWatch(own, has_address) if prepared.on_this_network else None
