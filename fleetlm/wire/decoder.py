@@ -171,10 +171,15 @@ class Decoder:
                 self._unpackers.append(unpacker)
         unpacker.feed(data)
         self._depth = depth + 1
-        value = unpacker.unpack()
-        self._depth = depth
-        if unpacker.read_bytes(1):
-            raise BadData("bytes behind the value")
+        try:
+            value = unpacker.unpack()
+            if unpacker.read_bytes(1):
+                raise BadData("bytes behind the value")
+        except BaseException:  # The reader of a type may go on, and these unpackers still hold data.
+            del self._unpackers[depth:]
+            raise
+        finally:
+            self._depth = depth
         return value
 
     def _check_depth(self, value: Any, room: int) -> None:
