@@ -16,7 +16,7 @@ Who owns what::
 Everything but libzmq's threads runs on the loop's thread. What those threads do reaches the loop through
 descriptors: the ROUTER's (frames), its monitor's, the ZAP handler's and one for each channel. They are
 edge-triggered: each wake-up reads until nothing is left, or schedules its own continuation, and a re-check
-every `RECHECK_S` backs them up.
+every `RECHECK_S` backs them up. It also looks whether descriptors are left (`transport.descriptors`).
 
 What ZeroMQ hides, and where it is found out: that a connection has ended (dealer: the loss of POLLOUT;
 router: the monitor, joined with the frames by descriptor), why a dial failed (dealer), that all frames of
@@ -48,6 +48,7 @@ from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import CurveKeys, keys_of
 from fleetlm.transport.dealer import DealerChannel
+from fleetlm.transport.descriptors import FDS_FOR_DIAL, FDS_TO_START, Accepting, Descriptors
 from fleetlm.transport.interface import Listener, Part
 from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
@@ -92,6 +93,8 @@ class ZmqTransport:
         self._io_threads = context_io_threads
         self._channels: dict[int, DealerChannel] = {}
         self._router: Router | None = None
+        self._descriptors = Descriptors()
+        self._accepting: Accepting | None = None
         self._context: Context | None = None
         self._keys: tuple[CurveKeys, ...] = ()
         self._untried: dict[int, tuple[str, int, tuple[CurveKeys, ...]]] = {}
@@ -121,6 +124,9 @@ class ZmqTransport:
         self._listener = listener
         room = raise_descriptor_limit()
         log.info("the limit of open files allows for about %d peers", room)
+        if self._descriptors.count() < FDS_TO_START:  # Without this libzmq would end the whole process.
+            why = explain_bind_error(OSError(errno.EMFILE, ""), port)
+            raise StartFailed(endpoint(ip, port), why)
         self._keys = keys_of(self._settings)
         context: Context = zmq.Context(self._io_threads)
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
@@ -135,6 +141,7 @@ class ZmqTransport:
             raise StartFailed(endpoint(ip, port), explain_bind_error(error, port)) from error
         if not is_own:
             log.info("%s is not an address of this machine; listening on all addresses", ip)
+        self._accepting = Accepting([ip] if is_own else [], port)
         self._context = context
         self._own_ip = ip if is_own else None
         self._port = port
@@ -155,6 +162,7 @@ class ZmqTransport:
         if len(keys) > 1:
             self._untried[channel] = (ip, port, keys[1:])
         try:
+            self._descriptors.take(FDS_FOR_DIAL)
             self._channels[channel] = DealerChannel(
                 context,
                 self._loop,
@@ -236,6 +244,8 @@ class ZmqTransport:
     def _recheck(self) -> None:
         now = self._loop.time()
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
+        if self._accepting is not None:
+            self._accepting.look(self._descriptors.count())
         if self._router is not None:
             self._router.recheck()
         for channel in list(self._channels.values()):
@@ -260,9 +270,11 @@ class ZmqTransport:
             self._timer.cancel()
         for number in list(self._channels):
             self.hang_up(number)
+        if self._accepting is not None:
+            self._accepting.close()
         if self._router is not None:
             self._router.close()
-        self._router = self._context = None
+        self._router = self._context = self._accepting = None
         _transports.discard(self)
         ended = self._context_ended = self._loop.create_future()
 
@@ -294,7 +306,7 @@ class ZmqTransport:
         the parent's death, and nobody could listen on its port, as long as the child lives. ZeroMQ's own
         objects are kept and never touched, since the parent's threads are not here.
         """
-        _inherited.append((self._channels, self._router, self._context))
+        _inherited.append((self._channels, self._router, self._accepting, self._context))
         if self._port is not None:
             close_copies(self._port, {channel.target for channel in self._channels.values()})
         self._channels = {}

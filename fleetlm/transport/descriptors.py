@@ -1,0 +1,172 @@
+"""What a node does when the process is short of file descriptors: it stops to dial and to accept in time.
+
+libzmq ends the whole process where some of its calls get no descriptor (its first socket, the lookup of a
+source address), and its thread runs without a pause while a connection waits that it cannot accept. So a
+dial needs `FDS_FOR_DIAL` free descriptors and `FDS_KEPT` more, and below `FDS_TO_ACCEPT` the listening socket
+takes no connection: a packet filter drops the packets that begin one. To close the socket would end all
+connections that it has accepted. The peers dial again later, since their dials are not answered.
+
+Source: socket(7), SO_ATTACH_FILTER; only on Linux. Elsewhere only the dials stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import resource
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from fleetlm.names import canonical_ip
+
+log: logging.Logger = logging.getLogger("fleetlm.zmq")
+
+FDS_TO_START: Final = 16
+"""Descriptors that must be free at the start: libzmq takes 12, and this node's spare ones come on top."""
+FDS_FOR_DIAL: Final = 5
+"""A DEALER, both ends of its monitor, the lookup of its source address, and the connection."""
+FDS_KEPT: Final = 3
+"""Descriptors that dials leave free. Accepting begins again when so many and the spare ones are free."""
+FDS_TO_ACCEPT: Final = 2
+"""With fewer free descriptors no connection is accepted."""
+SPARE_FDS: Final = 1
+"""Descriptors that a node holds to be able to close connections that wait when none are left, one by one."""
+_COUNT_BELOW: Final = 256
+"""As long as so many are free for certain, they are not counted again for each dial."""
+
+_ATTACH_FILTER: Final = 26
+_DETACH_FILTER: Final = 27
+_DROP: Final = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+"""The program of the filter, one instruction of classic BPF: return 0, pass on no byte of the packet."""
+
+
+class Descriptors:
+    """Knows how many descriptors are free, without counting them for each dial."""
+
+    def __init__(self) -> None:
+        self._free = 0
+        self._promised = 0
+        """Descriptors for the dials since `count`: libzmq's thread may not have opened them yet."""
+
+    def count(self) -> int:
+        """Count the free descriptors again, and return their number."""
+        self._free, self._promised = count_free(), 0
+        return self._free
+
+    def take(self, count: int) -> None:
+        """Note that ``count`` descriptors will be used. Raises: OSError, if too few would remain free."""
+        if self._free - count < _COUNT_BELOW:
+            self._free = count_free() - self._promised
+        if self._free < count + FDS_KEPT:
+            raise OSError(errno.EMFILE, f"fewer than {count + FDS_KEPT} file descriptors are free")
+        self._free -= count
+        self._promised += count
+
+
+class Accepting:
+    """Pauses and resumes accepting connections on the listening sockets of one node.
+
+    Args:
+        ips: the addresses at which it listens; empty: all.
+        port: its port.
+    """
+
+    def __init__(self, ips: Collection[str], port: int) -> None:
+        self._sockets = list(_find_listeners(ips, port)) if sys.platform.startswith("linux") else []
+        self._spare: list[int] = []
+        self.is_paused: bool = False
+        self._take_spare()
+
+    def look(self, free: int) -> None:
+        """Pause or resume, whichever ``free`` descriptors ask for. Logs each of them once."""
+        if not self.is_paused and free < FDS_TO_ACCEPT:
+            self.is_paused = True
+            self._filter(_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(_DROP)))
+            self._close_waiting()
+            log.warning(
+                "%d of %d file descriptors are free: this node dials no peer and accepts no connection until "
+                "more are; raise the limit of open files (`ulimit -n`), or find what opens so many "
+                "(`ls -l /proc/%d/fd`)",
+                free,
+                resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                os.getpid(),
+            )
+        elif self.is_paused and free >= FDS_KEPT + SPARE_FDS:
+            self.is_paused = False
+            self._take_spare()
+            self._filter(_DETACH_FILTER, struct.pack("i", 0))
+            log.info("enough file descriptors are free again: this node dials and accepts connections")
+
+    def close(self) -> None:
+        """Close what this object holds. Idempotent."""
+        for each in self._sockets:
+            each.close()
+        self._sockets.clear()
+        while self._spare:
+            os.close(self._spare.pop())
+
+    def _filter(self, option: int, value: bytes) -> None:
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.setsockopt(socket.SOL_SOCKET, option, value)
+
+    def _close_waiting(self) -> None:
+        """Close the connections that wait already: libzmq would try to accept them again and again."""
+        for each in self._sockets:
+            while True:
+                try:
+                    each.accept()[0].close()
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._spare:
+                        break
+                    os.close(self._spare.pop())
+
+    def _take_spare(self) -> None:
+        with contextlib.suppress(OSError):
+            while len(self._spare) < SPARE_FDS:
+                self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def count_free() -> int:
+    """Return how many descriptors this process may still open: the limit, where it cannot be known."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        limit = sys.maxsize
+    try:
+        used = sum(int(entry) < limit for entry in os.listdir("/dev/fd"))  # noqa: PTH208
+    except OSError as error:
+        return 0 if error.errno in (errno.EMFILE, errno.ENFILE) else limit
+    return max(0, limit - used + 1)  # The folder itself was open while it was listed.
+
+
+def _find_listeners(ips: Collection[str], port: int) -> Iterator[socket.socket]:
+    """Yield copies of this process's listening sockets at ``port``; ZeroMQ does not tell its descriptors."""
+    try:
+        descriptors = [int(entry) for entry in os.listdir("/dev/fd")]  # noqa: PTH208
+    except OSError:
+        return
+    for fd in descriptors:
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            copy = socket.socket(fileno=os.dup(fd))
+            if _listens(copy, ips, port):
+                copy.setblocking(False)
+                yield copy
+            else:
+                copy.close()
+
+
+def _listens(sock: socket.socket, ips: Collection[str], port: int) -> bool:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        return False
+    host, found = sock.getsockname()[:2]
+    is_listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return bool(is_listening) and found == port and (not ips or canonical_ip(host) in ips)
