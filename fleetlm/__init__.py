@@ -17,6 +17,7 @@ _NAMES_OF = {
     "fleetlm.actor": "Actor",
     "fleetlm.actors.handlers": "handler",
     "fleetlm.actors.ref": "ActorRef",
+    "fleetlm.actors.refs": "ActorRefs",
     "fleetlm.call": "Call",
     "fleetlm.core.dns_answers": "Answer Outcome",
     "fleetlm.core.name_table": "Claim",

@@ -3,6 +3,7 @@
 from fleetlm.actor import Actor as Actor
 from fleetlm.actors.handlers import handler as handler
 from fleetlm.actors.ref import ActorRef as ActorRef
+from fleetlm.actors.refs import ActorRefs as ActorRefs
 from fleetlm.call import Call as Call
 from fleetlm.core.dns_answers import Answer as Answer, Outcome as Outcome
 from fleetlm.core.name_table import Claim as Claim

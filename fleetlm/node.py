@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, TypeVarTuple, o
 from fleetlm.actor import check_unused
 from fleetlm.actors.handlers import ActorObject, check_actor
 from fleetlm.actors.ref import ActorRef, Goal, goal_of
+from fleetlm.actors.refs import ActorRefs, goals_of
 from fleetlm.actors.starting import start
 from fleetlm.blocking import forks
 from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.windows import local_units
-from fleetlm.names import canonical_node, endpoint
+from fleetlm.names import Address, canonical_node, endpoint
 from fleetlm.process import Process
 from fleetlm.process_pool import ProcessPool
 from fleetlm.processes.running import check_concrete, plain_class
@@ -489,6 +490,32 @@ class Node:
         check_actor(actor)
         return ActorRef(self._parts.sender, plain_class(actor), goal_of(target, at))
 
+    def refs(
+        self,
+        actor: Callable[..., A],
+        targets: str | Iterable[Target | ActorRef[A]] | Callable[[], Iterable[Target]],
+    ) -> ActorRefs[A]:
+        """Return typed references to many actors, which get one request together.
+
+        ::
+
+            counts = await node.refs(Sessions, "sessions").multicall(Sessions.size)
+
+        Args:
+            actor: their class, or a base class of it that has the handlers.
+            targets: a name: the actor of that name on this node and on each node that is connected at the
+                moment of use. Or the actors, each as in `ref` or a reference; or a function that returns
+                them and is called at each use. The members of a group: `Groups.refs`.
+
+        Raises:
+            TypeError: ``actor`` is not a subclass of `Actor`, or ``targets`` is a pid or an address.
+        """
+        check_actor(actor)
+        goals = (
+            functools.partial(self._everywhere, targets) if isinstance(targets, str) else goals_of(targets)
+        )
+        return ActorRefs(self._parts.sender, plain_class(actor), goals)
+
     async def spawn_at(
         self, at: str, factory: str, *args: Any, name: str | None = None, timeout: float = 5.0
     ) -> Pid:
@@ -725,7 +752,7 @@ class Node:
             NotSerializable, MessageTooLarge, InvalidName: nothing was sent.
             NodeStopped: this node has been stopped.
         """
-        return await self._outbound.broadcast(name, message, nodes)
+        return await self._parts.fan_out.broadcast(name, message, nodes)
 
     # Blocking functions.
 
@@ -850,6 +877,9 @@ class Node:
         return ProcessPool(self._parts.blocking, initializer, args, processes)
 
     # Internals.
+
+    def _everywhere(self, name: str) -> builtins.list[Target]:
+        return [Address(name, node) for node in (self.name, *self.list())]
 
     def _own_info(self) -> NodeInfo:
         """Collect a snapshot of this node. The sums of messages are over the sessions that are open now."""

@@ -20,16 +20,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
-from fleetlm.actors.handlers import HasHandlers, name_of
+from fleetlm.actors.handlers import HasHandlers
 from fleetlm.actors.ref import goal_of
-from fleetlm.errors import CallTimeout, NodeStopped, WouldBlock
+from fleetlm.actors.refs import find, goals_of, in_order, reachable, request_for
+from fleetlm.errors import CallTimeout, FleetError, NodeStopped, WouldBlock
 from fleetlm.ids import Pid
+from fleetlm.names import Address
 from fleetlm.processes.running import plain_class
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.actor import Actor
     from fleetlm.actors.ref import Goal
+    from fleetlm.actors.refs import ActorRefs, Goals
     from fleetlm.core.name_table import Claim, OnLoss
     from fleetlm.core.picking import By, Key
     from fleetlm.core.topology import PeerInfo
@@ -97,7 +100,7 @@ class SyncNode:
         self.incarnation: int = node.incarnation
         self.settings: Settings = node.settings
         self.own_address: OwnAddress = node.own_address
-        self.groups: SyncGroups = SyncGroups(node.groups, requests)
+        self.groups: SyncGroups = SyncGroups(self, node.groups, requests)
         self.registry: SyncRegistry = SyncRegistry(self, node.registry, requests)
         self.factories: SyncFactories = SyncFactories(node.factories, requests)
         self._node = node
@@ -195,6 +198,19 @@ class SyncNode:
         """See `Node.ref`; returns a reference for threads."""
         self._node.ref(actor, target, at)  # For its checks of the arguments.
         return SyncRef(self, plain_class(actor), goal_of(target, at))
+
+    def refs(
+        self,
+        actor: Callable[..., A],
+        targets: str | Iterable[Target | SyncRef[A]] | Callable[[], Iterable[Target]],
+    ) -> SyncRefs[A]:
+        """See `Node.refs`; returns references for threads. A function is called in the thread."""
+        make = functools.partial(self._node.refs, actor)
+        make([])  # For its check of the actor.
+        goals = (
+            functools.partial(self._everywhere, targets) if isinstance(targets, str) else goals_of(targets)
+        )
+        return SyncRefs(self, self._requests, plain_class(actor), goals, make)
 
     def multicall(
         self, targets: Sequence[Target], message: Any, timeout: float | None = None
@@ -353,6 +369,9 @@ class SyncNode:
 
     # Internals.
 
+    def _everywhere(self, name: str) -> builtins.list[Target]:
+        return [Address(name, node) for node in (self.name, *self.list())]
+
     def _run_now(self, verb: str, function: Callable[[], T]) -> T:
         return self._requests.run_now(verb, self.name, function)
 
@@ -438,7 +457,8 @@ class SyncSubscription(Generic[E]):
 class SyncGroups:
     """`SyncNode.groups`: `Groups` for threads."""
 
-    def __init__(self, groups: Groups, requests: ThreadRequests) -> None:
+    def __init__(self, node: SyncNode, groups: Groups, requests: ThreadRequests) -> None:
+        self._node = node
         self._groups = groups
         self._requests = requests
 
@@ -471,6 +491,10 @@ class SyncGroups:
     def pick(self, group: str, by: By = "random", key: Key | None = None) -> Pid:
         """See `Groups.pick`."""
         return self._run_now("pick", group, functools.partial(self._groups.pick, group, by, key))
+
+    def refs(self, actor: Callable[..., A], group: str) -> SyncRefs[A]:
+        """See `Groups.refs`; returns references for threads."""
+        return self._node.refs(actor, lambda: dict.fromkeys(self.members(group)))
 
     def broadcast(self, group: str, message: Any, *, local_only: bool = False) -> int:
         """See `Groups.broadcast`."""
@@ -726,6 +750,61 @@ class SyncRef(Generic[A_co]):
         self._node.send(self.target, message, self._timeout_s)
 
     def _request(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Invoke:
-        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
-        request.actor = self._actor
-        return request
+        return request_for(self._actor, method, args, kwargs)
+
+
+class SyncRefs(Generic[A_co]):
+    """Typed references to many actors for threads: `ActorRefs` with methods that block.
+
+    Made by `SyncNode.refs` and `SyncGroups.refs`; immutable, for any number of threads.
+
+    ::
+
+        counts = node.sync.refs(Sessions, "sessions").within(2).multicall(Sessions.size)
+    """
+
+    __slots__ = ("_actor", "_goals", "_make", "_node", "_requests", "_timeout_s")
+
+    def __init__(
+        self,
+        node: SyncNode,
+        requests: ThreadRequests,
+        actor: type[A_co],
+        goals: Goals,
+        make: Callable[[Iterable[Target]], ActorRefs[A_co]],
+        timeout_s: float | None = None,
+    ) -> None:
+        self._node = node
+        self._requests = requests
+        self._actor = actor
+        self._goals = goals
+        self._make = make
+        self._timeout_s = timeout_s
+
+    def __repr__(self) -> str:
+        return f"<SyncRefs {self._actor.__qualname__}>"
+
+    @property
+    def targets(self) -> list[Target]:
+        """See `ActorRefs.targets`."""
+        return reachable(find(self._goals))
+
+    def within(self, seconds: float | None = None) -> SyncRefs[A_co]:
+        """Return references to the same actors with a limit of their own; see `ActorRefs.within`."""
+        return SyncRefs(self._node, self._requests, self._actor, self._goals, self._make, seconds)
+
+    def multicall(
+        self, method: Callable[Concatenate[A_co, P], Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[R | FleetError]:
+        """Run a handler in each of the actors. Returns, raises: as `ActorRefs.multicall` and `SyncNode`."""
+        request = request_for(self._actor, method, args, kwargs)
+        found = find(self._goals)
+        return in_order(found, self._node.multicall(reachable(found), request, self._timeout_s))
+
+    def broadcast(
+        self, method: Callable[Concatenate[A_co, P], Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> int:
+        """Run a handler in each, without waiting for it. As `ActorRefs.broadcast` and `SyncNode`."""
+        refs = self._make(self.targets).within(self._timeout_s)
+        send = functools.partial(refs.broadcast, method, *args, **kwargs)
+        return self._requests.run("refs.broadcast", self._node.name, send, self._timeout_s)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.messaging.deadline import within_deadline
 
 if TYPE_CHECKING:
+    from fleetlm.messaging.fan_out import FanOut
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.streams import Streams
     from fleetlm.messaging.targets import Target
@@ -17,19 +18,21 @@ if TYPE_CHECKING:
 
 
 class ActorSender:
-    """Implements `ref.Sender`: what an `ActorRef` asks of the node that made it.
+    """Implements `ref.Sender` and `refs.ManySender`: what references ask of the node that made them.
 
     Args:
         outbound: sends, casts and calls.
         streams: opens streams.
+        fan_out: sends to many actors.
         call_timeout_s: deadline of a call that names none, in seconds.
     """
 
-    __slots__ = ("_call_timeout_s", "_outbound", "_streams")
+    __slots__ = ("_call_timeout_s", "_fan_out", "_outbound", "_streams")
 
-    def __init__(self, outbound: Outbound, streams: Streams, call_timeout_s: float) -> None:
+    def __init__(self, outbound: Outbound, streams: Streams, fan_out: FanOut, call_timeout_s: float) -> None:
         self._outbound = outbound
         self._streams = streams
+        self._fan_out = fan_out
         self._call_timeout_s = call_timeout_s
 
     def send(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, None]:
@@ -48,6 +51,19 @@ class ActorSender:
         """See `Node.call`."""
         within_s = within_deadline(self._call_timeout_s if timeout is None else timeout)
         return await self._outbound.call(to, message, within_s)
+
+    async def multicall(
+        self, targets: list[Target], request: Invoke, timeout: float | None = None
+    ) -> list[Any]:
+        """See `Node.multicall`."""
+        within_s = within_deadline(self._call_timeout_s if timeout is None else timeout)
+        return await self._outbound.multicall(targets, request, within_s)
+
+    def fan_out(
+        self, targets: list[Target], request: Invoke, timeout: float | None = None
+    ) -> Coroutine[Any, Any, int]:
+        """As `cast`, to many actors; return the number of those to which it was sent."""
+        return self._fan_out.send(targets, request, timeout)
 
     def stream(
         self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None

@@ -16,26 +16,28 @@ Source: OTP pg.erl; differs: one scope, groups are named by text, and the snapsh
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-from collections.abc import Hashable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from fleetlm.actors.handlers import HasHandlers, check_actor
+from fleetlm.actors.refs import ActorRefs, ManySender
 from fleetlm.core.group_table import Effect, GroupTable, Tell
 from fleetlm.core.picking import By, Key, Picker
 from fleetlm.directory.subscriptions import Feed, Subscription
-from fleetlm.errors import NoConnection, NodeStopped, NoProcess
 from fleetlm.messages import Joined, Left
+from fleetlm.processes.running import plain_class
 
 if TYPE_CHECKING:
     import random
 
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
-    from fleetlm.messaging.outbound import Outbound
+    from fleetlm.messaging.fan_out import FanOut
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
-    from fleetlm.wire.codec import Codec
+
+A = TypeVar("A", bound=HasHandlers)
 
 Change = Joined | Left
 
@@ -119,13 +121,13 @@ class Groups:
     """
 
     def __init__(
-        self, context: NodeContext, codec: Codec, replicated: ReplicatedGroups, outbound: Outbound
+        self, context: NodeContext, replicated: ReplicatedGroups, fan_out: FanOut, sender: ManySender
     ) -> None:
         self._context = context
-        self._codec = codec
         self._replicated = replicated
         self._table = replicated.table
-        self._outbound = outbound
+        self._fan_out = fan_out
+        self._sender = sender
 
     def join(self, group: str, *pids: Pid) -> None:
         """Make processes of this node members of a group; a process may join several times.
@@ -215,8 +217,8 @@ class Groups:
     async def broadcast(self, group: str, message: Any, *, local_only: bool = False) -> int:
         """Send to every member, encoded once; to a process that joined several times once.
 
-        Waits for members whose windows are full, after it has sent to all others. Members on this node
-        get the object itself.
+        Waits for members whose windows are full, after it has sent to all others. Members that have no room
+        within `Settings.send_timeout_s` are passed over. Members on this node get the object itself.
 
         Args:
             group: its name.
@@ -231,41 +233,25 @@ class Groups:
             MessageTooLarge: for one of the nodes; members on others may have got it.
             NodeStopped: this node has been stopped.
         """
-        outbound, here = self._outbound, self._context.name
-        if outbound.stopped:
-            raise NodeStopped(here, outbound.stopped)
-        members = dict.fromkeys(
-            self._table.local_members(group) if local_only else self._table.members(group)
-        )
-        others = {pid.node for pid in members} - {here}
-        payload = self._codec.pack_value(message) if others else b""
-        sender = asyncio.current_task()
-        sent, behind = 0, []
-        for pid in members:
-            try:
-                if outbound.put_packed(pid, payload, message, sender):
-                    sent += 1
-                else:
-                    behind.append(pid)
-            except (NoConnection, NoProcess):
-                continue
-        if behind:
-            waits = [self._send_later(pid, payload, message, sender) for pid in behind]
-            for outcome in await asyncio.gather(*waits, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                sent += outcome
-        elif any(node in others and session.must_yield() for node, session in self._context.sessions.items()):
-            await asyncio.sleep(0)
-        return sent
+        members = self._table.local_members(group) if local_only else self._table.members(group)
+        return await self._fan_out.send(dict.fromkeys(members), message)
 
-    async def _send_later(self, pid: Pid, payload: bytes, message: Any, sender: Hashable) -> int:
-        """Send once there is room, on behalf of ``sender``; return how many members that reached."""
-        try:
-            await self._outbound.send_packed(pid, payload, message, sender)
-        except (NoConnection, NoProcess):
-            return 0
-        return 1
+    def refs(self, actor: Callable[..., A], group: str) -> ActorRefs[A]:
+        """Return typed references to the actors that are members at the moment of each use, each once.
+
+        ::
+
+            loads = await node.groups.refs(Model, "models").multicall(Model.load)
+
+        Args:
+            actor: their class, or a base class of it that has the handlers.
+            group: its name.
+
+        Raises:
+            TypeError: ``actor`` is not a subclass of `Actor`.
+        """
+        check_actor(actor)
+        return ActorRefs(self._sender, plain_class(actor), lambda: dict.fromkeys(self.members(group)))
 
 
 def _key(change: Change) -> Hashable:

@@ -28,15 +28,13 @@ request, an expired request is not run, and giving up cancels the handler.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from asyncio import _get_running_loop
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.errors import (
     FleetError,
-    InvalidName,
     NoConnection,
     NodeLost,
     NodeStopped,
@@ -53,11 +51,10 @@ from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
 from fleetlm.messaging.waits import Waits, WaitsFor
 from fleetlm.messaging.windows import NODE, NodeKey, check_new_key, local_units
 from fleetlm.names import canonical_node
-from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.invocation import Invoke
+from fleetlm.wire.invocation import Invoke, explained
 
 if TYPE_CHECKING:
     from fleetlm.core.topology import Topology
@@ -203,38 +200,7 @@ class Outbound:
             await self._turns.pause()  # A program that tries again in a loop must give way, too.
             raise
 
-    async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None) -> int:
-        """See `Node.broadcast`."""
-        self._check_running()
-        if type(name) is not str:
-            raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
-        packed = self._pack_message(name, self._codec.pack_value(message))
-        wanted = [*self._sessions, self._name] if nodes is None else [canonical_node(node) for node in nodes]
-        sessions = [session for session in map(self._sessions.get, wanted) if session is not None]
-        sender = asyncio.current_task()
-        sent = 0
-        behind = []
-        for session in sessions:
-            with contextlib.suppress(NoConnection):
-                if session.admit(name, packed) is None:
-                    sent += 1
-                else:
-                    behind.append(session)
-        waits = [self._broadcast_later(session, name, packed, sender) for session in behind]
-        if self._name in wanted:
-            waits.append(self._broadcast_here(name, message))
-        if len(waits) == 1:
-            sent += await waits[0]
-        elif waits:  # All at once: a node that is behind must not delay the message for the others.
-            for outcome in await asyncio.gather(*waits, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                sent += outcome
-        if any(session.must_yield() for session in sessions):
-            await asyncio.sleep(0)
-        return sent
-
-    def put_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> bool:
+    def put_packed(self, to: Target, payload: bytes, message: Any, sender: Hashable) -> bool:
         """Send one of many messages, whose payload is packed already, if there is room for it.
 
         Args:
@@ -248,24 +214,27 @@ class Outbound:
 
         Raises:
             NoConnection, NoProcess, MessageTooLarge: nothing was sent.
+            WouldBlock: nothing was sent, and the sender would wait for itself.
         """
         session, key = self.route(to)
         if session is not None:
             return session.admit(key, self._pack_message(key, payload), sender) is None
         box = self.box_of(to, key)
-        if box.full and not box.may_exceed(asyncio.current_task()):
+        if box.full and not self._is_own(to, box):
             return False
         box.put(self.copied(to, message))
         return True
 
-    async def send_packed(self, to: Pid, payload: bytes, message: Any, sender: Hashable) -> None:
-        """Do as `put_packed`, but wait for room."""
+    async def send_packed(
+        self, to: Target, payload: bytes, message: Any, sender: Hashable, timeout_s: float | None = None
+    ) -> None:
+        """Do as `put_packed`, but wait for room. Raises: WouldBlock: there was none within ``timeout_s``."""
         while not self.put_packed(to, payload, message, sender):
             session, key = self.route(to)
             if session is not None:
-                await self._admit_later(session, to, key, self._pack_message(key, payload), None, sender)
+                await self._admit_later(session, to, key, self._pack_message(key, payload), timeout_s, sender)
                 return
-            await self._wait_to_send(self.box_of(to, key), to, None)
+            await self._wait_to_send(self.box_of(to, key), to, timeout_s)
 
     # Requests.
 
@@ -309,7 +278,10 @@ class Outbound:
     async def multicall(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
         """See `Node.multicall`."""
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
-        payload = self._codec.pack_value(message)
+        try:
+            payload = self._codec.pack_value(message)
+        except NotSerializable as error:
+            raise explained(error, message) from None
         deadline = self._loop.time() + timeout_s
         sender = asyncio.current_task()  # Calls that must wait run in tasks of their own, in its order.
         asked: list[_Asked] = []
@@ -436,7 +408,7 @@ class Outbound:
         try:
             copy = self._codec.unpack(self._codec.pack_value(message))
         except NotSerializable as error:
-            raise (message.explain(error) if type(message) is Invoke else error) from None
+            raise explained(error, message) from None
         found = unreadable_in(copy)
         if found is not None:
             raise Undecodable(to, found.why)
@@ -558,21 +530,6 @@ class Outbound:
         while session.admit(key, packed, sender) is not None:
             if not session.windows.draw(key):
                 await self.wait_for_room(session, to, limit_s, deadline, key, len(packed), sender)
-
-    async def _broadcast_later(self, session: Session, name: str, packed: bytes, sender: Hashable) -> int:
-        """Send as soon as there is room. Returns how many were sent: none if there was no room in time."""
-        try:
-            await self._admit_later(session, (name, session.name), name, packed, None, sender)
-        except (NoConnection, WouldBlock):
-            return 0
-        return 1
-
-    async def _broadcast_here(self, name: str, message: Any) -> int:
-        try:
-            await self._send_local(name, name, message)
-        except (NoProcess, WouldBlock):
-            return 0
-        return 1
 
     async def _call_local(self, to: Target, key: Key, message: Any, timeout_s: float, deadline: float) -> Any:
         """Call a process of this node: the `Call` goes into its mailbox, and this object is the `Caller`."""

@@ -46,6 +46,7 @@ from fleetlm.directory.replication import Replication
 from fleetlm.discovery.own_address import AddressProblem, AddressWatch, Verdict, has_address
 from fleetlm.discovery.poller import Poller
 from fleetlm.ids import new_incarnation
+from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.streams import Streams
@@ -128,7 +129,10 @@ class Assembly:
         )  # fmt: skip
         self.circles: Circles = Circles(self.local, self.outbound, settings.stalled_after_s)
         self.streams: Streams = Streams(self.outbound, settings, codec, loop)
-        self.sender: ActorSender = ActorSender(self.outbound, self.streams, settings.call_timeout_s)
+        self.fan_out: FanOut = FanOut(me.name, codec, sessions, self.outbound)
+        self.sender: ActorSender = ActorSender(
+            self.outbound, self.streams, self.fan_out, settings.call_timeout_s
+        )
         self.factories: Factories = Factories(settings.max_factories)
         self.remote_spawn: RemoteSpawn = RemoteSpawn(
             me, self.factories, codec, self.local, self.signals, self.outbound, spawn
@@ -138,7 +142,7 @@ class Assembly:
         )
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
-        self.groups: Groups = Groups(me, codec, self.replicated_groups, self.outbound)
+        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender)
         self.replicated_names: ReplicatedNames = ReplicatedNames(
             me, codec, self.local, self.signals, self.replication, prepared.wall_ms
         )

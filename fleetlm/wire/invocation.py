@@ -65,3 +65,8 @@ class Invoke(_Asked):
         if type(args) is not list or type(kwargs) is not dict:
             raise ValueError("a request for a handler without its arguments")
         return cls(name, tuple(args), kwargs)
+
+
+def explained(error: NotSerializable, message: Any) -> NotSerializable:
+    """Return the error about a message that was refused; for a request with the argument in its path."""
+    return message.explain(error) if type(message) is Invoke else error

@@ -278,7 +278,7 @@ async def test_a_broadcast_reaches_every_member_once_and_is_encoded_once(
             packed.append(value)
             return super().pack_value(value)
 
-    a.groups._codec = Counting()
+    a.groups._fan_out._codec = Counting()
     message = {"tokens": (1, 2)}
     assert await a.groups.broadcast("g", message) == 4
     await asyncio.sleep(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fleetlm import Actor, ActorRef, Child, Node, Pid, Process, handler
+from fleetlm import Actor, ActorRef, ActorRefs, Child, Node, Pid, Process, handler
 from tests.typing.sessions import Busy, Other, Sessions
 
 
@@ -29,6 +29,23 @@ async def cast(ref: ActorRef[Sessions]) -> None:
     await ref.cast(Other.append, "s1")  # E: arg-type
     await ref.cast(Sessions.tokens, "prompt")  # E: arg-type
     ref.cast(Sessions.touch)  # E: unused-coroutine
+
+
+async def many(node: Node, refs: ActorRefs[Sessions], pid: Pid) -> None:
+    await refs.multicall(Sessions.append, "s1")  # E: call-arg
+    await refs.multicall(Sessions.append, "s1", 5)  # E: arg-type
+    await refs.multicall(Other.append, "s1")  # E: arg-type
+    await refs.multicall(Busy.busy)  # E: arg-type
+    await refs.multicall(Sessions.tokens, "prompt")  # E: arg-type
+    refs.multicall(Sessions.touch)  # E: unused-coroutine
+    counts: list[int] = await refs.multicall(Sessions.append, "s1", "hello")  # E: assignment
+    print(counts)
+    await refs.broadcast(Sessions.append, "s1", b"hello")  # E: arg-type
+    await refs.broadcast(Other.append, "s1")  # E: arg-type
+    refs.broadcast(Sessions.touch)  # E: unused-coroutine
+    node.refs(Sessions, pid)  # E: arg-type
+    node.refs(int, "s")  # E: type-var
+    node.sync.refs(Sessions, "s").multicall(Sessions.append, "s1")  # E: call-arg
 
 
 async def stream(ref: ActorRef[Sessions]) -> None:

@@ -9,7 +9,9 @@ from typing import Any, Generic, TypeVar, assert_type
 from fleetlm import (
     Actor,
     ActorRef,
+    ActorRefs,
     Child,
+    FleetError,
     Node,
     NodeInfo,
     PeerInfo,
@@ -65,6 +67,25 @@ async def ask(ref: ActorRef[Sessions], busy: ActorRef[Busy], other: ActorRef[Oth
     await ref.send({"any": "value"})
 
 
+async def many(node: Node, pid: Pid, busy: ActorRef[Busy]) -> None:
+    everywhere = node.refs(Sessions, "sessions")
+    assert_type(everywhere, ActorRefs[Sessions])
+    assert_type(node.refs(Sessions, [pid, "sessions", ("sessions", "fleetlm@10.0.0.7")]), ActorRefs[Sessions])
+    assert_type(node.refs(Busy, [busy]), ActorRefs[Busy])
+    assert_type(node.refs(Sessions, lambda: node.groups.members("g")), ActorRefs[Sessions])
+    assert_type(node.groups.refs(Sessions, "sessions"), ActorRefs[Sessions])
+    assert_type(await everywhere.multicall(Sessions.append, "s1", "hello"), list[int | FleetError])
+    assert_type(
+        await everywhere.within(2).multicall(Sessions.fetch, url="url"), list[Line | FleetError | None]
+    )
+    assert_type(await node.refs(Busy, [busy]).multicall(Sessions.append, "s1", "hi"), list[int | FleetError])
+    assert_type(await everywhere.broadcast(Sessions.append, "s1", line="hello", twice=True), int)
+    assert_type(node.sync.refs(Busy, "busy").multicall(Busy.busy), list[bool | FleetError])
+    assert_type(node.sync.groups.refs(Busy, "busy").broadcast(Busy.busy), int)
+    base: ActorRefs[Sessions] = node.refs(Busy, [busy])
+    print(base)
+
+
 async def stream(ref: ActorRef[Sessions], busy: ActorRef[Busy]) -> None:
     assert_type(ref.stream(Sessions.tokens, "prompt", 5), Stream[str])
     async for token in ref.within(60).stream(Sessions.tokens, "prompt", most=5):
@@ -108,15 +129,15 @@ async def plain(process: Process) -> None: ...
 async def counting(process: Process, start: int, step: int = 1, *, top: int = 9) -> None: ...
 
 
-async def many(process: Process, *parts: str) -> None: ...
+async def several(process: Process, *parts: str) -> None: ...
 
 
 def spawn(node: Node, process: Process, anything: Callable[..., Awaitable[None]]) -> None:
     node.spawn(plain, name="plain")
     node.spawn(counting, 1)
     node.spawn(counting, 1, 2)
-    node.spawn(many)
-    node.spawn(many, "a", "b")
+    node.spawn(several)
+    node.spawn(several, "a", "b")
     node.spawn(anything, 1, "b")
     node.spawn(lambda process: counting(process, 1))
     process.spawn_link(counting, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import fleetlm
-from fleetlm import Actor, ActorRef, Child, Process, Supervisor, Timer
+from fleetlm import Actor, ActorRef, ActorRefs, Child, Process, Supervisor, Timer
 from tests.sim.fleet import A, Fleet, simulated
 
 PACKAGE: Any = fleetlm
@@ -44,18 +44,18 @@ def test_another_name_is_an_attribute_error() -> None:
 PUBLIC = {
     "Node": """
         broadcast call connect disconnect events exit factories failure groups incarnation info join list
-        multicall name name_of own_address ping process_info process_pool processes ready ref register
+        multicall name name_of own_address ping process_info process_pool processes ready ref refs register
         registered registry run_blocking run_in_process send send_nowait settings spawn spawn_at start
         start_actor stop stream stream_blocking supervisors sync unregister wait_stopped whereis
     """,
-    "Groups": "broadcast join leave list local_members members pick watch",
+    "Groups": "broadcast join leave list local_members members pick refs watch",
     "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
     "Factories": "list register unregister",
     "Subscription": "close",
     "SyncNode": """
         broadcast call connect disconnect events exit factories failure groups incarnation info join list
-        multicall name name_of own_address ping process_info processes ready ref register registered registry
-        run_in_process send send_nowait settings spawn spawn_at start_actor stop stream supervisors
+        multicall name name_of own_address ping process_info processes ready ref refs register registered
+        registry run_in_process send send_nowait settings spawn spawn_at start_actor stop stream supervisors
         unregister wait_stopped whereis
     """,
 }
@@ -89,6 +89,7 @@ OF_CLASSES = {
         run_in_process send_after send_every stop stream_blocking terminate
     """,
     ActorRef: "call cast cast_nowait pid send stream target within",
+    ActorRefs: "broadcast multicall targets within",
     Supervisor: "backoff_s max_restarts period_s specs strategy",
     Timer: "active cancel",
     Child: "args function init_s name register restart shutdown_s",
@@ -101,7 +102,7 @@ def test_a_class_shows_what_a_program_may_use_and_nothing_else(cls: type) -> Non
     assert {name for name in shown if not name.startswith("_")} == set(OF_CLASSES[cls].split())
 
 
-@pytest.mark.parametrize("cls", [Process, Actor, ActorRef])
+@pytest.mark.parametrize("cls", [Process, Actor, ActorRef, ActorRefs])
 def test_every_public_method_of_a_class_says_what_it_does(cls: type) -> None:
     slots = {slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ())}
     for name in set(OF_CLASSES[cls].split()) - slots:

@@ -10,13 +10,31 @@ from typing import Any
 
 import pytest
 
-from fleetlm import ActorRef, NoConnection, Node, NodeStopped, NoProcess, NotSerializable, Process, WouldBlock
+from fleetlm import (
+    ActorRef,
+    ActorRefs,
+    NoConnection,
+    Node,
+    NodeStopped,
+    NoProcess,
+    NotSerializable,
+    Process,
+    WouldBlock,
+)
 from fleetlm.blocking.forks import FORKED
 from fleetlm.directory.groups import Groups
 from fleetlm.directory.registry import Registry
 from fleetlm.directory.subscriptions import Subscription
 from fleetlm.processes.remote_spawn import Factories
-from fleetlm.sync import SyncFactories, SyncGroups, SyncNode, SyncRef, SyncRegistry, SyncSubscription
+from fleetlm.sync import (
+    SyncFactories,
+    SyncGroups,
+    SyncNode,
+    SyncRef,
+    SyncRefs,
+    SyncRegistry,
+    SyncSubscription,
+)
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import A, B, Fleet, collector, simulated
 
@@ -35,6 +53,7 @@ COUNTERPARTS: dict[type, type] = {
     Factories: SyncFactories,
     Subscription: SyncSubscription,
     ActorRef: SyncRef,
+    ActorRefs: SyncRefs,
 }
 ONLY_FOR_COROUTINES = {
     "Node.start": "`node_in_thread` starts a node for threads",

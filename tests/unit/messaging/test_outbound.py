@@ -25,6 +25,7 @@ from fleetlm.errors import (
     WouldBlock,
 )
 from fleetlm.ids import Pid
+from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.outbound import Outbound
 from fleetlm.names import Address
 from fleetlm.process import Process
@@ -61,6 +62,7 @@ class Rig:
             self.topology,
             waits_of(self.local),
         )
+        self.fan_out = FanOut(HERE, self.pair.here.codec, self.sessions, self.outbound)
 
     def name_of(self, pid: Pid) -> str | None:
         return None
@@ -137,7 +139,7 @@ async def test_what_cannot_travel_is_refused_and_nothing_is_sent() -> None:
     for attempt in (
         lambda m: rig.outbound.send(("echo", THERE), m),
         lambda m: rig.outbound.call(("echo", THERE), m, 1.0),
-        lambda m: rig.outbound.broadcast("echo", m, None),
+        lambda m: rig.fan_out.broadcast("echo", m, None),
     ):
         with pytest.raises(NotSerializable):
             await attempt({"a": [object()]})
@@ -342,12 +344,12 @@ async def test_broadcast_counts_the_nodes_to_which_it_went() -> None:
         await process.receive()
         await process.receive()
 
-    assert await rig.outbound.broadcast("echo", 1, None) == 1
+    assert await rig.fan_out.broadcast("echo", 1, None) == 1
     rig.local.spawn(sink, (), "echo")
-    assert await rig.outbound.broadcast("echo", 2, None) == 2
-    assert await rig.outbound.broadcast("echo", 3, [HERE]) == 1
-    assert await rig.outbound.broadcast("echo", 4, ["fleetlm@10.9.9.9"]) == 0
-    assert await rig.outbound.broadcast("echo", 5, []) == 0
+    assert await rig.fan_out.broadcast("echo", 2, None) == 2
+    assert await rig.fan_out.broadcast("echo", 3, [HERE]) == 1
+    assert await rig.fan_out.broadcast("echo", 4, ["fleetlm@10.9.9.9"]) == 0
+    assert await rig.fan_out.broadcast("echo", 5, []) == 0
     assert rig.wire() == [["echo", 1], ["echo", 2]]
     await turns()
 
@@ -357,7 +359,7 @@ async def test_broadcast_reaches_the_others_before_it_waits_for_one_that_is_behi
     rig, other = Rig(), Pair(SETTINGS)
     rig.sessions["fleetlm@10.0.0.3"] = other.here.session
     rig.fill()
-    sending = rig.start(rig.outbound.broadcast("echo", "hi", None))
+    sending = rig.start(rig.fan_out.broadcast("echo", "hi", None))
     await turns()
     assert not sending.done()
     assert other.here.session.in_flight > 0
@@ -443,7 +445,7 @@ async def test_locally_the_same_object_is_handed_over_and_in_debug_a_copy() -> N
             for attempt in (
                 rig.outbound.send("echo", object()),
                 rig.outbound.call("echo", object(), 1.0),
-                rig.outbound.broadcast("echo", object(), [HERE]),
+                rig.fan_out.broadcast("echo", object(), [HERE]),
             ):
                 with pytest.raises(NotSerializable):
                     await attempt
@@ -470,7 +472,7 @@ async def test_after_the_end_nothing_is_sent() -> None:
         rig.outbound.send("hold", 1),
         rig.outbound.call(("echo", THERE), 1, 1.0),
         rig.outbound.ask(THERE, "ping", None, 1.0),
-        rig.outbound.broadcast("hold", 1, None),
+        rig.fan_out.broadcast("hold", 1, None),
     ):
         with pytest.raises(NodeStopped):
             await attempt

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from fleetlm.core.topology import Topology
 from fleetlm.errors import CallTimeout, InvalidName, NoConnection, NotSerializable, WouldBlock
+from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units
@@ -45,9 +46,9 @@ class Rig:
         loop = SimLoop.current()
         topology = Topology(identity(HERE, 1, settings), settings, loop.rng)
         local = local_processes(self, settings.mailbox_limit)
-        self.outbound = Outbound(
-            HERE, 1, settings, self.pair.here.codec, local.boxes, {THERE: self.session}, topology, waits_of()
-        )
+        codec, sessions = self.pair.here.codec, {THERE: self.session}
+        self.outbound = Outbound(HERE, 1, settings, codec, local.boxes, sessions, topology, waits_of())
+        self.fan_out = FanOut(HERE, codec, sessions, self.outbound)
 
     async def settle(self) -> None:
         for _ in range(3):
@@ -133,7 +134,7 @@ async def test_calls_fill_the_window_until_they_are_taken_and_are_open_until_the
 async def test_broadcast_serves_the_others_first_and_then_waits_for_a_full_process() -> None:
     rig = Rig()
     await rig.sends(SLOW, list(range(8)))
-    sending = asyncio.ensure_future(rig.outbound.broadcast("slow", "all", [THERE]))
+    sending = asyncio.ensure_future(rig.fan_out.broadcast("slow", "all", [THERE]))
     await rig.settle()
     assert not sending.done()
     await rig.slow.get()

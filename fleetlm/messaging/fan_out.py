@@ -1,0 +1,123 @@
+"""One message to many processes, encoded once.
+
+A target whose window is full must not delay the message for the others. So the message goes first to every
+target that has room, and then to all the others at once, each as soon as there is room for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, NotSerializable, WouldBlock
+from fleetlm.ids import Pid
+from fleetlm.names import canonical_node
+from fleetlm.texts import SHORT
+from fleetlm.wire.invocation import explained
+
+if TYPE_CHECKING:
+    from fleetlm.messaging.outbound import Outbound
+    from fleetlm.messaging.session import Session
+    from fleetlm.messaging.targets import Target
+    from fleetlm.wire.codec import Codec
+
+
+class FanOut:
+    """Sends one message to many processes.
+
+    Args:
+        name: of this node.
+        codec: packs the message.
+        sessions: the sessions that are up, by the name of their node.
+        outbound: sends to each process.
+    """
+
+    __slots__ = ("_codec", "_name", "_outbound", "_sessions")
+
+    def __init__(self, name: str, codec: Codec, sessions: Mapping[str, Session], outbound: Outbound) -> None:
+        self._name = name
+        self._codec = codec
+        self._sessions = sessions
+        self._outbound = outbound
+
+    async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None) -> int:
+        """See `Node.broadcast`."""
+        self._check_running()
+        if type(name) is not str:
+            raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
+        here, sessions = self._name, self._sessions
+        payload = self._codec.pack_value(message)
+        wanted = [*sessions, here] if nodes is None else [canonical_node(node) for node in nodes]
+        targets = [(name, node) for node in wanted if node in sessions or node == here]
+        return await self._send(targets, message, payload, None)
+
+    async def send(self, targets: Iterable[Target], message: Any, timeout_s: float | None = None) -> int:
+        """Send to each target; a process of this node gets the object itself.
+
+        Args:
+            targets: one that cannot be reached is passed over, and so is one without room in time.
+            message: a value; any object, if all targets are on this node.
+            timeout_s: seconds to wait for room; default `Settings.send_timeout_s`.
+
+        Returns:
+            The number of targets to which it was sent.
+
+        Raises:
+            NotSerializable, NodeStopped: nothing was sent.
+            MessageTooLarge, InvalidName: for one of the targets; others may have got it.
+        """
+        self._check_running()
+        targets = list(targets)
+        payload = b""
+        if any(self._is_elsewhere(to) for to in targets):
+            try:
+                payload = self._codec.pack_value(message)
+            except NotSerializable as error:
+                raise explained(error, message) from None
+        return await self._send(targets, message, payload, timeout_s)
+
+    async def _send(
+        self, targets: Iterable[Target], message: Any, payload: bytes, timeout_s: float | None
+    ) -> int:
+        sender = asyncio.current_task()
+        sent, behind = 0, []
+        for to in targets:
+            try:
+                if self._outbound.put_packed(to, payload, message, sender):
+                    sent += 1
+                else:
+                    behind.append(to)
+            except (NoConnection, NoProcess, WouldBlock):
+                continue
+        if behind:
+            waits = [self._send_later(to, payload, message, sender, timeout_s) for to in behind]
+            for outcome in await asyncio.gather(*waits, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                sent += outcome
+        elif payload and any(session.must_yield() for session in self._sessions.values()):
+            await asyncio.sleep(0)
+        else:
+            await self._outbound.waits.turns.pause()
+        return sent
+
+    def _check_running(self) -> None:
+        if self._outbound.stopped:
+            raise NodeStopped(self._name, self._outbound.stopped)
+
+    def _is_elsewhere(self, to: Target) -> bool:
+        """Whether the message to a target must be packed; a wrong target is refused when it is used."""
+        if isinstance(to, str):
+            return False
+        return (to.node if isinstance(to, Pid) else to[1]) != self._name
+
+    async def _send_later(
+        self, to: Target, payload: bytes, message: Any, sender: Hashable, timeout_s: float | None
+    ) -> int:
+        """Send once there is room, on behalf of ``sender``; return how many targets that reached."""
+        try:
+            await self._outbound.send_packed(to, payload, message, sender, timeout_s)
+        except (NoConnection, NoProcess, WouldBlock):
+            return 0
+        return 1
