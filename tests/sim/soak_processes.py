@@ -342,10 +342,11 @@ class Processes:
         """Spawn a child on another node, linked or monitored; a timeout means that none was spawned."""
         rng, world = self.rng, self.world
         at = rng.choice([record.node.name for record in world.records.values() if record is not self.record])
-        request = self.ledger.begin(self.record, ("child", at), "spawn", rng.choice((0.01, 0.5, 2.0)))
+        timeout_s = rng.choice((0.002, 0.5, 2.0))  # The first often ends between the spawn and its answer.
+        request = self.ledger.begin(self.record, ("child", at), "spawn", timeout_s)
         linked, life_s = rng.random() < 0.5, rng.choice((0.0, 0.3, 1e6))
         operation = world.spawn_at(
-            process, at, request.number, life_s, linked=linked, timeout_s=request.timeout_s
+            process, at, request.number, life_s, linked=linked, timeout_s=timeout_s
         )  # fmt: skip
         await outcome(self.ledger, request, operation)
 
