@@ -174,7 +174,7 @@ class Decoder:
         try:
             value = unpacker.unpack()
             if unpacker.read_bytes(1):
-                raise BadData("bytes behind the value")
+                raise BadData("bytes behind the value")  # noqa: TRY301  this unpacker goes too
         except BaseException:  # The reader of a type may go on, and these unpackers still hold data.
             del self._unpackers[depth:]
             raise
