@@ -43,5 +43,8 @@ async def main(node: Node) -> None:
         print("line:", line)
     print(await sessions.call(Sessions.summary, "s1"))
 
+    everywhere = node.refs(Sessions, "sessions")  # the actors of that name on all nodes
+    print("counts:", await everywhere.multicall(Sessions.append, "s1", "to all"))  # results and errors
+
 
 fleetlm.run(main, log_level="warning")

@@ -194,6 +194,52 @@ async def test_each_method_returns_and_raises_what_the_async_one_does() -> None:
         await until(lambda: here.registered().keys() == {"again"})
 
 
+class Tally(Actor):
+    """Counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @handler
+    async def add(self, more: int, pause_s: float = 0) -> int:
+        await asyncio.sleep(pause_s)
+        self.count += more
+        return self.count
+
+
+async def test_a_thread_asks_many_actors_with_one_request() -> None:
+    async with pair() as (here, there):
+        for node in (here, there):
+            node.groups.join("counters", (await node.start_actor(Tally, name="counter")).pid)
+        there_pid = there.registered()["counter"]
+        await here.registry.register("leader", there_pid)
+        await until(lambda: len(here.groups.members("counters")) == 2)
+
+        def thread() -> None:
+            node = here.sync
+            everywhere = node.refs(Tally, "counter")
+            assert everywhere.targets == [("counter", here.name), ("counter", there.name)]
+            assert everywhere.multicall(Tally.add, 1) == [1, 1]
+            assert everywhere.broadcast(Tally.add, more=1) == 2
+            assert node.groups.refs(Tally, "counters").multicall(Tally.add, 1) == [3, 3]
+            leader, nobody = node.registry.ref(Tally, "leader"), node.registry.ref(Tally, "nobody")
+            refs = node.refs(Tally, [nobody, leader, here.registered()["counter"], "nobody"])
+            kinds = [type(each) for each in refs.within(5).multicall(Tally.add, 1)]
+            assert kinds == [NoProcess, int, int, NoProcess]
+            assert refs.within(5).broadcast(Tally.add, 1) == 2
+            late = everywhere.within(0.05).multicall(Tally.add, 1, pause_s=60)
+            assert [type(each) for each in late] == [CallTimeout] * 2
+            assert repr(everywhere) == "<SyncRefs Tally>"
+            with pytest.raises(NotSerializable, match=r"argument 1 of Tally\.add"):
+                refs.multicall(Tally.add, object())  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="is one target"):
+                node.refs(Tally, there_pid)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="is not an Actor class"):
+                node.refs(int, "counter")  # type: ignore[type-var]
+
+        await in_thread(thread)
+
+
 async def test_what_one_thread_sends_arrives_in_order_large_or_small() -> None:
     async with pair() as (here, there):
         got: list[tuple[int, int]] = []

@@ -37,6 +37,7 @@ from fleetlm.sync import (
 )
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import A, B, Fleet, collector, simulated
+from tests.typing.sessions import Sessions
 
 KIB = 1024
 NARROW = {
@@ -109,6 +110,7 @@ EVERY: list[tuple[str, Callable[[SyncNode], Any]]] = [
     ("call", lambda node: node.call("x", 1)),
     ("multicall", lambda node: node.multicall(["x"], 1)),
     ("broadcast", lambda node: node.broadcast("x", 1)),
+    ("refs.broadcast", lambda node: node.refs(Sessions, []).broadcast(Sessions.touch)),
     ("spawn", lambda node: node.spawn(collector([]))),
     ("exit", lambda node: node.exit(None)),  # type: ignore[arg-type]
     ("whereis", lambda node: node.whereis("x")),
