@@ -126,6 +126,8 @@ class Connection:
     """The state machine of one peer. Each method takes a fact and returns the effects that follow.
 
     Attributes:
+        ip: the address in the peer's name.
+        target: the address to dial: that one, or an alias of the peer.
         outgoing: our half, from `dial` to the end of the attempt or connection.
         incoming: the peer's half, from its HELLO on; None before that.
         incarnation: of the peer, when it was up last; 0 before.
@@ -164,6 +166,7 @@ class Connection:
         "rng",
         "settings",
         "short_lived",
+        "target",
         "up_at",
         "ups",
     )
@@ -173,6 +176,7 @@ class Connection:
     ) -> None:
         self.name: str = name
         self.ip: str = ip
+        self.target: str = ip
         self.port: int = settings.node_port
         self.me: Identity = me
         self.settings: Settings = settings
@@ -202,7 +206,7 @@ class Connection:
         self.outgoing = Outgoing(channel, self.rng.randrange(1, 1 << 32))
         self.opened_at = None
         self.deadline = now + self.settings.connect_timeout_s
-        return [Dial(channel, self.ip, self.port)]
+        return [Dial(channel, self.target, self.port)]
 
     def opened(self, now: float) -> list[Effect]:
         """Our channel can carry frames: send HELLO, and READY if the peer's HELLO is here already."""
@@ -399,7 +403,7 @@ class Connection:
     def _missing_step(self) -> str:
         """Return a text that names the step of the handshake that took too long, and what may be wrong."""
         s = self.settings
-        there = endpoint(self.ip, self.port)
+        there = endpoint(self.target, self.port)
         if self.opened_at is None:
             return f"connect timeout: {there} did not answer within {s.connect_timeout_s:g} s"
         if self.incoming is None:

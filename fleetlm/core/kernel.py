@@ -194,7 +194,7 @@ class Kernel:
         if answer.refusal is Refusal.STALE and known and known.hello.incarnation != answer.incarnation:
             peer.connection.incoming = None  # That half is of a former incarnation: do not confirm it.
         effects = self._apply(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
-        ip = peer.connection.ip
+        ip = peer.connection.target
         if answer.refusal in (
             Refusal.SELF,
             Refusal.WRONG_NAME,
@@ -380,7 +380,7 @@ class Kernel:
         channel = self._take_channel()
         until = now + self.settings.connect_timeout_s
         self._probes[channel] = _Claim(source, epoch, hello, ip, until)
-        return [Dial(channel, peer.connection.ip, peer.connection.port)]
+        return [Dial(channel, peer.connection.target, peer.connection.port)]
 
     def _settle_claim(self, now: float, channel: int, answer: IAm | None) -> list[Effect]:
         """A probe was answered, or was not (None): admit the second claimant of the name, or refuse it."""
@@ -454,6 +454,7 @@ class Kernel:
         """Begin an attempt on a new channel."""
         channel = self._take_channel()
         self._channels[channel] = peer
+        peer.connection.target = self.topology.address_to_dial(peer)
         return self._apply(now, peer, peer.connection.dial(now, channel))
 
     def _apply(self, now: float, peer: Peer, effects: list[Effect]) -> list[Effect]:

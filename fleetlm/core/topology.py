@@ -16,7 +16,8 @@ that node. The rules:
   introduces itself is alive, so it may also take the place of the one that has been down for longest.
 
 A node may have several addresses. `Topology.aliases` maps each further address to the node that answered
-there, so that the same node is not dialled a second time under another name. An address passes from one
+there, so that the same node is not dialled a second time under another name. Where this node has no address
+of the family in a peer's name (IPv4 or IPv6), it dials an alias of that peer. An address passes from one
 node to the next when containers are replaced, and the virtual address of a load balancer leads to another
 node each time. So an entry ends when a node introduces itself at the address, and when DNS still names the
 address after `Settings.forget_after_s`, or at once while this node is connected to no other.
@@ -156,6 +157,7 @@ class Topology:
         """When a dial of an alias led to its node, for those that no node has announced."""
         for ip in me.aliases:
             self.aliases[ip] = me.name
+        self._families = {_family(ip) for ip in (NodeName.parse(me.name).ip, *me.aliases)}
 
     def meet(self, now: float, name: str, *, itself: bool = False, by_dns: bool = False) -> Peer | None:
         """Return the row of a node, and make it if the node is new.
@@ -276,6 +278,18 @@ class Topology:
         peer = self.peers.get(f"{basename}@{ip}")
         return peer if peer is not None and not peer.is_up else None
 
+    def address_to_dial(self, peer: Peer) -> str:
+        """Return the address in a peer's name, or an alias of it where this node has none of that family.
+
+        A node with an IPv6 address only reaches a node whose name has an IPv4 address in this way. Without a
+        usable alias it is the address in the name, since a gateway may translate.
+        """
+        name, ip = peer.connection.name, peer.connection.ip
+        if _family(ip) in self._families:
+            return ip
+        found = (each for each, owner in self.aliases.items() if owner == name)
+        return next((each for each in found if _family(each) in self._families), ip)
+
     def up(self) -> list[Peer]:
         """Return the connected peers, in table order."""
         return [peer for peer in self.peers.values() if peer.is_up]
@@ -368,5 +382,10 @@ class Topology:
 
 
 def _version(peer: Peer) -> int:
-    """Return the IP version of a peer's address."""
-    return 6 if ":" in peer.connection.ip else 4
+    """Return the IP version of the address in a peer's name."""
+    return _family(peer.connection.ip)
+
+
+def _family(ip: str) -> int:
+    """Return the IP version of an address."""
+    return 6 if ":" in ip else 4

@@ -136,7 +136,7 @@ async def prepare(
         # Imported here: a simulation does not load ZeroMQ.
         from fleetlm.transport.zeromq import ZmqTransport  # noqa: PLC0415
 
-        transport = ZmqTransport(settings)
+        transport = ZmqTransport(settings, aliases=address.aliases)
     shell = REMOTE_SHELL if settings.remote and on_this_network else None
     return Prepared(settings, address, discovery, first, transport, rng, wall_ms, shell, on_this_network)
 

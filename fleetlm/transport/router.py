@@ -33,19 +33,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import zmq
 
-from fleetlm.names import canonical_ip
+from fleetlm.names import canonical_ip, endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import CurveKeys, ZapHandler
 from fleetlm.transport.interface import Listener
 from fleetlm.transport.monitor import FAILURES, SERVER_EVENTS, Monitor, explain_refusal_here
-from fleetlm.transport.sockets import Context, Sock, bind, get_int, make_router
+from fleetlm.transport.sockets import (
+    Context,
+    Sock,
+    bind,
+    bind_exactly,
+    explain_bind_error,
+    get_int,
+    make_router,
+)
+
+log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
 MAX_FRAMES_PER_READ: Final = 256
 """Frames read in one turn of the loop; then other callbacks have their turn."""
@@ -131,6 +142,19 @@ class Router:
         self._next_monitor_read = self._loop.call_soon(self._read_monitor)
         self._read_soon()
         return is_own
+
+    def open_aliases(self, ips: Sequence[str], port: int) -> list[str]:
+        """Listen at further addresses too. Returns those where it does; warns of the others."""
+        assert self._sock is not None
+        opened = []
+        for ip in ips:
+            try:
+                bind_exactly(self._sock, ip, port)
+                opened.append(ip)
+            except zmq.ZMQError as error:
+                why = explain_bind_error(error, port)
+                log.warning("nodes that can only reach %s cannot connect: %s", endpoint(ip, port), why)
+        return opened
 
     def close(self) -> None:
         """Stop receiving. The monitor is closed first, see `fleetlm.transport.monitor`. Idempotent."""

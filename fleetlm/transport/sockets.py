@@ -114,8 +114,7 @@ def bind(sock: Sock, ip: str, port: int) -> bool:
         zmq.ZMQError: the port is in use or not permitted.
     """
     try:
-        _set_family(sock, ip)
-        sock.bind(f"tcp://{endpoint(ip, port)}")
+        bind_exactly(sock, ip, port)
         return True
     except zmq.ZMQError as error:
         if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
@@ -123,6 +122,12 @@ def bind(sock: Sock, ip: str, port: int) -> bool:
     sock.set(zmq.IPV6, 1)
     sock.bind(f"tcp://*:{port}")
     return False
+
+
+def bind_exactly(sock: Sock, ip: str, port: int) -> None:
+    """Bind to an address of this machine. Raises: zmq.ZMQError."""
+    _set_family(sock, ip)
+    sock.bind(f"tcp://{endpoint(ip, port)}")
 
 
 def connect(sock: Sock, ip: str, port: int, own_ip: str | None) -> None:

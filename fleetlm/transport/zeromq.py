@@ -56,6 +56,7 @@ from fleetlm.transport.sockets import (
     Context,
     close_copies,
     explain_bind_error,
+    may_dial_from,
     raise_descriptor_limit,
 )
 
@@ -75,6 +76,8 @@ class ZmqTransport:
     Args:
         settings: time-outs, limits and the cookie. Without a cookie, traffic is plain text and every
             peer is admitted.
+        aliases: further addresses of this machine at which to listen, so that nodes of the other family
+            (IPv4 or IPv6) reach this one.
         loop: the event loop; default: the loop that runs `start`.
         context_io_threads: number of libzmq's I/O threads. With more than one,
             `Listener.stranger_refused` may give the address of another stranger that failed at the
@@ -85,10 +88,12 @@ class ZmqTransport:
         self,
         settings: Settings,
         *,
+        aliases: Sequence[str] = (),
         loop: asyncio.AbstractEventLoop | None = None,
         context_io_threads: int = 1,
     ) -> None:
         self._settings = settings
+        self._aliases = tuple(aliases)
         self._given_loop = loop
         self._io_threads = context_io_threads
         self._channels: dict[int, DealerChannel] = {}
@@ -99,7 +104,8 @@ class ZmqTransport:
         self._keys: tuple[CurveKeys, ...] = ()
         self._untried: dict[int, tuple[str, int, tuple[CurveKeys, ...]]] = {}
         """Channel that is being dialled → its address, and the keys to dial with if it is refused."""
-        self._own_ip: str | None = None
+        self._own_ips: tuple[str, ...] = ()
+        """The addresses from which to dial: the first that can be the source for the address dialled."""
         self._port: int | None = None
         """The port on which this transport listens, once it does."""
         self._timer: asyncio.TimerHandle | None = None
@@ -133,6 +139,7 @@ class ZmqTransport:
         try:
             self._router = Router(context, self._loop, self._settings, self._keys, listener)
             is_own = self._router.open(ip, port)
+            heard_at = self._router.open_aliases(self._aliases, port) if is_own else []
         except (zmq.ZMQError, OSError) as error:
             if self._router is not None:
                 self._router.close()
@@ -141,9 +148,9 @@ class ZmqTransport:
             raise StartFailed(endpoint(ip, port), explain_bind_error(error, port)) from error
         if not is_own:
             log.info("%s is not an address of this machine; listening on all addresses", ip)
-        self._accepting = Accepting([ip] if is_own else [], port)
+        self._own_ips = (ip, *heard_at) if is_own else ()
+        self._accepting = Accepting(self._own_ips, port)
         self._context = context
-        self._own_ip = ip if is_own else None
         self._port = port
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
 
@@ -169,7 +176,7 @@ class ZmqTransport:
                 self,
                 channel,
                 target,
-                own_ip=self._own_ip,
+                own_ip=next((each for each in self._own_ips if may_dial_from(each, ip)), None),
                 settings=self._settings,
                 keys=keys[0] if keys else None,
             )

@@ -8,7 +8,7 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,12 @@ PORT = 14_370
 
 
 @contextlib.asynccontextmanager
-async def station(ip: str | None = None, port: int = PORT, **settings: Any) -> AsyncIterator[Station]:
+async def station(
+    ip: str | None = None, port: int = PORT, *, aliases: Sequence[str] = (), **settings: Any
+) -> AsyncIterator[Station]:
     ip = ip or free_ip()
     seen = Recorder()
-    transport = ZmqTransport(Settings(**settings))
+    transport = ZmqTransport(Settings(**settings), aliases=aliases)
     await transport.start(ip, port, seen)
     try:
         yield Station(transport, seen, ip, port)

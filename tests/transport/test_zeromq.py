@@ -269,10 +269,29 @@ async def test_a_port_that_speaks_another_protocol_is_not_a_node() -> None:
                 assert (await a.seen.until("lost"))[0] == channel
 
 
+async def test_a_node_is_reached_and_dials_at_its_address_of_the_other_family() -> None:
+    async with station("::1") as six, station(aliases=("::1",), port=PORT + 1) as both:
+        to = six.dial("::1", PORT + 1)
+        await six.seen.until("opened")
+        await carries(six, to, both, b"to the alias")
+        back = both.dial("::1", PORT)
+        await both.seen.until("opened")
+        await carries(both, back, six, b"from the alias")
+        assert six.seen.all("met")[0][1] == both.seen.all("met")[0][1] == "::1"
+
+
+async def test_an_alias_that_cannot_be_used_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    async with station() as a, station(aliases=("2001:db8::1",)) as b:
+        await carries(a, await a.reach(b), b, b"still there")
+    (said,) = (record for record in caplog.records if "2001:db8::1" in record.getMessage())
+    assert said.levelname == "WARNING"
+    assert f"nodes that can only reach [2001:db8::1]:{PORT} cannot connect" in said.getMessage()
+
+
 async def test_a_missing_route_is_explained() -> None:
     async with station(connect_timeout_s=0.5) as a:
         # An address reserved for documentation (RFC 3849), to which there is no route.
-        a.transport._own_ip = None
+        a.transport._own_ips = ()
         a.dial("2001:db8::1", PORT)
         _, reason = await a.seen.until("lost")
         assert reason.startswith(f"[2001:db8::1]:{PORT}: ")

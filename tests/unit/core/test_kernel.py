@@ -301,6 +301,25 @@ def test_the_other_address_family_of_a_node_is_not_dialled_once_it_is_an_alias()
     assert m.kernel.heard_of(T + 60, ["fleetlm@fd00::2"]) == []
 
 
+def test_a_node_without_ipv4_dials_back_at_the_alias_that_the_hello_names() -> None:
+    m = Meeting(name="fleetlm@fd00::1")
+    first = m.kernel.heard_of(T, [name(2)])
+    assert quiet(first) == [Dial(1, ip(2), 4370)]
+    m.kernel.channel_lost(T, 1, "network is unreachable")
+    hello = identity(2, aliases=("10.9.0.2", "fd00::2")).hello("fleetlm@fd00::1", 0)
+    effects = m.kernel.control_frame(T, m.met(2, "fd00::2"), hello_frame(hello, 77))
+    assert Dial(2, "fd00::2", 4370) in quiet(effects)
+
+
+def test_a_node_without_ipv4_dials_at_the_address_that_led_to_the_other_name() -> None:
+    k = kernel(name="fleetlm@fd00::1")
+    k.heard_of(T, ["fleetlm@fd00::2"])
+    k.opened(T, 1)
+    effects = k.answered(T, 1, refusal_of(2, Refusal.WRONG_NAME))
+    assert quiet(effects) == [HangUp(1), Dial(2, "fd00::2", 4370)]
+    assert list(k.topology.peers) == [name(2)]
+
+
 def test_an_address_that_passed_to_another_node_is_admitted() -> None:
     m = Meeting()
     m.up(2, aliases=(ip(3),))

@@ -262,3 +262,34 @@ def test_a_blocked_peer_keeps_its_place_in_a_full_table() -> None:
     met(table, name(2)).is_blocked = True
     met(table, name(2)).connection.ups = 1
     assert table.meet(T, name(3), itself=True) is None
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "aliases", "dialled"),
+    [
+        ("10.0.0.1", "10.0.0.2", ("fd00::2",), "10.0.0.2"),
+        ("fd00::1", "10.0.0.2", ("10.9.0.2", "fd00::2", "fd01::2"), "fd00::2"),
+        ("10.0.0.1", "fd00::2", ("10.0.0.2",), "10.0.0.2"),
+        ("fd00::1", "10.0.0.2", (), "10.0.0.2"),
+        ("fd00::1", "10.0.0.2", ("10.9.0.2",), "10.0.0.2"),
+    ],
+)
+def test_a_peer_is_dialled_at_an_address_of_a_family_that_this_node_has(
+    mine: str, theirs: str, aliases: tuple[str, ...], dialled: str
+) -> None:
+    table = topology(name=f"fleetlm@{mine}")
+    peer = table.meet(0.0, f"fleetlm@{theirs}")
+    assert peer is not None
+    table.learn_alias("fd00::9", "fleetlm@10.0.0.9")
+    for alias in aliases:
+        table.learn_alias(alias, f"fleetlm@{theirs}")
+    assert table.address_to_dial(peer) == dialled
+
+
+def test_a_node_with_both_families_dials_the_address_in_the_name() -> None:
+    table = topology(aliases=("fd00::1",))
+    for theirs, alias in (("10.0.0.2", "fd00::2"), ("fd00::3", "10.0.0.3")):
+        peer = table.meet(0.0, f"fleetlm@{theirs}")
+        assert peer is not None
+        table.learn_alias(alias, f"fleetlm@{theirs}")
+        assert table.address_to_dial(peer) == theirs
