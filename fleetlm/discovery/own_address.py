@@ -84,8 +84,8 @@ class OwnAddress:
         why: the reason in words, for the log, such as "set by POD_IP".
         rule: the rule that decided.
         aliases: other addresses in the DNS answer that belong to this machine. This node does not dial
-            them; it listens there, for peers without an address of the other family. Never a loopback address, and none if FLEETLM_NODE_IP was set: then another
-            node of this machine may use them.
+            them; it listens there, for peers without an address of the other family. Never a loopback
+            address, and none if FLEETLM_NODE_IP was set: then another node of this machine may use them.
         warning: what may be wrong and what to do about it, or None.
     """
 
