@@ -294,12 +294,15 @@ class Connection:
 
     # Ending the connection.
 
-    def down(self, now: float, reason: str) -> list[Effect]:
-        """End a connection that is up: give up both halves, and dial again after a back-off."""
+    def down(self, now: float, reason: str, *, in_order: bool = False) -> list[Effect]:
+        """End a connection that is up: give up both halves, and dial again after a back-off.
+
+        ``in_order``: a node ended it on purpose, which says nothing of how long connections last.
+        """
         self.last_error, self.last_error_at = reason, now
         gone = Down(self.name, self.incarnation, reason)
         settled = self.up_at is not None and now - self.up_at >= self.settings.settled_s
-        self.short_lived = 0 if settled else self.short_lived + 1
+        self.short_lived = 0 if settled or in_order else self.short_lived + 1
         self.up_at = None
         self._give_up_incoming()
         effects = self._go_idle(now)
@@ -312,7 +315,7 @@ class Connection:
 
     def _end(self, now: float, reason: str) -> list[Effect]:
         """End whatever there is, and give up both halves."""
-        ended = self.down(now, reason) if self.phase is Phase.UP else self._go_idle(now)
+        ended = self.down(now, reason, in_order=True) if self.phase is Phase.UP else self._go_idle(now)
         self._give_up_incoming()
         return ended
 

@@ -415,11 +415,10 @@ class Kernel:
     def _take_goodbye(self, now: float, peer: Peer, reason: str) -> list[Effect]:
         """The peer ends the connection or attempt; try again after a back-off."""
         connection = peer.connection
-        why = f"left: {reason}"
-        if reason.startswith(PROTOCOL_ERROR):
-            why = f"the peer ended the connection: {reason}"
+        in_order = not reason.startswith(PROTOCOL_ERROR)
+        why = f"left: {reason}" if in_order else f"the peer ended the connection: {reason}"
         if connection.phase is Phase.UP:
-            return self._apply(now, peer, connection.down(now, why))
+            return self._apply(now, peer, connection.down(now, why, in_order=in_order))
         source = connection.incoming.source if connection.incoming else b""
         self._sources.pop(source, None)
         connection.incoming = None

@@ -29,7 +29,8 @@ def environment(**more: str) -> dict[str, str]:
     return {**env, "PYTHONPATH": str(ROOT), "EXAMPLE_PORT": str(free_port(ADDRESSES)), **more}
 
 
-def run(name: str) -> str:
+def run(name: str, logged: str = "") -> str:
+    """Run an example. Returns what it printed. ``logged``: what its log must contain, if it logs anything."""
     done = subprocess.run(
         [sys.executable, str(FOLDER / name)],
         cwd=FOLDER,
@@ -40,13 +41,14 @@ def run(name: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
+    assert (done.stderr != "") == (logged != "")
+    assert logged in done.stderr
     return done.stdout
 
 
 def test_no_example_is_forgotten_here() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
-    assert [name for name in EXAMPLES if f'run("{name}")' not in source] == []
+    assert [name for name in EXAMPLES if f'run("{name}"' not in source] == []
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -160,7 +162,7 @@ def test_embed() -> None:
 
 
 def test_sessions() -> None:
-    said = run("sessions.py")
+    said = run("sessions.py", logged="handler append of sessions (Sessions) raised ValueError")
     assert "never ran (NoProcess)" in said
     assert "then it ran, once: 1 line" in said
     assert "the session: ['hello', 'again']" in said

@@ -1,4 +1,4 @@
-"""IPv6 only: a network namespace whose loopback has several addresses, with AAAA records only.
+"""IPv6 only: a network namespace with several addresses on one interface, with AAAA records only.
 
 All nodes of a cluster use one port, and ``::1`` is a single address, so several nodes need more addresses.
 """
@@ -39,8 +39,11 @@ def namespace() -> Iterator[str]:
     if made.returncode:
         pytest.skip(f"no network namespace is to be had: {made.stderr.strip()}")
     try:
-        steps = [("link", "set", "lo", "up")]
-        steps += [("-6", "addr", "add", f"{SUBNET}{n}/128", "dev", "lo", "nodad") for n in NUMBERS]  # type: ignore[misc]
+        # On an interface to a network: an address on loopback may be on other machines too.
+        steps: list[tuple[str, ...]] = [("link", "set", "lo", "up")]
+        steps += [("link", "add", "eth0", "type", "veth", "peer", "name", "eth1")]
+        steps += [("link", "set", each, "up") for each in ("eth0", "eth1")]
+        steps += [("-6", "addr", "add", f"{SUBNET}{n}/128", "dev", "eth0", "nodad") for n in NUMBERS]
         for step in steps:
             done = ip("-n", name, *step)
             if done.returncode:

@@ -434,6 +434,17 @@ def test_connections_that_end_soon_are_dialled_after_longer_and_longer_pauses() 
     assert (c.short_lived, c.next_dial_at) == (0, now + SETTINGS.settled_s + SETTINGS.backoff_min_s)
 
 
+def test_a_connection_that_a_node_ends_on_purpose_does_not_count_as_short_lived() -> None:
+    c = connection()
+    for _ in range(3):
+        brought_up(c, T)
+        c.leave(T, "disconnected on request")
+    for _ in range(3):
+        brought_up(c, T)
+        c.down(T, "left: disconnected on request", in_order=True)
+    assert c.short_lived == 0
+
+
 def test_the_pause_after_a_short_lived_connection_is_at_least_half_of_its_ceiling() -> None:
     class Unlucky(random.Random):
         def uniform(self, a: float, b: float) -> float:
