@@ -279,14 +279,14 @@ class Outbound:
         """See `Node.multicall`."""
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         try:
-            payload = self._codec.pack_value(message)
+            payload = self._codec.pack_value(message.parts() if type(message) is Invoke else message)
         except NotSerializable as error:
             raise explained(error, message) from None
         deadline = self._loop.time() + timeout_s
         sender = asyncio.current_task()  # Calls that must wait run in tasks of their own, in its order.
         asked: list[_Asked] = []
         calls = [
-            self._ask_at_once(to, payload, timeout_s, sender, asked)
+            self._ask_at_once(to, message, payload, timeout_s, sender, asked)
             or self._call_one(to, message, payload, timeout_s, deadline, sender)
             for to in targets
         ]
@@ -478,9 +478,9 @@ class Outbound:
     def _pack_message(self, key: Key, payload: bytes) -> bytes:
         return operations.packed_one_way(self._codec.pack_value(key), payload)
 
-    def _pack_call(self, key: Key, payload: bytes, ref: int, timeout_s: float) -> bytes:
-        timeout_ms = max(1, int(timeout_s * 1000))
-        return operations.packed_call(self._codec.pack_value(key), payload, ref, timeout_ms)
+    def _pack_call(self, key: Key, message: Any, payload: bytes, ref: int, timeout_s: float) -> bytes:
+        packed_to, timeout_ms = self._codec.pack_value(key), max(1, int(timeout_s * 1000))
+        return operations.packed_call(packed_to, payload, ref, timeout_ms, to_actor=type(message) is Invoke)
 
     async def _send_local(self, to: Target, key: Key, message: Any, timeout_s: float | None = None) -> None:
         box = self.box_of(to, key)
@@ -608,7 +608,13 @@ class Outbound:
             session.control(operations.cancel(ref), after=sender or asyncio.current_task())
 
     def _ask_at_once(
-        self, to: Target, payload: bytes, timeout_s: float, sender: Hashable, asked: list[_Asked]
+        self,
+        to: Target,
+        message: Any,
+        payload: bytes,
+        timeout_s: float,
+        sender: Hashable,
+        asked: list[_Asked],
     ) -> asyncio.Future[Any] | None:
         """Send one call of a multicall without a task of its own, which would cost more than all the rest.
 
@@ -620,7 +626,7 @@ class Outbound:
             if session is None:
                 return None
             ref = self.take_ref()
-            packed = self._pack_call(key, payload, ref, timeout_s)
+            packed = self._pack_call(key, message, payload, ref, timeout_s)
             if session.admit(key, packed, sender, is_call=True) is not None:
                 return None
         except (FleetError, TypeError, ValueError):
@@ -645,7 +651,7 @@ class Outbound:
         if session.obstacle(key, 0, sender) is not None:
             await self.wait_for_room(session, to, timeout_s, deadline, key, 0, sender)
         ref = self.take_ref()
-        packed = self._pack_call(key, payload, ref, deadline - self._loop.time())
+        packed = self._pack_call(key, message, payload, ref, deadline - self._loop.time())
         return await self._request(session, to, ref, packed, timeout_s, deadline, sender, key)
 
 

@@ -125,6 +125,7 @@ _PAIR: Final = _ARRAY + 2
 _HEAD_OF_PAIR: Final = bytes((_PAIR,))
 _HEAD_OF_HEAVY: Final = bytes((_ARRAY + 4,)) + _pack(_HEAVY)
 _HEAD_OF_CALL: Final = bytes((_ARRAY + 5,)) + _pack(_CALL)
+_HEAD_OF_HANDLE: Final = bytes((_ARRAY + 5,)) + _pack(_HANDLE)
 
 
 # ── messages to a process ────────────────────────────────────────────────────────────────────────
@@ -177,9 +178,17 @@ def call(to: Destination, payload: Any, ref: int, timeout_ms: int) -> list[Any]:
     return [_CALL, to, payload, ref, timeout_ms]
 
 
-def packed_call(packed_to: bytes, packed_payload: bytes, ref: int, timeout_ms: int) -> bytes:
-    """Pack a call from packed parts, since a multicall packs its payload only once."""
-    return _HEAD_OF_CALL + packed_to + packed_payload + _pack(ref) + _pack(timeout_ms)
+def packed_call(
+    packed_to: bytes, packed_payload: bytes, ref: int, timeout_ms: int, *, to_actor: bool = False
+) -> bytes:
+    """Pack a CALL, or a HANDLE, from packed parts, since a multicall packs its payload only once."""
+    return (
+        (_HEAD_OF_HANDLE if to_actor else _HEAD_OF_CALL)
+        + packed_to
+        + packed_payload
+        + _pack(ref)
+        + _pack(timeout_ms)
+    )
 
 
 def handle(to: Destination, parts: list[Any], ref: int, timeout_ms: int) -> list[Any]:

@@ -113,7 +113,7 @@ async def test_a_multicall_is_encoded_once_and_ends_at_its_limit(fleet: Fleet) -
     results = await refs.within(2).multicall(Store.wait, 60.0)
     assert [type(each) for each in results] == [CallTimeout] * 3
     assert SimLoop.current().time() - began == pytest.approx(2, abs=0.1)
-    assert [each for each in packed if type(each) is Invoke] == [Invoke("wait", (60.0,), {})]
+    assert packed.count(["wait", [60.0], {}]) == 1
     packed.clear()
     assert await refs.broadcast(Store.put, "k", 1) == 3
     assert [each for each in packed if type(each) is Invoke] == [Invoke("put", ("k", 1), {})]

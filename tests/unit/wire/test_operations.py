@@ -225,6 +225,11 @@ def test_messages_packed_from_parts_are_those_that_the_builders_make() -> None:
         for ref, timeout_ms in ((1, 1), (BIG, 86_400_000)):
             call = operations.call(to, payload, ref, timeout_ms)
             assert operations.packed_call(key, packed, ref, timeout_ms) == codec.pack(call, payload)
+            parts = Invoke("put", ("k", payload), {}).parts()
+            handle = operations.handle(to, parts, ref, timeout_ms)
+            packed_parts = codec.pack_value(parts)
+            made = operations.packed_call(key, packed_parts, ref, timeout_ms, to_actor=True)
+            assert made == codec.pack(handle, parts)
 
 
 @pytest.mark.parametrize("units", [2, 200, 4_096])
