@@ -252,7 +252,7 @@ class ZmqTransport:
         now = self._loop.time()
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
         if self._accepting is not None:
-            self._accepting.look(self._descriptors.count())
+            self._accepting.look(self._descriptors.look())
         if self._router is not None:
             self._router.recheck()
         for channel in list(self._channels.values()):

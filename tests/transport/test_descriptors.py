@@ -77,6 +77,12 @@ def test_many_free_descriptors_are_not_counted_for_each_dial(monkeypatch: pytest
     assert len(counts) == 1
 
 
+def test_a_look_finds_enough_descriptors_and_leaves_none_open() -> None:
+    before = count_free()
+    assert Descriptors().look() == FDS_KEPT + SPARE_FDS
+    assert count_free() == before
+
+
 @linux
 def test_without_descriptors_waiting_connections_are_closed_and_no_more_come(
     listener: socket.socket, caplog: pytest.LogCaptureFixture
@@ -89,6 +95,7 @@ def test_without_descriptors_waiting_connections_are_closed_and_no_more_come(
         served, _ = listener.accept()
         other.look(0)
         assert connects((ip, port))
+        waits.settimeout(5.0)
         for _ in range(3):
             accepting.look(FDS_TO_ACCEPT - 1)
         assert waits.recv(1) == b""
