@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, NotSerializable, WouldBlock
 from fleetlm.ids import Pid
+from fleetlm.messaging.own_loop import check_loop
 from fleetlm.names import canonical_node
 from fleetlm.texts import SHORT
 from fleetlm.wire.invocation import explained
@@ -103,6 +104,7 @@ class FanOut:
         return sent
 
     def _check_running(self) -> None:
+        check_loop(self._outbound.waits.loop, "A broadcast")
         if self._outbound.stopped:
             raise NodeStopped(self._name, self._outbound.stopped)
 

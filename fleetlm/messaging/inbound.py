@@ -264,7 +264,9 @@ class Inbound:
         elif operation == Op.REQUEST:
             verb, argument, ref = operations.read_request(message)
             request = self._open(session, argument, ref, MAX_TIMEOUT_MS)
+            session.urgent_ref = ref
             self._service.asked(session, verb, argument, request)
+            session.urgent_ref = None
         elif operation == Op.SIGNAL:
             self._service.signalled(session, operations.read_signal(message))
         elif operation == Op.TABLE:

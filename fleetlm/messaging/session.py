@@ -134,6 +134,7 @@ class Session:
         "reassembly",
         "requests",
         "small_bytes",
+        "urgent_ref",
         "windows",
     )
 
@@ -162,6 +163,10 @@ class Session:
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
         """Requests of the peer that are open here, by its ref."""
+        self.urgent_ref: int | None = None
+        """The request of the peer to this node itself that is being answered. Its answer waits for no window:
+        the signals that follow do not either, and the end of a process must not overtake the answer that
+        names it."""
         self._limit_bytes = min(settings.max_message_bytes, hello.max_message_bytes)
         self._chunk_bytes = settings.chunk_bytes
         self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes, settings.reply_queue_bytes)
@@ -452,6 +457,9 @@ class Session:
         size = len(packed)
         if not self.is_slow and size <= self.small_bytes:
             self.append(packed)
+            return
+        if ref == self.urgent_ref and size <= self.small_bytes:
+            self._to_batch(packed, size)
             return
         window, lane = self.byte_window, AnswerLane(ref)
         is_full = window.in_flight_bytes + self._batch_bytes >= window.limit_bytes

@@ -36,8 +36,10 @@ FDS_KEPT: Final = 3
 """Descriptors that dials leave free. Accepting begins again when so many and the spare ones are free."""
 FDS_TO_ACCEPT: Final = 2
 """With fewer free descriptors no connection is accepted."""
-SPARE_FDS: Final = 1
-"""Descriptors that a node holds to be able to close connections that wait when none are left, one by one."""
+SPARE_FDS: Final = 8
+"""Descriptors that a node holds, to take connections that wait when none are left, and close them. The
+thread of ZeroMQ tries to accept them all the time, and mostly takes a descriptor that becomes free; so each
+spare one disposes of one connection. Peers dial a few at a time."""
 _LOOKED_FOR: Final = FDS_KEPT + SPARE_FDS
 _COUNT_BELOW: Final = 256
 """As long as so many are free for certain, they are not counted again for each dial."""

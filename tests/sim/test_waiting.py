@@ -268,8 +268,8 @@ async def test_one_that_feeds_itself_for_ever_stops_neither_time_nor_its_node(fl
     b.spawn(Member, name="other")
     began = now()
     assert await a.ref(Member, "other", at=b.name).call(Member.leaf) == 1
-    await asyncio.sleep(5)
-    assert now() - began < 7
+    await asyncio.sleep(0.2)  # A hundred thousand messages to itself.
+    assert now() - began < 1
     assert a.list() == [b.name]
     assert a.list("busy") == []
 
@@ -301,7 +301,7 @@ async def test_one_that_tries_again_at_once_for_ever_stops_neither_time_nor_its_
     b.spawn(Member, name="other")
     began = now()
     assert await a.ref(Member, "other", at=b.name).call(Member.leaf) == 1
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.02)
     assert now() - began < 1
     assert a.list("busy") == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -90,9 +91,15 @@ async def test_one_cookie_lets_frames_through() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "said_here", "said_there"),
     [
-        (COOKIE, OTHER_COOKIE, "its cookie differs from ours", "its cookie differs from ours"),
-        (COOKIE, None, "it has no", "it has a cookie, and this node has none"),
-        (None, COOKIE, "requires a cookie, and this node has none", "it has no"),
+        # Where the other end closes first, the dialled node cannot know why, and says "perhaps".
+        (
+            COOKIE,
+            OTHER_COOKIE,
+            "its cookie differs from ours",
+            "cookie differs from ours|with another cookie",
+        ),
+        (COOKIE, None, "it has no", "it has a cookie, and this node has none|has a cookie while this one"),
+        (None, COOKIE, "requires a cookie, and this node has none", "it has no|or without one"),
     ],
 )
 async def test_other_cookies_get_nothing_in_and_both_sides_say_why(
@@ -107,7 +114,7 @@ async def test_other_cookies_get_nothing_in_and_both_sides_say_why(
         assert not a.send(channel, b"let me in")
         ip, why = await b.seen.until("refused")
         assert ip in (a.ip, UNKNOWN_IP)
-        assert said_there in why
+        assert re.search(said_there, why)
         assert not b.seen.all("frame")
         assert not b.seen.all("met")
 
