@@ -208,7 +208,8 @@ def play(seed: int) -> Counter[str]:
 
 if __name__ == "__main__":
     total: Counter[str] = Counter()
-    for number in range(int(sys.argv[1]), int(sys.argv[2])):
+    first = int(sys.argv[1])
+    for number in range(first, int(sys.argv[2]) if len(sys.argv) > 2 else first + 1):
         try:
             total += play(number)
         except BaseException:
