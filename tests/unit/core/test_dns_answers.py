@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fleetlm.core.dns_answers import MAX_ADDRESSES, Answer, Outcome, merge, sift
+from fleetlm.core.dns_answers import MAX_ADDRESSES, Answer, Outcome, count_addresses, merge, sift
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,8 @@ def test_which_families_are_whole_follows_from_the_outcome_unless_it_is_said() -
     assert HALF.is_whole(4)
     assert not HALF.is_whole(6)
     assert Answer(Outcome.FAILED, (), "AAAA failed", (4,)).is_whole(4)
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 addresses"), (1, "1 address"), (3, "3 addresses")])
+def test_addresses_are_counted_in_words(number: int, text: str) -> None:
+    assert count_addresses(number) == text

@@ -210,6 +210,17 @@ def test_a_pid_of_another_start_of_this_node_does_not_exist() -> None:
     assert t.relations.monitored(1, ref(1), former, None) == [Deliver(1, Down(ref(1), former, "noproc"))]
 
 
+def test_a_monitor_is_held_until_it_fires_or_is_ended() -> None:
+    t = Table()
+    t.relations.monitored(1, ref(1), pid(2), 2)
+    t.relations.monitored(1, ref(2), pid(3), 3)
+    assert t.relations.holds_monitor(ref(1))
+    t.ends(2)
+    t.relations.demonitored(1, ref(2))
+    assert not t.relations.holds_monitor(ref(1))
+    assert not t.relations.holds_monitor(ref(2))
+
+
 def test_a_monitor_of_a_name_watches_its_present_owner() -> None:
     t = Table()
     target = Address("echo", HERE)

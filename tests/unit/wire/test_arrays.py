@@ -13,6 +13,7 @@ from fleetlm.errors import NotSerializable
 from fleetlm.messages import MessageTypes
 from fleetlm.wire import arrays
 from fleetlm.wire.codec import BadData, Codec, Unreadable
+from fleetlm.wire.extensions import Refused
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -161,3 +162,8 @@ def test_a_program_may_register_the_arrays_itself(np: ModuleType) -> None:
     codec = Codec(types)
     assert codec.unpack(codec.pack_value(np.array([1.5]))).tolist() == [1.5]
     assert len(codec.pack_value(np.array([1.5]))) < 30
+
+
+def test_items_without_bytes_are_refused(np: ModuleType) -> None:
+    with pytest.raises(Refused, match="no bytes"):
+        arrays._name_dtype(np.dtype("S0"))

@@ -29,7 +29,7 @@ from fleetlm.errors import (
     WouldBlock,
 )
 from fleetlm.ids import Pid
-from fleetlm.wire.failures import FailureKind, error_of_failure, texts_of_outcome
+from fleetlm.wire.failures import MAX_HOPS, FailureKind, error_of_failure, outcome_of, texts_of_outcome
 
 
 @pytest.mark.parametrize(
@@ -185,3 +185,15 @@ def test_the_producers_word_that_its_consumer_does_not_read() -> None:
     error = error_of_failure(FailureKind.UNREAD, [])
     assert isinstance(error, StreamIdle)
     assert error.is_unread
+
+
+def test_a_chain_of_causes_is_followed_only_so_far() -> None:
+    error: BaseException = NoConnection("fleetlm@10.0.0.2", "lost")
+    for number in range(MAX_HOPS - 1):
+        outer = RuntimeError(number)
+        outer.__cause__ = error
+        error = outer
+    assert isinstance(outcome_of(error), NoConnection)
+    beyond = RuntimeError("one more")
+    beyond.__cause__ = error
+    assert outcome_of(beyond) is None

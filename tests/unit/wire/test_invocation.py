@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fleetlm.wire.invocation import Invoke
+from fleetlm.errors import NotSerializable
+from fleetlm.wire.invocation import Invoke, explained
 
 
 def test_a_request_arrives_as_it_was_sent() -> None:
@@ -24,4 +25,36 @@ def test_what_is_not_a_request_cannot_be_sent(args: Any, kwargs: Any) -> None:
 @pytest.mark.parametrize("parts", [["x", (), {}], ["x", [], []], ["x", []], ["x", [], {}, 1], 5, None])
 def test_nonsense_is_not_a_request(parts: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
+        Invoke.of(parts)
+
+
+class Sessions:
+    """Stands for the class of an actor."""
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("message[1][0]", "argument 1 of put"),
+        ("message[1][2].when", "argument 3 of put, field .when"),
+        ("message[1][0][4]", "argument 1 of put, at [4]"),
+        ("message", "message"),
+    ],
+)
+def test_an_argument_that_cannot_travel_is_named(path: str, told: str) -> None:
+    request = Invoke("put", (1,), {})
+    assert request.explain(NotSerializable(path, "an object")).path == told
+    assert explained(NotSerializable(path, "an object"), request).path == told
+    assert explained(NotSerializable(path, "an object"), "no request").path == path
+
+
+def test_the_actor_is_named_where_it_is_known() -> None:
+    request = Invoke("put", (1,), {})
+    request.actor = Sessions
+    assert request.explain(NotSerializable("message[1][0]", "an object")).path == "argument 1 of Sessions.put"
+
+
+@pytest.mark.parametrize("parts", [["put", (), {}], ["put", [], []], ["put", None, {}]])
+def test_malformed_parts_are_no_request(parts: list[object]) -> None:
+    with pytest.raises(ValueError, match="without its arguments"):
         Invoke.of(parts)

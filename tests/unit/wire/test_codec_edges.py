@@ -1,0 +1,81 @@
+"""Values that damaged or foreign bytes describe: what each reader of the decoder does with them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from enum import Flag
+from typing import Any
+
+import msgpack
+import pytest
+
+from fleetlm.messages import MessageTypes
+from fleetlm.wire.codec import BadData, Codec, Ext, Unreadable
+
+
+class Right(Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclass
+class Lenient:
+    here: int = 0
+
+
+class Amount:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@pytest.fixture
+def codec() -> Codec:
+    types = MessageTypes()
+    types.register("right", Right)
+    types.register("lenient", Lenient, extra="ignore")
+    types.register_converter("amount", Amount, lambda amount: amount.value, Amount)
+    return Codec(types)
+
+
+def ext(code: Ext, value: Any) -> msgpack.ExtType:
+    return msgpack.ExtType(code, msgpack.packb(value))
+
+
+def read(codec: Codec, code: Ext, value: Any) -> Any:
+    (found,) = codec.unpack(msgpack.packb([ext(code, value)]))
+    return found
+
+
+def test_a_time_in_a_zone_that_is_not_here_is_unreadable(codec: Codec) -> None:
+    found = read(codec, Ext.TIME, [1, 2, 3, 4, 0, "Nowhere/Town"])
+    assert isinstance(found, Unreadable)
+    assert "Nowhere/Town" in found.why
+    assert read(codec, Ext.TIME, [1, 2, 3, 4, 0, None]) == dt.time(1, 2, 3, 4)
+
+
+def test_a_time_with_fields_missing_is_bad_data(codec: Codec) -> None:
+    with pytest.raises(BadData, match="wrong number of fields"):
+        read(codec, Ext.TIME, [1, 2, 0, None])
+
+
+def test_bits_that_a_flag_does_not_have_are_unreadable(codec: Codec) -> None:
+    assert read(codec, Ext.ENUM, ["right", 3]) == Right.READ | Right.WRITE
+    found = read(codec, Ext.ENUM, ["right", 64])
+    assert isinstance(found, Unreadable)
+    assert "'right'" in found.why
+
+
+def test_a_leaf_reaches_the_programs_own_function(codec: Codec) -> None:
+    assert read(codec, Ext.CONVERTED, ["amount", 7]).value == 7
+    assert read(codec, Ext.CONVERTED, ["amount", [7]]).value == [7]
+
+
+def test_an_unreadable_field_that_is_ignored_spoils_nothing_around_it(codec: Codec) -> None:
+    """The value that could not be read is in a field that this version does not have."""
+    unknown = msgpack.ExtType(99, b"?")
+    lenient = ext(Ext.DATACLASS, ["lenient", {"here": 1, "later": unknown}])
+    found = read(codec, Ext.CONVERTED, ["amount", [lenient]])
+    assert found.value == [Lenient(1)]
+    outer = read(codec, Ext.DATACLASS, ["lenient", {"here": lenient}])
+    assert outer == Lenient(Lenient(1))  # type: ignore[arg-type]
