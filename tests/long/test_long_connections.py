@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 
 @pytest.mark.deadline(120)
 async def test_stopped_and_continued_again_and_again() -> None:
-    await stopped_and_continued(rounds=5)
+    await stopped_and_continued(rounds=4)
 
 
 @pytest.mark.deadline(120)

@@ -33,10 +33,11 @@ async def stopped_and_continued(rounds: int) -> None:
             continued = time.monotonic()
             worker.signal(signal.SIGCONT)
             for node in (a, b):
-                up = await fleet.up(node, silent, since=continued)
+                # Each of these connections is short-lived, so the pauses before the next dial grow.
+                up = await fleet.up(node, silent, 30.0, since=continued)
                 assert up.incarnation == worker.incarnations[silent], "it is the same node"
                 await fleet.down(silent, node.name, since=continued)  # it lost them as well
-                again = await fleet.up(silent, node.name, since=continued)
+                again = await fleet.up(silent, node.name, 30.0, since=continued)
                 print(f"SIGCONT: up again after {max(up.at, again.at) - continued:.2f} s")
             assert await a.call(("echo", silent), "hello") == "hello"
             assert await worker.ask("call", to=b.name, name="echo", message="hi") == {
