@@ -1,4 +1,4 @@
-"""What a node does when the process is short of file descriptors: it stops to dial and to accept in time.
+"""The file descriptors of a node's connections, and what it does when the process is short of descriptors.
 
 libzmq ends the whole process where some of its calls get no descriptor (its first socket, the lookup of a
 source address), and its thread runs without a pause while a connection waits that it cannot accept. So a
@@ -168,27 +168,62 @@ def _limit() -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
-def _find_listeners(ips: Collection[str], port: int) -> Iterator[socket.socket]:
-    """Yield copies of this process's listening sockets at ``port``; ZeroMQ does not tell its descriptors."""
+def own_tcp_sockets() -> Iterator[tuple[int, socket.socket]]:
+    """Yield the TCP sockets of this process: each descriptor, with a copy that the caller closes.
+
+    ZeroMQ does not tell its descriptors, so they are found among all, by their addresses.
+    """
     try:
         descriptors = [int(entry) for entry in os.listdir("/dev/fd")]  # noqa: PTH208
     except OSError:
         return
     for fd in descriptors:
-        with contextlib.suppress(OSError):
+        try:
             if not stat.S_ISSOCK(os.fstat(fd).st_mode):
                 continue
             copy = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            continue  # Such as the descriptor of the folder itself, which is closed by now.
+        if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.type == socket.SOCK_STREAM:
+            yield fd, copy
+        else:
+            copy.close()
+
+
+def close_copies(port: int, targets: Collection[tuple[str, int]]) -> None:
+    """Close this process's descriptors of the TCP connections of a node, in a forked child.
+
+    Args:
+        port: the port on which the node listens: of the listener, and of each connection that it accepted.
+        targets: the addresses that the node has dialled.
+    """
+    for fd, copy in own_tcp_sockets():
+        with copy, contextlib.suppress(OSError):
+            if _is_connection_of(copy, port, targets):
+                os.close(fd)
+
+
+def _is_connection_of(sock: socket.socket, port: int, targets: Collection[tuple[str, int]]) -> bool:
+    if sock.getsockname()[1] == port:
+        return True
+    try:
+        return sock.getpeername()[:2] in targets
+    except OSError:
+        return False
+
+
+def _find_listeners(ips: Collection[str], port: int) -> Iterator[socket.socket]:
+    """Yield copies of this process's listening sockets at ``port``."""
+    for _, copy in own_tcp_sockets():
+        with contextlib.suppress(OSError):
             if _listens(copy, ips, port):
                 copy.setblocking(False)
                 yield copy
-            else:
-                copy.close()
+                continue
+        copy.close()
 
 
 def _listens(sock: socket.socket, ips: Collection[str], port: int) -> bool:
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-        return False
     host, found = sock.getsockname()[:2]
     is_listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     return bool(is_listening) and found == port and (not ips or canonical_ip(host) in ips)

@@ -12,9 +12,7 @@ import logging
 import os
 import resource
 import socket
-import stat
 import sys
-from collections.abc import Collection
 from typing import Final
 
 import zmq
@@ -198,42 +196,6 @@ def count_received(fd: int) -> int | None:
     if len(info) < _BYTES_RECEIVED_AT + 8:
         return None
     return int.from_bytes(info[_BYTES_RECEIVED_AT : _BYTES_RECEIVED_AT + 8], sys.byteorder)
-
-
-def close_copies(port: int, targets: Collection[tuple[str, int]]) -> None:
-    """Close this process's descriptors of the TCP connections of a node.
-
-    ZeroMQ does not tell its descriptors, so they are found by their addresses.
-
-    Args:
-        port: the port on which the node listens: of the listener, and of each connection that it accepted.
-        targets: the addresses that the node has dialled.
-    """
-    try:
-        descriptors = [int(entry) for entry in os.listdir("/dev/fd")]  # noqa: PTH208
-    except OSError:
-        return
-    for fd in descriptors:
-        try:
-            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(fd)) as copy:
-                is_ours = _is_connection_of(copy, port, targets)
-            if is_ours:
-                os.close(fd)
-        except OSError:
-            continue  # The descriptor of the folder itself, which is closed by now.
-
-
-def _is_connection_of(sock: socket.socket, port: int, targets: Collection[tuple[str, int]]) -> bool:
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-        return False
-    if sock.getsockname()[1] == port:
-        return True
-    try:
-        return sock.getpeername()[:2] in targets
-    except OSError:
-        return False
 
 
 def get_int(sock: Sock, option: int) -> int:

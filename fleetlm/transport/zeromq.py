@@ -48,13 +48,18 @@ from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import CurveKeys, keys_of
 from fleetlm.transport.dealer import DealerChannel
-from fleetlm.transport.descriptors import FDS_FOR_DIAL, FDS_TO_START, Accepting, Descriptors
+from fleetlm.transport.descriptors import (
+    FDS_FOR_DIAL,
+    FDS_TO_START,
+    Accepting,
+    Descriptors,
+    close_copies,
+)
 from fleetlm.transport.interface import Listener, Part
 from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
     MAX_SOCKETS,
     Context,
-    close_copies,
     explain_bind_error,
     may_dial_from,
     raise_descriptor_limit,
