@@ -22,8 +22,8 @@ from typing import Any, TypeVar, overload
 from fleetlm.actor import Actor
 from fleetlm.cli import logs
 from fleetlm.cli.early import end_on_sigterm, restore_sigterm
+from fleetlm.cli.exit_codes import EX_CONFIG
 from fleetlm.cli.foreground import (
-    EX_CONFIG,
     Foreground,
     Program,
     find_loop_factory,

@@ -44,13 +44,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from fleetlm.cli.exit_codes import EX_CONFIG, FAILED, OK
 from fleetlm.errors import FleetError, SettingsError
 from fleetlm.node import Node, parts_of
 from fleetlm.settings import Settings
 
-OK, FAILED = 0, 1
-EX_CONFIG = 78
-"""Exit code for a setting that cannot be used. Source: sysexits.h."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PROGRAM_END_S = 2.0
 """Seconds that the program has to end after its node has stopped and its task was cancelled."""

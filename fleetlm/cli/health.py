@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fleetlm.cli.exit_codes import EX_CONFIG
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, canonical_ip
 from fleetlm.settings import Settings
@@ -24,8 +25,6 @@ from fleetlm.wire.frames import IAm
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EX_CONFIG = 78
-"""Exit code for a setting that cannot be used. Source: sysexits.h."""
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 """The kernel's tables of TCP sockets in this network namespace. Only Linux has them."""
 _LISTENING = "0A"

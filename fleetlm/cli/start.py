@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fleetlm.cli import foreground, logs
+from fleetlm.cli.exit_codes import EX_CONFIG, FAILED, USAGE
 from fleetlm.cli.foreground import (
-    EX_CONFIG,
-    FAILED,
     Foreground,
     Program,
     find_loop_factory,
@@ -31,8 +30,6 @@ from fleetlm.cli.foreground import (
 from fleetlm.errors import SettingsError
 from fleetlm.node import Node
 from fleetlm.settings import Settings
-
-USAGE = 2
 
 
 class NoSuchProgram(Exception):

@@ -30,6 +30,7 @@ from typing import Any
 
 from fleetlm.cli.doctor import checks
 from fleetlm.cli.doctor.checks import Facts, Finding, PeerFact
+from fleetlm.cli.exit_codes import EX_CONFIG
 from fleetlm.core.dns_answers import Answer
 from fleetlm.discovery.dns import DnsDiscovery
 from fleetlm.discovery.own_address import has_address, own_address
@@ -41,8 +42,6 @@ from fleetlm.settings import Settings
 from fleetlm.transport.probe import probe
 from fleetlm.wire.frames import IAm
 
-EX_CONFIG = 78
-"""Exit code for a setting that cannot be used. Source: sysexits.h."""
 TCP_S = 2.0
 """Seconds for a bare TCP connection to an address."""
 PROBE_S = 2.5
