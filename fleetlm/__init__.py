@@ -47,7 +47,8 @@ _NAMES_OF = {
     "fleetlm.settings": "Settings",
     "fleetlm.stream": "Stream",
     "fleetlm.supervisor": "Child Supervisor",
-    "fleetlm.sync": "SyncNode SyncStream",
+    "fleetlm.sync": "SyncNode",
+    "fleetlm.threads.arrivals": "SyncStream",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

@@ -69,6 +69,7 @@ from fleetlm.runtime.info import NodeInfo as NodeInfo
 from fleetlm.settings import Settings as Settings
 from fleetlm.stream import Stream as Stream
 from fleetlm.supervisor import Child as Child, Supervisor as Supervisor
-from fleetlm.sync import SyncNode as SyncNode, SyncStream as SyncStream
+from fleetlm.sync import SyncNode as SyncNode
+from fleetlm.threads.arrivals import SyncStream as SyncStream
 
 __version__: str

@@ -28,6 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("actors",),
     ("directory", "process"),
     ("runtime", "actor"),
+    ("threads",),
     ("sync", "supervisor"),
     ("node",),
     ("public",),  # fleetlm/__init__: imports by name, at the first use of a name

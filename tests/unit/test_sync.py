@@ -26,16 +26,11 @@ from fleetlm.directory.groups import Groups
 from fleetlm.directory.registry import Registry
 from fleetlm.directory.subscriptions import Subscription
 from fleetlm.processes.remote_spawn import Factories
-from fleetlm.sync import (
-    SyncFactories,
-    SyncGroups,
-    SyncNode,
-    SyncRef,
-    SyncRefs,
-    SyncRegistry,
-    SyncSubscription,
-)
+from fleetlm.sync import SyncNode
 from fleetlm.testing.loop import SimLoop
+from fleetlm.threads.arrivals import SyncSubscription
+from fleetlm.threads.references import SyncRef, SyncRefs
+from fleetlm.threads.tables import SyncFactories, SyncGroups, SyncRegistry
 from tests.sim.fleet import A, B, Fleet, collector, simulated
 from tests.typing.sessions import Sessions
 
