@@ -42,6 +42,8 @@ SHORT_POLL_S = 0.1
 """A shorter poll interval is allowed, and a warning says how many questions it makes."""
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
+_PROTOCOLS = ("_tcp", "_udp")
+"""The second label of an SRV name. Consul also takes a tag in its place."""
 _INTERFACE = re.compile(r"[^\s/:%]{1,15}")
 """What the Linux kernel takes for the name of an interface."""
 # Kubernetes injects variables for each Service into its pods; `_SERVICE_LINK` matches those of a Service
@@ -87,7 +89,8 @@ class Settings:
     # Set by the environment (README, "Configuration").
     dns_query: str | None = None
     """A DNS name that resolves to the peers' addresses, or several names and addresses with commas between
-    them, which together are the cluster. None turns clustering off."""
+    them, which together are the cluster. A name that begins with ``_`` is asked for SRV records, which name
+    the peers' ports too. None turns clustering off."""
     node_basename: str = "fleetlm"
     """The part of the node's name before the ``@``, the same on every node."""
     poll_interval_s: float = 5.0
@@ -418,6 +421,26 @@ def _parse_query(text: str) -> str | None:
     return ",".join(found)
 
 
+def is_service_name(name: str) -> bool:
+    """Whether a name of ``dns_query`` asks for SRV records, which give ports too: it begins with ``_``."""
+    return name.startswith("_")
+
+
+def _check_service_labels(labels: list[str]) -> None:
+    """Refuse an SRV name without service, protocol or domain. Source: RFC 2782."""
+    allowed = "an SRV name such as _fleetlm._tcp.workers.default.svc.cluster.local"
+    domain = ".".join(label for label in labels if not label.startswith("_")) or "workers.example"
+    if labels[0].lower() in _PROTOCOLS:
+        raise _Refused(allowed, f"The service is missing: write _fleetlm.{labels[0]}.{domain}")
+    if len(labels) < 2 or not labels[1].startswith("_"):
+        hint = f"The protocol is missing: write {labels[0]}._tcp.{domain}"
+        raise _Refused(allowed, f"{hint}. A name that begins with _ is asked for SRV records.")
+    if labels[1].lower() == "_udp":
+        raise _Refused(allowed, f"Nodes speak TCP: write {labels[0]}._tcp.{domain}")
+    if len(labels) < 3:
+        raise _Refused(allowed, f"The domain is missing: write {labels[0]}.{labels[1]}.{domain}")
+
+
 def _parse_dns_name(text: str) -> str:
     labels = text.removesuffix(".").split(".")
     if len(text) > 254 or not all(_LABEL.fullmatch(label) for label in labels):
@@ -427,6 +450,8 @@ def _parse_dns_name(text: str) -> str:
         )
     if all(label.isdecimal() for label in labels):
         raise _Refused(_QUERY_ALLOWED, f"{text} is neither an IP address nor a name.")
+    if is_service_name(text):
+        _check_service_labels(labels)
     return text
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fleetlm.names import canonical_ip
+from fleetlm.names import canonical_ip, endpoint
 
 MAX_ADDRESSES = 4096
 """Addresses taken from one answer: a DNS message of 64 KiB holds no more."""
@@ -20,6 +21,9 @@ FAMILIES = (4, 6)
 """The IP versions of addresses."""
 MAX_DISCARDS_NAMED = 3
 """Unusable addresses that an answer's detail names; further ones are only counted."""
+MAX_PORT = 65_535
+
+_WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<v4>[^:\[\]]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
 class Outcome(enum.Enum):
@@ -42,8 +46,10 @@ class Answer:
 
     Attributes:
         outcome: how it ended.
-        addresses: canonical texts without duplicates, IPv4 first, then by number; empty unless
-            the outcome is ADDRESSES or PARTIAL.
+        addresses: canonical texts without duplicates, IPv4 first, then by number and port; empty unless
+            the outcome is ADDRESSES or PARTIAL. Each is an IP address, whose port is not known (of an A or
+            AAAA record), or an IP address with a port (of an SRV record): ``10.0.0.7``, ``fd00::7``,
+            ``10.0.0.7:4371``, ``[fd00::7]:4371``. `split_address` takes them apart.
         detail: what happened, in words: "3 addresses", "NXDOMAIN", "SERVFAIL from 10.0.0.2".
         whole_families: the IP versions, 4 and 6, whose addresses are all known; see `is_whole`. None becomes
             both if the outcome is ADDRESSES or EMPTY, and neither if it is PARTIAL or FAILED.
@@ -102,6 +108,27 @@ def merge(answers: Sequence[tuple[str, Answer]]) -> Answer:
     return Answer(outcome, addresses, detail, whole)
 
 
+def split_address(text: str) -> tuple[str, int | None] | None:
+    """Take an address of an answer apart.
+
+    Returns:
+        The IP address in canonical text, and the port; None in place of the port if the text has none.
+        None if the text is no address, or the port is above 65535.
+    """
+    match = _WITH_PORT.fullmatch(text)
+    ip = canonical_ip(text if match is None else match["v6"] or match["v4"])
+    port = None if match is None else int(match["port"])
+    if ip is None or (port is not None and port > MAX_PORT):
+        return None
+    return ip, port
+
+
+def list_hosts(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Return the IP addresses of an answer's addresses, each once and in the same order, without ports."""
+    parts = (split_address(text) for text in addresses)
+    return tuple(dict.fromkeys(part[0] for part in parts if part is not None))
+
+
 def sift(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
     """Separate the usable addresses of an answer from the unusable ones.
 
@@ -111,20 +138,22 @@ def sift(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
         At most `MAX_ADDRESSES` addresses, ordered as `Answer.addresses` is, and a remark on those that were
         passed over, such as "passed over 0.0.0.0 (unspecified)"; "" if every address was taken.
     """
-    usable: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
+    usable: set[tuple[int, int, int, str]] = set()
     unusable: dict[str, str] = {}
     for text in texts:
-        canonical = canonical_ip(text)
-        if canonical is None:
+        parts = split_address(text)
+        if parts is None:
             unusable[text] = "not an address that means the same on every machine"
             continue
-        address = ipaddress.ip_address(canonical)
-        reason = _why_unusable(address)
+        ip, port = parts
+        canonical = ip if port is None else endpoint(ip, port)
+        address = ipaddress.ip_address(ip)
+        reason = _why_unusable(address) if port != 0 else "no node listens on port 0"
         if reason is None:
-            usable.add(address)
+            usable.add((address.version, int(address), port or 0, canonical))
         else:
             unusable[canonical] = reason
-    ordered = sorted(usable, key=lambda address: (address.version, int(address)))
+    ordered = sorted(usable)
     remarks = [f"passed over {text} ({reason})" for text, reason in unusable.items()]
     if len(remarks) > MAX_DISCARDS_NAMED:
         rest = len(remarks) - MAX_DISCARDS_NAMED
@@ -133,7 +162,7 @@ def sift(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
         # Not a random choice: all nodes must look for the same ones.
         remarks.append(f"took the lowest {MAX_ADDRESSES} of {len(ordered)} addresses")
         del ordered[MAX_ADDRESSES:]
-    return tuple(str(address) for address in ordered), ", ".join(remarks)
+    return tuple(canonical for *_, canonical in ordered), ", ".join(remarks)
 
 
 def _why_unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:

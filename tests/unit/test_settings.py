@@ -72,6 +72,10 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("DNS_CLUSTER_QUERY", "10.0.0.1, FDAA::0:2,", "dns_query", "10.0.0.1,fdaa::2"),
     ("DNS_CLUSTER_QUERY", "a.test, b.test.,a.test", "dns_query", "a.test,b.test."),
     ("DNS_CLUSTER_QUERY", "worker,10.0.0.1,", "dns_query", "worker,10.0.0.1"),
+    ("DNS_CLUSTER_QUERY", "_fleetlm._tcp.workers", "dns_query", "_fleetlm._tcp.workers"),
+    ("DNS_CLUSTER_QUERY", "_w._tcp.a.svc.,b,10.0.0.1", "dns_query", "_w._tcp.a.svc.,b,10.0.0.1"),
+    ("DNS_CLUSTER_QUERY", "_web._canary.service.consul", "dns_query", "_web._canary.service.consul"),
+    ("DNS_CLUSTER_QUERY", "a._tcp.b", "dns_query", "a._tcp.b"),
     ("DNS_CLUSTER_QUERY", "", "dns_query", None),
     ("DNS_CLUSTER_QUERY", "  \t ", "dns_query", None),
     ("DNS_CLUSTER_NODE_BASENAME", "my-app_1.x", "node_basename", "my-app_1.x"),
@@ -184,6 +188,23 @@ BAD: list[tuple[str, str, str]] = [
     *(("FLY_PRIVATE_IP", text, ADDRESS) for text in ("nowhere", "10.0.0.1:1")),
     *(("POD_IP", text, ADDRESS) for text in ("nowhere", "10.0.0.1,fdaa::1")),
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("_tcp.workers.svc", "write _fleetlm._tcp.workers.svc"),
+        ("a,_TCP", "write _fleetlm._TCP.workers.example"),
+        ("_fleetlm.workers.svc.", "write _fleetlm._tcp.workers.svc"),
+        ("_fleetlm", "write _fleetlm._tcp.workers.example"),
+        ("_fleetlm._udp.workers", "Nodes speak TCP: write _fleetlm._tcp.workers"),
+        ("_fleetlm._tcp.", "The domain is missing: write _fleetlm._tcp.workers.example"),
+    ],
+)
+def test_an_incomplete_srv_name_is_refused_with_the_complete_one(text: str, hint: str) -> None:
+    error = refused(DNS_CLUSTER_QUERY=text)
+    assert error.allowed.startswith("an SRV name such as _fleetlm._tcp.")
+    assert hint in str(error)
 
 
 @pytest.mark.parametrize(("variable", "text", "allowed"), BAD, ids=lambda v: ascii(v)[:30])

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from fleetlm.core.dns_answers import MAX_ADDRESSES, Answer, Outcome, count_addresses, merge, sift
+from fleetlm.core.dns_answers import (
+    MAX_ADDRESSES,
+    Answer,
+    Outcome,
+    count_addresses,
+    list_hosts,
+    merge,
+    sift,
+    split_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,6 +25,12 @@ from fleetlm.core.dns_answers import MAX_ADDRESSES, Answer, Outcome, count_addre
         (["::ffff:10.0.0.1", "10.0.0.1"], ("10.0.0.1",)),
         (["127.0.0.2", "::1"], ("127.0.0.2", "::1")),
         (["169.254.3.4"], ("169.254.3.4",)),
+        (["10.0.0.1:4371", "10.0.0.1:999", "10.0.0.1"], ("10.0.0.1", "10.0.0.1:999", "10.0.0.1:4371")),
+        (
+            ["[FD00:0::7]:4371", "10.0.0.2:80", "10.0.0.1:0080"],
+            ("10.0.0.1:80", "10.0.0.2:80", "[fd00::7]:4371"),
+        ),
+        (["[::ffff:10.0.0.1]:5", "10.0.0.1:5"], ("10.0.0.1:5",)),
     ],
 )
 def test_usable_addresses_are_canonical_sorted_and_single(
@@ -36,6 +51,13 @@ def test_usable_addresses_are_canonical_sorted_and_single(
         ("fe80::1", "link-local"),
         ("fe80::1%eth0", "not an address that means the same on every machine"),
         ("fleet.internal", "not an address"),
+        ("fleet.internal:4370", "not an address"),
+        ("10.0.0.2:65536", "not an address"),
+        ("10.0.0.2:", "not an address"),
+        ("10.0.0.2:0", "port 0"),
+        ("[fd00::2]:0", "port 0"),
+        ("0.0.0.0:4370", "unspecified"),
+        ("[fe80::1]:4370", "link-local"),
     ],
 )
 def test_unusable_addresses_are_passed_over_with_the_reason(text: str, reason: str) -> None:
@@ -43,6 +65,34 @@ def test_unusable_addresses_are_passed_over_with_the_reason(text: str, reason: s
     assert addresses == ("10.0.0.1",)
     assert remark.startswith("passed over ")
     assert reason in remark
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("10.0.0.7", ("10.0.0.7", None)),
+        ("FD00::7", ("fd00::7", None)),
+        ("fd00::7:4370", ("fd00::7:4370", None)),  # without brackets there is no port
+        ("10.0.0.7:4371", ("10.0.0.7", 4371)),
+        ("[fd00::0:7]:4371", ("fd00::7", 4371)),
+        ("10.0.0.7:65535", ("10.0.0.7", 65535)),
+        ("10.0.0.7:0", ("10.0.0.7", 0)),
+        ("10.0.0.7:99999", None),
+        ("10.0.0.7:+1", None),
+        ("10.0.0.7:\u0661", None),
+        ("[fd00::7]:", None),
+        ("[fe80::7%eth0]:1", None),
+        ("worker:4370", None),
+        ("", None),
+    ],
+)
+def test_an_address_is_taken_apart(text: str, parts: tuple[str, int | None] | None) -> None:
+    assert split_address(text) == parts
+
+
+def test_the_hosts_of_an_answer_are_named_once_and_without_ports() -> None:
+    addresses = ["10.0.0.1", "10.0.0.1:4371", "10.0.0.2:4370", "[fd00::7]:4371", "fd00::7", "garbage"]
+    assert list_hosts(addresses) == ("10.0.0.1", "10.0.0.2", "fd00::7")
 
 
 def test_a_long_list_of_unusable_addresses_makes_a_short_remark() -> None:
