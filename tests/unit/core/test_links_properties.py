@@ -594,4 +594,4 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = pytest.mark.deadline(60)(Cluster.TestCase)
-TestCluster.settings = settings(max_examples=180, stateful_step_count=50, deadline=None)
+TestCluster.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

@@ -131,7 +131,7 @@ class Table(RuleBasedStateMachine):
 
 
 TestTable = Table.TestCase
-TestTable.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTable.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 
 
 def facts(model: Model) -> list[Fact]:
