@@ -143,6 +143,11 @@ def test_fleetlm_remote_loads_neither_the_network_nor_the_event_loop(module: str
     assert [slow for slow in SLOW if slow in loaded] == []
 
 
+def test_a_node_loads_dnspython_and_zeromq_only_when_it_needs_them() -> None:
+    loaded = loaded_by("fleetlm.node", "fleetlm.actor", "fleetlm.program")
+    assert {"dns", "zmq"} & loaded == set()
+
+
 def test_importing_the_packages_imports_none_of_their_modules() -> None:
     loaded = loaded_by("fleetlm.cli", "fleetlm.remote", "fleetlm.cli.doctor", "fleetlm.cli.demo")
     assert {name for name in loaded if name.startswith("fleetlm")} == {
