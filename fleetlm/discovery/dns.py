@@ -20,8 +20,13 @@ The measure of a lookup is what getaddrinfo of the C library finds. One lookup o
    address and nsswitch.conf names further services, such as mDNS.
 
 Once there are addresses, what is still awaited gets `GRACE_S` more. A name server given by the program
-replaces the hosts file and the C library. Several names are looked up at the same time, and
-`fleetlm.core.dns_answers.merge` makes one answer of theirs.
+replaces the hosts file and the C library.
+
+A name that begins with ``_``, such as ``_fleetlm._tcp.workers``, has SRV records, which name hosts and ports.
+Only DNS is asked for them (step 2), since neither the hosts file nor the C library knows such records;
+`dns_targets` then finds the addresses of the hosts.
+
+Several names are looked up at the same time, and `fleetlm.core.dns_answers.merge` makes one answer of theirs.
 
 TTLs are not obeyed (Docker announces 600 s and changes in 0.1 s), and there is no cache: an older answer is
 used only if the servers do not answer the new question in time. /etc/resolv.conf, /etc/hosts and
@@ -85,7 +90,7 @@ class StaticDiscovery:
 
 
 class DnsDiscovery:
-    """Looks up the A and AAAA records of one or several names, anew each time.
+    """Looks up the A and AAAA records, or the SRV records, of one or several names, anew each time.
 
     Finds what the C library finds: resolv.conf with its search domains, the hosts file and nsswitch.conf
     hold, and a name with a final dot is asked as it is. If ``server`` is given, only that server is asked,
@@ -95,6 +100,7 @@ class DnsDiscovery:
     Args:
         query: the name, or several with commas between them, whose addresses together are the cluster.
             Addresses may stand among the names; a list of addresses only behaves like a `StaticDiscovery`.
+            A name that begins with ``_`` is asked for SRV records.
         server: address and port of a name server to ask instead of the system's.
         lifetime_s: seconds for one lookup with all its retries. Where DNS fails, the C library has as
             long again, but at most a second.
@@ -168,14 +174,15 @@ class DnsDiscovery:
     async def _look_up(self, each: NameLookup, config: ResolverConfig) -> Answer:
         """Look up one name: in the hosts file, in DNS, with the C library."""
         try:
-            listed = None if self._server is not None else self._find_in_hosts(each.name)
+            is_dns_only = each.is_service or self._server is not None
+            listed = None if is_dns_only else self._find_in_hosts(each.name)
             if listed is not None:
                 return listed
             answer = await each.run(config)
             if answer.outcome is Outcome.FAILED and config.names_no_server and self._server is None:
                 detail = f"{answer.detail} ({self._resolv_conf.path} names no name server)"
                 answer = Answer(answer.outcome, (), detail, answer.whole_families)
-            return await self._ask_system(each.name, answer)
+            return answer if is_dns_only else await self._ask_system(each.name, answer)
         except Exception as error:  # noqa: BLE001  # a bug of a library is a failed lookup
             return Answer(Outcome.FAILED, (), f"{type(error).__name__}: {error}")
 
@@ -196,7 +203,7 @@ class DnsDiscovery:
         """
         has_failed = answer.outcome is Outcome.FAILED
         is_empty = answer.outcome is Outcome.EMPTY and knows_more_than_dns(self._services.get())
-        if self._server is not None or not (has_failed or is_empty):
+        if not (has_failed or is_empty):
             return answer
         patience_s = min(SYSTEM_LOOKUP_TIMEOUT_S, self._lifetime_s)
         found = _answer_of_list(await self._systems[name].addresses(name, timeout_s=patience_s) or ())

@@ -26,7 +26,7 @@ import dns.name
 
 from fleetlm.core.dns_answers import Outcome
 from fleetlm.discovery.dns_exchange import Exchange, NameServer, ServerFailure
-from fleetlm.discovery.dns_search import Family, Records
+from fleetlm.discovery.dns_search import Records, RecordType
 from fleetlm.discovery.resolv_conf import ResolverConfig, ServerAddress
 
 MAX_PAUSE_S = 1.0
@@ -43,7 +43,11 @@ MAX_QUESTIONS = 32
 """Questions that may wait for an answer at a time; each has a socket for each query. Six search domains with
 two families make 12. More are needed only where slow servers are polled often; then the oldest is ended."""
 
-Key = tuple[dns.name.Name, Family]
+TARGETS_AT_ONCE = 8
+"""Hosts of SRV records that are asked for at the same time, by all names of a query together. They make 16
+questions, half of `MAX_QUESTIONS`: more would end questions of their own lookup."""
+
+Key = tuple[dns.name.Name, RecordType]
 
 
 class Question:
@@ -71,9 +75,14 @@ class Question:
 
 
 class DnsClient:
-    """The name servers of the current configuration, and the questions that wait for their answers."""
+    """The name servers of the current configuration, and the questions that wait for their answers.
+
+    Attributes:
+        target_slots: held while a host of an SRV record is asked for, so that few are at the same time.
+    """
 
     def __init__(self) -> None:
+        self.target_slots = asyncio.Semaphore(TARGETS_AT_ONCE)
         self._servers: dict[ServerAddress, NameServer] = {}
         self._config = ResolverConfig()
         self._questions: list[Question] = []
@@ -89,14 +98,15 @@ class DnsClient:
 
     def begin_lookup(self) -> None:
         """Take the next server as the first one, where the configuration says ``rotate``."""
+        self.target_slots = asyncio.Semaphore(TARGETS_AT_ONCE)  # a new one, since the loop may be another
         self._offset = next(self._rotation) if self._config.rotate else 0
 
-    def ask(self, name: dns.name.Name, family: Family, *, within_s: float) -> Question:
+    def ask(self, name: dns.name.Name, record_type: RecordType, *, within_s: float) -> Question:
         """Ask the servers for the records of a name.
 
         Args:
             name: the absolute name.
-            family: the record type.
+            record_type: the record type.
             within_s: seconds in which every server should get its turn.
         """
         now = asyncio.get_running_loop().time()
@@ -104,9 +114,9 @@ class DnsClient:
         waiting = [each for each in self._questions if not each.task.done()]
         for oldest in waiting[: max(0, len(waiting) - MAX_QUESTIONS + 1)]:
             self._drop(oldest)
-        question = Question((name, family), now)
+        question = Question((name, record_type), now)
         question.task = asyncio.get_running_loop().create_task(
-            self._run(question, self._order_servers(now), within_s), name=f"fleetlm {family} {name}"
+            self._run(question, self._order_servers(now), within_s), name=f"fleetlm {record_type} {name}"
         )
         self._questions.append(question)
         return question
@@ -214,8 +224,8 @@ class _Asking:
         return Records(Outcome.FAILED, (), ", ".join(texts) or "no answer in time", is_unserved)
 
     def _start(self, server: NameServer, attempt: int) -> None:
-        name, family = self._question.key
-        exchange = Exchange(server, name, family, attempt=attempt, use_tcp=self._use_tcp)
+        name, record_type = self._question.key
+        exchange = Exchange(server, name, record_type, attempt=attempt, use_tcp=self._use_tcp)
         self._started.append(exchange)
         self._waiting[asyncio.get_running_loop().create_task(exchange.run())] = exchange
 

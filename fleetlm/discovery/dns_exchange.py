@@ -14,15 +14,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from dataclasses import replace
 
 import dns.exception
 import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.rdatatype
+import dns.rrset
 
 from fleetlm.core.dns_answers import Outcome
-from fleetlm.discovery.dns_search import NXDOMAIN, Family, Records
+from fleetlm.discovery.dns_search import NXDOMAIN, Records, RecordType, Service
 from fleetlm.discovery.resolv_conf import ServerAddress
 
 EDNS_PAYLOAD_BYTES = 1232
@@ -37,6 +40,8 @@ may be a lost packet."""
 MEMORY_OF_SILENCE_S = 30.0
 """Seconds for which a server that was silent is asked after the others. Then it is tried first again."""
 MAX_PACKET_BYTES = 65_535
+MAX_ALIASES = 16
+"""Aliases that are followed to an address in the additional section, as dnspython follows in an answer."""
 
 
 class ServerFailure(Exception):
@@ -112,7 +117,7 @@ class Exchange:
     Args:
         server: the server; what it does is noted there.
         name: the absolute name.
-        family: the record type.
+        record_type: the record type.
         attempt: how often this server was asked before for the same lookup.
         use_tcp: whether to ask over TCP from the start.
 
@@ -123,14 +128,20 @@ class Exchange:
     """
 
     def __init__(
-        self, server: NameServer, name: dns.name.Name, family: Family, *, attempt: int, use_tcp: bool
+        self,
+        server: NameServer,
+        name: dns.name.Name,
+        record_type: RecordType,
+        *,
+        attempt: int,
+        use_tcp: bool,
     ) -> None:
         self.server = server
         self.truncated: Records | None = None
         self.asked_at: float = asyncio.get_running_loop().time()
         self.has_edns: bool = server.wants_edns(self.asked_at, attempt)
         self._name = name
-        self._family = family
+        self._record_type = record_type
         self._use_tcp = use_tcp
 
     async def run(self) -> Records:
@@ -161,7 +172,7 @@ class Exchange:
     async def _ask(self, with_edns: bool) -> dns.message.Message:
         """Send one query and return its response, over TCP if it does not fit into a packet."""
         query = dns.message.make_query(
-            self._name, self._family, use_edns=0 if with_edns else False, payload=EDNS_PAYLOAD_BYTES
+            self._name, self._record_type, use_edns=0 if with_edns else False, payload=EDNS_PAYLOAD_BYTES
         )
         if self._use_tcp:
             response = await _exchange_tcp(self.server.address, query)
@@ -175,11 +186,10 @@ class Exchange:
     async def _ask_over_tcp(
         self, query: dns.message.Message, truncated: dns.message.Message
     ) -> dns.message.Message:
-        addresses = _read_addresses(truncated)
-        if addresses:
-            self.truncated = Records(
-                Outcome.PARTIAL, addresses, "truncated, and TCP failed (no answer in time)"
-            )
+        found = self._read_records(truncated)
+        if found.is_some:
+            text = "truncated, and TCP failed (no answer in time)"
+            self.truncated = replace(found, outcome=Outcome.PARTIAL, detail=text)
         try:
             response = await _exchange_tcp(self.server.address, query)
         except (OSError, EOFError) as error:
@@ -191,8 +201,8 @@ class Exchange:
         detail = (
             f"a truncated answer from {self.server.address}, {reason} from {self.server.address} over TCP"
         )
-        if addresses:
-            self.truncated = Records(Outcome.PARTIAL, addresses, f"truncated, and TCP failed ({detail})")
+        if self.truncated is not None:
+            self.truncated = replace(self.truncated, detail=f"truncated, and TCP failed ({detail})")
         raise ServerFailure(detail)
 
     def _read(self, response: dns.message.Message) -> Records:
@@ -204,14 +214,25 @@ class Exchange:
                 may_pass=rcode == dns.rcode.SERVFAIL,
                 is_unsupported=rcode == dns.rcode.NOTIMP,
             )
-        addresses = _read_addresses(response)
-        if addresses:
-            return Records(Outcome.ADDRESSES, addresses)
+        found = self._read_records(response)
+        if found.is_some:
+            return found
         if rcode == dns.rcode.NXDOMAIN:
             return Records(Outcome.EMPTY, (), NXDOMAIN)
         if _is_referral(response):
             raise ServerFailure(f"a referral to other servers from {self.server.address}")
         return Records(Outcome.EMPTY, (), "no record")
+
+    def _read_records(self, response: dns.message.Message) -> Records:
+        """Return the records that were asked for, at the end of the response's chain of aliases."""
+        if not isinstance(response, dns.message.QueryMessage):
+            return Records(Outcome.EMPTY)
+        answer = response.resolve_chaining().answer
+        if answer is None:
+            return Records(Outcome.EMPTY)
+        if self._record_type == "SRV":
+            return Records(Outcome.ADDRESSES, services=_read_services(response, answer))
+        return Records(Outcome.ADDRESSES, tuple(record.address for record in answer))
 
 
 def _is_referral(response: dns.message.Message) -> bool:
@@ -226,12 +247,23 @@ def _is_referral(response: dns.message.Message) -> bool:
     )
 
 
-def _read_addresses(response: dns.message.Message) -> tuple[str, ...]:
-    """Return the addresses at the end of the response's chain of aliases."""
-    if not isinstance(response, dns.message.QueryMessage):
-        return ()
-    answer = response.resolve_chaining().answer
-    return () if answer is None else tuple(record.address for record in answer)
+def _read_services(response: dns.message.Message, answer: dns.rrset.RRset) -> tuple[Service, ...]:
+    """Return the SRV records, each with its target's addresses as far as the same response has them."""
+    beside = {(rrset.name, rrset.rdtype): rrset for rrset in (*response.answer, *response.additional)}
+
+    def find_addresses(name: dns.name.Name) -> tuple[str, ...]:
+        for _ in range(MAX_ALIASES):
+            alias = beside.get((name, dns.rdatatype.CNAME))
+            if alias is None:
+                break
+            name = alias[0].target
+        rrsets = (beside.get((name, rdtype), ()) for rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA))
+        return tuple(record.address for rrset in rrsets for record in rrset)
+
+    found = {target: find_addresses(target) for target in {record.target for record in answer}}
+    return tuple(
+        Service(record.target.to_text().lower(), record.port, found[record.target]) for record in answer
+    )
 
 
 def _describe_os_error(error: OSError) -> str:

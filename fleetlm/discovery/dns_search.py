@@ -1,13 +1,13 @@
 """Decides what the answers to the questions of one lookup mean. Pure.
 
 A lookup asks for the A and the AAAA records of each candidate name, which the search domains make of the
-query. The rules:
+query; or for its SRV records, if the query is the name of a service. The rules:
 
-* The first candidate with an address of either family ends the search, for both families: a wildcard of
-  an outer domain must not add its IPv6 address.
+* The first candidate with a record of any type that is asked for ends the search, for all of them: a
+  wildcard of an outer domain must not add its IPv6 address.
 * A candidate without any record is passed over, and so is one that failed: an outer domain that never
   answers, as in a network without access to the internet, must not hide the name. The failure is a remark.
-* Only the candidate that had addresses in the last lookup with any, the *home*, is not passed over when it
+* Only the candidate that had records in the last lookup with any, the *home*, is not passed over when it
   fails. Otherwise a moment's failure would send a node to the same name in another domain.
 * One family that fails makes the answer PARTIAL. Many networks never answer for AAAA, though, or always
   refuse it. `FamilyHistory` notes when a family has never had an address and has failed in
@@ -28,14 +28,35 @@ from typing import Literal
 
 from fleetlm.core.dns_answers import Answer, Outcome, count_addresses, sift
 
-Family = Literal["A", "AAAA"]
+RecordType = Literal["A", "AAAA", "SRV"]
 NXDOMAIN = "NXDOMAIN"
 """The detail of `Records` of a name that does not exist."""
-VERSIONS: dict[Family, int] = {"A": 4, "AAAA": 6}
+VERSIONS: dict[RecordType, int] = {"A": 4, "AAAA": 6}
+"""The IP version of the addresses in records of a type: what is called a family here."""
 
 LOOKUPS_UNTIL_UNSERVED = 3
 """Lookups in a row in which a family failed until it counts as not served, if it never had an address: more
 than some lost packets, and so few that a cluster without IPv6 soon has whole answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """An SRV record. Priority and weight are left out: every node is dialled.
+
+    Attributes:
+        target: the absolute name of the host, in lower case; ``.`` says that there is no such service.
+        port: the port on that host.
+        addresses: the host's addresses in the additional section, as text, neither checked nor sorted.
+    """
+
+    target: str
+    port: int
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def may_be_used(self) -> bool:
+        """Whether a node may listen there."""
+        return self.target != "." and self.port > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +69,19 @@ class Records:
         detail: what happened, in words.
         is_unserved: FAILED, as this question always is here: the servers say that they do not implement it
             (NOTIMP), or `FamilyHistory` says that it is never answered.
+        services: the SRV records.
     """
 
     outcome: Outcome
     addresses: tuple[str, ...] = ()
     detail: str = ""
     is_unserved: bool = False
+    services: tuple[Service, ...] = ()
+
+    @property
+    def is_some(self) -> bool:
+        """Whether there is any record."""
+        return bool(self.addresses or self.services)
 
     @property
     def is_whole(self) -> bool:
@@ -64,10 +92,10 @@ class Records:
 class State(enum.Enum):
     """What is known of one candidate."""
 
-    AWAITED = "no address yet, and an answer is still to come"
-    EXISTS = "it has an address"
-    ABSENT = "it has no record of any family that is served"
-    FAILED = "it has no address, and a family failed"
+    AWAITED = "no record yet, and an answer is still to come"
+    EXISTS = "it has a record"
+    ABSENT = "it has no record of any type that is served"
+    FAILED = "it has no record, and a question failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +104,27 @@ class Candidate:
 
     Attributes:
         name: its text.
-        records: the answer for each family that is asked for; None while it is awaited.
+        records: the answer for each record type that is asked for; None while it is awaited.
     """
 
     name: str
-    records: Mapping[Family, Records | None]
+    records: Mapping[RecordType, Records | None]
 
     @property
-    def found(self) -> dict[Family, Records]:
+    def found(self) -> dict[RecordType, Records]:
         """The answers that have come."""
         return {family: records for family, records in self.records.items() if records is not None}
 
     @property
-    def awaited(self) -> tuple[Family, ...]:
-        """The families whose answers are still to come."""
+    def awaited(self) -> tuple[RecordType, ...]:
+        """The record types whose answers are still to come."""
         return tuple(family for family, records in self.records.items() if records is None)
 
     @property
     def state(self) -> State:
         """What is known of it."""
         found = self.found.values()
-        if any(records.addresses for records in found):
+        if any(records.is_some for records in found):
             return State.EXISTS
         if self.awaited:
             return State.AWAITED
@@ -111,7 +139,7 @@ class Candidate:
         return bool(found) and all(records.detail == NXDOMAIN for records in found)
 
     @property
-    def trouble(self) -> dict[Family, Records]:
+    def trouble(self) -> dict[RecordType, Records]:
         """The answers that are not whole."""
         return {family: records for family, records in self.found.items() if not records.is_whole}
 
@@ -129,6 +157,13 @@ class Choice:
     candidate: Candidate | None
     is_final: bool
     failed: tuple[Candidate, ...] = ()
+
+    @property
+    def remark(self) -> str:
+        """Words on the first candidate that failed, or ""."""
+        if not self.failed:
+            return ""
+        return f"after {self.failed[0].name} failed ({join_details(self.failed[0].trouble)})"
 
 
 def choose(asked: Sequence[Candidate], *, home: str | None, all_asked: bool) -> Choice:
@@ -156,14 +191,16 @@ class FamilyHistory:
     """Notes over many lookups which families are answered for one name."""
 
     def __init__(self) -> None:
-        self._had_address: set[Family] = set()
-        self._failures: dict[Family, int] = {"A": 0, "AAAA": 0}
-        self._last_failure: dict[Family, str] = {}
+        self._had_address: set[RecordType] = set()
+        self._failures: dict[RecordType, int] = dict.fromkeys(VERSIONS, 0)
+        self._last_failure: dict[RecordType, str] = {}
 
     def note(self, candidate: Candidate) -> None:
         """Note the answers for the candidate that decided a lookup, or for the last one if none did."""
         some_answered = any(records.is_whole for records in candidate.found.values())
         for family, records in candidate.found.items():
+            if family not in VERSIONS:
+                continue
             if records.addresses:
                 self._had_address.add(family)
             if records.outcome is not Outcome.FAILED:
@@ -173,19 +210,19 @@ class FamilyHistory:
             if records.outcome is Outcome.FAILED:
                 self._last_failure[family] = records.detail
 
-    def mark(self, family: Family, records: Records) -> Records:
+    def mark(self, family: RecordType, records: Records) -> Records:
         """Return the answer, marked if it is a failure of a family that is not served here."""
         if records.outcome is Outcome.FAILED and self.is_unserved(family):
             return replace(records, is_unserved=True)
         return records
 
-    def expect(self, family: Family) -> Records:
+    def expect(self, family: RecordType) -> Records:
         """Return what a family that is not served here answers, for a lookup that does not wait for it."""
         return Records(Outcome.FAILED, (), self._last_failure.get(family, "no answer"), is_unserved=True)
 
-    def is_unserved(self, family: Family) -> bool:
+    def is_unserved(self, family: RecordType) -> bool:
         """Whether this network never answers for that family."""
-        return family not in self._had_address and self._failures[family] >= LOOKUPS_UNTIL_UNSERVED
+        return family not in self._had_address and self._failures.get(family, 0) >= LOOKUPS_UNTIL_UNSERVED
 
 
 def conclude(choice: Choice, asked: Sequence[Candidate]) -> Answer:
@@ -196,11 +233,7 @@ def conclude(choice: Choice, asked: Sequence[Candidate]) -> Answer:
         asked: all candidates that were asked for; no answer is awaited any more.
     """
     if choice.candidate is not None and choice.candidate.state is State.EXISTS:
-        remark = ""
-        if choice.failed:
-            first = choice.failed[0]
-            remark = f"after {first.name} failed ({join_details(first.trouble)})"
-        return combine(choice.candidate, remark)
+        return combine(choice.candidate, choice.remark)
     failed = [choice.candidate, *choice.failed, *(each for each in asked if each.trouble)]
     first_failed = next((each for each in failed if each is not None), None)
     if first_failed is None:
@@ -242,13 +275,18 @@ def combine(candidate: Candidate, remark: str = "") -> Answer:
 
 
 def find_whole_families(asked: Iterable[Candidate]) -> tuple[int, ...]:
-    """Return the IP versions for which every candidate has a whole answer."""
+    """Return the IP versions for which every candidate has a whole answer.
+
+    None without the whole list of the hosts, which SRV records are.
+    """
     broken = {family for candidate in asked for family in (*candidate.trouble, *candidate.awaited)}
+    if "SRV" in broken:
+        return ()
     return tuple(version for family, version in VERSIONS.items() if family not in broken)
 
 
-def join_details(found: Mapping[Family, Records]) -> str:
-    """Describe the answers for several families; once, if they are alike."""
+def join_details(found: Mapping[RecordType, Records]) -> str:
+    """Describe the answers for several record types; once, if they are alike."""
     details = {records.detail for records in found.values()}
     if len(found) > 1 and len(details) == 1:
         return details.pop()

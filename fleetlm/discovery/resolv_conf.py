@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import dns.exception
 import dns.name
 
+from fleetlm.discovery.dns_search import RecordType
+
 DNS_PORT = 53
 MAX_SERVERS = 3
 """Name servers that are used; further ones are ignored. Source: MAXNS of glibc."""
@@ -96,6 +98,11 @@ class ResolverConfig:
     no_aaaa: bool = False
     no_tld_query: bool = False
     remarks: tuple[str, ...] = ()
+
+    @property
+    def families(self) -> tuple[RecordType, ...]:
+        """The record types that a host is asked for."""
+        return ("A",) if self.no_aaaa else ("A", "AAAA")
 
     def candidates(self, name: dns.name.Name) -> list[dns.name.Name]:
         """Return the absolute names to ask for, in the order of ``search`` and ``ndots``."""

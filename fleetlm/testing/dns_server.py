@@ -7,6 +7,7 @@
         dns.behave(Reply.SERVFAIL)                             # for every query from now on
         dns.behave(Fault(delay_s=0.2), "fleet.test", "AAAA")   # for one name and one record type
         dns.behave(Fault(sample=3))                            # 3 random addresses of all
+        dns.set_srv("_fleetlm._tcp.fleet.test", [("a.test", 4370), ("b.test", 4371)])
         dns.heal()
 
 `DnsServer.in_thread()` runs the server for code without an event loop, or for nodes in other processes.
@@ -46,7 +47,7 @@ import dns.rrset
 from fleetlm.names import endpoint
 from fleetlm.testing.dns_server_sockets import DnsSockets, Peer
 
-RecordType = Literal["A", "AAAA"]
+RecordType = Literal["A", "AAAA", "SRV"]
 
 PAYLOAD_BYTES = 1232
 """The largest UDP answer to a query with EDNS. Source: DNS flag day 2020."""
@@ -54,6 +55,9 @@ PAYLOAD_WITHOUT_EDNS_BYTES = 512
 """The largest UDP answer to a query without EDNS. Source: RFC 1035 §4.2.1."""
 MAX_DELAYED_ANSWERS = 10_000
 """Answers held back at a time; further delayed answers are dropped."""
+
+Target = tuple[str, int]
+"""The host and the port of an SRV record."""
 
 
 class Reply(enum.Enum):
@@ -87,9 +91,11 @@ class Fault:
         reply: how a query is answered.
         tcp_reply: how a query over TCP is answered; None means as over UDP.
         delay_s: seconds that the answer is held back.
-        sample: the number of addresses in an answer, drawn at random for each query; None means all.
-        truncate: the number of addresses in an answer over UDP, which then has the flag TC; answers
+        sample: the number of records in an answer, drawn at random for each query; None means all.
+        truncate: the number of records in an answer over UDP, which then has the flag TC; answers
             over TCP are complete. None truncates only if the size requires it.
+        additional: the number of targets of an SRV answer whose addresses are in its additional section;
+            None means as many as the packet holds.
         edns: False answers a query with EDNS with FORMERR, as servers older than RFC 6891 do.
         drops_edns: True ignores a query with EDNS, as some gateways do.
     """
@@ -99,6 +105,7 @@ class Fault:
     delay_s: float = 0.0
     sample: int | None = None
     truncate: int | None = None
+    additional: int | None = None
     edns: bool = True
     drops_edns: bool = False
 
@@ -111,6 +118,7 @@ class _Script:
     """The zone and the faults, replaced as a whole, so that no query sees half a change."""
 
     zone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    services: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
     faults: Mapping[_Scope, tuple[Fault, int | None]] = field(default_factory=dict)
 
     def fault(self, name: str, rdtype: str) -> tuple[_Scope | None, Fault]:
@@ -192,8 +200,31 @@ class DnsServer:
         self._edit(name, lambda old: tuple(each for each in old if each != gone) or None)
 
     def delete(self, name: str) -> None:
-        """Remove ``name`` from the zone; it becomes NXDOMAIN."""
+        """Remove ``name`` and its SRV records from the zone; it becomes NXDOMAIN."""
         self._edit(name, lambda _: None)
+        self._edit_services(name, lambda _: None)
+
+    def set_srv(self, name: str, targets: Iterable[Target]) -> None:
+        """Set the SRV records of ``name``: the host and the port of each node.
+
+        The additional section of an answer has the addresses of those hosts that the zone holds. A host
+        ``.`` says that there is no such service.
+
+        Raises:
+            ValueError: a port is not between 0 and 65535. The zone is unchanged.
+        """
+        wanted = tuple(dict.fromkeys(_check_target(*target) for target in targets))
+        self._edit_services(name, lambda _: wanted)
+
+    def add_srv(self, name: str, host: str, port: int) -> None:
+        """Add an SRV record to ``name``. Raises: ValueError if the port is invalid."""
+        new = _check_target(host, port)
+        self._edit_services(name, lambda old: (*(each for each in old if each != new), new))
+
+    def remove_srv(self, name: str, host: str, port: int) -> None:
+        """Remove an SRV record from ``name``; a name without records left becomes NXDOMAIN."""
+        gone = _check_target(host, port)
+        self._edit_services(name, lambda old: tuple(each for each in old if each != gone) or None)
 
     def behave(
         self,
@@ -234,6 +265,17 @@ class DnsServer:
             if addresses is not None:
                 zone[key] = addresses
             self._script = replace(self._script, zone=zone)
+
+    def _edit_services(
+        self, name: str, change: Callable[[tuple[Target, ...]], tuple[Target, ...] | None]
+    ) -> None:
+        key = _zone_key(name)
+        with self._lock:
+            services = dict(self._script.services)
+            targets = change(services.pop(key, ()))
+            if targets is not None:
+                services[key] = targets
+            self._script = replace(self._script, services=services)
 
     # Start and stop; on the thread of the server's loop.
 
@@ -294,16 +336,16 @@ class DnsServer:
             return
         question = query.question[0]
         name, rdtype = _name_text(question.name), dns.rdatatype.to_text(question.rdtype)
-        fault, addresses = self._look_up(name, rdtype)
+        fault, records = self._look_up(name, rdtype)
         reply = fault.reply if fault.tcp_reply is None or not peer.over_tcp else fault.tcp_reply
-        answer = self._answer(query, reply, fault, addresses, over_tcp=peer.over_tcp)
+        answer = self._answer(query, reply, fault, records, over_tcp=peer.over_tcp)
         if answer is not None:
             self._run_after(fault.delay_s, partial(peer.send, answer))
         elif reply is Reply.HANG_UP:
             self._run_after(fault.delay_s, peer.abort)
 
     def _look_up(self, name: str, rdtype: str) -> tuple[Fault, tuple[str, ...] | None]:
-        """Count a query and return its fault and addresses; the addresses are None for an unknown name."""
+        """Count a query and return its fault and records; the records are None for an unknown name."""
         with self._lock:
             self._queries[name, rdtype] += 1
             scope, fault = self._script.fault(name, rdtype)
@@ -314,20 +356,22 @@ class DnsServer:
                     if times <= 1:
                         del rest[scope]
                     self._script = replace(self._script, faults=rest)
-            held = self._script.zone.get(name)
-        if held is None:
+            script = self._script
+        if name not in script.zone and name not in script.services:
             return fault, None
-        family = {"A": 4, "AAAA": 6}.get(rdtype)
-        addresses = [each for each in held if ipaddress.ip_address(each).version == family]
-        self._random.shuffle(addresses)
-        return fault, tuple(addresses[: fault.sample])
+        if rdtype == "SRV":
+            records = [f"1 10 {port} {host}" for host, port in script.services.get(name, ())]
+        else:
+            records = _select_family(script.zone.get(name, ()), rdtype)
+        self._random.shuffle(records)
+        return fault, tuple(records[: fault.sample])
 
     def _answer(
         self,
         query: dns.message.Message,
         reply: Reply,
         fault: Fault,
-        addresses: tuple[str, ...] | None,
+        records: tuple[str, ...] | None,
         *,
         over_tcp: bool,
     ) -> bytes | None:
@@ -344,37 +388,62 @@ class DnsServer:
             return response.to_wire()
         if reply is Reply.WRONG_ID:
             response.id = query.id ^ 1
-        if reply in _RCODES or (reply is not Reply.EMPTY and addresses is None):
+        if reply in _RCODES or (reply is not Reply.EMPTY and records is None):
             response.set_rcode(_RCODES.get(reply, dns.rcode.NXDOMAIN))
             return response.to_wire()
-        if reply is Reply.EMPTY or not addresses:
+        if reply is Reply.EMPTY or not records:
             return response.to_wire()
         if over_tcp:
-            return self._pack(response, addresses, 65_535)
+            return self._pack(response, records, 65_535, fault.additional)
         if fault.truncate is not None:
             response.flags |= dns.flags.TC
-            addresses = addresses[: fault.truncate]
+            records = records[: fault.truncate]
         limit = PAYLOAD_WITHOUT_EDNS_BYTES
         if query.edns >= 0:
             limit = min(max(limit, query.payload), PAYLOAD_BYTES)
-        return self._pack(response, addresses, limit)
+        return self._pack(response, records, limit, fault.additional)
 
-    def _pack(self, response: dns.message.Message, addresses: tuple[str, ...], limit_bytes: int) -> bytes:
-        """Return the answer with as many addresses as fit; the flag TC says that some did not."""
+    def _pack(
+        self,
+        response: dns.message.Message,
+        records: tuple[str, ...],
+        limit_bytes: int,
+        additional: int | None,
+    ) -> bytes:
+        """Return the answer with as many records as fit; the flag TC says that some did not."""
         question = response.question[0]
-        bare_bytes = len(response.to_wire())
-        record_bytes = 12 + (4 if question.rdtype == dns.rdatatype.A else 16)  # RFC 1035 §4.1.3
-        room = (limit_bytes - bare_bytes) // record_bytes
-        if len(addresses) > room:
-            response.flags |= dns.flags.TC
-            addresses = addresses[:room]
-        if addresses:
-            response.answer.append(
-                dns.rrset.from_text_list(
-                    question.name, self._ttl_s, question.rdclass, question.rdtype, addresses
-                )
+        room_bytes = limit_bytes - len(response.to_wire())
+        fitting = []
+        for record in records:
+            room_bytes -= _measure(record, question.rdtype)
+            if room_bytes < 0:
+                response.flags |= dns.flags.TC
+                break
+            fitting.append(record)
+        if fitting:
+            rrset = dns.rrset.from_text_list(
+                question.name, self._ttl_s, question.rdclass, question.rdtype, fitting
             )
+            response.answer.append(rrset)
+            if question.rdtype == dns.rdatatype.SRV:
+                self._add_targets(response, rrset, room_bytes, additional)
         return response.to_wire(max_size=65_535)
+
+    def _add_targets(
+        self, response: dns.message.Message, services: dns.rrset.RRset, room_bytes: int, limit: int | None
+    ) -> None:
+        """Add the addresses of the targets, as far as they fit. No flag tells of those that do not."""
+        targets = list(dict.fromkeys(record.target for record in services))[:limit]
+        with self._lock:
+            zone = self._script.zone
+        for target in targets:
+            for rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA):
+                held = _select_family(zone.get(_name_text(target), ()), rdtype.name)
+                room_bytes -= sum(len(target.to_digestable()) + _measure(each, rdtype) for each in held)
+                if held and room_bytes >= 0:
+                    response.additional.append(
+                        dns.rrset.from_text_list(target, self._ttl_s, dns.rdataclass.IN, rdtype, held)
+                    )
 
     def _run_after(self, delay_s: float, action: Callable[[], None]) -> None:
         if delay_s <= 0:
@@ -397,6 +466,25 @@ def _is_query(message: dns.message.Message) -> bool:
         and not message.flags & dns.flags.QR
         and [question.rdclass for question in message.question] == [dns.rdataclass.IN]
     )
+
+
+def _check_target(host: str, port: int) -> Target:
+    """Return the target with the absolute name of its host. Raises: ValueError."""
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"{port} is not a port: 0 to 65535")
+    return dns.name.from_text(host).to_text().lower(), port
+
+
+def _select_family(addresses: Iterable[str], rdtype: str) -> list[str]:
+    version = {"A": 4, "AAAA": 6}.get(rdtype)
+    return [each for each in addresses if ipaddress.ip_address(each).version == version]
+
+
+def _measure(record: str, rdtype: dns.rdatatype.RdataType) -> int:
+    """Return the bytes of a record whose owner is named before. Source: RFC 1035 §4.1.3, RFC 2782."""
+    if rdtype == dns.rdatatype.SRV:
+        return 12 + 6 + len(dns.name.from_text(record.rsplit(maxsplit=1)[-1]).to_digestable())
+    return 12 + (4 if rdtype == dns.rdatatype.A else 16)
 
 
 def _zone_key(name: str) -> str:
