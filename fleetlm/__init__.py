@@ -9,8 +9,6 @@ Every public name is here, and is imported at its first use. ``__init__.pyi`` ha
 
 from __future__ import annotations
 
-import importlib
-
 __version__ = "0.1.0"
 
 _NAMES_OF = {
@@ -44,6 +42,7 @@ _NAMES_OF = {
     "fleetlm.processes.info": "ChildInfo ProcessInfo",
     "fleetlm.processes.owned": "Timer",
     "fleetlm.runtime.info": "NodeInfo",
+    "fleetlm.runtime.readiness": "Readiness",
     "fleetlm.settings": "Settings",
     "fleetlm.stream": "Stream",
     "fleetlm.supervisor": "Child Supervisor",
@@ -59,6 +58,8 @@ def __getattr__(name: str) -> object:
     """Import a public name at its first use: `fleetlm remote` starts without ZeroMQ, DNS and asyncio."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # noqa: PLC0415  # its own imports take longer than the rest of this module
+
     value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
     return value
 

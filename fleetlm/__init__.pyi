@@ -66,6 +66,7 @@ from fleetlm.processes.info import ChildInfo as ChildInfo, ProcessInfo as Proces
 from fleetlm.processes.owned import Timer as Timer
 from fleetlm.program import run as run
 from fleetlm.runtime.info import NodeInfo as NodeInfo
+from fleetlm.runtime.readiness import Readiness as Readiness
 from fleetlm.settings import Settings as Settings
 from fleetlm.stream import Stream as Stream
 from fleetlm.supervisor import Child as Child, Supervisor as Supervisor

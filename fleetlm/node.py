@@ -41,6 +41,7 @@ from fleetlm.processes.running import check_concrete, plain_class
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.info import NodeInfo
+from fleetlm.runtime.readiness import Readiness
 from fleetlm.runtime.thread_requests import ThreadRequests
 from fleetlm.stream import Stream
 from fleetlm.sync import SyncNode
@@ -119,7 +120,7 @@ class Node:
         self.failure: str = ""
         self._failing: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._remote_shell: Service | None = None
+        self._services: builtins.list[Service] = []
 
     # Start and stop.
 
@@ -168,13 +169,14 @@ class Node:
             node._parts.loop_watch.start()
         if node._parts.poller is not None:
             node._parts.poller.start(prepared.first_answer)
-        if prepared.remote_shell is not None:
-            try:
-                node._remote_shell = load_service(prepared.remote_shell)(node)
-                await node._remote_shell.start()
-            except BaseException:
-                await node.stop("could not start", 0.0)
-                raise
+        try:
+            for name in prepared.services:
+                service = load_service(name)(node)
+                node._services.append(service)
+                await service.start()
+        except BaseException:
+            await node.stop("could not start", 0.0)
+            raise
         return node
 
     async def stop(self, reason: str = "shutdown", drain_s: float | None = None) -> None:
@@ -215,12 +217,13 @@ class Node:
         self._driver.leave(reason)
         if parts.loop_watch is not None:
             parts.loop_watch.stop()
-        if self._remote_shell is not None:
-            await self._remote_shell.stop(reason, asked_by)
+        for service in self._services:
+            await service.stop(reason, asked_by)
         await parts.transport.close()
         parts.events.close()
         parts.replication.close()
         parts.changes.announce()
+        parts.user_functions.close()
         await asyncio.gather(self._threads.close(), parts.blocking.close())
         log.info("node %s stopped: %s", self.name, reason)
         self._stopped.set()
@@ -353,6 +356,39 @@ class Node:
         There is no gap in between. Close the subscription when it is not needed any more.
         """
         return self._parts.events.subscribe()
+
+    def add_check(self, name: str, check: Callable[[], Any]) -> None:
+        """Add a check of the program to what makes this node ready (`fleetlm health --ready`).
+
+        ::
+
+            node.add_check("model", lambda: model.is_loaded)
+
+        Args:
+            name: shown where the check fails. A check of this name is replaced.
+            check: a coroutine function, or a plain function, which runs in a thread; without arguments. It
+                passes if it returns a true value within `Settings.check_s` seconds.
+
+        Raises:
+            TypeError: ``check`` cannot be called.
+            ValueError: there are `Settings.max_hooks` checks already.
+        """
+        self._parts.readiness.add(name, check)
+
+    def remove_check(self, name: str) -> bool:
+        """Remove a check. Returns whether there was one of this name."""
+        return self._parts.readiness.remove(name)
+
+    async def readiness(self, min_nodes: int = 0) -> Readiness:
+        """Return whether this node takes work: what `fleetlm health --ready` asks.
+
+        It does if it neither drains nor stops, is connected to ``min_nodes`` others, and passes its checks
+        (`add_check`), which run now.
+
+        Args:
+            min_nodes: number of nodes, without this one.
+        """
+        return await self._parts.readiness.look(min_nodes)
 
     async def ready(self, min_nodes: int = 1, timeout: float | None = None) -> None:
         """Wait until at least ``min_nodes`` other nodes are connected.

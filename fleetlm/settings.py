@@ -271,6 +271,18 @@ class Settings:
     """Size limit of all names of one node with their metas. They are sent in one go when two nodes connect,
     and must stay well within what may be in flight."""
 
+    # Checks of readiness, and hooks of a node that leaves.
+    check_s: float = 3.0
+    """Seconds for one check of readiness (`Node.add_check`). Platforms often give a probe 5 seconds, of which
+    the start of Python takes a part."""
+    hook_s: float = 5.0
+    """Default seconds for one hook of a node that leaves (`Node.on_leaving`): as for the end of an actor."""
+    hook_threads: int = 8
+    """Plain functions among these checks and hooks that run at once. Their threads are not those of
+    `Node.run_blocking`, so that a node whose threads all work is still ready."""
+    max_hooks: int = 1_024
+    """Limit of checks, and of hooks. A program has few; more are a leak."""
+
     # Blocking functions.
     blocking_threads: int = 32
     """Functions of `Node.run_blocking` that run at once. They mostly wait, but each thread holds memory, and

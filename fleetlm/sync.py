@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.running import AnyFunction, ProcessObject
     from fleetlm.runtime.events import Event
     from fleetlm.runtime.info import NodeInfo
+    from fleetlm.runtime.readiness import Readiness
     from fleetlm.runtime.thread_requests import ThreadRequests
     from fleetlm.settings import Settings
 
@@ -326,6 +327,19 @@ class SyncNode:
         """See `Node.ready`."""
         ready = functools.partial(self._node.ready, min_nodes, timeout)
         self._requests.run("ready", self.name, ready, timeout)
+
+    def add_check(self, name: str, check: Callable[[], Any]) -> None:
+        """See `Node.add_check`."""
+        self._run_now("add_check", functools.partial(self._node.add_check, name, check))
+
+    def remove_check(self, name: str) -> bool:
+        """See `Node.remove_check`."""
+        return self._run_now("remove_check", functools.partial(self._node.remove_check, name))
+
+    def readiness(self, min_nodes: int = 0) -> Readiness:
+        """See `Node.readiness`."""
+        look = functools.partial(self._node.readiness, min_nodes)
+        return self._requests.run("readiness", self.name, look, self.settings.check_s + STOP_SLACK_S)
 
     def list(self, *selectors: str) -> builtins.list[str]:
         """See `Node.list`."""

@@ -1,205 +1,41 @@
-"""The command line: ``fleetlm start | remote | doctor | demo``.
+"""The command line: ``fleetlm start | remote | doctor | health | demo``.
 
-Each command imports its modules only when it runs, so that ``fleetlm remote`` starts fast.
+Each command imports its modules only when it runs, so that ``fleetlm remote`` starts fast. ``fleetlm health``
+runs every few seconds in every container: its arguments are read by hand, since the import of `argparse`
+takes as long as the start of Python.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 import os
 import sys
-from collections.abc import Sequence
 
-from fleetlm.cli.early import end_on_sigterm, restore_sigterm
-
-DESCRIPTION = """\
-fleetlm connects worker processes into one cluster: they find each other through one DNS name.
-
-  fleetlm demo                        watch a cluster form on this machine
-  fleetlm start worker:main           run main(node) of worker.py inside a node
-  fleetlm remote "Node.list()"        evaluate Python inside a running node
-  fleetlm doctor                      find out why a node is alone, does not start, or loses connections
-
-Run `fleetlm COMMAND --help` for the options, examples and exit codes of a command.
-"""
-VARIABLES = """\
-environment variables (defaults in parentheses):
-  DNS_CLUSTER_QUERY           DNS name that resolves to the addresses of all nodes, or several names with
-                              commas between them; unset: no clustering
-  DNS_CLUSTER_NODE_BASENAME   the part of a node's name before the @ (fleetlm)
-  DNS_POLL_INTERVAL_MS        milliseconds between two DNS lookups (5000)
-  FLEETLM_NODE_IP             this node's IP address, or the interface or network to take it from (eth1,
-                              10.8.0.0/16); set it where automatic detection is wrong
-  FLEETLM_NODE_PORT           TCP port, the same on every node of the cluster (4370)
-  FLEETLM_COOKIE, FLEETLM_COOKIE_FILE
-                              shared secret of the cluster: encrypts traffic and keeps other nodes out
-  FLEETLM_COOKIE_OLD          a second secret while the cookie is changed, node by node
-  FLEETLM_CLUSTER             id of the cluster: connections to nodes with another id are refused
-  FLEETLM_NODE_TIMEOUT_MS     milliseconds of silence after which a peer counts as down (8000)
-  FLEETLM_DRAIN_MS            milliseconds for a node that leaves to finish what it has begun (25000)
-  FLEETLM_REMOTE              off: this node does not serve `fleetlm remote` (on)
-  FLEETLM_DEBUG               1: messages between processes of one node are encoded and decoded, too (0)
-  FLEETLM_DNS_SERVER          ip[:port] of the DNS server to ask (the system's)
-  FLEETLM_LOG                 json: `fleetlm start` writes one JSON object per log line (text)
-  FLEETLM_PRUNE_AFTER_LOOKUPS disconnect a peer after this many whole lookups without it (never)
-"""
-START = """\
-Run a node in the foreground. SIGTERM or Ctrl-C stops it in order: it finishes what it has begun (see
-FLEETLM_DRAIN_MS), tells its peers that it leaves, and exits with code 0. A second signal ends it at once.
-
-MODULE:FUNCTION names your program:
-
-  async def main(node): ...     the node runs until this function returns
-  def main(node): ...           sets things up, such as processes; the node then runs until a signal
-
-MODULE is looked for in the current folder, then on PYTHONPATH. Without MODULE:FUNCTION the node runs
-no program of yours.
-
-  fleetlm start
-  DNS_CLUSTER_QUERY=worker fleetlm start worker:main
-
-exit codes:
-  0         the program returned, or the node stopped in order
-  1         the program raised an exception, a root supervisor gave up, an essential process failed, or the
-            node could not start
-  2         MODULE:FUNCTION does not exist, or cannot be called with a node
-  78        a setting cannot be used
-  130, 143  ended at once by a second Ctrl-C or SIGTERM, or by one while modules were imported
-"""
-REMOTE = """\
-Evaluate Python inside a node that runs on this machine; print its output and the result. Statements and
-top-level `await` work; an awaitable result is awaited. Without EXPR, open an interactive shell.
-
-  fleetlm remote "Node.list()"                  connected nodes; also Node.list("known")
-  fleetlm remote "Node.info()"                  this node and its connection table
-  fleetlm remote "Node.ping('fleetlm@10.0.0.7')"
-  fleetlm remote "Process.list()"
-  fleetlm remote --json "Node.info()" | jq .value.peers
-  fleetlm remote "await node.call('sessions', 'size')"
-  fleetlm remote - < script.py                  read the source from stdin
-  fleetlm remote                                shell with history and completion; Ctrl-D leaves it
-
-Available names: Node, Process, Supervisor, Group, Registry, node (the running fleetlm.Node), fleetlm,
-asyncio. EXPR runs on the node's event loop, so an expression that blocks (time.sleep, a long
-computation) blocks the node as well: use `await node.run_blocking(...)` for such work. Only the user
-that runs the node, and root, may connect.
-
-exit codes:
-  0  done
-  1  EXPR raised an exception (traceback on stderr)
-  2  wrong usage, or several nodes run here and --node is missing
-  3  no node to connect to, or the node ended before there was a result
-  4  no result in time; the evaluation was cancelled
-  5  permission denied
-"""
-DOCTOR = """\
-Check the settings, the DNS name and its addresses, this machine's address, the port, the cookie and each
-peer. If a node runs on this machine, its own view is checked as well. Each line of the report says what
-was checked and what was found, and for every problem what to do.
-
-  fleetlm doctor
-  docker compose exec worker fleetlm doctor
-  fleetlm doctor --json
-
-exit codes:
-  0   no check failed (there may be warnings)
-  1   a check failed
-  2   several nodes run here and --node is missing
-  3   the node that --node names does not run here
-  4   the node that --node names does not respond
-  5   permission denied
-  78  a setting cannot be used
-"""
-HEALTH = """\
-Ask the node of this machine or container whether its event loop answers. Needs neither a folder nor the
-remote shell, so it works with a read-only root and with FLEETLM_REMOTE=off. A node without peers is healthy.
-
-  HEALTHCHECK CMD ["fleetlm", "health"]
-  livenessProbe: {exec: {command: [fleetlm, health]}, timeoutSeconds: 5}
-
-exit codes:
-  0   the node answers
-  1   it does not answer in time, or no node listens on FLEETLM_NODE_PORT
-  78  a setting cannot be used
-"""
-DEMO = """\
-Start a DNS server and six nodes on 127.0.0.N of this machine, and show how they find each other, exchange
-messages, detect a crash and survive a DNS outage. The demo ends by itself in less than 20 seconds.
-
-exit codes: 0 everything went as expected, 1 something did not, 130 or 143 interrupted
-"""
-HEALTH_TIMEOUT_S = 4.0
-"""Default of ``--timeout`` of ``fleetlm health``. Probes of platforms often have 5 seconds."""
-DEFAULT_TIMEOUT_S = 10.0
-"""Default of ``--timeout`` for one expression; a shell has no time limit."""
-
-
-def seconds(text: str) -> float:
-    """Parse a positive, finite number of seconds. Raises: argparse.ArgumentTypeError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands and their options."""
-    raw = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(
-        prog="fleetlm", description=DESCRIPTION, epilog=VARIABLES, formatter_class=raw
-    )
-    top.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
-
-    def command(name: str, brief: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=brief, description=text, formatter_class=raw, allow_abbrev=False
-        )
-
-    start = command("start", "run a node in the foreground", START)
-    start.add_argument(
-        "program", nargs="?", metavar="MODULE:FUNCTION", help="function that is called with the node"
-    )
-    start.add_argument(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="info",
-        help="log messages of this level and above, to stderr (info)",
-    )
-    remote = command("remote", "evaluate Python inside a running node, or open a shell in it", REMOTE)
-    remote.add_argument("source", nargs="?", metavar="EXPR", help="Python source; - reads it from stdin")
-    remote.add_argument("--json", action="store_true", help="print one JSON object")
-    remote.add_argument("--node", metavar="NAME", help="node to connect to, if several run here")
-    remote.add_argument(
-        "--timeout",
-        type=seconds,
-        metavar="SECONDS",
-        help=f"cancel the evaluation after this time ({DEFAULT_TIMEOUT_S:g}; in a shell: never)",
-    )
-    doctor = command("doctor", "check a node and its cluster, and say how to repair what is wrong", DOCTOR)
-    doctor.add_argument("--json", action="store_true", help="print one JSON object")
-    doctor.add_argument("--node", metavar="NAME", help="node to check, if several run here")
-    health = command("health", "exit 0 if the node here answers, for probes of platforms", HEALTH)
-    health.add_argument(
-        "--timeout",
-        type=seconds,
-        default=HEALTH_TIMEOUT_S,
-        metavar="SECONDS",
-        help="wait so long (%(default)g)",
-    )
-    command("demo", "watch a cluster form on this machine", DEMO)
-    return top
+TYPE_CHECKING = False  # As `typing` has it; importing that takes longer than the rest of `fleetlm health`.
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; for wrong usage argparse itself exits with 2."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["health"]:
+        from fleetlm.cli import health  # noqa: PLC0415
+
+        asked = health.parse(given[1:])
+        if asked is not None:
+            return health.run(asked)
+    return _run_parsed(given)
+
+
+def _run_parsed(given: list[str]) -> int:
+    """Run one command, with its arguments read by `argparse`."""
+    from fleetlm.cli.arguments import parser  # noqa: PLC0415
+    from fleetlm.cli.early import end_on_sigterm, restore_sigterm  # noqa: PLC0415
+
     end_on_sigterm()
     top = parser()
-    options = top.parse_args(argv)
+    options = top.parse_args(given)
     try:
         return _run(top, options)
     except BrokenPipeError:
@@ -230,10 +66,8 @@ def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             from fleetlm.cli.doctor import gather  # noqa: PLC0415
 
             return gather.main(node=options.node, as_json=options.json)
-        case "health":
-            from fleetlm.cli import health  # noqa: PLC0415
-
-            return health.main(timeout_s=options.timeout)
+        case "health":  # `health.parse` has left it to argparse: --help, or a mistake.
+            top.error("--min-nodes is for --ready")
         case "demo":
             from fleetlm.cli.demo import story  # noqa: PLC0415
 
@@ -258,6 +92,7 @@ def _run_remote(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
+    from fleetlm.cli.arguments import DEFAULT_TIMEOUT_S  # noqa: PLC0415
     from fleetlm.remote import client  # noqa: PLC0415
 
     return client.run(

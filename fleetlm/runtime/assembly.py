@@ -63,7 +63,9 @@ from fleetlm.runtime.draining import Draining
 from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub
 from fleetlm.runtime.loop_watch import LoopWatch
+from fleetlm.runtime.readiness import ReadinessChecks
 from fleetlm.runtime.requests import PeerRequests
+from fleetlm.runtime.user_functions import UserFunctions
 from fleetlm.transport.interface import Transport
 from fleetlm.wire.codec import Codec
 
@@ -120,6 +122,7 @@ class Assembly:
         self.essential: Essential = Essential(essential_ended)
         self.blocking: Blocking = Blocking(me.name, settings)
         self.draining: Draining = Draining(me, self.local, self.blocking)
+        self._make_user_functions()
         # Messages.
         loop = self._loop
         self.turns: Turns = Turns.of(loop) if prepared.on_this_network else CountedTurns(loop)
@@ -189,6 +192,12 @@ class Assembly:
         self.codec: Codec = Codec(max_nesting=settings.max_nesting)
         self.events: EventHub = EventHub(settings.events_limit)
         self.changes: ChangeSignal = ChangeSignal()
+
+    def _make_user_functions(self) -> None:
+        """Make the parts that call functions of the program, such as checks of readiness."""
+        me = self.context
+        self.user_functions: UserFunctions = UserFunctions(me.name, me.settings)
+        self.readiness: ReadinessChecks = ReadinessChecks(me, self.user_functions, self._why_leaving)
 
     # Calls from earlier parts to later ones.
 
@@ -272,6 +281,12 @@ class Assembly:
             return self.kernel.is_draining
         session = self.context.sessions.get(name)
         return session is not None and session.peer.is_draining
+
+    def _why_leaving(self) -> str:
+        """Return why this node takes no work, for its readiness; empty if it does."""
+        if self.outbound.stopped:
+            return "it has stopped"
+        return "it is draining" if self.kernel.is_draining else ""
 
     def _has_met_a_peer(self) -> bool:
         return any(peer.connection.ups for peer in self.kernel.topology.peers.values())

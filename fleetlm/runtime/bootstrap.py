@@ -36,6 +36,8 @@ log: logging.Logger = logging.getLogger("fleetlm")
 REMOTE_SHELL = "fleetlm.remote.server:RemoteServer"
 """The service behind `fleetlm remote`. It stands above the node in the table of imports, so it is loaded
 by name. Source: uvicorn's protocol classes (``--http``)."""
+HEALTH = "fleetlm.remote.health_server:HealthServer"
+"""The service behind `fleetlm health --ready`, likewise."""
 
 
 class Service(Protocol):
@@ -82,8 +84,8 @@ class Prepared:
     rng: random.Random
     wall_ms: int
     """Milliseconds of the wall clock at the start."""
-    remote_shell: str | None
-    """Name of the service behind `fleetlm remote`, ``module:Class``; None: it is off."""
+    services: tuple[str, ...]
+    """Names of the services for the commands of `fleetlm`, ``module:Class``; none in a simulation."""
     on_this_network: bool
     """False in a simulation, where this machine's addresses and users do not matter."""
 
@@ -139,8 +141,8 @@ async def prepare(
         from fleetlm.transport.zeromq import ZmqTransport  # noqa: PLC0415
 
         transport = ZmqTransport(settings, aliases=address.aliases)
-    shell = REMOTE_SHELL if settings.remote and on_this_network else None
-    return Prepared(settings, address, discovery, first, transport, rng, wall_ms, shell, on_this_network)
+    services = (HEALTH, *([REMOTE_SHELL] if settings.remote else [])) if on_this_network else ()
+    return Prepared(settings, address, discovery, first, transport, rng, wall_ms, services, on_this_network)
 
 
 def warn_about(prepared: Prepared) -> None:

@@ -336,22 +336,30 @@ def test_a_node_with_remote_off_cannot_be_found(place: Place) -> None:
 def test_health_needs_no_remote_shell_and_no_folder(place: Place) -> None:
     alone = place.run("health")
     assert (alone.returncode, alone.stdout) == (1, "")
-    assert f"no program listens on port {place.port}" in alone.stderr
-    cookie = {"FLEETLM_COOKIE": "a-cookie-of-this-test-only"}
-    node = place.node(2, FLEETLM_REMOTE="off", **cookie)
+    assert f"no process listens on port {place.port} of this machine" in alone.stderr
+    assert place.run("health", "--ready").returncode == 1
+    node = place.node(2, FLEETLM_REMOTE="off", FLEETLM_COOKIE="a-cookie-of-this-test-only")
     assert node.stderr is not None
     while "listens on" not in node.stderr.readline():
         pass
-    healthy = place.run("health", **cookie)
-    assert (healthy.returncode, healthy.stderr) == (0, "")
-    assert healthy.stdout == "fleetlm@127.0.0.2 answers, connected to 0\n"
-    os.kill(node.pid, signal.SIGSTOP)
+    alive = place.run("health", "--live")
+    assert (alive.returncode, alive.stdout) == (
+        0,
+        f"alive: a process listens on port {place.port} of 127.0.0.2\n",
+    )
+    ready = place.run("health", "--ready")
+    assert (ready.returncode, ready.stdout) == (0, "fleetlm@127.0.0.2 is ready, connected to 0\n")
+    few = place.run("health", "--ready", "--min-nodes", "1")
+    assert (few.returncode, few.stdout) == (1, "")
+    assert "it is connected to 0 node(s), and 1 are needed" in few.stderr
+    os.kill(node.pid, signal.SIGSTOP)  # Its event loop does not answer; nor does one whose GIL is held.
     try:
-        stopped = place.run("health", "--timeout", "0.5", **cookie)
+        assert place.run("health", "--live").returncode == 0
+        stopped = place.run("health", "--ready", "--timeout", "0.5", "--node", "fleetlm@127.0.0.2")
     finally:
         os.kill(node.pid, signal.SIGCONT)
     assert stopped.returncode == 1
-    assert "0.5 s" in stopped.stderr
+    assert "did not answer in time" in stopped.stderr
 
 
 def test_the_client_is_quick(place: Place) -> None:

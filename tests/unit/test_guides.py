@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from fleetlm import ActorRef, Process, Settings
-from fleetlm.cli.main import parser
+from fleetlm.cli.arguments import parser
 from fleetlm.testing import Fleet
 from fleetlm.testing.fleet import NotReached
 from tests.support.guides import (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import fleetlm
-from fleetlm.cli import logs, main, start
+from fleetlm.cli import arguments as texts, logs, main, start
 from fleetlm.cli.start import NoSuchProgram
 from fleetlm.remote import client, shell
 
@@ -20,7 +20,7 @@ NEWS = "worker_of_this_test"
 
 
 def arguments(*argv: str) -> Any:
-    return main.parser().parse_args(argv)
+    return texts.parser().parse_args(argv)
 
 
 # ── arguments ────────────────────────────────────────────────────────────────────────────────────
@@ -94,7 +94,7 @@ def test_help_has_examples_and_exit_codes(
 
 def test_every_variable_of_the_settings_is_in_the_help() -> None:
     for variable in fleetlm.Settings().effective():
-        assert variable in main.VARIABLES or variable == "FLEETLM_DEBUG"
+        assert variable in texts.VARIABLES or variable == "FLEETLM_DEBUG"
 
 
 @pytest.mark.parametrize("given", ["", "  \n"])

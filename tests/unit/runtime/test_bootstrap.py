@@ -13,8 +13,9 @@ from fleetlm.discovery.dns import DnsDiscovery, StaticDiscovery
 from fleetlm.discovery.own_address import OwnAddress, Rule
 from fleetlm.errors import SettingsError
 from fleetlm.node import Node
+from fleetlm.remote.health_server import HealthServer
 from fleetlm.remote.server import RemoteServer
-from fleetlm.runtime.bootstrap import REMOTE_SHELL, Prepared, load_service, prepare, warn_about
+from fleetlm.runtime.bootstrap import HEALTH, REMOTE_SHELL, Prepared, load_service, prepare, warn_about
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.testing.network import SimNetwork, SimTransport
@@ -41,7 +42,7 @@ async def test_what_is_given_is_used() -> None:
     assert made.settings is ON
     assert made.discovery is discovery
     assert (made.own_address.ip, made.wall_ms, made.first_answer) == ("10.0.0.1", 5, None)
-    assert made.remote_shell is None
+    assert made.services == ()
 
 
 @virtual
@@ -104,7 +105,7 @@ def prepared(
     ip: str, settings: Settings, discovery: Any = "dns", warning: str | None = None, **given: Any
 ) -> Prepared:
     """What a node on this machine's network is made from, as far as `warn_about` looks at it."""
-    given = {"transport": None, "rng": random.Random(1), "wall_ms": 5, "remote_shell": None} | given
+    given = {"transport": None, "rng": random.Random(1), "wall_ms": 5, "services": ()} | given
     own = OwnAddress(ip, "said so", Rule.EXPLICIT, (), warning)
     return Prepared(settings, own, discovery, None, on_this_network=True, **given)
 
@@ -176,21 +177,22 @@ class BrokenService(Service):
 
 async def simulated_parts(network: SimNetwork, service: str) -> Prepared:
     made = await parts(ON, transport=SimTransport(network, ON), discovery=StaticDiscovery([]))
-    return replace(made, remote_shell=service)
+    return replace(made, services=(service,))
 
 
 def test_the_service_of_the_remote_shell_is_loaded_by_its_name() -> None:
     assert load_service(REMOTE_SHELL) is RemoteServer
+    assert load_service(HEALTH) is HealthServer
 
     async def main() -> None:
         settings = Settings(node_ip="127.0.0.1", remote=True)
         network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
         made = await parts(settings, transport=SimTransport(network, settings))
-        assert made.remote_shell is None, "a simulated node has no remote shell"
+        assert made.services == (), "a simulated node has no remote shell"
         on_this_machine = await prepare(settings, None, None, random.Random(1), 5)
-        assert on_this_machine.remote_shell == REMOTE_SHELL
+        assert on_this_machine.services == (HEALTH, REMOTE_SHELL)
         off = await prepare(settings.replace(remote=False), None, None, random.Random(1), 5)
-        assert off.remote_shell is None
+        assert off.services == (HEALTH,)
 
     run(main())
 

@@ -1,0 +1,80 @@
+"""Functions of the program with a time limit, in real threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from fleetlm.errors import NodeStopped
+from fleetlm.runtime.user_functions import TookTooLong, UserFunctions, is_async
+from fleetlm.settings import Settings
+
+
+async def here() -> threading.Thread:
+    return threading.current_thread()
+
+
+async def test_coroutines_run_on_the_loop_and_plain_functions_in_a_thread() -> None:
+    functions = UserFunctions("fleetlm@10.0.0.1", Settings(hook_threads=1))
+    assert await functions.run(here, 5) is threading.current_thread()
+    assert await functions.run(threading.current_thread, 5) is not threading.current_thread()
+    assert await functions.run(lambda: here(), 5) is threading.current_thread()  # noqa: PLW0108
+    functions.close()
+    with pytest.raises(NodeStopped):
+        await functions.run(threading.current_thread, 5)
+
+
+async def test_a_function_that_blocks_is_left_in_its_thread_and_not_started_twice() -> None:
+    functions = UserFunctions("fleetlm@10.0.0.1", Settings(hook_threads=2))
+    go_on = threading.Event()
+
+    def block() -> bool:
+        return go_on.wait(20)
+
+    with pytest.raises(TookTooLong, match=r"was not done within 0\.01 s"):
+        await functions.run(block, 0.01)
+    with pytest.raises(RuntimeError, match="an earlier run of it has not ended"):
+        await functions.run(block, 5)
+    assert await functions.run(lambda: "another", 5) == "another"
+    go_on.set()
+    while True:  # The thread ends a moment later.
+        try:
+            assert await functions.run(block, 5)
+            break
+        except RuntimeError:
+            await asyncio.sleep(0)
+    functions.close()
+
+
+async def test_a_function_that_found_no_free_thread_may_run_later() -> None:
+    functions = UserFunctions("fleetlm@10.0.0.1", Settings(hook_threads=1))
+    go_on = threading.Event()
+    with pytest.raises(TookTooLong):
+        await functions.run(lambda: go_on.wait(20), 0.01)
+
+    def second() -> str:
+        return "second"
+
+    with pytest.raises(TookTooLong):
+        await functions.run(second, 0.01)
+    go_on.set()
+    assert await functions.run(second, 20) == "second"
+    functions.close()
+
+
+async def test_a_time_out_of_the_function_itself_is_its_own_error() -> None:
+    functions = UserFunctions("fleetlm@10.0.0.1", Settings())
+
+    async def give_up() -> None:
+        raise TimeoutError("the database")
+
+    with pytest.raises(TimeoutError, match="the database"):
+        await functions.run(give_up, 5)
+    functions.close()
+
+
+def test_what_makes_a_coroutine_is_known_without_calling_it() -> None:
+    assert is_async(here)
+    assert not is_async(test_what_makes_a_coroutine_is_known_without_calling_it)
