@@ -22,9 +22,7 @@ Rules 1 to 3 need no lookup. Otherwise discovery is asked again and again until 
 time is up, since this node's record often appears a moment after its start. Only then do the guesses
 apply. `choose` is the decision as a pure function; `own_address` does the asking.
 
-The address of a running node never changes, but it may turn out to be wrong: `AddressWatch` notices when DNS
-lists this machine under another one, and when the address has gone from this machine. What follows from that
-is decided in `runtime.assembly`.
+The address of a running node never changes, but it may turn out to be wrong: see `address_watch`.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fleetlm.core.dns_answers import Answer
+from fleetlm.core.dns_answers import Answer, list_hosts
 from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.interfaces import (
     InterfaceAddress,
@@ -58,8 +56,6 @@ MAX_ROUTES_ASKED = 16
 """Peers for which a route is looked up. The first that has one decides; more would only cost time."""
 DISCARD_PORT = 9
 """Any port will do: connecting a UDP socket sends nothing. Source: RFC 863, the discard protocol."""
-LOOKS_TO_BE_GONE = 2
-"""Looks in a row, one for each DNS lookup, that must miss this node's address before it counts as gone."""
 CURE = "set FLEETLM_NODE_IP to the address under which peers reach this node"
 
 
@@ -96,79 +92,6 @@ class OwnAddress:
     warning: str | None = None
 
 
-class Verdict(enum.Enum):
-    """What a later look at this node's address found."""
-
-    MOVED = "DNS lists this machine under another address"
-    GONE = "this machine does not have the address any more"
-
-
-@dataclass(frozen=True, slots=True)
-class AddressProblem:
-    """This node's address is wrong.
-
-    Attributes:
-        verdict: what was found.
-        text: a sentence that names both addresses and the remedy.
-    """
-
-    verdict: Verdict
-    text: str
-
-
-class AddressWatch:
-    """Looks again, at each DNS answer, whether this node's address is right. Reports each problem once.
-
-    An address that this machine did not have at the start (NAT, FLEETLM_NODE_IP of the host) cannot be found
-    gone. It takes `LOOKS_TO_BE_GONE` looks to find one gone, since an interface may be configured anew.
-    """
-
-    def __init__(self, own: OwnAddress, has_address: Callable[[str], bool]) -> None:
-        self._own = own
-        self._has_address = has_address
-        self._known = {own.ip, *own.aliases}
-        self._was_here = has_address(own.ip)
-        self._missing = 0
-
-    def look(self, addresses: Sequence[str]) -> AddressProblem | None:
-        """Compare this node's address with a DNS answer, and with the addresses of this machine.
-
-        An address set by FLEETLM_NODE_IP is never contradicted by DNS, since another node of this machine may
-        use the other address. Loopback addresses prove nothing and are ignored.
-
-        Args:
-            addresses: the addresses of a DNS answer; empty where there was none.
-        """
-        return self._look_for_gone() or self._look_for_moved(addresses)
-
-    def _look_for_gone(self) -> AddressProblem | None:
-        own = self._own
-        if not self._was_here or self._missing >= LOOKS_TO_BE_GONE:
-            return None
-        self._missing = 0 if self._has_address(own.ip) else self._missing + 1
-        if self._missing < LOOKS_TO_BE_GONE:
-            return None
-        return AddressProblem(
-            Verdict.GONE,
-            f"{own.ip} ({own.why}) is not an address of this machine any more, so no peer can reach this "
-            "node; restart it, so that it takes the present address",
-        )
-
-    def _look_for_moved(self, addresses: Sequence[str]) -> AddressProblem | None:
-        fresh = [each for each in addresses if each not in self._known and not _is_loopback(each)]
-        self._known.update(fresh)
-        if self._own.rule is Rule.EXPLICIT or self._own.ip in addresses:
-            return None
-        other = next((each for each in fresh if self._has_address(each)), None)
-        if other is None:
-            return None
-        return AddressProblem(
-            Verdict.MOVED,
-            f"DNS lists this machine as {other}, but this node uses {self._own.ip} ({self._own.why}), so "
-            f"peers cannot find it: set FLEETLM_NODE_IP={other} and restart it",
-        )
-
-
 def choose(
     *,
     explicit: str | None,
@@ -185,7 +108,8 @@ def choose(
     Args:
         explicit: the value of FLEETLM_NODE_IP, if set: an address, an interface or a network.
         env: the platform's variables, best first: ``[("POD_IP", "10.0.0.7")]``.
-        answer_addresses: the addresses that discovery found, in the order of `Answer.addresses`.
+        answer_addresses: the addresses that discovery found, in the order of `Answer.addresses`. Their ports
+            do not matter.
         has_address: tells whether this machine has an address.
         route_to: returns the local address from which packets to a peer leave, or None.
         host_addresses: what the host's own name resolves to.
@@ -202,7 +126,8 @@ def choose(
         return OwnAddress(explicit, "set by FLEETLM_NODE_IP", Rule.EXPLICIT, (), warning)
     if not clustering:
         return OwnAddress(LOOPBACK, "clustering is off", Rule.LOOPBACK)
-    here = [each for each in answer_addresses if not _is_loopback(each) and has_address(each)]
+    answer_addresses = list_hosts(answer_addresses)
+    here = [each for each in answer_addresses if not is_loopback(each) and has_address(each)]
     shared = {each.ip: each.interface for each in interfaces if each.may_be_shared}
     own = [each for each in here if each not in shared]
     chosen = (
@@ -276,10 +201,10 @@ def _choose_by_route(
     route_to: Callable[[str], str | None],
 ) -> OwnAddress | None:
     """The source of the route to the first peer on another machine that has a route."""
-    peers = [each for each in answer if not _is_loopback(each)]
+    peers = [each for each in answer if not is_loopback(each)]
     for peer in peers[:MAX_ROUTES_ASKED]:
         source = route_to(peer)
-        if source is not None and not _is_loopback(source) and has_address(source):
+        if source is not None and not is_loopback(source) and has_address(source):
             return OwnAddress(source, f"packets to the peer {peer} leave from it", Rule.ROUTE)
     return None
 
@@ -289,7 +214,7 @@ def _choose_by_hostname(
 ) -> OwnAddress | None:
     if _are_all_loopback(answer):
         return None  # All peers are on loopback, where no address of the host's name could be right.
-    candidates = list(dict.fromkeys(each for each in host_addresses if not _is_loopback(each)))
+    candidates = list(dict.fromkeys(each for each in host_addresses if not is_loopback(each)))
     usable = [each for each in candidates if has_address(each)]
     if not usable:
         return None
@@ -309,7 +234,7 @@ def _choose_by_interface(answer: Sequence[str], interfaces: Sequence[InterfaceAd
     networks = [
         each
         for each in interfaces
-        if not each.may_be_shared and not _is_loopback(each.ip) and not _is_link_local(each.ip)
+        if not each.may_be_shared and not is_loopback(each.ip) and not _is_link_local(each.ip)
     ]
     for family in (4, 6):
         found = [each for each in networks if ipaddress.ip_address(each.ip).version == family]
@@ -349,7 +274,8 @@ def _warn_unless_here(name: str, ip: str, has_address: Callable[[str], bool]) ->
     )
 
 
-def _is_loopback(ip: str) -> bool:
+def is_loopback(ip: str) -> bool:
+    """Whether an address is reachable from this machine only."""
     return ipaddress.ip_address(ip).is_loopback
 
 
@@ -358,7 +284,7 @@ def _is_link_local(ip: str) -> bool:
 
 
 def _are_all_loopback(addresses: Sequence[str]) -> bool:
-    return bool(addresses) and all(_is_loopback(each) for each in addresses)
+    return bool(addresses) and all(is_loopback(each) for each in addresses)
 
 
 def _split_families(addresses: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -375,7 +301,7 @@ def has_address(ip: str) -> bool:
     be bound. Where the system does not list its addresses, the route decides: packets to an own address leave
     from that address.
     """
-    if not _is_loopback(ip):
+    if not is_loopback(ip):
         known = local_addresses()
         return route_source(ip) == ip if known is None else any(each.ip == ip for each in known)
     return _can_bind(ip)
@@ -475,7 +401,7 @@ async def _wait_for_interface(wanted: str, budget_s: float) -> None:
 
 def _is_settled(own: OwnAddress, answer: Answer) -> bool:
     """Whether further answers cannot improve the decision."""
-    return own.rule is Rule.DNS or _are_all_loopback(answer.addresses)
+    return own.rule is Rule.DNS or _are_all_loopback(list_hosts(answer.addresses))
 
 
 async def _ask_until(

@@ -43,7 +43,8 @@ from fleetlm.core.kernel import Kernel
 from fleetlm.directory.groups import Groups, ReplicatedGroups
 from fleetlm.directory.registry import Registry, ReplicatedNames
 from fleetlm.directory.replication import Replication
-from fleetlm.discovery.own_address import AddressProblem, AddressWatch, Verdict, has_address
+from fleetlm.discovery.address_watch import AddressProblem, AddressWatch, Verdict
+from fleetlm.discovery.own_address import has_address
 from fleetlm.discovery.poller import Poller
 from fleetlm.ids import new_incarnation
 from fleetlm.messaging.fan_out import FanOut
@@ -175,7 +176,11 @@ class Assembly:
         """Make the parts that need no others, such as kernel, context, codec and events for the program."""
         settings, own = prepared.settings, prepared.own_address
         self.own_address_warning = own.warning
-        self._own_address = AddressWatch(own, has_address) if prepared.on_this_network else None
+        self._own_address = (
+            AddressWatch(own, has_address, range(settings.node_port, settings.node_port + 1))
+            if prepared.on_this_network
+            else None
+        )
         incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
         identity = Identity(
             name=prepared.name,
@@ -260,12 +265,13 @@ class Assembly:
         """Stop where the node is of no use under its address; else warn.
 
         A node that has lost its address can be reached by nobody. One that decided its address before DNS
-        was there, and that no peer ever met, decides again, if what runs it can start a new node.
+        was there, and that no peer ever met, decides again, if what runs it can start a new node. Another
+        port would not come of that.
         """
         self.own_address_warning = problem.text
         if problem.verdict is Verdict.GONE:
             self._stop_by_itself(problem.text, problem.text)
-        elif self.may_restart and not self._has_met_a_peer():
+        elif problem.verdict is Verdict.MOVED and self.may_restart and not self._has_met_a_peer():
             self.restart_because = problem.text
             self._stop_by_itself(
                 "", f"{problem.text}. No peer was ever connected, so the address is decided again"

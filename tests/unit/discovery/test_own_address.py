@@ -11,11 +11,8 @@ import pytest
 from fleetlm.discovery import own_address as module
 from fleetlm.discovery.interfaces import InterfaceAddress
 from fleetlm.discovery.own_address import (
-    LOOKS_TO_BE_GONE,
-    AddressWatch,
     OwnAddress,
     Rule,
-    Verdict,
     choose,
 )
 from fleetlm.errors import SettingsError
@@ -203,58 +200,19 @@ def test_a_told_address_of_a_dual_stack_pod_has_the_other_as_alias() -> None:
     assert (own.ip, own.aliases, own.warning) == ("10.0.0.7", ("fd00::7",), None)
 
 
+def test_ports_of_the_answer_do_not_matter() -> None:
+    answer = ("10.0.0.2:4370", "10.0.0.7:20001", "10.0.0.7:20002", "[fd00::7]:20001")
+    own = decided(answer=answer, mine={"10.0.0.7", "fd00::7"})
+    assert (own.ip, own.rule, own.aliases, own.warning) == ("10.0.0.7", Rule.DNS, ("fd00::7",), None)
+    routed = decided(answer=answer[:1], mine={"10.0.0.7"}, routes={"10.0.0.2": "10.0.0.7"})
+    assert (routed.ip, routed.rule) == ("10.0.0.7", Rule.ROUTE)
+    local = decided(answer=("127.0.0.1:4370", "127.0.0.1:4371"), mine={"127.0.0.1"})
+    assert (local.ip, local.rule) == ("127.0.0.1", Rule.DNS)
+
+
 def test_an_explicit_address_has_no_aliases_since_another_node_may_live_there() -> None:
     own = decided(explicit="10.0.0.1", answer=("10.0.0.1", "10.0.0.2"), mine={"10.0.0.1", "10.0.0.2"})
     assert (own.aliases, own.warning) == ((), None)
-
-
-def watch(
-    rule: Rule = Rule.ROUTE, *, local: Collection[str] = ("10.0.0.7", "10.9.0.7"), ip: str = "10.0.0.7"
-) -> AddressWatch:
-    return AddressWatch(OwnAddress(ip, "the route to a peer uses it", rule), lambda each: each in local)
-
-
-def test_a_record_under_another_local_address_is_reported_once() -> None:
-    address = watch()
-    problem = address.look(["10.9.0.5", "10.9.0.7"])
-    assert problem is not None
-    assert problem.verdict is Verdict.MOVED
-    assert "FLEETLM_NODE_IP=10.9.0.7" in problem.text
-    assert address.look(["10.9.0.5", "10.9.0.7"]) is None
-
-
-def test_records_that_agree_or_say_nothing_are_no_problem() -> None:
-    assert watch().look(["10.0.0.7", "10.9.0.7"]) is None
-    assert watch().look(["10.9.0.5"]) is None
-    assert watch(local=("10.0.0.7", "127.0.0.2")).look(["127.0.0.2"]) is None
-    assert watch(Rule.EXPLICIT).look(["10.9.0.7"]) is None
-
-
-def test_an_address_that_this_machine_has_lost_is_reported_once_after_two_looks() -> None:
-    local = {"10.0.0.7"}
-    address = watch(local=local)
-    assert address.look(["10.0.0.7"]) is None
-    local.clear()
-    looks = [address.look([]) for _ in range(LOOKS_TO_BE_GONE + 2)]
-    problems = [problem for problem in looks if problem is not None]
-    assert [problem.verdict for problem in problems] == [Verdict.GONE]
-    assert looks[LOOKS_TO_BE_GONE - 1] is problems[0]
-    assert "10.0.0.7" in problems[0].text
-
-
-def test_an_address_that_comes_back_is_not_gone() -> None:
-    local = {"10.0.0.7"}
-    address = watch(local=local)
-    for _ in range(5):
-        local.clear()
-        assert address.look([]) is None
-        local.add("10.0.0.7")
-        assert address.look([]) is None
-
-
-def test_an_address_behind_nat_cannot_be_lost() -> None:
-    address = watch(Rule.EXPLICIT, local=(), ip="203.0.113.5")
-    assert [address.look([]) for _ in range(9)] == [None] * 9
 
 
 # ── interfaces ───────────────────────────────────────────────────────────────────────────────────

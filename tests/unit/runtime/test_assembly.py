@@ -12,7 +12,7 @@ from fleetlm import Node, NodeStopped, Settings
 from fleetlm.blocking import forks
 from fleetlm.blocking.forks import FORKED
 from fleetlm.core.dns_answers import Answer, Outcome
-from fleetlm.discovery.own_address import AddressProblem, Verdict
+from fleetlm.discovery.address_watch import AddressProblem, Verdict
 from fleetlm.node import parts_of
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.events import ChangeSignal
@@ -140,6 +140,18 @@ def test_a_node_decides_its_address_again_only_while_no_peer_was_ever_connected(
             await each.stop()
 
     run(play())
+
+
+@simulated
+async def test_a_node_whose_port_is_another_in_dns_goes_on_and_shows_it(fleet: Fleet) -> None:
+    node = await fleet.start(A)
+    parts = parts_of(node)
+    parts.may_restart = True
+    parts._own_address = Contradicts(Verdict.OTHER_PORT)  # type: ignore[assignment]
+    parts._looked_up(Answer(Outcome.ADDRESSES, (B,), "one"))
+    await asyncio.sleep(1)
+    assert parts.own_address_warning == "another address"
+    assert not parts.outbound.stopped
 
 
 class Contradicts:

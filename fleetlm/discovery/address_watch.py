@@ -1,0 +1,136 @@
+"""Looks again, at each DNS answer, whether the address and the port of this node are right.
+
+Both are fixed when the node starts, and may turn out to be wrong: DNS lists this machine under another
+address, the address has gone from this machine, or an SRV record names another port for it. What follows from
+that is decided in `runtime.assembly`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fleetlm.core.dns_answers import list_hosts, split_address
+from fleetlm.discovery.own_address import OwnAddress, Rule, is_loopback
+
+LOOKS_TO_BE_GONE = 2
+"""Looks in a row, one for each DNS lookup, that must miss this node's address before it counts as gone."""
+LOOKS_TO_MISS_PORT = 10
+"""Answers with SRV records of this address, but not of this node's port, before the port counts as wrong:
+half a minute with the default interval, in which a registry lists a node that has just started."""
+MAX_PORTS_NAMED = 3
+"""Ports that a text names."""
+
+
+class Verdict(enum.Enum):
+    """What a later look at this node's address found."""
+
+    MOVED = "DNS lists this machine under another address"
+    GONE = "this machine does not have the address any more"
+    OTHER_PORT = "DNS lists this node's address with other ports only"
+
+
+@dataclass(frozen=True, slots=True)
+class AddressProblem:
+    """This node's address or its port is wrong.
+
+    Attributes:
+        verdict: what was found.
+        text: a sentence that names both addresses and the remedy.
+    """
+
+    verdict: Verdict
+    text: str
+
+
+class AddressWatch:
+    """Reports each problem of this node's address once.
+
+    An address that this machine did not have at the start (NAT, FLEETLM_NODE_IP of the host) cannot be found
+    gone. It takes `LOOKS_TO_BE_GONE` looks to find one gone, since an interface may be configured anew.
+
+    Args:
+        own: the decision on this node's address.
+        has_address: tells whether this machine has an address.
+        ports: the ports on which this node, and further ones of this machine, may listen.
+    """
+
+    def __init__(self, own: OwnAddress, has_address: Callable[[str], bool], ports: range) -> None:
+        self._own = own
+        self._has_address = has_address
+        self._ports = ports
+        self._known = {own.ip, *own.aliases}
+        self._was_here = has_address(own.ip)
+        self._missing = 0
+        self._looks_without_port = 0
+
+    def look(self, addresses: Sequence[str]) -> AddressProblem | None:
+        """Compare this node's address with a DNS answer, and with the addresses of this machine.
+
+        An address set by FLEETLM_NODE_IP is never contradicted by DNS, since another node of this machine may
+        use the other address. Loopback addresses prove nothing and are ignored.
+
+        Args:
+            addresses: the addresses of a DNS answer; empty where there was none.
+        """
+        return (
+            self._look_for_gone()
+            or self._look_for_moved(list_hosts(addresses))
+            or self._look_for_port(addresses)
+        )
+
+    def _look_for_gone(self) -> AddressProblem | None:
+        own = self._own
+        if not self._was_here or self._missing >= LOOKS_TO_BE_GONE:
+            return None
+        self._missing = 0 if self._has_address(own.ip) else self._missing + 1
+        if self._missing < LOOKS_TO_BE_GONE:
+            return None
+        return AddressProblem(
+            Verdict.GONE,
+            f"{own.ip} ({own.why}) is not an address of this machine any more, so no peer can reach this "
+            "node; restart it, so that it takes the present address",
+        )
+
+    def _look_for_moved(self, hosts: Sequence[str]) -> AddressProblem | None:
+        fresh = [each for each in hosts if each not in self._known and not is_loopback(each)]
+        self._known.update(fresh)
+        if self._own.rule is Rule.EXPLICIT or self._own.ip in hosts:
+            return None
+        other = next((each for each in fresh if self._has_address(each)), None)
+        if other is None:
+            return None
+        return AddressProblem(
+            Verdict.MOVED,
+            f"DNS lists this machine as {other}, but this node uses {self._own.ip} ({self._own.why}), so "
+            f"peers cannot find it: set FLEETLM_NODE_IP={other} and restart it",
+        )
+
+    def _look_for_port(self, addresses: Sequence[str]) -> AddressProblem | None:
+        """Find out whether SRV records name other ports of this address only.
+
+        A port of this node's range is right, since a node of the same machine that has it knows this one.
+        """
+        parts = (split_address(each) for each in addresses)
+        named = [part[1] for part in parts if part is not None and part[0] == self._own.ip]
+        if any(port is None or port in self._ports for port in named):
+            self._looks_without_port = 0
+        elif named:
+            self._looks_without_port += 1
+            if self._looks_without_port == LOOKS_TO_MISS_PORT:
+                return self._describe_port(sorted(port for port in named if port is not None))
+        return None
+
+    def _describe_port(self, named: Sequence[int]) -> AddressProblem:
+        first, last = self._ports[0], self._ports[-1]
+        mine = f"port {first}" if first == last else f"a port of {first}-{last}"
+        shown = ", ".join(map(str, named[:MAX_PORTS_NAMED])) + (
+            ", ..." if len(named) > MAX_PORTS_NAMED else ""
+        )
+        return AddressProblem(
+            Verdict.OTHER_PORT,
+            f"DNS lists {self._own.ip} with the port {shown} (SRV records), but this node listens on {mine}, "
+            "so peers cannot find it through DNS: set FLEETLM_NODE_PORT to the port that this process was "
+            "given (in Nomad ${NOMAD_PORT_<label>}) and restart it",
+        )
