@@ -178,6 +178,9 @@ class Db(Actor):
         await self.run_blocking(self.db.execute, "create table t (n)")
         await self.run_blocking(self.db.executemany, "insert into t values (?)", [(n,) for n in range(500)])
 
+    async def terminate(self, reason: object) -> None:
+        await self.run_blocking(self.db.close)
+
     def select(self) -> Iterator[int]:
         for (n,) in self.db.execute("select n from t order by n"):
             yield n
