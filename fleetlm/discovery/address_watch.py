@@ -21,6 +21,7 @@ LOOKS_TO_MISS_PORT = 10
 half a minute with the default interval, in which a registry lists a node that has just started."""
 MAX_PORTS_NAMED = 3
 """Ports that a text names."""
+PORT_CURE = "set FLEETLM_NODE_PORT to the port that this process was given (in Nomad ${NOMAD_PORT_<label>})"
 
 
 class Verdict(enum.Enum):
@@ -112,25 +113,32 @@ class AddressWatch:
 
         A port of this node's range is right, since a node of the same machine that has it knows this one.
         """
-        parts = (split_address(each) for each in addresses)
-        named = [part[1] for part in parts if part is not None and part[0] == self._own.ip]
-        if any(port is None or port in self._ports for port in named):
-            self._looks_without_port = 0
-        elif named:
+        text = describe_other_ports(self._own.ip, self._ports, addresses)
+        if text is not None:
             self._looks_without_port += 1
             if self._looks_without_port == LOOKS_TO_MISS_PORT:
-                return self._describe_port(sorted(port for port in named if port is not None))
+                return AddressProblem(Verdict.OTHER_PORT, f"{text}: {PORT_CURE} and restart it")
+        elif self._own.ip in list_hosts(addresses):
+            self._looks_without_port = 0
         return None
 
-    def _describe_port(self, named: Sequence[int]) -> AddressProblem:
-        first, last = self._ports[0], self._ports[-1]
-        mine = f"port {first}" if first == last else f"a port of {first}-{last}"
-        shown = ", ".join(map(str, named[:MAX_PORTS_NAMED])) + (
-            ", ..." if len(named) > MAX_PORTS_NAMED else ""
-        )
-        return AddressProblem(
-            Verdict.OTHER_PORT,
-            f"DNS lists {self._own.ip} with the port {shown} (SRV records), but this node listens on {mine}, "
-            "so peers cannot find it through DNS: set FLEETLM_NODE_PORT to the port that this process was "
-            "given (in Nomad ${NOMAD_PORT_<label>}) and restart it",
-        )
+
+def describe_other_ports(ip: str, ports: range, addresses: Sequence[str]) -> str | None:
+    """Say that an answer lists an address with other ports only; None if it does not.
+
+    Args:
+        ip: the address of this node.
+        ports: the ports on which nodes of this machine listen.
+        addresses: the addresses of a DNS answer.
+    """
+    parts = (split_address(each) for each in addresses)
+    named = [part[1] for part in parts if part is not None and part[0] == ip]
+    others = sorted(port for port in named if port is not None and port not in ports)
+    if not named or len(others) < len(named):
+        return None
+    mine = f"port {ports[0]}" if len(ports) == 1 else f"a port of {ports[0]}-{ports[-1]}"
+    shown = ", ".join(map(str, others[:MAX_PORTS_NAMED])) + (", ..." if len(others) > MAX_PORTS_NAMED else "")
+    return (
+        f"DNS lists {ip} with the port {shown} (SRV records), but this node listens on {mine}, so peers "
+        "cannot find it through DNS"
+    )

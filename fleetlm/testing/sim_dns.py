@@ -4,6 +4,7 @@
     cluster.dns.script(Reply.SAMPLE, to=["10.0.0.1"], count=3)    # another answer for one node
     cluster.dns.script(Reply.ALL, to=["10.0.0.1"], extra=["10.9.9.9"], hidden=["10.0.0.2"])
     cluster.dns.remove("10.0.0.3")                                # a record is removed
+    cluster.dns.add("10.0.0.3:4371")                              # an SRV record: it has a port
     cluster.dns.heal()                                            # complete answers to every node
 
 The nodes ask through `SimDiscovery`, a `fleetlm.discovery.interface.Discovery` on virtual time.
@@ -17,7 +18,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fleetlm.core.dns_answers import Answer, Outcome, sift
+from fleetlm.core.dns_answers import Answer, Outcome, sift, split_address
 
 DELAY_S = (0.0005, 0.02)
 """Shortest and longest time of a lookup, in seconds."""
@@ -49,7 +50,7 @@ class Script:
         count: the most records in a SAMPLE or PARTIAL answer.
         delay_s: shortest and longest time of a lookup, in seconds; TIMEOUT takes `SimDns.timeout_s`.
         extra: addresses added to an answer: of former nodes, of strangers, or garbage.
-        hidden: addresses that are left out of every answer.
+        hidden: addresses that are left out of every answer; one without a port hides all of its ports.
     """
 
     reply: Reply = Reply.ALL
@@ -81,16 +82,21 @@ class SimDns:
 
     @property
     def records(self) -> list[str]:
-        """The addresses of the name, in the order in which they were added."""
+        """The addresses of the name, some with ports, in the order in which they were added."""
         return list(self._records)
 
-    def add(self, ip: str) -> None:
-        """Add an address to the name. Adding it again changes nothing."""
-        self._records[ip] = None
+    def add(self, address: str) -> None:
+        """Add an address to the name. Adding it again changes nothing.
 
-    def remove(self, ip: str) -> None:
+        Args:
+            address: an IP address, as an A record has it; or one with a port, as an SRV record and its host
+                have them: ``10.0.0.7:4371``, ``[fd00::7]:4371``.
+        """
+        self._records[address] = None
+
+    def remove(self, address: str) -> None:
         """Remove an address, if the name has it."""
-        self._records.pop(ip, None)
+        self._records.pop(address, None)
 
     def script(
         self,
@@ -147,9 +153,9 @@ class SimDns:
         return self._make_answer(script)
 
     def _make_answer(self, script: Script) -> Answer:
-        named = [ip for ip in self._records if ip not in script.hidden]
+        named = [each for each in self._records if not {each, _host(each)} & {*script.hidden}]
         if script.reply is Reply.NO_AAAA:
-            addresses, remark = sift(ip for ip in (*named, *script.extra) if ":" not in ip)
+            addresses, remark = sift(each for each in (*named, *script.extra) if ":" not in _host(each))
             outcome = Outcome.PARTIAL if addresses else Outcome.FAILED
             return Answer(outcome, addresses, f"{len(addresses)} addresses; AAAA failed", (4,))
         if script.reply is not Reply.ALL:
@@ -184,3 +190,9 @@ class SimDiscovery:
     async def lookup(self) -> Answer:
         """Do one lookup; it takes virtual time."""
         return await self._dns.answer(self._ip)
+
+
+def _host(address: str) -> str:
+    """Return an address without its port."""
+    parts = split_address(address)
+    return address if parts is None else parts[0]

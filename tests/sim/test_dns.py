@@ -67,6 +67,27 @@ def test_an_answer_without_aaaa_is_whole_for_ipv4() -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("reply", "options", "addresses"),
+    [
+        (Reply.ALL, {}, ("10.0.0.1:4370", "10.0.0.1:4371", "10.0.0.2", "[fd00::1]:4370")),
+        (Reply.ALL, {"hidden": ["10.0.0.1:4371"]}, ("10.0.0.1:4370", "10.0.0.2", "[fd00::1]:4370")),
+        (Reply.ALL, {"hidden": ["10.0.0.1", "fd00::1"], "extra": ["10.0.0.3:0"]}, ("10.0.0.2",)),
+        (Reply.NO_AAAA, {}, ("10.0.0.1:4370", "10.0.0.1:4371", "10.0.0.2")),
+    ],
+)
+def test_addresses_may_have_ports(reply: Reply, options: dict[str, Any], addresses: tuple[str, ...]) -> None:
+    async def main() -> None:
+        dns = SimDns(random.Random(1))
+        for each in ("[fd00::1]:4370", "10.0.0.2", "10.0.0.1:4371", "10.0.0.1:4370", "10.0.0.9:1"):
+            dns.add(each)
+        dns.remove("10.0.0.9:1")
+        dns.script(reply, **options)
+        assert (await dns.client(A).lookup()).addresses == addresses
+
+    run(main())
+
+
 def test_a_broken_discovery_raises_and_a_slow_one_is_slow() -> None:
     async def main() -> None:
         dns = SimDns(random.Random(1), timeout_s=7.0)

@@ -27,10 +27,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleetlm.core.dns_answers import Answer, Outcome
+from fleetlm.core.dns_answers import Answer, Outcome, list_hosts
+from fleetlm.discovery.address_watch import PORT_CURE, describe_other_ports
 from fleetlm.discovery.dns import HOSTS
 from fleetlm.names import NodeName, endpoint
-from fleetlm.settings import Settings
+from fleetlm.settings import Settings, is_service_name
 from fleetlm.wire.frames import IAm
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -46,6 +47,13 @@ MAX_ADDRESSES_SHOWN = 8
 DNS_NAME_HELP = (
     "In Kubernetes use the name of a headless Service (clusterIP: None) with "
     "publishNotReadyAddresses: true; in Docker Swarm tasks.<service>; in Docker Compose the service's name"
+)
+
+
+SRV_HELP = (
+    "A name that begins with _ is asked for SRV records, which the hosts file and the C library do not know. "
+    "In Kubernetes it is _<port name>._tcp.<service>.<namespace>.svc.cluster.local., in Consul "
+    "_<service>._tcp.service.consul."
 )
 
 
@@ -212,11 +220,16 @@ def judge_own_address(facts: Facts) -> list[Finding]:
         return [Finding(WARN, "own address", text, _capitalize(facts.own_warning))]
     answer = facts.answer
     if answer is not None and answer.addresses:
-        remote = [ip for ip in answer.addresses if not ipaddress.ip_address(ip).is_loopback]
+        hosts = list_hosts(answer.addresses)
+        remote = [ip for ip in hosts if not ipaddress.ip_address(ip).is_loopback]
         if remote and ipaddress.ip_address(facts.own_ip).is_loopback:
             cure = "Set FLEETLM_NODE_IP to the address at which peers reach this machine"
             return [Finding(FAIL, "own address", f"{text}; peers cannot reach a loopback address", cure)]
-        if facts.own_ip not in answer.addresses:
+        port = facts.settings.node_port
+        other_ports = describe_other_ports(facts.own_ip, range(port, port + 1), answer.addresses)
+        if other_ports is not None:
+            return [Finding(WARN, "own address", other_ports, _capitalize(PORT_CURE))]
+        if facts.own_ip not in hosts:
             cure = (
                 "This is harmless as long as the node finds one peer. If it stays alone, set "
                 "FLEETLM_NODE_IP, or find out why DNS leaves this address out (for example, the node is not "
@@ -304,9 +317,12 @@ def judge_lookup(facts: Facts) -> list[Finding]:
             "The DNS server gives no usable answer: check /etc/resolv.conf and port 53 (UDP and TCP). "
             "Connected nodes stay connected, and every node repeats its lookups"
         )
+        if _asks_for_services(facts):
+            cure += f". {SRV_HELP}"
         return [Finding(FAIL, "dns", text, cure)]
     if answer.outcome is Outcome.EMPTY:
-        cure = f"The name has no addresses: check its spelling, and the network. {DNS_NAME_HELP}"
+        help_text = SRV_HELP if _asks_for_services(facts) else DNS_NAME_HELP
+        cure = f"The name has no addresses: check its spelling, and the network. {help_text}"
         return [Finding(FAIL, "dns", text, cure)]
     listed = f"{text} ({_list_addresses(answer.addresses)})"
     if _is_virtual(facts):
@@ -317,7 +333,7 @@ def judge_lookup(facts: Facts) -> list[Finding]:
     if answer.outcome is Outcome.PARTIAL:
         cure = "Nodes use the addresses that were returned, and learn of missing ones through their peers"
         return [Finding(WARN, "dns", listed, cure)]
-    if set(answer.addresses) <= {facts.own_ip}:
+    if set(answer.addresses) <= {facts.own_ip, endpoint(facts.own_ip, facts.settings.node_port)}:
         if answer.detail.endswith(f"from {HOSTS}"):
             cure = (
                 f"{HOSTS} has only this machine under that name, so DNS is not asked: end the name in "
@@ -332,15 +348,21 @@ def judge_lookup(facts: Facts) -> list[Finding]:
     return [Finding(OK, "dns", listed)]
 
 
+def _asks_for_services(facts: Facts) -> bool:
+    """Whether a name of the query is asked for SRV records."""
+    return any(map(is_service_name, (facts.settings.dns_query or "").split(",")))
+
+
 def _is_virtual(facts: Facts) -> bool:
     """Whether the only address in DNS is a load balancer's.
 
     It is if it does not belong to this machine and a node answers there whose name has another address.
     """
     assert facts.answer is not None
-    if len(facts.answer.addresses) != 1:
+    hosts = list_hosts(facts.answer.addresses)
+    if len(hosts) != 1:
         return False
-    ip = facts.answer.addresses[0]
+    ip = hosts[0]
     if ip == facts.own_ip or facts.local.get(ip):
         return False
     return any(
@@ -352,7 +374,7 @@ def _is_virtual(facts: Facts) -> bool:
 def judge_peers(facts: Facts) -> list[Finding]:
     """Check each address of a peer, as contacted from this machine."""
     up = {NodeName.parse(row["name"]).ip for row in facts.rows if row["status"] in ("up", "busy")}
-    named = set(facts.answer.addresses) if facts.answer else set()
+    named = set(list_hosts(facts.answer.addresses)) if facts.answer else set()
     return [judge_peer(facts.settings, fact, fact.ip in up, fact.ip in named) for fact in facts.peers]
 
 

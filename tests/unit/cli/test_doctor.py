@@ -104,12 +104,24 @@ def test_every_failure_says_what_to_do_and_reveals_no_secret() -> None:
         (answered(outcome=Outcome.FAILED, detail="SERVFAIL from 10.0.0.2"), FAIL, "/etc/resolv.conf"),
         (answered(PEER, outcome=Outcome.PARTIAL, detail="1 address, but AAAA: timeout"), WARN, "timeout"),
         (answered(*(f"10.0.1.{n}" for n in range(20))), OK, "and 12 more"),
+        (answered(f"{ME}:4370", f"{PEER}:9000"), OK, f"({ME}:4370, {PEER}:9000)"),
+        (answered(f"{ME}:4370"), WARN, "only this node"),
+        (answered(f"{ME}:4370", f"{ME}:4371"), OK, "4371"),
     ],
 )
 def test_the_lookup(answer: Answer, level: str, words: str) -> None:
     finding = one(checks.judge_lookup(facts(answer=answer)))
     assert finding.level == level
     assert words in f"{finding.text} {finding.cure}"
+
+
+@pytest.mark.parametrize("outcome", [Outcome.EMPTY, Outcome.FAILED])
+def test_a_service_without_nodes_is_told_what_srv_names_look_like(outcome: Outcome) -> None:
+    settings = ON.replace(dns_query="worker,_fleetlm._tcp.worker")
+    finding = one(checks.judge_lookup(facts(answer=answered(outcome=outcome), settings=settings)))
+    assert finding.level == FAIL
+    assert "SRV records" in finding.cure
+    assert "_<service>._tcp.service.consul." in finding.cure
 
 
 def test_a_virtual_address_is_recognised() -> None:
@@ -141,6 +153,10 @@ def test_clustering_off() -> None:
         ({"own_ip": "10.9.9.9"}, WARN, "the DNS answer does not contain it"),
         ({"own_ip": "127.0.0.5", "answer": answered("127.0.0.5", "127.0.0.6")}, OK, "127.0.0.5"),
         ({"answer": answered(outcome=Outcome.FAILED)}, OK, ME),
+        ({"answer": answered(f"{ME}:4370", f"{ME}:9000", "[fd00::7]:4370")}, OK, ME),
+        ({"answer": answered(f"{ME}:9000")}, WARN, "with the port 9000 (SRV records)"),
+        ({"answer": answered(f"{ME}:9000")}, WARN, "Set FLEETLM_NODE_PORT to the port"),
+        ({"own_ip": "127.0.0.1", "answer": answered(f"{PEER}:4370")}, FAIL, "Set FLEETLM_NODE_IP"),
         ({"node": running(observed_ips=["192.168.0.9"])}, WARN, "192.168.0.9"),
     ],
 )
