@@ -66,8 +66,9 @@ def run(
     """Start a node, run ``main(node)`` in it, and stop the node when it is done or a signal comes.
 
     SIGTERM and SIGINT (Ctrl-C) stop the node in order: it finishes what it has begun, for
-    `Settings.drain_s` seconds at most, and tells its peers; then ``main`` is cancelled and this returns. A
-    second signal ends the process at once. uvloop is used where it is installed.
+    `Settings.drain_s` seconds at most, and tells its peers; then ``main`` is cancelled and this returns. The
+    same signal once more ends the process at once, and so does a third one. uvloop is used where it is
+    installed.
 
     Args:
         main: ``async def main(node)``: the node stops when it returns. A plain function sets things up, and
@@ -84,9 +85,10 @@ def run(
 
     Raises:
         Exception: what ``main`` raised, after the node has stopped.
-        SystemExit: with 78 if a setting cannot be used; with 1 if the node could not start, if a root
-            supervisor gave up or an essential process failed, or if the node did not stop in time; with the
-            code that ``main`` gave to ``sys.exit``. The reason has been printed.
+        SystemExit: with 78 if a setting cannot be used; with 75 if something was cut when the node left;
+            with 1 if the node could not start, if a root supervisor gave up or an essential process failed,
+            or if the node did not stop in time; with the code that ``main`` gave to ``sys.exit``. The reason
+            has been printed.
         TypeError: ``main`` cannot be called with a node, or is a coroutine; nothing was started.
         RuntimeError: an event loop runs in this thread: use ``async with Node.start()`` there.
     """

@@ -39,8 +39,9 @@ environment variables (defaults in parentheses):
   FLEETLM_PRUNE_AFTER_LOOKUPS disconnect a peer after this many whole lookups without it (never)
 """
 START = """\
-Run a node in the foreground. SIGTERM or Ctrl-C stops it in order: it finishes what it has begun (see
-FLEETLM_DRAIN_MS), tells its peers that it leaves, and exits with code 0. A second signal ends it at once.
+Run a node in the foreground. SIGTERM or Ctrl-C stops it in order: it takes no new work, finishes what it has
+begun (see --drain), tells its peers that it leaves, and exits with code 0 if nothing was cut. The same signal
+once more ends it at once; the other one does not, since some platforms send both. A third signal does.
 
 MODULE:FUNCTION names your program:
 
@@ -54,10 +55,11 @@ no program of yours.
   DNS_CLUSTER_QUERY=worker fleetlm start worker:main
 
 exit codes:
-  0         the program returned, or the node stopped in order
+  0         the program returned, or the node stopped in order, and nothing was cut
   1         the program raised an exception, a root supervisor gave up, an essential process failed, or the
             node could not start
   2         MODULE:FUNCTION does not exist, or cannot be called with a node
+  75        the node stopped in order, and something was cut: it was not done within the time of the drain
   78        a setting cannot be used
   130, 143  ended at once by a second Ctrl-C or SIGTERM, or by one while modules were imported
 """
@@ -145,6 +147,11 @@ def seconds(text: str) -> float:
     return value
 
 
+def seconds_or_none(text: str) -> float:
+    """Parse a finite number of seconds from 0. Raises: argparse.ArgumentTypeError."""
+    return 0.0 if text.strip() == "0" else seconds(text)
+
+
 def count(text: str) -> int:
     """Parse a whole number from 0. Raises: argparse.ArgumentTypeError."""
     if not text.isdecimal():
@@ -175,6 +182,12 @@ def parser() -> argparse.ArgumentParser:
         choices=("debug", "info", "warning", "error"),
         default="info",
         help="log messages of this level and above, to stderr (info)",
+    )
+    start.add_argument(
+        "--drain",
+        type=seconds_or_none,
+        metavar="SECONDS",
+        help="finish within this time what was begun, before the node leaves (FLEETLM_DRAIN_MS, 25)",
     )
     remote = command("remote", "evaluate Python inside a running node, or open a shell in it", REMOTE)
     remote.add_argument("source", nargs="?", metavar="EXPR", help="Python source; - reads it from stdin")

@@ -8,20 +8,21 @@ The first of these events ends a run:
 
 - The program returns: the node stops, exit code 0. It raises an exception: the node stops with the reason
   "crashed", exit code 1. It calls ``sys.exit``: that exit code.
-- The first SIGTERM or SIGINT (Ctrl-C): the node stops in order, exit code 0. It first finishes what it has
-  begun, for `Settings.drain_s` seconds at most. Then the program's task is cancelled.
+- The first SIGTERM or SIGINT (Ctrl-C): the node stops in order. It first finishes what it has begun, for
+  `Settings.drain_s` seconds at most. Then the program's task is cancelled. The exit code is 0 only if nothing
+  was cut, else 75 (EX_CUT); the last line of the log is the report of the drain.
 - This machine has lost the node's address: the node stops, exit code 1, so that the platform starts it anew.
 - A root supervisor gives up, or an essential process fails (`Node.failure`): the node stops, exit code 1.
-- The node stops for another reason, for example ``node.stop()`` in a remote shell: exit code 0.
-- A second signal: `os._exit` in the signal handler, exit code 128 + the signal's number. It works even if
-  the program blocks the event loop.
+- The node stops for another reason, for example ``node.stop()`` in a remote shell: likewise 0 or 75.
+- A second signal of the same kind, or a third one (`runtime.stop_signals`): `os._exit` in the signal handler,
+  exit code 128 + the signal's number. It works even if the program blocks the event loop.
 
 A node that decided its address before DNS named this machine, and that no peer has ever met, stops, and
 another one is started at the right address; the program is cancelled and called again (`MAX_RESTARTS` times).
 
 A setting that cannot be used ends it with 78 (EX_CONFIG), a node that cannot start with 1.
 
-The handlers are set with `signal.signal` rather than ``loop.add_signal_handler``, since the second signal
+The handlers are set with `signal.signal` rather than ``loop.add_signal_handler``, since the last signal
 must not need the loop. The first handler only sets an event through ``call_soon_threadsafe``, and `_serve`
 waits for that event beside the start, the node and the program. A signal during the start thus cancels
 the start. Handlers are restored at the end, so tests and other programs may use this.
@@ -47,6 +48,7 @@ from typing import Any
 from fleetlm.cli.exit_codes import EX_CONFIG, FAILED, OK
 from fleetlm.errors import FleetError, SettingsError
 from fleetlm.node import Node, parts_of
+from fleetlm.runtime.stop_signals import FIRST, OTHER, StopSignals, Verdict
 from fleetlm.settings import Settings
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -54,9 +56,9 @@ PROGRAM_END_S = 2.0
 """Seconds that the program has to end after its node has stopped and its task was cancelled."""
 MAX_RESTARTS = 3
 """Times that a node is started again for a wrong address. Where DNS is right, one is enough."""
-STOP_SLACK_S = 20.0
-"""Seconds that a stop may take beyond draining: trees and processes that ignore their end have five each, and
-a stop usually takes less than two."""
+STOP_SLACK_S = 30.0
+"""Seconds that a stop may take beyond draining: hooks, trees and processes that ignore their end have five
+each, and a stop usually takes less than two."""
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -94,8 +96,7 @@ class Foreground:
         self._on_start = on_start
         self._options = options
         self._signal = asyncio.Event()
-        self._signals = 0
-        self._signal_name = ""
+        self._signals = StopSignals()
 
     async def run(self) -> int:
         """Serve with signal handlers in place. Returns the exit code."""
@@ -115,13 +116,15 @@ class Foreground:
             return FAILED
 
     def _handle_signal(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
-        """Ask the node to stop at the first signal; end the process at once at the second."""
-        self._signals += 1
-        if self._signals > 1:
+        """Ask the node to stop at the first signal; end the process at once where that is impatience."""
+        verdict = self._signals.take(number)
+        if verdict is Verdict.END:
             os._exit(128 + number)
-        self._signal_name = signal.Signals(number).name
         with contextlib.suppress(RuntimeError):  # the loop is closed: the run has ended already
-            loop.call_soon_threadsafe(self._signal.set)
+            if verdict is Verdict.LEAVE:
+                loop.call_soon_threadsafe(self._signal.set)
+            else:
+                loop.call_soon_threadsafe(log.info, OTHER, self._signals.names[-1])
 
     async def _serve(self, *, may_restart: bool) -> tuple[int, bool]:
         """Start the node, run the program, and stop the node.
@@ -148,9 +151,7 @@ class Foreground:
         try:
             await asyncio.wait({signalled, stopped, program}, return_when=asyncio.FIRST_COMPLETED)
             if signalled.done():
-                log.info(
-                    "received %s; shutting down (a second signal ends the process at once)", self._signal_name
-                )
+                log.info(FIRST, self._signals.names[0])
             code = program.result() if program.done() else OK
             async with asyncio.timeout(limit_s):
                 await node.stop("shutdown" if code == OK else "crashed")
@@ -162,7 +163,7 @@ class Foreground:
             for task in waiting:
                 task.cancel()
             await asyncio.wait(waiting, timeout=PROGRAM_END_S)
-        is_over = bool(code or node.failure or self._signals or not parts.restart_because)
+        is_over = bool(code or node.failure or self._signals.taken or not parts.restart_because)
         return code or (FAILED if node.failure else OK), is_over
 
     async def _run_program(self, node: Node) -> int:

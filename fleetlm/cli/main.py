@@ -59,7 +59,7 @@ def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         case "start":
             from fleetlm.cli import start  # noqa: PLC0415
 
-            return start.run(options.program, options.log_level)
+            return start.run(options.program, options.log_level, options.drain)
         case "remote":
             return _run_remote(options)
         case "doctor":

@@ -88,18 +88,22 @@ def _check_arguments(target: str, found: Callable[..., Any]) -> None:
         ) from None
 
 
-def run(target: str | None, level: str = "info") -> int:
+def run(target: str | None, level: str = "info", drain_s: float | None = None) -> int:
     """Run a node until a signal arrives, the program ends or the node stops.
 
     Args:
         target: ``module:function``; None to run a node without a program.
         level: log level, one of `logs.LEVELS`.
+        drain_s: seconds for what the node has begun, when it leaves; None: as the environment says.
 
     Returns:
         The exit code; see `cli.foreground` and the module's text.
     """
     try:
-        settings: Settings | SettingsError = Settings.from_env()
+        from_env = Settings.from_env()
+        settings: Settings | SettingsError = (
+            from_env if drain_s is None else from_env.replace(drain_s=drain_s)
+        )
     except SettingsError as error:
         settings = error
     form = "text" if isinstance(settings, SettingsError) else settings.log

@@ -145,6 +145,51 @@ def test_run_finishes_a_call_before_it_leaves(start: Start, number: signal.Signa
     assert ended(program)[:2] == (code, "finished\nterminate shutdown\ncleaned up\n")
 
 
+@pytest.mark.parametrize(
+    ("what", "numbers", "codes", "out"),
+    [
+        ("run", (signal.SIGINT, signal.SIGTERM), (0,), "finished\nterminate shutdown\ncleaned up\n"),
+        ("run", (signal.SIGTERM, signal.SIGINT), (0,), "finished\nterminate shutdown\ncleaned up\n"),
+        # asyncio.run raises KeyboardInterrupt at its end, and Python then ends as by SIGINT.
+        (
+            "embedded",
+            (signal.SIGINT, signal.SIGTERM),
+            (-2, 130),
+            "finished\ncleaned up\nterminate shutdown\n",
+        ),
+        ("embedded", (signal.SIGTERM, signal.SIGINT), (143,), "finished\ncleaned up\nterminate shutdown\n"),
+    ],
+)
+def test_a_second_signal_of_the_other_kind_cuts_nothing(
+    start: Start, what: str, numbers: tuple[signal.Signals, ...], codes: tuple[int, ...], out: str
+) -> None:
+    """Fly.io sends SIGINT, and SIGTERM five seconds later."""
+    program = start(what)
+    after_line(program, "ready")
+    assert program.stderr is not None
+    for number in numbers:
+        program.send_signal(number)
+        if what == "run":
+            while f"received {number.name}" not in program.stderr.readline():
+                pass
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                program.wait(0.1)
+    code, printed, _ = ended(program)
+    assert code in codes
+    assert printed == out
+
+
+def test_a_second_signal_of_the_same_kind_ends_a_block_of_node_start_at_once(start: Start) -> None:
+    program = start("embedded")
+    after_line(program, "ready")
+    program.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.wait(0.1)
+    program.send_signal(signal.SIGTERM)
+    assert ended(program)[:2] == (143, "")
+
+
 def test_a_second_signal_ends_run_at_once(start: Start) -> None:
     program = start("stubborn")
     after_line(program, "ready")

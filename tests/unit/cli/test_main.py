@@ -33,6 +33,8 @@ def test_every_command_is_parsed() -> None:
     assert (options.source, options.json, options.node, options.timeout) == (
         "Node.list()", True, "a@10.0.0.1", 2.5,
     )  # fmt: skip
+    assert arguments("start", "--drain", "0").drain == 0
+    assert arguments("start", "--drain", "2.5").drain == 2.5
     assert arguments("remote").source is None
     assert arguments("doctor", "--json").json
     assert arguments("demo").command == "demo"
@@ -49,6 +51,7 @@ def test_every_command_is_parsed() -> None:
         ["remote", "--timeout", "nan", "1"],
         ["remote", "--timeout", "soon", "1"],
         ["start", "--log-level", "loud"],
+        ["start", "--drain", "-1"],
         ["doctor", "extra"],
     ],
 )
