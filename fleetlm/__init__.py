@@ -20,6 +20,7 @@ _NAMES_OF = {
     "fleetlm.core.dns_answers": "Answer Outcome",
     "fleetlm.core.name_table": "Claim",
     "fleetlm.core.topology": "PeerInfo",
+    "fleetlm.directory.group_ref": "GroupRef",
     "fleetlm.discovery.dns": "DnsDiscovery StaticDiscovery",
     "fleetlm.discovery.interface": "Discovery",
     "fleetlm.errors": (
@@ -33,6 +34,7 @@ _NAMES_OF = {
     "fleetlm.messages": (
         "Crash Down Exit Joined Left NameLost NodeDown NodeUp Registered Unregistered message register_type"
     ),
+    "fleetlm.messaging.retries": "retry",
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",
     "fleetlm.node_thread": "node_in_thread",

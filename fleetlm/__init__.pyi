@@ -8,6 +8,7 @@ from fleetlm.call import Call as Call
 from fleetlm.core.dns_answers import Answer as Answer, Outcome as Outcome
 from fleetlm.core.name_table import Claim as Claim
 from fleetlm.core.topology import PeerInfo as PeerInfo
+from fleetlm.directory.group_ref import GroupRef as GroupRef
 from fleetlm.discovery.dns import DnsDiscovery as DnsDiscovery, StaticDiscovery as StaticDiscovery
 from fleetlm.discovery.interface import Discovery as Discovery
 from fleetlm.errors import (
@@ -57,6 +58,7 @@ from fleetlm.messages import (
     message as message,
     register_type as register_type,
 )
+from fleetlm.messaging.retries import retry as retry
 from fleetlm.names import Address as Address, NodeName as NodeName
 from fleetlm.node import Node as Node
 from fleetlm.node_thread import node_in_thread as node_in_thread

@@ -345,13 +345,18 @@ class NoConnection(NotDelivered, ConnectionError):
 class Draining(NotDelivered):
     """The node is leaving and takes no new work. The request has not run.
 
+    A stream that lasts longer than the drain ends with it too, after the items that came before.
+
     Attributes:
         node: the name of the node.
+        retry_after: seconds after which it is worth asking that node again: it has been restarted by then, or
+            has stopped, unless its drain was undone. Other nodes can be asked at once.
     """
 
-    def __init__(self, node: str) -> None:
-        super().__init__(node)
+    def __init__(self, node: str, retry_after: float = 0.0) -> None:
+        super().__init__(node, retry_after)
         self.node = node
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         return f"{self.node} is draining and takes no new work; ask another node"

@@ -113,7 +113,7 @@ class Node:
         self._driver = parts.driver
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadRequests(self.name, self.settings.call_timeout_s, self._loop)
-        self.sync: SyncNode = SyncNode(self, parts.outbound, self._threads)
+        self.sync: SyncNode = SyncNode(self, parts.outbound, self._threads, parts.retries)
         self._discovery = prepared.discovery
         self._stopped = asyncio.Event()
         self._stopping = False

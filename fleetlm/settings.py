@@ -261,6 +261,30 @@ class Settings:
     group each, whose list fits into a window. A peer with more is disconnected, so set the same limit on
     all nodes."""
 
+    max_sticky_keys: int = 65_536
+    """Keys of ``by="sticky"`` whose members this node remembers, of all groups together: some 20 MiB. Those
+    that were used longest ago are forgotten first."""
+    sticky_idle_s: float = 3_600.0
+    """Seconds after which a key of ``by="sticky"`` that was not used is forgotten: longer than a person
+    pauses in a session, and short enough that keys of old sessions do not keep the place of new ones."""
+
+    # Repetitions of requests, by `fleetlm.retry` and by calls to groups.
+    retry_ratio: float = 0.1
+    """Repetitions that each call earns: all callers of this node together make at most a tenth more requests
+    than they would without, however much fails. Source: Finagle's RetryBudget has a fifth, Envoy too."""
+    retry_reserve: int = 10
+    """Repetitions that a node may make at once without having earned them, for programs that call rarely. One
+    comes back every 10 s."""
+    retry_saved: int = 100
+    """Earned repetitions that a node may save: enough for the requests that the end of one busy node refuses,
+    and little beside the load of a node that makes so many. Source: AWS SDKs, 500 tokens of which each
+    repetition takes 5."""
+    retry_pause_min_s: float = 0.05
+    """The ceiling of the first pause before a request is repeated at the same process, in seconds; it
+    doubles with each. The pause itself is random below the ceiling. Long enough for a moment's burst."""
+    retry_pause_max_s: float = 2.0
+    """The highest ceiling of that pause: what comes back is asked again within this time."""
+
     # Cluster-wide names. A peer that exceeds these limits is disconnected, so set them alike on all nodes.
     max_cluster_names: int = 65_536
     """Limit of cluster-wide names of one node. Every node stores the names of all nodes."""
@@ -563,6 +587,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "poll_interval_s": (0.001, MAX_DURATION_MS / 1000),
     "node_timeout_s": (0.2, MAX_DURATION_MS / 1000),
     "poll_jitter": (0, 1),
+    "retry_ratio": (0, 1),
+    "retry_reserve": (0, math.inf),
     "max_nesting": (1, 128),
 }
 """Ranges of fields for which the rule of `_range_of` is too wide."""

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, TypeVarTuple, o
 from fleetlm.actors.handlers import ActorObject
 from fleetlm.actors.ref import goal_of
 from fleetlm.actors.refs import goals_of
-from fleetlm.errors import CallTimeout, NodeStopped, WouldBlock
+from fleetlm.errors import CallTimeout, NodeStopped, NotDelivered, OutcomeUnknown, WouldBlock
 from fleetlm.ids import Pid
+from fleetlm.messaging.retries import name_of_operation
 from fleetlm.names import Address
 from fleetlm.processes.running import plain_class
 from fleetlm.threads.arrivals import SyncStream, SyncSubscription
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from fleetlm.core.topology import PeerInfo
     from fleetlm.discovery.own_address import OwnAddress
     from fleetlm.messaging.outbound import Outbound
+    from fleetlm.messaging.retries import Retries
     from fleetlm.messaging.targets import Target
     from fleetlm.node import Node
     from fleetlm.process import Process
@@ -84,17 +86,18 @@ class SyncNode:
         factories: the functions that other nodes may spawn here, for threads.
     """
 
-    def __init__(self, node: Node, outbound: Outbound, requests: ThreadRequests) -> None:
+    def __init__(self, node: Node, outbound: Outbound, requests: ThreadRequests, retries: Retries) -> None:
         self.name: str = node.name
         self.incarnation: int = node.incarnation
         self.settings: Settings = node.settings
         self.own_address: OwnAddress = node.own_address
-        self.groups: SyncGroups = SyncGroups(self, node.groups, requests)
+        self.groups: SyncGroups = SyncGroups(self, node.groups, requests, node.settings.call_timeout_s)
         self.registry: SyncRegistry = SyncRegistry(self, node.registry, requests)
         self.factories: SyncFactories = SyncFactories(node.factories, requests)
         self._node = node
         self._outbound = outbound
         self._requests = requests
+        self._retries = retries
         self._timeout_s = node.settings.call_timeout_s
         self._end_thread: Callable[[str, float | None], None] | None = None
         """Set by `node_in_thread`: stops the node and ends the thread of its event loop."""
@@ -219,6 +222,34 @@ class SyncNode:
         wanted = None if nodes is None else list(nodes)
         broadcast = functools.partial(self._node.broadcast, name, message, wanted)
         return self._requests.run("broadcast", name, broadcast)
+
+    def retry(
+        self,
+        operation: Callable[[], T],
+        *,
+        attempts: int = 4,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> T:
+        """Make a request of this thread, and make it again if it failed and that is safe: `fleetlm.retry`.
+
+        ::
+
+            answer = node.sync.retry(lambda: ref.within(2).call(Model.answer, prompt), timeout=5)
+
+        The operation runs in this thread. So ``timeout`` does not end an attempt that runs, which has its own
+        limits, but none begins after it.
+        """
+        name = name_of_operation(operation)
+        begin = functools.partial(self._retries.begin, name, attempts, timeout, idempotent)
+        course = self._run_now("retry", begin)
+        while True:
+            try:
+                return operation()
+            except (NotDelivered, OutcomeUnknown) as error:
+                pause = functools.partial(course.goes_on, error)
+                if not self._requests.run("retry", name, pause):
+                    raise
 
     # Processes.
 

@@ -198,6 +198,20 @@ def name_of(actor: type, handlers: Handlers, method: Any) -> str:
     raise TypeError(f"{shown} is not a handler of {actor.__qualname__}")
 
 
+def name_of_marked(function: Any) -> str:
+    """Return the name of a handler whose class is not known. Raises: TypeError if it has no mark."""
+    shown = getattr(function, "__qualname__", None) or SHORT.repr(function)
+    if inspect.ismethod(function):
+        raise TypeError(f"pass the function of the class, {shown}, not a bound method")
+    if _get_mark(function) is None:
+        raise TypeError(
+            f"{shown} is not marked as a handler: put @handler above it; for one that overrides a handler "
+            "give the function of the base class, or make a reference of its class"
+        )
+    name: str = function.__name__
+    return name
+
+
 def _find_redefined(handlers: Handlers, method: Any) -> str | None:
     """Return the handler of which ``method`` is a later definition, such as a notebook cell that ran again.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.streams import Streams
     from fleetlm.messaging.targets import Target
-    from fleetlm.stream import Stream
+    from fleetlm.stream import Source, Stream
     from fleetlm.wire.invocation import Invoke
 
 
@@ -69,7 +69,17 @@ class ActorSender:
         self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None
     ) -> Stream[Any]:
         """See `Node.stream`."""
+        return self._streams.held(self.source(to, message, timeout, idle))
+
+    def held(self, source: Source) -> Stream[Any]:
+        """Return what a program holds of a stream."""
+        return self._streams.held(source)
+
+    def source(
+        self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None
+    ) -> Source:
+        """Make the source of a stream, with the limits that `Node.stream` gives it."""
         within_s = within_deadline(math.inf if timeout is None else timeout)
         if timeout is None and idle is None:  # A deadline that was inherited switches no limit off.
             idle = self._streams.idle_s
-        return self._streams.open(to, message, None if within_s == math.inf else within_s, idle)
+        return self._streams.source(to, message, None if within_s == math.inf else within_s, idle)

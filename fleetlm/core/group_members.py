@@ -14,8 +14,19 @@ from itertools import chain
 
 from fleetlm.ids import Pid
 
-Block = list[Pid]
-"""The members on one node, of one incarnation, sorted by number; never empty."""
+
+class Block(list[Pid]):
+    """The members on one node, of one incarnation, sorted by number; never empty.
+
+    Attributes:
+        lanes: what `picking.rendezvous` keeps of the members; empty until it is needed, and after a change.
+    """
+
+    __slots__ = ("lanes",)
+
+    def __init__(self, pids: Iterable[Pid] = ()) -> None:
+        super().__init__(pids)
+        self.lanes: bytes = b""
 
 
 def pid_order(pid: Pid) -> tuple[str, int, int]:
@@ -52,23 +63,31 @@ class Members:
     def block(self, node: str) -> Block:
         """Return the members on a node; an empty list if there is none."""
         at = bisect_left(self._nodes, node)
-        return self.blocks[at] if at < len(self._nodes) and self._nodes[at] == node else []
+        return self.blocks[at] if at < len(self._nodes) and self._nodes[at] == node else Block()
+
+    def has(self, pid: Pid) -> bool:
+        """Return whether a process is a member."""
+        block = self.block(pid.node)
+        at = bisect_left(block, pid.number, key=_number)
+        return at < len(block) and block[at] == pid
 
     def add(self, pid: Pid) -> None:
         """Enter a membership."""
         at = bisect_left(self._nodes, pid.node)
         if at == len(self._nodes) or self._nodes[at] != pid.node:
             self._nodes.insert(at, pid.node)
-            self.blocks.insert(at, [])
+            self.blocks.insert(at, Block())
         block = self.blocks[at]
         self.processes += not _times(block, pid)
         insort(block, pid, key=_number)
+        block.lanes = b""
         self.joins += 1
 
     def remove(self, pid: Pid) -> None:
         """Take back one membership, which must exist."""
         block = self.block(pid.node)
         del block[bisect_left(block, pid.number, key=_number)]
+        block.lanes = b""
         self.joins -= 1
         self.processes -= not _times(block, pid)
         if not block:

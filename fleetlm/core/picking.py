@@ -1,83 +1,153 @@
 """The rules by which one member of a process group is picked.
 
 Every rule prefers members on nodes that stay: a member on a draining node is picked only if there is no
-other. The rules: ``random``; ``round_robin``, in the order of `pid_order`, remembered for each group;
-``key``, rendezvous hashing, so that equal keys go to the same member on every node; ``least_loaded``, the
-fewest outstanding requests of this node, ties by chance.
+other. A request that is repeated passes over the members at which it has failed, and before that all members
+on their nodes, as long as there are others (`Tried`).
+
+The rules: ``random``; ``round_robin``, in the order of `pid_order`, remembered for each group; ``key``,
+rendezvous hashing, so that equal keys go to the same member on every node; ``sticky``, the member that the
+key went to last, as this node remembers it, and for a new key the one that ``key`` picks; ``least_loaded``,
+the fewest outstanding requests of this node, ties by chance.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
 from fleetlm.core.group_members import Block, Members, after, at_index
+from fleetlm.core.rendezvous import Key, digest_of, rendezvous
 from fleetlm.errors import NoMember
-from fleetlm.ids import Pid
 
 if TYPE_CHECKING:
     import random
 
-By = Literal["random", "round_robin", "key", "least_loaded"]
-Key = str | bytes | int
+    from fleetlm.core.sticky_keys import StickyKeys
+    from fleetlm.ids import Pid
+
+By = Literal["random", "round_robin", "key", "sticky", "least_loaded"]
 
 _RULES = get_args(By)
+_KEY_RULES = ("key", "sticky")
 IDLE_TRIES = 8
 """Members that ``least_loaded`` looks at by chance before it looks at all: enough where a third is idle."""
 
+_Rule = Callable[[list[Block]], "Pid"]
+
+
+class Tried:
+    """The members at which a request has failed.
+
+    Attributes:
+        pids: the members.
+        nodes: the names of their nodes.
+    """
+
+    __slots__ = ("nodes", "pids")
+
+    def __init__(self) -> None:
+        self.pids: set[Pid] = set()
+        self.nodes: set[str] = set()
+
+    def add(self, pid: Pid) -> None:
+        """Pass over a member and its node from now on."""
+        self.pids.add(pid)
+        self.nodes.add(pid.node)
+
+    def leaves_another(self, members: Members) -> bool:
+        """Return whether there is a member at which the request has not failed."""
+        return any(pid not in self.pids for pid in members)
+
 
 class Picker:
-    """Picks members, and remembers for each group whose turn it was last.
+    """Picks members, and remembers for each group whose turn it was last, and where keys went.
 
     Args:
         rng: for the rule ``random``, and for ties.
         load: returns the requests to a member that are outstanding, as this node knows them.
         draining: returns whether the node of that name is draining.
+        sticky: the memory of ``sticky``.
+        clock: returns the time, in seconds, for that memory.
     """
 
     def __init__(
-        self, rng: random.Random, load: Callable[[Pid], int], draining: Callable[[str], bool]
+        self,
+        rng: random.Random,
+        load: Callable[[Pid], int],
+        draining: Callable[[str], bool],
+        sticky: StickyKeys,
+        clock: Callable[[], float],
     ) -> None:
         self._rng = rng
         self._load = load
         self._draining = draining
+        self._sticky = sticky
+        self._clock = clock
         self._last: dict[str, Pid] = {}
 
-    def pick(self, group: str, members: Members, by: By, key: Key | None) -> Pid:
+    def pick(self, group: str, members: Members, by: By, key: Key | None, tried: Tried | None = None) -> Pid:
         """Pick one of ``members``.
+
+        Args:
+            group: its name.
+            members: of the group.
+            by: the rule.
+            key: for the rules with a key.
+            tried: the members at which the request has failed already.
 
         Raises:
             NoMember: ``members`` is empty.
-            ValueError: an unknown rule; a key without the rule "key", or that rule without a key.
+            ValueError: an unknown rule; a key without a rule that takes one, or such a rule without a key.
             TypeError: the key is not a str, bytes or int.
         """
-        if by not in _RULES:
-            raise ValueError(f"unknown rule {by!r}; use one of {', '.join(_RULES)}")
-        if (by == "key") != (key is not None):
-            raise ValueError("a key needs by='key', and by='key' needs a key")
+        check_rule(by, key)
         if not members:
             raise NoMember(group)
-        rule = self._make_rule(group, members, by, key)
-        chosen = rule(members.blocks)
-        if self._draining(chosen.node):
-            staying = [block for block in members.blocks if not self._draining(block[0].node)]
-            chosen = rule(staying or members.blocks)
-        if by == "round_robin":
-            self._last[group] = chosen
-        return chosen
+        if key is None:
+            chosen = self._choose(self._make_rule(group, members, by), members, tried)
+            if by == "round_robin":
+                self._last[group] = chosen
+            return chosen
+        digest = digest_of(key)
+        rule = partial(rendezvous, digest)
+        if by == "key":
+            return self._choose(rule, members, tried)
+        now = self._clock()
+        kept = self._sticky.find(group, digest, now)
+        if kept is None or not members.has(kept) or self._is_passed_over(kept, tried):
+            kept = self._choose(rule, members, tried)
+        self._sticky.keep(group, digest, kept, now)
+        return kept
 
     def forget(self, group: str) -> None:
         """The group has lost its last member."""
         self._last.pop(group, None)
 
-    def _make_rule(
-        self, group: str, members: Members, by: By, key: Key | None
-    ) -> Callable[[list[Block]], Pid]:
-        if key is not None:
-            return partial(rendezvous, digest_of(key))
+    def _choose(self, rule: _Rule, members: Members, tried: Tried | None) -> Pid:
+        """Apply a rule to all members, and again to those that are left if it has found one to pass over."""
+        chosen = rule(members.blocks)
+        if not self._is_passed_over(chosen, tried):
+            return chosen
+        return rule(next(filter(None, self._preferred(members.blocks, tried)), members.blocks))
+
+    def _is_passed_over(self, pid: Pid, tried: Tried | None) -> bool:
+        return self._draining(pid.node) or (tried is not None and pid.node in tried.nodes)
+
+    def _preferred(self, blocks: list[Block], tried: Tried | None) -> Iterator[list[Block]]:
+        """Yield the members to prefer, the best ones first; some of these lists may be empty."""
+        nodes = frozenset[str]() if tried is None else tried.nodes
+        fresh = [block for block in blocks if block[0].node not in nodes]
+        yield [block for block in fresh if not self._draining(block[0].node)]
+        yield fresh
+        if tried is not None:
+            left = [Block(pid for pid in block if pid not in tried.pids) for block in blocks]
+            left = [block for block in left if block]
+            yield [block for block in left if not self._draining(block[0].node)]
+            yield left
+
+    def _make_rule(self, group: str, members: Members, by: By) -> _Rule:
         if by == "least_loaded":
             return partial(self._least_loaded, members.joins == members.processes)
         last = self._last.get(group) if by == "round_robin" else None
@@ -104,36 +174,9 @@ class Picker:
         return self._rng.choice([pid for pid, load in zip(members, loads, strict=True) if load == least])
 
 
-def digest_of(key: Key) -> bytes:
-    """Hash a key to 32 bytes; ``1``, ``"1"`` and ``b"1"`` are three keys. Raises: TypeError."""
-    match key:
-        case bytes():
-            data = b"b" + key
-        case str():
-            data = b"s" + key.encode("utf-8", "surrogatepass")
-        case int() if type(key) is int:
-            data = b"i%x" % key
-        case _:
-            raise TypeError(f"a key is str, bytes or int, not {type(key).__name__}")
-    return hashlib.blake2b(data, digest_size=32).digest()
-
-
-def rendezvous(digest: bytes, blocks: list[Block]) -> Pid:
-    """Return the member with the largest hash of key and member. Takes about 1 µs for each member.
-
-    A member that leaves gives away only its own keys, and a member that joins takes over only the keys that
-    it will keep; no other key moves.
-    Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998 (HRW).
-    """
-    best, chosen = b"", blocks[0][0]
-    for block in blocks:
-        # The text of a pid has all its fields, so two members never tie. Members of one block differ in
-        # its last part only, so the rest is hashed once.
-        shared = hashlib.blake2b(digest + str(block[0]).rpartition(" ")[0].encode(), digest_size=16)
-        for pid in block:
-            mixed = shared.copy()
-            mixed.update(b" %d>" % pid.number)
-            score = mixed.digest()
-            if score > best:
-                best, chosen = score, pid
-    return chosen
+def check_rule(by: By, key: Key | None) -> None:
+    """Raise ValueError unless ``by`` is a rule, and ``key`` is given exactly if the rule takes one."""
+    if by not in _RULES:
+        raise ValueError(f"unknown rule {by!r}; use one of {', '.join(_RULES)}")
+    if (by in _KEY_RULES) != (key is not None):
+        raise ValueError("by='key' and by='sticky' need a key, and a key needs one of them")

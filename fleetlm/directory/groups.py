@@ -17,27 +17,39 @@ Source: OTP pg.erl; differs: one scope, groups are named by text, and the snapsh
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
-from fleetlm.actors.handlers import HasHandlers, check_actor
-from fleetlm.actors.refs import ActorRefs, ManySender
+from fleetlm.actors.handlers import HasHandlers, check_actor, name_of_marked
+from fleetlm.actors.refs import ActorRefs
 from fleetlm.core.group_table import Effect, GroupTable, Tell
-from fleetlm.core.picking import By, Key, Picker
+from fleetlm.core.picking import By, Picker
+from fleetlm.core.rendezvous import Key
+from fleetlm.core.sticky_keys import StickyKeys
+from fleetlm.directory.group_calls import GroupCalls, GroupRequest
+from fleetlm.directory.group_ref import GroupRef
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.messages import Joined, Left
 from fleetlm.processes.running import plain_class
+from fleetlm.texts import SHORT
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     import random
 
+    from fleetlm.actors.sender import ActorSender
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
     from fleetlm.messaging.fan_out import FanOut
+    from fleetlm.messaging.retries import Retries
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
+    from fleetlm.stream import Stream
 
 A = TypeVar("A", bound=HasHandlers)
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 Change = Joined | Left
 
@@ -64,7 +76,8 @@ class ReplicatedGroups:
         self.table: GroupTable = GroupTable(
             context.name, context.incarnation, settings.max_memberships, self._is_alive
         )
-        self.picker: Picker = Picker(rng, self._load, context.is_draining)
+        sticky = StickyKeys(settings.max_sticky_keys, settings.sticky_idle_s)
+        self.picker: Picker = Picker(rng, self._load, context.is_draining, sticky, context.loop.time)
         self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo)
         replication.add(self)
 
@@ -121,13 +134,19 @@ class Groups:
     """
 
     def __init__(
-        self, context: NodeContext, replicated: ReplicatedGroups, fan_out: FanOut, sender: ManySender
+        self,
+        context: NodeContext,
+        replicated: ReplicatedGroups,
+        fan_out: FanOut,
+        sender: ActorSender,
+        retries: Retries,
     ) -> None:
         self._context = context
         self._replicated = replicated
         self._table = replicated.table
         self._fan_out = fan_out
         self._sender = sender
+        self._calls = GroupCalls(self._table, replicated.picker, sender, retries, context.settings)
 
     def join(self, group: str, *pids: Pid) -> None:
         """Make processes of this node members of a group; a process may join several times.
@@ -191,9 +210,16 @@ class Groups:
         * ``"random"``: each join has the same chance.
         * ``"round_robin"``: the member after the one that this node chose last, in the order of
           `members`; the first one is arbitrary.
-        * ``"key"``: the same member for the same ``key`` on every node that knows the same members. A
-          member that leaves gives away only its own keys, and one that joins takes only the keys that it
-          gets. Source: rendezvous hashing, Thaler and Ravishankar 1998.
+        * ``"key"``: the same member for the same ``key`` on every node that knows the same members. Where a
+          member leaves, or its node drains, only its own keys move, evenly to all others. Where one joins n
+          others, one key in n + 1 moves to it, away from members that live, and no other key moves. A node
+          that restarts has new members: their keys move twice. Source: rendezvous hashing, Thaler and
+          Ravishankar 1998.
+        * ``"sticky"``: the member to which ``key`` went last from this node, while it is a member and its
+          node is not draining, however many join. A key that is new here goes where ``"key"`` sends it. Each
+          node remembers for itself: another node, which has not used the key yet, may pick a member that has
+          joined since. So let one node ask for a session, or give the session a name (`Registry`). This node
+          remembers `Settings.max_sticky_keys` keys, each for `Settings.sticky_idle_s` after its last use.
         * ``"least_loaded"``: the member with the fewest requests outstanding as far as this node knows: for
           a member on this node the messages in its mailbox and the calls that it has not answered; for
           another one the messages that this node sent and it has not taken, and this node's calls that it
@@ -201,18 +227,197 @@ class Groups:
           least-request balancing of HTTP proxies; differs: messages count.
 
         A member on a node that is draining is chosen only where all members are on such nodes. For
-        ``"round_robin"``, ``"key"`` and ``"least_loaded"`` a process that joined twice counts once.
+        all rules but ``"random"`` a process that joined twice counts once.
 
         Args:
             group: its name.
             by: the rule.
-            key: for ``by="key"``. ``"7"``, ``b"7"`` and ``7`` are three keys.
+            key: for ``"key"`` and ``"sticky"``. ``"7"``, ``b"7"`` and ``7`` are three keys.
 
         Raises:
             NoMember: the group has no member.
             ValueError, TypeError: ``by`` is not one of these rules, or ``key`` does not fit it.
         """
         return self._replicated.picker.pick(group, self._table.members(group), by, key)
+
+    @overload
+    def call(
+        self,
+        group: str,
+        handler: Callable[[A, *Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def call(
+        self,
+        group: str,
+        message: Any,
+        /,
+        *,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> Coroutine[Any, Any, Any]: ...
+    def call(  # type: ignore[misc]
+        self,
+        group: str,
+        message: Any,
+        /,
+        *args: Any,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> Coroutine[Any, Any, Any]:
+        """Call one member, and another one if the request was not delivered.
+
+        ::
+
+            answer = await node.groups.call("models", Model.answer, prompt, by="least_loaded", timeout=2)
+
+        A request that was not delivered (`NotDelivered`: it never ran) is made again at another member, at
+        once; one that may have run (`OutcomeUnknown`) only if ``idempotent``. Members on the node that has
+        just refused or failed are passed over while there are others. When all have been tried, and while the
+        group is empty, there is a random pause before the next attempt. A node repeats requests only within
+        its budget (`Settings.retry_ratio`). For several requests, and for named arguments, make a reference:
+        `ref`.
+
+        Args:
+            group: its name.
+            message: a handler of the members, being actors, as ``Model.answer``; or for other processes a
+                message, as in `Node.call`.
+            *args: arguments of the handler.
+            by: as in `pick`, for the first attempt.
+            key: as in `pick`.
+            attempts: how often the request is made at most.
+            timeout: seconds for all attempts together; default `Settings.call_timeout_s`. In a handler of an
+                `Actor` at most what is left of the call being served.
+            idempotent: whether the request may run twice.
+
+        Returns:
+            The reply of the member, or the result of its handler.
+
+        Raises:
+            NoMember: the group is empty; a `NotDelivered`.
+            NotDelivered: it never ran, at any member that was tried. The error is the last one, with a note
+                on the others.
+            OutcomeUnknown: it may have run.
+            RemoteError: it ran and raised.
+            TypeError: ``message`` is a function and not a handler, or ``args`` are given without a handler.
+            ValueError: as `pick`, or ``attempts`` is not a whole number from 1. Nothing was sent.
+        """
+        self._context.check_loop("Groups.call")
+        request = GroupRequest(group, by, key, attempts, idempotent)
+        return self._calls.call(request, request_or_message(message, args), timeout)
+
+    @overload
+    def stream(
+        self,
+        group: str,
+        handler: Callable[[A, *Ts], AsyncIterator[R]],
+        /,
+        *args: *Ts,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idle: float | None = None,
+        idempotent: bool = False,
+    ) -> Stream[R]: ...
+    @overload
+    def stream(
+        self,
+        group: str,
+        message: Any,
+        /,
+        *,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idle: float | None = None,
+        idempotent: bool = False,
+    ) -> Stream[Any]: ...
+    def stream(  # type: ignore[misc]
+        self,
+        group: str,
+        message: Any,
+        /,
+        *args: Any,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idle: float | None = None,
+        idempotent: bool = False,
+    ) -> Stream[Any]:
+        """Call one member for a stream of items, and another one if it fails before the first item.
+
+        Args:
+            group: its name.
+            message: as `call`; a handler that yields.
+            *args: arguments of the handler.
+            by: as in `pick`, for the first attempt.
+            key: as in `pick`.
+            attempts: how often the stream is asked for at most.
+            timeout: seconds for the whole stream, all attempts included; None: as long as items come.
+            idle: seconds that the stream may pause, as in `Node.stream`.
+            idempotent: whether the handler may begin twice.
+
+        Returns:
+            A `Stream`, which begins when its first item is waited for.
+
+        Raises:
+            NotDelivered, OutcomeUnknown, RemoteError: when it is iterated. Before the first item as `call`;
+                after it as `Node.stream`, and nothing is repeated.
+            TypeError, ValueError: as `call`.
+        """
+        self._context.check_loop("Groups.stream")
+        request = GroupRequest(group, by, key, attempts, idempotent)
+        return self._calls.stream(request, request_or_message(message, args), timeout, idle)
+
+    def ref(
+        self,
+        actor: Callable[..., A],
+        group: str,
+        by: By = "random",
+        key: Key | None = None,
+        *,
+        attempts: int = 3,
+        idempotent: bool = False,
+    ) -> GroupRef[A]:
+        """Return a typed reference to any member: each request picks one, and is repeated as by `call`.
+
+        ::
+
+            models = node.groups.ref(Model, "models", by="least_loaded")
+            answer = await models.within(2).call(Model.answer, prompt)
+            async for token in models.stream(Model.complete, prompt): ...
+
+        Args:
+            actor: the class of the members, or a base class of it that has the handlers.
+            group: its name; it need not have members yet.
+            by: as in `pick`.
+            key: as in `pick`; `GroupRef.keyed` gives another one.
+            attempts: how often a request is made at most.
+            idempotent: whether requests may run twice; `GroupRef.retrying` says it for some of them.
+
+        Raises:
+            TypeError: ``actor`` is not a subclass of `Actor`; or as `call`.
+            ValueError: as `call`.
+        """
+        check_actor(actor)
+        request = GroupRequest(group, by, key, attempts, idempotent)
+        return GroupRef(self._calls, plain_class(actor), request)
 
     async def broadcast(self, group: str, message: Any, *, local_only: bool = False) -> int:
         """Send to every member, encoded once; to a process that joined several times once.
@@ -252,6 +457,15 @@ class Groups:
         """
         check_actor(actor)
         return ActorRefs(self._sender, plain_class(actor), lambda: dict.fromkeys(self.members(group)))
+
+
+def request_or_message(message: Any, args: tuple[Any, ...]) -> Any:
+    """Return what `Groups.call` sends. Raises: TypeError: as there."""
+    if inspect.isroutine(message):
+        return Invoke(name_of_marked(message), args, {})
+    if args:
+        raise TypeError(f"arguments go with a handler, such as Model.answer, not with {SHORT.repr(message)}")
+    return message
 
 
 def _key(change: Change) -> Hashable:

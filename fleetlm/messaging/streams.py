@@ -29,7 +29,7 @@ from fleetlm.call import Call
 from fleetlm.errors import CallTimeout, NotSerializable, StreamIdle
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
-from fleetlm.stream import Stream
+from fleetlm.stream import Source, Stream
 from fleetlm.wire import operations
 from fleetlm.wire.invocation import Invoke
 
@@ -62,7 +62,17 @@ class Streams:
     def open(
         self, to: Target, message: Any, timeout_s: float | None, idle_s: float | None = None
     ) -> Stream[Any]:
-        """Make a stream that begins when its first item is waited for. See `Node.stream`.
+        """Make a stream; see `source`."""
+        return self.held(self.source(to, message, timeout_s, idle_s))
+
+    def held(self, source: Source) -> Stream[Any]:
+        """Return what a program holds of a stream."""
+        return Stream(source, self._loop, self._outbound.waits.turns.pause)
+
+    def source(
+        self, to: Target, message: Any, timeout_s: float | None, idle_s: float | None = None
+    ) -> StreamSource:
+        """Make the source of a stream that begins when its first item is waited for. See `Node.stream`.
 
         Args:
             to: the process.
@@ -74,8 +84,7 @@ class Streams:
         if idle_s is None:
             idle_s = self.idle_s if timeout_s is None else math.inf
         deadline_s = math.inf if timeout_s is None else min(timeout_s, MAX_TIMEOUT_S)
-        source = StreamSource(self, to, message, deadline_s, idle_s, self._loop)
-        return Stream(source, self._loop, self._outbound.waits.turns.pause)
+        return StreamSource(self, to, message, deadline_s, idle_s, self._loop)
 
     @property
     def window(self) -> int:

@@ -50,6 +50,7 @@ from fleetlm.ids import new_incarnation
 from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.outbound import Outbound
+from fleetlm.messaging.retries import Retries
 from fleetlm.messaging.streams import Streams
 from fleetlm.messaging.turns import CountedTurns, Turns
 from fleetlm.messaging.waits import Wait, Waits
@@ -146,7 +147,7 @@ class Assembly:
         )
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
-        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender)
+        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, self.retries)
         self.replicated_names: ReplicatedNames = ReplicatedNames(
             me, codec, self.local, self.signals, self.replication, prepared.wall_ms
         )
@@ -197,6 +198,8 @@ class Assembly:
         self.codec: Codec = Codec(max_nesting=settings.max_nesting)
         self.events: EventHub = EventHub(settings.events_limit)
         self.changes: ChangeSignal = ChangeSignal()
+        pauses = random.Random(f"{prepared.name} {incarnation} retries")  # Must not change any back-off.
+        self.retries: Retries = Retries(settings, pauses)
 
     def _make_user_functions(self) -> None:
         """Make the parts that call functions of the program, such as checks of readiness."""

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from fleetlm.actors.handlers import HasHandlers
 from fleetlm.actors.refs import find, in_order, reachable, request_for
 from fleetlm.ids import Pid
+from fleetlm.threads.arrivals import SyncStream
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import Goal
     from fleetlm.actors.refs import ActorRefs, Goals
+    from fleetlm.core.rendezvous import Key
+    from fleetlm.directory.group_ref import GroupRef
     from fleetlm.errors import FleetError
     from fleetlm.messaging.targets import Target
     from fleetlm.runtime.thread_requests import ThreadRequests
-    from fleetlm.threads.arrivals import SyncStream
     from fleetlm.wire.invocation import Invoke
 
 A_co = TypeVar("A_co", bound=HasHandlers, covariant=True)
@@ -186,3 +188,64 @@ class SyncRefs(Generic[A_co]):
         refs = self._make(self.targets).within(self._timeout_s)
         send = functools.partial(refs.broadcast, method, *args, **kwargs)
         return self._requests.run("refs.broadcast", self._node.name, send, self._timeout_s)
+
+
+class SyncGroupRef(Generic[A_co]):
+    """A typed reference to any member of a process group, for threads: `GroupRef` with methods that block.
+
+    Made by `SyncGroups.ref`; immutable, for any number of threads.
+
+    ::
+
+        models = node.sync.groups.ref(Model, "models", by="least_loaded")
+        answer = models.within(2).call(Model.answer, prompt)
+    """
+
+    __slots__ = ("_group", "_ref", "_requests", "_timeout_s")
+
+    def __init__(
+        self, ref: GroupRef[A_co], group: str, requests: ThreadRequests, timeout_s: float | None
+    ) -> None:
+        self._ref = ref
+        self._group = group
+        self._requests = requests
+        self._timeout_s = timeout_s
+        """Of a call, for the wait of the thread; None: without limit."""
+
+    def __repr__(self) -> str:
+        return f"<Sync{repr(self._ref)[1:]}"
+
+    def within(self, seconds: float | None = None, *, idle: float | None = None) -> SyncGroupRef[A_co]:
+        """Return a reference to the same group with limits of its own; see `GroupRef.within`."""
+        timeout_s = self._timeout_s if seconds is None else seconds
+        return SyncGroupRef(self._ref.within(seconds, idle=idle), self._group, self._requests, timeout_s)
+
+    def keyed(self, key: Key) -> SyncGroupRef[A_co]:
+        """Return a reference with another key; see `GroupRef.keyed`."""
+        return SyncGroupRef(self._ref.keyed(key), self._group, self._requests, self._timeout_s)
+
+    def retrying(self, attempts: int | None = None, *, idempotent: bool | None = None) -> SyncGroupRef[A_co]:
+        """Return a reference whose requests are made more or less often; see `GroupRef.retrying`."""
+        ref = self._ref.retrying(attempts, idempotent=idempotent)
+        return SyncGroupRef(ref, self._group, self._requests, self._timeout_s)
+
+    def call(
+        self, method: Callable[Concatenate[A_co, P], Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Run a handler in one member and return its result. Raises: as `GroupRef.call` and `SyncNode`."""
+        call = functools.partial(self._ref.call, method, *args, **kwargs)
+        return self._requests.run("groups.call", self._group, call, self._timeout_s)
+
+    def cast(
+        self, method: Callable[Concatenate[A_co, P], Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Let a handler run in one member. Raises: as `GroupRef.cast` and `SyncNode`."""
+        cast = functools.partial(self._ref.cast, method, *args, **kwargs)
+        self._requests.run("groups.cast", self._group, cast)
+
+    def stream(
+        self, method: Callable[Concatenate[A_co, P], AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> SyncStream[R]:
+        """Iterate over the items that a handler of one member yields. Raises: as `GroupRef.stream`."""
+        stream = functools.partial(self._ref.stream, method, *args, **kwargs)
+        return SyncStream(stream, self._group, self._requests)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import builtins
 import functools
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actors.handlers import ActorObject
 from fleetlm.processes.running import plain_class
-from fleetlm.threads.arrivals import SyncSubscription
-from fleetlm.threads.references import SyncRef, SyncRefs, ThreadSender
+from fleetlm.threads.arrivals import SyncStream, SyncSubscription
+from fleetlm.threads.references import SyncGroupRef, SyncRef, SyncRefs, ThreadSender
 
 if TYPE_CHECKING:
     from fleetlm.core.name_table import Claim, OnLoss
-    from fleetlm.core.picking import By, Key
+    from fleetlm.core.picking import By
+    from fleetlm.core.rendezvous import Key
     from fleetlm.directory.groups import Change, Groups
     from fleetlm.directory.registry import Event as NameEvent, Registry, Resolve
     from fleetlm.ids import Pid
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from fleetlm.runtime.thread_requests import ThreadRequests
 
 A = TypeVar("A", bound=ActorObject)
+R = TypeVar("R")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class ThreadNode(ThreadSender, Protocol):
@@ -37,10 +40,13 @@ class ThreadNode(ThreadSender, Protocol):
 class SyncGroups:
     """`SyncNode.groups`: `Groups` for threads."""
 
-    def __init__(self, node: ThreadNode, groups: Groups, requests: ThreadRequests) -> None:
+    def __init__(
+        self, node: ThreadNode, groups: Groups, requests: ThreadRequests, call_timeout_s: float
+    ) -> None:
         self._node = node
         self._groups = groups
         self._requests = requests
+        self._timeout_s = call_timeout_s
 
     def join(self, group: str, *pids: Pid) -> None:
         """See `Groups.join`."""
@@ -71,6 +77,114 @@ class SyncGroups:
     def pick(self, group: str, by: By = "random", key: Key | None = None) -> Pid:
         """See `Groups.pick`."""
         return self._run_now("pick", group, functools.partial(self._groups.pick, group, by, key))
+
+    @overload
+    def call(
+        self,
+        group: str,
+        handler: Callable[[A, *Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> R: ...
+    @overload
+    def call(
+        self,
+        group: str,
+        message: Any,
+        /,
+        *,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> Any: ...
+    def call(  # type: ignore[misc]
+        self,
+        group: str,
+        message: Any,
+        /,
+        *args: Any,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> Any:
+        """See `Groups.call`."""
+        within_s = self._timeout_s if timeout is None else timeout
+        call = functools.partial(
+            self._groups.call, group, message, *args, by=by, key=key, attempts=attempts, timeout=within_s,
+            idempotent=idempotent,
+        )  # fmt: skip
+        return self._requests.run("groups.call", group, call, within_s)
+
+    @overload
+    def stream(
+        self,
+        group: str,
+        handler: Callable[[A, *Ts], AsyncIterator[R]],
+        /,
+        *args: *Ts,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idle: float | None = None,
+        idempotent: bool = False,
+    ) -> SyncStream[R]: ...
+    @overload
+    def stream(
+        self,
+        group: str,
+        message: Any,
+        /,
+        *,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idle: float | None = None,
+        idempotent: bool = False,
+    ) -> SyncStream[Any]: ...
+    def stream(  # type: ignore[misc]
+        self,
+        group: str,
+        message: Any,
+        /,
+        *args: Any,
+        by: By = "random",
+        key: Key | None = None,
+        attempts: int = 3,
+        timeout: float | None = None,
+        idle: float | None = None,
+        idempotent: bool = False,
+    ) -> SyncStream[Any]:
+        """See `Groups.stream`. Each item costs two switches between threads."""
+        stream = functools.partial(
+            self._groups.stream, group, message, *args, by=by, key=key, attempts=attempts, timeout=timeout,
+            idle=idle, idempotent=idempotent,
+        )  # fmt: skip
+        return SyncStream(stream, group, self._requests)
+
+    def ref(
+        self,
+        actor: Callable[..., A],
+        group: str,
+        by: By = "random",
+        key: Key | None = None,
+        *,
+        attempts: int = 3,
+        idempotent: bool = False,
+    ) -> SyncGroupRef[A]:
+        """See `Groups.ref`; returns a reference for threads."""
+        ref = self._groups.ref(actor, group, by, key, attempts=attempts, idempotent=idempotent)
+        return SyncGroupRef(ref, group, self._requests, self._timeout_s)
 
     def refs(self, actor: Callable[..., A], group: str) -> SyncRefs[A]:
         """See `Groups.refs`; returns references for threads."""

@@ -9,6 +9,7 @@ travels as the class of fleetlm that it derives from, with its text.
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import Final
 
@@ -42,7 +43,7 @@ class FailureKind(IntEnum):
     UNDECODABLE = 4  # target, why
     TOO_MANY = 5  # target, why
     NO_FACTORY = 6  # node, name of the factory
-    DRAINING = 7  # node
+    DRAINING = 7  # node, seconds
     NAME_TAKEN = 8  # name, owner
     NO_HANDLER = 9  # target, why
     UNREAD = 10  # none: the consumer of a stream knows what it asked for
@@ -75,12 +76,20 @@ def error_of_failure(kind: object, details: object) -> FleetError:
         case FailureKind.NO_FACTORY:
             return NoFactory(texts[0], texts[1])
         case FailureKind.DRAINING:
-            return Draining(texts[0])
+            return Draining(texts[0], _seconds(texts[1]))
         case FailureKind.NAME_TAKEN:
             return AlreadyRegistered(texts[0], texts[1])
         case FailureKind.UNREAD:
             return StreamIdle(texts[0], 0.0, is_unread=True)  # The consumer's end knows both facts.
     raise ValueError(f"failure of kind {SHORT.repr(kind)} is not known to this version")
+
+
+def _seconds(text: str) -> float:
+    """Read a number of seconds. Raises: ValueError."""
+    seconds = float(text or 0)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{SHORT.repr(text)} is not a number of seconds")
+    return seconds
 
 
 # ── outcomes of a handler's own requests ─────────────────────────────────────────────────────────
@@ -176,6 +185,8 @@ def _rebuild(cls: type[FleetError], facts: list[str], cause: FleetError | None) 
             return RemoteError(facts[0], facts[1], "", cause)
         if issubclass(cls, StreamIdle):
             return StreamIdle(facts[0], float(facts[1]), facts[2:] == ["True"])
+        if issubclass(cls, Draining):
+            return Draining(facts[0], _seconds(facts[1]))
         if issubclass(cls, CallTimeout):
             return CallTimeout(facts[0], float(facts[1]))
         return cls(*facts)

@@ -13,6 +13,7 @@ import pytest
 from fleetlm import (
     ActorRef,
     ActorRefs,
+    GroupRef,
     NoConnection,
     Node,
     NodeStopped,
@@ -29,7 +30,7 @@ from fleetlm.processes.remote_spawn import Factories
 from fleetlm.sync import SyncNode
 from fleetlm.testing.loop import SimLoop
 from fleetlm.threads.arrivals import SyncSubscription
-from fleetlm.threads.references import SyncRef, SyncRefs
+from fleetlm.threads.references import SyncGroupRef, SyncRef, SyncRefs
 from fleetlm.threads.tables import SyncFactories, SyncGroups, SyncRegistry
 from tests.sim.fleet import A, B, Fleet, collector, simulated
 from tests.typing.sessions import Sessions
@@ -50,6 +51,7 @@ COUNTERPARTS: dict[type, type] = {
     Subscription: SyncSubscription,
     ActorRef: SyncRef,
     ActorRefs: SyncRefs,
+    GroupRef: SyncGroupRef,
 }
 ONLY_FOR_COROUTINES = {
     "Node.start": "`node_in_thread` starts a node for threads",
@@ -60,6 +62,7 @@ ONLY_FOR_COROUTINES = {
 }
 """Public names that threads do not get, each with its reason."""
 ONLY_FOR_THREADS = {
+    "SyncNode.retry": "for coroutines there is `fleetlm.retry`, which finds the node by its loop",
     "SyncSubscription.get": "a coroutine puts `asyncio.timeout` around `anext`",
     "SyncNode.wait_stopped(timeout)": "a thread has no `asyncio.timeout`",
     "SyncNode.send(timeout)": "likewise",

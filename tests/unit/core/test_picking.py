@@ -7,10 +7,13 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from fleetlm.core.group_members import Members
-from fleetlm.core.picking import Key, Picker, digest_of, rendezvous
+from fleetlm.core.picking import Picker, Tried
+from fleetlm.core.rendezvous import Key
+from fleetlm.core.sticky_keys import StickyKeys
 from fleetlm.errors import NoMember
 from fleetlm.ids import Pid
 
@@ -23,21 +26,27 @@ class Rig:
     def __init__(self, seed: int = 1) -> None:
         self.load: dict[Pid, int] = {}
         self.draining: set[str] = set()
+        self.now = 0.0
+        self.sticky = StickyKeys(limit=1_000, idle_s=60.0)
         self.picker = Picker(
-            random.Random(seed), lambda pid: self.load.get(pid, 0), lambda node: node in self.draining
+            random.Random(seed),
+            lambda pid: self.load.get(pid, 0),
+            lambda node: node in self.draining,
+            self.sticky,
+            lambda: self.now,
         )
 
-    def pick(self, members: list[Pid], by: Any = "random", key: Key | None = None) -> Pid:
-        return self.picker.pick("g", Members(members), by, key)
+    def pick(
+        self, members: list[Pid], by: Any = "random", key: Key | None = None, tried: Tried | None = None
+    ) -> Pid:
+        return self.picker.pick("g", Members(members), by, key, tried)
 
     def many(self, count: int, members: list[Pid], by: Any, keys: bool = False) -> Counter[Pid]:
         return Counter(self.pick(members, by, number if keys else None) for number in range(count))
 
 
 MEMBERS = [Pid(f"fleetlm@10.0.0.{node}", node, number) for node in range(1, 5) for number in (1, 2)]
-PINNED = [("4", 2), ("4", 2), ("2", 1), ("1", 2), ("3", 1)]
-"""For five keys, node and number of the member that every version must pick."""
-RULES = [("random", None), ("round_robin", None), ("key", "k"), ("least_loaded", None)]
+RULES = [("random", None), ("round_robin", None), ("key", "k"), ("sticky", "k"), ("least_loaded", None)]
 
 
 @pytest.mark.parametrize(("by", "key"), RULES)
@@ -54,6 +63,8 @@ def test_picking_from_an_empty_group_raises(by: Any, key: Key | None) -> None:
         ("random", "k", ValueError),
         ("key", 1.5, TypeError),
         ("key", True, TypeError),
+        ("sticky", None, ValueError),
+        ("sticky", 1.5, TypeError),
         ("key", ("a", 1), TypeError),
         ([], None, ValueError),
     ],
@@ -128,13 +139,6 @@ def test_keys_are_spread_over_all_members() -> None:
     assert Rig(2).many(4_000, [*MEMBERS, MEMBERS[0]], "key", keys=True) == picks
 
 
-def test_keys_of_three_types_are_three_keys_and_stay_the_same_for_ever() -> None:
-    assert len({digest_of(key) for key in ("7", b"7", 7, -7, "", b"", 0, "\ud800", 10**5_000)}) == 9
-    # What other versions of fleetlm in the same cluster must answer as well.
-    picks = [rendezvous(digest_of(key), Members(MEMBERS).blocks) for key in ("a", b"a", 97, "b", "")]
-    assert [(pid.node[-1], pid.number) for pid in picks] == PINNED
-
-
 def test_least_loaded_takes_the_least_and_chance_among_equals() -> None:
     rig = Rig()
     rig.load = dict.fromkeys(MEMBERS, 3) | {MEMBERS[1]: 1, MEMBERS[4]: 1}
@@ -174,7 +178,7 @@ def test_least_loaded_does_not_look_at_every_member_of_a_large_group_that_is_mos
         return pid.number % 2
 
     members = Members(Pid("fleetlm@10.0.0.1", 1, number) for number in range(1, 10_001))
-    picker = Picker(random.Random(1), load, lambda _: False)
+    picker = Picker(random.Random(1), load, lambda _: False, StickyKeys(1, 1.0), float)
     picks = [picker.pick("g", members, "least_loaded", None) for _ in range(100)]
     assert all(pid.number % 2 == 0 for pid in picks)
     assert len(asked) < 100 * 8 + 2 * 10_000
@@ -183,3 +187,133 @@ def test_least_loaded_does_not_look_at_every_member_of_a_large_group_that_is_mos
 def test_an_idle_process_that_joined_twice_has_no_double_chance_as_the_least_loaded() -> None:
     picks = Rig().many(2_000, [*MEMBERS, *[MEMBERS[0]] * 9], "least_loaded")
     assert 150 < picks[MEMBERS[0]] < 350
+
+
+def failed_at(*pids: Pid) -> Tried:
+    tried = Tried()
+    for pid in pids:
+        tried.add(pid)
+    return tried
+
+
+@pytest.mark.parametrize(("by", "key"), RULES)
+def test_a_repetition_passes_over_nodes_that_failed_while_there_is_another(by: Any, key: Key | None) -> None:
+    rig = Rig()
+    tried = failed_at(MEMBERS[0], MEMBERS[2], MEMBERS[5])
+    assert {rig.pick(MEMBERS, by, key, tried).node for _ in range(50)} == {MEMBERS[6].node}
+
+
+@pytest.mark.parametrize(("by", "key"), RULES)
+def test_then_it_passes_over_the_members_that_failed(by: Any, key: Key | None) -> None:
+    rig = Rig()
+    tried = failed_at(*MEMBERS[:5], MEMBERS[7])
+    assert {rig.pick(MEMBERS, by, key, tried) for _ in range(80)} <= {MEMBERS[5], MEMBERS[6]}
+    everywhere = failed_at(*MEMBERS)
+    assert rig.pick(MEMBERS, by, key, everywhere) in MEMBERS
+
+
+@pytest.mark.parametrize(("by", "key"), RULES)
+def test_a_draining_node_that_was_not_asked_comes_before_one_that_failed(by: Any, key: Key | None) -> None:
+    rig = Rig()
+    rig.draining = {MEMBERS[0].node}
+    tried = failed_at(*MEMBERS[2:])
+    assert {rig.pick(MEMBERS, by, key, tried).node for _ in range(20)} == {MEMBERS[0].node}
+    rig.draining = {MEMBERS[2].node}
+    one_each = failed_at(*MEMBERS[::2])
+    assert rig.pick(MEMBERS, by, key, one_each).node != MEMBERS[2].node
+
+
+def test_a_repetition_by_key_goes_to_the_next_member_of_the_key_on_every_node() -> None:
+    for key in range(50):
+        first = Rig(1).pick(MEMBERS, "key", key)
+        rest = [pid for pid in MEMBERS if pid.node != first.node]
+        assert Rig(2).pick(MEMBERS, "key", key, failed_at(first)) == Rig(3).pick(rest, "key", key)
+
+
+def test_it_is_known_whether_another_member_is_left() -> None:
+    assert failed_at(*MEMBERS[1:]).leaves_another(Members(MEMBERS))
+    assert not failed_at(*MEMBERS).leaves_another(Members(MEMBERS))
+    assert not Tried().leaves_another(Members())
+
+
+def test_a_new_sticky_key_goes_where_the_rule_key_sends_it() -> None:
+    rig, other = Rig(1), Rig(2)
+    for key in range(100):
+        assert rig.pick(MEMBERS, "sticky", key) == other.pick(MEMBERS, "key", key)
+
+
+def test_a_sticky_key_stays_however_many_members_join() -> None:
+    rig, few = Rig(), MEMBERS[:2]
+    before = [rig.pick(few, "sticky", key) for key in range(100)]
+    assert [rig.pick(MEMBERS, "sticky", key) for key in range(100)] == before
+    assert [rig.pick(MEMBERS, "key", key) for key in range(100)] != before
+
+
+def test_a_sticky_key_moves_once_when_its_member_goes_and_stays_there() -> None:
+    rig = Rig()
+    first = rig.pick(MEMBERS, "sticky", "k")
+    rest = [pid for pid in MEMBERS if pid != first]
+    second = rig.pick(rest, "sticky", "k")
+    assert second in rest
+    assert rig.pick(MEMBERS, "sticky", "k") == second
+
+
+def test_a_sticky_key_leaves_a_draining_node_and_does_not_come_back() -> None:
+    rig = Rig()
+    first = rig.pick(MEMBERS, "sticky", "k")
+    rig.draining = {first.node}
+    second = rig.pick(MEMBERS, "sticky", "k")
+    assert second.node != first.node
+    rig.draining = set()
+    assert rig.pick(MEMBERS, "sticky", "k") == second
+    rig.draining = {pid.node for pid in MEMBERS}
+    assert rig.pick(MEMBERS, "sticky", "k") in MEMBERS
+
+
+def test_a_sticky_key_that_was_not_used_for_long_begins_anew() -> None:
+    rig = Rig()
+    moved = next(k for k in range(99) if rig.pick(MEMBERS[:2], "key", k) != rig.pick(MEMBERS, "key", k))
+    kept = rig.pick(MEMBERS[:2], "sticky", moved)
+    rig.now = 60.0
+    assert rig.pick(MEMBERS, "sticky", moved) == kept
+    rig.now = 120.5
+    assert rig.pick(MEMBERS, "sticky", moved) != kept
+
+
+class StickyCourse(RuleBasedStateMachine):
+    """Members and draining nodes come and go, and sticky keys are picked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rig = Rig()
+        self.members: set[Pid] = {MEMBERS[0]}
+        self.went: dict[int, Pid] = {}
+
+    @rule(pid=st.sampled_from(MEMBERS))
+    def join(self, pid: Pid) -> None:
+        self.members.add(pid)
+
+    @rule(pid=st.sampled_from(MEMBERS))
+    def leave(self, pid: Pid) -> None:
+        if len(self.members) > 1:
+            self.members.discard(pid)
+            self.went = {key: old for key, old in self.went.items() if old != pid}
+
+    @rule(node=st.sampled_from([pid.node for pid in MEMBERS]))
+    def drain_or_not(self, node: str) -> None:
+        self.rig.draining ^= {node}
+
+    @rule(key=st.integers(0, 5))
+    def pick(self, key: int) -> None:
+        chosen = self.rig.pick([*self.members], "sticky", key)
+        assert chosen in self.members
+        staying = {pid for pid in self.members if pid.node not in self.rig.draining}
+        assert chosen in staying or not staying
+        former = self.went.get(key)
+        if former in staying:
+            assert chosen == former
+        self.went[key] = chosen
+
+
+TestStickyCourse = StickyCourse.TestCase
+TestStickyCourse.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
