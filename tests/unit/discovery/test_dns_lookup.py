@@ -8,10 +8,10 @@ import pytest
 
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.discovery import dns_client
-from fleetlm.discovery.dns_exchange import MEMORY_OF_SILENCE_S
+from fleetlm.discovery.dns_exchange import MEMORY_OF_SILENCE_S, ServerFailure
 from fleetlm.discovery.dns_lookup import LOOKUPS_UNTIL_MOVED
 from fleetlm.discovery.dns_questions import GRACE_S
-from fleetlm.discovery.dns_search import Records
+from fleetlm.discovery.dns_search import Records, Service
 from fleetlm.discovery.resolv_conf import parse
 from tests.support.name_servers import (
     FAST_S,
@@ -133,6 +133,28 @@ def test_a_slow_server_is_searched_to_the_last_domain_over_two_lookups(world: Wo
         world.delays = {"1.0.0.1": 1.3}
         rig = Rig(ONE + POD, lifetime_s=0.8)
         assert set((await rig.poll(8, 1.0))[2:]) == {Outcome.ADDRESSES}
+        await rig.client.close()
+
+    main()
+
+
+@pytest.mark.parametrize("name", ["w", "_w._tcp.test"])
+@pytest.mark.parametrize("minutes", [1, 60])
+def test_a_network_that_was_not_there_when_the_node_started_is_used_as_soon_as_it_is_there(
+    world: World, name: str, minutes: int
+) -> None:
+    @virtual
+    async def main() -> None:
+        absent = ServerFailure("1.0.0.1: network is unreachable")
+        world.replies = {"1.0.0.1": absent, "1.0.0.2": absent}
+        rig = Rig(TWO + POD, name)
+        assert set(await rig.poll(12 * minutes, 5.0)) == {Outcome.FAILED}
+        world.replies.clear()
+        world.set("w.ns.svc.", FOUND)
+        services = (Service("h.test.", 4370, ("10.0.0.2",)),)
+        world.zone["_w._tcp.test.ns.svc.", "SRV"] = Records(Outcome.ADDRESSES, services=services)
+        answer, took_s = await rig.run()
+        assert (answer.outcome, len(answer.addresses), took_s) == (Outcome.ADDRESSES, 1, FAST_S)
         await rig.client.close()
 
     main()

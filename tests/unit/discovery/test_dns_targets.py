@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from fleetlm.core.dns_answers import Answer, Outcome
@@ -11,6 +13,7 @@ from fleetlm.discovery.dns_client import TARGETS_AT_ONCE
 from fleetlm.discovery.dns_questions import GRACE_S
 from fleetlm.discovery.dns_search import Records, Service
 from fleetlm.discovery.dns_targets import MAX_TARGETS_ASKED
+from fleetlm.names import endpoint
 from tests.support.name_servers import (
     FAST_S,
     NO_RECORD,
@@ -222,5 +225,59 @@ def test_several_services_share_the_slots_for_their_hosts(world: World) -> None:
         await asyncio.gather(rig.lookups.run(rig.config), other.lookups.run(rig.config))
         begun = [at for at, _, name, family, _ in world.asked if family == "A" and name in targets]
         assert max(begun.count(at) for at in begun) == TARGETS_AT_ONCE
+
+    main()
+
+
+TARGET = st.sampled_from([".", "a.test.", "b.test.", "c.test.", f"{NAME}."])
+FAMILIES = ("A", "AAAA")
+PORT = st.sampled_from([0, 1, 4370, 65535])
+GOOD_A = Records(Outcome.ADDRESSES, ("10.0.0.1", "10.0.0.2"))
+GOOD_AAAA = Records(Outcome.ADDRESSES, ("fd00::1",))
+REPLIES = st.fixed_dictionaries(
+    {
+        (target, family): st.sampled_from([good, NO_RECORD, NXDOMAIN, SERVFAIL, SILENCE])
+        for target in ("a.test.", "b.test.", "c.test.", f"{NAME}.")
+        for family, good in (("A", GOOD_A), ("AAAA", GOOD_AAAA))
+    }
+)
+
+
+@hypothesis.settings(
+    max_examples=60, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(
+    services=st.lists(st.tuples(TARGET, PORT), min_size=1, max_size=6),
+    glue=st.sets(TARGET, max_size=2),
+    zone=REPLIES,
+)
+def test_the_outcome_is_that_of_the_worst_question_and_no_address_is_made_up(
+    world: World, services: list[tuple[str, int]], glue: set[str], zone: dict[tuple[str, str], Reply]
+) -> None:
+    def held(target: str) -> list[str]:
+        replies = [zone[target, family] for family in FAMILIES]
+        return [ip for reply in replies if isinstance(reply, Records) for ip in reply.addresses]
+
+    @virtual
+    async def main() -> None:
+        found = [Service(target, port, ("10.9.0.9",) * (target in glue)) for target, port in services]
+        world.zone = {**zone, (f"{NAME}.", "SRV"): Records(Outcome.ADDRESSES, services=tuple(found))}
+        rig = Rig(ONE, NAME)
+        answer, took_s = await rig.run()
+        await rig.client.close()
+        used = [each for each in found if each.target != "." and each.port]
+        replies = [zone[each.target, family] for each in used if not each.addresses for family in FAMILIES]
+        expected = {endpoint(ip, each.port) for each in used for ip in each.addresses or held(each.target)}
+        assert set(answer.addresses) == expected
+        assert took_s <= 3.0
+        if all(each.target == "." for each in found):
+            assert answer.outcome is Outcome.EMPTY
+        elif not expected:
+            assert answer.outcome is Outcome.FAILED
+        elif all(isinstance(reply, Records) for reply in replies):
+            assert (answer.outcome, answer.whole_families) == (Outcome.ADDRESSES, (4, 6))
+        else:
+            assert answer.outcome is Outcome.PARTIAL
+            assert answer.whole_families != (4, 6)
 
     main()
