@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fleetlm.core.dns_answers import list_hosts, split_address
-from fleetlm.discovery.own_address import OwnAddress, Rule, is_loopback
+from fleetlm.discovery.own_address import (
+    HasAddress,
+    OwnAddress,
+    Rule,
+    choose_by_route,
+    is_loopback,
+    observe_addresses,
+    route_source,
+)
 
 LOOKS_TO_BE_GONE = 2
 """Looks in a row, one for each DNS lookup, that must miss this node's address before it counts as gone."""
@@ -27,7 +35,7 @@ PORT_CURE = "set FLEETLM_NODE_PORT to the port that this process was given (in N
 class Verdict(enum.Enum):
     """What a later look at this node's address found."""
 
-    MOVED = "DNS lists this machine under another address"
+    MOVED = "this machine has another address, which DNS lists, or which leads to the peers"
     GONE = "this machine does not have the address any more"
     OTHER_PORT = "DNS lists this node's address with other ports only"
 
@@ -53,16 +61,25 @@ class AddressWatch:
 
     Args:
         own: the decision on this node's address.
-        has_address: tells whether this machine has an address.
         ports: the ports on which this node, and further ones of this machine, may listen.
+        observe: looks at this machine's addresses.
+        route_to: returns the local address from which packets to a peer leave, or None.
     """
 
-    def __init__(self, own: OwnAddress, has_address: Callable[[str], bool], ports: range) -> None:
+    def __init__(
+        self,
+        own: OwnAddress,
+        ports: range,
+        observe: Callable[[], HasAddress] = observe_addresses,
+        route_to: Callable[[str], str | None] = route_source,
+    ) -> None:
         self._own = own
-        self._has_address = has_address
         self._ports = ports
+        self._observe = observe
+        self._route_to = route_to
         self._known = {own.ip, *own.aliases}
-        self._was_here = has_address(own.ip)
+        self._was_here = observe()(own.ip)
+        self._had_no_address = own.rule is Rule.LOOPBACK
         self._missing = 0
         self._looks_without_port = 0
 
@@ -75,17 +92,20 @@ class AddressWatch:
         Args:
             addresses: the addresses of a DNS answer; empty where there was none.
         """
+        hosts = list_hosts(addresses)
+        has_address = self._observe()
         return (
-            self._look_for_gone()
-            or self._look_for_moved(list_hosts(addresses))
+            self._look_for_gone(has_address)
+            or self._look_for_moved(hosts, has_address)
+            or self._look_for_first_address(hosts, has_address)
             or self._look_for_port(addresses)
         )
 
-    def _look_for_gone(self) -> AddressProblem | None:
+    def _look_for_gone(self, has_address: HasAddress) -> AddressProblem | None:
         own = self._own
         if not self._was_here or self._missing >= LOOKS_TO_BE_GONE:
             return None
-        self._missing = 0 if self._has_address(own.ip) else self._missing + 1
+        self._missing = 0 if has_address(own.ip) else self._missing + 1
         if self._missing < LOOKS_TO_BE_GONE:
             return None
         return AddressProblem(
@@ -94,18 +114,33 @@ class AddressWatch:
             "node; restart it, so that it takes the present address",
         )
 
-    def _look_for_moved(self, hosts: Sequence[str]) -> AddressProblem | None:
-        fresh = [each for each in hosts if each not in self._known and not is_loopback(each)]
-        self._known.update(fresh)
-        if self._own.rule is Rule.EXPLICIT or self._own.ip in hosts:
+    def _look_for_moved(self, hosts: Sequence[str], has_address: HasAddress) -> AddressProblem | None:
+        """Find another address of this machine in DNS, also one that it got after DNS had named it."""
+        others = [
+            each for each in hosts if each not in self._known and not is_loopback(each) and has_address(each)
+        ]
+        self._known.update(others)
+        if not others or self._own.rule is Rule.EXPLICIT or self._own.ip in hosts:
             return None
-        other = next((each for each in fresh if self._has_address(each)), None)
-        if other is None:
-            return None
+        self._had_no_address = False
         return AddressProblem(
             Verdict.MOVED,
-            f"DNS lists this machine as {other}, but this node uses {self._own.ip} ({self._own.why}), so "
-            f"peers cannot find it: set FLEETLM_NODE_IP={other} and restart it",
+            f"DNS lists this machine as {others[0]}, but this node uses {self._own.ip} ({self._own.why}), so "
+            f"peers cannot find it: set FLEETLM_NODE_IP={others[0]} and restart it",
+        )
+
+    def _look_for_first_address(self, hosts: Sequence[str], has_address: HasAddress) -> AddressProblem | None:
+        """Find an address towards the peers, though this machine had none when the node started."""
+        if not self._had_no_address:
+            return None
+        found = choose_by_route(hosts, has_address, self._route_to)
+        if found is None:
+            return None
+        self._had_no_address = False
+        return AddressProblem(
+            Verdict.MOVED,
+            f"this machine has the address {found.ip} now ({found.why}), but this node was started without "
+            f"one and uses {self._own.ip}, so peers cannot find it: restart it",
         )
 
     def _look_for_port(self, addresses: Sequence[str]) -> AddressProblem | None:

@@ -59,6 +59,10 @@ DISCARD_PORT = 9
 CURE = "set FLEETLM_NODE_IP to the address under which peers reach this node"
 
 
+HasAddress = Callable[[str], bool]
+"""Tells whether this machine has an address."""
+
+
 class Rule(enum.Enum):
     """The rule that decided this node's address. The module describes their order."""
 
@@ -97,7 +101,7 @@ def choose(
     explicit: str | None,
     env: Sequence[tuple[str, str]],
     answer_addresses: Sequence[str],
-    has_address: Callable[[str], bool],
+    has_address: HasAddress,
     route_to: Callable[[str], str | None],
     host_addresses: Sequence[str],
     clustering: bool,
@@ -133,7 +137,7 @@ def choose(
     chosen = (
         _choose_by_platform(env, has_address)
         or _choose_by_dns(answer_addresses, own, has_address)
-        or _choose_by_route([each for each in answer_addresses if each not in shared], has_address, route_to)
+        or choose_by_route([each for each in answer_addresses if each not in shared], has_address, route_to)
         or _choose_by_hostname(answer_addresses, host_addresses, has_address)
         or _choose_by_interface(answer_addresses, interfaces)
         or _choose_loopback(answer_addresses)
@@ -158,18 +162,14 @@ def _choose_from_interfaces(wanted: str, interfaces: Sequence[InterfaceAddress])
     return OwnAddress(first.ip, f"FLEETLM_NODE_IP={wanted}: {first.interface} has {first.ip}", Rule.EXPLICIT)
 
 
-def _choose_by_platform(
-    env: Sequence[tuple[str, str]], has_address: Callable[[str], bool]
-) -> OwnAddress | None:
+def _choose_by_platform(env: Sequence[tuple[str, str]], has_address: HasAddress) -> OwnAddress | None:
     for name, ip in env:
         # Used even if it cannot be bound yet: a new IPv6 address is tentative for a second or two.
         return OwnAddress(ip, f"set by {name}", Rule.PLATFORM, (), _warn_unless_here(name, ip, has_address))
     return None
 
 
-def _choose_by_dns(
-    answer: Sequence[str], own: Sequence[str], has_address: Callable[[str], bool]
-) -> OwnAddress | None:
+def _choose_by_dns(answer: Sequence[str], own: Sequence[str], has_address: HasAddress) -> OwnAddress | None:
     """The first address in the answer that belongs to this machine.
 
     Linux can bind all of 127.0.0.0/8, so loopback addresses count only if the answer holds nothing else
@@ -195,9 +195,9 @@ def _choose_by_dns(
     return OwnAddress(ip, "it is this machine's address in the DNS answer", Rule.DNS)
 
 
-def _choose_by_route(
+def choose_by_route(
     answer: Sequence[str],
-    has_address: Callable[[str], bool],
+    has_address: HasAddress,
     route_to: Callable[[str], str | None],
 ) -> OwnAddress | None:
     """The source of the route to the first peer on another machine that has a route."""
@@ -210,7 +210,7 @@ def _choose_by_route(
 
 
 def _choose_by_hostname(
-    answer: Sequence[str], host_addresses: Sequence[str], has_address: Callable[[str], bool]
+    answer: Sequence[str], host_addresses: Sequence[str], has_address: HasAddress
 ) -> OwnAddress | None:
     if _are_all_loopback(answer):
         return None  # All peers are on loopback, where no address of the host's name could be right.
@@ -265,7 +265,7 @@ def _choose_loopback(answer: Sequence[str]) -> OwnAddress:
     return OwnAddress(LOOPBACK, "no other address was found", Rule.LOOPBACK, (), f"{problem}; {CURE}")
 
 
-def _warn_unless_here(name: str, ip: str, has_address: Callable[[str], bool]) -> str | None:
+def _warn_unless_here(name: str, ip: str, has_address: HasAddress) -> str | None:
     if has_address(ip):
         return None
     return (
@@ -295,16 +295,29 @@ def _split_families(addresses: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def has_address(ip: str) -> bool:
-    """Whether ``ip`` is an address of this machine, in use and not tentative.
+    """Whether ``ip`` is an address of this machine, in use and not tentative."""
+    return observe_addresses()(ip)
 
-    Binding it proves that only for a loopback address: with ``net.ipv4.ip_nonlocal_bind`` every address can
-    be bound. Where the system does not list its addresses, the route decides: packets to an own address leave
-    from that address.
+
+def observe_addresses() -> HasAddress:
+    """Return a function that tells whether an address is one of this machine's as it is now.
+
+    It looks at the interfaces once, which takes a millisecond, and many on a machine with hundreds of them:
+    too long to repeat it for each of a thousand addresses.
+
+    Binding an address proves that only for a loopback address: with ``net.ipv4.ip_nonlocal_bind`` every
+    address can be bound. Where the system does not list its addresses, the route decides: packets to an own
+    address leave from that address.
     """
-    if not is_loopback(ip):
-        known = local_addresses()
-        return route_source(ip) == ip if known is None else any(each.ip == ip for each in known)
-    return _can_bind(ip)
+    known = local_addresses()
+    here = None if known is None else {each.ip for each in known}
+
+    def is_here(ip: str) -> bool:
+        if is_loopback(ip):
+            return _can_bind(ip)
+        return route_source(ip) == ip if here is None else ip in here
+
+    return is_here
 
 
 def _can_bind(ip: str) -> bool:
@@ -368,7 +381,7 @@ async def own_address(
             explicit=settings.node_ip,
             env=env,
             answer_addresses=answer.addresses if answer else (),
-            has_address=has_address,
+            has_address=observe_addresses(),
             route_to=route_source,
             host_addresses=host,
             clustering=discovery is not None,

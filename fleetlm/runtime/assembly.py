@@ -44,7 +44,6 @@ from fleetlm.directory.groups import Groups, ReplicatedGroups
 from fleetlm.directory.registry import Registry, ReplicatedNames
 from fleetlm.directory.replication import Replication
 from fleetlm.discovery.address_watch import AddressProblem, AddressWatch, Verdict
-from fleetlm.discovery.own_address import has_address
 from fleetlm.discovery.poller import Poller
 from fleetlm.ids import new_incarnation
 from fleetlm.messaging.fan_out import FanOut
@@ -178,7 +177,7 @@ class Assembly:
         settings, own = prepared.settings, prepared.own_address
         self.own_address_warning = own.warning
         self._own_address = (
-            AddressWatch(own, has_address, range(settings.node_port, settings.node_port + 1))
+            AddressWatch(own, range(settings.node_port, settings.node_port + 1))
             if prepared.on_this_network
             else None
         )

@@ -105,7 +105,7 @@ async def test_an_answer_without_an_own_address_is_given_the_budget_and_then_the
 ) -> None:
     mine = "198.51.100.1"
     monkeypatch.setattr(module, "route_source", {FOREIGN: mine}.get)
-    monkeypatch.setattr(module, "has_address", lambda ip: ip == mine)
+    monkeypatch.setattr(module, "observe_addresses", lambda: mine.__eq__)
     started = time.monotonic()
     own, answer = await own_address(Settings(), StaticDiscovery([FOREIGN]), budget_s=0.4)
     assert (own.ip, own.rule) == (mine, Rule.ROUTE)
@@ -129,7 +129,7 @@ async def test_without_an_answer_the_hosts_name_decides_within_the_budget(
         return ("198.51.100.1",)
 
     monkeypatch.setattr(module, "host_addresses", named)
-    monkeypatch.setattr(module, "has_address", lambda _ip: True)
+    monkeypatch.setattr(module, "observe_addresses", lambda: lambda _ip: True)
     async with DnsServer() as server:
         server.behave(reply)
         started = time.monotonic()

@@ -33,7 +33,7 @@ from fleetlm.cli.doctor.checks import Facts, Finding, PeerFact
 from fleetlm.cli.exit_codes import EX_CONFIG
 from fleetlm.core.dns_answers import Answer
 from fleetlm.discovery.dns import DnsDiscovery
-from fleetlm.discovery.own_address import has_address, own_address
+from fleetlm.discovery.own_address import observe_addresses, own_address
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, endpoint
 from fleetlm.remote import client, finder
@@ -151,7 +151,7 @@ async def gather(settings: Settings, running: Mapping[str, Any] | None, node_why
         own_warning=own_warning,
         answer=answer,
         source=source,
-        local={ip: has_address(ip) for ip in addresses},
+        local=dict(zip(addresses, map(observe_addresses(), addresses), strict=True)),
         port=port,
         peers=[peer for peer in peers if isinstance(peer, PeerFact)],
         node=running,

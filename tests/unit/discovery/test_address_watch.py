@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 
@@ -13,7 +13,7 @@ from fleetlm.discovery.address_watch import (
     AddressWatch,
     Verdict,
 )
-from fleetlm.discovery.own_address import OwnAddress, Rule
+from fleetlm.discovery.own_address import HasAddress, OwnAddress, Rule
 
 
 def watch(
@@ -22,9 +22,10 @@ def watch(
     local: Collection[str] = ("10.0.0.7", "10.9.0.7"),
     ip: str = "10.0.0.7",
     ports: range = range(4370, 4371),
+    routes: Mapping[str, str] | None = None,
 ) -> AddressWatch:
     own = OwnAddress(ip, "the route to a peer uses it", rule)
-    return AddressWatch(own, lambda each: each in local, ports)
+    return AddressWatch(own, ports, lambda: lambda each: each in local, (routes or {}).get)
 
 
 def test_a_record_under_another_local_address_is_reported_once() -> None:
@@ -34,6 +35,51 @@ def test_a_record_under_another_local_address_is_reported_once() -> None:
     assert problem.verdict is Verdict.MOVED
     assert "FLEETLM_NODE_IP=10.9.0.7" in problem.text
     assert address.look(["10.9.0.5", "10.9.0.7"]) is None
+
+
+def test_an_address_that_dns_named_before_this_machine_had_it_is_reported_when_it_has_it() -> None:
+    local = {"127.0.0.1"}
+    address = watch(Rule.LOOPBACK, local=local, ip="127.0.0.1")
+    answer = ["10.0.0.7", "10.0.0.8"]
+    assert look_often(address, answer) == []
+    local.add("10.0.0.7")
+    (problem,) = look_often(address, answer)
+    assert problem.verdict is Verdict.MOVED
+    assert "DNS lists this machine as 10.0.0.7, but this node uses 127.0.0.1" in problem.text
+
+
+def test_a_node_that_started_without_an_address_is_told_when_there_is_one_that_dns_does_not_list() -> None:
+    local = {"127.0.0.1"}
+    routes: dict[str, str] = {"10.0.0.8": "127.0.0.1"}
+    address = watch(Rule.LOOPBACK, local=local, ip="127.0.0.1", routes=routes)
+    answer = ["10.0.0.8:4370", "127.0.0.9:4370"]
+    assert look_often(address, answer) == []
+    routes["10.0.0.8"] = "10.0.0.7"
+    assert look_often(address, answer) == []  # not yet an address of this machine
+    local.add("10.0.0.7")
+    (problem,) = look_often(address, answer)
+    assert problem.verdict is Verdict.MOVED
+    assert "this machine has the address 10.0.0.7 now (packets to the peer 10.0.0.8 leave" in problem.text
+
+
+@pytest.mark.parametrize("rule", [rule for rule in Rule if rule is not Rule.LOOPBACK])
+def test_an_address_that_was_decided_is_not_questioned_by_a_route(rule: Rule) -> None:
+    address = watch(rule, routes={"10.0.0.8": "10.9.0.7"})
+    assert look_often(address, ["10.0.0.8"]) == []
+
+
+def test_one_look_at_the_interfaces_serves_a_thousand_addresses() -> None:
+    looks = []
+
+    def observe() -> HasAddress:
+        looks.append(1)
+        return {"10.0.0.7"}.__contains__
+
+    own = OwnAddress("10.0.0.7", "the route to a peer uses it", Rule.ROUTE)
+    address = AddressWatch(own, range(4370, 4371), observe)
+    looks.clear()
+    address.look([f"10.1.{n // 250}.{n % 250}" for n in range(1000)])
+    assert len(looks) == 1
 
 
 def test_records_that_agree_or_say_nothing_are_no_problem() -> None:
