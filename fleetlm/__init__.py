@@ -32,7 +32,8 @@ _NAMES_OF = {
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.messages": (
-        "Crash Down Exit Joined Left NameLost NodeDown NodeUp Registered Unregistered message register_type"
+        "Crash Down Exit Joined Left NameLost NodeDown NodeDraining NodeUndrained NodeUp "
+        "Registered Unregistered message register_type"
     ),
     "fleetlm.messaging.retries": "retry",
     "fleetlm.names": "Address NodeName",
@@ -43,7 +44,7 @@ _NAMES_OF = {
     "fleetlm.process_pool": "ProcessPool",
     "fleetlm.processes.info": "ChildInfo ProcessInfo",
     "fleetlm.processes.owned": "Timer",
-    "fleetlm.runtime.info": "NodeInfo",
+    "fleetlm.runtime.info": "DrainReport NodeInfo",
     "fleetlm.runtime.readiness": "Readiness",
     "fleetlm.settings": "Settings",
     "fleetlm.stream": "Stream",

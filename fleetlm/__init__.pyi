@@ -52,6 +52,8 @@ from fleetlm.messages import (
     Left as Left,
     NameLost as NameLost,
     NodeDown as NodeDown,
+    NodeDraining as NodeDraining,
+    NodeUndrained as NodeUndrained,
     NodeUp as NodeUp,
     Registered as Registered,
     Unregistered as Unregistered,
@@ -67,7 +69,7 @@ from fleetlm.process_pool import ProcessPool as ProcessPool
 from fleetlm.processes.info import ChildInfo as ChildInfo, ProcessInfo as ProcessInfo
 from fleetlm.processes.owned import Timer as Timer
 from fleetlm.program import run as run
-from fleetlm.runtime.info import NodeInfo as NodeInfo
+from fleetlm.runtime.info import DrainReport as DrainReport, NodeInfo as NodeInfo
 from fleetlm.runtime.readiness import Readiness as Readiness
 from fleetlm.settings import Settings as Settings
 from fleetlm.stream import Stream as Stream

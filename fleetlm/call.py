@@ -86,10 +86,22 @@ class Call:
     Attributes:
         message: what the caller sent.
         deadline: on the loop's clock, in seconds; the caller does not wait any longer.
+        began: when it came, on the same clock; ``-math.inf`` if it is made on behalf of work that was in
+            flight before. See `messaging.in_flight`.
     """
 
     __match_args__ = ("message",)
-    __slots__ = ("_caller", "_clock", "_done", "_on_done", "_producer", "_ref", "deadline", "message")
+    __slots__ = (
+        "_caller",
+        "_clock",
+        "_done",
+        "_on_done",
+        "_producer",
+        "_ref",
+        "began",
+        "deadline",
+        "message",
+    )
 
     def __init__(
         self,
@@ -100,9 +112,11 @@ class Call:
         clock: Callable[[], float],
         window: int = 0,
         idle_s: float = math.inf,
+        began: float = math.inf,
     ) -> None:
         self.message: Any = message
         self.deadline: float = deadline
+        self.began: float = began
         self._caller = caller
         self._ref = ref
         self._clock = clock
@@ -230,8 +244,8 @@ class Call:
             match error:
                 case AlreadyRegistered(name=name, owner=owner):
                     self._caller.failed(self._ref, FailureKind.NAME_TAKEN, [name, str(owner)])
-                case Draining(node=node):
-                    self._caller.failed(self._ref, FailureKind.DRAINING, [node])
+                case Draining(node=node, retry_after=after):
+                    self._caller.failed(self._ref, FailureKind.DRAINING, [node, f"{after:.3f}"])
                 case NoFactory(node=node, factory=factory):
                     self._caller.failed(self._ref, FailureKind.NO_FACTORY, [node, factory])
                 case NoProcess(target=target):
@@ -270,6 +284,10 @@ class Call:
         """Raise `ProcessDown` at the caller: the process took the call and has ended."""
         if self._finish():
             self._caller.failed(self._ref, FailureKind.PROCESS_DOWN, [target, reason])
+
+    def is_from(self, caller: Caller) -> bool:
+        """Whether its outcome goes to this caller."""
+        return self._caller is caller
 
     @property
     def is_taken(self) -> bool:

@@ -70,6 +70,37 @@ class NodeDown:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeDraining:
+    """The node ``name``, which may be this one, drains: it is about to leave, and takes no new work soon.
+
+    ``until`` is when its time for finishing is over, on the clock of this node's event loop. ``source`` says
+    who asked for it: ``"signal"``, ``"api"`` or ``"remote"`` (`fleetlm drain`). It comes again if that time
+    changes. A `NodeUndrained` or the `NodeDown` of the node follows.
+    """
+
+    name: str
+    until: float
+    source: str
+
+    @property
+    def node(self) -> str:
+        """The name of the node, as in `NodeUp` and `NodeDown`."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUndrained:
+    """The node ``name``, which may be this one, has undone its drain and takes work as before."""
+
+    name: str
+
+    @property
+    def node(self) -> str:
+        """The name of the node, as in `NodeUp` and `NodeDown`."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
 class Down:
     """A monitored process has ended. Delivered exactly once for each monitor.
 

@@ -7,11 +7,12 @@ and the order in which it stops.
 Start (`_begin`): the transport listens; then the clock of the driver ticks and the poller looks for peers;
 then the remote shell opens. Nothing waits for a peer.
 
-Stop (`stop`, `_leave`): the node is *draining* first. It tells its peers so and takes no new processes,
-but serves what has begun until there is nothing left or the drain time is over. Then processes end, trees
-first; then nothing can be sent any more; then the driver says goodbye, which ends every session; then what
-is open is closed. Stopping runs in a task of its own, so a caller of `stop` that is cancelled (as a process
-of this node is) does not cancel it.
+Stop (`stop`, `_leave`): the node *drains* first (`runtime.draining`): it tells its peers, then takes no new
+work of theirs, and serves what has begun until there is nothing left or the drain time is over. `drain`
+does the same without the rest, and `undrain` takes it back. Then processes end, trees first; then nothing
+can be sent any more; then the driver says goodbye, which ends every session; then what is open is closed.
+Stopping runs in a task of its own, so a caller of `stop` that is cancelled (as a process of this node is)
+does not cancel it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from fleetlm.process_pool import ProcessPool
 from fleetlm.processes.running import check_concrete, plain_class
 from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
-from fleetlm.runtime.info import NodeInfo
+from fleetlm.runtime.draining import DrainSource
+from fleetlm.runtime.info import DrainReport, NodeInfo
 from fleetlm.runtime.readiness import Readiness
 from fleetlm.runtime.thread_requests import ThreadRequests
 from fleetlm.stream import Stream
@@ -95,6 +97,7 @@ class Node:
         factories: the functions that other nodes may spawn here, by name; see `spawn_at`.
         sync: this node for other threads of the program.
         failure: why this node has stopped by itself, because an essential process failed; else empty.
+        drain_report: how the last drain has ended, that of `stop` included; None before the first one.
     """
 
     def __init__(self, prepared: Prepared) -> None:
@@ -118,6 +121,7 @@ class Node:
         self._stopped = asyncio.Event()
         self._stopping = False
         self.failure: str = ""
+        self.drain_report: DrainReport | None = None
         self._failing: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._services: builtins.list[Service] = []
@@ -179,7 +183,66 @@ class Node:
             raise
         return node
 
-    async def stop(self, reason: str = "shutdown", drain_s: float | None = None) -> None:
+    @property
+    def is_draining(self) -> bool:
+        """Whether this node is about to leave, by `drain` or by `stop`."""
+        return self._parts.draining.own.step != 0
+
+    async def drain(
+        self, timeout: float | None = None, reason: str = "", *, source: DrainSource = "api"
+    ) -> DrainReport:
+        """Finish what this node has begun and take no new work of other nodes, so that it can leave.
+
+        The node goes on running; `stop` ends it, and `undrain` takes the drain back. The steps:
+
+        1. *Announced.* Each connected node knows of it from now on: it publishes `NodeDraining`, and picks
+           and spawns pass this node over. Everything is still served.
+        2. *Refusing*, as soon as each connected node has acknowledged, or has been silent for
+           `Settings.drain_ack_s`. Calls, streams and spawns of other nodes get `Draining` (a `NotDelivered`)
+           before they run. Calls made on behalf of work in flight are served, wherever that work began;
+           so are calls between processes of this node, and messages and casts, which have no answer that
+           could say that they were refused.
+        3. What is open ends: calls, streams (both ends), blocking functions, large messages that are being
+           sent, and what actors and other processes do for messages that they have taken.
+        4. When the time is over, streams that go on end with `Draining`, after the items that came before;
+           calls that no process has taken are refused.
+
+        Cancelling a caller does not take the drain back. A second drain joins the first one, and gives it its
+        own time. A process or handler that waits for its own node's drain is not waited for.
+
+        Args:
+            timeout: seconds for all of it; 0: nothing is waited for. Default `Settings.drain_s`.
+            reason: for the log and the report.
+            source: who asks; shown in `NodeDraining`.
+
+        Returns:
+            What was finished, refused and cut. It comes early, with ``was_undone``, if the drain is undone.
+
+        Raises:
+            NodeStopped: this node has been stopped.
+            ValueError: ``timeout`` is negative, or ``source`` is unknown.
+        """
+        self._parts.context.check_loop("Node.drain")
+        if self._outbound.stopped:
+            raise NodeStopped(self.name, self._outbound.stopped)
+        timeout_s = self.settings.drain_s if timeout is None else timeout
+        self.drain_report = report = await self._parts.draining.drain(timeout_s, reason, source)
+        return report
+
+    def undrain(self) -> bool:
+        """Take a drain back: this node takes work as before, and each connected node knows.
+
+        Streams that the end of the drain's time has ended stay ended.
+
+        Returns:
+            False if this node does not drain, or stops already.
+        """
+        self._parts.context.check_loop("Node.undrain")
+        return self._parts.draining.undrain()
+
+    async def stop(
+        self, reason: str = "shutdown", drain_s: float | None = None, *, source: DrainSource = "api"
+    ) -> None:
         """Stop: finish calls in flight, end the processes, say goodbye to the peers, close.
 
         Idempotent: a second call waits until the first one ends. Cancelling a caller does not cancel the
@@ -187,29 +250,31 @@ class Node:
 
         Args:
             reason: told to the peers and shown in their `NodeDown`.
-            drain_s: seconds for what has begun: calls and streams that processes have taken or that wait in
-                mailboxes, and blocking functions. Supervision trees have what is left of that time to end
-                in their order, or `Settings.terminate_s` if that is longer. Default `Settings.drain_s`.
+            drain_s: seconds for what has begun; see `drain`, which this does first. Supervision trees have
+                what is left of that time to end in their order, or `Settings.terminate_s` if that is
+                longer. Default `Settings.drain_s`.
+            source: who asks; shown in `NodeDraining`.
         """
         if self._outbound.stopped == forks.FORKED:
             return  # The node belongs to the parent process, which stops it.
         self._parts.context.check_loop("Node.stop")
         self._stopping = True
         if self._leaving is None:
-            self._parts.kernel.is_draining = True
-            leave = self._leave(reason, drain_s, asyncio.current_task())
+            leave = self._leave(reason, drain_s, source, asyncio.current_task())
             self._leaving = self._loop.create_task(leave, name=f"{self.name} leaves")
         await asyncio.shield(self._leaving)
 
-    async def _leave(self, reason: str, drain_s: float | None, asked_by: asyncio.Task[Any] | None) -> None:
+    async def _leave(
+        self, reason: str, drain_s: float | None, source: DrainSource, asked_by: asyncio.Task[Any] | None
+    ) -> None:
         """Do what `stop` promises, once, in the order that the module's docstring describes."""
         parts = self._parts
-        self._driver.tick_sessions()  # A tick says that this node is draining.
-        if parts.poller is not None:
-            await parts.poller.stop()
         drain_s = self.settings.drain_s if drain_s is None else drain_s
         until = self._loop.time() + drain_s
-        await parts.draining.finish(drain_s)
+        draining = parts.draining.drain(drain_s, reason, source, asked_by=asked_by, is_last=True)
+        self.drain_report = await draining
+        if parts.poller is not None:
+            await parts.poller.stop()
         trees_s = max(until - self._loop.time(), min(drain_s, self.settings.terminate_s))
         await self._local.stop(trees_s)
         self._outbound.close(reason)
@@ -351,9 +416,11 @@ class Node:
         return was_up
 
     def events(self) -> Subscription[Event]:
-        """Subscribe to nodeup and nodedown: a `NodeUp` for every connected node, then every change.
+        """Subscribe to nodes that come, drain and go: the present first, then every change.
 
-        There is no gap in between. Close the subscription when it is not needed any more.
+        The present is a `NodeUp` for every connected node, and a `NodeDraining` for every one that drains,
+        which may be this one. There is no gap in between. A `NodeDown` also ends the drain of its node. Close
+        the subscription when it is not needed any more.
         """
         return self._parts.events.subscribe()
 
@@ -937,7 +1004,7 @@ class Node:
             dns_age_s=None if answered_at is None else now - answered_at,
             polls=0 if poller is None else poller.polls,
             lag_ms=self._driver.lag_ms,
-            draining=kernel.is_draining,
+            draining=self.is_draining,
             observed_ips=tuple(sorted(kernel.observed)),
             processes=len(self.processes()),
             messages_sent=sum(session.messages_sent for session in sessions),

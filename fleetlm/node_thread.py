@@ -19,13 +19,16 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleetlm.blocking.patched import patched_by, why_no_threads
 from fleetlm.errors import StartFailed
 from fleetlm.node import Node
 from fleetlm.settings import Settings
 from fleetlm.sync import STOP_SLACK_S, SyncNode
+
+if TYPE_CHECKING:
+    from fleetlm.runtime.draining import DrainSource
 
 EXIT_DRAIN_S = 1.0
 """Seconds that calls in flight have when the program ends without having stopped its node."""
@@ -95,6 +98,7 @@ class _NodeThread:
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._reason = ""
         self._drain_s: float | None = None
+        self._source: DrainSource = "api"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leave: asyncio.Future[str] | None = None
         self._pid = os.getpid()
@@ -118,7 +122,7 @@ class _NodeThread:
                 raise StartFailed(error.endpoint, why) from None
             raise
 
-    def end(self, reason: str, drain_s: float | None) -> None:
+    def end(self, reason: str, drain_s: float | None, source: DrainSource) -> None:
         """Stop the node and wait for the thread. Raises: TimeoutError, or what `Node.stop` raised."""
         node = self._started.result()
         if os.getpid() != self._pid:
@@ -128,6 +132,7 @@ class _NodeThread:
                 "node.stop() of a node in a thread is for other threads: this one runs the node's event loop "
                 "and would wait for itself"
             )
+        self._source = source
         self._ask_to_stop(reason, drain_s)
         wait_s = 2 * (node.settings.drain_s if drain_s is None else drain_s) + STOP_SLACK_S
         self._thread.join(wait_s)
@@ -178,7 +183,7 @@ class _NodeThread:
         stopped = asyncio.ensure_future(node.wait_stopped())  # By a process of the node, say.
         either: set[asyncio.Future[Any]] = {self._leave, stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        await node.stop(self._reason, self._drain_s)
+        await node.stop(self._reason, self._drain_s, source=self._source)
 
 
 _running: set[_NodeThread] = set()
@@ -190,7 +195,7 @@ def _stop_all() -> None:
     """Stop the nodes that the program has left running; their peers get a goodbye."""
     for thread in list(_running):
         try:
-            thread.end("shutdown", EXIT_DRAIN_S)
+            thread.end("shutdown", EXIT_DRAIN_S, "api")
         except Exception as error:  # noqa: BLE001  # the program ends in any case
             log.warning("node %s was not stopped in order at the end of the program: %s", thread.name, error)
 

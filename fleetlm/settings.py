@@ -189,6 +189,14 @@ class Settings:
     gossip_s: float = 1.0
     """Seconds between two messages that list this node's known peers, to one random peer each: news
     reaches n nodes in O(log n) rounds."""
+    drain_ack_s: float = 1.0
+    """Seconds that a node which drains waits for its peers to acknowledge that, before it refuses new work of
+    the others: one tick. A peer whose loop is silent for longer is frozen or blocked, and is served until it
+    has acknowledged."""
+    drain_quiet_s: float = 5.0
+    """Seconds after which a node that drains no longer waits for a process that takes none of its messages,
+    unless it is an actor. A process without handlers cannot tell that it is done with a message; most take
+    the next one within this time, and one that never does must not keep its node."""
     goodbye_flush_s: float = 0.5
     """Seconds for the last frames to leave when a node leaves. Leaving must end within 2 s even if peers
     are dead."""

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from fleetlm.process import Process
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.running import AnyFunction, ProcessObject
+    from fleetlm.runtime.draining import DrainSource
     from fleetlm.runtime.events import Event
-    from fleetlm.runtime.info import NodeInfo
+    from fleetlm.runtime.info import DrainReport, NodeInfo
     from fleetlm.runtime.readiness import Readiness
     from fleetlm.runtime.thread_requests import ThreadRequests
     from fleetlm.settings import Settings
@@ -99,7 +100,7 @@ class SyncNode:
         self._requests = requests
         self._retries = retries
         self._timeout_s = node.settings.call_timeout_s
-        self._end_thread: Callable[[str, float | None], None] | None = None
+        self._end_thread: Callable[[str, float | None, DrainSource], None] | None = None
         """Set by `node_in_thread`: stops the node and ends the thread of its event loop."""
 
     def __enter__(self) -> Self:
@@ -124,17 +125,41 @@ class SyncNode:
         """Why the node has stopped by itself, because an essential process failed; else empty."""
         return self._node.failure
 
-    def stop(self, reason: str = "shutdown", drain_s: float | None = None) -> None:
+    @property
+    def is_draining(self) -> bool:
+        """See `Node.is_draining`."""
+        return self._node.is_draining
+
+    def drain(
+        self, timeout: float | None = None, reason: str = "", *, source: DrainSource = "api"
+    ) -> DrainReport:
+        """See `Node.drain`."""
+        limit_s = (self.settings.drain_s if timeout is None else timeout) + STOP_SLACK_S
+        drain = functools.partial(self._node.drain, timeout, reason, source=source)
+        return self._requests.run("drain", self.name, drain, limit_s)
+
+    def undrain(self) -> bool:
+        """See `Node.undrain`."""
+        return self._run_now("undrain", self._node.undrain)
+
+    @property
+    def drain_report(self) -> DrainReport | None:
+        """How the last drain has ended, that of `stop` included; None before the first one."""
+        return self._node.drain_report
+
+    def stop(
+        self, reason: str = "shutdown", drain_s: float | None = None, *, source: DrainSource = "api"
+    ) -> None:
         """See `Node.stop`. A node of `node_in_thread` also ends its thread. Idempotent.
 
         Raises:
             TimeoutError: something blocks the node's event loop.
         """
         if self._end_thread is not None:
-            self._end_thread(reason, drain_s)
+            self._end_thread(reason, drain_s, source)
             return
         drain = self.settings.drain_s if drain_s is None else drain_s
-        stop = functools.partial(self._node.stop, reason, drain_s)
+        stop = functools.partial(self._node.stop, reason, drain_s, source=source)
         try:
             self._requests.run_apart("stop", self.name, stop, 2 * drain + STOP_SLACK_S)
         except NodeStopped:

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fleetlm.core import admission
 from fleetlm.core.connection import PROTOCOL_ERROR, Identity, Phase
 from fleetlm.core.dns_answers import FAMILIES, Answer as DnsAnswer, Outcome
+from fleetlm.core.draining import Step
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.core.topology import Peer, Topology
 from fleetlm.wire import frames
@@ -73,7 +74,6 @@ class Kernel:
     Attributes:
         topology: the table of peers.
         is_leaving: whether this node has said goodbye; from then on it admits and dials no node.
-        is_draining: whether this node announces that it will leave; every TICK says so.
         verdict: the outcome of the last lookup in words.
         observed: addresses from which peers dial this node that are not those of their names.
     """
@@ -84,7 +84,6 @@ class Kernel:
         self.rng = rng
         self.topology: Topology = Topology(me, settings, rng)
         self.is_leaving: bool = False
-        self.is_draining: bool = False
         self.verdict: str = ""
         self._only_address: str | None = None
         """The address that the last DNS answer named, if it named exactly one."""
@@ -277,13 +276,12 @@ class Kernel:
             peer.connection.last_error, peer.connection.last_error_at = reason, now
         return self._report_verdict(peer)
 
-    def ticked(self, now: float, name: str, lag_ms: int, draining: bool) -> None:
+    def ticked(self, now: float, name: str, lag_ms: int) -> None:
         """A connected peer has sent a TICK: its loop is alive."""
         peer = self.topology.peers.get(name)
         if peer is not None:
             peer.last_heard = now
             peer.lag_ms = lag_ms
-            peer.is_draining = draining
 
     # Time.
 
@@ -468,12 +466,12 @@ class Kernel:
             if isinstance(effect, HangUp):
                 self._channels.pop(effect.channel, None)
             elif isinstance(effect, Up):
-                peer.last_heard, peer.is_busy, peer.is_draining, peer.lag_ms = now, False, False, 0
+                peer.last_heard, peer.is_busy, peer.drain_step, peer.lag_ms = now, False, Step.NONE, 0
                 peer.due = None
                 peer.logged.clear()
                 out += self._note_address(peer)
             elif isinstance(effect, Down):
-                peer.is_busy = peer.is_draining = False
+                peer.is_busy, peer.drain_step = False, Step.NONE
                 # Being connected counts as being named.
                 peer.last_seen, peer.down_since, peer.misses = now, now, 0
                 peer.logged[effect.reason] = None  # The log line of the nodedown has this reason.

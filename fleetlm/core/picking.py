@@ -1,8 +1,10 @@
 """The rules by which one member of a process group is picked.
 
 Every rule prefers members on nodes that stay: a member on a draining node is picked only if there is no
-other. A request that is repeated passes over the members at which it has failed, and before that all members
-on their nodes, as long as there are others (`Tried`).
+other, and then one whose node still serves everything before one whose node refuses new work. There is
+always one, since messages are delivered all the same, and a call learns for how long it is refused. A
+request that is repeated passes over the members at which it has failed, and before that all members on
+their nodes, as long as there are others (`Tried`).
 
 The rules: ``random``; ``round_robin``, in the order of `pid_order`, remembered for each group; ``key``,
 rendezvous hashing, so that equal keys go to the same member on every node; ``sticky``, the member that the
@@ -17,6 +19,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
+from fleetlm.core.draining import Step
 from fleetlm.core.group_members import Block, Members, after, at_index
 from fleetlm.core.rendezvous import Key, digest_of, rendezvous
 from fleetlm.errors import NoMember
@@ -67,7 +70,7 @@ class Picker:
     Args:
         rng: for the rule ``random``, and for ties.
         load: returns the requests to a member that are outstanding, as this node knows them.
-        draining: returns whether the node of that name is draining.
+        drain_step: returns how far the node of that name is with draining (`core.draining.Step`).
         sticky: the memory of ``sticky``.
         clock: returns the time, in seconds, for that memory.
     """
@@ -76,13 +79,13 @@ class Picker:
         self,
         rng: random.Random,
         load: Callable[[Pid], int],
-        draining: Callable[[str], bool],
+        drain_step: Callable[[str], int],
         sticky: StickyKeys,
         clock: Callable[[], float],
     ) -> None:
         self._rng = rng
         self._load = load
-        self._draining = draining
+        self._drain_step = drain_step
         self._sticky = sticky
         self._clock = clock
         self._last: dict[str, Pid] = {}
@@ -133,19 +136,23 @@ class Picker:
         return rule(next(filter(None, self._preferred(members.blocks, tried)), members.blocks))
 
     def _is_passed_over(self, pid: Pid, tried: Tried | None) -> bool:
-        return self._draining(pid.node) or (tried is not None and pid.node in tried.nodes)
+        return bool(self._drain_step(pid.node)) or (tried is not None and pid.node in tried.nodes)
 
     def _preferred(self, blocks: list[Block], tried: Tried | None) -> Iterator[list[Block]]:
         """Yield the members to prefer, the best ones first; some of these lists may be empty."""
         nodes = frozenset[str]() if tried is None else tried.nodes
         fresh = [block for block in blocks if block[0].node not in nodes]
-        yield [block for block in fresh if not self._draining(block[0].node)]
-        yield fresh
+        yield from self._by_step(fresh)
         if tried is not None:
             left = [Block(pid for pid in block if pid not in tried.pids) for block in blocks]
             left = [block for block in left if block]
-            yield [block for block in left if not self._draining(block[0].node)]
-            yield left
+            yield from self._by_step(left)
+
+    def _by_step(self, blocks: list[Block]) -> Iterator[list[Block]]:
+        """Yield the members whose nodes do not drain, then all whose nodes refuse nothing, then all."""
+        for step in (Step.NONE, Step.ANNOUNCED):
+            yield [block for block in blocks if self._drain_step(block[0].node) <= step]
+        yield blocks
 
     def _make_rule(self, group: str, members: Members, by: By) -> _Rule:
         if by == "least_loaded":

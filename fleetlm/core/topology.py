@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from fleetlm.core.connection import Connection, Identity, Phase
 from fleetlm.core.dns_answers import FAMILIES
+from fleetlm.core.draining import Step
 from fleetlm.names import NodeName, sorted_nodes
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ class Peer:
         is_pruned: blocked because DNS no longer named it, until DNS names it again.
         last_heard: when its last frame came, at the loop's time.
         is_busy: connected, but its loop has been silent for `Settings.busy_after_s`.
-        is_draining: it announces that it is leaving.
+        drain_step: how far it is with draining; see `core.draining`.
+        drain_since: when its last notice of that came, on the loop's clock.
+        drain_until: when its time for finishing is over.
         lag_ms: how late its loop ran, in milliseconds, when it ticked last.
         due: when `Kernel.tick` looks at this row next, or None.
         logged: errors that were logged since it was up last, each once.
@@ -65,11 +68,13 @@ class Peer:
     __slots__ = (
         "connection",
         "down_since",
+        "drain_since",
+        "drain_step",
+        "drain_until",
         "due",
         "in_dns",
         "is_blocked",
         "is_busy",
-        "is_draining",
         "is_pinned",
         "is_pruned",
         "lag_ms",
@@ -90,7 +95,9 @@ class Peer:
         self.is_pruned: bool = False
         self.last_heard: float = now
         self.is_busy: bool = False
-        self.is_draining: bool = False
+        self.drain_step: Step = Step.NONE
+        self.drain_since: float = 0.0
+        self.drain_until: float = 0.0
         self.lag_ms: int = 0
         self.due: float | None = None
         self.logged: dict[str, None] = {}
@@ -99,6 +106,11 @@ class Peer:
     def is_up(self) -> bool:
         """Whether messages may flow."""
         return self.connection.phase is Phase.UP
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it is about to leave."""
+        return self.drain_step is not Step.NONE
 
     @property
     def status(self) -> str:
@@ -144,6 +156,7 @@ class Topology:
         peers: the rows by name.
         aliases: further address → name of the node that has it.
         is_full: whether a node has found no place since the last row was forgotten.
+        is_draining: whether this node itself drains.
     """
 
     def __init__(self, me: Identity, settings: Settings, rng: random.Random) -> None:
@@ -153,6 +166,7 @@ class Topology:
         self.peers: dict[str, Peer] = {}
         self.aliases: dict[str, str] = {}
         self.is_full: bool = False
+        self.is_draining: bool = False
         self._learned_at: dict[str, float] = {}
         """When a dial of an alias led to its node, for those that no node has announced."""
         for ip in me.aliases:
@@ -314,6 +328,8 @@ class Topology:
             elif selector == "busy":
                 found.update((name, None) for name, peer in self.peers.items() if peer.is_up and peer.is_busy)
             elif selector == "draining":
+                if self.is_draining:
+                    found[self.me.name] = None
                 found.update(
                     (name, None) for name, peer in self.peers.items() if peer.is_up and peer.is_draining
                 )

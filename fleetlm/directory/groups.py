@@ -77,7 +77,7 @@ class ReplicatedGroups:
             context.name, context.incarnation, settings.max_memberships, self._is_alive
         )
         sticky = StickyKeys(settings.max_sticky_keys, settings.sticky_idle_s)
-        self.picker: Picker = Picker(rng, self._load, context.is_draining, sticky, context.loop.time)
+        self.picker: Picker = Picker(rng, self._load, context.drain_step, sticky, context.loop.time)
         self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo)
         replication.add(self)
 
@@ -226,7 +226,8 @@ class Groups:
           has not answered. Chance decides among equals. It looks at every member. Source:
           least-request balancing of HTTP proxies; differs: messages count.
 
-        A member on a node that is draining is chosen only where all members are on such nodes. For
+        A member on a node that is draining is chosen only where all members are on such nodes; then first one
+        whose node still serves everything. A call to a node that refuses new work gets `Draining`. For
         all rules but ``"random"`` a process that joined twice counts once.
 
         Args:

@@ -105,6 +105,8 @@ class Feed(Generic[E]):
         gone: whether an event says that something has gone.
         undo: returns the event which says that the thing that came with this one has gone, for
             subscribers that missed the real one.
+        ends: returns what an event says to have gone besides, without an event of its own.
+        is_single: whether a thing that comes once more has not come twice but has changed.
     """
 
     def __init__(
@@ -113,11 +115,16 @@ class Feed(Generic[E]):
         key: Callable[[E], Hashable],
         gone: Callable[[E], bool],
         undo: Callable[[E], E],
+        ends: Callable[[E], Hashable] = lambda _: None,
+        *,
+        is_single: bool = False,
     ) -> None:
         self.limit = limit
         self.key = key
         self.gone = gone
         self.undo = undo
+        self.ends = ends
+        self.is_single = is_single
         self._present = _Present(self)
         self._subscriptions: dict[Subscription[E], None] = {}
         self._closed = False
@@ -151,8 +158,9 @@ class Feed(Generic[E]):
             subscription._publish(event)  # noqa: SLF001  # the other half of this module
 
     def close(self) -> None:
-        """End every subscription, now and from here on. Called when the node stops."""
+        """End every subscription, now and from here on. Called when the node stops: nothing is present."""
         self._closed = True
+        self._present = _Present(self)
         for subscription in list(self._subscriptions):
             subscription.close()
 
@@ -167,7 +175,10 @@ class _Present(Generic[E]):
     def add(self, event: E) -> None:
         """Apply an event. An event that a thing has gone which is not there changes nothing."""
         key = self._feed.key(event)
+        self._came.pop(self._feed.ends(event), None)
         if not self._feed.gone(event):
+            if self._feed.is_single:
+                self._came.pop(key, None)
             self._came.setdefault(key, []).append(event)
             return
         came = self._came.get(key)

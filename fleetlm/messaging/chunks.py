@@ -102,6 +102,10 @@ class Lanes:
         """Whether messages of this sender must queue."""
         return sender in self._lanes
 
+    def senders(self) -> list[Hashable]:
+        """Return the senders that have a lane, without the answers to requests of the peer."""
+        return [sender for sender in self._lanes if type(sender) is not AnswerLane]
+
     def ended(self, sender: Hashable, number: int) -> None:
         """Note that a process has ended; its number stays known until its lane is empty."""
         if sender in self._lanes:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Mailbox
     from fleetlm.messaging.session import Session
     from fleetlm.wire.codec import Codec
+    from fleetlm.wire.operations import DrainNotice
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -60,8 +61,17 @@ _NO_RUN = object()
 class PeerService(Protocol):
     """What the node itself does with a peer's operations; `runtime.requests.PeerRequests` implements it."""
 
-    def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
-        """The peer's event loop is alive, runs ``lag_ms`` late, and the peer is draining or not."""
+    def ticked(self, session: Session, lag_ms: int) -> None:
+        """The peer's event loop is alive, and runs ``lag_ms`` late."""
+
+    def told_drain(self, session: Session, notice: DrainNotice) -> None:
+        """Take a step of the peer's drain. Raises: ValueError for one that there is not."""
+
+    def heard_drain(self, session: Session, number: int, count: int) -> None:
+        """The peer has acknowledged a step of this node's drain. Raises: ValueError for nonsense."""
+
+    def refused(self, call: Call) -> None:
+        """Refuse new work of a peer, since this node drains."""
 
     def told_of(self, names: list[str]) -> None:
         """The peer is connected to the nodes of these names."""
@@ -233,7 +243,7 @@ class Inbound:
             session.credited(*operations.read_credit(message))
         elif operation == Op.TICK:
             session.peer_ticked(self._clock())
-            self._service.ticked(session, *operations.read_tick(message))
+            self._service.ticked(session, operations.read_tick(message))
         elif operation == Op.FAILURE:
             ref, kind, texts = operations.read_failure(message)
             error = error_of_failure(kind, texts)  # Before the pop: if it raises, the session fails the call.
@@ -263,7 +273,7 @@ class Inbound:
                 request.more(weight)
         elif operation == Op.REQUEST:
             verb, argument, ref = operations.read_request(message)
-            request = self._open(session, argument, ref, MAX_TIMEOUT_MS)
+            request = self._open(session, argument, ref, MAX_TIMEOUT_MS, in_flight=False)
             session.urgent_ref = ref
             self._service.asked(session, verb, argument, request)
             session.urgent_ref = None
@@ -271,6 +281,10 @@ class Inbound:
             self._service.signalled(session, operations.read_signal(message))
         elif operation == Op.TABLE:
             self._service.told_table(session, *operations.read_table(message))
+        elif operation == Op.DRAIN:
+            self._service.told_drain(session, operations.read_drain(message))
+        elif operation == Op.HEARD:
+            self._service.heard_drain(session, *operations.read_heard(message))
         elif operation == Op.PEERS:
             self._service.told_of(operations.read_peers(message, self._max_peers))
         else:
@@ -289,26 +303,30 @@ class Inbound:
         limit = session.arrivals.limit
         if message[0] in (Op.STREAM, Op.YIELD):
             asked = operations.read_stream(message, limit)
-            to, payload, ref, timeout_ms, window, idle_ms, weight = asked
+            to, payload, ref, timeout_ms, window, idle_ms, in_flight, weight = asked
         else:
-            to, payload, ref, timeout_ms, weight = operations.read_call(message, limit)
+            to, payload, ref, timeout_ms, in_flight, weight = operations.read_call(message, limit)
             window = idle_ms = 0
         if len(session.requests) >= self._max_open_calls:
             why = f"{self._max_open_calls:,} calls of this node are open there already"
             session.failed(ref, FailureKind.TOO_MANY, [str(to), why])
             session.arrivals.received(to, 1, None, weight)
             return
-        call = self._open(session, payload, ref, timeout_ms, window, idle_ms)
+        call = self._open(session, payload, ref, timeout_ms, in_flight, window, idle_ms)
         box = self._boxes.get(to)
-        if box is None:
+        if session.refuses and not in_flight:
+            box = None
+            self._service.refused(call)
+        elif box is None:
             call.no_process(str(to))
         else:
             box.put(call)
         session.arrivals.received(to, 1, box, weight)
 
     def _open(
-        self, session: Session, payload: Any, ref: int, timeout_ms: int, window: int = 0, idle_ms: int = 0
-    ) -> Call:
+        self, session: Session, payload: Any, ref: int, timeout_ms: int, in_flight: bool, window: int = 0,
+        idle_ms: int = 0,
+    ) -> Call:  # fmt: skip
         """Enter a request of the peer as open.
 
         Raises:
@@ -316,11 +334,13 @@ class Inbound:
         """
         if ref in session.requests:
             raise ValueError(f"request {ref} is open already")
-        deadline = self._clock() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
+        now = self._clock()
+        deadline = now + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
         if window and not timeout_ms:
             deadline = math.inf
         idle_s = min(idle_ms, MAX_TIMEOUT_MS) / 1000 if idle_ms else math.inf
-        call = Call(payload, session, ref, deadline, self._clock, window, idle_s)
+        began = -math.inf if in_flight else now
+        call = Call(payload, session, ref, deadline, self._clock, window, idle_s, began)
         session.requests[ref] = call
         return call
 
@@ -346,10 +366,10 @@ class Inbound:
             )
         # Patterns instead of the readers of `operations`: the part that is unreadable may be any field.
         match message:
-            case [Op.CALL | Op.HANDLE, to, _, ref, _, *rest]:
+            case [Op.CALL | Op.HANDLE, to, _, ref, _, _, *rest]:
                 self._count_unread(session, to, rest[0] if rest else 1)
                 session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
-            case [Op.STREAM | Op.YIELD, to, _, ref, _, _, _, weight]:
+            case [Op.STREAM | Op.YIELD, to, _, ref, _, _, _, _, weight]:
                 self._count_unread(session, to, weight)
                 session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
             case [Op.REQUEST, verb, _, ref]:

@@ -28,6 +28,7 @@ request, an expired request is not run, and giving up cancels the handler.
 from __future__ import annotations
 
 import asyncio
+import math
 from asyncio import _get_running_loop
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ from fleetlm.errors import (
     WouldBlock,
 )
 from fleetlm.ids import Pid
+from fleetlm.messaging.in_flight import InFlight
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.own_loop import refuse_loop
 from fleetlm.messaging.stream_items import ConsumerEnd
@@ -109,6 +111,7 @@ class Outbound:
         self._loop = waits.loop
         self._turns = waits.turns
         self.waits: Waits = waits
+        self.in_flight: InFlight = InFlight()
         self._next_ref = 0
         self.local_calls: dict[int, Waiting] = {}
         """Calls and streams that stay on this node and have no outcome yet, by ref."""
@@ -250,14 +253,18 @@ class Outbound:
                 await self.wait_for_room(session, to, timeout_s, deadline, key)
             ref = self.take_ref()
             timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
+            watch = self.in_flight
+            in_flight = 1 if watch.is_watched and watch.covers(deadline - timeout_s) else 0
             if type(message) is Invoke:
                 parts = message.parts()
                 try:
-                    packed = self._codec.pack(operations.handle(key, parts, ref, timeout_ms), parts)
+                    packed = self._codec.pack(
+                        operations.handle(key, parts, ref, timeout_ms, in_flight), parts
+                    )
                 except NotSerializable as error:
                     raise message.explain(error) from None
             else:
-                packed = self._codec.pack(operations.call(key, message, ref, timeout_ms), message)
+                packed = self._codec.pack(operations.call(key, message, ref, timeout_ms, in_flight), message)
             return await self._request(session, to, ref, packed, timeout_s, deadline, None, key)
         except _REFUSED:
             await self._turns.pause()  # A program that tries again in a loop must give way, too.
@@ -478,9 +485,13 @@ class Outbound:
     def _pack_message(self, key: Key, payload: bytes) -> bytes:
         return operations.packed_one_way(self._codec.pack_value(key), payload)
 
-    def _pack_call(self, key: Key, message: Any, payload: bytes, ref: int, timeout_s: float) -> bytes:
+    def _pack_call(
+        self, key: Key, message: Any, payload: bytes, ref: int, timeout_s: float, began: float
+    ) -> bytes:
         packed_to, timeout_ms = self._codec.pack_value(key), max(1, int(timeout_s * 1000))
-        return operations.packed_call(packed_to, payload, ref, timeout_ms, to_actor=type(message) is Invoke)
+        in_flight = 1 if self.in_flight.is_watched and self.in_flight.covers(began) else 0
+        to_actor = type(message) is Invoke
+        return operations.packed_call(packed_to, payload, ref, timeout_ms, in_flight, to_actor=to_actor)
 
     async def _send_local(self, to: Target, key: Key, message: Any, timeout_s: float | None = None) -> None:
         box = self.box_of(to, key)
@@ -542,7 +553,10 @@ class Outbound:
         ref = self.take_ref()
         future: asyncio.Future[Any] = self._loop.create_future()
         self.local_calls[ref] = future
-        call = Call(copy, self, ref, deadline, self._loop.time)
+        began = deadline - timeout_s
+        if self.in_flight.is_watched and self.in_flight.covers(began):
+            began = -math.inf
+        call = Call(copy, self, ref, deadline, self._loop.time, began=began)
         process = self.waits.process_of(asyncio.current_task())
         wait = None
         if process is not None:
@@ -626,7 +640,7 @@ class Outbound:
             if session is None:
                 return None
             ref = self.take_ref()
-            packed = self._pack_call(key, message, payload, ref, timeout_s)
+            packed = self._pack_call(key, message, payload, ref, timeout_s, self._loop.time())
             if session.admit(key, packed, sender, is_call=True) is not None:
                 return None
         except (FleetError, TypeError, ValueError):
@@ -651,7 +665,8 @@ class Outbound:
         if session.obstacle(key, 0, sender) is not None:
             await self.wait_for_room(session, to, timeout_s, deadline, key, 0, sender)
         ref = self.take_ref()
-        packed = self._pack_call(key, message, payload, ref, deadline - self._loop.time())
+        left_s = deadline - self._loop.time()
+        packed = self._pack_call(key, message, payload, ref, left_s, deadline - timeout_s)
         return await self._request(session, to, ref, packed, timeout_s, deadline, sender, key)
 
 

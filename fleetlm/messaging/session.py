@@ -132,6 +132,7 @@ class Session:
         "peer",
         "plain_bytes",
         "reassembly",
+        "refuses",
         "requests",
         "small_bytes",
         "urgent_ref",
@@ -163,6 +164,8 @@ class Session:
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
         """Requests of the peer that are open here, by its ref."""
+        self.refuses: bool = False
+        """Whether new work of the peer is refused, since this node drains and the peer knows."""
         self.urgent_ref: int | None = None
         """The request of the peer to this node itself that is being answered. Its answer waits for no window:
         the signals that follow do not either, and the end of a process must not overtake the answer that
@@ -193,10 +196,8 @@ class Session:
         """A longer message travels in chunks, or is too large."""
         self.plain_bytes: int = min(UNIT_BYTES, self.small_bytes + 1)
         """A shorter message counts one unit and travels in a batch."""
-        self._codec = codec
-        self._transport = transport
-        self._flush_soon = flush_soon
-        self._lost = lost
+        self._codec, self._transport = codec, transport
+        self._flush_soon, self._lost = flush_soon, lost
         self._batch: list[bytes] = [b""]
         """The packed messages of this turn; the first place is for the frame's header."""
         self._batch_bytes = 0
@@ -403,6 +404,14 @@ class Session:
             self.lanes.add(after, packed)
             return
         self._to_batch(packed, len(packed))
+
+    def acknowledge(self, number: int) -> None:
+        """Acknowledge a DRAIN, behind every request that waits here to be sent: once in each lane of them."""
+        senders = self.lanes.senders()
+        for sender in senders:
+            self.control(operations.heard(number, len(senders)), after=sender)
+        if not senders:
+            self.control(operations.heard(number, 1))
 
     def flush(self) -> None:
         """Send the batch, then chunks; the `Flusher` calls it once per turn if anything was appended."""

@@ -95,15 +95,16 @@ class Streams:
         self, to: Target, message: Any, consumer: ConsumerEnd, deadline: float, idle_s: float
     ) -> _Cancel:
         """Ask for a stream, waiting for room at most until its limits. Raises: as `Node.call`."""
-        until = min(deadline, self._loop.time() + min(idle_s, MAX_TIMEOUT_S))
-        timeout_s = until - self._loop.time()
+        began = self._loop.time()
+        until = min(deadline, began + min(idle_s, MAX_TIMEOUT_S))
+        timeout_s = until - began
         outbound = self._outbound
         ref = outbound.take_ref()
         session, key = outbound.route(to)
         if session is not None:
             if session.obstacle(key) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key)
-            packed = self._pack(key, message, ref, deadline, idle_s)
+            packed = self._pack(key, message, ref, deadline, idle_s, self._is_in_flight(began))
             while session.admit(key, packed, is_call=True) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key, len(packed))
             return self._open_on(session, key, ref, consumer)
@@ -113,23 +114,30 @@ class Streams:
             await outbound.wait_for_room(box, to, timeout_s, until)
             box = outbound.box_of(to, key)  # The process may have ended meanwhile.
         copy = outbound.copied(to, message)
-        call = Call(copy, outbound, ref, deadline, self._loop.time, self.window, idle_s)
+        began = -math.inf if self._is_in_flight(began) else began
+        call = Call(copy, outbound, ref, deadline, self._loop.time, self.window, idle_s, began)
         self._open_here(call, ref, consumer)
         box.put(call)
         return call.abandon
 
-    def _pack(self, key: Key, message: Any, ref: int, deadline: float, idle_s: float) -> bytes:
+    def _is_in_flight(self, began: float) -> bool:
+        watch = self._outbound.in_flight
+        return watch.is_watched and watch.covers(began)
+
+    def _pack(
+        self, key: Key, message: Any, ref: int, deadline: float, idle_s: float, is_in_flight: bool
+    ) -> bytes:
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
         idle_ms = 0 if idle_s == math.inf else max(1, int(min(idle_s, MAX_TIMEOUT_S) * 1000))
-        window = self.window
+        window, in_flight = self.window, int(is_in_flight)
         if type(message) is Invoke:
             parts = message.parts()
-            request = operations.yield_(key, parts, ref, timeout_ms, window, idle_ms, 1)
+            request = operations.yield_(key, parts, ref, timeout_ms, window, idle_ms, in_flight, 1)
             try:
                 return self._codec.pack(request, parts)
             except NotSerializable as error:
                 raise message.explain(error) from None
-        request = operations.stream(key, message, ref, timeout_ms, window, idle_ms, 1)
+        request = operations.stream(key, message, ref, timeout_ms, window, idle_ms, in_flight, 1)
         return self._codec.pack(request, message)
 
     def _open_on(self, session: Session, key: Key, ref: int, consumer: ConsumerEnd) -> _Cancel:

@@ -24,7 +24,7 @@ class NodeContext:
         incarnation: the number of this start of the node.
         settings: never changed while the node runs.
         sessions: the live sessions by node name; the driver adds and removes them.
-        is_draining: whether a node, this one or a connected one, takes no new work.
+        drain_step: how far a node, this one or a connected one, is with draining; see `core.draining`.
         loop: the event loop that runs the node.
     """
 
@@ -32,7 +32,7 @@ class NodeContext:
     incarnation: int
     settings: Settings
     sessions: dict[str, Session]
-    is_draining: Callable[[str], bool]
+    drain_step: Callable[[str], int]
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def check_loop(self, what: str) -> None:

@@ -79,6 +79,7 @@ class SpawnRequest:
         owner: the process that asks; number 0 where it is the node itself.
         act: the act of linking the child with ``owner``, or None; see `core.links`.
         ref: of the monitor that ``owner`` holds, or None.
+        is_in_flight: whether it is made on behalf of work in flight; see `messaging.in_flight`.
     """
 
     factory: str
@@ -87,10 +88,11 @@ class SpawnRequest:
     owner: Pid
     act: int | None
     ref: Ref | None
+    is_in_flight: bool = False
 
     def packed(self) -> list[Any]:
         """Return the argument as it is sent; `asked_to_spawn` reads it."""
-        return [self.factory, self.args, self.name, self.owner, self.act, self.ref]
+        return [self.factory, self.args, self.name, self.owner, self.act, self.ref, self.is_in_flight]
 
 
 def asked_to_spawn(session: Session, argument: list[Any]) -> SpawnRequest | None:
@@ -107,8 +109,9 @@ def asked_to_spawn(session: Session, argument: list[Any]) -> SpawnRequest | None
             Pid() as owner,
             None | int() as act,
             None | Ref() as ref,
+            bool(is_in_flight),
         ] if _is_of(session, owner) and (ref is None or _is_of(session, ref)):
-            return SpawnRequest(factory, args, name, owner, act, ref)
+            return SpawnRequest(factory, args, name, owner, act, ref, is_in_flight)
     return None
 
 
@@ -216,7 +219,7 @@ class RemoteSpawn:
     ) -> tuple[Pid, Ref | None]:
         """See `Node.spawn_at`, `Process.spawn_link_at` and `Process.spawn_monitor_at`."""
         at = canonical_node(at)
-        self._check(at, factory, name, owner)
+        is_in_flight = self._check(at, factory, name, owner)
         sender = self._context.pid if owner is None else owner.pid
         if at == self._context.name:
             copied = self._outbound.copied((factory, at), args)
@@ -226,11 +229,15 @@ class RemoteSpawn:
             return pid, self._signals.monitor(owner, pid) if monitored and owner is not None else None
         ref = self._signals.new_ref() if monitored else None
         act = self._signals.links.new_act() if linked else None
-        request = SpawnRequest(factory, args, name, sender, act, ref)
+        request = SpawnRequest(factory, args, name, sender, act, ref, is_in_flight)
         return await self._spawn_there(at, request, owner, min(timeout_s, MAX_TIMEOUT_S)), ref
 
-    def _check(self, at: str, factory: str, name: str | None, owner: RunningProcess | None) -> None:
-        """Refuse what cannot be spawned, before anything is sent."""
+    def _check(self, at: str, factory: str, name: str | None, owner: RunningProcess | None) -> bool:
+        """Refuse what cannot be spawned, before anything is sent.
+
+        Returns:
+            Whether the spawn is made on behalf of work in flight.
+        """
         if self._outbound.stopped:
             raise NodeStopped(self._context.name, self._outbound.stopped)
         check_process_name(factory)
@@ -238,13 +245,16 @@ class RemoteSpawn:
             check_process_name(name)
         if owner is not None and not _is_alive(self._local, owner):
             raise NoProcess(owner.pid)
-        if at != self._context.name and self._context.is_draining(at):
-            raise Draining(at)
+        watch, loop = self._outbound.in_flight, self._context.loop
+        is_in_flight = watch.is_watched and watch.covers(loop.time())
+        if self._context.drain_step(at) and not is_in_flight:
+            session = self._context.sessions.get(at)
+            until = loop.time() if session is None else session.peer.drain_until
+            raise Draining(at, max(0.0, until - loop.time()))
+        return is_in_flight
 
     def _spawn_here(self, request: SpawnRequest) -> Pid:
         name = self._context.name
-        if self._context.is_draining(name):
-            raise Draining(name)
         function = self._factories._functions.get(request.factory)
         if function is None:
             raise NoFactory(name, request.factory)

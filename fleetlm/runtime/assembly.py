@@ -66,6 +66,7 @@ from fleetlm.runtime.events import ChangeSignal, EventHub
 from fleetlm.runtime.loop_watch import LoopWatch
 from fleetlm.runtime.readiness import ReadinessChecks
 from fleetlm.runtime.requests import PeerRequests
+from fleetlm.runtime.unfinished import Unfinished
 from fleetlm.runtime.user_functions import UserFunctions
 from fleetlm.transport.interface import Transport
 from fleetlm.wire.codec import Codec
@@ -122,7 +123,6 @@ class Assembly:
         self.signals: Signals = Signals(me, codec, self.local)
         self.essential: Essential = Essential(essential_ended)
         self.blocking: Blocking = Blocking(me.name, settings)
-        self.draining: Draining = Draining(me, self.local, self.blocking)
         self._make_user_functions()
         # Messages.
         loop = self._loop
@@ -131,6 +131,7 @@ class Assembly:
             me.name, me.incarnation, settings, codec, self.local.boxes, sessions, self.kernel.topology,
             Waits(self.local.of_task, loop, self.turns, self._follow_waits),
         )  # fmt: skip
+        self.draining: Draining = self._make_draining()
         self.circles: Circles = Circles(self.local, self.outbound, settings.stalled_after_s)
         self.streams: Streams = Streams(self.outbound, settings, codec, loop)
         self.fan_out: FanOut = FanOut(me.name, codec, sessions, self.outbound)
@@ -154,7 +155,7 @@ class Assembly:
         # The way in, and the driver.
         requests = PeerRequests(
             self, self.local, self.signals, self.replication, self.replicated_names, self.remote_spawn,
-            self.circles,
+            self.circles, self.draining,
         )  # fmt: skip
         self.inbound: Inbound = Inbound(
             self.local.boxes, codec, requests, loop.time, settings.max_peers,
@@ -193,7 +194,7 @@ class Assembly:
             max_message_bytes=settings.max_message_bytes,
         )
         self.kernel: Kernel = Kernel(identity, settings, prepared.rng)
-        self.context: NodeContext = NodeContext(prepared.name, incarnation, settings, {}, self._is_draining)
+        self.context: NodeContext = NodeContext(prepared.name, incarnation, settings, {}, self._drain_step)
         self.codec: Codec = Codec(max_nesting=settings.max_nesting)
         self.events: EventHub = EventHub(settings.events_limit)
         self.changes: ChangeSignal = ChangeSignal()
@@ -206,14 +207,21 @@ class Assembly:
         self.user_functions: UserFunctions = UserFunctions(me.name, me.settings)
         self.readiness: ReadinessChecks = ReadinessChecks(me, self.user_functions, self._why_leaving)
 
+    def _make_draining(self) -> Draining:
+        unfinished = Unfinished(self.context, self.local, self.blocking, self.outbound)
+        in_flight = self.outbound.in_flight
+        return Draining(self.context, self.kernel.topology, self.events, in_flight, unfinished)
+
     # Calls from earlier parts to later ones.
 
     def node_up(self, session: Session) -> None:
-        """`Follower`: send this node's tables over a session that has come up."""
+        """`Follower`: say over a session that has come up whether this node drains; then send its tables."""
+        self.draining.node_up(session)
         self.replication.node_up(session)
 
     def node_down(self, name: str) -> Iterator[None]:
         """`Follower`: forget a node, then tell the processes that were linked to it or monitored it."""
+        self.draining.node_down(name)
         yield from self.replication.node_down(name)
         yield from self.signals.node_down(name)
 
@@ -234,9 +242,9 @@ class Assembly:
         if self.poller is not None:
             self.poller.kick()
 
-    def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
+    def ticked(self, name: str, lag_ms: int) -> None:
         """`PeerFacts`: a peer's loop is alive."""
-        self.driver.ticked(name, lag_ms, draining)
+        self.driver.ticked(name, lag_ms)
 
     def told_of(self, names: list[str]) -> None:
         """`PeerFacts`: a peer named the nodes that it knows."""
@@ -283,18 +291,18 @@ class Assembly:
 
     # Questions of several parts.
 
-    def _is_draining(self, name: str) -> bool:
-        """Implement `NodeContext.is_draining`."""
+    def _drain_step(self, name: str) -> int:
+        """Implement `NodeContext.drain_step`."""
         if name == self.context.name:
-            return self.kernel.is_draining
+            return self.draining.own.step
         session = self.context.sessions.get(name)
-        return session is not None and session.peer.is_draining
+        return 0 if session is None else session.peer.drain_step
 
     def _why_leaving(self) -> str:
         """Return why this node takes no work, for its readiness; empty if it does."""
         if self.outbound.stopped:
             return "it has stopped"
-        return "it is draining" if self.kernel.is_draining else ""
+        return "it is draining" if self.draining.own.step else ""
 
     def _has_met_a_peer(self) -> bool:
         return any(peer.connection.ups for peer in self.kernel.topology.peers.values())

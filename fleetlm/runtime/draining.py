@@ -1,144 +1,321 @@
-"""What a node that leaves finishes first: open calls and streams, blocking functions, large messages.
+"""The drain of a node: tells the peers, refuses new work, waits for what has begun, and reports.
 
-Theory of operation. `Draining.finish` looks once for what is open when the node begins to leave, and waits
-for that: calls and streams that a process has taken or that wait in its mailbox, and functions in threads and
-worker processes. What these ask of other processes of this node is included, since they are open until they
-have their answers. A message without a caller is not waited for: nothing says whether it will ever be taken,
-and a process that reads none would keep its node for the whole time.
+Theory of operation. `core.draining` describes the steps. `Draining` performs them: it sends the notices and
+takes those of the peers, keeps ``Session.refuses`` right, and publishes the events. There is at most one
+`_Run` at a time. Its task goes through the steps; callers of `drain` wait for that task, and a further caller
+joins it and sets its time. `undrain` marks the run as undone and lets it end with its report; a drain that
+comes right after begins a new one. The last run, that of `Node.stop`, cannot be undone.
 
-Calls that come later are served as long as the node is there. While peers still send, there may be one open
-at any moment, so they cannot be waited for without end: after the first wait, the node leaves in the first
-moment without an open call, or `LATER_S` later.
+What is waited for (`runtime.unfinished`) is looked up when the drain is announced. Requests of other nodes
+that come later are, once new work is refused, part of work in flight, so all of them are waited for. Calls of
+this node to itself may be steady, and are served: after the first wait the run ends in the first moment
+without any, or `LATER_S` later.
 
-The look is spread over turns of the loop, and afterwards only what was found is looked at, every `LOOK_S`.
+At the end of the time streams end with `Draining`, and so do calls that no process has taken. What runs then
+goes on until the node stops, and the report names it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from fleetlm.texts import SHORT
+from fleetlm.core.draining import SOURCES, OwnDrain, Step, checked_source, checked_step
+from fleetlm.errors import Draining as IsDraining
+from fleetlm.messages import NodeDraining, NodeUndrained
+from fleetlm.messaging.deadline import SERVING
+from fleetlm.runtime.events import ChangeSignal
+from fleetlm.runtime.info import DrainReport
+from fleetlm.runtime.unfinished import describe
+from fleetlm.wire import operations
+from fleetlm.wire.operations import MAX_TIMEOUT_MS
 
 if TYPE_CHECKING:
-    from fleetlm.blocking.pools import Blocking
     from fleetlm.call import Call
+    from fleetlm.core.topology import Topology
+    from fleetlm.messaging.in_flight import InFlight
+    from fleetlm.messaging.session import Session
     from fleetlm.processes.context import NodeContext
-    from fleetlm.processes.local import LocalProcesses
+    from fleetlm.processes.running import RunningProcess
+    from fleetlm.runtime.events import EventHub
+    from fleetlm.runtime.unfinished import Left, Unfinished
+    from fleetlm.wire.operations import DrainNotice
 
 log: logging.Logger = logging.getLogger("fleetlm")
+
+DrainSource = Literal["api", "signal", "remote"]
 
 LOOK_S = 0.01
 """Seconds between two looks at what is open: too short to delay a stop that anybody notices."""
 LATER_S = 1.0
-"""Seconds for a moment without open calls among those that came after the node began to leave."""
+"""Seconds for a moment without open calls among those that this node's processes make to each other."""
 PATIENCE_S = 1.0
-"""Seconds after which the log says what a node that leaves still waits for."""
-MESSAGES_PER_TURN = 1_024
-"""Processes and messages that are looked at in one turn of the loop, while calls are searched for."""
-MAX_NAMES = 5
-"""Functions that one log line names."""
+"""Seconds after which the log says what a node that drains still waits for."""
+SAME_TIME_S = 0.5
+"""A peer's time for finishing that differs by less has not changed; messages travel for a while."""
+
+
+class _Run:
+    """One drain, from its first caller to its report."""
+
+    def __init__(self, now: float) -> None:
+        self.began = now
+        self.is_undone = False
+        self.is_logged = False
+        self.refused = 0
+        self.found = 0
+        self.besides: set[RunningProcess | Call] = set()
+        """Who waits for the drain itself, and must not be waited for."""
+        self.task: asyncio.Task[DrainReport] | None = None
 
 
 class Draining:
-    """Waits for what a node has begun."""
+    """Drains this node, and knows which peers drain.
 
-    def __init__(self, context: NodeContext, local: LocalProcesses, blocking: Blocking) -> None:
+    Args:
+        context: the node.
+        topology: the table of peers, which shows whether this node drains.
+        events: gets `NodeDraining` and `NodeUndrained`.
+        in_flight: is told which drains there are.
+        unfinished: looks for what this node has begun.
+    """
+
+    def __init__(
+        self,
+        context: NodeContext,
+        topology: Topology,
+        events: EventHub,
+        in_flight: InFlight,
+        unfinished: Unfinished,
+    ) -> None:
+        self.own: OwnDrain = OwnDrain()
         self._name = context.name
+        self._settings = context.settings
         self._sessions = context.sessions
-        self._local = local
-        self._blocking = blocking
-        self._loop = asyncio.get_running_loop()
-        self._is_logged = False
+        self._loop = context.loop
+        self._topology = topology
+        self._events = events
+        self._in_flight = in_flight
+        self._unfinished = unfinished
+        self._run: _Run | None = None
+        self._is_last = False
+        """Whether the node stops after this drain."""
+        self._changes = ChangeSignal()
 
-    async def finish(self, limit_s: float) -> None:
-        """Return when what this node has begun is done, or after ``limit_s`` seconds."""
+    # What the program asks for.
+
+    async def drain(
+        self,
+        timeout_s: float,
+        reason: str,
+        source: DrainSource,
+        *,
+        asked_by: asyncio.Task[Any] | None = None,
+        is_last: bool = False,
+    ) -> DrainReport:
+        """See `Node.drain`.
+
+        Args:
+            timeout_s: seconds for all of it.
+            reason: for people.
+            source: who asks.
+            asked_by: the task that asks; default: the current one.
+            is_last: the node stops afterwards, so that the drain cannot be undone.
+        """
+        if not timeout_s >= 0 or source not in SOURCES:
+            raise ValueError(f"a drain takes 0 or more seconds, and a source of {', '.join(SOURCES)}")
         now = self._loop.time()
-        until, warn_at = now + limit_s, now + PATIENCE_S
-        if not await self._finish_open(until, warn_at, limit_s):
-            return
-        later = min(until, self._loop.time() + LATER_S)
-        while self._loop.time() < later:
-            if not await self._finish_open(later, warn_at, limit_s):
-                return
+        self._is_last = self._is_last or is_last
+        run = self._run
+        if run is None or run.task is None or run.task.done():
+            run = self._run = _Run(now)
+        asker = self._unfinished.asker(asked_by or asyncio.current_task())
+        run.besides |= {each for each in (asker, SERVING.get()) if each is not None}
+        if is_last or not self._is_last:  # A node that stops keeps its time.
+            self._announce(now + min(timeout_s, MAX_TIMEOUT_MS / 1000), source, reason)
+        if run.task is None:
+            run.task = self._loop.create_task(self._go(run), name=f"{self._name} drains")
+        return await asyncio.shield(run.task)
 
-    async def _finish_open(self, until: float, warn_at: float, limit_s: float) -> bool:
-        """Wait for what is open now, until that time at most. Returns whether anything was."""
-        left = _Left(await self._find_calls(), self._blocking.open_jobs(), self._has_messages)
-        if left.is_done():
+    def undrain(self) -> bool:
+        """See `Node.undrain`."""
+        if self._is_last or not self.own.step:
             return False
-        while not left.is_done():
-            now = self._loop.time()
-            if now >= until:
-                if now - until < limit_s and self._is_logged:
-                    log.warning("node %s leaves without waiting any longer for %s", self._name, left)
-                return True
-            if now >= warn_at and not self._is_logged:
-                self._is_logged = True
+        if self._run is not None:
+            self._run.is_undone = True
+            self._run = None
+        self.own.undo()
+        self._tell_peers()
+        self._events.publish(NodeUndrained(self._name))
+        log.info("node %s does not drain any more, and takes work as before", self._name)
+        return True
+
+    def refusal(self) -> IsDraining:
+        """Return the error for new work."""
+        now = self._loop.time()
+        return IsDraining(self._name, max(self._settings.tick_s, self.own.retry_after(now)))
+
+    # Facts from sessions.
+
+    def node_up(self, session: Session) -> None:
+        """A session has come up: say that this node drains, before anything else is sent."""
+        self.own.peer_up(session.name)
+        if self.own.step:
+            self._tell(session)
+
+    def node_down(self, name: str) -> None:
+        """A session has ended."""
+        self.own.peer_down(name)
+        self._note_drains()
+        self._changes.announce()
+
+    def told(self, session: Session, notice: DrainNotice) -> None:
+        """Take a notice of a peer. Raises: ValueError for a step that there is not."""
+        step, source = checked_step(notice.step), checked_source(notice.source)
+        peer, now = session.peer, self._loop.time()
+        before, until_before = peer.drain_step, peer.drain_until
+        peer.drain_step, peer.drain_since = step, now
+        peer.drain_until = now + min(notice.left_ms, MAX_TIMEOUT_MS) / 1000
+        self._note_drains()
+        if not step:
+            if before:
+                log.info("%s does not drain any more", session.name)
+                self._events.publish(NodeUndrained(session.name))
+            return
+        if not before or abs(peer.drain_until - until_before) > SAME_TIME_S:
+            left_s = peer.drain_until - now
+            log.info("%s drains, for at most %.3g s (%s)", session.name, left_s, source)
+            self._events.publish(NodeDraining(session.name, peer.drain_until, source))
+        if not before:
+            session.acknowledge(notice.number)
+
+    def heard(self, session: Session, number: int, count: int) -> None:
+        """A peer has acknowledged a notice of this node. Raises: ValueError for nonsense."""
+        self.own.heard(session.name, number, count)
+        session.refuses = self.own.refuses(session.name)
+        self._changes.announce()
+
+    def refuse_call(self, call: Call) -> None:
+        """Refuse new work of a peer."""
+        if self._run is not None:
+            self._run.refused += 1
+        call.refuse(self.refusal())
+
+    # Steps.
+
+    def _announce(self, until: float, source: str, reason: str) -> None:
+        """Tell the peers and the program that this node drains, or that it has another time now."""
+        own, now = self.own, self._loop.time()
+        if not own.step:
+            why = f" ({source}: {reason})" if reason else f" ({source})"
+            log.info("node %s drains, for at most %.3g s%s", self._name, until - now, why)
+        own.announce(until, source, reason, self._sessions)
+        self._tell_peers()
+        self._events.publish(NodeDraining(self._name, until, source))
+        self._changes.announce()
+
+    def _tell_peers(self) -> None:
+        """Send each peer where this node is with draining, and act accordingly."""
+        self._topology.is_draining = bool(self.own.step)
+        for name, session in self._sessions.items():
+            session.refuses = self.own.refuses(name)
+            self._tell(session)
+        self._note_drains()
+
+    def _tell(self, session: Session) -> None:
+        own = self.own
+        left_ms = int(own.retry_after(self._loop.time()) * 1000)
+        session.control(operations.drain(own.number, int(own.step), left_ms, own.source))
+
+    def _note_drains(self) -> None:
+        peers = (session.peer for session in self._sessions.values())
+        since = [peer.drain_since for peer in peers if peer.is_draining]
+        self._in_flight.changed(is_own=bool(self.own.step), peers_since=since)
+
+    async def _go(self, run: _Run) -> DrainReport:
+        """Take the steps of one drain."""
+        left = await self._unfinished.look(run.besides)
+        run.found = left.found
+        await self._wait_until_heard(run)
+        unheard = tuple(self.own.unheard())
+        if not run.is_undone and self.own.step is Step.ANNOUNCED:
+            self.own.refuse()
+            self._tell_peers()
+            if unheard:
                 log.info(
-                    "node %s finishes what it has begun before it leaves, for at most %g s "
-                    "(FLEETLM_DRAIN_MS): %s", self._name, limit_s, left,
+                    "%d peer(s) have not acknowledged that node %s drains, and are served until they do: %s",
+                    len(unheard), self._name, ", ".join(unheard[:5]),
+                )  # fmt: skip
+        first = left
+        left = await self._finish(run, left)
+        finished = run.found - left.count().total()
+        cut: Counter[str] = Counter()
+        if not run.is_undone and self._loop.time() >= self.own.until:
+            cut = await self._cut(run, first)
+        return DrainReport(
+            node=self._name,
+            source=self.own.source,
+            reason=self.own.reason,
+            seconds=self._loop.time() - run.began,
+            finished=max(0, finished),
+            refused=run.refused,
+            cut=cut.total(),
+            cut_what=describe(cut),
+            unheard=unheard,
+            was_undone=run.is_undone,
+        )
+
+    async def _wait_until_heard(self, run: _Run) -> None:
+        """Return when each peer has acknowledged, or has had the time for it."""
+        limit = self._loop.time() + self._settings.drain_ack_s
+        while self.own.unheard() and not run.is_undone:
+            until = min(limit, self.own.until)
+            if self._loop.time() >= until:
+                return
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._changes.wait()
+            except TimeoutError:
+                continue
+
+    async def _finish(self, run: _Run, left: Left) -> Left:
+        """Wait until everything has ended, or the time is over. Returns what was waited for last."""
+        await self._wait_for(run, left, math.inf)
+        later = self._loop.time() + LATER_S
+        while not run.is_undone and self._loop.time() < self.own.until:
+            left = await self._unfinished.look(run.besides, left)
+            run.found += left.found
+            if left.is_done() or not await self._wait_for(run, left, later):
+                break
+        return left
+
+    async def _wait_for(self, run: _Run, left: Left, later: float) -> bool:
+        """Wait for what is left; its own only until ``later``. Returns if it is done."""
+        while not left.is_done():
+            now, until = self._loop.time(), self.own.until
+            if run.is_undone or now >= until or (now >= later and not left.has_remote()):
+                return False
+            if now - run.began >= PATIENCE_S and not run.is_logged:
+                run.is_logged = True
+                leaves = "before it leaves, " if self._is_last else ""
+                log.info(
+                    "node %s finishes what it has begun %sfor at most %.3g s (FLEETLM_DRAIN_MS): %s",
+                    self._name, leaves, until - run.began, left,
                 )  # fmt: skip
             await asyncio.sleep(min(LOOK_S, until - now))
         return True
 
-    async def _find_calls(self) -> list[tuple[Call, str]]:
-        """Return the open calls of this node's processes, each with the function of its process."""
-        found: list[tuple[Call, str]] = []
-        looked_at = 0
-        for process in self._local.every():
-            found += ((call, process.runs) for call in self._local.unanswered(process))
-            looked_at += 1 + len(process.mailbox)
-            if looked_at >= MESSAGES_PER_TURN:
-                looked_at = 0
-                await asyncio.sleep(0)
-        return found
-
-    def _has_messages(self) -> bool:
-        """Whether large messages, which leave in pieces, are on their way out."""
-        return any(session.lanes for session in self._sessions.values())
-
-
-class _Left:
-    """What is still to be waited for. Each list is looked at from its end, which shrinks."""
-
-    def __init__(
-        self,
-        calls: list[tuple[Call, str]],
-        jobs: list[tuple[asyncio.Future[Any], str]],
-        has_messages: Callable[[], bool],
-    ) -> None:
-        self._calls = calls
-        self._jobs = jobs
-        self._has_messages = has_messages
-
-    def is_done(self) -> bool:
-        calls, jobs = self._calls, self._jobs
-        while calls and not calls[-1][0].wanted:
-            calls.pop()
-        while jobs and jobs[-1][0].done():
-            jobs.pop()
-        return not (calls or jobs or self._has_messages())
-
-    def __str__(self) -> str:
-        parts = []
-        calls = [runs for call, runs in self._calls if call.wanted]
-        jobs = [name for future, name in self._jobs if not future.done()]
-        if calls:
-            parts.append(f"{len(calls)} call(s) of {_name_most(calls)}")
-        if jobs:
-            parts.append(f"{len(jobs)} blocking function(s): {_name_most(jobs)}")
-        if self._has_messages():
-            parts.append("large messages that are being sent")
-        return "; ".join(parts) or "nothing any more"
-
-
-def _name_most(names: list[str]) -> str:
-    counts = Counter(names).most_common(MAX_NAMES)
-    rest = len(set(names)) - len(counts)
-    return ", ".join(SHORT.repr(name).strip("'") for name, _ in counts) + (
-        f" and {rest} more" if rest else ""
-    )
+    async def _cut(self, run: _Run, first: Left) -> Counter[str]:
+        """End what can be ended at the end of the time. Returns what was cut."""
+        left = await self._unfinished.look(run.besides, first)
+        error = self.refusal()
+        run.refused += left.refuse_untaken(error)
+        cut = left.count()
+        if cut and self.own.until > run.began:
+            verb = "leaves without waiting" if self._is_last else "has drained and does not wait"
+            log.warning("node %s %s any longer for %s", self._name, verb, left)
+        left.end_streams(error)
+        return cut

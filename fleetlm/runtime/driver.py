@@ -192,9 +192,9 @@ class Driver:
         """Take an answer of the poller."""
         self._perform(self.kernel.looked_up(self._loop.time(), answer))
 
-    def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
-        """Take a TICK: how late the peer's event loop was, and whether its node is draining."""
-        self.kernel.ticked(self._loop.time(), name, lag_ms, draining)
+    def ticked(self, name: str, lag_ms: int) -> None:
+        """Take a TICK: how late the peer's event loop was."""
+        self.kernel.ticked(self._loop.time(), name, lag_ms)
 
     def told_of(self, names: list[str]) -> None:
         """Take the names of nodes to which a peer is connected."""
@@ -329,8 +329,8 @@ class Driver:
             self._tell_peers(self._rng.choice(list(self.sessions.values())))
 
     def tick_sessions(self) -> None:
-        """Tell every peer that this event loop is alive, and whether the node is draining."""
-        tick = operations.tick(self.lag_ms, self.kernel.is_draining)
+        """Tell every peer that this event loop is alive."""
+        tick = operations.tick(self.lag_ms)
         for session in list(self.sessions.values()):
             session.control(tick)
 

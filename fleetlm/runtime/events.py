@@ -1,8 +1,9 @@
-"""Changes of the cluster for the program: nodeup and nodedown events, and a signal that something changed.
+"""Changes of the cluster for the program: nodes that come, drain and go, and a signal that something changed.
 
-A subscription starts with a `NodeUp` for every node that is connected at that moment; every later
-change follows, with no gap in between, and for each node the two alternate strictly. Source: Erlang's
-net_kernel:monitor_nodes/2; differs: it gives no snapshot.
+A subscription starts with a `NodeUp` for every node that is connected at that moment, and a `NodeDraining`
+for every one that drains; every later change follows, with no gap in between. For each node `NodeUp` and
+`NodeDown` alternate strictly. A `NodeDown` also ends the node's drain, without a `NodeUndrained`. Source:
+Erlang's net_kernel:monitor_nodes/2; differs: it gives no snapshot.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import asyncio
 from collections.abc import Hashable
 
 from fleetlm.directory.subscriptions import Feed
-from fleetlm.messages import NodeDown, NodeUp
+from fleetlm.messages import NodeDown, NodeDraining, NodeUndrained, NodeUp
 
-Event = NodeUp | NodeDown
+Event = NodeUp | NodeDown | NodeDraining | NodeUndrained
 
 
 class EventHub(Feed[Event]):
-    """The connected nodes, and the subscribers to nodeup and nodedown."""
+    """The connected nodes, those that drain, and the subscribers to their changes."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(limit, _key, _gone, _undo)
+        super().__init__(limit, _key, _gone, _undo, _ends, is_single=True)
 
     def up(self, event: NodeUp) -> None:
         """Publish that a node is connected."""
@@ -48,12 +49,19 @@ class ChangeSignal:
 
 
 def _key(event: Event) -> Hashable:
-    return event.node
+    return event.node, isinstance(event, NodeDraining | NodeUndrained)
 
 
 def _gone(event: Event) -> bool:
-    return isinstance(event, NodeDown)
+    return isinstance(event, NodeDown | NodeUndrained)
+
+
+def _ends(event: Event) -> Hashable:
+    """A node that is gone does not drain any more."""
+    return (event.node, True) if isinstance(event, NodeDown) else None
 
 
 def _undo(event: Event) -> Event:
+    if not isinstance(event, NodeUp | NodeDown):
+        return NodeUndrained(event.name)
     return NodeDown(event.node, event.incarnation, "missed: this subscriber reads too slowly")

@@ -10,6 +10,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainReport:
+    """How a drain has ended: what `Node.drain` returns.
+
+    A *request* is a call, a stream, a blocking function, or a message without a caller that a process serves.
+    """
+
+    node: str
+    """The node that has drained."""
+    source: str
+    """Who asked for it: ``"api"``, ``"signal"`` or ``"remote"``."""
+    reason: str
+    seconds: float
+    """How long it took."""
+    finished: int
+    """Requests that were open and have ended by themselves."""
+    refused: int
+    """Requests of other nodes that were refused with `Draining`: none of them has run."""
+    cut: int
+    """Requests that had not ended when the time was over. Streams have been ended with `Draining`; the others
+    go on until the node stops."""
+    cut_what: tuple[str, ...]
+    """The same in words, such as ``2 call(s) of Model``."""
+    unheard: tuple[str, ...]
+    """Peers that had not acknowledged the drain when the node began to refuse the work of the others."""
+    was_undone: bool
+    """Whether `Node.undrain` ended it before its time."""
+
+    @property
+    def was_clean(self) -> bool:
+        """Whether nothing was cut, and the drain was not undone."""
+        return not self.cut and not self.was_undone
+
+
+@dataclass(frozen=True, slots=True)
 class NodeInfo:
     """A snapshot of this node; all times in seconds unless the name says otherwise."""
 
@@ -35,7 +69,7 @@ class NodeInfo:
     lag_ms: int
     """Milliseconds by which the last tick of the event loop was late."""
     draining: bool
-    """Whether this node is stopping and takes no new work."""
+    """Whether this node is about to leave; see `Node.drain`."""
     observed_ips: tuple[str, ...]
     """Addresses from which peers connected that are not the ones in their names."""
     processes: int

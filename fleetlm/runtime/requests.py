@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fleetlm.errors import AlreadyRegistered, Draining, FleetError, InvalidName, NoFactory, NoProcess
+from fleetlm.errors import (
+    AlreadyRegistered,
+    Draining as IsDraining,
+    FleetError,
+    InvalidName,
+    NoFactory,
+    NoProcess,
+)
 from fleetlm.ids import Pid
 from fleetlm.processes.remote_spawn import asked_to_spawn
 from fleetlm.texts import SHORT
@@ -22,12 +29,14 @@ if TYPE_CHECKING:
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.remote_spawn import RemoteSpawn
     from fleetlm.processes.signals import Signals
+    from fleetlm.runtime.draining import Draining
+    from fleetlm.wire.operations import DrainNotice
 
 
 class PeerFacts(Protocol):
     """Takes what peers say about the cluster; `Assembly` implements it by means of the driver."""
 
-    def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
+    def ticked(self, name: str, lag_ms: int) -> None:
         """Take a sign of life of a peer."""
 
     def told_of(self, names: list[str]) -> None:
@@ -49,6 +58,7 @@ class PeerRequests:
         names: ReplicatedNames,
         remote_spawn: RemoteSpawn,
         circles: Circles,
+        draining: Draining,
     ) -> None:
         self._facts = facts
         self._local = local
@@ -57,10 +67,23 @@ class PeerRequests:
         self._names = names
         self._remote_spawn = remote_spawn
         self._circles = circles
+        self._draining = draining
 
-    def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
+    def ticked(self, session: Session, lag_ms: int) -> None:
         """Note that the peer's loop is alive."""
-        self._facts.ticked(session.name, lag_ms, draining)
+        self._facts.ticked(session.name, lag_ms)
+
+    def told_drain(self, session: Session, notice: DrainNotice) -> None:
+        """Note a step of the peer's drain."""
+        self._draining.told(session, notice)
+
+    def heard_drain(self, session: Session, number: int, count: int) -> None:
+        """Note that the peer knows of this node's drain."""
+        self._draining.heard(session, number, count)
+
+    def refused(self, call: Call) -> None:
+        """Refuse new work, since this node drains."""
+        self._draining.refuse_call(call)
 
     def told_of(self, names: list[str]) -> None:
         """Dial the nodes that the peer names, if they are not known yet."""
@@ -81,7 +104,7 @@ class PeerRequests:
             return
         try:
             call.reply(self._answer(session, verb, argument))
-        except (AlreadyRegistered, Draining, NoFactory, NoProcess) as error:
+        except (AlreadyRegistered, IsDraining, NoFactory, NoProcess) as error:
             call.refuse(error)
         except FleetError as error:
             call.fail(error)
@@ -107,6 +130,8 @@ class PeerRequests:
             case "disclaim", [str(name), Pid() as pid]:
                 return self._names.asked_to_disclaim(name, pid)
             case "spawn", list() if (spawn := asked_to_spawn(session, argument)) is not None:
+                if session.refuses and not spawn.is_in_flight:
+                    raise self._draining.refusal()
                 return self._remote_spawn.spawn_for(session, spawn)
         shown = f"{SHORT.repr(verb)}({SHORT.repr(argument)})"
         raise InvalidName(shown, "this node does not answer that request")

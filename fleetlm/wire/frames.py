@@ -41,8 +41,8 @@ from fleetlm.errors import InvalidName
 from fleetlm.names import canonical_ip, canonical_node
 from fleetlm.texts import SHORT
 
-PROTOCOL_MIN: Final = 1
-PROTOCOL_MAX: Final = 1
+PROTOCOL_MIN: Final = 2
+PROTOCOL_MAX: Final = 2
 """The protocol versions of this node. Two nodes without a common one refuse each other: ``incompatible``."""
 
 HEADER: Final = struct.Struct(">BIQ")

@@ -14,12 +14,14 @@ that takes a received list apart. `SCHEMAS` lists them all.
     (none)     to, payload                            `Node.send`, `Node.broadcast`
 11  HEAVY      to, payload, units                     the same, for a message of more than one unit
 17  CAST       to, request, units                     `ActorRef.cast`
- 1  CALL       to, payload, ref, timeout_ms[, units]  `Node.call`, `Node.multicall`
-16  HANDLE     to, request, ref, timeout_ms[, units]  `ActorRef.call`
+ 1  CALL       to, payload, ref, timeout_ms,          `Node.call`, `Node.multicall`
+               in_flight[, units]
+16  HANDLE     to, request, ref, timeout_ms,          `ActorRef.call`
+               in_flight[, units]
 13  STREAM     to, payload, ref, timeout_ms, window,  `Node.stream`
-               idle_ms, units
+               idle_ms, in_flight, units
 18  YIELD      to, request, ref, timeout_ms, window,  `ActorRef.stream`
-               idle_ms, units
+               idle_ms, in_flight, units
  2  REPLY      ref, value                             a call or request has a result; a stream is complete
 14  ITEM       ref, value[, units]                    a stream has one more item
  3  FAILURE    ref, kind, texts                       a call, stream or request failed (`wire.failures`)
@@ -28,7 +30,9 @@ that takes a received list apart. `SCHEMAS` lists them all.
 15  MORE       ref, units                             the consumer of a stream took items
 12  TAKEN      to, units                              messages left the mailbox of a process
  6  CREDIT     bytes, of them in chunks               frames were decoded, every eighth of a window
- 7  TICK       lag_ms, is_draining                    every tick interval: this node's loop is alive
+ 7  TICK       lag_ms, None                           every tick interval: this node's loop is alive
+19  DRAIN      number, [step, left_ms, source]        the sender drains, refuses new work, or undoes it
+20  HEARD      number, count                          a DRAIN was taken: one behind each request that waits
  8  PEERS      names, None                            every gossip interval: the nodes connected to the sender
  5  REQUEST    verb, argument, ref                    a node asks the other node itself (see `request`)
  9  SIGNAL     signal, None                           links, monitors and exits (see `signal`)
@@ -47,6 +51,8 @@ Types of the fields:
   one-way message or an item of one unit leaves the field out. The receiver of a message that came in
   chunks counts for itself and replaces the field (`with_units`).
 - *window*: units of items that a producer may send before the consumer allows more.
+- *in_flight*: 1 if the request is made on behalf of work that began before its sender knew of a drain, so
+  that a node which refuses new work serves it; else 0.
 - *idle_ms*: how long a producer waits for that permission before it ends the stream; 0: without limit.
 - counts, bytes and milliseconds: 0 to 2**64 - 1.
 
@@ -108,6 +114,8 @@ class Op(IntEnum):
     HANDLE = 16
     CAST = 17
     YIELD = 18
+    DRAIN = 19
+    HEARD = 20
 
 
 # Plain ints: msgpack refuses an IntEnum, and `int(Op.CALL)` for every message costs 100 ns.
@@ -115,7 +123,7 @@ _CALL, _REPLY, _FAILURE, _CANCEL = int(Op.CALL), int(Op.REPLY), int(Op.FAILURE),
 _REQUEST, _CREDIT, _TICK, _PEERS = int(Op.REQUEST), int(Op.CREDIT), int(Op.TICK), int(Op.PEERS)
 _SIGNAL, _TABLE, _HEAVY, _TAKEN = int(Op.SIGNAL), int(Op.TABLE), int(Op.HEAVY), int(Op.TAKEN)
 _STREAM, _ITEM, _MORE, _HANDLE = int(Op.STREAM), int(Op.ITEM), int(Op.MORE), int(Op.HANDLE)
-_CAST, _YIELD = int(Op.CAST), int(Op.YIELD)
+_CAST, _YIELD, _DRAIN, _HEARD = int(Op.CAST), int(Op.YIELD), int(Op.DRAIN), int(Op.HEARD)
 
 _pack: Callable[[int], bytes] = msgpack.Packer().pack
 _ARRAY: Final = 0x90
@@ -124,8 +132,8 @@ _PAIR: Final = _ARRAY + 2
 """The first byte of a one-way message."""
 _HEAD_OF_PAIR: Final = bytes((_PAIR,))
 _HEAD_OF_HEAVY: Final = bytes((_ARRAY + 4,)) + _pack(_HEAVY)
-_HEAD_OF_CALL: Final = bytes((_ARRAY + 5,)) + _pack(_CALL)
-_HEAD_OF_HANDLE: Final = bytes((_ARRAY + 5,)) + _pack(_HANDLE)
+_HEAD_OF_CALL: Final = bytes((_ARRAY + 6,)) + _pack(_CALL)
+_HEAD_OF_HANDLE: Final = bytes((_ARRAY + 6,)) + _pack(_HANDLE)
 
 
 # ── messages to a process ────────────────────────────────────────────────────────────────────────
@@ -173,13 +181,19 @@ def read_heavy(message: list[Any], limit: int) -> tuple[Destination, Any, int]:
     return checked_destination(to), payload, checked_units(units, limit)
 
 
-def call(to: Destination, payload: Any, ref: int, timeout_ms: int) -> list[Any]:
+def call(to: Destination, payload: Any, ref: int, timeout_ms: int, in_flight: int = 0) -> list[Any]:
     """Build a call of one unit to a process."""
-    return [_CALL, to, payload, ref, timeout_ms]
+    return [_CALL, to, payload, ref, timeout_ms, in_flight]
 
 
 def packed_call(
-    packed_to: bytes, packed_payload: bytes, ref: int, timeout_ms: int, *, to_actor: bool = False
+    packed_to: bytes,
+    packed_payload: bytes,
+    ref: int,
+    timeout_ms: int,
+    in_flight: int = 0,
+    *,
+    to_actor: bool = False,
 ) -> bytes:
     """Pack a CALL, or a HANDLE, from packed parts, since a multicall packs its payload only once."""
     return (
@@ -188,15 +202,16 @@ def packed_call(
         + packed_payload
         + _pack(ref)
         + _pack(timeout_ms)
+        + _pack(in_flight)
     )
 
 
-def handle(to: Destination, parts: list[Any], ref: int, timeout_ms: int) -> list[Any]:
+def handle(to: Destination, parts: list[Any], ref: int, timeout_ms: int, in_flight: int = 0) -> list[Any]:
     """Build a call of one unit to an actor; ``parts`` are those of an `Invoke`."""
-    return [_HANDLE, to, parts, ref, timeout_ms]
+    return [_HANDLE, to, parts, ref, timeout_ms, in_flight]
 
 
-def read_call(message: list[Any], limit: int) -> tuple[Destination, Any, int, int, int]:
+def read_call(message: list[Any], limit: int) -> tuple[Destination, Any, int, int, bool, int]:
     """Take a CALL or HANDLE apart.
 
     Args:
@@ -204,34 +219,40 @@ def read_call(message: list[Any], limit: int) -> tuple[Destination, Any, int, in
         limit: units of the receiving window; a message may not count more.
 
     Returns:
-        *to*, the payload (an `Invoke` for HANDLE), the ref, the timeout in milliseconds, and the units.
+        *to*, the payload (an `Invoke` for HANDLE), the ref, the timeout in milliseconds, whether it is made
+        on behalf of work in flight, and the units.
     """
-    if len(message) == 5:
-        operation, to, payload, ref, timeout_ms = message
+    if len(message) == 6:
+        operation, to, payload, ref, timeout_ms, in_flight = message
         units = 1
     else:
-        operation, to, payload, ref, timeout_ms, units = message
+        operation, to, payload, ref, timeout_ms, in_flight, units = message
         checked_units(units, limit)
     if operation == _HANDLE:
         payload = Invoke.of(payload)
-    return checked_destination(to), payload, checked_count(ref), checked_count(timeout_ms), units
+    return (
+        checked_destination(to), payload, checked_count(ref), checked_count(timeout_ms),
+        checked_count(in_flight) != 0, units,
+    )  # fmt: skip
 
 
 def stream(
-    to: Destination, payload: Any, ref: int, timeout_ms: int, window: int, idle_ms: int, units: int
-) -> list[Any]:
+    to: Destination, payload: Any, ref: int, timeout_ms: int, window: int, idle_ms: int, in_flight: int,
+    units: int,
+) -> list[Any]:  # fmt: skip
     """Build a request for a stream from a process.
 
     ``timeout_ms`` and ``idle_ms`` are 0 where the stream has no such limit.
     """
-    return [_STREAM, to, payload, ref, timeout_ms, window, idle_ms, units]
+    return [_STREAM, to, payload, ref, timeout_ms, window, idle_ms, in_flight, units]
 
 
 def yield_(
-    to: Destination, parts: list[Any], ref: int, timeout_ms: int, window: int, idle_ms: int, units: int
-) -> list[Any]:
+    to: Destination, parts: list[Any], ref: int, timeout_ms: int, window: int, idle_ms: int, in_flight: int,
+    units: int,
+) -> list[Any]:  # fmt: skip
     """Build a request for a stream from a handler of an actor; ``parts`` are those of an `Invoke`."""
-    return [_YIELD, to, parts, ref, timeout_ms, window, idle_ms, units]
+    return [_YIELD, to, parts, ref, timeout_ms, window, idle_ms, in_flight, units]
 
 
 class StreamRequest(NamedTuple):
@@ -244,6 +265,7 @@ class StreamRequest(NamedTuple):
     timeout_ms: int
     window: int
     idle_ms: int
+    in_flight: bool
     units: int
 
 
@@ -254,7 +276,7 @@ def read_stream(message: list[Any], limit: int) -> StreamRequest:
         message: the list that came.
         limit: units of the receiving window; a message may not count more.
     """
-    operation, to, payload, ref, timeout_ms, window, idle_ms, units = message
+    operation, to, payload, ref, timeout_ms, window, idle_ms, in_flight, units = message
     if not 1 <= checked_count(window) <= MAX_STREAM_WINDOW:
         raise ValueError(f"a stream with a window of {SHORT.repr(window)}")
     if operation == _YIELD:
@@ -262,7 +284,7 @@ def read_stream(message: list[Any], limit: int) -> StreamRequest:
     checked_units(units, limit)
     return StreamRequest(
         checked_destination(to), payload, checked_count(ref), checked_count(timeout_ms), window,
-        checked_count(idle_ms), units,
+        checked_count(idle_ms), checked_count(in_flight) != 0, units,
     )  # fmt: skip
 
 
@@ -294,7 +316,7 @@ def with_units(message: Any, units: int) -> Any:
     match message:
         case [to, payload]:
             return [Op.HEAVY, to, payload, units]
-        case [Op.CALL | Op.HANDLE, _, _, _, _] | [Op.ITEM, _, _]:
+        case [Op.CALL | Op.HANDLE, _, _, _, _, _] | [Op.ITEM, _, _]:
             return [*message, units]
         case [Op.STREAM | Op.YIELD | Op.CAST, *fields, _]:
             return [message[0], *fields, units]
@@ -389,15 +411,52 @@ def read_credit(message: list[Any]) -> tuple[int, int]:
 # ── node to node ────────────────────────────────────────────────────────────────────────────────
 
 
-def tick(lag_ms: int, is_draining: bool) -> list[Any]:
-    """Build a tick: how late this node's loop runs, and whether the node is leaving."""
-    return [_TICK, lag_ms, is_draining]
+def tick(lag_ms: int) -> list[Any]:
+    """Build a tick: how late this node's loop runs."""
+    return [_TICK, lag_ms, None]
 
 
-def read_tick(message: list[Any]) -> tuple[int, bool]:
-    """Return the lag in milliseconds, and whether the peer is draining."""
-    _, lag_ms, is_draining = message
-    return checked_count(lag_ms), bool(is_draining)
+def read_tick(message: list[Any]) -> int:
+    """Return the lag in milliseconds."""
+    _, lag_ms, _ = message
+    return checked_count(lag_ms)
+
+
+class DrainNotice(NamedTuple):
+    """What `read_drain` found in a DRAIN."""
+
+    number: int
+    """Counts the notices of the sender; its HEARD names it."""
+    step: int
+    """See `core.draining.Step`."""
+    left_ms: int
+    """Milliseconds until the sender's time for finishing is over."""
+    source: str
+    """Who asked for it: see `core.draining.SOURCES`."""
+
+
+def drain(number: int, step: int, left_ms: int, source: str) -> list[Any]:
+    """Build the notice that this node has come to another step of draining; see `core.draining`."""
+    return [_DRAIN, number, [step, left_ms, source]]
+
+
+def read_drain(message: list[Any]) -> DrainNotice:
+    """Return what the sender says of its drain; step and source are checked by `core.draining`."""
+    _, number, (step, left_ms, source) = message
+    if type(source) is not str or len(source) > MAX_TEXT_CHARS:
+        raise TypeError("DRAIN without its source")
+    return DrainNotice(checked_count(number), checked_count(step), checked_count(left_ms), source)
+
+
+def heard(number: int, count: int) -> list[Any]:
+    """Build the acknowledgement of a DRAIN: one of ``count``, each behind what waited to be sent."""
+    return [_HEARD, number, count]
+
+
+def read_heard(message: list[Any]) -> tuple[int, int]:
+    """Return the number of the DRAIN, and how many such messages acknowledge it."""
+    _, number, count = message
+    return checked_count(number), checked_count(count)
 
 
 def peers(names: list[str]) -> list[Any]:
@@ -545,5 +604,7 @@ SCHEMAS: Final[dict[Op, Schema]] = {
     Op.HANDLE: Schema(handle, read_call, has_limit=True),
     Op.CAST: Schema(cast, read_heavy, has_limit=True),
     Op.YIELD: Schema(yield_, read_stream, has_limit=True),
+    Op.DRAIN: Schema(drain, read_drain),
+    Op.HEARD: Schema(heard, read_heard),
 }
 """The operations, each with its two functions. A test checks that no operation is missing."""

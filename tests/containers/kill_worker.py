@@ -22,6 +22,7 @@ from fleetlm import (
     Call,
     Child,
     FleetError,
+    NodeDown,
     NodeStopped,
     NodeUp,
     NotDelivered,
@@ -285,6 +286,8 @@ async def sender(process: fleetlm.Process, state: NodeState) -> None:
 
 async def historian(process: fleetlm.Process, state: NodeState) -> None:
     async for event in state.node.events():
+        if not isinstance(event, NodeUp | NodeDown):
+            continue
         kind = "up" if isinstance(event, NodeUp) else "down"
         state.book.write(kind, event.node, f"{event.incarnation:x}")
         if kind == "up":

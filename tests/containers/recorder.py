@@ -17,5 +17,7 @@ events: list[tuple[float, str, str, int, str]] = []
 
 async def main(node: fleetlm.Node) -> None:
     async for event in node.events():
+        if not hasattr(event, "incarnation"):
+            continue
         kind, reason = type(event).__name__, str(getattr(event, "reason", ""))
         events.append((time.time(), kind, str(event.node), event.incarnation, reason))

@@ -128,7 +128,7 @@ class World:
     def _changed(self, view: View) -> None:
         node = view.node
         sessions = dict(node._driver.sessions)
-        hub = {up.node: up.incarnation for up in node._parts.events.present}
+        hub = {up.node: up.incarnation for up in node._parts.events.present if isinstance(up, NodeUp)}
         if hub != {name: session.incarnation for name, session in sessions.items()}:
             self.breach(f"{node.name}: nodeup says {hub}, sessions are {sorted(sessions)}")
         if sorted(sessions) != sorted(node.list()):

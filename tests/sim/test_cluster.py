@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from fleetlm import Call, NoConnection, NodeDown, NodeLost, NodeUp, StartFailed
+from fleetlm import Call, NoConnection, NodeDown, NodeDraining, NodeLost, NodeUp, StartFailed
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.process import Process
 from fleetlm.testing import (
@@ -88,6 +88,9 @@ async def test_one_that_stops_says_goodbye(cluster: SimCluster) -> None:
     await cluster.stop(two, "maintenance")
     await asyncio.sleep(1)
     assert await anext(events) == NodeUp(two.name, two.incarnation)
+    draining = await anext(events)
+    assert isinstance(draining, NodeDraining)
+    assert (draining.name, draining.source) == (two.name, "api")
     assert await anext(events) == NodeDown(two.name, two.incarnation, "left: maintenance")
     assert cluster.dns.records == [A]
     assert list(cluster.nodes) == [A]
@@ -380,6 +383,8 @@ def test_what_a_test_raises_comes_before_a_leak() -> None:
 class _Ghost:
     _open_calls = 0
     _calls = None
+    _beside = None
+    _on_answered = None
     mailbox = Mailbox(1, cast("Any", None))
     _children = None
 

@@ -15,6 +15,8 @@ from fleetlm import (
     Child,
     Node,
     NodeDown,
+    NodeDraining,
+    NotDelivered,
     OutcomeUnknown,
     Process,
     ProcessExit,
@@ -67,8 +69,6 @@ def test_messages_that_nothing_reads_do_not_delay_a_stop() -> None:
         for number in range(100):
             await other.send(("deaf", node.name), number)
             await node.send("deaf", number)
-        await node.ref(Model, "model").cast(Model.slow, 500.0)
-        await node.ref(Model, "model").cast(Model.slow, 500.0)
         await asyncio.sleep(0.1)
         assert await seconds_to_stop(node) < 0.5
 
@@ -135,9 +135,32 @@ def test_steady_traffic_does_not_keep_a_node_that_leaves() -> None:
         asking = [asyncio.create_task(ask()) for _ in range(5)]
         await asyncio.sleep(1)
         assert answers > 100
-        assert LATER_S * 0.9 < await seconds_to_stop(node) < LATER_S + 1.0
+        assert await seconds_to_stop(node) < 0.5, "new calls of other nodes are refused"
         await asyncio.wait(asking)
-        assert all(isinstance(task.exception(), Exception) for task in asking)
+        assert all(isinstance(task.exception(), NotDelivered) for task in asking)
+
+    story(told, 2)
+
+
+def test_steady_calls_of_a_node_to_itself_do_not_keep_it() -> None:
+    async def told(node: Node, other: Node) -> None:
+        async def echo(process: Process) -> None:
+            async for message in process.mailbox:
+                assert isinstance(message, Call)
+                await asyncio.sleep(0.004)
+                message.reply(message.message)
+
+        async def ask() -> None:
+            while True:
+                await node.call("echo", 1)
+
+        node.spawn(echo, name="echo")
+        asking = [asyncio.create_task(ask()) for _ in range(5)]
+        await asyncio.sleep(1)
+        assert LATER_S * 0.9 < await seconds_to_stop(node) < LATER_S + 1.0
+        await asyncio.gather(*asking, return_exceptions=True)
+        assert node.drain_report is not None
+        assert node.drain_report.was_clean
 
     story(told, 2)
 
@@ -165,11 +188,11 @@ def test_a_search_for_open_calls_is_spread_over_turns_of_the_loop() -> None:
         for _ in range(5_000):
             node.spawn(deaf)
         await asyncio.sleep(0)
-        looking = asyncio.create_task(parts_of(node).draining._find_calls())
+        looking = asyncio.create_task(parts_of(node).draining._unfinished.look(set()))
         for _ in range(3):
             await asyncio.sleep(0)
         assert not looking.done()
-        assert await looking == []
+        assert (await looking).is_done()
 
     story(told)
 
@@ -219,6 +242,7 @@ def test_a_node_stops_when_an_essential_process_ends(reason: str, failure: str) 
             await node.wait_stopped()
         assert await slow == "done", "what has begun is finished all the same"
         assert node.failure == failure.format(brief.__qualname__)
+        assert isinstance(await anext(events), NodeDraining)
         down = await anext(events)
         assert isinstance(down, NodeDown)
         assert down.reason == (f"left: failed: {node.failure}" if failure else "left: shutdown")

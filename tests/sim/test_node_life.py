@@ -12,6 +12,7 @@ from fleetlm import (
     InvalidName,
     Node,
     NodeDown,
+    NodeDraining,
     NodeInfo,
     NodeStopped,
     NodeUp,
@@ -45,6 +46,7 @@ async def test_events_start_with_the_present_and_alternate(fleet: Fleet) -> None
     snapshot = {(await anext(events)).node for _ in range(2)}
     assert snapshot == {b.name, c.name}
     await b.stop("done for today")
+    assert (await anext(events)).node == b.name
     down = await anext(events)
     assert down == NodeDown(b.name, b.incarnation, "left: done for today")
     fleet.nodes.remove(b)
@@ -53,7 +55,9 @@ async def test_events_start_with_the_present_and_alternate(fleet: Fleet) -> None
     assert again.incarnation != b.incarnation
     await a.stop()
     rest = [event async for event in events]
-    assert {(type(each), each.node) for each in rest} == {(NodeDown, b.name), (NodeDown, c.name)}
+    assert {(type(each), each.node) for each in rest} == {
+        (NodeDraining, a.name), (NodeDown, b.name), (NodeDown, c.name),
+    }  # fmt: skip
 
 
 @simulated
@@ -351,6 +355,7 @@ async def test_a_block_that_is_cancelled_leaves_in_order_and_has_not_crashed(fle
     running = asyncio.ensure_future(program())
     assert isinstance(await anext(events), NodeUp)
     running.cancel()
+    assert isinstance(await anext(events), NodeDraining)
     down = await anext(events)
     assert isinstance(down, NodeDown)
     assert down.reason == "left: shutdown"

@@ -297,20 +297,20 @@ def test_every_refusal_is_typed_and_leaves_nothing(local: bool, kind: str) -> No
     pair_story(story, local=local)
 
 
-@pytest.mark.parametrize("early", [True, False])
-def test_a_node_that_drains_takes_no_new_process_but_serves_calls(early: bool) -> None:
+def test_a_node_that_drains_takes_no_new_process_but_serves_questions() -> None:
     async def story(_cluster: SimCluster, here: Node, there: Node) -> None:
-        there._parts.kernel.is_draining = True
-        if early:
-            await asyncio.sleep(3)
-            assert here.list("draining") == [there.name]
+        draining = asyncio.create_task(there.drain())
+        await asyncio.sleep(3)
+        assert here.list("draining") == there.list("draining") == [there.name]
         for at, node in [(there.name, here), (there.name, there)]:
             with pytest.raises(Draining) as refused:
                 await node.spawn_at(at, "child")
             assert refused.value.node == there.name
         assert await here.whereis("x", at=there.name) is None
         assert there.processes() == []
-        there._parts.kernel.is_draining = False
+        assert (await draining).was_clean
+        assert there.undrain()
+        await here.spawn_at(here.name, "child")
 
     pair_story(story)
 
@@ -606,23 +606,23 @@ def test_nonsense_is_answered_and_spawns_nothing(argument: int) -> None:
         ref, alien = Ref(here.name, here.incarnation, 1), Ref(there.name, there.incarnation, 1)
         nonsense: list[Any] = [
             None, [], "child", {"factory": "child"},
-            ["child", (), None, me, True],
+            ["child", (), None, me, True, False],
             ["child", (), None, me, 1, None, None],
-            [5, (), None, me, 1, None],
-            ["child", [], None, me, 1, None],
-            ["child", (), b"name", me, 1, None],
-            ["child", (), None, other, 1, None],
-            ["child", (), None, me, "1", None],
-            ["child", (), None, me, None, me],
-            ["child", (), None, me, None, alien],
-            ["child", (), None, None, None, ref],
+            [5, (), None, me, 1, None, False],
+            ["child", [], None, me, 1, None, False],
+            ["child", (), b"name", me, 1, None, False],
+            ["child", (), None, other, 1, None, False],
+            ["child", (), None, me, "1", None, False],
+            ["child", (), None, me, None, me, False],
+            ["child", (), None, me, None, alien, False],
+            ["child", (), None, None, None, ref, False],
         ]  # fmt: skip
         with pytest.raises(RemoteError, match="InvalidName"):
             await here._outbound.ask(there.name, "spawn", nonsense[argument], 5.0)
         with pytest.raises(RemoteError, match="InvalidName"):
-            await here._outbound.ask(there.name, "spawn", ["child", (), "", me, 1, None], 5.0)
+            await here._outbound.ask(there.name, "spawn", ["child", (), "", me, 1, None, False], 5.0)
         with pytest.raises(NoFactory):
-            await here._outbound.ask(there.name, "spawn", ["c" * 100_000, (), None, me, 1, None], 5.0)
+            await here._outbound.ask(there.name, "spawn", ["c" * 100_000, (), None, me, 1, None, False], 5.0)
         assert there.processes() == []
         assert here.list() == [there.name], "the connection lives"
 
@@ -637,6 +637,7 @@ class Story:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
+        self.drains: list[asyncio.Task[Any]] = []
         self.cluster = SimCluster(seed=seed, latency_s=(0.0002, self.rng.choice([0.002, 0.05, 0.5])))
         self.serial = 0
         self.ran: dict[int, Pid] = {}
@@ -736,7 +737,8 @@ class Story:
         elif pick < 0.25:
             cluster.heal()
         elif pick < 0.3:
-            node._parts.kernel.is_draining = not node._parts.kernel.is_draining
+            if not node.undrain():
+                self.drains.append(asyncio.create_task(node.drain(rng.choice([0.0, 1.0, 60.0]))))
         elif pick < 0.35:
             pid = node.registered().get("asker 0")
             if pid is not None:
@@ -764,7 +766,7 @@ class Story:
             for _ in range(40):
                 await self.step()
             for node in self.nodes():
-                node._parts.kernel.is_draining = False
+                node.undrain()
             self.cluster.heal()
             await self.cluster.mesh(timeout=300)
             await asyncio.sleep(60)

@@ -10,6 +10,7 @@ from fleetlm.call import Call
 from fleetlm.core.connection import Connection, Identity
 from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.core.topology import Peer
+from fleetlm.errors import Draining
 from fleetlm.ids import Pid
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
@@ -24,6 +25,7 @@ from fleetlm.processes.signals import Signals
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.codec import Codec
+from fleetlm.wire.operations import DrainNotice
 
 HERE, THERE = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2"
 EPOCH_HERE, EPOCH_THERE = 0xA, 0xB
@@ -81,12 +83,21 @@ class Taker:
 
 class FakePeerService:
     def __init__(self) -> None:
-        self.ticks: list[tuple[int, bool]] = []
+        self.ticks: list[int] = []
         self.named: list[str] = []
         self.questions: list[tuple[str, Any]] = []
 
-    def ticked(self, session: Session, lag_ms: int, draining: bool) -> None:
-        self.ticks.append((lag_ms, draining))
+    def ticked(self, session: Session, lag_ms: int) -> None:
+        self.ticks.append(lag_ms)
+
+    def told_drain(self, session: Session, notice: DrainNotice) -> None:
+        self.questions.append(("drain", notice))
+
+    def heard_drain(self, session: Session, number: int, count: int) -> None:
+        self.questions.append(("heard", (number, count)))
+
+    def refused(self, call: Call) -> None:
+        call.refuse(Draining(HERE, 5.0))
 
     def told_of(self, names: list[str]) -> None:
         self.named += names
@@ -109,7 +120,7 @@ def local_processes(node: Any, mailbox_limit: int) -> LocalProcesses:
 
 def context(settings: Settings, sessions: dict[str, Session] | None = None) -> NodeContext:
     """A node that is not draining."""
-    return NodeContext(HERE, 1, settings, {} if sessions is None else sessions, lambda _: False)
+    return NodeContext(HERE, 1, settings, {} if sessions is None else sessions, lambda _: 0)
 
 
 def processes_and_signals(node: Any, context: NodeContext) -> tuple[LocalProcesses, Signals]:

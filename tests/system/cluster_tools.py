@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from fleetlm import Node, NodeUp, Process, Settings
+from fleetlm.messages import NodeDown
 from fleetlm.testing.dns_server import DnsServer
 from tests.system import cluster_worker
 from tests.system.cluster_worker import Flood, Sink
@@ -261,6 +262,8 @@ class Fleet:
 
     async def _watch(self, node: Node) -> None:
         async for event in node.events():
+            if not isinstance(event, NodeUp | NodeDown):
+                continue
             up = isinstance(event, NodeUp)
             reason = "" if isinstance(event, NodeUp) else event.reason
             self.log.append(Event(up, node.name, event.node, event.incarnation, reason, time.monotonic()))

@@ -28,6 +28,7 @@ from typing import Any
 import fleetlm
 import fleetlm.transport.zeromq  # imported here, since a node imports it only when it starts
 from fleetlm import Call, FleetError, Node, NodeUp, Process, Settings
+from fleetlm.messages import NodeDown
 from fleetlm.wire.codec import Codec
 
 MAX_ODDITIES = 20
@@ -138,6 +139,8 @@ class Host:
 
     async def _watch(self, node: Node) -> None:
         async for event in node.events():
+            if not isinstance(event, NodeUp | NodeDown):
+                continue
             up = isinstance(event, NodeUp)
             report(
                 kind="up" if up else "down",

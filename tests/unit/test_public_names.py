@@ -43,21 +43,23 @@ def test_another_name_is_an_attribute_error() -> None:
 
 PUBLIC = {
     "Node": """
-        add_check broadcast call connect disconnect events exit factories failure groups incarnation
-        info join list multicall name name_of own_address ping process_info process_pool processes
-        readiness ready ref refs register registered registry remove_check run_blocking
-        run_in_process send send_nowait settings spawn spawn_at start start_actor stop stream
-        stream_blocking supervisors sync unregister wait_stopped whereis
+        add_check broadcast call connect disconnect drain drain_report events exit factories
+        failure groups incarnation info is_draining join list multicall name name_of own_address
+        ping process_info process_pool processes readiness ready ref refs register registered
+        registry remove_check run_blocking run_in_process send send_nowait settings spawn spawn_at
+        start start_actor stop stream stream_blocking supervisors sync undrain unregister
+        wait_stopped whereis
     """,
     "Groups": "broadcast call join leave list local_members members pick ref refs stream watch",
     "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
     "Factories": "list register unregister",
     "Subscription": "close",
     "SyncNode": """
-        add_check broadcast call connect disconnect events exit factories failure groups incarnation
-        info join list multicall name name_of own_address ping process_info processes readiness
-        ready ref refs register registered registry remove_check retry run_in_process send send_nowait
-        settings spawn spawn_at start_actor stop stream supervisors unregister wait_stopped whereis
+        add_check broadcast call connect disconnect drain drain_report events exit factories
+        failure groups incarnation info is_draining join list multicall name name_of own_address
+        ping process_info processes readiness ready ref refs register registered registry
+        remove_check retry run_in_process send send_nowait settings spawn spawn_at start_actor
+        stop stream supervisors undrain unregister wait_stopped whereis
     """,
 }
 """What completion shows on each object: what a program may use, and nothing of the machinery."""

@@ -28,7 +28,6 @@ from fleetlm.errors import FleetError, NotDelivered
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.node import Node
 from fleetlm.process import Process
-from fleetlm.runtime.events import Event
 from fleetlm.settings import Settings
 from fleetlm.testing.dns_server import DnsServer, Reply
 
@@ -159,11 +158,11 @@ class EventLog:
     """The nodeup and nodedown events of this program's node, and a way to wait for one."""
 
     def __init__(self, node: Node) -> None:
-        self.seen: list[Event] = []
+        self.seen: list[NodeUp | NodeDown] = []
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._read(node))
 
-    async def wait(self, kind: type[Event], name: str, since: int) -> Event:
+    async def wait(self, kind: type[NodeUp | NodeDown], name: str, since: int) -> NodeUp | NodeDown:
         """Wait for an event of this kind about a node, and return the first from index ``since`` on."""
         while True:
             for event in self.seen[since:]:
@@ -182,8 +181,9 @@ class EventLog:
 
     async def _read(self, node: Node) -> None:
         async for event in node.events():
-            self.seen.append(event)
-            self._news.set()
+            if isinstance(event, NodeUp | NodeDown):
+                self.seen.append(event)
+                self._news.set()
 
 
 class Traffic:
@@ -420,7 +420,7 @@ class Story:
             raise DemoFailed(f"exit codes of the replicas: {codes}")
         self.screen.fact(f"the other {len(codes)} nodes stopped with exit code 0", watch.s)
 
-    async def _await_up(self, replica: Replica, since: int) -> Event:
+    async def _await_up(self, replica: Replica, since: int) -> NodeUp | NodeDown:
         """Wait for the nodeup of a replica. Raises: DemoFailed if its process ends, or after `START_S`."""
         up = asyncio.create_task(self.events.wait(NodeUp, replica.name, since))
         watch = Stopwatch()

@@ -110,6 +110,6 @@ def test_parts_that_are_no_request_break_the_link(parts: Any) -> None:
         with pytest.raises(BadFrame):
             hostile(rig.pair, message)
 
-    run(main([int(Op.HANDLE), "slow", parts, 1, 1_000]))
+    run(main([int(Op.HANDLE), "slow", parts, 1, 1_000, 0]))
     run(main([int(Op.CAST), "slow", parts, 1]))
-    run(main([int(Op.YIELD), "slow", parts, 1, 0, 4, 1]))
+    run(main([int(Op.YIELD), "slow", parts, 1, 0, 4, 0, 0, 1]))

@@ -424,9 +424,9 @@ def test_a_silent_loop_is_busy_and_not_cut() -> None:
     assert said(m.kernel.pulse(T + 3.1)) == [("info", f"{name(2)} is busy: its loop is silent for 3.1 s")]
     assert m.kernel.pulse(T + 500) == []
     assert m.kernel.topology.select(["busy", "visible"]) == [name(2)]
-    m.kernel.ticked(T + 501, name(2), 7, draining=False)
+    m.kernel.ticked(T + 501, name(2), 7)
     assert said(m.kernel.pulse(T + 501)) == [("info", f"{name(2)} answers again")]
-    m.kernel.ticked(T, name(9), 7, draining=False)  # of nobody
+    m.kernel.ticked(T, name(9), 7)  # of nobody
 
 
 def test_a_peer_that_dials_from_another_address_is_reported_once() -> None:
@@ -484,7 +484,7 @@ def test_connections_that_end_soon_are_reported_once_with_the_reason() -> None:
 def test_the_end_of_a_silent_connection_says_how_long_nothing_was_read() -> None:
     m = Meeting()
     half = m.up(2)
-    m.kernel.ticked(T + 20, name(2), 0, draining=False)
+    m.kernel.ticked(T + 20, name(2), 0)
     (down, *_) = m.kernel.source_lost(T + 28.4, half, "connection closed")
     measured = "nothing was read from it for 8.4 s; FLEETLM_NODE_TIMEOUT_MS is 8 s"
     assert down == Down(name(2), 200, f"connection closed ({measured})")

@@ -161,6 +161,15 @@ def test_members_on_draining_nodes_are_the_last_resort(by: Any, key: Key | None)
     assert {rig.pick(MEMBERS, by, key) for _ in range(50)} <= set(MEMBERS)
 
 
+@pytest.mark.parametrize(("by", "key"), RULES)
+def test_where_all_drain_one_whose_node_still_serves_everything_comes_first(by: Any, key: Key | None) -> None:
+    rig = Rig()
+    serves = MEMBERS[3].node
+    steps = {pid.node: 1 if pid.node == serves else 2 for pid in MEMBERS}
+    rig.picker._drain_step = steps.__getitem__
+    assert {rig.pick(MEMBERS, by, key).node for _ in range(20)} == {serves}
+
+
 def test_a_draining_node_changes_no_key_but_its_own() -> None:
     rig = Rig()
     before = [rig.pick(MEMBERS, "key", key) for key in range(500)]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from fleetlm.core.connection import Phase
+from fleetlm.core.draining import Step
 from fleetlm.core.topology import SELECTORS, Peer, PeerInfo, Topology
 from fleetlm.settings import Settings
 from tests.support.kernel_fakes import SETTINGS, Dice, Meeting, T, identity, ip, name
@@ -164,7 +165,7 @@ def crowd() -> Topology:
     table.answered(T, [name(10), name(3), name(2)])
     for number in (2, 10):
         table.peers[name(number)].connection.phase = Phase.UP
-    table.peers[name(10)].is_busy = table.peers[name(10)].is_draining = True
+    table.peers[name(10)].is_busy, table.peers[name(10)].drain_step = True, Step.ANNOUNCED
     table.answered(T, [name(3)])
     return table
 
@@ -194,6 +195,12 @@ def test_busy_and_draining_select_only_connected_peers() -> None:
     assert table.select(["busy", "draining"]) == []
 
 
+def test_a_node_that_drains_is_among_those_that_do() -> None:
+    table = crowd()
+    table.is_draining = True
+    assert table.select(["draining"]) == [name(1), name(10)]
+
+
 def test_an_unknown_selector_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown selector 'all'; use one of visible, hidden, ") as caught:
         topology().select(["this", "all"])
@@ -205,7 +212,8 @@ def test_the_info_of_a_row_has_what_is_known_of_a_peer() -> None:
     m.kernel.asked_for(T, name(3))
     m.kernel.channel_lost(T + 1, m.channel(3), "connection refused")
     half = m.up(2)
-    m.kernel.ticked(T, name(2), 12, draining=True)
+    m.kernel.ticked(T, name(2), 12)
+    m.kernel.topology.peers[name(2)].drain_step = Step.REFUSING
     two, three = m.kernel.topology.info(T + 4)
     assert two == PeerInfo(name(2), "up", 200, False, 4.0, 1, 0, "", None, 12, True)
     assert three == PeerInfo(name(3), "wanted", None, False, None, 0, 1, "connection refused", 3.0, 0, False)

@@ -237,7 +237,7 @@ def test_append_does_what_to_batch_does(sizes: list[int], most: int) -> None:
 def test_a_call_is_open_from_its_admission_to_its_end() -> None:
     async def main() -> None:
         rig = Rig(SETTINGS)
-        packed = rig.pair.here.codec.pack_value([int(Op.CALL), "slow", 1, 1, 1000])
+        packed = rig.pair.here.codec.pack_value([int(Op.CALL), "slow", 1, 1, 1000, 0])
         for _ in range(2):
             assert rig.session.admit("slow", packed, is_call=True) is None
         assert (rig.session.open_calls, rig.session.load("slow")) == ({"slow": 2}, 4)

@@ -36,7 +36,7 @@ def asked(pair: Pair, count: int, stream_window: int = 0) -> tuple[list[asyncio.
     for ref in range(1, count + 1):
         future = session.calls[ref] = SimLoop.current().create_future()
         futures.append(future)
-        session.append(codec.pack_value([int(Op.CALL), "echo", None, ref, 60_000]))
+        session.append(codec.pack_value([int(Op.CALL), "echo", None, ref, 60_000, 0]))
     pair.settle()
     calls = list(box.queue)
     box.queue.clear()
@@ -115,7 +115,7 @@ async def test_the_items_of_a_stream_and_its_end_keep_their_order_above_the_wind
     session = pair.here.session
     end = session.calls[1_000] = ConsumerEnd(64, lambda units: session.control(operations.more(1_000, units)))
     pair.there.box("echo")
-    session.append(pair.here.codec.pack_value(operations.stream("echo", None, 1_000, 0, 64, 0, 1)))
+    session.append(pair.here.codec.pack_value(operations.stream("echo", None, 1_000, 0, 64, 0, 0, 1)))
     _, calls = asked(pair, 200)
     stream, calls = calls[0], calls[1:]
     for call in calls:
@@ -208,7 +208,7 @@ async def test_a_peer_that_asks_on_and_on_and_takes_no_answer_is_cut() -> None:
     requests = 0
     while not pair.there.lost:
         requests += 1
-        session.append(codec.pack_value([int(Op.CALL), "nobody", b"", requests, 60_000]))
+        session.append(codec.pack_value([int(Op.CALL), "nobody", b"", requests, 60_000, 0]))
         pair.here.flush()
         pair.there.receive(pair.here.transport.take())  # Nothing is received here: no credit is given.
         assert requests < 100_000

@@ -64,7 +64,7 @@ async def test_a_message_without_a_receiver_is_counted_and_the_next_delivered() 
 async def test_a_call_waits_in_the_mailbox_with_its_deadline() -> None:
     side = Pair().there
     box = side.box("echo")
-    frame(side, [Op.CALL, "echo", ("hi",), 7, 1500])
+    frame(side, [Op.CALL, "echo", ("hi",), 7, 1500, 0])
     call = await box.get()
     assert isinstance(call, Call)
     assert call.message == ["hi"]
@@ -76,7 +76,7 @@ async def test_a_call_waits_in_the_mailbox_with_its_deadline() -> None:
 async def test_a_deadline_beyond_a_day_is_cut() -> None:
     side = Pair().there
     box = side.box("echo")
-    frame(side, [Op.CALL, "echo", 1, 7, 1 << 60])
+    frame(side, [Op.CALL, "echo", 1, 7, 1 << 60, 0])
     assert box.queue[0].remaining_s == 86_400
 
 
@@ -84,7 +84,7 @@ async def test_a_deadline_beyond_a_day_is_cut() -> None:
 async def test_a_call_to_a_process_that_does_not_exist_is_answered() -> None:
     pair = Pair()
     caller = future(pair.here, 7)
-    frame(pair.there, [Op.CALL, "nobody", 1, 7, 1000])
+    frame(pair.there, [Op.CALL, "nobody", 1, 7, 1000, 0])
     pair.settle()
     assert isinstance(caller.exception(), NoProcess)
     assert not pair.there.session.requests
@@ -94,7 +94,7 @@ async def test_a_call_to_a_process_that_does_not_exist_is_answered() -> None:
 async def test_cancel_abandons_its_call_and_an_unknown_ref_is_passed_over() -> None:
     side = Pair().there
     box = side.box("echo")
-    frame(side, [Op.CALL, "echo", 1, 7, 1000], [Op.CANCEL, 7, None], [Op.CANCEL, 8, None])
+    frame(side, [Op.CALL, "echo", 1, 7, 1000, 0], [Op.CANCEL, 7, None], [Op.CANCEL, 8, None])
     assert not box.queue[0].wanted
     assert not side.session.requests
 
@@ -126,8 +126,8 @@ async def test_a_future_that_was_cancelled_does_not_mind() -> None:
 async def test_ticks_peers_and_requests_go_to_the_office() -> None:
     side = Pair().there
     names = ["fleetlm@10.0.0.3", "not a node", 5, "fleetlm@::0:1"]
-    frame(side, [Op.TICK, 12, True], [Op.PEERS, names, None], [Op.REQUEST, "whereis", "x", 3])
-    assert side.service.ticks == [(12, True)]
+    frame(side, [Op.TICK, 12, None], [Op.PEERS, names, None], [Op.REQUEST, "whereis", "x", 3])
+    assert side.service.ticks == [12]
     assert side.service.named == ["fleetlm@10.0.0.3", "fleetlm@::1"]
     assert side.service.questions == [("whereis", "x")]
     assert sent(side) == [[Op.REPLY, 3, "answer"]]
@@ -150,12 +150,13 @@ async def test_ticks_peers_and_requests_go_to_the_office() -> None:
         [0, 1, 2],
         [99, 1, 2],
         ["CALL", 1, 2],
-        [Op.CALL, "echo", 1, 7],
-        [Op.CALL, "echo", 1, 7, -1],
-        [Op.CALL, "echo", 1, 7, "soon"],
-        [Op.CALL, "echo", 1, -7, 1],
-        [Op.CALL, "echo", 1, [], 1],
-        [Op.CALL, [], 1, 7, 1],
+        [Op.CALL, "echo", 1, 7, 0],
+        [Op.CALL, "echo", 1, 7, 1, "no"],
+        [Op.CALL, "echo", 1, 7, -1, 0],
+        [Op.CALL, "echo", 1, 7, "soon", 0],
+        [Op.CALL, "echo", 1, -7, 1, 0],
+        [Op.CALL, "echo", 1, [], 1, 0],
+        [Op.CALL, [], 1, 7, 1, 0],
         [Op.REPLY, 1, 2, 3],
         [Op.REPLY, [], 1],
         [Op.FAILURE, 1, 99, []],
@@ -179,7 +180,7 @@ def test_a_malformed_message_ends_the_session_and_nothing_else(message: Any) -> 
         side = Pair().there
         box = side.box("echo")
         future(side, 1).cancel()
-        frame(side, [Op.CALL, "echo", "open", 1, 1000], ["echo", "before"])
+        frame(side, [Op.CALL, "echo", "open", 1, 1000, 0], ["echo", "before"])
         with pytest.raises(BadFrame):
             frame(side, message, ["echo", "after"])
         assert box.queue[1] == "before"
@@ -197,11 +198,11 @@ UNKNOWN = msgpack.ExtType(99, b"")
 @pytest.mark.parametrize(
     "messages",
     [
-        [[Op.CALL, "nobody", 1, BIG, 1000]],
+        [[Op.CALL, "nobody", 1, BIG, 1000, 0]],
         [[Op.REQUEST, "nonsense", 1, BIG]],
-        [[Op.CALL, "echo", UNKNOWN, BIG, 1000]],
-        [[Op.CALL, HUGE, UNKNOWN, 5, 1000]],
-        [[Op.CALL, HUGE, 1, 5, 1000]],
+        [[Op.CALL, "echo", UNKNOWN, BIG, 1000, 0]],
+        [[Op.CALL, HUGE, UNKNOWN, 5, 1000, 0]],
+        [[Op.CALL, HUGE, 1, 5, 1000, 0]],
         [[Op.TICK, HUGE, False]],
         [[Op.CREDIT, HUGE, 0]],
         [[HUGE, 1, 2]],
@@ -242,7 +243,7 @@ def test_what_breaks_the_link_is_quoted_in_short(message: Any) -> None:
 async def test_a_ref_that_is_open_already_ends_the_session() -> None:
     side = Pair().there
     side.box("echo")
-    call = [Op.CALL, "echo", 1, 7, 1000]
+    call = [Op.CALL, "echo", 1, 7, 1000, 0]
     with pytest.raises(BadFrame, match="request 7 is open already"):
         frame(side, call, call)
 
@@ -357,7 +358,7 @@ async def test_a_call_with_an_unknown_tag_is_answered() -> None:
     pair = strange_pair()
     box = pair.there.box("echo")
     caller = future(pair.here, 3)
-    pair.here.session.append(pair.here.codec.pack([int(Op.CALL), "echo", m := Known(1), 3, 1000], m))
+    pair.here.session.append(pair.here.codec.pack([int(Op.CALL), "echo", m := Known(1), 3, 1000, 0], m))
     pair.here.send("echo", "next")
     pair.settle()
     assert isinstance(caller.exception(), Undecodable)
@@ -416,11 +417,11 @@ async def test_calls_beyond_the_limit_of_open_calls_fail_and_never_run() -> None
     side = Pair().there
     side.inbound._max_open_calls = 2
     box = side.box("slow")
-    frame(side, *[[Op.CALL, "slow", None, ref, 1000] for ref in (1, 2, 3)])
+    frame(side, *[[Op.CALL, "slow", None, ref, 1000, 0] for ref in (1, 2, 3)])
     assert len(box) == 2
     assert sent(side) == [[Op.FAILURE, 3, FailureKind.TOO_MANY, ["slow", ANY]]]
     error = error_of_failure(FailureKind.TOO_MANY, ["slow", "many"])
     assert isinstance(error, WouldBlock)
     (await box.get()).reply("done")
-    frame(side, [Op.CALL, "slow", None, 4, 1000])
+    frame(side, [Op.CALL, "slow", None, 4, 1000, 0])
     assert len(box) == 2

@@ -193,7 +193,7 @@ def stream(pair: Pair, window: int = 4, ref: int = 1) -> tuple[ConsumerEnd, Call
     session = pair.here.session
     end = ConsumerEnd(window, lambda count: session.control([int(Op.MORE), ref, count]))
     session.calls[ref] = end
-    session.append(pair.here.codec.pack_value([int(Op.STREAM), "model", "prompt", ref, 0, window, 0, 1]))
+    session.append(pair.here.codec.pack_value([int(Op.STREAM), "model", "prompt", ref, 0, window, 0, 0, 1]))
     box = pair.there.boxes.get("model") or pair.there.box("model")
     pair.settle()
     call = box.queue.pop()
@@ -289,7 +289,7 @@ async def test_a_hostile_producer_or_consumer_is_cut() -> None:
     stream(pair, window=1)
     breaks(pair.here, [Op.ITEM, 1, "a"], [Op.ITEM, 1, "b"])
     for window in (0, -1, 65_537, "4", None):
-        breaks(pair.there, [Op.STREAM, "model", "p", 7, 0, window, 0, 1])
+        breaks(pair.there, [Op.STREAM, "model", "p", 7, 0, window, 0, 0, 1])
     breaks(pair.there, [Op.STREAM, "model", "p", 7, 0, 4])
-    breaks(pair.there, [Op.STREAM, "model", "p", 7, 0, 4, -1, 1])
+    breaks(pair.there, [Op.STREAM, "model", "p", 7, 0, 4, -1, 0, 1])
     breaks(pair.there, [Op.MORE, 1, "much"])

@@ -270,8 +270,8 @@ async def test_a_peer_that_ignores_its_window_is_cut_and_one_that_replies_meanwh
         [int(Op.HEAVY), "slow", b"", "1"],
         [int(Op.TAKEN), "slow", 1],
         [int(Op.TAKEN), ["slow"], 1],
-        [int(Op.CALL), "slow", b"", 1, 100, 0],
-        [int(Op.CALL), "slow", b"", 1, 100, 1, 1],
+        [int(Op.CALL), "slow", b"", 1, 100, 0, 0],
+        [int(Op.CALL), "slow", b"", 1, 100, 0, 1, 1],
         [int(Op.MORE), 1, -1],
     ],
 )

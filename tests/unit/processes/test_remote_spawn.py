@@ -9,7 +9,6 @@ import pytest
 
 from fleetlm.errors import (
     AlreadyRegistered,
-    Draining,
     InvalidName,
     NodeLost,
     NoFactory,
@@ -203,10 +202,6 @@ async def test_what_is_refused_runs_nothing_and_ties_nothing() -> None:
         rig.remote_spawn.spawn_for(rig.session, ASKED)
     assert (unknown.value.node, unknown.value.factory) == (HERE, "f")
     rig.factories.register("f", idle)
-    rig.draining = True
-    with pytest.raises(Draining):
-        rig.remote_spawn.spawn_for(rig.session, ASKED)
-    rig.draining = False
     rig.spawn(idle, name="n")
     with pytest.raises(AlreadyRegistered):
         rig.remote_spawn.spawn_for(rig.session, ASKED)

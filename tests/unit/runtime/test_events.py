@@ -148,6 +148,7 @@ def test_ups_and_downs_alternate_and_end_with_the_truth(steps: list[str], limit:
                 assert event.node not in seen
                 seen[event.node] = event.incarnation
             else:
+                assert isinstance(event, NodeDown)
                 assert seen.pop(event.node) == event.incarnation
         assert seen == up
 

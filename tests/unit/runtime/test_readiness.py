@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from fleetlm import Readiness
-from fleetlm.node import parts_of
 from tests.sim.fleet import A, B, Fleet, simulated
 
 
@@ -35,7 +34,7 @@ async def test_a_node_is_ready_from_its_start_to_its_end(fleet: Fleet) -> None:
 @simulated
 async def test_a_node_that_drains_is_not_ready(fleet: Fleet) -> None:
     node = await fleet.start(A)
-    parts_of(node).kernel.is_draining = True
+    await node.drain()
     assert str(await node.readiness()) == f"{node.name} is not ready: it is draining"
 
 

@@ -39,18 +39,18 @@ class FakeNames:
 class Rig:
     def __init__(self) -> None:
         self.told: list[str] = []
-        self.ticks: list[tuple[str, int, bool]] = []
+        self.ticks: list[tuple[str, int]] = []
         self.local, signals = processes_and_signals(self, context(Settings(mailbox_limit=10)))
         self.service = PeerRequests(
-            self, self.local, signals, self, FakeNames(), None, None  # type: ignore[arg-type]
+            self, self.local, signals, self, FakeNames(), None, None, None  # type: ignore[arg-type]
         )  # fmt: skip
         self.session = Pair().here.session
 
     def told_of(self, names: list[str]) -> None:
         self.told += names
 
-    def ticked(self, name: str, lag_ms: int, draining: bool) -> None:
-        self.ticks.append((name, lag_ms, draining))
+    def ticked(self, name: str, lag_ms: int) -> None:
+        self.ticks.append((name, lag_ms))
 
     def name_of(self, pid: Pid) -> str | None:
         return None
@@ -132,7 +132,7 @@ def test_an_unknown_request_is_answered_with_an_error(verb: Any, argument: Any) 
 @virtual
 async def test_ticks_and_names_are_passed_on() -> None:
     rig = Rig()
-    rig.service.ticked(rig.session, 12, True)
-    assert rig.ticks == [(rig.session.name, 12, True)]
+    rig.service.ticked(rig.session, 12)
+    assert rig.ticks == [(rig.session.name, 12)]
     rig.service.told_of(["fleetlm@10.0.0.3"])
     assert rig.told == ["fleetlm@10.0.0.3"]

@@ -29,10 +29,10 @@ PARTS = REQUEST.parts()
 
 # Operation → what its builder is given, and what its reader returns.
 CASES: list[tuple[Op, tuple[Any, ...], Any]] = [
-    (Op.CALL, ("echo", {"a": 1}, 7, 5_000), ("echo", {"a": 1}, 7, 5_000, 1)),
-    (Op.HANDLE, (12, PARTS, BIG, 0), (12, REQUEST, BIG, 0, 1)),
-    (Op.STREAM, ("echo", None, 7, 0, 1, 50, LIMIT), ("echo", None, 7, 0, 1, 50, LIMIT)),
-    (Op.YIELD, (12, PARTS, 7, 9, MAX_STREAM_WINDOW, 0, 1), (12, REQUEST, 7, 9, MAX_STREAM_WINDOW, 0, 1)),
+    (Op.CALL, ("echo", {"a": 1}, 7, 5_000), ("echo", {"a": 1}, 7, 5_000, False, 1)),
+    (Op.HANDLE, (12, PARTS, BIG, 0, 1), (12, REQUEST, BIG, 0, True, 1)),
+    (Op.STREAM, ("echo", None, 7, 0, 1, 50, 0, LIMIT), ("echo", None, 7, 0, 1, 50, False, LIMIT)),
+    (Op.YIELD, (12, PARTS, 7, 9, 64, 0, 1, 1), (12, REQUEST, 7, 9, 64, 0, True, 1)),
     (Op.HEAVY, ("echo", "x", 2), ("echo", "x", 2)),
     (Op.CAST, (12, PARTS, LIMIT), (12, REQUEST, LIMIT)),
     (Op.REPLY, (7, [1]), (7, [1])),
@@ -42,7 +42,9 @@ CASES: list[tuple[Op, tuple[Any, ...], Any]] = [
     (Op.MORE, (7, 64), (7, 64)),
     (Op.TAKEN, ("echo", 3), ("echo", 3)),
     (Op.CREDIT, (BIG, 5), (BIG, 5)),
-    (Op.TICK, (12, True), (12, True)),
+    (Op.TICK, (12,), 12),
+    (Op.DRAIN, (3, 1, 25_000, "signal"), (3, 1, 25_000, "signal")),
+    (Op.HEARD, (3, 2), (3, 2)),
     (Op.PEERS, ([name(2), name(3)],), [name(2), name(3)]),
     (Op.REQUEST, ("ping", None, 7), ("ping", None, 7)),
     (Op.SIGNAL, (["down", 1, "normal"],), ["down", 1, "normal"]),
@@ -68,7 +70,7 @@ def test_the_numbers_on_the_wire_never_change() -> None:
     assert {op.name: op.value for op in Op} == {
         "CALL": 1, "REPLY": 2, "FAILURE": 3, "CANCEL": 4, "REQUEST": 5, "CREDIT": 6, "TICK": 7, "PEERS": 8,
         "SIGNAL": 9, "TABLE": 10, "HEAVY": 11, "TAKEN": 12, "STREAM": 13, "ITEM": 14, "MORE": 15,
-        "HANDLE": 16, "CAST": 17, "YIELD": 18,
+        "HANDLE": 16, "CAST": 17, "YIELD": 18, "DRAIN": 19, "HEARD": 20,
     }  # fmt: skip
 
 
@@ -107,6 +109,12 @@ def test_a_message_of_another_length_is_refused(op: Op) -> None:
             read(op, bad)
 
 
+def test_the_source_of_a_drain_is_a_short_text() -> None:
+    for source in (5, None, "x" * 513):
+        with pytest.raises(TypeError, match="DRAIN"):
+            read(Op.DRAIN, [Op.DRAIN, 1, [1, 1, source]])
+
+
 # ── limits ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -116,15 +124,22 @@ def test_counts_are_unsigned_integers_of_64_bits(count: Any) -> None:
         with pytest.raises(ValueError, match="is not a count"):
             read(Op(message[0]), message)
     for op, bad in (
+        (Op.DRAIN, [count, [1, 1, "api"]]),
+        (Op.DRAIN, [1, [count, 1, "api"]]),
+        (Op.DRAIN, [1, [1, count, "api"]]),
+        (Op.HEARD, [count, 1]),
+        (Op.HEARD, [1, count]),
         (Op.TAKEN, ["echo", count]),
         (Op.MORE, [7, count]),
         (Op.REQUEST, ["ping", None, count]),
-        (Op.CALL, ["echo", None, count, 1]),
-        (Op.CALL, ["echo", None, 1, count]),
-        (Op.STREAM, ["echo", None, count, 1, 1, 0, 1]),
-        (Op.STREAM, ["echo", None, 1, count, 1, 0, 1]),
-        (Op.STREAM, ["echo", None, 1, 1, count, 0, 1]),
-        (Op.STREAM, ["echo", None, 1, 1, 1, count, 1]),
+        (Op.CALL, ["echo", None, count, 1, 0]),
+        (Op.CALL, ["echo", None, 1, count, 0]),
+        (Op.CALL, ["echo", None, 1, 1, count]),
+        (Op.STREAM, ["echo", None, count, 1, 1, 0, 0, 1]),
+        (Op.STREAM, ["echo", None, 1, count, 1, 0, 0, 1]),
+        (Op.STREAM, ["echo", None, 1, 1, count, 0, 0, 1]),
+        (Op.STREAM, ["echo", None, 1, 1, 1, count, 0, 1]),
+        (Op.STREAM, ["echo", None, 1, 1, 1, 0, count, 1]),
         (Op.ITEM, [7, None, count]),
     ):
         with pytest.raises(ValueError, match="is not a count"):
@@ -134,8 +149,8 @@ def test_counts_are_unsigned_integers_of_64_bits(count: Any) -> None:
 @pytest.mark.parametrize("units", [0, LIMIT + 1])
 def test_a_message_counts_at_least_one_and_at_most_a_window(units: int) -> None:
     for op, message in (
-        (Op.CALL, ["echo", None, 1, 1, units]),
-        (Op.STREAM, ["echo", None, 1, 1, 1, 0, units]),
+        (Op.CALL, ["echo", None, 1, 1, 0, units]),
+        (Op.STREAM, ["echo", None, 1, 1, 1, 0, 0, units]),
         (Op.HEAVY, ["echo", None, units]),
     ):
         with pytest.raises(ValueError, match=f"counts 1 to 16 units, not {units}"):
@@ -145,8 +160,8 @@ def test_a_message_counts_at_least_one_and_at_most_a_window(units: int) -> None:
 @pytest.mark.parametrize("to", [None, 1.0, True, b"echo", ["echo"]])
 def test_a_process_is_a_number_or_a_name(to: Any) -> None:
     for op, message in (
-        (Op.CALL, [to, None, 1, 1]),
-        (Op.STREAM, [to, None, 1, 1, 1, 0, 1]),
+        (Op.CALL, [to, None, 1, 1, 0]),
+        (Op.STREAM, [to, None, 1, 1, 1, 0, 0, 1]),
         (Op.HEAVY, [to, None, 1]),
     ):
         with pytest.raises(ValueError, match="is not the number or name of a process"):
@@ -156,12 +171,12 @@ def test_a_process_is_a_number_or_a_name(to: Any) -> None:
 @pytest.mark.parametrize("window", [0, MAX_STREAM_WINDOW + 1])
 def test_a_stream_has_a_window_of_at_least_one_item(window: int) -> None:
     with pytest.raises(ValueError, match=f"a stream with a window of {window}"):
-        read(Op.STREAM, [Op.STREAM, "echo", None, 1, 1, window, 0, 1])
+        read(Op.STREAM, [Op.STREAM, "echo", None, 1, 1, window, 0, 0, 1])
 
 
 @pytest.mark.parametrize("op", [Op.HANDLE, Op.CAST, Op.YIELD])
 def test_a_request_to_an_actor_is_a_handler_and_its_arguments(op: Op) -> None:
-    rest = {Op.HANDLE: [1, 1], Op.CAST: [1], Op.YIELD: [1, 1, 1, 0, 1]}[op]
+    rest = {Op.HANDLE: [1, 1, 0], Op.CAST: [1], Op.YIELD: [1, 1, 1, 0, 0, 1]}[op]
     for parts in (["append", (), {}], ["append", [], None]):
         with pytest.raises(ValueError, match="without its arguments"):
             read(op, [op, "echo", parts, *rest])
@@ -223,8 +238,8 @@ def test_messages_packed_from_parts_are_those_that_the_builders_make() -> None:
         key = codec.pack_value(to)
         assert operations.packed_one_way(key, packed) == codec.pack(operations.one_way(to, payload), payload)
         for ref, timeout_ms in ((1, 1), (BIG, 86_400_000)):
-            call = operations.call(to, payload, ref, timeout_ms)
-            assert operations.packed_call(key, packed, ref, timeout_ms) == codec.pack(call, payload)
+            call = operations.call(to, payload, ref, timeout_ms, 1)
+            assert operations.packed_call(key, packed, ref, timeout_ms, 1) == codec.pack(call, payload)
             parts = Invoke("put", ("k", payload), {}).parts()
             handle = operations.handle(to, parts, ref, timeout_ms)
             packed_parts = codec.pack_value(parts)
@@ -241,8 +256,8 @@ def test_units_are_written_into_packed_messages_as_the_builders_would(units: int
     assert unpack(operations.set_units(pack(call), units)) == [*call, units]
     for build, fields in (
         (operations.cast, ("echo", PARTS)),
-        (operations.stream, ("echo", "x", 7, 5_000, 64, 0)),
-        (operations.yield_, ("echo", PARTS, 7, 5_000, 64, 0)),
+        (operations.stream, ("echo", "x", 7, 5_000, 64, 0, 1)),
+        (operations.yield_, ("echo", PARTS, 7, 5_000, 64, 0, 1)),
     ):
         packed = pack(build(*fields, 1))  # type: ignore[call-arg]
         assert operations.ends_with_units(packed)
@@ -260,10 +275,13 @@ def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
     assert (to, payload) == ("echo", "x")
     for before, after in (
         (operations.one_way("echo", "x"), operations.heavy("echo", "x", 9)),
-        (operations.call("echo", "x", 7, 5), [Op.CALL, "echo", "x", 7, 5, 9]),
-        (operations.handle("echo", PARTS, 7, 5), [Op.HANDLE, "echo", PARTS, 7, 5, 9]),
-        (operations.stream("echo", "x", 7, 5, 1, 0, 1), operations.stream("echo", "x", 7, 5, 1, 0, 9)),
-        (operations.yield_("echo", PARTS, 7, 5, 1, 0, 1), operations.yield_("echo", PARTS, 7, 5, 1, 0, 9)),
+        (operations.call("echo", "x", 7, 5), [Op.CALL, "echo", "x", 7, 5, 0, 9]),
+        (operations.handle("echo", PARTS, 7, 5), [Op.HANDLE, "echo", PARTS, 7, 5, 0, 9]),
+        (operations.stream("echo", "x", 7, 5, 1, 0, 0, 1), operations.stream("echo", "x", 7, 5, 1, 0, 0, 9)),
+        (
+            operations.yield_("echo", PARTS, 7, 5, 1, 0, 0, 1),
+            operations.yield_("echo", PARTS, 7, 5, 1, 0, 0, 9),
+        ),
         (operations.cast("echo", PARTS, 1), operations.cast("echo", PARTS, 9)),
         (operations.item(7, "x"), [Op.ITEM, 7, "x", 9]),
         (operations.reply(7, "x"), operations.reply(7, "x")),

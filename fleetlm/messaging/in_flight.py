@@ -1,0 +1,57 @@
+"""Which requests are made on behalf of work in flight, so that a node that drains serves them.
+
+A node that drains refuses new work. Work that began before must be able to end, though it needs that node: a
+handler of A calls B, which drains, and B's handler calls back to A, or goes on to C, whose handler calls B.
+Two nodes that drain and call each other would else wait for each other, or fail what they have begun.
+
+So each request says whether it is made on behalf of work in flight. Its sender knows:
+
+* A request that serves a call (`deadline.SERVING`) is, if that call is: it came with this mark, or it came
+  before the sender learned that a node drains, or the sender drains itself. What a draining node serves was
+  accepted by it, so all of it is work in flight.
+* A request that waited for room is, if it was begun before the sender learned of the drain.
+
+Only a call that is open counts: a task that a handler has left behind starts new work, as any other task
+does. When several nodes drain, the time at which the last one told counts for all of them: a little too much
+is served, never too little. When none drains, nothing is looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from fleetlm.messaging.deadline import SERVING
+
+
+class InFlight:
+    """Knows since when nodes drain.
+
+    Attributes:
+        is_watched: whether any node drains, this one included; else no request is looked at.
+    """
+
+    __slots__ = ("_is_own", "_since", "is_watched")
+
+    def __init__(self) -> None:
+        self.is_watched: bool = False
+        self._since = -math.inf
+        self._is_own = False
+
+    def changed(self, *, is_own: bool, peers_since: Iterable[float]) -> None:
+        """Note which drains there are.
+
+        Args:
+            is_own: whether this node drains.
+            peers_since: for each peer that drains, when its last notice came, on the loop's clock.
+        """
+        self._is_own = is_own
+        self._since = max(peers_since, default=-math.inf)
+        self.is_watched = is_own or self._since > -math.inf
+
+    def covers(self, began: float) -> bool:
+        """Whether a request that was begun at this time is made on behalf of work in flight."""
+        if began < self._since:
+            return True
+        call = SERVING.get()
+        return call is not None and call.open and (self._is_own or call.began < self._since)
