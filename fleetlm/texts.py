@@ -105,3 +105,12 @@ def text_of(value: object) -> str:
     except Exception:  # noqa: BLE001  # the program's own method
         return f"<{type(value).__name__}, whose text cannot be made>"
     return text if len(text) <= MAX_TEXT_CHARS else f"{text[:MAX_TEXT_CHARS]}..."
+
+
+def format_span(seconds: float) -> str:
+    """Return a span of time in one unit, in seconds below two minutes, in minutes below two hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7_200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.0f} h"

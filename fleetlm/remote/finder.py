@@ -8,6 +8,7 @@ is never used: see `protocol.check_folder`.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 
 from fleetlm.remote import protocol
@@ -19,6 +20,7 @@ MAX_PROCESSES = 10_000
 """Processes whose folders are searched, so that the search ends soon on a large machine."""
 MAX_ENVIRON_BYTES = 1024 * 1024
 """Bytes of a process's environment that are read."""
+_MAX_PORT_DIGITS = 5
 
 
 class RemoteFailure(Exception):
@@ -126,48 +128,89 @@ def _find_folders_of_processes(uid: int, proc: str = "/proc") -> Iterator[tuple[
                 yield path, owner
 
 
-def choose(found: list[SocketFile], wanted: str | None) -> SocketFile:
+def choose(found: list[SocketFile], wanted: str | None, env: Mapping[str, str] | None = None) -> SocketFile:
     """Select the node to connect to.
 
     Args:
         found: what `discover` returned.
-        wanted: the node's name, with ``.<pid>`` where two processes use one name; None for the only node.
+        wanted: the node's name, with ``.<pid>`` where two processes use one name; or its port, or its slot,
+            as a number; None for the only node.
+        env: the environment from which the first port of the range is known; that of this process by default.
 
     Raises:
         RemoteFailure: no node runs, or not the wanted one (exit code 3); several fit (2).
     """
     if not found:
+        folders = ", ".join(protocol.folders(os.environ, os.getuid()))
         raise RemoteFailure(
             NO_NODE,
             "no_node",
             "no node of this user runs on this machine. Start one with: fleetlm start\n"
             "(Nodes of other users, in other containers, or with FLEETLM_REMOTE=off cannot be found. Sockets "
-            f"were searched in {', '.join(protocol.folders(os.environ, os.getuid()))}, and in the same "
-            "folders of every process that this user may look into.)",
+            f"were searched in {folders}, and in the same folders of every process that this user may look "
+            "into. `fleetlm doctor` shows who holds the ports of this machine.)",
         )
-    if wanted is not None:
-        short = protocol.stem(wanted)
-        fitting = [each for each in found if short in (each.node, f"{each.node}.{each.pid}")]
-        if not fitting:
-            raise RemoteFailure(
-                NO_NODE,
-                "no_node",
-                f"no node {wanted} runs on this machine. These do:\n{_list_options(found)}",
-            )
-    else:
-        fitting = found
+    fitting = found if wanted is None else _select(found, wanted, os.environ if env is None else env)
+    if not fitting:
+        raise RemoteFailure(
+            NO_NODE,
+            "no_node",
+            f"no node {wanted} runs on this machine. These do:\n{_list_options(found)}\n"
+            "(Nodes in other containers cannot be found, even where they share this network.)",
+        )
     if len(fitting) > 1:
         raise RemoteFailure(
             USAGE,
             "several_nodes",
-            f"several nodes run on this machine; choose one:\n{_list_options(fitting)}",
+            "several nodes run on this machine; choose one, by its name or only its port:\n"
+            f"{_list_options(fitting)}",
         )
     return fitting[0]
 
 
+def _select(found: list[SocketFile], wanted: str, env: Mapping[str, str]) -> list[SocketFile]:
+    """Return the nodes that have a name, a port or, where none has that port, a slot."""
+    if wanted.isdecimal() and len(wanted) <= _MAX_PORT_DIGITS:
+        base, number = _base_port(env), int(wanted)
+        at_port = [each for each in found if (_port(each.node) or base) == number]
+        return at_port or [each for each in found if (_port(each.node) or base) == base + number]
+    if _port(wanted) is not None and _port(wanted) == _base_port(env):  # It is not part of a name.
+        wanted = wanted.rpartition(":")[0].replace("[", "").replace("]", "")
+    short = protocol.stem(wanted)
+    return [each for each in found if short in (each.node, f"{each.node}.{each.pid}")]
+
+
+def _port(name: str) -> int | None:
+    """Return the port in the name of a node; None if it is the first of its range."""
+    address = name.rpartition("@")[2]
+    host, colon, port = address.rpartition(":")
+    has_port = bool(colon) and (host.endswith("]") or ":" not in host)
+    return int(port) if has_port and port.isdecimal() else None
+
+
+def _base_port(env: Mapping[str, str]) -> int:
+    """Return the first port of the range that this environment gives to nodes."""
+    from fleetlm.errors import SettingsError  # noqa: PLC0415  # seldom needed, and slow to import
+    from fleetlm.settings import Settings  # noqa: PLC0415
+
+    try:
+        return Settings.from_env(env).node_port
+    except SettingsError:
+        return Settings().node_port
+
+
 def _list_options(found: list[SocketFile]) -> str:
-    """Return a ``--node`` option for each node, one a line."""
+    """Return a ``--node`` option for each node, one a line, with its process and how long it has been up."""
+    from fleetlm.texts import format_span  # noqa: PLC0415  # only where the choice has failed
+
     names = [each.node for each in found]
-    return "\n".join(
-        f"  --node {each.node}" + (f".{each.pid}" if names.count(each.node) > 1 else "") for each in found
-    )
+    options = [each.node + (f".{each.pid}" if names.count(each.node) > 1 else "") for each in found]
+    width = max(map(len, options))
+    lines = []
+    for option, each in zip(options, found, strict=True):
+        try:
+            up = f", up for {format_span(max(0.0, time.time() - os.lstat(each.path).st_mtime))}"
+        except OSError:
+            up = ", ended"
+        lines.append(f"  --node {option:<{width}}  process {each.pid}{up}")
+    return "\n".join(lines)

@@ -167,7 +167,7 @@ def stem(node: str) -> str:
         return node
     basename, _, ip = node.partition("@")
     digest = hashlib.blake2b(basename.encode(), digest_size=4).hexdigest()
-    return f"{basename[: MAX_STEM_CHARS - 10 - len(ip)]}~{digest}@{ip}"
+    return f"{basename[: max(1, MAX_STEM_CHARS - 10 - len(ip))]}~{digest}@{ip}"
 
 
 def socket_name(node: str, pid: int) -> str:

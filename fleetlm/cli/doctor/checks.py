@@ -32,6 +32,7 @@ from fleetlm.discovery.address_watch import PORT_CURE, describe_other_ports
 from fleetlm.discovery.dns import HOSTS
 from fleetlm.names import NodeName, endpoint
 from fleetlm.settings import Settings, is_service_name
+from fleetlm.texts import format_span
 from fleetlm.wire.frames import IAm
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -164,7 +165,7 @@ def judge_node(facts: Facts) -> list[Finding]:
         cure = "This report checks the environment of this shell only. To check a node, start it first"
         return [Finding(WARN, "node", facts.node_why, cure)]
     info = facts.node["info"]
-    uptime = _format_span(info["uptime_s"])
+    uptime = format_span(info["uptime_s"])
     findings = [Finding(OK, "node", f"{facts.node['name']} has been running for {uptime}")]
     if facts.environment_error:
         cure = "The running node has valid settings; correct this variable before you start it again"
@@ -455,7 +456,7 @@ def judge_mesh(facts: Facts) -> list[Finding]:
         if row["status"] in ("up", "busy"):
             continue
         error = row["last_error"] or "no attempt has finished yet"
-        age = "" if row["last_error_age_s"] is None else f", {_format_span(row['last_error_age_s'])} ago"
+        age = "" if row["last_error_age_s"] is None else f", {format_span(row['last_error_age_s'])} ago"
         level = FAIL if row["in_dns"] and row["attempts"] else WARN
         attempts = "1 attempt" if row["attempts"] == 1 else f"{row['attempts']} attempts"
         text = f"{row['name']} is not connected (status {row['status']}, {attempts}): {error}{age}"
@@ -495,7 +496,7 @@ def judge_stability(facts: Facts) -> list[Finding]:
         if row["connections"] < FLAPPING_CONNECTIONS:
             continue
         error = row["last_error"]
-        age = "" if row["last_error_age_s"] is None else f" ({_format_span(row['last_error_age_s'])} ago)"
+        age = "" if row["last_error_age_s"] is None else f" ({format_span(row['last_error_age_s'])} ago)"
         last = f"; last error{age}: {error}" if error else ""
         text = f"the connection to {row['name']} came up {row['connections']} times{last}"
         cure = (
@@ -524,11 +525,3 @@ def _list_addresses(addresses: Sequence[str]) -> str:
 
 def _capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _format_span(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7_200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3_600:.0f} h"
