@@ -20,7 +20,8 @@ Run `fleetlm COMMAND --help` for the options, examples and exit codes of a comma
 VARIABLES = """\
 environment variables (defaults in parentheses):
   DNS_CLUSTER_QUERY           DNS name that resolves to the addresses of all nodes, or several names with
-                              commas between them; unset: no clustering
+                              commas between them; one that begins with _ (_fleetlm._tcp.NAME) is asked for
+                              SRV records, which have the ports too; unset: no clustering
   DNS_CLUSTER_NODE_BASENAME   the part of a node's name before the @ (fleetlm)
   DNS_POLL_INTERVAL_MS        milliseconds between two DNS lookups (5000)
   FLEETLM_NODE_IP             this node's IP address, or the interface or network to take it from (eth1,

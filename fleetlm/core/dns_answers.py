@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fleetlm.names import canonical_ip, endpoint
 
@@ -108,6 +109,7 @@ def merge(answers: Sequence[tuple[str, Answer]]) -> Answer:
     return Answer(outcome, addresses, detail, whole)
 
 
+@lru_cache(maxsize=2 * MAX_ADDRESSES)  # Each lookup brings the same ones.
 def split_address(text: str) -> tuple[str, int | None] | None:
     """Take an address of an answer apart.
 

@@ -24,8 +24,10 @@ NAME = "_w._tcp.test."
 def read(text: str, record_type: RecordType = "SRV") -> Records:
     """Read a response in the text form of dnspython, after it was packed."""
     head = f"id 1\nopcode QUERY\nrcode NOERROR\nflags QR RD RA\n;QUESTION\n{NAME} IN {record_type}\n"
-    message = dns.message.from_text(head + text)
-    wire = message.to_wire(max_size=65_535)
+    return read_wire(dns.message.from_text(head + text).to_wire(max_size=65_535), record_type)
+
+
+def read_wire(wire: bytes, record_type: RecordType = "SRV") -> Records:
     records: list[Records] = []
 
     @virtual
@@ -69,6 +71,16 @@ stranger.test. 5 IN A 10.9.9.9
         ("b.test.", 4370): {"fd00::2"},
         ("bare.test.", 4370): set(),
     }
+
+
+def test_targets_that_a_server_compresses_are_read() -> None:
+    """RFC 2782 forbids to compress a target, and some servers do."""
+    header = bytes.fromhex("0001 8180 0001 0002 0000 0000")
+    question = b"\x02_w\x04_tcp\x04test\x00" + bytes.fromhex("0021 0001")
+    to_a = bytes.fromhex("c00c 0021 0001 00000005 000a 0001 0001 1112") + b"\x01a\xc0\x14"
+    to_a_again = bytes.fromhex("c00c 0021 0001 00000005 0008 0001 0001 1113 c030")
+    records = read_wire(header + question + to_a + to_a_again)
+    assert set(records.services) == {Service("a.test.", 4370), Service("a.test.", 4371)}
 
 
 def test_aliases_are_followed_before_the_records_and_before_the_addresses() -> None:
