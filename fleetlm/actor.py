@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from fleetlm.actors.handlers import NO_HANDLERS, Handlers, collect, name_of
@@ -271,6 +272,8 @@ class Actor:
 
 def check_unused(function: object) -> None:
     """Refuse an actor object that runs already, or has run. Raises: RuntimeError."""
+    if type(function) is FunctionType:
+        return  # The usual case, without the question to an abstract class.
     if isinstance(function, Actor) and vars(function).get("_Actor__run") is not None:
         name = type(function).__qualname__
         raise RuntimeError(

@@ -201,9 +201,9 @@ class Inbound:
                     queue, before = self._unclaimed, 0
                     queue.append(payload)
                 else:
-                    queue = box.queue
-                    before = len(queue)
                     box.put(payload)
+                    queue = box.queue
+                    before = len(queue) - 1
             if run is not _NO_RUN:
                 self._count_arrivals(session, run, len(queue) - before, box)
         except NONSENSE as error:

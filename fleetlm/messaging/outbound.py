@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from asyncio import _get_running_loop
-from collections.abc import Hashable, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
@@ -47,7 +47,7 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid
 from fleetlm.messaging.in_flight import InFlight
 from fleetlm.messaging.mailbox import Mailbox
-from fleetlm.messaging.own_loop import refuse_loop
+from fleetlm.messaging.own_loop import check_loop, home_of
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
 from fleetlm.messaging.waits import Waits, WaitsFor
@@ -104,11 +104,13 @@ class Outbound:
         self._name = name
         self._incarnation = incarnation
         self._settings = settings
+        self._copies = settings.debug
         self._codec = codec
         self._boxes = boxes
         self._sessions = sessions
         self._topology = topology
         self._loop = waits.loop
+        self._home = home_of(waits.loop)
         self._turns = waits.turns
         self.waits: Waits = waits
         self.in_flight: InFlight = InFlight()
@@ -118,39 +120,45 @@ class Outbound:
 
     # One-way messages.
 
-    async def send(self, to: Target, message: Any, timeout_s: float | None = None) -> None:
+    async def send(  # noqa: PLR0912  # each helper would cost every message a call
+        self, to: Target, message: Any, timeout_s: float | None = None
+    ) -> None:
         """See `Node.send`."""
         try:
             if isinstance(to, tuple) and (session := self._sessions.get(to[1])) is not None:
                 key: Key = to[0]  # A copy of `route` for the usual case, because every message passes here.
-                if _get_running_loop() is not self._loop:
-                    refuse_loop(self._loop, "send")
+                if self._home._thread_id != get_ident():  # noqa: SLF001  # see `own_loop`
+                    check_loop(self._loop, "send")
             else:
                 session, key = self.route(to)
-                if session is None:
-                    await self._send_local(to, key, message, timeout_s)
-                    return
-            # A copy of `Session.obstacle` and `Session.admit` for a small message; a test holds it to them.
-            held = session.held
-            try:
-                held_now = held[key]
-            except KeyError:
-                held_now = check_new_key(key)
-            if held_now >= session.held_limit or (session.is_slow and session.is_full):
-                await self._wait_to_send(session, to, timeout_s, key)
-                held_now = held.get(key, 0)
-            packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
-            if len(packed) < session.plain_bytes:
-                must_yield = session.append(packed)
-                held[key] = held_now + 1
+            if session is None:
+                must_yield = False
+                waiting = self._put_here(to, key, message, timeout_s)
+                if waiting is not None:
+                    await waiting
             else:
-                if session.admit(key, packed) is not None:
+                # A copy of `Session.obstacle` and `admit` for a small message; a test holds it to them.
+                held = session.held
+                try:
+                    held_now = held[key]
+                except KeyError:
+                    held_now = check_new_key(key)
+                if held_now >= session.held_limit or (session.is_slow and session.is_full):
+                    await self._wait_to_send(session, to, timeout_s, key)
+                    held_now = held.get(key, 0)
+                packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
+                if len(packed) < session.plain_bytes:
+                    must_yield = session.append(packed)
+                    held[key] = held_now + 1
+                else:
                     await self._admit_later(session, to, key, packed, timeout_s)
-                must_yield = session.must_yield()
+                    must_yield = session.must_yield()
             turns = self._turns
             if must_yield:
                 await asyncio.sleep(0)
-            elif next(turns.due) and turns.is_over():
+            elif turns.left:
+                turns.left -= 1
+            elif turns.is_over():
                 await turns.next()
         except _REFUSED:
             await self._turns.pause()  # A program that tries again in a loop must give way, too.
@@ -186,15 +194,17 @@ class Outbound:
         try:
             session, key = self.route(to)
             if session is None:
-                await self._send_local(to, key, request, timeout_s)
+                full = self._put_here(to, key, request, timeout_s)
+                if full is not None:
+                    await full
+                await self._turns.pause()
                 return
             parts = request.parts()
             try:
                 packed = self._codec.pack(operations.cast(key, parts, 1), parts)
             except NotSerializable as error:
                 raise request.explain(error) from None
-            if session.admit(key, packed) is not None:
-                await self._admit_later(session, to, key, packed, timeout_s)
+            await self._admit_later(session, to, key, packed, timeout_s)
             if session.must_yield():
                 await asyncio.sleep(0)
             else:
@@ -290,7 +300,9 @@ class Outbound:
         except NotSerializable as error:
             raise explained(error, message) from None
         deadline = self._loop.time() + timeout_s
-        sender = asyncio.current_task()  # Calls that must wait run in tasks of their own, in its order.
+        sender = asyncio.current_task(
+            self._loop
+        )  # Calls that must wait run in tasks of their own, in its order.
         asked: list[_Asked] = []
         calls = [
             self._ask_at_once(to, message, payload, timeout_s, sender, asked)
@@ -320,8 +332,8 @@ class Outbound:
         """
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
-        if _get_running_loop() is not self._loop:
-            refuse_loop(self._loop, "A method that sends or asks")
+        if self._home._thread_id != get_ident():  # noqa: SLF001
+            check_loop(self._loop, "A method that sends or asks")
         if isinstance(to, tuple):  # the usual case: a connected node
             name, node = to
             session = self._sessions.get(node)
@@ -356,7 +368,7 @@ class Outbound:
         Raises:
             WouldBlock: the target is the caller itself, and nothing else takes its messages.
         """
-        process = self.waits.process_of(asyncio.current_task())
+        process = self.waits.process_of(asyncio.current_task(self._loop))
         if process is not None and process.mailbox is box and not box.waited_for:
             raise WouldBlock(
                 to,
@@ -380,7 +392,7 @@ class Outbound:
             WouldBlock: there is none by the deadline.
             NoConnection: the session ended first.
         """
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         process = self.waits.process_of(task)
         wait = self.waits.begin(process, WaitsFor.ROOM, to, window)
         if message:
@@ -408,7 +420,7 @@ class Outbound:
         Raises:
             NotSerializable, Undecodable: with FLEETLM_DEBUG=1, as another node would.
         """
-        if not self._settings.debug:
+        if not self._copies:
             return message
         if type(message) is tuple and any(hasattr(part, "__fleetlm_local__") for part in message):
             return message  # A request that is for this node only, such as ("start_child", Child(...)).
@@ -446,7 +458,7 @@ class Outbound:
         """Prepare an item of a stream: it is handed over as it is, and weighed by what it seems to hold."""
         count = local_units(value)
         count = min(count, window)
-        if self._settings.debug:
+        if self._copies:
             value = self.copied(self._name, value)
         return (value, count), count
 
@@ -467,8 +479,8 @@ class Outbound:
     def _check_running(self) -> None:
         if self.stopped:
             raise NodeStopped(self._name, self.stopped)
-        if _get_running_loop() is not self._loop:
-            refuse_loop(self._loop, "A method that sends or asks")
+        if self._home._thread_id != get_ident():  # noqa: SLF001
+            check_loop(self._loop, "A method that sends or asks")
 
     def _find_session(self, node: str) -> Session:
         """Find a session by the canonical name of its node. Raises: NoConnection, with the known reason."""
@@ -493,15 +505,22 @@ class Outbound:
         to_actor = type(message) is Invoke
         return operations.packed_call(packed_to, payload, ref, timeout_ms, in_flight, to_actor=to_actor)
 
-    async def _send_local(self, to: Target, key: Key, message: Any, timeout_s: float | None = None) -> None:
+    def _put_here(
+        self, to: Target, key: Key, message: Any, timeout_s: float | None
+    ) -> Coroutine[Any, Any, None] | None:
+        """Put a message into a mailbox of this node; if it is full, return what to await instead."""
         box = self.box_of(to, key)
         if box.full and not self._is_own(to, box):
-            await self._wait_to_send(box, to, timeout_s)
-            box = self.box_of(to, key)  # The process may have ended meanwhile.
+            return self._put_later(box, to, key, message, timeout_s)
+        box.put(self.copied(to, message) if self._copies else message)
+        return None
+
+    async def _put_later(
+        self, box: Mailbox, to: Target, key: Key, message: Any, timeout_s: float | None
+    ) -> None:
+        await self._wait_to_send(box, to, timeout_s)
+        box = self.box_of(to, key)  # The process may have ended meanwhile.
         box.put(self.copied(to, message))
-        turns = self._turns
-        if next(turns.due) and turns.is_over():
-            await turns.next()
 
     def _put(self, to: Target, box: Mailbox, message: Any) -> None:
         """Put a message into a mailbox of this node. Raises: WouldBlock if it is full."""
@@ -515,7 +534,7 @@ class Outbound:
         Raises:
             WouldBlock: it is, and takes no further message even so.
         """
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         if box.may_exceed(task):
             return True
         if box.belongs_to(task):
@@ -557,7 +576,7 @@ class Outbound:
         if self.in_flight.is_watched and self.in_flight.covers(began):
             began = -math.inf
         call = Call(copy, self, ref, deadline, self._loop.time, began=began)
-        process = self.waits.process_of(asyncio.current_task())
+        process = self.waits.process_of(asyncio.current_task(self._loop))
         wait = None
         if process is not None:
             wait = self.waits.begin(process, WaitsFor.REPLY, to, box)
@@ -573,21 +592,16 @@ class Outbound:
             self.local_calls.pop(ref, None)
             call.abandon()
         turns = self._turns
-        if next(turns.due) and turns.is_over():  # A thousand replies may have come at once.
+        if turns.left:  # A thousand replies may have come at once.
+            turns.left -= 1
+        elif turns.is_over():
             await turns.next()
         return outcome
 
     async def _request(
-        self,
-        session: Session,
-        to: Target,
-        ref: int,
-        packed: bytes,
-        timeout_s: float,
-        deadline: float,
-        sender: Hashable = None,
-        key: Key | NodeKey = NODE,
-    ) -> Any:
+        self, session: Session, to: Target, ref: int, packed: bytes, timeout_s: float, deadline: float,
+        sender: Hashable = None, key: Key | NodeKey = NODE,
+    ) -> Any:  # fmt: skip
         """Send a packed request and wait for its outcome; `NODE` is the key of the node itself."""
         if key is NODE:
             session.append(packed, sender)
@@ -596,7 +610,7 @@ class Outbound:
                 await self.wait_for_room(session, to, timeout_s, deadline, key, len(packed), sender)
         future: asyncio.Future[Any] = self._loop.create_future()
         session.calls[ref] = future
-        process = None if key is NODE else self.waits.process_of(asyncio.current_task())
+        process = None if key is NODE else self.waits.process_of(asyncio.current_task(self._loop))
         wait = None
         if process is not None:
             wait = self.waits.begin(process, WaitsFor.REPLY, to, session)
@@ -612,24 +626,21 @@ class Outbound:
                 session.call_ended(key)
             self._close_request(session, ref, sender)
         turns = self._turns
-        if next(turns.due) and turns.is_over():
+        if turns.left:
+            turns.left -= 1
+        elif turns.is_over():
             await turns.next()
         return outcome
 
     def _close_request(self, session: Session, ref: int, sender: Hashable) -> None:
         """Take a request out; if it has no outcome yet, tell the peer that no answer is wanted any more."""
         if session.calls.pop(ref, None) is not None:
-            session.control(operations.cancel(ref), after=sender or asyncio.current_task())
+            session.control(operations.cancel(ref), after=sender or asyncio.current_task(self._loop))
 
     def _ask_at_once(
-        self,
-        to: Target,
-        message: Any,
-        payload: bytes,
-        timeout_s: float,
-        sender: Hashable,
+        self, to: Target, message: Any, payload: bytes, timeout_s: float, sender: Hashable,
         asked: list[_Asked],
-    ) -> asyncio.Future[Any] | None:
+    ) -> asyncio.Future[Any] | None:  # fmt: skip
         """Send one call of a multicall without a task of its own, which would cost more than all the rest.
 
         Returns:
@@ -650,13 +661,7 @@ class Outbound:
         return future
 
     async def _call_one(
-        self,
-        to: Target,
-        message: Any,
-        payload: bytes,
-        timeout_s: float,
-        deadline: float,
-        sender: Hashable,
+        self, to: Target, message: Any, payload: bytes, timeout_s: float, deadline: float, sender: Hashable
     ) -> Any:
         """Make one call of a multicall that `_ask_at_once` could not, on behalf of ``sender``."""
         session, key = self.route(to)

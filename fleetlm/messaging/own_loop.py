@@ -6,6 +6,14 @@ over to the loop, so the error names it.
 
 Where the loop does not run at all, and none runs in this thread, nothing can interfere, and nothing is
 refused: a program may prepare things between two calls of ``run_until_complete``.
+
+**Cost.** Every message passes this check. ``asyncio._get_running_loop()`` asks the system for the number of
+the process each time (Python 3.11), which costs as much as a third of the whole way of a message on one node.
+A loop of asyncio itself knows the thread that runs it, and a thread runs one loop at a time, so comparing
+threads says the same. `home_of` returns where to read that thread; callers compare by themselves::
+
+    if self._home._thread_id != get_ident():
+        check_loop(self._loop, "send")
 """
 
 from __future__ import annotations
@@ -13,6 +21,25 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio import _get_running_loop
+from threading import get_ident
+from typing import Protocol, cast
+
+
+class Home(Protocol):
+    """Knows which thread runs a loop."""
+
+    _thread_id: int | None
+
+
+class _Unknown:
+    """The home of a loop that does not show its thread, such as uvloop's: each check asks asyncio."""
+
+    _thread_id: int | None = None
+
+
+def home_of(loop: asyncio.AbstractEventLoop) -> Home:
+    """Return what says in ``_thread_id`` which thread runs this loop; None: none does, or it is not known."""
+    return cast("Home", loop) if hasattr(loop, "_thread_id") else _Unknown()
 
 
 def check_loop(loop: asyncio.AbstractEventLoop, what: str) -> None:
@@ -22,14 +49,10 @@ def check_loop(loop: asyncio.AbstractEventLoop, what: str) -> None:
         loop: that of the node.
         what: the method that was called, for the text.
     """
-    if _get_running_loop() is not loop:
-        refuse_loop(loop, what)
-
-
-def refuse_loop(loop: asyncio.AbstractEventLoop, what: str) -> None:
-    """Do what `check_loop` does once it has found another loop: for callers that compare by themselves."""
+    if getattr(loop, "_thread_id", None) == get_ident():
+        return
     running = _get_running_loop()
-    if running is None and not loop.is_running():
+    if running is loop or (running is None and not loop.is_running()):
         return
     where = (
         f"from the thread {threading.current_thread().name!r}, which runs no event loop"

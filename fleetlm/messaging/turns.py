@@ -6,16 +6,19 @@ each have one message would all run in the same round of the loop. So whatever m
 asks here first: taking a message, sending one, the outcome of a call, an item of a stream, the start of a
 concurrent handler::
 
-    if next(turns.due) and turns.is_over():
+    if turns.left:
+        turns.left -= 1
+    elif turns.is_over():
         await turns.next()
 
-Every fourth of these questions, whoever asks it, looks at the clock, which costs as much as five others. Once
-the turn is over each of them does.
+Every eighth of these questions, whoever asks it, looks at the clock, which costs as much as five others. Each
+of them does once the turn is over, and after a look that found slow work.
 
 One turn is shared by everything on the loop, since a budget for each process bounds nothing where there are
 many. It lasts `TURN_S`. A look at the clock after that begins another turn if the loop has gone round since
 the last one began, so that a turn that is not used up costs nothing; otherwise the turn is over, and the
-task waits in ``_parked``. One round of the loop thus lasts at most two turns and four pieces of work.
+task waits in ``_parked``. One round of the loop thus lasts at most two turns and one piece of work, or eight
+pieces where slow ones follow quick ones.
 
 **Fairness.** Tasks go on in the order in which they came. `_release` lets a number of them go on with each
 round, twice as many after a round that left time over, half as many after one that did not. One that comes
@@ -33,36 +36,54 @@ a budget in time, one for the whole loop.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Iterator
-from itertools import cycle, repeat
-from weakref import WeakKeyDictionary
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+from weakref import WeakValueDictionary
 
 TURN_S = 0.004
 """Seconds of a turn. A round of the loop takes at most twice as long, and the work between two looks at the
 clock. With handlers that work for a millisecond that is 12 ms: others on the node hardly notice."""
 TURN_MESSAGES = 2_000
 """Messages that make a turn on virtual time: as if each took 2 µs."""
-_ALWAYS = repeat(True)
-_LOOKS = (False, False, False, True)
+_LOOK_EVERY = 8
+"""Questions of which one looks at the clock while work is quick."""
+_SLOW_S = 0.000_5
+"""Seconds between two looks after which the next question looks again."""
 _MAX_RELEASED = 256
 """Tasks that go on in one round. They are looked at one by one, so more would only take memory."""
 
-_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+_of_loops: WeakValueDictionary[int, Turns] = WeakValueDictionary()
+"""By the ``id`` of the loop, which lives as long as its turns."""
+
+
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
 
 
 class Turns:
-    """The turns of one event loop. `of` finds them: all nodes on one loop share them."""
+    """The turns of one event loop. `of` finds them: all nodes on one loop share them.
 
-    __slots__ = ("_again", "_has_begun", "_parked", "_released", "_sometimes", "_until", "due")
+    Args:
+        loop: None: the loop that runs at the moment of use.
+    """
 
-    def __init__(self) -> None:
-        self.due: Iterator[bool] = repeat(True)
-        """Says whether to ask `is_over`: every fourth time, and each time when the turn is over."""
-        self._sometimes = cycle(_LOOKS)
+    __slots__ = (
+        "__weakref__", "_again", "_has_begun", "_looked_at", "_parked", "_released", "_until",
+        "future", "left", "loop",
+    )  # fmt: skip
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = loop
+        self.future: Callable[[], asyncio.Future[Any]] = _future if loop is None else loop.create_future
+        """Makes a future of the loop. Finding the loop costs more than the future (Python 3.11)."""
+        self.left: int = 0
+        """Questions until one has to ask `is_over`; 0 for each of them when the turn is over."""
         self._until = 0.0
         """When the turn ends, on the clock of the system: a loop's own may stand still during a round."""
+        self._looked_at = 0.0
+        """When somebody looked at the clock."""
         self._has_begun = False
         """Whether a turn has begun in this round of the loop."""
         self._parked: deque[asyncio.Future[bool]] = deque()
@@ -74,9 +95,9 @@ class Turns:
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Turns:
         """Return the turns of this loop."""
-        turns = _of_loops.get(loop)
+        turns = _of_loops.get(id(loop))
         if turns is None:
-            turns = _of_loops[loop] = cls()
+            turns = _of_loops[id(loop)] = cls(loop)
         return turns
 
     @property
@@ -86,11 +107,14 @@ class Turns:
 
     def is_over(self) -> bool:
         """Whether the task that asks has to wait for the next turn."""
-        now = time.monotonic()
+        now = monotonic()
+        if now - self._looked_at < _SLOW_S:
+            self.left = _LOOK_EVERY - 1
+        self._looked_at = now
         if now < self._until:
             return False
+        self.left = 0
         if self._has_begun:
-            self.due = _ALWAYS
             return True
         self._begin(now)
         return False
@@ -99,7 +123,7 @@ class Turns:
         """Wait for a turn."""
         queue = self._parked
         while True:
-            waiter = asyncio.get_running_loop().create_future()
+            waiter = self.future()
             queue.append(waiter)
             if await waiter or not self.is_over():
                 return
@@ -107,14 +131,15 @@ class Turns:
 
     async def pause(self) -> None:
         """Wait for the next turn if this one is over: for code that is not in a hurry."""
-        if next(self.due) and self.is_over():
+        if self.left:
+            self.left -= 1
+        elif self.is_over():
             await self.next()
 
     def _begin(self, now: float) -> None:
         self._until = now + TURN_S
         self._has_begun = True
-        self.due = self._sometimes
-        asyncio.get_running_loop().call_soon(self._go_round)
+        (self.loop or asyncio.get_running_loop()).call_soon(self._go_round)
 
     def _go_round(self) -> None:
         """Note that the loop has gone round since the turn began."""
@@ -124,7 +149,7 @@ class Turns:
 
     def _release(self) -> None:
         """Begin a turn, and let some of the tasks that wait go on."""
-        now = time.monotonic()
+        now = monotonic()
         self._released = max(1, self._released // 2) if now >= self._until else self._released * 2
         self._released = min(self._released, _MAX_RELEASED)
         is_first, left = True, self._released
@@ -137,9 +162,17 @@ class Turns:
         self._begin(now)  # Last, so that the loop has gone round when those tasks have run.
 
 
-FREE = Turns.__new__(Turns)
-"""Turns that never end: for a mailbox outside of a node."""
-FREE.due = repeat(False)
+class _Free(Turns):
+    """Turns that never end."""
+
+    __slots__ = ()
+
+    def is_over(self) -> bool:
+        return False
+
+
+FREE = _Free()
+"""For a mailbox outside of a node."""
 
 
 class CountedTurns(Turns):
@@ -148,7 +181,7 @@ class CountedTurns(Turns):
     __slots__ = ("_at", "_count", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
+        super().__init__(loop)
         self._loop = loop
         self._at = -1.0
         self._count = 0

@@ -39,6 +39,8 @@ from fleetlm.texts import text_of
 MAX_TRACEBACK_CHARS = 16_384
 """Longer tracebacks of a crash lose their beginning: the text travels to every linked and monitoring
 process."""
+ORDERS = (SystemExit, KeyboardInterrupt)
+"""What asyncio takes for an order to the whole program."""
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
@@ -51,7 +53,7 @@ class Contained(Exception):
 
 def is_from_signal(error: BaseException) -> bool:
     """Whether a signal handler raised this exception, so that it is meant for the program as a whole."""
-    if not isinstance(error, SystemExit | KeyboardInterrupt) or error.__traceback__ is None:
+    if not isinstance(error, ORDERS) or error.__traceback__ is None:
         return False
     if forks.on_copied_loop():
         return True  # A forked child ends, whatever this would be in its parent.

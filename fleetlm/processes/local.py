@@ -39,14 +39,16 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Callable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.core.process_table import ProcessTable
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.messaging.own_loop import check_loop
-from fleetlm.processes.boundary import Contained, error_of, exit_in, is_from_signal, original
+from fleetlm.processes.boundary import ORDERS, Contained, error_of, exit_in, is_from_signal, original
 from fleetlm.processes.running import (
+    Attached,
     ProcessFunction,
     RunningProcess,
     check_concrete,
@@ -128,8 +130,9 @@ class LocalProcesses:
         """Start a process. Raises: AlreadyRegistered, InvalidName, TypeError; nothing was started."""
         loop = self._loop
         check_loop(loop, "spawn")
-        function = plain_class(function)
-        check_concrete(function)
+        if not isinstance(function, FunctionType):
+            function = plain_class(function)
+            check_concrete(function)
         pid = self.table.spawned(name)
         runs = getattr(function, "__qualname__", type(function).__qualname__)
         process = self._make_process(pid, runs)
@@ -303,18 +306,20 @@ class LocalProcesses:
         except BaseException as error:
             if is_from_signal(error) or isinstance(error, GeneratorExit):
                 raise  # The program ends, or the loop has: nothing can be awaited any more.
-            await self._end_tasks(process)
-            if isinstance(error, SystemExit | KeyboardInterrupt):
+            if process._owned is not None:
+                await self._end_tasks(process, process._owned)
+            if isinstance(error, ORDERS):
                 raise Contained(error) from error
             raise
         else:
-            await self._end_tasks(process)
+            if process._owned is not None:
+                await self._end_tasks(process, process._owned)
 
-    async def _end_tasks(self, process: RunningProcess) -> None:
+    async def _end_tasks(self, process: RunningProcess, owned: Attached) -> None:
         """End the tasks of a process whose function has ended; see `Process.create_task`."""
-        if process._owned is not None and not process._is_gone:
+        if not process._is_gone:
             process._is_closing = True
-            await process._owned.end_tasks(self._terminate_s)
+            await owned.end_tasks(self._terminate_s)
 
     def _handle_task_end(self, task: asyncio.Task[Any]) -> None:
         """Remove the process of a task that has ended; if many end in this turn, in one of the next ones."""

@@ -30,7 +30,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.messaging.deadline import SERVING
-from fleetlm.processes.boundary import Contained, error_of, exit_in, is_from_signal, original
+from fleetlm.processes.boundary import ORDERS, Contained, error_of, exit_in, is_from_signal, original
 
 if TYPE_CHECKING:
     from fleetlm.processes.running import RunningProcess
@@ -216,7 +216,7 @@ async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine; a SystemExit in it fails the task, not the event loop."""
     try:
         return await coroutine
-    except (SystemExit, KeyboardInterrupt) as error:
+    except ORDERS as error:
         if is_from_signal(error):
             raise
         raise Contained(error) from error

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 from fleetlm.call import Call
 from fleetlm.messaging.mailbox import MOST_BEYOND, Mailbox
+from fleetlm.messaging.turns import TURN_MESSAGES, CountedTurns
 from fleetlm.testing.loop import SimLoop
 from tests.support.session_fakes import Taker, turns, virtual
 
@@ -50,6 +51,32 @@ async def test_messages_come_in_the_order_in_which_they_were_put() -> None:
     assert len(box) == 3
     assert [await box.get() for _ in range(3)] == [0, 1, 2]
     assert (len(box), box.taken) == (0, 3)
+
+
+def test_a_mailbox_takes_memory_for_messages_with_its_first_one() -> None:
+    first, second = mailbox(), mailbox()
+    assert first.queue is second.queue
+    assert (len(first), list(first.queue), first.discard(lambda _: True), first.close()) == (0, [], [], [])
+    first.put("a")
+    assert (list(first.queue), len(second)) == (["a"], 0)
+    assert first.close() == ["a"]
+    first.put("too late")
+    assert list(first.queue) == ["too late"]
+
+
+@virtual
+async def test_what_is_taken_out_while_the_owner_waits_for_its_turn_does_not_come() -> None:
+    counted = CountedTurns(SimLoop.current())
+    box = Mailbox(4, Taker(), counted)
+    for _ in range(TURN_MESSAGES):
+        counted.is_over()
+    box.put("unwanted")
+    owner = asyncio.ensure_future(box.get())
+    await turns()
+    assert not owner.done()
+    assert box.discard(lambda message: message == "unwanted") == ["unwanted"]
+    box.put("wanted")
+    assert await owner == "wanted"
 
 
 @virtual
