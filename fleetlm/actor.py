@@ -112,6 +112,27 @@ class Actor:
         else:
             run.complain(f"type {type(message).__qualname__}", f"has no handle_info for {describe(message)}")
 
+    async def on_drain(self, until: float) -> None:
+        """Hand over what this actor holds, since its node is about to leave; runs between two handlers.
+
+        ::
+
+            async def on_drain(self, until: float) -> None:
+                async with asyncio.timeout_at(until):
+                    pid = await self.node.spawn_at(self.node.list()[0], "sessions", self.lines)
+
+        It runs once for a drain, when other nodes know of it already. Calls of this actor to other nodes are
+        served; new requests to this actor are, too, until the node begins to refuse them. The drain waits for
+        it until its time is over. An exception that it raises is logged, and the actor goes on: the drain may
+        be undone (`on_undrain`). By default nothing happens.
+
+        Args:
+            until: when the time of the drain is over, on the clock of the event loop.
+        """
+
+    async def on_undrain(self) -> None:
+        """Take back what `on_drain` did, since the drain was undone; runs between two handlers."""
+
     # For subclasses to use.
 
     @property
@@ -250,8 +271,11 @@ class Actor:
             RuntimeError: this object runs already, or has run.
         """
         check_unused(self)
-        settings, failures = process.node.settings, process._services.failures
-        run = ActorRun(self, self.__fleetlm_handlers__, process, settings, failures)
+        settings, services = process.node.settings, process._services
+        cls = type(self)
+        if cls.on_drain is not Actor.on_drain or cls.on_undrain is not Actor.on_undrain:
+            services.drain_listeners.add_actor(process)
+        run = ActorRun(self, self.__fleetlm_handlers__, process, settings, services.failures)
         object.__setattr__(self, "_Actor__run", run)  # Works for a frozen dataclass too.
         await run.run(ready)
 

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.remote_spawn import Factories
     from fleetlm.processes.running import AnyFunction, ProcessFunction, ProcessObject
     from fleetlm.runtime.events import Event
+    from fleetlm.runtime.hooks import Phase
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
 
@@ -72,6 +73,7 @@ A = TypeVar("A", bound=ActorObject)
 P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[[], Any])
 
 
 class Node:
@@ -193,7 +195,8 @@ class Node:
     ) -> DrainReport:
         """Finish what this node has begun and take no new work of other nodes, so that it can leave.
 
-        The node goes on running; `stop` ends it, and `undrain` takes the drain back. The steps:
+        The node goes on running; `stop` ends it, and `undrain` takes the drain back. Hooks of the program
+        run before and after it (`on_leaving`), and actors hear of it (`Actor.on_drain`). The steps:
 
         1. *Announced.* Each connected node knows of it from now on: it publishes `NodeDraining`, and picks
            and spawns pass this node over. Everything is still served.
@@ -226,7 +229,7 @@ class Node:
         if self._outbound.stopped:
             raise NodeStopped(self.name, self._outbound.stopped)
         timeout_s = self.settings.drain_s if timeout is None else timeout
-        self.drain_report = report = await self._parts.draining.drain(timeout_s, reason, source)
+        self.drain_report = report = await self._parts.leaving.drain(timeout_s, reason, source)
         return report
 
     def undrain(self) -> bool:
@@ -238,7 +241,7 @@ class Node:
             False if this node does not drain, or stops already.
         """
         self._parts.context.check_loop("Node.undrain")
-        return self._parts.draining.undrain()
+        return self._parts.leaving.undrain()
 
     async def stop(
         self, reason: str = "shutdown", drain_s: float | None = None, *, source: DrainSource = "api"
@@ -271,12 +274,12 @@ class Node:
         parts = self._parts
         drain_s = self.settings.drain_s if drain_s is None else drain_s
         until = self._loop.time() + drain_s
-        draining = parts.draining.drain(drain_s, reason, source, asked_by=asked_by, is_last=True)
-        self.drain_report = await draining
+        leaving = parts.leaving.drain(drain_s, reason, source, asked_by=asked_by, is_last=True)
+        self.drain_report = await leaving
         if parts.poller is not None:
             await parts.poller.stop()
-        trees_s = max(until - self._loop.time(), min(drain_s, self.settings.terminate_s))
-        await self._local.stop(trees_s)
+        await self._local.stop(parts.leaving.late_s(drain_s, until))
+        await parts.leaving.before_stop(drain_s, until)
         self._outbound.close(reason)
         await parts.circles.stop()
         self._driver.leave(reason)
@@ -441,6 +444,50 @@ class Node:
             ValueError: there are `Settings.max_hooks` checks already.
         """
         self._parts.readiness.add(name, check)
+
+    @overload
+    def on_leaving(self, function: F, /, *, phase: Phase = ..., timeout: float | None = ...) -> F: ...
+    @overload
+    def on_leaving(
+        self, function: None = None, /, *, phase: Phase = ..., timeout: float | None = ...
+    ) -> Callable[[F], F]: ...
+    def on_leaving(
+        self, function: F | None = None, /, *, phase: Phase = "before_drain", timeout: float | None = None
+    ) -> F | Callable[[F], F]:
+        """Call a function of the program when this node leaves. A decorator, or a plain call.
+
+        ::
+
+            @node.on_leaving(phase="before_drain", timeout=5)
+            async def leave_the_load_balancer() -> None: ...
+
+            node.on_leaving(log_file.close, phase="before_stop")
+
+        The phases: ``before_drain``, before the node announces that it leaves, while it takes work as ever;
+        ``after_drain``, when what it has begun is done, or the time is over; ``before_stop``, when its
+        processes have ended and it can still send and call; ``after_undrain``, when a drain is taken back.
+        Hooks of one phase run at the same time. Those of ``before_drain`` use up the time of the drain
+        (`Settings.drain_s`); later ones have what is left of it, or at least `Settings.terminate_s`.
+
+        Args:
+            function: a coroutine function, or a plain one, which runs in a thread and must use `sync` there;
+                without arguments. What it raises is logged and stops nothing.
+            phase: when it is called; once for a drain.
+            timeout: seconds that it has; then the node goes on without it. Default `Settings.hook_s`.
+
+        Returns:
+            The function, or without one a decorator.
+
+        Raises:
+            TypeError: ``function`` cannot be called.
+            ValueError: an unknown phase, a ``timeout`` that is not positive, or `Settings.max_hooks` hooks
+                are there already.
+        """
+        self._parts.hooks.check(phase, timeout)
+        if function is None:
+            return functools.partial(self.on_leaving, phase=phase, timeout=timeout)
+        self._parts.hooks.add(phase, function, timeout)
+        return function
 
     def remove_check(self, name: str) -> bool:
         """Remove a check. Returns whether there was one of this name."""

@@ -15,6 +15,7 @@ from fleetlm.actors.failure_log import FailureLog
 from fleetlm.actors.handlers import ActorObject
 from fleetlm.ids import Pid, Ref
 from fleetlm.messaging.own_loop import check_loop
+from fleetlm.processes.drain_listeners import DrainListeners
 from fleetlm.processes.owned import Owned, Timer
 from fleetlm.processes.running import AnyFunction, ProcessObject, RunningProcess
 
@@ -41,6 +42,7 @@ class ProcessServices:
     blocking: Blocking
     turns: Turns
     failures: FailureLog = field(default_factory=FailureLog)
+    drain_listeners: DrainListeners = field(default_factory=DrainListeners)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
 
@@ -155,6 +157,21 @@ class Process(RunningProcess):
     def trap_exit(self, on: bool) -> None:
         check_loop(self._services.loop, "Process.trap_exit")
         self._services.signals.links.trapped(self.pid.number, on)
+
+    @property
+    def trap_drain(self) -> bool:
+        """Whether this process gets a `NodeDraining` message when its node drains, and a `NodeUndrained`.
+
+        For plain processes; an actor has `Actor.on_drain`. The drain waits only while the process takes
+        messages, since nothing says when it has dealt with this one.
+        """
+        return self._services.drain_listeners.traps(self)
+
+    @trap_drain.setter
+    def trap_drain(self, on: bool) -> None:
+        check_loop(self._services.loop, "Process.trap_drain")
+        if not self._is_gone:
+            self._services.drain_listeners.set_trap(self, on)
 
     def link(self, pid: Pid) -> None:
         """Link this process and another one, on any node, until one of them unlinks.

@@ -43,12 +43,14 @@ if TYPE_CHECKING:
     from fleetlm.processes.running import AnyFunction, ProcessObject
     from fleetlm.runtime.draining import DrainSource
     from fleetlm.runtime.events import Event
+    from fleetlm.runtime.hooks import Phase
     from fleetlm.runtime.info import DrainReport, NodeInfo
     from fleetlm.runtime.readiness import Readiness
     from fleetlm.runtime.thread_requests import ThreadRequests
     from fleetlm.settings import Settings
 
 T = TypeVar("T")
+F = TypeVar("F", bound="Callable[[], Any]")
 Ts = TypeVarTuple("Ts")
 A = TypeVar("A", bound=ActorObject)
 P = ParamSpec("P")
@@ -387,6 +389,23 @@ class SyncNode:
     def add_check(self, name: str, check: Callable[[], Any]) -> None:
         """See `Node.add_check`."""
         self._run_now("add_check", functools.partial(self._node.add_check, name, check))
+
+    @overload
+    def on_leaving(self, function: F, /, *, phase: Phase = ..., timeout: float | None = ...) -> F: ...
+    @overload
+    def on_leaving(
+        self, function: None = None, /, *, phase: Phase = ..., timeout: float | None = ...
+    ) -> Callable[[F], F]: ...
+    def on_leaving(
+        self, function: F | None = None, /, *, phase: Phase = "before_drain", timeout: float | None = None
+    ) -> F | Callable[[F], F]:
+        """See `Node.on_leaving`."""
+        register = functools.partial(self._node.on_leaving, phase=phase, timeout=timeout)
+        if function is None:
+            self._run_now("on_leaving", register)  # For its checks of the arguments.
+            return functools.partial(self.on_leaving, phase=phase, timeout=timeout)
+        self._run_now("on_leaving", functools.partial(register, function))
+        return function
 
     def remove_check(self, name: str) -> bool:
         """See `Node.remove_check`."""

@@ -83,6 +83,12 @@ class ActorObject(HasHandlers, Protocol):
     async def handle_info(self, message: Any) -> None:
         """See `Actor.handle_info`."""
 
+    async def on_drain(self, until: float) -> None:
+        """See `Actor.on_drain`."""
+
+    async def on_undrain(self) -> None:
+        """See `Actor.on_undrain`."""
+
     async def __call__(self, process: Any, ready: asyncio.Future[bool] | None = None) -> None:
         """Run as this `Process`, and set ``ready`` when `init` is done."""
 

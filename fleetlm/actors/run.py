@@ -83,6 +83,7 @@ from fleetlm.errors import FleetError, ProcessExit
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import exit_in, is_from_signal
+from fleetlm.processes.drain_listeners import DrainNotice
 from fleetlm.processes.running import RunningProcess, exit_reason
 from fleetlm.texts import SHORT, text_of, type_name
 from fleetlm.wire.invocation import Invoke
@@ -197,6 +198,8 @@ class ActorRun(Generic[ProcessT]):
                     await self._handle_info(message, message)
             elif type(message) is Invoke:
                 await self._serve_cast(message)
+            elif type(message) is DrainNotice:
+                await self._hear_of_drain(message)
             elif message is not _WAKE:
                 await self._handle_info(message, None)
             message = None  # An actor that waits keeps no message alive.
@@ -209,6 +212,17 @@ class ActorRun(Generic[ProcessT]):
         if call is not None:
             context.run(SERVING.set, call)
         await run_in(context, self._actor.handle_info(message))
+
+    async def _hear_of_drain(self, notice: DrainNotice) -> None:
+        """Run `Actor.on_drain` or `Actor.on_undrain`. What it raises is logged, and the actor goes on."""
+        actor, until = self._actor, notice.until
+        name = "on_undrain" if until is None else "on_drain"
+        try:
+            await run_in(copy_context(), actor.on_undrain() if until is None else actor.on_drain(until))
+        except BaseException as error:
+            if self._ends_actor(error):
+                raise
+            self._failures.report(self.process, name, error, "the actor goes on")
 
     async def _serve_call(self, call: Call, request: Invoke) -> None:
         found = self._find(request, call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 
 from fleetlm.cli.health import DEFAULT_TIMEOUT_S as HEALTH_TIMEOUT_S
 
@@ -13,6 +14,8 @@ fleetlm connects worker processes into one cluster: they find each other through
   fleetlm demo                        watch a cluster form on this machine
   fleetlm start worker:main           run main(node) of worker.py inside a node
   fleetlm remote "Node.list()"        evaluate Python inside a running node
+  fleetlm drain --wait                let a node finish what it has begun, before it is stopped
+  fleetlm health --ready              exit 0 if the node here takes work, for probes
   fleetlm doctor                      find out why a node is alone, does not start, or loses connections
 
 Run `fleetlm COMMAND --help` for the options, examples and exit codes of a command.
@@ -107,6 +110,31 @@ exit codes:
   4   the node that --node names does not respond
   5   permission denied
   78  a setting cannot be used
+"""
+DRAIN = """\
+Let a node of this machine finish what it has begun and take no new work, so that it can be stopped without a
+failed call. It goes on running, and `fleetlm undrain` takes it back. SIGTERM does the same and then stops it.
+
+  fleetlm drain --wait                     until it is done; prints what is still open, then the report
+  fleetlm drain --wait --timeout 120 --reason "new version"
+  fleetlm undrain
+
+exit codes:
+  0   it drains; with --wait: it has drained, and nothing was cut
+  1   the drain was undone meanwhile, or the node stops already
+  2   several nodes run here and --node is missing
+  3   no node to connect to, or the node ended meanwhile
+  4   the node does not respond
+  5   permission denied
+  75  something was not done in time, and was cut
+"""
+UNDRAIN = """\
+Take back `fleetlm drain`: the node takes work again.
+
+exit codes:
+  0  it takes work
+  1  it stops already, which cannot be taken back
+  2 to 5  as those of `fleetlm drain`
 """
 HEALTH = """\
 Say whether the node of this container is alive, or ready. Needs neither a folder nor the remote shell, so it
@@ -203,6 +231,25 @@ def parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "check a node and its cluster, and say how to repair what is wrong", DOCTOR)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.add_argument("--node", metavar="NAME", help="node to check, if several run here")
+    _add_leaving(command)
+    command("demo", "watch a cluster form on this machine", DEMO)
+    return top
+
+
+def _add_leaving(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """Add the commands by which a platform and its operators let a node leave."""
+    drain = command("drain", "let a node finish what it has begun, and take no new work", DRAIN)
+    drain.add_argument("--wait", action="store_true", help="wait until it has drained")
+    drain.add_argument(
+        "--timeout",
+        type=seconds_or_none,
+        metavar="SECONDS",
+        help="time for what it has begun (as its FLEETLM_DRAIN_MS says)",
+    )
+    drain.add_argument("--reason", default="", metavar="TEXT", help="for its log")
+    drain.add_argument("--node", metavar="NAME", help="node to drain, if several run here")
+    undrain = command("undrain", "let a node that drains take work again", UNDRAIN)
+    undrain.add_argument("--node", metavar="NAME", help="node to undrain, if several run here")
     health = command("health", "exit 0 if the node here is alive, or ready; for probes", HEALTH)
     kind = health.add_mutually_exclusive_group()
     kind.add_argument("--live", action="store_true", help="a process listens on the node's port (default)")
@@ -222,5 +269,3 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="wait so long (%(default)g)",
     )
-    command("demo", "watch a cluster form on this machine", DEMO)
-    return top

@@ -45,7 +45,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from fleetlm.cli.exit_codes import EX_CONFIG, FAILED, OK
+from fleetlm.cli.exit_codes import EX_CONFIG, EX_CUT, FAILED, OK
 from fleetlm.errors import FleetError, SettingsError
 from fleetlm.node import Node, parts_of
 from fleetlm.runtime.stop_signals import FIRST, OTHER, StopSignals, Verdict
@@ -154,7 +154,8 @@ class Foreground:
                 log.info(FIRST, self._signals.names[0])
             code = program.result() if program.done() else OK
             async with asyncio.timeout(limit_s):
-                await node.stop("shutdown" if code == OK else "crashed")
+                reason = "shutdown" if code == OK else "crashed"
+                await node.stop(reason, source="signal" if signalled.done() else "api")
         except TimeoutError:
             self._say(f"{node.name} did not stop within {limit_s:g} s")
             return FAILED, True
@@ -164,7 +165,11 @@ class Foreground:
                 task.cancel()
             await asyncio.wait(waiting, timeout=PROGRAM_END_S)
         is_over = bool(code or node.failure or self._signals.taken or not parts.restart_because)
-        return code or (FAILED if node.failure else OK), is_over
+        report = node.drain_report
+        if is_over and report is not None:
+            log.info("%s", report)
+        code = code or (FAILED if node.failure else EX_CUT if report is not None and report.cut else OK)
+        return code, is_over
 
     async def _run_program(self, node: Node) -> int:
         """Call the program. Returns its exit code; after a plain ``def``, only when the node has stopped."""

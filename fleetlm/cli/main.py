@@ -1,4 +1,4 @@
-"""The command line: ``fleetlm start | remote | doctor | health | demo``.
+"""The command line: ``fleetlm start | remote | drain | health | doctor | demo``.
 
 Each command imports its modules only when it runs, so that ``fleetlm remote`` starts fast. ``fleetlm health``
 runs every few seconds in every container: its arguments are read by hand, since the import of `argparse`
@@ -66,6 +66,16 @@ def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             from fleetlm.cli.doctor import gather  # noqa: PLC0415
 
             return gather.main(node=options.node, as_json=options.json)
+        case "drain":
+            from fleetlm.remote import drain  # noqa: PLC0415
+
+            return drain.drain(
+                node=options.node, timeout_s=options.timeout, reason=options.reason, wait=options.wait
+            )
+        case "undrain":
+            from fleetlm.remote import drain  # noqa: PLC0415
+
+            return drain.undrain(node=options.node)
         case "health":  # `health.parse` has left it to argparse: --help, or a mistake.
             top.error("--min-nodes is for --ready")
         case "demo":

@@ -20,8 +20,13 @@ from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
     from fleetlm.node import Node
+    from fleetlm.runtime.info import DrainReport
 
 _PING_TIMEOUT_S = 5.0
+_LOOK_S = 0.02
+"""Seconds between two looks whether a drain has been announced."""
+_PROGRESS_S = 1.0
+"""Seconds between two lines about a drain that goes on."""
 _MAX_CELL_CHARS = 48
 """Longer names are cut in tables. ``Process.info`` shows them in full."""
 
@@ -59,10 +64,55 @@ class NodeNoun:
         """Disconnect until `connect` is called or that node restarts. Returns whether it was connected."""
         return self._node.disconnect(name)
 
+    async def drain(self, timeout: float | None = None, reason: str = "", *, wait: bool = True) -> object:
+        """Let this node drain, and print what it waits for.
+
+        Args:
+            timeout: seconds for what it has begun; None: as its settings say.
+            reason: for the log.
+            wait: whether to wait until it has drained.
+
+        Returns:
+            With ``wait`` its `DrainReport`, else None.
+        """
+        from fleetlm.node import parts_of  # noqa: PLC0415
+
+        node = self._node
+        drain = asyncio.get_running_loop().create_task(node.drain(timeout, reason, source="remote"))
+        limit_s = node.settings.drain_s if timeout is None else timeout
+        if not wait:
+            while not (node.is_draining or drain.done()):  # Hooks may run before it is announced.
+                await asyncio.wait({drain}, timeout=_LOOK_S)
+            drain.add_done_callback(_forget_error)
+            if drain.done() and drain.exception() is not None:
+                await drain  # It raises.
+            print(f"{node.name} drains, for at most {limit_s:g} s; take it back with: fleetlm undrain")
+            return None
+        print(f"{node.name} drains, for at most {limit_s:g} s")
+        shown = ""
+        while not drain.done():
+            await asyncio.wait({drain}, timeout=_PROGRESS_S)
+            left = "" if drain.done() else str(await parts_of(node).draining.look())
+            if left != shown and left:
+                print(f"  still open: {left}")
+            shown = left
+        report = await drain
+        print(report)
+        return report
+
+    def undrain(self) -> bool:
+        """Take the drain of this node back. Returns whether it takes work now; False: it stops already."""
+        was_draining = self._node.undrain()
+        takes_work = not self._node.is_draining
+        state = "takes work again" if was_draining else "does not drain" if takes_work else "stops already"
+        print(f"{self._node.name} {state}")
+        return takes_work
+
     def __repr__(self) -> str:
         return (
             f"<Node {self._node.name}: Node.list(), Node.list('known'), Node.self(), Node.info(), "
-            "Node.ping(name), Node.connect(name), Node.disconnect(name); `node` is the Node itself>"
+            "Node.ping(name), Node.connect(name), Node.disconnect(name), Node.drain(), Node.undrain(); "
+            "`node` is the Node itself>"
         )
 
 
@@ -273,6 +323,12 @@ def _resolve_pid(node: Node, process: Pid | int | str) -> Pid | None:
     if isinstance(process, int):
         return Pid(node.name, node.incarnation, process)
     return node.registered().get(process)
+
+
+def _forget_error(task: asyncio.Task[DrainReport]) -> None:
+    """Take the error of a drain that nothing waits for; the node has logged what matters."""
+    if not task.cancelled():
+        task.exception()
 
 
 def make_namespace(node: Node) -> dict[str, Any]:

@@ -63,6 +63,8 @@ from fleetlm.processes.signals import Signals
 from fleetlm.runtime.draining import Draining
 from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub
+from fleetlm.runtime.hooks import LeavingHooks
+from fleetlm.runtime.leaving import Leaving
 from fleetlm.runtime.loop_watch import LoopWatch
 from fleetlm.runtime.readiness import ReadinessChecks
 from fleetlm.runtime.requests import PeerRequests
@@ -123,7 +125,6 @@ class Assembly:
         self.signals: Signals = Signals(me, codec, self.local)
         self.essential: Essential = Essential(essential_ended)
         self.blocking: Blocking = Blocking(me.name, settings)
-        self._make_user_functions()
         # Messages.
         loop = self._loop
         self.turns: Turns = Turns.of(loop) if prepared.on_this_network else CountedTurns(loop)
@@ -145,6 +146,7 @@ class Assembly:
         self.services: ProcessServices = ProcessServices(
             self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking, self.turns
         )
+        self._make_user_functions()
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
         self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, self.retries)
@@ -206,6 +208,8 @@ class Assembly:
         me = self.context
         self.user_functions: UserFunctions = UserFunctions(me.name, me.settings)
         self.readiness: ReadinessChecks = ReadinessChecks(me, self.user_functions, self._why_leaving)
+        self.hooks: LeavingHooks = LeavingHooks(me.name, me.settings, self.user_functions)
+        self.leaving: Leaving = Leaving(me, self.draining, self.hooks, self.services.drain_listeners)
 
     def _make_draining(self) -> Draining:
         unfinished = Unfinished(self.context, self.local, self.blocking, self.outbound)
@@ -263,6 +267,7 @@ class Assembly:
         self.blocking.process_ended(process.pid)
         self.signals.exited(process, reason)
         self.essential.exited(process, reason)
+        self.services.drain_listeners.exited(process)
 
     def _looked_up(self, answer: Answer) -> None:
         """Hand a DNS answer to the driver, and look again whether this node's address is right."""
@@ -302,7 +307,9 @@ class Assembly:
         """Return why this node takes no work, for its readiness; empty if it does."""
         if self.outbound.stopped:
             return "it has stopped"
-        return "it is draining" if self.draining.own.step else ""
+        if self.draining.own.step:
+            return "it is draining"
+        return "it is about to drain" if self.leaving.is_active else ""
 
     def _has_met_a_peer(self) -> bool:
         return any(peer.connection.ups for peer in self.kernel.topology.peers.values())

@@ -153,6 +153,11 @@ class Draining:
         log.info("node %s does not drain any more, and takes work as before", self._name)
         return True
 
+    async def look(self) -> Left:
+        """Return what is open now, for people."""
+        besides: set[RunningProcess | Call] = set() if self._run is None else self._run.besides
+        return await self._unfinished.look(besides)
+
     def refusal(self) -> IsDraining:
         """Return the error for new work."""
         now = self._loop.time()

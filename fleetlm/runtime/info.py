@@ -37,6 +37,12 @@ class DrainReport:
     was_undone: bool
     """Whether `Node.undrain` ended it before its time."""
 
+    def __str__(self) -> str:
+        what = f" ({', '.join(self.cut_what)})" if self.cut_what else ""
+        end = "did not go on draining after" if self.was_undone else "drained in"
+        counts = f"{self.finished} finished, {self.refused} refused, {self.cut} cut{what}"
+        return f"node {self.node} {end} {self.seconds:.3g} s: {counts}"
+
     @property
     def was_clean(self) -> bool:
         """Whether nothing was cut, and the drain was not undone."""

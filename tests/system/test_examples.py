@@ -73,6 +73,20 @@ def test_fanout() -> None:
     assert "fleetlm@127.0.0.4: NoConnection" in said
 
 
+def test_leaving() -> None:
+    said = run("leaving.py")
+    assert said.splitlines() == [
+        "is two ready? True",
+        "  two tells the load balancer; it still takes work",
+        "  1 session(s) live on at fleetlm@127.0.0.1",
+        "drained: True - is two ready? False",
+        "lines of s1: 2",
+        "  two closes its files",
+        "  one tells the load balancer; it still takes work",
+        "  one closes its files",
+    ]
+
+
 def test_test_worker() -> None:
     assert run("test_worker.py") == "2 passed\n"
 

@@ -43,8 +43,8 @@ def test_another_name_is_an_attribute_error() -> None:
 
 PUBLIC = {
     "Node": """
-        add_check broadcast call connect disconnect drain drain_report events exit factories
-        failure groups incarnation info is_draining join list multicall name name_of own_address
+        add_check broadcast call connect disconnect drain drain_report events exit factories failure
+        groups incarnation info is_draining join list multicall name name_of on_leaving own_address
         ping process_info process_pool processes readiness ready ref refs register registered
         registry remove_check run_blocking run_in_process send send_nowait settings spawn spawn_at
         start start_actor stop stream stream_blocking supervisors sync undrain unregister
@@ -55,11 +55,11 @@ PUBLIC = {
     "Factories": "list register unregister",
     "Subscription": "close",
     "SyncNode": """
-        add_check broadcast call connect disconnect drain drain_report events exit factories
-        failure groups incarnation info is_draining join list multicall name name_of own_address
+        add_check broadcast call connect disconnect drain drain_report events exit factories failure
+        groups incarnation info is_draining join list multicall name name_of on_leaving own_address
         ping process_info processes readiness ready ref refs register registered registry
-        remove_check retry run_in_process send send_nowait settings spawn spawn_at start_actor
-        stop stream supervisors undrain unregister wait_stopped whereis
+        remove_check retry run_in_process send send_nowait settings spawn spawn_at start_actor stop
+        stream supervisors undrain unregister wait_stopped whereis
     """,
 }
 """What completion shows on each object: what a program may use, and nothing of the machinery."""
@@ -84,12 +84,14 @@ async def test_every_public_method_says_what_it_does(fleet: Fleet) -> None:
 
 OF_CLASSES = {
     Process: """
-        create_task demonitor exit info link mailbox monitor name node parent pid receive runs send_after
-        send_every spawn_link spawn_link_at spawn_monitor spawn_monitor_at start_actor_link trap_exit unlink
+        create_task demonitor exit info link mailbox monitor name node parent pid receive runs
+        send_after send_every spawn_link spawn_link_at spawn_monitor spawn_monitor_at
+        start_actor_link trap_drain trap_exit unlink
     """,
     Actor: """
-        cast_after cast_every create_task handle_info init node pid process process_pool run_blocking
-        run_in_process send_after send_every stop stream_blocking terminate
+        cast_after cast_every create_task handle_info init node on_drain on_undrain pid process
+        process_pool run_blocking run_in_process send_after send_every stop stream_blocking
+        terminate
     """,
     ActorRef: "call cast cast_nowait pid send stream target within",
     ActorRefs: "broadcast multicall targets within",
