@@ -194,6 +194,20 @@ async def test_the_c_library_is_asked_for_an_absent_name_only_if_it_may_know_mor
         assert await discovery.lookup() == Answer(Outcome.ADDRESSES, ("127.0.0.5",), detail)
 
 
+async def test_neither_the_hosts_file_nor_the_c_library_is_asked_for_srv_records(machine: Machines) -> None:
+    async with machine() as m:
+        name = "_fleetlm._tcp.fleet.test"
+        m.write("hosts", f"127.0.0.9 {name}\n")
+        m.system_hosts[name] = ["127.0.0.9"]
+        m.first.set_srv(name, [(NAME, 4371)])
+        discovery = m.discovery(name, lifetime_s=1.0)
+        assert (await discovery.lookup()).addresses == ("127.0.0.2:4371", "[::1]:4371")
+        for each in (m.first, m.second):
+            each.behave(Reply.REFUSED)
+        assert (await discovery.lookup()).outcome is Outcome.FAILED
+        await discovery.close()
+
+
 async def test_odd_lines_are_named_in_the_log_once(
     machine: Machines, caplog: pytest.LogCaptureFixture
 ) -> None:
