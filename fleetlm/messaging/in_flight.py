@@ -11,6 +11,10 @@ So each request says whether it is made on behalf of work in flight. Its sender 
   accepted by it, so all of it is work in flight.
 * A request that waited for room is, if it was begun before the sender learned of the drain.
 
+A call that arrives soon after the notice may have been on its way before, from a node that did not know of
+the drain; so for `TRANSIT_S` seconds what arrives counts as begun before. Such a call may be a new one,
+which costs nothing but a moment's more work.
+
 Only a call that is open counts: a task that a handler has left behind starts new work, as any other task
 does. When several nodes drain, the time at which the last one told counts for all of them: a little too much
 is served, never too little. When none drains, nothing is looked at.
@@ -22,6 +26,11 @@ import math
 from collections.abc import Iterable
 
 from fleetlm.messaging.deadline import SERVING
+from fleetlm.wire import operations
+
+TRANSIT_S = 1.0
+"""Seconds that a call may have been on its way: longer than messages travel, and than a short freeze of the
+node that gets it, whose notices and calls arrive together."""
 
 
 class InFlight:
@@ -54,4 +63,9 @@ class InFlight:
         if began < self._since:
             return True
         call = SERVING.get()
-        return call is not None and call.open and (self._is_own or call.began < self._since)
+        return call is not None and call.open and (self._is_own or call.began < self._since + TRANSIT_S)
+
+    def mark(self, packed: bytes, began: float) -> bytes:
+        """Return a packed request that has waited for room since it was packed, with its mark."""
+        is_covered = self.is_watched and self.covers(began)
+        return operations.set_in_flight(packed) if is_covered else packed

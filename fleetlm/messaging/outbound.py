@@ -608,6 +608,7 @@ class Outbound:
         else:
             while session.admit(key, packed, sender, is_call=True) is not None:
                 await self.wait_for_room(session, to, timeout_s, deadline, key, len(packed), sender)
+                packed = self.in_flight.mark(packed, deadline - timeout_s)
         future: asyncio.Future[Any] = self._loop.create_future()
         session.calls[ref] = future
         process = None if key is NODE else self.waits.process_of(asyncio.current_task(self._loop))

@@ -107,6 +107,7 @@ class Streams:
             packed = self._pack(key, message, ref, deadline, idle_s, self._is_in_flight(began))
             while session.admit(key, packed, is_call=True) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key, len(packed))
+                packed = outbound.in_flight.mark(packed, began)
             return self._open_on(session, key, ref, consumer)
         box = outbound.box_of(to, key)
         outbound.refuse_own(to, box)

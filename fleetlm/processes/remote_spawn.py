@@ -33,7 +33,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import (
@@ -299,6 +299,9 @@ class RemoteSpawn:
         packed = self._codec.pack(operations.request("spawn", argument, ref), argument)
         while session.admit(NODE, packed) is not None:
             await outbound.wait_for_room(session, target, timeout_s, deadline, NODE, len(packed))
+            if outbound.in_flight.is_watched and outbound.in_flight.covers(deadline - timeout_s):
+                argument = replace(request, is_in_flight=True).packed()
+                packed = self._codec.pack(operations.request("spawn", argument, ref), argument)
         session.calls[ref] = pending
 
 

@@ -308,6 +308,12 @@ def set_units(packed: bytes, units: int) -> bytes:
     return bytes((packed[0] + 1,)) + packed[1:] + _pack(units)
 
 
+def set_in_flight(packed: bytes) -> bytes:
+    """Mark a packed CALL, HANDLE, STREAM or YIELD of one unit as made on behalf of work in flight."""
+    at = -2 if packed[1] in (_STREAM, _YIELD) else -1
+    return packed[:at] + _pack(1) + packed[len(packed) + at + 1 :]
+
+
 def with_units(message: Any, units: int) -> Any:
     """Return a message that came in chunks with its units set to what its receiver counts for it.
 

@@ -270,6 +270,17 @@ def test_units_are_written_into_packed_messages_as_the_builders_would(units: int
     assert operations.read_item(item) == (7, "x", units)
 
 
+def test_a_packed_request_is_marked_as_the_builders_would() -> None:
+    for build, fields, rest in (
+        (operations.call, ("echo", b"x", 7, 5_000), ()),
+        (operations.handle, ("echo", PARTS, BIG, 0), ()),
+        (operations.stream, ("echo", b"x", 7, 5_000, 64, 0), (1,)),
+        (operations.yield_, ("echo", PARTS, 7, 5_000, 64, 0), (1,)),
+    ):
+        plain, marked = (msgpack.packb(build(*fields, mark, *rest)) for mark in (0, 1))  # type: ignore[call-arg]
+        assert operations.set_in_flight(plain) == operations.set_in_flight(marked) == marked
+
+
 def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
     to, payload = operations.read_one_way(operations.one_way("echo", "x"))
     assert (to, payload) == ("echo", "x")

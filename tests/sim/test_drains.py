@@ -1,0 +1,34 @@
+"""Nodes drain, undo it and stop while they call each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.drains import World
+from tests.sim.seeded import run_stories
+
+BLOCK = 4
+
+
+def play(first: int, *, faults: bool, count: int = BLOCK) -> None:
+    async def story(seed: int) -> None:
+        await World(seed, faults=faults).play()
+
+    run_stories(story, range(first, first + count))
+
+
+@pytest.mark.parametrize("first", range(0, 20, BLOCK))
+def test_nothing_that_was_begun_before_is_refused(first: int) -> None:
+    play(first, faults=False)
+
+
+@pytest.mark.parametrize("first", range(0, 20, BLOCK))
+def test_what_was_refused_never_runs_whatever_the_network_does(first: int) -> None:
+    play(first, faults=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(1_000, 11_000, 100))
+@pytest.mark.parametrize("faults", [False, True])
+def test_the_same_ten_thousand_times(first: int, faults: bool) -> None:
+    play(first, faults=faults, count=50)
