@@ -58,6 +58,12 @@ SAME_TIME_S = 0.5
 """A peer's time for finishing that differs by less has not changed; messages travel for a while."""
 
 
+def check_arguments(timeout_s: float, source: str) -> None:
+    """Raise ValueError for what no drain can be asked for."""
+    if not timeout_s >= 0 or source not in SOURCES:  # nan is not at least 0
+        raise ValueError(f"a drain takes 0 or more seconds, and a source of {', '.join(SOURCES)}")
+
+
 class _Run:
     """One drain, from its first caller to its report."""
 
@@ -125,8 +131,7 @@ class Draining:
             asked_by: the task that asks; default: the current one.
             is_last: the node stops afterwards, so that the drain cannot be undone.
         """
-        if not timeout_s >= 0 or source not in SOURCES:
-            raise ValueError(f"a drain takes 0 or more seconds, and a source of {', '.join(SOURCES)}")
+        check_arguments(timeout_s, source)
         now = self._loop.time()
         self._is_last = self._is_last or is_last
         run = self._run

@@ -23,6 +23,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.messages import NodeDraining, NodeUndrained
+from fleetlm.runtime.draining import check_arguments
 from fleetlm.runtime.info import DrainReport
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Leaving:
         is_last: bool = False,
     ) -> DrainReport:
         """See `Node.drain`, and `Draining.drain` for the arguments."""
+        check_arguments(timeout_s, source)
         self._is_last = self._is_last or is_last
         asked_by = asked_by or asyncio.current_task()
         until = self._loop.time() + timeout_s
