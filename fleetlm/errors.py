@@ -349,8 +349,8 @@ class Draining(NotDelivered):
 
     Attributes:
         node: the name of the node.
-        retry_after: seconds after which it is worth asking that node again: it has been restarted by then, or
-            has stopped, unless its drain was undone. Other nodes can be asked at once.
+        retry_after: seconds until its drain ends at the latest: the node has stopped then, or its drain was
+            undone. Most drains end sooner. Other nodes can be asked at once.
     """
 
     def __init__(self, node: str, retry_after: float = 0.0) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from fleetlm.core.retry_budget import RetryBudget, pause_s
-from fleetlm.errors import CallTimeout, Draining, Expired, FleetError, NotDelivered, OutcomeUnknown
+from fleetlm.errors import CallTimeout, Expired, FleetError, NoConnection, NotDelivered, OutcomeUnknown
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.settings import Settings
 from fleetlm.texts import SHORT, text_of
@@ -153,11 +153,10 @@ class Course:
         if not at_once:
             pause = pause_s(retries.rng, self._pauses, settings.retry_pause_min_s, settings.retry_pause_max_s)
             self._pauses += 1
-            if isinstance(error, Draining):
-                pause += error.retry_after
         if now + pause >= self.deadline:
             return 0.0, f"another attempt would begin after the deadline ({self._timeout_s:g} s)"
-        if not retries.budget.take(now):
+        # Without a connection nothing was sent, so the attempt was no load for anybody.
+        if not isinstance(error, NoConnection) and not retries.budget.take(now):
             return 0.0, "this node has used up its budget of repetitions (Settings.retry_ratio)"
         return pause, ""
 
@@ -192,10 +191,11 @@ async def retry(
     repeated as a whole though only its last one has failed: repeat each of them by itself.
 
     Before each repetition there is a random pause, whose ceiling doubles from `Settings.retry_pause_min_s` to
-    `Settings.retry_pause_max_s`; after `Draining` it is longer by its ``retry_after``. All requests of a node
-    together are repeated at most as often as its budget allows (`Settings.retry_ratio`), so that callers do
-    not make a failure worse. For a request to any member of a group use `Groups.call` or `Groups.ref`, which
-    repeat it at another member. For threads: `SyncNode.retry`.
+    `Settings.retry_pause_max_s`. The ``retry_after`` of `Draining` is not waited for: most drains end sooner,
+    and a name may pass to another node before that. All requests of a node together are repeated at most as
+    often as its budget allows (`Settings.retry_ratio`), so that callers do not make a failure worse; attempts
+    without a connection cost nothing. For a request to any member of a group use `Groups.call` or
+    `Groups.ref`, which repeat it at another member. For threads: `SyncNode.retry`.
 
     Args:
         operation: makes the request; called for each attempt.

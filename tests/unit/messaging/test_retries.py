@@ -159,11 +159,13 @@ def test_pauses_are_random_and_their_ceiling_doubles_up_to_its_limit() -> None:
             retry_saved=1_000)  # fmt: skip
 
 
-def test_a_draining_node_is_asked_again_only_when_it_said() -> None:
+def test_the_end_of_a_drain_is_not_waited_for() -> None:
+    """It may come far sooner, and a name that was asked for may pass to another node."""
+
     async def test() -> None:
         operation = Operation(Draining("a@10.0.0.1", 4.0))
         await retry(operation)
-        assert 4.0 <= operation.began[1] - operation.began[0] <= 4.05
+        assert operation.began[1] - operation.began[0] <= 0.05
 
     on_loop(test)
 
@@ -172,9 +174,9 @@ def test_no_pause_begins_that_would_end_after_the_deadline() -> None:
     async def test() -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        with pytest.raises(Draining) as caught:
-            await retry(Operation(NoProcess("x"), Draining("a@10.0.0.1", 4.0)), timeout=3.0)
-        assert loop.time() - began < 1.0
+        with pytest.raises(NoProcess) as caught:
+            await retry(Operation(*[NoProcess("x")] * 30), attempts=30, timeout=3.0)
+        assert loop.time() - began < 3.0
         assert "after the deadline (3 s)" in caught.value.__notes__[0]
 
     on_loop(test)
@@ -267,6 +269,17 @@ def test_what_was_earned_in_quiet_times_is_there_when_a_node_goes() -> None:
             *(retry(Operation(NoProcess("x"))) for _ in range(150)), return_exceptions=True
         )
         assert outcomes.count("done") == 100  # All 150 fail before any is repeated.
+
+    on_loop(test)
+
+
+def test_attempts_without_a_connection_cost_no_budget() -> None:
+    """Nothing was sent, so callers may wait for a node that restarts, however many they are."""
+
+    async def test() -> None:
+        errors = [NoConnection("a@10.0.0.1", "refused")] * 30
+        for _ in range(5):
+            assert await retry(Operation(*errors), attempts=31) == "done"
 
     on_loop(test)
 
