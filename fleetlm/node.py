@@ -904,6 +904,20 @@ class Node:
         """
         return await self._parts.fan_out.broadcast(name, message, nodes)
 
+    def retry(
+        self,
+        operation: Callable[[], Awaitable[R]],
+        *,
+        attempts: int = 4,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> Coroutine[Any, Any, R]:
+        """Make a request, and make it again if it failed and that is safe; see `fleetlm.retry`.
+
+        The same, with the budget and the pauses of this node, wherever it runs.
+        """
+        return self._parts.retries.run(operation, attempts, timeout, idempotent)
+
     # Blocking functions.
 
     def run_blocking(

@@ -81,6 +81,29 @@ class Retries:
         self.budget.called()
         return Course(self, what, attempts, left_s, idempotent)
 
+    async def run(
+        self,
+        operation: Callable[[], Awaitable[T]],
+        attempts: int,
+        timeout_s: float | None,
+        idempotent: bool,
+    ) -> T:
+        """See `retry`."""
+        course = self.begin(name_of_operation(operation), attempts, timeout_s, idempotent)
+        limit = asyncio.timeout_at(None if timeout_s is None else course.deadline)
+        try:
+            async with limit:
+                while True:
+                    try:
+                        return await operation()
+                    except (NotDelivered, OutcomeUnknown) as error:
+                        if not await course.goes_on(error):
+                            raise
+        except TimeoutError as error:
+            if not limit.expired() or isinstance(error, FleetError):
+                raise
+            raise course.timed_out() from None
+
 
 class Course:
     """One request and its repetitions. Used on the loop only.
@@ -195,7 +218,10 @@ async def retry(
     and a name may pass to another node before that. All requests of a node together are repeated at most as
     often as its budget allows (`Settings.retry_ratio`), so that callers do not make a failure worse; attempts
     without a connection cost nothing. For a request to any member of a group use `Groups.call` or
-    `Groups.ref`, which repeat it at another member. For threads: `SyncNode.retry`.
+    `Groups.ref`, which repeat it at another member.
+
+    The budget and the pauses are those of the node that runs on this event loop; of the first one, where a
+    test runs several. `Node.retry` and, for threads, `SyncNode.retry` are those of a certain node.
 
     Args:
         operation: makes the request; called for each attempt.
@@ -216,21 +242,7 @@ async def retry(
     Source: gRPC A6 and AWS SDKs, which know from the status code alone whether a request may be repeated;
     differs: here each error says whether the request has run.
     """
-    name = name_of_operation(operation)
-    course = Retries.of_this_loop().begin(name, attempts, timeout, idempotent)
-    limit = asyncio.timeout_at(None if timeout is None else course.deadline)
-    try:
-        async with limit:
-            while True:
-                try:
-                    return await operation()
-                except (NotDelivered, OutcomeUnknown) as error:
-                    if not await course.goes_on(error):
-                        raise
-    except TimeoutError as error:
-        if not limit.expired() or isinstance(error, FleetError):
-            raise
-        raise course.timed_out() from None
+    return await Retries.of_this_loop().run(operation, attempts, timeout, idempotent)
 
 
 def name_of_operation(operation: object) -> str:

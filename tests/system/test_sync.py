@@ -240,6 +240,88 @@ async def test_a_thread_asks_many_actors_with_one_request() -> None:
         await in_thread(thread)
 
 
+async def refuse(process: Process, asked: list[int]) -> None:
+    process.node.groups.join("counters", process.pid)
+    async for call in process.mailbox:
+        asked.append(call.message)
+        call.refuse(fleetlm.Draining(process.node.name))
+
+
+class Member(Tally):
+    async def init(self) -> None:
+        for group in ("counters", "actors"):
+            self.node.groups.join(group, self.pid)
+
+    @handler(concurrent=True)
+    async def up_to(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
+
+async def test_a_thread_asks_any_member_of_a_group_and_repeats_what_was_not_delivered() -> None:
+    async with pair() as (here, there):
+        asked: list[int] = []
+        here.spawn(refuse, asked)
+        there_pid = (await there.start_actor(Member)).pid
+        await until(lambda: len(here.groups.members("counters")) == 2)
+
+        def thread() -> None:
+            groups = here.sync.groups
+            members = groups.ref(Member, "counters", by="round_robin")
+            assert [members.within(5).call(Member.add, 1) for _ in range(3)] == [1, 2, 3]
+            groups.ref(Member, "actors").cast(Member.add, more=1)
+            assert groups.call("counters", Member.add, 1, by="round_robin", timeout=5) == 5
+            assert list(members.stream(Member.up_to, 3)) == [0, 1, 2]
+            with groups.stream("counters", Member.up_to, 3) as items:
+                assert items.get(timeout=5) == 0
+            sticky = groups.ref(Member, "counters", by="sticky", key="k").retrying(4, idempotent=True)
+            assert sticky.keyed("s").call(Member.add, 1) == 6
+            assert repr(sticky) == "<SyncGroupRef Member in 'counters' by sticky>"
+            with pytest.raises(CallTimeout):
+                members.within(0.05).call(Member.add, 1, pause_s=60)
+            with pytest.raises(ValueError, match="unknown rule"):
+                groups.ref(Member, "counters", by="fastest")  # type: ignore[arg-type]
+
+        await in_thread(thread)
+        there.exit(there_pid, "kill")
+        await until(lambda: len(here.groups.members("counters")) == 1)
+
+        def alone() -> None:
+            with pytest.raises(fleetlm.Draining) as caught:
+                here.sync.groups.call("counters", 7, attempts=2)
+            assert "no attempt was left (attempts=2)" in caught.value.__notes__[0]
+
+        await in_thread(alone)
+        assert asked == [7, 7]
+
+
+async def test_a_thread_repeats_its_own_requests() -> None:
+    async with Node.start(lone()) as node:
+
+        def thread() -> None:
+            attempts: list[float] = []
+
+            def until_it_is_there() -> str:
+                attempts.append(time.monotonic())
+                if len(attempts) == 3:
+                    node.sync.spawn(echo, name="late")
+                result: str = node.sync.call("late", "hello")
+                return result
+
+            assert node.sync.retry(until_it_is_there, timeout=30) == "hello"
+            assert len(attempts) == 3
+            with pytest.raises(NoProcess) as caught:
+                node.sync.retry(lambda: node.sync.call("nobody", 1), attempts=2)
+            assert "no attempt was left (attempts=2)" in caught.value.__notes__[0]
+            with pytest.raises(ZeroDivisionError):
+                node.sync.retry(lambda: 1 // 0)
+            with pytest.raises(ValueError, match="attempts is 0"):
+                node.sync.retry(lambda: None, attempts=0)
+
+        await in_thread(thread)
+        assert await node.retry(lambda: node.call("late", "again")) == "again"
+
+
 async def test_what_one_thread_sends_arrives_in_order_large_or_small() -> None:
     async with pair() as (here, there):
         got: list[tuple[int, int]] = []

@@ -70,6 +70,20 @@ async def start(node: Node, pid: Pid) -> None:
     print(sub)
 
 
+async def any_of(node: Node) -> None:
+    await node.groups.call("g", Sessions.append, "s1", 7)  # E: arg-type
+    await node.groups.call("g", Sessions.append, "s1", "hello", by="fastest")  # E: call-overload
+    await node.groups.call("g", Sessions.tokens, "prompt")  # E: arg-type
+    node.groups.stream("g", Sessions.append, "s1", "hello")  # E: arg-type
+    node.groups.call("g", Sessions.touch)  # E: unused-coroutine
+    ref = node.groups.ref(Sessions, "g")
+    await ref.call(Sessions.append, "s1")  # E: call-arg
+    await ref.call(Other.append, "s1")  # E: arg-type
+    ref.stream(Sessions.append, "s1", "hello")  # E: arg-type
+    ref.keyed(1.5)  # E: arg-type
+    node.sync.groups.call("g", Sessions.append, "s1", 7)  # E: arg-type
+
+
 class Wrong(Actor):
     @handler  # E: type-var
     def sync(self) -> int:

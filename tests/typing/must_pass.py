@@ -12,6 +12,7 @@ from fleetlm import (
     ActorRefs,
     Child,
     FleetError,
+    GroupRef,
     Node,
     NodeInfo,
     PeerInfo,
@@ -20,7 +21,9 @@ from fleetlm import (
     Ref,
     Stream,
     Supervisor,
+    SyncStream,
     handler,
+    retry,
 )
 from tests.typing.sessions import Busy, Line, Other, Sessions
 
@@ -84,6 +87,37 @@ async def many(node: Node, pid: Pid, busy: ActorRef[Busy]) -> None:
     assert_type(node.sync.groups.refs(Busy, "busy").broadcast(Busy.busy), int)
     base: ActorRefs[Sessions] = node.refs(Busy, [busy])
     print(base)
+
+
+async def any_of(node: Node) -> None:
+    groups, threads = node.groups, node.sync.groups
+    assert_type(await groups.call("g", Sessions.append, "s1", "hello"), int)
+    assert_type(await groups.call("g", Sessions.fetch, "url", by="key", key="s1", attempts=2), Line | None)
+    await groups.call("g", Sessions.touch, timeout=2, idempotent=True)
+    assert_type(await groups.call("g", {"any": "message"}, by="sticky", key=7), Any)
+    assert_type(groups.stream("g", Sessions.tokens, "prompt"), Stream[str])
+    assert_type(groups.stream("g", Sessions.tokens, "prompt", 5, idle=2), Stream[str])
+    assert_type(groups.stream("g", "prompt"), Stream[Any])
+    ref = groups.ref(Sessions, "g", by="sticky", key="s1")
+    assert_type(ref, GroupRef[Sessions])
+    assert_type(ref.within(2, idle=1).keyed("s2").retrying(5, idempotent=True), GroupRef[Sessions])
+    assert_type(await ref.call(Sessions.append, "s1", line="hello", twice=True), int)
+    await ref.cast(Sessions.touch)
+    async for token in ref.stream(Sessions.tokens, "prompt", most=5):
+        assert_type(token, str)
+    base: GroupRef[Sessions] = groups.ref(Busy, "busy")
+    print(base)
+    assert_type(threads.call("g", Sessions.append, "s1", "hello"), int)
+    assert_type(threads.stream("g", Sessions.tokens, "prompt"), SyncStream[str])
+    assert_type(threads.ref(Sessions, "g").within(2).call(Sessions.fetch, "url"), Line | None)
+    assert_type(threads.ref(Sessions, "g").stream(Sessions.tokens, "prompt"), SyncStream[str])
+
+
+async def repeat(node: Node, ref: ActorRef[Sessions]) -> None:
+    assert_type(await retry(lambda: ref.call(Sessions.append, "s1", "hello"), attempts=3, timeout=2), int)
+    assert_type(await node.retry(lambda: ref.call(Sessions.fetch, "url"), idempotent=True), Line | None)
+    threads = node.sync.ref(Sessions, "sessions")
+    assert_type(node.sync.retry(lambda: threads.call(Sessions.append, "s1", "hello")), int)
 
 
 async def stream(ref: ActorRef[Sessions], busy: ActorRef[Busy]) -> None:

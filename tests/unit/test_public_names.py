@@ -46,7 +46,7 @@ PUBLIC = {
         add_check broadcast call connect disconnect drain drain_report events exit factories failure
         groups incarnation info is_draining join list multicall name name_of on_leaving own_address
         ping process_info process_pool processes readiness ready ref refs register registered
-        registry remove_check run_blocking run_in_process send send_nowait settings spawn spawn_at
+        registry remove_check retry run_blocking run_in_process send send_nowait settings spawn spawn_at
         start start_actor stop stream stream_blocking supervisors sync undrain unregister
         wait_stopped whereis
     """,

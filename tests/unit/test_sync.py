@@ -62,7 +62,6 @@ ONLY_FOR_COROUTINES = {
 }
 """Public names that threads do not get, each with its reason."""
 ONLY_FOR_THREADS = {
-    "SyncNode.retry": "for coroutines there is `fleetlm.retry`, which finds the node by its loop",
     "SyncSubscription.get": "a coroutine puts `asyncio.timeout` around `anext`",
     "SyncNode.wait_stopped(timeout)": "a thread has no `asyncio.timeout`",
     "SyncNode.send(timeout)": "likewise",
@@ -107,6 +106,10 @@ EVERY: list[tuple[str, Callable[[SyncNode], Any]]] = [
     ("send_nowait", lambda node: node.send_nowait("x", 1)),
     ("call", lambda node: node.call("x", 1)),
     ("multicall", lambda node: node.multicall(["x"], 1)),
+    ("retry", lambda node: node.retry(lambda: None)),
+    ("groups.call", lambda node: node.groups.call("g", 1)),
+    ("groups.call", lambda node: node.groups.ref(Sessions, "g").call(Sessions.touch)),
+    ("groups.cast", lambda node: node.groups.ref(Sessions, "g").cast(Sessions.touch)),
     ("broadcast", lambda node: node.broadcast("x", 1)),
     ("refs.broadcast", lambda node: node.refs(Sessions, []).broadcast(Sessions.touch)),
     ("spawn", lambda node: node.spawn(collector([]))),
