@@ -95,10 +95,10 @@ def run(asked: Asked) -> int:
 
 def is_live(asked: Asked, env: os._Environ[str] | dict[str, str]) -> tuple[bool, str]:
     """Return whether a process listens on a port of the nodes, and a sentence for people."""
-    first, last = read_ports(env)
+    first, last, base = read_ports(env)
     wanted_ip = ""
     if asked.node is not None:
-        wanted_ip, port = split_place(asked.node, first)
+        wanted_ip, port = split_place(asked.node, base)
         first = last = port
     tables = [text for text in map(_read, TABLES) if text]
     if tables:
@@ -113,8 +113,8 @@ def is_live(asked: Asked, env: os._Environ[str] | dict[str, str]) -> tuple[bool,
     return False, f"no process listens on {ports} of {wanted_ip or 'this machine'} (FLEETLM_NODE_PORT)"
 
 
-def read_ports(env: os._Environ[str] | dict[str, str]) -> tuple[int, int]:
-    """Return the first and the last port on which a node may listen, by the environment.
+def read_ports(env: os._Environ[str] | dict[str, str]) -> tuple[int, int, int]:
+    """Return the first and the last port on which a node may listen, and the port of a name without one.
 
     Raises:
         BadSetting: FLEETLM_NODE_PORT or FLEETLM_NODE_SLOT cannot be used.
@@ -129,12 +129,15 @@ def read_ports(env: os._Environ[str] | dict[str, str]) -> tuple[int, int]:
             first, last = 0, 0
         if not 1 <= first <= last <= 65_535:
             raise BadSetting(f"FLEETLM_NODE_PORT={text!r} is neither a port nor a range such as 4370-4385")
+    queries = env.get("DNS_CLUSTER_QUERY", "").split(",")
+    has_service = any(query.strip().startswith("_") for query in queries)
+    base = DEFAULT_PORTS[0] if has_service else first  # Nodes that SRV records name have any ports.
     slot = env.get("FLEETLM_NODE_SLOT")
     if slot is not None:
         if not slot.strip().isdecimal() or first + int(slot) > last:
             raise BadSetting(f"FLEETLM_NODE_SLOT={slot!r} is no place in the ports {first} to {last}")
         first = last = first + int(slot)
-    return first, last
+    return first, last, base
 
 
 def split_place(node: str, base_port: int) -> tuple[str, int]:
@@ -213,9 +216,9 @@ def select(addresses: list[str], node: str | None, env: os._Environ[str] | dict[
     Raises:
         BadSetting: the ports or the name cannot be used.
     """
-    first, last = read_ports(env)
+    first, last, base = read_ports(env)
     if node is not None:
-        wanted = health_socket.address_of(node.partition("@")[0], *split_place(node, first))
+        wanted = health_socket.address_of(node.partition("@")[0], *split_place(node, base))
         return [each for each in addresses if each == wanted]
     return [each for each in addresses if first <= health_socket.port_of(each) <= last]
 

@@ -95,6 +95,9 @@ def test_a_table_that_cannot_be_read_names_no_listener(table: str) -> None:
         ("fleetlm@127.0.0.2", {}, True),
         ("fleetlm@10.0.0.7", {}, False),
         ("fleetlm@10.0.0.7:4373", {}, True),
+        ("fleetlm@10.0.0.7", {"FLEETLM_NODE_PORT": "4373-4380"}, True),
+        ("fleetlm@127.0.0.2", {"FLEETLM_NODE_SLOT": "3"}, True),
+        ("fleetlm@127.0.0.2", {"FLEETLM_NODE_PORT": "4373", "DNS_CLUSTER_QUERY": "a, _f._tcp.b"}, True),
         ("fleetlm@10.0.0.8", {}, False),  # a connection, not a listener
         ("fleetlm@fd00::7", {}, True),
         ("fleetlm@[fd00::7]:4370", {}, True),
@@ -120,7 +123,8 @@ def test_without_tables_the_kernel_is_asked_for_a_connection(monkeypatch: pytest
 
 @pytest.mark.parametrize("text", ["4370", " 4370-4377 ", "1-65535"])
 def test_ports_are_read_as_the_settings_read_them(text: str) -> None:
-    first, last = health.read_ports({"FLEETLM_NODE_PORT": text})
+    first, last, base = health.read_ports({"FLEETLM_NODE_PORT": text})
+    assert base == first
     assert f"{first}-{last}".startswith(text.strip())
     assert health.DEFAULT_PORTS[0] == Settings().node_port
 
