@@ -282,6 +282,7 @@ class Node:
         await parts.leaving.before_stop(drain_s, until)
         self._outbound.close(reason)
         await parts.circles.stop()
+        parts.signals.finish()
         self._driver.leave(reason)
         if parts.loop_watch is not None:
             parts.loop_watch.stop()

@@ -245,32 +245,37 @@ class Links:
             return []
         return [Stop(other.number, reason)]
 
-    def exited(self, number: int, reason: Any) -> list[Effect]:
-        """A process of this node has ended: fire its links and the monitors on it, and end those it holds."""
+    def exited(self, number: int, reason: Any) -> Iterator[list[Effect]]:
+        """A process of this node has ended: fire its links and the monitors on it, and end those it holds.
+
+        It has no ends any more when this returns. There may be 100,000 that lead to it, so each step fires
+        one of them, and the caller takes the steps in slices. What its other end takes back between two steps
+        (an unlink, a demonitor, an end of its own) is passed over.
+        """
         ends = self._ends.pop(number, None)
-        if ends is None:
-            return []
+        return iter(()) if ends is None else self._fire(ends, number, reason)
+
+    def _fire(self, ends: _Ends, number: int, reason: Any) -> Iterator[list[Effect]]:
         me = self._pid(number)
-        effects: list[Effect] = []
-        for other in ends.links:
-            if self._is_here(other):
-                self._drop_link(other.number, me)
-                effects += self._signal_exit(other.number, me, reason)
-            else:
-                effects.append(Tell(other.node, ["exit", me, other.number, reason], number))
+        for other in list(ends.links):  # `node_down` may be between two steps of its own.
+            if not self._is_here(other):
+                yield [Tell(other.node, ["exit", me, other.number, reason], number)]
+            elif self._drop_link(other.number, me) is not None:
+                yield self._signal_exit(other.number, me, reason)
         for ref, target in ends.watchers.items():
-            del self._watchers_of[ref]
+            if self._watchers_of.pop(ref, None) is None:
+                continue
             if ref.node == self.node:
-                effects += self._deliver_down(ref, target, reason)
+                yield self._deliver_down(ref, target, reason)
             else:
-                effects.append(Tell(ref.node, ["down", ref, reason], number))
+                yield [Tell(ref.node, ["down", ref, reason], number)]
         for ref, target in ends.monitors.items():
             self._owner_of.pop(ref, None)
             if target.node == self.node:
                 self._remove_watcher(ref)
+                yield []
             else:
-                effects.append(Tell(target.node, ["demonitor", ref, None], number))
-        return effects
+                yield [Tell(target.node, ["demonitor", ref, None], number)]
 
     # Facts about other nodes.
 
@@ -364,8 +369,8 @@ class Links:
                 self._remove_watcher(ref)
                 return []
             case ["down", Ref() as ref, reason] if _is_of(ref, self.node, self.incarnation):
-                number = self._owner_of.get(ref, 0)
-                watched = self._ends[number].monitors.get(ref) if number else None
+                ends = self._ends.get(self._owner_of.get(ref, 0))
+                watched = None if ends is None else ends.monitors.get(ref)
                 if watched is None or watched.node != node:
                     return []  # It crossed our demonitor.
                 return self._deliver_down(ref, watched, reason)
@@ -392,7 +397,7 @@ class Links:
         number = self._owner_of.pop(ref)
         ends = self._ends.get(number)
         if ends is None:
-            return []  # The process monitored itself, and has ended.
+            return []  # It has ended as well, perhaps since it monitored itself.
         del ends.monitors[ref]
         return [Deliver(number, Down(ref, target, reason))]
 
@@ -408,9 +413,9 @@ class Links:
 
     def _remove_watcher(self, ref: Ref) -> None:
         """Forget the watched end of a monitor, if it is here."""
-        number = self._watchers_of.pop(ref, None)
-        if number is not None:
-            self._ends[number].watchers.pop(ref, None)
+        ends = self._ends.get(self._watchers_of.pop(ref, 0))
+        if ends is not None:
+            ends.watchers.pop(ref, None)
 
     def _end_acts(self, number: int, other: Pid, acts: list[Any]) -> None:
         """The other node unlinks; drop the acts it names. A link made here meanwhile stays."""

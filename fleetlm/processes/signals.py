@@ -20,6 +20,10 @@ Two orderings are promised, and kept here:
   anything arrives over a newer session. The driver calls in this order, and takes the steps in slices: it
   dials the node again only after the last of them.
 
+A process that is gone may have 100,000 others to tell. It tells `STEPS_PER_TURN` of them at once and as many
+in each of the next turns of the loop; those of another process may then be told in between. Nothing is
+promised about the order of signals from different processes, nor from one process to different ones.
+
 Performing a `Stop` with ``at_once`` removes a process immediately and so leads back into `exited`. That is
 safe: `core.links` has changed its tables before it returned the effects, and `Deliver` and `Stop` do
 nothing for a process that is gone.
@@ -30,6 +34,8 @@ Source: OTP erl_proc_sig_queue.c; differs: see `core.links`.
 from __future__ import annotations
 
 import logging
+import math
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +56,8 @@ if TYPE_CHECKING:
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
+STEPS_PER_TURN = 256
+"""Others that a process which is gone tells in one turn of the loop: about a millisecond."""
 MAX_REASON_BYTES = 64 * 1024
 """A signal travels in one batch. An exit reason that is larger, or that cannot travel, is sent as text."""
 
@@ -66,6 +74,9 @@ class Signals:
         self._local = local
         self._sessions = context.sessions
         self._next_ref = 0
+        self._loop = context.loop
+        self._endings: deque[tuple[RunningProcess, Iterator[list[Effect]]]] = deque()
+        """Processes that are gone and of which not all others know yet, with the steps that are left."""
         self._check_loop = context.check_loop
 
     # From processes of this node.
@@ -119,12 +130,19 @@ class Signals:
     # From the runtime.
 
     def exited(self, process: RunningProcess, reason: Any) -> None:
-        """Tell every linked and monitoring process that a process of this node is gone."""
-        number = process.pid.number
-        self._perform(self.links.exited(number, reason), process)
-        for session in self._sessions.values():
-            if session.lanes:
-                session.lanes.ended(process._task, number)
+        """Tell every linked and monitoring process that a process of this node is gone, many in slices."""
+        steps = self.links.exited(process.pid.number, reason)
+        if self._take_steps(process, steps, STEPS_PER_TURN):
+            return
+        if not self._endings:
+            self._loop.call_soon(self._next_slice)
+        self._endings.append((process, steps))
+
+    def finish(self) -> None:
+        """Take at once the steps that are left of processes which are gone: the node leaves."""
+        while self._endings:
+            process, steps = self._endings.popleft()
+            self._take_steps(process, steps, math.inf)
 
     def ended_before(self, process: RunningProcess, other: Pid) -> None:
         """Send the exit signal of a process that was gone before its linked spawn ``other`` was known."""
@@ -151,6 +169,24 @@ class Signals:
             yield
 
     # Internals.
+
+    def _next_slice(self) -> None:
+        """Take further steps of the process that was gone first."""
+        if self._endings:
+            if self._take_steps(*self._endings[0], STEPS_PER_TURN):
+                self._endings.popleft()
+            self._loop.call_soon(self._next_slice)
+
+    def _take_steps(self, process: RunningProcess, steps: Iterator[list[Effect]], most: float) -> bool:
+        """Tell up to ``most`` others that a process is gone. Returns whether all have been told."""
+        for taken, effects in enumerate(steps, 1):
+            self._perform(effects, process)
+            if taken >= most:
+                return False
+        for session in self._sessions.values():
+            if session.lanes:
+                session.lanes.ended(process._task, process.pid.number)
+        return True
 
     def _perform(self, effects: list[Effect], ended: RunningProcess | None = None) -> None:
         """Carry out effects; ``ended`` is the process whose end caused them, if one did."""

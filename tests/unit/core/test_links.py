@@ -39,7 +39,7 @@ class Table:
 
     def ends(self, number: int, reason: Any = "normal") -> list[Effect]:
         self.alive.discard(number)
-        return self.relations.exited(number, reason)
+        return all_steps(self.relations.exited(number, reason))
 
     def told(self, signal: list[Any], sender: str = THERE) -> list[Effect]:
         return self.relations.told(sender, INCARNATION[sender], signal, self.names.get)
@@ -429,6 +429,63 @@ def test_each_step_of_a_lost_connection_fires_one_end_at_most() -> None:
         t.relations.monitored(1, ref(number), pid(number, THERE), None)
     sizes = [len(effects) for effects in t.relations.node_down(THERE)]
     assert (sum(sizes), max(sizes)) == (199, 1)
+
+
+def test_each_step_of_an_end_fires_one_link_or_monitor_at_most() -> None:
+    t = Table(alive=tuple(range(1, 200)))
+    for number in range(2, 100):
+        t.relations.monitored(number, ref(number), pid(1), 1)
+        t.relations.linked(1, pid(number + 100))
+    sizes = [len(effects) for effects in t.relations.exited(1, "boom")]
+    assert (len(sizes), sum(sizes), max(sizes)) == (2 * 98, 2 * 98, 1)
+    assert t.relations.counts() == (0, 0)
+
+
+def test_what_is_taken_back_between_two_steps_of_an_end_does_not_fire() -> None:
+    t = Table(alive=tuple(range(1, 10)))
+    for number in (2, 3, 4):
+        t.relations.linked(number, pid(1))
+    for number in (5, 6, 7):
+        t.relations.monitored(number, ref(number), pid(1), 1)
+    t.told(["monitor", ref(8, THERE), 1])
+    t.alive.discard(1)
+    steps = t.relations.exited(1, "boom")
+    assert next(steps) == [Stop(2, "boom")]
+    t.relations.unlinked(3, pid(1))
+    t.ends(4)
+    t.relations.demonitored(5, ref(5))
+    t.ends(6)
+    t.told(["demonitor", ref(8, THERE), None])
+    assert all_steps(steps) == [Deliver(7, Down(ref(7), pid(1), "boom"))]
+    assert t.relations.counts() == (0, 0)
+
+
+def test_a_monitor_that_fires_between_two_steps_of_the_end_of_its_owner_goes_nowhere() -> None:
+    t = Table()
+    for number in (1, 2):
+        t.relations.monitored(1, ref(number), pid(7, THERE), None)
+    t.relations.monitored(1, ref(3), pid(3), 3)
+    t.alive.discard(1)
+    steps = t.relations.exited(1, "boom")
+    assert next(steps) == [Tell(THERE, ["demonitor", ref(1), None], 1)]
+    assert t.told(["down", ref(2), "gone"]) == []
+    assert t.ends(3) == []
+    assert all_steps(steps) == [Tell(THERE, ["demonitor", ref(2), None], 1)]
+    assert t.relations.counts() == (0, 0)
+
+
+def test_a_node_is_lost_between_two_steps_of_an_end() -> None:
+    t = Table()
+    for number in (7, 8, 9):
+        t.relations.linked(1, pid(number, THERE))
+    lost = t.relations.node_down(THERE)
+    assert next(lost) == [Stop(1, "noconnection")]
+    t.alive.discard(1)
+    steps = t.relations.exited(1, "noconnection")
+    next(steps)
+    assert all_steps(lost) == []
+    assert {effect.node for effect in all_steps(steps) if isinstance(effect, Tell)} <= {THERE}
+    assert t.relations.counts() == (0, 0)
 
 
 def test_a_process_that_ends_while_its_monitors_fire_hears_of_no_more() -> None:

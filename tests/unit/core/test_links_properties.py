@@ -213,8 +213,9 @@ class Cluster(RuleBasedStateMachine):
             self.watches[ref].reason = reason
             if ref.node == sim.name:
                 expected += self.fires(ref)
-        self.perform(sim, sim.relations.exited(number, reason), expected, number)
-        assert sim.relations.exited(number, reason) == [], "once"
+        effects = [*chain.from_iterable(sim.relations.exited(number, reason))]
+        self.perform(sim, effects, expected, number)
+        assert [*sim.relations.exited(number, reason)] == [], "once"
 
     # What processes do.
 
