@@ -19,7 +19,7 @@ def start(config: dict[str, Any]) -> NodeStarting[Node]:
 
 def settings(ips: list[str], ip: str, port: int) -> Settings:
     """Return the settings of a node without the remote shell."""
-    return Settings(dns_query=",".join(ips), node_ip=ip, node_port=port, remote=False)
+    return Settings(dns_query=",".join(ips), node_ip=ip, node_ports=(port, port), remote=False)
 
 
 async def peers(node: Node, config: dict[str, Any]) -> list[str]:

@@ -68,7 +68,7 @@ async def heart(process: Process) -> None:
 
 async def main() -> None:
     """Call all three on one node; calls from another node look the same."""
-    settings = Settings(node_ip="127.0.0.1", node_port=PORT, remote=False, blocking_processes=1)
+    settings = Settings(node_ip="127.0.0.1", node_ports=(PORT, PORT), remote=False, blocking_processes=1)
     async with Node.start(settings) as node:
         node.spawn(database, name="database")
         node.spawn(calculator, name="calculator")

@@ -43,7 +43,7 @@ async def main(node: fleetlm.Node) -> None:
 async def two_nodes() -> None:
     """Run two nodes on this machine, on addresses 127.0.0.N (on macOS, add aliases first)."""
     first, second = (
-        fleetlm.Settings(dns_query="127.0.0.1,127.0.0.2", node_ip=ip, node_port=PORT, remote=False)
+        fleetlm.Settings(dns_query="127.0.0.1,127.0.0.2", node_ip=ip, node_ports=(PORT, PORT), remote=False)
         for ip in ("127.0.0.1", "127.0.0.2")
     )
     async with fleetlm.Node.start(first) as here, fleetlm.Node.start(second) as there:

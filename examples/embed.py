@@ -130,7 +130,10 @@ async def ask(prompt: str) -> str:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         settings = Settings(
-            dns_query=",".join(ADDRESSES), node_ip=sys.argv[1], node_port=NODE_PORT, remote=False
+            dns_query=",".join(ADDRESSES),
+            node_ip=sys.argv[1],
+            node_ports=(NODE_PORT, NODE_PORT),
+            remote=False,
         )
         fleetlm.run(replica, settings, log_level="warning")
     else:

@@ -36,7 +36,9 @@ async def main() -> None:
         nodes: list[Node] = []
         for ip in ADDRESSES:
             # In production the list comes from DNS: DNS_CLUSTER_QUERY=my-service.
-            settings = Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False)
+            settings = Settings(
+                dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False
+            )
             node = await stack.enter_async_context(fleetlm.Node.start(settings))
             node.spawn(cache, name="cache")
             nodes.append(node)

@@ -52,7 +52,8 @@ async def main() -> None:
     """Run four workers on two nodes; then one node leaves."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
     first, second = (
-        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
+        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False)
+        for ip in ADDRESSES
     )
     # In Celery: celery worker --concurrency=2.
     workers = Supervisor([Child(f"mailer {number}", Mailer) for number in range(2)])

@@ -61,7 +61,8 @@ async def main() -> None:
     """Run the tree on node ``there`` and use it from node ``here``."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
     first, second = (
-        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
+        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False)
+        for ip in ADDRESSES
     )
     async with Node.start(first) as here, Node.start(second) as there:
         there.spawn(TREE, name="tree")

@@ -54,7 +54,8 @@ async def main() -> None:
     """Run two workers with the same program, as in a Deployment."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
     first, second = (
-        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
+        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False)
+        for ip in ADDRESSES
     )
     async with Node.start(first) as here, Node.start(second) as there:
         for node in (here, there):

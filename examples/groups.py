@@ -51,7 +51,9 @@ async def main() -> None:
     async with AsyncExitStack() as stack:
         nodes: list[Node] = []
         for ip in ADDRESSES:
-            settings = Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False)
+            settings = Settings(
+                dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False
+            )
             nodes.append(await stack.enter_async_context(Node.start(settings)))
         first, *others = nodes
         for node in nodes:

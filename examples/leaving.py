@@ -57,7 +57,7 @@ async def start(node: Node, name: str) -> None:
 
 async def main() -> None:
     """Let one of two nodes drain, and go on with its sessions on the other one."""
-    settings = Settings(dns_query=",".join(ADDRESSES), node_port=PORT, remote=False)
+    settings = Settings(dns_query=",".join(ADDRESSES), node_ports=(PORT, PORT), remote=False)
     async with (
         Node.start(settings.replace(node_ip=ADDRESSES[0])) as one,
         Node.start(settings.replace(node_ip=ADDRESSES[1])) as two,

@@ -70,7 +70,8 @@ async def main() -> None:
     """Run two nodes with one candidate each, and stop the node that leads."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)
     first, second = (
-        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
+        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False)
+        for ip in ADDRESSES
     )
     async with Node.start(first) as here:
         watching = asyncio.create_task(watch(here))

@@ -71,7 +71,8 @@ async def main() -> None:
     """Run a worker node, and spawn on it from another node."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)  # The crashes are intended.
     first, second = (
-        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
+        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False)
+        for ip in ADDRESSES
     )
     async with Node.start(first) as here:
         worker = await Node.start(second)

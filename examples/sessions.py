@@ -71,7 +71,8 @@ async def append(ref: ActorRef[Sessions], session: str, line: str, tries: int = 
 async def main() -> None:
     """Show each outcome once."""
     one, two = (
-        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
+        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False)
+        for ip in ADDRESSES
     )
     async with fleetlm.Node.start(one) as node, fleetlm.Node.start(two) as other:
         await node.ready(1, timeout=5)

@@ -41,7 +41,8 @@ async def main() -> None:
     """Supervise on one node; call and monitor from the other."""
     logging.getLogger("fleetlm").setLevel(logging.CRITICAL)  # The crash below is intended.
     first, second = (
-        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False) for ip in ADDRESSES
+        Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False)
+        for ip in ADDRESSES
     )
     async with Node.start(first) as here:
         there = await Node.start(second)

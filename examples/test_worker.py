@@ -56,7 +56,7 @@ def test_a_name_server_that_fails_disconnects_no_node() -> None:
                     dns_server=(host, int(port)),
                     poll_interval_s=0.1,
                     node_ip=ip,
-                    node_port=PORT,
+                    node_ports=(PORT, PORT),
                     remote=False,
                 )
                 for ip in ("127.0.0.1", "127.0.0.2")

@@ -40,7 +40,7 @@ def handle(node: SyncNode, at: str, word: str) -> str:
 
 def settings(ip: str) -> Settings:
     """Settings for this example; in production they come from the environment."""
-    return Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_port=PORT, remote=False)
+    return Settings(dns_query=",".join(ADDRESSES), node_ip=ip, node_ports=(PORT, PORT), remote=False)
 
 
 def main() -> None:

@@ -1,7 +1,16 @@
-"""Names of nodes (``basename@ip``) and of processes on them.
+"""Names of nodes (``basename@ip`` or ``basename@ip:port``) and of processes on them.
 
-A node name has one canonical text (IPv6 compressed and in lower case, no brackets), so names are compared
-as strings everywhere. `NodeName` takes a name apart and orders names.
+Each node of a cluster listens on a port of its own host. The cluster has one *base port*, on which the only
+or the first node of a host listens, and which its name leaves out. All others have their port in the name, so
+that a name says by itself where its node is dialled::
+
+    fleetlm@10.0.0.7          the base port of the cluster (`Settings.base_port`)
+    fleetlm@10.0.0.7:4373     another port
+    fleetlm@fd00::7           IPv6: brackets only with a port
+    fleetlm@[fd00::7]:4373
+
+A node name has one canonical text (IPv6 compressed and in lower case, no leading zeros in the port, the base
+port left out), so names are compared as strings everywhere. `NodeName` takes a name apart and orders names.
 """
 
 from __future__ import annotations
@@ -16,8 +25,12 @@ from fleetlm.errors import InvalidName
 
 BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 """The part of a node name before the ``@``."""
+MAX_PORT = 65_535
+"""The highest TCP port."""
 MAX_PROCESS_NAME_LENGTH = 255
 """Characters of a process name: enough for a session id with a prefix, short enough for a log line."""
+
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 
 class Address(NamedTuple):
@@ -33,34 +46,74 @@ class NodeName:
 
     basename: str
     ip: str
+    port: int | None = None
+    """The port of the node; None: the base port of its cluster."""
 
     @classmethod
     @lru_cache(maxsize=8_192)  # Every peer sends the same few names every second.
-    def parse(cls, text: str) -> NodeName:
-        """Parse ``basename@ip``, with the address in any spelling.
+    def parse(cls, text: str, base_port: int | None = None) -> NodeName:
+        """Parse ``basename@ip`` or ``basename@ip:port``, with the address in any spelling.
+
+        Args:
+            text: the name.
+            base_port: the base port of the cluster. A name that has it written out means the same node as
+                the name without a port, and becomes that. None keeps every port that is written.
 
         Raises:
-            InvalidName: there is no ``@``, the basename has other characters than ``A-Z a-z 0-9 _ . -``,
-                or what follows the ``@`` is not an IP address (host names are not allowed).
+            InvalidName: there is no ``@``, the basename has other characters than ``A-Z a-z 0-9 _ . -``, or
+                what follows the ``@`` is not an IP address with or without a port (host names are not
+                allowed, and an IPv6 address with a port needs brackets).
         """
-        basename, at, ip = text.partition("@")
+        basename, at, address = text.partition("@")
         if not at:
             raise InvalidName(text, "a node name has the form basename@ip, such as fleetlm@10.0.0.7")
         if not BASENAME.fullmatch(basename):
             raise InvalidName(text, "the basename must be 1 to 64 of A-Z a-z 0-9 _ . -")
-        canonical = canonical_ip(ip)
-        if canonical is None:
-            raise InvalidName(text, f"{ip!r} is not an IP address (host names are not used in node names)")
-        return cls(basename, canonical)
+        parts = parse_address(address)
+        if parts is None:
+            why = (
+                f"{address!r} is not an IP address, nor one with a port such as 10.0.0.7:4373 or "
+                "[fd00::7]:4373 (host names are not used in node names)"
+            )
+            raise InvalidName(text, why)
+        ip, port = parts
+        return cls(basename, ip, None if port == base_port else port)
 
     def __str__(self) -> str:
-        return f"{self.basename}@{self.ip}"
+        return f"{self.basename}@{self.address}"
 
     @property
-    def sort_key(self) -> tuple[str, int, int]:
-        """Orders names by basename, then IPv4 before IPv6, then by number: 10.0.0.9 before 10.0.0.10."""
+    def address(self) -> str:
+        """What follows the ``@``: the address, and the port if it is not the base port."""
+        return self.ip if self.port is None else endpoint(self.ip, self.port)
+
+    @property
+    def sort_key(self) -> tuple[str, int, int, int]:
+        """Orders names by basename, then IPv4 before IPv6, then by number: 10.0.0.9 before 10.0.0.10.
+
+        On one host the node on the base port comes first, then the others by port.
+        """
         address = ipaddress.ip_address(self.ip)
-        return (self.basename, address.version, int(address))
+        return (self.basename, address.version, int(address), self.port or 0)
+
+
+def parse_address(text: str) -> tuple[str, int | None] | None:
+    """Take ``ip``, ``ip:port`` or ``[ip]:port`` apart.
+
+    Returns:
+        The canonical address and the port, which is None if the text has none; or None if it is no such text.
+        An IPv6 address without brackets has no port: ``fd00::7:4373`` is an address.
+    """
+    bare = canonical_ip(text)
+    if bare is not None:
+        return bare, None
+    host, colon, digits = text.strip().rpartition(":")
+    if not colon or not _PORT.fullmatch(digits) or not 1 <= int(digits) <= MAX_PORT:
+        return None
+    ip = canonical_ip(host)
+    if ip is None or (":" in host) != host.startswith("["):
+        return None
+    return ip, int(digits)
 
 
 def canonical_ip(text: str) -> str | None:
@@ -68,8 +121,11 @@ def canonical_ip(text: str) -> str | None:
 
     An IPv4-mapped IPv6 address becomes its IPv4 address, since both mean the same machine.
     """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
     try:
-        address = ipaddress.ip_address(text.strip().removeprefix("[").removesuffix("]"))
+        address = ipaddress.ip_address(text)
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address):
@@ -81,9 +137,9 @@ def canonical_ip(text: str) -> str | None:
 
 
 @lru_cache(maxsize=8_192)
-def canonical_node(text: str) -> str:
-    """Return the canonical text of a node name. Raises: InvalidName."""
-    return str(NodeName.parse(text))
+def canonical_node(text: str, base_port: int | None = None) -> str:
+    """Return the canonical text of a node name; arguments and errors as for `NodeName.parse`."""
+    return str(NodeName.parse(text, base_port))
 
 
 def sorted_nodes(names: list[str]) -> list[str]:
@@ -92,7 +148,7 @@ def sorted_nodes(names: list[str]) -> list[str]:
 
 
 @lru_cache(maxsize=8_192)
-def _sort_key(name: str) -> tuple[str, int, int]:
+def _sort_key(name: str) -> tuple[str, int, int, int]:
     return NodeName.parse(name).sort_key
 
 

@@ -90,7 +90,7 @@ class Node:
     use `sync`.
 
     Attributes:
-        name: this node's name, ``basename@ip``.
+        name: this node's name, ``basename@ip``, with a port if it is not the cluster's base port.
         incarnation: a number that is different at every start; part of every pid of this node.
         settings: the settings it was started with.
         own_address: this node's address, and why it was chosen.
@@ -163,14 +163,14 @@ class Node:
     async def _begin(cls, prepared: Prepared) -> Self:
         """Make the node and start its parts. Nothing is left running if this raises."""
         node = cls(prepared)
-        ip, port = node.own_address.ip, node.settings.node_port
-        await node._parts.transport.start(ip, port, node._driver)
+        await node._parts.transport.start(node._driver)
+        where = endpoint(node.own_address.ip, node._parts.kernel.me.port)
         log.info(
             "node %s listens on %s (incarnation %x); this node's address: %s",
-            node.name, endpoint(ip, port), node.incarnation, node.own_address.why,
+            node.name, where, node.incarnation, node.own_address.why,
         )  # fmt: skip
         warn_about(prepared)
-        node._driver.start()
+        node._driver.start(looks_for_peers=node._parts.poller is not None)
         if node._parts.loop_watch is not None:
             node._parts.loop_watch.start()
         if node._parts.poller is not None:
@@ -345,7 +345,7 @@ class Node:
         """
         if name is None or name == self.name:
             return self._own_info()
-        name = canonical_node(name)
+        name = canonical_node(name, self.settings.base_port)
         rows = self._parts.kernel.topology.info(self._loop.time())
         return next((row for row in rows if row.name == name), None)
 
@@ -363,7 +363,7 @@ class Node:
             InvalidName: not a node name.
             NodeStopped: this node has been stopped.
         """
-        if canonical_node(name) == self.name:
+        if canonical_node(name, self.settings.base_port) == self.name:
             return "pong"
         deadline = self._loop.time() + timeout
         if not await self.connect(name, timeout):
@@ -390,7 +390,7 @@ class Node:
             InvalidName: not a node name.
             NodeStopped: this node has been stopped, before this call or during it.
         """
-        name = canonical_node(name)
+        name = canonical_node(name, self.settings.base_port)
         self._check_running()
         if name == self.name:
             return True
@@ -414,7 +414,7 @@ class Node:
             InvalidName: not a node name.
         """
         self._parts.context.check_loop("Node.disconnect")
-        name = canonical_node(name)
+        name = canonical_node(name, self.settings.base_port)
         was_up = name in self._driver.sessions
         self._driver.disconnected(name, "disconnected on request")
         return was_up
@@ -639,7 +639,7 @@ class Node:
             InvalidName: ``at`` is not a node name.
         """
         check_actor(actor)
-        return ActorRef(self._parts.sender, plain_class(actor), goal_of(target, at))
+        return ActorRef(self._parts.sender, plain_class(actor), goal_of(target, at, self.settings.base_port))
 
     def refs(
         self,
@@ -752,7 +752,7 @@ class Node:
         Raises:
             NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
         """
-        if at is None or canonical_node(at) == self.name:
+        if at is None or canonical_node(at, self.settings.base_port) == self.name:
             return self._local.table.whereis(name)
         found = await self._outbound.ask(at, "whereis", name, within_deadline(timeout))
         return found if isinstance(found, Pid) else None
@@ -786,7 +786,7 @@ class Node:
             NoConnection, NodeLost, CallTimeout: ``at`` could not be asked.
         """
         self._parts.context.check_loop("Node.unregister")
-        if at is None or canonical_node(at) == self.name:
+        if at is None or canonical_node(at, self.settings.base_port) == self.name:
             return self._local.unregister(name)
         return bool(await self._outbound.ask(at, "unregister", name, within_deadline(timeout)))
 

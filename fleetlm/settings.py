@@ -7,10 +7,8 @@ clustering is on or off. No value is ever replaced silently by a default.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import ipaddress
 import math
 import os
 import re
@@ -20,32 +18,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.errors import SettingsError
-from fleetlm.names import BASENAME, canonical_ip, endpoint
+from fleetlm.names import endpoint
+from fleetlm.setting_parsers import (
+    COOKIE_MAX_LENGTH,
+    COOKIE_MIN_LENGTH,
+    MAX_DURATION_MS,
+    MAX_NODE_PORTS,
+    Refused,
+    format_ports,
+    is_service_name,
+    parse_basename,
+    parse_cluster,
+    parse_cookie,
+    parse_dns_server,
+    parse_flag,
+    parse_integer,
+    parse_log,
+    parse_node_ip,
+    parse_platform_ip,
+    parse_ports,
+    parse_query,
+    parse_remote,
+    parse_seconds,
+)
 from fleetlm.texts import SHORT
 
 T = TypeVar("T")
 
 DEFAULT_PORT = 4370
-DNS_PORT = 53
-COOKIE_MIN_LENGTH = 16
-"""Characters. A recorded handshake allows guessing offline, so a short cookie would not stay secret."""
-COOKIE_MAX_LENGTH = 4096
-"""Characters. A longer one is probably the wrong file."""
+"""The base port of a cluster that sets none."""
+DEFAULT_PORTS = (DEFAULT_PORT, DEFAULT_PORT + 15)
+"""Sixteen nodes on one machine: a worker for each core, or a rank for each GPU."""
 MAX_COOKIES = 4
 """A change of the cookie needs two. Each further one costs a failed dial, and a derivation of 40 ms."""
-MAX_DURATION_MS = 86_400_000
-"""One day, in milliseconds. A longer interval or time-out is probably in the wrong unit."""
-
-MAX_DNS_NAMES = 16
-"""Limit of names in DNS_CLUSTER_QUERY: each of them is two questions in every lookup."""
 SHORT_POLL_S = 0.1
 """A shorter poll interval is allowed, and a warning says how many questions it makes."""
 
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
-_PROTOCOLS = ("_tcp", "_udp")
-"""The second label of an SRV name. Consul also takes a tag in its place."""
-_INTERFACE = re.compile(r"[^\s/:%]{1,15}")
-"""What the Linux kernel takes for the name of an interface."""
 # Kubernetes injects variables for each Service into its pods; `_SERVICE_LINK` matches those of a Service
 # whose name begins with "fleetlm".
 _SERVICE_LINK = re.compile(
@@ -85,6 +93,8 @@ class Settings:
             checked = _check_field(each.name, str(each.type), given)
             if checked is not given:
                 object.__setattr__(self, each.name, checked)
+        if self.node_slot is not None:
+            _check_slot("Settings.node_slot", self.node_slot, self.node_ports)
 
     # Set by the environment (README, "Configuration").
     dns_query: str | None = None
@@ -98,8 +108,12 @@ class Settings:
     node_ip: str | None = None
     """The address in this node's name, under which peers reach it; or the interface or the network of this
     machine to take it from, such as ``eth1`` or ``10.8.0.0/16``. None: it is detected."""
-    node_port: int = DEFAULT_PORT
-    """The TCP port on which the node listens, the same on every node of the cluster."""
+    node_ports: tuple[int, int] = DEFAULT_PORTS
+    """The first and the last TCP port of the range in which the node takes the first that is free, so that a
+    machine can have several nodes. The first one is the same on every node of the cluster (`base_port`)."""
+    node_slot: int | None = None
+    """The node's fixed place in the range of ports, counted from 0, such as the rank of a worker: it listens
+    on that port or does not start. None: the first free port."""
     cookie: str | None = field(default=None, repr=False)
     """The secret that all nodes share: peers without it are refused, and traffic is encrypted. None: plain
     text, and every node that can connect is admitted."""
@@ -170,6 +184,10 @@ class Settings:
     itself is random below the ceiling, so that nodes do not dial in step."""
     backoff_max_s: float = 15.0
     """The highest ceiling of that pause: a peer that comes back is dialled within this time."""
+    scan_s: float = 0.5
+    """Seconds between dials of two ports of a host on whose base port no node answers; twice as long in each
+    further round over its range, up to ``backoff_max_s``. Nodes take the lowest ports, so a host is found
+    within a second or two, and one where nothing runs costs next to nothing."""
     foreign_backoff_max_s: float = 300.0
     """The longest pause before an address is dialled again where another program listens on the port: it
     cannot become a node by itself, and a node that gets the address later introduces itself."""
@@ -343,6 +361,9 @@ class Settings:
         for variable, name, parse in _VARIABLES:
             if variable in env:
                 values[name] = _parse(variable, env[variable], parse)
+        slot = values.get("node_slot")
+        if isinstance(slot, int):  # Checked here too, so that the error names the variable.
+            _check_slot("FLEETLM_NODE_SLOT", slot, values.get("node_ports", DEFAULT_PORTS))
         values["cookie"], values["other_cookies"] = _read_cookies(env)
         values["warnings"] = (*_find_near_misses(env), *_warn_about_polling(values))
         return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
@@ -351,6 +372,26 @@ class Settings:
     def clustering(self) -> bool:
         """Whether this node looks for peers."""
         return self.dns_query is not None
+
+    @property
+    def base_port(self) -> int:
+        """The port of a node whose name has none: the first of the range.
+
+        Where SRV records (a query that begins with ``_``) give each node a port of its own, it is 4370.
+        """
+        queries = (self.dns_query or "").split(",")
+        return DEFAULT_PORT if any(map(is_service_name, queries)) else self.node_ports[0]
+
+    @property
+    def all_ports(self) -> range:
+        """The range of ports in which the nodes of this machine listen."""
+        return range(self.node_ports[0], self.node_ports[1] + 1)
+
+    @property
+    def own_ports(self) -> range:
+        """The ports to try when the node starts: that of `node_slot`, or the whole range."""
+        slot = self.node_slot
+        return self.all_ports if slot is None else self.all_ports[slot : slot + 1]
 
     @property
     def dns_lifetime_s(self) -> float:
@@ -387,7 +428,8 @@ class Settings:
             "DNS_CLUSTER_NODE_BASENAME": self.node_basename,
             "DNS_POLL_INTERVAL_MS": f"{self.poll_interval_s * 1000:.12g}",
             "FLEETLM_NODE_IP": self.node_ip or "(detected)",
-            "FLEETLM_NODE_PORT": str(self.node_port),
+            "FLEETLM_NODE_PORT": format_ports(self.node_ports),
+            "FLEETLM_NODE_SLOT": "(the first free port)" if self.node_slot is None else str(self.node_slot),
             "FLEETLM_COOKIE": "(set)" if self.cookie else "(unset: plain text)",
             "FLEETLM_COOKIE_OLD": "(set)" if self.other_cookies else "(unset)",
             "FLEETLM_CLUSTER": self.cluster or "(empty)",
@@ -399,15 +441,6 @@ class Settings:
             "FLEETLM_LOG": self.log,
             "FLEETLM_PRUNE_AFTER_LOOKUPS": str(self.prune_after_lookups or "(never)"),
         }
-
-
-class _Refused(Exception):
-    """Raised by a parser for a value that is not allowed; becomes a `SettingsError`."""
-
-    def __init__(self, allowed: str, hint: str = "") -> None:
-        super().__init__(allowed, hint)
-        self.allowed = allowed
-        self.hint = hint
 
 
 def _parse(variable: str, text: str, parse: Callable[[str], T]) -> T:
@@ -422,162 +455,16 @@ def _parse(variable: str, text: str, parse: Callable[[str], T]) -> T:
         )
     try:
         return parse(text.strip())
-    except _Refused as refused:
+    except Refused as refused:
         raise SettingsError(variable, text, refused.allowed, refused.hint) from None
 
 
-def _parse_integer(low: int, high: int, what: str) -> Callable[[str], int]:
-    allowed = f"{what}, a whole number from {low:,} to {high:,}"
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text, re.ASCII):
-            hint = "Write digits only, without a unit or a fraction." if text else "Unset it for the default."
-            raise _Refused(allowed, hint)
-        number = int(text)
-        if not low <= number <= high:
-            raise _Refused(allowed)
-        return number
-
-    return parse
-
-
-def _parse_seconds(low_ms: int) -> Callable[[str], float]:
-    parse_ms = _parse_integer(low_ms, MAX_DURATION_MS, "milliseconds")
-    return lambda text: parse_ms(text) / 1000
-
-
-_QUERY_ALLOWED = (
-    "a DNS name such as worker or fleet.default.svc.cluster.local, or names and IP addresses with commas "
-    "between them"
-)
-
-
-def _parse_query(text: str) -> str | None:
-    if not text:
-        return None
-    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not parts:
-        raise _Refused(_QUERY_ALLOWED, "Unset it to turn clustering off.")
-    found = [canonical_ip(part) or _parse_dns_name(part) for part in parts]
-    names = sum(canonical_ip(part) is None for part in parts)
-    if names > MAX_DNS_NAMES:
-        raise _Refused(f"at most {MAX_DNS_NAMES} DNS names", f"These are {names}.")
-    return ",".join(found)
-
-
-def is_service_name(name: str) -> bool:
-    """Whether a name of ``dns_query`` asks for SRV records, which give ports too: it begins with ``_``."""
-    return name.startswith("_")
-
-
-def _check_service_labels(labels: list[str]) -> None:
-    """Refuse an SRV name without service, protocol or domain. Source: RFC 2782."""
-    allowed = "an SRV name such as _fleetlm._tcp.workers.default.svc.cluster.local"
-    domain = ".".join(label for label in labels if not label.startswith("_")) or "workers.example"
-    if labels[0].lower() in _PROTOCOLS:
-        raise _Refused(allowed, f"The service is missing: write _fleetlm.{labels[0]}.{domain}")
-    if len(labels) < 2 or not labels[1].startswith("_"):
-        hint = f"The protocol is missing: write {labels[0]}._tcp.{domain}"
-        raise _Refused(allowed, f"{hint}. A name that begins with _ is asked for SRV records.")
-    if labels[1].lower() == "_udp":
-        raise _Refused(allowed, f"Nodes speak TCP: write {labels[0]}._tcp.{domain}")
-    if len(labels) < 3:
-        raise _Refused(allowed, f"The domain is missing: write {labels[0]}.{labels[1]}.{domain}")
-
-
-def _parse_dns_name(text: str) -> str:
-    labels = text.removesuffix(".").split(".")
-    if len(text) > 254 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise _Refused(
-            _QUERY_ALLOWED,
-            "Give only the name: no scheme, port or spaces. Labels have 1 to 63 letters, digits, - and _.",
-        )
-    if all(label.isdecimal() for label in labels):
-        raise _Refused(_QUERY_ALLOWED, f"{text} is neither an IP address nor a name.")
-    if is_service_name(text):
-        _check_service_labels(labels)
-    return text
-
-
-def _parse_basename(text: str) -> str:
-    if not BASENAME.fullmatch(text):
-        raise _Refused("1 to 64 of A-Z a-z 0-9 _ . - (the part before the @ of every node's name)")
-    return text
-
-
-def _parse_own_ip(text: str) -> str:
-    ip = canonical_ip(text)
-    if ip is None:
-        raise _Refused("one IPv4 or IPv6 address, without a port")
-    address = ipaddress.ip_address(ip)
-    if address.is_unspecified or address.is_multicast:
-        raise _Refused("an address that peers can connect to", f"{ip} is a wildcard or multicast address.")
-    return ip
-
-
-def _parse_node_ip(text: str) -> str:
-    """Parse an address, or the interface or network of this machine that has it."""
-    if canonical_ip(text) is not None:
-        return _parse_own_ip(text)
-    allowed = "one IPv4 or IPv6 address, without a port; or a network such as 10.8.0.0/16, or an interface"
-    if "/" in text:
-        try:
-            return str(ipaddress.ip_network(text))
-        except ValueError as error:
-            raise _Refused(allowed, f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
-    if not _INTERFACE.fullmatch(text) or not text.strip("0123456789."):
-        raise _Refused(allowed)
-    return text
-
-
-def _parse_platform_ip(text: str) -> str | None:
-    """Parse an address that the platform sets; an empty value means that it is not set."""
-    return _parse_own_ip(text) if text else None
-
-
-def _parse_cluster(text: str) -> str:
-    if len(text) > 128 or not text.isprintable():
-        raise _Refused("up to 128 printable characters")
-    return text
-
-
-def _parse_remote(text: str) -> bool:
-    if text not in ("on", "off"):
-        raise _Refused("on or off")
-    return text == "on"
-
-
-def _parse_flag(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise _Refused("0 or 1")
-    return text == "1"
-
-
-def _parse_cookie(text: str) -> str:
-    if not COOKIE_MIN_LENGTH <= len(text) <= COOKIE_MAX_LENGTH:
-        allowed = f"{COOKIE_MIN_LENGTH} to {COOKIE_MAX_LENGTH:,} characters, the same on every node"
-        raise _Refused(allowed, f"It has {len(text)}. Make one with: openssl rand -hex 32.")
-    return text
-
-
-def _parse_log(text: str) -> str:
-    if text not in ("text", "json"):
-        raise _Refused("text or json")
-    return text
-
-
-def _parse_dns_server(text: str) -> tuple[str, int]:
-    allowed = "ip or ip:port of a name server ([ip]:port for IPv6)"
-    bare = canonical_ip(text)
-    if bare is not None:
-        return bare, DNS_PORT
-    host, colon, port = text.rpartition(":")
-    ip = canonical_ip(host)
-    if not colon or ip is None or (":" in ip and not host.startswith("[")):
-        raise _Refused(
-            allowed, "Give an IP address, since a name could not be resolved without a name server."
-        )
-    return ip, _parse_integer(1, 65_535, "a port")(port)
+def _check_slot(what: str, slot: int, ports: Any) -> None:
+    """Raise SettingsError unless the range has that place."""
+    first, last = ports
+    if first + slot > last:
+        allowed = f"a place in the range {format_ports(ports)}, from 0 to {last - first}"
+        raise SettingsError(what, str(slot), allowed, f"Widen the range: FLEETLM_NODE_PORT={first}-….")
 
 
 _SECONDS_THAT_MAY_BE_ZERO = frozenset(
@@ -591,7 +478,7 @@ _SECONDS_THAT_MAY_BE_ZERO = frozenset(
     }
 )
 _RANGES: dict[str, tuple[float, float]] = {
-    "node_port": (1, 65_535),
+    "node_slot": (0, MAX_NODE_PORTS - 1),
     "poll_interval_s": (0.001, MAX_DURATION_MS / 1000),
     "node_timeout_s": (0.2, MAX_DURATION_MS / 1000),
     "poll_jitter": (0, 1),
@@ -607,6 +494,21 @@ def _range_of(name: str) -> tuple[float, float]:
     if name in _RANGES or not name.endswith("_s"):
         return _RANGES.get(name, (1, math.inf))
     return 0 if name in _SECONDS_THAT_MAY_BE_ZERO else 1e-6, MAX_DURATION_MS / 1000
+
+
+_PAIRS: dict[str, tuple[tuple[type, type], str, Callable[[Any, Any], object]]] = {
+    "node_ports": (
+        (int, int),
+        f"the first and the last port of a range of at most {MAX_NODE_PORTS}, such as (4370, 4385)",
+        lambda first, last: parse_ports(f"{first}-{last}"),
+    ),
+    "dns_server": (
+        (str, int),
+        "the IP address of a name server and its port, such as ('10.0.0.2', 53)",
+        lambda ip, port: parse_dns_server(endpoint(ip, port)),
+    ),
+}
+"""Fields with two parts: their types, what is allowed, and their parser."""
 
 
 def _check_field(name: str, annotation: str, value: Any) -> Any:
@@ -633,37 +535,44 @@ def _check_field(name: str, annotation: str, value: Any) -> Any:
         if type(value) is str:
             try:
                 return _PARSERS.get(name, str)(value)
-            except _Refused as refused:
+            except Refused as refused:
                 allowed, hint = refused.allowed, refused.hint
-    elif name == "dns_server":
-        allowed = "the IP address of a name server and its port, such as ('10.0.0.2', 53)"
-        if type(value) is tuple and [type(part) for part in value] == [str, int]:
-            with contextlib.suppress(_Refused):
-                return _parse_dns_server(endpoint(*value))
+    elif name in _PAIRS:
+        types, allowed, parse = _PAIRS[name]
+        if type(value) is tuple and tuple(type(part) for part in value) == types:
+            try:
+                return parse(*value)
+            except Refused as refused:
+                hint = "" if name == "dns_server" else refused.hint
     else:
         return value
     raise SettingsError(f"Settings.{name}", _mask(name.upper(), SHORT.repr(value)), allowed, hint)
 
 
 _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
-    ("DNS_CLUSTER_QUERY", "dns_query", _parse_query),
-    ("DNS_CLUSTER_NODE_BASENAME", "node_basename", _parse_basename),
-    ("DNS_POLL_INTERVAL_MS", "poll_interval_s", _parse_seconds(1)),
-    ("FLEETLM_NODE_IP", "node_ip", _parse_node_ip),
-    ("FLEETLM_NODE_PORT", "node_port", _parse_integer(1, 65_535, "a port")),
-    ("FLEETLM_CLUSTER", "cluster", _parse_cluster),
-    ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", _parse_seconds(200)),
-    ("FLEETLM_DRAIN_MS", "drain_s", _parse_seconds(0)),
-    ("FLEETLM_REMOTE", "remote", _parse_remote),
-    ("FLEETLM_DEBUG", "debug", _parse_flag),
-    ("FLEETLM_DNS_SERVER", "dns_server", _parse_dns_server),
-    ("FLEETLM_LOG", "log", _parse_log),
-    ("FLEETLM_PRUNE_AFTER_LOOKUPS", "prune_after_lookups", _parse_integer(1, 1_000_000, "lookups in a row")),
-    ("FLY_PRIVATE_IP", "fly_private_ip", _parse_platform_ip),
-    ("POD_IP", "pod_ip", _parse_platform_ip),
+    ("DNS_CLUSTER_QUERY", "dns_query", parse_query),
+    ("DNS_CLUSTER_NODE_BASENAME", "node_basename", parse_basename),
+    ("DNS_POLL_INTERVAL_MS", "poll_interval_s", parse_seconds(1)),
+    ("FLEETLM_NODE_IP", "node_ip", parse_node_ip),
+    ("FLEETLM_NODE_PORT", "node_ports", parse_ports),
+    (
+        "FLEETLM_NODE_SLOT",
+        "node_slot",
+        parse_integer(0, MAX_NODE_PORTS - 1, "the node's place in the range of FLEETLM_NODE_PORT"),
+    ),
+    ("FLEETLM_CLUSTER", "cluster", parse_cluster),
+    ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", parse_seconds(200)),
+    ("FLEETLM_DRAIN_MS", "drain_s", parse_seconds(0)),
+    ("FLEETLM_REMOTE", "remote", parse_remote),
+    ("FLEETLM_DEBUG", "debug", parse_flag),
+    ("FLEETLM_DNS_SERVER", "dns_server", parse_dns_server),
+    ("FLEETLM_LOG", "log", parse_log),
+    ("FLEETLM_PRUNE_AFTER_LOOKUPS", "prune_after_lookups", parse_integer(1, 1_000_000, "lookups in a row")),
+    ("FLY_PRIVATE_IP", "fly_private_ip", parse_platform_ip),
+    ("POD_IP", "pod_ip", parse_platform_ip),
 )
 _PARSERS: dict[str, Callable[[str], object]] = {name: parse for _, name, parse in _VARIABLES}
-_PARSERS["cookie"] = _parse_cookie
+_PARSERS["cookie"] = parse_cookie
 _KNOWN = (
     *(variable for variable, _, _ in _VARIABLES),
     "FLEETLM_COOKIE",

@@ -216,7 +216,7 @@ class SyncNode:
     def ref(self, actor: Callable[..., A], target: Goal, at: str | None = None) -> SyncRef[A]:
         """See `Node.ref`; returns a reference for threads."""
         self._node.ref(actor, target, at)  # For its checks of the arguments.
-        return SyncRef(self, plain_class(actor), goal_of(target, at))
+        return SyncRef(self, plain_class(actor), goal_of(target, at, self.settings.base_port))
 
     def refs(
         self,

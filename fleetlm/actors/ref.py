@@ -187,10 +187,13 @@ class ActorRef(Generic[A_co]):
         return self._node.send(self.target, message, self._timeout_s)
 
 
-def goal_of(target: Goal, at: str | None) -> Goal:
-    """Combine the arguments ``target`` and ``at`` of `Node.ref`. Raises: TypeError, InvalidName."""
+def goal_of(target: Goal, at: str | None, base_port: int) -> Goal:
+    """Combine the arguments ``target`` and ``at`` of `Node.ref`. Raises: TypeError, InvalidName.
+
+    ``base_port`` is that of the cluster; see `NodeName.parse`.
+    """
     if at is None:
         return target
     if not isinstance(target, str):
         raise TypeError("at= goes with a name only: a pid, an address or a function already leads to a node")
-    return Address(target, canonical_node(at))
+    return Address(target, canonical_node(at, base_port))

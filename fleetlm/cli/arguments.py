@@ -29,7 +29,8 @@ environment variables (defaults in parentheses):
   DNS_POLL_INTERVAL_MS        milliseconds between two DNS lookups (5000)
   FLEETLM_NODE_IP             this node's IP address, or the interface or network to take it from (eth1,
                               10.8.0.0/16); set it where automatic detection is wrong
-  FLEETLM_NODE_PORT           TCP port, the same on every node of the cluster (4370)
+  FLEETLM_NODE_PORT           TCP port, or a range of which the first free one is taken (4370-4385)
+  FLEETLM_NODE_SLOT           fixed place in that range, from 0, such as a rank (the first free port)
   FLEETLM_COOKIE, FLEETLM_COOKIE_FILE
                               shared secret of the cluster: encrypts traffic and keeps other nodes out
   FLEETLM_COOKIE_OLD          a second secret while the cookie is changed, node by node

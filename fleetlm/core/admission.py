@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fleetlm.names import NodeName
 from fleetlm.wire.frames import PROTOCOL_MAX, PROTOCOL_MIN, Hello, Refusal, Refused
 
 if TYPE_CHECKING:
     from fleetlm.core.connection import Identity
+
+
+ONE_BASENAME = (
+    ": the nodes of one cluster have one DNS_CLUSTER_NODE_BASENAME. To tell them apart use process groups, "
+    "for several nodes on one machine a range of ports (FLEETLM_NODE_PORT=4370-4385), and to keep two "
+    "clusters apart FLEETLM_CLUSTER"
+)
+"""What to do where nodes of two basenames meet in one cluster."""
 
 
 def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] | None:
@@ -27,11 +36,16 @@ def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] |
         return Refusal.WRONG_CLUSTER, (
             f"{hello.name} is of cluster {hello.cluster!r}, {me.name} of {me.cluster!r} (FLEETLM_CLUSTER)"
         )
+    if hello.base_port != me.base_port:
+        return Refusal.OTHER_BASE_PORT, (
+            f"the first port of {hello.name} is {hello.base_port}, that of {me.name} {me.base_port}: set "
+            "FLEETLM_NODE_PORT to ranges with the same first port on all nodes of the cluster"
+        )
     if hello.dialled != me.name:
-        return Refusal.WRONG_NAME, f"you dialled {hello.dialled}, I am {me.name}"
-    if hello.name == me.name or hello.name.partition("@")[2] in me.aliases:
+        return Refusal.WRONG_NAME, f"you dialled {hello.dialled}, I am {me.name}{_advise(me, hello)}"
+    if hello.name == me.name or NodeName.parse(hello.name).address in me.alias_addresses:
         return Refusal.DUPLICATE_NAME, (
-            f"{hello.name} is my name or has an address of mine: two nodes have the same address, "
+            f"{hello.name} is my name or has an address of mine: two nodes have the same address and port, "
             "check FLEETLM_NODE_IP"
         )
     if leaving:
@@ -50,6 +64,11 @@ def duplicate(hello: Hello, owner: int) -> str:
         f"{hello.name} is incarnation {owner:x}, which answers at that address; {hello.incarnation:x} does "
         "not: two nodes have the same name, check FLEETLM_NODE_IP"
     )
+
+
+def _advise(me: Identity, hello: Hello) -> str:
+    """Return what to do where two basenames meet in one cluster; "" where they are the same."""
+    return "" if same_fleet(me.name, hello.dialled) else ONE_BASENAME
 
 
 def same_fleet(mine: str, other: str) -> bool:

@@ -49,14 +49,14 @@ direction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
 from fleetlm.core.halves import Incoming, Outgoing
-from fleetlm.names import endpoint
+from fleetlm.names import NodeName, endpoint
 from fleetlm.wire import frames
 from fleetlm.wire.frames import Hello, Kind, Ready
 
@@ -85,11 +85,11 @@ class Identity:
     """How this node presents itself to others; the same from its start to its end.
 
     Attributes:
-        name: ``basename@ip``, or with a port.
+        name: ``basename@ip``, with the port if it is not the cluster's base port.
         incarnation: of this start of the node, 64 bits.
         cluster: the cluster's id; nodes of other clusters are refused.
         port: where this node listens.
-        aliases: further addresses of this machine.
+        aliases: further addresses of this machine; the node listens there on the same port.
         window_bytes: bytes that one peer may have in flight to this node.
         max_message_bytes: the largest message that it takes.
         mailbox_limit: units that one peer may send to one process before the process takes some.
@@ -103,6 +103,13 @@ class Identity:
     window_bytes: int
     max_message_bytes: int
     mailbox_limit: int = 4_096
+    base_port: int = 4_370
+    """The port of a node whose name has none."""
+
+    @property
+    def alias_addresses(self) -> tuple[str, ...]:
+        """The aliases as they stand in a node name, with this node's port."""
+        return addresses_at(self.aliases, self.name)
 
     def hello(self, dialled: str, dropped: int) -> Hello:
         """Build the HELLO for the node ``dialled``; ``dropped`` is the epoch of its half given up last."""
@@ -112,6 +119,7 @@ class Identity:
             dialled=dialled,
             cluster=self.cluster,
             port=self.port,
+            base_port=self.base_port,
             protocol_min=frames.PROTOCOL_MIN,
             protocol_max=frames.PROTOCOL_MAX,
             aliases=self.aliases,
@@ -122,11 +130,18 @@ class Identity:
         )
 
 
+def addresses_at(ips: Iterable[str], name: str) -> tuple[str, ...]:
+    """Return the addresses that a node has where it listens at ``ips`` on the port in its name."""
+    own = NodeName.parse(name)
+    return tuple(NodeName(own.basename, ip, own.port).address for ip in ips)
+
+
 class Connection:
     """The state machine of one peer. Each method takes a fact and returns the effects that follow.
 
     Attributes:
         ip: the address in the peer's name.
+        port: the port in it, or the base port.
         target: the address to dial: that one, or an alias of the peer.
         outgoing: our half, from `dial` to the end of the attempt or connection.
         incoming: the peer's half, from its HELLO on; None before that.
@@ -177,7 +192,7 @@ class Connection:
         self.name: str = name
         self.ip: str = ip
         self.target: str = ip
-        self.port: int = settings.node_port
+        self.port: int = NodeName.parse(name).port or settings.base_port
         self.me: Identity = me
         self.settings: Settings = settings
         self.rng: random.Random = rng
@@ -412,7 +427,7 @@ class Connection:
         if self.incoming is None:
             return (
                 f"{there} answers but does not dial back within {s.handshake_timeout_s:g} s: it "
-                f"cannot reach us at {endpoint(self.me.name.partition('@')[2], self.me.port)}, "
+                f"cannot reach us at {endpoint(NodeName.parse(self.me.name).ip, self.me.port)}, "
                 "or is not a fleetlm node"
             )
         return f"handshake timeout: {there} dialled us but did not confirm within {s.handshake_timeout_s:g} s"

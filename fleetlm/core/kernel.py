@@ -15,6 +15,8 @@ Who owns what:
 - The kernel maps *channels* (numbers that it gives to its dials) to rows, and *sources* (the identities
   that the transport gives to dials of others) to names. A source that no row claims is a stranger. A
   channel or source of a half that was given up leads nowhere: its frames are passed over.
+- `core.port_scan` names further ports to dial of a host on whose base port no node answers. Such a dial has
+  no row: the kernel asks what listens there for its name (PROBE, IAM), and a node enters the table by it.
 - A heap has the next time at which each row needs attention. An entry is void if `Peer.due` has another
   time by then.
 
@@ -35,11 +37,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from fleetlm.core import admission
-from fleetlm.core.connection import PROTOCOL_ERROR, Identity, Phase
+from fleetlm.core.connection import PROTOCOL_ERROR, Identity, Phase, addresses_at
 from fleetlm.core.dns_answers import FAMILIES, Answer as DnsAnswer, Outcome
 from fleetlm.core.draining import Step
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
+from fleetlm.core.port_scan import PortScan
 from fleetlm.core.topology import Peer, Topology
+from fleetlm.names import NodeName, canonical_node
 from fleetlm.wire import frames
 from fleetlm.wire.frames import BadFrame, Hello, IAm, Kind, Refusal, Refused
 
@@ -72,7 +76,9 @@ class Kernel:
     """The control state of one node.
 
     Attributes:
+        basename: of this node and all its peers.
         topology: the table of peers.
+        ports: the search for nodes on further ports of a host.
         is_leaving: whether this node has said goodbye; from then on it admits and dials no node.
         verdict: the outcome of the last lookup in words.
         observed: addresses from which peers dial this node that are not those of their names.
@@ -80,6 +86,7 @@ class Kernel:
 
     def __init__(self, me: Identity, settings: Settings, rng: random.Random) -> None:
         self.me = me
+        self.basename: str = NodeName.parse(me.name).basename
         self.settings = settings
         self.rng = rng
         self.topology: Topology = Topology(me, settings, rng)
@@ -96,6 +103,9 @@ class Kernel:
         """Channel of an attempt or connection → its row."""
         self._probes: dict[int, _Claim] = {}
         """Channel of a probe → the claim that it is to settle."""
+        self.ports: PortScan = PortScan(
+            settings, NodeName.parse(me.name).ip, me.port, self.topology.is_searched
+        )
         self._next_channel = 1
         self._due: list[tuple[float, int, str]] = []
         """A heap of when, number of the entry, and name: what `tick` looks at next."""
@@ -104,14 +114,18 @@ class Kernel:
 
     # Facts about which nodes exist.
 
+    def started(self, now: float) -> list[Effect]:
+        """This node receives now, and looks for peers: search its own host, which needs no DNS."""
+        self.ports.begin(now, NodeName.parse(self.me.name).ip)
+        return self.tick(now)
+
     def looked_up(self, now: float, answer: DnsAnswer) -> list[Effect]:
         """A lookup ended. Addresses add peers; a peer is absent only from an answer whole for its family."""
         effects = self._report_lookup(answer)
         families = [family for family in FAMILIES if answer.is_whole(family)]
         if not (answer.addresses or families):
             return effects
-        basename = self.me.name.partition("@")[0]
-        names = [f"{basename}@{ip}" for ip in answer.addresses]
+        names = [f"{self.basename}@{address}" for address in answer.addresses]
         self._only_address = answer.addresses[0] if len(answer.addresses) == 1 else None
         to_dial, stale = self.topology.answered(now, names, families)
         for peer in to_dial:
@@ -126,7 +140,8 @@ class Kernel:
 
     def heard_of(self, now: float, names: Iterable[str]) -> list[Effect]:
         """A connected peer names these nodes: dial those that are not known yet."""
-        for name in names:
+        for text in names:
+            name = canonical_node(text, self.settings.base_port)
             known = name in self.topology.peers
             peer = self.topology.meet(now, name)
             if peer is not None and not known:
@@ -160,7 +175,7 @@ class Kernel:
 
     def opened(self, now: float, channel: int) -> list[Effect]:
         """A channel is open: send the HELLO, or the PROBE."""
-        if channel in self._probes:
+        if channel in self._probes or channel in self.ports.searches:
             return [Send(channel, frames.probe())]
         peer = self._channels.get(channel)
         return [] if peer is None else self._apply(now, peer, peer.connection.opened(now))
@@ -171,6 +186,8 @@ class Kernel:
         """A dial failed, or an open channel has ended; ``is_foreign``: another program listens there."""
         if channel in self._probes:
             return self._settle_claim(now, channel, None)
+        if channel in self.ports.searches:
+            return self._end_search(now, channel, None)
         peer = self._channels.pop(channel, None)
         if peer is None:
             return []
@@ -184,6 +201,8 @@ class Kernel:
             answer = frames.read_answer(frame)
         except BadFrame as error:
             return self.channel_lost(now, channel, f"protocol error: {error}", is_foreign=True)
+        if channel in self.ports.searches:
+            return self._end_search(now, channel, answer if isinstance(answer, IAm) else None)
         if isinstance(answer, IAm):
             return self._settle_claim(now, channel, answer) if channel in self._probes else []
         peer = self._channels.get(channel)
@@ -193,20 +212,20 @@ class Kernel:
         if answer.refusal is Refusal.STALE and known and known.hello.incarnation != answer.incarnation:
             peer.connection.incoming = None  # That half is of a former incarnation: do not confirm it.
         effects = self._apply(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
-        ip = peer.connection.target
+        there = self._dialled_address(peer)
         if answer.refusal in (
             Refusal.SELF,
             Refusal.WRONG_NAME,
         ):  # The row of an alias is made again and again.
             effects = [effect for effect in effects if not isinstance(effect, Report)]
             text = f"{peer.connection.name}: {peer.connection.last_error}"
-            effects += self._report_once(ip, answer.refusal.word, text, "info")
+            effects += self._report_once(there, answer.refusal.word, text, "info")
         if answer.refusal is Refusal.SELF:
-            effects += self._report_virtual(ip, self.me.name)
-            return effects + self._learn_alias(now, ip, self.me.name, dialled_at=now)
+            effects += self._report_virtual(there, self.me.name)
+            return effects + self._learn_alias(now, there, self.me.name, dialled_at=now)
         if answer.refusal is Refusal.WRONG_NAME and admission.same_fleet(self.me.name, answer.name):
-            effects += self._report_virtual(ip, answer.name)
-            effects += self._learn_alias(now, ip, answer.name, dialled_at=now)
+            effects += self._report_virtual(there, answer.name)
+            effects += self._learn_alias(now, there, answer.name, dialled_at=now)
             return effects + self.heard_of(now, [answer.name])
         return effects
 
@@ -267,10 +286,10 @@ class Kernel:
         A peer that only connects and closes may be a health check, or a node that probes why it could
         not connect. That is logged as info only, and replaces no error that says more.
         """
-        basename = self.me.name.partition("@")[0]
-        peer = self.topology.peers.get(f"{basename}@{ip}")
+        mates = [peer for peer in self.topology.hosts.get(ip, {}).values() if not peer.is_up]
+        peer = mates[0] if len(mates) == 1 else None  # Only the address is known, not which node it was.
         certain = reason.startswith("authentication failed")
-        if peer is None or peer.is_up:
+        if peer is None:
             return self._report_stranger(ip, reason, reason, "warning" if certain else "info")
         if certain or not peer.connection.last_error:
             peer.connection.last_error, peer.connection.last_error_at = reason, now
@@ -301,12 +320,15 @@ class Kernel:
         for channel, claim in list(self._probes.items()):
             if claim.until <= now and channel in self._probes:
                 effects += self._settle_claim(now, channel, None)
-        return effects
+        for channel in self.ports.expired(now):
+            effects += self._end_search(now, channel, None)
+        return effects + self.ports.dials(now, self._is_known, self._take_channel)
 
     def deadline(self) -> float | None:
         """Return when `tick` has something to do next; None if nothing is scheduled."""
         times = [self._due[0][0]] if self._due else []
         times += [claim.until for claim in self._probes.values()]
+        times += self.ports.deadlines()
         return min(times, default=None)
 
     def pulse(self, now: float) -> list[Effect]:
@@ -329,9 +351,32 @@ class Kernel:
         self.is_leaving = True
         effects: list[Effect] = [HangUp(channel) for channel in self._probes]
         self._probes.clear()
+        effects += self.ports.stop()
         for peer in list(self.topology.peers.values()):
             effects += self._apply(now, peer, peer.connection.leave(now, reason))
         return effects
+
+    # Nodes on further ports of a host.
+
+    def _is_known(self, ip: str, port: int) -> bool:
+        """Whether the table has the node at this address and port."""
+        name = NodeName(self.basename, ip, None if port == self.settings.base_port else port)
+        return str(name) in self.topology.peers
+
+    def _end_search(self, now: float, channel: int, answer: IAm | None) -> list[Effect]:
+        """A further port was dialled: get to know the node there, or forget that it was tried (None)."""
+        search = self.ports.end(channel)
+        effects: list[Effect] = [HangUp(channel)]
+        if answer is None or answer.cluster != self.me.cluster or answer.name == self.me.name:
+            return effects + self.tick(now)
+        name = answer.name
+        if answer.base_port != self.me.base_port:
+            # It will refuse this node, and both will say why.
+            name = str(NodeName(self.basename, search.ip, search.port))
+        elif not admission.same_fleet(self.me.name, name):
+            text = f"{name} is of this cluster too, but no node of this one{admission.ONE_BASENAME}"
+            return effects + self._report_once(name, "basename", text, "info") + self.tick(now)
+        return effects + self.heard_of(now, [name])
 
     # The handshake.
 
@@ -359,7 +404,7 @@ class Kernel:
             why = f"{self.me.name} was told to disconnect from {hello.name}"
             return self._refuse(now, source, hello, Refusal.DRAINING, why)
         peer.is_blocked = False
-        for alias in hello.aliases:
+        for alias in addresses_at(hello.aliases, hello.name):
             effects += self._learn_alias(now, alias, hello.name)
         known = peer.connection.incoming
         if known is not None:
@@ -451,7 +496,7 @@ class Kernel:
         """Begin an attempt on a new channel."""
         channel = self._take_channel()
         self._channels[channel] = peer
-        peer.connection.target = self.topology.address_to_dial(peer)
+        peer.connection.target, peer.connection.port = self.topology.address_to_dial(peer)
         return self._apply(now, peer, peer.connection.dial(now, channel))
 
     def _apply(self, now: float, peer: Peer, effects: list[Effect]) -> list[Effect]:
@@ -470,14 +515,30 @@ class Kernel:
                 peer.due = None
                 peer.logged.clear()
                 out += self._note_address(peer)
+                out += self._forget_wrong_guesses(now, peer.connection.ip)
             elif isinstance(effect, Down):
                 peer.is_busy, peer.drain_step = False, Step.NONE
                 # Being connected counts as being named.
                 peer.last_seen, peer.down_since, peer.misses = now, now, 0
                 peer.logged[effect.reason] = None  # The log line of the nodedown has this reason.
                 out += self._note_short_life(peer)
+        if peer.connection.phase is not Phase.IDLE:
+            self._schedule(peer)
+            return out
+        if self.topology.is_wrong_guess(peer):
+            return out + self._forget(now, peer, "no node listens there")
         self._schedule(peer)
-        return out + (self._report_verdict(peer) if peer.connection.phase is Phase.IDLE else [])
+        if peer.in_dns and not peer.is_exact and peer.connection.attempt:
+            self.ports.begin(now, peer.connection.ip)
+        return out + self._report_verdict(peer)
+
+    def _forget_wrong_guesses(self, now: float, ip: str) -> list[Effect]:
+        """Forget the row that was made for a host of which another node is connected now."""
+        effects: list[Effect] = []
+        for mate in list(self.topology.hosts.get(ip, {}).values()):
+            if self.topology.is_wrong_guess(mate):
+                effects += self._forget(now, mate, "no node listens there")
+        return effects
 
     def _note_address(self, peer: Peer) -> list[Effect]:
         """Report a peer that dials from another address than that in its name: NAT, or a wrong name."""
@@ -545,10 +606,10 @@ class Kernel:
         return [Report(level, text)]
 
     def _learn_alias(
-        self, now: float, ip: str, owner: str, *, dialled_at: float | None = None
+        self, now: float, address: str, owner: str, *, dialled_at: float | None = None
     ) -> list[Effect]:
         """Note another address of a node, and forget the row that was made for that address."""
-        peer = self.topology.learn_alias(ip, owner, dialled_at)
+        peer = self.topology.learn_alias(address, owner, dialled_at)
         return [] if peer is None else self._forget(now, peer, f"another address of {owner}")
 
     def _forget(self, now: float, peer: Peer, why: str) -> list[Effect]:
@@ -558,16 +619,22 @@ class Kernel:
         out = self._apply(now, peer, effects)
         return [effect for effect in out if not isinstance(effect, Report)]
 
-    def _report_virtual(self, ip: str, owner: str) -> list[Effect]:
+    def _dialled_address(self, peer: Peer) -> str:
+        """Return the address that was dialled for a peer, as it would stand in a name."""
+        connection = peer.connection
+        port = None if connection.port == self.settings.base_port else connection.port
+        return NodeName("", connection.target, port).address
+
+    def _report_virtual(self, address: str, owner: str) -> list[Effect]:
         """Report once that the only address in DNS led to a node whose name has another address."""
-        if ip != self._only_address:
+        if address != self._only_address:
             return []
         text = (
-            f"DNS names one address only, {ip}, and {owner} answers there: perhaps the virtual address of a "
-            "load balancer, behind which one node at a time is found. In Kubernetes use a headless Service "
-            "(clusterIP: None), in Docker Swarm tasks.<service>"
+            f"DNS names one address only, {address}, and {owner} answers there: perhaps the virtual address "
+            "of a load balancer, behind which one node at a time is found. In Kubernetes use a headless "
+            "Service (clusterIP: None), in Docker Swarm tasks.<service>"
         )
-        return self._report_once(ip, "virtual address", text)
+        return self._report_once(address, "virtual address", text)
 
     def _report_full_table(self) -> list[Effect]:
         """Report once that a node found no place in the table."""

@@ -15,8 +15,16 @@ that node. The rules:
   names takes the place of one that is known from hearsay only: named by a peer, never connected. A node that
   introduces itself is alive, so it may also take the place of the one that has been down for longest.
 
+A *host* is an IP address; each of its ports may have a node. An A or AAAA record names a host, an SRV record
+a node with its port. From a host this node makes a *guess*: a row for its base port, unless a node of that
+host is connected, which tells of the others (`core.kernel` dials further ports where the guess was wrong).
+Such a record names all nodes of its host, so none of them counts as absent. But it proves nothing about a
+single one: a guess leaves the table as soon as another node of its host is connected, and a node that is down
+on a host with a connected node leaves after `Settings.forget_after_s` in which no peer has mentioned it.
+
 A node may have several addresses. `Topology.aliases` maps each further address to the node that answered
-there, so that the same node is not dialled a second time under another name. Where this node has no address
+there, so that the same node is not dialled a second time under another name. An address here is what follows
+the ``@`` of a name, with a port if it is not the base port. Where this node has no address
 of the family in a peer's name (IPv4 or IPv6), it dials an alias of that peer. An address passes from one
 node to the next when containers are replaced, and the virtual address of a load balancer leads to another
 node each time. So an entry ends when a node introduces itself at the address, and when DNS still names the
@@ -32,7 +40,7 @@ from typing import TYPE_CHECKING
 from fleetlm.core.connection import Connection, Identity, Phase
 from fleetlm.core.dns_answers import FAMILIES
 from fleetlm.core.draining import Step
-from fleetlm.names import NodeName, sorted_nodes
+from fleetlm.names import NodeName, canonical_node, parse_address, sorted_nodes
 
 if TYPE_CHECKING:
     import random
@@ -51,7 +59,9 @@ class Peer:
         last_seen: when DNS, a peer or the node itself last named it.
         down_since: when it was up last, or when the row was made; only while it is not up.
         misses: DNS answers in a row that are whole for its family and did not name it.
-        in_dns: whether the last one of those named it.
+        in_dns: whether the last one of those named it, or its host.
+        is_exact: whether it named the node itself with its port, not only its host.
+        is_guess: DNS names its host, and nobody has named the node itself yet.
         is_pinned: the program asked for it by name, so that it is never forgotten.
         is_blocked: the program disconnected it, so that it is not dialled until asked for again.
         is_pruned: blocked because DNS no longer named it, until DNS names it again.
@@ -75,6 +85,8 @@ class Peer:
         "in_dns",
         "is_blocked",
         "is_busy",
+        "is_exact",
+        "is_guess",
         "is_pinned",
         "is_pruned",
         "lag_ms",
@@ -90,6 +102,8 @@ class Peer:
         self.down_since: float = now
         self.misses: int = 0
         self.in_dns: bool = False
+        self.is_exact: bool = False
+        self.is_guess: bool = False
         self.is_pinned: bool = False
         self.is_blocked: bool = False
         self.is_pruned: bool = False
@@ -155,6 +169,7 @@ class Topology:
     Attributes:
         peers: the rows by name.
         aliases: further address → name of the node that has it.
+        hosts: IP address → its rows by name.
         is_full: whether a node has found no place since the last row was forgotten.
         is_draining: whether this node itself drains.
     """
@@ -169,9 +184,13 @@ class Topology:
         self.is_draining: bool = False
         self._learned_at: dict[str, float] = {}
         """When a dial of an alias led to its node, for those that no node has announced."""
-        for ip in me.aliases:
-            self.aliases[ip] = me.name
-        self._families = {_family(ip) for ip in (NodeName.parse(me.name).ip, *me.aliases)}
+        self.hosts: dict[str, dict[str, Peer]] = {}
+        self._owners: dict[str, dict[str, str]] = {}
+        """IP address of an alias → the aliases there, with their nodes."""
+        self._own_ips = {NodeName.parse(me.name).ip, *me.aliases}
+        for address in me.alias_addresses:
+            self._note_alias(address, me.name)
+        self._families = {_family(ip) for ip in self._own_ips}
 
     def meet(self, now: float, name: str, *, itself: bool = False, by_dns: bool = False) -> Peer | None:
         """Return the row of a node, and make it if the node is new.
@@ -189,12 +208,14 @@ class Topology:
         peer = self.peers.get(name)
         if peer is not None:
             peer.last_seen = now
+            peer.is_guess = False
             return peer
-        ip = NodeName.parse(name).ip
-        if (itself or (by_dns and self._is_old_alias(now, ip))) and ip not in self.me.aliases:
-            self.aliases.pop(ip, None)
-            self._learned_at.pop(ip, None)
-        if name == self.me.name or ip in self.aliases:
+        parsed = NodeName.parse(name)
+        address = parsed.address
+        may_pass_on = itself or (by_dns and self._is_old_alias(now, address))
+        if may_pass_on and address not in self.me.alias_addresses:
+            self._drop_alias(address)
+        if name == self.me.name or address in self.aliases:
             return None
         if len(self.peers) >= self.settings.max_peers:
             displaced = self._find_hearsay() if itself or by_dns else None
@@ -204,8 +225,9 @@ class Topology:
                 self.is_full = True
                 return None
             self.forget(displaced)
-        connection = Connection(name, ip, self.me, self.settings, self.rng, now)
+        connection = Connection(name, parsed.ip, self.me, self.settings, self.rng, now)
         peer = self.peers[name] = Peer(connection, now)
+        self.hosts.setdefault(parsed.ip, {})[name] = peer
         return peer
 
     def answered(
@@ -215,37 +237,97 @@ class Topology:
 
         Args:
             now: the loop's time.
-            names: the names of all addresses in the answer.
+            names: the names of all addresses in the answer. One that has a port, even if it is the base port,
+                means that node alone; one without a port means the host.
             families: the IP versions for which it is whole; see `Answer.is_whole`. It says nothing about
                 peers with other addresses, except that those in it are worth dialling.
         """
         known = dict.fromkeys(self.peers)
-        named = set(names)
         for peer in self.peers.values():
             if _version(peer) in families:
-                peer.in_dns = False
+                peer.in_dns = peer.is_exact = False
                 peer.misses += 1
         for name in names:
-            peer_named = self.meet(now, name, by_dns=True)
-            if peer_named is not None:
-                peer_named.in_dns = peer_named.in_dns or _version(peer_named) in families
-                peer_named.misses = 0
+            for peer in self._named_by_dns(now, NodeName.parse(name)):
+                peer.in_dns = peer.in_dns or _version(peer) in families
+                peer.misses = 0
         to_dial = [
             peer for name, peer in self.peers.items() if name not in known or self._unblock_if_named(peer)
         ]
-        stale = [
-            peer for name, peer in self.peers.items() if name not in named and self._is_forgettable(now, peer)
-        ]
+        stale = [peer for peer in self.peers.values() if peer.misses and self._is_forgettable(now, peer)]
         return to_dial, stale
 
+    def _named_by_dns(self, now: float, name: NodeName) -> list[Peer]:
+        """Return the rows that a name in a DNS answer means, and make one if it is new."""
+        if name.port is None:
+            return self._host_named(now, name)
+        exact = self.meet(now, canonical_node(str(name), self.settings.base_port), by_dns=True)
+        if exact is None:
+            return []
+        exact.is_exact = True
+        return [exact]
+
+    def _host_named(self, now: float, name: NodeName) -> list[Peer]:
+        """Return the rows of a host that DNS names; make the guess if no node of it is connected."""
+        mates = self.hosts.get(name.ip, {})
+        guess = mates.get(str(name))
+        if not self.has_connected(name.ip):
+            was_guess = guess is None or guess.is_guess
+            guess = self.meet(now, str(name), by_dns=True)
+            if guess is not None:
+                guess.is_guess = was_guess
+                mates = self.hosts[name.ip]
+        return list(mates.values())
+
+    def has_connected(self, ip: str) -> bool:
+        """Whether a node of that host is connected, so that it tells of the others.
+
+        This node is the one of its own host: it has looked on each port of the range itself.
+        """
+        return (
+            ip in self._own_ips
+            or any(peer.is_up for peer in self.hosts.get(ip, {}).values())
+            or any(self._is_up(owner) for owner in self._owners.get(ip, {}).values())
+        )
+
+    def is_searched(self, ip: str) -> bool:
+        """Whether to look for nodes on further ports of a host: DNS names it, and no node of it is connected.
+
+        The own host is searched as long as no other node of it is connected.
+        """
+        mates = self.hosts.get(ip, {}).values()
+        if ip in self._own_ips:
+            return not any(peer.is_up for peer in mates)
+        return any(peer.in_dns and not peer.is_exact for peer in mates) and not self.has_connected(ip)
+
+    def is_wrong_guess(self, peer: Peer) -> bool:
+        """Whether a row is a guess that nothing has answered, and another node of its host is connected."""
+        connection = peer.connection
+        return (
+            peer.is_guess
+            and connection.phase is Phase.IDLE
+            and self.peers.get(connection.name) is peer
+            and self.has_connected(connection.ip)
+        )
+
     def unnamed(self, now: float) -> list[Peer]:
-        """Return the rows to forget because neither DNS nor a peer has named them for too long."""
-        limit_s = self.settings.forget_unnamed_s
+        """Return the rows to forget because neither DNS nor a peer has named them for too long.
+
+        On a host with a connected node this comes sooner: peers name a node as long as they are connected to
+        it, so one that none has named has left its port.
+        """
+        s = self.settings
         return [
             peer
             for peer in self.peers.values()
-            if now - peer.last_seen > limit_s and not (peer.is_up or peer.is_pinned)
+            if now - peer.last_seen > s.forget_after_s
+            and not (peer.is_up or peer.is_pinned)
+            and (now - peer.last_seen > s.forget_unnamed_s or self._is_deserted(peer))
         ]
+
+    def _is_deserted(self, peer: Peer) -> bool:
+        """Whether other nodes of its host are connected, and DNS names no node at this very port."""
+        return not peer.is_exact and self.has_connected(peer.connection.ip)
 
     def prunable(self) -> list[Peer]:
         """Return the connected peers to prune: not named for `Settings.prune_after_lookups` lookups."""
@@ -256,24 +338,28 @@ class Topology:
 
     def forget(self, peer: Peer) -> None:
         """Take a row out of the table, with the aliases of that node."""
-        name = peer.connection.name
+        name, ip = peer.connection.name, peer.connection.ip
         self.peers.pop(name, None)
-        self.aliases = {ip: owner for ip, owner in self.aliases.items() if owner != name}
-        self._learned_at = {ip: at for ip, at in self._learned_at.items() if ip in self.aliases}
+        mates = self.hosts.get(ip, {})
+        mates.pop(name, None)
+        if not mates:
+            self.hosts.pop(ip, None)
+        for address in [each for each, owner in self.aliases.items() if owner == name]:
+            self._drop_alias(address)
         self.is_full = False
 
-    def _is_old_alias(self, now: float, ip: str) -> bool:
+    def _is_old_alias(self, now: float, address: str) -> bool:
         """Whether an address may lead to another node by now, so that it is worth dialling again."""
-        learned_at = self._learned_at.get(ip)
+        learned_at = self._learned_at.get(address)
         if learned_at is None:
             return False
         return now - learned_at > self.settings.forget_after_s or not self.up()
 
-    def learn_alias(self, ip: str, owner: str, dialled_at: float | None = None) -> Peer | None:
-        """Note ``ip`` as another address of ``owner``.
+    def learn_alias(self, address: str, owner: str, dialled_at: float | None = None) -> Peer | None:
+        """Note another address of ``owner``.
 
         Args:
-            ip: the address.
+            address: an IP address, with the port unless it is the base port.
             owner: the node.
             dialled_at: when a dial of the address led to that node, if the node did not announce the address
                 itself. Such an alias has an end; see the module.
@@ -281,28 +367,33 @@ class Topology:
         Returns:
             The row under that address, if it is not up.
         """
-        if NodeName.parse(owner).ip == ip or len(self.aliases) >= 4 * self.settings.max_peers:
+        if NodeName.parse(owner).address == address or len(self.aliases) >= 4 * self.settings.max_peers:
             return None
-        self.aliases[ip] = owner
+        self._note_alias(address, owner)
         if dialled_at is None:
-            self._learned_at.pop(ip, None)
+            self._learned_at.pop(address, None)
         else:
-            self._learned_at[ip] = dialled_at
+            self._learned_at[address] = dialled_at
         basename = self.me.name.partition("@")[0]
-        peer = self.peers.get(f"{basename}@{ip}")
+        peer = self.peers.get(f"{basename}@{address}")
         return peer if peer is not None and not peer.is_up else None
 
-    def address_to_dial(self, peer: Peer) -> str:
-        """Return the address in a peer's name, or an alias of it where this node has none of that family.
+    def address_to_dial(self, peer: Peer) -> tuple[str, int]:
+        """Return the address and port in a peer's name, or those of an alias in a family of this node.
 
         A node with an IPv6 address only reaches a node whose name has an IPv4 address in this way. Without a
         usable alias it is the address in the name, since a gateway may translate.
         """
-        name, ip = peer.connection.name, peer.connection.ip
-        if _family(ip) in self._families:
-            return ip
-        found = (each for each, owner in self.aliases.items() if owner == name)
-        return next((each for each in found if _family(each) in self._families), ip)
+        own = NodeName.parse(peer.connection.name)
+        found = own
+        if _family(own.ip) not in self._families:
+            aliases = (
+                NodeName.parse(f"{own.basename}@{address}")
+                for address, owner in self.aliases.items()
+                if owner == peer.connection.name
+            )
+            found = next((each for each in aliases if _family(each.ip) in self._families), own)
+        return found.ip, found.port or self.settings.base_port
 
     def up(self) -> list[Peer]:
         """Return the connected peers, in table order."""
@@ -366,7 +457,7 @@ class Topology:
         found = (
             peer
             for peer in self.peers.values()
-            if not (peer.in_dns or peer.is_pinned or peer.connection.ups)
+            if not (self._is_in_dns_itself(peer) or peer.is_pinned or peer.connection.ups)
             and peer.connection.phase is Phase.IDLE
         )
         return min(found, key=lambda peer: peer.last_seen, default=None)
@@ -379,6 +470,26 @@ class Topology:
             if not (peer.is_pinned or peer.is_blocked) and peer.connection.phase is Phase.IDLE
         )
         return min(found, key=lambda peer: peer.down_since, default=None)
+
+    def _is_in_dns_itself(self, peer: Peer) -> bool:
+        """Whether DNS names a node, or its host, and it is the one to dial there."""
+        return peer.is_exact or (peer.in_dns and peer.connection.port == self.settings.base_port)
+
+    def _is_up(self, name: str) -> bool:
+        peer = self.peers.get(name)
+        return peer is not None and peer.is_up
+
+    def _note_alias(self, address: str, owner: str) -> None:
+        self.aliases[address] = owner
+        self._owners.setdefault(_ip_of(address), {})[address] = owner
+
+    def _drop_alias(self, address: str) -> None:
+        self.aliases.pop(address, None)
+        self._learned_at.pop(address, None)
+        there = self._owners.get(_ip_of(address), {})
+        there.pop(address, None)
+        if not there:
+            self._owners.pop(_ip_of(address), None)
 
     def _unblock_if_named(self, peer: Peer) -> bool:
         """Unblock a pruned peer that DNS names again. Return whether it was one."""
@@ -400,6 +511,12 @@ class Topology:
 def _version(peer: Peer) -> int:
     """Return the IP version of the address in a peer's name."""
     return _family(peer.connection.ip)
+
+
+def _ip_of(address: str) -> str:
+    """Return the IP address of an address that may have a port."""
+    parsed = parse_address(address)
+    return address if parsed is None else parsed[0]
 
 
 def _family(ip: str) -> int:

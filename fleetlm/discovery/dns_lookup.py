@@ -18,7 +18,7 @@ from fleetlm.discovery.dns_questions import Search
 from fleetlm.discovery.dns_search import Candidate, Choice, FamilyHistory, State, conclude
 from fleetlm.discovery.dns_targets import TargetLookups
 from fleetlm.discovery.resolv_conf import ResolverConfig
-from fleetlm.settings import is_service_name
+from fleetlm.setting_parsers import is_service_name
 
 LOOKUPS_UNTIL_MOVED = 12
 """Failed lookups in a row after which the name's home does not count any more: a minute at the default

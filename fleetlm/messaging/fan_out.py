@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, NotSerializable, WouldBlock
 from fleetlm.ids import Pid
 from fleetlm.messaging.own_loop import check_loop
-from fleetlm.names import canonical_node
 from fleetlm.texts import SHORT
 from fleetlm.wire.invocation import explained
 
@@ -49,7 +48,7 @@ class FanOut:
             raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
         here, sessions = self._name, self._sessions
         payload = self._codec.pack_value(message)
-        wanted = [*sessions, here] if nodes is None else [canonical_node(node) for node in nodes]
+        wanted = [*sessions, here] if nodes is None else [self._outbound.canonical(node) for node in nodes]
         targets = [(name, node) for node in wanted if node in sessions or node == here]
         return await self._send(targets, message, payload, None)
 

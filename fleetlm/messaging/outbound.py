@@ -29,7 +29,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,8 @@ class Outbound:
         self._incarnation = incarnation
         self._settings = settings
         self._copies = settings.debug
+        self.canonical: Callable[[str], str] = partial(canonical_node, base_port=settings.base_port)
+        """Returns the canonical text of a node name in this cluster. Raises: InvalidName."""
         self._codec = codec
         self._boxes = boxes
         self._sessions = sessions
@@ -284,7 +287,7 @@ class Outbound:
         """Ask a connected node itself; such a request is small and waits for no window. Raises: as `call`."""
         try:
             self._check_running()
-            session = self._find_session(canonical_node(node))
+            session = self._find_session(self.canonical(node))
             ref = self.take_ref()
             packed = self._codec.pack(operations.request(verb, argument, ref), argument)
             return await self._request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
@@ -350,7 +353,7 @@ class Outbound:
             return None, to
         name, node = to
         if node != self._name:
-            node = canonical_node(node)
+            node = self.canonical(node)
         return (None if node == self._name else self._find_session(node)), name
 
     def box_of(self, to: Target, key: Key) -> Mailbox:

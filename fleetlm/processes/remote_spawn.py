@@ -218,7 +218,7 @@ class RemoteSpawn:
         monitored: bool = False,
     ) -> tuple[Pid, Ref | None]:
         """See `Node.spawn_at`, `Process.spawn_link_at` and `Process.spawn_monitor_at`."""
-        at = canonical_node(at)
+        at = canonical_node(at, self._context.settings.base_port)
         is_in_flight = self._check(at, factory, name, owner)
         sender = self._context.pid if owner is None else owner.pid
         if at == self._context.name:

@@ -69,6 +69,7 @@ class Signals:
         name, incarnation = context.name, context.incarnation
         self.links: Links = Links(name, incarnation, local.is_alive, self._get_incarnation)
         self._name = name
+        self._base_port = context.settings.base_port
         self._incarnation = incarnation
         self._codec = codec
         self._local = local
@@ -229,4 +230,4 @@ class Signals:
         if isinstance(target, str):
             return Address(target, self._name)
         name, node = target
-        return Address(name, canonical_node(node))
+        return Address(name, canonical_node(node, self._base_port))

@@ -20,7 +20,7 @@ def node_facts(node: Node) -> dict[str, Any]:
         "warnings": list(settings.warnings),
         "query": settings.dns_query,
         "basename": settings.node_basename,
-        "port": settings.node_port,
+        "ports": list(settings.node_ports),
         "cluster": settings.cluster,
         "dns_server": settings.dns_server,
         "cookie": settings.cookie is not None,

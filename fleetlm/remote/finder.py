@@ -194,9 +194,9 @@ def _base_port(env: Mapping[str, str]) -> int:
     from fleetlm.settings import Settings  # noqa: PLC0415
 
     try:
-        return Settings.from_env(env).node_port
+        return Settings.from_env(env).base_port
     except SettingsError:
-        return Settings().node_port
+        return Settings().base_port
 
 
 def _list_options(found: list[SocketFile]) -> str:

@@ -14,6 +14,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.names import NodeName
 from fleetlm.remote import health_socket
 from fleetlm.remote.protocol import peer_credentials
 
@@ -47,8 +48,9 @@ class HealthServer:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             node = self._node
-            basename, ip, port = node.settings.node_basename, node.own_address.ip, node.settings.node_port
-            listener.bind(health_socket.address_of(basename, ip, port))
+            own = NodeName.parse(node.name)
+            port = own.port or node.settings.base_port
+            listener.bind(health_socket.address_of(own.basename, own.ip, port))
             listener.listen(BACKLOG)
         except OSError as error:
             listener.close()

@@ -179,17 +179,14 @@ class Assembly:
         """Make the parts that need no others, such as kernel, context, codec and events for the program."""
         settings, own = prepared.settings, prepared.own_address
         self.own_address_warning = own.warning
-        self._own_address = (
-            AddressWatch(own, range(settings.node_port, settings.node_port + 1))
-            if prepared.on_this_network
-            else None
-        )
+        self._own_address = AddressWatch(own, settings.all_ports) if prepared.on_this_network else None
         incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
         identity = Identity(
             name=prepared.name,
             incarnation=incarnation,
             cluster=settings.cluster,
-            port=settings.node_port,
+            port=prepared.port or settings.base_port,
+            base_port=settings.base_port,
             aliases=own.aliases,
             window_bytes=settings.window_bytes,
             mailbox_limit=settings.mailbox_limit,

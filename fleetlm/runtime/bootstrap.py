@@ -14,14 +14,14 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fleetlm.blocking.patched import patched_by, why_no_threads
 from fleetlm.discovery.interface import Discovery
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
 from fleetlm.errors import SettingsError
-from fleetlm.names import canonical_ip
+from fleetlm.names import NodeName, canonical_ip
 from fleetlm.runtime.termination import EXIT_CODE, Termination
 from fleetlm.settings import Settings
 
@@ -88,11 +88,15 @@ class Prepared:
     """Names of the services for the commands of `fleetlm`, ``module:Class``; none in a simulation."""
     on_this_network: bool
     """False in a simulation, where this machine's addresses and users do not matter."""
+    port: int | None = None
+    """The port that the transport has taken; None: none yet (see `take_port`)."""
 
     @property
     def name(self) -> str:
-        """The name of the node: ``basename@ip``."""
-        return f"{self.settings.node_basename}@{self.own_address.ip}"
+        """The name of the node: ``basename@ip``, with the port if it is not the base port of the cluster."""
+        s = self.settings
+        port = None if self.port == s.base_port else self.port
+        return str(NodeName(s.node_basename, self.own_address.ip, port))
 
 
 async def prepare(
@@ -143,6 +147,16 @@ async def prepare(
         transport = ZmqTransport(settings, aliases=address.aliases)
     services = (HEALTH, *([REMOTE_SHELL] if settings.remote else [])) if on_this_network else ()
     return Prepared(settings, address, discovery, first, transport, rng, wall_ms, services, on_this_network)
+
+
+def take_port(prepared: Prepared) -> Prepared:
+    """Take the first free port, which decides the node's name. From then on its transport must be closed.
+
+    Raises:
+        StartFailed: there is none.
+    """
+    port = prepared.transport.bind(prepared.own_address.ip, prepared.settings.own_ports)
+    return replace(prepared, port=port)
 
 
 def warn_about(prepared: Prepared) -> None:
@@ -236,4 +250,9 @@ class NodeStarting(Generic[N]):
         wall_ms = int(time.time() * 1000) if self._wall_ms is None else self._wall_ms
         rng = random.Random() if self._rng is None else self._rng
         prepared = await prepare(self._settings, self._discovery, self._transport, rng, wall_ms)
-        return await self._begin(prepared)
+        prepared = take_port(prepared)
+        try:
+            return await self._begin(prepared)
+        except BaseException:
+            await prepared.transport.close()
+            raise

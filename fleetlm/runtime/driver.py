@@ -108,8 +108,8 @@ class Driver:
         self.lag_ms: int = 0
         """Milliseconds by which the last tick of this node's event loop was late."""
         self._by_source: dict[bytes, Session] = {}
-        self._endings: dict[str, _Ending] = {}
-        """Address of a node that was lost → what is still to be done for it."""
+        self._endings: dict[tuple[str, int], _Ending] = {}
+        """Address and port of a node that was lost → what is still to be done for it."""
         self._transport = transport
         self._codec = codec
         self._events = events
@@ -125,9 +125,11 @@ class Driver:
 
     # Start and stop.
 
-    def start(self) -> None:
-        """Begin to tick."""
+    def start(self, *, looks_for_peers: bool = False) -> None:
+        """Begin to tick, and to look for other nodes of this host if the node looks for peers at all."""
         now = self._loop.time()
+        if looks_for_peers:
+            self._perform(self.kernel.started(now))
         self._pulse_due = now + self._settings.tick_s * self._rng.uniform(0.5, 1.0)
         self._gossip_due = now + self._settings.gossip_s
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
@@ -136,8 +138,8 @@ class Driver:
         """Flush what is queued, say goodbye to every peer, and stop ticking."""
         self._flusher.flush()
         self._perform(self.kernel.left(self._loop.time(), reason))
-        for ip in list(self._endings):
-            self._end(ip, math.inf)
+        for where in list(self._endings):
+            self._end(where, math.inf)
         for timer in (self._timer, self._pulse):
             if timer is not None:
                 timer.cancel()
@@ -229,8 +231,8 @@ class Driver:
                 case Reply(source, frame):
                     self._transport.answer(source, frame)
                 case Dial(channel, ip, port):
-                    if ip in self._endings:
-                        self._endings[ip].dials[channel] = effect
+                    if (ip, port) in self._endings:
+                        self._endings[ip, port].dials[channel] = effect
                     else:
                         self._transport.dial(channel, ip, port)
                 case HangUp(channel, flush_s):
@@ -272,25 +274,26 @@ class Driver:
         self._by_source.pop(session.incoming.source, None)
         log.info("nodedown %s: %s", down.name, down.reason)
         session.close(down.reason)
-        ip = NodeName.parse(down.name).ip
-        if ip in self._endings:  # Two nodes of one address: the former one first.
-            self._end(ip, math.inf)
-        self._endings[ip] = _Ending(down, self.follower.node_down(down.name))
-        self._end(ip, STEPS_PER_TURN)
+        name = NodeName.parse(down.name)
+        where = name.ip, name.port or self._settings.base_port
+        if where in self._endings:  # Two incarnations at one address: the former one first.
+            self._end(where, math.inf)
+        self._endings[where] = _Ending(down, self.follower.node_down(down.name))
+        self._end(where, STEPS_PER_TURN)
         self.follower.changed()
         if not self.kernel.is_leaving:
             self.follower.connection_lost()
 
-    def _end(self, ip: str, most: float) -> None:
+    def _end(self, where: tuple[str, int], most: float) -> None:
         """Take up to ``most`` further steps for a lost node; after the last one tell the subscribers."""
-        ending = self._endings.get(ip)
+        ending = self._endings.get(where)
         if ending is None:
             return  # `leave` has taken all steps.
         for taken, _ in enumerate(ending.steps, 1):
             if taken >= most:
-                self._loop.call_soon(self._end, ip, most)
+                self._loop.call_soon(self._end, where, most)
                 return
-        del self._endings[ip]
+        del self._endings[where]
         down = ending.down
         self._events.down(NodeDown(down.name, down.incarnation, down.reason))
         for dial in ending.dials.values():

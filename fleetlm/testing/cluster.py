@@ -382,9 +382,9 @@ class _WatchedTransport(SimTransport):
         self._ip = ip
         self._on_fact = on_fact
 
-    async def start(self, ip: str, port: int, listener: Listener) -> None:
-        watched = listener if self._on_fact is None else _Watched(listener, ip, self._on_fact)
-        await super().start(ip, port, watched)
+    async def start(self, listener: Listener) -> None:
+        watched = listener if self._on_fact is None else _Watched(listener, self._ip, self._on_fact)
+        await super().start(watched)
 
 
 class _Watched:

@@ -58,11 +58,22 @@ class Counters:
 class Host:
     """One address: its endpoints, its connections and its faults."""
 
-    __slots__ = ("connections", "endpoints", "ip", "is_frozen", "is_powered_off", "is_stalled", "slowness")
+    __slots__ = (
+        "connections",
+        "endpoints",
+        "ip",
+        "is_frozen",
+        "is_powered_off",
+        "is_stalled",
+        "slowness",
+        "taken",
+    )
 
     def __init__(self, ip: str) -> None:
         self.ip: str = ip
         self.endpoints: dict[int, Endpoint] = {}
+        self.taken: set[int] = set()
+        """Ports that are bound for transports that have not been started yet."""
         self.connections: dict[Connection, None] = {}  # ordered, unlike a set
         self.is_frozen: bool = False
         self.is_stalled: bool = False

@@ -332,6 +332,8 @@ class SimTransport:
     def __init__(self, network: SimNetwork, settings: Settings | None = None) -> None:
         self._network = network
         self._settings = settings or Settings()
+        self._taken: tuple[Host, int] | None = None
+        """The port that was bound, until `start`."""
         self._endpoint: Endpoint | None = None
         self._closing: dict[Connection, None] = {}
 
@@ -340,18 +342,34 @@ class SimTransport:
         """The shared secret; only endpoints that know it can connect."""
         return self._settings.cookie
 
-    async def start(self, ip: str, port: int, listener: Listener) -> None:
-        """Listen on ``ip:port``.
+    def bind(self, ip: str, ports: Sequence[int]) -> int:
+        """Take the first port on which no other transport is bound.
 
         Raises:
-            StartFailed: another endpoint listens there.
-            RuntimeError: this transport was started before.
+            StartFailed: every port is taken.
+            RuntimeError: this transport was bound before.
         """
-        if self._endpoint is not None:
+        if self._taken is not None or self._endpoint is not None:
             raise RuntimeError("this transport was started before; a transport is started once")
         host = self._network.host(ip)
-        if port in host.endpoints:
-            raise StartFailed(endpoint(ip, port), "the address is in use; stop what listens there")
+        free = [port for port in ports if port not in host.endpoints and port not in host.taken]
+        if not free:
+            where = endpoint(ip, ports[0]) + (f"-{ports[-1]}" if len(ports) > 1 else "")
+            raise StartFailed(where, "in use; stop what listens there")
+        host.taken.add(free[0])
+        self._taken = (host, free[0])
+        return free[0]
+
+    async def start(self, listener: Listener) -> None:
+        """Report to ``listener`` what comes to the port.
+
+        Raises:
+            RuntimeError: this transport was not bound, or was started before.
+        """
+        if self._taken is None:
+            raise RuntimeError("this transport has no port: bind it, once, and then start it")
+        host, port = self._taken
+        self._give_back()
         self._endpoint = Endpoint(self._network, host, port, listener, self._settings)
         host.endpoints[port] = self._endpoint
         if host.is_powered_off:
@@ -359,6 +377,12 @@ class SimTransport:
             for connection in list(host.connections):
                 connection.reset_at_next_heartbeat()
                 connection.update()
+
+    def _give_back(self) -> None:
+        if self._taken is not None:
+            host, port = self._taken
+            host.taken.discard(port)
+            self._taken = None
 
     def dial(self, channel: int, ip: str, port: int) -> None:
         """Open a channel. Raises: ValueError if the channel number is in use."""
@@ -408,6 +432,7 @@ class SimTransport:
 
     async def close(self) -> None:
         """Close everything, and wait until hung-up channels are flushed. Idempotent."""
+        self._give_back()
         own = self._endpoint
         if own is None or not own.is_alive:
             return

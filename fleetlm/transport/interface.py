@@ -52,8 +52,18 @@ class Listener(Protocol):
 class Transport(Protocol):
     """The network of one node. The node chooses the channel numbers and never uses one twice."""
 
-    async def start(self, ip: str, port: int, listener: Listener) -> None:
-        """Listen on ``ip:port``. Raises: StartFailed; nothing is left open then."""
+    def bind(self, ip: str, ports: Sequence[int]) -> int:
+        """Take the first port that is free on ``ip``, for this node alone, until `close`.
+
+        Returns:
+            The port. What is sent there waits until `start`.
+
+        Raises:
+            StartFailed: all ports are in use, or none can be used. Nothing is left open.
+        """
+
+    async def start(self, listener: Listener) -> None:
+        """Report to ``listener`` what comes to the port. Raises: StartFailed; the port is free again then."""
 
     def dial(self, channel: int, ip: str, port: int) -> None:
         """Begin to open a channel. `Listener.channel_opened` or `Listener.channel_lost` follows."""

@@ -36,22 +36,21 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import zmq
 
-from fleetlm.names import canonical_ip, endpoint
+from fleetlm.names import canonical_ip
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import CurveKeys, ZapHandler
 from fleetlm.transport.interface import Listener
+from fleetlm.transport.listening import Listening
 from fleetlm.transport.monitor import FAILURES, SERVER_EVENTS, Monitor, explain_refusal_here
 from fleetlm.transport.sockets import (
     Context,
     Sock,
-    bind,
-    bind_exactly,
-    explain_bind_error,
+    adopt,
     get_int,
     make_router,
 )
@@ -125,15 +124,20 @@ class Router:
         self._monitor: Monitor | None = None
         self._zap_handler: ZapHandler | None = None
 
-    def open(self, ip: str, port: int) -> bool:
-        """Bind and listen. Returns whether ``ip`` belongs to this machine. Raises: zmq.ZMQError, OSError."""
-        name = f"{self._settings.node_basename}@{ip}"
+    def open(self, listening: Listening) -> None:
+        """Receive what comes to these sockets, which are ZeroMQ's from now on.
+
+        Raises:
+            zmq.ZMQError, OSError: ZeroMQ cannot begin; sockets that it has not taken are still open.
+        """
         own = self._keys[0] if self._keys else None
         if own is not None:
             self._zap_handler = ZapHandler(self._context, own.public)
+        name = f"{self._settings.node_basename}:{listening.port}"
         self._sock = make_router(self._context, self._settings, name, own)
         self._monitor = Monitor(self._context, self._sock, SERVER_EVENTS)
-        is_own = bind(self._sock, ip, port)
+        for ip, sock in listening.sockets():
+            adopt(self._sock, ip, listening.port, sock)
         self._watch(get_int(self._sock, zmq.FD), self._on_readable)
         self._watch(self._monitor.fd, self._on_monitor_readable)
         if self._zap_handler is not None:
@@ -141,20 +145,6 @@ class Router:
         # Edge-triggered: ZeroMQ wakes only readers that have looked and found nothing, so look once.
         self._next_monitor_read = self._loop.call_soon(self._read_monitor)
         self._read_soon()
-        return is_own
-
-    def open_aliases(self, ips: Sequence[str], port: int) -> list[str]:
-        """Listen at further addresses too. Returns those where it does; warns of the others."""
-        assert self._sock is not None
-        opened = []
-        for ip in ips:
-            try:
-                bind_exactly(self._sock, ip, port)
-                opened.append(ip)
-            except zmq.ZMQError as error:
-                why = explain_bind_error(error, port)
-                log.warning("nodes that can only reach %s cannot connect: %s", endpoint(ip, port), why)
-        return opened
 
     def close(self) -> None:
         """Stop receiving. The monitor is closed first, see `fleetlm.transport.monitor`. Idempotent."""

@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 import zmq
@@ -29,8 +30,6 @@ Context = zmq.Context[Sock]
 
 MAX_SOCKETS: Final = 8_192
 """Limit of sockets in one context. A dial in progress needs three: a DEALER and both ends of its monitor."""
-BACKLOG: Final = 1_024
-"""Connections that may wait to be accepted: all peers of a large cluster may dial at the same time."""
 ANSWERS_HWM: Final = 64
 """Answers that may wait for one source; more are dropped. A source needs at most a handful."""
 MAX_ANSWER_BYTES: Final = HEADER_BYTES + MAX_HANDSHAKE_BYTES
@@ -71,7 +70,6 @@ def make_router(context: Context, settings: Settings, name: str, keys: CurveKeys
         zmq.SNDHWM: ANSWERS_HWM,
         zmq.ROUTER_MANDATORY: 1,
         zmq.ROUTER_HANDOVER: 0,
-        zmq.BACKLOG: BACKLOG,
     }
     sock = _make_socket(context, zmq.ROUTER, options)
     sock.set(zmq.ROUTING_ID, name.encode())
@@ -102,30 +100,25 @@ def make_dealer(context: Context, settings: Settings, routing_id: bytes, keys: C
     return sock
 
 
-def bind(sock: Sock, ip: str, port: int) -> bool:
-    """Bind to an address, or to all addresses if this machine does not have that one (NAT).
+def adopt(sock: Sock, ip: str, port: int, listener: socket.socket) -> None:
+    """Let ZeroMQ accept connections at a socket that listens already, and that is its own from now on.
 
-    Returns:
-        Whether the address belongs to this machine.
+    Args:
+        sock: the ROUTER.
+        ip: the address at which the socket listens; ``*``: all addresses.
+        port: its port.
+        listener: the socket.
 
     Raises:
-        zmq.ZMQError: the port is in use or not permitted.
+        zmq.ZMQError: ZeroMQ did not take it; the socket is still open.
     """
+    sock.set(zmq.IPV6, int(ip == "*" or ":" in ip))
+    sock.set(zmq.USE_FD, listener.fileno())
     try:
-        bind_exactly(sock, ip, port)
-        return True
-    except zmq.ZMQError as error:
-        if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
-            raise
-    sock.set(zmq.IPV6, 1)
-    sock.bind(f"tcp://*:{port}")
-    return False
-
-
-def bind_exactly(sock: Sock, ip: str, port: int) -> None:
-    """Bind to an address of this machine. Raises: zmq.ZMQError."""
-    _set_family(sock, ip)
-    sock.bind(f"tcp://{endpoint(ip, port)}")
+        sock.bind(f"tcp://{endpoint(ip, port)}")
+    finally:
+        sock.set(zmq.USE_FD, -1)
+    listener.detach()
 
 
 def connect(sock: Sock, ip: str, port: int, own_ip: str | None) -> None:
@@ -141,18 +134,34 @@ def may_dial_from(own_ip: str, ip: str) -> bool:
     return own.version == other.version and own.is_loopback == other.is_loopback
 
 
-def explain_bind_error(error: OSError | zmq.ZMQError, port: int) -> str:
-    """Explain why a port could not be bound, and what to do about it."""
+def describe_ports(ip: str, ports: Sequence[int]) -> str:
+    """Write where a node was to listen: ``10.0.0.7:4370``, or ``10.0.0.7:4370-4385``."""
+    last = f"-{ports[-1]}" if len(ports) > 1 else ""
+    return f"{endpoint(ip, ports[0])}{last}"
+
+
+def explain_bind_error(error: OSError | zmq.ZMQError, ports: Sequence[int]) -> str:
+    """Explain why none of the ports could be bound, and what to do about it."""
+    first, last = ports[0], ports[-1]
+    port = f"port {first}" if first == last else f"ports {first} to {last}"
     if error.errno == errno.EADDRINUSE:
+        if first == last:
+            return (
+                f"port {first} is in use, perhaps by another node on this machine. "
+                f"`ss -tanp 'sport = :{first}'` shows the program; stop it, or give this node another port "
+                f"of the range: set FLEETLM_NODE_PORT={first}-{first + 15} on every node of the cluster, or "
+                "another FLEETLM_NODE_SLOT. If the port serves an outgoing connection, keep it out of their "
+                f"range: sysctl -w net.ipv4.ip_local_reserved_ports={first}"
+            )
         return (
-            f"port {port} is in use, perhaps by another node on this machine. "
-            f"`ss -tanp 'sport = :{port}'` shows the program; stop it, or set FLEETLM_NODE_PORT to another "
-            "port on every node of the cluster. If the port serves an outgoing connection, keep it out of "
-            f"their range: sysctl -w net.ipv4.ip_local_reserved_ports={port}"
+            f"all {len(ports)} {port} are in use, perhaps by other nodes on this machine. "
+            f"`ss -tanp 'sport >= :{first} and sport <= :{last}'` shows the programs; stop some, or widen "
+            "the range of FLEETLM_NODE_PORT upwards. If ports serve outgoing connections, keep them out of "
+            f"their range: sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last}"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
-            f"permission denied for port {port}: ports below 1024 need privileges. "
+            f"permission denied for {port}: ports below 1024 need privileges. "
             "Set FLEETLM_NODE_PORT to another port on every node of the cluster"
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -56,10 +56,12 @@ from fleetlm.transport.descriptors import (
     close_copies,
 )
 from fleetlm.transport.interface import Listener, Part
+from fleetlm.transport.listening import Listening, take_port
 from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
     MAX_SOCKETS,
     Context,
+    describe_ports,
     explain_bind_error,
     may_dial_from,
     raise_descriptor_limit,
@@ -102,6 +104,7 @@ class ZmqTransport:
         self._given_loop = loop
         self._io_threads = context_io_threads
         self._channels: dict[int, DealerChannel] = {}
+        self._listening: Listening | None = None
         self._router: Router | None = None
         self._descriptors = Descriptors()
         self._accepting: Accepting | None = None
@@ -121,42 +124,65 @@ class ZmqTransport:
 
     # ── Transport ────────────────────────────────────────────────────────────────────────────────
 
-    async def start(self, ip: str, port: int, listener: Listener) -> None:
-        """Listen on ``ip:port``, or on all addresses if this machine does not have ``ip`` (NAT).
+    def bind(self, ip: str, ports: Sequence[int]) -> int:
+        """Take the first free port, on all addresses if this machine does not have ``ip`` (NAT).
 
         Raises:
-            StartFailed: the port cannot be bound, or no descriptors are left. Nothing is left open.
-            RuntimeError: the transport was started before, or belongs to the parent of a fork.
+            StartFailed: no port can be bound, or no descriptors are left. Nothing is left open.
+            RuntimeError: the transport was bound before, or belongs to the parent of a fork.
         """
         self._check_fork()
-        if self._context is not None or self._context_ended is not None:
+        if self._listening is not None or self._context_ended is not None:
             raise RuntimeError("a transport can be started only once; create a new one")
-        self._loop = self._given_loop or asyncio.get_running_loop()
-        self._listener = listener
+        where = describe_ports(ip, ports)
         room = raise_descriptor_limit()
         log.info("the limit of open files allows for about %d peers", room)
         if self._descriptors.count() < FDS_TO_START:  # Without this libzmq would end the whole process.
-            why = explain_bind_error(OSError(errno.EMFILE, ""), port)
-            raise StartFailed(endpoint(ip, port), why)
+            raise StartFailed(where, explain_bind_error(OSError(errno.EMFILE, ""), ports))
+        try:
+            self._listening = take_port(ip, ports)
+        except OSError as error:
+            raise StartFailed(where, explain_bind_error(error, ports)) from error
+        if self._listening.ips:
+            self._listening.listen_at(self._aliases, "nodes that can only reach")
+        else:
+            log.info("%s is not an address of this machine; listening on all addresses", ip)
+        return self._listening.port
+
+    async def start(self, listener: Listener) -> None:
+        """Receive at the port that was taken, and report to ``listener``.
+
+        Raises:
+            StartFailed: ZeroMQ cannot begin. The transport is closed then.
+            RuntimeError: it was started before, was not bound, or belongs to the parent of a fork.
+        """
+        self._check_fork()
+        listening = self._listening
+        if listening is None or self._context is not None or self._context_ended is not None:
+            raise RuntimeError("a transport is bound and then started, once; create a new one")
+        self._loop = self._given_loop or asyncio.get_running_loop()
+        self._listener = listener
         self._keys = keys_of(self._settings)
         context: Context = zmq.Context(self._io_threads)
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:
             self._router = Router(context, self._loop, self._settings, self._keys, listener)
-            is_own = self._router.open(ip, port)
-            heard_at = self._router.open_aliases(self._aliases, port) if is_own else []
+            self._router.open(listening)
         except (zmq.ZMQError, OSError) as error:
             if self._router is not None:
                 self._router.close()
                 self._router = None
             context.destroy(0)
-            raise StartFailed(endpoint(ip, port), explain_bind_error(error, port)) from error
-        if not is_own:
-            log.info("%s is not an address of this machine; listening on all addresses", ip)
-        self._own_ips = (ip, *heard_at) if is_own else ()
-        self._accepting = Accepting(self._own_ips, port)
+            listening.close()
+            ports = (listening.port,)
+            raise StartFailed(
+                describe_ports(listening.ips[0] if listening.ips else "*", ports),
+                explain_bind_error(error, ports),
+            ) from error
+        self._own_ips = listening.ips
+        self._accepting = Accepting(self._own_ips, listening.port)
         self._context = context
-        self._port = port
+        self._port = listening.port
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
 
     def dial(self, channel: int, ip: str, port: int) -> None:
@@ -220,6 +246,8 @@ class ZmqTransport:
         try:
             await self._wait_for_hang_ups()
         finally:
+            if self._listening is not None and self._context is None:  # Bound, and never started.
+                self._listening.close()
             if self._context_ended is None and self._context is not None:
                 self._close_sockets(self._context)
         if self._context_ended is None:

@@ -83,6 +83,7 @@ class Refusal(IntEnum):
     DUPLICATE_NAME = 6
     DRAINING = 7
     TOO_MANY = 8
+    OTHER_BASE_PORT = 9
 
     @property
     def word(self) -> str:
@@ -113,6 +114,9 @@ class Hello:
     features: tuple[str, ...] = ()
     mailbox_limit: int = 4_096
     """Units that a peer may send to one process before the process has taken some."""
+    base_port: int = 4_370
+    """The port that names without a port mean to this node. Two nodes that differ in it name the same nodes
+    differently, so they refuse each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,8 @@ class IAm:
     cluster: str
     connected: int
     """How many nodes the answering node is connected to."""
+    base_port: int = 4_370
+    """As in a HELLO."""
 
 
 def header(kind: int, epoch: int, seq: int) -> bytes:
@@ -173,17 +179,19 @@ def pack_hello(hello: Hello) -> bytes:
             hello.dropped,
             list(hello.features),
             hello.mailbox_limit,
+            hello.base_port,
         ]
     )
 
 
 def read_hello(body: bytes) -> Hello:
     """Read the body of a HELLO. Raises: BadFrame."""
-    items = _unpack(body, at_least=13)
+    items = _unpack(body, at_least=14)
+    base_port = _number(items[13], 16)
     return Hello(
-        name=_node(items[0]),
+        name=_node(items[0], base_port),
         incarnation=_number(items[1], 64),
-        dialled=_node(items[2]),
+        dialled=_node(items[2], base_port),
         cluster=_text(items[3]),
         port=_number(items[4], 16),
         protocol_min=_number(items[5], 16),
@@ -194,6 +202,7 @@ def read_hello(body: bytes) -> Hello:
         dropped=_number(items[10], 32),
         features=_texts(items[11]),
         mailbox_limit=max(1, _number(items[12], 32)),
+        base_port=base_port,
     )
 
 
@@ -216,7 +225,7 @@ def refused(answer: Refused) -> bytes:
 
 def iam(answer: IAm) -> bytes:
     """Build a whole IAM frame."""
-    body = _pack([answer.name, answer.incarnation, answer.cluster, answer.connected])
+    body = _pack([answer.name, answer.incarnation, answer.cluster, answer.connected, answer.base_port])
     return header(Kind.IAM, 0, 0) + body
 
 
@@ -241,7 +250,11 @@ def read_answer(frame: bytes) -> Refused | IAm:
             raise BadFrame(f"refusal {items[0]!r} is not known to this version") from None
         return Refused(refusal, _for_logs(items[1]), _node(items[2]), _number(items[3], 64))
     if kind == Kind.IAM:
-        return IAm(_node(items[0]), _number(items[1], 64), _text(items[2]), _number(items[3], 32))
+        if len(items) < 5:
+            raise BadFrame("not the fields of an IAM")
+        base_port = _number(items[4], 16)
+        name = _node(items[0], base_port)
+        return IAm(name, _number(items[1], 64), _text(items[2]), _number(items[3], 32), base_port)
     raise BadFrame(f"kind {kind} is not an answer")
 
 
@@ -284,9 +297,9 @@ def _for_logs(item: Any) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in _text(item))
 
 
-def _node(item: Any) -> str:
+def _node(item: Any, base_port: int | None = None) -> str:
     try:
-        return canonical_node(_text(item))
+        return canonical_node(_text(item), base_port)
     except InvalidName as error:
         raise BadFrame(str(error)) from None
 

@@ -163,9 +163,9 @@ async def test_the_clock_runs_with_virtual_time_and_may_go_back(cluster: SimClus
 
 @simulated
 async def test_two_nodes_cannot_have_one_address(cluster: SimCluster) -> None:
-    await cluster.start_at(A)
+    await cluster.start_at(A, node_slot=0)
     with pytest.raises(StartFailed):
-        await cluster.start_at(A)
+        await cluster.start_at(A, node_slot=0)
 
 
 @simulated

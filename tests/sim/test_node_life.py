@@ -334,9 +334,9 @@ async def test_a_node_can_be_entered_and_leaves_with_its_block(fleet: Fleet) -> 
         async with Node.start(settings, discovery=StaticDiscovery([A]), transport=transport) as node:
             raise ZeroDivisionError
     await node.wait_stopped()
-    again = await fleet.start(A)
+    again = await fleet.start(A, node_slot=0)
     with pytest.raises(StartFailed):
-        await fleet.start(A)
+        await fleet.start(A, node_slot=0)
     assert again.incarnation != node.incarnation
 
 

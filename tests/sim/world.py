@@ -43,7 +43,8 @@ class Peer:
 
     async def start(self) -> Peer:
         listener: Listener = self
-        await self.transport.start(self.ip, PORT, listener)
+        self.transport.bind(self.ip, [PORT])
+        await self.transport.start(listener)
         return self
 
     def use(self, method: Callable[..., Any], *args: Any) -> Any:

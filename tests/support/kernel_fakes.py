@@ -13,7 +13,8 @@ from fleetlm.settings import Settings
 from fleetlm.wire import frames
 from fleetlm.wire.frames import Hello, Kind, Ready
 
-SETTINGS = Settings()
+SETTINGS = Settings(node_ports=(4370, 4370))
+"""One port: tests of nodes that share a host have settings of their own."""
 T = 1000.0
 """The time at which tests begin; any number would do."""
 

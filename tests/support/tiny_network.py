@@ -80,9 +80,11 @@ class Node:
     def perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Dial(number, to_ip, _):
+                case Dial(number, to_ip, port):
                     assert number not in self.channels, "a channel number was used twice"
-                    self.channels[number] = self.net.dial(self, number, to_ip)
+                    self.channels[number] = self.net.dial(
+                        self, number, to_ip if port == 4370 else f"{to_ip}:{port}"
+                    )
                     self.dials += 1
                 case Send(number, frame):
                     channel = self.channels[number]
@@ -137,7 +139,8 @@ class Node:
         kernel, peers = self.kernel, self.kernel.topology.peers.values()
         dialled = {p.connection.outgoing.channel for p in peers if p.connection.outgoing is not None}
         assert dialled == kernel._channels.keys(), "the kernel lost track of a channel"
-        assert self.channels.keys() == dialled | kernel._probes.keys(), "a channel leaks"
+        others = kernel._probes.keys() | kernel.ports.searches.keys()
+        assert self.channels.keys() == dialled | others, "a channel leaks"
         assert self.sessions.keys() == {p.connection.name for p in peers if p.is_up}
         for session in self.sessions.values():
             now = (session.connection.outgoing, session.connection.incoming)
@@ -159,7 +162,7 @@ class TinyNetwork:
 
     def __init__(self, seed: int, size: int, settings: Settings | None = None) -> None:
         self.rng = random.Random(seed)
-        self.settings = settings or Settings()
+        self.settings = settings or Settings(node_ports=(4370, 4370))
         self.now = 100.0
         self.size = size
         self.tells = self.rng.random() < 0.5

@@ -131,7 +131,8 @@ async def station(
     ip = ip or free_ip()
     seen = Recorder()
     transport = ZmqTransport(Settings(**settings), aliases=aliases)
-    await transport.start(ip, port, seen)
+    transport.bind(ip, [port])
+    await transport.start(seen)
     try:
         yield Station(transport, seen, ip, port)
     finally:

@@ -79,7 +79,7 @@ async def main(port: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terms.append, "SIGTERM")
     ips = ["127.0.0.64", "127.0.0.65"]
     one_settings, two_settings = (
-        Settings(node_ip=ip, node_port=port, dns_query=",".join(ips), remote=False) for ip in ips
+        Settings(node_ip=ip, node_ports=(port, port), dns_query=",".join(ips), remote=False) for ip in ips
     )
     async with Node.start(one_settings) as one, Node.start(two_settings) as two:
         await one.ready(1, 20)

@@ -210,7 +210,8 @@ def test_echo_is_what_the_image_runs() -> None:
 
 
 def lone_node() -> Settings:
-    return Settings(node_ip="127.0.0.1", node_port=free_port(["127.0.0.1"]), remote=False)
+    port = free_port(["127.0.0.1"])
+    return Settings(node_ip="127.0.0.1", node_ports=(port, port), remote=False)
 
 
 async def test_echo_survives_what_it_cannot_answer() -> None:

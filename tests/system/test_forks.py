@@ -46,7 +46,7 @@ import fleetlm
 from fleetlm import Settings
 
 warnings.simplefilter("ignore", DeprecationWarning)
-settings = Settings(node_ip="127.0.0.64", node_port=int(sys.argv[1]), remote=False)
+settings = Settings(node_ip="127.0.0.64", node_ports=(int(sys.argv[1]), int(sys.argv[1])), remote=False)
 node = fleetlm.node_in_thread(settings)
 pid = os.fork()
 if pid == 0:

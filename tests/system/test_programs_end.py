@@ -20,7 +20,7 @@ import asyncio, signal, sys
 import fleetlm
 from fleetlm import Actor, Child, Node, Process, Settings, Supervisor, handler
 
-ALONE = Settings(node_ip="127.0.0.1", node_port=int(sys.argv[2]), remote=False)
+ALONE = Settings(node_ip="127.0.0.1", node_ports=(int(sys.argv[2]), int(sys.argv[2])), remote=False)
 
 class Slow(Actor):
     async def terminate(self, reason):

@@ -295,7 +295,8 @@ async def test_a_task_that_outlives_its_actor_is_refused_its_thread() -> None:
 
 
 def lone(**more: object) -> Settings:
-    settings = Settings(node_ip="127.0.0.1", node_port=free_port(["127.0.0.1"]), remote=False)
+    port = free_port(["127.0.0.1"])
+    settings = Settings(node_ip="127.0.0.1", node_ports=(port, port), remote=False)
     return settings.replace(**more)
 
 

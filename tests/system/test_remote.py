@@ -103,7 +103,7 @@ async def result(env: dict[str, str], source: str) -> Any:
         ("async with asyncio.timeout(1):\n    z = await asyncio.sleep(0, 3)\nz", "3"),
         ("[i async for i in (j for j in ())]", None),
         ("__import__('fleetlm').__name__", "'fleetlm'"),
-        ("fleetlm.Settings().node_port", "4370"),
+        ("fleetlm.Settings().base_port", "4370"),
         ("", "None"),
         ("'é\\ud800'", "'é\\ud800'"),
     ],

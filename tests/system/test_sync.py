@@ -49,7 +49,9 @@ HERE, THERE = "127.0.0.61", "127.0.0.62"
 
 
 def settings_of(ip: str, port: int, **more: Any) -> Settings:
-    return Settings(dns_query=f"{HERE},{THERE}", node_ip=ip, node_port=port, remote=False).replace(**more)
+    return Settings(dns_query=f"{HERE},{THERE}", node_ip=ip, node_ports=(port, port), remote=False).replace(
+        **more
+    )
 
 
 def lone(**more: Any) -> Settings:
@@ -713,7 +715,8 @@ import sys
 import fleetlm
 from fleetlm import Settings
 
-node = fleetlm.node_in_thread(Settings(node_ip="127.0.0.63", node_port=int(sys.argv[1]), remote=False))
+port = int(sys.argv[1])
+node = fleetlm.node_in_thread(Settings(node_ip="127.0.0.63", node_ports=(port, port), remote=False))
 
 class Watcher(fleetlm.Actor):
     async def terminate(self, reason):

@@ -124,7 +124,8 @@ async def main(ip, port):
     resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
     seen = Recorder()
     transport = ZmqTransport(Settings())
-    await transport.start(ip, port, seen)
+    transport.bind(ip, [port])
+    await transport.start(seen)
     held = []
     try:
         while True:
@@ -182,7 +183,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (18, 18))
 
 async def main(port):
     try:
-        await Node.start(Settings(node_ip="127.0.0.1", node_port=port, remote=False))
+        await Node.start(Settings(node_ip="127.0.0.1", node_ports=(port, port), remote=False))
     except StartFailed as error:
         print(error)
 

@@ -98,7 +98,7 @@ def test_a_process_that_cannot_be_seen_leads_to_root() -> None:
 
 async def test_programs_are_asked_who_they_are() -> None:
     ip = free_ip()
-    settings = Settings(node_ip=ip, node_port=PORT, dns_query=ip, remote=False)
+    settings = Settings(node_ip=ip, node_ports=(PORT, PORT), dns_query=ip, remote=False)
     async with Node.start(settings) as node:
         with socket.create_server((ip, PORT + 1)):
             one, two = await look_at_ports(ip, [PORT, PORT + 1], settings)

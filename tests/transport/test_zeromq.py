@@ -28,7 +28,6 @@ from fleetlm.transport.zeromq import ZmqTransport
 from tests.support.patience import allowed_s
 from tests.support.transport_rig import (
     PORT,
-    Recorder,
     Station,
     both_loops,
     descriptors,
@@ -51,7 +50,8 @@ from fleetlm.transport.zeromq import ZmqTransport
 async def main(own_ip, ip, port, frames):
     seen = Recorder()
     transport = ZmqTransport(Settings(node_timeout_s=1.0))
-    await transport.start(own_ip, port, seen)
+    transport.bind(own_ip, [port])
+    await transport.start(seen)
     peer = Station(transport, seen, own_ip, port)
     channel = peer.dial(ip, port)
     await seen.until("opened")
@@ -599,7 +599,7 @@ async def test_a_port_in_use_is_an_error_and_leaves_nothing_open() -> None:
     with raw_server(ip, PORT):
         transport = ZmqTransport(Settings(cookie="sixteen characters"))
         with pytest.raises(StartFailed) as caught:
-            await transport.start(ip, PORT, Recorder())
+            transport.bind(ip, [PORT])
         assert caught.value.endpoint == f"{ip}:{PORT}"
         assert f"port {PORT} is in use" in str(caught.value)
         assert "FLEETLM_NODE_PORT" in str(caught.value)
@@ -609,9 +609,9 @@ async def test_a_port_in_use_is_an_error_and_leaves_nothing_open() -> None:
 
 
 def test_a_bind_error_is_explained() -> None:
-    assert "below 1024" in explain_bind_error(PermissionError(13, "Permission denied"), 80)
-    assert "ulimit" in explain_bind_error(OSError(24, "Too many open files"), 80)
-    assert "Network is down" in explain_bind_error(OSError(100, "Network is down"), 80)
+    assert "below 1024" in explain_bind_error(PermissionError(13, "Permission denied"), [80])
+    assert "ulimit" in explain_bind_error(OSError(24, "Too many open files"), [80])
+    assert "Network is down" in explain_bind_error(OSError(100, "Network is down"), [80])
 
 
 @pytest.mark.parametrize(
@@ -698,7 +698,7 @@ async def test_closing_first_and_starting_twice() -> None:
     await ZmqTransport(Settings()).close()
     async with station() as a:
         with pytest.raises(RuntimeError, match="once"):
-            await a.transport.start(a.ip, a.port, a.seen)
+            a.transport.bind(a.ip, [a.port])
         await a.transport.close()
         with pytest.raises(RuntimeError, match="not running"):
             a.dial(a.ip, a.port)

@@ -200,7 +200,7 @@ def test_the_kubernetes_manifest_fits_the_defaults() -> None:
     grace = re.search(r"terminationGracePeriodSeconds: (\d+)", block.text)
     assert port is not None
     assert grace is not None
-    assert int(port[1]) == defaults.node_port
+    assert int(port[1]) == defaults.base_port
     assert int(grace[1]) >= defaults.drain_s + defaults.terminate_s
     assert "clusterIP: None" in block.text
     assert set(re.findall(r"name: ([A-Z_]+)", block.text)) <= known_variables() | {"POD_IP"}

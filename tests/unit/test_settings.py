@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from fleetlm.errors import SettingsError
-from fleetlm.settings import COOKIE_MAX_LENGTH, Settings
+from fleetlm.setting_parsers import COOKIE_MAX_LENGTH
+from fleetlm.settings import Settings
 
 COOKIE = "kaeluo4Uo6Xei3shohg0aiQu"
 OURS = [
@@ -22,6 +23,7 @@ OURS = [
     "DNS_POLL_INTERVAL_MS",
     "FLEETLM_NODE_IP",
     "FLEETLM_NODE_PORT",
+    "FLEETLM_NODE_SLOT",
     "FLEETLM_COOKIE",
     "FLEETLM_COOKIE_FILE",
     "FLEETLM_COOKIE_OLD",
@@ -52,7 +54,7 @@ def test_defaults() -> None:
     assert settings.dns_query is None
     assert settings.node_basename == "fleetlm"
     assert settings.poll_interval_s == 5.0
-    assert settings.node_port == 4370
+    assert settings.node_ports == (4370, 4385)
     assert settings.node_timeout_s == 8.0
     assert settings.cluster == ""
     assert settings.cookie is None
@@ -93,8 +95,12 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("FLEETLM_NODE_IP", " wg-fleet.100 ", "node_ip", "wg-fleet.100"),
     ("FLEETLM_NODE_IP", "10.8.0.0/16", "node_ip", "10.8.0.0/16"),
     ("FLEETLM_NODE_IP", "FD00::/8", "node_ip", "fd00::/8"),
-    ("FLEETLM_NODE_PORT", "1", "node_port", 1),
-    ("FLEETLM_NODE_PORT", "65535", "node_port", 65_535),
+    ("FLEETLM_NODE_PORT", "1", "node_ports", (1, 1)),
+    ("FLEETLM_NODE_PORT", "65535", "node_ports", (65_535, 65_535)),
+    ("FLEETLM_NODE_PORT", "4370-4377", "node_ports", (4370, 4377)),
+    ("FLEETLM_NODE_PORT", " 5000 - 5255 ", "node_ports", (5000, 5255)),
+    ("FLEETLM_NODE_SLOT", "0", "node_slot", 0),
+    ("FLEETLM_NODE_SLOT", " 15 ", "node_slot", 15),
     ("FLEETLM_COOKIE", COOKIE, "cookie", COOKIE),
     ("FLEETLM_COOKIE", f" {COOKIE}\n", "cookie", COOKIE),
     ("FLEETLM_COOKIE", "x" * 16, "cookie", "x" * 16),
@@ -141,7 +147,7 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
     monkeypatch.setenv("DNS_CLUSTER_QUERY", "worker")
     monkeypatch.setenv("FLEETLM_NODE_PORT", "4371")
     settings = Settings.from_env()
-    assert (settings.dns_query, settings.node_port) == ("worker", 4371)
+    assert (settings.dns_query, settings.node_ports) == ("worker", (4371, 4371))
 
 
 # ── what is not ──────────────────────────────────────────────────────────────────────────────────
@@ -153,6 +159,8 @@ DRAIN = "milliseconds, a whole number from 0 to 86,400,000"
 BASE = "1 to 64 of A-Z a-z 0-9 _ . -"
 ADDRESS = "one IPv4 or IPv6 address, without a port"
 PORT = "a port, a whole number from 1 to 65,535"
+PORTS = "a port from 1 to 65,535, or a range of at most 256 such as 4370-4385"
+SLOT = "the node's place in the range of FLEETLM_NODE_PORT, a whole number from 0 to 255"
 SILENCE = "milliseconds, a whole number from 200 to 86,400,000"
 SERVER = "ip or ip:port of a name server ([ip]:port for IPv6)"
 
@@ -175,7 +183,10 @@ BAD: list[tuple[str, str, str]] = [
         ("FLEETLM_NODE_IP", text, "an address that peers can connect to")
         for text in ("0.0.0.0", "::", "224.0.0.1", "ff02::1")
     ),
-    *(("FLEETLM_NODE_PORT", text, PORT) for text in ("0", "65536", "-1", "", "http", "4370/tcp")),
+    *(("FLEETLM_NODE_PORT", text, PORTS) for text in ("0", "65536", "-1", "", "http", "4370/tcp")),
+    *(("FLEETLM_NODE_PORT", text, PORTS) for text in ("4385-4370", "4370-", "-4385", "1-257", "65000-65536")),
+    *(("FLEETLM_NODE_PORT", text, PORTS) for text in ("4370,4371", "4370-4380-4385", "4370..4385", "٤٣٧٠")),
+    *(("FLEETLM_NODE_SLOT", text, SLOT) for text in ("", "-1", "256", "one", "1.0")),
     *(("FLEETLM_COOKIE", text, "16 to 4,096 characters") for text in ("", "x" * 15, "y" * 4097)),
     *(("FLEETLM_CLUSTER", text, "up to 128 printable") for text in ("x" * 129, "a\nb", "\x00")),
     *(("FLEETLM_DRAIN_MS", text, DRAIN) for text in ("-1", "25s", "", "86400001")),
@@ -433,7 +444,8 @@ def test_what_is_printed_at_boot() -> None:
         "DNS_CLUSTER_NODE_BASENAME": "fleetlm",
         "DNS_POLL_INTERVAL_MS": "5000",
         "FLEETLM_NODE_IP": "(detected)",
-        "FLEETLM_NODE_PORT": "4370",
+        "FLEETLM_NODE_PORT": "4370-4385",
+        "FLEETLM_NODE_SLOT": "(the first free port)",
         "FLEETLM_COOKIE": "(unset: plain text)",
         "FLEETLM_COOKIE_OLD": "(unset)",
         "FLEETLM_CLUSTER": "(empty)",
@@ -451,6 +463,7 @@ def test_what_is_printed_at_boot() -> None:
         "DNS_POLL_INTERVAL_MS": "12345678",
         "FLEETLM_NODE_IP": "fdaa::2",
         "FLEETLM_NODE_PORT": "4371",
+        "FLEETLM_NODE_SLOT": "0",
         "FLEETLM_CLUSTER": "blue",
         "FLEETLM_NODE_TIMEOUT_MS": "1234567",
         "FLEETLM_DRAIN_MS": "9500",
@@ -477,12 +490,12 @@ def test_times_that_follow() -> None:
 
 def test_a_copy_with_changes() -> None:
     settings = Settings()
-    assert settings.replace(node_port=1).node_port == 1
-    assert settings.node_port == 4370
-    with pytest.raises(SettingsError, match=r"Settings\.node_prt is 1; .* Did you mean node_port\?"):
+    assert settings.replace(node_ports=(1, 1)).node_ports == (1, 1)
+    assert settings.node_ports == (4370, 4385)
+    with pytest.raises(SettingsError, match=r"Settings\.node_prt is 1; .* Did you mean node_ports\?"):
         settings.replace(node_prt=1)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        settings.node_port = 1  # type: ignore[misc]
+        settings.node_ports = (1, 1)  # type: ignore[misc]
 
 
 def test_every_bound_is_positive() -> None:
@@ -534,9 +547,13 @@ def test_any_environment_gives_settings_or_an_error_that_reads(env: dict[str, st
 BY_HAND: list[tuple[dict[str, Any], str]] = [
     ({"node_ip": "localhost:1"}, "Settings.node_ip is 'localhost:1'; allowed: one IPv4 or IPv6 address"),
     ({"node_ip": "0.0.0.0"}, "0.0.0.0 is a wildcard or multicast address"),
-    ({"node_port": "4370"}, "is '4370'; allowed: a whole number from 1 to 65,535. This is of type str"),
-    ({"node_port": 0}, "Settings.node_port is 0; allowed: a whole number from 1 to 65,535"),
-    ({"node_port": 65_536}, "Settings.node_port is 65536; allowed: a whole number from 1 to 65,535"),
+    ({"node_ports": 4370}, "is 4370; allowed: the first and the last port of a range of at most 256"),
+    ({"node_ports": ("4370", "4385")}, "Settings.node_ports is ('4370', '4385'); allowed: the first and"),
+    ({"node_ports": (0, 5)}, "Settings.node_ports is (0, 5); allowed: the first and the last port"),
+    ({"node_ports": (4385, 4370)}, "Write the lower port first: 4370-4385"),
+    ({"node_ports": (1, 257)}, "These are 257 ports."),
+    ({"node_ports": (4370, 4371), "node_slot": 2}, "Settings.node_slot is 2; allowed: a place in the range"),
+    ({"node_slot": 16}, "Widen the range: FLEETLM_NODE_PORT=4370-"),
     ({"node_basename": "a b"}, "Settings.node_basename is 'a b'; allowed: 1 to 64 of"),
     ({"node_basename": None}, "Settings.node_basename is None; allowed: a text"),
     ({"dns_query": "a b"}, "Settings.dns_query is 'a b'; allowed: a DNS name"),
@@ -583,3 +600,21 @@ def test_what_the_environment_sets_is_the_same_by_hand() -> None:
     assert by_hand.dns_query == "A.test,10.0.0.1"
     assert by_hand.dns_server == ("::1", 53)
     assert pickle.loads(pickle.dumps(by_hand)) == copy.copy(by_hand) == by_hand
+
+
+def test_a_slot_outside_the_range_is_an_error_at_boot() -> None:
+    error = refused(FLEETLM_NODE_PORT="4370-4373", FLEETLM_NODE_SLOT="4")
+    assert str(error) == (
+        "FLEETLM_NODE_SLOT is '4'; allowed: a place in the range 4370-4373, from 0 to 3. "
+        "Widen the range: FLEETLM_NODE_PORT=4370-…."
+    )
+    assert refused(FLEETLM_NODE_SLOT="16").allowed == "a place in the range 4370-4385, from 0 to 15"
+    assert Settings.from_env({"FLEETLM_NODE_SLOT": "15"}).own_ports == range(4385, 4386)
+
+
+def test_the_ports_to_try_and_the_base_port_follow_from_range_and_slot() -> None:
+    assert list(Settings(node_ports=(5000, 5002)).own_ports) == [5000, 5001, 5002]
+    assert list(Settings(node_ports=(5000, 5002), node_slot=1).own_ports) == [5001]
+    assert Settings(node_ports=(5000, 5002), node_slot=1).base_port == 5000
+    srv = Settings(dns_query="10.0.0.1,_fleetlm._tcp.workers.test", node_ports=(20_000, 20_000))
+    assert (srv.base_port, list(srv.own_ports)) == (4370, [20_000])

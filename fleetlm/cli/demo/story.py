@@ -115,7 +115,7 @@ async def _run_story(screen: Screen, folder: Path, replicas: list[Replica]) -> i
         settings = Settings(
             dns_query=QUERY,
             node_ip=OWN_IP,
-            node_port=port,
+            node_ports=(port, port),
             dns_server=(dns.host, dns.port),
             poll_interval_s=POLL_MS / 1000,
             remote=False,

@@ -31,7 +31,8 @@ from fleetlm.core.dns_answers import Answer, Outcome, list_hosts
 from fleetlm.discovery.address_watch import PORT_CURE, describe_other_ports
 from fleetlm.discovery.dns import HOSTS
 from fleetlm.names import NodeName, endpoint
-from fleetlm.settings import Settings, is_service_name
+from fleetlm.setting_parsers import is_service_name
+from fleetlm.settings import Settings
 from fleetlm.texts import format_span
 from fleetlm.wire.frames import IAm
 
@@ -209,7 +210,7 @@ def judge_settings(facts: Facts) -> list[Finding]:
         )
     else:
         cluster = f", cluster {settings.cluster!r}" if settings.cluster else ""
-        text = f"all valid: DNS_CLUSTER_QUERY={settings.dns_query}, port {settings.node_port}{cluster}"
+        text = f"all valid: DNS_CLUSTER_QUERY={settings.dns_query}, port {settings.base_port}{cluster}"
         findings.append(Finding(OK, "settings", text))
     return findings
 
@@ -226,8 +227,7 @@ def judge_own_address(facts: Facts) -> list[Finding]:
         if remote and ipaddress.ip_address(facts.own_ip).is_loopback:
             cure = "Set FLEETLM_NODE_IP to the address at which peers reach this machine"
             return [Finding(FAIL, "own address", f"{text}; peers cannot reach a loopback address", cure)]
-        port = facts.settings.node_port
-        other_ports = describe_other_ports(facts.own_ip, range(port, port + 1), answer.addresses)
+        other_ports = describe_other_ports(facts.own_ip, facts.settings.all_ports, answer.addresses)
         if other_ports is not None:
             return [Finding(WARN, "own address", other_ports, _capitalize(PORT_CURE))]
         if facts.own_ip not in hosts:
@@ -250,13 +250,13 @@ def judge_own_address(facts: Facts) -> list[Finding]:
 
 def judge_port(facts: Facts) -> list[Finding]:
     """Check whether the running node listens on its port, or whether a new node could."""
-    where = endpoint(facts.own_ip, facts.settings.node_port)
+    where = endpoint(facts.own_ip, facts.settings.base_port)
     found = facts.port
     if facts.node is None:
         if found is None:
             return [Finding(OK, "port", f"{where} is free, so a node can start")]
         if isinstance(found, str):
-            port = facts.settings.node_port
+            port = facts.settings.base_port
             cure = (
                 "FLEETLM_NODE_IP must be an address of this machine, and FLEETLM_NODE_PORT a port that this "
                 f"user may bind. `ss -tanp 'sport = :{port}'` shows a program that uses the port, also "
@@ -268,7 +268,7 @@ def judge_port(facts: Facts) -> list[Finding]:
             cure = "Stop that node first, or give the new one another FLEETLM_NODE_IP"
             return [Finding(WARN, "port", text, cure)]
         cure = (
-            f"Find the program with: ss -tanp 'sport = :{facts.settings.node_port}'. Stop it, or set "
+            f"Find the program with: ss -tanp 'sport = :{facts.settings.base_port}'. Stop it, or set "
             "FLEETLM_NODE_PORT to the same other port on every node"
         )
         text = f"{where} is taken by another program{_bracket(found.answer)}, so a node cannot start"
@@ -334,7 +334,7 @@ def judge_lookup(facts: Facts) -> list[Finding]:
     if answer.outcome is Outcome.PARTIAL:
         cure = "Nodes use the addresses that were returned, and learn of missing ones through their peers"
         return [Finding(WARN, "dns", listed, cure)]
-    if set(answer.addresses) <= {facts.own_ip, endpoint(facts.own_ip, facts.settings.node_port)}:
+    if set(answer.addresses) <= {facts.own_ip, endpoint(facts.own_ip, facts.settings.base_port)}:
         if answer.detail.endswith(f"from {HOSTS}"):
             cure = (
                 f"{HOSTS} has only this machine under that name, so DNS is not asked: end the name in "

@@ -174,7 +174,7 @@ def adopt_settings(settings: Settings, running: Mapping[str, Any]) -> Settings:
     return settings.replace(
         dns_query=running["query"],
         node_basename=running["basename"],
-        node_port=running["port"],
+        node_ports=tuple(running["ports"]),
         cluster=running["cluster"],
         dns_server=(server[0], server[1]) if server else None,
         node_timeout_s=running["node_timeout_s"],
@@ -223,7 +223,7 @@ async def contact(ip: str, settings: Settings, *, ask_who: bool) -> PeerFact:
     The order matters: a node logs a bare TCP connection as one from a stranger. A node that answers is
     asked once more, with a question that does not fit into one packet.
     """
-    port = settings.node_port
+    port = settings.base_port
     answer = await probe(ip, port, settings, PROBE_S) if ask_who else None
     if isinstance(answer, IAm):
         large = await probe(ip, port, settings, PROBE_S, LARGE_PROBE_BYTES)
@@ -261,11 +261,11 @@ async def check_own_port(ip: str, settings: Settings, running: bool, ask_who: bo
     try:
         with socket.socket(family, socket.SOCK_STREAM) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind((ip, settings.node_port))
+            trial.bind((ip, settings.base_port))
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
             return f"{ip} is not an address of this machine"
-        return f"{error.strerror} ({endpoint(ip, settings.node_port)})"
+        return f"{error.strerror} ({endpoint(ip, settings.base_port)})"
     return None
 
 

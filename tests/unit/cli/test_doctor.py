@@ -254,7 +254,7 @@ async def test_a_node_that_answers_is_asked_a_large_question_too(monkeypatch: py
     monkeypatch.setattr(gather, "probe", probe)
     fact = await gather.contact(PEER, ON, ask_who=True)
     assert asked == [0, gather.LARGE_PROBE_BYTES]
-    assert fact == PeerFact(PEER, ON.node_port, None, iam(), takes_large=False)
+    assert fact == PeerFact(PEER, ON.base_port, None, iam(), takes_large=False)
 
 
 def test_a_guess_is_not_cured_as_a_finding() -> None:
@@ -339,9 +339,14 @@ def test_a_late_loop_and_a_differing_environment_are_reported() -> None:
 
 
 def test_the_nodes_settings_hold_but_the_cookie_is_this_shells() -> None:
-    told = running() | {"query": "other", "port": 5000, "dns_server": ["127.0.0.1", 53], "cluster": "c"}
+    told = running() | {
+        "query": "other",
+        "ports": [5000, 5010],
+        "dns_server": ["127.0.0.1", 53],
+        "cluster": "c",
+    }
     adopted = gather.adopt_settings(ON, told)
-    assert (adopted.dns_query, adopted.node_port, adopted.cluster) == ("other", 5000, "c")
+    assert (adopted.dns_query, adopted.base_port, adopted.cluster) == ("other", 5000, "c")
     assert adopted.dns_server == ("127.0.0.1", 53)
     assert adopted.cookie == COOKIE
 
@@ -350,7 +355,7 @@ def test_only_what_is_set_here_can_differ(monkeypatch: pytest.MonkeyPatch) -> No
     for name in list(os.environ):
         if name.startswith(("DNS_CLUSTER", "FLEETLM")):
             monkeypatch.delenv(name)
-    mine = ON.replace(node_port=1, cluster="x")
+    mine = ON.replace(node_ports=(1, 1), cluster="x")
     assert gather.find_differences(mine, running()) == []
     monkeypatch.setenv("FLEETLM_NODE_PORT", "1")
     assert gather.find_differences(mine, running()) == ["FLEETLM_NODE_PORT"]

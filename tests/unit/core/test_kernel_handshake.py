@@ -452,7 +452,7 @@ def test_the_address_in_a_nodes_name_is_not_an_alias() -> None:
 
 
 def test_the_port_and_time_limits_come_from_the_settings() -> None:
-    m = Meeting(Settings(node_port=5000, connect_timeout_s=1.0))
+    m = Meeting(Settings(node_ports=(5000, 5000), connect_timeout_s=1.0))
     assert m.kernel.asked_for(T, name(2)) == [Dial(1, ip(2), 5000)]
     assert m.kernel.deadline() == T + 1
 

@@ -291,7 +291,7 @@ def test_a_peer_is_dialled_at_an_address_of_a_family_that_this_node_has(
     table.learn_alias("fd00::9", "fleetlm@10.0.0.9")
     for alias in aliases:
         table.learn_alias(alias, f"fleetlm@{theirs}")
-    assert table.address_to_dial(peer) == dialled
+    assert table.address_to_dial(peer) == (dialled, 4370)
 
 
 def test_a_node_with_both_families_dials_the_address_in_the_name() -> None:
@@ -300,4 +300,4 @@ def test_a_node_with_both_families_dials_the_address_in_the_name() -> None:
         peer = table.meet(0.0, f"fleetlm@{theirs}")
         assert peer is not None
         table.learn_alias(alias, f"fleetlm@{theirs}")
-        assert table.address_to_dial(peer) == theirs
+        assert table.address_to_dial(peer) == (theirs, 4370)

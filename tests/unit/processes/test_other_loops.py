@@ -102,7 +102,7 @@ def test_a_thread_may_answer_a_call_and_the_answer_is_sent_at_once() -> None:
 
     async def main() -> list[Any]:
         settings = Settings(node_ip="127.0.0.1", remote=False)
-        async with Node.start(settings.replace(node_port=28_431)) as node:
+        async with Node.start(settings.replace(node_ports=(28_431, 28_431))) as node:
             node.spawn(engine, name="engine")
             answers = [await node.call("engine", number, timeout=30) for number in range(5)]
             with pytest.raises(Exception, match="bad"):

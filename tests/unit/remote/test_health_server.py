@@ -27,7 +27,7 @@ class Node:
     """What the server asks of a node."""
 
     name = "a@10.0.0.1"
-    settings = SimpleNamespace(node_basename="a", node_port=PORT)
+    settings = SimpleNamespace(base_port=PORT)
     own_address = SimpleNamespace(ip="10.0.0.1")
     reasons: tuple[str, ...] = ()
 

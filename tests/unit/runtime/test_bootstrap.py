@@ -15,7 +15,15 @@ from fleetlm.errors import SettingsError
 from fleetlm.node import Node
 from fleetlm.remote.health_server import HealthServer
 from fleetlm.remote.server import RemoteServer
-from fleetlm.runtime.bootstrap import HEALTH, REMOTE_SHELL, Prepared, load_service, prepare, warn_about
+from fleetlm.runtime.bootstrap import (
+    HEALTH,
+    REMOTE_SHELL,
+    Prepared,
+    load_service,
+    prepare,
+    take_port,
+    warn_about,
+)
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.testing.network import SimNetwork, SimTransport
@@ -138,7 +146,7 @@ def test_a_simulated_node_is_told_nothing_of_this_machine(caplog: pytest.LogCapt
         made = await parts(ON.replace(node_ip="10.0.0.1"), transport=transport, discovery=StaticDiscovery([]))
         assert not made.on_this_network
         warn_about(made)
-        node = await Node._begin(made)
+        node = await Node._begin(take_port(made))
         await node.stop()
 
     run(main())
@@ -201,7 +209,7 @@ def test_the_service_of_the_remote_shell_is_loaded_by_its_name() -> None:
 async def test_a_service_starts_with_the_node_and_stops_with_it() -> None:
     Service.seen.clear()
     network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
-    node = await Node._begin(await simulated_parts(network, f"{__name__}:Service"))
+    node = await Node._begin(take_port(await simulated_parts(network, f"{__name__}:Service")))
     assert Service.seen == [("start", node.name)]
     await node.stop("enough")
     assert Service.seen == [("start", node.name), ("stop", "enough", False)]
@@ -222,7 +230,7 @@ def test_a_node_whose_service_cannot_start_leaves_nothing_behind(
         network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
         made = await simulated_parts(network, service)
         with pytest.raises(error):
-            await Node._begin(made)
+            await Node._begin(take_port(made))
         assert not network.host("10.0.0.1").endpoints
         await asyncio.sleep(100)
 

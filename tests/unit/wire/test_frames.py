@@ -58,6 +58,7 @@ def test_numbers_on_the_wire_never_get_a_second_meaning() -> None:
         (6, "duplicate_name"),
         (7, "draining"),
         (8, "too_many"),
+        (9, "other_base_port"),
     ]
 
 

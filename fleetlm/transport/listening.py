@@ -1,0 +1,130 @@
+"""Takes a port for a node: the first free one of a range, on its address and its aliases.
+
+The listening socket itself is the lock. It is made here, before the node has a name, and handed to ZeroMQ
+when the node starts (``ZMQ_USE_FD``); connections that come in between wait in the kernel. It disappears with
+the process, so nothing can be stale: no file, no lease.
+
+What the kernel decides, on Linux:
+
+* ``SO_REUSEADDR`` lets a node listen again while connections of its former process are in TIME_WAIT. It lets
+  no two sockets *listen* on one address and port (only ``SO_REUSEPORT`` would, which is never set), nor one
+  on an address and another on all addresses. Two processes that bind at the same moment may both succeed; the
+  second `listen` fails, so a port is taken only after both.
+* A port that an outgoing connection uses as its local port is in use as well: the next one is taken.
+
+Elsewhere (BSD, macOS) a socket on one address and one on all addresses may share a port. There, only nodes
+whose address is not on their machine (NAT) listen on all addresses.
+
+Source: epmd's port and registration; differs: no daemon, the kernel's table of sockets is the registry.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from fleetlm.names import endpoint
+
+log: logging.Logger = logging.getLogger("fleetlm.zmq")
+
+BACKLOG: Final = 1_024
+"""Connections that may wait to be accepted: all peers of a large cluster may dial at the same time."""
+
+Taken = tuple[str, socket.socket]
+"""An address, ``*`` for all of them, and the socket that listens there."""
+
+
+class Listening:
+    """The port of a node, and the sockets that listen there until `hand_over`.
+
+    Attributes:
+        port: the port.
+        ips: the addresses of this machine at which the node listens, its own one first; empty: all, since its
+            own one is not on this machine (NAT).
+    """
+
+    def __init__(self, port: int, own: Taken) -> None:
+        self.port: int = port
+        self._taken = [own]
+
+    @property
+    def ips(self) -> tuple[str, ...]:
+        """See the class."""
+        return tuple(ip for ip, _ in self._taken if ip != "*")
+
+    def listen_at(self, ips: Sequence[str], explain: str) -> None:
+        """Listen at further addresses too, and warn of those where that fails."""
+        for ip in ips:
+            try:
+                self._taken.append((ip, _listen(ip, self.port)))
+            except OSError as error:
+                where = endpoint(ip, self.port)
+                log.warning("%s %s cannot connect: %s", explain, where, error.strerror)
+
+    def sockets(self) -> list[Taken]:
+        """The addresses and their sockets, which stay those of this object."""
+        return list(self._taken)
+
+    def close(self) -> None:
+        """Give the port back, unless its sockets were detached. Idempotent."""
+        for _, sock in self._taken:
+            sock.close()
+
+
+def take_port(ip: str, ports: Sequence[int]) -> Listening:
+    """Listen on the first port that is free.
+
+    Args:
+        ip: the node's address. If this machine does not have it (NAT), the node listens on all addresses.
+        ports: the ports to try, in their order.
+
+    Raises:
+        OSError: no port could be taken; the error of the last one, or the first that is not EADDRINUSE.
+    """
+    where = ip
+    refused = OSError(errno.EADDRINUSE, "no port was given")
+    for port in ports:
+        try:
+            try:
+                sock = _listen(where, port)
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV) or where == "*":
+                    raise
+                where = "*"
+                sock = _listen(where, port)
+            return Listening(port, (where, sock))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            refused = error
+    raise refused
+
+
+def _listen(ip: str, port: int) -> socket.socket:
+    """Make a socket that listens on ``ip:port``, or on all addresses of both families for ``*``."""
+    if ip != "*":
+        return _open(socket.AF_INET6 if ":" in ip else socket.AF_INET, ip, port)
+    try:
+        return _open(socket.AF_INET6, "::", port)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        return _open(socket.AF_INET, "0.0.0.0", port)  # noqa: S104  # a machine without IPv6
+
+
+def _open(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
