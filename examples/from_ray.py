@@ -68,11 +68,11 @@ async def main() -> None:
         await members(here, "models", 2)
 
         # In Ray: ray.get(model.generate.remote(prompt)).
-        model = here.ref(Model, here.groups.pick("models", by="least_loaded"))
+        model = here.groups.ref(Model, "models", by="least_loaded")
         print(await model.within(30.0).call(Model.generate, "a b c"))
 
         # A session stays on the same worker as long as that worker lives.
-        sticky = here.ref(Model, here.groups.pick("models", by="key", key="session-7"))
+        sticky = here.groups.ref(Model, "models", by="sticky", key="session-7")
         async for token in sticky.stream(Model.tokens, "d e f"):
             print(token)
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 from contextlib import AsyncExitStack
 
-from fleetlm import Call, Joined, Left, Node, NoMember, NotDelivered, Process, Settings
+from fleetlm import Call, Joined, Left, Node, Process, Settings
 
 ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
 PORT = int(os.environ.get("EXAMPLE_PORT", "24386"))
@@ -33,17 +33,12 @@ async def worker(process: Process) -> None:
 
 
 async def ask(node: Node, session: str, text: str) -> str:
-    """Call the member that has this session. Every node picks the same one, without a shared table."""
-    while True:
-        try:
-            pid = node.groups.pick("workers", by="key", key=session)
-            reply: str = await node.call(pid, (session, text), timeout=2)
-        except NoMember:
-            raise
-        except NotDelivered:  # The member has just gone; the next pick finds another one.
-            await asyncio.sleep(0.05)
-        else:
-            return reply
+    """Call the member that has this session. Every node picks the same one, without a shared table.
+
+    If that member has just gone, the call has not run, and is made at the next one.
+    """
+    reply: str = await node.groups.call("workers", (session, text), by="key", key=session, timeout=2)
+    return reply
 
 
 async def main() -> None:
