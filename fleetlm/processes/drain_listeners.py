@@ -9,11 +9,16 @@ open.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fleetlm.messages import NodeDraining, NodeUndrained
     from fleetlm.processes.running import RunningProcess
+
+
+_PER_TURN = 1_024
+"""Actors that are told in one turn of the loop: a millisecond or two."""
 
 
 class DrainNotice:
@@ -31,6 +36,7 @@ class DrainListeners:
     def __init__(self) -> None:
         self._actors: dict[int, RunningProcess] = {}
         self._plain: dict[int, RunningProcess] = {}
+        self._telling = asyncio.Lock()
 
     def add_actor(self, process: RunningProcess) -> None:
         """Tell this actor of drains from now on."""
@@ -52,10 +58,14 @@ class DrainListeners:
         self._actors.pop(process.pid.number, None)
         self._plain.pop(process.pid.number, None)
 
-    def tell(self, event: NodeDraining | NodeUndrained) -> None:
-        """Tell every process that listens."""
+    async def tell(self, event: NodeDraining | NodeUndrained) -> None:
+        """Tell every process that listens, some in each turn of the loop, and one event after the other."""
         until: float | None = getattr(event, "until", None)
-        for process in [*self._plain.values()]:
-            process.mailbox.put(event)
-        for process in [*self._actors.values()]:
-            process.mailbox.put(DrainNotice(until))
+        async with self._telling:
+            for process in [*self._plain.values()]:
+                process.mailbox.put(event)
+            for nth, process in enumerate([*self._actors.values()], 1):
+                if not process._is_gone:  # a class of this package
+                    process.mailbox.put(DrainNotice(until))
+                if nth % _PER_TURN == 0:
+                    await asyncio.sleep(0)

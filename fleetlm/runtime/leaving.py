@@ -87,7 +87,7 @@ class Leaving:
         self._is_told = False
         self._draining.undrain()
         if was_told:
-            self._listeners.tell(NodeUndrained(self._context.name))
+            _ = self._keep(self._listeners.tell(NodeUndrained(self._context.name)))
         if self._hooks.has("after_undrain"):
             _ = self._keep(self._hooks.run("after_undrain", float("inf")))
         return True
@@ -117,9 +117,9 @@ class Leaving:
         drain = self._draining.drain(left_s, reason, source, asked_by=asked_by, is_last=is_last)
         draining = self._keep(drain)
         await asyncio.sleep(0)  # It announces the drain in its first turn, and looks what is open later.
-        if not self._is_told:
+        if not self._is_told and until > self._loop.time():  # Else there is no time to hand over.
             self._is_told = True
-            self._listeners.tell(NodeDraining(self._context.name, until, source))
+            await self._listeners.tell(NodeDraining(self._context.name, until, source))
         report: DrainReport = await draining
         if not report.was_undone:
             await self._run_phase("after_drain", self._loop.time() + self.late_s(timeout_s, until))

@@ -249,7 +249,15 @@ async def test_an_actor_takes_back_what_it_did_when_the_drain_is_undone(fleet: F
     (pid,) = two.groups.local_members("keepers")
     await two.drain(5)
     two.undrain()
+    await fleet.sleep(0.1)
     assert await two.ref(Keeper, pid).call(Keeper.keep, "c") == ["a", "back", "c"]
+
+
+async def test_without_any_time_no_actor_begins_to_hand_over(fleet: Fleet) -> None:
+    one, two, _ = await keeper_of(fleet)
+    await two.stop(drain_s=0)
+    await fleet.sleep(1)
+    assert one.groups.members("keepers") == []
 
 
 async def test_a_plain_process_hears_of_drains_if_it_asks(fleet: Fleet) -> None:
