@@ -149,13 +149,13 @@ async def prepare(
     return Prepared(settings, address, discovery, first, transport, rng, wall_ms, services, on_this_network)
 
 
-def take_port(prepared: Prepared) -> Prepared:
+async def take_port(prepared: Prepared) -> Prepared:
     """Take the first free port, which decides the node's name. From then on its transport must be closed.
 
     Raises:
         StartFailed: there is none.
     """
-    port = prepared.transport.bind(prepared.own_address.ip, prepared.settings.own_ports)
+    port = await prepared.transport.bind(prepared.own_address.ip, prepared.settings.own_ports)
     return replace(prepared, port=port)
 
 
@@ -250,7 +250,7 @@ class NodeStarting(Generic[N]):
         wall_ms = int(time.time() * 1000) if self._wall_ms is None else self._wall_ms
         rng = random.Random() if self._rng is None else self._rng
         prepared = await prepare(self._settings, self._discovery, self._transport, rng, wall_ms)
-        prepared = take_port(prepared)
+        prepared = await take_port(prepared)
         try:
             return await self._begin(prepared)
         except BaseException:

@@ -342,7 +342,7 @@ class SimTransport:
         """The shared secret; only endpoints that know it can connect."""
         return self._settings.cookie
 
-    def bind(self, ip: str, ports: Sequence[int]) -> int:
+    async def bind(self, ip: str, ports: Sequence[int]) -> int:
         """Take the first port on which no other transport is bound.
 
         Raises:

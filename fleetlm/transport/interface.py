@@ -52,7 +52,7 @@ class Listener(Protocol):
 class Transport(Protocol):
     """The network of one node. The node chooses the channel numbers and never uses one twice."""
 
-    def bind(self, ip: str, ports: Sequence[int]) -> int:
+    async def bind(self, ip: str, ports: Sequence[int]) -> int:
         """Take the first port that is free on ``ip``, for this node alone, until `close`.
 
         Returns:

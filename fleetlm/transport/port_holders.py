@@ -159,6 +159,8 @@ def read_command(pid: int, proc: str = "/proc") -> str:
         except OSError:
             continue
         if text:
+            program, _, rest = text.partition("\0")
+            text = f"{program.rpartition('/')[2]} {rest}".strip()  # Its folder says little.
             line = "".join(letter if letter.isprintable() else " " for letter in text)
             return line if len(line) <= MAX_COMMAND_CHARS else line[: MAX_COMMAND_CHARS - 1] + "…"
     return ""

@@ -141,24 +141,9 @@ def describe_ports(ip: str, ports: Sequence[int]) -> str:
 
 
 def explain_bind_error(error: OSError | zmq.ZMQError, ports: Sequence[int]) -> str:
-    """Explain why none of the ports could be bound, and what to do about it."""
+    """Explain why no port could be bound, and what to do; `taken_ports` does where they are in use."""
     first, last = ports[0], ports[-1]
     port = f"port {first}" if first == last else f"ports {first} to {last}"
-    if error.errno == errno.EADDRINUSE:
-        if first == last:
-            return (
-                f"port {first} is in use, perhaps by another node on this machine. "
-                f"`ss -tanp 'sport = :{first}'` shows the program; stop it, or give this node another port "
-                f"of the range: set FLEETLM_NODE_PORT={first}-{first + 15} on every node of the cluster, or "
-                "another FLEETLM_NODE_SLOT. If the port serves an outgoing connection, keep it out of their "
-                f"range: sysctl -w net.ipv4.ip_local_reserved_ports={first}"
-            )
-        return (
-            f"all {len(ports)} {port} are in use, perhaps by other nodes on this machine. "
-            f"`ss -tanp 'sport >= :{first} and sport <= :{last}'` shows the programs; stop some, or widen "
-            "the range of FLEETLM_NODE_PORT upwards. If ports serve outgoing connections, keep them out of "
-            f"their range: sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last}"
-        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
             f"permission denied for {port}: ports below 1024 need privileges. "

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from fleetlm.names import MAX_PORT
 from fleetlm.settings import Settings
 from fleetlm.transport.port_holders import ANY_IPS, PortHolder, find_holders
 from fleetlm.transport.probe import probe
@@ -22,6 +24,8 @@ ASK_S: Final = 1.0
 """Seconds for the programs to say who they are, all at the same time: a node answers in milliseconds."""
 MAX_ASKED: Final = 32
 """Ports whose programs are asked. Each question needs descriptors and a thread for a moment."""
+MAX_SHOWN: Final = 32
+"""Ports with a line of their own; a range may have 256."""
 LOOPBACK: Final = "127.0.0.1"
 
 
@@ -33,11 +37,13 @@ class TakenPort:
         port: the port.
         holders: the sockets that hold it; empty where the system does not tell.
         node: what the node there says about itself; None if no node of this cluster answered.
+        was_asked: whether the program there was asked who it is.
     """
 
     port: int
     holders: tuple[PortHolder, ...] = ()
     node: IAm | None = None
+    was_asked: bool = False
 
 
 async def look_at_ports(ip: str, ports: Sequence[int], settings: Settings) -> list[TakenPort]:
@@ -49,13 +55,15 @@ async def look_at_ports(ip: str, ports: Sequence[int], settings: Settings) -> li
         settings: the cookie and the limits.
     """
     found = find_holders(ports, ip)  # Not in a thread: a program may have replaced those by gevent's.
+    missing = set(ports) - {each.port for each in found}
+    found += find_holders(missing)  # Behind NAT a node listens on all addresses, so each of them counts.
 
     async def look_at(number: int, port: int) -> TakenPort:
         holders = tuple(each for each in found if each.port == port)
         is_asked = number < MAX_ASKED and (not holders or holders[0].is_listening)
         where = LOOPBACK if holders and holders[0].ip in ANY_IPS else ip
         answer = await probe(where, port, settings, ASK_S) if is_asked else None
-        return TakenPort(port, holders, answer if isinstance(answer, IAm) else None)
+        return TakenPort(port, holders, answer if isinstance(answer, IAm) else None, was_asked=is_asked)
 
     return list(await asyncio.gather(*(look_at(number, port) for number, port in enumerate(ports))))
 
@@ -67,26 +75,44 @@ def explain_taken(taken: Sequence[TakenPort], slot: int | None = None) -> str:
         taken: all ports on which the node may listen, in order.
         slot: `Settings.node_slot`, if that fixes the port.
     """
+    lines = [f"  {each.port}: {describe_holder(each)}" for each in taken[:MAX_SHOWN]]
+    if len(taken) > MAX_SHOWN:
+        lines.append(f"  and {len(taken) - MAX_SHOWN} more")
+    return "\n".join([f"{name_ports(taken, slot)} is in use:", *lines, advise(taken, slot)])
+
+
+def name_ports(taken: Sequence[TakenPort], slot: int | None = None) -> str:
+    """Return which ports are meant, with the variable that says so."""
     first, last = taken[0].port, taken[-1].port
     if slot is not None:
-        what, cure = f"port {first} (FLEETLM_NODE_SLOT={slot})", "give this process another FLEETLM_NODE_SLOT"
-    elif len(taken) == 1:
-        share = f"{first}-{min(first + 15, 65_535)}"
-        what = f"port {first} (FLEETLM_NODE_PORT)"
-        cure = f"give the nodes of the cluster a range, each of them the same: FLEETLM_NODE_PORT={share}"
+        return f"port {first} (FLEETLM_NODE_SLOT={slot})"
+    if first == last:
+        return f"port {first} (FLEETLM_NODE_PORT)"
+    return f"each of the {len(taken)} ports {first}-{last} (FLEETLM_NODE_PORT)"
+
+
+def advise(taken: Sequence[TakenPort], slot: int | None = None) -> str:
+    """Return what to do where all these ports are taken."""
+    first, last = taken[0].port, taken[-1].port
+    if slot is not None:
+        advice = ["Stop it, or give this process another FLEETLM_NODE_SLOT."]
+    elif first == last:
+        share = f"{first}-{min(first + 15, MAX_PORT)}"
+        advice = [
+            f"Stop it, or give the nodes of the cluster a range, all the same: FLEETLM_NODE_PORT={share}."
+        ]
     else:
-        wider = f"{first}-{min(last + len(taken), 65_535)}"
-        what = f"each of the {len(taken)} ports {first}-{last} (FLEETLM_NODE_PORT)"
-        cure = f"widen the range, on every node of the cluster: FLEETLM_NODE_PORT={wider}"
-    lines = [f"{what} is in use:", *(f"  {line}" for line in describe_ports(taken))]
-    lines.append(f"Stop {'it' if len(taken) == 1 else 'one of them'}, or {cure}.")
-    lines += _further_advice(taken)
-    return "\n".join(lines)
-
-
-def describe_ports(taken: Iterable[TakenPort]) -> list[str]:
-    """Return a line for each port: who holds it."""
-    return [f"{each.port}: {describe_holder(each)}" for each in taken]
+        wider = f"{first}-{min(last + len(taken), MAX_PORT)}"
+        advice = [f"Stop one of them, or widen the range upwards: FLEETLM_NODE_PORT={wider}."]
+    if any(each.holders and not each.holders[0].is_listening for each in taken):
+        ports = str(first) if first == last else f"{first}-{last}"
+        advice.append(
+            "Keep outgoing connections away from these ports: "
+            f"sysctl -w net.ipv4.ip_local_reserved_ports={ports}."
+        )
+    if any(not each.holders or each.holders[0].pid is None for each in taken):
+        advice.append(f"On the host, root sees the processes of all containers: {_command(first, last)}")
+    return "\n".join(advice)
 
 
 def describe_holder(taken: TakenPort) -> str:
@@ -95,10 +121,10 @@ def describe_holder(taken: TakenPort) -> str:
     if taken.node is not None:
         return f"{taken.node.name}, {process}" if process else taken.node.name
     if not taken.holders:
-        return "a program that this system does not name, and that does not answer as a node of this cluster"
+        return "no program can be seen there: perhaps it has just ended"
     if not taken.holders[0].is_listening:
         return f"a connection of {process}"
-    return f"{process}, which does not answer as a node of this cluster"
+    return f"{process}, which does not answer as a node of this cluster" if taken.was_asked else process
 
 
 def _describe_process(holder: PortHolder) -> str:
@@ -106,22 +132,14 @@ def _describe_process(holder: PortHolder) -> str:
         return f"this process ({holder.pid})"
     if holder.pid is not None:
         return f"process {holder.pid} ({holder.command or 'it has ended'})"
-    if holder.uid != os.geteuid():
+    if os.geteuid() not in (0, holder.uid):
         return f"a process of user {holder.uid} that this user may not look into"
     return "a process that cannot be seen from here, perhaps in another container that shares this network"
 
 
-def _further_advice(taken: Collection[TakenPort]) -> list[str]:
-    first = min(each.port for each in taken)
-    last = max(each.port for each in taken)
-    advice = []
-    if any(each.holders and not each.holders[0].is_listening for each in taken):
-        ports = str(first) if first == last else f"{first}-{last}"
-        advice.append(
-            "Keep outgoing connections away from these ports: "
-            f"sysctl -w net.ipv4.ip_local_reserved_ports={ports}"
-        )
-    if any(not each.holders or each.holders[0].pid is None for each in taken):
-        which = f"sport = :{first}" if first == last else f"sport >= :{first} and sport <= :{last}"
-        advice.append(f"Root sees all processes of this machine: ss -tanp '{which}'")
-    return advice
+def _command(first: int, last: int) -> str:
+    """Return the command that shows the processes which hold ports."""
+    if not sys.platform.startswith("linux"):
+        return f"lsof -nP -iTCP:{first}" + (f"-{last}" if last > first else "")
+    which = f"sport = :{first}" if first == last else f"sport >= :{first} and sport <= :{last}"
+    return f"ss -tanp '{which}'"

@@ -66,6 +66,7 @@ from fleetlm.transport.sockets import (
     may_dial_from,
     raise_descriptor_limit,
 )
+from fleetlm.transport.taken_ports import explain_taken, look_at_ports
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
@@ -124,11 +125,12 @@ class ZmqTransport:
 
     # ── Transport ────────────────────────────────────────────────────────────────────────────────
 
-    def bind(self, ip: str, ports: Sequence[int]) -> int:
+    async def bind(self, ip: str, ports: Sequence[int]) -> int:
         """Take the first free port, on all addresses if this machine does not have ``ip`` (NAT).
 
         Raises:
-            StartFailed: no port can be bound, or no descriptors are left. Nothing is left open.
+            StartFailed: no port can be bound, or no descriptors are left. Nothing is left open. If all ports
+                are in use, the error names the programs that hold them, which takes up to a second.
             RuntimeError: the transport was bound before, or belongs to the parent of a fork.
         """
         self._check_fork()
@@ -142,7 +144,10 @@ class ZmqTransport:
         try:
             self._listening = take_port(ip, ports)
         except OSError as error:
-            raise StartFailed(where, explain_bind_error(error, ports)) from error
+            if error.errno != errno.EADDRINUSE:
+                raise StartFailed(where, explain_bind_error(error, ports)) from error
+            taken = await look_at_ports(ip, ports, self._settings)
+            raise StartFailed(where, explain_taken(taken, self._settings.node_slot)) from error
         if self._listening.ips:
             self._listening.listen_at(self._aliases, "nodes that can only reach")
         else:
@@ -336,7 +341,8 @@ class ZmqTransport:
         if self._is_forked:
             raise RuntimeError(
                 "this process was forked from one with a running node, and ZeroMQ's threads do not "
-                "survive a fork: start a new node here, or start processes with 'spawn'"
+                "survive a fork: start a new node here, after the fork, or start processes with 'spawn' "
+                "(docs/several-nodes-on-one-host.md)"
             )
 
     def _after_fork(self) -> None:

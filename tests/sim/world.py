@@ -43,7 +43,7 @@ class Peer:
 
     async def start(self) -> Peer:
         listener: Listener = self
-        self.transport.bind(self.ip, [PORT])
+        await self.transport.bind(self.ip, [PORT])
         await self.transport.start(listener)
         return self
 

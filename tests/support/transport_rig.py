@@ -131,7 +131,7 @@ async def station(
     ip = ip or free_ip()
     seen = Recorder()
     transport = ZmqTransport(Settings(**settings), aliases=aliases)
-    transport.bind(ip, [port])
+    await transport.bind(ip, [port])
     await transport.start(seen)
     try:
         yield Station(transport, seen, ip, port)

@@ -124,7 +124,7 @@ async def main(ip, port):
     resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
     seen = Recorder()
     transport = ZmqTransport(Settings())
-    transport.bind(ip, [port])
+    await transport.bind(ip, [port])
     await transport.start(seen)
     held = []
     try:

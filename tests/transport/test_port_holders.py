@@ -34,7 +34,10 @@ def proc(tmp_path: Path) -> str:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "tcp").write_text(HEAD + LISTENS + ACCEPTED + DIALS + CLOSED)
     (tmp_path / "net" / "tcp6").write_text(HEAD + EVERYWHERE + SEVEN)
-    for pid, command, inodes in ((12, b"python\0-m\0fleetlm\0start\0", (501, 9)), (13, b"", (501, 503))):
+    for pid, command, inodes in (
+        (12, b"/usr/bin/python\0-m\0fleetlm\0start\0", (501, 9)),
+        (13, b"", (501, 503)),
+    ):
         folder = tmp_path / str(pid) / "fd"
         folder.mkdir(parents=True)
         (folder.parent / "cmdline").write_bytes(command)
@@ -129,4 +132,4 @@ def test_this_process_and_a_child_are_found_on_real_sockets() -> None:
         found = {each.port: each for each in find_holders(ports, "127.0.0.1")}
         process.stdin.close()
     assert [found[port].pid for port in ports] == [os.getpid(), process.pid]
-    assert found[ports[1]].command.startswith(f"{sys.executable} -c import")
+    assert found[ports[1]].command.startswith(f"{Path(sys.executable).name} -c import")

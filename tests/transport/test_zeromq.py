@@ -50,7 +50,7 @@ from fleetlm.transport.zeromq import ZmqTransport
 async def main(own_ip, ip, port, frames):
     seen = Recorder()
     transport = ZmqTransport(Settings(node_timeout_s=1.0))
-    transport.bind(own_ip, [port])
+    await transport.bind(own_ip, [port])
     await transport.start(seen)
     peer = Station(transport, seen, own_ip, port)
     channel = peer.dial(ip, port)
@@ -599,10 +599,10 @@ async def test_a_port_in_use_is_an_error_and_leaves_nothing_open() -> None:
     with raw_server(ip, PORT):
         transport = ZmqTransport(Settings(cookie="sixteen characters"))
         with pytest.raises(StartFailed) as caught:
-            transport.bind(ip, [PORT])
+            await transport.bind(ip, [PORT])
         assert caught.value.endpoint == f"{ip}:{PORT}"
-        assert f"port {PORT} is in use" in str(caught.value)
-        assert "FLEETLM_NODE_PORT" in str(caught.value)
+        assert f"port {PORT} (FLEETLM_NODE_PORT) is in use" in str(caught.value)
+        assert f"this process ({os.getpid()}), which does not answer as a node" in str(caught.value)
         await transport.close()
     gc.collect()
     assert descriptors() == before
@@ -698,7 +698,7 @@ async def test_closing_first_and_starting_twice() -> None:
     await ZmqTransport(Settings()).close()
     async with station() as a:
         with pytest.raises(RuntimeError, match="once"):
-            a.transport.bind(a.ip, [a.port])
+            await a.transport.bind(a.ip, [a.port])
         await a.transport.close()
         with pytest.raises(RuntimeError, match="not running"):
             a.dial(a.ip, a.port)

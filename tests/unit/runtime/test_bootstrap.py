@@ -146,7 +146,7 @@ def test_a_simulated_node_is_told_nothing_of_this_machine(caplog: pytest.LogCapt
         made = await parts(ON.replace(node_ip="10.0.0.1"), transport=transport, discovery=StaticDiscovery([]))
         assert not made.on_this_network
         warn_about(made)
-        node = await Node._begin(take_port(made))
+        node = await Node._begin(await take_port(made))
         await node.stop()
 
     run(main())
@@ -209,7 +209,7 @@ def test_the_service_of_the_remote_shell_is_loaded_by_its_name() -> None:
 async def test_a_service_starts_with_the_node_and_stops_with_it() -> None:
     Service.seen.clear()
     network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
-    node = await Node._begin(take_port(await simulated_parts(network, f"{__name__}:Service")))
+    node = await Node._begin(await take_port(await simulated_parts(network, f"{__name__}:Service")))
     assert Service.seen == [("start", node.name)]
     await node.stop("enough")
     assert Service.seen == [("start", node.name), ("stop", "enough", False)]
@@ -230,7 +230,7 @@ def test_a_node_whose_service_cannot_start_leaves_nothing_behind(
         network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
         made = await simulated_parts(network, service)
         with pytest.raises(error):
-            await Node._begin(take_port(made))
+            await Node._begin(await take_port(made))
         assert not network.host("10.0.0.1").endpoints
         await asyncio.sleep(100)
 
