@@ -318,7 +318,8 @@ class Node:
 
         Args:
             *selectors: any of ``visible``, ``hidden``, ``connected``, ``this``, ``known``, ``dns``,
-                ``busy``, ``draining``; several make a union.
+                ``host``, ``busy``, ``draining``; several make a union. ``host`` are the connected nodes that
+                share this node's IP address, or one of its further addresses.
 
         Raises:
             ValueError: an unknown selector.

@@ -72,7 +72,7 @@ REMOTE = """\
 Evaluate Python inside a node that runs on this machine; print its output and the result. Statements and
 top-level `await` work; an awaitable result is awaited. Without EXPR, open an interactive shell.
 
-  fleetlm remote "Node.list()"                  connected nodes; also Node.list("known")
+  fleetlm remote "Node.list()"                  connected nodes; also Node.list("known"), Node.list("host")
   fleetlm remote "Node.info()"                  this node and its connection table
   fleetlm remote "Node.ping('fleetlm@10.0.0.7')"
   fleetlm remote "Process.list()"
@@ -80,6 +80,8 @@ top-level `await` work; an awaitable result is awaited. Without EXPR, open an in
   fleetlm remote "await node.call('sessions', 'size')"
   fleetlm remote - < script.py                  read the source from stdin
   fleetlm remote                                shell with history and completion; Ctrl-D leaves it
+  fleetlm remote --node 4371 "Node.info()"      one of several nodes of this machine, by its port; also by its
+                                                slot (--node 1) or name (--node fleetlm@10.0.0.7:4371)
 
 Available names: Node, Process, Supervisor, Group, Registry, node (the running fleetlm.Node), fleetlm,
 asyncio. EXPR runs on the node's event loop, so an expression that blocks (time.sleep, a long
@@ -95,18 +97,19 @@ exit codes:
   5  permission denied
 """
 DOCTOR = """\
-Check the settings, the DNS name and its addresses, this machine's address, the port, the cookie and each
-peer. If a node runs on this machine, its own view is checked as well. Each line of the report says what
-was checked and what was found, and for every problem what to do.
+Check the settings, the DNS name and its addresses, this machine's address, the ports and who holds them,
+the cookie and each peer. If nodes run on this machine, the view of each is checked as well. Each line of the
+report says what was checked and what was found, and for every problem what to do.
 
   fleetlm doctor
+  fleetlm doctor --node 4371
   docker compose exec worker fleetlm doctor
   fleetlm doctor --json
 
 exit codes:
   0   no check failed (there may be warnings)
   1   a check failed
-  2   several nodes run here and --node is missing
+  2   several nodes run here that --node may mean
   3   the node that --node names does not run here
   4   the node that --node names does not respond
   5   permission denied
@@ -222,7 +225,9 @@ def parser() -> argparse.ArgumentParser:
     remote = command("remote", "evaluate Python inside a running node, or open a shell in it", REMOTE)
     remote.add_argument("source", nargs="?", metavar="EXPR", help="Python source; - reads it from stdin")
     remote.add_argument("--json", action="store_true", help="print one JSON object")
-    remote.add_argument("--node", metavar="NAME", help="node to connect to, if several run here")
+    remote.add_argument(
+        "--node", metavar="NAME", help="node to connect to, by name, port or slot, if several run here"
+    )
     remote.add_argument(
         "--timeout",
         type=seconds,
@@ -231,7 +236,9 @@ def parser() -> argparse.ArgumentParser:
     )
     doctor = command("doctor", "check a node and its cluster, and say how to repair what is wrong", DOCTOR)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
-    doctor.add_argument("--node", metavar="NAME", help="node to check, if several run here")
+    doctor.add_argument(
+        "--node", metavar="NAME", help="node to check, by name, port or slot (all that run here)"
+    )
     _add_leaving(command)
     command("demo", "watch a cluster form on this machine", DEMO)
     return top

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from fleetlm.settings import Settings
 
-SELECTORS = ("visible", "hidden", "connected", "this", "known", "dns", "busy", "draining")
+SELECTORS = ("visible", "hidden", "connected", "this", "known", "dns", "host", "busy", "draining")
 """What `Topology.select` accepts. Source: Erlang's nodes/1 for the first five; the rest are ours."""
 
 
@@ -416,6 +416,8 @@ class Topology:
                 found.update((name, None) for name in self.peers)
             elif selector == "dns":
                 found.update((name, None) for name, peer in self.peers.items() if peer.in_dns)
+            elif selector == "host":
+                found.update((name, None) for name, peer in self.peers.items() if self._is_host_mate(peer))
             elif selector == "busy":
                 found.update((name, None) for name, peer in self.peers.items() if peer.is_up and peer.is_busy)
             elif selector == "draining":
@@ -448,6 +450,14 @@ class Topology:
             draining=peer.is_draining,
             short_lived=c.short_lived,
         )
+
+    def _is_host_mate(self, peer: Peer) -> bool:
+        """Whether a connected node runs on this machine: it has an address of this node."""
+        if not peer.is_up:
+            return False
+        name = peer.connection.name
+        theirs = [peer.connection.ip, *(ip for ip, known in self._owners.items() if name in known.values())]
+        return not self._own_ips.isdisjoint(theirs)
 
     def _find_hearsay(self) -> Peer | None:
         """Return a row known from hearsay only: never up, not in DNS, not asked for, and not being dialled.

@@ -40,7 +40,7 @@ class NodeNoun:
     def list(self, *selectors: str) -> list[str]:
         """Return connected nodes without this one, sorted; or those that match any of the selectors.
 
-        Selectors: visible, hidden, connected, this, known, dns, busy, draining.
+        Selectors: visible, hidden, connected, this, known, dns, host, busy, draining.
         """
         return self._node.list(*selectors)
 

@@ -34,6 +34,7 @@ from fleetlm.names import NodeName, endpoint
 from fleetlm.setting_parsers import is_service_name
 from fleetlm.settings import Settings
 from fleetlm.texts import format_span
+from fleetlm.transport.taken_ports import TakenPort, advise, describe_holder, name_ports
 from fleetlm.wire.frames import IAm
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -97,6 +98,13 @@ class PeerFact:
 
 
 @dataclass(frozen=True, slots=True)
+class FreePort:
+    """The port that a node would take if it were started here."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that `gather` found out.
 
@@ -108,8 +116,9 @@ class Facts:
         answer: the DNS answer to the lookup made for this report; None if clustering is off.
         source: the name that was looked up, and where.
         local: for each address in ``peers``, whether it belongs to this machine.
-        port: None if nothing listens at this node's address and port and they can be bound; else what
-            answered there, or a text that says why they cannot be bound.
+        port: what answered at the address and port of the running node. Without one: the port that a node
+            would take, or a text that says why it would find none.
+        ports: who holds the ports of `Settings.node_ports` at this machine's address; only those in use.
         peers: the addresses from DNS and from the connection table, without ``own_ip``.
         node: what the running node says about itself (`remote.facts.node_facts`); None without one.
         node_why: why no running node was asked.
@@ -126,13 +135,25 @@ class Facts:
     answer: Answer | None
     source: str
     local: Mapping[str, bool] = field(default_factory=dict)
-    port: PeerFact | str | None = None
+    port: PeerFact | FreePort | str | None = None
+    ports: Sequence[TakenPort] = ()
     peers: Sequence[PeerFact] = ()
     node: Mapping[str, Any] | None = None
     node_why: str = ""
     differs: Sequence[str] = ()
     environment_error: str = ""
     cookie_known: bool = True
+
+    @property
+    def own_port(self) -> int:
+        """The port of the running node; without one, the first of the range."""
+        port = None if self.node is None else NodeName.parse(self.node["name"]).port
+        return port or self.settings.base_port
+
+    @property
+    def hosts(self) -> set[str]:
+        """The IP addresses in the DNS answer."""
+        return set() if self.answer is None else set(list_hosts(self.answer.addresses))
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
@@ -147,6 +168,7 @@ def judge(facts: Facts) -> list[Finding]:
         *judge_settings(facts),
         *judge_own_address(facts),
         *judge_port(facts),
+        *judge_ports(facts),
         *judge_cookie(facts),
         *judge_lookup(facts),
         *judge_peers(facts),
@@ -222,15 +244,15 @@ def judge_own_address(facts: Facts) -> list[Finding]:
         return [Finding(WARN, "own address", text, _capitalize(facts.own_warning))]
     answer = facts.answer
     if answer is not None and answer.addresses:
-        hosts = list_hosts(answer.addresses)
-        remote = [ip for ip in hosts if not ipaddress.ip_address(ip).is_loopback]
+        remote = [ip for ip in facts.hosts if not ipaddress.ip_address(ip).is_loopback]
         if remote and ipaddress.ip_address(facts.own_ip).is_loopback:
             cure = "Set FLEETLM_NODE_IP to the address at which peers reach this machine"
             return [Finding(FAIL, "own address", f"{text}; peers cannot reach a loopback address", cure)]
-        other_ports = describe_other_ports(facts.own_ip, facts.settings.all_ports, answer.addresses)
+        ports = facts.settings.own_ports if facts.node is None else range(facts.own_port, facts.own_port + 1)
+        other_ports = describe_other_ports(facts.own_ip, ports, answer.addresses)
         if other_ports is not None:
             return [Finding(WARN, "own address", other_ports, _capitalize(PORT_CURE))]
-        if facts.own_ip not in hosts:
+        if facts.own_ip not in facts.hosts:
             cure = (
                 "This is harmless as long as the node finds one peer. If it stays alone, set "
                 "FLEETLM_NODE_IP, or find out why DNS leaves this address out (for example, the node is not "
@@ -248,31 +270,17 @@ def judge_own_address(facts: Facts) -> list[Finding]:
     return [Finding(OK, "own address", text)]
 
 
+def judge_silence(why: str) -> Finding:
+    """Judge a node of this machine that does not answer, where others do."""
+    cure = "Its log says what blocks its event loop; `ps` shows whether its process is stopped"
+    return Finding(FAIL, "node", why, cure)
+
+
 def judge_port(facts: Facts) -> list[Finding]:
     """Check whether the running node listens on its port, or whether a new node could."""
-    where = endpoint(facts.own_ip, facts.settings.base_port)
-    found = facts.port
     if facts.node is None:
-        if found is None:
-            return [Finding(OK, "port", f"{where} is free, so a node can start")]
-        if isinstance(found, str):
-            port = facts.settings.base_port
-            cure = (
-                "FLEETLM_NODE_IP must be an address of this machine, and FLEETLM_NODE_PORT a port that this "
-                f"user may bind. `ss -tanp 'sport = :{port}'` shows a program that uses the port, also "
-                f"for an outgoing connection (then: sysctl -w net.ipv4.ip_local_reserved_ports={port})"
-            )
-            return [Finding(FAIL, "port", f"{where} cannot be bound: {found}", cure)]
-        if isinstance(found.answer, IAm):
-            text = f"{where} is taken by the node {found.answer.name}, so a second node cannot start"
-            cure = "Stop that node first, or give the new one another FLEETLM_NODE_IP"
-            return [Finding(WARN, "port", text, cure)]
-        cure = (
-            f"Find the program with: ss -tanp 'sport = :{facts.settings.base_port}'. Stop it, or set "
-            "FLEETLM_NODE_PORT to the same other port on every node"
-        )
-        text = f"{where} is taken by another program{_bracket(found.answer)}, so a node cannot start"
-        return [Finding(FAIL, "port", text, cure)]
+        return [_judge_new_port(facts)]
+    where, found = endpoint(facts.own_ip, facts.own_port), facts.port
     if isinstance(found, PeerFact) and found.tcp is None:
         if isinstance(found.answer, IAm) and found.answer.name != facts.node["name"]:
             text = f"the node that answers at {where} is {found.answer.name}, not {facts.node['name']}"
@@ -289,6 +297,51 @@ def judge_port(facts: Facts) -> list[Finding]:
         return [Finding(OK, "port", text)]
     cure = "Check the firewall of this machine, and that FLEETLM_NODE_IP is an address of this machine"
     return [Finding(FAIL, "port", f"the node does not answer at {where} from this machine: {why}", cure)]
+
+
+def _judge_new_port(facts: Facts) -> Finding:
+    """Check whether a node that is started here would find a port."""
+    found, settings = facts.port, facts.settings
+    if isinstance(found, FreePort):
+        return Finding(OK, "port", f"{endpoint(facts.own_ip, found.port)} is free, so a node can start")
+    wanted = settings.own_ports
+    where = endpoint(facts.own_ip, wanted[0]) + (f"-{wanted[-1]}" if len(wanted) > 1 else "")
+    taken = [each for each in facts.ports if each.port in wanted]
+    if len(taken) == len(wanted):
+        # If nodes hold all of them, that may be meant so: they run, and could not be asked.
+        level = WARN if all(each.node for each in taken) else FAIL
+        text = f"{name_ports(taken, settings.node_slot)} is in use at {facts.own_ip}, so no node can start"
+        return Finding(level, "port", text, advise(taken, settings.node_slot).replace("\n", " "))
+    cure = (
+        "FLEETLM_NODE_IP must be an address of this machine, and FLEETLM_NODE_PORT ports that this user may "
+        "bind (below 1024 that needs privileges)"
+    )
+    return Finding(FAIL, "port", f"{where} cannot be bound: {found}", cure)
+
+
+def judge_ports(facts: Facts) -> list[Finding]:
+    """Say who holds the ports at which nodes of this machine may listen."""
+    first, last = facts.settings.node_ports
+    if not facts.ports:
+        return []
+    which = f"the {last - first + 1} ports {first}-{last}" if first < last else f"port {first}"
+    count = (
+        f"{len(facts.ports)} of {which} at {facts.own_ip}" if first < last else f"{which} at {facts.own_ip}"
+    )
+    verb = "is" if len(facts.ports) == 1 else "are"
+    findings = [Finding(OK, "ports", f"{count} {verb} in use")]
+    for each in facts.ports:
+        text = f"{each.port}: {describe_holder(each)}"
+        if each.node is None and each.was_asked and each.port == facts.settings.base_port and first < last:
+            cure = (
+                "The first port should be a node's: others look for the nodes of this machine there first, "
+                "and find them later where another program holds it. Choose another range of "
+                "FLEETLM_NODE_PORT, on every node of the cluster"
+            )
+            findings.append(Finding(WARN, "ports", text, cure))
+        else:
+            findings.append(Finding(OK, "ports", text))
+    return findings
 
 
 def judge_cookie(facts: Facts) -> list[Finding]:
@@ -327,14 +380,16 @@ def judge_lookup(facts: Facts) -> list[Finding]:
         return [Finding(FAIL, "dns", text, cure)]
     listed = f"{text} ({_list_addresses(answer.addresses)})"
     if _is_virtual(facts):
-        ip = answer.addresses[0]
+        (ip,) = facts.hosts
         cure = f"Behind the address of a load balancer only one node can be found at a time. {DNS_NAME_HELP}"
         text = f"{listed}: {ip} is a virtual address, not the address of a node"
         return [Finding(FAIL, "dns", text, cure)]
     if answer.outcome is Outcome.PARTIAL:
         cure = "Nodes use the addresses that were returned, and learn of missing ones through their peers"
         return [Finding(WARN, "dns", listed, cure)]
-    if set(answer.addresses) <= {facts.own_ip, endpoint(facts.own_ip, facts.settings.base_port)}:
+    if set(answer.addresses) <= {facts.own_ip, endpoint(facts.own_ip, facts.own_port)}:
+        if any(row["status"] in ("up", "busy") for row in facts.rows):
+            return [Finding(OK, "dns", f"{listed}: only this machine, and its nodes have found each other")]
         if answer.detail.endswith(f"from {HOSTS}"):
             cure = (
                 f"{HOSTS} has only this machine under that name, so DNS is not asked: end the name in "
@@ -374,9 +429,12 @@ def _is_virtual(facts: Facts) -> bool:
 
 def judge_peers(facts: Facts) -> list[Finding]:
     """Check each address of a peer, as contacted from this machine."""
-    up = {NodeName.parse(row["name"]).ip for row in facts.rows if row["status"] in ("up", "busy")}
-    named = set(list_hosts(facts.answer.addresses)) if facts.answer else set()
-    return [judge_peer(facts.settings, fact, fact.ip in up, fact.ip in named) for fact in facts.peers]
+    names = [NodeName.parse(row["name"]) for row in facts.rows if row["status"] in ("up", "busy")]
+    up = {(name.ip, name.port or facts.settings.base_port) for name in names}
+    hosts = facts.hosts
+    return [
+        judge_peer(facts.settings, fact, (fact.ip, fact.port) in up, fact.ip in hosts) for fact in facts.peers
+    ]
 
 
 def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool) -> Finding:
@@ -394,7 +452,7 @@ def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool) -> Fin
     if fact.tcp is not None:
         if fact.tcp == "refused":
             text = f"{where} refuses connections: the machine is up, but no program listens on this port"
-            cure = "Start the node there, and use the same FLEETLM_NODE_PORT on every node"
+            cure = "Start a node there, and use the same first port of FLEETLM_NODE_PORT on every node"
         elif fact.tcp == "timeout":
             text = f"{where} does not respond: the machine is down, or packets are dropped on the way"
             cure = f"Allow TCP port {fact.port} between nodes, in both directions (network policy, firewall)"
@@ -508,10 +566,6 @@ def judge_stability(facts: Facts) -> list[Finding]:
     if facts.node is not None and not findings:
         return [Finding(OK, "flapping", "connections are stable")]
     return findings
-
-
-def _bracket(answer: object) -> str:
-    return f" ({answer})" if isinstance(answer, str) else ""
 
 
 def _count_nodes(count: int) -> str:

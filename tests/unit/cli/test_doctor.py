@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 
-from fleetlm.cli.doctor import checks, gather
-from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Facts, Finding, PeerFact
+from fleetlm.cli.doctor import checks, gather, report
+from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Facts, Finding, FreePort, PeerFact
+from fleetlm.cli.doctor.gather import AskedNode
+from fleetlm.cli.doctor.report import Report
 from fleetlm.core.dns_answers import Answer, Outcome
+from fleetlm.remote import finder
 from fleetlm.remote.facts import node_facts, plain
+from fleetlm.remote.protocol import SocketFile
 from fleetlm.settings import Settings
+from fleetlm.transport.port_holders import PortHolder
+from fleetlm.transport.taken_ports import TakenPort
 from fleetlm.wire.frames import IAm
 from tests.support.remote_fakes import FakeNode, node_info, row
 
@@ -40,6 +46,7 @@ def facts(**changes: Any) -> Facts:
         "answer": answered(ME, PEER),
         "source": 'DNS name "worker"',
         "peers": [PeerFact(PEER, 4370, None, iam())],
+        "port": FreePort(4370),
         "node_why": "no node runs here",
     }
     return Facts(**(values | changes))
@@ -198,17 +205,67 @@ def test_an_address_that_dns_does_not_name_any_more_is_no_failure() -> None:
 @pytest.mark.parametrize(
     ("port", "level", "words"),
     [
-        (None, OK, "is free"),
-        ("Permission denied", FAIL, "cannot be bound: Permission denied"),
+        (FreePort(4370), OK, f"{ME}:4370 is free"),
+        (FreePort(4372), OK, f"{ME}:4372 is free"),
+        ("Permission denied", FAIL, f"{ME}:4370-4385 cannot be bound: Permission denied"),
         ("10.0.0.1 is no address of this machine", FAIL, "FLEETLM_NODE_IP must be an address of this"),
-        (PeerFact(ME, 4370, None, iam(ME)), WARN, f"taken by the node fleetlm@{ME}"),
-        (PeerFact(ME, 4370, None, "no ZeroMQ"), FAIL, "ss -tanp"),
     ],
 )
 def test_the_port_before_a_start(port: Any, level: str, words: str) -> None:
     finding = one(checks.judge_port(facts(port=port)))
     assert finding.level == level
     assert words in f"{finding.text} {finding.cure}"
+
+
+def held(port: int, node: IAm | None = None, pid: int | None = 12) -> TakenPort:
+    holder = PortHolder(port, ME, True, os.geteuid(), 5, pid, "nginx" if pid else "")
+    return TakenPort(port, (holder,), node, was_asked=True)
+
+
+UNSEEN = "a process that cannot be seen from here, perhaps in another container that shares this network"
+TWO = ON.replace(node_ports=(4370, 4371))
+
+
+def test_a_full_range_keeps_a_node_from_starting() -> None:
+    full = facts(settings=TWO, port="Address already in use", ports=[held(4370, iam(ME)), held(4371)])
+    finding = one(checks.judge_port(full))
+    assert finding.level == FAIL
+    assert "each of the 2 ports 4370-4371 (FLEETLM_NODE_PORT) is in use at 10.0.0.1" in finding.text
+    assert finding.cure.startswith("Stop one of them, or widen the range")
+
+
+def test_a_range_that_nodes_of_this_cluster_hold_may_be_meant_so() -> None:
+    full = facts(settings=TWO, port="in use", ports=[held(4370, iam(ME)), held(4371, iam(f"{ME}:4371"))])
+    assert one(checks.judge_port(full)).level == WARN
+
+
+def test_a_slot_that_is_taken_is_said_with_its_number() -> None:
+    slot = facts(settings=TWO.replace(node_slot=1), port="in use", ports=[held(4371)])
+    assert "port 4371 (FLEETLM_NODE_SLOT=1) is in use" in one(checks.judge_port(slot)).text
+
+
+def test_the_ports_of_the_machine_are_listed_with_who_holds_them() -> None:
+    found = checks.judge_ports(facts(ports=[held(4370, iam(ME)), held(4371), held(4373, pid=None)]))
+    assert [finding.level for finding in found] == [OK] * 4
+    assert [finding.text for finding in found] == [
+        "3 of the 16 ports 4370-4385 at 10.0.0.1 are in use",
+        "4370: fleetlm@10.0.0.1, process 12 (nginx)",
+        "4371: process 12 (nginx), which does not answer as a node of this cluster",
+        f"4373: {UNSEEN}, which does not answer as a node of this cluster",
+    ]
+    assert checks.judge_ports(facts()) == []
+
+
+def test_another_program_on_the_first_port_of_the_range_is_a_warning() -> None:
+    total, first = checks.judge_ports(facts(ports=[held(4370)]))
+    assert (total.level, total.text) == (OK, "1 of the 16 ports 4370-4385 at 10.0.0.1 is in use")
+    assert first.level == WARN
+    assert "The first port should be a node's" in first.cure
+
+
+def test_a_holder_that_was_not_asked_is_not_said_to_be_silent() -> None:
+    unasked = TakenPort(4370, held(4370).holders)
+    assert [each.text for each in checks.judge_ports(facts(ports=[unasked]))][1] == "4370: process 12 (nginx)"
 
 
 @pytest.mark.parametrize(
@@ -252,9 +309,37 @@ async def test_a_node_that_answers_is_asked_a_large_question_too(monkeypatch: py
         return "no answer" if padding else iam()
 
     monkeypatch.setattr(gather, "probe", probe)
-    fact = await gather.contact(PEER, ON, ask_who=True)
+    fact = await gather.contact(PEER, 4371, ON, ask_who=True)
     assert asked == [0, gather.LARGE_PROBE_BYTES]
-    assert fact == PeerFact(PEER, ON.base_port, None, iam(), takes_large=False)
+    assert fact == PeerFact(PEER, 4371, None, iam(), takes_large=False)
+
+
+async def test_a_host_whose_first_port_is_empty_is_asked_at_its_other_ports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def contact(ip: str, port: int, _settings: Settings, *, ask_who: bool) -> PeerFact:
+        return PeerFact(ip, port, None if port == 4372 else "refused")
+
+    async def try_tcp(_ip: str, port: int) -> str | None:
+        return None if port == 4372 else "refused"
+
+    monkeypatch.setattr(gather, "contact", contact)
+    monkeypatch.setattr(gather, "try_tcp", try_tcp)
+    assert await gather.contact_host(PEER, [4370, 4371, 4372], ON, ask_who=True) == PeerFact(PEER, 4372, None)
+    assert (await gather.contact_host(PEER, [4370, 4371], ON, ask_who=True)).port == 4370
+    assert (await gather.contact_host(PEER, [4371], ON, ask_who=True)).tcp == "refused"
+
+
+async def test_each_question_is_asked_once_for_all_nodes_of_a_machine() -> None:
+    asked: list[str] = []
+
+    async def question() -> str:
+        asked.append("dns")
+        return "answer"
+
+    questions = gather.Questions()
+    assert await questions.ask("dns", question) == await questions.ask("dns", question) == "answer"
+    assert asked == ["dns"]
 
 
 def test_a_guess_is_not_cured_as_a_finding() -> None:
@@ -265,7 +350,7 @@ def test_a_guess_is_not_cured_as_a_finding() -> None:
 def test_an_environment_that_cannot_be_used_is_exit_code_78(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gather, "ask_node", lambda _: (None, "none runs", 0))
+    monkeypatch.setattr(gather, "ask_nodes", lambda _: ([], "none runs", 0))
     monkeypatch.setenv("DNS_POLL_INTERVAL_MS", "5s")
     assert gather.main() == 78
     assert "DNS_POLL_INTERVAL_MS is '5s'" in capsys.readouterr().out
@@ -341,12 +426,12 @@ def test_a_late_loop_and_a_differing_environment_are_reported() -> None:
 def test_the_nodes_settings_hold_but_the_cookie_is_this_shells() -> None:
     told = running() | {
         "query": "other",
-        "ports": [5000, 5010],
+        "ports": [5000, 5003],
         "dns_server": ["127.0.0.1", 53],
         "cluster": "c",
     }
     adopted = gather.adopt_settings(ON, told)
-    assert (adopted.dns_query, adopted.base_port, adopted.cluster) == ("other", 5000, "c")
+    assert (adopted.dns_query, adopted.node_ports, adopted.cluster) == ("other", (5000, 5003), "c")
     assert adopted.dns_server == ("127.0.0.1", 53)
     assert adopted.cookie == COOKIE
 
@@ -362,16 +447,99 @@ def test_only_what_is_set_here_can_differ(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_addresses_to_ask_are_those_of_dns_and_of_the_table_without_ourselves() -> None:
-    told = running(row("fleetlm@10.0.0.3"), row(f"fleetlm@{PEER}"))
-    assert gather.list_peer_addresses(answered(ME, PEER), told, ME) == [PEER, "10.0.0.3"]
-    assert gather.list_peer_addresses(None, None, ME) == []
+    told = running(row("fleetlm@10.0.0.3"), row(f"fleetlm@{PEER}:4371"), row(f"fleetlm@{ME}:4372"))
+    answer = answered(ME, PEER, "10.0.0.4", "10.0.0.5:7000")
+    assert gather.list_peer_addresses(answer, told, ME, 4370) == [
+        "10.0.0.4", "10.0.0.5:7000", "10.0.0.3:4370", f"{PEER}:4371", f"{ME}:4372",
+    ]  # fmt: skip
+    assert gather.list_peer_addresses(answered(ME, f"{ME}:4370", f"{ME}:4371"), running(), ME, 4370) == [
+        f"{ME}:4371"
+    ]
+    assert gather.list_peer_addresses(None, None, ME, 4370) == []
     many = answered(*(f"10.1.{n // 250}.{n % 250 + 1}" for n in range(900)))
-    assert len(gather.list_peer_addresses(many, None, ME)) == gather.MAX_PEERS
+    assert len(gather.list_peer_addresses(many, None, ME, 4370)) == gather.MAX_PEERS
+
+
+def test_a_peer_is_judged_by_its_port() -> None:
+    node = running(row(f"fleetlm@{PEER}:4371"))
+    fact = PeerFact(PEER, 4371, None, "no answer within 2.5 s")
+    assert one(checks.judge_peers(facts(node=node, peers=[fact]))).level == WARN
+    other = PeerFact(PEER, 4370, None, "no answer within 2.5 s")
+    assert one(checks.judge_peers(facts(node=node, peers=[other]))).level == FAIL
+
+
+def test_srv_addresses_are_hosts_too() -> None:
+    srv = facts(answer=answered(f"{ME}:4371", f"{PEER}:5001"))
+    assert one(checks.judge_own_address(srv)).level == OK
+    only = facts(answer=answered(f"{ME}:4370"))
+    assert "only this node" in one(checks.judge_lookup(only)).text
+
+
+# ── several nodes on one machine ─────────────────────────────────────────────────────────────────
+
+
+def test_what_is_found_for_all_nodes_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    dns, port = Finding(OK, "dns", "fine"), Finding(WARN, "port", "odd", "Look")
+    reports = [Report(f"fleetlm@{ME}", [dns, port]), Report(f"fleetlm@{ME}:4371", [dns])]
+    assert report.merge(reports) == [
+        Report("", [dns]), Report(f"fleetlm@{ME}", [port]), Report(f"fleetlm@{ME}:4371", []),
+    ]  # fmt: skip
+    report.show(reports, as_json=False)
+    assert [line for line in capsys.readouterr().out.splitlines() if line] == [
+        "2 nodes run on this machine. What concerns all of them:",
+        "ok    dns          fine",
+        f"fleetlm@{ME}",
+        "warn  port         odd",
+        "                   → Look",
+        f"fleetlm@{ME}:4371",
+        "No check failed; 1 warning, 1 passed.",
+    ]
+    report.show(reports, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said["nodes"] == [f"fleetlm@{ME}", f"fleetlm@{ME}:4371"]
+    assert [(each["topic"], each["node"]) for each in said["findings"]] == [
+        ("dns", None),
+        ("port", f"fleetlm@{ME}"),
+    ]
+
+
+async def test_a_silent_node_among_several_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gathered(*_: Any) -> Facts:
+        return facts(node=running(row(f"fleetlm@{PEER}")), port=PeerFact(ME, 4370, None, iam(ME)))
+
+    monkeypatch.setattr(gather, "gather", gathered)
+    nodes = [
+        AskedNode(f"fleetlm@{ME}", running(), ""),
+        AskedNode("fleetlm@x", None, "fleetlm@x did not respond"),
+    ]
+    first, second = await gather.examine(ON, nodes, "", "")
+    assert not checks.failed(first.findings)
+    assert [(each.level, each.text) for each in second.findings] == [(FAIL, "fleetlm@x did not respond")]
+
+
+def test_all_nodes_of_the_machine_are_asked_or_the_wanted_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [SocketFile("/run", f"fleetlm@{ME}", 11), SocketFile("/run", f"fleetlm@{ME}:4371", 12)]
+    silent = AskedNode(found[1].node, None, "it did not respond")
+    monkeypatch.setattr(finder, "discover", lambda _env, _uid: found)
+    monkeypatch.setattr(
+        gather, "ask_node", lambda each: (silent, 4) if each.pid == 12 else (AskedNode(each.node, {}, ""), 0)
+    )
+    both = [AskedNode(found[0].node, {}, ""), silent]
+    assert gather.ask_nodes(None) == (both, "", 0)
+    assert gather.ask_nodes("4370") == ([both[0]], "", 0)
+    assert gather.ask_nodes("4371") == ([], "it did not respond", 4)
+    assert gather.ask_nodes("4379")[2] == finder.NO_NODE
+    del found[0]
+    assert gather.ask_nodes(None) == ([], "it did not respond", 0)
+    del found[0]
+    nodes, why, code = gather.ask_nodes(None)
+    assert (nodes, code) == ([], 0)
+    assert why.startswith("no node of this user runs on this machine")
 
 
 def test_the_report_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     found = [Finding(OK, "dns", "fine"), Finding(FAIL, "peer", "10.0.0.2:4370 refuses", "Start it " * 20)]
-    gather.show(found, as_json=False)
+    report.show([Report("", found)], as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ok    dns          fine"
     assert lines[1] == "fail  peer         10.0.0.2:4370 refuses"
@@ -379,7 +547,7 @@ def test_the_report_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) <= 100 for line in lines)
     assert lines[-1] == "1 check failed; 0 warnings, 1 passed."
     assert "\x1b" not in "".join(lines)
-    assert "\x1b[31mfail\x1b[0m" in gather.format_finding(found[1], colours=True)
+    assert "\x1b[31mfail\x1b[0m" in report.format_finding(found[1], colours=True)
 
 
 @pytest.mark.parametrize(
@@ -391,12 +559,13 @@ def test_the_report_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_the_report_ends_with_a_summary(levels: list[str], summary: str) -> None:
-    assert gather.summarize(Finding(level, "dns", "text") for level in levels) == summary
+    assert report.summarize(Finding(level, "dns", "text") for level in levels) == summary
 
 
 def test_the_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    gather.show([Finding(WARN, "dns", "text", "cure")], as_json=True)
+    report.show([Report("fleetlm@10.0.0.1", [Finding(WARN, "dns", "text", "cure")])], as_json=True)
     assert json.loads(capsys.readouterr().out) == {
         "ok": True,
-        "findings": [{"level": "warn", "topic": "dns", "text": "text", "cure": "cure"}],
+        "nodes": ["fleetlm@10.0.0.1"],
+        "findings": [{"level": "warn", "topic": "dns", "text": "text", "cure": "cure", "node": None}],
     }

@@ -201,6 +201,17 @@ def test_a_node_that_drains_is_among_those_that_do() -> None:
     assert table.select(["draining"]) == [name(1), name(10)]
 
 
+def test_the_nodes_of_this_host_are_those_that_share_an_address_with_it() -> None:
+    table = topology(aliases=("fd00::1",))
+    by_ip, by_alias = f"{name(1)}:4371", "fleetlm@[fd00::1]:4374"
+    for mate in (by_ip, by_alias, name(2), name(3)):
+        met(table, mate).connection.phase = Phase.UP
+    met(table, f"{name(1)}:4372")
+    table.learn_alias("[fd00::1]:4375", name(3))
+    table.learn_alias("fd00::2", name(2))
+    assert set(table.select(["host"])) == {by_ip, by_alias, name(3)}
+
+
 def test_an_unknown_selector_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown selector 'all'; use one of visible, hidden, ") as caught:
         topology().select(["this", "all"])
