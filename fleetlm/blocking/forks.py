@@ -31,8 +31,9 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn, Protocol
 
 FORKED = (
-    "belongs to the process that this one was forked from, and cannot be used here (start processes "
-    "with 'spawn' instead of 'fork')"
+    "belongs to the process that this one was forked from, and cannot be used here. Start a node of this "
+    "process, after the fork: in gunicorn's post_fork, in the lifespan of a web application, in the function "
+    "that the process runs (docs/several-nodes-on-one-host.md). Or start processes with 'spawn', not 'fork'"
 )
 """The reason given to `NodeStopped` in a child, as the rest of a sentence."""
 
