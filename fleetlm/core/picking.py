@@ -64,6 +64,10 @@ class Tried:
         return any(pid not in self.pids for pid in members)
 
 
+_NOTHING_TRIED = Tried()
+"""Never changed."""
+
+
 class Picker:
     """Picks members, and remembers for each group whose turn it was last, and where keys went.
 
@@ -140,13 +144,11 @@ class Picker:
 
     def _preferred(self, blocks: list[Block], tried: Tried | None) -> Iterator[list[Block]]:
         """Yield the members to prefer, the best ones first; some of these lists may be empty."""
-        nodes = frozenset[str]() if tried is None else tried.nodes
-        fresh = [block for block in blocks if block[0].node not in nodes]
+        tried = tried or _NOTHING_TRIED
+        fresh = [block for block in blocks if block[0].node not in tried.nodes]
         yield from self._by_step(fresh)
-        if tried is not None:
-            left = [Block(pid for pid in block if pid not in tried.pids) for block in blocks]
-            left = [block for block in left if block]
-            yield from self._by_step(left)
+        left = [Block(pid for pid in block if pid not in tried.pids) for block in blocks]
+        yield from self._by_step([block for block in left if block])
 
     def _by_step(self, blocks: list[Block]) -> Iterator[list[Block]]:
         """Yield the members whose nodes do not drain, then all whose nodes refuse nothing, then all."""

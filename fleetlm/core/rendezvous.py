@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
-from fleetlm.core.group_members import Block
+from fleetlm.core.group_members import Block, at_index
 from fleetlm.ids import Pid
 
 Key = str | bytes | int
@@ -43,17 +43,12 @@ def digest_of(key: Key) -> bytes:
 
 
 def rendezvous(digest: bytes, blocks: list[Block]) -> Pid:
-    """Return the member to which the key with this digest belongs. Takes about 0.1 µs for each member."""
+    """Return the member to which the key with this digest belongs. Takes about 0.2 µs for each member."""
     lanes = b"".join([block.lanes or _make_lanes(block) for block in blocks])
     factor = int.from_bytes(digest[:8], "little") | 1
     products = int.from_bytes(lanes, "little") * factor
     scores = struct.unpack("<" + "Q8x" * (len(lanes) // 16), products.to_bytes(len(lanes), "little"))
-    index = scores.index(max(scores))
-    for block in blocks:
-        if index < len(block):
-            return block[index]
-        index -= len(block)
-    raise AssertionError("there are as many lanes as members")
+    return at_index(scores.index(max(scores)), blocks)
 
 
 def _make_lanes(block: Block) -> bytes:
