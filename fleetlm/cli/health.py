@@ -29,6 +29,8 @@ DEFAULT_TIMEOUT_S = 4.0
 """Default of ``--timeout``. Probes of platforms often have 5 seconds."""
 DEFAULT_PORTS = (4370, 4385)
 """Where nodes listen if FLEETLM_NODE_PORT is not set. `Settings` has the same, and a test compares them."""
+MAX_PORTS = 256
+"""Ports in a range, as in `Settings`."""
 MAX_NODES = 64
 """Nodes of one container that are asked."""
 _LISTENING = "0A"
@@ -122,22 +124,25 @@ def read_ports(env: os._Environ[str] | dict[str, str]) -> tuple[int, int, int]:
     text = env.get("FLEETLM_NODE_PORT")
     first, last = DEFAULT_PORTS
     if text is not None:
-        low, dash, high = text.strip().partition("-")
-        try:
-            first, last = int(low), int(high if dash else low)
-        except ValueError:
-            first, last = 0, 0
-        if not 1 <= first <= last <= 65_535:
+        low, dash, high = (part.strip() for part in text.partition("-"))
+        first, last = _read_number(low), _read_number(high if dash else low)
+        if not 1 <= first <= last <= min(65_535, first + MAX_PORTS - 1):
             raise BadSetting(f"FLEETLM_NODE_PORT={text!r} is neither a port nor a range such as 4370-4385")
     queries = env.get("DNS_CLUSTER_QUERY", "").split(",")
     has_service = any(query.strip().startswith("_") for query in queries)
     base = DEFAULT_PORTS[0] if has_service else first  # Nodes that SRV records name have any ports.
     slot = env.get("FLEETLM_NODE_SLOT")
     if slot is not None:
-        if not slot.strip().isdecimal() or first + int(slot) > last:
+        place = _read_number(slot.strip().removeprefix("+"))
+        if not first <= first + place <= last:
             raise BadSetting(f"FLEETLM_NODE_SLOT={slot!r} is no place in the ports {first} to {last}")
-        first = last = first + int(slot)
+        first = last = first + place
     return first, last, base
+
+
+def _read_number(text: str) -> int:
+    """Return a number of up to five digits; -1 for any other text."""
+    return int(text) if len(text) <= 5 and text.isascii() and text.isdecimal() else -1
 
 
 def split_place(node: str, base_port: int) -> tuple[str, int]:

@@ -146,3 +146,25 @@ def test_without_a_node_the_commands_say_so(place: Place, command: str) -> None:
     done = place.run(command)
     assert done.returncode == 3
     assert done.stderr.startswith(f"fleetlm {command}: no node")
+
+
+def test_of_several_nodes_on_a_host_each_must_be_ready_and_one_can_be_named(place: Place) -> None:
+    ports = f"{place.port}-{place.port + 3}"
+    place.env["FLEETLM_NODE_PORT"] = ports
+    place.node(2, "program:idle")
+    place.popen("start", "program:idle", FLEETLM_NODE_IP="127.0.0.2")
+    first, second = "fleetlm@127.0.0.2", f"fleetlm@127.0.0.2:{place.port + 1}"
+    place.eventually(lambda: place.run("health", "--ready", "--node", second).returncode == 0)
+    both = place.run("health", "--ready")
+    assert both.returncode == 0
+    assert [line.split()[0] for line in sorted(both.stdout.splitlines())] == [first, second]
+    assert place.run("drain").returncode == 2
+    assert place.run("drain", "--wait", "--node", second).returncode == 0
+    one = place.run("health", "--ready")
+    assert (one.returncode, one.stdout) == (1, "")
+    assert one.stderr.startswith(f"{second} is not ready: it is draining")
+    assert place.run("health", "--ready", "--node", first).returncode == 0
+    assert place.run("health", "--live", "--node", second).returncode == 0
+    assert place.run("health", "--ready", FLEETLM_NODE_SLOT="0").returncode == 0
+    assert place.run("health", "--ready", FLEETLM_NODE_SLOT="1").returncode == 1
+    assert place.run("health", "--live", FLEETLM_NODE_SLOT="2").returncode == 1

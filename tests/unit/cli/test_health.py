@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from fleetlm.cli import health
 from fleetlm.cli.main import main
+from fleetlm.errors import SettingsError
 from fleetlm.remote import health_socket
 from fleetlm.settings import Settings
 
@@ -121,11 +123,29 @@ def test_without_tables_the_kernel_is_asked_for_a_connection(monkeypatch: pytest
     assert not health.is_live(asked(), env)[0]
 
 
-@pytest.mark.parametrize("text", ["4370", " 4370-4377 ", "1-65535"])
-def test_ports_are_read_as_the_settings_read_them(text: str) -> None:
-    first, last, base = health.read_ports({"FLEETLM_NODE_PORT": text})
-    assert base == first
-    assert f"{first}-{last}".startswith(text.strip())
+PORTS = (
+    None, "4370", "4370-4377", " 4370 - 4377 ", "4380-4370", "4370-", "-4370", "1-65535", "1-256", "1-257",
+    "0", "65536", "x", "", "4370-4370", "4_370", "+4370", "٤٣٧٠", "4370-4377-4380", "4370,4371", "004370",
+)  # fmt: skip
+SLOTS = (None, "0", "3", "15", "16", "-1", "two", "", " 1 ", "1.0", "+1", "01")
+QUERIES = (None, "worker", "a, _fleetlm._tcp.workers", "127.0.0.1,127.0.0.2")
+
+
+@pytest.mark.parametrize("ports", PORTS)
+def test_ports_are_those_that_a_node_of_this_environment_would_use(ports: str | None) -> None:
+    for slot, query in itertools.product(SLOTS, QUERIES):
+        given = {"FLEETLM_NODE_PORT": ports, "FLEETLM_NODE_SLOT": slot, "DNS_CLUSTER_QUERY": query}
+        env = {name: text for name, text in given.items() if text is not None}
+        try:
+            settings = Settings.from_env(env)
+        except SettingsError:
+            with pytest.raises(health.BadSetting):
+                health.read_ports(env)
+            continue
+        first, last = settings.node_ports
+        if settings.node_slot is not None:
+            first = last = first + settings.node_slot
+        assert health.read_ports(env) == (first, last, settings.base_port), env
     assert Settings().node_ports == health.DEFAULT_PORTS
 
 
