@@ -119,6 +119,8 @@ EVERY: list[tuple[str, Callable[[SyncNode], Any]]] = [
     ("list", lambda node: node.list()),
     ("stream", lambda node: next(node.stream("x", 1))),
     ("events", lambda node: node.events()),
+    ("drain", lambda node: node.drain()),
+    ("undrain", lambda node: node.undrain()),
     ("stop", lambda node: node.stop()),
     ("wait_stopped", lambda node: node.wait_stopped()),
     ("groups.members", lambda node: node.groups.members("x")),

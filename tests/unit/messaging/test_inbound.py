@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import ANY
@@ -13,11 +14,13 @@ from hypothesis import given, strategies as st
 from fleetlm.call import Call
 from fleetlm.errors import NoProcess, RemoteError, Undecodable, WouldBlock
 from fleetlm.messages import MessageTypes
+from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.extensions import Ext
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, header
+from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import Op
 from tests.support.session_fakes import EPOCH_HERE, EPOCH_THERE, HERE, Pair, Side, virtual
 
@@ -425,3 +428,73 @@ async def test_calls_beyond_the_limit_of_open_calls_fail_and_never_run() -> None
     (await box.get()).reply("done")
     frame(side, [Op.CALL, "slow", None, 4, 1000, 0])
     assert len(box) == 2
+
+
+# A node that drains.
+
+
+@virtual
+async def test_new_work_is_refused_before_it_is_delivered_once_the_peer_knows() -> None:
+    side = Pair().there
+    box = side.box("echo")
+    frame(side, [Op.CALL, "echo", "before", 1, 1000, 0])
+    side.session.refuses = True
+    frame(
+        side,
+        [Op.CALL, "echo", "new", 2, 1000, 0],
+        [Op.HANDLE, "nobody", ["f", [], {}], 3, 1000, 0],
+        [Op.STREAM, "echo", "new", 4, 0, 64, 0, 0, 1],
+        [Op.YIELD, "echo", ["f", [], {}], 5, 0, 64, 0, 0, 1],
+        [Op.CALL, "echo", "in flight", 6, 1000, 1],
+        [Op.STREAM, "echo", "in flight too", 7, 0, 64, 0, 1, 1],
+        ["echo", "message"],
+        [Op.CAST, "echo", ["f", [], {}], 1],
+    )
+    assert [type(each) for each in box.queue] == [Call, Call, Call, str, Invoke]
+    assert [call.message for call in list(box.queue)[:3]] == ["before", "in flight", "in flight too"]
+    assert [call.began for call in list(box.queue)[:3]] == [SimLoop.current().time(), -math.inf, -math.inf]
+    refused = [message[1:3] for message in sent(side) if message[0] == Op.FAILURE]
+    assert refused == [[ref, FailureKind.DRAINING] for ref in (2, 3, 4, 5)]
+    assert sorted(side.session.requests) == [1, 6, 7]
+
+
+@virtual
+async def test_what_is_refused_opens_its_senders_window_again() -> None:
+    pair = Pair()
+    pair.there.box("echo")
+    pair.there.session.refuses = True
+    session = pair.here.session
+    for ref in range(10):
+        packed = pair.here.codec.pack_value([int(Op.CALL), "echo", "x", ref, 1000, 0])
+        assert session.admit("echo", packed) is None
+    assert session.held["echo"] == 10
+    pair.settle()
+    pair.there.session.sweep()
+    pair.settle()
+    assert session.held.get("echo", 0) == 0
+
+
+@virtual
+async def test_the_steps_of_a_drain_and_their_acknowledgements_go_to_the_office() -> None:
+    side = Pair().there
+    frame(side, [Op.DRAIN, 3, [1, 25_000, "signal"]], [Op.HEARD, 2, 1])
+    assert side.service.questions == [("drain", (3, 1, 25_000, "signal")), ("heard", (2, 1))]
+
+
+@virtual
+async def test_a_drain_is_acknowledged_behind_each_request_that_waits() -> None:
+    pair = Pair(Settings(chunk_bytes=4_096, bulk_window_bytes=8_192))
+    session = pair.here.session
+    session.acknowledge(7)
+    pair.settle()
+    assert pair.there.service.questions == [("heard", (7, 1))]
+    box = pair.there.box("echo")
+    for sender in ("a", "b"):
+        packed = pair.here.codec.pack_value(["echo", sender.encode() * 20_000])
+        session.append(packed, sender)
+    session.acknowledge(8)
+    for _ in range(4):
+        pair.settle()
+        heard = pair.there.service.questions.count(("heard", (8, 2)))
+        assert heard <= len(box.queue)
+    assert (heard, len(box.queue)) == (2, 2)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fleetlm.directory.subscriptions import Subscription
-from fleetlm.messages import NodeDown, NodeUp
+from fleetlm.messages import NodeDown, NodeDraining, NodeUndrained, NodeUp
 from fleetlm.runtime.events import Event, EventHub
 from tests.support.session_fakes import turns, virtual
 
@@ -153,3 +153,39 @@ def test_ups_and_downs_alternate_and_end_with_the_truth(steps: list[str], limit:
         assert seen == up
 
     asyncio.run(main())
+
+
+@virtual
+async def test_a_drain_is_present_until_it_is_undone_or_its_node_has_gone() -> None:
+    hub = EventHub(10)
+    reader = hub.subscribe()
+    hub.up(NodeUp(A, 1))
+    hub.publish(NodeDraining(A, 5.0, "api"))
+    hub.publish(NodeDraining(A, 9.0, "signal"))
+    assert await read(hub.subscribe(), 2) == [NodeUp(A, 1), NodeDraining(A, 9.0, "signal")]
+    hub.publish(NodeUndrained(A))
+    assert len(hub.subscribe()._queue) == 1
+    hub.publish(NodeDraining(A, 9.0, "api"))
+    hub.down(NodeDown(A, 1, "left"))
+    assert list(hub.present) == []
+    told = await read(reader, 6)
+    assert [type(each) for each in told] == [
+        NodeUp, NodeDraining, NodeDraining, NodeUndrained, NodeDraining, NodeDown,
+    ]  # fmt: skip
+    assert {each.node for each in told} == {A}
+
+
+@virtual
+async def test_who_reads_too_slowly_learns_that_a_node_drains_no_more() -> None:
+    hub = EventHub(2)
+    hub.up(NodeUp(A, 1))
+    hub.publish(NodeDraining(A, 5.0, "api"))
+    events = hub.subscribe()
+    assert len(await read(events, 2)) == 2
+    for _ in range(5):
+        hub.publish(NodeUndrained(A))
+        hub.publish(NodeDraining(A, 5.0, "api"))
+    hub.publish(NodeUndrained(A))
+    left = await read(events, len(events._queue))
+    assert left[-1] == NodeUndrained(A)
+    assert len(left) <= 2
