@@ -97,6 +97,7 @@ class NodeName:
         return (self.basename, address.version, int(address), self.port or 0)
 
 
+@lru_cache(maxsize=8_192)  # Each DNS answer brings the same ones.
 def parse_address(text: str) -> tuple[str, int | None] | None:
     """Take ``ip``, ``ip:port`` or ``[ip]:port`` apart.
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from fleetlm.names import canonical_ip, endpoint
+from fleetlm.names import endpoint, parse_address
 
 MAX_ADDRESSES = 4096
 """Addresses taken from one answer: a DNS message of 64 KiB holds no more."""
@@ -22,9 +20,6 @@ FAMILIES = (4, 6)
 """The IP versions of addresses."""
 MAX_DISCARDS_NAMED = 3
 """Unusable addresses that an answer's detail names; further ones are only counted."""
-MAX_PORT = 65_535
-
-_WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<v4>[^:\[\]]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
 class Outcome(enum.Enum):
@@ -50,7 +45,7 @@ class Answer:
         addresses: canonical texts without duplicates, IPv4 first, then by number and port; empty unless
             the outcome is ADDRESSES or PARTIAL. Each is an IP address, whose port is not known (of an A or
             AAAA record), or an IP address with a port (of an SRV record): ``10.0.0.7``, ``fd00::7``,
-            ``10.0.0.7:4371``, ``[fd00::7]:4371``. `split_address` takes them apart.
+            ``10.0.0.7:4371``, ``[fd00::7]:4371``. `fleetlm.names.parse_address` takes them apart.
         detail: what happened, in words: "3 addresses", "NXDOMAIN", "SERVFAIL from 10.0.0.2".
         whole_families: the IP versions, 4 and 6, whose addresses are all known; see `is_whole`. None becomes
             both if the outcome is ADDRESSES or EMPTY, and neither if it is PARTIAL or FAILED.
@@ -109,25 +104,9 @@ def merge(answers: Sequence[tuple[str, Answer]]) -> Answer:
     return Answer(outcome, addresses, detail, whole)
 
 
-@lru_cache(maxsize=2 * MAX_ADDRESSES)  # Each lookup brings the same ones.
-def split_address(text: str) -> tuple[str, int | None] | None:
-    """Take an address of an answer apart.
-
-    Returns:
-        The IP address in canonical text, and the port; None in place of the port if the text has none.
-        None if the text is no address, or the port is above 65535.
-    """
-    match = _WITH_PORT.fullmatch(text)
-    ip = canonical_ip(text if match is None else match["v6"] or match["v4"])
-    port = None if match is None else int(match["port"])
-    if ip is None or (port is not None and port > MAX_PORT):
-        return None
-    return ip, port
-
-
 def list_hosts(addresses: Iterable[str]) -> tuple[str, ...]:
     """Return the IP addresses of an answer's addresses, each once and in the same order, without ports."""
-    parts = (split_address(text) for text in addresses)
+    parts = (parse_address(text) for text in addresses)
     return tuple(dict.fromkeys(part[0] for part in parts if part is not None))
 
 
@@ -143,14 +122,14 @@ def sift(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
     usable: set[tuple[int, int, int, str]] = set()
     unusable: dict[str, str] = {}
     for text in texts:
-        parts = split_address(text)
+        parts = parse_address(text)
         if parts is None:
             unusable[text] = "not an address that means the same on every machine"
             continue
         ip, port = parts
         canonical = ip if port is None else endpoint(ip, port)
         address = ipaddress.ip_address(ip)
-        reason = _why_unusable(address) if port != 0 else "no node listens on port 0"
+        reason = _why_unusable(address)
         if reason is None:
             usable.add((address.version, int(address), port or 0, canonical))
         else:

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fleetlm.core.dns_answers import list_hosts, split_address
+from fleetlm.core.dns_answers import list_hosts
 from fleetlm.discovery.own_address import (
     HasAddress,
     OwnAddress,
@@ -21,6 +21,7 @@ from fleetlm.discovery.own_address import (
     observe_addresses,
     route_source,
 )
+from fleetlm.names import parse_address
 
 LOOKS_TO_BE_GONE = 2
 """Looks in a row, one for each DNS lookup, that must miss this node's address before it counts as gone."""
@@ -166,7 +167,7 @@ def describe_other_ports(ip: str, ports: range, addresses: Sequence[str]) -> str
         ports: the ports on which nodes of this machine listen.
         addresses: the addresses of a DNS answer.
     """
-    parts = (split_address(each) for each in addresses)
+    parts = (parse_address(each) for each in addresses)
     named = [part[1] for part in parts if part is not None and part[0] == ip]
     others = sorted(port for port in named if port is not None and port not in ports)
     if not named or len(others) < len(named):

@@ -18,7 +18,8 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fleetlm.core.dns_answers import Answer, Outcome, sift, split_address
+from fleetlm.core.dns_answers import Answer, Outcome, sift
+from fleetlm.names import parse_address
 
 DELAY_S = (0.0005, 0.02)
 """Shortest and longest time of a lookup, in seconds."""
@@ -194,5 +195,5 @@ class SimDiscovery:
 
 def _host(address: str) -> str:
     """Return an address without its port."""
-    parts = split_address(address)
+    parts = parse_address(address)
     return address if parts is None else parts[0]

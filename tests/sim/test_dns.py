@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fleetlm import Outcome
-from fleetlm.testing import Reply, SimDns, run
+from fleetlm.testing import Reply, SimCluster, SimDns, run
+from fleetlm.testing.cluster import SETTINGS
 from fleetlm.testing.sim_dns import DELAY_S, TIMEOUT_S
 
 A, B = "10.0.0.1", "10.0.0.2"
@@ -84,6 +85,28 @@ def test_addresses_may_have_ports(reply: Reply, options: dict[str, Any], address
         dns.remove("10.0.0.9:1")
         dns.script(reply, **options)
         assert (await dns.client(A).lookup()).addresses == addresses
+
+    run(main())
+
+
+def test_nodes_on_ports_of_their_own_meet_through_srv_records() -> None:
+    async def main() -> None:
+        settings = SETTINGS.replace(dns_query="_fleetlm._tcp.test")
+        async with SimCluster(5, settings=settings) as cluster:
+            for n, port in enumerate((20001, 20002, 4370, 20001), 1):
+                await cluster.start_at(f"10.0.0.{n}", in_dns=False, node_ports=(port, port))
+                cluster.dns.add(f"10.0.0.{n}:{port}")
+            cluster.dns.add("10.0.0.9:4370")  # nobody is there
+            await cluster.mesh()
+            assert cluster.nodes["10.0.0.1"].list() == [
+                "fleetlm@10.0.0.2:20002",
+                "fleetlm@10.0.0.3",
+                "fleetlm@10.0.0.4:20001",
+            ]
+            for reply in (Reply.SERVFAIL, Reply.PARTIAL, Reply.EMPTY):
+                cluster.dns.script(reply)
+                await asyncio.sleep(60)
+                assert all(len(node.list()) == 3 for node in cluster.nodes.values())
 
     run(main())
 
