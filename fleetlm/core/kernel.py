@@ -367,7 +367,7 @@ class Kernel:
         """A further port was dialled: get to know the node there, or forget that it was tried (None)."""
         search = self.ports.end(channel)
         effects: list[Effect] = [HangUp(channel)]
-        if answer is None or answer.cluster != self.me.cluster or answer.name == self.me.name:
+        if answer is None or answer.cluster != self.me.cluster:
             return effects + self.tick(now)
         name = answer.name
         if answer.base_port != self.me.base_port:
@@ -671,4 +671,5 @@ class Kernel:
         return channel
 
     def _introduce(self) -> IAm:
-        return IAm(self.me.name, self.me.incarnation, self.me.cluster, len(self.topology.up()))
+        me = self.me
+        return IAm(me.name, me.incarnation, me.cluster, len(self.topology.up()), me.base_port)

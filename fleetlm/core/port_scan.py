@@ -67,15 +67,14 @@ class PortScan:
     def __init__(
         self, settings: Settings, own_ip: str, own_port: int, is_wanted: Callable[[str], bool]
     ) -> None:
-        first, last = settings.node_ports
         self.searches: dict[int, Search] = {}
         """Channel → what it dials."""
         self._settings = settings
         self._own_ip = own_ip
         self._is_wanted = is_wanted
-        # With SRV records each node has a port of its own, and no range says where others are.
-        ports = range(first, last + 1) if first == settings.base_port else range(0)
-        self._ports = tuple(port for port in ports if port != first)
+        ports, base_port = settings.all_ports, settings.base_port
+        # With SRV records each node has a port of its own, and no range says where those of others are.
+        self._ports = tuple(port for port in ports if port != base_port) if base_port == ports[0] else ()
         self._own_ports = tuple(port for port in ports if port != own_port)
         self._hosts: dict[str, _Round] = {}
         self._due: list[tuple[float, int, str]] = []

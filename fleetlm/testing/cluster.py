@@ -28,10 +28,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Set as AbstractSet
+from collections.abc import Callable, Iterable, Sequence, Set as AbstractSet
 from types import TracebackType
 from typing import Any, Self
 
+from fleetlm.names import NodeName, parse_address
 from fleetlm.node import Node, parts_of
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, SimulationError
@@ -106,7 +107,8 @@ class SimCluster:
     Attributes:
         network: the `SimNetwork`, for latencies, single connections and strangers.
         dns: the `SimDns`, which answers the nodes' lookups.
-        nodes: address → the node that runs there, in the order in which they started.
+        nodes: address → the node that runs there, in the order in which they started. The address is what
+            follows the ``@`` of its name, with a port if it is not the base port.
     """
 
     def __init__(
@@ -140,33 +142,36 @@ class SimCluster:
 
     # Nodes.
 
-    async def start(self, count: int = 1, **settings: Any) -> list[Node]:
+    async def start(self, count: int = 1, *, hosts: int | None = None, **settings: Any) -> list[Node]:
         """Start nodes at new addresses, all at the same virtual time.
 
         Args:
             count: the number of nodes.
+            hosts: the number of addresses, over which the nodes are spread evenly; None: one for each node.
             settings: fields of `Settings` that differ for these nodes.
         """
-        started = []
-        for _ in range(count):
-            self._addresses += 1
-            ip = f"10.0.{self._addresses >> 8}.{self._addresses & 255}"
-            started.append(await self.start_at(ip, **settings))
-        return started
+        new = range(self._addresses + 1, self._addresses + 1 + min(count, hosts or count))
+        self._addresses += len(new)
+        ips = [f"10.0.{number >> 8}.{number & 255}" for number in new]
+        return [await self.start_at(ips[at % len(ips)], **settings) for at in range(count)]
 
-    async def start_at(self, ip: str, *, in_dns: bool = True, clock_s: float = 0.0, **settings: Any) -> Node:
-        """Start a node at an address where no node runs.
+    async def start_at(
+        self, ip: str, *, in_dns: bool = True, clock_s: float = 0.0, base: str | None = None, **settings: Any
+    ) -> Node:
+        """Start a node at an address, on its first free port.
 
         Args:
-            ip: the address, in canonical form.
+            ip: the address, in canonical form; other nodes may run there.
             in_dns: whether to add the address to the cluster's DNS name.
             clock_s: seconds by which its machine's wall clock is ahead; negative if it is behind.
+            base: the address of a former node whose settings it takes; default: of the one on the base port.
             settings: fields of `Settings` that differ for this node; kept for `restart`.
 
         Raises:
-            StartFailed: a node runs at this address.
+            StartFailed: every port is taken, or that of ``node_slot``.
         """
-        node_settings = self._settings_of.get(ip, self.settings).replace(node_ip=ip, **settings)
+        former = self._settings_of.get(ip if base is None else base, self.settings)
+        node_settings = former.replace(node_ip=ip, **settings)
         if in_dns:
             self.dns.add(ip)
         self._starts += 1
@@ -177,12 +182,15 @@ class SimCluster:
             rng=self.rng_of(f"node {self._starts}"),
             wall_ms=self._wall_ms + int((self.loop.time() + clock_s) * 1000),
         )
-        self._settings_of[ip] = node_settings
-        self.nodes[ip] = node
+        address = self.address_of(node)
+        self._settings_of[address] = node_settings
+        self.nodes[address] = node
         return node
 
     async def stop(self, who: NodeLike, reason: str = "shutdown", drain_s: float | None = None) -> None:
         """Stop a node as SIGTERM does. Its DNS record is removed first, as an orchestrator does.
+
+        The record stays as long as another node runs at the address.
 
         Args:
             who: the node.
@@ -192,8 +200,9 @@ class SimCluster:
         Raises:
             ValueError: no such node runs.
         """
-        ip, node = self._take(who)
-        self.dns.remove(ip)
+        address, node = self._take(who)
+        if not self._mates(address):
+            self.dns.remove(self.ip_of(address))
         await node.stop(reason, drain_s)
         self._former.append(node)
 
@@ -206,29 +215,48 @@ class SimCluster:
         Args:
             who: the node.
             silent: the machine lost its power, so that peers find out by heartbeat.
-            stale: keep the address in DNS.
+            stale: keep the address in DNS; so it is as long as another node runs there.
 
         Raises:
-            ValueError: no such node runs.
+            ValueError: no such node runs; or the power fails of a machine where others run.
         """
-        ip, node = self._take(who)
-        self.network.crash(ip, silent=silent)
-        if not stale:
-            self.dns.remove(ip)
+        if silent and self._mates(self.address_of(who)):
+            raise ValueError(f"crash the other nodes at {self.ip_of(who)} first: they have the same power")
+        address, node = self._take(who)
+        ip = self.ip_of(address)
+        if self._mates(address):
+            self.network.crash_process(ip, parts_of(node).kernel.me.port)
+        else:
+            self.network.crash(ip, silent=silent)
+            if not stale:
+                self.dns.remove(ip)
         await node.stop("crashed", 0.0)
         self._former.append(node)
 
     async def restart(self, who: NodeLike, *, clock_s: float = 0.0, **settings: Any) -> Node:
         """Start a new incarnation at an address that had a node; a node that still runs is crashed first."""
-        ip = self.ip_of(who)
-        if ip in self.nodes:
-            await self.crash(ip, stale=True)
-        return await self.start_at(ip, clock_s=clock_s, **settings)
+        address = self.address_of(who)
+        if address in self.nodes:
+            await self.crash(address, stale=True)
+        former = self._settings_of.get(address)
+        if former is not None:
+            port = split_address(address)[1] or former.base_port
+            settings = {"node_slot": port - former.node_ports[0]} | settings
+        return await self.start_at(self.ip_of(address), clock_s=clock_s, base=address, **settings)
 
     def ip_of(self, who: NodeLike) -> str:
-        """Return the address of a node, given as the `Node`, its name or its address."""
+        """Return the IP address of a node, given as the `Node`, its name or its address."""
+        return split_address(self.address_of(who))[0]
+
+    def address_of(self, who: NodeLike) -> str:
+        """Return the address of a node, with a port if it is not the base port: its key in ``nodes``."""
         name = who if isinstance(who, str) else who.name
         return name.rpartition("@")[2]
+
+    def _mates(self, address: str) -> list[str]:
+        """Return the addresses of the other nodes that run at the same IP address."""
+        ip = self.ip_of(address)
+        return [each for each in self.nodes if each != address and self.ip_of(each) == ip]
 
     # Faults; `network` and `dns` have more.
 
@@ -248,13 +276,13 @@ class SimCluster:
         """
         self.network.heal()
         self.dns.heal()
-        for ip in self._settings_of:
+        for ip in dict.fromkeys(map(self.ip_of, self._settings_of)):
             self.thaw(ip)
             self.unstall(ip)
             self.slow(ip, 1.0)
 
     def freeze(self, who: NodeLike) -> None:
-        """Stop a node's process as SIGSTOP does; see `SimNetwork.freeze`."""
+        """Stop a node's process, and others at its address, as SIGSTOP does; see `SimNetwork.freeze`."""
         self.network.freeze(self.ip_of(who))
 
     def thaw(self, who: NodeLike) -> None:
@@ -318,8 +346,8 @@ class SimCluster:
             Leaked: a node still holds something. Every node is stopped all the same.
         """
         self.heal()
-        for ip in list(self.nodes):
-            await self.stop(ip, drain_s=0.0)
+        for address in list(self.nodes):
+            await self.stop(address, drain_s=0.0)
         await asyncio.sleep(QUIET_S)
         found = self.leaks()
         self._former.clear()
@@ -332,7 +360,7 @@ class SimCluster:
         for node in self._former:
             found += [f"{node.name}: session with {name}" for name in _connected(node)]
             found += [f"{node.name}: process {info.runs}" for info in node.processes()]
-        for ip in sorted(self._settings_of.keys() - self.nodes.keys()):
+        for ip in sorted(set(map(self.ip_of, self._settings_of)) - set(map(self.ip_of, self.nodes))):
             host = self.network.host(ip)
             found += [f"{ip}: listens on port {port}" for port in host.endpoints]
             found += [f"{ip}: {len(host.connections)} connections"] if host.connections else []
@@ -355,12 +383,12 @@ class SimCluster:
             error.add_note(f"Also: {leaked}")
 
     def _take(self, who: NodeLike) -> tuple[str, Node]:
-        ip = self.ip_of(who)
-        node = self.nodes.pop(ip, None)
+        address = self.address_of(who)
+        node = self.nodes.pop(address, None)
         if node is None:
             running = ", ".join(self.nodes) or "none"
-            raise ValueError(f"no node runs at {ip}; running: {running}")
-        return ip, node
+            raise ValueError(f"no node runs at {address}; running: {running}")
+        return address, node
 
     def _ips(self, group: Group) -> list[str]:
         if isinstance(group, Node | str):
@@ -379,11 +407,17 @@ class _WatchedTransport(SimTransport):
         on_fact: Callable[[str], None] | None,
     ) -> None:
         super().__init__(network, settings)
-        self._ip = ip
+        self._address = ip
+        self._base_port = settings.base_port
         self._on_fact = on_fact
 
+    async def bind(self, ip: str, ports: Sequence[int]) -> int:
+        port = await super().bind(ip, ports)
+        self._address = NodeName("", ip, None if port == self._base_port else port).address
+        return port
+
     async def start(self, listener: Listener) -> None:
-        watched = listener if self._on_fact is None else _Watched(listener, self._ip, self._on_fact)
+        watched = listener if self._on_fact is None else _Watched(listener, self._address, self._on_fact)
         await super().start(watched)
 
 
@@ -422,6 +456,11 @@ class _Watched:
     def stranger_refused(self, ip: str, reason: str) -> None:
         self._listener.stranger_refused(ip, reason)
         self._on_fact(self._ip)
+
+
+def split_address(address: str) -> tuple[str, int | None]:
+    """Return the IP address and the port of an address, which is None for the base port."""
+    return parse_address(address) or (address, None)
 
 
 def _connected(node: Node) -> AbstractSet[str]:

@@ -86,11 +86,14 @@ class Fleet(SimCluster):
 
     # Nodes.
 
-    async def start(self, count: int = 1, *, wait: bool = True, **settings: Any) -> list[Node]:
+    async def start(
+        self, count: int = 1, *, hosts: int | None = None, wait: bool = True, **settings: Any
+    ) -> list[Node]:
         """Start nodes at the same virtual time, and wait until every node lists every other.
 
         Args:
             count: the number of nodes.
+            hosts: the number of new addresses; None: one for each node.
             wait: False returns without waiting, for tests of the time before or under a partition.
             settings: fields of `Settings` that differ for these nodes.
 
@@ -100,7 +103,7 @@ class Fleet(SimCluster):
         Raises:
             NotMeshed: the nodes did not connect in time, for example under a partition. They run.
         """
-        started = await super().start(count, **settings)
+        started = await super().start(count, hosts=hosts, **settings)
         if wait:
             await self.mesh(MESH_TIMEOUT_S)
         return started

@@ -382,6 +382,16 @@ class Connection:
             self._end_listener(send_fin=not silent)
         self.update()
 
+    def crash_process(self, process: Endpoint) -> None:
+        """End what one process of a host holds of this connection, which may lead to another one there."""
+        if self.dialler is process and self.is_dialler_open:
+            self.out.drop_held()
+            self.out.keep_some()
+            self._end_dialler(send_fin=True)
+        if self._listener is process and self.is_listener_open:
+            self._end_listener(send_fin=True)
+        self.update()
+
     def close_listener(self) -> None:
         """Close the listener's socket."""
         if self.is_listener_open:

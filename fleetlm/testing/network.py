@@ -146,6 +146,20 @@ class SimNetwork:
             connection.crash(host, silent=silent)
         self._update(host)
 
+    def crash_process(self, ip: str, port: int) -> None:
+        """End the process that listens on a port, as SIGKILL does; others at its address go on.
+
+        Args:
+            ip: the address.
+            port: the port.
+        """
+        host = self.host(ip)
+        process = host.endpoints.pop(port)
+        process.is_alive = False
+        process.backlog.clear()
+        for connection in list(host.connections):
+            connection.crash_process(process)
+
     def freeze(self, ip: str) -> None:
         """Stop a node's process, as SIGSTOP does, until `thaw`.
 
