@@ -255,9 +255,9 @@ def _add_leaving(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
         help="time for what it has begun (as its FLEETLM_DRAIN_MS says)",
     )
     drain.add_argument("--reason", default="", metavar="TEXT", help="for its log")
-    drain.add_argument("--node", metavar="NAME", help="node to drain, if several run here")
+    drain.add_argument("--node", metavar="NAME", help="node to drain, by name, port or slot")
     undrain = command("undrain", "let a node that drains take work again", UNDRAIN)
-    undrain.add_argument("--node", metavar="NAME", help="node to undrain, if several run here")
+    undrain.add_argument("--node", metavar="NAME", help="node to undrain, by name, port or slot")
     health = command("health", "exit 0 if the node here is alive, or ready; for probes", HEALTH)
     kind = health.add_mutually_exclusive_group()
     kind.add_argument("--live", action="store_true", help="a process listens on the node's port (default)")
@@ -269,7 +269,7 @@ def _add_leaving(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
         metavar="N",
         help="with --ready: it is connected to at least N other nodes (0)",
     )
-    health.add_argument("--node", metavar="NAME", help="only this node, if several run here")
+    health.add_argument("--node", metavar="NAME", help="only this node, by name, port or slot")
     health.add_argument(
         "--timeout",
         type=seconds,

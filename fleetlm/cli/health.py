@@ -148,9 +148,13 @@ def _read_number(text: str) -> int:
 def split_place(node: str, base_port: int) -> tuple[str, int]:
     """Return the IP address and the port of a node's name; ``base_port`` where the name has none.
 
+    A number is a port of any address, or, below the base port, the slot of a node (`remote.finder.choose`).
+
     Raises:
         BadSetting: it is not the name of a node.
     """
+    if node.isdecimal():
+        return "", int(node) if int(node) >= base_port else base_port + int(node)
     _, at, place = node.partition("@")
     ip, colon, port = place.rpartition(":")
     if not colon or (":" in ip and not ip.startswith("[")):
@@ -223,7 +227,10 @@ def select(addresses: list[str], node: str | None, env: os._Environ[str] | dict[
     """
     first, last, base = read_ports(env)
     if node is not None:
-        wanted = health_socket.address_of(node.partition("@")[0], *split_place(node, base))
+        ip, port = split_place(node, base)
+        if not ip:
+            return [each for each in addresses if health_socket.port_of(each) == port]
+        wanted = health_socket.address_of(node.partition("@")[0], ip, port)
         return [each for each in addresses if each == wanted]
     return [each for each in addresses if first <= health_socket.port_of(each) <= last]
 

@@ -201,6 +201,10 @@ def test_the_nodes_of_a_container_are_found_in_the_kernels_table() -> None:
         ("fleetlm@10.0.0.7:4371", "4370-4385", [FIRST]),
         ("fleetlm@fd00::7", "4370-4385", [SECOND]),
         ("other@10.0.0.7:4371", "4370-4385", []),
+        ("4371", "4370-4385", [FIRST]),
+        ("1", "4370-4385", [FIRST]),
+        ("0", "4370-4385", [SECOND]),
+        ("5", "4370-4385", []),
     ],
 )
 def test_the_nodes_that_are_meant_are_asked(node: str | None, ports: str, selected: list[str]) -> None:
