@@ -321,7 +321,8 @@ class Kernel:
             if claim.until <= now and channel in self._probes:
                 effects += self._settle_claim(now, channel, None)
         for channel in self.ports.expired(now):
-            effects += self._end_search(now, channel, None)
+            if channel in self.ports.searches:  # Ending the first one ticks, which ends the others.
+                effects += self._end_search(now, channel, None)
         return effects + self.ports.dials(now, self._is_known, self._take_channel)
 
     def deadline(self) -> float | None:

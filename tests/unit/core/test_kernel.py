@@ -10,6 +10,7 @@ from fleetlm.core.connection import Phase
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.core.effects import Dial, Down, HangUp, Report, Send
 from fleetlm.core.kernel import MAX_SOURCES, MAX_STRANGERS, MAX_VERDICTS, Kernel
+from fleetlm.core.port_scan import Search
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
 from fleetlm.wire.frames import Refusal, Refused
@@ -367,6 +368,14 @@ def test_deadlines_are_those_of_the_step_under_way() -> None:
     assert quiet(k.tick(T + 6)) == [HangUp(1)]
     assert k.deadline() == T + 6 + SETTINGS.backoff_min_s
     assert k.tick(T + 6.25) == [Dial(2, ip(2), 4370)]
+
+
+def test_several_searches_of_ports_that_take_too_long_end_at_once() -> None:
+    k = kernel()
+    for channel in (7, 8, 9):
+        k.ports.searches[channel] = Search(ip(9), 4_370 + channel, T + 1)
+    assert k.tick(T + 2) == [HangUp(7), HangUp(8), HangUp(9)]
+    assert k.ports.searches == {}
 
 
 def test_one_dead_address_delays_no_other_peer() -> None:
