@@ -842,7 +842,7 @@ def test_a_subscription_has_time_outs_and_an_end_and_loses_nothing(monkeypatch: 
             events = node.events()
             reading_events = pool.submit(list, events)
             node.stop()
-            assert reading_events.result(10) == []
+            assert [type(event) for event in reading_events.result(10)] == [fleetlm.NodeDraining]
         with pytest.raises(NodeStopped):
             events.get(timeout=1)
         events.close()
