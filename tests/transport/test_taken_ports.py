@@ -50,7 +50,6 @@ def a_node(name: str = "fleetlm@10.0.0.7") -> IAm:
         (taken(held(command="python w.py"), node=a_node()), "fleetlm@10.0.0.7, process 12 (python w.py)"),
         (taken(held()), f"process 12 (nginx), {SILENT}"),
         (TakenPort(4370, (held(),)), "process 12 (nginx)"),
-        (taken(held(pid=os.getpid()), node=a_node()), f"fleetlm@10.0.0.7, this process ({os.getpid()})"),
         (
             taken(held(command="")),
             f"process 12 (it has ended), {SILENT}",
@@ -63,6 +62,11 @@ def a_node(name: str = "fleetlm@10.0.0.7") -> IAm:
 )
 def test_who_holds_a_port(port: TakenPort, words: str) -> None:
     assert describe_holder(port) == words
+
+
+def test_this_process_is_named_as_such() -> None:
+    ours = taken(held(pid=os.getpid()), node=a_node())
+    assert describe_holder(ours) == f"fleetlm@10.0.0.7, this process ({os.getpid()})"
 
 
 def test_a_process_of_another_user_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
