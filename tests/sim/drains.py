@@ -47,7 +47,8 @@ class Ledger:
 
     hops: dict[str, Hop] = field(default_factory=dict)
     fresh: set[str] = field(default_factory=set)
-    """Chains that were begun before their node knew of any drain."""
+    """Chains that were begun before their node knew of any drain. One that has just connected does not count:
+    it learns of drains that all others have known for long with the first frames."""
 
 
 class Service(Actor):
@@ -202,7 +203,8 @@ class World:
         try:
             if rng.random() < 0.5:
                 path[0] = (node.groups.pick(GROUP).node, path[0][1])
-            if not node.list("draining"):
+            is_informed = node.info().uptime_s > 3 and len(node.list()) == len(names) - 1
+            if is_informed and not node.list("draining"):
                 self.ledger.fresh.add(name)
             await hop(self.ledger, node, name, path, beside=rng.random() < 0.7)
         except FleetError:
