@@ -244,8 +244,8 @@ class Call:
             match error:
                 case AlreadyRegistered(name=name, owner=owner):
                     self._caller.failed(self._ref, FailureKind.NAME_TAKEN, [name, str(owner)])
-                case Draining(node=node, retry_after=after):
-                    self._caller.failed(self._ref, FailureKind.DRAINING, [node, f"{after:.3f}"])
+                case Draining(node=node, retry_after=after, has_begun=begun):
+                    self._caller.failed(self._ref, FailureKind.DRAINING, [node, f"{after:.3f}", str(begun)])
                 case NoFactory(node=node, factory=factory):
                     self._caller.failed(self._ref, FailureKind.NO_FACTORY, [node, factory])
                 case NoProcess(target=target):

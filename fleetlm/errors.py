@@ -345,20 +345,25 @@ class NoConnection(NotDelivered, ConnectionError):
 class Draining(NotDelivered):
     """The node is leaving and takes no new work. The request has not run.
 
-    A stream that lasts longer than the drain ends with it too, after the items that came before.
+    A stream that lasts longer than the drain ends with it too, after the items that came before. Its handler
+    has run in part: `has_begun` says so, and it is repeated only if the request is idempotent.
 
     Attributes:
         node: the name of the node.
         retry_after: seconds until its drain ends at the latest: the node has stopped then, or its drain was
             undone. Most drains end sooner. Other nodes can be asked at once.
+        has_begun: it has ended a stream whose handler had begun.
     """
 
-    def __init__(self, node: str, retry_after: float = 0.0) -> None:
-        super().__init__(node, retry_after)
+    def __init__(self, node: str, retry_after: float = 0.0, has_begun: bool = False) -> None:
+        super().__init__(node, retry_after, has_begun)
         self.node = node
         self.retry_after = retry_after
+        self.has_begun = has_begun
 
     def __str__(self) -> str:
+        if self.has_begun:
+            return f"{self.node} is draining and has ended this stream before its last item"
         return f"{self.node} is draining and takes no new work; ask another node"
 
 

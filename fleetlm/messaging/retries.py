@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from fleetlm.core.retry_budget import RetryBudget, pause_s
-from fleetlm.errors import CallTimeout, Expired, FleetError, NoConnection, NotDelivered, OutcomeUnknown
+from fleetlm.errors import (
+    CallTimeout,
+    Draining,
+    Expired,
+    FleetError,
+    NoConnection,
+    NotDelivered,
+    OutcomeUnknown,
+)
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.settings import Settings
 from fleetlm.texts import SHORT, text_of
@@ -168,7 +176,8 @@ class Course:
         retries, settings = self._retries, self._retries.settings
         if isinstance(error, Expired) or not isinstance(error, NotDelivered | OutcomeUnknown):
             return 0.0, "this error is never repeated"
-        if isinstance(error, OutcomeUnknown) and not self._idempotent:
+        has_begun = isinstance(error, OutcomeUnknown) or (isinstance(error, Draining) and error.has_begun)
+        if has_begun and not self._idempotent:
             return 0.0, "the request may have run, and it was not said to be idempotent"
         if self._tried >= self._most:
             return 0.0, f"no attempt was left (attempts={self._most})"

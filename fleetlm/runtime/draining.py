@@ -327,5 +327,5 @@ class Draining:
         if cut and self.own.until > run.began:
             verb = "leaves without waiting" if self._is_last else "has drained and does not wait"
             log.warning("node %s %s any longer for %s", self._name, verb, left)
-        left.end_streams(error)
+        left.end_streams(IsDraining(error.node, error.retry_after, has_begun=True))
         return cut

@@ -43,7 +43,7 @@ class FailureKind(IntEnum):
     UNDECODABLE = 4  # target, why
     TOO_MANY = 5  # target, why
     NO_FACTORY = 6  # node, name of the factory
-    DRAINING = 7  # node, seconds
+    DRAINING = 7  # node, seconds, "True" if a stream had begun
     NAME_TAKEN = 8  # name, owner
     NO_HANDLER = 9  # target, why
     UNREAD = 10  # none: the consumer of a stream knows what it asked for
@@ -76,7 +76,7 @@ def error_of_failure(kind: object, details: object) -> FleetError:
         case FailureKind.NO_FACTORY:
             return NoFactory(texts[0], texts[1])
         case FailureKind.DRAINING:
-            return Draining(texts[0], _seconds(texts[1]))
+            return Draining(texts[0], _seconds(texts[1]), texts[2] == _TRUE)
         case FailureKind.NAME_TAKEN:
             return AlreadyRegistered(texts[0], texts[1])
         case FailureKind.UNREAD:
@@ -96,6 +96,8 @@ def _seconds(text: str) -> float:
 
 MAX_HOPS: Final = 8
 """Outcomes in one chain that travel. Services are layered less deeply; a circle of calls is not."""
+_TRUE: Final = "True"
+"""A fact that is true, as a text."""
 _COUNTS: Final = frozenset("0123456789")
 """The facts of an outcome are few."""
 MAX_GROUPED: Final = 100
@@ -184,9 +186,9 @@ def _rebuild(cls: type[FleetError], facts: list[str], cause: FleetError | None) 
         if issubclass(cls, RemoteError):
             return RemoteError(facts[0], facts[1], "", cause)
         if issubclass(cls, StreamIdle):
-            return StreamIdle(facts[0], float(facts[1]), facts[2:] == ["True"])
+            return StreamIdle(facts[0], float(facts[1]), facts[2:] == [_TRUE])
         if issubclass(cls, Draining):
-            return Draining(facts[0], _seconds(facts[1]))
+            return Draining(facts[0], _seconds(facts[1]), facts[2:] == [_TRUE])
         if issubclass(cls, CallTimeout):
             return CallTimeout(facts[0], float(facts[1]))
         return cls(*facts)

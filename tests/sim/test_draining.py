@@ -355,9 +355,13 @@ def test_a_stream_that_lasts_longer_ends_with_what_came_and_a_queued_call_is_ref
         assert report.seconds == pytest.approx(5, abs=0.1)
         assert (report.cut, report.refused, report.was_clean) == (2, 1, False)
         assert sorted(report.cut_what) == ["1 call(s) of Work", "1 stream(s) of Work"]
-        assert isinstance(await stream, Draining)
+        ended = await stream
+        assert isinstance(ended, Draining)
+        assert ended.has_begun
         assert items == list(range(10))
-        assert isinstance(await queued, Draining)
+        refused = await queued
+        assert isinstance(refused, Draining)
+        assert not refused.has_begun
         assert await runs == "done", "it goes on until the node stops"
         assert await leaver.ref(Work, "work").call(Work.noted) == []
 

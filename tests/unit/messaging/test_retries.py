@@ -170,6 +170,16 @@ def test_the_end_of_a_drain_is_not_waited_for() -> None:
     on_loop(test)
 
 
+def test_a_stream_that_a_drain_has_ended_is_repeated_only_if_it_is_idempotent() -> None:
+    async def test() -> None:
+        ended = Draining("a@10.0.0.1", 4.0, has_begun=True)
+        with pytest.raises(Draining, match="has ended this stream"):
+            await retry(Operation(ended))
+        assert await retry(Operation(ended), idempotent=True) == "done"
+
+    on_loop(test)
+
+
 def test_no_pause_begins_that_would_end_after_the_deadline() -> None:
     async def test() -> None:
         loop = asyncio.get_running_loop()

@@ -77,7 +77,8 @@ def sent(error: BaseException) -> FleetError | None:
     "outcome",
     [
         NoProcess("x"), NoMember("g"), NoHandler("x", "why"), Expired(), NoFactory("n", "f"),
-        NoConnection("n", "why"), Draining("n", 2.5), Undecodable("x", "why"), WouldBlock("x", "full"),
+        NoConnection("n", "why"), Draining("n", 2.5), Draining("n", 2.5, has_begun=True),
+        Undecodable("x", "why"), WouldBlock("x", "full"),
         NodeLost("n", "cut"), ProcessDown("x", "shutdown"), WorkerDied("f", "oom"), CallTimeout("x", 2.5),
         StreamIdle("x", 60.0, is_unread=True), StreamIdle("x", 60.0), RemoteError("ValueError", "no"),
     ],
@@ -203,6 +204,6 @@ def test_a_chain_of_causes_is_followed_only_so_far() -> None:
 def test_a_node_that_drains_says_after_how_many_seconds_to_ask_again(seconds: str) -> None:
     error = error_of_failure(FailureKind.DRAINING, ["n", "2.5"])
     assert isinstance(error, Draining)
-    assert (error.node, error.retry_after) == ("n", 2.5)
+    assert (error.node, error.retry_after, error.has_begun) == ("n", 2.5, False)
     with pytest.raises(ValueError, match=r"float|seconds"):
         error_of_failure(FailureKind.DRAINING, ["n", seconds])
