@@ -201,7 +201,7 @@ class SimCluster:
             ValueError: no such node runs.
         """
         address, node = self._take(who)
-        if not self._mates(address):
+        if not self.mates_of(address):
             self.dns.remove(self.ip_of(address))
         await node.stop(reason, drain_s)
         self._former.append(node)
@@ -220,11 +220,11 @@ class SimCluster:
         Raises:
             ValueError: no such node runs; or the power fails of a machine where others run.
         """
-        if silent and self._mates(self.address_of(who)):
+        if silent and self.mates_of(who):
             raise ValueError(f"crash the other nodes at {self.ip_of(who)} first: they have the same power")
         address, node = self._take(who)
         ip = self.ip_of(address)
-        if self._mates(address):
+        if self.mates_of(address):
             self.network.crash_process(ip, parts_of(node).kernel.me.port)
         else:
             self.network.crash(ip, silent=silent)
@@ -253,9 +253,9 @@ class SimCluster:
         name = who if isinstance(who, str) else who.name
         return name.rpartition("@")[2]
 
-    def _mates(self, address: str) -> list[str]:
+    def mates_of(self, who: NodeLike) -> list[str]:
         """Return the addresses of the other nodes that run at the same IP address."""
-        ip = self.ip_of(address)
+        address, ip = self.address_of(who), self.ip_of(who)
         return [each for each in self.nodes if each != address and self.ip_of(each) == ip]
 
     # Faults; `network` and `dns` have more.

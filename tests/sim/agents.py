@@ -147,7 +147,7 @@ class Agents:
         session = node._driver.sessions.get(target)
         if session is None and target != node.name:
             return
-        view = world.views[world.cluster.ip_of(target)]
+        view = world.views[world.cluster.address_of(target)]
         connection = 0 if session is None else self.view.numbers.get(session.outgoing.epoch, -1)
         epoch = 0 if session is None else session.outgoing.epoch
         incarnation = node.incarnation if session is None else session.incarnation

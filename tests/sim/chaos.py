@@ -172,7 +172,7 @@ class Scenario:
         slowness = 4.0 if self.kind is Kind.DNS else 1.0  # There it is not messages that are put to the test.
         rng = random.Random(self.rng.random())
         agents = Agents(self.world, view, rng, self.settings.chunk_bytes, slowness)
-        self.agents[self.cluster.ip_of(node)] = agents
+        self.agents[self.cluster.address_of(node)] = agents
         agents.spawn()
 
     async def revive(self, ip: str) -> None:
@@ -357,7 +357,7 @@ class Scenario:
         for ip in list(self.dead):
             await self.revive(ip)
         for node, other in self.parted:
-            if self.cluster.nodes.get(self.cluster.ip_of(node)) is node:
+            if self.cluster.nodes.get(self.cluster.address_of(node)) is node:
                 await node.connect(other, timeout=0.0)
         mesh_s = await self.cluster.mesh(bound_s(self.settings))
         self.note(f"mesh after {mesh_s:.2f} s")

@@ -107,7 +107,7 @@ class World:
     # Nodes and connections.
 
     def node_started(self, node: Node) -> View:
-        ip = self.cluster.ip_of(node)
+        ip = self.cluster.address_of(node)
         if ip in self.views:
             self.former += self.views[ip].stable.values()
         self.started.setdefault(node.name, []).append(node.incarnation)
@@ -226,8 +226,8 @@ class World:
         """Describe messages that did not arrive over connections that are still up; empty without traffic."""
         late = []
         for (sender, target, sink, connection), count in self.sent.items():
-            view = self.views.get(self.cluster.ip_of(target))
-            source = self.views.get(self.cluster.ip_of(sender[0]))
+            view = self.views.get(self.cluster.address_of(target))
+            source = self.views.get(self.cluster.address_of(sender[0]))
             if view is None or source is None or source.node.incarnation != sender[1]:
                 continue
             if target == sender[0]:
@@ -352,7 +352,7 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
         found.append(f"channels {sorted(kernel._channels)} for {sorted(channels)}")
     if driver._by_source.keys() != sources or kernel._probes:
         found.append(f"sources that are no session's, or {len(kernel._probes)} probes")
-    [endpoint] = cluster.network.host(cluster.ip_of(node)).endpoints.values()
+    endpoint = cluster.network.host(cluster.ip_of(node)).endpoints[kernel.me.port]
     open_sources = endpoint.sources.keys() | endpoint.strangers.keys()
     for what, some in (("sources", kernel._sources), ("addresses", kernel._ips)):
         if gone := len(some.keys() - open_sources):

@@ -166,11 +166,11 @@ class Checks:
                 owners |= dict.fromkeys(ends.monitors, number)
                 watched |= dict.fromkeys(ends.watchers, number)
                 for ref, target in ends.monitors.items():
-                    there = self.world.records[self.world.cluster.ip_of(target.node)]
+                    there = self.world.records[self.world.cluster.address_of(target.node)]
                     if ref not in there.node._parts.signals.links._watchers_of:
                         self.world.breach(f"{pid} watches {target} by {ref}, which does not know")
                 for ref in ends.watchers:
-                    owner = self.world.records[self.world.cluster.ip_of(ref.node)]
+                    owner = self.world.records[self.world.cluster.address_of(ref.node)]
                     if ref not in owner.node._parts.signals.links._owner_of:
                         self.world.breach(f"{pid} is watched by {ref}, which does not know")
             if owners != links._owner_of or watched != links._watchers_of:

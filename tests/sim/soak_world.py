@@ -191,7 +191,7 @@ class World:
 
     def node_started(self, node: Node) -> NodeRecord:
         """Record a node that has started."""
-        record = self.records[self.cluster.ip_of(node)] = NodeRecord(self, node)
+        record = self.records[self.cluster.address_of(node)] = NodeRecord(self, node)
         self.by_incarnation[node.name, node.incarnation] = record
         return record
 

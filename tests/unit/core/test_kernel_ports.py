@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fleetlm.core import admission
+from fleetlm.core.connection import Phase
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.core.effects import Dial, HangUp, Send
 from fleetlm.settings import Settings
@@ -189,3 +190,21 @@ def test_names_of_peers_lose_the_base_port() -> None:
     m = Meeting(RANGE)
     m.kernel.heard_of(T, [f"{name(2)}:4370", f"{name(1)}:4370"])
     assert list(m.kernel.topology.peers) == [name(2)]
+
+
+def test_the_own_host_is_searched_until_a_node_of_it_is_connected() -> None:
+    m = Meeting(RANGE)
+    assert m.kernel.topology.is_searched(ip(1))
+    mate = m.kernel.topology.meet(T, f"{name(1)}:4371")
+    assert mate is not None
+    assert m.kernel.topology.is_searched(ip(1))
+    mate.connection.phase = Phase.UP
+    assert not m.kernel.topology.is_searched(ip(1))
+
+
+def test_two_nodes_may_have_aliases_at_one_address() -> None:
+    table = Meeting(RANGE).kernel.topology
+    table.learn_alias("fd00::2", name(2))
+    table.learn_alias("[fd00::2]:4371", RANK)
+    assert table.meet(T, "fleetlm@fd00::2", itself=True) is not None
+    assert table.aliases == {"[fd00::2]:4371": RANK}
