@@ -2,8 +2,8 @@
 
 torchrun gives each process its number on this machine in LOCAL_RANK. FLEETLM_NODE_SLOT takes that place in
 the range of ports, so a rank has the same name after a restart: the one with LOCAL_RANK=2 is
-``fleetlm@<address>:4372``. ``python ranks.py`` stands in for torchrun: it starts four processes with the same
-variables.
+``fleetlm@<address>:4372``. ``python ranks.py`` stands in for torchrun: it starts three processes with the
+same variables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import fleetlm
 from fleetlm import Actor, Node, Settings, handler
 
-RANKS = 4
+RANKS = 3
 
 
 class Rank(Actor):

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 
 from fleetlm import Actor, Node, Settings, handler
 
-WORKERS = 3
+WORKERS = 2
 SETTINGS = Settings.from_env({"FLEETLM_NODE_IP": "127.0.0.1", "DNS_CLUSTER_QUERY": "127.0.0.1", **os.environ})
 
 
