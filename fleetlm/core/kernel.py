@@ -628,7 +628,7 @@ class Kernel:
 
     def _report_virtual(self, address: str, owner: str) -> list[Effect]:
         """Report once that the only address in DNS led to a node whose name has another address."""
-        if address != self._only_address:
+        if address != self._only_address or address == NodeName.parse(self.me.name).address:
             return []
         text = (
             f"DNS names one address only, {address}, and {owner} answers there: perhaps the virtual address "

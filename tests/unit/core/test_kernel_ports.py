@@ -208,3 +208,12 @@ def test_two_nodes_may_have_aliases_at_one_address() -> None:
     table.learn_alias("[fd00::2]:4371", RANK)
     assert table.meet(T, "fleetlm@fd00::2", itself=True) is not None
     assert table.aliases == {"[fd00::2]:4371": RANK}
+
+
+def test_the_own_address_is_not_taken_for_that_of_a_load_balancer() -> None:
+    k = kernel(1, RANGE)
+    k.looked_up(T, addresses(1))
+    k.asked_for(T, f"api@{ip(1)}")
+    k.opened(T, 1)
+    answer = frames.refused(frames.Refused(Refusal.SELF, "", name(1), 100))
+    assert not [text for _, text in said(k.answered(T, 1, answer)) if "load balancer" in text]
