@@ -100,6 +100,10 @@ class Turns:
             turns = _of_loops[id(loop)] = cls(loop)
         return turns
 
+    def after_fork(self) -> None:
+        """In a forked child: let each wait raise RuntimeError, since no loop runs that could end it."""
+        self.future = _future
+
     @property
     def waiting(self) -> int:
         """Tasks that wait for a turn."""

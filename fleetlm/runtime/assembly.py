@@ -316,6 +316,7 @@ class Assembly:
     def after_fork(self) -> None:
         """Implement `forks.Guarded`: in a child process, every request raises `NodeStopped`."""
         forks.leave_loop(self._loop)
+        self.turns.after_fork()
         self.local.forget_all()
         self.outbound.stopped = forks.FORKED
         self.context.sessions.clear()

@@ -274,3 +274,14 @@ def test_turns_use_the_clock_of_the_system() -> None:
         assert time.monotonic() - before >= TURN_S * 0.9
 
     asyncio.run(main())
+
+
+def test_after_a_fork_a_wait_raises_since_no_loop_runs_in_the_child() -> None:
+    loop = asyncio.new_event_loop()
+    turns = Turns(loop)
+    waiter = turns.future()
+    assert waiter.get_loop() is loop
+    turns.after_fork()
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        turns.future()
+    loop.close()
