@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import stat
 import sys
@@ -563,7 +564,7 @@ async def test_several_nodes_are_listed_and_chosen_by_name(env: dict[str, str]) 
         refused = await in_thread(failure, env)
         assert refused.code == 2
         assert refused.kind == "several_nodes"
-        assert f"--node {NAME}\n  --node {second}" in str(refused)
+        assert re.search(rf"--node {NAME}  process.*\n  --node {second}  process", str(refused))
         for name in (NAME, second):
             connection = await in_thread(connect, env, name)
             assert connection.node == name
