@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 from fleetlm.core.group_members import Members
@@ -54,6 +54,8 @@ Effect = Tell | Joined | Left
 
 Numbers = dict[str, list[int]]
 """Group → numbers of one node's processes; a process that joined twice is there twice."""
+_NOWHERE: dict[str, int] = {}
+"""The groups of a process that has not joined any; never changed."""
 _NOBODY = Members()
 """The members of a group that does not exist; never changed."""
 
@@ -74,10 +76,10 @@ class _Memberships:
     def pid(self, number: int) -> Pid:
         return Pid(self.node, self.incarnation, number)
 
-    def pairs(self) -> Iterator[tuple[str, int]]:
-        for number, groups in self.groups_of.items():
-            for group, times in groups.items():
-                yield from ((group, number) for _ in range(times))
+    def pairs(self, numbers: Iterable[int]) -> Iterator[tuple[str, int]]:
+        for number in numbers:
+            for group, times in self.groups_of.get(number, _NOWHERE).items():
+                yield from repeat((group, number), times)
 
 
 class GroupTable:
@@ -88,13 +90,20 @@ class GroupTable:
         incarnation: of this start of the node.
         max_memberships: how many one node may have; see `Settings.max_memberships`.
         alive: returns whether a pid is a living process of this node.
+        before_change: called with the number of a process of this node before its memberships change.
     """
 
     def __init__(
-        self, node: str, incarnation: int, max_memberships: int, alive: Callable[[Pid], bool]
+        self,
+        node: str,
+        incarnation: int,
+        max_memberships: int,
+        alive: Callable[[Pid], bool],
+        before_change: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._max = max_memberships
         self._alive = alive
+        self._before_change = before_change
         self._own = _Memberships(node, incarnation)
         self._said = {node: self._own}
         """Node → its memberships; this node's are among them."""
@@ -118,9 +127,13 @@ class GroupTable:
         """Return whether a group has a member."""
         return group in self._groups
 
-    def own_facts(self) -> Iterator[list[Any]]:
-        """Return all memberships of this node as facts, for a node that has just connected."""
-        return (["join", piece] for piece in _split(self._own.pairs()))
+    def own_keys(self) -> Iterable[int]:
+        """Return the numbers of the processes of this node that are members of a group."""
+        return self._own.groups_of.keys()
+
+    def own_facts(self, numbers: Iterable[int]) -> Iterator[list[Any]]:
+        """Return all memberships of these processes of this node as facts, for a node that has connected."""
+        return (["join", piece] for piece in _split(self._own.pairs(numbers)))
 
     # Facts about this node.
 
@@ -140,6 +153,8 @@ class GroupTable:
         if self._own.count + len(pids) > self._max:
             raise TooManyMemberships(self._own.count, len(pids), self._max)
         numbers = [pid.number for pid in pids]
+        for number in numbers:
+            self._before_change(number)
         told = [Tell(["join", piece]) for piece in _split((group, number) for number in numbers)]
         return [*told, *self._join(self._own, {group: numbers})]
 
@@ -150,6 +165,7 @@ class GroupTable:
             here = pid == own.pid(pid.number)
             if here and own.groups_of.get(pid.number, {}).get(group, 0) > leaving[pid.number]:
                 leaving[pid.number] += 1
+                self._before_change(pid.number)
         told = [Tell(["leave", piece]) for piece in _split((group, n) for n in leaving.elements())]
         return [*told, *self._leave(own, {group: list(leaving.elements())}, "left")]
 
@@ -157,6 +173,7 @@ class GroupTable:
         """A process of this node has ended."""
         if pid.number not in self._own.groups_of:
             return []
+        self._before_change(pid.number)
         return [Tell(["exit", pid.number]), *self._exit(self._own, pid.number, "exited")]
 
     # Facts about other nodes.
@@ -205,7 +222,7 @@ class GroupTable:
             members.remove_node(node)
             if not members:
                 del self._groups[group]
-        return (Left(group, said.pid(number), "noconnection") for group, number in said.pairs())
+        return (Left(group, said.pid(number), "noconnection") for group, number in said.pairs(said.groups_of))
 
     # Internals.
 

@@ -37,7 +37,7 @@ node of the loser acts, and the loser gets a reason that it can trap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
@@ -55,6 +55,8 @@ MAX_NODE_LENGTH = 128
 """Characters of a node's name: a basename of 64, and an address."""
 MAX_WHY_LENGTH = 64
 """Characters of the reason with which a peer gives up a name; those of this version are shorter than 16."""
+MAX_PIECE_CLAIMS = 200
+"""Claims in one fact of a snapshot: about a millisecond's work for the node that takes it."""
 _NUMBER_END = 1 << 64
 """Numbers of processes, and milliseconds since 1970, are below this."""
 _MAX_ROW_OVERHEAD_BYTES = 40
@@ -163,6 +165,7 @@ class NameTable:
         read: rebuilds a packed meta; raises ValueError for bytes that are malformed.
         decide: the rule for two claims; returns one of them.
         connected: returns whether the node of that name is connected.
+        before_change: called with a name before this node's claim to it changes.
     """
 
     def __init__(
@@ -173,6 +176,7 @@ class NameTable:
         read: Callable[[bytes], Any],
         decide: Decide = older,
         connected: Callable[[str], bool] = lambda _: False,
+        before_change: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.node = node
         self.incarnation = incarnation
@@ -180,6 +184,7 @@ class NameTable:
         self._read = read
         self._decide = decide
         self._connected = connected
+        self._before_change = before_change
         self._own = _Claims()
         self._claims_of: dict[str, _Claims] = {node: self._own}
         """Node → its claims; this node's are among them."""
@@ -212,12 +217,22 @@ class NameTable:
         own = len(self._own.held)
         return own, sum(len(claims.held) for claims in self._claims_of.values()) - own
 
-    def own_facts(self, piece_bytes: int) -> Iterator[list[Any]]:
-        """Return all claims of this node as facts of about ``piece_bytes`` at most."""
+    def own_keys(self) -> Iterable[str]:
+        """Return the names that this node claims."""
+        return self._own.held.keys()
+
+    def own_facts(self, names: Iterable[str], piece_bytes: int) -> Iterator[list[Any]]:
+        """Return claims of this node as facts of `MAX_PIECE_CLAIMS` and about ``piece_bytes`` at most.
+
+        A claim that is larger than ``piece_bytes`` is a fact of its own.
+        """
         rows: list[list[Any]] = []
         size = 0
-        for held in self._own.held.values():
-            if rows and size + held.size > piece_bytes:
+        for name in names:
+            held = self._own.held.get(name)
+            if held is None:
+                continue
+            if len(rows) == MAX_PIECE_CLAIMS or (rows and size + held.size > piece_bytes):
                 yield ["has", rows]
                 rows, size = [], 0
             rows.append(held.row)
@@ -435,6 +450,8 @@ class NameTable:
     def _add(self, node: str, held: _Held) -> None:
         """Enter a claim of a node, in the place of its former claim to that name."""
         name = held.claim.name
+        if node == self.node:
+            self._before_change(name)
         claims = self._claims_of.setdefault(node, _Claims())
         former = claims.held.get(name)
         claims.size += held.size - (0 if former is None else former.size)
@@ -443,6 +460,8 @@ class NameTable:
 
     def _remove(self, node: str, name: str) -> _Held:
         """Take a claim of a node away, which must exist, and return it."""
+        if node == self.node:
+            self._before_change(name)
         claims = self._claims_of[node]
         held = claims.held.pop(name)
         claims.size -= held.size

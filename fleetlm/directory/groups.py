@@ -19,6 +19,7 @@ from __future__ import annotations
 import builtins
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actors.handlers import HasHandlers, check_actor, name_of_marked
@@ -74,16 +75,24 @@ class ReplicatedGroups:
         self._local = local
         self._replication = replication
         self.table: GroupTable = GroupTable(
-            context.name, context.incarnation, settings.max_memberships, self._is_alive
+            context.name,
+            context.incarnation,
+            settings.max_memberships,
+            self._is_alive,
+            partial(replication.before_change, self.topic),
         )
         sticky = StickyKeys(settings.max_sticky_keys, settings.sticky_idle_s)
         self.picker: Picker = Picker(rng, self._load, context.drain_step, sticky, context.loop.time)
         self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo)
         replication.add(self)
 
-    def own_facts(self) -> Iterable[Any]:
-        """Return all memberships of this node's processes."""
-        return self.table.own_facts()
+    def own_keys(self) -> Iterable[int]:
+        """Return the numbers of this node's processes that are members."""
+        return self.table.own_keys()
+
+    def own_facts(self, keys: Iterable[int]) -> Iterator[Any]:
+        """Return all memberships of these processes."""
+        return self.table.own_facts(keys)
 
     def node_down(self, node: str) -> Iterator[None]:
         """Drop the memberships of a node's processes at the first step, and publish one with each step."""

@@ -112,15 +112,20 @@ class ReplicatedNames:
             self._read,
             self._decide,
             lambda node: node in context.sessions,
+            functools.partial(replication.before_change, self.topic),
         )
         self.feed: Feed[Event] = Feed(settings.events_limit, _name, _gone, _undo)
         replication.add(self)
 
     # `replication.Table`.
 
-    def own_facts(self) -> Iterable[Any]:
-        """Return all claims of this node, in pieces that fit into a fact."""
-        return self.table.own_facts(_PIECE_BYTES)
+    def own_keys(self) -> Iterable[str]:
+        """Return the names that this node claims."""
+        return self.table.own_keys()
+
+    def own_facts(self, keys: Iterable[str]) -> Iterator[Any]:
+        """Return the claims to these names, in pieces that fit into a fact."""
+        return self.table.own_facts(keys, _PIECE_BYTES)
 
     def node_down(self, node: str) -> Iterator[None]:
         """Drop the claims of a node, one with each step."""

@@ -117,8 +117,10 @@ class Assembly:
         self.restart_because: str = ""
         self._make_values(prepared)
         me, codec, sessions = self.context, self.codec, self.context.sessions
+        loop = self._loop
+        self.turns: Turns = Turns.of(loop) if prepared.on_this_network else CountedTurns(loop)
         # Processes.
-        self.replication: Replication = Replication(codec, sessions)
+        self.replication: Replication = Replication(codec, sessions, self.turns)
         self.local: LocalProcesses = LocalProcesses(
             me, self._new_process, self._process_exited, self.send_exit
         )
@@ -126,8 +128,6 @@ class Assembly:
         self.essential: Essential = Essential(essential_ended)
         self.blocking: Blocking = Blocking(me.name, settings)
         # Messages.
-        loop = self._loop
-        self.turns: Turns = Turns.of(loop) if prepared.on_this_network else CountedTurns(loop)
         self.outbound: Outbound = Outbound(
             me.name, me.incarnation, settings, codec, self.local.boxes, sessions, self.kernel.topology,
             Waits(self.local.of_task, loop, self.turns, self._follow_waits),

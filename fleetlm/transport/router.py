@@ -37,6 +37,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 import zmq
@@ -61,6 +62,8 @@ MAX_FRAMES_PER_READ: Final = 256
 """Frames read in one turn of the loop; then other callbacks have their turn."""
 MAX_BYTES_PER_READ: Final = 4 * 1024 * 1024
 """Bytes read in one turn of the loop, likewise."""
+MAX_READ_S: Final = 0.004
+"""Seconds of reading in one turn, likewise: what is in the frames may be costly to take."""
 MAX_EVENTS_PER_READ: Final = 512
 """Monitor events read in one turn of the loop, likewise."""
 LAST_FRAMES_TIMEOUT_S: Final = 1.0
@@ -205,9 +208,10 @@ class Router:
             return
         recv, sources, arrived = sock.recv, self._sources, self._listener.frame_arrived
         size = frames = 0
+        until = monotonic() + MAX_READ_S
         drained = False
         try:
-            while frames < MAX_FRAMES_PER_READ and size < MAX_BYTES_PER_READ:
+            while frames < MAX_FRAMES_PER_READ and size < MAX_BYTES_PER_READ and monotonic() < until:
                 frames += 1
                 if self._is_skipping:
                     self._is_skipping = recv(_NOBLOCK, copy=False).more

@@ -134,10 +134,10 @@ def test_what_a_node_tells_at_nodeup_makes_the_same_table() -> None:
         groups.joined(group, map(here, numbers))
     groups.exited(here(2))
     groups.left("a", [here(1)])
-    for fact in groups.own_facts():
+    for fact in groups.own_facts(groups.own_keys()):
         other.told(HERE, 7, fact)
     assert state(other) == state(groups) == {"a": [here(1), here(3)], "b": [here(1)]}
-    assert other.local_members("a") == list(other.own_facts()) == []
+    assert other.local_members("a") == list(other.own_keys()) == list(other.own_facts([1])) == []
 
 
 def test_members_are_ordered_alike_everywhere() -> None:
@@ -234,7 +234,7 @@ def test_no_fact_is_longer_than_a_fact_may_be(letter: str) -> None:
     groups = table(limit=10_000)
     for number in range(3 * MAX_PIECE_MEMBERSHIPS + 1):
         groups.joined(f"{number:03}" + letter * 252, [here((1 << 63) + number)])
-    pieces = list(groups.own_facts())
+    pieces = list(groups.own_facts(groups.own_keys()))
     assert len(pieces) == 4
     assert (
         max(len(Codec().pack(operations.table("groups", piece), piece)) for piece in pieces) < MAX_FACT_BYTES

@@ -7,6 +7,7 @@ side at a time of its own, with what was under way to that side lost.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import hypothesis.strategies as st
@@ -15,6 +16,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fleetlm.core.group_table import Effect, GroupTable, Tell
+from fleetlm.core.snapshot import Snapshot
 from fleetlm.directory.subscriptions import Feed
 from fleetlm.errors import NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
@@ -24,10 +26,29 @@ from fleetlm.wire.codec import Codec
 NAMES = [f"fleetlm@10.0.0.{number}" for number in (1, 2, 3)]
 GROUPS = ["a", "b", "c"]
 LIMIT = 7
+CODEC = Codec()
 
 node_numbers = st.integers(0, len(NAMES) - 1)
 numbers = st.integers(1, 4)
 groups = st.sampled_from(GROUPS)
+
+
+class Rows:
+    """The table as a snapshot sees it, with a fact for each membership."""
+
+    topic = "groups"
+
+    def __init__(self, table: GroupTable) -> None:
+        self.table = table
+
+    def own_keys(self) -> Iterable[int]:
+        return self.table.own_keys()
+
+    def own_facts(self, keys: Iterable[int]) -> Iterator[Any]:
+        for number in keys:
+            for _, members in self.table.own_facts([number]):
+                for group, numbers in members.items():
+                    yield from (["join", {group: [each]}] for each in numbers)
 
 
 class Sim:
@@ -42,7 +63,25 @@ class Sim:
         """The model: (group, number) → times, of this node's own processes."""
         self.heard: Counter[tuple[str, Pid]] = Counter()
         """The memberships that a subscriber counts from `Joined` and `Left`."""
-        self.table = GroupTable(self.name, incarnation, LIMIT, self.lives)
+        self.snapshots: dict[int, tuple[Snapshot, deque[bytes]]] = {}
+        """Node that has not been told all yet → what is left, and the way there."""
+        self.table = GroupTable(self.name, incarnation, LIMIT, self.lives, self.before_change)
+        self.rows = Rows(self.table)
+
+    def connected(self, aim: int, road: deque[bytes]) -> None:
+        self.snapshots[aim] = Snapshot([self.rows]), road
+
+    def before_change(self, number: int) -> None:
+        for snapshot, road in self.snapshots.values():
+            road.extend(CODEC.pack_value(fact) for _, fact in snapshot.before_change("groups", number))
+
+    def advance(self, aim: int) -> None:
+        snapshot, road = self.snapshots[aim]
+        fact = snapshot.next()
+        if fact is None:
+            del self.snapshots[aim]
+        else:
+            road.append(CODEC.pack_value(fact[1]))
 
     def lives(self, pid: Pid) -> bool:
         return pid == self.pid(pid.number) and pid.number in self.alive
@@ -136,8 +175,16 @@ class Cluster(RuleBasedStateMachine):
             return
         for here, there in ((one, other), (other, one)):
             self.known.add((here, there))
-            own = list(self.nodes[here].table.own_facts())
-            self.roads[here, there] = deque(map(self.codec.pack_value, own))
+            self.roads[here, there] = deque()
+            self.nodes[here].connected(there, self.roads[here, there])
+
+    @rule(index=node_numbers, count=st.integers(1, 3))
+    def advance(self, index: int, count: int) -> None:
+        """A node tells a little more of its rows to those that it has connected to."""
+        node = self.nodes[index]
+        for aim in [*node.snapshots] * count:
+            if aim in node.snapshots:
+                node.advance(aim)
 
     @precondition(lambda self: self.known)
     @rule(data=st.data())
@@ -149,6 +196,7 @@ class Cluster(RuleBasedStateMachine):
     def drop(self, here: int, there: int) -> None:
         node = self.nodes[here]
         self.known.discard((here, there))
+        node.snapshots.pop(there, None)
         del self.roads[there, here]  # What is on the way here, or sent from now on, is lost.
         assert not node.perform([*node.table.node_down(NAMES[there])])
         assert not any(pid.node == NAMES[there] for members in node.view().values() for pid in members)
@@ -244,6 +292,9 @@ class Cluster(RuleBasedStateMachine):
             assert all(node.table._groups.values())
 
     def settle(self) -> None:
+        for index in range(len(NAMES)):
+            while self.nodes[index].snapshots:
+                self.advance(index, 1)
         for source, aim in list(self.roads):
             while self.roads[source, aim]:
                 self.arrive(source, aim)

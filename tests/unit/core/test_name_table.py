@@ -98,7 +98,7 @@ def test_what_a_program_does_to_its_meta_afterwards_changes_nothing() -> None:
     meta: dict[str, Any] = {"a": 1}
     names.claimed("x", 1, packed(meta), 100)
     meta["a"] = object()
-    assert list(names.own_facts(1_000)) == [["has", [["x", 1, packed({"a": 1}), 100]]]]
+    assert list(names.own_facts(names.own_keys(), 1_000)) == [["has", [["x", 1, packed({"a": 1}), 100]]]]
 
 
 def test_a_name_is_given_up_only_by_its_owner() -> None:
@@ -172,8 +172,8 @@ def test_the_node_of_the_younger_claim_withdraws_it_and_tells_its_process() -> N
     young, old = table(A), table(B)
     young.claimed("x", 1, NONE, 200)
     old.claimed("x", 2, packed("m"), 100)
-    (at_young,) = old.own_facts(1_000)
-    (at_old,) = young.own_facts(1_000)
+    (at_young,) = old.own_facts(old.own_keys(), 1_000)
+    (at_old,) = young.own_facts(young.own_keys(), 1_000)
     effects = young.told(B, 1, at_young)
     assert effects == [
         Tell(["gone", "x", "lost"]),
@@ -303,15 +303,15 @@ def test_many_names_are_sent_in_pieces() -> None:
     names = table()
     for number in range(100):
         names.claimed(f"name {number}", number + 1, packed("m" * (number % 50)), 5)
-    pieces = list(names.own_facts(1_000))
+    pieces = list(names.own_facts(names.own_keys(), 1_000))
     assert 5 < len(pieces) < 15
     assert all(len(packed(piece)) <= 1_000 for piece in pieces)
     other = table(B)
     for piece in pieces:
         other.told(A, 1, CODEC.unpack(packed(piece)))
     assert held(other) == held(names)
-    assert list(table().own_facts(1_000)) == []
-    assert len(list(names.own_facts(1))) == 100, "what is larger than a piece travels alone"
+    assert list(table().own_facts(["unknown"], 1_000)) == []
+    assert len(list(names.own_facts(names.own_keys(), 1))) == 100, "what is larger than a piece travels alone"
 
 
 # ── hostile peers ────────────────────────────────────────────────────────────────────────────────

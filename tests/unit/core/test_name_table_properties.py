@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fleetlm.core.name_table import Claim, Decide, Effect, Lose, NameTable, Say, Tell, older
+from fleetlm.core.snapshot import Snapshot
 from fleetlm.errors import AlreadyRegistered
 from fleetlm.ids import Pid
 from fleetlm.messages import Registered
@@ -38,6 +40,23 @@ class Half:
 
     def __init__(self) -> None:
         self.facts: deque[Any] = deque()
+        self.snapshot: Snapshot | None = None
+        """The claims that have not been sent yet."""
+
+
+class Rows:
+    """The table as a snapshot sees it, with small facts."""
+
+    topic = "names"
+
+    def __init__(self, table: NameTable) -> None:
+        self.table = table
+
+    def own_keys(self) -> Iterable[str]:
+        return self.table.own_keys()
+
+    def own_facts(self, keys: Iterable[str]) -> Iterator[Any]:
+        return self.table.own_facts(keys, 60)
 
 
 class Cluster(RuleBasedStateMachine):
@@ -59,7 +78,14 @@ class Cluster(RuleBasedStateMachine):
             self.start(node)
 
     def start(self, node: str) -> None:
-        self.tables[node] = NameTable(node, next(self.incarnations), Settings(), CODEC.unpack, self.decide)
+        self.tables[node] = NameTable(
+            node,
+            next(self.incarnations),
+            Settings(),
+            CODEC.unpack,
+            self.decide,
+            before_change=lambda name: self.before_change(node, name),
+        )
         self.alive[node] = []
         self.watched[node] = {}
 
@@ -134,7 +160,24 @@ class Cluster(RuleBasedStateMachine):
             return  # The old connection must be over on both sides.
         for node, other in ((one, two), (two, one)):
             half = self.up[node][other] = Half()
-            half.facts.extend(CODEC.pack_value(fact) for fact in self.tables[node].own_facts(60))
+            half.snapshot = Snapshot([Rows(self.tables[node])])
+
+    def before_change(self, node: str, name: str) -> None:
+        for half in self.up[node].values():
+            if half.snapshot is not None:
+                told = half.snapshot.before_change("names", name)
+                half.facts.extend(CODEC.pack_value(fact) for _, fact in told)
+
+    @rule(node=NODE, other=NODE)
+    def advance(self, node: str, other: str) -> None:
+        """Send a little more of the snapshot."""
+        half = self.up[node].get(other)
+        if half is not None and half.snapshot is not None:
+            fact = half.snapshot.next()
+            if fact is None:
+                half.snapshot = None
+            else:
+                half.facts.append(CODEC.pack_value(fact[1]))
 
     @rule(node=NODE, other=NODE)
     def disconnect(self, node: str, other: str) -> None:
@@ -171,8 +214,9 @@ class Cluster(RuleBasedStateMachine):
                 self.disconnect(one, two)
                 self.disconnect(two, one)
             self.connect(one, two)
-        while any(half.facts for halves in self.up.values() for half in halves.values()):
+        while any(half.facts or half.snapshot for halves in self.up.values() for half in halves.values()):
             for node, other in itertools.permutations(NODES, 2):
+                self.advance(node, other)
                 self.deliver(node, other, 4)
         first, *others = (table.holders() for table in self.tables.values())
         assert all(other == first for other in others)

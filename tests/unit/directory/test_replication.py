@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from fleetlm.directory.replication import Replication
+from fleetlm.directory.replication import FACTS_AT_ONCE, PAUSE_S, Replication
 from fleetlm.errors import NoConnection
 from fleetlm.ids import Pid
+from fleetlm.messaging.turns import FREE
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.operations import Op
 from tests.support.session_fakes import turns, virtual
@@ -37,9 +38,13 @@ class FakeTable:
     def __init__(self, topic: str) -> None:
         self.topic = topic
         self.seen: list[Any] = []
+        self.rows: dict[Any, Any] = {0: topic}
 
-    def own_facts(self) -> Iterable[Any]:
-        return [["has", self.topic]]
+    def own_keys(self) -> Iterable[Any]:
+        return self.rows.keys()
+
+    def own_facts(self, keys: Iterable[Any]) -> Iterator[Any]:
+        return (["has", self.rows[key]] for key in keys)
 
     def node_down(self, node: str) -> Iterator[None]:
         self.seen.append(node)
@@ -57,7 +62,7 @@ class FakeTable:
 
 def rig() -> tuple[Replication, FakeTable, FakeTable, dict[str, Any]]:
     sessions: dict[str, Any] = {"b": FakeSession("b"), "c": FakeSession("c")}
-    tables, first, second = Replication(Codec(), sessions), FakeTable("first"), FakeTable("second")
+    tables, first, second = Replication(Codec(), sessions, FREE), FakeTable("first"), FakeTable("second")
     tables.add(first)
     tables.add(second)
     return tables, first, second, sessions
@@ -135,3 +140,86 @@ async def test_what_waits_for_a_link_that_ends_is_dropped() -> None:
     tables.close()
     await turns()
     assert not tables._tasks
+
+
+# ── a snapshot that takes time ───────────────────────────────────────────────────────────────────
+
+
+def facts(session: Any) -> list[Any]:
+    return [fact for _, _, fact in session.told]
+
+
+@virtual
+async def test_a_long_snapshot_leaves_fact_by_fact_and_a_short_one_at_once() -> None:
+    tables, first, _, sessions = rig()
+    first.rows = dict.fromkeys(range(50), "row")
+    tables.node_up(sessions["b"])
+    tables.node_up(sessions["c"])
+    for count in range(FACTS_AT_ONCE, 51):
+        assert len(sessions["b"].told) == len(sessions["c"].told) == count
+        await asyncio.sleep(PAUSE_S * 1.001)
+    assert facts(sessions["b"]) == facts(sessions["c"]) == [["has", "row"]] * 50 + [["has", "second"]]
+    await asyncio.sleep(PAUSE_S * 2)
+    assert (tables._snapshots, tables._tasks) == ({}, set())
+
+
+@virtual
+async def test_a_row_that_changes_is_sent_first_where_it_was_not_sent() -> None:
+    tables, first, _, sessions = rig()
+    first.rows = {key: key for key in range(10)}
+    tables.node_up(sessions["b"])
+    sessions["c"].told = ["connected before"]
+    tables.before_change("first", 9)
+    del first.rows[9]
+    tables.tell("first", ["gone", 9])
+    assert facts(sessions["b"]) == [["has", key] for key in range(FACTS_AT_ONCE)] + [["has", 9], ["gone", 9]]
+    assert len(sessions["c"].told) == 2
+    tables.before_change("first", 0)
+    tables.tell("first", ["gone", 0])
+    await asyncio.sleep(1_000 * PAUSE_S)
+    assert facts(sessions["b"])[FACTS_AT_ONCE + 2 :] == [
+        ["gone", 0], *(["has", key] for key in range(FACTS_AT_ONCE, 9)), ["has", "second"]
+    ]  # fmt: skip
+
+
+@virtual
+async def test_a_snapshot_waits_for_the_window_and_for_the_changes_that_wait() -> None:
+    tables, first, _, sessions = rig()
+    first.rows = {key: key for key in range(5)}
+    slow = sessions["b"]
+    tables.node_up(slow)
+    slow.is_full = True
+    await asyncio.sleep(100 * PAUSE_S)
+    tables.before_change("first", 4)
+    tables.tell("first", ["gone", 4])
+    await asyncio.sleep(100 * PAUSE_S)
+    assert len(slow.told) == FACTS_AT_ONCE
+    slow.is_full = False
+    slow.gate.set()
+    await asyncio.sleep(100 * PAUSE_S)
+    assert facts(slow)[FACTS_AT_ONCE:] == [
+        ["has", 4], ["gone", 4], *(["has", key] for key in range(FACTS_AT_ONCE, 4)), ["has", "second"]
+    ]  # fmt: skip
+    assert (tables._behind, tables._snapshots, tables._tasks) == ({}, {}, set())
+
+
+@virtual
+async def test_a_snapshot_ends_with_its_session_and_with_the_node() -> None:
+    tables, first, _, sessions = rig()
+    first.rows = {key: key for key in range(50)}
+    lost, up = sessions["b"], sessions["c"]
+    tables.node_up(lost)
+    tables.node_up(up)
+    lost.closed = "gone"
+    await asyncio.sleep(5 * PAUSE_S)
+    assert len(lost.told) == FACTS_AT_ONCE < len(up.told)
+    assert [*tables._snapshots] == [up]
+    sessions["b"] = again = FakeSession("b")
+    tables.node_up(sessions["b"])
+    tables.before_change("first", 49)
+    assert facts(again)[-1] == facts(up)[-1] == ["has", 49]
+    tables.close()
+    sent = len(up.told)
+    await asyncio.sleep(1_000 * PAUSE_S)
+    tables.before_change("first", 48)
+    assert (len(up.told), tables._snapshots, tables._tasks) == (sent, {}, set())
