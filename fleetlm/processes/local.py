@@ -55,7 +55,6 @@ from fleetlm.processes.running import (
     exit_reason,
     plain_class,
 )
-from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
@@ -393,5 +392,5 @@ class LocalProcesses:
         self.boxes.pop(number, None)
         if name is not None:
             self.boxes.pop(name, None)
-        process._mark_gone(text_of(reason))
+        process._mark_gone(reason)
         self._on_exited(process, reason)

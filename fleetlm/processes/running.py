@@ -41,6 +41,7 @@ from fleetlm.messaging.turns import Turns
 from fleetlm.messaging.waits import Wait
 from fleetlm.processes.boundary import crash_of, exit_in, original
 from fleetlm.processes.info import ChildInfo, ProcessInfo
+from fleetlm.texts import text_of
 from fleetlm.wire.invocation import Invoke
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -218,18 +219,21 @@ class RunningProcess(ABC):
         """How many calls it has taken and not answered yet."""
         return len(self._calls or ())
 
-    def _mark_gone(self, reason: str) -> None:
+    def _mark_gone(self, reason: Any) -> None:
         """Mark this process as gone and answer every call that it leaves behind."""
         self._is_gone = True
         if self._owned is not None:
             self._owned.close()
-        shown = str(self.pid)
-        for message in self.mailbox.close():
+        messages, taken = self.mailbox.close(), self._calls
+        self._calls = None
+        if not messages and not taken:
+            return
+        shown, why = str(self.pid), text_of(reason)
+        for message in messages:
             if type(message) is Call:
                 message.no_process(shown)
-        taken, self._calls = self._calls, None
         for call in taken or ():
-            call.process_down(shown, reason)
+            call.process_down(shown, why)
 
     def _accept_call(self, call: Call) -> bool:
         """Implement `mailbox.Owner`: answer for this call from here on, or refuse it and return False.
