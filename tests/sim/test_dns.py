@@ -98,7 +98,7 @@ def test_nodes_on_ports_of_their_own_meet_through_srv_records() -> None:
                 cluster.dns.add(f"10.0.0.{n}:{port}")
             cluster.dns.add("10.0.0.9:4370")  # nobody is there
             await cluster.mesh()
-            assert cluster.nodes["10.0.0.1"].list() == [
+            assert cluster.nodes["10.0.0.1:20001"].list() == [
                 "fleetlm@10.0.0.2:20002",
                 "fleetlm@10.0.0.3",
                 "fleetlm@10.0.0.4:20001",
