@@ -25,6 +25,9 @@ from fleetlm import (
 from tests.sim.invariants import LATE_S
 from tests.sim.soak_world import NodeRecord, World
 
+CUT = ("the connection was ended meanwhile", "its answer could not leave", "its deadline had passed")
+"""How a node says of a request that it took it and that its answer will not come."""
+
 
 @dataclass
 class Request:
@@ -132,6 +135,8 @@ class Ledger:
         """Check what an outcome says about running; checked again at the end, as it must stay true."""
         ran = request.ran.get(request.target, 0) if request.how == "many" else sum(request.ran.values())
         match outcome:
+            case Draining(has_begun=True) if request.how == "stream":
+                pass  # A drain has ended it; the items before that came.
             case NotDelivered() | NodeStopped():
                 if ran or request.consumed:
                     self.world.breach(f"{request} ran, but its outcome is {outcome!r}")
@@ -156,12 +161,14 @@ class Ledger:
             case CallTimeout() | WouldBlock():
                 is_right = world.now_s - request.began_s >= request.timeout_s - LATE_S
                 is_right &= local or not lost or request.connected is None
+            case NodeLost(why=why) if why.startswith(CUT):
+                is_right = not local and (lost or node not in record.node.list() or self._leaves(request))
             case NodeLost():
                 is_right = stopping if local else lost
             case NoConnection():
-                is_right = lost and not local
+                is_right = not local and (lost or node not in record.node.list())
             case Draining():
-                is_right = request.how == "spawn"
+                is_right = request.how == "spawn" or self._leaves(request)
             case Expired():
                 is_right = request.timeout_s <= 0
             case NoProcess():
@@ -192,6 +199,13 @@ class Ledger:
             world.breach(
                 f"{request} has the wrong outcome {outcome!r}; {request.end} after {request.produced} items"
             )
+
+    def _leaves(self, request: Request) -> bool:
+        """Whether a node that ran under the name of the target's is leaving, or has left."""
+        target = request.target
+        name = target.node if isinstance(target, Pid) else target[1]
+        records = self.world.by_incarnation.items()
+        return any(at == name and (each.node.is_draining or each.node._stopping) for (at, _), each in records)
 
     def _is_complete_stream(self, request: Request, end: str) -> bool:
         return request.end == end and request.consumed == request.produced
