@@ -82,7 +82,7 @@ class DnsClient:
     """
 
     def __init__(self) -> None:
-        self.target_slots = asyncio.Semaphore(TARGETS_AT_ONCE)
+        self.target_slots: asyncio.Semaphore = asyncio.Semaphore(TARGETS_AT_ONCE)
         self._servers: dict[ServerAddress, NameServer] = {}
         self._config = ResolverConfig()
         self._questions: list[Question] = []

@@ -27,7 +27,7 @@ class DrainNotice:
     __slots__ = ("until",)
 
     def __init__(self, until: float | None) -> None:
-        self.until = until
+        self.until: float | None = until
 
 
 class DrainListeners:

@@ -123,7 +123,7 @@ class Left:
         self.jobs: list[tuple[asyncio.Future[Any], str]] = []
         self.busy: list[_Busy] = []
         self.seen: dict[RunningProcess, int] = {}
-        self.found = 0
+        self.found: int = 0
         self._has_messages = has_messages
 
     def count_found(self) -> None:
