@@ -20,7 +20,7 @@ async def stopped_and_continued(rounds: int) -> None:
     async with Fleet(static=(2, 3, 4)) as fleet:
         a, b = await fleet.node(2), await fleet.node(3)
         worker = await fleet.worker(4)
-        await asyncio.gather(a.ready(2, 10.0), b.ready(2, 10.0))
+        await asyncio.gather(a.ready(2, 10.0), b.ready(2, 10.0), worker.ask("meshed", others=2, timeout=10.0))
         silent = fleet.name(4)
         for _ in range(rounds):
             stopped = time.monotonic()
