@@ -87,6 +87,7 @@ class Kernel:
     def __init__(self, me: Identity, settings: Settings, rng: random.Random) -> None:
         self.me = me
         self.basename: str = NodeName.parse(me.name).basename
+        self._base_port = settings.base_port
         self.settings = settings
         self.rng = rng
         self.topology: Topology = Topology(me, settings, rng)
@@ -141,7 +142,7 @@ class Kernel:
     def heard_of(self, now: float, names: Iterable[str]) -> list[Effect]:
         """A connected peer names these nodes: dial those that are not known yet."""
         for text in names:
-            name = canonical_node(text, self.settings.base_port)
+            name = canonical_node(text, self._base_port)
             known = name in self.topology.peers
             peer = self.topology.meet(now, name)
             if peer is not None and not known:

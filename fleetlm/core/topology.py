@@ -68,7 +68,6 @@ class Peer:
         last_heard: when its last frame came, at the loop's time.
         is_busy: connected, but its loop has been silent for `Settings.busy_after_s`.
         drain_step: how far it is with draining; see `core.draining`.
-        drain_since: when its last notice of that came, on the loop's clock.
         drain_until: when its time for finishing is over.
         lag_ms: how late its loop ran, in milliseconds, when it ticked last.
         due: when `Kernel.tick` looks at this row next, or None.
@@ -78,7 +77,6 @@ class Peer:
     __slots__ = (
         "connection",
         "down_since",
-        "drain_since",
         "drain_step",
         "drain_until",
         "due",
@@ -110,7 +108,6 @@ class Peer:
         self.last_heard: float = now
         self.is_busy: bool = False
         self.drain_step: Step = Step.NONE
-        self.drain_since: float = 0.0
         self.drain_until: float = 0.0
         self.lag_ms: int = 0
         self.due: float | None = None

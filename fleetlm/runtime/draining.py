@@ -98,6 +98,9 @@ class Draining:
         unfinished: Unfinished,
     ) -> None:
         self.own: OwnDrain = OwnDrain()
+        self._noticed: dict[str, float] = {}
+        """Peer that drains → when its last notice came; the newest is last. A whole cluster may leave at
+        once, so nothing here looks at every peer for the notice of each."""
         self._name = context.name
         self._settings = context.settings
         self._sessions = context.sessions
@@ -179,7 +182,8 @@ class Draining:
     def node_down(self, name: str) -> None:
         """A session has ended."""
         self.own.peer_down(name)
-        self._note_drains()
+        if self._noticed.pop(name, None) is not None:
+            self._note_drains()
         self._changes.announce()
 
     def told(self, session: Session, notice: DrainNotice) -> None:
@@ -187,8 +191,11 @@ class Draining:
         step, source = checked_step(notice.step), checked_source(notice.source)
         peer, now = session.peer, self._loop.time()
         before, until_before = peer.drain_step, peer.drain_until
-        peer.drain_step, peer.drain_since = step, now
+        peer.drain_step = step
         peer.drain_until = now + min(notice.left_ms, MAX_TIMEOUT_MS) / 1000
+        self._noticed.pop(session.name, None)
+        if step:
+            self._noticed[session.name] = now
         self._note_drains()
         if not step:
             if before:
@@ -241,9 +248,8 @@ class Draining:
         session.control(operations.drain(own.number, int(own.step), left_ms, own.source))
 
     def _note_drains(self) -> None:
-        peers = (session.peer for session in self._sessions.values())
-        since = [peer.drain_since for peer in peers if peer.is_draining]
-        self._in_flight.changed(is_own=bool(self.own.step), peers_since=since)
+        last = next(reversed(self._noticed.values()), None)
+        self._in_flight.changed(is_own=bool(self.own.step), peers_since=() if last is None else (last,))
 
     async def _go(self, run: _Run) -> DrainReport:
         """Take the steps of one drain."""

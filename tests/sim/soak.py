@@ -95,6 +95,8 @@ class SoakRun:
     def __init__(self, seed: int, *, trace: bool = False, is_short: bool = False) -> None:
         self.seed = seed
         self.is_short = is_short
+        self.hosts = 1 + seed // 5 % 2 if seed % 5 == 4 else None
+        """How many addresses the nodes share; None: each has its own."""
         self.rng = random.Random(f"{seed} society")  # the label stays: it determines every seed's course
         self.settings = settings_of(self.rng)
         self.world = World()
@@ -123,8 +125,7 @@ class SoakRun:
 
     async def _play(self) -> Report:
         rng, world = self.rng, self.world
-        hosts = 1 + self.seed // 5 % 2 if self.seed % 5 == 4 else None  # Else each node has its own address.
-        for node in await self.cluster.start(rng.choice((2, 3, 3, 4)), hosts=hosts):
+        for node in await self.cluster.start(rng.choice((2, 3, 3, 4)), hosts=self.hosts):
             self.node_started(node)
         if rng.random() < 0.8:
             await self.cluster.mesh(10.0)
@@ -204,6 +205,8 @@ class SoakRun:
         for node, other in self.disconnected:
             if node in self.cluster.nodes.values():
                 await node.connect(other, timeout=0.0)
+        if self.hosts is not None:
+            await asyncio.sleep(SETTLE_S)  # A connection that was broken at this moment still counts.
         await self.cluster.mesh(bound_s(self.settings))
         self.note("mesh")
         await asyncio.sleep(self.rng.choice((0.0, 1.0)))
