@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import fleetlm
-import fleetlm.transport.zeromq  # imported here, since a node imports it only when it starts
+import fleetlm.discovery.dns
+import fleetlm.transport.zeromq  # both imported here, since a node imports them only when it starts
 from fleetlm import Call, FleetError, Node, NodeUp, Process, Settings
 from fleetlm.messages import NodeDown
 from fleetlm.wire.codec import Codec
