@@ -11,6 +11,8 @@ So each request says whether it is made on behalf of work in flight. Its sender 
   accepted by it, so all of it is work in flight.
 * A request that waited for room is, if it was begun before the sender learned of the drain.
 
+New work for a node that has said that it refuses such is refused here already (`InFlight.admit`).
+
 A call that arrives soon after the notice may have been on its way before, from a node that did not know of
 the drain; so for `TRANSIT_S` seconds what arrives counts as begun before. Such a call may be a new one,
 which costs nothing but a moment's more work.
@@ -22,11 +24,18 @@ is served, never too little. When none drains, nothing is looked at.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+from fleetlm.core.draining import Step
+from fleetlm.errors import Draining
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.wire import operations
+
+if TYPE_CHECKING:
+    from fleetlm.messaging.session import Session
 
 TRANSIT_S = 1.0
 """Seconds that a call may have been on its way: longer than messages travel, and than a short freeze of the
@@ -64,6 +73,20 @@ class InFlight:
             return True
         call = SERVING.get()
         return call is not None and call.open and (self._is_own or call.began < self._since + TRANSIT_S)
+
+    def admit(self, session: Session, began: float, loop: asyncio.AbstractEventLoop) -> int:
+        """Return the mark of a request to another node: 1 on behalf of work in flight, or else 0.
+
+        Raises:
+            Draining: it is new work, and that node has said that it refuses such. It is not sent: a request
+                that is on its way when the node says goodbye could not be told from one that it has taken.
+        """
+        if self.covers(began):
+            return 1
+        peer = session.peer
+        if peer.drain_step is Step.REFUSING:
+            raise Draining(session.name, max(0.0, peer.drain_until - loop.time()))
+        return 0
 
     def mark(self, packed: bytes, began: float) -> bytes:
         """Return a packed request that has waited for room since it was packed, with its mark."""

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.errors import (
+    Draining,
     FleetError,
     NoConnection,
     NodeLost,
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
 
-_REFUSED = (NoConnection, NoProcess, WouldBlock, NotSerializable)
+_REFUSED = (NoConnection, NoProcess, WouldBlock, NotSerializable, Draining)
 """Errors that may come without any wait: nothing was sent."""
 _Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
 """One call of a multicall that was sent: session, ref, future of the outcome, target, the target's key."""
@@ -267,13 +268,12 @@ class Outbound:
             ref = self.take_ref()
             timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
             watch = self.in_flight
-            in_flight = 1 if watch.is_watched and watch.covers(deadline - timeout_s) else 0
+            in_flight = watch.admit(session, deadline - timeout_s, self._loop) if watch.is_watched else 0
             if type(message) is Invoke:
                 parts = message.parts()
                 try:
-                    packed = self._codec.pack(
-                        operations.handle(key, parts, ref, timeout_ms, in_flight), parts
-                    )
+                    request = operations.handle(key, parts, ref, timeout_ms, in_flight)
+                    packed = self._codec.pack(request, parts)
                 except NotSerializable as error:
                     raise message.explain(error) from None
             else:

@@ -104,7 +104,9 @@ class Streams:
         if session is not None:
             if session.obstacle(key) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key)
-            packed = self._pack(key, message, ref, deadline, idle_s, self._is_in_flight(began))
+            watch = outbound.in_flight
+            in_flight = watch.admit(session, began, self._loop) if watch.is_watched else 0
+            packed = self._pack(key, message, ref, deadline, idle_s, in_flight)
             while session.admit(key, packed, is_call=True) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key, len(packed))
                 packed = outbound.in_flight.mark(packed, began)
@@ -126,11 +128,11 @@ class Streams:
         return watch.is_watched and watch.covers(began)
 
     def _pack(
-        self, key: Key, message: Any, ref: int, deadline: float, idle_s: float, is_in_flight: bool
+        self, key: Key, message: Any, ref: int, deadline: float, idle_s: float, in_flight: int
     ) -> bytes:
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
         idle_ms = 0 if idle_s == math.inf else max(1, int(min(idle_s, MAX_TIMEOUT_S) * 1000))
-        window, in_flight = self.window, int(is_in_flight)
+        window = self.window
         if type(message) is Invoke:
             parts = message.parts()
             request = operations.yield_(key, parts, ref, timeout_ms, window, idle_ms, in_flight, 1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fleetlm.call import Call
+from fleetlm.core.draining import Step
+from fleetlm.errors import Draining
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.messaging.in_flight import InFlight
 
@@ -70,3 +73,19 @@ def test_a_task_that_a_handler_left_behind_begins_new_work() -> None:
     assert found.covers(9.0)
     call.abandon()
     assert not found.covers(9.0)
+
+
+def session_to(step: Step) -> Any:
+    return SimpleNamespace(name="fleetlm@10.0.0.2", peer=SimpleNamespace(drain_step=step, drain_until=30.0))
+
+
+def test_new_work_is_not_even_sent_to_a_node_that_has_said_that_it_refuses_such() -> None:
+    found, clock = watch(peers=(5.0,)), SimpleNamespace(time=lambda: 10.0)
+    for step in (Step.NONE, Step.ANNOUNCED):
+        assert found.admit(session_to(step), 9.0, clock) == 0  # type: ignore[arg-type]
+    with pytest.raises(Draining) as refused:
+        found.admit(session_to(Step.REFUSING), 9.0, clock)  # type: ignore[arg-type]
+    assert (refused.value.node, refused.value.retry_after) == ("fleetlm@10.0.0.2", 20.0)
+    assert found.admit(session_to(Step.REFUSING), 4.0, clock) == 1, "it was begun before"  # type: ignore[arg-type]
+    serving(4.0)
+    assert found.admit(session_to(Step.REFUSING), 9.0, clock) == 1, "it is asked for such work"  # type: ignore[arg-type]
