@@ -353,6 +353,8 @@ class Draining(NotDelivered):
         retry_after: seconds until its drain ends at the latest: the node has stopped then, or its drain was
             undone. Most drains end sooner. Other nodes can be asked at once.
         has_begun: it has ended a stream whose handler had begun.
+        was_sent: whether the request was sent at all. It was not if the node had said before that it refuses
+            new work, so that this attempt was no load for anybody.
     """
 
     def __init__(self, node: str, retry_after: float = 0.0, has_begun: bool = False) -> None:
@@ -360,6 +362,7 @@ class Draining(NotDelivered):
         self.node = node
         self.retry_after = retry_after
         self.has_begun = has_begun
+        self.was_sent: bool = True
 
     def __str__(self) -> str:
         if self.has_begun:

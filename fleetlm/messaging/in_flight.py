@@ -85,7 +85,9 @@ class InFlight:
             return 1
         peer = session.peer
         if peer.drain_step is Step.REFUSING:
-            raise Draining(session.name, max(0.0, peer.drain_until - loop.time()))
+            error = Draining(session.name, max(0.0, peer.drain_until - loop.time()))
+            error.was_sent = False
+            raise error
         return 0
 
     def mark(self, packed: bytes, began: float) -> bytes:

@@ -187,8 +187,9 @@ class Course:
             self._pauses += 1
         if now + pause >= self.deadline:
             return 0.0, f"another attempt would begin after the deadline ({self._timeout_s:g} s)"
-        # Without a connection nothing was sent, so the attempt was no load for anybody.
-        if not isinstance(error, NoConnection) and not retries.budget.take(now):
+        # What was not sent was no load for anybody.
+        is_free = isinstance(error, NoConnection) or (isinstance(error, Draining) and not error.was_sent)
+        if not is_free and not retries.budget.take(now):
             return 0.0, "this node has used up its budget of repetitions (Settings.retry_ratio)"
         return pause, ""
 
@@ -225,12 +226,9 @@ async def retry(
     Before each repetition there is a random pause, whose ceiling doubles from `Settings.retry_pause_min_s` to
     `Settings.retry_pause_max_s`. The ``retry_after`` of `Draining` is not waited for: most drains end sooner,
     and a name may pass to another node before that. All requests of a node together are repeated at most as
-    often as its budget allows (`Settings.retry_ratio`), so that callers do not make a failure worse; attempts
-    without a connection cost nothing. For a request to any member of a group use `Groups.call` or
-    `Groups.ref`, which repeat it at another member.
-
-    The budget and the pauses are those of the node that runs on this event loop; of the first one, where a
-    test runs several. `Node.retry` and, for threads, `SyncNode.retry` are those of a certain node.
+    often as its budget allows (`Settings.retry_ratio`), so that callers do not make a failure worse. Attempts
+    that were not sent cost nothing, such as those without a connection. For a request to any member of a
+    group use `Groups.call` or `Groups.ref`, which repeat it at another member. For threads: `SyncNode.retry`.
 
     Args:
         operation: makes the request; called for each attempt.

@@ -86,6 +86,7 @@ def test_new_work_is_not_even_sent_to_a_node_that_has_said_that_it_refuses_such(
     with pytest.raises(Draining) as refused:
         found.admit(session_to(Step.REFUSING), 9.0, clock)  # type: ignore[arg-type]
     assert (refused.value.node, refused.value.retry_after) == ("fleetlm@10.0.0.2", 20.0)
+    assert not refused.value.was_sent
     assert found.admit(session_to(Step.REFUSING), 4.0, clock) == 1, "it was begun before"  # type: ignore[arg-type]
     serving(4.0)
     assert found.admit(session_to(Step.REFUSING), 9.0, clock) == 1, "it is asked for such work"  # type: ignore[arg-type]

@@ -283,13 +283,17 @@ def test_what_was_earned_in_quiet_times_is_there_when_a_node_goes() -> None:
     on_loop(test)
 
 
-def test_attempts_without_a_connection_cost_no_budget() -> None:
-    """Nothing was sent, so callers may wait for a node that restarts, however many they are."""
+def test_attempts_that_were_not_sent_cost_no_budget() -> None:
+    """Callers may wait for a node that restarts, however many they are."""
 
     async def test() -> None:
-        errors = [NoConnection("a@10.0.0.1", "refused")] * 30
-        for _ in range(5):
-            assert await retry(Operation(*errors), attempts=31) == "done"
+        known = Draining("a@10.0.0.1", 1.0)
+        known.was_sent = False
+        for error in (NoConnection("a@10.0.0.1", "refused"), known):
+            for _ in range(5):
+                assert await retry(Operation(*[error] * 30), attempts=31) == "done"
+        with pytest.raises(Draining):
+            await retry(Operation(*[Draining("a@10.0.0.1", 1.0)] * 30), attempts=31)
 
     on_loop(test)
 
