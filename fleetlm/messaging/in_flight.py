@@ -42,6 +42,13 @@ TRANSIT_S = 1.0
 node that gets it, whose notices and calls arrive together."""
 
 
+def unsent(node: str, left_s: float) -> Draining:
+    """Return the error of new work that is not sent to a node which drains for these seconds at most."""
+    error = Draining(node, max(0.0, left_s))
+    error.was_sent = False
+    return error
+
+
 class InFlight:
     """Knows since when nodes drain.
 
@@ -85,9 +92,7 @@ class InFlight:
             return 1
         peer = session.peer
         if peer.drain_step is Step.REFUSING:
-            error = Draining(session.name, max(0.0, peer.drain_until - loop.time()))
-            error.was_sent = False
-            raise error
+            raise unsent(session.name, peer.drain_until - loop.time())
         return 0
 
     def mark(self, packed: bytes, began: float) -> bytes:

@@ -39,7 +39,6 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.errors import (
     AlreadyRegistered,
     CallTimeout,
-    Draining,
     InvalidName,
     NodeStopped,
     NoFactory,
@@ -51,6 +50,7 @@ from fleetlm.errors import (
 )
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Exit
+from fleetlm.messaging.in_flight import unsent
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.messaging.windows import NODE
 from fleetlm.names import canonical_node, check_process_name
@@ -249,8 +249,7 @@ class RemoteSpawn:
         is_in_flight = watch.is_watched and watch.covers(loop.time())
         if self._context.drain_step(at) and not is_in_flight:
             session = self._context.sessions.get(at)
-            until = loop.time() if session is None else session.peer.drain_until
-            raise Draining(at, max(0.0, until - loop.time()))
+            raise unsent(at, 0.0 if session is None else session.peer.drain_until - loop.time())
         return is_in_flight
 
     def _spawn_here(self, request: SpawnRequest) -> Pid:

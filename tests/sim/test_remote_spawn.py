@@ -306,6 +306,7 @@ def test_a_node_that_drains_takes_no_new_process_but_serves_questions() -> None:
             with pytest.raises(Draining) as refused:
                 await node.spawn_at(at, "child")
             assert refused.value.node == there.name
+            assert not refused.value.was_sent
         assert await here.whereis("x", at=there.name) is None
         assert there.processes() == []
         assert (await draining).was_clean

@@ -53,6 +53,21 @@ async def test_hosts_without_an_additional_record_are_asked_for(additional: int)
         await discovery.close()
 
 
+async def test_records_come_and_go_one_by_one() -> None:
+    async with DnsServer() as server:
+        fill(server)
+        server.remove_srv(NAME, A, 4371)
+        server.add_srv(NAME, B, 9001)
+        server.add_srv(NAME, B, 9001)  # It is there already.
+        discovery = asking(server)
+        expected = ("127.0.0.2:4370", "127.0.0.3:9000", "127.0.0.3:9001", "[::1]:9000", "[::1]:9001")
+        assert (await discovery.lookup()).addresses == expected
+        for host, port in ((A, 4370), (B, 9000), (B, 9001)):
+            server.remove_srv(NAME, host, port)
+        assert await discovery.lookup() == Answer(Outcome.EMPTY, (), "SRV: NXDOMAIN")
+        await discovery.close()
+
+
 async def test_a_name_without_records_is_empty() -> None:
     async with DnsServer() as server:
         discovery = asking(server)
