@@ -140,7 +140,7 @@ async def test_failures_say_nothing_about_the_nodes(fault: Fault, detail: str) -
         answer, seconds = await timed(asking(server, lifetime_s=SHORT_S))
         assert (answer.outcome, answer.addresses) == (Outcome.FAILED, ())
         assert detail.format(server=server.address) in answer.detail
-        assert seconds < SHORT_S + 0.7
+        assert seconds < SHORT_S + allowed_s(0.7)
         server.heal()
         assert (await asking(server).lookup()).addresses == SORTED
 
@@ -155,7 +155,7 @@ async def test_a_servfail_is_retried_once_and_soon() -> None:
         server.behave(Reply.SERVFAIL)
         answer, seconds = await timed(asking(server))
         assert answer.outcome is Outcome.FAILED
-        assert seconds < 1.0  # of 5
+        assert seconds < min(4.0, allowed_s(1.0))  # of 5
         assert server.queries == {(NAME, "A"): 4, (NAME, "AAAA"): 3}
 
 
@@ -342,7 +342,7 @@ async def test_a_dead_port_is_a_failure_within_the_lifetime() -> None:
         discovery = asking(server, lifetime_s=SHORT_S)
     answer, seconds = await timed(discovery)
     assert answer.outcome is Outcome.FAILED
-    assert seconds < SHORT_S + 0.7
+    assert seconds < SHORT_S + allowed_s(0.7)
 
 
 async def test_a_given_server_replaces_the_hosts_file_and_the_c_library(tmp_path: Path) -> None:

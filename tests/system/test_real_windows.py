@@ -99,7 +99,9 @@ async def test_a_stuck_process_delays_no_other_process_on_its_connection() -> No
         for task in sending:
             task.cancel()
         await asyncio.wait(sending)
-        assert beside > free / 3
+        # The two rates were measured at different times, so this bound forgives a busy machine. A call that
+        # waited for the stuck process would take its whole time-out.
+        assert beside > free / 20
         assert fleet.downs == []
 
 
