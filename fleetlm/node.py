@@ -885,7 +885,7 @@ class Node:
             NotSerializable: nothing was sent.
         """
         within_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
-        return await self._outbound.multicall(targets, message, within_s)
+        return await self._parts.multicall(targets, message, within_s)
 
     async def broadcast(self, name: str, message: Any, nodes: Iterable[str] | None = None) -> int:
         """Send to the process ``name`` on every connected node and this one, encoded once.

@@ -10,6 +10,7 @@ from fleetlm.messaging.deadline import within_deadline
 
 if TYPE_CHECKING:
     from fleetlm.messaging.fan_out import FanOut
+    from fleetlm.messaging.multicall import Multicall
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.streams import Streams
     from fleetlm.messaging.targets import Target
@@ -24,15 +25,20 @@ class ActorSender:
         outbound: sends, casts and calls.
         streams: opens streams.
         fan_out: sends to many actors.
+        multicall: calls many actors.
         call_timeout_s: deadline of a call that names none, in seconds.
     """
 
-    __slots__ = ("_call_timeout_s", "_fan_out", "_outbound", "_streams")
+    __slots__ = ("_call_timeout_s", "_fan_out", "_multicall", "_outbound", "_streams")
 
-    def __init__(self, outbound: Outbound, streams: Streams, fan_out: FanOut, call_timeout_s: float) -> None:
+    def __init__(
+        self, outbound: Outbound, streams: Streams, fan_out: FanOut, multicall: Multicall,
+        call_timeout_s: float,
+    ) -> None:  # fmt: skip
         self._outbound = outbound
         self._streams = streams
         self._fan_out = fan_out
+        self._multicall = multicall
         self._call_timeout_s = call_timeout_s
 
     def send(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, None]:
@@ -57,7 +63,7 @@ class ActorSender:
     ) -> list[Any]:
         """See `Node.multicall`."""
         within_s = within_deadline(self._call_timeout_s if timeout is None else timeout)
-        return await self._outbound.multicall(targets, request, within_s)
+        return await self._multicall(targets, request, within_s)
 
     def fan_out(
         self, targets: list[Target], request: Invoke, timeout: float | None = None

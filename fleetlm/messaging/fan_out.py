@@ -10,17 +10,15 @@ import asyncio
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, NotSerializable, WouldBlock
+from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, WouldBlock
 from fleetlm.ids import Pid
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.texts import SHORT
-from fleetlm.wire.invocation import explained
 
 if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.session import Session
     from fleetlm.messaging.targets import Target
-    from fleetlm.wire.codec import Codec
 
 
 class FanOut:
@@ -28,16 +26,14 @@ class FanOut:
 
     Args:
         name: of this node.
-        codec: packs the message.
         sessions: the sessions that are up, by the name of their node.
-        outbound: sends to each process.
+        outbound: packs the message, and sends it to each process.
     """
 
-    __slots__ = ("_codec", "_name", "_outbound", "_sessions")
+    __slots__ = ("_name", "_outbound", "_sessions")
 
-    def __init__(self, name: str, codec: Codec, sessions: Mapping[str, Session], outbound: Outbound) -> None:
+    def __init__(self, name: str, sessions: Mapping[str, Session], outbound: Outbound) -> None:
         self._name = name
-        self._codec = codec
         self._sessions = sessions
         self._outbound = outbound
 
@@ -47,7 +43,7 @@ class FanOut:
         if type(name) is not str:
             raise InvalidName(SHORT.repr(name), "a broadcast goes to a name")
         here, sessions = self._name, self._sessions
-        payload = self._codec.pack_value(message)
+        payload = self._outbound.pack_payload(message)
         wanted = [*sessions, here] if nodes is None else [self._outbound.canonical(node) for node in nodes]
         targets = [(name, node) for node in wanted if node in sessions or node == here]
         return await self._send(targets, message, payload, None)
@@ -71,10 +67,7 @@ class FanOut:
         targets = list(targets)
         payload = b""
         if any(self._is_elsewhere(to) for to in targets):
-            try:
-                payload = self._codec.pack_value(message)
-            except NotSerializable as error:
-                raise explained(error, message) from None
+            payload = self._outbound.pack_payload(message)
         return await self._send(targets, message, payload, timeout_s)
 
     async def _send(

@@ -24,9 +24,8 @@ is served, never too little. When none drains, nothing is looked at.
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from fleetlm.core.draining import Step
@@ -52,13 +51,17 @@ def unsent(node: str, left_s: float) -> Draining:
 class InFlight:
     """Knows since when nodes drain.
 
+    Args:
+        clock: returns the time of the loop, in seconds.
+
     Attributes:
         is_watched: whether any node drains, this one included; else no request is looked at.
     """
 
-    __slots__ = ("_is_own", "_since", "is_watched")
+    __slots__ = ("_clock", "_is_own", "_since", "is_watched")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.is_watched: bool = False
         self._since = -math.inf
         self._is_own = False
@@ -81,18 +84,20 @@ class InFlight:
         call = SERVING.get()
         return call is not None and call.open and (self._is_own or call.began < self._since + TRANSIT_S)
 
-    def admit(self, session: Session, began: float, loop: asyncio.AbstractEventLoop) -> int:
+    def admit(self, session: Session, began: float) -> int:
         """Return the mark of a request to another node: 1 on behalf of work in flight, or else 0.
 
         Raises:
             Draining: it is new work, and that node has said that it refuses such. It is not sent: a request
                 that is on its way when the node says goodbye could not be told from one that it has taken.
         """
+        if not self.is_watched:
+            return 0
         if self.covers(began):
             return 1
         peer = session.peer
         if peer.drain_step is Step.REFUSING:
-            raise unsent(session.name, peer.drain_until - loop.time())
+            raise unsent(session.name, peer.drain_until - self._clock())
         return 0
 
     def mark(self, packed: bytes, began: float) -> bytes:

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,6 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.call import Call
 from fleetlm.errors import (
     Draining,
-    FleetError,
     NoConnection,
     NodeLost,
     NodeStopped,
@@ -70,8 +69,6 @@ if TYPE_CHECKING:
 
 _REFUSED = (NoConnection, NoProcess, WouldBlock, NotSerializable, Draining)
 """Errors that may come without any wait: nothing was sent."""
-_Asked = tuple["Session", int, asyncio.Future[Any], Target, "Key"]
-"""One call of a multicall that was sent: session, ref, future of the outcome, target, the target's key."""
 
 
 class Outbound:
@@ -117,7 +114,7 @@ class Outbound:
         self._home = home_of(waits.loop)
         self._turns = waits.turns
         self.waits: Waits = waits
-        self.in_flight: InFlight = InFlight()
+        self.in_flight: InFlight = InFlight(waits.loop.time)
         self._next_ref = 0
         self.local_calls: dict[int, Waiting] = {}
         """Calls and streams that stay on this node and have no outcome yet, by ref."""
@@ -217,12 +214,23 @@ class Outbound:
             await self._turns.pause()  # A program that tries again in a loop must give way, too.
             raise
 
+    def pack_payload(self, message: Any) -> bytes:
+        """Pack once what many processes get: a message, or the parts of a request to actors.
+
+        Raises:
+            NotSerializable: with the argument in its path, if it is a request.
+        """
+        try:
+            return self._codec.pack_value(message.parts() if type(message) is Invoke else message)
+        except NotSerializable as error:
+            raise explained(error, message) from None
+
     def put_packed(self, to: Target, payload: bytes, message: Any, sender: Hashable) -> bool:
         """Send one of many messages, whose payload is packed already, if there is room for it.
 
         Args:
             to: the process.
-            payload: the packed message.
+            payload: of `pack_payload`.
             message: the same unpacked, for a process of this node.
             sender: the task on whose behalf it is sent; the message stays behind what that task sent before.
 
@@ -235,7 +243,7 @@ class Outbound:
         """
         session, key = self.route(to)
         if session is not None:
-            return session.admit(key, self._pack_message(key, payload), sender) is None
+            return session.admit(key, self._address(key, payload, message), sender) is None
         box = self.box_of(to, key)
         if box.full and not self._is_own(to, box):
             return False
@@ -249,7 +257,8 @@ class Outbound:
         while not self.put_packed(to, payload, message, sender):
             session, key = self.route(to)
             if session is not None:
-                await self._admit_later(session, to, key, self._pack_message(key, payload), timeout_s, sender)
+                packed = self._address(key, payload, message)
+                await self._admit_later(session, to, key, packed, timeout_s, sender)
                 return
             await self._wait_to_send(self.box_of(to, key), to, timeout_s)
 
@@ -262,13 +271,13 @@ class Outbound:
             deadline = self._loop.time() + timeout_s
             session, key = self.route(to)
             if session is None:
-                return await self._call_local(to, key, message, timeout_s, deadline)
+                return await self.call_here(to, key, message, timeout_s, deadline)
             if session.obstacle(key) is not None:
                 await self.wait_for_room(session, to, timeout_s, deadline, key)
             ref = self.take_ref()
             timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
             watch = self.in_flight
-            in_flight = watch.admit(session, deadline - timeout_s, self._loop) if watch.is_watched else 0
+            in_flight = watch.admit(session, deadline - timeout_s) if watch.is_watched else 0
             if type(message) is Invoke:
                 parts = message.parts()
                 try:
@@ -278,7 +287,7 @@ class Outbound:
                     raise message.explain(error) from None
             else:
                 packed = self._codec.pack(operations.call(key, message, ref, timeout_ms, in_flight), message)
-            return await self._request(session, to, ref, packed, timeout_s, deadline, None, key)
+            return await self.request(session, to, ref, packed, timeout_s, deadline, None, key)
         except _REFUSED:
             await self._turns.pause()  # A program that tries again in a loop must give way, too.
             raise
@@ -290,40 +299,10 @@ class Outbound:
             session = self._find_session(self.canonical(node))
             ref = self.take_ref()
             packed = self._codec.pack(operations.request(verb, argument, ref), argument)
-            return await self._request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
+            return await self.request(session, node, ref, packed, timeout_s, self._loop.time() + timeout_s)
         except _REFUSED:
             await self._turns.pause()  # A program that tries again in a loop must give way, too.
             raise
-
-    async def multicall(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
-        """See `Node.multicall`."""
-        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
-        try:
-            payload = self._codec.pack_value(message.parts() if type(message) is Invoke else message)
-        except NotSerializable as error:
-            raise explained(error, message) from None
-        deadline = self._loop.time() + timeout_s
-        sender = asyncio.current_task(
-            self._loop
-        )  # Calls that must wait run in tasks of their own, in its order.
-        asked: list[_Asked] = []
-        calls = [
-            self._ask_at_once(to, message, payload, timeout_s, sender, asked)
-            or self._call_one(to, message, payload, timeout_s, deadline, sender)
-            for to in targets
-        ]
-        timer = self._loop.call_at(deadline, _expire_all, asked, timeout_s)
-        try:
-            results = await asyncio.gather(*calls, return_exceptions=True)
-        finally:
-            timer.cancel()
-            for session, ref, _, _, key in asked:
-                session.call_ended(key)
-                self._close_request(session, ref, sender)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, FleetError):
-                raise result
-        return results
 
     # What streams, remote spawning and the directory share.
 
@@ -409,6 +388,83 @@ class Outbound:
             raise WouldBlock(to, f"its window stayed full for the {timeout_s:g} s of the deadline") from None
         finally:
             self.waits.end(wait)
+
+    async def call_here(self, to: Target, key: Key, message: Any, timeout_s: float, deadline: float) -> Any:
+        """Call a process of this node: the `Call` goes into its mailbox, and this object is the `Caller`."""
+        box = self.box_of(to, key)
+        self.refuse_own(to, box)
+        if box.full:
+            await self.wait_for_room(box, to, timeout_s, deadline)
+            box = self.box_of(to, key)  # The process may have ended meanwhile.
+        copy = self.copied(to, message)  # Before anything is noted, since it may raise.
+        ref = self.take_ref()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.local_calls[ref] = future
+        began = deadline - timeout_s
+        if self.in_flight.is_watched and self.in_flight.covers(began):
+            began = -math.inf
+        call = Call(copy, self, ref, deadline, self._loop.time, began=began)
+        process = self.waits.process_of(asyncio.current_task(self._loop))
+        wait = None
+        if process is not None:
+            wait = self.waits.begin(process, WaitsFor.REPLY, to, box)
+            wait.call = call
+        box.put(call)
+        timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
+        try:
+            outcome = await future
+        finally:
+            timer.cancel()
+            if wait is not None:
+                self.waits.end(wait)
+            self.local_calls.pop(ref, None)
+            call.abandon()
+        turns = self._turns
+        if turns.left:  # A thousand replies may have come at once.
+            turns.left -= 1
+        elif turns.is_over():
+            await turns.next()
+        return outcome
+
+    async def request(
+        self, session: Session, to: Target, ref: int, packed: bytes, timeout_s: float, deadline: float,
+        sender: Hashable = None, key: Key | NodeKey = NODE,
+    ) -> Any:  # fmt: skip
+        """Send a packed request and wait for its outcome; `NODE` is the key of the node itself."""
+        if key is NODE:
+            session.append(packed, sender)
+        else:
+            while session.admit(key, packed, sender, is_call=True) is not None:
+                await self.wait_for_room(session, to, timeout_s, deadline, key, len(packed), sender)
+                packed = self.in_flight.mark(packed, deadline - timeout_s)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        session.calls[ref] = future
+        process = None if key is NODE else self.waits.process_of(asyncio.current_task(self._loop))
+        wait = None
+        if process is not None:
+            wait = self.waits.begin(process, WaitsFor.REPLY, to, session)
+            wait.key, wait.ref = key, ref
+        timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
+        try:
+            outcome = await future
+        finally:
+            timer.cancel()
+            if wait is not None:
+                self.waits.end(wait)
+            if key is not NODE:
+                session.call_ended(key)
+            self.close_request(session, ref, sender)
+        turns = self._turns
+        if turns.left:
+            turns.left -= 1
+        elif turns.is_over():
+            await turns.next()
+        return outcome
+
+    def close_request(self, session: Session, ref: int, sender: Hashable) -> None:
+        """Take a request out; if it has no outcome yet, tell the peer that no answer is wanted any more."""
+        if session.calls.pop(ref, None) is not None:
+            session.control(operations.cancel(ref), after=sender or asyncio.current_task(self._loop))
 
     def take_ref(self) -> int:
         """Draw a number for a request of this node."""
@@ -497,16 +553,10 @@ class Outbound:
             why = peer.connection.last_error or f"it is {peer.status}"
         raise NoConnection(node, why)
 
-    def _pack_message(self, key: Key, payload: bytes) -> bytes:
-        return operations.packed_one_way(self._codec.pack_value(key), payload)
-
-    def _pack_call(
-        self, key: Key, message: Any, payload: bytes, ref: int, timeout_s: float, began: float
-    ) -> bytes:
-        packed_to, timeout_ms = self._codec.pack_value(key), max(1, int(timeout_s * 1000))
-        in_flight = 1 if self.in_flight.is_watched and self.in_flight.covers(began) else 0
-        to_actor = type(message) is Invoke
-        return operations.packed_call(packed_to, payload, ref, timeout_ms, in_flight, to_actor=to_actor)
+    def _address(self, key: Key, payload: bytes, message: Any) -> bytes:
+        """Make one of many messages of a packed payload."""
+        pack = operations.packed_cast if type(message) is Invoke else operations.packed_one_way
+        return pack(self._codec.pack_value(key), payload)
 
     def _put_here(
         self, to: Target, key: Key, message: Any, timeout_s: float | None
@@ -563,122 +613,3 @@ class Outbound:
         while session.admit(key, packed, sender) is not None:
             if not session.windows.draw(key):
                 await self.wait_for_room(session, to, limit_s, deadline, key, len(packed), sender)
-
-    async def _call_local(self, to: Target, key: Key, message: Any, timeout_s: float, deadline: float) -> Any:
-        """Call a process of this node: the `Call` goes into its mailbox, and this object is the `Caller`."""
-        box = self.box_of(to, key)
-        self.refuse_own(to, box)
-        if box.full:
-            await self.wait_for_room(box, to, timeout_s, deadline)
-            box = self.box_of(to, key)  # The process may have ended meanwhile.
-        copy = self.copied(to, message)  # Before anything is noted, since it may raise.
-        ref = self.take_ref()
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self.local_calls[ref] = future
-        began = deadline - timeout_s
-        if self.in_flight.is_watched and self.in_flight.covers(began):
-            began = -math.inf
-        call = Call(copy, self, ref, deadline, self._loop.time, began=began)
-        process = self.waits.process_of(asyncio.current_task(self._loop))
-        wait = None
-        if process is not None:
-            wait = self.waits.begin(process, WaitsFor.REPLY, to, box)
-            wait.call = call
-        box.put(call)
-        timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
-        try:
-            outcome = await future
-        finally:
-            timer.cancel()
-            if wait is not None:
-                self.waits.end(wait)
-            self.local_calls.pop(ref, None)
-            call.abandon()
-        turns = self._turns
-        if turns.left:  # A thousand replies may have come at once.
-            turns.left -= 1
-        elif turns.is_over():
-            await turns.next()
-        return outcome
-
-    async def _request(
-        self, session: Session, to: Target, ref: int, packed: bytes, timeout_s: float, deadline: float,
-        sender: Hashable = None, key: Key | NodeKey = NODE,
-    ) -> Any:  # fmt: skip
-        """Send a packed request and wait for its outcome; `NODE` is the key of the node itself."""
-        if key is NODE:
-            session.append(packed, sender)
-        else:
-            while session.admit(key, packed, sender, is_call=True) is not None:
-                await self.wait_for_room(session, to, timeout_s, deadline, key, len(packed), sender)
-                packed = self.in_flight.mark(packed, deadline - timeout_s)
-        future: asyncio.Future[Any] = self._loop.create_future()
-        session.calls[ref] = future
-        process = None if key is NODE else self.waits.process_of(asyncio.current_task(self._loop))
-        wait = None
-        if process is not None:
-            wait = self.waits.begin(process, WaitsFor.REPLY, to, session)
-            wait.key, wait.ref = key, ref
-        timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
-        try:
-            outcome = await future
-        finally:
-            timer.cancel()
-            if wait is not None:
-                self.waits.end(wait)
-            if key is not NODE:
-                session.call_ended(key)
-            self._close_request(session, ref, sender)
-        turns = self._turns
-        if turns.left:
-            turns.left -= 1
-        elif turns.is_over():
-            await turns.next()
-        return outcome
-
-    def _close_request(self, session: Session, ref: int, sender: Hashable) -> None:
-        """Take a request out; if it has no outcome yet, tell the peer that no answer is wanted any more."""
-        if session.calls.pop(ref, None) is not None:
-            session.control(operations.cancel(ref), after=sender or asyncio.current_task(self._loop))
-
-    def _ask_at_once(
-        self, to: Target, message: Any, payload: bytes, timeout_s: float, sender: Hashable,
-        asked: list[_Asked],
-    ) -> asyncio.Future[Any] | None:  # fmt: skip
-        """Send one call of a multicall without a task of its own, which would cost more than all the rest.
-
-        Returns:
-            The future of its outcome; None if it must wait, stays on this node, or cannot be sent.
-        """
-        try:
-            session, key = self.route(to)
-            if session is None:
-                return None
-            ref = self.take_ref()
-            packed = self._pack_call(key, message, payload, ref, timeout_s, self._loop.time())
-            if session.admit(key, packed, sender, is_call=True) is not None:
-                return None
-        except (FleetError, TypeError, ValueError):
-            return None  # `_call_one` raises it again, where it becomes a result.
-        future = session.calls[ref] = self._loop.create_future()
-        asked.append((session, ref, future, to, key))
-        return future
-
-    async def _call_one(
-        self, to: Target, message: Any, payload: bytes, timeout_s: float, deadline: float, sender: Hashable
-    ) -> Any:
-        """Make one call of a multicall that `_ask_at_once` could not, on behalf of ``sender``."""
-        session, key = self.route(to)
-        if session is None:
-            return await self._call_local(to, key, message, timeout_s, deadline)
-        if session.obstacle(key, 0, sender) is not None:
-            await self.wait_for_room(session, to, timeout_s, deadline, key, 0, sender)
-        ref = self.take_ref()
-        left_s = deadline - self._loop.time()
-        packed = self._pack_call(key, message, payload, ref, left_s, deadline - timeout_s)
-        return await self._request(session, to, ref, packed, timeout_s, deadline, sender, key)
-
-
-def _expire_all(asked: list[_Asked], timeout_s: float) -> None:
-    for _, _, future, to, _ in asked:
-        expire(future, to, timeout_s)

@@ -104,8 +104,7 @@ class Streams:
         if session is not None:
             if session.obstacle(key) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key)
-            watch = outbound.in_flight
-            in_flight = watch.admit(session, began, self._loop) if watch.is_watched else 0
+            in_flight = outbound.in_flight.admit(session, began)
             packed = self._pack(key, message, ref, deadline, idle_s, in_flight)
             while session.admit(key, packed, is_call=True) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key, len(packed))

@@ -48,6 +48,7 @@ from fleetlm.discovery.poller import Poller
 from fleetlm.ids import new_incarnation
 from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.inbound import Inbound
+from fleetlm.messaging.multicall import Multicall
 from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.retries import Retries
 from fleetlm.messaging.streams import Streams
@@ -135,10 +136,7 @@ class Assembly:
         self.draining: Draining = self._make_draining()
         self.circles: Circles = Circles(self.local, self.outbound, settings.stalled_after_s)
         self.streams: Streams = Streams(self.outbound, settings, codec, loop)
-        self.fan_out: FanOut = FanOut(me.name, codec, sessions, self.outbound)
-        self.sender: ActorSender = ActorSender(
-            self.outbound, self.streams, self.fan_out, settings.call_timeout_s
-        )
+        self._make_senders()
         self.factories: Factories = Factories(settings.max_factories)
         self.remote_spawn: RemoteSpawn = RemoteSpawn(
             me, self.factories, codec, self.local, self.signals, self.outbound, spawn
@@ -199,6 +197,15 @@ class Assembly:
         self.changes: ChangeSignal = ChangeSignal()
         pauses = random.Random(f"{prepared.name} {incarnation} retries")  # Must not change any back-off.
         self.retries: Retries = Retries(settings, pauses)
+
+    def _make_senders(self) -> None:
+        """Make the parts that send to many processes, and on behalf of references."""
+        me, outbound = self.context, self.outbound
+        self.fan_out: FanOut = FanOut(me.name, me.sessions, outbound)
+        self.multicall: Multicall = Multicall(self.codec, outbound)
+        self.sender: ActorSender = ActorSender(
+            outbound, self.streams, self.fan_out, self.multicall, me.settings.call_timeout_s
+        )
 
     def _make_user_functions(self) -> None:
         """Make the parts that call functions of the program, such as checks of readiness."""

@@ -13,7 +13,7 @@ that takes a received list apart. `SCHEMAS` lists them all.
 ==  =========  =====================================  ========================================================
     (none)     to, payload                            `Node.send`, `Node.broadcast`
 11  HEAVY      to, payload, units                     the same, for a message of more than one unit
-17  CAST       to, request, units                     `ActorRef.cast`
+17  CAST       to, request, units                     `ActorRef.cast`, `ActorRefs.broadcast`
  1  CALL       to, payload, ref, timeout_ms,          `Node.call`, `Node.multicall`
                in_flight[, units]
 16  HANDLE     to, request, ref, timeout_ms,          `ActorRef.call`
@@ -133,6 +133,7 @@ _PAIR: Final = _ARRAY + 2
 _HEAD_OF_PAIR: Final = bytes((_PAIR,))
 _HEAD_OF_HEAVY: Final = bytes((_ARRAY + 4,)) + _pack(_HEAVY)
 _HEAD_OF_CALL: Final = bytes((_ARRAY + 6,)) + _pack(_CALL)
+_HEAD_OF_CAST: Final = bytes((_ARRAY + 4,)) + _pack(_CAST)
 _HEAD_OF_HANDLE: Final = bytes((_ARRAY + 6,)) + _pack(_HANDLE)
 
 
@@ -163,6 +164,11 @@ def heavy(to: Destination, payload: Any, units: int) -> list[Any]:
 def cast(to: Destination, parts: list[Any], units: int) -> list[Any]:
     """Build a one-way request to an actor; ``parts`` are those of an `Invoke`."""
     return [_CAST, to, parts, units]
+
+
+def packed_cast(packed_to: bytes, packed_parts: bytes) -> bytes:
+    """Pack a CAST of one unit from packed parts, as `packed_one_way`."""
+    return _HEAD_OF_CAST + packed_to + packed_parts + _pack(1)
 
 
 def read_heavy(message: list[Any], limit: int) -> tuple[Destination, Any, int]:

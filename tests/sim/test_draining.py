@@ -215,6 +215,7 @@ def test_new_work_from_outside_is_refused_before_it_runs() -> None:
             assert 20.0 < error.retry_after <= 30.0
         both = await other.multicall([("plain", at), ("work", other.name)], "m", timeout=1.0)
         assert isinstance(both[0], Draining)
+        assert not both[0].was_sent
         await other.send(("plain", at), "message")
         await asyncio.sleep(0.01)
         await leaver.call("plain", "own")

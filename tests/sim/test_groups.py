@@ -280,15 +280,15 @@ async def test_a_broadcast_reaches_every_member_once_and_is_encoded_once(
             packed.append(value)
             return super().pack_value(value)
 
-    a.groups._fan_out._codec = Counting()
+    a._outbound._codec = Counting()
     message = {"tokens": (1, 2)}
     assert await a.groups.broadcast("g", message) == 4
     await asyncio.sleep(1)
     assert kept == [[message]] * 4
-    assert packed == [message]
+    assert packed.count(message) == 1
     assert kept[0][0] is message, "on this node the object itself arrives"
     assert await a.groups.broadcast("g", "here", local_only=True) == 1
-    assert packed == [message]
+    assert packed.count(message) == 1
     assert await c.groups.broadcast("nobody", message) == 0
     await asyncio.sleep(1)
     assert [each[1:] for each in kept] == [["here"], [], [], []]

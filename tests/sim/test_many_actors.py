@@ -108,7 +108,7 @@ async def test_a_multicall_is_encoded_once_and_ends_at_its_limit(fleet: Fleet) -
             packed.append(value)
             return super().pack_value(value)
 
-    a._outbound._codec = a.groups._fan_out._codec = Counting()
+    a._outbound._codec = Counting()
     began = SimLoop.current().time()
     results = await refs.within(2).multicall(Store.wait, 60.0)
     assert [type(each) for each in results] == [CallTimeout] * 3
@@ -116,7 +116,8 @@ async def test_a_multicall_is_encoded_once_and_ends_at_its_limit(fleet: Fleet) -
     assert packed.count(["wait", [60.0], {}]) == 1
     packed.clear()
     assert await refs.broadcast(Store.put, "k", 1) == 3
-    assert [each for each in packed if type(each) is Invoke] == [Invoke("put", ("k", 1), {})]
+    assert packed.count(["put", ["k", 1], {}]) == 1
+    assert not any(type(each) is Invoke for each in packed), "it travels as a cast does"
     await asyncio.sleep(1)
     assert await refs.multicall(Store.get, "k") == [1, 1, 1]
 

@@ -34,13 +34,13 @@ def _no_call() -> Any:
 
 
 def watch(*, is_own: bool = False, peers: tuple[float, ...] = ()) -> InFlight:
-    found = InFlight()
+    found = InFlight(lambda: 10.0)
     found.changed(is_own=is_own, peers_since=peers)
     return found
 
 
 def test_nothing_is_looked_at_where_no_node_drains() -> None:
-    assert not InFlight().is_watched
+    assert not watch().is_watched
     assert watch(is_own=True).is_watched
     assert watch(peers=(5.0,)).is_watched
     found = watch(is_own=True, peers=(5.0,))
@@ -80,13 +80,13 @@ def session_to(step: Step) -> Any:
 
 
 def test_new_work_is_not_even_sent_to_a_node_that_has_said_that_it_refuses_such() -> None:
-    found, clock = watch(peers=(5.0,)), SimpleNamespace(time=lambda: 10.0)
+    found = watch(peers=(5.0,))
     for step in (Step.NONE, Step.ANNOUNCED):
-        assert found.admit(session_to(step), 9.0, clock) == 0  # type: ignore[arg-type]
+        assert found.admit(session_to(step), 9.0) == 0
     with pytest.raises(Draining) as refused:
-        found.admit(session_to(Step.REFUSING), 9.0, clock)  # type: ignore[arg-type]
+        found.admit(session_to(Step.REFUSING), 9.0)
     assert (refused.value.node, refused.value.retry_after) == ("fleetlm@10.0.0.2", 20.0)
     assert not refused.value.was_sent
-    assert found.admit(session_to(Step.REFUSING), 4.0, clock) == 1, "it was begun before"  # type: ignore[arg-type]
+    assert found.admit(session_to(Step.REFUSING), 4.0) == 1, "it was begun before"
     serving(4.0)
-    assert found.admit(session_to(Step.REFUSING), 9.0, clock) == 1, "it is asked for such work"  # type: ignore[arg-type]
+    assert found.admit(session_to(Step.REFUSING), 9.0) == 1, "it is asked for such work"

@@ -26,6 +26,7 @@ from fleetlm.errors import (
 )
 from fleetlm.ids import Pid
 from fleetlm.messaging.fan_out import FanOut
+from fleetlm.messaging.multicall import Multicall
 from fleetlm.messaging.outbound import Outbound
 from fleetlm.names import Address
 from fleetlm.process import Process
@@ -62,7 +63,8 @@ class Rig:
             self.topology,
             waits_of(self.local),
         )
-        self.fan_out = FanOut(HERE, self.pair.here.codec, self.sessions, self.outbound)
+        self.multicall = Multicall(self.pair.here.codec, self.outbound)
+        self.fan_out = FanOut(HERE, self.sessions, self.outbound)
 
     def name_of(self, pid: Pid) -> str | None:
         return None
@@ -215,7 +217,7 @@ async def test_a_window_that_stays_full_was_not_delivered() -> None:
     rig.fill()
     with pytest.raises(WouldBlock, match="stayed full for the 2 s"):
         await rig.outbound.call(("echo", THERE), "hi", 2.0)
-    (result,) = await rig.outbound.multicall([("echo", THERE)], "hi", 2.0)
+    (result,) = await rig.multicall([("echo", THERE)], "hi", 2.0)
     assert isinstance(result, WouldBlock)
     assert not rig.session.byte_window._waiters
 
@@ -247,7 +249,7 @@ def test_a_caller_that_gives_up_sends_its_cancel_after_the_request(size: int, ma
         rig = Rig()
         to, message = ("echo", THERE), b"x" * size
         calling = rig.start(
-            rig.outbound.multicall([to], message, 60.0) if many else rig.outbound.call(to, message, 60.0)
+            rig.multicall([to], message, 60.0) if many else rig.outbound.call(to, message, 60.0)
         )
         await turns()
         calling.cancel()
@@ -287,12 +289,12 @@ async def test_a_call_that_waited_for_a_session_that_ends_was_not_delivered() ->
 async def test_a_small_multicall_does_not_overtake_a_large_message_of_the_same_sender() -> None:
     rig = Rig()
     await rig.outbound.send(("echo", THERE), b"x" * 30 * KIB)
-    calling = rig.start(rig.outbound.multicall([("echo", THERE)], "other task", 1.0))
+    calling = rig.start(rig.multicall([("echo", THERE)], "other task", 1.0))
     await turns()
 
     async def sender() -> Any:
         await rig.outbound.send(("echo", THERE), b"y" * 20 * KIB)
-        return await rig.outbound.multicall([("echo", THERE)], "same task", 1.0)
+        return await rig.multicall([("echo", THERE)], "same task", 1.0)
 
     sending = rig.start(sender())
     await rig.settle()
@@ -325,14 +327,14 @@ async def test_multicall_keeps_the_order_of_its_targets_and_mixes_outcomes() -> 
         ("echo", "bad"),
         ("no", THERE),
     ]
-    calling = rig.start(rig.outbound.multicall(targets, "hi", 1.0))  # type: ignore[arg-type]
+    calling = rig.start(rig.multicall(targets, "hi", 1.0))  # type: ignore[arg-type]
     await rig.settle()
     (await rig.box.get()).reply("there")
     await rig.settle()
     results = await calling
     shown = [r if isinstance(r, str) else type(r) for r in results]
     assert shown == ["there", NoProcess, "here", NoConnection, InvalidName, NoProcess]
-    assert await rig.outbound.multicall([], "hi", 1.0) == []
+    assert await rig.multicall([], "hi", 1.0) == []
     await rig.local.stop()
 
 
@@ -478,7 +480,7 @@ async def test_after_the_end_nothing_is_sent() -> None:
             await attempt
     with pytest.raises(NodeStopped):
         rig.outbound.send_nowait("hold", 1)
-    results = await rig.outbound.multicall(["hold"], 1, 1.0)
+    results = await rig.multicall(["hold"], 1, 1.0)
     assert [type(each) for each in results] == [NodeStopped]
     await rig.local.stop()
 

@@ -12,6 +12,7 @@ from fleetlm.core.topology import Topology
 from fleetlm.errors import CallTimeout, InvalidName, NoConnection, NotSerializable, WouldBlock
 from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.mailbox import Mailbox
+from fleetlm.messaging.multicall import Multicall
 from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.windows import UNIT_BYTES, ReceiveWindows, SendWindows, units
 from fleetlm.settings import Settings
@@ -48,7 +49,8 @@ class Rig:
         local = local_processes(self, settings.mailbox_limit)
         codec, sessions = self.pair.here.codec, {THERE: self.session}
         self.outbound = Outbound(HERE, 1, settings, codec, local.boxes, sessions, topology, waits_of())
-        self.fan_out = FanOut(HERE, codec, sessions, self.outbound)
+        self.multicall = Multicall(codec, self.outbound)
+        self.fan_out = FanOut(HERE, sessions, self.outbound)
 
     async def settle(self) -> None:
         for _ in range(3):
@@ -109,7 +111,7 @@ async def test_a_call_to_a_full_process_was_not_delivered_when_its_deadline_come
     with pytest.raises(WouldBlock, match="stayed full"):
         await rig.outbound.call(SLOW, "hi", 2.0)
     result: Any
-    (result,) = await rig.outbound.multicall([SLOW], "hi", 2.0)
+    (result,) = await rig.multicall([SLOW], "hi", 2.0)
     assert isinstance(result, WouldBlock)
     await rig.settle()
     assert list(rig.slow.queue) == list(range(8))
@@ -407,7 +409,7 @@ def test_both_sides_count_the_same_and_nothing_is_lost_or_held_for_ever(steps: l
 @virtual
 async def test_a_multicall_is_open_until_it_is_answered() -> None:
     rig = Rig()
-    asking = asyncio.ensure_future(rig.outbound.multicall([SLOW, SLOW, QUICK], "hi", 5.0))
+    asking = asyncio.ensure_future(rig.multicall([SLOW, SLOW, QUICK], "hi", 5.0))
     await rig.settle()
     assert (rig.session.open_calls, rig.session.load("slow")) == ({"slow": 2, "quick": 1}, 4)
     for box in (rig.slow, rig.slow, rig.quick):

@@ -234,15 +234,16 @@ def test_messages_packed_from_parts_are_those_that_the_builders_make() -> None:
     codec = Codec()
     payload = {"a": (1, 2)}
     packed = codec.pack_value(payload)
+    parts = Invoke("put", ("k", payload), {}).parts()
+    packed_parts = codec.pack_value(parts)
     for to in ("echo", 12, BIG):
         key = codec.pack_value(to)
         assert operations.packed_one_way(key, packed) == codec.pack(operations.one_way(to, payload), payload)
+        assert operations.packed_cast(key, packed_parts) == codec.pack(operations.cast(to, parts, 1), parts)
         for ref, timeout_ms in ((1, 1), (BIG, 86_400_000)):
             call = operations.call(to, payload, ref, timeout_ms, 1)
             assert operations.packed_call(key, packed, ref, timeout_ms, 1) == codec.pack(call, payload)
-            parts = Invoke("put", ("k", payload), {}).parts()
             handle = operations.handle(to, parts, ref, timeout_ms)
-            packed_parts = codec.pack_value(parts)
             made = operations.packed_call(key, packed_parts, ref, timeout_ms, to_actor=True)
             assert made == codec.pack(handle, parts)
 

@@ -1,0 +1,121 @@
+"""One request to many processes, encoded once, with one outcome for each.
+
+Calls that can be sent at once get no task of their own, which would cost more than all the rest; one timer
+ends them all. Those that must wait for room, and those of this node, run in tasks of their own, on behalf of
+the caller: their requests stay behind what it sent before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.errors import FleetError
+from fleetlm.messaging.targets import MAX_TIMEOUT_S, expire
+from fleetlm.wire import operations
+from fleetlm.wire.invocation import Invoke
+
+if TYPE_CHECKING:
+    from fleetlm.messaging.mailbox import Key
+    from fleetlm.messaging.outbound import Outbound
+    from fleetlm.messaging.session import Session
+    from fleetlm.messaging.targets import Target
+    from fleetlm.wire.codec import Codec
+
+_Asked = tuple["Session", int, asyncio.Future[Any], "Target", "Key"]
+"""One call that was sent: session, ref, future of the outcome, target, the target's key."""
+
+
+class Multicall:
+    """Calls many processes with one request.
+
+    Args:
+        codec: packs the keys of processes.
+        outbound: finds where a target is, and makes the calls that must wait.
+    """
+
+    __slots__ = ("_codec", "_loop", "_outbound")
+
+    def __init__(self, codec: Codec, outbound: Outbound) -> None:
+        self._codec = codec
+        self._outbound = outbound
+        self._loop = outbound.waits.loop
+
+    async def __call__(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
+        """See `Node.multicall`."""
+        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
+        payload = self._outbound.pack_payload(message)
+        deadline = self._loop.time() + timeout_s
+        sender = asyncio.current_task(self._loop)
+        asked: list[_Asked] = []
+        calls = [
+            self._ask_at_once(to, message, payload, timeout_s, sender, asked)
+            or self._ask_later(to, message, payload, timeout_s, deadline, sender)
+            for to in targets
+        ]
+        timer = self._loop.call_at(deadline, _expire_all, asked, timeout_s)
+        try:
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            timer.cancel()
+            for session, ref, _, _, key in asked:
+                session.call_ended(key)
+                self._outbound.close_request(session, ref, sender)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, FleetError):
+                raise result
+        return results
+
+    def _ask_at_once(
+        self, to: Target, message: Any, payload: bytes, timeout_s: float, sender: Hashable,
+        asked: list[_Asked],
+    ) -> asyncio.Future[Any] | None:  # fmt: skip
+        """Send one call without a task of its own.
+
+        Returns:
+            The future of its outcome; None if it must wait, stays on this node, or cannot be sent.
+        """
+        try:
+            session, key = self._outbound.route(to)
+            if session is None:
+                return None
+            ref = self._outbound.take_ref()
+            packed = self._pack(session, key, message, payload, ref, timeout_s, self._loop.time())
+            if session.admit(key, packed, sender, is_call=True) is not None:
+                return None
+        except (FleetError, TypeError, ValueError):
+            return None  # `_ask_later` raises it again, where it becomes a result.
+        future = session.calls[ref] = self._loop.create_future()
+        asked.append((session, ref, future, to, key))
+        return future
+
+    async def _ask_later(
+        self, to: Target, message: Any, payload: bytes, timeout_s: float, deadline: float, sender: Hashable
+    ) -> Any:
+        """Make one call that `_ask_at_once` could not, on behalf of ``sender``."""
+        outbound = self._outbound
+        session, key = outbound.route(to)
+        if session is None:
+            return await outbound.call_here(to, key, message, timeout_s, deadline)
+        if session.obstacle(key, 0, sender) is not None:
+            await outbound.wait_for_room(session, to, timeout_s, deadline, key, 0, sender)
+        ref = outbound.take_ref()
+        left_s = deadline - self._loop.time()
+        packed = self._pack(session, key, message, payload, ref, left_s, deadline - timeout_s)
+        return await outbound.request(session, to, ref, packed, timeout_s, deadline, sender, key)
+
+    def _pack(
+        self, session: Session, key: Key, message: Any, payload: bytes, ref: int, timeout_s: float,
+        began: float,
+    ) -> bytes:  # fmt: skip
+        """Pack one call. Raises: Draining: the node refuses new work, so that this is not sent."""
+        in_flight = self._outbound.in_flight.admit(session, began)
+        packed_to, timeout_ms = self._codec.pack_value(key), max(1, int(timeout_s * 1000))
+        to_actor = type(message) is Invoke
+        return operations.packed_call(packed_to, payload, ref, timeout_ms, in_flight, to_actor=to_actor)
+
+
+def _expire_all(asked: list[_Asked], timeout_s: float) -> None:
+    for _, _, future, to, _ in asked:
+        expire(future, to, timeout_s)
