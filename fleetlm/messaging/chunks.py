@@ -212,11 +212,19 @@ class Reassembly:
         self._claimed_bytes = 0
         self._unfinished: dict[int, tuple[int, bytearray]] = {}
 
-    def add(self, head: bytes, piece: bytes) -> memoryview | None:
-        """Take a chunk. Returns the whole message with its last chunk, else None. Raises: BadFrame."""
-        if len(head) != CHUNK_HEAD.size or not piece:
+    def add(self, body: memoryview) -> memoryview | None:
+        """Take the body of a CHUNK: its head, and a piece of a message.
+
+        Returns:
+            The whole message with its last chunk, else None.
+
+        Raises:
+            BadFrame: the chunk fits no message, or the unfinished ones would be too large.
+        """
+        if len(body) <= CHUNK_HEAD.size:
             raise BadFrame("a chunk without its head or without bytes")
-        number, total_bytes = CHUNK_HEAD.unpack(head)
+        number, total_bytes = CHUNK_HEAD.unpack_from(body)
+        piece = body[CHUNK_HEAD.size :]
         known = self._unfinished.get(number)
         if known is None:
             if total_bytes > self._limit_bytes - self._claimed_bytes:

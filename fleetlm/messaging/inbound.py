@@ -122,13 +122,12 @@ class Inbound:
         self._unclaimed: list[Any] = []
         """Collects a run of messages for a process that does not exist, so that the run can be counted."""
 
-    def frame(self, session: Session, frame: bytes, extra: bytes | None) -> None:
+    def frame(self, session: Session, frame: bytes) -> None:
         """Take a BATCH or a CHUNK frame of a session.
 
         Args:
             session: the session that it came over.
-            frame: the first part of the ZeroMQ message.
-            extra: the second part: the piece of a large message that a CHUNK carries.
+            frame: the whole frame.
 
         Raises:
             BadFrame: the peer broke the protocol, or a frame was lost; the session must go down.
@@ -136,17 +135,17 @@ class Inbound:
         kind, epoch, seq = read_header(frame)
         session.incoming.accept(epoch, seq)
         session.peer.last_heard = self._clock()
-        if kind == Kind.BATCH and extra is None:
-            self._take_batch(session, memoryview(frame)[HEADER_BYTES:])
+        body = memoryview(frame)[HEADER_BYTES:]
+        if kind == Kind.BATCH:
+            self._take_batch(session, body)
             session.byte_credit.took(len(frame))
-        elif kind == Kind.CHUNK and extra is not None:
-            head = frame[HEADER_BYTES:]
-            whole = session.reassembly.add(head, extra)
-            session.byte_credit.took(len(head) + len(extra), in_chunk=True)
+        elif kind == Kind.CHUNK:
+            whole = session.reassembly.add(body)
+            session.byte_credit.took(len(frame), in_chunk=True)
             if whole is not None:
                 self._take_large(session, whole)
         else:
-            raise BadFrame(f"kind {kind} with {'no' if extra is None else 'a'} second part")
+            raise BadFrame(f"kind {kind} does not carry messages")
 
     def _take_batch(self, session: Session, body: bytes | memoryview) -> None:
         """Decode and deliver the messages of a BATCH."""

@@ -486,7 +486,7 @@ class Session:
         self._batch = [b""]
         self._batch_bytes = 0
         self.messages_sent += count
-        self._send_frame((frame,), len(frame))
+        self._send_frame(frame)
 
     def _flush_lanes(self) -> None:
         """Send what waits in lanes while the window has room, and chunks while their own window has it."""
@@ -501,21 +501,21 @@ class Session:
             if self._batch_bytes:
                 self._flush_batch()  # What the same sender sent before must not be overtaken.
             head, piece = item
-            size = len(head) + len(piece)
-            window.sent_chunk(size)
-            self._send_frame((self.outgoing.header(Kind.CHUNK) + head, piece), size)
+            frame = b"".join((self.outgoing.header(Kind.CHUNK), head, piece))
+            window.sent_chunk(len(frame))
+            self._send_frame(frame)
         if self._batch_bytes:
             self._flush_batch()
         self._update_is_slow()
         if was_behind and not self.lanes.is_behind:
             window.wake()
 
-    def _send_frame(self, parts: tuple[bytes | memoryview, ...], size: int) -> None:
+    def _send_frame(self, frame: bytes) -> None:
         """Count a frame and hand it to the transport; a broken channel ends the connection."""
         window = self.byte_window
-        window.sent(size)
+        window.sent(len(frame))
         self._update_is_slow()
-        if not self._transport.send(self.outgoing.channel, parts):
+        if not self._transport.send(self.outgoing.channel, frame):
             self._lost(self, "connection closed: sending failed")
 
     # `Caller` for the requests of the peer.

@@ -171,12 +171,12 @@ class Driver:
         """See `Listener`."""
         self._perform(self.kernel.stranger_refused(self._loop.time(), ip, reason))
 
-    def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
+    def frame_arrived(self, source: bytes, frame: bytes) -> None:
         """See `Listener`. Frames of a session go straight to `Inbound`."""
         session = self._by_source.get(source)
         if session is not None and frame and frame[0] in (Kind.BATCH, Kind.CHUNK):
             try:
-                self.inbound.frame(session, frame, extra)
+                self.inbound.frame(session, frame)
             except BadFrame as error:
                 self._perform(self.kernel.broken(self._loop.time(), source, str(error)))
             except Exception as error:
@@ -184,9 +184,11 @@ class Driver:
                 why = f"{type(error).__name__} on this node while it handled a frame"
                 self._perform(self.kernel.broken(self._loop.time(), source, why))
             return
-        if extra is not None:
-            frame = b""  # No control frame has two parts; the kernel refuses an empty one.
         self._perform(self.kernel.control_frame(self._loop.time(), source, frame))
+
+    def source_broke(self, source: bytes, why: str) -> None:
+        """See `Listener`."""
+        self._perform(self.kernel.broken(self._loop.time(), source, why))
 
     # Facts from elsewhere.
 
@@ -225,7 +227,7 @@ class Driver:
         for effect in effects:
             match effect:
                 case Send(channel, frame):
-                    if not self._transport.send(channel, (frame,)):
+                    if not self._transport.send(channel, frame):
                         reason = "connection closed during the handshake"
                         self._loop.call_soon(self.channel_lost, channel, reason)
                 case Reply(source, frame):

@@ -441,8 +441,12 @@ class _Watched:
         self._listener.channel_answered(channel, frame)
         self._on_fact(self._ip)
 
-    def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
-        self._listener.frame_arrived(source, frame, extra)
+    def frame_arrived(self, source: bytes, frame: bytes) -> None:
+        self._listener.frame_arrived(source, frame)
+        self._on_fact(self._ip)
+
+    def source_broke(self, source: bytes, why: str) -> None:
+        self._listener.source_broke(source, why)
         self._on_fact(self._ip)
 
     def source_met(self, source: bytes, ip: str) -> None:

@@ -246,7 +246,7 @@ class Connection:
 
     # Arrivals.
 
-    def _arrive_at_listener(self, frame: bytes | Control, extra: bytes | None) -> None:
+    def _arrive_at_listener(self, frame: bytes | Control) -> None:
         if isinstance(frame, Control):
             if frame is Control.SYN:
                 self._take_dial()
@@ -257,12 +257,12 @@ class Connection:
                 self._is_announced = True
                 listener.report("source_met", self.source, self._src.ip)
             if listener.is_paused or self._fabric.trace is not None:
-                listener.report("frame_arrived", self.source, frame, extra)
+                listener.report("frame_arrived", self.source, frame)
             else:  # `Endpoint.report` inlined: most of a simulation's time is spent here
                 self._fabric.counters.frames_delivered += 1
-                listener.listener.frame_arrived(self.source, frame, extra)
+                listener.listener.frame_arrived(self.source, frame)
 
-    def _arrive_at_dialler(self, frame: bytes | Control, _extra: bytes | None) -> None:
+    def _arrive_at_dialler(self, frame: bytes | Control) -> None:
         """Take what the listener's end sent: an acknowledgement, a refusal, a FIN or an answer."""
         if not self.is_dialler_open:
             return

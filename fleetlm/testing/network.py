@@ -33,7 +33,7 @@ from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.testing.hosts import Connection, Counters, Endpoint, Host
 from fleetlm.testing.pipes import Wheel
-from fleetlm.transport.interface import Listener, Part
+from fleetlm.transport.interface import Listener
 
 LATENCY_S = (0.0002, 0.002)
 """Shortest and longest time that a frame travels, in seconds: that of one data centre."""
@@ -223,7 +223,6 @@ class SimNetwork:
         dst: str,
         source: bytes,
         frame: bytes,
-        extra: bytes | None = None,
         *,
         from_ip: str = STRANGER_IP,
     ) -> None:
@@ -232,7 +231,7 @@ class SimNetwork:
         The frame arrives under ``source``. A source that the node does not know is announced first
         (a stranger); a peer's source plays a peer that sends garbage.
         """
-        self._after_latency(dst, self._deliver_injected, dst, source, frame, extra, from_ip)
+        self._after_latency(dst, self._deliver_injected, dst, source, frame, from_ip)
 
     def eject(self, dst: str, source: bytes) -> None:
         """End the connection of a stranger that `inject` made."""
@@ -320,14 +319,12 @@ class SimNetwork:
         for each in list(self.host(dst).endpoints.values()):
             each.report(fact, *args)
 
-    def _deliver_injected(
-        self, dst: str, source: bytes, frame: bytes, extra: bytes | None, from_ip: str
-    ) -> None:
+    def _deliver_injected(self, dst: str, source: bytes, frame: bytes, from_ip: str) -> None:
         for each in list(self.host(dst).endpoints.values()):
             if source not in each.sources and source not in each.strangers:
                 each.strangers[source] = from_ip
                 each.report("source_met", source, from_ip)
-            each.report("frame_arrived", source, frame, extra)
+            each.report("frame_arrived", source, frame)
 
     def _report_ejected(self, dst: str, source: bytes) -> None:
         for each in list(self.host(dst).endpoints.values()):
@@ -407,24 +404,17 @@ class SimTransport:
             self._network.counters.dials += 1
             own.channels[channel] = Connection(own, channel, self._network.host(ip), port)
 
-    def send(self, channel: int, parts: Sequence[Part]) -> bool:
-        """Send one frame (one or two parts) on an open channel; return False if it cannot be sent."""
+    def send(self, channel: int, frame: bytes) -> bool:
+        """Send one frame on an open channel; return False if it cannot be sent."""
         own = self._endpoint
         if own is None or (connection := own.channels.get(channel)) is None:
             return False
         if not connection.is_open:
             return False
-        frame = bytes(parts[0])
         counters = self._network.counters
         counters.frames_sent += 1
         counters.bytes_sent += len(frame)
-        if len(parts) == 1:
-            connection.out.put(frame)
-        else:
-            _, second = parts
-            extra = bytes(second)
-            counters.bytes_sent += len(extra)
-            connection.out.put(frame, extra)
+        connection.out.put(frame)
         return True
 
     def answer(self, source: bytes, frame: bytes) -> None:

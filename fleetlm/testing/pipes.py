@@ -44,8 +44,8 @@ class Control(enum.Enum):
     END = "the sending end closed its socket"
 
 
-Entry = tuple[float, bytes | Control, bytes | None]
-"""The tick of arrival, the frame or control entry, and the frame's second part."""
+Entry = tuple[float, bytes | Control]
+"""The tick of arrival, and the frame or control entry."""
 
 
 class Wheel:
@@ -96,7 +96,7 @@ class Lane:
         self,
         wheel: Wheel,
         rng: random.Random,
-        deliver: Callable[[bytes | Control, bytes | None], None],
+        deliver: Callable[[bytes | Control], None],
     ) -> None:
         self._wheel = wheel
         self._random = rng.random
@@ -111,11 +111,11 @@ class Lane:
         self._faults: deque[Mutation] | None = None
         self._is_special = False
 
-    def put(self, frame: bytes | Control, extra: bytes | None = None) -> None:
+    def put(self, frame: bytes | Control) -> None:
         """Send a frame or a control entry; it arrives after all that was sent before."""
         if self._is_special:
             if self._is_held and (self._is_cut or frame is not Control.OPENED):
-                self.pending.append((HELD, frame, extra))
+                self.pending.append((HELD, frame))
                 return
             if self._faults and isinstance(frame, bytes):
                 mutated = self._faults.popleft()(frame)
@@ -130,7 +130,7 @@ class Lane:
             tick = self._last_tick
         else:
             self._last_tick = tick
-        self.pending.append((tick, frame, extra))
+        self.pending.append((tick, frame))
         if not self._is_armed:
             self._is_armed = True
             wheel.put(tick, self._arrive)
@@ -151,14 +151,14 @@ class Lane:
         was_held, self._is_held, self._is_cut = self._is_held, is_held, is_cut
         self._is_special = is_held or bool(self._faults)
         if is_lossy:
-            self.pending = [(HELD, frame, extra) for _, frame, extra in self.pending]
+            self.pending = [(HELD, frame) for _, frame in self.pending]
         elif was_held and not is_held:
             waiting, self.pending = self.pending, []
-            for tick, frame, extra in waiting:
+            for tick, frame in waiting:
                 if tick == HELD:
-                    self.put(frame, extra)
+                    self.put(frame)
                 else:
-                    self.pending.append((tick, frame, extra))
+                    self.pending.append((tick, frame))
 
     @property
     def last_arrival_s(self) -> float:
@@ -193,5 +193,5 @@ class Lane:
             arrived = pending[:due]
             del pending[:due]
             deliver = self._deliver
-            for _, frame, extra in arrived:
-                deliver(frame, extra)
+            for _, frame in arrived:
+                deliver(frame)

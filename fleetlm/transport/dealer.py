@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
 from typing import Final, Protocol
 
 import zmq
@@ -41,7 +40,6 @@ import zmq
 from fleetlm.names import endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import CurveKeys
-from fleetlm.transport.interface import Part
 from fleetlm.transport.monitor import (
     CLIENT_EVENTS,
     FAILURES,
@@ -61,7 +59,7 @@ from fleetlm.transport.sockets import Context, connect, count_received, get_int,
 ROUTING_ID_BYTES: Final = 16
 """Length of a routing id: random, so that two dials never get the same one."""
 ZERO_COPY_BYTES: Final = 64 * 1024
-"""Parts of this size or more are lent to ZeroMQ instead of copied; below it, a copy is cheaper."""
+"""Frames of this size or more are lent to ZeroMQ instead of copied; below it, a copy is cheaper."""
 MAX_ANSWERS: Final = 4
 """Answers accepted on one channel. A node sends REFUSED or IAM, once each, and never more than two."""
 GREETING_S: Final = 0.5
@@ -72,7 +70,6 @@ DIAL_SLACK_S: Final = 1.0
 """Seconds beyond both time-outs of a dial (TCP, then ZMTP) after which `recheck` ends it."""
 
 _NOBLOCK = int(zmq.NOBLOCK)
-_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _POLLOUT = int(zmq.POLLOUT)
@@ -196,17 +193,17 @@ class DealerChannel:
         """Whether the channel has ended."""
         return self._sock.closed
 
-    def send(self, parts: Sequence[Part]) -> bool:
-        """Send one frame of one or two parts. Returns False if the channel is not open or has just ended."""
+    def send(self, frame: bytes) -> bool:
+        """Send one frame. Returns False if the channel is not open or has just ended."""
         if not self.is_open:
             return False
         if self.may_be_answered:
             self._check_soon()
         try:
-            self._write(parts)
+            self._sock.send(frame, _NOBLOCK, copy=len(frame) < ZERO_COPY_BYTES)
             return True
         except zmq.ZMQError:
-            return self._retry_send(parts)
+            return self._retry_send(frame)
 
     def check(self) -> None:
         """Look at the socket's state and report what changed: opened, answered or lost."""
@@ -254,25 +251,14 @@ class DealerChannel:
     def _where(self) -> str:
         return endpoint(*self._target)
 
-    def _write(self, parts: Sequence[Part]) -> None:
-        send = self._sock.send
-        if len(parts) == 2:
-            first, second = parts
-            send(first, _MORE, copy=_count_bytes(first) < ZERO_COPY_BYTES)
-            send(second, _NOBLOCK, copy=_count_bytes(second) < ZERO_COPY_BYTES)
-        else:
-            (only,) = parts
-            send(only, _NOBLOCK, copy=_count_bytes(only) < ZERO_COPY_BYTES)
-
-    def _retry_send(self, parts: Sequence[Part]) -> bool:
+    def _retry_send(self, frame: bytes) -> bool:
         """Send again after an error: ZeroMQ may just not have handled its events yet.
 
-        If the channel is really gone, its loss is reported from the loop. A frame of two parts is never
-        torn: ZeroMQ refuses the second part only if the connection is gone, and the first part with it.
+        If the channel is really gone, its loss is reported from the loop.
         """
         try:
             if get_int(self._sock, _EVENTS) & _POLLOUT:
-                self._write(parts)
+                self._sock.send(frame, _NOBLOCK, copy=len(frame) < ZERO_COPY_BYTES)
                 return True
         except zmq.ZMQError:
             pass
@@ -388,7 +374,3 @@ def new_routing_id() -> bytes:
         candidate = secrets.token_bytes(ROUTING_ID_BYTES)
         if candidate[0]:
             return candidate
-
-
-def _count_bytes(part: Part) -> int:
-    return part.nbytes if isinstance(part, memoryview) else len(part)

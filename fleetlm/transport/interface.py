@@ -17,9 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-Part = bytes | memoryview
-"""A piece of a frame. The bytes behind a memoryview must not change until the frame has been sent."""
-
 
 class Listener(Protocol):
     """Receives the facts that a transport reports. No method may raise."""
@@ -36,8 +33,11 @@ class Listener(Protocol):
     def channel_answered(self, channel: int, frame: bytes) -> None:
         """The dialled node answered on the channel itself, with a refusal or with its identity."""
 
-    def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
-        """A frame from a peer that has dialled this node. ``extra`` is its second part, if it has one."""
+    def frame_arrived(self, source: bytes, frame: bytes) -> None:
+        """A frame from a peer that has dialled this node."""
+
+    def source_broke(self, source: bytes, why: str) -> None:
+        """A source did what no node does, and is disconnected; `source_lost` follows. ``why`` says what."""
 
     def source_met(self, source: bytes, ip: str) -> None:
         """A new source, reported before its first frame. ``ip`` is the address that TCP shows for it."""
@@ -68,8 +68,8 @@ class Transport(Protocol):
     def dial(self, channel: int, ip: str, port: int) -> None:
         """Begin to open a channel. `Listener.channel_opened` or `Listener.channel_lost` follows."""
 
-    def send(self, channel: int, parts: Sequence[Part]) -> bool:
-        """Send one frame of one or two parts on an open channel: whole and in order, or not at all.
+    def send(self, channel: int, frame: bytes) -> bool:
+        """Send one frame on an open channel: whole and in order, or not at all.
 
         Returns:
             False if the channel is not open or has just ended; nothing was sent then. True promises

@@ -79,7 +79,7 @@ class _Asker:
 
     def channel_opened(self, channel: int) -> None:
         """Send the question."""
-        if self.channel is not None and not self.channel.send((self._question,)):
+        if self.channel is not None and not self.channel.send(self._question):
             self.channel_lost(channel, f"{self._where}: it closed the connection at once")
 
     def channel_lost(

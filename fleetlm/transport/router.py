@@ -76,6 +76,7 @@ MAX_REFUSED_IPS: Final = 256
 REFUSAL_INTERVAL_S: Final = 1.0
 """Seconds between two reports of refusals for one address, so that a stranger cannot fill the log."""
 
+MORE_PARTS: Final = "it sent a message of several parts, as no fleetlm node does"
 UNKNOWN_IP: Final = "a connection that ended before its address was read"
 """Stands for the address of a stranger whose connection had ended before the address could be looked
 up. ZeroMQ names strangers only by descriptor, and on one machine a refusal is faster than the loop."""
@@ -218,12 +219,15 @@ class Router:
                     continue
                 source = recv(_NOBLOCK)
                 part = recv(_NOBLOCK, copy=False)
-                frame, extra = self._read_second_part(part) if part.more else (part.bytes, None)
-                size += len(frame) if extra is None else len(frame) + len(extra)
-                if source in sources or self._admit_source(source, part):
+                frame = part.bytes
+                size += len(frame)
+                is_known = source in sources or self._admit_source(source, part)
+                if is_known and not part.more:
                     if self._ending and source in self._ending:
                         self._ending[source] = (self._frames_read + frames, self._ending[source][1])
-                    arrived(source, frame, extra)
+                    arrived(source, frame)
+                else:
+                    self._drop(source, part, is_known=is_known)
                 if frames == 1 and not get_int(sock, _EVENTS) & _POLLIN:
                     drained = True
                     break
@@ -239,18 +243,11 @@ class Router:
         if not drained:
             self._read_soon()
 
-    def _read_second_part(self, part: zmq.Frame) -> tuple[bytes, bytes | None]:
-        """Read the second part of a frame. A frame of three or more parts becomes an empty frame.
-
-        No node sends three parts; an empty frame makes the caller treat the sender like any other that
-        sends garbage. The remaining parts are skipped, in as many turns as that takes.
-        """
-        assert self._sock is not None
-        second = self._sock.recv(_NOBLOCK, copy=False)
-        if second.more:
-            self._is_skipping = True
-            return b"", None
-        return part.bytes, second.bytes
+    def _drop(self, source: bytes, part: zmq.Frame, *, is_known: bool) -> None:
+        """Drop a message; skip its other parts, in as many turns as that takes, and report their sender."""
+        self._is_skipping = part.more
+        if is_known:
+            self._listener.source_broke(source, MORE_PARTS)
 
     def _admit_source(self, source: bytes, part: zmq.Frame) -> bool:
         """Find the connection of a new source and report the source.

@@ -55,7 +55,7 @@ from fleetlm.transport.descriptors import (
     Descriptors,
     close_copies,
 )
-from fleetlm.transport.interface import Listener, Part
+from fleetlm.transport.interface import Listener
 from fleetlm.transport.listening import Listening, take_port
 from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
@@ -222,13 +222,13 @@ class ZmqTransport:
                 why += "; raise the limit of open files (`ulimit -n`)"
             self._loop.call_soon(self._listener.channel_lost, channel, why)
 
-    def send(self, channel: int, parts: Sequence[Part]) -> bool:
+    def send(self, channel: int, frame: bytes) -> bool:
         """Send one frame on an open channel. Returns False if it is not open or has just ended."""
         known = self._channels.get(channel)
         if known is None:
             self._check_fork()
             return False
-        return known.send(parts)
+        return known.send(frame)
 
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back to a source. It is delivered at most once, and sending never waits."""

@@ -1,7 +1,8 @@
 """Frames: the header of every frame between nodes, and the bodies of the handshake.
 
-A frame is a 13-byte header (kind, epoch, sequence number) and a body. Each ZeroMQ message holds one frame;
-a CHUNK has its piece of data in a second part.
+A frame is a 13-byte header (kind, epoch, sequence number) and a body. Each ZeroMQ message holds one frame
+in a single part. A receiver does not see a message of several parts before it has all of them, and its
+size has no limit; so a second part ends the connection (`transport.router`).
 
 =======  ====================================================  ===========================================
 kind     body                                                  sent when
@@ -41,15 +42,16 @@ from fleetlm.errors import InvalidName
 from fleetlm.names import canonical_ip, canonical_node
 from fleetlm.texts import SHORT
 
-PROTOCOL_MIN: Final = 2
-PROTOCOL_MAX: Final = 2
+PROTOCOL_MIN: Final = 3
+PROTOCOL_MAX: Final = 3
 """The protocol versions of this node. Two nodes without a common one refuse each other: ``incompatible``."""
 
 HEADER: Final = struct.Struct(">BIQ")
 """Kind, epoch, sequence number."""
 HEADER_BYTES: Final = HEADER.size
 CHUNK_HEAD: Final = struct.Struct(">IQ")
-"""What follows the header of a CHUNK: the number of the transfer, and the bytes of the whole message."""
+"""What follows the header of a CHUNK: the number of the transfer, and the bytes of the whole message. The
+rest of the frame is a piece of that message."""
 
 MAX_HANDSHAKE_BYTES: Final = 16 * 1024
 """Bodies of a handshake are not larger; a HELLO usually has a few hundred bytes."""

@@ -324,9 +324,8 @@ class Scenario:
             frame = rng.randbytes(rng.choice((0, 1, 12, 13, 40, 400)))
             if frame and rng.random() < 0.7:
                 frame = bytes([rng.randrange(GARBAGE_KINDS)]) + frame[1:]
-            extra = rng.choice((None, None, b"", b"second"))
             self.note(f"a stranger sends {len(frame)} bytes to {ip}")
-            network.inject(ip, source, frame, extra)
+            network.inject(ip, source, frame)
             if rng.random() < 0.3:
                 network.eject(ip, source)
             if rng.random() < 0.3:

@@ -241,8 +241,7 @@ async def test_strangers_do_not_disturb_the_cluster(fleet: Fleet) -> None:
     b.spawn(echo, name="echo")
     for number in range(200):
         frame = SimLoop.current().rng.randbytes(SimLoop.current().rng.randrange(60))
-        extra = None if number % 2 else b"extra"
-        fleet.net.inject(B, b"stranger %d" % (number % 7), frame, extra)
+        fleet.net.inject(B, b"stranger %d" % (number % 7), frame)
         fleet.net.inject(B, b"half", header(number % 10, number, number))
     await asyncio.sleep(1)
     assert await a.call(("echo", b.name), 1) == 1

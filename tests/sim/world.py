@@ -58,8 +58,8 @@ class Peer:
     def dial(self, other: str, channel: int = CHANNEL) -> None:
         self.use(self.transport.dial, channel, other, PORT)
 
-    def send(self, *parts: bytes | memoryview, channel: int = CHANNEL) -> bool:
-        sent = self.use(self.transport.send, channel, parts)
+    def send(self, frame: bytes, channel: int = CHANNEL) -> bool:
+        sent = self.use(self.transport.send, channel, frame)
         assert isinstance(sent, bool)
         return sent
 
@@ -75,7 +75,7 @@ class Peer:
 
     @property
     def numbers(self) -> list[int]:
-        return [int(frame) for _, frame, _ in self.told("frame_arrived")]
+        return [int(frame) for _, frame in self.told("frame_arrived")]
 
 
 class World:

@@ -35,16 +35,16 @@ class FakeTransport:
     """Notes what was sent; ``broken`` makes every send fail."""
 
     def __init__(self) -> None:
-        self.frames: list[tuple[int, tuple[bytes, ...]]] = []
+        self.frames: list[tuple[int, bytes]] = []
         self.answers: list[tuple[bytes, bytes]] = []
         self.dialled: list[tuple[int, str, int]] = []
         self.hung_up: list[int] = []
         self.broken = False
 
-    def send(self, channel: int, parts: tuple[Any, ...]) -> bool:
+    def send(self, channel: int, frame: bytes) -> bool:
         if self.broken:
             return False
-        self.frames.append((channel, tuple(bytes(part) for part in parts)))
+        self.frames.append((channel, frame))
         return True
 
     def answer(self, source: bytes, frame: bytes) -> None:
@@ -56,9 +56,9 @@ class FakeTransport:
     def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
         self.hung_up.append(channel)
 
-    def take(self) -> list[tuple[bytes, ...]]:
+    def take(self) -> list[bytes]:
         frames, self.frames = self.frames, []
-        return [parts for _, parts in frames]
+        return [frame for _, frame in frames]
 
 
 def waits_of(local: LocalProcesses | None = None) -> Waits:
@@ -203,9 +203,9 @@ class Side:
             session.flush()
         return bool(dirty)
 
-    def receive(self, frames: list[tuple[bytes, ...]]) -> None:
-        for frame, *extra in frames:
-            self.inbound.frame(self.session, frame, extra[0] if extra else None)
+    def receive(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            self.inbound.frame(self.session, frame)
 
 
 class Pair:

@@ -54,8 +54,11 @@ class Recorder:
     def channel_answered(self, channel: int, frame: bytes) -> None:
         self._note("answered", channel, frame)
 
-    def frame_arrived(self, source: bytes, frame: bytes, extra: bytes | None) -> None:
-        self._note("frame", source, frame, extra)
+    def frame_arrived(self, source: bytes, frame: bytes) -> None:
+        self._note("frame", source, frame)
+
+    def source_broke(self, source: bytes, why: str) -> None:
+        self._note("broke", source, why)
 
     def source_met(self, source: bytes, ip: str) -> None:
         self._note("met", source, ip)
@@ -71,7 +74,7 @@ class Recorder:
 
     @property
     def frames(self) -> list[bytes]:
-        return [frame for _, frame, _ in self.all("frame")]
+        return [frame for _, frame in self.all("frame")]
 
     def when(self, kind: str) -> float:
         """The monotonic time of the last fact of a kind."""
@@ -111,8 +114,8 @@ class Station:
         assert await self.seen.until("opened", count) == (channel,)
         return channel
 
-    def send(self, channel: int, *parts: bytes | memoryview) -> bool:
-        return self.transport.send(channel, parts)
+    def send(self, channel: int, frame: bytes) -> bool:
+        return self.transport.send(channel, frame)
 
 
 def free_ip() -> str:

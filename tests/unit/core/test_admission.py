@@ -39,7 +39,7 @@ def test_a_node_that_leaves_admits_no_peer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "refused"), [(0, 1, True), (3, 9, True), (0, 2, False), (2, 2, False), (2, 9, False)]
+    ("low", "high", "refused"), [(0, 2, True), (4, 9, True), (0, 3, False), (3, 3, False), (3, 9, False)]
 )
 def test_one_version_in_common_is_enough(low: int, high: int, refused: bool) -> None:
     import dataclasses

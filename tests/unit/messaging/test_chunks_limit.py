@@ -16,7 +16,7 @@ def arrive(lanes: Lanes, parts: Reassembly) -> list[bytes]:
     """Everything that is queued goes over; what came out at the other end."""
     out = []
     while (item := lanes.next()) is not None:
-        whole = item if isinstance(item, bytes) else parts.add(item[0], bytes(item[1]))
+        whole = item if isinstance(item, bytes) else parts.add(memoryview(b"".join(item)))
         if whole is not None:
             out.append(bytes(whole))
     return out

@@ -80,7 +80,7 @@ class Rig:
     def wire(self) -> list[Any]:
         """Small messages that left since the last look."""
         self.pair.here.flush()
-        return [m for (data, *_) in self.pair.here.transport.take() for m in msgpack.unpackb(data[13:])]
+        return [m for data in self.pair.here.transport.take() for m in msgpack.unpackb(data[13:])]
 
     def fill(self) -> None:
         while not self.session.is_full:

@@ -11,7 +11,7 @@ from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost, NotSerializa
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.failures import FailureKind
-from fleetlm.wire.frames import HEADER, HEADER_BYTES, Kind
+from fleetlm.wire.frames import CHUNK_HEAD, HEADER, HEADER_BYTES, Kind
 from fleetlm.wire.operations import Op
 from tests.support.session_fakes import EPOCH_HERE, HERE, THERE, Pair, Side, turns, virtual
 
@@ -27,7 +27,7 @@ SMALL = Settings(
 
 
 def kinds(side: Side) -> list[int]:
-    return [parts[0][0] for _, parts in side.transport.frames]
+    return [frame[0] for _, frame in side.transport.frames]
 
 
 # Batches.
@@ -42,7 +42,7 @@ async def test_messages_of_one_turn_leave_in_one_frame() -> None:
     assert pair.here.transport.frames == []
     assert pair.here.dirty == [pair.here.session]
     pair.here.flush()
-    ((channel, (frame,)),) = pair.here.transport.frames
+    ((channel, frame),) = pair.here.transport.frames
     assert channel == 7
     assert HEADER.unpack_from(frame) == (Kind.BATCH, EPOCH_HERE, 1)
     pair.settle()
@@ -106,7 +106,9 @@ async def test_a_large_message_goes_in_chunks_and_arrives_whole() -> None:
     pair.here.send("echo", b"x" * 100 * KIB)
     pair.here.flush()
     assert set(kinds(pair.here)) == {Kind.CHUNK}
-    assert max(len(parts[1]) for _, parts in pair.here.transport.frames) == 4 * KIB
+    assert (
+        max(len(frame) for _, frame in pair.here.transport.frames) == 4 * KIB + HEADER_BYTES + CHUNK_HEAD.size
+    )
     assert pair.here.session.byte_window._sent_chunk_bytes <= SMALL.bulk_window_bytes + 5 * KIB
     pair.settle()
     assert list(box.queue) == [b"x" * 100 * KIB]
@@ -162,7 +164,7 @@ async def test_many_small_messages_behind_a_large_one_leave_in_batches_of_the_us
     for _ in range(100):
         pair.here.send("echo", b"y" * KIB, "a")
     pair.here.flush()
-    batches = [parts[0] for _, parts in pair.here.transport.frames if parts[0][0] == Kind.BATCH]
+    batches = [frame for _, frame in pair.here.transport.frames if frame[0] == Kind.BATCH]
     assert len(batches) == 50
     assert max(map(len, batches)) <= SMALL.batch_bytes + 2 * KIB
     pair.settle()
@@ -400,7 +402,7 @@ async def test_an_endless_error_text_is_cut() -> None:
     future = outcome(pair)
     request(pair.there).fail(ValueError("x" * 10_000_000))
     pair.there.flush()
-    ((_, (frame,)),) = pair.there.transport.frames
+    ((_, frame),) = pair.there.transport.frames
     assert len(frame) < Settings().max_frame_bytes
     pair.settle()
     assert isinstance(future.exception(), RemoteError)
@@ -457,6 +459,6 @@ async def test_frames_are_numbered_without_a_gap() -> None:
     for number in range(40):
         pair.here.send("echo", b"x" * (number * 200), number % 3)
         pair.here.flush()
-    numbers = [HEADER.unpack_from(parts[0])[2] for _, parts in pair.here.transport.frames]
+    numbers = [HEADER.unpack_from(frame)[2] for _, frame in pair.here.transport.frames]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert all(len(parts[0]) >= HEADER_BYTES for _, parts in pair.here.transport.frames)
+    assert all(len(frame) >= HEADER_BYTES for _, frame in pair.here.transport.frames)

@@ -96,17 +96,17 @@ class Rig:
         assert name in self.driver.sessions
         return channel, source
 
-    def frame(self, source: bytes, kind: int, body: bytes, extra: bytes | None = None) -> None:
+    def frame(self, source: bytes, kind: int, body: bytes) -> None:
         seq = self.seq.get(source, 0)
         self.seq[source] = seq + 1
-        self.driver.frame_arrived(source, frames.header(kind, EPOCH, seq) + body, extra)
+        self.driver.frame_arrived(source, frames.header(kind, EPOCH, seq) + body)
 
     def batch(self, source: bytes, *messages: Any) -> None:
         self.frame(source, Kind.BATCH, msgpack.packb(list(messages)))
 
     def operations(self, op: Op) -> list[Any]:
         """Messages of one kind in the batches that were sent."""
-        batches = [parts[0] for parts in self.transport.take() if parts[0][0] == Kind.BATCH]
+        batches = [frame for frame in self.transport.take() if frame[0] == Kind.BATCH]
         return [m for data in batches for m in msgpack.unpackb(data[13:]) if m[0] == op]
 
     async def next_events(self, subscription: Any, count: int) -> list[Any]:
@@ -140,7 +140,7 @@ def test_orders_are_performed_in_the_order_given(caplog: pytest.LogCaptureFixtur
         )
         rig.driver.channel_opened(5)
         assert rig.transport.dialled == [(5, "10.0.0.9", 4370)]
-        assert rig.transport.frames == [(5, (b"x",))]
+        assert rig.transport.frames == [(5, b"x")]
         assert rig.transport.answers == [(b"s", b"y")]
         assert rig.transport.hung_up == [5]
 
@@ -177,12 +177,12 @@ async def test_a_bad_batch_takes_that_connection_down_only() -> None:
 
 
 @virtual
-async def test_a_control_frame_with_two_parts_is_garbage() -> None:
+async def test_a_source_that_the_transport_disconnects_ends_its_session() -> None:
     rig = Rig()
     _, source = rig.bring_up()
-    rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("bye"), b"extra")
+    rig.driver.source_broke(source, "it sent two parts")
     assert rig.driver.sessions == {}
-    assert "left" not in rig.kernel.topology.peers[THERE].connection.last_error
+    assert rig.kernel.topology.peers[THERE].connection.last_error == "protocol error: it sent two parts"
 
 
 @virtual
@@ -191,8 +191,8 @@ async def test_a_batch_of_an_unknown_source_changes_nothing() -> None:
     rig.bring_up()
     rig.driver.source_met(b"stranger", "192.0.2.1")
     for data in (b"", b"\x03", frames.header(Kind.BATCH, 1, 1) + b"\x90"):
-        rig.driver.frame_arrived(b"stranger", data, None)
-        rig.driver.frame_arrived(b"unmet", data, b"extra")
+        rig.driver.frame_arrived(b"stranger", data)
+        rig.driver.frame_arrived(b"unmet", data)
     assert list(rig.driver.sessions) == [THERE]
 
 
@@ -358,7 +358,7 @@ async def test_leaving_flushes_says_goodbye_and_does_not_count_as_a_loss() -> No
     rig.transport.take()
     rig.driver.sessions[THERE].append(b"\x92\x01\x01")
     rig.driver.leave("shutdown")
-    assert [parts[0][0] for parts in rig.transport.take()] == [Kind.BATCH, Kind.GOODBYE]
+    assert [frame[0] for frame in rig.transport.take()] == [Kind.BATCH, Kind.GOODBYE]
     assert rig.transport.hung_up == [channel]
     _, down = await rig.next_events(events, 2)
     assert isinstance(down, NodeDown)

@@ -208,7 +208,7 @@ async def test_a_sender_builds_one_way_messages_as_the_schema_says() -> None:
     await rig.outbound.send(("echo", THERE), payload)
     await rig.outbound.send(Pid(THERE, 2, 5), payload)
     rig.pair.here.flush()
-    ((frame,),) = rig.pair.here.transport.take()
+    (frame,) = rig.pair.here.transport.take()
     assert rig.pair.here.codec.unpack_batch(frame[HEADER_BYTES:]) == [
         operations.one_way("echo", payload),
         operations.one_way(5, payload),
@@ -223,7 +223,7 @@ async def test_a_receiver_reads_one_way_messages_and_answers_as_the_schema_says(
     side.session.calls.update({7: future, 8: consumer})
     messages = [operations.one_way("echo", "a"), operations.reply(7, "b"), operations.item(8, "c")]
     body = side.codec.pack(messages, None)
-    side.inbound.frame(side.session, frames.header(Kind.BATCH, EPOCH_HERE, 1) + body, None)
+    side.inbound.frame(side.session, frames.header(Kind.BATCH, EPOCH_HERE, 1) + body)
     found = [("echo", box.queue[0]), (7, future.result()), (8, consumer.take(), 1)]
     one_way, reply, item = messages
     readers = [operations.read_one_way(one_way), operations.read_answer(reply), operations.read_item(item)]
