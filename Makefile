@@ -1,11 +1,12 @@
 # Every target works on a fresh machine with Python 3.11 or newer (with venv and pip) and make.
 # Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes; by default one
 # more than there are cores, since many tests wait for programs and sockets),
-# ARGS (passed on to pytest, the demo or the benchmarks).
+# ARGS (passed on to pytest, the demo, the fuzzer or the benchmarks), FUZZ_S (seconds of fuzzing for each target).
 
 PYTHON ?= python3
 JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 ARGS ?=
+FUZZ_S ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ COVERAGE_FLOOR := 80
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-containers coverage coverage-core lint types hooks format bench clean
+.PHONY: help setup demo test test-long test-containers coverage coverage-core fuzz lint types hooks format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -71,9 +72,12 @@ format: $(STAMP) ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+fuzz: $(STAMP) ## coverage-guided fuzzing of all that reads bytes from outside, FUZZ_S seconds for each target
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(ARGS)
+
 bench: $(STAMP) ## the benchmarks, each beside a floor in plain pyzmq
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) .nox build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox .fuzz build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,191 @@
+"""Inputs to begin with, one function for each target: what an honest peer, file or server would send."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import json
+import random
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import dns.flags
+import dns.message
+import dns.rrset
+
+import fleetlm
+from fleetlm.ids import Pid, Ref
+from fleetlm.wire import frames, operations
+from fleetlm.wire.codec import Codec
+from fleetlm.wire.frames import IAm, Refusal, Refused
+from fleetlm.wire.invocation import Invoke
+from tests.fuzz.inputs import block
+from tests.support.kernel_fakes import hello_frame, hello_of
+
+HERE, THERE = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2"
+CODEC = Codec()
+_OURS, _THEIRS = Pid(HERE, 1, 1), Pid(THERE, 2, 9)
+_UTC = dt.UTC
+
+
+def _frames() -> list[bytes]:
+    hello = frames.pack_hello(hello_of(2, aliases=("fd00::3",)))
+    return [
+        hello,
+        hello_frame(hello_of(2), 77),
+        frames.pack_ready(frames.Ready(5, 100)),
+        frames.pack_goodbye("shutdown"),
+        frames.probe(),
+        frames.refused(Refused(Refusal.STALE, "why", THERE, 2)),
+        frames.iam(IAm(THERE, 2, "", 3)),
+    ]
+
+
+def _values() -> list[Any]:
+    return [
+        {(1, 2): {3, 4}, "x": dt.datetime(2020, 1, 1, 12, tzinfo=_UTC)},
+        [uuid.UUID(int=5), decimal.Decimal("1.5"), 1 << 80, frozenset({1}), ("a",)],
+        [dt.date(2020, 1, 1), dt.time(1, 2, 3, tzinfo=_UTC), dt.timedelta(1, 2, 3)],
+        [_OURS, Ref(HERE, 1, 7), fleetlm.Address("echo", THERE), bytearray(b"ab"), b"", None, True, 0.5],
+        fleetlm.Crash("a", "b", "c"),
+        Invoke("echo", (1,), {"k": 2}),
+        [[[[[[{"a": [{}]}]]]]]],
+    ]
+
+
+def _signals() -> list[Any]:
+    return [
+        ["link", _THEIRS, 1, 5],
+        ["unlink", _THEIRS, 1, [5]],
+        ["exit", _THEIRS, 1, "normal"],
+        ["exit2", _THEIRS, 1, "kill"],
+        ["monitor", Ref(THERE, 2, 1), "echo"],
+        ["monitor", Ref(THERE, 2, 2), 3],
+        ["demonitor", Ref(THERE, 2, 1), None],
+        ["down", Ref(HERE, 1, 7), "normal"],
+    ]
+
+
+def _facts() -> list[Any]:
+    return [
+        ["join", {"g": [1, 2], "mine": [4]}],
+        ["leave", {"g": [1]}],
+        ["exit", 2],
+        ["has", [["n", 1, b"\xc0", 5], ["mine", 3, b"\xc0", 9]]],
+        ["gone", "n", "unregistered"],
+        ["outdone", "fleetlm@10.0.0.3", 3, ["mine", 3, b"\xc0", 1]],
+        ["cleared", "mine", "exited"],
+        ["f", (), None, _THEIRS, 1, None, False],
+    ]
+
+
+def _messages() -> list[Any]:
+    invoke = ["echo", [1], {}]
+    return [
+        operations.one_way("echo", {"a": 1}),
+        operations.heavy("echo", "x", 3),
+        operations.cast("echo", invoke, 1),
+        operations.call("echo", 1, 1, 5_000),
+        operations.handle("echo", invoke, 2, 5_000),
+        operations.stream("echo", 1, 3, 0, 64, 0, 0, 1),
+        operations.yield_("echo", invoke, 4, 0, 64, 0, 0, 1),
+        operations.reply(5, 1),
+        operations.item(5, 1),
+        operations.failure(5, 2, ["a", "b"]),
+        operations.failure(5, 3, ["a", "b", "c", "NodeLost", "1", "x"]),
+        operations.cancel(1),
+        operations.more(3, 5),
+        operations.taken("echo", 1),
+        operations.credit(100, 0),
+        operations.tick(3),
+        operations.peers(["fleetlm@10.0.0.3", "x@fd00::1"]),
+        operations.drain(1, 1, 5_000, "stop"),
+        operations.heard(1, 1),
+        operations.request("ping", None, 6),
+        operations.request("register", ["x", _OURS], 7),
+        *(operations.signal(each) for each in _signals()),
+        *(operations.table("groups" if each[0] in ("join", "leave") else "names", each) for each in _facts()),
+    ]
+
+
+def _codec_seeds() -> list[bytes]:
+    return [CODEC.pack_value(value) for value in (*_values(), *_messages())]
+
+
+def _batches() -> list[bytes]:
+    packed = [CODEC.pack_value(message) for message in _messages()]
+    return [b"\0" + block(each) for each in packed] + [
+        b"".join(b"\2" + b"".join(map(block, packed[at : at + 3])) for at in range(0, len(packed) - 3, 3))
+    ]
+
+
+def _courses() -> list[bytes]:
+    rng = random.Random(1)
+    return [rng.randbytes(size) for size in (40, 200, 400, 400)]
+
+
+def _settings() -> list[bytes]:
+    from tests.fuzz.text_targets import VARIABLES
+
+    texts = ["10.0.0.7", "4370-4379", "text", "3", "a.test,b.test", "[fd00::7]:53", "on", "15000", "x" * 32]
+    return [
+        bytes((at,)) + bytes((len(text),)) + text.encode() for at in range(len(VARIABLES)) for text in texts
+    ]
+
+
+def _answers() -> list[bytes]:
+    found = []
+    for number, (kind, texts) in enumerate(
+        [("A", ["10.0.0.1", "10.0.0.2"]), ("AAAA", ["fd00::1"]), ("SRV", ["0 0 4370 a.fleet.test."])]
+    ):
+        for changes in range(4):
+            query = dns.message.make_query("fleet.test.", kind)
+            response = dns.message.make_response(query)
+            name = query.question[0].name
+            if changes == 1:
+                alias = dns.rrset.from_text(name, 5, "IN", "CNAME", "x.test.")
+                response.answer.append(alias)
+                name = alias[0].target
+            if changes < 3:
+                response.answer.append(dns.rrset.from_text(name, 5, "IN", kind, *texts))
+            if kind == "SRV":
+                response.additional.append(dns.rrset.from_text("a.fleet.test.", 5, "IN", "A", "10.0.0.1"))
+            if changes == 2:
+                response.flags |= dns.flags.TC
+            found.append(bytes((number,)) + response.to_wire())
+    return found
+
+
+def _requests() -> list[bytes]:
+    asked = [
+        {"op": "eval", "id": 1, "source": "1 + 1", "width": 80},
+        {"op": "eval", "id": 2, "source": "await x\nfor a in b:\n  print(a)"},
+        {"op": "complete", "id": 3, "text": "node.na"},
+        {"op": "facts", "id": 4},
+        {"op": "cancel"},
+    ]
+    packed = [len(body).to_bytes(4, "big") + body for body in (json.dumps(each).encode() for each in asked)]
+    return [*packed, b"".join(packed)]
+
+
+SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    "frames": _frames,
+    "codec": _codec_seeds,
+    "operations": lambda: [CODEC.pack_value(message[1:]) for message in _messages()],
+    "chunks": lambda: [b"\0\1\x14" + b"x" * 20, b"\1\2\x1e" + b"y" * 30, *_courses()],
+    "messages": _batches,
+    "tables": lambda: [CODEC.pack_value(facts) for facts in (_facts(), *_facts())],
+    "links": lambda: [CODEC.pack_value(signals) for signals in (_signals(), *([one] for one in _signals()))],
+    "kernel": _courses,
+    "names": lambda: [b"fleetlm@10.0.0.7", b"a@[fd00::7]:4373", b"::ffff:10.0.0.1", b"fe80::1%eth0"],
+    "settings": _settings,
+    "files": lambda: [
+        b"nameserver 10.0.0.1\nsearch a.test b.test\noptions ndots:2 timeout:1 rotate\n",
+        b"127.0.0.1 localhost fleet\nfd00::1 fleet.test a # x\n",
+        b"hosts: files mdns4 [NOTFOUND=return] dns\n",
+    ],
+    "dns": _answers,
+    "console": _requests,
+}
+"""Target → a function that makes its seeds."""

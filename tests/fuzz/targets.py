@@ -1,0 +1,23 @@
+"""All targets, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.fuzz import state_targets, text_targets, wire_targets
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "frames": wire_targets.fuzz_frames,
+    "codec": wire_targets.fuzz_codec,
+    "operations": wire_targets.fuzz_operations,
+    "chunks": wire_targets.fuzz_chunks,
+    "messages": wire_targets.fuzz_messages,
+    "tables": state_targets.fuzz_tables,
+    "links": state_targets.fuzz_links,
+    "kernel": state_targets.fuzz_kernel,
+    "names": text_targets.fuzz_names,
+    "settings": text_targets.fuzz_settings,
+    "files": text_targets.fuzz_files,
+    "dns": text_targets.fuzz_dns,
+    "console": text_targets.fuzz_console,
+}

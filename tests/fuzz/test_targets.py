@@ -1,0 +1,73 @@
+"""Each fuzz target takes its stored inputs, and these with a few bytes changed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.fuzz import stored
+from tests.fuzz.inputs import Inputs, block
+from tests.fuzz.seeds import SEEDS
+from tests.fuzz.targets import TARGETS
+
+CHANGED_INPUTS = 60
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_finds_nothing_in_its_stored_inputs(target: str) -> None:
+    for name, data in stored.inputs_of(target).items():
+        try:
+            TARGETS[target](data)
+        except Exception as error:
+            error.add_note(f"input: {name} of {target}: {data[:200]!r}")
+            raise
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_finds_nothing_in_changed_inputs(target: str) -> None:
+    rng = random.Random(target)
+    known = list(stored.inputs_of(target).values())
+    for _ in range(CHANGED_INPUTS):
+        data = changed(rng, rng.choice(known))
+        try:
+            TARGETS[target](data)
+        except Exception as error:
+            error.add_note(f"input: {data!r}")
+            raise
+
+
+def changed(rng: random.Random, data: bytes) -> bytes:
+    """The input with one to four bytes changed, put in or cut off."""
+    made = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(made) + 1)
+        match rng.randrange(4):
+            case 0:
+                made[at:at] = rng.randbytes(rng.randint(1, 4))
+            case 1:
+                del made[at : at + rng.randint(1, 4)]
+            case _ if at < len(made):
+                made[at] = rng.choice((0, 1, 0x80, 0xC1, 0xC7, 0xD9, 0xDD, 0xFF, rng.randrange(256)))
+    return bytes(made)
+
+
+def test_every_target_has_seeds_and_every_folder_a_target() -> None:
+    assert SEEDS.keys() == TARGETS.keys()
+    for kind in stored.FOLDERS:
+        folders = {path.name for path in stored.folder(kind, "").glob("*") if path.is_dir()}
+        assert folders <= TARGETS.keys()
+
+
+def test_an_input_is_taken_apart_the_same_way_each_time() -> None:
+    source = Inputs(block(b"abc") + b"\x05\x01\x02" + "é".encode() + b"rest")
+    assert source.block() == b"abc"
+    assert source.number(4) == 1
+    assert source.number(1_000) == 0x0102
+    assert source.text(2) == "é"
+    assert bool(source)
+    assert source.rest() == b"rest"
+    assert not source
+    assert source.number(10) == 0
+    assert source.choice("xyz") == "x"
+    assert source.block() == b""
