@@ -21,6 +21,7 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
@@ -249,7 +250,11 @@ def _is_referral(response: dns.message.Message) -> bool:
 
 def _read_services(response: dns.message.Message, answer: dns.rrset.RRset) -> tuple[Service, ...]:
     """Return the SRV records, each with its target's addresses as far as the same response has them."""
-    beside = {(rrset.name, rrset.rdtype): rrset for rrset in (*response.answer, *response.additional)}
+    beside = {
+        (rrset.name, rrset.rdtype): rrset
+        for rrset in (*response.answer, *response.additional)
+        if rrset.rdclass == dns.rdataclass.IN  # Records of other classes have no `address` or `target`.
+    }
 
     def find_addresses(name: dns.name.Name) -> tuple[str, ...]:
         for _ in range(MAX_ALIASES):

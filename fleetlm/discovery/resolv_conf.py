@@ -239,5 +239,5 @@ def parse_server(text: str) -> ServerAddress | None:
         pass
     try:
         return ServerAddress(socket.inet_ntoa(socket.inet_aton(text)))
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):  # ValueError: a zero byte, or a letter beyond ASCII
         return None

@@ -90,35 +90,34 @@ def fuzz_files(data: bytes) -> None:
 # ── answers of name servers ──────────────────────────────────────────────────────────────────────
 
 
-class _Answered(Exchange):
-    """An exchange whose server sends these bytes."""
+def fuzz_dns(data: bytes) -> None:
+    """An answer to a question, in a packet and over TCP: records, or ServerFailure."""
+    kind, wire = RECORD_TYPES[data[0] % 3 if data else 0], struct.pack(">H", QUERY_ID) + data[3:]
 
-    wire = b""
-
-    async def _ask(self, with_edns: bool) -> dns.message.Message:
-        query = dns.message.make_query(self._name, self._record_type)
+    async def exchange(_server: object, query: dns.message.Message) -> dns.message.Message:
         query.id = QUERY_ID
-        response = _parse(self.wire, query)
+        response = _parse(wire, query)
         if response is None:
             raise EOFError("not a response")
         return response
 
+    with (
+        patch("fleetlm.discovery.dns_exchange._exchange_udp", exchange),
+        patch("fleetlm.discovery.dns_exchange._exchange_tcp", exchange),
+    ):
+        asyncio.run(_answered(kind))
 
-def fuzz_dns(data: bytes) -> None:
-    """An answer to a question: records, or ServerFailure."""
-    kind, wire = RECORD_TYPES[data[0] % 3 if data else 0], struct.pack(">H", QUERY_ID) + data[3:]
-    asyncio.run(_answered(kind, wire))
 
-
-async def _answered(kind: RecordType, wire: bytes) -> None:
+async def _answered(kind: RecordType) -> None:
     server = NameServer(resolv_conf.ServerAddress("127.0.0.53"))
-    exchange = _Answered(server, dns.name.from_text(QUERY_NAME), kind, attempt=0, use_tcp=True)
-    exchange.wire = wire
+    exchange = Exchange(server, dns.name.from_text(QUERY_NAME), kind, attempt=0, use_tcp=False)
     failure = ""
     try:
         records = await exchange.run()
     except ServerFailure as error:
         failure = str(error)
+    if exchange.truncated is not None:
+        in_time(sift, exchange.truncated.addresses)
     if failure:
         assert escape(failure) == failure
         return
