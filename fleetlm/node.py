@@ -35,7 +35,7 @@ from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.windows import local_units
-from fleetlm.names import Address, canonical_node, endpoint
+from fleetlm.names import Address, canonical_node
 from fleetlm.process import Process
 from fleetlm.process_pool import ProcessPool
 from fleetlm.processes.running import check_concrete, plain_class
@@ -120,6 +120,8 @@ class Node:
         self._threads = ThreadRequests(self.name, self.settings.call_timeout_s, self._loop)
         self.sync: SyncNode = SyncNode(self, parts.outbound, self._threads, parts.retries)
         self._discovery = prepared.discovery
+        self._listening = prepared.endpoints
+        self._exposure_warning = prepared.exposure_warning
         self._stopped = asyncio.Event()
         self._stopping = False
         self.failure: str = ""
@@ -164,10 +166,9 @@ class Node:
         """Make the node and start its parts. Nothing is left running if this raises."""
         node = cls(prepared)
         await node._parts.transport.start(node._driver)
-        where = endpoint(node.own_address.ip, node._parts.kernel.me.port)
         log.info(
             "node %s listens on %s (incarnation %x); this node's address: %s",
-            node.name, where, node.incarnation, node.own_address.why,
+            node.name, ", ".join(prepared.endpoints), node.incarnation, node.own_address.why,
         )  # fmt: skip
         warn_about(prepared)
         node._driver.start(looks_for_peers=node._parts.poller is not None)
@@ -1061,7 +1062,9 @@ class Node:
             own_address_why=self.own_address.why,
             own_address_warning=parts.own_address_warning,
             cluster=self.settings.cluster,
+            listening=self._listening,
             cookie=self.settings.cookie is not None,
+            exposure_warning=self._exposure_warning,
             discovery="off" if self._discovery is None else self._discovery.source,
             dns_verdict="" if answer is None else f"{answer.outcome.value}: {answer.detail}",
             dns_age_s=None if answered_at is None else now - answered_at,

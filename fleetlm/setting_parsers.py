@@ -12,10 +12,6 @@ MAX_NODE_PORTS = 256
 """The widest range of ports: a node for each core of the largest machines. A host whose first port is empty
 is looked for on each port in turn, so a wider range only makes that slower."""
 DNS_PORT = 53
-COOKIE_MIN_LENGTH = 16
-"""Characters. A recorded handshake allows guessing offline, so a short cookie would not stay secret."""
-COOKIE_MAX_LENGTH = 4096
-"""Characters. A longer one is probably the wrong file."""
 MAX_DURATION_MS = 86_400_000
 """One day, in milliseconds. A longer interval or time-out is probably in the wrong unit."""
 
@@ -175,6 +171,16 @@ def parse_node_ip(text: str) -> str:
     return text
 
 
+def parse_bind(text: str) -> str:
+    """Parse where to listen: ``*``, or as `parse_node_ip`."""
+    if text == "*":
+        return text
+    try:
+        return parse_node_ip(text)
+    except Refused as refused:
+        raise Refused(f"{refused.allowed}; or * for all addresses of this machine", refused.hint) from None
+
+
 def parse_platform_ip(text: str) -> str | None:
     """Parse an address that the platform sets; an empty value means that it is not set."""
     return parse_own_ip(text) if text else None
@@ -199,14 +205,6 @@ def parse_flag(text: str) -> bool:
     if text not in ("0", "1"):
         raise Refused("0 or 1")
     return text == "1"
-
-
-def parse_cookie(text: str) -> str:
-    """Check the length of a cookie."""
-    if not COOKIE_MIN_LENGTH <= len(text) <= COOKIE_MAX_LENGTH:
-        allowed = f"{COOKIE_MIN_LENGTH} to {COOKIE_MAX_LENGTH:,} characters, the same on every node"
-        raise Refused(allowed, f"It has {len(text)}. Make one with: openssl rand -hex 32.")
-    return text
 
 
 def parse_log(text: str) -> str:

@@ -14,22 +14,20 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fleetlm.cookies import TAKEN, parse_cookie, read_cookies
 from fleetlm.errors import SettingsError
 from fleetlm.names import endpoint
 from fleetlm.setting_parsers import (
-    COOKIE_MAX_LENGTH,
-    COOKIE_MIN_LENGTH,
     MAX_DURATION_MS,
     MAX_NODE_PORTS,
     Refused,
     format_ports,
     is_service_name,
     parse_basename,
+    parse_bind,
     parse_cluster,
-    parse_cookie,
     parse_dns_server,
     parse_flag,
     parse_integer,
@@ -49,8 +47,8 @@ DEFAULT_PORT = 4370
 """The base port of a cluster that sets none."""
 DEFAULT_PORTS = (DEFAULT_PORT, DEFAULT_PORT + 15)
 """Sixteen nodes on one machine: a worker for each core, or a rank for each GPU."""
-MAX_COOKIES = 4
-"""A change of the cookie needs two. Each further one costs a failed dial, and a derivation of 40 ms."""
+MASKED = "(masked)"
+"""Stands for the value of an unknown variable in errors: it may be the cookie, under a misspelt name."""
 SHORT_POLL_S = 0.1
 """A shorter poll interval is allowed, and a warning says how many questions it makes."""
 
@@ -83,8 +81,9 @@ class Settings:
             for name in fields.keys() - cls.__dataclass_fields__.keys():
                 near = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.5)
                 guess = f"Did you mean {near[0]}?" if near else "See the fields of `Settings`."
-                value = _mask(name.upper(), SHORT.repr(fields[name]))
-                raise SettingsError(f"Settings.{name}", value, "only known names", guess)
+                value = fields[name]  # A text may be a secret under a misspelt name.
+                shown = repr(value) if value is None or type(value) in (bool, int, float) else MASKED
+                raise SettingsError(f"Settings.{name}", shown, "only known names", guess)
             return object.__new__(cls)
 
     def __post_init__(self) -> None:
@@ -93,8 +92,12 @@ class Settings:
             checked = _check_field(each.name, str(each.type), given)
             if checked is not given:
                 object.__setattr__(self, each.name, checked)
+        for cookie in self.other_cookies:
+            _check_field("cookie", "str", cookie)
         if self.node_slot is not None:
             _check_slot("Settings.node_slot", self.node_slot, self.node_ports)
+        if self.require_cookie and self.cookie is None:
+            raise SettingsError("Settings.require_cookie", "True", *_COOKIE_REQUIRED)
 
     # Set by the environment (README, "Configuration").
     dns_query: str | None = None
@@ -114,14 +117,23 @@ class Settings:
     node_slot: int | None = None
     """The node's fixed place in the range of ports, counted from 0, such as the rank of a worker: it listens
     on that port or does not start. None: the first free port."""
+    bind: str | None = None
+    """Where the node listens: an address, interface or network of this machine, or ``*`` for all its
+    addresses, where peers reach it through another address than its own ones (NAT). None: its address, and
+    its other addresses in the DNS answer."""
     cookie: str | None = field(default=None, repr=False)
     """The secret that all nodes share: peers without it are refused, and traffic is encrypted. None: plain
-    text, and every node that can connect is admitted."""
+    text, and every node that can connect is admitted; a node with a public address does not start then."""
     other_cookies: tuple[str, ...] = field(default=(), repr=False)
     """Further secrets, while the cookie is changed: a node dials with them in turn where its first one is
     refused. Two nodes connect if each of them knows the first cookie of the other."""
+    insecure: bool = False
+    """Whether a node without a cookie starts at an address that may be reached from the Internet."""
+    require_cookie: bool = False
+    """Whether a node without a cookie starts nowhere, not even on a private network."""
     cluster: str = ""
-    """The cluster's id: nodes with another id are refused. Tells two clusters on one network apart."""
+    """The cluster's id: nodes with another id are refused. Tells two clusters on one network apart. The keys
+    of the connections are derived from it and the cookie."""
     node_timeout_s: float = 8.0
     """Seconds of silence after which a peer is down, never earlier and at most a quarter later. Long enough
     for a short network fault, short enough for callers that wait."""
@@ -364,8 +376,11 @@ class Settings:
         slot = values.get("node_slot")
         if isinstance(slot, int):  # Checked here too, so that the error names the variable.
             _check_slot("FLEETLM_NODE_SLOT", slot, values.get("node_ports", DEFAULT_PORTS))
-        values["cookie"], values["other_cookies"] = _read_cookies(env)
-        values["warnings"] = (*_find_near_misses(env), *_warn_about_polling(values))
+        cookies = read_cookies(env)
+        if values.get("require_cookie") and cookies.own is None:
+            raise SettingsError("FLEETLM_REQUIRE_COOKIE", "1", *_COOKIE_REQUIRED)
+        values["cookie"], values["other_cookies"] = cookies.own, cookies.others
+        values["warnings"] = (*cookies.warnings, *_find_near_misses(env), *_warn_about_polling(values))
         return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
 
     @property
@@ -432,6 +447,9 @@ class Settings:
             "FLEETLM_NODE_SLOT": "(the first free port)" if self.node_slot is None else str(self.node_slot),
             "FLEETLM_COOKIE": "(set)" if self.cookie else "(unset: plain text)",
             "FLEETLM_COOKIE_OLD": "(set)" if self.other_cookies else "(unset)",
+            "FLEETLM_BIND": self.bind or "(the node's address)",
+            "FLEETLM_INSECURE": "1" if self.insecure else "0",
+            "FLEETLM_REQUIRE_COOKIE": "1" if self.require_cookie else "0",
             "FLEETLM_CLUSTER": self.cluster or "(empty)",
             "FLEETLM_NODE_TIMEOUT_MS": f"{self.node_timeout_s * 1000:.12g}",
             "FLEETLM_DRAIN_MS": f"{self.drain_s * 1000:.12g}",
@@ -546,7 +564,8 @@ def _check_field(name: str, annotation: str, value: Any) -> Any:
                 hint = "" if name == "dns_server" else refused.hint
     else:
         return value
-    raise SettingsError(f"Settings.{name}", _mask(name.upper(), SHORT.repr(value)), allowed, hint)
+    shown = MASKED if "cookie" in name else SHORT.repr(value)
+    raise SettingsError(f"Settings.{name}", shown, allowed, hint)
 
 
 _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
@@ -560,6 +579,9 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
         "node_slot",
         parse_integer(0, MAX_NODE_PORTS - 1, "the node's place in the range of FLEETLM_NODE_PORT"),
     ),
+    ("FLEETLM_BIND", "bind", parse_bind),
+    ("FLEETLM_INSECURE", "insecure", parse_flag),
+    ("FLEETLM_REQUIRE_COOKIE", "require_cookie", parse_flag),
     ("FLEETLM_CLUSTER", "cluster", parse_cluster),
     ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", parse_seconds(200)),
     ("FLEETLM_DRAIN_MS", "drain_s", parse_seconds(0)),
@@ -578,66 +600,12 @@ _KNOWN = (
     "FLEETLM_COOKIE",
     "FLEETLM_COOKIE_FILE",
     "FLEETLM_COOKIE_OLD",
+    TAKEN,
 )
-
-
-def _read_cookies(env: Mapping[str, str]) -> tuple[str | None, tuple[str, ...]]:
-    """Read the cookie and the further ones. Returns None and () if none is set. Raises: SettingsError.
-
-    A file has one cookie on each line; the first one is the node's own.
-    """
-    text, path, old = env.get("FLEETLM_COOKIE"), env.get("FLEETLM_COOKIE_FILE"), env.get("FLEETLM_COOKIE_OLD")
-    if text is not None and path is not None:
-        raise SettingsError(
-            "FLEETLM_COOKIE_FILE",
-            path,
-            "only one of FLEETLM_COOKIE and FLEETLM_COOKIE_FILE",
-            "Unset one of them.",
-        )
-    cookies: list[str] = []
-    if path is not None:
-        lines = [line.strip() for line in _read_cookie_file(path).splitlines()]
-        found = [line for line in lines if line] or [""]
-        cookies += [_check_cookie("FLEETLM_COOKIE_FILE", line, path) for line in found]
-    elif text is not None:
-        cookies.append(_check_cookie("FLEETLM_COOKIE", text))
-    if old is not None:
-        if not cookies:
-            raise SettingsError(
-                "FLEETLM_COOKIE_OLD", "(masked)", "FLEETLM_COOKIE beside it", "Set FLEETLM_COOKIE, too."
-            )
-        cookies.append(_check_cookie("FLEETLM_COOKIE_OLD", old))
-    if len(cookies) > MAX_COOKIES:
-        raise SettingsError(
-            "FLEETLM_COOKIE_FILE", path or "", f"up to {MAX_COOKIES} cookies", "Drop those that no node uses."
-        )
-    own, *others = dict.fromkeys(cookies) if cookies else (None,)
-    return own, tuple(filter(None, others))
-
-
-def _read_cookie_file(path: str) -> str:
-    """Return the text of a file with cookies. Raises: SettingsError."""
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            return file.read(MAX_COOKIES * (COOKIE_MAX_LENGTH + 2))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise SettingsError(
-            "FLEETLM_COOKIE_FILE", path, "a readable text file", f"Reading it failed: {reason}."
-        ) from None
-
-
-def _check_cookie(variable: str, text: str, path: str | None = None) -> str:
-    """Return a cookie without the spaces around it. Raises: SettingsError, which does not show it."""
-    cookie = text.strip()
-    if not COOKIE_MIN_LENGTH <= len(cookie) <= COOKIE_MAX_LENGTH:
-        raise SettingsError(
-            variable,
-            f"({len(cookie)} characters)" if path is None else path,
-            f"{COOKIE_MIN_LENGTH} to {COOKIE_MAX_LENGTH:,} characters, the same on every node",
-            "Make one with: openssl rand -hex 32. Unset it to run without authentication.",
-        )
-    return cookie
+_COOKIE_REQUIRED = (
+    "only where a cookie is set",
+    "Make one with `fleetlm cookie`, and set FLEETLM_COOKIE to it on every node.",
+)
 
 
 def _refuse_unknown(env: Mapping[str, str]) -> None:
@@ -647,22 +615,15 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
             continue
         if _SERVICE_LINK.fullmatch(variable) or _is_service_link(variable, env[variable]):
             continue
-        near = difflib.get_close_matches(variable, _KNOWN, n=1, cutoff=0.5)
+        known = [name for name in _KNOWN if name.startswith("FLEETLM_") and name != TAKEN]
+        near = difflib.get_close_matches(variable, known, n=1, cutoff=0.5)
         guess = f"Did you mean {near[0]}?" if near else "Unset it."
-        known = ", ".join(name for name in _KNOWN if name.startswith("FLEETLM_"))
-        raise SettingsError(
-            variable, _mask(variable, env[variable]), f"only known variables: one of {known}", guess
-        )
+        raise SettingsError(variable, MASKED, f"only known variables: one of {', '.join(known)}", guess)
 
 
 def _is_service_link(variable: str, value: str) -> bool:
     """Whether a variable is a service link such as ``FLEETLM_WORKER_PORT=tcp://…``; its value shows it."""
     return variable.endswith("_PORT") and _SERVICE_LINK_VALUE.match(value) is not None
-
-
-def _mask(variable: str, value: str) -> str:
-    """Hide the value of a variable that may hold a secret, such as a misspelt FLEETLM_COOKY."""
-    return "(masked)" if re.search(r"COO|SECRET|KEY|PASS|TOKEN", variable) else value
 
 
 def _find_near_misses(env: Mapping[str, str]) -> tuple[str, ...]:

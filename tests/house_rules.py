@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────
 
-VALUES = ("errors", "ids", "names", "messages", "setting_parsers", "settings", "texts")
+VALUES = ("cookies", "errors", "ids", "names", "messages", "setting_parsers", "settings", "texts")
 ROWS: tuple[tuple[str, ...], ...] = (
     # A room is a package of fleetlm, or a module that stands beside the packages. A room may import
     # itself and the rooms of the rows above its own; never one of its own row, never one of a row below.
@@ -58,7 +58,10 @@ IMPURE = {
     "asyncio", "concurrent", "dns", "logging", "multiprocessing", "os", "random", "secrets",
     "selectors", "signal", "socket", "subprocess", "threading", "time", "uvloop", "zmq",
 }  # fmt: skip
-IMPURE_EXCEPTIONS = {("fleetlm.settings", "os")}  # from_env() reads the mapping that it is given
+IMPURE_EXCEPTIONS = {
+    ("fleetlm.settings", "os"),  # from_env() reads the mapping that it is given
+    ("fleetlm.cookies", "os"),  # whose a file with a cookie is
+}
 CLOCK_READS = {"now", "utcnow", "today", "uuid1", "uuid4"}  # of datetime, date and uuid
 
 MODULE_LINES = 500

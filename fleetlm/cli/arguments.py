@@ -31,9 +31,14 @@ environment variables (defaults in parentheses):
                               10.8.0.0/16); set it where automatic detection is wrong
   FLEETLM_NODE_PORT           TCP port, or a range of which the first free one is taken (4370-4385)
   FLEETLM_NODE_SLOT           fixed place in that range, from 0, such as a rank (the first free port)
+  FLEETLM_BIND                where to listen: an address, interface or network of this machine, or * for all
+                              (the node's address)
   FLEETLM_COOKIE, FLEETLM_COOKIE_FILE
-                              shared secret of the cluster: encrypts traffic and keeps other nodes out
+                              shared secret of the cluster: encrypts traffic and keeps other nodes out; make
+                              one with `fleetlm cookie`
   FLEETLM_COOKIE_OLD          a second secret while the cookie is changed, node by node
+  FLEETLM_INSECURE            1: start without a cookie even where the Internet may reach the node (0)
+  FLEETLM_REQUIRE_COOKIE      1: start nowhere without a cookie (0)
   FLEETLM_CLUSTER             id of the cluster: connections to nodes with another id are refused
   FLEETLM_NODE_TIMEOUT_MS     milliseconds of silence after which a peer counts as down (8000)
   FLEETLM_DRAIN_MS            milliseconds for a node that leaves to finish what it has begun (25000)
@@ -159,6 +164,13 @@ exit codes:
   2   wrong usage
   78  a setting cannot be used
 """
+COOKIE = """\
+Print a new cookie: 256 random bits. All nodes of a cluster have the same one.
+
+  export FLEETLM_COOKIE=$(fleetlm cookie)
+  fleetlm cookie > cookie && chmod 0400 cookie        for FLEETLM_COOKIE_FILE
+  kubectl create secret generic fleetlm --from-literal=cookie=$(fleetlm cookie)
+"""
 DEMO = """\
 Start a DNS server and six nodes on 127.0.0.N of this machine, and show how they find each other, exchange
 messages, detect a crash and survive a DNS outage. The demo ends by itself in less than 20 seconds.
@@ -240,6 +252,7 @@ def parser() -> argparse.ArgumentParser:
         "--node", metavar="NAME", help="node to check, by name, port or slot (all that run here)"
     )
     _add_leaving(command)
+    command("cookie", "print a new cookie for the nodes of a cluster", COOKIE)
     command("demo", "watch a cluster form on this machine", DEMO)
     return top
 

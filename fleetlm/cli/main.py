@@ -1,4 +1,4 @@
-"""The command line: ``fleetlm start | remote | drain | health | doctor | demo``.
+"""The command line: ``fleetlm start | remote | drain | health | doctor | cookie | demo``.
 
 Each command imports its modules only when it runs, so that ``fleetlm remote`` starts fast. ``fleetlm health``
 runs every few seconds in every container: its arguments are read by hand, since the import of `argparse`
@@ -78,6 +78,10 @@ def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             return drain.undrain(node=options.node)
         case "health":  # `health.parse` has left it to argparse: --help, or a mistake.
             top.error("--min-nodes is for --ready")
+        case "cookie":
+            from fleetlm.cli import cookie  # noqa: PLC0415
+
+            return cookie.run()
         case "demo":
             from fleetlm.cli.demo import story  # noqa: PLC0415
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import ipaddress
 import logging
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Generator
@@ -18,10 +18,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fleetlm.blocking.patched import patched_by, why_no_threads
+from fleetlm.cookies import take_cookies
+from fleetlm.core.exposure import EVERYWHERE, check_exposure, describe_exposure
 from fleetlm.discovery.interface import Discovery
+from fleetlm.discovery.interfaces import local_addresses
+from fleetlm.discovery.listening_addresses import choose_listening, list_reached
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
 from fleetlm.errors import SettingsError
-from fleetlm.names import NodeName, canonical_ip
+from fleetlm.names import NodeName, canonical_ip, endpoint
 from fleetlm.runtime.termination import EXIT_CODE, Termination
 from fleetlm.settings import Settings
 
@@ -90,6 +94,10 @@ class Prepared:
     """False in a simulation, where this machine's addresses and users do not matter."""
     port: int | None = None
     """The port that the transport has taken; None: none yet (see `take_port`)."""
+    listening: tuple[str, ...] = ()
+    """The addresses at which the node listens, or `EVERYWHERE`; empty in a simulation: its own one."""
+    exposure_warning: str | None = None
+    """Who can join the cluster because there is no cookie, and what to do; None: nobody."""
 
     @property
     def name(self) -> str:
@@ -97,6 +105,13 @@ class Prepared:
         s = self.settings
         port = None if self.port == s.base_port else self.port
         return str(NodeName(s.node_basename, self.own_address.ip, port))
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where the node listens, as ``ip:port``; ``*`` stands for all addresses of its machine."""
+        port = self.port or self.settings.base_port
+        ips = self.listening or (self.own_address.ip,)
+        return tuple(f"*:{port}" if ip == EVERYWHERE else endpoint(ip, port) for ip in ips)
 
 
 async def prepare(
@@ -140,13 +155,25 @@ async def prepare(
         address, first = OwnAddress(settings.node_ip, "it was given", Rule.EXPLICIT), None
     else:
         address, first = await own_address(settings, discovery, budget_s=settings.own_address_budget_s)
-    if transport is None:
-        # Imported here: a simulation does not load ZeroMQ.
-        from fleetlm.transport.zeromq import ZmqTransport  # noqa: PLC0415
+    if transport is not None:
+        return Prepared(settings, address, discovery, first, transport, rng, wall_ms, (), False)
+    interfaces = local_addresses() or ()
+    listening = choose_listening(settings.bind, address, interfaces)
+    reached = list_reached(address, listening, interfaces)
+    check_exposure(settings, reached)
+    if settings.cookie is not None:
+        take_cookies(os.environ)
+    # Imported here: a simulation does not load ZeroMQ.
+    from fleetlm.transport.zeromq import ZmqTransport  # noqa: PLC0415
 
-        transport = ZmqTransport(settings, aliases=address.aliases)
-    services = (HEALTH, *([REMOTE_SHELL] if settings.remote else [])) if on_this_network else ()
-    return Prepared(settings, address, discovery, first, transport, rng, wall_ms, services, on_this_network)
+    transport = ZmqTransport(settings, aliases=listening[1:])
+    return Prepared(
+        settings, address, discovery, first, transport, rng, wall_ms,
+        services=(HEALTH, *([REMOTE_SHELL] if settings.remote else [])),
+        on_this_network=True,
+        listening=listening,
+        exposure_warning=describe_exposure(settings, reached),
+    )  # fmt: skip
 
 
 async def take_port(prepared: Prepared) -> Prepared:
@@ -155,7 +182,8 @@ async def take_port(prepared: Prepared) -> Prepared:
     Raises:
         StartFailed: there is none.
     """
-    port = await prepared.transport.bind(prepared.own_address.ip, prepared.settings.own_ports)
+    ip = prepared.listening[0] if prepared.listening else prepared.own_address.ip
+    port = await prepared.transport.bind(ip, prepared.settings.own_ports)
     return replace(prepared, port=port)
 
 
@@ -169,13 +197,8 @@ def warn_about(prepared: Prepared) -> None:
     own = prepared.own_address
     if own.warning:
         log.warning("%s", own.warning)
-    is_exposed = not ipaddress.ip_address(own.ip).is_loopback
-    if prepared.discovery is not None and is_exposed and prepared.settings.cookie is None:
-        log.warning(
-            "no cookie is set: every machine that reaches %s can join this cluster and read its traffic; "
-            "set FLEETLM_COOKIE to the same secret on every node",
-            prepared.name,
-        )
+    if prepared.exposure_warning:
+        log.warning("%s", prepared.exposure_warning)
 
 
 def load_service(name: str) -> Callable[[Any], Service]:

@@ -62,8 +62,12 @@ class NodeInfo:
     """Why that address is doubtful, and what to set; None if there is no doubt."""
     cluster: str
     """`Settings.cluster`: nodes of another cluster are refused."""
+    listening: tuple[str, ...]
+    """Where this node listens, as ``ip:port``; ``*`` stands for all addresses of its machine."""
     cookie: bool
     """Whether a cookie is set, so that peers are authenticated and traffic is encrypted."""
+    exposure_warning: str | None
+    """Who can join this node's cluster because there is no cookie, and what to do; None: nobody."""
     discovery: str
     """Where peers are looked for; ``off`` where clustering is off."""
     dns_verdict: str

@@ -291,7 +291,9 @@ class Connection:
             self._fail_dial("connection refused")
             return
         mine, theirs = self.dialler.settings.cookie, listener.settings.cookie
-        if mine != theirs and theirs not in self.dialler.settings.other_cookies:
+        knows = mine == theirs or theirs in self.dialler.settings.other_cookies
+        is_other_cluster = self.dialler.settings.cluster != listener.settings.cluster
+        if not knows or (theirs is not None and is_other_cluster):
             self._refusal = f"authentication failed: {_describe_mismatch(mine, theirs)}"
             said = f"authentication failed: {_describe_mismatch(theirs, mine)}"
             listener.report("stranger_refused", self._src.ip, said)
@@ -484,4 +486,4 @@ def _describe_mismatch(own: str | None, other: str | None) -> str:
         return "this node has no cookie, the other has one"
     if other is None:
         return "this node has a cookie, the other has none"
-    return "the other node has another cookie"
+    return "the other node has another cookie or another cluster id"

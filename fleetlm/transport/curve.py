@@ -1,13 +1,19 @@
 """Derives the cluster's CURVE keys from the cookie, and admits only clients that hold them.
 
-All nodes with one cookie have the same key pair, as server and as client. The pair only authenticates:
-CurveZMQ draws fresh keys for each connection, so a cookie that leaks later does not decrypt recorded
-traffic. Without a cookie there is no CURVE, and connections are plain text. While the cookie is changed, a
-node has two; see `keys_of`.
+All nodes with one cookie and one cluster id have the same key pair, as server and as client. The pair only
+authenticates: CurveZMQ draws fresh keys for each connection, so a cookie that leaks later does not decrypt
+recorded traffic. Without a cookie there is no CURVE, and connections are plain text. While the cookie is
+changed, a node has two; see `derive_keys`.
+
+The first message of a connection is encrypted for the key that is expected at the other end. Whoever listens
+at an address that a node dials can therefore test guesses of the cookie, as often as it likes. A random
+cookie cannot be guessed. For one that a person has thought of, each guess costs a derivation, and the
+cluster's id in it makes guesses for one cluster worthless for another.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import hmac
@@ -17,17 +23,20 @@ import zmq
 from zmq.auth import Authenticator
 from zmq.utils import z85
 
+from fleetlm.cookies import MAX_COOKIES
 from fleetlm.settings import Settings
 
-SALT: Final = b"fleetlm/1/curve"
-"""Contains a version, so that another way to derive keys never yields the same keys by accident."""
-SCRYPT_N: Final = 2**14
-"""Makes a derivation cost about 40 ms and 16 MiB: once at each start of a node, and for each guess of an
-attacker."""
+SALT: Final = b"fleetlm/2/curve/"
+"""The beginning of the salt; the cluster's id follows. Contains a version, so that another way to derive keys
+never yields the same keys by accident."""
+SCRYPT_N: Final = 2**15
 SCRYPT_R: Final = 8
-SCRYPT_P: Final = 1
+SCRYPT_P: Final = 3
+"""Makes a derivation cost a quarter of a second and 32 MiB: once for each cookie at the start of a node, and
+for each guess of an attacker. Source: OWASP, password storage, which counts these three numbers as equal to N
+= 2**17 with p = 1; that would take 128 MiB, more than some containers have."""
 SCRYPT_MAX_BYTES: Final = 64 * 1024 * 1024
-"""Memory limit given to OpenSSL; the derivation needs 16 MiB of it."""
+"""Memory limit given to OpenSSL; the derivation needs 32 MiB of it."""
 ZAP_DOMAIN: Final = "fleetlm"
 """Named by the handler and by the socket; pyzmq's authenticator does not fall back to ``*``."""
 
@@ -42,12 +51,15 @@ class CurveKeys(NamedTuple):
         return f"CurveKeys(public={self.public!r}, secret=...)"
 
 
-@functools.lru_cache(maxsize=4)
-def keys_from_cookie(cookie: str) -> CurveKeys:
-    """Derive the key pair that all nodes with this cookie share. Takes about 40 ms the first time."""
+@functools.lru_cache(maxsize=4 * MAX_COOKIES)
+def keys_from_cookie(cookie: str, cluster: str = "") -> CurveKeys:
+    """Derive the key pair that all nodes with this cookie and this cluster id share.
+
+    Takes about a quarter of a second the first time, during which nothing else runs on this thread.
+    """
     secret = hashlib.scrypt(
-        cookie.encode(),
-        salt=SALT,
+        cookie.encode("utf-8", "surrogatepass"),
+        salt=SALT + cluster.encode(),
         n=SCRYPT_N,
         r=SCRYPT_R,
         p=SCRYPT_P,
@@ -58,15 +70,21 @@ def keys_from_cookie(cookie: str) -> CurveKeys:
     return CurveKeys(zmq.curve_public(encoded), encoded)
 
 
-def keys_of(settings: Settings) -> tuple[CurveKeys, ...]:
+async def derive_keys(settings: Settings) -> tuple[CurveKeys, ...]:
     """Return the key pairs of a node's cookies, that of its first one first; none without a cookie.
 
     A node listens with its first pair. It dials with each of them in turn until one is accepted: CURVE gives
     a listening socket one key, so a client must know which of the cookies the other node has first.
+
+    Other tasks of the loop run between two derivations. They are not made in a thread, since a program may
+    have replaced threads by those of gevent.
     """
-    if settings.cookie is None:
-        return ()
-    return tuple(keys_from_cookie(cookie) for cookie in (settings.cookie, *settings.other_cookies))
+    cookies = () if settings.cookie is None else (settings.cookie, *settings.other_cookies)
+    pairs = []
+    for cookie in cookies:
+        pairs.append(keys_from_cookie(cookie, settings.cluster))
+        await asyncio.sleep(0)
+    return tuple(pairs)
 
 
 class ZapHandler:

@@ -12,8 +12,8 @@ What the kernel decides, on Linux:
   second `listen` fails, so a port is taken only after both.
 * A port that an outgoing connection uses as its local port is in use as well: the next one is taken.
 
-Elsewhere (BSD, macOS) a socket on one address and one on all addresses may share a port. There, only nodes
-whose address is not on their machine (NAT) listen on all addresses.
+Elsewhere (BSD, macOS) a socket on one address and one on all addresses may share a port. A node listens on
+all addresses only where it is told to (FLEETLM_BIND).
 
 Source: epmd's port and registration; differs: no daemon, the kernel's table of sockets is the registry.
 """
@@ -42,8 +42,7 @@ class Listening:
 
     Attributes:
         port: the port.
-        ips: the addresses of this machine at which the node listens, its own one first; empty: all, since its
-            own one is not on this machine (NAT).
+        ips: the addresses of this machine at which the node listens, its own one first; empty: all.
     """
 
     def __init__(self, port: int, own: Taken) -> None:
@@ -78,24 +77,16 @@ def take_port(ip: str, ports: Sequence[int]) -> Listening:
     """Listen on the first port that is free.
 
     Args:
-        ip: the node's address. If this machine does not have it (NAT), the node listens on all addresses.
+        ip: an address of this machine, or ``*`` for all of them.
         ports: the ports to try, in their order.
 
     Raises:
         OSError: no port could be taken; the error of the last one, or the first that is not EADDRINUSE.
     """
-    where = ip
     refused = OSError(errno.EADDRINUSE, "no port was given")
     for port in ports:
         try:
-            try:
-                sock = _listen(where, port)
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV) or where == "*":
-                    raise
-                where = "*"
-                sock = _listen(where, port)
-            return Listening(port, (where, sock))
+            return Listening(port, (ip, _listen(ip, port)))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

@@ -93,7 +93,7 @@ def explain_refusal_here(event: int, value: int, cookies: int) -> str:
             "is changed, and it tries its other one next"
         )
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == CRYPTOGRAPHIC:
-        return "authentication failed: its cookie differs from ours"
+        return "authentication failed: its cookie differs from ours, or its FLEETLM_CLUSTER does"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
         if has_cookie:
             return OTHER_HAS_NO_COOKIE
@@ -134,7 +134,7 @@ def explain_refusal_there(event: int, value: int, has_cookie: bool, timeout_s: f
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
         return OTHER_HAS_NO_COOKIE if has_cookie else OTHER_WANTS_COOKIE
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-        return "authentication failed: our key is not its cluster's (FLEETLM_COOKIE)"
+        return "authentication failed: our key is not its cluster's (FLEETLM_COOKIE, FLEETLM_CLUSTER)"
     if timeout_s is not None:
         return (
             f"no ZeroMQ handshake within {timeout_s:g} s: something accepts connections there, but "

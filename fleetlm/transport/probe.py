@@ -9,7 +9,7 @@ import zmq
 
 from fleetlm.names import endpoint
 from fleetlm.settings import Settings
-from fleetlm.transport.curve import CurveKeys, keys_of
+from fleetlm.transport.curve import CurveKeys, derive_keys
 from fleetlm.transport.dealer import DealerChannel
 from fleetlm.transport.sockets import Context
 from fleetlm.wire import frames
@@ -35,7 +35,7 @@ async def probe(
         The node's identity, or a sentence that names the address and why there is no answer.
     """
     answer: IAm | str = ""
-    for keys in keys_of(settings) or (None,):
+    for keys in await derive_keys(settings) or (None,):
         answer, is_refused = await _probe_with(keys, ip, port, settings, timeout_s, padding_bytes)
         if not is_refused:
             break

@@ -154,7 +154,8 @@ def explain_greeting(found: Found, has_cookie: bool) -> str:
     if mechanism == "CURVE":
         if has_cookie:
             return (
-                "authentication failed: its cookie differs from ours (FLEETLM_COOKIE), or it was just ending"
+                "authentication failed: its cookie differs from ours (FLEETLM_COOKIE), or its "
+                "FLEETLM_CLUSTER does, or it was just ending"
             )
         return OTHER_WANTS_COOKIE
     return f"{closed}: is it a fleetlm node?"

@@ -25,6 +25,9 @@ from fleetlm.wire.frames import HEADER_BYTES, MAX_HANDSHAKE_BYTES
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
+NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.ENODEV)
+"""The errors of listening at an address that this machine does not have."""
+
 Sock = zmq.Socket[bytes]
 Context = zmq.Context[Sock]
 
@@ -151,7 +154,13 @@ def explain_bind_error(error: OSError | zmq.ZMQError, ports: Sequence[int]) -> s
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many open files: raise the limit (`ulimit -n`)"
-    return f"{error.strerror or error} (FLEETLM_NODE_IP and FLEETLM_NODE_PORT set the address)"
+    if error.errno in NOT_HERE:
+        return (
+            "this machine does not have that address. If connections to it are forwarded to this machine "
+            "(NAT, the address of a container's host), set FLEETLM_BIND to the address at which they arrive, "
+            "or to * for all addresses of this machine; if not, correct FLEETLM_NODE_IP"
+        )
+    return f"{error.strerror or error} (FLEETLM_NODE_IP, FLEETLM_BIND and FLEETLM_NODE_PORT set the address)"
 
 
 def raise_descriptor_limit() -> int:

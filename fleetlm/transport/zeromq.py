@@ -46,7 +46,7 @@ import zmq
 from fleetlm.errors import StartFailed
 from fleetlm.names import endpoint
 from fleetlm.settings import Settings
-from fleetlm.transport.curve import CurveKeys, keys_of
+from fleetlm.transport.curve import CurveKeys, derive_keys
 from fleetlm.transport.dealer import DealerChannel
 from fleetlm.transport.descriptors import (
     FDS_FOR_DIAL,
@@ -60,6 +60,7 @@ from fleetlm.transport.listening import Listening, take_port
 from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
     MAX_SOCKETS,
+    NOT_HERE,
     Context,
     describe_ports,
     explain_bind_error,
@@ -74,6 +75,8 @@ RECHECK_S: Final = 1.0
 """Seconds between two re-checks: the delay that a missed wake-up costs."""
 TERM_TIMEOUT_S: Final = 1.0
 """Seconds for the context to end after all flush times are over."""
+ADDRESS_POLL_S: Final = 0.1
+"""Seconds between two attempts to listen at an address that this machine does not have yet."""
 HANG_UP_POLL_S: Final = 0.005
 """Seconds between two looks, while closing, whether the peers have hung up."""
 
@@ -126,7 +129,14 @@ class ZmqTransport:
     # ── Transport ────────────────────────────────────────────────────────────────────────────────
 
     async def bind(self, ip: str, ports: Sequence[int]) -> int:
-        """Take the first free port, on all addresses if this machine does not have ``ip`` (NAT).
+        """Take the first free port.
+
+        An address that this machine does not have is waited for, for `Settings.own_address_budget_s`: a new
+        IPv6 address cannot be used in its first second or two.
+
+        Args:
+            ip: an address of this machine, or ``*`` for all of them.
+            ports: the ports to try, in their order.
 
         Raises:
             StartFailed: no port can be bound, or no descriptors are left. Nothing is left open. If all ports
@@ -142,17 +152,25 @@ class ZmqTransport:
         if self._descriptors.count() < FDS_TO_START:  # Without this libzmq would end the whole process.
             raise StartFailed(where, explain_bind_error(OSError(errno.EMFILE, ""), ports))
         try:
-            self._listening = take_port(ip, ports)
+            self._listening = await self._take_port(ip, ports)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise StartFailed(where, explain_bind_error(error, ports)) from error
             taken = await look_at_ports(ip, ports, self._settings)
             raise StartFailed(where, explain_taken(taken, self._settings.node_slot)) from error
-        if self._listening.ips:
-            self._listening.listen_at(self._aliases, "nodes that can only reach")
-        else:
-            log.info("%s is not an address of this machine; listening on all addresses", ip)
+        self._listening.listen_at(self._aliases, "nodes that can only reach")
         return self._listening.port
+
+    async def _take_port(self, ip: str, ports: Sequence[int]) -> Listening:
+        """Take a port; wait for an address that this machine does not have yet. Raises: OSError."""
+        for _ in range(round(self._settings.own_address_budget_s / ADDRESS_POLL_S)):
+            try:
+                return take_port(ip, ports)
+            except OSError as error:
+                if error.errno not in NOT_HERE:
+                    raise
+            await asyncio.sleep(ADDRESS_POLL_S)
+        return take_port(ip, ports)
 
     async def start(self, listener: Listener) -> None:
         """Receive at the port that was taken, and report to ``listener``.
@@ -167,7 +185,7 @@ class ZmqTransport:
             raise RuntimeError("a transport is bound and then started, once; create a new one")
         self._loop = self._given_loop or asyncio.get_running_loop()
         self._listener = listener
-        self._keys = keys_of(self._settings)
+        self._keys = await derive_keys(self._settings)
         context: Context = zmq.Context(self._io_threads)
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:

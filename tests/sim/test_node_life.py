@@ -128,7 +128,7 @@ async def test_connect_disconnect_and_ping(fleet: Fleet) -> None:
 
 @simulated
 async def test_info_of_this_node_and_of_others(fleet: Fleet) -> None:
-    a, b = await fleet.mesh(2, cluster="blue", cookie="x" * 32)
+    a, b = await fleet.mesh(2, cluster="blue", cookie="x good cookie 7f3a91c")
     b.spawn(collector([]), name="sink")
     for number in range(10):
         await a.send(("sink", b.name), number)

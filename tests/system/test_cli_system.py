@@ -489,9 +489,9 @@ def test_the_doctor_without_a_node_checks_the_environment(place: Place) -> None:
 
 def test_the_doctor_reports_a_different_cookie(place: Place) -> None:
     query = "127.0.0.2,127.0.0.3"
-    place.node(2, DNS_CLUSTER_QUERY=query, FLEETLM_COOKIE="x" * 32)
-    place.node(3, DNS_CLUSTER_QUERY=query, FLEETLM_COOKIE="y" * 32)
-    done = place.run("doctor", "--node", "fleetlm@127.0.0.2", FLEETLM_COOKIE="x" * 32)
+    place.node(2, DNS_CLUSTER_QUERY=query, FLEETLM_COOKIE="x good cookie 7f3a91c")
+    place.node(3, DNS_CLUSTER_QUERY=query, FLEETLM_COOKIE="y good cookie 7f3a91c")
+    done = place.run("doctor", "--node", "fleetlm@127.0.0.2", FLEETLM_COOKIE="x good cookie 7f3a91c")
     assert done.returncode == 1
     assert "cookie" in done.stdout.lower()
     assert "x" * 32 not in done.stdout

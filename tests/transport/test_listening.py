@@ -50,11 +50,11 @@ def test_a_hole_is_filled() -> None:
 
 def test_a_port_of_all_addresses_is_taken_on_each_of_them_and_the_other_way_round() -> None:
     ip = free_ip()
-    with taken("198.51.100.7") as everywhere:  # Not an address of this machine.
+    with taken("*") as everywhere:
         assert everywhere.ips == ()
         with taken(ip) as here:
             assert here.port != everywhere.port
-            with taken("198.51.100.7") as another:
+            with taken("*") as another:
                 assert another.port not in (here.port, everywhere.port)
 
 

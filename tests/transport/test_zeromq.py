@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -21,7 +21,8 @@ import zmq
 from fleetlm import Node
 from fleetlm.errors import NodeStopped, NoProcess, StartFailed
 from fleetlm.settings import Settings
-from fleetlm.transport import dealer as dealer_module
+from fleetlm.transport import dealer as dealer_module, listening, zeromq
+from fleetlm.transport.listening import Listening
 from fleetlm.transport.router import MAX_FRAMES_PER_READ, MORE_PARTS, UNKNOWN_IP
 from fleetlm.transport.sockets import explain_bind_error, may_dial_from, raise_descriptor_limit
 from fleetlm.transport.zeromq import ZmqTransport
@@ -560,14 +561,42 @@ async def test_ipv6() -> None:
         assert await a.seen.until("lost") == (refused, f"[::1]:{PORT + 2}: connection refused")
 
 
-async def test_a_node_ip_of_another_machine_listens_on_all_addresses() -> None:
-    async with station("203.0.113.7", PORT + 3) as a, station() as b:
+async def test_a_node_listens_on_all_addresses_where_it_is_told_to() -> None:
+    async with station("*", PORT + 3) as a, station() as b:
         channel = b.dial("127.0.0.1", PORT + 3)
         assert await b.seen.until("opened") == (channel,)
         await carries(b, channel, a, b"through the wall")
         assert a.seen.all("met")[0][1] == b.ip
         back = a.dial(b.ip, b.port)
         assert await a.seen.until("opened") == (back,)
+
+
+async def test_an_address_of_another_machine_is_waited_for_and_then_an_error_that_names_it() -> None:
+    transport = ZmqTransport(Settings(own_address_budget_s=0.3))
+    began = time.monotonic()
+    with pytest.raises(StartFailed) as caught:
+        await transport.bind("203.0.113.7", range(PORT, PORT + 3))
+    assert time.monotonic() - began >= 0.2
+    assert caught.value.endpoint == f"203.0.113.7:{PORT}-{PORT + 2}"
+    assert "this machine does not have that address" in str(caught.value)
+    assert "FLEETLM_BIND" in str(caught.value)
+    await transport.close()
+
+
+async def test_an_address_that_comes_a_moment_later_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    ip, tries = free_ip(), []
+
+    def take_port(wanted: str, ports: Sequence[int]) -> Listening:
+        tries.append(wanted)
+        if len(tries) < 3:
+            raise OSError(errno.EADDRNOTAVAIL, "tentative")
+        return listening.take_port(wanted, ports)
+
+    monkeypatch.setattr(zeromq, "take_port", take_port)
+    transport = ZmqTransport(Settings())
+    assert await transport.bind(ip, [PORT]) == PORT
+    assert tries == [ip] * 3
+    await transport.close()
 
 
 async def test_a_port_in_use_is_an_error_and_leaves_nothing_open() -> None:

@@ -28,8 +28,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetlm.core.dns_answers import Answer, Outcome, list_hosts
+from fleetlm.core.exposure import MAKE_ONE, check_exposure, describe_exposure
 from fleetlm.discovery.address_watch import PORT_CURE, describe_other_ports
 from fleetlm.discovery.dns import HOSTS
+from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, endpoint
 from fleetlm.setting_parsers import is_service_name
 from fleetlm.settings import Settings
@@ -42,6 +44,7 @@ FLAPPING_CONNECTIONS = 3
 """A connection that came up this often is reported. One restart, which makes it two, is normal."""
 MAX_STALLED = 5
 """Processes that wait for others and are named in a report."""
+SAME_COOKIE = "Give every node the same FLEETLM_COOKIE, or none, and the same FLEETLM_CLUSTER"
 BUSY_LAG_MS = 1_000
 """An event loop that is at least this late, in milliseconds, is reported."""
 MAX_ADDRESSES_SHOWN = 8
@@ -126,6 +129,7 @@ class Facts:
         environment_error: why no node could start with this environment, although one runs.
         cookie_known: False if the node has a cookie that this environment lacks. Peers are then not
             asked who they are, since they would not answer.
+        reached: the addresses under which a node started here could be reached.
     """
 
     settings: Settings
@@ -143,6 +147,7 @@ class Facts:
     differs: Sequence[str] = ()
     environment_error: str = ""
     cookie_known: bool = True
+    reached: Sequence[str] = ()
 
     @property
     def own_port(self) -> int:
@@ -313,8 +318,8 @@ def _judge_new_port(facts: Facts) -> Finding:
         text = f"{name_ports(taken, settings.node_slot)} is in use at {facts.own_ip}, so no node can start"
         return Finding(level, "port", text, advise(taken, settings.node_slot).replace("\n", " "))
     cure = (
-        "FLEETLM_NODE_IP must be an address of this machine, and FLEETLM_NODE_PORT ports that this user may "
-        "bind (below 1024 that needs privileges)"
+        "FLEETLM_NODE_IP must be an address of this machine, or FLEETLM_BIND say where to listen; and "
+        "FLEETLM_NODE_PORT must be ports that this user may bind (below 1024 that needs privileges)"
     )
     return Finding(FAIL, "port", f"{where} cannot be bound: {found}", cure)
 
@@ -353,11 +358,19 @@ def judge_cookie(facts: Facts) -> list[Finding]:
         return [Finding(WARN, "cookie", text, cure)]
     if has_cookie:
         return [Finding(OK, "cookie", "set (not shown); traffic between nodes is encrypted")]
-    if facts.settings.clustering and not ipaddress.ip_address(facts.own_ip).is_loopback:
-        text = "not set: every machine that reaches the port can join the cluster and read its traffic"
-        cure = "Set FLEETLM_COOKIE to the same secret on every node; create one with: openssl rand -hex 32"
-        return [Finding(WARN, "cookie", text, cure)]
-    return [Finding(OK, "cookie", "not set, and not needed: the node listens on this machine only")]
+    if facts.node is not None:
+        warning = facts.node["info"]["exposure_warning"]
+    else:
+        reached = facts.reached or (facts.own_ip,)
+        try:
+            check_exposure(facts.settings, reached)
+        except SettingsError as error:
+            return [Finding(FAIL, "cookie", f"no node can start: {error}", _capitalize(MAKE_ONE))]
+        warning = describe_exposure(facts.settings, reached)
+    if warning:
+        text, _, cure = warning.partition("; ")
+        return [Finding(WARN, "cookie", text, _capitalize(cure))]
+    return [Finding(OK, "cookie", "not set: only programs on this machine can reach the node")]
 
 
 def judge_lookup(facts: Facts) -> list[Finding]:
@@ -538,8 +551,8 @@ def cure_for(error: str) -> str:
         ("draining", "That node is stopping; there is nothing to do"),
         ("too_many", "That node has reached its maximum number of peers (Settings.max_peers)"),
         ("perhaps", "See the peer check of its address. If the nodes have cookies, compare FLEETLM_COOKIE"),
-        ("cookie", "Give every node the same FLEETLM_COOKIE, or none"),
-        ("authentic", "Give every node the same FLEETLM_COOKIE, or none"),
+        ("cookie", SAME_COOKIE),
+        ("authentic", SAME_COOKIE),
         ("back", "It reaches this node, but not vice versa. Check its FLEETLM_NODE_IP and one-way firewalls"),
         ("left", "That node stopped in order; there is nothing to do"),
     )

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +31,15 @@ from fleetlm.cli.doctor.report import Report, show
 from fleetlm.cli.exit_codes import EX_CONFIG
 from fleetlm.core.dns_answers import Answer
 from fleetlm.discovery.dns import DnsDiscovery
+from fleetlm.discovery.interfaces import local_addresses
+from fleetlm.discovery.listening_addresses import choose_listening, list_reached
 from fleetlm.discovery.own_address import observe_addresses, own_address
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, endpoint, parse_address
 from fleetlm.remote import client, finder
 from fleetlm.remote.protocol import BadMessage, SocketFile
 from fleetlm.settings import Settings
+from fleetlm.transport.listening import take_port
 from fleetlm.transport.port_holders import find_holders
 from fleetlm.transport.probe import probe
 from fleetlm.transport.taken_ports import TakenPort, look_at_ports
@@ -213,10 +215,14 @@ async def gather(
         own, _ = await own_address(settings, discovery, budget_s=0.5)
         own_ip, own_why, own_warning = own.ip, own.why, own.warning
         own_port = None
+        interfaces = local_addresses() or ()
+        listening = choose_listening(settings.bind, own, interfaces)
+        reached = list_reached(own, listening, interfaces)
     else:
         own_ip, own_why = running["own_ip"], running["own_ip_why"]
         own_warning = running["own_ip_warning"]
         own_port = NodeName.parse(running["name"]).port or settings.base_port
+        listening, reached = (own_ip,), ()
     addresses = list_peer_addresses(answer, running, own_ip, settings.base_port)
 
     async def ask(address: str) -> PeerFact:
@@ -234,7 +240,7 @@ async def gather(
         lambda: survey_ports(own_ip, settings, ask_who=cookie_known),
     )
     own_fact, *facts = await asyncio.gather(
-        check_own_port(own_ip, own_port, settings, cookie_known), *map(ask, addresses)
+        check_own_port(listening[0], own_port, settings, cookie_known), *map(ask, addresses)
     )
     peers = [each for each in facts if isinstance(each, PeerFact)]
     is_here = observe_addresses()
@@ -254,6 +260,7 @@ async def gather(
         differs=differs,
         environment_error=error,
         cookie_known=cookie_known,
+        reached=reached,
     )
 
 
@@ -385,7 +392,7 @@ async def check_own_port(
     """Find out what listens at this node's address and port, or where a node could listen.
 
     Args:
-        ip: its address.
+        ip: the address at which it listens, or ``*``.
         port: its port; None if no node runs.
         settings: its settings.
         ask_who: whether nodes would answer who they are.
@@ -395,16 +402,11 @@ async def check_own_port(
     """
     if port is not None:
         return await contact(ip, port, settings, ask_who=ask_who)
-    why = ""
-    for each in settings.own_ports:
-        try:
-            with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as trial:
-                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                trial.bind((ip, each))
-                trial.listen()
-                return FreePort(each)
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                return f"{ip} is not an address of this machine"
-            why = error.strerror or str(error)
-    return why
+    try:
+        listening = take_port(ip, settings.own_ports)
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            return f"{ip} is not an address of this machine"
+        return error.strerror or str(error)
+    listening.close()
+    return FreePort(listening.port)

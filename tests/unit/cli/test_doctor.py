@@ -358,12 +358,31 @@ def test_an_environment_that_cannot_be_used_is_exit_code_78(
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
+OPEN = ON.replace(cookie=None)
+
+
+def open_node(warning: str | None) -> dict[str, Any]:
+    """What a running node without a cookie tells."""
+    told = running()
+    return {**told, "cookie": False, "info": {**told["info"], "exposure_warning": warning}}
+
+
 @pytest.mark.parametrize(
     ("changes", "level", "words"),
     [
         ({}, OK, "not shown"),
-        ({"settings": ON.replace(cookie=None)}, WARN, "openssl rand"),
-        ({"settings": ON.replace(cookie=None), "own_ip": "127.0.0.1"}, OK, "listens on this machine only"),
+        ({"settings": OPEN}, WARN, "every machine that reaches 10.0.0.1 "),
+        ({"settings": OPEN}, WARN, "Make one with `fleetlm cookie`, and set FLEETLM_COOKIE to it on every"),
+        ({"settings": Settings()}, WARN, "every machine that reaches 10.0.0.1 "),
+        (
+            {"settings": OPEN, "reached": ("10.0.0.1", "8.8.8.8")},
+            FAIL,
+            "no node can start: FLEETLM_COOKIE is",
+        ),
+        ({"settings": OPEN.replace(insecure=True), "own_ip": "8.8.8.8"}, WARN, "8.8.8.8 (the Internet incl"),
+        ({"settings": OPEN, "own_ip": "127.0.0.1"}, OK, "only programs on this machine can reach the node"),
+        ({"node": open_node("no cookie is set: a; do b")}, WARN, "no cookie is set: a Do b"),
+        ({"node": open_node(None), "settings": OPEN}, OK, "only programs on this machine"),
         ({"node": running(), "cookie_known": False}, WARN, "Run doctor with the node's"),
     ],
 )

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 
+from fleetlm import cookies
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.discovery.dns import DnsDiscovery, StaticDiscovery
 from fleetlm.discovery.own_address import OwnAddress, Rule
@@ -29,6 +32,7 @@ from fleetlm.testing.loop import SimLoop, run
 from fleetlm.testing.network import SimNetwork, SimTransport
 from tests.support.session_fakes import virtual
 
+COOKIE = "kaeluo4Uo6Xei3shohg0aiQu"
 ON = Settings(node_ip="10.0.0.1", dns_query="fleet.test")
 
 
@@ -109,6 +113,10 @@ def test_warnings_of_the_environment_are_logged(caplog: pytest.LogCaptureFixture
     assert "DNS_CLUSTER_QURY is set" in caplog.text
 
 
+def run_real(making: Coroutine[Any, Any, Prepared]) -> Prepared:
+    return asyncio.run(making)
+
+
 def prepared(
     ip: str, settings: Settings, discovery: Any = "dns", warning: str | None = None, **given: Any
 ) -> Prepared:
@@ -118,25 +126,77 @@ def prepared(
     return Prepared(settings, own, discovery, None, on_this_network=True, **given)
 
 
-@pytest.mark.parametrize(
-    ("made", "warned"),
-    [
-        (prepared("10.0.0.1", ON), True),
-        (prepared("fd00::1", ON), True),
-        (prepared("10.0.0.1", ON.replace(cookie="x" * 32)), False),
-        (prepared("127.0.0.2", ON), False),
-        (prepared("::1", ON), False),
-        (prepared("10.0.0.1", Settings(), None), False),
-    ],
-    ids=["open", "open IPv6", "cookie", "loopback", "IPv6 loopback", "alone"],
-)
-def test_an_open_cluster_is_warned_about(
-    made: Prepared, warned: bool, caplog: pytest.LogCaptureFixture
+async def here(**fields: Any) -> Prepared:
+    """What a node on this machine's network is made from. Nothing is opened."""
+    return await prepare(Settings(**fields), None, None, random.Random(1), 5)
+
+
+@pytest.mark.parametrize("query", ["worker", None])
+@pytest.mark.parametrize("ip", ["10.0.0.1", "fd00::1"])
+def test_an_open_cluster_is_warned_about_once_however_it_came_to_listen(
+    ip: str, query: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_about(made)
-    assert ("FLEETLM_COOKIE" in caplog.text) == warned
-    assert (made.name in caplog.text) == warned
-    assert len(caplog.records) == warned
+    made = run_real(here(node_ip=ip, dns_query=query))
+    assert made.listening == (ip,)
+    warn_about(replace(made, own_address=replace(made.own_address, warning=None)))
+    (record,) = caplog.records
+    assert f"every machine that reaches {ip} " in record.message
+    assert "FLEETLM_COOKIE" in record.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"node_ip": "10.0.0.1", "cookie": COOKIE}, {"node_ip": "127.0.0.2"}, {"node_ip": "::1"}, {}],
+    ids=["cookie", "loopback", "IPv6 loopback", "alone"],
+)
+def test_a_cluster_that_is_not_open_is_not_warned_about(
+    fields: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = run_real(here(**fields))
+    warn_about(replace(made, own_address=replace(made.own_address, warning=None)))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"node_ip": "8.8.8.8"},
+        {"node_ip": "2600::1", "dns_query": "worker"},
+        {"dns_query": "worker", "fly_private_ip": "8.8.8.8"},
+        {"dns_query": "worker", "pod_ip": "8.8.8.8"},
+        {"node_ip": "8.8.8.8", "bind": "127.0.0.1"},
+        {"bind": "8.8.8.8"},
+    ],
+    ids=str,
+)
+def test_a_node_with_a_public_address_does_not_start_without_a_cookie(fields: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"COOKIE is not set; .* may be reached from the Internet"):
+        run_real(here(**fields))
+    assert run_real(here(**fields, cookie=COOKIE)).exposure_warning is None
+    insecure = run_real(here(**fields, insecure=True)).exposure_warning
+    assert insecure is not None
+    assert "the Internet included" in insecure
+
+
+def test_all_addresses_are_bound_only_on_request_and_said_so() -> None:
+    assert run_real(here(node_ip="10.9.9.9")).endpoints == ("10.9.9.9:4370",)
+    everywhere = run_real(here(node_ip="10.9.9.9", bind="*", insecure=True))
+    assert everywhere.endpoints == ("*:4370",)
+    assert everywhere.listening == ("*",)
+    assert replace(everywhere, port=4372).endpoints == ("*:4372",)
+
+
+def test_a_node_takes_its_cookie_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cookies, "_taken", {})
+    monkeypatch.setenv("FLEETLM_NODE_IP", "127.0.0.1")
+    monkeypatch.setenv("FLEETLM_COOKIE", COOKIE)
+    monkeypatch.setenv(cookies.TAKEN, "")  # So that it is restored.
+    made = run_real(prepare(None, None, None, random.Random(1), 5))
+    assert made.settings.cookie == COOKIE
+    assert "FLEETLM_COOKIE" not in os.environ
+    assert os.environ[cookies.TAKEN] == "1"
+    again = run_real(prepare(None, None, None, random.Random(1), 5))
+    assert again.settings.cookie == COOKIE
 
 
 def test_a_simulated_node_is_told_nothing_of_this_machine(caplog: pytest.LogCaptureFixture) -> None:
