@@ -191,6 +191,12 @@ class Settings:
     restarting pod must be dialled again sooner."""
     handshake_timeout_s: float = 5.0
     """Seconds for the handshake of two nodes. More than a connect takes, since the peer dials back."""
+    stranger_s: float = 10.0
+    """Seconds after which an accepted connection that is no peer's is ended: two handshakes."""
+    max_strangers: int = 1_024
+    """Accepted connections at a time that are no peer's, as many as nodes may dial together after an outage.
+    Never more than a quarter of the limit of open files. One address may have a quarter of them. Beyond that
+    the oldest ones end, of the addresses with most of them."""
     backoff_min_s: float = 0.25
     """The ceiling of the first pause before a peer is dialled again; it doubles with each failure. The pause
     itself is random below the ceiling, so that nodes do not dial in step."""
@@ -247,6 +253,10 @@ class Settings:
     max_frame_bytes: int = 2 * 1024 * 1024
     """Size limit of one frame that ZeroMQ accepts, from strangers too: a batch or a chunk, with room to
     spare. A larger one ends its connection."""
+    unread_bytes: int = 32 * 1024 * 1024
+    """Bytes that one peer may have sent and this node has not read, in its loop's delays; beyond them the
+    connection ends. At least four windows, whatever is set: what an honest peer may have in flight, with its
+    tables. All strangers together may have as much, and one of them a quarter."""
     max_nesting: int = 64
     """Depth limit of containers in a message. Deeper ones are a mistake, or an attack on the decoder's
     stack."""

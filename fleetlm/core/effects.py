@@ -44,6 +44,14 @@ class HangUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Disconnect:
+    """End the connection of a source that broke the protocol, ``after_s`` seconds from now."""
+
+    source: bytes
+    after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Up:
     """Both halves work: open a session over them. Messages may flow until the matching `Down`.
 
@@ -73,4 +81,4 @@ class Report:
     text: str
 
 
-Effect = Dial | Send | Reply | HangUp | Up | Down | Report
+Effect = Dial | Send | Reply | HangUp | Disconnect | Up | Down | Report

@@ -40,7 +40,7 @@ from fleetlm.core import admission
 from fleetlm.core.connection import PROTOCOL_ERROR, Identity, Phase, addresses_at
 from fleetlm.core.dns_answers import FAMILIES, Answer as DnsAnswer, Outcome
 from fleetlm.core.draining import Step
-from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
+from fleetlm.core.effects import Dial, Disconnect, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.core.port_scan import PortScan
 from fleetlm.core.topology import Peer, Topology
 from fleetlm.names import NodeName, canonical_node
@@ -277,9 +277,11 @@ class Kernel:
         reason = f"{PROTOCOL_ERROR}: {why[: frames.MAX_TEXT_CHARS]}"  # The text may quote what the peer sent.
         if peer is None:
             who = self._ips.get(source, "a connection that has ended")
-            return self._report_stranger(who, "protocol error", reason)
+            return [*self._report_stranger(who, "protocol error", reason), Disconnect(source)]
         self._sources.pop(source, None)
-        return self._apply(now, peer, peer.connection.broken(now, reason))
+        effects = self._apply(now, peer, peer.connection.broken(now, reason))
+        # The peer shall read the reason first, which comes over the other half.
+        return [*effects, Disconnect(source, self.settings.goodbye_flush_s)]
 
     def stranger_refused(self, now: float, ip: str, reason: str) -> list[Effect]:
         """A dial from ``ip`` did not get past ZeroMQ's own handshake.

@@ -26,7 +26,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
+from fleetlm.core.effects import Dial, Disconnect, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
@@ -232,15 +232,14 @@ class Driver:
                         self._loop.call_soon(self.channel_lost, channel, reason)
                 case Reply(source, frame):
                     self._transport.answer(source, frame)
-                case Dial(channel, ip, port):
-                    if (ip, port) in self._endings:
-                        self._endings[ip, port].dials[channel] = effect
-                    else:
-                        self._transport.dial(channel, ip, port)
+                case Dial():
+                    self._dial(effect)
                 case HangUp(channel, flush_s):
                     self._transport.hang_up(channel, flush_s)
                     for ending in self._endings.values():
                         ending.dials.pop(channel, None)
+                case Disconnect(source, after_s):
+                    self._transport.disconnect(source, after_s)
                 case Up():
                     self._up(effect)
                 case Down():
@@ -248,6 +247,14 @@ class Driver:
                 case Report(level, text):
                     log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
         self._set_timer()
+
+    def _dial(self, dial: Dial) -> None:
+        """Dial, or wait until everything is done for the node that was lost at that address."""
+        where = dial.ip, dial.port
+        if where in self._endings:
+            self._endings[where].dials[dial.channel] = dial
+        else:
+            self._transport.dial(dial.channel, dial.ip, dial.port)
 
     def _up(self, up: Up) -> None:
         """Make the session of a connection, and tell the tables and the subscribers."""
@@ -264,6 +271,7 @@ class Driver:
         )
         self.sessions[up.name] = session
         self._by_source[up.incoming.source] = session
+        self._transport.admit(up.incoming.source)
         log.info("nodeup %s (incarnation %x)", up.name, up.incarnation)
         self._events.up(NodeUp(up.name, up.incarnation))
         self.follower.node_up(session)
@@ -273,7 +281,9 @@ class Driver:
     def _down(self, down: Down) -> None:
         """Close a session: its callers and senders first, then the tables, then subscribers."""
         session = self.sessions.pop(down.name)
-        self._by_source.pop(session.incoming.source, None)
+        source = session.incoming.source
+        self._by_source.pop(source, None)
+        self._transport.disconnect(source, self._settings.handshake_timeout_s)  # Its node hangs up, too.
         log.info("nodedown %s: %s", down.name, down.reason)
         session.close(down.reason)
         name = NodeName.parse(down.name)

@@ -191,6 +191,7 @@ class Connection:
         "dialler",
         "flush_until_s",
         "is_dialler_open",
+        "is_ignored",
         "is_listener_open",
         "out",
         "source",
@@ -210,6 +211,8 @@ class Connection:
         """Whether the dialler's socket is open."""
         self.is_listener_open: bool = False
         """Whether the listener's socket is open."""
+        self.is_ignored: bool = False
+        """Whether the listener's end drops what arrives."""
         self._is_acknowledged = False
         self._is_announced = False
         self._is_syn_unanswered = False  # the listener's host is off or frozen; dialled again when it is back
@@ -252,7 +255,7 @@ class Connection:
                 self._take_dial()
             elif self.is_listener_open:
                 self._end_listener(send_fin=False)
-        elif self.is_listener_open and (listener := self._listener) is not None:
+        elif self.is_listener_open and not self.is_ignored and (listener := self._listener) is not None:
             if not self._is_announced:
                 self._is_announced = True
                 listener.report("source_met", self.source, self._src.ip)

@@ -424,6 +424,19 @@ class SimTransport:
             self._network.counters.answers_sent += 1
             connection.back.put(frame)
 
+    def admit(self, source: bytes) -> None:
+        """A source is a half of a connection that is up. Strangers are not limited here."""
+
+    def disconnect(self, source: bytes, after_s: float = 0.0) -> None:
+        """End a source's connection after ``after_s`` seconds; what it sends is dropped at once."""
+        own = self._require_endpoint()
+        connection = own.sources.get(source)
+        if connection is not None:
+            connection.is_ignored = True
+            self._network.loop.call_later(after_s, connection.close_listener)
+        elif source in own.strangers:
+            self._network.eject(own.host.ip, source)
+
     def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
         """Close a channel; frames that were sent have ``flush_s`` more seconds to leave."""
         connection = self._require_endpoint().channels.get(channel)

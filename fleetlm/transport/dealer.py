@@ -54,7 +54,8 @@ from fleetlm.transport.reasons import (
     explain_greeting,
     is_no_greeting,
 )
-from fleetlm.transport.sockets import Context, connect, count_received, get_int, make_dealer
+from fleetlm.transport.sockets import Context, connect, get_int, make_dealer
+from fleetlm.transport.tcp import count_received
 
 ROUTING_ID_BYTES: Final = 16
 """Length of a routing id: random, so that two dials never get the same one."""

@@ -18,18 +18,18 @@ import logging
 import os
 import resource
 import socket
-import stat
 import struct
 import sys
 from collections.abc import Collection, Iterator
 from typing import Final
 
 from fleetlm.names import canonical_ip
+from fleetlm.transport.tcp import copy_of
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
-FDS_TO_START: Final = 16
-"""Descriptors that must be free at the start: libzmq takes 12, and this node's spare ones come on top."""
+FDS_TO_START: Final = 19
+"""Descriptors that must be free at the start: libzmq takes 12, the router 3; the spare ones come on top."""
 FDS_FOR_DIAL: Final = 5
 """A DEALER, both ends of its monitor, the lookup of its source address, and the connection."""
 FDS_KEPT: Final = 3
@@ -76,7 +76,7 @@ class Descriptors:
         for fd in held:
             os.close(fd)
         is_short = len(held) < _LOOKED_FOR
-        self._free, self._promised = len(held) if is_short else _limit() - held[-1], 0
+        self._free, self._promised = len(held) if is_short else limit_of_descriptors() - held[-1], 0
         return len(held)
 
     def take(self, count: int) -> None:
@@ -155,7 +155,7 @@ class Accepting:
 
 def count_free() -> int:
     """Return how many descriptors this process may still open: the limit, where it cannot be known."""
-    limit = _limit()
+    limit = limit_of_descriptors()
     try:
         used = sum(int(entry) < limit for entry in os.listdir("/dev/fd"))  # noqa: PTH208
     except OSError as error:
@@ -163,7 +163,8 @@ def count_free() -> int:
     return max(0, limit - used + 1)  # The folder itself was open while it was listed.
 
 
-def _limit() -> int:
+def limit_of_descriptors() -> int:
+    """Return how many descriptors this process may have open."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
@@ -178,12 +179,9 @@ def own_tcp_sockets() -> Iterator[tuple[int, socket.socket]]:
     except OSError:
         return
     for fd in descriptors:
-        try:
-            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                continue
-            copy = socket.socket(fileno=os.dup(fd))
-        except OSError:
-            continue  # Such as the descriptor of the folder itself, which is closed by now.
+        copy = copy_of(fd)
+        if copy is None:  # Such as the descriptor of the folder itself, which is closed by now.
+            continue
         if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.type == socket.SOCK_STREAM:
             yield fd, copy
         else:

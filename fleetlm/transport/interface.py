@@ -79,6 +79,20 @@ class Transport(Protocol):
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back to a source. It is delivered at most once, and sending never waits."""
 
+    def admit(self, source: bytes) -> None:
+        """A source is a half of a connection that is up: from now on it may send as much as a peer may.
+
+        Until then it is a stranger, which is disconnected after a time (`Settings.stranger_s`).
+        """
+
+    def disconnect(self, source: bytes, after_s: float = 0.0) -> None:
+        """End the connection of a source, with which the node is through; `Listener.source_lost` follows.
+
+        Args:
+            source: the source; unknown ones are passed over.
+            after_s: seconds in which the peer may hang up by itself. What it sends is dropped at once.
+        """
+
     def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
         """Close a channel. Sent frames have ``flush_s`` seconds more to leave. No fact follows."""
 

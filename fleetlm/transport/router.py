@@ -12,14 +12,20 @@ States of a source::
     accepted ──first frame──► known ──monitor: DISCONNECTED──► ending ──its frames are read──► lost
        └──handshake fails──► refused (a stranger)
 
+A connection that exceeds one of the `fleetlm.transport.bounds` is ended here, and so is that of a source
+with which the node is through (`disconnect`). Every `SWEEP_S` the router looks at the connections over which
+something has come since: an ``epoll`` of its own names them, edge-triggered, so a quiet connection costs
+nothing. Both happen on the node's loop: while that stands still, nothing is ended.
+
 Races, and where each is settled:
 
 * *The last frames.* The monitor may report an end while frames of that source still wait in the ROUTER.
   `_end_drained_sources` reports the loss only when they must have been read: when the ROUTER is empty,
   or after enough frames of the others (ZeroMQ serves senders in turn), or after
   `LAST_FRAMES_TIMEOUT_S`. So no frame of a source is ever reported after its loss.
-* *A reused descriptor.* The kernel gives a closed descriptor to the next connection at once.
-  `_admit_source` therefore reads all monitor events before it trusts a descriptor.
+* *A reused descriptor.* The kernel gives a closed descriptor to the next connection at once. `_meet`
+  therefore reads all monitor events before it trusts a descriptor, and `fleetlm.transport.tcp` ends only
+  the connection that was accepted.
 * *A connection that came, sent and went before anything was read.* Its source is admitted as ending.
 * *Frames after a loss was reported* (only after the time-out) are dropped: `_lost_sources` has their sources.
 * *A stranger's failure* names no descriptor. The DISCONNECTED that follows names it; with several I/O
@@ -34,9 +40,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-from collections.abc import Callable
+import select
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Final
 
@@ -44,6 +49,7 @@ import zmq
 
 from fleetlm.names import canonical_ip
 from fleetlm.settings import Settings
+from fleetlm.transport.bounds import ENCRYPTED, PLAIN, UNCERTAIN_BYTES, Accepted, Bounds, Offence
 from fleetlm.transport.curve import CurveKeys, ZapHandler
 from fleetlm.transport.interface import Listener
 from fleetlm.transport.listening import Listening
@@ -55,6 +61,7 @@ from fleetlm.transport.sockets import (
     get_int,
     make_router,
 )
+from fleetlm.transport.tcp import KNOWS_RECEIVED, Copies, count_received, count_waiting
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
@@ -64,7 +71,7 @@ MAX_BYTES_PER_READ: Final = 4 * 1024 * 1024
 """Bytes read in one turn of the loop, likewise."""
 MAX_READ_S: Final = 0.004
 """Seconds of reading in one turn, likewise: what is in the frames may be costly to take."""
-MAX_EVENTS_PER_READ: Final = 512
+MAX_EVENTS_PER_READ: Final = 128
 """Monitor events read in one turn of the loop, likewise."""
 LAST_FRAMES_TIMEOUT_S: Final = 1.0
 """Seconds after which a source that has ended is reported as lost, even if frames of others still
@@ -73,6 +80,12 @@ MAX_LOST_SOURCES: Final = 1_024
 """Lost sources that are remembered, so that late frames of theirs are dropped; the oldest go first."""
 MAX_REFUSED_IPS: Final = 256
 """Strangers' addresses remembered for `REFUSAL_INTERVAL_S`. When there are more, all are forgotten."""
+SWEEP_S: Final = 0.05
+"""Seconds between two looks at what has come and was not read: a fast network brings 50 MB meanwhile."""
+MAX_LOOKS: Final = 128
+"""Connections looked at in one sweep, likewise; some 2 us each. The others are first in the next one."""
+LONGEST_SWEEP_S: Final = 0.5
+"""A sweep that is later than this is late since the loop stood still, which is no stranger's fault."""
 REFUSAL_INTERVAL_S: Final = 1.0
 """Seconds between two reports of refusals for one address, so that a stranger cannot fill the log."""
 
@@ -100,18 +113,19 @@ class Router:
         settings: Settings,
         keys: tuple[CurveKeys, ...],
         listener: Listener,
+        max_descriptors: int,
     ) -> None:
         self._context = context
         self._loop = loop
         self._settings = settings
         self._keys = keys
         self._listener = listener
-        self._accepted: dict[int, str] = {}
-        """Every established connection: descriptor → address, which is empty if it is not known."""
-        self._source_of: dict[int, bytes] = {}
-        """Established connections of which a frame was read: descriptor → source."""
-        self._sources: dict[bytes, int] = {}
-        """Sources that were reported and are not lost yet → descriptor."""
+        self._bounds = Bounds(settings, max_descriptors)
+        self._overhead = ENCRYPTED if keys else PLAIN
+        self._accepted: dict[int, Accepted] = {}
+        """Every established connection, by descriptor."""
+        self._sources: dict[bytes, Accepted] = {}
+        """Sources that were reported and are not lost yet → their connection."""
         self._ending: dict[bytes, tuple[int, float]] = {}
         """Sources whose connection has ended → the number of their last frame, and a deadline."""
         self._lost_sources: dict[bytes, None] = {}
@@ -120,6 +134,15 @@ class Router:
         """A handshake failure (event, code) whose DISCONNECTED has not been read yet."""
         self._refused_until: dict[str, float] = {}
         self._frames_read = 0
+        self._drains = 0
+        """How many times the ROUTER had no frame left."""
+        self._changed: select.epoll | None = None
+        """Names the connections over which something has come."""
+        self._copies: Copies | None = None
+        self._next_sweep: asyncio.TimerHandle | None = None
+        self._swept_at = 0.0
+        self._alive_s = 0.0
+        """Seconds in which this node's loop ran, while there were connections."""
         self._is_skipping = False
         self._next_read: asyncio.Handle | None = None
         self._next_monitor_read: asyncio.Handle | None = None
@@ -139,6 +162,9 @@ class Router:
             self._zap_handler = ZapHandler(self._context, own.public)
         name = f"{self._settings.node_basename}:{listening.port}"
         self._sock = make_router(self._context, self._settings, name, own)
+        self._copies = Copies()
+        if KNOWS_RECEIVED:
+            self._changed = select.epoll()
         self._monitor = Monitor(self._context, self._sock, SERVER_EVENTS)
         for ip, sock in listening.sockets():
             adopt(self._sock, ip, listening.port, sock)
@@ -155,7 +181,7 @@ class Router:
         for fd in self._watched_fds:
             self._loop.remove_reader(fd)
         self._watched_fds.clear()
-        for handle in (self._next_read, self._next_monitor_read):
+        for handle in (self._next_read, self._next_monitor_read, self._next_sweep):
             if handle is not None:
                 handle.cancel()
         if self._monitor is not None:
@@ -166,6 +192,27 @@ class Router:
         if self._zap_handler is not None:
             self._zap_handler.close()
             self._zap_handler = None
+        for each in (self._copies, self._changed):
+            if each is not None:
+                each.close()
+        self._copies = self._changed = None
+
+    def admit(self, source: bytes) -> None:
+        """A source is a half of a connection that is up: it may send as a peer may."""
+        known = self._sources.get(source)
+        if known is not None and not known.is_cut:
+            self._bounds.admit(known)
+
+    def disconnect(self, source: bytes, after_s: float = 0.0) -> None:
+        """End a source's connection after ``after_s`` seconds; what it sends is dropped at once."""
+        known = self._sources.get(source)
+        if known is None or known.is_cut:
+            return
+        known.is_over, known.is_peer = True, False
+        if after_s > 0:
+            self._loop.call_later(after_s, self._cut, known)
+        else:
+            self._cut(known)
 
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back. It is dropped if the source is gone or does not read."""
@@ -208,6 +255,7 @@ class Router:
         if sock is None:
             return
         recv, sources, arrived = sock.recv, self._sources, self._listener.frame_arrived
+        small_bytes, large_bytes, most_of_small = self._overhead
         size = frames = 0
         until = monotonic() + MAX_READ_S
         drained = False
@@ -220,14 +268,17 @@ class Router:
                 source = recv(_NOBLOCK)
                 part = recv(_NOBLOCK, copy=False)
                 frame = part.bytes
-                size += len(frame)
-                is_known = source in sources or self._admit_source(source, part)
-                if is_known and not part.more:
+                length = len(frame)
+                size += length
+                known = sources.get(source) or self._meet(source, part)
+                if known is None or part.more:
+                    self._drop(known, part)
+                    continue
+                known.read_bytes += length + (small_bytes if length <= most_of_small else large_bytes)
+                if known.is_peer or self._may_speak(known, length):
                     if self._ending and source in self._ending:
                         self._ending[source] = (self._frames_read + frames, self._ending[source][1])
                     arrived(source, frame)
-                else:
-                    self._drop(source, part, is_known=is_known)
                 if frames == 1 and not get_int(sock, _EVENTS) & _POLLIN:
                     drained = True
                     break
@@ -237,44 +288,60 @@ class Router:
             if not sock.closed:
                 raise
             return
+        self._end_read(frames, drained=drained)
+
+    def _end_read(self, frames: int, *, drained: bool) -> None:
+        """Note what was read in this turn, and go on in the next one if frames are left."""
         self._frames_read += frames
         if self._ending:
             self._end_drained_sources(drained)
-        if not drained:
+        if drained:
+            self._drains += 1
+        else:
             self._read_soon()
 
-    def _drop(self, source: bytes, part: zmq.Frame, *, is_known: bool) -> None:
-        """Drop a message; skip its other parts, in as many turns as that takes, and report their sender."""
-        self._is_skipping = part.more
-        if is_known:
-            self._listener.source_broke(source, MORE_PARTS)
+    def _may_speak(self, known: Accepted, size_bytes: int) -> bool:
+        """Whether a frame that is not of a peer is passed on."""
+        if known.is_cut or known.is_over:
+            return False
+        self._end_offenders(self._bounds.hear(known, size_bytes))
+        return not known.is_cut
 
-    def _admit_source(self, source: bytes, part: zmq.Frame) -> bool:
+    def _drop(self, known: Accepted | None, part: zmq.Frame) -> None:
+        """Drop a message; skip its other parts, in as many turns as that takes, and end its connection."""
+        self._is_skipping = part.more
+        if known is not None:
+            self._end_offenders([(known, MORE_PARTS)])
+
+    def _meet(self, source: bytes, part: zmq.Frame) -> Accepted | None:
         """Find the connection of a new source and report the source.
 
         Returns:
-            False if its frame must be dropped: the source was reported as lost already, or the frame
-            belongs to no connection.
+            None if its frame must be dropped: the source was reported as lost already, or the frame
+            belongs to no connection, or to one that was ended.
         """
         if source in self._lost_sources:
-            return False
+            return None
         # First the events of the past: the descriptor may have belonged to another connection.
         self._drain_monitor(None)
         try:
             fd = int(part.get(_SRCFD))
             ip = str(part.get("Peer-Address"))
         except zmq.ZMQError:
-            return False  # an old ZeroMQ, or bytes of a stranger that only look like a frame
-        former = self._source_of.get(fd)
-        if former is not None:
-            self._report_lost(former)
-        self._sources[source] = fd
-        if fd in self._accepted:
-            self._source_of[fd] = source
-        else:  # the connection was accepted and ended before its frame was read
+            return None  # an old ZeroMQ, or bytes of a stranger that only look like a frame
+        known = self._accepted.get(fd)
+        if known is None:  # the connection was accepted and ended before its frame was read
+            known = Accepted(fd, None, self._alive_s)
             self._ending[source] = self._new_ending()
+        elif known.is_cut:
+            self._remember_lost(source)
+            return None
+        elif known.source is not None:
+            self._report_lost(known.source)
+        known.source = source
+        self._sources[source] = known
         self._listener.source_met(source, canonical_ip(ip) or ip)
-        return True
+        return known
 
     def _end_drained_sources(self, drained: bool) -> None:
         """Report ended sources as lost once their last frame must have been read.
@@ -293,13 +360,14 @@ class Router:
     def _report_lost(self, source: bytes) -> None:
         """Forget a source, report its loss, and remember that it was lost."""
         self._ending.pop(source, None)
-        fd = self._sources.pop(source)
-        if self._source_of.get(fd) == source:
-            del self._source_of[fd]
+        self._sources.pop(source).source = None
+        self._remember_lost(source)
+        self._listener.source_lost(source)
+
+    def _remember_lost(self, source: bytes) -> None:
         while len(self._lost_sources) >= MAX_LOST_SOURCES:
             del self._lost_sources[next(iter(self._lost_sources))]
         self._lost_sources[source] = None
-        self._listener.source_lost(source)
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────
 
@@ -321,23 +389,76 @@ class Router:
             return
         for event, value in self._monitor.read(limit):
             if event == zmq.EVENT_ACCEPTED:
-                self._accepted[value] = _look_up_peer_ip(value)
+                self._begin_connection(value)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._end_connection(value)
             elif event & FAILURES:
                 # This event carries no descriptor; the DISCONNECTED that follows does.
                 self._failure = (event, value)
 
+    def _begin_connection(self, fd: int) -> None:
+        """A connection was accepted: note which one, and watch how much comes over it."""
+        assert self._copies is not None
+        if fd in self._accepted:
+            self._end_connection(fd)
+        known = self._accepted[fd] = Accepted(fd, self._copies.identify(fd), self._alive_s)
+        if self._changed is not None:
+            with contextlib.suppress(OSError):  # It has ended already.
+                self._changed.register(fd, select.EPOLLIN | select.EPOLLET)
+        if self._next_sweep is None:
+            self._swept_at = self._loop.time()
+            self._next_sweep = self._loop.call_later(SWEEP_S, self._sweep)
+        self._end_offenders(self._bounds.accept(known))
+
     def _end_connection(self, fd: int) -> None:
         """A connection has ended: mark its source as ending, or report the stranger that failed."""
-        ip = self._accepted.pop(fd, "")
+        known = self._accepted.pop(fd, None)
         failure, self._failure = self._failure, None
-        source = self._source_of.pop(fd, None)
-        if source is not None:
-            self._ending[source] = self._new_ending()
-        elif failure is not None:
+        if known is None:
+            known = Accepted(fd, None, self._alive_s)
+        self._bounds.forget(known)
+        if known.source is not None:
+            self._ending[known.source] = self._new_ending()
+        elif failure is not None and not known.is_cut:
             reason = explain_refusal_here(*failure, len(self._keys))
-            self._loop.call_soon(self._report_refused, ip, reason)
+            self._loop.call_soon(self._report_refused, known.ip, reason)
+
+    def _sweep(self) -> None:
+        """Look at the connections over which something has come, and end those that exceed a bound."""
+        now = self._loop.time()
+        self._alive_s += min(now - self._swept_at, LONGEST_SWEEP_S)
+        self._swept_at = now
+        self._end_offenders(self._bounds.expire(self._alive_s))
+        for fd, _ in [] if self._changed is None else self._changed.poll(0, MAX_LOOKS):
+            known = self._accepted.get(fd)
+            received = None if known is None or known.is_cut else count_received(fd)
+            if known is None or received is None:
+                continue
+            is_uncertain = received - known.read_bytes > UNCERTAIN_BYTES
+            waiting = count_waiting(fd) if is_uncertain else None
+            self._end_offenders(self._bounds.look(known, received, waiting, self._drains))
+        is_idle = not self._accepted
+        self._next_sweep = None if is_idle else self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _end_offenders(self, offences: Iterable[Offence]) -> None:
+        """End these connections, and report each of them."""
+        for known, why in offences:
+            if known.is_cut:
+                continue
+            self._cut(known)
+            if known.source is None:
+                self._loop.call_soon(self._report_refused, known.ip, why)
+            else:
+                self._listener.source_broke(known.source, why)
+
+    def _cut(self, known: Accepted) -> None:
+        """End a connection, and drop what it has sent; its DISCONNECTED follows. Idempotent."""
+        if known.is_cut:
+            return
+        known.is_cut, known.is_peer = True, False
+        self._bounds.forget(known)
+        if self._copies is not None and known.identity is not None and self._accepted.get(known.fd) is known:
+            self._copies.shut_down(known.fd, known.identity)
 
     def _new_ending(self) -> tuple[int, float]:
         return _NOT_COUNTED, self._loop.time() + LAST_FRAMES_TIMEOUT_S
@@ -355,13 +476,3 @@ class Router:
     def _watch(self, fd: int, read: Callable[[], None]) -> None:
         self._loop.add_reader(fd, read)
         self._watched_fds.append(fd)
-
-
-def _look_up_peer_ip(fd: int) -> str:
-    """Return the address to which a descriptor of libzmq is connected; empty if the connection has ended."""
-    try:
-        with socket.socket(fileno=os.dup(fd)) as connection:
-            ip = str(connection.getpeername()[0])
-    except (OSError, IndexError, TypeError):
-        return ""
-    return canonical_ip(ip) or ip

@@ -9,10 +9,8 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-import os
 import resource
 import socket
-import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -39,9 +37,6 @@ MAX_ANSWER_BYTES: Final = HEADER_BYTES + MAX_HANDSHAKE_BYTES
 """Size limit of what a DEALER receives: the answers to a handshake, nothing else."""
 KEEPALIVE_IDLE_S: Final = 60
 """Seconds without traffic before TCP keepalive probes begin, behind ZeroMQ's own heartbeats."""
-
-_BYTES_RECEIVED_AT: Final = 128
-"""Offset of ``tcpi_bytes_received``, 64 bits, in Linux's ``struct tcp_info``."""
 
 FDS_PER_PEER: Final = 3
 """Descriptors for each connected peer: a DEALER's wake-up and connection, and the peer's connection."""
@@ -185,20 +180,6 @@ def raise_descriptor_limit() -> int:
     if soft == unlimited:
         soft = FDS_WANTED
     return max(0, soft - FDS_RESERVED) // (FDS_PER_PEER + FDS_PER_DIAL)
-
-
-def count_received(fd: int) -> int | None:
-    """Return how many bytes have come over a TCP connection of libzmq; None where this cannot be known."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        with socket.socket(fileno=os.dup(fd)) as connection:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    except OSError:
-        return None
-    if len(info) < _BYTES_RECEIVED_AT + 8:
-        return None
-    return int.from_bytes(info[_BYTES_RECEIVED_AT : _BYTES_RECEIVED_AT + 8], sys.byteorder)
 
 
 def get_int(sock: Sock, option: int) -> int:

@@ -54,6 +54,7 @@ from fleetlm.transport.descriptors import (
     Accepting,
     Descriptors,
     close_copies,
+    limit_of_descriptors,
 )
 from fleetlm.transport.interface import Listener
 from fleetlm.transport.listening import Listening, take_port
@@ -189,7 +190,9 @@ class ZmqTransport:
         context: Context = zmq.Context(self._io_threads)
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:
-            self._router = Router(context, self._loop, self._settings, self._keys, listener)
+            self._router = Router(
+                context, self._loop, self._settings, self._keys, listener, limit_of_descriptors()
+            )
             self._router.open(listening)
         except (zmq.ZMQError, OSError) as error:
             if self._router is not None:
@@ -247,6 +250,16 @@ class ZmqTransport:
             self._check_fork()
             return False
         return known.send(frame)
+
+    def admit(self, source: bytes) -> None:
+        """A source is a half of a connection that is up: it may send as a peer may."""
+        if self._router is not None:
+            self._router.admit(source)
+
+    def disconnect(self, source: bytes, after_s: float = 0.0) -> None:
+        """End a source's connection after ``after_s`` seconds; what it sends is dropped at once."""
+        if self._router is not None:
+            self._router.disconnect(source, after_s)
 
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back to a source. It is delivered at most once, and sending never waits."""

@@ -84,6 +84,32 @@ async def test_a_node_can_dial_itself(world: World) -> None:
 
 
 @simulated
+async def test_a_source_that_is_disconnected_is_not_heard_any_more_and_ends(world: World) -> None:
+    a, b = await world.pair()
+    ((source, _),) = b.told("source_met")
+    b.use(b.transport.admit, source)
+    b.use(b.transport.disconnect, source, 2.0)
+    b.use(b.transport.disconnect, b"nobody")
+    a.send_numbers(range(3))
+    await asyncio.sleep(1)
+    assert b.told("source_lost") == []
+    await asyncio.sleep(2)
+    assert b.told("source_lost") == [(source,)]
+    assert not a.send(b"anybody?")
+    assert b.numbers == [-1]
+
+
+@simulated
+async def test_a_stranger_that_is_disconnected_is_gone(world: World) -> None:
+    b = await world.peer(B)
+    b.use(world.network.inject, B, b"mallory", b"garbage")
+    await asyncio.sleep(1)
+    b.use(b.transport.disconnect, b"mallory")
+    await asyncio.sleep(1)
+    assert b.told("source_lost") == [(b"mallory",)]
+
+
+@simulated
 async def test_a_dial_to_an_address_without_a_listener_is_refused(world: World) -> None:
     a = await world.peer(A)
     a.dial(B)

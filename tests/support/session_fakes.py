@@ -39,6 +39,8 @@ class FakeTransport:
         self.answers: list[tuple[bytes, bytes]] = []
         self.dialled: list[tuple[int, str, int]] = []
         self.hung_up: list[int] = []
+        self.admitted: list[bytes] = []
+        self.disconnected: list[tuple[bytes, float]] = []
         self.broken = False
 
     def send(self, channel: int, frame: bytes) -> bool:
@@ -55,6 +57,12 @@ class FakeTransport:
 
     def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
         self.hung_up.append(channel)
+
+    def admit(self, source: bytes) -> None:
+        self.admitted.append(source)
+
+    def disconnect(self, source: bytes, after_s: float = 0.0) -> None:
+        self.disconnected.append((source, after_s))
 
     def take(self) -> list[bytes]:
         frames, self.frames = self.frames, []

@@ -35,6 +35,8 @@ class Recorder:
         self.foreign: set[int] = set()
         """Channels that were lost because another program listens there."""
         self.on_fact: Callable[[tuple[Any, ...]], None] | None = None
+        self.admit: Callable[[bytes], None] = lambda source: None
+        """Called for each source that is met, as if it were a peer's half at once."""
         self._changed = asyncio.Event()
 
     def _note(self, *fact: Any) -> None:
@@ -62,6 +64,7 @@ class Recorder:
 
     def source_met(self, source: bytes, ip: str) -> None:
         self._note("met", source, ip)
+        self.admit(source)
 
     def source_lost(self, source: bytes) -> None:
         self._note("gone", source)
@@ -135,6 +138,7 @@ async def station(
     seen = Recorder()
     transport = ZmqTransport(Settings(**settings), aliases=aliases)
     await transport.bind(ip, [port])
+    seen.admit = transport.admit
     await transport.start(seen)
     try:
         yield Station(transport, seen, ip, port)

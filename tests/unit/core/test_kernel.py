@@ -8,7 +8,7 @@ import pytest
 
 from fleetlm.core.connection import Phase
 from fleetlm.core.dns_answers import Answer, Outcome
-from fleetlm.core.effects import Dial, Down, HangUp, Report, Send
+from fleetlm.core.effects import Dial, Disconnect, Down, HangUp, Report, Send
 from fleetlm.core.kernel import MAX_SOURCES, MAX_STRANGERS, MAX_VERDICTS, Kernel
 from fleetlm.core.port_scan import Search
 from fleetlm.settings import Settings
@@ -503,7 +503,7 @@ def test_garbage_of_a_stranger_is_said_once_however_it_varies() -> None:
     m = Meeting()
     half = m.met(9)
     assert len(said(m.kernel.control_frame(T, half, b"x"))) == 1
-    assert m.kernel.control_frame(T, half, b"xx") == []
+    assert m.kernel.control_frame(T, half, b"xx") == [Disconnect(half)]
 
 
 def test_another_cookie_is_the_error_of_the_peer_at_that_address() -> None:

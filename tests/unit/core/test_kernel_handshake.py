@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fleetlm.core.connection import Phase
-from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Send, Up
+from fleetlm.core.effects import Dial, Disconnect, Down, Effect, HangUp, Reply, Send, Up
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
 from fleetlm.wire.frames import IAm, Kind, Refusal, Refused
@@ -276,7 +276,7 @@ def test_frames_of_a_former_half_are_passed_over() -> None:
     m.kernel.control_frame(T, b"2.2", ready_frame(88, 1, m.epoch(2)))
     assert m.status(2) == "up"
     assert m.kernel.source_lost(T, former, "connection closed") == []
-    assert m.kernel.broken(T, former, "gap")[1:] == []
+    assert m.kernel.broken(T, former, "gap")[1:] == [Disconnect(former)]
     assert m.kernel.control_frame(T, former, goodbye_frame(77, 2, "bye")) == []
     assert m.status(2) == "up"
 
@@ -290,7 +290,8 @@ def test_a_gap_takes_the_connection_down_and_says_so(epoch: int, seq: int) -> No
         f"protocol error: expected frame 2 of epoch 4d, got {seq} of {epoch:x}: something was lost on the way"
     )
     goodbye = Send(1, goodbye_frame(1, 2, reason))
-    assert effects == [goodbye, Down(name(2), 200, reason), HangUp(1, FLUSH_S)]
+    gone = Disconnect(half, SETTINGS.goodbye_flush_s)  # After the peer had time to read why.
+    assert effects == [goodbye, Down(name(2), 200, reason), HangUp(1, FLUSH_S), gone]
 
 
 @pytest.mark.parametrize("kind", [Kind.BATCH, Kind.REFUSED, 99])
@@ -298,14 +299,14 @@ def test_a_kind_out_of_place_takes_the_connection_down(kind: int) -> None:
     m = Meeting()
     half = m.up(2)
     effects = m.kernel.control_frame(T, half, frames.header(kind, 77, 2))
-    assert [type(effect) for effect in effects] == [Send, Down, HangUp]
+    assert [type(effect) for effect in effects] == [Send, Down, HangUp, Disconnect]
 
 
 def test_a_half_begins_once() -> None:
     m = Meeting()
     half = m.up(2)
     effects = m.kernel.control_frame(T, half, hello_frame(hello_of(3), 88))
-    assert [type(effect) for effect in effects] == [Send, Down, HangUp]
+    assert [type(effect) for effect in effects] == [Send, Down, HangUp, Disconnect]
     assert name(3) not in m.kernel.topology.peers
 
 

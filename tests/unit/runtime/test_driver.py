@@ -177,6 +177,26 @@ async def test_a_bad_batch_takes_that_connection_down_only() -> None:
 
 
 @virtual
+async def test_the_transport_is_told_which_sources_are_of_peers() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    assert (rig.transport.admitted, rig.transport.disconnected) == ([source], [])
+    rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("bye"))
+    assert rig.transport.disconnected == [(source, SETTINGS.handshake_timeout_s)]
+
+
+@virtual
+async def test_a_source_that_breaks_the_protocol_is_disconnected() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.frame(source, Kind.BATCH, b"\xc1")
+    assert rig.transport.disconnected[-1] == (source, SETTINGS.goodbye_flush_s)
+    rig.driver.source_met(b"stranger", "192.0.2.1")
+    rig.driver.frame_arrived(b"stranger", b"")
+    assert rig.transport.disconnected[-1] == (b"stranger", 0.0)
+
+
+@virtual
 async def test_a_source_that_the_transport_disconnects_ends_its_session() -> None:
     rig = Rig()
     _, source = rig.bring_up()

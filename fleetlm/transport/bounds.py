@@ -1,0 +1,262 @@
+"""Decides which accepted connections a node ends: what is unread, how long, and how many.
+
+libzmq accepts each connection, and reads whatever comes over it, without a limit. A message that has not come
+whole is not seen by the node at all, and holds the memory of what has come. A node therefore ends a
+connection that exceeds one of these bounds, and everything that libzmq holds of it is freed or read:
+
+* *Unread bytes.* The kernel counts what has come over a connection, and the node counts the frames that it
+  has read. The difference waits in libzmq. A peer has at most its windows and its tables in flight, which
+  `Settings.unread_bytes` exceeds by far. The connections of strangers have less, each and together.
+* *Time.* A connection is a stranger's until the handshake of two nodes has shown that it is a peer's half
+  (`Bounds.admit`). It has `Settings.stranger_s` for that, not counting the time in which this node's own
+  loop stood still.
+* *Bytes.* A handshake is a handful of small frames: a stranger may send `STRANGER_BYTES`.
+* *Counts.* `Settings.max_strangers` at a time. Where there are more, those of the address that has most of
+  them go first, the oldest first: so the newcomer that is about to shake hands finds a place, however many
+  an attacker opens. One address alone may have a quarter; there the latest ones are refused, so that
+  hundreds of nodes behind one address that dial together do not displace each other.
+
+*Counting what was read.* A frame is counted with the bytes that ZMTP adds to it (`Overhead`). Heartbeats are
+not seen here, so the difference grows by some bytes a second though nothing is unread. `Bounds._correct`
+takes it back when a frame proves that everything up to an earlier moment was read: at that moment libzmq
+had taken all bytes from the kernel (1); later the ROUTER had no whole frame (2); and a frame that is read
+after that (3) has become whole after (1), so what came before it is not waiting for its end any more.
+
+This module decides only, and knows no socket; `transport.router` looks and ends.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Final, NamedTuple
+
+from fleetlm.settings import Settings
+from fleetlm.transport.tcp import Identity
+from fleetlm.wire.frames import MAX_HANDSHAKE_BYTES
+
+STRANGER_BYTES: Final = 4 * MAX_HANDSHAKE_BYTES
+"""Bytes of frames that a stranger may send: a HELLO, a READY for each attempt, a PROBE with padding."""
+LEAST_FRAME_BYTES: Final = 64
+"""A smaller frame counts as so many bytes, which is what libzmq needs to keep it."""
+WINDOWS_UNREAD: Final = 4
+"""`Settings.unread_bytes` is at least so many windows: those of the peer, and its tables."""
+SHARE_OF_ADDRESS: Final = 4
+"""One address may have this fraction of `Settings.max_strangers`."""
+KEPT_OF_8: Final = 7
+"""So many eighths of the strangers stay when there are too many: they are sorted once for the rest."""
+UNCERTAIN_BYTES: Final = 16 * 1024
+"""Differences up to this are not corrected: heartbeats of some minutes."""
+
+
+class Overhead(NamedTuple):
+    """What ZMTP adds to a frame on the wire. Source: ZMTP 3.1 (RFC 37), CurveZMQ (RFC 26)."""
+
+    small_bytes: int
+    """Added to a short frame: flags and a length of one byte."""
+    large_bytes: int
+    """Added to a longer one: its length has eight bytes."""
+    most_of_small: int
+    """The longest frame that is short."""
+
+
+PLAIN: Final = Overhead(2, 9, 255)
+ENCRYPTED: Final = Overhead(35, 42, 222)
+"""Further 33 bytes: the name of the command, a nonce, a checksum, and the flags."""
+
+
+class Mark(NamedTuple):
+    """How far a correction has come; see the module."""
+
+    received: int
+    drains: int
+    read_bytes: int | None
+
+
+class Accepted:
+    """One accepted connection.
+
+    Args:
+        fd: libzmq's descriptor.
+        identity: which connection it was when it was accepted; None if it had ended by then.
+        now: the time.
+
+    Attributes:
+        source: whose frames come over it, once one has come.
+        since: when it was accepted.
+        read_bytes: bytes on the wire of the frames that were read.
+        said_bytes: bytes of the frames that were read while it was a stranger's.
+        unread_bytes: what was found unread at the last look.
+        is_peer: whether it is a half of a connection that is up.
+        is_over: whether its frames are dropped, since its connection of two nodes is over.
+        is_cut: whether it was ended.
+        mark: see `Bounds._correct`.
+    """
+
+    __slots__ = (
+        "fd", "identity", "is_cut", "is_over", "is_peer", "mark", "read_bytes", "said_bytes", "since",
+        "source", "unread_bytes",
+    )  # fmt: skip
+
+    def __init__(self, fd: int, identity: Identity | None, now: float) -> None:
+        self.fd: int = fd
+        self.identity: Identity | None = identity
+        self.since: float = now
+        self.source: bytes | None = None
+        self.read_bytes: int = 0
+        self.said_bytes: int = 0
+        self.unread_bytes: int = 0
+        self.is_peer: bool = False
+        self.is_over: bool = False
+        self.is_cut: bool = False
+        self.mark: Mark | None = None
+
+    @property
+    def ip(self) -> str:
+        """The address of the other end; empty if it is not known."""
+        return "" if self.identity is None else self.identity.ip
+
+
+Offence = tuple[Accepted, str]
+"""A connection that must end, and why."""
+
+
+class Bounds:
+    """The accepted connections of one node that are a stranger's, and the bounds of all.
+
+    Args:
+        settings: the limits.
+        max_descriptors: the limit of open files: strangers have at most a quarter of it.
+    """
+
+    def __init__(self, settings: Settings, max_descriptors: int) -> None:
+        self._stranger_s = settings.stranger_s
+        self._unread_bytes = max(settings.unread_bytes, WINDOWS_UNREAD * settings.window_bytes)
+        self._stranger_unread_bytes = self._unread_bytes // WINDOWS_UNREAD
+        self._most = max(1, min(settings.max_strangers, max_descriptors // 4))
+        self._most_of_ip = max(1, self._most // SHARE_OF_ADDRESS)
+        self._strangers: dict[Accepted, None] = {}
+        """The oldest first."""
+        self._by_ip: dict[str, dict[Accepted, None]] = {}
+        self._strangers_unread_bytes = 0
+
+    @property
+    def strangers(self) -> int:
+        """How many connections are not of a peer."""
+        return len(self._strangers)
+
+    def accept(self, known: Accepted) -> list[Offence]:
+        """Take in a new connection. Returns those that must end since there are too many."""
+        self._strangers[known] = None
+        own = self._by_ip.setdefault(known.ip, {})
+        own[known] = None
+        if len(own) > self._most_of_ip:
+            self.forget(known)
+            return [
+                (known, f"more than {self._most_of_ip:,} connections of one address that are not a node's")
+            ]
+        if len(self._strangers) > self._most:
+            return self._thin_out()
+        return []
+
+    def admit(self, known: Accepted) -> None:
+        """A connection is a half of one that is up."""
+        self.forget(known)
+        known.is_peer = True
+
+    def forget(self, known: Accepted) -> None:
+        """A connection is no stranger's any more, or is over. Idempotent."""
+        if known not in self._strangers:
+            return
+        del self._strangers[known]
+        self._strangers_unread_bytes -= known.unread_bytes
+        own = self._by_ip[known.ip]
+        del own[known]
+        if not own:
+            del self._by_ip[known.ip]
+
+    def hear(self, known: Accepted, size_bytes: int) -> list[Offence]:
+        """Count a frame of a stranger. Returns the stranger if it has said too much."""
+        known.said_bytes += max(size_bytes, LEAST_FRAME_BYTES)
+        if known.said_bytes <= STRANGER_BYTES:
+            return []
+        self.forget(known)
+        return [(known, f"it sent more than {STRANGER_BYTES // 1024} KiB, and is not connected as a node")]
+
+    def expire(self, now: float) -> list[Offence]:
+        """Return the strangers whose time is over."""
+        late: list[Offence] = []
+        for known in self._strangers:
+            if now <= known.since + self._stranger_s:
+                break
+            late.append((known, f"it did not become a node's connection within {self._stranger_s:g} s"))
+        for known, _ in late:
+            self.forget(known)
+        return late
+
+    def look(self, known: Accepted, received: int, waiting: int | None, drains: int) -> list[Offence]:
+        """Take what the kernel has counted for a connection.
+
+        Args:
+            known: the connection.
+            received: bytes that have come over it.
+            waiting: those of them that libzmq has not taken from the kernel; None if that is not known.
+            drains: how many times the ROUTER had no frame left.
+
+        Returns:
+            What must end: this connection, or the strangers with most unread bytes.
+        """
+        unread = received - known.read_bytes
+        if known.is_peer:
+            if unread > UNCERTAIN_BYTES:
+                unread = self._correct(known, received, waiting, drains)
+            known.unread_bytes = unread
+            return [(known, _describe(unread))] if unread > self._unread_bytes else []
+        if known not in self._strangers:
+            return [(known, _describe(unread))] if unread > self._unread_bytes else []
+        self._strangers_unread_bytes += unread - known.unread_bytes
+        known.unread_bytes = unread
+        offences: list[Offence] = []
+        if unread > self._stranger_unread_bytes:
+            self.forget(known)
+            offences.append((known, _describe(unread)))
+        while self._strangers_unread_bytes > self._unread_bytes:
+            worst = max(self._strangers, key=lambda each: each.unread_bytes)
+            self.forget(worst)
+            offences.append((worst, _describe(worst.unread_bytes)))
+        return offences
+
+    def _correct(self, known: Accepted, received: int, waiting: int | None, drains: int) -> int:
+        """Take one step of a correction, and return what is unread; see the module."""
+        mark = known.mark
+        if mark is None:
+            if waiting == 0:
+                known.mark = Mark(received, drains, None)
+        elif mark.read_bytes is None:
+            if drains > mark.drains:
+                known.mark = mark._replace(read_bytes=known.read_bytes)
+        elif known.read_bytes > mark.read_bytes:
+            known.read_bytes, known.mark = max(known.read_bytes, mark.received), None
+        return received - known.read_bytes
+
+    def _thin_out(self) -> list[Offence]:
+        """Choose the strangers to end: the oldest ones of the addresses that have most."""
+        why = f"more than {self._most:,} connections that are not a node's"
+        counts = [(-len(own), next(iter(own)).since, ip) for ip, own in self._by_ip.items()]
+        heapq.heapify(counts)
+        offences: list[Offence] = []
+        while len(self._strangers) > self._most * KEPT_OF_8 // 8:
+            _, _, ip = heapq.heappop(counts)
+            oldest = next(iter(self._by_ip[ip]))
+            self.forget(oldest)
+            offences.append((oldest, why))
+            if ip in self._by_ip:
+                own = self._by_ip[ip]
+                heapq.heappush(counts, (-len(own), next(iter(own)).since, ip))
+        return offences
+
+
+def _describe(unread: int) -> str:
+    return (
+        f"{unread / 2**20:,.1f} MiB of it are unread: it sends faster than its window allows, or a message "
+        "without end"
+    )

@@ -1,0 +1,144 @@
+"""Looks at TCP connections whose descriptors belong to libzmq, and ends one of them.
+
+libzmq has no call that ends one peer of a ROUTER. But its monitor names the descriptor of each accepted
+connection, and ``shutdown(2)`` on any descriptor of a connection ends it for libzmq too.
+
+*A reused descriptor.* libzmq's thread closes descriptors at any time, and the kernel gives the number to
+the next connection or file at once. So a connection is identified when it is accepted (`Copies.identify`),
+by its peer and by the cookie that the kernel gives to each socket; `Copies.shut_down` works on a copy of the
+descriptor, and only if the copy is still that connection. A copy is held for a moment only: a connection
+ends for its peer when its last descriptor is closed.
+
+Source: socket(7), SO_COOKIE; tcp(7), TCP_INFO. Both exist on Linux alone. Elsewhere the address and the port
+of the peer identify a connection, and what it has received is not known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import sys
+import termios
+from typing import Final, NamedTuple
+
+from fleetlm.names import canonical_ip
+
+KNOWS_RECEIVED: Final = sys.platform.startswith("linux")
+"""Whether `count_received` works on this system."""
+
+_SO_COOKIE: Final = 57
+_TCP_INFO_BYTES: Final = 256
+_BYTES_RECEIVED_AT: Final = 128
+"""Offset of ``tcpi_bytes_received``, 64 bits, in Linux's ``struct tcp_info``."""
+
+_getsockopt = ctypes.CDLL(None, use_errno=True).getsockopt
+
+
+class Identity(NamedTuple):
+    """Tells one TCP connection from every other one, also from later ones with its descriptor."""
+
+    ip: str
+    port: int
+    cookie: bytes
+
+
+def copy_of(fd: int) -> socket.socket | None:
+    """Return a copy of a descriptor that the caller closes; None if it is not a socket, or not any more."""
+    try:
+        copy = os.dup(fd)
+    except OSError:
+        return None
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return None
+
+
+class Copies:
+    """Identifies connections of libzmq, and ends them.
+
+    It holds two descriptors of its own, so that a copy can be made while the process has none left.
+    """
+
+    def __init__(self) -> None:
+        self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._place = os.dup(self._nothing)
+        """The number that a copy gets for a moment; it leads to nothing between two copies."""
+
+    def identify(self, fd: int) -> Identity | None:
+        """Return which connection this descriptor is; None if it is not connected, or not any more."""
+        copy = self._copy(fd)
+        if copy is None:
+            return None
+        identity = _identify(copy)
+        self._put_back(copy)
+        return identity
+
+    def shut_down(self, fd: int, identity: Identity) -> bool:
+        """End a connection in both directions. Returns False if the descriptor is another one by now."""
+        copy = self._copy(fd)
+        if copy is None:
+            return False
+        is_same = _identify(copy) == identity
+        if is_same:
+            with contextlib.suppress(OSError):  # The peer has ended it meanwhile.
+                copy.shutdown(socket.SHUT_RDWR)
+        self._put_back(copy)
+        return is_same
+
+    def close(self) -> None:
+        """Close the two descriptors. Idempotent."""
+        for fd in (self._nothing, self._place):
+            if fd >= 0:
+                os.close(fd)
+        self._nothing = self._place = -1
+
+    def _copy(self, fd: int) -> socket.socket | None:
+        try:
+            os.dup2(fd, self._place, inheritable=False)
+            return socket.socket(fileno=self._place)
+        except OSError:  # It is closed by now, or no socket any more.
+            os.dup2(self._nothing, self._place, inheritable=False)
+            return None
+
+    def _put_back(self, copy: socket.socket) -> None:
+        copy.detach()
+        os.dup2(self._nothing, self._place, inheritable=False)
+
+
+def count_received(fd: int) -> int | None:
+    """Return how many bytes have come over a TCP connection; None where this cannot be known.
+
+    Costs a microsecond, since no copy is made: the number may be that of a connection with a reused
+    descriptor.
+    """
+    if not KNOWS_RECEIVED:
+        return None
+    info = ctypes.create_string_buffer(_TCP_INFO_BYTES)
+    size = ctypes.c_uint32(_TCP_INFO_BYTES)
+    if _getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size)):
+        return None
+    if size.value < _BYTES_RECEIVED_AT + 8:
+        return None
+    return int.from_bytes(info.raw[_BYTES_RECEIVED_AT : _BYTES_RECEIVED_AT + 8], sys.byteorder)
+
+
+def count_waiting(fd: int) -> int | None:
+    """Return how many received bytes libzmq has not taken from the kernel yet; None if this is not known."""
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+    except OSError:
+        return None
+
+
+def _identify(sock: socket.socket) -> Identity | None:
+    try:
+        ip, port = sock.getpeername()[:2]
+        cookie = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) if KNOWS_RECEIVED else b""
+        return Identity(canonical_ip(ip) or ip, port, cookie)
+    except (OSError, IndexError, TypeError, ValueError):
+        return None

@@ -1,0 +1,353 @@
+"""What a stranger, or a hostile peer, can make a node hold: bytes that it has not read, and connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from fleetlm.transport.router import MORE_PARTS
+from fleetlm.transport.tcp import Copies, copy_of, count_received, count_waiting
+from tests.support.patience import allowed_s
+from tests.support.transport_rig import COOKIE, PORT, Station, descriptors, free_ip, station
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="TCP_INFO and SO_COOKIE are Linux's")
+MIB = 2**20
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
+CURVE_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(47)
+READY = b"\x04\x29\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\x00"
+
+
+def zmtp(body: bytes, *, more: bool = False) -> bytes:
+    """A frame as it is on the wire."""
+    if len(body) < 256:
+        return bytes((int(more), len(body))) + body
+    return bytes((2 + int(more),)) + len(body).to_bytes(8, "big") + body
+
+
+@contextlib.contextmanager
+def raw_client(ip: str) -> Iterator[socket.socket]:
+    """A stranger that has shaken hands by ZMTP."""
+    with socket.create_connection((ip, PORT), 10) as sock:
+        sock.sendall(GREETING + READY)
+        came = b""
+        while b"READY" not in came:  # libzmq takes no frame before it has sent its own.
+            came += sock.recv(4_096)
+        yield sock
+
+
+async def carries(a: Station, channel: int, b: Station, text: bytes) -> None:
+    count = len(b.seen.frames) + 1
+    assert a.send(channel, text)
+    await b.seen.until("frame", count)
+    assert b.seen.frames[-1] == text
+
+
+async def sends_until_it_is_ended(sock: socket.socket, data: bytes, most: int) -> int:
+    """Send again and again; return how much the network took before the connection ended."""
+
+    def send() -> int:
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < most:
+                sock.sendall(data)
+                sent += len(data)
+        return sent
+
+    return await asyncio.to_thread(send)
+
+
+async def ends(sock: socket.socket, patience_s: float = 5.0) -> None:
+    """Check that the node ends this connection."""
+
+    def read() -> None:
+        sock.settimeout(patience_s)
+        with contextlib.suppress(ConnectionError):
+            while sock.recv(4096):
+                pass
+
+    await asyncio.to_thread(read)
+
+
+async def settles(most: int, patience_s: float = 5.0) -> None:
+    """Wait until no more descriptors are open."""
+    deadline = time.monotonic() + patience_s
+    while descriptors() > most:
+        assert time.monotonic() < deadline, (descriptors(), most)
+        await asyncio.sleep(0.02)
+
+
+def router_of(a: Station) -> Any:
+    return a.transport._router
+
+
+# ── unread bytes ─────────────────────────────────────────────────────────────────────────────────
+
+
+@linux
+async def test_a_message_without_end_ends_its_sender_alone() -> None:
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        with raw_client(a.ip) as stranger:
+            sent = await sends_until_it_is_ended(stranger, zmtp(bytes(MIB), more=True), 4_000 * MIB)
+            assert sent < 4_000 * MIB
+        ip, why = await a.seen.until("refused")
+        assert (ip, "unread" in why) == ("127.0.0.1", True)
+        assert len(a.seen.all("met")) == 1
+        await carries(b, channel, a, b"after")
+
+
+@linux
+async def test_a_peer_whose_message_has_no_end_is_reported_by_its_source() -> None:
+    async with station(unread_bytes=MIB, window_bytes=64 * 1024) as a:
+        with raw_client(a.ip) as peer:
+            peer.sendall(zmtp(b"hello"))
+            source, _ = await a.seen.until("met")
+            await sends_until_it_is_ended(peer, zmtp(bytes(1_000), more=True), 4_000 * MIB)
+        said, why = await a.seen.until("broke")
+        assert (said, "unread" in why) == (source, True)
+        assert await a.seen.until("gone") == (source,)
+        assert a.seen.frames == [b"hello"]
+
+
+@linux
+@pytest.mark.parametrize("cookie", [None, COOKIE])
+async def test_what_was_read_is_counted_to_the_byte(cookie: str | None) -> None:
+    async with station(cookie=cookie, node_timeout_s=60.0) as a, station(cookie=cookie) as b:
+        channel = await a.reach(b)
+        sizes = [0, 1, 221, 222, 223, 254, 255, 256, 257, 70_000]
+
+        async def uncounted() -> int:
+            await asyncio.sleep(0.05)
+            (known,) = router_of(b)._sources.values()
+            received = count_received(known.fd)
+            assert received is not None
+            assert count_waiting(known.fd) == 0
+            return received - int(known.read_bytes)
+
+        await carries(a, channel, b, b"first")
+        handshake = await uncounted()
+        for size in sizes:
+            await carries(a, channel, b, bytes(size))
+        assert await uncounted() == handshake < 1_000
+
+
+@linux
+async def test_a_loop_that_stands_still_ends_nobody_who_keeps_to_the_windows() -> None:
+    async with station(stranger_s=0.5) as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        with raw_client(a.ip) as slow:
+            await asyncio.sleep(0.1)
+            for _ in range(64):
+                b.send(channel, bytes(256 * 1024))
+            time.sleep(1.0)  # both loops stand still, and libzmq's threads go on
+            slow.sendall(zmtp(b"late through no fault of mine"))
+            await a.seen.until("frame", 66)
+        assert a.seen.all("broke") == []
+        await carries(b, channel, a, b"after")
+
+
+# ── time and counts ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("said", [b"", GREETING[:20], GREETING + READY, GREETING + READY + zmtp(b"hello")])
+async def test_a_connection_that_becomes_no_peers_is_ended(said: bytes) -> None:
+    async with station(stranger_s=0.3, connect_timeout_s=30.0) as a, station() as b:
+        a.seen.admit = lambda source: None
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"a peer")
+        (source, _) = a.seen.all("met")[0]
+        a.transport.admit(source)
+        with socket.create_connection((a.ip, PORT), 10) as stranger:
+            begun = time.monotonic()
+            stranger.sendall(said[: len(GREETING + READY)])
+            await asyncio.sleep(0.1)  # ZeroMQ takes no frame before it has sent its own READY.
+            stranger.sendall(said[len(GREETING + READY) :])
+            await ends(stranger)
+            assert 0.2 < time.monotonic() - begun < allowed_s(1.5)
+        _, why = await a.seen.until("broke" if b"hello" in said else "refused")
+        assert "did not become a node's connection within 0.3 s" in why
+        await carries(b, channel, a, b"still a peer")
+
+
+async def test_silent_connections_leave_room_for_a_newcomer() -> None:
+    async with station(max_strangers=64, stranger_s=30.0) as a, station() as b:
+        before = descriptors()
+        held = []
+        for number in range(300):
+            sock = socket.socket()
+            sock.bind((f"127.99.0.{1 + number % 100}", 0))
+            sock.connect((a.ip, PORT))
+            held.append(sock)
+            if number % 10 == 9:
+                await asyncio.sleep(0.01)
+        await settles(before + 300 + 64)
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"a newcomer")
+        for sock in held:
+            sock.close()
+        assert any("more than 64 connections" in why for _, why in a.seen.all("refused"))
+
+
+async def test_one_address_has_a_quarter_of_the_places() -> None:
+    async with station(max_strangers=16) as a:
+        held = [socket.create_connection((a.ip, PORT)) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        with socket.create_connection((a.ip, PORT)) as fifth:
+            await ends(fifth)
+        for sock in held:
+            sock.setblocking(False)
+            sock.send(GREETING)
+            await asyncio.sleep(0.05)
+            assert sock.recv(64)
+            sock.close()
+        _, why = await a.seen.until("refused")
+        assert why == "more than 4 connections of one address that are not a node's"
+
+
+@pytest.mark.parametrize("cookie", [None, COOKIE])
+@pytest.mark.parametrize(
+    "said", [b"", b"GET / HTTP/1.1\r\n\r\n", GREETING[:30], GREETING + READY, CURVE_GREETING]
+)
+async def test_connections_that_close_early_leave_no_descriptor(cookie: str | None, said: bytes) -> None:
+    async with station(cookie=cookie) as a:
+        await asyncio.sleep(0.05)
+        before = descriptors()
+
+        def knock() -> None:
+            for _ in range(200):
+                with socket.create_connection((a.ip, PORT)) as sock:
+                    sock.sendall(said)
+
+        await asyncio.to_thread(knock)
+        await settles(before)
+        await asyncio.sleep(0.1)
+        assert router_of(a)._accepted == {}
+        assert router_of(a)._bounds.strangers == 0
+
+
+# ── ending a source ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_source_that_is_disconnected_is_gone_and_says_nothing_more() -> None:
+    async with station() as a, station() as b, station() as c:
+        bad, good = await b.reach(a), await c.reach(a)
+        await carries(b, bad, a, b"hello")
+        await carries(c, good, a, b"hello")
+        source = a.seen.all("met")[0][0]
+        a.transport.disconnect(source)
+        for _ in range(100):
+            b.send(bad, b"more")
+        assert (await b.seen.until("lost"))[0] == bad
+        assert await a.seen.until("gone") == (source,)
+        await carries(c, good, a, b"still here")
+        assert b"more" not in a.seen.frames
+        a.transport.disconnect(source)
+        a.transport.disconnect(b"nobody")
+        a.transport.admit(b"nobody")
+        assert a.seen.all("broke") == []
+
+
+async def test_a_source_has_time_to_hang_up_and_is_not_heard_meanwhile() -> None:
+    async with station() as a, station() as b, station() as c:
+        stays, leaves = await b.reach(a), await c.reach(a)
+        await carries(b, stays, a, b"hello")
+        await carries(c, leaves, a, b"hello")
+        sources = [source for source, _ in a.seen.all("met")]
+        for source in sources:
+            a.transport.disconnect(source, 0.4)
+        begun = time.monotonic()
+        b.send(stays, b"more")
+        c.transport.hang_up(leaves)
+        assert await a.seen.until("gone") == (sources[1],)
+        assert (await b.seen.until("lost"))[0] == stays
+        assert time.monotonic() - begun > 0.3
+        assert c.seen.all("lost") == []
+        assert a.seen.frames == [b"hello", b"hello"]
+
+
+async def test_a_stranger_that_floods_is_ended() -> None:
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"before")
+        a.seen.admit = lambda source: None
+        with raw_client(a.ip) as stranger:
+            await sends_until_it_is_ended(stranger, zmtp(b"tiny") * 1_000, 4_000 * MIB)
+        _, why = await a.seen.until("broke")
+        assert why == "it sent more than 64 KiB, and is not connected as a node"
+        assert len(a.seen.frames) <= 1 + 1_024
+        await carries(b, channel, a, b"after")
+
+
+async def test_a_second_part_ends_the_connection() -> None:
+    async with station() as a:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        with context.socket(zmq.DEALER) as dealer:
+            dealer.linger, dealer.reconnect_ivl = 0, -1
+            dealer.connect(f"tcp://{a.ip}:{PORT}")
+            dealer.send(b"one")
+            source, _ = await a.seen.until("met")
+            dealer.send_multipart([b"two", b"parts"])
+            assert await a.seen.until("broke") == (source, MORE_PARTS)
+            assert await a.seen.until("gone") == (source,)
+        context.term()
+
+
+# ── descriptors that are not what they were ──────────────────────────────────────────────────────
+
+
+def test_another_connection_with_the_same_descriptor_is_not_ended() -> None:
+    copies = Copies()
+    with socket.create_server((free_ip(), 0)) as server:
+        first = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        fd = accepted.fileno()
+        identity = copies.identify(fd)
+        assert identity is not None
+        assert (identity.ip, identity.port) == ("127.0.0.1", first.getsockname()[1])
+        second = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+        os.dup2(other.fileno(), fd)
+        assert not copies.shut_down(fd, identity)
+        other.send(b"alive")
+        assert second.recv(5) == b"alive"
+        now = copies.identify(fd)
+        assert now is not None
+        assert copies.shut_down(fd, now)
+        assert second.recv(5) == b""
+        for sock in (first, accepted, second, other):
+            sock.close()
+        assert not copies.shut_down(fd, now)
+    copies.close()
+    copies.close()
+
+
+def test_what_is_no_connection_is_not_identified_and_leaves_no_descriptor() -> None:
+    copies = Copies()
+    reader, writer = os.pipe()
+    before = descriptors()
+    with socket.create_server((free_ip(), 0)) as server:
+        for fd in (reader, writer, server.fileno(), 999_999, -1):
+            assert copies.identify(fd) is None
+            assert count_received(fd) in (None, 0)
+        copy = copy_of(server.fileno())
+        assert copy is not None
+        copy.close()
+    assert copy_of(reader) is None
+    assert copy_of(999_999) is None
+    assert count_waiting(999_999) is None
+    assert descriptors() == before
+    copies.close()
+    assert descriptors() == before - 2
+    os.close(reader)
+    os.close(writer)

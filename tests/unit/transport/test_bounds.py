@@ -1,0 +1,244 @@
+"""Which accepted connections a node ends: plain facts in, offenders out."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from fleetlm.settings import Settings
+from fleetlm.transport.bounds import (
+    LEAST_FRAME_BYTES,
+    STRANGER_BYTES,
+    UNCERTAIN_BYTES,
+    WINDOWS_UNREAD,
+    Accepted,
+    Bounds,
+    Offence,
+)
+from fleetlm.transport.tcp import Identity
+
+MIB = 2**20
+SETTINGS = Settings(window_bytes=MIB, unread_bytes=4 * MIB, max_strangers=16, stranger_s=10.0)
+
+
+def bounds(settings: Settings = SETTINGS, descriptors: int = sys.maxsize) -> Bounds:
+    return Bounds(settings, descriptors)
+
+
+def connection(number: int, ip: str = "10.0.0.1", now: float = 0.0) -> Accepted:
+    return Accepted(number, Identity(ip, number, b""), now)
+
+
+def numbers(offences: list[Offence]) -> list[int]:
+    return [known.fd for known, _ in offences]
+
+
+def peer(limits: Bounds, number: int = 1) -> Accepted:
+    known = connection(number)
+    assert limits.accept(known) == []
+    limits.admit(known)
+    return known
+
+
+# How many.
+
+
+def test_a_connection_of_a_peer_is_no_stranger() -> None:
+    limits = bounds()
+    for number in range(100):
+        peer(limits, number)
+    assert limits.strangers == 0
+
+
+def test_the_latest_connection_of_an_address_is_refused_when_it_has_a_quarter() -> None:
+    limits = bounds()
+    assert [numbers(limits.accept(connection(number))) for number in range(6)] == [[], [], [], [], [4], [5]]
+    assert limits.accept(connection(7, "10.0.0.2")) == []
+    assert limits.strangers == 5
+
+
+def test_when_there_are_too_many_those_of_the_busiest_addresses_end_and_the_oldest_first() -> None:
+    limits = bounds()
+    newcomer = connection(99, "10.0.1.1", 0.0)
+    assert limits.accept(newcomer) == []
+    for number in range(15):
+        assert limits.accept(connection(number, f"10.0.0.{number // 4}", 1.0 + number)) == []
+    offences = limits.accept(connection(15, "10.0.0.3", 16.0))
+    assert numbers(offences) == [0, 4, 8]
+    assert limits.strangers == 14
+    assert {why for _, why in offences} == {"more than 16 connections that are not a node's"}
+
+
+def test_strangers_have_at_most_a_quarter_of_the_descriptors() -> None:
+    limits = bounds(descriptors=16)
+    ended = [numbers(limits.accept(connection(number, f"10.0.0.{number}", number))) for number in range(5)]
+    assert ended == [[], [], [], [], [0, 1]]
+    assert bounds(descriptors=0).accept(connection(1)) == []
+
+
+# How long.
+
+
+def test_a_stranger_has_a_time_to_become_a_peer() -> None:
+    limits = bounds()
+    early, late, friend = connection(1, now=0.0), connection(2, now=5.0), connection(3, now=0.0)
+    for known in (early, friend, late):
+        limits.accept(known)
+    limits.admit(friend)
+    assert limits.expire(10.0) == []
+    assert limits.expire(10.1) == [(early, "it did not become a node's connection within 10 s")]
+    assert limits.expire(14.9) == []
+    assert numbers(limits.expire(15.1)) == [2]
+    assert limits.expire(1e9) == []
+    assert limits.strangers == 0
+
+
+def test_a_connection_that_ended_is_forgotten_once() -> None:
+    limits = bounds()
+    known = connection(1)
+    limits.accept(known)
+    limits.forget(known)
+    limits.forget(known)
+    assert (limits.strangers, limits.expire(100.0)) == (0, [])
+
+
+# How much.
+
+
+def test_a_stranger_may_send_a_handshake() -> None:
+    limits = bounds()
+    known = connection(1)
+    limits.accept(known)
+    for _ in range(4):
+        assert limits.hear(known, STRANGER_BYTES // 4) == []
+    ((who, why),) = limits.hear(known, 1)
+    assert who is known
+    assert why == "it sent more than 64 KiB, and is not connected as a node"
+
+
+def test_empty_frames_of_a_stranger_count_as_what_they_cost() -> None:
+    limits = bounds()
+    known = connection(1)
+    heard = 0
+    while not limits.hear(known, 0):
+        heard += 1
+    assert heard == STRANGER_BYTES // LEAST_FRAME_BYTES
+
+
+def test_a_peer_may_have_unread_what_its_windows_allow_and_no_more() -> None:
+    limits = bounds()
+    known = peer(limits)
+    known.read_bytes = 100 * MIB
+    assert limits.look(known, 104 * MIB, None, 0) == []
+    ((who, why),) = limits.look(known, 104 * MIB + 1, None, 0)
+    assert who is known
+    assert why.startswith("4.0 MiB of it are unread")
+
+
+def test_the_bound_follows_the_window() -> None:
+    limits = bounds(Settings(window_bytes=10 * MIB, unread_bytes=MIB))
+    known = peer(limits)
+    assert limits.look(known, WINDOWS_UNREAD * 10 * MIB, None, 0) == []
+    assert numbers(limits.look(known, WINDOWS_UNREAD * 10 * MIB + 1, None, 0)) == [1]
+
+
+def test_one_stranger_may_have_a_quarter_unread() -> None:
+    limits = bounds()
+    known = connection(1)
+    limits.accept(known)
+    assert limits.look(known, MIB, None, 0) == []
+    assert numbers(limits.look(known, MIB + 1, None, 0)) == [1]
+    assert limits.look(known, MIB + 1, None, 0) == []  # It is to be ended already.
+
+
+def test_all_strangers_together_may_have_unread_what_one_peer_may_and_the_worst_ends_first() -> None:
+    limits = bounds()
+    strangers = [connection(number, f"10.0.0.{number}") for number in range(6)]
+    for known in strangers:
+        assert limits.accept(known) == []
+    sizes = [900_000, 1_000_000, 900_000, 900_000, 400_000, 100_000]
+    ended = [numbers(limits.look(known, size, None, 0)) for known, size in zip(strangers, sizes, strict=True)]
+    assert ended == [[], [], [], [], [], [1]]
+    limits.forget(strangers[0])
+    assert limits.look(strangers[5], 1_000_000, None, 0) == []
+
+
+def test_what_was_left_of_a_peer_is_bounded_as_its_peer_was() -> None:
+    limits = bounds()
+    known = peer(limits)
+    known.is_peer, known.is_over = False, True
+    assert limits.look(known, 4 * MIB, None, 0) == []
+    assert numbers(limits.look(known, 4 * MIB + 1, None, 0)) == [1]
+
+
+# Heartbeats are not read, and are no debt.
+
+
+class Line:
+    """A peer that is looked at, with the kernel's count of its bytes and the reads of its frames."""
+
+    def __init__(self) -> None:
+        self.limits = bounds()
+        self.known = peer(self.limits)
+        self.received = self.drains = 0
+
+    def come(self, frames: int = 0, unseen: int = 0) -> None:
+        self.received += frames + unseen
+        self.known.read_bytes += frames
+        if frames:
+            self.drains += 1
+
+    def look(self, waiting: int | None = 0) -> list[Offence]:
+        return self.limits.look(self.known, self.received, waiting, self.drains)
+
+
+def test_heartbeats_of_years_are_forgiven() -> None:
+    line = Line()
+    for _ in range(5_000):
+        line.come(frames=40, unseen=9_000)
+        assert line.look() == []
+    assert line.received > 10 * SETTINGS.unread_bytes
+    assert line.known.unread_bytes < 5 * 9_040 + UNCERTAIN_BYTES
+
+
+def test_a_message_without_end_is_not_forgiven() -> None:
+    line = Line()
+    for _ in range(600):
+        line.come(unseen=9_000)
+        line.drains += 1  # The others' frames are all read.
+        if line.look():
+            break
+    else:
+        pytest.fail("it was never ended")
+    assert line.received <= 4 * MIB + 2 * 9_000
+
+
+def test_nothing_is_forgiven_while_the_kernel_holds_bytes() -> None:
+    line = Line()
+    for _ in range(100):
+        line.come(frames=40, unseen=9_000)
+        line.look(waiting=1)
+    assert line.known.unread_bytes == 900_000
+    for _ in range(100):
+        line.come(frames=40, unseen=0)
+        line.look(waiting=None)
+    assert line.known.unread_bytes == 900_000
+
+
+def test_a_frame_that_waited_already_proves_nothing() -> None:
+    """The ROUTER must have been empty between the look and the frame."""
+    line = Line()
+    line.come(unseen=100_000)
+    line.look()
+    for _ in range(10):
+        line.received += 40
+        line.known.read_bytes += 40
+        line.look()
+    assert line.known.unread_bytes == 100_000
+    line.drains += 1
+    line.look()
+    assert line.known.unread_bytes == 100_000
+    line.come(frames=40)
+    line.look()
+    assert line.known.unread_bytes == 40 * 11
