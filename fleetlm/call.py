@@ -223,10 +223,17 @@ class Call:
         return not self._done
 
     def more(self, units: int) -> None:
-        """Add credit for items that the consumer has taken. Raises: ValueError if this is not a stream."""
-        if self._producer is None:
+        """Add credit for items that the consumer has taken.
+
+        Raises:
+            ValueError: this is not a stream, or the consumer cannot have taken so much; nothing changed.
+        """
+        producer = self._producer
+        if producer is None:
             raise ValueError("credit for a call that does not ask for a stream")
-        self._producer.more(units)
+        if producer.credit + units > producer.window:
+            raise ValueError(f"credit for {units:,} units of items that were not sent")
+        producer.more(units)
 
     def fail(self, error: BaseException) -> None:
         """Raise `RemoteError` at the caller, with the type name, the text and the traceback as text.

@@ -244,6 +244,10 @@ class Settings:
     """A batch of this many messages is sent at once. Bounds how long a receiver's loop decodes in one go."""
     window_bytes: int = 8 * 1024 * 1024
     """Bytes in flight to one peer before ``send`` waits: enough for 10 GB/s at a round trip of 0.8 ms."""
+    max_unread_bytes: int = 64 * 1024 * 1024
+    """Bytes that a peer has not taken before its connection ends. Whoever can wait does so at
+    ``window_bytes``; exit signals and answers of the node itself cannot. Room for 500,000 of them, while a
+    peer stands still."""
     chunk_bytes: int = 256 * 1024
     """Larger messages are sent in chunks of this size, so that none delays a heartbeat on a slow path."""
     bulk_window_bytes: int = 2 * 1024 * 1024

@@ -141,7 +141,7 @@ class Inbound:
             session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK:
             whole = session.reassembly.add(body)
-            session.byte_credit.took(len(frame), in_chunk=True)
+            session.byte_credit.took(len(frame))
             if whole is not None:
                 self._take_large(session, whole)
         else:
@@ -239,7 +239,7 @@ class Inbound:
             if isinstance(consumer, ConsumerEnd):
                 consumer.put(value, weight)
         elif operation == Op.CREDIT:
-            session.credited(*operations.read_credit(message))
+            session.credited(operations.read_credit(message))
         elif operation == Op.TICK:
             session.peer_ticked(self._clock())
             self._service.ticked(session, operations.read_tick(message))
@@ -263,6 +263,9 @@ class Inbound:
             self._deliver_heavy(session, message)
         elif operation == Op.TAKEN:
             session.windows.taken(*operations.read_taken(message))
+        elif operation == Op.MARK:
+            number, at_once = operations.read_mark(message)
+            session.byte_credit.marked(number, at_once=at_once)
         elif operation in (Op.STREAM, Op.YIELD):
             self._call(session, message)
         elif operation == Op.MORE:
@@ -270,7 +273,13 @@ class Inbound:
             request = session.requests.get(ref)
             if request is not None:
                 request.more(weight)
-        elif operation == Op.REQUEST:
+        else:
+            self._perform_for_node(session, message)
+
+    def _perform_for_node(self, session: Session, message: list[Any]) -> None:
+        """Perform an operation that concerns the node itself. Raises as `_perform` does."""
+        operation = message[0]
+        if operation == Op.REQUEST:
             verb, argument, ref = operations.read_request(message)
             request = self._open(session, argument, ref, MAX_TIMEOUT_MS, in_flight=False)
             session.urgent_ref = ref

@@ -22,9 +22,10 @@ that many bytes and the answers to calls that had been taken before: one answer 
 each call before it takes the next, those of the concurrent handlers of an actor, and all answers of a
 process that collects calls. Items of streams wait for room themselves.
 
-**A peer that takes nothing.** An amount proves nothing: a loop that is busy for some seconds takes nothing,
-and then everything. A connection ends if the peer's loop is alive and takes nothing of what is in flight:
-by its ticks, for `Settings.no_credit_s`; or by what it sends (`Stall`).
+**A peer that takes nothing.** An amount that can be kept proves nothing: a loop that is busy for some seconds
+takes nothing, and then everything. Beyond `Settings.max_unread_bytes` a connection ends. Before that it ends
+if the peer's loop is alive and takes nothing of what is in flight: by its ticks, for `Settings.no_credit_s`;
+or by what it sends (`Stall`).
 
 **Who owns what.** The driver makes and closes sessions. `Outbound` and `Streams` keep in ``calls`` what
 waits for the peer, by ref; `Inbound` takes it out when the outcome comes. `Inbound` keeps in ``requests``
@@ -49,18 +50,21 @@ import msgpack
 
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
-from fleetlm.messaging.chunks import AnswerLane, Lanes, Reassembly
-from fleetlm.messaging.windows import (
+from fleetlm.messaging.byte_windows import (
     MAX_WINDOWS_WITHOUT_CREDIT,
-    NODE,
-    UNIT_BYTES,
+    TOLD_SHARE,
     ByteCredit,
     ByteWindow,
+    Stall,
+)
+from fleetlm.messaging.chunks import AnswerLane, Lanes, Reassembly
+from fleetlm.messaging.windows import (
+    NODE,
+    UNIT_BYTES,
     NodeKey,
     Obstacle,
     ReceiveWindows,
     SendWindows,
-    Stall,
     check_new_key,
     weighed,
 )
@@ -175,9 +179,13 @@ class Session:
         self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes, settings.reply_queue_bytes)
         self.reassembly: Reassembly = Reassembly(settings.max_message_bytes)
         window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, hello.window_bytes))
-        self.byte_window: ByteWindow = ByteWindow(window_bytes, settings.bulk_window_bytes)
+        self.byte_window: ByteWindow = ByteWindow(
+            window_bytes, settings.bulk_window_bytes, settings.max_unread_bytes
+        )
         self._stall = Stall(self.byte_window, settings.no_credit_s, settings.busy_after_s)
-        self.byte_credit: ByteCredit = ByteCredit(window_bytes, settings.bulk_window_bytes, self._tell_credit)
+        self.byte_credit: ByteCredit = ByteCredit(
+            window_bytes // TOLD_SHARE, self._tell_credit, self._check_that_it_takes
+        )
         limit = min(settings.mailbox_limit, hello.mailbox_limit)
         self.windows: SendWindows = SendWindows(limit)
         """The windows of the peer's processes."""
@@ -319,14 +327,14 @@ class Session:
         """Return this node's load on a process of the peer: units that wait there, plus open calls."""
         return self.held.get(key, 0) + self.open_calls.get(key, 0)
 
-    def credited(self, total_bytes: int, chunk_bytes: int) -> None:
-        """Take a CREDIT: the peer has taken ``total_bytes`` in all, ``chunk_bytes`` of them in chunks.
+    def credited(self, mark: int) -> None:
+        """Take a CREDIT: the peer has taken everything before this mark.
 
         Raises:
-            ValueError: for more than was sent, or less than before; nothing changed.
+            ValueError: there is no such mark; nothing changed.
         """
         window = self.byte_window
-        window.credited(total_bytes, chunk_bytes)
+        window.credited(mark)
         self._stall.progressed(self.byte_credit.taken_bytes)
         self._update_is_slow()
         if self.lanes:
@@ -334,12 +342,20 @@ class Session:
         if window.in_flight_bytes + self._batch_bytes < window.limit_bytes:
             window.wake()
 
-    def _tell_credit(self, taken_bytes: int, taken_chunk_bytes: int) -> None:
-        """Tell the peer what was taken here; notice a peer that sends on and on and takes nothing itself."""
-        received_bytes = self._stall.received(taken_bytes)
+    def _tell_credit(self, mark: int) -> None:
+        self.control(operations.credit(mark))
+
+    def _check_that_it_takes(self) -> None:
+        """Notice a peer that sends on and on and takes nothing itself."""
+        received_bytes = self._stall.received(self.byte_credit.taken_bytes)
         if received_bytes > MAX_WINDOWS_WITHOUT_CREDIT * self.byte_window.limit_bytes:
             self._lost(self, f"it sent {received_bytes:,} bytes and took nothing of {self.in_flight:,} bytes")
-        self.control(operations.credit(taken_bytes, taken_chunk_bytes))
+
+    def mark(self, *, at_once: bool = False) -> None:
+        """Mark what was sent until now, unless that was done; the peer's credit for it follows."""
+        mark = self.byte_window.mark()
+        if mark is not None:
+            self.control(operations.mark(mark, int(at_once)))
 
     def _tell_taken(self, key: Key, count: int) -> None:
         self.control(operations.taken(key, count))
@@ -515,8 +531,12 @@ class Session:
         window = self.byte_window
         window.sent(len(frame))
         self._update_is_slow()
-        if not self._transport.send(self.outgoing.channel, frame):
+        if window.in_flight_bytes > window.most_bytes:
+            self._lost(self, f"it has not taken {window.in_flight_bytes:,} bytes, which is too much to keep")
+        elif not self._transport.send(self.outgoing.channel, frame):
             self._lost(self, "connection closed: sending failed")
+        elif window.is_mark_due:
+            self.mark(at_once=True)
 
     # `Caller` for the requests of the peer.
 
@@ -579,13 +599,15 @@ class Session:
             self._lost(self, why)
 
     def sweep(self) -> None:
-        """Drop expired requests of the peer, and tell it what was taken here, however little that is.
+        """Drop expired requests of the peer, and tell it what was taken here; mark what was sent to it.
 
         The peer gives up an expired request itself, so no answer is sent. Called once in every tick.
         """
         for call in [call for call in self.requests.values() if not call.wanted]:
             call.abandon()
         self.arrivals.sweep()
+        self.mark()
+        self.byte_credit.tell()
 
     def close(self, reason: str) -> None:
         """End the session: waiting senders get `NoConnection`, callers `NodeLost`; handlers are cancelled."""

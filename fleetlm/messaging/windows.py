@@ -4,10 +4,7 @@ A sender waits, or gets `WouldBlock`, while a window is full. So memory is bound
 process holds up only the processes that send to it. Exit signals, `Down` messages and credit wait for neither
 window; a reply that finds the window of the connection full waits in a queue (`messaging.session`).
 
-**Bytes of a connection.** `ByteWindow` at the sender counts every byte of the BATCH and CHUNK frames that
-it hands to the transport. `ByteCredit` at the receiver counts every byte that it has decoded and tells the
-totals in a CREDIT. The bytes of chunks are counted a second time, against `Settings.bulk_window_bytes`, so
-that large messages never use up the window that small ones need.
+**Bytes of a connection**: see `messaging.byte_windows`.
 
 **Messages of a process.** `SendWindows` at the sender and `ReceiveWindows` at the receiver count units for
 each process, as the sender names it (`Key`). A message counts 1, and 1 more for each `UNIT_BYTES`, so that
@@ -33,19 +30,20 @@ the last messages of a burst do not stay counted. Senders that wait for a proces
 a unit is kept for each that was woken, or one that sends without pause would take them all. A sender that
 was woken may fail before it sends, if its message cannot be packed; then the next one is woken.
 
-Source: HTTP/2, RFC 9113 section 5.2; differs: totals instead of increments for bytes, and for a process
-units that are given back when it takes a message, not when the message arrives.
+Source: HTTP/2, RFC 9113 section 5.2; differs: the units of a process are given back when it takes a message,
+not when the message arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from fleetlm.errors import InvalidName
+from fleetlm.messaging.byte_windows import TOLD_SHARE, wake
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 
@@ -61,11 +59,6 @@ MAX_UNTOLD_PROCESSES = 4_096
 """Processes of which some units were taken and not told yet; bounds the tables of both sides."""
 MAX_SWEPT_MAILBOXES = 16_384
 """Mailboxes that one tick looks at; they take some 20 ms."""
-TOLD_SHARE = 8
-"""Credit is told for every eighth of a window: rarely enough to cost nothing, often enough to flow."""
-MAX_WINDOWS_WITHOUT_CREDIT = 4
-"""Bytes, in windows, that a peer may send while our window to it is full and it takes nothing. Its own window
-holds one of them; for a second one it must take the credit that stands behind our bytes."""
 
 
 class Obstacle(Enum):
@@ -153,174 +146,6 @@ def check_new_key(key: object) -> int:
     return 0
 
 
-class ByteWindow:
-    """The sender's side of the window of a connection, in bytes, and the senders that wait for it.
-
-    Args:
-        limit_bytes: bytes in flight from which on senders wait.
-        chunk_limit_bytes: the same for the bytes of chunks, which wait in lanes.
-    """
-
-    __slots__ = (
-        "_acked_bytes", "_acked_chunk_bytes", "_chunk_limit_bytes", "_sent_bytes", "_sent_chunk_bytes",
-        "_waiters", "in_flight_bytes", "limit_bytes",
-    )  # fmt: skip
-
-    def __init__(self, limit_bytes: int, chunk_limit_bytes: int) -> None:
-        self.limit_bytes: int = limit_bytes
-        self.in_flight_bytes: int = 0
-        """Bytes handed to the transport and not known to be taken."""
-        self._chunk_limit_bytes = chunk_limit_bytes
-        self._sent_bytes = self._acked_bytes = 0
-        self._sent_chunk_bytes = self._acked_chunk_bytes = 0
-        self._waiters: dict[asyncio.Future[None], None] = {}
-
-    @property
-    def taken_bytes(self) -> int:
-        """Bytes that the peer has taken, as far as it has told."""
-        return self._acked_bytes
-
-    @property
-    def may_send_chunk(self) -> bool:
-        """Whether the window of chunks has room."""
-        return self._sent_chunk_bytes - self._acked_chunk_bytes < self._chunk_limit_bytes
-
-    def sent(self, size_bytes: int) -> None:
-        """Count a frame."""
-        self._sent_bytes += size_bytes
-        self.in_flight_bytes += size_bytes
-
-    def sent_chunk(self, size_bytes: int) -> None:
-        """Count the bytes of a chunk, in addition to `sent`."""
-        self._sent_chunk_bytes += size_bytes
-
-    def credited(self, total_bytes: int, chunk_bytes: int) -> None:
-        """Note that the peer has taken ``total_bytes`` in all, ``chunk_bytes`` of them in chunks.
-
-        Raises:
-            ValueError: more than was sent, or less than before; nothing changed.
-        """
-        if (
-            not self._acked_bytes <= total_bytes <= self._sent_bytes
-            or not self._acked_chunk_bytes <= chunk_bytes <= self._sent_chunk_bytes
-        ):
-            raise ValueError(f"credit for {total_bytes} of {self._sent_bytes} bytes")
-        self._acked_bytes = total_bytes
-        self._acked_chunk_bytes = chunk_bytes
-        self.in_flight_bytes = self._sent_bytes - total_bytes
-
-    async def wait(self) -> None:
-        """Return when there may be room; the caller looks whether there is."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = None
-        try:
-            await waiter
-        finally:
-            self._waiters.pop(waiter, None)
-
-    def wake(self) -> None:
-        """Wake every sender that waits: there may be room."""
-        waiters, self._waiters = self._waiters, {}
-        _wake(waiters)
-
-    def close(self) -> None:
-        """End with the connection: nothing is in flight any more, and every waiting sender wakes."""
-        self.in_flight_bytes = 0
-        self.wake()
-
-
-class Stall:
-    """Measures for how long a peer has taken nothing of what is in flight though its loop is alive.
-
-    It looks at each tick of the peer, which only a running loop sends. A pause in the ticks begins the
-    measurement anew: the loop was busy, and takes everything now. It also counts what the peer sends
-    meanwhile, which proves more than a tick. Source: TCP's zero-window probes, RFC 9293 section 3.8.6.1;
-    differs: TCP probes without end, since it cannot know whether the other program is alive.
-
-    Args:
-        window: what is in flight to the peer.
-        after_s: seconds after which the connection should end.
-        busy_after_s: seconds without a tick after which the peer was busy.
-    """
-
-    __slots__ = (
-        "_busy_after_s", "_received_bytes", "_since", "_taken_bytes", "_ticked_at", "_was_empty", "_window",
-        "after_s",
-    )  # fmt: skip
-
-    def __init__(self, window: ByteWindow, after_s: float, busy_after_s: float) -> None:
-        self.after_s: float = after_s
-        self._window = window
-        self._busy_after_s = busy_after_s
-        self._since = self._ticked_at = 0.0
-        self._taken_bytes = 0
-        self._was_empty = True
-        self._received_bytes = 0
-        """What had come from the peer when it last took something, or had nothing to take."""
-
-    def progressed(self, received_bytes: int) -> None:
-        """Note that the peer has taken something, and what has come from it in all until now."""
-        self._received_bytes = received_bytes
-
-    def received(self, received_bytes: int) -> int:
-        """Return how much came from the peer, of ``received_bytes`` in all, while it took nothing."""
-        if self._window.in_flight_bytes < self._window.limit_bytes:
-            self._received_bytes = received_bytes
-        return received_bytes - self._received_bytes
-
-    def ticked(self, now: float) -> float:
-        """Take a tick of the peer. Returns for how many seconds it has taken nothing; 0 if it has."""
-        window = self._window
-        was_busy = now - self._ticked_at > self._busy_after_s
-        if was_busy or self._was_empty or window.taken_bytes != self._taken_bytes:
-            self._since = now
-        self._ticked_at = now
-        self._taken_bytes = window.taken_bytes
-        self._was_empty = window.in_flight_bytes == 0
-        return now - self._since
-
-
-class ByteCredit:
-    """The receiver's side of the window of a connection, in bytes.
-
-    Args:
-        limit_bytes: the window of the peer, all frames counted.
-        chunk_limit_bytes: that of chunks.
-        tell: sends the peer the totals, ``(bytes, of them in chunks)``.
-    """
-
-    __slots__ = (
-        "_chunk_step_bytes", "_step_bytes", "_tell", "_told_bytes", "_told_chunk_bytes",
-        "taken_bytes", "taken_chunk_bytes",
-    )  # fmt: skip
-
-    def __init__(self, limit_bytes: int, chunk_limit_bytes: int, tell: Callable[[int, int], None]) -> None:
-        self.taken_bytes: int = 0
-        self.taken_chunk_bytes: int = 0
-        """Bytes of frames that were decoded."""
-        self._step_bytes = limit_bytes // TOLD_SHARE
-        self._chunk_step_bytes = chunk_limit_bytes // TOLD_SHARE
-        self._told_bytes = self._told_chunk_bytes = 0
-        self._tell = tell
-
-    def took(self, size_bytes: int, *, in_chunk: bool = False) -> None:
-        """Count a frame that was decoded, and tell the peer after every eighth of a window."""
-        self.taken_bytes += size_bytes
-        if in_chunk:
-            self.taken_chunk_bytes += size_bytes
-        is_chunk_due = self.taken_chunk_bytes - self._told_chunk_bytes >= self._chunk_step_bytes
-        if is_chunk_due or self.taken_bytes - self._told_bytes >= self._step_bytes:
-            self.tell()
-
-    def tell(self) -> None:
-        """Tell the peer the totals, unless they are those that it was told last."""
-        if self.taken_bytes == self._told_bytes and self.taken_chunk_bytes == self._told_chunk_bytes:
-            return
-        self._told_bytes = self.taken_bytes
-        self._told_chunk_bytes = self.taken_chunk_bytes
-        self._tell(self.taken_bytes, self.taken_chunk_bytes)
-
-
 class SendWindows:
     """The sender's side of the windows of the peer's processes, and the senders that wait for each.
 
@@ -381,7 +206,7 @@ class SendWindows:
         self._pool.clear()
         self._favoured.clear()
         for waiters in self._waiters.values():
-            _wake(waiters)
+            wake(waiters)
 
     def _wake(self, key: Key) -> None:
         """Wake as many waiting senders as there is room for, and keep a unit for each."""
@@ -526,9 +351,3 @@ class ReceiveWindows:
         else:
             del self.held[key]
         self._tell(key, count)
-
-
-def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from secrets import randbits
 from typing import TYPE_CHECKING
 
 from fleetlm.ids import Pid
@@ -25,6 +26,8 @@ class NodeContext:
         settings: never changed while the node runs.
         sessions: the live sessions by node name; the driver adds and removes them.
         drain_step: how far a node, this one or a connected one, is with draining; see `core.draining`.
+        draw: returns a random number of so many bits that no peer can guess; in a simulation the same ones in
+            each run.
         loop: the event loop that runs the node.
     """
 
@@ -33,6 +36,7 @@ class NodeContext:
     settings: Settings
     sessions: dict[str, Session]
     drain_step: Callable[[str], int]
+    draw: Callable[[int], int] = randbits
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def check_loop(self, what: str) -> None:

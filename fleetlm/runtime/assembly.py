@@ -32,6 +32,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +192,12 @@ class Assembly:
             max_message_bytes=settings.max_message_bytes,
         )
         self.kernel: Kernel = Kernel(identity, settings, prepared.rng)
-        self.context: NodeContext = NodeContext(prepared.name, incarnation, settings, {}, self._drain_step)
+        draw: Callable[[int], int] = secrets.randbits
+        if not prepared.on_this_network:  # Marks must not change any back-off either.
+            draw = random.Random(f"{prepared.name} {incarnation} marks").getrandbits
+        self.context: NodeContext = NodeContext(
+            prepared.name, incarnation, settings, {}, self._drain_step, draw
+        )
         self.codec: Codec = Codec(max_nesting=settings.max_nesting)
         self.events: EventHub = EventHub(settings.events_limit)
         self.changes: ChangeSignal = ChangeSignal()

@@ -115,6 +115,7 @@ class Driver:
         self._events = events
         self._settings = context.settings
         self._rng = rng
+        self._draw = context.draw
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(self._loop)
         self._timer: asyncio.TimerHandle | None = None
@@ -269,6 +270,7 @@ class Driver:
             self._flusher.flush_soon,
             self._session_lost,
         )
+        session.byte_window.draw = self._draw
         self.sessions[up.name] = session
         self._by_source[up.incoming.source] = session
         self._transport.admit(up.incoming.source)
@@ -336,7 +338,6 @@ class Driver:
         self._perform(self.kernel.pulse(now - self.lag_ms / 1000))
         for session in list(self.sessions.values()):
             session.sweep()
-            session.byte_credit.tell()
         self.tick_sessions()
         self.follower.pulsed()
         if now >= self._gossip_due and self.sessions:

@@ -29,7 +29,8 @@ that takes a received list apart. `SCHEMAS` lists them all.
                                                       cancelled, a consumer stopped
 15  MORE       ref, units                             the consumer of a stream took items
 12  TAKEN      to, units                              messages left the mailbox of a process
- 6  CREDIT     bytes, of them in chunks               frames were decoded, every eighth of a window
+21  MARK       mark, at_once                          behind every eighth of a window, and with a tick
+ 6  CREDIT     mark, None                             everything before that MARK was decoded
  7  TICK       lag_ms, None                           every tick interval: this node's loop is alive
 19  DRAIN      number, [step, left_ms, source]        the sender drains, refuses new work, or undoes it
 20  HEARD      number, count                          a DRAIN was taken: one behind each request that waits
@@ -53,6 +54,8 @@ Types of the fields:
 - *window*: units of items that a producer may send before the consumer allows more.
 - *in_flight*: 1 if the request is made on behalf of work that began before its sender knew of a drain, so
   that a node which refuses new work serves it; else 0.
+- *mark*: a random number of the sender, which nobody knows who has not decoded the MARK.
+- *at_once*: 1 if the CREDIT should follow at once; 0 if it may wait for the next tick.
 - *idle_ms*: how long a producer waits for that permission before it ends the stream; 0: without limit.
 - counts, bytes and milliseconds: 0 to 2**64 - 1.
 
@@ -116,6 +119,7 @@ class Op(IntEnum):
     YIELD = 18
     DRAIN = 19
     HEARD = 20
+    MARK = 21
 
 
 # Plain ints: msgpack refuses an IntEnum, and `int(Op.CALL)` for every message costs 100 ns.
@@ -124,6 +128,7 @@ _REQUEST, _CREDIT, _TICK, _PEERS = int(Op.REQUEST), int(Op.CREDIT), int(Op.TICK)
 _SIGNAL, _TABLE, _HEAVY, _TAKEN = int(Op.SIGNAL), int(Op.TABLE), int(Op.HEAVY), int(Op.TAKEN)
 _STREAM, _ITEM, _MORE, _HANDLE = int(Op.STREAM), int(Op.ITEM), int(Op.MORE), int(Op.HANDLE)
 _CAST, _YIELD, _DRAIN, _HEARD = int(Op.CAST), int(Op.YIELD), int(Op.DRAIN), int(Op.HEARD)
+_MARK = int(Op.MARK)
 
 _pack: Callable[[int], bytes] = msgpack.Packer().pack
 _ARRAY: Final = 0x90
@@ -409,15 +414,26 @@ def read_taken(message: list[Any]) -> tuple[Any, int]:
     return to, checked_count(units)
 
 
-def credit(total: int, in_chunks: int) -> list[Any]:
-    """Build the running totals of bytes that this node has decoded: all, and those in CHUNK frames."""
-    return [_CREDIT, total, in_chunks]
+def mark(number: int, at_once: int) -> list[Any]:
+    """Build a mark behind what was sent until now; see `messaging.byte_windows`."""
+    return [_MARK, number, at_once]
 
 
-def read_credit(message: list[Any]) -> tuple[int, int]:
-    """Return both totals; `Session.credited` compares them with what was sent."""
-    _, total, in_chunks = message
-    return checked_count(total), checked_count(in_chunks)
+def read_mark(message: list[Any]) -> tuple[int, bool]:
+    """Return the number, and whether the credit should follow at once."""
+    _, number, at_once = message
+    return checked_count(number), checked_count(at_once) != 0
+
+
+def credit(number: int) -> list[Any]:
+    """Build the proof that everything was decoded that stands before the peer's mark ``number``."""
+    return [_CREDIT, number, None]
+
+
+def read_credit(message: list[Any]) -> int:
+    """Return the number of the mark; `Session.credited` looks whether there is such a mark."""
+    _, number, _ = message
+    return checked_count(number)
 
 
 # ── node to node ────────────────────────────────────────────────────────────────────────────────
@@ -618,5 +634,6 @@ SCHEMAS: Final[dict[Op, Schema]] = {
     Op.YIELD: Schema(yield_, read_stream, has_limit=True),
     Op.DRAIN: Schema(drain, read_drain),
     Op.HEARD: Schema(heard, read_heard),
+    Op.MARK: Schema(mark, read_mark),
 }
 """The operations, each with its two functions. A test checks that no operation is missing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -195,6 +196,7 @@ class Side:
             self.dirty.append,
             lambda _session, reason: self.lost.append(reason),
         )
+        self.session.byte_window.draw = random.Random(name).getrandbits
         self.inbound = Inbound(self.boxes, self.codec, self.service, loop.time, 8)
 
     def box(self, name: str, limit: int = 1_000_000) -> Mailbox:
@@ -232,6 +234,17 @@ class Pair:
                 frames = a.transport.take()
                 b.receive(frames)
                 moved |= bool(frames)
+
+    def credit(self) -> None:
+        """Do what the next ticks do: the one side marks what it has sent, and the other tells the mark."""
+        self.here.session.mark()
+        self.settle()
+        self.there.session.byte_credit.tell()
+        self.settle()
+
+
+MARK_BYTES = 40
+"""At most so many bytes are in flight when everything has been credited: the frame of the last mark."""
 
 
 async def turns(count: int = 5) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, RemoteError
+from fleetlm.messaging.byte_windows import MAX_WINDOWS_WITHOUT_CREDIT, ByteWindow, Stall
 from fleetlm.messaging.stream_items import ConsumerEnd
-from fleetlm.messaging.windows import MAX_WINDOWS_WITHOUT_CREDIT, ByteWindow, Stall
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop
 from fleetlm.wire import operations
@@ -154,13 +154,19 @@ def in_flight(size_bytes: int = 1) -> ByteWindow:
     return window
 
 
+def take(window: ByteWindow) -> None:
+    mark = window.mark()
+    assert mark is not None
+    window.credited(mark)
+
+
 def test_a_peer_that_ticks_and_takes_nothing_is_noticed_after_the_set_time_and_not_before() -> None:
     window = in_flight()
     stall = Stall(window, 30.0, 3.0)
     assert [stall.ticked(now) for now in (100.0, 101.0, 102.0)] == [0, 1, 2]
     for second in range(103, 132):
         assert stall.ticked(second) == second - 100
-    window.credited(1, 0)
+    take(window)
     assert stall.ticked(132.0) == 0
     window.sent(5)
     assert [stall.ticked(now) for now in (133.0, 134.0)] == [0, 1], "it had nothing to take before"
@@ -171,7 +177,8 @@ def test_a_peer_that_takes_a_little_is_slow_and_not_stalled() -> None:
     stall = Stall(window, 30.0, 3.0)
     for second in range(500):
         if second % 20 == 0:
-            window.credited(1 + second, 0)
+            take(window)
+            window.sent(1_000)
         assert stall.ticked(float(second)) < 25
 
 

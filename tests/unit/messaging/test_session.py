@@ -3,17 +3,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given, strategies as st
 
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost, NotSerializable, RemoteError
+from fleetlm.messaging.byte_windows import MAX_MARKS, ByteWindow
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.frames import CHUNK_HEAD, HEADER, HEADER_BYTES, Kind
 from fleetlm.wire.operations import Op
-from tests.support.session_fakes import EPOCH_HERE, HERE, THERE, Pair, Side, turns, virtual
+from tests.support.session_fakes import EPOCH_HERE, HERE, MARK_BYTES, THERE, Pair, Side, turns, virtual
 
 KIB = 1024
 SMALL = Settings(
@@ -88,7 +90,7 @@ async def test_sending_on_a_broken_channel_reports_the_loss_and_never_raises() -
 
 
 @virtual
-async def test_no_amount_alone_ends_a_connection() -> None:
+async def test_no_amount_that_can_be_kept_ends_a_connection() -> None:
     side = Side(HERE, THERE, SMALL)
     for _ in range(400):
         side.session.append(b"\xc4\xff" + b"x" * 1023)
@@ -105,7 +107,7 @@ async def test_a_large_message_goes_in_chunks_and_arrives_whole() -> None:
     box = pair.there.box("echo")
     pair.here.send("echo", b"x" * 100 * KIB)
     pair.here.flush()
-    assert set(kinds(pair.here)) == {Kind.CHUNK}
+    assert set(kinds(pair.here)) == {Kind.CHUNK, Kind.BATCH}, "a mark between two chunks"
     assert (
         max(len(frame) for _, frame in pair.here.transport.frames) == 4 * KIB + HEADER_BYTES + CHUNK_HEAD.size
     )
@@ -165,7 +167,7 @@ async def test_many_small_messages_behind_a_large_one_leave_in_batches_of_the_us
         pair.here.send("echo", b"y" * KIB, "a")
     pair.here.flush()
     batches = [frame for _, frame in pair.here.transport.frames if frame[0] == Kind.BATCH]
-    assert len(batches) == 50
+    assert len(batches) == 51, "the first one is the mark of the chunks"
     assert max(map(len, batches)) <= SMALL.batch_bytes + 2 * KIB
     pair.settle()
     assert len(box) == 101
@@ -209,9 +211,8 @@ async def test_bytes_in_flight_go_back_to_nothing() -> None:
     pair.here.send("echo", b"x" * 30 * KIB, "a")
     assert pair.here.session.in_flight > 33 * KIB
     pair.settle()
-    pair.there.session.byte_credit.tell()
-    pair.settle()
-    assert pair.here.session.in_flight == 0
+    pair.credit()
+    assert pair.here.session.in_flight <= MARK_BYTES
 
 
 @virtual
@@ -242,8 +243,7 @@ async def test_a_session_is_slow_only_while_a_window_is_full_or_lanes_are_used()
     pair.here.flush()
     assert session.is_slow
     pair.settle()
-    pair.there.session.byte_credit.tell()
-    pair.settle()
+    pair.credit()
     assert not session.is_slow
     pair.here.send("echo", b"x" * 30 * KIB, "a")
     assert session.is_slow, "what a sender of something large sends next must queue"
@@ -279,44 +279,101 @@ async def test_a_waiting_sender_is_told_that_the_session_has_ended() -> None:
         side.send("echo", 1)
 
 
-@pytest.mark.parametrize("credit", [(1, 0), (0, 1), (1 << 62, 0)])
-def test_credit_for_more_than_was_sent_is_refused(credit: tuple[int, int]) -> None:
-    async def main() -> None:
-        side = Side(HERE, THERE, SMALL)
-        with pytest.raises(ValueError, match="credit"):
-            side.session.credited(*credit)
-        assert side.session.in_flight == 0
-
-    run(main())
-
-
 @virtual
-async def test_credit_never_goes_back() -> None:
+async def test_credit_without_the_number_of_a_mark_is_refused() -> None:
     side = Side(HERE, THERE, SMALL)
     side.send("echo", b"x" * 100)
     side.flush()
-    side.session.credited(50, 0)
-    with pytest.raises(ValueError, match="credit"):
-        side.session.credited(49, 0)
+    before = side.session.in_flight
+    for guess in (0, before, 1 << 63):
+        with pytest.raises(ValueError, match="has not taken"):
+            side.session.credited(guess)
+    assert side.session.in_flight == before
 
 
 @virtual
-async def test_credit_is_told_for_every_eighth_of_a_window_and_not_twice() -> None:
-    side = Side(HERE, THERE, SMALL)
-    side.session.byte_credit.took(8 * KIB - 1)
-    assert not side.dirty
-    side.session.byte_credit.took(1)
-    assert side.dirty
-    side.flush()
-    frames = len(side.transport.frames)
-    side.session.byte_credit.tell()
-    side.flush()
-    assert len(side.transport.frames) == frames == 1
-    side.session.byte_credit.took(KIB, in_chunk=True)
-    for _ in range(7):
-        side.session.byte_credit.took(1, in_chunk=True)
-    side.flush()
-    assert side.session.messages_sent == 2
+async def test_a_mark_is_credited_once_and_with_it_all_that_came_before() -> None:
+    window = ByteWindow(64 * KIB, 8 * KIB)
+    window.sent(100)
+    first = window.mark()
+    assert first is not None
+    assert window.mark() is None, "nothing was sent since"
+    window.sent(50)
+    second = window.mark()
+    window.sent(7)
+    assert second is not None
+    window.credited(second)
+    assert (window.in_flight_bytes, window.taken_bytes) == (7, 150)
+    for former in (first, second):
+        with pytest.raises(ValueError, match="has not taken"):
+            window.credited(former)
+    assert window.in_flight_bytes == 7
+
+
+@virtual
+async def test_marks_are_random_and_of_one_length() -> None:
+    window = ByteWindow(64 * KIB, 8 * KIB)
+    marks = set()
+    for _ in range(100):
+        window.sent(1)
+        marks.add(window.mark())
+    assert len(marks) == 100
+    assert {len(msgpack.packb(mark)) for mark in marks} == {9}
+
+
+@virtual
+async def test_a_peer_that_gives_no_credit_leaves_a_bounded_number_of_marks() -> None:
+    window = ByteWindow(64 * KIB, 8 * KIB)
+    marks = []
+    for _ in range(3 * MAX_MARKS):
+        window.sent(1)
+        marks.append(window.mark())
+    open_marks = [mark for mark in marks if mark is not None]
+    assert len(open_marks) == len(window._marks) == MAX_MARKS
+    window.credited(open_marks[-1])
+    assert window.mark() is not None, "when it takes everything in the end, it goes on"
+
+
+@virtual
+async def test_a_mark_follows_every_eighth_of_a_window_and_is_answered_at_once() -> None:
+    pair = Pair(SMALL)
+    pair.there.box("echo")
+    for _ in range(8):
+        pair.here.send("echo", b"x" * (KIB - 1))
+        pair.here.flush()
+    pair.settle()
+    assert pair.here.session.byte_window.taken_bytes > 8 * KIB
+    frames = len(pair.there.transport.frames)
+    pair.there.session.byte_credit.tell()
+    pair.there.flush()
+    assert len(pair.there.transport.frames) == frames, "no mark is told twice"
+
+
+@virtual
+async def test_what_is_less_than_a_step_is_marked_with_a_tick_and_told_with_the_next() -> None:
+    pair = Pair(SMALL)
+    pair.there.box("echo")
+    pair.here.send("echo", 1)
+    pair.settle()
+    pair.here.session.sweep()
+    pair.settle()
+    assert pair.here.session.byte_window.taken_bytes == 0
+    pair.there.session.sweep()
+    pair.settle()
+    assert pair.here.session.byte_window.taken_bytes > 0
+
+
+@virtual
+async def test_a_peer_that_takes_nothing_of_what_cannot_wait_is_disconnected() -> None:
+    side = Side(HERE, THERE, SMALL.replace(max_unread_bytes=192 * KIB))
+    number = 0
+    while not side.lost and number < 1_000:
+        side.session.control(["x" * KIB, number])
+        side.flush()
+        number += 1
+    assert "too much to keep" in side.lost[0]
+    kept = sum(len(frame) for _, frame in side.transport.frames)
+    assert 180 * KIB < kept <= 192 * KIB
 
 
 sizes = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12 * KIB), st.booleans()), max_size=25)
@@ -339,9 +396,8 @@ def test_the_byte_window_adds_up_for_all_sequences_of_messages(steps: list[tuple
                 pair.here.receive(pair.there.transport.take())
                 assert pair.here.session.in_flight >= 0
         pair.settle()
-        pair.there.session.byte_credit.tell()
-        pair.settle()
-        assert pair.here.session.in_flight == 0
+        pair.credit()
+        assert pair.here.session.in_flight <= MARK_BYTES
         assert pair.here.session.lanes.waiting_bytes == 0
         arrived: dict[int, list[int]] = {}
         for sender, serial, _ in box.queue:

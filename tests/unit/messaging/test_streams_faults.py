@@ -170,7 +170,7 @@ async def test_both_sides_count_a_large_request_alike() -> None:
     await turns()
     for _ in range(100):
         await rig.settle()
-        rig.pair.there.session.byte_credit.tell()
+        rig.pair.credit()
     assert len(rig.slow) == 1
     assert rig.session.windows.held == rig.arrivals.held
     streaming.cancel()

@@ -45,7 +45,7 @@ def test_a_large_unreadable_message_leaves_the_window_with_all_its_units(operati
         for _ in range(5):
             await rig.settle()
             rig.pair.there.session.sweep()
-            rig.pair.there.session.byte_credit.tell()
+            rig.pair.credit()
         await rig.settle()
         await asyncio.wait([asking])
         asking.exception()
@@ -68,7 +68,7 @@ async def test_both_sides_count_a_large_cast_alike() -> None:
         await rig.outbound.cast(SLOW, Invoke(handler, (b"x" * size,), {}))
         for _ in range(100):
             await rig.settle()
-            rig.pair.there.session.byte_credit.tell()
+            rig.pair.credit()
         assert rig.session.windows.held == rig.arrivals.held
     assert len(rig.slow) == 5
 

@@ -306,12 +306,12 @@ async def test_it_ticks_and_tells_of_its_lag() -> None:
 async def test_with_its_pulse_it_tells_what_it_took_and_forgets_what_expired() -> None:
     rig = Rig()
     _, source = rig.bring_up()
-    rig.batch(source, [Op.CALL, "sink", "hi", 1, 500, 0])
+    rig.batch(source, [Op.CALL, "sink", "hi", 1, 500, 0], [Op.MARK, 77, 0])
     session = rig.driver.sessions[THERE]
     assert list(session.requests) == [1]
     rig.driver.start()
     await asyncio.sleep(1.5)
-    assert rig.operations(Op.CREDIT) == [[Op.CREDIT, session.byte_credit.taken_bytes, 0]]
+    assert rig.operations(Op.CREDIT) == [[Op.CREDIT, 77, None]]
     assert not session.requests
     rig.driver.leave("done")
 

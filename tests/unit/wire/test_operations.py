@@ -41,7 +41,8 @@ CASES: list[tuple[Op, tuple[Any, ...], Any]] = [
     (Op.CANCEL, (7,), 7),
     (Op.MORE, (7, 64), (7, 64)),
     (Op.TAKEN, ("echo", 3), ("echo", 3)),
-    (Op.CREDIT, (BIG, 5), (BIG, 5)),
+    (Op.CREDIT, (BIG,), BIG),
+    (Op.MARK, (BIG, 1), (BIG, True)),
     (Op.TICK, (12,), 12),
     (Op.DRAIN, (3, 1, 25_000, "signal"), (3, 1, 25_000, "signal")),
     (Op.HEARD, (3, 2), (3, 2)),
@@ -70,7 +71,7 @@ def test_the_numbers_on_the_wire_never_change() -> None:
     assert {op.name: op.value for op in Op} == {
         "CALL": 1, "REPLY": 2, "FAILURE": 3, "CANCEL": 4, "REQUEST": 5, "CREDIT": 6, "TICK": 7, "PEERS": 8,
         "SIGNAL": 9, "TABLE": 10, "HEAVY": 11, "TAKEN": 12, "STREAM": 13, "ITEM": 14, "MORE": 15,
-        "HANDLE": 16, "CAST": 17, "YIELD": 18, "DRAIN": 19, "HEARD": 20,
+        "HANDLE": 16, "CAST": 17, "YIELD": 18, "DRAIN": 19, "HEARD": 20, "MARK": 21,
     }  # fmt: skip
 
 
@@ -120,7 +121,8 @@ def test_the_source_of_a_drain_is_a_short_text() -> None:
 
 @pytest.mark.parametrize("count", [-1, BIG + 1, True, 1.0, "1", None])
 def test_counts_are_unsigned_integers_of_64_bits(count: Any) -> None:
-    for message in ([Op.CREDIT, count, 0], [Op.CREDIT, 0, count], [Op.TICK, count, False]):
+    marks = ([Op.MARK, count, 0], [Op.MARK, 0, count])
+    for message in (*marks, [Op.CREDIT, count, None], [Op.TICK, count, False]):
         with pytest.raises(ValueError, match="is not a count"):
             read(Op(message[0]), message)
     for op, bad in (

@@ -1,0 +1,248 @@
+"""The window of a connection: the bytes that were handed to the transport and that the peer has not taken.
+
+A sender waits, or gets `WouldBlock`, while this window is full (`messaging.windows` tells of the other one).
+libzmq keeps whatever the peer does not read, so what stands here is what a peer can make this node hold.
+`ByteWindow` at the sender counts every byte of the BATCH and CHUNK frames. The bytes of chunks are counted a
+second time, against `Settings.bulk_window_bytes`, so that large messages never use up the window that small
+ones need.
+
+**Marks.** A peer must not be able to claim that it has taken what it has not read: its claim would open the
+window, and libzmq would hold all that follows. So credit is a proof. The sender puts a MARK with a random
+number behind some frames, and remembers how many bytes stand before it. The receiver repeats the number of
+the last MARK that it has decoded in a CREDIT. Frames are decoded in their order, so that whoever repeats the
+number has taken everything before it, and nobody can guess it. A CREDIT for no mark that is open ends the
+connection.
+
+A MARK follows each eighth of the window, and is answered at once. With each tick another one follows what is
+less than that, and is answered with a tick of the peer.
+
+**What cannot wait.** Exit signals, `Down` messages, credit and ticks wait for no window. `Settings.
+max_unread_bytes` is the bound for everything together: a connection that reaches it ends.
+
+Source: S. Savage et al., TCP congestion control with a misbehaving receiver (1999), the cumulative nonce;
+differs: one random number for some frames, since frames are never lost on their way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from secrets import randbits
+from typing import Final
+
+TOLD_SHARE: Final = 8
+"""A mark follows every eighth of a window: rarely enough to cost nothing, often enough to flow."""
+CHUNKS_TOLD_SHARE: Final = 4
+"""And every fourth of the window of chunks: a mark travels in a frame of its own between two chunks."""
+MAX_MARKS: Final = 1_024
+"""Marks that wait for their CREDIT. A peer whose loop stands still gets one with every tick."""
+MAX_WINDOWS_WITHOUT_CREDIT: Final = 4
+"""Bytes, in windows, that a peer may send while our window to it is full and it takes nothing. Its own window
+holds one of them; for a second one it must take the credit that stands behind our bytes."""
+_MARK_BITS: Final = 63
+_HIGHEST_BIT: Final = 1 << 63
+"""Set in every mark, so that all of them have the same length in a frame."""
+
+
+class ByteWindow:
+    """The sender's side of the window of a connection, in bytes, and the senders that wait for it.
+
+    Args:
+        limit_bytes: bytes in flight from which on senders wait.
+        chunk_limit_bytes: the same for the bytes of chunks, which wait in lanes.
+        most_bytes: bytes in flight beyond which the connection must end; at least twice ``limit_bytes``.
+    """
+
+    __slots__ = (
+        "_acked_bytes", "_acked_chunk_bytes", "_chunk_limit_bytes", "_chunk_step_bytes", "_marked_bytes",
+        "_marked_chunk_bytes", "_marks", "_sent_bytes", "_sent_chunk_bytes", "_step_bytes", "_waiters",
+        "draw", "in_flight_bytes", "limit_bytes", "most_bytes",
+    )  # fmt: skip
+
+    def __init__(self, limit_bytes: int, chunk_limit_bytes: int, most_bytes: int = 0) -> None:
+        self.limit_bytes: int = limit_bytes
+        self.most_bytes: int = max(most_bytes, 2 * limit_bytes)
+        self.in_flight_bytes: int = 0
+        """Bytes handed to the transport and not known to be taken."""
+        self._chunk_limit_bytes = chunk_limit_bytes
+        self._step_bytes = limit_bytes // TOLD_SHARE
+        self._chunk_step_bytes = chunk_limit_bytes // CHUNKS_TOLD_SHARE
+        self._sent_bytes = self._marked_bytes = self._acked_bytes = 0
+        self._sent_chunk_bytes = self._marked_chunk_bytes = self._acked_chunk_bytes = 0
+        self.draw: Callable[[int], int] = randbits
+        """Returns a random number of so many bits that the peer cannot guess."""
+        self._marks: deque[tuple[int, int, int]] = deque()
+        """The marks without a CREDIT, the oldest first, each with all bytes and bytes of chunks before it."""
+        self._waiters: dict[asyncio.Future[None], None] = {}
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes that the peer has proved to have taken."""
+        return self._acked_bytes
+
+    @property
+    def may_send_chunk(self) -> bool:
+        """Whether the window of chunks has room."""
+        return self._sent_chunk_bytes - self._acked_chunk_bytes < self._chunk_limit_bytes
+
+    @property
+    def is_mark_due(self) -> bool:
+        """Whether so much was sent since the last mark that another one should follow at once."""
+        return (
+            self._sent_bytes - self._marked_bytes >= self._step_bytes
+            or self._sent_chunk_bytes - self._marked_chunk_bytes >= self._chunk_step_bytes
+        )
+
+    def sent(self, size_bytes: int) -> None:
+        """Count a frame."""
+        self._sent_bytes += size_bytes
+        self.in_flight_bytes += size_bytes
+
+    def sent_chunk(self, size_bytes: int) -> None:
+        """Count the bytes of a chunk, in addition to `sent`."""
+        self._sent_chunk_bytes += size_bytes
+
+    def mark(self) -> int | None:
+        """Return a mark for all that was sent until now; it must follow that.
+
+        Returns:
+            None if all that was sent is marked already, or too many marks have no credit.
+        """
+        if self._sent_bytes == self._marked_bytes or len(self._marks) >= MAX_MARKS:
+            return None
+        self._marked_bytes, self._marked_chunk_bytes = self._sent_bytes, self._sent_chunk_bytes
+        mark = self.draw(_MARK_BITS) | _HIGHEST_BIT
+        self._marks.append((mark, self._marked_bytes, self._marked_chunk_bytes))
+        return mark
+
+    def credited(self, mark: int) -> None:
+        """Note that the peer has taken all that stands before a mark.
+
+        Raises:
+            ValueError: there is no such mark, or it was credited before; nothing changed.
+        """
+        if all(known != mark for known, _, _ in self._marks):
+            raise ValueError("credit for bytes that it has not taken")
+        known = None
+        while known != mark:
+            known, self._acked_bytes, self._acked_chunk_bytes = self._marks.popleft()
+        self.in_flight_bytes = self._sent_bytes - self._acked_bytes
+
+    async def wait(self) -> None:
+        """Return when there may be room; the caller looks whether there is."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        try:
+            await waiter
+        finally:
+            self._waiters.pop(waiter, None)
+
+    def wake(self) -> None:
+        """Wake every sender that waits: there may be room."""
+        waiters, self._waiters = self._waiters, {}
+        wake(waiters)
+
+    def close(self) -> None:
+        """End with the connection: nothing is in flight any more, and every waiting sender wakes."""
+        self.in_flight_bytes = 0
+        self.wake()
+
+
+class Stall:
+    """Measures for how long a peer has taken nothing of what is in flight though its loop is alive.
+
+    It looks at each tick of the peer, which only a running loop sends. A pause in the ticks begins the
+    measurement anew: the loop was busy, and takes everything now. It also counts what the peer sends
+    meanwhile, which proves more than a tick. Source: TCP's zero-window probes, RFC 9293 section 3.8.6.1;
+    differs: TCP probes without end, since it cannot know whether the other program is alive.
+
+    Args:
+        window: what is in flight to the peer.
+        after_s: seconds after which the connection should end.
+        busy_after_s: seconds without a tick after which the peer was busy.
+    """
+
+    __slots__ = (
+        "_busy_after_s", "_received_bytes", "_since", "_taken_bytes", "_ticked_at", "_was_empty", "_window",
+        "after_s",
+    )  # fmt: skip
+
+    def __init__(self, window: ByteWindow, after_s: float, busy_after_s: float) -> None:
+        self.after_s: float = after_s
+        self._window = window
+        self._busy_after_s = busy_after_s
+        self._since = self._ticked_at = 0.0
+        self._taken_bytes = 0
+        self._was_empty = True
+        self._received_bytes = 0
+        """What had come from the peer when it last took something, or had nothing to take."""
+
+    def progressed(self, received_bytes: int) -> None:
+        """Note that the peer has taken something, and what has come from it in all until now."""
+        self._received_bytes = received_bytes
+
+    def received(self, received_bytes: int) -> int:
+        """Return how much came from the peer, of ``received_bytes`` in all, while it took nothing."""
+        if self._window.in_flight_bytes < self._window.limit_bytes:
+            self._received_bytes = received_bytes
+        return received_bytes - self._received_bytes
+
+    def ticked(self, now: float) -> float:
+        """Take a tick of the peer. Returns for how many seconds it has taken nothing; 0 if it has."""
+        window = self._window
+        was_busy = now - self._ticked_at > self._busy_after_s
+        if was_busy or self._was_empty or window.taken_bytes != self._taken_bytes:
+            self._since = now
+        self._ticked_at = now
+        self._taken_bytes = window.taken_bytes
+        self._was_empty = window.in_flight_bytes == 0
+        return now - self._since
+
+
+class ByteCredit:
+    """The receiver's side of the window of a connection, in bytes.
+
+    Args:
+        step_bytes: bytes after which ``check`` is called.
+        tell: sends the peer the last mark.
+        check: looks whether the peer takes something itself; called from time to time.
+    """
+
+    __slots__ = ("_check", "_checked_bytes", "_mark", "_step_bytes", "_tell", "taken_bytes")
+
+    def __init__(self, step_bytes: int, tell: Callable[[int], None], check: Callable[[], None]) -> None:
+        self.taken_bytes: int = 0
+        """Bytes of frames that were decoded."""
+        self._step_bytes = step_bytes
+        self._checked_bytes = 0
+        self._mark: int | None = None
+        """The last mark that came, until it was told."""
+        self._tell = tell
+        self._check = check
+
+    def took(self, size_bytes: int) -> None:
+        """Count a frame that was decoded."""
+        self.taken_bytes += size_bytes
+        if self.taken_bytes - self._checked_bytes >= self._step_bytes:
+            self._checked_bytes = self.taken_bytes
+            self._check()
+
+    def marked(self, mark: int, *, at_once: bool) -> None:
+        """Take a mark of the peer, and tell it now, or with the next tick."""
+        self._mark = mark
+        if at_once:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the peer the last mark, unless it was told before."""
+        mark, self._mark = self._mark, None
+        if mark is not None:
+            self._tell(mark)
+
+
+def wake(waiters: Iterable[asyncio.Future[None]]) -> None:
+    """Let those go on that wait for these futures."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
