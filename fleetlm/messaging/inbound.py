@@ -195,7 +195,8 @@ class Inbound:
                     continue
                 if run is not _NO_RUN:
                     self._count_arrivals(session, run, len(queue) - before, box)
-                run, box = to, self._boxes.get(to)
+                run = checked_destination(to)  # Before it is compared with the next one.
+                box = self._boxes.get(to)
                 if box is None:
                     queue, before = self._unclaimed, 0
                     queue.append(payload)
@@ -217,7 +218,7 @@ class Inbound:
         if box is None:
             self.undelivered += count
             self._unclaimed.clear()
-        session.arrivals.received(checked_destination(to), count, box, weight)
+        session.arrivals.received(to, count, box, weight)
 
     def _perform(self, session: Session, message: list[Any]) -> None:
         """Perform an operation: the frequent ones here, the others in `_perform_rare`.

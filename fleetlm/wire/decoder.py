@@ -11,6 +11,11 @@ The receiver trusts nothing that a peer sends. There are two kinds of fault:
 Nesting is limited twice. Extension values nest bytes in bytes: each level of them has its own unpacker, and
 `_depth` counts them. The finished value is then walked for its depth, in C where it has only built-in
 containers. Lengths need no limit, because msgpack refuses a header that claims more than the input holds.
+
+A peer chooses the keys of maps, and could choose keys that collide (`wire.hash_tables`). Nearly all maps have
+texts as keys, and msgpack itself refuses others with ``strict_map_key``. So bytes are read in this *strict*
+way first, which costs nothing. Where it fails they are read once more from the start, the *careful* way: each
+map is handed over as pairs, whose keys are checked before a dict is made of them.
 """
 
 from __future__ import annotations
@@ -44,6 +49,8 @@ from fleetlm.wire.extensions import (
     too_deep,
     unreadable_in,
 )
+from fleetlm.wire.hash_tables import UNCHECKED_KEYS, CollidingKeys, check_keys, make_set
+from fleetlm.wire.zones import ZONES
 
 _SMALL_BYTES = 4096
 """Up to this size a reused unpacker is twice as fast as ``unpackb``; it costs 4 KiB for each depth."""
@@ -53,15 +60,28 @@ _LEAVES = SCALARS | {datetime, date, time, timedelta, UUID, Decimal, Pid, Ref, A
 """Types whose values hold no further message values, so that the walk for depth ends there."""
 _all_leaves = _LEAVES.issuperset
 _MICROSECOND = timedelta(microseconds=1)
+_MAX_ID = (1 << 64) - 1
+_CAREFUL_READS = 16
+"""Reads in the careful way after one that needed it: who sends such a map sends more of them."""
+_HUGE_INT_BYTES = 1_024
+"""Comparing a Decimal with a larger integer takes a time that grows with the square of its size."""
+_OTHER_KEY = "strict_map_key"
+"""Is in msgpack's error for a key that is neither text nor bytes."""
+_ALONE = frozenset({int, float, bool, str, bytes, type(None), UUID})
+"""Types whose values compare fast with each other, whatever their size."""
 
 
 class Decoder:
     """The unpacking half of a `Codec`, whose docstring describes the arguments and attributes."""
 
     __slots__ = (
+        "_careful_reads",
         "_depth",
+        "_has_decimal",
+        "_has_huge_int",
         "_max_nesting",
         "_met_instances",
+        "_options",
         "_readers",
         "_shapes",
         "_types",
@@ -77,12 +97,12 @@ class Decoder:
         self._shapes = Shapes(types)
         self._readers: dict[int, Callable[[bytes], Any]] = {
             Ext.TUPLE: lambda data: tuple(self._read_list(data)),
-            Ext.SET: lambda data: set(self._read_list(data)),
-            Ext.FROZENSET: lambda data: frozenset(self._read_list(data)),
-            Ext.BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),
+            Ext.SET: self._read_set,
+            Ext.FROZENSET: self._read_frozenset,
+            Ext.BIG_INT: self._read_big_int,
             Ext.DATETIME: self._read_datetime,
             Ext.UUID: lambda data: UUID(bytes=data),
-            Ext.DECIMAL: lambda data: Decimal(data.decode("ascii")),
+            Ext.DECIMAL: self._read_decimal,
             Ext.PID: lambda data: Pid(*self._read_identity(data)),
             Ext.REF: lambda data: Ref(*self._read_identity(data)),
             Ext.ADDRESS: self._read_address,
@@ -100,8 +120,10 @@ class Decoder:
         self._depth = 0
         self._met_instances = False
         """Whether the present batch holds other values than built-in containers and scalars."""
-        self._unpackers: list[Any] = []
-        self._unpack_large = partial(msgpack.unpackb, **self._unpack_options)
+        self._has_decimal = False
+        """Whether the present input holds a Decimal, and (below) an integer of more than 1 KiB."""
+        self._has_huge_int = False
+        self._read_strictly()
 
     def unpack(self, data: bytes | memoryview) -> Any:
         """Return the one value that ``data`` holds: a message of `wire.operations`, or a part of one.
@@ -134,21 +156,50 @@ class Decoder:
                 return batch
         raise BadData(too_deep(self._max_nesting))
 
-    @property
-    def _unpack_options(self) -> dict[str, Any]:
+    def _read_strictly(self) -> None:
+        """Read the next input in the strict way."""
+        self._careful_reads = 0
+        """How many further inputs are read in the careful way."""
+        self._set_options(strict_map_key=True)
+
+    def _read_carefully(self) -> None:
+        """Read this input, and some further ones, in the careful way."""
+        self._careful_reads = _CAREFUL_READS
+        self._set_options(strict_map_key=False, object_pairs_hook=self._make_dict)
+
+    def _set_options(self, **options: Any) -> None:
         # msgpack bounds all lengths by the size of the input by default.
-        return {"ext_hook": self._read_ext, "strict_map_key": False, "timestamp": 3}
+        self._options: dict[str, Any] = {"ext_hook": self._read_ext, "timestamp": 3, **options}
+        self._unpackers: list[Any] = []
+        self._unpack_large = partial(msgpack.unpackb, **self._options)
 
     def _read(self, data: bytes | memoryview) -> Any:
         """Return the one value in ``data``; its depth is not checked yet. Raises: BadData."""
-        self._depth = 0
+        failures = self.failures
+        if self._careful_reads:
+            self._careful_reads -= 1
+            if not self._careful_reads:
+                self._read_strictly()
         try:
-            if len(data) > _SMALL_BYTES:
-                return self._unpack_large(data)
-            return self._read_nested(data)
+            return self._read_once(data)
         except Exception as error:
             self._unpackers.clear()
-            raise BadData(f"not a message: {explained(error)[:_MAX_SHOWN_CHARS]}") from error
+            if self._careful_reads or _OTHER_KEY not in str(error):
+                raise _bad_data(error) from error
+        self.failures = failures
+        self._read_carefully()
+        try:
+            return self._read_once(data)
+        except Exception as error:
+            self._unpackers.clear()
+            raise _bad_data(error) from error
+
+    def _read_once(self, data: bytes | memoryview) -> Any:
+        self._depth = 0
+        self._has_decimal = self._has_huge_int = False
+        if len(data) > _SMALL_BYTES:
+            return self._unpack_large(data)
+        return self._read_nested(data)
 
     def _read_nested(self, data: bytes | memoryview) -> Any:
         """Read the bytes inside an extension value, with the unpacker of this depth.
@@ -160,13 +211,11 @@ class Decoder:
             raise BadData(too_deep(self._max_nesting))
         size = len(data)
         if size > _SMALL_BYTES:
-            unpacker = msgpack.Unpacker(read_size=size, max_buffer_size=size, **self._unpack_options)
+            unpacker = msgpack.Unpacker(read_size=size, max_buffer_size=size, **self._options)
         elif depth < len(self._unpackers):
             unpacker = self._unpackers[depth]
         else:
-            unpacker = msgpack.Unpacker(
-                read_size=_SMALL_BYTES, max_buffer_size=_SMALL_BYTES, **self._unpack_options
-            )
+            unpacker = msgpack.Unpacker(read_size=_SMALL_BYTES, max_buffer_size=_SMALL_BYTES, **self._options)
             if depth == len(self._unpackers):
                 self._unpackers.append(unpacker)
         unpacker.feed(data)
@@ -219,6 +268,42 @@ class Decoder:
         self._met_instances = True
         return Unreadable(why)
 
+    def _make_dict(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any] | Unreadable:
+        """Make a dict of the pairs of a map in the careful way."""
+        if len(pairs) > UNCHECKED_KEYS or self._has_huge_int:
+            keys = [key for key, _ in pairs]
+            try:
+                self._check_comparisons(keys)
+                check_keys(keys)
+            except CollidingKeys as error:
+                return self._unreadable(str(error))
+        return dict(pairs)
+
+    def _read_set(self, data: bytes) -> set[Any] | Unreadable:
+        items = self._read_list(data)
+        try:
+            self._check_comparisons(items)
+            return make_set(items)
+        except CollidingKeys as error:
+            return self._unreadable(str(error))
+
+    def _read_frozenset(self, data: bytes) -> frozenset[Any] | Unreadable:
+        items = self._read_set(data)
+        return items if isinstance(items, Unreadable) else frozenset(items)
+
+    def _check_comparisons(self, keys: list[Any]) -> None:
+        """Raise CollidingKeys if a Decimal and a huge integer may be among these keys or inside them."""
+        if self._has_huge_int and self._has_decimal and not _ALONE.issuperset(map(type, keys)):
+            raise CollidingKeys("a Decimal and a huge integer as keys of a dict or items of a set")
+
+    def _read_big_int(self, data: bytes) -> int:
+        self._has_huge_int |= len(data) > _HUGE_INT_BYTES
+        return int.from_bytes(data, "big", signed=True)
+
+    def _read_decimal(self, data: bytes) -> Decimal:
+        self._has_decimal = True
+        return Decimal(data.decode("ascii"))
+
     def _read_list(self, data: bytes) -> list[Any]:
         items = self._read_nested(data)
         if type(items) is not list:
@@ -254,16 +339,19 @@ class Decoder:
             offset, name = where
             delta = offset * _MICROSECOND
             return timezone(delta) if name is None else timezone(delta, name)
-        try:
-            return ZoneInfo(where)
-        except Exception as error:  # noqa: BLE001  # the system's file may be missing or broken
-            why = explained(error)[:_MAX_SHOWN_CHARS]
-            return self._unreadable(f"time zone {where[:64]!r}: {why}; install tzdata here")
+        found = ZONES.find(where)
+        if isinstance(found, str):
+            return self._unreadable(
+                f"time zone {where[:64]!r}: {found[:_MAX_SHOWN_CHARS]}; install tzdata here"
+            )
+        return found
 
     def _read_identity(self, data: bytes) -> tuple[str, int, int]:
         node, incarnation, number = self._read_list(data)
         if not (type(node) is str and type(incarnation) is int and type(number) is int):
             raise BadData("a pid or ref with fields of the wrong type")
+        if not (0 <= incarnation <= _MAX_ID and 0 <= number <= _MAX_ID):
+            raise BadData("a pid or ref with a number of more than 64 bits")
         return node, incarnation, number
 
     def _read_address(self, data: bytes) -> Address:
@@ -359,3 +447,7 @@ class Decoder:
         if known is None:
             return self._unreadable(f"no message type is registered under {shown} on this node")
         return self._unreadable(f"{shown} came as {what}, but is {type_name(known)} on this node")
+
+
+def _bad_data(error: Exception) -> BadData:
+    return BadData(f"not a message: {explained(error)[:_MAX_SHOWN_CHARS]}")

@@ -584,7 +584,7 @@ def read_table(message: list[Any]) -> tuple[Any, Any]:
 
 def checked_destination(to: Any) -> Destination:
     """Return ``to``. Raises: ValueError if it is neither a number nor a name."""
-    if type(to) is not int and type(to) is not str:
+    if type(to) is not str and (type(to) is not int or not 0 <= to < _COUNT_END):
         raise ValueError(f"{SHORT.repr(to)} is not the number or name of a process")
     return to
 

@@ -79,3 +79,19 @@ def test_an_unreadable_field_that_is_ignored_spoils_nothing_around_it(codec: Cod
     assert found.value == [Lenient(1)]
     outer = read(codec, Ext.DATACLASS, ["lenient", {"here": lenient}])
     assert outer == Lenient(Lenient(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", [Ext.PID, Ext.REF])
+@pytest.mark.parametrize("numbers", [(1 << 63, -1), (-1, 1)])
+def test_pids_and_refs_with_negative_numbers_are_refused(
+    codec: Codec, code: Ext, numbers: tuple[int, int]
+) -> None:
+    with pytest.raises(BadData, match="64 bits"):
+        read(codec, code, ["a@10.0.0.1", *numbers])
+
+
+def test_pids_with_numbers_beyond_64_bits_are_refused(codec: Codec) -> None:
+    """Their texts could not be made, and stand in every log line about them."""
+    huge = msgpack.ExtType(Ext.BIG_INT, (10**5000).to_bytes(2100, "big"))
+    with pytest.raises(BadData, match="64 bits"):
+        read(codec, Ext.PID, ["a@10.0.0.1", 1, huge])
