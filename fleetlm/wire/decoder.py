@@ -180,8 +180,10 @@ class Decoder:
             self._careful_reads -= 1
             if not self._careful_reads:
                 self._read_strictly()
-        try:
-            return self._read_once(data)
+        self._depth = 0
+        self._has_decimal = self._has_huge_int = False
+        try:  # As `_read_once`, which would be one more call for every batch.
+            return self._unpack_large(data) if len(data) > _SMALL_BYTES else self._read_nested(data)
         except Exception as error:
             self._unpackers.clear()
             if self._careful_reads or _OTHER_KEY not in str(error):
