@@ -19,11 +19,19 @@ from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
-from fleetlm.errors import AlreadyRegistered, Draining, FleetError, NoFactory, NoProcess
+from fleetlm.errors import AlreadyRegistered, Draining, FleetError, MessageTooLarge, NoFactory, NoProcess
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire.failures import FailureKind, texts_of_outcome
 
 log: logging.Logger = logging.getLogger("fleetlm")
+
+
+class TooLargeForCaller(MessageTooLarge):
+    """The answer is larger than the caller's node takes, and not larger than this node sends.
+
+    The caller is told. The process that serves is not at fault and goes on: otherwise a node could end
+    processes of others by saying that it takes next to nothing.
+    """
 
 
 class Caller(Protocol):
@@ -147,7 +155,9 @@ class Call:
 
         From another thread or event loop, such as the callback thread of an inference engine, the result is
         handed to the node's loop. It is sent at once, in the order of such calls; a result that cannot travel
-        is then logged instead of raised. Do not change the value afterwards.
+        is then logged instead of raised. Do not change the value afterwards. A result that is only larger than
+        the caller's node takes (its `Settings.max_message_bytes`) becomes a `RemoteError` there, and raises
+        nothing here.
 
         Raises:
             NotSerializable: the value cannot travel; the caller gets a `RemoteError` that says so.
@@ -158,6 +168,8 @@ class Call:
         elif self._finish():
             try:
                 self._caller.replied(self._ref, value)
+            except TooLargeForCaller as error:
+                self._send_error(error)
             except FleetError as error:
                 self._send_error(error)
                 raise
@@ -186,7 +198,8 @@ class Call:
 
         Returns:
             False when no further item is wanted: the consumer has stopped, ended or taken nothing for too
-            long, the deadline has passed, or the stream has been ended here.
+            long, the deadline has passed, the item is larger than the consumer's node takes, or the stream
+            has been ended here.
 
         Raises:
             TypeError: this call does not ask for a stream.
@@ -217,6 +230,9 @@ class Call:
             except BaseException:
                 producer.more(units)  # It was not sent, so the consumer will not give its credit back.
                 raise
+        except TooLargeForCaller as error:
+            if self._finish():
+                self._send_error(error)
         except TimeoutError:
             if self._finish():
                 self._caller.failed(self._ref, FailureKind.UNREAD, [])

@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from fleetlm.call import Call
+from fleetlm.call import Call, TooLargeForCaller
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
 from fleetlm.messaging.byte_windows import (
     MAX_WINDOWS_WITHOUT_CREDIT,
@@ -115,6 +115,7 @@ class Session:
         "_flush_soon",
         "_limit_bytes",
         "_lost",
+        "_own_limit_bytes",
         "_stall",
         "_transport",
         "arrivals",
@@ -174,6 +175,7 @@ class Session:
         """The request of the peer to this node itself that is being answered. Its answer waits for no window:
         the signals that follow do not either, and the end of a process must not overtake the answer that
         names it."""
+        self._own_limit_bytes = settings.max_message_bytes
         self._limit_bytes = min(settings.max_message_bytes, hello.max_message_bytes)
         self._chunk_bytes = settings.chunk_bytes
         self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes, settings.reply_queue_bytes)
@@ -541,11 +543,11 @@ class Session:
     # `Caller` for the requests of the peer.
 
     def replied(self, ref: int, value: Any) -> None:
-        """Send a result. Raises: NotSerializable, MessageTooLarge."""
+        """Send a result. Raises: NotSerializable, MessageTooLarge, TooLargeForCaller."""
         if not self.closed:
             packed = self._codec.pack(operations.reply(ref, value), value)
             if len(packed) > self._limit_bytes:
-                raise MessageTooLarge(len(packed), self._limit_bytes)
+                raise self._answer_too_large(len(packed))
             self._answer(packed, ref)
         self.requests.pop(ref, None)
 
@@ -564,9 +566,9 @@ class Session:
         return weighed(packed, window, self.small_bytes)
 
     async def item(self, ref: int, packed: bytes, timeout_s: float) -> None:
-        """Send an item of a stream. Raises: MessageTooLarge, TimeoutError."""
+        """Send an item of a stream. Raises: MessageTooLarge, TooLargeForCaller, TimeoutError."""
         if len(packed) > self._limit_bytes:
-            raise MessageTooLarge(len(packed), self._limit_bytes)
+            raise self._answer_too_large(len(packed))
         lane = AnswerLane(ref)
         if self.obstacle(NODE, len(packed), lane) is not None:
             with contextlib.suppress(NoConnection):
@@ -574,6 +576,12 @@ class Session:
                     await self.room(NODE, len(packed), lane)
         if not self.closed and ref in self.requests:
             self._answer(packed, ref)
+
+    def _answer_too_large(self, size_bytes: int) -> MessageTooLarge:
+        """Make the error for an answer that is too large for this node, or for the peer alone."""
+        if size_bytes > self._own_limit_bytes:
+            return MessageTooLarge(size_bytes, self._own_limit_bytes)
+        return TooLargeForCaller(size_bytes, self._limit_bytes, f"Settings.max_message_bytes of {self.name}")
 
     @property
     def is_behind(self) -> bool:

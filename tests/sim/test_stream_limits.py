@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from fleetlm import Actor, ActorRef, CallTimeout, FleetError, Node, Process, Stream, StreamIdle, handler
+from fleetlm import (
+    Actor,
+    ActorRef,
+    Call,
+    CallTimeout,
+    FleetError,
+    Node,
+    Process,
+    RemoteError,
+    Stream,
+    StreamIdle,
+    handler,
+)
 from fleetlm.node import parts_of
 from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import Fleet, simulated
@@ -263,3 +275,28 @@ async def test_a_stream_that_is_given_up_while_it_waits_for_room_leaves_nothing(
         outbound, sessions = parts_of(here).outbound, parts_of(here).context.sessions.values()
         assert not outbound.local_calls
         assert not any(session.calls or session.open_calls for session in sessions)
+
+
+async def generous(process: Process) -> None:
+    """Answer calls with 2,000 bytes, and streams with items of that size."""
+    async for message in process.mailbox:
+        assert isinstance(message, Call)
+        while message.streaming and await message.put(bytes(2_000)):
+            pass
+        message.reply(bytes(2_000))
+
+
+@simulated
+async def test_an_answer_that_is_larger_than_its_caller_takes_ends_no_process(fleet: Fleet) -> None:
+    one, two = await fleet.mesh(2)
+    frugal = await fleet.start("10.0.0.3", one.own_address.ip, two.own_address.ip, max_message_bytes=1_500)
+    await frugal.ready(2, timeout=30)
+    pid = two.spawn(generous, name="generous")
+    where = ("generous", two.name)
+    with pytest.raises(RemoteError, match="2,0.. bytes exceeds the limit of 1,500 bytes"):
+        await frugal.call(where, None)
+    with pytest.raises(RemoteError, match="of 1,500 bytes"):
+        await anext(frugal.stream(where, None))
+    assert await one.call(where, None) == bytes(2_000)
+    assert await anext(one.stream(where, None)) == bytes(2_000)
+    assert await two.whereis("generous") == pid

@@ -1,0 +1,76 @@
+"""A hostile peer on real sockets: an honest conversation, of which frames are changed, for a minute."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+
+import pytest
+
+from fleetlm import Node
+from tests.fuzz.hostile_peer import Mutator, furnish, talk
+from tests.system.cluster_tools import Fleet, quantile
+from tests.system.cluster_worker import open_files, resident_kib
+
+pytestmark = pytest.mark.long
+SECONDS = 16.0
+LIFE_S = 2.0
+"""Seconds that one incarnation of the hostile node lives: the next one is dialled at once."""
+COOKIE = "correct horse battery staple"
+MAX_CALL_S = 5.0
+MAX_GROWTH_KIB = 150 * 1024
+
+
+@pytest.mark.deadline(240)
+@pytest.mark.parametrize("cookie", [None, COOKIE], ids=["plain", "cookie"])
+async def test_changed_frames_cost_only_the_connection_of_their_sender(
+    cookie: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    env = {} if cookie is None else {"FLEETLM_COOKIE": cookie}
+    async with Fleet(static=(2, 3, 4), **env) as fleet:  # type: ignore[arg-type]
+        victim, honest = await fleet.node(2), await fleet.node(3)
+        furnish(victim)
+        await honest.ready(1, 10.0)
+        before, is_over = (open_files(), resident_kib()), asyncio.Event()
+        calling = asyncio.create_task(call(honest, victim.name, is_over))
+        rng, changed, ends_at = random.Random(7), 0, time.monotonic() + SECONDS / 2
+        while time.monotonic() < ends_at:
+            changed += await live(fleet, 4, victim.name, rng)
+        is_over.set()
+        taken = await calling
+        print(f"{changed} frames changed; {len(taken)} calls, p99 {quantile(taken, 0.99) * 1000:.1f} ms")
+        assert changed > 100
+        assert [event for event in fleet.downs if fleet.name(4) not in (event.on, event.node)] == []
+        async with asyncio.timeout(20.0):
+            while open_files() > before[0] + 8:
+                await asyncio.sleep(0.2)
+        assert resident_kib() - before[1] < MAX_GROWTH_KIB
+    unexpected = [record for record in caplog.records if "cannot handle a frame" in record.getMessage()]
+    assert unexpected == [], unexpected[0].exc_text
+
+
+async def live(fleet: Fleet, number: int, to: str, rng: random.Random) -> int:
+    """Start the hostile node, let it talk for a while, and stop it. Returns how many frames it changed."""
+    settings = fleet.settings(number).replace(backoff_min_s=0.02, backoff_max_s=0.05)
+    node = await Node.start(settings)
+    ends_at = time.monotonic() + LIFE_S
+    mutator = Mutator(node, rng, rng.choice((0.01, 0.05, 0.2, 0.5)))
+    try:
+        await talk(node, to, rng, lambda: time.monotonic() > ends_at)
+    finally:
+        await node.stop(drain_s=0)
+    return mutator.changed
+
+
+async def call(node: Node, to: str, is_over: asyncio.Event) -> list[float]:
+    """Call a node again and again: every call is answered, with what was sent. Returns the seconds of each."""
+    taken = []
+    while not is_over.is_set():
+        began = time.perf_counter()
+        assert await node.call(("honest", to), [len(taken), "x"], MAX_CALL_S) == [len(taken), "x"]
+        taken.append(time.perf_counter() - began)
+        await asyncio.sleep(0.02)
+    return taken
