@@ -155,9 +155,10 @@ class Call:
 
         From another thread or event loop, such as the callback thread of an inference engine, the result is
         handed to the node's loop. It is sent at once, in the order of such calls; a result that cannot travel
-        is then logged instead of raised. Do not change the value afterwards. A result that is only larger than
-        the caller's node takes (its `Settings.max_message_bytes`) becomes a `RemoteError` there, and raises
-        nothing here.
+        is then logged instead of raised. Do not change the value afterwards.
+
+        A result that is only larger than the caller's node takes (`Settings.max_message_bytes` there) becomes
+        a `RemoteError` at the caller, and raises nothing here.
 
         Raises:
             NotSerializable: the value cannot travel; the caller gets a `RemoteError` that says so.

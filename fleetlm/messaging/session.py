@@ -175,9 +175,8 @@ class Session:
         """The request of the peer to this node itself that is being answered. Its answer waits for no window:
         the signals that follow do not either, and the end of a process must not overtake the answer that
         names it."""
-        self._own_limit_bytes = settings.max_message_bytes
-        self._limit_bytes = min(settings.max_message_bytes, hello.max_message_bytes)
-        self._chunk_bytes = settings.chunk_bytes
+        self._own_limit_bytes, theirs = settings.max_message_bytes, hello.max_message_bytes
+        self._limit_bytes, self._chunk_bytes = min(self._own_limit_bytes, theirs), settings.chunk_bytes
         self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes, settings.reply_queue_bytes)
         self.reassembly: Reassembly = Reassembly(settings.max_message_bytes)
         window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, hello.window_bytes))

@@ -2,8 +2,8 @@
 
 `talk` makes a node use everything that one node can ask of another. `Mutator` changes some of the frames that
 it sends: single values inside a batch (which reaches further than changed bytes, since the frame can still be
-read), bytes, whole frames that are left out, repeated or delayed, frames of other kinds, and chunks that nobody
-asked for. What must hold is that only the connection of that node suffers.
+read), bytes, whole frames that are left out, repeated or delayed, frames of other kinds, and chunks of no
+message. What must hold is that only the connection of that node suffers.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Mutator:
         if self._rng.random() >= self._share:
             return self._send(channel, frame)
         self.changed += 1
-        return all([self._send(channel, each) for each in self.change(bytes(frame))])
+        accepted = [self._send(channel, each) for each in self.change(bytes(frame))]
+        return all(accepted)
 
     def change(self, frame: bytes) -> list[bytes]:
         """Return what is sent in place of a frame."""

@@ -32,8 +32,8 @@ async def story(seed: int) -> None:
 
         async def watch(node: Node) -> None:
             async for event in node.events():
-                if isinstance(event, NodeDown) and event.node in (victim.name, honest.name):
-                    downs.append(event)
+                is_down = isinstance(event, NodeDown) and event.node in (victim.name, honest.name)
+                downs.extend([event] if is_down else [])
 
         watching = [asyncio.create_task(watch(node)) for node in (victim, honest)]
         calling = asyncio.create_task(call(honest, victim.name, is_over))

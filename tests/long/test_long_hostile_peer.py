@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from fleetlm import Node
+from fleetlm import Node, Settings
 from tests.fuzz.hostile_peer import Mutator, furnish, talk
 from tests.system.cluster_tools import Fleet, quantile
 from tests.system.cluster_worker import open_files, resident_kib
 
 pytestmark = pytest.mark.long
-SECONDS = 16.0
+SECONDS = 60.0
 LIFE_S = 2.0
 """Seconds that one incarnation of the hostile node lives: the next one is dialled at once."""
 COOKIE = "correct horse battery staple"
@@ -31,7 +31,7 @@ async def test_changed_frames_cost_only_the_connection_of_their_sender(
     caplog.set_level(logging.ERROR)
     env = {} if cookie is None else {"FLEETLM_COOKIE": cookie}
     async with Fleet(static=(2, 3, 4), **env) as fleet:  # type: ignore[arg-type]
-        victim, honest = await fleet.node(2), await fleet.node(3)
+        victim, honest = await fleet.node(2, quick(fleet, 2)), await fleet.node(3)
         furnish(victim)
         await honest.ready(1, 10.0)
         before, is_over = (open_files(), resident_kib()), asyncio.Event()
@@ -42,7 +42,7 @@ async def test_changed_frames_cost_only_the_connection_of_their_sender(
         is_over.set()
         taken = await calling
         print(f"{changed} frames changed; {len(taken)} calls, p99 {quantile(taken, 0.99) * 1000:.1f} ms")
-        assert changed > 100
+        assert changed > 50
         assert [event for event in fleet.downs if fleet.name(4) not in (event.on, event.node)] == []
         async with asyncio.timeout(20.0):
             while open_files() > before[0] + 8:
@@ -52,10 +52,14 @@ async def test_changed_frames_cost_only_the_connection_of_their_sender(
     assert unexpected == [], unexpected[0].exc_text
 
 
+def quick(fleet: Fleet, number: int) -> Settings:
+    """Settings of a node that dials again soon after a connection has ended."""
+    return fleet.settings(number).replace(backoff_min_s=0.02, backoff_max_s=0.05)
+
+
 async def live(fleet: Fleet, number: int, to: str, rng: random.Random) -> int:
     """Start the hostile node, let it talk for a while, and stop it. Returns how many frames it changed."""
-    settings = fleet.settings(number).replace(backoff_min_s=0.02, backoff_max_s=0.05)
-    node = await Node.start(settings)
+    node = await Node.start(quick(fleet, number))
     ends_at = time.monotonic() + LIFE_S
     mutator = Mutator(node, rng, rng.choice((0.01, 0.05, 0.2, 0.5)))
     try:
@@ -66,7 +70,7 @@ async def live(fleet: Fleet, number: int, to: str, rng: random.Random) -> int:
 
 
 async def call(node: Node, to: str, is_over: asyncio.Event) -> list[float]:
-    """Call a node again and again: every call is answered, with what was sent. Returns the seconds of each."""
+    """Call a node all the time: each call is answered, with what was sent. Returns the seconds of each."""
     taken = []
     while not is_over.is_set():
         began = time.perf_counter()

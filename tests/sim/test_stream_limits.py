@@ -293,7 +293,7 @@ async def test_an_answer_that_is_larger_than_its_caller_takes_ends_no_process(fl
     await frugal.ready(2, timeout=30)
     pid = two.spawn(generous, name="generous")
     where = ("generous", two.name)
-    with pytest.raises(RemoteError, match="2,0.. bytes exceeds the limit of 1,500 bytes"):
+    with pytest.raises(RemoteError, match="exceeds the limit of 1,500 bytes"):
         await frugal.call(where, None)
     with pytest.raises(RemoteError, match="of 1,500 bytes"):
         await anext(frugal.stream(where, None))
