@@ -152,7 +152,8 @@ class Node:
             settings: default `Settings.from_env()`.
             discovery: where peers are found; default DNS, if `Settings.dns_query` is set.
             transport: the network; default ZeroMQ. `fleetlm.testing` has one in memory.
-            rng: source of jitter and of incarnations; give a seeded one for a repeatable run.
+            rng: source of jitter, of incarnations and of epochs; default: one that nobody can guess. Give a
+                seeded one for a repeatable run.
             wall_ms: wall-clock milliseconds for the incarnation; default now.
 
         Raises:

@@ -218,7 +218,7 @@ class Connection:
     def dial(self, now: float, channel: int) -> list[Effect]:
         """Begin an attempt on a new channel. Only from IDLE."""
         self.phase = Phase.DIALLING
-        self.outgoing = Outgoing(channel, self.rng.randrange(1, 1 << 32))
+        self.outgoing = Outgoing(channel, self.rng.randrange(1, 1 << frames.EPOCH_BITS))
         self.opened_at = None
         self.deadline = now + self.settings.connect_timeout_s
         return [Dial(channel, self.target, self.port)]

@@ -4,10 +4,10 @@ A half is one TCP connection, used in one direction: the node that dialled sends
 dialled receives (apart from refusals, which are not numbered). A connection needs one half from each
 node. On the dialling side a half is an `Outgoing`, on the dialled side an `Incoming`.
 
-The dialler draws a random *epoch* for each dial and numbers the frames from 0, which is the HELLO.
-Both are in the header of every frame. The receiver counts along, so that it notices a frame that was
-lost or that belongs to an earlier dial: ZeroMQ reconnects silently and drops what was queued. A gap
-ends the connection; nothing is repaired.
+The dialler draws an *epoch* for each dial, which nobody can guess, and numbers the frames from 0, which is
+the HELLO. Both are in the header of every frame. The receiver counts along, so that it notices a frame that
+was lost or that belongs to an earlier dial: ZeroMQ reconnects silently and drops what was queued. A gap ends
+the connection; nothing is repaired.
 
 Sequence numbers belong to a half, not to a session: they go on from the handshake into the messages.
 That is why `effects.Up` hands both halves over to the session of the messaging layer.

@@ -130,7 +130,7 @@ async def prepare(
         settings: None: read from the environment.
         discovery: None: DNS, if `Settings.dns_query` is set.
         transport: None: ZeroMQ.
-        rng: source of jitter and of the incarnation.
+        rng: source of jitter, of the incarnation and of the epochs of dials.
         wall_ms: milliseconds of the wall clock.
 
     Raises:
@@ -271,7 +271,8 @@ class NodeStarting(Generic[N]):
 
     async def _start(self) -> N:
         wall_ms = int(time.time() * 1000) if self._wall_ms is None else self._wall_ms
-        rng = random.Random() if self._rng is None else self._rng
+        # Epochs and incarnations must not be guessed, and `random.Random` tells its next numbers by its last.
+        rng = random.SystemRandom() if self._rng is None else self._rng
         prepared = await prepare(self._settings, self._discovery, self._transport, rng, wall_ms)
         prepared = await take_port(prepared)
         try:

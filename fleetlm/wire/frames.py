@@ -1,6 +1,6 @@
 """Frames: the header of every frame between nodes, and the bodies of the handshake.
 
-A frame is a 13-byte header (kind, epoch, sequence number) and a body. Each ZeroMQ message holds one frame
+A frame is a 17-byte header (kind, epoch, sequence number) and a body. Each ZeroMQ message holds one frame
 in a single part. A receiver does not see a message of several parts before it has all of them, and its
 size has no limit; so a second part ends the connection (`transport.router`).
 
@@ -20,10 +20,10 @@ IAM      `IAm`                                                 the answer to a P
 The node that dialled sends the first six. The node that was dialled sends only REFUSED and IAM, over the
 dialler's own channel and outside of the numbering.
 
-The dialler draws a random epoch for each dial and numbers its frames from the HELLO on. Both are in every
-header because ZeroMQ hides a lost TCP connection: it reconnects and goes on, and only a gap in the numbers
-shows that messages are missing (measured: 202 of 700 messages lost without an error). `core.halves` checks
-them.
+The dialler draws an epoch for each dial, which nobody can guess, and numbers its frames from the HELLO on.
+Both are in every header because ZeroMQ hides a lost TCP connection: it reconnects and goes on, and only a gap
+in the numbers shows that messages are missing (measured: 202 of 700 messages lost without an error).
+`core.halves` checks them.
 
 Bodies are msgpack arrays of fixed fields. A reader checks every field, ignores fields behind those that it
 knows, and raises `BadFrame` for anything else.
@@ -46,7 +46,10 @@ PROTOCOL_MIN: Final = 3
 PROTOCOL_MAX: Final = 3
 """The protocol versions of this node. Two nodes without a common one refuse each other: ``incompatible``."""
 
-HEADER: Final = struct.Struct(">BIQ")
+EPOCH_BITS: Final = 64
+"""Bits of an epoch. A READY that names it proves that its sender saw the HELLO with it, so it must not be
+guessed."""
+HEADER: Final = struct.Struct(">BQQ")
 """Kind, epoch, sequence number."""
 HEADER_BYTES: Final = HEADER.size
 CHUNK_HEAD: Final = struct.Struct(">IQ")
@@ -153,7 +156,7 @@ class IAm:
 
 
 def header(kind: int, epoch: int, seq: int) -> bytes:
-    """Build the first 13 bytes of a frame."""
+    """Build the first 17 bytes of a frame."""
     return HEADER.pack(kind, epoch, seq)
 
 
@@ -201,7 +204,7 @@ def read_hello(body: bytes) -> Hello:
         aliases=_ips(items[7]),
         window_bytes=_number(items[8], 48),
         max_message_bytes=_number(items[9], 48),
-        dropped=_number(items[10], 32),
+        dropped=_number(items[10], EPOCH_BITS),
         features=_texts(items[11]),
         mailbox_limit=max(1, _number(items[12], 32)),
         base_port=base_port,
@@ -216,7 +219,7 @@ def pack_ready(ready: Ready) -> bytes:
 def read_ready(body: bytes) -> Ready:
     """Read the body of a READY. Raises: BadFrame."""
     items = _unpack(body, at_least=2)
-    return Ready(_number(items[0], 32), _number(items[1], 64))
+    return Ready(_number(items[0], EPOCH_BITS), _number(items[1], 64))
 
 
 def refused(answer: Refused) -> bytes:

@@ -321,7 +321,7 @@ class Scenario:
         if (ip := self.anyone()) is not None:
             rng, network = self.rng, self.cluster.network
             source = b"stranger%d" % rng.randrange(3)
-            frame = rng.randbytes(rng.choice((0, 1, 12, 13, 40, 400)))
+            frame = rng.randbytes(rng.choice((0, 1, 16, 17, 40, 400)))
             if frame and rng.random() < 0.7:
                 frame = bytes([rng.randrange(GARBAGE_KINDS)]) + frame[1:]
             self.note(f"a stranger sends {len(frame)} bytes to {ip}")

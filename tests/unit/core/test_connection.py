@@ -84,6 +84,18 @@ def test_a_dial_goes_to_the_address_in_the_name() -> None:
     assert (c.phase, c.deadline) == (Phase.DIALLING, T + SETTINGS.connect_timeout_s)
 
 
+def test_each_dial_draws_an_epoch_of_64_bits() -> None:
+    c = Connection(PEER, ip(2), identity(), SETTINGS, random.Random(5), T)
+    epochs = []
+    for channel in range(64):
+        c.dial(T, channel)
+        assert c.outgoing is not None
+        epochs.append(c.outgoing.epoch)
+    assert len(set(epochs)) == 64
+    assert max(epochs).bit_length() == 64
+    assert min(epochs) >= 1
+
+
 def test_hello_is_sent_when_the_channel_opens_and_ready_when_the_peers_hello_has_come() -> None:
     c = dialling()
     assert c.opened(T + 1) == [Send(5, our_hello())]

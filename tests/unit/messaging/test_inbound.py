@@ -19,7 +19,7 @@ from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.extensions import Ext
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, header
+from fleetlm.wire.frames import CHUNK_HEAD, HEADER_BYTES, BadFrame, Kind, header
 from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import Op
 from tests.support.session_fakes import EPOCH_HERE, EPOCH_THERE, HERE, Pair, Side, virtual
@@ -35,7 +35,7 @@ def frame(side: Side, *messages: Any, kind: int = Kind.BATCH, body: bytes | None
 def sent(side: Side) -> list[Any]:
     """The messages that this side has sent."""
     side.flush()
-    return [message for data in side.transport.take() for message in msgpack.unpackb(data[13:])]
+    return [message for data in side.transport.take() for message in msgpack.unpackb(data[HEADER_BYTES:])]
 
 
 def future(side: Side, ref: int) -> Any:

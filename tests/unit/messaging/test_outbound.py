@@ -32,6 +32,7 @@ from fleetlm.names import Address
 from fleetlm.process import Process
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
+from fleetlm.wire.frames import HEADER_BYTES
 from tests.support.session_fakes import HERE, THERE, Pair, identity, local_processes, turns, virtual, waits_of
 
 KIB = 1024
@@ -80,7 +81,7 @@ class Rig:
     def wire(self) -> list[Any]:
         """Small messages that left since the last look."""
         self.pair.here.flush()
-        return [m for data in self.pair.here.transport.take() for m in msgpack.unpackb(data[13:])]
+        return [m for data in self.pair.here.transport.take() for m in msgpack.unpackb(data[HEADER_BYTES:])]
 
     def fill(self) -> None:
         while not self.session.is_full:

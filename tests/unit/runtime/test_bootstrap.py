@@ -21,6 +21,7 @@ from fleetlm.remote.server import RemoteServer
 from fleetlm.runtime.bootstrap import (
     HEALTH,
     REMOTE_SHELL,
+    NodeStarting,
     Prepared,
     load_service,
     prepare,
@@ -216,6 +217,27 @@ def test_a_simulated_node_is_told_nothing_of_this_machine(caplog: pytest.LogCapt
 def test_a_doubtful_own_address_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     warn_about(prepared("127.0.0.1", Settings(), None, "two addresses: set FLEETLM_NODE_IP"))
     assert "two addresses" in caplog.text
+
+
+def test_what_a_node_draws_cannot_be_guessed_unless_it_is_given_a_generator() -> None:
+    """Epochs prove that a HELLO has arrived, and `random.Random` tells its next numbers by its last ones."""
+    drawn: list[random.Random] = []
+
+    class Stopped(Exception):
+        pass
+
+    async def begin(made: Prepared) -> Node:
+        drawn.append(made.rng)
+        raise Stopped
+
+    async def main() -> None:
+        network = SimNetwork(SimLoop.current(), SimLoop.current().rng)
+        for given in (None, random.Random(7)):
+            with pytest.raises(Stopped):
+                await NodeStarting(begin, ON, None, SimTransport(network, ON), given, None)
+
+    run(main())
+    assert [type(each) for each in drawn] == [random.SystemRandom, random.Random]
 
 
 # Services.

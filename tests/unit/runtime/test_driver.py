@@ -24,7 +24,7 @@ from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire import frames
 from fleetlm.wire.codec import Codec
-from fleetlm.wire.frames import Kind, Ready
+from fleetlm.wire.frames import HEADER_BYTES, Kind, Ready
 from fleetlm.wire.operations import Op
 from tests.support.session_fakes import (
     HERE,
@@ -107,7 +107,7 @@ class Rig:
     def operations(self, op: Op) -> list[Any]:
         """Messages of one kind in the batches that were sent."""
         batches = [frame for frame in self.transport.take() if frame[0] == Kind.BATCH]
-        return [m for data in batches for m in msgpack.unpackb(data[13:]) if m[0] == op]
+        return [m for data in batches for m in msgpack.unpackb(data[HEADER_BYTES:]) if m[0] == op]
 
     async def next_events(self, subscription: Any, count: int) -> list[Any]:
         return [await anext(subscription) for _ in range(count)]
