@@ -326,7 +326,7 @@ class NoFactory(NotDelivered):
 
 
 class NoConnection(NotDelivered, ConnectionError):
-    """The node is not connected, so nothing was sent.
+    """The node is not connected: nothing was sent, or it left before it took the request.
 
     Attributes:
         node: the name of the node.

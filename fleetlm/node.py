@@ -410,6 +410,9 @@ class Node:
     def disconnect(self, name: str) -> bool:
         """Disconnect a node, and keep it disconnected until `connect`, or until that node restarts.
 
+        Its requests that no process here has taken are not delivered, and their callers get `NoConnection`.
+        Those that run are cancelled, and the callers get `NodeLost`, as those of this node's requests do.
+
         Returns:
             Whether it was connected.
 

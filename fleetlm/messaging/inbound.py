@@ -251,9 +251,7 @@ class Inbound:
             if future is not None and not future.done():
                 future.set_exception(error)
         elif operation == Op.CANCEL:
-            call = session.requests.pop(operations.read_cancel(message), None)
-            if call is not None:
-                call.abandon()
+            session.cancelled(operations.read_cancel(message))
         else:
             self._perform_rare(session, message)
 
@@ -283,6 +281,7 @@ class Inbound:
         if operation == Op.REQUEST:
             verb, argument, ref = operations.read_request(message)
             request = self._open(session, argument, ref, MAX_TIMEOUT_MS, in_flight=False)
+            request.watch(_ignore)  # It is taken now.
             session.urgent_ref = ref
             self._service.asked(session, verb, argument, request)
             session.urgent_ref = None
@@ -290,14 +289,22 @@ class Inbound:
             self._service.signalled(session, operations.read_signal(message))
         elif operation == Op.TABLE:
             self._service.told_table(session, *operations.read_table(message))
-        elif operation == Op.DRAIN:
-            self._service.told_drain(session, operations.read_drain(message))
-        elif operation == Op.HEARD:
-            self._service.heard_drain(session, *operations.read_heard(message))
+        elif operation in (Op.DRAIN, Op.HEARD, Op.SETTLED):
+            self._perform_leaving(session, message)
         elif operation == Op.PEERS:
             self._service.told_of(operations.read_peers(message, self._max_peers))
         else:
             raise ValueError(f"operation {SHORT.repr(operation)} is not known to this version")
+
+    def _perform_leaving(self, session: Session, message: list[Any]) -> None:
+        """Take what a node says that leaves, or what is said to one. Raises as `_perform` does."""
+        operation = message[0]
+        if operation == Op.DRAIN:
+            self._service.told_drain(session, operations.read_drain(message))
+        elif operation == Op.HEARD:
+            self._service.heard_drain(session, *operations.read_heard(message))
+        else:
+            session.settlement.unanswered = operations.read_settled(message)
 
     def _deliver_heavy(self, session: Session, message: list[Any]) -> None:
         """Deliver a one-way message that says how many units it counts."""
@@ -401,3 +408,7 @@ class Inbound:
         session.arrivals.received(
             checked_destination(to), 1, None, checked_units(weight, session.arrivals.limit)
         )
+
+
+def _ignore(_call: Call) -> None:
+    """Do nothing when a request to the node itself is over."""

@@ -14,8 +14,9 @@ for whom, so that circles are found.
 **Outcomes of a request**, sorted by what the caller may do. Before the message is appended every error
 means that nothing was sent: `NoProcess`, `NoConnection`, `WouldBlock`, `NotSerializable`,
 `MessageTooLarge`. After that exactly one outcome reaches the future in ``calls``: the reply; a failure of
-the peer, which `error_of_failure` turns into an error; `NodeLost` when the session ends; `CallTimeout` at
-the deadline. The first outcome counts, since a future is set once, and a late outcome finds no entry.
+the peer, which `error_of_failure` turns into an error; `NodeLost` when the session ends, or `NoConnection`
+if the peer has said that it did not take the request (`settling`); `CallTimeout` at the deadline. The first
+outcome counts, since a future is set once, and a late outcome finds no entry.
 
 **Giving up.** A caller that is cancelled, or whose deadline passes, takes its entry out and sends a CANCEL
 in the order of its other messages, so that the CANCEL arrives after the request itself. Calls on this node

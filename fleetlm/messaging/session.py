@@ -27,6 +27,9 @@ takes nothing, and then everything. Beyond `Settings.max_unread_bytes` a connect
 if the peer's loop is alive and takes nothing of what is in flight: by its ticks, for `Settings.no_credit_s`;
 or by what it sends (`Stall`).
 
+**The end in order.** `settle` says, as the last message, which requests of the peer stay unanswered, so that
+all others are known to be not taken (`messaging.settling`). It says nothing if answers still wait in lanes.
+
 **Who owns what.** The driver makes and closes sessions. `Outbound` and `Streams` keep in ``calls`` what
 waits for the peer, by ref; `Inbound` takes it out when the outcome comes. `Inbound` keeps in ``requests``
 what the peer has asked of processes here; each `Call` takes itself out through this session, which is its
@@ -49,7 +52,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from fleetlm.call import Call, TooLargeForCaller
-from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost
+from fleetlm.errors import MessageTooLarge, NoConnection
 from fleetlm.messaging.byte_windows import (
     MAX_WINDOWS_WITHOUT_CREDIT,
     TOLD_SHARE,
@@ -58,6 +61,7 @@ from fleetlm.messaging.byte_windows import (
     Stall,
 )
 from fleetlm.messaging.chunks import AnswerLane, Lanes, Reassembly
+from fleetlm.messaging.settling import Settlement
 from fleetlm.messaging.windows import (
     NODE,
     UNIT_BYTES,
@@ -139,6 +143,7 @@ class Session:
         "reassembly",
         "refuses",
         "requests",
+        "settlement",
         "small_bytes",
         "urgent_ref",
         "windows",
@@ -169,6 +174,7 @@ class Session:
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
         """Requests of the peer that are open here, by its ref."""
+        self.settlement: Settlement = Settlement()
         self.refuses: bool = False
         """Whether new work of the peer is refused, since this node drains and the peer knows."""
         self.urgent_ref: int | None = None
@@ -205,8 +211,7 @@ class Session:
         """A longer message travels in chunks, or is too large."""
         self.plain_bytes: int = min(UNIT_BYTES, self.small_bytes + 1)
         """A shorter message counts one unit and travels in a batch."""
-        self._codec, self._transport = codec, transport
-        self._flush_soon, self._lost = flush_soon, lost
+        self._codec, self._transport, self._flush_soon, self._lost = codec, transport, flush_soon, lost
         self._batch: list[bytes] = [b""]
         """The packed messages of this turn; the first place is for the frame's header."""
         self._batch_bytes = 0
@@ -593,8 +598,16 @@ class Session:
             await self.byte_window.wait()
 
     def forget(self, ref: int) -> None:
-        """Close a request that needs no answer."""
-        self.requests.pop(ref, None)
+        """Close a request that needs no answer, since its deadline has passed."""
+        if self.requests.pop(ref, None) is not None:
+            self.settlement.note_expired(ref)
+
+    def cancelled(self, ref: int) -> None:
+        """Take a CANCEL: the peer waits for no answer any more."""
+        call = self.requests.pop(ref, None)
+        if call is not None:
+            call.abandon()
+        self.settlement.expired.discard(ref)
 
     # Upkeep and end.
 
@@ -616,8 +629,20 @@ class Session:
         self.mark()
         self.byte_credit.tell()
 
+    def settle(self) -> None:
+        """Send what waits, then say which requests of the peer stay unanswered. Take nothing afterwards."""
+        if self.lanes:
+            self.flush()
+        last = None if self.lanes else self.settlement.last_message(self.requests)
+        if last is not None:
+            self.control(last)
+        self.flush()
+
     def close(self, reason: str) -> None:
-        """End the session: waiting senders get `NoConnection`, callers `NodeLost`; handlers are cancelled."""
+        """End the session: waiting senders get `NoConnection`; handlers are cancelled.
+
+        Callers get `NodeLost`; `NoConnection` if the peer has said that it did not take their request.
+        """
         self.closed = reason or "closed"
         self.is_slow = True
         self.windows.close()
@@ -627,9 +652,9 @@ class Session:
         self.lanes.clear()
         self.byte_window.close()
         calls, self.calls = self.calls, {}
-        for future in calls.values():
+        for ref, future in calls.items():
             if not future.done():
-                future.set_exception(NodeLost(self.name, reason))
+                future.set_exception(self.settlement.error(ref, self.name, reason))
         requests, self.requests = self.requests, {}
         for call in requests.values():
             call.abandon()

@@ -136,8 +136,9 @@ class Driver:
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
 
     def leave(self, reason: str) -> None:
-        """Flush what is queued, say goodbye to every peer, and stop ticking."""
-        self._flusher.flush()
+        """Send what is queued, say goodbye to every peer, and stop ticking."""
+        for session in self.sessions.values():
+            session.settle()
         self._perform(self.kernel.left(self._loop.time(), reason))
         for where in list(self._endings):
             self._end(where, math.inf)
@@ -213,7 +214,7 @@ class Driver:
         """Disconnect the node ``name``, as the program asks; what was sent leaves before the goodbye."""
         session = self.sessions.get(name)
         if session is not None:
-            session.flush()
+            session.settle()
         self._perform(self.kernel.disconnected(self._loop.time(), name, reason))
 
     def _session_lost(self, session: Session, reason: str) -> None:

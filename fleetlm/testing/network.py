@@ -37,6 +37,8 @@ from fleetlm.transport.interface import Listener
 
 LATENCY_S = (0.0002, 0.002)
 """Shortest and longest time that a frame travels, in seconds: that of one data centre."""
+HANG_UP_POLL_S = 0.005
+"""Seconds between two looks, while a transport closes, whether the peers have hung up."""
 STRANGER_IP = "192.0.2.66"
 """The address that injected frames come from. Source: RFC 5737, addresses for documentation."""
 
@@ -458,9 +460,13 @@ class SimTransport:
         own.host.endpoints.pop(own.port)
         for connection in list(own.channels.values()):
             connection.hang_up(0.0)
+        loop = self._network.loop
+        here = list(own.sources.values())
+        flush_until_s = max((each.flush_until_s for each in self._closing), default=0.0)
+        while loop.time() < flush_until_s and any(each.is_listener_open for each in here):  # noqa: ASYNC110
+            await asyncio.sleep(HANG_UP_POLL_S)  # As `ZmqTransport` does, and for the same reason.
         for connection in list(own.sources.values()):
             connection.close_listener()
-        loop = self._network.loop
         while True:
             now_s = loop.time()
             left = [each for each in self._closing if each.flushed_at_s > now_s]

@@ -34,6 +34,8 @@ that takes a received list apart. `SCHEMAS` lists them all.
  7  TICK       lag_ms, None                           every tick interval: this node's loop is alive
 19  DRAIN      number, [step, left_ms, source]        the sender drains, refuses new work, or undoes it
 20  HEARD      number, count                          a DRAIN was taken: one behind each request that waits
+22  SETTLED    refs, None                             the sender ends the session: it has taken these requests
+                                                      and does not answer them; it took no other open one
  8  PEERS      names, None                            every gossip interval: the nodes connected to the sender
  5  REQUEST    verb, argument, ref                    a node asks the other node itself (see `request`)
  9  SIGNAL     signal, None                           links, monitors and exits (see `signal`)
@@ -90,6 +92,8 @@ MAX_TIMEOUT_MS: Final = 86_400_000
 """One day. A longer deadline from a peer is cut to this, so that a call cannot stay open for ever."""
 MAX_STREAM_WINDOW: Final = 65_536
 """Units of items that a consumer may let a producer send ahead: bounds what waits for one consumer."""
+MAX_UNANSWERED: Final = 4_096
+"""Requests that one SETTLED names, so that it fits a frame. With more, its sender says nothing of them."""
 _COUNT_END: Final = 1 << 64
 """Counts are below this: msgpack writes integers of at most 64 bits."""
 NONSENSE: Final = (TypeError, ValueError, LookupError, ArithmeticError)
@@ -120,6 +124,7 @@ class Op(IntEnum):
     DRAIN = 19
     HEARD = 20
     MARK = 21
+    SETTLED = 22
 
 
 # Plain ints: msgpack refuses an IntEnum, and `int(Op.CALL)` for every message costs 100 ns.
@@ -128,7 +133,7 @@ _REQUEST, _CREDIT, _TICK, _PEERS = int(Op.REQUEST), int(Op.CREDIT), int(Op.TICK)
 _SIGNAL, _TABLE, _HEAVY, _TAKEN = int(Op.SIGNAL), int(Op.TABLE), int(Op.HEAVY), int(Op.TAKEN)
 _STREAM, _ITEM, _MORE, _HANDLE = int(Op.STREAM), int(Op.ITEM), int(Op.MORE), int(Op.HANDLE)
 _CAST, _YIELD, _DRAIN, _HEARD = int(Op.CAST), int(Op.YIELD), int(Op.DRAIN), int(Op.HEARD)
-_MARK = int(Op.MARK)
+_MARK, _SETTLED = int(Op.MARK), int(Op.SETTLED)
 
 _pack: Callable[[int], bytes] = msgpack.Packer().pack
 _ARRAY: Final = 0x90
@@ -487,6 +492,19 @@ def read_heard(message: list[Any]) -> tuple[int, int]:
     return checked_count(number), checked_count(count)
 
 
+def settled(refs: list[int]) -> list[Any]:
+    """Build the last message of a session: the open requests of the receiver that were taken."""
+    return [_SETTLED, refs, None]
+
+
+def read_settled(message: list[Any]) -> frozenset[int]:
+    """Return the refs of the requests that were taken and will not be answered."""
+    _, refs, _ = message
+    if type(refs) is not list or len(refs) > MAX_UNANSWERED:
+        raise ValueError("SETTLED without its refs, or with too many")
+    return frozenset(checked_count(ref) for ref in refs)
+
+
 def peers(names: list[str]) -> list[Any]:
     """Build the names of the nodes that are connected to this one."""
     return [_PEERS, names, None]
@@ -635,5 +653,6 @@ SCHEMAS: Final[dict[Op, Schema]] = {
     Op.DRAIN: Schema(drain, read_drain),
     Op.HEARD: Schema(heard, read_heard),
     Op.MARK: Schema(mark, read_mark),
+    Op.SETTLED: Schema(settled, read_settled),
 }
 """The operations, each with its two functions. A test checks that no operation is missing."""

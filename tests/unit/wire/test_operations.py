@@ -46,6 +46,7 @@ CASES: list[tuple[Op, tuple[Any, ...], Any]] = [
     (Op.TICK, (12,), 12),
     (Op.DRAIN, (3, 1, 25_000, "signal"), (3, 1, 25_000, "signal")),
     (Op.HEARD, (3, 2), (3, 2)),
+    (Op.SETTLED, ([3, 7],), frozenset({3, 7})),
     (Op.PEERS, ([name(2), name(3)],), [name(2), name(3)]),
     (Op.REQUEST, ("ping", None, 7), ("ping", None, 7)),
     (Op.SIGNAL, (["down", 1, "normal"],), ["down", 1, "normal"]),
@@ -72,6 +73,7 @@ def test_the_numbers_on_the_wire_never_change() -> None:
         "CALL": 1, "REPLY": 2, "FAILURE": 3, "CANCEL": 4, "REQUEST": 5, "CREDIT": 6, "TICK": 7, "PEERS": 8,
         "SIGNAL": 9, "TABLE": 10, "HEAVY": 11, "TAKEN": 12, "STREAM": 13, "ITEM": 14, "MORE": 15,
         "HANDLE": 16, "CAST": 17, "YIELD": 18, "DRAIN": 19, "HEARD": 20, "MARK": 21,
+        "SETTLED": 22,
     }  # fmt: skip
 
 

@@ -1,0 +1,152 @@
+"""The end of a session in order: what the peer hears of its open requests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fleetlm.call import Call
+from fleetlm.errors import NoConnection, NodeLost
+from fleetlm.settings import Settings
+from fleetlm.testing.loop import SimLoop
+from fleetlm.wire import operations
+from fleetlm.wire.operations import MAX_UNANSWERED, Op
+from tests.support.session_fakes import Pair, virtual
+
+SMALL_CHUNKS = Settings(chunk_bytes=1_000, bulk_window_bytes=4_000, max_frame_bytes=64_000)
+
+
+def ask(pair: Pair, ref: int, timeout_ms: int = 5_000) -> asyncio.Future[Any]:
+    """Call the process "sink" of the other node, as `Outbound` does."""
+    side = pair.here
+    future = side.session.calls[ref] = SimLoop.current().create_future()
+    packed = side.codec.pack(operations.call("sink", "?", ref, timeout_ms), "?")
+    assert side.session.admit("sink", packed, "caller", is_call=True) is None
+    return future
+
+
+def leave(pair: Pair) -> None:
+    """Let the other node end the session in order."""
+    pair.there.session.settle()
+    pair.here.receive(pair.there.transport.take())
+    pair.there.session.close("shutdown")
+    pair.here.session.close("left: shutdown")
+
+
+@virtual
+async def test_a_request_that_no_process_took_is_not_delivered_and_one_that_runs_is_in_doubt() -> None:
+    pair = Pair()
+    box = pair.there.box("sink")
+    runs, waits = ask(pair, 1), ask(pair, 2)
+    pair.settle()
+    call = await box.get()
+    call.watch(lambda _: None)
+    on_its_way = ask(pair, 3)
+    leave(pair)
+    with pytest.raises(NodeLost, match="left: shutdown"):
+        await runs
+    for asked in (waits, on_its_way):
+        with pytest.raises(NoConnection, match=r"left: shutdown\. It had not taken the request"):
+            await asked
+    assert not any(each.wanted for each in box.queue), "what was not taken never runs"
+
+
+@virtual
+async def test_an_answer_comes_before_the_end() -> None:
+    pair = Pair()
+    box = pair.there.box("sink")
+    asked = ask(pair, 1)
+    pair.settle()
+    (await box.get()).reply("in time")
+    leave(pair)
+    assert await asked == "in time"
+
+
+@virtual
+async def test_where_an_answer_still_waits_to_leave_every_open_request_is_in_doubt() -> None:
+    pair = Pair(SMALL_CHUNKS)
+    box = pair.there.box("sink")
+    answered = ask(pair, 1)
+    pair.settle()
+    (await box.get()).reply(b"x" * 50_000)
+    on_its_way = ask(pair, 2)
+    leave(pair)
+    for asked in (answered, on_its_way):
+        with pytest.raises(NodeLost):
+            await asked
+
+
+@virtual
+async def test_without_a_word_of_the_peer_every_open_request_is_in_doubt() -> None:
+    pair = Pair()
+    asked = ask(pair, 1)
+    pair.here.session.close("connection closed")
+    with pytest.raises(NodeLost):
+        await asked
+
+
+@virtual
+async def test_a_request_that_expired_there_is_in_doubt_until_its_caller_has_given_it_up() -> None:
+    pair = Pair()
+    box = pair.there.box("sink")
+    asked = ask(pair, 1, timeout_ms=50)
+    pair.settle()
+    (await box.get()).watch(lambda _: None)
+    await asyncio.sleep(0.1)
+    pair.there.session.sweep()
+    session = pair.there.session
+    assert (session.requests, session.settlement.expired) == ({}, {1})
+    pair.here.session.control(operations.cancel(2))  # of another request
+    pair.settle()
+    assert session.settlement.expired == {1}
+    leave(pair)
+    with pytest.raises(NodeLost):
+        await asked
+
+
+@virtual
+async def test_a_cancel_ends_the_memory_of_an_expired_request() -> None:
+    pair = Pair()
+    pair.there.box("sink")
+    ask(pair, 1, timeout_ms=50)
+    pair.settle()
+    await asyncio.sleep(0.1)
+    pair.there.session.sweep()
+    pair.here.session.control(operations.cancel(1))
+    pair.settle()
+    assert pair.there.session.settlement.expired == set()
+
+
+@virtual
+async def test_a_peer_that_never_gives_up_requests_fills_no_memory() -> None:
+    pair = Pair()
+    session = pair.there.session
+    for ref in range(MAX_UNANSWERED + 10):
+        session.requests[ref] = Call("?", session, ref, 0.0, SimLoop.current().time)
+    session.sweep()
+    assert len(session.settlement.expired) == MAX_UNANSWERED + 1
+    asked = ask(pair, 1)
+    leave(pair)
+    with pytest.raises(NodeLost):
+        await asked
+
+
+@virtual
+async def test_a_request_to_the_node_itself_is_taken_when_it_comes() -> None:
+    pair = Pair()
+    pair.there.service.asked = lambda *_: None  # It takes its time.
+    side = pair.here
+    asked = side.session.calls[7] = SimLoop.current().create_future()
+    side.session.append(side.codec.pack(operations.request("spawn", None, 7), None))
+    pair.settle()
+    leave(pair)
+    with pytest.raises(NodeLost):
+        await asked
+
+
+def test_nonsense_is_not_a_last_word() -> None:
+    for refs in (None, [-1], ["1"], list(range(MAX_UNANSWERED + 1))):
+        with pytest.raises((TypeError, ValueError)):
+            operations.read_settled([Op.SETTLED, refs, None])
