@@ -14,6 +14,7 @@ from fleetlm.wire.invocation import Invoke
 
 A_co = TypeVar("A_co", bound=HasHandlers, covariant=True)
 P = ParamSpec("P")
+S = TypeVar("S")
 R = TypeVar("R")
 
 Goal = Target | Callable[[], Pid]
@@ -41,24 +42,17 @@ class Sender(Protocol):
         """See `Node.stream`."""
 
 
-class ActorRef(Generic[A_co]):
-    """A typed reference to an actor; made by `Node.ref` and `Node.start_actor`, immutable.
-
-    ::
-
-        ref = node.ref(Sessions, "sessions", at="fleetlm@10.0.0.7")
-        count = await ref.within(2).call(Sessions.append, "s1", "hello")
-        async for token in ref.stream(Model.complete, prompt): ...
-
-    A type checker knows what each handler takes and returns. A reference cannot be sent in a message; send
-    its `pid` instead.
-    """
+class Reference(Generic[S, A_co]):
+    """An actor, a node that asks it, and the limits of what is asked; for coroutines and for threads."""
 
     __slots__ = ("_actor", "_goal", "_idle_s", "_node", "_timeout_s")
 
+    _ask = "node.whereis(name, at=node)"
+    """What a program asks for the pid behind a name."""
+
     def __init__(
         self,
-        node: Sender,
+        node: S,
         actor: type[A_co],
         goal: Goal,
         timeout_s: float | None = None,
@@ -74,7 +68,7 @@ class ActorRef(Generic[A_co]):
         within = "" if self._timeout_s is None else f" within {self._timeout_s:g} s"
         goal = self._goal
         shown = f"{goal[0]!r} on {goal[1]}" if isinstance(goal, tuple) else str(goal)
-        return f"<ActorRef {self._actor.__qualname__} {shown}{within}>"
+        return f"<{type(self).__name__} {self._actor.__qualname__} {shown}{within}>"
 
     @property
     def target(self) -> Target:
@@ -87,12 +81,30 @@ class ActorRef(Generic[A_co]):
         """The actor's pid.
 
         Raises:
-            TypeError: the reference has a name only; ask ``await node.whereis(name, at=node)``.
+            TypeError: the reference has a name only; ask `whereis(name, at=node)` of the node.
         """
         target = self.target
         if not isinstance(target, Pid):
-            raise TypeError(f"{self!r} has a name, not a pid: ask `await node.whereis(name, at=node)`")
+            raise TypeError(f"{self!r} has a name, not a pid: ask `{self._ask}`")
         return target
+
+
+class ActorRef(Reference[Sender, A_co]):
+    """A typed reference to an actor; made by `Node.ref` and `Node.start_actor`, immutable.
+
+    ::
+
+        ref = node.ref(Sessions, "sessions", at="fleetlm@10.0.0.7")
+        count = await ref.within(2).call(Sessions.append, "s1", "hello")
+        async for token in ref.stream(Model.complete, prompt): ...
+
+    A type checker knows what each handler takes and returns. A reference cannot be sent in a message; send
+    its `pid` instead.
+    """
+
+    __slots__ = ()
+
+    _ask = "await node.whereis(name, at=node)"
 
     def within(self, seconds: float | None = None, *, idle: float | None = None) -> ActorRef[A_co]:
         """Return a reference to the same actor with limits of its own.

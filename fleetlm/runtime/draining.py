@@ -23,7 +23,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from fleetlm.core.draining import SOURCES, OwnDrain, Step, checked_source, checked_step
+from fleetlm.core.draining import OwnDrain, Step, checked_source, checked_step
 from fleetlm.errors import Draining as IsDraining
 from fleetlm.messages import NodeDraining, NodeUndrained
 from fleetlm.messaging.deadline import SERVING
@@ -56,12 +56,6 @@ PATIENCE_S = 1.0
 """Seconds after which the log says what a node that drains still waits for."""
 SAME_TIME_S = 0.5
 """A peer's time for finishing that differs by less has not changed; messages travel for a while."""
-
-
-def check_arguments(timeout_s: float, source: str) -> None:
-    """Raise ValueError for what no drain can be asked for."""
-    if not timeout_s >= 0 or source not in SOURCES:  # nan is not at least 0
-        raise ValueError(f"a drain takes 0 or more seconds, and a source of {', '.join(SOURCES)}")
 
 
 class _Run:
@@ -110,8 +104,8 @@ class Draining:
         self._in_flight = in_flight
         self._unfinished = unfinished
         self._run: _Run | None = None
-        self._is_last = False
-        """Whether the node stops after this drain."""
+        self.is_last: bool = False
+        """Whether the node stops after this drain, so that it cannot be undone."""
         self._changes = ChangeSignal()
 
     # What the program asks for.
@@ -125,7 +119,7 @@ class Draining:
         asked_by: asyncio.Task[Any] | None = None,
         is_last: bool = False,
     ) -> DrainReport:
-        """See `Node.drain`.
+        """See `Node.drain`; its arguments have been checked.
 
         Args:
             timeout_s: seconds for all of it.
@@ -134,15 +128,14 @@ class Draining:
             asked_by: the task that asks; default: the current one.
             is_last: the node stops afterwards, so that the drain cannot be undone.
         """
-        check_arguments(timeout_s, source)
         now = self._loop.time()
-        self._is_last = self._is_last or is_last
+        self.is_last = self.is_last or is_last
         run = self._run
         if run is None or run.task is None or run.task.done():
             run = self._run = _Run(now)
         asker = self._unfinished.asker(asked_by or asyncio.current_task())
         run.besides |= {each for each in (asker, SERVING.get()) if each is not None}
-        if is_last or not self._is_last:  # A node that stops keeps its time.
+        if is_last or not self.is_last:  # A node that stops keeps its time.
             self._announce(now + min(timeout_s, MAX_TIMEOUT_MS / 1000), source, reason)
         if run.task is None:
             run.task = self._loop.create_task(self._go(run), name=f"{self._name} drains")
@@ -150,7 +143,7 @@ class Draining:
 
     def undrain(self) -> bool:
         """See `Node.undrain`."""
-        if self._is_last or not self.own.step:
+        if self.is_last or not self.own.step:
             return False
         if self._run is not None:
             self._run.is_undone = True
@@ -316,7 +309,7 @@ class Draining:
                 return False
             if now - run.began >= PATIENCE_S and not run.is_logged:
                 run.is_logged = True
-                leaves = "before it leaves, " if self._is_last else ""
+                leaves = "before it leaves, " if self.is_last else ""
                 log.info(
                     "node %s finishes what it has begun %sfor at most %.3g s (FLEETLM_DRAIN_MS): %s",
                     self._name, leaves, until - run.began, left,
@@ -331,7 +324,7 @@ class Draining:
         run.refused += left.refuse_untaken(error)
         cut = left.count()
         if cut and self.own.until > run.began:
-            verb = "leaves without waiting" if self._is_last else "has drained and does not wait"
+            verb = "leaves without waiting" if self.is_last else "has drained and does not wait"
             log.warning("node %s %s any longer for %s", self._name, verb, left)
         left.end_streams(IsDraining(error.node, error.retry_after, has_begun=True))
         return cut

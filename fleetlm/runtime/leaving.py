@@ -22,8 +22,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.core.draining import SOURCES
 from fleetlm.messages import NodeDraining, NodeUndrained
-from fleetlm.runtime.draining import check_arguments
 from fleetlm.runtime.info import DrainReport
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class Leaving:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_told = False
         """Whether processes have been told of this drain."""
-        self._is_last = False
         self.report: DrainReport | None = None
         """How the last drain has ended."""
 
@@ -68,8 +67,9 @@ class Leaving:
         is_last: bool = False,
     ) -> DrainReport:
         """See `Node.drain`, and `Draining.drain` for the arguments."""
-        check_arguments(timeout_s, source)
-        self._is_last = self._is_last or is_last
+        if not timeout_s >= 0 or source not in SOURCES:  # nan is not at least 0
+            raise ValueError(f"a drain takes 0 or more seconds, and a source of {', '.join(SOURCES)}")
+        self._draining.is_last = self._draining.is_last or is_last  # The hooks come first.
         asked_by = asked_by or asyncio.current_task()
         until = self._loop.time() + timeout_s
         drain = self._drain(until, timeout_s, reason, source, asked_by, is_last)
@@ -77,7 +77,7 @@ class Leaving:
 
     def undrain(self) -> bool:
         """See `Node.undrain`."""
-        if self._is_last or not self.is_active:
+        if self._draining.is_last or not self.is_active:
             return False
         before = self._phases.get("before_drain")
         if before is not None:

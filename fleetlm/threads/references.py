@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from fleetlm.actors.handlers import HasHandlers
+from fleetlm.actors.ref import Reference
 from fleetlm.actors.refs import find, in_order, reachable, request_for
-from fleetlm.ids import Pid
 from fleetlm.threads.arrivals import SyncStream
 
 if TYPE_CHECKING:
-    from fleetlm.actors.ref import Goal
     from fleetlm.actors.refs import ActorRefs, Goals
     from fleetlm.core.rendezvous import Key
     from fleetlm.directory.group_ref import GroupRef
@@ -51,7 +50,7 @@ class ThreadSender(Protocol):
         """See `SyncNode.multicall`."""
 
 
-class SyncRef(Generic[A_co]):
+class SyncRef(Reference[ThreadSender, A_co]):
     """A typed reference to an actor for threads: `ActorRef` with methods that block.
 
     Made by `SyncNode.ref`; immutable, for any number of threads.
@@ -63,37 +62,7 @@ class SyncRef(Generic[A_co]):
         for token in ref.stream(Model.complete, prompt): ...
     """
 
-    __slots__ = ("_actor", "_goal", "_idle_s", "_node", "_timeout_s")
-
-    def __init__(
-        self,
-        node: ThreadSender,
-        actor: type[A_co],
-        goal: Goal,
-        timeout_s: float | None = None,
-        idle_s: float | None = None,
-    ) -> None:
-        self._node = node
-        self._actor = actor
-        self._goal = goal
-        self._timeout_s = timeout_s
-        self._idle_s = idle_s
-
-    def __repr__(self) -> str:
-        return f"<SyncRef {self._actor.__qualname__} {self._goal}>"
-
-    @property
-    def target(self) -> Target:
-        """See `ActorRef.target`."""
-        return self._goal() if callable(self._goal) else self._goal
-
-    @property
-    def pid(self) -> Pid:
-        """See `ActorRef.pid`."""
-        target = self.target
-        if not isinstance(target, Pid):
-            raise TypeError(f"{self!r} has a name, not a pid: ask `node.whereis(name, at=node)`")
-        return target
+    __slots__ = ()
 
     def within(self, seconds: float | None = None, *, idle: float | None = None) -> SyncRef[A_co]:
         """Return a reference to the same actor with limits of its own; see `ActorRef.within`."""
