@@ -41,6 +41,8 @@ def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] |
             f"the first port of {hello.name} is {hello.base_port}, that of {me.name} {me.base_port}: set "
             "FLEETLM_NODE_PORT to ranges with the same first port on all nodes of the cluster"
         )
+    if not same_fleet(me.name, hello.name):
+        return Refusal.OTHER_BASENAME, f"{hello.name} is not named as {me.name} is{ONE_BASENAME}"
     if hello.dialled != me.name:
         return Refusal.WRONG_NAME, f"you dialled {hello.dialled}, I am {me.name}{_advise(me, hello)}"
     if hello.name == me.name or NodeName.parse(hello.name).address in me.alias_addresses:

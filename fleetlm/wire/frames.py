@@ -89,6 +89,7 @@ class Refusal(IntEnum):
     DRAINING = 7
     TOO_MANY = 8
     OTHER_BASE_PORT = 9
+    OTHER_BASENAME = 10
 
     @property
     def word(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,26 @@ def test_the_names_say_the_ports_and_the_first_one_has_none() -> None:
             assert two.list("dns") == [one.name, three.name], "DNS names their host"
             assert await one.connect(f"fleetlm@{A}:4370"), "its own name with the port written out"
             assert await two.ping(f"fleetlm@{A}:4370") == "pong"
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"node_basename": "api"}, f"api@{B}", "one DNS_CLUSTER_NODE_BASENAME"),
+        ({"node_ports": (4380, 4390)}, f"fleetlm@{B}:4380", "FLEETLM_NODE_PORT to ranges with the same"),
+    ],
+)
+def test_a_node_of_another_basename_or_base_port_is_refused_in_words_that_say_what_to_do(
+    changes: dict[str, Any], name: str, words: str
+) -> None:
+    async def main() -> None:
+        async with SimCluster(1) as cluster:
+            one = await cluster.start_at(A)
+            await cluster.start_at(B, **changes)
+            assert not await one.connect(name, timeout=3)
+            assert [words in row.last_error for row in one.info().peers if row.name == name] == [True]
 
     run(main())
 

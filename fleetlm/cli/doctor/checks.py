@@ -545,6 +545,8 @@ def cure_for(error: str) -> str:
     """Return what to do about the last error of a connection."""
     cures = (
         ("wrong_cluster", "Set the same FLEETLM_CLUSTER on both nodes, or use one DNS name per cluster"),
+        ("other_basename", "Give all nodes of a cluster one DNS_CLUSTER_NODE_BASENAME; see the error"),
+        ("other_base_port", "Begin FLEETLM_NODE_PORT with the same port on all nodes of the cluster"),
         ("wrong_name", "Another node uses that address now. Check FLEETLM_NODE_IP of the node there"),
         ("duplicate_name", "Two nodes use one address. Give each its own FLEETLM_NODE_IP"),
         ("incompatible", "The two versions of fleetlm cannot communicate. Upgrade the older node"),

@@ -16,6 +16,8 @@ ME = identity(1, aliases=("fd00::1",))
     [
         (1, {"incarnation": 100}, Refusal.SELF, "is this node itself"),
         (2, {"cluster": "blue"}, Refusal.WRONG_CLUSTER, "is of cluster 'blue', fleetlm@10.0.0.1 of ''"),
+        (2, {"base_port": 4371}, Refusal.OTHER_BASE_PORT, "set FLEETLM_NODE_PORT to ranges"),
+        (2, {"name": "api@10.0.0.2"}, Refusal.OTHER_BASENAME, "have one DNS_CLUSTER_NODE_BASENAME"),
         (2, {"to": 3}, Refusal.WRONG_NAME, "you dialled fleetlm@10.0.0.3, I am fleetlm@10.0.0.1"),
         (1, {"incarnation": 7}, Refusal.DUPLICATE_NAME, "check FLEETLM_NODE_IP"),
         (2, {"name": "fleetlm@fd00::1"}, Refusal.DUPLICATE_NAME, "check FLEETLM_NODE_IP"),

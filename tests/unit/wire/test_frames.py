@@ -59,6 +59,7 @@ def test_numbers_on_the_wire_never_get_a_second_meaning() -> None:
         (7, "draining"),
         (8, "too_many"),
         (9, "other_base_port"),
+        (10, "other_basename"),
     ]
 
 
