@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 from fleetlm.errors import AlreadyRegistered, Draining, FleetError, MessageTooLarge, NoFactory, NoProcess
-from fleetlm.texts import SHORT, text_of
+from fleetlm.texts import SHORT, loggable, text_of
 from fleetlm.wire.failures import FailureKind, texts_of_outcome
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -329,7 +329,7 @@ class Call:
             self._caller.failed(self._ref, FailureKind.NO_HANDLER, [target, why])
 
     def _send_error(self, error: BaseException) -> None:
-        text = "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(loggable(error)))
         texts = [type(error).__name__, text_of(error), text, *texts_of_outcome(error)]
         self._caller.failed(self._ref, FailureKind.RAISED, texts)
 

@@ -89,7 +89,7 @@ class InvalidName(FleetError, ValueError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"{self.name!r} is not a valid name: {self.why}"
+        return f"{SHORT.repr(self.name)} is not a valid name: {self.why}"
 
 
 class NotSerializable(FleetError, TypeError):

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from fleetlm.processes.boundary import original
+from fleetlm.texts import loggable
 
 if TYPE_CHECKING:
     from fleetlm.processes.running import RunningProcess
@@ -41,5 +42,5 @@ class FailureLog:
             logging.WARNING if is_first else logging.DEBUG,
             "handler %s of %s (%s) raised %s: %s",
             handler, process.name or process.pid, process.runs, type(error).__name__, note,
-            exc_info=original(error),
+            exc_info=loggable(original(error)),
         )  # fmt: skip

@@ -85,7 +85,7 @@ from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import exit_in, is_from_signal
 from fleetlm.processes.drain_listeners import DrainNotice
 from fleetlm.processes.running import RunningProcess, exit_reason
-from fleetlm.texts import SHORT, text_of, type_name
+from fleetlm.texts import SHORT, loggable, text_of, type_name
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
@@ -291,7 +291,9 @@ class ActorRun(Generic[ProcessT]):
             if self._settle_call(call, task):  # The caller is told and decides.
                 self._fail(call, request, error)
             else:
-                log.info("%s failed after its caller had gone", self._describe(request), exc_info=error)
+                log.info(
+                    "%s failed after its caller had gone", self._describe(request), exc_info=loggable(error)
+                )
         else:
             if self._settle_call(call, task):
                 self._reply(call, request, result)

@@ -18,7 +18,7 @@ from typing import Any
 
 from fleetlm.blocking import forks
 from fleetlm.errors import WorkerDied, WorkerNotStarted
-from fleetlm.texts import SHORT, text_of
+from fleetlm.texts import SHORT, loggable, text_of
 
 FunctionResult = tuple[Any, BaseException | None]
 """What a function returned, or None and what it raised."""
@@ -178,7 +178,7 @@ def unpack_result(packed: bytes) -> Any:
     try:
         value, error, text = pickle.loads(packed)  # noqa: S301  # from our own child
     except Exception as failed:
-        why = f"the function has run, but its result cannot be loaded in this process: {failed}"
+        why = f"the function has run, but its result cannot be loaded in this process: {text_of(failed)}"
         raise TypeError(why) from failed
     if error is None:
         return value
@@ -189,7 +189,7 @@ def unpack_result(packed: bytes) -> Any:
 
 def format_traceback(error: BaseException) -> str:
     """Return a traceback as text."""
-    return "".join(traceback.format_exception(error)).rstrip()
+    return "".join(traceback.format_exception(loggable(error))).rstrip()
 
 
 def _pack_error(error: BaseException) -> bytes:

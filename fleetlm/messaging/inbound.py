@@ -32,7 +32,7 @@ from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import units
-from fleetlm.texts import SHORT
+from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.failures import FailureKind, error_of_failure
@@ -207,7 +207,7 @@ class Inbound:
             if run is not _NO_RUN:
                 self._count_arrivals(session, run, len(queue) - before, box)
         except NONSENSE as error:
-            raise BadFrame(f"a malformed message: {error}") from error
+            raise BadFrame(f"a malformed message: {text_of(error)}") from error
         finally:
             self._unclaimed.clear()
 
@@ -365,7 +365,7 @@ class Inbound:
         try:
             return [message for message in messages if self._is_readable(session, message)]
         except NONSENSE as error:
-            raise BadFrame(f"a malformed message: {error}") from error
+            raise BadFrame(f"a malformed message: {text_of(error)}") from error
 
     def _is_readable(self, session: Session, message: Any) -> bool:
         """Whether a message could be read entirely. If not, answer its sender and count it as taken."""
@@ -389,7 +389,7 @@ class Inbound:
                 self._count_unread(session, to, weight)
                 session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(to), found.why])
             case [Op.REQUEST, verb, _, ref]:
-                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [str(verb), found.why])
+                session.failed(checked_count(ref), FailureKind.UNDECODABLE, [text_of(verb), found.why])
             case [Op.HEAVY | Op.CAST, to, _, weight]:
                 self._count_unread(session, to, weight)
             case [to, _]:

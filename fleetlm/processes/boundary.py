@@ -34,7 +34,7 @@ from types import CodeType, TracebackType
 from fleetlm.blocking import forks
 from fleetlm.errors import ProcessExit
 from fleetlm.messages import Crash
-from fleetlm.texts import text_of
+from fleetlm.texts import loggable, text_of
 
 MAX_TRACEBACK_CHARS = 16_384
 """Longer tracebacks of a crash lose their beginning: the text travels to every linked and monitoring
@@ -152,5 +152,5 @@ def crash_of(error: BaseException, task: asyncio.Task[object] | None = None) -> 
             else "what it awaited was cancelled"
         )
         text = f"{why}: {text}" if text else why
-    shown = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
+    shown = "".join(traceback.format_exception(loggable(error)))[-MAX_TRACEBACK_CHARS:]
     return Crash(type(error).__name__, text, shown)

@@ -55,6 +55,7 @@ from fleetlm.processes.running import (
     exit_reason,
     plain_class,
 )
+from fleetlm.texts import loggable, text_of
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
@@ -363,9 +364,21 @@ class LocalProcesses:
         reason = exit_reason(process, error)
         if error is not None and exit_in(error) is None:
             if not isinstance(error, asyncio.CancelledError):
-                log.error(_CRASHED, process.name or process.pid, process.runs, "", exc_info=original(error))
+                log.error(
+                    _CRASHED,
+                    process.name or process.pid,
+                    process.runs,
+                    "",
+                    exc_info=loggable(original(error)),
+                )
             elif not process._is_ending and not self._is_cancelled_with_all(task):
-                log.error(_CRASHED, process.name or process.pid, process.runs, f": {reason}", exc_info=error)
+                log.error(
+                    _CRASHED,
+                    process.name or process.pid,
+                    process.runs,
+                    f": {text_of(reason)}",
+                    exc_info=loggable(error),
+                )
         error = None
         self._remove(process, reason)
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.processes.boundary import ORDERS, Contained, error_of, exit_in, is_from_signal, original
+from fleetlm.texts import loggable
 
 if TYPE_CHECKING:
     from fleetlm.processes.running import RunningProcess
@@ -186,7 +187,9 @@ class Owned:
         if leaving is not None:
             process._end_with(leaving.reason)
         elif process._is_gone or process._is_ending or process._is_closing:
-            log.warning("%s raised while its process ended", task.get_name(), exc_info=original(error))
+            log.warning(
+                "%s raised while its process ended", task.get_name(), exc_info=loggable(original(error))
+            )
         else:
             process._crash(error, task.get_name())
 

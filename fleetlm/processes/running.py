@@ -41,7 +41,7 @@ from fleetlm.messaging.turns import Turns
 from fleetlm.messaging.waits import Wait
 from fleetlm.processes.boundary import crash_of, exit_in, original
 from fleetlm.processes.info import ChildInfo, ProcessInfo
-from fleetlm.texts import text_of
+from fleetlm.texts import loggable, text_of
 from fleetlm.wire.invocation import Invoke
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -210,7 +210,7 @@ class RunningProcess(ABC):
         """End this process because a part of it, ``what``, has raised; log the exception."""
         log.error(
             "process %s (%s) crashed: %s raised", self.name or self.pid, self.runs, what,
-            exc_info=original(error),
+            exc_info=loggable(original(error)),
         )  # fmt: skip
         self._end_with(exit_reason(self, error))
 

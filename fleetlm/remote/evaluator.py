@@ -38,6 +38,7 @@ from typing import Any, TextIO
 
 from fleetlm.remote.facts import plain
 from fleetlm.remote.protocol import MAX_REPR_CHARS, MAX_VALUE_BYTES
+from fleetlm.texts import LONG, is_short, loggable, text_of
 
 Sink = Callable[[str, str], None]
 """Called with "stdout" or "stderr" and the text, on the thread that prints."""
@@ -63,10 +64,7 @@ class Result:
     @property
     def text(self) -> str:
         """The error's message. Never raises."""
-        try:
-            return shorten(str(self.error))
-        except Exception:  # noqa: BLE001  the __str__ of an error may raise anything
-            return "(its str() raised)"
+        return shorten(text_of(self.error))
 
 
 class Evaluator:
@@ -181,7 +179,8 @@ def _format_traceback(error: BaseException, filename: str) -> str:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename != filename:
         frames = frames.tb_next
-    formatter = traceback.TracebackException(type(error), error, frames, compact=True)
+    shown = loggable(error)
+    formatter = traceback.TracebackException(type(shown), shown, frames, compact=True)
     text = "".join(formatter.format())
     if isinstance(error, SystemExit):
         text += "(The node continues to run. To stop it: await node.stop())\n"
@@ -200,9 +199,11 @@ def format_value(value: Any, width: int) -> str:
 
     Never raises. Longer texts than `MAX_REPR_CHARS` are cut.
     """
+    if not is_short(value, MAX_REPR_CHARS):
+        return LONG.repr(value)
     try:
         text = pprint.pformat(value, width=width, sort_dicts=False) if width else repr(value)
-    except Exception as error:  # noqa: BLE001  the __repr__ of a value may raise anything
+    except BaseException as error:  # noqa: BLE001  the __repr__ of a value may raise anything
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     return shorten(text)
 

@@ -1,8 +1,18 @@
 from __future__ import annotations
 
+import datetime as dt
+import itertools
+import logging
+import time
+import traceback
+import tracemalloc
+from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import dataclass
+from decimal import Decimal
+from enum import IntEnum
+from fractions import Fraction
 from ipaddress import IPv4Address
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 
@@ -16,7 +26,9 @@ from fleetlm.errors import (
     ProcessExit,
 )
 from fleetlm.settings import Settings
-from fleetlm.texts import MAX_TEXT_CHARS, SHORT, text_of, type_name
+from fleetlm.texts import MAX_TEXT_CHARS, SHORT, is_short, loggable, text_of, type_name
+
+log = logging.getLogger("fleetlm")
 
 
 class Mute(Exception):
@@ -104,3 +116,179 @@ def test_what_is_shown_says_what_it_is() -> None:
     assert "7f3a91c" not in SHORT.repr(
         Settings(cookie="x good cookie 7f3a91c")
     )  # `repr=False` keeps a field out
+
+
+class Exits(BaseException):
+    pass
+
+
+def raises(error: BaseException) -> Any:
+    def method(_self: object) -> str:
+        raise error
+
+    return method
+
+
+def recurses(self: object) -> str:
+    return f"{self!r}"
+
+
+def hostile(method: Any) -> Any:
+    return type("Hostile", (), {"__repr__": method, "__str__": method})()
+
+
+class Pair(NamedTuple):
+    one: object
+    other: object
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Text(str):
+    __slots__ = ()
+
+
+def cycle() -> Any:
+    found: Any = [1]
+    found += [found, {"again": found}, (found,)]
+    return found
+
+
+LARGE = "x" * 5_000_000
+MANY = dict.fromkeys(range(300_000))
+HOSTILE: dict[str, Any] = {
+    "raises": hostile(raises(ValueError())),
+    "interrupts": hostile(raises(KeyboardInterrupt())),
+    "exits": hostile(raises(SystemExit(3))),
+    "ends with its own": hostile(raises(Exits())),
+    "recurses": hostile(recurses),
+    "returns no text": hostile(lambda _self: 7),
+    "returns megabytes": hostile(lambda _self: LARGE),
+    "no class": type("Classless", (), {"__class__": property(raises(Exits()))})(),
+    "a cycle": cycle(),
+    "a cycle in an error": ValueError(cycle()),
+}
+BIG: dict[str, Any] = {
+    "number": 10**6_000,
+    "fraction": Fraction(10**6_000, 7),
+    "decimal": Decimal("7" * 2_000_000),
+    "exponent": Decimal("1E+999999999"),
+    "text": LARGE,
+    "text of a class": Text(LARGE),
+    "named tuple": Pair(LARGE, MANY),
+    "dict": MANY,
+    "keys": {(n, LARGE): n for n in range(10)},
+    "ordered": OrderedDict(MANY),
+    "default": defaultdict(list, MANY),
+    "counter": Counter(MANY),
+    "deque": deque(MANY),
+    "set": set(MANY),
+    "frozen set": frozenset(MANY),
+    "list": [LARGE] * 100_000,
+    "error": ValueError(LARGE, MANY),
+    "key error": KeyError(LARGE),
+    "key": KeyError(10**6_000),
+    "nested": [[[[[[[LARGE] * 9] * 9] * 9] * 9] * 9] * 9],
+    "zone": dt.datetime(2020, 1, 1, tzinfo=dt.timezone(dt.timedelta(0), "Z" * 100_000)),
+}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *BIG])
+def test_no_value_makes_a_long_text_or_raises_or_takes_long(name: str) -> None:
+    value = (HOSTILE | BIG)[name]
+    tracemalloc.start()
+    try:
+        for each in (value, [value], (value, value), Pair(value, 1), Line(value), ValueError(value)):
+            began_s = time.thread_time()
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            assert 0 < len(SHORT.repr(each)) <= 300
+            assert time.thread_time() - began_s < 0.5
+            if name not in ("recurses", "zone"):
+                assert tracemalloc.get_traced_memory()[1] - before < 500_000
+            assert len(text_of(each)) <= MAX_TEXT_CHARS + 3
+    finally:
+        tracemalloc.stop()
+
+
+def throw(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *BIG])
+def test_an_exception_with_any_value_can_be_logged(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    value = (HOSTILE | BIG)[name]
+    error = RuntimeError(value, value)
+    error.__cause__ = KeyError(value)
+    try:
+        throw(error)
+    except RuntimeError as caught:
+        log.error("seen", exc_info=loggable(caught))  # noqa: TRY400
+        shown = "".join(traceback.format_exception(loggable(caught)))
+    assert "RuntimeError" in shown
+    assert "KeyError" in shown
+    assert "test_texts.py" in shown
+    assert len(shown) < 3 * MAX_TEXT_CHARS
+    assert len(caplog.text) < 3 * MAX_TEXT_CHARS
+
+
+def test_an_exception_with_a_short_text_is_logged_as_it_is() -> None:
+    inner, outer = KeyError("a"), ValueError("b", 1)
+    outer.__cause__ = inner
+    outer.__context__ = OSError(2, "no such file")
+    for error in (outer, inner, ExceptionGroup("several", [outer]), NoProcess(10**6_000), ValueError()):
+        assert loggable(error) is error
+    outer.__context__ = KeyError("x" * 100_000)
+    shown = loggable(outer)
+    assert (type(shown).__name__, str(shown)) == ("ValueError", "('b', 1)")
+    assert shown.__cause__ is inner
+    assert len(str(shown.__context__)) < 5_000
+
+
+def test_causes_without_end_are_not_followed() -> None:
+    errors = [KeyError("x" * 100_000) for _ in range(50)]
+    for one, other in itertools.pairwise(errors):
+        one.__cause__ = one.__context__ = other
+    shown: BaseException | None = loggable(errors[0])
+    lengths = []
+    while shown is not None:
+        lengths.append(len(str(shown)))
+        shown = shown.__cause__
+    assert max(lengths[:9]) < 5_000
+
+
+def test_the_texts_of_errors_say_what_their_arguments_are() -> None:
+    assert text_of(ValueError()) == ""
+    assert text_of(ValueError(7)) == "7"
+    assert text_of(KeyError("a")) == "'a'"
+    assert text_of(ValueError("a", [1])) == "('a', [1])"
+    assert text_of(ValueError(10**6_000)) == "<int of 19,932 bits>"
+    assert text_of(OSError(2, "no such file")) == "[Errno 2] no such file"
+    assert text_of(Line("a" * 1_000)) == f"Line(text={'a' * 1_000!r}, more=None)"
+    assert text_of(Decimal("1.5")) == "Decimal('1.5')"
+
+
+def test_subclasses_of_containers_are_shown_with_their_names() -> None:
+    assert SHORT.repr(Pair(1, "a")) == "Pair(one=1, other='a')"
+    assert SHORT.repr(OrderedDict(a=1)) == "OrderedDict({'a': 1})"
+    assert SHORT.repr(deque([1, 2])) == "deque([1, 2])"
+    assert SHORT.repr(deque()) == "deque([])"
+    assert SHORT.repr(frozenset({1})) == "frozenset({1})"
+    assert SHORT.repr(set()) == "set()"
+    assert SHORT.repr(frozenset()) == "frozenset({})"
+    assert SHORT.repr(()) == "()"
+    assert SHORT.repr((1,)) == "(1,)"
+    assert SHORT.repr({1: [2]}) == "{1: [2]}"
+    assert SHORT.repr(Level.LOW) == "<Level.LOW: 1>"
+    assert SHORT.repr(True) == "True"
+    assert SHORT.repr(ValueError("a", 1)) == "ValueError('a', 1)"
+    assert SHORT.repr(range(3)) == "range(0, 3)"
+
+
+def test_a_value_is_short_if_its_whole_text_is() -> None:
+    for value in (1, "a", [1, 2], {"a": (1, None)}, Pair(1, 2), b"ab"):
+        assert is_short(value, 100)
+    for value in ("a" * 101, [1] * 100, 10**1_000, cycle(), *HOSTILE.values()):
+        assert not is_short(value, 100)
