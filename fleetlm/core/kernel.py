@@ -182,9 +182,12 @@ class Kernel:
         return [] if peer is None else self._apply(now, peer, peer.connection.opened(now))
 
     def channel_lost(
-        self, now: float, channel: int, reason: str, *, is_foreign: bool = False
+        self, now: float, channel: int, reason: str, *, is_foreign: bool = False, is_logged: bool = False
     ) -> list[Effect]:
-        """A dial failed, or an open channel has ended; ``is_foreign``: another program listens there."""
+        """A dial failed, or an open channel has ended.
+
+        ``is_foreign``: another program listens there. ``is_logged``: the cause was logged already.
+        """
         if channel in self._probes:
             return self._settle_claim(now, channel, None)
         if channel in self.ports.searches:
@@ -193,8 +196,8 @@ class Kernel:
         if peer is None:
             return []
         why = reason + self._describe_silence(now, peer)
-        effects = peer.connection.channel_lost(now, why, is_foreign=is_foreign)
-        return self._apply(now, peer, effects)
+        peer.logged |= {why: None} if is_logged else {}
+        return self._apply(now, peer, peer.connection.channel_lost(now, why, is_foreign=is_foreign))
 
     def answered(self, now: float, channel: int, frame: bytes) -> list[Effect]:
         """A REFUSED or IAM came back over a channel that this node dialled."""

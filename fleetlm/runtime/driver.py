@@ -152,10 +152,13 @@ class Driver:
         """See `Listener`."""
         self._perform(self.kernel.opened(self._loop.time(), channel))
 
-    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
+    def channel_lost(
+        self, channel: int, reason: str, *, is_foreign: bool = False, is_logged: bool = False
+    ) -> None:
         """See `Listener`."""
         now = self._loop.time()
-        self._perform(self.kernel.channel_lost(now, channel, reason, is_foreign=is_foreign))
+        lost = self.kernel.channel_lost(now, channel, reason, is_foreign=is_foreign, is_logged=is_logged)
+        self._perform(lost)
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
         """See `Listener`."""

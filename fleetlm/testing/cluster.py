@@ -433,8 +433,10 @@ class _Watched:
         self._listener.channel_opened(channel)
         self._on_fact(self._ip)
 
-    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
-        self._listener.channel_lost(channel, reason, is_foreign=is_foreign)
+    def channel_lost(
+        self, channel: int, reason: str, *, is_foreign: bool = False, is_logged: bool = False
+    ) -> None:
+        self._listener.channel_lost(channel, reason, is_foreign=is_foreign, is_logged=is_logged)
         self._on_fact(self._ip)
 
     def channel_answered(self, channel: int, frame: bytes) -> None:

@@ -28,6 +28,7 @@ This module decides only, and knows no socket; `transport.router` looks and ends
 from __future__ import annotations
 
 import heapq
+import math
 from typing import Final, NamedTuple
 
 from fleetlm.settings import Settings
@@ -42,8 +43,12 @@ WINDOWS_UNREAD: Final = 4
 """`Settings.unread_bytes` is at least so many windows: those of the peer, and its tables."""
 SHARE_OF_ADDRESS: Final = 4
 """One address may have this fraction of `Settings.max_strangers`."""
+MAX_EXPIRED: Final = 64
+"""Connections that end at one time since their time is over: a millisecond. The others are next."""
 KEPT_OF_8: Final = 7
 """So many eighths of the strangers stay when there are too many: they are sorted once for the rest."""
+CROWD_S: Final = 60.0
+"""Seconds between two log lines about too many connections."""
 UNCERTAIN_BYTES: Final = 16 * 1024
 """Differences up to this are not corrected: heartbeats of some minutes."""
 
@@ -132,6 +137,8 @@ class Bounds:
         self._stranger_s = settings.stranger_s
         self._unread_bytes = max(settings.unread_bytes, WINDOWS_UNREAD * settings.window_bytes)
         self._stranger_unread_bytes = self._unread_bytes // WINDOWS_UNREAD
+        self._crowded_out = 0
+        self._told_at = -math.inf
         self._most = max(1, min(settings.max_strangers, max_descriptors // 4))
         self._most_of_ip = max(1, self._most // SHARE_OF_ADDRESS)
         self._strangers: dict[Accepted, None] = {}
@@ -139,21 +146,40 @@ class Bounds:
         self._by_ip: dict[str, dict[Accepted, None]] = {}
         self._strangers_unread_bytes = 0
 
+    def tell_crowd(self, now: float, ended: int, ip: str) -> str:
+        """Count connections that ended since there were too many, and say so once in `CROWD_S`.
+
+        Args:
+            now: the time.
+            ended: how many ended.
+            ip: the address of the last one.
+
+        Returns:
+            A sentence for the log, or "".
+        """
+        self._crowded_out += ended
+        if now < self._told_at + CROWD_S:
+            return ""
+        self._told_at, count, self._crowded_out = now, self._crowded_out, 0
+        return (
+            f"too many connections that are not a node's, {count:,} were ended since this was last said, the "
+            f"latest one from {ip or 'an unknown address'}: at most {self._most:,} at a time, and "
+            f"{self._most_of_ip:,} from one address (Settings.max_strangers)"
+        )
+
     @property
     def strangers(self) -> int:
         """How many connections are not of a peer."""
         return len(self._strangers)
 
-    def accept(self, known: Accepted) -> list[Offence]:
+    def accept(self, known: Accepted) -> list[Accepted]:
         """Take in a new connection. Returns those that must end since there are too many."""
         self._strangers[known] = None
         own = self._by_ip.setdefault(known.ip, {})
         own[known] = None
         if len(own) > self._most_of_ip:
             self.forget(known)
-            return [
-                (known, f"more than {self._most_of_ip:,} connections of one address that are not a node's")
-            ]
+            return [known]
         if len(self._strangers) > self._most:
             return self._thin_out()
         return []
@@ -183,10 +209,10 @@ class Bounds:
         return [(known, f"it sent more than {STRANGER_BYTES // 1024} KiB, and is not connected as a node")]
 
     def expire(self, now: float) -> list[Offence]:
-        """Return the strangers whose time is over."""
+        """Return the strangers whose time is over, up to `MAX_EXPIRED` of them."""
         late: list[Offence] = []
         for known in self._strangers:
-            if now <= known.since + self._stranger_s:
+            if now <= known.since + self._stranger_s or len(late) == MAX_EXPIRED:
                 break
             late.append((known, f"it did not become a node's connection within {self._stranger_s:g} s"))
         for known, _ in late:
@@ -238,21 +264,20 @@ class Bounds:
             known.read_bytes, known.mark = max(known.read_bytes, mark.received), None
         return received - known.read_bytes
 
-    def _thin_out(self) -> list[Offence]:
+    def _thin_out(self) -> list[Accepted]:
         """Choose the strangers to end: the oldest ones of the addresses that have most."""
-        why = f"more than {self._most:,} connections that are not a node's"
         counts = [(-len(own), next(iter(own)).since, ip) for ip, own in self._by_ip.items()]
         heapq.heapify(counts)
-        offences: list[Offence] = []
+        chosen: list[Accepted] = []
         while len(self._strangers) > self._most * KEPT_OF_8 // 8:
             _, _, ip = heapq.heappop(counts)
             oldest = next(iter(self._by_ip[ip]))
             self.forget(oldest)
-            offences.append((oldest, why))
+            chosen.append(oldest)
             if ip in self._by_ip:
                 own = self._by_ip[ip]
                 heapq.heappush(counts, (-len(own), next(iter(own)).since, ip))
-        return offences
+        return chosen
 
 
 def _describe(unread: int) -> str:

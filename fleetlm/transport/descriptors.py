@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import errno
 import logging
+import math
 import os
 import resource
 import socket
@@ -32,8 +33,14 @@ FDS_TO_START: Final = 19
 """Descriptors that must be free at the start: libzmq takes 12, the router 3; the spare ones come on top."""
 FDS_FOR_DIAL: Final = 5
 """A DEALER, both ends of its monitor, the lookup of its source address, and the connection."""
-FDS_KEPT: Final = 3
-"""Descriptors that dials leave free. Accepting begins again when so many and the spare ones are free."""
+FDS_KEPT: Final = 16
+"""Descriptors that dials leave free at least. Accepting begins again when so many and the spare ones are
+free."""
+MOST_FDS_KEPT: Final = 64
+"""Of many descriptors dials leave a quarter free, up to so many. libzmq's thread opens those of a dial a
+moment after they were counted, and may accept a flood of connections in between."""
+QUIET_S: Final = 600.0
+"""Seconds in which a shortage is said once, however often it comes and goes."""
 FDS_TO_ACCEPT: Final = 2
 """With fewer free descriptors no connection is accepted."""
 SPARE_FDS: Final = 8
@@ -57,10 +64,13 @@ class Descriptors:
         self._free = 0
         self._promised = 0
         """Descriptors for the dials since `count`: libzmq's thread may not have opened them yet."""
+        self._kept = FDS_KEPT
+        self._told_at = -math.inf
 
     def count(self) -> int:
         """Count the free descriptors again, and return their number."""
         self._free, self._promised = count_free(), 0
+        self._kept = max(FDS_KEPT, min(MOST_FDS_KEPT, limit_of_descriptors() // 4))
         return self._free
 
     def look(self) -> int:
@@ -83,10 +93,23 @@ class Descriptors:
         """Note that ``count`` descriptors will be used. Raises: OSError, if too few would remain free."""
         if self._free - count < _COUNT_BELOW:
             self._free = count_free() - self._promised
-        if self._free < count + FDS_KEPT:
-            raise OSError(errno.EMFILE, f"fewer than {count + FDS_KEPT} file descriptors are free")
+        if self._free < count + self._kept:
+            raise OSError(errno.EMFILE, f"fewer than {count + self._kept} file descriptors are free")
         self._free -= count
         self._promised += count
+
+    def tell(self, now: float, where: str) -> None:
+        """Log, once in `QUIET_S`, that this node could not dial ``where`` since too few are free."""
+        if now < self._told_at + QUIET_S:
+            return
+        self._told_at = now
+        log.warning(
+            "only %d of %d file descriptors are free: this node does not dial %s now, and perhaps others, "
+            "and tries again; raise the limit of open files (`ulimit -n`)",
+            self._free,
+            limit_of_descriptors(),
+            where,
+        )
 
 
 class Accepting:
@@ -101,14 +124,18 @@ class Accepting:
         self._sockets = list(_find_listeners(ips, port)) if sys.platform.startswith("linux") else []
         self._spare: list[int] = []
         self.is_paused: bool = False
+        self._told_at = -math.inf
         self._take_spare()
 
-    def look(self, free: int) -> None:
-        """Pause or resume, whichever ``free`` descriptors ask for. Logs each of them once."""
+    def look(self, free: int, now: float) -> None:
+        """Pause or resume, whichever ``free`` descriptors ask for. Logs it, once in `QUIET_S`."""
         if not self.is_paused and free < FDS_TO_ACCEPT:
             self.is_paused = True
             self._filter(_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(_DROP)))
             self._close_waiting()
+            if now < self._told_at + QUIET_S:
+                return
+            self._told_at = now
             log.warning(
                 "%d of %d file descriptors are free: this node dials no peer and accepts no connection until "
                 "more are; raise the limit of open files (`ulimit -n`), or find what opens so many "
@@ -121,7 +148,7 @@ class Accepting:
             self.is_paused = False
             self._take_spare()
             self._filter(_DETACH_FILTER, struct.pack("i", 0))
-            log.info("enough file descriptors are free again: this node dials and accepts connections")
+            log.debug("enough file descriptors are free again: this node dials and accepts connections")
 
     def close(self) -> None:
         """Close what this object holds. Idempotent."""

@@ -24,10 +24,13 @@ class Listener(Protocol):
     def channel_opened(self, channel: int) -> None:
         """The handshakes with the dialled address are done (TCP, ZMTP, CURVE with a cookie): send now."""
 
-    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
+    def channel_lost(
+        self, channel: int, reason: str, *, is_foreign: bool = False, is_logged: bool = False
+    ) -> None:
         """The dial failed, or the channel ended. Reported once for a channel, which is gone then.
 
         ``is_foreign``: something accepts connections there that does not behave as a node does.
+        ``is_logged``: the cause is on this node, which has logged it once for all its dials.
         """
 
     def channel_answered(self, channel: int, frame: bytes) -> None:

@@ -408,7 +408,11 @@ class Router:
         if self._next_sweep is None:
             self._swept_at = self._loop.time()
             self._next_sweep = self._loop.call_later(SWEEP_S, self._sweep)
-        self._end_offenders(self._bounds.accept(known))
+        crowd = self._bounds.accept(known)
+        for each in crowd:
+            self._cut(each)
+        if crowd and (said := self._bounds.tell_crowd(self._loop.time(), len(crowd), crowd[-1].ip)):
+            log.warning("%s", said)
 
     def _end_connection(self, fd: int) -> None:
         """A connection has ended: mark its source as ending, or report the stranger that failed."""

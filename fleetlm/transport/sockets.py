@@ -16,7 +16,7 @@ from typing import Final
 
 import zmq
 
-from fleetlm.names import endpoint
+from fleetlm.names import canonical_ip, endpoint
 from fleetlm.settings import Settings
 from fleetlm.transport.curve import ZAP_DOMAIN, CurveKeys
 from fleetlm.wire.frames import HEADER_BYTES, MAX_HANDSHAKE_BYTES
@@ -120,10 +120,25 @@ def adopt(sock: Sock, ip: str, port: int, listener: socket.socket) -> None:
 
 
 def connect(sock: Sock, ip: str, port: int, own_ip: str | None) -> None:
-    """Begin to connect. The source address is ``own_ip`` if possible: the peer sees this node's address."""
+    """Begin to connect. The source address is ``own_ip`` if possible: the peer sees this node's address.
+
+    It is named only where the kernel would choose another one: libzmq then lists the interfaces of the
+    machine, for which it needs a descriptor, and it ends the whole process if there is none.
+    """
     _set_family(sock, ip)
-    source = f"{endpoint(own_ip, 0)};" if own_ip and may_dial_from(own_ip, ip) else ""
+    is_named = own_ip and may_dial_from(own_ip, ip) and _find_source(ip, port) != own_ip
+    source = f"{endpoint(own_ip, 0)};" if own_ip and is_named else ""
     sock.connect(f"tcp://{source}{endpoint(ip, port)}")
+
+
+def _find_source(ip: str, port: int) -> str | None:
+    """Return the source address that the kernel chooses for a connection; None if there is no route."""
+    with socket.socket(source_address(ip)[0], socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((ip, port))  # Sends nothing.
+            return canonical_ip(probe.getsockname()[0])
+        except OSError:
+            return None
 
 
 def may_dial_from(own_ip: str, ip: str) -> bool:

@@ -34,6 +34,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import threading
@@ -239,9 +240,12 @@ class ZmqTransport:
             )
         except (zmq.ZMQError, OSError) as error:
             why = f"{endpoint(ip, port)}: {error.strerror}"
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            is_short = error.errno in (errno.EMFILE, errno.ENFILE)
+            if is_short:
                 why += "; raise the limit of open files (`ulimit -n`)"
-            self._loop.call_soon(self._listener.channel_lost, channel, why)
+                self._descriptors.tell(self._loop.time(), endpoint(ip, port))
+            lost = functools.partial(self._listener.channel_lost, channel, why, is_logged=is_short)
+            self._loop.call_soon(lost)
 
     def send(self, channel: int, frame: bytes) -> bool:
         """Send one frame on an open channel. Returns False if it is not open or has just ended."""
@@ -321,7 +325,7 @@ class ZmqTransport:
         now = self._loop.time()
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
         if self._accepting is not None:
-            self._accepting.look(self._descriptors.look())
+            self._accepting.look(self._descriptors.look(), now)
         if self._router is not None:
             self._router.recheck()
         for channel in list(self._channels.values()):

@@ -10,6 +10,7 @@ from tests.system.test_real_large import MIB, beside, both_ways
 from tests.system.test_real_liveness import held, stopped_and_continued
 from tests.system.test_real_restarts import SEEN_WITHIN_S, crashes, reconnects, replaced
 from tests.system.test_real_strangers import COOKIES, harassed, kept_out
+from tests.transport.test_strangers import CURVE_GREETING, GREETING, READY, close_early
 
 pytestmark = pytest.mark.long
 
@@ -59,3 +60,16 @@ async def test_strangers_for_a_while(cookie: str | None) -> None:
 @pytest.mark.deadline(60)
 async def test_kept_out_for_a_while(mine: str, other: str | None, caplog: pytest.LogCaptureFixture) -> None:
     await kept_out(mine, other, 15.0, caplog)
+
+
+@pytest.mark.parametrize("cookie", [None, COOKIES[0]], ids=["plain", "cookie"])
+@pytest.mark.parametrize(
+    "said",
+    [b"", GREETING[:32], CURVE_GREETING[:32], GREETING + READY],
+    ids=["nothing", "half_a_greeting", "half_a_greeting_of_curve", "a_handshake"],
+)
+@pytest.mark.deadline(180)
+async def test_20_000_connections_that_close_early_leave_no_descriptor(
+    cookie: str | None, said: bytes
+) -> None:
+    await close_early(cookie, said, count=20_000)

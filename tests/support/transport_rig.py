@@ -49,7 +49,9 @@ class Recorder:
     def channel_opened(self, channel: int) -> None:
         self._note("opened", channel)
 
-    def channel_lost(self, channel: int, reason: str, *, is_foreign: bool = False) -> None:
+    def channel_lost(
+        self, channel: int, reason: str, *, is_foreign: bool = False, is_logged: bool = False
+    ) -> None:
         self.foreign |= {channel} if is_foreign else set()
         self._note("lost", channel, reason)
 

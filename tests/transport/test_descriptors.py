@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import resource
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from fleetlm import Node, Settings
 from fleetlm.transport import descriptors
 from fleetlm.transport.descriptors import (
     FDS_KEPT,
     FDS_TO_ACCEPT,
+    QUIET_S,
     SPARE_FDS,
     Accepting,
     Descriptors,
@@ -51,11 +54,12 @@ def test_free_descriptors_are_those_below_the_limit() -> None:
 
 def test_dials_stop_while_some_descriptors_are_still_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descriptors, "count_free", lambda: 10 + FDS_KEPT)
+    monkeypatch.setattr(descriptors, "limit_of_descriptors", lambda: 64)
     known = Descriptors()
     assert known.count() == 10 + FDS_KEPT
     known.take(5)
     known.take(5)  # The first five may not be open yet, so they are still counted as free.
-    with pytest.raises(OSError, match="fewer than 8 file descriptors are free") as caught:
+    with pytest.raises(OSError, match="fewer than 21 file descriptors are free") as caught:
         known.take(5)
     assert caught.value.errno == errno.EMFILE
     known.count()
@@ -93,25 +97,108 @@ def test_without_descriptors_waiting_connections_are_closed_and_no_more_come(
     other = Accepting(["127.99.99.99"], port)
     with socket.create_connection((ip, port)) as early, socket.create_connection((ip, port)) as waits:
         served, _ = listener.accept()
-        other.look(0)
+        other.look(0, 0.0)
         assert connects((ip, port))
         waits.settimeout(5.0)
         for _ in range(3):
-            accepting.look(FDS_TO_ACCEPT - 1)
+            accepting.look(FDS_TO_ACCEPT - 1, 0.0)
         assert waits.recv(1) == b""
         assert not connects((ip, port))
         early.send(b"x")
         assert served.recv(1) == b"x"
-        accepting.look(FDS_KEPT)
+        accepting.look(FDS_KEPT, 1.0)
         assert accepting.is_paused
-        accepting.look(FDS_KEPT + SPARE_FDS)
+        accepting.look(FDS_KEPT + SPARE_FDS, 1.0)
+        assert connects((ip, port))
+        for _ in range(3):
+            accepting.look(0, 2.0)
+            accepting.look(FDS_KEPT + SPARE_FDS, 2.0)
         assert connects((ip, port))
         served.close()
     said = [record.getMessage() for record in caplog.records if "of " in record.getMessage()]
-    assert sum("`ulimit -n`" in text and "accepts no connection" in text for text in said) == 2
+    assert (
+        sum("`ulimit -n`" in text and "accepts no connection" in text for text in said) == 2
+    )  # Of two objects.
     accepting.close()
     accepting.close()
     other.close()
+
+
+def test_a_shortage_for_dials_is_said_once_for_all_of_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(descriptors, "count_free", lambda: 7)
+    known = Descriptors()
+    known.count()
+    for number in range(100):
+        known.tell(float(number), f"10.0.0.{number}:4370")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("only 7 of ")
+    assert "does not dial 10.0.0.0:4370 now, and perhaps others" in said
+    known.tell(QUIET_S, "10.0.0.1:4370")
+    assert len(caplog.records) == 2
+
+
+CROWDED = """
+import asyncio, logging, resource, sys
+from fleetlm import Call, Node, Settings
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+
+async def echo(process):
+    async for message in process.mailbox:
+        if isinstance(message, Call):
+            message.reply(message.message)
+
+async def main(ip, port, query):
+    settings = Settings(node_ip=ip, node_ports=(port, port), dns_query=query, remote=False)
+    async with Node.start(settings) as node:
+        node.spawn(echo, name="echo")
+        print("serves", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+"""
+
+
+@pytest.mark.deadline(60)
+async def test_a_node_with_128_descriptors_serves_its_peers_while_hundreds_connect_and_it_dials_many() -> (
+    None
+):
+    """libzmq ends the whole process where some of its calls find no descriptor."""
+    ip, mine = free_ip(), free_ip()
+    dead = [f"127.97.0.{number}" for number in range(1, 120)]
+    query = ",".join([ip, mine, *dead])
+    command = [sys.executable, "-c", CROWDED, ip, str(PORT), query]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        held: list[socket.socket] = []
+        try:
+            assert process.stdout is not None
+            assert await asyncio.to_thread(process.stdout.readline) == "serves\n"
+            settings = Settings(node_ip=mine, node_ports=(PORT, PORT), dns_query=f"{ip},{mine}", remote=False)
+            async with Node.start(settings) as node:
+                await node.ready(1, 30)
+                for number in range(600):
+                    sock = socket.socket()
+                    sock.setblocking(False)
+                    sock.bind((f"127.98.0.{1 + number % 200}", 0))
+                    sock.connect_ex((ip, PORT))
+                    held.append(sock)
+                    if number % 50 == 0:
+                        answer = await node.call(("echo", node.list()[0]), number, timeout=10)
+                        assert answer == number
+                await asyncio.sleep(2.0)
+                assert await node.call(("echo", node.list()[0]), "still here", timeout=10) == "still here"
+            _, log = await asyncio.to_thread(process.communicate, "\n", 30)
+            assert process.returncode == 0, log
+            assert log.count("file descriptors are free") <= 2
+            assert log.count("too many connections that are not a node's") == 1
+        finally:
+            process.kill()
+            for sock in held:
+                sock.close()
 
 
 LEAKS = """

@@ -440,6 +440,14 @@ def test_an_error_of_a_peer_is_logged_once() -> None:
     ]
 
 
+def test_an_error_that_the_transport_has_logged_is_not_logged_for_each_peer() -> None:
+    k = kernel()
+    k.looked_up(T, addresses(1, 2))
+    assert said(k.channel_lost(T, 1, "no descriptors", is_logged=True)) == []
+    (row,) = k.topology.info(T)
+    assert row.last_error == "no descriptors"
+
+
 def test_a_refusal_on_both_sides_is_logged_once_on_each() -> None:
     m = Meeting(cluster="green")
     lines, now = said(m.kernel.looked_up(T, addresses(2)))[1:], T

@@ -9,6 +9,7 @@ import pytest
 from fleetlm.settings import Settings
 from fleetlm.transport.bounds import (
     LEAST_FRAME_BYTES,
+    MAX_EXPIRED,
     STRANGER_BYTES,
     UNCERTAIN_BYTES,
     WINDOWS_UNREAD,
@@ -30,8 +31,8 @@ def connection(number: int, ip: str = "10.0.0.1", now: float = 0.0) -> Accepted:
     return Accepted(number, Identity(ip, number, b""), now)
 
 
-def numbers(offences: list[Offence]) -> list[int]:
-    return [known.fd for known, _ in offences]
+def numbers(ended: list[Offence] | list[Accepted]) -> list[int]:
+    return [each.fd if isinstance(each, Accepted) else each[0].fd for each in ended]
 
 
 def peer(limits: Bounds, number: int = 1) -> Accepted:
@@ -67,7 +68,26 @@ def test_when_there_are_too_many_those_of_the_busiest_addresses_end_and_the_olde
     offences = limits.accept(connection(15, "10.0.0.3", 16.0))
     assert numbers(offences) == [0, 4, 8]
     assert limits.strangers == 14
-    assert {why for _, why in offences} == {"more than 16 connections that are not a node's"}
+
+
+def test_a_crowd_is_told_of_once_in_a_minute() -> None:
+    limits = bounds()
+    assert limits.tell_crowd(5.0, 3, "10.0.0.9") == (
+        "too many connections that are not a node's, 3 were ended since this was last said, the latest one "
+        "from 10.0.0.9: at most 16 at a time, and 4 from one address (Settings.max_strangers)"
+    )
+    assert [limits.tell_crowd(5.0 + number, 2, "10.0.0.9") for number in range(60)] == [""] * 60
+    assert "122 were ended since this was last said, the latest one from an unknown" in limits.tell_crowd(
+        65.0, 2, ""
+    )
+
+
+def test_only_so_many_end_at_one_time() -> None:
+    limits = bounds(Settings(max_strangers=1_000))
+    for number in range(MAX_EXPIRED + 1):
+        limits.accept(connection(number, f"10.0.0.{number}"))
+    assert len(limits.expire(1e9)) == MAX_EXPIRED
+    assert len(limits.expire(1e9)) == 1
 
 
 def test_strangers_have_at_most_a_quarter_of_the_descriptors() -> None:
