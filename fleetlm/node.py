@@ -167,6 +167,8 @@ class Node:
         """Make the node and start its parts. Nothing is left running if this raises."""
         node = cls(prepared)
         await node._parts.transport.start(node._driver)
+        if node._parts.log_guard is not None:
+            node._parts.log_guard.start()
         log.info(
             "node %s listens on %s (incarnation %x); this node's address: %s",
             node.name, ", ".join(prepared.endpoints), node.incarnation, node.own_address.why,
@@ -297,6 +299,8 @@ class Node:
         parts.user_functions.close()
         await asyncio.gather(self._threads.close(), parts.blocking.close())
         log.info("node %s stopped: %s", self.name, reason)
+        if parts.log_guard is not None:
+            parts.log_guard.stop()
         self._stopped.set()
 
     async def __aenter__(self) -> Self:

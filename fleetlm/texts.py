@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from decimal import Decimal
@@ -319,3 +320,35 @@ def format_span(seconds: float) -> str:
     if seconds < 7_200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3_600:.0f} h"
+
+
+def escape(text: str) -> str:
+    """Return ``text`` with line ends and control characters replaced by visible escapes.
+
+    That includes the C1 controls, and the characters that turn the direction of writing: nothing is left
+    that a terminal obeys, or that looks like the end of a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def escape_lines(text: str) -> str:
+    """Return ``text`` as `escape` does, with its line ends and tabs as they are."""
+    if text.isprintable():
+        return text
+    return "".join(each if each in "\n\t" or each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def format_error(error: BaseException) -> str:
+    """Return an error with its traceback, without a line end at the end.
+
+    The text of an error may come from a peer. It is escaped, and its second and further lines are indented,
+    so that none of them looks like another line of a log.
+    """
+    lines: list[str] = []
+    for chunk in traceback.format_exception(error):
+        first, *others = escape_lines(chunk.removesuffix("\n")).split("\n")
+        lines.append(first)  # Empty between two errors, where Python's own words follow.
+        lines += [each if not first or each[:1] in ("", " ") else f"    {each}" for each in others]
+    return "\n".join(lines)

@@ -31,6 +31,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TextIO
 
+from fleetlm.texts import escape, escape_lines, format_error
+
 LEVELS = ("debug", "info", "warning", "error")
 """Values of ``--log-level``."""
 MAX_QUEUED_CHARS: Final = 4 * 1024 * 1024
@@ -45,7 +47,8 @@ class LineFormatter(logging.Formatter):
     """Format a record as ``2026-01-31T12:00:00.123Z INFO    fleetlm@10.0.0.7 fleetlm: text``.
 
     Line ends and control characters in the text are escaped, since parts of it may come from the
-    network and must not forge another record. A traceback follows on indented lines of its own.
+    network and must not forge another record. A traceback follows on indented lines of its own, and its
+    texts are escaped, too.
     """
 
     def __init__(self) -> None:
@@ -57,7 +60,7 @@ class LineFormatter(logging.Formatter):
         """Return the line of a record, and the lines of its traceback."""
         text = escape(record.getMessage())
         line = f"{_format_time(record)} {record.levelname:<7} {self.node} {record.name}: {text}"
-        lines = [line, *(f"    {each}" for part in _details(self, record) for each in part.splitlines())]
+        lines = [line, *(f"    {each}" for part in _details(self, record) for each in part.split("\n"))]
         return "\n".join(lines)
 
 
@@ -247,13 +250,6 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
-def escape(text: str) -> str:
-    """Return ``text`` with line ends and control characters replaced by visible escapes."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
 def set_up(level: str = "info", stream: TextIO | None = None, *, form: str = "text") -> Log:
     """Send all log records of this program to one stream, in place of the handlers set before.
 
@@ -284,9 +280,10 @@ def _details(formatter: logging.Formatter, record: logging.LogRecord) -> list[st
     """Return the traceback and the stack of a record, if it has them."""
     details = []
     if record.exc_info:
-        details.append(formatter.formatException(record.exc_info))
+        error = record.exc_info[1]
+        details.append(formatter.formatException(record.exc_info) if error is None else format_error(error))
     if record.stack_info:
-        details.append(formatter.formatStack(record.stack_info))
+        details.append(escape_lines(formatter.formatStack(record.stack_info)))
     return details
 
 

@@ -5,7 +5,7 @@ The core decides and performs nothing; the driver performs and decides nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fleetlm.core.halves import Incoming, Outgoing
 
@@ -75,10 +75,15 @@ class Down:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A log line for people, given once for each change. ``level`` is ``"info"`` or ``"warning"``."""
+    """A log line for people, given once for each change. ``level`` is ``"info"`` or ``"warning"``.
+
+    The number of lines of each ``kind`` is limited (`core.log_lines`). A kind is one of few words, and never
+    a text of a peer.
+    """
 
     level: str
     text: str
+    kind: str = field(default="", compare=False)
 
 
 Effect = Dial | Send | Reply | HangUp | Disconnect | Up | Down | Report

@@ -350,7 +350,7 @@ class Kernel:
             if busy != peer.is_busy:
                 peer.is_busy = busy
                 word = f"is busy: its loop is silent for {silent_s:.1f} s" if busy else "answers again"
-                effects.append(Report("info", f"{peer.connection.name} {word}"))
+                effects.append(Report("info", f"{peer.connection.name} {word}", "busy"))
         return effects
 
     def left(self, now: float, reason: str) -> list[Effect]:
@@ -561,7 +561,7 @@ class Kernel:
             f"{peer.connection.name} dials us from {incoming.ip}, not from the address in its name; if "
             "peers cannot reach it, set FLEETLM_NODE_IP there"
         )
-        return [Report("warning", text)]
+        return [Report("warning", text, "address")]
 
     def _note_short_life(self, peer: Peer) -> list[Effect]:
         """Report a peer whose connections end soon after the handshake, once until one of them lives."""
@@ -573,7 +573,7 @@ class Kernel:
             f"{self.settings.settled_s:g} s, the last one because of this: {connection.last_error}. This "
             f"node dials again after longer and longer pauses, up to {2 * self.settings.backoff_max_s:g} s"
         )
-        return [Report("warning", text)]
+        return [Report("warning", text, "short life")]
 
     def _report_verdict(self, peer: Peer) -> list[Effect]:
         """Report each error of a peer once until it is up again: dead addresses are normal in a cluster."""
@@ -583,7 +583,7 @@ class Kernel:
         if len(peer.logged) >= MAX_VERDICTS:
             peer.logged.clear()
         peer.logged[reason] = None
-        return [Report("info", f"{peer.connection.name}: {reason}")]
+        return [Report("info", f"{peer.connection.name}: {reason}", "verdict")]
 
     def _report_lookup(self, answer: DnsAnswer) -> list[Effect]:
         """Report the outcome of a lookup if it is not that of the last one."""
@@ -610,7 +610,7 @@ class Kernel:
         if len(self._strangers) >= MAX_STRANGERS:
             del self._strangers[next(iter(self._strangers))]
         self._strangers[who, what] = None
-        return [Report(level, text)]
+        return [Report(level, text, what)]
 
     def _learn_alias(
         self, now: float, address: str, owner: str, *, dialled_at: float | None = None

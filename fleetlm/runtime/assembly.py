@@ -67,6 +67,7 @@ from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub
 from fleetlm.runtime.hooks import LeavingHooks
 from fleetlm.runtime.leaving import Leaving
+from fleetlm.runtime.log_guard import GUARD, LogGuard
 from fleetlm.runtime.loop_watch import LoopWatch
 from fleetlm.runtime.readiness import ReadinessChecks
 from fleetlm.runtime.requests import PeerRequests
@@ -172,6 +173,8 @@ class Assembly:
         """None in a simulation, where no time passes while code runs."""
         if prepared.on_this_network:
             self.loop_watch = LoopWatch.of(loop, settings.blocked_after_s)
+        self.log_guard: LogGuard | None = GUARD if prepared.on_this_network else None
+        """None in a simulation, which has no strangers, and whose log shows all that happens."""
         forks.guard(self)
 
     def _make_values(self, prepared: Prepared) -> None:
@@ -248,8 +251,10 @@ class Assembly:
         self.circles.look(waits)
 
     def pulsed(self) -> None:
-        """`Follower`: tell nodes about names that they cannot know of."""
+        """`Follower`: tell nodes about names that they cannot know of; say which log lines were left out."""
         self.replicated_names.pulsed()
+        if self.log_guard is not None:
+            self.log_guard.flush()
 
     def connection_lost(self) -> None:
         """`Follower`: ask DNS where the peer is now."""

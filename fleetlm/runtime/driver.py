@@ -31,6 +31,7 @@ from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
 from fleetlm.names import NodeName
+from fleetlm.runtime.log_guard import KIND
 from fleetlm.wire import operations
 from fleetlm.wire.frames import BadFrame, Kind
 
@@ -249,8 +250,10 @@ class Driver:
                     self._up(effect)
                 case Down():
                     self._down(effect)
-                case Report(level, text):
-                    log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+                case Report(level, text, kind):
+                    log.log(
+                        logging.getLevelNamesMapping()[level.upper()], "%s", text, extra={KIND: kind or None}
+                    )
         self._set_timer()
 
     def _dial(self, dial: Dial) -> None:

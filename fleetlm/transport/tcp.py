@@ -136,6 +136,8 @@ def count_waiting(fd: int) -> int | None:
 
 
 def _identify(sock: socket.socket) -> Identity | None:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None  # Another kind of socket has the descriptor by now.
     try:
         ip, port = sock.getpeername()[:2]
         cookie = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) if KNOWS_RECEIVED else b""

@@ -14,7 +14,6 @@ import dns.message
 import dns.name
 
 from fleetlm import settings as settings_module
-from fleetlm.cli.logs import escape
 from fleetlm.core.dns_answers import MAX_ADDRESSES, sift
 from fleetlm.discovery import resolv_conf, system_files
 from fleetlm.discovery.dns_exchange import Exchange, NameServer, ServerFailure, _parse
@@ -25,6 +24,7 @@ from fleetlm.remote import protocol
 from fleetlm.remote.evaluator import Evaluator
 from fleetlm.remote.server import _Client
 from fleetlm.settings import Settings
+from fleetlm.texts import escape
 from tests.fuzz.inputs import Inputs
 from tests.fuzz.wire_targets import in_time
 

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from typing import Any, NamedTuple, cast
 
 import pytest
+from hypothesis import given, strategies as st
 
 from fleetlm.call import Call
 from fleetlm.errors import (
@@ -26,7 +27,17 @@ from fleetlm.errors import (
     ProcessExit,
 )
 from fleetlm.settings import Settings
-from fleetlm.texts import MAX_TEXT_CHARS, SHORT, is_short, loggable, text_of, type_name
+from fleetlm.texts import (
+    MAX_TEXT_CHARS,
+    SHORT,
+    escape,
+    escape_lines,
+    format_error,
+    is_short,
+    loggable,
+    text_of,
+    type_name,
+)
 
 log = logging.getLogger("fleetlm")
 
@@ -292,3 +303,46 @@ def test_a_value_is_short_if_its_whole_text_is() -> None:
         assert is_short(value, 100)
     for value in ("a" * 101, [1] * 100, 10**1_000, cycle(), *HOSTILE.values()):
         assert not is_short(value, 100)
+
+
+CONTROLS = "".join(
+    map(chr, [*range(32), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), 0x2066, 0x2069])
+)
+
+
+def test_nothing_that_a_terminal_obeys_is_left() -> None:
+    assert escape(CONTROLS).isprintable()
+    assert escape("\x1b[31m\u202e\n") == "\\x1b[31m\\u202e\\n"
+    assert escape("ünï 漢字 ✓") == "ünï 漢字 ✓"
+    kept = set(escape_lines(CONTROLS)) - set(escape(CONTROLS))
+    assert kept == {"\n", "\t"}
+
+
+@given(st.text())
+def test_escaping_twice_changes_nothing_more_and_leaves_one_line(text: str) -> None:
+    once = escape(text)
+    assert escape(once) == once
+    assert len(once.splitlines()) <= 1
+
+
+def test_an_error_is_written_as_python_does_but_for_what_it_says() -> None:
+    try:
+        try:
+            {"a": 1}["first"]
+        except KeyError as error:
+            raise ValueError("second\nTraceback (forged)\x1b[2J\x85x") from error
+    except ValueError as error:
+        ordinary = "".join(traceback.format_exception(error)).rstrip("\n")
+        written = format_error(error)
+    lines, expected = written.split("\n"), ordinary.split("\n")
+    assert lines[:-2] == expected[:-2]
+    assert lines[-2:] == ["ValueError: second", "    Traceback (forged)\\x1b[2J\\x85x"]
+    assert "The above exception was the direct cause of the following exception:" in lines
+
+
+def test_a_group_of_errors_is_written_too() -> None:
+    written = format_error(ExceptionGroup("several", [ValueError("a\nb"), OSError("c\x07")]))
+    assert "ValueError: a" in written
+    assert "    | b" in written
+    assert "\\x07" in written
+    assert "\x07" not in written

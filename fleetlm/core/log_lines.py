@@ -1,0 +1,80 @@
+"""Decides which log lines are written, so that nobody can fill a disk by what makes a node log.
+
+Each kind of line has a token bucket. `BURST_LINES` of a kind may come at once, as when a large cluster
+starts; further ones are written at `LINES_PER_S`, and the others are counted. Every `SUMMARY_S` seconds one
+line says how many of a kind were left out.
+
+A kind is a place in the code, not a text: texts contain what peers say, so there would be no end of kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final, NamedTuple
+
+BURST_LINES: Final = 100
+"""Lines of one kind that may come at once: a program's worst moment is still in the log."""
+LINES_PER_S: Final = 1.0
+"""Lines of one kind from then on: some 20 MB a day, if somebody keeps at it."""
+SUMMARY_S: Final = 10.0
+"""Seconds between two lines that say how many of one kind were left out."""
+MAX_KINDS: Final = 512
+"""Kinds that are remembered. The code has fewer; the one that came longest ago is forgotten first."""
+
+
+class LeftOut(NamedTuple):
+    """Lines of one kind that were not written.
+
+    Attributes:
+        kind: the kind.
+        lines: how many.
+        seconds: since the first of them.
+    """
+
+    kind: Hashable
+    lines: int
+    seconds: float
+
+
+class _Bucket:
+    __slots__ = ("at", "left_out", "since", "tokens")
+
+    def __init__(self, now: float) -> None:
+        self.tokens = float(BURST_LINES)
+        self.at = now
+        self.left_out = 0
+        self.since = now
+
+
+class LogLines:
+    """The buckets of one process."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[Hashable, _Bucket] = {}
+
+    def admit(self, kind: Hashable, now: float) -> bool:
+        """Whether a line of this kind is to be written. ``now`` is in seconds, of any clock."""
+        bucket = self._buckets.pop(kind, None)
+        if bucket is None:
+            bucket = _Bucket(now)
+            if len(self._buckets) >= MAX_KINDS:
+                del self._buckets[next(iter(self._buckets))]
+        self._buckets[kind] = bucket
+        bucket.tokens = min(BURST_LINES, bucket.tokens + (now - bucket.at) * LINES_PER_S)
+        bucket.at = now
+        if bucket.tokens >= 1.0:
+            bucket.tokens -= 1.0
+            return True
+        if not bucket.left_out:
+            bucket.since = now
+        bucket.left_out += 1
+        return False
+
+    def take_left_out(self, now: float, least_s: float = SUMMARY_S) -> list[LeftOut]:
+        """Return what was left out, by kind, where the first line of it is ``least_s`` old; count anew."""
+        found = []
+        for kind, bucket in self._buckets.items():
+            if bucket.left_out and now - bucket.since >= least_s:
+                found.append(LeftOut(kind, bucket.left_out, now - bucket.since))
+                bucket.left_out = 0
+        return found
