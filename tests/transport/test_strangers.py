@@ -345,6 +345,18 @@ def test_another_connection_with_the_same_descriptor_is_not_ended() -> None:
     copies.close()
 
 
+@linux
+def test_a_socket_of_another_family_is_not_identified() -> None:
+    """A descriptor that libzmq has closed may be that of the socket which lists the interfaces by now."""
+    copies = Copies()
+    ours, theirs = socket.socketpair()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink, ours, theirs:
+        netlink.bind((0, 0))
+        assert copies.identify(netlink.fileno()) is None
+        assert copies.identify(ours.fileno()) is None
+    copies.close()
+
+
 def test_what_is_no_connection_is_not_identified_and_leaves_no_descriptor() -> None:
     copies = Copies()
     reader, writer = os.pipe()
