@@ -26,11 +26,11 @@ from fleetlm.wire.failures import FailureKind, texts_of_outcome
 log: logging.Logger = logging.getLogger("fleetlm")
 
 
-class TooLargeForCaller(MessageTooLarge):
-    """The answer is larger than the caller's node takes, and not larger than this node sends.
+class TooLargeForPeer(MessageTooLarge):
+    """A message is larger than the other node takes, and not larger than this node sends.
 
-    The caller is told. The process that serves is not at fault and goes on: otherwise a node could end
-    processes of others by saying that it takes next to nothing.
+    A caller is told, and a broadcast passes that node over. The process that answers or broadcasts is not at
+    fault and goes on: otherwise a node could end processes of others by saying that it takes next to nothing.
     """
 
 
@@ -169,7 +169,7 @@ class Call:
         elif self._finish():
             try:
                 self._caller.replied(self._ref, value)
-            except TooLargeForCaller as error:
+            except TooLargeForPeer as error:
                 self._send_error(error)
             except FleetError as error:
                 self._send_error(error)
@@ -231,7 +231,7 @@ class Call:
             except BaseException:
                 producer.more(units)  # It was not sent, so the consumer will not give its credit back.
                 raise
-        except TooLargeForCaller as error:
+        except TooLargeForPeer as error:
             if self._finish():
                 self._send_error(error)
         except TimeoutError:

@@ -904,7 +904,7 @@ class Node:
         Args:
             name: of the process on each node.
             message: as `send`.
-            nodes: only these; those that are not connected are passed over.
+            nodes: only these; those that are not connected, or take only smaller messages, are passed over.
 
         Returns:
             The number of nodes to which it was sent.

@@ -128,7 +128,8 @@ class ActorRefs(Generic[A_co]):
         Raises:
             TypeError: as `multicall`.
             NotSerializable, NodeStopped: nothing was sent.
-            MessageTooLarge, InvalidName: for one of the targets; others may have got it.
+            MessageTooLarge: larger than this node sends. A node that takes less is passed over.
+            InvalidName: for one of the targets; others may have got it.
         """
         request = request_for(self._actor, method, args, kwargs)
         return await self._node.fan_out(self.targets, request, self._timeout_s)

@@ -445,7 +445,7 @@ class Groups:
 
         Raises:
             NotSerializable: nothing was sent.
-            MessageTooLarge: for one of the nodes; members on others may have got it.
+            MessageTooLarge: larger than this node sends. Members on nodes that take less are passed over.
             NodeStopped: this node has been stopped.
         """
         members = self._table.local_members(group) if local_only else self._table.members(group)

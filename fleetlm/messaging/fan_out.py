@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.call import TooLargeForPeer
 from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, WouldBlock
 from fleetlm.ids import Pid
 from fleetlm.messaging.own_loop import check_loop
@@ -61,7 +62,8 @@ class FanOut:
 
         Raises:
             NotSerializable, NodeStopped: nothing was sent.
-            MessageTooLarge, InvalidName: for one of the targets; others may have got it.
+            MessageTooLarge: larger than this node sends. A node that takes less is passed over.
+            InvalidName: for one of the targets; others may have got it.
         """
         self._check_running()
         targets = list(targets)
@@ -81,7 +83,7 @@ class FanOut:
                     sent += 1
                 else:
                     behind.append(to)
-            except (NoConnection, NoProcess, WouldBlock):
+            except (NoConnection, NoProcess, TooLargeForPeer, WouldBlock):
                 continue
         if behind:
             waits = [self._send_later(to, payload, message, sender, timeout_s) for to in behind]
@@ -112,6 +114,6 @@ class FanOut:
         """Send once there is room, on behalf of ``sender``; return how many targets that reached."""
         try:
             await self._outbound.send_packed(to, payload, message, sender, timeout_s)
-        except (NoConnection, NoProcess, WouldBlock):
+        except (NoConnection, NoProcess, TooLargeForPeer, WouldBlock):
             return 0
         return 1

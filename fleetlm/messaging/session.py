@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from fleetlm.call import Call, TooLargeForCaller
+from fleetlm.call import Call, TooLargeForPeer
 from fleetlm.errors import MessageTooLarge, NoConnection
 from fleetlm.messaging.byte_windows import (
     MAX_WINDOWS_WITHOUT_CREDIT,
@@ -470,7 +470,7 @@ class Session:
         if sender is None:
             sender = asyncio.current_task()
         if size > self._limit_bytes:
-            raise MessageTooLarge(size, self._limit_bytes)
+            raise self._too_large(size)
         if size <= self._chunk_bytes and not self.lanes.has(sender):
             return False
         self._queue(packed, sender)
@@ -547,11 +547,11 @@ class Session:
     # `Caller` for the requests of the peer.
 
     def replied(self, ref: int, value: Any) -> None:
-        """Send a result. Raises: NotSerializable, MessageTooLarge, TooLargeForCaller."""
+        """Send a result. Raises: NotSerializable, MessageTooLarge, TooLargeForPeer."""
         if not self.closed:
             packed = self._codec.pack(operations.reply(ref, value), value)
             if len(packed) > self._limit_bytes:
-                raise self._answer_too_large(len(packed))
+                raise self._too_large(len(packed))
             self._answer(packed, ref)
         self.requests.pop(ref, None)
 
@@ -570,9 +570,9 @@ class Session:
         return weighed(packed, window, self.small_bytes)
 
     async def item(self, ref: int, packed: bytes, timeout_s: float) -> None:
-        """Send an item of a stream. Raises: MessageTooLarge, TooLargeForCaller, TimeoutError."""
+        """Send an item of a stream. Raises: MessageTooLarge, TooLargeForPeer, TimeoutError."""
         if len(packed) > self._limit_bytes:
-            raise self._answer_too_large(len(packed))
+            raise self._too_large(len(packed))
         lane = AnswerLane(ref)
         if self.obstacle(NODE, len(packed), lane) is not None:
             with contextlib.suppress(NoConnection):
@@ -581,11 +581,11 @@ class Session:
         if not self.closed and ref in self.requests:
             self._answer(packed, ref)
 
-    def _answer_too_large(self, size_bytes: int) -> MessageTooLarge:
-        """Make the error for an answer that is too large for this node, or for the peer alone."""
+    def _too_large(self, size_bytes: int) -> MessageTooLarge:
+        """Make the error for a message that is too large for this node, or for the peer alone."""
         if size_bytes > self._own_limit_bytes:
             return MessageTooLarge(size_bytes, self._own_limit_bytes)
-        return TooLargeForCaller(size_bytes, self._limit_bytes, f"Settings.max_message_bytes of {self.name}")
+        return TooLargeForPeer(size_bytes, self._limit_bytes, f"Settings.max_message_bytes of {self.name}")
 
     @property
     def is_behind(self) -> bool:

@@ -280,14 +280,15 @@ async def test_a_stream_that_is_given_up_while_it_waits_for_room_leaves_nothing(
 async def generous(process: Process) -> None:
     """Answer calls with 2,000 bytes, and streams with items of that size."""
     async for message in process.mailbox:
-        assert isinstance(message, Call)
+        if not isinstance(message, Call):
+            continue
         while message.streaming and await message.put(bytes(2_000)):
             pass
         message.reply(bytes(2_000))
 
 
 @simulated
-async def test_an_answer_that_is_larger_than_its_caller_takes_ends_no_process(fleet: Fleet) -> None:
+async def test_what_is_larger_than_one_peer_takes_ends_no_process_of_others(fleet: Fleet) -> None:
     one, two = await fleet.mesh(2)
     frugal = await fleet.start("10.0.0.3", one.own_address.ip, two.own_address.ip, max_message_bytes=1_500)
     await frugal.ready(2, timeout=30)
@@ -299,4 +300,6 @@ async def test_an_answer_that_is_larger_than_its_caller_takes_ends_no_process(fl
         await anext(frugal.stream(where, None))
     assert await one.call(where, None) == bytes(2_000)
     assert await anext(one.stream(where, None)) == bytes(2_000)
+    for wanted in ([two.name, frugal.name], [frugal.name, two.name]):
+        assert await one.broadcast("generous", bytes(2_000), wanted) == 1
     assert await two.whereis("generous") == pid
