@@ -49,6 +49,8 @@ DEFAULT_PORTS = (DEFAULT_PORT, DEFAULT_PORT + 15)
 """Sixteen nodes on one machine: a worker for each core, or a rank for each GPU."""
 MASKED = "(masked)"
 """Stands for the value of an unknown variable in errors: it may be the cookie, under a misspelt name."""
+MAX_BATCH_MESSAGES = 4_096
+"""Messages of one batch. They are decoded in one go, which takes some 10 ms."""
 SHORT_POLL_S = 0.1
 """A shorter poll interval is allowed, and a warning says how many questions it makes."""
 
@@ -241,7 +243,8 @@ class Settings:
     batch_bytes: int = 64 * 1024
     """A batch of this size is sent at once. Bounds memory, and what one turn of the loop writes."""
     batch_messages: int = 1_024
-    """A batch of this many messages is sent at once. Bounds how long a receiver's loop decodes in one go."""
+    """A batch of this many messages is sent at once, at most 4,096. Bounds how long a receiver's loop decodes
+    in one go."""
     window_bytes: int = 8 * 1024 * 1024
     """Bytes in flight to one peer before ``send`` waits: enough for 10 GB/s at a round trip of 0.8 ms."""
     max_unread_bytes: int = 64 * 1024 * 1024
@@ -270,6 +273,9 @@ class Settings:
     send_timeout_s: float = 30.0
     """Seconds that a ``send`` or ``cast`` waits for room before it raises `WouldBlock`, unless it has a limit
     of its own. A process that takes nothing for so long is stuck, or much slower than its senders."""
+    inbound_turn_s: float = 0.005
+    """Seconds of a turn of the event loop in which what peers sent is taken. The rest is taken in the next
+    turns, of one peer after the other: what a peer asks for may be costly, and others must not wait."""
     stalled_after_s: float = 5.0
     """Seconds after which waiting for room is logged once, with both ends: longer than a burst takes."""
     max_open_calls: int = 65_536
@@ -299,6 +305,12 @@ class Settings:
     failed start. Longer than most start-ups take, and short enough that an ``init`` that hangs is not
     taken for a slow one. `Child.init_s` sets it for one child. Source: OTP gen_server:start_link/3, its
     time-out; differs: there is one by default."""
+    max_links_and_monitors: int = 262_144
+    """Links and monitors that processes of one peer may hold on processes of this node: more than twice those
+    of 100,000 processes, in 150 MiB. A further one ends at once with the reason ``"system_limit"``."""
+    max_spawned: int = 65_536
+    """Living processes of this node that one peer may have spawned: room for a session of each of its users,
+    in 200 MiB. A further one is refused as not delivered."""
     max_timers: int = 10_000
     """Active timers of one process. One `Process.send_every` replaces many; more are a leak."""
     max_factories: int = 1_024
@@ -517,6 +529,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "retry_ratio": (0, 1),
     "retry_reserve": (0, math.inf),
     "max_nesting": (1, 128),
+    "batch_messages": (1, MAX_BATCH_MESSAGES),
 }
 """Ranges of fields for which the rule of `_range_of` is too wide."""
 

@@ -24,6 +24,10 @@ so that an exit never overtakes a message. The races, and where each is settled:
 - *The connection ends.* `node_down` fires every link and monitor across it once. Signals still on the way
   belong to the ended session and are never delivered.
 
+What one peer may make this node keep is bounded: a link or a monitor of its processes beyond ``max_ends``
+ends at once with ``"system_limit"``, as one of a process that is gone does with ``"noproc"``. Those that
+processes of this node make are not counted against the peer.
+
 A node speaks for its own processes alone: a signal that names another node's process, or another
 incarnation, is refused, and the session ends.
 
@@ -98,6 +102,7 @@ class Links:
         incarnation: of this start of the node.
         alive: returns whether a number is a living process of this node.
         connected: returns the incarnation of a connected node, or None.
+        max_ends: links and monitors that processes of one peer may hold on processes here.
     """
 
     def __init__(
@@ -106,11 +111,15 @@ class Links:
         incarnation: int,
         alive: Callable[[int], bool],
         connected: Callable[[str], int | None],
+        max_ends: int = 262_144,
     ) -> None:
         self.node = node
         self.incarnation = incarnation
         self._alive = alive
         self._connected = connected
+        self._max_ends = max_ends
+        self._ends_of_node: dict[str, int] = {}
+        """Other node → links that its processes have made, and monitors of them, on processes here."""
         self._ends: dict[int, _Ends] = {}
         self._acts = 0
         self._watchers_of: dict[Ref, int] = {}
@@ -257,14 +266,16 @@ class Links:
 
     def _fire(self, ends: _Ends, number: int, reason: Any) -> Iterator[list[Effect]]:
         me = self._pid(number)
-        for other in list(ends.links):  # `node_down` may be between two steps of its own.
+        for other, acts in list(ends.links.items()):  # `node_down` may be between two steps of its own.
             if not self._is_here(other):
+                self._uncount_link(other, acts)
                 yield [Tell(other.node, ["exit", me, other.number, reason], number)]
             elif self._drop_link(other.number, me) is not None:
                 yield self._signal_exit(other.number, me, reason)
         for ref, target in ends.watchers.items():
             if self._watchers_of.pop(ref, None) is None:
                 continue
+            self._uncount(ref.node)
             if ref.node == self.node:
                 yield self._deliver_down(ref, target, reason)
             else:
@@ -310,6 +321,7 @@ class Links:
         slices. Whatever ends between two steps (a process, a link, a monitor) is passed over. No new end that
         crosses this connection can be made meanwhile, since the caller has removed the node's session.
         """
+        self._ends_of_node.pop(node, None)
         for number in list(self._ends):
             ends = self._ends.get(number)
             if ends is None:
@@ -325,6 +337,10 @@ class Links:
                     yield self._signal_exit(number, other, "noconnection")
             yield []
 
+    def has_room(self, node: str, count: int) -> bool:
+        """Return whether a peer may make so many further links and monitors."""
+        return self._ends_of_node.get(node, 0) + count <= self._max_ends
+
     def counts(self) -> tuple[int, int]:
         """Return the numbers of link ends and monitors here; for `Node.info` and checks for leaks."""
         links = sum(len(ends.links) for ends in self._ends.values())
@@ -339,7 +355,10 @@ class Links:
                 if not self._alive(number):
                     return [Tell(node, ["exit", self._pid(number), other.number, "noproc"], number)]
                 links = self._ends_of(number).links
-                links[other] = (*links.get(other, ()), -act)[-MAX_ACTS_PER_LINK:]
+                acts = links.get(other, ())
+                if not any(known < 0 for known in acts) and not self._count(node):
+                    return [Tell(node, ["exit", self._pid(number), other.number, "system_limit"], number)]
+                links[other] = (*acts, -act)[-MAX_ACTS_PER_LINK:]
                 return []
             case ["unlink", Pid() as other, int(number), [*acts]] if _is_of(other, node, incarnation):
                 self._end_acts(number, other, acts)
@@ -362,6 +381,8 @@ class Links:
                 if found is None or not self._alive(found):
                     return [Tell(node, ["down", ref, "noproc"], found or 0)]
                 if ref not in self._watchers_of:
+                    if not self._count(node):
+                        return [Tell(node, ["down", ref, "system_limit"], found)]
                     target = Address(key, self.node) if isinstance(key, str) else self._pid(found)
                     self._add_watcher(ref, found, target)
                 return []
@@ -413,7 +434,11 @@ class Links:
 
     def _remove_watcher(self, ref: Ref) -> None:
         """Forget the watched end of a monitor, if it is here."""
-        ends = self._ends.get(self._watchers_of.pop(ref, 0))
+        number = self._watchers_of.pop(ref, None)
+        if number is None:
+            return
+        self._uncount(ref.node)
+        ends = self._ends.get(number)
         if ends is not None:
             ends.watchers.pop(ref, None)
 
@@ -422,7 +447,10 @@ class Links:
         ends = self._ends.get(number)
         if ends is None or other not in ends.links:
             return
-        left = tuple(act for act in ends.links[other] if -act not in acts)
+        before = ends.links[other]
+        left = tuple(act for act in before if -act not in acts)
+        if not any(act < 0 for act in left):
+            self._uncount_link(other, before)
         if left:
             ends.links[other] = left
         else:
@@ -431,7 +459,30 @@ class Links:
     def _drop_link(self, number: int, other: Pid) -> tuple[int, ...] | None:
         """Forget an end of a link. Return the acts that made it, or None if there is no link."""
         ends = self._ends.get(number)
-        return None if ends is None else ends.links.pop(other, None)
+        acts = None if ends is None else ends.links.pop(other, None)
+        if acts is not None:
+            self._uncount_link(other, acts)
+        return acts
+
+    def _count(self, node: str) -> bool:
+        """Count one more link or monitor of a peer. Returns False if that would be too many."""
+        if not self.has_room(node, 1):
+            return False
+        self._ends_of_node[node] = self._ends_of_node.get(node, 0) + 1
+        return True
+
+    def _uncount(self, node: str) -> None:
+        """Count one link or monitor of a peer less; those of this node are not counted."""
+        left = self._ends_of_node.get(node, 0) - 1
+        if left > 0:
+            self._ends_of_node[node] = left
+        else:
+            self._ends_of_node.pop(node, None)
+
+    def _uncount_link(self, other: Pid, acts: tuple[int, ...]) -> None:
+        """Do as `_uncount` for a link, if the other node's process has made it."""
+        if any(act < 0 for act in acts):
+            self._uncount(other.node)
 
     def _ends_of(self, number: int) -> _Ends:
         """Return the ends of a process, and make the entry if it has none."""

@@ -37,7 +37,8 @@ node of the loser acts, and the loser gets a reason that it can trap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, KeysView
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
@@ -55,6 +56,8 @@ MAX_NODE_LENGTH = 128
 """Characters of a node's name: a basename of 64, and an address."""
 MAX_WHY_LENGTH = 64
 """Characters of the reason with which a peer gives up a name; those of this version are shorter than 16."""
+HEARD_SHARE = 8
+"""One node may tell of claims of third nodes: an eighth of what it may claim itself; there are few."""
 MAX_PIECE_CLAIMS = 200
 """Claims in one fact of a snapshot: about a millisecond's work for the node that takes it."""
 _NUMBER_END = 1 << 64
@@ -192,6 +195,8 @@ class NameTable:
         """Name → node → its claim."""
         self._heard: dict[str, dict[str, _Held]] = {}
         """Name → node that told → a claim of a third node, which outdoes one of this node."""
+        self._heard_from: Counter[str] = Counter()
+        """Node that told → how many of these claims."""
         self._contested: dict[str, None] = {}
         """Names that had several claims when they were settled last."""
         self._suspects: dict[tuple[Any, ...], None] = {}
@@ -217,7 +222,7 @@ class NameTable:
         own = len(self._own.held)
         return own, sum(len(claims.held) for claims in self._claims_of.values()) - own
 
-    def own_keys(self) -> Iterable[str]:
+    def own_keys(self) -> KeysView[str]:
         """Return the names that this node claims."""
         return self._own.held.keys()
 
@@ -363,9 +368,12 @@ class NameTable:
         name = held.claim.name
         if owner in (self.node, node) or self._connected(owner):
             return []  # It is for that node to say, and this one hears it.
-        if name not in self._heard and len(self._heard) >= self._settings.max_cluster_names:
-            raise ValueError("too many names that are claimed elsewhere")
-        tellers = self._heard.setdefault(name, {})
+        tellers = self._heard.get(name, {})
+        if node not in tellers:
+            if self._heard_from[node] >= self._settings.max_cluster_names // HEARD_SHARE:
+                raise ValueError("too many names that are claimed elsewhere")
+            self._heard_from[node] += 1
+        self._heard[name] = tellers
         same = (
             other for other in tellers.values() if other.row == held.row and other.claim.pid == held.claim.pid
         )
@@ -377,6 +385,9 @@ class NameTable:
         tellers = self._heard.get(name, {})
         if tellers.pop(node, None) is None:
             return []
+        self._heard_from[node] -= 1
+        if not self._heard_from[node]:
+            del self._heard_from[node]
         if not tellers:
             del self._heard[name]
         return self._settle(name, why)

@@ -102,6 +102,8 @@ class ReplicatedNames:
         self._loop = asyncio.get_running_loop()
         self._wall_ms = wall_ms - int(self._loop.time() * 1000)
         self._max_meta_bytes = min(settings.max_meta_bytes, _PIECE_BYTES // 2)
+        self._max_asked = max(1, settings.max_cluster_names // 2)
+        """Names from which on other nodes get no more here; the others are for this node's own program."""
         self._waiters: dict[str, dict[asyncio.Future[None], None]] = {}
         self.resolve: Resolve | None = None
         """See `Registry.resolve`."""
@@ -162,6 +164,9 @@ class ReplicatedNames:
         """
         check_process_name(name)
         self.check_size(packed)
+        if len(self.table.own_keys()) >= self._max_asked and name not in self.table.own_keys():
+            why = f"other nodes may ask a node for {self._max_asked:,}, half of Settings.max_cluster_names"
+            return ["full", why]
         try:
             self.claim(name, pid, packed, on_loss)
         except AlreadyRegistered as error:

@@ -14,6 +14,9 @@ the transport. `wire.operations` describes the messages inside them.
 - Answers (REPLY, ITEM, FAILURE) go to the future or `ConsumerEnd` that waits under their ref. An answer
   for which nothing waits any more is dropped.
 
+A frame may hold more than a turn of the event loop should take. `Inbound.frame` then returns what is left
+of it, for the next turns (`messaging.backlog`).
+
 Faults cost as little as possible. A value inside a message that this node cannot rebuild (a type that is
 not registered here) costs that message: a caller gets `Undecodable`, a one-way message is counted in
 `unreadable`. Anything that breaks the protocol raises `BadFrame` and costs that session, never another.
@@ -25,13 +28,16 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import units
+from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
@@ -47,6 +53,7 @@ from fleetlm.wire.operations import (
 )
 
 if TYPE_CHECKING:
+    from fleetlm.messaging.backlog import Rest
     from fleetlm.messaging.mailbox import Mailbox
     from fleetlm.messaging.session import Session
     from fleetlm.wire.codec import Codec
@@ -54,6 +61,10 @@ if TYPE_CHECKING:
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
+SLICE_MESSAGES = 256
+"""Messages of a frame after which the clock is looked at: a fraction of a millisecond for most."""
+_ARRAY32 = b"\xdd"
+"""msgpack: an array whose length is in the next four bytes. A longer one than 65,535 begins with it."""
 _NO_RUN = object()
 """Stands for "no run yet" and equals no destination: the next one-way message begins a run."""
 
@@ -96,6 +107,7 @@ class Inbound:
         clock: the loop's time in seconds.
         max_peers: names taken from one PEERS message.
         max_open_calls: requests of one peer that may be open here; further ones fail with `WouldBlock`.
+        turn_s: seconds of a turn, in which frames are taken.
 
     Attributes:
         undelivered: one-way messages for which there was no process.
@@ -110,6 +122,7 @@ class Inbound:
         clock: Callable[[], float],
         max_peers: int,
         max_open_calls: int = 65_536,
+        turn_s: float = math.inf,
     ) -> None:
         self._boxes = boxes
         self._codec = codec
@@ -117,17 +130,34 @@ class Inbound:
         self._clock = clock
         self._max_peers = max_peers
         self._max_open_calls = max_open_calls
+        self._turn_s = turn_s
+        self._until = math.inf
+        """When the turn is over, on the clock of the system."""
+        self._is_late = False
+        """Whether an operation has found that the turn is over."""
         self.undelivered: int = 0
         self.unreadable: int = 0
         self._unclaimed: list[Any] = []
         """Collects a run of messages for a process that does not exist, so that the run can be counted."""
 
-    def frame(self, session: Session, frame: bytes) -> None:
+    def begin_turn(self) -> None:
+        """Note that a turn begins, in which frames are taken."""
+        self._until = monotonic() + self._turn_s
+
+    def is_over(self) -> bool:
+        """Whether the time of the turn is over."""
+        return monotonic() >= self._until
+
+    def frame(self, session: Session, frame: bytes) -> Rest | None:
         """Take a BATCH or a CHUNK frame of a session.
 
         Args:
             session: the session that it came over.
             frame: the whole frame.
+
+        Returns:
+            What `go_on` must deliver before the next frame of this session is taken, since the turn is over;
+            None if nothing is left.
 
         Raises:
             BadFrame: the peer broke the protocol, or a frame was lost; the session must go down.
@@ -137,29 +167,50 @@ class Inbound:
         session.peer.last_heard = self._clock()
         body = memoryview(frame)[HEADER_BYTES:]
         if kind == Kind.BATCH:
-            self._take_batch(session, body)
+            messages = self._read_batch(session, body)
             session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK:
             whole = session.reassembly.add(body)
             session.byte_credit.took(len(frame))
-            if whole is not None:
-                self._take_large(session, whole)
+            if whole is None:
+                return None
+            messages = self._read_large(session, whole)
         else:
             raise BadFrame(f"kind {kind} does not carry messages")
+        session.messages_received += len(messages)
+        if len(messages) <= SLICE_MESSAGES:
+            return self.go_on(session, iter((messages,)))
+        starts = range(0, len(messages), SLICE_MESSAGES)
+        return self.go_on(session, (messages[start : start + SLICE_MESSAGES] for start in starts))
 
-    def _take_batch(self, session: Session, body: bytes | memoryview) -> None:
-        """Decode and deliver the messages of a BATCH."""
+    def go_on(self, session: Session, rest: Rest) -> Rest | None:
+        """Deliver what is left of a frame. Returns and raises: as `frame`."""
+        for messages in rest:
+            unread = iter(messages)
+            self._is_late = False
+            self._deliver(session, unread)
+            if self._is_late or monotonic() >= self._until:
+                left = list(unread)
+                return chain((left,), rest) if left else _unless_empty(rest)
+        return None
+
+    def _read_batch(self, session: Session, body: bytes | memoryview) -> list[Any]:
+        """Decode the messages of a BATCH. Returns those that can be read."""
+        if body[:1] == _ARRAY32 and int.from_bytes(body[1:5], "big") > MAX_BATCH_MESSAGES:
+            raise BadFrame(f"a batch of more than {MAX_BATCH_MESSAGES:,} messages")
         failures = self._codec.failures
         try:
             messages = self._codec.unpack_batch(body)
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
+        if len(messages) > MAX_BATCH_MESSAGES:
+            raise BadFrame(f"a batch of {len(messages):,} messages")
         if self._codec.failures != failures:
             messages = self._drop_unreadable(session, messages)
-        self._deliver(session, messages)
+        return messages
 
-    def _take_large(self, session: Session, whole: memoryview) -> None:
-        """Decode and deliver a message whose last CHUNK has come."""
+    def _read_large(self, session: Session, whole: memoryview) -> list[Any]:
+        """Decode a message whose last CHUNK has come. Returns nothing if it cannot be read."""
         failures = self._codec.failures
         try:
             message = self._codec.unpack(whole)
@@ -168,15 +219,16 @@ class Inbound:
         messages = [operations.with_units(message, units(len(whole), session.arrivals.limit))]
         if self._codec.failures != failures:
             messages = self._drop_unreadable(session, messages)
-        self._deliver(session, messages)
+        return messages
 
-    def _deliver(self, session: Session, messages: list[Any]) -> None:
+    def _deliver(self, session: Session, messages: Iterator[Any]) -> None:
         """Put one-way messages into mailboxes, run by run, and perform the operations between them.
+
+        It returns early, behind an operation, where the time of the turn is over.
 
         Raises:
             BadFrame: a message breaks the protocol; those before it have been delivered.
         """
-        session.messages_received += len(messages)
         run: Any = _NO_RUN
         box: Mailbox | None = None
         queue: deque[Any] | list[Any] = self._unclaimed
@@ -188,6 +240,8 @@ class Inbound:
                         self._count_arrivals(session, run, len(queue) - before, box)
                         run = _NO_RUN
                     self._perform(session, message)
+                    if self._is_late:
+                        return
                     continue
                 to, payload = message  # `operations.read_one_way` inline.
                 if to == run:
@@ -256,7 +310,10 @@ class Inbound:
             self._perform_rare(session, message)
 
     def _perform_rare(self, session: Session, message: list[Any]) -> None:
-        """Perform an operation that is not among those of `_perform`. Raises as `_perform` does."""
+        """Perform an operation that is not among those of `_perform`, and look whether the turn is over.
+
+        These may be costly, so that a few of them take a turn. Raises as `_perform` does.
+        """
         operation = message[0]
         if operation in (Op.HEAVY, Op.CAST):
             self._deliver_heavy(session, message)
@@ -274,17 +331,13 @@ class Inbound:
                 request.more(weight)
         else:
             self._perform_for_node(session, message)
+        self._is_late = monotonic() >= self._until
 
     def _perform_for_node(self, session: Session, message: list[Any]) -> None:
         """Perform an operation that concerns the node itself. Raises as `_perform` does."""
         operation = message[0]
         if operation == Op.REQUEST:
-            verb, argument, ref = operations.read_request(message)
-            request = self._open(session, argument, ref, MAX_TIMEOUT_MS, in_flight=False)
-            request.watch(_ignore)  # It is taken now.
-            session.urgent_ref = ref
-            self._service.asked(session, verb, argument, request)
-            session.urgent_ref = None
+            self._ask_node(session, *operations.read_request(message))
         elif operation == Op.SIGNAL:
             self._service.signalled(session, operations.read_signal(message))
         elif operation == Op.TABLE:
@@ -306,6 +359,25 @@ class Inbound:
         else:
             session.settlement.unanswered = operations.read_settled(message)
 
+    def _ask_node(self, session: Session, verb: Any, argument: Any, ref: int) -> None:
+        """Let the node itself answer a request, unless too many are open, or too many answers wait."""
+        session.urgent_ref = ref
+        if len(session.requests) >= self._max_open_calls:
+            self._refuse(session, ref, "the node itself")
+        elif session.is_behind:
+            why = f"{session.lanes.answer_bytes:,} bytes of answers wait for this node there"
+            session.failed(ref, FailureKind.TOO_MANY, ["the node itself", why])
+        else:
+            request = self._open(session, argument, ref, MAX_TIMEOUT_MS, in_flight=False)
+            request.watch(_ignore)  # It is taken now.
+            self._service.asked(session, verb, argument, request)
+        session.urgent_ref = None
+
+    def _refuse(self, session: Session, ref: int, to: str) -> None:
+        """Refuse a request, since too many of this peer are open."""
+        why = f"{self._max_open_calls:,} calls of this node are open there already"
+        session.failed(ref, FailureKind.TOO_MANY, [to, why])
+
     def _deliver_heavy(self, session: Session, message: list[Any]) -> None:
         """Deliver a one-way message that says how many units it counts."""
         to, payload, weight = operations.read_heavy(message, session.arrivals.limit)
@@ -324,8 +396,9 @@ class Inbound:
             to, payload, ref, timeout_ms, in_flight, weight = operations.read_call(message, limit)
             window = idle_ms = 0
         if len(session.requests) >= self._max_open_calls:
-            why = f"{self._max_open_calls:,} calls of this node are open there already"
-            session.failed(ref, FailureKind.TOO_MANY, [str(to), why])
+            session.urgent_ref = ref
+            self._refuse(session, ref, str(to))
+            session.urgent_ref = None
             session.arrivals.received(to, 1, None, weight)
             return
         call = self._open(session, payload, ref, timeout_ms, in_flight, window, idle_ms)
@@ -334,7 +407,9 @@ class Inbound:
             box = None
             self._service.refused(call)
         elif box is None:
+            session.urgent_ref = ref
             call.no_process(str(to))
+            session.urgent_ref = None
         else:
             box.put(call)
         session.arrivals.received(to, 1, box, weight)
@@ -412,3 +487,10 @@ class Inbound:
 
 def _ignore(_call: Call) -> None:
     """Do nothing when a request to the node itself is over."""
+
+
+def _unless_empty(rest: Rest) -> Rest | None:
+    """Return the slices that are left, or None if there is none."""
+    for first in rest:
+        return chain((first,), rest)
+    return None

@@ -89,6 +89,8 @@ _ARRAY32 = b"\xdd"
 """msgpack: an array whose length is in the next four bytes."""
 _MIN_WINDOW_BYTES = 64 * 1024
 """The smallest window of a connection: a peer that announces less would make every message wait."""
+MAX_URGENT_BYTES = 4_096
+"""Answers of the node itself that wait for no window are not larger."""
 _MAX_FAILURE_TEXT_CHARS = 65_536
 """Longer texts in a failure are cut. Tracebacks of sensible depth fit."""
 
@@ -178,9 +180,9 @@ class Session:
         self.refuses: bool = False
         """Whether new work of the peer is refused, since this node drains and the peer knows."""
         self.urgent_ref: int | None = None
-        """The request of the peer to this node itself that is being answered. Its answer waits for no window:
-        the signals that follow do not either, and the end of a process must not overtake the answer that
-        names it."""
+        """The request of the peer that this node itself answers at the moment. A small answer waits for no
+        window: the signals that follow do not either, and the end of a process must not overtake the answer
+        that names it."""
         self._own_limit_bytes, theirs = settings.max_message_bytes, hello.max_message_bytes
         self._limit_bytes, self._chunk_bytes = min(self._own_limit_bytes, theirs), settings.chunk_bytes
         self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes, settings.reply_queue_bytes)
@@ -199,7 +201,9 @@ class Session:
         self.held: dict[Key, int] = self.windows.held
         self.held_limit: int = limit
         """``windows.held`` and its limit once more, because every message reads them."""
-        self.arrivals: ReceiveWindows = ReceiveWindows(limit, self._tell_taken)
+        self.arrivals: ReceiveWindows = ReceiveWindows(
+            limit, self._tell_taken, settings.max_links_and_monitors
+        )
         """The windows of this node's processes for messages of the peer."""
         self.open_calls: dict[Key, int] = {}
         """Calls of this node that wait for a process of the peer; `admit` adds to it."""
@@ -489,7 +493,7 @@ class Session:
         if not self.is_slow and size <= self.small_bytes:
             self.append(packed)
             return
-        if ref == self.urgent_ref and size <= self.small_bytes:
+        if ref == self.urgent_ref and size <= MAX_URGENT_BYTES:
             self._to_batch(packed, size)
             return
         window, lane = self.byte_window, AnswerLane(ref)

@@ -272,6 +272,41 @@ class SendWindows:
             del units[key]
 
 
+class UntakenExits:
+    """Counts the `Exit` messages of a peer that processes of this node have not taken; a `mailbox.Window`.
+
+    They wait for no window, and a peer can send them without end: with links that it makes anew, or without.
+
+    Args:
+        limit: of those that one process has not taken.
+    """
+
+    __slots__ = ("_held", "_limit", "step")
+
+    def __init__(self, limit: int) -> None:
+        self.step: int = max(1, limit // TOLD_SHARE)
+        self._limit = limit
+        self._held: dict[Key, int] = {}
+
+    def received(self, number: int, box: Mailbox) -> None:
+        """Count one that was appended to a mailbox. Raises: ValueError: the peer sends too many."""
+        held = self._held.get(number, 0)
+        if held >= self._limit:
+            raise ValueError(
+                f"more than {self._limit:,} exit signals to one process, which has not taken them"
+            )
+        self._held[number] = held + 1
+        box.arrived(self, number, 1, 1)
+
+    def took(self, key: Key, count: int) -> None:
+        """Count what has left a mailbox."""
+        left = self._held[key] - count
+        if left:
+            self._held[key] = left
+        else:
+            del self._held[key]
+
+
 class ReceiveWindows:
     """The receiver's side of the windows of this node's processes; one for each connection.
 
@@ -280,12 +315,14 @@ class ReceiveWindows:
     Args:
         limit: units of each window, as the sender has it.
         tell: sends ``(key, units)`` to the peer.
+        max_exits: exit signals that one process may not have taken.
     """
 
-    __slots__ = ("_boxes", "_tell", "_untold", "held", "limit", "step")
+    __slots__ = ("_boxes", "_tell", "_untold", "exits", "held", "limit", "step")
 
-    def __init__(self, limit: int, tell: Callable[[Key, int], None]) -> None:
+    def __init__(self, limit: int, tell: Callable[[Key, int], None], max_exits: int = 262_144) -> None:
         self.limit: int = limit
+        self.exits: UntakenExits = UntakenExits(max_exits)
         self.step: int = max(1, limit // TOLD_SHARE)
         self.held: dict[Key, int] = {}
         """Units received and not told to be taken."""

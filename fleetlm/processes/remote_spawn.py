@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ from fleetlm.errors import (
     ProcessDown,
     RemoteError,
     Undecodable,
+    WouldBlock,
 )
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Exit
@@ -188,14 +190,32 @@ class RemoteSpawn:
         self._signals = signals
         self._outbound = outbound
         self._spawn_function = spawn
+        self._spawner_of: dict[int, str] = {}
+        """Number of a process of this node → the node that has asked for it."""
+        self._spawned: Counter[str] = Counter()
+        """Node → the living processes here that it has asked for."""
 
     def spawn_for(self, session: Session, request: SpawnRequest) -> Pid:
         """Spawn what a peer asks for, with the link and the monitor in place before it runs.
 
         Raises:
             Draining, NoFactory, AlreadyRegistered, InvalidName: nothing was spawned.
+            WouldBlock: the peer has as many processes here, or links and monitors, as it may have; nothing
+                was spawned.
         """
+        most = self._context.settings.max_spawned
+        if self._spawned[session.name] >= most:
+            why = f"{most:,} processes that {session.name} has spawned live there already"
+            raise WouldBlock((request.factory, self._context.name), f"{why} (Settings.max_spawned)")
+        ends = (request.act is not None) + (request.ref is not None)
+        if not self._signals.links.has_room(session.name, ends):
+            why = f"{session.name} has as many links and monitors there as it may have"
+            raise WouldBlock(
+                (request.factory, self._context.name), f"{why} (Settings.max_links_and_monitors)"
+            )
         pid = self._spawn_here(request)
+        self._spawner_of[pid.number] = session.name
+        self._spawned[session.name] += 1
         if request.act is not None:
             self._signals.told(session, ["link", request.owner, pid.number, request.act])
             process = self._local.process(pid)
@@ -204,6 +224,14 @@ class RemoteSpawn:
         if request.ref is not None:
             self._signals.told(session, ["monitor", request.ref, pid.number])
         return pid
+
+    def exited(self, pid: Pid) -> None:
+        """Note that a process of this node is gone, whoever has asked for it."""
+        node = self._spawner_of.pop(pid.number, None)
+        if node is not None:
+            self._spawned[node] -= 1
+            if not self._spawned[node]:
+                del self._spawned[node]
 
     async def spawn(
         self,

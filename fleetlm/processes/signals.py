@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.core.links import Deliver, Effect, Links, Stop, Target, Tell
 from fleetlm.errors import FleetError
 from fleetlm.ids import Pid, Ref
-from fleetlm.messages import Down
+from fleetlm.messages import Down, Exit
 from fleetlm.names import Address, canonical_node
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
@@ -67,7 +67,9 @@ class Signals:
 
     def __init__(self, context: NodeContext, codec: Codec, local: LocalProcesses) -> None:
         name, incarnation = context.name, context.incarnation
-        self.links: Links = Links(name, incarnation, local.is_alive, self._get_incarnation)
+        self.links: Links = Links(
+            name, incarnation, local.is_alive, self._get_incarnation, context.settings.max_links_and_monitors
+        )
         self._name = name
         self._base_port = context.settings.base_port
         self._incarnation = incarnation
@@ -158,7 +160,13 @@ class Signals:
         if not isinstance(signal, list):
             raise TypeError("a signal must be a list")
         owner = self._local.table.names.get
-        self._perform(self.links.told(session.name, session.incarnation, signal, owner))
+        effects = self.links.told(session.name, session.incarnation, signal, owner)
+        self._perform(effects)
+        for effect in effects:
+            if type(effect) is Deliver and type(effect.message) is Exit:
+                box = self._local.boxes.get(effect.number)
+                if box is not None:
+                    session.arrivals.exits.received(effect.number, box)
 
     def node_down(self, name: str) -> Iterator[None]:
         """End every link and monitor that crossed a session which has ended, with ``"noconnection"``.

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 from collections.abc import Callable, Iterator
@@ -161,7 +162,7 @@ class Assembly:
         )  # fmt: skip
         self.inbound: Inbound = Inbound(
             self.local.boxes, codec, requests, loop.time, settings.max_peers,
-            settings.max_open_calls,
+            settings.max_open_calls, settings.inbound_turn_s if prepared.on_this_network else math.inf,
         )  # fmt: skip
         self.poller: Poller | None = None
         if prepared.discovery is not None:
@@ -281,6 +282,7 @@ class Assembly:
         self.replication.exited(process.pid)
         self.blocking.process_ended(process.pid)
         self.signals.exited(process, reason)
+        self.remote_spawn.exited(process.pid)
         self.essential.exited(process, reason)
         self.services.drain_listeners.exited(process)
 

@@ -23,11 +23,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fleetlm.core.effects import Dial, Disconnect, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
+from fleetlm.messaging.backlog import Backlog, Rest
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
 from fleetlm.names import NodeName
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from fleetlm.wire.codec import Codec
 
 log: logging.Logger = logging.getLogger("fleetlm")
+T = TypeVar("T")
 
 PEERS_TOLD = 512
 """At most this many names are in one PEERS message, to keep the frame small. More nodes: a random sample."""
@@ -119,6 +121,15 @@ class Driver:
         self._draw = context.draw
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(self._loop)
+        self._backlog = Backlog(
+            self._loop,
+            context.settings.max_unread_bytes,
+            go_on=self._go_on,
+            take=self._take_frame,
+            lost=self._lose_source,
+            begin_turn=inbound.begin_turn,
+            is_over=inbound.is_over,
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._pulse: asyncio.TimerHandle | None = None
@@ -138,6 +149,7 @@ class Driver:
 
     def leave(self, reason: str) -> None:
         """Send what is queued, say goodbye to every peer, and stop ticking."""
+        self._backlog.clear()
         for session in self.sessions.values():
             session.settle()
         self._perform(self.kernel.left(self._loop.time(), reason))
@@ -171,6 +183,12 @@ class Driver:
 
     def source_lost(self, source: bytes) -> None:
         """See `Listener`."""
+        if source in self._backlog:
+            self._backlog.end(source)
+        else:
+            self._lose_source(source)
+
+    def _lose_source(self, source: bytes) -> None:
         self._perform(self.kernel.source_lost(self._loop.time(), source, "connection closed"))
 
     def stranger_refused(self, ip: str, reason: str) -> None:
@@ -179,22 +197,47 @@ class Driver:
 
     def frame_arrived(self, source: bytes, frame: bytes) -> None:
         """See `Listener`. Frames of a session go straight to `Inbound`."""
+        if source in self._backlog:
+            waiting_bytes = self._backlog.add(source, frame)
+            if waiting_bytes:
+                why = f"it ignores its window: {waiting_bytes:,} bytes of it wait to be taken"
+                self._perform(self.kernel.broken(self._loop.time(), source, why))
+            return
+        self.inbound.begin_turn()
+        self._take_frame(source, frame)
+
+    def _take_frame(self, source: bytes, frame: bytes) -> None:
+        """Take a frame; what the turn has no time for is taken in the next ones."""
         session = self._by_source.get(source)
         if session is not None and frame and frame[0] in (Kind.BATCH, Kind.CHUNK):
-            try:
-                self.inbound.frame(session, frame)
-            except BadFrame as error:
-                self._perform(self.kernel.broken(self._loop.time(), source, str(error)))
-            except Exception as error:
-                log.exception("cannot handle a frame from %s; its connection ends", session.name)
-                why = f"{type(error).__name__} on this node while it handled a frame"
-                self._perform(self.kernel.broken(self._loop.time(), source, why))
+            rest = self._deliver(source, session, self.inbound.frame, frame)
+            if rest is not None:
+                self._backlog.begin(source, rest)
             return
         self._perform(self.kernel.control_frame(self._loop.time(), source, frame))
 
     def source_broke(self, source: bytes, why: str) -> None:
         """See `Listener`."""
         self._perform(self.kernel.broken(self._loop.time(), source, why))
+
+    def _go_on(self, source: bytes, rest: Rest) -> Rest | None:
+        """Deliver more of a frame. Returns what is left of it."""
+        session = self._by_source[source]
+        return self._deliver(source, session, self.inbound.go_on, rest)
+
+    def _deliver(
+        self, source: bytes, session: Session, work: Callable[[Session, T], Rest | None], what: T
+    ) -> Rest | None:
+        """Let `Inbound` work for a session, which ends if the peer has broken the protocol."""
+        try:
+            return work(session, what)
+        except BadFrame as error:
+            self._perform(self.kernel.broken(self._loop.time(), source, str(error)))
+        except Exception as error:
+            log.exception("cannot handle a frame from %s; its connection ends", session.name)
+            why = f"{type(error).__name__} on this node while it handled a frame"
+            self._perform(self.kernel.broken(self._loop.time(), source, why))
+        return None
 
     # Facts from elsewhere.
 
@@ -293,6 +336,7 @@ class Driver:
         source = session.incoming.source
         self._by_source.pop(source, None)
         self._transport.disconnect(source, self._settings.handshake_timeout_s)  # Its node hangs up, too.
+        self._backlog.drop(source)
         log.info("nodedown %s: %s", down.name, down.reason)
         session.close(down.reason)
         name = NodeName.parse(down.name)

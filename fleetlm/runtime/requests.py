@@ -15,6 +15,7 @@ from fleetlm.errors import (
     InvalidName,
     NoFactory,
     NoProcess,
+    WouldBlock,
 )
 from fleetlm.ids import Pid
 from fleetlm.processes.remote_spawn import asked_to_spawn
@@ -106,6 +107,8 @@ class PeerRequests:
             call.reply(self._answer(session, verb, argument))
         except (AlreadyRegistered, IsDraining, NoFactory, NoProcess) as error:
             call.refuse(error)
+        except WouldBlock as error:
+            call.would_block(str(error.target), error.why)
         except FleetError as error:
             call.fail(error)
 

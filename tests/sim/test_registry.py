@@ -271,7 +271,7 @@ def test_a_name_of_a_process_elsewhere_is_asked_for_there() -> None:
                 await one._outbound.ask(two.name, "claim", argument, 5)
         assert cluster.meshed()
 
-    story(told, 3, max_cluster_names=2)
+    story(told, 3, max_cluster_names=4)
 
 
 def test_a_meta_that_is_none_costs_the_connection_and_no_more() -> None:

@@ -537,8 +537,15 @@ def test_nonsense_about_third_nodes_is_refused(fact: Any) -> None:
 
 
 def test_a_node_may_tell_of_a_limited_number_of_claims_of_others() -> None:
-    names = table(B, max_cluster_names=2)
+    names = table(B, max_cluster_names=16)
     for number in range(2):
         names.told(C, 1, ["outdone", A, 1, row(f"x{number}")])
     with pytest.raises(ValueError, match="too many"):
         names.told(C, 1, ["outdone", A, 1, row("x2")])
+    names.told(C, 1, ["outdone", A, 1, row("x1")])
+    names.told("n@10.0.0.9", 1, ["outdone", A, 1, row("x2")])  # Another node is not held up by it.
+    names.told(C, 1, ["cleared", "x0", "gone"])
+    names.told(C, 1, ["outdone", A, 1, row("x2")])
+    for name in ("x1", "x2"):
+        names.told(C, 1, ["cleared", name, "gone"])
+    assert C not in names._heard_from

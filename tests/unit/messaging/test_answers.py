@@ -9,6 +9,7 @@ import pytest
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, RemoteError
 from fleetlm.messaging.byte_windows import MAX_WINDOWS_WITHOUT_CREDIT, ByteWindow, Stall
+from fleetlm.messaging.session import MAX_URGENT_BYTES
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop
@@ -222,3 +223,51 @@ async def test_a_peer_that_asks_on_and_on_and_takes_no_answer_is_cut() -> None:
     assert "bytes and took nothing of" in pair.there.lost[0]
     sent_bytes = session.byte_window.in_flight_bytes
     assert sent_bytes > MAX_WINDOWS_WITHOUT_CREDIT * SMALL.window_bytes
+
+
+@virtual
+async def test_failures_of_the_node_itself_wait_in_no_lane_and_are_bounded() -> None:
+    pair = Pair(SMALL.replace(max_unread_bytes=192 * KIB))
+    session = pair.there.session
+    pair.here.session.byte_window.most_bytes = 1 << 40  # A peer that keeps to no bound itself.
+    ref = 0
+    while not pair.there.lost:
+        ref += 1
+        pair.here.session.append(pair.here.codec.pack_value([int(Op.CALL), "nobody", b"", ref, 60_000, 0]))
+        pair.here.flush()
+        pair.there.receive(pair.here.transport.take())
+        pair.there.flush()
+        assert not session.lanes, "a lane for each would cost a hundred times the failure"
+        assert ref < 100_000
+    assert session.byte_window.in_flight_bytes <= 196 * KIB
+
+
+@virtual
+async def test_a_long_answer_of_the_node_waits_for_room_and_a_short_one_does_not() -> None:
+    pair = Pair(SMALL)
+    session = pair.there.session
+    _, calls = asked(pair, 100)
+    for call in calls:
+        call.reply(bytes(KIB))
+    assert session.is_full
+    for size, waits in ((100, False), (2 * MAX_URGENT_BYTES, True)):
+        before = session.lanes.waiting_bytes
+        session.urgent_ref = 7_000 + size
+        session.replied(session.urgent_ref, bytes(size))
+        session.urgent_ref = None
+        assert (session.lanes.waiting_bytes > before) is waits
+
+
+@virtual
+async def test_questions_to_the_node_are_refused_while_many_answers_wait() -> None:
+    pair = Pair(SMALL.replace(reply_queue_bytes=8 * KIB))
+    session = pair.there.session
+    _, calls = asked(pair, 200)
+    for call in calls:
+        call.reply(bytes(KIB))
+    assert session.is_behind
+    future = pair.here.session.calls[9_000] = asyncio.get_running_loop().create_future()
+    pair.here.session.append(pair.here.codec.pack_value([int(Op.REQUEST), "registered", None, 9_000]))
+    pair.settle()
+    assert pair.there.service.questions == []
+    assert "bytes of answers wait" in str(future.exception())

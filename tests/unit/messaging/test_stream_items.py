@@ -282,7 +282,7 @@ async def test_the_end_of_the_connection_ends_both_sides() -> None:
 def breaks(side: Side, *messages: list[Any]) -> None:
     other = Pair().there
     with pytest.raises(BadFrame):
-        other.inbound._deliver(side.session, list(messages))
+        other.inbound._deliver(side.session, iter(messages))
 
 
 @virtual

@@ -443,3 +443,56 @@ async def test_a_node_that_leaves_finishes_what_it_owes_its_processes() -> None:
     assert [type(event) for event in await rig.next_events(events, 2)] == [NodeUp, NodeDown]
     await turns(5)
     assert len(rig.taken) == rig.steps
+
+
+# Turns.
+
+
+@virtual
+async def test_what_follows_an_unfinished_frame_waits_for_it_and_so_do_goodbye_and_the_end() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    _, other = rig.bring_up("fleetlm@10.0.0.3", 3)
+    rig.driver.inbound._turn_s = 1e-9
+    signals = [[Op.SIGNAL, n, None] for n in range(3)]
+    rig.batch(source, *signals)
+    rig.batch(source, ["sink", "behind"])
+    rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("over"))
+    rig.driver.source_lost(source)
+    rig.batch(other, [Op.SIGNAL, "other", None])
+    assert [what for _, what in rig.service.questions] == [0, "other"]
+    assert THERE in rig.driver.sessions
+    await turns(9)
+    assert [what for _, what in rig.service.questions] == [0, "other", 1, 2]
+    assert list(rig.boxes["sink"].queue) == ["behind"]
+    assert THERE not in rig.driver.sessions
+    assert source not in rig.driver._backlog
+
+
+@virtual
+async def test_a_peer_that_ignores_its_window_while_it_waits_is_cut_and_another_is_not() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.driver._backlog._max_bytes = 10_000
+    rig.driver.inbound._turn_s = 1e-9
+    rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
+    for _ in range(9):
+        rig.batch(source, ["sink", bytes(1_000)])
+    assert THERE in rig.driver.sessions
+    rig.batch(source, ["sink", bytes(1_000)])
+    assert THERE not in rig.driver.sessions
+    await turns(9)
+    assert not rig.boxes["sink"]
+    assert rig.service.questions == [("signal", 0)]
+
+
+@virtual
+async def test_a_malformed_message_in_the_rest_of_a_frame_ends_the_session() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    rig.driver.inbound._turn_s = 1e-9
+    rig.batch(source, [Op.SIGNAL, 0, None], [99, 1, 2], ["sink", 1])
+    assert THERE in rig.driver.sessions
+    await turns(5)
+    assert THERE not in rig.driver.sessions
+    assert not rig.boxes["sink"]

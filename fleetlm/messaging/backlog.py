@@ -1,0 +1,152 @@
+"""What peers have sent and this node has not taken yet: a turn of the event loop must not last longer for it.
+
+A frame may hold thousands of messages, and each of them may be costly: a process to spawn, a link, a name.
+`Inbound` stops when the time of a turn is over, and what is left of the frame comes here. Everything that
+comes from the same source meanwhile queues behind it, also the end of its connection. In each of the next
+turns of the loop the sources with a queue are served for `Settings.inbound_turn_s` in all, one after
+the other; the next turn begins with the next of them. So a peer that floods holds up itself, and other peers
+for the time of one turn.
+
+A queue holds what is in flight on its connection, which the peer's window bounds; signals come on top. A peer
+that sends more than `Settings.max_unread_bytes` ignores its window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Rest = Iterator[list[Any]]
+"""The messages of a frame that were not delivered yet, in slices."""
+
+
+class _Queue:
+    """What has come from one source: the rest of a frame, then frames."""
+
+    __slots__ = ("frames", "is_lost", "rest", "size_bytes")
+
+    def __init__(self, rest: Rest) -> None:
+        self.rest: Rest | None = rest
+        self.frames: deque[bytes] = deque()
+        self.size_bytes = 0
+        """Of the frames."""
+        self.is_lost = False
+        """Whether the connection has ended behind the frames."""
+
+
+class Backlog:
+    """The queues of all sources of a node.
+
+    Args:
+        loop: the node's event loop.
+        max_bytes: bytes of frames that may queue for one source.
+        go_on: delivers more of a frame, and returns what is left of it then.
+        take: takes a frame; what is left of it comes back through `begin`.
+        lost: the connection of a source has ended.
+        is_over: whether the turn is over, and ``begin_turn`` begins the next one.
+    """
+
+    __slots__ = (
+        "_begin_turn", "_go_on", "_is_over", "_is_scheduled", "_loop", "_lost", "_max_bytes", "_queues",
+        "_take",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        max_bytes: int,
+        *,
+        go_on: Callable[[bytes, Rest], Rest | None],
+        take: Callable[[bytes, bytes], None],
+        lost: Callable[[bytes], None],
+        begin_turn: Callable[[], None],
+        is_over: Callable[[], bool],
+    ) -> None:
+        self._loop = loop
+        self._max_bytes = max_bytes
+        self._go_on = go_on
+        self._take = take
+        self._lost = lost
+        self._begin_turn = begin_turn
+        self._is_over = is_over
+        self._queues: dict[bytes, _Queue] = {}
+        """By source; the one that is served next comes first."""
+        self._is_scheduled = False
+
+    def __contains__(self, source: bytes) -> bool:
+        """Whether what comes from this source must queue."""
+        return source in self._queues
+
+    def begin(self, source: bytes, rest: Rest) -> None:
+        """Keep the rest of a frame for the next turn."""
+        queue = self._queues.get(source)
+        if queue is None:
+            self._queues[source] = _Queue(rest)
+        else:
+            queue.rest = rest
+        self._schedule()
+
+    def add(self, source: bytes, frame: bytes) -> int:
+        """Queue a frame behind what has come before.
+
+        Returns:
+            0; or the bytes that would wait then, if they are too many: the frame was not queued.
+        """
+        queue = self._queues[source]
+        size_bytes = queue.size_bytes + len(frame)
+        if size_bytes > self._max_bytes:
+            return size_bytes
+        queue.size_bytes = size_bytes
+        queue.frames.append(frame)
+        return 0
+
+    def end(self, source: bytes) -> None:
+        """Note that the connection of a source has ended, behind what has come before."""
+        self._queues[source].is_lost = True
+
+    def drop(self, source: bytes) -> None:
+        """Forget what has come from a source: its session is over."""
+        self._queues.pop(source, None)
+
+    def clear(self) -> None:
+        """Forget everything: the node leaves."""
+        self._queues.clear()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Serve the sources one after the other until the turn is over."""
+        self._is_scheduled = False
+        self._begin_turn()
+        for source in list(self._queues):
+            self._serve(source)
+            if self._is_over():
+                break
+        if self._queues:
+            self._schedule()
+
+    def _serve(self, source: bytes) -> None:
+        """Take what has come from one source until the turn is over; put it behind the others then."""
+        queues, queue = self._queues, self._queues.get(source)
+        while queue is not None and queues.get(source) is queue:  # It is dropped if the session ends.
+            rest, queue.rest = queue.rest, None
+            if rest is not None:
+                queue.rest = self._go_on(source, rest)
+            elif queue.frames:
+                frame = queue.frames.popleft()
+                queue.size_bytes -= len(frame)
+                self._take(source, frame)
+            else:
+                del queues[source]
+                if queue.is_lost:
+                    self._lost(source)
+                return
+            if self._is_over() and queues.get(source) is queue:
+                del queues[source]
+                queues[source] = queue
+                return
