@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
-from tests.fuzz import stored
+from tests.fuzz import __main__ as command, stored
 from tests.fuzz.inputs import Inputs, block
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS
@@ -57,6 +58,21 @@ def test_every_target_has_seeds_and_every_folder_a_target() -> None:
     for kind in stored.FOLDERS:
         folders = {path.name for path in stored.folder(kind, "").glob("*") if path.is_dir()}
         assert folders <= TARGETS.keys()
+
+
+def test_without_atheris_the_fuzzer_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["tests.fuzz", "codec"])
+    assert command.main() == 1
+    assert "pip install" in capsys.readouterr().err
+
+
+def test_one_input_can_be_run_without_atheris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "input").write_bytes(b"\xc0")
+    monkeypatch.setattr("sys.argv", ["tests.fuzz", "codec", "--input", str(tmp_path / "input")])
+    assert command.main() == 0
 
 
 def test_an_input_is_taken_apart_the_same_way_each_time() -> None:
