@@ -26,7 +26,8 @@ MAX_INPUT_S = 20
 MAX_RESIDENT_MB = 2_000
 MISSING = (
     "atheris is missing, which `make fuzz` needs: .venv/bin/python -m pip install -e '.[fuzz]'. It has "
-    "wheels for Linux on x86-64 and CPython 3.11 to 3.13. `make test` runs the same targets over the stored inputs."
+    "wheels for Linux on x86-64 and CPython 3.11 to 3.13. `make test` runs the same targets over the stored "
+    "inputs."
 )
 
 
