@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import zmq
@@ -54,7 +55,7 @@ from fleetlm.transport.reasons import (
     explain_greeting,
     is_no_greeting,
 )
-from fleetlm.transport.sockets import Context, connect, get_int, make_dealer
+from fleetlm.transport.sockets import MAX_ANSWER_BYTES, Context, connect, get_int, make_dealer
 from fleetlm.transport.tcp import count_received
 
 ROUTING_ID_BYTES: Final = 16
@@ -67,6 +68,11 @@ GREETING_S: Final = 0.5
 """Seconds for the first byte of the other end. A node sends it within one round trip."""
 GREETING_ROUND_TRIPS: Final = 6
 """Where the network is slow: so many times the time that TCP took to connect."""
+MOST_HEARD_BYTES: Final = 2 * MAX_ANSWERS * MAX_ANSWER_BYTES
+"""Bytes that the other end may send at once: its answers, and the handshakes of ZMTP and CURVE."""
+HEARTBEAT_BYTES: Final = 2_048
+"""Bytes that it may send further in one of this node's heartbeat intervals: heartbeats of both have 100. What
+comes beyond that, such as a message without end, would wait in libzmq unseen."""
 DIAL_SLACK_S: Final = 1.0
 """Seconds beyond both time-outs of a dial (TCP, then ZMTP) after which `recheck` ends it."""
 
@@ -76,8 +82,22 @@ _POLLIN = int(zmq.POLLIN)
 _POLLOUT = int(zmq.POLLOUT)
 
 
+class Watcher(Protocol):
+    """Looks at how much has come over a connection, soon after something has."""
+
+    def watch(self, fd: int, look: Callable[[int], None]) -> None:
+        """Call ``look`` with the bytes received over this descriptor, from the loop, until `unwatch`."""
+
+    def unwatch(self, fd: int, look: Callable[[int], None]) -> None:
+        """Stop. Idempotent."""
+
+
 class ChannelOwner(Protocol):
     """Receives the facts of a channel, never from inside a send, a hang-up or the constructor."""
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """Bounds what the other end of a channel sends; None: nothing does."""
 
     def channel_opened(self, channel: int) -> None:
         """The channel is open: frames may be sent."""
@@ -118,12 +138,15 @@ class DealerChannel:
     """
 
     __slots__ = (
+        "_allowed_bytes",
         "_answers",
         "_dialled_at",
         "_failure",
         "_fd",
         "_greeting",
         "_has_cookie",
+        "_heard_at",
+        "_heard_bytes",
         "_is_check_scheduled",
         "_is_connected",
         "_loop",
@@ -133,6 +156,8 @@ class DealerChannel:
         "_settings",
         "_sock",
         "_target",
+        "_tcp_fd",
+        "_watcher",
         "is_open",
         "may_be_answered",
         "number",
@@ -160,7 +185,11 @@ class DealerChannel:
         self._target = target
         self._settings = settings
         self._has_cookie = keys is not None
-        self._dialled_at = loop.time()
+        self._dialled_at = self._heard_at = loop.time()
+        self._watcher = owner.watcher
+        self._tcp_fd = -1
+        self._heard_bytes = 0
+        self._allowed_bytes: float = MOST_HEARD_BYTES
         self._answers = 0
         self._is_connected = False
         self._is_check_scheduled = False
@@ -243,6 +272,8 @@ class DealerChannel:
         self._drop_monitor()
         if self._probe is not None:
             self._probe.close()
+        if self._watcher is not None:
+            self._watcher.unwatch(self._tcp_fd, self._hear)
         self._loop.remove_reader(self._fd)
         linger_ms = round(flush_s * 1000) if self.is_open else 0
         self.is_open = False
@@ -275,6 +306,7 @@ class DealerChannel:
 
     def _report_opened(self) -> None:
         self.is_open = True
+        self._read_monitor()  # It names the descriptor, if that was not read yet.
         self._drop_monitor()
         self._owner.channel_opened(self.number)
 
@@ -299,6 +331,9 @@ class DealerChannel:
         for event, value in self._monitor.read():
             if event == zmq.EVENT_CONNECTED:
                 self._is_connected = True
+                self._tcp_fd = value
+                if self._watcher is not None:
+                    self._watcher.watch(value, self._hear)
                 took_s = self._loop.time() - self._dialled_at
                 patience_s = max(GREETING_S, GREETING_ROUND_TRIPS * took_s)
                 self._greeting = self._loop.call_later(patience_s, self._check_greeting, value, patience_s)
@@ -307,6 +342,18 @@ class DealerChannel:
             else:
                 self._explain_failure()
                 return
+
+    def _hear(self, received: int) -> None:
+        """Count what has come from the other end, and end the channel if no node would send so much."""
+        now, came = self._loop.time(), received - self._heard_bytes
+        earned = (now - self._heard_at) * HEARTBEAT_BYTES / self._settings.heartbeat_interval_s
+        self._allowed_bytes = min(MOST_HEARD_BYTES, self._allowed_bytes + earned) - came
+        self._heard_at, self._heard_bytes = now, received
+        if self._allowed_bytes >= 0 or self._sock.closed:
+            return
+        self.check()  # If it has ended meanwhile, that is the reason.
+        why = f"{self._where}: it sends back more than answers and heartbeats, as no fleetlm node does"
+        self._report_lost(why, is_foreign=True)
 
     def _check_greeting(self, fd: int, patience_s: float) -> None:
         """End a dial to something that has accepted the connection and has sent nothing at all."""

@@ -70,6 +70,8 @@ async def _probe_with(
 class _Asker:
     """A `ChannelOwner` that asks one question. ``verdict`` gets the answer, or why there is none."""
 
+    watcher = None
+
     def __init__(self, ip: str, port: int, verdict: asyncio.Future[IAm | str], question: bytes) -> None:
         self._where = endpoint(ip, port)
         self._question = question

@@ -138,6 +138,8 @@ class Router:
         """How many times the ROUTER had no frame left."""
         self._changed: select.epoll | None = None
         """Names the connections over which something has come."""
+        self._dialled: dict[int, Callable[[int], None]] = {}
+        """Descriptors of this node's own dials → what looks at how much has come back over them."""
         self._copies: Copies | None = None
         self._next_sweep: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
@@ -213,6 +215,16 @@ class Router:
             self._loop.call_later(after_s, self._cut, known)
         else:
             self._cut(known)
+
+    def watch(self, fd: int, look: Callable[[int], None]) -> None:
+        """Call ``look`` with the bytes received over a dialled connection, soon after some have come."""
+        self._dialled[fd] = look
+        self._notice(fd)
+
+    def unwatch(self, fd: int, look: Callable[[int], None]) -> None:
+        """Undo a `watch`, unless the descriptor is another connection's by now. Idempotent."""
+        if self._dialled.get(fd) == look:
+            del self._dialled[fd]
 
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back. It is dropped if the source is gone or does not read."""
@@ -402,17 +414,21 @@ class Router:
         if fd in self._accepted:
             self._end_connection(fd)
         known = self._accepted[fd] = Accepted(fd, self._copies.identify(fd), self._alive_s)
+        self._notice(fd)
+        crowd = self._bounds.accept(known)
+        for each in crowd:
+            self._cut(each)
+        if crowd and (said := self._bounds.tell_crowd(self._loop.time(), len(crowd), crowd[-1].ip)):
+            log.warning("%s", said)
+
+    def _notice(self, fd: int) -> None:
+        """Look at a connection in each sweep before which something has come over it."""
         if self._changed is not None:
             with contextlib.suppress(OSError):  # It has ended already.
                 self._changed.register(fd, select.EPOLLIN | select.EPOLLET)
         if self._next_sweep is None:
             self._swept_at = self._loop.time()
             self._next_sweep = self._loop.call_later(SWEEP_S, self._sweep)
-        crowd = self._bounds.accept(known)
-        for each in crowd:
-            self._cut(each)
-        if crowd and (said := self._bounds.tell_crowd(self._loop.time(), len(crowd), crowd[-1].ip)):
-            log.warning("%s", said)
 
     def _end_connection(self, fd: int) -> None:
         """A connection has ended: mark its source as ending, or report the stranger that failed."""
@@ -434,14 +450,18 @@ class Router:
         self._swept_at = now
         self._end_offenders(self._bounds.expire(self._alive_s))
         for fd, _ in [] if self._changed is None else self._changed.poll(0, MAX_LOOKS):
+            received = count_received(fd)
+            if received is None:
+                continue
+            if fd in self._dialled:
+                self._dialled[fd](received)
             known = self._accepted.get(fd)
-            received = None if known is None or known.is_cut else count_received(fd)
-            if known is None or received is None:
+            if known is None or known.is_cut:
                 continue
             is_uncertain = received - known.read_bytes > UNCERTAIN_BYTES
             waiting = count_waiting(fd) if is_uncertain else None
             self._end_offenders(self._bounds.look(known, received, waiting, self._drains))
-        is_idle = not self._accepted
+        is_idle = not self._accepted and not self._dialled
         self._next_sweep = None if is_idle else self._loop.call_later(SWEEP_S, self._sweep)
 
     def _end_offenders(self, offences: Iterable[Offence]) -> None:

@@ -299,6 +299,11 @@ class ZmqTransport:
 
     # ── ChannelOwner ─────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def watcher(self) -> Router | None:
+        """Bounds what dialled nodes send back."""
+        return self._router
+
     def channel_opened(self, channel: int) -> None:
         """Pass the fact on to the listener."""
         self._untried.pop(channel, None)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import zmq
 
+from fleetlm.transport.dealer import HEARTBEAT_BYTES, MOST_HEARD_BYTES
 from fleetlm.transport.router import MORE_PARTS
 from fleetlm.transport.tcp import Copies, copy_of, count_received, count_waiting
 from tests.support.patience import allowed_s
@@ -156,6 +157,65 @@ async def test_a_loop_that_stands_still_ends_nobody_who_keeps_to_the_windows() -
             await a.seen.until("frame", 66)
         assert a.seen.all("broke") == []
         await carries(b, channel, a, b"after")
+
+
+ROUTER_READY = b"\x04\x29\x05READY\x0bSocket-Type\0\0\0\x06ROUTER\x08Identity\0\0\0\x00"
+
+
+@contextlib.contextmanager
+def raw_listener(ip: str) -> Iterator[socket.socket]:
+    """Something that a node dials, and that answers as a ROUTER does."""
+    with socket.create_server((ip, PORT)) as server:
+        server.settimeout(10)
+        yield server
+
+
+async def shakes_hands(server: socket.socket) -> socket.socket:
+    def accept() -> socket.socket:
+        sock, _ = server.accept()
+        sock.settimeout(10)
+        sock.sendall(GREETING + ROUTER_READY)
+        came = b""
+        while b"READY" not in came:
+            came += sock.recv(4_096)
+        return sock
+
+    return await asyncio.to_thread(accept)
+
+
+@linux
+@pytest.mark.parametrize("more", [False, True])
+async def test_what_a_dialled_node_sends_back_is_bounded(more: bool) -> None:
+    """It may be hostile too: DNS or a peer has named it."""
+    ip = free_ip()
+    with raw_listener(ip) as server:
+        async with station() as a, station() as b:
+            good = await a.reach(b)
+            bad = a.dial(ip, PORT)
+            with await shakes_hands(server) as hostile:
+                await a.seen.until("opened", 2)
+                part = zmtp(bytes(1_000), more=True) if more else b"\x04\x07\x04PING\0\0" * 100
+                sent = await sends_until_it_is_ended(hostile, part, 1_000 * MIB)
+                assert sent < 1_000 * MIB
+            lost, reason = await a.seen.until("lost")
+            assert lost == bad
+            assert "it sends back more than answers and heartbeats" in reason
+            assert bad in a.seen.foreign
+            await carries(a, good, b, b"after")
+
+
+@linux
+async def test_heartbeats_of_a_dialled_node_are_not_too_much() -> None:
+    async with station(node_timeout_s=2.0) as a, station(node_timeout_s=2.0) as b:
+        channel = await a.reach(b)
+        dealer = a.transport._channels[channel]
+        handshake = dealer._heard_bytes
+        deadline = time.monotonic() + 10
+        while dealer._heard_bytes < handshake + 40 and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        await carries(a, channel, b, b"after some heartbeats")
+        assert dealer._heard_bytes >= handshake + 40
+        assert dealer._allowed_bytes > MOST_HEARD_BYTES - HEARTBEAT_BYTES
 
 
 # ── time and counts ──────────────────────────────────────────────────────────────────────────────
