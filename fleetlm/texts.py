@@ -19,6 +19,8 @@ from itertools import islice
 from types import FunctionType
 from typing import Any
 
+from fleetlm.escapes import escape_lines
+
 MAX_TEXT_CHARS = 65_536
 """Longer texts of a program's exceptions and exit reasons are cut: they stand in log lines and travel."""
 _MAX_INT_BITS = 1_024
@@ -320,24 +322,6 @@ def format_span(seconds: float) -> str:
     if seconds < 7_200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3_600:.0f} h"
-
-
-def escape(text: str) -> str:
-    """Return ``text`` with line ends and control characters replaced by visible escapes.
-
-    That includes the C1 controls, and the characters that turn the direction of writing: nothing is left
-    that a terminal obeys, or that looks like the end of a line.
-    """
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
-def escape_lines(text: str) -> str:
-    """Return ``text`` as `escape` does, with its line ends and tabs as they are."""
-    if text.isprintable():
-        return text
-    return "".join(each if each in "\n\t" or each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def format_error(error: BaseException) -> str:

@@ -47,6 +47,7 @@ from typing import Any
 
 from fleetlm.cli.exit_codes import EX_CONFIG, EX_CUT, FAILED, OK
 from fleetlm.errors import FleetError, SettingsError
+from fleetlm.escapes import escape_lines
 from fleetlm.node import Node, parts_of
 from fleetlm.runtime.stop_signals import FIRST, OTHER, StopSignals, Verdict
 from fleetlm.settings import Settings
@@ -237,4 +238,4 @@ def log_settings(settings: Settings) -> None:
 
 def say_on_stderr(text: str) -> None:
     """Print an error where no log of the command line is set up."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{escape_lines(text)}\n")

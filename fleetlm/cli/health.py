@@ -21,6 +21,7 @@ import sys
 import time
 
 from fleetlm.cli.exit_codes import EX_CONFIG, FAILED, OK
+from fleetlm.escapes import escape_lines
 from fleetlm.remote import health_socket
 
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
@@ -86,9 +87,9 @@ def run(asked: Asked) -> int:
     try:
         is_well, text = is_ready(asked, os.environ) if asked.ready else is_live(asked, os.environ)
     except BadSetting as error:
-        print(f"fleetlm health: {error}", file=sys.stderr)
+        print(f"fleetlm health: {escape_lines(str(error))}", file=sys.stderr)
         return EX_CONFIG
-    print(text, file=sys.stdout if is_well else sys.stderr)
+    print(escape_lines(text), file=sys.stdout if is_well else sys.stderr)
     return OK if is_well else FAILED
 
 

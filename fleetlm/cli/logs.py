@@ -31,7 +31,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TextIO
 
-from fleetlm.texts import escape, escape_lines, format_error
+from fleetlm.escapes import escape, escape_lines
+from fleetlm.texts import format_error
 
 LEVELS = ("debug", "info", "warning", "error")
 """Values of ``--log-level``."""
@@ -221,8 +222,8 @@ class Log:
             self._formatter.find_process = find_process
 
     def say(self, text: str) -> None:
-        """Write a line that is no record, such as an error that ends the command."""
-        self.output.write(f"{text}\n")
+        """Write a text that is no record, such as an error that ends the command."""
+        self.output.write(f"{escape_lines(text)}\n")
 
     def close(self) -> None:
         """Write what is queued, for `FLUSH_S` at most."""

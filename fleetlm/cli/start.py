@@ -13,7 +13,6 @@ import functools
 import importlib
 import inspect
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from fleetlm.cli.foreground import (
 from fleetlm.errors import SettingsError
 from fleetlm.node import Node
 from fleetlm.settings import Settings
+from fleetlm.texts import format_error
 
 
 class NoSuchProgram(Exception):
@@ -157,4 +157,4 @@ def _print_traceback(lines: logs.Log, error: BaseException) -> None:
         or frames.tb_frame.f_code.co_filename.startswith("<frozen importlib")
     ):
         frames = frames.tb_next
-    lines.say("".join(traceback.format_exception(type(error), error, frames)).rstrip("\n"))
+    lines.say(format_error(error.with_traceback(frames)))

@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TextIO
 
+from fleetlm.escapes import escape_on_terminal
 from fleetlm.remote import protocol
 from fleetlm.remote.finder import (
     NO_NODE,
@@ -245,9 +247,7 @@ def run(source: str, *, node: str | None, timeout_s: float, as_json: bool) -> in
         if as_json:
             printed.append(text)
         else:
-            target = sys.stderr if stream == "stderr" else sys.stdout
-            target.write(text)
-            target.flush()
+            put(text, sys.stderr if stream == "stderr" else sys.stdout)
 
     kind = ""
     try:
@@ -264,10 +264,16 @@ def run(source: str, *, node: str | None, timeout_s: float, as_json: bool) -> in
         print(json.dumps(build_report(outcome, "".join(printed), kind)))
     elif outcome.code == OK:
         if outcome.done["repr"] != "None":
-            print(outcome.done["repr"])
+            put(f"{outcome.done['repr']}\n", sys.stdout)
     else:
-        print(outcome.error.rstrip("\n"), file=sys.stderr)
+        put(f"{outcome.error.rstrip()}\n", sys.stderr)
     return outcome.code
+
+
+def put(text: str, stream: TextIO) -> None:
+    """Write what comes from a node. A terminal gets it escaped: the texts in it may come from anywhere."""
+    stream.write(escape_on_terminal(text, stream.isatty()))
+    stream.flush()
 
 
 def build_report(outcome: RemoteOutcome, printed: str, kind: str) -> Message:

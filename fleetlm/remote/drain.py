@@ -53,8 +53,7 @@ def _evaluate(source: str, node: str | None, limit_s: float, command: str) -> tu
     """Evaluate in a node and show what is printed there. Returns the exit code and the value."""
 
     def show(stream: str, text: str) -> None:
-        (sys.stderr if stream == "stderr" else sys.stdout).write(text)
-        sys.stdout.flush()
+        client.put(text, sys.stderr if stream == "stderr" else sys.stdout)
 
     try:
         connection = client.connect(choose(discover(os.environ, os.getuid()), node))
@@ -63,12 +62,12 @@ def _evaluate(source: str, node: str | None, limit_s: float, command: str) -> tu
         finally:
             connection.close()
     except RemoteFailure as failure:
-        print(f"fleetlm {command}: {failure.text}", file=sys.stderr)
+        client.put(f"fleetlm {command}: {failure.text}\n", sys.stderr)
         return failure.code, None
     except client.NodeGone as gone:
-        print(f"fleetlm {command}: {gone}", file=sys.stderr)
+        client.put(f"fleetlm {command}: {gone}\n", sys.stderr)
         return NO_NODE, None
     if outcome.error:
         text = str(outcome.done.get("text") or outcome.error)
-        print(f"fleetlm {command}: {text}", file=sys.stderr)
+        client.put(f"fleetlm {command}: {text}\n", sys.stderr)
     return outcome.code, outcome.done.get("value")

@@ -8,9 +8,11 @@ is never used: see `protocol.check_folder`.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 
+from fleetlm.escapes import escape
 from fleetlm.remote import protocol
 from fleetlm.remote.protocol import SocketFile, UnsafeFolder
 
@@ -48,33 +50,40 @@ def discover(env: Mapping[str, str], uid: int) -> list[SocketFile]:
     Where the folders of this environment hold none, the folders of all running processes are searched. For
     root this includes the nodes of all users if root runs none.
 
+    A folder that is not safe is passed over, and stderr says so.
+
     Raises:
-        RemoteFailure: a folder for the sockets is not safe to use.
+        RemoteFailure: a folder was passed over, and no node was found elsewhere.
     """
-    found = _find_live(protocol.folders(env, uid), uid)
+    found, unsafe = _find_live(protocol.folders(env, uid), uid)
     if not found and uid == 0:
         for folder, owner in _find_folders_of_others():
-            found += _find_live([folder], owner)
+            found += _find_live([folder], owner)[0]
     if not found:
         for folder, owner in _find_folders_of_processes(uid):
-            found += _find_live([folder], owner)
+            found += _find_live([folder], owner)[0]
+    if unsafe and not found:
+        raise RemoteFailure(NOT_ALLOWED, "not_allowed", "; ".join(unsafe))
+    for reason in unsafe:
+        sys.stderr.write(f"fleetlm: a folder was passed over: {escape(reason)}\n")
     unique = {(each.node, each.pid): each for each in reversed(found)}
     return sorted(unique.values(), key=lambda each: (each.node, each.pid))
 
 
-def _find_live(folders: list[str], owner: int) -> list[SocketFile]:
-    """Return the socket files on which nodes listen. Raises: RemoteFailure for an unsafe folder."""
-    living = []
+def _find_live(folders: list[str], owner: int) -> tuple[list[SocketFile], list[str]]:
+    """Return the socket files on which nodes listen, and why folders that are not safe were passed over."""
+    living, unsafe = [], []
     for folder in folders:
         try:
             protocol.check_folder(folder, owner)
             candidates = protocol.scan(folder)
         except UnsafeFolder as error:
-            raise RemoteFailure(NOT_ALLOWED, "not_allowed", str(error)) from None
+            unsafe.append(str(error))
+            continue
         except OSError:
             continue
         living += [each for each in candidates if not protocol.remove_if_stale(each.path)]
-    return living
+    return living, unsafe
 
 
 def _find_folders_of_others() -> Iterator[tuple[str, int]]:

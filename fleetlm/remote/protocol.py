@@ -3,8 +3,9 @@
 Transport: a Unix stream socket, ``<folder>/<node>.<pid>.sock``, never a network port. A client that may
 connect can run code as the node, so access is limited three times: the folder has mode 0700, the socket
 0600, and each side asks the kernel for the user of the other (`peer_credentials`). A folder that is a
-symbolic link, belongs to another user or is open to others is refused by both sides, and no other folder
-is tried: an attacker could have made the first one unusable on purpose. The node binds the socket under a
+symbolic link, belongs to another user or is open to others is passed over by both sides, which say so: every
+user can make a folder in /tmp, and must not take the remote shell away with it. The next folder has to pass
+the same checks. The node binds the socket under a
 hidden name and renames it once it listens, so a socket file that refuses connections belongs to a dead
 process, and any client may remove it (`remove_if_stale`).
 
@@ -37,7 +38,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 VERSION = 1
@@ -113,6 +114,9 @@ def folders(env: Mapping[str, str], uid: int) -> list[str]:
         found.append(f"{temporary.rstrip('/')}/fleetlm-{uid}")
     # Also where a container has a read-only root: its /dev/shm can be written to. `check_folder` checks all.
     found += [f"/tmp/fleetlm-{uid}", f"/run/user/{uid}/fleetlm", f"/dev/shm/fleetlm-{uid}"]  # noqa: S108
+    home = env.get("HOME")
+    if home and home.startswith("/"):  # No other user can make a folder there.
+        found.append(f"{home.rstrip('/')}/.fleetlm")
     return list(dict.fromkeys(found))
 
 
@@ -135,15 +139,18 @@ def check_folder(path: str, owner: int) -> None:
         )
 
 
-def make_folder(env: Mapping[str, str], uid: int) -> str:
+def make_folder(env: Mapping[str, str], uid: int, skip: Callable[[str], None]) -> str:
     """Return the folder for a node's socket, and create it if necessary.
 
+    Args:
+        env: the environment, on which the folders depend.
+        uid: the user of the node.
+        skip: called with the reason why a folder is not safe, and passed over.
+
     Raises:
-        UnsafeFolder: see `check_folder`. The next folder is not tried, since another user may have made
-            this one unusable to direct the node to another.
-        OSError: no folder could be created; it is the last error.
+        UnsafeFolder, OSError: there is no folder for the socket; it is the last error.
     """
-    reason: OSError | None = None
+    reason: OSError | UnsafeFolder | None = None
     for path in folders(env, uid):
         if path.startswith("/run/user/") and env.get("XDG_RUNTIME_DIR") is None:
             continue  # the system removes this folder when the user logs out, even if the node goes on
@@ -154,7 +161,12 @@ def make_folder(env: Mapping[str, str], uid: int) -> str:
         except OSError as error:
             reason = error
             continue
-        check_folder(path, uid)
+        try:
+            check_folder(path, uid)
+        except UnsafeFolder as error:
+            reason = error
+            skip(str(error))
+            continue
         if os.access(path, os.W_OK | os.X_OK):
             return path
         reason = PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

@@ -63,6 +63,10 @@ CANCEL_WAIT_S = 1.0
 log: logging.Logger = logging.getLogger("fleetlm.console")
 
 
+def _say_skipped(reason: str) -> None:
+    log.warning("%s. Until then the socket of `fleetlm remote` is in another folder", reason)
+
+
 class RemoteServer:
     """The remote shell of one node.
 
@@ -139,7 +143,7 @@ class RemoteServer:
 
     def _bind(self) -> socket.socket:
         """Bind the socket under a hidden name, listen, then rename it. Removes the files of dead nodes."""
-        folder = protocol.make_folder(self._env, os.getuid())
+        folder = protocol.make_folder(self._env, os.getuid(), _say_skipped)
         for found in protocol.scan(folder):
             protocol.remove_if_stale(found.path)
         name = protocol.socket_name(self._node.name, os.getpid())

@@ -291,7 +291,7 @@ class Shell:
                     self._connection.send({"op": "cancel"})
         except (NodeGone, BadMessage) as error:
             if self.gone is None:
-                print(f"*** {error}", file=sys.stderr)
+                client.put(f"*** {error}\n", sys.stderr)
             return
         self._show(done)
 
@@ -299,11 +299,11 @@ class Shell:
         match done["done"]:
             case "ok":
                 if done["repr"] != "None":
-                    print(done["repr"])
+                    client.put(f"{done['repr']}\n", sys.stdout)
             case "error":
-                print(str(done["traceback"]).rstrip("\n"), file=sys.stderr)
+                client.put(f"{str(done['traceback']).rstrip()}\n", sys.stderr)
             case other:
-                print(f"({other})", file=sys.stderr)
+                client.put(f"({other})\n", sys.stderr)
 
     def _request(self, message: Message) -> int:
         """Send a request with a new number, and return that number."""
@@ -347,8 +347,7 @@ class Shell:
                 message = self._connection.receive()
                 if "stream" in message:
                     target = sys.stderr if message["stream"] == "stderr" else sys.stdout
-                    target.write(str(message.get("text", "")))
-                    target.flush()
+                    client.put(str(message.get("text", "")), target)
                 else:
                     self._replies.put(message)
         except (NodeGone, BadMessage, OSError, ValueError) as error:
@@ -356,7 +355,7 @@ class Shell:
                 return
             with self._lock:
                 self.gone = error
-            print(f"\n*** {error}. Leaving the shell.", file=sys.stderr)
+            client.put(f"\n*** {error}. Leaving the shell.\n", sys.stderr)
             self._replies.put({})
             while self._reading and not self._editor.leave():
                 time.sleep(LEAVE_AGAIN_S)
@@ -368,9 +367,9 @@ def run(*, node: str | None, timeout_s: float | None) -> int:
         found = finder.discover(os.environ, os.getuid())
         connection = client.connect(finder.choose(found, node))
     except finder.RemoteFailure as failure:
-        print(failure.text, file=sys.stderr)
+        client.put(f"{failure.text}\n", sys.stderr)
         return failure.code
-    print(BANNER.format(node=connection.node))
+    client.put(f"{BANNER.format(node=connection.node)}\n", sys.stdout)
     shell = Shell(connection, timeout_s)
     try:
         return shell.run()

@@ -23,7 +23,8 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Final, NamedTuple
 
 from fleetlm.core.log_lines import LogLines
-from fleetlm.texts import escape, format_error
+from fleetlm.escapes import escape
+from fleetlm.texts import format_error
 
 KIND: Final = "fleetlm_kind"
 """The attribute of a record that tells kinds of lines apart that are logged at one place."""

@@ -19,12 +19,12 @@ from fleetlm.discovery import resolv_conf, system_files
 from fleetlm.discovery.dns_exchange import Exchange, NameServer, ServerFailure, _parse
 from fleetlm.discovery.dns_search import RecordType
 from fleetlm.errors import InvalidName, SettingsError
+from fleetlm.escapes import escape
 from fleetlm.names import NodeName, canonical_ip, check_process_name, parse_address
 from fleetlm.remote import protocol
 from fleetlm.remote.evaluator import Evaluator
 from fleetlm.remote.server import _Client
 from fleetlm.settings import Settings
-from fleetlm.texts import escape
 from tests.fuzz.inputs import Inputs
 from tests.fuzz.wire_targets import in_time
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import io
 import json
 import os
 import re
@@ -520,6 +522,62 @@ async def test_an_unsafe_folder_is_refused_on_both_sides(
     refused = failure(env)
     assert refused.code == 5
     assert why in str(refused)
+
+
+@pytest.mark.parametrize("spoil", [spoil_open, spoil_link, spoil_file])
+async def test_an_unsafe_folder_is_passed_over_with_a_word_and_the_next_one_is_used(
+    env: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None],
+) -> None:
+    """Another user can make a folder of this name in /tmp before the node does."""
+    spoiled, home = tmp_path / "fleetlm-spoiled", tmp_path / "home"
+    spoil(spoiled)
+    monkeypatch.setattr(protocol, "folders", lambda _env, _uid: [str(spoiled), str(home)])
+    async with running(env) as server:
+        assert server.path is not None
+        assert Path(server.path).parent == home
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700
+        assert str(spoiled) in caplog.text
+        assert await result(env, "1 + 1") == "2"
+    said = capsys.readouterr().err
+    assert f"a folder was passed over: {spoiled}" in said
+    assert not list(spoiled.iterdir() if spoiled.is_dir() else ())
+
+
+class Terminal(io.StringIO):
+    """What a command writes to."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+async def test_a_terminal_gets_no_control_characters_of_a_peer(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    hostile = r"\x1b]0;owned\x07\x9b2J\u202e"
+    class_source = f"type('Peer', (), {{'__repr__': lambda self: '{hostile}'}})()"
+    monkeypatch.setattr(client, "discover", lambda *_: finder.discover(env, UID))
+    async with running(env):
+        for source in (f"print('{hostile}')", f"raise ValueError('{hostile}')", class_source):
+            out, err = Terminal(is_terminal), Terminal(is_terminal)
+            with monkeypatch.context() as patched:
+                patched.setattr(sys, "stdout", out)
+                patched.setattr(sys, "stderr", err)
+                call = functools.partial(client.run, source, node=None, timeout_s=5, as_json=False)
+                await in_thread(call)
+            shown = out.getvalue() + err.getvalue()
+            assert ("\x1b" in shown) != is_terminal
+            assert ("\u202e" in shown) != is_terminal
+            assert (hostile in shown.replace("'" + hostile + "'", "")) == is_terminal
 
 
 def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:

@@ -26,12 +26,11 @@ from fleetlm.errors import (
     ProcessDown,
     ProcessExit,
 )
+from fleetlm.escapes import escape, escape_lines
 from fleetlm.settings import Settings
 from fleetlm.texts import (
     MAX_TEXT_CHARS,
     SHORT,
-    escape,
-    escape_lines,
     format_error,
     is_short,
     loggable,

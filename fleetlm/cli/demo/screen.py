@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+from fleetlm.escapes import escape
+
 WIDTH = 78
 """Columns of a line. Times are aligned to the right of it."""
 _BOLD, _DIM, _RED, _GREEN, _CYAN = "1", "2", "31", "32", "36"
@@ -64,7 +66,7 @@ class Screen:
         self._write_line("")
         self._write_line(self._paint(_BOLD, title))
         for line in lines or ["(empty)"]:
-            self._write_line(f"  {line}")
+            self._write_line(f"  {escape(line)}")
 
     def end(self, text: str, more: str) -> None:
         """Print the last lines."""

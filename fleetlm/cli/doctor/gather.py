@@ -35,6 +35,7 @@ from fleetlm.discovery.interfaces import local_addresses
 from fleetlm.discovery.listening_addresses import choose_listening, list_reached
 from fleetlm.discovery.own_address import observe_addresses, own_address
 from fleetlm.errors import SettingsError
+from fleetlm.escapes import escape_lines
 from fleetlm.names import NodeName, endpoint, parse_address
 from fleetlm.remote import client, finder
 from fleetlm.remote.protocol import BadMessage, SocketFile
@@ -85,7 +86,7 @@ def main(*, node: str | None = None, as_json: bool = False) -> int:
     """
     nodes, why, code = ask_nodes(node)
     if code:
-        print(why, file=sys.stderr)
+        print(escape_lines(why), file=sys.stderr)
         return code
     error = ""
     try:

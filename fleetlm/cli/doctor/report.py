@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Finding, failed
+from fleetlm.escapes import escape
 
 _WIDTH_CHARS = 100
 _TEXT_COLUMN = 19
@@ -56,7 +57,7 @@ def show(reports: Sequence[Report], as_json: bool) -> None:
         print(f"{len(reports)} nodes run on this machine. What concerns all of them:\n")
     for report in merged:
         if report.node:
-            print(f"\n{report.node}\n")
+            print(f"\n{escape(report.node)}\n")
         for finding in report.findings:
             print(format_finding(finding, sys.stdout.isatty()))
     print(f"\n{summarize(findings)}")
@@ -77,11 +78,11 @@ def format_finding(finding: Finding, colours: bool) -> str:
     colour = {"ok": "32", "warn": "33", "fail": "31"}[finding.level]
     level = f"{finding.level:<4}"
     level = f"\x1b[{colour}m{level}\x1b[0m" if colours else level
-    line = f"{level}  {finding.topic:<12} {finding.text}"
+    line = f"{level}  {finding.topic:<12} {escape(finding.text)}"
     if not finding.cure:
         return line
     cure = textwrap.fill(
-        finding.cure,
+        escape(finding.cure),
         width=_WIDTH_CHARS,
         initial_indent=" " * _TEXT_COLUMN + "→ ",
         subsequent_indent=" " * (_TEXT_COLUMN + 2),

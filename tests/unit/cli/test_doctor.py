@@ -11,7 +11,7 @@ import pytest
 from fleetlm.cli.doctor import checks, gather, report
 from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Facts, Finding, FreePort, PeerFact
 from fleetlm.cli.doctor.gather import AskedNode
-from fleetlm.cli.doctor.report import Report
+from fleetlm.cli.doctor.report import Report, format_finding
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.remote import finder
 from fleetlm.remote.facts import node_facts, plain
@@ -588,3 +588,13 @@ def test_the_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         "nodes": ["fleetlm@10.0.0.1"],
         "findings": [{"level": "warn", "topic": "dns", "text": "text", "cure": "cure", "node": None}],
     }
+
+
+def test_a_report_moves_no_cursor_and_forges_no_line() -> None:
+    hostile = "it said \x1b[2J\nok    cookie       all is well\u202e"
+    for colours in (True, False):
+        text = format_finding(Finding(WARN, "peer", hostile, hostile), colours)
+        assert "\x1b[2J" not in text
+        assert "\u202e" not in text
+        assert not any(line.startswith("ok") for line in text.split("\n"))
+        assert "\\x1b[2J\\nok" in text

@@ -54,6 +54,30 @@ def test_a_folder_that_is_not_safe_is_passed_over(elsewhere: Path) -> None:
     assert finder.discover({}, UID) == []
 
 
+def test_a_folder_that_another_user_has_made_hides_no_node(
+    elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = tmp_path / "planted\x1b[2J"
+    planted.mkdir(mode=0o700)
+    planted.chmod(0o777)
+    known = protocol.folders
+    monkeypatch.setattr(protocol, "folders", lambda env, uid: [str(planted)] if not env else known(env, uid))
+    [found] = finder.discover({}, UID)
+    assert found.folder == str(elsewhere)
+    said = capsys.readouterr().err
+    assert "a folder was passed over" in said
+    assert "planted\\x1b[2J is open to other users" in said
+    elsewhere.chmod(0o755)
+    with pytest.raises(finder.RemoteFailure, match="is open to other users") as refused:
+        finder.discover({}, UID)
+    assert refused.value.code == finder.NOT_ALLOWED
+
+
+def test_a_folder_in_the_home_of_the_user_is_the_last_place() -> None:
+    assert protocol.folders({"HOME": "/home/ada/"}, 7)[-1] == "/home/ada/.fleetlm"
+    assert protocol.folders({"HOME": "relative"}, 7)[-1] == "/dev/shm/fleetlm-7"
+
+
 def test_a_process_of_another_user_is_not_looked_into(elsewhere: Path) -> None:
     assert elsewhere.exists()
     if UID == 0:
