@@ -14,12 +14,13 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 TESTS := -n $(JOBS) --dist loadfile -m "not long and not containers"
 COVERAGE_FLOOR := 80
+LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 # The tests start hundreds of programs: without cached bytecode each would compile fleetlm and its libraries anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-containers coverage coverage-core fuzz lint types hooks format bench clean
+.PHONY: help setup demo test test-long test-containers coverage coverage-core fuzz lint types lock hooks format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -64,6 +65,10 @@ lint: $(STAMP) ## ruff, the format, mypy and spelling
 types: $(STAMP) ## every public name has a type that type checkers agree on
 	PATH="$(abspath $(BIN)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 \
 	  pyright --verifytypes fleetlm --ignoreexternal
+
+lock: $(STAMP) ## write the locks with hashes of what docker/ and a release install
+	$(BIN)/uv pip compile $(LOCK) --extra uvloop --output-file docker/requirements.txt pyproject.toml
+	$(BIN)/uv pip compile $(LOCK) --output-file docker/build.txt docker/build.in
 
 hooks: $(STAMP) ## what pre-commit runs, on every file: also links, spelling and the workflows
 	$(BIN)/pre-commit run --all-files

@@ -22,6 +22,7 @@ SHIPPED = HERE.parent.parent / "docker" / "compose.yaml"
 OVERRIDE = HERE / "override.yaml"
 OURS = ("DNS_", "FLEETLM_", "COMPOSE_")  # variables that must not come from the caller's environment
 
+BASE_IMAGE = "python:3.11-slim"
 COMMAND_S = 60.0
 BUILD_S = 300.0
 MESH_S = 45.0
@@ -93,7 +94,8 @@ class Cluster:
     ) -> None:
         self.project = f"fleetlm-test-{uuid.uuid4().hex[:10]}"
         self.image = image
-        self.env = {"DNS_POLL_INTERVAL_MS": "1000"}
+        # The tag, since a digest can only be had from the registry; a local image has none.
+        self.env = {"DNS_POLL_INTERVAL_MS": "1000", "BASE_IMAGE": BASE_IMAGE}
         if cookie is not None:
             self.env["FLEETLM_COOKIE"] = cookie
         if image is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.containers.cluster import SHIPPED
+from tests.containers.cluster import BASE_IMAGE, SHIPPED
 
 COMPOSE = SHIPPED.read_text(encoding="utf-8")
 DOCKERFILE = (SHIPPED.parent / "Dockerfile").read_text(encoding="utf-8")
@@ -28,7 +28,9 @@ def test_no_port_is_published() -> None:
 
 def test_the_image_uses_one_base_only() -> None:
     lines = [line.split() for line in DOCKERFILE.splitlines() if line.strip()]
-    assert {words[1] for words in lines if words[0] == "FROM"} == {"python:3.11-slim"}
+    assert {words[1] for words in lines if words[0] == "FROM"} == {"${BASE_IMAGE}"}
+    (base,) = [words[1] for words in lines if words[0] == "ARG"]
+    assert base.partition("@")[0] == f"BASE_IMAGE={BASE_IMAGE}"
     assert not any("syntax=" in word for words in lines for word in words)
     assert not any(word.startswith(("http://", "https://")) for words in lines for word in words)
 
