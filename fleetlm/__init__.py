@@ -26,9 +26,9 @@ _NAMES_OF = {
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
-        "NotDelivered NotSerializable OutcomeUnknown ProcessDown ProcessExit RemoteError SettingsError "
-        "StartFailed StreamIdle TooManyMemberships TooManyNames Undecodable WorkerDied WorkerNotStarted "
-        "WouldBlock"
+        "NotAllowed NotDelivered NotSerializable OutcomeUnknown ProcessDown ProcessExit RemoteError "
+        "SettingsError StartFailed StreamIdle TooManyMemberships TooManyNames Undecodable WorkerDied "
+        "WorkerNotStarted WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.messages": (

@@ -27,6 +27,7 @@ from fleetlm.errors import (
     NoHandler as NoHandler,
     NoMember as NoMember,
     NoProcess as NoProcess,
+    NotAllowed as NotAllowed,
     NotDelivered as NotDelivered,
     NotSerializable as NotSerializable,
     OutcomeUnknown as OutcomeUnknown,

@@ -19,7 +19,15 @@ from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
-from fleetlm.errors import AlreadyRegistered, Draining, FleetError, MessageTooLarge, NoFactory, NoProcess
+from fleetlm.errors import (
+    AlreadyRegistered,
+    Draining,
+    FleetError,
+    MessageTooLarge,
+    NoFactory,
+    NoProcess,
+    NotAllowed,
+)
 from fleetlm.texts import SHORT, loggable, text_of
 from fleetlm.wire.failures import FailureKind, texts_of_outcome
 
@@ -262,7 +270,7 @@ class Call:
         elif self._finish():
             self._send_error(error)
 
-    def refuse(self, error: AlreadyRegistered | Draining | NoFactory | NoProcess) -> None:
+    def refuse(self, error: AlreadyRegistered | Draining | NoFactory | NoProcess | NotAllowed) -> None:
         """Raise this error itself at the caller. For the runtime, where it knows that nothing has run."""
         if self._finish():
             match error:
@@ -272,6 +280,8 @@ class Call:
                     self._caller.failed(self._ref, FailureKind.DRAINING, [node, f"{after:.3f}", str(begun)])
                 case NoFactory(node=node, factory=factory):
                     self._caller.failed(self._ref, FailureKind.NO_FACTORY, [node, factory])
+                case NotAllowed(node=node, why=why):
+                    self._caller.failed(self._ref, FailureKind.NOT_ALLOWED, [node, why])
                 case NoProcess(target=target):
                     self._caller.failed(self._ref, FailureKind.NO_PROCESS, [str(target)])
 

@@ -17,6 +17,7 @@
     │   ├── NoProcess       there is no process with that pid or name
     │   ├── NoMember        the process group is empty
     │   ├── NoHandler       the process is not an actor, or has no handler that takes these arguments
+    │   ├── NotAllowed      the node, or the program that runs there, does not let other nodes do that
     │   ├── Expired         the deadline of the call being served has passed
     │   ├── NoFactory       that node has no factory of that name
     │   ├── NoConnection    that node is not connected
@@ -296,6 +297,26 @@ class NoHandler(NotDelivered):
 
     def __str__(self) -> str:
         return f"{_shown(self.target)} cannot handle the request: {self.why}"
+
+
+class NotAllowed(NotDelivered):
+    """The other node does not allow it: nothing was sent, or nothing of it has run.
+
+    It would be refused again, so `retry` does not repeat it. A request to a group goes on to another member.
+
+    Attributes:
+        node: the name of the node that refuses.
+        why: what it refuses, and what decides that: its `Settings.peers_may`, or a process, handler or
+            factory that the program there has marked with ``local=True``.
+    """
+
+    def __init__(self, node: str, why: str) -> None:
+        super().__init__(node, why)
+        self.node = node
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.node} does not allow this: {self.why}"
 
 
 class Expired(NotDelivered):

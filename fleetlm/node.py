@@ -544,6 +544,7 @@ class Node:
         *args: *Ts,
         name: str | None = None,
         essential: bool | None = None,
+        local: bool = False,
     ) -> Pid: ...
     @overload
     def spawn(
@@ -552,13 +553,24 @@ class Node:
         *args: *Ts,
         name: str | None = None,
         essential: bool | None = None,
+        local: bool = False,
     ) -> Pid: ...
     @overload
     def spawn(
-        self, function: AnyFunction, *args: Any, name: str | None = None, essential: bool | None = None
+        self,
+        function: AnyFunction,
+        *args: Any,
+        name: str | None = None,
+        essential: bool | None = None,
+        local: bool = False,
     ) -> Pid: ...
     def spawn(  # type: ignore[misc]
-        self, function: ProcessFunction, *args: Any, name: str | None = None, essential: bool | None = None
+        self,
+        function: ProcessFunction,
+        *args: Any,
+        name: str | None = None,
+        essential: bool | None = None,
+        local: bool = False,
     ) -> Pid:
         """Run ``await function(process, *args)`` as a process of this node.
 
@@ -574,6 +586,8 @@ class Node:
                 process ended with ``"normal"``. None: a supervisor that is spawned in a program of
                 `fleetlm start` or `fleetlm.run` is essential, in that the node fails when it gives up;
                 nothing else is. False: the node goes on.
+            local: no other node reaches the process, by its name or by its pid: for them there is none. A
+                call of theirs is refused with `NotAllowed`. Replies to what it asks of other nodes do come.
 
         Returns:
             The pid of the process.
@@ -588,7 +602,7 @@ class Node:
         if not callable(function):
             raise TypeError(f"spawn() takes a coroutine function, not {SHORT.repr(function)}")
         check_unused(function)
-        pid = self._local.spawn(function, args, name)
+        pid = self._local.spawn(function, args, name, is_local=local)
         if essential is not None:
             self._parts.essential.say(pid.number, essential, name)
         return pid
@@ -600,13 +614,19 @@ class Node:
         *args: *Ts,
         name: str | None = None,
         timeout: float | None = None,
+        local: bool = False,
     ) -> ActorRef[A]: ...
     @overload
     async def start_actor(
-        self, actor: A, *, name: str | None = None, timeout: float | None = None
+        self, actor: A, *, name: str | None = None, timeout: float | None = None, local: bool = False
     ) -> ActorRef[A]: ...
     async def start_actor(  # type: ignore[misc]
-        self, actor: Any, *args: Any, name: str | None = None, timeout: float | None = None
+        self,
+        actor: Any,
+        *args: Any,
+        name: str | None = None,
+        timeout: float | None = None,
+        local: bool = False,
     ) -> ActorRef[A]:
         """Spawn an actor, and return a reference when its ``init`` is done.
 
@@ -615,6 +635,7 @@ class Node:
             *args: for the constructor.
             name: registered at once; messages that are sent to it wait for ``init``.
             timeout: seconds for ``init``; default `Settings.call_timeout_s`.
+            local: no other node reaches it; see `spawn`.
 
         Raises:
             InitFailed: the constructor or ``init`` raised, ended the process, or took longer; the process
@@ -629,7 +650,7 @@ class Node:
         check_concrete(actor)
         check_unused(actor)
         timeout_s = within_deadline(self.settings.call_timeout_s if timeout is None else timeout)
-        pid = await start(self._local, actor, args, name, timeout_s)
+        pid = await start(self._local, actor, args, name, timeout_s, is_local=local)
         return ActorRef(self._parts.sender, cls, pid)
 
     def ref(self, actor: Callable[..., A], target: Goal, at: str | None = None) -> ActorRef[A]:
@@ -710,8 +731,11 @@ class Node:
         """Send an exit signal to a process anywhere; its sender is this node itself, number 0.
 
         Does nothing if the process has ended or its node is not connected. See `Process.exit`.
+
+        Raises:
+            NotAllowed: its node lets no other node end its processes; nothing was sent.
         """
-        self._parts.send_exit(pid, reason)
+        self._parts.signals.ask_to_exit(self._parts.context.pid, pid, reason)
 
     async def join(self, pid: Pid, timeout: float | None = None) -> bool:
         """Wait until a process of this node has ended, its clean-up included.
@@ -767,22 +791,27 @@ class Node:
         found = await self._outbound.ask(at, "whereis", name, within_deadline(timeout))
         return found if isinstance(found, Pid) else None
 
-    async def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
+    async def register(self, name: str, pid: Pid, timeout: float = 5.0, *, local: bool = False) -> None:
         """Register a process under a name on its own node, wherever that is.
 
         Args:
             name: 1 to 255 printable characters. Names of the whole cluster are in `registry`.
             pid: of a living process.
             timeout: seconds that the node of the process has to answer.
+            local: from now on no other node reaches the process, as with `spawn`; only for a process of this
+                node. Taking the name away does not change that.
 
         Raises:
-            AlreadyRegistered, NoProcess: nothing changed.
+            AlreadyRegistered, NoProcess, NotAllowed: nothing changed.
+            ValueError: ``local`` for a process of another node.
             InvalidName: nothing changed; from another node it comes as `RemoteError` with that type name.
             NoConnection, NodeLost, CallTimeout: its node could not be asked.
         """
         self._parts.context.check_loop("Node.register")
         if pid.node == self.name:
-            self._local.register(name, pid)
+            self._local.register(name, pid, is_local=local)
+        elif local:
+            raise ValueError(f"{pid} is not a process of {self.name}, so that cannot keep it for itself")
         else:
             await self._outbound.ask(pid.node, "register", [name, pid], within_deadline(timeout))
 

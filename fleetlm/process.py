@@ -179,7 +179,8 @@ class Process(RunningProcess):
         When one of the two ends, the other gets an exit signal: it ends with the same reason, unless
         that is ``"normal"``; if it traps exits, it gets an `Exit` message instead and goes on. If there is
         no such process, this one gets an exit signal with ``"noproc"``; if its node is not connected, or
-        is lost later, with ``"noconnection"``. Source: Erlang's link/1.
+        is lost later, with ``"noconnection"``. Raises: NotAllowed: its node lets no other node end its
+        processes, nor link with them; nothing was sent. Source: Erlang's link/1.
         """
         self._services.signals.link(self, pid)
 
@@ -224,43 +225,64 @@ class Process(RunningProcess):
         The process ends with ``reason``, or gets an `Exit` message if it traps exits. The reason
         ``"normal"`` does not end another process. ``"kill"`` cannot be trapped: the process is gone at
         once, and linked and monitoring processes are told ``"killed"``. Nothing happens if there is no such
-        process or its node is not connected. Source: Erlang's exit/2.
+        process or its node is not connected. Raises: NotAllowed: its node lets no other node end its
+        processes; nothing was sent. Source: Erlang's exit/2.
         """
-        self._services.signals.exit(self.pid, pid, reason)
+        self._services.signals.ask_to_exit(self.pid, pid, reason)
 
     @overload
     def spawn_link(
-        self, function: Callable[[*Ts], ProcessObject], *args: *Ts, name: str | None = None
+        self,
+        function: Callable[[*Ts], ProcessObject],
+        *args: *Ts,
+        name: str | None = None,
+        local: bool = False,
     ) -> Pid: ...
     @overload
     def spawn_link(
-        self, function: Callable[[Process, *Ts], Awaitable[object]], *args: *Ts, name: str | None = None
+        self,
+        function: Callable[[Process, *Ts], Awaitable[object]],
+        *args: *Ts,
+        name: str | None = None,
+        local: bool = False,
     ) -> Pid: ...
     @overload
-    def spawn_link(self, function: AnyFunction, *args: Any, name: str | None = None) -> Pid: ...
-    def spawn_link(self, function: Any, *args: Any, name: str | None = None) -> Pid:  # type: ignore[misc]
+    def spawn_link(
+        self, function: AnyFunction, *args: Any, name: str | None = None, local: bool = False
+    ) -> Pid: ...
+    def spawn_link(  # type: ignore[misc]
+        self, function: Any, *args: Any, name: str | None = None, local: bool = False
+    ) -> Pid:
         """Spawn a process on this node, linked with this one before its first line runs.
 
         This process becomes the new one's `parent`. Raises: as `Node.spawn`; nothing was spawned.
         """
-        pid = self.node.spawn(function, *args, name=name)
+        pid = self.node.spawn(function, *args, name=name, local=local)
         self._services.signals.adopt(self, pid)
         return pid
 
     @overload
     def spawn_monitor(
-        self, function: Callable[[*Ts], ProcessObject], *args: *Ts, name: str | None = None
+        self,
+        function: Callable[[*Ts], ProcessObject],
+        *args: *Ts,
+        name: str | None = None,
+        local: bool = False,
     ) -> tuple[Pid, Ref]: ...
     @overload
     def spawn_monitor(
-        self, function: Callable[[Process, *Ts], Awaitable[object]], *args: *Ts, name: str | None = None
+        self,
+        function: Callable[[Process, *Ts], Awaitable[object]],
+        *args: *Ts,
+        name: str | None = None,
+        local: bool = False,
     ) -> tuple[Pid, Ref]: ...
     @overload
     def spawn_monitor(
-        self, function: AnyFunction, *args: Any, name: str | None = None
+        self, function: AnyFunction, *args: Any, name: str | None = None, local: bool = False
     ) -> tuple[Pid, Ref]: ...
     def spawn_monitor(  # type: ignore[misc]
-        self, function: Any, *args: Any, name: str | None = None
+        self, function: Any, *args: Any, name: str | None = None, local: bool = False
     ) -> tuple[Pid, Ref]:
         """Spawn a process on this node, monitored by this one before its first line runs.
 
@@ -269,7 +291,7 @@ class Process(RunningProcess):
         Returns:
             Its pid, and the ref of the monitor.
         """
-        pid = self.node.spawn(function, *args, name=name)
+        pid = self.node.spawn(function, *args, name=name, local=local)
         return pid, self.monitor(pid)
 
     @overload
@@ -279,20 +301,27 @@ class Process(RunningProcess):
         *args: *Ts,
         name: str | None = None,
         timeout: float | None = None,
+        local: bool = False,
     ) -> ActorRef[A]: ...
     @overload
     async def start_actor_link(
-        self, actor: A, *, name: str | None = None, timeout: float | None = None
+        self, actor: A, *, name: str | None = None, timeout: float | None = None, local: bool = False
     ) -> ActorRef[A]: ...
     async def start_actor_link(  # type: ignore[misc]
-        self, actor: Any, *args: Any, name: str | None = None, timeout: float | None = None
+        self,
+        actor: Any,
+        *args: Any,
+        name: str | None = None,
+        timeout: float | None = None,
+        local: bool = False,
     ) -> ActorRef[A]:
         """Start an actor as `Node.start_actor` does, and link it with this process once it is ready.
 
         Raises: as `Node.start_actor`; no exit signal comes then. Source: OTP gen_server:start_link/3;
         differs: an ``init`` that fails raises here and sends no exit signal.
         """
-        ref: ActorRef[A] = await self.node.start_actor(actor, *args, name=name, timeout=timeout)
+        options: dict[str, Any] = {"name": name, "timeout": timeout, "local": local}
+        ref: ActorRef[A] = await self.node.start_actor(actor, *args, **options)
         self.link(ref.pid)
         return ref
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Literal, get_args
 
 from fleetlm.names import BASENAME, MAX_PORT, canonical_ip
 
@@ -14,6 +15,10 @@ is looked for on each port in turn, so a wider range only makes that slower."""
 DNS_PORT = 53
 MAX_DURATION_MS = 86_400_000
 """One day, in milliseconds. A longer interval or time-out is probably in the wrong unit."""
+
+Right = Literal["call", "spawn", "exit", "register"]
+"""What a node may let the others do; see `Settings.peers_may`."""
+RIGHTS: tuple[Right, ...] = get_args(Right)
 
 MAX_DNS_NAMES = 16
 """Limit of names in DNS_CLUSTER_QUERY: each of them is two questions in every lookup."""
@@ -205,6 +210,31 @@ def parse_flag(text: str) -> bool:
     if text not in ("0", "1"):
         raise Refused("0 or 1")
     return text == "1"
+
+
+_RIGHTS_ALLOWED = f"any of {', '.join(RIGHTS)}, with commas between them; or none"
+
+
+def parse_rights(text: str) -> frozenset[Right]:
+    """Parse rights with commas between them, or ``none``."""
+    if not text:
+        raise Refused(_RIGHTS_ALLOWED, "Unset it to allow everything; write none to allow nothing.")
+    return frozenset() if text == "none" else check_rights(part.strip() for part in text.split(","))
+
+
+def check_rights(names: Iterable[object]) -> frozenset[Right]:
+    """Return rights as they are kept."""
+    given = list(names)
+    found = frozenset(right for right in RIGHTS if right in given)
+    if len(found) != len(set(map(repr, given))):
+        raise Refused(_RIGHTS_ALLOWED)
+    return found
+
+
+def format_rights(rights: Iterable[Right]) -> str:
+    """Write rights as the environment has them, in one order."""
+    given = frozenset(rights)
+    return ",".join(right for right in RIGHTS if right in given) or "none"
 
 
 def parse_log(text: str) -> str:

@@ -22,8 +22,12 @@ from fleetlm.names import endpoint
 from fleetlm.setting_parsers import (
     MAX_DURATION_MS,
     MAX_NODE_PORTS,
+    RIGHTS,
     Refused,
+    Right,
+    check_rights,
     format_ports,
+    format_rights,
     is_service_name,
     parse_basename,
     parse_bind,
@@ -37,6 +41,7 @@ from fleetlm.setting_parsers import (
     parse_ports,
     parse_query,
     parse_remote,
+    parse_rights,
     parse_seconds,
 )
 from fleetlm.texts import SHORT
@@ -91,7 +96,8 @@ class Settings:
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
             given = getattr(self, each.name)
-            checked = _check_field(each.name, str(each.type), given)
+            is_rights = each.name == "peers_may"
+            checked = _check_rights(given) if is_rights else _check_field(each.name, str(each.type), given)
             if checked is not given:
                 object.__setattr__(self, each.name, checked)
         for cookie in self.other_cookies:
@@ -144,6 +150,10 @@ class Settings:
     functions. A node that has nothing open leaves at once. Its supervision trees then have what is left of
     this time, at least ``terminate_s``. With these five seconds it fits into the 30 that Kubernetes grants;
     ``docker stop`` grants only 10 unless it is told otherwise."""
+    peers_may: frozenset[Right] = frozenset(RIGHTS)
+    """What the other nodes of the cluster may do on this one: ``call``, ``spawn``, ``exit``, ``register``.
+    All of it by default, as in Erlang: who knows the cookie is trusted. Take away what the others need not do
+    where they are trusted less; docs/security.md says what needs which right."""
     remote: bool = True
     """Whether `fleetlm remote` can open a shell in this node, through a Unix socket of the same user."""
     debug: bool = False
@@ -479,6 +489,7 @@ class Settings:
             "FLEETLM_CLUSTER": self.cluster or "(empty)",
             "FLEETLM_NODE_TIMEOUT_MS": f"{self.node_timeout_s * 1000:.12g}",
             "FLEETLM_DRAIN_MS": f"{self.drain_s * 1000:.12g}",
+            "FLEETLM_PEERS_MAY": format_rights(self.peers_may),
             "FLEETLM_REMOTE": "on" if self.remote else "off",
             "FLEETLM_DEBUG": "1" if self.debug else "0",
             "FLEETLM_DNS_SERVER": endpoint(*self.dns_server) if self.dns_server else "(system)",
@@ -595,6 +606,17 @@ def _check_field(name: str, annotation: str, value: Any) -> Any:
     raise SettingsError(f"Settings.{name}", shown, allowed, hint)
 
 
+def _check_rights(value: Any) -> frozenset[Right]:
+    """Return the rights of peers as they are kept. Raises: SettingsError."""
+    allowed = f"a set of {', '.join(RIGHTS)}"
+    try:
+        if isinstance(value, frozenset | set | tuple | list):
+            return check_rights(value)
+    except Refused:
+        pass
+    raise SettingsError("Settings.peers_may", SHORT.repr(value), allowed)
+
+
 _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("DNS_CLUSTER_QUERY", "dns_query", parse_query),
     ("DNS_CLUSTER_NODE_BASENAME", "node_basename", parse_basename),
@@ -612,6 +634,7 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("FLEETLM_CLUSTER", "cluster", parse_cluster),
     ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", parse_seconds(200)),
     ("FLEETLM_DRAIN_MS", "drain_s", parse_seconds(0)),
+    ("FLEETLM_PEERS_MAY", "peers_may", parse_rights),
     ("FLEETLM_REMOTE", "remote", parse_remote),
     ("FLEETLM_DEBUG", "debug", parse_flag),
     ("FLEETLM_DNS_SERVER", "dns_server", parse_dns_server),

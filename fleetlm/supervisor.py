@@ -95,6 +95,7 @@ class Child:
         register: the name under which it is registered on its node, each time it is started.
         init_s: seconds that an actor's ``init`` may take. One that takes longer is logged and killed, which
             counts as an ``init`` that failed. ``math.inf``: as long as it takes; None: `Settings.init_s`.
+        local: no other node reaches it; see `Node.spawn`.
 
     Raises:
         ValueError: ``restart`` is not one of the three, or ``init_s`` is not positive.
@@ -108,6 +109,7 @@ class Child:
     shutdown_s: float | None = None
     register: str | None = None
     init_s: float | None = None
+    local: bool = False
 
     __fleetlm_local__: ClassVar[bool] = True
     """A child holds a function, so it is for supervisors of its own node and never encoded."""
@@ -358,7 +360,8 @@ class _SupervisorRun:
             ready: asyncio.Future[bool] = self._loop.create_future()
             ready.add_done_callback(lambda ready: self._tell_init_done(ready, pid))
             function = Starting(function, ready)
-        child.pid = pid = self._process.spawn_link(function, *spec.args, name=spec.register)
+        options: dict[str, Any] = {"name": spec.register, "local": spec.local}
+        child.pid = pid = self._process.spawn_link(function, *spec.args, **options)
         self._by_pid[pid] = child
         if is_actor:
             row.starting = child

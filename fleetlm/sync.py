@@ -287,6 +287,7 @@ class SyncNode:
         *args: *Ts,
         name: str | None = None,
         essential: bool | None = None,
+        local: bool = False,
     ) -> Pid: ...
     @overload
     def spawn(
@@ -295,17 +296,28 @@ class SyncNode:
         *args: *Ts,
         name: str | None = None,
         essential: bool | None = None,
+        local: bool = False,
     ) -> Pid: ...
     @overload
     def spawn(
-        self, function: AnyFunction, *args: Any, name: str | None = None, essential: bool | None = None
+        self,
+        function: AnyFunction,
+        *args: Any,
+        name: str | None = None,
+        essential: bool | None = None,
+        local: bool = False,
     ) -> Pid: ...
     def spawn(  # type: ignore[misc]
-        self, function: Any, *args: Any, name: str | None = None, essential: bool | None = None
+        self,
+        function: Any,
+        *args: Any,
+        name: str | None = None,
+        essential: bool | None = None,
+        local: bool = False,
     ) -> Pid:
         """See `Node.spawn`: the process runs on the node's loop, not in this thread."""
-        spawn = functools.partial(self._node.spawn, function, *args, name=name, essential=essential)
-        return self._run_now("spawn", spawn)
+        options = {"name": name, "essential": essential, "local": local}
+        return self._run_now("spawn", functools.partial(self._node.spawn, function, *args, **options))
 
     @overload
     def start_actor(
@@ -314,17 +326,25 @@ class SyncNode:
         *args: *Ts,
         name: str | None = None,
         timeout: float | None = None,
+        local: bool = False,
     ) -> SyncRef[A]: ...
     @overload
     def start_actor(
-        self, actor: A, *, name: str | None = None, timeout: float | None = None
+        self, actor: A, *, name: str | None = None, timeout: float | None = None, local: bool = False
     ) -> SyncRef[A]: ...
     def start_actor(  # type: ignore[misc]
-        self, actor: Any, *args: Any, name: str | None = None, timeout: float | None = None
+        self,
+        actor: Any,
+        *args: Any,
+        name: str | None = None,
+        timeout: float | None = None,
+        local: bool = False,
     ) -> SyncRef[A]:
         """See `Node.start_actor`; returns a reference for threads."""
         within_s = self._timeout_s if timeout is None else timeout
-        begin = functools.partial(self._node.start_actor, actor, *args, name=name, timeout=within_s)
+        begin = functools.partial(
+            self._node.start_actor, actor, *args, name=name, timeout=within_s, local=local
+        )
         started = self._requests.run("start_actor", self.name, begin, within_s)
         cls = plain_class(actor)
         return SyncRef(self, cls if isinstance(cls, type) else type(cls), started.pid)
@@ -369,9 +389,9 @@ class SyncNode:
         whereis = functools.partial(self._node.whereis, name, at, timeout)
         return self._requests.run("whereis", at or self.name, whereis, timeout)
 
-    def register(self, name: str, pid: Pid, timeout: float = 5.0) -> None:
+    def register(self, name: str, pid: Pid, timeout: float = 5.0, *, local: bool = False) -> None:
         """See `Node.register`."""
-        register = functools.partial(self._node.register, name, pid, timeout)
+        register = functools.partial(self._node.register, name, pid, timeout, local=local)
         self._requests.run("register", pid.node, register, timeout)
 
     def unregister(self, name: str, at: str | None = None, timeout: float = 5.0) -> bool:

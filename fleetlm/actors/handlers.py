@@ -31,6 +31,7 @@ class Options:
 
     concurrent: bool = False
     cancel: bool = True
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,14 @@ class Handler:
         streams: whether it yields items, being an async generator function.
         concurrent: whether it runs in a task of its own.
         cancel: whether it is cancelled when its caller gives up.
+        local: whether only processes of its own node may call it.
     """
 
     function: Callable[..., Any]
     streams: bool
     concurrent: bool
     cancel: bool = True
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +106,9 @@ def check_actor(actor: object) -> None:
 @overload
 def handler(function: F, /) -> F: ...
 @overload
-def handler(*, concurrent: bool = False, cancel: bool = True) -> Callable[[F], F]: ...
+def handler(*, concurrent: bool = False, cancel: bool = True, local: bool = False) -> Callable[[F], F]: ...
 def handler(
-    function: F | None = None, /, *, concurrent: bool = False, cancel: bool = True
+    function: F | None = None, /, *, concurrent: bool = False, cancel: bool = True, local: bool = False
 ) -> F | Callable[[F], F]:
     """Let a method of an `Actor` be called from any node. The type of the method stays as it is.
 
@@ -119,6 +122,9 @@ def handler(
 
         @handler(cancel=False)
         async def transfer(self, amount: int) -> None: ...
+
+        @handler(local=True)
+        async def reset(self) -> None: ...
 
     Handlers run one at a time, in the order in which their requests came. An async generator function is
     for `ActorRef.stream`. A method that overrides a handler is a handler, decorated or not.
@@ -134,6 +140,8 @@ def handler(
             deadlines of their own, and an exit signal takes effect when it is done; only ``"kill"``, and the
             end of the node after `Settings.terminate_s`, interrupt it. Do not use ``asyncio.shield`` for
             this: the handler would end, and what it shields would go on beside the next handlers.
+        local: only from the actor's own node. A call from another node is refused with `NotAllowed` before
+            anything of the handler runs; a cast is dropped and logged.
 
     Raises:
         TypeError: ``function`` is neither of the two, or it yields and has ``cancel=False``: a stream ends
@@ -146,7 +154,7 @@ def handler(
                 f"{function.__qualname__} yields, so it cannot have cancel=False: a stream ends when its "
                 "consumer leaves. Put what must finish into a handler that returns"
             )
-        setattr(function, _MARK, Options(concurrent, cancel))
+        setattr(function, _MARK, Options(concurrent, cancel, local))
         return function
 
     return mark if function is None else mark(function)
@@ -175,9 +183,9 @@ def collect(cls: type, reserved: frozenset[str]) -> Handlers:
             if former is not None and former.streams != streams:
                 raise TypeError(f"{where} must yield if, and only if, the handler that it overrides does")
             if options is None and former is not None:
-                options = Options(former.concurrent, former.cancel)
+                options = Options(former.concurrent, former.cancel, former.local)
             assert options is not None
-            by_name[name] = Handler(value, streams, options.concurrent, options.cancel)
+            by_name[name] = Handler(value, streams, options.concurrent, options.cancel, options.local)
             names[value] = name
     return Handlers(by_name, names)
 

@@ -79,7 +79,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from fleetlm.actors.handlers import ActorObject, Handler, Handlers
 from fleetlm.actors.isolation import run_in
 from fleetlm.call import Call
-from fleetlm.errors import FleetError, ProcessExit
+from fleetlm.errors import FleetError, NotAllowed, ProcessExit
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import exit_in, is_from_signal
@@ -369,6 +369,9 @@ class ActorRun(Generic[ProcessT]):
         except TypeError:  # A peer sent a value that cannot be a key, and so is not a name.
             found = None
         streaming = call is not None and call.streaming
+        if found is not None and found.local and getattr(request, "is_from_peer", False):
+            self._refuse_peer(request, call)
+            return None
         if found is not None and found.streams == streaming:
             return found
         name = SHORT.repr(request.handler)
@@ -383,6 +386,14 @@ class ActorRun(Generic[ProcessT]):
         else:
             self.complain(why, f"drops a cast: {why}")
         return None
+
+    def _refuse_peer(self, request: Invoke, call: Call | None) -> None:
+        """Refuse a request of another node for a handler that is for this node only."""
+        why = f"{self._describe(request)} is for its own node only (@handler(local=True))"
+        if call is not None:
+            call.refuse(NotAllowed(self.process.pid.node, why))
+        else:
+            self.complain(why, f"drops a cast of another node: {why}")
 
     # Callers that have gone.
 

@@ -50,6 +50,8 @@ async def start(
     args: tuple[Any, ...],
     name: str | None,
     timeout_s: float,
+    *,
+    is_local: bool = False,
 ) -> Pid:
     """Spawn an actor and return when its init is done; see `Node.start_actor`.
 
@@ -59,7 +61,7 @@ async def start(
     """
     ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     starting = Starting(actor, ready)
-    pid = local.spawn(starting, args, name)
+    pid = local.spawn(starting, args, name, is_local=is_local)
     process, task = local.process(pid), local.task_of(pid)
     assert process is not None and task is not None, "it has just been spawned"  # noqa: PT018  # no test
     try:

@@ -42,6 +42,7 @@ environment variables (defaults in parentheses):
   FLEETLM_CLUSTER             id of the cluster: connections to nodes with another id are refused
   FLEETLM_NODE_TIMEOUT_MS     milliseconds of silence after which a peer counts as down (8000)
   FLEETLM_DRAIN_MS            milliseconds for a node that leaves to finish what it has begun (25000)
+  FLEETLM_PEERS_MAY           what other nodes may do here: call,spawn,exit,register or none (all of them)
   FLEETLM_REMOTE              off: this node does not serve `fleetlm remote` (on)
   FLEETLM_DEBUG               1: messages between processes of one node are encoded and decoded, too (0)
   FLEETLM_DNS_SERVER          ip[:port] of the DNS server to ask (the system's)

@@ -93,6 +93,7 @@ class Identity:
         window_bytes: bytes that one peer may have in flight to this node.
         max_message_bytes: the largest message that it takes.
         mailbox_limit: units that one peer may send to one process before the process takes some.
+        features: what else its HELLO says, such as the rights that it denies (`wire.rights`).
     """
 
     name: str
@@ -105,6 +106,7 @@ class Identity:
     mailbox_limit: int = 4_096
     base_port: int = 4_370
     """The port of a node whose name has none."""
+    features: tuple[str, ...] = ()
 
     @property
     def alias_addresses(self) -> tuple[str, ...]:
@@ -127,6 +129,7 @@ class Identity:
             mailbox_limit=self.mailbox_limit,
             max_message_bytes=self.max_message_bytes,
             dropped=dropped,
+            features=self.features,
         )
 
 

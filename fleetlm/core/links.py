@@ -291,8 +291,9 @@ class Links:
     # Facts about other nodes.
 
     def told(
-        self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None]
-    ) -> list[Effect]:
+        self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None],
+        reaches: Callable[[int], bool] | None = None,
+    ) -> list[Effect]:  # fmt: skip
         """Take a signal that came over a session.
 
         Args:
@@ -300,15 +301,18 @@ class Links:
             incarnation: of the peer.
             signal: the list that came.
             owner: returns the number of the process that has a name here.
+            reaches: whether the process with that number lives, and the peer may link, monitor or end it: for
+                the peer there is no other one. Default: every process that lives.
 
         Raises:
             ValueError: the signal is malformed, or speaks for a process of another node.
         """
+        reaches = reaches or self._alive
         about_links = signal[:1] and signal[0] in ("link", "unlink", "exit", "exit2")
         effects = (
-            self._take_link_signal(node, incarnation, signal)
+            self._take_link_signal(node, incarnation, signal, reaches)
             if about_links
-            else self._take_monitor_signal(node, incarnation, signal, owner)
+            else self._take_monitor_signal(node, incarnation, signal, owner, reaches)
         )
         if effects is None:
             raise ValueError(f"signal {SHORT.repr(signal[:1])} is not known to this version")
@@ -348,11 +352,13 @@ class Links:
 
     # Internals.
 
-    def _take_link_signal(self, node: str, incarnation: int, signal: list[Any]) -> list[Effect] | None:
+    def _take_link_signal(
+        self, node: str, incarnation: int, signal: list[Any], reaches: Callable[[int], bool]
+    ) -> list[Effect] | None:
         """Take a link, unlink or exit signal of a peer. Returns None if it is malformed."""
         match signal:
             case ["link", Pid() as other, int(number), int(act)] if _is_of(other, node, incarnation):
-                if not self._alive(number):
+                if not reaches(number):
                     return [Tell(node, ["exit", self._pid(number), other.number, "noproc"], number)]
                 links = self._ends_of(number).links
                 acts = links.get(other, ())
@@ -368,17 +374,18 @@ class Links:
                     return []  # It crossed our unlink.
                 return self._signal_exit(number, other, reason)
             case ["exit2", Pid() as other, int(number), reason] if _is_of(other, node, incarnation):
-                return self.asked_to_exit(other, self._pid(number), reason)
+                return self.asked_to_exit(other, self._pid(number), reason) if reaches(number) else []
         return None
 
     def _take_monitor_signal(
-        self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None]
-    ) -> list[Effect] | None:
+        self, node: str, incarnation: int, signal: list[Any], owner: Callable[[str], int | None],
+        reaches: Callable[[int], bool],
+    ) -> list[Effect] | None:  # fmt: skip
         """Take a monitor, demonitor or down signal of a peer. Returns None if it is malformed or unknown."""
         match signal:
             case ["monitor", Ref() as ref, int() | str() as key] if _is_of(ref, node, incarnation):
                 found = owner(key) if isinstance(key, str) else key
-                if found is None or not self._alive(found):
+                if found is None or not reaches(found):
                     return [Tell(node, ["down", ref, "noproc"], found or 0)]
                 if ref not in self._watchers_of:
                     if not self._count(node):

@@ -86,6 +86,11 @@ class ReplicatedGroups:
         self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo)
         replication.add(self)
 
+    def check_reachable(self, pids: Iterable[Pid]) -> None:
+        """Raise NotAllowed if a process is for this node only, since members are asked from everywhere."""
+        for pid in pids:
+            self._local.check_reachable(pid, "a place in a group")
+
     def own_keys(self) -> Iterable[int]:
         """Return the numbers of this node's processes that are members."""
         return self.table.own_keys()
@@ -168,8 +173,10 @@ class Groups:
             NoProcess: one of them has ended, or lives elsewhere; none of them joined.
             InvalidName: not a name for a group; none of them joined.
             TooManyMemberships: beyond `Settings.max_memberships`; none of them joined.
+            NotAllowed: one of them is for this node only; none of them joined.
         """
         self._context.check_loop("Groups.join")
+        self._replicated.check_reachable(pids)
         self._replicated.perform(self._table.joined(group, pids))
 
     def leave(self, group: str, *pids: Pid) -> bool:

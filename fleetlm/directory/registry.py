@@ -186,9 +186,13 @@ class ReplicatedNames:
     # What the registry of this node asks.
 
     def claim(self, name: str, pid: Pid, packed: bytes, on_loss: OnLoss) -> None:
-        """Claim a name for a process of this node. Raises: NoProcess, AlreadyRegistered, TooManyNames."""
+        """Claim a name for a process of this node.
+
+        Raises: NoProcess, NotAllowed, AlreadyRegistered, TooManyNames.
+        """
         if self._local.process(pid) is None:
             raise NoProcess(pid)
+        self._local.check_reachable(pid, "a cluster-wide name")
         since_ms = max(0, self._wall_ms + int(self._loop.time() * 1000))
         self.perform(self.table.claimed(name, pid.number, packed, since_ms, on_loss))
 
@@ -332,6 +336,8 @@ class Registry:
         Raises:
             AlreadyRegistered: another process holds the name, as the process's node sees it.
             NoProcess, InvalidName, NotSerializable, MessageTooLarge, TooManyNames: nothing changed.
+            NotAllowed: the process is for its own node only, or its node lets others register no names;
+                nothing changed.
             NoConnection: its node is not connected; nothing changed.
             NodeLost, CallTimeout: its node may have registered it.
             NodeStopped: this node has been stopped.

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import TooLargeForPeer
-from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, WouldBlock
+from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, NotAllowed, WouldBlock
 from fleetlm.ids import Pid
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.texts import SHORT
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.session import Session
     from fleetlm.messaging.targets import Target
+
+_UNREACHABLE = (NoConnection, NoProcess, NotAllowed, TooLargeForPeer, WouldBlock)
+"""Errors of one target, which is passed over."""
 
 
 class FanOut:
@@ -83,7 +86,7 @@ class FanOut:
                     sent += 1
                 else:
                     behind.append(to)
-            except (NoConnection, NoProcess, TooLargeForPeer, WouldBlock):
+            except _UNREACHABLE:
                 continue
         if behind:
             waits = [self._send_later(to, payload, message, sender, timeout_s) for to in behind]
@@ -114,6 +117,6 @@ class FanOut:
         """Send once there is room, on behalf of ``sender``; return how many targets that reached."""
         try:
             await self._outbound.send_packed(to, payload, message, sender, timeout_s)
-        except (NoConnection, NoProcess, TooLargeForPeer, WouldBlock):
+        except _UNREACHABLE:
             return 0
         return 1

@@ -84,6 +84,9 @@ class PeerService(Protocol):
     def refused(self, call: Call) -> None:
         """Refuse new work of a peer, since this node drains."""
 
+    def not_reached(self, to: int | str, call: Call) -> None:
+        """Refuse a call for which there is no process, or none that other nodes may reach."""
+
     def told_of(self, names: list[str]) -> None:
         """The peer is connected to the nodes of these names."""
 
@@ -101,7 +104,7 @@ class Inbound:
     """The receiving side of all sessions of a node.
 
     Args:
-        boxes: the mailboxes of this node, by number and by name.
+        boxes: the mailboxes that other nodes may reach, by number and by name.
         codec: decodes batches and large messages.
         service: performs the operations that concern the node itself.
         clock: the loop's time in seconds.
@@ -408,7 +411,7 @@ class Inbound:
             self._service.refused(call)
         elif box is None:
             session.urgent_ref = ref
-            call.no_process(str(to))
+            self._service.not_reached(to, call)
             session.urgent_ref = None
         else:
             box.put(call)

@@ -484,14 +484,15 @@ class Outbound:
             return message
         if type(message) is tuple and any(hasattr(part, "__fleetlm_local__") for part in message):
             return message  # A request that is for this node only, such as ("start_child", Child(...)).
+        is_request = type(message) is Invoke
         try:
-            copy = self._codec.unpack(self._codec.pack_value(message))
+            packed = self._codec.pack_value(message.parts() if is_request else message)
         except NotSerializable as error:
             raise explained(error, message) from None
-        found = unreadable_in(copy)
-        if found is not None:
+        copy = self._codec.unpack(packed)
+        if (found := unreadable_in(copy)) is not None:
             raise Undecodable(to, found.why)
-        return copy
+        return Invoke(copy[0], tuple(copy[1]), copy[2]) if is_request else copy
 
     def close(self, reason: str) -> None:
         """Stop with the node: calls that stay on this node get `NodeLost`, later sends `NodeStopped`."""

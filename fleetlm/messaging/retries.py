@@ -3,8 +3,9 @@
 **What is repeated.** `NotDelivered`: the request never ran. `OutcomeUnknown` only if the program says that
 the request may run twice. Never `RemoteError`, since the request ran; if requests of its handler failed,
 repeating those is up to the handler, and repeating at each level would multiply the attempts. Never
-`Expired`, since no time is left, and no mistake of the program (`NotSerializable`, a TypeError). A
-cancellation ends the attempt, or the pause, at once.
+`Expired`, since no time is left, nor `NotAllowed`, unless it is another member of a group that is asked next,
+and no mistake of the program (`NotSerializable`, a TypeError). A cancellation ends the attempt, or the pause,
+at once.
 
 **What bounds it**, each for all attempts together: the number of attempts; the deadline, which is the one
 that the program gives or that of the call being served; and the budget of the node (`core.retry_budget`). No
@@ -29,6 +30,7 @@ from fleetlm.errors import (
     Expired,
     FleetError,
     NoConnection,
+    NotAllowed,
     NotDelivered,
     OutcomeUnknown,
 )
@@ -174,7 +176,8 @@ class Course:
     def _decide(self, error: FleetError, at_once: bool) -> tuple[float, str]:
         """Return the pause before the next attempt, or why there is none."""
         retries, settings = self._retries, self._retries.settings
-        if isinstance(error, Expired) or not isinstance(error, NotDelivered | OutcomeUnknown):
+        is_final = isinstance(error, Expired) or (isinstance(error, NotAllowed) and not at_once)
+        if is_final or not isinstance(error, NotDelivered | OutcomeUnknown):
             return 0.0, "this error is never repeated"
         has_begun = isinstance(error, OutcomeUnknown) or (isinstance(error, Draining) and error.has_begun)
         if has_begun and not self._idempotent:

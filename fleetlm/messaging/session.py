@@ -75,12 +75,14 @@ from fleetlm.messaging.windows import (
 from fleetlm.wire import operations
 from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.frames import Kind
+from fleetlm.wire.rights import check_right, denied_in
 
 if TYPE_CHECKING:
     from fleetlm.core.halves import Incoming, Outgoing
     from fleetlm.core.topology import Peer
     from fleetlm.messaging.mailbox import Key
     from fleetlm.messaging.targets import Waiting
+    from fleetlm.setting_parsers import Right
     from fleetlm.settings import Settings
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.codec import Codec
@@ -129,6 +131,7 @@ class Session:
         "byte_window",
         "calls",
         "closed",
+        "denied",
         "held",
         "held_limit",
         "incarnation",
@@ -196,11 +199,13 @@ class Session:
             window_bytes // TOLD_SHARE, self._tell_credit, self._check_that_it_takes
         )
         limit = min(settings.mailbox_limit, hello.mailbox_limit)
+        self.denied: frozenset[Right] = denied_in(hello.features)  # What the peer lets no other node do.
         self.windows: SendWindows = SendWindows(limit)
         """The windows of the peer's processes."""
         self.held: dict[Key, int] = self.windows.held
-        self.held_limit: int = limit
-        """``windows.held`` and its limit once more, because every message reads them."""
+        self.held_limit: int = 0 if "call" in self.denied else limit
+        """``windows.held`` and its limit once more, because every message reads them. 0 if the peer takes no
+        messages for its processes: so `obstacle` finds that out without a question for each message."""
         self.arrivals: ReceiveWindows = ReceiveWindows(
             limit, self._tell_taken, settings.max_links_and_monitors
         )
@@ -208,9 +213,8 @@ class Session:
         self.open_calls: dict[Key, int] = {}
         """Calls of this node that wait for a process of the peer; `admit` adds to it."""
         self.messages_sent: int = 0
-        """Messages handed to the transport; shown by `Node.info`."""
         self.messages_received: int = 0
-        """Messages decoded; shown by `Node.info`."""
+        """Messages handed to the transport, and messages decoded; shown by `Node.info`."""
         self.small_bytes: int = min(settings.chunk_bytes, self._limit_bytes)
         """A longer message travels in chunks, or is too large."""
         self.plain_bytes: int = min(UNIT_BYTES, self.small_bytes + 1)
@@ -249,12 +253,14 @@ class Session:
 
         Raises:
             InvalidName: ``key`` does not name a process.
+            NotAllowed: the peer takes no messages for its processes.
         """
         if key is not NODE:
             held = self.held.get(key)
             if held is None:
-                check_new_key(key)
-            elif held >= self.held_limit:
+                held = check_new_key(key)
+            if held >= self.held_limit:
+                check_right(self.name, self.denied, "call")
                 return Obstacle.PROCESS
         window, lanes = self.byte_window, self.lanes
         if window.in_flight_bytes + self._batch_bytes >= window.limit_bytes:
@@ -278,7 +284,7 @@ class Session:
 
         Raises:
             NoConnection: the connection ended first.
-            InvalidName: as `obstacle`.
+            InvalidName, NotAllowed: as `obstacle`.
         """
         while not self.closed:
             obstacle = self.obstacle(key, size_bytes, sender)
@@ -306,7 +312,7 @@ class Session:
 
         Raises:
             NoConnection, MessageTooLarge: as `append`; nothing was sent or counted.
-            InvalidName: as `obstacle`.
+            InvalidName, NotAllowed: as `obstacle`.
         """
         size = len(packed)
         obstacle = self.obstacle(key, size, sender)  # None when the session is over: `append` raises then.

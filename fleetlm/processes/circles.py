@@ -114,7 +114,7 @@ class Circles:
 
     async def _answer(self, session: Session, key: int | str, ref: int, path: Path, call: Call) -> None:
         request = session.requests.get(ref)
-        box = self._local.boxes.get(key)
+        box = self._local.reachable.get(key)
         found: Path = []
         if box is not None and (not ref or request is not None):
             found = await self._step(box, request, path)

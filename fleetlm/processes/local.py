@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.core.process_table import ProcessTable
+from fleetlm.errors import NotAllowed
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import ORDERS, Contained, error_of, exit_in, is_from_signal, original
@@ -96,7 +97,10 @@ class LocalProcesses:
     ) -> None:
         self.table: ProcessTable = ProcessTable(context.name, context.incarnation)
         self.boxes: dict[int | str, Mailbox] = {}
-        """Number or name → mailbox: one look-up for each message that arrives."""
+        """Number or name → mailbox, for what this node itself sends."""
+        self.reachable: dict[int | str, Mailbox] = {}
+        """The same without processes that are for this node only: one look-up for each message that arrives
+        from another node."""
         self._make_process = make_process
         self._on_exited = on_exited
         self._send_exit = send_exit
@@ -126,8 +130,14 @@ class LocalProcesses:
         self._cancelled_together: set[asyncio.Task[Any]] = set()
         """The tasks that other code has cancelled all at once, and that have not ended yet."""
 
-    def spawn(self, function: ProcessFunction, args: tuple[Any, ...], name: str | None) -> Pid:
-        """Start a process. Raises: AlreadyRegistered, InvalidName, TypeError; nothing was started."""
+    def spawn(
+        self, function: ProcessFunction, args: tuple[Any, ...], name: str | None, *, is_local: bool = False
+    ) -> Pid:
+        """Start a process, for this node only if ``is_local``.
+
+        Raises:
+            AlreadyRegistered, InvalidName, TypeError: nothing was started.
+        """
         loop = self._loop
         check_loop(loop, "spawn")
         if not isinstance(function, FunctionType):
@@ -140,6 +150,10 @@ class LocalProcesses:
         self.boxes[pid.number] = process.mailbox
         if name is not None:
             self.boxes[name] = process.mailbox
+        if not is_local:
+            self.reachable[pid.number] = process.mailbox
+            if name is not None:
+                self.reachable[name] = process.mailbox
         running = self._run(function, process, args)
         task = loop.create_task(running, name=name or runs, context=self._context.copy())
         self._tasks[task] = process
@@ -147,15 +161,33 @@ class LocalProcesses:
         process._task = task
         return pid
 
-    def register(self, name: str, pid: Pid) -> None:
-        """Name a process. Raises: as `ProcessTable.register`."""
+    def register(self, name: str, pid: Pid, *, is_local: bool = False) -> None:
+        """Name a process, which is for this node only from now on if ``is_local``.
+
+        Raises: as `ProcessTable.register`; nothing changed.
+        """
         self.table.register(name, pid)
         self.boxes[name] = self.boxes[pid.number]
+        if is_local:
+            self.reachable.pop(pid.number, None)
+        elif pid.number in self.reachable:
+            self.reachable[name] = self.boxes[name]
 
     def unregister(self, name: str) -> bool:
         """Take a name away. Returns False if no process had it."""
         self.boxes.pop(name, None)
+        self.reachable.pop(name, None)
         return self.table.unregister(name)
+
+    def is_local(self, key: int | str) -> bool:
+        """Whether the process with this number or name is for this node only."""
+        return key in self.boxes and key not in self.reachable
+
+    def check_reachable(self, pid: Pid, what: str) -> None:
+        """Raise NotAllowed for ``what`` would show other nodes of a process that is for this node only."""
+        if self.process(pid) is not None and pid.number not in self.reachable:
+            why = f"{pid} is for its own node only (local=True), so it cannot have {what}"
+            raise NotAllowed(self.table.node, why)
 
     def is_alive(self, number: int) -> bool:
         """Whether a process of this node has that number and is not gone."""
@@ -233,6 +265,7 @@ class LocalProcesses:
         """In a forked child: forget the processes, which are the parent's, without ending them."""
         self._processes.clear()
         self.boxes.clear()
+        self.reachable.clear()
 
     async def stop(self, trees_s: float = 0.0) -> None:
         """End every process with reason ``"shutdown"`` and wait until their tasks have ended.
@@ -403,7 +436,9 @@ class LocalProcesses:
         name = self.table.exited(number)
         del self._processes[number]
         self.boxes.pop(number, None)
+        self.reachable.pop(number, None)
         if name is not None:
             self.boxes.pop(name, None)
+            self.reachable.pop(name, None)
         process._mark_gone(reason)
         self._on_exited(process, reason)

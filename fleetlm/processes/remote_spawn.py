@@ -44,6 +44,7 @@ from fleetlm.errors import (
     NodeStopped,
     NoFactory,
     NoProcess,
+    NotAllowed,
     NotSerializable,
     ProcessDown,
     RemoteError,
@@ -59,6 +60,7 @@ from fleetlm.names import canonical_node, check_process_name
 from fleetlm.processes.running import check_concrete, plain_class
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
+from fleetlm.wire.rights import check_right
 
 if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Outbound
@@ -123,16 +125,19 @@ class Factories:
     def __init__(self, max_factories: int) -> None:
         self._max_factories = max_factories
         self._functions: dict[str, ProcessFunction] = {}
+        self._local: set[str] = set()
+        """The names of those that only this node may spawn."""
 
-    def register(self, name: str, function: ProcessFunction) -> None:
+    def register(self, name: str, function: ProcessFunction, *, local: bool = False) -> None:
         """Let every node of the cluster, this one included, spawn ``function`` under this name.
 
         Args:
             name: 1 to 255 printable characters; processes have names of their own.
             function: what `Node.spawn` takes.
+            local: only this node may spawn it; another one gets `NotAllowed`.
 
         Raises:
-            AlreadyRegistered: another function has the name. The same one again changes nothing.
+            AlreadyRegistered: another function has the name. The same one again changes only ``local``.
             InvalidName: not a name, or `Settings.max_factories` are registered; nothing changed.
             TypeError: ``function`` cannot be called.
         """
@@ -146,6 +151,7 @@ class Factories:
         if name not in self._functions and len(self._functions) >= most:
             raise InvalidName(name, f"{most:,} factories are registered already (Settings.max_factories)")
         self._functions[name] = function
+        (self._local.add if local else self._local.discard)(name)
 
     def unregister(self, name: str) -> bool:
         """Take a factory away; the processes that it has spawned live on.
@@ -153,6 +159,7 @@ class Factories:
         Returns:
             False if no factory had that name.
         """
+        self._local.discard(name)
         return self._functions.pop(name, None) is not None
 
     def list(self) -> builtins.list[str]:
@@ -199,10 +206,13 @@ class RemoteSpawn:
         """Spawn what a peer asks for, with the link and the monitor in place before it runs.
 
         Raises:
-            Draining, NoFactory, AlreadyRegistered, InvalidName: nothing was spawned.
+            Draining, NoFactory, NotAllowed, AlreadyRegistered, InvalidName: nothing was spawned.
             WouldBlock: the peer has as many processes here, or links and monitors, as it may have; nothing
                 was spawned.
         """
+        if request.factory in self._factories._local:
+            why = f"its factory {SHORT.repr(request.factory)} is for that node only (local=True)"
+            raise NotAllowed(self._context.name, why)
         most = self._context.settings.max_spawned
         if self._spawned[session.name] >= most:
             why = f"{most:,} processes that {session.name} has spawned live there already"
@@ -224,6 +234,10 @@ class RemoteSpawn:
         if request.ref is not None:
             self._signals.told(session, ["monitor", request.ref, pid.number])
         return pid
+
+    def has_spawned(self, node: str, number: int) -> bool:
+        """Return whether a process of this node lives that the other node has asked for."""
+        return self._spawner_of.get(number) == node
 
     def exited(self, pid: Pid) -> None:
         """Note that a process of this node is gone, whoever has asked for it."""
@@ -273,10 +287,12 @@ class RemoteSpawn:
             check_process_name(name)
         if owner is not None and not _is_alive(self._local, owner):
             raise NoProcess(owner.pid)
+        session = self._context.sessions.get(at)
+        if session is not None:
+            check_right(at, session.denied, "spawn")
         watch, loop = self._outbound.in_flight, self._context.loop
         is_in_flight = watch.is_watched and watch.covers(loop.time())
         if self._context.drain_step(at) and not is_in_flight:
-            session = self._context.sessions.get(at)
             raise unsent(at, 0.0 if session is None else session.peer.drain_until - loop.time())
         return is_in_flight
 

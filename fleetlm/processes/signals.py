@@ -36,7 +36,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.links import Deliver, Effect, Links, Stop, Target, Tell
@@ -46,6 +46,7 @@ from fleetlm.messages import Down, Exit
 from fleetlm.names import Address, canonical_node
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
+from fleetlm.wire.rights import check_right
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
@@ -94,6 +95,7 @@ class Signals:
     def link(self, process: RunningProcess, other: Pid) -> None:
         """See `Process.link`."""
         self._check_loop("link")
+        self._check_right_to_end(other)
         self._perform(self.links.linked(process.pid.number, other))
 
     def unlink(self, process: RunningProcess, other: Pid) -> None:
@@ -125,8 +127,13 @@ class Signals:
         if flush and may_have_fired:  # Else no `Down` waits, and the mailbox need not be searched.
             process.mailbox.discard(lambda message: isinstance(message, Down) and message.ref == ref)
 
+    def ask_to_exit(self, sender: Pid, other: Pid, reason: Any) -> None:
+        """See `Process.exit`. Raises: NotAllowed."""
+        self._check_right_to_end(other)
+        self.exit(sender, other, reason)
+
     def exit(self, sender: Pid, other: Pid, reason: Any) -> None:
-        """See `Process.exit`."""
+        """Send an exit signal, for the runtime: a node that does not allow it drops it."""
         self._check_loop("exit")
         self._perform(self.links.asked_to_exit(sender, other, reason))
 
@@ -151,8 +158,13 @@ class Signals:
         """Send the exit signal of a process that was gone before its linked spawn ``other`` was known."""
         self._perform(self.links.ended_before(process.pid.number, other, process._exit_reason))
 
-    def told(self, session: Session, signal: Any) -> None:
+    def told(self, session: Session, signal: Any, reaches: Callable[[int], bool] | None = None) -> None:
         """Take a signal that a connected node sent.
+
+        Args:
+            session: the session that it came over.
+            signal: what came.
+            reaches: whether the peer may reach the process with that number; see `Links.told`.
 
         Raises:
             ValueError, TypeError: it is not a signal; the session must end.
@@ -160,7 +172,7 @@ class Signals:
         if not isinstance(signal, list):
             raise TypeError("a signal must be a list")
         owner = self._local.table.names.get
-        effects = self.links.told(session.name, session.incarnation, signal, owner)
+        effects = self.links.told(session.name, session.incarnation, signal, owner, reaches)
         self._perform(effects)
         for effect in effects:
             if type(effect) is Deliver and type(effect.message) is Exit:
@@ -178,6 +190,11 @@ class Signals:
             yield
 
     # Internals.
+
+    def _check_right_to_end(self, other: Pid) -> None:
+        session = self._sessions.get(other.node)
+        if session is not None:
+            check_right(other.node, session.denied, "exit")
 
     def _next_slice(self) -> None:
         """Take further steps of the process that was gone first."""

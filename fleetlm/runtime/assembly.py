@@ -68,14 +68,17 @@ from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub
 from fleetlm.runtime.hooks import LeavingHooks
 from fleetlm.runtime.leaving import Leaving
+from fleetlm.runtime.limited_requests import LimitedRequests
 from fleetlm.runtime.log_guard import GUARD, LogGuard
 from fleetlm.runtime.loop_watch import LoopWatch
 from fleetlm.runtime.readiness import ReadinessChecks
 from fleetlm.runtime.requests import PeerRequests
 from fleetlm.runtime.unfinished import Unfinished
 from fleetlm.runtime.user_functions import UserFunctions
+from fleetlm.setting_parsers import RIGHTS
 from fleetlm.transport.interface import Transport
 from fleetlm.wire.codec import Codec
+from fleetlm.wire.rights import features_of
 
 if TYPE_CHECKING:
     from fleetlm.core.dns_answers import Answer
@@ -156,12 +159,9 @@ class Assembly:
         )
         self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
         # The way in, and the driver.
-        requests = PeerRequests(
-            self, self.local, self.signals, self.replication, self.replicated_names, self.remote_spawn,
-            self.circles, self.draining,
-        )  # fmt: skip
+        reachable = self.local.reachable if "call" in settings.peers_may else {}
         self.inbound: Inbound = Inbound(
-            self.local.boxes, codec, requests, loop.time, settings.max_peers,
+            reachable, codec, self._make_requests(), loop.time, settings.max_peers,
             settings.max_open_calls, settings.inbound_turn_s if prepared.on_this_network else math.inf,
         )  # fmt: skip
         self.poller: Poller | None = None
@@ -194,6 +194,7 @@ class Assembly:
             window_bytes=settings.window_bytes,
             mailbox_limit=settings.mailbox_limit,
             max_message_bytes=settings.max_message_bytes,
+            features=features_of(settings.peers_may),
         )
         self.kernel: Kernel = Kernel(identity, settings, prepared.rng)
         draw: Callable[[int], int] = secrets.randbits
@@ -224,6 +225,16 @@ class Assembly:
         self.readiness: ReadinessChecks = ReadinessChecks(me, self.user_functions, self._why_leaving)
         self.hooks: LeavingHooks = LeavingHooks(me.name, me.settings, self.user_functions)
         self.leaving: Leaving = Leaving(me, self.draining, self.hooks, self.services.drain_listeners)
+
+    def _make_requests(self) -> PeerRequests:
+        parts = (
+            self, self.local, self.signals, self.replication, self.replicated_names, self.remote_spawn,
+            self.circles, self.draining,
+        )  # fmt: skip
+        peers_may = self.context.settings.peers_may
+        if peers_may.issuperset(RIGHTS):
+            return PeerRequests(*parts)
+        return LimitedRequests(*parts, peers_may=peers_may)
 
     def _make_draining(self) -> Draining:
         unfinished = Unfinished(self.context, self.local, self.blocking, self.outbound)

@@ -15,10 +15,12 @@ from fleetlm.errors import (
     InvalidName,
     NoFactory,
     NoProcess,
+    NotAllowed,
     WouldBlock,
 )
 from fleetlm.ids import Pid
 from fleetlm.processes.remote_spawn import asked_to_spawn
+from fleetlm.runtime import audit
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
     from fleetlm.processes.circles import Circles
     from fleetlm.processes.local import LocalProcesses
-    from fleetlm.processes.remote_spawn import RemoteSpawn
+    from fleetlm.processes.remote_spawn import RemoteSpawn, SpawnRequest
     from fleetlm.processes.signals import Signals
     from fleetlm.runtime.draining import Draining
     from fleetlm.wire.operations import DrainNotice
@@ -47,7 +49,8 @@ class PeerFacts(Protocol):
 class PeerRequests:
     """Implements `messaging.inbound.PeerService`.
 
-    A name is registered and looked up on its own node only, so there is one owner and no lock.
+    A name is registered and looked up on its own node only, so there is one owner and no lock. Processes that
+    are for this node only do not exist for a peer (`LocalProcesses.reachable`).
     """
 
     def __init__(
@@ -86,13 +89,25 @@ class PeerRequests:
         """Refuse new work, since this node drains."""
         self._draining.refuse_call(call)
 
+    def not_reached(self, to: int | str, call: Call) -> None:
+        """Refuse a call: there is no such process, or it is for this node only."""
+        if self._local.is_local(to):
+            why = f"process {SHORT.repr(to)} is for its own node only (local=True)"
+            call.refuse(NotAllowed(self._local.table.node, why))
+        else:
+            call.no_process(str(to))
+
     def told_of(self, names: list[str]) -> None:
         """Dial the nodes that the peer names, if they are not known yet."""
         self._facts.told_of(names)
 
     def signalled(self, session: Session, signal: Any) -> None:
         """Take a link, monitor or exit signal of the peer."""
-        self._signals.told(session, signal)
+        name = self._name_of_ended(signal)
+        self._signals.told(session, signal, self._local.reachable.__contains__)
+        if name is not None:
+            _, sender, number, reason = signal
+            audit.sent_exit(sender, self._local.table.pid(number), name, reason)
 
     def told_table(self, session: Session, topic: Any, fact: Any) -> None:
         """Take what the peer says of its own processes."""
@@ -105,12 +120,19 @@ class PeerRequests:
             return
         try:
             call.reply(self._answer(session, verb, argument))
-        except (AlreadyRegistered, IsDraining, NoFactory, NoProcess) as error:
+        except (AlreadyRegistered, IsDraining, NoFactory, NoProcess, NotAllowed) as error:
             call.refuse(error)
         except WouldBlock as error:
             call.would_block(str(error.target), error.why)
         except FleetError as error:
             call.fail(error)
+
+    def _name_of_ended(self, signal: Any) -> str | None:
+        """Return the name of the process that an exit signal is for, perhaps empty; else None."""
+        match signal:
+            case ["exit2", Pid(), int(number), _] if number in self._local.reachable:
+                return self._local.table.name_of(number) or ""
+        return None
 
     def _answer(self, session: Session, verb: str, argument: Any) -> Any:
         """Return the reply to a request. Raises: FleetError."""
@@ -118,11 +140,14 @@ class PeerRequests:
             case "ping", _:
                 return "pong"
             case "whereis", str(name):
-                return self._local.table.whereis(name)
+                return None if self._local.is_local(name) else self._local.table.whereis(name)
             case "registered", _:
-                return self._local.table.registered()
+                names = self._local.table.registered()
+                return {name: pid for name, pid in names.items() if not self._local.is_local(name)}
             case "unregister", str(name):
-                return self._local.unregister(name)
+                return not self._local.is_local(name) and self._local.unregister(name)
+            case "register" | "claim" | "disclaim", [_, Pid() as pid, *_] if self._local.is_local(pid.number):
+                raise NoProcess(pid)
             case "register", [str(name), Pid() as pid]:
                 if self._local.process(pid) is None:
                     raise NoProcess(pid)
@@ -135,6 +160,11 @@ class PeerRequests:
             case "spawn", list() if (spawn := asked_to_spawn(session, argument)) is not None:
                 if session.refuses and not spawn.is_in_flight:
                     raise self._draining.refusal()
-                return self._remote_spawn.spawn_for(session, spawn)
+                return self._spawn(session, spawn)
         shown = f"{SHORT.repr(verb)}({SHORT.repr(argument)})"
         raise InvalidName(shown, "this node does not answer that request")
+
+    def _spawn(self, session: Session, request: SpawnRequest) -> Pid:
+        pid = self._remote_spawn.spawn_for(session, request)
+        audit.spawned(request, pid)
+        return pid

@@ -273,9 +273,9 @@ class SyncFactories:
         self._factories = factories
         self._requests = requests
 
-    def register(self, name: str, function: ProcessFunction) -> None:
+    def register(self, name: str, function: ProcessFunction, *, local: bool = False) -> None:
         """See `Factories.register`."""
-        register = functools.partial(self._factories.register, name, function)
+        register = functools.partial(self._factories.register, name, function, local=local)
         self._requests.run_now("factories.register", name, register)
 
     def unregister(self, name: str) -> bool:

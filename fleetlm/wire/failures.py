@@ -10,6 +10,7 @@ travels as the class of fleetlm that it derives from, with its text.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Final
 
@@ -22,6 +23,7 @@ from fleetlm.errors import (
     NoFactory,
     NoHandler,
     NoProcess,
+    NotAllowed,
     NotDelivered,
     OutcomeUnknown,
     ProcessDown,
@@ -47,6 +49,7 @@ class FailureKind(IntEnum):
     NAME_TAKEN = 8  # name, owner
     NO_HANDLER = 9  # target, why
     UNREAD = 10  # none: the consumer of a stream knows what it asked for
+    NOT_ALLOWED = 11  # node, why
 
 
 def error_of_failure(kind: object, details: object) -> FleetError:
@@ -63,25 +66,28 @@ def error_of_failure(kind: object, details: object) -> FleetError:
     match kind:
         case FailureKind.NO_PROCESS:
             return NoProcess(texts[0])
-        case FailureKind.PROCESS_DOWN:
-            return ProcessDown(texts[0], texts[1])
         case FailureKind.RAISED:
             return RemoteError(texts[0], texts[1], texts[2], _read_outcome(details[3:]))
-        case FailureKind.UNDECODABLE:
-            return Undecodable(texts[0], texts[1])
-        case FailureKind.TOO_MANY:
-            return WouldBlock(texts[0], texts[1])
-        case FailureKind.NO_HANDLER:
-            return NoHandler(texts[0], texts[1])
-        case FailureKind.NO_FACTORY:
-            return NoFactory(texts[0], texts[1])
         case FailureKind.DRAINING:
             return Draining(texts[0], _seconds(texts[1]), texts[2] == _TRUE)
-        case FailureKind.NAME_TAKEN:
-            return AlreadyRegistered(texts[0], texts[1])
         case FailureKind.UNREAD:
             return StreamIdle(texts[0], 0.0, is_unread=True)  # The consumer's end knows both facts.
-    raise ValueError(f"failure of kind {SHORT.repr(kind)} is not known to this version")
+    made = _OF_TWO_TEXTS.get(kind) if isinstance(kind, int) else None
+    if made is None:
+        raise ValueError(f"failure of kind {SHORT.repr(kind)} is not known to this version")
+    return made(texts[0], texts[1])
+
+
+_OF_TWO_TEXTS: Final[dict[int, Callable[[str, str], FleetError]]] = {
+    FailureKind.PROCESS_DOWN: ProcessDown,
+    FailureKind.UNDECODABLE: Undecodable,
+    FailureKind.TOO_MANY: WouldBlock,
+    FailureKind.NO_FACTORY: NoFactory,
+    FailureKind.NAME_TAKEN: AlreadyRegistered,
+    FailureKind.NO_HANDLER: NoHandler,
+    FailureKind.NOT_ALLOWED: NotAllowed,
+}
+"""What is made of the first two texts of a failure."""
 
 
 def _seconds(text: str) -> float:

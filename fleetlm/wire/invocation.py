@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetlm.errors import NotSerializable
-from fleetlm.messages import message
 from fleetlm.texts import SHORT
 
 _ARGUMENT = re.compile(r"message(?:\[1\]|\[2\]|\.args|\.kwargs)\[(.*?)\](.*)$", re.DOTALL)
@@ -15,13 +14,16 @@ _ARGUMENT = re.compile(r"message(?:\[1\]|\[2\]|\.args|\.kwargs)\[(.*?)\](.*)$", 
 
 
 class _Asked:
-    """Has the class of the actor as its sender knows it, for errors; it does not travel."""
+    """What a request knows beside what travels."""
 
-    __slots__ = ("actor",)
+    __slots__ = ("actor", "is_from_peer")
     actor: type
+    """The class of the actor as its sender knows it, for errors."""
+    is_from_peer: bool
+    """Set, and True, where another node has sent it. It is no registered type, so `Invoke.of` is the only way
+    by which a request comes from another node."""
 
 
-@message("fleetlm.do")
 @dataclass
 class Invoke(_Asked):
     """A request for a handler. Only the handler's name travels, never code."""
@@ -64,7 +66,9 @@ class Invoke(_Asked):
         name, args, kwargs = parts
         if type(args) is not list or type(kwargs) is not dict:
             raise ValueError("a request for a handler without its arguments")
-        return cls(name, tuple(args), kwargs)
+        request = cls(name, tuple(args), kwargs)
+        request.is_from_peer = True
+        return request
 
 
 def explained(error: NotSerializable, message: Any) -> NotSerializable:

@@ -117,14 +117,14 @@ class NodeRecord:
         self.world.disclaimed(name)
         return self._disclaim(name, pid)
 
-    def _signalled(self, session: Session, signal: Any) -> None:
+    def _signalled(self, session: Session, signal: Any, reaches: Callable[[int], bool] | None = None) -> None:
         match signal:
             case ["monitor", ref, key]:
                 found = self.named(key) if isinstance(key, str) else self.pid(key)
                 self.world.monitor_arrived(ref, found)
             case ["link", Pid() as other, int(number), *_]:
                 self.world.link_arrived(self, other, self.pid(number))
-        self._told(session, signal)
+        self._told(session, signal, reaches)
 
 
 class World:

@@ -108,6 +108,9 @@ class FakePeerService:
     def refused(self, call: Call) -> None:
         call.refuse(Draining(HERE, 5.0))
 
+    def not_reached(self, to: int | str, call: Call) -> None:
+        call.no_process(str(to))
+
     def told_of(self, names: list[str]) -> None:
         self.named += names
 

@@ -25,6 +25,7 @@ from fleetlm.errors import (
     NoHandler,
     NoMember,
     NoProcess,
+    NotAllowed,
     NotDelivered,
     NotSerializable,
     OutcomeUnknown,
@@ -67,6 +68,7 @@ SENTENCES: list[tuple[FleetError, str]] = [
     ),
     (TooManyMemberships(9, 2_000, 1_000), "this node has 9 memberships in process groups, and 2,000 more"),
     (NoHandler("a", "A has no handler 'x'"), "'a' cannot handle the request: A has no handler 'x'"),
+    (NotAllowed(NODE, "because"), f"{NODE} does not allow this: because"),
     (Expired(), "the deadline of the call being served has passed, so nothing was sent"),
     (InitFailed("Sessions", "ValueError: no"), "Sessions did not start: ValueError: no"),
     (NoFactory(NODE, "session"), f"{NODE} has no factory 'session'; register it on that node with node.fac"),
@@ -118,7 +120,7 @@ def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
 def test_what_the_caller_may_do() -> None:
     never_ran = {
         NoProcess, NoFactory, NoMember, NoHandler, Expired, NoConnection, Draining, Undecodable, WouldBlock,
-        WorkerNotStarted,
+        WorkerNotStarted, NotAllowed,
     }  # fmt: skip
     may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout, StreamIdle}
     for error, _ in SENTENCES:

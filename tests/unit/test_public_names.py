@@ -97,7 +97,7 @@ OF_CLASSES = {
     ActorRefs: "broadcast multicall targets within",
     Supervisor: "backoff_s max_restarts period_s specs strategy",
     Timer: "active cancel",
-    Child: "args function init_s name register restart shutdown_s",
+    Child: "args function init_s local name register restart shutdown_s",
 }
 
 

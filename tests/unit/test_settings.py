@@ -33,6 +33,7 @@ OURS = [
     "FLEETLM_CLUSTER",
     "FLEETLM_NODE_TIMEOUT_MS",
     "FLEETLM_DRAIN_MS",
+    "FLEETLM_PEERS_MAY",
     "FLEETLM_REMOTE",
     "FLEETLM_DEBUG",
     "FLEETLM_DNS_SERVER",
@@ -378,6 +379,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_CLUSTER": "(empty)",
         "FLEETLM_NODE_TIMEOUT_MS": "8000",
         "FLEETLM_DRAIN_MS": "25000",
+        "FLEETLM_PEERS_MAY": "call,spawn,exit,register",
         "FLEETLM_REMOTE": "on",
         "FLEETLM_DEBUG": "0",
         "FLEETLM_DNS_SERVER": "(system)",
@@ -397,6 +399,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_CLUSTER": "blue",
         "FLEETLM_NODE_TIMEOUT_MS": "1234567",
         "FLEETLM_DRAIN_MS": "9500",
+        "FLEETLM_PEERS_MAY": "call,register",
         "FLEETLM_REMOTE": "off",
         "FLEETLM_DEBUG": "1",
         "FLEETLM_DNS_SERVER": "[fdaa::3]:5353",
@@ -474,6 +477,33 @@ def test_any_environment_gives_settings_or_an_error_that_reads(env: dict[str, st
         again["FLEETLM_REQUIRE_COOKIE"] = "0"
         masked = {"FLEETLM_COOKIE": "", "FLEETLM_REQUIRE_COOKIE": ""}
         assert Settings.from_env(again).effective() | masked == settings.effective() | masked
+
+
+@pytest.mark.parametrize(
+    ("text", "rights"),
+    [
+        ("call", {"call"}),
+        (" register , call,call", {"call", "register"}),
+        ("none", set()),
+        ("call,spawn,exit,register", {"call", "spawn", "exit", "register"}),
+    ],
+)
+def test_what_peers_may_do(text: str, rights: set[str]) -> None:
+    settings = Settings.from_env({"FLEETLM_PEERS_MAY": text})
+    assert settings.peers_may == rights
+    assert settings == Settings(peers_may=rights)  # type: ignore[arg-type]
+    assert Settings.from_env({"FLEETLM_PEERS_MAY": settings.effective()["FLEETLM_PEERS_MAY"]}) == settings
+
+
+@pytest.mark.parametrize("text", ["", "all", "call;spawn", "call,", "none,call", "Call"])
+def test_rights_that_there_are_not_are_refused(text: str) -> None:
+    assert "any of call, spawn, exit, register" in str(refused(FLEETLM_PEERS_MAY=text))
+
+
+@pytest.mark.parametrize("value", ["call", None, {"all"}, 5, {"call", 5}, [["call"]]])
+def test_rights_of_the_wrong_type_are_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match=r"Settings\.peers_may is .*a set of call, spawn, exit, register"):
+        Settings(peers_may=value)
 
 
 BY_HAND: list[tuple[dict[str, Any], str]] = [

@@ -215,8 +215,8 @@ async def test_only_the_name_travels() -> None:
 def test_a_request_travels_as_it_is() -> None:
     codec = Codec()
     request = Invoke("append", ("s1", (1, 2)), {"line": "hello"})
-    packed = codec.pack_value(request)
-    assert codec.unpack(packed) == request
+    packed = codec.pack_value(request.parts())
+    assert Invoke.of(codec.unpack(packed)) == request
     assert len(packed) < 80
 
 

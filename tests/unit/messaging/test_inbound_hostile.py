@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from fleetlm import Actor, FleetError, Node, Pid, Process, handler
 from fleetlm.testing.loop import run
-from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import Op
 from tests.sim.fleet import A, Fleet
 
@@ -75,8 +74,7 @@ facts = (
 parts = st.tuples(texts | values, values, values).map(list) | st.tuples(
     st.sampled_from(["echo", "wait", "count"]), st.lists(values, max_size=2), st.just({})
 ).map(list)
-requests = st.builds(Invoke, texts | values, values, values)
-payloads = requests | values
+payloads = parts | values
 
 
 def operation(number: Op, *parts: Any) -> Any:
@@ -96,7 +94,7 @@ right = (
     | operation(Op.CALL, keys, payloads, refs, counts, counts)
     | operation(Op.CANCEL, refs, st.none())
     | operation(Op.REPLY, refs, values)
-    | operation(Op.FAILURE, refs, st.integers(0, 10), st.lists(texts, max_size=3) | values)
+    | operation(Op.FAILURE, refs, st.integers(0, 12), st.lists(texts, max_size=3) | values)
     | st.tuples(keys, payloads).map(list)
 )
 too_short = st.tuples(right, st.integers(1, 3)).map(lambda cut: cut[0][: -cut[1]])

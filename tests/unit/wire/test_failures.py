@@ -18,6 +18,7 @@ from fleetlm.errors import (
     NoHandler,
     NoMember,
     NoProcess,
+    NotAllowed,
     NotDelivered,
     NotSerializable,
     OutcomeUnknown,
@@ -42,6 +43,7 @@ from fleetlm.wire.failures import MAX_HOPS, FailureKind, error_of_failure, outco
         (FailureKind.TOO_MANY, ["x", "its mailbox is full"], WouldBlock, NotDelivered),
         (FailureKind.NO_HANDLER, ["x", "no handler"], NoHandler, NotDelivered),
         (FailureKind.NO_FACTORY, ["x", "f"], NoFactory, NotDelivered),
+        (FailureKind.NOT_ALLOWED, ["n", "why"], NotAllowed, NotDelivered),
         (FailureKind.DRAINING, ["x"], Draining, NotDelivered),
         (FailureKind.NAME_TAKEN, ["x", "<pid>"], AlreadyRegistered, FleetError),
         (1, [], NoProcess, NotDelivered),
@@ -77,6 +79,7 @@ def sent(error: BaseException) -> FleetError | None:
     "outcome",
     [
         NoProcess("x"), NoMember("g"), NoHandler("x", "why"), Expired(), NoFactory("n", "f"),
+        NotAllowed("n", "why"),
         NoConnection("n", "why"), Draining("n", 2.5), Draining("n", 2.5, has_begun=True),
         Undecodable("x", "why"), WouldBlock("x", "full"),
         NodeLost("n", "cut"), ProcessDown("x", "shutdown"), WorkerDied("f", "oom"), CallTimeout("x", 2.5),
