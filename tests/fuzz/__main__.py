@@ -9,12 +9,14 @@ A finding is written to the work folder, too, and its name is printed. Copy it i
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.fuzz import stored
+from tests.fuzz.minimise import smallest
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS
 
@@ -42,15 +44,19 @@ def main() -> int:
     if options.input is not None:
         TARGETS[targets[0]](options.input.read_bytes())
         return 0
+    if options.minimise:
+        for target in targets:
+            minimise(target)
+        return 0
     if importlib.util.find_spec("atheris") is None:
         print(MISSING, file=sys.stderr)
         return 1
-    failed = [target for target in targets if not run(target, options.seconds, minimise=options.minimise)]
+    failed = [target for target in targets if not run(target, options.seconds)]
     print(f"findings in: {', '.join(failed)}" if failed else f"no findings in {', '.join(targets)}")
     return 1 if failed else 0
 
 
-def run(target: str, seconds: int, *, minimise: bool) -> bool:
+def run(target: str, seconds: int) -> bool:
     """Fuzz one target in a process of its own. Returns whether nothing was found."""
     work, seeds = WORK / target, WORK / "seeds" / target
     for folder in (work, seeds, stored.folder("corpus", target)):
@@ -63,11 +69,25 @@ def run(target: str, seconds: int, *, minimise: bool) -> bool:
         *(f"-max_len={MAX_INPUT_BYTES}", f"-artifact_prefix={WORK}/{target}-", "-print_final_stats=1"),
     ]
     folders = [str(work), *(each for each in begun_with if Path(each).is_dir())]
-    if minimise:  # libFuzzer keeps of the later folders what adds to the first one.
-        options, folders = ["-merge=1", f"-max_len={MAX_INPUT_BYTES}"], [begun_with[1], str(seeds), str(work)]
     print(f"== {target}", flush=True)
     command = [sys.executable, "-m", "tests.fuzz.run_target", target, *options, *folders]
     return subprocess.run(command, check=False).returncode == 0
+
+
+def minimise(target: str) -> None:
+    """Replace the stored corpus of a target by the few inputs of it, and of the work folder, that matter."""
+    folder = stored.folder("corpus", target)
+    candidates = {
+        path.read_bytes() for each in (folder, WORK / target) for path in each.glob("*") if path.is_file()
+    }
+    known = [*SEEDS[target](), *(path.read_bytes() for path in stored.folder("found", target).glob("*"))]
+    kept = smallest(TARGETS[target], known, candidates)
+    for path in folder.glob("*"):
+        path.unlink()
+    for data in kept:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
+    print(f"{target}: {len(kept)} of {len(candidates)} inputs are stored, {sum(map(len, kept)):,} bytes")
 
 
 if __name__ == "__main__":

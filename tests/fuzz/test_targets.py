@@ -9,6 +9,7 @@ import pytest
 
 from tests.fuzz import __main__ as command, stored
 from tests.fuzz.inputs import Inputs, block
+from tests.fuzz.minimise import smallest
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS
 
@@ -73,6 +74,14 @@ def test_one_input_can_be_run_without_atheris(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "input").write_bytes(b"\xc0")
     monkeypatch.setattr("sys.argv", ["tests.fuzz", "codec", "--input", str(tmp_path / "input")])
     assert command.main() == 0
+
+
+def test_a_corpus_is_made_small() -> None:
+    useful, useless = b"a@10.0.0.1", b"a@10.0.0.22"
+    names = TARGETS["names"]
+    assert smallest(names, [], [useless, useful, b""]) != []
+    assert smallest(names, [useful], [useless]) == []
+    assert useful not in smallest(names, [useless], [useful, b"a@[fd00::1]:4370"])
 
 
 def test_an_input_is_taken_apart_the_same_way_each_time() -> None:
