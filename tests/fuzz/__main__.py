@@ -3,7 +3,7 @@
 Each target runs in a process of its own and ends after ``--seconds``, or at the first finding. libFuzzer
 begins with the stored inputs; what it adds stays in the work folder, so that the next run goes on from there.
 A finding is written to the work folder, too, and its name is printed. Copy it into
-``tests/fuzz/found/<target>/`` with the mend.
+``tests/fuzz/found/<target>/`` with the mend, under a name that ends with ``.bin``.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def minimise(target: str) -> None:
         path.unlink()
     for data in kept:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
+        (folder / f"{hashlib.sha256(data).hexdigest()[:12]}.bin").write_bytes(data)
     print(f"{target}: {len(kept)} of {len(candidates)} inputs are stored, {sum(map(len, kept)):,} bytes")
 
 

@@ -24,6 +24,6 @@ def inputs_of(target: str) -> dict[str, bytes]:
     """Every stored input of a target, by a name for people."""
     found = {f"seed {number}": data for number, data in enumerate(SEEDS[target]())}
     for kind in FOLDERS:
-        for path in sorted(folder(kind, target).glob("*")):
+        for path in sorted(folder(kind, target).glob("*.bin")):
             found[f"{kind}/{path.name}"] = path.read_bytes()
     return found
