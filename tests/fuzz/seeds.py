@@ -19,7 +19,6 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.wire import frames, operations
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.frames import IAm, Refusal, Refused
-from fleetlm.wire.invocation import Invoke
 from tests.fuzz.inputs import block
 from tests.support.kernel_fakes import hello_frame, hello_of
 
@@ -49,7 +48,6 @@ def _values() -> list[Any]:
         [dt.date(2020, 1, 1), dt.time(1, 2, 3, tzinfo=_UTC), dt.timedelta(1, 2, 3)],
         [_OURS, Ref(HERE, 1, 7), fleetlm.Address("echo", THERE), bytearray(b"ab"), b"", None, True, 0.5],
         fleetlm.Crash("a", "b", "c"),
-        Invoke("echo", (1,), {"k": 2}),
         [[[[[[{"a": [{}]}]]]]]],
     ]
 
