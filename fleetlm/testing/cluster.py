@@ -277,25 +277,32 @@ class SimCluster:
         self.network.heal()
         self.dns.heal()
         for ip in dict.fromkeys(map(self.ip_of, self._settings_of)):
-            self.thaw(ip)
-            self.unstall(ip)
+            self.network.thaw(ip)
+            self.network.unstall(ip)
             self.slow(ip, 1.0)
 
     def freeze(self, who: NodeLike) -> None:
-        """Stop a node's process, and others at its address, as SIGSTOP does; see `SimNetwork.freeze`."""
-        self.network.freeze(self.ip_of(who))
+        """Stop a node's process, as SIGSTOP does; see `SimNetwork.freeze`. Others at its address go on."""
+        self.network.freeze(*self._place_of(who))
 
     def thaw(self, who: NodeLike) -> None:
         """Resume a frozen node."""
-        self.network.thaw(self.ip_of(who))
+        self.network.thaw(*self._place_of(who))
 
     def stall(self, who: NodeLike) -> None:
         """Stop a node's event loop while its heartbeats continue; see `SimNetwork.stall`."""
-        self.network.stall(self.ip_of(who))
+        self.network.stall(*self._place_of(who))
 
     def unstall(self, who: NodeLike) -> None:
         """Resume a stalled node."""
-        self.network.unstall(self.ip_of(who))
+        self.network.unstall(*self._place_of(who))
+
+    def _place_of(self, who: NodeLike) -> tuple[str, int | None]:
+        """Return address and port of a node; without a port if it is alone there, or does not run."""
+        address, ip = self.address_of(who), self.ip_of(who)
+        if address not in self.nodes or not self.mates_of(address):
+            return ip, None
+        return ip, parts_of(self.nodes[address]).kernel.me.port
 
     def slow(self, who: NodeLike, factor: float) -> None:
         """Multiply every latency to and from a node by ``factor``; 1 restores the normal latency."""

@@ -21,8 +21,8 @@ breaks the connection takes a suffix of them. A connection is discarded when bot
   False. A listener gets `source_lost` for every source from which it has received a frame.
 * A host that lost its power sends no FIN. If a new node binds its address, the former peers get a reset
   at their next heartbeat (`reset_at_next_heartbeat`).
-* A halted host (frozen or stalled) queues its facts in `Endpoint.backlog`; `catch_up` reports them in
-  order. A fact that arrives meanwhile goes behind them.
+* A halted node (frozen or stalled, by itself or with its host) queues its facts in `Endpoint.backlog`;
+  `catch_up` reports them in order. A fact that arrives meanwhile goes behind them.
 
 Every random choice is drawn from the network's generator, and collections keep insertion order, so that
 one seed gives one course. Changing the order of draws changes what each seed tests.
@@ -81,10 +81,15 @@ class Host:
         """The machine lost its power: a dial gets no answer, not even a refusal, until a node binds."""
         self.slowness: float = 1.0
 
-    @property
-    def is_halted(self) -> bool:
-        """Whether the node here runs no callbacks and its new frames do not leave."""
-        return self.is_frozen or self.is_stalled
+    def is_frozen_at(self, port: int) -> bool:
+        """Whether nothing answers at a port, not even heartbeats, since the process there stands still."""
+        process = self.endpoints.get(port)
+        return self.is_frozen or (process is not None and process.is_frozen)
+
+    def is_halted_at(self, port: int) -> bool:
+        """Whether the node at a port runs no callbacks and its new frames do not leave."""
+        process = self.endpoints.get(port)
+        return self.is_frozen or self.is_stalled or (process is not None and process.is_halted)
 
 
 class Fabric(Protocol):
@@ -118,7 +123,9 @@ class Endpoint:
         "fabric",
         "host",
         "is_alive",
+        "is_frozen",
         "is_paused",
+        "is_stalled",
         "listener",
         "port",
         "settings",
@@ -137,7 +144,15 @@ class Endpoint:
         self.sources: dict[bytes, Connection] = {}
         self.strangers: dict[bytes, str] = {}
         self.backlog: deque[tuple[str, tuple[Any, ...]]] = deque()
-        self.is_paused: bool = host.is_halted
+        self.is_frozen: bool = False
+        self.is_stalled: bool = False
+        """Both of this process alone; all at an address may stand still, too: see `Host`."""
+        self.is_paused: bool = self.is_halted
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether the node runs no callbacks and its new frames do not leave."""
+        return self.is_frozen or self.is_stalled or self.host.is_frozen or self.host.is_stalled
 
     def report(self, fact: str, *args: Any) -> None:
         """Report a fact now, or queue it while the host is halted or catching up."""
@@ -156,12 +171,12 @@ class Endpoint:
 
     def catch_up(self) -> None:
         """Report the facts that were queued while the host was halted, in order."""
-        while self.backlog and self.is_alive and not self.host.is_halted:
+        while self.backlog and self.is_alive and not self.is_halted:
             fact, args = self.backlog.popleft()
             self.is_paused = False
             self.report(fact, *args)
             self.is_paused = bool(self.backlog)
-        self.is_paused = self.host.is_halted or bool(self.backlog)
+        self.is_paused = self.is_halted or bool(self.backlog)
 
     def draw_silence_s(self) -> float:
         """Draw the seconds from the last frame until this end's heartbeat finds the other silent."""
@@ -178,7 +193,6 @@ class Connection:
         "_dst",
         "_fabric",
         "_is_acknowledged",
-        "_is_announced",
         "_is_dialler_powered_off",
         "_is_listener_powered_off",
         "_is_syn_unanswered",
@@ -190,6 +204,7 @@ class Connection:
         "back",
         "dialler",
         "flush_until_s",
+        "is_announced",
         "is_dialler_open",
         "is_ignored",
         "is_listener_open",
@@ -214,7 +229,8 @@ class Connection:
         self.is_ignored: bool = False
         """Whether the listener's end drops what arrives."""
         self._is_acknowledged = False
-        self._is_announced = False
+        self.is_announced: bool = False
+        """Whether the listener knows of this source, since a frame has come."""
         self._is_syn_unanswered = False  # the listener's host is off or frozen; dialled again when it is back
         self._refusal = ""
         self._is_dialler_powered_off = False  # no FIN was sent
@@ -256,8 +272,8 @@ class Connection:
             elif self.is_listener_open:
                 self._end_listener(send_fin=False)
         elif self.is_listener_open and not self.is_ignored and (listener := self._listener) is not None:
-            if not self._is_announced:
-                self._is_announced = True
+            if not self.is_announced:
+                self.is_announced = True
                 listener.report("source_met", self.source, self._src.ip)
             if listener.is_paused or self._fabric.trace is not None:
                 listener.report("frame_arrived", self.source, frame)
@@ -286,7 +302,7 @@ class Connection:
 
     def _take_dial(self) -> None:
         """Answer a SYN at the listener's host: open the connection, refuse it, or give no answer."""
-        if self._dst.is_powered_off or self._dst.is_frozen:
+        if self._dst.is_powered_off or self._dst.is_frozen_at(self._port):
             self._is_syn_unanswered = True
             return
         listener = self._dst.endpoints.get(self._port)
@@ -350,7 +366,7 @@ class Connection:
         self.out.keep(0)
         if self._listener is not None:
             self._listener.sources.pop(self.source, None)
-            if self._is_announced:
+            if self.is_announced:
                 self._listener.report("source_lost", self.source)
         if not self.is_dialler_open:
             self._discard()
@@ -439,16 +455,19 @@ class Connection:
         is_back_blocked = self._fabric.blocked(dst.ip, src.ip)
         # One blocked direction cuts both: without acknowledgements TCP sends nothing the other way, either.
         is_cut = is_out_blocked or is_back_blocked
-        self.out.hold(is_held=is_cut or src.is_halted, is_cut=is_cut, is_lossy=is_out_blocked)
-        self.back.hold(is_held=is_cut or dst.is_halted, is_cut=is_cut, is_lossy=is_back_blocked)
-        if self._is_syn_unanswered and not (dst.is_powered_off or dst.is_frozen):
+        is_dialler_frozen = src.is_frozen or self.dialler.is_frozen
+        is_listener_frozen = dst.is_frozen_at(self._port)
+        is_listener_halted = dst.is_halted_at(self._port)
+        self.out.hold(is_held=is_cut or self.dialler.is_halted, is_cut=is_cut, is_lossy=is_out_blocked)
+        self.back.hold(is_held=is_cut or is_listener_halted, is_cut=is_cut, is_lossy=is_back_blocked)
+        if self._is_syn_unanswered and not (dst.is_powered_off or is_listener_frozen):
             self._is_syn_unanswered = False
             self.out.put(Control.SYN)
         if self._is_acknowledged:
             is_deaf = (
                 self.is_dialler_open
-                and not src.is_frozen
-                and (is_cut or dst.is_frozen or self._is_listener_powered_off)
+                and not is_dialler_frozen
+                and (is_cut or is_listener_frozen or self._is_listener_powered_off)
             )
             self._dialler_timer = self._set_heartbeat_timer(
                 self.dialler, self._dialler_timer, self._give_up_listener, is_deaf=is_deaf
@@ -456,8 +475,8 @@ class Connection:
         if self._listener is not None:
             is_deaf = (
                 self.is_listener_open
-                and not dst.is_frozen
-                and (is_cut or src.is_frozen or self._is_dialler_powered_off)
+                and not is_listener_frozen
+                and (is_cut or is_dialler_frozen or self._is_dialler_powered_off)
             )
             self._listener_timer = self._set_heartbeat_timer(
                 self._listener, self._listener_timer, self._give_up_dialler, is_deaf=is_deaf

@@ -162,30 +162,37 @@ class SimNetwork:
         for connection in list(host.connections):
             connection.crash_process(process)
 
-    def freeze(self, ip: str) -> None:
+    def freeze(self, ip: str, port: int | None = None) -> None:
         """Stop a node's process, as SIGSTOP does, until `thaw`.
+
+        Args:
+            ip: the address.
+            port: of the process; None: all processes at the address, those included that start there later.
 
         Its kernel accepts frames, but nothing answers heartbeats, so peers give it up. The node
         receives nothing and what it sends does not leave. Its own *timers* still run, because the
         transport cannot stop them.
         """
-        self._halt(ip, frozen=True)
+        self._halt(ip, port, frozen=True)
 
-    def thaw(self, ip: str) -> None:
-        """Resume a frozen node: it receives the frames that came, then learns which connections it lost."""
-        self._resume(ip, frozen=False)
+    def thaw(self, ip: str, port: int | None = None) -> None:
+        """Resume frozen nodes: they receive the frames that came, then learn which connections they lost.
 
-    def stall(self, ip: str) -> None:
+        With a port, nodes that were frozen one by one at other ports of the address stay so.
+        """
+        self._resume(ip, port, frozen=False)
+
+    def stall(self, ip: str, port: int | None = None) -> None:
         """Stop a node's event loop, as code that holds the GIL does, until `unstall`.
 
         ZeroMQ's own thread still answers heartbeats: no connection is given up and nothing is lost,
         but no callback runs and nothing is sent. The node's timers still run, as with `freeze`.
         """
-        self._halt(ip, stalled=True)
+        self._halt(ip, port, stalled=True)
 
-    def unstall(self, ip: str) -> None:
-        """Resume a stalled node: it receives what came, and what it sent leaves."""
-        self._resume(ip, stalled=False)
+    def unstall(self, ip: str, port: int | None = None) -> None:
+        """Resume stalled nodes, as `thaw`: they receive what came, and what they sent leaves."""
+        self._resume(ip, port, stalled=False)
 
     # Single connections.
 
@@ -287,18 +294,22 @@ class SimNetwork:
         for connection in list(host.connections):
             connection.update()
 
-    def _halt(self, ip: str, *, frozen: bool = False, stalled: bool = False) -> None:
+    def _halt(self, ip: str, port: int | None, *, frozen: bool = False, stalled: bool = False) -> None:
         host = self.host(ip)
-        host.is_frozen |= frozen
-        host.is_stalled |= stalled
+        halted = host if port is None else host.endpoints[port]
+        halted.is_frozen |= frozen
+        halted.is_stalled |= stalled
         for each in host.endpoints.values():
-            each.is_paused = True
+            each.is_paused |= each.is_halted
         self._update(host)
 
-    def _resume(self, ip: str, *, frozen: bool = True, stalled: bool = True) -> None:
+    def _resume(self, ip: str, port: int | None, *, frozen: bool = True, stalled: bool = True) -> None:
         host = self.host(ip)
-        host.is_frozen &= frozen
-        host.is_stalled &= stalled
+        processes = list(host.endpoints.values()) if port is None else [host.endpoints[port]]
+        resumed: list[Host | Endpoint] = [host, *processes]
+        for each in resumed:
+            each.is_frozen &= frozen
+            each.is_stalled &= stalled
         self._update(host)
         for each in host.endpoints.values():
             self.loop.call_soon(each.catch_up)
@@ -455,16 +466,16 @@ class SimTransport:
         own = self._endpoint
         if own is None or not own.is_alive:
             return
-        own.is_alive = False
-        own.backlog.clear()
-        own.host.endpoints.pop(own.port)
+        own.host.endpoints.pop(own.port, None)
         for connection in list(own.channels.values()):
             connection.hang_up(0.0)
         loop = self._network.loop
-        here = list(own.sources.values())
+        here = [each for each in own.sources.values() if each.is_announced]
         flush_until_s = max((each.flush_until_s for each in self._closing), default=0.0)
         while loop.time() < flush_until_s and any(each.is_listener_open for each in here):  # noqa: ASYNC110
             await asyncio.sleep(HANG_UP_POLL_S)  # As `ZmqTransport` does, and for the same reason.
+        own.is_alive = False
+        own.backlog.clear()
         for connection in list(own.sources.values()):
             connection.close_listener()
         while True:

@@ -38,6 +38,7 @@ class Kind(enum.Enum):
 
     CHAOS = "everything may happen, and what arrives is right"
     DNS = "only the name server is ill: nothing may come of it"
+    SLOTS = "as chaos, with several nodes at some addresses"
     HOSTILE = "frames are falsified, strangers send garbage: the cluster outlives it"
 
 
@@ -57,7 +58,7 @@ class Report:
 
 
 def kind_of(seed: int) -> Kind:
-    return {0: Kind.DNS, 5: Kind.DNS, 7: Kind.HOSTILE}.get(seed % 10, Kind.CHAOS)
+    return {0: Kind.DNS, 5: Kind.DNS, 7: Kind.HOSTILE, 9: Kind.SLOTS}.get(seed % 10, Kind.CHAOS)
 
 
 def settings_of(rng: random.Random) -> Settings:
@@ -163,7 +164,11 @@ class Scenario:
     # Nodes.
 
     async def start(self) -> None:
-        [node] = await self.cluster.start()
+        if self.kind is Kind.SLOTS and self.cluster.nodes and self.rng.random() < 0.6:
+            ip = self.cluster.ip_of(self.rng.choice(list(self.cluster.nodes)))
+            node = await self.cluster.start_at(ip, node_slot=None)  # Not that of a node that was restarted.
+        else:
+            [node] = await self.cluster.start()
         self.met(node)
         self.note(f"start {node.name}")
 
@@ -172,6 +177,7 @@ class Scenario:
         slowness = 4.0 if self.kind is Kind.DNS else 1.0  # There it is not messages that are put to the test.
         rng = random.Random(self.rng.random())
         agents = Agents(self.world, view, rng, self.settings.chunk_bytes, slowness)
+        self.dead.pop(self.cluster.address_of(node), None)  # It may have taken the port of a dead one.
         self.agents[self.cluster.address_of(node)] = agents
         agents.spawn()
 
@@ -211,11 +217,12 @@ class Scenario:
         return self.rng.sample(known, self.rng.randint(1, max(1, len(known) // 2)))
 
     def pair(self) -> tuple[str, str] | None:
+        """Return the IP addresses of two nodes, which may be the same one."""
         known = list(self.agents)
         if len(known) < 2:
             return None
         one, two = self.rng.sample(known, 2)
-        return one, two
+        return self.cluster.ip_of(one), self.cluster.ip_of(two)
 
     def nothing(self) -> None:
         """Do nothing."""
@@ -227,6 +234,7 @@ class Scenario:
     async def crash(self) -> None:
         if (ip := self.anyone()) is not None:
             silent, stale = self.rng.random() < 0.4, self.rng.random() < 0.5
+            silent = silent and not self.cluster.mates_of(ip)
             self.note(f"crash {ip} silent={silent} stale={stale}")
             self.dead[ip] = None
             await self.cluster.crash(ip, silent=silent, stale=stale)
@@ -319,7 +327,7 @@ class Scenario:
 
     def stranger(self) -> None:
         if (ip := self.anyone()) is not None:
-            rng, network = self.rng, self.cluster.network
+            rng, network, ip = self.rng, self.cluster.network, self.cluster.ip_of(ip)
             source = b"stranger%d" % rng.randrange(3)
             frame = rng.randbytes(rng.choice((0, 1, 16, 17, 40, 400)))
             if frame and rng.random() < 0.7:
@@ -334,8 +342,8 @@ class Scenario:
     def dns_fault(self) -> None:
         rng = self.rng
         reply = rng.choice(list(Reply))
-        known = list(self.agents)
-        to = None if rng.random() < 0.5 or not known else self.some()
+        known = [self.cluster.ip_of(each) for each in self.agents]
+        to = None if rng.random() < 0.5 or not known else [self.cluster.ip_of(each) for each in self.some()]
         extra = [*rng.sample(known, min(len(known), 2)), "10.8.8.8", "0.0.0.0", "garbage"]
         self.note(f"DNS: {reply.name} to {to}")
         self.cluster.dns.script(
@@ -344,7 +352,7 @@ class Scenario:
             count=rng.randint(1, 3),
             delay_s=rng.choice(((0.001, 0.01), (0.5, 1.5))),
             extra=extra[: rng.choice((0, 0, 2, 5))],
-            hidden=self.some() if known and rng.random() < 0.3 else (),
+            hidden=[self.cluster.ip_of(each) for each in self.some()] if known and rng.random() < 0.3 else (),
         )
 
     # The end.
@@ -372,8 +380,9 @@ class Scenario:
         for agents in self.agents.values():
             agents.traffic = False
         running = [agents for ip, agents in self.agents.items() if ip in self.cluster.nodes]
+        ticks = 20 if self.kind is Kind.SLOTS else 5  # A fault of a host meets any one of its channels.
         await asyncio.sleep(
-            5 * self.settings.tick_s
+            ticks * self.settings.tick_s
         )  # Frames that a fault will still drop need this time too.
         waiting: list[str] = []
         for _ in range(10):

@@ -399,6 +399,25 @@ async def test_hanging_up_a_dial_in_progress_says_nothing(world: World) -> None:
 
 
 @simulated
+async def test_close_keeps_receiving_until_the_peers_have_hung_up(world: World) -> None:
+    hangs_up = world.loop.rng.random() < 0.5
+    a, b = await world.pair()
+    b.dial(A)
+    await asyncio.sleep(1)
+    b.send(b"x")
+    await asyncio.sleep(1)
+    a.send_numbers(range(20))
+    a.use(a.transport.hang_up, CHANNEL, 0.5)
+    if hangs_up:
+        world.loop.call_later(0.1, b.use, b.transport.hang_up, CHANNEL)
+    started_s = world.loop.time()
+    await a.transport.close()
+    assert world.loop.time() - started_s == pytest.approx(0.1 if hangs_up else 0.5, abs=0.02)
+    await asyncio.sleep(1)
+    assert b.numbers == list(range(-1, 20))
+
+
+@simulated
 async def test_close_flushes_what_was_hung_up_and_ends_the_rest(world: World) -> None:
     a, b = await world.pair()
     b.dial(A)

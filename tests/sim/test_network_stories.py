@@ -123,7 +123,7 @@ class Story:
         await self.mesh()
         await asyncio.sleep(5)
         for (_, dst), channel in self.channels.items():
-            frames = [frame for _, frame, _ in self.nodes[dst].told("frame_arrived")]
+            frames = [frame for _, frame in self.nodes[dst].told("frame_arrived")]
             assert [b"%d %d" % (channel, n) in frames for n in range(5)] == [True] * 5
 
     def check(self) -> None:
@@ -140,7 +140,7 @@ class Story:
                     assert ip in IPS
                     assert source not in got
                     got[source] = []
-                case "frame_arrived", source, frame, None:
+                case "frame_arrived", source, frame:
                     assert source not in lost
                     got[source].append(frame)
                 case "source_lost", source:

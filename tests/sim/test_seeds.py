@@ -41,6 +41,11 @@ def test_chaos(seeds: list[int]) -> None:
     play_all(seeds)
 
 
+@pytest.mark.parametrize("seeds", blocks(range(240), Kind.SLOTS, 6), ids=named)
+def test_chaos_where_nodes_share_addresses(seeds: list[int]) -> None:
+    play_all(seeds)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("first", range(240, 2_500, 452))
 def test_many_more(first: int) -> None:

@@ -189,3 +189,47 @@ def test_nodes_whose_base_ports_differ_are_named_on_both_sides(caplog: pytest.Lo
 
 def test_without_a_query_a_node_looks_for_nobody() -> None:
     assert not Settings(node_ip="127.0.0.1").clustering
+
+
+@pytest.mark.parametrize("ailment", ["frozen", "stalled"])
+def test_one_process_of_a_host_may_stand_still_alone(ailment: str) -> None:
+    async def main() -> None:
+        async with SimCluster(6) as cluster:
+            one, mate = await cluster.start(2, hosts=1)
+            other = await cluster.start_at(B)
+            await cluster.mesh(10)
+            if ailment == "frozen":
+                cluster.freeze(mate)
+            else:
+                cluster.stall(mate)
+            await asyncio.sleep(cluster.settings.longest_silence_s)
+            assert await one.ping(other.name) == "pong"
+            assert await other.ping(one.name) == "pong"
+            stays = [mate.name] if ailment == "stalled" else []
+            assert one.list() == sorted([*stays, other.name])
+            assert other.list("busy") == stays
+            assert await other.ping(mate.name, timeout=1) == "pang"
+            cluster.thaw(mate)
+            cluster.unstall(mate)
+            await cluster.mesh(30)
+            assert await other.ping(mate.name) == "pong"
+
+    run(main())
+
+
+def test_a_host_may_stand_still_as_a_whole() -> None:
+    async def main() -> None:
+        async with SimCluster(7) as cluster:
+            await cluster.start(3, hosts=1)
+            other = await cluster.start_at(B)
+            await cluster.mesh(10)
+            cluster.network.freeze(A)
+            late = asyncio.ensure_future(cluster.start_at(A))
+            await asyncio.sleep(2 * cluster.settings.longest_silence_s)
+            assert other.list() == []
+            cluster.heal()
+            await late
+            await cluster.mesh(60)
+            assert len(other.list()) == 4
+
+    run(main())
