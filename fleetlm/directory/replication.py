@@ -53,6 +53,9 @@ MAX_FACT_BYTES = 256 * 1024
 """Size of one fact, packed. A fact travels inside a batch, so a table cuts its rows into pieces."""
 FACTS_AT_ONCE = 3
 """Facts of a snapshot that are sent as soon as a session comes up: a few milliseconds, for 600 rows."""
+MAX_FACTS_BEHIND = 524_288
+"""Changes that wait for one session, in some 60 MiB: more than a whole table. A peer that does not keep up
+with them is disconnected, and gets the tables anew."""
 PAUSE_S = 0.001
 """Seconds between two further facts. A peer takes a fact in less, so that they do not pile up before it."""
 
@@ -164,6 +167,8 @@ class Replication:
         behind = self._behind.get(session)
         if behind is not None:
             behind.append(packed)
+            if len(behind) == MAX_FACTS_BEHIND:
+                session.give_up(f"{len(behind):,} changes of tables wait for it, which it does not take")
         elif not session.is_full:
             session.signal(packed)
         elif not session.closed:

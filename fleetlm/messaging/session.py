@@ -367,6 +367,10 @@ class Session:
         if received_bytes > MAX_WINDOWS_WITHOUT_CREDIT * self.byte_window.limit_bytes:
             self._lost(self, f"it sent {received_bytes:,} bytes and took nothing of {self.in_flight:,} bytes")
 
+    def give_up(self, reason: str) -> None:
+        """End the connection in a later turn, since the peer does not keep up."""
+        self._lost(self, reason)
+
     def mark(self, *, at_once: bool = False) -> None:
         """Mark what was sent until now, unless that was done; the peer's credit for it follows."""
         mark = self.byte_window.mark()

@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fleetlm.errors import InvalidName
 from fleetlm.messaging.byte_windows import TOLD_SHARE, wake
+from fleetlm.names import MAX_PROCESS_NAME_LENGTH
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 
@@ -143,6 +144,8 @@ def check_new_key(key: object) -> int:
     """Check the key of a process for which nothing is held. Returns 0, the units. Raises: InvalidName."""
     if type(key) is not str and type(key) is not int:
         raise InvalidName(SHORT.repr(key), "a process is addressed by its name, a text, or by its Pid")
+    if type(key) is str and len(key) > MAX_PROCESS_NAME_LENGTH:
+        raise InvalidName(SHORT.repr(key), f"a process name has 1 to {MAX_PROCESS_NAME_LENGTH} characters")
     return 0
 
 

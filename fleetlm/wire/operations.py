@@ -80,7 +80,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from fleetlm.errors import InvalidName
-from fleetlm.names import canonical_node
+from fleetlm.names import MAX_PROCESS_NAME_LENGTH, canonical_node
 from fleetlm.texts import SHORT
 from fleetlm.wire.frames import MAX_TEXT_CHARS
 from fleetlm.wire.invocation import Invoke
@@ -601,10 +601,13 @@ def read_table(message: list[Any]) -> tuple[Any, Any]:
 
 
 def checked_destination(to: Any) -> Destination:
-    """Return ``to``. Raises: ValueError if it is neither a number nor a name."""
-    if type(to) is not str and (type(to) is not int or not 0 <= to < _COUNT_END):
-        raise ValueError(f"{SHORT.repr(to)} is not the number or name of a process")
-    return to
+    """Return ``to``. Raises: ValueError if it is neither a number nor a text that could be a name."""
+    if type(to) is str:
+        if len(to) <= MAX_PROCESS_NAME_LENGTH:
+            return to
+    elif type(to) is int and 0 <= to < _COUNT_END:
+        return to
+    raise ValueError(f"{SHORT.repr(to)} is not the number or name of a process")
 
 
 def checked_count(count: Any) -> int:

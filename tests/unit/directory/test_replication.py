@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from fleetlm.directory import replication
 from fleetlm.directory.replication import FACTS_AT_ONCE, PAUSE_S, Replication
 from fleetlm.errors import NoConnection
 from fleetlm.ids import Pid
 from fleetlm.messaging.turns import FREE
+from fleetlm.testing.loop import run
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.operations import Op
 from tests.support.session_fakes import turns, virtual
@@ -120,6 +122,26 @@ async def test_facts_wait_for_a_full_window_in_their_order_and_for_it_alone() ->
     assert [fact for _, _, fact in slow.told] == [0, 1, 2, 3, 4]
     assert not tables._behind
     assert not tables._tasks
+
+
+def test_a_peer_that_does_not_keep_up_with_changes_is_given_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replication, "MAX_FACTS_BEHIND", 5)
+
+    async def main() -> None:
+        tables, _, _, sessions = rig()
+        slow: Any = sessions["b"]
+        reasons: list[str] = []
+        slow.is_full = True
+        slow.give_up = reasons.append
+        for number in range(9):
+            tables.tell("first", number)
+        assert reasons == ["5 changes of tables wait for it, which it does not take"]
+        slow.is_full = False
+        slow.gate.set()
+        await turns()
+        assert not tables._behind
+
+    run(main())
 
 
 @virtual

@@ -246,3 +246,16 @@ def test_a_call_is_open_from_its_admission_to_its_end() -> None:
         assert (rig.session.open_calls, rig.session.load("slow")) == ({}, 2)
 
     run(main())
+
+
+@virtual
+async def test_a_text_that_is_too_long_for_a_name_is_refused_before_anything_is_sent() -> None:
+    rig = Rig(SETTINGS)
+    long = ("n" * 256, THERE)
+    with pytest.raises(InvalidName, match="1 to 255 characters"):
+        rig.outbound.send_nowait(long, 1)
+    with pytest.raises(InvalidName, match="1 to 255 characters"):
+        await rig.outbound.send(long, 1)
+    with pytest.raises(InvalidName, match="1 to 255 characters"):
+        await rig.outbound.call(long, 1, 5.0)
+    assert rig.session.held == {}

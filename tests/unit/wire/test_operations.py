@@ -305,3 +305,11 @@ def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
     ):
         assert operations.with_units(before, 9) == after
     assert operations.with_units(b"no message", 9) == b"no message"
+
+
+def test_a_destination_is_a_number_of_64_bits_or_a_text_that_could_be_a_name() -> None:
+    for good in (0, BIG, "n", "n" * 255):
+        assert operations.checked_destination(good) == good
+    for bad in (-1, BIG + 1, True, 1.0, None, b"n", "n" * 256):
+        with pytest.raises(ValueError, match="is not the number or name"):
+            operations.checked_destination(bad)
