@@ -265,8 +265,10 @@ class Settings:
     """Larger messages are sent in chunks of this size, so that none delays a heartbeat on a slow path."""
     bulk_window_bytes: int = 2 * 1024 * 1024
     """Bytes of chunks in flight to one peer: a small message waits behind at most this much."""
-    max_message_bytes: int = 1024 * 1024 * 1024
-    """Size limit of one message when packed. Sender and receiver each hold it in memory as a whole."""
+    max_message_bytes: int = 64 * 1024 * 1024
+    """Size limit of one message when packed. Sender and receiver each hold it in memory as a whole, and what
+    it consists of takes more: at worst some 32 times as much, and 256 MiB. Send what is larger in a stream.
+    All large messages of one peer that are on their way may not be larger together, either."""
     max_frame_bytes: int = 2 * 1024 * 1024
     """Size limit of one frame that ZeroMQ accepts, from strangers too: a batch or a chunk, with room to
     spare. A larger one ends its connection."""

@@ -25,10 +25,12 @@ Rest = Iterator[list[Any]]
 class _Queue:
     """What has come from one source: the rest of a frame, then frames."""
 
-    __slots__ = ("frames", "is_lost", "rest", "size_bytes")
+    __slots__ = ("frames", "is_lost", "is_parked", "rest", "size_bytes")
 
-    def __init__(self, rest: Rest) -> None:
+    def __init__(self, rest: Rest | None) -> None:
         self.rest: Rest | None = rest
+        self.is_parked = False
+        """Whether a large message is being unpacked, and nothing behind it may be taken."""
         self.frames: deque[bytes] = deque()
         self.size_bytes = 0
         """Of the frames."""
@@ -88,6 +90,18 @@ class Backlog:
             queue.rest = rest
         self._schedule()
 
+    def park(self, source: bytes) -> None:
+        """Take nothing from this source until `resume`: its large message is being unpacked."""
+        queue = self._queues.setdefault(source, _Queue(None))
+        queue.is_parked = True
+
+    def resume(self, source: bytes, rest: Rest | None) -> None:
+        """Go on with a source after `park`, first with ``rest``."""
+        queue = self._queues[source]
+        queue.is_parked = False
+        queue.rest = rest
+        self._schedule()
+
     def add(self, source: bytes, frame: bytes) -> int:
         """Queue a frame behind what has come before.
 
@@ -127,13 +141,14 @@ class Backlog:
             self._serve(source)
             if self._is_over():
                 break
-        if self._queues:
+        if not all(queue.is_parked for queue in self._queues.values()):
             self._schedule()
 
     def _serve(self, source: bytes) -> None:
         """Take what has come from one source until the turn is over; put it behind the others then."""
         queues, queue = self._queues, self._queues.get(source)
-        while queue is not None and queues.get(source) is queue:  # It is dropped if the session ends.
+        # It is dropped if the session ends.
+        while queue is not None and not queue.is_parked and queues.get(source) is queue:
             rest, queue.rest = queue.rest, None
             if rest is not None:
                 queue.rest = self._go_on(source, rest)

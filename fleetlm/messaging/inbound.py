@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
 from fleetlm.errors import RemoteError
+from fleetlm.messaging.beside import BESIDE_BYTES, Unpacked
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import units
 from fleetlm.settings import MAX_BATCH_MESSAGES
@@ -53,6 +54,8 @@ from fleetlm.wire.operations import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
+
     from fleetlm.messaging.backlog import Rest
     from fleetlm.messaging.mailbox import Mailbox
     from fleetlm.messaging.session import Session
@@ -67,6 +70,10 @@ _ARRAY32 = b"\xdd"
 """msgpack: an array whose length is in the next four bytes. A longer one than 65,535 begins with it."""
 _NO_RUN = object()
 """Stands for "no run yet" and equals no destination: the next one-way message begins a run."""
+
+
+def _never(_session: Session, _whole: memoryview) -> None:
+    raise NotImplementedError("the driver sets it")
 
 
 class PeerService(Protocol):
@@ -113,6 +120,7 @@ class Inbound:
         turn_s: seconds of a turn, in which frames are taken.
 
     Attributes:
+        unpack_beside: unpacks a large message beside the loop, and then calls `take_unpacked`.
         undelivered: one-way messages for which there was no process.
         unreadable: messages with a value that could not be rebuilt here.
     """
@@ -133,6 +141,7 @@ class Inbound:
         self._clock = clock
         self._max_peers = max_peers
         self._max_open_calls = max_open_calls
+        self.unpack_beside: Callable[[Session, memoryview], None] = _never
         self._turn_s = turn_s
         self._until = math.inf
         """When the turn is over, on the clock of the system."""
@@ -177,6 +186,9 @@ class Inbound:
             session.byte_credit.took(len(frame))
             if whole is None:
                 return None
+            if len(whole) >= BESIDE_BYTES:
+                self.unpack_beside(session, whole)
+                return None
             messages = self._read_large(session, whole)
         else:
             raise BadFrame(f"kind {kind} does not carry messages")
@@ -185,6 +197,18 @@ class Inbound:
             return self.go_on(session, iter((messages,)))
         starts = range(0, len(messages), SLICE_MESSAGES)
         return self.go_on(session, (messages[start : start + SLICE_MESSAGES] for start in starts))
+
+    def take_unpacked(self, session: Session, unpacked: asyncio.Future[Unpacked]) -> Rest | None:
+        """Deliver a large message that was unpacked beside the loop. Returns and raises: as `frame`."""
+        try:
+            message, failures = unpacked.result()
+        except BadData as error:
+            raise BadFrame(f"a large message that cannot be read: {error}") from None
+        messages = [message]
+        if failures:
+            messages = self._drop_unreadable(session, messages)
+        session.messages_received += len(messages)
+        return self.go_on(session, iter((messages,)))
 
     def go_on(self, session: Session, rest: Rest) -> Rest | None:
         """Deliver what is left of a frame. Returns and raises: as `frame`."""

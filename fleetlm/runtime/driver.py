@@ -24,13 +24,17 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fleetlm.core.effects import Dial, Disconnect, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.backlog import Backlog, Rest
+from fleetlm.messaging.beside import Unpacked, unpack
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
+from fleetlm.messaging.windows import units
 from fleetlm.names import NodeName
 from fleetlm.runtime.log_guard import KIND
 from fleetlm.wire import operations
@@ -107,6 +111,9 @@ class Driver:
         self.kernel = kernel
         self.sessions: dict[str, Session] = context.sessions
         self.inbound = inbound
+        inbound.unpack_beside = self._unpack_beside
+        self._unpacker = ThreadPoolExecutor(1, "fleetlm unpack")
+        """Starts its thread with the first large message."""
         self.follower = follower
         self.lag_ms: int = 0
         """Milliseconds by which the last tick of this node's event loop was late."""
@@ -150,6 +157,7 @@ class Driver:
     def leave(self, reason: str) -> None:
         """Send what is queued, say goodbye to every peer, and stop ticking."""
         self._backlog.clear()
+        self._unpacker.shutdown(wait=False)
         for session in self.sessions.values():
             session.settle()
         self._perform(self.kernel.left(self._loop.time(), reason))
@@ -219,6 +227,27 @@ class Driver:
     def source_broke(self, source: bytes, why: str) -> None:
         """See `Listener`."""
         self._perform(self.kernel.broken(self._loop.time(), source, why))
+
+    def _unpack_beside(self, session: Session, whole: memoryview) -> None:
+        """Unpack a large message in a thread; what comes from its peer meanwhile waits behind it."""
+        limit = session.arrivals.limit
+
+        def work() -> Unpacked:
+            message, failures = unpack(self._codec, whole)
+            return operations.with_units(message, units(len(whole), limit)), failures
+
+        self._backlog.park(session.incoming.source)
+        self._loop.run_in_executor(self._unpacker, work).add_done_callback(partial(self._unpacked, session))
+
+    def _unpacked(self, session: Session, unpacked: asyncio.Future[Unpacked]) -> None:
+        """Deliver a large message, and go on with what came behind it."""
+        source = session.incoming.source
+        if unpacked.cancelled() or self._by_source.get(source) is not session:
+            return  # The session is over.
+        self.inbound.begin_turn()
+        rest = self._deliver(source, session, self.inbound.take_unpacked, unpacked)
+        if source in self._backlog:
+            self._backlog.resume(source, rest)
 
     def _go_on(self, source: bytes, rest: Rest) -> Rest | None:
         """Deliver more of a frame. Returns what is left of it."""

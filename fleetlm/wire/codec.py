@@ -49,6 +49,7 @@ from fleetlm.wire.extensions import (
     too_deep,
     unreadable_in,
 )
+from fleetlm.wire.large import LargeDecoder
 
 __all__ = ["BadData", "Codec", "Ext", "Unreadable", "unreadable_in"]
 
@@ -92,7 +93,7 @@ class Codec(Decoder):
         types: MessageTypes = TYPES,
         *,
         max_nesting: int = 64,
-        max_message_bytes: int = 1024 * 1024 * 1024,
+        max_message_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         if not 1 <= max_nesting <= MAX_NESTING_LIMIT:
             raise ValueError(f"max_nesting is 1 to {MAX_NESTING_LIMIT}, not {max_nesting}")
@@ -153,6 +154,10 @@ class Codec(Decoder):
         if len(data) > self._watch_bytes:
             self._after_large(data)
         return data
+
+    def large_decoder(self, pause: Callable[[], None]) -> LargeDecoder:
+        """Make a decoder of large messages, for use in another thread; ``pause`` as there."""
+        return LargeDecoder(self._types, self._max_nesting, pause)
 
     def _renew_packer(self) -> None:
         self._packer = msgpack.Packer(strict_types=True, default=_write_big_int)

@@ -21,11 +21,12 @@ map is handed over as pairs, whose keys are checked before a dict is made of the
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Flag
 from functools import partial
+from itertools import islice
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -60,6 +61,8 @@ _LEAVES = SCALARS | {datetime, date, time, timedelta, UUID, Decimal, Pid, Ref, A
 """Types whose values hold no further message values, so that the walk for depth ends there."""
 _all_leaves = _LEAVES.issuperset
 _MICROSECOND = timedelta(microseconds=1)
+_BLOCK_ITEMS = 65_536
+"""Items of a container whose types are looked at in one go: a millisecond."""
 _MAX_ID = (1 << 64) - 1
 _CAREFUL_READS = 16
 """Reads in the careful way after one that needed it: who sends such a map sends more of them."""
@@ -187,14 +190,14 @@ class Decoder:
         except Exception as error:
             self._unpackers.clear()
             if self._careful_reads or _OTHER_KEY not in str(error):
-                raise _bad_data(error) from error
+                raise bad_data(error) from error
         self.failures = failures
         self._read_carefully()
         try:
             return self._read_once(data)
         except Exception as error:
             self._unpackers.clear()
-            raise _bad_data(error) from error
+            raise bad_data(error) from error
 
     def _read_once(self, data: bytes | memoryview) -> Any:
         self._depth = 0
@@ -209,8 +212,7 @@ class Decoder:
         ``unpackb`` would take 40 KiB of stack for each level.
         """
         depth = self._depth
-        if depth > self._max_nesting + 1:
-            raise BadData(too_deep(self._max_nesting))
+        self._check_levels(depth)
         size = len(data)
         if size > _SMALL_BYTES:
             unpacker = msgpack.Unpacker(read_size=size, max_buffer_size=size, **self._options)
@@ -233,18 +235,24 @@ class Decoder:
             self._depth = depth
         return value
 
+    def _check_levels(self, depth: int) -> None:
+        """Raise BadData if there are too many levels of extension values."""
+        if depth > self._max_nesting + 1:
+            raise BadData(too_deep(self._max_nesting))
+
     def _check_depth(self, value: Any, room: int) -> None:
         """Raise BadData if ``value``, which must not be a leaf, holds more than ``room`` levels."""
         parts = self._parts(value)
         if room == 0 and parts:
             raise BadData(too_deep(self._max_nesting))
         for part in parts:
-            if not _all_leaves(map(type, part)):
-                for child in part:
-                    if type(child) not in _LEAVES:
-                        self._check_depth(child, room - 1)
+            for block in _blocks(part):
+                if not _all_leaves(map(type, block)):
+                    for child in block:
+                        if type(child) not in _LEAVES:
+                            self._check_depth(child, room - 1)
 
-    def _parts(self, value: Any) -> tuple[Iterable[Any], ...]:
+    def _parts(self, value: Any) -> tuple[Collection[Any], ...]:
         """Return the values inside a container or dataclass, in one or two iterables."""
         kind = type(value)
         if kind is dict:
@@ -451,5 +459,14 @@ class Decoder:
         return self._unreadable(f"{shown} came as {what}, but is {type_name(known)} on this node")
 
 
-def _bad_data(error: Exception) -> BadData:
+def _blocks(part: Collection[Any]) -> Iterable[Collection[Any]]:
+    """Cut a large container, so that no call holds the interpreter for long."""
+    if len(part) <= _BLOCK_ITEMS:
+        return (part,)
+    items = iter(part)
+    return iter(lambda: tuple(islice(items, _BLOCK_ITEMS)), ())
+
+
+def bad_data(error: Exception) -> BadData:
+    """Return the error for bytes that raised this one when they were read."""
     return BadData(f"not a message: {explained(error)[:_MAX_SHOWN_CHARS]}")

@@ -1,0 +1,62 @@
+"""Unpacks large messages in a thread beside the event loop, which goes on meanwhile.
+
+What else comes from the same peer waits in the `Backlog` until the message has been delivered, so that
+messages keep their order. Other peers do not wait, except for large messages of their own: a node has one
+thread for them.
+
+Python's collector of cyclic garbage looks again and again at all that has been unpacked so far, and holds up
+the loop each time, for a second in the end. It is switched off meanwhile.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fleetlm.wire.codec import Codec
+
+BESIDE_BYTES = 1024 * 1024
+"""From this size on a message is unpacked beside the loop: a smaller one takes some 10 ms, if it consists of
+small values. A thread costs 0.1 ms, and delays what comes behind the message."""
+
+Unpacked = tuple[Any, int]
+"""A message, and how many values in it could not be rebuilt."""
+
+
+def unpack(codec: Codec, whole: memoryview) -> Unpacked:
+    """Unpack a message in any thread. Raises: BadData."""
+    decoder = codec.large_decoder(_let_others_run)
+    with _NO_COLLECTION:
+        return decoder.unpack(whole), decoder.failures
+
+
+def _let_others_run() -> None:
+    time.sleep(0)
+
+
+class _NoCollection:
+    """Switches the collector off while a thread is in the block."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._was_on = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._threads += 1
+            if self._threads == 1:
+                self._was_on = gc.isenabled()
+                gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0 and self._was_on:
+                gc.enable()
+
+
+_NO_COLLECTION = _NoCollection()
