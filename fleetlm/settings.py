@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import re
@@ -67,6 +68,12 @@ _SERVICE_LINK = re.compile(
     re.ASCII,
 )
 _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+
+
+@functools.lru_cache(maxsize=16)
+def _base_port(query: str, first: int) -> int:
+    """Work out `Settings.base_port`: once for the settings of a process, since nodes ask for each name."""
+    return DEFAULT_PORT if any(map(is_service_name, query.split(","))) else first
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,8 +439,7 @@ class Settings:
 
         Where SRV records (a query that begins with ``_``) give each node a port of its own, it is 4370.
         """
-        queries = (self.dns_query or "").split(",")
-        return DEFAULT_PORT if any(map(is_service_name, queries)) else self.node_ports[0]
+        return _base_port(self.dns_query or "", self.node_ports[0])
 
     @property
     def all_ports(self) -> range:
