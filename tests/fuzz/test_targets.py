@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fleetlm.testing.loop import run
 from tests.fuzz import __main__ as command, stored
 from tests.fuzz.inputs import Inputs, block
 from tests.fuzz.minimise import smallest
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS
+from tests.fuzz.wire_targets import take_batches
 
 CHANGED_INPUTS = 60
 
@@ -74,6 +76,11 @@ def test_one_input_can_be_run_without_atheris(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "input").write_bytes(b"\xc0")
     monkeypatch.setattr("sys.argv", ["tests.fuzz", "codec", "--input", str(tmp_path / "input")])
     assert command.main() == 0
+
+
+def test_honest_batches_are_taken() -> None:
+    taken = [run(take_batches(data)) for data in SEEDS["messages"]()]
+    assert taken.count(True) > len(taken) / 2  # The others answer requests that nobody has made.
 
 
 def test_a_corpus_is_made_small() -> None:

@@ -108,11 +108,12 @@ def fuzz_chunks(data: bytes) -> None:
 
 def fuzz_messages(data: bytes) -> None:
     """Batches of a connected peer: nothing but BadFrame is raised, and then the session is over."""
-    run(_take_batches(data))
+    run(take_batches(data))
 
 
-async def _take_batches(data: bytes) -> None:
-    source, side = Inputs(data), Pair(SMALL_BOXES).here
+async def take_batches(data: bytes) -> bool:
+    """Return whether the session is still up after all batches."""
+    source, side, is_up = Inputs(data), Pair(SMALL_BOXES).here, False
     for name in ("echo", "stuck"):
         side.box(name, 64)
     with contextlib.suppress(BadFrame):
@@ -120,15 +121,17 @@ async def _take_batches(data: bytes) -> None:
             messages = [source.block() for _ in range(1 + source.number(3))]
             body = b"\xdd" + len(messages).to_bytes(4, "big") + b"".join(messages)
             head = frames.header(Kind.BATCH, EPOCH_THERE, side.session.incoming.seq)
-            in_time(side.receive, [(head + body,)])
+            in_time(side.receive, [head + body])
             side.flush()
             for message in side.boxes["echo"].queue:
                 assert len(SHORT.repr(message)) < MAX_SHOWN_CHARS
+        is_up = True
     for box in side.boxes.values():
         for message in box.queue:
             if isinstance(message, Call):
                 message.refuse(NoProcess("echo"))
     side.session.close("the test is over")
+    return is_up
 
 
 def packed(*items: Any) -> bytes:
