@@ -209,12 +209,10 @@ async def test_heartbeats_of_a_dialled_node_are_not_too_much() -> None:
     async with station(node_timeout_s=2.0) as a, station(node_timeout_s=2.0) as b:
         channel = await a.reach(b)
         dealer = a.transport._channels[channel]
-        handshake = dealer._heard_bytes
-        deadline = time.monotonic() + 10
-        while dealer._heard_bytes < handshake + 40 and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        await carries(a, channel, b, b"before")
+        await asyncio.sleep(1.5)
+        assert a.seen.all("lost") == []
         await carries(a, channel, b, b"after some heartbeats")
-        assert dealer._heard_bytes >= handshake + 40
         assert dealer._allowed_bytes > MOST_HEARD_BYTES - HEARTBEAT_BYTES
 
 
@@ -281,7 +279,7 @@ async def test_one_address_has_a_quarter_of_the_places() -> None:
     "said", [b"", b"GET / HTTP/1.1\r\n\r\n", GREETING[:30], GREETING + READY, CURVE_GREETING]
 )
 async def test_connections_that_close_early_leave_no_descriptor(cookie: str | None, said: bytes) -> None:
-    await close_early(cookie, said, count=200)
+    await close_early(cookie, said, count=60)
 
 
 async def close_early(cookie: str | None, said: bytes, count: int) -> None:
