@@ -1108,7 +1108,7 @@ class Node:
             polls=0 if poller is None else poller.polls,
             lag_ms=self._driver.lag_ms,
             draining=self.is_draining,
-            observed_ips=tuple(sorted(kernel.observed)),
+            observed_ips=tuple(sorted(kernel.reports.observed)),
             processes=len(self.processes()),
             messages_sent=sum(session.messages_sent for session in sessions),
             messages_received=sum(session.messages_received for session in sessions),

@@ -186,6 +186,22 @@ def parse_bind(text: str) -> str:
         raise Refused(f"{refused.allowed}; or * for all addresses of this machine", refused.hint) from None
 
 
+def parse_networks(text: str) -> tuple[str, ...]:
+    """Parse networks with commas between them; an address alone is a network of one."""
+    allowed = "networks with commas between them, such as 10.0.0.0/8,fd00::/8"
+    if not text.strip():
+        raise Refused(allowed, "Unset it to allow any network.")
+    found: dict[str, None] = {}
+    for part in text.split(","):
+        if "%" in part:
+            raise Refused(allowed, "A network has no interface in it.")
+        try:
+            found[str(ipaddress.ip_network(part.strip()))] = None
+        except ValueError as error:
+            raise Refused(allowed, f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+    return tuple(found)
+
+
 def parse_platform_ip(text: str) -> str | None:
     """Parse an address that the platform sets; an empty value means that it is not set."""
     return parse_own_ip(text) if text else None

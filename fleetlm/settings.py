@@ -37,6 +37,7 @@ from fleetlm.setting_parsers import (
     parse_flag,
     parse_integer,
     parse_log,
+    parse_networks,
     parse_node_ip,
     parse_platform_ip,
     parse_ports,
@@ -109,6 +110,7 @@ class Settings:
                 object.__setattr__(self, each.name, checked)
         for cookie in self.other_cookies:
             _check_field("cookie", "str", cookie)
+        object.__setattr__(self, "allowed_networks", _check_networks(self.allowed_networks))
         if self.node_slot is not None:
             _check_slot("Settings.node_slot", self.node_slot, self.node_ports)
         if self.require_cookie and self.cookie is None:
@@ -202,7 +204,18 @@ class Settings:
     lists it again. Only for networks where DNS always lists every node. None: never."""
     max_peers: int = 1_024
     """Limit of known peers. A wildcard record or a wrong name must not use up memory or descriptors. In a
-    full table a node that introduces itself takes the place of the one that has been down for longest."""
+    full table a node that introduces itself takes the place of one that was never up and that DNS does not
+    name."""
+    allowed_networks: tuple[str, ...] = ()
+    """Networks, such as ``10.0.0.0/8``, outside of which this node has no peers: it refuses nodes with other
+    addresses, passes over such addresses in DNS answers, and believes no peer that names one. Empty: any."""
+    unproven_dials_per_s: float = 50.0
+    """Dials a second, of all together, to nodes that were never up and that DNS does not name: their names
+    came from peers, or from whoever said to be them, and may be false. Eight seconds' worth may be dialled at
+    once, so that a cluster of some hundred nodes forms without a pause."""
+    hello_s: float = 1.0
+    """Seconds between two introductions in the name of one peer that make this node dial it sooner than it
+    would, once a few have. Everybody can send such introductions, and an honest peer sends few."""
 
     # Connections.
     connect_timeout_s: float = 3.0
@@ -495,6 +508,7 @@ class Settings:
             "FLEETLM_INSECURE": "1" if self.insecure else "0",
             "FLEETLM_REQUIRE_COOKIE": "1" if self.require_cookie else "0",
             "FLEETLM_CLUSTER": self.cluster or "(empty)",
+            "FLEETLM_ALLOWED_NETWORKS": ",".join(self.allowed_networks) or "(any)",
             "FLEETLM_NODE_TIMEOUT_MS": f"{self.node_timeout_s * 1000:.12g}",
             "FLEETLM_DRAIN_MS": f"{self.drain_s * 1000:.12g}",
             "FLEETLM_PEERS_MAY": format_rights(self.peers_may),
@@ -575,6 +589,18 @@ _PAIRS: dict[str, tuple[tuple[type, type], str, Callable[[Any, Any], object]]] =
 """Fields with two parts: their types, what is allowed, and their parser."""
 
 
+def _check_networks(value: Any) -> Any:
+    """Return the networks of `Settings.allowed_networks` as they are kept. Raises: SettingsError."""
+    hint = ""
+    if type(value) is tuple and all(type(part) is str for part in value):
+        try:
+            return parse_networks(",".join(value)) if value else value
+        except Refused as refused:
+            hint = refused.hint
+    allowed = "a tuple of networks such as ('10.0.0.0/8', 'fd00::/8')"
+    raise SettingsError("Settings.allowed_networks", SHORT.repr(value), allowed, hint)
+
+
 def _check_field(name: str, annotation: str, value: Any) -> Any:
     """Return the value of a field as it is kept. Raises: SettingsError."""
     kind, _, optional = annotation.partition(" | ")
@@ -640,6 +666,7 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("FLEETLM_INSECURE", "insecure", parse_flag),
     ("FLEETLM_REQUIRE_COOKIE", "require_cookie", parse_flag),
     ("FLEETLM_CLUSTER", "cluster", parse_cluster),
+    ("FLEETLM_ALLOWED_NETWORKS", "allowed_networks", parse_networks),
     ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", parse_seconds(200)),
     ("FLEETLM_DRAIN_MS", "drain_s", parse_seconds(0)),
     ("FLEETLM_PEERS_MAY", "peers_may", parse_rights),

@@ -40,6 +40,7 @@ environment variables (defaults in parentheses):
   FLEETLM_INSECURE            1: start without a cookie even where the Internet may reach the node (0)
   FLEETLM_REQUIRE_COOKIE      1: start nowhere without a cookie (0)
   FLEETLM_CLUSTER             id of the cluster: connections to nodes with another id are refused
+  FLEETLM_ALLOWED_NETWORKS    networks with commas between them, outside of which the node has no peers (any)
   FLEETLM_NODE_TIMEOUT_MS     milliseconds of silence after which a peer counts as down (8000)
   FLEETLM_DRAIN_MS            milliseconds for a node that leaves to finish what it has begun (25000)
   FLEETLM_PEERS_MAY           what other nodes may do here: call,spawn,exit,register or none (all of them)

@@ -60,11 +60,11 @@ def refused_by(answer: Refused) -> str:
     return f"refused by {answer.name}: {answer.refusal.word} ({answer.detail})"
 
 
-def duplicate(hello: Hello, owner: int) -> str:
-    """Return why a second node of one name is refused: it does not answer at the address in that name."""
+def duplicate(hello: Hello) -> str:
+    """Return why a HELLO in the name of a connected node is refused that its address does not confirm."""
     return (
-        f"{hello.name} is incarnation {owner:x}, which answers at that address; {hello.incarnation:x} does "
-        "not: two nodes have the same name, check FLEETLM_NODE_IP"
+        f"{hello.name} is connected, and what answers at its address did not dial anew: perhaps two nodes "
+        "have the same name, check FLEETLM_NODE_IP"
     )
 
 

@@ -12,25 +12,41 @@ source and epoch. The connection is up when both work. The phases::
 This node's side of the handshake, in DIALLING; the peer does the same on its side:
 
 1. our channel opens                   → send HELLO, with our epoch in the header
-2. the peer's HELLO arrives            → note its half; once step 1 is done, send READY naming *its* epoch
-3. a READY naming *our* epoch arrives  → UP
+2. a HELLO in the peer's name arrives  → once step 1 is done, send READY naming the epoch of that HELLO
+3. a READY naming *our* epoch arrives  → the half on which it came is the peer's: UP
 
 Steps 1 and 2 happen in either order. Both nodes usually dial at the same time. That needs no tie-break,
 because two dials make the two halves of one connection.
 
-What a READY proves: it names the epoch of our HELLO, and that HELLO went to the address in the peer's name
-and nowhere else. So the peer was reached at that address, which is how a node owns its name. The peer's
-HELLO, its READY and its messages come over one ordered half, so no message arrives before the connection
-is up.
+What proves what. A HELLO proves nothing: everybody who can connect can send one in any name, with any
+incarnation. So a HELLO makes this node dial, or send a READY, to the address in that name, and changes
+nothing else. A READY is the proof: it names the epoch of our HELLO, which went to the address in the peer's
+name and nowhere else. So the peer was reached at that address, which is how a node owns its name, and the
+half on which its READY comes is its own. The READY has the peer's HELLO in it, so that the HELLOs that came
+before need not be remembered, and a flood of forged ones displaces none. The peer's READY and its messages
+come over one ordered half, so no message arrives before the connection is up.
+
+A HELLO while the connection is up (`Claim`) says that the peer dialled anew: it was restarted, or it regards
+the connection as over. Or somebody else sent that HELLO. So this node dials the address of the peer once
+more, beside the connection, and says in its HELLO that it is a *check* (`Check`):
+
+- a peer that has a connection to us did not dial, and refuses the check: ``connected``;
+- a peer that dials us answers with the READY of step 3, which names the epoch of the check. That is the
+  proof: the connection goes down, and this node dials anew. After a restart the old incarnation is thus down
+  before the new one comes up, and the clocks of the two play no part in it;
+- no answer, or another one: the connection stays, and whoever sent that HELLO is refused as
+  ``duplicate_name``.
+
+Checks and early dials are limited for each name (`Connection.hellos`), so that forged HELLOs cause few.
 
 Races, and where each is settled:
 
-- The peer gives up a half that we regard as good. Its next HELLO carries the epoch of the half that it
-  gave up last (`Hello.dropped`); if that is ours, `_is_spoilt` makes us dial anew. A HELLO while we are UP
-  ends the connection first (`hello`), because a peer dials only when it has no connection.
-- The peer restarts between our READY and its answer. Our READY was meant for its former incarnation, which
-  `Outgoing.confirmed_incarnation` remembers; `_is_spoilt` again makes us dial anew.
-- A READY for an earlier attempt of ours names another epoch and is passed over.
+- The peer gives up a half that we regard as good, and dials again. While we are DIALLING nothing is lost:
+  our READY for its new HELLO introduces our half to it again.
+- The connection ends while a claim waits (the loss of the peer's half was read after its HELLO): this node
+  dials at once (`down`), and sends the READY for the waiting half.
+- A READY for an earlier attempt of ours names another epoch and is passed over. So is all that comes on a
+  half that no READY has proven: its GOODBYE, for instance, ends nothing.
 - A frame is lost, or one of an earlier dial arrives late: the numbering of `Incoming` notices it, and
   `broken` gives up both halves.
 
@@ -52,8 +68,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from fleetlm.core.buckets import Bucket
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
 from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.names import NodeName, endpoint
@@ -70,6 +87,30 @@ EndStep = Callable[[float, str], list[Effect]]
 """Ends a connection or an attempt at a time, for a reason."""
 PROTOCOL_ERROR = "protocol error"
 """How the reason begins with which a node ends a connection whose peer broke the protocol."""
+
+
+MAX_HEARD = 4
+"""Epochs of HELLOs that wait for our channel to open. An honest peer has one, or two if it dialled again."""
+MAX_CONFIRMED = 8
+"""Epochs that one half of ours confirms without proof. A READY from the peer is confirmed beyond it."""
+HELLO_BURST = 4
+"""HELLOs in one name that act at once (a dial, a check); then one in each `Settings.hello_s`."""
+
+
+class Claim(NamedTuple):
+    """A HELLO in the name of a peer that is up: its source, and what it says."""
+
+    source: bytes
+    hello: Hello
+
+
+@dataclass(slots=True)
+class Check:
+    """A second dial to the address of a peer that is up, which settles a claim."""
+
+    out: Outgoing
+    deadline: float
+    claim: Claim
 
 
 class Phase(Enum):
@@ -113,8 +154,8 @@ class Identity:
         """The aliases as they stand in a node name, with this node's port."""
         return addresses_at(self.aliases, self.name)
 
-    def hello(self, dialled: str, dropped: int) -> Hello:
-        """Build the HELLO for the node ``dialled``; ``dropped`` is the epoch of its half given up last."""
+    def hello(self, dialled: str, *, is_check: bool = False) -> Hello:
+        """Build the HELLO for the node ``dialled``."""
         return Hello(
             name=self.name,
             incarnation=self.incarnation,
@@ -128,7 +169,7 @@ class Identity:
             window_bytes=self.window_bytes,
             mailbox_limit=self.mailbox_limit,
             max_message_bytes=self.max_message_bytes,
-            dropped=dropped,
+            is_check=is_check,
             features=self.features,
         )
 
@@ -147,7 +188,11 @@ class Connection:
         port: the port in it, or the base port.
         target: the address to dial: that one, or an alias of the peer.
         outgoing: our half, from `dial` to the end of the attempt or connection.
-        incoming: the peer's half, from its HELLO on; None before that.
+        incoming: the peer's half; only while up, since only a READY proves which one it is.
+        heard: epochs of the latest HELLOs in the peer's name, to be confirmed when our channel opens.
+        claim: the latest HELLO in its name since it is up, unless it is settled.
+        check: the dial that settles a claim, while it is in progress.
+        hellos: limits how often HELLOs in its name act.
         incarnation: of the peer, when it was up last; 0 before.
         attempt: failed attempts since it was up last.
         short_lived: connections in a row that ended before they had lived for `Settings.settled_s`.
@@ -155,20 +200,21 @@ class Connection:
         next_dial_at: when to dial next; only in IDLE.
         earliest_dial_at: the peer's HELLO does not bring `next_dial_at` forward beyond this.
         deadline: when the present step of the handshake must be done; only in DIALLING.
-        opened_at: when our channel opened, None before.
         up_at: since when it is up, None if it is not.
         ups: how many times it has been up.
-        dropped: the epoch of the peer's half that was given up last, 0 for none.
         last_error: why the last attempt failed or the connection ended; "" before the first such error.
         last_error_at: when that was.
     """
 
     __slots__ = (
         "attempt",
+        "check",
+        "claim",
         "deadline",
-        "dropped",
         "earliest_dial_at",
         "foreign",
+        "heard",
+        "hellos",
         "incarnation",
         "incoming",
         "ip",
@@ -177,7 +223,6 @@ class Connection:
         "me",
         "name",
         "next_dial_at",
-        "opened_at",
         "outgoing",
         "phase",
         "port",
@@ -209,12 +254,28 @@ class Connection:
         self.next_dial_at: float = now
         self.earliest_dial_at: float = now
         self.deadline: float = 0.0
-        self.opened_at: float | None = None
         self.up_at: float | None = None
         self.ups: int = 0
-        self.dropped: int = 0
+        self.heard: dict[int, None] = {}
+        self.claim: Claim | None = None
+        self.check: Check | None = None
+        self.hellos: Bucket = Bucket(1 / settings.hello_s, HELLO_BURST, now)
         self.last_error: str = ""
         self.last_error_at: float = now
+
+    def wake_at(self, now: float) -> float | None:
+        """Return when time alone changes something: a dial is due, or takes too long. None if nothing is."""
+        if self.phase is Phase.IDLE:
+            return self.next_dial_at
+        if self.phase is Phase.DIALLING:
+            return self.deadline
+        if self.check is not None:
+            return self.check.deadline
+        return None if self.claim is None else self.check_at(now)
+
+    def check_at(self, now: float) -> float:
+        """Return when a claim may be checked."""
+        return max(self.earliest_dial_at, self.hellos.ready_at(now))
 
     # Facts about our own half.
 
@@ -222,20 +283,49 @@ class Connection:
         """Begin an attempt on a new channel. Only from IDLE."""
         self.phase = Phase.DIALLING
         self.outgoing = Outgoing(channel, self.rng.randrange(1, 1 << frames.EPOCH_BITS))
-        self.opened_at = None
         self.deadline = now + self.settings.connect_timeout_s
         return [Dial(channel, self.target, self.port)]
 
-    def opened(self, now: float) -> list[Effect]:
-        """Our channel can carry frames: send HELLO, and READY if the peer's HELLO is here already."""
-        out = self.outgoing
-        if self.phase is not Phase.DIALLING or out is None or self.opened_at is not None:
+    def begin_check(self, now: float, channel: int) -> list[Effect]:
+        """Dial the peer's address beside the connection, to settle the claim. Only if `check_at` is over."""
+        assert self.claim is not None
+        self.hellos.take(now)
+        out = Outgoing(channel, self.rng.randrange(1, 1 << frames.EPOCH_BITS))
+        self.check = Check(out, now + self.settings.connect_timeout_s, self.claim)
+        self.claim = None
+        return [Dial(channel, self.target, self.port)]
+
+    def is_check(self, channel: int) -> bool:
+        """Whether this channel is that of the check."""
+        return self.check is not None and self.check.out.channel == channel
+
+    def end_check(self) -> list[Effect]:
+        """Give up the check: whatever it found out does not confirm the claim."""
+        check, self.check = self.check, None
+        return [] if check is None else [HangUp(check.out.channel)]
+
+    def opened(self, now: float, channel: int) -> list[Effect]:
+        """A channel can carry frames: send HELLO, and READY for the HELLOs that are here already."""
+        deadline = now + self.settings.handshake_timeout_s
+        check, out = self.check, self.outgoing
+        if check is not None and check.out.channel == channel:
+            check.deadline = deadline
+            return self._introduce(now, check.out, is_check=True)
+        if self.phase is not Phase.DIALLING or out is None or out.opened_at is not None:
             return []
-        self.opened_at = now
-        self.deadline = now + self.settings.handshake_timeout_s
-        body = frames.pack_hello(self.me.hello(self.name, self.dropped))
-        effects: list[Effect] = [Send(out.channel, out.header(Kind.HELLO) + body)]
-        return effects + self._confirm()
+        self.deadline = deadline
+        effects = self._introduce(now, out, is_check=False)
+        for epoch in self.heard:
+            effects += self._confirm(epoch)
+        return effects
+
+    def _introduce(self, now: float, out: Outgoing, *, is_check: bool) -> list[Effect]:
+        """Send HELLO on a half of ours, once."""
+        if out.opened_at is not None:
+            return []
+        out.opened_at = now
+        body = frames.pack_hello(self.me.hello(self.name, is_check=is_check))
+        return [Send(out.channel, out.header(Kind.HELLO) + body)]
 
     def channel_lost(self, now: float, reason: str, *, is_foreign: bool = False) -> list[Effect]:
         """Our channel could not be opened, or has ended; ``is_foreign``: another program listens there."""
@@ -257,58 +347,62 @@ class Connection:
 
     # Facts about the peer's half.
 
-    def hello(self, now: float, source: bytes, epoch: int, hello: Hello, ip: str) -> list[Effect]:
-        """Take the HELLO of a peer that the kernel has admitted, and confirm it.
+    def hello(self, now: float, source: bytes, epoch: int, hello: Hello) -> list[Effect]:
+        """Take a HELLO in the peer's name that the kernel has admitted: confirm it, or have it checked.
 
-        A peer dials only when it has no connection, so a connection that is up here is over. An attempt
-        of ours that cannot be completed any more is begun anew; see `_is_spoilt`. Any other attempt is kept.
+        It may be forged: it ends nothing and replaces nothing.
         """
-        effects: list[Effect] = []
+        self.heard.pop(epoch, None)
+        self.heard[epoch] = None
+        if len(self.heard) > MAX_HEARD:
+            del self.heard[next(iter(self.heard))]
         if self.phase is Phase.UP:
-            effects += self.down(now, "the peer dialled anew")
-        elif self._is_spoilt(hello):
-            effects += self._go_idle(now)
+            self.claim = Claim(source, hello)
+            return []
         if hello.incarnation != self.incarnation:
             self.short_lived, self.earliest_dial_at = 0, now
         self.foreign = 0
-        self.incoming = Incoming(source, epoch, hello, ip)
-        if self.phase is Phase.IDLE:
-            # The peer is alive: dial back without waiting, unless its connections end at once.
+        if self.phase is Phase.IDLE and self.hellos.take(now):
+            # The peer may be alive: dial back without waiting, unless its connections end at once.
             self.next_dial_at = min(self.next_dial_at, max(now, self.earliest_dial_at))
-        return effects + self._confirm()
+        return self._confirm(epoch)
 
-    def ready(self, now: float, ready: Ready) -> list[Effect]:
-        """Take the peer's READY. If it names the HELLO of this attempt, both halves work: go up."""
-        out, incoming = self.outgoing, self.incoming
-        if self.phase is not Phase.DIALLING or out is None or incoming is None:
-            return []
-        if ready.epoch != out.epoch:
-            return []
-        effects = self._confirm()  # Usually nothing: `opened` or `hello` has sent it.
+    def expects(self, epoch: int) -> bool:
+        """Whether a READY that names this epoch proves who the peer is, or that it dialled anew."""
+        out = self.outgoing if self.phase is Phase.DIALLING else self.check.out if self.check else None
+        return out is not None and out.opened_at is not None and out.epoch == epoch
+
+    def ready(self, now: float, half: Incoming) -> list[Effect]:
+        """Take a READY that `expects`, which came over ``half``: go up, or go down if it confirms a claim."""
+        if self.phase is Phase.UP:
+            self.claim = Claim(half.source, half.hello)
+            same = half.hello.incarnation == self.incarnation
+            return self.down(now, "the peer dialled anew" if same else "restarted: another incarnation")
+        out = self.outgoing
+        assert out is not None
+        if half.epoch not in out.confirmed:
+            out.confirmed.clear()  # This one is proven: `MAX_CONFIRMED` is not for it.
+        effects = self._confirm(half.epoch)  # Usually nothing: `opened` or `hello` has sent it.
         self.phase = Phase.UP
-        self.incarnation = incoming.hello.incarnation
+        self.incoming = half
+        self.incarnation = half.hello.incarnation
         self.attempt = 0
         self.up_at = now
         self.ups += 1
-        return [*effects, Up(self.name, self.incarnation, out, incoming)]
+        self.heard.clear()
+        return [*effects, Up(self.name, self.incarnation, out, half)]
 
     def source_lost(self, now: float, reason: str) -> list[Effect]:
-        """The peer's half has ended."""
-        if self.phase is Phase.UP:
-            return self.down(now, reason)
-        self.incoming = None  # Our half stays: the peer may dial again and complete it.
-        return []
+        """The peer's half has ended. Only while up."""
+        return self.down(now, reason)
 
     def broken(self, now: float, reason: str) -> list[Effect]:
-        """The peer broke the protocol on its half, or a frame was lost there.
+        """The peer broke the protocol on its half, or a frame was lost there. Only while up.
 
         The peer may still regard the connection as up. It is told the reason, so that its own log and table
         have it too; where that is lost, dialling anew tells it that the connection is over.
         """
-        if self.phase is Phase.UP:
-            return self._say_goodbye(self.down, now, reason)
-        self._give_up_incoming()
-        return self.failed(now, reason) if self.phase is Phase.DIALLING else []
+        return self._say_goodbye(self.down, now, reason)
 
     # Ending the connection.
 
@@ -322,10 +416,12 @@ class Connection:
         settled = self.up_at is not None and now - self.up_at >= self.settings.settled_s
         self.short_lived = 0 if settled or in_order else self.short_lived + 1
         self.up_at = None
-        self._give_up_incoming()
         effects = self._go_idle(now)
         self._wait_after_short_life(now)
-        return [gone, *effects]
+        if self.claim is not None or self.check is not None:  # The peer, it seems, has dialled already.
+            self.next_dial_at = max(now, self.earliest_dial_at)
+        self.claim = None
+        return [gone, *effects, *self.end_check()]
 
     def leave(self, now: float, reason: str) -> list[Effect]:
         """End the connection or attempt on our side, and send the peer a GOODBYE if our channel is open."""
@@ -333,16 +429,14 @@ class Connection:
 
     def _end(self, now: float, reason: str) -> list[Effect]:
         """End whatever there is, and give up both halves."""
-        ended = self.down(now, reason, in_order=True) if self.phase is Phase.UP else self._go_idle(now)
-        self._give_up_incoming()
-        return ended
+        return self.down(now, reason, in_order=True) if self.phase is Phase.UP else self._go_idle(now)
 
     def _say_goodbye(self, end: EndStep, now: float, reason: str) -> list[Effect]:
         """Send a GOODBYE if our channel is open, perform ``end``, and let the frame leave."""
         out = self.outgoing
         effects: list[Effect] = []
         flush_s = 0.0
-        if out is not None and self.opened_at is not None:
+        if out is not None and out.opened_at is not None:
             effects.append(Send(out.channel, out.header(Kind.GOODBYE) + frames.pack_goodbye(reason)))
             flush_s = self.settings.goodbye_flush_s
         return effects + [
@@ -350,40 +444,22 @@ class Connection:
             for effect in end(now, reason)
         ]
 
-    def _confirm(self) -> list[Effect]:
-        """Send READY for the peer's present half, once for each half, as soon as our channel is open."""
-        out, incoming = self.outgoing, self.incoming
-        if out is None or incoming is None or self.opened_at is None:
+    def _confirm(self, epoch: int) -> list[Effect]:
+        """Send READY for a half that may be the peer's, once for each, as soon as our channel is open."""
+        out = self.outgoing
+        if out is None or out.opened_at is None:
             return []
-        if out.confirmed_epoch == incoming.epoch:
+        if epoch in out.confirmed or len(out.confirmed) >= MAX_CONFIRMED:
             return []
-        out.confirmed_epoch, out.confirmed_incarnation = incoming.epoch, incoming.hello.incarnation
-        body = frames.pack_ready(Ready(incoming.epoch, incoming.hello.incarnation))
+        out.confirmed.add(epoch)
+        body = frames.pack_ready(Ready(epoch, self.me.hello(self.name)))
         return [Send(out.channel, out.header(Kind.READY) + body)]
-
-    def _is_spoilt(self, hello: Hello) -> bool:
-        """Whether our attempt cannot be completed with the node that sent ``hello``.
-
-        That is so if our READY was meant for an earlier incarnation of it, or if it says that it gave up
-        the very half that our HELLO opened. Before our channel is open nothing was sent yet.
-        """
-        if self.outgoing is None or self.opened_at is None:
-            return False
-        restarted = self.outgoing.confirmed_incarnation not in (0, hello.incarnation)
-        return restarted or hello.dropped == self.outgoing.epoch
-
-    def _give_up_incoming(self) -> None:
-        """Forget the peer's half, and remember its epoch for our next HELLO."""
-        if self.incoming is not None:
-            self.dropped = self.incoming.epoch
-            self.incoming = None
 
     def _go_idle(self, now: float) -> list[Effect]:
         """Close our channel, and set the time of the next attempt."""
         effects: list[Effect] = [] if self.outgoing is None else [HangUp(self.outgoing.channel)]
         self.phase = Phase.IDLE
-        self.outgoing = None
-        self.opened_at = None
+        self.outgoing = self.incoming = None
         self.next_dial_at = now + self._backoff_s()
         self.attempt += 1
         return effects
@@ -411,6 +487,15 @@ class Connection:
         if least:
             self.next_dial_at = max(self.next_dial_at, now + self.rng.uniform(least, ceiling))
 
+    def wait_for_a_sign(self, now: float) -> None:
+        """Set the pause after a failed dial to a node that, for all that is known, may not exist.
+
+        It is at least two seconds, then four, and so on: an honest node introduces itself again, which ends
+        the pause, and nobody can have a third party dialled often.
+        """
+        least = min(self.settings.backoff_max_s, 2.0 ** min(self.attempt, 16))
+        self.next_dial_at = max(self.next_dial_at, now + least)
+
     def _wait_for_another_node(self, now: float) -> None:
         """Set the long pause before the next dial to an address where another program listens.
 
@@ -425,9 +510,9 @@ class Connection:
         """Return a text that names the step of the handshake that took too long, and what may be wrong."""
         s = self.settings
         there = endpoint(self.target, self.port)
-        if self.opened_at is None:
+        if self.outgoing is None or self.outgoing.opened_at is None:
             return f"connect timeout: {there} did not answer within {s.connect_timeout_s:g} s"
-        if self.incoming is None:
+        if not self.heard:
             return (
                 f"{there} answers but does not dial back within {s.handshake_timeout_s:g} s: it "
                 f"cannot reach us at {endpoint(NodeName.parse(self.me.name).ip, self.me.port)}, "

@@ -22,17 +22,17 @@ from fleetlm.wire.frames import BadFrame, Hello
 class Outgoing:
     """This node's half: the channel, and the numbering of the frames on it."""
 
-    __slots__ = ("channel", "confirmed_epoch", "confirmed_incarnation", "epoch", "seq")
+    __slots__ = ("channel", "confirmed", "epoch", "opened_at", "seq")
 
     def __init__(self, channel: int, epoch: int) -> None:
         self.channel: int = channel
         self.epoch: int = epoch
         self.seq: int = 0
         """The number of the next frame."""
-        self.confirmed_epoch: int | None = None
-        """The epoch of the peer's half that our last READY confirmed; None before the first READY."""
-        self.confirmed_incarnation: int = 0
-        """The peer's incarnation that our last READY was meant for; 0 before the first READY."""
+        self.opened_at: float | None = None
+        """When the channel could carry frames; None before."""
+        self.confirmed: set[int] = set()
+        """The epochs that our READYs on this half have named."""
 
     def header(self, kind: int) -> bytes:
         """Return the header of the next frame, and count that frame.
@@ -45,17 +45,17 @@ class Outgoing:
 
 
 class Incoming:
-    """The peer's half: its source, the HELLO that opened it, and the number that must come next."""
+    """The peer's half: its source, the HELLO that it sent, and the number that must come next."""
 
     __slots__ = ("epoch", "hello", "ip", "seq", "source")
 
-    def __init__(self, source: bytes, epoch: int, hello: Hello, ip: str) -> None:
+    def __init__(self, source: bytes, epoch: int, hello: Hello, ip: str, seq: int = 1) -> None:
         self.source: bytes = source
         self.epoch: int = epoch
         self.hello: Hello = hello
         self.ip: str = ip
-        self.seq: int = 1
-        """The number of the next frame; the HELLO was 0."""
+        self.seq: int = seq
+        """The number of the next frame; the HELLO is 0."""
 
     def accept(self, epoch: int, seq: int) -> None:
         """Count a frame.

@@ -11,9 +11,13 @@ that node. The rules:
   `Settings.forget_after_s` seconds without any mention. One that the program asked for is pinned and stays.
 - An unconnected peer also leaves after `Settings.forget_unnamed_s` without any mention, whatever the lookups
   brought: a resolver may fail, or give partial answers, for ever.
+- A row is *unproven* while its node was never up, DNS does not name it, and the program has not asked for it:
+  somebody else named it, or said to be it. Such rows cost little to make, so they take nobody's place: one
+  address may introduce no more of them than a machine has nodes, and no more of them may be of one machine;
+  a further one takes the place of the oldest of these.
 - The table holds `Settings.max_peers` rows. When it is full, a node that introduces itself or that DNS
-  names takes the place of one that is known from hearsay only: named by a peer, never connected. A node that
-  introduces itself is alive, so it may also take the place of the one that has been down for longest.
+  names takes the place of an unproven one. A row that was up or is in DNS is displaced by nobody. While the
+  table is full, nodes that are down and that nobody names leave after `Settings.forget_after_s`.
 
 A *host* is an IP address; each of its ports may have a node. An A or AAAA record names a host, an SRV record
 a node with its port. From a host this node makes a *guess*: a row for its base port, unless a node of that
@@ -23,12 +27,15 @@ single one: a guess leaves the table as soon as another node of its host is conn
 on a host with a connected node leaves after `Settings.forget_after_s` in which no peer has mentioned it.
 
 A node may have several addresses. `Topology.aliases` maps each further address to the node that answered
-there, so that the same node is not dialled a second time under another name. An address here is what follows
-the ``@`` of a name, with a port if it is not the base port. Where this node has no address
+there, so that the same node is not dialled a second time under another name. (A node's own word is not
+enough: it could name the addresses of others, and so keep two of them apart.) An address here is what
+follows the ``@`` of a name, with a port if it is not the base port. Where this node has no address
 of the family in a peer's name (IPv4 or IPv6), it dials an alias of that peer. An address passes from one
 node to the next when containers are replaced, and the virtual address of a load balancer leads to another
 node each time. So an entry ends when a node introduces itself at the address, and when DNS still names the
-address after `Settings.forget_after_s`, or at once while this node is connected to no other.
+address after `Settings.forget_after_s`, or at once while this node is connected to no other. It lasts while
+its node is connected and announces the address itself (`Peer.announced`). Announced addresses serve to dial
+that node, and to tell whether it runs on this machine.
 """
 
 from __future__ import annotations
@@ -49,6 +56,12 @@ if TYPE_CHECKING:
 
 SELECTORS = ("visible", "hidden", "connected", "this", "known", "dns", "host", "busy", "draining")
 """What `Topology.select` accepts. Source: Erlang's nodes/1 for the first five; the rest are ours."""
+PEERS_READ = 4
+"""PEERS messages that are read in one tick. A peer sends one in each `Settings.gossip_s`, and what was passed
+over it sends again."""
+MIN_UNPROVEN_ROWS = 16
+"""Unproven rows of one address, if the range of ports is smaller: several nodes may share an address behind a
+gateway, and with SRV records each of them has a port of its own."""
 
 
 class Peer:
@@ -63,24 +76,32 @@ class Peer:
         is_exact: whether it named the node itself with its port, not only its host.
         is_guess: DNS names its host, and nobody has named the node itself yet.
         is_pinned: the program asked for it by name, so that it is never forgotten.
+        introduced_by: the address that dialled this node in its name, when the row was made; "" for others.
+        announced: further addresses that it has announced, with its port; proven to be its own word once it
+            was up, but not that they are its addresses.
         is_blocked: the program disconnected it, so that it is not dialled until asked for again.
+        shunned: the incarnation that was disconnected, and is not admitted; 0: the next one that proves its
+            name; None: no such.
         is_pruned: blocked because DNS no longer named it, until DNS names it again.
         last_heard: when its last frame came, at the loop's time.
         is_busy: connected, but its loop has been silent for `Settings.busy_after_s`.
         drain_step: how far it is with draining; see `core.draining`.
         drain_until: when its time for finishing is over.
         lag_ms: how late its loop ran, in milliseconds, when it ticked last.
+        peers_left: PEERS messages of it that are read until the next `Kernel.pulse`.
         due: when `Kernel.tick` looks at this row next, or None.
         logged: errors that were logged since it was up last, each once.
     """
 
     __slots__ = (
+        "announced",
         "connection",
         "down_since",
         "drain_step",
         "drain_until",
         "due",
         "in_dns",
+        "introduced_by",
         "is_blocked",
         "is_busy",
         "is_exact",
@@ -92,9 +113,11 @@ class Peer:
         "last_seen",
         "logged",
         "misses",
+        "peers_left",
+        "shunned",
     )
 
-    def __init__(self, connection: Connection, now: float) -> None:
+    def __init__(self, connection: Connection, now: float, introduced_by: str = "") -> None:
         self.connection: Connection = connection
         self.last_seen: float = now
         self.down_since: float = now
@@ -103,13 +126,17 @@ class Peer:
         self.is_exact: bool = False
         self.is_guess: bool = False
         self.is_pinned: bool = False
+        self.introduced_by: str = introduced_by
+        self.announced: tuple[str, ...] = ()
         self.is_blocked: bool = False
+        self.shunned: int | None = None
         self.is_pruned: bool = False
         self.last_heard: float = now
         self.is_busy: bool = False
         self.drain_step: Step = Step.NONE
         self.drain_until: float = 0.0
         self.lag_ms: int = 0
+        self.peers_left: int = PEERS_READ
         self.due: float | None = None
         self.logged: dict[str, None] = {}
 
@@ -117,6 +144,18 @@ class Peer:
     def is_up(self) -> bool:
         """Whether messages may flow."""
         return self.connection.phase is Phase.UP
+
+    def block(self) -> None:
+        """Dial it no more, and admit it only when it has restarted."""
+        c = self.connection
+        # In a handshake nothing has proven yet which incarnation it is.
+        self.shunned = 0 if c.phase is Phase.DIALLING and c.heard else c.incarnation
+        self.is_blocked = True
+
+    def unblock(self) -> None:
+        """Take `block` back."""
+        self.is_blocked = self.is_pruned = False
+        self.shunned = None
 
     @property
     def is_draining(self) -> bool:
@@ -182,6 +221,8 @@ class Topology:
         self._learned_at: dict[str, float] = {}
         """When a dial of an alias led to its node, for those that no node has announced."""
         self.hosts: dict[str, dict[str, Peer]] = {}
+        self._introduced: dict[str, dict[str, Peer]] = {}
+        """Address that dialled this node → the rows that were made for the names that it gave."""
         self._owners: dict[str, dict[str, str]] = {}
         """IP address of an alias → the aliases there, with their nodes."""
         self._own_ips = {NodeName.parse(me.name).ip, *me.aliases}
@@ -189,15 +230,18 @@ class Topology:
             self._note_alias(address, me.name)
         self._families = {_family(ip) for ip in self._own_ips}
 
-    def meet(self, now: float, name: str, *, itself: bool = False, by_dns: bool = False) -> Peer | None:
+    def meet(
+        self, now: float, name: str, *, introduced_by: str | None = None, by_dns: bool = False
+    ) -> Peer | None:
         """Return the row of a node, and make it if the node is new.
 
         Args:
             now: the loop's time.
             name: the node's canonical name.
-            itself: the node's own HELLO has come, so that its address is not an alias any more.
+            introduced_by: a HELLO in its name has come from this address; None for others. Its address is not
+                an alias any more.
             by_dns: DNS names it. Such a node, like one that introduces itself, may take the place of
-                hearsay in a full table.
+                an unproven one in a full table.
 
         Returns:
             None where there is nothing to connect to: this node, an alias, or a full table.
@@ -209,23 +253,48 @@ class Topology:
             return peer
         parsed = NodeName.parse(name)
         address = parsed.address
+        itself = introduced_by is not None
         may_pass_on = itself or (by_dns and self._is_old_alias(now, address))
         if may_pass_on and address not in self.me.alias_addresses:
             self._drop_alias(address)
         if name == self.me.name or address in self.aliases:
             return None
+        if not (by_dns or self._make_room_at(parsed.ip, introduced_by)):
+            return None
         if len(self.peers) >= self.settings.max_peers:
-            displaced = self._find_hearsay() if itself or by_dns else None
-            if displaced is None and itself:
-                displaced = self._find_longest_down()
+            displaced = self._find_displaceable(self.peers.values()) if itself or by_dns else None
             if displaced is None:
                 self.is_full = True
                 return None
             self.forget(displaced)
         connection = Connection(name, parsed.ip, self.me, self.settings, self.rng, now)
-        peer = self.peers[name] = Peer(connection, now)
+        peer = self.peers[name] = Peer(connection, now, introduced_by or "")
         self.hosts.setdefault(parsed.ip, {})[name] = peer
+        if introduced_by:
+            self._introduced.setdefault(introduced_by, {})[name] = peer
         return peer
+
+    def is_unproven(self, peer: Peer) -> bool:
+        """Whether nothing but the word of others speaks for a row: never up, not in DNS, not asked for."""
+        return not (peer.in_dns or peer.is_pinned or peer.connection.ups)
+
+    def has_answered_as_another(self, name: str) -> bool:
+        """Whether a name is this node's own, or has an address at which another node answered."""
+        return name == self.me.name or NodeName.parse(name).address in self.aliases
+
+    def _make_room_at(self, ip: str, introduced_by: str | None) -> bool:
+        """See to it that one more unproven row is not too many for its host, and for who introduces it."""
+        # A node that dials from the address in its name has nothing to do with what others say of that host.
+        is_own = introduced_by == ip
+        mates = [peer for peer in self.hosts.get(ip, {}).values() if (peer.introduced_by == ip) == is_own]
+        for rows in (mates, list(self._introduced.get(introduced_by or "", {}).values())):
+            unproven = [peer for peer in rows if self.is_unproven(peer)]
+            if len(unproven) >= max(MIN_UNPROVEN_ROWS, len(self.settings.all_ports)):
+                displaced = self._find_displaceable(unproven)
+                if displaced is None:
+                    return False
+                self.forget(displaced)
+        return True
 
     def answered(
         self, now: float, names: list[str], families: Sequence[int] = FAMILIES
@@ -319,7 +388,11 @@ class Topology:
             for peer in self.peers.values()
             if now - peer.last_seen > s.forget_after_s
             and not (peer.is_up or peer.is_pinned)
-            and (now - peer.last_seen > s.forget_unnamed_s or self._is_deserted(peer))
+            and (
+                now - peer.last_seen > s.forget_unnamed_s
+                or self._is_deserted(peer)
+                or (self.is_full and not peer.in_dns)
+            )
         ]
 
     def _is_deserted(self, peer: Peer) -> bool:
@@ -337,10 +410,11 @@ class Topology:
         """Take a row out of the table, with the aliases of that node."""
         name, ip = peer.connection.name, peer.connection.ip
         self.peers.pop(name, None)
-        mates = self.hosts.get(ip, {})
-        mates.pop(name, None)
-        if not mates:
-            self.hosts.pop(ip, None)
+        for key, rows in ((ip, self.hosts), (peer.introduced_by, self._introduced)):
+            mates = rows.get(key, {})
+            mates.pop(name, None)
+            if not mates:
+                rows.pop(key, None)
         for address in [each for each, owner in self.aliases.items() if owner == name]:
             self._drop_alias(address)
         self.is_full = False
@@ -350,16 +424,18 @@ class Topology:
         learned_at = self._learned_at.get(address)
         if learned_at is None:
             return False
+        owner = self.peers.get(self.aliases.get(address, ""))
+        if owner is not None and owner.is_up and address in owner.announced:
+            return False
         return now - learned_at > self.settings.forget_after_s or not self.up()
 
-    def learn_alias(self, address: str, owner: str, dialled_at: float | None = None) -> Peer | None:
-        """Note another address of ``owner``.
+    def learn_alias(self, now: float, address: str, owner: str) -> Peer | None:
+        """Note another address of ``owner``: a dial of it led there.
 
         Args:
+            now: the loop's time.
             address: an IP address, with the port unless it is the base port.
             owner: the node.
-            dialled_at: when a dial of the address led to that node, if the node did not announce the address
-                itself. Such an alias has an end; see the module.
 
         Returns:
             The row under that address, if it is not up.
@@ -367,10 +443,7 @@ class Topology:
         if NodeName.parse(owner).address == address or len(self.aliases) >= 4 * self.settings.max_peers:
             return None
         self._note_alias(address, owner)
-        if dialled_at is None:
-            self._learned_at.pop(address, None)
-        else:
-            self._learned_at[address] = dialled_at
+        self._learned_at[address] = now
         basename = self.me.name.partition("@")[0]
         peer = self.peers.get(f"{basename}@{address}")
         return peer if peer is not None and not peer.is_up else None
@@ -384,11 +457,8 @@ class Topology:
         own = NodeName.parse(peer.connection.name)
         found = own
         if _family(own.ip) not in self._families:
-            aliases = (
-                NodeName.parse(f"{own.basename}@{address}")
-                for address, owner in self.aliases.items()
-                if owner == peer.connection.name
-            )
+            answered = [address for address, owner in self.aliases.items() if owner == peer.connection.name]
+            aliases = (NodeName.parse(f"{own.basename}@{each}") for each in (*answered, *peer.announced))
             found = next((each for each in aliases if _family(each.ip) in self._families), own)
         return found.ip, found.port or self.settings.base_port
 
@@ -453,30 +523,20 @@ class Topology:
         if not peer.is_up:
             return False
         name = peer.connection.name
-        theirs = [peer.connection.ip, *(ip for ip, known in self._owners.items() if name in known.values())]
+        announced = map(_ip_of, peer.announced)
+        answered = (ip for ip, known in self._owners.items() if name in known.values())
+        theirs = [peer.connection.ip, *announced, *answered]
         return not self._own_ips.isdisjoint(theirs)
 
-    def _find_hearsay(self) -> Peer | None:
-        """Return a row known from hearsay only: never up, not in DNS, not asked for, and not being dialled.
-
-        If there are several, it is the one that was named least recently.
-        """
+    def _find_displaceable(self, rows: Iterable[Peer]) -> Peer | None:
+        """Return the unproven row that was named least recently, of those that are not being dialled."""
         found = (
             peer
-            for peer in self.peers.values()
+            for peer in rows
             if not (self._is_in_dns_itself(peer) or peer.is_pinned or peer.connection.ups)
             and peer.connection.phase is Phase.IDLE
         )
         return min(found, key=lambda peer: peer.last_seen, default=None)
-
-    def _find_longest_down(self) -> Peer | None:
-        """Return the row that has been down for longest and is not asked for, blocked or being dialled."""
-        found = (
-            peer
-            for peer in self.peers.values()
-            if not (peer.is_pinned or peer.is_blocked) and peer.connection.phase is Phase.IDLE
-        )
-        return min(found, key=lambda peer: peer.down_since, default=None)
 
     def _is_in_dns_itself(self, peer: Peer) -> bool:
         """Whether DNS names a node, or its host, and it is the one to dial there."""
@@ -502,7 +562,7 @@ class Topology:
         """Unblock a pruned peer that DNS names again. Return whether it was one."""
         if not (peer.is_pruned and peer.in_dns):
             return False
-        peer.is_pruned = peer.is_blocked = False
+        peer.unblock()
         return True
 
     def _is_forgettable(self, now: float, peer: Peer) -> bool:

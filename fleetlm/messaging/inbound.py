@@ -94,7 +94,7 @@ class PeerService(Protocol):
     def not_reached(self, to: int | str, call: Call) -> None:
         """Refuse a call for which there is no process, or none that other nodes may reach."""
 
-    def told_of(self, names: list[str]) -> None:
+    def told_of(self, names: list[str], teller: str) -> None:
         """The peer is connected to the nodes of these names."""
 
     def signalled(self, session: Session, signal: Any) -> None:
@@ -372,7 +372,7 @@ class Inbound:
         elif operation in (Op.DRAIN, Op.HEARD, Op.SETTLED):
             self._perform_leaving(session, message)
         elif operation == Op.PEERS:
-            self._service.told_of(operations.read_peers(message, self._max_peers))
+            self._take_peers(session, message)
         else:
             raise ValueError(f"operation {SHORT.repr(operation)} is not known to this version")
 
@@ -404,6 +404,12 @@ class Inbound:
         """Refuse a request, since too many of this peer are open."""
         why = f"{self._max_open_calls:,} calls of this node are open there already"
         session.failed(ref, FailureKind.TOO_MANY, [to, why])
+
+    def _take_peers(self, session: Session, message: list[Any]) -> None:
+        """Pass on the names of nodes, but not too often: reading them costs time, and they come again."""
+        if session.peer.peers_left > 0:
+            session.peer.peers_left -= 1
+            self._service.told_of(operations.read_peers(message, self._max_peers), session.name)
 
     def _deliver_heavy(self, session: Session, message: list[Any]) -> None:
         """Deliver a one-way message that says how many units it counts."""

@@ -277,9 +277,9 @@ class Assembly:
         """`PeerFacts`: a peer's loop is alive."""
         self.driver.ticked(name, lag_ms)
 
-    def told_of(self, names: list[str]) -> None:
+    def told_of(self, names: list[str], teller: str) -> None:
         """`PeerFacts`: a peer named the nodes that it knows."""
-        self.driver.told_of(names)
+        self.driver.told_of(names, teller)
 
     def send_exit(self, pid: Pid, reason: Any) -> None:
         """Send an exit signal to a process anywhere, from this node itself (process number 0)."""

@@ -278,9 +278,9 @@ class Driver:
         """Take a TICK: how late the peer's event loop was."""
         self.kernel.ticked(self._loop.time(), name, lag_ms)
 
-    def told_of(self, names: list[str]) -> None:
-        """Take the names of nodes to which a peer is connected."""
-        self._perform(self.kernel.heard_of(self._loop.time(), names))
+    def told_of(self, names: list[str], teller: str) -> None:
+        """Take the names of nodes to which the peer ``teller`` is connected."""
+        self._perform(self.kernel.heard_of(self._loop.time(), names, teller))
 
     def asked_for(self, name: str) -> None:
         """Connect to the node ``name``, since the program asks for it."""

@@ -42,7 +42,7 @@ class PeerFacts(Protocol):
     def ticked(self, name: str, lag_ms: int) -> None:
         """Take a sign of life of a peer."""
 
-    def told_of(self, names: list[str]) -> None:
+    def told_of(self, names: list[str], teller: str) -> None:
         """Take the names of nodes that a peer is connected to."""
 
 
@@ -97,9 +97,9 @@ class PeerRequests:
         else:
             call.no_process(str(to))
 
-    def told_of(self, names: list[str]) -> None:
+    def told_of(self, names: list[str], teller: str) -> None:
         """Dial the nodes that the peer names, if they are not known yet."""
-        self._facts.told_of(names)
+        self._facts.told_of(names, teller)
 
     def signalled(self, session: Session, signal: Any) -> None:
         """Take a link, monitor or exit signal of the peer."""

@@ -8,7 +8,7 @@ size has no limit; so a second part ends the connection (`transport.router`).
 kind     body                                                  sent when
 =======  ====================================================  ===========================================
 HELLO    `Hello`                                               the channel has opened; frame 0 of its epoch
-READY    `Ready`                                               the peer's HELLO has come
+READY    `Ready`                                               the peer's HELLO has come, perhaps forged
 BATCH    messages: see `wire.operations`                       the connection is up
 CHUNK    `CHUNK_HEAD`, and a piece of a large message          the connection is up
 GOODBYE  a reason                                              the sender ends the connection
@@ -84,12 +84,13 @@ class Refusal(IntEnum):
     WRONG_NAME = 2
     SELF = 3
     INCOMPATIBLE = 4
-    STALE = 5
-    DUPLICATE_NAME = 6
+    DUPLICATE_NAME = 6  # 5 was `stale`.
     DRAINING = 7
     TOO_MANY = 8
     OTHER_BASE_PORT = 9
     OTHER_BASENAME = 10
+    CONNECTED = 11
+    NOT_ALLOWED = 12
 
     @property
     def word(self) -> str:
@@ -115,8 +116,9 @@ class Hello:
     aliases: tuple[str, ...]
     window_bytes: int
     max_message_bytes: int
-    dropped: int
-    """Epoch of that half of the dialled node which the dialler gave up last; 0 for none."""
+    is_check: bool
+    """Whether the dialler is connected to the dialled node, and checks whether that node dialled it anew. A
+    node that did not, and is connected, refuses it: ``connected``."""
     features: tuple[str, ...] = ()
     mailbox_limit: int = 4_096
     """Units that a peer may send to one process before the process has taken some."""
@@ -127,28 +129,30 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Confirms a HELLO: its epoch, and the incarnation that sent it."""
+    """Confirms a HELLO: its epoch, and once more the sender's own HELLO.
+
+    Only the node at the address that was dialled knows that epoch. So the sender of a READY is that node, and
+    the half on which it comes is its own, whatever HELLOs others have sent in its name.
+    """
 
     epoch: int
-    incarnation: int
+    hello: Hello
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The answer to a HELLO that is not accepted; ``name`` and ``incarnation`` are of the answering node."""
+    """The answer to a HELLO that is not accepted; ``name`` is that of the answering node."""
 
     refusal: Refusal
     detail: str
     name: str
-    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)
 class IAm:
-    """The answer to a PROBE: which node is at this address."""
+    """The answer to a PROBE: which node is at this address. Everybody who asks gets it."""
 
     name: str
-    incarnation: int
     cluster: str
     connected: int
     """How many nodes the answering node is connected to."""
@@ -170,29 +174,38 @@ def read_header(frame: bytes) -> tuple[int, int, int]:
 
 def pack_hello(hello: Hello) -> bytes:
     """Build the body of a HELLO."""
-    return _pack(
-        [
-            hello.name,
-            hello.incarnation,
-            hello.dialled,
-            hello.cluster,
-            hello.port,
-            hello.protocol_min,
-            hello.protocol_max,
-            list(hello.aliases),
-            hello.window_bytes,
-            hello.max_message_bytes,
-            hello.dropped,
-            list(hello.features),
-            hello.mailbox_limit,
-            hello.base_port,
-        ]
-    )
+    return _pack(_hello_fields(hello))
 
 
 def read_hello(body: bytes) -> Hello:
     """Read the body of a HELLO. Raises: BadFrame."""
-    items = _unpack(body, at_least=14)
+    return _hello_of(_unpack(body, at_least=_HELLO_FIELDS))
+
+
+_HELLO_FIELDS: Final = 14
+
+
+def _hello_fields(hello: Hello) -> list[object]:
+    return [
+        hello.name,
+        hello.incarnation,
+        hello.dialled,
+        hello.cluster,
+        hello.port,
+        hello.protocol_min,
+        hello.protocol_max,
+        list(hello.aliases),
+        hello.window_bytes,
+        hello.max_message_bytes,
+        int(hello.is_check),
+        list(hello.features),
+        hello.mailbox_limit,
+        hello.base_port,
+    ]
+
+
+def _hello_of(items: list[Any]) -> Hello:
+    """Check the fields of a HELLO. Raises: BadFrame."""
     base_port = _number(items[13], 16)
     return Hello(
         name=_node(items[0], base_port),
@@ -205,7 +218,7 @@ def read_hello(body: bytes) -> Hello:
         aliases=_ips(items[7]),
         window_bytes=_number(items[8], 48),
         max_message_bytes=_number(items[9], 48),
-        dropped=_number(items[10], EPOCH_BITS),
+        is_check=_number(items[10], EPOCH_BITS) == 1,
         features=_texts(items[11]),
         mailbox_limit=max(1, _number(items[12], 32)),
         base_port=base_port,
@@ -214,24 +227,26 @@ def read_hello(body: bytes) -> Hello:
 
 def pack_ready(ready: Ready) -> bytes:
     """Build the body of a READY."""
-    return _pack([ready.epoch, ready.incarnation])
+    return _pack([ready.epoch, _hello_fields(ready.hello)])
 
 
 def read_ready(body: bytes) -> Ready:
     """Read the body of a READY. Raises: BadFrame."""
-    items = _unpack(body, at_least=2)
-    return Ready(_number(items[0], EPOCH_BITS), _number(items[1], 64))
+    epoch, fields = _unpack(body, at_least=2)[:2]
+    if not isinstance(fields, list) or len(fields) < _HELLO_FIELDS:
+        raise BadFrame("a READY without the fields of a HELLO")
+    return Ready(_number(epoch, EPOCH_BITS), _hello_of(fields))
 
 
 def refused(answer: Refused) -> bytes:
     """Build a whole REFUSED frame. Answers have no epoch and are not numbered."""
-    body = _pack([int(answer.refusal), answer.detail[:MAX_TEXT_CHARS], answer.name, answer.incarnation])
+    body = _pack([int(answer.refusal), answer.detail[:MAX_TEXT_CHARS], answer.name])
     return header(Kind.REFUSED, 0, 0) + body
 
 
 def iam(answer: IAm) -> bytes:
     """Build a whole IAM frame."""
-    body = _pack([answer.name, answer.incarnation, answer.cluster, answer.connected, answer.base_port])
+    body = _pack([answer.name, answer.cluster, answer.connected, answer.base_port])
     return header(Kind.IAM, 0, 0) + body
 
 
@@ -248,19 +263,18 @@ def probe(padding_bytes: int = 0) -> bytes:
 def read_answer(frame: bytes) -> Refused | IAm:
     """Read a frame that came back over a channel that this node dialled. Raises: BadFrame."""
     kind, _, _ = read_header(frame)
-    items = _unpack(frame[HEADER_BYTES:], at_least=4)
+    items = _unpack(frame[HEADER_BYTES:], at_least=3)
     if kind == Kind.REFUSED:
         try:
             refusal = Refusal(_number(items[0], 8))
         except ValueError:
             raise BadFrame(f"refusal {items[0]!r} is not known to this version") from None
-        return Refused(refusal, _for_logs(items[1]), _node(items[2]), _number(items[3], 64))
+        return Refused(refusal, _for_logs(items[1]), _node(items[2]))
     if kind == Kind.IAM:
-        if len(items) < 5:
+        if len(items) < 4:
             raise BadFrame("not the fields of an IAM")
-        base_port = _number(items[4], 16)
-        name = _node(items[0], base_port)
-        return IAm(name, _number(items[1], 64), _text(items[2]), _number(items[3], 32), base_port)
+        base_port = _number(items[3], 16)
+        return IAm(_node(items[0], base_port), _text(items[1]), _number(items[2], 32), base_port)
     raise BadFrame(f"kind {kind} is not an answer")
 
 

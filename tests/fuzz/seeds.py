@@ -33,11 +33,11 @@ def _frames() -> list[bytes]:
     return [
         hello,
         hello_frame(hello_of(2), 77),
-        frames.pack_ready(frames.Ready(5, 100)),
+        frames.pack_ready(frames.Ready(5, hello_of(2))),
         frames.pack_goodbye("shutdown"),
         frames.probe(),
-        frames.refused(Refused(Refusal.STALE, "why", THERE, 2)),
-        frames.iam(IAm(THERE, 2, "", 3)),
+        frames.refused(Refused(Refusal.CONNECTED, "why", THERE)),
+        frames.iam(IAm(THERE, "", 3)),
     ]
 
 

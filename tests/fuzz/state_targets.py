@@ -14,7 +14,7 @@ from fleetlm.processes.remote_spawn import asked_to_spawn
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
 from fleetlm.wire.codec import BadData
-from fleetlm.wire.frames import IAm, Refusal, Refused
+from fleetlm.wire.frames import Hello, IAm, Refusal, Refused
 from fleetlm.wire.operations import NONSENSE
 from tests.fuzz.inputs import Inputs
 from tests.fuzz.wire_targets import CODEC, in_time
@@ -157,31 +157,35 @@ class Rig:
         epoch, seq = source.number(4), source.number(4)
         match source.number(6):
             case 0 | 1:
-                hello = hello_of(
-                    source.choice(NODES),
-                    source.number(3) * 100,
-                    to=source.choice((1, 1, 1, 2)),
-                    dropped=source.number(3),
-                    aliases=source.choice(((), (), (ip(1),), (ip(3), ip(4)), ("127.0.0.1",))),
-                    cluster=source.choice(("", "", "", "other")),
-                )
-                return hello_frame(hello, epoch, seq if seq == 3 else 0)
+                return hello_frame(self.hello(), epoch, seq if seq == 3 else 0)
             case 2 | 3:
-                return ready_frame(epoch, seq, source.number(8), source.choice((100, 100, 99)))
+                return ready_frame(epoch, seq, source.number(8), self.hello())
             case 4:
                 return goodbye_frame(epoch, seq, source.choice(("bye", "protocol error: x", "\x1b[2J")))
         return source.choice((b"", frames.header(source.number(10), epoch, seq))) + source.block()
 
+    def hello(self) -> Hello:
+        """An introduction in some node's name."""
+        source = self.source
+        return hello_of(
+            source.choice(NODES),
+            source.number(3) * 100,
+            to=source.choice((1, 1, 1, 2)),
+            is_check=source.number(4) == 0,
+            aliases=source.choice(((), (), (ip(1),), (ip(3), ip(4)), ("127.0.0.1",))),
+            cluster=source.choice(("", "", "", "other")),
+        )
+
     def answer(self) -> bytes:
         """What comes back over a channel that this node dialled."""
         source = self.source
-        node, incarnation = name(source.choice(NODES)), 100 * source.number(4)
+        node = name(source.choice(NODES))
         match source.number(3):
             case 0:
                 refusal = source.choice(list(Refusal))
-                return frames.refused(Refused(refusal, "why", node, incarnation))
+                return frames.refused(Refused(refusal, "why", node))
             case 1:
-                return frames.iam(IAm(node, incarnation, "", 0))
+                return frames.iam(IAm(node, "", 0))
         return source.block()
 
     def step(self) -> None:
@@ -204,7 +208,7 @@ class Rig:
             case 10:
                 effects = node.pulse(self.now)
             case 11:
-                effects = node.heard_of(self.now, [name(source.choice(NODES))])
+                effects = node.heard_of(self.now, [name(source.choice(NODES))], name(2))
             case 12:
                 numbers = [source.choice(NODES) for _ in range(source.number(4))]
                 effects = node.looked_up(self.now, addresses(*numbers) if numbers else outcome(Outcome.EMPTY))

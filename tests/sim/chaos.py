@@ -415,7 +415,7 @@ class Scenario:
         nodes = list(self.cluster.nodes.values())
         await self.cluster.close()
         for node in nodes:
-            if node._outbound.local_calls or node._parts.kernel._probes or node._parts.kernel._channels:
+            if node._outbound.local_calls or node._parts.kernel._channels:
                 self.world.breach(f"{node.name} left something behind")
         if timers := left_timers(self.cluster.loop):
             self.world.breach(f"timers are left: {timers}")

@@ -350,8 +350,9 @@ def held(cluster: SimCluster, node: Node, *, strict: bool = True) -> list[str]:
     dialling = [peer for peer in kernel.topology.peers.values() if not peer.is_up]
     if not channels <= kernel._channels.keys() or len(kernel._channels) > len(sessions) + len(dialling):
         found.append(f"channels {sorted(kernel._channels)} for {sorted(channels)}")
-    if driver._by_source.keys() != sources or kernel._probes:
-        found.append(f"sources that are no session's, or {len(kernel._probes)} probes")
+    checks = [peer for peer in kernel.topology.peers.values() if peer.connection.check is not None]
+    if driver._by_source.keys() != sources or checks:
+        found.append(f"sources that are no session's, or {len(checks)} checks")
     endpoint = cluster.network.host(cluster.ip_of(node)).endpoints[kernel.me.port]
     open_sources = endpoint.sources.keys() | endpoint.strangers.keys()
     for what, some in (("sources", kernel._sources), ("addresses", kernel._ips)):

@@ -19,6 +19,10 @@ T = 1000.0
 """The time at which tests begin; any number would do."""
 
 
+TELLER = "fleetlm@10.0.0.99"
+"""The peer that tells of others."""
+
+
 class Dice(random.Random):
     """Draws the epochs 1, 2, 3, … and the longest possible pause."""
 
@@ -56,18 +60,20 @@ def identity(number: int = 1, incarnation: int = 0, **changes: Any) -> Identity:
     return Identity(**values | changes)
 
 
-def hello_of(number: int, incarnation: int = 0, *, to: int = 1, dropped: int = 0, **changes: Any) -> Hello:
+def hello_of(
+    number: int, incarnation: int = 0, *, to: int = 1, is_check: bool = False, **changes: Any
+) -> Hello:
     """The HELLO of node ``number`` to node ``to``."""
-    return identity(number, incarnation, **changes).hello(name(to), dropped)
+    return identity(number, incarnation, **changes).hello(name(to), is_check=is_check)
 
 
 def hello_frame(hello: Hello, epoch: int, seq: int = 0) -> bytes:
     return frames.header(Kind.HELLO, epoch, seq) + frames.pack_hello(hello)
 
 
-def ready_frame(epoch: int, seq: int, named: int, incarnation: int = 100) -> bytes:
+def ready_frame(epoch: int, seq: int, named: int, hello: Hello) -> bytes:
     """A READY frame with number ``seq`` of the half ``epoch``; it names the other half."""
-    return frames.header(Kind.READY, epoch, seq) + frames.pack_ready(Ready(named, incarnation))
+    return frames.header(Kind.READY, epoch, seq) + frames.pack_ready(Ready(named, hello))
 
 
 def goodbye_frame(epoch: int, seq: int, reason: str) -> bytes:
@@ -147,7 +153,8 @@ class Meeting:
         self.kernel.topology.peers[name(number)].is_pinned = False
         self.kernel.opened(self.now, self.channel(number))
         half, _ = self.hello(number, epoch, incarnation, **changes)
-        self.kernel.control_frame(self.now, half, ready_frame(epoch, 1, self.epoch(number)))
+        hello = hello_of(number, incarnation, **changes)
+        self.kernel.control_frame(self.now, half, ready_frame(epoch, 1, self.epoch(number), hello))
         assert self.kernel.topology.peers[name(number)].is_up
         return half
 

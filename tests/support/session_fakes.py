@@ -111,7 +111,7 @@ class FakePeerService:
     def not_reached(self, to: int | str, call: Call) -> None:
         call.no_process(str(to))
 
-    def told_of(self, names: list[str]) -> None:
+    def told_of(self, names: list[str], teller: str) -> None:
         self.named += names
 
     def told_table(self, session: Session, topic: Any, fact: Any) -> None:
@@ -177,7 +177,7 @@ class Side:
         number, other = (1, 2) if name == HERE else (2, 1)
         epochs = (EPOCH_HERE, EPOCH_THERE) if name == HERE else (EPOCH_THERE, EPOCH_HERE)
         me = identity(name, number, settings)
-        hello = identity(peer, other, theirs).hello(name, 0)
+        hello = identity(peer, other, theirs).hello(name)
         connection = Connection(peer, "10.0.0.9", me, settings, loop.rng, 0.0)
         connection.incarnation = other
         self.transport = FakeTransport()

@@ -21,7 +21,7 @@ from fleetlm.core.kernel import Kernel
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
 from fleetlm.wire.frames import BadFrame, Kind
-from tests.support.kernel_fakes import identity, ip, name
+from tests.support.kernel_fakes import TELLER, identity, ip, name
 
 SILENCE_S = 8.0
 """Seconds of silence after which a listener gives up a source."""
@@ -138,9 +138,9 @@ class Node:
         """Check what must hold after every fact."""
         kernel, peers = self.kernel, self.kernel.topology.peers.values()
         dialled = {p.connection.outgoing.channel for p in peers if p.connection.outgoing is not None}
+        dialled |= {p.connection.check.out.channel for p in peers if p.connection.check is not None}
         assert dialled == kernel._channels.keys(), "the kernel lost track of a channel"
-        others = kernel._probes.keys() | kernel.ports.searches.keys()
-        assert self.channels.keys() == dialled | others, "a channel leaks"
+        assert self.channels.keys() == dialled | kernel.ports.searches.keys(), "a channel leaks"
         assert self.sessions.keys() == {p.connection.name for p in peers if p.is_up}
         for session in self.sessions.values():
             now = (session.connection.outgoing, session.connection.incoming)
@@ -150,6 +150,8 @@ class Node:
         for peer in peers:
             phase = peer.connection.phase
             assert (phase is Phase.IDLE) == (peer.connection.outgoing is None)
+            assert (phase is Phase.UP) == (peer.connection.incoming is not None)
+            assert phase is Phase.UP or (peer.connection.check, peer.connection.claim) == (None, None)
             if phase is not Phase.UP and not peer.is_blocked and not kernel.is_leaving:
                 assert peer.due is not None, "a peer that nobody will look at again"
         due, deadline = kernel._due, kernel.deadline()
@@ -317,7 +319,7 @@ class TinyNetwork:
             case 0 | 1:
                 node.perform(kernel.looked_up(self.now, self.dns([other])))
             case 2:
-                node.perform(kernel.heard_of(self.now, [name(other), name(node.number)]))
+                node.perform(kernel.heard_of(self.now, [name(other), name(node.number)], TELLER))
             case 3:
                 node.perform(kernel.asked_for(self.now, name(other)))
             case 4 if rng.random() < 0.3:

@@ -167,7 +167,7 @@ async def test_knowing_the_public_key_is_not_enough() -> None:
 
 @pytest.mark.parametrize("cookie", [None, COOKIE])
 async def test_a_probe_returns_the_nodes_identity(cookie: str | None) -> None:
-    me = IAm("fleetlm@127.0.0.1", 7, "blue", 3)
+    me = IAm("fleetlm@127.0.0.1", "blue", 3)
     async with station(cookie=cookie) as a:
         a.seen.on_fact = lambda fact: (
             a.transport.answer(fact[1], frames.iam(me)) if fact[0] == "frame" else None

@@ -41,7 +41,7 @@ def taken(*holders: PortHolder, port: int = 4370, node: IAm | None = None) -> Ta
 
 
 def a_node(name: str = "fleetlm@10.0.0.7") -> IAm:
-    return IAm(name=name, incarnation=1, cluster="", connected=3)
+    return IAm(name=name, cluster="", connected=3)
 
 
 @pytest.mark.parametrize(

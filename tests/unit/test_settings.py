@@ -31,6 +31,7 @@ OURS = [
     "FLEETLM_INSECURE",
     "FLEETLM_REQUIRE_COOKIE",
     "FLEETLM_CLUSTER",
+    "FLEETLM_ALLOWED_NETWORKS",
     "FLEETLM_NODE_TIMEOUT_MS",
     "FLEETLM_DRAIN_MS",
     "FLEETLM_PEERS_MAY",
@@ -117,6 +118,8 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("FLEETLM_REQUIRE_COOKIE", "0", "require_cookie", False),
     ("FLEETLM_CLUSTER", "blue", "cluster", "blue"),
     ("FLEETLM_CLUSTER", "", "cluster", ""),
+    ("FLEETLM_ALLOWED_NETWORKS", "10.0.0.0/8", "allowed_networks", ("10.0.0.0/8",)),
+    ("FLEETLM_ALLOWED_NETWORKS", " 10.1.2.3 , FD00::/8 ", "allowed_networks", ("10.1.2.3/32", "fd00::/8")),
     ("FLEETLM_CLUSTER", "grün/2", "cluster", "grün/2"),
     ("FLEETLM_NODE_TIMEOUT_MS", "200", "node_timeout_s", 0.2),
     ("FLEETLM_DRAIN_MS", "0", "drain_s", 0.0),
@@ -167,6 +170,7 @@ PRUNE = "lookups in a row, a whole number from 1 to 1,000,000"
 POLL = "milliseconds, a whole number from 1 to 86,400,000"
 DRAIN = "milliseconds, a whole number from 0 to 86,400,000"
 BASE = "1 to 64 of A-Z a-z 0-9 _ . -"
+NETWORKS = "networks with commas between them, such as 10.0.0.0/8,fd00::/8"
 ADDRESS = "one IPv4 or IPv6 address, without a port"
 PORT = "a port, a whole number from 1 to 65,535"
 PORTS = "a port from 1 to 65,535, or a range of at most 256 such as 4370-4385"
@@ -203,6 +207,14 @@ BAD: list[tuple[str, str, str]] = [
     *(("FLEETLM_INSECURE", text, "0 or 1") for text in ("", "yes")),
     *(("FLEETLM_REQUIRE_COOKIE", text, "0 or 1") for text in ("", "true")),
     *(("FLEETLM_CLUSTER", text, "up to 128 printable") for text in ("x" * 129, "a\nb", "\x00")),
+    *(
+        ("FLEETLM_ALLOWED_NETWORKS", text, NETWORKS)
+        for text in ("", " ", "10.0.0.0/33", "private", "10.0.0.1/8")
+    ),
+    *(
+        ("FLEETLM_ALLOWED_NETWORKS", text, NETWORKS)
+        for text in ("10.0.0.0/8,", "10.0.0.0/8;fd00::/8", "fe80::%1/64")
+    ),
     *(("FLEETLM_DRAIN_MS", text, DRAIN) for text in ("-1", "25s", "", "86400001")),
     *(("FLEETLM_NODE_TIMEOUT_MS", text, SILENCE) for text in ("199", "0", "8s", "", "86400001")),
     *(("FLEETLM_REMOTE", text, "on or off") for text in ("", "1", "ON", "true", "no")),
@@ -377,6 +389,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_INSECURE": "0",
         "FLEETLM_REQUIRE_COOKIE": "0",
         "FLEETLM_CLUSTER": "(empty)",
+        "FLEETLM_ALLOWED_NETWORKS": "(any)",
         "FLEETLM_NODE_TIMEOUT_MS": "8000",
         "FLEETLM_DRAIN_MS": "25000",
         "FLEETLM_PEERS_MAY": "call,spawn,exit,register",
@@ -397,6 +410,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_INSECURE": "1",
         "FLEETLM_REQUIRE_COOKIE": "0",
         "FLEETLM_CLUSTER": "blue",
+        "FLEETLM_ALLOWED_NETWORKS": "10.0.0.0/8,fd00::/8",
         "FLEETLM_NODE_TIMEOUT_MS": "1234567",
         "FLEETLM_DRAIN_MS": "9500",
         "FLEETLM_PEERS_MAY": "call,register",

@@ -29,6 +29,7 @@ from typing import Any
 
 from fleetlm.core.dns_answers import Answer, Outcome, list_hosts
 from fleetlm.core.exposure import MAKE_ONE, check_exposure, describe_exposure
+from fleetlm.core.peer_addresses import PeerAddresses
 from fleetlm.discovery.address_watch import PORT_CURE, describe_other_ports
 from fleetlm.discovery.dns import HOSTS
 from fleetlm.errors import SettingsError
@@ -172,6 +173,7 @@ def judge(facts: Facts) -> list[Finding]:
         *judge_node(facts),
         *judge_settings(facts),
         *judge_own_address(facts),
+        *judge_networks(facts),
         *judge_port(facts),
         *judge_ports(facts),
         *judge_cookie(facts),
@@ -273,6 +275,25 @@ def judge_own_address(facts: Facts) -> list[Finding]:
         )
         return [Finding(WARN, "own address", seen, cure)]
     return [Finding(OK, "own address", text)]
+
+
+def judge_networks(facts: Facts) -> list[Finding]:
+    """Compare FLEETLM_ALLOWED_NETWORKS with this node's own address and with what DNS names."""
+    networks = facts.settings.allowed_networks
+    if not networks:
+        return []
+    rules = PeerAddresses([], networks)
+    text = f"FLEETLM_ALLOWED_NETWORKS is {','.join(networks)}"
+    if facts.own_ip and not rules.allows(facts.own_ip):
+        why = f"{text}, and {facts.own_ip} is outside: nodes with the same value refuse this one"
+        cure = "Add the network of the nodes, with the same value on all of them"
+        return [Finding(FAIL, "allowed networks", why, cure)]
+    outside = sorted(ip for ip in facts.hosts if not rules.allows(ip))
+    if outside:
+        why = f"{text}, so these addresses in DNS are passed over: {', '.join(outside[:3])}"
+        cure = "Add their networks if they are nodes of this cluster"
+        return [Finding(WARN, "allowed networks", why, cure)]
+    return [Finding(OK, "allowed networks", text)]
 
 
 def judge_silence(why: str) -> Finding:
@@ -551,6 +572,7 @@ def cure_for(error: str) -> str:
         ("duplicate_name", "Two nodes use one address. Give each its own FLEETLM_NODE_IP"),
         ("incompatible", "The two versions of fleetlm cannot communicate. Upgrade the older node"),
         ("draining", "That node is stopping; there is nothing to do"),
+        ("not_allowed", "Give both nodes a FLEETLM_ALLOWED_NETWORKS that contains the addresses of both"),
         ("too_many", "That node has reached its maximum number of peers (Settings.max_peers)"),
         ("perhaps", "See the peer check of its address. If the nodes have cookies, compare FLEETLM_COOKIE"),
         ("cookie", SAME_COOKIE),

@@ -33,7 +33,7 @@ def answered(*addresses: str, outcome: Outcome = Outcome.ADDRESSES, detail: str 
 
 
 def iam(ip: str = PEER, basename: str = "fleetlm", cluster: str = "") -> IAm:
-    return IAm(name=f"{basename}@{ip}", incarnation=9, cluster=cluster, connected=1)
+    return IAm(name=f"{basename}@{ip}", cluster=cluster, connected=1)
 
 
 def facts(**changes: Any) -> Facts:
@@ -63,6 +63,23 @@ def one(findings: list[Finding], topic: str | None = None) -> Finding:
     fitting = [finding for finding in findings if topic in (None, finding.topic)]
     assert len(fitting) == 1, fitting
     return fitting[0]
+
+
+@pytest.mark.parametrize(
+    ("networks", "level", "words"),
+    [
+        (("10.0.0.0/8",), OK, "FLEETLM_ALLOWED_NETWORKS is 10.0.0.0/8"),
+        (("10.0.0.2/32",), FAIL, "10.0.0.1 is outside"),
+        (("10.0.0.1/32",), WARN, "passed over: 10.0.0.2"),
+    ],
+)
+def test_allowed_networks_are_compared_with_the_addresses(
+    networks: tuple[str, ...], level: str, words: str
+) -> None:
+    found = checks.judge(facts(settings=ON.replace(allowed_networks=networks)))
+    finding = one(found, "allowed networks")
+    assert finding.level == level
+    assert words in finding.text
 
 
 def test_a_healthy_cluster_passes_all_checks() -> None:

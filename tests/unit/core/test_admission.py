@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from fleetlm.core import admission
-from fleetlm.wire.frames import Refusal, Refused
+from fleetlm.wire.frames import PROTOCOL_MAX, Refusal, Refused
 from tests.support.kernel_fakes import hello_of, identity, name
 
 ME = identity(1, aliases=("fd00::1",))
@@ -41,11 +42,10 @@ def test_a_node_that_leaves_admits_no_peer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "refused"), [(0, 2, True), (4, 9, True), (0, 3, False), (3, 3, False), (3, 9, False)]
+    ("low", "high", "refused"), [(-3, -1, True), (1, 9, True), (-3, 0, False), (0, 0, False), (0, 9, False)]
 )
 def test_one_version_in_common_is_enough(low: int, high: int, refused: bool) -> None:
-    import dataclasses
-
+    low, high = PROTOCOL_MAX + low, PROTOCOL_MAX + high
     hello = dataclasses.replace(hello_of(2), protocol_min=low, protocol_max=high)
     verdict = admission.judge(ME, hello, leaving=False)
     assert (verdict is not None) is refused
@@ -62,14 +62,14 @@ def test_what_matters_most_is_said_first() -> None:
 
 
 def test_a_refusal_reads_as_a_sentence() -> None:
-    answer = Refused(Refusal.WRONG_CLUSTER, "a is of blue", name(2), 200)
+    answer = Refused(Refusal.WRONG_CLUSTER, "a is of blue", name(2))
     assert admission.refused_by(answer) == "refused by fleetlm@10.0.0.2: wrong_cluster (a is of blue)"
 
 
-def test_a_duplicate_names_both_incarnations() -> None:
-    text = admission.duplicate(hello_of(2, 0xBEEF), 0xCAFE)
-    assert "is incarnation cafe" in text
-    assert "beef does not" in text
+def test_a_duplicate_says_what_was_seen_and_what_to_check() -> None:
+    text = admission.duplicate(hello_of(2))
+    assert text.startswith(f"{name(2)} is connected, and what answers at its address did not dial anew")
+    assert "check FLEETLM_NODE_IP" in text
 
 
 def test_nodes_of_one_basename_are_of_one_fleet() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from fleetlm.core.connection import Phase
 from fleetlm.core.effects import Dial
 from fleetlm.wire import frames
-from tests.support.kernel_fakes import SETTINGS, Meeting, T, ip, name, said
+from tests.support.kernel_fakes import SETTINGS, TELLER, Meeting, T, ip, name, said
 
 WEB = "10.0.0.2:4370: it accepted the connection and sent nothing within 0.5 s"
 
 
 def test_an_address_where_another_program_listens_is_dialled_after_long_pauses_and_logged_once() -> None:
     m = Meeting()
-    m.kernel.heard_of(T, [name(2)])
+    m.kernel.heard_of(T, [name(2)], TELLER)
     connection = m.kernel.topology.peers[name(2)].connection
     waits, lines = [], []
     for _ in range(6):
@@ -26,7 +26,7 @@ def test_an_address_where_another_program_listens_is_dialled_after_long_pauses_a
 
 def test_a_node_that_gets_such_an_address_later_is_dialled_back_at_once() -> None:
     m = Meeting()
-    m.kernel.heard_of(T, [name(2)])
+    m.kernel.heard_of(T, [name(2)], TELLER)
     for _ in range(3):
         m.kernel.channel_lost(m.now, m.channel(2), WEB, is_foreign=True)
         m.now += 300
@@ -40,7 +40,7 @@ def test_a_node_that_gets_such_an_address_later_is_dialled_back_at_once() -> Non
 
 def test_a_dial_that_is_only_refused_keeps_its_short_pause() -> None:
     m = Meeting()
-    m.kernel.heard_of(T, [name(2)])
+    m.kernel.asked_for(T, name(2))
     m.kernel.channel_lost(T, m.channel(2), "connection refused")
     connection = m.kernel.topology.peers[name(2)].connection
     assert connection.next_dial_at == T + SETTINGS.backoff_min_s
@@ -48,7 +48,7 @@ def test_a_dial_that_is_only_refused_keeps_its_short_pause() -> None:
 
 def test_an_answer_that_no_node_gives_is_that_of_another_program() -> None:
     m = Meeting()
-    m.kernel.heard_of(T, [name(2)])
+    m.kernel.heard_of(T, [name(2)], TELLER)
     m.kernel.opened(T, m.channel(2))
     m.kernel.answered(T, m.channel(2), frames.header(99, 0, 0) + b"?")
     assert m.kernel.topology.peers[name(2)].connection.foreign == 1

@@ -9,13 +9,15 @@ import pytest
 from fleetlm.core.connection import Phase
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.core.effects import Dial, Disconnect, Down, HangUp, Report, Send
-from fleetlm.core.kernel import MAX_SOURCES, MAX_STRANGERS, MAX_VERDICTS, Kernel
+from fleetlm.core.kernel import MAX_SOURCES, Kernel
 from fleetlm.core.port_scan import Search
+from fleetlm.core.reports import MAX_STRANGERS, MAX_VERDICTS
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
 from fleetlm.wire.frames import Refusal, Refused
 from tests.support.kernel_fakes import (
     SETTINGS,
+    TELLER,
     Meeting,
     T,
     addresses,
@@ -36,8 +38,8 @@ EMPTY = outcome(Outcome.EMPTY, "NXDOMAIN")
 FAILED = outcome(Outcome.FAILED, "SERVFAIL")
 
 
-def refusal_of(number: int, refusal: Refusal, detail: str = "why", incarnation: int = 0) -> bytes:
-    return frames.refused(Refused(refusal, detail, name(number), incarnation or number * 100))
+def refusal_of(number: int, refusal: Refusal, detail: str = "why") -> bytes:
+    return frames.refused(Refused(refusal, detail, name(number)))
 
 
 # ── discovery ────────────────────────────────────────────────────────────────────────────────────
@@ -66,7 +68,7 @@ def test_part_of_an_answer_adds() -> None:
 
 
 def test_hearsay_adds_candidates_of_any_basename() -> None:
-    effects = kernel().heard_of(T, [name(1), name(2), "other@10.0.0.9", name(2)])
+    effects = kernel().heard_of(T, [name(1), name(2), "other@10.0.0.9", name(2)], TELLER)
     assert effects == [Dial(1, ip(2), 4370), Dial(2, "10.0.0.9", 4370)]
 
 
@@ -125,7 +127,7 @@ def test_a_peer_that_is_named_again_starts_anew() -> None:
 def test_hearsay_counts_as_mention_but_not_as_lookup() -> None:
     k = unreachable()
     assert absent(k, 5, 10)
-    k.heard_of(T + 29, [name(2)])
+    k.heard_of(T + 29, [name(2)], TELLER)
     assert absent(k, 31, 59)
     assert not absent(k, 59.1)
 
@@ -187,9 +189,9 @@ def test_a_peer_that_is_named_by_nobody_is_forgotten_in_the_end_whatever_dns_ans
 def test_a_peer_that_is_up_or_named_is_not_forgotten_however_long_dns_fails() -> None:
     m = Meeting()
     m.up(2)
-    m.kernel.heard_of(T, [name(3), name(4)])
+    m.kernel.heard_of(T, [name(3), name(4)], TELLER)
     for n in range(1, 5):
-        m.kernel.heard_of(T + n * 400, [name(3)])
+        m.kernel.heard_of(T + n * 400, [name(3)], TELLER)
         m.kernel.pulse(T + n * 400)
     assert list(m.kernel.topology.peers) == [name(2), name(3)]
 
@@ -223,7 +225,7 @@ def test_an_attempt_to_a_forgotten_peer_ends() -> None:
 def test_the_forgotten_is_not_dialled_by_what_was_scheduled_for_it() -> None:
     k = unreachable()
     absent(k, 5, 10, 31)
-    k.heard_of(T + 31, [])
+    k.heard_of(T + 31, [], TELLER)
     assert k.tick(T + 100) == []
 
 
@@ -238,7 +240,7 @@ def test_an_address_that_answers_as_this_node_is_an_alias_of_it() -> None:
     assert quiet(first) == [HangUp(1)]
     assert [effect.text for effect in first if isinstance(effect, Report)] != []
     assert k.topology.peers == {}
-    assert k.heard_of(T + 60, [name(9)]) == []
+    assert k.heard_of(T + 60, [name(9)], TELLER) == []
 
 
 def test_an_address_that_led_to_this_node_is_dialled_again_in_silence_while_it_is_alone() -> None:
@@ -253,12 +255,12 @@ def test_an_address_that_led_to_this_node_is_dialled_again_in_silence_while_it_i
 
 def test_an_address_that_turns_out_to_be_another_node_leads_to_it() -> None:
     k = kernel()
-    k.heard_of(T, ["fleetlm@fd00::2"])
+    k.heard_of(T, ["fleetlm@fd00::2"], TELLER)
     k.opened(T, 1)
     effects = k.answered(T, 1, refusal_of(2, Refusal.WRONG_NAME))
     assert quiet(effects) == [HangUp(1), Dial(2, ip(2), 4370)]
     assert list(k.topology.peers) == [name(2)]
-    assert k.heard_of(T, ["fleetlm@fd00::2"]) == []
+    assert k.heard_of(T, ["fleetlm@fd00::2"], TELLER) == []
 
 
 @pytest.mark.parametrize(
@@ -289,32 +291,44 @@ def test_a_node_of_another_basename_is_not_dialled() -> None:
     k = kernel()
     k.looked_up(T, addresses(2))
     k.opened(T, 1)
-    answer = frames.refused(Refused(Refusal.WRONG_NAME, "why", "other@10.0.0.2", 200))
+    answer = frames.refused(Refused(Refusal.WRONG_NAME, "why", "other@10.0.0.2"))
     assert quiet(k.answered(T, 1, answer)) == [HangUp(1)]
     assert list(k.topology.peers) == [name(2)]
 
 
-def test_the_other_address_family_of_a_node_is_not_dialled_once_it_is_an_alias() -> None:
+def test_the_other_address_family_of_a_node_is_not_dialled_once_it_has_answered_there() -> None:
     m = Meeting()
-    m.kernel.heard_of(T, ["fleetlm@fd00::2"])
+    m.kernel.heard_of(T, ["fleetlm@fd00::2"], TELLER)
     m.up(2, aliases=("fd00::2",))
+    m.kernel.opened(T, 1)
+    assert quiet(m.kernel.answered(T, 1, refusal_of(2, Refusal.WRONG_NAME))) == [HangUp(1)]
     assert list(m.kernel.topology.peers) == [name(2)]
-    assert m.kernel.heard_of(T + 60, ["fleetlm@fd00::2"]) == []
+    assert m.kernel.heard_of(T + 60, ["fleetlm@fd00::2"], TELLER) == []
+    assert m.kernel.looked_up(T + 60, Answer(Outcome.ADDRESSES, ("fd00::2",), ""))[1:] == []
+
+
+def test_false_aliases_keep_no_two_nodes_apart() -> None:
+    m = Meeting()
+    m.kernel.heard_of(T, [name(3)], TELLER)
+    m.kernel.channel_lost(T, 1, "connection refused")
+    m.up(2, aliases=(ip(3), ip(4)))
+    assert name(3) in m.kernel.topology.peers
+    assert ip(4) in [d.ip for d in m.kernel.heard_of(T + 1, [name(4)], TELLER) if isinstance(d, Dial)]
 
 
 def test_a_node_without_ipv4_dials_back_at_the_alias_that_the_hello_names() -> None:
     m = Meeting(name="fleetlm@fd00::1")
-    first = m.kernel.heard_of(T, [name(2)])
+    first = m.kernel.heard_of(T, [name(2)], TELLER)
     assert quiet(first) == [Dial(1, ip(2), 4370)]
     m.kernel.channel_lost(T, 1, "network is unreachable")
-    hello = identity(2, aliases=("10.9.0.2", "fd00::2")).hello("fleetlm@fd00::1", 0)
+    hello = identity(2, aliases=("10.9.0.2", "fd00::2")).hello("fleetlm@fd00::1")
     effects = m.kernel.control_frame(T, m.met(2, "fd00::2"), hello_frame(hello, 77))
     assert Dial(2, "fd00::2", 4370) in quiet(effects)
 
 
 def test_a_node_without_ipv4_dials_at_the_address_that_led_to_the_other_name() -> None:
     k = kernel(name="fleetlm@fd00::1")
-    k.heard_of(T, ["fleetlm@fd00::2"])
+    k.heard_of(T, ["fleetlm@fd00::2"], TELLER)
     k.opened(T, 1)
     effects = k.answered(T, 1, refusal_of(2, Refusal.WRONG_NAME))
     assert quiet(effects) == [HangUp(1), Dial(2, "fd00::2", 4370)]
@@ -323,7 +337,8 @@ def test_a_node_without_ipv4_dials_at_the_address_that_led_to_the_other_name() -
 
 def test_an_address_that_passed_to_another_node_is_admitted() -> None:
     m = Meeting()
-    m.up(2, aliases=(ip(3),))
+    m.up(2)
+    m.kernel.topology.learn_alias(T, ip(3), name(2))
     assert quiet(m.kernel.looked_up(T, addresses(3))) == []
     _, effects = m.hello(3, 88)
     assert quiet(effects) == [Dial(2, ip(3), 4370)]
@@ -421,7 +436,7 @@ def test_a_verdict_of_dns_is_logged_when_it_changes() -> None:
     assert said(k.looked_up(T, addresses(2, 3))) == []
     assert [level for level, _ in said(k.looked_up(T, FAILED))] == ["warning"]
     assert said(k.looked_up(T, FAILED)) == []
-    assert k.verdict == "FAILED: SERVFAIL"
+    assert k.reports.verdict == "FAILED: SERVFAIL"
 
 
 def test_an_error_of_a_peer_is_logged_once() -> None:
@@ -504,7 +519,7 @@ def test_strangers_are_said_once_and_bounded() -> None:
     assert k.stranger_refused(T, ip(9), COOKIE) == []
     for n in range(2 * MAX_STRANGERS):
         assert said(k.stranger_refused(T, f"10.1.{n >> 8}.{n & 255}", COOKIE))
-    assert len(k._strangers) == MAX_STRANGERS
+    assert len(k.reports._said) == MAX_STRANGERS
 
 
 def test_garbage_of_a_stranger_is_said_once_however_it_varies() -> None:
@@ -541,7 +556,7 @@ def test_a_blocked_address_is_not_dialled_when_its_time_comes() -> None:
 
 
 def test_addresses_that_names_do_not_have_are_reported_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleetlm.core.kernel.MAX_STRANGERS", 2)
+    monkeypatch.setattr("fleetlm.core.reports.MAX_STRANGERS", 2)
     m = Meeting()
     reported = []
     for number in (2, 3, 4):
@@ -549,7 +564,7 @@ def test_addresses_that_names_do_not_have_are_reported_up_to_a_bound(monkeypatch
         m.kernel.opened(T, m.channel(number))
         half = m.met(number, f"192.168.0.{number}")
         m.kernel.control_frame(T, half, hello_frame(hello_of(number), 77))
-        effects = m.kernel.control_frame(T, half, ready_frame(77, 1, m.epoch(number)))
+        effects = m.kernel.control_frame(T, half, ready_frame(77, 1, m.epoch(number), hello_of(number)))
         assert m.status(number) == "up"
         reported += [text for _, text in said(effects) if "dials us from" in text]
     assert [text.split(",")[0] for text in reported] == [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fleetlm.core.connection import Phase
 from fleetlm.core.effects import Dial, Disconnect, Down, Effect, HangUp, Reply, Send, Up
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
 from fleetlm.wire.frames import IAm, Kind, Refusal, Refused
 from tests.support.kernel_fakes import (
     SETTINGS,
+    TELLER,
     Meeting,
     T,
     addresses,
@@ -36,8 +36,8 @@ def refusal_in(effects: list[Effect]) -> Refused:
     return read
 
 
-def iam(number: int, incarnation: int) -> bytes:
-    return frames.iam(IAm(name(number), incarnation, "", 0))
+def iam(number: int) -> bytes:
+    return frames.iam(IAm(name(number), "", 0))
 
 
 # ── the handshake ────────────────────────────────────────────────────────────────────────────────
@@ -47,9 +47,9 @@ def test_a_peer_that_dials_an_idle_node_is_dialled_back_at_once() -> None:
     m = Meeting()
     half, effects = m.hello(2, 77)
     assert effects == [Dial(1, ip(2), 4370)]
-    hello = identity().hello(name(2), 0)
-    assert m.kernel.opened(T, 1) == [Send(1, hello_frame(hello, 1)), Send(1, ready_frame(1, 1, 77, 200))]
-    effects = m.kernel.control_frame(T, half, ready_frame(77, 1, 1))
+    hello = identity().hello(name(2))
+    assert m.kernel.opened(T, 1) == [Send(1, hello_frame(hello, 1)), Send(1, ready_frame(1, 1, 77, hello))]
+    effects = m.kernel.control_frame(T, half, ready_frame(77, 1, 1, hello_of(2)))
     connection = m.kernel.topology.peers[name(2)].connection
     assert connection.outgoing is not None
     assert connection.incoming is not None
@@ -71,15 +71,15 @@ def test_the_handshake_needs_both_halves() -> None:
     assert m.status(2) == "dialling"
     half, _ = m.hello(2, 77)
     assert m.status(2) == "dialling"
-    m.kernel.control_frame(T, half, ready_frame(77, 1, 1))
+    m.kernel.control_frame(T, half, ready_frame(77, 1, 1, hello_of(2)))
     assert m.status(2) == "up"
 
 
-def test_a_ready_before_any_hello_is_passed_over() -> None:
+def test_a_ready_that_names_no_dial_of_this_node_is_passed_over() -> None:
     m = Meeting()
     m.kernel.asked_for(T, name(2))
     m.kernel.opened(T, 1)
-    assert m.kernel.control_frame(T, m.met(2), ready_frame(77, 0, 1)) == []
+    assert m.kernel.control_frame(T, m.met(2), ready_frame(77, 0, 9, hello_of(2))) == []
     assert m.status(2) == "dialling"
 
 
@@ -87,8 +87,8 @@ def test_facts_about_unknown_channels_and_sources_have_no_effects() -> None:
     k = kernel()
     assert k.opened(T, 9) == []
     assert k.channel_lost(T, 9, "why") == []
-    assert k.answered(T, 9, frames.refused(Refused(Refusal.SELF, "", name(2), 200))) == []
-    assert k.answered(T, 9, iam(2, 200)) == []
+    assert k.answered(T, 9, frames.refused(Refused(Refusal.SELF, "", name(2)))) == []
+    assert k.answered(T, 9, iam(2)) == []
     assert k.source_lost(T, b"?", "why") == []
     assert k.disconnected(T, name(9), "why") == []
 
@@ -107,17 +107,17 @@ def test_a_refused_node_is_told_why_and_gets_no_row(changes: dict[str, object], 
     half, effects = m.hello(2, 77, **changes)  # type: ignore[arg-type]
     assert [type(effect) for effect in quiet(effects)] == [Reply]
     answer = refusal_in(effects)
-    assert (answer.refusal, answer.name, answer.incarnation) == (refusal, name(1), 100)
+    assert (answer.refusal, answer.name) == (refusal, name(1))
     assert len(said(effects)) == (refusal is not Refusal.SELF)
     assert m.kernel.topology.peers == {}
-    assert m.kernel.control_frame(T, half, ready_frame(77, 1, 1)) == []
+    assert m.kernel.control_frame(T, half, ready_frame(77, 1, 1, hello_of(2))) == []
 
 
 def test_a_refusal_ends_the_dial_and_is_seen_in_the_table() -> None:
     m = Meeting()
     m.kernel.asked_for(T, name(2))
     m.kernel.opened(T, 1)
-    answer = frames.refused(Refused(Refusal.WRONG_CLUSTER, "blue and green", name(2), 200))
+    answer = frames.refused(Refused(Refusal.WRONG_CLUSTER, "blue and green", name(2)))
     assert quiet(m.kernel.answered(T, 1, answer)) == [HangUp(1)]
     (info,) = m.kernel.topology.info(T)
     assert info.last_error == "refused by fleetlm@10.0.0.2: wrong_cluster (blue and green)"
@@ -128,7 +128,7 @@ def test_a_probe_is_answered_to_anybody_and_changes_nothing() -> None:
     half = m.met(9)
     for _ in range(3):
         assert m.kernel.control_frame(T, half, frames.probe()) == [
-            Reply(half, frames.iam(IAm(name(1), 100, "blue", 0)))
+            Reply(half, frames.iam(IAm(name(1), "blue", 0)))
         ]
     assert m.kernel.topology.peers == {}
 
@@ -136,76 +136,70 @@ def test_a_probe_is_answered_to_anybody_and_changes_nothing() -> None:
 # ── restarts, and two who claim one name ─────────────────────────────────────────────────────────
 
 
-def test_a_former_self_is_told_that_it_is_stale() -> None:
-    m = Meeting()
-    half, _ = m.hello(2, 77)
-    m.kernel.opened(T, 1)
-    effects = m.kernel.control_frame(T, half, ready_frame(77, 1, 1, incarnation=99))
-    assert refusal_in(effects).refusal is Refusal.STALE
-    assert m.status(2) == "dialling"
-
-
-def test_after_a_stale_refusal_the_former_incarnation_is_not_confirmed() -> None:
-    m = Meeting()
-    m.hello(2, 77)
-    m.kernel.opened(T, 1)
-    stale = frames.refused(Refused(Refusal.STALE, "restarted", name(2), 201))
-    m.kernel.answered(T, 1, stale)
-    m.kernel.tick(T + 1)
-    assert len(m.kernel.opened(T + 1, 2)) == 1  # HELLO alone
-
-
-def claimed() -> Meeting:
-    """Node 2 is up as incarnation 200 on channel 1; 201 claims its name, and channel 2 probes the address."""
+def claimed(incarnation: int = 201) -> Meeting:
+    """Node 2 is up on channel 1; a HELLO in its name has come, and channel 2 checks its address."""
     m = Meeting()
     m.up(2)
-    _, effects = m.hello(2, 88, 201)
+    _, effects = m.hello(2, 88, incarnation)
     assert effects == [Dial(2, ip(2), 4370)]
-    assert m.kernel.opened(T, 2) == [Send(2, frames.probe())]
-    assert m.kernel.deadline() == T + SETTINGS.connect_timeout_s
+    hello = identity().hello(name(2), is_check=True)
+    assert m.kernel.opened(T, 2) == [Send(2, hello_frame(hello, 2))]
+    assert m.kernel.topology.peers[name(2)].due == T + SETTINGS.handshake_timeout_s
     return m
 
 
-def test_a_restarted_node_replaces_its_former_self() -> None:
-    m = claimed()
-    effects = m.kernel.answered(T, 2, iam(2, 201))
-    assert effects == [
-        HangUp(2),
-        Down(name(2), 200, "restarted: another incarnation"),
-        HangUp(1),
-        Dial(3, ip(2), 4370),
-    ]
-    m.kernel.opened(T, 3)
-    effects = m.kernel.control_frame(T, b"2.2", ready_frame(88, 1, m.epoch(2)))
+def confirmed(m: Meeting, incarnation: int = 201) -> list[Effect]:
+    """The node at the address of node 2 answers the check, on the half whose HELLO was the claim."""
+    frame = ready_frame(88, 1, 2, hello_of(2, incarnation))
+    return m.kernel.control_frame(m.now, b"2.2", frame)
+
+
+@pytest.mark.parametrize(
+    ("incarnation", "why"), [(200, "the peer dialled anew"), (201, "restarted: another incarnation")]
+)
+def test_a_node_that_dialled_anew_replaces_its_former_connection(incarnation: int, why: str) -> None:
+    m = claimed(incarnation)
+    m.now = T + SETTINGS.settled_s
+    effects = confirmed(m, incarnation)
+    assert effects == [Down(name(2), 200, why), HangUp(1), HangUp(2), Dial(3, ip(2), 4370)]
+    ready = ready_frame(3, 1, 88, identity().hello(name(2)))
+    assert m.kernel.opened(m.now, 3)[1:] == [Send(3, ready)]
+    hello = hello_of(2, incarnation)
+    effects = m.kernel.control_frame(m.now, b"2.2", ready_frame(88, 2, m.epoch(2), hello))
     assert [type(effect) for effect in effects] == [Up]
 
 
-@pytest.mark.parametrize("owner", [200, 555])
-def test_a_claimant_that_does_not_answer_at_the_address_is_refused(owner: int) -> None:
+def test_a_ready_of_a_check_ends_a_connection_only_with_the_epoch_of_the_check() -> None:
     m = claimed()
-    effects = m.kernel.answered(T, 2, iam(2, owner))
-    assert quiet(effects)[0] == HangUp(2)
-    refused = refusal_in(effects)
-    assert refused.refusal is Refusal.DUPLICATE_NAME
-    assert f"is incarnation {owner:x}" in refused.detail
+    for named in (1, 3, 88, 0):
+        frame = ready_frame(88, 1, named, hello_of(2, 201))
+        assert m.kernel.control_frame(T, b"2.2", frame) == []
     assert m.status(2) == "up"
-    assert [level for level, _ in said(effects)] == ["warning"]
 
 
-@pytest.mark.parametrize("how", ["lost", "timeout", "garbage"])
-def test_a_claim_that_no_probe_confirms_is_refused(how: str) -> None:
+@pytest.mark.parametrize("how", ["connected", "another", "lost", "timeout", "garbage"])
+def test_a_claim_that_its_address_does_not_confirm_is_refused(how: str) -> None:
     m = claimed()
     match how:
+        case "connected":
+            answer = frames.refused(Refused(Refusal.CONNECTED, "why", name(2)))
+            effects = m.kernel.answered(T, 2, answer)
+        case "another":
+            answer = frames.refused(Refused(Refusal.WRONG_NAME, "why", name(3)))
+            effects = m.kernel.answered(T, 2, answer)
         case "lost":
             effects = m.kernel.channel_lost(T, 2, "connection refused")
         case "timeout":
-            assert m.kernel.tick(T + 2.9) == []
-            effects = m.kernel.tick(T + 3)
+            assert m.kernel.tick(T + 4.9) == []
+            effects = m.kernel.tick(T + 5)
         case _:
             effects = m.kernel.answered(T, 2, b"garbage")
-    assert quiet(effects)[0] == HangUp(2)
+    assert HangUp(2) in effects or how in ("lost", "garbage")
     assert refusal_in(effects).refusal is Refusal.DUPLICATE_NAME
+    assert [level for level, _ in said(effects)] == ["warning"]
     assert m.status(2) == "up"
+    assert m.kernel._channels.keys() == {1}
+    assert m.kernel.topology.peers[name(2)].connection.ups == 1
     assert m.kernel.tick(T + 100) == []
     assert m.kernel.deadline() is None
 
@@ -213,45 +207,118 @@ def test_a_claim_that_no_probe_confirms_is_refused(how: str) -> None:
 def test_a_claimant_that_disconnected_is_forgotten() -> None:
     m = claimed()
     m.kernel.source_lost(T, b"2.2", "connection closed")
-    assert m.kernel.answered(T, 2, iam(2, 201)) == [HangUp(2)]
+    assert quiet(m.kernel.channel_lost(T, 2, "connection refused")) == [HangUp(2)]
     assert m.status(2) == "up"
 
 
-def test_a_second_claimant_has_to_wait_for_the_first() -> None:
+def test_a_connected_node_says_that_it_did_not_dial_anew() -> None:
+    m = Meeting()
+    m.up(2)
+    _, effects = m.hello(2, 88, is_check=True)
+    assert refusal_in(effects).refusal is Refusal.CONNECTED
+    assert said(effects) == []
+    assert len(effects) == 1
+
+
+def test_a_check_is_as_good_as_any_dial_to_a_node_that_is_not_connected() -> None:
+    m = Meeting()
+    m.kernel.asked_for(T, name(2))
+    m.kernel.opened(T, 1)
+    _, effects = m.hello(2, 88, is_check=True)
+    assert effects == [Send(1, ready_frame(1, 1, 88, identity().hello(name(2))))]
+
+
+def test_a_check_of_a_restarted_node_is_checked_itself() -> None:
+    m = Meeting()
+    m.up(2)
+    _, effects = m.hello(2, 88, 201, is_check=True)
+    assert effects == [Dial(2, ip(2), 4370)]
+
+
+def test_a_claim_is_dialled_when_the_name_became_free_meanwhile() -> None:
     m = claimed()
-    _, effects = m.hello(2, 99, 202)
-    assert refusal_in(effects).refusal is Refusal.DUPLICATE_NAME
-    assert not [effect for effect in effects if isinstance(effect, Dial)]
+    m.now = T + SETTINGS.settled_s
+    m.kernel.ticked(m.now, name(2), 0)
+    effects = m.kernel.source_lost(m.now, b"2.1", "connection closed")
+    assert effects == [Down(name(2), 200, "connection closed"), HangUp(1), HangUp(2)]
+    assert m.kernel.tick(m.now) == [Dial(3, ip(2), 4370)]
 
 
-def test_a_claim_is_admitted_when_the_name_became_free_meanwhile() -> None:
-    m = claimed()
-    m.kernel.source_lost(T, b"2.1", "connection closed")
-    effects = m.kernel.channel_lost(T + 0.01, 2, "connection refused")
-    assert effects == [HangUp(2), Dial(3, ip(2), 4370)]
-
-
-def test_a_claimant_that_came_up_over_a_later_dial_keeps_its_connection() -> None:
-    m = claimed()
-    m.kernel.source_lost(T, b"2.1", "connection closed")
-    m.kernel.tick(T + 1)
-    m.kernel.opened(T + 1, m.channel(2))
-    half, _ = m.hello(2, 99, 201)
-    m.kernel.control_frame(T, half, ready_frame(99, 1, m.epoch(2)))
+def test_forged_hellos_with_the_name_of_a_connected_node_take_nothing_down() -> None:
+    """From any address, with its incarnation or another one, of any number."""
+    m = Meeting()
+    m.up(2)
+    dials = 0
+    for n in range(2_000):
+        m.now = T + n / 100
+        stranger = b"stranger %d" % n
+        m.kernel.source_met(stranger, ip(9))
+        frame = hello_frame(hello_of(2, 200 if n % 2 else n), n)
+        for effect in m.kernel.control_frame(m.now, stranger, frame):
+            if isinstance(effect, Dial):
+                dials += 1
+                assert (effect.ip, effect.port) == (ip(2), 4370)
+                m.kernel.opened(m.now, effect.channel)
+                m.kernel.answered(
+                    m.now, effect.channel, frames.refused(Refused(Refusal.CONNECTED, "", name(2)))
+                )
+            assert not isinstance(effect, Down)
+        for kind in (Kind.GOODBYE, Kind.BATCH, Kind.READY):
+            body = frames.pack_goodbye("SIGTERM")
+            if kind is Kind.READY:
+                body = frames.pack_ready(frames.Ready(n, hello_of(2)))
+            frame = frames.header(kind, n, 1) + body
+            assert m.kernel.control_frame(m.now, stranger, frame) == []
     assert m.status(2) == "up"
-    assert m.kernel.answered(T, 2, iam(2, 201)) == [HangUp(2)]
-    assert m.status(2) == "up"
-
-
-def test_another_node_at_the_address_is_not_the_claimant() -> None:
-    m = claimed()
-    assert refusal_in(m.kernel.answered(T, 2, iam(3, 201))).refusal is Refusal.DUPLICATE_NAME
-
-
-def test_a_claim_costs_its_owner_nothing() -> None:
-    m = claimed()
-    m.kernel.answered(T, 2, iam(2, 200))
     assert m.kernel.topology.peers[name(2)].connection.ups == 1
+    assert 20 <= dials <= 30, "as many as the limit for one name allows in 20 s"
+
+
+def test_a_real_restart_is_seen_in_the_midst_of_forged_hellos() -> None:
+    m = Meeting()
+    m.up(2)
+    m.now = T + 100
+    for n in range(50):
+        stranger = b"stranger %d" % n
+        m.kernel.source_met(stranger, ip(9))
+        m.kernel.control_frame(m.now, stranger, hello_frame(hello_of(2, n), n))
+    check = m.kernel.topology.peers[name(2)].connection.check
+    assert check is not None
+    m.kernel.opened(m.now, check.out.channel)
+    half, _ = m.hello(2, 88, 201)
+    effects = m.kernel.control_frame(m.now, half, ready_frame(88, 1, check.out.epoch, hello_of(2, 201)))
+    assert effects[0] == Down(name(2), 200, "restarted: another incarnation")
+
+
+def test_forged_hellos_in_the_midst_of_a_handshake_hinder_nothing() -> None:
+    m = Meeting()
+    m.kernel.asked_for(T, name(2))
+    m.kernel.opened(T, 1)
+    half, _ = m.hello(2, 77)
+    for n in range(100):
+        stranger = b"stranger %d" % n
+        m.kernel.source_met(stranger, ip(9))
+        m.kernel.control_frame(T, stranger, hello_frame(hello_of(2, n), n))
+        m.kernel.control_frame(T, stranger, goodbye_frame(n, 1, "bye"))
+    effects = m.kernel.control_frame(T, half, ready_frame(77, 1, 1, hello_of(2)))
+    assert [type(effect) for effect in effects] == [Up]
+    up = effects[0]
+    assert isinstance(up, Up)
+    assert (up.incarnation, up.incoming.source) == (200, half)
+
+
+def test_a_ready_with_another_cluster_in_it_is_refused() -> None:
+    m = Meeting()
+    m.kernel.asked_for(T, name(2))
+    m.kernel.opened(T, 1)
+    effects = m.kernel.control_frame(T, m.met(2), ready_frame(77, 1, 1, hello_of(2, cluster="blue")))
+    assert refusal_in(effects).refusal is Refusal.WRONG_CLUSTER
+    assert m.status(2) == "dialling"
+
+
+def test_a_ready_of_a_node_that_nobody_knows_is_passed_over() -> None:
+    m = Meeting()
+    assert m.kernel.control_frame(T, m.met(2), ready_frame(77, 1, 1, hello_of(2))) == []
 
 
 # ── losses ───────────────────────────────────────────────────────────────────────────────────────
@@ -272,8 +339,10 @@ def test_frames_of_a_former_half_are_passed_over() -> None:
     former = m.up(2)
     m.now = T + SETTINGS.settled_s
     m.hello(2, 88)
-    m.kernel.opened(T, 2)
-    m.kernel.control_frame(T, b"2.2", ready_frame(88, 1, m.epoch(2)))
+    m.kernel.opened(m.now, 2)
+    m.kernel.control_frame(m.now, b"2.2", ready_frame(88, 1, 2, hello_of(2)))
+    m.kernel.opened(m.now, 3)
+    m.kernel.control_frame(m.now, b"2.2", ready_frame(88, 2, m.epoch(2), hello_of(2)))
     assert m.status(2) == "up"
     assert m.kernel.source_lost(T, former, "connection closed") == []
     assert m.kernel.broken(T, former, "gap")[1:] == [Disconnect(former)]
@@ -285,7 +354,7 @@ def test_frames_of_a_former_half_are_passed_over() -> None:
 def test_a_gap_takes_the_connection_down_and_says_so(epoch: int, seq: int) -> None:
     m = Meeting()
     half = m.up(2)
-    effects = m.kernel.control_frame(T, half, ready_frame(epoch, seq, 1))
+    effects = m.kernel.control_frame(T, half, ready_frame(epoch, seq, 1, hello_of(2)))
     reason = (
         f"protocol error: expected frame 2 of epoch 4d, got {seq} of {epoch:x}: something was lost on the way"
     )
@@ -328,36 +397,26 @@ def test_a_peer_that_saw_a_protocol_error_says_so_in_its_goodbye() -> None:
     assert effects == [Down(name(2), 200, why), HangUp(1)]
 
 
-def test_a_goodbye_ends_a_dial_and_is_seen_in_the_table() -> None:
+def test_a_goodbye_of_a_half_that_nothing_has_proven_ends_nothing() -> None:
     m = Meeting()
     half, _ = m.hello(2, 77)
     m.kernel.opened(T, 1)
-    assert quiet(m.kernel.control_frame(T, half, goodbye_frame(77, 1, "SIGTERM"))) == [HangUp(1)]
-    assert m.kernel.topology.info(T)[0].last_error == "left: SIGTERM"
-    assert m.kernel.tick(T + 1.0) == [Dial(2, ip(2), 4370)]
-
-
-def test_a_goodbye_while_idle_lets_the_back_off_be() -> None:
-    m = Meeting()
-    half, _ = m.hello(2, 77)
-    m.kernel.channel_lost(T, 1, "connection refused")
-    assert quiet(m.kernel.control_frame(T, half, goodbye_frame(77, 1, "SIGTERM"))) == []
-    assert m.kernel.topology.peers[name(2)].connection.phase is Phase.IDLE
-    assert m.kernel.topology.peers[name(2)].connection.incoming is None
+    assert m.kernel.control_frame(T, half, goodbye_frame(77, 1, "SIGTERM")) == []
+    assert m.status(2) == "dialling"
 
 
 def test_leaving_says_goodbye_to_all_and_dials_no_more() -> None:
     m = Meeting()
     m.up(2)
-    m.kernel.heard_of(T, [name(3), name(4)])
+    m.kernel.heard_of(T, [name(3), name(4)], TELLER)
     m.kernel.opened(T, m.channel(3))
     m.kernel.opened(T, m.channel(4))
     m.hello(2, 88, 201)
     assert quiet(m.kernel.left(T, "SIGTERM")) == [
-        HangUp(4),  # the probe of node 2's address
         Send(1, goodbye_frame(1, 2, "SIGTERM")),
         Down(name(2), 200, "SIGTERM"),
         HangUp(1, FLUSH_S),
+        HangUp(4, FLUSH_S),  # the check of node 2's address
         Send(2, goodbye_frame(2, 1, "SIGTERM")),
         HangUp(2, FLUSH_S),
         Send(3, goodbye_frame(3, 1, "SIGTERM")),
@@ -367,7 +426,7 @@ def test_leaving_says_goodbye_to_all_and_dials_no_more() -> None:
         *m.kernel.tick(T + 60),
         *m.kernel.looked_up(T + 60, addresses(2, 3, 4, 5)),
         *m.kernel.asked_for(T + 60, name(6)),
-        *m.kernel.heard_of(T + 60, [name(7)]),
+        *m.kernel.heard_of(T + 60, [name(7)], TELLER),
     ]
     assert quiet(later) == []
     _, effects = m.hello(5, 99)
@@ -403,16 +462,40 @@ def test_disconnecting_lasts_until_the_node_restarts() -> None:
 
 @pytest.mark.parametrize("heard", [True, False])
 def test_disconnecting_works_before_the_node_was_ever_up(heard: bool) -> None:
+    """Nothing has proven which incarnation it is. The first one that proves its name is the one."""
     m = Meeting()
     m.kernel.asked_for(T, name(2))
     if heard:
         m.hello(2, 77)
     m.kernel.disconnected(T, name(2), "told to")
-    for epoch in (88, 89):
-        _, effects = m.hello(2, epoch)
-        assert refusal_in(effects).refusal is Refusal.DRAINING
+    assert m.kernel.tick(T + 60) == []
+    m.now = T + 60
+    half, effects = m.hello(2, 88)
+    assert effects == [Dial(2, ip(2), 4370)]
+    m.kernel.opened(m.now, 2)
+    effects = m.kernel.control_frame(m.now, half, ready_frame(88, 1, m.epoch(2), hello_of(2)))
+    assert refusal_in(effects).refusal is Refusal.DRAINING
+    assert HangUp(2, FLUSH_S) in effects
+    assert m.status(2) == "discovered"
+    _, effects = m.hello(2, 89)
+    assert refusal_in(effects).refusal is Refusal.DRAINING
     _, effects = m.hello(2, 90, 201)
-    assert quiet(effects) == [Dial(2, ip(2), 4370)]
+    assert quiet(effects) == [Dial(3, ip(2), 4370)]
+
+
+def test_a_forged_restart_does_not_bring_back_a_disconnected_node() -> None:
+    m = Meeting()
+    m.up(2)
+    m.kernel.disconnected(T, name(2), "told to")
+    m.now = T + 60
+    m.hello(2, 88, 666)  # forged, so the node at that address is dialled, and it dials back
+    m.kernel.opened(m.now, 2)
+    half, effects = m.hello(2, 89)
+    assert refusal_in(effects).refusal is Refusal.DRAINING
+    effects = m.kernel.control_frame(m.now, half, ready_frame(89, 1, m.epoch(2), hello_of(2)))
+    assert refusal_in(effects).refusal is Refusal.DRAINING
+    assert m.status(2) == "discovered"
+    assert m.kernel.tick(m.now + 60) == []
 
 
 # ── the loop's pulse, and addresses that differ ──────────────────────────────────────────────────
@@ -437,9 +520,9 @@ def test_a_peer_that_dials_from_another_address_is_reported_once() -> None:
         m.kernel.opened(T, m.channel(number))
         half = m.met(number, "172.17.0.1")
         m.kernel.control_frame(T, half, hello_frame(hello_of(number), 77))
-        effects = m.kernel.control_frame(T, half, ready_frame(77, 1, m.epoch(number)))
+        effects = m.kernel.control_frame(T, half, ready_frame(77, 1, m.epoch(number), hello_of(number)))
         assert [level for level, _ in said(effects)] == (["warning"] if number == 2 else [])
-    assert m.kernel.observed == {"172.17.0.1"}
+    assert m.kernel.reports.observed == {"172.17.0.1"}
 
 
 def test_the_address_in_a_nodes_name_is_not_an_alias() -> None:
@@ -448,8 +531,9 @@ def test_the_address_in_a_nodes_name_is_not_an_alias() -> None:
     m.kernel.opened(T, 1)
     half = m.met(2, "fd00::2")
     m.kernel.control_frame(T, half, hello_frame(hello_of(2, aliases=("fd00::2",)), 77))
-    assert said(m.kernel.control_frame(T, half, ready_frame(77, 1, 1))) == []
-    assert m.kernel.observed == set()
+    hello = hello_of(2, aliases=("fd00::2",))
+    assert said(m.kernel.control_frame(T, half, ready_frame(77, 1, 1, hello))) == []
+    assert m.kernel.reports.observed == set()
 
 
 def test_the_port_and_time_limits_come_from_the_settings() -> None:
@@ -458,11 +542,11 @@ def test_the_port_and_time_limits_come_from_the_settings() -> None:
     assert m.kernel.deadline() == T + 1
 
 
-def test_halves_that_were_replaced_are_not_remembered() -> None:
+def test_halves_that_nothing_has_proven_are_not_remembered() -> None:
     m = Meeting()
     for epoch in range(1, 50):
         m.hello(2, epoch)
-    assert list(m.kernel._sources) == [b"2.49"]
+    assert m.kernel._sources == {}
 
 
 def test_connections_that_end_soon_are_reported_once_with_the_reason() -> None:

@@ -12,6 +12,7 @@ from fleetlm.settings import Settings
 from fleetlm.wire import frames
 from fleetlm.wire.frames import IAm, Refusal
 from tests.support.kernel_fakes import (
+    TELLER,
     Meeting,
     T,
     addresses,
@@ -30,7 +31,7 @@ RANGE = Settings(node_ports=(4370, 4372))
 
 
 def iam(text: str, *, cluster: str = "", base_port: int = 4370) -> bytes:
-    return frames.iam(IAm(text, 7, cluster, 0, base_port))
+    return frames.iam(IAm(text, cluster, 0, base_port))
 
 
 def searching(settings: Settings = RANGE) -> tuple[Meeting, int]:
@@ -53,7 +54,8 @@ def up(m: Meeting, text: str, **changes: Any) -> None:
     out = m.kernel.topology.peers[text].connection.outgoing
     assert out is not None
     m.kernel.opened(m.now, out.channel)
-    m.kernel.control_frame(m.now, half, ready_frame(77, 1, out.epoch))
+    hello = hello_of(2, name=text, **changes)
+    m.kernel.control_frame(m.now, half, ready_frame(77, 1, out.epoch, hello))
     assert m.kernel.topology.peers[text].is_up
 
 
@@ -81,7 +83,7 @@ def test_a_search_that_takes_too_long_is_given_up() -> None:
 def test_what_answers_as_no_node_or_as_one_of_another_cluster_is_passed_over() -> None:
     for frame in (
         iam(RANK, cluster="blue"),
-        frames.refused(frames.Refused(Refusal.DRAINING, "", name(2), 7)),
+        frames.refused(frames.Refused(Refusal.DRAINING, "", name(2))),
     ):
         m, channel = searching()
         effects = m.kernel.answered(T + 0.5, channel, frame)
@@ -169,6 +171,8 @@ def test_aliases_are_addresses_with_the_port_of_their_node() -> None:
     m = Meeting(RANGE, aliases=("fd00::1",))
     up(m, RANK, aliases=("fd00::2",))
     table = m.kernel.topology
+    assert table.peers[RANK].announced == ("[fd00::2]:4371",)
+    table.learn_alias(T, "[fd00::2]:4371", RANK)
     assert table.aliases == {"fd00::1": name(1), "[fd00::2]:4371": RANK}
     assert table.meet(T, "fleetlm@[fd00::2]:4371") is None, "the same node"
     assert table.meet(T, "fleetlm@[fd00::2]:4372") is not None, "another one"
@@ -181,14 +185,14 @@ def test_aliases_are_addresses_with_the_port_of_their_node() -> None:
 def test_a_stranger_at_an_address_with_several_nodes_is_not_taken_for_one_of_them() -> None:
     m = Meeting(RANGE)
     for port in (4371, 4372):
-        m.kernel.heard_of(T, [f"{name(2)}:{port}"])
+        m.kernel.heard_of(T, [f"{name(2)}:{port}"], TELLER)
     m.kernel.stranger_refused(T, ip(2), "authentication failed: another cookie")
     assert [row.last_error for row in m.kernel.topology.info(T)] == ["", ""]
 
 
 def test_names_of_peers_lose_the_base_port() -> None:
     m = Meeting(RANGE)
-    m.kernel.heard_of(T, [f"{name(2)}:4370", f"{name(1)}:4370"])
+    m.kernel.heard_of(T, [f"{name(2)}:4370", f"{name(1)}:4370"], TELLER)
     assert list(m.kernel.topology.peers) == [name(2)]
 
 
@@ -204,9 +208,9 @@ def test_the_own_host_is_searched_until_a_node_of_it_is_connected() -> None:
 
 def test_two_nodes_may_have_aliases_at_one_address() -> None:
     table = Meeting(RANGE).kernel.topology
-    table.learn_alias("fd00::2", name(2))
-    table.learn_alias("[fd00::2]:4371", RANK)
-    assert table.meet(T, "fleetlm@fd00::2", itself=True) is not None
+    table.learn_alias(T, "fd00::2", name(2))
+    table.learn_alias(T, "[fd00::2]:4371", RANK)
+    assert table.meet(T, "fleetlm@fd00::2", introduced_by="fd00::2") is not None
     assert table.aliases == {"[fd00::2]:4371": RANK}
 
 
@@ -215,5 +219,5 @@ def test_the_own_address_is_not_taken_for_that_of_a_load_balancer() -> None:
     k.looked_up(T, addresses(1))
     k.asked_for(T, f"api@{ip(1)}")
     k.opened(T, 1)
-    answer = frames.refused(frames.Refused(Refusal.SELF, "", name(1), 100))
+    answer = frames.refused(frames.Refused(Refusal.SELF, "", name(1)))
     assert not [text for _, text in said(k.answered(T, 1, answer)) if "load balancer" in text]

@@ -6,9 +6,9 @@ import pytest
 
 from fleetlm.core.connection import Phase
 from fleetlm.core.draining import Step
-from fleetlm.core.topology import SELECTORS, Peer, PeerInfo, Topology
+from fleetlm.core.topology import MIN_UNPROVEN_ROWS, SELECTORS, Peer, PeerInfo, Topology
 from fleetlm.settings import Settings
-from tests.support.kernel_fakes import SETTINGS, Dice, Meeting, T, identity, ip, name
+from tests.support.kernel_fakes import SETTINGS, TELLER, Dice, Meeting, T, identity, ip, name
 
 SIX = "fleetlm@fd00::2"
 
@@ -35,7 +35,7 @@ def test_this_node_is_not_a_peer_under_any_of_its_addresses() -> None:
     table = topology(aliases=("fd00::1",))
     assert table.meet(T, name(1)) is None
     assert table.meet(T, "fleetlm@fd00::1") is None
-    assert table.meet(T, "fleetlm@fd00::1", itself=True) is None
+    assert table.meet(T, "fleetlm@fd00::1", introduced_by=ip(9)) is None
     assert table.peers == {}
 
 
@@ -67,7 +67,7 @@ def test_another_address_of_a_node_is_not_dialled() -> None:
     table = topology()
     met(table, name(2))
     row = met(table, SIX)
-    assert table.learn_alias("fd00::2", name(2)) is row
+    assert table.learn_alias(T, "fd00::2", name(2)) is row
     table.forget(row)
     assert table.meet(T, SIX) is None
 
@@ -75,21 +75,21 @@ def test_another_address_of_a_node_is_not_dialled() -> None:
 def test_a_nodes_own_address_is_not_an_alias_of_it() -> None:
     table = topology()
     met(table, name(2))
-    assert table.learn_alias(ip(2), name(2)) is None
+    assert table.learn_alias(T, ip(2), name(2)) is None
     assert table.aliases == {}
 
 
 def test_a_row_that_is_up_is_never_given_up_for_an_alias() -> None:
     table = topology()
     met(table, SIX).connection.phase = Phase.UP
-    assert table.learn_alias("fd00::2", name(2)) is None
+    assert table.learn_alias(T, "fd00::2", name(2)) is None
     assert SIX in table.peers
 
 
 def test_an_alias_is_forgotten_with_its_owner() -> None:
     table = topology()
     owner = met(table, name(2))
-    table.learn_alias("fd00::2", name(2))
+    table.learn_alias(T, "fd00::2", name(2))
     table.forget(owner)
     assert table.meet(T, SIX) is not None
 
@@ -97,16 +97,16 @@ def test_an_alias_is_forgotten_with_its_owner() -> None:
 def test_a_node_that_introduces_itself_is_not_an_alias_any_more() -> None:
     table = topology()
     met(table, name(2))
-    table.learn_alias("fd00::2", name(2))
+    table.learn_alias(T, "fd00::2", name(2))
     assert table.meet(T, SIX) is None
-    assert table.meet(T, SIX, itself=True) is not None
+    assert table.meet(T, SIX, introduced_by=ip(9)) is not None
     assert table.aliases == {}
 
 
 def test_a_dialled_alias_is_tried_again_at_once_while_no_node_is_connected() -> None:
     """The virtual address of a load balancer may have led a node to itself."""
     table = topology()
-    table.learn_alias("fd00::2", name(1), dialled_at=T)
+    table.learn_alias(T, "fd00::2", name(1))
     assert table.meet(T, SIX) is None, "hearsay does not end it"
     assert table.meet(T, SIX, by_dns=True) is not None
     assert table.aliases == {}
@@ -115,23 +115,38 @@ def test_a_dialled_alias_is_tried_again_at_once_while_no_node_is_connected() -> 
 def test_a_dialled_alias_is_tried_again_after_a_time_once_a_node_is_connected() -> None:
     table = topology()
     met(table, name(2)).connection.phase = Phase.UP
-    table.learn_alias("fd00::2", name(2), dialled_at=T)
+    table.learn_alias(T, "fd00::2", name(2))
     assert table.meet(T + table.settings.forget_after_s, SIX, by_dns=True) is None
     assert table.meet(T + table.settings.forget_after_s + 1, SIX, by_dns=True) is not None
 
 
-def test_an_announced_alias_has_no_end_while_its_node_is_known() -> None:
+def test_an_announced_alias_has_no_end_while_its_node_is_connected() -> None:
     table = topology()
-    met(table, name(2))
-    table.learn_alias("fd00::2", name(2), dialled_at=T)
-    table.learn_alias("fd00::2", name(2))
+    owner = met(table, name(2))
+    owner.connection.phase = Phase.UP
+    owner.announced = ("fd00::2",)
+    table.learn_alias(T, "fd00::2", name(2))
     assert table.meet(T + 1e6, SIX, by_dns=True) is None
+    owner.connection.phase = Phase.IDLE
+    assert table.meet(T + 1e6, SIX, by_dns=True) is not None
+
+
+def test_an_announcement_alone_hides_no_address() -> None:
+    """A node that announces the addresses of others would keep these apart."""
+    table = topology()
+    liar = met(table, name(2))
+    liar.connection.phase = Phase.UP
+    liar.announced = (ip(3), "fd00::2")
+    for victim in (name(3), SIX):
+        assert table.meet(T, victim) is not None
+    assert not table.has_connected(ip(3))
+    assert not table.is_wrong_guess(table.peers[name(3)])
 
 
 def test_aliases_are_bounded() -> None:
     table = topology(Settings(max_peers=2))
     for number in range(100):
-        table.learn_alias(f"fd00::{number + 10:x}", name(2))
+        table.learn_alias(T, f"fd00::{number + 10:x}", name(2))
     assert len(table.aliases) == 8
 
 
@@ -140,7 +155,7 @@ def test_aliases_are_bounded() -> None:
 
 def test_status_words() -> None:
     m = Meeting()
-    m.kernel.heard_of(T, [])
+    m.kernel.heard_of(T, [], TELLER)
     peer = met(m.kernel.topology, name(2))
     assert peer.status == "wanted"
     m.kernel.asked_for(T, name(2))
@@ -207,8 +222,8 @@ def test_the_nodes_of_this_host_are_those_that_share_an_address_with_it() -> Non
     for mate in (by_ip, by_alias, name(2), name(3)):
         met(table, mate).connection.phase = Phase.UP
     met(table, f"{name(1)}:4372")
-    table.learn_alias("[fd00::1]:4375", name(3))
-    table.learn_alias("fd00::2", name(2))
+    table.learn_alias(T, "[fd00::1]:4375", name(3))
+    table.learn_alias(T, "fd00::2", name(2))
     assert set(table.select(["host"])) == {by_ip, by_alias, name(3)}
 
 
@@ -244,7 +259,7 @@ def test_in_a_full_table_hearsay_gives_way_to_nodes_named_by_dns_or_themselves()
     assert table.meet(T + 9, name(5)) is None, "one rumour is as good as another"
     table.answered(T + 10, [name(6)])
     assert list(table.peers) == [name(3), name(4), name(6)], "the oldest went"
-    assert table.meet(T + 11, name(7), itself=True) is not None
+    assert table.meet(T + 11, name(7), introduced_by=ip(9)) is not None
     assert list(table.peers) == [name(4), name(6), name(7)]
     assert rumours[2].connection.phase is Phase.IDLE
     rumours[2].connection.dial(T + 12, 1)
@@ -261,26 +276,79 @@ def test_a_peer_that_was_up_is_not_hearsay() -> None:
     assert list(table.peers) == [name(2)]
 
 
-def test_in_a_full_table_who_introduces_itself_takes_the_place_of_the_peer_that_is_down_for_longest() -> None:
-    table = topology(Settings(max_peers=5))
-    for n, down_since in ((2, 30), (3, 10), (4, 20), (5, 5), (6, 1)):
-        peer = met(table, name(n))
-        peer.connection.ups, peer.down_since = 1, T + down_since
-    table.peers[name(5)].is_pinned = True
-    table.peers[name(6)].connection.phase = Phase.UP
-    for n in (7, 8, 9):
-        newcomer = table.meet(T + 40, name(n), itself=True)
-        assert newcomer is not None
-        newcomer.connection.phase = Phase.UP
-    assert list(table.peers) == [name(n) for n in (5, 6, 7, 8, 9)], "3, 4 and 2 went, in this order"
-    assert table.meet(T + 50, name(10), itself=True) is None, "asked for, or up: all stay"
+def test_a_node_that_was_up_or_is_in_dns_is_displaced_by_nobody() -> None:
+    table = topology(Settings(max_peers=4))
+    table.answered(T, [name(2), name(3)])
+    for n in (4, 5):
+        met(table, name(n)).connection.ups = 1
+    table.answered(T, [name(2), name(3)])
+    for n in range(300):
+        assert (
+            table.meet(T + 40, f"fleetlm@10.1.0.{n % 250}:{5_000 + n}", introduced_by=f"10.2.{n % 9}.1")
+            is None
+        )
+    assert list(table.peers) == [name(n) for n in (2, 3, 4, 5)]
+    assert table.is_full
+
+
+def test_in_a_full_table_nodes_that_nobody_names_leave_soon() -> None:
+    table = topology(Settings(max_peers=2))
+    met(table, name(2)).connection.ups = 1
+    met(table, name(3)).connection.ups = 1
+    assert table.unnamed(T + 31) == []
+    assert table.meet(T + 31, name(4), introduced_by=ip(4)) is None
+    assert [peer.connection.name for peer in table.unnamed(T + 31)] == [name(2), name(3)]
+
+
+# ── rows that nothing has proven ─────────────────────────────────────────────────────────────────
+
+
+def test_one_address_introduces_no_more_nodes_than_a_machine_has() -> None:
+    table = topology()
+    for n in range(1_045):
+        stranger = table.meet(T + n, f"fleetlm@10.{n % 200}.0.1:{5_000 + n}", introduced_by=ip(9))
+        assert stranger is not None
+    assert len(table.peers) == MIN_UNPROVEN_ROWS
+    assert table.meet(T, name(2), introduced_by=ip(2)) is not None
+
+
+def test_one_host_has_no_more_unproven_rows_than_ports() -> None:
+    table = topology(Settings(node_ports=(4_370, 4_401)))
+    for n in range(1_045):
+        table.meet(T + n, f"{name(2)}:{5_000 + n}", introduced_by=f"10.{n % 200}.0.1")
+    assert len(table.hosts[ip(2)]) == 32
+    for n in range(100):
+        table.meet(T + n, f"{name(2)}:{9_000 + n}")
+    assert len(table.hosts[ip(2)]) == 32, "nor by hearsay"
+
+
+def test_what_others_say_of_a_host_takes_no_place_of_its_own_nodes() -> None:
+    table = topology()
+    for n in range(MIN_UNPROVEN_ROWS):
+        row = table.meet(T, f"{name(2)}:{5_000 + n}", introduced_by=ip(9))
+        assert row is not None
+        row.connection.phase = Phase.DIALLING
+    assert table.meet(T, f"{name(2)}:6000", introduced_by=ip(9)) is None
+    assert table.meet(T, f"{name(2)}:4371", introduced_by=ip(2)) is not None
+
+
+def test_a_row_that_is_proven_counts_for_nobody() -> None:
+    table = topology()
+    for n in range(100):
+        row = table.meet(T, f"fleetlm@10.1.0.{n}", introduced_by=ip(9))
+        assert row is not None
+        row.connection.ups = 1
+    assert len(table.peers) == 100
+    for row in list(table.peers.values()):
+        table.forget(row)
+    assert (table.hosts, table._introduced) == ({}, {})
 
 
 def test_a_blocked_peer_keeps_its_place_in_a_full_table() -> None:
     table = topology(Settings(max_peers=1))
     met(table, name(2)).is_blocked = True
     met(table, name(2)).connection.ups = 1
-    assert table.meet(T, name(3), itself=True) is None
+    assert table.meet(T, name(3), introduced_by=ip(9)) is None
 
 
 @pytest.mark.parametrize(
@@ -299,9 +367,9 @@ def test_a_peer_is_dialled_at_an_address_of_a_family_that_this_node_has(
     table = topology(name=f"fleetlm@{mine}")
     peer = table.meet(0.0, f"fleetlm@{theirs}")
     assert peer is not None
-    table.learn_alias("fd00::9", "fleetlm@10.0.0.9")
+    table.learn_alias(T, "fd00::9", "fleetlm@10.0.0.9")
     for alias in aliases:
-        table.learn_alias(alias, f"fleetlm@{theirs}")
+        table.learn_alias(T, alias, f"fleetlm@{theirs}")
     assert table.address_to_dial(peer) == (dialled, 4370)
 
 
@@ -310,5 +378,5 @@ def test_a_node_with_both_families_dials_the_address_in_the_name() -> None:
     for theirs, alias in (("10.0.0.2", "fd00::2"), ("fd00::3", "10.0.0.3")):
         peer = table.meet(0.0, f"fleetlm@{theirs}")
         assert peer is not None
-        table.learn_alias(alias, f"fleetlm@{theirs}")
+        table.learn_alias(T, alias, f"fleetlm@{theirs}")
         assert table.address_to_dial(peer) == (theirs, 4370)

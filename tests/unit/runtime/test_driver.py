@@ -87,12 +87,12 @@ class Rig:
         channel, ip, _port = self.transport.dialled[-1]
         source = f"{name} {incarnation} {channel}".encode()
         self.driver.channel_opened(channel)
-        hello = identity(name, incarnation, SETTINGS).hello(HERE, 0)
+        hello = identity(name, incarnation, SETTINGS).hello(HERE)
         self.driver.source_met(source, ip)
         self.frame(source, Kind.HELLO, frames.pack_hello(hello))
         outgoing = self.kernel.topology.peers[name].connection.outgoing
         assert outgoing is not None
-        self.frame(source, Kind.READY, frames.pack_ready(Ready(outgoing.epoch, 1)))
+        self.frame(source, Kind.READY, frames.pack_ready(Ready(outgoing.epoch, hello)))
         assert name in self.driver.sessions
         return channel, source
 
@@ -365,7 +365,7 @@ async def test_dials_are_repeated_by_the_timer() -> None:
 @virtual
 async def test_names_that_peers_tell_of_are_dialled() -> None:
     rig = Rig()
-    rig.driver.told_of(["fleetlm@10.0.0.7", HERE])
+    rig.driver.told_of(["fleetlm@10.0.0.7", HERE], THERE)
     assert [ip for _, ip, _ in rig.transport.dialled] == ["10.0.0.7"]
     rig.driver.leave("done")
 

@@ -46,7 +46,7 @@ class Rig:
         )  # fmt: skip
         self.session = Pair().here.session
 
-    def told_of(self, names: list[str]) -> None:
+    def told_of(self, names: list[str], teller: str) -> None:
         self.told += names
 
     def ticked(self, name: str, lag_ms: int) -> None:
@@ -134,5 +134,5 @@ async def test_ticks_and_names_are_passed_on() -> None:
     rig = Rig()
     rig.service.ticked(rig.session, 12)
     assert rig.ticks == [(rig.session.name, 12)]
-    rig.service.told_of(["fleetlm@10.0.0.3"])
+    rig.service.told_of(["fleetlm@10.0.0.3"], rig.session.name)
     assert rig.told == ["fleetlm@10.0.0.3"]
