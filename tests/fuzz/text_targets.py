@@ -61,14 +61,16 @@ def fuzz_settings(data: bytes) -> None:
     while source and len(env) < 4:
         variable = source.choice((*VARIABLES, "FLEETLM_NODE_PROT", "FLEETLM_PORT", "DNS_CLUSTER_QUERRY"))
         env[variable] = source.text(source.number(80))
+    public = " ".join(text for variable, text in env.items() if variable not in SECRET_VARIABLES)
     secrets = [env[each].strip() for each in SECRET_VARIABLES if each in env]
+    secrets = [secret for secret in secrets if len(secret) >= 16 and secret not in public]
     try:
         read = in_time(Settings.from_env, env)
     except SettingsError as error:
         shown = str(error)
     else:
         shown = f"{read!r} {in_time(read.effective)}"
-    assert not any(secret in shown for secret in secrets if len(secret) >= 16)
+    assert not any(secret in shown for secret in secrets)
 
 
 def fuzz_files(data: bytes) -> None:
