@@ -177,6 +177,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "tables": lambda: [CODEC.pack_value(facts) for facts in (_facts(), *_facts())],
     "links": lambda: [CODEC.pack_value(signals) for signals in (_signals(), *([one] for one in _signals()))],
     "kernel": _courses,
+    "pair": _courses,
     "names": lambda: [b"fleetlm@10.0.0.7", b"a@[fd00::7]:4373", b"::ffff:10.0.0.1", b"fe80::1%eth0"],
     "settings": _settings,
     "files": lambda: [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.fuzz import state_targets, text_targets, wire_targets
+from tests.fuzz import pair_target, state_targets, text_targets, wire_targets
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "frames": wire_targets.fuzz_frames,
@@ -15,6 +15,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "tables": state_targets.fuzz_tables,
     "links": state_targets.fuzz_links,
     "kernel": state_targets.fuzz_kernel,
+    "pair": pair_target.fuzz_pair,
     "names": text_targets.fuzz_names,
     "settings": text_targets.fuzz_settings,
     "files": text_targets.fuzz_files,
