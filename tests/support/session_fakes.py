@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -13,11 +14,13 @@ from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.core.topology import Peer
 from fleetlm.errors import Draining
 from fleetlm.ids import Pid
+from fleetlm.messaging.beside import Unpacked, unpack
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
 from fleetlm.messaging.turns import FREE
 from fleetlm.messaging.waits import Waits
+from fleetlm.messaging.windows import units
 from fleetlm.process import Process, ProcessServices
 from fleetlm.processes.context import NodeContext
 from fleetlm.processes.local import LocalProcesses
@@ -25,6 +28,7 @@ from fleetlm.processes.running import RunningProcess
 from fleetlm.processes.signals import Signals
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
+from fleetlm.wire import operations
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.operations import DrainNotice
 
@@ -201,6 +205,15 @@ class Side:
         )
         self.session.byte_window.draw = random.Random(name).getrandbits
         self.inbound = Inbound(self.boxes, self.codec, self.service, loop.time, 8)
+        self.inbound.unpack_beside = self.unpack_at_once
+
+    def unpack_at_once(self, session: Session, whole: memoryview) -> None:
+        """Unpack and deliver a large message; the driver does this in a thread."""
+        message, failures = unpack(self.codec, whole)
+        message = operations.with_units(message, units(len(whole), session.arrivals.limit))
+        unpacked: concurrent.futures.Future[Unpacked] = concurrent.futures.Future()
+        unpacked.set_result((message, failures))
+        assert self.inbound.take_unpacked(session, unpacked) is None  # type: ignore[arg-type]
 
     def box(self, name: str, limit: int = 1_000_000) -> Mailbox:
         box = self.boxes[name] = Mailbox(limit, Taker())

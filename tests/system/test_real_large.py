@@ -69,8 +69,8 @@ def show(what: str, taken: list[float]) -> None:
 
 
 async def test_a_large_message_does_not_delay_small_ones_and_is_not_overtaken_by_its_sender() -> None:
-    await beside(64 * MIB, count=3)
+    await beside(60 * MIB, count=3)
 
 
 async def test_large_messages_in_both_directions_at_once() -> None:
-    await both_ways(64 * MIB)
+    await both_ways(60 * MIB)

@@ -18,6 +18,7 @@ from fleetlm.names import (
     parse_address,
     sorted_nodes,
 )
+from fleetlm.texts import SHORT
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_what_is_not_a_node_name(text: str, why: str) -> None:
     with pytest.raises(InvalidName, match=why) as caught:
         NodeName.parse(text)
     assert caught.value.name == text
-    assert repr(text) in str(caught.value)
+    assert SHORT.repr(text) in str(caught.value)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, FleetError)
 
