@@ -37,10 +37,11 @@ from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.beside import BESIDE_BYTES, Unpacked
 from fleetlm.messaging.stream_items import ConsumerEnd
-from fleetlm.messaging.windows import units
+from fleetlm.messaging.windows import UNIT_BYTES, check_units, units
 from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
+from fleetlm.wire.batch_sizes import message_sizes
 from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, read_header
@@ -66,6 +67,8 @@ log: logging.Logger = logging.getLogger("fleetlm")
 
 SLICE_MESSAGES = 256
 """Messages of a frame after which the clock is looked at: a fraction of a millisecond for most."""
+CHECKED_BITS = 3
+"""Of two to this power batches in which a message may count too little, one is looked at; see `windows`."""
 _ARRAY32 = b"\xdd"
 """msgpack: an array whose length is in the next four bytes. A longer one than 65,535 begins with it."""
 _NO_RUN = object()
@@ -232,6 +235,11 @@ class Inbound:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if len(messages) > MAX_BATCH_MESSAGES:
             raise BadFrame(f"a batch of {len(messages):,} messages")
+        if len(body) > UNIT_BYTES and session.byte_window.draw(CHECKED_BITS) == 0:
+            try:
+                check_units(messages, message_sizes(body), session.arrivals.limit)
+            except ValueError as error:
+                raise BadFrame(str(error)) from None
         if self._codec.failures != failures:
             messages = self._drop_unreadable(session, messages)
         return messages

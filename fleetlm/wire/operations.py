@@ -345,6 +345,18 @@ def with_units(message: Any, units: int) -> Any:
     return message
 
 
+def declared_units(message: Any) -> int | None:
+    """Return what a message of a batch says that it counts; None if its kind counts in no window."""
+    match message:
+        case [_, _] | [Op.CALL | Op.HANDLE, _, _, _, _, _] | [Op.ITEM, _, _]:
+            return 1
+        case [Op.HEAVY, _, _, int(units)] | [Op.CALL | Op.HANDLE, _, _, _, _, _, int(units)]:
+            return units
+        case [Op.ITEM, _, _, int(units)] | [Op.STREAM | Op.YIELD | Op.CAST, *_, int(units)]:
+            return units
+    return None
+
+
 # ── answers, and later messages about the same request ──────────────────────────────────────────
 
 

@@ -15,7 +15,7 @@ from fleetlm.core.topology import Peer
 from fleetlm.errors import Draining
 from fleetlm.ids import Pid
 from fleetlm.messaging.beside import Unpacked, unpack
-from fleetlm.messaging.inbound import Inbound
+from fleetlm.messaging.inbound import CHECKED_BITS, Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
 from fleetlm.messaging.turns import FREE
@@ -203,7 +203,9 @@ class Side:
             self.dirty.append,
             lambda _session, reason: self.lost.append(reason),
         )
-        self.session.byte_window.draw = random.Random(name).getrandbits
+        drawn = random.Random(name).getrandbits
+        self.session.byte_window.draw = lambda bits: 0 if bits == CHECKED_BITS else drawn(bits)
+        """Numbers of marks; and the units of every batch are checked."""
         self.inbound = Inbound(self.boxes, self.codec, self.service, loop.time, 8)
         self.inbound.unpack_beside = self.unpack_at_once
 

@@ -307,6 +307,26 @@ def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
     assert operations.with_units(b"no message", 9) == b"no message"
 
 
+def test_a_message_tells_what_it_counts_if_its_kind_counts_at_all() -> None:
+    for message, units in (
+        (operations.one_way("echo", "x"), 1),
+        (operations.heavy("echo", "x", 9), 9),
+        (operations.call("echo", "x", 7, 5), 1),
+        (operations.with_units(operations.call("echo", "x", 7, 5), 9), 9),
+        (operations.with_units(operations.handle("echo", PARTS, 7, 5), 9), 9),
+        (operations.item(7, "x"), 1),
+        (operations.with_units(operations.item(7, "x"), 9), 9),
+        (operations.stream("echo", "x", 7, 5, 1, 0, 0, 1), 1),
+        (operations.yield_("echo", PARTS, 7, 5, 1, 0, 0, 9), 9),
+        (operations.with_units([Op.CAST, "echo", PARTS, 1], 9), 9),
+        (operations.reply(7, "x"), None),
+        (operations.request("spawn", "x", 7), None),
+        ([Op.HEAVY, "echo", "x", "9"], None),
+        (b"no message", None),
+    ):
+        assert operations.declared_units(message) == units
+
+
 def test_a_destination_is_a_number_of_64_bits_or_a_text_that_could_be_a_name() -> None:
     for good in (0, BIG, "n", "n" * 255):
         assert operations.checked_destination(good) == good
