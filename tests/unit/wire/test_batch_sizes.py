@@ -23,7 +23,7 @@ def batch_of(packed: list[bytes]) -> bytes:
     return msgpack.Packer().pack_array_header(len(packed)) + b"".join(packed)
 
 
-@effort(max_examples=100)
+@effort(max_examples=20)
 @given(st.lists(VALUES, max_size=40))
 def test_the_sizes_are_those_of_the_packed_messages(values: list[Any]) -> None:
     codec = Codec()
