@@ -307,6 +307,13 @@ def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
     assert operations.with_units(b"no message", 9) == b"no message"
 
 
+def test_the_requests_that_were_taken_are_refs_of_a_bounded_number() -> None:
+    assert operations.read_settled(operations.settled([7, 9, 7])) == {7, 9}
+    for refs in (None, {7: 9}, [0] * (operations.MAX_UNANSWERED + 1), [-1], ["7"]):
+        with pytest.raises(ValueError, match="SETTLED without its refs|is not a count"):
+            operations.read_settled([Op.SETTLED, refs, None])
+
+
 def test_a_message_tells_what_it_counts_if_its_kind_counts_at_all() -> None:
     for message, units in (
         (operations.one_way("echo", "x"), 1),
