@@ -104,7 +104,7 @@ class Draining:
         self._in_flight = in_flight
         self._unfinished = unfinished
         self._run: _Run | None = None
-        self.is_last: bool = False
+        self._is_last = False
         """Whether the node stops after this drain, so that it cannot be undone."""
         self._changes = ChangeSignal()
 
@@ -129,13 +129,13 @@ class Draining:
             is_last: the node stops afterwards, so that the drain cannot be undone.
         """
         now = self._loop.time()
-        self.is_last = self.is_last or is_last
+        self._is_last = self._is_last or is_last
         run = self._run
         if run is None or run.task is None or run.task.done():
             run = self._run = _Run(now)
         asker = self._unfinished.asker(asked_by or asyncio.current_task())
         run.besides |= {each for each in (asker, SERVING.get()) if each is not None}
-        if is_last or not self.is_last:  # A node that stops keeps its time.
+        if is_last or not self._is_last:  # A node that stops keeps its time.
             self._announce(now + min(timeout_s, MAX_TIMEOUT_MS / 1000), source, reason)
         if run.task is None:
             run.task = self._loop.create_task(self._go(run), name=f"{self._name} drains")
@@ -143,7 +143,7 @@ class Draining:
 
     def undrain(self) -> bool:
         """See `Node.undrain`."""
-        if self.is_last or not self.own.step:
+        if self._is_last or not self.own.step:
             return False
         if self._run is not None:
             self._run.is_undone = True
@@ -309,7 +309,7 @@ class Draining:
                 return False
             if now - run.began >= PATIENCE_S and not run.is_logged:
                 run.is_logged = True
-                leaves = "before it leaves, " if self.is_last else ""
+                leaves = "before it leaves, " if self._is_last else ""
                 log.info(
                     "node %s finishes what it has begun %sfor at most %.3g s (FLEETLM_DRAIN_MS): %s",
                     self._name, leaves, until - run.began, left,
@@ -324,7 +324,7 @@ class Draining:
         run.refused += left.refuse_untaken(error)
         cut = left.count()
         if cut and self.own.until > run.began:
-            verb = "leaves without waiting" if self.is_last else "has drained and does not wait"
+            verb = "leaves without waiting" if self._is_last else "has drained and does not wait"
             log.warning("node %s %s any longer for %s", self._name, verb, left)
         left.end_streams(IsDraining(error.node, error.retry_after, has_begun=True))
         return cut

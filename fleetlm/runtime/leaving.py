@@ -49,6 +49,9 @@ class Leaving:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_told = False
         """Whether processes have been told of this drain."""
+        self._is_last = False
+        """Whether the node stops, so that nothing can be undone. `Draining` learns it only when the hooks have run:
+        until then a drain that began before it keeps its time."""
         self.report: DrainReport | None = None
         """How the last drain has ended."""
 
@@ -69,7 +72,7 @@ class Leaving:
         """See `Node.drain`, and `Draining.drain` for the arguments."""
         if not timeout_s >= 0 or source not in SOURCES:  # nan is not at least 0
             raise ValueError(f"a drain takes 0 or more seconds, and a source of {', '.join(SOURCES)}")
-        self._draining.is_last = self._draining.is_last or is_last  # The hooks come first.
+        self._is_last = self._is_last or is_last
         asked_by = asked_by or asyncio.current_task()
         until = self._loop.time() + timeout_s
         drain = self._drain(until, timeout_s, reason, source, asked_by, is_last)
@@ -77,7 +80,7 @@ class Leaving:
 
     def undrain(self) -> bool:
         """See `Node.undrain`."""
-        if self._draining.is_last or not self.is_active:
+        if self._is_last or not self.is_active:
             return False
         before = self._phases.get("before_drain")
         if before is not None:
