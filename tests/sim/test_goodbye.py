@@ -8,7 +8,8 @@ from fleetlm.testing import run
 from tests.sim.goodbye_ledger import story
 
 SEEDS = 3
-MANY = 1_000
+MANY = 203
+"""Each seed is played twice; a run takes a third of a second."""
 
 
 def play(seed: int, *, cuts: bool) -> None:
@@ -27,6 +28,6 @@ def test_no_request_is_in_doubt_when_nodes_leave(seed: int, cuts: bool) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("cuts", [False, True], ids=["drained", "cut"])
 @pytest.mark.parametrize("first", range(SEEDS, MANY, 10))
-def test_no_request_is_in_doubt_in_a_thousand_runs(first: int, cuts: bool) -> None:
+def test_no_request_is_in_doubt_in_many_more_runs(first: int, cuts: bool) -> None:
     for seed in range(first, first + 10):
         play(seed, cuts=cuts)
