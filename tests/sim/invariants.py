@@ -15,6 +15,7 @@ from typing import Any
 
 from fleetlm import (
     NodeDown,
+    NodeDraining,
     NodeStopped,
     NodeUp,
     NotDelivered,
@@ -160,7 +161,10 @@ class World:
         present = dict.fromkeys(node.list())
         up: dict[str, int] = {}
         async for event in node.events():
-            if present and (not isinstance(event, NodeUp) or present.pop(event.node, 1) == 1):
+            drains = (
+                isinstance(event, NodeDraining) and event.name in up
+            )  # It follows the nodeup of its node.
+            if present and not drains and (not isinstance(event, NodeUp) or present.pop(event.node, 1) == 1):
                 self.breach(f"{node.name}: {event} came inside the snapshot {present}")
             if dawdles is not None and dawdles.random() < 0.2:
                 await asyncio.sleep(dawdles.expovariate(0.5))

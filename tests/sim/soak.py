@@ -108,6 +108,8 @@ class SoakRun:
         self.futures = Futures(self.cluster.loop)
         self.stopped_ips: list[str] = []
         self.disconnected: list[tuple[Node, str]] = []
+        self.broken_at_s = -LIMIT_S
+        """When a connection was broken last, which its nodes notice later."""
         self.log: list[str] = []
 
     @classmethod
@@ -189,6 +191,7 @@ class SoakRun:
             cluster.slow(ip, rng.choice((3.0, 10.0)))
         elif what == "break":
             cluster.network.break_connection(cluster.ip_of(ip), cluster.ip_of(other))
+            self.broken_at_s = self.world.now_s
         elif what == "disconnect" and ip in up:
             name = f"fleetlm@{other}"
             cluster.nodes[ip].disconnect(name)
@@ -207,6 +210,8 @@ class SoakRun:
                 await node.connect(other, timeout=0.0)
         if self.hosts is not None:
             await asyncio.sleep(SETTLE_S)  # A connection that was broken at this moment still counts.
+        if self.world.now_s - self.broken_at_s < SETTLE_S:
+            await asyncio.sleep(self.settings.longest_silence_s)
         await self.cluster.mesh(bound_s(self.settings))
         self.note("mesh")
         await asyncio.sleep(self.rng.choice((0.0, 1.0)))
