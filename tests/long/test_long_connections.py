@@ -38,8 +38,8 @@ async def test_twenty_crashes_are_seen_at_once(loaded: bool) -> None:
 
 
 @pytest.mark.deadline(180)
-async def test_a_thousand_reconnects_leave_descriptors_and_memory_flat() -> None:
-    await reconnects(count=1_000, warm_up=100)
+async def test_a_hundred_reconnects_leave_descriptors_and_memory_flat() -> None:
+    await reconnects(count=100, warm_up=20)
 
 
 @pytest.mark.deadline(120)

@@ -148,5 +148,5 @@ async def test_a_crash_is_seen_at_once(loaded: bool) -> None:
     assert statistics.median(seen) < SEEN_WITHIN_S
 
 
-async def test_a_hundred_reconnects_leave_descriptors_and_memory_flat() -> None:
-    await reconnects(count=100, warm_up=50)
+async def test_some_reconnects_leave_descriptors_and_memory_flat() -> None:
+    await reconnects(count=20, warm_up=10)

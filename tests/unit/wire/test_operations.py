@@ -310,7 +310,7 @@ def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
 def test_the_requests_that_were_taken_are_refs_of_a_bounded_number() -> None:
     assert operations.read_settled(operations.settled([7, 9, 7])) == {7, 9}
     for refs in (None, {7: 9}, [0] * (operations.MAX_UNANSWERED + 1), [-1], ["7"]):
-        with pytest.raises(ValueError, match="SETTLED without its refs|is not a count"):
+        with pytest.raises(ValueError, match=r"SETTLED without its refs|is not a count"):
             operations.read_settled([Op.SETTLED, refs, None])
 
 
