@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.patience import allowed_s
 from tests.system.test_real_discovery import mesh, outage
 
 pytestmark = pytest.mark.long
@@ -20,7 +21,7 @@ async def test_a_minute_of_dns_faults_ends_no_connection() -> None:
 @pytest.mark.deadline(120)
 async def test_forty_nodes_mesh_within_three_seconds_of_the_first_answer() -> None:
     for _ in range(ATTEMPTS):
-        if await mesh(processes=4, each=10, within_s=20.0) < MESH_S:
+        if await mesh(processes=4, each=10, within_s=20.0) < allowed_s(MESH_S):
             return
     pytest.fail(f"not within {MESH_S:g} s in {ATTEMPTS} attempts")
 

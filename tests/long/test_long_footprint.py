@@ -16,6 +16,8 @@ from tests.system.cluster_tools import ROOT, Fleet, clean_env
 pytestmark = pytest.mark.long
 START_MS = 200
 RESIDENT_MIB = 40
+DERIVATION_MS = 400.0
+"""The keys of a cookie are derived slowly, so that guesses are slow."""
 SLACK = 3
 PROGRAM = """
 import time
@@ -50,5 +52,6 @@ def test_what_a_node_costs(cookie: str | None) -> None:
         runs.append(json.loads(done.stdout))
     cost = {what: min(run[what] for run in runs) for what in runs[0]}
     print("the least of 7:", ", ".join(f"{what} {value:.1f}" for what, value in cost.items()))
-    assert cost["import_ms"] + cost["start_ms"] < START_MS * SLACK
+    derivation_ms = DERIVATION_MS if cookie else 0.0
+    assert cost["import_ms"] + cost["start_ms"] < (START_MS + derivation_ms) * SLACK
     assert cost["resident_mib"] < RESIDENT_MIB * SLACK
