@@ -50,7 +50,7 @@ class Leaving:
         self._is_told = False
         """Whether processes have been told of this drain."""
         self._is_last = False
-        """Whether the node stops, so that nothing can be undone. `Draining` learns it when the hooks have run:
+        """Whether the node stops, so that nothing can be undone. `Draining` learns it after the hooks:
         until then a drain that began before it keeps its time."""
         self.report: DrainReport | None = None
         """How the last drain has ended."""
