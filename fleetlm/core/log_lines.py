@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final, NamedTuple
 
+from fleetlm.core.buckets import Bucket
+
 BURST_LINES: Final = 100
 """Lines of one kind that may come at once: a program's worst moment is still in the log."""
 LINES_PER_S: Final = 1.0
@@ -36,12 +38,11 @@ class LeftOut(NamedTuple):
     seconds: float
 
 
-class _Bucket:
-    __slots__ = ("at", "left_out", "since", "tokens")
+class _Kind:
+    __slots__ = ("bucket", "left_out", "since")
 
     def __init__(self, now: float) -> None:
-        self.tokens = float(BURST_LINES)
-        self.at = now
+        self.bucket = Bucket(LINES_PER_S, BURST_LINES, now)
         self.left_out = 0
         self.since = now
 
@@ -50,31 +51,28 @@ class LogLines:
     """The buckets of one process."""
 
     def __init__(self) -> None:
-        self._buckets: dict[Hashable, _Bucket] = {}
+        self._kinds: dict[Hashable, _Kind] = {}
 
     def admit(self, kind: Hashable, now: float) -> bool:
         """Whether a line of this kind is to be written. ``now`` is in seconds, of any clock."""
-        bucket = self._buckets.pop(kind, None)
-        if bucket is None:
-            bucket = _Bucket(now)
-            if len(self._buckets) >= MAX_KINDS:
-                del self._buckets[next(iter(self._buckets))]
-        self._buckets[kind] = bucket
-        bucket.tokens = min(BURST_LINES, bucket.tokens + (now - bucket.at) * LINES_PER_S)
-        bucket.at = now
-        if bucket.tokens >= 1.0:
-            bucket.tokens -= 1.0
+        known = self._kinds.pop(kind, None)
+        if known is None:
+            known = _Kind(now)
+            if len(self._kinds) >= MAX_KINDS:
+                del self._kinds[next(iter(self._kinds))]
+        self._kinds[kind] = known
+        if known.bucket.take(now):
             return True
-        if not bucket.left_out:
-            bucket.since = now
-        bucket.left_out += 1
+        if not known.left_out:
+            known.since = now
+        known.left_out += 1
         return False
 
     def take_left_out(self, now: float, least_s: float = SUMMARY_S) -> list[LeftOut]:
         """Return what was left out, by kind, where the first line of it is ``least_s`` old; count anew."""
         found = []
-        for kind, bucket in self._buckets.items():
-            if bucket.left_out and now - bucket.since >= least_s:
-                found.append(LeftOut(kind, bucket.left_out, now - bucket.since))
-                bucket.left_out = 0
+        for kind, known in self._kinds.items():
+            if known.left_out and now - known.since >= least_s:
+                found.append(LeftOut(kind, known.left_out, now - known.since))
+                known.left_out = 0
         return found

@@ -15,6 +15,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.messaging.windows import units
+from fleetlm.wire import operations
+
 if TYPE_CHECKING:
     from fleetlm.wire.codec import Codec
 
@@ -26,11 +29,21 @@ Unpacked = tuple[Any, int]
 """A message, and how many values in it could not be rebuilt."""
 
 
-def unpack(codec: Codec, whole: memoryview) -> Unpacked:
-    """Unpack a message in any thread. Raises: BadData."""
+def unpack(codec: Codec, whole: memoryview, limit: int) -> Unpacked:
+    """Unpack a message that came in chunks, in any thread.
+
+    Args:
+        codec: the node's codec.
+        whole: the packed message.
+        limit: units of a whole window; the message gets the units that its length demands.
+
+    Raises:
+        BadData: the bytes are no message.
+    """
     decoder = codec.large_decoder(_let_others_run)
     with _NO_COLLECTION:
-        return decoder.unpack(whole), decoder.failures
+        message = decoder.unpack(whole)
+    return operations.with_units(message, units(len(whole), limit)), decoder.failures
 
 
 def _let_others_run() -> None:

@@ -34,7 +34,6 @@ from fleetlm.messaging.backlog import Backlog, Rest
 from fleetlm.messaging.beside import Unpacked, unpack
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
-from fleetlm.messaging.windows import units
 from fleetlm.names import NodeName
 from fleetlm.runtime.log_guard import KIND
 from fleetlm.wire import operations
@@ -230,14 +229,9 @@ class Driver:
 
     def _unpack_beside(self, session: Session, whole: memoryview) -> None:
         """Unpack a large message in a thread; what comes from its peer meanwhile waits behind it."""
-        limit = session.arrivals.limit
-
-        def work() -> Unpacked:
-            message, failures = unpack(self._codec, whole)
-            return operations.with_units(message, units(len(whole), limit)), failures
-
         self._backlog.park(session.incoming.source)
-        self._loop.run_in_executor(self._unpacker, work).add_done_callback(partial(self._unpacked, session))
+        work = self._loop.run_in_executor(self._unpacker, unpack, self._codec, whole, session.arrivals.limit)
+        work.add_done_callback(partial(self._unpacked, session))
 
     def _unpacked(self, session: Session, unpacked: asyncio.Future[Unpacked]) -> None:
         """Deliver a large message, and go on with what came behind it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -515,8 +515,9 @@ async def test_a_local_factory_spawns_for_its_own_node_only(fleet: Fleet) -> Non
 # ── the audit log ────────────────────────────────────────────────────────────────────────────────
 
 
-@simulated
-async def test_spawns_and_exits_from_elsewhere_are_written_down(fleet: Fleet) -> None:
+@contextlib.contextmanager
+def audited() -> Iterator[list[str]]:
+    """Collect the lines of the audit log."""
     lines: list[str] = []
     listener = logging.Handler()
     listener.emit = lambda record: lines.append(record.getMessage())
@@ -524,6 +525,15 @@ async def test_spawns_and_exits_from_elsewhere_are_written_down(fleet: Fleet) ->
     audit.addHandler(listener)
     level, audit.level = audit.level, logging.INFO
     try:
+        yield lines
+    finally:
+        audit.removeHandler(listener)
+        audit.level = level
+
+
+@simulated
+async def test_spawns_and_exits_from_elsewhere_are_written_down(fleet: Fleet) -> None:
+    with audited() as lines:
         a, b = await fleet.mesh(2)
         b.factories.register("child", child)
         await b.spawn_at(b.name, "child")
@@ -538,18 +548,11 @@ async def test_spawns_and_exits_from_elsewhere_are_written_down(fleet: Fleet) ->
             f"spawn: {me} spawned {pid} of factory 'child', named 'n\\xe9'",
             f"exit: {me} sent an exit signal to {pid} ('n\\xe9'): 'evil\\x1b[2J\\nline'",
         ]
-    finally:
-        audit.removeHandler(listener)
-        audit.level = level
 
 
 @simulated
 async def test_what_a_peer_was_denied_is_written_down(fleet: Fleet) -> None:
-    lines: list[str] = []
-    listener = logging.Handler()
-    listener.emit = lambda record: lines.append(record.getMessage())
-    logging.getLogger("fleetlm.audit").addHandler(listener)
-    try:
+    with audited() as lines:
         a, b, pid, _ = await two(fleet, peers_may=NOTHING)
         forget_what_is_denied(a, b)
         a.exit(pid)
@@ -559,19 +562,11 @@ async def test_what_a_peer_was_denied_is_written_down(fleet: Fleet) -> None:
             f"denied: {a.name} may not exit here",
             f"denied: {a.name} may not spawn here",
         ]
-    finally:
-        logging.getLogger("fleetlm.audit").removeHandler(listener)
 
 
 @simulated
 async def test_a_signal_in_the_name_of_a_third_node_is_not_written_down_as_its_own(fleet: Fleet) -> None:
-    lines: list[str] = []
-    listener = logging.Handler()
-    listener.emit = lambda record: lines.append(record.getMessage())
-    audit = logging.getLogger("fleetlm.audit")
-    audit.addHandler(listener)
-    level, audit.level = audit.level, logging.INFO
-    try:
+    with audited() as lines:
         a, b = await fleet.mesh(2)
         pid = b.spawn(echo)
         forged = operations.signal(["exit2", FOREIGN, pid.number, "kill"])
@@ -579,6 +574,3 @@ async def test_a_signal_in_the_name_of_a_third_node_is_not_written_down_as_its_o
         await asyncio.sleep(1)
         assert b.process_info(pid) is not None
         assert lines == []
-    finally:
-        audit.removeHandler(listener)
-        audit.level = level

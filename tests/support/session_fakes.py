@@ -20,7 +20,6 @@ from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
 from fleetlm.messaging.turns import FREE
 from fleetlm.messaging.waits import Waits
-from fleetlm.messaging.windows import units
 from fleetlm.process import Process, ProcessServices
 from fleetlm.processes.context import NodeContext
 from fleetlm.processes.local import LocalProcesses
@@ -28,7 +27,6 @@ from fleetlm.processes.running import RunningProcess
 from fleetlm.processes.signals import Signals
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from fleetlm.wire import operations
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.operations import DrainNotice
 
@@ -211,10 +209,8 @@ class Side:
 
     def unpack_at_once(self, session: Session, whole: memoryview) -> None:
         """Unpack and deliver a large message; the driver does this in a thread."""
-        message, failures = unpack(self.codec, whole)
-        message = operations.with_units(message, units(len(whole), session.arrivals.limit))
         unpacked: concurrent.futures.Future[Unpacked] = concurrent.futures.Future()
-        unpacked.set_result((message, failures))
+        unpacked.set_result(unpack(self.codec, whole, session.arrivals.limit))
         assert self.inbound.take_unpacked(session, unpacked) is None  # type: ignore[arg-type]
 
     def box(self, name: str, limit: int = 1_000_000) -> Mailbox:

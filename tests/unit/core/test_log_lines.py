@@ -55,4 +55,4 @@ def test_the_kinds_that_are_remembered_are_bounded_and_the_oldest_goes_first() -
     for number in range(MAX_KINDS):
         lines.admit(-number, 0.0)
     assert lines.admit("old", 0.0), "forgotten"
-    assert len(lines._buckets) == MAX_KINDS
+    assert len(lines._kinds) == MAX_KINDS
