@@ -7,8 +7,9 @@ incarnation is never delivered.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from fleetlm.records import Record
 
 if TYPE_CHECKING:
     import random
@@ -32,8 +33,7 @@ def new_incarnation(wall_ms: int, rng: random.Random) -> int:
     return ((wall_ms & ((1 << 42) - 1)) << _RANDOM_BITS) | rng.getrandbits(_RANDOM_BITS)
 
 
-@dataclass(frozen=True, slots=True)
-class Pid:
+class Pid(Record):
     """The address of one process. It never addresses another one, even after its node has restarted."""
 
     node: str
@@ -44,8 +44,7 @@ class Pid:
         return f"<{self.node} {self.incarnation:x} {self.number}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(Record):
     """A value that is unique in the cluster. Identifies a request, a monitor or a subscription."""
 
     node: str

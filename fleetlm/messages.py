@@ -24,7 +24,6 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -33,6 +32,7 @@ from uuid import UUID
 
 from fleetlm.ids import Pid, Ref
 from fleetlm.names import Address
+from fleetlm.records import Record
 from fleetlm.texts import type_name
 
 C = TypeVar("C")
@@ -49,16 +49,14 @@ MAX_TAG_LENGTH = 128
 """Characters of a tag. It is sent with every message of its type, so it should be short."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeUp:
+class NodeUp(Record):
     """The session with ``node`` is up. Delivered before any message of that session."""
 
     node: str
     incarnation: int
 
 
-@dataclass(frozen=True, slots=True)
-class NodeDown:
+class NodeDown(Record):
     """The session with ``node`` has ended. Delivered after its last message.
 
     ``reason`` is for people and logs, such as ``connection closed`` or ``left: shutdown``.
@@ -69,8 +67,7 @@ class NodeDown:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class NodeDraining:
+class NodeDraining(Record):
     """The node ``name``, which may be this one, drains: it is about to leave, and takes no new work soon.
 
     ``until`` is when its time for finishing is over, on the clock of this node's event loop. ``source`` says
@@ -88,8 +85,7 @@ class NodeDraining:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
-class NodeUndrained:
+class NodeUndrained(Record):
     """The node ``name``, which may be this one, has undone its drain and takes work as before."""
 
     name: str
@@ -100,8 +96,7 @@ class NodeUndrained:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Down:
+class Down(Record):
     """A monitored process has ended. Delivered exactly once for each monitor.
 
     ``ref`` is the monitor, ``target`` the process as it was given to the monitor. ``reason`` is the exit
@@ -114,16 +109,14 @@ class Down:
     reason: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Record):
     """An exit signal, as a message to a process that traps exits: the linked process ``pid`` has ended."""
 
     pid: Pid
     reason: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(Record):
     """The process ``pid`` has been registered under a cluster-wide name, with ``meta``."""
 
     name: str
@@ -131,8 +124,7 @@ class Registered:
     meta: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Unregistered:
+class Unregistered(Record):
     """The process ``pid`` no longer has a cluster-wide name.
 
     ``reason`` is ``"unregistered"``, ``"exited"`` (the process has ended), ``"noconnection"`` (the
@@ -146,16 +138,14 @@ class Unregistered:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Record):
     """A process has joined a group. A process may join a group more than once."""
 
     group: str
     pid: Pid
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(Record):
     """A process has left a group. Each `Joined` is followed by one `Left`.
 
     ``reason`` is ``"left"``, ``"exited"`` (the process has ended) or ``"noconnection"`` (the session
@@ -313,8 +303,7 @@ def register_type(
 
 
 @message("fleetlm.crash")
-@dataclass(frozen=True, slots=True)
-class Crash:
+class Crash(Record):
     """The exit reason of a process that raised an exception. Only the exception's text is sent."""
 
     type_name: str
@@ -326,8 +315,7 @@ class Crash:
 
 
 @message("fleetlm.name_lost")
-@dataclass(frozen=True, slots=True)
-class NameLost:
+class NameLost(Record):
     """Two processes claimed one cluster-wide name, and the other one, ``winner``, keeps it.
 
     The exit reason of the process that lost, or a message to it if the name was registered with

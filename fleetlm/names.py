@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from fleetlm.errors import InvalidName
+from fleetlm.records import Record
 
 BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 """The part of a node name before the ``@``."""
@@ -40,8 +40,7 @@ class Address(NamedTuple):
     node: str
 
 
-@dataclass(frozen=True, slots=True)
-class NodeName:
+class NodeName(Record):
     """The parts of a node name. ``str(name)`` is the canonical text."""
 
     basename: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actors.failure_log import FailureLog
@@ -18,6 +18,7 @@ from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.drain_listeners import DrainListeners
 from fleetlm.processes.owned import Owned, Timer
 from fleetlm.processes.running import AnyFunction, ProcessObject, RunningProcess
+from fleetlm.records import Record
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import ActorRef
@@ -32,8 +33,7 @@ Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessServices:
+class ProcessServices(Record):
     """The parts of a node that its processes use: one object, so that each process holds one reference."""
 
     signals: Signals

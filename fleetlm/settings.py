@@ -14,12 +14,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.cookies import TAKEN, parse_cookie, read_cookies
 from fleetlm.errors import SettingsError
 from fleetlm.names import endpoint
+from fleetlm.records import Record
 from fleetlm.setting_parsers import (
     MAX_DURATION_MS,
     MAX_NODE_PORTS,
@@ -77,8 +78,7 @@ def _base_port(query: str, first: int) -> int:
     return DEFAULT_PORT if any(map(is_service_name, query.split(","))) else first
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Record):
     """The configuration of one node. Sizes are in bytes, times in seconds.
 
     The constructor checks every value, those of the environment by the rules of the environment, and writes
@@ -93,8 +93,8 @@ class Settings:
 
         def __new__(cls, *_args, **fields):
             """Refuse unknown names with a guess, before the dataclass would with a TypeError."""
-            for name in fields.keys() - cls.__dataclass_fields__.keys():
-                near = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.5)
+            for name in fields.keys() - set(cls.__match_args__):
+                near = difflib.get_close_matches(name, cls.__match_args__, n=1, cutoff=0.5)
                 guess = f"Did you mean {near[0]}?" if near else "See the fields of `Settings`."
                 value = fields[name]  # A text may be a secret under a misspelt name.
                 shown = repr(value) if value is None or type(value) in (bool, int, float) else MASKED
@@ -102,12 +102,13 @@ class Settings:
             return object.__new__(cls)
 
     def __post_init__(self) -> None:
-        for each in dataclasses.fields(self):
-            given = getattr(self, each.name)
-            is_rights = each.name == "peers_may"
-            checked = _check_rights(given) if is_rights else _check_field(each.name, str(each.type), given)
+        types = Settings.__annotations__
+        for name in self.__match_args__:
+            given = getattr(self, name)
+            is_rights = name == "peers_may"
+            checked = _check_rights(given) if is_rights else _check_field(name, types[name], given)
             if checked is not given:
-                object.__setattr__(self, each.name, checked)
+                object.__setattr__(self, name, checked)
         for cookie in self.other_cookies:
             _check_field("cookie", "str", cookie)
         object.__setattr__(self, "allowed_networks", _check_networks(self.allowed_networks))

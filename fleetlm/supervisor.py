@@ -62,6 +62,7 @@ from fleetlm.messages import Exit
 from fleetlm.process import Process
 from fleetlm.processes.info import ChildInfo
 from fleetlm.processes.running import ProcessFunction, check_concrete, plain_class
+from fleetlm.records import Record
 from fleetlm.texts import text_of
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -163,15 +164,13 @@ class _Row:
     """The child whose init must end before the next one is started."""
 
 
-@dataclass(frozen=True, slots=True)
-class _InitDone:
+class _InitDone(Record):
     """A message to the supervisor itself: the init of this process is done."""
 
     pid: Pid
 
 
-@dataclass(frozen=True, slots=True)
-class _InitClock:
+class _InitClock(Record):
     """A message to the supervisor itself: look how long the init of this process takes."""
 
     pid: Pid

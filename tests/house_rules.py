@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────
 
-VALUES = ("cookies", "errors", "escapes", "ids", "names", "messages", "setting_parsers", "settings", "texts")
+VALUES = (
+    *("cookies", "errors", "escapes", "ids", "names", "messages", "records", "setting_parsers", "settings"),
+    "texts",
+)
 ROWS: tuple[tuple[str, ...], ...] = (
     # A room is a package of fleetlm, or a module that stands beside the packages. A room may import
     # itself and the rooms of the rows above its own; never one of its own row, never one of a row below.

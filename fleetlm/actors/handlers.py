@@ -12,11 +12,11 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, ClassVar, Protocol, TypeVar, overload
 
 from fleetlm.processes.running import plain_class
+from fleetlm.records import Record
 from fleetlm.texts import SHORT
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]] | Callable[..., AsyncIterator[Any]])
@@ -25,8 +25,7 @@ _MARK = "__fleetlm_handler__"
 """Attribute that `handler` sets on a function; the value is its `Options`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Record):
     """What `handler` was told about a function; see there."""
 
     concurrent: bool = False
@@ -34,8 +33,7 @@ class Options:
     local: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Handler:
+class Handler(Record):
     """One handler of a class.
 
     Attributes:
@@ -53,8 +51,7 @@ class Handler:
     local: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Handlers:
+class Handlers(Record):
     """The handlers of a class, those of its base classes included."""
 
     by_name: dict[str, Handler]

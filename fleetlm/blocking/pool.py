@@ -33,13 +33,13 @@ import math
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from fleetlm.blocking import forks
 from fleetlm.blocking.function_call import FunctionCall, FunctionResult, catch_result, name_of
 from fleetlm.blocking.worker_process import WorkerProcess
 from fleetlm.errors import NodeStopped
+from fleetlm.records import Record
 
 STOP_TIMEOUT_S = 1.0
 """Seconds that idle threads and processes have to end when a pool stops: they need milliseconds."""
@@ -56,8 +56,7 @@ Ended = Callable[["Job"], Exception]
 """Makes the error that a caller gets when the pool has been stopped; see `Job.began_at`."""
 
 
-@dataclass(frozen=True, slots=True)
-class PoolKind:
+class PoolKind(Record):
     """What a pool is, in words.
 
     Attributes:

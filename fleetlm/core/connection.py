@@ -74,6 +74,7 @@ from fleetlm.core.buckets import Bucket
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
 from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.names import NodeName, endpoint
+from fleetlm.records import Record
 from fleetlm.wire import frames
 from fleetlm.wire.frames import Hello, Kind, Ready
 
@@ -121,8 +122,7 @@ class Phase(Enum):
     UP = "up"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Record):
     """How this node presents itself to others; the same from its start to its end.
 
     Attributes:

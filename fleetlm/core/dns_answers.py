@@ -10,9 +10,9 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from fleetlm.names import endpoint, parse_address
+from fleetlm.records import Record
 
 MAX_ADDRESSES = 4096
 """Addresses taken from one answer: a DNS message of 64 KiB holds no more."""
@@ -36,8 +36,7 @@ class Outcome(enum.Enum):
     """Nothing is known: SERVFAIL, REFUSED, timeout, garbage, no network, or only unusable addresses."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record):
     """The result of one lookup.
 
     Attributes:

@@ -5,13 +5,13 @@ The core decides and performs nothing; the driver performs and decides nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from fleetlm.core.halves import Incoming, Outgoing
+from fleetlm.records import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Dial:
+class Dial(Record):
     """Open a channel to ``ip:port``."""
 
     channel: int
@@ -19,40 +19,35 @@ class Dial:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Record):
     """Send a handshake frame over a channel that this node dialled."""
 
     channel: int
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Record):
     """Send a frame back to the node that dialled this one, over its channel."""
 
     source: bytes
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class HangUp:
+class HangUp(Record):
     """Close a channel. What was sent on it may still leave for ``flush_s`` seconds."""
 
     channel: int
     flush_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Disconnect:
+class Disconnect(Record):
     """End the connection of a source that broke the protocol, ``after_s`` seconds from now."""
 
     source: bytes
     after_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Up:
+class Up(Record):
     """Both halves work: open a session over them. Messages may flow until the matching `Down`.
 
     The driver takes over the numbering of both halves, which goes on from the handshake.
@@ -64,8 +59,7 @@ class Up:
     incoming: Incoming
 
 
-@dataclass(frozen=True, slots=True)
-class Down:
+class Down(Record):
     """The connection is over: end its session, and deliver nothing more of it."""
 
     name: str
@@ -73,8 +67,7 @@ class Down:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Record):
     """A log line for people, given once for each change. ``level`` is ``"info"`` or ``"warning"``.
 
     The number of lines of each ``kind`` is limited (`core.log_lines`). A kind is one of few words, and never

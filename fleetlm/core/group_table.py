@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -34,6 +33,7 @@ from fleetlm.errors import NoProcess, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.messages import Joined, Left
 from fleetlm.names import check_process_name
+from fleetlm.records import Record
 from fleetlm.texts import SHORT
 
 MAX_PIECE_MEMBERSHIPS = 200
@@ -43,8 +43,7 @@ _NUMBER_END = 1 << 64
 """Numbers of processes are below this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(Record):
     """Send this fact to every connected node."""
 
     fact: list[Any]

@@ -44,6 +44,7 @@ from typing import Any
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import Down, Exit
 from fleetlm.names import Address
+from fleetlm.records import Record
 from fleetlm.texts import SHORT
 
 MAX_ACTS_PER_LINK = 8
@@ -52,16 +53,14 @@ MAX_ACTS_PER_LINK = 8
 Target = Pid | Address
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(Record):
     """Put a message of the runtime into a mailbox; it waits for no window."""
 
     number: int
     message: Down | Exit
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Record):
     """End a process with this reason. With ``at_once`` it cannot trap the exit or clean up first."""
 
     number: int
@@ -69,8 +68,7 @@ class Stop:
     at_once: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(Record):
     """Send a signal to another node, behind what process ``after`` has sent there (0: behind nothing)."""
 
     node: str

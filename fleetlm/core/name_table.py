@@ -47,6 +47,7 @@ from fleetlm.errors import AlreadyRegistered, TooManyNames
 from fleetlm.ids import Pid
 from fleetlm.messages import Registered, Unregistered
 from fleetlm.names import MAX_PROCESS_NAME_LENGTH, check_process_name
+from fleetlm.records import Record
 from fleetlm.settings import Settings
 from fleetlm.texts import SHORT
 
@@ -66,8 +67,7 @@ _MAX_ROW_OVERHEAD_BYTES = 40
 """Upper bound of a claim's bytes on the wire without its name and meta."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Record):
     """The claim of a process to a cluster-wide name.
 
     Attributes:
@@ -99,23 +99,20 @@ def older(first: Claim, second: Claim) -> Claim:
     return min(first, second, key=rank)
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(Record):
     """Send this fact to every connected node, or to one."""
 
     fact: list[Any]
     to: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Say:
+class Say(Record):
     """Publish an event to the subscriptions of this node."""
 
     event: Registered | Unregistered
 
 
-@dataclass(frozen=True, slots=True)
-class Lose:
+class Lose(Record):
     """Tell a process of this node that its claim was withdrawn."""
 
     claim: Claim

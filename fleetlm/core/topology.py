@@ -41,13 +41,13 @@ that node, and to tell whether it runs on this machine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fleetlm.core.connection import Connection, Identity, Phase
 from fleetlm.core.dns_answers import FAMILIES
 from fleetlm.core.draining import Step
 from fleetlm.names import NodeName, canonical_node, parse_address, sorted_nodes
+from fleetlm.records import Record
 
 if TYPE_CHECKING:
     import random
@@ -175,8 +175,7 @@ class Peer:
         return "down" if connection.ups else "wanted"
 
 
-@dataclass(frozen=True, slots=True)
-class PeerInfo:
+class PeerInfo(Record):
     """A row of the connection table as `Node.info` shows it; ages are in seconds."""
 
     name: str

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sized
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleetlm.core.picking import Picker, Tried, check_rule
 from fleetlm.errors import FleetError, NotDelivered, OutcomeUnknown
 from fleetlm.messaging.retries import check_attempts
+from fleetlm.records import Record
 
 if TYPE_CHECKING:
     from fleetlm.actors.sender import ActorSender
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class GroupRequest:
+class GroupRequest(Record):
     """Whom a request goes to, and how often it is made.
 
     Attributes:

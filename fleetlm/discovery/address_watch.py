@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from fleetlm.core.dns_answers import list_hosts
 from fleetlm.discovery.own_address import (
@@ -22,6 +21,7 @@ from fleetlm.discovery.own_address import (
     route_source,
 )
 from fleetlm.names import parse_address
+from fleetlm.records import Record
 
 LOOKS_TO_BE_GONE = 2
 """Looks in a row, one for each DNS lookup, that must miss this node's address before it counts as gone."""
@@ -41,8 +41,7 @@ class Verdict(enum.Enum):
     OTHER_PORT = "DNS lists this node's address with other ports only"
 
 
-@dataclass(frozen=True, slots=True)
-class AddressProblem:
+class AddressProblem(Record):
     """This node's address or its port is wrong.
 
     Attributes:

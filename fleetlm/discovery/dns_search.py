@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from fleetlm.core.dns_answers import Answer, Outcome, count_addresses, sift
+from fleetlm.records import Record
 
 RecordType = Literal["A", "AAAA", "SRV"]
 NXDOMAIN = "NXDOMAIN"
@@ -39,8 +40,7 @@ LOOKUPS_UNTIL_UNSERVED = 3
 than some lost packets, and so few that a cluster without IPv6 soon has whole answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(Record):
     """An SRV record. Priority and weight are left out: every node is dialled.
 
     Attributes:
@@ -59,8 +59,7 @@ class Service:
         return self.target != "." and self.port > 0
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
+class Records(Record):
     """The answer to one question: the records of one type of one name.
 
     Attributes:
@@ -98,8 +97,7 @@ class State(enum.Enum):
     FAILED = "it has no record, and a question failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Record):
     """One name that was asked for.
 
     Attributes:
@@ -144,8 +142,7 @@ class Candidate:
         return {family: records for family, records in self.found.items() if not records.is_whole}
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Record):
     """The candidate that decides the lookup.
 
     Attributes:

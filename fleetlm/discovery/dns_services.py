@@ -18,7 +18,6 @@ here, so they are ignored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from fleetlm.core.dns_answers import FAMILIES, MAX_ADDRESSES, Answer, Outcome, count_addresses, sift
 from fleetlm.discovery.dns_search import (
@@ -31,6 +30,7 @@ from fleetlm.discovery.dns_search import (
     join_details,
 )
 from fleetlm.names import canonical_ip, endpoint
+from fleetlm.records import Record
 
 MAX_ADDRESSES_OF_HOST = 8
 """Addresses taken of one host. A hostile answer could otherwise combine a thousand addresses of one host with
@@ -39,8 +39,7 @@ MAX_HOSTS_NAMED = 3
 """Hosts that a remark names; further ones are only counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(Record):
     """What is known of the target of SRV records.
 
     Attributes:

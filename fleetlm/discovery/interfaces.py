@@ -15,10 +15,10 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from fleetlm.names import canonical_ip
+from fleetlm.records import Record
 
 _GET_ADDRESSES: Final = 22
 _NEW_ADDRESS: Final = 20
@@ -38,8 +38,7 @@ _TIMEOUT_S: Final = 1.0
 """Seconds for the kernel's answer, which comes at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class InterfaceAddress:
+class InterfaceAddress(Record):
     """One address of this machine.
 
     Attributes:

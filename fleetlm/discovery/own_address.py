@@ -34,7 +34,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fleetlm.core.dns_answers import Answer, list_hosts
 from fleetlm.discovery.interface import Discovery
@@ -47,6 +47,7 @@ from fleetlm.discovery.interfaces import (
 from fleetlm.discovery.system_lookup import SystemLookup
 from fleetlm.errors import SettingsError
 from fleetlm.names import canonical_ip
+from fleetlm.records import Record
 from fleetlm.settings import Settings
 
 LOOPBACK = "127.0.0.1"
@@ -75,8 +76,7 @@ class Rule(enum.Enum):
     LOOPBACK = "loopback"
 
 
-@dataclass(frozen=True, slots=True)
-class OwnAddress:
+class OwnAddress(Record):
     """The decision.
 
     Attributes:

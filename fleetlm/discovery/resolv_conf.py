@@ -19,6 +19,7 @@ import dns.exception
 import dns.name
 
 from fleetlm.discovery.dns_search import RecordType
+from fleetlm.records import Record
 
 DNS_PORT = 53
 MAX_SERVERS = 3
@@ -31,8 +32,7 @@ LOCAL_SERVER = "127.0.0.1"
 """The server that is asked where the file names none. Source: resolv.conf(5)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerAddress:
+class ServerAddress(Record):
     """Where a name server listens.
 
     Attributes:
@@ -67,8 +67,7 @@ class ServerAddress:
         return self.ip, self.port, 0, scope
 
 
-@dataclass(frozen=True, slots=True)
-class ResolverConfig:
+class ResolverConfig(Record):
     """What resolv.conf says, with the C library's defaults.
 
     Attributes:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from secrets import randbits
 from typing import TYPE_CHECKING
 
 from fleetlm.ids import Pid
 from fleetlm.messaging.own_loop import check_loop
+from fleetlm.records import Record
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
     from fleetlm.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class NodeContext:
+class NodeContext(Record):
     """The identity and the settings of one running node, and its sessions; shared by all its parts.
 
     Attributes:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from fleetlm.ids import Pid
+from fleetlm.records import Record
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessInfo:
+class ProcessInfo(Record):
     """A snapshot of one process, as `Node.processes` returns it."""
 
     pid: Pid
@@ -30,8 +29,7 @@ class ProcessInfo:
     ``reply from 'b' on fleetlm@10.0.0.7 for 3.2 s``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChildInfo:
+class ChildInfo(Record):
     """A snapshot of one child of a supervisor, as `Node.supervisors` returns it."""
 
     id: str

@@ -34,7 +34,7 @@ import asyncio
 import builtins
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import (
@@ -58,6 +58,7 @@ from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.messaging.windows import NODE
 from fleetlm.names import canonical_node, check_process_name
 from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.records import Record
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
 from fleetlm.wire.rights import check_right
@@ -72,8 +73,7 @@ if TYPE_CHECKING:
     from fleetlm.wire.codec import Codec
 
 
-@dataclass(frozen=True, slots=True)
-class SpawnRequest:
+class SpawnRequest(Record):
     """The argument of the request ``spawn`` that one node sends to another.
 
     Attributes:

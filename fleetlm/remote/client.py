@@ -13,10 +13,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TextIO
 
 from fleetlm.escapes import escape_on_terminal
+from fleetlm.records import Record
 from fleetlm.remote import protocol
 from fleetlm.remote.finder import (
     NO_NODE,
@@ -174,8 +174,7 @@ def _check_owner(found: SocketFile, connected: socket.socket) -> None:
 # Evaluating once.
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteOutcome:
+class RemoteOutcome(Record):
     """How one evaluation ended.
 
     Attributes:

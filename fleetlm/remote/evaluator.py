@@ -33,9 +33,9 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, TextIO
 
+from fleetlm.records import Record
 from fleetlm.remote.facts import plain
 from fleetlm.remote.protocol import MAX_REPR_CHARS, MAX_VALUE_BYTES
 from fleetlm.texts import LONG, is_short, loggable, text_of
@@ -53,8 +53,7 @@ _serial = itertools.count(1)
 _DOTTED = re.compile(r"(?:^|[^\w.])((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)?$")
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Record):
     """The result of an evaluation: a value, or an error with its traceback."""
 
     value: Any = None

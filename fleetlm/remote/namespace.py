@@ -11,11 +11,11 @@ import asyncio
 import builtins
 import sys
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.ids import Pid
 from fleetlm.processes.info import ChildInfo, ProcessInfo
+from fleetlm.records import Record
 from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
@@ -248,8 +248,7 @@ class Processes(list[ProcessInfo]):
         return _format_table((*head, "waits for"), [(*row, it) for row, it in zip(rows, waits, strict=True)])
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(Record):
     """A supervisor or one of its children, with everything below it.
 
     ``id`` is the child's name within its supervisor. A root has its registered name as ``id``, or None, and

@@ -39,7 +39,8 @@ import socket
 import stat
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+from fleetlm.records import Record
 
 VERSION = 1
 """Version of this protocol, told in the greeting."""
@@ -187,8 +188,7 @@ def socket_name(node: str, pid: int) -> str:
     return f"{stem(node)}.{pid}{SUFFIX}"
 
 
-@dataclass(frozen=True, slots=True)
-class SocketFile:
+class SocketFile(Record):
     """A socket file.
 
     Attributes:

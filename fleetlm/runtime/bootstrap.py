@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fleetlm.blocking.patched import patched_by, why_no_threads
@@ -26,6 +26,7 @@ from fleetlm.discovery.listening_addresses import choose_listening, list_reached
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, canonical_ip, endpoint
+from fleetlm.records import Record
 from fleetlm.runtime.termination import EXIT_CODE, Termination
 from fleetlm.settings import Settings
 
@@ -74,8 +75,7 @@ class Leaving(Protocol):
 N = TypeVar("N", bound=Leaving)
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(Record):
     """What a node is made from."""
 
     settings: Settings

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from fleetlm.records import Record
 
 if TYPE_CHECKING:
     from fleetlm.core.topology import PeerInfo
 
 
-@dataclass(frozen=True, slots=True)
-class DrainReport:
+class DrainReport(Record):
     """How a drain has ended: what `Node.drain` returns.
 
     A *request* is a call, a stream, a blocking function, or a message without a caller that a process serves.
@@ -49,8 +49,7 @@ class DrainReport:
         return not self.cut and not self.was_undone
 
 
-@dataclass(frozen=True, slots=True)
-class NodeInfo:
+class NodeInfo(Record):
     """A snapshot of this node; all times in seconds unless the name says otherwise."""
 
     name: str

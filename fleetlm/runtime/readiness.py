@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fleetlm.records import Record
 from fleetlm.runtime.user_functions import Function, TookTooLong, UserFunctions
 from fleetlm.texts import text_of
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.context import NodeContext
 
 
-@dataclass(frozen=True, slots=True)
-class Readiness:
+class Readiness(Record):
     """Whether a node is ready.
 
     Attributes:

@@ -30,7 +30,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from types import TracebackType
 from typing import Literal, Self
@@ -45,6 +45,7 @@ import dns.rdatatype
 import dns.rrset
 
 from fleetlm.names import endpoint
+from fleetlm.records import Record
 from fleetlm.testing.dns_server_sockets import DnsSockets, Peer
 
 RecordType = Literal["A", "AAAA", "SRV"]
@@ -83,8 +84,7 @@ _RCODES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Record):
     """How the server misbehaves. The fields combine: an answer can be late, a sample and truncated.
 
     Attributes:
@@ -113,8 +113,7 @@ class Fault:
 _Scope = tuple[str | None, RecordType | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Script:
+class _Script(Record):
     """The zone and the faults, replaced as a whole, so that no query sees half a change."""
 
     zone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

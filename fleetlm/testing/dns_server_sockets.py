@@ -6,8 +6,9 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, Self
+
+from fleetlm.records import Record
 
 MAX_CONNECTIONS = 256
 """TCP connections at a time; further ones are closed."""
@@ -71,8 +72,7 @@ class DnsSockets:
         await asyncio.sleep(0)  # a transport closes its socket in the turn after `close`
 
 
-@dataclass(frozen=True, slots=True)
-class _UdpPeer:
+class _UdpPeer(Record):
     transport: asyncio.DatagramTransport
     address: tuple[str, int]
     over_tcp: bool = False

@@ -16,10 +16,10 @@ import asyncio
 import enum
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from fleetlm.core.dns_answers import Answer, Outcome, sift
 from fleetlm.names import parse_address
+from fleetlm.records import Record
 
 DELAY_S = (0.0005, 0.02)
 """Shortest and longest time of a lookup, in seconds."""
@@ -42,8 +42,7 @@ class Reply(enum.Enum):
     RAISE = "the discovery itself is broken and raises"
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(Record):
     """How lookups are answered.
 
     Attributes:

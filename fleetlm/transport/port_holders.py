@@ -17,8 +17,10 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
+
+from fleetlm.records import Record
 
 TABLES: Final = ("net/tcp", "net/tcp6")
 """The kernel's tables of TCP sockets in this network namespace, below ``/proc``."""
@@ -35,8 +37,7 @@ _FIELDS: Final = 10
 """Columns of the tables up to the inode."""
 
 
-@dataclass(frozen=True, slots=True)
-class PortHolder:
+class PortHolder(Record):
     """A socket that holds a port.
 
     Attributes:

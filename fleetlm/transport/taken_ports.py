@@ -11,10 +11,10 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from fleetlm.names import MAX_PORT
+from fleetlm.records import Record
 from fleetlm.settings import Settings
 from fleetlm.transport.port_holders import ANY_IPS, PortHolder, find_holders
 from fleetlm.transport.probe import probe
@@ -29,8 +29,7 @@ MAX_SHOWN: Final = 32
 LOOPBACK: Final = "127.0.0.1"
 
 
-@dataclass(frozen=True, slots=True)
-class TakenPort:
+class TakenPort(Record):
     """What is known of a port that cannot be bound.
 
     Attributes:

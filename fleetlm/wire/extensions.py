@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
@@ -17,6 +16,7 @@ from uuid import UUID
 from fleetlm.ids import Pid, Ref
 from fleetlm.messages import MessageTypes, is_named_tuple
 from fleetlm.names import Address
+from fleetlm.records import Record
 from fleetlm.texts import text_of
 
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
@@ -59,8 +59,7 @@ class BadData(ValueError):
     """Bytes that no codec writes: malformed, or beyond a limit. The codec stays usable."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
+class Unreadable(Record):
     """Stands in a decoded value for one that could not be rebuilt. ``why`` is a text for people."""
 
     why: str
@@ -78,8 +77,7 @@ class Form(IntEnum):
     CONVERTED = Ext.CONVERTED
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Record):
     """What the codec knows of a registered class.
 
     Attributes:

@@ -32,7 +32,6 @@ knows, and raises `BadFrame` for anything else.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
@@ -40,6 +39,7 @@ import msgpack
 
 from fleetlm.errors import InvalidName
 from fleetlm.names import canonical_ip, canonical_node
+from fleetlm.records import Record
 from fleetlm.texts import SHORT
 
 PROTOCOL_MIN: Final = 3
@@ -102,8 +102,7 @@ class BadFrame(ValueError):
     """A peer broke the protocol, or a frame was lost. The frame that raised it changed nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Record):
     """The introduction of a dialler: who it is, which node it means to dial, and its limits."""
 
     name: str
@@ -127,8 +126,7 @@ class Hello:
     differently, so they refuse each other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Record):
     """Confirms a HELLO: its epoch, and once more the sender's own HELLO.
 
     Only the node at the address that was dialled knows that epoch. So the sender of a READY is that node, and
@@ -139,8 +137,7 @@ class Ready:
     hello: Hello
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Record):
     """The answer to a HELLO that is not accepted; ``name`` is that of the answering node."""
 
     refusal: Refusal
@@ -148,8 +145,7 @@ class Refused:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class IAm:
+class IAm(Record):
     """The answer to a PROBE: which node is at this address. Everybody who asks gets it."""
 
     name: str

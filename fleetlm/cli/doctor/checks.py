@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from fleetlm.core.dns_answers import Answer, Outcome, list_hosts
@@ -34,6 +34,7 @@ from fleetlm.discovery.address_watch import PORT_CURE, describe_other_ports
 from fleetlm.discovery.dns import HOSTS
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, endpoint
+from fleetlm.records import Record
 from fleetlm.setting_parsers import is_service_name
 from fleetlm.settings import Settings
 from fleetlm.texts import format_span
@@ -64,8 +65,7 @@ SRV_HELP = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Record):
     """The result of one check.
 
     Attributes:
@@ -81,8 +81,7 @@ class Finding:
     cure: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PeerFact:
+class PeerFact(Record):
     """The result of contacting one address.
 
     Attributes:
@@ -101,15 +100,13 @@ class PeerFact:
     takes_large: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class FreePort:
+class FreePort(Record):
     """The port that a node would take if it were started here."""
 
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Record):
     """Everything that `gather` found out.
 
     Attributes:

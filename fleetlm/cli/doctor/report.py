@@ -10,17 +10,17 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from fleetlm.cli.doctor.checks import FAIL, OK, WARN, Finding, failed
 from fleetlm.escapes import escape
+from fleetlm.records import Record
 
 _WIDTH_CHARS = 100
 _TEXT_COLUMN = 19
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Record):
     """The findings about one node, in the order of the checks.
 
     Attributes:

@@ -98,7 +98,8 @@ def test_a_node_of_another_basename_is_told_once_what_to_do_instead() -> None:
     assert (level, rest) == ("info", [])
     assert "for several nodes on one machine a range of ports" in text
     hello = hello_of(2, name=f"api@{ip(2)}")
-    wrong = frames.Hello(**{**{f: getattr(hello, f) for f in hello.__slots__}, "dialled": f"api@{ip(1)}"})
+    fields = {name: getattr(hello, name) for name in hello.__match_args__}
+    wrong = frames.Hello(**(fields | {"dialled": f"api@{ip(1)}"}))
     verdict = admission.judge(identity(1), wrong, leaving=False)
     assert verdict is not None
     assert "one DNS_CLUSTER_NODE_BASENAME" in verdict[1]
