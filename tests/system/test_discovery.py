@@ -310,8 +310,8 @@ async def test_a_machine_without_a_name_server_asks_its_own_and_says_so(
 ) -> None:
     conf = Path("/nonexistent/resolv.conf") if text is None else resolv_conf(text)
     discovery = DnsDiscovery(NAME, lifetime_s=SHORT_S, resolv_conf=conf, system=system({}))
-    assert discovery.source == f'DNS name "{NAME}" at 127.0.0.1 ({conf} names no name server)'
     answer = await discovery.lookup()
+    assert discovery.source == f'DNS name "{NAME}" at 127.0.0.1 ({conf} names no name server)'
     # Where this machine has a name server of its own, that one knows no such name.
     assert answer.outcome is Outcome.EMPTY or f"({conf} names no name server)" in answer.detail
     await discovery.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from fleetlm.core.dns_answers import Answer, Outcome
-from fleetlm.discovery import dns as dns_discovery, resolv_conf
+from fleetlm.discovery import dns_names, resolv_conf
 from fleetlm.discovery.dns import DnsDiscovery
 from fleetlm.discovery.resolv_conf import ResolverConfig
 from fleetlm.discovery.system_lookup import SystemLookup
@@ -82,7 +82,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
                 servers = tuple(dataclasses.replace(each, port=first.port) for each in config.servers)
                 return dataclasses.replace(config, servers=servers)
 
-            monkeypatch.setattr(dns_discovery, "parse", parse)
+            monkeypatch.setattr(dns_names, "parse", parse)
             for each in (first, second):
                 each.set(NAME, BOTH)
             yield Machine(tmp_path, first, second)
@@ -228,9 +228,9 @@ async def test_several_names_are_one_cluster(machine: Machines) -> None:
     async with machine() as m:
         m.first.set("b.test", ["127.0.0.3"])
         discovery = m.discovery(f"{NAME},b.test, 127.0.0.4,")
+        answer = await discovery.lookup()
         assert discovery.source.startswith(f'DNS names "{NAME}", "b.test" at {FIRST}')
         assert discovery.source.endswith(" and 1 address")
-        answer = await discovery.lookup()
         assert answer.addresses == ("127.0.0.2", "127.0.0.3", "127.0.0.4", "::1")
         assert answer.outcome is Outcome.ADDRESSES
         m.first.behave(Reply.SERVFAIL, "b.test")
