@@ -20,7 +20,7 @@ LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-containers coverage coverage-core fuzz lint types lock hooks format bench clean
+.PHONY: help setup demo test test-long test-containers coverage coverage-core fuzz lint types lock hooks format bench bench-guard clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -80,8 +80,11 @@ format: $(STAMP) ## apply ruff's fixes and format
 fuzz: $(STAMP) ## coverage-guided fuzzing of all that reads bytes from outside, FUZZ_S seconds for each target
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(ARGS)
 
-bench: $(STAMP) ## the benchmarks, each beside a floor in plain pyzmq
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(STAMP) ## the benchmarks beside floors and the peers that are installed; writes benchmarks/REPORT.md
+	$(BIN)/python -m benchmarks --ways --peers all --report benchmarks $(ARGS)
+
+bench-guard: $(STAMP) ## a minute: fail if a ratio to a floor is far below what it should be
+	$(BIN)/python -m benchmarks --guard --quick $(ARGS)
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .nox .fuzz build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from benchmarks import fleetlm_node
-from benchmarks.calls import OUTSTANDING, PAYLOAD, percentiles
+from benchmarks import fleetlm_node, measures, peers
+from benchmarks.calls import OUTSTANDING
 from benchmarks.helper import Parent, run_loop
 from benchmarks.helpers import ServersAndDriver
+from benchmarks.measures import PAYLOAD, percentiles, rate_key
 from benchmarks.registry import Benchmark, Metric, Options, Variant
 from fleetlm import Actor, Call, Node, Process, handler
 
@@ -32,8 +32,11 @@ def variants(options: Options) -> list[Variant]:
             driver=f"actors:{kind}_client",
             config=config,
         )
-        for label, kind in (("actor, typed reference", "actor"), ("plain process, by hand", "plain"))
-    ]
+        for label, kind in (
+            ("fleetlm actor, typed reference", "actor"),
+            ("fleetlm process, by hand", "plain"),
+        )
+    ] + [*peers.variants(options, "actors", {**config, "at_once": [OUTSTANDING]})]
 
 
 BENCHMARK = Benchmark(
@@ -42,7 +45,13 @@ BENCHMARK = Benchmark(
     [
         Metric("p50_s", "call, round trip p50", "µs", more_is_better=False, scale=1e6),
         Metric("first_s", "first item p50", "µs", more_is_better=False, scale=1e6),
-        Metric("rate", f"{OUTSTANDING} calls outstanding", "thousand/s", more_is_better=True, scale=1e-3),
+        Metric(
+            rate_key(OUTSTANDING),
+            f"{OUTSTANDING} calls outstanding",
+            "thousand/s",
+            more_is_better=True,
+            scale=1e-3,
+        ),
         Metric("items", "items of one stream", "thousand/s", more_is_better=True, scale=1e-3),
     ],
     variants,
@@ -131,25 +140,13 @@ def _drive(parent: Parent, config: dict[str, Any], use: Callable[[Node, str], tu
 async def _measure(
     config: dict[str, Any], call: Callable[[], Awaitable[object]], stream: Callable[[int], Any]
 ) -> dict[str, float]:
-    times, firsts = [], []
-    for _ in range(config["sequential"]):
-        started = time.perf_counter()
-        await call()
-        times.append(time.perf_counter() - started)
+    times, firsts = await measures.one_at_a_time(call, config["sequential"]), []
     for _ in range(config["sequential"]):
         started = time.perf_counter()
         async with aclosing(stream(1)) as items:
             await anext(items)
             firsts.append(time.perf_counter() - started)
-
-    async def call_repeatedly(count: int) -> None:
-        for _ in range(count):
-            await call()
-
-    each = config["outstanding"] // OUTSTANDING
-    started = time.perf_counter()
-    await asyncio.gather(*(call_repeatedly(each) for _ in range(OUTSTANDING)))
-    rate = each * OUTSTANDING / (time.perf_counter() - started)
+    rate = await measures.at_once(call, OUTSTANDING, config["outstanding"])
     started = time.perf_counter()
     async for _ in stream(config["items"]):
         pass
@@ -157,6 +154,6 @@ async def _measure(
     return {
         "p50_s": percentiles(times)["p50_s"],
         "first_s": percentiles(firsts)["p50_s"],
-        "rate": rate,
+        rate_key(OUTSTANDING): rate,
         "items": per_s,
     }

@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 import zmq
 
-from benchmarks import raw
+from benchmarks import measures, peers, raw
 from benchmarks.helper import Parent, run_loop
 from benchmarks.helpers import ServersAndDriver
+from benchmarks.measures import MIB, SIZES
 from benchmarks.registry import Benchmark, Metric, Options, Variant
+from benchmarks.ways import fleetlm_ways
 
-MIB = 1024 * 1024
-SIZES_MIB = (1, 16)
+SMALL_SIZES = ("kib_64", "mib_1", "mib_16")
 
 
 def variants(options: Options) -> list[Variant]:
-    """Compare fleetlm with blocking pyzmq that does not copy."""
-    config = {"loop": options.loop, "total_mib": options.size(512, 128)}
+    """Compare fleetlm with blocking pyzmq that does not copy, and with the peers."""
+    config = {
+        "loop": options.loop,
+        "total_mib": options.size(512, 128),
+        "sizes": SMALL_SIZES if options.quick else tuple(SIZES),
+        "settings": {"max_message_bytes": 2 * max(SIZES.values())},
+    }
+    floor = ServersAndDriver(
+        "pyzmq, copy=False, blocking",
+        floor=True,
+        server="bulk:raw_server",
+        driver="bulk:raw_client",
+        config=config,
+    )
     return [
-        ServersAndDriver(
-            f"fleetlm ({options.loop})",
-            floor=False,
-            server="bulk:fleetlm_server",
-            driver="bulk:fleetlm_client",
-            config=config,
+        *(
+            ServersAndDriver(
+                way.label,
+                floor=False,
+                server="bulk:fleetlm_server",
+                driver="bulk:fleetlm_client",
+                config=config
+                | way.config
+                | {"settings": config["settings"] | way.config.get("settings", {})},
+            )
+            for way in fleetlm_ways(options)
         ),
-        ServersAndDriver(
-            "pyzmq, copy=False, blocking",
-            floor=True,
-            server="bulk:raw_server",
-            driver="bulk:raw_client",
-            config=config,
-        ),
+        floor,
+        *peers.variants(options, "bulk", config),
     ]
 
 
 BENCHMARK = Benchmark(
     "bulk",
     "calls with a large message, one at a time",
-    [Metric(f"mib_{size}", f"{size} MiB", "MB/s", more_is_better=True, scale=1e-6) for size in SIZES_MIB],
+    [
+        Metric(
+            key,
+            f"{size // 1024:,} KiB" if size < MIB else f"{size // MIB} MiB",
+            "MB/s",
+            more_is_better=True,
+            scale=1e-6,
+        )
+        for key, size in SIZES.items()
+    ],
     variants,
 )
 
@@ -72,15 +95,9 @@ def fleetlm_client(parent: Parent, config: dict[str, Any]) -> None:
             (peer,) = await fleetlm_node.peers(node, config)
             parent.report(ready=True)
             while await parent.read_command():
-                rates = {}
-                for size in SIZES_MIB:
-                    payload = bytes(size * MIB)
-                    count = max(1, config["total_mib"] // size)
-                    started = time.perf_counter()
-                    for _ in range(count):
-                        assert await node.call(("measure", peer), payload, timeout=30) == len(payload)
-                    took_s = time.perf_counter() - started
-                    rates[f"mib_{size}"] = count * len(payload) / took_s
+                rates = await measures.bulk(
+                    lambda payload: node.call(("measure", peer), payload, timeout=60), config
+                )
                 parent.report(**rates)
 
     run_loop(main(), config["loop"])
@@ -105,13 +122,13 @@ def raw_client(parent: Parent, config: dict[str, Any]) -> None:
     parent.report(ready=True)
     for _ in parent.read_commands():
         rates = {}
-        for size in SIZES_MIB:
-            payload = bytes(size * MIB)
-            count = max(1, config["total_mib"] // size)
+        for key in config["sizes"]:
+            payload = os.urandom(SIZES[key])
+            count = max(1, min(1_000, config["total_mib"] * MIB // len(payload)))
             started = time.perf_counter()
             for _ in range(count):
                 sock.send(payload, copy=False)
                 assert int(sock.recv()) == len(payload)
-            rates[f"mib_{size}"] = count * len(payload) / (time.perf_counter() - started)
+            rates[key] = count * len(payload) / (time.perf_counter() - started)
         parent.report(**rates)
     context.destroy(0)

@@ -1,4 +1,4 @@
-"""Calls with a reply: in sequence, and a hundred outstanding."""
+"""Calls with a reply: one at a time, and many outstanding."""
 
 from __future__ import annotations
 
@@ -8,59 +8,60 @@ from typing import Any
 
 import zmq
 
-from benchmarks import raw
+from benchmarks import measures, peers, raw
 from benchmarks.helper import Parent, run_loop
 from benchmarks.helpers import ServersAndDriver
+from benchmarks.measures import OUTSTANDING as OUTSTANDINGS, PAYLOAD, percentiles, rate_key
 from benchmarks.registry import Benchmark, Metric, Options, Variant
+from benchmarks.ways import fleetlm_ways
 
-PAYLOAD = bytes(64)
 OUTSTANDING = 100
-"""Calls without a reply yet at a time."""
+"""Calls without a reply yet at a time, for the floors."""
 
 
 def variants(options: Options) -> list[Variant]:
-    """Compare fleetlm with an echo that reads its socket's descriptor on the loop, and a blocking echo."""
+    """Compare fleetlm with an echo that reads its socket on the loop, a blocking one, and the peers."""
     config = {
         "loop": options.loop,
         "sequential": options.size(3_000, 1_000),
         "outstanding": options.size(50_000, 20_000),
+        "at_once": OUTSTANDINGS,
     }
-    pairs = (
-        (f"fleetlm ({options.loop})", "fleetlm"),
-        (f"pyzmq, FD reader ({options.loop})", "loop"),
-        ("pyzmq, blocking", "blocking"),
-    )
+    floors = ((f"pyzmq, FD reader ({options.loop})", "loop"), ("pyzmq, blocking", "blocking"))
     return [
-        ServersAndDriver(
-            label,
-            floor=kind != "fleetlm",
-            server=f"calls:{kind}_server",
-            driver=f"calls:{kind}_client",
-            config=config,
-        )
-        for label, kind in pairs
+        *(
+            ServersAndDriver(
+                way.label,
+                floor=False,
+                server="calls:fleetlm_server",
+                driver="calls:fleetlm_client",
+                config=config | way.config,
+            )
+            for way in fleetlm_ways(options)
+        ),
+        *(
+            ServersAndDriver(
+                label, floor=True, server=f"calls:{kind}_server", driver=f"calls:{kind}_client", config=config
+            )
+            for label, kind in floors
+        ),
+        *peers.variants(options, "calls", config),
     ]
 
 
 BENCHMARK = Benchmark(
     "calls",
-    f"64-byte calls with 64-byte replies: in sequence, and {OUTSTANDING} outstanding",
+    "64-byte calls with 64-byte replies: one at a time, and with 10, 100 and 1,000 outstanding",
     [
         Metric("p50_s", "round trip p50", "µs", more_is_better=False, scale=1e6),
         Metric("p99_s", "round trip p99", "µs", more_is_better=False, scale=1e6),
-        Metric("rate", f"{OUTSTANDING} outstanding", "thousand/s", more_is_better=True, scale=1e-3),
+        *(
+            Metric(rate_key(count), f"{count:,} outstanding", "thousand/s", more_is_better=True, scale=1e-3)
+            for count in OUTSTANDINGS
+        ),
     ],
     variants,
 )
-
-
-def percentiles(times_s: list[float]) -> dict[str, float]:
-    """Return the 50th and the 99th percentile."""
-    ordered = sorted(times_s)
-    return {
-        "p50_s": ordered[len(ordered) // 2],
-        "p99_s": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
-    }
 
 
 def fleetlm_server(parent: Parent, config: dict[str, Any]) -> None:
@@ -90,22 +91,8 @@ def fleetlm_client(parent: Parent, config: dict[str, Any]) -> None:
             (peer,) = await fleetlm_node.peers(node, config)
             to, call = ("echo", peer), node.call
             parent.report(ready=True)
-
-            async def call_repeatedly(count: int) -> None:
-                for _ in range(count):
-                    await call(to, PAYLOAD)
-
             while await parent.read_command():
-                times = []
-                for _ in range(config["sequential"]):
-                    started = time.perf_counter()
-                    await call(to, PAYLOAD)
-                    times.append(time.perf_counter() - started)
-                each = config["outstanding"] // OUTSTANDING
-                started = time.perf_counter()
-                await asyncio.gather(*(call_repeatedly(each) for _ in range(OUTSTANDING)))
-                rate = each * OUTSTANDING / (time.perf_counter() - started)
-                parent.report(rate=rate, **percentiles(times))
+                parent.report(**await measures.calls(lambda: call(to, PAYLOAD), config))
 
     run_loop(main(), config["loop"])
 
@@ -194,7 +181,7 @@ def loop_client(parent: Parent, config: dict[str, Any]) -> None:
             started = time.perf_counter()
             await client.many(config["outstanding"])
             rate = config["outstanding"] / (time.perf_counter() - started)
-            parent.report(rate=rate, **percentiles(times))
+            parent.report(**{rate_key(OUTSTANDING): rate}, **percentiles(times))
         client.reader.close()
         context.destroy(0)
 
@@ -236,5 +223,6 @@ def blocking_client(parent: Parent, config: dict[str, Any]) -> None:
             send(PAYLOAD)
         for _ in range(OUTSTANDING):
             recv()
-        parent.report(rate=count / (time.perf_counter() - started), **percentiles(times))
+        rate = count / (time.perf_counter() - started)
+        parent.report(**{rate_key(OUTSTANDING): rate}, **percentiles(times))
     context.destroy(0)

@@ -1,35 +1,36 @@
-"""One message to eight processes on four other nodes, until all have replied."""
+"""One message to processes on other nodes, until all have replied."""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import zmq
 
-from benchmarks import raw
-from benchmarks.calls import percentiles
+from benchmarks import measures, peers, raw
 from benchmarks.helper import Parent, run_loop
 from benchmarks.helpers import ServersAndDriver
+from benchmarks.measures import PAYLOAD, percentiles
 from benchmarks.registry import Benchmark, Metric, Options, Variant
-
-PAYLOAD = bytes(64)
-NODES = 4
-NAMES = ("left", "right")
-"""Names of the processes on each node."""
+from benchmarks.ways import fleetlm_ways
 
 
-def variants(options: Options) -> list[Variant]:
-    """`Node.multicall` of fleetlm; the same over four blocking DEALERs."""
-    config = {"loop": options.loop, "count": options.size(3_000, 1_000)}
+def variants(options: Options, nodes: int, each: int) -> list[Variant]:
+    """`Node.multicall` of fleetlm; the same over blocking DEALERs; the peers."""
+    count = options.size(24_000, 8_000) // (nodes * each)
+    config = {"loop": options.loop, "count": max(20, count), "each": each}
     return [
-        ServersAndDriver(
-            f"fleetlm, multicall ({options.loop})",
-            floor=False,
-            server="fan_out:fleetlm_server",
-            driver="fan_out:fleetlm_client",
-            config=config,
-            servers=NODES,
+        *(
+            ServersAndDriver(
+                way.label,
+                floor=False,
+                server="fan_out:fleetlm_server",
+                driver="fan_out:fleetlm_client",
+                config=config | way.config,
+                servers=nodes,
+            )
+            for way in fleetlm_ways(options, ", multicall")
         ),
         ServersAndDriver(
             "pyzmq, blocking",
@@ -37,25 +38,32 @@ def variants(options: Options) -> list[Variant]:
             server="calls:blocking_server",
             driver="fan_out:blocking_client",
             config=config,
-            servers=NODES,
+            servers=nodes,
         ),
+        *peers.variants(options, "fan-out", config, nodes),
     ]
 
 
-BENCHMARK = Benchmark(
-    "fan-out",
-    f"one 64-byte message to {NODES * len(NAMES)} processes on {NODES} nodes, all replies",
-    [
-        Metric("p50_s", "all replies, p50", "µs", more_is_better=False, scale=1e6),
-        Metric("p99_s", "all replies, p99", "µs", more_is_better=False, scale=1e6),
-        Metric("rate", "fan-outs", "per second", more_is_better=True),
-    ],
-    variants,
-)
+def _benchmark(name: str, nodes: int, each: int) -> Benchmark:
+    return Benchmark(
+        name,
+        f"one 64-byte message to {nodes * each} processes on {nodes} nodes, all replies",
+        [
+            Metric("p50_s", "all replies, p50", "µs", more_is_better=False, scale=1e6),
+            Metric("p99_s", "all replies, p99", "µs", more_is_better=False, scale=1e6),
+            Metric("rate", "fan-outs", "per second", more_is_better=True),
+        ],
+        partial(variants, nodes=nodes, each=each),
+    )
+
+
+BENCHMARK = _benchmark("fan-out", 4, 2)
+BENCHMARK_64 = _benchmark("fan-out-64", 8, 8)
+BENCHMARK_512 = _benchmark("fan-out-512", 8, 64)
 
 
 def fleetlm_server(parent: Parent, config: dict[str, Any]) -> None:
-    """Run a node with two processes that echo."""
+    """Run a node with processes that echo."""
     from benchmarks import fleetlm_node  # noqa: PLC0415  a floor's process must not import fleetlm
     from fleetlm import Process  # noqa: PLC0415
 
@@ -65,8 +73,8 @@ def fleetlm_server(parent: Parent, config: dict[str, Any]) -> None:
 
     async def main() -> None:
         async with fleetlm_node.start(config) as node:
-            for name in NAMES:
-                node.spawn(echo, name=name)
+            for number in range(config["each"]):
+                node.spawn(echo, name=f"echo{number}")
             parent.report(ready=True)
             await parent.wait_until_closed()
 
@@ -79,22 +87,17 @@ def fleetlm_client(parent: Parent, config: dict[str, Any]) -> None:
 
     async def main() -> None:
         async with fleetlm_node.start(config) as node:
-            targets = [(name, peer) for peer in await fleetlm_node.peers(node, config) for name in NAMES]
+            nodes = await fleetlm_node.peers(node, config)
+            targets = [(f"echo{number}", peer) for peer in nodes for number in range(config["each"])]
             parent.report(ready=True)
             while await parent.read_command():
-                times = []
-                for _ in range(config["count"]):
-                    started = time.perf_counter()
-                    replies = await node.multicall(targets, PAYLOAD)
-                    times.append(time.perf_counter() - started)
-                    assert replies == [PAYLOAD] * len(targets)
-                parent.report(rate=len(times) / sum(times), **percentiles(times))
+                parent.report(**await measures.fan_outs(lambda: node.multicall(targets, PAYLOAD), config))
 
     run_loop(main(), config["loop"])
 
 
 def blocking_client(parent: Parent, config: dict[str, Any]) -> None:
-    """Use one DEALER for each server, with two messages and two replies on each."""
+    """Use one DEALER for each server, with as many messages and replies on each as it has processes."""
     context: zmq.Context[Any] = zmq.Context()
     socks = [raw.dealer(context, config["port"], ip) for ip in config["ips"][1:]]
     parent.report(ready=True)
@@ -103,10 +106,10 @@ def blocking_client(parent: Parent, config: dict[str, Any]) -> None:
         for _ in range(config["count"]):
             started = time.perf_counter()
             for sock in socks:
-                for _ in NAMES:
+                for _ in range(config["each"]):
                     sock.send(PAYLOAD)
             for sock in socks:
-                for _ in NAMES:
+                for _ in range(config["each"]):
                     sock.recv()
             times.append(time.perf_counter() - started)
         parent.report(rate=len(times) / sum(times), **percentiles(times))

@@ -12,9 +12,14 @@ READY_TIMEOUT_S = 10.0
 
 
 def start(config: dict[str, Any]) -> NodeStarting[Node]:
-    """Start a node at this helper's address, with all addresses as its peers."""
+    """Start a node at this helper's address, with all addresses as its peers.
+
+    Args:
+        config: also ``settings``, fields of `Settings` that differ.
+    """
     ips = config["ips"]
-    return Node.start(settings(ips, ips[config["index"]], config["port"]))
+    usual = settings(ips, ips[config["index"]], config["port"])
+    return Node.start(usual.replace(**config.get("settings", {})))
 
 
 def settings(ips: list[str], ip: str, port: int) -> Settings:

@@ -22,8 +22,8 @@ from typing import Any
 from benchmarks.registry import Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-REPLY_TIMEOUT_S = 60.0
-"""Seconds to wait for one line of a helper; a run takes a few seconds."""
+REPLY_TIMEOUT_S = 240.0
+"""Seconds to wait for one line of a helper; a run takes a few seconds, or a minute with a slow peer."""
 END_TIMEOUT_S = 5.0
 """Seconds for a helper to end by itself before it is killed."""
 _PORTS = range(20_000, 32_000)
@@ -84,6 +84,13 @@ class Helper:
         line, _, self._buffer = self._buffer.partition(b"\n")
         facts: dict[str, Any] = json.loads(line)
         return facts
+
+    def wait_for_end(self) -> None:
+        """Wait until the process has closed its stdout, which it does when it ends. Raises: HelperFailed."""
+        assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout], [], [], REPLY_TIMEOUT_S)
+        if not readable or os.read(self._process.stdout.fileno(), 65_536):
+            raise HelperFailed(f"{self.target} has not ended")
 
     def close(self) -> None:
         """Let the process end by closing its stdin; kill it if it does not end in time."""
@@ -147,8 +154,12 @@ class ServersAndDriver:
         shared = {**self._config, "ips": ips, "port": free_port(ips)}
         for index in [*range(1, self._servers + 1), 0]:
             target = self._server if index else self._driver
-            self._helpers.append(Helper(target, {**shared, "index": index}))
+            self._helpers.append(self.start_helper(target, {**shared, "index": index}))
             self._helpers[-1].receive()
+
+    def start_helper(self, target: str, config: Mapping[str, Any]) -> Helper:
+        """Start one process."""
+        return Helper(target, config)
 
     def run(self) -> Metrics:
         """Let the driver do one run."""

@@ -8,10 +8,11 @@ from typing import Any
 
 import zmq
 
-from benchmarks import raw
+from benchmarks import peers, raw
 from benchmarks.helper import Parent, run_loop
 from benchmarks.helpers import ServersAndDriver
 from benchmarks.registry import Benchmark, Metric, Options, Variant
+from benchmarks.ways import fleetlm_ways
 
 PAYLOAD = bytes(64)
 END = b"end"
@@ -23,12 +24,15 @@ def variants(options: Options) -> list[Variant]:
     whole = {**config, "whole": True}
     parts = {**config, "whole": False}
     return [
-        ServersAndDriver(
-            f"fleetlm ({options.loop})",
-            floor=False,
-            server="one_way:fleetlm_receiver",
-            driver="one_way:fleetlm_sender",
-            config=config,
+        *(
+            ServersAndDriver(
+                way.label,
+                floor=False,
+                server="one_way:fleetlm_receiver",
+                driver="one_way:fleetlm_sender",
+                config=config | way.config,
+            )
+            for way in fleetlm_ways(options)
         ),
         ServersAndDriver(
             f"pyzmq, recv_multipart ({options.loop})",
@@ -51,6 +55,7 @@ def variants(options: Options) -> list[Variant]:
             driver="one_way:raw_sender",
             config=parts,
         ),
+        *peers.variants(options, "one-way", config),
     ]
 
 

@@ -16,6 +16,10 @@ class Options:
     quick: bool = False
     loop: str = "uvloop"
     repeat: int = 5
+    peers: frozenset[str] = frozenset()
+    """Names, in lower case, of the other libraries to measure in the same run."""
+    ways: bool = False
+    """Whether fleetlm is also measured on the other event loop, with a cookie, and so on."""
 
     def size(self, normal: int, quick: int) -> int:
         """Return the amount of work of one run."""
@@ -58,3 +62,5 @@ class Benchmark:
     title: str
     metrics: Sequence[Metric]
     variants: Callable[[Options], Sequence[Variant]]
+    most_rounds: int = 1_000
+    """For one whose rounds take minutes."""

@@ -19,6 +19,8 @@ class Series:
 
     label: str
     floor: bool
+    is_peer: bool = False
+    """Whether it is another library, and not a floor."""
     runs: list[Metrics] = field(default_factory=list)
 
     def values(self, key: str) -> list[float]:
@@ -49,12 +51,14 @@ def measure(
 ) -> Result:
     """Open all variants, run them in turns, and close them, also after a failure."""
     variants: Sequence[Variant] = benchmark.variants(options)
-    series = [Series(variant.label, variant.floor) for variant in variants]
+    series = [
+        Series(variant.label, variant.floor, getattr(variant, "is_peer", False)) for variant in variants
+    ]
     with contextlib.ExitStack() as stack:
         for variant in variants:
             stack.callback(variant.close)
             variant.open()
-        for turn in range(options.repeat):
+        for turn in range(min(options.repeat, benchmark.most_rounds)):
             for variant, its_series in zip(variants, series, strict=True):
                 progress(f"{benchmark.name}: round {turn + 1} of {options.repeat}, {variant.label}")
                 its_series.runs.append(variant.run())
@@ -73,12 +77,17 @@ def table(result: Result) -> str:
 
 
 def _row(result: Result, series: Series, metric: Metric) -> str:
+    found = cells(result, series, metric)
+    return _columns(f"    {series.label}", *found) if found is not None else ""
+
+
+def cells(result: Result, series: Series, metric: Metric) -> tuple[str, str, str] | None:
+    """Return the median, the range and the ratio as texts; None if the variant does not have the metric."""
     values = [value * metric.scale for value in series.values(metric.key)]
     if not values:
-        return ""
+        return None
     ratio = result.ratio(series, metric.key) if series is not result.series[0] else None
-    return _columns(
-        f"    {series.label}",
+    return (
         format_figure(statistics.median(values)),
         f"{format_figure(min(values))} to {format_figure(max(values))}",
         f"{ratio:.2f} x" if ratio is not None else "",

@@ -7,12 +7,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import __main__ as command_line, machine, report
+from benchmarks import (
+    __main__ as command_line,
+    charts,
+    fanout,
+    guard,
+    machine,
+    measures,
+    page,
+    peers,
+    report,
+    ways,
+)
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.calls import percentiles
 from benchmarks.helpers import (
     Helper,
     HelperFailed,
@@ -22,9 +33,26 @@ from benchmarks.helpers import (
     free_port,
     rss_bytes,
 )
+from benchmarks.measures import percentiles
+from benchmarks.peers import asyncio_client
 from benchmarks.registry import Benchmark, Metric, Metrics, Options
+from fleetlm.testing import Fleet
 
-NAMES = ["one-way", "calls", "actors", "fan-out", "bulk", "start", "mesh", "spawn"]
+NAMES = [
+    *(
+        "one-way",
+        "calls",
+        "actors",
+        "fan-out",
+        "fan-out-64",
+        "fan-out-512",
+        "bulk",
+        "beside",
+        "local",
+        "spawn",
+    ),
+    *("start", "mesh", "crash", "thousand"),
+]
 RATE = Metric("rate", "messages", "thousand/s", more_is_better=True, scale=1e-3)
 LAG = Metric("lag_s", "lag", "ms", more_is_better=False, scale=1e3)
 
@@ -226,7 +254,10 @@ def test_a_launch_measures_time_and_memory() -> None:
     launch.close()
 
 
-SMALL = {"loop": "asyncio", "count": 200, "sequential": 5, "outstanding": 200, "total_mib": 16}
+SMALL = {
+    "loop": "asyncio", "count": 200, "sequential": 5, "outstanding": 200, "at_once": [10, 100],
+    "total_mib": 2, "sizes": ["kib_64", "mib_1"], "each": 2, "seconds": 0.1, "large": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -243,6 +274,10 @@ SMALL = {"loop": "asyncio", "count": 200, "sequential": 5, "outstanding": 200, "
         ("calls:blocking_server", "fan_out:blocking_client", {}),
         ("bulk:fleetlm_server", "bulk:fleetlm_client", {}),
         ("bulk:raw_server", "bulk:raw_client", {}),
+        ("bulk:fleetlm_server", "beside:client", {}),
+        ("start_programs:bare", "local:fleetlm_node_alone", {}),
+        ("start_programs:bare", "local:bare_tasks", {}),
+        ("start_programs:bare", "thousand:simulate", {"members": 5}),
     ],
 )
 def test_every_pair_of_programs_works(server: str, driver: str, more: dict[str, Any]) -> None:
@@ -267,3 +302,194 @@ def test_a_mesh_forms(target: str) -> None:
 def test_spawning_is_measured(target: str) -> None:
     launch = Launch(target, floor=False, target=f"spawn:{target}", config=SMALL)
     assert {"rate", "bytes_each"} <= set(launch.run())
+
+
+@pytest.mark.long
+def test_a_crash_is_measured() -> None:
+    ours, floor = BENCHMARKS["crash"].variants(Options(loop="asyncio"))
+    assert set(ours.run()) == {"known_s", "failed_s"}
+    assert set(floor.run()) == {"known_s"}
+
+
+# The peers. A module of the package stands in for one that is installed.
+
+
+class FakeTarget:
+    """A target of `peers.asyncio_client`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def echo(self, payload: bytes) -> bytes:
+        return payload
+
+    async def length(self, payload: bytes) -> int:
+        return len(payload)
+
+    async def cast(self, payload: bytes) -> None:
+        self.count += 1
+
+    async def counted(self, expected: int) -> int:
+        return self.count
+
+
+@pytest.mark.parametrize("work", sorted(peers.ALL))
+async def test_a_client_of_a_peer_measures_every_work(work: str) -> None:
+    metrics = await asyncio_client._measure({**SMALL, "work": work}, [FakeTarget(), FakeTarget()])
+    assert metrics
+    assert all(value > 0 for value in metrics.values())
+
+
+async def test_a_client_of_a_peer_refuses_work_that_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="no work is called 'sleep'"):
+        await asyncio_client._measure({"work": "sleep"}, [FakeTarget()])
+
+
+async def test_a_peer_that_loses_messages_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "LOST_AFTER_S", 0.0)
+
+    async def send_all(count: int) -> None:
+        pass
+
+    async def counted() -> int:
+        return 3
+
+    with pytest.raises(RuntimeError, match="3 of 5 messages arrived"):
+        await measures.one_way(send_all, counted, 5)
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = peers.Peer("gone", "with_gone", "no_such_package_at_all", peers.ALL)
+    monkeypatch.setattr(peers, "PEERS", (gone,))
+    options = Options(peers=frozenset({"gone"}))
+    assert peers.absent(options) == [f"gone is left out: it is not installed for {sys.executable}"]
+    assert peers.absent(Options()) == []
+    assert peers.variants(options, "calls", {}) == []
+
+
+def test_a_peer_that_is_installed_takes_part_in_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = peers.Peer("here", "with_here", "pytest", frozenset({"calls"}))
+    monkeypatch.setattr(peers, "PEERS", (here,))
+    options = Options(peers=frozenset({"here"}))
+    assert [variant.label for variant in peers.variants(options, "calls", {})] == [
+        f"here {pytest.__version__}"
+    ]
+    assert peers.variants(options, "bulk", {}) == []
+    assert here.command("client", {"index": 0})[-2:] == ["peers.with_here:client", '{"index": 0}']
+
+
+def test_a_peer_has_its_own_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_PYTHON_CASTY", "/opt/python3.12")
+    assert {peer.name: peer.python for peer in peers.PEERS}["casty"] == "/opt/python3.12"
+
+
+def test_the_ways_of_fleetlm_begin_with_the_usual_one() -> None:
+    assert [way.label for way in ways.fleetlm_ways(Options(loop="asyncio"))] == ["fleetlm (asyncio)"]
+    first, *others = ways.fleetlm_ways(Options(loop="asyncio", ways=True))
+    assert first.config == {}
+    assert any(way.config.get("loop") == "uvloop" for way in others)
+    assert any("cookie" in way.config.get("settings", {}) for way in others)
+
+
+def test_only_known_peers_can_be_asked_for() -> None:
+    assert command_line.peers_named("all") == frozenset(command_line.PEERS)
+    assert command_line.peers_named("Erlang,rpyc") == {"erlang", "rpyc"}
+    assert command_line.peers_named(None) == frozenset()
+    with pytest.raises(SystemExit, match="unknown peer 'akka'"):
+        command_line.peers_named("akka")
+
+
+# The page, its charts and the guard.
+
+
+def test_a_chart_has_a_bar_for_each_variant(result: report.Result) -> None:
+    drawing = charts.chart(result, RATE)
+    assert drawing is not None
+    tree = ET.fromstring(drawing)  # It is well-formed.
+    bars = [each for each in tree.iter() if each.tag.endswith("rect")]
+    assert [bar.get("class") for bar in bars] == ["ours", "floor"]
+    assert float(bars[0].get("width", "0")) == pytest.approx(3 * float(bars[1].get("width", "0")), rel=0.01)
+    assert "fleetlm" in drawing
+
+
+def test_a_metric_of_one_variant_has_no_chart(result: report.Result) -> None:
+    assert charts.chart(result, LAG) is None
+
+
+def test_a_bar_that_is_too_long_is_cut() -> None:
+    far = report.measure(fake_benchmark([], [{"rate": 1.0}], [{"rate": 1_000.0}]), Options(repeat=1))
+    drawing = charts.chart(far, RATE)
+    assert drawing is not None
+    assert "1 →" in drawing
+
+
+def test_the_page_has_the_conditions_the_charts_and_all_figures(
+    result: report.Result, tmp_path: Path
+) -> None:
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts" / "old.svg").write_text("of an earlier run", encoding="utf-8")
+    written = page.write(tmp_path, [result], Options(repeat=3), machine.facts(), ["x is left out"])
+    text = written.read_text(encoding="utf-8")
+    assert written == tmp_path / "REPORT.md"
+    assert "- x is left out" in text
+    assert "![messages](charts/fake-rate.svg)" in text
+    assert "| messages, thousand/s | fleetlm | 3 | 1 to 6 |  |" in text
+    assert "| 2.00 x |" in text
+    assert [file.name for file in (tmp_path / "charts").iterdir()] == ["fake-rate.svg"]
+
+
+def test_the_guard_complains_of_a_ratio_that_is_too_low(
+    result: report.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "LEAST", {"fake": [("rate", "floor", 1.9)]})
+    assert guard.complaints([result]) == []
+    monkeypatch.setattr(guard, "LEAST", {"fake": [("rate", "floor", 2.1), ("lag_s", "floor", 1.0)]})
+    assert guard.complaints([result]) == [
+        "fake: messages: fleetlm / floor is 2.00, below 2.1",
+        "fake: lag: fleetlm / floor is missing, above 1",
+    ]
+
+
+def test_the_guard_knows_the_floors() -> None:
+    for name, bounds in guard.LEAST.items():
+        benchmark = BENCHMARKS[name]
+        labels = [variant.label for variant in benchmark.variants(Options())]
+        for key, label, _ in bounds:
+            assert key in {metric.key for metric in benchmark.metrics}
+            assert any(each.startswith(label) for each in labels), label
+
+
+def test_a_run_that_the_guard_complains_of_fails(
+    fake_registered: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(guard, "LEAST", {"fake": [("rate", "floor", 9.0)]})
+    command = ["--guard", "--quick", "--loop", "asyncio", "--report", str(tmp_path)]
+    assert command_line.main(command) == 1
+    assert capsys.readouterr().out.count("below 9") == 2
+    assert fake_registered.count("open fleetlm") == 2  # A bad ratio is measured once more.
+    assert (tmp_path / "REPORT.md").exists()
+
+
+# The script for a cluster of the user.
+
+
+async def test_the_script_measures_all_nodes(fleet: Fleet) -> None:
+    nodes = await fleet.start(3)
+    for node in nodes[1:]:
+        node.spawn(fanout.echo, name="echo")
+    times, missing = await fanout.measure(nodes[0], "echo", b"x", 4, 5.0)
+    assert (len(times), missing) == (4, 0)
+    assert "0 replies missing" in fanout.report([0.001, 0.002], 0)
+
+
+async def test_the_script_counts_the_replies_that_are_missing(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = await fleet.start(3)
+    nodes[1].spawn(fanout.echo, name="echo")
+    _, missing = await fanout.measure(nodes[0], "echo", b"x", 2, 5.0)
+    assert missing == 2
+    assert "no process" in capsys.readouterr().err
