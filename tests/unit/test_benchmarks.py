@@ -255,8 +255,16 @@ def test_a_launch_measures_time_and_memory() -> None:
 
 
 SMALL = {
-    "loop": "asyncio", "count": 200, "sequential": 5, "outstanding": 200, "at_once": [10, 100],
-    "total_mib": 2, "sizes": ["kib_64", "mib_1"], "each": 2, "seconds": 0.1, "large": True,
+    "loop": "asyncio",
+    "count": 200,
+    "sequential": 5,
+    "outstanding": 200,
+    "at_once": [10, 100],
+    "total_mib": 2,
+    "sizes": ["kib_64", "mib_1"],
+    "each": 2,
+    "seconds": 0.1,
+    "large": True,
 }
 
 
