@@ -302,7 +302,8 @@ class Settings(Record):
     stack."""
     mailbox_limit: int = 4_096
     """Messages of one node that may wait for one process before its senders wait. Between two nodes the
-    lower of their two limits holds. A large message counts as several, see `fleetlm.messaging.windows`."""
+    lower of their two limits holds. A message that is large, or holds many values, counts as several: one for
+    each 16 KiB that it weighs, see `fleetlm.wire.weights`."""
     send_timeout_s: float = 30.0
     """Seconds that a ``send`` or ``cast`` waits for room before it raises `WouldBlock`, unless it has a limit
     of its own. A process that takes nothing for so long is stuck, or much slower than its senders."""
@@ -322,7 +323,8 @@ class Settings(Record):
     loop is alive. Longer than a chunk takes on a very slow link, and than any burst needs to be decoded."""
     stream_window: int = 64
     """Items of one stream that may be on their way or wait for their consumer; then the producer waits. An
-    item counts 1, and 1 more for each 16 KiB, so that a stream of large items holds 1 MiB, or one item."""
+    item counts 1, and 1 more for each 16 KiB that it weighs, so that a stream of large items holds 1 MiB, or
+    one item."""
     stream_idle_s: float | None = 60.0
     """Seconds that a stream may pause, unless it is asked for with limits of its own. Its consumer waits no
     longer for an item, and its producer no longer for its consumer: either is considered stuck, and a stuck

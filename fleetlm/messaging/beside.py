@@ -15,8 +15,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.messaging.windows import units
+from fleetlm.messaging.windows import check_units
 from fleetlm.wire import operations
+from fleetlm.wire.extensions import BadData
 
 if TYPE_CHECKING:
     from fleetlm.wire.codec import Codec
@@ -29,21 +30,27 @@ Unpacked = tuple[Any, int]
 """A message, and how many values in it could not be rebuilt."""
 
 
-def unpack(codec: Codec, whole: memoryview, limit: int) -> Unpacked:
+def unpack(codec: Codec, whole: memoryview, units: int, limit: int) -> Unpacked:
     """Unpack a message that came in chunks, in any thread.
 
     Args:
         codec: the node's codec.
         whole: the packed message.
-        limit: units of a whole window; the message gets the units that its length demands.
+        units: what it counts, as its sender says.
+        limit: units of a whole window.
 
     Raises:
-        BadData: the bytes are no message.
+        BadData: the bytes are no message, or it counts less than its weight demands.
     """
     decoder = codec.large_decoder(_let_others_run)
     with _NO_COLLECTION:
         message = decoder.unpack(whole)
-    return operations.with_units(message, units(len(whole), limit)), decoder.failures
+    message = operations.with_units(message, units)
+    try:
+        check_units([message], [len(whole) + decoder.extra_bytes], limit)
+    except ValueError as error:
+        raise BadData(str(error)) from None
+    return message, decoder.failures
 
 
 def _let_others_run() -> None:

@@ -41,10 +41,11 @@ class AnswerLane(NamedTuple):
 class Transfer:
     """One large message that is being sent."""
 
-    __slots__ = ("number", "offset", "view")
+    __slots__ = ("number", "offset", "units", "view")
 
-    def __init__(self, packed: bytes) -> None:
+    def __init__(self, packed: bytes, units: int) -> None:
         self.number: int = -1  # until its first chunk is sent
+        self.units: int = units
         self.view: memoryview[int] = memoryview(packed)
         self.offset: int = 0
 
@@ -85,11 +86,17 @@ class Lanes:
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
-    def add(self, sender: Hashable, packed: bytes) -> None:
-        """Queue a message in its sender's lane: a large one, or one that must not overtake a large one."""
+    def add(self, sender: Hashable, packed: bytes, units: int = 1) -> None:
+        """Queue a message in its sender's lane: a large one, or one that must not overtake a large one.
+
+        Args:
+            sender: whose messages stay in order.
+            packed: one item of a batch.
+            units: what it counts in the window of its process; the chunks of a large one say it.
+        """
         item: bytes | Transfer = packed
         if len(packed) > self.chunk_bytes:
-            item = Transfer(packed)
+            item = Transfer(packed, units)
         self._count(sender, len(packed))
         lane = self._lanes.get(sender)
         if lane is None:
@@ -147,7 +154,7 @@ class Lanes:
                 piece = self._cut(item, lane)
                 self._count(sender, -len(piece))
                 self._end_turn(sender, lane)
-                return CHUNK_HEAD.pack(item.number, len(item.view)), piece
+                return CHUNK_HEAD.pack(item.number, item.units, len(item.view)), piece
             self._turns.append(sender)
         return None
 
@@ -210,20 +217,21 @@ class Reassembly:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._claimed_bytes = 0
-        self._unfinished: dict[int, tuple[int, bytearray]] = {}
+        self._unfinished: dict[int, tuple[int, int, bytearray]] = {}
+        """The units, the size and what has come of each."""
 
-    def add(self, body: memoryview) -> memoryview | None:
+    def add(self, body: memoryview) -> tuple[memoryview, int] | None:
         """Take the body of a CHUNK: its head, and a piece of a message.
 
         Returns:
-            The whole message with its last chunk, else None.
+            The whole message and its units with its last chunk, else None.
 
         Raises:
             BadFrame: the chunk fits no message, or the unfinished ones would be too large.
         """
         if len(body) <= CHUNK_HEAD.size:
             raise BadFrame("a chunk without its head or without bytes")
-        number, total_bytes = CHUNK_HEAD.unpack_from(body)
+        number, units, total_bytes = CHUNK_HEAD.unpack_from(body)
         piece = body[CHUNK_HEAD.size :]
         known = self._unfinished.get(number)
         if known is None:
@@ -232,15 +240,15 @@ class Reassembly:
             if len(self._unfinished) >= MAX_TRANSFERS:
                 raise BadFrame(f"more than {MAX_TRANSFERS:,} large messages at a time")
             self._claimed_bytes += total_bytes
-            known = (total_bytes, bytearray())
-        claimed_bytes, whole = known
+            known = (units, total_bytes, bytearray())
+        claimed_units, claimed_bytes, whole = known
         have_bytes = len(whole) + len(piece)
-        if total_bytes != claimed_bytes or have_bytes > total_bytes:
+        if (units, total_bytes) != (claimed_units, claimed_bytes) or have_bytes > total_bytes:
             raise BadFrame("a chunk that does not fit its message")
         whole += piece  # Joining all chunks at the end would hold up the event loop.
         if have_bytes < total_bytes:
-            self._unfinished[number] = (total_bytes, whole)
+            self._unfinished[number] = (units, total_bytes, whole)
             return None
         self._unfinished.pop(number, None)
         self._claimed_bytes -= total_bytes
-        return memoryview(whole)
+        return memoryview(whole), units

@@ -14,6 +14,7 @@ from fleetlm.call import TooLargeForPeer
 from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, NotAllowed, WouldBlock
 from fleetlm.ids import Pid
 from fleetlm.messaging.own_loop import check_loop
+from fleetlm.messaging.targets import Payload
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -70,13 +71,13 @@ class FanOut:
         """
         self._check_running()
         targets = list(targets)
-        payload = b""
+        payload = Payload(b"", 0)
         if any(self._is_elsewhere(to) for to in targets):
             payload = self._outbound.pack_payload(message)
         return await self._send(targets, message, payload, timeout_s)
 
     async def _send(
-        self, targets: Iterable[Target], message: Any, payload: bytes, timeout_s: float | None
+        self, targets: Iterable[Target], message: Any, payload: Payload, timeout_s: float | None
     ) -> int:
         sender = asyncio.current_task()
         sent, behind = 0, []
@@ -94,7 +95,7 @@ class FanOut:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 sent += outcome
-        elif payload and any(session.must_yield() for session in self._sessions.values()):
+        elif payload.packed and any(session.must_yield() for session in self._sessions.values()):
             await asyncio.sleep(0)
         else:
             await self._outbound.waits.turns.pause()
@@ -112,7 +113,7 @@ class FanOut:
         return (to.node if isinstance(to, Pid) else to[1]) != self._name
 
     async def _send_later(
-        self, to: Target, payload: bytes, message: Any, sender: Hashable, timeout_s: float | None
+        self, to: Target, payload: Payload, message: Any, sender: Hashable, timeout_s: float | None
     ) -> int:
         """Send once there is room, on behalf of ``sender``; return how many targets that reached."""
         try:

@@ -37,11 +37,10 @@ from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.beside import BESIDE_BYTES, Unpacked
 from fleetlm.messaging.stream_items import ConsumerEnd
-from fleetlm.messaging.windows import UNIT_BYTES, check_units, units
+from fleetlm.messaging.windows import LIGHT_BYTES, UNIT_BYTES, UNITS_FIELD_BYTES, check_units
 from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
-from fleetlm.wire.batch_sizes import message_sizes
 from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, read_header
@@ -53,6 +52,7 @@ from fleetlm.wire.operations import (
     checked_destination,
     checked_units,
 )
+from fleetlm.wire.weights import VALUE_BYTES, Scale
 
 if TYPE_CHECKING:
     import asyncio
@@ -67,15 +67,15 @@ log: logging.Logger = logging.getLogger("fleetlm")
 
 SLICE_MESSAGES = 256
 """Messages of a frame after which the clock is looked at: a fraction of a millisecond for most."""
-CHECKED_BITS = 3
-"""Of two to this power batches in which a message may count too little, one is looked at; see `windows`."""
+CHECK_BITS = 24
+"""A batch is weighed with a probability of its weight by two to this power; see `windows`."""
 _ARRAY32 = b"\xdd"
 """msgpack: an array whose length is in the next four bytes. A longer one than 65,535 begins with it."""
 _NO_RUN = object()
 """Stands for "no run yet" and equals no destination: the next one-way message begins a run."""
 
 
-def _never(_session: Session, _whole: memoryview) -> None:
+def _never(_session: Session, _whole: memoryview, _units: int) -> None:
     raise NotImplementedError("the driver sets it")
 
 
@@ -144,7 +144,7 @@ class Inbound:
         self._clock = clock
         self._max_peers = max_peers
         self._max_open_calls = max_open_calls
-        self.unpack_beside: Callable[[Session, memoryview], None] = _never
+        self.unpack_beside: Callable[[Session, memoryview, int], None] = _never
         self._turn_s = turn_s
         self._until = math.inf
         """When the turn is over, on the clock of the system."""
@@ -152,6 +152,7 @@ class Inbound:
         """Whether an operation has found that the turn is over."""
         self.undelivered: int = 0
         self.unreadable: int = 0
+        self._scale = Scale()
         self._unclaimed: list[Any] = []
         """Collects a run of messages for a process that does not exist, so that the run can be counted."""
 
@@ -185,14 +186,15 @@ class Inbound:
             messages = self._read_batch(session, body)
             session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK:
-            whole = session.reassembly.add(body)
+            large = session.reassembly.add(body)
             session.byte_credit.took(len(frame))
-            if whole is None:
+            if large is None:
                 return None
+            whole, units = large
             if len(whole) >= BESIDE_BYTES:
-                self.unpack_beside(session, whole)
+                self.unpack_beside(session, whole, units)
                 return None
-            messages = self._read_large(session, whole)
+            messages = self._read_large(session, whole, units)
         else:
             raise BadFrame(f"kind {kind} does not carry messages")
         session.messages_received += len(messages)
@@ -235,23 +237,34 @@ class Inbound:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if len(messages) > MAX_BATCH_MESSAGES:
             raise BadFrame(f"a batch of {len(messages):,} messages")
-        if len(body) > UNIT_BYTES and session.byte_window.draw(CHECKED_BITS) == 0:
-            try:
-                check_units(messages, message_sizes(body), session.arrivals.limit)
-            except ValueError as error:
-                raise BadFrame(str(error)) from None
+        if len(body) >= LIGHT_BYTES:
+            self._check_units(session, messages, body)
         if self._codec.failures != failures:
             messages = self._drop_unreadable(session, messages)
         return messages
 
-    def _read_large(self, session: Session, whole: memoryview) -> list[Any]:
+    def _check_units(self, session: Session, messages: list[Any], body: bytes | memoryview) -> None:
+        """Weigh the messages of a batch, now and then. Raises: BadFrame: one counts less than it must."""
+        weight = len(body) + VALUE_BYTES * self._codec.values  # Roughly.
+        if weight >= UNIT_BYTES and session.byte_window.draw(CHECK_BITS) < weight:
+            weights = self._scale.weights(body, LIGHT_BYTES + UNITS_FIELD_BYTES)
+            try:
+                check_units(messages, weights, session.arrivals.limit)
+            except ValueError as error:
+                raise BadFrame(str(error)) from None
+
+    def _read_large(self, session: Session, whole: memoryview, units: int) -> list[Any]:
         """Decode a message whose last CHUNK has come. Returns nothing if it cannot be read."""
         failures = self._codec.failures
         try:
             message = self._codec.unpack(whole)
         except BadData as error:
             raise BadFrame(f"a large message that cannot be read: {error}") from None
-        messages = [operations.with_units(message, units(len(whole), session.arrivals.limit))]
+        messages = [operations.with_units(message, units)]
+        try:
+            check_units(messages, [self._scale.weight(whole)], session.arrivals.limit)
+        except ValueError as error:
+            raise BadFrame(str(error)) from None
         if self._codec.failures != failures:
             messages = self._drop_unreadable(session, messages)
         return messages

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Key
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.messaging.session import Session
-    from fleetlm.messaging.targets import Target
+    from fleetlm.messaging.targets import Payload, Target
     from fleetlm.wire.codec import Codec
 
 _Asked = tuple["Session", int, asyncio.Future[Any], "Target", "Key"]
@@ -68,7 +68,7 @@ class Multicall:
         return results
 
     def _ask_at_once(
-        self, to: Target, message: Any, payload: bytes, timeout_s: float, sender: Hashable,
+        self, to: Target, message: Any, payload: Payload, timeout_s: float, sender: Hashable,
         asked: list[_Asked],
     ) -> asyncio.Future[Any] | None:  # fmt: skip
         """Send one call without a task of its own.
@@ -82,7 +82,8 @@ class Multicall:
                 return None
             ref = self._outbound.take_ref()
             packed = self._pack(session, key, message, payload, ref, timeout_s, self._loop.time())
-            if session.admit(key, packed, sender, is_call=True) is not None:
+            extra_bytes = payload.extra_bytes
+            if session.admit(key, packed, sender, extra_bytes=extra_bytes, is_call=True) is not None:
                 return None
         except (FleetError, TypeError, ValueError):
             return None  # `_ask_later` raises it again, where it becomes a result.
@@ -91,7 +92,7 @@ class Multicall:
         return future
 
     async def _ask_later(
-        self, to: Target, message: Any, payload: bytes, timeout_s: float, deadline: float, sender: Hashable
+        self, to: Target, message: Any, payload: Payload, timeout_s: float, deadline: float, sender: Hashable
     ) -> Any:
         """Make one call that `_ask_at_once` could not, on behalf of ``sender``."""
         outbound = self._outbound
@@ -103,17 +104,20 @@ class Multicall:
         ref = outbound.take_ref()
         left_s = deadline - self._loop.time()
         packed = self._pack(session, key, message, payload, ref, left_s, deadline - timeout_s)
-        return await outbound.request(session, to, ref, packed, timeout_s, deadline, sender, key)
+        extra_bytes = payload.extra_bytes
+        return await outbound.request(session, to, ref, packed, timeout_s, deadline, sender, key, extra_bytes)
 
     def _pack(
-        self, session: Session, key: Key, message: Any, payload: bytes, ref: int, timeout_s: float,
+        self, session: Session, key: Key, message: Any, payload: Payload, ref: int, timeout_s: float,
         began: float,
     ) -> bytes:  # fmt: skip
         """Pack one call. Raises: Draining: the node refuses new work, so that this is not sent."""
         in_flight = self._outbound.in_flight.admit(session, began)
         packed_to, timeout_ms = self._codec.pack_value(key), max(1, int(timeout_s * 1000))
         to_actor = type(message) is Invoke
-        return operations.packed_call(packed_to, payload, ref, timeout_ms, in_flight, to_actor=to_actor)
+        return operations.packed_call(
+            packed_to, payload.packed, ref, timeout_ms, in_flight, to_actor=to_actor
+        )
 
 
 def _expire_all(asked: list[_Asked], timeout_s: float) -> None:

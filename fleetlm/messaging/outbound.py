@@ -51,7 +51,7 @@ from fleetlm.messaging.in_flight import InFlight
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.own_loop import check_loop, home_of
 from fleetlm.messaging.stream_items import ConsumerEnd
-from fleetlm.messaging.targets import MAX_TIMEOUT_S, Target, expire
+from fleetlm.messaging.targets import MAX_TIMEOUT_S, Payload, Target, expire
 from fleetlm.messaging.waits import Waits, WaitsFor
 from fleetlm.messaging.windows import NODE, NodeKey, check_new_key, local_units
 from fleetlm.names import canonical_node
@@ -149,11 +149,15 @@ class Outbound:
                     await self._wait_to_send(session, to, timeout_s, key)
                     held_now = held.get(key, 0)
                 packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
-                if len(packed) < session.plain_bytes:
+                if (size := len(packed)) < session.light_bytes or (
+                    size + self._codec.extra_bytes < session.plain_bytes
+                ):
                     must_yield = session.append(packed)
                     held[key] = held_now + 1
                 else:
-                    await self._admit_later(session, to, key, packed, timeout_s)
+                    await self._admit_later(
+                        session, to, key, packed, timeout_s, extra_bytes=self._codec.extra_bytes
+                    )
                     must_yield = session.must_yield()
             turns = self._turns
             if must_yield:
@@ -176,7 +180,7 @@ class Outbound:
         obstacle = session.obstacle(key) if session.is_slow else None
         if obstacle is None:
             packed = self._codec.pack([key, message], message)  # `operations.one_way` inline.
-            obstacle = session.admit(key, packed)
+            obstacle = session.admit(key, packed, extra_bytes=self._codec.extra_bytes)
         if obstacle is not None:
             raise WouldBlock(to, session.explain(obstacle, key))
 
@@ -187,7 +191,8 @@ class Outbound:
             self._put(to, self.box_of(to, key), request)
             return
         parts = request.parts()
-        obstacle = session.admit(key, self._codec.pack(operations.cast(key, parts, 1), parts))
+        packed = self._codec.pack(operations.cast(key, parts, 1), parts)
+        obstacle = session.admit(key, packed, extra_bytes=self._codec.extra_bytes)
         if obstacle is not None:
             raise WouldBlock(to, session.explain(obstacle, key))
 
@@ -206,7 +211,8 @@ class Outbound:
                 packed = self._codec.pack(operations.cast(key, parts, 1), parts)
             except NotSerializable as error:
                 raise request.explain(error) from None
-            await self._admit_later(session, to, key, packed, timeout_s)
+            extra_bytes = self._codec.extra_bytes
+            await self._admit_later(session, to, key, packed, timeout_s, extra_bytes=extra_bytes)
             if session.must_yield():
                 await asyncio.sleep(0)
             else:
@@ -215,18 +221,19 @@ class Outbound:
             await self._turns.pause()  # A program that tries again in a loop must give way, too.
             raise
 
-    def pack_payload(self, message: Any) -> bytes:
+    def pack_payload(self, message: Any) -> Payload:
         """Pack once what many processes get: a message, or the parts of a request to actors.
 
         Raises:
             NotSerializable: with the argument in its path, if it is a request.
         """
         try:
-            return self._codec.pack_value(message.parts() if type(message) is Invoke else message)
+            packed = self._codec.pack_value(message.parts() if type(message) is Invoke else message)
         except NotSerializable as error:
             raise explained(error, message) from None
+        return Payload(packed, self._codec.extra_bytes)
 
-    def put_packed(self, to: Target, payload: bytes, message: Any, sender: Hashable) -> bool:
+    def put_packed(self, to: Target, payload: Payload, message: Any, sender: Hashable) -> bool:
         """Send one of many messages, whose payload is packed already, if there is room for it.
 
         Args:
@@ -244,7 +251,8 @@ class Outbound:
         """
         session, key = self.route(to)
         if session is not None:
-            return session.admit(key, self._address(key, payload, message), sender) is None
+            packed = self._address(key, payload, message)
+            return session.admit(key, packed, sender, extra_bytes=payload.extra_bytes) is None
         box = self.box_of(to, key)
         if box.full and not self._is_own(to, box):
             return False
@@ -252,14 +260,15 @@ class Outbound:
         return True
 
     async def send_packed(
-        self, to: Target, payload: bytes, message: Any, sender: Hashable, timeout_s: float | None = None
+        self, to: Target, payload: Payload, message: Any, sender: Hashable, timeout_s: float | None = None
     ) -> None:
         """Do as `put_packed`, but wait for room. Raises: WouldBlock: there was none within ``timeout_s``."""
         while not self.put_packed(to, payload, message, sender):
             session, key = self.route(to)
             if session is not None:
                 packed = self._address(key, payload, message)
-                await self._admit_later(session, to, key, packed, timeout_s, sender)
+                extra_bytes = payload.extra_bytes
+                await self._admit_later(session, to, key, packed, timeout_s, sender, extra_bytes)
                 return
             await self._wait_to_send(self.box_of(to, key), to, timeout_s)
 
@@ -288,7 +297,8 @@ class Outbound:
                     raise message.explain(error) from None
             else:
                 packed = self._codec.pack(operations.call(key, message, ref, timeout_ms, in_flight), message)
-            return await self.request(session, to, ref, packed, timeout_s, deadline, None, key)
+            extra_bytes = self._codec.extra_bytes
+            return await self.request(session, to, ref, packed, timeout_s, deadline, None, key, extra_bytes)
         except _REFUSED:
             await self._turns.pause()  # A program that tries again in a loop must give way, too.
             raise
@@ -427,15 +437,15 @@ class Outbound:
             await turns.next()
         return outcome
 
-    async def request(
+    async def request(  # noqa: PLR0913, PLR0917  # an object for them would cost every call
         self, session: Session, to: Target, ref: int, packed: bytes, timeout_s: float, deadline: float,
-        sender: Hashable = None, key: Key | NodeKey = NODE,
+        sender: Hashable = None, key: Key | NodeKey = NODE, extra_bytes: int = 0,
     ) -> Any:  # fmt: skip
         """Send a packed request and wait for its outcome; `NODE` is the key of the node itself."""
         if key is NODE:
             session.append(packed, sender)
         else:
-            while session.admit(key, packed, sender, is_call=True) is not None:
+            while session.admit(key, packed, sender, extra_bytes=extra_bytes, is_call=True) is not None:
                 await self.wait_for_room(session, to, timeout_s, deadline, key, len(packed), sender)
                 packed = self.in_flight.mark(packed, deadline - timeout_s)
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -555,10 +565,10 @@ class Outbound:
             why = peer.connection.last_error or f"it is {peer.status}"
         raise NoConnection(node, why)
 
-    def _address(self, key: Key, payload: bytes, message: Any) -> bytes:
+    def _address(self, key: Key, payload: Payload, message: Any) -> bytes:
         """Make one of many messages of a packed payload."""
         pack = operations.packed_cast if type(message) is Invoke else operations.packed_one_way
-        return pack(self._codec.pack_value(key), payload)
+        return pack(self._codec.pack_value(key), payload.packed)
 
     def _put_here(
         self, to: Target, key: Key, message: Any, timeout_s: float | None
@@ -607,11 +617,11 @@ class Outbound:
 
     async def _admit_later(
         self, session: Session, to: Target, key: Key, packed: bytes, timeout_s: float | None,
-        sender: Hashable = None,
+        sender: Hashable = None, extra_bytes: int = 0,
     ) -> None:  # fmt: skip
         """Do as `Session.admit` as soon as there is room. Raises: as `wait_for_room`."""
         limit_s = self._settings.send_timeout_s if timeout_s is None else min(timeout_s, MAX_TIMEOUT_S)
         deadline = self._loop.time() + limit_s
-        while session.admit(key, packed, sender) is not None:
+        while session.admit(key, packed, sender, extra_bytes=extra_bytes) is not None:
             if not session.windows.draw(key):
                 await self.wait_for_room(session, to, limit_s, deadline, key, len(packed), sender)

@@ -63,6 +63,7 @@ from fleetlm.messaging.byte_windows import (
 from fleetlm.messaging.chunks import AnswerLane, Lanes, Reassembly
 from fleetlm.messaging.settling import Settlement
 from fleetlm.messaging.windows import (
+    LIGHT_BYTES,
     NODE,
     UNIT_BYTES,
     NodeKey,
@@ -138,6 +139,7 @@ class Session:
         "incoming",
         "is_slow",
         "lanes",
+        "light_bytes",
         "messages_received",
         "messages_sent",
         "name",
@@ -217,8 +219,10 @@ class Session:
         """Messages handed to the transport, and messages decoded; shown by `Node.info`."""
         self.small_bytes: int = min(settings.chunk_bytes, self._limit_bytes)
         """A longer message travels in chunks, or is too large."""
-        self.plain_bytes: int = min(UNIT_BYTES, self.small_bytes + 1)
-        """A shorter message counts one unit and travels in a batch."""
+        self.plain_bytes, self.light_bytes = (
+            min(size, self.small_bytes + 1) for size in (UNIT_BYTES, LIGHT_BYTES)
+        )
+        """A message that weighs less, or is shorter, counts one unit and travels in a batch."""
         self._codec, self._transport, self._flush_soon, self._lost = codec, transport, flush_soon, lost
         self._batch: list[bytes] = [b""]
         """The packed messages of this turn; the first place is for the frame's header."""
@@ -297,7 +301,13 @@ class Session:
         raise NoConnection(self.name, self.closed)
 
     def admit(
-        self, key: Key | NodeKey, packed: bytes, sender: Hashable = None, *, is_call: bool = False
+        self,
+        key: Key | NodeKey,
+        packed: bytes,
+        sender: Hashable = None,
+        *,
+        extra_bytes: int = 0,
+        is_call: bool = False,
     ) -> Obstacle | None:
         """Send a message if no window is full, and count it. `Outbound.send` has the only copy of this.
 
@@ -305,6 +315,7 @@ class Session:
             key: the process; `NODE` for a request to the node itself, which no process's window holds up.
             packed: one item of a batch; where it needs to, it is made to say how many units it counts.
             sender: whose messages must stay in order; default: the current task.
+            extra_bytes: `Codec.extra_bytes` of the message.
             is_call: whether it is an open call of this node until `call_ended`.
 
         Returns:
@@ -322,9 +333,9 @@ class Session:
             self.append(packed, sender)
             return None
         weight = 1
-        if size >= self.plain_bytes:
-            packed, weight = weighed(packed, self.held_limit, self.small_bytes)
-        self.append(packed, sender)
+        if size >= self.light_bytes and size + extra_bytes >= self.plain_bytes:
+            packed, weight = weighed(packed, extra_bytes, self.held_limit, self.small_bytes)
+        self.append(packed, sender, weight)
         held = self.held
         held[key] = held.get(key, 0) + weight
         if is_call:
@@ -386,12 +397,13 @@ class Session:
 
     # Sending.
 
-    def append(self, packed: bytes, sender: Hashable = None) -> bool:
+    def append(self, packed: bytes, sender: Hashable = None, units: int = 1) -> bool:
         """Append a packed message to the batch or a lane. Checks no window and counts nothing: see `admit`.
 
         Args:
             packed: one item of a batch.
             sender: whose messages must stay in order; default: the current task.
+            units: what it counts; the receiver is told if it travels in chunks.
 
         Returns:
             Whether the batch has just left, or the message went to a lane: a sender in a tight loop should
@@ -403,7 +415,7 @@ class Session:
         """
         size = len(packed)
         if self.is_slow or size > self.small_bytes:
-            return self._append_slowly(packed, size, sender)
+            return self._append_slowly(packed, size, sender, units)
         # A copy of `_to_batch`, because every message passes here; a test holds it to the original.
         batch = self._batch
         batch.append(packed)
@@ -458,11 +470,11 @@ class Session:
         if self.lanes:
             self._flush_lanes()
 
-    def _append_slowly(self, packed: bytes, size: int, sender: Hashable) -> bool:
+    def _append_slowly(self, packed: bytes, size: int, sender: Hashable, units: int) -> bool:
         """Append a message that is large, or while lanes are in use, or when the session is over."""
         if self.closed:
             raise NoConnection(self.name, self.closed)
-        if (size > self.small_bytes or self.lanes) and self._to_lane(packed, size, sender):
+        if (size > self.small_bytes or self.lanes) and self._to_lane(packed, size, sender, units):
             return True
         return self._to_batch(packed, size)
 
@@ -479,7 +491,7 @@ class Session:
         self._flush_batch()
         return True
 
-    def _to_lane(self, packed: bytes, size: int, sender: Hashable) -> bool:
+    def _to_lane(self, packed: bytes, size: int, sender: Hashable, units: int) -> bool:
         """Queue in the sender's lane. Returns False if the message is small and the sender has no lane."""
         if sender is None:
             sender = asyncio.current_task()
@@ -487,17 +499,17 @@ class Session:
             raise self._too_large(size)
         if size <= self._chunk_bytes and not self.lanes.has(sender):
             return False
-        self._queue(packed, sender)
+        self._queue(packed, sender, units)
         return True
 
-    def _queue(self, packed: bytes, sender: Hashable) -> None:
+    def _queue(self, packed: bytes, sender: Hashable, units: int) -> None:
         """Queue a message in the sender's lane."""
         if not self.lanes and not self._batch_bytes:
             self._flush_soon(self)
-        self.lanes.add(sender, packed)
+        self.lanes.add(sender, packed, units)
         self._update_is_slow()
 
-    def _answer(self, packed: bytes, ref: int) -> None:
+    def _answer(self, packed: bytes, ref: int, units: int = 1) -> None:
         """Send an answer to a request of the peer, or queue it while the window of the connection is full."""
         size = len(packed)
         if not self.is_slow and size <= self.small_bytes:
@@ -509,7 +521,7 @@ class Session:
         window, lane = self.byte_window, AnswerLane(ref)
         is_full = window.in_flight_bytes + self._batch_bytes >= window.limit_bytes
         if is_full or size > self._chunk_bytes or self.lanes.has(lane):
-            self._queue(packed, lane)
+            self._queue(packed, lane, units)
         else:
             self._to_batch(packed, size)
 
@@ -576,15 +588,18 @@ class Session:
         if not self.closed:
             self._answer(_pack(operations.failure(ref, kind, texts)), ref)
 
-    def packed_item(self, ref: int, value: Any, window: int) -> tuple[bytes, int]:
+    def packed_item(self, ref: int, value: Any, window: int) -> tuple[tuple[bytes, int], int]:
         """Pack an item of a stream, and weigh it. Raises: NotSerializable."""
         packed = self._codec.pack(operations.item(ref, value), value)
-        if len(packed) < self.plain_bytes:
-            return packed, 1
-        return weighed(packed, window, self.small_bytes)
+        extra_bytes = self._codec.extra_bytes
+        if len(packed) < self.light_bytes or len(packed) + extra_bytes < self.plain_bytes:
+            return (packed, 1), 1
+        packed, count = weighed(packed, extra_bytes, self.windows.limit, self.small_bytes)
+        return (packed, count), min(count, window)
 
-    async def item(self, ref: int, packed: bytes, timeout_s: float) -> None:
+    async def item(self, ref: int, weighed_item: tuple[bytes, int], timeout_s: float) -> None:
         """Send an item of a stream. Raises: MessageTooLarge, TooLargeForPeer, TimeoutError."""
+        packed, count = weighed_item
         if len(packed) > self._limit_bytes:
             raise self._too_large(len(packed))
         lane = AnswerLane(ref)
@@ -593,7 +608,7 @@ class Session:
                 async with asyncio.timeout(None if timeout_s == math.inf else timeout_s):
                     await self.room(NODE, len(packed), lane)
         if not self.closed and ref in self.requests:
-            self._answer(packed, ref)
+            self._answer(packed, ref, count)
 
     def _too_large(self, size_bytes: int) -> MessageTooLarge:
         """Make the error for a message that is too large for this node, or for the peer alone."""

@@ -106,7 +106,8 @@ class Streams:
                 await outbound.wait_for_room(session, to, timeout_s, until, key)
             in_flight = outbound.in_flight.admit(session, began)
             packed = self._pack(key, message, ref, deadline, idle_s, in_flight)
-            while session.admit(key, packed, is_call=True) is not None:
+            extra_bytes = self._codec.extra_bytes
+            while session.admit(key, packed, extra_bytes=extra_bytes, is_call=True) is not None:
                 await outbound.wait_for_room(session, to, timeout_s, until, key, len(packed))
                 packed = outbound.in_flight.mark(packed, began)
             return self._open_on(session, key, ref, consumer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fleetlm.errors import CallTimeout
 from fleetlm.ids import Pid
@@ -12,6 +12,14 @@ Target = Pid | str | tuple[str, str]
 
 MAX_TIMEOUT_S = 86_400.0
 """One day. A longer deadline, ``inf`` included, is cut to it: a deadline travels as whole milliseconds."""
+
+
+class Payload(NamedTuple):
+    """What many processes get, packed once."""
+
+    packed: bytes
+    extra_bytes: int
+    """`Codec.extra_bytes` of it."""
 
 
 class Waiting(Protocol):

@@ -7,25 +7,26 @@ window; a reply that finds the window of the connection full waits in a queue (`
 **Bytes of a connection**: see `messaging.byte_windows`.
 
 **Messages of a process.** `SendWindows` at the sender and `ReceiveWindows` at the receiver count units for
-each process, as the sender names it (`Key`). A message counts 1, and 1 more for each `UNIT_BYTES`, so that
-this window bounds memory as well: 4,096 units are 64 MiB. The sender counts where it appends a message
-(`Session.admit`, and the copy of it in `Outbound.send`). The receiver counts when it decodes the message,
-and tells a TAKEN when the process has taken it out of its mailbox. A message may be sent while the window
-is not full, so one large message may exceed it.
+each process, as the sender names it (`Key`). A message counts 1, and 1 more for each `UNIT_BYTES` of its
+weight (`wire.weights`), so that this window bounds memory as well, whatever the messages consist of: 4,096
+units weigh 64 MiB. The sender counts where it appends a message (`Session.admit`, and the copy of it in
+`Outbound.send`). The receiver counts when it decodes the message, and tells a TAKEN when the process has
+taken it out of its mailbox. A message may be sent while the window is not full, so one large message may
+exceed it. One of less than `LIGHT_BYTES` counts 1 without being weighed.
 
 Why both sides count the same:
 
 - The limit is the lower one of both nodes' `Settings.mailbox_limit`; both know it from the handshake.
-- The sender writes into a message how many units it counts. If the message travels in chunks, both sides
-  compute the units from its length instead.
+- The sender writes into a message how many units it counts, or into the heads of its chunks.
 - What was sent arrives without a gap, or the connection ends, and its windows with it.
 - A message that no mailbox gets (no such process, unreadable, too many open calls) is taken at once.
 - A name that moves to another process keeps its window, because both sides count by name.
 
 So a peer that exceeds the limit is broken, and its connection is ended. So is one whose messages count less
-than their sizes demand. Unpacking a batch does not tell the sizes of its messages, and finding them takes
-time for each message. So `Inbound` does it for a random eighth of the batches in which a message may be that
-large (`check_units`): a peer that cheats is found out after eight batches on average, of 2 MiB at most.
+than their weights demand (`check_units`). Messages in chunks are all weighed. Unpacking a batch does not tell
+what each of its messages weighs, and finding that out takes time. So `Inbound` weighs a batch with a
+probability that grows with its weight: a peer that cheats is found out after 16 MiB of messages on average,
+counting 32 bytes for each value, however it cuts them; one in fifty gets as far as 64 MiB.
 
 Races. CREDIT and TAKEN are late by the time they travel: the sender then counts too much, never too little,
 and waits longer than it must. Units below a step are told with the next tick (`ReceiveWindows.sweep`), so
@@ -55,7 +56,9 @@ if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Key, Mailbox
 
 UNIT_BYTES = 16 * 1024
-"""Bytes of a message that count as much as one small message."""
+"""Weight of a message that counts as much as one small message."""
+LIGHT_BYTES = 256
+"""A shorter message counts 1, whatever it weighs: at worst some 30 KiB."""
 UNITS_FIELD_BYTES = 16
 """A sender counts the units of a message before it writes them into it, which takes fewer bytes than this."""
 MAX_WEIGHED_VALUES = 64
@@ -84,9 +87,9 @@ class NodeKey(Enum):
 NODE: Final = NodeKey.NODE
 
 
-def units(size_bytes: int, limit: int) -> int:
-    """The units that a packed message counts, at most a whole window."""
-    return min(limit, 1 + size_bytes // UNIT_BYTES)
+def units(weight_bytes: int, limit: int) -> int:
+    """The units that a message of this weight (`wire.weights`) counts, at most a whole window."""
+    return min(limit, 1 + weight_bytes // UNIT_BYTES)
 
 
 def rough_size(value: Any) -> int:
@@ -123,26 +126,23 @@ def _flat_size(value: Any) -> int:
     return size if type(size) is int else 0
 
 
-def weighed(packed: bytes, limit: int, small_bytes: int) -> tuple[bytes, int]:
+def weighed(packed: bytes, extra_bytes: int, limit: int, small_bytes: int) -> tuple[bytes, int]:
     """Write into a packed message how many units it counts, unless that is one.
 
     Args:
         packed: ``[to, payload]``, a CALL, HANDLE or ITEM, or a CAST, STREAM or YIELD, which ends with a 1.
+        extra_bytes: `Codec.extra_bytes` of the message.
         limit: units of a whole window.
-        small_bytes: what is longer travels in chunks, so that the receiver counts by its length.
+        small_bytes: what is longer travels in chunks, whose heads say the units.
 
     Returns:
         What to send, and its units.
     """
     size = len(packed)
-    count = units(size, limit)
+    count = units(size + extra_bytes, limit)
     if count == 1 or size > small_bytes:
         return packed, count
-    has_units = operations.ends_with_units(packed)
-    packed = operations.set_units(packed, count)
-    if has_units and len(packed) > small_bytes:  # Two bytes more may be what makes it travel in chunks.
-        count = units(len(packed), limit)
-    return packed, count
+    return operations.set_units(packed, count), count
 
 
 def check_new_key(key: object) -> int:
@@ -154,22 +154,22 @@ def check_new_key(key: object) -> int:
     return 0
 
 
-def check_units(messages: list[Any], sizes: Iterable[int], limit: int) -> None:
-    """Check that the messages of a batch count as many units as their sizes demand.
+def check_units(messages: list[Any], weights: Iterable[int], limit: int) -> None:
+    """Check that messages count as many units as their weights demand.
 
     Args:
         messages: the unpacked messages.
-        sizes: the bytes that each of them has, packed.
+        weights: of each of them; 0 for one that is shorter than `LIGHT_BYTES`.
         limit: units of a whole window.
 
     Raises:
         ValueError: a message counts less, so that its window would not bound memory.
     """
-    for message, size in zip(messages, sizes, strict=True):
-        if size >= UNIT_BYTES:
+    for message, weight in zip(messages, weights, strict=True):
+        if weight >= UNIT_BYTES:
             declared = operations.declared_units(message)
-            if declared is not None and declared < units(size - UNITS_FIELD_BYTES, limit):
-                raise ValueError(f"a message of {size:,} bytes that counts as {declared}")
+            if declared is not None and declared < units(weight - UNITS_FIELD_BYTES, limit):
+                raise ValueError(f"a message that weighs {weight:,} bytes and counts as {declared}")
 
 
 class SendWindows:

@@ -227,10 +227,11 @@ class Driver:
         """See `Listener`."""
         self._perform(self.kernel.broken(self._loop.time(), source, why))
 
-    def _unpack_beside(self, session: Session, whole: memoryview) -> None:
+    def _unpack_beside(self, session: Session, whole: memoryview, units: int) -> None:
         """Unpack a large message in a thread; what comes from its peer meanwhile waits behind it."""
         self._backlog.park(session.incoming.source)
-        work = self._loop.run_in_executor(self._unpacker, unpack, self._codec, whole, session.arrivals.limit)
+        limit = session.arrivals.limit
+        work = self._loop.run_in_executor(self._unpacker, unpack, self._codec, whole, units, limit)
         work.add_done_callback(partial(self._unpacked, session))
 
     def _unpacked(self, session: Session, unpacked: asyncio.Future[Unpacked]) -> None:

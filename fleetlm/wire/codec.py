@@ -50,6 +50,7 @@ from fleetlm.wire.extensions import (
     unreadable_in,
 )
 from fleetlm.wire.large import LargeDecoder
+from fleetlm.wire.weights import CONTAINER_BYTES, PAIR_BYTES, VALUE_BYTES
 
 __all__ = ["BadData", "Codec", "Ext", "Unreadable", "unreadable_in"]
 
@@ -80,13 +81,15 @@ class Codec(Decoder):
     Attributes:
         failures: how many `Unreadable` this codec has made. If it is the same before and after a batch,
             the batch need not be searched for them.
+        extra_bytes: about how much more memory than bytes the last value takes that was packed
+            (`wire.weights`).
 
     Raises:
         ValueError: ``max_nesting`` is out of its range.
     """
 
     # Slots for speed: `pack` reads three attributes for every message.
-    __slots__ = ("_max_message_bytes", "_pack", "_packer", "_watch_bytes", "_writers")
+    __slots__ = ("_max_message_bytes", "_pack", "_packer", "_watch_bytes", "_writers", "extra_bytes")
 
     def __init__(
         self,
@@ -99,6 +102,7 @@ class Codec(Decoder):
             raise ValueError(f"max_nesting is 1 to {MAX_NESTING_LIMIT}, not {max_nesting}")
         super().__init__(types, max_nesting)
         self._max_message_bytes = max_message_bytes
+        self.extra_bytes: int = 0
         self._watch_bytes = min(max_message_bytes, _MAX_KEPT_BUFFER_BYTES)
         self._writers: dict[type, Callable[[Any, int], Any]] = {
             tuple: self._write_tuple,
@@ -133,6 +137,7 @@ class Codec(Decoder):
             NotSerializable: a value in ``payload`` would not arrive as it is; the error has its path.
             MessageTooLarge: the result is larger than ``max_message_bytes``.
         """
+        self.extra_bytes = 0
         try:
             if type(payload) not in SCALARS:
                 plain = self._plain(payload, 1)
@@ -147,6 +152,7 @@ class Codec(Decoder):
 
     def pack_value(self, value: Any) -> bytes:
         """Pack a value alone, to be joined with the rest of a message. Raises as `pack` does."""
+        self.extra_bytes = 0
         try:
             data: bytes = self._pack(value if type(value) in SCALARS else self._plain(value, 1))
         except _pack_errors as error:
@@ -186,6 +192,7 @@ class Codec(Decoder):
             raise Refused(too_deep(self._max_nesting))
         changed = None
         if kind is dict:
+            self.extra_bytes += CONTAINER_BYTES + PAIR_BYTES * len(value)
             for key, item in value.items():
                 if type(key) not in SCALARS:
                     return self._plain_keys(value, depth)
@@ -194,7 +201,9 @@ class Codec(Decoder):
                     if plain is not item:
                         changed = value.copy() if changed is None else changed
                         changed[key] = plain
-        elif not all_scalars(map(type, value)):
+            return value if changed is None else changed
+        self.extra_bytes += CONTAINER_BYTES + VALUE_BYTES * len(value)
+        if not all_scalars(map(type, value)):
             for index, item in enumerate(value):
                 if type(item) not in SCALARS:
                     plain = self._plain(item, depth + 1)
@@ -206,6 +215,7 @@ class Codec(Decoder):
     def _plain_other(self, value: Any, depth: int) -> Any:
         """Do as `_plain` for values that are neither list nor dict."""
         kind = type(value)
+        self.extra_bytes += CONTAINER_BYTES
         writer = self._writers.get(kind)
         if writer is None:
             writer = self._writers[kind] = self._find_writer(kind)
@@ -243,6 +253,7 @@ class Codec(Decoder):
         if depth > self._max_nesting:
             raise Refused(too_deep(self._max_nesting))
         items = sorted(self._pack(self._plain_item(item, depth)) for item in value)
+        self.extra_bytes += CONTAINER_BYTES + VALUE_BYTES * len(items)
         return _new(_ExtType, (code, self._packer.pack_array_header(len(items)) + b"".join(items)))
 
     def _write_datetime(self, value: datetime, _depth: int) -> Any:

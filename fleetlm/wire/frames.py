@@ -52,9 +52,9 @@ guessed."""
 HEADER: Final = struct.Struct(">BQQ")
 """Kind, epoch, sequence number."""
 HEADER_BYTES: Final = HEADER.size
-CHUNK_HEAD: Final = struct.Struct(">IQ")
-"""What follows the header of a CHUNK: the number of the transfer, and the bytes of the whole message. The
-rest of the frame is a piece of that message."""
+CHUNK_HEAD: Final = struct.Struct(">IIQ")
+"""What follows the header of a CHUNK: the number of the transfer, and the units and bytes of the whole
+message (see `messaging.windows`). The rest of the frame is a piece of that message."""
 
 MAX_HANDSHAKE_BYTES: Final = 16 * 1024
 """Bodies of a handshake are not larger; a HELLO usually has a few hundred bytes."""

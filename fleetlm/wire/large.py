@@ -20,6 +20,7 @@ import msgpack
 from fleetlm.messages import MessageTypes
 from fleetlm.wire.decoder import Decoder, bad_data
 from fleetlm.wire.extensions import BadData
+from fleetlm.wire.weights import CONTAINER_BYTES, PAIR_BYTES, VALUE_BYTES, nested_extra
 
 SLICE_BYTES = 32 * 1024
 """Takes a millisecond or two, if it is all small values."""
@@ -52,9 +53,12 @@ class LargeDecoder(Decoder):
         types: the register of dataclasses that may travel.
         max_nesting: as of a `Codec`.
         pause: called between two slices.
+
+    Attributes:
+        extra_bytes: `Codec.extra_bytes` of the last message.
     """
 
-    __slots__ = ("_pause", "_room_bytes")
+    __slots__ = ("_pause", "_room_bytes", "extra_bytes")
 
     def __init__(
         self, types: MessageTypes, max_nesting: int, pause: Callable[[], None] = lambda: None
@@ -62,6 +66,7 @@ class LargeDecoder(Decoder):
         super().__init__(types, max_nesting)
         self._pause = pause
         self._room_bytes = 0
+        self.extra_bytes: int = 0
         self._set_options(
             strict_map_key=False, object_pairs_hook=self._count_dict, list_hook=self._count_list
         )
@@ -69,10 +74,14 @@ class LargeDecoder(Decoder):
     def unpack(self, data: bytes | memoryview) -> Any:
         """Return the message in ``data``. Replaces and raises as `Decoder.unpack` does."""
         self._room_bytes = RESERVE_BYTES + MEMORY_FACTOR * len(data)
+        self.extra_bytes = 0
         try:
-            return super().unpack(data)
+            message = super().unpack(data)
         except _TooMuch as error:
             return self._unpack_around(data, str(error))
+        if type(message) is list:
+            self.extra_bytes -= CONTAINER_BYTES + VALUE_BYTES * len(message)  # Only the payload counts.
+        return message
 
     def _read(self, data: bytes | memoryview) -> Any:
         try:
@@ -130,15 +139,20 @@ class LargeDecoder(Decoder):
 
     def _count_list(self, items: list[Any]) -> list[Any]:
         self._take(_LIST_BYTES + _ITEM_BYTES * len(items))
+        self.extra_bytes += CONTAINER_BYTES + VALUE_BYTES * len(items)
         return items
 
     def _count_dict(self, pairs: list[tuple[Any, Any]]) -> Any:
         self._take(_DICT_BYTES + _PAIR_BYTES * len(pairs))
+        self.extra_bytes += CONTAINER_BYTES + PAIR_BYTES * len(pairs)
         return self._make_dict(pairs)
 
     def _read_ext(self, code: int, data: bytes) -> Any:
         self._take(_EXTENSION_BYTES)
-        return super()._read_ext(code, data)
+        before = self.extra_bytes
+        value = super()._read_ext(code, data)
+        self.extra_bytes = before + nested_extra(code, self.extra_bytes - before)
+        return value
 
     def _unpack_around(self, data: bytes | memoryview, why: str) -> Any:
         """Return the message without its payload: the first list, map or extension value in it."""

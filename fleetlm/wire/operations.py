@@ -51,8 +51,8 @@ Types of the fields:
   two open requests of one node never have the same. An answer to an unknown ref is passed over: its
   caller has given up.
 - *units*: what a message counts in the window of its destination, 1 to the window's limit. A call, a
-  one-way message or an item of one unit leaves the field out. The receiver of a message that came in
-  chunks counts for itself and replaces the field (`with_units`).
+  one-way message or an item of one unit leaves the field out. For a message that came in chunks their heads
+  tell it, and the receiver sets the field (`with_units`).
 - *window*: units of items that a producer may send before the consumer allows more.
 - *in_flight*: 1 if the request is made on behalf of work that began before its sender knew of a drain, so
   that a node which refuses new work serves it; else 0.
@@ -304,11 +304,6 @@ def read_stream(message: list[Any], limit: int) -> StreamRequest:
     )  # fmt: skip
 
 
-def ends_with_units(packed: bytes) -> bool:
-    """Return whether a packed message is a CAST, STREAM or YIELD: their last field is always the units."""
-    return packed[0] != _PAIR and packed[1] in (_CAST, _STREAM, _YIELD)
-
-
 def set_units(packed: bytes, units: int) -> bytes:
     """Set the units of a packed message of one unit, without packing its payload again.
 
@@ -331,7 +326,7 @@ def set_in_flight(packed: bytes) -> bytes:
 
 
 def with_units(message: Any, units: int) -> Any:
-    """Return a message that came in chunks with its units set to what its receiver counts for it.
+    """Return a message that came in chunks with its units set to what their heads tell.
 
     Other messages, and those of the wrong length, are returned as they are.
     """

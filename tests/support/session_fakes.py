@@ -15,11 +15,12 @@ from fleetlm.core.topology import Peer
 from fleetlm.errors import Draining
 from fleetlm.ids import Pid
 from fleetlm.messaging.beside import Unpacked, unpack
-from fleetlm.messaging.inbound import CHECKED_BITS, Inbound
+from fleetlm.messaging.inbound import CHECK_BITS, Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
 from fleetlm.messaging.turns import FREE
 from fleetlm.messaging.waits import Waits
+from fleetlm.messaging.windows import weighed
 from fleetlm.process import Process, ProcessServices
 from fleetlm.processes.context import NodeContext
 from fleetlm.processes.local import LocalProcesses
@@ -202,15 +203,15 @@ class Side:
             lambda _session, reason: self.lost.append(reason),
         )
         drawn = random.Random(name).getrandbits
-        self.session.byte_window.draw = lambda bits: 0 if bits == CHECKED_BITS else drawn(bits)
+        self.session.byte_window.draw = lambda bits: 0 if bits == CHECK_BITS else drawn(bits)
         """Numbers of marks; and the units of every batch are checked."""
         self.inbound = Inbound(self.boxes, self.codec, self.service, loop.time, 8)
         self.inbound.unpack_beside = self.unpack_at_once
 
-    def unpack_at_once(self, session: Session, whole: memoryview) -> None:
+    def unpack_at_once(self, session: Session, whole: memoryview, units: int) -> None:
         """Unpack and deliver a large message; the driver does this in a thread."""
         unpacked: concurrent.futures.Future[Unpacked] = concurrent.futures.Future()
-        unpacked.set_result(unpack(self.codec, whole, session.arrivals.limit))
+        unpacked.set_result(unpack(self.codec, whole, units, session.arrivals.limit))
         assert self.inbound.take_unpacked(session, unpacked) is None  # type: ignore[arg-type]
 
     def box(self, name: str, limit: int = 1_000_000) -> Mailbox:
@@ -218,7 +219,10 @@ class Side:
         return box
 
     def send(self, to: str, message: Any, sender: Any = None) -> None:
-        self.session.append(self.codec.pack([to, message], message), sender)
+        session, packed = self.session, self.codec.pack([to, message], message)
+        limit = session.windows.limit
+        packed, count = weighed(packed, self.codec.extra_bytes, limit, session.small_bytes)
+        session.append(packed, sender, count)
 
     def flush(self) -> bool:
         """What the driver does at the end of a turn. Whether there was anything to do."""

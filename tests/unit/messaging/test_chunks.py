@@ -17,12 +17,13 @@ def drain(lanes: Lanes) -> list[bytes | tuple[bytes, bytes]]:
     return out
 
 
-def head(number: int, total: int) -> bytes:
-    return CHUNK_HEAD.pack(number, total)
+def head(number: int, total: int, units: int = 1) -> bytes:
+    return CHUNK_HEAD.pack(number, units, total)
 
 
 def add(parts: Reassembly, head: bytes, piece: bytes | memoryview) -> memoryview | None:
-    return parts.add(memoryview(b"".join((head, piece))))
+    large = parts.add(memoryview(b"".join((head, piece))))
+    return None if large is None else large[0]
 
 
 def test_empty_lanes_have_nothing() -> None:
@@ -41,6 +42,14 @@ def test_a_large_message_leaves_in_pieces_with_its_number_and_size() -> None:
     assert lanes.waiting_bytes == 10
     assert drain(lanes) == [(head(0, 10), b"0123"), (head(0, 10), b"4567"), (head(0, 10), b"89")]
     assert (lanes.waiting_bytes, bool(lanes), lanes.has("a")) == (0, False, False)
+
+
+def test_the_chunks_of_a_large_message_say_what_it_counts() -> None:
+    lanes, parts = Lanes(CHUNK), Reassembly(100)
+    lanes.add("a", b"012345", 7)
+    first, last = drain(lanes)
+    assert parts.add(memoryview(b"".join(first))) is None  # type: ignore[arg-type]
+    assert parts.add(memoryview(b"".join(last))) == (b"012345", 7)  # type: ignore[arg-type]
 
 
 def test_lanes_take_turns() -> None:
@@ -98,6 +107,7 @@ def test_pieces_become_the_message_again() -> None:
         ([(head(1, 0), b"a")], "does not fit"),
         ([(head(1, 3), b"a"), (head(1, 4), b"b")], "does not fit"),
         ([(head(1, 3), b"ab"), (head(1, 3), b"cd")], "does not fit"),
+        ([(head(1, 3), b"a"), (head(1, 3, units=2), b"b")], "does not fit"),
         ([(head(1, 101), b"a")], "at a time"),
         ([(head(1, 60), b"a"), (head(2, 60), b"a")], "at a time"),
         ([(head(1, 1 << 63), b"a")], "at a time"),

@@ -16,9 +16,10 @@ def arrive(lanes: Lanes, parts: Reassembly) -> list[bytes]:
     """Everything that is queued goes over; what came out at the other end."""
     out = []
     while (item := lanes.next()) is not None:
-        whole = item if isinstance(item, bytes) else parts.add(memoryview(b"".join(item)))
-        if whole is not None:
-            out.append(bytes(whole))
+        if isinstance(item, bytes):
+            out.append(item)
+        elif (large := parts.add(memoryview(b"".join(item)))) is not None:
+            out.append(bytes(large[0]))
     return out
 
 

@@ -297,9 +297,9 @@ async def test_frames_of_the_wrong_shape_break_the_link() -> None:
         b"\x03",
         head,
         head + b"abc",
-        head + CHUNK_HEAD.pack(1, 3),
-        head + CHUNK_HEAD.pack(1, 1 << 50) + b"abc",
-        head + CHUNK_HEAD.pack(1, 3) + b"\xc1\xc1\xc1",
+        head + CHUNK_HEAD.pack(1, 1, 3),
+        head + CHUNK_HEAD.pack(1, 1, 1 << 50) + b"abc",
+        head + CHUNK_HEAD.pack(1, 1, 3) + b"\xc1\xc1\xc1",
         header(Kind.HELLO, EPOCH_HERE, 1),
     ]:
         side = Pair().there
@@ -508,7 +508,7 @@ async def test_a_drain_is_acknowledged_behind_each_request_that_waits() -> None:
     box = pair.there.box("echo")
     for sender in ("a", "b"):
         packed = pair.here.codec.pack_value(["echo", sender.encode() * 20_000])
-        session.append(packed, sender)
+        session.append(packed, sender, units=2)
     session.acknowledge(8)
     for _ in range(4):
         pair.settle()

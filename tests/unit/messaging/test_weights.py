@@ -1,42 +1,61 @@
-"""A message that counts less than its size demands ends the connection of its sender."""
+"""A message that counts less than its weight demands ends the connection of its sender."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
 import pytest
 
-from fleetlm.messaging.inbound import CHECKED_BITS
-from fleetlm.messaging.windows import UNIT_BYTES, UNITS_FIELD_BYTES, check_units, units
+from fleetlm.errors import WouldBlock
+from fleetlm.messaging.inbound import CHECK_BITS
+from fleetlm.messaging.windows import LIGHT_BYTES, UNIT_BYTES, UNITS_FIELD_BYTES, check_units, units
 from fleetlm.wire import operations
-from fleetlm.wire.frames import BadFrame, Kind, header
+from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, header
 from tests.support.session_fakes import Pair, Side, virtual
+from tests.unit.messaging.test_outbound import Rig as Sending
 
 LARGE = b"x" * 60_000
+LISTS: list[Any] = [[] for _ in range(800)]
+"""Has 803 bytes and weighs more than 100,000."""
 LIMIT = 4_096
+
+
+def batch(side: Side, *messages: Any) -> bytes:
+    incoming = side.session.incoming
+    packer = msgpack.Packer()
+    body = packer.pack_array_header(len(messages)) + b"".join(map(msgpack.packb, messages))
+    return header(Kind.BATCH, incoming.epoch, incoming.seq) + body
 
 
 def receive(side: Side, *messages: Any) -> None:
     """Let a node take one batch of a peer that packs what it likes."""
-    incoming = side.session.incoming
-    packer = msgpack.Packer()
-    body = packer.pack_array_header(len(messages)) + b"".join(map(msgpack.packb, messages))
-    side.receive([header(Kind.BATCH, incoming.epoch, incoming.seq) + body])
+    side.receive([batch(side, *messages)])
 
 
-def weigh(message: Any, size: int, limit: int = LIMIT) -> None:
-    check_units([message], [size], limit)
+def receive_chunk(side: Side, message: Any, count: int) -> None:
+    """Let a node take one large message of a peer that says what it likes of its units."""
+    incoming, packed = side.session.incoming, msgpack.packb(message)
+    head = header(Kind.CHUNK, incoming.epoch, incoming.seq) + CHUNK_HEAD.pack(1, count, len(packed))
+    side.receive([head + packed])
 
 
-def test_a_message_counts_at_least_what_its_size_demands() -> None:
-    for size in (UNIT_BYTES, 2 * UNIT_BYTES, 100 * UNIT_BYTES + 5):
-        full = units(size, LIMIT)
-        weigh(operations.heavy("box", b"", full), size)
-        weigh(operations.heavy("box", b"", full + 3), size)
-        larger = size + UNIT_BYTES + UNITS_FIELD_BYTES
-        with pytest.raises(ValueError, match=f"{larger:,} bytes that counts as {full}"):
-            weigh(operations.heavy("box", b"", full), larger)
+def weigh(message: Any, weight: int, limit: int = LIMIT) -> None:
+    check_units([message], [weight], limit)
+
+
+def test_a_message_counts_at_least_what_its_weight_demands() -> None:
+    for weight in (UNIT_BYTES, 2 * UNIT_BYTES, 100 * UNIT_BYTES + 5):
+        full = units(weight, LIMIT)
+        weigh(operations.heavy("box", b"", full), weight)
+        weigh(operations.heavy("box", b"", full + 3), weight)
+        heavier = weight + UNIT_BYTES + UNITS_FIELD_BYTES
+        with pytest.raises(ValueError, match=f"weighs {heavier:,} bytes and counts as {full}"):
+            weigh(operations.heavy("box", b"", full), heavier)
 
 
 def test_the_field_that_says_the_units_does_not_count() -> None:
@@ -49,61 +68,154 @@ def test_no_message_counts_more_than_a_whole_window() -> None:
     weigh(operations.heavy("box", b"", 16), 1_000 * UNIT_BYTES, limit=16)
 
 
-def test_what_counts_in_no_window_may_be_of_any_size() -> None:
+def test_what_counts_in_no_window_may_weigh_anything() -> None:
     weigh(operations.reply(7, b""), 100 * UNIT_BYTES)
 
 
+@pytest.mark.parametrize("payload", [LARGE, LISTS], ids=["large", "of many values"])
 @pytest.mark.parametrize(
     "cheat",
     [
-        operations.one_way("box", LARGE),
-        operations.heavy("box", LARGE, 3),
-        operations.call("box", LARGE, 7, 5_000),
-        operations.stream("box", LARGE, 7, 5_000, 64, 0, 0, 1),
-        operations.item(7, LARGE),
+        lambda payload: operations.one_way("box", payload),
+        lambda payload: operations.heavy("box", payload, 3),
+        lambda payload: operations.cast("box", payload, 1),
+        lambda payload: operations.call("box", payload, 7, 5_000),
+        lambda payload: operations.stream("box", payload, 7, 5_000, 64, 0, 0, 1),
+        lambda payload: operations.item(7, payload),
     ],
-    ids=["one way", "heavy", "call", "stream", "item"],
+    ids=["one way", "heavy", "cast", "call", "stream", "item"],
 )
-def test_who_counts_too_little_is_found_out_among_small_messages(cheat: list[Any]) -> None:
+def test_who_counts_too_little_is_found_out_among_small_messages(
+    payload: Any, cheat: Callable[[Any], list[Any]]
+) -> None:
     @virtual
     async def main() -> None:
         side = Pair().there
         box = side.box("box")
         small = [operations.one_way("other", "x")] * 200
-        with pytest.raises(BadFrame, match=r"a message of 60,0\d\d bytes that counts as \d"):
-            receive(side, *small, cheat, *small)
+        with pytest.raises(BadFrame, match=r"a message that weighs [\d,]+ bytes and counts as \d"):
+            receive(side, *small, cheat(payload), *small)
         assert not box.queue, "nothing of that batch was delivered"
 
     main()
 
 
-def test_honest_large_messages_pass() -> None:
+@pytest.mark.parametrize("count", [300_000, 1_100_000], ids=["on the loop", "beside it"])
+def test_who_counts_too_little_for_a_message_in_chunks_is_found_out(count: int) -> None:
+    @virtual
+    async def main() -> None:
+        side = Pair().there
+        box = side.box("box")
+        message = operations.one_way("box", [[]] * 300 + [b"x" * count])
+        honest = units(count + 300 * 128, LIMIT)
+        receive_chunk(side, message, honest)
+        assert len(box.queue) == 1
+        with pytest.raises((BadFrame, ValueError), match=f"counts as {honest - 3}"):
+            receive_chunk(side, message, honest - 3)
+        assert len(box.queue) == 1
+
+    main()
+
+
+def test_honest_heavy_messages_pass() -> None:
     @virtual
     async def main() -> None:
         side = Pair().there
         box = side.box("box")
         receive(side, operations.heavy("box", LARGE, units(60_010, LIMIT)), operations.one_way("box", "x"))
-        assert list(box.queue) == [LARGE, "x"]
+        receive(side, operations.heavy("box", LISTS, units(803 + 96 + 800 * 128, LIMIT)))
+        receive(side, *[operations.one_way("box", [[]] * 200)] * 100)
+        assert [*box.queue][:3] == [LARGE, "x", LISTS], "short messages count 1, whatever they hold"
 
     main()
 
 
-def test_one_of_eight_large_batches_is_looked_at_and_no_small_one() -> None:
+def test_the_heavier_a_batch_is_the_more_often_it_is_weighed_and_a_light_one_never() -> None:
     @virtual
     async def main() -> None:
         side = Pair().there
         box = side.box("box")
         asked: list[int] = []
+        drawn = 0
 
         def draw(bits: int) -> int:
             asked.append(bits)
-            return 1
+            return drawn
 
         side.session.byte_window.draw = draw
-        receive(side, operations.one_way("box", b"x" * 1_000))
+        receive(side, *[operations.one_way("box", b"x" * 100)] * 50)
+        receive(side, operations.one_way("box", [1.5] * 350))
         assert not asked
+        drawn = len(LARGE) + UNIT_BYTES
         receive(side, operations.one_way("box", LARGE))
-        assert asked == [CHECKED_BITS]
-        assert len(box.queue) == 2, "this one was not looked at"
+        assert asked == [CHECK_BITS]
+        assert len(box.queue) == 52, "this one was not weighed"
+        drawn = len(LARGE)
+        with pytest.raises(BadFrame):
+            receive(side, operations.one_way("box", LARGE))
+
+    main()
+
+
+def test_items_of_a_small_stream_count_more_than_its_window_and_pass() -> None:
+    """The units of an item that weighs more than the whole window of its stream."""
+
+    @virtual
+    async def main() -> None:
+        pair = Pair()
+        packed, counted = pair.here.session.packed_item(7, LISTS, 2)
+        assert counted == 2
+        pair.here.session.append(packed[0])
+        pair.here.flush()
+        pair.there.receive([frame for _, frame in pair.here.transport.frames])
+
+    main()
+
+
+def fill(rig: Sending, value: Any) -> None:
+    while True:
+        rig.outbound.send_nowait(("slow", rig.session.name), value)
+
+
+@pytest.mark.parametrize("value", [LISTS, [{}] * 700, [[1.5] * 10] * 30], ids=["lists", "dicts", "numbers"])
+def test_a_mailbox_full_of_the_worst_values_takes_the_memory_that_is_promised(value: Any) -> None:
+    limit = 256
+
+    @virtual
+    async def main() -> None:
+        rig = Sending()
+        rig.session.windows.limit = rig.session.held_limit = limit
+        there = rig.pair.there
+        there.session.arrivals.limit = limit
+        box = there.box("slow")
+        there.codec.unpack(there.codec.pack_value(value))
+        gc.collect()
+        tracemalloc.start()
+        try:
+            with pytest.raises(WouldBlock):
+                fill(rig, value)
+            await rig.settle()
+            rig.pair.here.transport.frames.clear()
+            gc.collect()
+            taken = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert box.queue
+        assert len(box.queue) < limit / 2
+        assert taken < 1.5 * limit * UNIT_BYTES
+
+    main()
+
+
+def test_a_short_message_counts_one_whatever_it_holds() -> None:
+    @virtual
+    async def main() -> None:
+        rig = Sending()
+        rig.pair.there.box("slow")
+        value = [[] for _ in range(LIGHT_BYTES - 20)]
+        for number in range(1, 4):
+            rig.outbound.send_nowait(("slow", rig.session.name), value)
+            assert rig.session.held["slow"] == number
+        await asyncio.sleep(0)
 
     main()
