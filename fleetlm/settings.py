@@ -282,6 +282,9 @@ class Settings(Record):
     """Bytes that a peer has not taken before its connection ends. Whoever can wait does so at
     ``window_bytes``; exit signals and answers of the node itself cannot. Room for 500,000 of them, while a
     peer stands still."""
+    large_bytes: int = 128 * 1024
+    """A larger message travels in frames of its own; bytes, buffers and arrays of at least this size travel
+    beside it, without being packed. Below it, copying costs less than frames. At least 1 KiB."""
     chunk_bytes: int = 256 * 1024
     """Larger messages are sent in chunks of this size, so that none delays a heartbeat on a slow path."""
     bulk_window_bytes: int = 2 * 1024 * 1024
@@ -566,6 +569,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "retry_reserve": (0, math.inf),
     "max_nesting": (1, 128),
     "batch_messages": (1, MAX_BATCH_MESSAGES),
+    "large_bytes": (1_024, math.inf),
 }
 """Ranges of fields for which the rule of `_range_of` is too wide."""
 

@@ -216,4 +216,4 @@ class Replication:
         task.add_done_callback(self._tasks.discard)
 
     def _packed(self, topic: str, fact: Any) -> bytes:
-        return self._codec.pack(operations.table(topic, fact), fact)
+        return self._codec.pack_whole(operations.table(topic, fact), fact)

@@ -31,7 +31,8 @@ class _Queue:
         self.rest: Rest | None = rest
         self.is_parked = False
         """Whether a large message is being unpacked, and nothing behind it may be taken."""
-        self.frames: deque[bytes] = deque()
+        self.frames: deque[tuple[bytes, memoryview | None]] = deque()
+        """Each with its tail, if it has one."""
         self.size_bytes = 0
         """Of the frames."""
         self.is_lost = False
@@ -61,7 +62,7 @@ class Backlog:
         max_bytes: int,
         *,
         go_on: Callable[[bytes, Rest], Rest | None],
-        take: Callable[[bytes, bytes], None],
+        take: Callable[[bytes, bytes, memoryview | None], None],
         lost: Callable[[bytes], None],
         begin_turn: Callable[[], None],
         is_over: Callable[[], bool],
@@ -102,18 +103,23 @@ class Backlog:
         queue.rest = rest
         self._schedule()
 
-    def add(self, source: bytes, frame: bytes) -> int:
+    def add(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> int:
         """Queue a frame behind what has come before.
+
+        Args:
+            source: where it comes from.
+            frame: the frame, or its first part.
+            tail: its second part.
 
         Returns:
             0; or the bytes that would wait then, if they are too many: the frame was not queued.
         """
         queue = self._queues[source]
-        size_bytes = queue.size_bytes + len(frame)
+        size_bytes = queue.size_bytes + _size(frame, tail)
         if size_bytes > self._max_bytes:
             return size_bytes
         queue.size_bytes = size_bytes
-        queue.frames.append(frame)
+        queue.frames.append((frame, tail))
         return 0
 
     def end(self, source: bytes) -> None:
@@ -153,9 +159,9 @@ class Backlog:
             if rest is not None:
                 queue.rest = self._go_on(source, rest)
             elif queue.frames:
-                frame = queue.frames.popleft()
-                queue.size_bytes -= len(frame)
-                self._take(source, frame)
+                frame, tail = queue.frames.popleft()
+                queue.size_bytes -= _size(frame, tail)
+                self._take(source, frame, tail)
             else:
                 del queues[source]
                 if queue.is_lost:
@@ -165,3 +171,7 @@ class Backlog:
                 del queues[source]
                 queues[source] = queue
                 return
+
+
+def _size(frame: bytes, tail: memoryview | None) -> int:
+    return len(frame) + (0 if tail is None else len(tail))

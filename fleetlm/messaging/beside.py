@@ -20,6 +20,7 @@ from fleetlm.wire import operations
 from fleetlm.wire.extensions import BadData
 
 if TYPE_CHECKING:
+    from fleetlm.messaging.chunks import Whole
     from fleetlm.wire.codec import Codec
 
 BESIDE_BYTES = 1024 * 1024
@@ -30,13 +31,12 @@ Unpacked = tuple[Any, int]
 """A message, and how many values in it could not be rebuilt."""
 
 
-def unpack(codec: Codec, whole: memoryview, units: int, limit: int) -> Unpacked:
+def unpack(codec: Codec, whole: Whole, limit: int) -> Unpacked:
     """Unpack a message that came in chunks, in any thread.
 
     Args:
         codec: the node's codec.
-        whole: the packed message.
-        units: what it counts, as its sender says.
+        whole: the message.
         limit: units of a whole window.
 
     Raises:
@@ -44,10 +44,10 @@ def unpack(codec: Codec, whole: memoryview, units: int, limit: int) -> Unpacked:
     """
     decoder = codec.large_decoder(_let_others_run)
     with _NO_COLLECTION:
-        message = decoder.unpack(whole)
-    message = operations.with_units(message, units)
+        message = decoder.unpack(whole.envelope, whole.blobs)
+    message = operations.with_units(message, whole.units)
     try:
-        check_units([message], [len(whole) + decoder.extra_bytes], limit)
+        check_units([message], [whole.total_bytes + decoder.extra_bytes], limit)
     except ValueError as error:
         raise BadData(str(error)) from None
     return message, decoder.failures

@@ -1,10 +1,11 @@
 """Large messages in chunks, so that heartbeats and small messages do not wait behind them.
 
-**Sending.** A message above `Settings.chunk_bytes` is a *transfer* and waits in the *lane* of its sender.
-Lanes take turns, one chunk each, as long as less than `Settings.bulk_window_bytes` of chunks are in flight;
-small messages of other senders pass between the chunks. Messages from one sender to one receiver arrive in
-the order sent, so whatever the same sender sends later queues in its lane too, and the lane is gone when it
-is empty.
+**Sending.** A message above `Settings.large_bytes` is a *transfer* and waits in the *lane* of its sender.
+Its chunks have up to `Settings.chunk_bytes`; they are slices of the message and of its blobs, and are lent
+to the transport. Lanes take turns, one chunk each, as long as less than `Settings.bulk_window_bytes` of
+chunks are in flight; small messages of other senders pass between the chunks. Messages from one sender to
+one receiver arrive in the order sent, so whatever the same sender sends later queues in its lane too, and
+the lane is gone when it is empty.
 
 A lane outlives its sender: a process that has ended may still have messages there, and its exit signals
 must not overtake them. `Lanes.ended` therefore keeps the number of the ended process until its lane is
@@ -13,10 +14,11 @@ empty.
 Answers to the peer's requests have a lane for each request (`AnswerLane`). Small ones wait there too, while
 the window of the connection is full; their bytes are counted apart.
 
-**Receiving.** `Reassembly` puts chunks together by the number of their transfer. All unfinished transfers
-of one connection together may claim `Settings.max_message_bytes`. The sender knows that limit from the
-handshake and does not begin a transfer beyond it; a peer that does so nevertheless breaks the protocol
-(`BadFrame`). One transfer may always be begun, so that none waits for ever.
+**Receiving.** `Reassembly` puts chunks together by the number of their transfer: the envelope and each blob
+in a buffer of its own (`wire.blobs`). All unfinished transfers of one connection together may claim
+`Settings.max_message_bytes`. The sender knows that limit from the handshake and does not begin a transfer
+beyond it; a peer that does so nevertheless breaks the protocol (`BadFrame`). One transfer may always be
+begun, so that none waits for ever.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from collections import deque
 from collections.abc import Hashable
 from typing import NamedTuple
 
-from fleetlm.wire.frames import CHUNK_HEAD, BadFrame
+from fleetlm.wire.blobs import MAX_BLOBS, MIN_BLOB_BYTES, Hold, Packed, Parcel
+from fleetlm.wire.frames import BadFrame, Chunk
 
 MAX_TRANSFERS = 16_384
 """Unfinished transfers of one connection; a peer that never ends what it begins must not fill memory."""
@@ -38,31 +41,69 @@ class AnswerLane(NamedTuple):
     ref: int
 
 
+LEAD_BYTES = 16 * 1024
+"""An envelope of up to this size shares a frame with the first slice of a blob: copying it costs less."""
+_NOTHING = memoryview(b"")
+
+
 class Transfer:
-    """One large message that is being sent."""
+    """One large message that is being sent.
 
-    __slots__ = ("number", "offset", "units", "view")
+    Attributes:
+        number: of the transfer; -1 until its first chunk is sent.
+        total_bytes: of everything.
+        left_bytes: what was not sent yet.
+    """
 
-    def __init__(self, packed: bytes, units: int) -> None:
-        self.number: int = -1  # until its first chunk is sent
-        self.units: int = units
-        self.view: memoryview[int] = memoryview(packed)
-        self.offset: int = 0
+    __slots__ = ("_blob_sizes", "_segments", "_units", "left_bytes", "number", "total_bytes")
+
+    def __init__(self, packed: Packed, units: int) -> None:
+        self.number: int = -1
+        self.total_bytes: int = len(packed)
+        self.left_bytes: int = self.total_bytes
+        self._units = units
+        if isinstance(packed, Parcel):
+            self._blob_sizes = tuple(map(len, packed.blobs))
+            segments = [packed.envelope, *packed.blobs]
+        else:
+            self._blob_sizes = ()
+            segments = [packed]
+        self._segments: deque[memoryview] = deque(memoryview(segment) for segment in segments)
+
+    def cut(self, most_bytes: int) -> tuple[Chunk, memoryview]:
+        """Take off the next chunk, of up to ``most_bytes``.
+
+        Returns:
+            The chunk, and the piece that goes on behind it: a slice of what is sent, which is not copied.
+        """
+        blob_sizes, self._blob_sizes = self._blob_sizes, ()
+        lead = _NOTHING
+        segments = self._segments
+        if len(segments) > 1 and len(segments[0]) <= min(LEAD_BYTES, most_bytes // 2):
+            lead = segments.popleft()
+        segment = segments[0]
+        piece = segment[: most_bytes - len(lead)]
+        if len(piece) == len(segment):
+            segments.popleft()
+        else:
+            segments[0] = segment[len(piece) :]
+        self.left_bytes -= len(lead) + len(piece)
+        return Chunk(self.number, self._units, 0, self.total_bytes, blob_sizes, lead), piece
 
 
 class Lanes:
     """The large messages that wait to be sent on one connection, and the messages that queue behind them.
 
     Args:
-        chunk_bytes: bytes of a chunk; a longer message is a transfer.
+        large_bytes: a longer message is a transfer.
         unfinished_bytes: bytes of unfinished transfers that the receiver accepts; see `Reassembly`.
         answer_limit_bytes: bytes of answers from which on these lanes are behind.
     """
 
     def __init__(
-        self, chunk_bytes: int, unfinished_bytes: int = sys.maxsize, answer_limit_bytes: int = sys.maxsize
+        self, large_bytes: int, unfinished_bytes: int = sys.maxsize, answer_limit_bytes: int = sys.maxsize
     ) -> None:
-        self.chunk_bytes = chunk_bytes
+        self._large_bytes = large_bytes
         self.waiting_bytes: int = 0
         """Bytes of all lanes that were not sent yet; 0 means that there is no lane."""
         self.answer_bytes: int = 0
@@ -86,7 +127,7 @@ class Lanes:
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
-    def add(self, sender: Hashable, packed: bytes, units: int = 1) -> None:
+    def add(self, sender: Hashable, packed: Packed, units: int = 1) -> None:
         """Queue a message in its sender's lane: a large one, or one that must not overtake a large one.
 
         Args:
@@ -94,9 +135,8 @@ class Lanes:
             packed: one item of a batch.
             units: what it counts in the window of its process; the chunks of a large one say it.
         """
-        item: bytes | Transfer = packed
-        if len(packed) > self.chunk_bytes:
-            item = Transfer(packed, units)
+        is_large = isinstance(packed, Parcel) or len(packed) > self._large_bytes
+        item: bytes | Transfer = Transfer(packed, units) if is_large else packed  # type: ignore[assignment]
         self._count(sender, len(packed))
         lane = self._lanes.get(sender)
         if lane is None:
@@ -123,15 +163,18 @@ class Lanes:
         """Return the sender that was this ended process, if it still has a lane."""
         return self._ended_as.get(number)
 
-    def next(self, *, may_send_chunk: bool = True) -> bytes | tuple[bytes, memoryview] | None:
+    def next(self, chunk_bytes: int) -> bytes | tuple[Chunk, memoryview] | None:
         """Take what goes next: small messages and chunks in turns.
 
+        Args:
+            chunk_bytes: the most that a chunk may have; 0 if none may be sent now.
+
         Returns:
-            A small message; or a chunk, as its head and its bytes; or None if the receiver can take none now.
+            A small message; or a chunk, as `Transfer.cut` does; or None if the receiver can take none now.
         """
         chunk = None
-        if may_send_chunk and not (self._is_turn_of_small and self._small_turns):
-            chunk = self._next_chunk()
+        if chunk_bytes and not (self._is_turn_of_small and self._small_turns):
+            chunk = self._next_chunk(chunk_bytes)
         if chunk is not None or not self._small_turns:
             self._is_turn_of_small = True
             return chunk
@@ -144,38 +187,33 @@ class Lanes:
         self._end_turn(sender, lane)
         return item
 
-    def _next_chunk(self) -> tuple[bytes, memoryview] | None:
+    def _next_chunk(self, chunk_bytes: int) -> tuple[Chunk, memoryview] | None:
         """Take the next chunk of the first transfer that the receiver can take."""
         for _ in range(len(self._turns)):
             sender = self._turns.popleft()
             lane = self._lanes[sender]
             item = lane[0]
             if isinstance(item, Transfer) and (item.number >= 0 or self._begin(item)):
-                piece = self._cut(item, lane)
-                self._count(sender, -len(piece))
+                left_bytes = item.left_bytes
+                chunk = item.cut(chunk_bytes)
+                self._count(sender, item.left_bytes - left_bytes)
+                if not item.left_bytes:
+                    self._begun_bytes -= item.total_bytes
+                    lane.popleft()
                 self._end_turn(sender, lane)
-                return CHUNK_HEAD.pack(item.number, item.units, len(item.view)), piece
+                return chunk
             self._turns.append(sender)
         return None
 
     def _begin(self, item: Transfer) -> bool:
         """Give a transfer its number. Returns False if the receiver would hold too much unfinished."""
-        total_bytes = len(item.view)
+        total_bytes = item.total_bytes
         if self._begun_bytes and self._begun_bytes + total_bytes > self._unfinished_bytes:
             return False
         self._begun_bytes += total_bytes
         item.number = self._next_number
         self._next_number = (self._next_number + 1) & 0xFFFFFFFF
         return True
-
-    def _cut(self, item: Transfer, lane: deque[bytes | Transfer]) -> memoryview:
-        """Cut the next chunk off a transfer, and take the transfer out of its lane with the last one."""
-        piece = item.view[item.offset : item.offset + self.chunk_bytes]
-        item.offset += len(piece)
-        if item.offset == len(item.view):
-            self._begun_bytes -= len(item.view)
-            lane.popleft()
-        return piece
 
     def clear(self) -> None:
         """Drop everything: the connection is over."""
@@ -207,6 +245,48 @@ class Lanes:
             self.is_behind = self.answer_bytes >= self._answer_limit_bytes
 
 
+class Whole(NamedTuple):
+    """A large message that has come."""
+
+    envelope: bytes
+    blobs: tuple[Hold, ...]
+    total_bytes: int
+    units: int
+    """What it counts in the window of its process, as its sender says."""
+
+
+class _Unfinished:
+    """A large message of which a part has come."""
+
+    __slots__ = ("_blob_sizes", "_filled", "_hold", "left_bytes", "total_bytes", "units")
+
+    def __init__(self, units: int, total_bytes: int, blob_sizes: tuple[int, ...]) -> None:
+        self.units: int = units
+        self.total_bytes: int = total_bytes
+        self.left_bytes: int = total_bytes
+        self._blob_sizes = blob_sizes
+        self._hold = Hold(total_bytes - sum(blob_sizes))
+        self._filled: list[Hold] = []
+
+    def fill(self, piece: memoryview) -> None:
+        """Append a piece, which must not be longer than what is left."""
+        self.left_bytes -= len(piece)
+        while piece:
+            hold = self._hold
+            taken = piece[: hold.left_bytes]
+            hold.fill(taken)
+            piece = piece[len(taken) :]
+            if not hold.left_bytes:
+                self._filled.append(hold)
+                if len(self._filled) <= len(self._blob_sizes):
+                    self._hold = Hold(self._blob_sizes[len(self._filled) - 1])
+
+    def whole(self) -> Whole:
+        """Return what has come; nothing must be left."""
+        envelope, *blobs = self._filled
+        return Whole(envelope.to_bytes(), tuple(blobs), self.total_bytes, self.units)
+
+
 class Reassembly:
     """The unfinished transfers that come in on one connection.
 
@@ -217,38 +297,49 @@ class Reassembly:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._claimed_bytes = 0
-        self._unfinished: dict[int, tuple[int, int, bytearray]] = {}
-        """The units, the size and what has come of each."""
+        self._unfinished: dict[int, _Unfinished] = {}
 
-    def add(self, body: memoryview) -> tuple[memoryview, int] | None:
-        """Take the body of a CHUNK: its head, and a piece of a message.
+    def add(self, chunk: Chunk, tail: memoryview = _NOTHING) -> Whole | None:
+        """Take a chunk.
+
+        Args:
+            chunk: the chunk.
+            tail: what goes on behind its piece.
 
         Returns:
-            The whole message and its units with its last chunk, else None.
+            The whole message with its last chunk, else None.
 
         Raises:
             BadFrame: the chunk fits no message, or the unfinished ones would be too large.
         """
-        if len(body) <= CHUNK_HEAD.size:
-            raise BadFrame("a chunk without its head or without bytes")
-        number, units, total_bytes = CHUNK_HEAD.unpack_from(body)
-        piece = body[CHUNK_HEAD.size :]
+        number, size_bytes = chunk.number, len(chunk.piece) + len(tail)
+        if not size_bytes:
+            raise BadFrame("a chunk without bytes")
         known = self._unfinished.get(number)
         if known is None:
-            if total_bytes > self._limit_bytes - self._claimed_bytes:
-                raise BadFrame(f"large messages of more than {self._limit_bytes:,} bytes at a time")
-            if len(self._unfinished) >= MAX_TRANSFERS:
-                raise BadFrame(f"more than {MAX_TRANSFERS:,} large messages at a time")
-            self._claimed_bytes += total_bytes
-            known = (units, total_bytes, bytearray())
-        claimed_units, claimed_bytes, whole = known
-        have_bytes = len(whole) + len(piece)
-        if (units, total_bytes) != (claimed_units, claimed_bytes) or have_bytes > total_bytes:
+            known = self._begin(chunk)
+        elif chunk.blob_sizes:
+            raise BadFrame("a chunk that tells sizes of blobs, and is not the first one")
+        claimed = (known.units, known.total_bytes)
+        if (chunk.units, chunk.total_bytes) != claimed or size_bytes > known.left_bytes:
             raise BadFrame("a chunk that does not fit its message")
-        whole += piece  # Joining all chunks at the end would hold up the event loop.
-        if have_bytes < total_bytes:
-            self._unfinished[number] = (units, total_bytes, whole)
+        known.fill(chunk.piece)
+        known.fill(tail)
+        if known.left_bytes:
+            self._unfinished[number] = known
             return None
         self._unfinished.pop(number, None)
-        self._claimed_bytes -= total_bytes
-        return memoryview(whole), units
+        self._claimed_bytes -= known.total_bytes
+        return known.whole()
+
+    def _begin(self, chunk: Chunk) -> _Unfinished:
+        """Take the first chunk of a message. Raises: BadFrame."""
+        total_bytes, sizes = chunk.total_bytes, chunk.blob_sizes
+        if total_bytes > self._limit_bytes - self._claimed_bytes:
+            raise BadFrame(f"large messages of more than {self._limit_bytes:,} bytes at a time")
+        if len(self._unfinished) >= MAX_TRANSFERS:
+            raise BadFrame(f"more than {MAX_TRANSFERS:,} large messages at a time")
+        if sizes and (sum(sizes) >= total_bytes or min(sizes) < MIN_BLOB_BYTES or len(sizes) > MAX_BLOBS):
+            raise BadFrame("a large message with blobs that no node sends")
+        self._claimed_bytes += total_bytes
+        return _Unfinished(chunk.units, total_bytes, sizes)

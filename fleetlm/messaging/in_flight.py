@@ -32,6 +32,7 @@ from fleetlm.core.draining import Step
 from fleetlm.errors import Draining
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.wire import operations
+from fleetlm.wire.blobs import Packed, Parcel
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
@@ -100,7 +101,11 @@ class InFlight:
             raise unsent(session.name, peer.drain_until - self._clock())
         return 0
 
-    def mark(self, packed: bytes, began: float) -> bytes:
+    def mark(self, packed: Packed, began: float) -> Packed:
         """Return a packed request that has waited for room since it was packed, with its mark."""
         is_covered = self.is_watched and self.covers(began)
-        return operations.set_in_flight(packed) if is_covered else packed
+        if not is_covered:
+            return packed
+        if isinstance(packed, Parcel):
+            return Parcel(operations.set_in_flight(packed.envelope), packed.blobs)
+        return operations.set_in_flight(packed)

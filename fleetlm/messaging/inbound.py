@@ -43,7 +43,7 @@ from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, read_header
+from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, read_chunk, read_header
 from fleetlm.wire.operations import (
     MAX_TIMEOUT_MS,
     NONSENSE,
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from fleetlm.messaging.backlog import Rest
+    from fleetlm.messaging.chunks import Whole
     from fleetlm.messaging.mailbox import Mailbox
     from fleetlm.messaging.session import Session
     from fleetlm.wire.codec import Codec
@@ -71,11 +72,12 @@ CHECK_BITS = 24
 """A batch is weighed with a probability of its weight by two to this power; see `windows`."""
 _ARRAY32 = b"\xdd"
 """msgpack: an array whose length is in the next four bytes. A longer one than 65,535 begins with it."""
+_NO_TAIL = memoryview(b"")
 _NO_RUN = object()
 """Stands for "no run yet" and equals no destination: the next one-way message begins a run."""
 
 
-def _never(_session: Session, _whole: memoryview, _units: int) -> None:
+def _never(_session: Session, _whole: Whole) -> None:
     raise NotImplementedError("the driver sets it")
 
 
@@ -144,7 +146,7 @@ class Inbound:
         self._clock = clock
         self._max_peers = max_peers
         self._max_open_calls = max_open_calls
-        self.unpack_beside: Callable[[Session, memoryview, int], None] = _never
+        self.unpack_beside: Callable[[Session, Whole], None] = _never
         self._turn_s = turn_s
         self._until = math.inf
         """When the turn is over, on the clock of the system."""
@@ -164,12 +166,13 @@ class Inbound:
         """Whether the time of the turn is over."""
         return monotonic() >= self._until
 
-    def frame(self, session: Session, frame: bytes) -> Rest | None:
+    def frame(self, session: Session, frame: bytes, tail: memoryview | None = None) -> Rest | None:
         """Take a BATCH or a CHUNK frame of a session.
 
         Args:
             session: the session that it came over.
-            frame: the whole frame.
+            frame: the whole frame, or its first part.
+            tail: the second part of a CHUNK.
 
         Returns:
             What `go_on` must deliver before the next frame of this session is taken, since the turn is over;
@@ -182,19 +185,17 @@ class Inbound:
         session.incoming.accept(epoch, seq)
         session.peer.last_heard = self._clock()
         body = memoryview(frame)[HEADER_BYTES:]
-        if kind == Kind.BATCH:
+        if kind == Kind.BATCH and tail is None:
             messages = self._read_batch(session, body)
             session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK:
-            large = session.reassembly.add(body)
-            session.byte_credit.took(len(frame))
-            if large is None:
+            whole = self._take_chunk(session, body, tail)
+            if whole is None:
                 return None
-            whole, units = large
-            if len(whole) >= BESIDE_BYTES:
-                self.unpack_beside(session, whole, units)
+            if len(whole.envelope) >= BESIDE_BYTES:
+                self.unpack_beside(session, whole)
                 return None
-            messages = self._read_large(session, whole, units)
+            messages = self._read_large(session, whole)
         else:
             raise BadFrame(f"kind {kind} does not carry messages")
         session.messages_received += len(messages)
@@ -253,16 +254,27 @@ class Inbound:
             except ValueError as error:
                 raise BadFrame(str(error)) from None
 
-    def _read_large(self, session: Session, whole: memoryview, units: int) -> list[Any]:
+    def _take_chunk(self, session: Session, body: memoryview, tail: memoryview | None) -> Whole | None:
+        """Take a CHUNK. Returns the message if it is the last one of it."""
+        chunk, tail = read_chunk(body), _NO_TAIL if tail is None else tail
+        whole = session.reassembly.add(chunk, tail)
+        credit = session.byte_credit
+        credit.took(HEADER_BYTES + len(body) + len(tail))
+        if chunk.mark:
+            credit.marked(chunk.mark, at_once=True)
+        return whole
+
+    def _read_large(self, session: Session, whole: Whole) -> list[Any]:
         """Decode a message whose last CHUNK has come. Returns nothing if it cannot be read."""
         failures = self._codec.failures
         try:
-            message = self._codec.unpack(whole)
+            message = self._codec.unpack(whole.envelope, whole.blobs)
         except BadData as error:
             raise BadFrame(f"a large message that cannot be read: {error}") from None
-        messages = [operations.with_units(message, units)]
+        messages = [operations.with_units(message, whole.units)]
+        weight = self._scale.weight(whole.envelope) + whole.total_bytes - len(whole.envelope)
         try:
-            check_units(messages, [self._scale.weight(whole)], session.arrivals.limit)
+            check_units(messages, [weight], session.arrivals.limit)
         except ValueError as error:
             raise BadFrame(str(error)) from None
         if self._codec.failures != failures:

@@ -56,6 +56,7 @@ from fleetlm.messaging.waits import Waits, WaitsFor
 from fleetlm.messaging.windows import NODE, NodeKey, check_new_key, local_units
 from fleetlm.names import canonical_node
 from fleetlm.wire import operations
+from fleetlm.wire.blobs import Packed
 from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.invocation import Invoke, explained
@@ -438,7 +439,7 @@ class Outbound:
         return outcome
 
     async def request(  # noqa: PLR0913, PLR0917  # an object for them would cost every call
-        self, session: Session, to: Target, ref: int, packed: bytes, timeout_s: float, deadline: float,
+        self, session: Session, to: Target, ref: int, packed: Packed, timeout_s: float, deadline: float,
         sender: Hashable = None, key: Key | NodeKey = NODE, extra_bytes: int = 0,
     ) -> Any:  # fmt: skip
         """Send a packed request and wait for its outcome; `NODE` is the key of the node itself."""
@@ -616,7 +617,7 @@ class Outbound:
         await self.wait_for_room(window, to, limit_s, self._loop.time() + limit_s, *message)
 
     async def _admit_later(
-        self, session: Session, to: Target, key: Key, packed: bytes, timeout_s: float | None,
+        self, session: Session, to: Target, key: Key, packed: Packed, timeout_s: float | None,
         sender: Hashable = None, extra_bytes: int = 0,
     ) -> None:  # fmt: skip
         """Do as `Session.admit` as soon as there is room. Raises: as `wait_for_room`."""

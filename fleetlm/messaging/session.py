@@ -5,7 +5,7 @@ may change it afterwards. Its bytes join the batch of this turn of the event loo
 one frame of the batch at the end of the turn; a batch that reaches `Settings.batch_bytes` or
 `Settings.batch_messages` leaves at once.
 
-**Ordering.** Messages of one sender arrive in the order sent. A message above `Settings.chunk_bytes`
+**Ordering.** Messages of one sender arrive in the order sent. A message above `Settings.large_bytes`
 travels in chunks, and waits for its turns in the lane of its sender (`Lanes`); whatever the same sender
 appends later queues behind it, and small messages of other senders pass it. The sender is the current task,
 unless the caller names another one: a task may send in the place of another task, and the reply and the
@@ -74,8 +74,9 @@ from fleetlm.messaging.windows import (
     weighed,
 )
 from fleetlm.wire import operations
+from fleetlm.wire.blobs import Packed, Parcel
 from fleetlm.wire.failures import FailureKind
-from fleetlm.wire.frames import Kind
+from fleetlm.wire.frames import Chunk, Kind
 from fleetlm.wire.rights import check_right, denied_in
 
 if TYPE_CHECKING:
@@ -190,7 +191,9 @@ class Session:
         that names it."""
         self._own_limit_bytes, theirs = settings.max_message_bytes, hello.max_message_bytes
         self._limit_bytes, self._chunk_bytes = min(self._own_limit_bytes, theirs), settings.chunk_bytes
-        self.lanes: Lanes = Lanes(settings.chunk_bytes, self._limit_bytes, settings.reply_queue_bytes)
+        self.small_bytes: int = min(settings.large_bytes, settings.chunk_bytes, self._limit_bytes)
+        """A longer message travels in chunks, or is too large. One with blobs beside it is always longer."""
+        self.lanes: Lanes = Lanes(self.small_bytes, self._limit_bytes, settings.reply_queue_bytes)
         self.reassembly: Reassembly = Reassembly(settings.max_message_bytes)
         window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, hello.window_bytes))
         self.byte_window: ByteWindow = ByteWindow(
@@ -217,8 +220,6 @@ class Session:
         self.messages_sent: int = 0
         self.messages_received: int = 0
         """Messages handed to the transport, and messages decoded; shown by `Node.info`."""
-        self.small_bytes: int = min(settings.chunk_bytes, self._limit_bytes)
-        """A longer message travels in chunks, or is too large."""
         self.plain_bytes, self.light_bytes = (
             min(size, self.small_bytes + 1) for size in (UNIT_BYTES, LIGHT_BYTES)
         )
@@ -303,7 +304,7 @@ class Session:
     def admit(
         self,
         key: Key | NodeKey,
-        packed: bytes,
+        packed: Packed,
         sender: Hashable = None,
         *,
         extra_bytes: int = 0,
@@ -397,7 +398,7 @@ class Session:
 
     # Sending.
 
-    def append(self, packed: bytes, sender: Hashable = None, units: int = 1) -> bool:
+    def append(self, packed: Packed, sender: Hashable = None, units: int = 1) -> bool:
         """Append a packed message to the batch or a lane. Checks no window and counts nothing: see `admit`.
 
         Args:
@@ -418,7 +419,7 @@ class Session:
             return self._append_slowly(packed, size, sender, units)
         # A copy of `_to_batch`, because every message passes here; a test holds it to the original.
         batch = self._batch
-        batch.append(packed)
+        batch.append(packed)  # type: ignore[arg-type]  # A `Parcel` is always large.
         bytes_before = self._batch_bytes
         self._batch_bytes = bytes_now = bytes_before + size
         if not bytes_before:
@@ -470,12 +471,19 @@ class Session:
         if self.lanes:
             self._flush_lanes()
 
-    def _append_slowly(self, packed: bytes, size: int, sender: Hashable, units: int) -> bool:
+    def _append_slowly(self, packed: Packed, size: int, sender: Hashable, units: int) -> bool:
         """Append a message that is large, or while lanes are in use, or when the session is over."""
         if self.closed:
             raise NoConnection(self.name, self.closed)
-        if (size > self.small_bytes or self.lanes) and self._to_lane(packed, size, sender, units):
-            return True
+        if self.lanes or size > self.small_bytes:
+            if sender is None:
+                sender = asyncio.current_task()
+            if size > self._limit_bytes:
+                raise self._too_large(size)
+            if size > self.small_bytes or self.lanes.has(sender):
+                self._queue(packed, sender, units)
+                return True
+        assert isinstance(packed, bytes)
         return self._to_batch(packed, size)
 
     def _to_batch(self, packed: bytes, size: int) -> bool:
@@ -491,36 +499,24 @@ class Session:
         self._flush_batch()
         return True
 
-    def _to_lane(self, packed: bytes, size: int, sender: Hashable, units: int) -> bool:
-        """Queue in the sender's lane. Returns False if the message is small and the sender has no lane."""
-        if sender is None:
-            sender = asyncio.current_task()
-        if size > self._limit_bytes:
-            raise self._too_large(size)
-        if size <= self._chunk_bytes and not self.lanes.has(sender):
-            return False
-        self._queue(packed, sender, units)
-        return True
-
-    def _queue(self, packed: bytes, sender: Hashable, units: int) -> None:
+    def _queue(self, packed: Packed, sender: Hashable, units: int) -> None:
         """Queue a message in the sender's lane."""
         if not self.lanes and not self._batch_bytes:
             self._flush_soon(self)
         self.lanes.add(sender, packed, units)
         self._update_is_slow()
 
-    def _answer(self, packed: bytes, ref: int, units: int = 1) -> None:
+    def _answer(self, packed: Packed, ref: int, units: int = 1) -> None:
         """Send an answer to a request of the peer, or queue it while the window of the connection is full."""
         size = len(packed)
-        if not self.is_slow and size <= self.small_bytes:
-            self.append(packed)
-            return
-        if ref == self.urgent_ref and size <= MAX_URGENT_BYTES:
-            self._to_batch(packed, size)
-            return
         window, lane = self.byte_window, AnswerLane(ref)
-        is_full = window.in_flight_bytes + self._batch_bytes >= window.limit_bytes
-        if is_full or size > self._chunk_bytes or self.lanes.has(lane):
+        if isinstance(packed, Parcel) or size > self.small_bytes:
+            self._queue(packed, lane, units)
+        elif not self.is_slow:
+            self.append(packed)
+        elif ref == self.urgent_ref and size <= MAX_URGENT_BYTES:
+            self._to_batch(packed, size)
+        elif window.in_flight_bytes + self._batch_bytes >= window.limit_bytes or self.lanes.has(lane):
             self._queue(packed, lane, units)
         else:
             self._to_batch(packed, size)
@@ -540,35 +536,49 @@ class Session:
         """Send what waits in lanes while the window has room, and chunks while their own window has it."""
         window, was_behind = self.byte_window, self.lanes.is_behind
         while self.lanes and window.in_flight_bytes + self._batch_bytes < window.limit_bytes:
-            item = self.lanes.next(may_send_chunk=window.may_send_chunk)
+            item = self.lanes.next(self._chunk_bytes if window.may_send_chunk else 0)
             if item is None:
                 break
             if isinstance(item, bytes):
                 self._to_batch(item, len(item))
                 continue
-            if self._batch_bytes:
-                self._flush_batch()  # What the same sender sent before must not be overtaken.
-            head, piece = item
-            frame = b"".join((self.outgoing.header(Kind.CHUNK), head, piece))
-            window.sent_chunk(len(frame))
-            self._send_frame(frame)
+            while self._batch_bytes:  # Neither messages nor marks may be overtaken; a batch may leave a mark.
+                self._flush_batch()
+            self._send_chunk(*item)
         if self._batch_bytes:
             self._flush_batch()
         self._update_is_slow()
         if was_behind and not self.lanes.is_behind:
             window.wake()
 
+    def _send_chunk(self, chunk: Chunk, tail: memoryview) -> None:
+        """Send a chunk, with a mark for everything until its end where one is due."""
+        window = self.byte_window
+        size_bytes = chunk.overhead_bytes + len(chunk.piece) + len(tail)
+        window.sent_chunk(size_bytes)
+        window.sent(size_bytes)
+        if window.is_mark_due:
+            chunk = chunk._replace(mark=window.mark() or 0)
+        self._send(chunk.pack(self.outgoing.header(Kind.CHUNK)), tail)
+
     def _send_frame(self, frame: bytes) -> None:
-        """Count a frame and hand it to the transport; a broken channel ends the connection."""
+        """Send a BATCH frame, and a mark for everything until its end where one is due."""
         window = self.byte_window
         window.sent(len(frame))
+        if self._send(frame) and window.is_mark_due:
+            self.mark(at_once=True)
+
+    def _send(self, frame: bytes, tail: memoryview | None = None) -> bool:
+        """Hand a frame that was counted to the transport; a broken channel ends the connection."""
+        window = self.byte_window
         self._update_is_slow()
         if window.in_flight_bytes > window.most_bytes:
             self._lost(self, f"it has not taken {window.in_flight_bytes:,} bytes, which is too much to keep")
-        elif not self._transport.send(self.outgoing.channel, frame):
+        elif self._transport.send(self.outgoing.channel, frame, tail):
+            return True
+        else:
             self._lost(self, "connection closed: sending failed")
-        elif window.is_mark_due:
-            self.mark(at_once=True)
+        return False
 
     # `Caller` for the requests of the peer.
 
@@ -588,7 +598,7 @@ class Session:
         if not self.closed:
             self._answer(_pack(operations.failure(ref, kind, texts)), ref)
 
-    def packed_item(self, ref: int, value: Any, window: int) -> tuple[tuple[bytes, int], int]:
+    def packed_item(self, ref: int, value: Any, window: int) -> tuple[tuple[Packed, int], int]:
         """Pack an item of a stream, and weigh it. Raises: NotSerializable."""
         packed = self._codec.pack(operations.item(ref, value), value)
         extra_bytes = self._codec.extra_bytes
@@ -597,7 +607,7 @@ class Session:
         packed, count = weighed(packed, extra_bytes, self.windows.limit, self.small_bytes)
         return (packed, count), min(count, window)
 
-    async def item(self, ref: int, weighed_item: tuple[bytes, int], timeout_s: float) -> None:
+    async def item(self, ref: int, weighed_item: tuple[Packed, int], timeout_s: float) -> None:
         """Send an item of a stream. Raises: MessageTooLarge, TooLargeForPeer, TimeoutError."""
         packed, count = weighed_item
         if len(packed) > self._limit_bytes:

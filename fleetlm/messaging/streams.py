@@ -31,6 +31,7 @@ from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.stream import Source, Stream
 from fleetlm.wire import operations
+from fleetlm.wire.blobs import Packed
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Streams:
 
     def _pack(
         self, key: Key, message: Any, ref: int, deadline: float, idle_s: float, in_flight: int
-    ) -> bytes:
+    ) -> Packed:
         timeout_ms = 0 if deadline == math.inf else max(1, int((deadline - self._loop.time()) * 1000))
         idle_ms = 0 if idle_s == math.inf else max(1, int(min(idle_s, MAX_TIMEOUT_S) * 1000))
         window = self.window

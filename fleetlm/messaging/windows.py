@@ -51,6 +51,7 @@ from fleetlm.messaging.byte_windows import TOLD_SHARE, wake
 from fleetlm.names import MAX_PROCESS_NAME_LENGTH
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
+from fleetlm.wire.blobs import Packed, Parcel
 
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Key, Mailbox
@@ -126,7 +127,7 @@ def _flat_size(value: Any) -> int:
     return size if type(size) is int else 0
 
 
-def weighed(packed: bytes, extra_bytes: int, limit: int, small_bytes: int) -> tuple[bytes, int]:
+def weighed(packed: Packed, extra_bytes: int, limit: int, small_bytes: int) -> tuple[Packed, int]:
     """Write into a packed message how many units it counts, unless that is one.
 
     Args:
@@ -140,7 +141,7 @@ def weighed(packed: bytes, extra_bytes: int, limit: int, small_bytes: int) -> tu
     """
     size = len(packed)
     count = units(size + extra_bytes, limit)
-    if count == 1 or size > small_bytes:
+    if count == 1 or size > small_bytes or isinstance(packed, Parcel):
         return packed, count
     return operations.set_units(packed, count), count
 

@@ -234,14 +234,14 @@ class Signals:
     def _pack(self, signal: list[Any]) -> bytes:
         """Encode a signal; a reason that cannot travel as it is becomes its text."""
         try:
-            packed = self._codec.pack(operations.signal(signal), signal)
+            packed = self._codec.pack_whole(operations.signal(signal), signal)
         except FleetError as error:
             log.debug("an exit reason is sent as text: %s", error)
             packed = b""
         if not 0 < len(packed) <= MAX_REASON_BYTES:
             text = SHORT.repr(signal[-1])
             signal = [*signal[:-1], text.encode("utf-8", "backslashreplace").decode()]
-            packed = self._codec.pack(operations.signal(signal), signal)
+            packed = self._codec.pack_whole(operations.signal(signal), signal)
         return packed
 
     def _get_incarnation(self, node: str) -> int | None:

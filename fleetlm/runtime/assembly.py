@@ -203,7 +203,11 @@ class Assembly:
         self.context: NodeContext = NodeContext(
             prepared.name, incarnation, settings, {}, self._drain_step, draw
         )
-        self.codec: Codec = Codec(max_nesting=settings.max_nesting)
+        self.codec: Codec = Codec(
+            max_nesting=settings.max_nesting,
+            max_message_bytes=settings.max_message_bytes,
+            large_bytes=settings.large_bytes,
+        )
         self.events: EventHub = EventHub(settings.events_limit)
         self.changes: ChangeSignal = ChangeSignal()
         pauses = random.Random(f"{prepared.name} {incarnation} retries")  # Must not change any back-off.

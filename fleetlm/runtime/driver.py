@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from fleetlm.core.effects import Dial, Disconnect, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from fleetlm.core.dns_answers import Answer as DnsAnswer
     from fleetlm.core.kernel import Kernel
+    from fleetlm.messaging.chunks import Whole
     from fleetlm.messaging.inbound import Inbound
     from fleetlm.processes.context import NodeContext
     from fleetlm.runtime.events import EventHub
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from fleetlm.wire.codec import Codec
 
 log: logging.Logger = logging.getLogger("fleetlm")
-T = TypeVar("T")
 
 PEERS_TOLD = 512
 """At most this many names are in one PEERS message, to keep the frame small. More nodes: a random sample."""
@@ -202,22 +202,22 @@ class Driver:
         """See `Listener`."""
         self._perform(self.kernel.stranger_refused(self._loop.time(), ip, reason))
 
-    def frame_arrived(self, source: bytes, frame: bytes) -> None:
+    def frame_arrived(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> None:
         """See `Listener`. Frames of a session go straight to `Inbound`."""
         if source in self._backlog:
-            waiting_bytes = self._backlog.add(source, frame)
+            waiting_bytes = self._backlog.add(source, frame, tail)
             if waiting_bytes:
                 why = f"it ignores its window: {waiting_bytes:,} bytes of it wait to be taken"
                 self._perform(self.kernel.broken(self._loop.time(), source, why))
             return
         self.inbound.begin_turn()
-        self._take_frame(source, frame)
+        self._take_frame(source, frame, tail)
 
-    def _take_frame(self, source: bytes, frame: bytes) -> None:
+    def _take_frame(self, source: bytes, frame: bytes, tail: memoryview | None) -> None:
         """Take a frame; what the turn has no time for is taken in the next ones."""
         session = self._by_source.get(source)
         if session is not None and frame and frame[0] in (Kind.BATCH, Kind.CHUNK):
-            rest = self._deliver(source, session, self.inbound.frame, frame)
+            rest = self._deliver(source, session, self.inbound.frame, frame, tail)
             if rest is not None:
                 self._backlog.begin(source, rest)
             return
@@ -227,11 +227,11 @@ class Driver:
         """See `Listener`."""
         self._perform(self.kernel.broken(self._loop.time(), source, why))
 
-    def _unpack_beside(self, session: Session, whole: memoryview, units: int) -> None:
+    def _unpack_beside(self, session: Session, whole: Whole) -> None:
         """Unpack a large message in a thread; what comes from its peer meanwhile waits behind it."""
         self._backlog.park(session.incoming.source)
         limit = session.arrivals.limit
-        work = self._loop.run_in_executor(self._unpacker, unpack, self._codec, whole, units, limit)
+        work = self._loop.run_in_executor(self._unpacker, unpack, self._codec, whole, limit)
         work.add_done_callback(partial(self._unpacked, session))
 
     def _unpacked(self, session: Session, unpacked: asyncio.Future[Unpacked]) -> None:
@@ -250,11 +250,11 @@ class Driver:
         return self._deliver(source, session, self.inbound.go_on, rest)
 
     def _deliver(
-        self, source: bytes, session: Session, work: Callable[[Session, T], Rest | None], what: T
+        self, source: bytes, session: Session, work: Callable[..., Rest | None], *what: object
     ) -> Rest | None:
         """Let `Inbound` work for a session, which ends if the peer has broken the protocol."""
         try:
-            return work(session, what)
+            return work(session, *what)
         except BadFrame as error:
             self._perform(self.kernel.broken(self._loop.time(), source, str(error)))
         except Exception as error:

@@ -450,8 +450,8 @@ class _Watched:
         self._listener.channel_answered(channel, frame)
         self._on_fact(self._ip)
 
-    def frame_arrived(self, source: bytes, frame: bytes) -> None:
-        self._listener.frame_arrived(source, frame)
+    def frame_arrived(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> None:
+        self._listener.frame_arrived(source, frame, tail)
         self._on_fact(self._ip)
 
     def source_broke(self, source: bytes, why: str) -> None:

@@ -417,13 +417,15 @@ class SimTransport:
             self._network.counters.dials += 1
             own.channels[channel] = Connection(own, channel, self._network.host(ip), port)
 
-    def send(self, channel: int, frame: bytes) -> bool:
+    def send(self, channel: int, frame: bytes, tail: memoryview | None = None) -> bool:
         """Send one frame on an open channel; return False if it cannot be sent."""
         own = self._endpoint
         if own is None or (connection := own.channels.get(channel)) is None:
             return False
         if not connection.is_open:
             return False
+        if tail is not None:
+            frame = b"".join((frame, tail))
         counters = self._network.counters
         counters.frames_sent += 1
         counters.bytes_sent += len(frame)

@@ -77,6 +77,7 @@ DIAL_SLACK_S: Final = 1.0
 """Seconds beyond both time-outs of a dial (TCP, then ZMTP) after which `recheck` ends it."""
 
 _NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _POLLOUT = int(zmq.POLLOUT)
@@ -223,17 +224,17 @@ class DealerChannel:
         """Whether the channel has ended."""
         return self._sock.closed
 
-    def send(self, frame: bytes) -> bool:
-        """Send one frame. Returns False if the channel is not open or has just ended."""
+    def send(self, frame: bytes, tail: memoryview | None = None) -> bool:
+        """Send one frame, of one part or two. Returns False if the channel is not open or has just ended."""
         if not self.is_open:
             return False
         if self.may_be_answered:
             self._check_soon()
         try:
-            self._sock.send(frame, _NOBLOCK, copy=len(frame) < ZERO_COPY_BYTES)
+            self._hand_over(frame, tail)
             return True
         except zmq.ZMQError:
-            return self._retry_send(frame)
+            return self._retry_send(frame, tail)
 
     def check(self) -> None:
         """Look at the socket's state and report what changed: opened, answered or lost."""
@@ -283,14 +284,27 @@ class DealerChannel:
     def _where(self) -> str:
         return endpoint(*self._target)
 
-    def _retry_send(self, frame: bytes) -> bool:
+    def _hand_over(self, frame: bytes, tail: memoryview | None) -> None:
+        """Hand a frame over to ZeroMQ, which takes all parts or none.
+
+        Where the connection ends between two parts, ZeroMQ takes the second one and drops both.
+        """
+        if tail is not None and len(tail) < ZERO_COPY_BYTES:
+            frame, tail = b"".join((frame, tail)), None
+        if tail is None:
+            self._sock.send(frame, _NOBLOCK, copy=len(frame) < ZERO_COPY_BYTES)
+        else:
+            self._sock.send(frame, _MORE)
+            self._sock.send(tail, _NOBLOCK, copy=False)
+
+    def _retry_send(self, frame: bytes, tail: memoryview | None) -> bool:
         """Send again after an error: ZeroMQ may just not have handled its events yet.
 
         If the channel is really gone, its loss is reported from the loop.
         """
         try:
             if get_int(self._sock, _EVENTS) & _POLLOUT:
-                self._sock.send(frame, _NOBLOCK, copy=len(frame) < ZERO_COPY_BYTES)
+                self._hand_over(frame, tail)
                 return True
         except zmq.ZMQError:
             pass

@@ -36,8 +36,8 @@ class Listener(Protocol):
     def channel_answered(self, channel: int, frame: bytes) -> None:
         """The dialled node answered on the channel itself, with a refusal or with its identity."""
 
-    def frame_arrived(self, source: bytes, frame: bytes) -> None:
-        """A frame from a peer that has dialled this node."""
+    def frame_arrived(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> None:
+        """A frame from a peer that has dialled this node, in one part or two: see `Transport.send`."""
 
     def source_broke(self, source: bytes, why: str) -> None:
         """A source did what no node does, and is disconnected; `source_lost` follows. ``why`` says what."""
@@ -71,8 +71,14 @@ class Transport(Protocol):
     def dial(self, channel: int, ip: str, port: int) -> None:
         """Begin to open a channel. `Listener.channel_opened` or `Listener.channel_lost` follows."""
 
-    def send(self, channel: int, frame: bytes) -> bool:
+    def send(self, channel: int, frame: bytes, tail: memoryview | None = None) -> bool:
         """Send one frame on an open channel: whole and in order, or not at all.
+
+        Args:
+            channel: the channel.
+            frame: the frame, or its first part.
+            tail: the rest of a CHUNK. It may be sent without a copy, so it never changes. A transport may
+                send both as one part.
 
         Returns:
             False if the channel is not open or has just ended; nothing was sent then. True promises

@@ -62,6 +62,7 @@ from fleetlm.transport.sockets import (
     make_router,
 )
 from fleetlm.transport.tcp import KNOWS_RECEIVED, Copies, count_received, count_waiting
+from fleetlm.wire.frames import Kind
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
@@ -89,11 +90,12 @@ LONGEST_SWEEP_S: Final = 0.5
 REFUSAL_INTERVAL_S: Final = 1.0
 """Seconds between two reports of refusals for one address, so that a stranger cannot fill the log."""
 
-MORE_PARTS: Final = "it sent a message of several parts, as no fleetlm node does"
+MORE_PARTS: Final = "it sent a message with parts that no fleetlm node sends"
 UNKNOWN_IP: Final = "a connection that ended before its address was read"
 """Stands for the address of a stranger whose connection had ended before the address could be looked
 up. ZeroMQ names strangers only by descriptor, and on one machine a refusal is faster than the loop."""
 
+_CHUNK = bytes((Kind.CHUNK,))
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
@@ -284,7 +286,7 @@ class Router:
                 size += length
                 known = sources.get(source) or self._meet(source, part)
                 if known is None or part.more:
-                    self._drop(known, part)
+                    size += self._take_parts(known, part, self._frames_read + frames)
                     continue
                 known.read_bytes += length + (small_bytes if length <= most_of_small else large_bytes)
                 if known.is_peer or self._may_speak(known, length):
@@ -301,6 +303,33 @@ class Router:
                 raise
             return
         self._end_read(frames, drained=drained)
+
+    def _take_parts(self, known: Accepted | None, first: zmq.Frame, number: int) -> int:
+        """Take a chunk with its tail; drop every other message of several parts, or of an unknown source.
+
+        Args:
+            known: the connection of the source.
+            first: the first part.
+            number: of the frame, for `_ending`.
+
+        Returns:
+            The bytes of the tail.
+        """
+        part, sock = first, self._sock
+        if known is not None and known.is_peer and first.more and first.bytes[:1] == _CHUNK:
+            assert sock is not None
+            assert known.source is not None
+            part = sock.recv(_NOBLOCK, copy=False)  # ZeroMQ delivers all parts together.
+            if not part.more:
+                small_bytes, large_bytes, most_of_small = self._overhead
+                for size in (len(first), len(part)):
+                    known.read_bytes += size + (small_bytes if size <= most_of_small else large_bytes)
+                if known.source in self._ending:
+                    self._ending[known.source] = (number, self._ending[known.source][1])
+                self._listener.frame_arrived(known.source, first.bytes, part.buffer)
+                return len(part)
+        self._drop(known, part)
+        return 0
 
     def _end_read(self, frames: int, *, drained: bool) -> None:
         """Note what was read in this turn, and go on in the next one if frames are left."""

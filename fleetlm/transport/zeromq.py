@@ -247,13 +247,13 @@ class ZmqTransport:
             lost = functools.partial(self._listener.channel_lost, channel, why, is_logged=is_short)
             self._loop.call_soon(lost)
 
-    def send(self, channel: int, frame: bytes) -> bool:
+    def send(self, channel: int, frame: bytes, tail: memoryview | None = None) -> bool:
         """Send one frame on an open channel. Returns False if it is not open or has just ended."""
         known = self._channels.get(channel)
         if known is None:
             self._check_fork()
             return False
-        return known.send(frame)
+        return known.send(frame, tail)
 
     def admit(self, source: bytes) -> None:
         """A source is a half of a connection that is up: it may send as a peer may."""

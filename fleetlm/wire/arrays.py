@@ -1,8 +1,8 @@
 """How buffers travel: bytearray, memoryview, array.array, and arrays and scalars of numpy.
 
-The items of a buffer are one block of bytes in the message: they are copied as a whole, and neither walked
-nor packed one by one. What arrives is a buffer of its own that can be written to, except for a memoryview,
-which arrives read-only.
+The items of a buffer are one block of bytes in the message, or beside it (`wire.blobs`): they are copied as
+a whole, and neither walked nor packed one by one. What arrives is a buffer of its own that can be written
+to, except for a memoryview, which arrives read-only.
 
 numpy is optional (``pip install 'fleetlm[numpy]'``) and is imported when the first array arrives. Its dtypes
 are checked on both sides: numbers, booleans, times and texts of a fixed size. Objects, records and long
@@ -30,33 +30,35 @@ _MAX_DIMENSIONS = 32
 _IS_BIG_ENDIAN = sys.byteorder == "big"
 _HEAD_LENGTH_BYTES = 2
 
+Buffer = tuple[bytes, memoryview]
+"""A packed head, which says what the items are, and the items as plain bytes."""
 
-def write_memoryview(value: memoryview) -> bytes:
-    """Return the bytes of a memoryview. Raises: Refused if it is not of plain bytes."""
+
+def check_memoryview(value: memoryview) -> memoryview:
+    """Return a memoryview of plain bytes. Raises: Refused if it is another one."""
     if value.format != "B" or value.ndim != 1:
         raise Refused(f"a memoryview of format {value.format!r}; send view.cast('B'), or the object below it")
-    return value.tobytes()
+    return value
 
 
-def write_array(value: array[Any], pack: Callable[[Any], bytes]) -> bytes:
-    """Return the body of an `array.array`; ``pack`` packs its head."""
+def write_array(value: array[Any], pack: Callable[[Any], bytes]) -> Buffer:
+    """Return the packed head and the items of an `array.array`; ``pack`` packs the head."""
     if value.typecode not in _TYPE_CODES:
         raise Refused("an array of characters; send a str")
     items = value
     if _IS_BIG_ENDIAN:
         items = array(value.typecode, value)
         items.byteswap()
-    return _join(pack([value.typecode, value.itemsize]), memoryview(items).cast("B"))
+    return pack([value.typecode, value.itemsize]), memoryview(items).cast("B")
 
 
-def read_array(data: bytes, unpack: Callable[[bytes], list[Any]]) -> array[Any]:
-    """Rebuild an `array.array`.
+def read_array(head: list[Any], items: memoryview) -> array[Any]:
+    """Rebuild an `array.array` from its head and its items.
 
     Raises:
         BadData: malformed.
         ValueError: this machine has another size for the items.
     """
-    head, items = _split(data, unpack)
     typecode, item_bytes = head
     if type(typecode) is not str or typecode not in _TYPE_CODES:
         raise BadData("an array without its type code")
@@ -69,8 +71,8 @@ def read_array(data: bytes, unpack: Callable[[bytes], list[Any]]) -> array[Any]:
     return found
 
 
-def find_numpy_writer(kind: type) -> Callable[[Any, Callable[[Any], bytes]], bytes] | None:
-    """Return the function that makes the body of objects of this type, if it is one of numpy's.
+def find_numpy_writer(kind: type) -> Callable[[Any, Callable[[Any], bytes]], Buffer] | None:
+    """Return the function that takes objects of this type apart, if it is one of numpy's.
 
     Raises:
         Refused: a subclass of ``numpy.ndarray``, or a scalar that cannot travel.
@@ -87,28 +89,32 @@ def find_numpy_writer(kind: type) -> Callable[[Any, Callable[[Any], bytes]], byt
     return None
 
 
-def _write_ndarray(value: Any, pack: Callable[[Any], bytes]) -> bytes:
+def _write_ndarray(value: Any, pack: Callable[[Any], bytes]) -> Buffer:
     name = _name_dtype(value.dtype)
     order = "F" if value.flags.fnc else "C"
     if order == "F":
         value = value.T
     items = sys.modules["numpy"].ascontiguousarray(value).reshape(-1).view("u1").data
     shape = value.shape[::-1] if order == "F" else value.shape
-    return _join(pack([name, list(shape), order]), items)
+    return pack([name, list(shape), order]), items
 
 
-def _write_scalar(value: Any, pack: Callable[[Any], bytes]) -> bytes:
-    return _join(pack([_name_dtype(value.dtype), None, "C"]), value.tobytes())
+def _write_scalar(value: Any, pack: Callable[[Any], bytes]) -> Buffer:
+    return pack([_name_dtype(value.dtype), None, "C"]), memoryview(value.tobytes())
 
 
-def read_numpy(data: bytes, unpack: Callable[[bytes], list[Any]]) -> Any:
-    """Rebuild an array or a scalar of numpy.
+def read_numpy(head: list[Any], items: bytearray | memoryview) -> Any:
+    """Rebuild an array or a scalar of numpy from its head and its items.
+
+    Args:
+        head: what `find_numpy_writer` has packed.
+        items: a buffer that can be written to, and that becomes the array's.
 
     Raises:
         BadData: malformed.
         ImportError, Exception: numpy is not installed here, or has no such dtype.
     """
-    (name, shape, order), items = _split(data, unpack)
+    name, shape, order = head
     if type(name) is not str or not _DTYPE.fullmatch(name) or order not in ("C", "F"):
         raise BadData("an array without a dtype that may travel")
     sizes = [] if shape is None else shape
@@ -121,7 +127,7 @@ def read_numpy(data: bytes, unpack: Callable[[bytes], list[Any]]) -> Any:
     dtype = numpy.dtype(name)
     if dtype.itemsize == 0 or math.prod(sizes) * dtype.itemsize != len(items):
         raise BadData("an array whose shape does not fit its bytes")
-    found = numpy.ndarray(tuple(sizes), dtype, buffer=bytearray(items), order=order)
+    found = numpy.ndarray(tuple(sizes), dtype, buffer=items, order=order)
     return found[()] if shape is None else found
 
 
@@ -137,11 +143,12 @@ def _name_dtype(dtype: Any) -> str:
     return name
 
 
-def _join(head: bytes, items: Any) -> bytes:
+def join(head: bytes, items: memoryview) -> bytes:
+    """Make the body of an extension value of a packed head and items."""
     return b"".join((len(head).to_bytes(_HEAD_LENGTH_BYTES, "big"), head, items))
 
 
-def _split(data: bytes, unpack: Callable[[bytes], list[Any]]) -> tuple[list[Any], memoryview]:
+def split(data: bytes, unpack: Callable[[bytes], list[Any]]) -> tuple[list[Any], memoryview]:
     """Return head and items of a body. Raises: BadData."""
     start = _HEAD_LENGTH_BYTES + int.from_bytes(data[:_HEAD_LENGTH_BYTES], "big")
     if len(data) < _HEAD_LENGTH_BYTES or len(data) < start:

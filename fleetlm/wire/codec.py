@@ -16,6 +16,7 @@ one event loop.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
@@ -33,9 +34,11 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.messages import TYPES, MessageTypes, is_named_tuple
 from fleetlm.names import Address
 from fleetlm.texts import SHORT, type_name
-from fleetlm.wire.arrays import find_numpy_writer, write_array, write_memoryview
+from fleetlm.wire.arrays import Buffer, check_memoryview, find_numpy_writer, join, write_array
+from fleetlm.wire.blobs import MAX_BLOBS, Packed, Parcel
 from fleetlm.wire.decoder import Decoder
 from fleetlm.wire.extensions import (
+    LEAN,
     MAX_NESTING_LIMIT,
     SCALARS,
     BadData,
@@ -44,7 +47,7 @@ from fleetlm.wire.extensions import (
     Refused,
     Shape,
     Unreadable,
-    all_scalars,
+    all_lean,
     explained,
     too_deep,
     unreadable_in,
@@ -59,6 +62,8 @@ _MAX_KEPT_BUFFER_BYTES = 1024 * 1024
 _MAX_PATH_CHARS = 200
 """The path to a refused value is not extended beyond this length."""
 _TUPLE = int(Ext.TUPLE)
+_BLOB, _BYTES = int(Ext.BLOB), 0
+_NEVER = sys.maxsize
 _MICROSECOND = timedelta(microseconds=1)
 _BASES = (
     *(bool, int, float, str, bytes, bytearray, tuple, list, dict, set, frozenset, array),
@@ -77,6 +82,8 @@ class Codec(Decoder):
         types: the register of dataclasses that may travel.
         max_nesting: how many containers may be inside each other in one message, 1 to 128.
         max_message_bytes: the largest result of `pack` and `pack_value`.
+        large_bytes: from this size on bytes and buffers travel beside a message (`wire.blobs`). Default:
+            never.
 
     Attributes:
         failures: how many `Unreadable` this codec has made. If it is the same before and after a batch,
@@ -89,7 +96,10 @@ class Codec(Decoder):
     """
 
     # Slots for speed: `pack` reads three attributes for every message.
-    __slots__ = ("_max_message_bytes", "_pack", "_packer", "_watch_bytes", "_writers", "extra_bytes")
+    __slots__ = (
+        "_beside", "_large_bytes", "_least_blob_bytes", "_max_message_bytes", "_pack", "_packer",
+        "_watch_bytes", "_writers", "extra_bytes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -97,6 +107,7 @@ class Codec(Decoder):
         *,
         max_nesting: int = 64,
         max_message_bytes: int = 64 * 1024 * 1024,
+        large_bytes: int = _NEVER,
     ) -> None:
         if not 1 <= max_nesting <= MAX_NESTING_LIMIT:
             raise ValueError(f"max_nesting is 1 to {MAX_NESTING_LIMIT}, not {max_nesting}")
@@ -104,6 +115,9 @@ class Codec(Decoder):
         self._max_message_bytes = max_message_bytes
         self.extra_bytes: int = 0
         self._watch_bytes = min(max_message_bytes, _MAX_KEPT_BUFFER_BYTES)
+        self._large_bytes = self._least_blob_bytes = large_bytes
+        self._beside: list[bytes] = []
+        """What the present message has beside it."""
         self._writers: dict[type, Callable[[Any, int], Any]] = {
             tuple: self._write_tuple,
             set: partial(self._write_set, int(Ext.SET)),
@@ -112,9 +126,12 @@ class Codec(Decoder):
             date: self._write_date,
             time: self._write_time,
             timedelta: self._write_timedelta,
-            bytearray: lambda value, _depth: _new(_ExtType, (int(Ext.BYTEARRAY), bytes(value))),
-            memoryview: lambda value, _depth: _new(_ExtType, (int(Ext.MEMORYVIEW), write_memoryview(value))),
-            array: lambda value, _depth: _new(_ExtType, (int(Ext.ARRAY), write_array(value, self._pack))),
+            bytes: self._write_bytes,
+            bytearray: partial(self._write_plain_buffer, int(Ext.BYTEARRAY)),
+            memoryview: lambda value, depth: self._write_plain_buffer(
+                int(Ext.MEMORYVIEW), check_memoryview(value), depth
+            ),
+            array: lambda value, _depth: self._write_buffer(int(Ext.ARRAY), write_array(value, self._pack)),
             UUID: lambda value, _depth: _new(_ExtType, (int(Ext.UUID), value.bytes)),
             Decimal: lambda value, _depth: _new(_ExtType, (int(Ext.DECIMAL), str(value).encode())),
             Pid: partial(self._write_identity, int(Ext.PID)),
@@ -123,15 +140,15 @@ class Codec(Decoder):
         }
         self._renew_packer()
 
-    def pack(self, envelope: list[Any], payload: Any) -> bytes:
-        """Pack a message of `wire.operations`.
+    def pack(self, envelope: list[Any], payload: Any) -> Packed:
+        """Pack a message of `wire.operations`, with large bytes beside it.
 
         Args:
             envelope: the list to pack; it has ``payload`` as one of its items.
             payload: the part that the program gave; only this part is walked.
 
         Returns:
-            The bytes; later changes of ``payload`` do not affect them.
+            The message; later changes of ``payload`` do not affect it.
 
         Raises:
             NotSerializable: a value in ``payload`` would not arrive as it is; the error has its path.
@@ -139,24 +156,42 @@ class Codec(Decoder):
         """
         self.extra_bytes = 0
         try:
-            if type(payload) not in SCALARS:
+            kind = type(payload)
+            if kind not in LEAN and (kind is not bytes or len(payload) >= self._least_blob_bytes):
                 plain = self._plain(payload, 1)
                 if plain is not payload:
                     envelope = _replaced(envelope, payload, plain)
             data: bytes = self._pack(envelope)
         except _pack_errors as error:
-            raise self._refusal(payload, error) from None
+            refusal = self._refusal(payload, error)
+            self._beside.clear()
+            raise refusal from None
+        if self._beside:
+            return self._take_blobs(data)
         if len(data) > self._watch_bytes:
             self._after_large(data)
         return data
 
+    def pack_whole(self, envelope: list[Any], payload: Any) -> bytes:
+        """Do as `pack` with everything in the message, for what must travel in a batch."""
+        self._least_blob_bytes = _NEVER
+        try:
+            packed = self.pack(envelope, payload)
+        finally:
+            self._least_blob_bytes = self._large_bytes
+        assert isinstance(packed, bytes)
+        return packed
+
     def pack_value(self, value: Any) -> bytes:
         """Pack a value alone, to be joined with the rest of a message. Raises as `pack` does."""
         self.extra_bytes = 0
+        self._least_blob_bytes = _NEVER
         try:
             data: bytes = self._pack(value if type(value) in SCALARS else self._plain(value, 1))
         except _pack_errors as error:
             raise self._refusal(value, error) from None
+        finally:
+            self._least_blob_bytes = self._large_bytes
         if len(data) > self._watch_bytes:
             self._after_large(data)
         return data
@@ -175,11 +210,21 @@ class Codec(Decoder):
         if len(data) > self._max_message_bytes:
             raise MessageTooLarge(len(data), self._max_message_bytes)
 
+    def _take_blobs(self, envelope: bytes) -> Parcel:
+        """Return the packed message with what is beside it. Raises: MessageTooLarge beyond the limit."""
+        blobs, self._beside = self._beside, []
+        if len(envelope) > self._watch_bytes:
+            self._after_large(envelope)
+        parcel = Parcel(envelope, blobs)
+        if len(parcel) > self._max_message_bytes:
+            raise MessageTooLarge(len(parcel), self._max_message_bytes)
+        return parcel
+
     def _plain(self, value: Any, depth: int) -> Any:
         """Return a value in the form that msgpack packs, or the value itself if nothing must change.
 
         Args:
-            value: not a scalar.
+            value: not a scalar, or bytes.
             depth: the number of containers around it, itself included.
 
         Raises:
@@ -196,16 +241,20 @@ class Codec(Decoder):
             for key, item in value.items():
                 if type(key) not in SCALARS:
                     return self._plain_keys(value, depth)
-                if type(item) not in SCALARS:
+                if (item_kind := type(item)) not in LEAN and (
+                    item_kind is not bytes or len(item) >= self._least_blob_bytes
+                ):
                     plain = self._plain(item, depth + 1)
                     if plain is not item:
                         changed = value.copy() if changed is None else changed
                         changed[key] = plain
             return value if changed is None else changed
         self.extra_bytes += CONTAINER_BYTES + VALUE_BYTES * len(value)
-        if not all_scalars(map(type, value)):
+        if not all_lean(map(type, value)):
             for index, item in enumerate(value):
-                if type(item) not in SCALARS:
+                if (item_kind := type(item)) not in LEAN and (
+                    item_kind is not bytes or len(item) >= self._least_blob_bytes
+                ):
                     plain = self._plain(item, depth + 1)
                     if plain is not item:
                         changed = value.copy() if changed is None else changed
@@ -234,7 +283,33 @@ class Codec(Decoder):
         write = find_numpy_writer(kind)
         if write is None:
             raise Refused(_why_not(kind))
-        return lambda value, _depth: _new(_ExtType, (int(Ext.NUMPY), write(value, self._pack)))
+        return lambda value, _depth: self._write_buffer(int(Ext.NUMPY), write(value, self._pack))
+
+    def _write_bytes(self, value: bytes, _depth: int) -> Any:
+        """Write bytes: beside the message where they are large."""
+        if len(value) < self._least_blob_bytes or len(self._beside) == MAX_BLOBS:
+            return value
+        return self._put_beside(_BYTES, b"", value)
+
+    def _write_plain_buffer(self, code: int, value: bytearray | memoryview, _depth: int) -> Any:
+        """Write a buffer of plain bytes, which may change later: it is copied once."""
+        data = bytes(value)
+        if len(data) < self._least_blob_bytes or len(self._beside) == MAX_BLOBS:
+            return _new(_ExtType, (code, data))
+        return self._put_beside(code, b"", data)
+
+    def _write_buffer(self, code: int, buffer: Buffer) -> Any:
+        """Write a buffer that has a head; likewise."""
+        head, items = buffer
+        if len(items) < self._least_blob_bytes or len(self._beside) == MAX_BLOBS:
+            return _new(_ExtType, (code, join(head, items)))
+        return self._put_beside(code, head, bytes(items))
+
+    def _put_beside(self, code: int, head: bytes, data: bytes) -> Any:
+        """Put bytes beside the message, and return what stands for them."""
+        number = len(self._beside)
+        self._beside.append(data)
+        return _new(_ExtType, (_BLOB, bytes((number, code)) + head))
 
     def _plain_keys(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
         """Do as `_plain` for a dict that has a key which is not a scalar."""

@@ -37,7 +37,8 @@ from fleetlm.ids import Pid, Ref
 from fleetlm.messages import MessageTypes
 from fleetlm.names import Address
 from fleetlm.texts import SHORT, type_name
-from fleetlm.wire.arrays import read_array, read_numpy
+from fleetlm.wire.arrays import read_array, read_numpy, split
+from fleetlm.wire.blobs import Hold
 from fleetlm.wire.extensions import (
     SCALARS,
     BadData,
@@ -78,6 +79,7 @@ class Decoder:
     """The unpacking half of a `Codec`, whose docstring describes the arguments and attributes."""
 
     __slots__ = (
+        "_blobs",
         "_careful_reads",
         "_depth",
         "_has_decimal",
@@ -120,9 +122,12 @@ class Decoder:
             Ext.CONVERTED: self._read_converted,
             Ext.BYTEARRAY: bytearray,
             Ext.MEMORYVIEW: memoryview,
-            Ext.ARRAY: partial(self._read_buffer, read_array, "an array"),
-            Ext.NUMPY: partial(self._read_buffer, read_numpy, "an array of numpy"),
+            Ext.ARRAY: partial(self._read_buffer, Ext.ARRAY),
+            Ext.NUMPY: partial(self._read_buffer, Ext.NUMPY),
+            Ext.BLOB: self._read_blob,
         }
+        self._blobs: dict[int, Hold] = {}
+        """What is beside the present message and has not been read yet."""
         self._depth = 0
         self._met_instances = False
         """Whether the present batch holds other values than built-in containers and scalars."""
@@ -131,15 +136,19 @@ class Decoder:
         self._has_huge_int = False
         self._read_strictly()
 
-    def unpack(self, data: bytes | memoryview) -> Any:
+    def unpack(self, data: bytes | memoryview, blobs: Collection[Hold] = ()) -> Any:
         """Return the one value that ``data`` holds: a message of `wire.operations`, or a part of one.
 
         A value that cannot be rebuilt is replaced by `Unreadable` and counted in `failures`.
 
+        Args:
+            data: the packed message.
+            blobs: what is beside it.
+
         Raises:
             BadData: malformed, trailing bytes, or a payload nested deeper than ``max_nesting``.
         """
-        value = self._read(data)
+        value = self._read_with(data, blobs) if blobs else self._read(data)
         if type(value) not in _LEAVES:
             self._check_depth(value, self._max_nesting + 1)
         return value
@@ -165,6 +174,18 @@ class Decoder:
                 return batch
             values += len(level)
         raise BadData(too_deep(self._max_nesting))
+
+    def _read_with(self, data: bytes | memoryview, blobs: Collection[Hold]) -> Any:
+        """Return the value in a message that has blobs. It is read once, as blobs are used up."""
+        careful_reads = self._careful_reads
+        self._read_carefully()
+        self._blobs = dict(enumerate(blobs))
+        try:
+            return self._read(data)
+        finally:
+            self._blobs = {}
+            if not careful_reads:
+                self._read_strictly()
 
     def _read_strictly(self) -> None:
         """Read the next input in the strict way."""
@@ -445,9 +466,28 @@ class Decoder:
         except Exception as error:  # noqa: BLE001  # the program's function, on input of a peer
             return self._not_made(tag, error)
 
-    def _read_buffer(self, read: Callable[..., Any], what: str, data: bytes) -> Any:
+    def _read_blob(self, data: bytes) -> Any:
+        """Make a value of what is beside the message."""
+        hold, code = self._blobs.pop(data[0]), data[1]  # Each is used once: an array can be written to.
+        if code == 0:
+            return hold.to_bytes()
+        if code == Ext.MEMORYVIEW:
+            return memoryview(hold.to_bytes())
+        if code == Ext.BYTEARRAY:
+            return bytearray(hold.to_buffer())
+        if code in (Ext.ARRAY, Ext.NUMPY):
+            return self._make_buffer(code, self._read_list(data[2:]), hold.to_buffer())
+        return self._unreadable(f"extension type {code} is not known to this version of fleetlm")
+
+    def _read_buffer(self, code: int, data: bytes) -> Any:
+        head, items = split(data, self._read_list)
+        return self._make_buffer(code, head, bytearray(items) if code == Ext.NUMPY else items)
+
+    def _make_buffer(self, code: int, head: list[Any], items: Any) -> Any:
+        """Make an array, of numpy or not."""
+        read, what = (read_numpy, "an array of numpy") if code == Ext.NUMPY else (read_array, "an array")
         try:
-            return read(data, self._read_list)
+            return read(head, items)
         except BadData:
             raise
         except Exception as error:  # noqa: BLE001  # another machine, or no numpy here

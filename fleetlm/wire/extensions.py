@@ -21,7 +21,9 @@ from fleetlm.texts import text_of
 
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 """Types that msgpack packs and unpacks exactly, without help."""
-all_scalars: Callable[[Iterable[object]], bool] = SCALARS.issuperset
+LEAN = SCALARS - {bytes}
+"""Those of them that are always packed where they stand; large bytes are not (`wire.blobs`)."""
+all_lean: Callable[[Iterable[object]], bool] = LEAN.issuperset
 MAX_NESTING_LIMIT = 128
 """The largest ``max_nesting``: each level may take four of the 1,000 stack frames that Python allows."""
 
@@ -53,6 +55,7 @@ class Ext(IntEnum):
     MEMORYVIEW = 18  # its bytes
     ARRAY = 19  # length of the head in 2 bytes, [type code, bytes per item], the items little-endian
     NUMPY = 20  # length of the head in 2 bytes, [dtype, shape or nil for a scalar, "C" or "F"], the items
+    BLOB = 21  # number of a blob, `Ext` of what it is (0: bytes), the head that it has there (`wire.blobs`)
 
 
 class BadData(ValueError):

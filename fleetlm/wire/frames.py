@@ -1,8 +1,10 @@
 """Frames: the header of every frame between nodes, and the bodies of the handshake.
 
-A frame is a 17-byte header (kind, epoch, sequence number) and a body. Each ZeroMQ message holds one frame
-in a single part. A receiver does not see a message of several parts before it has all of them, and its
-size has no limit; so a second part ends the connection (`transport.router`).
+A frame is a 17-byte header (kind, epoch, sequence number) and a body. Each ZeroMQ message holds one frame,
+in a single part; only a CHUNK of a connection that is up may have a second part, its *tail*, which goes on
+where the first one ends, so that large bytes are sent without a copy. A receiver does not see a message
+before it has all of its parts, and their number has no limit; so any other part ends the connection
+(`transport.router`), and `transport.bounds` ends one whose message never ends.
 
 =======  ====================================================  ===========================================
 kind     body                                                  sent when
@@ -10,7 +12,7 @@ kind     body                                                  sent when
 HELLO    `Hello`                                               the channel has opened; frame 0 of its epoch
 READY    `Ready`                                               the peer's HELLO has come, perhaps forged
 BATCH    messages: see `wire.operations`                       the connection is up
-CHUNK    `CHUNK_HEAD`, and a piece of a large message          the connection is up
+CHUNK    a `Chunk`: a piece of a large message                 the connection is up
 GOODBYE  a reason                                              the sender ends the connection
 PROBE    protocol versions                                     instead of a HELLO: who is at this address?
 REFUSED  `Refused`                                             the answer to a HELLO that is not accepted
@@ -33,7 +35,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -52,9 +54,10 @@ guessed."""
 HEADER: Final = struct.Struct(">BQQ")
 """Kind, epoch, sequence number."""
 HEADER_BYTES: Final = HEADER.size
-CHUNK_HEAD: Final = struct.Struct(">IIQ")
-"""What follows the header of a CHUNK: the number of the transfer, and the units and bytes of the whole
-message (see `messaging.windows`). The rest of the frame is a piece of that message."""
+CHUNK_HEAD: Final = struct.Struct(">IIQQB")
+"""What follows the header of a CHUNK; see `Chunk`."""
+BLOB_SIZE_BYTES: Final = 8
+"""Of the size of a blob in the first chunk of a message."""
 
 MAX_HANDSHAKE_BYTES: Final = 16 * 1024
 """Bodies of a handshake are not larger; a HELLO usually has a few hundred bytes."""
@@ -156,12 +159,59 @@ class IAm(Record):
     """As in a HELLO."""
 
 
+class Chunk(NamedTuple):
+    """A piece of a large message.
+
+    The content of a large message is its envelope, a msgpack array as in a batch, and then its *blobs*: bytes
+    that are not in the envelope but beside it (`wire.blobs`). It is cut into pieces at any point.
+    """
+
+    number: int
+    """Of the transfer: which message this is a piece of."""
+    units: int
+    """What the message counts in the window of its process (`messaging.windows`)."""
+    mark: int
+    """The MARK behind this frame (`messaging.byte_windows`); 0 for none. A frame of its own would be dear."""
+    total_bytes: int
+    """Of the whole content."""
+    blob_sizes: tuple[int, ...]
+    """In the first chunk of a message, the bytes of each of its blobs; else empty."""
+    piece: memoryview
+    """What follows in the content. It may go on in the second part of the frame."""
+
+    @property
+    def overhead_bytes(self) -> int:
+        """The bytes of the frame that are not content."""
+        return HEADER_BYTES + CHUNK_HEAD.size + BLOB_SIZE_BYTES * len(self.blob_sizes)
+
+    def pack(self, header: bytes) -> bytes:
+        """Build the first part of the frame."""
+        head = CHUNK_HEAD.pack(self.number, self.units, self.mark, self.total_bytes, len(self.blob_sizes))
+        sizes = (size.to_bytes(BLOB_SIZE_BYTES, "big") for size in self.blob_sizes)
+        return b"".join((header, head, *sizes, self.piece))
+
+
+def read_chunk(body: memoryview) -> Chunk:
+    """Read the body of a CHUNK. Raises: BadFrame."""
+    start = CHUNK_HEAD.size
+    if len(body) < start:
+        raise BadFrame("a chunk without its head")
+    number, units, mark, total_bytes, blobs = CHUNK_HEAD.unpack_from(body)
+    if not blobs:
+        return Chunk(number, units, mark, total_bytes, (), body[start:])
+    end = start + BLOB_SIZE_BYTES * blobs
+    if len(body) < end:
+        raise BadFrame("a chunk without the sizes of its blobs")
+    sizes = struct.unpack_from(f">{blobs}Q", body, start)
+    return Chunk(number, units, mark, total_bytes, sizes, body[end:])
+
+
 def header(kind: int, epoch: int, seq: int) -> bytes:
     """Build the first 17 bytes of a frame."""
     return HEADER.pack(kind, epoch, seq)
 
 
-def read_header(frame: bytes) -> tuple[int, int, int]:
+def read_header(frame: bytes | memoryview) -> tuple[int, int, int]:
     """Return kind, epoch and sequence number. Raises: BadFrame."""
     if len(frame) < HEADER_BYTES:
         raise BadFrame(f"{len(frame)} bytes are too few for a frame")

@@ -12,12 +12,13 @@ thread of its own, where that call hands the interpreter to the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgpack
 
 from fleetlm.messages import MessageTypes
+from fleetlm.wire.blobs import Hold
 from fleetlm.wire.decoder import Decoder, bad_data
 from fleetlm.wire.extensions import BadData
 from fleetlm.wire.weights import CONTAINER_BYTES, PAIR_BYTES, VALUE_BYTES, nested_extra
@@ -71,10 +72,11 @@ class LargeDecoder(Decoder):
             strict_map_key=False, object_pairs_hook=self._count_dict, list_hook=self._count_list
         )
 
-    def unpack(self, data: bytes | memoryview) -> Any:
+    def unpack(self, data: bytes | memoryview, blobs: Collection[Hold] = ()) -> Any:
         """Return the message in ``data``. Replaces and raises as `Decoder.unpack` does."""
         self._room_bytes = RESERVE_BYTES + MEMORY_FACTOR * len(data)
         self.extra_bytes = 0
+        self._blobs = dict(enumerate(blobs))
         try:
             message = super().unpack(data)
         except _TooMuch as error:

@@ -119,7 +119,13 @@ class Mutator:
             case 4:
                 return [rng.randbytes(rng.randrange(60))]
             case 5:
-                chunk = CHUNK_HEAD.pack(rng.randrange(3), rng.randrange(3), rng.choice((0, 10, 100, 1 << 29)))
+                chunk = CHUNK_HEAD.pack(
+                    rng.randrange(3),
+                    rng.randrange(3),
+                    rng.choice((0, 7)),
+                    rng.choice((0, 10, 100, 1 << 29)),
+                    rng.choice((0, 0, 0, 2)),
+                )
                 return [frame, bytes((Kind.CHUNK,)) + head[1:] + chunk + bytes(rng.randrange(50))]
             case 6:
                 return [self.change_bytes(frame)]

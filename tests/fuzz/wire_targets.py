@@ -18,7 +18,7 @@ from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import frames
 from fleetlm.wire.codec import BadData, Codec
 from fleetlm.wire.failures import error_of_failure
-from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind
+from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, read_chunk
 from fleetlm.wire.operations import NONSENSE, SCHEMAS, Op
 from tests.fuzz.inputs import Inputs
 from tests.support.session_fakes import EPOCH_THERE, Pair
@@ -97,13 +97,16 @@ def fuzz_chunks(data: bytes) -> None:
     reassembly = Reassembly(limit_bytes)
     while source:
         number, total = source.number(4), source.choice((1, 20, 200, 4_000, 10_000, 10_001, 1 << 40))
-        piece = source.take(source.number(64))
+        blobs = source.choice((0, 0, 1, 2, 255))
+        body = CHUNK_HEAD.pack(number, 1, 0, total, blobs) + source.take(source.number(64))
         with contextlib.suppress(BadFrame):
-            large = reassembly.add(memoryview(CHUNK_HEAD.pack(number, 1, total) + piece))
-            assert large is None or len(large[0]) == total
+            whole = reassembly.add(read_chunk(memoryview(body)), memoryview(source.take(source.number(64))))
+            assert whole is None or total == whole.total_bytes == len(whole.envelope) + sum(
+                len(blob.to_bytes()) for blob in whole.blobs
+            )
         unfinished = reassembly._unfinished.values()
-        assert sum(len(have) for *_, have in unfinished) <= limit_bytes
-        assert all(have for *_, have in unfinished)
+        assert sum(each.total_bytes for each in unfinished) <= limit_bytes
+        assert all(0 < each.left_bytes < each.total_bytes for each in unfinished)
 
 
 def fuzz_messages(data: bytes) -> None:

@@ -15,6 +15,7 @@ from fleetlm.core.topology import Peer
 from fleetlm.errors import Draining
 from fleetlm.ids import Pid
 from fleetlm.messaging.beside import Unpacked, unpack
+from fleetlm.messaging.chunks import Whole
 from fleetlm.messaging.inbound import CHECK_BITS, Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
@@ -47,10 +48,10 @@ class FakeTransport:
         self.disconnected: list[tuple[bytes, float]] = []
         self.broken = False
 
-    def send(self, channel: int, frame: bytes) -> bool:
+    def send(self, channel: int, frame: bytes, tail: memoryview | None = None) -> bool:
         if self.broken:
             return False
-        self.frames.append((channel, frame))
+        self.frames.append((channel, frame if tail is None else b"".join((frame, tail))))
         return True
 
     def answer(self, source: bytes, frame: bytes) -> None:
@@ -186,7 +187,7 @@ class Side:
         self.transport = FakeTransport()
         self.service = FakePeerService()
         self.boxes: dict[int | str, Mailbox] = {}
-        self.codec = Codec()
+        self.codec = Codec(large_bytes=settings.large_bytes)
         self.dirty: list[Session] = []
         self.lost: list[str] = []
         outgoing = Outgoing(7, epochs[0])
@@ -208,10 +209,10 @@ class Side:
         self.inbound = Inbound(self.boxes, self.codec, self.service, loop.time, 8)
         self.inbound.unpack_beside = self.unpack_at_once
 
-    def unpack_at_once(self, session: Session, whole: memoryview, units: int) -> None:
+    def unpack_at_once(self, session: Session, whole: Whole) -> None:
         """Unpack and deliver a large message; the driver does this in a thread."""
         unpacked: concurrent.futures.Future[Unpacked] = concurrent.futures.Future()
-        unpacked.set_result(unpack(self.codec, whole, units, session.arrivals.limit))
+        unpacked.set_result(unpack(self.codec, whole, session.arrivals.limit))
         assert self.inbound.take_unpacked(session, unpacked) is None  # type: ignore[arg-type]
 
     def box(self, name: str, limit: int = 1_000_000) -> Mailbox:

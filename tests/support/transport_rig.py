@@ -58,8 +58,11 @@ class Recorder:
     def channel_answered(self, channel: int, frame: bytes) -> None:
         self._note("answered", channel, frame)
 
-    def frame_arrived(self, source: bytes, frame: bytes) -> None:
-        self._note("frame", source, frame)
+    def frame_arrived(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> None:
+        if tail is None:
+            self._note("frame", source, frame)
+        else:
+            self._note("frame", source, frame, bytes(tail))
 
     def source_broke(self, source: bytes, why: str) -> None:
         self._note("broke", source, why)
@@ -119,8 +122,8 @@ class Station:
         assert await self.seen.until("opened", count) == (channel,)
         return channel
 
-    def send(self, channel: int, frame: bytes) -> bool:
-        return self.transport.send(channel, frame)
+    def send(self, channel: int, frame: bytes, tail: memoryview | None = None) -> bool:
+        return self.transport.send(channel, frame, tail)
 
 
 def free_ip() -> str:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import zmq
 
-from fleetlm.transport.dealer import HEARTBEAT_BYTES, MOST_HEARD_BYTES
+from fleetlm.transport.dealer import HEARTBEAT_BYTES, MOST_HEARD_BYTES, ZERO_COPY_BYTES
 from fleetlm.transport.router import MORE_PARTS
 from fleetlm.transport.tcp import Copies, copy_of, count_received, count_waiting
+from fleetlm.wire.frames import Kind
 from tests.support.patience import allowed_s
 from tests.support.transport_rig import COOKIE, PORT, Station, descriptors, free_ip, station
 
@@ -371,6 +372,43 @@ async def test_a_second_part_ends_the_connection() -> None:
             dealer.send_multipart([b"two", b"parts"])
             assert await a.seen.until("broke") == (source, MORE_PARTS)
             assert await a.seen.until("gone") == (source,)
+        context.term()
+
+
+CHUNK = bytes((Kind.CHUNK,))
+
+
+async def test_a_chunk_of_a_peer_may_have_a_tail_and_all_of_it_is_counted() -> None:
+    async with station() as a, station() as b:
+        channel = await b.reach(a)
+        sizes = (1, 300, ZERO_COPY_BYTES, 10 * ZERO_COPY_BYTES)
+        for size in sizes:
+            assert b.send(channel, CHUNK + b"head", memoryview(bytes(size)))
+        await a.seen.until("frame", 4)
+        frames = [b"".join(parts) for _, *parts in a.seen.all("frame")]
+        assert frames == [CHUNK + b"head" + bytes(size) for size in sizes]
+        assert [len(fact) for fact in a.seen.all("frame")] == [2, 2, 3, 3], "what is large is lent"
+        router = a.transport._router
+        assert router is not None
+        (known,) = [each for each in router._accepted.values() if each.source is not None]
+        received = count_received(known.fd)
+        assert received is not None
+        assert 0 <= received - known.read_bytes < 1_000, "only the handshake is not counted"
+
+
+@pytest.mark.parametrize("parts", [[b"\x03", b"two"], [CHUNK, b"two", b"three"], [CHUNK, b"", b"", b"four"]])
+async def test_other_parts_of_a_peer_end_its_connection(parts: list[bytes]) -> None:
+    async with station() as a:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        with context.socket(zmq.DEALER) as dealer:
+            dealer.linger, dealer.reconnect_ivl = 0, -1
+            dealer.connect(f"tcp://{a.ip}:{PORT}")
+            dealer.send(b"one")
+            source, _ = await a.seen.until("met")
+            dealer.send_multipart(parts)
+            assert await a.seen.until("broke") == (source, MORE_PARTS)
+            assert await a.seen.until("gone") == (source,)
+            assert len(a.seen.all("frame")) == 1
         context.term()
 
 

@@ -223,7 +223,7 @@ def test_a_refused_request_without_a_reference_names_the_handler() -> None:
     request = Invoke("put", (1, 1j), {})
     codec = Codec(MessageTypes())
     with pytest.raises(NotSerializable) as caught:
-        codec.pack([1, request.parts()], request.parts())
+        codec.pack_whole([1, request.parts()], request.parts())
     assert request.explain(caught.value).path in ("argument 2 of put", caught.value.path)
     other = NotSerializable("the address of the message", "x")
     assert request.explain(other) is other

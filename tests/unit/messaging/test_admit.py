@@ -185,7 +185,7 @@ async def by_send(rig: Rig, key: Any, message: Any) -> Outcome:
 
 async def by_admit(rig: Rig, key: Any, message: Any) -> Outcome:
     try:
-        packed = rig.pair.here.codec.pack([key, message], message)
+        packed = rig.pair.here.codec.pack_whole([key, message], message)
         obstacle = rig.session.admit(key, packed)
     except (InvalidName, NoConnection, MessageTooLarge) as error:
         return seen(rig, type(error))

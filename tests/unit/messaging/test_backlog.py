@@ -42,7 +42,7 @@ class Node:
                 return rest
         return None
 
-    def take(self, source: bytes, frame: bytes) -> None:
+    def take(self, source: bytes, frame: bytes, _tail: memoryview | None) -> None:
         rest = self.go_on(source, slices(*frame))
         if rest is not None:
             self.backlog.begin(source, rest)

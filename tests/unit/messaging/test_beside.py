@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from fleetlm.messaging import beside
+from fleetlm.messaging.chunks import Whole
 from fleetlm.wire.codec import BadData, Codec
+
+
+def whole(packed: bytes) -> Whole:
+    return Whole(packed, (), len(packed), 1)
 
 
 @pytest.mark.parametrize("is_on", [True, False])
@@ -21,10 +26,10 @@ def test_the_collector_is_off_while_a_thread_unpacks_and_only_then(
     try:
         (gc.enable if is_on else gc.disable)()
         value = list(range(100_000))
-        assert beside.unpack(Codec(), memoryview(Codec().pack_value(value)), 1, 16) == (value, 0)
+        assert beside.unpack(Codec(), whole(Codec().pack_value(value)), 16) == (value, 0)
         assert gc.isenabled() is is_on
         with pytest.raises(BadData):
-            beside.unpack(Codec(), memoryview(b"\xc1"), 1, 16)
+            beside.unpack(Codec(), whole(b"\xc1"), 16)
         assert gc.isenabled() is is_on
     finally:
         (gc.enable if was_on else gc.disable)()

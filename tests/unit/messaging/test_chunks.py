@@ -1,35 +1,39 @@
 from __future__ import annotations
 
+import random
+import tracemalloc
+
 import pytest
 from hypothesis import given, strategies as st
 
 from fleetlm.messaging import chunks as bulk
 from fleetlm.messaging.chunks import Lanes, Reassembly
-from fleetlm.wire.frames import CHUNK_HEAD, BadFrame
+from fleetlm.wire.blobs import Packed, Parcel
+from fleetlm.wire.frames import CHUNK_HEAD, HEADER_BYTES, BadFrame, Chunk, read_chunk
 
 CHUNK = 4
 
 
 def drain(lanes: Lanes) -> list[bytes | tuple[bytes, bytes]]:
     out: list[bytes | tuple[bytes, bytes]] = []
-    while (item := lanes.next()) is not None:
-        out.append(item if isinstance(item, bytes) else (item[0], bytes(item[1])))
+    while (item := lanes.next(CHUNK)) is not None:
+        out.append(item if isinstance(item, bytes) else (item[0].pack(b""), bytes(item[1])))
     return out
 
 
-def head(number: int, total: int, units: int = 1) -> bytes:
-    return CHUNK_HEAD.pack(number, units, total)
+def head(number: int, total: int, units: int = 1, sizes: tuple[int, ...] = ()) -> bytes:
+    return Chunk(number, units, 0, total, sizes, memoryview(b"")).pack(b"")
 
 
-def add(parts: Reassembly, head: bytes, piece: bytes | memoryview) -> memoryview | None:
-    large = parts.add(memoryview(b"".join((head, piece))))
-    return None if large is None else large[0]
+def add(parts: Reassembly, head: bytes, piece: bytes | memoryview) -> bytes | None:
+    whole = parts.add(read_chunk(memoryview(b"".join((head, piece)))))
+    return None if whole is None else whole.envelope
 
 
 def test_empty_lanes_have_nothing() -> None:
     lanes = Lanes(CHUNK)
     assert not lanes
-    assert lanes.next() is None
+    assert lanes.next(CHUNK) is None
     assert lanes.waiting_bytes == 0
 
 
@@ -47,16 +51,21 @@ def test_a_large_message_leaves_in_pieces_with_its_number_and_size() -> None:
 def test_the_chunks_of_a_large_message_say_what_it_counts() -> None:
     lanes, parts = Lanes(CHUNK), Reassembly(100)
     lanes.add("a", b"012345", 7)
-    first, last = drain(lanes)
-    assert parts.add(memoryview(b"".join(first))) is None  # type: ignore[arg-type]
-    assert parts.add(memoryview(b"".join(last))) == (b"012345", 7)  # type: ignore[arg-type]
+    whole = None
+    while (item := lanes.next(CHUNK)) is not None:
+        assert not isinstance(item, bytes)
+        whole = parts.add(*item)
+    assert whole == (b"012345", (), 6, 7)
+    assert add(parts, head(1, 6, 7), b"012") is None
+    with pytest.raises(BadFrame, match="does not fit"):
+        add(parts, head(1, 6, 8), b"012")
 
 
 def test_lanes_take_turns() -> None:
     lanes = Lanes(CHUNK)
     lanes.add("a", b"aaaaaaaa")
     lanes.add("b", b"bbbbbbbb")
-    numbers = [CHUNK_HEAD.unpack(item[0])[0] for item in drain(lanes)]  # type: ignore[arg-type]
+    numbers = [CHUNK_HEAD.unpack_from(item[0])[0] for item in drain(lanes)]  # type: ignore[arg-type]
     assert numbers == [0, 1, 0, 1]
 
 
@@ -85,9 +94,9 @@ def test_a_process_that_has_ended_is_known_until_what_it_sent_has_left() -> None
 def test_clearing_forgets_everything() -> None:
     lanes = Lanes(CHUNK)
     lanes.add("a", b"large")
-    lanes.next()
+    lanes.next(CHUNK)
     lanes.clear()
-    assert (lanes.waiting_bytes, bool(lanes), lanes.next()) == (0, False, None)
+    assert (lanes.waiting_bytes, bool(lanes), lanes.next(CHUNK)) == (0, False, None)
 
 
 def test_pieces_become_the_message_again() -> None:
@@ -154,12 +163,12 @@ def test_whatever_is_sent_arrives_whole_and_in_each_senders_order(
 
     def move(most: int) -> None:
         for _ in range(most):
-            item = lanes.next()
+            item = lanes.next(CHUNK)
             if item is None:
                 return
-            whole = item if isinstance(item, bytes) else add(parts, item[0], bytes(item[1]))
+            whole = item if isinstance(item, bytes) else add(parts, item[0].pack(b""), item[1])
             if whole is not None:
-                arrived.setdefault(whole[0], []).append(whole)  # type: ignore[arg-type]
+                arrived.setdefault(whole[0], []).append(whole)
 
     for serial, (sender, size, moves) in enumerate(steps):
         message = bytes([sender, *([serial] * (size - 1))])
@@ -173,3 +182,95 @@ def test_whatever_is_sent_arrives_whole_and_in_each_senders_order(
     assert not lanes
     assert parts._claimed_bytes == 0
     assert not parts._unfinished
+
+
+# Blobs.
+
+LARGE = 1_024
+
+
+def sent(packed: Packed, chunk_bytes: int) -> list[tuple[Chunk, memoryview]]:
+    lanes = Lanes(LARGE)
+    lanes.add("a", packed, 3)
+    out = []
+    while (item := lanes.next(chunk_bytes)) is not None:
+        assert not isinstance(item, bytes)
+        out.append(item)
+    assert (lanes.waiting_bytes, bool(lanes)) == (0, False)
+    return out
+
+
+@given(
+    st.integers(1, 40_000),
+    st.lists(st.integers(LARGE, 5_000), max_size=4),
+    st.integers(1, 9_000),
+    st.randoms(use_true_random=False),
+)
+def test_blobs_arrive_whole_wherever_the_content_is_cut(
+    envelope_bytes: int, sizes: list[int], chunk_bytes: int, rng: random.Random
+) -> None:
+    envelope, blobs = rng.randbytes(envelope_bytes), [rng.randbytes(size) for size in sizes]
+    packed = Parcel(envelope, blobs) if blobs else envelope * (1 + LARGE // len(envelope))
+    parts, whole = Reassembly(100_000), None
+    for chunk, tail in sent(packed, chunk_bytes):
+        assert whole is None
+        assert 0 < len(chunk.piece) + len(tail) <= chunk_bytes
+        head = chunk.pack(b"")
+        assert len(head) + HEADER_BYTES == chunk.overhead_bytes + len(chunk.piece)
+        content = head + bytes(
+            tail
+        )  # A transport may cut a frame at any point behind its head, or not at all.
+        cut = rng.randint(len(head) - len(chunk.piece), len(content))
+        whole = parts.add(read_chunk(memoryview(content[:cut])), memoryview(content[cut:]))
+    assert whole is not None
+    assert (whole.units, whole.total_bytes) == (3, len(packed))
+    assert whole.envelope == (packed.envelope if isinstance(packed, Parcel) else packed)
+    assert [hold.to_bytes() for hold in whole.blobs] == blobs
+    assert parts._claimed_bytes == 0
+
+
+def test_slices_of_blobs_are_lent_and_a_small_envelope_shares_their_first_frame() -> None:
+    blob = bytes(10_000)
+    chunks = sent(Parcel(b"envelope", [blob]), 4_096)
+    assert [(bytes(chunk.piece), len(tail)) for chunk, tail in chunks] == [
+        (b"envelope", 4_088), (b"", 4_096), (b"", 1_816),
+    ]  # fmt: skip
+    assert all(tail.obj is blob for _, tail in chunks)
+
+
+@pytest.mark.parametrize(
+    ("total", "sizes", "why"),
+    [
+        (5_000, (5_000,), "blobs that no node sends"),
+        (5_000, (1_023,), "blobs that no node sends"),
+        (500_000, (LARGE,) * 65, "blobs that no node sends"),
+        (5_000, (1 << 63, 1 << 63), "blobs that no node sends"),
+        (1 << 40, (1 << 39,), "at a time"),
+    ],
+)
+def test_blobs_that_no_node_sends_are_refused(total: int, sizes: tuple[int, ...], why: str) -> None:
+    parts = Reassembly(1_000_000)
+    with pytest.raises(BadFrame, match=why):
+        add(parts, head(1, total, sizes=sizes), b"a")
+    assert not parts._unfinished
+
+
+def test_only_the_first_chunk_tells_the_sizes_of_blobs() -> None:
+    parts = Reassembly(1_000_000)
+    assert add(parts, head(1, 5_000, sizes=(2_000,)), b"a") is None
+    with pytest.raises(BadFrame, match="not the first"):
+        add(parts, head(1, 5_000, sizes=(2_000,)), b"a")
+    for cut in (b"", b"\0" * 10, head(1, 5_000, sizes=(2_000, 2_000))[:-1]):
+        with pytest.raises(BadFrame, match="without"):
+            read_chunk(memoryview(cut))
+
+
+def test_a_message_that_was_announced_takes_little_memory_before_it_comes() -> None:
+    tracemalloc.start()
+    try:
+        parts = Reassembly(1 << 40)
+        for number in range(100):
+            assert add(parts, head(number, 60_000 + 64 * 4_096, sizes=(4_096,) * 64), b"a") is None
+        assert tracemalloc.get_traced_memory()[0] < 100 * 70_000, "only the envelopes"
+    finally:
+        tracemalloc.stop()

@@ -297,9 +297,9 @@ async def test_frames_of_the_wrong_shape_break_the_link() -> None:
         b"\x03",
         head,
         head + b"abc",
-        head + CHUNK_HEAD.pack(1, 1, 3),
-        head + CHUNK_HEAD.pack(1, 1, 1 << 50) + b"abc",
-        head + CHUNK_HEAD.pack(1, 1, 3) + b"\xc1\xc1\xc1",
+        head + CHUNK_HEAD.pack(1, 1, 0, 3, 0),
+        head + CHUNK_HEAD.pack(1, 1, 0, 1 << 50, 0) + b"abc",
+        head + CHUNK_HEAD.pack(1, 1, 0, 3, 0) + b"\xc1\xc1\xc1",
         header(Kind.HELLO, EPOCH_HERE, 1),
     ]:
         side = Pair().there
@@ -378,7 +378,7 @@ async def test_a_call_with_an_unknown_tag_is_answered() -> None:
     pair = strange_pair()
     box = pair.there.box("echo")
     caller = future(pair.here, 3)
-    pair.here.session.append(pair.here.codec.pack([int(Op.CALL), "echo", m := Known(1), 3, 1000, 0], m))
+    pair.here.session.append(pair.here.codec.pack_whole([int(Op.CALL), "echo", m := Known(1), 3, 1000, 0], m))
     pair.here.send("echo", "next")
     pair.settle()
     assert isinstance(caller.exception(), Undecodable)
@@ -401,7 +401,7 @@ async def test_a_large_message_with_an_unknown_tag_costs_that_message_only() -> 
 async def test_a_reply_with_an_unknown_tag_is_an_error_at_the_caller() -> None:
     pair = strange_pair()
     caller = future(pair.there, 3)
-    pair.here.session.append(pair.here.codec.pack([int(Op.REPLY), 3, m := Known(1)], m))
+    pair.here.session.append(pair.here.codec.pack_whole([int(Op.REPLY), 3, m := Known(1)], m))
     pair.settle()
     with pytest.raises(RemoteError, match=r"Undecodable.*could not be read"):
         caller.result()

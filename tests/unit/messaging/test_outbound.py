@@ -85,7 +85,7 @@ class Rig:
 
     def fill(self) -> None:
         while not self.session.is_full:
-            self.session.append(self.pair.here.codec.pack(["echo", m := b"x" * KIB], m))
+            self.session.append(self.pair.here.codec.pack_whole(["echo", m := b"x" * KIB], m))
 
 
 @virtual

@@ -22,7 +22,7 @@ def ask(pair: Pair, ref: int, timeout_ms: int = 5_000) -> asyncio.Future[Any]:
     """Call the process "sink" of the other node, as `Outbound` does."""
     side = pair.here
     future = side.session.calls[ref] = SimLoop.current().create_future()
-    packed = side.codec.pack(operations.call("sink", "?", ref, timeout_ms), "?")
+    packed = side.codec.pack_whole(operations.call("sink", "?", ref, timeout_ms), "?")
     assert side.session.admit("sink", packed, "caller", is_call=True) is None
     return future
 
@@ -139,7 +139,7 @@ async def test_a_request_to_the_node_itself_is_taken_when_it_comes() -> None:
     pair.there.service.asked = lambda *_: None  # It takes its time.
     side = pair.here
     asked = side.session.calls[7] = SimLoop.current().create_future()
-    side.session.append(side.codec.pack(operations.request("spawn", None, 7), None))
+    side.session.append(side.codec.pack_whole(operations.request("spawn", None, 7), None))
     pair.settle()
     leave(pair)
     with pytest.raises(NodeLost):

@@ -162,7 +162,11 @@ async def test_both_sides_count_a_large_request_alike() -> None:
     rig = Rig(settings)
     streams = Streams(rig.outbound, settings, rig.pair.here.codec, SimLoop.current())
     head = (
-        len(rig.pair.here.codec.pack([int(Op.STREAM), "slow", b"x" * 70_000, 1, 5000, 64, 0, 0, 1], None))
+        len(
+            rig.pair.here.codec.pack_whole(
+                [int(Op.STREAM), "slow", b"x" * 70_000, 1, 5000, 64, 0, 0, 1], None
+            )
+        )
         - 70_000
     )
     size = 200 * UNIT_BYTES - 1 - head

@@ -40,7 +40,7 @@ def receive(side: Side, *messages: Any) -> None:
 def receive_chunk(side: Side, message: Any, count: int) -> None:
     """Let a node take one large message of a peer that says what it likes of its units."""
     incoming, packed = side.session.incoming, msgpack.packb(message)
-    head = header(Kind.CHUNK, incoming.epoch, incoming.seq) + CHUNK_HEAD.pack(1, count, len(packed))
+    head = header(Kind.CHUNK, incoming.epoch, incoming.seq) + CHUNK_HEAD.pack(1, count, 0, len(packed), 0)
     side.receive([head + packed])
 
 

@@ -61,7 +61,7 @@ async def test_both_sides_count_a_large_cast_alike() -> None:
     rig = Rig(Settings(mailbox_limit=4_096, chunk_bytes=64 * KIB))
     handler = "take"
     head = (
-        len(rig.pair.here.codec.pack([int(Op.CAST), "slow", [handler, [b"x" * 70_000], {}], 1], None))
+        len(rig.pair.here.codec.pack_whole([int(Op.CAST), "slow", [handler, [b"x" * 70_000], {}], 1], None))
         - 70_000
     )
     for size in range(200 * UNIT_BYTES - head - 3, 200 * UNIT_BYTES - head + 2):

@@ -129,7 +129,7 @@ def codec(types: MessageTypes) -> Codec:
 
 
 def there_and_back(codec: Codec, value: Any) -> Any:
-    envelope = codec.unpack(codec.pack([1, "to", value, None], value))
+    envelope = codec.unpack(codec.pack_whole([1, "to", value, None], value))
     assert envelope[:2] == [1, "to"]
     assert envelope[3] is None
     (alone,) = codec.unpack_batch(msgpack.Packer().pack_array_header(1) + codec.pack_value([value]))
@@ -261,7 +261,7 @@ def test_the_msgpack_timestamp_of_a_foreign_sender_is_an_aware_datetime(codec: C
 
 def test_later_changes_do_not_show(codec: Codec) -> None:
     value = {"list": [1, (2, [3])], "set": {1}}
-    data = codec.pack([value], value)
+    data = codec.pack_whole([value], value)
     value["list"].append(4)  # type: ignore[attr-defined]
     value["list"][1][1].append(5)  # type: ignore[index]
     value["set"].add(2)  # type: ignore[attr-defined]
@@ -273,20 +273,20 @@ def test_packing_changes_nothing_at_the_sender(codec: Codec) -> None:
     value = {"a": inner, "b": [(1,)], (1,): {"c": {2}}}
     before = repr(value)
     envelope = [7, value]
-    codec.pack(envelope, value)
+    codec.pack_whole(envelope, value)
     assert repr(value) == before
     assert value["a"] is inner
     assert envelope[1] is value
 
 
 def test_the_payload_may_be_the_very_object_of_another_item(codec: Codec) -> None:
-    assert codec.unpack(codec.pack([7, 7, None], 7)) == [7, 7, None]
+    assert codec.unpack(codec.pack_whole([7, 7, None], 7)) == [7, 7, None]
 
 
 def test_a_value_packed_alone_joins_an_envelope(codec: Codec) -> None:
     payload = ("all", {1, 2})
     joined = msgpack.Packer().pack_array_header(2) + codec.pack_value("to") + codec.pack_value(payload)
-    assert joined == codec.pack(["to", payload], payload)
+    assert joined == codec.pack_whole(["to", payload], payload)
     assert codec.unpack(joined) == ["to", payload]
 
 
@@ -331,6 +331,7 @@ def test_numbers_on_the_wire_are_fixed() -> None:
         "MEMORYVIEW": 18,
         "ARRAY": 19,
         "NUMPY": 20,
+        "BLOB": 21,
     }
 
 
@@ -447,7 +448,7 @@ REFUSED: list[tuple[Any, str, str]] = [
 
 @pytest.mark.parametrize(("value", "path", "what"), REFUSED, ids=range(len(REFUSED)))
 def test_a_value_that_would_not_arrive_is_refused(codec: Codec, value: Any, path: str, what: str) -> None:
-    for attempt in (lambda: codec.pack([1, value], value), lambda: codec.pack_value(value)):
+    for attempt in (lambda: codec.pack_whole([1, value], value), lambda: codec.pack_value(value)):
         with pytest.raises(NotSerializable) as caught:
             attempt()
         assert what in caught.value.what
@@ -472,7 +473,7 @@ def test_a_dataclass_with_an_unset_field_is_refused(codec: Codec) -> None:
 
 def test_a_bad_name_in_the_envelope_is_not_blamed_on_the_message(codec: Codec) -> None:
     with pytest.raises(NotSerializable) as caught:
-        codec.pack(["na\ud800me", 1], 1)
+        codec.pack_whole(["na\ud800me", 1], 1)
     assert caught.value.path == "the address of the message"
 
 
@@ -481,13 +482,13 @@ def test_a_name_that_is_not_quite_a_string_is_refused(codec: Codec) -> None:
         __slots__ = ()
 
     with pytest.raises(NotSerializable, match="Name") as caught:
-        codec.pack([1, Name("x"), "hello"], "hello")
+        codec.pack_whole([1, Name("x"), "hello"], "hello")
     assert caught.value.path == "the address of the message"
 
 
 def test_a_small_tuple_within_a_large_one_within_a_large_message(types: MessageTypes) -> None:
     value = [("x" * 100_000, (1, (2,)))]
-    assert Codec(types).unpack(Codec(types).pack([1, value], value)) == [1, value]
+    assert Codec(types).unpack(Codec(types).pack_whole([1, value], value)) == [1, value]
 
 
 def test_what_holds_nothing_is_not_searched_for_depth(types: MessageTypes) -> None:
@@ -511,7 +512,7 @@ def test_depth_is_bounded_at_the_sender(types: MessageTypes, wrap: Any) -> None:
     codec = Codec(types, max_nesting=8)
     per_wrap = 2 if wrap is WRAPS["key"] else 1
     fits = deep(8 // per_wrap, wrap)
-    data = codec.pack([7, fits], fits)
+    data = codec.pack_whole([7, fits], fits)
     assert codec.unpack(data) == [7, fits]
     assert codec.unpack_batch(b"\x91" + data) == [[7, fits]]
     with pytest.raises(NotSerializable, match="nested more than 8 levels deep, or inside itself"):
@@ -554,7 +555,7 @@ def test_the_deepest_nesting_fits_a_small_stack() -> None:
     def run() -> None:
         for wrap in (WRAPS["tuple"], lambda inner: (inner, b"p" * 5000)):
             value = deep(128, wrap)
-            seen.append(codec.unpack(codec.pack([value], value)) == [value])
+            seen.append(codec.unpack(codec.pack_whole([value], value)) == [value])
 
     before = threading.stack_size(512 * 1024)
     try:
@@ -568,9 +569,9 @@ def test_the_deepest_nesting_fits_a_small_stack() -> None:
 
 def test_large_messages_are_refused_with_their_size() -> None:
     codec = Codec(max_message_bytes=1000)
-    assert len(codec.pack([b"x" * 900], b"x" * 900)) == 904
+    assert len(codec.pack_whole([b"x" * 900], b"x" * 900)) == 904
     for attempt in (
-        lambda: codec.pack([b"x" * 1000], b"x" * 1000),
+        lambda: codec.pack_whole([b"x" * 1000], b"x" * 1000),
         lambda: codec.pack_value("x" * 1000),
     ):
         with pytest.raises(MessageTooLarge) as caught:
@@ -702,7 +703,7 @@ def test_a_batch_is_an_array(codec: Codec) -> None:
 def test_a_large_batch(codec: Codec) -> None:
     messages = [[n, {"n": n, "t": (n,)}] for n in range(1000)]
     data = msgpack.Packer().pack_array_header(1000)
-    data += b"".join(codec.pack(message, message[1]) for message in messages)
+    data += b"".join(codec.pack_whole(message, message[1]) for message in messages)
     assert codec.unpack_batch(data) == messages
 
 
@@ -801,7 +802,7 @@ def test_a_constructor_that_raises(codec: Codec) -> None:
 def test_the_other_messages_of_a_batch_are_not_lost() -> None:
     here, there = peers(JobV1, None)
     batch = [[1, (1,)], [2, JobV1(1)], [3, "x"]]
-    data = b"\x93" + b"".join(here.pack(message, message[1]) for message in batch)
+    data = b"\x93" + b"".join(here.pack_whole(message, message[1]) for message in batch)
     first, second, third = there.unpack_batch(data)
     assert (first, third) == ([1, (1,)], [3, "x"])
     assert second[0] == 2
@@ -869,8 +870,8 @@ def test_a_leaf_of_the_program_fits_at_the_deepest_level(types: MessageTypes) ->
     codec = Codec(types, max_nesting=8)
     for leaf in (Light.RED, Right.READ, bytearray(b"x"), array("b", [1]), dt.date(2024, 1, 1)):
         value = deep(8, core=leaf)
-        assert codec.unpack(codec.pack([7, value], value)) == [7, value]
-        assert codec.unpack_batch(b"\x91" + codec.pack([7, value], value)) == [[7, value]]
+        assert codec.unpack(codec.pack_whole([7, value], value)) == [7, value]
+        assert codec.unpack_batch(b"\x91" + codec.pack_whole([7, value], value)) == [[7, value]]
 
 
 # ── versions ─────────────────────────────────────────────────────────────────────────────────────

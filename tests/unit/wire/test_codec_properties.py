@@ -166,7 +166,7 @@ CODEC = Codec(TYPES)
 @settings(max_examples=250)
 def test_what_arrives_is_what_was_sent(value: Any) -> None:
     failures = CODEC.failures
-    _, arrived, _ = CODEC.unpack(CODEC.pack([7, value, None], value))
+    _, arrived, _ = CODEC.unpack(CODEC.pack_whole([7, value, None], value))
     assert form(arrived) == form(value)
     assert arrived == value
     assert CODEC.failures == failures
@@ -176,7 +176,7 @@ def test_what_arrives_is_what_was_sent(value: Any) -> None:
 @given(st.lists(VALUES, max_size=5))
 def test_a_batch_is_its_messages_one_after_the_other(values: list[Any]) -> None:
     data = msgpack.Packer().pack_array_header(len(values))
-    data += b"".join(CODEC.pack([number, value], value) for number, value in enumerate(values))
+    data += b"".join(CODEC.pack_whole([number, value], value) for number, value in enumerate(values))
     for view in (data, memoryview(data), memoryview(b"x" + data)[1:]):
         batch = CODEC.unpack_batch(view)
         assert form(batch) == form([[number, value] for number, value in enumerate(values)])
@@ -232,7 +232,7 @@ def test_one_strange_value_is_found_wherever_it_hides(value: Any, strange: Any, 
         ][way](message)
         path = step + path
     with pytest.raises(NotSerializable) as refused:
-        CODEC.pack([7, message], message)
+        CODEC.pack_whole([7, message], message)
     assert refused.value.path == "message" + path
 
 
@@ -300,7 +300,7 @@ def test_random_tokens_do_no_harm(tokens: list[bytes]) -> None:
 @given(VALUES, st.data())
 @settings(max_examples=250)
 def test_a_damaged_message_does_no_harm(value: Any, data: st.DataObject) -> None:
-    packed = bytearray(CODEC.pack([7, value], value))
+    packed = bytearray(CODEC.pack_whole([7, value], value))
     for _ in range(data.draw(st.integers(1, 4))):
         where = data.draw(st.integers(0, len(packed) - 1))
         match data.draw(st.sampled_from(["change", "drop", "insert", "cut", "double"])):
@@ -361,8 +361,8 @@ def test_both_sides_agree_on_depth(levels: int, ways: list[str]) -> None:
         value = wraps[ways[level % len(ways)]](value)
     if levels > 64:
         with pytest.raises(NotSerializable, match="64 levels"):
-            CODEC.pack([7, value], value)
+            CODEC.pack_whole([7, value], value)
     else:
-        data = CODEC.pack([7, value], value)
+        data = CODEC.pack_whole([7, value], value)
         assert CODEC.unpack(data) == [7, value]
         assert CODEC.unpack_batch(b"\x91" + data) == [[7, value]]

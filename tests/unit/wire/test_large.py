@@ -67,7 +67,7 @@ VALUES: dict[str, Any] = {
 @pytest.mark.parametrize("name", VALUES)
 def test_a_message_is_the_same_as_if_it_had_been_unpacked_at_once(name: str, codec: Codec) -> None:
     value, pauses = VALUES[name], Pauses()
-    data = codec.pack([5, value, 7], value)
+    data = codec.pack_whole([5, value, 7], value)
     decoder = codec.large_decoder(pauses)
     for _ in range(2):
         assert decoder.unpack(memoryview(data)) == [5, value, 7]

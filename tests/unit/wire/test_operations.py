@@ -226,7 +226,7 @@ async def test_a_receiver_reads_one_way_messages_and_answers_as_the_schema_says(
     future = SimLoop.current().create_future()
     side.session.calls.update({7: future, 8: consumer})
     messages = [operations.one_way("echo", "a"), operations.reply(7, "b"), operations.item(8, "c")]
-    body = side.codec.pack(messages, None)
+    body = side.codec.pack_whole(messages, None)
     side.inbound.frame(side.session, frames.header(Kind.BATCH, EPOCH_HERE, 1) + body)
     found = [("echo", box.queue[0]), (7, future.result()), (8, consumer.take(), 1)]
     one_way, reply, item = messages
@@ -242,14 +242,18 @@ def test_messages_packed_from_parts_are_those_that_the_builders_make() -> None:
     packed_parts = codec.pack_value(parts)
     for to in ("echo", 12, BIG):
         key = codec.pack_value(to)
-        assert operations.packed_one_way(key, packed) == codec.pack(operations.one_way(to, payload), payload)
-        assert operations.packed_cast(key, packed_parts) == codec.pack(operations.cast(to, parts, 1), parts)
+        assert operations.packed_one_way(key, packed) == codec.pack_whole(
+            operations.one_way(to, payload), payload
+        )
+        assert operations.packed_cast(key, packed_parts) == codec.pack_whole(
+            operations.cast(to, parts, 1), parts
+        )
         for ref, timeout_ms in ((1, 1), (BIG, 86_400_000)):
             call = operations.call(to, payload, ref, timeout_ms, 1)
-            assert operations.packed_call(key, packed, ref, timeout_ms, 1) == codec.pack(call, payload)
+            assert operations.packed_call(key, packed, ref, timeout_ms, 1) == codec.pack_whole(call, payload)
             handle = operations.handle(to, parts, ref, timeout_ms)
             made = operations.packed_call(key, packed_parts, ref, timeout_ms, to_actor=True)
-            assert made == codec.pack(handle, parts)
+            assert made == codec.pack_whole(handle, parts)
 
 
 @pytest.mark.parametrize("units", [2, 200, 4_096])

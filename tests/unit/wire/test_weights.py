@@ -68,7 +68,7 @@ def batch_of(packed: list[bytes]) -> bytes:
 
 def packed(codec: Codec, value: Any) -> tuple[bytes, int]:
     """The message, and its weight as the sender counts it."""
-    data = codec.pack(["box", value], value)
+    data = codec.pack_whole(["box", value], value)
     return data, len(data) + codec.extra_bytes
 
 

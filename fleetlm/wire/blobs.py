@@ -1,0 +1,76 @@
+"""Large bytes that travel beside a message: neither packed, nor copied where that can be avoided.
+
+msgpack copies what it packs twice, and what it unpacks once more. So bytes and buffers of
+`Settings.large_bytes` and more stay out of the *envelope*, the packed rest of the message. In their place
+stands an extension value (`Ext.BLOB`): which of the message's blobs it is, and as what it is to arrive.
+
+**Sending.** Bytes cannot change, so they are lent to the transport as they are. Whatever can change is copied
+once, while the message is packed: what a program changes after it has sent is not seen by the receiver.
+
+**Receiving.** Each blob is written into one buffer of its final size as its pieces come (`Hold`), and that
+buffer becomes the value: bytes, a memoryview or an array of numpy without a further copy.
+
+A message has at most `MAX_BLOBS`; further large values stay in the envelope. A receiver refuses blobs of less
+than `MIN_BLOB_BYTES`, so that the bytes that a peer may announce bound their number, too.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Final
+
+MAX_BLOBS: Final = 64
+"""Blobs of one message. Their sizes stand in its first chunk."""
+MIN_BLOB_BYTES: Final = 1_024
+"""The least size of a blob that a node accepts. `Settings.large_bytes` may not be lower."""
+
+
+class Parcel:
+    """A packed message with blobs beside it. Its length is that of everything together.
+
+    Attributes:
+        envelope: the packed message without them.
+        blobs: never changed any more.
+    """
+
+    __slots__ = ("_size_bytes", "blobs", "envelope")
+
+    def __init__(self, envelope: bytes, blobs: list[bytes]) -> None:
+        self.envelope: bytes = envelope
+        self.blobs: list[bytes] = blobs
+        self._size_bytes = len(envelope) + sum(map(len, blobs))
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+
+Packed = bytes | Parcel
+"""A packed message. One with blobs is always so large that it travels in chunks."""
+
+
+class Hold:
+    """A buffer of known size that is filled from its start and becomes a value without a copy.
+
+    Memory is used as it is filled: the kernel gives pages of large buffers only when they are written to.
+    `BytesIO` is the only buffer of Python that becomes bytes without a copy.
+    """
+
+    __slots__ = ("_buffer", "left_bytes", "size_bytes")
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes: int = size_bytes
+        self.left_bytes: int = size_bytes
+        """What has not come yet."""
+        self._buffer = BytesIO(bytes(size_bytes))
+
+    def fill(self, piece: memoryview) -> None:
+        """Append a piece, which must not be longer than what is left."""
+        self.left_bytes -= self._buffer.write(piece)
+
+    def to_bytes(self) -> bytes:
+        """Return what has come. Use either this or `to_buffer`, once."""
+        return self._buffer.getvalue()
+
+    def to_buffer(self) -> memoryview:
+        """Return a buffer that can be written to, and that nobody else has."""
+        return self._buffer.getbuffer()

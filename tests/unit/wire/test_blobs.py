@@ -1,0 +1,244 @@
+"""Large bytes beside a message: what goes there, what arrives, and what no codec writes."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, strategies as st
+
+from fleetlm.errors import MessageTooLarge, NotSerializable
+from fleetlm.messages import MessageTypes
+from fleetlm.wire.blobs import MAX_BLOBS, Hold, Packed, Parcel
+from fleetlm.wire.codec import BadData, Codec
+from fleetlm.wire.extensions import Ext, Unreadable, unreadable_in
+from fleetlm.wire.large import LargeDecoder
+
+LARGE = 1_024
+BIG = bytes(range(256)) * 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str
+    pixels: Any
+
+
+TYPES = MessageTypes()
+TYPES.register("Picture", Picture)
+
+
+@pytest.fixture
+def codec() -> Codec:
+    return Codec(TYPES, large_bytes=LARGE)
+
+
+def holds(packed: Packed) -> list[Hold]:
+    """The blobs of a message as a receiver has them."""
+    found = []
+    for blob in packed.blobs if isinstance(packed, Parcel) else ():
+        hold = Hold(len(blob))
+        hold.fill(memoryview(blob))
+        found.append(hold)
+    return found
+
+
+def there_and_back(codec: Codec, value: Any) -> Any:
+    packed = codec.pack([7, value, None], value)
+    body = packed.envelope if isinstance(packed, Parcel) else packed
+    seven, found, none = codec.unpack(body, holds(packed))
+    assert (seven, none) == (7, None)
+    again = LargeDecoder(TYPES, 64).unpack(body, holds(packed))
+    assert form(again[1]) == form(found)
+    return found
+
+
+def form(value: Any) -> Any:
+    """A value with the types of everything in it."""
+    if isinstance(value, memoryview):
+        return "memoryview", value.readonly, bytes(value)
+    if isinstance(value, dict):
+        return "dict", [(form(key), form(item)) for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return type(value).__name__, [form(item) for item in value]
+    if isinstance(value, Picture):
+        return "Picture", form(value.name), form(value.pixels)
+    return type(value).__name__, value.tolist() if type(value).__name__ == "ndarray" else value
+
+
+BLOCKS = st.sampled_from([b"", b"x", bytes(LARGE - 1), bytes(LARGE), BIG])
+LEAVES = st.one_of(
+    st.integers(),
+    st.text(max_size=5),
+    BLOCKS,
+    BLOCKS.map(bytearray),
+    BLOCKS.map(lambda block: memoryview(block)),  # noqa: PLW0108  # mypy does not know the class
+    BLOCKS.map(lambda block: array("H", block[: len(block) // 2 * 2])),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
+        st.dictionaries(st.one_of(st.text(max_size=3), st.integers()), inner, max_size=4),
+        st.builds(Picture, st.text(max_size=3), inner),
+    ),
+    max_leaves=8,
+)
+
+
+@given(VALUES)
+def test_any_mix_of_large_and_small_values_arrives_equal_and_of_the_same_types(value: Any) -> None:
+    assert form(there_and_back(Codec(TYPES, large_bytes=LARGE), value)) == form(value)
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray, memoryview, lambda data: array("B", data)])
+def test_large_bytes_are_beside_the_message_and_small_ones_in_it(codec: Codec, make: Any) -> None:
+    value, small = make(BIG), make(BIG[:1_000])
+    large = codec.pack([value], value)
+    assert isinstance(large, Parcel)
+    assert large.blobs == [BIG]
+    assert len(large.envelope) < 30
+    assert len(large) == len(large.envelope) + len(BIG)
+    assert isinstance(codec.pack([small], small), bytes)
+
+
+def test_bytes_are_lent_and_not_copied(codec: Codec) -> None:
+    for value in (BIG, [BIG], {"key": BIG}, (1, BIG), Picture("a", BIG)):
+        packed = codec.pack([value], value)
+        assert isinstance(packed, Parcel)
+        assert packed.blobs[0] is BIG
+
+
+def test_what_changes_after_it_was_packed_is_not_seen(codec: Codec) -> None:
+    below = bytearray(BIG)
+    for value in (below, memoryview(below), array("B", BIG)):
+        packed = codec.pack([value], value)
+        assert isinstance(packed, Parcel)
+        value[0] = 99
+        assert packed.blobs == [BIG]
+        below[0] = BIG[0]
+
+
+def test_a_buffer_that_arrives_can_be_written_to_unless_it_is_a_memoryview(codec: Codec) -> None:
+    for value in (bytearray(BIG), array("B", BIG)):
+        found = there_and_back(codec, value)
+        found[0] = 7
+        assert found[0] == 7
+    assert there_and_back(codec, memoryview(BIG)).readonly
+
+
+def test_blobs_beyond_the_limit_stay_in_the_message(codec: Codec) -> None:
+    value = [BIG] * (MAX_BLOBS + 3) + [bytearray(BIG), array("B", BIG)]
+    packed = codec.pack([value], value)
+    assert isinstance(packed, Parcel)
+    assert len(packed.blobs) == MAX_BLOBS
+    assert there_and_back(codec, value) == value
+
+
+def test_items_of_sets_and_what_is_packed_once_for_many_stay_in_the_message(codec: Codec) -> None:
+    items = {BIG}
+    assert isinstance(codec.pack([items], items), bytes)
+    assert codec.unpack(codec.pack_value(BIG)) == BIG
+    assert codec.unpack(codec.pack_whole([1, BIG], BIG)) == [1, BIG]
+    assert isinstance(codec.pack([BIG], BIG), Parcel), "and then others go beside it again"
+
+
+def test_a_message_that_is_refused_leaves_nothing_for_the_next_one(codec: Codec) -> None:
+    bad = [BIG, object()]
+    with pytest.raises(NotSerializable, match=r"message\[1\]"):
+        codec.pack([bad], bad)
+    assert isinstance(codec.pack([1], 1), bytes)
+    small = Codec(TYPES, large_bytes=LARGE, max_message_bytes=2 * len(BIG))
+    for large in ([BIG, BIG], [BIG, "x" * 3 * len(BIG)]):
+        with pytest.raises(MessageTooLarge):
+            small.pack([large], large)
+    assert isinstance(small.pack([1], 1), bytes)
+    with pytest.raises(NotSerializable):
+        small.pack_value(object())
+    assert isinstance(small.pack([BIG], BIG), Parcel)
+
+
+def blob(data: bytes) -> bytes:
+    packed: bytes = msgpack.packb([1, msgpack.ExtType(int(Ext.BLOB), data)])
+    return packed
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0", b"\1\0", bytes((0, int(Ext.ARRAY))), bytes((0, int(Ext.NUMPY))) + b"\x93"]
+)
+def test_blobs_that_no_codec_writes_end_the_connection(codec: Codec, data: bytes) -> None:
+    for decoder in (codec, LargeDecoder(TYPES, 64)):
+        with pytest.raises(BadData):
+            decoder.unpack(blob(data), holds(Parcel(b"", [BIG])))
+
+
+def test_a_blob_is_used_once(codec: Codec) -> None:
+    twice = msgpack.packb([msgpack.ExtType(int(Ext.BLOB), b"\0\0")] * 2)
+    with pytest.raises(BadData):
+        codec.unpack(twice, holds(Parcel(b"", [BIG])))
+    with pytest.raises(BadData):
+        codec.unpack(blob(b"\0\0"))
+    with pytest.raises(BadData):
+        codec.unpack_batch(blob(b"\0\0"))
+
+
+def test_a_blob_of_a_later_version_costs_its_message_only(codec: Codec) -> None:
+    found = codec.unpack(blob(b"\0\x63"), holds(Parcel(b"", [BIG])))
+    assert isinstance(unreadable_in(found), Unreadable)
+
+
+def test_a_careful_reader_stays_careful(codec: Codec) -> None:
+    assert codec.unpack(msgpack.packb({1: 2}), ()) == {1: 2}
+    left = codec._careful_reads
+    assert there_and_back(codec, {2: BIG}) == {2: BIG}
+    assert codec._careful_reads > 0
+    assert left > 0
+
+
+def test_a_hold_becomes_bytes_or_a_buffer_whatever_the_pieces_are() -> None:
+    hold = Hold(10)
+    for piece in (b"012", b"", b"3456", b"789"):
+        hold.fill(memoryview(piece))
+    assert (hold.left_bytes, hold.size_bytes, hold.to_bytes()) == (0, 10, b"0123456789")
+    other = Hold(3)
+    other.fill(memoryview(b"abc"))
+    view = other.to_buffer()
+    view[0] = 65
+    assert bytes(view) == b"Abc"
+
+
+def test_filling_a_hold_does_not_copy_it() -> None:
+    """It relies on `BytesIO`, which keeps the bytes that it was made of if nobody else has them."""
+    hold = Hold(1_000_000)
+    before = hold._buffer.__sizeof__()
+    for _ in range(10):
+        hold.fill(memoryview(bytes(100_000)))
+    assert hold._buffer.__sizeof__() == before
+    data = hold.to_bytes()
+    assert hold._buffer.getvalue() is data
+    assert sys.getsizeof(data) < 1_000_100
+
+
+def test_arrays_of_numpy_become_the_buffer_that_was_received(codec: Codec) -> None:
+    np = pytest.importorskip("numpy")
+    grid = np.arange(4_000, dtype="<f8").reshape(40, 100)
+    for value in (grid, np.asfortranarray(grid), grid[:, ::2], grid.astype(">i4")):
+        packed = codec.pack([value], value)
+        assert isinstance(packed, Parcel)
+        found = there_and_back(codec, value)
+        assert (found.dtype, found.shape) == (value.dtype, value.shape)
+        assert found.flags.f_contiguous == value.flags.f_contiguous
+        assert (found == value).all()
+        found[0, 0] = 5
+    packed = codec.pack([grid], grid)
+    assert isinstance(packed, Parcel)
+    grid[0, 0] = 99.0
+    assert bytes(packed.blobs[0][:8]) == bytes(8), "what changes after it was packed is not seen"
+    lies = msgpack.packb([msgpack.ExtType(int(Ext.BLOB), bytes((0, 20)) + msgpack.packb(["<f8", [3], "C"]))])
+    with pytest.raises(BadData, match="shape"):
+        codec.unpack(lies, holds(Parcel(b"", [BIG])))
