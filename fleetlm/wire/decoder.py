@@ -26,7 +26,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Flag
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -61,6 +61,7 @@ _MAX_SHOWN_CHARS = 128
 _LEAVES = SCALARS | {datetime, date, time, timedelta, UUID, Decimal, Pid, Ref, Address, Unreadable}
 """Types whose values hold no further message values, so that the walk for depth ends there."""
 _all_leaves = _LEAVES.issuperset
+_all_lists = frozenset({list}).issuperset
 _MICROSECOND = timedelta(microseconds=1)
 _BLOCK_ITEMS = 65_536
 """Items of a container whose types are looked at in one go: a millisecond."""
@@ -164,15 +165,19 @@ class Decoder:
             self.values = 0
             self._check_depth(batch, room)
             return batch
-        # Only built-in containers: walk level by level in C, 15 ns a message instead of 60.
+        # Only built-in containers. Nearly every batch has arrays of scalars, which one pass in C shows;
+        # others are walked level by level.
+        if _all_lists(map(type, batch)) and _all_leaves(map(type, chain.from_iterable(batch))):
+            self.values = 0  # None of them is in a container of its message.
+            return batch
         level: list[Any] = batch
         values = 0
-        for _ in range(room):
+        for _ in range(room - 1):
             level = gc.get_referents(*level)
-            if not level:
+            values += len(level)
+            if _all_leaves(map(type, level)):
                 self.values = values
                 return batch
-            values += len(level)
         raise BadData(too_deep(self._max_nesting))
 
     def _read_with(self, data: bytes | memoryview, blobs: Collection[Hold]) -> Any:

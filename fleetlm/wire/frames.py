@@ -67,17 +67,17 @@ MAX_TEXT_CHARS: Final = 512
 """Characters of a text in a handshake: names, cluster ids, reasons."""
 
 
-class Kind(IntEnum):
+class Kind:
     """The first byte of a frame. A number is never given a second meaning."""
 
-    HELLO = 1
-    READY = 2
-    BATCH = 3
-    CHUNK = 4
-    GOODBYE = 5
-    PROBE = 6
-    REFUSED = 7
-    IAM = 8
+    HELLO: Final = 1
+    READY: Final = 2
+    BATCH: Final = 3
+    CHUNK: Final = 4
+    GOODBYE: Final = 5
+    PROBE: Final = 6
+    REFUSED: Final = 7
+    IAM: Final = 8
 
 
 class Refusal(IntEnum):

@@ -34,7 +34,7 @@ from fleetlm.errors import NotAllowed
 from fleetlm.setting_parsers import RIGHTS, Right
 from fleetlm.wire.operations import Op
 
-OPERATIONS: Final[dict[Op | None, Right | None]] = {
+OPERATIONS: Final[dict[int | None, Right | None]] = {
     None: "call",  # A one-way message, which has no number.
     Op.HEAVY: "call",
     Op.CAST: "call",

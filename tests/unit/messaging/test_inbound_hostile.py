@@ -77,7 +77,7 @@ parts = st.tuples(texts | values, values, values).map(list) | st.tuples(
 payloads = parts | values
 
 
-def operation(number: Op, *parts: Any) -> Any:
+def operation(number: int, *parts: Any) -> Any:
     return st.tuples(st.just(int(number)), *parts).map(list)
 
 

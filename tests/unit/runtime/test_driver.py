@@ -104,7 +104,7 @@ class Rig:
     def batch(self, source: bytes, *messages: Any) -> None:
         self.frame(source, Kind.BATCH, msgpack.packb(list(messages)))
 
-    def operations(self, op: Op) -> list[Any]:
+    def operations(self, op: int) -> list[Any]:
         """Messages of one kind in the batches that were sent."""
         batches = [frame for frame in self.transport.take() if frame[0] == Kind.BATCH]
         return [m for data in batches for m in msgpack.unpackb(data[HEADER_BYTES:]) if m[0] == op]

@@ -39,7 +39,7 @@ def changed(field: str, value: object) -> bytes:
 
 
 def test_numbers_on_the_wire_never_get_a_second_meaning() -> None:
-    assert {kind.name: int(kind) for kind in Kind} == {
+    assert {name: kind for name, kind in vars(Kind).items() if name.isupper()} == {
         "HELLO": 1,
         "READY": 2,
         "BATCH": 3,
@@ -264,7 +264,7 @@ def test_nothing_else_is_an_answer(kind: int) -> None:
         (Kind.IAM, (name(3), "", 0, 2**16)),
     ],
 )
-def test_every_field_of_an_answer_is_checked(kind: Kind, items: tuple[object, ...]) -> None:
+def test_every_field_of_an_answer_is_checked(kind: int, items: tuple[object, ...]) -> None:
     with pytest.raises(BadFrame):
         frames.read_answer(frames.header(kind, 0, 0) + packed(*items))
 

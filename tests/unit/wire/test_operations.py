@@ -28,7 +28,7 @@ REQUEST = Invoke("append", (1, [2]), {"text": "x"})
 PARTS = REQUEST.parts()
 
 # Operation → what its builder is given, and what its reader returns.
-CASES: list[tuple[Op, tuple[Any, ...], Any]] = [
+CASES: list[tuple[int, tuple[Any, ...], Any]] = [
     (Op.CALL, ("echo", {"a": 1}, 7, 5_000), ("echo", {"a": 1}, 7, 5_000, False, 1)),
     (Op.HANDLE, (12, PARTS, BIG, 0, 1), (12, REQUEST, BIG, 0, True, 1)),
     (Op.STREAM, ("echo", None, 7, 0, 1, 50, 0, LIMIT), ("echo", None, 7, 0, 1, 50, False, LIMIT)),
@@ -54,7 +54,15 @@ CASES: list[tuple[Op, tuple[Any, ...], Any]] = [
 ]
 
 
-def read(op: Op, message: Any) -> Any:
+NUMBERS = {name: number for name, number in vars(Op).items() if name.isupper()}
+"""The operations by name."""
+
+
+def name_of(op: int) -> str:
+    return next(name for name, number in NUMBERS.items() if number == op)
+
+
+def read(op: int, message: Any) -> Any:
     schema = SCHEMAS[op]
     return schema.read(message, LIMIT) if schema.has_limit else schema.read(message)
 
@@ -63,13 +71,13 @@ def read(op: Op, message: Any) -> Any:
 
 
 def test_every_operation_has_a_schema_and_a_case_here() -> None:
-    assert SCHEMAS.keys() == set(Op)
+    assert SCHEMAS.keys() == set(NUMBERS.values())
     assert [op for op, _, _ in CASES] == list(dict.fromkeys(op for op, _, _ in CASES))
-    assert {op for op, _, _ in CASES} == set(Op)
+    assert {op for op, _, _ in CASES} == set(NUMBERS.values())
 
 
 def test_the_numbers_on_the_wire_never_change() -> None:
-    assert {op.name: op.value for op in Op} == {
+    assert NUMBERS == {
         "CALL": 1, "REPLY": 2, "FAILURE": 3, "CANCEL": 4, "REQUEST": 5, "CREDIT": 6, "TICK": 7, "PEERS": 8,
         "SIGNAL": 9, "TABLE": 10, "HEAVY": 11, "TAKEN": 12, "STREAM": 13, "ITEM": 14, "MORE": 15,
         "HANDLE": 16, "CAST": 17, "YIELD": 18, "DRAIN": 19, "HEARD": 20, "MARK": 21,
@@ -77,11 +85,11 @@ def test_the_numbers_on_the_wire_never_change() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("op", "given", "read_back"), CASES, ids=lambda case: getattr(case, "name", ""))
-def test_what_is_built_is_read_on_the_other_side(op: Op, given: tuple[Any, ...], read_back: Any) -> None:
+@pytest.mark.parametrize(("op", "given", "read_back"), CASES, ids=[name_of(op) for op, _, _ in CASES])
+def test_what_is_built_is_read_on_the_other_side(op: int, given: tuple[Any, ...], read_back: Any) -> None:
     message = SCHEMAS[op].build(*given)
     assert message[0] == op
-    assert type(message[0]) is int, "msgpack refuses an IntEnum"
+    assert type(message[0]) is int, "msgpack refuses an IntEnum, and comparing one is slow"
     assert len(message) > 2, "two items are a one-way message"
     assert read(op, msgpack.unpackb(msgpack.packb(message))) == read_back
 
@@ -94,17 +102,17 @@ fields = st.recursive(
 )
 
 
-@given(st.sampled_from(Op), st.lists(fields, max_size=8))
-def test_a_reader_raises_nothing_but_nonsense(op: Op, rest: list[Any]) -> None:
+@given(st.sampled_from(sorted(NUMBERS.values())), st.lists(fields, max_size=8))
+def test_a_reader_raises_nothing_but_nonsense(op: int, rest: list[Any]) -> None:
     try:
-        read(op, [int(op), *rest])
+        read(op, [op, *rest])
     except NONSENSE:
         return
 
 
-@pytest.mark.parametrize("op", [op for op in Op if op not in (Op.CANCEL, Op.PEERS)])
-def test_a_message_of_another_length_is_refused(op: Op) -> None:
-    given = next(given for case, given, _ in CASES if case is op)
+@pytest.mark.parametrize("op", [op for op in NUMBERS.values() if op not in (Op.CANCEL, Op.PEERS)])
+def test_a_message_of_another_length_is_refused(op: int) -> None:
+    given = next(given for case, given, _ in CASES if case == op)
     message = SCHEMAS[op].build(*given)
     too_long = [*message, 1, 1] if op in (Op.CALL, Op.HANDLE, Op.ITEM) else [*message, 1]
     for bad in (message[:-1], too_long):
@@ -126,7 +134,7 @@ def test_counts_are_unsigned_integers_of_64_bits(count: Any) -> None:
     marks = ([Op.MARK, count, 0], [Op.MARK, 0, count])
     for message in (*marks, [Op.CREDIT, count, None], [Op.TICK, count, False]):
         with pytest.raises(ValueError, match="is not a count"):
-            read(Op(message[0]), message)
+            read(message[0], message)
     for op, bad in (
         (Op.DRAIN, [count, [1, 1, "api"]]),
         (Op.DRAIN, [1, [count, 1, "api"]]),
@@ -179,7 +187,7 @@ def test_a_stream_has_a_window_of_at_least_one_item(window: int) -> None:
 
 
 @pytest.mark.parametrize("op", [Op.HANDLE, Op.CAST, Op.YIELD])
-def test_a_request_to_an_actor_is_a_handler_and_its_arguments(op: Op) -> None:
+def test_a_request_to_an_actor_is_a_handler_and_its_arguments(op: int) -> None:
     rest = {Op.HANDLE: [1, 1, 0], Op.CAST: [1], Op.YIELD: [1, 1, 1, 0, 0, 1]}[op]
     for parts in (["append", (), {}], ["append", [], None]):
         with pytest.raises(ValueError, match="without its arguments"):
