@@ -16,7 +16,7 @@ import logging
 import math
 import traceback
 from asyncio import _get_running_loop
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from fleetlm.errors import (
@@ -172,9 +172,18 @@ class Call:
             NotSerializable: the value cannot travel; the caller gets a `RemoteError` that says so.
             MessageTooLarge: likewise.
         """
-        if _get_running_loop() is not (loop := self._find_loop()) and loop is not None and loop.is_running():
-            loop.call_soon_threadsafe(self._reply_for_thread, value)
-        elif self._finish():
+        running = _get_running_loop()  # The usual case first: the node's loop, whose clock this call has.
+        if running is None or running is not getattr(self._clock, "__self__", None):
+            loop = self._find_loop()
+            if loop is not None and loop is not running and loop.is_running():
+                loop.call_soon_threadsafe(self._reply_for_thread, value)
+                return
+        if not self._done:  # `_finish` inline.
+            self._done = True
+            if self._producer is not None:
+                self._producer.wake()
+            if self._on_done is not None:
+                self._on_done(self)
             try:
                 self._caller.replied(self._ref, value)
             except TooLargeForPeer as error:
@@ -284,11 +293,6 @@ class Call:
                     self._caller.failed(self._ref, FailureKind.NOT_ALLOWED, [node, why])
                 case NoProcess(target=target):
                     self._caller.failed(self._ref, FailureKind.NO_PROCESS, [str(target)])
-
-    def backlog(self) -> Coroutine[Any, Any, None] | None:
-        """Return what to await before this call is served, because its caller takes no answers; or None."""
-        caller = self._caller
-        return caller.caught_up() if caller.is_behind else None
 
     def watch(self, on_done: Callable[[Call], None]) -> None:
         """Call ``on_done`` when this call needs no answer any more, or when another process watches it.

@@ -874,7 +874,7 @@ class Node:
             OutcomeUnknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
             RemoteError: it ran and raised.
         """
-        return self._parts.sender.call(to, message, timeout)
+        return self._outbound.call(to, message, timeout)  # One coroutine for each call, not three.
 
     def stream(
         self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None

@@ -135,8 +135,8 @@ class ActorRef(Reference[Sender, A_co]):
             TypeError: ``method`` is not a handler of this actor; nothing was sent.
             NotDelivered, OutcomeUnknown, RemoteError: as `Node.call`.
         """
-        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
-        request.actor = self._actor
+        actor = self._actor
+        request = Invoke(name_of(actor, actor.__fleetlm_handlers__, method), args, kwargs, actor)
         return self._node.call(self.target, request, self._timeout_s)
 
     def cast(
@@ -156,8 +156,8 @@ class ActorRef(Reference[Sender, A_co]):
             TypeError: as `call`.
             NotSerializable, MessageTooLarge, NoConnection, NoProcess, WouldBlock: as `Node.send`.
         """
-        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
-        request.actor = self._actor
+        actor = self._actor
+        request = Invoke(name_of(actor, actor.__fleetlm_handlers__, method), args, kwargs, actor)
         return self._node.cast(self.target, request, self._timeout_s)
 
     def cast_nowait(
@@ -168,8 +168,8 @@ class ActorRef(Reference[Sender, A_co]):
         **kwargs: P.kwargs,
     ) -> None:
         """As `cast`, but raise `WouldBlock` where that would wait."""
-        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
-        request.actor = self._actor
+        actor = self._actor
+        request = Invoke(name_of(actor, actor.__fleetlm_handlers__, method), args, kwargs, actor)
         self._node.cast_nowait(self.target, request)
 
     def stream(
@@ -190,8 +190,8 @@ class ActorRef(Reference[Sender, A_co]):
             TypeError: as `call`.
             NotDelivered, OutcomeUnknown, RemoteError: as `Node.stream`, after the items that came before.
         """
-        request = Invoke(name_of(self._actor, self._actor.__fleetlm_handlers__, method), args, kwargs)
-        request.actor = self._actor
+        actor = self._actor
+        request = Invoke(name_of(actor, actor.__fleetlm_handlers__, method), args, kwargs, actor)
         return self._node.stream(self.target, request, self._timeout_s, self._idle_s)
 
     def send(self, message: Any) -> Coroutine[Any, Any, None]:

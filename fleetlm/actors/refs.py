@@ -139,9 +139,7 @@ def request_for(
     actor: type[HasHandlers], method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Invoke:
     """Make the request for a handler. Raises: TypeError if ``method`` is not one of this actor."""
-    request = Invoke(name_of(actor, actor.__fleetlm_handlers__, method), args, kwargs)
-    request.actor = actor
-    return request
+    return Invoke(name_of(actor, actor.__fleetlm_handlers__, method), args, kwargs, actor)
 
 
 def goals_of(targets: Goals) -> Goals:

@@ -191,18 +191,28 @@ class ActorRun(Generic[ProcessT]):
         process, get = self.process, self.process.mailbox.get
         while not (self._is_stopping or process._is_ending):
             message = await get()
-            if isinstance(message, Call):
-                if type(message.message) is Invoke:
-                    await self._serve_call(message, message.message)
-                else:
-                    await self._handle_info(message, message)
-            elif type(message) is Invoke:
-                await self._serve_cast(message)
+            call = message if isinstance(message, Call) else None
+            request = message if call is None else message.message
+            if type(request) is Invoke:
+                found = self._find(request, call)
+                if found is None:
+                    pass
+                elif found.concurrent:
+                    await self._start_concurrent(found, request, call)
+                else:  # Here and not in a coroutine of its own, which every request would have to pay for.
+                    process._must_finish = not found.cancel
+                    try:
+                        if call is None:
+                            await self._run_cast(found, request)
+                        else:
+                            await self._run_call(found, request, call, self._main_task)
+                    finally:
+                        process._must_finish = False
             elif type(message) is DrainNotice:
                 await self._hear_of_drain(message)
             elif message is not _WAKE:
-                await self._handle_info(message, None)
-            message = None  # An actor that waits keeps no message alive.
+                await self._handle_info(message, call)
+            message = call = request = None  # An actor that waits keeps no message alive.
         if process._is_ending:  # A handler swallowed the cancellation of an exit signal, or had to finish.
             raise asyncio.CancelledError
         raise ProcessExit(self._stop_reason)
@@ -223,32 +233,6 @@ class ActorRun(Generic[ProcessT]):
             if self._ends_actor(error):
                 raise
             self._failures.report(self.process, name, error, "the actor goes on")
-
-    async def _serve_call(self, call: Call, request: Invoke) -> None:
-        found = self._find(request, call)
-        if found is None:
-            return
-        if found.concurrent:
-            await self._start_concurrent(found, request, call)
-            return
-        self.process._must_finish = not found.cancel
-        try:
-            await self._run_call(found, request, call, self._main_task)
-        finally:
-            self.process._must_finish = False
-
-    async def _serve_cast(self, request: Invoke) -> None:
-        found = self._find(request, None)
-        if found is None:
-            return
-        if found.concurrent:
-            await self._start_concurrent(found, request, None)
-            return
-        self.process._must_finish = not found.cancel
-        try:
-            await self._run_cast(found, request)
-        finally:
-            self.process._must_finish = False
 
     def _begin(self, found: Handler, request: Invoke, call: Call | None) -> Any:
         """Return what a handler is to run; if the arguments do not fit, refuse them, and return None."""
@@ -369,7 +353,7 @@ class ActorRun(Generic[ProcessT]):
         except TypeError:  # A peer sent a value that cannot be a key, and so is not a name.
             found = None
         streaming = call is not None and call.streaming
-        if found is not None and found.local and getattr(request, "is_from_peer", False):
+        if found is not None and found.local and request.is_from_peer:
             self._refuse_peer(request, call)
             return None
         if found is not None and found.streams == streaming:

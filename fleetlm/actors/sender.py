@@ -53,10 +53,9 @@ class ActorSender:
         """As `Node.send_nowait`, for a request to a handler of an actor."""
         self._outbound.cast_nowait(to, request)
 
-    async def call(self, to: Target, message: Any, timeout: float | None = None) -> Any:
+    def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """See `Node.call`."""
-        within_s = within_deadline(self._call_timeout_s if timeout is None else timeout)
-        return await self._outbound.call(to, message, within_s)
+        return self._outbound.call(to, message, timeout)
 
     async def multicall(
         self, targets: list[Target], request: Invoke, timeout: float | None = None

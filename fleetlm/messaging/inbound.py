@@ -5,10 +5,11 @@ the transport. `wire.operations` describes the messages inside them.
 
 - The frame's number is checked first (`core.halves.Incoming.accept`). A gap or a frame of an earlier dial
   raises `BadFrame`, and the driver ends the session.
-- One-way messages, pairs of ``[to, payload]``, are nearly all of the traffic. Neighbours in a batch for
-  the same process form a *run*: one look-up of the mailbox, one wake-up of the process and one entry in
-  the receive window serve the whole run. An operation between two messages ends the run, because it may
-  change which process has a name.
+- One-way messages, calls and replies are nearly all of the traffic, and `_deliver` takes them apart itself.
+  One-way messages and calls of one unit that stand next to each other for the same process form a *run*:
+  one look-up of the mailbox, one wake-up of the process and one entry in the receive window serve the whole
+  run. Any other operation but a reply ends the run, because it may change which process has a name. A call
+  that cannot go straight into a mailbox takes the slow way, as other operations do (`_call`).
 - Every message that is counted by its sender's window is counted here too. A message that cannot be read,
   or for which there is no process, counts as taken at once, so that the sender's window opens again.
 - Answers (REPLY, ITEM, FAILURE) go to the future or `ConsumerEnd` that waits under their ref. An answer
@@ -44,7 +45,9 @@ from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.failures import FailureKind, error_of_failure
 from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, read_chunk, read_header
+from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import (
+    COUNT_END,
     MAX_TIMEOUT_MS,
     NONSENSE,
     Op,
@@ -73,6 +76,7 @@ CHECK_BITS = 24
 _ARRAY32 = b"\xdd"
 """msgpack: an array whose length is in the next four bytes. A longer one than 65,535 begins with it."""
 _NO_TAIL = memoryview(b"")
+_REPLY, _CALLS, _HANDLE = Op.REPLY, (Op.CALL, Op.HANDLE), Op.HANDLE
 _NO_RUN = object()
 """Stands for "no run yet" and equals no destination: the next one-way message begins a run."""
 
@@ -281,8 +285,10 @@ class Inbound:
             messages = self._drop_unreadable(session, messages)
         return messages
 
-    def _deliver(self, session: Session, messages: Iterator[Any]) -> None:
-        """Put one-way messages into mailboxes, run by run, and perform the operations between them.
+    def _deliver(  # noqa: C901, PLR0912, PLR0915  # each helper would cost every message a call
+        self, session: Session, messages: Iterator[Any]
+    ) -> None:
+        """Put messages and calls into mailboxes, run by run, and perform the operations between them.
 
         It returns early, behind an operation, where the time of the turn is over.
 
@@ -293,24 +299,42 @@ class Inbound:
         box: Mailbox | None = None
         queue: deque[Any] | list[Any] = self._unclaimed
         before = 0
+        now = 0.0
         try:
             for message in messages:
-                if len(message) != 2:
-                    if run is not _NO_RUN:
-                        self._count_arrivals(session, run, len(queue) - before, box)
-                        run = _NO_RUN
-                    self._perform(session, message)
-                    if self._is_late:
-                        return
-                    continue
-                to, payload = message  # `operations.read_one_way` inline.
-                if to == run:
-                    queue.append(payload)
-                    continue
+                if len(message) == 2:
+                    to, payload = message  # `operations.read_one_way` inline.
+                    if to == run:
+                        queue.append(payload)
+                        continue
+                    found = self._boxes.get(checked_destination(to))  # Before it is compared with the next.
+                else:
+                    operation = message[0]
+                    if operation == _REPLY:
+                        _, ref, value = message  # `operations.read_answer` inline.
+                        future = session.calls.pop(ref, None)
+                        if future is not None and not future.done():
+                            future.set_result(value)
+                        continue
+                    to, found = message[1], None
+                    if operation in _CALLS and len(message) == 6:
+                        found = self._box_for_call(session, to)
+                    if found is None:
+                        if run is not _NO_RUN:
+                            self._count_arrivals(session, run, len(queue) - before, box)
+                            run = _NO_RUN
+                        self._perform(session, message)
+                        if self._is_late:
+                            return
+                        continue
+                    now = now or self._clock()
+                    payload = self._open_small(session, message, now)
+                    if found is box and to == run:
+                        queue.append(payload)
+                        continue
                 if run is not _NO_RUN:
                     self._count_arrivals(session, run, len(queue) - before, box)
-                run = checked_destination(to)  # Before it is compared with the next one.
-                box = self._boxes.get(to)
+                run, box = to, found
                 if box is None:
                     queue, before = self._unclaimed, 0
                     queue.append(payload)
@@ -324,6 +348,29 @@ class Inbound:
             raise BadFrame(f"a malformed message: {text_of(error)}") from error
         finally:
             self._unclaimed.clear()
+
+    def _box_for_call(self, session: Session, to: Any) -> Mailbox | None:
+        """Return the mailbox that a call goes into, or None if it must take the slow way."""
+        if session.refuses or len(session.requests) >= self._max_open_calls:
+            return None
+        return self._boxes.get(checked_destination(to))
+
+    def _open_small(self, session: Session, message: list[Any], now: float) -> Call:
+        """Enter a CALL or HANDLE of one unit as open. Raises as `_perform` does."""
+        operation, _, payload, ref, timeout_ms, in_flight = message  # `operations.read_call` inline.
+        if not (type(ref) is type(timeout_ms) is type(in_flight) is int) or not (
+            0 <= ref < COUNT_END and 0 <= timeout_ms < COUNT_END and 0 <= in_flight < COUNT_END
+        ):
+            raise ValueError(f"a call with {SHORT.repr([ref, timeout_ms, in_flight])}")
+        if operation == _HANDLE:
+            payload = Invoke.of(payload)
+        requests = session.requests
+        if ref in requests:
+            raise ValueError(f"request {ref} is open already")
+        deadline = now + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
+        began = -math.inf if in_flight else now
+        call = requests[ref] = Call(payload, session, ref, deadline, self._clock, 0, math.inf, began)
+        return call
 
     def _count_arrivals(
         self, session: Session, to: Any, count: int, box: Mailbox | None, weight: int = 1
@@ -341,12 +388,7 @@ class Inbound:
             TypeError, ValueError, LookupError, ArithmeticError: the message is malformed.
         """
         operation = message[0]
-        if operation == Op.REPLY:
-            _, ref, value = message  # `operations.read_answer` inline.
-            future = session.calls.pop(ref, None)
-            if future is not None and not future.done():
-                future.set_result(value)
-        elif operation in (Op.CALL, Op.HANDLE):
+        if operation in (Op.CALL, Op.HANDLE):
             self._call(session, message)
         elif operation == Op.ITEM:
             ref, value, weight = operations.read_item(message)

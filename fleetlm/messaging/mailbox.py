@@ -256,14 +256,13 @@ class Mailbox:
             if self.taken >= self._due:
                 self._tell_taken()
             if type(message) is Call:
-                if not message.wanted:
+                if message._done or message._clock() >= message.deadline:  # noqa: SLF001  # `wanted` inline
                     message.abandon()
                     continue
-                backlog = message.backlog()
-                if backlog is not None:  # The caller's node takes no answers: serving on would fill memory.
+                if message._caller.is_behind:  # noqa: SLF001  # It takes no answers, which would fill memory.
                     queue.appendleft(message)
                     self.taken -= 1
-                    await backlog
+                    await message._caller.caught_up()  # noqa: SLF001
                     continue
                 if not self._owner._accept_call(message):  # noqa: SLF001  # private: programs hold the owner
                     continue  # The owner has refused the call.

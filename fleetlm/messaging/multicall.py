@@ -54,6 +54,8 @@ class Multicall:
             or self._ask_later(to, message, payload, timeout_s, deadline, sender)
             for to in targets
         ]
+        for session in {id(session): session for session, *_ in asked}.values():
+            session.flush_batch()  # Nothing follows: they need not wait for the end of the turn.
         timer = self._loop.call_at(deadline, _expire_all, asked, timeout_s)
         try:
             results = await asyncio.gather(*calls, return_exceptions=True)

@@ -43,23 +43,24 @@ from fleetlm.errors import (
     NodeStopped,
     NoProcess,
     NotSerializable,
-    Undecodable,
     WouldBlock,
 )
 from fleetlm.ids import Pid
+from fleetlm.messaging.deadline import SERVING, within_deadline
 from fleetlm.messaging.in_flight import InFlight
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.own_loop import check_loop, home_of
+from fleetlm.messaging.packing import copy_of, pack_handle, pack_payload
 from fleetlm.messaging.stream_items import ConsumerEnd
-from fleetlm.messaging.targets import MAX_TIMEOUT_S, Payload, Target, expire
+from fleetlm.messaging.targets import MAX_TIMEOUT_S, Payload, Target
 from fleetlm.messaging.waits import Waits, WaitsFor
+from fleetlm.messaging.wheel import Wheel
 from fleetlm.messaging.windows import NODE, NodeKey, check_new_key, local_units
 from fleetlm.names import canonical_node
 from fleetlm.wire import operations
 from fleetlm.wire.blobs import Packed
-from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.invocation import Invoke, explained
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.core.topology import Topology
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from fleetlm.settings import Settings
     from fleetlm.wire.codec import Codec
 
+_CALL = operations.Op.CALL
 _REFUSED = (NoConnection, NoProcess, WouldBlock, NotSerializable, Draining)
 """Errors that may come without any wait: nothing was sent."""
 
@@ -117,6 +119,8 @@ class Outbound:
         self._turns = waits.turns
         self.waits: Waits = waits
         self.in_flight: InFlight = InFlight(waits.loop.time)
+        self.wheel: Wheel = Wheel(waits.loop)
+        """The deadlines of requests."""
         self._next_ref = 0
         self.local_calls: dict[int, Waiting] = {}
         """Calls and streams that stay on this node and have no outcome yet, by ref."""
@@ -223,16 +227,8 @@ class Outbound:
             raise
 
     def pack_payload(self, message: Any) -> Payload:
-        """Pack once what many processes get: a message, or the parts of a request to actors.
-
-        Raises:
-            NotSerializable: with the argument in its path, if it is a request.
-        """
-        try:
-            packed = self._codec.pack_value(message.parts() if type(message) is Invoke else message)
-        except NotSerializable as error:
-            raise explained(error, message) from None
-        return Payload(packed, self._codec.extra_bytes)
+        """See `packing.pack_payload`."""
+        return pack_payload(self._codec, message)
 
     def put_packed(self, to: Target, payload: Payload, message: Any, sender: Hashable) -> bool:
         """Send one of many messages, whose payload is packed already, if there is room for it.
@@ -275,34 +271,86 @@ class Outbound:
 
     # Requests.
 
-    async def call(self, to: Target, message: Any, timeout_s: float) -> Any:
-        """See `Node.call`."""
+    async def call(  # noqa: C901, PLR0912, PLR0915  # a coroutine for each step would cost every call a lot
+        self, to: Target, message: Any, timeout_s: float | None = None
+    ) -> Any:
+        """See `Node.call`. One coroutine from the program to the reply: `request` has its steps, too."""
         try:
+            if timeout_s is None:
+                timeout_s = self._settings.call_timeout_s
+            if SERVING.get() is not None:
+                timeout_s = within_deadline(timeout_s)
             timeout_s = min(timeout_s, MAX_TIMEOUT_S)
-            deadline = self._loop.time() + timeout_s
+            loop = self._loop
+            began = loop.time()
+            deadline = began + timeout_s
             session, key = self.route(to)
             if session is None:
                 return await self.call_here(to, key, message, timeout_s, deadline)
-            if session.obstacle(key) is not None:
+            # A copy of `Session.obstacle` and `admit` for a small message; a test holds it to them.
+            held = session.held
+            try:
+                held_now = held[key]
+            except KeyError:
+                held_now = check_new_key(key)
+            timeout_ms = max(1, int(timeout_s * 1000))
+            if held_now >= session.held_limit or (session.is_slow and session.is_full):
                 await self.wait_for_room(session, to, timeout_s, deadline, key)
-            ref = self.take_ref()
-            timeout_ms = max(1, int((deadline - self._loop.time()) * 1000))
-            watch = self.in_flight
-            in_flight = watch.admit(session, deadline - timeout_s) if watch.is_watched else 0
+                timeout_ms = max(1, int((deadline - loop.time()) * 1000))
+            self._next_ref = ref = self._next_ref + 1
+            in_flight = self.in_flight.admit(session, began) if self.in_flight.is_watched else 0
             if type(message) is Invoke:
-                parts = message.parts()
-                try:
-                    request = operations.handle(key, parts, ref, timeout_ms, in_flight)
-                    packed = self._codec.pack(request, parts)
-                except NotSerializable as error:
-                    raise message.explain(error) from None
+                packed = pack_handle(
+                    self._codec, session.light_bytes, key, message, ref, timeout_ms, in_flight
+                )
+            else:  # `operations.call` inline.
+                packed = self._codec.pack([_CALL, key, message, ref, timeout_ms, in_flight], message)
+            task = asyncio.current_task(loop)
+            if (size := len(packed)) < session.light_bytes or (
+                size + self._codec.extra_bytes < session.plain_bytes
+            ):
+                session.append_call(packed, task)
+                held[key] = held.get(key, 0) + 1
+                open_calls = session.open_calls
+                open_calls[key] = open_calls.get(key, 0) + 1
             else:
-                packed = self._codec.pack(operations.call(key, message, ref, timeout_ms, in_flight), message)
-            extra_bytes = self._codec.extra_bytes
-            return await self.request(session, to, ref, packed, timeout_s, deadline, None, key, extra_bytes)
+                await self._admit_call(
+                    session, to, key, packed, timeout_s, deadline, None, self._codec.extra_bytes
+                )
+            future: asyncio.Future[Any] = loop.create_future()
+            session.calls[ref] = future
+            process, wait = self.waits.process_of(task), None
+            if process is not None:
+                wait = self.waits.begin(process, WaitsFor.REPLY, to, session)
+                wait.key, wait.ref = key, ref
+            slot = self.wheel.enter(future, deadline, to, timeout_s)
+            try:
+                outcome = await future
+            finally:
+                slot.pop(future, None)
+                if wait is not None:
+                    self.waits.end(wait)
+                session.call_ended(key)
+                if session.calls.pop(ref, None) is not None:
+                    session.control(operations.cancel(ref), after=task)
+            turns = self._turns
+            if turns.left:  # A thousand replies may have come at once.
+                turns.left -= 1
+            elif turns.is_over():
+                await turns.next()
+            return outcome
         except _REFUSED:
             await self._turns.pause()  # A program that tries again in a loop must give way, too.
             raise
+
+    async def _admit_call(
+        self, session: Session, to: Target, key: Key, packed: Packed, timeout_s: float, deadline: float,
+        sender: Hashable = None, extra_bytes: int = 0,
+    ) -> None:  # fmt: skip
+        """Send a packed call, and count it, as soon as there is room. Raises: as `wait_for_room`."""
+        while session.admit(key, packed, sender, extra_bytes=extra_bytes, is_call=True) is not None:
+            await self.wait_for_room(session, to, timeout_s, deadline, key, len(packed), sender)
+            packed = self.in_flight.mark(packed, deadline - timeout_s)
 
     async def ask(self, node: str, verb: str, argument: Any, timeout_s: float) -> Any:
         """Ask a connected node itself; such a request is small and waits for no window. Raises: as `call`."""
@@ -403,34 +451,37 @@ class Outbound:
 
     async def call_here(self, to: Target, key: Key, message: Any, timeout_s: float, deadline: float) -> Any:
         """Call a process of this node: the `Call` goes into its mailbox, and this object is the `Caller`."""
-        box = self.box_of(to, key)
-        self.refuse_own(to, box)
+        box, loop = self.box_of(to, key), self._loop
+        process = self.waits.process_of(asyncio.current_task(loop))
+        if process is not None and process.mailbox is box:
+            self.refuse_own(to, box)
         if box.full:
             await self.wait_for_room(box, to, timeout_s, deadline)
             box = self.box_of(to, key)  # The process may have ended meanwhile.
-        copy = self.copied(to, message)  # Before anything is noted, since it may raise.
-        ref = self.take_ref()
-        future: asyncio.Future[Any] = self._loop.create_future()
+        if self._copies:
+            message = self.copied(to, message)  # Before anything is noted, since it may raise.
+        self._next_ref = ref = self._next_ref + 1
+        future: asyncio.Future[Any] = loop.create_future()
         self.local_calls[ref] = future
         began = deadline - timeout_s
         if self.in_flight.is_watched and self.in_flight.covers(began):
             began = -math.inf
-        call = Call(copy, self, ref, deadline, self._loop.time, began=began)
-        process = self.waits.process_of(asyncio.current_task(self._loop))
+        call = Call(message, self, ref, deadline, loop.time, 0, math.inf, began)
         wait = None
         if process is not None:
             wait = self.waits.begin(process, WaitsFor.REPLY, to, box)
             wait.call = call
         box.put(call)
-        timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
+        slot = self.wheel.enter(future, deadline, to, timeout_s)
         try:
             outcome = await future
         finally:
-            timer.cancel()
+            slot.pop(future, None)
             if wait is not None:
                 self.waits.end(wait)
             self.local_calls.pop(ref, None)
-            call.abandon()
+            if call.open:
+                call.abandon()
         turns = self._turns
         if turns.left:  # A thousand replies may have come at once.
             turns.left -= 1
@@ -446,9 +497,7 @@ class Outbound:
         if key is NODE:
             session.append(packed, sender)
         else:
-            while session.admit(key, packed, sender, extra_bytes=extra_bytes, is_call=True) is not None:
-                await self.wait_for_room(session, to, timeout_s, deadline, key, len(packed), sender)
-                packed = self.in_flight.mark(packed, deadline - timeout_s)
+            await self._admit_call(session, to, key, packed, timeout_s, deadline, sender, extra_bytes)
         future: asyncio.Future[Any] = self._loop.create_future()
         session.calls[ref] = future
         process = None if key is NODE else self.waits.process_of(asyncio.current_task(self._loop))
@@ -456,21 +505,17 @@ class Outbound:
         if process is not None:
             wait = self.waits.begin(process, WaitsFor.REPLY, to, session)
             wait.key, wait.ref = key, ref
-        timer = self._loop.call_at(deadline, expire, future, to, timeout_s)
+        slot = self.wheel.enter(future, deadline, to, timeout_s)
         try:
             outcome = await future
         finally:
-            timer.cancel()
+            slot.pop(future, None)
             if wait is not None:
                 self.waits.end(wait)
             if key is not NODE:
                 session.call_ended(key)
             self.close_request(session, ref, sender)
-        turns = self._turns
-        if turns.left:
-            turns.left -= 1
-        elif turns.is_over():
-            await turns.next()
+        await self._turns.pause()
         return outcome
 
     def close_request(self, session: Session, ref: int, sender: Hashable) -> None:
@@ -495,19 +540,12 @@ class Outbound:
             return message
         if type(message) is tuple and any(hasattr(part, "__fleetlm_local__") for part in message):
             return message  # A request that is for this node only, such as ("start_child", Child(...)).
-        is_request = type(message) is Invoke
-        try:
-            packed = self._codec.pack_value(message.parts() if is_request else message)
-        except NotSerializable as error:
-            raise explained(error, message) from None
-        copy = self._codec.unpack(packed)
-        if (found := unreadable_in(copy)) is not None:
-            raise Undecodable(to, found.why)
-        return Invoke(copy[0], tuple(copy[1]), copy[2]) if is_request else copy
+        return copy_of(self._codec, to, message)
 
     def close(self, reason: str) -> None:
         """Stop with the node: calls that stay on this node get `NodeLost`, later sends `NodeStopped`."""
         self.stopped = "has been stopped"
+        self.wheel.close()
         for future in list(self.local_calls.values()):  # A stream that ends takes itself out.
             if not future.done():
                 future.set_exception(NodeLost(self._name, reason))
@@ -518,7 +556,7 @@ class Outbound:
         """Hand the result over."""
         future = self.local_calls.get(ref)
         if future is not None and not future.done():
-            future.set_result(self.copied(self._name, value))
+            future.set_result(self.copied(self._name, value) if self._copies else value)
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Hand the failure over as the error that a caller on another node would get."""

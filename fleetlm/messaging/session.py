@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from fleetlm.transport.interface import Transport
     from fleetlm.wire.codec import Codec
 
+_REPLY = operations.Op.REPLY
 _ARRAY32 = b"\xdd"
 """msgpack: an array whose length is in the next four bytes."""
 _MIN_WINDOW_BYTES = 64 * 1024
@@ -123,6 +124,7 @@ class Session:
         "_chunk_bytes",
         "_codec",
         "_flush_soon",
+        "_last_count",
         "_limit_bytes",
         "_lost",
         "_own_limit_bytes",
@@ -227,7 +229,7 @@ class Session:
         self._codec, self._transport, self._flush_soon, self._lost = codec, transport, flush_soon, lost
         self._batch: list[bytes] = [b""]
         """The packed messages of this turn; the first place is for the frame's header."""
-        self._batch_bytes = 0
+        self._batch_bytes = self._last_count = 0  # Of these; and how many messages the last BATCH held.
         self._batch_limit, self._batch_limit_bytes = settings.batch_messages, settings.batch_bytes
 
     # Windows.
@@ -429,6 +431,24 @@ class Session:
         self._flush_batch()
         return True
 
+    def append_call(self, packed: Packed, sender: Hashable) -> None:
+        """Append a small packed call; a lone one leaves at once. Raises: as `append`.
+
+        A call is lone if no other waits for the peer, and the last frame held no more than one message. So a
+        program that makes one call after the other does not wait for the end of the turn, and under load
+        calls share a frame.
+        """
+        if self.calls or self.is_slow or self._last_count > 1:
+            self.append(packed, sender)
+        else:
+            self._batch.append(packed)  # type: ignore[arg-type]  # As in `append`.
+            self._flush_batch()
+
+    def flush_batch(self) -> None:
+        """Send the batch now: who calls this knows that nothing more is to come."""
+        if self._batch_bytes and not self.is_slow:
+            self._flush_batch()
+
     def must_yield(self) -> bool:
         """Whether a task that has just sent should let the event loop turn: see `append`."""
         if not self._batch_bytes:
@@ -529,6 +549,7 @@ class Session:
         frame = b"".join(batch)
         self._batch = [b""]
         self._batch_bytes = 0
+        self._last_count = count
         self.messages_sent += count
         self._send_frame(frame)
 
@@ -584,12 +605,20 @@ class Session:
 
     def replied(self, ref: int, value: Any) -> None:
         """Send a result. Raises: NotSerializable, MessageTooLarge, TooLargeForPeer."""
+        requests = self.requests
         if not self.closed:
-            packed = self._codec.pack(operations.reply(ref, value), value)
-            if len(packed) > self._limit_bytes:
-                raise self._too_large(len(packed))
-            self._answer(packed, ref)
-        self.requests.pop(ref, None)
+            packed = self._codec.pack([_REPLY, ref, value], value)  # `operations.reply` inline.
+            size = len(packed)
+            if self.is_slow or size > self.small_bytes:
+                if size > self._limit_bytes:
+                    raise self._too_large(size)
+                self._answer(packed, ref)
+            elif len(requests) > 1 or self._last_count > 1:
+                self.append(packed)
+            else:  # Nothing else of the peer is being served: it need not wait for the end of the turn.
+                self._batch.append(packed)  # type: ignore[arg-type]  # As in `append`.
+                self._flush_batch()
+        requests.pop(ref, None)
 
     def failed(self, ref: int, kind: FailureKind, details: list[str]) -> None:
         """Say why there is no result, or no further item."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from fleetlm.errors import NotSerializable
@@ -13,26 +12,44 @@ _ARGUMENT = re.compile(r"message(?:\[1\]|\[2\]|\.args|\.kwargs)\[(.*?)\](.*)$", 
 """An argument in the path to a refused value, and the rest of the path inside it."""
 
 
-class _Asked:
-    """What a request knows beside what travels."""
+class Invoke:
+    """A request for a handler. Only the handler's name travels, never code.
 
-    __slots__ = ("actor", "is_from_peer")
-    actor: type
-    """The class of the actor as its sender knows it, for errors."""
-    is_from_peer: bool
-    """Set, and True, where another node has sent it. It is no registered type, so `Invoke.of` is the only way
-    by which a request comes from another node."""
+    It is no dataclass and no registered type, so that `of` is the only way by which a request comes from
+    another node.
 
+    Args:
+        handler: the name of the handler.
+        args: its arguments.
+        kwargs: its keywords.
+        actor: the class of the actor as its sender knows it, for errors.
+        is_from_peer: whether another node has sent it.
+    """
 
-@dataclass
-class Invoke(_Asked):
-    """A request for a handler. Only the handler's name travels, never code."""
+    __slots__ = ("actor", "args", "handler", "is_from_peer", "kwargs")
+    __hash__ = None  # type: ignore[assignment]
 
-    __slots__ = ("args", "handler", "kwargs")
+    def __init__(
+        self,
+        handler: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        actor: type | None = None,
+        is_from_peer: bool = False,
+    ) -> None:
+        self.handler: str = handler
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
+        self.actor: type | None = actor
+        self.is_from_peer: bool = is_from_peer
 
-    handler: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    def __repr__(self) -> str:
+        return f"Invoke(handler={self.handler!r}, args={self.args!r}, kwargs={self.kwargs!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Invoke):
+            return NotImplemented
+        return (self.handler, self.args, self.kwargs) == (other.handler, other.args, other.kwargs)
 
     def parts(self) -> list[Any]:
         """Return the parts that travel. Packing them costs a tenth of packing a registered dataclass.
@@ -51,8 +68,7 @@ class Invoke(_Asked):
             return error
         which, rest = found.groups()
         shown = str(int(which) + 1) if which.isdecimal() else which
-        actor = getattr(self, "actor", None)
-        name = self.handler if actor is None else f"{actor.__qualname__}.{self.handler}"
+        name = self.handler if self.actor is None else f"{self.actor.__qualname__}.{self.handler}"
         inside = f", {'field' if rest.startswith('.') else 'at'} {rest}" if rest else ""
         return NotSerializable(f"{error.path[: found.start()]}argument {shown} of {name}{inside}", error.what)
 
@@ -66,9 +82,7 @@ class Invoke(_Asked):
         name, args, kwargs = parts
         if type(args) is not list or type(kwargs) is not dict:
             raise ValueError("a request for a handler without its arguments")
-        request = cls(name, tuple(args), kwargs)
-        request.is_from_peer = True
-        return request
+        return cls(name, tuple(args), kwargs, None, True)
 
 
 def explained(error: NotSerializable, message: Any) -> NotSerializable:

@@ -93,7 +93,7 @@ MAX_STREAM_WINDOW: Final = 65_536
 """Units of items that a consumer may let a producer send ahead: bounds what waits for one consumer."""
 MAX_UNANSWERED: Final = 4_096
 """Requests that one SETTLED names, so that it fits a frame. With more, its sender says nothing of them."""
-_COUNT_END: Final = 1 << 64
+COUNT_END: Final = 1 << 64
 """Counts are below this: msgpack writes integers of at most 64 bits."""
 NONSENSE: Final = (TypeError, ValueError, LookupError, ArithmeticError)
 """What Python raises on values of the wrong type or size: a signalling NaN raises when it is compared."""
@@ -371,7 +371,7 @@ def read_item(message: list[Any]) -> tuple[Any, Any, int]:
         _, ref, value = message
         return ref, value, 1
     _, ref, value, units = message
-    return ref, value, checked_units(units, _COUNT_END)
+    return ref, value, checked_units(units, COUNT_END)
 
 
 def failure(ref: int, kind: int, texts: list[str]) -> list[Any]:
@@ -606,14 +606,14 @@ def checked_destination(to: Any) -> Destination:
     if type(to) is str:
         if len(to) <= MAX_PROCESS_NAME_LENGTH:
             return to
-    elif type(to) is int and 0 <= to < _COUNT_END:
+    elif type(to) is int and 0 <= to < COUNT_END:
         return to
     raise ValueError(f"{SHORT.repr(to)} is not the number or name of a process")
 
 
 def checked_count(count: Any) -> int:
     """Return ``count``. Raises: ValueError if it is not an integer from 0 to 2**64 - 1."""
-    if type(count) is not int or not 0 <= count < _COUNT_END:
+    if type(count) is not int or not 0 <= count < COUNT_END:
         raise ValueError(f"{SHORT.repr(count)} is not a count")
     return count
 

@@ -10,7 +10,7 @@ from typing import Any
 from fleetlm import Call, CallTimeout, NoConnection, NodeStopped, NoProcess, NotDelivered, WouldBlock
 from fleetlm.errors import FleetError
 from fleetlm.process import Process
-from tests.sim.invariants import View, World
+from tests.sim.invariants import LATE_S, View, World
 
 STABLE = ("quick", "slow")
 """Names of the sinks that live as long as their node."""
@@ -229,7 +229,7 @@ class Agents:
         timeout_s = self.rng.uniform(0.1, 1.0)
         began_s = self.world.cluster.loop.time()
         results = await self.node.multicall(targets, "who?", timeout_s)
-        if self.world.cluster.loop.time() - began_s > timeout_s + 0.001:
+        if self.world.cluster.loop.time() - began_s > timeout_s + LATE_S:
             self.world.breach(f"{self.node.name}: a multicall took longer than {timeout_s} s")
         if len(results) != len(targets):
             self.world.breach(f"{self.node.name}: {len(results)} results of {len(targets)} calls")

@@ -25,12 +25,13 @@ from fleetlm import (
 from fleetlm.call import Call
 from fleetlm.ids import Pid
 from fleetlm.messaging.session import Session
+from fleetlm.messaging.wheel import SLOTS_PER_S
 from fleetlm.node import Node
 from fleetlm.process import Process
 from fleetlm.testing.cluster import SimCluster
 
-LATE_S = 0.001
-"""Seconds after its deadline within which a call must end: some turns of the loop."""
+LATE_S = 0.001 + 1 / SLOTS_PER_S
+"""Seconds after its deadline within which a call must end: a slot of the wheel, and some turns."""
 SHOWN = 12
 
 

@@ -239,7 +239,7 @@ async def test_a_deadline_travels_through_three_nodes(fleet: Fleet) -> None:
     started_at = SimLoop.current().time()
     with pytest.raises(CallTimeout):
         await ref.within(3).call(Worker.relay, hops, 20.0, 60.0)
-    assert SimLoop.current().time() - started_at == pytest.approx(3.0)
+    assert SimLoop.current().time() - started_at == pytest.approx(3.0, abs=0.02)
     await asyncio.sleep(0.2)
     assert made[2].log == ["+relay 0", "+last", "!last"]
     for number in (0, 1):  # They are cancelled, or their own nested call times out at that very moment.

@@ -273,7 +273,7 @@ async def test_what_a_handler_asks_has_no_longer_than_its_caller_waits(fleet: Fl
     asking = asyncio.ensure_future(first.within(60).call(Worker.ask, second, 10.0))
     await asyncio.sleep(4.999)  # The default of the nested call is less than what is left.
     assert two.log == ["+nested"]
-    await asyncio.sleep(0.002)
+    await asyncio.sleep(0.02)
     assert two.log == ["+nested", "!nested"]
     await asyncio.wait([asking])
     assert "CallTimeout" in str(asking.exception())

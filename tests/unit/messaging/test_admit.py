@@ -13,6 +13,7 @@ from fleetlm.messaging.streams import Streams
 from fleetlm.messaging.windows import NODE, UNIT_BYTES, Obstacle, units
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
+from fleetlm.wire import operations
 from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import Op
 from tests.support.session_fakes import HERE, THERE, Side, turns, virtual
@@ -190,6 +191,41 @@ async def by_admit(rig: Rig, key: Any, message: Any) -> Outcome:
     except (InvalidName, NoConnection, MessageTooLarge) as error:
         return seen(rig, type(error))
     return seen(rig, "sent" if obstacle is None else "waits")
+
+
+async def by_call(rig: Rig, key: Any, message: Any) -> Outcome:
+    calling = rig.outbound.call((key, THERE), message, 9.0)
+    try:
+        calling.send(None)
+    except (InvalidName, NoConnection, MessageTooLarge) as error:
+        return seen(rig, type(error))
+    outcome = seen(rig, "sent" if rig.session.calls else "waits"), dict(rig.session.open_calls)
+    calling.close()
+    assert not rig.session.open_calls
+    return outcome
+
+
+async def by_admit_of_call(rig: Rig, key: Any, message: Any) -> Outcome:
+    try:
+        packed = rig.pair.here.codec.pack(operations.call(key, message, 1, 9_000), message)
+        obstacle = rig.session.admit(key, packed, is_call=True)
+    except (InvalidName, NoConnection, MessageTooLarge) as error:
+        return seen(rig, type(error))
+    return seen(rig, "sent" if obstacle is None else "waits"), dict(rig.session.open_calls)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("state", STATES)
+def test_call_does_what_admit_does(state: str, size: int) -> None:
+    async def main() -> None:
+        outcomes = []
+        for attempt in (by_call, by_admit_of_call):
+            rig = Rig(SETTINGS)
+            STATES[state](rig)
+            outcomes.append(await attempt(rig, "slow", b"x" * size))
+        assert outcomes[0] == outcomes[1]
+
+    run(main())
 
 
 @pytest.mark.parametrize("size", SIZES)

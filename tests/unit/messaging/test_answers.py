@@ -72,16 +72,16 @@ async def test_a_burst_of_answers_keeps_to_the_window_and_all_arrive() -> None:
 async def test_a_process_that_waits_for_a_session_that_is_behind_goes_on_with_it() -> None:
     pair = Pair(SMALL)
     _, calls = asked(pair, 300)
+    session = pair.there.session
     for call in calls[:-1]:
         call.reply(bytes(KIB))
-    backlog = calls[-1].backlog()
-    assert backlog is not None
-    waiting = asyncio.ensure_future(backlog)
+    assert session.is_behind
+    waiting = asyncio.ensure_future(session.caught_up())
     await asyncio.sleep(1)
     assert not waiting.done()
     pair.settle()
     await asyncio.wait_for(waiting, 1)
-    assert calls[-1].backlog() is None
+    assert not session.is_behind
 
 
 @virtual
@@ -90,7 +90,7 @@ async def test_the_end_of_the_connection_ends_the_wait_too() -> None:
     _, calls = asked(pair, 300)
     for call in calls[:-1]:
         call.reply(bytes(KIB))
-    waiting = asyncio.ensure_future(calls[-1].backlog() or asyncio.sleep(0))
+    waiting = asyncio.ensure_future(pair.there.session.caught_up())
     await asyncio.sleep(1)
     pair.there.session.close("cut")
     await asyncio.wait_for(waiting, 1)

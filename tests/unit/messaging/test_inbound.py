@@ -14,6 +14,7 @@ from hypothesis import given, strategies as st
 from fleetlm.call import Call
 from fleetlm.errors import NoProcess, RemoteError, Undecodable, WouldBlock
 from fleetlm.messages import MessageTypes
+from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire.codec import Codec
@@ -73,6 +74,65 @@ async def test_a_call_waits_in_the_mailbox_with_its_deadline() -> None:
     assert call.message == ["hi"]
     assert call.remaining_s == 1.5
     assert side.session.requests == {7: call}
+
+
+@virtual
+async def test_messages_and_calls_in_a_row_for_one_process_are_counted_and_announced_once() -> None:
+    side = Pair().there
+    counted: list[tuple[Any, int]] = []
+    arrivals = side.session.arrivals
+    echo, other = side.box("echo"), side.box("other")
+    announced: list[Mailbox] = []
+    put = Mailbox.put
+
+    def announce(box: Mailbox, message: Any) -> None:
+        announced.append(box)
+        put(box, message)
+
+    received = type(arrivals).received
+
+    def count(windows: Any, key: Any, number: int, *rest: Any) -> None:
+        counted.append((key, number))
+        received(windows, key, number, *rest)
+
+    waiting = future(side, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(arrivals), "received", count)
+        patch.setattr(Mailbox, "put", announce)
+        frame(
+            side,
+            [Op.CALL, "echo", 1, 1, 1000, 0],
+            ["echo", 2],
+            [Op.HANDLE, "echo", ["do", [3], {}], 2, 1000, 0],
+            [Op.REPLY, 3, "yes"],
+            ["echo", 4],
+            [Op.CALL, "other", 5, 4, 1000, 0],
+            [Op.CALL, "nobody", 6, 5, 1000, 0],
+            [Op.CALL, "other", 7, 6, 1000, 1],
+            [Op.TICK, 1, None],
+            ["other", 8],
+        )
+    assert waiting.result() == "yes"
+    assert counted == [("echo", 4), ("other", 1), ("nobody", 1), ("other", 1), ("other", 1)]
+    assert announced == [echo, other, other, other]
+    call, two, request, four = echo.queue
+    assert (call.message, two, request.message, four) == (1, 2, Invoke("do", (3,), {}), 4)
+    assert request.message.is_from_peer
+    assert [getattr(each, "message", each) for each in other.queue] == [5, 7, 8]
+    assert other.queue[0].began == 0.0
+    assert other.queue[1].began == -math.inf, "on behalf of work in flight"
+    assert set(side.session.requests) == {1, 2, 4, 6}
+
+
+@virtual
+async def test_a_call_in_a_row_that_breaks_the_protocol_leaves_those_before_it_counted() -> None:
+    for bad in ([1, -1, 0], [1, 1000, -1], [True, 1000, 0], [1, 1e3, 0], [7, 1000, 0]):
+        side = Pair().there
+        box = side.box("echo")
+        with pytest.raises(BadFrame):
+            frame(side, ["echo", 0], [Op.CALL, "echo", 1, 7, 1000, 0], [Op.CALL, "echo", 2, *bad])
+        assert len(box.queue) == 2
+        assert set(side.session.requests) == {7}
 
 
 @virtual

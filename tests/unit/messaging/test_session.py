@@ -518,3 +518,71 @@ async def test_frames_are_numbered_without_a_gap() -> None:
     numbers = [HEADER.unpack_from(frame)[2] for _, frame in pair.here.transport.frames]
     assert numbers == list(range(1, len(numbers) + 1))
     assert all(len(frame) >= HEADER_BYTES for _, frame in pair.here.transport.frames)
+
+
+# What leaves before the end of the turn.
+
+
+def frames_of(side: Any) -> list[list[Any]]:
+    """The batches that have left, without a flush."""
+    return [msgpack.unpackb(data[HEADER_BYTES:]) for data in side.transport.take()]
+
+
+@virtual
+async def test_a_lone_call_leaves_at_once_and_further_ones_share_a_frame() -> None:
+    here = Pair().here
+    session, call = here.session, msgpack.packb([Op.CALL, "echo", 1, 7, 1000, 0])
+    session.append_call(call, None)
+    assert [len(batch) for batch in frames_of(here)] == [1]
+    session.calls[7] = SimLoop.current().create_future()
+    session.append_call(call, None)
+    session.append_call(call, None)
+    assert frames_of(here) == []
+    here.flush()
+    assert [len(batch) for batch in frames_of(here)] == [2]
+    session.calls.clear()
+    session.append_call(call, None)
+    assert frames_of(here) == [], "the frame before held more: there is load"
+    here.flush()
+    session.append_call(call, None)
+    assert [len(batch) for batch in frames_of(here)] == [1, 1]
+
+
+@virtual
+async def test_what_was_appended_before_a_lone_call_leaves_before_it() -> None:
+    here = Pair().here
+    here.session.append(msgpack.packb(["echo", 1]))
+    here.session.append_call(msgpack.packb([Op.CALL, "echo", 2, 7, 1000, 0]), None)
+    assert frames_of(here) == [[["echo", 1], [Op.CALL, "echo", 2, 7, 1000, 0]]]
+    here.flush()
+    assert frames_of(here) == []
+
+
+@virtual
+async def test_a_reply_after_which_nothing_is_open_leaves_at_once() -> None:
+    pair = Pair()
+    side, box = pair.there, pair.there.box("echo")
+    for ref in (1, 2, 3):
+        pair.here.session.append(msgpack.packb([Op.CALL, "echo", ref, ref, 1000, 0]))
+    pair.settle()
+    first, second, third = [await box.get() for _ in range(3)]
+    first.reply("a")
+    second.reply("b")
+    assert frames_of(side) == []
+    third.reply("c")
+    assert frames_of(side) == [[[Op.REPLY, 1, "a"], [Op.REPLY, 2, "b"], [Op.REPLY, 3, "c"]]]
+    assert not side.session.requests
+
+
+@virtual
+async def test_a_session_that_is_full_or_over_sends_nothing_at_once() -> None:
+    here = Pair().here
+    session = here.session
+    session.byte_window.in_flight_bytes = session.byte_window.limit_bytes
+    session._update_is_slow()
+    session.append_call(msgpack.packb([Op.CALL, "echo", 1, 7, 1000, 0]), None)
+    session.flush_batch()
+    assert frames_of(here) == []
+    session.close("over")
+    with pytest.raises(NoConnection):
+        session.append_call(b"\x93\x01\x02\x03", None)
