@@ -1,8 +1,11 @@
-"""Unpacks large messages in a thread beside the event loop, which goes on meanwhile.
+"""Unpacks large messages and batches in a thread beside the event loop, which goes on meanwhile.
 
 What else comes from the same peer waits in the `Backlog` until the message has been delivered, so that
 messages keep their order. Other peers do not wait, except for large messages of their own: a node has one
 thread for them.
+
+A peer chooses what its bytes consist of: a mebibyte of empty sets, or of keys that collide, takes half a
+second to unpack. What is unpacked on the loop is therefore small (`ON_LOOP_BYTES`), or has few values.
 
 Python's collector of cyclic garbage looks again and again at all that has been unpacked so far, and holds up
 the loop each time, for a second in the end. It is switched off meanwhile.
@@ -15,20 +18,32 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from fleetlm.messaging.windows import check_units
+from fleetlm.messaging.windows import LIGHT_BYTES, UNITS_FIELD_BYTES, check_units
+from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.wire import operations
 from fleetlm.wire.extensions import BadData
+from fleetlm.wire.large import has_few_values
+from fleetlm.wire.weights import Scale
 
 if TYPE_CHECKING:
     from fleetlm.messaging.chunks import Whole
     from fleetlm.wire.codec import Codec
 
+ON_LOOP_BYTES = 384 * 1024
+"""More bytes are unpacked beside the loop, if they consist of many values. Batches of honest peers are
+smaller: `Settings.batch_bytes` and one message of `Settings.chunk_bytes`. A thread costs 0.1 ms, and delays
+what comes behind."""
 BESIDE_BYTES = 1024 * 1024
-"""From this size on a message is unpacked beside the loop: a smaller one takes some 10 ms, if it consists of
-small values. A thread costs 0.1 ms, and delays what comes behind the message."""
+"""From this size on also a message of few values is unpacked beside the loop."""
 
-Unpacked = tuple[Any, int]
-"""A message, and how many values in it could not be rebuilt."""
+Unpacked = tuple[list[Any], int]
+"""Messages, and how many values in them could not be rebuilt."""
+
+
+def takes_long(envelope: bytes | memoryview) -> bool:
+    """Whether a message that came in chunks should be unpacked beside the loop."""
+    size = len(envelope)
+    return size >= BESIDE_BYTES or (size > ON_LOOP_BYTES and not has_few_values(memoryview(envelope)))
 
 
 def unpack(codec: Codec, whole: Whole, limit: int) -> Unpacked:
@@ -43,14 +58,37 @@ def unpack(codec: Codec, whole: Whole, limit: int) -> Unpacked:
         BadData: the bytes are no message, or it counts less than its weight demands.
     """
     decoder = codec.large_decoder(_let_others_run)
-    with _NO_COLLECTION:
+    with NO_COLLECTION:
         message = decoder.unpack(whole.envelope, whole.blobs)
     message = operations.with_units(message, whole.units)
     try:
         check_units([message], [whole.total_bytes + decoder.extra_bytes], limit)
     except ValueError as error:
         raise BadData(str(error)) from None
-    return message, decoder.failures
+    return [message], decoder.failures
+
+
+def unpack_batch(codec: Codec, body: memoryview, limit: int) -> Unpacked:
+    """Unpack a batch, in any thread.
+
+    Args:
+        codec: the node's codec.
+        body: of the BATCH.
+        limit: units of a whole window.
+
+    Raises:
+        BadData: the bytes are no batch, or would take too much memory, or a message counts too little.
+    """
+    decoder = codec.large_decoder(_let_others_run)
+    with NO_COLLECTION:
+        messages = decoder.unpack_batch(body)
+        if len(messages) > MAX_BATCH_MESSAGES:
+            raise BadData(f"a batch of {len(messages):,} messages")
+        try:
+            check_units(messages, Scale().weights(body, LIGHT_BYTES + UNITS_FIELD_BYTES), limit)
+        except ValueError as error:
+            raise BadData(str(error)) from None
+    return messages, decoder.failures
 
 
 def _let_others_run() -> None:
@@ -79,4 +117,4 @@ class _NoCollection:
                 gc.enable()
 
 
-_NO_COLLECTION = _NoCollection()
+NO_COLLECTION = _NoCollection()

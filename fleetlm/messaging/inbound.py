@@ -30,13 +30,21 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
 from fleetlm.errors import RemoteError
-from fleetlm.messaging.beside import BESIDE_BYTES, Unpacked
+from fleetlm.messaging.beside import (
+    NO_COLLECTION,
+    ON_LOOP_BYTES,
+    Unpacked,
+    takes_long,
+    unpack,
+    unpack_batch,
+)
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import LIGHT_BYTES, UNIT_BYTES, UNITS_FIELD_BYTES, check_units
 from fleetlm.settings import MAX_BATCH_MESSAGES
@@ -73,6 +81,8 @@ SLICE_MESSAGES = 256
 """Messages of a frame after which the clock is looked at: a fraction of a millisecond for most."""
 CHECK_BITS = 24
 """A batch is weighed with a probability of its weight by two to this power; see `windows`."""
+COLLECTED_BYTES = 32 * 1024
+"""While a larger batch is unpacked, the collector of cyclic garbage is off; see `beside`."""
 _ARRAY32 = b"\xdd"
 """msgpack: an array whose length is in the next four bytes. A longer one than 65,535 begins with it."""
 _NO_TAIL = memoryview(b"")
@@ -81,7 +91,7 @@ _NO_RUN = object()
 """Stands for "no run yet" and equals no destination: the next one-way message begins a run."""
 
 
-def _never(_session: Session, _whole: Whole) -> None:
+def _never(_session: Session, _unpack: Callable[[], Unpacked]) -> None:
     raise NotImplementedError("the driver sets it")
 
 
@@ -129,7 +139,7 @@ class Inbound:
         turn_s: seconds of a turn, in which frames are taken.
 
     Attributes:
-        unpack_beside: unpacks a large message beside the loop, and then calls `take_unpacked`.
+        unpack_beside: calls a function beside the loop, and then `take_unpacked` with its result.
         undelivered: one-way messages for which there was no process.
         unreadable: messages with a value that could not be rebuilt here.
     """
@@ -150,7 +160,7 @@ class Inbound:
         self._clock = clock
         self._max_peers = max_peers
         self._max_open_calls = max_open_calls
-        self.unpack_beside: Callable[[Session, Whole], None] = _never
+        self.unpack_beside: Callable[[Session, Callable[[], Unpacked]], None] = _never
         self._turn_s = turn_s
         self._until = math.inf
         """When the turn is over, on the clock of the system."""
@@ -190,18 +200,28 @@ class Inbound:
         session.peer.last_heard = self._clock()
         body = memoryview(frame)[HEADER_BYTES:]
         if kind == Kind.BATCH and tail is None:
+            if body[:1] == _ARRAY32 and int.from_bytes(body[1:5], "big") > MAX_BATCH_MESSAGES:
+                raise BadFrame(f"a batch of more than {MAX_BATCH_MESSAGES:,} messages")
+            if len(body) > ON_LOOP_BYTES:
+                session.byte_credit.took(len(frame))
+                self.unpack_beside(session, partial(unpack_batch, self._codec, body, session.arrivals.limit))
+                return None
             messages = self._read_batch(session, body)
             session.byte_credit.took(len(frame))
         elif kind == Kind.CHUNK:
             whole = self._take_chunk(session, body, tail)
             if whole is None:
                 return None
-            if len(whole.envelope) >= BESIDE_BYTES:
-                self.unpack_beside(session, whole)
+            if takes_long(whole.envelope):
+                self.unpack_beside(session, partial(unpack, self._codec, whole, session.arrivals.limit))
                 return None
             messages = self._read_large(session, whole)
         else:
             raise BadFrame(f"kind {kind} does not carry messages")
+        return self._begin(session, messages)
+
+    def _begin(self, session: Session, messages: list[Any]) -> Rest | None:
+        """Deliver the messages of a frame. Returns and raises: as `frame`."""
         session.messages_received += len(messages)
         if len(messages) <= SLICE_MESSAGES:
             return self.go_on(session, iter((messages,)))
@@ -209,16 +229,14 @@ class Inbound:
         return self.go_on(session, (messages[start : start + SLICE_MESSAGES] for start in starts))
 
     def take_unpacked(self, session: Session, unpacked: asyncio.Future[Unpacked]) -> Rest | None:
-        """Deliver a large message that was unpacked beside the loop. Returns and raises: as `frame`."""
+        """Deliver what was unpacked beside the loop. Returns and raises: as `frame`."""
         try:
-            message, failures = unpacked.result()
+            messages, failures = unpacked.result()
         except BadData as error:
-            raise BadFrame(f"a large message that cannot be read: {error}") from None
-        messages = [message]
+            raise BadFrame(f"a large message or batch that cannot be read: {error}") from None
         if failures:
             messages = self._drop_unreadable(session, messages)
-        session.messages_received += len(messages)
-        return self.go_on(session, iter((messages,)))
+        return self._begin(session, messages)
 
     def go_on(self, session: Session, rest: Rest) -> Rest | None:
         """Deliver what is left of a frame. Returns and raises: as `frame`."""
@@ -233,11 +251,13 @@ class Inbound:
 
     def _read_batch(self, session: Session, body: bytes | memoryview) -> list[Any]:
         """Decode the messages of a BATCH. Returns those that can be read."""
-        if body[:1] == _ARRAY32 and int.from_bytes(body[1:5], "big") > MAX_BATCH_MESSAGES:
-            raise BadFrame(f"a batch of more than {MAX_BATCH_MESSAGES:,} messages")
         failures = self._codec.failures
         try:
-            messages = self._codec.unpack_batch(body)
+            if len(body) <= COLLECTED_BYTES:
+                messages = self._codec.unpack_batch(body)
+            else:
+                with NO_COLLECTION:
+                    messages = self._codec.unpack_batch(body)
         except BadData as error:
             raise BadFrame(f"a batch that cannot be read: {error}") from None
         if len(messages) > MAX_BATCH_MESSAGES:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Protocol
 from fleetlm.core.effects import Dial, Disconnect, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.backlog import Backlog, Rest
-from fleetlm.messaging.beside import Unpacked, unpack
+from fleetlm.messaging.beside import Unpacked
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
 from fleetlm.names import NodeName
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
     from fleetlm.core.dns_answers import Answer as DnsAnswer
     from fleetlm.core.kernel import Kernel
-    from fleetlm.messaging.chunks import Whole
     from fleetlm.messaging.inbound import Inbound
     from fleetlm.processes.context import NodeContext
     from fleetlm.runtime.events import EventHub
@@ -227,11 +226,10 @@ class Driver:
         """See `Listener`."""
         self._perform(self.kernel.broken(self._loop.time(), source, why))
 
-    def _unpack_beside(self, session: Session, whole: Whole) -> None:
-        """Unpack a large message in a thread; what comes from its peer meanwhile waits behind it."""
+    def _unpack_beside(self, session: Session, unpack: Callable[[], Unpacked]) -> None:
+        """Unpack something large in a thread; what comes from its peer meanwhile waits behind it."""
         self._backlog.park(session.incoming.source)
-        limit = session.arrivals.limit
-        work = self._loop.run_in_executor(self._unpacker, unpack, self._codec, whole, limit)
+        work = self._loop.run_in_executor(self._unpacker, unpack)
         work.add_done_callback(partial(self._unpacked, session))
 
     def _unpacked(self, session: Session, unpacked: asyncio.Future[Unpacked]) -> None:

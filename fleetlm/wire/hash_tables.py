@@ -33,6 +33,10 @@ _STEPS_PER_KEY = 32
 _COMPARISONS_PER_KEY = 20
 """More comparisons for each key, on the average, come from keys that were made to collide. The powers of two
 that a float can have are the worst honest ones: 34 of them share each hash."""
+_MOST_COMPARISONS = 90_000
+"""More comparisons in one container, and `_FURTHER_COMPARISONS` for each key, come from such keys, too: there
+are only 2,098 powers of two among floats. Each takes half a microsecond."""
+_FURTHER_COMPARISONS = 2
 _PERTURB_SHIFT = 5
 _LINEAR_PROBES = 9
 """Places behind the one that was tried, which a set tries before it goes elsewhere."""
@@ -89,7 +93,7 @@ def make_set(items: Sequence[Any]) -> set[Any]:
 def _fill_dict(keys: Sequence[Any], hashes: list[int]) -> None:
     """Fill the table of a dict and count. Raises as `check_keys`."""
     steps_left = _STEPS_PER_KEY * len(keys)
-    comparisons_left = _COMPARISONS_PER_KEY * len(keys)
+    comparisons_left = _MOST_COMPARISONS + _FURTHER_COMPARISONS * len(keys)
     distinct: list[int] = []
     """The numbers of the keys in the table; keys that are equal to one of them are not."""
     room = 0

@@ -18,6 +18,7 @@ from typing import Any
 import msgpack
 
 from fleetlm.messages import MessageTypes
+from fleetlm.texts import type_name
 from fleetlm.wire.blobs import Hold
 from fleetlm.wire.decoder import Decoder, bad_data
 from fleetlm.wire.extensions import BadData
@@ -84,6 +85,16 @@ class LargeDecoder(Decoder):
         if type(message) is list:
             self.extra_bytes -= CONTAINER_BYTES + VALUE_BYTES * len(message)  # Only the payload counts.
         return message
+
+    def unpack_batch(self, data: bytes | memoryview) -> list[Any]:
+        """Return the messages of a batch. Raises: BadData, also if they would take too much memory."""
+        self._room_bytes = RESERVE_BYTES + MEMORY_FACTOR * len(data)
+        self._blobs = {}
+        batch = self._read(data)
+        if type(batch) is not list:
+            raise BadData(f"a batch is an array of messages, not {type_name(type(batch))}")
+        self._check_depth(batch, self._max_nesting + 2)
+        return batch
 
     def _read(self, data: bytes | memoryview) -> Any:
         try:

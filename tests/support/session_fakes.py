@@ -14,8 +14,7 @@ from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.core.topology import Peer
 from fleetlm.errors import Draining
 from fleetlm.ids import Pid
-from fleetlm.messaging.beside import Unpacked, unpack
-from fleetlm.messaging.chunks import Whole
+from fleetlm.messaging.beside import Unpacked
 from fleetlm.messaging.inbound import CHECK_BITS, Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
@@ -29,7 +28,7 @@ from fleetlm.processes.running import RunningProcess
 from fleetlm.processes.signals import Signals
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from fleetlm.wire.codec import Codec
+from fleetlm.wire.codec import BadData, Codec
 from fleetlm.wire.operations import DrainNotice
 
 HERE, THERE = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2"
@@ -209,10 +208,13 @@ class Side:
         self.inbound = Inbound(self.boxes, self.codec, self.service, loop.time, 8)
         self.inbound.unpack_beside = self.unpack_at_once
 
-    def unpack_at_once(self, session: Session, whole: Whole) -> None:
-        """Unpack and deliver a large message; the driver does this in a thread."""
+    def unpack_at_once(self, session: Session, unpack: Callable[[], Unpacked]) -> None:
+        """Unpack and deliver what is large; the driver does this in a thread."""
         unpacked: concurrent.futures.Future[Unpacked] = concurrent.futures.Future()
-        unpacked.set_result(unpack(self.codec, whole, session.arrivals.limit))
+        try:
+            unpacked.set_result(unpack())
+        except BadData as error:
+            unpacked.set_exception(error)
         assert self.inbound.take_unpacked(session, unpacked) is None  # type: ignore[arg-type]
 
     def box(self, name: str, limit: int = 1_000_000) -> Mailbox:

@@ -9,6 +9,7 @@ import pytest
 
 from fleetlm.messaging import beside
 from fleetlm.messaging.chunks import Whole
+from fleetlm.wire import large
 from fleetlm.wire.codec import BadData, Codec
 
 
@@ -26,7 +27,7 @@ def test_the_collector_is_off_while_a_thread_unpacks_and_only_then(
     try:
         (gc.enable if is_on else gc.disable)()
         value = list(range(100_000))
-        assert beside.unpack(Codec(), whole(Codec().pack_value(value)), 16) == (value, 0)
+        assert beside.unpack(Codec(), whole(Codec().pack_value(value)), 16) == ([value], 0)
         assert gc.isenabled() is is_on
         with pytest.raises(BadData):
             beside.unpack(Codec(), whole(b"\xc1"), 16)
@@ -37,6 +38,45 @@ def test_the_collector_is_off_while_a_thread_unpacks_and_only_then(
     assert not any(seen)
 
 
+def batch(*messages: Any) -> memoryview:
+    return memoryview(Codec().pack_value(list(messages)))
+
+
+def test_a_batch_is_unpacked_as_on_the_loop() -> None:
+    messages = [["box", [n, [], {"a": n}]] for n in range(50)]
+    assert beside.unpack_batch(Codec(), batch(*messages), 16) == (messages, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"\xc1", "not a message"),
+        (b"\x80", "a batch is an array"),
+        (batch(*[["box", 1]] * 4_097), "4,097 messages"),
+        (batch(["box", [[]] * 1_000]), "counts as 1"),
+    ],
+)
+def test_nonsense_in_a_batch_beside_the_loop_is_bad_data(body: bytes, why: str) -> None:
+    with pytest.raises(BadData, match=why):
+        beside.unpack_batch(Codec(), memoryview(body), 16)
+
+
+def test_a_batch_that_would_take_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "RESERVE_BYTES", 1 << 16)
+    with pytest.raises(BadData, match="it would take more than"):
+        beside.unpack_batch(Codec(), batch(["box", [[]] * 5_000]), 16)
+
+
+def test_many_values_take_long_and_large_texts_do_not() -> None:
+    for size, value, long in (
+        (100, [[]] * 100_000, False),
+        (400, [[]] * 400_000, True),
+        (400, b"x" * 400_000, False),
+        (1_200, b"x" * 1_200_000, True),
+    ):
+        assert beside.takes_long(memoryview(Codec().pack_value(value))) is long, size
+
+
 def test_other_threads_run_between_two_slices() -> None:
     beside._let_others_run()
 
@@ -45,8 +85,8 @@ def test_the_collector_is_on_again_after_the_last_of_several_threads() -> None:
     was_on = gc.isenabled()
     gc.enable()
     try:
-        with beside._NO_COLLECTION:
-            with beside._NO_COLLECTION:
+        with beside.NO_COLLECTION:
+            with beside.NO_COLLECTION:
                 assert not gc.isenabled()
             assert not gc.isenabled()
         assert gc.isenabled()

@@ -219,3 +219,31 @@ def test_a_short_message_counts_one_whatever_it_holds() -> None:
         await asyncio.sleep(0)
 
     main()
+
+
+def test_a_large_batch_is_unpacked_beside_the_loop_and_always_weighed() -> None:
+    @virtual
+    async def main() -> None:
+        side = Pair().there
+        box = side.box("box")
+        side.session.byte_window.draw = lambda _bits: 1 << 30
+        beside: list[Any] = []
+        now = side.inbound.unpack_beside
+
+        def note(session: Any, unpack: Any) -> None:
+            beside.append(unpack)
+            now(session, unpack)
+
+        side.inbound.unpack_beside = note
+        small = [operations.one_way("box", "x" * 1_000)] * 300
+        receive(side, *small)
+        assert not beside
+        receive(side, *small, *small)
+        assert (len(beside), len(box.queue)) == (1, 900)
+        assert side.session.messages_received == 900
+        with pytest.raises(BadFrame, match="counts as 1"):
+            receive(side, *small, *small, operations.one_way("box", LARGE))
+        with pytest.raises(BadFrame, match="a batch of 4,097 messages"):
+            receive(side, *[operations.one_way("box", "x" * 100)] * 4_097)
+
+    main()

@@ -265,3 +265,19 @@ def test_a_key_that_cannot_be_hashed_ends_nothing_but_the_message(codec: Codec) 
         with pytest.raises(ValueError, match="unhashable"):
             codec.unpack(data)
     assert codec.unpack(codec.pack_value({1: 1})) == {1: 1}
+
+
+def test_many_colliding_keys_are_refused_after_few_comparisons() -> None:
+    seen = 0
+
+    class Counted(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal seen
+            seen += 1
+            return int.__eq__(self, other)
+
+    with pytest.raises(CollidingKeys):
+        check_keys([Counted(7 + n * (2**61 - 1)) for n in range(20_000)])
+    assert seen <= 130_000 + 1

@@ -175,3 +175,16 @@ def test_the_number_of_values_is_seen_from_their_first_bytes(
     assert has_few_values(data)
     monkeypatch.setattr(large, "_FEW_VALUES", 1 + 2 * count(value))
     assert not has_few_values(data)
+
+
+def test_a_batch_is_read_as_on_the_loop_within_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Codec()
+    batch = [["box", [n, {1: [2]}]] for n in range(300)]
+    data = codec.pack_value(batch)
+    decoder = codec.large_decoder(lambda: None)
+    assert decoder.unpack_batch(data) == codec.unpack_batch(data) == batch
+    with pytest.raises(BadData, match="a batch is an array"):
+        decoder.unpack_batch(b"\x80")
+    monkeypatch.setattr(large, "RESERVE_BYTES", 1_000)
+    with pytest.raises(BadData, match="more than 8 times"):
+        decoder.unpack_batch(data)
