@@ -31,8 +31,9 @@ COOKIE_MAX_LENGTH: Final = 4096
 """Characters. A longer one is probably the wrong file."""
 COOKIE_MIN_DISTINCT: Final = 6
 """Different characters. Sixteen random digits have fewer once in 30,000 times."""
-COOKIE_MIN_UNKNOWN: Final = 4
-"""Characters beside well-known words and sequences. With fewer, such a cookie is in lists of passwords."""
+COOKIE_MIN_UNKNOWN: Final = 5
+"""Characters beside well-known words and sequences. With fewer, such a cookie is in lists of passwords, or is
+soon found by who combines them."""
 MAX_COOKIES: Final = 4
 """A change of the cookie needs two. Each further one costs a failed dial, and a derivation of its keys."""
 TAKEN: Final = "FLEETLM_COOKIE_TAKEN"
@@ -45,11 +46,20 @@ _ALLOWED: Final = f"{COOKIE_MIN_LENGTH} to {COOKIE_MAX_LENGTH:,} characters, the
 _HARD: Final = f"{COOKIE_MIN_LENGTH} or more characters that nobody can guess, the same on every node"
 _WORDS = re.compile(
     r"password|passwort|passwd|change[-_ ]?me|replace[-_ ]?me|secret|letmein|welcome|admin|root|default"
-    r"|example|test|cookie|cluster|fleetlm|qwertz|qwerty|asdfgh|yxcvbn|zxcvbn|iloveyou",
-    re.IGNORECASE,
+    r"|example|test|cookie|cluster|fleetlm|iloveyou|monkey|dragon|master|super|token|shared|private|company"
+    r"|server|node|production|staging|docker|kubernetes|python|erlang|this|that|key"
 )
+_LETTERS: Final = str.maketrans("0134578@$!", "oieastbasi")
+"""What is written for a letter in p@ssw0rd and the like."""
+_ROWS: Final = (
+    *("1234567890", "qwertyuiop", "qwertzuiop", "azertyuiop", "asdfghjkl", "zxcvbnm", "yxcvbnm"),
+    *("qazwsxedcrfvtgbyhnujm", "1qaz2wsx3edc4rfv5tgb6yhn7ujm8ik9ol0p", "1q2w3e4r5t6y7u8i9o0p"),
+    *("a1b2c3d4e5f6g7h8i9", "aabbccddeeffgghhiijjkkllmmnnooppqqrrssttuuvvwwxxyyzz", "00112233445566778899"),
+)
+"""Keys that lie side by side or below each other, and other orders that people write down."""
+_SEQUENCES: Final = (*_ROWS, *(row[::-1] for row in _ROWS))
 _RUN_LENGTH: Final = 4
-"""Characters in a row that follow each other, such as 1234 or dcba, from which on they are a sequence."""
+"""Characters that follow each other, such as 1234, dcba or qwer, from which on they are a sequence."""
 _FILE: Final = "FLEETLM_COOKIE_FILE"
 
 _taken: dict[str, str] = {}
@@ -88,7 +98,7 @@ def find_weakness(cookie: str) -> str:
     part = _find_period(cookie)
     if part < COOKIE_MIN_LENGTH and 2 * part <= len(cookie):
         return f"It repeats the same {part} characters"
-    if len(_drop_runs(_WORDS.sub("", cookie))) < COOKIE_MIN_UNKNOWN:
+    if len(_drop_runs(_drop_words(cookie.lower()))) < COOKIE_MIN_UNKNOWN:
         return "It consists of well-known words and sequences"
     return ""
 
@@ -104,20 +114,45 @@ def _find_period(text: str) -> int:
     return len(text) - longest[-1]
 
 
+def _drop_words(text: str) -> str:
+    """Remove well-known words, however they are spelt."""
+    kept, end = "", 0
+    for word in _WORDS.finditer(text.translate(_LETTERS)):
+        kept += text[end : word.start()]
+        end = word.end()
+    return kept + text[end:]
+
+
 def _drop_runs(text: str) -> str:
-    """Remove sequences of characters that follow each other up or down, or are the same."""
+    """Remove sequences of characters that follow each other in some order, or are the same."""
     kept: list[str] = []
     at = 0
     while at < len(text):
-        end = at + 1
-        step = ord(text[end]) - ord(text[at]) if end < len(text) else 2
-        while end < len(text) and abs(step) <= 1 and ord(text[end]) - ord(text[end - 1]) == step:
-            end += 1
-        if end - at < _RUN_LENGTH:
-            end = at + 1
+        length = max(_run_length(text, at), *(_row_length(text, at, row) for row in _SEQUENCES))
+        if length < _RUN_LENGTH:
+            length = 1
             kept.append(text[at])
-        at = end
+        at += length
     return "".join(kept)
+
+
+def _run_length(text: str, at: int) -> int:
+    """Return how many characters from there on follow each other up or down, or are the same."""
+    end = at + 1
+    step = ord(text[end]) - ord(text[at]) if end < len(text) else 2
+    while end < len(text) and abs(step) <= 1 and ord(text[end]) - ord(text[end - 1]) == step:
+        end += 1
+    return end - at
+
+
+def _row_length(text: str, at: int, row: str) -> int:
+    """Return how many characters from there on stand in a row like this."""
+    start, length = row.find(text[at : at + _RUN_LENGTH]), _RUN_LENGTH
+    if start < 0 or at + length > len(text):
+        return 0
+    while text[at : at + length + 1] == row[start : start + length + 1] and at + length < len(text):
+        length += 1
+    return min(length, len(row) - start)
 
 
 def read_cookies(env: Mapping[str, str]) -> Cookies:
