@@ -226,7 +226,12 @@ class Call:
         producer = self._producer
         if producer is None:
             raise TypeError("this call asks for one reply, not for a stream")
-        if _get_running_loop() is not (loop := self._find_loop()) and loop is not None:
+        running = _get_running_loop()  # As in `reply`.
+        if (
+            (running is None or running is not getattr(self._clock, "__self__", None))
+            and (loop := self._find_loop()) is not None
+            and loop is not running
+        ):
             raise RuntimeError(
                 "Call.put was called on another event loop than the node's, and nothing was sent. From a "
                 "thread, use `Node.stream_blocking` in the process, or `node.sync` for other requests"

@@ -863,7 +863,8 @@ class Node:
             to: as `send`.
             message: arrives as ``Call(message)``; the process answers with `Call.reply`.
             timeout: seconds; default `Settings.call_timeout_s`. An expired request is not run. In a
-                handler of an `Actor` it is at most what is left of the call being served.
+                handler of an `Actor` it is at most what is left of the call being served. The caller
+                hears of it at most 16 ms late, and never early.
 
         Returns:
             The reply.

@@ -177,7 +177,7 @@ class Blocking:
 
     def process_ended(self, pid: Pid) -> None:
         """End what belongs to an actor that has ended: its thread and its pools of processes."""
-        pool = self._own_threads.pop(pid, None)
+        pool = self._own_threads.pop(pid, None) if self._own_threads else None  # Hashing a pid takes a while.
         if pool is not None:
             pool.stop(functools.partial(_actor_ended, pid))
         if self._pools:

@@ -43,6 +43,12 @@ class Outgoing:
         self.seq = seq + 1
         return frames.header(kind, self.epoch, seq)
 
+    def batch_header(self, count: int) -> bytes:
+        """Return what stands before the ``count`` messages of a BATCH. Otherwise as `header`."""
+        seq = self.seq
+        self.seq = seq + 1
+        return frames.batch_header(self.epoch, seq, count)
+
 
 class Incoming:
     """The peer's half: its source, the HELLO that it sent, and the number that must come next."""

@@ -284,8 +284,10 @@ class NameTable:
 
     def exited(self, number: int) -> list[Effect]:
         """A process of this node has ended: give up its names."""
-        names = list(self._names_of.get(number, ()))
-        return [effect for name in names for effect in self.disclaimed(name, why="exited")]
+        names = self._names_of.get(number)
+        if names is None:
+            return []
+        return [effect for name in list(names) for effect in self.disclaimed(name, why="exited")]
 
     def reviewed(self) -> list[Effect]:
         """The rule has changed: decide again for every name with several claims."""

@@ -83,10 +83,13 @@ CHECK_BITS = 24
 """A batch is weighed with a probability of its weight by two to this power; see `windows`."""
 COLLECTED_BYTES = 32 * 1024
 """While a larger batch is unpacked, the collector of cyclic garbage is off; see `beside`."""
-_ARRAY32 = b"\xdd"
+_ARRAY32 = 0xDD
 """msgpack: an array whose length is in the next four bytes. A longer one than 65,535 begins with it."""
+_COUNT = slice(HEADER_BYTES + 1, HEADER_BYTES + 5)
+"""Where that length is in the frame of a batch."""
+_BATCH = Kind.BATCH
 _NO_TAIL = memoryview(b"")
-_REPLY, _CALLS, _HANDLE = Op.REPLY, (Op.CALL, Op.HANDLE), Op.HANDLE
+_REPLY, _ITEM, _HANDLE, _CALLS = Op.REPLY, Op.ITEM, Op.HANDLE, (Op.CALL, Op.HANDLE)
 _NO_RUN = object()
 """Stands for "no run yet" and equals no destination: the next one-way message begins a run."""
 
@@ -199,8 +202,8 @@ class Inbound:
         session.incoming.accept(epoch, seq)
         session.peer.last_heard = self._clock()
         body = memoryview(frame)[HEADER_BYTES:]
-        if kind == Kind.BATCH and tail is None:
-            if body[:1] == _ARRAY32 and int.from_bytes(body[1:5], "big") > MAX_BATCH_MESSAGES:
+        if kind == _BATCH and tail is None:
+            if body and body[0] == _ARRAY32 and int.from_bytes(frame[_COUNT], "big") > MAX_BATCH_MESSAGES:
                 raise BadFrame(f"a batch of more than {MAX_BATCH_MESSAGES:,} messages")
             if len(body) > ON_LOOP_BYTES:
                 session.byte_credit.took(len(frame))
@@ -223,8 +226,12 @@ class Inbound:
     def _begin(self, session: Session, messages: list[Any]) -> Rest | None:
         """Deliver the messages of a frame. Returns and raises: as `frame`."""
         session.messages_received += len(messages)
-        if len(messages) <= SLICE_MESSAGES:
-            return self.go_on(session, iter((messages,)))
+        if len(messages) <= SLICE_MESSAGES:  # As `go_on`, for one slice.
+            unread = iter(messages)
+            self._is_late = False
+            self._deliver(session, unread)
+            left = list(unread) if self._is_late else None
+            return iter((left,)) if left else None
         starts = range(0, len(messages), SLICE_MESSAGES)
         return self.go_on(session, (messages[start : start + SLICE_MESSAGES] for start in starts))
 
@@ -249,7 +256,7 @@ class Inbound:
                 return chain((left,), rest) if left else _unless_empty(rest)
         return None
 
-    def _read_batch(self, session: Session, body: bytes | memoryview) -> list[Any]:
+    def _read_batch(self, session: Session, body: memoryview) -> list[Any]:
         """Decode the messages of a BATCH. Returns those that can be read."""
         failures = self._codec.failures
         try:
@@ -338,7 +345,7 @@ class Inbound:
                         continue
                     to, found = message[1], None
                     if operation in _CALLS and len(message) == 6:
-                        found = self._box_for_call(session, to)
+                        found = self._box_for_call(session, to, run, box)
                     if found is None:
                         if run is not _NO_RUN:
                             self._count_arrivals(session, run, len(queue) - before, box)
@@ -369,10 +376,15 @@ class Inbound:
         finally:
             self._unclaimed.clear()
 
-    def _box_for_call(self, session: Session, to: Any) -> Mailbox | None:
-        """Return the mailbox that a call goes into, or None if it must take the slow way."""
+    def _box_for_call(self, session: Session, to: Any, run: Any, box: Mailbox | None) -> Mailbox | None:
+        """Return the mailbox that a call goes into, or None if it must take the slow way.
+
+        ``box`` is the mailbox of the present run, to ``run``.
+        """
         if session.refuses or len(session.requests) >= self._max_open_calls:
             return None
+        if to == run and box is not None:
+            return box
         return self._boxes.get(checked_destination(to))
 
     def _open_small(self, session: Session, message: list[Any], now: float) -> Call:
@@ -408,13 +420,13 @@ class Inbound:
             TypeError, ValueError, LookupError, ArithmeticError: the message is malformed.
         """
         operation = message[0]
-        if operation in (Op.CALL, Op.HANDLE):
-            self._call(session, message)
-        elif operation == Op.ITEM:
+        if operation == _ITEM:
             ref, value, weight = operations.read_item(message)
             consumer = session.calls.get(ref)
             if isinstance(consumer, ConsumerEnd):
                 consumer.put(value, weight)
+        elif operation in _CALLS:
+            self._call(session, message)
         elif operation == Op.CREDIT:
             session.credited(operations.read_credit(message))
         elif operation == Op.TICK:

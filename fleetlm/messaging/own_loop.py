@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio import _get_running_loop
-from threading import get_ident
 from typing import Protocol, cast
 
 
@@ -49,8 +48,6 @@ def check_loop(loop: asyncio.AbstractEventLoop, what: str) -> None:
         loop: that of the node.
         what: the method that was called, for the text.
     """
-    if getattr(loop, "_thread_id", None) == get_ident():
-        return
     running = _get_running_loop()
     if running is loop or (running is None and not loop.is_running()):
         return

@@ -90,8 +90,6 @@ if TYPE_CHECKING:
     from fleetlm.wire.codec import Codec
 
 _REPLY = operations.Op.REPLY
-_ARRAY32 = b"\xdd"
-"""msgpack: an array whose length is in the next four bytes."""
 _MIN_WINDOW_BYTES = 64 * 1024
 """The smallest window of a connection: a peer that announces less would make every message wait."""
 MAX_URGENT_BYTES = 4_096
@@ -545,7 +543,7 @@ class Session:
         """Send the batch as one frame and begin a new one."""
         batch = self._batch
         count = len(batch) - 1
-        batch[0] = self.outgoing.header(Kind.BATCH) + _ARRAY32 + count.to_bytes(4, "big")
+        batch[0] = self.outgoing.batch_header(count)
         frame = b"".join(batch)
         self._batch = [b""]
         self._batch_bytes = 0

@@ -246,8 +246,11 @@ class RunningProcess(ABC):
         if self._calls is None:
             self._calls = {}
         self._calls[call] = None
-        call.watch(self._forget_call)
-        if call.streaming:
+        if call._on_done is None:  # `Call.watch` inline.
+            call._on_done = self._forget_call
+        else:
+            call.watch(self._forget_call)
+        if call._producer is not None:
             call.pause_with(self.mailbox.turns.pause)
         return True
 

@@ -54,6 +54,9 @@ guessed."""
 HEADER: Final = struct.Struct(">BQQ")
 """Kind, epoch, sequence number."""
 HEADER_BYTES: Final = HEADER.size
+_BATCH_HEAD: Final = struct.Struct(">BQQBI")
+"""The header, and msgpack's for an array with its length in four bytes."""
+_ARRAY32: Final = 0xDD
 CHUNK_HEAD: Final = struct.Struct(">IIQQB")
 """What follows the header of a CHUNK; see `Chunk`."""
 BLOB_SIZE_BYTES: Final = 8
@@ -209,6 +212,11 @@ def read_chunk(body: memoryview) -> Chunk:
 def header(kind: int, epoch: int, seq: int) -> bytes:
     """Build the first 17 bytes of a frame."""
     return HEADER.pack(kind, epoch, seq)
+
+
+def batch_header(epoch: int, seq: int, count: int) -> bytes:
+    """Build what stands before the messages of a BATCH: the header, and that of their array."""
+    return _BATCH_HEAD.pack(Kind.BATCH, epoch, seq, _ARRAY32, count)
 
 
 def read_header(frame: bytes | memoryview) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgpack
 import pytest
 
 from fleetlm.core.halves import Incoming, Outgoing
@@ -30,3 +31,12 @@ def test_a_gap_a_copy_and_another_dial_are_seen(epoch: int, seq: int) -> None:
     with pytest.raises(BadFrame, match=f"expected frame 2 of epoch 9, got {seq} of {epoch:x}"):
         half.accept(epoch, seq)
     half.accept(9, 2)
+
+
+def test_the_header_of_a_batch_is_counted_as_any_other_and_holds_that_of_its_array() -> None:
+    outgoing, other = Outgoing(1, 9), Outgoing(1, 9)
+    for seq, count in enumerate((0, 1, 65_536, (1 << 32) - 1)):
+        frame = outgoing.batch_header(count)
+        assert frame == other.header(Kind.BATCH) + b"\xdd" + count.to_bytes(4, "big")
+        assert frames.read_header(frame) == (Kind.BATCH, 9, seq)
+    assert msgpack.unpackb(outgoing.batch_header(2)[frames.HEADER_BYTES :] + b"\x01\x02") == [1, 2]

@@ -58,3 +58,13 @@ def test_the_actor_is_named_where_it_is_known() -> None:
 def test_malformed_parts_are_no_request(parts: list[object]) -> None:
     with pytest.raises(ValueError, match="without its arguments"):
         Invoke.of(parts)
+
+
+def test_requests_are_equal_by_what_travels_and_are_no_keys() -> None:
+    request = Invoke("do", (1,), {"a": 2})
+    assert request == Invoke("do", (1,), {"a": 2}, int, True)
+    assert request != Invoke("do", (1,), {})
+    assert request != ["do", (1,), {"a": 2}]
+    assert repr(request) == "Invoke(handler='do', args=(1,), kwargs={'a': 2})"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(request)
