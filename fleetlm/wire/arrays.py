@@ -127,6 +127,10 @@ def read_numpy(head: list[Any], items: bytearray | memoryview) -> Any:
     dtype = numpy.dtype(name)
     if dtype.itemsize == 0 or math.prod(sizes) * dtype.itemsize != len(items):
         raise BadData("an array whose shape does not fit its bytes")
+    if dtype.kind == "U" and len(items):  # numpy does not look, and makes texts that no Python code expects.
+        points = numpy.ndarray(len(items) // 4, f"{name[0]}u4", items)
+        if points.max() > sys.maxunicode:
+            raise BadData("an array of texts with a character that is none")
     found = numpy.ndarray(tuple(sizes), dtype, buffer=items, order=order)
     return found[()] if shape is None else found
 

@@ -145,6 +145,15 @@ def test_malformed_arrays_are_bad_data(codec: Codec, np: ModuleType) -> None:
     assert "an array of numpy could not be made: TypeError" in found.why
 
 
+def test_texts_of_numpy_with_characters_that_are_none_are_bad_data(codec: Codec, np: ModuleType) -> None:
+    for name, items in (("<U2", b"a\0\0\0\xff\xff\xff\xff"), (">U1", b"\0\x11\0\0")):
+        for shape in (None, [1]):
+            with pytest.raises(BadData, match="a character that is none"):
+                codec.unpack(numpy_value(name, shape, "C", items))
+    (found,) = codec.unpack(numpy_value(">U1", None, "C", b"\0\x10\xff\xff"))
+    assert found == chr(sys.maxunicode)
+
+
 def test_without_numpy_the_receiver_says_what_to_install(
     codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
