@@ -209,6 +209,22 @@ async def test_a_costly_operation_ends_the_turn_and_what_follows_it_waits() -> N
 
 
 @virtual
+async def test_refs_that_take_long_to_find_end_the_turn() -> None:
+    side = side_with(3.0)
+    box = side.box("echo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "monotonic", Clock())
+        side.inbound.begin_turn()
+        cancels = [[int(Op.CANCEL), n, None] for n in range(5)]
+        rest = side.inbound.frame(side.session, frame(side, [*cancels, ["echo", "last"]]))
+        assert rest is not None
+        assert not box
+        side.inbound.begin_turn()
+        assert side.inbound.go_on(side.session, rest) is None
+        assert list(box.queue) == ["last"]
+
+
+@virtual
 async def test_nothing_is_left_when_the_last_message_ends_the_turn() -> None:
     side = side_with(1e-9)
     side.inbound.begin_turn()
