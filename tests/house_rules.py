@@ -126,6 +126,43 @@ def parsed(source: str) -> ast.Module:
     return ast.parse(source)
 
 
+LOOKED_AT = (
+    *(ast.Assign, ast.AsyncFunctionDef, ast.AsyncWith, ast.Attribute, ast.Call, ast.ExceptHandler, ast.Expr),
+    ast.FunctionDef,
+)
+STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
+LEAVES = (ast.Constant, ast.Name, ast.alias, ast.expr_context, ast.operator)
+
+
+@functools.cache
+def nodes_of(source: str) -> tuple[ast.AST, ...]:
+    """The nodes of a syntax tree at which a rule looks.
+
+    All rules together read a hundred thousand lines several times, and each `ast.walk` over them takes
+    seconds. So each tree is walked once.
+    """
+    todo: list[ast.AST] = [parsed(source)]
+    for node in todo:  # which grows meanwhile
+        for field in node._fields:
+            value = getattr(node, field)
+            if isinstance(value, list):
+                todo += [each for each in value if isinstance(each, ast.AST) and not isinstance(each, LEAVES)]
+            elif isinstance(value, ast.AST) and not isinstance(value, LEAVES):
+                todo.append(value)
+    return tuple(node for node in todo if isinstance(node, LOOKED_AT))
+
+
+def forget_sources() -> None:
+    """Drop what is cached: the trees of all sources take hundreds of megabytes."""
+    for cached in (parsed, nodes_of, imports_of, code_lines):
+        cached.cache_clear()
+
+
+def last_name(expression: ast.expr) -> str:
+    """The name that is called or read: `sleep` of `time.sleep`; empty for what has none."""
+    return getattr(expression, "attr", "") or getattr(expression, "id", "")
+
+
 @functools.cache
 def imports_of(source: str) -> tuple[Import, ...]:
     """Every import, wherever it stands."""
@@ -139,15 +176,16 @@ def imports_of(source: str) -> tuple[Import, ...]:
                 for alias in names:
                     origin = "." * level + (module or "")
                     yield Import(origin, alias.name, node.lineno, at_runtime, at_import)
-            case ast.If(body=body, orelse=orelse) if "TYPE_CHECKING" in ast.unparse(node.test):
+            case ast.If(test=test, body=body, orelse=orelse) if last_name(test) == "TYPE_CHECKING":
                 for statement in body:
                     yield from walk(statement, False, False)
                 for statement in orelse:
                     yield from walk(statement, at_runtime, at_import)
             case _:
-                lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
                 for child in ast.iter_child_nodes(node):
-                    yield from walk(child, at_runtime, at_import and not lazy)
+                    if isinstance(child, STATEMENTS):  # No expression holds an import.
+                        yield from walk(child, at_runtime, at_import and not lazy)
 
     return tuple(walk(parsed(source), True, True))
 
@@ -199,14 +237,13 @@ def purity_complaints(module: str, source: str) -> list[str]:
     """Clocks, sockets, chance and the like in pure rooms; `random.Random` is a type there, no more."""
     if room_of(module) not in PURE:
         return []
-    tree = parsed(source)
     complaints = []
     for found in imports_of(source):
         top = found.module.partition(".")[0]
         only_a_type = top == "random" and (not found.at_runtime or found.name in {None, "Random"})
         if top in IMPURE and not only_a_type and (module, top) not in IMPURE_EXCEPTIONS:
             complaints.append(f"{module}:{found.line} imports {top}")
-    for node in ast.walk(tree):
+    for node in nodes_of(source):
         match node:
             case ast.Attribute(value=ast.Name(id="random"), attr=attr) if attr != "Random":
                 complaints.append(f"{module}:{node.lineno} uses random.{attr}")
@@ -245,7 +282,7 @@ def code_lines(source: str) -> frozenset[int]:
     """The numbers of the lines that hold code: no blank line, no comment, no docstring."""
     prose = {
         number
-        for node in ast.walk(parsed(source))
+        for node in nodes_of(source)
         if isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
@@ -262,7 +299,7 @@ def size_complaints(name: str, source: str) -> list[str]:
     """Modules and functions that are too long, in lines of code."""
     code = code_lines(source)
     complaints = [f"{name} has {len(code)} lines of code"] if len(code) > MODULE_LINES else []
-    for node in ast.walk(parsed(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             inside = range(node.lineno, (node.end_lineno or node.lineno) + 1)
             lines = len(code.intersection(inside))
@@ -275,7 +312,7 @@ def handler_complaints(name: str, source: str) -> list[str]:
     """Errors that vanish: bare except, everything caught and passed over."""
     everything = {"Exception", "BaseException", "builtins.Exception", "builtins.BaseException"}
     complaints = []
-    for node in ast.walk(parsed(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.ExceptHandler):
             kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
             broad = any(kind is not None and ast.unparse(kind) in everything for kind in kinds)
@@ -285,7 +322,7 @@ def handler_complaints(name: str, source: str) -> list[str]:
                 complaints.append(f"{name}:{node.lineno} catches everything and does nothing")
         elif (
             isinstance(node, ast.Call)
-            and ast.unparse(node.func).endswith("suppress")
+            and last_name(node.func).endswith("suppress")
             and any(ast.unparse(kind) in everything for kind in node.args)
         ):
             complaints.append(f"{name}:{node.lineno} suppresses everything")
@@ -300,16 +337,15 @@ def is_nothing(statement: ast.stmt) -> bool:
 
 def task_complaints(name: str, source: str) -> list[str]:
     """Tasks that nobody holds: they may vanish half-way, and their errors are never seen."""
-    tree = parsed(source)
     groups = {  # a TaskGroup holds its tasks
         ast.unparse(item.optional_vars)
-        for node in ast.walk(tree)
+        for node in nodes_of(source)
         if isinstance(node, ast.AsyncWith)
         for item in node.items
         if item.optional_vars is not None and "TaskGroup" in ast.unparse(item.context_expr)
     }
     complaints = []
-    for node in ast.walk(tree):
+    for node in nodes_of(source):
         match node:
             case ast.Expr(value=ast.Call(func=func)):
                 pass
@@ -317,9 +353,12 @@ def task_complaints(name: str, source: str) -> list[str]:
                 pass
             case _:
                 continue
-        owner, _, called = ast.unparse(func).rpartition(".")
+        called = last_name(func)
+        if called not in {"create_task", "ensure_future"}:
+            continue
+        owner = ast.unparse(func).rpartition(".")[0]
         held = groups | {"process", "self"} if called == "create_task" else groups  # a process holds its own
-        if called in {"create_task", "ensure_future"} and owner not in held:
+        if owner not in held:
             complaints.append(f"{name}:{node.lineno} starts a task that nobody holds")
     return complaints
 
@@ -328,7 +367,6 @@ def sleep_complaints(path: str, source: str) -> list[str]:
     """Tests that sleep: slow when the number is large, wrong now and then when it is small."""
     if path.startswith(REAL_TIME):
         return []
-    tree = parsed(source)
     virtual = any(
         found.module.startswith("fleetlm.testing")
         and VIRTUAL_TIME & {found.name, found.module.rpartition(".")[2]}
@@ -340,9 +378,11 @@ def sleep_complaints(path: str, source: str) -> list[str]:
         if found.module in {"time", "asyncio"} and found.name == "sleep"
     }
     complaints = []
-    for node in ast.walk(tree):
+    for node in nodes_of(source):
         match node:
-            case ast.Call(func=func, args=[ast.Constant(value=int() | float() as seconds)]):
+            case ast.Call(func=func, args=[ast.Constant(value=int() | float() as seconds)]) if (
+                last_name(func) == "sleep"
+            ):
                 called = ast.unparse(func)
                 in_real_time = {"time.sleep"} if virtual else {"time.sleep", "asyncio.sleep"}
                 in_real_time |= {n for m, n in names.items() if f"{m}.sleep" in in_real_time}

@@ -16,6 +16,7 @@ from tests.house_rules import (
     REGISTRIES,
     code_lines,
     cycle_complaints,
+    forget_sources,
     handler_complaints,
     import_complaints,
     purity_complaints,
@@ -71,6 +72,13 @@ def texts(folder: Path = ROOT) -> Iterator[tuple[str, str]]:
 
 def complaints(check: Callable[[str, str], list[str]], files: Mapping[str, str]) -> list[str]:
     return [complaint for name, text in files.items() for complaint in check(name, text)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sources_forgotten() -> Iterator[None]:
+    """The tests that run after these in the same process do not carry all trees along."""
+    yield
+    forget_sources()
 
 
 def test_there_is_something_to_check() -> None:
