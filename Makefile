@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-TESTS := -n $(JOBS) --dist loadfile -m "not long and not containers"
+TESTS := -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not containers"
 COVERAGE_FLOOR := 80
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 

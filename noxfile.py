@@ -17,7 +17,10 @@ nox.options.error_on_missing_interpreters = False  # on a developer's machine; C
 nox.options.sessions = ["tests", "lowest", "lint"]
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
-PYTEST = ("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "not long and not containers")
+PYTEST = (
+    *("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
+    *("-m", "not long and not containers"),
+)
 
 
 @nox.session(python=PYTHONS)

@@ -13,18 +13,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import inspect
 import logging
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
 from tests.support.patience import stretched
+from tests.support.workers import in_order, module_names, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -53,6 +56,33 @@ def pytest_configure() -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Let each of several workers compile a share of the test modules before all import all of them."""
+    worker = getattr(session.config, "workerinput", None)
+    everything = all(Path(arg).resolve() == TESTS for arg in session.config.args)
+    if worker is None or not everything:
+        return
+    number, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+    for module in share_of(module_names(TESTS.parent, TESTS), number, count):
+        try:
+            importlib.import_module(module)
+        except (Exception, pytest.skip.Exception) as error:  # noqa: BLE001  # the collection will report it
+            logging.getLogger(__name__).debug("%s cannot be imported: %r", module, error)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let several workers begin with the long files; `--no-loadscope-reorder` keeps this order."""
+    if hasattr(config, "workerinput"):
+        files = dict.fromkeys(item.nodeid.partition("::")[0] for item in items)
+        place = {file: number for number, file in enumerate(in_order(list(files)))}
+        items.sort(key=lambda item: place[item.nodeid.partition("::")[0]])
 
 
 class TestBlockedError(KeyboardInterrupt):

@@ -24,6 +24,7 @@ from typing import Any
 from fleetlm import Actor, Draining, FleetError, Node, NotDelivered, handler
 from fleetlm.runtime.info import DrainReport
 from fleetlm.testing import SimCluster
+from tests.sim.seeded import ONE_PORT
 
 GROUP = "service"
 LONG_S = 120.0
@@ -115,7 +116,7 @@ class World:
         self.is_patient = self.rng.random() < 0.7
         """Whether drains have time enough for everything."""
         latency_s = (0.0002, self.rng.choice([0.001, 0.02] if not faults else [0.001, 0.02, 0.3]))
-        self.cluster = SimCluster(seed=seed, latency_s=latency_s)
+        self.cluster = SimCluster(seed=seed, settings=ONE_PORT, latency_s=latency_s)
         self.ledger = Ledger()
         self.chains: list[asyncio.Task[Any]] = []
         self.drains: list[asyncio.Task[Any]] = []

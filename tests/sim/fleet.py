@@ -27,7 +27,7 @@ class Fleet:
 
     async def start(self, ip: str, *peers: str, **changes: Any) -> Node:
         """Start a node whose discovery knows only these peers."""
-        settings = Settings(node_ip=ip, dns_query="fleet.test").replace(**changes)
+        settings = Settings(node_ip=ip, node_ports=(4370, 4370), dns_query="fleet.test").replace(**changes)
         node = await Node.start(
             settings,
             discovery=StaticDiscovery([ip, *peers]),

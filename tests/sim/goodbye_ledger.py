@@ -34,6 +34,7 @@ from fleetlm import (
     handler,
 )
 from fleetlm.testing import SimCluster
+from tests.sim.seeded import ONE_PORT
 
 IPS = tuple(f"10.0.0.{number}" for number in range(1, 5))
 LARGE = b"x" * 600_000
@@ -204,7 +205,7 @@ async def story(seed: int, *, cuts: bool) -> Ledger:
         loads[ip] = Load(node, model, ledger, rng)
         running.append(asyncio.create_task(loads[ip].run()))
 
-    async with SimCluster(seed=seed) as cluster:
+    async with SimCluster(seed=seed, settings=ONE_PORT) as cluster:
         for ip in IPS:
             await start(cluster, ip)
         await cluster.mesh(timeout=30)

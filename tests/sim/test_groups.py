@@ -32,7 +32,7 @@ from fleetlm.directory.subscriptions import Subscription
 from fleetlm.testing import SimCluster, run
 from fleetlm.testing.cluster import SETTINGS
 from fleetlm.wire.codec import Codec
-from tests.sim.seeded import run_stories
+from tests.sim.seeded import ONE_PORT, run_stories
 
 KIB = 1024
 
@@ -417,7 +417,7 @@ def test_without_faults_each_member_gets_each_broadcast_once_and_in_order(first:
                     assert await node.groups.broadcast("g", (name, number, b"x" * size)) == len(got)
                     await asyncio.sleep(rng.choice((0, 0, 0.001, 0.1)))
 
-            async with SimCluster(seed=seed) as cluster:
+            async with SimCluster(seed=seed, settings=ONE_PORT) as cluster:
                 nodes = await cluster.start(3, **settings)
                 await cluster.mesh(timeout=10)
                 for _ in range(8):
@@ -529,7 +529,7 @@ class Story:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.cluster = SimCluster(seed=seed)
+        self.cluster = SimCluster(seed=seed, settings=ONE_PORT)
         self.limit = self.rng.choice((4, 1_000))
         self.readers: list[tuple[Node, str | None, Counter[tuple[str, Pid]], asyncio.Task[None]]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -10,7 +11,11 @@ from fleetlm import Call, NodeDown, Process, Undecodable
 from fleetlm.testing import Fleet
 from fleetlm.wire import large
 
-LARGE = [{"id": number, "text": "lorem ipsum"} for number in range(60_000)]
+
+@functools.cache
+def large_value() -> list[dict[str, Any]]:
+    """A value that takes long to unpack; made at its first use: each test worker imports this module."""
+    return [{"id": number, "text": "lorem ipsum"} for number in range(60_000)]
 
 
 async def test_messages_behind_a_large_one_arrive_behind_it(fleet: Fleet) -> None:
@@ -29,13 +34,13 @@ async def test_messages_behind_a_large_one_arrive_behind_it(fleet: Fleet) -> Non
 
     async def send(process: Process) -> None:
         for number in range(3):
-            await one.send(to, LARGE)
+            await one.send(to, large_value())
             for each in range(20):
                 await one.send(to, number * 100 + each)
 
     one.spawn(send)
     await fleet.until(lambda: len(seen) >= 63)
-    expected = [[len(LARGE), *range(number * 100, number * 100 + 20)] for number in range(3)]
+    expected = [[len(large_value()), *range(number * 100, number * 100 + 20)] for number in range(3)]
     assert seen[:63] == [each for part in expected for each in part]
 
 
@@ -54,10 +59,10 @@ async def test_a_node_that_leaves_is_down_after_its_last_large_message(fleet: Fl
 
     two.spawn(note, name="note")
     two.spawn(watch)
-    await one.send(("note", two.name), LARGE)
+    await one.send(("note", two.name), large_value())
     await one.stop()
     await fleet.until(lambda: "down" in seen)
-    assert seen == [len(LARGE), "down"]
+    assert seen == [len(large_value()), "down"]
 
 
 async def test_a_call_with_too_much_inside_fails_alone(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

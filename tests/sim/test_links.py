@@ -11,7 +11,7 @@ import pytest
 
 from fleetlm import Address, Call, Crash, Down, Exit, Node, Pid, Process, ProcessDown, ProcessExit, Ref
 from fleetlm.testing import SimCluster, run
-from tests.sim.seeded import run_stories
+from tests.sim.seeded import ONE_PORT, run_stories
 
 
 async def child(process: Process) -> None:
@@ -325,7 +325,7 @@ class Story:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.cluster = SimCluster(seed=seed)
+        self.cluster = SimCluster(seed=seed, settings=ONE_PORT)
         self.downs: Counter[Ref] = Counter()
         self.armed: dict[Ref, Pid] = {}
         """Return every monitor that was started and not removed → its owner."""
@@ -445,7 +445,9 @@ class Story:
                     assert ref in holding, f"{ref} has no owner any more"
 
 
-@pytest.mark.parametrize("first", range(0, 200, 20))
+@pytest.mark.parametrize(
+    "first", [*range(0, 120, 20), *(pytest.param(n, marks=pytest.mark.long) for n in range(120, 520, 20))]
+)
 def test_every_monitor_fires_once_and_links_die_on_both_sides(first: int) -> None:
     async def play(seed: int) -> None:
         await Story(seed).play()

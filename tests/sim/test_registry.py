@@ -43,6 +43,7 @@ from fleetlm.core import name_table
 from fleetlm.directory import replication
 from fleetlm.directory.registry import Event
 from fleetlm.testing import SimCluster, run
+from tests.sim.seeded import ONE_PORT
 
 SETTLE_S = 1.0
 
@@ -673,9 +674,7 @@ def play(seed: int) -> int:
 
     async def main() -> None:
         nonlocal lost
-        settings = fleetlm.testing.cluster.SETTINGS.replace(
-            poll_interval_s=1.0, node_timeout_s=2.0, backoff_max_s=2.0
-        )
+        settings = ONE_PORT.replace(poll_interval_s=1.0, node_timeout_s=2.0, backoff_max_s=2.0)
         async with SimCluster(seed, settings=settings) as cluster:
             course = Course(seed, cluster)
             try:

@@ -40,7 +40,7 @@ from fleetlm.messages import MessageTypes
 from fleetlm.processes.remote_spawn import _PendingSpawn
 from fleetlm.testing import SimCluster, run
 from fleetlm.wire.codec import Codec
-from tests.sim.seeded import run_stories
+from tests.sim.seeded import ONE_PORT, run_stories
 
 KINDS = ["plain", "link", "monitor"]
 
@@ -523,7 +523,7 @@ def test_a_node_that_dies_at_any_point_leaves_one_outcome(kind: str, which: str,
     """A crash before the request, before its reply, while the reply is on its way, and after it."""
 
     async def one(after_s: float) -> str:
-        async with SimCluster(seed=int(after_s * 1e6)) as cluster:
+        async with SimCluster(seed=int(after_s * 1e6), settings=ONE_PORT) as cluster:
             here, there = await cluster.start(2)
             await cluster.mesh(timeout=10)
             there.factories.register("child", child)
@@ -639,7 +639,8 @@ class Story:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.drains: list[asyncio.Task[Any]] = []
-        self.cluster = SimCluster(seed=seed, latency_s=(0.0002, self.rng.choice([0.002, 0.05, 0.5])))
+        latency_s = (0.0002, self.rng.choice([0.002, 0.05, 0.5]))
+        self.cluster = SimCluster(seed=seed, settings=ONE_PORT, latency_s=latency_s)
         self.serial = 0
         self.ran: dict[int, Pid] = {}
         """Number of an attempt → the process that it spawned, also if no reply arrived."""
@@ -797,7 +798,9 @@ class Story:
                     assert at is None or at != self.connection(asker, ran.node), told
 
 
-@pytest.mark.parametrize("first", range(0, 120, 12))
+@pytest.mark.parametrize(
+    "first", [*range(0, 84, 12), *(pytest.param(n, marks=pytest.mark.long) for n in range(84, 324, 12))]
+)
 def test_no_orphan_no_leak_and_one_end_whatever_happens(first: int) -> None:
     async def play(seed: int) -> None:
         await Story(seed).play()

@@ -20,7 +20,7 @@ from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.session import Session
 from fleetlm.runtime.events import EventHub
 from fleetlm.testing.loop import SimulationError
-from tests.sim.chaos import Kind, blocks, kind_of, play, play_all
+from tests.sim.chaos import Kind, Scenario, blocks, kind_of, play, play_all
 from tests.sim.invariants import Breach
 from tests.sim.seeded import named
 
@@ -36,20 +36,20 @@ def test_seeds_that_failed_once(seed: int) -> None:
     play_all([seed])
 
 
-@pytest.mark.parametrize("seeds", blocks(range(240), Kind.CHAOS, 5), ids=named)
+@pytest.mark.parametrize("seeds", blocks(range(180), Kind.CHAOS, 5), ids=named)
 def test_chaos(seeds: list[int]) -> None:
     play_all(seeds)
 
 
-@pytest.mark.parametrize("seeds", blocks(range(240), Kind.SLOTS, 6), ids=named)
+@pytest.mark.parametrize("seeds", blocks(range(180), Kind.SLOTS, 6), ids=named)
 def test_chaos_where_nodes_share_addresses(seeds: list[int]) -> None:
     play_all(seeds)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("first", range(240, 1_500, 452))
+@pytest.mark.parametrize("first", range(180, 1_500, 440))
 def test_many_more(first: int) -> None:
-    play_all(list(range(first, first + 452)))
+    play_all(list(range(first, first + 440)))
 
 
 # Whoever watches is watched: with a fault in the product, the scenarios must fail.
@@ -137,13 +137,19 @@ def test_a_fault_in_the_product_is_noticed(
     owner: type, method: str, mutant: Callable[..., Any], wraps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, method, mutant(getattr(owner, method)) if wraps else mutant)
-    likely = 28 if mutant is _ignores_gaps else 0  # Its first; all are tried where it notices nothing.
+    if mutant is _ignores_gaps:  # Only a lost frame shows it, and few seeds lose one.
+        monkeypatch.setattr(Scenario, "faults", _loses_frames(Scenario.faults))
+    likely = 11 if mutant is _ignores_gaps else 0  # Its first; all are tried where it notices nothing.
     for seed in (likely, *range(40)):
         noticed = _breach_of(seed)
         if noticed is not None:
             assert f"seed {seed}" in "".join(noticed.__notes__)
             return
     pytest.fail("40 seeds, and nobody noticed")
+
+
+def _loses_frames(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda scenario: [*original(scenario), (15, scenario.drop)]
 
 
 def _breach_of(seed: int) -> Exception | None:

@@ -8,12 +8,12 @@ from tests.sim.chaos import Kind, blocks, play_all
 from tests.sim.seeded import named
 
 
-@pytest.mark.parametrize("seeds", blocks(range(240), Kind.DNS, 5), ids=named)
+@pytest.mark.parametrize("seeds", blocks(range(180), Kind.DNS, 5), ids=named)
 def test_dns_faults_alone_never_cause_a_nodedown(seeds: list[int]) -> None:
     for report in play_all(seeds):
         assert report.nodedowns == 0
 
 
-@pytest.mark.parametrize("seeds", blocks(range(240), Kind.HOSTILE, 5), ids=named)
+@pytest.mark.parametrize("seeds", blocks(range(180), Kind.HOSTILE, 5), ids=named)
 def test_a_cluster_outlives_garbage(seeds: list[int]) -> None:
     play_all(seeds)

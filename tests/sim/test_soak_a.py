@@ -36,7 +36,7 @@ def test_seeds_that_failed_once(seed: int) -> None:
 
 
 @pytest.mark.deadline(60)
-@pytest.mark.parametrize("seeds", blocks(range(175), 7), ids=named)
+@pytest.mark.parametrize("seeds", blocks(range(126), 7), ids=named)
 def test_soak(seeds: range) -> None:
     play_all_short(seeds)
 
@@ -44,8 +44,11 @@ def test_soak(seeds: range) -> None:
 @pytest.mark.deadline(60)
 def test_every_outcome_occurs() -> None:
     counts: Counter[str] = Counter()
-    for report in play_all(range(20)):
+    for seed in range(20):
+        [report] = play_all([seed])
         counts += report.counts
+        if seed > 3 and all(counts[what] for what in HAPPENS):
+            break
     assert [what for what in HAPPENS if not counts[what]] == []
 
 

@@ -9,12 +9,12 @@ from tests.sim.soak import blocks, play_all, play_all_short
 
 
 @pytest.mark.deadline(60)
-@pytest.mark.parametrize("seeds", blocks(range(175, 350), 7), ids=named)
+@pytest.mark.parametrize("seeds", blocks(range(126, 252), 7), ids=named)
 def test_soak(seeds: range) -> None:
     play_all_short(seeds)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seeds", blocks(range(350, 1_450), 275), ids=named)
+@pytest.mark.parametrize("seeds", blocks(range(252, 1_452), 300), ids=named)
 def test_many_more(seeds: range) -> None:
     play_all(seeds)
