@@ -22,6 +22,7 @@ from tests.support.transport_rig import COOKIE, OTHER_COOKIE, both_loops, free_i
 # ── keys ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.usefixtures("full_price")
 def test_the_same_cookie_gives_the_same_keys_everywhere() -> None:
     keys = keys_from_cookie("0123456789abcdef", "blue")
     # A fixed value: another derivation would split a cluster in the middle of an upgrade.
@@ -35,6 +36,7 @@ def test_the_id_of_the_cluster_is_part_of_the_keys() -> None:
     assert keys_from_cookie(COOKIE, "") == keys_from_cookie(COOKIE)
 
 
+@pytest.mark.usefixtures("full_price")
 async def test_a_guess_costs_the_memory_and_the_work_that_are_recommended() -> None:
     """Source: OWASP, password storage: N=2**17 r=8 p=1, or the same work with less memory."""
     assert curve.SCRYPT_N * curve.SCRYPT_R * 128 == 32 * 2**20
@@ -60,6 +62,7 @@ def test_a_cookie_is_any_text() -> None:
     assert keys_from_cookie("bytes of an environment \udcff") != keys_from_cookie("bytes of an environment ?")
 
 
+@pytest.mark.usefixtures("full_price")
 def test_deriving_is_slow_for_guessers_and_done_once() -> None:
     curve.keys_from_cookie.cache_clear()
     took = []
