@@ -224,7 +224,7 @@ async def test_a_node_with_two_cookies_dials_with_the_other_one_where_the_first_
         refused = b.dial(a.ip, a.port)
         assert (await b.seen.until("lost"))[0] == refused, "a listens with its first cookie"
         await c.reach(a)
-        assert isinstance(await probe(b.ip, b.port, both, 5.0), str)
+        assert isinstance(await probe(b.ip, b.port, both, 1.0), str)
 
 
 async def test_a_node_with_two_cookies_words_a_refusal_as_normal() -> None:
