@@ -4,7 +4,7 @@ A sender waits, or gets `WouldBlock`, while this window is full (`messaging.wind
 libzmq keeps whatever the peer does not read, so what stands here is what a peer can make this node hold.
 `ByteWindow` at the sender counts every byte of the BATCH and CHUNK frames. The bytes of chunks are counted a
 second time, against `Settings.bulk_window_bytes`, so that large messages never use up the window that small
-ones need.
+ones need. On a slow path both windows are smaller (`messaging.pace`).
 
 **Marks.** A peer must not be able to claim that it has taken what it has not read: its claim would open the
 window, and libzmq would hold all that follows. So credit is a proof. The sender puts a MARK with a random
@@ -13,8 +13,8 @@ the last MARK that it has decoded in a CREDIT. Frames are decoded in their order
 number has taken everything before it, and nobody can guess it. A CREDIT for no mark that is open ends the
 connection.
 
-A MARK follows each eighth of the window, and is answered at once. With each tick another one follows what is
-less than that, and is answered with a tick of the peer.
+A MARK follows each eighth of the window, and is answered at once; behind chunks it stands in the head of the
+last one. With each tick another one follows what is less than that, and is answered with a tick of the peer.
 
 **What cannot wait.** Exit signals, `Down` messages, credit and ticks wait for no window. `Settings.
 max_unread_bytes` is the bound for everything together: a connection that reaches it ends.
@@ -29,12 +29,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from secrets import randbits
+from time import monotonic
 from typing import Final
+
+from fleetlm.messaging.pace import Pace
 
 TOLD_SHARE: Final = 8
 """A mark follows every eighth of a window: rarely enough to cost nothing, often enough to flow."""
-CHUNKS_TOLD_SHARE: Final = 4
-"""And every fourth of the window of chunks: a mark travels in a frame of its own between two chunks."""
+LEAST_WAITING_BYTES: Final = 1_024
+"""A sender that waits for room counts at least so many bytes, since few messages are smaller with what they
+need on their way: so a credit does not wake thousands of senders for which there is no room."""
 MAX_MARKS: Final = 1_024
 """Marks that wait for their CREDIT. A peer whose loop stands still gets one with every tick."""
 MAX_WINDOWS_WITHOUT_CREDIT: Final = 4
@@ -49,32 +53,44 @@ class ByteWindow:
     """The sender's side of the window of a connection, in bytes, and the senders that wait for it.
 
     Args:
-        limit_bytes: bytes in flight from which on senders wait.
+        limit_bytes: bytes in flight from which on senders wait, on a fast path.
         chunk_limit_bytes: the same for the bytes of chunks, which wait in lanes.
         most_bytes: bytes in flight beyond which the connection must end; at least twice ``limit_bytes``.
+        chunk_bytes: the largest chunk.
+        clock: the loop's time in seconds.
     """
 
     __slots__ = (
-        "_acked_bytes", "_acked_chunk_bytes", "_chunk_limit_bytes", "_chunk_step_bytes", "_marked_bytes",
-        "_marked_chunk_bytes", "_marks", "_sent_bytes", "_sent_chunk_bytes", "_step_bytes", "_waiters",
-        "draw", "in_flight_bytes", "limit_bytes", "most_bytes",
+        "_acked_bytes", "_acked_chunk_bytes", "_chunk_limit_bytes", "_clock", "_is_waking", "_marked_bytes",
+        "_marks", "_pace", "_sent_bytes", "_sent_chunk_bytes", "_step_bytes", "_waiters", "_waiting", "draw",
+        "full_bytes", "in_flight_bytes", "limit_bytes", "most_bytes",
     )  # fmt: skip
 
-    def __init__(self, limit_bytes: int, chunk_limit_bytes: int, most_bytes: int = 0) -> None:
-        self.limit_bytes: int = limit_bytes
+    def __init__(
+        self, limit_bytes: int, chunk_limit_bytes: int, most_bytes: int = 0, chunk_bytes: int = 256 * 1024,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:  # fmt: skip
+        self.full_bytes: int = limit_bytes
+        """The window on a fast path."""
+        self.limit_bytes: int = 0
+        """Bytes in flight from which on senders wait: on a slow path fewer than ``full_bytes``."""
+        self._chunk_limit_bytes = chunk_limit_bytes
+        self._clock = clock
+        self._pace = Pace(max(chunk_limit_bytes, limit_bytes // 2), chunk_bytes)
         self.most_bytes: int = max(most_bytes, 2 * limit_bytes)
         self.in_flight_bytes: int = 0
         """Bytes handed to the transport and not known to be taken."""
-        self._chunk_limit_bytes = chunk_limit_bytes
-        self._step_bytes = limit_bytes // TOLD_SHARE
-        self._chunk_step_bytes = chunk_limit_bytes // CHUNKS_TOLD_SHARE
         self._sent_bytes = self._marked_bytes = self._acked_bytes = 0
-        self._sent_chunk_bytes = self._marked_chunk_bytes = self._acked_chunk_bytes = 0
+        self._sent_chunk_bytes = self._acked_chunk_bytes = 0
+        self._keep_pace()
         self.draw: Callable[[int], int] = randbits
         """Returns a random number of so many bits that the peer cannot guess."""
         self._marks: deque[tuple[int, int, int]] = deque()
         """The marks without a CREDIT, the oldest first, each with all bytes and bytes of chunks before it."""
         self._waiters: dict[asyncio.Future[None], None] = {}
+        self._waiting: dict[asyncio.Future[None], int] = {}
+        """Senders that wait for room in this window, the first one first, each with its bytes."""
+        self._is_waking = False
 
     @property
     def taken_bytes(self) -> int:
@@ -82,17 +98,16 @@ class ByteWindow:
         return self._acked_bytes
 
     @property
-    def may_send_chunk(self) -> bool:
-        """Whether the window of chunks has room."""
-        return self._sent_chunk_bytes - self._acked_chunk_bytes < self._chunk_limit_bytes
+    def chunk_bytes(self) -> int:
+        """The most that the next chunk may have; 0 if the window of chunks is full."""
+        pace = self._pace
+        limit_bytes = min(self._chunk_limit_bytes, pace.window_bytes)
+        return pace.chunk_bytes if self._sent_chunk_bytes - self._acked_chunk_bytes < limit_bytes else 0
 
     @property
     def is_mark_due(self) -> bool:
         """Whether so much was sent since the last mark that another one should follow at once."""
-        return (
-            self._sent_bytes - self._marked_bytes >= self._step_bytes
-            or self._sent_chunk_bytes - self._marked_chunk_bytes >= self._chunk_step_bytes
-        )
+        return self._sent_bytes - self._marked_bytes >= self._step_bytes
 
     def sent(self, size_bytes: int) -> None:
         """Count a frame."""
@@ -103,17 +118,22 @@ class ByteWindow:
         """Count the bytes of a chunk, in addition to `sent`."""
         self._sent_chunk_bytes += size_bytes
 
-    def mark(self) -> int | None:
+    def mark(self, *, at_once: bool) -> int | None:
         """Return a mark for all that was sent until now; it must follow that.
+
+        Args:
+            at_once: whether its credit is to follow at once.
 
         Returns:
             None if all that was sent is marked already, or too many marks have no credit.
         """
         if self._sent_bytes == self._marked_bytes or len(self._marks) >= MAX_MARKS:
             return None
-        self._marked_bytes, self._marked_chunk_bytes = self._sent_bytes, self._sent_chunk_bytes
+        self._marked_bytes = self._sent_bytes
         mark = self.draw(_MARK_BITS) | _HIGHEST_BIT
-        self._marks.append((mark, self._marked_bytes, self._marked_chunk_bytes))
+        self._marks.append((mark, self._marked_bytes, self._sent_chunk_bytes))
+        self._pace.marked(self._clock(), self._acked_bytes, self.in_flight_bytes, at_once=at_once)
+        self._keep_pace()
         return mark
 
     def credited(self, mark: int) -> None:
@@ -124,13 +144,51 @@ class ByteWindow:
         """
         if all(known != mark for known, _, _ in self._marks):
             raise ValueError("credit for bytes that it has not taken")
-        known = None
+        known, marks = None, 0
         while known != mark:
             known, self._acked_bytes, self._acked_chunk_bytes = self._marks.popleft()
+            marks += 1
         self.in_flight_bytes = self._sent_bytes - self._acked_bytes
+        self._pace.credited(self._clock(), self._acked_bytes, marks)
+        self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        """Take over what the path carries: small messages have the same again, whatever chunks have."""
+        pace = self._pace
+        chunk_bytes = max(pace.window_bytes, self._sent_chunk_bytes - self._acked_chunk_bytes)
+        self.limit_bytes = min(self.full_bytes, pace.window_bytes + chunk_bytes)
+        self._step_bytes = min(self.full_bytes // TOLD_SHARE, self._chunk_limit_bytes // 2, pace.step_bytes)
+
+    async def wait_for_room(self, size_bytes: int) -> None:
+        """Return when this window may have room for so many bytes; the caller looks whether it has."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = max(size_bytes, LEAST_WAITING_BYTES)
+        try:
+            await waiter
+        finally:
+            self._waiting.pop(waiter, None)
+
+    def _wake_for_room(self) -> None:
+        """Wake as many of the senders that wait for room as it is enough for, and then look again.
+
+        Those that are woken may not need it, and no credit may come any more that wakes others.
+        """
+        self._is_waking = False
+        room_bytes = self.limit_bytes - self.in_flight_bytes
+        waiting = self._waiting
+        while waiting and room_bytes > 0:
+            waiter = next(iter(waiting))
+            room_bytes -= waiting.pop(waiter)
+            if not waiter.done():
+                waiter.set_result(None)
+                self._is_waking = True
+        if self._is_waking and waiting:
+            asyncio.get_running_loop().call_soon(self._wake_for_room)
+        else:
+            self._is_waking = False
 
     async def wait(self) -> None:
-        """Return when there may be room; the caller looks whether there is."""
+        """Return when something has changed; the caller looks whether it may go on."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
         try:
@@ -139,14 +197,18 @@ class ByteWindow:
             self._waiters.pop(waiter, None)
 
     def wake(self) -> None:
-        """Wake every sender that waits: there may be room."""
+        """Wake those that wait: there may be room."""
         waiters, self._waiters = self._waiters, {}
         wake(waiters)
+        if not self._is_waking:
+            self._wake_for_room()
 
     def close(self) -> None:
         """End with the connection: nothing is in flight any more, and every waiting sender wakes."""
         self.in_flight_bytes = 0
         self.wake()
+        waiting, self._waiting = self._waiting, {}
+        wake(waiting)
 
 
 class Stall:

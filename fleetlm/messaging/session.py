@@ -119,7 +119,6 @@ class Session:
         "_batch_bytes",
         "_batch_limit",
         "_batch_limit_bytes",
-        "_chunk_bytes",
         "_codec",
         "_flush_soon",
         "_last_count",
@@ -190,14 +189,18 @@ class Session:
         window: the signals that follow do not either, and the end of a process must not overtake the answer
         that names it."""
         self._own_limit_bytes, theirs = settings.max_message_bytes, hello.max_message_bytes
-        self._limit_bytes, self._chunk_bytes = min(self._own_limit_bytes, theirs), settings.chunk_bytes
+        self._limit_bytes = min(self._own_limit_bytes, theirs)
         self.small_bytes: int = min(settings.large_bytes, settings.chunk_bytes, self._limit_bytes)
         """A longer message travels in chunks, or is too large. One with blobs beside it is always longer."""
         self.lanes: Lanes = Lanes(self.small_bytes, self._limit_bytes, settings.reply_queue_bytes)
         self.reassembly: Reassembly = Reassembly(settings.max_message_bytes)
         window_bytes = max(_MIN_WINDOW_BYTES, min(settings.window_bytes, hello.window_bytes))
         self.byte_window: ByteWindow = ByteWindow(
-            window_bytes, settings.bulk_window_bytes, settings.max_unread_bytes
+            window_bytes,
+            settings.bulk_window_bytes,
+            settings.max_unread_bytes,
+            settings.chunk_bytes,
+            asyncio.get_running_loop().time,
         )
         self._stall = Stall(self.byte_window, settings.no_credit_s, settings.busy_after_s)
         self.byte_credit: ByteCredit = ByteCredit(
@@ -270,7 +273,7 @@ class Session:
         window, lanes = self.byte_window, self.lanes
         if window.in_flight_bytes + self._batch_bytes >= window.limit_bytes:
             return Obstacle.CONNECTION
-        if lanes.waiting_bytes >= window.limit_bytes and (
+        if lanes.waiting_bytes >= window.full_bytes and (
             size_bytes > self.small_bytes or lanes.has(asyncio.current_task() if sender is None else sender)
         ):
             return Obstacle.LANES
@@ -297,6 +300,8 @@ class Session:
                 return
             if obstacle is Obstacle.PROCESS and key is not NODE:
                 await self.windows.wait(key)
+            elif obstacle is Obstacle.CONNECTION:
+                await self.byte_window.wait_for_room(size_bytes)
             else:
                 await self.byte_window.wait()
         raise NoConnection(self.name, self.closed)
@@ -363,6 +368,8 @@ class Session:
         """
         window = self.byte_window
         window.credited(mark)
+        if window.is_mark_due:  # The window may have shrunk, and nothing more is sent until there is credit.
+            self.mark(at_once=True)
         self._stall.progressed(self.byte_credit.taken_bytes)
         self._update_is_slow()
         if self.lanes:
@@ -376,7 +383,7 @@ class Session:
     def _check_that_it_takes(self) -> None:
         """Notice a peer that sends on and on and takes nothing itself."""
         received_bytes = self._stall.received(self.byte_credit.taken_bytes)
-        if received_bytes > MAX_WINDOWS_WITHOUT_CREDIT * self.byte_window.limit_bytes:
+        if received_bytes > MAX_WINDOWS_WITHOUT_CREDIT * self.byte_window.full_bytes:
             self._lost(self, f"it sent {received_bytes:,} bytes and took nothing of {self.in_flight:,} bytes")
 
     def give_up(self, reason: str) -> None:
@@ -385,7 +392,7 @@ class Session:
 
     def mark(self, *, at_once: bool = False) -> None:
         """Mark what was sent until now, unless that was done; the peer's credit for it follows."""
-        mark = self.byte_window.mark()
+        mark = self.byte_window.mark(at_once=at_once)
         if mark is not None:
             self.control(operations.mark(mark, int(at_once)))
 
@@ -555,7 +562,7 @@ class Session:
         """Send what waits in lanes while the window has room, and chunks while their own window has it."""
         window, was_behind = self.byte_window, self.lanes.is_behind
         while self.lanes and window.in_flight_bytes + self._batch_bytes < window.limit_bytes:
-            item = self.lanes.next(self._chunk_bytes if window.may_send_chunk else 0)
+            item = self.lanes.next(window.chunk_bytes)
             if item is None:
                 break
             if isinstance(item, bytes):
@@ -577,7 +584,7 @@ class Session:
         window.sent_chunk(size_bytes)
         window.sent(size_bytes)
         if window.is_mark_due:
-            chunk = chunk._replace(mark=window.mark() or 0)
+            chunk = chunk._replace(mark=window.mark(at_once=True) or 0)
         self._send(chunk.pack(self.outgoing.header(Kind.CHUNK)), tail)
 
     def _send_frame(self, frame: bytes) -> None:

@@ -56,12 +56,14 @@ from fleetlm.transport.reasons import (
     is_no_greeting,
 )
 from fleetlm.transport.sockets import MAX_ANSWER_BYTES, Context, connect, get_int, make_dealer
-from fleetlm.transport.tcp import count_received
+from fleetlm.transport.tcp import count_received, limit_unsent
 
 ROUTING_ID_BYTES: Final = 16
 """Length of a routing id: random, so that two dials never get the same one."""
 ZERO_COPY_BYTES: Final = 64 * 1024
 """Frames of this size or more are lent to ZeroMQ instead of copied; below it, a copy is cheaper."""
+UNSENT_BYTES: Final = 128 * 1024
+"""What the kernel may hold that it cannot send yet: 1 s at 1 Mbit/s, and enough for 10 Gbit/s."""
 MAX_ANSWERS: Final = 4
 """Answers accepted on one channel. A node sends REFUSED or IAM, once each, and never more than two."""
 GREETING_S: Final = 0.5
@@ -346,6 +348,7 @@ class DealerChannel:
             if event == zmq.EVENT_CONNECTED:
                 self._is_connected = True
                 self._tcp_fd = value
+                limit_unsent(value, UNSENT_BYTES)
                 if self._watcher is not None:
                     self._watcher.watch(value, self._hear)
                 took_s = self._loop.time() - self._dialled_at

@@ -127,6 +127,22 @@ def count_received(fd: int) -> int | None:
     return int.from_bytes(info.raw[_BYTES_RECEIVED_AT : _BYTES_RECEIVED_AT + 8], sys.byteorder)
 
 
+def limit_unsent(fd: int, most_bytes: int) -> None:
+    """Let the kernel take no more than about so many bytes that it cannot send yet.
+
+    The rest waits in libzmq. What the kernel has taken cannot be overtaken, not by libzmq's heartbeats
+    either, and it takes up to 4 MiB: 8 s at 4 Mbit/s. Unlike a small send buffer this does not limit
+    what is on its way. Where the system has no such limit, nothing happens. Source: tcp(7),
+    TCP_NOTSENT_LOWAT.
+    """
+    option: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    copy = None if option is None else copy_of(fd)
+    if copy is None or option is None:
+        return
+    with copy, contextlib.suppress(OSError):  # It has ended by now.
+        copy.setsockopt(socket.IPPROTO_TCP, option, most_bytes)
+
+
 def count_waiting(fd: int) -> int | None:
     """Return how many received bytes libzmq has not taken from the kernel yet; None if this is not known."""
     try:

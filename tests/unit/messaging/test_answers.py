@@ -156,7 +156,7 @@ def in_flight(size_bytes: int = 1) -> ByteWindow:
 
 
 def take(window: ByteWindow) -> None:
-    mark = window.mark()
+    mark = window.mark(at_once=True)
     assert mark is not None
     window.credited(mark)
 

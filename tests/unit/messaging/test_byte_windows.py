@@ -1,0 +1,143 @@
+"""The window of a connection: how it follows the pace of the path, and whom it wakes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fleetlm.messaging.byte_windows import LEAST_WAITING_BYTES, ByteWindow
+from fleetlm.messaging.pace import LEAST_BYTES
+from fleetlm.settings import Settings
+from tests.support.session_fakes import Pair, virtual
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def wide(clock: Clock) -> ByteWindow:
+    """A window of a fast path that was used."""
+    window = ByteWindow(8 * MIB, 2 * MIB, 64 * MIB, clock=clock)
+    for _ in range(12):
+        send_chunks(window)
+        credit_all(window)
+        clock.now += 0.001
+    assert window.limit_bytes == window.full_bytes == 8 * MIB
+    assert window.chunk_bytes == 256 * KIB
+    return window
+
+
+def send_chunks(window: ByteWindow) -> int:
+    """Fill the window of chunks. Returns the bytes sent."""
+    sent = 0
+    while size := window.chunk_bytes:
+        window.sent_chunk(size)
+        window.sent(size)
+        sent += size
+    return sent
+
+
+def credit_all(window: ByteWindow) -> None:
+    mark = window.mark(at_once=True)
+    assert mark is not None
+    window.credited(mark)
+
+
+def test_the_first_bytes_on_a_path_are_few_and_small_messages_have_room_beside_them() -> None:
+    window = ByteWindow(8 * MIB, 2 * MIB)
+    assert send_chunks(window) <= LEAST_BYTES + 16 * KIB
+    assert window.in_flight_bytes < window.limit_bytes
+    assert window.limit_bytes == 2 * LEAST_BYTES
+
+
+def test_chunks_never_have_more_than_their_window_on_the_fastest_path() -> None:
+    window = wide(Clock())
+    assert 2 * MIB <= send_chunks(window) <= 2 * MIB + 256 * KIB
+
+
+def test_small_messages_keep_room_when_the_window_shrinks_below_what_chunks_have() -> None:
+    clock = Clock()
+    window = wide(clock)
+    window.sent_chunk(256 * KIB)
+    window.sent(256 * KIB)
+    late = window.mark(at_once=True)
+    assert late is not None
+    send_chunks(window)
+    clock.now += 30.0
+    window.credited(late)
+    assert window.in_flight_bytes > MIB
+    assert window.chunk_bytes == 0
+    assert window.in_flight_bytes < window.limit_bytes <= window.in_flight_bytes + LEAST_BYTES
+    assert window.is_mark_due, "or nothing would ever open it again"
+
+
+@virtual
+async def test_a_credit_that_shrinks_the_window_is_followed_by_a_mark() -> None:
+    pair = Pair(Settings(window_bytes=8 * MIB))
+    pair.there.box("echo")
+    for _ in range(6):
+        pair.here.send("echo", bytes(2 * MIB), "a")
+        pair.settle()
+        await asyncio.sleep(0.001)
+    session = pair.here.session
+    pair.here.send("echo", bytes(3 * MIB), "a")
+    pair.here.flush()
+    assert session.lanes.waiting_bytes
+    await asyncio.sleep(5.0)
+    pair.settle()
+    assert not session.lanes.waiting_bytes, "all of it has left without waiting for a tick"
+
+
+@virtual
+async def test_only_as_many_wake_as_there_is_room_for_and_the_first_come_first() -> None:
+    window = ByteWindow(MIB, MIB, clock=asyncio.get_running_loop().time)
+    room = window.limit_bytes
+    woken: list[int] = []
+
+    async def wait(number: int) -> None:
+        await window.wait_for_room(0)
+        woken.append(number)
+        window.sent(LEAST_WAITING_BYTES)
+
+    window.sent(room)
+    tasks = [asyncio.create_task(wait(number)) for number in range(300)]
+    await asyncio.sleep(0)
+    credit_all(window)
+    window.sent(room - 10 * LEAST_WAITING_BYTES)
+    window.wake()
+    await asyncio.sleep(0.1)
+    assert woken == list(range(10))
+    window.close()
+    await asyncio.gather(*tasks)
+    assert woken == list(range(300))
+
+
+@virtual
+async def test_those_that_wake_and_send_nothing_do_not_leave_the_others_asleep() -> None:
+    window = ByteWindow(MIB, MIB, clock=asyncio.get_running_loop().time)
+    tasks = [asyncio.create_task(window.wait_for_room(400 * KIB)) for _ in range(1_000)]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+    window.wake()
+    window.wake()
+    await asyncio.sleep(0.1)
+    assert sum(task.done() for task in tasks) == 1_000
+    assert not window._waiting
+    assert not window._is_waking
+
+
+@virtual
+async def test_nobody_is_woken_while_the_window_is_full() -> None:
+    window = ByteWindow(MIB, MIB, clock=asyncio.get_running_loop().time)
+    window.sent(window.limit_bytes)
+    task = asyncio.create_task(window.wait_for_room(0))
+    await asyncio.sleep(0)
+    window.wake()
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    assert not window._is_waking
+    task.cancel()
