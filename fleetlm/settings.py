@@ -210,10 +210,10 @@ class Settings(Record):
     allowed_networks: tuple[str, ...] = ()
     """Networks, such as ``10.0.0.0/8``, outside of which this node has no peers: it refuses nodes with other
     addresses, passes over such addresses in DNS answers, and believes no peer that names one. Empty: any."""
-    unproven_dials_per_s: float = 50.0
+    unproven_dials_per_s: float = 10.0
     """Dials a second, of all together, to nodes that were never up and that DNS does not name: their names
-    came from peers, or from whoever said to be them, and may be false. Eight seconds' worth may be dialled at
-    once, so that a cluster of some hundred nodes forms without a pause."""
+    came from peers, or from whoever said to be them, and may be false. Twenty seconds' worth may be dialled
+    at once, and each of them that comes up allows two more: a cluster forms without a pause."""
     hello_s: float = 1.0
     """Seconds between two introductions in the name of one peer that make this node dial it sooner than it
     would, once a few have. Everybody can send such introductions, and an honest peer sends few."""

@@ -28,6 +28,11 @@ class Bucket:
         self._tokens -= 1
         return True
 
+    def give(self, now: float, tokens: float) -> None:
+        """Put tokens in, as many as there is room for."""
+        self._fill(now)
+        self._tokens = min(self._burst, self._tokens + tokens)
+
     def ready_at(self, now: float) -> float:
         """Return when there is a token: ``now``, or later."""
         self._fill(now)

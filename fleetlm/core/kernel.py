@@ -534,6 +534,8 @@ class Kernel:
                 peer.shunned = None
                 peer.announced = addresses_at(effect.incoming.hello.aliases, effect.name)
                 out += self.reports.address(peer)
+                if peer.connection.ups == 1 and not (peer.in_dns or peer.is_pinned):
+                    self._newcomers.proved(now)
                 out += self._forget_wrong_guesses(now, peer.connection.ip)
             elif isinstance(effect, Down):
                 peer.is_busy, peer.drain_step = False, Step.NONE

@@ -9,7 +9,8 @@ nodes draw on budgets:
   node that found no budget dials again soon.
 - each *peer that tells of others* on one for the names that nobody has told before.
 - all *dials to nodes that were never up and that DNS does not name* on one together. A dial that finds no
-  budget is delayed and not dropped.
+  budget is delayed and not dropped. Each such node that comes up allows `DIALS_PER_PROOF` more: so a real
+  cluster forms as fast as its nodes answer, and false names get the rate alone.
 
 A node that DNS names, that was up before, or that the program asks for draws on none of them.
 """
@@ -35,8 +36,11 @@ TOLD_PER_S: Final = 32.0
 MAX_BUDGETS: Final = 1_024
 """Addresses and peers whose budget is remembered. A flood from more of them starts some of these anew; the
 budget of all dials together still holds."""
-BURST_S: Final = 8.0
+BURST_S: Final = 20.0
 """Dials to unproven nodes at once: as many as `Settings.unproven_dials_per_s` allows in this time."""
+
+DIALS_PER_PROOF: Final = 2.0
+"""Dials that a node allows that came up: its own, and another one."""
 
 
 class Newcomers:
@@ -66,6 +70,10 @@ class Newcomers:
         if introduced_by and not self.may_introduce(now, introduced_by):
             return now + 1 / INTRODUCTIONS_PER_S
         return now if self._dials.take(now) else self._dials.ready_at(now)
+
+    def proved(self, now: float) -> None:
+        """Note that a node has come up for which nothing but the word of others spoke."""
+        self._dials.give(now, DIALS_PER_PROOF)
 
 
 def _take(budgets: dict[str, Bucket], who: str, now: float, rate: float, burst: float) -> bool:

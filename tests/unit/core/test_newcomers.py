@@ -48,6 +48,21 @@ def test_dials_to_unproven_nodes_have_one_budget_and_wait_for_it() -> None:
     assert newcomers.dial_at(T + 0.1, "") == T + 0.2
 
 
+def test_nodes_that_come_up_allow_further_dials_and_false_names_do_not() -> None:
+    newcomers = Newcomers(Settings(unproven_dials_per_s=10.0))
+    burst = int(10 * BURST_S)
+    for _ in range(burst):
+        newcomers.dial_at(T, "")
+    dialled, unknown = burst, 1_000 - burst
+    for _ in range(dialled):
+        newcomers.proved(T)
+    assert [newcomers.dial_at(T, "") for _ in range(burst)] == [T] * burst, "never more than that at once"
+    assert newcomers.dial_at(T, "") > T
+    for _ in range(unknown - burst):
+        newcomers.proved(T)
+        assert newcomers.dial_at(T, "") == newcomers.dial_at(T, "") == T
+
+
 def test_a_dial_to_a_node_that_somebody_introduced_counts_for_him_too() -> None:
     newcomers = Newcomers(SETTINGS)
     assert [newcomers.dial_at(T, ip(2)) for _ in range(INTRODUCTIONS_AT_ONCE)] == [T] * INTRODUCTIONS_AT_ONCE
