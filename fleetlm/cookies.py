@@ -19,7 +19,6 @@ import os
 import re
 import stat
 from collections.abc import Mapping, MutableMapping
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from fleetlm.errors import SettingsError
@@ -219,6 +218,8 @@ def _restore_taken(env: Mapping[str, str]) -> Mapping[str, str]:
 
 def _read_file(path: str) -> tuple[str, tuple[str, ...]]:
     """Return the text of a file with cookies, and warnings about its rights. Raises: SettingsError."""
+    from pathlib import Path  # noqa: PLC0415  # its import takes longer than that of this module
+
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(MAX_COOKIES * (COOKIE_MAX_LENGTH + 2))
@@ -237,6 +238,8 @@ def _find_readers(path: str) -> str:
     A group that may read is normal where another user owns the file (``fsGroup`` of Kubernetes). Where the
     owner is the user that asks, that user can take the right away.
     """
+    from pathlib import Path  # noqa: PLC0415  # a node without such a file needs none
+
     found = Path(path).stat()
     is_mine = found.st_uid == os.getuid()
     open_to = [

@@ -46,7 +46,6 @@ from fleetlm.runtime.info import DrainReport, NodeInfo
 from fleetlm.runtime.readiness import Readiness
 from fleetlm.runtime.thread_requests import ThreadRequests
 from fleetlm.stream import Stream
-from fleetlm.sync import SyncNode
 from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from fleetlm.runtime.events import Event
     from fleetlm.runtime.hooks import Phase
     from fleetlm.settings import Settings
+    from fleetlm.sync import SyncNode
     from fleetlm.transport.interface import Transport
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -118,7 +118,6 @@ class Node:
         self._driver = parts.driver
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadRequests(self.name, self.settings.call_timeout_s, self._loop)
-        self.sync: SyncNode = SyncNode(self, parts.outbound, self._threads, parts.retries)
         self._discovery = prepared.discovery
         self._listening = prepared.endpoints
         self._exposure_warning = prepared.exposure_warning
@@ -270,6 +269,13 @@ class Node:
             leave = self._leave(reason, drain_s, source, asyncio.current_task())
             self._leaving = self._loop.create_task(leave, name=f"{self.name} leaves")
         await asyncio.shield(self._leaving)
+
+    @functools.cached_property
+    def sync(self) -> SyncNode:
+        """This node for other threads of the program."""
+        from fleetlm.sync import SyncNode  # noqa: PLC0415  # a program of coroutines needs none
+
+        return SyncNode(self, self._outbound, self._threads, self._parts.retries)
 
     async def _leave(
         self, reason: str, drain_s: float | None, source: DrainSource, asked_by: asyncio.Task[Any] | None

@@ -13,9 +13,9 @@ Fields, defaults and `dataclasses.field` mean what they mean there. Two records 
 same class and the same fields, and they can be hashed, copied, pickled and matched; `dataclasses.fields`,
 `replace` and `is_dataclass` know them.
 
-`_Late` stands for what is made late: ``__init__``, ``__eq__`` and ``__hash__`` of one class are compiled
-together when the first of them is looked up, and take its place in the class. So an object costs what an
-object of a dataclass costs, or less: a field is set through its slot.
+`_Late` stands for what is made late: ``__init__``, and ``__eq__`` with ``__hash__``, are compiled for one
+class when they are first looked up there, and take its place in the class. So an object costs what an object
+of a dataclass costs, or less: a field is set through its slot.
 
 Source: dataclasses of Python; differs: made at the first use, and ``ClassVar``, ``InitVar`` and keyword-only
 fields are not known, and a record does not add fields to those of another one.
@@ -48,10 +48,10 @@ class _Late:
         return getattr(cls if record is None else record, self._name)
 
 
-def _make_methods(cls: type[Record]) -> None:
-    """Compile the methods that differ from class to class. Source: `dataclasses._process_class`."""
+def _make_init(cls: type[Record]) -> None:
+    """Compile ``__init__``. Source: `dataclasses._init_fn`; differs: fields are set through their slots."""
     given: dict[str, Any] = {"_MISSING": MISSING}
-    parameters, body, compared = ["self"], [], []
+    parameters, body = ["self"], []
     for name in cls.__match_args__:
         default = cls._defaults[name]
         given[f"_set_{name}"] = getattr(cls, name).__set__
@@ -63,22 +63,29 @@ def _make_methods(cls: type[Record]) -> None:
         else:
             parameters.append(name if default.default is MISSING else f"{name}=_default_{name}")
             body.append(f"_set_{name}(self, {name})")
-        if default.compare:
-            compared.append(name)
     if hasattr(cls, "__post_init__"):
         body.append("self.__post_init__()")
+    _compile(cls, f"def __init__({', '.join(parameters)}):\n " + "\n ".join(body or ["pass"]), given)
+
+
+def _make_comparison(cls: type[Record]) -> None:
+    """Compile ``__eq__`` and ``__hash__``."""
+    compared = [name for name in cls.__match_args__ if cls._defaults[name].compare]
     own, others = ("".join(f"{who}.{name}, " for name in compared) for who in ("self", "other"))
     source = (
-        f"def __init__({', '.join(parameters)}):\n "
-        + "\n ".join(body or ["pass"])
-        + "\ndef __eq__(self, other):\n"
-        + f" return ({own}) == ({others}) if other.__class__ is self.__class__ else NotImplemented\n"
-        + f"def __hash__(self):\n return hash(({own}))\n"
+        f"def __eq__(self, other):\n"
+        f" return ({own}) == ({others}) if other.__class__ is self.__class__ else NotImplemented\n"
+        f"def __hash__(self):\n return hash(({own}))"
     )
+    _compile(cls, source, {})
+
+
+def _compile(cls: type[Record], source: str, given: dict[str, Any]) -> None:
+    """Put the functions of a source text into a class, but for those that it has itself."""
     made: dict[str, Any] = {}
     exec(source, given, made)  # noqa: S102  # nothing but names of fields, as in dataclasses
     for name, method in made.items():
-        if name not in cls.__dict__:  # The class may have its own one.
+        if name not in cls.__dict__:
             method.__qualname__ = f"{cls.__qualname__}.{name}"
             method.__module__ = cls.__module__
             setattr(cls, name, method)
@@ -88,7 +95,7 @@ def _make_fields(cls: type[Record]) -> None:
     """Make what the functions of `dataclasses` look at."""
     types = next(filter(None, map(inspect.get_annotations, cls.__mro__)), {})
     specified = [(name, types[name], cls._defaults[name]) for name in cls.__match_args__]
-    twin = make_dataclass("Twin", specified, namespace={"__doc__": ""}, init=False, repr=False, eq=False)
+    twin = make_dataclass("Twin", specified, namespace={"__doc__": "-"}, init=False, repr=False, eq=False)
     type.__setattr__(cls, "__dataclass_fields__", {each.name: each for each in fields(twin)})
 
 
@@ -122,9 +129,9 @@ class Record(metaclass=_RecordType):
         __match_args__: ClassVar[tuple[str, ...]]
         _defaults: ClassVar[dict[str, Field[Any]]]
     else:
-        __init__ = _Late(_make_methods)
-        __eq__ = _Late(_make_methods)
-        __hash__ = _Late(_make_methods)
+        __init__ = _Late(_make_init)
+        __eq__ = _Late(_make_comparison)
+        __hash__ = _Late(_make_comparison)
         __dataclass_fields__ = _Late(_make_fields)
 
     @reprlib.recursive_repr()

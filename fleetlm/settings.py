@@ -8,12 +8,11 @@ clustering is on or off. No value is ever replaced silently by a default.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -72,6 +71,13 @@ _SERVICE_LINK = re.compile(
 _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 
+def _nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """Return the name that was perhaps meant, if there is one."""
+    import difflib  # noqa: PLC0415  # most programs make no mistake
+
+    return difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+
+
 @functools.lru_cache(maxsize=16)
 def _base_port(query: str, first: int) -> int:
     """Work out `Settings.base_port`: once for the settings of a process, since nodes ask for each name."""
@@ -94,7 +100,7 @@ class Settings(Record):
         def __new__(cls, *_args, **fields):
             """Refuse unknown names with a guess, before the dataclass would with a TypeError."""
             for name in fields.keys() - set(cls.__match_args__):
-                near = difflib.get_close_matches(name, cls.__match_args__, n=1, cutoff=0.5)
+                near = _nearest(name, cls.__match_args__)
                 guess = f"Did you mean {near[0]}?" if near else "See the fields of `Settings`."
                 value = fields[name]  # A text may be a secret under a misspelt name.
                 shown = repr(value) if value is None or type(value) in (bool, int, float) else MASKED
@@ -708,7 +714,7 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
         if _SERVICE_LINK.fullmatch(variable) or _is_service_link(variable, env[variable]):
             continue
         known = [name for name in _KNOWN if name.startswith("FLEETLM_") and name != TAKEN]
-        near = difflib.get_close_matches(variable, known, n=1, cutoff=0.5)
+        near = _nearest(variable, known)
         guess = f"Did you mean {near[0]}?" if near else "Unset it."
         raise SettingsError(variable, MASKED, f"only known variables: one of {', '.join(known)}", guess)
 
@@ -724,7 +730,7 @@ def _find_near_misses(env: Mapping[str, str]) -> tuple[str, ...]:
     found = []
     for variable in sorted(env):
         if variable.startswith("DNS_") and variable not in ours:
-            near = difflib.get_close_matches(variable, ours, n=1, cutoff=0.8)
+            near = _nearest(variable, ours, cutoff=0.8)
             if near:
                 found.append(f"{variable} is set, but fleetlm does not know it: did you mean {near[0]}?")
     return tuple(found)

@@ -16,10 +16,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
 
-PROC = Path("/proc/self/cgroup")
-ROOT = Path("/sys/fs/cgroup")
+PROC = "/proc/self/cgroup"
+ROOT = "/sys/fs/cgroup"
 
 
 def count(allowed: int, quotas: Iterable[float]) -> int:
@@ -45,17 +44,17 @@ def quota_of_v1(quota: str, period: str) -> float:
     return quota_of_v2(f"{quota.strip()} {period.strip()}")
 
 
-def groups_of(text: str) -> dict[str, PurePosixPath]:
+def groups_of(text: str) -> dict[str, str]:
     """Return the control group for each hierarchy of ``/proc/self/cgroup``; version 2 is named ``""``."""
-    found: dict[str, PurePosixPath] = {}
+    found: dict[str, str] = {}
     for line in text.splitlines():
         match line.split(":", 2):
             case [_, controllers, path]:
-                found.update(dict.fromkeys(controllers.split(","), PurePosixPath(path)))
+                found.update(dict.fromkeys(controllers.split(","), path))
     return found
 
 
-def cpus(proc: Path = PROC, root: Path = ROOT) -> int:
+def cpus(proc: str = PROC, root: str = ROOT) -> int:
     """Return how many processes of this program can compute at a time, at least 1."""
     return count(_allowed(), _quotas(proc, root))
 
@@ -69,29 +68,31 @@ def _allowed() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def _quotas(proc: Path, root: Path) -> Iterator[float]:
+def _quotas(proc: str, root: str) -> Iterator[float]:
     """Yield the quota of each control group that this process is in."""
     groups = groups_of(_read(proc))
     for folder in _folders(root, groups.get("")):
-        yield quota_of_v2(_read(folder / "cpu.max"))
-    for mount in (root / "cpu", root / "cpu,cpuacct"):
+        yield quota_of_v2(_read(f"{folder}/cpu.max"))
+    for mount in (f"{root}/cpu", f"{root}/cpu,cpuacct"):
         for folder in _folders(mount, groups.get("cpu")):
-            yield quota_of_v1(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+            yield quota_of_v1(_read(f"{folder}/cpu.cfs_quota_us"), _read(f"{folder}/cpu.cfs_period_us"))
 
 
-def _folders(mount: Path, group: PurePosixPath | None) -> Iterator[Path]:
+def _folders(mount: str, group: str | None) -> Iterator[str]:
     """Yield the folders of a group and of the groups around it.
 
     A container may see the name of its group as the host does, and only its own folder, as the root.
     """
     yield mount
-    for path in [] if group is None else [group, *group.parents]:
-        if path.name and ".." not in path.parts:
-            yield mount / path.relative_to("/")
+    parts = [part for part in (group or "").split("/") if part]
+    for depth in range(len(parts), 0, -1):
+        if ".." not in parts[:depth]:
+            yield "/".join([mount, *parts[:depth]])
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123  # pathlib is slow to import
+            return file.read()
     except OSError:  # There is no such hierarchy or group here.
         return ""

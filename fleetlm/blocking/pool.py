@@ -37,7 +37,6 @@ from typing import Any
 
 from fleetlm.blocking import forks
 from fleetlm.blocking.function_call import FunctionCall, FunctionResult, catch_result, name_of
-from fleetlm.blocking.worker_process import WorkerProcess
 from fleetlm.errors import NodeStopped
 from fleetlm.records import Record
 
@@ -271,6 +270,9 @@ class ProcessThread(FunctionThread):
     def __init__(
         self, name: str, idle: list[FunctionThread], initializer: FunctionCall | None = None
     ) -> None:
+        # Imported here: few programs use multiprocessing.
+        from fleetlm.blocking.worker_process import WorkerProcess  # noqa: PLC0415
+
         super().__init__(name, idle)
         self._process = WorkerProcess(f"{name} worker", initializer)
 

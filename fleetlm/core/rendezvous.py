@@ -16,7 +16,6 @@ multiplication in place of a hash of key and member, since both factors are rand
 
 from __future__ import annotations
 
-import hashlib
 import struct
 
 from fleetlm.core.group_members import Block, at_index
@@ -39,7 +38,13 @@ def digest_of(key: Key) -> bytes:
             data = b"i%x" % key
         case _:
             raise TypeError(f"a key is str, bytes or int, not {type(key).__name__}")
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return _hash(data, 16)
+
+
+def _hash(data: bytes, size_bytes: int) -> bytes:
+    import hashlib  # noqa: PLC0415  # it loads OpenSSL, and most programs pick without a key
+
+    return hashlib.blake2b(data, digest_size=size_bytes).digest()
 
 
 def rendezvous(digest: bytes, blocks: list[Block]) -> Pid:
@@ -52,6 +57,6 @@ def rendezvous(digest: bytes, blocks: list[Block]) -> Pid:
 
 
 def _make_lanes(block: Block) -> bytes:
-    seeds = [hashlib.blake2b(str(pid).encode(), digest_size=8).digest() + _NO_LANE for pid in block]
+    seeds = [_hash(str(pid).encode(), 8) + _NO_LANE for pid in block]
     block.lanes = b"".join(seeds)
     return block.lanes

@@ -26,9 +26,9 @@ differs: one random number for some frames, since frames are never lost on their
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from secrets import randbits
 from time import monotonic
 from typing import Final
 
@@ -83,7 +83,7 @@ class ByteWindow:
         self._sent_bytes = self._marked_bytes = self._acked_bytes = 0
         self._sent_chunk_bytes = self._acked_chunk_bytes = 0
         self._keep_pace()
-        self.draw: Callable[[int], int] = randbits
+        self.draw: Callable[[int], int] = random.SystemRandom().getrandbits
         """Returns a random number of so many bits that the peer cannot guess."""
         self._marks: deque[tuple[int, int, int]] = deque()
         """The marks without a CREDIT, the oldest first, each with all bytes and bytes of chunks before it."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import field
-from secrets import randbits
 from typing import TYPE_CHECKING
 
 from fleetlm.ids import Pid
@@ -36,7 +36,7 @@ class NodeContext(Record):
     settings: Settings
     sessions: dict[str, Session]
     drain_step: Callable[[str], int]
-    draw: Callable[[int], int] = randbits
+    draw: Callable[[int], int] = random.SystemRandom().getrandbits
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def check_loop(self, what: str) -> None:

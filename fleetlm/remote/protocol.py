@@ -32,7 +32,6 @@ This module imports little, so that the command starts fast.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import socket
@@ -178,6 +177,8 @@ def stem(node: str) -> str:
     """Return a node's name for use in a file name. A long name is cut and gets a hash, to stay unique."""
     if len(node) <= MAX_STEM_CHARS:
         return node
+    import hashlib  # noqa: PLC0415  # most names are short
+
     basename, _, ip = node.partition("@")
     digest = hashlib.blake2b(basename.encode(), digest_size=4).hexdigest()
     return f"{basename[: max(1, MAX_STEM_CHARS - 10 - len(ip))]}~{digest}@{ip}"

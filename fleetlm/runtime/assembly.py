@@ -33,7 +33,6 @@ import asyncio
 import logging
 import math
 import random
-import secrets
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +196,7 @@ class Assembly:
             features=features_of(settings.peers_may),
         )
         self.kernel: Kernel = Kernel(identity, settings, prepared.rng)
-        draw: Callable[[int], int] = secrets.randbits
+        draw: Callable[[int], int] = random.SystemRandom().getrandbits
         if not prepared.on_this_network:  # Marks must not change any back-off either.
             draw = random.Random(f"{prepared.name} {incarnation} marks").getrandbits
         self.context: NodeContext = NodeContext(

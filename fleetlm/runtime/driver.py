@@ -24,7 +24,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,6 +40,7 @@ from fleetlm.wire.frames import BadFrame, Kind
 
 if TYPE_CHECKING:
     import random
+    from concurrent.futures import ThreadPoolExecutor
 
     from fleetlm.core.dns_answers import Answer as DnsAnswer
     from fleetlm.core.kernel import Kernel
@@ -111,8 +111,8 @@ class Driver:
         self.sessions: dict[str, Session] = context.sessions
         self.inbound = inbound
         inbound.unpack_beside = self._unpack_beside
-        self._unpacker = ThreadPoolExecutor(1, "fleetlm unpack")
-        """Starts its thread with the first large message."""
+        self._unpacker: ThreadPoolExecutor | None = None
+        """Unpacks large messages; made with the first one."""
         self.follower = follower
         self.lag_ms: int = 0
         """Milliseconds by which the last tick of this node's event loop was late."""
@@ -156,7 +156,8 @@ class Driver:
     def leave(self, reason: str) -> None:
         """Send what is queued, say goodbye to every peer, and stop ticking."""
         self._backlog.clear()
-        self._unpacker.shutdown(wait=False)
+        if self._unpacker is not None:
+            self._unpacker.shutdown(wait=False)
         for session in self.sessions.values():
             session.settle()
         self._perform(self.kernel.left(self._loop.time(), reason))
@@ -240,6 +241,10 @@ class Driver:
     def _unpack_beside(self, session: Session, unpack: Callable[[], Unpacked]) -> None:
         """Unpack something large in a thread; what comes from its peer meanwhile waits behind it."""
         self._backlog.park(session.incoming.source)
+        if self._unpacker is None:
+            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # some nodes never need it
+
+            self._unpacker = ThreadPoolExecutor(1, "fleetlm unpack")
         work = self._loop.run_in_executor(self._unpacker, unpack)
         work.add_done_callback(partial(self._unpacked, session))
 

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
-import sysconfig
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from weakref import WeakKeyDictionary
 
@@ -31,8 +30,8 @@ MAX_LINES = 3
 MAX_PLACES = 1_000
 _LOOKS = 4
 """Looks of the thread in `Settings.blocked_after_s`."""
-_OURS = str(Path(__file__).parents[1])
-_STANDARD = sysconfig.get_path("stdlib")
+_OURS = __file__.rpartition("/runtime/")[0]
+_STANDARD = os.__file__.rpartition("/")[0]
 _INSTALLED = ("site-packages", "dist-packages")
 
 _of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWatch] = WeakKeyDictionary()
@@ -130,7 +129,7 @@ def describe(frame: FrameType) -> str:
             break
         each = each.f_back
     inner = frame if each is None else each
-    shown = f"{inner.f_code.co_qualname} ({Path(inner.f_code.co_filename).name}:{inner.f_lineno})"
+    shown = f"{inner.f_code.co_qualname} ({inner.f_code.co_filename.rpartition('/')[2]}:{inner.f_lineno})"
     if inner is frame:
         return shown
     return f"{shown}, which calls {frame.f_code.co_qualname}"

@@ -15,13 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
-import hmac
 from typing import Final, NamedTuple, cast
 
 import zmq
-from zmq.auth import Authenticator
-from zmq.utils import z85
 
 from fleetlm.cookies import MAX_COOKIES
 from fleetlm.settings import Settings
@@ -57,6 +53,10 @@ def keys_from_cookie(cookie: str, cluster: str = "") -> CurveKeys:
 
     Takes about a quarter of a second the first time, during which nothing else runs on this thread.
     """
+    import hashlib  # noqa: PLC0415  # a node without a cookie needs neither
+
+    from zmq.utils import z85  # noqa: PLC0415
+
     secret = hashlib.scrypt(
         cookie.encode("utf-8", "surrogatepass"),
         salt=SALT + cluster.encode(),
@@ -97,6 +97,8 @@ class ZapHandler:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], public: bytes) -> None:
+        from zmq.auth import Authenticator  # noqa: PLC0415  # a node without a cookie needs none
+
         self._public = public
         self._authenticator = Authenticator(context)
         self._authenticator.configure_curve_callback(ZAP_DOMAIN, credentials_provider=self)
@@ -105,6 +107,8 @@ class ZapHandler:
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Return whether a client that has proved to own ``key`` (Z85) may connect. Called by pyzmq."""
+        import hmac  # noqa: PLC0415
+
         return domain == ZAP_DOMAIN and hmac.compare_digest(key, self._public)
 
     def serve(self) -> None:

@@ -32,7 +32,7 @@ The owner's callbacks come from the loop or from `DealerChannel.recheck`, never 
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -436,6 +436,6 @@ class DealerChannel:
 def new_routing_id() -> bytes:
     """Make a routing id for one dial. Its first byte is never 0: such ids are reserved by ZeroMQ."""
     while True:
-        candidate = secrets.token_bytes(ROUTING_ID_BYTES)
+        candidate = os.urandom(ROUTING_ID_BYTES)
         if candidate[0]:
             return candidate

@@ -12,7 +12,6 @@ Source: socket(7), SO_ATTACH_FILTER; only on Linux. Elsewhere only the dials sto
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import logging
 import math
@@ -53,7 +52,7 @@ _COUNT_BELOW: Final = 256
 
 _ATTACH_FILTER: Final = 26
 _DETACH_FILTER: Final = 27
-_DROP: Final = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+_DROP: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
 """The program of the filter, one instruction of classic BPF: return 0, pass on no byte of the packet."""
 
 
@@ -131,7 +130,10 @@ class Accepting:
         """Pause or resume, whichever ``free`` descriptors ask for. Logs it, once in `QUIET_S`."""
         if not self.is_paused and free < FDS_TO_ACCEPT:
             self.is_paused = True
-            self._filter(_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(_DROP)))
+            import ctypes  # noqa: PLC0415  # a shortage is rare
+
+            program = ctypes.create_string_buffer(_DROP)
+            self._filter(_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
             self._close_waiting()
             if now < self._told_at + QUIET_S:
                 return

@@ -16,7 +16,6 @@ of the peer identify a connection, and what it has received is not known.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import socket
@@ -33,8 +32,6 @@ _SO_COOKIE: Final = 57
 _TCP_INFO_BYTES: Final = 256
 _BYTES_RECEIVED_AT: Final = 128
 """Offset of ``tcpi_bytes_received``, 64 bits, in Linux's ``struct tcp_info``."""
-
-_getsockopt = ctypes.CDLL(None, use_errno=True).getsockopt
 
 
 class Identity(NamedTuple):
@@ -118,13 +115,19 @@ def count_received(fd: int) -> int | None:
     """
     if not KNOWS_RECEIVED:
         return None
-    info = ctypes.create_string_buffer(_TCP_INFO_BYTES)
-    size = ctypes.c_uint32(_TCP_INFO_BYTES)
-    if _getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size)):
+    try:  # With a family, a type and a protocol nothing is asked about the descriptor.
+        lent = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    except OSError:
         return None
-    if size.value < _BYTES_RECEIVED_AT + 8:
+    try:
+        info = lent.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
         return None
-    return int.from_bytes(info.raw[_BYTES_RECEIVED_AT : _BYTES_RECEIVED_AT + 8], sys.byteorder)
+    finally:
+        lent.detach()
+    if len(info) < _BYTES_RECEIVED_AT + 8:
+        return None
+    return int.from_bytes(info[_BYTES_RECEIVED_AT : _BYTES_RECEIVED_AT + 8], sys.byteorder)
 
 
 def limit_unsent(fd: int, most_bytes: int) -> None:

@@ -69,7 +69,6 @@ from fleetlm.transport.sockets import (
     may_dial_from,
     raise_descriptor_limit,
 )
-from fleetlm.transport.taken_ports import explain_taken, look_at_ports
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
@@ -158,6 +157,8 @@ class ZmqTransport:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise StartFailed(where, explain_bind_error(error, ports)) from error
+            from fleetlm.transport.taken_ports import explain_taken, look_at_ports  # noqa: PLC0415  # rare
+
             taken = await look_at_ports(ip, ports, self._settings)
             raise StartFailed(where, explain_taken(taken, self._settings.node_slot)) from error
         self._listening.listen_at(self._aliases, "nodes that can only reach")

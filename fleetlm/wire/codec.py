@@ -25,7 +25,6 @@ from enum import Enum, Flag
 from functools import partial
 from typing import Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgpack
 
@@ -461,9 +460,11 @@ def _is_equal(item: Any, default: Any) -> bool:
 
 def _name_zone(zone: tzinfo, what: str) -> object:
     """Return a time zone as it travels: its key, or its offset in µs and its name. Raises: Refused."""
-    if type(zone) is ZoneInfo and zone.key:
-        return zone.key
     if type(zone) is not timezone:
+        from zoneinfo import ZoneInfo  # noqa: PLC0415  # most times are in UTC
+
+        if type(zone) is ZoneInfo and zone.key:
+            return zone.key
         kind = type_name(type(zone))
         raise Refused(f"a {what} in a zone of type {kind}; use zoneinfo.ZoneInfo or datetime.timezone")
     offset, name = zone.utcoffset(None), zone.tzname(None)

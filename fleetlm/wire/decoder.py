@@ -27,9 +27,8 @@ from decimal import Decimal
 from enum import Flag
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgpack
 
@@ -53,6 +52,9 @@ from fleetlm.wire.extensions import (
 )
 from fleetlm.wire.hash_tables import UNCHECKED_KEYS, CollidingKeys, check_keys, make_set
 from fleetlm.wire.zones import ZONES
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 _SMALL_BYTES = 4096
 """Up to this size a reused unpacker is twice as fast as ``unpackb``; it costs 4 KiB for each depth."""

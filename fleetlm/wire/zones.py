@@ -8,10 +8,12 @@ no other name is looked for any more: so what is kept is bounded by the zones th
 from __future__ import annotations
 
 import re
-import zoneinfo
-from zoneinfo import ZoneInfo
+from typing import TYPE_CHECKING
 
 from fleetlm.wire.extensions import explained
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,31}(/[A-Za-z0-9][A-Za-z0-9_+-]{0,31}){0,3}", re.ASCII)
 """The shape of a zone key, such as ``America/Argentina/Buenos_Aires`` or ``Etc/GMT+1``."""
@@ -38,6 +40,8 @@ class Zones:
             return zone
         if not _KEY.fullmatch(key):
             return "this is not the key of a time zone"
+        import zoneinfo  # noqa: PLC0415  # few programs send a time with a zone by name
+
         if self._searches >= _MAX_SEARCHES:
             if self._listed is None:
                 self._listed = frozenset(zoneinfo.available_timezones())
@@ -45,7 +49,7 @@ class Zones:
                 return "this machine has no such time zone"
         self._searches += 1
         try:
-            found = self._found[key] = ZoneInfo(key)
+            found = self._found[key] = zoneinfo.ZoneInfo(key)
         except Exception as error:  # noqa: BLE001  # the system's file may be missing or broken
             why = self._failures[key] = explained(error)
             return why

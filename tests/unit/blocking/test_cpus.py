@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
 
@@ -46,9 +46,9 @@ def test_what_cannot_be_read_is_no_limit(text: str) -> None:
 def test_the_group_of_each_hierarchy() -> None:
     text = "12:cpu,cpuacct:/docker/abc\n1:name=systemd:/x:y\n0::/user.slice/run.scope\n\nnonsense\n"
     found = groups_of(text)
-    assert found["cpu"] == found["cpuacct"] == PurePosixPath("/docker/abc")
-    assert found["name=systemd"] == PurePosixPath("/x:y")
-    assert found[""] == PurePosixPath("/user.slice/run.scope")
+    assert found["cpu"] == found["cpuacct"] == "/docker/abc"
+    assert found["name=systemd"] == "/x:y"
+    assert found[""] == "/user.slice/run.scope"
 
 
 def files(root: Path, contents: dict[str, str]) -> None:
@@ -89,13 +89,13 @@ def test_every_group_around_this_process_counts(
     monkeypatch.setattr(module, "_allowed", lambda: 16)
     files(tmp_path / "cgroup", contents)
     (tmp_path / "self").write_text(group, encoding="utf-8")
-    assert cpus(tmp_path / "self", tmp_path / "cgroup") == result
+    assert cpus(str(tmp_path / "self"), str(tmp_path / "cgroup")) == result
 
 
 def test_without_control_groups_the_affinity_counts_or_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = tmp_path / "nothing"
+    nothing = str(tmp_path / "nothing")
     monkeypatch.delattr(os, "process_cpu_count", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 7}, raising=False)
     assert cpus(nothing, nothing) == 3
