@@ -18,6 +18,7 @@ from benchmarks import (
     crash,
     fan_out,
     guard,
+    idle,
     local,
     machine,
     mesh,
@@ -35,7 +36,7 @@ _ALL = (
     *(one_way.BENCHMARK, calls.BENCHMARK, actors.BENCHMARK),
     *(fan_out.BENCHMARK, fan_out.BENCHMARK_64, fan_out.BENCHMARK_512),
     *(bulk.BENCHMARK, beside.BENCHMARK, local.BENCHMARK, spawn.BENCHMARK),
-    *(start.BENCHMARK, mesh.BENCHMARK, crash.BENCHMARK, thousand.BENCHMARK),
+    *(start.BENCHMARK, mesh.BENCHMARK, idle.BENCHMARK, crash.BENCHMARK, thousand.BENCHMARK),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 PEERS = tuple(peer.name.lower() for peer in peers.PEERS)

@@ -173,7 +173,9 @@ class Node:
             node.name, ", ".join(prepared.endpoints), node.incarnation, node.own_address.why,
         )  # fmt: skip
         warn_about(prepared)
-        node._driver.start(looks_for_peers=node._parts.poller is not None)
+        node._driver.start(
+            looks_for_peers=node._parts.poller is not None, ticks_with_host=prepared.on_this_network
+        )
         if node._parts.loop_watch is not None:
             node._parts.loop_watch.start()
         if node._parts.poller is not None:

@@ -254,8 +254,8 @@ class Settings(Record):
     the handshake, or whose limits differ, go up and down a few times a minute instead of several times a
     second."""
     tick_s: float = 1.0
-    """Seconds between two ticks of a node's loop to each peer. A tick carries the loop's lag and costs 40
-    bytes."""
+    """Seconds between two ticks of a node's loop to each peer; twice as many for more than 32 peers. A tick
+    carries the loop's lag and costs 40 bytes."""
     busy_after_s: float = 3.0
     """Seconds without a tick after which a peer is listed as busy: three ticks were missed."""
     blocked_after_s: float = 1.0

@@ -8,18 +8,21 @@ block, however many members it has. A process that joined several times stands a
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from fleetlm.ids import Pid
+
+LANE_BYTES = 16
+"""Twice the size of a seed; see `rendezvous`."""
 
 
 class Block(list[Pid]):
     """The members on one node, of one incarnation, sorted by number; never empty.
 
     Attributes:
-        lanes: what `picking.rendezvous` keeps of the members; empty until it is needed, and after a change.
+        lanes: the seeds of the members for `rendezvous`, in 16 bytes each; empty until they are needed.
     """
 
     __slots__ = ("lanes",)
@@ -27,6 +30,18 @@ class Block(list[Pid]):
     def __init__(self, pids: Iterable[Pid] = ()) -> None:
         super().__init__(pids)
         self.lanes: bytes = b""
+
+
+def hash_of(data: bytes, size_bytes: int) -> bytes:
+    """Hash bytes to so many bytes, the same on every node."""
+    import hashlib  # noqa: PLC0415  # it loads OpenSSL, and most programs pick without a key
+
+    return hashlib.blake2b(data, digest_size=size_bytes).digest()
+
+
+def lane_of(pid: Pid) -> bytes:
+    """Return the seed of a member, with room for the upper half of a product."""
+    return hash_of(str(pid).encode(), LANE_BYTES // 2) + bytes(LANE_BYTES // 2)
 
 
 def pid_order(pid: Pid) -> tuple[str, int, int]:
@@ -79,15 +94,20 @@ class Members:
             self.blocks.insert(at, Block())
         block = self.blocks[at]
         self.processes += not _times(block, pid)
-        insort(block, pid, key=_number)
-        block.lanes = b""
+        at = bisect_right(block, pid.number, key=_number)
+        block.insert(at, pid)
+        if block.lanes:
+            at *= LANE_BYTES
+            block.lanes = b"".join((block.lanes[:at], lane_of(pid), block.lanes[at:]))
         self.joins += 1
 
     def remove(self, pid: Pid) -> None:
         """Take back one membership, which must exist."""
         block = self.block(pid.node)
-        del block[bisect_left(block, pid.number, key=_number)]
-        block.lanes = b""
+        at = bisect_left(block, pid.number, key=_number)
+        del block[at]
+        at *= LANE_BYTES
+        block.lanes = block.lanes[:at] + block.lanes[at + LANE_BYTES :]
         self.joins -= 1
         self.processes -= not _times(block, pid)
         if not block:

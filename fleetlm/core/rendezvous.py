@@ -8,7 +8,7 @@ joins n others, only the keys that rank it first, one in ``n + 1`` of all, and t
 
 A group may have thousands of members, and a program may pick one for each request, so all products are made
 with one multiplication of a large integer: the seeds stand in *lanes* of 128 bits, so that no product reaches
-into the next lane. A block of members keeps its lanes until it changes (`Block.lanes`).
+into the next lane. A block of members keeps its lanes (`Block.lanes`); a join or a leave changes one of them.
 
 Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998 (HRW); differs: a
 multiplication in place of a hash of key and member, since both factors are random already.
@@ -18,13 +18,10 @@ from __future__ import annotations
 
 import struct
 
-from fleetlm.core.group_members import Block, at_index
+from fleetlm.core.group_members import LANE_BYTES, Block, at_index, hash_of, lane_of
 from fleetlm.ids import Pid
 
 Key = str | bytes | int
-
-_NO_LANE = bytes(8)
-"""The upper half of a lane, which the product needs."""
 
 
 def digest_of(key: Key) -> bytes:
@@ -38,25 +35,16 @@ def digest_of(key: Key) -> bytes:
             data = b"i%x" % key
         case _:
             raise TypeError(f"a key is str, bytes or int, not {type(key).__name__}")
-    return _hash(data, 16)
-
-
-def _hash(data: bytes, size_bytes: int) -> bytes:
-    import hashlib  # noqa: PLC0415  # it loads OpenSSL, and most programs pick without a key
-
-    return hashlib.blake2b(data, digest_size=size_bytes).digest()
+    return hash_of(data, 16)
 
 
 def rendezvous(digest: bytes, blocks: list[Block]) -> Pid:
     """Return the member to which the key with this digest belongs. Takes about 0.2 µs for each member."""
-    lanes = b"".join([block.lanes or _make_lanes(block) for block in blocks])
+    for block in blocks:
+        if not block.lanes:
+            block.lanes = b"".join(map(lane_of, block))
+    lanes = b"".join([block.lanes for block in blocks])
     factor = int.from_bytes(digest[:8], "little") | 1
     products = int.from_bytes(lanes, "little") * factor
-    scores = struct.unpack("<" + "Q8x" * (len(lanes) // 16), products.to_bytes(len(lanes), "little"))
+    scores = struct.unpack("<" + "Q8x" * (len(lanes) // LANE_BYTES), products.to_bytes(len(lanes), "little"))
     return at_index(scores.index(max(scores)), blocks)
-
-
-def _make_lanes(block: Block) -> bytes:
-    seeds = [_hash(str(pid).encode(), 8) + _NO_LANE for pid in block]
-    block.lanes = b"".join(seeds)
-    return block.lanes

@@ -239,8 +239,9 @@ class Groups:
         * ``"least_loaded"``: the member with the fewest requests outstanding as far as this node knows: for
           a member on this node the messages in its mailbox and the calls that it has not answered; for
           another one the messages that this node sent and it has not taken, and this node's calls that it
-          has not answered. Chance decides among equals. It looks at every member. Source:
-          least-request balancing of HTTP proxies; differs: messages count.
+          has not answered. Chance decides among equals. In a group of more than 128 members it is the one
+          with the fewest among 32 members that were chosen by chance. Source: least-request balancing of
+          HTTP proxies, which compare two; differs: messages count.
 
         A member on a node that is draining is chosen only where all members are on such nodes; then first one
         whose node still serves everything. A call to a node that refuses new work gets `Draining`. For

@@ -14,7 +14,9 @@ number has taken everything before it, and nobody can guess it. A CREDIT for no 
 connection.
 
 A MARK follows each eighth of the window, and is answered at once; behind chunks it stands in the head of the
-last one. With each tick another one follows what is less than that, and is answered with a tick of the peer.
+last one. With a tick another one follows what is less than that, but for the last `LEAST_MARKED_BYTES`, and
+is answered with a tick of the peer. So two nodes that have nothing to say do not exchange marks and credit
+for the bytes of their ticks.
 
 **What cannot wait.** Exit signals, `Down` messages, credit and ticks wait for no window. `Settings.
 max_unread_bytes` is the bound for everything together: a connection that reaches it ends.
@@ -39,6 +41,8 @@ TOLD_SHARE: Final = 8
 LEAST_WAITING_BYTES: Final = 1_024
 """A sender that waits for room counts at least so many bytes, since few messages are smaller with what they
 need on their way: so a credit does not wake thousands of senders for which there is no room."""
+LEAST_MARKED_BYTES: Final = 1_024
+"""Fewer bytes are not worth a mark: a tick has 60."""
 MAX_MARKS: Final = 1_024
 """Marks that wait for their CREDIT. A peer whose loop stands still gets one with every tick."""
 MAX_WINDOWS_WITHOUT_CREDIT: Final = 4
@@ -108,6 +112,16 @@ class ByteWindow:
     def is_mark_due(self) -> bool:
         """Whether so much was sent since the last mark that another one should follow at once."""
         return self._sent_bytes - self._marked_bytes >= self._step_bytes
+
+    @property
+    def is_mark_worthwhile(self) -> bool:
+        """Whether enough was sent since the last mark that one should follow with the next tick."""
+        return self._sent_bytes - self._marked_bytes >= LEAST_MARKED_BYTES
+
+    @property
+    def awaits_credit(self) -> bool:
+        """Whether the peer still has to prove that it has taken what stands before a mark."""
+        return bool(self._marks)
 
     def sent(self, size_bytes: int) -> None:
         """Count a frame."""
@@ -258,7 +272,7 @@ class Stall:
             self._since = now
         self._ticked_at = now
         self._taken_bytes = window.taken_bytes
-        self._was_empty = window.in_flight_bytes == 0
+        self._was_empty = not window.awaits_credit
         return now - self._since
 
 

@@ -699,7 +699,8 @@ class Session:
         for call in [call for call in self.requests.values() if not call.wanted]:
             call.abandon()
         self.arrivals.sweep()
-        self.mark()
+        if self.byte_window.is_mark_worthwhile:
+            self.mark()
         self.byte_credit.tell()
 
     def settle(self) -> None:

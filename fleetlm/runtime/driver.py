@@ -59,6 +59,13 @@ PEERS_TOLD = 512
 STEPS_PER_TURN = 256
 """Steps for a lost node in one turn of the loop: some milliseconds."""
 
+TICKED_EACH_TIME = 32
+"""Up to so many peers get a tick in each tick interval, more of them in every second one: ticks are most of
+what idle nodes do. A peer counts as busy after three intervals without a tick."""
+
+_EARLY = 0.1
+"""The part of a tick interval by which a timer may be early without a second tick at the same moment."""
+
 PEERS_TOLD_AT_ONCE = 32
 """At most this many names are told to a node that comes up. The periodic messages complete them."""
 
@@ -139,17 +146,25 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._pulse: asyncio.TimerHandle | None = None
+        self._ticks_with_host = False
         self._pulse_due = 0.0
         self._gossip_due = 0.0
 
     # Start and stop.
 
-    def start(self, *, looks_for_peers: bool = False) -> None:
-        """Begin to tick, and to look for other nodes of this host if the node looks for peers at all."""
+    def start(self, *, looks_for_peers: bool = False, ticks_with_host: bool = False) -> None:
+        """Begin to tick, and to look for other nodes of this host if the node looks for peers at all.
+
+        Args:
+            looks_for_peers: whether to look for nodes on further ports.
+            ticks_with_host: tick at whole intervals of the loop's clock, which all nodes of a host share. A
+                peer is then woken once for all of them. In a simulation each node has its own moment.
+        """
         now = self._loop.time()
         if looks_for_peers:
             self._perform(self.kernel.started(now))
-        self._pulse_due = now + self._settings.tick_s * self._rng.uniform(0.5, 1.0)
+        self._ticks_with_host = ticks_with_host
+        self._pulse_due = self._next_pulse(now, self._rng.uniform(0.5, 1.0))
         self._gossip_due = now + self._settings.gossip_s
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
 
@@ -425,17 +440,25 @@ class Driver:
         """Note this loop's lag, let sessions report small credits, tick, and tell a peer about others."""
         now = self._loop.time()
         self.lag_ms = max(0, int((now - self._pulse_due) * 1000))
-        self._pulse_due = now + self._settings.tick_s
+        self._pulse_due = self._next_pulse(now)
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
         # What peers sent while this loop stood still has not been read yet: that is not their silence.
         self._perform(self.kernel.pulse(now - self.lag_ms / 1000))
         for session in list(self.sessions.values()):
             session.sweep()
-        self.tick_sessions()
+        if len(self.sessions) <= TICKED_EACH_TIME or int(now / self._settings.tick_s + _EARLY) % 2:
+            self.tick_sessions()
         self.follower.pulsed()
         if now >= self._gossip_due and self.sessions:
             self._gossip_due = now + self._settings.gossip_s
             self._tell_peers(self._rng.choice(list(self.sessions.values())))
+
+    def _next_pulse(self, now: float, part: float = 1.0) -> float:
+        """Return when to tick next: after a tick interval, or ``part`` of it before the first tick."""
+        tick_s = self._settings.tick_s
+        if self._ticks_with_host:
+            return (math.floor(now / tick_s + _EARLY) + 1) * tick_s
+        return now + tick_s * part
 
     def tick_sessions(self) -> None:
         """Tell every peer that this event loop is alive."""

@@ -83,6 +83,9 @@ MAX_REFUSED_IPS: Final = 256
 """Strangers' addresses remembered for `REFUSAL_INTERVAL_S`. When there are more, all are forgotten."""
 SWEEP_S: Final = 0.05
 """Seconds between two looks at what has come and was not read: a fast network brings 50 MB meanwhile."""
+QUIET_SWEEP_S: Final = 0.25
+"""The same where only peers are connected and little of them was unread at the last look. Looking twenty
+times a second would be most of what an idle node does."""
 MAX_LOOKS: Final = 128
 """Connections looked at in one sweep, likewise; some 2 us each. The others are first in the next one."""
 LONGEST_SWEEP_S: Final = 0.5
@@ -140,6 +143,8 @@ class Router:
         """How many times the ROUTER had no frame left."""
         self._changed: select.epoll | None = None
         """Names the connections over which something has come."""
+        self._is_quiet = False
+        """Whether the next sweep comes after `QUIET_SWEEP_S`."""
         self._dialled: dict[int, Callable[[int], None]] = {}
         """Descriptors of this node's own dials → what looks at how much has come back over them."""
         self._copies: Copies | None = None
@@ -457,7 +462,12 @@ class Router:
                 self._changed.register(fd, select.EPOLLIN | select.EPOLLET)
         if self._next_sweep is None:
             self._swept_at = self._loop.time()
-            self._next_sweep = self._loop.call_later(SWEEP_S, self._sweep)
+        elif self._is_quiet:
+            self._next_sweep.cancel()
+        else:
+            return
+        self._is_quiet = False
+        self._next_sweep = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _end_connection(self, fd: int) -> None:
         """A connection has ended: mark its source as ending, or report the stranger that failed."""
@@ -478,6 +488,7 @@ class Router:
         self._alive_s += min(now - self._swept_at, LONGEST_SWEEP_S)
         self._swept_at = now
         self._end_offenders(self._bounds.expire(self._alive_s))
+        is_quiet = not self._bounds.strangers
         for fd, _ in [] if self._changed is None else self._changed.poll(0, MAX_LOOKS):
             received = count_received(fd)
             if received is None:
@@ -488,10 +499,13 @@ class Router:
             if known is None or known.is_cut:
                 continue
             is_uncertain = received - known.read_bytes > UNCERTAIN_BYTES
+            is_quiet = is_quiet and not is_uncertain
             waiting = count_waiting(fd) if is_uncertain else None
             self._end_offenders(self._bounds.look(known, received, waiting, self._drains))
         is_idle = not self._accepted and not self._dialled
-        self._next_sweep = None if is_idle else self._loop.call_later(SWEEP_S, self._sweep)
+        self._is_quiet = is_quiet
+        pause_s = QUIET_SWEEP_S if is_quiet else SWEEP_S
+        self._next_sweep = None if is_idle else self._loop.call_later(pause_s, self._sweep)
 
     def _end_offenders(self, offences: Iterable[Offence]) -> None:
         """End these connections, and report each of them."""

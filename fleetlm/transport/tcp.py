@@ -117,7 +117,7 @@ def count_received(fd: int) -> int | None:
         return None
     try:  # With a family, a type and a protocol nothing is asked about the descriptor.
         lent = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: it is negative
         return None
     try:
         info = lent.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)

@@ -329,7 +329,8 @@ class ZmqTransport:
 
     def _recheck(self) -> None:
         now = self._loop.time()
-        self._timer = self._loop.call_later(RECHECK_S, self._recheck)
+        # At the moment at which the node ticks: one wake-up of the loop for both.
+        self._timer = self._loop.call_at((now // RECHECK_S + 1) * RECHECK_S, self._recheck)
         if self._accepting is not None:
             self._accepting.look(self._descriptors.look(), now)
         if self._router is not None:

@@ -220,6 +220,23 @@ async def test_heartbeats_of_a_dialled_node_are_not_too_much() -> None:
 # ── time and counts ──────────────────────────────────────────────────────────────────────────────
 
 
+@linux
+async def test_peers_alone_are_looked_at_less_often_until_a_stranger_comes() -> None:
+    async with station(stranger_s=30.0) as a, station() as b:
+        channel = await b.reach(a)
+        await carries(b, channel, a, b"a peer")
+        router = a.transport._router
+        assert router is not None
+        async with asyncio.timeout(allowed_s(5)):
+            while not router._is_quiet:
+                await asyncio.sleep(0.01)
+            with socket.create_connection((a.ip, PORT), 10):
+                while router._is_quiet:
+                    await asyncio.sleep(0.01)
+            while not router._is_quiet:
+                await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("said", [b"", GREETING[:20], GREETING + READY, GREETING + READY + zmtp(b"hello")])
 async def test_a_connection_that_becomes_no_peers_is_ended(said: bytes) -> None:
     async with station(stranger_s=0.3, connect_timeout_s=30.0) as a, station() as b:

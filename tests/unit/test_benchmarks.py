@@ -16,6 +16,7 @@ from benchmarks import (
     charts,
     fanout,
     guard,
+    idle,
     machine,
     measures,
     page,
@@ -51,7 +52,7 @@ NAMES = [
         "local",
         "spawn",
     ),
-    *("start", "mesh", "crash", "thousand"),
+    *("start", "mesh", "idle", "crash", "thousand"),
 ]
 RATE = Metric("rate", "messages", "thousand/s", more_is_better=True, scale=1e-3)
 LAG = Metric("lag_s", "lag", "ms", more_is_better=False, scale=1e3)
@@ -304,6 +305,15 @@ def test_every_pair_of_programs_works(server: str, driver: str, more: dict[str, 
 def test_a_mesh_forms(target: str) -> None:
     crowd = ProcessGroup(target, floor=False, target=target, config=SMALL, members=4, each=2)
     assert set(crowd.run()) == {"formed_s"}
+
+
+@pytest.mark.parametrize("target", ["idle:node", "idle:sockets"])
+def test_idle_nodes_are_measured(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "SETTLE_S", 0.0)
+    config = SMALL | {"window_s": 0.05}
+    found = idle.IdleNodes(target, floor=False, target=target, config=config, members=2).run()
+    assert found["total_s"] == pytest.approx(found["main_s"] + found["rest_s"])
+    assert found["main_s"] > 0
 
 
 @pytest.mark.parametrize("target", ["fleetlm_processes", "tasks_with_deques", "tasks_with_queues"])

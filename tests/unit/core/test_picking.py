@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from fleetlm.core.group_members import Members
-from fleetlm.core.picking import Picker, Tried
+from fleetlm.core.picking import CHOSEN, IDLE_TRIES, MOST_COMPARED, Picker, Tried
 from fleetlm.core.rendezvous import Key
 from fleetlm.core.sticky_keys import StickyKeys
 from fleetlm.errors import NoMember
@@ -191,6 +191,28 @@ def test_least_loaded_does_not_look_at_every_member_of_a_large_group_that_is_mos
     picks = [picker.pick("g", members, "least_loaded", None) for _ in range(100)]
     assert all(pid.number % 2 == 0 for pid in picks)
     assert len(asked) < 100 * 8 + 2 * 10_000
+
+
+def test_least_loaded_compares_some_members_of_a_large_group_in_which_all_are_busy() -> None:
+    asked: list[Pid] = []
+
+    def load(pid: Pid) -> int:
+        asked.append(pid)
+        return 1 + pid.number % 10
+
+    members = Members(Pid(f"fleetlm@10.0.0.{number % 7}", 1, number) for number in range(1, 10_001))
+    picker = Picker(random.Random(1), load, lambda _: False, StickyKeys(1, 1.0), float)
+    picks = [picker.pick("g", members, "least_loaded", None) for _ in range(200)]
+    assert len(asked) <= 200 * (IDLE_TRIES + CHOSEN)
+    assert sum(load(pid) for pid in picks) / 200 < 1.2, "nearly all picks are among the least loaded"
+    assert len(set(picks)) > 150
+
+
+def test_a_group_that_is_not_large_is_compared_as_a_whole() -> None:
+    pids = [Pid("fleetlm@10.0.0.1", 1, number) for number in range(1, MOST_COMPARED + 1)]
+    rig = Rig()
+    rig.load = dict.fromkeys(pids, 2) | {pids[77]: 1}
+    assert rig.many(20, pids, "least_loaded") == {pids[77]: 20}
 
 
 def test_an_idle_process_that_joined_twice_has_no_double_chance_as_the_least_loaded() -> None:

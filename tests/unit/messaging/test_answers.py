@@ -151,13 +151,17 @@ async def test_an_answer_that_is_too_large_is_refused_and_its_caller_told() -> N
 
 def in_flight(size_bytes: int = 1) -> ByteWindow:
     window = ByteWindow(64 * KIB, 8 * KIB)
-    window.sent(size_bytes)
+    send(window, size_bytes)
     return window
 
 
+def send(window: ByteWindow, size_bytes: int) -> None:
+    window.sent(size_bytes)
+    assert window.mark(at_once=False) is not None
+
+
 def take(window: ByteWindow) -> None:
-    mark = window.mark(at_once=True)
-    assert mark is not None
+    mark, *_ = window._marks[-1]
     window.credited(mark)
 
 
@@ -169,7 +173,7 @@ def test_a_peer_that_ticks_and_takes_nothing_is_noticed_after_the_set_time_and_n
         assert stall.ticked(second) == second - 100
     take(window)
     assert stall.ticked(132.0) == 0
-    window.sent(5)
+    send(window, 5)
     assert [stall.ticked(now) for now in (133.0, 134.0)] == [0, 1], "it had nothing to take before"
 
 
@@ -179,8 +183,15 @@ def test_a_peer_that_takes_a_little_is_slow_and_not_stalled() -> None:
     for second in range(500):
         if second % 20 == 0:
             take(window)
-            window.sent(1_000)
+            send(window, 1_000)
         assert stall.ticked(float(second)) < 25
+
+
+def test_what_no_mark_stands_behind_cannot_be_proved_to_be_taken() -> None:
+    window = ByteWindow(64 * KIB, 8 * KIB)
+    stall = Stall(window, 30.0, 3.0)
+    window.sent(60)
+    assert [stall.ticked(float(second)) for second in range(100)] == [0.0] * 100
 
 
 def test_a_pause_of_the_peers_loop_begins_the_measurement_anew() -> None:

@@ -9,9 +9,10 @@ from hypothesis import given, strategies as st
 
 from fleetlm.call import Call
 from fleetlm.errors import MessageTooLarge, NoConnection, NodeLost, NotSerializable, RemoteError
-from fleetlm.messaging.byte_windows import MAX_MARKS, ByteWindow
+from fleetlm.messaging.byte_windows import LEAST_MARKED_BYTES, MAX_MARKS, ByteWindow
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
+from fleetlm.wire import operations
 from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.frames import CHUNK_HEAD, HEADER, HEADER_BYTES, Kind
 from fleetlm.wire.operations import Op
@@ -353,7 +354,7 @@ async def test_a_mark_follows_every_eighth_of_a_window_and_is_answered_at_once()
 async def test_what_is_less_than_a_step_is_marked_with_a_tick_and_told_with_the_next() -> None:
     pair = Pair(SMALL)
     pair.there.box("echo")
-    pair.here.send("echo", 1)
+    pair.here.send("echo", bytes(LEAST_MARKED_BYTES))
     pair.settle()
     pair.here.session.sweep()
     pair.settle()
@@ -361,6 +362,18 @@ async def test_what_is_less_than_a_step_is_marked_with_a_tick_and_told_with_the_
     pair.there.session.sweep()
     pair.settle()
     assert pair.here.session.byte_window.taken_bytes > 0
+
+
+@virtual
+async def test_idle_nodes_exchange_no_marks_for_their_ticks() -> None:
+    pair = Pair(SMALL)
+    for _ in range(5):
+        for side in (pair.here, pair.there):
+            side.session.sweep()
+            side.session.control(operations.tick(0))
+        pair.settle()
+    assert not pair.here.session.byte_window.awaits_credit
+    assert 0 < pair.here.session.byte_window.in_flight_bytes < LEAST_MARKED_BYTES
 
 
 @virtual

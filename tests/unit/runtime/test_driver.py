@@ -18,7 +18,7 @@ from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
-from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, STEPS_PER_TURN, Driver
+from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, STEPS_PER_TURN, TICKED_EACH_TIME, Driver
 from fleetlm.runtime.events import EventHub
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
@@ -300,6 +300,50 @@ async def test_it_ticks_and_tells_of_its_lag() -> None:
     rig.driver.leave("done")
     await asyncio.sleep(5)
     assert rig.operations(Op.TICK) == []
+
+
+@virtual
+async def test_nodes_of_one_host_tick_at_one_moment() -> None:
+    for pause_s in (0.37, 0.21, 0.4):
+        await asyncio.sleep(pause_s)
+        rig = Rig()
+        rig.bring_up()
+        rig.driver.start(ticks_with_host=True)
+        loop = SimLoop.current()
+        ticked_at = []
+        while len(ticked_at) < 3:
+            await asyncio.sleep(0.01)
+            if rig.operations(Op.TICK):
+                ticked_at.append(loop.time())
+        assert [moment % 1 for moment in ticked_at] == pytest.approx([0, 0, 0], abs=0.015)
+        assert ticked_at[2] - ticked_at[0] == pytest.approx(2, abs=0.015)
+        rig.driver.leave("done")
+
+
+@virtual
+async def test_a_timer_that_is_early_does_not_tick_twice() -> None:
+    driver = Rig().driver
+    driver._ticks_with_host = True
+    for now, due in [(7.0, 8.0), (6.99, 8.0), (7.6, 8.0), (7.89, 8.0), (7.95, 9.0)]:
+        assert driver._next_pulse(now) == due
+    driver._ticks_with_host = False
+    assert driver._next_pulse(7.25, 0.5) == 7.75
+
+
+@virtual
+async def test_many_peers_get_a_tick_in_every_second_interval() -> None:
+    rig = Rig()
+    for number in range(TICKED_EACH_TIME):
+        rig.bring_up(f"fleetlm@10.0.1.{number}", number + 10)
+    rig.driver.start(ticks_with_host=True)
+    await asyncio.sleep(4.5)
+    assert len(rig.operations(Op.TICK)) in (4 * TICKED_EACH_TIME, 5 * TICKED_EACH_TIME)
+    rig.bring_up()
+    await turns()
+    rig.transport.take()
+    await asyncio.sleep(4)
+    assert len(rig.operations(Op.TICK)) == 2 * (TICKED_EACH_TIME + 1)
+    rig.driver.leave("done")
 
 
 @virtual

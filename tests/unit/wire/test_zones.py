@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import zoneinfo
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from fleetlm.wire import zones
 from fleetlm.wire.zones import Zones
 
 
@@ -19,7 +19,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(key)
         return ZoneInfo(key)
 
-    monkeypatch.setattr(zones, "ZoneInfo", search)
+    monkeypatch.setattr(zoneinfo, "ZoneInfo", search)
     return names
 
 
