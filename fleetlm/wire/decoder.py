@@ -72,6 +72,9 @@ _CAREFUL_READS = 16
 """Reads in the careful way after one that needed it: who sends such a map sends more of them."""
 _HUGE_INT_BYTES = 1_024
 """Comparing a Decimal with a larger integer takes a time that grows with the square of its size."""
+MAX_FLAG_VALUES = 65_536
+"""Values of a Flag that a peer may make this node know: its class keeps each of them for ever, a few hundred
+bytes. A Flag of sixteen members has no more."""
 _OTHER_KEY = "strict_map_key"
 """Is in msgpack's error for a key that is neither text nor bytes."""
 _ALONE = frozenset({int, float, bool, str, bytes, type(None), UUID})
@@ -446,6 +449,9 @@ class Decoder:
         if kind is None or self._shapes.of(kind).form is not Form.ENUM:
             return self._unknown_tag(tag, "an enum")
         if issubclass(kind, Flag) and type(member) is int:
+            known = kind._value2member_map_
+            if len(known) >= MAX_FLAG_VALUES and member not in known:
+                return self._unreadable(f"{tag!r} has {len(known):,} values on this node already")
             try:
                 return kind(member)
             except Exception as error:  # noqa: BLE001  # bits that this version of the class does not have

@@ -11,6 +11,7 @@ import msgpack
 import pytest
 
 from fleetlm.messages import MessageTypes
+from fleetlm.wire import decoder
 from fleetlm.wire.codec import BadData, Codec, Ext, Unreadable
 
 
@@ -45,6 +46,25 @@ def ext(code: Ext, value: Any) -> msgpack.ExtType:
 def read(codec: Codec, code: Ext, value: Any) -> Any:
     (found,) = codec.unpack(msgpack.packb([ext(code, value)]))
     return found
+
+
+class Wide(Flag):
+    BITS = 2**20 - 1
+    FIRST, SECOND, THIRD, FOURTH = 1, 2, 4, 8
+
+
+def test_a_peer_cannot_make_a_flag_keep_values_without_end(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "MAX_FLAG_VALUES", 8)
+    codec._types.register("wide", Wide)
+    found = [read(codec, Ext.ENUM, ["wide", number]) for number in range(16)]
+    assert found[:5] == [Wide(number) for number in range(5)]
+    refused = [value for value in found if isinstance(value, Unreadable)]
+    assert refused
+    assert "values on this node already" in refused[0].why
+    assert len(Wide._value2member_map_) <= 9
+    assert read(codec, Ext.ENUM, ["wide", 8]) == Wide.FOURTH  # Those that it has are read as ever.
 
 
 def test_a_time_in_a_zone_that_is_not_here_is_unreadable(codec: Codec) -> None:
