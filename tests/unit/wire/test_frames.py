@@ -308,3 +308,23 @@ def test_a_hello_with_one_foreign_field_is_read_or_bad(index: int, scrap: object
 
 def test_what_a_peer_wrote_stays_on_one_line_of_a_log() -> None:
     assert frames.read_goodbye(frames.pack_goodbye("bye\n\x1b[31mERROR")) == "bye??[31mERROR"
+
+
+# Chunks.
+
+
+@pytest.mark.parametrize("sizes", [(), (1_024,), (2_000, 1 << 40)])
+@pytest.mark.parametrize("piece", [b"", b"piece"])
+def test_a_chunk_is_read_as_it_was_packed(sizes: tuple[int, ...], piece: bytes) -> None:
+    chunk = frames.Chunk(7, 3, 1 << 63, 9_000, sizes, memoryview(piece))
+    packed = chunk.pack(frames.header(Kind.CHUNK, 5, 6))
+    assert frames.read_header(packed) == (Kind.CHUNK, 5, 6)
+    assert len(packed) == chunk.overhead_bytes + len(piece)
+    assert frames.read_chunk(memoryview(packed)[frames.HEADER_BYTES :]) == chunk
+
+
+def test_a_chunk_that_ends_in_its_head_is_refused() -> None:
+    packed = frames.Chunk(7, 3, 0, 9_000, (1_024, 2_000), memoryview(b"")).pack(b"")
+    for size in range(len(packed)):
+        with pytest.raises(BadFrame, match="without"):
+            frames.read_chunk(memoryview(packed)[:size])
