@@ -144,6 +144,24 @@ def test_after_a_pause_the_path_is_unknown() -> None:
     assert path.pace.window_bytes == LEAST_BYTES
 
 
+def test_what_was_sent_before_the_window_shrank_does_not_shrink_it_once_more() -> None:
+    path = Path(125e6)
+    path.run(1.0)
+    pace, now, taken = path.pace, path.now, path.taken
+    pace._sent.clear()
+    for number in range(3):
+        pace.marked(now + number * 0.001, taken, MIB, at_once=True)
+    pace.credited(now + 0.4, taken + MIB, 1)
+    shrunk = pace.window_bytes
+    assert shrunk == pytest.approx(MOST / 2, rel=0.05)
+    pace.credited(now + 0.8, taken + 2 * MIB, 1)
+    assert pace.window_bytes == shrunk
+    pace.marked(now + 0.9, taken, MIB, at_once=True)
+    pace.credited(now + 1.0, taken + 3 * MIB, 1)
+    pace.credited(now + 1.3, taken + 4 * MIB, 1)
+    assert pace.window_bytes == pytest.approx(shrunk / 2, rel=0.05)
+
+
 def test_a_window_that_is_not_used_up_does_not_grow() -> None:
     pace = Pace(MOST, 256 * KIB)
     for number in range(100):
