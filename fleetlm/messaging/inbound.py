@@ -383,7 +383,7 @@ class Inbound:
         """
         if session.refuses or len(session.requests) >= self._max_open_calls:
             return None
-        if to == run and box is not None:
+        if to == run:
             return box
         return self._boxes.get(checked_destination(to))
 
