@@ -214,7 +214,7 @@ def parse_cluster(text: str) -> str:
     return text
 
 
-def parse_remote(text: str) -> bool:
+def parse_switch(text: str) -> bool:
     """Parse ``on`` or ``off``."""
     if text not in ("on", "off"):
         raise Refused("on or off")

@@ -42,9 +42,9 @@ from fleetlm.setting_parsers import (
     parse_platform_ip,
     parse_ports,
     parse_query,
-    parse_remote,
     parse_rights,
     parse_seconds,
+    parse_switch,
 )
 from fleetlm.texts import SHORT
 
@@ -172,6 +172,9 @@ class Settings(Record):
     where they are trusted less; docs/security.md says what needs which right."""
     remote: bool = True
     """Whether `fleetlm remote` can open a shell in this node, through a Unix socket of the same user."""
+    local_road: bool = True
+    """Whether messages to a node of the same host and user travel over a Unix socket, which takes about half
+    the time of a single call. Handshakes and heartbeats use the network in any case. Only on Linux."""
     debug: bool = False
     """Whether local messages are encoded and decoded too, so that a message that cannot be sent to another
     node also fails on one node. Costs time for each message."""
@@ -525,6 +528,7 @@ class Settings(Record):
             "FLEETLM_DRAIN_MS": f"{self.drain_s * 1000:.12g}",
             "FLEETLM_PEERS_MAY": format_rights(self.peers_may),
             "FLEETLM_REMOTE": "on" if self.remote else "off",
+            "FLEETLM_LOCAL_ROAD": "on" if self.local_road else "off",
             "FLEETLM_DEBUG": "1" if self.debug else "0",
             "FLEETLM_DNS_SERVER": endpoint(*self.dns_server) if self.dns_server else "(system)",
             "FLEETLM_LOG": self.log,
@@ -683,7 +687,8 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("FLEETLM_NODE_TIMEOUT_MS", "node_timeout_s", parse_seconds(200)),
     ("FLEETLM_DRAIN_MS", "drain_s", parse_seconds(0)),
     ("FLEETLM_PEERS_MAY", "peers_may", parse_rights),
-    ("FLEETLM_REMOTE", "remote", parse_remote),
+    ("FLEETLM_REMOTE", "remote", parse_switch),
+    ("FLEETLM_LOCAL_ROAD", "local_road", parse_switch),
     ("FLEETLM_DEBUG", "debug", parse_flag),
     ("FLEETLM_DNS_SERVER", "dns_server", parse_dns_server),
     ("FLEETLM_LOG", "log", parse_log),

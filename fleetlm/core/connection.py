@@ -71,12 +71,23 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from fleetlm.core.buckets import Bucket
-from fleetlm.core.effects import Dial, Down, Effect, HangUp, Send, Up
+from fleetlm.core.effects import (
+    Dial,
+    Down,
+    Effect,
+    ExpectRoad,
+    FollowRoad,
+    HangUp,
+    OpenRoad,
+    Send,
+    TakeRoad,
+    Up,
+)
 from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.names import NodeName, endpoint
 from fleetlm.records import Record
 from fleetlm.wire import frames
-from fleetlm.wire.frames import Hello, Kind, Ready
+from fleetlm.wire.frames import BadFrame, Hello, Kind, Ready
 
 if TYPE_CHECKING:
     import random
@@ -135,6 +146,7 @@ class Identity(Record):
         max_message_bytes: the largest message that it takes.
         mailbox_limit: units that one peer may send to one process before the process takes some.
         features: what else its HELLO says, such as the rights that it denies (`wire.rights`).
+        road: the number of its listener for local roads; 0: it has none.
     """
 
     name: str
@@ -148,6 +160,7 @@ class Identity(Record):
     base_port: int = 4_370
     """The port of a node whose name has none."""
     features: tuple[str, ...] = ()
+    road: int = 0
 
     @property
     def alias_addresses(self) -> tuple[str, ...]:
@@ -171,6 +184,7 @@ class Identity(Record):
             max_message_bytes=self.max_message_bytes,
             is_check=is_check,
             features=self.features,
+            road=self.road,
         )
 
 
@@ -276,6 +290,13 @@ class Connection:
     def check_at(self, now: float) -> float:
         """Return when a claim may be checked."""
         return max(self.earliest_dial_at, self.hellos.ready_at(now))
+
+    @property
+    def road(self) -> str:
+        """How messages travel to the peer, as people read it; "" while it is not up."""
+        if self.phase is not Phase.UP or self.outgoing is None:
+            return ""
+        return "local" if self.outgoing.is_local else "zeromq"
 
     # Facts about our own half.
 
@@ -390,7 +411,44 @@ class Connection:
         self.up_at = now
         self.ups += 1
         self.heard.clear()
-        return [*effects, Up(self.name, self.incarnation, out, half)]
+        return [*effects, Up(self.name, self.incarnation, out, half), *self._agree_on_roads(out, half)]
+
+    # The local road.
+
+    def _agree_on_roads(self, out: Outgoing, half: Incoming) -> list[Effect]:
+        """Let both halves change over to local roads, if both nodes have some; they may be on two hosts.
+
+        Not after a connection that ended soon: its local road may have been the reason.
+        """
+        if not (self.me.road and half.hello.road) or self.short_lived:
+            return []
+        return [
+            ExpectRoad(half.source, frames.ticket(half.epoch, out.epoch)),
+            OpenRoad(out.channel, half.hello.road, frames.ticket(out.epoch, half.epoch)),
+        ]
+
+    def road_opened(self) -> list[Effect]:
+        """The peer has let our half in at its local road: say where the frames of this one end, and change.
+
+        Only while up.
+        """
+        out = self.outgoing
+        assert out is not None
+        out.is_local = True
+        return [Send(out.channel, out.header(Kind.MOVED)), TakeRoad(out.channel)]
+
+    def moved(self) -> list[Effect]:
+        """The peer's half changes over: what follows comes over the local road. Only while up.
+
+        Raises:
+            BadFrame: it has changed over before, or this node has no local road.
+        """
+        half = self.incoming
+        assert half is not None
+        if half.is_local or not self.me.road:
+            raise BadFrame("it changes over to a local road that there is not")
+        half.is_local = True
+        return [FollowRoad(half.source)]
 
     def source_lost(self, now: float, reason: str) -> list[Effect]:
         """The peer's half has ended. Only while up."""

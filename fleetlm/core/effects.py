@@ -67,6 +67,33 @@ class Down(Record):
     reason: str
 
 
+class ExpectRoad(Record):
+    """Let the peer's half in at this node's local road if it shows this ticket."""
+
+    source: bytes
+    ticket: bytes
+
+
+class OpenRoad(Record):
+    """Ask the peer for a local road for our half; its listener has this number, if it is on this host."""
+
+    channel: int
+    number: int
+    ticket: bytes
+
+
+class TakeRoad(Record):
+    """Send the further frames of our half on its local road."""
+
+    channel: int
+
+
+class FollowRoad(Record):
+    """Take the further frames of the peer's half from its local road."""
+
+    source: bytes
+
+
 class Report(Record):
     """A log line for people, given once for each change. ``level`` is ``"info"`` or ``"warning"``.
 
@@ -79,4 +106,5 @@ class Report(Record):
     kind: str = field(default="", compare=False)
 
 
-Effect = Dial | Send | Reply | HangUp | Disconnect | Up | Down | Report
+RoadEffect = ExpectRoad | OpenRoad | TakeRoad | FollowRoad
+Effect = Dial | Send | Reply | HangUp | Disconnect | Up | Down | RoadEffect | Report

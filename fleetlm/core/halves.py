@@ -22,7 +22,7 @@ from fleetlm.wire.frames import BadFrame, Hello
 class Outgoing:
     """This node's half: the channel, and the numbering of the frames on it."""
 
-    __slots__ = ("channel", "confirmed", "epoch", "opened_at", "seq")
+    __slots__ = ("channel", "confirmed", "epoch", "is_local", "opened_at", "seq")
 
     def __init__(self, channel: int, epoch: int) -> None:
         self.channel: int = channel
@@ -33,6 +33,8 @@ class Outgoing:
         """When the channel could carry frames; None before."""
         self.confirmed: set[int] = set()
         """The epochs that our READYs on this half have named."""
+        self.is_local: bool = False
+        """Whether its frames travel on the local road."""
 
     def header(self, kind: int) -> bytes:
         """Return the header of the next frame, and count that frame.
@@ -53,7 +55,7 @@ class Outgoing:
 class Incoming:
     """The peer's half: its source, the HELLO that it sent, and the number that must come next."""
 
-    __slots__ = ("epoch", "hello", "ip", "seq", "source")
+    __slots__ = ("epoch", "hello", "ip", "is_local", "seq", "source")
 
     def __init__(self, source: bytes, epoch: int, hello: Hello, ip: str, seq: int = 1) -> None:
         self.source: bytes = source
@@ -62,6 +64,8 @@ class Incoming:
         self.ip: str = ip
         self.seq: int = seq
         """The number of the next frame; the HELLO is 0."""
+        self.is_local: bool = False
+        """Whether its frames travel on the local road."""
 
     def accept(self, epoch: int, seq: int) -> None:
         """Count a frame.

@@ -191,6 +191,13 @@ class Kernel:
         peer.logged |= {why: None} if is_logged else {}
         return self._apply(now, peer, peer.connection.channel_lost(now, why, is_foreign=is_foreign))
 
+    def road_opened(self, now: float, channel: int) -> list[Effect]:
+        """The peer has let a channel in at its local road."""
+        peer = self._channels.get(channel)
+        if peer is None or not peer.is_up or peer.connection.is_check(channel):
+            return []
+        return self._apply(now, peer, peer.connection.road_opened())
+
     def answered(self, now: float, channel: int, frame: bytes) -> list[Effect]:
         """A REFUSED or IAM came back over a channel that this node dialled."""
         try:
@@ -266,6 +273,8 @@ class Kernel:
             peer.last_heard = now
             if kind == Kind.READY:
                 return []  # It confirms an earlier dial of this node, or one of somebody else in its name.
+            if kind == Kind.MOVED:
+                return self._apply(now, peer, peer.connection.moved())
             if kind == Kind.GOODBYE:
                 return self._take_goodbye(now, peer, frames.read_goodbye(body))
         except BadFrame as error:

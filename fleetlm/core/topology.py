@@ -194,6 +194,9 @@ class PeerInfo(Record):
     draining: bool
     short_lived: int = 0
     """Connections in a row that ended before they had lived for `Settings.settled_s`."""
+    road: str = ""
+    """How messages travel to it: ``"zeromq"``, or ``"local"`` for a Unix socket of this host; "" while it is
+    not up."""
 
 
 class Topology:
@@ -515,6 +518,7 @@ class Topology:
             lag_ms=peer.lag_ms,
             draining=peer.is_draining,
             short_lived=c.short_lived,
+            road=c.road,
         )
 
     def _is_host_mate(self, peer: Peer) -> bool:

@@ -194,6 +194,7 @@ class Assembly:
             mailbox_limit=settings.mailbox_limit,
             max_message_bytes=settings.max_message_bytes,
             features=features_of(settings.peers_may),
+            road=prepared.transport.road,
         )
         self.kernel: Kernel = Kernel(identity, settings, prepared.rng)
         draw: Callable[[int], int] = random.SystemRandom().getrandbits

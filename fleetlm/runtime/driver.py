@@ -27,7 +27,22 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from fleetlm.core.effects import Dial, Disconnect, Down, Effect, HangUp, Reply, Report, Send, Up
+from fleetlm.core.effects import (
+    Dial,
+    Disconnect,
+    Down,
+    Effect,
+    ExpectRoad,
+    FollowRoad,
+    HangUp,
+    OpenRoad,
+    Reply,
+    Report,
+    RoadEffect,
+    Send,
+    TakeRoad,
+    Up,
+)
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.backlog import Backlog, Rest
 from fleetlm.messaging.beside import Unpacked
@@ -200,6 +215,10 @@ class Driver:
         """See `Listener`."""
         self._perform(self.kernel.answered(self._loop.time(), channel, frame))
 
+    def road_opened(self, channel: int) -> None:
+        """See `Listener`."""
+        self._perform(self.kernel.road_opened(self._loop.time(), channel))
+
     def source_met(self, source: bytes, ip: str) -> None:
         """See `Listener`."""
         self.kernel.source_met(source, ip)
@@ -333,9 +352,7 @@ class Driver:
         for effect in effects:
             match effect:
                 case Send(channel, frame):
-                    if not self._transport.send(channel, frame):
-                        reason = "connection closed during the handshake"
-                        self._loop.call_soon(self.channel_lost, channel, reason)
+                    self._send(channel, frame)
                 case Reply(source, frame):
                     self._transport.answer(source, frame)
                 case Dial():
@@ -346,6 +363,8 @@ class Driver:
                         ending.dials.pop(channel, None)
                 case Disconnect(source, after_s):
                     self._transport.disconnect(source, after_s)
+                case ExpectRoad() | OpenRoad() | TakeRoad() | FollowRoad():
+                    self._change_road(effect)
                 case Up():
                     self._up(effect)
                 case Down():
@@ -355,6 +374,26 @@ class Driver:
                         logging.getLevelNamesMapping()[level.upper()], "%s", text, extra={KIND: kind or None}
                     )
         self._set_timer()
+
+    def _send(self, channel: int, frame: bytes) -> None:
+        """Send a frame of the handshake, or a goodbye."""
+        if not self._transport.send(channel, frame):
+            reason = "connection closed during the handshake"
+            self._loop.call_soon(self.channel_lost, channel, reason)
+
+    def _change_road(self, effect: RoadEffect) -> None:
+        """Move a half of a connection to a local road, by one step."""
+        match effect:
+            case ExpectRoad(source, ticket):
+                self._transport.expect_road(source, ticket)
+            case OpenRoad(channel, number, ticket):
+                self._transport.open_road(channel, number, ticket)
+            case TakeRoad(channel):
+                self._transport.take_road(channel)
+            case FollowRoad(source):
+                if not self._transport.follow_road(source):
+                    why = "it changes over to a local road on which it was not let in"
+                    self._loop.call_soon(self.source_broke, source, why)
 
     def _dial(self, dial: Dial) -> None:
         """Dial, or wait until everything is done for the node that was lost at that address."""

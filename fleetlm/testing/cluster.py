@@ -458,6 +458,10 @@ class _Watched:
         self._listener.source_broke(source, why)
         self._on_fact(self._ip)
 
+    def road_opened(self, channel: int) -> None:
+        self._listener.road_opened(channel)
+        self._on_fact(self._ip)
+
     def source_met(self, source: bytes, ip: str) -> None:
         self._listener.source_met(source, ip)
         self._on_fact(self._ip)

@@ -40,6 +40,7 @@ from typing import Any, Protocol
 
 from fleetlm.settings import Settings
 from fleetlm.testing.pipes import Control, Lane, Wheel
+from fleetlm.testing.sim_roads import LATENCY_S, SimRoad
 from fleetlm.transport.interface import Listener
 
 
@@ -113,6 +114,9 @@ class Fabric(Protocol):
     def new_source(self) -> bytes:
         """Return a routing id that no dial has had."""
 
+    def is_one_machine(self, src: str, dst: str) -> bool:
+        """Whether two addresses are of one machine, so that nodes there may have local roads."""
+
 
 class Endpoint:
     """The state of one node's transport; reports facts to the node's listener."""
@@ -128,13 +132,18 @@ class Endpoint:
         "is_stalled",
         "listener",
         "port",
+        "road",
         "settings",
         "sources",
         "strangers",
     )
 
-    def __init__(self, fabric: Fabric, host: Host, port: int, listener: Listener, settings: Settings) -> None:
+    def __init__(
+        self, fabric: Fabric, host: Host, port: int, listener: Listener, settings: Settings, road: int = 0
+    ) -> None:
         self.fabric: Fabric = fabric
+        self.road: int = road
+        """The number of its listener for local roads; 0: none."""
         self.settings: Settings = settings
         self.host: Host = host
         self.port: int = port
@@ -209,6 +218,7 @@ class Connection:
         "is_ignored",
         "is_listener_open",
         "out",
+        "road",
         "source",
     )
 
@@ -242,6 +252,8 @@ class Connection:
         )
         self.out: Lane = Lane(fabric.wheel, fabric.rng, self._arrive_at_listener)
         self.back: Lane = Lane(fabric.wheel, fabric.rng, self._arrive_at_dialler)
+        self.road: SimRoad | None = None
+        """Set when either end asks for a local road."""
         self._src.connections[self] = None
         self._dst.connections[self] = None
         self.set_latency()
@@ -252,6 +264,11 @@ class Connection:
     def is_open(self) -> bool:
         """Whether frames may be sent."""
         return self._is_acknowledged and self.is_dialler_open
+
+    @property
+    def lane(self) -> Lane:
+        """What the dialler's frames travel on now."""
+        return self.road.lane if self.road is not None and self.road.is_taken else self.out
 
     @property
     def hosts(self) -> tuple[Host, Host]:
@@ -271,7 +288,12 @@ class Connection:
                 self._take_dial()
             elif self.is_listener_open:
                 self._end_listener(send_fin=False)
-        elif self.is_listener_open and not self.is_ignored and (listener := self._listener) is not None:
+        else:
+            self._deliver(frame)
+
+    def _deliver(self, frame: bytes) -> None:
+        """Report a frame at the listener's end."""
+        if self.is_listener_open and not self.is_ignored and (listener := self._listener) is not None:
             if not self.is_announced:
                 self.is_announced = True
                 listener.report("source_met", self.source, self._src.ip)
@@ -361,6 +383,8 @@ class Connection:
 
     def _end_listener(self, *, send_fin: bool) -> None:
         """Close the listener's socket, report the end of an announced source, and send a FIN if asked."""
+        if self.road is not None:
+            self.road.drain()
         self.is_listener_open = False
         self._listener_timer = _cancel(self._listener_timer)
         self.out.keep(0)
@@ -384,6 +408,8 @@ class Connection:
     def hang_up(self, flush_s: float) -> None:
         """Close the dialler's socket; frames that were sent have ``flush_s`` seconds to leave."""
         loop = self._fabric.loop
+        if self.road is not None and flush_s <= 0:
+            self.road.lane.keep_some()
         if flush_s <= 0:
             self.out.keep(0)
         elif self.out.pending:
@@ -394,8 +420,7 @@ class Connection:
     def crash(self, host: Host, *, silent: bool) -> None:
         """End what ``host`` holds of this connection: a prefix still arrives, then a FIN unless silent."""
         if self._src is host and self.is_dialler_open:
-            self.out.drop_held()
-            self.out.keep_some()
+            self._lose_some()
             self._is_dialler_powered_off = silent
             self._end_dialler(send_fin=not silent)
         if self._dst is host and self.is_listener_open:
@@ -406,12 +431,17 @@ class Connection:
     def crash_process(self, process: Endpoint) -> None:
         """End what one process of a host holds of this connection, which may lead to another one there."""
         if self.dialler is process and self.is_dialler_open:
-            self.out.drop_held()
-            self.out.keep_some()
+            self._lose_some()
             self._end_dialler(send_fin=True)
         if self._listener is process and self.is_listener_open:
             self._end_listener(send_fin=True)
         self.update()
+
+    def _lose_some(self) -> None:
+        """Lose what has not left the dialler, and a random suffix of what is in flight."""
+        for lane in (self.out, self.road.lane) if self.road is not None else (self.out,):
+            lane.drop_held()
+            lane.keep_some()
 
     def close_listener(self) -> None:
         """Close the listener's socket."""
@@ -440,6 +470,54 @@ class Connection:
             wait_s *= self.dialler.settings.heartbeat_interval_s
             self._dialler_timer = loop.call_later(wait_s, self._give_up_listener)
 
+    # The local road.
+
+    def show_ticket(self, number: int, ticket: bytes) -> None:
+        """Let the dialler ask for a local road at the listener with this number."""
+        if self._is_neighbour(number):
+            low_s, high_s = LATENCY_S
+            self._fabric.loop.call_later(self._fabric.rng.uniform(low_s, high_s), self._take_ticket, ticket)
+
+    def _take_ticket(self, ticket: bytes) -> None:
+        if self.is_listener_open and self._require_road().show(ticket):
+            self._let_in()
+
+    def expect_ticket(self, ticket: bytes) -> None:
+        """Let the dialler in at the listener's local road when it shows this ticket."""
+        is_near = self._listener is not None and self._is_neighbour(self._listener.road)
+        if is_near and self._require_road().expect(ticket):
+            self._let_in()
+
+    def take_road(self) -> None:
+        """Send what follows on the local road."""
+        road = self._require_road()
+        road.is_taken, road.is_broken = True, road.is_broken or not road.is_open
+
+    def _is_neighbour(self, number: int) -> bool:
+        """Whether both ends are on one machine, and the listener there has this number."""
+        listener = self._listener
+        return (
+            listener is not None
+            and number == listener.road != 0
+            and self.dialler.road != 0
+            and self._fabric.is_one_machine(self._src.ip, self._dst.ip)
+        )
+
+    def _require_road(self) -> SimRoad:
+        if self.road is None:
+            fabric = self._fabric
+            self.road = SimRoad(fabric.loop, fabric.wheel, fabric.rng, self._deliver, self.close_listener)
+            self.update()
+        return self.road
+
+    def _let_in(self) -> None:
+        low_s, high_s = LATENCY_S
+        self._fabric.loop.call_later(self._fabric.rng.uniform(low_s, high_s), self._report_road)
+
+    def _report_road(self) -> None:
+        if self.is_open and self.road is not None and not self.road.is_broken:
+            self.dialler.report("road_opened", self._channel)
+
     # Path and host conditions.
 
     def set_latency(self) -> None:
@@ -460,6 +538,8 @@ class Connection:
         is_listener_halted = dst.is_halted_at(self._port)
         self.out.hold(is_held=is_cut or self.dialler.is_halted, is_cut=is_cut, is_lossy=is_out_blocked)
         self.back.hold(is_held=is_cut or is_listener_halted, is_cut=is_cut, is_lossy=is_back_blocked)
+        if self.road is not None:
+            self.road.lane.hold(is_held=self.dialler.is_halted, is_cut=False, is_lossy=False)
         if self._is_syn_unanswered and not (dst.is_powered_off or is_listener_frozen):
             self._is_syn_unanswered = False
             self.out.put(Control.SYN)

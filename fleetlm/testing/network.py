@@ -72,6 +72,9 @@ class SimNetwork:
         self._hosts: dict[str, Host] = {}
         self._cuts: list[tuple[frozenset[str], frozenset[str] | None]] = []
         self._sources = 0
+        self._roads = 0
+        self._machines: dict[str, int] = {}
+        """Address → the number of its machine, where it shares one with others."""
 
     # Paths.
 
@@ -194,7 +197,21 @@ class SimNetwork:
         """Resume stalled nodes, as `thaw`: they receive what came, and what they sent leaves."""
         self._resume(ip, port, stalled=False)
 
+    def share_machine(self, *ips: str) -> None:
+        """Put addresses on one machine, so that nodes there have local roads to each other.
+
+        Nodes at one address have them in any case. All other faults are still those of single addresses.
+        """
+        number = len(self._machines) + 1
+        self._machines.update(dict.fromkeys(ips, number))
+
     # Single connections.
+
+    def break_road(self, dialler_ip: str, listener_ip: str) -> None:
+        """Let the local roads fail on which one address sends to another, while their connections live."""
+        for connection in self._dialled_between(dialler_ip, listener_ip):
+            if connection.road is not None:
+                connection.road.break_off()
 
     def break_connection(self, dialler_ip: str, listener_ip: str) -> None:
         """Break the connections that one host dialled to another; a random prefix in flight arrives."""
@@ -212,7 +229,7 @@ class SimNetwork:
         Raises:
             ValueError: there is no open channel from ``src`` to ``dst``.
         """
-        self._newest_open(src, dst).out.fault([_keep] * skip + [_lose])
+        self._newest_open(src, dst).lane.fault([_keep] * skip + [_lose])
 
     def corrupt_frame(self, src: str, dst: str, *, skip: int = 0) -> None:
         """Flip one random bit of a frame; arguments and errors as for `drop_frame`."""
@@ -223,7 +240,7 @@ class SimNetwork:
             at = self.rng.randrange(len(frame))
             return frame[:at] + bytes([frame[at] ^ (1 << self.rng.randrange(8))]) + frame[at + 1 :]
 
-        self._newest_open(src, dst).out.fault([_keep] * skip + [flip_bit])
+        self._newest_open(src, dst).lane.fault([_keep] * skip + [flip_bit])
 
     # Strangers.
 
@@ -270,6 +287,16 @@ class SimNetwork:
         low_s, high_s = self._latencies.get((src.ip, dst.ip), self._latency_s)
         factor = src.slowness * dst.slowness
         return low_s * factor, high_s * factor
+
+    def is_one_machine(self, src: str, dst: str) -> bool:
+        """Whether two addresses are of one machine."""
+        machine = self._machines.get(src)
+        return src == dst or (machine is not None and machine == self._machines.get(dst))
+
+    def new_road(self) -> int:
+        """Return a number for a listener of local roads."""
+        self._roads += 1
+        return self._roads
 
     def new_source(self) -> bytes:
         """Return a routing id that no dial has had, in the form of libzmq's own."""
@@ -358,6 +385,8 @@ class SimTransport:
         self._settings = settings or Settings()
         self._taken: tuple[Host, int] | None = None
         """The port that was bound, until `start`."""
+        self.road: int = 0
+        """The number of the listener for local roads, from `bind` on; 0: there is none."""
         self._endpoint: Endpoint | None = None
         self._closing: dict[Connection, None] = {}
 
@@ -381,6 +410,7 @@ class SimTransport:
             where = endpoint(ip, ports[0]) + (f"-{ports[-1]}" if len(ports) > 1 else "")
             raise StartFailed(where, "in use; stop what listens there")
         host.taken.add(free[0])
+        self.road = self._network.new_road() if self._settings.local_road else 0
         self._taken = (host, free[0])
         return free[0]
 
@@ -394,7 +424,7 @@ class SimTransport:
             raise RuntimeError("this transport has no port: bind it, once, and then start it")
         host, port = self._taken
         self._give_back()
-        self._endpoint = Endpoint(self._network, host, port, listener, self._settings)
+        self._endpoint = Endpoint(self._network, host, port, listener, self._settings, self.road)
         host.endpoints[port] = self._endpoint
         if host.is_powered_off:
             host.is_powered_off = False
@@ -429,6 +459,9 @@ class SimTransport:
         counters = self._network.counters
         counters.frames_sent += 1
         counters.bytes_sent += len(frame)
+        road = connection.road
+        if road is not None and road.is_taken:
+            return road.put(frame)
         connection.out.put(frame)
         return True
 
@@ -451,6 +484,29 @@ class SimTransport:
             self._network.loop.call_later(after_s, connection.close_listener)
         elif source in own.strangers:
             self._network.eject(own.host.ip, source)
+
+    def open_road(self, channel: int, number: int, ticket: bytes) -> None:
+        """Ask for a local road for an open channel."""
+        connection = self._require_endpoint().channels.get(channel)
+        if connection is not None and connection.is_open:
+            connection.show_ticket(number, ticket)
+
+    def expect_road(self, source: bytes, ticket: bytes) -> None:
+        """Let a source in at the local road that comes with this ticket."""
+        connection = self._require_endpoint().sources.get(source)
+        if connection is not None:
+            connection.expect_ticket(ticket)
+
+    def take_road(self, channel: int) -> None:
+        """Send all further frames of a channel on its local road."""
+        connection = self._require_endpoint().channels.get(channel)
+        if connection is not None:
+            connection.take_road()
+
+    def follow_road(self, source: bytes) -> bool:
+        """Report what comes over the local road of a source. Returns False if it was not let in."""
+        connection = self._require_endpoint().sources.get(source)
+        return connection is not None and connection.road is not None and connection.road.follow()
 
     def hang_up(self, channel: int, flush_s: float = 0.0) -> None:
         """Close a channel; frames that were sent have ``flush_s`` more seconds to leave."""

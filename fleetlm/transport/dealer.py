@@ -268,6 +268,11 @@ class DealerChannel:
         if not self.is_closed and not self.is_open and now > self._dialled_at + patience:
             self._report_lost(f"{self._where}: no answer within {patience:g} s")
 
+    def end(self, why: str) -> None:
+        """Close the channel and report its loss, which something else than ZeroMQ has caused."""
+        self.check()  # If it has ended meanwhile, that is the reason.
+        self._report_lost(f"{self._where}: {why}")
+
     def hang_up(self, flush_s: float) -> None:
         """Close the channel; sent frames have ``flush_s`` seconds more to leave if it is open. Idempotent."""
         if self._sock.closed:

@@ -48,12 +48,19 @@ class Listener(Protocol):
     def source_lost(self, source: bytes) -> None:
         """The source's connection ended. Reported after its last frame."""
 
+    def road_opened(self, channel: int) -> None:
+        """The peer has let a channel in at its local road: `Transport.take_road` may follow."""
+
     def stranger_refused(self, ip: str, reason: str) -> None:
         """A connection from ``ip`` failed before its first frame: a wrong cookie, or not ZeroMQ at all."""
 
 
 class Transport(Protocol):
     """The network of one node. The node chooses the channel numbers and never uses one twice."""
+
+    @property
+    def road(self) -> int:
+        """The number of the listener for local roads, which other nodes must know; 0: there is none."""
 
     async def bind(self, ip: str, ports: Sequence[int]) -> int:
         """Take the first port that is free on ``ip``, for this node alone, until `close`.
@@ -84,6 +91,24 @@ class Transport(Protocol):
             False if the channel is not open or has just ended; nothing was sent then. True promises
             that the frame was accepted, not that it arrives.
         """
+
+    def open_road(self, channel: int, number: int, ticket: bytes) -> None:
+        """Ask for a local road for an open channel; `Listener.road_opened` follows if the peer lets it in.
+
+        Args:
+            channel: the channel.
+            number: of the peer's listener, which is on this host, or nothing happens.
+            ticket: the `wire.frames.ticket` that the peer expects.
+        """
+
+    def expect_road(self, source: bytes, ticket: bytes) -> None:
+        """Let a source in at the local road that comes with this ticket. Nothing of it is read yet."""
+
+    def take_road(self, channel: int) -> None:
+        """Send all further frames of a channel on its local road. If that has ended, sending fails."""
+
+    def follow_road(self, source: bytes) -> bool:
+        """Report what comes over the local road of a source. Returns False if it was not let in."""
 
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back to a source. It is delivered at most once, and sending never waits."""

@@ -119,12 +119,15 @@ class Router:
         keys: tuple[CurveKeys, ...],
         listener: Listener,
         max_descriptors: int,
+        drain: Callable[[bytes], None],
     ) -> None:
         self._context = context
         self._loop = loop
         self._settings = settings
         self._keys = keys
         self._listener = listener
+        self._drain = drain
+        """Reports what a source has sent over its local road."""
         self._bounds = Bounds(settings, max_descriptors)
         self._overhead = ENCRYPTED if keys else PLAIN
         self._accepted: dict[int, Accepted] = {}
@@ -408,6 +411,7 @@ class Router:
         self._ending.pop(source, None)
         self._sources.pop(source).source = None
         self._remember_lost(source)
+        self._drain(source)
         self._listener.source_lost(source)
 
     def _remember_lost(self, source: bytes) -> None:

@@ -59,6 +59,8 @@ from fleetlm.transport.descriptors import (
 )
 from fleetlm.transport.interface import Listener
 from fleetlm.transport.listening import Listening, take_port
+from fleetlm.transport.local_frames import FrameWriter
+from fleetlm.transport.local_roads import LocalRoads
 from fleetlm.transport.router import Router
 from fleetlm.transport.sockets import (
     MAX_SOCKETS,
@@ -109,9 +111,14 @@ class ZmqTransport:
         self._given_loop = loop
         self._io_threads = context_io_threads
         self._channels: dict[int, DealerChannel] = {}
+        self._senders: dict[int, DealerChannel | FrameWriter] = {}
+        """Channel → what sends its frames: a DEALER, or a local road."""
+        self._flushing: dict[int, DealerChannel] = {}
+        """Channels that were hung up and whose local road has frames that are still to leave."""
         self._listening: Listening | None = None
         self._router: Router | None = None
         self._descriptors = Descriptors()
+        self._roads = LocalRoads(settings, self._descriptors)
         self._accepting: Accepting | None = None
         self._context: Context | None = None
         self._keys: tuple[CurveKeys, ...] = ()
@@ -162,6 +169,7 @@ class ZmqTransport:
             taken = await look_at_ports(ip, ports, self._settings)
             raise StartFailed(where, explain_taken(taken, self._settings.node_slot)) from error
         self._listening.listen_at(self._aliases, "nodes that can only reach")
+        self._roads.bind()
         return self._listening.port
 
     async def _take_port(self, ip: str, ports: Sequence[int]) -> Listening:
@@ -193,7 +201,13 @@ class ZmqTransport:
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:
             self._router = Router(
-                context, self._loop, self._settings, self._keys, listener, limit_of_descriptors()
+                context,
+                self._loop,
+                self._settings,
+                self._keys,
+                listener,
+                limit_of_descriptors(),
+                self._roads.drain,
             )
             self._router.open(listening)
         except (zmq.ZMQError, OSError) as error:
@@ -202,6 +216,7 @@ class ZmqTransport:
                 self._router = None
             context.destroy(0)
             listening.close()
+            self._roads.close()
             ports = (listening.port,)
             raise StartFailed(
                 describe_ports(listening.ips[0] if listening.ips else "*", ports),
@@ -211,6 +226,7 @@ class ZmqTransport:
         self._accepting = Accepting(self._own_ips, listening.port)
         self._context = context
         self._port = listening.port
+        self._roads.start(self._loop, listener, self.disconnect, self._road_lost)
         self._timer = self._loop.call_later(RECHECK_S, self._recheck)
 
     def dial(self, channel: int, ip: str, port: int) -> None:
@@ -229,7 +245,7 @@ class ZmqTransport:
             self._untried[channel] = (ip, port, keys[1:])
         try:
             self._descriptors.take(FDS_FOR_DIAL)
-            self._channels[channel] = DealerChannel(
+            self._channels[channel] = self._senders[channel] = DealerChannel(
                 context,
                 self._loop,
                 self,
@@ -250,7 +266,7 @@ class ZmqTransport:
 
     def send(self, channel: int, frame: bytes, tail: memoryview | None = None) -> bool:
         """Send one frame on an open channel. Returns False if it is not open or has just ended."""
-        known = self._channels.get(channel)
+        known = self._senders.get(channel)
         if known is None:
             self._check_fork()
             return False
@@ -263,6 +279,7 @@ class ZmqTransport:
 
     def disconnect(self, source: bytes, after_s: float = 0.0) -> None:
         """End a source's connection after ``after_s`` seconds; what it sends is dropped at once."""
+        self._roads.mute(source)
         if self._router is not None:
             self._router.disconnect(source, after_s)
 
@@ -277,9 +294,29 @@ class ZmqTransport:
         self._check_fork()
         known = self._channels.pop(channel, None)
         self._untried.pop(channel, None)
-        if known is not None:
+        self._senders.pop(channel, None)
+        if known is None:
+            return
+        until = self._loop.time() + flush_s
+        self._flush_until = max(self._flush_until, until)
+        if self._roads.is_behind(channel) and flush_s > 0:
+            self._flushing[channel] = known
+            self._flush(channel, until)
+        else:
+            self._roads.hang_up(channel)
             known.hang_up(flush_s)
-            self._flush_until = max(self._flush_until, self._loop.time() + flush_s)
+
+    def _flush(self, channel: int, until: float) -> None:
+        """Hang up when the local road has sent what waits: with the DEALER the peer would lose both."""
+        known = self._flushing.get(channel)
+        if known is None:
+            return
+        if self._roads.is_behind(channel) and self._loop.time() < until:
+            self._loop.call_later(HANG_UP_POLL_S, self._flush, channel, until)
+            return
+        del self._flushing[channel]
+        self._roads.hang_up(channel)
+        known.hang_up(0)
 
     async def close(self) -> None:
         """Close everything, at the latest when the flush times of `hang_up` are over. Idempotent."""
@@ -289,6 +326,7 @@ class ZmqTransport:
         finally:
             if self._listening is not None and self._context is None:  # Bound, and never started.
                 self._listening.close()
+                self._roads.close()
             if self._context_ended is None and self._context is not None:
                 self._close_sockets(self._context)
         if self._context_ended is None:
@@ -299,6 +337,39 @@ class ZmqTransport:
             log.error("ZeroMQ did not terminate within %.1f s; its threads keep running", patience)
 
     # ── ChannelOwner ─────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def road(self) -> int:
+        """The number of the listener for local roads; 0: there is none."""
+        return self._roads.number
+
+    def open_road(self, channel: int, number: int, ticket: bytes) -> None:
+        """Ask for a local road for an open channel."""
+        if channel in self._channels:
+            self._roads.open(channel, number, ticket)
+
+    def expect_road(self, source: bytes, ticket: bytes) -> None:
+        """Let a source in at the local road that comes with this ticket."""
+        if self._router is not None and source in self._router.sources():
+            self._roads.expect(source, ticket)
+
+    def take_road(self, channel: int) -> None:
+        """Send all further frames of a channel on its local road."""
+        writer = self._roads.take(channel)
+        if writer is not None and channel in self._channels:
+            self._senders[channel] = writer
+        else:
+            self._senders.pop(channel, None)
+
+    def follow_road(self, source: bytes) -> bool:
+        """Report what comes over the local road of a source. Returns False if it was not let in."""
+        return self._roads.follow(source)
+
+    def _road_lost(self, channel: int) -> None:
+        """The local road of a channel has ended while its DEALER lives."""
+        known = self._channels.get(channel)
+        if known is not None:
+            known.end("the local road ended, while the connection was alive")
 
     @property
     def watcher(self) -> Router | None:
@@ -314,6 +385,10 @@ class ZmqTransport:
         self, channel: int, reason: str, *, is_foreign: bool = False, is_refused: bool = False
     ) -> None:
         """Dial again with the next cookie if this one was refused; else forget the channel, and report it."""
+        self._roads.hang_up(channel)
+        self._senders.pop(channel, None)
+        if self._flushing.pop(channel, None) is not None:
+            return
         self._channels.pop(channel, None)
         ip, port, keys = self._untried.pop(channel, ("", 0, ()))
         if is_refused and keys and self._context is not None:
@@ -335,6 +410,7 @@ class ZmqTransport:
             self._accepting.look(self._descriptors.look(), now)
         if self._router is not None:
             self._router.recheck()
+        self._roads.recheck(now)
         for channel in list(self._channels.values()):
             channel.recheck(now)
 
@@ -357,6 +433,9 @@ class ZmqTransport:
             self._timer.cancel()
         for number in list(self._channels):
             self.hang_up(number)
+        for number in list(self._flushing):
+            self._flush(number, 0.0)
+        self._roads.close()
         if self._accepting is not None:
             self._accepting.close()
         if self._router is not None:
@@ -394,10 +473,12 @@ class ZmqTransport:
         the parent's death, and nobody could listen on its port, as long as the child lives. ZeroMQ's own
         objects are kept and never touched, since the parent's threads are not here.
         """
-        _inherited.append((self._channels, self._router, self._accepting, self._context))
+        _inherited.append((self._channels, self._flushing, self._router, self._accepting, self._context))
+        self._roads.close_copies()
         if self._port is not None:
             close_copies(self._port, {channel.target for channel in self._channels.values()})
         self._channels = {}
+        self._senders = {}
         self._is_forked = True
 
 

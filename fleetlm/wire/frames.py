@@ -14,12 +14,13 @@ READY    `Ready`                                               the peer's HELLO 
 BATCH    messages: see `wire.operations`                       the connection is up
 CHUNK    a `Chunk`: a piece of a large message                 the connection is up
 GOODBYE  a reason                                              the sender ends the connection
+MOVED    nothing                                               what follows comes over the local road
 PROBE    protocol versions                                     instead of a HELLO: who is at this address?
 REFUSED  `Refused`                                             the answer to a HELLO that is not accepted
 IAM      `IAm`                                                 the answer to a PROBE
 =======  ====================================================  ===========================================
 
-The node that dialled sends the first six. The node that was dialled sends only REFUSED and IAM, over the
+The node that dialled sends the first seven. The node that was dialled sends only REFUSED and IAM, over the
 dialler's own channel and outside of the numbering.
 
 The dialler draws an epoch for each dial, which nobody can guess, and numbers its frames from the HELLO on.
@@ -57,6 +58,8 @@ HEADER_BYTES: Final = HEADER.size
 _BATCH_HEAD: Final = struct.Struct(">BQQBI")
 """The header, and msgpack's for an array with its length in four bytes."""
 _ARRAY32: Final = 0xDD
+TICKET: Final = struct.Struct(">QQ")
+"""The epochs of a half and of the other half."""
 CHUNK_HEAD: Final = struct.Struct(">IIQQB")
 """What follows the header of a CHUNK; see `Chunk`."""
 BLOB_SIZE_BYTES: Final = 8
@@ -81,6 +84,7 @@ class Kind:
     PROBE: Final = 6
     REFUSED: Final = 7
     IAM: Final = 8
+    MOVED: Final = 9
 
 
 class Refusal(IntEnum):
@@ -130,6 +134,8 @@ class Hello(Record):
     base_port: int = 4_370
     """The port that names without a port mean to this node. Two nodes that differ in it name the same nodes
     differently, so they refuse each other."""
+    road: int = 0
+    """The number of the dialler's listener for nodes of its own host (`transport.local_roads`); 0: none."""
 
 
 class Ready(Record):
@@ -209,6 +215,16 @@ def read_chunk(body: memoryview) -> Chunk:
     return Chunk(number, units, mark, total_bytes, sizes, body[end:])
 
 
+def ticket(own_epoch: int, other_epoch: int) -> bytes:
+    """Build what a half shows at the local road of its peer: both epochs, which only these two nodes know.
+
+    Args:
+        own_epoch: of the half.
+        other_epoch: of the other half of the connection.
+    """
+    return TICKET.pack(own_epoch, other_epoch)
+
+
 def header(kind: int, epoch: int, seq: int) -> bytes:
     """Build the first 17 bytes of a frame."""
     return HEADER.pack(kind, epoch, seq)
@@ -236,7 +252,7 @@ def read_hello(body: bytes) -> Hello:
     return _hello_of(_unpack(body, at_least=_HELLO_FIELDS))
 
 
-_HELLO_FIELDS: Final = 14
+_HELLO_FIELDS: Final = 15
 
 
 def _hello_fields(hello: Hello) -> list[object]:
@@ -255,6 +271,7 @@ def _hello_fields(hello: Hello) -> list[object]:
         list(hello.features),
         hello.mailbox_limit,
         hello.base_port,
+        hello.road,
     ]
 
 
@@ -276,6 +293,7 @@ def _hello_of(items: list[Any]) -> Hello:
         features=_texts(items[11]),
         mailbox_limit=max(1, _number(items[12], 32)),
         base_port=base_port,
+        road=_number(items[14], 64),
     )
 
 

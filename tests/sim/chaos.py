@@ -39,6 +39,7 @@ class Kind(enum.Enum):
     CHAOS = "everything may happen, and what arrives is right"
     DNS = "only the name server is ill: nothing may come of it"
     SLOTS = "as chaos, with several nodes at some addresses"
+    NEIGHBOURS = "as chaos, on one machine: messages travel on local roads, which may fail"
     HOSTILE = "frames are falsified, strangers send garbage: the cluster outlives it"
 
 
@@ -57,7 +58,13 @@ class Report:
     digest: int
 
 
+NEIGHBOURS = 1_000_000
+"""Seeds from here on are of nodes on one machine."""
+
+
 def kind_of(seed: int) -> Kind:
+    if seed >= NEIGHBOURS:
+        return Kind.NEIGHBOURS
     return {0: Kind.DNS, 5: Kind.DNS, 7: Kind.HOSTILE, 9: Kind.SLOTS}.get(seed % 10, Kind.CHAOS)
 
 
@@ -112,6 +119,8 @@ class Scenario:
         self.world = World(strict=self.kind is not Kind.HOSTILE)
         self.cluster = SimCluster(seed, settings=self.settings, trace=trace, on_fact=self.world.on_fact)
         self.world.cluster = self.cluster
+        if self.kind is Kind.NEIGHBOURS:
+            self.cluster.network.share_machine(*(f"10.0.0.{number}" for number in range(1, 100)))
         self.agents: dict[str, Agents] = {}
         self.dead: dict[str, None] = {}
         self.parted: list[tuple[Node, str]] = []
@@ -200,6 +209,8 @@ class Scenario:
         ]  # fmt: skip
         if self.kind is Kind.HOSTILE:
             faults += [(15, self.corrupt), (10, self.stranger)]
+        if self.kind is Kind.NEIGHBOURS:
+            faults += [(8, self.break_road)]
         return faults
 
     async def one_of(self, faults: list[tuple[int, Callable[[], object]]]) -> None:
@@ -302,6 +313,11 @@ class Scenario:
         if (pair := self.pair()) is not None:
             self.note(f"break {pair}")
             self.cluster.network.break_connection(*pair)
+
+    def break_road(self) -> None:
+        if (pair := self.pair()) is not None:
+            self.note(f"break the local road {pair}")
+            self.cluster.network.break_road(*pair)
 
     def drop(self) -> None:
         self.fault_frame("drop", self.cluster.network.drop_frame)

@@ -20,7 +20,7 @@ from fleetlm.messaging.outbound import Outbound
 from fleetlm.messaging.session import Session
 from fleetlm.runtime.events import EventHub
 from fleetlm.testing.loop import SimulationError
-from tests.sim.chaos import Kind, Scenario, blocks, kind_of, play, play_all
+from tests.sim.chaos import NEIGHBOURS, Kind, Scenario, blocks, kind_of, play, play_all
 from tests.sim.invariants import Breach
 from tests.sim.seeded import named
 
@@ -46,10 +46,20 @@ def test_chaos_where_nodes_share_addresses(seeds: list[int]) -> None:
     play_all(seeds)
 
 
+@pytest.mark.parametrize("seeds", blocks(range(NEIGHBOURS, NEIGHBOURS + 10), Kind.NEIGHBOURS, 5), ids=named)
+def test_chaos_where_nodes_share_a_machine(seeds: list[int]) -> None:
+    play_all(seeds)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("first", range(180, 1_500, 440))
 def test_many_more(first: int) -> None:
     play_all(list(range(first, first + 440)))
+
+
+@pytest.mark.long
+def test_many_more_where_nodes_share_a_machine() -> None:
+    play_all(list(range(NEIGHBOURS + 10, NEIGHBOURS + 200)))
 
 
 # Whoever watches is watched: with a fault in the product, the scenarios must fail.

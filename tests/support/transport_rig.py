@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import os
 import socket
@@ -22,6 +23,11 @@ from tests.conftest import within
 COOKIE = "a cookie that the tests share"
 OTHER_COOKIE = "a cookie of somebody else"
 PATIENCE_S = 5.0
+KNOCK = b"which source is this?"
+MOVED = b"what follows comes over the local road"
+"""Frames of the rig itself, which stand for those of the core: no recorder notes them."""
+_road: contextvars.ContextVar[str] = contextvars.ContextVar("road", default="zeromq")
+"""The road that `Station.reach` opens."""
 _channels = itertools.count(1)
 _hosts = itertools.count(1)
 
@@ -37,6 +43,9 @@ class Recorder:
         self.on_fact: Callable[[tuple[Any, ...]], None] | None = None
         self.admit: Callable[[bytes], None] = lambda source: None
         """Called for each source that is met, as if it were a peer's half at once."""
+        self.follow: Callable[[bytes], object] = lambda source: None
+        """Called for each source that says that it changes over to a local road."""
+        self.knocked: asyncio.Queue[bytes] = asyncio.Queue()
         self._changed = asyncio.Event()
 
     def _note(self, *fact: Any) -> None:
@@ -59,13 +68,20 @@ class Recorder:
         self._note("answered", channel, frame)
 
     def frame_arrived(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> None:
-        if tail is None:
+        if frame == KNOCK:
+            self.knocked.put_nowait(source)
+        elif frame == MOVED:
+            self.follow(source)
+        elif tail is None:
             self._note("frame", source, frame)
         else:
             self._note("frame", source, frame, bytes(tail))
 
     def source_broke(self, source: bytes, why: str) -> None:
         self._note("broke", source, why)
+
+    def road_opened(self, channel: int) -> None:
+        self._note("road", channel)
 
     def source_met(self, source: bytes, ip: str) -> None:
         self._note("met", source, ip)
@@ -116,11 +132,34 @@ class Station:
         return channel
 
     async def reach(self, other: Station) -> int:
-        """Open a channel to another station."""
+        """Open a channel to another station, on the road that the test is about."""
         count = len(self.seen.all("opened")) + 1
         channel = self.dial(other.ip, other.port)
         assert await self.seen.until("opened", count) == (channel,)
+        if _road.get() == "local":
+            await self.move(channel, other)
         return channel
+
+    async def introduce(self, channel: int, other: Station) -> bytes:
+        """Let the other station know of a channel. Returns its source there."""
+        assert self.send(channel, KNOCK)
+        return await asyncio.wait_for(other.seen.knocked.get(), PATIENCE_S)
+
+    async def agree(self, channel: int, other: Station) -> bytes:
+        """Have a channel let in at the local road of the other station. Returns its source there."""
+        count = len(self.seen.all("road")) + 1
+        source, ticket = await self.introduce(channel, other), os.urandom(16)
+        other.transport.expect_road(source, ticket)
+        self.transport.open_road(channel, other.transport.road, ticket)
+        assert await self.seen.until("road", count) == (channel,)
+        return source
+
+    async def move(self, channel: int, other: Station) -> bytes:
+        """Change a channel over to the local road. Returns its source at the other station."""
+        source = await self.agree(channel, other)
+        assert self.send(channel, MOVED)
+        self.transport.take_road(channel)
+        return source
 
     def send(self, channel: int, frame: bytes, tail: memoryview | None = None) -> bool:
         return self.transport.send(channel, frame, tail)
@@ -143,7 +182,7 @@ async def station(
     seen = Recorder()
     transport = ZmqTransport(Settings(**settings), aliases=aliases)
     await transport.bind(ip, [port])
-    seen.admit = transport.admit
+    seen.admit, seen.follow = transport.admit, transport.follow_road
     await transport.start(seen)
     try:
         yield Station(transport, seen, ip, port)
@@ -162,6 +201,24 @@ def both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., N
     return pytest.mark.parametrize(
         "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
     )(run)
+
+
+def both_roads(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test on both event loops, over ZeroMQ and over local roads."""
+
+    def run(loop_factory: Callable[[], asyncio.AbstractEventLoop], road: str) -> None:
+        token = _road.set(road)
+        try:
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                runner.run(within(25, test()))
+        finally:
+            _road.reset(token)
+
+    run.__name__ = test.__name__
+    loops = pytest.mark.parametrize(
+        "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+    )
+    return loops(pytest.mark.parametrize("road", ["zeromq", "local"])(run))
 
 
 def descriptors() -> int:

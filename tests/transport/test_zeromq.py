@@ -31,6 +31,7 @@ from tests.support.transport_rig import (
     PORT,
     Station,
     both_loops,
+    both_roads,
     descriptors,
     free_ip,
     raw_server,
@@ -103,7 +104,7 @@ async def carries(a: Station, channel: int, b: Station, text: bytes) -> None:
 # ── frames ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@both_loops
+@both_roads
 async def test_frames_arrive_whole_and_in_order() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
@@ -120,7 +121,7 @@ async def test_frames_arrive_whole_and_in_order() -> None:
         assert b.seen.facts.index(("met", source, a.ip)) < b.seen.facts.index(("frame", source, b"0"))
 
 
-@both_loops
+@both_roads
 async def test_frames_of_all_sizes_arrive_as_they_were_sent() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
@@ -131,7 +132,7 @@ async def test_frames_of_all_sizes_arrive_as_they_were_sent() -> None:
         assert b.seen.frames == sent
 
 
-@both_loops
+@both_roads
 async def test_two_transports_dial_each_other() -> None:
     async with station() as a, station() as b:
         there, back = await a.reach(b), await b.reach(a)
@@ -142,7 +143,7 @@ async def test_two_transports_dial_each_other() -> None:
         assert (b.seen.frames, a.seen.frames) == ([b"ping"], [b"pong"])
 
 
-@both_loops
+@both_roads
 async def test_answers_come_back_on_the_channel() -> None:
     async with station() as a, station() as b:
         one, two = await a.reach(b), await a.reach(b)
@@ -282,6 +283,7 @@ async def test_a_missing_route_is_explained() -> None:
         assert "unreachable" in reason or "timeout" in reason or "cannot be reached" in reason
 
 
+@both_roads
 async def test_a_channel_reports_its_end_once() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
@@ -309,6 +311,7 @@ async def test_a_send_into_a_dead_channel_returns_false_and_its_loss_is_reported
         assert (await a.seen.until("lost"))[0] == channel
 
 
+@both_roads
 async def test_after_hanging_up_no_fact_follows() -> None:
     async with station() as a, station() as b:
         a.transport.hang_up(a.dial(b.ip, b.port))
@@ -325,7 +328,7 @@ async def test_after_hanging_up_no_fact_follows() -> None:
 # ── sources that end ─────────────────────────────────────────────────────────────────────────────
 
 
-@both_loops
+@both_roads
 async def test_a_source_is_lost_after_its_last_frame() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
@@ -339,6 +342,7 @@ async def test_a_source_is_lost_after_its_last_frame() -> None:
         assert b.seen.all("met") == [(source, a.ip)]
 
 
+@both_roads
 async def test_a_source_is_lost_though_others_flood() -> None:
     async with AsyncExitStack() as stack:
         listener = await stack.enter_async_context(station())
@@ -399,6 +403,7 @@ async def test_a_frozen_peer_is_lost_within_the_node_timeout() -> None:
                 process.send_signal(signal.SIGCONT)
 
 
+@both_roads
 async def test_descriptors_are_reused_and_sources_kept_apart() -> None:
     async with station() as a, station() as b:
         seen_before = 0
@@ -535,6 +540,7 @@ async def test_an_empty_message_is_a_frame_of_nothing() -> None:
             assert frame == b""
 
 
+@both_roads
 async def test_an_oversize_frame_ends_its_sender_alone() -> None:
     async with station(max_frame_bytes=10_000) as a, station() as b, station() as c:
         good, bad = await b.reach(a), await c.reach(a)
@@ -683,6 +689,7 @@ async def test_nothing_is_left_of_200_reconnects() -> None:
         assert a.transport._channels == {}
 
 
+@both_roads
 async def test_a_transport_leaves_neither_descriptors_nor_threads() -> None:
     async def live() -> None:
         cookie = "sixteen characters"
@@ -715,6 +722,7 @@ async def test_closing_first_and_starting_twice() -> None:
         assert a.seen.facts == []
 
 
+@both_roads
 async def test_a_forked_child_cannot_use_the_transport() -> None:
     async with station() as a, station() as b:
         channel = await a.reach(b)
@@ -743,6 +751,7 @@ async def test_a_forked_child_cannot_use_the_transport() -> None:
         await carries(a, channel, b, b"the parent is well")
 
 
+@both_roads
 async def test_a_forked_child_keeps_no_connection_of_its_parent_open() -> None:
     """Peers see the end of the parent at once, and its port is free, however long a child lives."""
     async with station() as b, station() as a:

@@ -556,7 +556,9 @@ def judge_mesh(facts: Facts) -> list[Finding]:
             findings.append(Finding(WARN, "connection", f"{row['name']} is connected but busy", cure))
     level = OK if up or not facts.settings.clustering else WARN
     cure = "" if level == OK else "See the checks named dns, peer and connection"
-    return [Finding(level, "mesh", f"connected to {_count_nodes(len(up))}", cure), *findings]
+    local = sum(row.get("road") == "local" for row in up)
+    how = f", {local} of them through a Unix socket of this host" if local else ""
+    return [Finding(level, "mesh", f"connected to {_count_nodes(len(up))}{how}", cure), *findings]
 
 
 def cure_for(error: str) -> str:

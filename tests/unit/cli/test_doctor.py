@@ -420,6 +420,13 @@ def test_flapping() -> None:
     assert "memory limit" in finding.cure
 
 
+def test_peers_with_a_local_road_are_counted() -> None:
+    near, far = row("fleetlm@10.0.0.3", road="local"), row("fleetlm@10.0.0.4", road="zeromq")
+    found = checks.judge_mesh(facts(node=running(near, far)))
+    how = "1 of them through a Unix socket of this host"
+    assert one(found, "mesh").text == f"connected to 2 nodes, {how}"
+
+
 def test_missing_peers_are_reported_with_the_reason() -> None:
     lost = row(
         status="down", attempts=4, last_error="refused by x: wrong_cluster (…)", last_error_age_s=125.0

@@ -48,6 +48,7 @@ def test_numbers_on_the_wire_never_get_a_second_meaning() -> None:
         "PROBE": 6,
         "REFUSED": 7,
         "IAM": 8,
+        "MOVED": 9,
     }
     assert [(int(refusal), refusal.word) for refusal in Refusal] == [
         (1, "wrong_cluster"),

@@ -1,0 +1,391 @@
+"""Local roads: Unix sockets over which the frames of two nodes of one host travel instead of TCP.
+
+A frame that passes through libzmq wakes a thread of it on each side, and these wake-ups are most of the time
+of a single call. So two nodes of one host move the frames of a connection to Unix sockets, one for each half,
+as soon as the connection is up. Everything else stays with ZeroMQ: the handshake, and the heartbeats that
+tell whether the peer is alive, which libzmq's thread answers also while a program holds the GIL.
+
+Who decides what: `core.connection` when a half changes its road, and which frame is the last one on the old
+road; this module has the sockets. For the half of A, which sends to B:
+
+1. B listens at an abstract Unix address, whose number is in its HELLO (`LocalRoads.number`).
+2. A connects there, looks whether its own user listens, and sends a *ticket* (`open`): the epochs of both
+   halves, which both nodes have drawn for this connection, and which only these two have seen.
+3. B looks whether its own user connects, and compares the ticket with those that it awaits (`expect`), of
+   connections that are up. It answers with one byte (`Listener.road_opened` at A).
+4. A says, as the last frame on the old road, that it changes over (MOVED), and sends on the new one
+   (`take`). B reads the new one only when MOVED has come (`follow`).
+
+So no frame can overtake another, and the numbers in the frames go on: a frame that was lost or came twice
+would end the connection. Where any step fails, nothing is said and the half stays where it is: the peer runs
+on another host or in a container with a network of its own (the address leads nowhere there), it has another
+user, descriptors are short, or it has no local road.
+
+A local road that ends while ZeroMQ's connection lives ends the connection too. To fall back, both nodes would
+have to know which frames had arrived, and keep all others until then. It happens only if something goes wrong
+in this host, and the nodes connect anew at once. A connection that ended soon is followed by one without a
+local road.
+
+Whoever connects without the right ticket is disconnected, at the latest after `Settings.stranger_s`, and at
+most `MAX_WAITING` may wait. An abstract address needs no file and disappears with the process.
+
+Source: unix(7), abstract addresses and SO_PEERCRED, which only Linux has. Elsewhere there are no local roads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from fleetlm.settings import Settings
+from fleetlm.transport.descriptors import Descriptors
+from fleetlm.transport.interface import Listener
+from fleetlm.transport.local_frames import FrameReader, FrameWriter
+from fleetlm.wire.frames import TICKET
+
+log: logging.Logger = logging.getLogger("fleetlm.zmq")
+
+HAS_LOCAL_ROADS: Final = sys.platform.startswith("linux")
+"""Whether this system has what local roads need."""
+NUMBER_BITS: Final = 63
+"""Bits of the number of a listener: so many that no two nodes draw the same one."""
+MAX_WAITING: Final = 64
+"""Connections that have not shown a ticket that is awaited. Each node of this host opens one at a time."""
+MAX_ACCEPTED: Final = 16
+"""Connections accepted in one turn of the loop."""
+BACKLOG: Final = 128
+"""Connections that may wait to be accepted; a node that finds no place stays with ZeroMQ."""
+END_S: Final = 0.5
+"""Seconds between the end of a local road and that of its connection. Mostly the peer has ended both, and
+ZeroMQ says so meanwhile, and why."""
+_LET_IN: Final = b"\x01"
+_CREDENTIALS: Final = struct.Struct("iII")
+"""Linux's ``struct ucred``: process, user, group."""
+_AGAIN: Final = (BlockingIOError, InterruptedError)
+
+
+class _Arrival:
+    """A connection that has come, until its ticket is known to be right or wrong."""
+
+    __slots__ = ("sock", "ticket", "until")
+
+    def __init__(self, sock: socket.socket, until: float) -> None:
+        self.sock: socket.socket = sock
+        self.ticket: bytes = b""
+        self.until: float = until
+
+
+class _Request:
+    """A connection of this node to a peer's listener, until the peer has let it in."""
+
+    __slots__ = ("sock", "until")
+
+    def __init__(self, sock: socket.socket, until: float) -> None:
+        self.sock: socket.socket = sock
+        self.until: float = until
+
+
+class LocalRoads:
+    """The local roads of one transport.
+
+    Args:
+        settings: whether there are any, and the limits.
+        descriptors: knows whether the process has descriptors left.
+
+    Attributes:
+        number: of this node's listener; 0: it has none.
+    """
+
+    def __init__(self, settings: Settings, descriptors: Descriptors) -> None:
+        self._settings = settings
+        self._descriptors = descriptors
+        self.number: int = 0
+        self._listening: socket.socket | None = None
+        self._is_accepting = False
+        self._loop: asyncio.AbstractEventLoop
+        self._listener: Listener
+        self._cut: Callable[[bytes], None]
+        self._lost: Callable[[int], None]
+        self._arrivals: dict[_Arrival, None] = {}
+        self._expected: dict[bytes, bytes] = {}
+        """Ticket of a half that may come → its source."""
+        self._tickets: dict[bytes, bytes] = {}
+        """The same the other way round."""
+        self._let_in: dict[bytes, socket.socket] = {}
+        """Source → its local road, which is not read yet."""
+        self._readers: dict[bytes, FrameReader] = {}
+        self._requests: dict[int, _Request] = {}
+        """By channel."""
+        self._writers: dict[int, FrameWriter] = {}
+        """Channel → the road on which the peer has let it in."""
+        self._taken: set[int] = set()
+        """Channels whose frames travel there."""
+
+    # The listener.
+
+    def bind(self) -> None:
+        """Take an address. Without one there are no local roads."""
+        if not (HAS_LOCAL_ROADS and self._settings.local_road):
+            return
+        number = secrets.randbits(NUMBER_BITS) | 1
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(_address(number))
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        except OSError as error:
+            log.debug("no local roads: cannot listen at a Unix address: %s", error.strerror)
+            sock.close()
+            return
+        self._listening, self.number = sock, number
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listener: Listener,
+        cut: Callable[[bytes], None],
+        lost: Callable[[int], None],
+    ) -> None:
+        """Accept connections. Where a road has ended, ``cut`` ends its source, and ``lost`` its channel."""
+        self._loop, self._listener, self._cut, self._lost = loop, listener, cut, lost
+        self._resume()
+
+    def recheck(self, now: float) -> None:
+        """Give up what takes too long, and accept again after a pause. Called about every second."""
+        for arrival in [each for each in self._arrivals if each.until <= now]:
+            self._refuse(arrival)
+        for channel in [channel for channel, each in self._requests.items() if each.until <= now]:
+            self.hang_up(channel)
+        self._resume()
+
+    def close(self) -> None:
+        """Close everything. Idempotent."""
+        self._pause()
+        for arrival in list(self._arrivals):
+            self._refuse(arrival)
+        for channel in [*self._requests, *self._writers]:
+            self.hang_up(channel)
+        for source in [*self._expected.values(), *self._let_in, *self._readers]:
+            self.forget(source)
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+
+    def close_copies(self) -> None:
+        """Close the copies that a forked child has. Its parent's event loop is not touched."""
+        socks = list(self._let_in.values())
+        socks += [arrival.sock for arrival in self._arrivals]
+        socks += [request.sock for request in self._requests.values()]
+        socks += [reader.sock for reader in self._readers.values()]
+        socks += [writer.sock for writer in self._writers.values()]
+        socks += [] if self._listening is None else [self._listening]
+        for sock in socks:
+            sock.close()
+
+    def _resume(self) -> None:
+        if self._listening is not None and not self._is_accepting:
+            self._is_accepting = True
+            self._loop.add_reader(self._listening.fileno(), self._accept)
+
+    def _pause(self) -> None:
+        if self._listening is not None and self._is_accepting:
+            self._is_accepting = False
+            self._loop.remove_reader(self._listening.fileno())
+
+    def _accept(self) -> None:
+        """Accept what has come of this user; pause if descriptors are short."""
+        for _ in range(MAX_ACCEPTED):
+            if self._listening is None:
+                return
+            try:
+                sock, _ = self._listening.accept()
+            except _AGAIN:
+                return
+            except OSError:
+                self._pause()
+                return
+            try:
+                is_welcome = _is_own_user(sock) and len(self._arrivals) < MAX_WAITING
+                if is_welcome:
+                    sock.setblocking(False)
+                    self._descriptors.take(1)
+            except OSError:
+                is_welcome = False
+            if not is_welcome:
+                sock.close()
+                continue
+            arrival = _Arrival(sock, self._loop.time() + self._settings.stranger_s)
+            self._arrivals[arrival] = None
+            self._loop.add_reader(sock.fileno(), self._read_ticket, arrival)
+
+    # The peer's half.
+
+    def expect(self, source: bytes, ticket: bytes) -> None:
+        """Let the half of a source in if it comes with this ticket."""
+        self._expected[ticket], self._tickets[source] = source, ticket
+        for arrival in list(self._arrivals):
+            if arrival.ticket == ticket:
+                self._admit(arrival)
+
+    def follow(self, source: bytes) -> bool:
+        """Read the local road of a source from now on. Returns False if it has none."""
+        sock = self._let_in.pop(source, None)
+        if sock is None:
+            return False
+        reader = self._readers[source] = FrameReader(
+            self._loop,
+            sock,
+            self._settings.max_frame_bytes,
+            partial(self._listener.frame_arrived, source),
+            partial(self._ended, source),
+        )
+        reader.start()
+        return True
+
+    def mute(self, source: bytes) -> None:
+        """Drop what comes from a source: its node is about to hang up."""
+        if source in self._readers:
+            self._readers[source].mute()
+
+    def drain(self, source: bytes) -> None:
+        """Report what a source has sent before it ended, and forget it."""
+        reader = self._readers.get(source)
+        if reader is not None:
+            reader.drain()
+        self.forget(source)
+
+    def forget(self, source: bytes) -> None:
+        """Close the local road of a source, if it has one. Idempotent."""
+        self._expected.pop(self._tickets.pop(source, b""), None)
+        sock = self._let_in.pop(source, None)
+        reader = self._readers.pop(source, None)
+        for each in (sock, reader):
+            if each is not None:
+                each.close()
+
+    def _read_ticket(self, arrival: _Arrival) -> None:
+        """Take a ticket. It comes in one piece, unless somebody else sends it."""
+        try:
+            arrival.ticket = arrival.sock.recv(TICKET.size + 1)
+        except _AGAIN:
+            return
+        except OSError:
+            arrival.ticket = b""
+        self._loop.remove_reader(arrival.sock.fileno())
+        if len(arrival.ticket) != TICKET.size:
+            self._refuse(arrival)
+        elif arrival.ticket in self._expected:
+            self._admit(arrival)  # Otherwise it waits: the connection may be up at the peer first.
+
+    def _admit(self, arrival: _Arrival) -> None:
+        del self._arrivals[arrival]
+        source = self._expected.pop(arrival.ticket)
+        self._tickets.pop(source)
+        with contextlib.suppress(OSError):
+            arrival.sock.send(_LET_IN, getattr(socket, "MSG_NOSIGNAL", 0))
+        self._let_in[source] = arrival.sock
+
+    def _refuse(self, arrival: _Arrival) -> None:
+        self._arrivals.pop(arrival, None)
+        self._loop.remove_reader(arrival.sock.fileno())
+        arrival.sock.close()
+
+    def _ended(self, source: bytes, why: str) -> None:
+        """A road has ended: everything that came over it was reported, and its connection ends too."""
+        if why:
+            self._listener.source_broke(source, why)
+        self._cut(source)
+
+    # This node's half.
+
+    def open(self, channel: int, number: int, ticket: bytes) -> None:
+        """Ask the listener with this number to let a channel in; `Listener.road_opened` follows then."""
+        if not self.number:
+            return
+        try:
+            self._descriptors.take(1)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError:
+            return
+        try:
+            sock.setblocking(False)
+            sock.connect(_address(number))
+            if not _is_own_user(sock):
+                raise PermissionError
+            sock.send(ticket, getattr(socket, "MSG_NOSIGNAL", 0))
+        except OSError:
+            sock.close()
+            return
+        self._requests[channel] = _Request(sock, self._loop.time() + self._settings.stranger_s)
+        self._loop.add_reader(sock.fileno(), self._read_answer, channel)
+
+    def take(self, channel: int) -> FrameWriter | None:
+        """Return what sends on the local road of a channel from now on; None if it has ended."""
+        writer = self._writers.get(channel)
+        if writer is not None:
+            self._taken.add(channel)
+        return writer
+
+    def is_behind(self, channel: int) -> bool:
+        """Whether frames of a channel wait here, since the peer does not read."""
+        return channel in self._writers and self._writers[channel].is_behind
+
+    def hang_up(self, channel: int) -> None:
+        """Close the road of a channel, if it has one. What the kernel has of it still arrives. Idempotent."""
+        request = self._requests.pop(channel, None)
+        if request is not None:
+            self._loop.remove_reader(request.sock.fileno())
+            request.sock.close()
+        writer = self._writers.pop(channel, None)
+        if writer is not None:
+            writer.close()
+        self._taken.discard(channel)
+
+    def _read_answer(self, channel: int) -> None:
+        """Take the answer of the peer's listener."""
+        request = self._requests[channel]
+        try:
+            answer = request.sock.recv(2)
+        except _AGAIN:
+            return
+        except OSError:
+            answer = b""
+        if answer != _LET_IN:
+            self.hang_up(channel)
+            return
+        del self._requests[channel]
+        self._loop.remove_reader(request.sock.fileno())
+        self._writers[channel] = FrameWriter(self._loop, request.sock, partial(self._end, channel))
+        self._listener.road_opened(channel)
+
+    def _end(self, channel: int) -> None:
+        """The peer has closed its end. Mostly it has ended the whole connection, and ZeroMQ tells why."""
+        if channel in self._taken:
+            self._loop.call_later(END_S, self._report_end, channel)
+        else:
+            self.hang_up(channel)
+
+    def _report_end(self, channel: int) -> None:
+        if channel in self._taken:
+            self._lost(channel)
+
+
+def _address(number: int) -> str:
+    """The abstract address of a listener. Nobody can make a node connect to another program's."""
+    return f"\0fleetlm-{number:016x}"
+
+
+def _is_own_user(sock: socket.socket) -> bool:
+    """Whether the other end is a process of this user. Raises: OSError."""
+    ucred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(ucred)
+    return bool(user == os.geteuid())
