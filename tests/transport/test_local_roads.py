@@ -467,6 +467,31 @@ async def test_a_broken_road_is_an_error_and_no_signal() -> None:
         signal.signal(signal.SIGPIPE, before)
 
 
+async def test_a_forked_child_keeps_no_local_road_of_its_parent_open() -> None:
+    async with station() as b, station() as a:
+        channel = await a.reach(b)
+        source = await a.move(channel, b)
+        assert a.send(channel, b"before")
+        await b.seen.until("frame")
+        address = address_of(a)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            os.close(writer)
+            os.read(reader, 1)  # Lives until the parent says so.
+            os._exit(0)
+        os.close(reader)
+        try:
+            a.transport._roads.hang_up(channel)
+            assert await b.seen.until("gone") == (source,)
+            await a.transport.close()
+            with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ConnectionRefusedError):
+                sock.connect(address)
+        finally:
+            os.close(writer)
+            os.waitpid(child, 0)
+
+
 async def test_a_closed_transport_leaves_nothing_of_its_roads() -> None:
     before = descriptors()
     async with station() as a, station() as b:
