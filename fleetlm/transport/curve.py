@@ -97,8 +97,11 @@ class ZapHandler:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], public: bytes) -> None:
+        import hmac  # noqa: PLC0415  # Here, as an import fails when the process is short of descriptors.
+
         from zmq.auth import Authenticator  # noqa: PLC0415  # a node without a cookie needs none
 
+        self._is_equal = hmac.compare_digest
         self._public = public
         self._authenticator = Authenticator(context)
         self._authenticator.configure_curve_callback(ZAP_DOMAIN, credentials_provider=self)
@@ -107,9 +110,7 @@ class ZapHandler:
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Return whether a client that has proved to own ``key`` (Z85) may connect. Called by pyzmq."""
-        import hmac  # noqa: PLC0415
-
-        return domain == ZAP_DOMAIN and hmac.compare_digest(key, self._public)
+        return domain == ZAP_DOMAIN and self._is_equal(key, self._public)
 
     def serve(self) -> None:
         """Answer all waiting requests."""

@@ -20,6 +20,7 @@ import resource
 import socket
 import struct
 import sys
+from array import array
 from collections.abc import Collection, Iterator
 from typing import Final
 
@@ -130,10 +131,8 @@ class Accepting:
         """Pause or resume, whichever ``free`` descriptors ask for. Logs it, once in `QUIET_S`."""
         if not self.is_paused and free < FDS_TO_ACCEPT:
             self.is_paused = True
-            import ctypes  # noqa: PLC0415  # a shortage is rare
-
-            program = ctypes.create_string_buffer(_DROP)
-            self._filter(_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+            program = array("B", _DROP)  # Nothing may be imported here: that takes a descriptor.
+            self._filter(_ATTACH_FILTER, struct.pack("HP", 1, program.buffer_info()[0]))
             self._close_waiting()
             if now < self._told_at + QUIET_S:
                 return

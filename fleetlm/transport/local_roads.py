@@ -38,7 +38,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import socket
 import struct
 import sys
@@ -56,8 +55,6 @@ log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
 HAS_LOCAL_ROADS: Final = sys.platform.startswith("linux")
 """Whether this system has what local roads need."""
-NUMBER_BITS: Final = 63
-"""Bits of the number of a listener: so many that no two nodes draw the same one."""
 MAX_WAITING: Final = 64
 """Connections that have not shown a ticket that is awaited. Each node of this host opens one at a time."""
 MAX_ACCEPTED: Final = 16
@@ -133,10 +130,10 @@ class LocalRoads:
     # The listener.
 
     def bind(self) -> None:
-        """Take an address. Without one there are no local roads."""
+        """Take an address: a random number of 63 bits. Without one there are no local roads."""
         if not (HAS_LOCAL_ROADS and self._settings.local_road):
             return
-        number = secrets.randbits(NUMBER_BITS) | 1
+        number = int.from_bytes(os.urandom(8)) >> 1 | 1
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.bind(_address(number))
@@ -273,21 +270,27 @@ class LocalRoads:
                 each.close()
 
     def _read_ticket(self, arrival: _Arrival) -> None:
-        """Take a ticket. It comes in one piece, unless somebody else sends it."""
+        """Take a ticket. It comes in one piece, unless somebody else sends it.
+
+        The socket is watched until the ticket is awaited, so that one whose connection has ended meanwhile
+        goes with its peer's end and not after `Settings.stranger_s`.
+        """
         try:
-            arrival.ticket = arrival.sock.recv(TICKET.size + 1)
+            came = arrival.sock.recv(TICKET.size + 1)
         except _AGAIN:
             return
         except OSError:
-            arrival.ticket = b""
-        self._loop.remove_reader(arrival.sock.fileno())
-        if len(arrival.ticket) != TICKET.size:
+            came = b""
+        if arrival.ticket or len(came) != TICKET.size:
             self._refuse(arrival)
-        elif arrival.ticket in self._expected:
+            return
+        arrival.ticket = came
+        if arrival.ticket in self._expected:
             self._admit(arrival)  # Otherwise it waits: the connection may be up at the peer first.
 
     def _admit(self, arrival: _Arrival) -> None:
         del self._arrivals[arrival]
+        self._loop.remove_reader(arrival.sock.fileno())
         source = self._expected.pop(arrival.ticket)
         self._tickets.pop(source)
         with contextlib.suppress(OSError):

@@ -92,15 +92,15 @@ class Mutator:
         self._share = share
         self._kept: bytes | None = None
         transport: Any = parts_of(node).transport
-        self._send: Callable[[int, bytes], bool] = transport.send
+        self._send: Callable[..., bool] = transport.send
         transport.send = self.send
 
-    def send(self, channel: int, frame: bytes) -> bool:
+    def send(self, channel: int, frame: bytes, tail: memoryview | None = None) -> bool:
         """Stand for `Transport.send`."""
         if self._rng.random() >= self._share:
-            return self._send(channel, frame)
+            return self._send(channel, frame, tail)
         self.changed += 1
-        accepted = [self._send(channel, each) for each in self.change(bytes(frame))]
+        accepted = [self._send(channel, each, tail) for each in self.change(bytes(frame))]
         return all(accepted)
 
     def change(self, frame: bytes) -> list[bytes]:

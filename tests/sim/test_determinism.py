@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.chaos import Kind, kind_of, play
+from tests.sim.chaos import NEIGHBOURS, Kind, kind_of, play
 
 ROOT = Path(__file__).parents[2]
-SEEDS = (1, 5, 7, 9, 12, 23)
+SEEDS = (1, 5, 7, 9, 12, 23, NEIGHBOURS)
 """At least one seed of each kind."""
 
 PROGRAM = """

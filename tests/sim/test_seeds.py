@@ -173,4 +173,11 @@ def _breach_of(seed: int) -> Exception | None:
 def test_every_kind_has_its_seeds() -> None:
     kinds = [kind_of(seed) for seed in range(500)]
     counts = {kind: kinds.count(kind) for kind in Kind}
-    assert counts == {Kind.CHAOS: 300, Kind.DNS: 100, Kind.HOSTILE: 50, Kind.SLOTS: 50}
+    assert counts == {
+        Kind.CHAOS: 300,
+        Kind.DNS: 100,
+        Kind.HOSTILE: 50,
+        Kind.SLOTS: 50,
+        Kind.NEIGHBOURS: 0,  # They have seeds of their own.
+    }
+    assert kind_of(NEIGHBOURS) is Kind.NEIGHBOURS

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from fleetlm import messages
-from fleetlm.actors import sender
 from fleetlm.actors.run import ActorRun
 from fleetlm.call import Call
 from fleetlm.core import restarts
@@ -21,6 +20,7 @@ from fleetlm.core.restarts import Backoff
 from fleetlm.directory.groups import ReplicatedGroups
 from fleetlm.directory.registry import ReplicatedNames
 from fleetlm.directory.subscriptions import Feed, Subscription
+from fleetlm.messaging import outbound
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.outbound import Outbound
@@ -31,6 +31,7 @@ from fleetlm.process import Process
 from fleetlm.processes.remote_spawn import _PendingSpawn
 from fleetlm.processes.signals import Signals
 from fleetlm.testing.loop import SimulationError
+from fleetlm.wire import operations
 from fleetlm.wire.operations import Op
 from tests.sim.invariants import Breach
 from tests.sim.soak import play
@@ -132,8 +133,8 @@ def _what_ran_is_told_as_not_delivered(_original: Mutant) -> Mutant:
     return lambda call, target, reason: call.no_process(target)
 
 
-def _no_cancel(_original: Mutant) -> Mutant:
-    return lambda outbound, session, ref, sender: session.calls.pop(ref, None)
+def _of_another_request(cancel: Mutant) -> Mutant:
+    return lambda ref: cancel(ref + 2**40)
 
 
 def _callers_wait_for_the_lost(close: Mutant) -> Mutant:
@@ -194,11 +195,12 @@ def _changes_are_missed(publish: Mutant) -> Mutant:
 # Actors and remote spawn.
 
 
-def _handlers_overlap(_original: Mutant) -> Mutant:
-    async def called(run: ActorRun[Any], call: Call, request: Any) -> None:
-        found = run._find(request, call)
-        if found is not None:
+def _handlers_overlap(run_call: Mutant) -> Mutant:
+    async def called(run: ActorRun[Any], found: Any, request: Any, call: Call, task: Any) -> None:
+        if task is run._main_task:
             await run._start_concurrent(found, request, call)
+        else:
+            await run_call(run, found, request, call, task)
 
     return called
 
@@ -259,7 +261,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (ConsumerEnd, "put", _items_come_twice),
     (ConsumerEnd, "set_result", _ignored),
     (Call, "process_down", _what_ran_is_told_as_not_delivered),
-    (Outbound, "close_request", _no_cancel),
+    (operations, "cancel", _of_another_request),
     (Session, "close", _callers_wait_for_the_lost),
     (Inbound, "_call", _requests_run_twice),
     (Inbound, "_deliver", _messages_are_forgotten),
@@ -269,11 +271,11 @@ MUTANTS: list[tuple[Any, str, Callable[[Mutant], Any]]] = [
     (NameTable, "_pick_best", _everybody_wins),
     (Subscription, "_publish", _changes_are_missed),
     (Feed, "forget", _ignored),
-    (ActorRun, "_serve_call", _handlers_overlap),
+    (ActorRun, "_run_call", _handlers_overlap),
     (ActorRun, "__init__", _no_bound_for_concurrent_handlers),
     (ActorRun, "_interrupt", _ignored),
     (ActorRun, "_finish", _no_terminate),
-    (sender, "within_deadline", _deadlines_extend),
+    (outbound, "within_deadline", _deadlines_extend),
     (_PendingSpawn, "_kill", _ignored),
     (Outbound, "take_ref", _a_future_is_left),
     (Process, "_mark_gone", _a_timer_is_left),
@@ -289,7 +291,6 @@ FOUND_BY = {
     ("Links", "_end_acts"): 3,
     ("Session", "signal"): 4,
     ("Backoff", "pause_s"): 8,
-    ("Outbound", "close_request"): 6,
     ("Inbound", "_deliver"): 8,
     ("GroupTable", "node_down"): 2,
     ("ReplicatedNames", "perform"): 27,

@@ -269,6 +269,15 @@ async def test_a_wrong_ticket_and_none_at_all_end_after_a_time() -> None:
         assert b.transport._roads._arrivals == {}
 
 
+async def test_a_ticket_that_nobody_awaits_goes_when_its_connection_has_ended() -> None:
+    async with station(stranger_s=60.0) as b:
+        with caller(b, TICKET):
+            while not any(each.ticket for each in b.transport._roads._arrivals):
+                await asyncio.sleep(0.005)
+        while b.transport._roads._arrivals:
+            await asyncio.sleep(0.005)
+
+
 async def test_a_request_without_an_answer_is_given_up() -> None:
     async with station(stranger_s=0.1) as a, station() as b:
         channel = await a.reach(b)

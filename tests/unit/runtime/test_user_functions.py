@@ -50,9 +50,15 @@ async def test_a_function_that_blocks_is_left_in_its_thread_and_not_started_twic
 
 async def test_a_function_that_found_no_free_thread_may_run_later() -> None:
     functions = UserFunctions("fleetlm@10.0.0.1", Settings(hook_threads=1))
-    go_on = threading.Event()
-    with pytest.raises(TookTooLong):
-        await functions.run(lambda: go_on.wait(20), 0.01)
+    began, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def first() -> bool:
+        loop.call_soon_threadsafe(began.set)
+        return go_on.wait(20)
+
+    running = asyncio.create_task(functions.run(first, 20))
+    await began.wait()
 
     def second() -> str:
         return "second"
@@ -60,6 +66,7 @@ async def test_a_function_that_found_no_free_thread_may_run_later() -> None:
     with pytest.raises(TookTooLong):
         await functions.run(second, 0.01)
     go_on.set()
+    assert await running
     assert await functions.run(second, 20) == "second"
     functions.close()
 
