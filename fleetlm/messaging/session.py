@@ -223,9 +223,8 @@ class Session:
         self.messages_sent: int = 0
         self.messages_received: int = 0
         """Messages handed to the transport, and messages decoded; shown by `Node.info`."""
-        self.plain_bytes, self.light_bytes = (
-            min(size, self.small_bytes + 1) for size in (UNIT_BYTES, LIGHT_BYTES)
-        )
+        self.plain_bytes: int = min(UNIT_BYTES, self.small_bytes + 1)
+        self.light_bytes: int = min(LIGHT_BYTES, self.small_bytes + 1)
         """A message that weighs less, or is shorter, counts one unit and travels in a batch."""
         self._codec, self._transport, self._flush_soon, self._lost = codec, transport, flush_soon, lost
         self._batch: list[bytes] = [b""]

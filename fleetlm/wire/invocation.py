@@ -27,7 +27,6 @@ class Invoke:
     """
 
     __slots__ = ("actor", "args", "handler", "is_from_peer", "kwargs")
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(
         self,
