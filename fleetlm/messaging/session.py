@@ -156,7 +156,7 @@ class Session:
         "windows",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  # one statement for each attribute
         self,
         peer: Peer,
         outgoing: Outgoing,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from fleetlm.errors import NotSerializable
 from fleetlm.texts import SHORT
@@ -27,6 +27,7 @@ class Invoke:
     """
 
     __slots__ = ("actor", "args", "handler", "is_from_peer", "kwargs")
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # its arguments can be changed
 
     def __init__(
         self,
