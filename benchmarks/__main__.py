@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"also measure these, where they are installed: all, or {','.join(PEERS)}",
     )
     top.add_argument(
-        "--ways", action="store_true", help="also measure fleetlm on the other loop, with a cookie"
+        "--ways",
+        action="store_true",
+        help="also measure fleetlm over ZeroMQ alone, on the other loop, with a cookie",
     )
     top.add_argument("--report", type=Path, metavar="FOLDER", help="write REPORT.md and its charts to FOLDER")
     top.add_argument("--guard", action="store_true", help="fail if a ratio is far below what it should be")

@@ -32,6 +32,7 @@ def fleetlm_ways(options: Options, what: str = "") -> list[Way]:
     other = "asyncio" if options.loop == "uvloop" else "uvloop"
     return [
         first,
+        Way(_label(what, options.loop, "over ZeroMQ"), {"settings": {"local_road": False}}),
         Way(_label(what, other), {"loop": other}),
         Way(_label(what, options.loop, "with a cookie"), {"settings": {"cookie": COOKIE}}),
     ]

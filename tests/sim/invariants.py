@@ -73,6 +73,8 @@ class View:
     ups: dict[str, int] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
     """Epoch of a connection on this node → its number, in the order of nodeup."""
+    ended_at: dict[int, float] = field(default_factory=dict)
+    """Epoch of a connection on this node → when it ended."""
     stable: dict[str, Pid] = field(default_factory=dict)
     """Name → pid of the sinks that live as long as their node."""
 
@@ -136,8 +138,10 @@ class World:
         if sorted(sessions) != sorted(node.list()):
             self.breach(f"{node.name}: Node.list() is {node.list()}, sessions are {sorted(sessions)}")
         for name, session in view.sessions.items():
-            if sessions.get(name) is not session and not session.closed:
-                self.breach(f"{node.name}: the session to {name} went without being closed")
+            if sessions.get(name) is not session:
+                view.ended_at[session.outgoing.epoch] = self.cluster.loop.time()
+                if not session.closed:
+                    self.breach(f"{node.name}: the session to {name} went without being closed")
         for name, session in sessions.items():
             if view.sessions.get(name) is not session:
                 self._up(view, name, session)
@@ -162,9 +166,8 @@ class World:
         present = dict.fromkeys(node.list())
         up: dict[str, int] = {}
         async for event in node.events():
-            drains = (
-                isinstance(event, NodeDraining) and event.name in up
-            )  # It follows the nodeup of its node.
+            # It follows the nodeup of its node; the node itself has none.
+            drains = isinstance(event, NodeDraining) and (event.name in up or event.name == node.name)
             if present and not drains and (not isinstance(event, NodeUp) or present.pop(event.node, 1) == 1):
                 self.breach(f"{node.name}: {event} came inside the snapshot {present}")
             if dawdles is not None and dawdles.random() < 0.2:

@@ -160,7 +160,12 @@ class Ledger:
                 is_right = request.how == "nested" and not request.ran
             case CallTimeout() | WouldBlock():
                 is_right = world.now_s - request.began_s >= request.timeout_s - LATE_S
-                is_right &= local or not lost or request.connected is None
+                is_right &= (
+                    local
+                    or not lost
+                    or request.connected is None
+                    or record.lost_at[node] >= request.began_s + request.timeout_s - LATE_S
+                )
             case NodeLost(why=why) if why.startswith(CUT):
                 is_right = not local and (lost or node not in record.node.list() or self._leaves(request))
             case NodeLost():

@@ -83,6 +83,8 @@ class NodeRecord:
         self.node = node
         self.losses: Counter[str] = Counter()
         """Peer → number of lost connections to it."""
+        self.lost_at: dict[str, float] = {}
+        """Peer → when the last one was lost."""
         parts, signals, names = node._parts, node._parts.signals, node._parts.replicated_names
         self._node_down, self._exited, self._told = parts.node_down, signals.exited, signals.told
         self._disclaim = names.asked_to_disclaim
@@ -107,6 +109,7 @@ class NodeRecord:
 
     def _down(self, peer: str) -> Iterator[None]:
         self.losses[peer] += 1
+        self.lost_at[peer] = self.world.now_s
         return self._node_down(peer)
 
     def _ended(self, process: Process, reason: Any) -> None:

@@ -407,6 +407,8 @@ def test_the_ways_of_fleetlm_begin_with_the_usual_one() -> None:
     assert first.config == {}
     assert any(way.config.get("loop") == "uvloop" for way in others)
     assert any("cookie" in way.config.get("settings", {}) for way in others)
+    over_zeromq = [way for way in others if way.config.get("settings", {}).get("local_road") is False]
+    assert [way.label for way in over_zeromq] == ["fleetlm (asyncio, over ZeroMQ)"]
 
 
 def test_only_known_peers_can_be_asked_for() -> None:
