@@ -2,7 +2,8 @@
 
 A frame may hold thousands of messages, and each of them may be costly: a process to spawn, a link, a name.
 `Inbound` stops when the time of a turn is over, and what is left of the frame comes here. Everything that
-comes from the same source meanwhile queues behind it, also the end of its connection. In each of the next
+comes from the same source meanwhile queues behind it, also the end of its connection, whichever half of it
+ends first: the last word of a node that has left may stand in the queue. In each of the next
 turns of the loop the sources with a queue are served for `Settings.inbound_turn_s` in all, one after
 the other; the next turn begins with the next of them. So a peer that floods holds up itself, and other peers
 for the time of one turn.
@@ -25,7 +26,7 @@ Rest = Iterator[list[Any]]
 class _Queue:
     """What has come from one source: the rest of a frame, then frames."""
 
-    __slots__ = ("frames", "is_lost", "is_parked", "rest", "size_bytes")
+    __slots__ = ("frames", "is_parked", "lost", "rest", "size_bytes")
 
     def __init__(self, rest: Rest | None) -> None:
         self.rest: Rest | None = rest
@@ -35,8 +36,8 @@ class _Queue:
         """Each with its tail, if it has one."""
         self.size_bytes = 0
         """Of the frames."""
-        self.is_lost = False
-        """Whether the connection has ended behind the frames."""
+        self.lost: Callable[[], None] | None = None
+        """Called behind the frames, if the connection has ended."""
 
 
 class Backlog:
@@ -47,12 +48,11 @@ class Backlog:
         max_bytes: bytes of frames that may queue for one source.
         go_on: delivers more of a frame, and returns what is left of it then.
         take: takes a frame; what is left of it comes back through `begin`.
-        lost: the connection of a source has ended.
         is_over: whether the turn is over, and ``begin_turn`` begins the next one.
     """
 
     __slots__ = (
-        "_begin_turn", "_go_on", "_is_over", "_is_scheduled", "_loop", "_lost", "_max_bytes", "_queues",
+        "_begin_turn", "_go_on", "_is_over", "_is_scheduled", "_loop", "_max_bytes", "_queues",
         "_take",
     )  # fmt: skip
 
@@ -63,7 +63,6 @@ class Backlog:
         *,
         go_on: Callable[[bytes, Rest], Rest | None],
         take: Callable[[bytes, bytes, memoryview | None], None],
-        lost: Callable[[bytes], None],
         begin_turn: Callable[[], None],
         is_over: Callable[[], bool],
     ) -> None:
@@ -71,7 +70,6 @@ class Backlog:
         self._max_bytes = max_bytes
         self._go_on = go_on
         self._take = take
-        self._lost = lost
         self._begin_turn = begin_turn
         self._is_over = is_over
         self._queues: dict[bytes, _Queue] = {}
@@ -81,6 +79,10 @@ class Backlog:
     def __contains__(self, source: bytes) -> bool:
         """Whether what comes from this source must queue."""
         return source in self._queues
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over the sources whose frames queue."""
+        return iter(self._queues)
 
     def begin(self, source: bytes, rest: Rest) -> None:
         """Keep the rest of a frame for the next turn."""
@@ -104,7 +106,7 @@ class Backlog:
         self._schedule()
 
     def add(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> int:
-        """Queue a frame behind what has come before.
+        """Queue a frame behind what has come before. After `end` it is dropped.
 
         Args:
             source: where it comes from.
@@ -115,6 +117,8 @@ class Backlog:
             0; or the bytes that would wait then, if they are too many: the frame was not queued.
         """
         queue = self._queues[source]
+        if queue.lost is not None:
+            return 0
         size_bytes = queue.size_bytes + _size(frame, tail)
         if size_bytes > self._max_bytes:
             return size_bytes
@@ -122,9 +126,11 @@ class Backlog:
         queue.frames.append((frame, tail))
         return 0
 
-    def end(self, source: bytes) -> None:
-        """Note that the connection of a source has ended, behind what has come before."""
-        self._queues[source].is_lost = True
+    def end(self, source: bytes, lost: Callable[[], None]) -> None:
+        """Note that the connection of a source has ended; ``lost`` is called behind what has come before."""
+        queue = self._queues[source]
+        if queue.lost is None:
+            queue.lost = lost
 
     def drop(self, source: bytes) -> None:
         """Forget what has come from a source: its session is over."""
@@ -164,8 +170,8 @@ class Backlog:
                 self._take(source, frame, tail)
             else:
                 del queues[source]
-                if queue.is_lost:
-                    self._lost(source)
+                if queue.lost is not None:
+                    queue.lost()
                 return
             if self._is_over() and queues.get(source) is queue:
                 del queues[source]

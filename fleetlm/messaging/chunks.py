@@ -39,6 +39,8 @@ class AnswerLane(NamedTuple):
     """The sender of the answers to one request of the peer: its items in order, and then its end."""
 
     ref: int
+    has_run: bool = True
+    """False if the only answer says that the request was not taken, or that nothing of it has run."""
 
 
 LEAD_BYTES = 16 * 1024
@@ -152,6 +154,10 @@ class Lanes:
     def senders(self) -> list[Hashable]:
         """Return the senders that have a lane, without the answers to requests of the peer."""
         return [sender for sender in self._lanes if type(sender) is not AnswerLane]
+
+    def taken_requests(self) -> set[int]:
+        """Return the refs of the requests of the peer that have run and whose answers wait here."""
+        return {lane.ref for lane in self._lanes if type(lane) is AnswerLane and lane.has_run}
 
     def ended(self, sender: Hashable, number: int) -> None:
         """Note that a process has ended; its number stays known until its lane is empty."""

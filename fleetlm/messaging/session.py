@@ -28,7 +28,8 @@ if the peer's loop is alive and takes nothing of what is in flight: by its ticks
 or by what it sends (`Stall`).
 
 **The end in order.** `settle` says, as the last message, which requests of the peer stay unanswered, so that
-all others are known to be not taken (`messaging.settling`). It says nothing if answers still wait in lanes.
+all others are known to be not taken (`messaging.settling`). Those count whose answers wait in lanes and will
+not leave any more.
 
 **Who owns what.** The driver makes and closes sessions. `Outbound` and `Streams` keep in ``calls`` what
 waits for the peer, by ref; `Inbound` takes it out when the outcome comes. `Inbound` keeps in ``requests``
@@ -75,7 +76,7 @@ from fleetlm.messaging.windows import (
 )
 from fleetlm.wire import operations
 from fleetlm.wire.blobs import Packed, Parcel
-from fleetlm.wire.failures import FailureKind
+from fleetlm.wire.failures import FailureKind, may_have_run
 from fleetlm.wire.frames import Chunk, Kind
 from fleetlm.wire.rights import check_right, denied_in
 
@@ -530,15 +531,15 @@ class Session:
         self.lanes.add(sender, packed, units)
         self._update_is_slow()
 
-    def _answer(self, packed: Packed, ref: int, units: int = 1) -> None:
+    def _answer(self, packed: Packed, lane: AnswerLane, units: int = 1) -> None:
         """Send an answer to a request of the peer, or queue it while the window of the connection is full."""
         size = len(packed)
-        window, lane = self.byte_window, AnswerLane(ref)
+        window = self.byte_window
         if isinstance(packed, Parcel) or size > self.small_bytes:
             self._queue(packed, lane, units)
         elif not self.is_slow:
             self.append(packed)
-        elif ref == self.urgent_ref and size <= MAX_URGENT_BYTES:
+        elif lane.ref == self.urgent_ref and size <= MAX_URGENT_BYTES:
             self._to_batch(packed, size)
         elif window.in_flight_bytes + self._batch_bytes >= window.limit_bytes or self.lanes.has(lane):
             self._queue(packed, lane, units)
@@ -616,7 +617,7 @@ class Session:
             if self.is_slow or size > self.small_bytes:
                 if size > self._limit_bytes:
                     raise self._too_large(size)
-                self._answer(packed, ref)
+                self._answer(packed, AnswerLane(ref))
             elif len(requests) > 1 or self._last_count > 1:
                 self.append(packed)
             else:  # Nothing else of the peer is being served: it need not wait for the end of the turn.
@@ -629,7 +630,10 @@ class Session:
         self.requests.pop(ref, None)
         texts = [_escape_surrogates(text[:_MAX_FAILURE_TEXT_CHARS]) for text in details]
         if not self.closed:
-            self._answer(_pack(operations.failure(ref, kind, texts)), ref)
+            lane = AnswerLane(ref)
+            if not self.lanes.has(lane):
+                lane = AnswerLane(ref, may_have_run(kind, texts))
+            self._answer(_pack(operations.failure(ref, kind, texts)), lane)
 
     def packed_item(self, ref: int, value: Any, window: int) -> tuple[tuple[Packed, int], int]:
         """Pack an item of a stream, and weigh it. Raises: NotSerializable."""
@@ -651,7 +655,7 @@ class Session:
                 async with asyncio.timeout(None if timeout_s == math.inf else timeout_s):
                     await self.room(NODE, len(packed), lane)
         if not self.closed and ref in self.requests:
-            self._answer(packed, ref, count)
+            self._answer(packed, lane, count)
 
     def _too_large(self, size_bytes: int) -> MessageTooLarge:
         """Make the error for a message that is too large for this node, or for the peer alone."""
@@ -706,10 +710,11 @@ class Session:
         """Send what waits, then say which requests of the peer stay unanswered. Take nothing afterwards."""
         if self.lanes:
             self.flush()
-        last = None if self.lanes else self.settlement.last_message(self.requests)
+        last = self.settlement.last_message(self.requests, self.lanes.taken_requests())
         if last is not None:
             self.control(last)
-        self.flush()
+        if self._batch_bytes:
+            self._flush_batch()
 
     def close(self, reason: str) -> None:
         """End the session: waiting senders get `NoConnection`; handlers are cancelled.

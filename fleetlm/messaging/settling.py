@@ -3,8 +3,11 @@
 The node that ends it says, as its last message (SETTLED), which requests of the peer it has taken and will
 not answer. All its other answers have come before that, and it takes nothing afterwards. So whatever else
 is open at the peer was never taken, and fails with `NoConnection`, which is a `NotDelivered`; the requests
-that were named fail with `NodeLost`. Without such a message, after a crash or when answers still wait to
-leave, nothing is known, and all of them do.
+that were named fail with `NodeLost`. Without such a message, as after a crash, nothing is known, and all of
+them do.
+
+An answer that still waits in a lane when the session ends is dropped. Its request has been taken and is named
+too, unless the answer says that nothing has run (`AnswerLane`).
 
 A request whose deadline has passed is dropped without an answer, since its caller has stopped waiting and
 sends a CANCEL. A caller that was frozen has not, and must not hear that its request was never taken: until
@@ -42,9 +45,14 @@ class Settlement:
         if len(self.expired) <= MAX_UNANSWERED:
             self.expired.add(ref)
 
-    def last_message(self, requests: dict[int, Call]) -> list[Any] | None:
-        """Build the SETTLED, given the requests of the peer that are open; None if they are too many."""
-        taken = self.expired | {ref for ref, call in requests.items() if call.is_taken}
+    def last_message(self, requests: dict[int, Call], dropped: set[int]) -> list[Any] | None:
+        """Build the SETTLED; None if it would name too many requests.
+
+        Args:
+            requests: those of the peer that are open.
+            dropped: those that were taken and whose answers will not leave.
+        """
+        taken = self.expired | dropped | {ref for ref, call in requests.items() if call.is_taken}
         return operations.settled([*taken]) if len(taken) <= MAX_UNANSWERED else None
 
     def error(self, ref: int, node: str, reason: str) -> FleetError:

@@ -154,7 +154,6 @@ class Driver:
             context.settings.max_unread_bytes,
             go_on=self._go_on,
             take=self._take_frame,
-            lost=self._lose_source,
             begin_turn=inbound.begin_turn,
             is_over=inbound.is_over,
         )
@@ -206,7 +205,16 @@ class Driver:
     def channel_lost(
         self, channel: int, reason: str, *, is_foreign: bool = False, is_logged: bool = False
     ) -> None:
-        """See `Listener`."""
+        """See `Listener`. As with the end of a source, what has come before is taken first."""
+        lose = partial(self._lose_channel, channel, reason, is_foreign=is_foreign, is_logged=is_logged)
+        for source in self._backlog:
+            session = self._by_source.get(source)
+            if session is not None and session.outgoing.channel == channel:
+                self._backlog.end(source, lose)
+                return
+        lose()
+
+    def _lose_channel(self, channel: int, reason: str, *, is_foreign: bool, is_logged: bool) -> None:
         now = self._loop.time()
         lost = self.kernel.channel_lost(now, channel, reason, is_foreign=is_foreign, is_logged=is_logged)
         self._perform(lost)
@@ -226,7 +234,7 @@ class Driver:
     def source_lost(self, source: bytes) -> None:
         """See `Listener`."""
         if source in self._backlog:
-            self._backlog.end(source)
+            self._backlog.end(source, partial(self._lose_source, source))
         else:
             self._lose_source(source)
 

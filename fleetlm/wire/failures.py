@@ -52,6 +52,16 @@ class FailureKind(IntEnum):
     NOT_ALLOWED = 11  # node, why
 
 
+def may_have_run(kind: FailureKind, details: list[str]) -> bool:
+    """Whether a request that failed so may have run: whether its caller gets no `NotDelivered`.
+
+    A stream that had begun when its node drained counts as one that has run.
+    """
+    if kind is FailureKind.DRAINING:
+        return details[2:3] == [_TRUE]
+    return kind not in _NEVER_RAN
+
+
 def error_of_failure(kind: object, details: object) -> FleetError:
     """Return the exception for a failure that came over a session.
 
@@ -88,6 +98,19 @@ _OF_TWO_TEXTS: Final[dict[int, Callable[[str, str], FleetError]]] = {
     FailureKind.NOT_ALLOWED: NotAllowed,
 }
 """What is made of the first two texts of a failure."""
+
+
+_NEVER_RAN: Final = frozenset(
+    {
+        FailureKind.NO_PROCESS,
+        FailureKind.UNDECODABLE,
+        FailureKind.TOO_MANY,
+        FailureKind.NO_FACTORY,
+        FailureKind.NO_HANDLER,
+        FailureKind.NOT_ALLOWED,
+    }
+)
+"""The kinds whose exceptions are a `NotDelivered`; `may_have_run` decides on DRAINING."""
 
 
 def _seconds(text: str) -> float:

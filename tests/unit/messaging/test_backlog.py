@@ -22,11 +22,11 @@ class Node:
 
     def __init__(self, max_bytes: int = 100) -> None:
         self.done: list[tuple[bytes, int]] = []
-        self.lost: list[bytes] = []
+        self.lost: list[str] = []
         self.left = 3
         self.turns = 0
         self.backlog = Backlog(
-            SimLoop.current(), max_bytes, go_on=self.go_on, take=self.take, lost=self.lost.append,
+            SimLoop.current(), max_bytes, go_on=self.go_on, take=self.take,
             begin_turn=self.begin_turn, is_over=lambda: self.left <= 0,
         )  # fmt: skip
 
@@ -96,12 +96,14 @@ async def test_sources_with_little_share_a_turn() -> None:
 async def test_the_end_of_a_connection_waits_behind_what_came_over_it() -> None:
     node = Node()
     node.backlog.begin(b"a", slices(*range(8)))
-    node.backlog.end(b"a")
+    node.backlog.end(b"a", lambda: node.lost.append("first half"))
+    node.backlog.end(b"a", lambda: node.lost.append("second half"))
+    assert node.backlog.add(b"a", bytes(1_000)) == 0
     await turns(2)
     assert node.lost == []
     await turns(5)
-    assert node.lost == [b"a"]
-    assert len(node.of(b"a")) == 8
+    assert node.lost == ["first half"], "the connection ends once"
+    assert len(node.of(b"a")) == 8, "nothing comes behind its end"
 
 
 @virtual

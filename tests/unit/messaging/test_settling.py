@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from fleetlm.call import Call
-from fleetlm.errors import NoConnection, NodeLost
+from fleetlm.errors import Draining, NoConnection, NodeLost
+from fleetlm.messaging.chunks import AnswerLane
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop
 from fleetlm.wire import operations
+from fleetlm.wire.failures import FailureKind
 from fleetlm.wire.operations import MAX_UNANSWERED, Op
-from tests.support.session_fakes import Pair, virtual
+from tests.support.session_fakes import THERE, Pair, virtual
 
 SMALL_CHUNKS = Settings(chunk_bytes=1_000, bulk_window_bytes=4_000, max_frame_bytes=64_000)
 
@@ -65,15 +67,70 @@ async def test_an_answer_comes_before_the_end() -> None:
 
 
 @virtual
-async def test_where_an_answer_still_waits_to_leave_every_open_request_is_in_doubt() -> None:
+async def test_an_answer_that_does_not_leave_any_more_puts_its_own_request_in_doubt_and_no_other() -> None:
     pair = Pair(SMALL_CHUNKS)
     box = pair.there.box("sink")
-    answered = ask(pair, 1)
+    answered, waits = ask(pair, 1), ask(pair, 2)
     pair.settle()
     (await box.get()).reply(b"x" * 50_000)
-    on_its_way = ask(pair, 2)
+    pair.there.flush()
+    assert pair.there.session.lanes, "the window holds a part of the answer"
+    on_its_way = ask(pair, 3)
     leave(pair)
-    for asked in (answered, on_its_way):
+    with pytest.raises(NodeLost):
+        await answered
+    for asked in (waits, on_its_way):
+        with pytest.raises(NoConnection, match="had not taken the request"):
+            await asked
+
+
+@virtual
+async def test_a_large_message_that_does_not_leave_any_more_puts_no_request_of_the_peer_in_doubt() -> None:
+    pair = Pair(SMALL_CHUNKS)
+    pair.there.box("sink")
+    asked = ask(pair, 1)
+    pair.settle()
+    pair.there.send("elsewhere", b"x" * 50_000, "its own")
+    leave(pair)
+    with pytest.raises(NoConnection, match="had not taken the request"):
+        await asked
+
+
+@virtual
+async def test_nothing_follows_the_last_message() -> None:
+    pair = Pair(SMALL_CHUNKS)
+    pair.there.send("elsewhere", b"x" * 50_000, "its own")
+    pair.there.session.settle()
+    pair.here.receive(pair.there.transport.take()[:-1])
+    assert pair.here.session.settlement.unanswered is None
+    pair.there.flush()
+    assert pair.there.transport.frames == []
+
+
+@virtual
+async def test_a_refusal_that_does_not_leave_any_more_still_means_that_nothing_has_run() -> None:
+    pair = Pair(SMALL_CHUNKS)
+    box = pair.there.box("sink")
+    refused, failed, runs, cut, answered = (ask(pair, ref) for ref in range(1, 6))
+    pair.settle()
+    session = pair.there.session
+    while not session.is_full:
+        pair.there.send("elsewhere", bytes(500))
+    session.flush()
+    (await box.get()).no_process("sink")
+    (await box.get()).fail(ValueError("it ran"))
+    (await box.get()).watch(lambda _: None)
+    call = await box.get()
+    call.refuse(Draining(THERE, 1.0, has_begun=True))
+    (await box.get()).reply(b"x" * 5_000)
+    session.failed(5, FailureKind.NO_HANDLER, [])
+    assert not session.lanes.has(AnswerLane(5, has_run=False)), "the answers to one request share a lane"
+    assert session.lanes.taken_requests() == {2, 4, 5}
+    assert session.lanes.has(AnswerLane(1, has_run=False))
+    leave(pair)
+    with pytest.raises(NoConnection):
+        await refused
+    for asked in (failed, runs, cut, answered):
         with pytest.raises(NodeLost):
             await asked
 

@@ -14,6 +14,7 @@ import pytest
 from fleetlm.core.dns_answers import Answer as DnsAnswer, Outcome
 from fleetlm.core.effects import Dial, HangUp, Reply, Report, Send
 from fleetlm.core.kernel import Kernel
+from fleetlm.errors import NoConnection
 from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.inbound import Inbound
 from fleetlm.messaging.mailbox import Mailbox
@@ -22,7 +23,7 @@ from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, STEPS_PER_TURN, TICKED_EA
 from fleetlm.runtime.events import EventHub
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
-from fleetlm.wire import frames
+from fleetlm.wire import frames, operations
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.frames import HEADER_BYTES, Kind, Ready
 from fleetlm.wire.operations import Op
@@ -511,6 +512,47 @@ async def test_what_follows_an_unfinished_frame_waits_for_it_and_so_do_goodbye_a
     assert list(rig.boxes["sink"].queue) == ["behind"]
     assert THERE not in rig.driver.sessions
     assert source not in rig.driver._backlog
+
+
+@virtual
+async def test_a_lost_channel_does_not_overtake_the_last_words_of_a_peer_that_left() -> None:
+    rig = Rig()
+    channel, source = rig.bring_up()
+    session = rig.driver.sessions[THERE]
+    answered, waits = (SimLoop.current().create_future() for _ in range(2))
+    session.calls.update({1: answered, 2: waits})
+    rig.driver.inbound._turn_s = 1e-9
+    rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
+    rig.batch(source, operations.reply(1, "in time"))
+    rig.batch(source, operations.settled([]))
+    rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("shutdown"))
+    _, other = rig.bring_up("fleetlm@10.0.0.3", 3)
+    rig.batch(other, *[[Op.SIGNAL, n, None] for n in range(2)])
+    rig.driver.channel_lost(channel, "connection closed")
+    assert THERE in rig.driver.sessions
+    await turns(12)
+    assert await answered == "in time"
+    with pytest.raises(NoConnection, match=r"left: shutdown\. It had not taken the request"):
+        await waits
+    assert THERE not in rig.driver.sessions
+    assert "fleetlm@10.0.0.3" in rig.driver.sessions
+
+
+@virtual
+async def test_a_lost_channel_whose_peer_said_nothing_more_ends_the_session_behind_what_came() -> None:
+    rig = Rig()
+    channel, source = rig.bring_up()
+    rig.driver.inbound._turn_s = 1e-9
+    rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
+    rig.driver.channel_lost(channel, "connection closed")
+    rig.transport.broken = True
+    rig.driver.tick_sessions()
+    rig.batch(source, ["sink", "late"])
+    await turns(12)
+    assert [what for _, what in rig.service.questions] == [0, 1, 2]
+    assert not rig.boxes["sink"]
+    assert THERE not in rig.driver.sessions
+    assert rig.kernel.topology.peers[THERE].connection.last_error == "connection closed"
 
 
 @virtual

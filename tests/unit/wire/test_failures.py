@@ -30,7 +30,14 @@ from fleetlm.errors import (
     WouldBlock,
 )
 from fleetlm.ids import Pid
-from fleetlm.wire.failures import MAX_HOPS, FailureKind, error_of_failure, outcome_of, texts_of_outcome
+from fleetlm.wire.failures import (
+    MAX_HOPS,
+    FailureKind,
+    error_of_failure,
+    may_have_run,
+    outcome_of,
+    texts_of_outcome,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +61,15 @@ def test_failures_become_exceptions(kind: int, details: list[str], expected: typ
     assert type(error) is expected
     assert isinstance(error, base)
     assert all(detail in error.args for detail in details)
+    assert may_have_run(FailureKind(kind), details) is not isinstance(error, NotDelivered)
+
+
+def test_a_stream_that_a_drain_cut_has_run_and_one_that_was_refused_has_not() -> None:
+    for begun in (True, False):
+        details = ["x", "5.000", str(begun)]
+        error = error_of_failure(FailureKind.DRAINING, details)
+        assert isinstance(error, Draining)
+        assert may_have_run(FailureKind.DRAINING, details) is error.has_begun is begun
 
 
 @pytest.mark.parametrize(
