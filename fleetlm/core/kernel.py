@@ -181,7 +181,7 @@ class Kernel:
         ``is_foreign``: another program listens there. ``is_logged``: the cause was logged already.
         """
         if channel in self.ports.searches:
-            return self._end_search(now, channel, None)
+            return self._end_search(now, channel, None, is_foreign=is_foreign)
         peer = self._channels.pop(channel, None)
         if peer is None:
             return []
@@ -393,11 +393,14 @@ class Kernel:
         name = NodeName(self.basename, ip, None if port == self.settings.base_port else port)
         return str(name) in self.topology.peers
 
-    def _end_search(self, now: float, channel: int, answer: IAm | None) -> list[Effect]:
+    def _end_search(
+        self, now: float, channel: int, answer: IAm | None, *, is_foreign: bool = False
+    ) -> list[Effect]:
         """A further port was dialled: get to know the node there, or forget that it was tried (None)."""
-        search = self.ports.end(channel)
+        is_stranger = answer is not None and answer.cluster != self.me.cluster
+        search = self.ports.end(now, channel, is_foreign=is_foreign or is_stranger)
         effects: list[Effect] = [HangUp(channel)]
-        if answer is None or answer.cluster != self.me.cluster:
+        if answer is None or is_stranger:
             return effects + self.tick(now)
         name = answer.name
         if answer.base_port != self.me.base_port:

@@ -6,14 +6,19 @@ further ports to dial, one at a time, in the order in which nodes take them:
 
 * on another host one port every `Settings.scan_s`; after each round over the range the pause doubles, up to
   `Settings.backoff_max_s`. One connected node of that host ends the search.
-* on this node's own host all ports at once when it starts, and then as on others while no node of this host
-  is connected. Nodes that start together find each other in any case: each has its port before it looks, so
-  the one that looks last finds the other.
+* on this node's own host all ports at once when it starts. Nodes that start together find each other in any
+  case: each has its port before it looks, so the one that looks last finds the other. From then on the ports
+  below its own, in rounds as on others, for as long as this node runs. So of two nodes of a host the one on
+  the higher port looks for the other until it knows it, and the nodes of a host never stay apart, even if
+  they were cut off from each other until they had forgotten each other and each side has connected nodes of
+  this host. Nodes take the lowest ports, so the ports below are known and nothing is dialled, unless a node
+  there has ended.
 
 All hosts together are limited to `MAX_DIALS` dials in progress and one dial every `GAP_S` (those of the own
 host at the start apart), so that an answer with a thousand dead addresses is no storm. A dial that fails
 leaves nothing behind: no row, no log line. The kernel asks what answers for its name (PROBE, IAM), and
-forgets the channel.
+forgets the channel. A port where another program answers is left alone for `Settings.backoff_max_s`, and
+twice as long each further time, up to `Settings.foreign_backoff_max_s`: it may be a node that stands still.
 """
 
 from __future__ import annotations
@@ -41,10 +46,17 @@ class Search(NamedTuple):
     until: float
 
 
+class _Foreign(NamedTuple):
+    """A port where another program answered: how long it is left alone, and until when."""
+
+    pause_s: float
+    until: float
+
+
 class _Round:
     """Where the search of one host stands."""
 
-    __slots__ = ("at", "is_burst", "rounds")
+    __slots__ = ("at", "foreign", "is_burst", "rounds")
 
     def __init__(self, *, is_burst: bool) -> None:
         self.at: int = 0
@@ -52,6 +64,9 @@ class _Round:
         self.rounds: int = 0
         """Rounds over the whole range that have ended."""
         self.is_burst: bool = is_burst
+        """Whether all ports of the own host are dialled at once."""
+        self.foreign: dict[int, _Foreign] = {}
+        """The ports where another program answered when they were dialled last."""
 
 
 class PortScan:
@@ -61,7 +76,7 @@ class PortScan:
         settings: the range and the pauses.
         own_ip: the address of this node.
         own_port: its port, which is never dialled there.
-        is_wanted: whether a host is still to be searched; one that is not is forgotten.
+        is_wanted: whether another host is still to be searched; one that is not is forgotten.
     """
 
     def __init__(
@@ -76,6 +91,7 @@ class PortScan:
         # With SRV records each node has a port of its own, and no range says where those of others are.
         self._ports = tuple(port for port in ports if port != base_port) if base_port == ports[0] else ()
         self._own_ports = tuple(port for port in ports if port != own_port)
+        self._lower_ports = tuple(port for port in ports if port < own_port)
         self._hosts: dict[str, _Round] = {}
         self._due: list[tuple[float, int, str]] = []
         self._entries = 0
@@ -84,9 +100,9 @@ class PortScan:
 
     def begin(self, now: float, ip: str) -> None:
         """Search a host, unless it is being searched already."""
-        if ip in self._hosts or not self._ports_of(ip):
-            return
         is_own = ip == self._own_ip
+        if ip in self._hosts or not (self._own_ports if is_own else self._ports):
+            return
         self._hosts[ip] = _Round(is_burst=is_own)
         self._put(now if is_own else now + self._settings.scan_s, ip)
 
@@ -96,7 +112,8 @@ class PortScan:
         """Dial what is to be dialled now, but for the ports of nodes that are known already."""
         effects: list[Effect] = []
         for ip, port in self._take(now):
-            if is_known(ip, port):
+            foreign = self._hosts[ip].foreign.get(port)
+            if is_known(ip, port) or (foreign is not None and now < foreign.until):
                 self._in_progress -= 1
                 continue
             channel = take_channel()
@@ -104,10 +121,22 @@ class PortScan:
             effects.append(Dial(channel, ip, port))
         return effects
 
-    def end(self, channel: int) -> Search:
-        """Forget a dial, which has ended in whichever way, and return what was dialled."""
+    def end(self, now: float, channel: int, *, is_foreign: bool = False) -> Search:
+        """Forget a dial, which has ended in whichever way, and return what was dialled.
+
+        ``is_foreign``: another program answered there.
+        """
         self._in_progress -= 1
-        return self.searches.pop(channel)
+        search = self.searches.pop(channel)
+        if search.ip in self._hosts:
+            foreign = self._hosts[search.ip].foreign
+            former = foreign.pop(search.port, None)
+            if is_foreign:
+                s = self._settings
+                pause_s = s.backoff_max_s if former is None else 2 * former.pause_s
+                pause_s = min(s.foreign_backoff_max_s, pause_s)
+                foreign[search.port] = _Foreign(pause_s, now + pause_s)
+        return search
 
     def expired(self, now: float) -> list[int]:
         """Return the channels of dials that have taken too long."""
@@ -126,7 +155,7 @@ class PortScan:
         while self._due and self._in_progress < MAX_DIALS and self._due[0][0] <= now:
             ip = self._due[0][2]
             search = self._hosts[ip]
-            if not (search.is_burst or self._is_wanted(ip)):
+            if not (ip == self._own_ip or self._is_wanted(ip)):
                 heapq.heappop(self._due)
                 del self._hosts[ip]
                 continue
@@ -148,7 +177,7 @@ class PortScan:
     def _next_port(self, now: float, ip: str, search: _Round) -> int:
         """Return the next port of a host, and enter when the one after it is due."""
         s = self._settings
-        ports = self._ports_of(ip)
+        ports = self._ports_of(ip, search)
         port = ports[search.at]
         search.at += 1
         pause_s = 0.0 if search.is_burst else min(s.backoff_max_s, s.scan_s * 2.0 ** min(search.rounds, 16))
@@ -159,11 +188,15 @@ class PortScan:
             pause_s = max(pause_s, s.scan_s)
         if not search.is_burst:
             self._not_before = now + GAP_S
-        self._put(now + pause_s, ip)
+        if self._ports_of(ip, search):
+            self._put(now + pause_s, ip)
         return port
 
-    def _ports_of(self, ip: str) -> tuple[int, ...]:
-        return self._own_ports if ip == self._own_ip else self._ports
+    def _ports_of(self, ip: str, search: _Round) -> tuple[int, ...]:
+        """Return the ports over which the present round of a host goes."""
+        if ip != self._own_ip:
+            return self._ports
+        return self._own_ports if search.is_burst else self._lower_ports
 
     def _put(self, when: float, ip: str) -> None:
         self._entries += 1

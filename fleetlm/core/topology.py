@@ -361,7 +361,8 @@ class Topology:
     def is_searched(self, ip: str) -> bool:
         """Whether to look for nodes on further ports of a host: DNS names it, and no node of it is connected.
 
-        The own host is searched as long as no other node of it is connected.
+        An address of this node is searched as long as no other node there is connected. (`core.port_scan`
+        itself sees to it that the nodes at the address in this node's name find each other.)
         """
         mates = self.hosts.get(ip, {}).values()
         if ip in self._own_ips:

@@ -233,3 +233,22 @@ def test_a_host_may_stand_still_as_a_whole() -> None:
             assert len(other.list()) == 4
 
     run(main())
+
+
+def test_nodes_of_a_host_that_stood_still_when_others_started_there_are_found_by_them() -> None:
+    async def main() -> None:
+        async with SimCluster(8) as cluster:
+            old = [await cluster.start_at(A, node_slot=slot) for slot in (1, 2)]
+            await cluster.mesh(10)
+            await asyncio.sleep(60)
+            for node in old:
+                cluster.stall(node)
+            new = [await cluster.start_at(A, node_slot=slot) for slot in (0, 3)]
+            await asyncio.sleep(8)
+            assert new[0].list() == [new[1].name], "the old ones do not answer"
+            assert new[0].list("known") == [node.name for node in new]
+            for node in old:
+                cluster.unstall(node)
+            await cluster.mesh(60)
+
+    run(main())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from fleetlm.core import admission
 from fleetlm.core.connection import Phase
 from fleetlm.core.dns_answers import Answer, Outcome
@@ -121,6 +123,36 @@ def test_the_own_host_is_searched_at_the_start_and_nothing_is_dialled_after_the_
     assert effects == [Dial(1, ip(1), 4371), Dial(2, ip(1), 4372)]
     assert HangUp(1) in k.left(T, "shutdown")
     assert k.deadline() is None
+
+
+def test_a_node_finds_another_of_its_host_that_it_has_forgotten_though_a_third_one_is_connected() -> None:
+    m = Meeting(RANGE, port=4372, name=f"{name(1)}:4372")
+    for dial in m.kernel.started(T):
+        assert isinstance(dial, Dial)
+        m.kernel.channel_lost(T, dial.channel, "connection refused")
+    mate = m.kernel.topology.meet(T, f"{name(1)}:4371")
+    assert mate is not None
+    mate.connection.phase = Phase.UP
+    [dial] = m.kernel.tick(T + 0.5)
+    assert isinstance(dial, Dial)
+    assert (dial.ip, dial.port) == (ip(1), 4370)
+    effects = m.kernel.answered(T + 0.5, dial.channel, iam(name(1)))
+    assert Dial(dial.channel + 1, ip(1), 4370) in effects
+    assert name(1) in m.kernel.topology.peers
+
+
+@pytest.mark.parametrize("is_node", [True, False], ids=["a node of another cluster", "another program"])
+def test_a_port_where_something_else_listens_is_left_alone_for_a_while(is_node: bool) -> None:
+    m, channel = searching(RANGE.replace(node_ports=(4370, 4371)))
+    if is_node:
+        m.kernel.answered(T + 0.5, channel, iam(RANK, cluster="blue"))
+    else:
+        m.kernel.channel_lost(T + 0.5, channel, "no greeting of ZeroMQ", is_foreign=True)
+    dials: list[float] = []
+    while not dials:
+        m.now = m.kernel.deadline() or 0.0
+        dials += [m.now for each in m.kernel.tick(m.now) if isinstance(each, Dial) and each.port == 4371]
+    assert dials[0] - (T + 0.5) >= RANGE.backoff_max_s
 
 
 def test_a_guess_leaves_the_table_when_another_node_of_its_host_is_connected() -> None:
