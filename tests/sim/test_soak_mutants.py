@@ -297,6 +297,7 @@ FOUND_BY = {
     ("NameTable", "_pick_best"): 27,
     ("ActorRun", "__init__"): 2,
     ("ActorRun", "_interrupt"): 2,
+    ("fleetlm.messaging.outbound", "within_deadline"): 141,
     ("_PendingSpawn", "_kill"): 3,
 }
 """The first seed that notices a fault, where it is not seed 0. It is tried first, which saves CPU;
