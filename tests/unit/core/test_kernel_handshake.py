@@ -577,3 +577,12 @@ def test_the_end_of_a_silent_connection_says_how_long_nothing_was_read() -> None
     m.up(2, epoch=78)
     (down, *_) = m.kernel.channel_lost(m.now + 0.2, m.channel(2), "reset")
     assert down == Down(name(2), 200, "reset")
+
+
+def test_another_ready_of_a_peer_that_is_up_changes_nothing() -> None:
+    m = Meeting()
+    half = m.up(2)
+    peer = m.kernel.topology.peers[name(2)]
+    m.now += 1
+    assert m.kernel.control_frame(m.now, half, ready_frame(77, 2, 99, hello_of(2))) == []
+    assert (peer.is_up, peer.last_heard) == (True, m.now)
