@@ -76,7 +76,10 @@ async def main() -> None:
         await counter.cast(Counter.add, 1)
         await counter.send("raw")
 
-        # In Erlang: pg:get_members(counters).
+        # In Erlang: pg:monitor(counters), pg:get_members(counters). The second member is started meanwhile.
+        changes = here.groups.watch("counters")
+        while len(here.groups.members("counters")) < 2:
+            await anext(changes)
         print(len(here.groups.members("counters")), "members")
 
         # In Erlang: global:register_name(leader, Pid), global:whereis_name(leader).
