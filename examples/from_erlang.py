@@ -80,6 +80,7 @@ async def main() -> None:
         changes = here.groups.watch("counters")
         while len(here.groups.members("counters")) < 2:
             await anext(changes)
+        changes.close()
         print(len(here.groups.members("counters")), "members")
 
         # In Erlang: global:register_name(leader, Pid), global:whereis_name(leader).
