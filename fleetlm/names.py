@@ -27,6 +27,8 @@ BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 """The part of a node name before the ``@``."""
 MAX_PORT = 65_535
 """The highest TCP port."""
+MAX_IP_LENGTH = 64
+"""Characters of an IP address: an IPv6 address has at most 45, and its interface scope has some more."""
 MAX_PROCESS_NAME_LENGTH = 255
 """Characters of a process name: enough for a session id with a prefix, short enough for a log line."""
 
@@ -124,6 +126,11 @@ def canonical_ip(text: str) -> str | None:
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
+    return _canonical_ip(text) if len(text) <= MAX_IP_LENGTH else None
+
+
+@lru_cache(maxsize=8_192)  # The peers of a cluster name the same addresses in every handshake.
+def _canonical_ip(text: str) -> str | None:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

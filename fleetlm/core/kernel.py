@@ -93,13 +93,14 @@ class Kernel:
         self._due: list[tuple[float, int, str]] = []
         """A heap of when, number of the entry, and name: what `tick` looks at next."""
         self._due_entries = 0
+        self._dials_left = settings.dials_per_turn
 
     # Facts about which nodes exist.
 
     def started(self, now: float) -> list[Effect]:
         """This node receives now, and looks for peers: search its own host, which needs no DNS."""
         self.ports.begin(now, NodeName.parse(self.me.name).ip)
-        return self.tick(now)
+        return self._do_due(now)
 
     def looked_up(self, now: float, answer: DnsAnswer) -> list[Effect]:
         """A lookup ended. Addresses add peers; a peer is absent only from an answer whole for its family."""
@@ -121,7 +122,7 @@ class Kernel:
             effects += self._apply(now, peer, peer.connection.leave(now, why))
         for peer in stale:
             effects += self._forget(now, peer, "not in DNS any more, and not connected")
-        return effects + self._report_full_table() + self.tick(now)
+        return effects + self._report_full_table() + self._do_due(now)
 
     def heard_of(self, now: float, names: Iterable[str], teller: str) -> list[Effect]:
         """A connected peer names these nodes: dial those that are not known yet, if they may exist."""
@@ -135,7 +136,7 @@ class Kernel:
                 and self._newcomers.may_tell(now, teller)
             ):
                 self._meet_new(now, name)
-        return self._report_full_table() + self.tick(now)
+        return self._report_full_table() + self._do_due(now)
 
     def _meet_new(self, now: float, name: str) -> None:
         """Take a node into the table of which somebody has told, and dial it soon."""
@@ -153,7 +154,7 @@ class Kernel:
         if peer.connection.phase is Phase.IDLE:
             peer.connection.next_dial_at = now
             self._schedule(now, peer)
-        return self.tick(now)
+        return self._do_due(now)
 
     def disconnected(self, now: float, name: str, reason: str) -> list[Effect]:
         """The program wants that node disconnected. It stays so until it is asked for, or restarts."""
@@ -228,7 +229,7 @@ class Kernel:
             effects += self._learn_alias(now, there, answer.name)
             if self._addresses.allows(NodeName.parse(answer.name).ip):
                 self._meet_new(now, canonical_node(answer.name, self._base_port))
-            return effects + self._report_full_table() + self.tick(now)
+            return effects + self._report_full_table() + self._do_due(now)
         return effects
 
     # Facts about sources, which dialled this node.
@@ -318,13 +319,28 @@ class Kernel:
     # Time.
 
     def tick(self, now: float) -> list[Effect]:
-        """Do what is due: dial peers, and give up dials and handshakes that take too long."""
+        """Do what is due: dial peers, and give up dials and handshakes that take too long.
+
+        Call it when `deadline` has passed, in a turn of the event loop of its own: each call begins at most
+        `Settings.dials_per_turn` dials, and those that are left are due at once again.
+        """
+        self._dials_left = self.settings.dials_per_turn
+        return self._do_due(now)
+
+    def _do_due(self, now: float) -> list[Effect]:
+        """Do what is due; no more dials than are left for this turn."""
         effects: list[Effect] = []
         while self._due and self._due[0][0] <= now:
-            when, _, name = heapq.heappop(self._due)
+            entry = heapq.heappop(self._due)
+            when, _, name = entry
             peer = self.topology.peers.get(name)
             if peer is None or self.is_leaving or peer.due != when:
                 continue
+            if peer.connection.phase is Phase.IDLE:
+                if not self._dials_left:
+                    heapq.heappush(self._due, entry)
+                    break
+                self._dials_left -= 1
             peer.due = None
             effects += self._wake(now, peer)
         for channel in self.ports.expired(now):
@@ -401,19 +417,19 @@ class Kernel:
         search = self.ports.end(now, channel, is_foreign=is_foreign or is_stranger)
         effects: list[Effect] = [HangUp(channel)]
         if answer is None or is_stranger:
-            return effects + self.tick(now)
+            return effects + self._do_due(now)
         name = answer.name
         if answer.base_port != self.me.base_port:
             # It will refuse this node, and both will say why.
             name = str(NodeName(self.basename, search.ip, search.port))
         elif not admission.same_fleet(self.me.name, name):
             text = f"{name} is of this cluster too, but no node of this one{admission.ONE_BASENAME}"
-            return effects + self.reports.once(name, "basename", text, "info") + self.tick(now)
+            return effects + self.reports.once(name, "basename", text, "info") + self._do_due(now)
         if self._addresses.allows(NodeName.parse(name).ip):
             self._meet_new(now, name)
             there = self._address_at(search.ip, search.port)
             effects += self._learn_alias(now, there, canonical_node(name, self._base_port))
-        return effects + self._report_full_table() + self.tick(now)
+        return effects + self._report_full_table() + self._do_due(now)
 
     # The handshake.
 
@@ -441,7 +457,19 @@ class Kernel:
         peer.is_blocked = False
         if not connection.ups:
             peer.announced = addresses_at(hello.aliases, hello.name)
-        return self._apply(now, peer, connection.hello(now, source, epoch, hello)) + self.tick(now)
+        effects = self._apply(now, peer, connection.hello(now, source, epoch, hello))
+        return effects + self._dial_back(now, peer) + self._do_due(now)
+
+    def _dial_back(self, now: float, peer: Peer) -> list[Effect]:
+        """Dial a node that has introduced itself, before those that only DNS or others name.
+
+        It waits for this node's half of the connection, and not for ever. So it does not count as one of the
+        dials of the turn: how fast others introduce themselves, they pace themselves.
+        """
+        if peer.connection.phase is not Phase.IDLE or peer.due is None or peer.due > now or self.is_leaving:
+            return []
+        peer.due = None
+        return self._wake(now, peer)
 
     def _judge(self, hello: Hello, ip: str) -> tuple[Refusal, str] | None:
         """Check what a HELLO says, and the addresses of the node. Returns the refusal, or None."""
@@ -470,7 +498,7 @@ class Kernel:
             return effects + self._refuse_disconnected(now, half.source, hello)
         if connection.phase is not Phase.UP:
             self._sources[half.source] = hello.name
-        return self._apply(now, peer, connection.ready(now, half)) + self.tick(now)
+        return self._apply(now, peer, connection.ready(now, half)) + self._do_due(now)
 
     def _end_check(self, now: float, peer: Peer) -> list[Effect]:
         """The address of a peer that is up did not confirm that it dialled anew: refuse whoever said so."""

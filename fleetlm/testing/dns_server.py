@@ -31,7 +31,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field, replace
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Literal, Self
 
@@ -40,6 +40,7 @@ import dns.message
 import dns.name
 import dns.opcode
 import dns.rcode
+import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
@@ -420,9 +421,7 @@ class DnsServer:
                 break
             fitting.append(record)
         if fitting:
-            rrset = dns.rrset.from_text_list(
-                question.name, self._ttl_s, question.rdclass, question.rdtype, fitting
-            )
+            rrset = self._make_set(question.name, question.rdtype, fitting)
             response.answer.append(rrset)
             if question.rdtype == dns.rdatatype.SRV:
                 self._add_targets(response, rrset, room_bytes, additional)
@@ -440,9 +439,13 @@ class DnsServer:
                 held = _select_family(zone.get(_name_text(target), ()), rdtype.name)
                 room_bytes -= sum(len(target.to_digestable()) + _measure(each, rdtype) for each in held)
                 if held and room_bytes >= 0:
-                    response.additional.append(
-                        dns.rrset.from_text_list(target, self._ttl_s, dns.rdataclass.IN, rdtype, held)
-                    )
+                    response.additional.append(self._make_set(target, rdtype, held))
+
+    def _make_set(
+        self, owner: dns.name.Name, rdtype: dns.rdatatype.RdataType, texts: list[str]
+    ) -> dns.rrset.RRset:
+        """Return the records of one name and type."""
+        return dns.rrset.from_rdata_list(owner, self._ttl_s, [_parse_record(rdtype, text) for text in texts])
 
     def _run_after(self, delay_s: float, action: Callable[[], None]) -> None:
         if delay_s <= 0:
@@ -475,8 +478,15 @@ def _check_target(host: str, port: int) -> Target:
 
 
 def _select_family(addresses: Iterable[str], rdtype: str) -> list[str]:
-    version = {"A": 4, "AAAA": 6}.get(rdtype)
-    return [each for each in addresses if ipaddress.ip_address(each).version == version]
+    """Return the addresses of that family, which are canonical texts."""
+    if rdtype not in ("A", "AAAA"):
+        return []
+    return [each for each in addresses if (":" in each) == (rdtype == "AAAA")]
+
+
+@lru_cache(maxsize=4_096)  # Every node of a cluster asks for the same records.
+def _parse_record(rdtype: dns.rdatatype.RdataType, text: str) -> dns.rdata.Rdata:
+    return dns.rdata.from_text(dns.rdataclass.IN, rdtype, text)
 
 
 def _measure(record: str, rdtype: dns.rdatatype.RdataType) -> int:

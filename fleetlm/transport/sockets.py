@@ -12,6 +12,7 @@ import logging
 import resource
 import socket
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import zmq
@@ -142,6 +143,7 @@ def _find_source(ip: str, port: int) -> str | None:
             return None
 
 
+@lru_cache(maxsize=8_192)  # It is asked for each dial, and the peers stay the same.
 def may_dial_from(own_ip: str, ip: str) -> bool:
     """Whether a connection to ``ip`` can have ``own_ip`` as its source address."""
     own, other = ipaddress.ip_address(own_ip), ipaddress.ip_address(ip)

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 
-from fleetlm import Node, NodeInfo
+from fleetlm import Node, NodeInfo, Settings
 from fleetlm.testing.dns_server import DnsServer, Fault, Reply
 from tests.support.patience import allowed_s
 from tests.system.cluster_tools import QUERY, Fleet, until
@@ -64,7 +64,12 @@ async def mesh(processes: int, each: int, within_s: float, sample: int | None = 
     """Start all nodes before DNS names them. Returns the seconds from its first answer to the full mesh."""
     count = processes * each
     numbers = range(2, 2 + count)
-    async with DnsServer() as dns, Fleet(dns=dns, DNS_POLL_INTERVAL_MS="500") as fleet:
+    # All but the poll interval is the default. `Fleet` finds silent nodes soon, which costs many heartbeats.
+    timeout_ms = str(round(Settings().node_timeout_s * 1000))
+    async with (
+        DnsServer() as dns,
+        Fleet(dns=dns, DNS_POLL_INTERVAL_MS="500", FLEETLM_NODE_TIMEOUT_MS=timeout_ms) as fleet,
+    ):
         if sample is not None:
             dns.behave(Fault(sample=sample))
         workers = [await fleet.waiting() for _ in range(processes)]

@@ -109,7 +109,7 @@ def test_a_storm_of_honest_newcomers_behind_one_gateway_comes_up() -> None:
 
 
 def test_dials_to_unproven_nodes_wait_for_their_budget_and_others_do_not() -> None:
-    m = Meeting(SETTINGS.replace(unproven_dials_per_s=1.0))
+    m = Meeting(SETTINGS.replace(unproven_dials_per_s=1.0, dials_per_turn=64))
     told = [f"fleetlm@10.2.0.{n}" for n in range(40)]
     assert len(dials(m.kernel.heard_of(T, told, TELLER))) == BURST_S
     assert len(dials(m.kernel.looked_up(T, addresses(2, 3, 4)))) == 3

@@ -39,7 +39,7 @@ from tests.support.session_fakes import (
     virtual,
 )
 
-SETTINGS = Settings(gossip_s=2.0)
+SETTINGS = Settings(gossip_s=2.0, dials_per_turn=64)
 EPOCH = 77
 
 
