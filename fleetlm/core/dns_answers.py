@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from fleetlm.names import endpoint, parse_address
 from fleetlm.records import Record
@@ -20,6 +21,9 @@ FAMILIES = (4, 6)
 """The IP versions of addresses."""
 MAX_DISCARDS_NAMED = 3
 """Unusable addresses that an answer's detail names; further ones are only counted."""
+
+_Place = tuple[int, int, int, str]
+"""An address in the order of answers: IP version, number, port (0: none), canonical text."""
 
 
 class Outcome(enum.Enum):
@@ -118,21 +122,14 @@ def sift(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
         At most `MAX_ADDRESSES` addresses, ordered as `Answer.addresses` is, and a remark on those that were
         passed over, such as "passed over 0.0.0.0 (unspecified)"; "" if every address was taken.
     """
-    usable: set[tuple[int, int, int, str]] = set()
+    usable: set[_Place] = set()
     unusable: dict[str, str] = {}
     for text in texts:
-        parts = parse_address(text)
-        if parts is None:
-            unusable[text] = "not an address that means the same on every machine"
-            continue
-        ip, port = parts
-        canonical = ip if port is None else endpoint(ip, port)
-        address = ipaddress.ip_address(ip)
-        reason = _why_unusable(address)
+        place, reason = _look_at(text)
         if reason is None:
-            usable.add((address.version, int(address), port or 0, canonical))
+            usable.add(place)
         else:
-            unusable[canonical] = reason
+            unusable[place[-1]] = reason
     ordered = sorted(usable)
     remarks = [f"passed over {text} ({reason})" for text, reason in unusable.items()]
     if len(remarks) > MAX_DISCARDS_NAMED:
@@ -143,6 +140,18 @@ def sift(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
         remarks.append(f"took the lowest {MAX_ADDRESSES} of {len(ordered)} addresses")
         del ordered[MAX_ADDRESSES:]
     return tuple(canonical for *_, canonical in ordered), ", ".join(remarks)
+
+
+@lru_cache(maxsize=2 * MAX_ADDRESSES)  # Each answer brings the same ones.
+def _look_at(text: str) -> tuple[_Place, str | None]:
+    """Return an address in the order of answers with its canonical text, and why it is unusable, if it is."""
+    parts = parse_address(text)
+    if parts is None:
+        return (0, 0, 0, text), "not an address that means the same on every machine"
+    ip, port = parts
+    canonical = ip if port is None else endpoint(ip, port)
+    address = ipaddress.ip_address(ip)
+    return (address.version, int(address), port or 0, canonical), _why_unusable(address)
 
 
 def _why_unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
