@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import importlib
 import inspect
 import logging
@@ -30,7 +31,7 @@ from tests.support.patience import stretched
 from tests.support.workers import in_order, module_names, share_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
 
 DEADLINE_S = 30.0
 DEADLINE_MAX_S = 60.0  # for what `make test` runs
@@ -61,8 +62,18 @@ def pytest_configure() -> None:
 TESTS = Path(__file__).resolve().parent
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Collect without garbage collection, which would look a hundred times at all that has been imported."""
+    gc.disable()
+    try:
+        import_own_share(session)
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def import_own_share(session: pytest.Session) -> None:
     """Let each of several workers compile a share of the test modules before all import all of them."""
     worker = getattr(session.config, "workerinput", None)
     everything = all(Path(arg).resolve() == TESTS for arg in session.config.args)

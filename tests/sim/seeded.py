@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
+import pytest
+
 from fleetlm.testing import run
 from fleetlm.testing.cluster import SETTINGS
 
@@ -28,6 +30,13 @@ def run_stories(story: Callable[[int], Coroutine[Any, Any, None]], seeds: Iterab
 def named(seeds: Sequence[int]) -> str:
     """Return the id of a test that runs a block of seeds."""
     return f"{seeds[0]}-{seeds[-1]}"
+
+
+def most_are_long(cases: Iterable[Any], short: int) -> list[Any]:
+    """Return the cases of a test, where `make test` runs the first ``short``, `make test-long` the others."""
+    marked = list(cases)
+    marked[short:] = [pytest.param(case, marks=pytest.mark.long) for case in marked[short:]]
+    return marked
 
 
 def play_each(play: Callable[[int], R], seeds: Iterable[int], replay: str) -> list[R]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.drains import World
-from tests.sim.seeded import run_stories
+from tests.sim.seeded import most_are_long, run_stories
 
 BLOCK = 4
 
@@ -17,12 +17,12 @@ def play(first: int, *, faults: bool, count: int = BLOCK) -> None:
     run_stories(story, range(first, first + count))
 
 
-@pytest.mark.parametrize("first", range(0, 20, BLOCK))
+@pytest.mark.parametrize("first", most_are_long(range(0, 20, BLOCK), 3))
 def test_nothing_that_was_begun_before_is_refused(first: int) -> None:
     play(first, faults=False)
 
 
-@pytest.mark.parametrize("first", range(0, 20, BLOCK))
+@pytest.mark.parametrize("first", most_are_long(range(0, 20, BLOCK), 3))
 def test_what_was_refused_never_runs_whatever_the_network_does(first: int) -> None:
     play(first, faults=True)
 

@@ -32,7 +32,7 @@ from fleetlm.directory.subscriptions import Subscription
 from fleetlm.testing import SimCluster, run
 from fleetlm.testing.cluster import SETTINGS
 from fleetlm.wire.codec import Codec
-from tests.sim.seeded import ONE_PORT, run_stories
+from tests.sim.seeded import ONE_PORT, most_are_long, run_stories
 
 KIB = 1024
 
@@ -390,7 +390,7 @@ async def test_members_of_a_node_that_goes_meanwhile_are_not_counted(
     assert await sending == 1
 
 
-@pytest.mark.parametrize("first", range(0, 20, 5))
+@pytest.mark.parametrize("first", most_are_long(range(0, 20, 5), 2))
 def test_without_faults_each_member_gets_each_broadcast_once_and_in_order(first: int) -> None:
     for seed in range(first, first + 5):
 
@@ -632,7 +632,7 @@ class Story:
         assert {pid for _, pid in truth} <= alive
 
 
-@pytest.mark.parametrize("first", range(0, 60, 10))
+@pytest.mark.parametrize("first", most_are_long([0, 30, 10, 20, 40, 50], 2))
 def test_all_views_converge_and_every_subscriber_learns_the_truth(
     first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from fleetlm import Address, Call, Crash, Down, Exit, Node, Pid, Process, ProcessDown, ProcessExit, Ref
 from fleetlm.testing import SimCluster, run
-from tests.sim.seeded import ONE_PORT, run_stories
+from tests.sim.seeded import ONE_PORT, most_are_long, run_stories
 
 
 async def child(process: Process) -> None:
@@ -445,9 +445,7 @@ class Story:
                     assert ref in holding, f"{ref} has no owner any more"
 
 
-@pytest.mark.parametrize(
-    "first", [*range(0, 120, 20), *(pytest.param(n, marks=pytest.mark.long) for n in range(120, 520, 20))]
-)
+@pytest.mark.parametrize("first", most_are_long(range(0, 520, 20), 3))
 def test_every_monitor_fires_once_and_links_die_on_both_sides(first: int) -> None:
     async def play(seed: int) -> None:
         await Story(seed).play()

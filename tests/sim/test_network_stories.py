@@ -9,10 +9,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings as examples, strategies as st
 
 from fleetlm.testing.loop import run
 from fleetlm.testing.network import SimNetwork
+from tests.sim.seeded import most_are_long
 from tests.sim.world import (
     CHANNEL,
     A,
@@ -190,13 +192,14 @@ def test_whatever_happens_channels_keep_their_order_and_arrive_as_a_prefix(
     run(lived(story), seed=seed, limit_s=10_000)
 
 
-def test_long_lives() -> None:
+@pytest.mark.parametrize("first", most_are_long(range(0, 50, 10), 1))
+def test_long_lives(first: int) -> None:
     frames = 0
-    for seed in range(50):
+    for seed in range(first, first + 10):
         rng = random.Random(seed)
         story = [any_verb(rng) for _ in range(200)]
         frames += run(lived(story), seed=seed, limit_s=10_000)
-    assert frames > 10_000
+    assert frames > 2_000
 
 
 def any_verb(rng: random.Random) -> tuple[Any, ...]:

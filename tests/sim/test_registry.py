@@ -43,7 +43,7 @@ from fleetlm.core import name_table
 from fleetlm.directory import replication
 from fleetlm.directory.registry import Event
 from fleetlm.testing import SimCluster, run
-from tests.sim.seeded import ONE_PORT
+from tests.sim.seeded import ONE_PORT, most_are_long
 
 SETTLE_S = 1.0
 
@@ -692,7 +692,7 @@ def play(seed: int) -> int:
     return lost
 
 
-@pytest.mark.parametrize("first", range(0, 80, 10))
+@pytest.mark.parametrize("first", most_are_long([0, 10, 60, 20, 30, 40, 50, 70], 3))
 def test_one_holder_after_everything(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if first >= 60:  # Snapshots take long: much changes, ends and is lost meanwhile.
         monkeypatch.setattr(replication, "FACTS_AT_ONCE", 0)

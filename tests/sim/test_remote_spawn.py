@@ -40,7 +40,7 @@ from fleetlm.messages import MessageTypes
 from fleetlm.processes.remote_spawn import _PendingSpawn
 from fleetlm.testing import SimCluster, run
 from fleetlm.wire.codec import Codec
-from tests.sim.seeded import ONE_PORT, run_stories
+from tests.sim.seeded import ONE_PORT, most_are_long, run_stories
 
 KINDS = ["plain", "link", "monitor"]
 
@@ -544,7 +544,7 @@ def test_a_node_that_dies_at_any_point_leaves_one_outcome(kind: str, which: str,
             assert_nothing_is_left(cluster)
             return type(asker.outcome).__name__
 
-    seen = {run(one(microseconds / 1e6)) for microseconds in range(0, 6_000, 150)}
+    seen = {run(one(microseconds / 1e6)) for microseconds in range(0, 6_000, 300)}
     if which == "asked":
         assert {"NodeLost", "Pid"} <= seen
 
@@ -798,9 +798,7 @@ class Story:
                     assert at is None or at != self.connection(asker, ran.node), told
 
 
-@pytest.mark.parametrize(
-    "first", [*range(0, 84, 12), *(pytest.param(n, marks=pytest.mark.long) for n in range(84, 324, 12))]
-)
+@pytest.mark.parametrize("first", most_are_long(range(0, 324, 12), 3))
 def test_no_orphan_no_leak_and_one_end_whatever_happens(first: int) -> None:
     async def play(seed: int) -> None:
         await Story(seed).play()

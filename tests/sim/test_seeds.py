@@ -22,7 +22,7 @@ from fleetlm.runtime.events import EventHub
 from fleetlm.testing.loop import SimulationError
 from tests.sim.chaos import NEIGHBOURS, Kind, Scenario, blocks, kind_of, play, play_all
 from tests.sim.invariants import Breach
-from tests.sim.seeded import named
+from tests.sim.seeded import most_are_long, named
 
 FAILED_ONCE = [
     int(line.split()[0])
@@ -36,17 +36,21 @@ def test_seeds_that_failed_once(seed: int) -> None:
     play_all([seed])
 
 
-@pytest.mark.parametrize("seeds", blocks(range(180), Kind.CHAOS, 5), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.CHAOS, 5), 10), ids=named)
 def test_chaos(seeds: list[int]) -> None:
     play_all(seeds)
 
 
-@pytest.mark.parametrize("seeds", blocks(range(180), Kind.SLOTS, 6), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.SLOTS, 3), 3), ids=named)
 def test_chaos_where_nodes_share_addresses(seeds: list[int]) -> None:
     play_all(seeds)
 
 
-@pytest.mark.parametrize("seeds", blocks(range(NEIGHBOURS, NEIGHBOURS + 10), Kind.NEIGHBOURS, 5), ids=named)
+@pytest.mark.parametrize(
+    "seeds",
+    most_are_long(blocks(range(NEIGHBOURS, NEIGHBOURS + 10), Kind.NEIGHBOURS, 5), 1),
+    ids=named,
+)
 def test_chaos_where_nodes_share_a_machine(seeds: list[int]) -> None:
     play_all(seeds)
 

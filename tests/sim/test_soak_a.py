@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from tests.sim.seeded import named
+from tests.sim.seeded import most_are_long, named
 from tests.sim.soak import blocks, play, play_all, play_all_short
 
 FAILED_ONCE = [
@@ -36,7 +36,7 @@ def test_seeds_that_failed_once(seed: int) -> None:
 
 
 @pytest.mark.deadline(60)
-@pytest.mark.parametrize("seeds", blocks(range(126), 7), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(126), 7), 9), ids=named)
 def test_soak(seeds: range) -> None:
     play_all_short(seeds)
 

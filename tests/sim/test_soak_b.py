@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.seeded import named
+from tests.sim.seeded import most_are_long, named
 from tests.sim.soak import blocks, play_all, play_all_short
 
 
 @pytest.mark.deadline(60)
-@pytest.mark.parametrize("seeds", blocks(range(126, 252), 7), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(126, 252), 7), 9), ids=named)
 def test_soak(seeds: range) -> None:
     play_all_short(seeds)
 

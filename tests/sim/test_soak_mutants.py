@@ -36,7 +36,6 @@ from fleetlm.wire.operations import Op
 from tests.sim.invariants import Breach
 from tests.sim.soak import play
 
-MOST_SEEDS = 40
 Mutant = Callable[..., Any]
 
 
@@ -288,40 +287,60 @@ def _named(mutant: tuple[Any, str, Any]) -> str:
 
 
 FOUND_BY = {
-    ("Links", "_end_acts"): 3,
-    ("Session", "signal"): 4,
-    ("Backoff", "pause_s"): 8,
-    ("Inbound", "_deliver"): 8,
-    ("GroupTable", "node_down"): 2,
-    ("ReplicatedNames", "perform"): 27,
-    ("NameTable", "_pick_best"): 27,
-    ("ActorRun", "__init__"): 2,
-    ("ActorRun", "_interrupt"): 2,
+    ("Links", "_take_link_signal"): 15,
+    ("Links", "_end_acts"): 4,
+    ("Session", "signal"): 2,
+    ("Backoff", "pause_s"): 23,
+    ("fleetlm.wire.operations", "cancel"): 10,
+    ("Session", "close"): 11,
+    ("Inbound", "_call"): 5,
+    ("GroupTable", "node_down"): 11,
+    ("ReplicatedGroups", "exited"): 14,
+    ("ReplicatedNames", "perform"): 10,
+    ("NameTable", "_pick_best"): 36,
+    ("ActorRun", "_run_call"): 15,
+    ("ActorRun", "__init__"): 4,
+    ("ActorRun", "_interrupt"): 3,
     ("fleetlm.messaging.outbound", "within_deadline"): 141,
-    ("_PendingSpawn", "_kill"): 3,
+    ("_PendingSpawn", "_kill"): 11,
 }
-"""The first seed that notices a fault, where it is not seed 0. It is tried first, which saves CPU;
+"""A seed that notices a fault, where seed 1 does not. It is tried first, which saves CPU;
 where it notices nothing any more, because the course of the seed has changed, all seeds are tried."""
+SELDOM = {("NameTable", "_pick_best"), ("fleetlm.messaging.outbound", "within_deadline")}
+"""Faults that one seed in fifty notices, or fewer. `make test-long` looks for them, in whole runs of many
+seeds; the other faults are noticed in short runs."""
 
 
-@pytest.mark.deadline(60)
-@pytest.mark.parametrize(("owner", "method", "mutant"), MUTANTS, ids=map(_named, MUTANTS))
+def _key(mutant: tuple[Any, str, Any]) -> tuple[str, str]:
+    owner, method, _ = mutant
+    return owner.__name__, method
+
+
+CASES = [
+    pytest.param(*mutant, id=_named(mutant), marks=[pytest.mark.long] if _key(mutant) in SELDOM else [])
+    for mutant in MUTANTS
+]
+
+
+@pytest.mark.parametrize(("owner", "method", "mutant"), CASES)
 def test_a_fault_in_the_product_is_noticed(
     owner: Any, method: str, mutant: Callable[[Mutant], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, method, mutant(getattr(owner, method)))
-    likely = FOUND_BY.get((owner.__name__, method), 0)
-    for seed in (likely, *range(MOST_SEEDS)):
-        noticed = _noticed(seed)
+    key = (owner.__name__, method)
+    is_seldom = key in SELDOM
+    seeds = (FOUND_BY.get(key, 1), *range(200 if is_seldom else 40))
+    for seed in seeds:
+        noticed = _noticed(seed, is_short=not is_seldom)
         if noticed is not None:
             assert f"seed {seed}" in noticed.__notes__
             return
-    pytest.fail(f"{MOST_SEEDS} seeds, and nobody noticed")
+    pytest.fail(f"{len(seeds)} seeds, and nobody noticed")
 
 
-def _noticed(seed: int) -> Exception | None:
+def _noticed(seed: int, *, is_short: bool) -> Exception | None:
     try:
-        play(seed)
+        play(seed, is_short=is_short)
     except (Breach, SimulationError) as error:
         return error
     return None

@@ -136,8 +136,15 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 # ── start ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("program", [[], ["worker:main"], ["worker:setup"]])
+@pytest.mark.parametrize(
+    ("number", "program"),
+    [
+        (signal.SIGTERM, []),
+        (signal.SIGINT, []),
+        (signal.SIGINT, ["worker:main"]),
+        (signal.SIGTERM, ["worker:setup"]),
+    ],
+)
 def test_a_signal_stops_the_node_in_order(place: Place, number: signal.Signals, program: list[str]) -> None:
     node = place.node(2, *program)
     node.send_signal(number)
@@ -367,8 +374,8 @@ def test_health_needs_no_remote_shell_and_no_folder(place: Place) -> None:
 def test_the_client_is_quick(place: Place) -> None:
     """In processor time, which other work on the machine changes little."""
     place.node(2)
-    took = []
-    for _ in range(5):
+    took: list[float] = []
+    while len(took) < 5 and not (took and took[-1] < 0.15):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert place.remote("1").returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

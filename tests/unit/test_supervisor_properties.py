@@ -356,7 +356,7 @@ async def take(real: Real, model: Model, step: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.deadline(60)
-@settings(max_examples=180)
+@settings(max_examples=90)
 @given(plans, steps)
 def test_a_tree_does_what_the_model_says(plan: Plan, steps: list[tuple[Any, ...]]) -> None:
     async def main() -> None:

@@ -323,7 +323,15 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = pytest.mark.deadline(60)(Cluster.TestCase)
-TestCluster.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestCluster.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+class LongerCluster(Cluster):
+    """The same, with more examples."""
+
+
+TestClusterForLonger = pytest.mark.long(LongerCluster.TestCase)
+TestClusterForLonger.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 
 
 # ── a subscriber of a large group ────────────────────────────────────────────────────────────────

@@ -595,4 +595,12 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = pytest.mark.deadline(60)(Cluster.TestCase)
-TestCluster.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestCluster.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+
+
+class LongerCluster(Cluster):
+    """The same, with more examples."""
+
+
+TestClusterForLonger = pytest.mark.long(LongerCluster.TestCase)
+TestClusterForLonger.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

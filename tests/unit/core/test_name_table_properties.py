@@ -238,4 +238,12 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestCluster.settings = settings(max_examples=70, stateful_step_count=60, deadline=None)
+
+
+class LongerCluster(Cluster):
+    """The same, with more examples."""
+
+
+TestClusterForLonger = pytest.mark.long(LongerCluster.TestCase)
+TestClusterForLonger.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

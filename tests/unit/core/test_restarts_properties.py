@@ -89,7 +89,15 @@ class Policy(RuleBasedStateMachine):
 
 
 TestPolicy = Policy.TestCase
-TestPolicy.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestPolicy.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+
+
+class LongerPolicy(Policy):
+    """The same, with more examples."""
+
+
+TestPolicyForLonger = pytest.mark.long(LongerPolicy.TestCase)
+TestPolicyForLonger.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 @given(st.lists(st.tuples(gaps_s, st.sampled_from(OF_THE_CLUSTER)), max_size=40), st.integers(0, 3))

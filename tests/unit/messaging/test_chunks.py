@@ -201,14 +201,15 @@ def sent(packed: Packed, chunk_bytes: int) -> list[tuple[Chunk, memoryview]]:
 
 
 @given(
-    st.integers(1, 40_000),
+    st.integers(1, 10_000),
     st.lists(st.integers(LARGE, 5_000), max_size=4),
     st.integers(1, 9_000),
-    st.randoms(use_true_random=False),
+    st.integers(0, 2**32),
 )
 def test_blobs_arrive_whole_wherever_the_content_is_cut(
-    envelope_bytes: int, sizes: list[int], chunk_bytes: int, rng: random.Random
+    envelope_bytes: int, sizes: list[int], chunk_bytes: int, seed: int
 ) -> None:
+    rng = random.Random(seed)  # Drawn by hypothesis, each byte would be an example's choice.
     envelope, blobs = rng.randbytes(envelope_bytes), [rng.randbytes(size) for size in sizes]
     packed = Parcel(envelope, blobs) if blobs else envelope * (1 + LARGE // len(envelope))
     parts, whole = Reassembly(100_000), None

@@ -166,7 +166,7 @@ async def attack(nonsense: list[list[Any]]) -> None:
         await node.stop(drain_s=0)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(messages)
 def test_nonsense_of_one_peer_does_not_affect_the_others(nonsense: list[list[Any]]) -> None:
     errors = Errors()

@@ -163,7 +163,7 @@ CODEC = Codec(TYPES)
 
 
 @given(VALUES)
-@settings(max_examples=250)
+@settings(max_examples=120)
 def test_what_arrives_is_what_was_sent(value: Any) -> None:
     failures = CODEC.failures
     _, arrived, _ = CODEC.unpack(CODEC.pack_whole([7, value, None], value))
@@ -272,7 +272,7 @@ def survives(data: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=250)
+@settings(max_examples=120)
 @example(b"\xdd\xff\xff\xff\xff" * 40)
 @example(b"\xc7\x05\x01\xdd\xff\xff\xff\xff")
 def test_random_bytes_do_no_harm(data: bytes) -> None:
@@ -292,13 +292,13 @@ TOKENS = st.one_of(
 
 
 @given(st.lists(TOKENS, max_size=40))
-@settings(max_examples=250)
+@settings(max_examples=120)
 def test_random_tokens_do_no_harm(tokens: list[bytes]) -> None:
     survives(b"".join(tokens))
 
 
 @given(VALUES, st.data())
-@settings(max_examples=250)
+@settings(max_examples=120)
 def test_a_damaged_message_does_no_harm(value: Any, data: st.DataObject) -> None:
     packed = bytearray(CODEC.pack_whole([7, value], value))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -336,7 +336,7 @@ BODIES = st.recursive(
 
 
 @given(BODIES)
-@settings(max_examples=250)
+@settings(max_examples=120)
 def test_well_formed_nonsense_does_no_harm(body: Any) -> None:
     try:
         data = msgpack.packb(body)
