@@ -36,7 +36,7 @@ def test_seeds_that_failed_once(seed: int) -> None:
     play_all([seed])
 
 
-@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.CHAOS, 5), 10), ids=named)
+@pytest.mark.parametrize("seeds", most_are_long(blocks(range(180), Kind.CHAOS, 5), 8), ids=named)
 def test_chaos(seeds: list[int]) -> None:
     play_all(seeds)
 

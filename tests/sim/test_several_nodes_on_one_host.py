@@ -29,7 +29,7 @@ async def time_to_mesh(count: int, hosts: int) -> tuple[float, int, int]:
         return took_s, counters.opened, counters.frames_sent
 
 
-@pytest.mark.parametrize(("count", "hosts"), [(8, 1), (32, 4)])
+@pytest.mark.parametrize(("count", "hosts"), [(8, 1), (16, 4), pytest.param(32, 4, marks=pytest.mark.long)])
 def test_nodes_on_one_address_connect_as_fast_as_on_many(count: int, hosts: int) -> None:
     async def main() -> None:
         apart_s, opened_apart, frames_apart = await time_to_mesh(count, count)

@@ -11,19 +11,23 @@ T = TypeVar("T")
 
 LONGEST = (
     "tests/sim/test_seeds.py",
-    "tests/sim/test_soak_a.py",
-    "tests/sim/test_soak_b.py",
-    "tests/system/test_cli_system.py",
-    "tests/sim/test_remote_spawn.py",
-    "tests/sim/test_soak_mutants.py",
-    "tests/system/test_real_blocking.py",
-    "tests/sim/test_seeds_dns.py",
     "tests/transport/test_strangers.py",
+    "tests/sim/test_soak_a.py",
+    "tests/system/test_cli_system.py",
+    "tests/sim/test_soak_b.py",
     "tests/transport/test_zeromq.py",
+    "tests/system/test_real_blocking.py",
+    "tests/sim/test_pytest_plugin.py",
+    "tests/conformance/test_conformance.py",
+    "tests/sim/test_remote_spawn.py",
+    "tests/system/test_programs_end.py",
+    "tests/unit/test_benchmarks.py",
+    "tests/system/test_demo.py",
+    "tests/system/test_real_strangers.py",
     "tests/system/test_examples.py",
 )
-"""The files that take ten seconds and more, the longest first. One worker runs all tests of a file, so one of
-these that began last would run alone at the end."""
+"""The files that take ten seconds and more: the longest early, and those that compute beside those that wait.
+One worker runs all tests of a file, so one of these that began last would run alone at the end."""
 BUSY, WAITING = ("tests/sim/",), ("tests/system/", "tests/transport/")
 """Folders whose tests need a core for seconds, and those whose tests mostly wait for programs and sockets."""
 

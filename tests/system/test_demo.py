@@ -150,7 +150,9 @@ def test_on_a_terminal_it_has_colours_and_ticks() -> None:
 
 
 @pytest.mark.deadline(60)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_interrupted_it_ends_its_processes(number: int, code: int) -> None:
     demo = start_demo()
     seen = read_until(demo, "fleetlm@127.0.0.4 is connected")

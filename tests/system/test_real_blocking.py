@@ -442,7 +442,7 @@ async def test_processes_are_spawned_bounded_and_used_again() -> None:
     [
         ("exit", "exit code 3"),
         ("kill", "killed by SIGKILL, perhaps because memory ran out"),
-        ("term", "killed by SIGTERM"),
+        pytest.param("term", "killed by SIGTERM", marks=pytest.mark.long),
     ],
 )
 async def test_a_process_that_dies_fails_only_its_own_caller(how: str, said: str, tmp_path: Path) -> None:

@@ -53,7 +53,13 @@ def namespace() -> Iterator[str]:
         ip("netns", "delete", name)
 
 
-@pytest.mark.parametrize("cookie", [None, "a secret for the namespace"], ids=["plain", "cookie"])
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        pytest.param(None, id="plain"),
+        pytest.param("a secret for the namespace", id="cookie", marks=pytest.mark.long),
+    ],
+)
 async def test_a_cluster_on_ipv6_alone(namespace: str, cookie: str | None) -> None:
     prefix = ("ip", "netns", "exec", namespace)
     env = {"FLEETLM_COOKIE": cookie} if cookie else {}

@@ -13,8 +13,15 @@ from tests.system.cluster_tools import Fleet, all_sunk
 pytest.importorskip("uvloop", reason="the extra `uvloop` is not installed")
 
 
-@pytest.mark.parametrize("cookie", [None, "a secret for both loops"], ids=["plain", "cookie"])
-@pytest.mark.parametrize("loops", [("uvloop", "uvloop"), ("asyncio", "uvloop")], ids="-".join)
+@pytest.mark.parametrize(
+    ("loops", "cookie"),
+    [
+        (("uvloop", "uvloop"), None),
+        (("asyncio", "uvloop"), "a secret for both loops"),
+        pytest.param(("uvloop", "uvloop"), "a secret for both loops", marks=pytest.mark.long),
+        pytest.param(("asyncio", "uvloop"), None, marks=pytest.mark.long),
+    ],
+)
 async def test_all_features_in_a_short_run(loops: tuple[str, str], cookie: str | None) -> None:
     env = {"FLEETLM_COOKIE": cookie} if cookie else {}
     async with Fleet(static=(2, 3), **env) as fleet:  # type: ignore[arg-type]

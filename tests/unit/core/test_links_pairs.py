@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+import pytest
+
 from fleetlm.core.links import Effect, Links, Tell
 from fleetlm.ids import Pid
 
@@ -60,13 +62,16 @@ class Pair:
         return [table.counts()[0] for table in self.tables]
 
 
-def test_however_two_processes_link_and_unlink_both_ends_agree_and_what_both_said_last_holds() -> None:
-    """Every state that up to three signals in each direction allow."""
+@pytest.mark.parametrize(("signals", "states"), [(2, 500), pytest.param(3, 1_000, marks=pytest.mark.long)])
+def test_however_two_processes_link_and_unlink_both_ends_agree_and_what_both_said_last_holds(
+    signals: int, states: int
+) -> None:
+    """Every state that so many signals in each direction allow."""
     seen, todo = set[str](), deque[tuple[tuple[str, int], ...]]([()])
     while todo:
         steps = todo.popleft()
         pair = Pair(steps)
-        if (state := pair.state()) in seen or max(map(len, pair.roads)) > 3:
+        if (state := pair.state()) in seen or max(map(len, pair.roads)) > signals:
             continue
         seen.add(state)
         moves = [("deliver", me) for me in (0, 1) if pair.roads[me]]
@@ -76,4 +81,4 @@ def test_however_two_processes_link_and_unlink_both_ends_agree_and_what_both_sai
         assert links[0] == links[1], steps
         if pair.last[0] == pair.last[1]:
             assert links[0] == (pair.last[0] == "link"), steps
-    assert len(seen) > 1_000
+    assert len(seen) > states

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fleetlm.core.process_table import ProcessTable
@@ -153,3 +153,4 @@ class Names(RuleBasedStateMachine):
 
 
 TestNames = Names.TestCase
+TestNames.settings = settings(max_examples=40, deadline=None)

@@ -89,7 +89,7 @@ class Policy(RuleBasedStateMachine):
 
 
 TestPolicy = Policy.TestCase
-TestPolicy.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestPolicy.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
 class LongerPolicy(Policy):
