@@ -81,4 +81,4 @@ def _table(result: Result) -> str:
             if cells is not None:
                 lines.append(f"| {title} | {series.label} | {' | '.join(cells)} |")
                 title = ""
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *(f"{line}\n" for line in report.failures(result))])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.helpers import HelperFailed
 from benchmarks.registry import Benchmark, Metric, Metrics, Options, Variant
 
 WIDTHS = (50, 12, 22, 16)
@@ -21,6 +22,8 @@ class Series:
     floor: bool
     is_peer: bool = False
     """Whether it is another library, and not a floor."""
+    failure: str = ""
+    """Why it could not go on, if it is another library."""
     runs: list[Metrics] = field(default_factory=list)
 
     def values(self, key: str) -> list[float]:
@@ -49,20 +52,39 @@ class Result:
 def measure(
     benchmark: Benchmark, options: Options, progress: Callable[[str], None] = lambda _: None
 ) -> Result:
-    """Open all variants, run them in turns, and close them, also after a failure."""
+    """Open all variants, run them in turns, and close them, also after a failure.
+
+    A failure of another library ends only its own part, and the table names it.
+    """
     variants: Sequence[Variant] = benchmark.variants(options)
     series = [
         Series(variant.label, variant.floor, getattr(variant, "is_peer", False)) for variant in variants
     ]
     with contextlib.ExitStack() as stack:
-        for variant in variants:
+        for variant, its_series in zip(variants, series, strict=True):
             stack.callback(variant.close)
-            variant.open()
+            with _outliving(its_series):
+                variant.open()
         for turn in range(min(options.repeat, benchmark.most_rounds)):
             for variant, its_series in zip(variants, series, strict=True):
                 progress(f"{benchmark.name}: round {turn + 1} of {options.repeat}, {variant.label}")
-                its_series.runs.append(variant.run())
+                metrics: Metrics = {}
+                if not its_series.failure:
+                    with _outliving(its_series):
+                        metrics = variant.run()
+                its_series.runs.append(metrics)
     return Result(benchmark, series)
+
+
+@contextlib.contextmanager
+def _outliving(series: Series) -> Iterator[None]:
+    """Note that another library has failed, instead of ending the run."""
+    try:
+        yield
+    except HelperFailed as error:
+        if not series.is_peer:
+            raise
+        series.failure = str(error)
 
 
 def table(result: Result) -> str:
@@ -73,7 +95,13 @@ def table(result: Result) -> str:
         header = (f"  {metric.title}, {metric.unit} ({better})", "median", "min to max", "fleetlm / this")
         lines.append(_columns(*header))
         lines += [line for one in result.series if (line := _row(result, one, metric))]
+    lines += [f"  {line}" for line in failures(result)]
     return "\n".join(lines)
+
+
+def failures(result: Result) -> list[str]:
+    """Return a line for each library that failed."""
+    return [f"{one.label} failed: {one.failure}" for one in result.series if one.failure]
 
 
 def _row(result: Result, series: Series, metric: Metric) -> str:

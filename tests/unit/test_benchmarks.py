@@ -61,9 +61,12 @@ LAG = Metric("lag_s", "lag", "ms", more_is_better=False, scale=1e3)
 class Fake:
     """A variant with given runs."""
 
-    def __init__(self, label: str, runs: Sequence[Metrics], log: list[str], floor: bool = True) -> None:
+    def __init__(
+        self, label: str, runs: Sequence[Metrics], log: list[str], floor: bool = True, is_peer: bool = False
+    ) -> None:
         self.label = label
         self.floor = floor
+        self.is_peer = is_peer
         self._runs = list(runs)
         self._log = log
 
@@ -113,6 +116,21 @@ def test_a_failure_closes_what_was_opened() -> None:
     with pytest.raises(HelperFailed):
         report.measure(fake_benchmark(log, [], []), Options(repeat=1))
     assert log[-2:] == ["close floor", "close fleetlm"]
+
+
+def test_another_library_that_fails_ends_only_its_own_part_and_is_named(tmp_path: Path) -> None:
+    log: list[str] = []
+    peer = Fake("zebra 1.0", [{"rate": 1_500.0}], log, floor=False, is_peer=True)
+    benchmark = Benchmark(
+        "fake", "a fake", [RATE, LAG], lambda _options: [Fake("fleetlm", OURS, log, floor=False), peer]
+    )
+    result = report.measure(benchmark, Options(repeat=3))
+    assert log.count("run zebra 1.0") == 2  # The second one fails, and there is no third one.
+    assert log.count("run fleetlm") == 3
+    assert result.ratio(result.series[1], "rate") == 2.0
+    assert report.table(result).endswith("\n  zebra 1.0 failed: no more runs")
+    written = page.write(tmp_path, [result], Options(repeat=3), machine.facts(), [])
+    assert "\nzebra 1.0 failed: no more runs\n" in written.read_text(encoding="utf-8")
 
 
 def test_a_ratio_is_the_median_over_rounds_and_not_of_medians(result: report.Result) -> None:
