@@ -11,6 +11,11 @@ would read the parent's descriptors. The selector is worse than a copy: an epoll
 child that removes a reader removes it for the parent. `leave_loop` therefore takes the parent's work out of
 the copy: only the coroutine that forked goes on.
 
+uvloop keeps what it is about to run out of reach, and its libuv ends the whole process, the parent, when a
+child has removed something from the shared epoll instance. So a child gets an epoll instance of its own
+(``uv_loop_fork``), and it ends in the step in which the coroutine that forked has left: nothing of the
+parent's runs in it afterwards, and nothing of its own after ``uvloop.run``.
+
 Source: CPython's asyncio since 3.12, which resets the running loop and the wake-up descriptor of signals in
 a forked child (gh-66285); differs: it leaves the loop itself as it was.
 """
@@ -27,7 +32,7 @@ import signal
 import sys
 import traceback
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, Protocol
 
 FORKED = (
@@ -114,6 +119,34 @@ def leave_loop(loop: asyncio.AbstractEventLoop) -> None:
         shared.close()  # The descriptor of the child only; nothing is removed from the parent's.
         loop._selector = selectors.DefaultSelector()  # type: ignore[attr-defined]  # noqa: SLF001
     loop.call_exception_handler = functools.partial(_handle_exception, loop)  # type: ignore[method-assign]
+    if type(loop).__module__.partition(".")[0] == "uvloop":
+        loop.call_soon = functools.partial(_end_or_call_soon, loop.call_soon)  # type: ignore[method-assign,assignment]
+        _leave_epoll(loop)
+
+
+def _leave_epoll(loop: asyncio.AbstractEventLoop) -> None:
+    """Give a copied loop of uvloop an epoll instance of its own, if this build of uvloop shows how.
+
+    Source: libuv, ``uv_loop_fork``.
+    """
+    import ctypes  # noqa: PLC0415  # for a child only
+
+    from uvloop import loop as extension  # noqa: PLC0415  # it is loaded already
+
+    find_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    find_pointer.restype, find_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        pointer = find_pointer(extension.libuv_get_loop_t_ptr(loop), None)  # type: ignore[attr-defined]
+        ctypes.CDLL(extension.__file__).uv_loop_fork(ctypes.c_void_p(pointer))
+
+
+def _end_or_call_soon(
+    call_soon: Callable[..., asyncio.Handle], callback: Callable[..., object], *arguments: Any, **more: Any
+) -> asyncio.Handle:
+    """Stand in for ``call_soon`` of a loop whose turns cannot be stopped: the child ends at once."""
+    if callback is _end_after:
+        end_child(_find_error(*arguments))
+    return call_soon(callback, *arguments, **more)
 
 
 def _end_after(task: asyncio.Task[object]) -> None:
@@ -121,10 +154,13 @@ def _end_after(task: asyncio.Task[object]) -> None:
 
     Where `asyncio.run` waits for that task, the loop stops now, and the next turn never comes.
     """
+    task.get_loop().call_soon(end_child, _find_error(task))
+
+
+def _find_error(task: asyncio.Task[object]) -> BaseException | None:
+    """Return what the task that forked has raised."""
     error = None if task.cancelled() else task.exception()
-    if error is not None and isinstance(error.__cause__, SystemExit):
-        error = error.__cause__
-    task.get_loop().call_soon(end_child, error)
+    return error.__cause__ if error is not None and isinstance(error.__cause__, SystemExit) else error
 
 
 def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

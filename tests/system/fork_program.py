@@ -117,4 +117,9 @@ async def main(port: int) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore", DeprecationWarning)  # Of forking beside threads, since Python 3.12.
-    asyncio.run(main(int(sys.argv[1])))
+    if sys.argv[2] == "uvloop":
+        import uvloop
+
+        uvloop.run(main(int(sys.argv[1])))
+    else:
+        asyncio.run(main(int(sys.argv[1])))

@@ -15,10 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.deadline(60)
-def test_a_forked_child_ends_as_it_wishes_and_its_parent_does_not_notice() -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_forked_child_ends_as_it_wishes_and_its_parent_does_not_notice(loop: str) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop", reason="the extra `uvloop` is not installed")
     program = ROOT / "tests" / "system" / "fork_program.py"
     done = subprocess.run(
-        [sys.executable, str(program), str(free_port(["127.0.0.64", "127.0.0.65"]))],
+        [sys.executable, str(program), str(free_port(["127.0.0.64", "127.0.0.65"])), loop],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
