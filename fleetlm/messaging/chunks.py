@@ -274,14 +274,19 @@ class _Unfinished:
         self._hold = Hold(total_bytes - sum(blob_sizes))
         self._filled: list[Hold] = []
 
+    def room(self, size_bytes: int) -> memoryview | None:
+        """Return the memory of the next piece, or None if it does not lie in one buffer."""
+        return self._hold.room(size_bytes) if 0 < size_bytes <= self._hold.left_bytes else None
+
     def fill(self, piece: memoryview) -> None:
-        """Append a piece, which must not be longer than what is left."""
+        """Append a piece, which must not be longer than what is left. Raises: ValueError, as `Hold.fill`."""
         self.left_bytes -= len(piece)
         while piece:
-            hold = self._hold
-            taken = piece[: hold.left_bytes]
-            hold.fill(taken)
-            piece = piece[len(taken) :]
+            hold, rest = self._hold, _NOTHING
+            if len(piece) > hold.left_bytes:
+                piece, rest = piece[: hold.left_bytes], piece[hold.left_bytes :]
+            hold.fill(piece)
+            piece = rest
             if not hold.left_bytes:
                 self._filled.append(hold)
                 if len(self._filled) <= len(self._blob_sizes):
@@ -304,6 +309,19 @@ class Reassembly:
         self._limit_bytes = limit_bytes
         self._claimed_bytes = 0
         self._unfinished: dict[int, _Unfinished] = {}
+
+    def room(self, number: int, size_bytes: int) -> memoryview | None:
+        """Return the memory in which the next chunk may be received; `add` takes it as the tail then.
+
+        Args:
+            number: of the transfer.
+            size_bytes: of the chunk's piece.
+
+        Returns:
+            None for the first chunk of a transfer, and for one that does not fit into one buffer.
+        """
+        known = self._unfinished.get(number)
+        return None if known is None else known.room(size_bytes)
 
     def add(self, chunk: Chunk, tail: memoryview = _NOTHING) -> Whole | None:
         """Take a chunk.
@@ -329,8 +347,11 @@ class Reassembly:
         claimed = (known.units, known.total_bytes)
         if (chunk.units, chunk.total_bytes) != claimed or size_bytes > known.left_bytes:
             raise BadFrame("a chunk that does not fit its message")
-        known.fill(chunk.piece)
-        known.fill(tail)
+        try:
+            known.fill(chunk.piece)
+            known.fill(tail)
+        except ValueError as error:
+            raise BadFrame(str(error)) from None
         if known.left_bytes:
             self._unfinished[number] = known
             return None

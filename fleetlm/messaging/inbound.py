@@ -52,7 +52,7 @@ from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
 from fleetlm.wire.failures import FailureKind, error_of_failure
-from fleetlm.wire.frames import HEADER_BYTES, BadFrame, Kind, read_chunk, read_header
+from fleetlm.wire.frames import CHUNK_HEAD, HEADER_BYTES, BadFrame, Kind, read_chunk, read_header
 from fleetlm.wire.invocation import Invoke
 from fleetlm.wire.operations import (
     COUNT_END,
@@ -288,12 +288,25 @@ class Inbound:
     def _take_chunk(self, session: Session, body: memoryview, tail: memoryview | None) -> Whole | None:
         """Take a CHUNK. Returns the message if it is the last one of it."""
         chunk, tail = read_chunk(body), _NO_TAIL if tail is None else tail
+        size_bytes = HEADER_BYTES + len(body) + len(tail)
         whole = session.reassembly.add(chunk, tail)
         credit = session.byte_credit
-        credit.took(HEADER_BYTES + len(body) + len(tail))
+        credit.took(size_bytes)
         if chunk.mark:
             credit.marked(chunk.mark, at_once=True)
         return whole
+
+    def room(self, session: Session, start: bytes, size_bytes: int) -> memoryview | None:
+        """Return the memory for the end of a frame that has not come whole; see `Listener.room`."""
+        body = memoryview(start)[HEADER_BYTES:]
+        if start[0] != Kind.CHUNK or len(body) < CHUNK_HEAD.size:
+            return None
+        number, *_, blobs = CHUNK_HEAD.unpack_from(body)
+        if (
+            blobs
+        ):  # The sizes of blobs stand in the first chunk of a message, for which there is no buffer yet.
+            return None
+        return session.reassembly.room(number, size_bytes - HEADER_BYTES - CHUNK_HEAD.size)
 
     def _read_large(self, session: Session, whole: Whole) -> list[Any]:
         """Decode a message whose last CHUNK has come. Returns nothing if it cannot be read."""

@@ -266,6 +266,13 @@ class Driver:
             if rest is not None:
                 self._backlog.begin(source, rest)
 
+    def room(self, source: bytes, start: bytes, size_bytes: int) -> memoryview | None:
+        """See `Listener`. There is no room where frames wait that came before: their content comes first."""
+        session = self._by_source.get(source)
+        if session is None or source in self._backlog:
+            return None
+        return self.inbound.room(session, start, size_bytes)
+
     def _take_frame(self, source: bytes, frame: bytes, tail: memoryview | None) -> None:
         """Take a frame; what the turn has no time for is taken in the next ones."""
         session = self._by_source.get(source)

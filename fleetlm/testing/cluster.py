@@ -454,6 +454,9 @@ class _Watched:
         self._listener.frame_arrived(source, frame, tail)
         self._on_fact(self._ip)
 
+    def room(self, source: bytes, start: bytes, size_bytes: int) -> memoryview | None:
+        return self._listener.room(source, start, size_bytes)
+
     def source_broke(self, source: bytes, why: str) -> None:
         self._listener.source_broke(source, why)
         self._on_fact(self._ip)

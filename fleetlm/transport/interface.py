@@ -39,6 +39,19 @@ class Listener(Protocol):
     def frame_arrived(self, source: bytes, frame: bytes, tail: memoryview | None = None) -> None:
         """A frame from a peer that has dialled this node, in one part or two: see `Transport.send`."""
 
+    def room(self, source: bytes, start: bytes, size_bytes: int) -> memoryview | None:
+        """Say where the end of a long frame may be received, so that it need not be copied.
+
+        Args:
+            source: of the frame.
+            start: what has come of the frame, at least one byte.
+            size_bytes: of the whole frame.
+
+        Returns:
+            The memory for its end. When that is full, `frame_arrived` gets the frame in two parts, of which
+            this view is the second one. None: no memory is ready for it.
+        """
+
     def source_broke(self, source: bytes, why: str) -> None:
         """A source did what no node does, and is disconnected; `source_lost` follows. ``why`` says what."""
 

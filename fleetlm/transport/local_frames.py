@@ -28,6 +28,9 @@ HEAD: Final = struct.Struct(">I")
 HEAD_BYTES: Final = HEAD.size
 READ_BYTES: Final = 64 * 1024
 """Bytes read in one turn of the loop, unless a longer frame is on its way: a few batches."""
+READ_BYTES_BEHIND_LONG: Final = 1_024
+"""Bytes read behind a long frame. Often the next one is long too, and what of it is read together with its
+head is copied once more."""
 MAX_READ_S: Final = 0.004
 """Seconds in which frames are passed on in one turn, as on the other road (`transport.router`)."""
 MAX_DRAINED_BYTES: Final = 4 * 1024 * 1024
@@ -165,7 +168,9 @@ class FrameReader:
         loop: the event loop.
         sock: non-blocking, and this object's from now on.
         max_frame_bytes: a longer frame ends the road.
-        arrived: called with each frame.
+        arrived: called with each frame, in one part or two.
+        room: called with what has come of a long frame, and its size. Returns the memory for its end, or
+            None.
         ended: called once, when nothing more will come, with what the peer did wrong; "" if nothing.
 
     Attributes:
@@ -174,8 +179,8 @@ class FrameReader:
     """
 
     __slots__ = (
-        "_arrived", "_at", "_data", "_ended", "_fd", "_got", "_large", "_loop", "_max_bytes", "_next",
-        "_view", "is_closed", "sock",
+        "_arrived", "_at", "_data", "_ended", "_fd", "_got", "_head", "_large", "_loop", "_max_bytes",
+        "_next", "_read_bytes", "_room", "_view", "is_closed", "sock",
     )  # fmt: skip
 
     def __init__(
@@ -183,7 +188,8 @@ class FrameReader:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         max_frame_bytes: int,
-        arrived: Callable[[bytes], None],
+        arrived: Callable[[bytes, memoryview | None], None],
+        room: Callable[[bytes, int], memoryview | None],
         ended: Callable[[str], None],
     ) -> None:
         self._loop = loop
@@ -191,14 +197,19 @@ class FrameReader:
         self._fd = sock.fileno()
         self._max_bytes = max_frame_bytes
         self._arrived = arrived
+        self._room = room
         self._ended = ended
         self._data = b""
         """What was read and not passed on, from `_at` on."""
         self._at = 0
         self._large: io.BytesIO | None = None
-        """A frame that has not come whole: its memory, of which `_got` bytes have come."""
+        """The memory of a frame that has not come whole, if its end has no place of its own."""
+        self._head = b""
+        """The beginning of a frame whose end has one."""
         self._view = memoryview(b"")
+        """What is being received; empty between two frames. `_got` bytes of it have come."""
         self._got = 0
+        self._read_bytes = READ_BYTES
         self._next: asyncio.Handle | None = None
         """Passes on, in the next turn, what this one had no time for."""
         self.is_closed: bool = False
@@ -253,11 +264,12 @@ class FrameReader:
     def _receive(self) -> int:
         """Read once. Returns the number of bytes, 0 at the end of the stream, -1 if nothing has come."""
         try:
-            if self._large is not None:
+            if self._view:
                 got = self.sock.recv_into(self._view[self._got :])
                 self._got += got
                 return got
-            data = self.sock.recv(READ_BYTES)
+            data = self.sock.recv(self._read_bytes)
+            self._read_bytes = READ_BYTES
         except _AGAIN:
             return -1
         except OSError:
@@ -269,12 +281,10 @@ class FrameReader:
     def _pass_on(self, until: float) -> None:
         """Pass on the frames that are whole; what the time does not suffice for follows in the next turn."""
         self._next = None
-        if self._large is not None:
+        if self._view:
             if self._got < len(self._view):
                 return
-            self._view.release()
-            frame, self._large = self._large.getvalue(), None
-            self._arrived(frame)
+            self._end_large()
         data, at = self._data, self._at
         end = len(data)
         while end - at >= HEAD_BYTES and not self.is_closed:
@@ -288,7 +298,7 @@ class FrameReader:
                 self._begin_large(size, data[start:])
                 at = end
                 break
-            self._arrived(data[start:at])
+            self._arrived(data[start:at], None)
             if at < end and monotonic() > until:
                 self._next = self._loop.call_soon(self._go_on)
                 break
@@ -298,16 +308,32 @@ class FrameReader:
         self._pass_on(monotonic() + MAX_READ_S)
 
     def _begin_large(self, size: int, came: bytes) -> None:
-        """Make the memory for a frame that has not come whole; the rest is received straight into it."""
-        self._large = io.BytesIO(bytes(size))
-        self._view = self._large.getbuffer()
+        """Find the memory for a frame that has not come whole; the rest is received straight into it."""
+        room = self._room(came, size) if came else None
+        if room is None:
+            self._large = io.BytesIO(bytes(size))
+            self._view = self._large.getbuffer()
+        else:
+            self._head, came = came[: size - len(room)], came[size - len(room) :]
+            self._view = room
         self._got = len(came)
         self._view[: len(came)] = came
+
+    def _end_large(self) -> None:
+        """Pass on the frame that has come whole now."""
+        view, self._view = self._view, memoryview(b"")
+        self._read_bytes = READ_BYTES_BEHIND_LONG
+        if self._large is None:
+            self._arrived(self._head, view)
+        else:
+            view.release()
+            frame, self._large = self._large.getvalue(), None
+            self._arrived(frame, None)
 
     def _end(self, why: str) -> None:
         self.mute()
         self._ended(why)
 
 
-def _drop(_frame: bytes) -> None:
+def _drop(_frame: bytes, _tail: memoryview | None) -> None:
     """Take the place of the receiver of frames after `FrameReader.mute`."""

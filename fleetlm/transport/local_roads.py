@@ -243,6 +243,7 @@ class LocalRoads:
             sock,
             self._settings.max_frame_bytes,
             partial(self._listener.frame_arrived, source),
+            partial(self._listener.room, source),
             partial(self._ended, source),
         )
         reader.start()

@@ -8,7 +8,8 @@ stands an extension value (`Ext.BLOB`): which of the message's blobs it is, and 
 once, while the message is packed: what a program changes after it has sent is not seen by the receiver.
 
 **Receiving.** Each blob is written into one buffer of its final size as its pieces come (`Hold`), and that
-buffer becomes the value: bytes, a memoryview or an array of numpy without a further copy.
+buffer becomes the value: bytes, a memoryview or an array of numpy without a further copy. What comes over a
+local road is received there at once.
 
 A message has at most `MAX_BLOBS`; further large values stay in the envelope. A receiver refuses blobs of less
 than `MIN_BLOB_BYTES`, so that the bytes that a peer may announce bound their number, too.
@@ -16,7 +17,7 @@ than `MIN_BLOB_BYTES`, so that the bytes that a peer may announce bound their nu
 
 from __future__ import annotations
 
-from io import BytesIO
+from io import SEEK_CUR, BytesIO
 from typing import Final
 
 MAX_BLOBS: Final = 64
@@ -55,17 +56,44 @@ class Hold:
     `BytesIO` is the only buffer of Python that becomes bytes without a copy.
     """
 
-    __slots__ = ("_buffer", "left_bytes", "size_bytes")
+    __slots__ = ("_buffer", "_room", "left_bytes", "size_bytes")
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes: int = size_bytes
         self.left_bytes: int = size_bytes
         """What has not come yet."""
         self._buffer = BytesIO(bytes(size_bytes))
+        self._room: memoryview | None = None
+
+    def room(self, size_bytes: int) -> memoryview:
+        """Return the memory of the next piece, to receive it in its place; then pass it to `fill`.
+
+        Args:
+            size_bytes: of the piece, which must not be longer than what is left.
+        """
+        start = self.size_bytes - self.left_bytes
+        self._room = self._buffer.getbuffer()[start : start + size_bytes]
+        return self._room
 
     def fill(self, piece: memoryview) -> None:
-        """Append a piece, which must not be longer than what is left."""
-        self.left_bytes -= self._buffer.write(piece)
+        """Append a piece, which must not be longer than what is left.
+
+        A piece that was received in its place is released: while there is a view of it, the buffer can
+        neither be written to nor become bytes.
+
+        Raises:
+            ValueError: another piece is being received in its place. Nothing has changed.
+        """
+        size_bytes = len(piece)
+        if self._room is None:
+            self._buffer.write(piece)
+        elif piece is self._room:
+            piece.release()
+            self._room = None
+            self._buffer.seek(size_bytes, SEEK_CUR)
+        else:
+            raise ValueError("a piece beside one that is being received in its place")
+        self.left_bytes -= size_bytes
 
     def to_bytes(self) -> bytes:
         """Return what has come. Use either this or `to_buffer`, once."""

@@ -370,6 +370,53 @@ async def test_a_frame_in_many_pieces_arrives_whole() -> None:
             assert b.seen.frames == [b"pieces", b"", b"last"]
 
 
+async def test_the_end_of_a_long_frame_is_received_in_its_place() -> None:
+    place = bytearray(LARGE)
+    asked: list[tuple[bytes, int]] = []
+
+    def room(start: bytes, size_bytes: int) -> memoryview:
+        asked.append((start[:4], size_bytes))
+        return memoryview(place)
+
+    async with station() as a, station() as b:
+        b.seen.rooms = room
+        source = await a.introduce(await a.reach(b), b)
+        with half(b, source) as sock:
+            await followed(b, source)
+            content = os.urandom(LARGE)
+            whole = (
+                HEAD.pack(5) + b"small" + HEAD.pack(4 + LARGE) + b"head" + content + HEAD.pack(4) + b"next"
+            )
+            await asyncio.get_running_loop().sock_sendall(sock, whole)
+            await b.seen.until("frame", 3)
+        first, long, last = b.seen.all("frame")
+        assert (first[1:], last[1:]) == ((b"small",), (b"next",))
+        assert long[1:] == (b"head", content)
+        assert place == content
+        assert asked == [(b"head", 4 + LARGE)]
+
+
+@pytest.mark.parametrize("came", [0, 1, 3, 10])
+async def test_a_long_frame_without_a_place_arrives_in_one_part(came: int) -> None:
+    asked: list[bytes] = []
+
+    def room(start: bytes, _size_bytes: int) -> None:
+        asked.append(start)
+
+    async with station() as a, station() as b:
+        b.seen.rooms = room
+        source = await a.introduce(await a.reach(b), b)
+        with half(b, source) as sock:
+            await followed(b, source)
+            content = os.urandom(1_000)
+            sock.send(HEAD.pack(1_000) + content[:came])
+            await asyncio.sleep(0.05)
+            sock.send(content[came:])
+            await b.seen.until("frame")
+        assert b.seen.frames == [content]
+        assert asked == ([content[:came]] if came else [])
+
+
 async def test_many_frames_at_once_leave_the_loop_time_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleetlm.transport.local_frames.MAX_READ_S", -1.0)
     async with station() as a, station() as b:

@@ -230,6 +230,53 @@ def test_blobs_arrive_whole_wherever_the_content_is_cut(
     assert parts._claimed_bytes == 0
 
 
+@given(
+    st.integers(1, 3_000),
+    st.lists(st.integers(LARGE, 5_000), max_size=3),
+    st.integers(50, 4_000),
+    st.integers(0, 999),
+)
+def test_chunks_that_are_received_in_their_place_become_the_same_message(
+    envelope_bytes: int, sizes: list[int], chunk_bytes: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    envelope, blobs = rng.randbytes(envelope_bytes), [rng.randbytes(size) for size in sizes]
+    packed = Parcel(envelope, blobs) if blobs else envelope * (1 + LARGE // len(envelope))
+    parts, whole = Reassembly(100_000), None
+    for chunk, tail in sent(packed, chunk_bytes):
+        head = chunk._replace(piece=memoryview(b""))
+        piece = memoryview(bytes(chunk.piece) + bytes(tail))
+        room = parts.room(chunk.number, len(piece)) if rng.random() < 0.7 else None
+        if room is not None:
+            room[:] = piece
+        whole = parts.add(head, piece if room is None else room)
+    assert whole is not None
+    assert whole.envelope == (packed.envelope if isinstance(packed, Parcel) else packed)
+    assert [hold.to_bytes() for hold in whole.blobs] == blobs
+    assert (parts._claimed_bytes, parts._unfinished) == (0, {})
+
+
+def test_there_is_room_only_for_what_lies_in_one_buffer_of_a_message_that_has_begun() -> None:
+    parts = Reassembly(10_000)
+    assert parts.room(1, 10) is None
+    first = Chunk(1, 1, 0, 2_010, (2_000,), memoryview(b"abcd"))
+    assert parts.add(first) is None
+    assert parts.room(2, 1) is None
+    assert parts.room(1, 0) is None
+    assert parts.room(1, 7) is None  # Six bytes of the envelope are left, and then a blob comes.
+    room = parts.room(1, 6)
+    assert room is not None
+    assert len(room) == 6
+
+
+def test_a_chunk_beside_one_that_is_being_received_is_refused() -> None:
+    parts = Reassembly(10_000)
+    add(parts, head(1, 10), b"0123")
+    assert parts.room(1, 3) is not None
+    with pytest.raises(BadFrame, match="beside one that is being received"):
+        add(parts, head(1, 10), b"456")
+
+
 def test_slices_of_blobs_are_lent_and_a_small_envelope_shares_their_first_frame() -> None:
     blob = bytes(10_000)
     chunks = sent(Parcel(b"envelope", [blob]), 4_096)

@@ -56,6 +56,25 @@ async def test_one_way_messages_go_to_names_and_numbers() -> None:
 
 
 @virtual
+async def test_the_end_of_a_chunk_has_room_where_the_message_has_begun() -> None:
+    side = Pair().there
+    head = CHUNK_HEAD.pack(1, 1, 0, 3_000, 0)
+    frame(side, kind=Kind.CHUNK, body=head + bytes(1_000))
+    start = header(Kind.CHUNK, EPOCH_THERE, side.session.incoming.seq) + head
+    size_bytes = len(start) + 1_500
+
+    def room(start: bytes) -> int | None:
+        found = side.inbound.room(side.session, start, size_bytes)
+        return None if found is None else len(found)
+
+    assert room(start[:-1]) is None  # Not all of the head has come.
+    assert room(b"\xff" + start[1:]) is None
+    assert room(start[: -len(head)] + CHUNK_HEAD.pack(1, 1, 0, 3_000, 1)) is None
+    assert room(start[: -len(head)] + CHUNK_HEAD.pack(2, 1, 0, 3_000, 0)) is None
+    assert room(start + bytes(500)) == 1_500
+
+
+@virtual
 async def test_a_message_without_a_receiver_is_counted_and_the_next_delivered() -> None:
     side = Pair().there
     box = side.box("echo")

@@ -515,6 +515,22 @@ async def test_what_follows_an_unfinished_frame_waits_for_it_and_so_do_goodbye_a
 
 
 @virtual
+async def test_there_is_no_room_for_a_frame_behind_others_that_wait() -> None:
+    rig = Rig()
+    _, source = rig.bring_up()
+    head = frames.CHUNK_HEAD.pack(1, 1, 0, 3_000, 0)
+    rig.frame(source, Kind.CHUNK, head + bytes(1_000))
+    start = frames.header(Kind.CHUNK, EPOCH, rig.seq[source]) + head
+    assert rig.driver.room(b"a stranger", start, len(start) + 10) is None
+    rig.driver._backlog.park(source)
+    assert rig.driver.room(source, start, len(start) + 10) is None
+    rig.driver._backlog.drop(source)
+    room = rig.driver.room(source, start, len(start) + 10)
+    assert room is not None
+    assert len(room) == 10
+
+
+@virtual
 async def test_a_lost_channel_does_not_overtake_the_last_words_of_a_peer_that_left() -> None:
     rig = Rig()
     channel, source = rig.bring_up()

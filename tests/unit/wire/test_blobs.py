@@ -212,6 +212,33 @@ def test_a_hold_becomes_bytes_or_a_buffer_whatever_the_pieces_are() -> None:
     assert bytes(view) == b"Abc"
 
 
+def test_a_piece_may_be_received_in_its_place() -> None:
+    hold = Hold(10)
+    hold.fill(memoryview(b"01"))
+    room = hold.room(5)
+    room[:] = b"23456"
+    hold.fill(room)
+    assert hold.left_bytes == 3
+    last = hold.room(3)
+    last[:] = b"789"
+    hold.fill(last)
+    assert (hold.left_bytes, hold.to_bytes()) == (0, b"0123456789")
+    with pytest.raises(ValueError, match="released"):
+        last[0] = 1  # Nobody can write into bytes.
+
+
+def test_another_piece_than_the_one_that_is_received_is_refused_and_changes_nothing() -> None:
+    hold = Hold(4)
+    room = hold.room(2)
+    with pytest.raises(ValueError, match="beside one that is being received"):
+        hold.fill(memoryview(b"xy"))
+    assert hold.left_bytes == 4
+    room[:] = b"ab"
+    hold.fill(room)
+    hold.fill(memoryview(b"cd"))
+    assert hold.to_bytes() == b"abcd"
+
+
 def test_filling_a_hold_does_not_copy_it() -> None:
     """It relies on `BytesIO`, which keeps the bytes that it was made of if nobody else has them."""
     hold = Hold(1_000_000)
