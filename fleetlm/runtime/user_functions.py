@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.blocking.function_call import FunctionResult
 from fleetlm.blocking.pool import FunctionThread, Job, Pool, PoolKind
 from fleetlm.errors import NodeStopped
 
@@ -26,6 +27,23 @@ Function = Callable[[], Any]
 
 class TookTooLong(Exception):
     """A function has not ended within its time limit."""
+
+
+class _Run(Job):
+    """One run of a function.
+
+    It also ends where the function was not called, because the caller had gone when the thread began.
+    """
+
+    def __init__(self, function: Function, end: Callable[[], object]) -> None:
+        super().__init__(function, function)
+        self._end = end
+
+    def __call__(self) -> FunctionResult:
+        try:
+            return super().__call__()
+        finally:
+            self._end()
 
 
 class UserFunctions:
@@ -67,13 +85,7 @@ class UserFunctions:
         if key in self._in_threads:
             raise RuntimeError("an earlier run of it has not ended")
 
-        def call() -> Any:
-            try:
-                return function()
-            finally:
-                self._in_threads.pop(key, None)
-
-        job = self._in_threads[key] = Job(function, call)
+        job = self._in_threads[key] = _Run(function, lambda: self._in_threads.pop(key, None))
         try:
             return await self._pool.run(job)
         finally:

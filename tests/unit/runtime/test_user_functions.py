@@ -7,6 +7,8 @@ import threading
 
 import pytest
 
+from fleetlm.blocking.function_call import FunctionResult
+from fleetlm.blocking.pool import FunctionThread, Job
 from fleetlm.errors import NodeStopped
 from fleetlm.runtime.user_functions import TookTooLong, UserFunctions, is_async
 from fleetlm.settings import Settings
@@ -45,6 +47,32 @@ async def test_a_function_that_blocks_is_left_in_its_thread_and_not_started_twic
             break
         except RuntimeError:
             await asyncio.sleep(0)
+    functions.close()
+
+
+async def test_a_function_whose_time_was_over_before_its_thread_began_may_run_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine a thread may begin after the time limit. It then calls nothing."""
+    go_on, runs, perform = threading.Event(), list[str](), FunctionThread.perform
+
+    def begin_late(thread: FunctionThread, job: Job) -> FunctionResult:
+        go_on.wait(20)
+        return perform(thread, job)
+
+    monkeypatch.setattr(FunctionThread, "perform", begin_late)
+    functions = UserFunctions("fleetlm@10.0.0.1", Settings(hook_threads=1))
+
+    def check() -> None:
+        runs.append("ran")
+
+    with pytest.raises(TookTooLong):
+        await functions.run(check, 0.01)
+    go_on.set()
+    while functions._pool.running:
+        await asyncio.sleep(0)
+    await functions.run(check, 20)
+    assert runs == ["ran"]
     functions.close()
 
 
