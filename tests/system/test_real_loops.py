@@ -13,13 +13,16 @@ from tests.system.cluster_tools import Fleet, all_sunk
 pytest.importorskip("uvloop", reason="the extra `uvloop` is not installed")
 
 
+COOKIE = "a secret for both loops"
+
+
 @pytest.mark.parametrize(
     ("loops", "cookie"),
     [
-        (("uvloop", "uvloop"), None),
-        (("asyncio", "uvloop"), "a secret for both loops"),
-        pytest.param(("uvloop", "uvloop"), "a secret for both loops", marks=pytest.mark.long),
-        pytest.param(("asyncio", "uvloop"), None, marks=pytest.mark.long),
+        pytest.param(("uvloop", "uvloop"), None, id="uvloop-uvloop-plain"),
+        pytest.param(("asyncio", "uvloop"), COOKIE, id="asyncio-uvloop-cookie"),
+        pytest.param(("uvloop", "uvloop"), COOKIE, id="uvloop-uvloop-cookie", marks=pytest.mark.long),
+        pytest.param(("asyncio", "uvloop"), None, id="asyncio-uvloop-plain", marks=pytest.mark.long),
     ],
 )
 async def test_all_features_in_a_short_run(loops: tuple[str, str], cookie: str | None) -> None:
