@@ -595,7 +595,7 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = pytest.mark.deadline(60)(Cluster.TestCase)
-TestCluster.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+TestCluster.settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
 
 
 class LongerCluster(Cluster):

@@ -238,7 +238,7 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = settings(max_examples=70, stateful_step_count=60, deadline=None)
+TestCluster.settings = settings(max_examples=45, stateful_step_count=60, deadline=None)
 
 
 class LongerCluster(Cluster):

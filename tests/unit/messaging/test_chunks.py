@@ -4,7 +4,7 @@ import random
 import tracemalloc
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings as effort, strategies as st
 
 from fleetlm.messaging import chunks as bulk
 from fleetlm.messaging.chunks import Lanes, Reassembly
@@ -200,6 +200,7 @@ def sent(packed: Packed, chunk_bytes: int) -> list[tuple[Chunk, memoryview]]:
     return out
 
 
+@effort(max_examples=50)
 @given(
     st.integers(1, 10_000),
     st.lists(st.integers(LARGE, 5_000), max_size=4),
