@@ -16,7 +16,7 @@ from tests.sim.seeded import named
 ROOT = Path(__file__).parents[2]
 SEEDS = (1, 12, 17, 20, 29, NEIGHBOURS)
 """At least one seed of each kind, of those that take little time."""
-MORE_SEEDS = (2, 3, 5, 7, 8, 9, 18, 19, 23, NEIGHBOURS + 1)
+MORE_SEEDS = (5, 7, 9, 18, 23, NEIGHBOURS + 1)
 
 PROGRAM = """
 import json, sys

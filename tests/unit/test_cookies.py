@@ -176,9 +176,9 @@ def test_a_cookie_that_a_person_made_with_some_care_is_accepted(cookie: str) -> 
     assert find_weakness(cookie) == ""
 
 
-@pytest.mark.parametrize(("seed", "count"), [(7, 200), pytest.param(8, 4_000, marks=pytest.mark.long)])
-def test_random_cookies_are_accepted_whatever_made_them(seed: int, count: int) -> None:
-    rng = random.Random(seed)
+@pytest.mark.parametrize("count", [200, pytest.param(2_000, marks=pytest.mark.long)])
+def test_random_cookies_are_accepted_whatever_made_them(count: int) -> None:
+    rng = random.Random(7)
     for _ in range(count):
         made = [
             f"{rng.getrandbits(64):016x}",
