@@ -1,10 +1,11 @@
 # Every target works on a fresh machine with Python 3.11 or newer (with venv and pip) and make.
-# Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes; by default one
-# more than there are cores, since many tests wait for programs and sockets),
-# ARGS (passed on to pytest, the demo, the fuzzer or the benchmarks), FUZZ_S (seconds of fuzzing for each target).
+# Variables: PYTHON (the interpreter that makes the environment), JOBS (parallel test processes; by default two
+# for each core, since many tests wait for programs and sockets),
+# ARGS (passed on to pytest, the fuzzer or the benchmarks), FUZZ_S (seconds of fuzzing for each target).
 
 PYTHON ?= python3
-JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+JOBS ?= $(shell echo $$(( 2 * $(CORES) )))
 ARGS ?=
 FUZZ_S ?= 60
 
@@ -37,13 +38,13 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## show a cluster form on this machine, in about 20 seconds
-	@$(BIN)/fleetlm demo $(ARGS)
+	@$(BIN)/fleetlm demo
 
 test: $(STAMP) ## every test that needs neither minutes nor Docker
 	$(PYTEST) $(TESTS) $(ARGS)
 
 test-long: $(STAMP) ## tests that take minutes: full lengths on real sockets
-	$(PYTEST) -n $(JOBS) -m "long and not containers" $(ARGS) tests/sim
+	$(PYTEST) -n $(CORES) -m "long and not containers" $(ARGS) tests/sim
 	$(PYTEST) -m "long and not containers" $(ARGS) --ignore=tests/sim
 
 test-containers: $(STAMP) ## a real cluster with Docker Compose; REQUIRE_DOCKER=1: no engine is a failure

@@ -173,8 +173,8 @@ def test_a_goodbye_over_the_local_road_is_read(caplog: pytest.LogCaptureFixture)
     on_one_machine(story)
 
 
-def test_a_half_that_changes_over_without_saying_so_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever watches is watched: the change must be a frame, in its place."""
+def test_what_follows_a_change_that_was_not_announced_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without MOVED the receiver does not read the local road."""
     original = Connection.road_opened
 
     def silently(connection: Connection) -> list[object]:

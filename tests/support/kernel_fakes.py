@@ -7,7 +7,7 @@ from typing import Any
 
 from fleetlm.core.connection import Connection, Identity
 from fleetlm.core.dns_answers import Answer, Outcome
-from fleetlm.core.effects import Effect, Report
+from fleetlm.core.effects import Dial, Effect, Report
 from fleetlm.core.kernel import Kernel
 from fleetlm.settings import Settings
 from fleetlm.wire import frames
@@ -95,6 +95,11 @@ def connection(number: int = 2, settings: Settings = SETTINGS) -> Connection:
 
 def kernel(number: int = 1, settings: Settings = SETTINGS, **changes: Any) -> Kernel:
     return Kernel(identity(number, **changes), settings, Dice())
+
+
+def dials(effects: list[Effect]) -> list[str]:
+    """The addresses that these effects dial."""
+    return [effect.ip for effect in effects if isinstance(effect, Dial)]
 
 
 def said(effects: list[Effect]) -> list[tuple[str, str]]:

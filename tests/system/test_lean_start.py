@@ -25,7 +25,7 @@ NOT_AT_THE_START = {
     "zoneinfo": "a time with a zone",
     "difflib": "a misspelt setting",
     "pathlib": "a cookie in a file",
-    "sysconfig": "nothing",
+    "sysconfig": "the paths of an installation",
     "secrets": "fleetlm cookie",
     "hashlib": "a cookie, and picks by key",
     "hmac": "a cookie",

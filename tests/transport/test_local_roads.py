@@ -150,7 +150,8 @@ async def test_a_ticket_may_come_before_it_is_expected() -> None:
         channel = await a.reach(b)
         a.transport.open_road(channel, b.transport.road, TICKET)
         source = await a.introduce(channel, b)
-        await asyncio.sleep(0.05)
+        while not any(each.ticket for each in b.transport._roads._arrivals):
+            await asyncio.sleep(0.001)
         b.transport.expect_road(source, TICKET)
         await a.seen.until("road")
 

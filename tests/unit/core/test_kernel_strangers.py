@@ -18,6 +18,7 @@ from tests.support.kernel_fakes import (
     Meeting,
     T,
     addresses,
+    dials,
     hello_frame,
     hello_of,
     ip,
@@ -29,10 +30,6 @@ from tests.support.kernel_fakes import (
 )
 
 ALLOWED = SETTINGS.replace(allowed_networks=("10.0.0.0/24",))
-
-
-def dials(effects: list[Effect]) -> list[str]:
-    return [effect.ip for effect in effects if isinstance(effect, Dial)]
 
 
 def refusals(effects: list[Effect]) -> list[Refusal]:

@@ -77,10 +77,6 @@ def test_many_values_take_long_and_large_texts_do_not() -> None:
         assert beside.takes_long(memoryview(Codec().pack_value(value))) is long, size
 
 
-def test_other_threads_run_between_two_slices() -> None:
-    beside._let_others_run()
-
-
 def test_the_collector_is_on_again_after_the_last_of_several_threads() -> None:
     was_on = gc.isenabled()
     gc.enable()

@@ -219,9 +219,8 @@ def test_blobs_arrive_whole_wherever_the_content_is_cut(
         assert 0 < len(chunk.piece) + len(tail) <= chunk_bytes
         head = chunk.pack(b"")
         assert len(head) + HEADER_BYTES == chunk.overhead_bytes + len(chunk.piece)
-        content = head + bytes(
-            tail
-        )  # A transport may cut a frame at any point behind its head, or not at all.
+        content = head + bytes(tail)
+        # A transport may cut a frame at any point behind its head, or not at all.
         cut = rng.randint(len(head) - len(chunk.piece), len(content))
         whole = parts.add(read_chunk(memoryview(content[:cut])), memoryview(content[cut:]))
     assert whole is not None
