@@ -14,7 +14,8 @@ the copy: only the coroutine that forked goes on.
 uvloop keeps what it is about to run out of reach, and its libuv ends the whole process, the parent, when a
 child has removed something from the shared epoll instance. So a child gets an epoll instance of its own
 (``uv_loop_fork``), and it ends in the step in which the coroutine that forked has left: nothing of the
-parent's runs in it afterwards, and nothing of its own after ``uvloop.run``.
+parent's runs in it afterwards, and nothing of its own after ``uvloop.run``. A coroutine that awaits something
+in the child gives the loop a turn there, in which work of the parent may run a second time.
 
 Source: CPython's asyncio since 3.12, which resets the running loop and the wake-up descriptor of signals in
 a forked child (gh-66285); differs: it leaves the loop itself as it was.
@@ -129,13 +130,13 @@ def _leave_epoll(loop: asyncio.AbstractEventLoop) -> None:
 
     Source: libuv, ``uv_loop_fork``.
     """
-    import ctypes  # noqa: PLC0415  # for a child only
+    with contextlib.suppress(ImportError, AttributeError, TypeError, OSError, ValueError):
+        import ctypes  # noqa: PLC0415  # for a child only
 
-    from uvloop import loop as extension  # noqa: PLC0415  # it is loaded already
+        from uvloop import loop as extension  # noqa: PLC0415  # it is loaded already
 
-    find_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    find_pointer.restype, find_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    with contextlib.suppress(AttributeError, OSError, ValueError):
+        find_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        find_pointer.restype, find_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
         pointer = find_pointer(extension.libuv_get_loop_t_ptr(loop), None)  # type: ignore[attr-defined]
         ctypes.CDLL(extension.__file__).uv_loop_fork(ctypes.c_void_p(pointer))
 

@@ -89,7 +89,7 @@ class Job:
         self.caller: asyncio.Future[FunctionResult] = asyncio.get_running_loop().create_future()
         """The caller waits for this future. It is done early if the caller is cancelled or the pool stops."""
         self.began_at: float | None = None
-        """The loop's time when the job got its slot; None before."""
+        """The loop's time when the job got its slot; None before, and where it got no thread after all."""
 
     @property
     def is_abandoned(self) -> bool:
@@ -143,6 +143,7 @@ class Pool:
             job.began_at = loop.time()
             running = loop.run_in_executor(self._executor, job)
         except BaseException:  # The pool was stopped meanwhile, or no further thread can be started.
+            job.began_at = None
             self._slots.release()
             raise
         self.running[running] = job

@@ -154,7 +154,7 @@ class Kernel:
         if peer.connection.phase is Phase.IDLE:
             peer.connection.next_dial_at = now
             self._schedule(now, peer)
-        return self._do_due(now)
+        return self._dial_first(now, peer) + self._do_due(now)
 
     def disconnected(self, now: float, name: str, reason: str) -> list[Effect]:
         """The program wants that node disconnected. It stays so until it is asked for, or restarts."""
@@ -214,10 +214,8 @@ class Kernel:
             return self._end_check(now, peer)
         effects = self._apply(now, peer, peer.connection.channel_lost(now, admission.refused_by(answer)))
         there = self._dialled_address(peer)
-        if answer.refusal in (
-            Refusal.SELF,
-            Refusal.WRONG_NAME,
-        ):  # The row of an alias is made again and again.
+        if answer.refusal in (Refusal.SELF, Refusal.WRONG_NAME):
+            # The row of an alias is made again and again.
             effects = [effect for effect in effects if not isinstance(effect, Report)]
             text = f"{peer.connection.name}: {peer.connection.last_error}"
             effects += self.reports.once(there, answer.refusal.word, text, "info")
@@ -397,10 +395,10 @@ class Kernel:
     def left(self, now: float, reason: str) -> list[Effect]:
         """This node leaves: say goodbye to all peers, and admit none from now on."""
         self.is_leaving = True
-        effects = self.ports.stop()
+        effects: list[Effect] = []
         for peer in list(self.topology.peers.values()):
             effects += self._apply(now, peer, peer.connection.leave(now, reason))
-        return effects
+        return effects + self.ports.stop()
 
     # Nodes on further ports of a host.
 
@@ -458,13 +456,14 @@ class Kernel:
         if not connection.ups:
             peer.announced = addresses_at(hello.aliases, hello.name)
         effects = self._apply(now, peer, connection.hello(now, source, epoch, hello))
-        return effects + self._dial_back(now, peer) + self._do_due(now)
+        return effects + self._dial_first(now, peer) + self._do_due(now)
 
-    def _dial_back(self, now: float, peer: Peer) -> list[Effect]:
-        """Dial a node that has introduced itself, before those that only DNS or others name.
+    def _dial_first(self, now: float, peer: Peer) -> list[Effect]:
+        """Dial a row that is due, before all others, and whatever was dialled in this turn.
 
-        It waits for this node's half of the connection, and not for ever. So it does not count as one of the
-        dials of the turn: how fast others introduce themselves, they pace themselves.
+        It is for a node that has introduced itself, which waits for this node's half of the connection, but
+        not for ever; and for one that the program asks for. `Connection.hellos` and `Newcomers` bound the
+        former.
         """
         if peer.connection.phase is not Phase.IDLE or peer.due is None or peer.due > now or self.is_leaving:
             return []

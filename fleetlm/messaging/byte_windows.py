@@ -13,7 +13,8 @@ the last MARK that it has decoded in a CREDIT. Frames are decoded in their order
 number has taken everything before it, and nobody can guess it. A CREDIT for no mark that is open ends the
 connection.
 
-A MARK follows each eighth of the window, and is answered at once; behind chunks it stands in the head of the
+A MARK follows each eighth of the window, or half of the window for chunks or of that of `Pace` where these
+are less, and is answered at once; behind chunks it stands in the head of the
 last one. With a tick another one follows what is less than that, but for the last `LEAST_MARKED_BYTES`, and
 is answered with a tick of the peer. So two nodes that have nothing to say do not exchange marks and credit
 for the bytes of their ticks.

@@ -302,9 +302,7 @@ class Inbound:
         if start[0] != Kind.CHUNK or len(body) < CHUNK_HEAD.size:
             return None
         number, *_, blobs = CHUNK_HEAD.unpack_from(body)
-        if (
-            blobs
-        ):  # The sizes of blobs stand in the first chunk of a message, for which there is no buffer yet.
+        if blobs:  # Their sizes stand in the first chunk of a message, for which there is no buffer yet.
             return None
         return session.reassembly.room(number, size_bytes - HEADER_BYTES - CHUNK_HEAD.size)
 

@@ -35,8 +35,8 @@ def pack_handle(
         key: the actor on its node.
         request: what it is asked.
         ref: of the call.
-        timeout_ms: likewise.
-        in_flight: likewise.
+        timeout_ms: milliseconds that the call has left.
+        in_flight: the mark of what work in flight asks for, or 0 (`messaging.in_flight`).
 
     Raises:
         NotSerializable: with the argument in its path.

@@ -246,7 +246,7 @@ class Session:
         return self.obstacle(NODE) is not None
 
     def obstacle(self, key: Key | NodeKey, size_bytes: int = 0, sender: Hashable = None) -> Obstacle | None:
-        """Look at every window, in one order; `Outbound.send` has a copy of the first two.
+        """Look at every window, in one order; `Outbound.send` and `Outbound.call` copy the first two.
 
         Lanes that hold a whole window make all large messages wait, and the small ones of senders that have a
         lane: a large message must not delay the small ones of other senders.
@@ -315,7 +315,9 @@ class Session:
         extra_bytes: int = 0,
         is_call: bool = False,
     ) -> Obstacle | None:
-        """Send a message if no window is full, and count it. `Outbound.send` has the only copy of this.
+        """Send a message if no window is full, and count it.
+
+        `Outbound.send` and `Outbound.call` have copies of this for small messages.
 
         Args:
             key: the process; `NODE` for a request to the node itself, which no process's window holds up.

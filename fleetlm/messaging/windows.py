@@ -9,10 +9,10 @@ window; a reply that finds the window of the connection full waits in a queue (`
 **Messages of a process.** `SendWindows` at the sender and `ReceiveWindows` at the receiver count units for
 each process, as the sender names it (`Key`). A message counts 1, and 1 more for each `UNIT_BYTES` of its
 weight (`wire.weights`), so that this window bounds memory as well, whatever the messages consist of: 4,096
-units weigh 64 MiB. The sender counts where it appends a message (`Session.admit`, and the copy of it in
-`Outbound.send`). The receiver counts when it decodes the message, and tells a TAKEN when the process has
-taken it out of its mailbox. A message may be sent while the window is not full, so one large message may
-exceed it. One of less than `LIGHT_BYTES` counts 1 without being weighed.
+units weigh 64 MiB. The sender counts where it appends a message (`Session.admit`, and the copies of it in
+`Outbound.send` and `Outbound.call`). The receiver counts when it decodes the message, and tells a TAKEN
+when the process has taken it out of its mailbox. A message may be sent while the window is not full, so one
+large message may exceed it. One of less than `LIGHT_BYTES` counts 1 without being weighed.
 
 Why both sides count the same:
 

@@ -32,7 +32,8 @@ class TookTooLong(Exception):
 class _Run(Job):
     """One run of a function.
 
-    It also ends where the function was not called, because the caller had gone when the thread began.
+    The function is free for the next run when the thread has gone, also if the thread did not call it because
+    the caller had gone by then.
     """
 
     def __init__(self, function: Function, end: Callable[[], object]) -> None:

@@ -29,8 +29,8 @@ HEAD_BYTES: Final = HEAD.size
 READ_BYTES: Final = 64 * 1024
 """Bytes read in one turn of the loop, unless a longer frame is on its way: a few batches."""
 READ_BYTES_BEHIND_LONG: Final = 1_024
-"""Bytes read behind a long frame. Often the next one is long too, and what of it is read together with its
-head is copied once more."""
+"""Bytes read behind a frame of `READ_BYTES` or more. Often the next frame is as long, and the part of it that
+is read together with its head has to be copied once more."""
 MAX_READ_S: Final = 0.004
 """Seconds in which frames are passed on in one turn, as on the other road (`transport.router`)."""
 MAX_DRAINED_BYTES: Final = 4 * 1024 * 1024
@@ -322,7 +322,8 @@ class FrameReader:
     def _end_large(self) -> None:
         """Pass on the frame that has come whole now."""
         view, self._view = self._view, memoryview(b"")
-        self._read_bytes = READ_BYTES_BEHIND_LONG
+        if len(view) >= READ_BYTES:
+            self._read_bytes = READ_BYTES_BEHIND_LONG
         if self._large is None:
             self._arrived(self._head, view)
         else:

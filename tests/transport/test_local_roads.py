@@ -20,7 +20,7 @@ import pytest
 from fleetlm import Node, Process, Settings
 from fleetlm.transport import local_roads
 from fleetlm.transport.descriptors import Descriptors
-from fleetlm.transport.local_frames import HEAD
+from fleetlm.transport.local_frames import HEAD, FrameReader
 from tests.support.transport_rig import MOVED, Station, both_loops, descriptors, free_ip, station
 
 TICKET = bytes(range(16))
@@ -369,6 +369,27 @@ async def test_a_frame_in_many_pieces_arrives_whole() -> None:
                 await asyncio.sleep(0.001)
             await b.seen.until("frame", 3)
             assert b.seen.frames == [b"pieces", b"", b"last"]
+
+
+async def test_frames_that_a_read_has_cut_do_not_slow_down_those_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[int] = []
+    receive = FrameReader._receive
+
+    def count(reader: FrameReader) -> int:
+        reads.append(receive(reader))
+        return reads[-1]
+
+    monkeypatch.setattr(FrameReader, "_receive", count)
+    async with station() as a, station() as b:
+        source = await a.introduce(await a.reach(b), b)
+        with half(b, source) as sock:
+            await followed(b, source)
+            frames = (HEAD.pack(2_000) + bytes(2_000)) * 1_000
+            await asyncio.get_running_loop().sock_sendall(sock, frames)
+            await b.seen.until("frame", 1_000)
+    assert len(reads) < 500, "most frames were read one by one"
 
 
 async def test_the_end_of_a_long_frame_is_received_in_its_place() -> None:

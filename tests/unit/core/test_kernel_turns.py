@@ -41,8 +41,15 @@ def test_all_that_a_turn_brings_shares_its_dials() -> None:
     m = Meeting(PACED)
     assert len(dials(m.kernel.looked_up(T, addresses(2, 3, 4)))) == 3
     assert dials(m.kernel.heard_of(T, [name(5), name(6)], TELLER)) == [ip(5)]
-    assert dials(m.kernel.asked_for(T, name(7))) == []
-    assert dials(m.kernel.tick(T)) == [ip(6), ip(7)]
+    assert dials(m.kernel.tick(T)) == [ip(6)]
+
+
+def test_a_node_that_the_program_asks_for_is_dialled_before_all_others() -> None:
+    m = Meeting(PACED)
+    m.kernel.looked_up(T, addresses(*range(2, 12)))
+    assert dials(m.kernel.asked_for(T, name(99))) == [ip(99)]
+    assert dials(m.kernel.asked_for(T, name(11))) == [ip(11)]
+    assert dials(m.kernel.tick(T)) == [ip(n) for n in range(6, 10)]
 
 
 def test_a_node_that_introduces_itself_is_dialled_before_those_whose_turn_has_not_come() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fleetlm.errors import CallTimeout
-from fleetlm.messaging.wheel import SLOTS_PER_S, Slot, Wheel
+from fleetlm.messaging.wheel import SLOTS_PER_S, SWEPT_SLOTS, Slot, Wheel
 from fleetlm.testing.loop import SimLoop
 from tests.support.session_fakes import virtual
 
@@ -130,6 +130,45 @@ async def test_a_loop_that_stood_still_ends_all_that_is_due_at_once() -> None:
     assert [each.done() for each in waiting] == [number <= 30 for number in range(50)]
     for each in waiting[:31]:
         assert isinstance(each.exception(), CallTimeout)
+
+
+@virtual
+async def test_answered_calls_with_long_time_outs_leave_few_slots() -> None:
+    loop, wheel = SimLoop.current(), wheel_of()
+    open_ones = [future() for _ in range(1_000)]
+    for number, each in enumerate(open_ones):
+        wheel.enter(each, loop.time() + 86_400 + number, "slow", 86_400.0)
+    soon = future()
+    wheel.enter(soon, loop.time() + 400, "soon", 400.0)
+    most = 0
+    for _ in range(20_000):
+        waiting = future()
+        slot = wheel.enter(waiting, loop.time() + 3_600, "quick", 3_600.0)
+        slot.pop(waiting)
+        await asyncio.sleep(1 / 64)
+        most = max(most, len(wheel._slots))
+    assert most <= SWEPT_SLOTS
+    assert sorted(wheel._slots) == sorted(wheel._numbers)
+    assert not soon.done()
+    await asyncio.sleep(100)
+    assert isinstance(soon.exception(), CallTimeout)
+    assert not any(each.done() for each in open_ones)
+    await asyncio.sleep(90_000)
+    assert all(isinstance(each.exception(), CallTimeout) for each in open_ones)
+    assert not wheel._slots
+
+
+@virtual
+async def test_the_timer_for_a_slot_that_was_swept_finds_the_next_one() -> None:
+    loop, wheel = SimLoop.current(), wheel_of()
+    gone, waiting = future(), future()
+    wheel.enter(gone, loop.time() + 1, "gone", 1.0).pop(gone)
+    wheel.enter(waiting, loop.time() + 3, "waits", 3.0)
+    wheel._sweep()
+    await asyncio.sleep(2)
+    assert not waiting.done()
+    await asyncio.sleep(2)
+    assert isinstance(waiting.exception(), CallTimeout)
 
 
 @virtual

@@ -76,6 +76,25 @@ async def test_a_function_whose_time_was_over_before_its_thread_began_may_run_la
     functions.close()
 
 
+async def test_a_function_for_which_no_thread_could_start_may_run_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    functions = UserFunctions("fleetlm@10.0.0.1", Settings())
+
+    def check() -> str:
+        return "well"
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="start new thread"):
+            await functions.run(check, 20)
+    assert await functions.run(check, 20) == "well"
+    functions.close()
+
+
 async def test_a_function_that_found_no_free_thread_may_run_later() -> None:
     functions = UserFunctions("fleetlm@10.0.0.1", Settings(hook_threads=1))
     began, go_on = asyncio.Event(), threading.Event()
