@@ -32,7 +32,8 @@ READ_BYTES_BEHIND_LONG: Final = 1_024
 """Bytes read behind a frame of `READ_BYTES` or more. Often the next frame is as long, and the part of it that
 is read together with its head has to be copied once more."""
 MAX_READ_S: Final = 0.004
-"""Seconds in which frames are passed on in one turn, as on the other road (`transport.router`)."""
+"""Seconds in which frames are passed on in one turn, as on the other road (`transport.router`): by one
+reader, and by all readers of a node together."""
 MAX_DRAINED_BYTES: Final = 4 * 1024 * 1024
 """Bytes that `FrameReader.drain` reads at most: more than the kernel keeps of a peer that has gone."""
 COPIED_BYTES: Final = 16 * 1024
@@ -161,6 +162,54 @@ class FrameWriter:
         self._loop.call_soon(self._lost)
 
 
+class ReadingTime:
+    """The time that all readers of a node share: so many neighbours do not keep the loop for long.
+
+    It does not begin anew with each turn of the loop, which would cost every frame something: it is used up
+    after `MAX_READ_S` of reading, in one turn or in many. Then readers wait for the next turn.
+
+    Attributes:
+        is_over: whether readers have to wait. What has come for them stays in the kernel.
+    """
+
+    __slots__ = ("_is_scheduled", "_left_s", "_loop", "_unfinished", "is_over")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._left_s = MAX_READ_S
+        self._unfinished: deque[FrameReader] = deque()
+        self._is_scheduled = False
+        self.is_over: bool = False
+
+    def take(self, seconds: float) -> None:
+        """Count what a reader has taken."""
+        self._left_s -= seconds
+        if self._left_s <= 0:
+            self.is_over = True
+            self._renew_soon()
+
+    def go_on_later(self, reader: FrameReader) -> None:
+        """Let a reader pass on the rest of what it has read in a later turn."""
+        self._unfinished.append(reader)
+        self._renew_soon()
+
+    def _renew_soon(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._renew)
+
+    def _renew(self) -> None:
+        self._is_scheduled = False
+        self._left_s = MAX_READ_S
+        self.is_over = False
+        for _ in range(len(self._unfinished)):
+            if self.is_over:
+                break
+            self._unfinished.popleft().go_on()
+        if self._unfinished:
+            self._renew_soon()
+
+
 class FrameReader:
     """Receives frames on a connected socket, from `start` on.
 
@@ -168,6 +217,7 @@ class FrameReader:
         loop: the event loop.
         sock: non-blocking, and this object's from now on.
         max_frame_bytes: a longer frame ends the road.
+        time: shared with the other readers of the node.
         arrived: called with each frame, in one part or two.
         room: called with what has come of a long frame, and its size. Returns the memory for its end, or
             None.
@@ -179,8 +229,8 @@ class FrameReader:
     """
 
     __slots__ = (
-        "_arrived", "_at", "_data", "_ended", "_fd", "_got", "_head", "_large", "_loop", "_max_bytes",
-        "_next", "_read_bytes", "_room", "_view", "is_closed", "sock",
+        "_arrived", "_at", "_data", "_ended", "_fd", "_got", "_has_more", "_head", "_large", "_loop",
+        "_max_bytes", "_read_bytes", "_room", "_time", "_view", "is_closed", "sock",
     )  # fmt: skip
 
     def __init__(
@@ -188,6 +238,7 @@ class FrameReader:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         max_frame_bytes: int,
+        time: ReadingTime,
         arrived: Callable[[bytes, memoryview | None], None],
         room: Callable[[bytes, int], memoryview | None],
         ended: Callable[[str], None],
@@ -196,6 +247,7 @@ class FrameReader:
         self.sock: socket.socket = sock
         self._fd = sock.fileno()
         self._max_bytes = max_frame_bytes
+        self._time = time
         self._arrived = arrived
         self._room = room
         self._ended = ended
@@ -210,8 +262,8 @@ class FrameReader:
         """What is being received; empty between two frames. `_got` bytes of it have come."""
         self._got = 0
         self._read_bytes = READ_BYTES
-        self._next: asyncio.Handle | None = None
-        """Passes on, in the next turn, what this one had no time for."""
+        self._has_more = False
+        """Whether frames wait here for which a turn had no time."""
         self.is_closed: bool = False
 
     def start(self) -> None:
@@ -219,21 +271,24 @@ class FrameReader:
         if not self.is_closed:
             self._loop.add_reader(self._fd, self._on_readable)
 
+    def go_on(self) -> None:
+        """Pass on more of what was read. `ReadingTime` calls it."""
+        if self._has_more:
+            began = monotonic()
+            self._pass_on(began + MAX_READ_S)
+            self._time.take(monotonic() - began)
+
     def mute(self) -> None:
         """Read nothing more, and leave the socket open."""
         if not self.is_closed:
             self._loop.remove_reader(self._fd)
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+        self._has_more = False
         self._arrived = _drop
 
     def drain(self) -> None:
         """Pass on, now, what has come whole: the peer has gone. Then close the socket."""
         left = MAX_DRAINED_BYTES
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+        if self._has_more:
             self._pass_on(float("inf"))
         while left > 0 and not self.is_closed:
             got = self._receive()
@@ -247,17 +302,18 @@ class FrameReader:
         """Close the socket. Idempotent."""
         if not self.is_closed:
             self.is_closed = True
+            self._has_more = False
             self._loop.remove_reader(self._fd)
-            if self._next is not None:
-                self._next.cancel()
             self.sock.close()
 
     def _on_readable(self) -> None:
-        if self._next is not None:
-            return  # Frames wait that came before.
+        if self._has_more or self._time.is_over:
+            return  # Frames wait that came before, or it is the turn of others.
+        began = monotonic()
         got = self._receive()
         if got > 0:
-            self._pass_on(monotonic() + MAX_READ_S)
+            self._pass_on(began + MAX_READ_S)
+            self._time.take(monotonic() - began)
         elif got == 0:
             self._end("")
 
@@ -280,7 +336,7 @@ class FrameReader:
 
     def _pass_on(self, until: float) -> None:
         """Pass on the frames that are whole; what the time does not suffice for follows in the next turn."""
-        self._next = None
+        self._has_more = False
         if self._view:
             if self._got < len(self._view):
                 return
@@ -300,12 +356,10 @@ class FrameReader:
                 break
             self._arrived(data[start:at], None)
             if at < end and monotonic() > until:
-                self._next = self._loop.call_soon(self._go_on)
+                self._has_more = True
+                self._time.go_on_later(self)
                 break
         self._data, self._at = (data, at) if at < end else (b"", 0)
-
-    def _go_on(self) -> None:
-        self._pass_on(monotonic() + MAX_READ_S)
 
     def _begin_large(self, size: int, came: bytes) -> None:
         """Find the memory for a frame that has not come whole; the rest is received straight into it."""

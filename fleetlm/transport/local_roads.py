@@ -48,7 +48,7 @@ from typing import Final
 from fleetlm.settings import Settings
 from fleetlm.transport.descriptors import Descriptors
 from fleetlm.transport.interface import Listener
-from fleetlm.transport.local_frames import FrameReader, FrameWriter
+from fleetlm.transport.local_frames import FrameReader, FrameWriter, ReadingTime
 from fleetlm.wire.frames import TICKET
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
@@ -119,6 +119,7 @@ class LocalRoads:
         """The same the other way round."""
         self._let_in: dict[bytes, socket.socket] = {}
         """Source → its local road, which is not read yet."""
+        self._reading_time: ReadingTime
         self._readers: dict[bytes, FrameReader] = {}
         self._requests: dict[int, _Request] = {}
         """By channel."""
@@ -154,6 +155,7 @@ class LocalRoads:
     ) -> None:
         """Accept connections. Where a road has ended, ``cut`` ends its source, and ``lost`` its channel."""
         self._loop, self._listener, self._cut, self._lost = loop, listener, cut, lost
+        self._reading_time = ReadingTime(loop)
         self._resume()
 
     def recheck(self, now: float) -> None:
@@ -242,6 +244,7 @@ class LocalRoads:
             self._loop,
             sock,
             self._settings.max_frame_bytes,
+            self._reading_time,
             partial(self._listener.frame_arrived, source),
             partial(self._listener.room, source),
             partial(self._ended, source),

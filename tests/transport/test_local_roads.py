@@ -6,6 +6,7 @@ What both roads promise is tested on both of them in test_zeromq.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -457,6 +458,34 @@ async def test_many_frames_at_once_leave_the_loop_time_for_others(monkeypatch: p
             await b.seen.until("frame", 100)
             assert b.seen.frames == [bytes([number]) for number in range(100)]
             assert turns >= 99
+
+
+async def test_all_roads_of_a_node_share_the_time_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.transport.local_frames.MAX_READ_S", -1.0)
+    served: list[tuple[int, bytes]] = []
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    async with station() as b, contextlib.AsyncExitStack() as stack:
+        b.seen.on_fact = lambda fact: served.append((turns, fact[1])) if fact[0] == "frame" else None
+        socks = []
+        for _ in range(3):
+            a = await stack.enter_async_context(station())
+            source = await a.introduce(await a.reach(b), b)
+            socks.append(stack.enter_context(half(b, source)))
+            await followed(b, source)
+        served.clear()
+        asyncio.get_running_loop().call_soon(turn)
+        for sock in socks:
+            sock.send((HEAD.pack(1) + b"x") * 20)
+        while len(served) < 60:
+            await asyncio.sleep(0)
+    assert len({number for number, _ in served}) == 60, "frames of two roads arrived in one turn"
+    assert len({source for _, source in served}) == 3
 
 
 async def test_what_a_source_had_sent_comes_before_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
