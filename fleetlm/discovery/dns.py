@@ -33,12 +33,12 @@ used only if the servers do not answer the new question in time. /etc/resolv.con
 /etc/nsswitch.conf are read again when they have changed.
 
 What needs dnspython is in `dns_names` and below it. It is imported at the first lookup of a name, in a
-thread, since the import takes about a tenth of a second. A lookup waits for it as long as for name servers.
+thread of its own (`own_thread`), since the import takes about a tenth of a second. A lookup waits for it as
+long as for name servers, and the next lookup waits for the same import.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.dns_answers import Answer, Outcome, count_addresses, merge
 from fleetlm.discovery.dns_search import answer_of_list
+from fleetlm.discovery.own_thread import OwnThread
 from fleetlm.names import canonical_ip
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class DnsDiscovery:
         self._names = tuple(names)
         self._lifetime_s = lifetime_s
         self._make = partial(_make_lookups, self._names, server, lifetime_s, files, system)
+        self._import: OwnThread[NameLookups] | None = None
         self._lookups: NameLookups | None = None
 
     @property
@@ -143,12 +145,10 @@ class DnsDiscovery:
         if self._names:
             try:
                 if self._lookups is None:
-                    async with asyncio.timeout(self._lifetime_s):
-                        self._lookups = await asyncio.to_thread(self._make)
+                    self._lookups = await self._make_in_thread()
                 answers += await self._lookups.run()
-            except TimeoutError:
-                detail = f"the import of dnspython has taken longer than {self._lifetime_s:g} s so far"
-                return Answer(Outcome.FAILED, (), detail)
+            except _NotImported as reason:
+                return Answer(Outcome.FAILED, (), str(reason))
             except Exception as error:  # noqa: BLE001  # a bug must not end discovery
                 return Answer(Outcome.FAILED, (), f"{type(error).__name__}: {error}")
         return merge(answers)
@@ -158,9 +158,31 @@ class DnsDiscovery:
         if self._lookups is not None:
             await self._lookups.close()
 
+    async def _make_in_thread(self) -> NameLookups:
+        """Import what looks names up, and make it. Raises: what the import raises, and _NotImported."""
+        thread = self._import
+        if thread is None:
+            thread = OwnThread(self._make, name="fleetlm-dnspython")
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise _NotImported(
+                    f"dnspython has not been imported, since no thread could be started for it ({error}; "
+                    "perhaps this process or its container has reached its limit of threads)"
+                ) from None
+            self._import = thread
+        if not await thread.wait(self._lifetime_s):
+            raise _NotImported(f"the import of dnspython has taken longer than {self._lifetime_s:g} s so far")
+        self._import = None
+        return thread.result()
+
+
+class _NotImported(Exception):
+    """dnspython has not been imported yet; the text says why."""
+
 
 def _make_lookups(*arguments: Any) -> NameLookups:
-    """Import what looks names up, and make it. This takes a tenth of a second, so it runs in a thread."""
+    """Import what looks names up, and make it. This takes a tenth of a second, so a thread does it."""
     from fleetlm.discovery.dns_names import NameLookups  # noqa: PLC0415  # a node without names needs none
 
     return NameLookups(*arguments)

@@ -27,6 +27,7 @@ import dns.rrset
 
 from fleetlm.core.dns_answers import Outcome
 from fleetlm.discovery.dns_search import NXDOMAIN, Records, RecordType, Service
+from fleetlm.discovery.own_thread import OwnThread
 from fleetlm.discovery.resolv_conf import ServerAddress
 
 EDNS_PAYLOAD_BYTES = 1232
@@ -284,6 +285,23 @@ def _parse(wire: bytes, query: dns.message.Message) -> dns.message.Message | Non
     return response if query.is_response(response) else None
 
 
+async def _parse_off_loop(wire: bytes, query: dns.message.Message) -> dns.message.Message | None:
+    """Do as `_parse`, and in a thread if the response would not have fitted into a packet.
+
+    Such a response may have hundreds of records, at 40 µs each. Where no thread can be started, it is parsed
+    on the loop all the same.
+    """
+    if len(wire) <= EDNS_PAYLOAD_BYTES:
+        return _parse(wire, query)
+    thread = OwnThread(lambda: _parse(wire, query), name="fleetlm-dns-answer")
+    try:
+        thread.start()
+    except RuntimeError:
+        return _parse(wire, query)
+    await thread.wait()
+    return thread.result()
+
+
 async def _exchange_udp(server: ServerAddress, query: dns.message.Message) -> dns.message.Message:
     """Send a query in a packet, and wait for the response."""
     loop = asyncio.get_running_loop()
@@ -306,8 +324,7 @@ async def _exchange_tcp(server: ServerAddress, query: dns.message.Message) -> dn
         wire = query.to_wire()
         await loop.sock_sendall(tcp, struct.pack("!H", len(wire)) + wire)
         (size,) = struct.unpack("!H", await _read_exactly(tcp, 2))
-        # In a thread: an answer that does not fit into a packet has hundreds of records, at 40 µs each.
-        response = await asyncio.to_thread(_parse, await _read_exactly(tcp, size), query)
+        response = await _parse_off_loop(await _read_exactly(tcp, size), query)
         if response is None:
             raise EOFError("not a response")
         return response

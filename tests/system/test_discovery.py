@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +18,8 @@ from fleetlm.discovery.dns import DnsDiscovery, StaticDiscovery
 from fleetlm.discovery.system_lookup import SystemLookup
 from fleetlm.testing import DnsServer
 from fleetlm.testing.dns_server import Fault, RecordType, Reply
-from tests.support.patience import allowed_s
+from tests.support.patience import allowed_s, stretched
+from tests.support.threads import full_default_executor, refuse_threads
 
 NAME = "fleet.test"
 BOTH = ["127.0.0.3", "::1", "127.0.0.2"]
@@ -206,6 +209,29 @@ async def test_large_answers_come_whole() -> None:
         assert server.queries[NAME, "A"] == 1
         server.set(NAME, many)  # TCP
         assert (await asking(server).lookup()) == Answer(Outcome.ADDRESSES, tuple(many), "1000 addresses")
+
+
+async def test_names_are_found_while_the_program_has_taken_all_threads_of_the_default_executor() -> None:
+    many = [f"127.1.{n >> 8}.{n & 255}" for n in range(1000)]
+    async with DnsServer() as server, full_default_executor() as executor:
+        discovery = asking(server, lifetime_s=stretched(ENOUGH_S))
+        server.set(NAME, BOTH)
+        assert await discovery.lookup() == Answer(Outcome.ADDRESSES, SORTED, "3 addresses")
+        server.set(NAME, many)  # Over TCP.
+        assert await discovery.lookup() == Answer(Outcome.ADDRESSES, tuple(many), "1000 addresses")
+        assert executor._work_queue.empty()  # Nothing of discovery waits behind the program's calls.
+
+
+async def test_a_large_answer_is_read_although_no_thread_can_be_started() -> None:
+    many = [f"127.1.{n >> 8}.{n & 255}" for n in range(1000)]
+    async with DnsServer() as server:
+        server.set(NAME, many)
+        discovery = asking(server, lifetime_s=stretched(ENOUGH_S))
+        first = await discovery.lookup()
+        with pytest.MonkeyPatch.context() as patch:
+            refuse_threads(patch)
+            assert await discovery.lookup() == first
+        assert first == Answer(Outcome.ADDRESSES, tuple(many), "1000 addresses")
 
 
 @pytest.mark.parametrize("tcp_reply", [Reply.HANG_UP, Reply.REFUSED, Reply.DROP])
@@ -403,6 +429,42 @@ def test_a_system_lookup_that_outlives_its_loop_is_forgotten() -> None:
     release.set()
     thread.join(5.0)
     assert not thread.is_alive()
+
+
+def test_a_program_ends_although_the_import_of_dnspython_hangs() -> None:
+    program = """
+import asyncio, threading
+from fleetlm.discovery import dns
+
+dns._make_lookups = lambda *_: threading.Event().wait()
+
+async def main():
+    discovery = dns.DnsDiscovery("fleet.test", lifetime_s=0.01)
+    for _ in range(2):
+        print((await discovery.lookup()).detail)
+
+asyncio.run(main())
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=stretched(10.0)
+    )
+    detail = "the import of dnspython has taken longer than 0.01 s so far\n"
+    assert (run.returncode, run.stdout, run.stderr) == (0, detail * 2, "")
+
+
+async def test_a_system_lookup_outlives_whatever_its_resolver_raises() -> None:
+    def broken(_host: str) -> list[str]:
+        raise KeyError("a bug of a resolver")
+
+    assert await SystemLookup(broken).addresses(NAME, timeout_s=stretched(5.0)) == ()
+
+
+async def test_a_system_lookup_without_a_thread_knows_nothing_and_tries_again() -> None:
+    lookup = system({NAME: ["127.0.0.4"]})
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_threads(patch)
+        assert await lookup.addresses(NAME, timeout_s=0.05) is None
+    assert await lookup.addresses(NAME, timeout_s=stretched(5.0)) == ("127.0.0.4",)
 
 
 async def test_a_closed_discovery_leaves_no_task_and_no_socket_after_a_cancelled_lookup() -> None:

@@ -14,6 +14,7 @@ import pytest
 from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.discovery import dns
 from fleetlm.discovery.dns import DnsDiscovery
+from tests.support.threads import refuse_threads
 
 FOUND = Answer(Outcome.ADDRESSES, ("10.0.0.2",), "1 address")
 
@@ -96,6 +97,57 @@ async def test_the_loop_goes_on_meanwhile_and_a_lookup_has_its_bound(
     may_end.set()
     discovery._lifetime_s = 30.0
     assert await discovery.lookup() == FOUND
+
+
+async def test_the_next_lookup_waits_for_the_import_that_has_begun(
+    make: Callable[[Callable[[], Any]], None],
+) -> None:
+    may_end = threading.Event()
+    begun = 0
+
+    def slow() -> Lookups:
+        nonlocal begun
+        begun += 1
+        may_end.wait(30)
+        return Lookups()
+
+    make(slow)
+    discovery = DnsDiscovery("a.test", lifetime_s=0.01)
+    for _ in range(3):
+        assert (await discovery.lookup()).outcome is Outcome.FAILED
+    may_end.set()
+    discovery._lifetime_s = 30.0
+    assert [await discovery.lookup() for _ in range(2)] == [FOUND, FOUND]
+    assert begun == 1
+
+
+async def test_without_a_thread_the_lookup_has_failed_and_the_next_one_tries_again(
+    make: Callable[[Callable[[], Any]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(Lookups)
+    discovery = DnsDiscovery("a.test")
+    with monkeypatch.context() as patch:
+        refuse_threads(patch)
+        for _ in range(2):
+            assert await discovery.lookup() == Answer(
+                Outcome.FAILED,
+                (),
+                "dnspython has not been imported, since no thread could be started for it (can't start new "
+                "thread; perhaps this process or its container has reached its limit of threads)",
+            )
+    assert await discovery.lookup() == FOUND
+
+
+async def test_an_error_of_the_lookup_itself_is_not_taken_for_a_slow_import(
+    make: Callable[[Callable[[], Any]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def time_out(_lookups: Lookups) -> list[tuple[str, Answer]]:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(Lookups, "run", time_out)
+    make(Lookups)
+    answer = await DnsDiscovery("a.test").lookup()
+    assert (answer.outcome, answer.detail) == (Outcome.FAILED, "TimeoutError: no answer")
 
 
 async def test_a_failed_import_is_a_failed_lookup(make: Callable[[Callable[[], Any]], None]) -> None:

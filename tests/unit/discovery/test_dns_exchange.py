@@ -1,18 +1,21 @@
-"""What a response with SRV records says, down to hostile ones. No socket is opened."""
+"""What responses say, down to hostile ones, and where they are parsed. No socket is opened."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import dns.exception
 import dns.message
 import dns.name
+import dns.rrset
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 
 from fleetlm.core.dns_answers import Outcome
-from fleetlm.discovery.dns_exchange import Exchange, NameServer, ServerFailure
+from fleetlm.discovery import dns_exchange
+from fleetlm.discovery.dns_exchange import EDNS_PAYLOAD_BYTES, Exchange, NameServer, ServerFailure
 from fleetlm.discovery.dns_search import Candidate, Records, RecordType, Service
 from fleetlm.discovery.dns_services import Host, conclude_services
 from fleetlm.discovery.resolv_conf import ServerAddress
@@ -164,3 +167,32 @@ def test_whatever_a_server_says_ends_in_one_of_the_four_outcomes(srv: list[str],
     assert bool(answer.addresses) == (answer.outcome in (Outcome.ADDRESSES, Outcome.PARTIAL))
     assert answer.outcome is not Outcome.EMPTY or all(each.target == "." for each in records.services)
     assert not any(address.endswith(":0") for address in answer.addresses)
+
+
+@pytest.mark.parametrize(("count", "is_on_loop"), [(1, True), (75, True), (76, False), (2000, False)])
+async def test_only_what_would_not_fit_into_a_packet_is_parsed_off_the_loop(
+    count: int, is_on_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    parse = dns_exchange._parse
+
+    def watched(wire: bytes, query: dns.message.Message) -> dns.message.Message | None:
+        threads.append(threading.current_thread())
+        return parse(wire, query)
+
+    monkeypatch.setattr(dns_exchange, "_parse", watched)
+    query = dns.message.make_query("w.test.", "A")
+    response = dns.message.make_response(query)
+    addresses = [f"10.0.{n >> 8}.{n & 255}" for n in range(count)]
+    response.answer.append(dns.rrset.from_text_list("w.test.", 0, "IN", "A", addresses))
+    wire = response.to_wire(max_size=65_535)
+    assert (len(wire) <= EDNS_PAYLOAD_BYTES) is is_on_loop
+    parsed = await dns_exchange._parse_off_loop(wire, query)
+    assert parsed is not None
+    assert len(parsed.answer[0]) == count
+    assert [thread is threading.current_thread() for thread in threads] == [is_on_loop]
+
+
+async def test_large_garbage_is_no_response() -> None:
+    query = dns.message.make_query("w.test.", "A")
+    assert await dns_exchange._parse_off_loop(b"\xff" * 60_000, query) is None
