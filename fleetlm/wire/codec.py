@@ -71,7 +71,9 @@ _BASES = (
 """Types whose subclasses are refused, because they would arrive as instances of the type itself."""
 _ExtType = msgpack.ExtType
 _new = tuple.__new__  # ExtType's constructor checks in Python: 280 ns, this 110
-_pack_errors = (TypeError, ValueError, OverflowError, RecursionError)  # UnicodeEncodeError included
+_changed = (RuntimeError, IndexError)
+"""What the walk raises for a dict, a set or a list whose size changes meanwhile; and `RecursionError`."""
+_pack_errors = (TypeError, ValueError, OverflowError, *_changed)  # UnicodeEncodeError included
 
 
 class Codec(Decoder):
@@ -150,8 +152,10 @@ class Codec(Decoder):
             The message; later changes of ``payload`` do not affect it.
 
         Raises:
-            NotSerializable: a value in ``payload`` would not arrive as it is; the error has its path.
+            NotSerializable: a value in ``payload`` would not arrive as it is, and the error has its path; or
+                ``payload`` was changed meanwhile, by another thread or by a function of a registered type.
             MessageTooLarge: the result is larger than ``max_message_bytes``.
+            MemoryError, KeyboardInterrupt: nothing is kept of the message.
         """
         self.extra_bytes = 0
         try:
@@ -162,9 +166,10 @@ class Codec(Decoder):
                     envelope = _replaced(envelope, payload, plain)
             data: bytes = self._pack(envelope)
         except _pack_errors as error:
-            refusal = self._refusal(payload, error)
-            self._beside.clear()
-            raise refusal from None
+            raise self._refusal(payload, error) from None
+        except BaseException:
+            self._start_over()  # What is beside this message must not travel with the next one.
+            raise
         if self._beside:
             return self._take_blobs(data)
         if len(data) > self._watch_bytes:
@@ -198,6 +203,11 @@ class Codec(Decoder):
     def large_decoder(self, pause: Callable[[], None]) -> LargeDecoder:
         """Make a decoder of large messages, for use in another thread; ``pause`` as there."""
         return LargeDecoder(self._types, self._max_nesting, pause)
+
+    def _start_over(self) -> None:
+        """Drop what was packed of a message that fails."""
+        self._beside = []
+        self._renew_packer()
 
     def _renew_packer(self) -> None:
         self._packer = msgpack.Packer(strict_types=True, default=_write_big_int)
@@ -239,7 +249,7 @@ class Codec(Decoder):
             self.extra_bytes += CONTAINER_BYTES + PAIR_BYTES * len(value)
             for key, item in value.items():
                 if type(key) not in SCALARS:
-                    return self._plain_keys(value, depth)
+                    return self._plain_keys(value if changed is None else changed, key, depth)
                 if (item_kind := type(item)) not in LEAN and (
                     item_kind is not bytes or len(item) >= self._least_blob_bytes
                 ):
@@ -310,9 +320,16 @@ class Codec(Decoder):
         self._beside.append(data)
         return _new(_ExtType, (_BLOB, bytes((number, code)) + head))
 
-    def _plain_keys(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
-        """Do as `_plain` for a dict that has a key which is not a scalar."""
-        plain = {self._plain_item(key, depth): self._plain_item(item, depth) for key, item in value.items()}
+    def _plain_keys(self, value: dict[Any, Any], first: Any, depth: int) -> dict[Any, Any]:
+        """Do as `_plain` for a dict with a key that is no scalar; items before ``first`` are plain."""
+        plain = {}
+        is_plain = True
+        for key, item in value.items():
+            is_plain = is_plain and key is not first
+            if is_plain:
+                plain[key] = item
+            else:
+                plain[self._plain_item(key, depth)] = self._plain_item(item, depth)
         if len(plain) != len(value):  # (nan,) and (nan,) are two keys here and one packed
             raise Refused("a dict with two keys that no receiver can tell apart")
         return plain
@@ -384,17 +401,38 @@ class Codec(Decoder):
     def _write_converted(self, tag: str, to_value: Callable[[Any], Any], value: Any, depth: int) -> Any:
         if depth > self._max_nesting:
             raise Refused(too_deep(self._max_nesting))
-        try:
-            made = to_value(value)
-        except Exception as error:
-            why = explained(error)
-            raise Refused(f"a {type_name(type(value))} of which no value could be made: {why}") from error
+        made = self._convert(to_value, value)
         body = self._pack([tag, self._plain_item(made, depth)])
         return _new(_ExtType, (int(Ext.CONVERTED), body))
 
+    def _convert(self, to_value: Callable[[Any], Any], value: Any) -> Any:
+        """Call a function of the program, which may send messages itself, by a logging handler for example.
+
+        Raises:
+            Refused: it has raised.
+        """
+        outer = self._beside, self.extra_bytes, self._least_blob_bytes
+        self._beside, self._least_blob_bytes = [], self._large_bytes
+        try:
+            return to_value(value)
+        except Exception as error:
+            why = explained(error)
+            raise Refused(f"a {type_name(type(value))} of which no value could be made: {why}") from error
+        finally:
+            self._beside, self.extra_bytes, self._least_blob_bytes = outer
+
     def _refusal(self, value: Any, error: Exception) -> NotSerializable:
-        """Build the sender's error: descend to the first refused child until the culprit is found."""
-        self._renew_packer()
+        """Build the sender's error."""
+        self._start_over()
+        if not _is_change(error):
+            try:
+                return self._find_culprit(value, error)
+            except _changed as change:  # While it was looked for.
+                error = change
+        return NotSerializable("message", _why(error))
+
+    def _find_culprit(self, value: Any, error: Exception) -> NotSerializable:
+        """Descend to the first refused child until the culprit is found."""
         why, depth, path = self._why_refused(value, 1), 1, "message"
         if why is None:  # Then another item of the envelope is at fault, such as a name.
             return NotSerializable("the address of the message", explained(error))
@@ -414,8 +452,23 @@ class Codec(Decoder):
         try:
             self._pack(value if type(value) in SCALARS else self._plain(value, depth))
         except _pack_errors as error:
-            return explained(error)
+            return _why(error)
+        finally:
+            self._beside = []
         return None
+
+
+def _is_change(error: Exception) -> bool:
+    """Whether the walk has met a container whose size changed."""
+    return isinstance(error, _changed) and not isinstance(error, RecursionError)
+
+
+def _why(error: Exception) -> str:
+    """Return why a value cannot be sent."""
+    if not _is_change(error):
+        return explained(error)
+    who = "perhaps another thread, or a function of a registered type"
+    return f"{explained(error)}; {who}, has changed it while it was packed: send a copy"
 
 
 def _replaced(envelope: list[Any], payload: Any, plain: Any) -> list[Any]:

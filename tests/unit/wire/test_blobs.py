@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +164,117 @@ def test_a_message_that_is_refused_leaves_nothing_for_the_next_one(codec: Codec)
     assert isinstance(small.pack([BIG], BIG), Parcel)
 
 
+class Odd:
+    """A value of a registered type, whose function does what it likes."""
+
+    def __init__(self, to_value: Callable[[], Any]) -> None:
+        self.to_value = to_value
+
+
+TYPES.register_converter("Odd", Odd, lambda odd: odd.to_value(), lambda value: value)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, SystemExit])
+def test_a_message_that_is_broken_off_leaves_nothing_for_the_next_one(
+    error: type[BaseException], codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(*_: object) -> Any:
+        raise error
+
+    monkeypatch.setattr("fleetlm.wire.codec.check_memoryview", break_off)
+    value = [BIG, memoryview(b"")]
+    with pytest.raises(error):
+        codec.pack([value], value)
+    assert isinstance(codec.pack([1], 1), bytes)
+    assert isinstance(codec.pack_whole([1], 1), bytes)
+    with pytest.raises(error):
+        codec.pack_value(value)
+    assert codec.pack([[BIG]], [BIG]).blobs == [BIG]  # type: ignore[union-attr]
+
+
+def grow(items: dict[Any, Any] | set[Any]) -> Any:
+    """Return a function that adds to a container each time."""
+
+    def to_value() -> int:
+        items.update({f"new {len(items)}": 1})
+        return 1
+
+    return to_value
+
+
+@pytest.mark.parametrize("kind", ["dict", "dict of other keys", "set", "list"])
+def test_a_message_that_changes_while_it_is_packed_is_refused_and_leaves_nothing(
+    kind: str, codec: Codec
+) -> None:
+    items: Any = {"dict": {}, "dict of other keys": {(1,): 1}, "set": set(), "list": []}[kind]
+    odd = Odd(items.clear if kind == "list" else grow(items))
+    if kind == "list":
+        items.extend([odd, 1])
+    else:
+        items.update({odd: 1, "last": 2} if kind == "set" else {"first": odd, "last": 2})
+    value = [BIG, items]
+    with pytest.raises(
+        NotSerializable, match=r"message cannot be sent: \w+Error: .*changed it while"
+    ) as found:
+        codec.pack([value], value)
+    assert found.value.path == "message"
+    if kind != "list":
+        with pytest.raises(NotSerializable, match="changed it while it was packed: send a copy"):
+            codec.pack_value(items)
+    assert isinstance(codec.pack([1], 1), bytes)
+
+
+def test_a_message_that_changes_while_its_culprit_is_looked_for_is_refused(codec: Codec) -> None:
+    items: dict[str, Any] = {}
+    calls: list[int] = []
+
+    def to_value() -> int:
+        calls.append(1)
+        if len(calls) == 3:  # Once for the message, once more for the reason; now for the path.
+            items["new"] = 1
+        return 1
+
+    items |= {"odd": Odd(to_value), "bad": object()}
+    with pytest.raises(NotSerializable, match="dictionary changed size"):
+        codec.pack([items], items)
+
+
+def test_a_function_of_a_type_may_send_a_message_itself(codec: Codec) -> None:
+    inner: list[Packed] = []
+
+    def send(pack: Callable[[list[Any], Any], Packed], value: Any) -> Odd:
+        def to_value() -> int:
+            inner.append(pack([value], value))
+            return 1
+
+        return Odd(to_value)
+
+    def plain() -> int:
+        return 1
+
+    other = BIG[::-1]
+    for pack, value, blobs in (
+        (codec.pack, "x", []), (codec.pack, [{1: [2] * 50}], []), (codec.pack, other, [other]),
+        (codec.pack_whole, other, []), (lambda _envelope, value: codec.pack_value(value), other, []),
+    ):  # fmt: skip
+        outer = [BIG, send(pack, value), BIG]
+        packed = codec.pack([1, outer], outer)
+        extra_bytes = codec.extra_bytes
+        assert isinstance(packed, Parcel)
+        assert packed.blobs == [BIG, BIG]
+        assert codec.unpack(packed.envelope, holds(packed)) == [1, [BIG, 1, BIG]]
+        assert getattr(inner[-1], "blobs", []) == blobs
+        quiet = [BIG, Odd(plain), BIG]
+        codec.pack([1, quiet], quiet)
+        assert extra_bytes == codec.extra_bytes, "it weighs the same"
+        assert codec.unpack(codec.pack_whole([1, outer], outer)) == [1, [BIG, 1, BIG]]
+        assert getattr(inner[-1], "blobs", []) == blobs
+    bad = [BIG, Odd(lambda: codec.pack([object()], object()))]
+    with pytest.raises(NotSerializable, match=r"message\[1\] cannot be sent: a .*Odd of which no value"):
+        codec.pack([bad], bad)
+    assert isinstance(codec.pack([1], 1), bytes)
+
+
 def blob(data: bytes) -> bytes:
     packed: bytes = msgpack.packb([1, msgpack.ExtType(int(Ext.BLOB), data)])
     return packed
@@ -269,3 +381,14 @@ def test_arrays_of_numpy_become_the_buffer_that_was_received(codec: Codec) -> No
     lies = msgpack.packb([msgpack.ExtType(int(Ext.BLOB), bytes((0, 20)) + msgpack.packb(["<f8", [3], "C"]))])
     with pytest.raises(BadData, match="shape"):
         codec.unpack(lies, holds(Parcel(b"", [BIG])))
+
+
+def test_an_item_before_a_key_that_is_no_scalar_is_packed_once(codec: Codec) -> None:
+    value = {1: [BIG], 2: "x", (3,): bytearray(BIG), 4: [[]]}
+    packed = codec.pack([value], value)
+    assert isinstance(packed, Parcel)
+    assert packed.blobs == [BIG, BIG]
+    extra_bytes = codec.extra_bytes
+    decoder = LargeDecoder(TYPES, 64)
+    assert decoder.unpack(packed.envelope, holds(packed)) == [value]
+    assert decoder.extra_bytes == extra_bytes
