@@ -5,7 +5,8 @@ messages keep their order. Other peers do not wait, except for large messages of
 thread for them.
 
 A peer chooses what its bytes consist of: a mebibyte of empty sets, or of keys that collide, takes half a
-second to unpack. What is unpacked on the loop is therefore small (`ON_LOOP_BYTES`), or has few values.
+second to unpack. What is unpacked on the loop is therefore small (`ON_LOOP_BYTES`), or has few values, and
+little of what travels beside it must be copied.
 
 Python's collector of cyclic garbage looks again and again at all that has been unpacked so far, and holds up
 the loop each time, for a second in the end. It is switched off meanwhile.
@@ -22,28 +23,44 @@ from fleetlm.messaging.windows import LIGHT_BYTES, UNITS_FIELD_BYTES, check_unit
 from fleetlm.settings import MAX_BATCH_MESSAGES
 from fleetlm.wire import operations
 from fleetlm.wire.extensions import BadData
-from fleetlm.wire.large import has_few_values
+from fleetlm.wire.large import copied_bytes, has_few_values
 from fleetlm.wire.weights import Scale
 
 if TYPE_CHECKING:
     from fleetlm.messaging.chunks import Whole
     from fleetlm.wire.codec import Codec
 
-ON_LOOP_BYTES = 384 * 1024
-"""More bytes are unpacked beside the loop, if they consist of many values. Batches of honest peers are
-smaller: `Settings.batch_bytes` and one message of `Settings.chunk_bytes`. A thread costs 0.1 ms, and delays
-what comes behind."""
+ON_LOOP_BYTES = 64 * 1024
+"""A larger message is unpacked and weighed beside the loop, if it consists of many values: at worst, 64 KiB
+take 60 ms. A thread costs 0.1 ms, and delays what comes behind."""
+BATCH_ON_LOOP_BYTES = 96 * 1024
+"""The same of a batch. Batches of honest peers are smaller, or have few values: they hold
+`Settings.batch_bytes` and one message, which is mostly text or bytes where it is larger than that."""
 BESIDE_BYTES = 1024 * 1024
-"""From this size on also a message of few values is unpacked beside the loop."""
+"""From this size on also a message of few values is unpacked beside the loop; and from this many bytes on
+that must be copied to unpack it."""
+FEW_VALUES = 1_024
+"""So many values take a millisecond at worst. Counting them takes less than a thread."""
 
 Unpacked = tuple[list[Any], int]
 """Messages, and how many values in them could not be rebuilt."""
 
 
-def takes_long(envelope: bytes | memoryview) -> bool:
+def takes_long(whole: Whole) -> bool:
     """Whether a message that came in chunks should be unpacked beside the loop."""
-    size = len(envelope)
-    return size >= BESIDE_BYTES or (size > ON_LOOP_BYTES and not has_few_values(memoryview(envelope)))
+    envelope = whole.envelope
+    is_large = len(envelope) > ON_LOOP_BYTES
+    if is_large and is_much(memoryview(envelope)):
+        return True
+    sizes = [blob.size_bytes for blob in whole.blobs]
+    if sum(sizes) < BESIDE_BYTES:
+        return False
+    return is_large or copied_bytes(envelope, sizes) >= BESIDE_BYTES
+
+
+def is_much(data: memoryview) -> bool:
+    """Whether something packed is very large, or consists of many values."""
+    return len(data) >= BESIDE_BYTES or not has_few_values(data, FEW_VALUES, inside=True)
 
 
 def unpack(codec: Codec, whole: Whole, limit: int) -> Unpacked:

@@ -38,9 +38,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fleetlm.call import Call
 from fleetlm.errors import RemoteError
 from fleetlm.messaging.beside import (
+    BATCH_ON_LOOP_BYTES,
     NO_COLLECTION,
-    ON_LOOP_BYTES,
     Unpacked,
+    is_much,
     takes_long,
     unpack,
     unpack_batch,
@@ -205,7 +206,7 @@ class Inbound:
         if kind == _BATCH and tail is None:
             if body and body[0] == _ARRAY32 and int.from_bytes(frame[_COUNT], "big") > MAX_BATCH_MESSAGES:
                 raise BadFrame(f"a batch of more than {MAX_BATCH_MESSAGES:,} messages")
-            if len(body) > ON_LOOP_BYTES:
+            if len(body) > BATCH_ON_LOOP_BYTES and is_much(body):
                 session.byte_credit.took(len(frame))
                 self.unpack_beside(session, partial(unpack_batch, self._codec, body, session.arrivals.limit))
                 return None
@@ -215,7 +216,7 @@ class Inbound:
             whole = self._take_chunk(session, body, tail)
             if whole is None:
                 return None
-            if takes_long(whole.envelope):
+            if takes_long(whole):
                 self.unpack_beside(session, partial(unpack, self._codec, whole, session.arrivals.limit))
                 return None
             messages = self._read_large(session, whole)

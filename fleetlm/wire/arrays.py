@@ -15,7 +15,7 @@ import math
 import re
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fleetlm.texts import SHORT, type_name
@@ -52,8 +52,12 @@ def write_array(value: array[Any], pack: Callable[[Any], bytes]) -> Buffer:
     return pack([value.typecode, value.itemsize]), memoryview(items).cast("B")
 
 
-def read_array(head: list[Any], items: memoryview) -> array[Any]:
+def read_array(head: list[Any], items: Iterable[bytes | memoryview]) -> array[Any]:
     """Rebuild an `array.array` from its head and its items.
+
+    Args:
+        head: what `write_array` has packed.
+        items: the bytes of the items, in pieces that hold whole ones.
 
     Raises:
         BadData: malformed.
@@ -65,7 +69,8 @@ def read_array(head: list[Any], items: memoryview) -> array[Any]:
     found = array(typecode)
     if found.itemsize != item_bytes:
         raise ValueError(f"an item of array({typecode!r}) has {found.itemsize} bytes here, not {item_bytes}")
-    found.frombytes(items)
+    for piece in items:
+        found.frombytes(piece)
     if _IS_BIG_ENDIAN:
         found.byteswap()
     return found

@@ -487,7 +487,10 @@ class Decoder:
         if code == Ext.MEMORYVIEW:
             return memoryview(hold.to_bytes())
         if code == Ext.BYTEARRAY:
-            return bytearray(hold.to_buffer())
+            copy = bytearray()
+            for piece in self._pieces(hold.to_buffer()):
+                copy += piece
+            return copy
         if code in (Ext.ARRAY, Ext.NUMPY):
             return self._make_buffer(code, self._read_list(data[2:]), hold.to_buffer())
         return self._unreadable(f"extension type {code} is not known to this version of fleetlm")
@@ -498,15 +501,21 @@ class Decoder:
 
     def _make_buffer(self, code: int, head: list[Any], items: Any) -> Any:
         """Make an array, of numpy or not."""
-        read, what = (read_numpy, "an array of numpy") if code == Ext.NUMPY else (read_array, "an array")
         try:
-            return read(head, items)
+            if code == Ext.NUMPY:
+                return read_numpy(head, items)
+            return read_array(head, self._pieces(items))
         except BadData:
             raise
         except Exception as error:  # noqa: BLE001  # another machine, or no numpy here
+            what = "an array of numpy" if code == Ext.NUMPY else "an array"
             why = explained(error)[:_MAX_SHOWN_CHARS]
             hint = "; pip install 'fleetlm[numpy]' on this node" if isinstance(error, ImportError) else ""
             return self._unreadable(f"{what} could not be made: {why}{hint}")
+
+    def _pieces(self, data: memoryview) -> Iterable[memoryview]:
+        """Return ``data`` in the pieces in which it is copied."""
+        return (data,)
 
     def _not_made(self, tag: str, error: Exception) -> Unreadable:
         shown = repr(tag[:_MAX_SHOWN_CHARS])

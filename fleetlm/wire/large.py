@@ -12,7 +12,8 @@ thread of its own, where that call hands the interpreter to the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgpack
@@ -21,11 +22,13 @@ from fleetlm.messages import MessageTypes
 from fleetlm.texts import type_name
 from fleetlm.wire.blobs import Hold
 from fleetlm.wire.decoder import Decoder, bad_data
-from fleetlm.wire.extensions import BadData
-from fleetlm.wire.weights import CONTAINER_BYTES, PAIR_BYTES, VALUE_BYTES, nested_extra
+from fleetlm.wire.extensions import MAX_NESTING_LIMIT, BadData, Ext
+from fleetlm.wire.weights import CONTAINER_BYTES, HOLDERS, PAIR_BYTES, VALUE_BYTES, nested_extra
 
 SLICE_BYTES = 32 * 1024
 """Takes a millisecond or two, if it is all small values."""
+_COPY_BYTES = 1024 * 1024
+"""Copying so much takes less than a millisecond. It holds whole items of any array."""
 RESERVE_BYTES = 256 * 1024 * 1024
 """Memory that the containers of a message may take beyond `MEMORY_FACTOR`: so a message of 2.5 MiB is never
 refused, whatever it consists of."""
@@ -141,6 +144,12 @@ class LargeDecoder(Decoder):
             return value
         raise BadData("a value that is not whole")
 
+    def _pieces(self, data: memoryview) -> Iterable[memoryview]:
+        yield data[:_COPY_BYTES]
+        for start in range(_COPY_BYTES, len(data), _COPY_BYTES):
+            self._pause()
+            yield data[start : start + _COPY_BYTES]
+
     def _take(self, size_bytes: int) -> None:
         """Count memory. Raises: _TooMuch."""
         self._room_bytes -= size_bytes
@@ -202,10 +211,20 @@ _LENGTH_BYTES = {
 """First bytes of values whose length follows, each with the bytes of the length and of a type behind it."""
 
 
-def has_few_values(data: memoryview) -> bool:
-    """Whether ``data`` has at most `_FEW_VALUES` values, those inside extension values not counted."""
+_WHOLE = frozenset({Ext.BIG_INT, Ext.UUID, Ext.DECIMAL, Ext.BYTEARRAY, Ext.MEMORYVIEW, Ext.ARRAY, Ext.NUMPY})
+"""Extension values whose bodies are not unpacked as values, but for a short head."""
+
+
+def has_few_values(data: memoryview, most: int = _FEW_VALUES, *, inside: bool = False) -> bool:
+    """Whether ``data`` has at most ``most`` values.
+
+    Args:
+        data: something packed.
+        most: how many are few.
+        inside: whether those inside extension values count, too.
+    """
     place, size = 0, len(data)
-    for _ in range(_FEW_VALUES):
+    for _ in range(most):
         if place >= size:
             return True
         head = data[place]
@@ -213,7 +232,59 @@ def has_few_values(data: memoryview) -> bool:
             place += 1 + (head & 0x1F)
         elif head in _LENGTH_BYTES:
             width, more = _LENGTH_BYTES[head]
-            place += 1 + width + more + int.from_bytes(data[place + 1 : place + 1 + width], "big")
+            body = place + 1 + width + more
+            if inside and more and body <= size and data[body - 1] not in _WHOLE:
+                place = body
+            else:
+                place = body + int.from_bytes(data[place + 1 : place + 1 + width], "big")
+        elif inside and 0xD4 <= head <= 0xD8 and place + 1 < size and data[place + 1] not in _WHOLE:
+            place += 2
         else:
             place += _FIXED_BYTES.get(head, 1)
-    return False
+    return place >= size
+
+
+def copied_bytes(envelope: bytes | memoryview, sizes: Sequence[int]) -> int:
+    """Return how many bytes beside a message are copied, or looked through, when it is unpacked.
+
+    Args:
+        envelope: the packed message, whatever it holds.
+        sizes: of the blobs beside it. One that is not found in the message counts as copied.
+    """
+    copied = dict(enumerate(sizes))
+    depth = 0
+
+    def read(data: bytes | memoryview) -> None:
+        nonlocal depth
+        if depth > MAX_NESTING_LIMIT:
+            raise BadData("too deep")
+        unpacker = msgpack.Unpacker(
+            read_size=len(data), max_buffer_size=len(data), raw=True, strict_map_key=False,
+            list_hook=_forget, object_pairs_hook=_forget, ext_hook=note,
+        )  # fmt: skip
+        unpacker.feed(data)
+        depth += 1
+        unpacker.unpack()
+        depth -= 1
+
+    def note(code: int, data: bytes) -> None:
+        if code in HOLDERS:
+            read(data)
+        elif code == Ext.BLOB and data[1] in _LENT and not (data[1] == Ext.NUMPY and _TEXTS.search(data)):
+            copied.pop(data[0], None)
+
+    try:
+        read(envelope)
+    except Exception:  # noqa: BLE001  # No message: who unpacks it says so.
+        return sum(sizes)
+    return sum(copied.values())
+
+
+_LENT = frozenset({0, int(Ext.MEMORYVIEW), int(Ext.NUMPY)})
+"""As what a blob arrives without a copy; 0 is bytes."""
+_TEXTS = re.compile(b"[<>|]U")
+"""The dtype of arrays of texts, which are looked through."""
+
+
+def _forget(_items: Any) -> None:
+    """Keep nothing of a list or a map: its keys may have been made to collide."""

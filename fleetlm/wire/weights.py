@@ -32,6 +32,8 @@ _NESTED = {
     Ext.DATACLASS: CONTAINER_BYTES + 2 * VALUE_BYTES, Ext.CONVERTED: CONTAINER_BYTES + 2 * VALUE_BYTES,
 }  # fmt: skip
 """Extension values with message values inside; each with what its list of tag and body would count."""
+HOLDERS = frozenset(_NESTED)
+"""Their types."""
 
 
 def nested_extra(code: int, inside_bytes: int) -> int:

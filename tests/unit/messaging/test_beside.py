@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from array import array
 from typing import Any
 
 import pytest
@@ -10,11 +11,17 @@ import pytest
 from fleetlm.messaging import beside
 from fleetlm.messaging.chunks import Whole
 from fleetlm.wire import large
+from fleetlm.wire.blobs import Hold, Packed, Parcel
 from fleetlm.wire.codec import BadData, Codec
 
 
-def whole(packed: bytes) -> Whole:
-    return Whole(packed, (), len(packed), 1)
+def whole(packed: Packed) -> Whole:
+    blobs = []
+    for blob in packed.blobs if isinstance(packed, Parcel) else ():
+        blobs.append(Hold(len(blob)))
+        blobs[-1].fill(memoryview(blob))
+    envelope = packed.envelope if isinstance(packed, Parcel) else packed
+    return Whole(envelope, tuple(blobs), len(packed), 1)
 
 
 @pytest.mark.parametrize("is_on", [True, False])
@@ -69,12 +76,33 @@ def test_a_batch_that_would_take_too_much_memory_is_refused(monkeypatch: pytest.
 
 def test_many_values_take_long_and_large_texts_do_not() -> None:
     for size, value, long in (
-        (100, [[]] * 100_000, False),
-        (400, [[]] * 400_000, True),
+        (60, [[]] * 60_000, False),
+        (70, [[]] * 70_000, True),
+        (70, ([[]] * 70_000,), True),
+        (300, [["text " * 100, 1]] * 300, False),
         (400, b"x" * 400_000, False),
         (1_200, b"x" * 1_200_000, True),
     ):
-        assert beside.takes_long(memoryview(Codec().pack_value(value))) is long, size
+        assert beside.takes_long(whole(Codec().pack_value(value))) is long, size
+
+
+@pytest.mark.parametrize(
+    ("value", "long"),
+    [
+        (bytes(3 << 20), False),
+        ([1, (memoryview(bytes(3 << 20)), bytes(3 << 20))], False),
+        (bytearray(3 << 20), True),
+        ({"a": [(array("d", bytes(3 << 20)),)]}, True),
+        ([bytearray(600_000), bytes(3 << 20)], False),
+        ([bytearray(600_000), (array("B", bytes(600_000)), "x")], True),
+        ([bytes(3 << 20), "text" * 20_000], True),
+        ([bytes(300_000), "text" * 20_000], False),
+        ([bytes(300_000), [[]] * 70_000], True),
+    ],
+)
+def test_much_that_must_be_copied_takes_long_and_what_is_lent_does_not(value: Any, long: bool) -> None:
+    codec = Codec(large_bytes=128 * 1024)
+    assert beside.takes_long(whole(codec.pack([1, value], value))) is long
 
 
 def test_the_collector_is_on_again_after_the_last_of_several_threads() -> None:

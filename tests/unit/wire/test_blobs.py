@@ -17,7 +17,7 @@ from fleetlm.messages import MessageTypes
 from fleetlm.wire.blobs import MAX_BLOBS, Hold, Packed, Parcel
 from fleetlm.wire.codec import BadData, Codec
 from fleetlm.wire.extensions import Ext, Unreadable, unreadable_in
-from fleetlm.wire.large import LargeDecoder
+from fleetlm.wire.large import LargeDecoder, copied_bytes
 
 LARGE = 1_024
 BIG = bytes(range(256)) * 8
@@ -392,3 +392,55 @@ def test_an_item_before_a_key_that_is_no_scalar_is_packed_once(codec: Codec) -> 
     decoder = LargeDecoder(TYPES, 64)
     assert decoder.unpack(packed.envelope, holds(packed)) == [value]
     assert decoder.extra_bytes == extra_bytes
+
+
+@pytest.mark.parametrize(
+    ("value", "copied"),
+    [
+        (BIG, 0),
+        (memoryview(BIG), 0),
+        (bytearray(BIG), 2_048),
+        (array("d", BIG), 2_048),
+        ([BIG, {"a": (bytearray(BIG), [BIG])}], 2_048),
+        (Picture("a", [(memoryview(BIG), {(BIG,)}), array("B", BIG)]), 2_048),
+        ({1: (Picture("b", bytearray(BIG)),), (2,): [Odd(lambda: [bytearray(BIG), BIG])]}, 4_096),
+    ],
+    ids=["bytes", "memoryview", "bytearray", "array", "in containers", "in a record", "in a value of a type"],
+)
+def test_what_a_receiver_copies_is_seen_from_the_envelope(value: Any, copied: int, codec: Codec) -> None:
+    packed = codec.pack([7, value], value)
+    assert isinstance(packed, Parcel)
+    assert copied_bytes(packed.envelope, [len(blob) for blob in packed.blobs]) == copied
+
+
+def test_arrays_of_numpy_are_not_copied_and_those_of_texts_are_looked_through() -> None:
+    for dtype, copied in (("<f8", 0), ("|u1", 0), ("<U5", 9), (">U5", 9)):
+        head = msgpack.packb([dtype, [85, 85, 85], "C"])
+        assert copied_bytes(blob(bytes((0, int(Ext.NUMPY))) + head), [9]) == copied
+
+
+def test_what_is_not_found_in_the_envelope_counts_as_copied() -> None:
+    lent = blob(b"\0\0")
+    hidden: bytes = msgpack.packb([1, msgpack.ExtType(int(Ext.DATE), lent)])
+    deep: bytes = lent
+    for _ in range(200):
+        deep = msgpack.packb(msgpack.ExtType(int(Ext.TUPLE), deep))
+    assert copied_bytes(lent, [5_000]) == 0
+    for envelope, sizes in ((lent, [0, 5_000]), (hidden, [5_000]), (deep, [5_000]), (blob(b"\0"), [5_000])):
+        assert copied_bytes(envelope, sizes) == 5_000
+    assert copied_bytes(b"\xc1", [3, 4]) == 7
+
+
+@pytest.mark.parametrize("make", [bytearray, lambda data: array("Q", data)])
+def test_a_thread_copies_what_is_large_in_pieces_between_which_the_loop_runs(codec: Codec, make: Any) -> None:
+    value = make(bytes(range(256)) * 8 * 1_280)  # 2.5 MiB.
+    packed = codec.pack([value], value)
+    assert isinstance(packed, Parcel)
+    pauses: list[int] = []
+    decoder = codec.large_decoder(lambda: pauses.append(1))
+    found = decoder.unpack(packed.envelope, holds(packed))
+    assert form(found) == form([value])
+    assert len(pauses) == 2
+    assert codec.unpack(packed.envelope, holds(packed)) == [value]
+    whole = codec.pack_whole([value], value)
+    assert decoder.unpack(whole) == [value]

@@ -163,7 +163,7 @@ def test_nesting_is_limited_as_in_small_messages(codec: Codec) -> None:
     ids=repr,
 )  # fmt: skip
 def test_the_number_of_values_is_seen_from_their_first_bytes(
-    value: Any, monkeypatch: pytest.MonkeyPatch
+    value: Any,
 ) -> None:
     def count(value: Any) -> int:
         if isinstance(value, dict):
@@ -171,10 +171,35 @@ def test_the_number_of_values_is_seen_from_their_first_bytes(
         return 1 + sum(map(count, value)) if isinstance(value, list) else 1
 
     data = memoryview(msgpack.packb([value, value]))
-    monkeypatch.setattr(large, "_FEW_VALUES", 1 + 2 * count(value) + 1)
-    assert has_few_values(data)
-    monkeypatch.setattr(large, "_FEW_VALUES", 1 + 2 * count(value))
-    assert not has_few_values(data)
+    assert has_few_values(data, 1 + 2 * count(value))
+    assert not has_few_values(data, 2 * count(value))
+
+
+def test_values_inside_extension_values_count_where_that_is_asked_for(codec: Codec) -> None:
+    many: list[Any] = [1] * 300
+    pairs = [(n, n) for n in range(60)]
+    value: Any
+    for value in (
+        tuple(many),
+        frozenset(range(300)),
+        ((((tuple(many),),),),),
+        Page("a", many),
+        pairs,
+        [(n,) for n in range(99)],
+    ):
+        data = memoryview(codec.pack_value([value]))
+        assert has_few_values(data)
+        assert not has_few_values(data, 180, inside=True)
+        assert has_few_values(data, 1_000, inside=True)
+    for value in (
+        bytearray(5_000), memoryview(bytes(5_000)), array("B", bytes(5_000)), Decimal("1" * 5_000),
+        1 << 9_000, UUID(int=1), bytearray(1), bytearray(3), "x" * 5_000,
+    ):  # fmt: skip
+        assert has_few_values(memoryview(codec.pack_value([value, value])), 3, inside=True), (
+            "bytes of one value"
+        )
+    for cut in (b"\xd4", b"\xc7", b"\xc7\x05", b"\xc9\0\0"):
+        assert has_few_values(memoryview(cut), 3, inside=True)
 
 
 def test_a_batch_is_read_as_on_the_loop_within_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
