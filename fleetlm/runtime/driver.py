@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger("fleetlm")
 
 _BATCH = Kind.BATCH
+_MOVED = Kind.MOVED
 PEERS_TOLD = 512
 """At most this many names are in one PEERS message, to keep the frame small. More nodes: a random sample."""
 
@@ -252,6 +253,8 @@ class Driver:
             if waiting_bytes:
                 why = f"it ignores its window: {waiting_bytes:,} bytes of it wait to be taken"
                 self._perform(self.kernel.broken(self._loop.time(), source, why))
+            elif frame and frame[0] == _MOVED:
+                self._follow_road(source)
             return
         self.inbound.begin_turn()
         session = self._by_source.get(source)
@@ -406,9 +409,18 @@ class Driver:
             case TakeRoad(channel):
                 self._transport.take_road(channel)
             case FollowRoad(source):
-                if not self._transport.follow_road(source):
-                    why = "it changes over to a local road on which it was not let in"
-                    self._loop.call_soon(self.source_broke, source, why)
+                if source not in self._backlog:  # Otherwise MOVED has waited there, and see `_follow_road`.
+                    self._follow_road(source)
+
+    def _follow_road(self, source: bytes) -> None:
+        """Read the local road of a source, since its MOVED has come.
+
+        Where MOVED queues in the backlog, this must not wait until it is taken: the peer may leave meanwhile,
+        and what it has sent on its local road would be lost with the road. What is read queues behind MOVED.
+        """
+        if not self._transport.follow_road(source):
+            why = "it changes over to a local road on which it was not let in"
+            self._loop.call_soon(self.source_broke, source, why)
 
     def _dial(self, dial: Dial) -> None:
         """Dial, or wait until everything is done for the node that was lost at that address."""

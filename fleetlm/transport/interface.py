@@ -121,7 +121,11 @@ class Transport(Protocol):
         """Send all further frames of a channel on its local road. If that has ended, sending fails."""
 
     def follow_road(self, source: bytes) -> bool:
-        """Report what comes over the local road of a source. Returns False if it was not let in."""
+        """Report what comes over the local road of a source. Returns False if it was not let in. Idempotent.
+
+        Call it as soon as the source has announced its change. When the source ends, what has come over a
+        local road that is not followed is dropped: the announcement may have been lost, and leaves a gap.
+        """
 
     def answer(self, source: bytes, frame: bytes) -> None:
         """Send one frame back to a source. It is delivered at most once, and sending never waits."""

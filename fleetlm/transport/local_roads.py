@@ -14,7 +14,7 @@ road; this module has the sockets. For the half of A, which sends to B:
 3. B looks whether its own user connects, and compares the ticket with those that it awaits (`expect`), of
    connections that are up. It answers with one byte (`Listener.road_opened` at A).
 4. A says, as the last frame on the old road, that it changes over (MOVED), and sends on the new one
-   (`take`). B reads the new one only when MOVED has come (`follow`).
+   (`take`). B reads the new one only when MOVED has come (`follow`), whether or not its turn to be taken has.
 
 So no frame can overtake another, and the numbers in the frames go on: a frame that was lost or came twice
 would end the connection. Where any step fails, nothing is said and the half stays where it is: the peer runs
@@ -110,7 +110,7 @@ class LocalRoads:
         self._is_accepting = False
         self._loop: asyncio.AbstractEventLoop
         self._listener: Listener
-        self._cut: Callable[[bytes], None]
+        self._cut: Callable[[bytes, float], None]
         self._lost: Callable[[int], None]
         self._arrivals: dict[_Arrival, None] = {}
         self._expected: dict[bytes, bytes] = {}
@@ -150,10 +150,17 @@ class LocalRoads:
         self,
         loop: asyncio.AbstractEventLoop,
         listener: Listener,
-        cut: Callable[[bytes], None],
+        cut: Callable[[bytes, float], None],
         lost: Callable[[int], None],
     ) -> None:
-        """Accept connections. Where a road has ended, ``cut`` ends its source, and ``lost`` its channel."""
+        """Accept connections. Where a road has ended, ``cut`` ends its source, and ``lost`` its channel.
+
+        Args:
+            loop: the event loop.
+            listener: is told what happens.
+            cut: called with a source, and the seconds in which its peer may hang up by itself.
+            lost: called with a channel.
+        """
         self._loop, self._listener, self._cut, self._lost = loop, listener, cut, lost
         self._reading_time = ReadingTime(loop)
         self._resume()
@@ -236,10 +243,10 @@ class LocalRoads:
                 self._admit(arrival)
 
     def follow(self, source: bytes) -> bool:
-        """Read the local road of a source from now on. Returns False if it has none."""
+        """Read the local road of a source from now on. Returns False if it has none. Idempotent."""
         sock = self._let_in.pop(source, None)
         if sock is None:
-            return False
+            return source in self._readers
         reader = self._readers[source] = FrameReader(
             self._loop,
             sock,
@@ -258,7 +265,10 @@ class LocalRoads:
             self._readers[source].mute()
 
     def drain(self, source: bytes) -> None:
-        """Report what a source has sent before it ended, and forget it."""
+        """Report what a source has sent before it ended, and forget it.
+
+        Nothing of a road that is not followed: its MOVED was never sent, or was lost on the other road.
+        """
         reader = self._readers.get(source)
         if reader is not None:
             reader.drain()
@@ -307,10 +317,13 @@ class LocalRoads:
         arrival.sock.close()
 
     def _ended(self, source: bytes, why: str) -> None:
-        """A road has ended: everything that came over it was reported, and its connection ends too."""
+        """A road has ended: everything that came over it was reported, and its connection ends too.
+
+        A peer that did something wrong gets the time to read what that was.
+        """
         if why:
             self._listener.source_broke(source, why)
-        self._cut(source)
+        self._cut(source, self._settings.goodbye_flush_s if why else 0.0)
 
     # This node's half.
 

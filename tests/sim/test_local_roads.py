@@ -12,9 +12,10 @@ import pytest
 
 from fleetlm import Node, Process
 from fleetlm.core.connection import Connection
-from fleetlm.errors import NodeLost
+from fleetlm.errors import Draining, NodeLost
 from fleetlm.testing import SimCluster, run
 from fleetlm.testing.cluster import SETTINGS
+from fleetlm.testing.loop import SimLoop
 from fleetlm.testing.network import SimNetwork
 from tests.sim.world import World, simulated
 
@@ -171,6 +172,68 @@ def test_a_goodbye_over_the_local_road_is_read(caplog: pytest.LogCaptureFixture)
         assert f"nodedown {two.name}: left: " in caplog.text
 
     on_one_machine(story)
+
+
+def slow_threads(monkeypatch: pytest.MonkeyPatch, delay_s: float) -> None:
+    """Let what is done beside the loop take so many virtual seconds."""
+    original = SimLoop.run_in_executor
+
+    def slowly(
+        loop: SimLoop, executor: object, work: Callable[..., Any], *args: object
+    ) -> asyncio.Future[Any]:
+        done = loop.create_future()
+
+        def end() -> None:
+            original(loop, executor, work, *args).add_done_callback(lambda got: done.set_result(got.result()))
+
+        loop.call_later(delay_s, end)
+        return done
+
+    monkeypatch.setattr(SimLoop, "run_in_executor", slowly)
+
+
+def test_the_last_words_of_a_node_that_leaves_wait_behind_the_change_of_roads(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The announcement queues behind a large message, until its sender has left on its local road."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("fleetlm.testing.hosts.LATENCY_S", (0.05, 0.06))  # Nodes agree on a road so late.
+    slow_threads(monkeypatch, 5.0)
+    large = [bytes(200)] * 2_000
+
+    async def main(seed: int) -> None:
+        async with SimCluster(seed) as cluster:
+            cluster.network.share_machine(A, B)
+            got: list[object] = []
+
+            async def deaf(_me: Process) -> None:
+                await asyncio.sleep(1_000)
+
+            one, two = await cluster.start_at(A), await cluster.start_at(B)
+            two.spawn(count, got, name="sink")
+            one.spawn(deaf, name="deaf")
+            while not (one.list() and two.list()):
+                await asyncio.sleep(0.001)
+            assert roads(one) == ["zeromq"]
+            await one.send(("sink", two.name), large)
+            asked = asyncio.create_task(two.call(("deaf", one.name), "?", timeout=60))
+            await asyncio.sleep(0.5)
+            for number in range(100):
+                await one.send(("sink", two.name), number)
+            await asyncio.sleep(0.1)
+            assert roads(one) == ["local"]
+            assert got == [], "the large message is being unpacked"
+            await cluster.stop(A, drain_s=0.0)
+            assert got == []
+            with pytest.raises(Draining, match="takes no new work"):
+                await asked
+            assert got == [large, *range(100)]
+            assert f"nodedown {one.name}: left: " in caplog.text
+            assert "protocol error" not in caplog.text
+
+    for seed in range(4):
+        caplog.clear()
+        run(main(seed))
 
 
 def test_what_follows_a_change_that_was_not_announced_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

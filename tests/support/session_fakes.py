@@ -45,6 +45,9 @@ class FakeTransport:
         self.hung_up: list[int] = []
         self.admitted: list[bytes] = []
         self.disconnected: list[tuple[bytes, float]] = []
+        self.let_in: set[bytes] = set()
+        """Sources with a local road that is not followed."""
+        self.followed: list[bytes] = []
         self.broken = False
 
     def send(self, channel: int, frame: bytes, tail: memoryview | None = None) -> bool:
@@ -67,6 +70,16 @@ class FakeTransport:
 
     def disconnect(self, source: bytes, after_s: float = 0.0) -> None:
         self.disconnected.append((source, after_s))
+
+    def expect_road(self, source: bytes, ticket: bytes) -> None:
+        self.let_in.add(source)
+
+    def open_road(self, channel: int, number: int, ticket: bytes) -> None:
+        """The peer lets nobody in."""
+
+    def follow_road(self, source: bytes) -> bool:
+        self.followed.append(source)
+        return source in self.let_in
 
     def take(self) -> list[bytes]:
         frames, self.frames = self.frames, []
@@ -158,7 +171,7 @@ def processes_and_signals(node: Any, context: NodeContext) -> tuple[LocalProcess
     return local, signals
 
 
-def identity(name: str, incarnation: int, settings: Settings) -> Identity:
+def identity(name: str, incarnation: int, settings: Settings, road: int = 0) -> Identity:
     return Identity(
         name=name,
         incarnation=incarnation,
@@ -168,6 +181,7 @@ def identity(name: str, incarnation: int, settings: Settings) -> Identity:
         window_bytes=settings.window_bytes,
         mailbox_limit=settings.mailbox_limit,
         max_message_bytes=settings.max_message_bytes,
+        road=road,
     )
 
 

@@ -346,6 +346,20 @@ async def test_a_frame_beyond_the_limit_ends_the_connection_before_it_has_come()
         assert (await a.seen.until("lost"))[0] == channel
 
 
+async def test_a_peer_whose_frame_was_too_long_has_the_time_to_read_why() -> None:
+    """The reason is sent to it on the other half, and with an end at once it would be lost."""
+    async with station() as a, station(max_frame_bytes=10_000, goodbye_flush_s=0.3) as b:
+        channel = await a.reach(b)
+        source = await a.move(channel, b)
+        assert a.send(channel, bytes(10_001))
+        await b.seen.until("broke")
+        assert a.seen.all("lost") == []
+        await b.seen.until("gone")
+        assert b.seen.when("gone") - b.seen.when("broke") > 0.25
+        assert b.seen.all("gone") == [(source,)]
+        await a.seen.until("lost")
+
+
 @pytest.mark.parametrize("bytes_sent", [0, 1, 3, 4, 5, 1_000])
 async def test_a_road_that_ends_in_a_frame_ends_the_connection_without_it(bytes_sent: int) -> None:
     async with station() as a, station() as b:
@@ -501,6 +515,36 @@ async def test_what_a_source_had_sent_comes_before_its_loss(monkeypatch: pytest.
             await b.seen.until("gone")
             assert b.seen.frames == [struct.pack(">I", number) for number in range(5_000)]
             assert b.seen.facts[-1] == ("gone", source)
+
+
+async def test_what_a_source_has_sent_without_an_announcement_goes_with_it() -> None:
+    """MOVED may have been lost on the other road: what comes behind it would come with a gap."""
+    before = descriptors()
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        source = await a.agree(channel, b)
+        a.transport.take_road(channel)
+        assert a.send(channel, b"not announced")
+        a.transport.hang_up(channel)
+        assert await b.seen.until("gone") == (source,)
+        assert not b.transport.follow_road(source)
+        assert b.transport._roads._let_in == {}
+        await asyncio.sleep(0.05)
+        assert b.seen.frames == []
+    assert descriptors() <= before
+
+
+async def test_a_road_may_be_followed_again_and_again() -> None:
+    async with station() as a, station() as b:
+        channel = await a.reach(b)
+        source = await a.move(channel, b)
+        for number in range(1, 4):
+            assert a.send(channel, b"%d" % number)
+            await b.seen.until("frame", number)
+            assert b.transport.follow_road(source)
+        a.transport.hang_up(channel)
+        await b.seen.until("gone")
+        assert b.seen.frames == [b"1", b"2", b"3"]
 
 
 async def test_a_disconnected_source_is_not_heard_any_more() -> None:

@@ -46,11 +46,13 @@ EPOCH = 77
 class Rig:
     """A driver on a fake transport; the test plays the network and the peers."""
 
-    def __init__(self) -> None:
+    def __init__(self, road: int = 0) -> None:
         loop = SimLoop.current()
         self.transport = FakeTransport()
+        self.road = road
+        """The number of each node's listener for local roads."""
         self.events = EventHub(100)
-        self.kernel = Kernel(identity(HERE, 1, SETTINGS), SETTINGS, random.Random(1))
+        self.kernel = Kernel(identity(HERE, 1, SETTINGS, road), SETTINGS, random.Random(1))
         codec = Codec()
         self.service = FakePeerService()
         self.boxes: dict[int | str, Mailbox] = {"sink": Mailbox(100, Taker())}
@@ -88,7 +90,7 @@ class Rig:
         channel, ip, _port = self.transport.dialled[-1]
         source = f"{name} {incarnation} {channel}".encode()
         self.driver.channel_opened(channel)
-        hello = identity(name, incarnation, SETTINGS).hello(HERE)
+        hello = identity(name, incarnation, SETTINGS, self.road).hello(HERE)
         self.driver.source_met(source, ip)
         self.frame(source, Kind.HELLO, frames.pack_hello(hello))
         outgoing = self.kernel.topology.peers[name].connection.outgoing
@@ -552,6 +554,80 @@ async def test_a_lost_channel_does_not_overtake_the_last_words_of_a_peer_that_le
         await waits
     assert THERE not in rig.driver.sessions
     assert "fleetlm@10.0.0.3" in rig.driver.sessions
+
+
+# Local roads.
+
+
+@virtual
+async def test_a_road_is_followed_when_its_announcement_comes_and_not_when_it_is_taken() -> None:
+    """The peer may leave meanwhile, and what it sent on its local road queues behind the announcement."""
+    rig = Rig(road=7)
+    _, source = rig.bring_up()
+    session = rig.driver.sessions[THERE]
+    answered, waits = (SimLoop.current().create_future() for _ in range(2))
+    session.calls.update({1: answered, 2: waits})
+    rig.driver._backlog.park(source)
+    rig.frame(source, Kind.MOVED, b"")
+    assert rig.transport.followed == [source]
+    assert not session.incoming.is_local
+    rig.batch(source, operations.reply(1, "over the local road"))
+    rig.batch(source, operations.settled([]))
+    rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("shutdown"))
+    rig.driver.source_lost(source)
+    rig.transport.let_in.clear()
+    rig.driver._backlog.resume(source, None)
+    await turns(3)
+    assert await answered == "over the local road"
+    with pytest.raises(NoConnection, match=r"left: shutdown\. It had not taken the request"):
+        await waits
+    assert session.incoming.is_local
+    assert rig.transport.followed == [source], "once"
+    assert "protocol error" not in rig.kernel.topology.peers[THERE].connection.last_error
+
+
+@virtual
+async def test_a_road_whose_announcement_need_not_wait_is_followed_once() -> None:
+    rig = Rig(road=7)
+    _, source = rig.bring_up()
+    rig.frame(source, Kind.MOVED, b"")
+    rig.batch(source, ["sink", "behind"])
+    await turns()
+    assert rig.transport.followed == [source]
+    assert list(rig.boxes["sink"].queue) == ["behind"]
+    assert THERE in rig.driver.sessions
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_peer_that_changes_over_without_having_been_let_in_is_cut(waits: bool) -> None:
+    async def main() -> None:
+        rig = Rig(road=7)
+        _, source = rig.bring_up()
+        rig.transport.let_in.clear()
+        if waits:
+            rig.driver._backlog.park(source)
+        rig.frame(source, Kind.MOVED, b"")
+        assert THERE in rig.driver.sessions, "not within the effects of the frame"
+        await turns()
+        assert THERE not in rig.driver.sessions
+        why = "protocol error: it changes over to a local road on which it was not let in"
+        assert rig.kernel.topology.peers[THERE].connection.last_error == why
+
+    run(main())
+
+
+@virtual
+async def test_a_second_announcement_is_refused_though_it_waits_behind_the_first() -> None:
+    rig = Rig(road=7)
+    _, source = rig.bring_up()
+    rig.driver._backlog.park(source)
+    for _ in range(2):
+        rig.frame(source, Kind.MOVED, b"")
+    rig.driver._backlog.resume(source, None)
+    await turns()
+    assert THERE not in rig.driver.sessions
+    why = "protocol error: it changes over to a local road that there is not"
+    assert rig.kernel.topology.peers[THERE].connection.last_error == why
 
 
 @virtual
