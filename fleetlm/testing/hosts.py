@@ -170,6 +170,8 @@ class Endpoint:
         if self.is_paused:
             self.backlog.append((fact, args))
             return
+        if fact == "source_lost":
+            self._take_last_words(*args)
         trace = self.fabric.trace
         if trace is not None:
             shown = [zlib.crc32(arg) if isinstance(arg, bytes) else arg for arg in args]
@@ -177,6 +179,15 @@ class Endpoint:
         if fact == "frame_arrived":
             self.fabric.counters.frames_delivered += 1
         getattr(self.listener, fact)(*args)
+
+    def _take_last_words(self, source: bytes) -> None:
+        """Report what the local road of a source has brought, before its end.
+
+        A node that stood still reads MOVED only now, behind which these frames come.
+        """
+        connection = self.sources.pop(source, None)
+        if connection is not None and connection.road is not None:
+            connection.road.drain()
 
     def catch_up(self) -> None:
         """Report the facts that were queued while the host was halted, in order."""
@@ -293,7 +304,11 @@ class Connection:
 
     def _deliver(self, frame: bytes) -> None:
         """Report a frame at the listener's end."""
-        if self.is_listener_open and not self.is_ignored and (listener := self._listener) is not None:
+        if self.is_listener_open:
+            self._report_frame(frame)
+
+    def _report_frame(self, frame: bytes) -> None:
+        if not self.is_ignored and (listener := self._listener) is not None:
             if not self.is_announced:
                 self.is_announced = True
                 listener.report("source_met", self.source, self._src.ip)
@@ -389,9 +404,10 @@ class Connection:
         self._listener_timer = _cancel(self._listener_timer)
         self.out.keep(0)
         if self._listener is not None:
-            self._listener.sources.pop(self.source, None)
             if self.is_announced:
                 self._listener.report("source_lost", self.source)
+            else:
+                self._listener.sources.pop(self.source, None)
         if not self.is_dialler_open:
             self._discard()
         elif send_fin:
@@ -506,7 +522,8 @@ class Connection:
     def _require_road(self) -> SimRoad:
         if self.road is None:
             fabric = self._fabric
-            self.road = SimRoad(fabric.loop, fabric.wheel, fabric.rng, self._deliver, self.close_listener)
+            deliver, ended = self._report_frame, self.close_listener
+            self.road = SimRoad(fabric.loop, fabric.wheel, fabric.rng, deliver, ended)
             self.update()
         return self.road
 

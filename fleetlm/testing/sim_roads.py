@@ -36,8 +36,8 @@ class SimRoad:
     """
 
     __slots__ = (
-        "_deliver", "_ended", "_expected", "_is_followed", "_is_over", "_loop", "_shown", "_unread",
-        "is_broken", "is_open", "is_taken", "lane",
+        "_deliver", "_ended", "_expected", "_is_drained", "_is_followed", "_is_over", "_loop", "_shown",
+        "_unread", "is_broken", "is_open", "is_taken", "lane",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +59,7 @@ class SimRoad:
         self._is_followed = False
         self._is_over = False
         """Whether the end of the stream has arrived."""
+        self._is_drained = False
         self._shown = self._expected = b""
         self._unread: list[bytes] = []
         """What has arrived and is not read, since MOVED has not come."""
@@ -104,13 +105,19 @@ class SimRoad:
                 self.lane.put(Control.END)
 
     def drain(self) -> None:
-        """Report what has left the dialler: its connection has ended."""
+        """Report what has left the dialler: its connection has ended. Nothing more is taken.
+
+        Where the road is not followed, this may be called again when it is.
+        """
+        self._is_drained = True
         pending, self.lane.pending = self.lane.pending, []
         self._unread += [each for tick, each in pending if tick != HELD and isinstance(each, bytes)]
         if self._is_followed:
             self._deliver_unread()
 
     def _arrive(self, frame: bytes | Control) -> None:
+        if self._is_drained:
+            return
         if isinstance(frame, Control):
             self._is_over = True
             if self._is_followed:

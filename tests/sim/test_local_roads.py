@@ -236,6 +236,41 @@ def test_the_last_words_of_a_node_that_leaves_wait_behind_the_change_of_roads(
         run(main(seed))
 
 
+@pytest.mark.parametrize("halt", ["stall", "freeze"])
+def test_the_last_words_of_a_node_are_read_by_one_that_stood_still_when_it_left(
+    halt: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had let its neighbour in at its local road, and has not read that it changed over."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("fleetlm.testing.hosts.LATENCY_S", (0.05, 0.06))
+
+    async def main(seed: int) -> None:
+        async with SimCluster(seed) as cluster:
+            cluster.network.share_machine(A, B)
+            got: list[object] = []
+            one, two = await cluster.start_at(A), await cluster.start_at(B)
+            two.spawn(count, got, name="sink")
+            while not (one.list() and two.list()):
+                await asyncio.sleep(0.001)
+            getattr(cluster, halt)(B)
+            await asyncio.sleep(0.2)
+            assert roads(one) == ["local"]
+            for number in range(100):
+                await one.send(("sink", two.name), number)
+            await cluster.stop(A, drain_s=0.0)
+            await asyncio.sleep(0.01)  # Less than a tick, with which it finds out that nobody is there.
+            assert got == []
+            getattr(cluster, {"stall": "unstall", "freeze": "thaw"}[halt])(B)
+            await asyncio.sleep(0.1)
+            assert got == list(range(100))
+            assert f"nodedown {one.name}: left: " in caplog.text
+            assert "protocol error" not in caplog.text
+
+    for seed in range(4):
+        caplog.clear()
+        run(main(seed))
+
+
 def test_what_follows_a_change_that_was_not_announced_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without MOVED the receiver does not read the local road."""
     original = Connection.road_opened
