@@ -352,11 +352,14 @@ async def test_a_peer_whose_frame_was_too_long_has_the_time_to_read_why() -> Non
         channel = await a.reach(b)
         source = await a.move(channel, b)
         assert a.send(channel, bytes(10_001))
+        assert a.send(channel, bytes(100_000))
         await b.seen.until("broke")
         assert a.seen.all("lost") == []
         await b.seen.until("gone")
         assert b.seen.when("gone") - b.seen.when("broke") > 0.25
         assert b.seen.all("gone") == [(source,)]
+        assert len(b.seen.all("broke")) == 1, "it is said once, though there is more to read"
+        assert b.transport._roads._muted == set()
         await a.seen.until("lost")
 
 
