@@ -288,6 +288,9 @@ class Settings(Record):
     batch_messages: int = 1_024
     """A batch of this many messages is sent at once, at most 4,096. Bounds how long a receiver's loop decodes
     in one go."""
+    batch_calls: int = 16
+    """Calls or replies in a batch from which on it is sent, though the turn of the loop is not over: the
+    other node works on them, while this one goes on. Else nodes with many open calls would work by turns."""
     window_bytes: int = 8 * 1024 * 1024
     """Bytes in flight to one peer before ``send`` waits: enough for 10 GB/s at a round trip of 0.8 ms."""
     max_unread_bytes: int = 64 * 1024 * 1024

@@ -118,6 +118,7 @@ class Session:
     __slots__ = (
         "_batch",
         "_batch_bytes",
+        "_batch_calls",
         "_batch_limit",
         "_batch_limit_bytes",
         "_codec",
@@ -232,6 +233,7 @@ class Session:
         """The packed messages of this turn; the first place is for the frame's header."""
         self._batch_bytes = self._last_count = 0  # Of these; and how many messages the last BATCH held.
         self._batch_limit, self._batch_limit_bytes = settings.batch_messages, settings.batch_bytes
+        self._batch_calls = settings.batch_calls
 
     # Windows.
 
@@ -443,10 +445,12 @@ class Session:
 
         A call is lone if no other waits for the peer, and the last frame held no more than one message. So a
         program that makes one call after the other does not wait for the end of the turn, and under load
-        calls share a frame.
+        calls share a frame. Of many calls some leave before the others (`Settings.batch_calls`).
         """
         if self.calls or self.is_slow or self._last_count > 1:
             self.append(packed, sender)
+            if len(self._batch) > self._batch_calls and not self.is_slow:
+                self._flush_batch()
         else:
             self._batch.append(packed)  # type: ignore[arg-type]  # As in `append`.
             self._flush_batch()
@@ -622,6 +626,8 @@ class Session:
                 self._answer(packed, AnswerLane(ref))
             elif len(requests) > 1 or self._last_count > 1:
                 self.append(packed)
+                if len(self._batch) > self._batch_calls:
+                    self._flush_batch()
             else:  # Nothing else of the peer is being served: it need not wait for the end of the turn.
                 self._batch.append(packed)  # type: ignore[arg-type]  # As in `append`.
                 self._flush_batch()

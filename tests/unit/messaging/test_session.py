@@ -588,6 +588,42 @@ async def test_a_reply_after_which_nothing_is_open_leaves_at_once() -> None:
 
 
 @virtual
+async def test_of_many_calls_some_leave_before_the_turn_is_over() -> None:
+    here = Pair(Settings(batch_calls=4)).here
+    for ref in range(1, 12):
+        here.session.append_call(msgpack.packb([Op.CALL, "echo", ref, ref, 1000, 0]), None)
+        here.session.calls[ref] = SimLoop.current().create_future()
+    lengths = [len(batch) for batch in frames_of(here)]
+    assert lengths == [1, 4, 4]  # The first one was alone.
+    here.flush()
+    assert [len(batch) for batch in frames_of(here)] == [2]
+
+
+@virtual
+async def test_of_many_replies_some_leave_before_the_turn_is_over() -> None:
+    pair = Pair(Settings(batch_calls=4))
+    there, box = pair.there, pair.there.box("echo")
+    for ref in range(11):
+        pair.here.session.append(msgpack.packb([Op.CALL, "echo", ref, ref, 1000, 0]))
+    pair.settle()
+    for _ in range(11):
+        (await box.get()).reply("done")
+    assert [len(batch) for batch in frames_of(there)] == [4, 4]
+    there.flush()
+    assert [len(batch) for batch in frames_of(there)] == [3]
+
+
+@virtual
+async def test_one_way_messages_leave_at_the_end_of_the_turn_however_many_they_are() -> None:
+    here = Pair(Settings(batch_calls=4)).here
+    for number in range(100):
+        here.session.append(msgpack.packb(["echo", number]))
+    assert frames_of(here) == []
+    here.flush()
+    assert [len(batch) for batch in frames_of(here)] == [100]
+
+
+@virtual
 async def test_a_session_that_is_full_or_over_sends_nothing_at_once() -> None:
     here = Pair().here
     session = here.session
