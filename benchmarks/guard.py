@@ -1,9 +1,10 @@
 """A guard against lost speed: ratios to the floors of the same run, with generous margins.
 
-Absolute figures of two machines cannot be compared, and those of one shared machine differ by a factor of
-two from hour to hour. The ratios to a floor that takes turns with fleetlm differ by about a fifth, and by more
-where other work runs on the same cores. `LEAST` has half the rate that an idle machine shows, and two to three
-times the time: it finds a change that makes a road twice as slow, and does not fail for noise.
+Absolute figures of two machines cannot be compared, and those of one shared machine differ by a factor
+of two from hour to hour. The ratios to a floor that takes turns with fleetlm differ by about a fifth,
+and by more where other work runs on the same cores. `LEAST` has half the rate that an idle machine
+shows, and two to three times the time: it finds a change that makes a road twice as slow, and does not
+fail for noise.
 """
 
 from __future__ import annotations
