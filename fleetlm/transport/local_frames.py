@@ -286,8 +286,11 @@ class FrameReader:
         self._arrived = _drop
 
     def drain(self) -> None:
-        """Pass on, now, what has come whole: the peer has gone. Then close the socket."""
-        left = MAX_DRAINED_BYTES
+        """Pass on, now, what has come whole: the peer has gone. Then close the socket.
+
+        A muted reader only closes it: whoever reads on could meet, once more, what the peer did wrong.
+        """
+        left = 0 if self._arrived is _drop else MAX_DRAINED_BYTES
         if self._has_more:
             self._pass_on(float("inf"))
         while left > 0 and not self.is_closed:

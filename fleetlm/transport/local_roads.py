@@ -121,8 +121,6 @@ class LocalRoads:
         """Source → its local road, which is not read yet."""
         self._reading_time: ReadingTime
         self._readers: dict[bytes, FrameReader] = {}
-        self._muted: set[bytes] = set()
-        """Sources of `_readers` of which nothing more is taken."""
         self._requests: dict[int, _Request] = {}
         """By channel."""
         self._writers: dict[int, FrameWriter] = {}
@@ -265,7 +263,6 @@ class LocalRoads:
         """Drop what comes from a source: its node is about to hang up."""
         if source in self._readers:
             self._readers[source].mute()
-            self._muted.add(source)
 
     def drain(self, source: bytes) -> None:
         """Report what a source has sent before it ended, and forget it.
@@ -273,7 +270,7 @@ class LocalRoads:
         Nothing of a road that is not followed: its MOVED was never sent, or was lost on the other road.
         """
         reader = self._readers.get(source)
-        if reader is not None and source not in self._muted:
+        if reader is not None:
             reader.drain()
         self.forget(source)
 
@@ -282,7 +279,6 @@ class LocalRoads:
         self._expected.pop(self._tickets.pop(source, b""), None)
         sock = self._let_in.pop(source, None)
         reader = self._readers.pop(source, None)
-        self._muted.discard(source)
         for each in (sock, reader):
             if each is not None:
                 each.close()

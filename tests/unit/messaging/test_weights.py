@@ -221,6 +221,13 @@ def test_a_short_message_counts_one_whatever_it_holds() -> None:
     main()
 
 
+def note_what_goes_beside(side: Side) -> list[Any]:
+    """Collect what would be unpacked in the thread, instead of unpacking it."""
+    beside: list[Any] = []
+    side.inbound.unpack_beside = lambda _session, unpack: beside.append(unpack)
+    return beside
+
+
 @pytest.mark.parametrize(
     ("count", "is_beside"), [(60_000, False), (70_000, True), (200_000, True)], ids=lambda count: f"{count:,}"
 )
@@ -230,9 +237,7 @@ def test_a_message_of_many_values_in_chunks_is_unpacked_and_weighed_beside_the_l
     @virtual
     async def main() -> None:
         side = Pair().there
-        box = side.box("box")
-        beside: list[Any] = []
-        side.inbound.unpack_beside = lambda _session, unpack: beside.append(unpack)
+        box, beside = side.box("box"), note_what_goes_beside(side)
         receive_chunk(side, operations.one_way("box", [[]] * count), LIMIT)
         assert (len(beside), len(box.queue)) == ((1, 0) if is_beside else (0, 1))
 
@@ -243,9 +248,7 @@ def test_a_batch_of_few_large_texts_is_unpacked_on_the_loop_and_one_of_many_valu
     @virtual
     async def main() -> None:
         side = Pair().there
-        box = side.box("box")
-        beside: list[Any] = []
-        side.inbound.unpack_beside = lambda _session, unpack: beside.append(unpack)
+        box, beside = side.box("box"), note_what_goes_beside(side)
         receive(side, *[operations.heavy("box", "x" * 120_000, 40)] * 5)
         receive(side, *[operations.one_way("box", [1] * 20)] * 2_000)
         assert (len(beside), len(box.queue)) == (0, 2_005)
