@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-TESTS := -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not containers"
+TESTS := -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not containers and not browser and not kits and not site"
 COVERAGE_FLOOR := 80
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
@@ -21,7 +21,7 @@ LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-containers coverage coverage-core fuzz lint types lock hooks format bench bench-guard clean
+.PHONY: help setup demo test test-long test-containers test-browser kits site coverage coverage-core fuzz lint types lock hooks format bench bench-guard clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -49,6 +49,19 @@ test-long: $(STAMP) ## tests that take minutes: full lengths on real sockets
 
 test-containers: $(STAMP) ## a real cluster with Docker Compose; REQUIRE_DOCKER=1: no engine is a failure
 	$(PYTEST) -p no:xdist -m containers $(ARGS) tests/containers
+
+test-browser: $(STAMP) ## the page of the ops listener in a real browser; needs Chromium (Debian: apt-get install chromium)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	$(PYTEST) -p no:xdist -m browser $(ARGS) tests/browser
+
+kits: $(STAMP) ## validate the deployment kits; needs promtool and kubectl (Debian: apt-get install prometheus kubectl)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[kits]'
+	$(PYTEST) -p no:xdist -m kits $(ARGS) tests/kits
+
+site: $(STAMP) ## build the documentation site, strictly, and check its links
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[site]'
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	$(PYTEST) -p no:xdist -m site $(ARGS) tests/site
 
 coverage: $(STAMP) ## the tests of `make test` with branch coverage of the whole package, and a floor
 	$(PYTEST) $(TESTS) --cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR) $(ARGS)

@@ -19,7 +19,7 @@ nox.options.sessions = ["tests", "lowest", "lint"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PYTEST = (
     *("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
-    *("-m", "not long and not containers"),
+    *("-m", "not long and not containers and not browser and not kits and not site"),
 )
 
 

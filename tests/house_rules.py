@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VALUES = (
     *("cookies", "errors", "escapes", "ids", "names", "messages", "records", "setting_parsers", "settings"),
-    "texts",
+    *("telemetry", "texts"),
 )
 ROWS: tuple[tuple[str, ...], ...] = (
     # A room is a package of fleetlm, or a module that stands beside the packages. A room may import
@@ -35,7 +35,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("sync", "supervisor"),
     ("node",),
     ("public",),  # fleetlm/__init__: imports by name, at the first use of a name
-    ("node_thread", "remote", "testing"),
+    ("node_thread", "remote", "testing", "metrics", "tracing"),
+    ("ops", "asgi"),
     ("cli",),
     ("program",),
     ("__main__",),
