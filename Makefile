@@ -21,7 +21,7 @@ LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-containers test-browser kits site coverage coverage-core fuzz lint types lock hooks format bench bench-guard clean
+.PHONY: help setup demo test test-long test-containers test-browser kits site coverage coverage-core fuzz lint types reference lock hooks format bench bench-guard clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -60,7 +60,8 @@ kits: $(STAMP) ## validate the deployment kits; needs promtool and kubectl (Debi
 
 site: $(STAMP) ## build the documentation site, strictly, and check its links
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[site]'
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	$(BIN)/python -m scripts.stage_site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(PYTEST) -p no:xdist -m site $(ARGS) tests/site
 
 coverage: $(STAMP) ## the tests of `make test` with branch coverage of the whole package, and a floor
@@ -79,6 +80,9 @@ lint: $(STAMP) ## ruff, the format, mypy and spelling
 types: $(STAMP) ## every public name has a type that type checkers agree on
 	PATH="$(abspath $(BIN)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 \
 	  pyright --verifytypes fleetlm --ignoreexternal
+
+reference: $(STAMP) ## write the pages of docs/reference/ that repeat the source
+	$(BIN)/python -m scripts.write_reference
 
 lock: $(STAMP) ## write the locks with hashes of what docker/ and a release install
 	$(BIN)/uv pip compile $(LOCK) --extra uvloop --output-file docker/requirements.txt pyproject.toml

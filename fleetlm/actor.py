@@ -188,7 +188,8 @@ class Actor:
 
             self.cast_after(5.0, Poller.poll, "https://example.org")
 
-        Raises: as `Process.send_after`; TypeError if ``method`` is not a handler of this class that returns.
+        Raises what `Process.send_after` raises; TypeError if ``method`` is not a handler of this class that
+        returns.
         """
         return self.process.send_after(delay_s, self.__request(method, args, kwargs))
 
@@ -197,7 +198,7 @@ class Actor:
     ) -> Timer:
         """Run one of this actor's own handlers every ``interval_s`` seconds; see `Process.send_every`.
 
-        Raises: as `cast_after`.
+        Raises what `cast_after` raises.
         """
         return self.process.send_every(interval_s, self.__request(method, args, kwargs))
 

@@ -286,7 +286,7 @@ class Process(RunningProcess):
     ) -> tuple[Pid, Ref]:
         """Spawn a process on this node, monitored by this one before its first line runs.
 
-        Raises: as `Node.spawn`; nothing was spawned.
+        Raises what `Node.spawn` raises; nothing was spawned.
 
         Returns:
             Its pid, and the ref of the monitor.
@@ -317,8 +317,8 @@ class Process(RunningProcess):
     ) -> ActorRef[A]:
         """Start an actor as `Node.start_actor` does, and link it with this process once it is ready.
 
-        Raises: as `Node.start_actor`; no exit signal comes then. Source: OTP gen_server:start_link/3;
-        differs: an ``init`` that fails raises here and sends no exit signal.
+        Raises what `Node.start_actor` raises; no exit signal comes then. Source: OTP
+        gen_server:start_link/3; differs: an ``init`` that fails raises here and sends no exit signal.
         """
         options: dict[str, Any] = {"name": name, "timeout": timeout, "local": local}
         ref: ActorRef[A] = await self.node.start_actor(actor, *args, **options)
@@ -333,8 +333,8 @@ class Process(RunningProcess):
         However early either of them ends, the other gets the exit signal. If this process ends while it
         waits here, the spawned one gets its exit signal.
 
-        Raises: as `Node.spawn_at`. After `NodeLost` a process may have been spawned; it gets an exit signal
-            with ``"noconnection"``, as every process linked across the lost connection does.
+        Raises what `Node.spawn_at` raises. After `NodeLost` a process may have been spawned; it gets an exit
+        signal with ``"noconnection"``, as every process linked across the lost connection does.
         """
         pid, _ = await self._services.remote_spawn.spawn(at, factory, args, name, timeout, self, linked=True)
         return pid
@@ -349,7 +349,7 @@ class Process(RunningProcess):
         Returns:
             Its pid, and the ref of the monitor.
 
-        Raises: as `Node.spawn_at`; no `Down` comes then. After `NodeLost` a process may live there.
+        Raises what `Node.spawn_at` raises; no `Down` comes then. After `NodeLost` a process may live there.
         """
         pid, ref = await self._services.remote_spawn.spawn(
             at, factory, args, name, timeout, self, monitored=True

@@ -164,7 +164,7 @@ class LocalProcesses:
     def register(self, name: str, pid: Pid, *, is_local: bool = False) -> None:
         """Name a process, which is for this node only from now on if ``is_local``.
 
-        Raises: as `ProcessTable.register`; nothing changed.
+        Raises what `ProcessTable.register` raises; nothing changed.
         """
         self.table.register(name, pid)
         self.boxes[name] = self.boxes[pid.number]

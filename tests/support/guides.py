@@ -12,9 +12,17 @@ README = ROOT / "README.md"
 QUICKSTART = ROOT / "examples" / "quickstart"
 PAGES = (
     README,
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "reference"),
     *sorted((ROOT / "examples").rglob("*.md")),
 )
+START = ROOT / "docs" / "start.md"
+OPERATE = ROOT / "docs" / "operate.md"
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+WITH_PROGRAMS = (
+    README,
+    *(ROOT / "docs" / f"{name}.md" for name in ("start", "messages", "actors", "testing")),
+)
+"""The pages that show the programs of `QUICKSTART`; each program is saved as a file and run."""
 FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
 )
@@ -67,17 +75,33 @@ def all_blocks(language: str) -> list[Block]:
 
 
 def shown_part(example: Path) -> str:
-    """What README shows of a quickstart program: all that follows its docstring and the first import."""
+    """What a page shows of a quickstart program: all that follows its docstring and the first import."""
     return example.read_text(encoding="utf-8").partition(HEADER)[2].lstrip("\n")
 
 
 def quickstart() -> dict[str, Block]:
-    """The programs of README by the name of the file that each is saved as.
+    """The programs that README and the first pages show, by the name of the file that each is saved as.
 
     Raises:
-        AssertionError: a program of README is not one of `QUICKSTART`, or the other way round.
+        AssertionError: README shows a program that is not one of `QUICKSTART`, or no page shows one that is.
     """
-    shown = {block.text: block for block in blocks(README) if block.language == "python"}
+    shown = {b.text: b for page in WITH_PROGRAMS for b in blocks(page) if b.language == "python"}
     files = {shown_part(path): path.name for path in QUICKSTART.rglob("*.py")}
-    assert shown.keys() == files.keys(), "README and examples/quickstart/ show the same programs"
-    return {files[text]: block for text, block in shown.items()}
+    assert {block.text for block in blocks(README) if block.language == "python"} <= files.keys()
+    assert files.keys() <= shown.keys(), "the first pages show every program of examples/quickstart/"
+    return {files[text]: block for text, block in shown.items() if text in files}
+
+
+def shown_with(command: str) -> Block:
+    """The console block of the first pages that has this command, with its output."""
+    (found,) = (b for page in WITH_PROGRAMS for b in blocks(page) if command in b.commands)
+    return found
+
+
+def section(page: Path, title: str) -> list[Block]:
+    """The console blocks of a page below a heading of the second level."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    first = lines.index(f"## {title}") + 1
+    later = [number for number, line in enumerate(lines, 1) if line.startswith("## ") and number > first]
+    last = later[0] if later else len(lines)
+    return [b for b in blocks(page) if b.language == "console" and first < b.line < last]

@@ -73,6 +73,14 @@ def test_fanout() -> None:
     assert "fleetlm@127.0.0.4: NoConnection" in said
 
 
+def test_batching() -> None:
+    said = run("batching.py")
+    assert "joined: fleetlm@127.0.0.2" in said
+    assert "16 answers, the last one 'PROMPT 15'" in said
+    (sizes,) = re.findall(r"sizes of the batches: \[([\d, ]+)\]", said)
+    assert sum(map(int, sizes.split(", "))) == 16
+
+
 def test_leaving() -> None:
     said = run("leaving.py")
     assert said.splitlines() == [

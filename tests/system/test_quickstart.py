@@ -1,4 +1,4 @@
-"""README's programs run as they are pasted, and print what README says."""
+"""The programs of README and the first pages run as they are pasted, and print what the pages say."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 from examples.quickstart.tests import test_leader, test_partition  # run by tests/sim
 from fleetlm.cli.demo.replicas import free_port
-from tests.support.guides import README, ROOT, Block, blocks, quickstart
+from tests.support.guides import OPERATE, ROOT, START, Block, quickstart, section, shown_with
 
-README_ADDRESSES = "127.0.0."
+SHOWN_ADDRESSES = "127.0.0."
 PROGRAMS = ("hello.py", "outcomes.py", "actors.py")
 ANSWER_S = 20.0
 
@@ -25,7 +25,7 @@ ANSWER_S = 20.0
 class Terminal:
     """A shell in a fresh folder, with the environment of a reader who has just activated `.venv`.
 
-    Addresses that no other test uses replace README's, so that `fleetlm remote` finds these nodes.
+    Addresses that no other test uses replace those of the pages, so that `fleetlm remote` finds these nodes.
     """
 
     def __init__(self, folder: Path, runtime: str) -> None:
@@ -49,7 +49,7 @@ class Terminal:
         self._started: list[subprocess.Popen[str]] = []
 
     def moved(self, text: str) -> str:
-        return text.replace(README_ADDRESSES, self.addresses)
+        return text.replace(SHOWN_ADDRESSES, self.addresses)
 
     def start(self, block: Block) -> subprocess.Popen[str]:
         """Run the block's commands; what they print is in ``stdout``, errors included."""
@@ -112,26 +112,16 @@ def interrupt(program: subprocess.Popen[str]) -> str:
     return rest
 
 
-def section(title: str) -> list[Block]:
-    """README's console blocks below a heading."""
-    lines = README.read_text(encoding="utf-8").splitlines()
-    first = lines.index(f"## {title}") + 1
-    later = [number for number, line in enumerate(lines, 1) if line.startswith("## ") and number > first]
-    last = later[0] if later else len(lines)
-    return [b for b in blocks(README) if b.language == "console" and first < b.line < last]
-
-
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_prints_what_readme_says(terminal: Terminal, name: str) -> None:
+def test_a_program_prints_what_its_page_says(terminal: Terminal, name: str) -> None:
     (terminal.folder / name).write_text(quickstart()[name].text)
-    (shown,) = (b for b in blocks(README) if b.language == "console" and f"python {name}" in b.commands)
-    assert terminal.run(f"python {name}") == shown.output
+    assert terminal.run(f"python {name}") == shown_with(f"python {name}").output
 
 
 @pytest.mark.deadline(60)
-def test_two_terminals_are_one_cluster_as_readme_says(terminal: Terminal) -> None:
+def test_two_terminals_are_one_cluster_as_their_page_says(terminal: Terminal) -> None:
     (terminal.folder / "cluster.py").write_text(quickstart()["cluster.py"].text)
-    one, two, three = section("Two terminals, one cluster")
+    one, two, three = section(START, "Two terminals, one cluster")
     running, greeted, gone = terminal.moved(one.output).splitlines(keepends=True)
 
     first = terminal.start(one)
@@ -151,8 +141,8 @@ def test_two_terminals_are_one_cluster_as_readme_says(terminal: Terminal) -> Non
 
 
 def check_operations(terminal: Terminal) -> None:
-    """Each expression of README's section on operation works in the first node."""
-    (block,) = section("Operate")
+    """Each expression of the section on looking inside works in the first node."""
+    (block,) = section(OPERATE, "Look inside")
     commands = [shlex.split(command, comments=True) for command in block.commands]
     expressions = [words[2] for words in commands if words[:2] == ["fleetlm", "remote"] and len(words) > 2]
     assert len(expressions) >= 6
@@ -161,6 +151,6 @@ def check_operations(terminal: Terminal) -> None:
         assert terminal.run(f"fleetlm remote --node fleetlm@{node} {shlex.quote(expression)}") != ""
 
 
-def test_every_program_of_readme_is_run() -> None:
+def test_every_program_of_the_first_pages_is_run() -> None:
     tests = {f"{module.__name__.rpartition('.')[2]}.py" for module in (test_leader, test_partition)}
     assert quickstart().keys() == {*PROGRAMS, "cluster.py", *tests}

@@ -1,9 +1,9 @@
 """README and the documentation show only what exists and what a test runs.
 
 Every Python block stands word for word in an example or a test that the suite runs.
-`tests/system/test_quickstart.py` runs README's programs and commands, `tests/sim/test_quickstart_tests.py`
-its tests, `tests/system/test_examples.py` the examples, and `tests/sim/test_pytest_plugin.py` the testing
-project.
+`tests/system/test_quickstart.py` runs the programs and commands of the first pages,
+`tests/sim/test_quickstart_tests.py` their tests, `tests/system/test_examples.py` the examples, and
+`tests/sim/test_pytest_plugin.py` the testing project.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from fleetlm.cli.arguments import parser
 from fleetlm.testing import Fleet
 from fleetlm.testing.fleet import NotReached
 from tests.support.guides import (
+    CONFIGURATION,
     FENCE,
+    OPERATE,
     PAGES,
     QUICKSTART,
     README,
@@ -74,7 +76,7 @@ def test_readme_begins_with_a_whole_program() -> None:
     assert install.commands[-1] == "python hello.py"
 
 
-def test_readme_shows_whole_programs_only() -> None:
+def test_the_first_pages_show_whole_programs() -> None:
     programs = quickstart()
     assert {"hello.py", "cluster.py", "outcomes.py", "actors.py"} <= programs.keys()
     for name, block in programs.items():
@@ -166,7 +168,7 @@ def test_commands_that_do_not_exist_are_caught() -> None:
 
 
 def test_the_table_of_settings_has_every_variable_and_its_default() -> None:
-    rows = [line.split(" | ") for line in README.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split(" | ") for line in CONFIGURATION.read_text(encoding="utf-8").splitlines()]
     shown = {
         name: row[2].strip(" |`")
         for row in rows
@@ -194,7 +196,7 @@ async def test_the_tables_name_methods_that_exist(fleet: Fleet) -> None:
 
 
 def test_the_kubernetes_manifest_fits_the_defaults() -> None:
-    (block,) = [each for each in blocks(README) if each.language == "yaml"]
+    (block,) = [each for each in blocks(OPERATE) if each.language == "yaml"]
     defaults = Settings()
     port = re.search(r"containerPort: (\d+)", block.text)
     grace = re.search(r"terminationGracePeriodSeconds: (\d+)", block.text)
@@ -214,7 +216,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "page",
-    sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob(".github/*.md")}),
+    sorted({*PAGES, *ROOT.glob("docs/reference/*.md"), *ROOT.glob("*.md"), *ROOT.glob(".github/*.md")}),
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_every_link_to_a_file_or_heading_leads_somewhere(page: Path) -> None:
@@ -235,9 +237,9 @@ def test_the_list_of_examples_has_every_program() -> None:
 
 
 def test_what_troubleshooting_quotes_is_what_nodes_say() -> None:
-    """Texts of errors and logs that README quotes; "Address already in use" is the operating system's."""
+    """Texts of errors and logs that the section quotes."""
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "fleetlm").rglob("*.py"))
-    text = README.read_text(encoding="utf-8")
+    text = OPERATE.read_text(encoding="utf-8")
     for quoted in (
         "answers but does not dial back", "authentication failed", "wrong_cluster", "wrong_name",
         "connection closed", "left: ",

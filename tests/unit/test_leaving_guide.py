@@ -1,4 +1,4 @@
-"""The arithmetic of docs/leaving.md, README and docker/: each platform waits as long as a node may take."""
+"""The arithmetic of docs/leaving.md, docs/operate.md and docker/: platforms wait as long as it takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from fleetlm import Settings
 from fleetlm.cli import health
 from fleetlm.cli.exit_codes import EX_CONFIG, EX_CUT
-from tests.support.guides import README, ROOT, blocks
+from tests.support.guides import OPERATE, ROOT, blocks
 
 PAGE = ROOT / "docs" / "leaving.md"
 DEFAULTS = Settings()
@@ -50,7 +50,7 @@ def test_trees_have_the_five_seconds_of_the_rule() -> None:
     assert "preStop + `FLEETLM_DRAIN_MS` + 5 s" in PAGE.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", [PAGE, README], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [PAGE, OPERATE], ids=lambda page: page.name)
 def test_kubernetes_waits_for_pre_stop_and_the_drain_twice(page: Path) -> None:
     service, deployment = manifests(page)
     assert service["spec"]["clusterIP"] == "None"
