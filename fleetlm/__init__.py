@@ -21,19 +21,20 @@ _NAMES_OF = {
     "fleetlm.core.name_table": "Claim",
     "fleetlm.core.topology": "PeerInfo",
     "fleetlm.directory.group_ref": "GroupRef",
+    "fleetlm.directory.tables": "SharedTable",
     "fleetlm.discovery.dns": "DnsDiscovery StaticDiscovery",
     "fleetlm.discovery.interface": "Discovery",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
         "NotAllowed NotDelivered NotSerializable OutcomeUnknown ProcessDown ProcessExit RemoteError "
-        "SettingsError StartFailed StreamIdle TooManyMemberships TooManyNames Undecodable WorkerDied "
-        "WorkerNotStarted WouldBlock"
+        "SettingsError StartFailed StreamIdle TooManyMemberships TooManyNames TooManyRows Undecodable "
+        "WorkerDied WorkerNotStarted WouldBlock"
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.messages": (
         "Crash Down Exit Joined Left NameLost NodeDown NodeDraining NodeUndrained NodeUp "
-        "Registered Unregistered message register_type"
+        "Registered RowDropped RowPut Unregistered message register_type"
     ),
     "fleetlm.messaging.retries": "retry",
     "fleetlm.names": "Address NodeName",

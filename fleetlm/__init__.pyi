@@ -9,6 +9,7 @@ from fleetlm.core.dns_answers import Answer as Answer, Outcome as Outcome
 from fleetlm.core.name_table import Claim as Claim
 from fleetlm.core.topology import PeerInfo as PeerInfo
 from fleetlm.directory.group_ref import GroupRef as GroupRef
+from fleetlm.directory.tables import SharedTable as SharedTable
 from fleetlm.discovery.dns import DnsDiscovery as DnsDiscovery, StaticDiscovery as StaticDiscovery
 from fleetlm.discovery.interface import Discovery as Discovery
 from fleetlm.errors import (
@@ -39,6 +40,7 @@ from fleetlm.errors import (
     StreamIdle as StreamIdle,
     TooManyMemberships as TooManyMemberships,
     TooManyNames as TooManyNames,
+    TooManyRows as TooManyRows,
     Undecodable as Undecodable,
     WorkerDied as WorkerDied,
     WorkerNotStarted as WorkerNotStarted,
@@ -57,6 +59,8 @@ from fleetlm.messages import (
     NodeUndrained as NodeUndrained,
     NodeUp as NodeUp,
     Registered as Registered,
+    RowDropped as RowDropped,
+    RowPut as RowPut,
     Unregistered as Unregistered,
     message as message,
     register_type as register_type,

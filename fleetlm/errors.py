@@ -10,6 +10,7 @@
     ├── AlreadyRegistered   the name has an owner on that node already
     ├── TooManyNames        the node already has as many cluster-wide names as it may have
     ├── TooManyMemberships  the caller: more than ``Settings.max_memberships``
+    ├── TooManyRows         the caller: more than ``Settings.max_rows``, or too much in them
     ├── NodeStopped         this node has been stopped, or cannot be used in this process
     ├── StartFailed         this node could not start: its address or port cannot be bound
     ├── InitFailed          an actor failed, or was not ready in time, during its init
@@ -195,6 +196,25 @@ class TooManyMemberships(FleetError):
             f"this node has {self.held:,} memberships in process groups, and {self.wanted:,} more would "
             f"exceed the limit of {self.limit:,} (Settings.max_memberships); raise it on all nodes"
         )
+
+
+class TooManyRows(FleetError):
+    """This node's rows in tables would be more, or larger, than allowed. Nothing changed.
+
+    Attributes:
+        table: the name of the table.
+        key: of the row that was to be written.
+        why: the limit, as a phrase.
+    """
+
+    def __init__(self, table: str, key: str, why: str) -> None:
+        super().__init__(table, key, why)
+        self.table = table
+        self.key = key
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the row {self.key!r} of the table {self.table!r} would be {self.why}"
 
 
 class NodeStopped(FleetError):

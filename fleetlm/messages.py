@@ -157,6 +157,30 @@ class Left(Record):
     reason: str
 
 
+class RowPut(Record):
+    """A node has written a row of a table (`Node.table`), for the first time or anew.
+
+    ``value`` is None where this node does not know its type.
+    """
+
+    table: str
+    node: str
+    key: str
+    value: Any
+
+
+class RowDropped(Record):
+    """A row of a table has gone.
+
+    ``reason`` is ``"dropped"`` or ``"noconnection"`` (the session with its node ended).
+    """
+
+    table: str
+    node: str
+    key: str
+    reason: str
+
+
 class MessageTypes:
     """Tags and the classes registered under them: one class for a tag, and one tag for a class.
 

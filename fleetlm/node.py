@@ -31,6 +31,7 @@ from fleetlm.actors.ref import ActorRef, Goal, goal_of
 from fleetlm.actors.refs import ActorRefs, goals_of
 from fleetlm.actors.starting import start
 from fleetlm.blocking import forks
+from fleetlm.directory.tables import SharedTable
 from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
 from fleetlm.messaging.deadline import within_deadline
@@ -445,6 +446,17 @@ class Node:
         the subscription when it is not needed any more.
         """
         return self._parts.events.subscribe()
+
+    def table(self, name: str) -> SharedTable:
+        """Return a table of the whole cluster in which each node writes rows of its own; see `SharedTable`.
+
+        Args:
+            name: 1 to 255 printable characters. A table exists while it has a row.
+
+        Raises:
+            InvalidName: not such a text.
+        """
+        return SharedTable(self._parts.replicated_rows, name)
 
     def add_check(self, name: str, check: Callable[[], Any]) -> None:
         """Add a check of the program to what makes this node ready (`fleetlm health --ready`).

@@ -412,6 +412,15 @@ class Settings(Record):
     """Size limit of all names of one node with their metas. They are sent in one go when two nodes connect,
     and must stay well within what may be in flight."""
 
+    # Tables of programs (`Node.table`). A peer that exceeds these limits is disconnected: set them alike.
+    max_rows: int = 16_384
+    """Limit of rows of one node, in all tables. Every node stores the rows of all nodes."""
+    max_row_bytes: int = 4_096
+    """Size limit of the value of one row when packed, at most 64 KiB. A row tells of its node, and is not the
+    place for its data."""
+    max_rows_bytes: int = 8 * 1024 * 1024
+    """Size limit of all rows of one node, with their keys: what every other node keeps for it."""
+
     # Checks of readiness, and hooks of a node that leaves.
     check_s: float = 3.0
     """Seconds for one check of readiness (`Node.add_check`). Platforms often give a probe 5 seconds, of which

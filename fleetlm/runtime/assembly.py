@@ -44,6 +44,7 @@ from fleetlm.core.kernel import Kernel
 from fleetlm.directory.groups import Groups, ReplicatedGroups
 from fleetlm.directory.registry import Registry, ReplicatedNames
 from fleetlm.directory.replication import Replication
+from fleetlm.directory.tables import ReplicatedRows
 from fleetlm.discovery.address_watch import AddressProblem, AddressWatch, Verdict
 from fleetlm.discovery.poller import Poller
 from fleetlm.ids import new_incarnation
@@ -157,6 +158,7 @@ class Assembly:
             me, codec, self.local, self.signals, self.replication, prepared.wall_ms
         )
         self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
+        self.replicated_rows: ReplicatedRows = ReplicatedRows(me, codec, self.replication)
         # The way in, and the driver.
         reachable = self.local.reachable if "call" in settings.peers_may else {}
         self.inbound: Inbound = Inbound(

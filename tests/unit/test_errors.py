@@ -37,6 +37,7 @@ from fleetlm.errors import (
     StreamIdle,
     TooManyMemberships,
     TooManyNames,
+    TooManyRows,
     Undecodable,
     WorkerDied,
     WorkerNotStarted,
@@ -57,6 +58,10 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (AlreadyRegistered("echo", PID), f"the name 'echo' is already registered by <{NODE} ff 3>"),
     (MessageTooLarge(20, 10, "Settings.x"), "message of 20 bytes exceeds the limit of 10 bytes (Settings.x)"),
     (TooManyNames("echo", NODE, "it has 3"), f"{NODE} cannot register the name 'echo': it has 3"),
+    (
+        TooManyRows("flags", "a", "more than 3 rows"),
+        "the row 'a' of the table 'flags' would be more than 3 rows",
+    ),
     (NodeStopped(NODE), f"node {NODE} has been stopped; start a new one"),
     (StartFailed("10.0.0.7:4370", "in use"), "cannot listen on 10.0.0.7:4370: in use"),
     (NoProcess(TARGET), f"no process 'echo' on {NODE}: it has ended, or its name"),

@@ -1,0 +1,161 @@
+"""The rows that nodes write, decided by facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+
+from fleetlm import InvalidName, RowDropped, RowPut, Settings, TooManyRows
+from fleetlm.core.row_table import ROW_BYTES, Place, RowTable, Tell, size_of
+
+ME, PEER = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2"
+
+
+def rows(**settings: Any) -> RowTable:
+    return RowTable(ME, 1, Settings(**settings), msgpack.unpackb)
+
+
+def pack(value: object) -> bytes:
+    return bytes(msgpack.packb(value))
+
+
+def test_a_row_is_told_and_shown_and_replaced_and_taken_back() -> None:
+    table = rows()
+    assert table.put("flags", "beta", pack(True)) == [
+        Tell(["put", "flags", [["beta", pack(True)]]]),
+        RowPut("flags", ME, "beta", True),
+    ]
+    table.put("flags", "beta", pack([1]))
+    assert table.get("flags", "beta") == {ME: [1]}
+    assert table.drop("flags", "beta") == [
+        Tell(["drop", "flags", ["beta"]]),
+        RowDropped("flags", ME, "beta", "dropped"),
+    ]
+    assert (table.get("flags", "beta"), table.keys("flags"), table.tables()) == ({}, [], [])
+    assert table.drop("flags", "beta") == []
+
+
+def test_two_nodes_may_write_under_one_key() -> None:
+    table = rows()
+    table.put("flags", "beta", pack(1))
+    assert table.told(PEER, 7, ["put", "flags", [["beta", pack(2)], ["alpha", pack(3)]]]) == [
+        RowPut("flags", PEER, "beta", 2),
+        RowPut("flags", PEER, "alpha", 3),
+    ]
+    assert table.get("flags", "beta") == {ME: 1, PEER: 2}
+    assert table.value("flags", "alpha", PEER, None) == 3
+    assert table.value("flags", "alpha", ME, "none") == "none"
+    assert table.value("flags", "alpha", "fleetlm@10.0.0.9", "none") == "none"
+    assert table.keys("flags") == ["beta", "alpha"]
+    assert table.told(PEER, 7, ["drop", "flags", ["beta"]]) == [RowDropped("flags", PEER, "beta", "dropped")]
+    assert table.get("flags", "beta") == {ME: 1}
+
+
+def test_a_lost_node_takes_all_its_rows_at_once_and_says_so_one_by_one() -> None:
+    table = rows()
+    table.put("flags", "beta", pack(1))
+    table.told(PEER, 7, ["put", "flags", [["beta", pack(2)], ["alpha", pack(3)]]])
+    gone = table.node_down(PEER)
+    assert table.get("flags", "beta") == {ME: 1}
+    assert table.keys("flags") == ["beta"]
+    assert list(gone) == [
+        RowDropped("flags", PEER, "beta", "noconnection"),
+        RowDropped("flags", PEER, "alpha", "noconnection"),
+    ]
+    assert list(table.node_down(PEER)) == list(table.node_down(ME)) == []
+    table.told(PEER, 8, ["put", "flags", [["beta", pack(4)]]])
+    assert table.get("flags", "beta") == {ME: 1, PEER: 4}
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        None,
+        ["put"],
+        ["put", "flags", []],
+        ["put", 1, [["a", b""]]],
+        ["put", "flags", [["a", "text"]]],
+        ["put", "flags", [["a", b"x" * 5_000]]],
+        ["put", "flags", [["a", b"\x01"], ["a", b"\x02"]]],
+        ["put", "flags", [["", b"\x01"]]],
+        ["put", "", [["a", b"\x01"]]],
+        ["put", "flags", [[1, b"\x01"]]],
+        ["drop", "flags", []],
+        ["drop", "flags", ["unknown"]],
+        ["drop", "flags", [1]],
+        ["drop", "flags", ["known", "known"]],
+        ["grow", "flags", []],
+    ],
+)
+def test_nonsense_changes_nothing(fact: Any) -> None:
+    table = rows()
+    table.told(PEER, 7, ["put", "flags", [["known", pack(1)]]])
+    with pytest.raises((ValueError, InvalidName)):
+        table.told(PEER, 7, fact)
+    assert table.keys("flags") == ["known"]
+
+
+def test_nobody_speaks_for_another_incarnation_or_for_this_node() -> None:
+    table = rows()
+    table.told(PEER, 7, ["put", "flags", [["known", pack(1)]]])
+    for node, incarnation in ((PEER, 8), (ME, 1)):
+        with pytest.raises(ValueError, match="may not tell"):
+            table.told(node, incarnation, ["put", "flags", [["a", pack(1)]]])
+
+
+def test_the_limits_hold_for_this_node_and_for_peers() -> None:
+    table = rows(max_rows=2)
+    table.put("a", "1", pack(1))
+    table.put("b", "1", pack(1))
+    table.put("b", "1", pack(2))  # in place of another one
+    with pytest.raises(TooManyRows, match=r"more than 2 rows"):
+        table.put("b", "2", pack(1))
+    assert table.keys("b") == ["1"]
+    with pytest.raises(ValueError, match=r"Settings\.max_rows here; set it alike"):
+        table.told(PEER, 7, ["put", "a", [[str(n), b"\x01"] for n in range(3)]])
+
+    size = 2 * size_of(("a", "1"), b"x" * 100)
+    assert size == 2 * (ROW_BYTES + 102)
+    table = rows(max_rows_bytes=size)
+    table.put("a", "1", pack(b"x" * 98))
+    table.put("a", "2", pack(b"x" * 98))
+    with pytest.raises(TooManyRows, match="bytes in one node's rows"):
+        table.put("a", "2", pack(b"x" * 99))
+    table.put("a", "2", pack(b"x"))
+    table.put("a", "3", pack(b"x" * 50))
+
+
+def test_names_are_checked_before_anything_changes() -> None:
+    table = rows()
+    for name, key in (("", "a"), ("a", ""), ("a\n", "a"), ("a", "x" * 256)):
+        with pytest.raises(InvalidName):
+            table.put(name, key, b"\x01")
+    assert list(table.own_keys()) == []
+
+
+def test_a_snapshot_comes_in_pieces_of_one_table_each() -> None:
+    table = rows()
+    for name in ("a", "b"):
+        for number in range(5):
+            table.put(name, str(number), pack(b"x" * 100))
+    facts = list(table.own_facts([*table.own_keys()], piece_bytes=200))
+    copy = RowTable(PEER, 2, Settings(), msgpack.unpackb)
+    for fact in facts:
+        assert len(fact[2]) <= 2
+        copy.told(ME, 1, fact)
+    assert {key: copy.get("a", key) for key in copy.keys("a")} == {str(n): {ME: b"x" * 100} for n in range(5)}
+    assert copy.keys("b") == table.keys("b")
+    assert len(facts) == 6
+
+
+def test_a_row_that_changes_is_announced_before() -> None:
+    before: list[tuple[Place, Any]] = []
+    table = RowTable(
+        ME, 1, Settings(), msgpack.unpackb, lambda place: before.append((place, table.get(*place)))
+    )
+    table.put("a", "k", pack(1))
+    table.put("a", "k", pack(2))
+    table.drop("a", "k")
+    assert before == [(("a", "k"), {}), (("a", "k"), {ME: 1}), (("a", "k"), {ME: 2})]
