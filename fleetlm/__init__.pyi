@@ -6,9 +6,11 @@ from fleetlm.actors.ref import ActorRef as ActorRef
 from fleetlm.actors.refs import ActorRefs as ActorRefs
 from fleetlm.call import Call as Call
 from fleetlm.core.dns_answers import Answer as Answer, Outcome as Outcome
+from fleetlm.core.member_loads import MemberInfo as MemberInfo
 from fleetlm.core.name_table import Claim as Claim
 from fleetlm.core.topology import PeerInfo as PeerInfo
 from fleetlm.directory.group_ref import GroupRef as GroupRef
+from fleetlm.directory.members import Member as Member
 from fleetlm.directory.tables import SharedTable as SharedTable
 from fleetlm.discovery.dns import DnsDiscovery as DnsDiscovery, StaticDiscovery as StaticDiscovery
 from fleetlm.discovery.interface import Discovery as Discovery

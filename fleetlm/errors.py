@@ -288,17 +288,21 @@ class NoProcess(NotDelivered):
 
 
 class NoMember(NotDelivered):
-    """The process group has no member that this node knows of.
+    """The process group has no member that this node knows of, or none that is wanted.
 
     Attributes:
         group: the name of the group.
+        wanted: which members are wanted, as a phrase; empty: any.
     """
 
-    def __init__(self, group: str) -> None:
-        super().__init__(group)
+    def __init__(self, group: str, wanted: str = "") -> None:
+        super().__init__(group, wanted)
         self.group = group
+        self.wanted = wanted
 
     def __str__(self) -> str:
+        if self.wanted:
+            return f"the process group {self.group!r} has no member {self.wanted} in its meta"
         return f"the process group {self.group!r} has no members: no process has joined it, or all have left"
 
 

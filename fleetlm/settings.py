@@ -412,6 +412,17 @@ class Settings(Record):
     """Size limit of all names of one node with their metas. They are sent in one go when two nodes connect,
     and must stay well within what may be in flight."""
 
+    # Members of process groups that tell of themselves.
+    gauge_s: float = 0.1
+    """Seconds between two frames in which a node tells what its members have reported, and what it has
+    outstanding at members: often enough for balancing, and at most ten small frames a second."""
+    gauge_stale_s: float = 3.0
+    """Seconds after which a member's report says nothing any more; the member then counts as the others do
+    in the mean. Three times as long as most members need to report again."""
+    newcomer_s: float = 5.0
+    """Seconds in which a member that has joined is given more work little by little, by rules that compare
+    loads: caches and connections are cold, and every node sees it idle at the same time."""
+
     # Tables of programs (`Node.table`). A peer that exceeds these limits is disconnected: set them alike.
     max_rows: int = 16_384
     """Limit of rows of one node, in all tables. Every node stores the rows of all nodes."""

@@ -27,6 +27,7 @@ from fleetlm.messaging.retries import name_of_operation
 from fleetlm.names import Address
 from fleetlm.processes.running import plain_class
 from fleetlm.threads.arrivals import SyncStream, SyncSubscription
+from fleetlm.threads.members import SyncTable
 from fleetlm.threads.references import SyncRef, SyncRefs
 from fleetlm.threads.tables import SyncFactories, SyncGroups, SyncRegistry
 
@@ -405,6 +406,10 @@ class SyncNode:
         """See `Node.ready`."""
         ready = functools.partial(self._node.ready, min_nodes, timeout)
         self._requests.run("ready", self.name, ready, timeout)
+
+    def table(self, name: str) -> SyncTable:
+        """See `Node.table`; returns a table for threads."""
+        return SyncTable(self._node.table(name), self._requests)
 
     def add_check(self, name: str, check: Callable[[], Any]) -> None:
         """See `Node.add_check`."""

@@ -28,11 +28,12 @@ API = {
     "Actors": ["Actor", "handler", "ActorRef", "ActorRefs", "GroupRef", "retry"],
     "Supervision": ["Supervisor", "Child", "ChildInfo"],
     "Groups and names": [
-        "fleetlm.directory.groups.Groups", "fleetlm.directory.registry.Registry", "Claim",
+        "fleetlm.directory.groups.Groups", "Member", "MemberInfo",
+        "fleetlm.directory.registry.Registry", "Claim", "SharedTable", "fleetlm.llm.PrefixIndex",
     ],
     "Messages and events": [
         "message", "register_type", "Down", "Exit", "NodeUp", "NodeDown", "NodeDraining", "NodeUndrained",
-        "Joined", "Left", "Registered", "Unregistered", "NameLost",
+        "Joined", "Left", "RowPut", "RowDropped", "Registered", "Unregistered", "NameLost",
     ],
     "Threads and processes": ["SyncNode", "SyncStream", "node_in_thread", "ProcessPool"],
     "Discovery": ["Discovery", "DnsDiscovery", "StaticDiscovery", "Answer", "Outcome"],

@@ -126,6 +126,10 @@ class GroupTable:
         """Return whether a group has a member."""
         return group in self._groups
 
+    def has_member(self, group: str, pid: Pid) -> bool:
+        """Return whether a process is a member of a group."""
+        return self.members(group).has(pid)
+
     def own_keys(self) -> Iterable[int]:
         """Return the numbers of the processes of this node that are members of a group."""
         return self._own.groups_of.keys()

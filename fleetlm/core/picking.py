@@ -2,15 +2,17 @@
 
 Every rule prefers members on nodes that stay: a member on a draining node is picked only if there is no
 other, and then one whose node still serves everything before one whose node refuses new work. There is
-always one, since messages are delivered all the same, and a call learns for how long it is refused. A
-request that is repeated passes over the members at which it has failed, and before that all members on
-their nodes, as long as there are others (`Tried`).
+always one, since messages are delivered all the same, and a call learns for how long it is refused. Members
+on a node whose event loop stands still (it is *busy*) are passed over likewise, but not by the rules with a
+key: a session must not move for a moment's pause. A request that is repeated passes over the members at which
+it has failed, and before that all members on their nodes, as long as there are others (`Tried`).
 
 The rules: ``random``; ``round_robin``, in the order of `pid_order`, remembered for each group; ``key``,
 rendezvous hashing, so that equal keys go to the same member on every node; ``sticky``, the member that the
 key went to last, as this node remembers it, and for a new key the one that ``key`` picks; ``least_loaded``,
 the fewest outstanding requests of this node, ties by chance; in a group of more than `MOST_COMPARED` members,
-the fewest among `CHOSEN` of them by chance.
+the fewest among `CHOSEN` of them by chance; ``two_choices``, the less loaded of two that chance has chosen;
+and a function of the program that scores them (`Wanted`).
 
 Source: M. Mitzenmacher, "The power of two choices in randomized load balancing", 1996: the least loaded of a
 few that were chosen by chance is nearly the least loaded of all; differs: more than two.
@@ -18,15 +20,18 @@ few that were chosen by chance is nearly the least loaded of all; differs: more 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from fleetlm.core.draining import Step
 from fleetlm.core.group_members import Block, Members, after, at_index
+from fleetlm.core.member_loads import MemberInfo
 from fleetlm.core.rendezvous import Key, digest_of, rendezvous
 from fleetlm.errors import NoMember
+from fleetlm.records import Record
+from fleetlm.texts import SHORT
 
 if TYPE_CHECKING:
     import random
@@ -34,7 +39,10 @@ if TYPE_CHECKING:
     from fleetlm.core.sticky_keys import StickyKeys
     from fleetlm.ids import Pid
 
-By = Literal["random", "round_robin", "key", "sticky", "least_loaded"]
+By = Literal["random", "round_robin", "key", "sticky", "least_loaded", "two_choices"]
+Score = Callable[[MemberInfo], float]
+"""Returns how well a member suits; the one with the highest score is picked. If it has a method ``picked``,
+that is called with the pid of the member."""
 
 _RULES = get_args(By)
 _KEY_RULES = ("key", "sticky")
@@ -47,6 +55,50 @@ CHOSEN = 32
 """Members that ``least_loaded`` compares in larger groups."""
 
 _Rule = Callable[[list[Block]], "Pid"]
+
+
+class Wanted(Record):
+    """Which members a program wants, beside the rule.
+
+    Attributes:
+        where: names and values that the meta of a member must have, being a dict; None: any member.
+        score: picks the member with the highest score, in place of a rule; None: the rule decides.
+    """
+
+    where: Mapping[str, Any] | None = None
+    score: Score | None = None
+
+    def fits(self, meta: Any) -> bool:
+        """Return whether a member with this meta is wanted."""
+        where = self.where
+        if where is None:
+            return True
+        return type(meta) is dict and all(
+            name in meta and meta[name] == value for name, value in where.items()
+        )
+
+
+ANY = Wanted()
+"""Every member is wanted, and the rule decides."""
+
+
+class Known(Protocol):
+    """What this node knows of members beside their pids."""
+
+    def is_plain(self, group: str) -> bool:
+        """Return whether the load of each member of a group is what is outstanding at it."""
+
+    def loads(self, group: str, pids: Sequence[Pid]) -> list[float]:
+        """Return the loads of these members, which can be compared."""
+
+    def is_busy(self, node: str) -> bool:
+        """Return whether the event loop of a connected node stands still."""
+
+    def meta(self, group: str, pid: Pid) -> Any:
+        """Return the meta of a member, or None."""
+
+    def describe(self, group: str, pids: Sequence[Pid]) -> list[MemberInfo]:
+        """Return what is known of these members, with loads that can be compared."""
 
 
 class Tried:
@@ -83,6 +135,7 @@ class Picker:
     Args:
         rng: for the rule ``random``, and for ties.
         load: returns the requests to a member that are outstanding, as this node knows them.
+        known: what is known of members beside that.
         drain_step: returns how far the node of that name is with draining (`core.draining.Step`).
         sticky: the memory of ``sticky``.
         clock: returns the time, in seconds, for that memory.
@@ -92,18 +145,28 @@ class Picker:
         self,
         rng: random.Random,
         load: Callable[[Pid], int],
+        known: Known,
         drain_step: Callable[[str], int],
         sticky: StickyKeys,
         clock: Callable[[], float],
     ) -> None:
         self._rng = rng
         self._load = load
+        self._known = known
         self._drain_step = drain_step
         self._sticky = sticky
         self._clock = clock
         self._last: dict[str, Pid] = {}
 
-    def pick(self, group: str, members: Members, by: By, key: Key | None, tried: Tried | None = None) -> Pid:
+    def pick(
+        self,
+        group: str,
+        members: Members,
+        by: By,
+        key: Key | None,
+        tried: Tried | None = None,
+        wanted: Wanted = ANY,
+    ) -> Pid:
         """Pick one of ``members``.
 
         Args:
@@ -112,28 +175,34 @@ class Picker:
             by: the rule.
             key: for the rules with a key.
             tried: the members at which the request has failed already.
+            wanted: which members are wanted, and a score in place of the rule.
 
         Raises:
-            NoMember: ``members`` is empty.
-            ValueError: an unknown rule; a key without a rule that takes one, or such a rule without a key.
+            NoMember: ``members`` is empty, or none of them is wanted.
+            ValueError: an unknown rule; a key without a rule that takes one, or such a rule without a key; a
+                score beside a rule.
             TypeError: the key is not a str, bytes or int.
         """
-        check_rule(by, key)
-        if not members:
-            raise NoMember(group)
+        check_rule(by, key, wanted)
+        blocks = members.blocks
+        if wanted.where is not None:
+            blocks = self._only(group, wanted, blocks)
+        if not blocks:
+            raise NoMember(group, "" if wanted.where is None else f"with {SHORT.repr(dict(wanted.where))}")
         if key is None:
-            chosen = self._choose(self._make_rule(group, members, by), members, tried)
+            chosen = self._choose(self._make_rule(group, members, by, wanted), blocks, tried)
             if by == "round_robin":
                 self._last[group] = chosen
             return chosen
         digest = digest_of(key)
         rule = partial(rendezvous, digest)
         if by == "key":
-            return self._choose(rule, members, tried)
+            return self._choose(rule, blocks, tried, keeps_busy=True)
         now = self._clock()
         kept = self._sticky.find(group, digest, now)
-        if kept is None or not members.has(kept) or self._is_passed_over(kept, tried):
-            kept = self._choose(rule, members, tried)
+        is_lost = kept is None or not members.has(kept) or not self._is_wanted(group, kept, wanted)
+        if kept is None or is_lost or self._is_passed_over(kept, tried, keeps_busy=True):
+            kept = self._choose(rule, blocks, tried, keeps_busy=True)
         self._sticky.keep(group, digest, kept, now)
         return kept
 
@@ -141,20 +210,36 @@ class Picker:
         """The group has lost its last member."""
         self._last.pop(group, None)
 
-    def _choose(self, rule: _Rule, members: Members, tried: Tried | None) -> Pid:
+    def _is_wanted(self, group: str, pid: Pid, wanted: Wanted) -> bool:
+        return wanted.where is None or wanted.fits(self._known.meta(group, pid))
+
+    def _only(self, group: str, wanted: Wanted, blocks: list[Block]) -> list[Block]:
+        """Return the members that are wanted."""
+        meta = self._known.meta
+        found = [Block(pid for pid in block if wanted.fits(meta(group, pid))) for block in blocks]
+        return [block for block in found if block]
+
+    def _choose(
+        self, rule: _Rule, blocks: list[Block], tried: Tried | None, *, keeps_busy: bool = False
+    ) -> Pid:
         """Apply a rule to all members, and again to those that are left if it has found one to pass over."""
-        chosen = rule(members.blocks)
-        if not self._is_passed_over(chosen, tried):
+        chosen = rule(blocks)
+        if not self._is_passed_over(chosen, tried, keeps_busy):
             return chosen
-        return rule(next(filter(None, self._preferred(members.blocks, tried)), members.blocks))
+        return rule(next(filter(None, self._preferred(blocks, tried, keeps_busy)), blocks))
 
-    def _is_passed_over(self, pid: Pid, tried: Tried | None) -> bool:
-        return bool(self._drain_step(pid.node)) or (tried is not None and pid.node in tried.nodes)
+    def _is_passed_over(self, pid: Pid, tried: Tried | None, keeps_busy: bool) -> bool:
+        if self._drain_step(pid.node) or (tried is not None and pid.node in tried.nodes):
+            return True
+        return not keeps_busy and self._known.is_busy(pid.node)
 
-    def _preferred(self, blocks: list[Block], tried: Tried | None) -> Iterator[list[Block]]:
+    def _preferred(self, blocks: list[Block], tried: Tried | None, keeps_busy: bool) -> Iterator[list[Block]]:
         """Yield the members to prefer, the best ones first; some of these lists may be empty."""
         tried = tried or _NOTHING_TRIED
         fresh = [block for block in blocks if block[0].node not in tried.nodes]
+        if not keeps_busy:
+            is_busy = self._known.is_busy
+            yield next(self._by_step([block for block in fresh if not is_busy(block[0].node)]))
         yield from self._by_step(fresh)
         left = [Block(pid for pid in block if pid not in tried.pids) for block in blocks]
         yield from self._by_step([block for block in left if block])
@@ -165,7 +250,13 @@ class Picker:
             yield [block for block in blocks if self._drain_step(block[0].node) <= step]
         yield blocks
 
-    def _make_rule(self, group: str, members: Members, by: By) -> _Rule:
+    def _make_rule(self, group: str, members: Members, by: By, wanted: Wanted) -> _Rule:
+        if wanted.score is not None:
+            return partial(self._best, group, wanted.score)
+        if by == "two_choices":
+            return partial(self._two_choices, group)
+        if by == "least_loaded" and not self._known.is_plain(group):
+            return partial(self._lightest, group)
         if by == "least_loaded":
             return partial(self._least_loaded, members.joins == members.processes)
         last = self._last.get(group) if by == "round_robin" else None
@@ -181,25 +272,57 @@ class Picker:
         idle there is no need to look at all. ``is_once`` says that no process is there twice, which would
         double its chance.
         """
-        joins = sum(map(len, blocks))
         if is_once:
             for _ in range(IDLE_TRIES):
                 pid = self._any(blocks)
                 if self._load(pid) == 0:
                     return pid
-        if joins <= MOST_COMPARED:
-            members = dict.fromkeys(chain.from_iterable(blocks))
-        else:
-            chosen = self._rng.sample(range(joins), CHOSEN)
-            members = dict.fromkeys(at_index(index, blocks) for index in chosen)
+        members = self._compared(blocks)
         loads = [self._load(pid) for pid in members]
         least = min(loads)
         return self._rng.choice([pid for pid, load in zip(members, loads, strict=True) if load == least])
 
+    def _compared(self, blocks: list[Block]) -> list[Pid]:
+        """Return the members that are compared: all, or of many some that chance has chosen; each once."""
+        joins = sum(map(len, blocks))
+        if joins <= MOST_COMPARED:
+            return [*dict.fromkeys(chain.from_iterable(blocks))]
+        chosen = self._rng.sample(range(joins), CHOSEN)
+        return [*dict.fromkeys(at_index(index, blocks) for index in chosen)]
 
-def check_rule(by: By, key: Key | None) -> None:
+    def _lightest(self, group: str, blocks: list[Block]) -> Pid:
+        """Return one of the members with the smallest load, by what they report and what waits at them."""
+        return self._least_of(group, self._compared(blocks))
+
+    def _two_choices(self, group: str, blocks: list[Block]) -> Pid:
+        """Return the less loaded of two members that chance has chosen."""
+        joins = sum(map(len, blocks))
+        first, second = self._rng.sample(range(joins), 2) if joins > 1 else (0, 0)
+        return self._least_of(group, [*dict.fromkeys((at_index(first, blocks), at_index(second, blocks)))])
+
+    def _least_of(self, group: str, pids: list[Pid]) -> Pid:
+        loads = self._known.loads(group, pids)
+        least = min(loads)
+        return self._rng.choice([pid for pid, load in zip(pids, loads, strict=True) if load == least])
+
+    def _best(self, group: str, score: Score, blocks: list[Block]) -> Pid:
+        """Return one of the members with the highest score, each with the same chance."""
+        infos = self._known.describe(group, self._compared(blocks))
+        scores = [score(info) for info in infos]
+        highest = max(scores)
+        best = [info.pid for info, each in zip(infos, scores, strict=True) if each == highest]
+        pid = self._rng.choice(best or [info.pid for info in infos])  # None is best if one is not a number.
+        told = getattr(score, "picked", None)
+        if told is not None:
+            told(pid)
+        return pid
+
+
+def check_rule(by: By, key: Key | None, wanted: Wanted = ANY) -> None:
     """Raise ValueError unless ``by`` is a rule, and ``key`` is given exactly if the rule takes one."""
     if by not in _RULES:
         raise ValueError(f"unknown rule {by!r}; use one of {', '.join(_RULES)}")
+    if wanted.score is not None and by != "random":
+        raise ValueError(f"score= picks by itself: it does not go with by={by!r}")
     if (by in _KEY_RULES) != (key is not None):
         raise ValueError("by='key' and by='sticky' need a key, and a key needs one of them")

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sized
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fleetlm.core.picking import Picker, Tried, check_rule
+from fleetlm.core.picking import ANY, Picker, Tried, Wanted, check_rule
 from fleetlm.errors import FleetError, NotDelivered, OutcomeUnknown
 from fleetlm.messaging.retries import check_attempts
 from fleetlm.records import Record
@@ -48,6 +48,7 @@ class GroupRequest(Record):
         key: for the rules with a key.
         attempts: how often at most, the first one included.
         idempotent: whether the request may run twice.
+        wanted: which members are wanted.
 
     Raises:
         TypeError, ValueError: they do not fit together.
@@ -58,9 +59,10 @@ class GroupRequest(Record):
     key: Key | None
     attempts: int
     idempotent: bool
+    wanted: Wanted = ANY
 
     def __post_init__(self) -> None:
-        check_rule(self.by, self.key)
+        check_rule(self.by, self.key, self.wanted)
         check_attempts(self.attempts)
 
 
@@ -143,7 +145,9 @@ class Search:
         """Return the member for the next attempt. Raises: NoMember."""
         self._last = None
         request, members = self._request, self._table.members(self._request.group)
-        self._last = self._picker.pick(request.group, members, request.by, request.key, self._tried)
+        self._last = self._picker.pick(
+            request.group, members, request.by, request.key, self._tried, request.wanted
+        )
         return self._last
 
     async def goes_on(self, error: FleetError) -> bool:

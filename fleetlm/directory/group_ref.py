@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from fleetlm.actors.handlers import HasHandlers
 from fleetlm.actors.refs import request_for
+from fleetlm.core.picking import Wanted
 
 if TYPE_CHECKING:
+    from fleetlm.core.picking import Score
     from fleetlm.core.rendezvous import Key
     from fleetlm.directory.group_calls import GroupCalls, GroupRequest
     from fleetlm.stream import Stream
@@ -75,6 +77,14 @@ class GroupRef(Generic[A_co]):
             ValueError: this reference has a rule without a key.
         """
         return self._with(key=key)
+
+    def scored(self, score: Score | None) -> GroupRef[A_co]:
+        """Return a reference with another score, as in `Groups.pick`, such as one made for a prompt.
+
+        Raises:
+            ValueError: this reference has a rule other than ``"random"``.
+        """
+        return self._with(wanted=Wanted(self._request.wanted.where, score))
 
     def retrying(self, attempts: int | None = None, *, idempotent: bool | None = None) -> GroupRef[A_co]:
         """Return a reference whose requests are made more or less often.

@@ -17,20 +17,32 @@ Source: OTP pg.erl; differs: one scope, groups are named by text, and the snapsh
 from __future__ import annotations
 
 import builtins
+import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actors.handlers import HasHandlers, check_actor, name_of_marked
 from fleetlm.actors.refs import ActorRefs
 from fleetlm.core.group_table import Effect, GroupTable, Tell
-from fleetlm.core.picking import By, Picker
+from fleetlm.core.picking import ANY, By, Picker, Score, Wanted
 from fleetlm.core.rendezvous import Key
 from fleetlm.core.sticky_keys import StickyKeys
 from fleetlm.directory.group_calls import GroupCalls, GroupRequest
 from fleetlm.directory.group_ref import GroupRef
+from fleetlm.directory.members import Member, ReplicatedMembers
 from fleetlm.directory.subscriptions import Feed, Subscription
+from fleetlm.errors import NoProcess
 from fleetlm.messages import Joined, Left
 from fleetlm.processes.running import plain_class
 from fleetlm.texts import SHORT
@@ -40,6 +52,7 @@ if TYPE_CHECKING:
     import random
 
     from fleetlm.actors.sender import ActorSender
+    from fleetlm.core.member_loads import MemberInfo
     from fleetlm.directory.replication import Replication
     from fleetlm.ids import Pid
     from fleetlm.messaging.fan_out import FanOut
@@ -47,6 +60,7 @@ if TYPE_CHECKING:
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.stream import Stream
+    from fleetlm.wire.codec import Codec
 
 A = TypeVar("A", bound=HasHandlers)
 R = TypeVar("R")
@@ -60,6 +74,7 @@ class ReplicatedGroups:
 
     Args:
         context: of this node.
+        codec: packs what members tell.
         local: this node's processes; only those that live may join.
         replication: carries the facts; this table adds itself to it.
         rng: source of chance for picks.
@@ -68,7 +83,12 @@ class ReplicatedGroups:
     topic = "groups"
 
     def __init__(
-        self, context: NodeContext, local: LocalProcesses, replication: Replication, rng: random.Random
+        self,
+        context: NodeContext,
+        codec: Codec,
+        local: LocalProcesses,
+        replication: Replication,
+        rng: random.Random,
     ) -> None:
         settings = context.settings
         self._context = context
@@ -81,8 +101,14 @@ class ReplicatedGroups:
             self._is_alive,
             partial(replication.before_change, self.topic),
         )
+        # Before this table itself: a meta must arrive before the membership that it belongs to.
+        self.members: ReplicatedMembers = ReplicatedMembers(
+            context, codec, local, replication, self.table.members
+        )
         sticky = StickyKeys(settings.max_sticky_keys, settings.sticky_idle_s)
-        self.picker: Picker = Picker(rng, self._load, context.drain_step, sticky, context.loop.time)
+        self.picker: Picker = Picker(
+            rng, self.members.outstanding, self.members, context.drain_step, sticky, context.loop.time
+        )
         self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo)
         replication.add(self)
 
@@ -123,19 +149,21 @@ class ReplicatedGroups:
             if isinstance(effect, Tell):
                 self._replication.tell(self.topic, effect.fact)
                 continue
+            if isinstance(effect, Joined):
+                self.members.joined(effect.group, effect.pid)
+            elif not self.table.has_member(effect.group, effect.pid):
+                self.members.left(effect.group, effect.pid)
             self.feed.publish(effect)
             if isinstance(effect, Left) and not self.table.has(effect.group):
                 self.picker.forget(effect.group)
 
+    def check_member(self, group: str, pid: Pid) -> None:
+        """Raise NoProcess unless a process of this node is a member of a group."""
+        if pid.node != self._context.name or not self.table.has_member(group, pid):
+            raise NoProcess(pid)
+
     def _is_alive(self, pid: Pid) -> bool:
         return self._local.process(pid) is not None
-
-    def _load(self, pid: Pid) -> int:
-        """Return how many requests a process has outstanding, as far as this node knows."""
-        if pid.node != self._context.name:
-            session = self._context.sessions.get(pid.node)
-            return 0 if session is None else session.load(pid.number)
-        return self._local.load_of(pid)
 
 
 class Groups:
@@ -162,22 +190,47 @@ class Groups:
         self._sender = sender
         self._calls = GroupCalls(self._table, replicated.picker, sender, retries, context.settings)
 
-    def join(self, group: str, *pids: Pid) -> None:
+    @overload
+    def join(self, group: str, pid: Pid, /, *, meta: Any = None) -> Member: ...
+    @overload
+    def join(self, group: str, /, *pids: Pid) -> None: ...
+    def join(self, group: str, /, *pids: Pid, meta: Any = None) -> Member | None:
         """Make processes of this node members of a group; a process may join several times.
+
+        ::
+
+            member = node.groups.join("models", self.pid, meta={"model": "llama-70b", "zone": "a"})
+            member.report(load=0.7, queue=12)
 
         Args:
             group: 1 to 255 printable characters.
             *pids: of this node.
+            meta: a message value that every node sees before it sees the member (`describe`), and by which
+                members can be picked (``where=``); at most `Settings.max_meta_bytes` when packed. With one
+                process only. None: a process that is a member already keeps the one it has.
+
+        Returns:
+            For one process its `Member`, to report gauges; else None.
 
         Raises:
+            NotSerializable, MessageTooLarge: ``meta`` cannot be told; none of them joined.
+            TypeError: ``meta`` is given for several processes; none of them joined.
             NoProcess: one of them has ended, or lives elsewhere; none of them joined.
             InvalidName: not a name for a group; none of them joined.
             TooManyMemberships: beyond `Settings.max_memberships`; none of them joined.
             NotAllowed: one of them is for this node only; none of them joined.
         """
         self._context.check_loop("Groups.join")
-        self._replicated.check_reachable(pids)
-        self._replicated.perform(self._table.joined(group, pids))
+        if meta is not None and len(pids) != 1:
+            raise TypeError(f"meta= describes one process, and {len(pids)} are to join")
+        replicated = self._replicated
+        packed = replicated.members.packed(meta)
+        replicated.check_reachable(pids)
+        effects = self._table.joined(group, pids)
+        if packed is not None:
+            replicated.members.describe_member(group, pids[0], packed)
+        replicated.perform(effects)
+        return Member(replicated.members, replicated.check_member, group, pids[0]) if len(pids) == 1 else None
 
     def leave(self, group: str, *pids: Pid) -> bool:
         """Take back one join of each of these processes of this node.
@@ -202,6 +255,13 @@ class Groups:
         """Return the members on this node, in the order of their numbers."""
         return self._table.local_members(group)
 
+    def describe(self, group: str) -> builtins.list[MemberInfo]:
+        """Return what is known of each member, each process once: its meta, gauges and load.
+
+        Its cost grows with the number of members; rules that pick look at 128 of them at most.
+        """
+        return self._replicated.members.describe(group, [*dict.fromkeys(self._table.members(group))])
+
     def list(self) -> builtins.list[str]:
         """Return the groups that have a member anywhere, sorted. Source: OTP pg:which_groups/0."""
         return self._table.groups()
@@ -220,7 +280,15 @@ class Groups:
             return self._replicated.feed.subscribe()
         return self._replicated.feed.subscribe(lambda change: change.group == group)
 
-    def pick(self, group: str, by: By = "random", key: Key | None = None) -> Pid:
+    def pick(
+        self,
+        group: str,
+        by: By = "random",
+        key: Key | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        score: Score | None = None,
+    ) -> Pid:
         """Choose one member.
 
         * ``"random"``: each join has the same chance.
@@ -236,27 +304,70 @@ class Groups:
           node remembers for itself: another node, which has not used the key yet, may pick a member that has
           joined since. So let one node ask for a session, or give the session a name (`Registry`). This node
           remembers `Settings.max_sticky_keys` keys, each for `Settings.sticky_idle_s` after its last use.
-        * ``"least_loaded"``: the member with the fewest requests outstanding as far as this node knows: for
-          a member on this node the messages in its mailbox and the calls that it has not answered; for
-          another one the messages that this node sent and it has not taken, and this node's calls that it
-          has not answered. Chance decides among equals. In a group of more than 128 members it is the one
-          with the fewest among 32 members that were chosen by chance. Source: least-request balancing of
-          HTTP proxies, which compare two; differs: messages count.
+        * ``"least_loaded"``: the member with the smallest load: the requests that all nodes together have
+          outstanding there (messages that it has not taken, and calls and streams that it has not ended),
+          plus its gauge ``load``, if it reports one. What other nodes have outstanding is known as of
+          `Settings.gauge_s` ago, for groups of at most 128 members. A gauge older than
+          `Settings.gauge_stale_s` counts as the mean of the others, and to a member that has just
+          joined a part of the mean is added (`Settings.newcomer_s`). Chance decides among equals. In a group
+          of more than 128 members it is the one with the smallest load among 32 that chance has chosen.
+          Source: least-request balancing of HTTP proxies, which know their own requests only.
+        * ``"two_choices"``: the member with the smaller load of two that chance has chosen: nearly as even,
+          and many nodes that know old loads do not all choose the same member. Source: Mitzenmacher 1996.
+        * ``score=``, in place of a rule: a function that gets a `MemberInfo` and returns a number; the member
+          with the highest one is picked (of more than 128 members, among 32). It is called for each member
+          at each pick, so it must be quick. An object with a method ``picked`` hears which one it was.
+          `fleetlm.llm` has a score for inference workers with prefix caches.
 
         A member on a node that is draining is chosen only where all members are on such nodes; then first one
-        whose node still serves everything. A call to a node that refuses new work gets `Draining`. For
+        whose node still serves everything. A call to a node that refuses new work gets `Draining`. Members on
+        a node whose event loop stands still are passed over in the same way, except with a key. For
         all rules but ``"random"`` a process that joined twice counts once.
 
         Args:
             group: its name.
             by: the rule.
             key: for ``"key"`` and ``"sticky"``. ``"7"``, ``b"7"`` and ``7`` are three keys.
+            where: names and values that the meta of the member must have, being a dict:
+                ``where={"model": "llama-70b"}``. Each member is looked at, so the cost grows with the group.
+            score: see above.
 
         Raises:
-            NoMember: the group has no member.
-            ValueError, TypeError: ``by`` is not one of these rules, or ``key`` does not fit it.
+            NoMember: the group has no member, or none with this meta.
+            ValueError, TypeError: ``by`` is not one of these rules, or ``key`` or ``score`` does not fit it.
         """
-        return self._replicated.picker.pick(group, self._table.members(group), by, key)
+        wanted = wanted_by(where, score)
+        return self._replicated.picker.pick(group, self._table.members(group), by, key, None, wanted)
+
+    @contextlib.contextmanager
+    def chosen(
+        self,
+        group: str,
+        by: By = "least_loaded",
+        key: Key | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        score: Score | None = None,
+    ) -> Iterator[Pid]:
+        """Choose one member as `pick` does, and count it as one request more while the block runs.
+
+        ::
+
+            with node.groups.chosen("models") as pid:  # for work that fleetlm does not see, such as HTTP
+                ...
+
+        Calls and streams of fleetlm count by themselves.
+
+        Raises: as `pick`.
+        """
+        self._context.check_loop("Groups.chosen")
+        pid = self.pick(group, by, key, where=where, score=score)
+        members = self._replicated.members
+        members.hold(pid, 1)
+        try:
+            yield pid
+        finally:
+            members.hold(pid, -1)
 
     @overload
     def call(
@@ -306,8 +417,8 @@ class Groups:
         once; one that may have run (`OutcomeUnknown`) only if ``idempotent``. Members on the node that has
         just refused or failed are passed over while there are others. When all have been tried, and while the
         group is empty, there is a random pause before the next attempt. A node repeats requests only within
-        its budget (`Settings.retry_ratio`). For several requests, and for named arguments, make a reference:
-        `ref`.
+        its budget (`Settings.retry_ratio`). For several requests, for named arguments, and to say which
+        members are wanted, make a reference: `ref`.
 
         Args:
             group: its name.
@@ -412,6 +523,8 @@ class Groups:
         *,
         attempts: int = 3,
         idempotent: bool = False,
+        where: Mapping[str, Any] | None = None,
+        score: Score | None = None,
     ) -> GroupRef[A]:
         """Return a typed reference to any member: each request picks one, and is repeated as by `call`.
 
@@ -428,13 +541,15 @@ class Groups:
             key: as in `pick`; `GroupRef.keyed` gives another one.
             attempts: how often a request is made at most.
             idempotent: whether requests may run twice; `GroupRef.retrying` says it for some of them.
+            where: as in `pick`.
+            score: as in `pick`; `GroupRef.scored` gives another one.
 
         Raises:
             TypeError: ``actor`` is not a subclass of `Actor`; or as `call`.
             ValueError: as `call`.
         """
         check_actor(actor)
-        request = GroupRequest(group, by, key, attempts, idempotent)
+        request = GroupRequest(group, by, key, attempts, idempotent, wanted_by(where, score))
         return GroupRef(self._calls, plain_class(actor), request)
 
     async def broadcast(self, group: str, message: Any, *, local_only: bool = False) -> int:
@@ -475,6 +590,11 @@ class Groups:
         """
         check_actor(actor)
         return ActorRefs(self._sender, plain_class(actor), lambda: dict.fromkeys(self.members(group)))
+
+
+def wanted_by(where: Mapping[str, Any] | None, score: Score | None) -> Wanted:
+    """Return which members the arguments ``where`` and ``score`` of `Groups.pick` want."""
+    return ANY if where is None and score is None else Wanted(where, score)
 
 
 def request_or_message(message: Any, args: tuple[Any, ...]) -> Any:

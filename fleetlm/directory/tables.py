@@ -138,9 +138,9 @@ class SharedTable:
         flags.get("beta")                        # {'fleetlm@10.0.0.7': True, 'fleetlm@10.0.0.8': False}
         for event in flags.watch(): ...          # RowPut and RowDropped, from the present on
 
-    Every node reads all rows without asking anybody, and writes rows of its own. Two nodes may write under one
-    key; a reader gets both values and decides. A row is seen elsewhere one hop later, and is gone, with all
-    other rows of its node, when that node is lost or stops.
+    Every node reads all rows without asking anybody, and writes rows of its own. Two nodes may write under
+    one key; a reader gets both values and decides. A row is seen elsewhere one hop later, and is gone, with
+    all other rows of its node, when that node is lost or stops.
 
     It is a bulletin board, not a database: nothing is merged, voted on, or kept on disk, and in a partition
     each side sees its own nodes. It suits what a node says of itself: flags, versions, addresses, capacities.

@@ -152,7 +152,9 @@ class Assembly:
         )
         self._make_user_functions()
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
-        self.replicated_groups: ReplicatedGroups = ReplicatedGroups(me, self.local, self.replication, picks)
+        self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
+            me, codec, self.local, self.replication, picks
+        )
         self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, self.retries)
         self.replicated_names: ReplicatedNames = ReplicatedNames(
             me, codec, self.local, self.signals, self.replication, prepared.wall_ms

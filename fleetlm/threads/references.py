@@ -13,6 +13,7 @@ from fleetlm.threads.arrivals import SyncStream
 
 if TYPE_CHECKING:
     from fleetlm.actors.refs import ActorRefs, Goals
+    from fleetlm.core.picking import Score
     from fleetlm.core.rendezvous import Key
     from fleetlm.directory.group_ref import GroupRef
     from fleetlm.errors import FleetError
@@ -192,6 +193,10 @@ class SyncGroupRef(Generic[A_co]):
     def keyed(self, key: Key) -> SyncGroupRef[A_co]:
         """Return a reference with another key; see `GroupRef.keyed`."""
         return SyncGroupRef(self._ref.keyed(key), self._group, self._requests, self._timeout_s)
+
+    def scored(self, score: Score | None) -> SyncGroupRef[A_co]:
+        """Return a reference with another score; see `GroupRef.scored`."""
+        return SyncGroupRef(self._ref.scored(score), self._group, self._requests, self._timeout_s)
 
     def retrying(self, attempts: int | None = None, *, idempotent: bool | None = None) -> SyncGroupRef[A_co]:
         """Return a reference whose requests are made more or less often; see `GroupRef.retrying`."""

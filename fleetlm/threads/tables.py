@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple, overload
 
 from fleetlm.actors.handlers import ActorObject
+from fleetlm.errors import NodeStopped
 from fleetlm.processes.running import plain_class
 from fleetlm.threads.arrivals import SyncStream, SyncSubscription
+from fleetlm.threads.members import SyncMember
 from fleetlm.threads.references import SyncGroupRef, SyncRef, SyncRefs, ThreadSender
 
 if TYPE_CHECKING:
+    from fleetlm.core.member_loads import MemberInfo
     from fleetlm.core.name_table import Claim, OnLoss
-    from fleetlm.core.picking import By
+    from fleetlm.core.picking import By, Score
     from fleetlm.core.rendezvous import Key
     from fleetlm.directory.groups import Change, Groups
+    from fleetlm.directory.members import Member
     from fleetlm.directory.registry import Event as NameEvent, Registry, Resolve
     from fleetlm.ids import Pid
     from fleetlm.messaging.targets import Target
@@ -48,9 +53,19 @@ class SyncGroups:
         self._requests = requests
         self._timeout_s = call_timeout_s
 
-    def join(self, group: str, *pids: Pid) -> None:
-        """See `Groups.join`."""
-        self._run_now("join", group, functools.partial(self._groups.join, group, *pids))
+    @overload
+    def join(self, group: str, pid: Pid, /, *, meta: Any = None) -> SyncMember: ...
+    @overload
+    def join(self, group: str, /, *pids: Pid) -> None: ...
+    def join(self, group: str, /, *pids: Pid, meta: Any = None) -> SyncMember | None:
+        """See `Groups.join`; returns a member for threads."""
+        join: Callable[..., Member | None] = self._groups.join
+        member = self._run_now("join", group, functools.partial(join, group, *pids, meta=meta))
+        return None if member is None else SyncMember(member, self._requests)
+
+    def describe(self, group: str) -> builtins.list[MemberInfo]:
+        """See `Groups.describe`."""
+        return self._run_now("describe", group, functools.partial(self._groups.describe, group))
 
     def leave(self, group: str, *pids: Pid) -> bool:
         """See `Groups.leave`."""
@@ -74,9 +89,37 @@ class SyncGroups:
         changes = self._run_now("watch", name, functools.partial(self._groups.watch, group))
         return SyncSubscription(changes, name, self._requests)
 
-    def pick(self, group: str, by: By = "random", key: Key | None = None) -> Pid:
+    def pick(
+        self,
+        group: str,
+        by: By = "random",
+        key: Key | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        score: Score | None = None,
+    ) -> Pid:
         """See `Groups.pick`."""
-        return self._run_now("pick", group, functools.partial(self._groups.pick, group, by, key))
+        pick = functools.partial(self._groups.pick, group, by, key, where=where, score=score)
+        return self._run_now("pick", group, pick)
+
+    @contextlib.contextmanager
+    def chosen(
+        self,
+        group: str,
+        by: By = "least_loaded",
+        key: Key | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        score: Score | None = None,
+    ) -> Iterator[Pid]:
+        """See `Groups.chosen`."""
+        block = self._groups.chosen(group, by, key, where=where, score=score)
+        pid = self._run_now("chosen", group, block.__enter__)
+        try:
+            yield pid
+        finally:
+            with contextlib.suppress(NodeStopped):  # It counts nothing any more.
+                self._run_now("chosen", group, functools.partial(block.__exit__, None, None, None))
 
     @overload
     def call(
@@ -181,9 +224,13 @@ class SyncGroups:
         *,
         attempts: int = 3,
         idempotent: bool = False,
+        where: Mapping[str, Any] | None = None,
+        score: Score | None = None,
     ) -> SyncGroupRef[A]:
         """See `Groups.ref`; returns a reference for threads."""
-        ref = self._groups.ref(actor, group, by, key, attempts=attempts, idempotent=idempotent)
+        ref = self._groups.ref(
+            actor, group, by, key, attempts=attempts, idempotent=idempotent, where=where, score=score
+        )
         return SyncGroupRef(ref, group, self._requests, self._timeout_s)
 
     def refs(self, actor: Callable[..., A], group: str) -> SyncRefs[A]:

@@ -946,3 +946,35 @@ def test_a_stream_that_its_thread_closes_or_drops_ends_its_producer() -> None:
         assert ended == ["ended"] * 2
         with pytest.raises(fleetlm.StreamIdle):
             next(slow.within(idle=0.1).stream(Slow.tokens, 1, 60.0))
+
+
+def test_threads_tell_of_members_and_write_tables() -> None:
+    with node_in_thread(lone()) as node:
+        pid = node.spawn(echo)
+        member = node.groups.join("g", pid, meta={"zone": "a"})
+        member.report(load=2)
+        member.describe({"zone": "b"})
+        (info,) = node.groups.describe("g")
+        assert (info.meta, dict(info.gauges), info.load) == ({"zone": "b"}, {"load": 2.0}, 2.0)
+        assert repr(member) == f"<SyncMember {pid} of 'g'>"
+        assert node.groups.pick("g", where={"zone": "b"}) == pid
+        with node.groups.chosen("g") as chosen:
+            assert chosen == pid
+            assert node.groups.describe("g")[0].outstanding == 1
+        assert node.groups.describe("g")[0].outstanding == 0
+        scored = node.groups.ref(Keeper, "g").scored(lambda _: 1.0)
+        assert "GroupRef" in repr(scored)
+
+        table = node.table("flags")
+        table.put("beta", 1)
+        assert (table.get("beta"), table.own("beta"), table.of(node.name, "beta")) == ({node.name: 1}, 1, 1)
+        assert table.keys() == ["beta"]
+        with table.watch() as changes:
+            assert next(changes) == fleetlm.RowPut("flags", node.name, "beta", 1)
+            assert table.drop("beta")
+            assert next(changes) == fleetlm.RowDropped("flags", node.name, "beta", "dropped")
+        assert repr(table) == f"<SyncTable 'flags' of {node.name}>"
+
+
+class Keeper(Actor):
+    """Nothing but a class for a reference."""

@@ -50,7 +50,9 @@ PUBLIC = {
         start start_actor stop stream stream_blocking supervisors sync table undrain unregister
         wait_stopped whereis
     """,
-    "Groups": "broadcast call join leave list local_members members pick ref refs stream watch",
+    "Groups": """
+        broadcast call chosen describe join leave list local_members members pick ref refs stream watch
+    """,
     "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
     "Factories": "list register unregister",
     "Subscription": "close",
@@ -59,7 +61,7 @@ PUBLIC = {
         groups incarnation info is_draining join list multicall name name_of on_leaving own_address
         ping process_info processes readiness ready ref refs register registered registry
         remove_check retry run_in_process send send_nowait settings spawn spawn_at start_actor stop
-        stream supervisors undrain unregister wait_stopped whereis
+        stream supervisors table undrain unregister wait_stopped whereis
     """,
 }
 """What completion shows on each object: what a program may use, and nothing of the machinery."""

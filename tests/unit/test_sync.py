@@ -14,12 +14,14 @@ from fleetlm import (
     ActorRef,
     ActorRefs,
     GroupRef,
+    Member,
     NoConnection,
     Node,
     NodeStopped,
     NoProcess,
     NotSerializable,
     Process,
+    SharedTable,
     WouldBlock,
 )
 from fleetlm.blocking.forks import FORKED
@@ -30,6 +32,7 @@ from fleetlm.processes.remote_spawn import Factories
 from fleetlm.sync import SyncNode
 from fleetlm.testing.loop import SimLoop
 from fleetlm.threads.arrivals import SyncSubscription
+from fleetlm.threads.members import SyncMember, SyncTable
 from fleetlm.threads.references import SyncGroupRef, SyncRef, SyncRefs
 from fleetlm.threads.tables import SyncFactories, SyncGroups, SyncRegistry
 from tests.sim.fleet import A, B, Fleet, collector, simulated
@@ -52,6 +55,8 @@ COUNTERPARTS: dict[type, type] = {
     ActorRef: SyncRef,
     ActorRefs: SyncRefs,
     GroupRef: SyncGroupRef,
+    Member: SyncMember,
+    SharedTable: SyncTable,
 }
 ONLY_FOR_COROUTINES = {
     "Node.start": "`node_in_thread` starts a node for threads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from fleetlm.core.group_members import Members
-from fleetlm.core.picking import CHOSEN, IDLE_TRIES, MOST_COMPARED, Picker, Tried
+from fleetlm.core.member_loads import MemberInfo
+from fleetlm.core.picking import ANY, CHOSEN, IDLE_TRIES, MOST_COMPARED, Picker, Tried, Wanted
 from fleetlm.core.rendezvous import Key
 from fleetlm.core.sticky_keys import StickyKeys
 from fleetlm.errors import NoMember
@@ -26,27 +28,59 @@ class Rig:
     def __init__(self, seed: int = 1) -> None:
         self.load: dict[Pid, int] = {}
         self.draining: set[str] = set()
+        self.busy: set[str] = set()
+        self.metas: dict[Pid, Any] = {}
         self.now = 0.0
         self.sticky = StickyKeys(limit=1_000, idle_s=60.0)
         self.picker = Picker(
             random.Random(seed),
             lambda pid: self.load.get(pid, 0),
+            self,
             lambda node: node in self.draining,
             self.sticky,
             lambda: self.now,
         )
 
+    # `picking.Known`.
+
+    def is_plain(self, _group: str) -> bool:
+        return not self.metas
+
+    def is_busy(self, node: str) -> bool:
+        return node in self.busy
+
+    def meta(self, _group: str, pid: Pid) -> Any:
+        return self.metas.get(pid)
+
+    def loads(self, _group: str, pids: Sequence[Pid]) -> list[float]:
+        return [float(self.load.get(pid, 0)) for pid in pids]
+
+    def describe(self, group: str, pids: Sequence[Pid]) -> list[MemberInfo]:
+        loads = self.loads(group, pids)
+        return [
+            MemberInfo(pid, self.metas.get(pid), {}, None, int(load), load, 0.0, False)
+            for pid, load in zip(pids, loads, strict=True)
+        ]
+
     def pick(
-        self, members: list[Pid], by: Any = "random", key: Key | None = None, tried: Tried | None = None
+        self,
+        members: list[Pid],
+        by: Any = "random",
+        key: Key | None = None,
+        tried: Tried | None = None,
+        wanted: Wanted = ANY,
     ) -> Pid:
-        return self.picker.pick("g", Members(members), by, key, tried)
+        return self.picker.pick("g", Members(members), by, key, tried, wanted)
 
     def many(self, count: int, members: list[Pid], by: Any, keys: bool = False) -> Counter[Pid]:
         return Counter(self.pick(members, by, number if keys else None) for number in range(count))
 
 
 MEMBERS = [Pid(f"fleetlm@10.0.0.{node}", node, number) for node in range(1, 5) for number in (1, 2)]
-RULES = [("random", None), ("round_robin", None), ("key", "k"), ("sticky", "k"), ("least_loaded", None)]
+RULES = [
+    ("random", None), ("round_robin", None), ("key", "k"), ("sticky", "k"), ("least_loaded", None),
+    ("two_choices", None),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("by", "key"), RULES)
@@ -187,7 +221,7 @@ def test_least_loaded_does_not_look_at_every_member_of_a_large_group_that_is_mos
         return pid.number % 2
 
     members = Members(Pid("fleetlm@10.0.0.1", 1, number) for number in range(1, 10_001))
-    picker = Picker(random.Random(1), load, lambda _: False, StickyKeys(1, 1.0), float)
+    picker = Picker(random.Random(1), load, Rig(), lambda _: False, StickyKeys(1, 1.0), float)
     picks = [picker.pick("g", members, "least_loaded", None) for _ in range(100)]
     assert all(pid.number % 2 == 0 for pid in picks)
     assert len(asked) < 100 * 8 + 2 * 10_000
@@ -201,7 +235,7 @@ def test_least_loaded_compares_some_members_of_a_large_group_in_which_all_are_bu
         return 1 + pid.number % 10
 
     members = Members(Pid(f"fleetlm@10.0.0.{number % 7}", 1, number) for number in range(1, 10_001))
-    picker = Picker(random.Random(1), load, lambda _: False, StickyKeys(1, 1.0), float)
+    picker = Picker(random.Random(1), load, Rig(), lambda _: False, StickyKeys(1, 1.0), float)
     picks = [picker.pick("g", members, "least_loaded", None) for _ in range(200)]
     assert len(asked) <= 200 * (IDLE_TRIES + CHOSEN)
     assert sum(load(pid) for pid in picks) / 200 < 1.2, "nearly all picks are among the least loaded"
@@ -348,3 +382,66 @@ class StickyCourse(RuleBasedStateMachine):
 
 TestStickyCourse = StickyCourse.TestCase
 TestStickyCourse.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+
+
+# What is wanted, and what is known beside the load.
+
+
+def test_only_members_whose_meta_fits_are_picked() -> None:
+    rig = Rig()
+    for at, pid in enumerate(MEMBERS):
+        rig.metas[pid] = {"model": "large" if at % 2 else "small", "gpu": at}
+    rig.metas[MEMBERS[0]] = "no dict"
+    large = Wanted({"model": "large"})
+    for by, key in RULES:
+        picked = {rig.pick(MEMBERS, by, key, None, large) for _ in range(60)}
+        assert picked <= set(MEMBERS[1::2]), by
+    assert rig.pick(MEMBERS, wanted=Wanted({"model": "small", "gpu": 4})) == MEMBERS[4]
+    with pytest.raises(NoMember, match=r"has no member with \{'gpu': 0\} in its meta"):
+        rig.pick(MEMBERS, wanted=Wanted({"gpu": 0}))
+
+
+def test_a_sticky_key_leaves_a_member_that_is_not_wanted_any_more() -> None:
+    rig = Rig()
+    rig.metas = {pid: {"zone": "a"} for pid in MEMBERS}
+    zone = Wanted({"zone": "a"})
+    kept = rig.pick(MEMBERS, "sticky", "k", None, zone)
+    assert {rig.pick(MEMBERS, "sticky", "k", None, zone) for _ in range(9)} == {kept}
+    rig.metas[kept] = {"zone": "b"}
+    assert rig.pick(MEMBERS, "sticky", "k", None, zone) != kept
+
+
+def test_a_score_picks_the_highest_and_chance_decides_among_equals() -> None:
+    rig = Rig()
+    rig.load = {pid: pid.number for pid in MEMBERS}
+    by_load = Wanted(score=lambda info: -info.load)
+    assert {rig.pick(MEMBERS, wanted=by_load) for _ in range(99)} == set(MEMBERS[::2])
+    assert rig.pick(MEMBERS, wanted=Wanted(score=lambda _: float("nan"))) in MEMBERS
+    with pytest.raises(ValueError, match="score= picks by itself"):
+        rig.pick(MEMBERS, "round_robin", wanted=by_load)
+
+
+def test_the_better_of_two_members_is_chosen_and_every_member_has_a_chance_but_the_worst() -> None:
+    rig = Rig()
+    rig.load = {pid: at for at, pid in enumerate(MEMBERS)}
+    picked = Counter(rig.pick(MEMBERS, "two_choices") for _ in range(2_000))
+    assert set(picked) == set(MEMBERS[:-1])
+    assert picked[MEMBERS[0]] > picked[MEMBERS[3]] > picked[MEMBERS[6]]
+    assert rig.pick(MEMBERS[:1], "two_choices") == MEMBERS[0]
+    assert rig.pick([MEMBERS[0], MEMBERS[0]], "two_choices") == MEMBERS[0]
+
+
+def test_members_on_busy_nodes_are_passed_over_but_not_by_keys() -> None:
+    rig = Rig()
+    calm = rig.pick(MEMBERS, "key", "k")
+    kept = rig.pick(MEMBERS, "sticky", "s")
+    rig.busy = {calm.node, kept.node}
+    assert rig.pick(MEMBERS, "key", "k") == calm
+    assert rig.pick(MEMBERS, "sticky", "s") == kept
+    for by in ("random", "round_robin", "least_loaded", "two_choices"):
+        assert {rig.pick(MEMBERS, by).node for _ in range(60)} & rig.busy == set(), by
+    rig.draining = {pid.node for pid in MEMBERS} - rig.busy
+    assert {rig.pick(MEMBERS).node for _ in range(60)} <= rig.busy, "busy nodes serve, draining ones leave"
+    rig.busy = {pid.node for pid in MEMBERS}
+    rig.draining = set()
+    assert rig.pick(MEMBERS) in MEMBERS

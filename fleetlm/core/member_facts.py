@@ -1,0 +1,366 @@
+"""What members of process groups tell of themselves, and what each node has outstanding at them.
+
+Three kinds of facts about a member, each told by one node alone and dropped when the connection to it ends:
+
+* its *meta*, a value that its own node tells once, and again when it changes;
+* its *gauges*, numbers that it reports of itself. Only the latest report counts. A report is told with the
+  next frame of gauges (`due`), so that a member may report as often as it likes;
+* *loads*: how many requests a node has outstanding at a member, told by each node that picks by load. All
+  loads of a node replace those that it told before. The sum over all nodes is what waits at a member, as of
+  one frame ago, however many nodes send to it.
+
+Facts on the wire (topic ``members`` of `wire.operations.table`):
+
+- ``["metas", [[group, number, packed value or None], ...]]``
+- ``["gauges", [[group, number, {name: number}], ...]]``
+- ``["loads", {node: [incarnation, {number: count}]}]``
+
+A fact names members of its own node by number, so a node cannot speak for another node's processes; a load is
+what its teller has outstanding. Facts about members that have left are dropped where the leaving is seen.
+
+Source: C3 (Suresh et al., NSDI 2015) for a load that is the sum over clients; differs: told by the clients
+to each other, not guessed from one's own share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
+from typing import Any
+
+from fleetlm.errors import TooManyMemberships
+from fleetlm.ids import Pid
+from fleetlm.names import check_process_name
+from fleetlm.records import Record
+from fleetlm.settings import Settings
+from fleetlm.texts import SHORT
+
+Place = tuple[str, int]
+"""A group and the number of a process in it."""
+Gauges = Mapping[str, float]
+
+MAX_GAUGES = 16
+"""Gauges of one member: a member tells what its callers choose by, which is a few numbers."""
+MAX_GAUGE_NAME_CHARS = 32
+MAX_GAUGE = 1e300
+"""A gauge beyond this, or one that is no number, would make a sum of loads infinite."""
+MAX_LOADS = 2_048
+"""Members at which one node tells its load: those that it picks from by load, some 40 KB."""
+MAX_PIECE_REPORTS = 400
+"""Reports in one fact: below 256 KiB with the longest names."""
+PIECE_BYTES = 128 * 1024
+"""Metas in one fact of a snapshot; one more of any allowed size still fits into a fact."""
+LOADS_KEY: Place = ("", 0)
+"""Stands for the loads of this node among the keys of a snapshot."""
+_NUMBER_END = 1 << 64
+
+
+class Report(Record):
+    """The gauges of a member, as it has reported them last."""
+
+    gauges: Gauges
+    at_s: float
+    """When this node heard of them, on the clock of its loop."""
+
+
+class _Told:
+    """What one node tells of its own members, and of its load on those of all nodes."""
+
+    __slots__ = ("incarnation", "loads", "metas", "node", "packed", "reports")
+
+    def __init__(self, node: str, incarnation: int) -> None:
+        self.node = node
+        self.incarnation = incarnation
+        self.packed: dict[Place, bytes] = {}
+        self.metas: dict[Place, Any] = {}
+        self.reports: dict[Place, Report] = {}
+        self.loads: dict[Pid, int] = {}
+
+
+class MemberFacts:
+    """All that members and nodes have told, as this node knows it.
+
+    Args:
+        node: this node's name.
+        incarnation: of this start of the node.
+        settings: its limits.
+        read: unpacks a meta; what it cannot read it returns as None.
+        before_change: called with the place of a member of this node before what it tells changes.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        incarnation: int,
+        settings: Settings,
+        read: Callable[[bytes], Any],
+        before_change: Callable[[Place], None] = lambda _: None,
+    ) -> None:
+        self._max = settings.max_memberships
+        self._max_meta_bytes = settings.max_meta_bytes
+        self._read = read
+        self._before_change = before_change
+        self._own = _Told(node, incarnation)
+        self._told: dict[str, _Told] = {node: self._own}
+        self._outstanding: dict[Pid, int] = {}
+        """Member → the sum of the loads that other nodes have told."""
+        self._reporting: dict[str, int] = {}
+        """Group → how many of its members have a report."""
+        self._due: dict[Place, None] = {}
+        """Members of this node with a report that has not been told."""
+
+    # Queries.
+
+    def meta(self, group: str, pid: Pid) -> Any:
+        """Return the meta of a member; None if it has none."""
+        told = self._of(pid)
+        return None if told is None else told.metas.get((group, pid.number))
+
+    def report(self, group: str, pid: Pid) -> Report | None:
+        """Return the last report of a member."""
+        told = self._of(pid)
+        return None if told is None else told.reports.get((group, pid.number))
+
+    def has_told(self, group: str) -> bool:
+        """Return whether a member of a group has reported."""
+        return group in self._reporting
+
+    def outstanding(self, pid: Pid) -> int:
+        """Return how many requests other nodes have outstanding at a member, as they told last."""
+        return self._outstanding.get(pid, 0)
+
+    def own_keys(self) -> KeysView[Place]:
+        """Return the places of this node of which there is something to tell."""
+        keys: dict[Place, None] = dict.fromkeys(self._own.packed)
+        keys.update(dict.fromkeys(self._own.reports))
+        if self._own.loads:
+            keys[LOADS_KEY] = None
+        return keys.keys()
+
+    def own_facts(self, places: Iterable[Place]) -> Iterator[list[Any]]:
+        """Return what this node tells about these places, for a node that has connected."""
+        own, size = self._own, 0
+        metas: list[list[Any]] = []
+        reports: list[list[Any]] = []
+        for place in places:
+            if place == LOADS_KEY:
+                yield self._loads_fact()
+                continue
+            if place in own.packed:
+                metas.append([*place, own.packed[place]])
+                size += len(own.packed[place]) + len(place[0])
+            if place in own.reports:
+                reports.append([*place, dict(own.reports[place].gauges)])
+            if size > PIECE_BYTES or len(reports) >= MAX_PIECE_REPORTS or len(metas) >= MAX_PIECE_REPORTS:
+                yield from _pieces(metas, reports)
+                metas, reports, size = [], [], 0
+        yield from _pieces(metas, reports)
+
+    # Facts about this node.
+
+    def described(self, group: str, number: int, packed: bytes | None) -> list[Any]:
+        """A member of this node has a meta, another one, or none any more. Returns the fact to tell.
+
+        Raises:
+            TooManyMemberships: more metas than memberships are allowed; nothing changed.
+        """
+        place = (group, number)
+        own = self._own
+        if packed is not None and place not in own.packed and len(own.packed) >= self._max:
+            raise TooManyMemberships(len(own.packed), 1, self._max)
+        self._before_change(place)
+        self._describe(own, place, packed)
+        return ["metas", [[group, number, packed]]]
+
+    def reported(self, group: str, number: int, gauges: Gauges, now: float) -> None:
+        """A member of this node reports its gauges. Raises: TypeError, ValueError: as `check_gauges`."""
+        check_gauges(gauges)
+        place = (group, number)
+        self._enter(self._own, place, {name: float(value) for name, value in gauges.items()}, now)
+        self._due[place] = None
+
+    def due(self) -> Iterator[list[Any]]:
+        """Return the facts with all reports since the last call."""
+        places = [place for place in self._due if place in self._own.reports]
+        self._due.clear()
+        for start in range(0, len(places), MAX_PIECE_REPORTS):
+            piece = places[start : start + MAX_PIECE_REPORTS]
+            yield ["gauges", [[*place, dict(self._own.reports[place].gauges)] for place in piece]]
+
+    def loaded(self, loads: dict[Pid, int]) -> list[Any] | None:
+        """This node has so many requests outstanding at members. Returns the fact to tell if that is news.
+
+        Args:
+            loads: members with at least one; beyond `MAX_LOADS` of them the smallest are left out.
+        """
+        if len(loads) > MAX_LOADS:
+            most = sorted(loads.items(), key=lambda each: each[1], reverse=True)[:MAX_LOADS]
+            loads = dict(most)
+        if loads == self._own.loads:
+            return None
+        self._before_change(LOADS_KEY)
+        self._own.loads = loads
+        return self._loads_fact()
+
+    def left(self, group: str, pid: Pid) -> None:
+        """A process of any node is no member any more: forget what it told there."""
+        told = self._of(pid)
+        if told is not None:
+            place = (group, pid.number)
+            if told is self._own and (place in told.packed or place in told.reports):
+                self._before_change(place)
+            told.packed.pop(place, None)
+            told.metas.pop(place, None)
+            self._withdraw(told, place)
+            self._due.pop(place, None)
+
+    # Facts about other nodes.
+
+    def told(self, node: str, incarnation: int, fact: Any, now: float) -> None:
+        """A connected node told a fact.
+
+        Raises:
+            ValueError, TypeError: it is malformed, or exceeds a limit; nothing changed.
+        """
+        told = self._told.get(node) or _Told(node, incarnation)
+        if told is self._own or told.incarnation != incarnation:
+            raise ValueError(f"{node} may not tell of the members of incarnation {incarnation:x}")
+        match fact:
+            case ["metas", list(metas)]:
+                described = [self._check_meta(meta) for meta in metas]
+                self._check_count(told.packed, [place for place, packed in described if packed is not None])
+                for place, packed in described:
+                    self._describe(told, place, packed)
+            case ["gauges", list(reports)]:
+                checked = [check_report(report) for report in reports]
+                self._check_count(told.reports, [place for place, _ in checked])
+                for place, gauges in checked:
+                    self._enter(told, place, gauges, now)
+            case ["loads", dict(by_node)]:
+                loads = check_loads(by_node)
+                self._replace_loads(told, loads)
+            case _:
+                raise ValueError(f"{SHORT.repr(fact)} is not a fact about members")
+        self._told[node] = told
+
+    def node_down(self, node: str) -> None:
+        """The connection is over: drop all that the node told."""
+        told = self._told.get(node)
+        if told is not None and told is not self._own:
+            self._replace_loads(told, {})
+            for place in [*told.reports]:
+                self._withdraw(told, place)
+            del self._told[node]
+
+    # Internals.
+
+    def _of(self, pid: Pid) -> _Told | None:
+        """Return what the node of a process told, if it is of the same incarnation."""
+        told = self._told.get(pid.node)
+        return told if told is not None and told.incarnation == pid.incarnation else None
+
+    def _describe(self, told: _Told, place: Place, packed: bytes | None) -> None:
+        if packed is None:
+            told.packed.pop(place, None)
+            told.metas.pop(place, None)
+        else:
+            told.metas[place] = self._read(packed)
+            told.packed[place] = packed
+
+    def _enter(self, told: _Told, place: Place, gauges: Gauges, now: float) -> None:
+        if place not in told.reports:
+            self._reporting[place[0]] = self._reporting.get(place[0], 0) + 1
+        told.reports[place] = Report(gauges, now)
+
+    def _withdraw(self, told: _Told, place: Place) -> None:
+        if told.reports.pop(place, None) is not None:
+            self._reporting[place[0]] -= 1
+            if not self._reporting[place[0]]:
+                del self._reporting[place[0]]
+
+    def _replace_loads(self, told: _Told, loads: dict[Pid, int]) -> None:
+        sums = self._outstanding
+        for pid, count in told.loads.items():
+            left = sums[pid] - count
+            if left:
+                sums[pid] = left
+            else:
+                del sums[pid]
+        for pid, count in loads.items():
+            sums[pid] = sums.get(pid, 0) + count
+        told.loads = loads
+
+    def _loads_fact(self) -> list[Any]:
+        by_node: dict[str, list[Any]] = {}
+        for pid, count in self._own.loads.items():
+            by_node.setdefault(pid.node, [pid.incarnation, {}])[1][pid.number] = count
+        return ["loads", by_node]
+
+    def _check_meta(self, meta: Any) -> tuple[Place, bytes | None]:
+        match meta:
+            case [group, number, bytes() | None as packed]:
+                if packed is not None and len(packed) > self._max_meta_bytes:
+                    raise ValueError(f"a meta of {len(packed):,} bytes; allowed is Settings.max_meta_bytes")
+                return check_place(group, number), packed
+        raise ValueError(f"{SHORT.repr(meta)} is not a meta")
+
+    def _check_count(self, known: Mapping[Place, Any], more: list[Place]) -> None:
+        if len(known) + sum(place not in known for place in more) > self._max:
+            raise ValueError(f"more than {self._max:,} members that tell of themselves, see max_memberships")
+
+
+def _pieces(metas: list[list[Any]], reports: list[list[Any]]) -> Iterator[list[Any]]:
+    if metas:
+        yield ["metas", metas]
+    if reports:
+        yield ["gauges", reports]
+
+
+def check_gauges(gauges: Any) -> None:
+    """Raise TypeError or ValueError unless these are gauges: a few finite numbers with short names."""
+    if type(gauges) is not dict:
+        raise TypeError(f"gauges are a dict of names and numbers, not {type(gauges).__name__}")
+    if len(gauges) > MAX_GAUGES:
+        raise ValueError(f"{len(gauges)} gauges; a member has at most {MAX_GAUGES}")
+    for name, value in gauges.items():
+        if type(name) is not str or not 0 < len(name) <= MAX_GAUGE_NAME_CHARS:
+            raise ValueError(
+                f"{SHORT.repr(name)} is not the name of a gauge: 1 to {MAX_GAUGE_NAME_CHARS} characters"
+            )
+        if type(value) not in (int, float) or not abs(value) <= MAX_GAUGE:
+            raise ValueError(f"the gauge {name} is {SHORT.repr(value)}, not a finite number")
+
+
+def check_place(group: Any, number: Any) -> Place:
+    """Return the place of a member that a peer named. Raises: ValueError."""
+    if type(group) is not str or type(number) is not int or not 0 < number < _NUMBER_END:
+        raise ValueError(f"{SHORT.repr((group, number))} is not a member")
+    check_process_name(group)
+    return group, number
+
+
+def check_report(report: Any) -> tuple[Place, Gauges]:
+    """Return a report that a peer told. Raises: ValueError, TypeError."""
+    if type(report) is not list or len(report) != 3:
+        raise ValueError(f"{SHORT.repr(report)} is not a report")
+    group, number, gauges = report
+    check_gauges(gauges)
+    return check_place(group, number), {name: float(value) for name, value in gauges.items()}
+
+
+def check_loads(by_node: dict[Any, Any]) -> dict[Pid, int]:
+    """Return the loads that a peer told. Raises: ValueError."""
+    loads: dict[Pid, int] = {}
+    for node, told in by_node.items():
+        match node, told:
+            case str(), [int(incarnation), dict(counts)] if 0 <= incarnation < _NUMBER_END:
+                for number, count in counts.items():
+                    if type(number) is not int or not 0 < number < _NUMBER_END:
+                        raise ValueError(f"{SHORT.repr(number)} is not the number of a process")
+                    if type(count) is not int or not 0 < count < _NUMBER_END:
+                        raise ValueError(f"{SHORT.repr(count)} is not a number of requests")
+                    loads[Pid(node, incarnation, number)] = count
+                if len(loads) > MAX_LOADS:
+                    raise ValueError(f"loads on more than {MAX_LOADS:,} members")
+            case _:
+                raise ValueError(f"{SHORT.repr(told)} are not loads on members")
+    return loads
