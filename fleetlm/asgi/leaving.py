@@ -28,13 +28,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.asgi.disconnect import settle
-from fleetlm.errors import Draining, FleetError
+from fleetlm.errors import Draining, FleetError, NodeStopped
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
     from fleetlm.node import Node
-    from fleetlm.runtime.info import DrainReport
+    from fleetlm.runtime.draining import DrainSource
 
 log: logging.Logger = logging.getLogger("fleetlm.asgi")
 
@@ -65,9 +65,10 @@ class Leaving:
         self._node = node
         self._loop = asyncio.get_running_loop()
         self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}
-        self._drain: asyncio.Task[DrainReport] | None = None
+        self._drain: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._has_ended = False
 
     @staticmethod
     def of(scope: Scope) -> Leaving | None:
@@ -99,29 +100,34 @@ class Leaving:
         for number, before in self._before.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, before)
-        self._before.clear()
+        self._has_ended = True  # A server may keep our handler for later, so it goes on handing signals over.
         if self._timer is not None:
             self._timer.cancel()
         if self._watch is not None:
             await settle([self._watch])
         has_drained = self._drain is not None and self._drain.done()
-        await self._node.stop(drain_s=0.0 if has_drained else None)
+        # Supervision trees and hooks have that long to end; the work of the node is done already.
+        await self._node.stop(drain_s=self._node.settings.terminate_s if has_drained else None)
         if self._drain is not None:
             await settle([self._drain])
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Let the drain begin, and let the server do what it does."""
         with contextlib.suppress(RuntimeError):  # The loop is closed.
-            self._loop.call_soon_threadsafe(self._start_drain, "signal")
+            source: DrainSource = "signal"
+            self._loop.call_soon_threadsafe(self._start_drain, source)
         self._before[number](number, frame)
 
-    def _start_drain(self, source: str) -> None:
-        if self._drain is not None:
+    def _start_drain(self, source: DrainSource) -> None:
+        if self._drain is not None or self._has_ended:
             return
         drain_s = self._node.settings.drain_s
         self._timer = self._loop.call_later(drain_s, self._end_responses)
-        drain = self._node.drain(source="signal" if source == "signal" else "api", reason="the worker stops")
-        self._drain = self._loop.create_task(drain, name="fleetlm.asgi drains its node")
+        self._drain = self._loop.create_task(self._drain_node(source), name="fleetlm.asgi drains its node")
+
+    async def _drain_node(self, source: DrainSource) -> None:
+        with contextlib.suppress(NodeStopped):  # It has ended by itself, and has drained then.
+            await self._node.drain(source=source, reason="the worker stops")
 
     def _end_responses(self) -> None:
         if self.responses:
