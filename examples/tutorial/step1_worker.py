@@ -1,4 +1,7 @@
-"""Step 1 of the tutorial: a worker, and a call to it. ``python step1_worker.py``"""
+"""Step 1 of the tutorial: a worker, and a call to it.
+
+python step1_worker.py
+"""
 
 from __future__ import annotations
 

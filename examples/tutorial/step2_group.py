@@ -1,4 +1,8 @@
-"""Step 2 of the tutorial: several workers are a group. ``fleetlm start step2_group:worker``, then ``:ask``"""
+"""Step 2 of the tutorial: several workers are a group.
+
+fleetlm start step2_group:worker
+fleetlm start step2_group:ask
+"""
 
 from __future__ import annotations
 

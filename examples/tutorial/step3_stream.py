@@ -1,4 +1,8 @@
-"""Step 3 of the tutorial: answers come token by token. ``fleetlm start step3_stream:worker``, then ``:ask``"""
+"""Step 3 of the tutorial: answers come token by token.
+
+fleetlm start step3_stream:worker
+fleetlm start step3_stream:ask
+"""
 
 from __future__ import annotations
 

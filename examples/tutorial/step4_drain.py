@@ -1,4 +1,8 @@
-"""Step 4 of the tutorial: workers may be replaced. ``fleetlm start step4_drain:worker``, then ``:ask``"""
+"""Step 4 of the tutorial: workers may be replaced.
+
+fleetlm start step4_drain:worker
+fleetlm start step4_drain:ask
+"""
 
 from __future__ import annotations
 

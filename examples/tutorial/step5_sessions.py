@@ -1,4 +1,8 @@
-"""Step 5 of the tutorial: a session stays with its worker. ``fleetlm start step5_sessions:worker``, then ``:ask``"""
+"""Step 5 of the tutorial: a session stays with its worker.
+
+fleetlm start step5_sessions:worker
+fleetlm start step5_sessions:ask
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
     asgi.install(app)  # outcomes of requests become status codes
 
     @app.get("/chat")
-    async def chat(request: Request, prompt: str) -> asgi.EventStream:
+    async def chat(request: Request, prompt: str) -> Response:
         models = request.state.node.groups.ref(Model, "models", by="least_loaded")
         return asgi.sse(models.stream(Model.complete, prompt))
 

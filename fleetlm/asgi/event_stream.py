@@ -86,7 +86,7 @@ def sse(  # noqa: PLR0913  # all but the first are options with a name
     ::
 
         @app.get("/chat")
-        async def chat(request: Request, prompt: str) -> asgi.EventStream:
+        async def chat(request: Request, prompt: str) -> Response:
             return asgi.sse(models.stream(Model.complete, prompt))
 
     Nothing is read ahead of the client: the handler that yields the items waits when the client is slow.
