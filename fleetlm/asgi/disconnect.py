@@ -42,7 +42,6 @@ async def until_disconnect(request: Request, awaitable: Awaitable[T]) -> T:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             return work.result()
-        await settle([work])
         watch.result()  # Raises what the server has raised, if that is why it ended.
         raise ClientDisconnect
     finally:

@@ -334,8 +334,6 @@ class _Answer(Generic[T]):
             left_s = self._sent_at + heartbeat_s - self._loop.time()
             if left_s > EARLY_S:
                 await asyncio.sleep(left_s)
-            elif self._lock.locked():  # The client does not even take what is being sent.
-                await asyncio.sleep(heartbeat_s)
             else:
                 await self._send(HEARTBEAT)
         await self._loop.create_future()  # Its end would mean that the client has gone.

@@ -1,4 +1,4 @@
-"""The programs of docs/tutorial.md on a simulated cluster; tests/system/test_tutorial.py runs its commands."""
+"""The programs of docs/tutorial.md, simulated; tests/system/test_tutorial.py runs its commands."""
 
 from __future__ import annotations
 

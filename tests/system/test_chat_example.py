@@ -152,8 +152,20 @@ async def test_no_request_is_lost_while_workers_are_replaced_and_a_client_that_g
 
 
 @pytest.mark.deadline(60)
-async def test_a_front_end_that_leaves_ends_its_streams_in_time_and_says_so(ip: str, tmp_path: Path) -> None:
-    command = "uvicorn --port {port} --log-level warning web:app"
+@pytest.mark.parametrize(
+    "command",
+    [
+        "uvicorn --port {port} --log-level warning web:app",
+        pytest.param(
+            "gunicorn --worker-class asgi --log-level warning --bind 127.0.0.1:{port} web:app",
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["uvicorn", "gunicorn"],
+)
+async def test_a_front_end_that_leaves_ends_its_streams_in_time_and_says_so(
+    command: str, ip: str, tmp_path: Path
+) -> None:
     workers = Workers(ip, tmp_path)
     with served(command, ip, tmp_path, CHAT, FLEETLM_DRAIN_MS="1000") as server:
         try:

@@ -50,9 +50,10 @@ class Terminals:
         commands = self.moved("\n".join(block.commands))
         if step:
             commands = re.sub(r"step\w+:\w+$", step, commands)
+        commands = re.sub(r"^(fleetlm|uvicorn|python|curl)", r"exec \1", commands, flags=re.MULTILINE)
         with log.open("wb") as out:
             started = subprocess.Popen(
-                ["bash", "-euc", re.sub(r"^(fleetlm|uvicorn|python|curl)", r"exec \1", commands, flags=re.MULTILINE)],
+                ["bash", "-euc", commands],
                 cwd=FOLDER, env=self.env, stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
         self._started.append(started)

@@ -428,8 +428,9 @@ async def test_responses_that_go_on_when_the_worker_leaves_are_ended_with_an_eve
     waiting = Client(
         sse(ref.stream(Model.count, 1, 50.0), first_item_s=60), state={STATE_KEY: leaving}
     ).start()
-    stuck = Client(sse(ref.stream(Model.count, 100_000)), state={STATE_KEY: leaving}).start()
     await begun.until("data: 2\n")
+    stuck = Client(sse(ref.stream(Model.count, 100_000)), state={STATE_KEY: leaving}).start()
+    await stuck.until("data: 2\n")
     stuck.stop_reading()
     await fleet.sleep(1)
     assert len(leaving.responses) == 3

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -16,6 +18,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route, Router
 
+import fleetlm
 from fleetlm import Call, Node, NodeStopped, Process, Settings
 from fleetlm.asgi import current_node, lifespan, node_of, running
 from fleetlm.asgi.leaving import STATE_KEY, Leaving
@@ -166,6 +169,16 @@ async def test_an_application_that_ends_before_it_is_told_to(fleet: Fleet) -> No
     with pytest.raises(RuntimeError, match="startup of the application has failed: None"):
         async with running(silent):
             raise AssertionError("it must not serve")
+
+
+def test_no_other_part_of_fleetlm_needs_starlette() -> None:
+    package = Path(fleetlm.__file__).parent
+    with_starlette = {
+        path.relative_to(package).parts[0]
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(from|import) starlette\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert with_starlette - {"ops"} == {"asgi"}  # `ops` is an extra, too
 
 
 async def test_requests_share_no_state(fleet: Fleet) -> None:
