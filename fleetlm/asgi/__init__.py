@@ -17,12 +17,10 @@ serves an application in a test. Nothing else of fleetlm imports this package, a
 
 from __future__ import annotations
 
-try:
-    import starlette  # noqa: F401  # the only requirement; all that follows needs it
-except ModuleNotFoundError as error:  # pragma: no cover - needs an environment without it
-    raise ModuleNotFoundError(
-        "fleetlm.asgi needs Starlette: pip install 'fleetlm[asgi]'", name=error.name
-    ) from None
+import importlib.util
+
+if importlib.util.find_spec("starlette") is None:  # pragma: no cover - needs an environment without it
+    raise ModuleNotFoundError("fleetlm.asgi needs Starlette: pip install 'fleetlm[asgi]'", name="starlette")
 
 from fleetlm.asgi.disconnect import until_disconnect
 from fleetlm.asgi.event_stream import EventStream, sse

@@ -160,12 +160,12 @@ class EventStream(Response, Generic[T]):
         self.background = background
         self.on_disconnect: OnDisconnect = "cancel"
         self.heartbeat_s: float | None = 15.0
-        self.first_item_s = 15.0
-        self.send_timeout_s = 60.0
+        self.first_item_s: float = 15.0
+        self.send_timeout_s: float = 60.0
         self.encode: Callable[[T], str] = to_json
         self.ids: Ids[T] = False
-        self.event = ""
-        self.end = "end"
+        self.event: str = ""
+        self.end: str = "end"
         self.init_headers({**HEADERS, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
