@@ -42,14 +42,16 @@ def environment(ip: str, first_port: int) -> dict[str, str]:
 class Server:
     """A web server in a session of its own."""
 
-    def __init__(self, command: Sequence[str], port: int, env: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], port: int, env: dict[str, str], log: Path, cwd: Path = EXAMPLES
+    ) -> None:
         self.port = port
         self.env = env
         self._log = log
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 [*command],
-                cwd=EXAMPLES,
+                cwd=cwd,
                 env=env,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -97,12 +99,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def served(command: str, ip: str, folder: Path, **env: str) -> Iterator[Server]:
-    """Start a server; ``{port}`` in its command is replaced by a free port for HTTP."""
+def served(command: str, ip: str, folder: Path, cwd: Path = EXAMPLES, **env: str) -> Iterator[Server]:
+    """Start a server in a folder; ``{port}`` in its command is replaced by a free port for HTTP."""
     port = free_port(["127.0.0.1"])
     program, *arguments = command.format(port=port).split()
     environ = environment(ip, 14_370) | env
-    server = Server([str(BIN / program), *arguments], port, environ, folder / "server.log")
+    server = Server([str(BIN / program), *arguments], port, environ, folder / "server.log", cwd)
     try:
         yield server
     finally:

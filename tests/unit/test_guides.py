@@ -105,6 +105,10 @@ def check_command(command: str, folder: Path) -> None:
         "pytest": lambda _: None,  # Its arguments are tests of an example that some seed breaks.
         "python": lambda arguments: check_python(arguments, folder),
         ".": check_activate,
+        "cd": lambda arguments: check_folder(arguments, folder),
+        "curl": lambda _: None,  # Those of the tutorial are run by tests/system/test_tutorial.py.
+        "python3": check_venv,
+        "uvicorn": lambda _: None,  # likewise
     }[program]
     check(arguments)
 
@@ -136,16 +140,27 @@ def check_export(arguments: Sequence[str]) -> None:
 def check_pip(arguments: Sequence[str]) -> None:
     """A package index does not have fleetlm yet: a checkout is what can be installed."""
     assert arguments[0] == "install"
-    assert [word for word in arguments[1:] if not word.startswith(("-", "."))] == []
+    others = {word for word in arguments[1:] if not word.startswith(("-", "."))}
+    assert others <= {"fastapi", "uvicorn"}
 
 
 def check_python(arguments: Sequence[str], folder: Path) -> None:
     name, *_ = arguments
-    assert name in quickstart() or (folder / name).exists()
+    places = (folder, ROOT / "examples" / "tutorial")  # the tutorial has gone there before
+    assert name in quickstart() or any((place / name).exists() for place in places)
 
 
 def check_activate(arguments: Sequence[str]) -> None:
     assert list(arguments) == [".venv/bin/activate"]
+
+
+def check_folder(arguments: Sequence[str], folder: Path) -> None:
+    [name] = arguments
+    assert (ROOT / name).is_dir() or (folder / name).is_dir()
+
+
+def check_venv(arguments: Sequence[str]) -> None:
+    assert list(arguments) == ["-m", "venv", ".venv"]
 
 
 def known_variables() -> set[str]:
@@ -159,7 +174,9 @@ def test_commands_that_do_not_exist_are_caught() -> None:
         "python nothing.py",
         "FLEETLM_NODE_IPP=127.0.0.1 fleetlm start",
         'fleetlm remote "Node.list("',
-        "curl https://example.org",
+        "wget https://example.org",
+        "cd nowhere",
+        "python3 -m nothing",
     ):
         with pytest.raises((AssertionError, KeyError, SyntaxError)):
             check_command(command, ROOT)
