@@ -82,10 +82,7 @@ async def test_processes_that_do_something_are_found_among_those_that_wait(fleet
     assert children_of(named("idle")) is children_of(gone) is children_of(None) is None
     assert busy_s(named("idle"), now, None) == 0.0
     assert busy_s(named("keeps"), now, None) == pytest.approx(10, abs=0.1)
-    loop = named("loops")
-    assert busy_s(loop, now, None) == 0.0, "nobody has seen it before"
-    assert busy_s(loop, now, (loop.mailbox.taken, now - 3)) == 3.0
-    assert busy_s(loop, now, (loop.mailbox.taken + 1, now - 3)) == 0.0, "it has taken another message"
+    assert busy_s(named("loops"), now, (0, now - 3)) == 0.0, "nobody knows what it does"
     call.cancel()
 
 
@@ -102,6 +99,19 @@ async def test_a_call_on_behalf_of_work_before_a_drain_has_no_beginning(fleet: F
     now = clock(fleet).time()
     assert busy_s(process, now, (process.mailbox.taken, now - 2)) == 2.0
     call.cancel()
+
+
+@simulated
+async def test_the_time_of_a_handler_without_a_call_begins_with_the_first_look(fleet: Fleet) -> None:
+    (node,) = await fleet.mesh(1)
+    ref = await node.start_actor(Slow, name="works")
+    await ref.cast(Slow.work)
+    await asyncio.sleep(1)
+    (process,) = parts_of(node).local.every()
+    now, taken = clock(fleet).time(), process.mailbox.taken
+    assert busy_s(process, now, None) == 0.0
+    assert busy_s(process, now, (taken, now - 3)) == 3.0
+    assert busy_s(process, now, (taken - 1, now - 3)) == 0.0, "it has taken another message since"
 
 
 @simulated
