@@ -47,7 +47,7 @@ PUBLIC = {
         groups incarnation info is_draining join list multicall name name_of on_leaving own_address
         ping process_info process_pool processes readiness ready ref refs register registered
         registry remove_check retry run_blocking run_in_process send send_nowait settings spawn spawn_at
-        start start_actor stop stream stream_blocking supervisors sync undrain unregister
+        start start_actor stop stream stream_blocking supervisors sync telemetry undrain unregister
         wait_stopped whereis
     """,
     "Groups": "broadcast call join leave list local_members members pick ref refs stream watch",
