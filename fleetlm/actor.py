@@ -276,7 +276,7 @@ class Actor:
         cls = type(self)
         if cls.on_drain is not Actor.on_drain or cls.on_undrain is not Actor.on_undrain:
             services.drain_listeners.add_actor(process)
-        run = ActorRun(self, self.__fleetlm_handlers__, process, settings, services.failures)
+        run = ActorRun(self, self.__fleetlm_handlers__, process, settings, services.failures, services.taps)
         object.__setattr__(self, "_Actor__run", run)  # Works for a frozen dataclass too.
         await run.run(ready)
 

@@ -35,6 +35,7 @@ from fleetlm.directory.tables import SharedTable
 from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
 from fleetlm.messaging.deadline import within_deadline
+from fleetlm.messaging.telling import tell_of
 from fleetlm.messaging.windows import local_units
 from fleetlm.names import Address, canonical_node
 from fleetlm.process import Process
@@ -44,6 +45,7 @@ from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.draining import DrainSource
 from fleetlm.runtime.info import DrainReport, NodeInfo
+from fleetlm.runtime.observers import make_telemetry
 from fleetlm.runtime.readiness import Readiness
 from fleetlm.runtime.thread_requests import ThreadRequests
 from fleetlm.stream import Stream
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from fleetlm.runtime.hooks import Phase
     from fleetlm.settings import Settings
     from fleetlm.sync import SyncNode
+    from fleetlm.telemetry import Telemetry
     from fleetlm.transport.interface import Transport
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -99,6 +102,7 @@ class Node:
         registry: cluster-wide names of processes.
         factories: the functions that other nodes may spawn here, by name; see `spawn_at`.
         sync: this node for other threads of the program.
+        telemetry: observers of what happens on this node.
         failure: why this node has stopped by itself, because an essential process failed; else empty.
         drain_report: how the last drain has ended, that of `stop` included; None before the first one.
     """
@@ -117,6 +121,7 @@ class Node:
         self._local = parts.local
         self._outbound = parts.outbound
         self._driver = parts.driver
+        self._taps = parts.context.taps
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadRequests(self.name, self.settings.call_timeout_s, self._loop)
         self._discovery = prepared.discovery
@@ -279,6 +284,16 @@ class Node:
         from fleetlm.sync import SyncNode  # noqa: PLC0415  # a program of coroutines needs none
 
         return SyncNode(self, self._outbound, self._threads, self._parts.retries)
+
+    @functools.cached_property
+    def telemetry(self) -> Telemetry:
+        """Observers of what happens on this node: calls, handlers, drops, restarts, sessions.
+
+        ::
+
+            node.telemetry.attach(print, kinds={ChildRestarted, SessionDown})
+        """
+        return make_telemetry(self._parts.context)
 
     async def _leave(
         self, reason: str, drain_s: float | None, source: DrainSource, asked_by: asyncio.Task[Any] | None
@@ -919,7 +934,8 @@ class Node:
             OutcomeUnknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
             RemoteError: it ran and raised.
         """
-        return self._outbound.call(to, message, timeout)  # One coroutine for each call, not three.
+        call = self._outbound.call(to, message, timeout)  # One coroutine for each call, not three.
+        return tell_of(self._outbound.waits, call, to, message) if self._taps.calls else call
 
     def stream(
         self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None

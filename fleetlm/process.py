@@ -19,6 +19,7 @@ from fleetlm.processes.drain_listeners import DrainListeners
 from fleetlm.processes.owned import Owned, Timer
 from fleetlm.processes.running import AnyFunction, ProcessObject, RunningProcess
 from fleetlm.records import Record
+from fleetlm.taps import Taps
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import ActorRef
@@ -41,6 +42,7 @@ class ProcessServices(Record):
     mailbox_limit: int
     blocking: Blocking
     turns: Turns
+    taps: Taps = field(default_factory=Taps)
     failures: FailureLog = field(default_factory=FailureLog)
     drain_listeners: DrainListeners = field(default_factory=DrainListeners)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)

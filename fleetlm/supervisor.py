@@ -248,6 +248,7 @@ class _SupervisorRun:
         self._init_s = process.node.settings.init_s
         self.restarts = 0
         process._children = self  # noqa: SLF001  # for `Node.supervisors`
+        self._taps = process._services.taps  # noqa: SLF001  # the supervisor is part of the runtime
 
     @property
     def count(self) -> int:
@@ -472,6 +473,8 @@ class _SupervisorRun:
                 f"{self._plan.period_s:g} s, the last of {name} ({text_of(reason)})"
             )
             log.error("%s", why)
+            if self._taps.supervisor_gave_up is not None:
+                self._taps.supervisor_gave_up(me, why)
             self._process._gave_up = why  # noqa: SLF001  # the node of a root may stop
             raise ProcessExit("shutdown")
         names = affected(self._plan.strategy, self._children, name)
@@ -480,6 +483,8 @@ class _SupervisorRun:
             "supervisor %s: %s ended (%s); starting %s in %.3g s",
             me, name, text_of(reason), _list(names), pause_s,
         )  # fmt: skip
+        if self._taps.child_restarted is not None:
+            self._taps.child_restarted(me, name, text_of(reason))
         await self._end([other for other in names if other != name])
         self._count_restarts(names)
         row = self._make_row(each for each in names if each in self._children)

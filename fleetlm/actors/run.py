@@ -85,14 +85,16 @@ from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import exit_in, is_from_signal
 from fleetlm.processes.drain_listeners import DrainNotice
 from fleetlm.processes.running import RunningProcess, exit_reason
+from fleetlm.taps import outcome_of
 from fleetlm.texts import SHORT, loggable, text_of, type_name
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable
 
     from fleetlm.actors.failure_log import FailureLog
     from fleetlm.settings import Settings
+    from fleetlm.taps import Taps
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -109,7 +111,7 @@ class ActorRun(Generic[ProcessT]):
 
     __slots__ = (
         "_actor", "_complaints", "_concurrent", "_failures", "_free_slot", "_handlers", "_is_stopping",
-        "_loop", "_main_task", "_max_concurrent", "_open", "_stop_reason", "_terminate_s", "process",
+        "_loop", "_main_task", "_max_concurrent", "_open", "_stop_reason", "_taps", "_terminate_s", "process",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +121,7 @@ class ActorRun(Generic[ProcessT]):
         process: ProcessT,
         settings: Settings,
         failures: FailureLog,
+        taps: Taps,
     ) -> None:
         self.process: ProcessT = process
         self._actor = actor
@@ -128,6 +131,7 @@ class ActorRun(Generic[ProcessT]):
         self._is_stopping = False
         self._stop_reason: Any = None
         self._failures = failures
+        self._taps = taps
         self._open: dict[Call, asyncio.Task[Any] | None] = {}
         """Calls being served, each with the task that serves it; None if it must not be interrupted."""
         self._concurrent: dict[asyncio.Task[None], Handler] = {}
@@ -221,7 +225,10 @@ class ActorRun(Generic[ProcessT]):
         context = copy_context()
         if call is not None:
             context.run(SERVING.set, call)
-        await run_in(context, self._actor.handle_info(message))
+        running = self._actor.handle_info(message)
+        if self._taps.handler_ended is not None:
+            running = self._tell_of(running, "handle_info", call)
+        await run_in(context, running)
 
     async def _hear_of_drain(self, notice: DrainNotice) -> None:
         """Run `Actor.on_drain` or `Actor.on_undrain`. What it raises is logged, and the actor goes on."""
@@ -249,6 +256,8 @@ class ActorRun(Generic[ProcessT]):
         """Run a handler without a caller. An exception ends the actor; the end of its process is logged."""
         running = self._begin(found, request, None)
         if running is not None:
+            if self._taps.handler_ended is not None:
+                running = self._tell_of(running, request.handler, None)
             await run_in(copy_context(), running)
 
     async def _run_call(self, found: Handler, request: Invoke, call: Call, task: Any) -> None:
@@ -261,8 +270,9 @@ class ActorRun(Generic[ProcessT]):
         self._open[call] = task if found.cancel else None
         if not found.cancel:
             call.deadline = math.inf  # What it asks of others has a time-out of its own.
+        is_plain = not found.streams and self._taps.handler_ended is None
         try:
-            result = await run_in(context, self._send_items(call, running) if found.streams else running)
+            result = await run_in(context, running if is_plain else self._complete(found, running, call))
         except asyncio.CancelledError as error:
             if self._settle_call(call, task):
                 if self._ends_actor(error):
@@ -283,6 +293,28 @@ class ActorRun(Generic[ProcessT]):
                 self._reply(call, request, result)
         finally:
             call.message = None  # A task that the handler left behind has this call in its context.
+
+    def _complete(self, found: Handler, running: Any, call: Call) -> Awaitable[Any]:
+        """Return what sends the items of a stream, and says where it is wanted how the handler ended."""
+        if found.streams:
+            running = self._send_items(call, running)
+        if self._taps.handler_ended is not None:
+            running = self._tell_of(running, call.message.handler, call)
+        return running  # type: ignore[no-any-return]
+
+    async def _tell_of(self, running: Awaitable[Any], handler: str, call: Call | None) -> Any:
+        """Run a handler, and say how long it took and how it ended. Returns and raises what it does."""
+        began, outcome = self._loop.time(), "ok"
+        queued_s = None if call is None or math.isinf(call.began) else began - call.began
+        try:
+            return await running
+        except BaseException as error:
+            outcome = outcome_of(error)
+            raise
+        finally:
+            told = self._taps.handler_ended
+            if told is not None:
+                told(self.process.runs, handler, outcome, self._loop.time() - began, queued_s)
 
     def _ends_actor(self, error: BaseException) -> bool:
         """Whether an exception of a handler ends the actor, or the program, and not just the request."""

@@ -68,6 +68,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from fleetlm.core.buckets import Bucket
@@ -75,6 +76,7 @@ from fleetlm.core.effects import (
     Dial,
     Down,
     Effect,
+    End,
     ExpectRoad,
     FollowRoad,
     HangUp,
@@ -348,10 +350,12 @@ class Connection:
         body = frames.pack_hello(self.me.hello(self.name, is_check=is_check))
         return [Send(out.channel, out.header(Kind.HELLO) + body)]
 
-    def channel_lost(self, now: float, reason: str, *, is_foreign: bool = False) -> list[Effect]:
+    def channel_lost(
+        self, now: float, reason: str, *, is_foreign: bool = False, kind: End = End.LOST
+    ) -> list[Effect]:
         """Our channel could not be opened, or has ended; ``is_foreign``: another program listens there."""
         if self.phase is Phase.UP:
-            return self.down(now, reason)
+            return self.down(now, reason, kind=kind)
         effects = self.failed(now, reason)
         if is_foreign:
             self._wait_for_another_node(now)
@@ -398,7 +402,9 @@ class Connection:
         if self.phase is Phase.UP:
             self.claim = Claim(half.source, half.hello)
             same = half.hello.incarnation == self.incarnation
-            return self.down(now, "the peer dialled anew" if same else "restarted: another incarnation")
+            if same:
+                return self.down(now, "the peer dialled anew", kind=End.REDIALLED)
+            return self.down(now, "restarted: another incarnation", kind=End.RESTARTED)
         out = self.outgoing
         assert out is not None
         if half.epoch not in out.confirmed:
@@ -450,9 +456,9 @@ class Connection:
         half.is_local = True
         return [FollowRoad(half.source)]
 
-    def source_lost(self, now: float, reason: str) -> list[Effect]:
+    def source_lost(self, now: float, reason: str, kind: End = End.LOST) -> list[Effect]:
         """The peer's half has ended. Only while up."""
-        return self.down(now, reason)
+        return self.down(now, reason, kind=kind)
 
     def broken(self, now: float, reason: str) -> list[Effect]:
         """The peer broke the protocol on its half, or a frame was lost there. Only while up.
@@ -460,17 +466,17 @@ class Connection:
         The peer may still regard the connection as up. It is told the reason, so that its own log and table
         have it too; where that is lost, dialling anew tells it that the connection is over.
         """
-        return self._say_goodbye(self.down, now, reason)
+        return self._say_goodbye(partial(self.down, kind=End.PROTOCOL_ERROR), now, reason)
 
     # Ending the connection.
 
-    def down(self, now: float, reason: str, *, in_order: bool = False) -> list[Effect]:
+    def down(self, now: float, reason: str, *, in_order: bool = False, kind: End = End.LOST) -> list[Effect]:
         """End a connection that is up: give up both halves, and dial again after a back-off.
 
         ``in_order``: a node ended it on purpose, which says nothing of how long connections last.
         """
         self.last_error, self.last_error_at = reason, now
-        gone = Down(self.name, self.incarnation, reason)
+        gone = Down(self.name, self.incarnation, reason, kind)
         settled = self.up_at is not None and now - self.up_at >= self.settings.settled_s
         self.short_lived = 0 if settled or in_order else self.short_lived + 1
         self.up_at = None
@@ -481,13 +487,15 @@ class Connection:
         self.claim = None
         return [gone, *effects, *self.end_check()]
 
-    def leave(self, now: float, reason: str) -> list[Effect]:
+    def leave(self, now: float, reason: str, kind: End = End.STOPPING) -> list[Effect]:
         """End the connection or attempt on our side, and send the peer a GOODBYE if our channel is open."""
-        return self._say_goodbye(self._end, now, reason)
+        return self._say_goodbye(partial(self._end, kind), now, reason)
 
-    def _end(self, now: float, reason: str) -> list[Effect]:
+    def _end(self, kind: End, now: float, reason: str) -> list[Effect]:
         """End whatever there is, and give up both halves."""
-        return self.down(now, reason, in_order=True) if self.phase is Phase.UP else self._go_idle(now)
+        if self.phase is Phase.UP:
+            return self.down(now, reason, in_order=True, kind=kind)
+        return self._go_idle(now)
 
     def _say_goodbye(self, end: EndStep, now: float, reason: str) -> list[Effect]:
         """Send a GOODBYE if our channel is open, perform ``end``, and let the frame leave."""

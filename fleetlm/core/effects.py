@@ -6,6 +6,7 @@ The core decides and performs nothing; the driver performs and decides nothing.
 from __future__ import annotations
 
 from dataclasses import field
+from enum import Enum
 
 from fleetlm.core.halves import Incoming, Outgoing
 from fleetlm.records import Record
@@ -59,12 +60,29 @@ class Up(Record):
     incoming: Incoming
 
 
+class End(Enum):
+    """The kinds of reasons for the end of a session; `fleetlm.telemetry.ENDS` says what they mean."""
+
+    LOST = "lost"
+    SILENT = "silent"
+    LEFT = "left"
+    STOPPING = "stopping"
+    REQUESTED = "requested"
+    RESTARTED = "restarted"
+    REDIALLED = "redialled"
+    PROTOCOL_ERROR = "protocol_error"
+    ENDED_BY_PEER = "ended_by_peer"
+    OVERLOADED = "overloaded"
+    FORGOTTEN = "forgotten"
+
+
 class Down(Record):
     """The connection is over: end its session, and deliver nothing more of it."""
 
     name: str
     incarnation: int
     reason: str
+    kind: End = field(default=End.LOST, compare=False)
 
 
 class ExpectRoad(Record):

@@ -36,7 +36,7 @@ from fleetlm.core import admission
 from fleetlm.core.connection import PROTOCOL_ERROR, Identity, Phase, addresses_at
 from fleetlm.core.dns_answers import FAMILIES, Answer as DnsAnswer
 from fleetlm.core.draining import Step
-from fleetlm.core.effects import Disconnect, Down, Effect, HangUp, Reply, Report, Send, Up
+from fleetlm.core.effects import Disconnect, Down, Effect, End, HangUp, Reply, Report, Send, Up
 from fleetlm.core.halves import Incoming
 from fleetlm.core.newcomers import Newcomers
 from fleetlm.core.peer_addresses import PeerAddresses, split_by_network
@@ -119,7 +119,7 @@ class Kernel:
             peer.block()
             peer.is_pruned = True
             why = f"pruned: {peer.misses} lookups in a row did not name it"
-            effects += self._apply(now, peer, peer.connection.leave(now, why))
+            effects += self._apply(now, peer, peer.connection.leave(now, why, End.FORGOTTEN))
         for peer in stale:
             effects += self._forget(now, peer, "not in DNS any more, and not connected")
         return effects + self._report_full_table() + self._do_due(now)
@@ -163,7 +163,7 @@ class Kernel:
             return []
         peer.is_pinned = False
         peer.block()
-        return self._apply(now, peer, peer.connection.leave(now, reason))
+        return self._apply(now, peer, peer.connection.leave(now, reason, End.REQUESTED))
 
     # Facts about channels, which this node dialled.
 
@@ -175,11 +175,19 @@ class Kernel:
         return [] if peer is None else self._apply(now, peer, peer.connection.opened(now, channel))
 
     def channel_lost(
-        self, now: float, channel: int, reason: str, *, is_foreign: bool = False, is_logged: bool = False
+        self,
+        now: float,
+        channel: int,
+        reason: str,
+        *,
+        is_foreign: bool = False,
+        is_logged: bool = False,
+        kind: End = End.LOST,
     ) -> list[Effect]:
         """A dial failed, or an open channel has ended.
 
         ``is_foreign``: another program listens there. ``is_logged``: the cause was logged already.
+        ``kind``: of the reason, if the peer was up.
         """
         if channel in self.ports.searches:
             return self._end_search(now, channel, None, is_foreign=is_foreign)
@@ -188,9 +196,12 @@ class Kernel:
             return []
         if peer.connection.is_check(channel):
             return self._end_check(now, peer)
-        why = reason + self._describe_silence(now, peer)
+        silence = self._describe_silence(now, peer)
+        why = reason + silence
+        kind = End.SILENT if silence and kind is End.LOST else kind
         peer.logged |= {why: None} if is_logged else {}
-        return self._apply(now, peer, peer.connection.channel_lost(now, why, is_foreign=is_foreign))
+        lost = peer.connection.channel_lost(now, why, is_foreign=is_foreign, kind=kind)
+        return self._apply(now, peer, lost)
 
     def road_opened(self, now: float, channel: int) -> list[Effect]:
         """The peer has let a channel in at its local road."""
@@ -246,8 +257,9 @@ class Kernel:
         self._sources.pop(source, None)
         if peer is None:
             return []
-        why = reason + self._describe_silence(now, peer)
-        return self._apply(now, peer, peer.connection.source_lost(now, why))
+        silence = self._describe_silence(now, peer)
+        kind = End.SILENT if silence else End.LOST
+        return self._apply(now, peer, peer.connection.source_lost(now, reason + silence, kind))
 
     def control_frame(self, now: float, source: bytes, frame: bytes) -> list[Effect]:
         """Take a frame that is neither BATCH nor CHUNK: of the handshake, a GOODBYE, a PROBE, or garbage.
@@ -493,7 +505,7 @@ class Kernel:
         connection = peer.connection
         if peer.shunned in (0, hello.incarnation):
             peer.shunned, peer.is_blocked = hello.incarnation, True  # Now it is proven which one it is.
-            effects = self._apply(now, peer, connection.leave(now, "disconnected on request"))
+            effects = self._apply(now, peer, connection.leave(now, "disconnected on request", End.REQUESTED))
             return effects + self._refuse_disconnected(now, half.source, hello)
         if connection.phase is not Phase.UP:
             self._sources[half.source] = hello.name
@@ -518,7 +530,8 @@ class Kernel:
         connection = peer.connection
         in_order = not reason.startswith(PROTOCOL_ERROR)
         why = f"left: {reason}" if in_order else f"the peer ended the connection: {reason}"
-        return self._apply(now, peer, connection.down(now, why, in_order=in_order))
+        kind = End.LEFT if in_order else End.ENDED_BY_PEER
+        return self._apply(now, peer, connection.down(now, why, in_order=in_order, kind=kind))
 
     def _refuse(self, now: float, source: bytes, hello: Hello, refusal: Refusal, why: str) -> list[Effect]:
         """Answer a HELLO with a refusal over the dialler's channel, and note it in the table and the log."""
@@ -614,7 +627,7 @@ class Kernel:
 
     def _forget(self, now: float, peer: Peer, why: str) -> list[Effect]:
         """End what there is with a peer, and take it out of the table; report nothing."""
-        effects = peer.connection.leave(now, why)
+        effects = peer.connection.leave(now, why, End.FORGOTTEN)
         self.topology.forget(peer)
         out = self._apply(now, peer, effects)
         return [effect for effect in out if not isinstance(effect, Report)]

@@ -25,6 +25,11 @@ class ProcessTable:
         self._name_of: dict[int, str | None] = {}
         self._next = 1
 
+    @property
+    def spawned_count(self) -> int:
+        """How many processes were spawned so far."""
+        return self._next - 1
+
     def spawned(self, name: str | None) -> Pid:
         """Make a pid, and register it under ``name`` if that is given.
 

@@ -52,6 +52,7 @@ from fleetlm.records import Record
 if TYPE_CHECKING:
     import random
 
+    from fleetlm.core.effects import End
     from fleetlm.settings import Settings
 
 SELECTORS = ("visible", "hidden", "connected", "this", "known", "dns", "host", "busy", "draining")
@@ -91,6 +92,7 @@ class Peer:
         peers_left: PEERS messages of it that are read until the next `Kernel.pulse`.
         due: when `Kernel.tick` looks at this row next, or None.
         logged: errors that were logged since it was up last, each once.
+        ended_by: the kind of reason why its last session has ended; None before the first end.
     """
 
     __slots__ = (
@@ -100,6 +102,7 @@ class Peer:
         "drain_step",
         "drain_until",
         "due",
+        "ended_by",
         "in_dns",
         "introduced_by",
         "is_blocked",
@@ -139,6 +142,7 @@ class Peer:
         self.peers_left: int = PEERS_READ
         self.due: float | None = None
         self.logged: dict[str, None] = {}
+        self.ended_by: End | None = None
 
     @property
     def is_up(self) -> bool:

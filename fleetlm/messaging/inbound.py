@@ -49,6 +49,7 @@ from fleetlm.messaging.beside import (
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import LIGHT_BYTES, UNIT_BYTES, UNITS_FIELD_BYTES, check_units
 from fleetlm.settings import MAX_BATCH_MESSAGES
+from fleetlm.taps import Taps
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import operations
 from fleetlm.wire.codec import BadData, unreadable_in
@@ -141,6 +142,7 @@ class Inbound:
         max_peers: names taken from one PEERS message.
         max_open_calls: requests of one peer that may be open here; further ones fail with `WouldBlock`.
         turn_s: seconds of a turn, in which frames are taken.
+        taps: told of messages that are dropped; default: nobody.
 
     Attributes:
         unpack_beside: calls a function beside the loop, and then `take_unpacked` with its result.
@@ -157,6 +159,7 @@ class Inbound:
         max_peers: int,
         max_open_calls: int = 65_536,
         turn_s: float = math.inf,
+        taps: Taps | None = None,
     ) -> None:
         self._boxes = boxes
         self._codec = codec
@@ -166,6 +169,7 @@ class Inbound:
         self._max_open_calls = max_open_calls
         self.unpack_beside: Callable[[Session, Callable[[], Unpacked]], None] = _never
         self._turn_s = turn_s
+        self._taps = Taps() if taps is None else taps
         self._until = math.inf
         """When the turn is over, on the clock of the system."""
         self._is_late = False
@@ -422,6 +426,8 @@ class Inbound:
         """Enter ``count`` messages of ``weight`` units each into the receive window of ``to``."""
         if box is None:
             self.undelivered += count
+            if self._taps.message_dropped is not None:
+                self._taps.message_dropped("no_process", count, to, session.name)
             self._unclaimed.clear()
         session.arrivals.received(to, count, box, weight)
 
@@ -601,6 +607,8 @@ class Inbound:
         if found is None:
             return True
         self.unreadable += 1
+        if self._taps.message_dropped is not None:
+            self._taps.message_dropped("unreadable", 1, "", session.name)
         if self.unreadable in (1, 10, 100) or self.unreadable % 1000 == 0:
             log.warning(
                 "a message from %s could not be read (%s); %d unreadable messages so far",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import FleetError
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, expire
+from fleetlm.messaging.telling import tell_of_many
 from fleetlm.wire import operations
 from fleetlm.wire.invocation import Invoke
 
@@ -44,6 +45,13 @@ class Multicall:
 
     async def __call__(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
         """See `Node.multicall`."""
+        if self._outbound.waits.taps.calls:
+            asked = self._ask(targets, message, timeout_s)
+            return await tell_of_many(self._outbound.waits, asked, targets, message)
+        return await self._ask(targets, message, timeout_s)
+
+    async def _ask(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
+        """Call each process with the same message."""
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         payload = self._outbound.pack_payload(message)
         deadline = self._loop.time() + timeout_s

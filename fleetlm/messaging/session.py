@@ -154,6 +154,7 @@ class Session:
         "requests",
         "settlement",
         "small_bytes",
+        "up_at",
         "urgent_ref",
         "windows",
     )
@@ -175,6 +176,7 @@ class Session:
         self.incarnation: int = peer.connection.incarnation
         self.outgoing: Outgoing = outgoing
         self.incoming: Incoming = incoming
+        self.up_at: float = asyncio.get_running_loop().time()
         self.closed: str = ""
         """Why the session is over; empty while it is not."""
         self.is_slow: bool = False

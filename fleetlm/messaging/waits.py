@@ -17,6 +17,7 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.messaging.windows import NODE, NodeKey
+from fleetlm.taps import Taps
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
@@ -93,6 +94,11 @@ class Wait:
         return f"{self.what.value} {preposition} {show(self.to)} for {now - self.since:.1f} s"
 
     @property
+    def node(self) -> str:
+        """The node of the target; empty: this one."""
+        return getattr(self.where, "name", "")
+
+    @property
     def waiter(self) -> str:
         """The process, or the task, that waits."""
         return f"the task {self.task!r}" if self.process is None else show_process(self.process)
@@ -106,6 +112,7 @@ class Waits:
         loop: of the node.
         turns: of this loop.
         look: called with the waits that are at least `LOOK_S` old, every `LOOK_S` while there are any.
+        taps: told of windows that are full; default: nobody.
     """
 
     def __init__(
@@ -114,6 +121,7 @@ class Waits:
         loop: asyncio.AbstractEventLoop,
         turns: Turns,
         look: Callable[[list[Wait]], None],
+        taps: Taps | None = None,
     ) -> None:
         self.process_of = process_of
         self.loop: asyncio.AbstractEventLoop = loop
@@ -121,6 +129,7 @@ class Waits:
         self._look = look
         self._waits: dict[Wait, None] = {}
         self._is_looking = False
+        self.taps: Taps = Taps() if taps is None else taps
 
     def begin(self, process: Waiter | None, what: WaitsFor, to: Target, where: Session | Mailbox) -> Wait:
         """Note that a process waits from now on."""
@@ -128,6 +137,8 @@ class Waits:
         if process is not None:
             process._waits_for = wait  # noqa: SLF001  # private: programs hold the process
         self._waits[wait] = None
+        if what is WaitsFor.ROOM and self.taps.window_full is not None:
+            self.taps.window_full(to, wait.node)
         if not self._is_looking:
             self._is_looking = True
             self.loop.call_later(LOOK_S, self._on_look)
@@ -139,6 +150,13 @@ class Waits:
         process = wait.process
         if process is not None and process._waits_for is wait:  # noqa: SLF001
             process._waits_for = None  # noqa: SLF001
+        if wait.what is WaitsFor.ROOM and self.taps.window_opened is not None:
+            self.taps.window_opened(wait.to, wait.node, self.loop.time() - wait.since)
+
+    @property
+    def count(self) -> int:
+        """How many wait."""
+        return len(self._waits)
 
     def is_open(self, wait: Wait) -> bool:
         """Whether it still waits."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fleetlm.ids import Pid
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.records import Record
+from fleetlm.taps import Taps
 
 if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
@@ -29,6 +30,7 @@ class NodeContext(Record):
         draw: returns a random number of so many bits that no peer can guess; in a simulation the same ones in
             each run.
         loop: the event loop that runs the node.
+        taps: where the parts say what happens; see `fleetlm.telemetry`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class NodeContext(Record):
     drain_step: Callable[[str], int]
     draw: Callable[[int], int] = random.SystemRandom().getrandbits
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    taps: Taps = field(default_factory=Taps)
 
     def check_loop(self, what: str) -> None:
         """Raise RuntimeError unless this runs on the node's loop; ``what`` was called. See `own_loop`."""

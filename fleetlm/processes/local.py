@@ -229,6 +229,15 @@ class LocalProcesses:
         """How many processes there are."""
         return len(self._processes)
 
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return len(self._processes)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all processes, in the order in which they were spawned."""
+        return list(self._processes)
+
     def every(self) -> list[RunningProcess]:
         """Return the processes that are not gone, in the order in which they were spawned."""
         return list(self._processes.values())

@@ -141,7 +141,7 @@ class Assembly:
         # Messages.
         self.outbound: Outbound = Outbound(
             me.name, me.incarnation, settings, codec, self.local.boxes, sessions, self.kernel.topology,
-            Waits(self.local.of_task, loop, self.turns, self._follow_waits),
+            Waits(self.local.of_task, loop, self.turns, self._follow_waits, me.taps),
         )  # fmt: skip
         self.draining: Draining = self._make_draining()
         self.circles: Circles = Circles(self.local, self.outbound, settings.stalled_after_s)
@@ -152,7 +152,7 @@ class Assembly:
             me, self.factories, codec, self.local, self.signals, self.outbound, spawn
         )
         self.services: ProcessServices = ProcessServices(
-            self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking, self.turns
+            self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking, self.turns, me.taps
         )
         self._make_user_functions()
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
@@ -170,6 +170,7 @@ class Assembly:
         self.inbound: Inbound = Inbound(
             reachable, codec, self._make_requests(), loop.time, settings.max_peers,
             settings.max_open_calls, settings.inbound_turn_s if prepared.on_this_network else math.inf,
+            me.taps,
         )  # fmt: skip
         self.poller: Poller | None = None
         if prepared.discovery is not None:

@@ -32,6 +32,7 @@ from fleetlm.core.effects import (
     Disconnect,
     Down,
     Effect,
+    End,
     ExpectRoad,
     FollowRoad,
     HangUp,
@@ -142,6 +143,12 @@ class Driver:
         """Milliseconds by which the last tick of this node's event loop was late."""
         self.ended: Traffic = Traffic()
         """What was exchanged over sessions that are over."""
+        self.lag_s: float = 0.0
+        """Seconds by which all ticks together were late."""
+        self.ends: dict[End, int] = {}
+        """Sessions that are over, by the kind of reason."""
+        self.reconnects: dict[End, int] = {}
+        """Sessions with a node that had been connected before, by the kind of reason of that end."""
         self._by_source: dict[bytes, Session] = {}
         self._endings: dict[tuple[str, int], _Ending] = {}
         """Address and port of a node that was lost → what is still to be done for it."""
@@ -151,6 +158,7 @@ class Driver:
         self._settings = context.settings
         self._rng = rng
         self._draw = context.draw
+        self._taps = context.taps
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(self._loop)
         self._backlog = Backlog(
@@ -209,8 +217,12 @@ class Driver:
     def channel_lost(
         self, channel: int, reason: str, *, is_foreign: bool = False, is_logged: bool = False
     ) -> None:
-        """See `Listener`. As with the end of a source, what has come before is taken first."""
+        """See `Listener`."""
         lose = partial(self._lose_channel, channel, reason, is_foreign=is_foreign, is_logged=is_logged)
+        self._take_loss(channel, lose)
+
+    def _take_loss(self, channel: int, lose: Callable[[], None]) -> None:
+        """Take the loss of a channel. As with the end of a source, what has come before is taken first."""
         for source in self._backlog:
             session = self._by_source.get(source)
             if session is not None and session.outgoing.channel == channel:
@@ -218,9 +230,12 @@ class Driver:
                 return
         lose()
 
-    def _lose_channel(self, channel: int, reason: str, *, is_foreign: bool, is_logged: bool) -> None:
-        now = self._loop.time()
-        lost = self.kernel.channel_lost(now, channel, reason, is_foreign=is_foreign, is_logged=is_logged)
+    def _lose_channel(
+        self, channel: int, reason: str, *, is_foreign: bool, is_logged: bool, kind: End = End.LOST
+    ) -> None:
+        lost = self.kernel.channel_lost(
+            self._loop.time(), channel, reason, is_foreign=is_foreign, is_logged=is_logged, kind=kind
+        )
         self._perform(lost)
 
     def channel_answered(self, channel: int, frame: bytes) -> None:
@@ -364,7 +379,9 @@ class Driver:
     def _session_lost(self, session: Session, reason: str) -> None:
         """Take the loss of a session in a later turn: a program may be in the middle of a send."""
         channel = session.outgoing.channel
-        self._loop.call_soon(self.channel_lost, channel, reason)
+        kind = End.LOST if reason.startswith("connection closed") else End.OVERLOADED
+        lose = partial(self._lose_channel, channel, reason, is_foreign=False, is_logged=False, kind=kind)
+        self._loop.call_soon(self._take_loss, channel, lose)
 
     # Effects.
 
@@ -451,6 +468,11 @@ class Driver:
         self._by_source[up.incoming.source] = session
         self._transport.admit(up.incoming.source)
         log.info("nodeup %s (incarnation %x)", up.name, up.incarnation)
+        after = peer.ended_by
+        if after is not None:
+            self.reconnects[after] = self.reconnects.get(after, 0) + 1
+        if self._taps.session_up is not None:
+            self._taps.session_up(up.name, up.incarnation, "" if after is None else after.value)
         self._events.up(NodeUp(up.name, up.incarnation))
         self.follower.node_up(session)
         self._tell_peers(session, PEERS_TOLD_AT_ONCE)
@@ -464,6 +486,7 @@ class Driver:
         self._transport.disconnect(source, self._settings.handshake_timeout_s)  # Its node hangs up, too.
         self._backlog.drop(source)
         log.info("nodedown %s: %s", down.name, down.reason)
+        self._count_end(session, down)
         session.close(down.reason)
         self.ended.add(session)
         name = NodeName.parse(down.name)
@@ -475,6 +498,16 @@ class Driver:
         self.follower.changed()
         if not self.kernel.is_leaving:
             self.follower.connection_lost()
+
+    def _count_end(self, session: Session, down: Down) -> None:
+        """Note that a session has ended, and why."""
+        session.peer.ended_by = down.kind
+        self.ends[down.kind] = self.ends.get(down.kind, 0) + 1
+        if self._taps.session_ended is not None:
+            self._taps.session_ended(session)
+        if self._taps.session_down is not None:
+            seconds = self._loop.time() - session.up_at
+            self._taps.session_down(down.name, down.incarnation, down.kind.value, down.reason, seconds)
 
     def _end(self, where: tuple[str, int], most: float) -> None:
         """Take up to ``most`` further steps for a lost node; after the last one tell the subscribers."""
@@ -509,7 +542,9 @@ class Driver:
     def _on_pulse(self) -> None:
         """Note this loop's lag, let sessions report small credits, tick, and tell a peer about others."""
         now = self._loop.time()
-        self.lag_ms = max(0, int((now - self._pulse_due) * 1000))
+        late_s = max(0.0, now - self._pulse_due)
+        self.lag_ms = int(late_s * 1000)
+        self.lag_s += late_s
         self._pulse_due = self._next_pulse(now)
         self._pulse = self._loop.call_at(self._pulse_due, self._on_pulse)
         # What peers sent while this loop stood still has not been read yet: that is not their silence.

@@ -47,8 +47,8 @@ PUBLIC = {
         groups incarnation info is_draining join list multicall name name_of on_leaving overview own_address
         ping process_info process_pool processes readiness ready ref refs register registered
         registry remove_check retry run_blocking run_in_process send send_nowait settings spawn spawn_at
-        start start_actor stop stream stream_blocking supervisors sync table undrain unregister
-        wait_stopped whereis
+        start start_actor stop stream stream_blocking supervisors sync table telemetry undrain
+        unregister wait_stopped whereis
     """,
     "Groups": """
         broadcast call chosen describe join leave list local_members members pick ref refs stream watch

@@ -61,6 +61,7 @@ COUNTERPARTS: dict[type, type] = {
 ONLY_FOR_COROUTINES = {
     "Node.start": "`node_in_thread` starts a node for threads",
     "Node.sync": "it leads to this very object",
+    "Node.telemetry": "its observers run on the node's event loop",
     "Node.run_blocking": "a thread calls the function itself",
     "Node.stream_blocking": "a thread can iterate over the generator itself",
     "Node.process_pool": "for a pool of threads' own there is `concurrent.futures.ProcessPoolExecutor`",
