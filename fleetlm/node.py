@@ -33,6 +33,7 @@ from fleetlm.actors.starting import start
 from fleetlm.blocking import forks
 from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
+from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.windows import local_units
 from fleetlm.names import Address, canonical_node
@@ -883,6 +884,8 @@ class Node:
             OutcomeUnknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
             RemoteError: it ran and raised.
         """
+        if CARRYING.is_active:
+            return self._outbound.context.ask("call", self._outbound.call, to, message, timeout)
         return self._outbound.call(to, message, timeout)  # One coroutine for each call, not three.
 
     def stream(

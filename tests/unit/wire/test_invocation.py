@@ -22,7 +22,7 @@ def test_what_is_not_a_request_cannot_be_sent(args: Any, kwargs: Any) -> None:
         Invoke("append", args, kwargs).parts()
 
 
-@pytest.mark.parametrize("parts", [["x", (), {}], ["x", [], []], ["x", []], ["x", [], {}, 1], 5, None])
+@pytest.mark.parametrize("parts", [["x", (), {}], ["x", [], []], ["x", []], ["x", [], {}, b"", 1], 5, None])
 def test_nonsense_is_not_a_request(parts: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         Invoke.of(parts)
