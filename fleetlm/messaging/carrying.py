@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Iterator, Mapping
 from contextvars import Context, ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -74,6 +75,8 @@ class Served(NamedTuple):
     """None for a cast."""
     values: Mapping[str, Value]
     """The carrier that came; empty if none did."""
+    came: float
+    """When it came to this node, on the loop's clock in seconds; -inf if that is not known."""
 
 
 class Tracer(Protocol):
@@ -128,15 +131,16 @@ class Carrying:
         self.variables.pop(name, None)
         self._update()
 
-    def trace(self, pid: Pid, tracer: Tracer) -> None:
-        """Trace the requests of the node that has this pid. Raises: ValueError: it is traced already."""
-        if self._tracers.setdefault((pid.node, pid.incarnation), tracer) is not tracer:
-            raise ValueError(f"{pid.node} is traced already")
+    def trace(self, node: str, incarnation: int, tracer: Tracer) -> None:
+        """Trace the requests of a node of this program. Raises: ValueError: it is traced already."""
+        if (node, incarnation) in self._tracers:
+            raise ValueError(f"{node} is traced already")
+        self._tracers[node, incarnation] = tracer
         self._update()
 
-    def untrace(self, pid: Pid) -> None:
-        """Stop tracing the requests of a node."""
-        self._tracers.pop((pid.node, pid.incarnation), None)
+    def untrace(self, node: str, incarnation: int) -> None:
+        """Stop tracing the requests of a node; nothing happens if it is not traced."""
+        self._tracers.pop((node, incarnation), None)
         self._update()
 
     def _update(self) -> None:
@@ -148,10 +152,9 @@ class Carrying:
 
     def pack(self, asked: Asked | None) -> bytes | None:
         """Pack what the current context has to carry, and what continues the trace; None for nothing."""
-        values: dict[str, Value] = {}
+        values = self.values()
         if asked is not None:
             asked.inject(values)
-        values.update(self.values())
         return pack_carrier(values) if values else None
 
     def values(self) -> dict[str, Value]:
@@ -206,7 +209,8 @@ class Carrying:
         tracer = self._tracers.get((pid.node, pid.incarnation))
         if tracer is None:
             return work
-        return tracer.serve(work, Served(pid, name, runs, message, call, values))
+        came = -math.inf if carrier is None else message.came if call is None else call.began
+        return tracer.serve(work, Served(pid, name, runs, message, call, values, came))
 
 
 CARRYING: Final = Carrying()

@@ -119,7 +119,7 @@ class Outbound:
         self._home = home_of(waits.loop)
         self._turns = waits.turns
         self.waits: Waits = waits
-        self.context: RequestContext = RequestContext(name, incarnation, self.route)
+        self.context: RequestContext = RequestContext(name, incarnation, self.route, self._loop.time)
         """What travels with a message where `CARRYING` is active."""
         self.in_flight: InFlight = InFlight(waits.loop.time)
         self.wheel: Wheel = Wheel(waits.loop)

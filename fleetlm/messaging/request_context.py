@@ -33,13 +33,19 @@ class RequestContext:
         name: of the node.
         incarnation: of the node.
         route: `Outbound.route`.
+        clock: the loop's time in seconds.
     """
 
-    __slots__ = ("_incarnation", "_name", "_route")
+    __slots__ = ("_clock", "_incarnation", "_name", "_route")
 
     def __init__(
-        self, name: str, incarnation: int, route: Callable[[Target], tuple[Session | None, Key]]
+        self,
+        name: str,
+        incarnation: int,
+        route: Callable[[Target], tuple[Session | None, Key]],
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._name = name
         self._incarnation = incarnation
         self._route = route
@@ -75,7 +81,11 @@ class RequestContext:
     def carrying(self, to: Target, message: Any, asked: Asked | None) -> Any:
         """Return a message with its carrier, if it has one and the node of ``to`` takes carriers."""
         carrier = CARRYING.pack(asked) if self.is_able(to) else None
-        return message if carrier is None else Invoke.carrying(message, carrier)
+        if carrier is None:
+            return message
+        request = Invoke.carrying(message, carrier)
+        request.came = self._clock()  # For a process of this node.
+        return request
 
     def is_able(self, to: Target) -> bool:
         """Whether the node of a process takes carriers; False where a request cannot be sent at all."""

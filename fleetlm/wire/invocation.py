@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, ClassVar
 
@@ -26,9 +27,12 @@ class Invoke:
         actor: the class of the actor as its sender knows it, for errors.
         is_from_peer: whether another node has sent it.
         carrier: what travels of its caller's context (`wire.carriers`), packed; None if nothing does.
+
+    Attributes:
+        came: of one with a carrier, when it came to its node, on the loop's clock in seconds.
     """
 
-    __slots__ = ("actor", "args", "carrier", "handler", "is_from_peer", "kwargs")
+    __slots__ = ("actor", "args", "came", "carrier", "handler", "is_from_peer", "kwargs")
     __hash__: ClassVar[None] = None  # type: ignore[assignment]  # its arguments can be changed
 
     def __init__(
@@ -46,6 +50,8 @@ class Invoke:
         self.actor: type | None = actor
         self.is_from_peer: bool = is_from_peer
         self.carrier: bytes | None = carrier
+        if carrier is not None:
+            self.came: float = -math.inf
 
     def __repr__(self) -> str:
         return f"Invoke(handler={self.handler!r}, args={self.args!r}, kwargs={self.kwargs!r})"
