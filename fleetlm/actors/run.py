@@ -223,7 +223,7 @@ class ActorRun(Generic[ProcessT]):
         running: Any = self._actor.handle_info(message)
         if call is not None:
             context.run(SERVING.set, call)
-            if CARRYING.is_active:
+            if CARRYING.is_served:
                 running = self._carrying(context, running, call.message, call, call.carrier)
         await run_in(context, running)
 
@@ -261,7 +261,7 @@ class ActorRun(Generic[ProcessT]):
         running = self._begin(found, request, None)
         if running is not None:
             context = copy_context()
-            if CARRYING.is_active:
+            if CARRYING.is_served:
                 running = self._carrying(context, running, request, None, request.carrier)
             await run_in(context, running)
 
@@ -279,7 +279,7 @@ class ActorRun(Generic[ProcessT]):
             call.deadline = math.inf  # What it asks of others has a time-out of its own.
         try:
             work = self._send_items(call, running) if found.streams else running
-            if CARRYING.is_active:
+            if CARRYING.is_served:
                 work = self._carrying(context, work, request, call, call.carrier)
             result = await run_in(context, work)
         except asyncio.CancelledError as error:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from fleetlm.texts import SHORT
 from fleetlm.wire.carriers import MAX_NAME_CHARS, Value, may_travel, pack_carrier, size_of, unpack_carrier
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
@@ -96,14 +97,29 @@ class Tracer(Protocol):
         """Return what does the same as ``work``, the run of a handler, and traces it."""
 
 
+class Handling(NamedTuple):
+    """The handler that runs in a context, for logs."""
+
+    pid: Pid
+    runs: str
+    handler: str
+
+
+HANDLING: Final[ContextVar[Handling | None]] = ContextVar("fleetlm_handling", default=None)
+"""Set while `Carrying.label_handlers` holds; tasks and threads that a handler starts inherit it."""
+
+
 class Carrying:
     """The variables that a program has named, and the tracers of its nodes."""
 
-    __slots__ = ("_complaints", "_tracers", "is_active", "variables")
+    __slots__ = ("_complaints", "_is_labelling", "_tracers", "is_active", "is_served", "variables")
 
     def __init__(self) -> None:
         self.is_active: bool = False
-        """Whether there is any variable or tracer."""
+        """Whether there is any variable or tracer, so that requests take something along."""
+        self.is_served: bool = False
+        """Whether `serve` has anything to do: there is a variable or tracer, or handlers are labelled."""
+        self._is_labelling = False
         self.variables: dict[str, ContextVar[Any]] = {}
         """By the name under which each travels."""
         self._tracers: dict[tuple[str, int], Tracer] = {}
@@ -124,7 +140,7 @@ class Carrying:
         if former is None and len(self.variables) >= MAX_CARRIED:
             raise ValueError(f"{MAX_CARRIED} context variables travel already, and no more can")
         self.variables[name] = variable
-        self.is_active = True
+        self._update()
 
     def remove(self, name: str) -> None:
         """Let the variable of this name travel no more."""
@@ -145,6 +161,12 @@ class Carrying:
 
     def _update(self) -> None:
         self.is_active = bool(self.variables or self._tracers)
+        self.is_served = self.is_active or self._is_labelling
+
+    def label_handlers(self, *, on: bool = True) -> None:
+        """Let `HANDLING` say from now on which handler runs."""
+        self._is_labelling = on
+        self._update()
 
     def tracer_of(self, node: str, incarnation: int) -> Tracer | None:
         """Return the tracer of a node of this program, or None."""
@@ -206,6 +228,9 @@ class Carrying:
         values = unpack_carrier(carrier) if carrier else {}
         if values and self.variables:
             context.run(self.restore, values)
+        if self._is_labelling:
+            handler = message.handler if type(message) is Invoke else "handle_info"
+            context.run(HANDLING.set, Handling(pid, runs, handler))
         tracer = self._tracers.get((pid.node, pid.incarnation))
         if tracer is None:
             return work

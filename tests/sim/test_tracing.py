@@ -29,7 +29,13 @@ from fleetlm import (
     tracing,
 )
 from fleetlm.messaging.carrying import CARRYING
+from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import Fleet, simulated
+
+
+async def pass_time(seconds: float) -> None:
+    assert isinstance(asyncio.get_running_loop(), SimLoop)  # No time passes really.
+    await asyncio.sleep(seconds)
 
 
 class Spans:
@@ -93,7 +99,7 @@ class Front(Actor):
 
     @handler(concurrent=True)
     async def slow(self) -> None:
-        await asyncio.sleep(60)
+        await pass_time(60)
 
     @handler
     async def broken(self) -> None:
@@ -136,7 +142,7 @@ async def test_one_trace_goes_over_three_nodes_and_a_stream(fleet: Fleet) -> Non
     with instrumented(spans, one, two, three):
         with spans.tracer.start_as_current_span("a user asks"):
             assert await one.ref(Front, "front", at=two.name).call(Front.answer, 5) == 10
-        await asyncio.sleep(1)
+        await pass_time(1)
 
     root = spans.one("a user asks", SpanKind.INTERNAL)
     asked = spans.one("Front/answer", SpanKind.CLIENT)
@@ -175,7 +181,7 @@ async def test_a_cast_has_a_producer_and_a_consumer(fleet: Fleet) -> None:
             front.cast_nowait(Front.note)
         with pytest.raises(NoProcess):
             one.ref(Front, "nobody").cast_nowait(Front.note)
-        await asyncio.sleep(1)
+        await pass_time(1)
     *sent, failed = spans.named("send Front/note", SpanKind.PRODUCER)
     assert attributes(failed)["fleetlm.outcome"] == "not delivered"
     assert attributes(failed)["error.type"] == "NoProcess"
@@ -201,7 +207,7 @@ async def test_many_are_asked_in_one_span_and_serve_in_one_each(fleet: Fleet) ->
         await everywhere.multicall(Front.noted)
         await everywhere.broadcast(Front.note)
         assert await nodes[0].multicall([("front", nodes[1].name)], "plain") == [True]
-        await asyncio.sleep(1)
+        await pass_time(1)
     asked = spans.one("Front/noted", SpanKind.CLIENT)
     told = spans.one("send Front/note", SpanKind.PRODUCER)
     assert attributes(asked)["fleetlm.targets"] == attributes(told)["messaging.batch.message_count"] == 3
@@ -252,7 +258,7 @@ async def test_callers_that_give_up_and_streams_that_are_given_up(fleet: Fleet) 
         with pytest.raises(CallTimeout):
             await front.within(2).call(Front.slow)
         calling = asyncio.ensure_future(front.call(Front.slow))
-        await asyncio.sleep(1)
+        await pass_time(1)
         calling.cancel()
         await asyncio.wait([calling])
         async with model.stream(Model.tokens, 1_000_000) as tokens:
@@ -260,7 +266,7 @@ async def test_callers_that_give_up_and_streams_that_are_given_up(fleet: Fleet) 
                 if token == 3:
                     break
         await model.stream(Model.tokens, 3).aclose()  # It was never asked for.
-        await asyncio.sleep(1)
+        await pass_time(1)
     expired, cancelled = spans.named("Front/slow", SpanKind.CLIENT)
     assert (attributes(expired)["fleetlm.outcome"], attributes(expired)["error.type"]) == (
         "unknown",
@@ -284,7 +290,7 @@ async def test_the_time_in_the_mailbox_is_told(fleet: Fleet) -> None:
     class Slow(Actor):
         @handler
         async def work(self) -> None:
-            await asyncio.sleep(3)
+            await pass_time(3)
 
     for node in (one, two):
         await node.start_actor(Slow(), name="slow")
@@ -293,7 +299,7 @@ async def test_the_time_in_the_mailbox_is_told(fleet: Fleet) -> None:
             slow = one.ref(Slow, "slow", at=name)
             slow = slow.within(60)
             await asyncio.gather(slow.call(Slow.work), slow.call(Slow.work), slow.cast(Slow.work))
-        await asyncio.sleep(5)
+        await pass_time(5)
     served = [span for span in spans.all() if span.kind in (SpanKind.SERVER, SpanKind.CONSUMER)]
     waits = [attributes(span)["fleetlm.mailbox.wait"] for span in served]
     assert [round(wait) for wait in waits] == [0, 3, 6] * 2
