@@ -106,6 +106,8 @@ class Invoke:
         else:
             name, args, kwargs, carrier = parts
             carrier = checked_carrier(carrier)
+            if not name and len(args) != 1:
+                raise ValueError("a plain message with a carrier that is not one message")
         if type(args) is not list or type(kwargs) is not dict:
             raise ValueError("a request for a handler without its arguments")
         return cls(name, tuple(args), kwargs, None, True, carrier)
