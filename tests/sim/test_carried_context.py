@@ -44,6 +44,10 @@ class Seen(Actor):
         return self._now()
 
     @handler
+    async def go_on_with(self, target: tuple[str, str]) -> None:
+        self.next = self.process.node.ref(Seen, target[0], at=target[1])
+
+    @handler
     async def see_on(self) -> list[Any]:
         assert self.next is not None
         return await self.next.call(Seen.see)
@@ -148,6 +152,14 @@ async def test_multicalls_and_requests_to_groups_carry_them_too(fleet: Fleet) ->
     group = node.groups.ref(Seen, "seers")
     assert await group.call(Seen.see) == ["r-1", "nobody"]
     assert [now async for now in group.stream(Seen.stream, 1)] == [["r-1", "nobody"]]
+    await group.cast(Seen.note)
+    noted = sum([notes for notes in await everywhere.multicall(Seen.noted) if isinstance(notes, list)], [])
+    assert noted == [["r-1", "nobody"]] * 3
+    assert await fleetlm.retry(lambda: group.call(Seen.see)) == ["r-1", "nobody"]
+    one, *_ = [other for other in fleet.nodes if other is not node]
+    first = node.ref(Seen, "seen", at=one.name)
+    await first.call(Seen.go_on_with, ("seen", node.name))
+    assert await first.call(Seen.see_on) == ["r-1", "nobody"]  # Over two nodes.
 
 
 @simulated
