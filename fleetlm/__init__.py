@@ -38,6 +38,7 @@ _NAMES_OF = {
         "Crash Down Exit Joined Left NameLost NodeDown NodeDraining NodeUndrained NodeUp "
         "Registered RowDropped RowPut Unregistered message register_type"
     ),
+    "fleetlm.messaging.carrying": "carried carry",
     "fleetlm.messaging.retries": "retry",
     "fleetlm.names": "Address NodeName",
     "fleetlm.node": "Node",

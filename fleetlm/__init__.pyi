@@ -67,6 +67,7 @@ from fleetlm.messages import (
     message as message,
     register_type as register_type,
 )
+from fleetlm.messaging.carrying import carried as carried, carry as carry
 from fleetlm.messaging.retries import retry as retry
 from fleetlm.names import Address as Address, NodeName as NodeName
 from fleetlm.node import Node as Node

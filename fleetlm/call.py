@@ -30,6 +30,7 @@ from fleetlm.errors import (
 )
 from fleetlm.texts import SHORT, loggable, text_of
 from fleetlm.wire.failures import FailureKind, texts_of_outcome
+from fleetlm.wire.invocation import Invoke
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -102,6 +103,7 @@ class Call:
     Attributes:
         message: what the caller sent.
         deadline: on the loop's clock, in seconds; the caller does not wait any longer.
+        carrier: what came of its caller's context, packed, or None; see `fleetlm.carried`.
         began: when it came, on the same clock; ``-math.inf`` if it is made on behalf of work that was in
             flight before. See `messaging.in_flight`.
     """
@@ -115,6 +117,7 @@ class Call:
         "_producer",
         "_ref",
         "began",
+        "carrier",
         "deadline",
         "message",
     )
@@ -130,6 +133,11 @@ class Call:
         idle_s: float = math.inf,
         began: float = math.inf,
     ) -> None:
+        self.carrier: bytes | None = None
+        if type(message) is Invoke and (carrier := message.carrier) is not None:
+            self.carrier = carrier
+            if not message.handler:
+                message = message.args[0]
         self.message: Any = message
         self.deadline: float = deadline
         self.began: float = began
@@ -208,6 +216,11 @@ class Call:
         """Whether the caller asks for a stream of items instead of one reply."""
         return self._producer is not None
 
+    @property
+    def items_sent(self) -> int:
+        """Items that were sent of the stream that this call asks for; 0 for other calls."""
+        return 0 if self._producer is None else self._producer.sent
+
     async def put(self, item: Any) -> bool:
         """Send an item of a stream; wait while the consumer's window is full.
 
@@ -248,9 +261,11 @@ class Call:
                 if not self._is_still_wanted():
                     return False
             producer.credit -= units
+            producer.sent += 1
             try:
                 await self._caller.item(self._ref, packed, producer.idle_s)
             except BaseException:
+                producer.sent -= 1
                 producer.more(units)  # It was not sent, so the consumer will not give its credit back.
                 raise
         except TooLargeForPeer as error:
@@ -379,11 +394,13 @@ class _ProducerEnd:
         idle_s: seconds that it waits for its consumer.
     """
 
-    __slots__ = ("_waiters", "credit", "idle_s", "pause", "window")
+    __slots__ = ("_waiters", "credit", "idle_s", "pause", "sent", "window")
 
     def __init__(self, window: int, idle_s: float = math.inf) -> None:
         self.window = window
         self.idle_s = idle_s
+        self.sent = 0
+        """Items that were sent."""
         self.pause: Callable[[], Awaitable[None]] | None = None
         """Lets others have their turn, where there is credit each time; set by the process that produces."""
         self.credit = window

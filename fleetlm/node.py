@@ -34,6 +34,7 @@ from fleetlm.blocking import forks
 from fleetlm.directory.tables import SharedTable
 from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
+from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.telling import tell_of
 from fleetlm.messaging.windows import local_units
@@ -934,7 +935,10 @@ class Node:
             OutcomeUnknown: it may have run (`NodeLost`, `ProcessDown`, `CallTimeout`).
             RemoteError: it ran and raised.
         """
-        call = self._outbound.call(to, message, timeout)  # One coroutine for each call, not three.
+        if CARRYING.is_active:
+            call = self._outbound.context.ask("call", self._outbound.call, to, message, timeout)
+        else:
+            call = self._outbound.call(to, message, timeout)  # One coroutine for each call, not three.
         return tell_of(self._outbound.waits, call, to, message) if self._taps.calls else call
 
     def stream(

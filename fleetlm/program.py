@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import logging
 import sys
@@ -28,10 +27,10 @@ from fleetlm.cli.foreground import (
     Program,
     find_loop_factory,
     log_settings,
-    name_process,
     say_on_stderr,
 )
 from fleetlm.errors import SettingsError
+from fleetlm.logs import LogContext
 from fleetlm.node import Node
 from fleetlm.settings import Settings
 from fleetlm.supervisor import Supervisor
@@ -106,7 +105,7 @@ def run(
     def on_start(node: Node) -> None:
         if lines is not None:
             lines.node = node.name
-            lines.attribute_to(functools.partial(name_process, node))
+            lines.attribute_to(lambda: LogContext(node).fields)
 
     def say(text: str) -> None:
         (say_on_stderr if lines is None else lines.say)(f"fleetlm: {text}")

@@ -35,7 +35,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("sync", "supervisor"),
     ("node",),
     ("public",),  # fleetlm/__init__: imports by name, at the first use of a name
-    ("node_thread", "remote", "testing", "metrics", "tracing", "llm"),
+    ("node_thread", "remote", "testing", "metrics", "tracing", "logs", "llm"),
     ("ops", "asgi"),
     ("cli",),
     ("program",),

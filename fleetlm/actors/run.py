@@ -73,13 +73,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fleetlm.actors.handlers import ActorObject, Handler, Handlers
 from fleetlm.actors.isolation import run_in
 from fleetlm.call import Call
 from fleetlm.errors import FleetError, NotAllowed, ProcessExit
+from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import exit_in, is_from_signal
@@ -223,12 +224,21 @@ class ActorRun(Generic[ProcessT]):
 
     async def _handle_info(self, message: Any, call: Call | None) -> None:
         context = copy_context()
+        running: Any = self._actor.handle_info(message)
         if call is not None:
             context.run(SERVING.set, call)
-        running = self._actor.handle_info(message)
+            if CARRYING.is_served:
+                running = self._carrying(context, running, call.message, call, call.carrier)
         if self._taps.handler_ended is not None:
             running = self._tell_of(running, "handle_info", call)
         await run_in(context, running)
+
+    def _carrying(
+        self, context: Context, work: Any, message: Any, call: Call | None, carrier: bytes | None
+    ) -> Any:
+        """See `Carrying.serve`."""
+        process = self.process
+        return CARRYING.serve(context, work, process.pid, process.name, process.runs, message, call, carrier)
 
     async def _hear_of_drain(self, notice: DrainNotice) -> None:
         """Run `Actor.on_drain` or `Actor.on_undrain`. What it raises is logged, and the actor goes on."""
@@ -256,11 +266,16 @@ class ActorRun(Generic[ProcessT]):
         """Run a handler without a caller. An exception ends the actor; the end of its process is logged."""
         running = self._begin(found, request, None)
         if running is not None:
+            context = copy_context()
+            if CARRYING.is_served:
+                running = self._carrying(context, running, request, None, request.carrier)
             if self._taps.handler_ended is not None:
                 running = self._tell_of(running, request.handler, None)
-            await run_in(copy_context(), running)
+            await run_in(context, running)
 
-    async def _run_call(self, found: Handler, request: Invoke, call: Call, task: Any) -> None:
+    async def _run_call(  # noqa: PLR0912  # each helper would cost every call a coroutine
+        self, found: Handler, request: Invoke, call: Call, task: Any
+    ) -> None:
         """Run a handler in this task and answer its call, unless the caller has gone meanwhile."""
         running = self._begin(found, request, call)
         if running is None:
@@ -272,7 +287,10 @@ class ActorRun(Generic[ProcessT]):
             call.deadline = math.inf  # What it asks of others has a time-out of its own.
         is_plain = not found.streams and self._taps.handler_ended is None
         try:
-            result = await run_in(context, running if is_plain else self._complete(found, running, call))
+            work = running if is_plain else self._complete(found, running, call)
+            if CARRYING.is_served:
+                work = self._carrying(context, work, request, call, call.carrier)
+            result = await run_in(context, work)
         except asyncio.CancelledError as error:
             if self._settle_call(call, task):
                 if self._ends_actor(error):

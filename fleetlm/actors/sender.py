@@ -6,6 +6,7 @@ import math
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
 from fleetlm.messaging.telling import tell_of
 
@@ -48,16 +49,27 @@ class ActorSender:
 
     def cast(self, to: Target, request: Invoke, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """As `send`, for a request to a handler of an actor."""
-        return self._outbound.cast(to, request, timeout)
+        outbound = self._outbound
+        if CARRYING.is_active:
+            return outbound.context.ask("cast", outbound.cast, to, request, timeout)
+        return outbound.cast(to, request, timeout)
 
     def cast_nowait(self, to: Target, request: Invoke) -> None:
         """As `Node.send_nowait`, for a request to a handler of an actor."""
-        self._outbound.cast_nowait(to, request)
+        outbound = self._outbound
+        if CARRYING.is_active:
+            outbound.context.ask_now("cast", outbound.cast_nowait, to, request)
+        else:
+            outbound.cast_nowait(to, request)
 
     def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """See `Node.call`."""
-        call, waits = self._outbound.call(to, message, timeout), self._outbound.waits
-        return tell_of(waits, call, to, message) if waits.taps.calls else call
+        outbound = self._outbound
+        if CARRYING.is_active:
+            call = outbound.context.ask("call", outbound.call, to, message, timeout)
+        else:
+            call = outbound.call(to, message, timeout)
+        return tell_of(outbound.waits, call, to, message) if outbound.waits.taps.calls else call
 
     async def multicall(
         self, targets: list[Target], request: Invoke, timeout: float | None = None

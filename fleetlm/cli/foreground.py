@@ -221,16 +221,6 @@ def find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def name_process(node: Node) -> str | None:
-    """Return the pid of the process of this node whose task runs at the moment, as text."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return None  # In another thread.
-    process = None if task is None else parts_of(node).local.of_task(task)
-    return None if process is None else str(process.pid)
-
-
 def log_settings(settings: Settings) -> None:
     """Log the effective configuration, once."""
     log.info("%s", " ".join(f"{name}={value}" for name, value in settings.effective().items()))

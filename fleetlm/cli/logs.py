@@ -28,7 +28,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TextIO
 
 from fleetlm.escapes import escape, escape_lines
@@ -69,16 +69,17 @@ class JsonFormatter(logging.Formatter):
     """Format a record as one JSON object on one line.
 
     Fields: ``time`` (ISO 8601, UTC, milliseconds), ``level`` (lower case), ``logger``, ``message`` and
-    ``node`` (its name, null until the node has started); only where they apply ``process`` (the pid of the
-    fleetlm process whose task made the record) and ``exc`` (the traceback as text).
+    ``node`` (its name, null until the node has started); only where they apply ``process``, ``handler``,
+    ``trace_id``, ``span_id`` and ``context`` (see `fleetlm.logs.LogContext`), and ``exc`` (the traceback as
+    text).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.node = "-"
         """The node's name; a dash until the node has started."""
-        self.find_process: Callable[[], str | None] = lambda: None
-        """Returns the pid of the fleetlm process that runs at the moment, as text."""
+        self.find_context: Callable[[], Mapping[str, Any]] = dict
+        """Returns the fields that say where a record was made."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the object of a record."""
@@ -89,9 +90,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "node": None if self.node == "-" else self.node,
         }
-        process = self.find_process()
-        if process is not None:
-            fields["process"] = process
+        fields |= self.find_context()
         details = _details(self, record)
         if details:
             fields["exc"] = "\n".join(details)
@@ -216,10 +215,13 @@ class Log:
     def node(self, name: str) -> None:
         self._formatter.node = name
 
-    def attribute_to(self, find_process: Callable[[], str | None]) -> None:
-        """Name in JSON records the fleetlm process that made them, as ``find_process`` returns it."""
+    def attribute_to(self, make_finder: Callable[[], Callable[[], Mapping[str, Any]]]) -> None:
+        """Say in JSON records where they were made, by a function that ``make_finder`` makes.
+
+        In a log of text it is not called.
+        """
         if isinstance(self._formatter, JsonFormatter):
-            self._formatter.find_process = find_process
+            self._formatter.find_context = make_finder()
 
     def say(self, text: str) -> None:
         """Write a text that is no record, such as an error that ends the command."""

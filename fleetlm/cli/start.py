@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import functools
 import importlib
 import inspect
 import sys
@@ -24,9 +23,9 @@ from fleetlm.cli.foreground import (
     Program,
     find_loop_factory,
     log_settings,
-    name_process,
 )
 from fleetlm.errors import SettingsError
+from fleetlm.logs import LogContext
 from fleetlm.node import Node
 from fleetlm.settings import Settings
 from fleetlm.texts import format_error
@@ -129,7 +128,7 @@ def _run(lines: logs.Log, settings: Settings, target: str | None) -> int:
 
     def on_start(node: Node) -> None:
         lines.node = node.name
-        lines.attribute_to(functools.partial(name_process, node))
+        lines.attribute_to(lambda: LogContext(node).fields)
 
     async def serve() -> int:
         running = Foreground(settings, program, lambda text: lines.say(f"fleetlm start: {text}"), on_start)

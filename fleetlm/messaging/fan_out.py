@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.call import TooLargeForPeer
 from fleetlm.errors import InvalidName, NoConnection, NodeStopped, NoProcess, NotAllowed, WouldBlock
 from fleetlm.ids import Pid
+from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.messaging.targets import Payload
 from fleetlm.texts import SHORT
+from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
     from fleetlm.messaging.outbound import Outbound
@@ -71,6 +73,26 @@ class FanOut:
         """
         self._check_running()
         targets = list(targets)
+        if CARRYING.is_active and type(message) is Invoke:
+            return await self._send_carrying(targets, message, timeout_s)
+        return await self._send_packed(targets, message, timeout_s)
+
+    async def _send_carrying(self, targets: list[Target], message: Invoke, timeout_s: float | None) -> int:
+        """Send a request with its carrier to the nodes that take carriers, and without it to others."""
+        context = self._outbound.context
+        with context.asked("broadcast", None, message, len(targets)) as asked:
+            carrier = CARRYING.pack(asked)
+            if carrier is None:
+                return await self._send_packed(targets, message, timeout_s)
+            able = [to for to in targets if context.is_able(to)]
+            sent = await self._send_packed(able, Invoke.carrying(message, carrier), timeout_s)
+            if len(able) < len(targets):
+                others = [to for to in targets if not context.is_able(to)]
+                sent += await self._send_packed(others, message, timeout_s)
+            return sent
+
+    async def _send_packed(self, targets: list[Target], message: Any, timeout_s: float | None) -> int:
+        """Send to each target a message that is packed once."""
         payload = Payload(b"", 0)
         if any(self._is_elsewhere(to) for to in targets):
             payload = self._outbound.pack_payload(message)

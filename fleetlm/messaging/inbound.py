@@ -541,6 +541,8 @@ class Inbound:
         """Deliver a one-way message that says how many units it counts."""
         to, payload, weight = operations.read_heavy(message, session.arrivals.limit)
         box = self._boxes.get(to)
+        if type(payload) is Invoke and payload.carrier is not None:
+            payload.came = self._clock()
         if box is not None:
             box.put(payload)
         self._count_arrivals(session, to, 1, box, weight)

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.errors import FleetError
+from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, expire
 from fleetlm.messaging.telling import tell_of_many
 from fleetlm.wire import operations
@@ -45,10 +46,35 @@ class Multicall:
 
     async def __call__(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
         """See `Node.multicall`."""
+        ask = self._ask_carrying if CARRYING.is_active else self._ask
+        asking = ask(targets, message, timeout_s)
         if self._outbound.waits.taps.calls:
-            asked = self._ask(targets, message, timeout_s)
-            return await tell_of_many(self._outbound.waits, asked, targets, message)
-        return await self._ask(targets, message, timeout_s)
+            return await tell_of_many(self._outbound.waits, asking, targets, message)
+        return await asking
+
+    async def _ask_carrying(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
+        """Call each process, with a carrier where there is something to carry."""
+        context = self._outbound.context
+        with context.asked("multicall", None, message, len(targets)) as asked:
+            carrier = CARRYING.pack(asked)
+            if carrier is None:
+                return await self._ask(targets, message, timeout_s)
+            able = [context.is_able(to) for to in targets]
+            if all(able):
+                return await self._ask(targets, Invoke.carrying(message, carrier), timeout_s)
+            mixed = zip(targets, able, strict=True)
+            return await self._ask_mixed([*mixed], message, Invoke.carrying(message, carrier), timeout_s)
+
+    async def _ask_mixed(
+        self, targets: list[tuple[Target, bool]], message: Any, carrying: Invoke, timeout_s: float
+    ) -> list[Any]:
+        """Call processes of which some, those with False, are on nodes that take no carriers."""
+        with_carrier, without = await asyncio.gather(
+            self._ask([to for to, is_able in targets if is_able], carrying, timeout_s),
+            self._ask([to for to, is_able in targets if not is_able], message, timeout_s),
+        )
+        results = {True: iter(with_carrier), False: iter(without)}
+        return [next(results[is_able]) for _, is_able in targets]
 
     async def _ask(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
         """Call each process with the same message."""

@@ -51,6 +51,7 @@ from fleetlm.messaging.in_flight import InFlight
 from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.own_loop import check_loop, home_of
 from fleetlm.messaging.packing import copy_of, pack_handle, pack_payload
+from fleetlm.messaging.request_context import RequestContext
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S, Payload, Target
 from fleetlm.messaging.waits import Waits, WaitsFor
@@ -118,6 +119,8 @@ class Outbound:
         self._home = home_of(waits.loop)
         self._turns = waits.turns
         self.waits: Waits = waits
+        self.context: RequestContext = RequestContext(name, incarnation, self.route, self._loop.time)
+        """What travels with a message where `CARRYING` is active."""
         self.in_flight: InFlight = InFlight(waits.loop.time)
         self.wheel: Wheel = Wheel(waits.loop)
         """The deadlines of requests."""
@@ -536,11 +539,7 @@ class Outbound:
         Raises:
             NotSerializable, Undecodable: with FLEETLM_DEBUG=1, as another node would.
         """
-        if not self._copies:
-            return message
-        if type(message) is tuple and any(hasattr(part, "__fleetlm_local__") for part in message):
-            return message  # A request that is for this node only, such as ("start_child", Child(...)).
-        return copy_of(self._codec, to, message)
+        return copy_of(self._codec, to, message) if self._copies else message
 
     def close(self, reason: str) -> None:
         """Stop with the node: calls that stay on this node get `NodeLost`, later sends `NodeStopped`."""

@@ -75,10 +75,18 @@ def pack_payload(codec: Codec, message: Any) -> Payload:
 def copy_of(codec: Codec, to: Target, message: Any) -> Any:
     """Return a message as it arrives on another node.
 
+    A request that is for this node only, such as ``("start_child", Child(...))``, is returned as it is.
+
     Raises:
         NotSerializable, Undecodable: as another node would.
     """
+    if type(message) is tuple and any(hasattr(part, "__fleetlm_local__") for part in message):
+        return message
+    if type(message) is Invoke and message.carrier is not None and not message.handler:  # A plain message.
+        return Invoke.carrying(copy_of(codec, to, *message.args), message.carrier)
     copy = codec.unpack(pack_payload(codec, message).packed)
     if (found := unreadable_in(copy)) is not None:
         raise Undecodable(to, found.why)
-    return Invoke(copy[0], tuple(copy[1]), copy[2]) if type(message) is Invoke else copy
+    if type(message) is not Invoke:
+        return copy
+    return Invoke(copy[0], tuple(copy[1]), copy[2], carrier=message.carrier)

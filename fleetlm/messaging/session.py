@@ -76,6 +76,7 @@ from fleetlm.messaging.windows import (
 )
 from fleetlm.wire import operations
 from fleetlm.wire.blobs import Packed, Parcel
+from fleetlm.wire.carriers import is_known_to
 from fleetlm.wire.failures import FailureKind, may_have_run
 from fleetlm.wire.frames import Chunk, Kind
 from fleetlm.wire.rights import check_right, denied_in
@@ -133,6 +134,7 @@ class Session:
         "byte_credit",
         "byte_window",
         "calls",
+        "carries",
         "closed",
         "denied",
         "held",
@@ -212,6 +214,8 @@ class Session:
         )
         limit = min(settings.mailbox_limit, hello.mailbox_limit)
         self.denied: frozenset[Right] = denied_in(hello.features)  # What the peer lets no other node do.
+        self.carries: bool = is_known_to(hello.features)
+        """Whether the peer takes requests with carriers."""
         self.windows: SendWindows = SendWindows(limit)
         """The windows of the peer's processes."""
         self.held: dict[Key, int] = self.windows.held

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.call import Call
 from fleetlm.errors import CallTimeout, NotSerializable, StreamIdle
+from fleetlm.messaging.carrying import CARRYING
+from fleetlm.messaging.request_context import end_stream
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.targets import MAX_TIMEOUT_S
 from fleetlm.stream import Source, Stream
@@ -92,10 +94,28 @@ class Streams:
         """Units of items that a producer may send ahead."""
         return self._settings.stream_window
 
+    def consumer(self) -> ConsumerEnd:
+        """Make the consumer's end of a stream."""
+        return (
+            self._outbound.context.consumer(self.window) if CARRYING.is_active else ConsumerEnd(self.window)
+        )
+
     async def ask(
         self, to: Target, message: Any, consumer: ConsumerEnd, deadline: float, idle_s: float
     ) -> _Cancel:
         """Ask for a stream, waiting for room at most until its limits. Raises: as `Node.call`."""
+        if not CARRYING.is_active:
+            return await self._ask(to, message, consumer, deadline, idle_s)
+        message = self._outbound.context.begin_stream(to, message, consumer)
+        try:
+            return await self._ask(to, message, consumer, deadline, idle_s)
+        except BaseException as error:
+            end_stream(consumer, error)
+            raise
+
+    async def _ask(
+        self, to: Target, message: Any, consumer: ConsumerEnd, deadline: float, idle_s: float
+    ) -> _Cancel:
         began = self._loop.time()
         until = min(deadline, began + min(idle_s, MAX_TIMEOUT_S))
         timeout_s = until - began
@@ -209,7 +229,7 @@ class StreamSource:
         self._loop = loop
         self._deadline: float | None = None
         """On the loop's clock; None until the stream begins."""
-        self._consumer = consumer = ConsumerEnd(streams.window)
+        self._consumer = consumer = streams.consumer()
         self.items: Sized = consumer.items
         self.take: Callable[[], Any] = consumer.take
         self._cancel: _Cancel | None = None

@@ -79,6 +79,7 @@ from fleetlm.runtime.unfinished import Unfinished
 from fleetlm.runtime.user_functions import UserFunctions
 from fleetlm.setting_parsers import RIGHTS
 from fleetlm.transport.interface import Transport
+from fleetlm.wire.carriers import FEATURE as CARRIERS
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.rights import features_of
 
@@ -203,7 +204,7 @@ class Assembly:
             window_bytes=settings.window_bytes,
             mailbox_limit=settings.mailbox_limit,
             max_message_bytes=settings.max_message_bytes,
-            features=features_of(settings.peers_may),
+            features=(CARRIERS, *features_of(settings.peers_may)),
             road=prepared.transport.road,
         )
         self.kernel: Kernel = Kernel(identity, settings, prepared.rng)

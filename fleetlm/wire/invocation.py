@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, ClassVar
 
 from fleetlm.errors import NotSerializable
 from fleetlm.texts import SHORT
+from fleetlm.wire.carriers import checked_carrier
 
 _ARGUMENT = re.compile(r"message(?:\[1\]|\[2\]|\.args|\.kwargs)\[(.*?)\](.*)$", re.DOTALL)
 """An argument in the path to a refused value, and the rest of the path inside it."""
@@ -19,14 +21,18 @@ class Invoke:
     another node.
 
     Args:
-        handler: the name of the handler.
+        handler: the name of the handler; empty for a plain message to a process, which is the only argument.
         args: its arguments.
         kwargs: its keywords.
         actor: the class of the actor as its sender knows it, for errors.
         is_from_peer: whether another node has sent it.
+        carrier: what travels of its caller's context (`wire.carriers`), packed; None if nothing does.
+
+    Attributes:
+        came: of one with a carrier, when it came to its node, on the loop's clock in seconds.
     """
 
-    __slots__ = ("actor", "args", "handler", "is_from_peer", "kwargs")
+    __slots__ = ("actor", "args", "came", "carrier", "handler", "is_from_peer", "kwargs")
     __hash__: ClassVar[None] = None  # type: ignore[assignment]  # its arguments can be changed
 
     def __init__(
@@ -36,12 +42,16 @@ class Invoke:
         kwargs: dict[str, Any],
         actor: type | None = None,
         is_from_peer: bool = False,
+        carrier: bytes | None = None,
     ) -> None:
         self.handler: str = handler
         self.args: tuple[Any, ...] = args
         self.kwargs: dict[str, Any] = kwargs
         self.actor: type | None = actor
         self.is_from_peer: bool = is_from_peer
+        self.carrier: bytes | None = carrier
+        if carrier is not None:
+            self.came: float = -math.inf
 
     def __repr__(self) -> str:
         return f"Invoke(handler={self.handler!r}, args={self.args!r}, kwargs={self.kwargs!r})"
@@ -59,7 +69,16 @@ class Invoke:
         """
         if type(self.args) is not tuple or type(self.kwargs) is not dict:
             raise TypeError(f"{SHORT.repr(self)} has no tuple of arguments, or no dict of keywords")
-        return [self.handler, list(self.args), self.kwargs]
+        if self.carrier is None:
+            return [self.handler, list(self.args), self.kwargs]
+        return [self.handler, list(self.args), self.kwargs, self.carrier]
+
+    @classmethod
+    def carrying(cls, message: Any, carrier: bytes) -> Invoke:
+        """Return a request, or a plain message, together with a carrier."""
+        if type(message) is Invoke:
+            return cls(message.handler, message.args, message.kwargs, message.actor, False, carrier)
+        return cls("", (message,), {}, None, False, carrier)
 
     def explain(self, error: NotSerializable) -> NotSerializable:
         """Return the error with the argument in its path: ``argument 1 of Sessions.put, field .when``."""
@@ -67,6 +86,8 @@ class Invoke:
         if found is None:
             return error
         which, rest = found.groups()
+        if not self.handler:
+            return NotSerializable(f"{error.path[: found.start()]}message{rest}", error.what)
         shown = str(int(which) + 1) if which.isdecimal() else which
         name = self.handler if self.actor is None else f"{self.actor.__qualname__}.{self.handler}"
         inside = f", {'field' if rest.startswith('.') else 'at'} {rest}" if rest else ""
@@ -79,10 +100,17 @@ class Invoke:
         Raises:
             ValueError, TypeError: the parts are malformed.
         """
-        name, args, kwargs = parts
+        if len(parts) == 3:
+            name, args, kwargs = parts
+            carrier = None
+        else:
+            name, args, kwargs, carrier = parts
+            carrier = checked_carrier(carrier)
+            if not name and len(args) != 1:
+                raise ValueError("a plain message with a carrier that is not one message")
         if type(args) is not list or type(kwargs) is not dict:
             raise ValueError("a request for a handler without its arguments")
-        return cls(name, tuple(args), kwargs, None, True)
+        return cls(name, tuple(args), kwargs, None, True, carrier)
 
 
 def explained(error: NotSerializable, message: Any) -> NotSerializable:

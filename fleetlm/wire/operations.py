@@ -46,7 +46,9 @@ Types of the fields:
 
 - *to*: a process of the receiving node, by number (int) or by name (str).
 - *payload*, *value*: a message value, as `wire.codec` packs it.
-- *request*: ``[handler, arguments, keywords]``, the parts of a `wire.invocation.Invoke`.
+- *request*: ``[handler, arguments, keywords[, carrier]]``, the parts of a `wire.invocation.Invoke`. The
+  carrier is what travels of the caller's context (`wire.carriers`); only nodes with the feature ``carriers``
+  get one. A plain message that has one travels as ``["", [payload], {}, carrier]`` in a HANDLE or YIELD.
 - *ref*: a number that the sender of a request chose. Answers name it. Each node counts its own refs, and
   two open requests of one node never have the same. An answer to an unknown ref is passed over: its
   caller has given up.

@@ -17,6 +17,7 @@ import dns.rrset
 import fleetlm
 from fleetlm.ids import Pid, Ref
 from fleetlm.wire import frames, operations
+from fleetlm.wire.carriers import pack_carrier
 from fleetlm.wire.codec import Codec
 from fleetlm.wire.frames import IAm, Refusal, Refused
 from tests.fuzz.inputs import block
@@ -80,6 +81,7 @@ def _facts() -> list[Any]:
 
 def _messages() -> list[Any]:
     invoke = ["echo", [1], {}]
+    carrier = pack_carrier({"traceparent": "00-1-2-01", "request-id": 7})
     return [
         operations.one_way("echo", {"a": 1}),
         operations.heavy("echo", "x", 3),
@@ -88,6 +90,10 @@ def _messages() -> list[Any]:
         operations.handle("echo", invoke, 2, 5_000),
         operations.stream("echo", 1, 3, 0, 64, 0, 0, 1),
         operations.yield_("echo", invoke, 4, 0, 64, 0, 0, 1),
+        operations.cast("echo", [*invoke, carrier], 1),
+        operations.handle("echo", [*invoke, b"\xc1"], 12, 5_000),
+        operations.handle("echo", ["", [1], {}, carrier], 13, 5_000),
+        operations.yield_("echo", ["", [1], {}, carrier], 14, 0, 64, 0, 0, 1),
         operations.reply(5, 1),
         operations.item(5, 1),
         operations.failure(5, 2, ["a", "b"]),
@@ -106,6 +112,16 @@ def _messages() -> list[Any]:
         *(operations.signal(each) for each in _signals()),
         *(operations.table("groups" if each[0] in ("join", "leave") else "names", each) for each in _facts()),
     ]
+
+
+def _carriers() -> list[bytes]:
+    values: list[dict[str, Any]] = [
+        {},
+        {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"},
+        {"request-id": b"\x00\xff", "tenant": -1, "n": (1 << 64) - 1},
+        {f"name {number}": number for number in range(30)},
+    ]
+    return [*map(pack_carrier, values), *(CODEC.pack_value(each) for each in values), b"\xde\x00\x01"]
 
 
 def _codec_seeds() -> list[bytes]:
@@ -172,6 +188,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "frames": _frames,
     "codec": _codec_seeds,
     "operations": lambda: [CODEC.pack_value(message[1:]) for message in _messages()],
+    "carriers": _carriers,
     "chunks": lambda: [b"\0\1\x14" + b"x" * 20, b"\1\2\x1e" + b"y" * 30, *_courses()],
     "messages": _batches,
     "tables": lambda: [CODEC.pack_value(facts) for facts in (_facts(), *_facts())],

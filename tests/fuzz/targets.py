@@ -10,6 +10,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "frames": wire_targets.fuzz_frames,
     "codec": wire_targets.fuzz_codec,
     "operations": wire_targets.fuzz_operations,
+    "carriers": wire_targets.fuzz_carriers,
     "chunks": wire_targets.fuzz_chunks,
     "messages": wire_targets.fuzz_messages,
     "tables": state_targets.fuzz_tables,

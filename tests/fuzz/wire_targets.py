@@ -16,6 +16,7 @@ from fleetlm.settings import Settings
 from fleetlm.testing.loop import run
 from fleetlm.texts import SHORT, text_of
 from fleetlm.wire import frames
+from fleetlm.wire.carriers import checked_carrier, may_travel, pack_carrier, unpack_carrier
 from fleetlm.wire.codec import BadData, Codec
 from fleetlm.wire.failures import error_of_failure
 from fleetlm.wire.frames import CHUNK_HEAD, BadFrame, Kind, read_chunk
@@ -89,6 +90,13 @@ def fuzz_operations(data: bytes) -> None:
                 error = error_of_failure(read[1], read[2])
                 assert isinstance(error, FleetError)
                 assert len(in_time(text_of, error)) <= 70_000
+
+
+def fuzz_carriers(data: bytes) -> None:
+    """Whatever comes as a carrier is dropped, or becomes values that pack to the same carrier again."""
+    values = in_time(unpack_carrier, checked_carrier(data))
+    assert all(may_travel(*pair) for pair in values.items())
+    assert unpack_carrier(pack_carrier(values)) == values
 
 
 def fuzz_chunks(data: bytes) -> None:

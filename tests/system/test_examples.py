@@ -250,3 +250,15 @@ async def test_a_pool_batches_and_its_frontend_waits_for_one() -> None:
         replies = await asyncio.gather(*(frontend.infer(f"p{n}") for n in range(2 * BATCH)))
         assert [text for text, _, _ in replies] == [f"P{n}" for n in range(2 * BATCH)]
         assert max(size for _, _, size in replies) == BATCH
+
+
+def test_tracing() -> None:
+    assert run("tracing.py").splitlines() == [
+        "(r-17) all nodes are here",
+        "GET /answer (internal)",
+        "  Front/answer (client) on fleetlm@127.0.0.1",
+        "    Front/answer (server) on fleetlm@127.0.0.2",
+        "      Model/complete (client) on fleetlm@127.0.0.2 with 5 items",
+        "        Model/complete (server) on fleetlm@127.0.0.3 with 5 items",
+        "          look into the cache (internal)",
+    ]

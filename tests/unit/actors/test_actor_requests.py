@@ -102,7 +102,11 @@ async def test_a_request_that_cannot_be_read_is_told_to_its_caller() -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [None, 1, "abc", [], ["a", [], {}, 1], ["a", {}, []], ["a", [], None], {"a": 1}]
+    "parts",
+    [
+        *(None, 1, "abc", [], {"a": 1}),
+        *(["a", {}, []], ["a", [], None], ["a", [], {}, b"", 1], ["", [], {}, b""], ["", [1, 2], {}, b""]),
+    ],
 )
 def test_parts_that_are_no_request_break_the_link(parts: Any) -> None:
     async def main(message: list[Any]) -> None:

@@ -79,13 +79,14 @@ def test_a_json_record_is_one_object_on_one_line() -> None:
 def test_a_json_record_names_the_node_the_process_and_the_traceback() -> None:
     formatter = logs.JsonFormatter()
     formatter.node = "fleetlm@10.0.0.7"
-    formatter.find_process = lambda: "<fleetlm@10.0.0.7 1.7>"
+    formatter.find_context = lambda: {"process": "<fleetlm@10.0.0.7 1.7>", "trace_id": "12"}
     try:
         int("wrong")
     except ValueError:
         fields = json.loads(formatter.format(record("failed", exc_info=sys.exc_info())))
     assert fields["node"] == "fleetlm@10.0.0.7"
     assert fields["process"] == "<fleetlm@10.0.0.7 1.7>"
+    assert fields["trace_id"] == "12"
     assert fields["exc"].startswith("Traceback")
     assert "ValueError" in fields["exc"]
 
@@ -93,7 +94,7 @@ def test_a_json_record_names_the_node_the_process_and_the_traceback() -> None:
 def test_set_up_writes_json_where_it_is_asked_to(root_logger: logging.Logger) -> None:
     stream = io.StringIO()
     log = logs.set_up("info", stream, form="json")
-    log.attribute_to(lambda: "pid")
+    log.attribute_to(lambda: lambda: {"process": "pid"})
     log.node = "n"
     assert log.node == "n"
     root_logger.info("hello")
@@ -105,10 +106,10 @@ def test_set_up_writes_json_where_it_is_asked_to(root_logger: logging.Logger) ->
 def test_text_records_name_no_process(root_logger: logging.Logger) -> None:
     stream = io.StringIO()
     log = logs.set_up("info", stream)
-    log.attribute_to(lambda: "some pid")
+    log.attribute_to(lambda: pytest.fail("a log of text needs no context"))
     root_logger.info("hello")
     log.close()
-    assert "some pid" not in stream.getvalue()
+    assert stream.getvalue().endswith("hello\n")
 
 
 def test_a_stream_that_nobody_reads_stops_nothing_and_what_is_dropped_is_counted(

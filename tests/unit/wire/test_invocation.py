@@ -16,13 +16,34 @@ def test_a_request_arrives_as_it_was_sent() -> None:
     assert Invoke.of(request.parts()) == request
 
 
+def test_a_request_arrives_with_its_carrier() -> None:
+    request = Invoke.carrying(Invoke("append", (1, "x"), {"at": 2}, Sessions), b"carrier")
+    assert (request.actor, request.is_from_peer) == (Sessions, False)
+    assert request.parts() == ["append", [1, "x"], {"at": 2}, b"carrier"]
+    arrived = Invoke.of(request.parts())
+    assert (arrived, arrived.carrier, arrived.is_from_peer) == (request, b"carrier", True)
+    assert Invoke("append", (), {}).parts() == ["append", [], {}]
+
+
+def test_a_plain_message_with_a_carrier_is_a_request_without_a_handler() -> None:
+    message = Invoke.carrying({"any": "message"}, b"carrier")
+    assert message.parts() == ["", [{"any": "message"}], {}, b"carrier"]
+    refused = NotSerializable("message[1][0]['at'].when", "an object")
+    assert message.explain(refused).path == "message['at'].when"
+
+
+@pytest.mark.parametrize("carrier", [None, 5, "x", [], {}, b"x" * 4_097])
+def test_what_cannot_be_a_carrier_is_dropped(carrier: Any) -> None:
+    assert Invoke.of(["x", [], {}, carrier]).carrier == b""
+
+
 @pytest.mark.parametrize(("args", "kwargs"), [([1], {}), (5, {}), ((), None), ((), [("a", 1)])])
 def test_what_is_not_a_request_cannot_be_sent(args: Any, kwargs: Any) -> None:
     with pytest.raises(TypeError, match="tuple"):
         Invoke("append", args, kwargs).parts()
 
 
-@pytest.mark.parametrize("parts", [["x", (), {}], ["x", [], []], ["x", []], ["x", [], {}, 1], 5, None])
+@pytest.mark.parametrize("parts", [["x", (), {}], ["x", [], []], ["x", []], ["x", [], {}, b"", 1], 5, None])
 def test_nonsense_is_not_a_request(parts: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         Invoke.of(parts)
