@@ -60,7 +60,7 @@ job "fleetlm" {
       config {
         image           = var.image
         command         = "fleetlm"
-        args            = ["start", "work:main"]
+        args            = ["start", "model:main"]
         ports           = ["fleetlm"]
         init            = true
         readonly_rootfs = true
@@ -137,7 +137,7 @@ job "fleetlm" {
 
       check {
         type     = "http"
-        path     = "/health"
+        path     = "/ready"
         interval = "5s"
         timeout  = "4s"
       }
@@ -152,7 +152,7 @@ job "fleetlm" {
       config {
         image           = var.image
         command         = "uvicorn"
-        args            = ["front:app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "25"]
+        args            = ["web:app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "25"]
         ports           = ["fleetlm", "http"]
         init            = true
         readonly_rootfs = true

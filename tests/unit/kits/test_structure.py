@@ -112,7 +112,7 @@ def test_the_images_run_without_root_and_are_stopped_by_sigterm() -> None:
     assert {image.user for image in images().values()} == {"fleetlm"}
     assert {image.stop_signal for image in images().values()} == {"SIGTERM"}
     assert images()["fleetlm-worker"].entry_point == ["fleetlm"]
-    assert images()["fleetlm-web"].modules.keys() == {"front", "work"}
+    assert images()["fleetlm-web"].modules.keys() == {"web", "model"}
 
 
 # ── the rules themselves ─────────────────────────────────────────────────────────────────────────
@@ -121,7 +121,7 @@ def test_the_images_run_without_root_and_are_stopped_by_sigterm() -> None:
 def good(**changes: Any) -> Program:
     values: dict[str, Any] = {
         "where": "kit",
-        "command": ["fleetlm", "start", "work:main"],
+        "command": ["fleetlm", "start", "model:main"],
         "image": "fleetlm-web",
         "env": {"DNS_CLUSTER_QUERY": "worker", "FLEETLM_REQUIRE_COOKIE": "1", "FLEETLM_COOKIE_FILE": "/c"},
         "grace_s": 55,
@@ -133,7 +133,7 @@ def good(**changes: Any) -> Program:
 def test_a_good_program_has_no_fault() -> None:
     assert complaints(good()) == []
     assert (
-        complaints(good(command=["uvicorn", "front:app", "--timeout-graceful-shutdown", "25"], grace_s=80))
+        complaints(good(command=["uvicorn", "web:app", "--timeout-graceful-shutdown", "25"], grace_s=80))
         == []
     )
 
@@ -147,11 +147,11 @@ def test_a_good_program_has_no_fault() -> None:
         ({"env": {"DNS_CLUSTER_QUERY": "worker"}}, "without a cookie"),
         ({"env": {"FLEETLM_DRAINS_MS": "1"}}, "Did you mean FLEETLM_DRAIN_MS"),
         ({"image": "nginx"}, "does not say how to build nginx"),
-        ({"image": "fleetlm-worker"}, "no module work, only echo"),
-        ({"command": ["fleetlm", "start", "work:run"]}, "work.py has no run"),
+        ({"image": "fleetlm-worker"}, "no module model, only echo"),
+        ({"command": ["fleetlm", "start", "model:run"]}, "model.py has no run"),
         ({"command": ["fleetlm", "begin"]}, "cannot be parsed: fleetlm begin"),
         ({"command": ["uvicorn", "--grace", "1"]}, "cannot be parsed: uvicorn"),
-        ({"command": ["uvicorn", "front:app"]}, "uvicorn waits without limit"),
+        ({"command": ["uvicorn", "web:app"]}, "uvicorn waits without limit"),
         ({"command": ["sleep", "1"]}, "starts sleep"),
         ({"probes": {"liveness": ["fleetlm", "health", "--ready"]}}, "ends nodes that only wait"),
         ({"probes": {"readiness": ["fleetlm", "health", "--alive"]}}, "cannot be parsed"),
@@ -164,7 +164,7 @@ def test_a_fault_is_found(changes: dict[str, Any], said: str, capsys: pytest.Cap
 
 
 def test_the_grace_counts_all_that_happens_one_after_the_other() -> None:
-    web = good(command=["uvicorn", "front:app", "--timeout-graceful-shutdown", "25"], pre_stop_s=5)
+    web = good(command=["uvicorn", "web:app", "--timeout-graceful-shutdown", "25"], pre_stop_s=5)
     assert needed_grace_s(web) == 5 + 25 + 2 * 25 + 5
 
 
