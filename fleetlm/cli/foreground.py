@@ -27,7 +27,8 @@ must not need the loop. The first handler only sets an event through ``call_soon
 waits for that event beside the start, the node and the program. A signal during the start thus cancels
 the start. Handlers are restored at the end, so tests and other programs may use this.
 
-Before the loop runs, `cli.early` handles SIGTERM.
+Before the loop runs, `cli.early` handles SIGTERM. Where a service manager started the process (systemd, with
+``Type=notify``), `cli.service_manager` tells it when the node is ready, and that it stops.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleetlm.cli.exit_codes import EX_CONFIG, EX_CUT, FAILED, OK
 from fleetlm.errors import FleetError, SettingsError
@@ -51,6 +52,9 @@ from fleetlm.escapes import escape_lines
 from fleetlm.node import Node, parts_of
 from fleetlm.runtime.stop_signals import FIRST, OTHER, StopSignals, Verdict
 from fleetlm.settings import Settings
+
+if TYPE_CHECKING:
+    from fleetlm.cli.service_manager import ServiceManager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PROGRAM_END_S = 2.0
@@ -98,6 +102,8 @@ class Foreground:
         self._options = options
         self._signal = asyncio.Event()
         self._signals = StopSignals()
+        self._manager = _find_service_manager()
+        self._notices: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Serve with signal handlers in place. Returns the exit code."""
@@ -148,12 +154,15 @@ class Foreground:
         parts.may_restart = may_restart
         stopped = asyncio.create_task(node.wait_stopped())
         program = asyncio.create_task(self._run_program(node))
+        self._notify(node)
         limit_s = self._settings.drain_s + STOP_SLACK_S
         try:
             await asyncio.wait({signalled, stopped, program}, return_when=asyncio.FIRST_COMPLETED)
             if signalled.done():
                 log.info(FIRST, self._signals.names[0])
             code = program.result() if program.done() else OK
+            if code or node.failure or self._signals.taken or not parts.restart_because:
+                self._notify(node, stops_within_s=limit_s)
             async with asyncio.timeout(limit_s):
                 reason = "shutdown" if code == OK else "crashed"
                 await node.stop(reason, source="signal" if signalled.done() else "api")
@@ -161,7 +170,7 @@ class Foreground:
             self._say(f"{node.name} did not stop within {limit_s:g} s")
             return FAILED, True
         finally:
-            waiting = {signalled, stopped, program}
+            waiting = {signalled, stopped, program, *self._notices}
             for task in waiting:
                 task.cancel()
             await asyncio.wait(waiting, timeout=PROGRAM_END_S)
@@ -171,6 +180,18 @@ class Foreground:
             log.info("%s", report)
         code = code or (FAILED if node.failure else EX_CUT if report is not None and report.cut else OK)
         return code, is_over
+
+    def _notify(self, node: Node, *, stops_within_s: float | None = None) -> None:
+        """Tell the service manager, if there is one, in a task: that the node is ready, or that it stops."""
+        if self._manager is None:
+            return
+        for earlier in self._notices:
+            earlier.cancel()  # A node that stops is not ready any more.
+        if stops_within_s is None:
+            notice = asyncio.create_task(self._manager.tell_when_ready(node))
+        else:
+            notice = asyncio.create_task(self._manager.tell_that_it_stops(node, stops_within_s))
+        self._notices.add(notice)
 
     async def _run_program(self, node: Node) -> int:
         """Call the program. Returns its exit code; after a plain ``def``, only when the node has stopped."""
@@ -192,6 +213,15 @@ class Foreground:
             return FAILED
         await node.wait_stopped()
         return OK
+
+
+def _find_service_manager() -> ServiceManager | None:
+    """Return the service manager that started this process; None where none wants to be told."""
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return None
+    from fleetlm.cli import service_manager  # noqa: PLC0415  # most processes have none
+
+    return service_manager.find(os.environ)
 
 
 async def _start_node(settings: Settings, options: dict[str, Any]) -> Node:

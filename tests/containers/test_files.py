@@ -28,7 +28,9 @@ def test_no_port_is_published() -> None:
 
 def test_the_image_uses_one_base_only() -> None:
     lines = [line.split() for line in DOCKERFILE.splitlines() if line.strip()]
-    assert {words[1] for words in lines if words[0] == "FROM"} == {"${BASE_IMAGE}"}
+    stages = [words[1:] for words in lines if words[0] == "FROM"]
+    own = {words[2] for words in stages}
+    assert {words[0] for words in stages} - own == {"${BASE_IMAGE}"}
     (base,) = [words[1] for words in lines if words[0] == "ARG"]
     assert base.partition("@")[0] == f"BASE_IMAGE={BASE_IMAGE}"
     assert not any("syntax=" in word for words in lines for word in words)

@@ -20,11 +20,12 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 RELEASE = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
-LOCKS = [DOCKER / "requirements.txt", DOCKER / "build.txt"]
+LOCKS = [DOCKER / "requirements.txt", DOCKER / "build.txt", DOCKER / "web.txt"]
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 INSTALLED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["uvloop"]]
+WEB = [line for line in (DOCKER / "web.in").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
 
 
 def locked(path: Path) -> dict[str, tuple[Requirement, list[str]]]:
@@ -69,8 +70,9 @@ def test_every_locked_requirement_has_hashes(lock: Path) -> None:
     [
         (LOCKS[0], INSTALLED),
         (LOCKS[1], PYPROJECT["build-system"]["requires"]),
+        (LOCKS[2], WEB),
     ],
-    ids=["requirements", "build"],
+    ids=["requirements", "build", "web"],
 )
 def test_the_lock_has_what_the_project_asks_for(lock: Path, asked: list[str]) -> None:
     found = locked(lock)
@@ -81,8 +83,8 @@ def test_the_lock_has_what_the_project_asks_for(lock: Path, asked: list[str]) ->
 
 
 def test_the_image_installs_what_is_locked_and_nothing_else() -> None:
-    installs = re.findall(r"/pip (?:install|wheel) ([^\n&]+)", DOCKERFILE)
-    assert len(installs) == 4
+    installs = re.findall(r"/pip (?:--python \S+ )?(?:install|wheel) ([^\n&]+)", DOCKERFILE)
+    assert len(installs) == 5
     for options in installs:
         assert "--require-hashes" in options or "--no-deps" in options, options
 

@@ -54,8 +54,16 @@ MAX_ADDRESSES_SHOWN = 8
 
 DNS_NAME_HELP = (
     "In Kubernetes use the name of a headless Service (clusterIP: None) with "
-    "publishNotReadyAddresses: true; in Docker Swarm tasks.<service>; in Docker Compose the service's name"
+    "publishNotReadyAddresses: true; in Docker Swarm tasks.<service>; in Docker Compose the service's name; "
+    "on Fly.io <app>.internal; on ECS <service>.<namespace> of Cloud Map"
 )
+SAMPLES: Mapping[tuple[bool, int], str] = {
+    (False, 8): "AWS Cloud Map gives at most eight",
+    (True, 8): "AWS Cloud Map gives at most eight",
+    (True, 3): "Consul gives three over plain UDP",
+}
+"""Whether SRV records were asked for, and how many addresses came → who answers with so many at most.
+Source: Route 53, multivalue answer routing; Consul, dns_config.udp_answer_limit."""
 
 
 SRV_HELP = (
@@ -260,7 +268,7 @@ def judge_own_address(facts: Facts) -> list[Finding]:
             cure = (
                 "This is harmless as long as the node finds one peer. If it stays alone, set "
                 "FLEETLM_NODE_IP, or find out why DNS leaves this address out (for example, the node is not "
-                "ready or not part of the service)"
+                "ready or not part of the service, or the answer is a sample)"
             )
             return [Finding(WARN, "own address", f"{text}; the DNS answer does not contain it", cure)]
     observed = [] if facts.node is None else list(facts.node["info"].get("observed_ips", ()))
@@ -432,7 +440,26 @@ def judge_lookup(facts: Facts) -> list[Finding]:
             "not have them under this name"
         )
         return [Finding(WARN, "dns", f"{listed}: only this node", cure)]
-    return [Finding(OK, "dns", listed)]
+    return [Finding(OK, "dns", f"{listed}{_describe_sample(facts)}")]
+
+
+def _describe_sample(facts: Facts) -> str:
+    """Say that the answer is a sample, or may be one, which is no fault; empty if nothing speaks for it."""
+    assert facts.answer is not None
+    names = [NodeName.parse(row["name"]) for row in facts.rows if row["status"] in ("up", "busy")]
+    listed = set(facts.answer.addresses)
+    unlisted = [
+        name
+        for name in names
+        if name.ip not in listed and endpoint(name.ip, name.port or facts.settings.base_port) not in listed
+    ]
+    if unlisted:
+        return f"; {_count_nodes(len(unlisted))} connected that it does not list: perhaps it is a sample"
+    size = len(facts.answer.addresses)
+    who = SAMPLES.get((_asks_for_services(facts), size))
+    if who is None or len(names) + 1 >= size:  # Connected to all of them: nothing is missing.
+        return ""
+    return f"; exactly {size}, perhaps a sample ({who}): nodes learn of the others from their peers"
 
 
 def _asks_for_services(facts: Facts) -> bool:

@@ -148,6 +148,59 @@ def test_a_service_without_nodes_is_told_what_srv_names_look_like(outcome: Outco
     assert "_<service>._tcp.service.consul." in finding.cure
 
 
+SRV = ON.replace(dns_query="_fleetlm._tcp.service.consul.")
+
+
+def listing(count: int, port: str = "") -> Answer:
+    return answered(*(f"10.0.1.{number}{port}" for number in range(1, count + 1)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "settings", "words"),
+    [
+        (listing(8), ON, "exactly 8, perhaps a sample (AWS Cloud Map"),
+        (listing(8, ":4370"), SRV, "exactly 8, perhaps a sample (AWS Cloud Map"),
+        (listing(3, ":20000"), SRV, "exactly 3, perhaps a sample (Consul"),
+    ],
+)
+def test_an_answer_of_a_telling_size_is_perhaps_a_sample(
+    answer: Answer, settings: Settings, words: str
+) -> None:
+    for node in (None, running(row(f"fleetlm@{answer.addresses[1]}"))):
+        finding = one(checks.judge_lookup(facts(answer=answer, settings=settings, node=node)))
+        assert finding.level == OK
+        assert words in finding.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "settings"), [(listing(7), ON), (listing(9), ON), (listing(3), ON), (listing(4, ":1"), SRV)]
+)
+def test_an_answer_of_another_size_is_not(answer: Answer, settings: Settings) -> None:
+    assert "sample" not in one(checks.judge_lookup(facts(answer=answer, settings=settings))).text
+
+
+def test_a_node_that_is_connected_to_all_of_eight_has_no_sample() -> None:
+    rows = [row(f"fleetlm@10.0.1.{number}") for number in range(2, 9)]
+    found = facts(answer=listing(8), own_ip="10.0.1.1", node=running(*rows))
+    assert "sample" not in one(checks.judge_lookup(found)).text
+    one_less = facts(answer=listing(8), own_ip="10.0.1.1", node=running(*rows[1:]))
+    assert "perhaps a sample" in one(checks.judge_lookup(one_less)).text
+
+
+def test_nodes_that_are_connected_and_not_listed_show_a_sample() -> None:
+    rows = [row(f"fleetlm@10.0.2.{number}") for number in (1, 2)]
+    rows += [row("fleetlm@10.0.1.2:4371"), row("fleetlm@10.0.2.9", status="down")]
+    finding = one(checks.judge_lookup(facts(answer=listing(5), node=running(*rows))))
+    assert finding.level == OK
+    assert finding.text.endswith("; 2 nodes connected that it does not list: perhaps it is a sample")
+
+
+def test_nodes_of_a_host_that_srv_records_name_by_port_are_told_apart() -> None:
+    rows = [row("fleetlm@10.0.1.1:20000"), row("fleetlm@10.0.1.1:20017")]
+    found = facts(answer=answered("10.0.1.1:20000", "10.0.1.2:4370"), settings=SRV, node=running(*rows))
+    assert "1 node connected that it does not list" in one(checks.judge_lookup(found)).text
+
+
 def test_a_virtual_address_is_recognised() -> None:
     vip = "172.20.0.9"
     behind = PeerFact(vip, 4370, None, iam(PEER))
