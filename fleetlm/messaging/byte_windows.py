@@ -98,6 +98,11 @@ class ByteWindow:
         self._is_waking = False
 
     @property
+    def sent_bytes(self) -> int:
+        """Bytes that were handed to the transport, in all."""
+        return self._sent_bytes
+
+    @property
     def taken_bytes(self) -> int:
         """Bytes that the peer has proved to have taken."""
         return self._acked_bytes
