@@ -307,12 +307,15 @@ class Node:
         self.drain_report = await leaving
         if parts.poller is not None:
             await parts.poller.stop()
-        await self._local.stop(parts.leaving.late_s(drain_s, until))
+        late_s = parts.leaving.late_s(drain_s, until)
+        late_until = self._loop.time() + late_s
+        await self._local.stop(late_s)
         await parts.leaving.before_stop(drain_s, until)
         self._outbound.close(reason)
         await parts.circles.stop()
         parts.signals.finish()
         parts.overview.close()
+        self.drain_report = await parts.leaving.last_frames(late_until)
         self._driver.leave(reason)
         if parts.loop_watch is not None:
             parts.loop_watch.stop()

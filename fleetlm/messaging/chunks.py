@@ -112,6 +112,7 @@ class Lanes:
         """Those of them in the lanes of answers."""
         self.is_behind: bool = False
         """Whether ``answer_limit_bytes`` of answers wait."""
+        self._is_held = False
         self._answer_limit_bytes = answer_limit_bytes
         self._unfinished_bytes = unfinished_bytes
         self._begun_bytes = 0
@@ -128,6 +129,15 @@ class Lanes:
 
     def __bool__(self) -> bool:
         return bool(self._lanes)
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether something waits that is to be sent."""
+        return bool(self._lanes) and not self._is_held
+
+    def hold(self) -> None:
+        """Send nothing more of what waits here: the session is about to end."""
+        self._is_held = True
 
     def add(self, sender: Hashable, packed: Packed, units: int = 1) -> None:
         """Queue a message in its sender's lane: a large one, or one that must not overtake a large one.
@@ -176,8 +186,11 @@ class Lanes:
             chunk_bytes: the most that a chunk may have; 0 if none may be sent now.
 
         Returns:
-            A small message; or a chunk, as `Transfer.cut` does; or None if the receiver can take none now.
+            A small message; or a chunk, as `Transfer.cut` does; or None if the receiver can take none now, or
+            everything is held.
         """
+        if self._is_held:
+            return None
         chunk = None
         if chunk_bytes and not (self._is_turn_of_small and self._small_turns):
             chunk = self._next_chunk(chunk_bytes)

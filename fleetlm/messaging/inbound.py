@@ -510,7 +510,7 @@ class Inbound:
         elif operation == Op.HEARD:
             self._service.heard_drain(session, *operations.read_heard(message))
         else:
-            session.settlement.unanswered = operations.read_settled(message)
+            session.settlement.told(*operations.read_settled(message), session.calls)
 
     def _ask_node(self, session: Session, verb: Any, argument: Any, ref: int) -> None:
         """Let the node itself answer a request, unless too many are open, or too many answers wait."""

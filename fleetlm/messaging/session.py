@@ -92,6 +92,8 @@ if TYPE_CHECKING:
     from fleetlm.wire.codec import Codec
 
 _REPLY = operations.Op.REPLY
+SENDING_FAILED = "connection closed: sending failed"
+"""Why a session is lost whose channel has ended; the peer may have ended it in order."""
 _MIN_WINDOW_BYTES = 64 * 1024
 """The smallest window of a connection: a peer that announces less would make every message wait."""
 MAX_URGENT_BYTES = 4_096
@@ -187,7 +189,7 @@ class Session:
         """Requests of this node that wait for the peer, by ref."""
         self.requests: dict[int, Call] = {}
         """Requests of the peer that are open here, by its ref."""
-        self.settlement: Settlement = Settlement()
+        self.settlement: Settlement = Settlement(settings.max_open_calls)
         self.refuses: bool = False
         """Whether new work of the peer is refused, since this node drains and the peer knows."""
         self.urgent_ref: int | None = None
@@ -615,7 +617,7 @@ class Session:
         elif self._transport.send(self.outgoing.channel, frame, tail):
             return True
         else:
-            self._lost(self, "connection closed: sending failed")
+            self._lost(self, SENDING_FAILED)
         return False
 
     # `Caller` for the requests of the peer.
@@ -724,8 +726,7 @@ class Session:
         """Send what waits, then say which requests of the peer stay unanswered. Take nothing afterwards."""
         if self.lanes:
             self.flush()
-        last = self.settlement.last_message(self.requests, self.lanes.taken_requests())
-        if last is not None:
+        for last in self.settlement.last_messages(self.requests, self.lanes.taken_requests()):
             self.control(last)
         if self._batch_bytes:
             self._flush_batch()

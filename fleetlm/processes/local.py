@@ -229,11 +229,6 @@ class LocalProcesses:
         """How many processes there are."""
         return len(self._processes)
 
-    @property
-    def count(self) -> int:
-        """How many processes there are."""
-        return len(self._processes)
-
     def numbers(self) -> list[int]:
         """Return the numbers of all processes, in the order in which they were spawned."""
         return list(self._processes)

@@ -48,9 +48,10 @@ from fleetlm.messages import NodeDown, NodeUp
 from fleetlm.messaging.backlog import Backlog, Rest
 from fleetlm.messaging.beside import Unpacked
 from fleetlm.messaging.flusher import Flusher
-from fleetlm.messaging.session import Session
+from fleetlm.messaging.session import SENDING_FAILED, Session
 from fleetlm.messaging.traffic import Traffic
 from fleetlm.names import NodeName
+from fleetlm.runtime.last_words import LastWords, ended_by
 from fleetlm.runtime.log_guard import KIND
 from fleetlm.wire import operations
 from fleetlm.wire.frames import BadFrame, Kind
@@ -150,6 +151,7 @@ class Driver:
         self.reconnects: dict[End, int] = {}
         """Sessions with a node that had been connected before, by the kind of reason of that end."""
         self._by_source: dict[bytes, Session] = {}
+        self._by_channel: dict[int, Session] = {}
         self._endings: dict[tuple[str, int], _Ending] = {}
         """Address and port of a node that was lost → what is still to be done for it."""
         self._transport = transport
@@ -169,6 +171,7 @@ class Driver:
             begin_turn=inbound.begin_turn,
             is_over=inbound.is_over,
         )
+        self._last_words = LastWords(self._loop, self._backlog)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._pulse: asyncio.TimerHandle | None = None
@@ -217,21 +220,22 @@ class Driver:
     def channel_lost(
         self, channel: int, reason: str, *, is_foreign: bool = False, is_logged: bool = False
     ) -> None:
-        """See `Listener`."""
+        """See `Listener`. What the peer has sent before is taken first: see `runtime.last_words`."""
         lose = partial(self._lose_channel, channel, reason, is_foreign=is_foreign, is_logged=is_logged)
-        self._take_loss(channel, lose)
-
-    def _take_loss(self, channel: int, lose: Callable[[], None]) -> None:
-        """Take the loss of a channel. As with the end of a source, what has come before is taken first."""
-        for source in self._backlog:
-            session = self._by_source.get(source)
-            if session is not None and session.outgoing.channel == channel:
-                self._backlog.end(source, lose)
-                return
-        lose()
+        session = self._by_channel.get(channel)
+        if session is None:
+            lose()
+        else:
+            self._last_words.hold(session.incoming.source, LastWords.CHANNEL, lose)
 
     def _lose_channel(
-        self, channel: int, reason: str, *, is_foreign: bool, is_logged: bool, kind: End = End.LOST
+        self,
+        channel: int,
+        reason: str,
+        *,
+        is_foreign: bool = False,
+        is_logged: bool = False,
+        kind: End = End.LOST,
     ) -> None:
         lost = self.kernel.channel_lost(
             self._loop.time(), channel, reason, is_foreign=is_foreign, is_logged=is_logged, kind=kind
@@ -252,10 +256,7 @@ class Driver:
 
     def source_lost(self, source: bytes) -> None:
         """See `Listener`."""
-        if source in self._backlog:
-            self._backlog.end(source, partial(self._lose_source, source))
-        else:
-            self._lose_source(source)
+        self._last_words.source_lost(source, partial(self._lose_source, source))
 
     def _lose_source(self, source: bytes) -> None:
         self._perform(self.kernel.source_lost(self._loop.time(), source, "connection closed"))
@@ -302,6 +303,14 @@ class Driver:
             if rest is not None:
                 self._backlog.begin(source, rest)
             return
+        ended = None if session is not None else ended_by(self.kernel.topology, frame)
+        if ended is None:
+            self._take_control_frame(source, frame)
+        else:
+            take = partial(self._take_control_frame, source, frame)
+            self._last_words.hold(ended, LastWords.SUCCESSOR, take)
+
+    def _take_control_frame(self, source: bytes, frame: bytes) -> None:
         self._perform(self.kernel.control_frame(self._loop.time(), source, frame))
 
     def source_broke(self, source: bytes, why: str) -> None:
@@ -377,11 +386,16 @@ class Driver:
         self._perform(self.kernel.disconnected(self._loop.time(), name, reason))
 
     def _session_lost(self, session: Session, reason: str) -> None:
-        """Take the loss of a session in a later turn: a program may be in the middle of a send."""
+        """Take the loss of a session in a later turn: a program may be in the middle of a send.
+
+        A peer that takes nothing has no last words: more of what it does not take must not pile up meanwhile.
+        """
         channel = session.outgoing.channel
-        kind = End.LOST if reason.startswith("connection closed") else End.OVERLOADED
-        lose = partial(self._lose_channel, channel, reason, is_foreign=False, is_logged=False, kind=kind)
-        self._loop.call_soon(self._take_loss, channel, lose)
+        if reason == SENDING_FAILED:
+            self._loop.call_soon(self.channel_lost, channel, reason)
+        else:
+            kind = End.LOST if reason.startswith("connection closed") else End.OVERLOADED
+            self._loop.call_soon(partial(self._lose_channel, channel, reason, kind=kind))
 
     # Effects.
 
@@ -465,7 +479,7 @@ class Driver:
         )
         session.byte_window.draw = self._draw
         self.sessions[up.name] = session
-        self._by_source[up.incoming.source] = session
+        self._by_source[up.incoming.source] = self._by_channel[up.outgoing.channel] = session
         self._transport.admit(up.incoming.source)
         log.info("nodeup %s (incarnation %x)", up.name, up.incarnation)
         after = peer.ended_by
@@ -483,8 +497,10 @@ class Driver:
         session = self.sessions.pop(down.name)
         source = session.incoming.source
         self._by_source.pop(source, None)
+        self._by_channel.pop(session.outgoing.channel, None)
         self._transport.disconnect(source, self._settings.handshake_timeout_s)  # Its node hangs up, too.
         self._backlog.drop(source)
+        self._last_words.drop(source)
         log.info("nodedown %s: %s", down.name, down.reason)
         self._count_end(session, down)
         session.close(down.reason)

@@ -20,10 +20,12 @@ cancels nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.draining import SOURCES
 from fleetlm.messages import NodeDraining, NodeUndrained
+from fleetlm.messaging.deliveries import delivered
 from fleetlm.runtime.info import DrainReport
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from fleetlm.processes.drain_listeners import DrainListeners
     from fleetlm.runtime.draining import Draining, DrainSource
     from fleetlm.runtime.hooks import LeavingHooks, Phase
+
+
+log: logging.Logger = logging.getLogger("fleetlm")
 
 
 class Leaving:
@@ -98,6 +103,23 @@ class Leaving:
     async def before_stop(self, timeout_s: float, until: float) -> None:
         """Run the last hooks, when the processes of this node have ended."""
         await self._hooks.run("before_stop", self._loop.time() + self.late_s(timeout_s, until))
+
+    async def last_frames(self, until: float) -> DrainReport | None:
+        """Let the peers take what was sent to them; see `messaging.deliveries`.
+
+        Returns:
+            The report, in which requests are cut whose answers could not be sent.
+        """
+        settings, report = self._context.settings, self.report
+        until = max(until, self._loop.time() + settings.goodbye_flush_s)
+        unsent = await delivered(list(self._context.sessions.values()), settings, until)
+        if unsent and report is not None:
+            what = f"{unsent} answer(s) that could not be sent in time"
+            log.warning("node %s leaves with %s", self._context.name, what)
+            finished, cut_what = max(0, report.finished - unsent), (*report.cut_what, what)
+            cut = report.cut + unsent
+            self.report = report.__replace__(finished=finished, cut=cut, cut_what=cut_what)
+        return self.report
 
     def late_s(self, timeout_s: float, until: float) -> float:
         """Return the seconds of what follows a drain: what is left of its time, or a little of its own."""

@@ -34,8 +34,9 @@ that takes a received list apart. `SCHEMAS` lists them all.
  7  TICK       lag_ms, None                           every tick interval: this node's loop is alive
 19  DRAIN      number, [step, left_ms, source]        the sender drains, refuses new work, or undoes it
 20  HEARD      number, count                          a DRAIN was taken: one behind each request that waits
-22  SETTLED    refs, None                             the sender ends the session: it has taken these requests
-                                                      and does not answer them; it took no other open one
+22  SETTLED    refs, left                             the sender ends the session: it has taken these requests
+                                                      and does not answer them; it took no other open one.
+                                                      So many more such messages belong to it
  8  PEERS      names, None                            every gossip interval: the nodes connected to the sender
  5  REQUEST    verb, argument, ref                    a node asks the other node itself (see `request`)
  9  SIGNAL     signal, None                           links, monitors and exits (see `signal`)
@@ -94,7 +95,7 @@ MAX_TIMEOUT_MS: Final = 86_400_000
 MAX_STREAM_WINDOW: Final = 65_536
 """Units of items that a consumer may let a producer send ahead: bounds what waits for one consumer."""
 MAX_UNANSWERED: Final = 4_096
-"""Requests that one SETTLED names, so that it fits a frame. With more, its sender says nothing of them."""
+"""Requests that one SETTLED names, so that it fits a frame; further ones follow in others."""
 COUNT_END: Final = 1 << 64
 """Counts are below this: msgpack writes integers of at most 64 bits."""
 NONSENSE: Final = (TypeError, ValueError, LookupError, ArithmeticError)
@@ -495,17 +496,22 @@ def read_heard(message: list[Any]) -> tuple[int, int]:
     return checked_count(number), checked_count(count)
 
 
-def settled(refs: list[int]) -> list[Any]:
-    """Build the last message of a session: the open requests of the receiver that were taken."""
-    return [Op.SETTLED, refs, None]
+def settled(refs: list[int], left: int) -> list[Any]:
+    """Build a last message of a session: open requests of the receiver that were taken.
+
+    Args:
+        refs: at most `MAX_UNANSWERED` of them.
+        left: how many such messages follow; what they say counts with the last one.
+    """
+    return [Op.SETTLED, refs, left]
 
 
-def read_settled(message: list[Any]) -> frozenset[int]:
-    """Return the refs of the requests that were taken and will not be answered."""
-    _, refs, _ = message
+def read_settled(message: list[Any]) -> tuple[list[int], int]:
+    """Return refs of requests that were taken and will not be answered, and how many such messages follow."""
+    _, refs, left = message
     if type(refs) is not list or len(refs) > MAX_UNANSWERED:
         raise ValueError("SETTLED without its refs, or with too many")
-    return frozenset(checked_count(ref) for ref in refs)
+    return [checked_count(ref) for ref in refs], checked_count(left)
 
 
 def peers(names: list[str]) -> list[Any]:

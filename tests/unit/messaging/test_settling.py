@@ -177,13 +177,60 @@ async def test_a_cancel_ends_the_memory_of_an_expired_request() -> None:
 
 
 @virtual
-async def test_a_peer_that_never_gives_up_requests_fills_no_memory() -> None:
+async def test_more_requests_are_settled_than_fit_one_message() -> None:
+    pair = Pair(Settings(mailbox_limit=20_000))
+    box = pair.there.box("sink")
+    taken = 2 * MAX_UNANSWERED + 5
+    asked = []
+    for ref in range(1, taken + 11):
+        asked.append(ask(pair, ref))
+        if ref % 1_000 == 0:
+            pair.credit()
+    pair.settle()
+    for _ in range(taken):
+        (await box.get()).watch(lambda _: None)
+    leave(pair)
+    for each in asked[:taken]:
+        assert isinstance(each.exception(), NodeLost)
+    for each in asked[taken:]:
+        assert isinstance(each.exception(), NoConnection)
+
+
+@virtual
+async def test_every_request_is_in_doubt_until_the_last_part_has_come() -> None:
     pair = Pair()
+    session = pair.here.session
+    named, waits = ask(pair, 1), ask(pair, 2)
+    session.settlement.told([1], 1, session.calls)
+    assert session.settlement.unanswered is None
+    session.close("connection closed")
+    for asked in (named, waits):
+        with pytest.raises(NodeLost):
+            await asked
+
+
+@virtual
+async def test_a_peer_that_names_requests_that_are_not_open_fills_no_memory() -> None:
+    pair = Pair()
+    session = pair.here.session
+    asked = ask(pair, 7)
+    for part in range(5):
+        session.settlement.told([7, *range(part * 1_000 + 10, part * 1_000 + 1_000)], 9, session.calls)
+    session.settlement.told([], 0, session.calls)
+    assert session.settlement.unanswered == {7}
+    session.close("left: shutdown")
+    with pytest.raises(NodeLost):
+        await asked
+
+
+@virtual
+async def test_a_peer_that_never_gives_up_requests_fills_no_memory() -> None:
+    pair = Pair(Settings(max_open_calls=100))
     session = pair.there.session
-    for ref in range(MAX_UNANSWERED + 10):
+    for ref in range(110):
         session.requests[ref] = Call("?", session, ref, 0.0, SimLoop.current().time)
     session.sweep()
-    assert len(session.settlement.expired) == MAX_UNANSWERED + 1
+    assert len(session.settlement.expired) == 101
     asked = ask(pair, 1)
     leave(pair)
     with pytest.raises(NodeLost):

@@ -21,6 +21,7 @@ from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.session import Session
 from fleetlm.runtime.driver import PEERS_TOLD_AT_ONCE, STEPS_PER_TURN, TICKED_EACH_TIME, Driver
 from fleetlm.runtime.events import EventHub
+from fleetlm.runtime.last_words import LAST_WORDS_S
 from fleetlm.settings import Settings
 from fleetlm.testing.loop import SimLoop, run
 from fleetlm.wire import frames, operations
@@ -256,7 +257,10 @@ async def test_sending_that_fails_takes_the_connection_down_afterwards() -> None
     session = rig.driver.sessions[THERE]
     rig.transport.broken = True
     session.append(b"\x92\x01\x01")
+    session.append(b"\x92\x01\x01")
     await turns()
+    assert THERE in rig.driver.sessions, "the peer may have said more before it ended the channel"
+    await asyncio.sleep(LAST_WORDS_S)
     assert rig.driver.sessions == {}
     _, down = await rig.next_events(events, 2)
     assert down.reason == "connection closed: sending failed"
@@ -542,7 +546,7 @@ async def test_a_lost_channel_does_not_overtake_the_last_words_of_a_peer_that_le
     rig.driver.inbound._turn_s = 1e-9
     rig.batch(source, *[[Op.SIGNAL, n, None] for n in range(3)])
     rig.batch(source, operations.reply(1, "in time"))
-    rig.batch(source, operations.settled([]))
+    rig.batch(source, operations.settled([], 0))
     rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("shutdown"))
     _, other = rig.bring_up("fleetlm@10.0.0.3", 3)
     rig.batch(other, *[[Op.SIGNAL, n, None] for n in range(2)])
@@ -572,7 +576,7 @@ async def test_a_road_is_followed_when_its_announcement_comes_and_not_when_it_is
     assert rig.transport.followed == [source]
     assert not session.incoming.is_local
     rig.batch(source, operations.reply(1, "over the local road"))
-    rig.batch(source, operations.settled([]))
+    rig.batch(source, operations.settled([], 0))
     rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("shutdown"))
     rig.driver.source_lost(source)
     rig.transport.let_in.clear()
@@ -639,12 +643,161 @@ async def test_a_lost_channel_whose_peer_said_nothing_more_ends_the_session_behi
     rig.driver.channel_lost(channel, "connection closed")
     rig.transport.broken = True
     rig.driver.tick_sessions()
-    rig.batch(source, ["sink", "late"])
+    rig.batch(source, ["sink", "behind"])
+    rig.driver.source_lost(source)
+    rig.batch(source, ["sink", "never"])
     await turns(12)
     assert [what for _, what in rig.service.questions] == [0, 1, 2]
-    assert not rig.boxes["sink"]
+    assert list(rig.boxes["sink"].queue) == ["behind"]
     assert THERE not in rig.driver.sessions
     assert rig.kernel.topology.peers[THERE].connection.last_error == "connection closed"
+
+
+def last_words(rig: Rig, source: bytes) -> tuple[asyncio.Future[Any], asyncio.Future[Any]]:
+    """Open two requests, and return how the peer answers the one and how it leaves the other."""
+    session = rig.driver.sessions[THERE]
+    answered, waits = (SimLoop.current().create_future() for _ in range(2))
+    session.calls.update({1: answered, 2: waits})
+    return answered, waits
+
+
+def say_last_words(rig: Rig, source: bytes) -> None:
+    rig.batch(source, operations.reply(1, "in time"))
+    rig.batch(source, operations.settled([], 0))
+    rig.frame(source, Kind.GOODBYE, frames.pack_goodbye("shutdown"))
+
+
+@virtual
+async def test_a_lost_channel_that_is_read_before_the_last_words_does_not_put_requests_in_doubt() -> None:
+    """A loop that has stood still finds both at once, and may read them in any order."""
+    rig = Rig()
+    channel, source = rig.bring_up()
+    answered, waits = last_words(rig, source)
+    rig.driver.channel_lost(channel, "connection closed")
+    rig.transport.broken = True
+    rig.driver.tick_sessions()  # sending fails meanwhile
+    await turns()
+    say_last_words(rig, source)
+    rig.driver.source_lost(source)
+    assert await answered == "in time"
+    with pytest.raises(NoConnection, match=r"left: shutdown\. It had not taken the request"):
+        await waits
+    await asyncio.sleep(2 * LAST_WORDS_S)
+
+
+@virtual
+async def test_a_channel_that_alone_was_lost_ends_its_session_a_little_later() -> None:
+    rig = Rig()
+    channel, _ = rig.bring_up()
+    rig.driver.channel_lost(channel, "reset")
+    await asyncio.sleep(0.9 * LAST_WORDS_S)
+    assert THERE in rig.driver.sessions
+    await asyncio.sleep(0.2 * LAST_WORDS_S)
+    assert THERE not in rig.driver.sessions
+    assert rig.kernel.topology.peers[THERE].connection.last_error == "reset"
+
+
+@virtual
+async def test_the_end_of_the_source_is_told_with_the_reason_of_the_channel() -> None:
+    rig = Rig()
+    channel, source = rig.bring_up()
+    rig.driver.channel_lost(channel, "reset")
+    rig.driver.source_lost(source)
+    assert THERE not in rig.driver.sessions
+    assert rig.kernel.topology.peers[THERE].connection.last_error == "reset"
+
+
+@virtual
+async def test_a_peer_that_takes_nothing_is_cut_without_waiting_for_last_words() -> None:
+    rig = Rig()
+    rig.bring_up()
+    rig.driver._session_lost(rig.driver.sessions[THERE], "it took nothing")
+    assert THERE in rig.driver.sessions, "a program may be in the middle of a send"
+    await turns()
+    assert THERE not in rig.driver.sessions
+
+
+def restart(rig: Rig, source: bytes) -> bytes:
+    """Let another incarnation of the peer dial, and prove that it is there. Returns its source."""
+    after = source + b" restarted"
+    hello = identity(THERE, 3, SETTINGS).hello(HERE)
+    rig.driver.source_met(after, "10.0.0.2")
+    rig.frame(after, Kind.HELLO, frames.pack_hello(hello))
+    check = rig.transport.dialled[-1][0]
+    rig.driver.channel_opened(check)
+    out = rig.kernel.topology.peers[THERE].connection.check
+    assert out is not None
+    rig.frame(after, Kind.READY, frames.pack_ready(Ready(out.out.epoch, hello)))
+    return after
+
+
+@pytest.mark.parametrize("waits_in", ["the backlog", "the transport"])
+def test_a_successor_does_not_overtake_the_last_words_of_a_peer_that_was_restarted(waits_in: str) -> None:
+    async def main() -> None:
+        rig = Rig()
+        channel, source = rig.bring_up()
+        answered, waits = last_words(rig, source)
+        if waits_in == "the backlog":
+            rig.driver._backlog.park(source)
+            say_last_words(rig, source)
+        restart(rig, source)
+        assert THERE in rig.driver.sessions
+        if waits_in == "the backlog":
+            await asyncio.sleep(2 * LAST_WORDS_S)
+            assert THERE in rig.driver.sessions, "its frames are still being taken"
+            rig.driver._backlog.resume(source, None)
+            await turns()
+        else:
+            say_last_words(rig, source)
+        assert await answered == "in time"
+        with pytest.raises(NoConnection, match=r"left: shutdown\. It had not taken the request"):
+            await waits
+        assert THERE not in rig.driver.sessions
+        await asyncio.sleep(1.0)
+        assert rig.transport.dialled[-1][0] > channel + 1, "it dials the successor"
+        rig.driver.leave("done")
+
+    run(main())
+
+
+@virtual
+async def test_a_peer_that_was_restarted_without_last_words_is_down_a_little_later() -> None:
+    rig = Rig()
+    events = rig.events.subscribe()
+    channel, source = rig.bring_up()
+    restart(rig, source)
+    rig.driver.channel_lost(channel, "reset")
+    await asyncio.sleep(LAST_WORDS_S)
+    assert THERE not in rig.driver.sessions
+    _, down = await rig.next_events(events, 2)
+    assert down.reason == "restarted: another incarnation"
+
+
+@virtual
+async def test_the_end_of_a_check_that_waits_for_last_words_does_not_keep_the_session() -> None:
+    """The proof comes too late then; what else has told the end still counts."""
+    rig = Rig()
+    _, source = rig.bring_up()
+    restart(rig, source)
+    rig.kernel.topology.peers[THERE].connection.end_check()
+    rig.driver.source_lost(source)
+    assert THERE not in rig.driver.sessions
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"x", bytes([Kind.READY]), frames.header(Kind.READY, EPOCH, 0) + b"x"]
+)
+def test_a_stranger_that_sends_nonsense_for_a_proof_ends_nothing(frame: bytes) -> None:
+    async def main() -> None:
+        rig = Rig()
+        rig.bring_up()
+        rig.driver.frame_arrived(b"a stranger", frame)
+        hello = identity(THERE, 3, SETTINGS).hello(HERE)
+        rig.frame(b"a stranger", Kind.READY, frames.pack_ready(Ready(12345, hello)))
+        await asyncio.sleep(2 * LAST_WORDS_S)
+        assert THERE in rig.driver.sessions
+
+    run(main())
 
 
 @virtual

@@ -46,7 +46,7 @@ CASES: list[tuple[int, tuple[Any, ...], Any]] = [
     (Op.TICK, (12,), 12),
     (Op.DRAIN, (3, 1, 25_000, "signal"), (3, 1, 25_000, "signal")),
     (Op.HEARD, (3, 2), (3, 2)),
-    (Op.SETTLED, ([3, 7],), frozenset({3, 7})),
+    (Op.SETTLED, ([3, 7], 2), ([3, 7], 2)),
     (Op.PEERS, ([name(2), name(3)],), [name(2), name(3)]),
     (Op.REQUEST, ("ping", None, 7), ("ping", None, 7)),
     (Op.SIGNAL, (["down", 1, "normal"],), ["down", 1, "normal"]),
@@ -317,10 +317,13 @@ def test_the_receiver_of_pieces_sets_the_units_itself() -> None:
 
 
 def test_the_requests_that_were_taken_are_refs_of_a_bounded_number() -> None:
-    assert operations.read_settled(operations.settled([7, 9, 7])) == {7, 9}
+    assert operations.read_settled(operations.settled([7, 9, 7], 0)) == ([7, 9, 7], 0)
     for refs in (None, {7: 9}, [0] * (operations.MAX_UNANSWERED + 1), [-1], ["7"]):
         with pytest.raises(ValueError, match=r"SETTLED without its refs|is not a count"):
-            operations.read_settled([Op.SETTLED, refs, None])
+            operations.read_settled([Op.SETTLED, refs, 0])
+    for left in (None, -1, "1"):
+        with pytest.raises((TypeError, ValueError)):
+            operations.read_settled([Op.SETTLED, [7], left])
 
 
 def test_a_message_tells_what_it_counts_if_its_kind_counts_at_all() -> None:
