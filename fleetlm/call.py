@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import traceback
 from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -28,7 +27,7 @@ from fleetlm.errors import (
     NoProcess,
     NotAllowed,
 )
-from fleetlm.texts import SHORT, loggable, text_of
+from fleetlm.texts import SHORT, text_of, traceback_of
 from fleetlm.wire.failures import FailureKind, texts_of_outcome
 from fleetlm.wire.invocation import Invoke
 
@@ -363,8 +362,7 @@ class Call:
             self._caller.failed(self._ref, FailureKind.NO_HANDLER, [target, why])
 
     def _send_error(self, error: BaseException) -> None:
-        text = "".join(traceback.format_exception(loggable(error)))
-        texts = [type(error).__name__, text_of(error), text, *texts_of_outcome(error)]
+        texts = [type(error).__name__, text_of(error), traceback_of(error), *texts_of_outcome(error)]
         self._caller.failed(self._ref, FailureKind.RAISED, texts)
 
     def _is_still_wanted(self) -> bool:

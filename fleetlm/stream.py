@@ -9,6 +9,13 @@ come and knows how the stream is given up: the consumer's end of a stream of mes
 the source only, so that a stream that the program drops is collected and closes its source. An item leaves
 the source after the wait and without another ``await``, so a wait that is cancelled has taken nothing.
 
+``async for`` iterates over a `_Loop`, which Python drops at the moment in which the loop is left. That tells
+a stream that is forgotten from one that is kept. A task that is cancelled leaves its frames to the traceback
+of its CancelledError. A framework that keeps the error in a cycle of references keeps the stream with it,
+until the garbage collector runs, while the producer works for a client that has gone: the task groups of
+anyio do so, and Starlette's ``StreamingResponse`` uses them. So the variables of a task that left the loop
+and was cancelled are cleared as soon as it has ended. Whoever else refers to the stream still has it.
+
 Source: an asyncio.StreamReader, whose reads may be cancelled and repeated.
 """
 
@@ -16,8 +23,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sized
-from types import TracebackType
+import inspect
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sized
+from types import FrameType, TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
@@ -48,7 +57,64 @@ class Source(Protocol):
         """Give the stream up and drop what has come; a task that waits is woken. Idempotent."""
 
 
-class Stream(Generic[T_co]):
+class _State:
+    """What a stream and the loops over it share."""
+
+    __slots__ = ("is_open", "is_waited_for")
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.is_waited_for = False
+
+
+class _Items(Generic[T_co]):
+    """How an item is taken, for a stream and for the loops over it alike: a loop costs an item nothing."""
+
+    __slots__ = ("_items", "_pause", "_source", "_state", "_take")
+
+    def __init__(self, source: Source, pause: Callable[[], Awaitable[None]] | None, state: _State) -> None:
+        self._source = source
+        self._items = source.items
+        self._take = source.take
+        self._pause = pause
+        """Lets others have their turn, where there is an item each time."""
+        self._state = state
+
+    async def __anext__(self) -> T_co:
+        """Return the next item.
+
+        Raises:
+            StopAsyncIteration: the stream has ended regularly, or was closed.
+            RuntimeError: another task waits for an item of this stream; nothing changed.
+        """
+        if self._pause is not None:
+            try:
+                await self._pause()
+            except BaseException:
+                del self  # As below.
+                raise
+        if not self._items:
+            state = self._state
+            if state.is_waited_for:
+                raise RuntimeError("another task waits for an item of this stream; one at a time may")
+            state.is_waited_for = True
+            try:
+                has_item = await self._source.wait()
+            except BaseException:
+                state.is_waited_for = False
+                # A traceback keeps this frame, and a cancelled task keeps its traceback. Neither may keep
+                # the stream: its consumer may be gone for good.
+                del self
+                raise
+            state.is_waited_for = False
+            if not has_item:
+                state.is_open = False
+                raise StopAsyncIteration
+        item: T_co = self._take()
+        return item
+
+
+class Stream(_Items[T_co]):
     """Items that come one after the other. Made by `Node.stream`, `ActorRef.stream`, `Node.stream_blocking`.
 
     ::
@@ -63,10 +129,11 @@ class Stream(Generic[T_co]):
     raises that error.
 
     A stream is given up by `aclose`, by the end of ``async with``, or when the program drops the object; its
-    producer is cancelled then. One task may wait for an item at a time.
+    producer is cancelled then. A task that is cancelled drops what it alone refers to. One task may wait for
+    an item at a time.
     """
 
-    __slots__ = ("_is_open", "_is_waited_for", "_items", "_loop", "_pause", "_source", "_take")
+    __slots__ = ("_loop",)
 
     def __init__(
         self,
@@ -74,49 +141,17 @@ class Stream(Generic[T_co]):
         loop: asyncio.AbstractEventLoop,
         pause: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._source = source
-        self._items = source.items
-        self._take = source.take
+        super().__init__(source, pause, _State())
         self._loop = loop
-        self._pause = pause
-        """Lets others have their turn, where there is an item each time."""
-        self._is_waited_for = False
-        self._is_open = True
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T_co:
-        """Return the next item.
-
-        Raises:
-            StopAsyncIteration: the stream has ended regularly, or was closed.
-            RuntimeError: another task waits for an item of this stream; nothing changed.
-        """
-        if self._pause is not None:
-            await self._pause()
-        if not self._items:
-            if self._is_waited_for:
-                raise RuntimeError("another task waits for an item of this stream; one at a time may")
-            self._is_waited_for = True
-            try:
-                has_item = await self._source.wait()
-            except BaseException:
-                self._is_waited_for = False
-                # A traceback keeps this frame, and a cancelled task keeps its traceback. Neither may keep
-                # the stream: its consumer may be gone for good.
-                del self
-                raise
-            self._is_waited_for = False
-            if not has_item:
-                self._is_open = False
-                raise StopAsyncIteration
-        item: T_co = self._take()
-        return item
+    def __aiter__(self) -> AsyncIterator[T_co]:
+        if not self._state.is_open:
+            return self
+        return _Loop(self, self._source, self._pause, self._state)
 
     async def aclose(self) -> None:
         """Give the stream up. A task that waits for an item gets the regular end. Idempotent."""
-        self._is_open = False
+        self._state.is_open = False
         self._source.close()
 
     async def __aenter__(self) -> Self:
@@ -129,6 +164,59 @@ class Stream(Generic[T_co]):
 
     def __del__(self) -> None:
         # The collector may run in any thread, so the source is closed in a later turn of the loop.
-        if self._is_open and not self._loop.is_closed():
+        if self._state.is_open and not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # The loop has been closed just now.
                 self._loop.call_soon_threadsafe(self._source.close)
+
+
+class _Loop(_Items[T_co]):
+    """The iterator of one ``async for``: lives until the loop is left, in whichever way."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(
+        self,
+        stream: Stream[T_co],
+        source: Source,
+        pause: Callable[[], Awaitable[None]] | None,
+        state: _State,
+    ) -> None:
+        super().__init__(source, pause, state)
+        self._stream = stream  # Else it would be dropped, and its source closed.
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __del__(self) -> None:
+        if not self._state.is_open:
+            return
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # The collector runs in another thread, or the loop has ended.
+            return
+        if task is not None and task.cancelling():
+            frames = _find_frames(task)
+            if frames:
+                task.get_loop().call_soon(_forget, task, frames)
+
+
+def _find_frames(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Return the frames of the coroutines of the running task; none if its first one is not Python's."""
+    outermost = getattr(task.get_coro(), "cr_frame", None)
+    frames = []
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # the only way to the running frames
+    while frame is not None and outermost is not None:
+        if frame.f_code.co_flags & inspect.CO_COROUTINE:
+            frames.append(frame)
+        if frame is outermost:
+            return frames
+        frame = frame.f_back
+    return []
+
+
+def _forget(task: asyncio.Task[Any], frames: list[FrameType]) -> None:
+    """Clear the variables of a task if it ended, cancelled, in the turn in which it left the loop."""
+    if task.cancelled():
+        for frame in frames:
+            with contextlib.suppress(RuntimeError):  # It runs: a task within the task has taken it over.
+                frame.clear()

@@ -4,7 +4,8 @@ Showing a value must never fail, never take long and never make a long text, bec
 something else is reported, and the value often came from another node: a ``repr`` may raise, an int of more
 than 4,300 digits cannot be written in decimal (``sys.set_int_max_str_digits``), and the text of a large value
 costs more memory than the value. So every place that shows a value of a program or of a peer uses `SHORT` or
-`text_of`, and every place that logs its exception `loggable`.
+`text_of`, every place that logs its exception `loggable`, and every place that sends its traceback
+`traceback_of`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _SHOWN_BYTES = 40
 """Longer bytes are cut before their text is made."""
 _MAX_CAUSES = 8
 """Causes of an exception that are looked at before it is logged."""
+_MAX_GROUP_LEVELS = 64
+"""Exception groups inside each other that are written into a traceback. Python itself writes 10."""
 _MADE_OF_ARGUMENTS = (BaseException.__str__, KeyError.__str__)
 """How Python's own exceptions make their texts."""
 _MAX_WRITTEN_BYTES = 1_024
@@ -294,6 +297,9 @@ def loggable(error: BaseException, causes: int = _MAX_CAUSES) -> BaseException:
         error: the exception.
         causes: how many exceptions behind it are looked at.
     """
+    if _is_nested_deeply(error):
+        text = f"{text_of(error)}, in groups nested more than {_MAX_GROUP_LEVELS} levels deep"
+        return _stand_in(error, text, None, None)
     cause, context = error.__cause__, error.__context__
     if causes > 0 and cause is not None:
         cause = loggable(cause, causes - 1)
@@ -301,12 +307,29 @@ def loggable(error: BaseException, causes: int = _MAX_CAUSES) -> BaseException:
         context = cause if context is error.__cause__ else loggable(context, causes - 1)
     if cause is error.__cause__ and context is error.__context__ and _has_short_text(error):
         return error
+    return _stand_in(error, text_of(error), cause, context)
+
+
+def _stand_in(
+    error: BaseException, text: str, cause: BaseException | None, context: BaseException | None
+) -> BaseException:
+    """Return an exception of the same name and traceback with another text."""
     kind = type(error)
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    stands_in: BaseException = type(kind.__name__, (Exception,), names)(text_of(error))
+    stands_in: BaseException = type(kind.__name__, (Exception,), names)(text)
     stands_in.__cause__, stands_in.__context__ = cause, context
     stands_in.__suppress_context__ = error.__suppress_context__
     return stands_in.with_traceback(error.__traceback__)
+
+
+def _is_nested_deeply(error: BaseException) -> bool:
+    """Whether Python could not write the traceback of an exception group, which it does by recursion."""
+    level: list[BaseException] = [error]
+    for _ in range(_MAX_GROUP_LEVELS):
+        level = [part for each in level if isinstance(each, BaseExceptionGroup) for part in each.exceptions]
+        if not level:
+            return False
+    return True
 
 
 def _has_short_text(error: BaseException) -> bool:
@@ -322,6 +345,19 @@ def format_span(seconds: float) -> str:
     if seconds < 7_200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3_600:.0f} h"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback of an exception as text, with its causes and the parts of a group. Never raises.
+
+    Python makes the texts of groups inside each other by recursion, and asks the class of the exception for
+    its text, so either may fail. What can be said of the exception itself is said then.
+    """
+    try:
+        return "".join(traceback.format_exception(loggable(error)))
+    except BaseException as failed:  # noqa: BLE001  # the program's own class, or groups nested too deeply
+        why = f"no traceback: {type(failed).__name__} in making it"
+        return f"{type(error).__name__}: {text_of(error)}\n({why})\n"
 
 
 def format_error(error: BaseException) -> str:

@@ -12,13 +12,12 @@ import inspect
 import os
 import pickle
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fleetlm.blocking import forks
 from fleetlm.errors import WorkerDied, WorkerNotStarted
-from fleetlm.texts import SHORT, loggable, text_of
+from fleetlm.texts import SHORT, text_of, traceback_of
 
 FunctionResult = tuple[Any, BaseException | None]
 """What a function returned, or None and what it raised."""
@@ -189,7 +188,7 @@ def unpack_result(packed: bytes) -> Any:
 
 def format_traceback(error: BaseException) -> str:
     """Return a traceback as text."""
-    return "".join(traceback.format_exception(loggable(error))).rstrip()
+    return traceback_of(error).rstrip()
 
 
 def _pack_error(error: BaseException) -> bytes:

@@ -8,7 +8,7 @@ that is decided in `runtime.assembly`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from fleetlm.core.dns_answers import list_hosts
 from fleetlm.discovery.own_address import (
@@ -19,6 +19,7 @@ from fleetlm.discovery.own_address import (
     is_loopback,
     observe_addresses,
     route_source,
+    shared_addresses,
 )
 from fleetlm.names import parse_address
 from fleetlm.records import Record
@@ -64,6 +65,7 @@ class AddressWatch:
         ports: the ports on which this node, and further ones of this machine, may listen.
         observe: looks at this machine's addresses.
         route_to: returns the local address from which packets to a peer leave, or None.
+        list_shared: returns the addresses of this machine that other machines may have too.
     """
 
     def __init__(
@@ -72,11 +74,13 @@ class AddressWatch:
         ports: range,
         observe: Callable[[], HasAddress] = observe_addresses,
         route_to: Callable[[str], str | None] = route_source,
+        list_shared: Callable[[], Container[str]] = shared_addresses,
     ) -> None:
         self._own = own
         self._ports = ports
         self._observe = observe
         self._route_to = route_to
+        self._list_shared = list_shared
         self._known = {own.ip, *own.aliases}
         self._was_here = observe()(own.ip)
         self._had_no_address = own.rule is Rule.LOOPBACK
@@ -87,7 +91,8 @@ class AddressWatch:
         """Compare this node's address with a DNS answer, and with the addresses of this machine.
 
         An address set by FLEETLM_NODE_IP is never contradicted by DNS, since another node of this machine may
-        use the other address. Loopback addresses prove nothing and are ignored.
+        use the other address. Loopback addresses, and those that other machines may have too, prove nothing
+        and are ignored.
 
         Args:
             addresses: the addresses of a DNS answer; empty where there was none.
@@ -120,6 +125,9 @@ class AddressWatch:
             each for each in hosts if each not in self._known and not is_loopback(each) and has_address(each)
         ]
         self._known.update(others)
+        if others:
+            shared = self._list_shared()
+            others = [each for each in others if each not in shared]
         if not others or self._own.rule is Rule.EXPLICIT or self._own.ip in hosts:
             return None
         self._had_no_address = False

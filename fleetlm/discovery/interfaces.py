@@ -28,7 +28,7 @@ _REQUEST_DUMP: Final = 0x301
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _GET_FLAGS: Final = 0x8913
-_OPTIMISTIC, _TENTATIVE = 0x04, 0x40
+_OPTIMISTIC, _DAD_FAILED, _TENTATIVE = 0x04, 0x08, 0x40
 _LOOPBACK, _POINT_TO_POINT, _NO_ARP = 0x8, 0x10, 0x80
 _HEADER: Final = struct.Struct("=IHHII")
 _ADDRESS: Final = struct.Struct("=BBBBI")
@@ -54,7 +54,25 @@ class InterfaceAddress(Record):
 
 
 def local_addresses() -> tuple[InterfaceAddress, ...] | None:
-    """Return all addresses of this machine; None where the system does not tell."""
+    """Return all addresses of this machine that can be used; None where the system does not tell."""
+    found = _ask_kernel(tentative=False)
+    return None if found is None else tuple(_describe(found))
+
+
+def tentative_addresses() -> frozenset[str]:
+    """Return the addresses that this machine will have in a moment, if no other machine has them.
+
+    The kernel asks its neighbours for a second or more whether they have a new IPv6 address (duplicate
+    address detection), and nothing can be bound to it meanwhile. Empty where the system does not tell.
+
+    Source: RFC 4862, section 5.4; ``dad_transmits`` and ``router_solicitation_delay`` of Linux.
+    """
+    found = (canonical_ip(text) for text, _ in _ask_kernel(tentative=True) or ())
+    return frozenset(ip for ip in found if ip is not None)
+
+
+def _ask_kernel(*, tentative: bool) -> list[tuple[str, int]] | None:
+    """Return the addresses with the numbers of their interfaces; None where the system does not tell."""
     family = getattr(socket, "AF_NETLINK", None)
     if family is None:
         return None
@@ -66,9 +84,9 @@ def local_addresses() -> tuple[InterfaceAddress, ...] | None:
             found: list[tuple[str, int]] = []
             is_done = False
             while not is_done:
-                messages, is_done = parse(netlink.recv(_RECEIVE_BYTES))
+                messages, is_done = parse(netlink.recv(_RECEIVE_BYTES), tentative=tentative)
                 found += messages
-        return tuple(_describe(found))
+        return found
     except (OSError, struct.error):
         return None
 
@@ -100,8 +118,12 @@ def list_interfaces(known: Iterable[InterfaceAddress]) -> str:
     return ", ".join(f"{name} ({', '.join(ips)})" for name, ips in by_name.items())
 
 
-def parse(data: bytes) -> tuple[list[tuple[str, int]], bool]:
+def parse(data: bytes, *, tentative: bool = False) -> tuple[list[tuple[str, int]], bool]:
     """Read one datagram of the kernel's answer.
+
+    Args:
+        data: the datagram.
+        tentative: whether to return the addresses that cannot be used yet, instead of those that can.
 
     Returns:
         The addresses with the numbers of their interfaces, and whether the answer is complete.
@@ -119,17 +141,18 @@ def parse(data: bytes) -> tuple[list[tuple[str, int]], bool]:
         if kind == _ERROR or length < _HEADER.size:
             raise OSError("netlink refused to list the addresses of this machine")
         if kind == _NEW_ADDRESS:
-            entry = _read_address(data[at + _HEADER.size : at + length])
+            entry = _read_address(data[at + _HEADER.size : at + length], tentative=tentative)
             if entry is not None:
                 found.append(entry)
         at += (length + 3) & ~3
     return found, False
 
 
-def _read_address(body: bytes) -> tuple[str, int] | None:
+def _read_address(body: bytes, *, tentative: bool) -> tuple[str, int] | None:
     _, _, flags, _, index = _ADDRESS.unpack_from(body)
-    if flags & _TENTATIVE and not flags & _OPTIMISTIC:
-        return None  # Duplicate address detection goes on: it cannot be used yet.
+    is_tentative = bool(flags & _TENTATIVE) and not flags & _OPTIMISTIC
+    if is_tentative != tentative or (tentative and flags & _DAD_FAILED):
+        return None
     attributes = dict(_read_attributes(body[_ADDRESS.size :]))
     # On a point-to-point interface the local address is IFA_LOCAL, and IFA_ADDRESS is the other end's.
     raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)

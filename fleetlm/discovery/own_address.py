@@ -20,7 +20,9 @@ every pid contain it. Rules are tried in this order, and the first that finds an
 
 Rules 1 to 3 need no lookup. Otherwise discovery is asked again and again until rule 4 decides or the
 time is up, since this node's record often appears a moment after its start. Only then do the guesses
-apply. `choose` is the decision as a pure function; `own_address` does the asking.
+apply. `choose` is the decision as a pure function; `own_address` does the asking. An IPv6 address that rules
+1, 3 and 4 are about and that this machine cannot use yet is waited for, some seconds longer: see
+`tentative_addresses`.
 
 The address of a running node never changes, but it may turn out to be wrong: see `address_watch`.
 """
@@ -43,6 +45,7 @@ from fleetlm.discovery.interfaces import (
     find_addresses,
     list_interfaces,
     local_addresses,
+    tentative_addresses,
 )
 from fleetlm.discovery.system_lookup import SystemLookup
 from fleetlm.errors import SettingsError
@@ -53,6 +56,10 @@ from fleetlm.settings import Settings
 LOOPBACK = "127.0.0.1"
 FIRST_POLL_PAUSE_S = 0.1
 """Seconds between the first two lookups; each further pause is twice as long."""
+DETECTION_LIMIT_S = 8.0
+"""Seconds to wait for an address that the kernel is checking for duplicates. With the defaults of Linux that
+takes 1 to 2 s, and 1 s more for each further question (``dad_transmits``). On an interface without a carrier
+it would never end."""
 MAX_ROUTES_ASKED = 16
 """Peers for which a route is looked up. The first that has one decides; more would only cost time."""
 DISCARD_PORT = 9
@@ -204,7 +211,9 @@ def choose_by_route(
     peers = [each for each in answer if not is_loopback(each)]
     for peer in peers[:MAX_ROUTES_ASKED]:
         source = route_to(peer)
-        if source is not None and not is_loopback(source) and has_address(source):
+        if source is None or is_loopback(source) or _needs_scope(source):
+            continue
+        if has_address(source):
             return OwnAddress(source, f"packets to the peer {peer} leave from it", Rule.ROUTE)
     return None
 
@@ -283,6 +292,11 @@ def _is_link_local(ip: str) -> bool:
     return ipaddress.ip_address(ip).is_link_local
 
 
+def _needs_scope(ip: str) -> bool:
+    """Whether an address means something on one interface only, so that it can be no part of a name."""
+    return ":" in ip and _is_link_local(ip)
+
+
 def _are_all_loopback(addresses: Sequence[str]) -> bool:
     return bool(addresses) and all(is_loopback(each) for each in addresses)
 
@@ -297,6 +311,14 @@ def _split_families(addresses: Sequence[str]) -> tuple[list[str], list[str]]:
 def has_address(ip: str) -> bool:
     """Whether ``ip`` is an address of this machine, in use and not tentative."""
     return observe_addresses()(ip)
+
+
+def shared_addresses() -> frozenset[str]:
+    """Return the addresses of this machine that other machines may have too.
+
+    They are those of its loopback and dummy interfaces, without 127.0.0.0/8 and ``::1``.
+    """
+    return frozenset(each.ip for each in local_addresses() or () if each.may_be_shared)
 
 
 def observe_addresses() -> HasAddress:
@@ -361,7 +383,8 @@ async def own_address(
     Args:
         settings: node_ip, fly_private_ip and pod_ip are used; if one of them is set, nothing is asked.
         discovery: the source of peer addresses; None means that clustering is off.
-        budget_s: the longest wait, in seconds. This node's record may be missing from DNS at first.
+        budget_s: the longest wait, in seconds. This node's record may be missing from DNS at first. A wait
+            for an address that is checked for duplicates comes on top, at most `DETECTION_LIMIT_S`.
 
     Returns:
         The decision, and the answer on which it rests: the last one with addresses, or else the last
@@ -391,11 +414,15 @@ async def own_address(
     if settings.node_ip is not None and canonical_ip(settings.node_ip) is None:
         await _wait_for_interface(settings.node_ip, budget_s)
     if discovery is None or settings.node_ip is not None or env:
+        await _wait_for_detection([settings.node_ip or "", *(ip for _, ip in env[:1])])
         return decide(None, ()), None
     host = asyncio.create_task(host_addresses(timeout_s=budget_s))
     try:
         answer = await _ask_until(discovery, lambda found: _is_settled(decide(found, ()), found), budget_s)
         own = decide(answer, ())
+        if own.rule is not Rule.DNS and answer is not None:
+            await _wait_for_detection(list_hosts(answer.addresses))
+            own = decide(answer, ())
         if own.rule is Rule.LOOPBACK:
             own = decide(answer, await host)
         return own, answer
@@ -408,6 +435,14 @@ async def _wait_for_interface(wanted: str, budget_s: float) -> None:
     """Wait until an interface or network has an address: a new one is configured a moment after the boot."""
     for _ in range(round(budget_s / FIRST_POLL_PAUSE_S)):
         if find_addresses(wanted, local_addresses() or ()):
+            return
+        await asyncio.sleep(FIRST_POLL_PAUSE_S)
+
+
+async def _wait_for_detection(ips: Sequence[str]) -> None:
+    """Wait while the kernel checks whether another machine has one of these addresses."""
+    for _ in range(round(DETECTION_LIMIT_S / FIRST_POLL_PAUSE_S)):
+        if tentative_addresses().isdisjoint(ips):
             return
         await asyncio.sleep(FIRST_POLL_PAUSE_S)
 

@@ -27,14 +27,13 @@ import dis
 import functools
 import signal
 import threading
-import traceback
 from collections.abc import Iterator
 from types import CodeType, TracebackType
 
 from fleetlm.blocking import forks
 from fleetlm.errors import ProcessExit
 from fleetlm.messages import Crash
-from fleetlm.texts import loggable, text_of
+from fleetlm.texts import text_of, traceback_of
 
 MAX_TRACEBACK_CHARS = 16_384
 """Longer tracebacks of a crash lose their beginning: the text travels to every linked and monitoring
@@ -110,9 +109,12 @@ def _is_normal(reason: object) -> bool:
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
+    """Yield the exceptions in a group and in the groups inside it, in their order."""
+    waiting: list[BaseException] = [group]  # No recursion: groups may be nested more deeply than calls.
+    while waiting:
+        error = waiting.pop()
         if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
+            waiting += reversed(error.exceptions)
         else:
             yield error
 
@@ -152,5 +154,4 @@ def crash_of(error: BaseException, task: asyncio.Task[object] | None = None) -> 
             else "what it awaited was cancelled"
         )
         text = f"{why}: {text}" if text else why
-    shown = "".join(traceback.format_exception(loggable(error)))[-MAX_TRACEBACK_CHARS:]
-    return Crash(type(error).__name__, text, shown)
+    return Crash(type(error).__name__, text, traceback_of(error)[-MAX_TRACEBACK_CHARS:])

@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 from fleetlm.call import Call
 from fleetlm.core.process_table import ProcessTable
 from fleetlm.errors import NotAllowed
+from fleetlm.messages import Crash
 from fleetlm.messaging.deadline import SERVING
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.boundary import ORDERS, Contained, error_of, exit_in, is_from_signal, original
@@ -403,26 +404,29 @@ class LocalProcesses:
         if process.pid.number not in self._processes:
             self._killed.pop(process.pid.number, None)
             return  # It was killed, so it has been removed already.
-        reason = exit_reason(process, error)
-        if error is not None and exit_in(error) is None:
-            if not isinstance(error, asyncio.CancelledError):
-                log.error(
-                    _CRASHED,
-                    process.name or process.pid,
-                    process.runs,
-                    "",
-                    exc_info=loggable(original(error)),
-                )
-            elif not process._is_ending and not self._is_cancelled_with_all(task):
-                log.error(
-                    _CRASHED,
-                    process.name or process.pid,
-                    process.runs,
-                    f": {text_of(reason)}",
-                    exc_info=loggable(error),
-                )
+        try:
+            reason = self._find_reason(process, task, error)
+        except Exception as failed:  # noqa: BLE001  # the class of the program's exception is broken
+            why = f"its exception cannot be looked at: that raises {type(failed).__name__}"
+            who = process.name or process.pid
+            log.error(_CRASHED, who, process.runs, f": {why}")  # noqa: TRY400  # nor can its traceback be made
+            reason = Crash(type(error).__name__, why, "")
         error = None
         self._remove(process, reason)
+
+    def _find_reason(
+        self, process: RunningProcess, task: asyncio.Task[Any], error: BaseException | None
+    ) -> Any:
+        """Return the exit reason of a process, and log a crash."""
+        reason = exit_reason(process, error)
+        if error is None or exit_in(error) is not None:
+            return reason
+        who = process.name or process.pid
+        if not isinstance(error, asyncio.CancelledError):
+            log.error(_CRASHED, who, process.runs, "", exc_info=loggable(original(error)))
+        elif not process._is_ending and not self._is_cancelled_with_all(task):
+            log.error(_CRASHED, who, process.runs, f": {text_of(reason)}", exc_info=loggable(error))
+        return reason
 
     def _is_cancelled_with_all(self, task: asyncio.Task[Any]) -> bool:
         """Whether every process was cancelled at once, as `asyncio.run` does at its end; logged once."""

@@ -144,19 +144,19 @@ _RANKS: Final = (OutcomeUnknown, RemoteError, NotDelivered)
 """Of several outcomes in a group the first of these decides: it allows the caller the least."""
 
 
-def outcome_of(error: BaseException) -> FleetError | None:
+def outcome_of(error: BaseException, levels: int = MAX_HOPS) -> FleetError | None:
     """Return the outcome of a request that an exception stands for, or None if it has another origin.
 
     It is the exception itself, or the one that it was raised from (``raise ... from error``). Of an exception
     group, as a TaskGroup raises it, every part must be one, and the one that allows the caller the least
-    counts.
+    counts. Groups inside each other are looked into for so many ``levels``.
     """
     found: BaseException | None = error
     for _ in range(MAX_HOPS):
         if found is None or isinstance(found, _RANKS):
             return found
         if isinstance(found, BaseExceptionGroup):
-            return _worst_of(found)
+            return _worst_of(found, levels - 1) if levels else None
         found = found.__cause__
     return None
 
@@ -178,11 +178,11 @@ def texts_of_outcome(error: BaseException) -> list[str]:
     return texts
 
 
-def _worst_of(group: BaseExceptionGroup[BaseException]) -> FleetError | None:
+def _worst_of(group: BaseExceptionGroup[BaseException], levels: int) -> FleetError | None:
     """Return the outcome that allows the least; None if a part of the group is not an outcome."""
     parts: list[FleetError] = []
     for part in group.exceptions[:MAX_GROUPED]:
-        outcome = outcome_of(part)
+        outcome = outcome_of(part, levels)
         if outcome is None:
             return None
         parts.append(outcome)

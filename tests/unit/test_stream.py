@@ -144,6 +144,90 @@ async def test_a_task_that_was_cancelled_in_its_loop_does_not_keep_the_stream() 
     assert items.closed == 1
 
 
+KEPT: list[BaseException] = []
+
+
+class Response:
+    """Sends a stream to a client, as Starlette's StreamingResponse does."""
+
+    def __init__(self, body: Stream[Any], *, is_read: bool) -> None:
+        self._body = body
+        self._is_read = is_read
+
+    async def send(self) -> None:
+        async for _ in self._body:
+            if not self._is_read:
+                await asyncio.sleep(1_000)
+
+    async def run(self) -> None:
+        try:
+            await self.send()
+        except asyncio.CancelledError as error:
+            KEPT.append(error)  # The task groups of anyio keep it in a cycle of references.
+            raise
+
+
+@virtual
+async def test_the_error_of_a_cancelled_task_does_not_keep_the_stream_whoever_keeps_the_error() -> None:
+    for is_read in (True, False):
+        items, stream = made()
+        items.put(1)
+        sending = asyncio.ensure_future(Response(stream, is_read=is_read).run())
+        del stream
+        await turns()
+        sending.cancel()
+        await asyncio.wait([sending])
+        await turns()
+        assert items.closed == 1, is_read
+        assert KEPT.pop().__traceback__ is not None
+
+
+@virtual
+async def test_a_task_that_is_cancelled_leaves_a_stream_to_whoever_else_has_it() -> None:
+    items, stream = made()
+    items.put(1)
+    got: list[int] = []
+
+    async def read() -> None:
+        got.extend([item async for item in stream])  # A cancelled loop gives it nothing.
+
+    for _ in range(2):
+        reading = asyncio.ensure_future(read())
+        await turns()
+        reading.cancel()
+        await asyncio.wait([reading])
+        await turns()
+    items.put(2)
+    assert (got, await anext(stream), items.closed) == ([], 2, 0)
+
+
+@virtual
+async def test_a_task_that_goes_on_after_its_cancellation_keeps_its_variables() -> None:
+    items, stream = made()
+    seen = []
+
+    async def read(text: str) -> None:
+        try:
+            async for _ in stream:
+                pass
+        except asyncio.CancelledError:
+            await asyncio.sleep(1)
+            seen.append(text)
+            raise
+
+    reading = asyncio.ensure_future(read("text"))
+    await turns()
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert seen == ["text"]
+    async with asyncio.timeout(1):
+        with contextlib.suppress(asyncio.CancelledError):
+            await read("again")
+    assert seen == ["text", "again"]
+    items.put(3)
+    assert await anext(stream) == 3
+
+
 @virtual
 async def test_a_stream_that_has_ended_costs_nothing_when_it_is_dropped() -> None:
     items, stream = made()

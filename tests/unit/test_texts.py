@@ -35,6 +35,7 @@ from fleetlm.texts import (
     is_short,
     loggable,
     text_of,
+    traceback_of,
     type_name,
 )
 
@@ -345,3 +346,23 @@ def test_a_group_of_errors_is_written_too() -> None:
     assert "    | b" in written
     assert "\\x07" in written
     assert "\x07" not in written
+
+
+class Unprintable(Exception):
+    """Its traceback cannot be made, since its class asks for something that is not there."""
+
+    def __getattribute__(self, name: str) -> object:
+        if name in ("__cause__", "__context__"):
+            raise RuntimeError("no cause")
+        return super().__getattribute__(name)
+
+
+def test_the_text_of_a_traceback_is_made_of_any_exception() -> None:
+    assert traceback_of(Unprintable("x")).startswith("Unprintable: x\n(no traceback: RuntimeError")
+    error: Exception = ValueError("innermost")
+    for _ in range(5_000):
+        error = ExceptionGroup("g", [error])
+    shown = loggable(error)
+    assert type(shown).__name__ == "ExceptionGroup"
+    assert "nested more than 64 levels deep" in traceback_of(error)
+    assert "innermost" in traceback_of(ExceptionGroup("g", [ExceptionGroup("g", [ValueError("innermost")])]))

@@ -491,11 +491,18 @@ def judge_peers(facts: Facts) -> list[Finding]:
     up = {(name.ip, name.port or facts.settings.base_port) for name in names}
     hosts = facts.hosts
     return [
-        judge_peer(facts.settings, fact, (fact.ip, fact.port) in up, fact.ip in hosts) for fact in facts.peers
+        judge_peer(
+            facts.settings,
+            fact,
+            (fact.ip, fact.port) in up,
+            fact.ip in hosts,
+            local=facts.local.get(fact.ip, False),
+        )
+        for fact in facts.peers
     ]
 
 
-def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool) -> Finding:
+def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool, *, local: bool = False) -> Finding:
     """Check one address.
 
     Args:
@@ -504,11 +511,18 @@ def judge_peer(settings: Settings, fact: PeerFact, up: bool, named: bool) -> Fin
         up: whether the running node is connected to a node with this address.
         named: whether the DNS answer contains it. An address that only the connection table has may
             belong to a node that will not return, so a failure there is a warning.
+        local: whether the address belongs to this machine.
     """
     where = endpoint(fact.ip, fact.port)
     level = FAIL if named else WARN
     if fact.tcp is not None:
-        if fact.tcp == "refused":
+        if fact.tcp == "refused" and local and not ipaddress.ip_address(fact.ip).is_loopback:
+            text = f"{where} refuses connections: this machine has the address, and no program listens there"
+            cure = (
+                "Perhaps other machines have it too (a virtual address: of a Docker Swarm service, LVS, "
+                "keepalived). Then use a DNS name that resolves to each node. If not, start a node there"
+            )
+        elif fact.tcp == "refused":
             text = f"{where} refuses connections: the machine is up, but no program listens on this port"
             cure = "Start a node there, and use the same first port of FLEETLM_NODE_PORT on every node"
         elif fact.tcp == "timeout":

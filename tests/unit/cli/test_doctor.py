@@ -264,6 +264,15 @@ def test_each_peer(fact: PeerFact, level: str, words: str) -> None:
     assert words in f"{finding.text} {finding.cure}"
 
 
+def test_an_address_of_this_machine_at_which_no_node_listens_is_perhaps_a_virtual_one() -> None:
+    refused = PeerFact(PEER, 4370, "refused")
+    (finding,) = checks.judge_peers(facts(peers=[refused], local={PEER: True}))
+    assert "this machine has the address" in finding.text
+    assert "Perhaps other machines have it too" in finding.cure
+    (finding,) = checks.judge_peers(facts(peers=[refused], local={PEER: False}))
+    assert "the machine is up" in finding.text
+
+
 def test_an_address_that_dns_does_not_name_any_more_is_no_failure() -> None:
     fact = PeerFact(PEER, 4370, "timeout")
     assert checks.judge_peer(ON, fact, up=False, named=False).level == WARN

@@ -23,9 +23,10 @@ def watch(
     ip: str = "10.0.0.7",
     ports: range = range(4370, 4371),
     routes: Mapping[str, str] | None = None,
+    shared: Collection[str] = (),
 ) -> AddressWatch:
     own = OwnAddress(ip, "the route to a peer uses it", rule)
-    return AddressWatch(own, ports, lambda: lambda each: each in local, (routes or {}).get)
+    return AddressWatch(own, ports, lambda: lambda each: each in local, (routes or {}).get, lambda: shared)
 
 
 def test_a_record_under_another_local_address_is_reported_once() -> None:
@@ -35,6 +36,11 @@ def test_a_record_under_another_local_address_is_reported_once() -> None:
     assert problem.verdict is Verdict.MOVED
     assert "FLEETLM_NODE_IP=10.9.0.7" in problem.text
     assert address.look(["10.9.0.5", "10.9.0.7"]) is None
+
+
+def test_a_virtual_address_that_other_machines_have_too_is_no_better_one() -> None:
+    address = watch(shared=["10.9.0.7"])
+    assert look_often(address, ["10.9.0.7"]) == []
 
 
 def test_an_address_that_dns_named_before_this_machine_had_it_is_reported_when_it_has_it() -> None:

@@ -46,6 +46,14 @@ def test_a_tentative_address_is_not_there_yet(flags: int, is_listed: bool) -> No
     assert bool(found) is is_listed
 
 
+@pytest.mark.parametrize(("flags", "is_listed"), [(0, False), (0x40, True), (0x44, False), (0x48, False)])
+def test_an_address_that_is_checked_for_duplicates_will_be_there_in_a_moment(
+    flags: int, is_listed: bool
+) -> None:
+    found, _ = parse(address("fd00::7", flags=flags), tentative=True)
+    assert bool(found) is is_listed
+
+
 @pytest.mark.parametrize("data", [done(2), struct.pack("=IHHII", 3, 20, 0, 0, 0)])
 def test_a_refusal_or_nonsense_is_an_error(data: bytes) -> None:
     with pytest.raises(OSError, match="netlink"):

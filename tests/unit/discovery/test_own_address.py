@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from unittest import mock
 
 import pytest
 
+from fleetlm.core.dns_answers import Answer, Outcome
 from fleetlm.discovery import own_address as module
 from fleetlm.discovery.interfaces import InterfaceAddress
 from fleetlm.discovery.own_address import (
@@ -42,6 +44,15 @@ def decided(
         clustering=clustering,
         interfaces=interfaces,
     )
+
+
+class Answers:
+    """A discovery that always finds the same addresses."""
+
+    source = "a table"
+
+    async def lookup(self) -> Answer:
+        return Answer(Outcome.ADDRESSES, ("fd00::2", "fd00::7"), "2 addresses")
 
 
 POD = ("POD_IP", "10.0.0.7")
@@ -128,6 +139,15 @@ def test_the_route_to_the_first_peer_that_has_one_decides() -> None:
 def test_a_route_that_leaves_from_loopback_is_no_route() -> None:
     own = decided(answer=("10.0.0.2",), routes={"10.0.0.2": "127.0.0.1"})
     assert own.rule is Rule.LOOPBACK
+
+
+def test_a_link_local_source_of_a_route_is_passed_over() -> None:
+    own = decided(
+        answer=("fd00::2", "fd00::3"),
+        routes={"fd00::2": "fe80::7", "fd00::3": "fd00::1"},
+        mine={"fe80::7", "fd00::1"},
+    )
+    assert (own.ip, own.rule) == ("fd00::1", Rule.ROUTE)
 
 
 def test_a_huge_answer_without_routes_is_given_up_after_a_few() -> None:
@@ -315,6 +335,56 @@ def test_an_interface_or_network_without_an_address_here_is_an_error_that_lists_
 def test_where_the_system_lists_no_interfaces_the_error_asks_for_an_address() -> None:
     with pytest.raises(SettingsError, match="give an address"):
         decided(explicit="eth1", interfaces=())
+
+
+@virtual
+async def test_an_address_that_the_kernel_checks_for_duplicates_is_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+    for settings in (Settings(fly_private_ip="fd00::7"), Settings(node_ip="fd00::7")):
+        end = loop.time() + 3
+
+        def tentative(end: float = end) -> frozenset[str]:
+            return frozenset({"fd00::7"} if loop.time() < end else ())
+
+        def observe(end: float = end) -> Callable[[str], bool]:
+            return lambda _: loop.time() >= end
+
+        with (
+            mock.patch.object(module, "tentative_addresses", tentative),
+            mock.patch.object(module, "observe_addresses", observe),
+        ):
+            own, _ = await module.own_address(settings, Answers())
+        assert (own.ip, own.warning) == ("fd00::7", None)
+        assert end <= loop.time() < end + 0.2
+
+
+@virtual
+async def test_an_address_of_the_dns_answer_that_is_checked_for_duplicates_is_this_machines() -> None:
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+
+    def tentative() -> frozenset[str]:
+        return frozenset({"fd00::7"} if loop.time() < begun + 3 else ())
+
+    with (
+        mock.patch.object(module, "tentative_addresses", tentative),
+        mock.patch.object(
+            module, "observe_addresses", return_value=lambda ip: ip == "fd00::7" and ip not in tentative()
+        ),
+        mock.patch.object(module, "route_source", return_value=None),
+        mock.patch.object(module, "local_addresses", return_value=()),
+    ):
+        own, _ = await module.own_address(Settings(), Answers())
+    assert (own.ip, own.rule) == ("fd00::7", Rule.DNS)
+
+
+@virtual
+async def test_an_address_that_is_checked_for_ever_delays_the_start_by_seconds_only() -> None:
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    with mock.patch.object(module, "tentative_addresses", return_value=frozenset({"fd00::7"})):
+        await module.own_address(Settings(pod_ip="fd00::7"), Answers())
+    assert loop.time() - begun == pytest.approx(module.DETECTION_LIMIT_S)
 
 
 @virtual

@@ -76,6 +76,22 @@ def test_anything_else_is_no_exit_and_a_mixed_group_is_a_crash(error: BaseExcept
 # Interrupts.
 
 
+def nested(innermost: Exception, levels: int = 5_000) -> Exception:
+    error = innermost
+    for _ in range(levels):
+        error = ExceptionGroup("g", [error])
+    return error
+
+
+def test_groups_that_are_nested_more_deeply_than_calls_may_be_are_looked_into() -> None:
+    leaving = exit_in(nested(ProcessExit("done")))
+    assert leaving is not None
+    assert leaving.reason == "done"
+    crash = crash_of(nested(ValueError("deep")))
+    assert (crash.type_name, crash.text) == ("ExceptionGroup", "g (1 sub-exception)")
+    assert "nested more than 64 levels deep" in crash.traceback_text
+
+
 def test_code_that_raises_by_itself_is_no_signal() -> None:
     def stop() -> None:
         raise KeyboardInterrupt

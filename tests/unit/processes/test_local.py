@@ -326,6 +326,32 @@ async def test_processes_are_ended_in_the_order_in_which_they_were_spawned() -> 
     assert ended == list(range(50))
 
 
+class Broken(Exception):
+    """An exception of which nobody can ask what it is."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            raise RuntimeError("no class")
+        return super().__getattribute__(name)
+
+
+def test_a_process_whose_exception_cannot_be_looked_at_ends_nevertheless(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work(process: Process) -> None:
+        raise Broken
+
+    async def scenario() -> None:
+        node = FakeNode()
+        node.local.spawn(work, (), "worker")
+        await turns()
+        assert node.local.info() == []
+
+    run(scenario())
+    assert "process worker (" in caplog.text
+    assert "crashed: its exception cannot be looked at: that raises RuntimeError" in caplog.text
+
+
 @virtual
 async def test_of_many_processes_that_end_in_one_turn_some_are_removed_in_the_next_ones() -> None:
     node = FakeNode()

@@ -226,3 +226,11 @@ def test_a_node_that_drains_says_after_how_many_seconds_to_ask_again(seconds: st
     assert (error.node, error.retry_after, error.has_begun) == ("n", 2.5, False)
     with pytest.raises(ValueError, match=r"float|seconds"):
         error_of_failure(FailureKind.DRAINING, ["n", seconds])
+
+
+def test_outcomes_in_groups_nested_too_deeply_are_not_looked_for() -> None:
+    error: Exception = NoProcess("inner")
+    for level in range(5_000):
+        assert level > 20 or (outcome_of(error) is None) == (level > MAX_HOPS)
+        error = ExceptionGroup("g", [error])
+    assert outcome_of(error) is None
