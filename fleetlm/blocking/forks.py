@@ -14,8 +14,9 @@ the copy: only the coroutine that forked goes on.
 uvloop keeps what it is about to run out of reach, and its libuv ends the whole process, the parent, when a
 child has removed something from the shared epoll instance. So a child gets an epoll instance of its own
 (``uv_loop_fork``), and it ends in the step in which the coroutine that forked has left: nothing of the
-parent's runs in it afterwards, and nothing of its own after ``uvloop.run``. A coroutine that awaits something
-in the child gives the loop a turn there, in which work of the parent may run a second time.
+parent's runs in it afterwards, and nothing of its own after ``uvloop.run``. Where that coroutine awaits
+something, the copied loop would go on with what the parent has scheduled. So all of that is cancelled in the
+child, and the child ends in that turn with an error that says why.
 
 Source: CPython's asyncio since 3.12, which resets the running loop and the wake-up descriptor of signals in
 a forked child (gh-66285); differs: it leaves the loop itself as it was.
@@ -44,12 +45,22 @@ FORKED = (
 """The reason given to `NodeStopped` in a child, as the rest of a sentence."""
 
 
+_AWAITED = (
+    "this process was forked in a coroutine that has awaited something: the event loop of its parent does "
+    "not run here. Leave with os._exit or sys.exit before the next await, or fork in a function that a "
+    "thread runs"
+)
+
+
 class Guarded(Protocol):
     """An object that must know that it has been copied into a forked child."""
 
     def after_fork(self) -> None:
         """Refuse every later request with `FORKED` as the reason. Called in the child."""
 
+
+_UV_POLL = 8
+"""The type of a handle of libuv that watches a descriptor for `loop.add_reader` and `loop.add_writer`."""
 
 _guarded: weakref.WeakSet[Guarded] = weakref.WeakSet()
 _pid = os.getpid()
@@ -77,6 +88,8 @@ def end_child(error: BaseException | None) -> NoReturn:
             sys.stderr.write(f"{error.code}\n")
     elif error is not None:
         traceback.print_exception(error)
+        if isinstance(error, RuntimeError) and "no running event loop" in str(error):
+            sys.stderr.write(f"{_AWAITED}\n")
         code = 1
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # It may be None, or closed.
@@ -118,17 +131,42 @@ def leave_loop(loop: asyncio.AbstractEventLoop) -> None:
     shared = getattr(loop, "_selector", None)
     if isinstance(shared, selectors.BaseSelector) and isinstance(loop, asyncio.SelectorEventLoop):
         shared.close()  # The descriptor of the child only; nothing is removed from the parent's.
-        loop._selector = selectors.DefaultSelector()  # type: ignore[attr-defined]  # noqa: SLF001
+        loop._selector = _ChildSelector()  # type: ignore[attr-defined]  # noqa: SLF001
     loop.call_exception_handler = functools.partial(_handle_exception, loop)  # type: ignore[method-assign]
     if type(loop).__module__.partition(".")[0] == "uvloop":
-        loop.call_soon = functools.partial(_end_or_call_soon, loop.call_soon)  # type: ignore[method-assign,assignment]
+        call_soon = loop.call_soon
+        loop.call_soon = functools.partial(_end_or_call_soon, call_soon)  # type: ignore[method-assign,assignment]
+        _cancel_handles()
+        call_soon(end_child, RuntimeError(_AWAITED))
         _leave_epoll(loop)
+
+
+class _ChildSelector(selectors.DefaultSelector):
+    """The selector of a loop that a forked child has left."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Select as always; where nothing can ever happen, the child ends instead of waiting for ever."""
+        if timeout is None and not self.get_map():
+            end_child(RuntimeError(_AWAITED))
+        return super().select(timeout)
+
+
+def _cancel_handles() -> None:
+    """Cancel what the parent has scheduled on its loop of uvloop, except for what uvloop does itself."""
+    for each in gc.get_objects():
+        kind = type(each)
+        if kind.__name__ in ("Handle", "TimerHandle") and str(kind.__module__).startswith("uvloop"):
+            with contextlib.suppress(RuntimeError):  # Its timer has ended.
+                if "oop._" not in repr(each):  # Such as <Handle loop._on_idle>.
+                    each.cancel()
 
 
 def _leave_epoll(loop: asyncio.AbstractEventLoop) -> None:
     """Give a copied loop of uvloop an epoll instance of its own, if this build of uvloop shows how.
 
-    Source: libuv, ``uv_loop_fork``.
+    No descriptor that a Python function watches is in it: libuv aborts the process where one has been closed.
+
+    Source: libuv, ``uv_loop_fork`` and ``UV_HANDLE_FIELDS``, which do not change within libuv 1.
     """
     with contextlib.suppress(ImportError, AttributeError, TypeError, OSError, ValueError):
         import ctypes  # noqa: PLC0415  # for a child only
@@ -138,7 +176,17 @@ def _leave_epoll(loop: asyncio.AbstractEventLoop) -> None:
         find_pointer = ctypes.pythonapi.PyCapsule_GetPointer
         find_pointer.restype, find_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
         pointer = find_pointer(extension.libuv_get_loop_t_ptr(loop), None)  # type: ignore[attr-defined]
-        ctypes.CDLL(extension.__file__).uv_loop_fork(ctypes.c_void_p(pointer))
+        libuv = ctypes.CDLL(extension.__file__)
+        libuv.uv_loop_fork(ctypes.c_void_p(pointer))
+
+        type_at = 2 * ctypes.sizeof(ctypes.c_void_p)  # Behind the public members ``data`` and ``loop``.
+
+        def stop(handle: int, _: object) -> None:
+            if ctypes.c_int.from_address(handle + type_at).value == _UV_POLL:
+                libuv.uv_poll_stop(ctypes.c_void_p(handle))
+
+        visitor = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+        libuv.uv_walk(ctypes.c_void_p(pointer), visitor(stop), None)
 
 
 def _end_or_call_soon(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sys
@@ -13,6 +14,14 @@ from fleetlm import Actor, Node, Settings, handler
 
 PARENT = os.getpid()
 BUSY_S = 0.002
+
+
+class LastWords(io.StringIO):
+    """The standard error of a child that says why it ends."""
+
+    def flush(self) -> None:
+        if "was forked in a coroutine that has awaited something" in self.getvalue():
+            os.write(1, b"it says why\n")
 
 
 class Forks(Actor):
@@ -30,6 +39,17 @@ class Forks(Actor):
         pid = os.fork()
         if pid == 0:
             sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # what ends it is logged
+        return pid
+
+    @handler
+    async def await_in_child(self, waiting: int) -> int:
+        """Fork; the child awaits a turn of the loop, or what only its parent could finish."""
+        comes = asyncio.get_running_loop().create_future()
+        pid = os.fork()
+        if pid == 0:
+            sys.stderr = LastWords()
+            await (comes if waiting else asyncio.sleep(0))
+            sys.exit(3)
         return pid
 
     @handler
@@ -90,6 +110,8 @@ async def main(port: int) -> None:
             print("coroutine", await ended(fork_and_exit(7)), flush=True)
             print("handler", await ended(await forks.call(Forks.fork, 4)), flush=True)
             print("thread", await ended(await forks.call(Forks.fork_in_thread, 5)), flush=True)
+        print("turn", await ended(await forks.call(Forks.await_in_child, 0)), flush=True)
+        print("future", await ended(await forks.call(Forks.await_in_child, 1)), flush=True)
         print("return in handler", await ended(await forks.call(Forks.return_in_handler)), flush=True)
         print("return", await ended(await forks.call(Forks.return_in_thread)), flush=True)
         print("process", await forks.within(60).call(Forks.fork_in_process, 6), flush=True)

@@ -30,6 +30,9 @@ def test_a_forked_child_ends_as_it_wishes_and_its_parent_does_not_notice(loop: s
     )
     assert done.stdout.splitlines() == [
         *["coroutine 7", "handler 4", "thread 5"] * 3,
+        *(["turn 3"] if loop == "asyncio" else ["it says why", "turn 1"]),
+        "it says why",
+        "future 1",
         "return in handler 1",
         "return 0",
         "process 6",
