@@ -47,6 +47,7 @@ from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_serv
 from fleetlm.runtime.draining import DrainSource
 from fleetlm.runtime.info import DrainReport, NodeInfo
 from fleetlm.runtime.observers import make_telemetry
+from fleetlm.runtime.own_info import own_info
 from fleetlm.runtime.readiness import Readiness
 from fleetlm.runtime.thread_requests import ThreadRequests
 from fleetlm.stream import Stream
@@ -127,7 +128,6 @@ class Node:
         self._threads = ThreadRequests(self.name, self.settings.call_timeout_s, self._loop)
         self._discovery = prepared.discovery
         self._listening = prepared.endpoints
-        self._exposure_warning = prepared.exposure_warning
         self._stopped = asyncio.Event()
         self._stopping = False
         self.failure: str = ""
@@ -380,7 +380,7 @@ class Node:
             InvalidName: ``name`` is not a node name.
         """
         if name is None or name == self.name:
-            return self._own_info()
+            return own_info(self._parts, self._listening)
         name = canonical_node(name, self.settings.base_port)
         rows = self._parts.kernel.topology.info(self._loop.time())
         return next((row for row in rows if row.name == name), None)
@@ -1152,39 +1152,6 @@ class Node:
 
     def _everywhere(self, name: str) -> builtins.list[Target]:
         return [Address(name, node) for node in (self.name, *self.list())]
-
-    def _own_info(self) -> NodeInfo:
-        """Collect a snapshot of this node. The sums of messages are over the sessions that are open now."""
-        parts, now = self._parts, self._loop.time()
-        poller, kernel = parts.poller, parts.kernel
-        answered_at = None if poller is None else poller.last_answer_at
-        answer = None if poller is None else poller.last_answer
-        sessions = list(self._driver.sessions.values())
-        return NodeInfo(
-            name=self.name,
-            incarnation=self.incarnation,
-            uptime_s=now - parts.started_at,
-            own_address_why=self.own_address.why,
-            own_address_warning=parts.own_address_warning,
-            cluster=self.settings.cluster,
-            listening=self._listening,
-            cookie=self.settings.cookie is not None,
-            exposure_warning=self._exposure_warning,
-            discovery="off" if self._discovery is None else self._discovery.source,
-            dns_verdict="" if answer is None else f"{answer.outcome.value}: {answer.detail}",
-            dns_age_s=None if answered_at is None else now - answered_at,
-            polls=0 if poller is None else poller.polls,
-            lag_ms=self._driver.lag_ms,
-            draining=self.is_draining,
-            observed_ips=tuple(sorted(kernel.reports.observed)),
-            processes=len(self.processes()),
-            messages_sent=sum(session.messages_sent for session in sessions),
-            messages_received=sum(session.messages_received for session in sessions),
-            undelivered=parts.inbound.undelivered,
-            unreadable=parts.inbound.unreadable,
-            stalled=tuple(self._outbound.waits.stalled(self.settings.stalled_after_s)),
-            peers=tuple(kernel.topology.info(now)),
-        )
 
     def _check_running(self) -> None:
         if self._stopping or self._outbound.stopped:

@@ -187,6 +187,10 @@ class _Loop(_Items[T_co]):
     def __aiter__(self) -> Self:
         return self
 
+    async def aclose(self) -> None:
+        """Give the stream up, as `Stream.aclose` does: who calls ``aiter`` may have this object only."""
+        await self._stream.aclose()
+
     def __del__(self) -> None:
         if not self._state.is_open:
             return

@@ -80,6 +80,11 @@ class Poller:
         """Poll soon, since a connection was lost; not more often than the fast interval."""
         self._kicked.set()
 
+    @property
+    def source(self) -> str:
+        """Where it looks for peers, for people."""
+        return self._discovery.source
+
     async def stop(self) -> None:
         """End the task, and a lookup with it, and close the discovery if it can be closed. Idempotent."""
         if self._task is not None:

@@ -156,16 +156,7 @@ class Assembly:
             self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking, self.turns, me.taps
         )
         self._make_user_functions()
-        picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
-        self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
-            me, codec, self.local, self.replication, picks
-        )
-        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, self.retries)
-        self.replicated_names: ReplicatedNames = ReplicatedNames(
-            me, codec, self.local, self.signals, self.replication, prepared.wall_ms
-        )
-        self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
-        self.replicated_rows: ReplicatedRows = ReplicatedRows(me, codec, self.replication)
+        self._make_tables(prepared)
         # The way in, and the driver.
         reachable = self.local.reachable if "call" in settings.peers_may else {}
         self.inbound: Inbound = Inbound(
@@ -191,6 +182,7 @@ class Assembly:
     def _make_values(self, prepared: Prepared) -> None:
         """Make the parts that need no others, such as kernel, context, codec and events for the program."""
         settings, own = prepared.settings, prepared.own_address
+        self.own_address_why: str = own.why
         self.own_address_warning = own.warning
         self._own_address = AddressWatch(own, settings.all_ports) if prepared.on_this_network else None
         incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
@@ -225,6 +217,20 @@ class Assembly:
         self.changes: ChangeSignal = ChangeSignal()
         pauses = random.Random(f"{prepared.name} {incarnation} retries")  # Must not change any back-off.
         self.retries: Retries = Retries(settings, pauses)
+
+    def _make_tables(self, prepared: Prepared) -> None:
+        """Make the parts that know what all nodes know: groups, names, rows."""
+        me, codec = self.context, self.codec
+        picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
+        self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
+            me, codec, self.local, self.replication, picks
+        )
+        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, self.retries)
+        self.replicated_names: ReplicatedNames = ReplicatedNames(
+            me, codec, self.local, self.signals, self.replication, prepared.wall_ms
+        )
+        self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
+        self.replicated_rows: ReplicatedRows = ReplicatedRows(me, codec, self.replication)
 
     def _make_senders(self) -> None:
         """Make the parts that send to many processes, and on behalf of references."""

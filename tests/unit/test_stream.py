@@ -271,3 +271,16 @@ async def test_large_items_use_up_the_window() -> None:
     end.put("large", 40)  # One item may exceed the window.
     with pytest.raises(ValueError, match="more than 64 units"):
         end.put("next")
+
+
+@virtual
+async def test_the_iterator_of_a_loop_closes_its_stream_too() -> None:
+    items, stream = made()
+    items.put(1)
+    loop = aiter(stream)
+    assert await anext(loop) == 1
+    await loop.aclose()  # type: ignore[attr-defined]  # as `contextlib.aclosing(aiter(...))` does
+    assert items.closed == 1
+    del loop, stream
+    gc.collect()
+    assert items.closed == 1
