@@ -12,6 +12,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -126,7 +127,7 @@ def stack(image: str) -> Iterator[Stack]:
 def test_all_containers_of_both_services_are_one_cluster(stack: Stack) -> None:
     size = WORKERS + FRONTS
     for container in [*stack.containers("worker"), *stack.containers("web")]:
-        eventually(lambda container=container: listed(container), lambda names: len(names) == size - 1)
+        eventually(partial(listed, container), lambda names: len(names) == size - 1)
     assert all(re.fullmatch(r"fleetlm@10\.213\.\d+\.\d+", name) for name in stack.workers())
 
 
