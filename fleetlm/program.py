@@ -67,7 +67,7 @@ def run(
     SIGTERM and SIGINT (Ctrl-C) stop the node in order: it finishes what it has begun, for
     `Settings.drain_s` seconds at most, and tells its peers; then ``main`` is cancelled and this returns. The
     same signal once more ends the process at once, and so does a third one. uvloop is used where it is
-    installed.
+    installed. systemd is told when the node is ready and that it stops (``Type=notify``).
 
     Args:
         main: ``async def main(node)``: the node stops when it returns. A plain function sets things up, and

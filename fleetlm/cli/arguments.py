@@ -56,6 +56,8 @@ START = """\
 Run a node in the foreground. SIGTERM or Ctrl-C stops it in order: it takes no new work, finishes what it has
 begun (see --drain), tells its peers that it leaves, and exits with code 0 if nothing was cut. The same signal
 once more ends it at once; the other one does not, since some platforms send both. A third signal does.
+A unit of systemd has Type=notify: the node says when it is ready (`fleetlm health --ready`), that it stops,
+and that it needs more time for that.
 
 MODULE:FUNCTION names your program:
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -112,7 +113,8 @@ def stack(image: str) -> Iterator[Stack]:
     assert making.returncode == 0
     env = {"NODE_IMAGE": image, "HTTP_PORT": str(port)}
     try:
-        docker("stack", "deploy", "--detach", "--compose-file", str(SWARM), name, env=env)
+        deployed = docker("stack", "deploy", "--detach", "--compose-file", str(SWARM), name, env=env)
+        assert "Ignoring" not in deployed.stderr
         started = Stack(name)
         eventually(started.workers, lambda found: len(found) == WORKERS, within_s=UP_S)
         yield started
@@ -125,7 +127,7 @@ def stack(image: str) -> Iterator[Stack]:
 def test_all_containers_of_both_services_are_one_cluster(stack: Stack) -> None:
     size = WORKERS + FRONTS
     for container in [*stack.containers("worker"), *stack.containers("web")]:
-        eventually(lambda container=container: listed(container), lambda names: len(names) == size - 1)
+        eventually(partial(listed, container), lambda names: len(names) == size - 1)
     assert all(re.fullmatch(r"fleetlm@10\.213\.\d+\.\d+", name) for name in stack.workers())
 
 
@@ -139,6 +141,9 @@ def test_doctor_finds_nothing_wrong_and_the_cookie_is_a_file_for_the_node_alone(
         "import os, stat; s = os.stat('/run/secrets/fleetlm_cookie'); print(s.st_uid, oct(s.st_mode & 0o777))"
     )
     assert docker("exec", web, "python", "-c", mode).stdout.split() == ["10001", "0o400"]
+    assert docker("exec", web, "fleetlm", "remote", "Node.list()").returncode == 0  # its socket is in /tmp
+    refused = docker("exec", web, "touch", "/app/x", check=False)
+    assert "Read-only file system" in refused.stderr
 
 
 def test_the_plain_name_of_a_service_is_one_address_that_no_container_has(stack: Stack) -> None:
@@ -158,9 +163,10 @@ def test_an_update_replaces_each_worker_and_fails_no_request(stack: Stack) -> No
             docker("service", "update", *args, f"{stack.name}_worker", limit_s=UP_S)
             eventually(lambda: set(stack.containers("worker")) & before, lambda old: not old)
             eventually(stack.workers, lambda found: len(found) == WORKERS)
-        finally:
             docker("exec", web, "touch", "/tmp/enough")
             said, _ = loading.communicate(timeout=UP_S)
+        finally:
+            loading.kill()  # at the latest with its container the command in it ends, too
     good, bad = json.loads(said)
     assert bad == []
     assert good > 100

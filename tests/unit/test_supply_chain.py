@@ -25,7 +25,11 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 INSTALLED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["uvloop"]]
-WEB = [line for line in (DOCKER / "web.in").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+WEB = [
+    line.partition("  #")[0]
+    for line in (DOCKER / "web.in").read_text(encoding="utf-8").splitlines()
+    if line[:1] != "#"
+]
 
 
 def locked(path: Path) -> dict[str, tuple[Requirement, list[str]]]:

@@ -202,6 +202,23 @@ async def test_a_program_that_ends_before_it_is_ready_never_says_ready(named: Fa
     assert named.names() == ["STOPPING"]
 
 
+async def test_a_node_that_leaves_is_not_asked_any_more_whether_it_is_ready(named: FakeManager) -> None:
+    asking: list[int] = []
+
+    async def main(node: Node) -> None:
+        node.add_check("model", lambda: False)
+        node.on_leaving(look, phase="before_drain")
+        while not named.read():
+            await asyncio.sleep(0)
+
+    async def look() -> None:
+        tasks = [each for each in asyncio.all_tasks() if "tell_when_ready" in repr(each.get_coro())]
+        asking.append(sum(not each.cancelling() for each in tasks))
+
+    assert await run(main) == 0
+    assert asking == [0]
+
+
 async def test_a_crash_says_stopping_too(named: FakeManager) -> None:
     async def main(node: Node) -> None:
         raise ValueError("broken")
@@ -231,7 +248,6 @@ async def test_a_node_that_is_started_again_says_nothing_of_a_stop(
             await asyncio.sleep(0)
         if nodes == 1:
             parts_of(node).restart_because = "another address"
-            await node.stop()
 
     assert await run(main) == 0
     assert nodes == 2
