@@ -216,7 +216,10 @@ def seconds(text: str) -> float:
 
 def seconds_or_none(text: str) -> float:
     """Parse a finite number of seconds from 0. Raises: argparse.ArgumentTypeError."""
-    return 0.0 if text.strip() == "0" else seconds(text)
+    try:
+        return seconds(text) if float(text) else 0.0
+    except (argparse.ArgumentTypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor a positive number of seconds") from None
 
 
 def count(text: str) -> int:

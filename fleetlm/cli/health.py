@@ -215,7 +215,8 @@ def is_ready(asked: Asked, env: os._Environ[str] | dict[str, str]) -> tuple[bool
     questions = [Question(address, asked.min_nodes, until) for address in addresses[:MAX_NODES]]
     answers = [answer for each in questions if (answer := each.answer()) is not None]
     if not answers:
-        return False, f"no {asked.node or 'node'} runs in this container, or it has not started yet"
+        which = f"node {asked.node}" if asked.node else "node"
+        return False, f"no {which} runs in this container, or it has not started yet"
     unready = [text for is_yes, text in answers if not is_yes]
     return not unready, "\n".join(unready or [text for _, text in answers])
 

@@ -7,13 +7,19 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
-from fleetlm import Node
+import pytest
+
+from fleetlm import Node, NotDelivered, Process, WouldBlock
 from tests.support.patience import allowed_s
-from tests.system.cluster_tools import PORT, Fleet, Worker, all_sunk
+from tests.system.cluster_tools import PORT, Fleet, Worker, all_sunk, until
 
 LEAVES_WITHIN_S = 2.0
 PROGRAM = """
@@ -93,6 +99,69 @@ async def test_messages_sent_before_leaving_arrive_before_the_nodedown() -> None
         down = await fleet.down(there, node.name, since=began)
         assert down.reason == "left: enough"
         await all_sunk(worker, {"last": 3_000})
+
+
+async def busy(process: Process) -> None:
+    """Take one call, and never another one."""
+    await process.receive()
+    await asyncio.Event().wait()
+
+
+async def sink(process: Process) -> None:
+    async for _ in process.mailbox:
+        pass
+
+
+def fill_window(node: Node, to: str) -> None:
+    """Send as much as is taken at once, so that answers have to wait."""
+    with contextlib.suppress(WouldBlock):
+        while True:
+            node.send_nowait(("sink", to), b"x" * 1_000)
+
+
+@pytest.mark.parametrize("road", ["on", "off"])
+async def test_a_caller_that_stood_still_learns_which_requests_a_node_that_left_had_not_taken(
+    road: str,
+) -> None:
+    """When its loop goes on, it finds the end of its own channel beside the last words of the peer."""
+    async with Fleet(static=(2, 3)) as fleet, AsyncExitStack() as stack:
+        leaver = await fleet.node(2, fleet.settings(2, FLEETLM_LOCAL_ROAD=road))
+        asked = leaver.spawn(busy, name="busy")
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        stack.callback(loop.close)
+        stack.callback(thread.join)
+        stack.callback(loop.call_soon_threadsafe, loop.stop)
+
+        async def start() -> Node:
+            node = await Node.start(fleet.settings(3, FLEETLM_LOCAL_ROAD=road))
+            node.spawn(sink, name="sink")
+            await node.ready(1, 10.0)
+            return node
+
+        async def ask(node: Node) -> list[object]:
+            calls = (node.call(("busy", leaver.name), number, timeout=60.0) for number in range(20))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        def there(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
+            return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
+
+        caller = await there(start())
+        outcomes = there(ask(caller))
+        await until(lambda: (info := leaver.process_info(asked)) is not None and info.mailbox == 19)
+        await until(lambda: leaver.info(caller.name).road == ("local" if road == "on" else "zeromq"))
+        loop.call_soon_threadsafe(time.sleep, 1.5)
+        await asyncio.sleep(0.1)
+        fill_window(leaver, caller.name)
+        began = time.monotonic()
+        await leaver.stop(drain_s=0)
+        assert time.monotonic() - began < allowed_s(LEAVES_WITHIN_S)
+        kinds = Counter(
+            "not delivered" if isinstance(each, NotDelivered) else "in doubt" for each in await outcomes
+        )
+        assert kinds == {"in doubt": 1, "not delivered": 19}
+        await there(caller.stop())
 
 
 async def test_a_node_ends_in_time_in_whatever_state_its_peers_are(tmp_path: Path) -> None:

@@ -269,6 +269,17 @@ def test_each_node_is_asked_once_and_its_words_are_printed(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has abstract sockets")
+def test_a_node_that_does_not_run_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = str(os.getpid() % 60_000 + 1)
+    monkeypatch.setenv("FLEETLM_NODE_PORT", port)
+    for arguments, words in (((), "no node runs"), (("--node", port), f"no node {port} runs")):
+        assert main(["health", "--ready", *arguments]) == 1
+        assert f"{words} in this container" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has abstract sockets")
 def test_all_nodes_of_a_container_must_be_ready(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ def test_every_command_is_parsed() -> None:
         "Node.list()", True, "a@10.0.0.1", 2.5,
     )  # fmt: skip
     assert arguments("start", "--drain", "0").drain == 0
+    assert arguments("drain", "--timeout", "0.0").timeout == 0
     assert arguments("start", "--drain", "2.5").drain == 2.5
     assert arguments("remote").source is None
     assert arguments("doctor", "--json").json
@@ -50,6 +51,9 @@ def test_every_command_is_parsed() -> None:
         ["remote", "--timeout", "inf", "1"],
         ["remote", "--timeout", "nan", "1"],
         ["remote", "--timeout", "soon", "1"],
+        ["drain", "--timeout", "-1"],
+        ["drain", "--timeout", "nan"],
+        ["drain", "--timeout", "soon"],
         ["start", "--log-level", "loud"],
         ["start", "--drain", "-1"],
         ["doctor", "extra"],
