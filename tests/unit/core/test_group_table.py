@@ -246,3 +246,15 @@ def test_no_fact_is_longer_than_a_fact_may_be(letter: str) -> None:
     assert sum(len(numbers) for _, members in told for numbers in members.values()) == 2 * (
         3 * MAX_PIECE_MEMBERSHIPS + 1
     )
+
+
+def test_sizes_are_known_without_a_look_at_every_group() -> None:
+    t = GroupTable("a", 1, 10, lambda _: True)
+    pids = [Pid("a", 1, number) for number in (1, 2)]
+    t.joined("x", pids)
+    t.joined("y", pids[:1])
+    t.joined("y", pids[:1])
+    assert (t.count, t.memberships) == (2, 4)
+    assert (t.some(1), t.some(9)) == (["x"], ["x", "y"])
+    t.left("x", pids)
+    assert (t.count, t.memberships, t.some(9)) == (1, 2, ["y"])
