@@ -159,8 +159,13 @@ class _NodeTracer:
             self._name, self._tracer.start_span(f"send {name}", kind=SpanKind.PRODUCER, attributes=attributes)
         )
 
-    async def serve(self, work: Awaitable[Any], served: Served) -> Any:
-        """See `carrying.Tracer`: the run of a handler as a coroutine that does the same within a span."""
+    def serve(self, work: Awaitable[Any], served: Served) -> Awaitable[Any]:
+        """See `carrying.Tracer`."""
+        running: Any = self._serve(work, served)
+        running.__name__ = _method_of(served)  # For what shows which coroutines run.
+        return running  # type: ignore[no-any-return]
+
+    async def _serve(self, work: Awaitable[Any], served: Served) -> Any:
         context = _extract(served.values)
         span = self._tracer.start_span(
             _serving_name(served),
@@ -178,11 +183,10 @@ class _NodeTracer:
         return result
 
     def _serving_attributes(self, served: Served) -> dict[str, AttributeValue]:
-        method = served.message.handler if type(served.message) is Invoke else "handle_info"
         attributes: dict[str, AttributeValue] = {
             "fleetlm.node": self._name,
             "fleetlm.process": str(served.pid),
-            **_rpc(served.runs, method),
+            **_rpc(served.runs, _method_of(served)),
         }
         if served.name is not None:
             attributes["fleetlm.process.name"] = served.name
@@ -285,9 +289,12 @@ def _rpc(service: str, method: str) -> dict[str, AttributeValue]:
     return {"rpc.system": SYSTEM, **{key: text for key, text in named.items() if text}}
 
 
+def _method_of(served: Served) -> str:
+    return served.message.handler if type(served.message) is Invoke else "handle_info"
+
+
 def _serving_name(served: Served) -> str:
-    method = served.message.handler if type(served.message) is Invoke else "handle_info"
-    name = f"{served.runs}/{method}"
+    name = f"{served.runs}/{_method_of(served)}"
     return f"process {name}" if served.call is None else name
 
 

@@ -46,6 +46,7 @@ from fleetlm.messaging.beside import (
     unpack,
     unpack_batch,
 )
+from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.windows import LIGHT_BYTES, UNIT_BYTES, UNITS_FIELD_BYTES, check_units
 from fleetlm.settings import MAX_BATCH_MESSAGES
@@ -541,7 +542,7 @@ class Inbound:
         """Deliver a one-way message that says how many units it counts."""
         to, payload, weight = operations.read_heavy(message, session.arrivals.limit)
         box = self._boxes.get(to)
-        if type(payload) is Invoke and payload.carrier is not None:
+        if CARRYING.is_served and type(payload) is Invoke and payload.carrier is not None:
             payload.came = self._clock()
         if box is not None:
             box.put(payload)

@@ -89,4 +89,7 @@ def copy_of(codec: Codec, to: Target, message: Any) -> Any:
         raise Undecodable(to, found.why)
     if type(message) is not Invoke:
         return copy
-    return Invoke(copy[0], tuple(copy[1]), copy[2], carrier=message.carrier)
+    again = Invoke(copy[0], tuple(copy[1]), copy[2], carrier=message.carrier)
+    if message.carrier is not None:
+        again.came = message.came
+    return again

@@ -29,10 +29,12 @@ class Invoke:
         carrier: what travels of its caller's context (`wire.carriers`), packed; None if nothing does.
 
     Attributes:
-        came: of one with a carrier, when it came to its node, on the loop's clock in seconds.
+        came: only of one with a carrier: when it came to its node, on the loop's clock in seconds; -inf until
+            that is noted.
     """
 
     __slots__ = ("actor", "args", "came", "carrier", "handler", "is_from_peer", "kwargs")
+    came: float
     __hash__: ClassVar[None] = None  # type: ignore[assignment]  # its arguments can be changed
 
     def __init__(
@@ -50,8 +52,6 @@ class Invoke:
         self.actor: type | None = actor
         self.is_from_peer: bool = is_from_peer
         self.carrier: bytes | None = carrier
-        if carrier is not None:
-            self.came: float = -math.inf
 
     def __repr__(self) -> str:
         return f"Invoke(handler={self.handler!r}, args={self.args!r}, kwargs={self.kwargs!r})"
@@ -77,8 +77,11 @@ class Invoke:
     def carrying(cls, message: Any, carrier: bytes) -> Invoke:
         """Return a request, or a plain message, together with a carrier."""
         if type(message) is Invoke:
-            return cls(message.handler, message.args, message.kwargs, message.actor, False, carrier)
-        return cls("", (message,), {}, None, False, carrier)
+            found = cls(message.handler, message.args, message.kwargs, message.actor, False, carrier)
+        else:
+            found = cls("", (message,), {}, None, False, carrier)
+        found.came = -math.inf
+        return found
 
     def explain(self, error: NotSerializable) -> NotSerializable:
         """Return the error with the argument in its path: ``argument 1 of Sessions.put, field .when``."""
@@ -100,17 +103,26 @@ class Invoke:
         Raises:
             ValueError, TypeError: the parts are malformed.
         """
-        if len(parts) == 3:
+        try:
             name, args, kwargs = parts
-            carrier = None
-        else:
-            name, args, kwargs, carrier = parts
-            carrier = checked_carrier(carrier)
-            if not name and len(args) != 1:
-                raise ValueError("a plain message with a carrier that is not one message")
+        except ValueError:  # Nothing is looked at for it in a request without a carrier.
+            return cls._of_four(parts)
         if type(args) is not list or type(kwargs) is not dict:
             raise ValueError("a request for a handler without its arguments")
-        return cls(name, tuple(args), kwargs, None, True, carrier)
+        return cls(name, tuple(args), kwargs, None, True)
+
+    @classmethod
+    def _of_four(cls, parts: Any) -> Invoke:
+        """Rebuild a request with a carrier. Raises: as `of`."""
+        *request, carrier = parts
+        if len(request) != 3:
+            raise ValueError(f"a request of {len(request) + 1} parts")
+        found = cls.of(request)
+        if not found.handler and len(found.args) != 1:
+            raise ValueError("a plain message with a carrier that is not one message")
+        found.carrier = checked_carrier(carrier)
+        found.came = -math.inf
+        return found
 
 
 def explained(error: NotSerializable, message: Any) -> NotSerializable:

@@ -153,8 +153,8 @@ async def test_multicalls_and_requests_to_groups_carry_them_too(fleet: Fleet) ->
     assert await group.call(Seen.see) == ["r-1", "nobody"]
     assert [now async for now in group.stream(Seen.stream, 1)] == [["r-1", "nobody"]]
     await group.cast(Seen.note)
-    noted = sum([notes for notes in await everywhere.multicall(Seen.noted) if isinstance(notes, list)], [])
-    assert noted == [["r-1", "nobody"]] * 3
+    notes = [each for each in await everywhere.multicall(Seen.noted) if isinstance(each, list)]
+    assert sorted(map(len, notes)) == [1, 2]
     assert await fleetlm.retry(lambda: group.call(Seen.see)) == ["r-1", "nobody"]
     one, *_ = [other for other in fleet.nodes if other is not node]
     first = node.ref(Seen, "seen", at=one.name)
