@@ -1,0 +1,57 @@
+"""Bounds how often something happens, since the listener and the node share the interpreter's lock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+
+class Pace:
+    """A rate with a burst. Whoever is above it waits for its turn.
+
+    Args:
+        per_s: how often a second.
+        burst: how often at once.
+    """
+
+    __slots__ = ("_ahead_s", "_next", "_step_s")
+
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._step_s = 1 / per_s
+        self._ahead_s = burst / per_s
+        self._next = 0.0
+
+    def delay_s(self, now: float) -> float:
+        """Take a turn, and return the seconds until it comes."""
+        self._next = max(self._next, now - self._ahead_s) + self._step_s
+        return max(0.0, self._next - now)
+
+    async def take(self) -> None:
+        """Take a turn, and wait for it."""
+        delay_s = self.delay_s(asyncio.get_running_loop().time())
+        if delay_s > 0:
+            await asyncio.sleep(delay_s)
+
+
+class Paces:
+    """A pace for each address, so that one address that asks too often delays no other.
+
+    Args:
+        per_s: how often a second, for each.
+        burst: how often at once, for each.
+        addresses: how many are remembered; those that asked longest ago are forgotten.
+    """
+
+    def __init__(self, per_s: float, burst: int, addresses: int = 256) -> None:
+        self._per_s, self._burst, self._addresses = per_s, burst, addresses
+        self._paces: OrderedDict[str, Pace] = OrderedDict()
+
+    async def take(self, address: str) -> None:
+        """Take a turn of an address, and wait for it."""
+        pace = self._paces.get(address)
+        if pace is None:
+            pace = self._paces[address] = Pace(self._per_s, self._burst)
+            if len(self._paces) > self._addresses:
+                self._paces.popitem(last=False)
+        self._paces.move_to_end(address)
+        await pace.take()
