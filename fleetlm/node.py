@@ -295,6 +295,7 @@ class Node:
         self._outbound.close(reason)
         await parts.circles.stop()
         parts.signals.finish()
+        parts.overview.close()
         self._driver.leave(reason)
         if parts.loop_watch is not None:
             parts.loop_watch.stop()
@@ -363,6 +364,29 @@ class Node:
         name = canonical_node(name, self.settings.base_port)
         rows = self._parts.kernel.topology.info(self._loop.time())
         return next((row for row in rows if row.name == name), None)
+
+    async def overview(self, timeout: float = 1.0) -> dict[str, Any]:
+        """Return what this node and each connected one know of themselves, for people and tools.
+
+        Nothing in it is secret, and no message is in it. Each list is bounded: ``left_out`` of a node counts
+        what is missing. A node makes its part at most twice a second, however many ask. Processes that are
+        for their own node only (`spawn`) are in the part of this node, never in those of others.
+
+        Args:
+            timeout: seconds, at most 60, that the other nodes have to answer.
+
+        Returns:
+            ``{"asked": this node's name, "wall_ms": milliseconds since 1970, "nodes": {name: part}}``, in
+            JSON types, with all nodes that this one knows. docs/top.md lists what a part has. For a node that
+            is not connected, does not answer in time or is of an older version, it is ``{"name": ...,
+            "error": why, "state": ...}``.
+
+        Raises:
+            NodeStopped: this node has been stopped.
+            ValueError: ``timeout`` is not positive.
+        """
+        self._parts.context.check_loop("Node.overview")
+        return await self._parts.overview.everywhere(timeout)
 
     async def ping(self, name: str, timeout: float = 5.0) -> str:
         """Connect to a node, if need be, and ask it for an answer.

@@ -41,6 +41,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 from fleetlm.actor import Actor
@@ -148,6 +149,8 @@ class _ChildState:
     """The call that started it and is answered when its init is done."""
     is_new: bool = False
     """Whether ``asked`` added it, so that it is forgotten if it cannot be started."""
+    restarts: int = 0
+    """How often it was restarted."""
 
 
 @dataclass(eq=False, slots=True)
@@ -243,24 +246,32 @@ class _SupervisorRun:
         self._backoff = Backoff(*plan.backoff_s)
         self._loop = asyncio.get_running_loop()
         self._init_s = process.node.settings.init_s
-        process._children = self.children  # noqa: SLF001  # for `Node.supervisors`
+        self.restarts = 0
+        process._children = self  # noqa: SLF001  # for `Node.supervisors`
 
-    def children(self) -> list[ChildInfo]:
-        """See `Node.supervisors`."""
-        return [self._describe(name, child) for name, child in self._children.items()]
+    @property
+    def count(self) -> int:
+        """Implement `Children`."""
+        return len(self._children)
+
+    def infos(self, most: int | None = None) -> list[ChildInfo]:
+        """Implement `Children`; see `Node.supervisors`."""
+        return [self._describe(name, child) for name, child in islice(self._children.items(), most)]
 
     def _describe(self, name: str, child: _ChildState) -> ChildInfo:
         spec, pid = child.spec, child.pid
         info = None if pid is None else self._process.node.process_info(pid)
         if info is not None:
             state = info.state if child.init_began is None else "starting"
-            return ChildInfo(name, pid, info.runs, spec.restart, state)
+            return ChildInfo(name, pid, info.runs, spec.restart, state, child.restarts)
         runs = _get_function_name(spec)
         if child.row is None:
-            return ChildInfo(name, None, runs, spec.restart, "not running")
+            return ChildInfo(name, None, runs, spec.restart, "not running", child.restarts)
         timer = child.row.timer
         pausing = timer is not None and timer.when() > self._loop.time()
-        return ChildInfo(name, None, runs, spec.restart, "restarting" if pausing else "queued")
+        return ChildInfo(
+            name, None, runs, spec.restart, "restarting" if pausing else "queued", child.restarts
+        )
 
     async def run(self) -> None:
         """Start the children, take messages until something ends the supervisor, and end the children."""
@@ -470,11 +481,18 @@ class _SupervisorRun:
             me, name, text_of(reason), _list(names), pause_s,
         )  # fmt: skip
         await self._end([other for other in names if other != name])
+        self._count_restarts(names)
         row = self._make_row(each for each in names if each in self._children)
         if pause_s:
             row.timer = self._loop.call_later(pause_s, self._process.mailbox.put, row)
         else:
             self._go_on(row)
+
+    def _count_restarts(self, names: list[str]) -> None:
+        """Count that these children are started again; temporary ones are gone by now."""
+        for child in filter(None, map(self._children.get, names)):
+            child.restarts += 1
+            self.restarts += 1
 
     def _remove(self, child: _ChildState) -> None:
         """Forget a child for good."""

@@ -444,6 +444,11 @@ class SyncNode:
         """See `Node.events`; returns a subscription for threads."""
         return SyncSubscription(self._run_now("events", self._node.events), self.name, self._requests)
 
+    def overview(self, timeout: float = 1.0) -> dict[str, Any]:
+        """See `Node.overview`."""
+        overview = functools.partial(self._node.overview, timeout)
+        return self._requests.run("overview", self.name, overview, timeout)
+
     def ping(self, name: str, timeout: float = 5.0) -> str:
         """See `Node.ping`."""
         return self._requests.run("ping", name, functools.partial(self._node.ping, name, timeout), timeout)

@@ -23,9 +23,11 @@ from ending and from the loss of the node.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
+from operator import itemgetter
 from typing import Any
 
 from fleetlm.core.group_members import Members
@@ -121,6 +123,15 @@ class GroupTable:
     def groups(self) -> list[str]:
         """Return the names of all groups, sorted."""
         return sorted(self._groups)
+
+    @property
+    def count(self) -> int:
+        """How many groups there are."""
+        return len(self._groups)
+
+    def first(self, most: int, looked_at: int) -> list[tuple[str, Members]]:
+        """Return the first ``most`` groups by name, of the ``looked_at`` oldest ones."""
+        return heapq.nsmallest(most, islice(self._groups.items(), looked_at), key=itemgetter(0))
 
     def has(self, group: str) -> bool:
         """Return whether a group has a member."""

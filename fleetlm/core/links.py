@@ -348,6 +348,16 @@ class Links:
         links = sum(len(ends.links) for ends in self._ends.values())
         return links, len(self._owner_of) + len(self._watchers_of)
 
+    def count_links(self, at_a_time: int) -> Iterator[int]:
+        """Yield the numbers of link ends of so many processes at a time: a node may have 100,000 of them."""
+        every = list(self._ends.values())
+        for at in range(0, len(every), at_a_time):
+            yield sum(len(ends.links) for ends in every[at : at + at_a_time])
+
+    def count_monitors(self) -> int:
+        """Return the number of monitors here."""
+        return len(self._owner_of) + len(self._watchers_of)
+
     # Internals.
 
     def _take_link_signal(

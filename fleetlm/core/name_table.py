@@ -37,10 +37,13 @@ node of the loser acts, and the loser gets a reason that it can trap.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, KeysView
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import islice
+from operator import itemgetter
 from typing import Any, Literal
 
 from fleetlm.errors import AlreadyRegistered, TooManyNames
@@ -213,6 +216,15 @@ class NameTable:
     def holders(self) -> dict[str, Claim]:
         """Return the claims that hold, sorted by name."""
         return dict(sorted(self._holders.items()))
+
+    @property
+    def count(self) -> int:
+        """How many names have a holder."""
+        return len(self._holders)
+
+    def first(self, most: int, looked_at: int) -> list[tuple[str, Claim]]:
+        """Return the holders of the first ``most`` names, of the ``looked_at`` oldest ones."""
+        return heapq.nsmallest(most, islice(self._holders.items(), looked_at), key=itemgetter(0))
 
     def counts(self) -> tuple[int, int]:
         """Return the numbers of claims of this node and of others; for `Node.info` and checks for leaks."""

@@ -98,6 +98,11 @@ class ByteWindow:
         self._is_waking = False
 
     @property
+    def sent_bytes(self) -> int:
+        """Bytes handed to the transport so far."""
+        return self._sent_bytes
+
+    @property
     def taken_bytes(self) -> int:
         """Bytes that the peer has proved to have taken."""
         return self._acked_bytes

@@ -43,3 +43,5 @@ class ChildInfo(Record):
     state: Literal["starting", "waiting", "running", "ending", "restarting", "queued", "not running"]
     """As `ProcessInfo.state`; or ``restarting``: it has ended and will be started after a pause; or
     ``queued``: it starts when the init of the child before it is done."""
+    restarts: int = 0
+    """How often its supervisor has restarted it."""

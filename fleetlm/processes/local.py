@@ -222,7 +222,12 @@ class LocalProcesses:
     def supervisors(self) -> dict[Pid, list[ChildInfo]]:
         """Return each supervisor with its children, in the order in which they were spawned."""
         every = self._processes.values()
-        return {process.pid: process._children() for process in every if process._children is not None}
+        return {process.pid: process._children.infos() for process in every if process._children is not None}
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return len(self._processes)
 
     def every(self) -> list[RunningProcess]:
         """Return the processes that are not gone, in the order in which they were spawned."""

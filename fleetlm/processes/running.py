@@ -79,6 +79,21 @@ class Attached(Protocol):
         """Cancel everything at once: the process is gone."""
 
 
+class Children(Protocol):
+    """The children of a supervisor, which it shows without being asked, since it may be busy."""
+
+    @property
+    def count(self) -> int:
+        """How many children there are, those that do not run included."""
+
+    @property
+    def restarts(self) -> int:
+        """How often a child has been restarted so far."""
+
+    def infos(self, most: int | None = None) -> list[ChildInfo]:
+        """Return snapshots of the first ``most`` children in the order of their start; None: of all."""
+
+
 ProcessFunction = Callable[..., Awaitable[object]] | type[ProcessObject]
 """What `Node.spawn` runs: a coroutine function whose first argument is its `Process`, or a class whose
 objects are such functions; each process makes an object of its own."""
@@ -141,8 +156,8 @@ class RunningProcess(ABC):
         """Set by an actor: called with each call that it took and that needs no answer any more."""
         self._owned: Attached | None = None
         """Its timers and tasks; None until it has the first one."""
-        self._children: Callable[[], list[ChildInfo]] | None = None
-        """Set by a supervisor: shows its children without asking it, since it may be busy."""
+        self._children: Children | None = None
+        """Set by a supervisor: its children."""
         self._gave_up = ""
         """Set by a supervisor that gives up: why."""
 

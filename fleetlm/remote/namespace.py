@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fleetlm.runtime.info import DrainReport
 
 _PING_TIMEOUT_S = 5.0
+_OVERVIEW_TIMEOUT_S = 1.0
 _LOOK_S = 0.02
 """Seconds between two looks whether a drain has been announced."""
 _PROGRESS_S = 1.0
@@ -51,6 +52,10 @@ class NodeNoun:
     def info(self, name: str | None = None) -> object:
         """Return this node with its connection table, or the row of one peer."""
         return self._node.info() if name is None else self._node.info(name)
+
+    def overview(self, timeout: float = _OVERVIEW_TIMEOUT_S) -> Awaitable[object]:
+        """Look at all nodes, as `fleetlm top` does. Awaitable: a dict, after at most ``timeout`` seconds."""
+        return self._node.overview(timeout)
 
     def ping(self, name: str, timeout: float = _PING_TIMEOUT_S) -> Awaitable[object]:
         """Connect if necessary. Awaitable: "pong", or "pang" after at most ``timeout`` seconds."""
@@ -111,8 +116,8 @@ class NodeNoun:
     def __repr__(self) -> str:
         return (
             f"<Node {self._node.name}: Node.list(), Node.list('known'), Node.self(), Node.info(), "
-            "Node.ping(name), Node.connect(name), Node.disconnect(name), Node.drain(), Node.undrain(); "
-            "`node` is the Node itself>"
+            "Node.overview(), Node.ping(name), Node.connect(name), Node.disconnect(name), Node.drain(), "
+            "Node.undrain(); `node` is the Node itself>"
         )
 
 

@@ -33,6 +33,7 @@ import asyncio
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +65,13 @@ from fleetlm.processes.remote_spawn import Factories, RemoteSpawn
 from fleetlm.processes.signals import Signals
 from fleetlm.runtime.draining import Draining
 from fleetlm.runtime.driver import Driver
-from fleetlm.runtime.events import ChangeSignal, EventHub
+from fleetlm.runtime.events import ChangeSignal, EventHub, RecentEvents
 from fleetlm.runtime.hooks import LeavingHooks
 from fleetlm.runtime.leaving import Leaving
 from fleetlm.runtime.limited_requests import LimitedRequests
 from fleetlm.runtime.log_guard import GUARD, LogGuard
 from fleetlm.runtime.loop_watch import LoopWatch
+from fleetlm.runtime.overview import Overview
 from fleetlm.runtime.readiness import ReadinessChecks
 from fleetlm.runtime.requests import PeerRequests
 from fleetlm.runtime.unfinished import Unfinished
@@ -80,6 +82,7 @@ from fleetlm.wire.codec import Codec
 from fleetlm.wire.rights import features_of
 
 if TYPE_CHECKING:
+    from fleetlm.call import Call
     from fleetlm.core.dns_answers import Answer
     from fleetlm.ids import Pid
     from fleetlm.messaging.session import Session
@@ -121,6 +124,7 @@ class Assembly:
         self.may_restart: bool = False
         """Whether what runs this node starts another one when this one stops with `restart_because`."""
         self.restart_because: str = ""
+        self.exposure_warning: str | None = prepared.exposure_warning
         self._make_values(prepared)
         me, codec, sessions = self.context, self.codec, self.context.sessions
         loop = self._loop
@@ -169,6 +173,7 @@ class Assembly:
         self.driver: Driver = Driver(
             me, codec, self.kernel, self.transport, self.inbound, self.events, rng, self
         )
+        self.overview: Overview = Overview(self)
         self.loop_watch: LoopWatch | None = None
         """None in a simulation, where no time passes while code runs."""
         if prepared.on_this_network:
@@ -208,7 +213,9 @@ class Assembly:
             max_message_bytes=settings.max_message_bytes,
             large_bytes=settings.large_bytes,
         )
-        self.events: EventHub = EventHub(settings.events_limit)
+        self._wall_ms, self._on_this_network = prepared.wall_ms, prepared.on_this_network
+        self.recent: RecentEvents = RecentEvents(self.wall_ms)
+        self.events: EventHub = EventHub(settings.events_limit, self.recent.note)
         self.changes: ChangeSignal = ChangeSignal()
         pauses = random.Random(f"{prepared.name} {incarnation} retries")  # Must not change any back-off.
         self.retries: Retries = Retries(settings, pauses)
@@ -285,6 +292,10 @@ class Assembly:
         """`PeerFacts`: a peer named the nodes that it knows."""
         self.driver.told_of(names, teller)
 
+    def asked_for_overview(self, argument: Any, call: Call) -> None:
+        """`PeerFacts`: a peer asks what this node knows of itself."""
+        self.overview.answer(argument, call)
+
     def send_exit(self, pid: Pid, reason: Any) -> None:
         """Send an exit signal to a process anywhere, from this node itself (process number 0)."""
         self.signals.exit(self.context.pid, pid, reason)
@@ -327,6 +338,12 @@ class Assembly:
             log.warning("%s", problem.text)
 
     # Questions of several parts.
+
+    def wall_ms(self) -> int:
+        """Return the milliseconds of the wall clock; in a simulation they pass with virtual time."""
+        if self._on_this_network:
+            return int(time.time() * 1000)
+        return self._wall_ms + int((self._loop.time() - self.started_at) * 1000)
 
     def _drain_step(self, name: str) -> int:
         """Implement `NodeContext.drain_step`."""

@@ -48,6 +48,7 @@ from fleetlm.messaging.backlog import Backlog, Rest
 from fleetlm.messaging.beside import Unpacked
 from fleetlm.messaging.flusher import Flusher
 from fleetlm.messaging.session import Session
+from fleetlm.messaging.traffic import Traffic
 from fleetlm.names import NodeName
 from fleetlm.runtime.log_guard import KIND
 from fleetlm.wire import operations
@@ -139,6 +140,8 @@ class Driver:
         self.follower = follower
         self.lag_ms: int = 0
         """Milliseconds by which the last tick of this node's event loop was late."""
+        self.ended: Traffic = Traffic()
+        """What was exchanged over sessions that are over."""
         self._by_source: dict[bytes, Session] = {}
         self._endings: dict[tuple[str, int], _Ending] = {}
         """Address and port of a node that was lost → what is still to be done for it."""
@@ -462,6 +465,7 @@ class Driver:
         self._backlog.drop(source)
         log.info("nodedown %s: %s", down.name, down.reason)
         session.close(down.reason)
+        self.ended.add(session)
         name = NodeName.parse(down.name)
         where = name.ip, name.port or self._settings.base_port
         if where in self._endings:  # Two incarnations at one address: the former one first.

@@ -9,8 +9,11 @@ Erlang's net_kernel:monitor_nodes/2; differs: it gives no snapshot.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any
 
+from fleetlm.core.overview_shape import LIMITS, bounded
 from fleetlm.directory.subscriptions import Feed
 from fleetlm.messages import NodeDown, NodeDraining, NodeUndrained, NodeUp
 
@@ -20,8 +23,15 @@ Event = NodeUp | NodeDown | NodeDraining | NodeUndrained
 class EventHub(Feed[Event]):
     """The connected nodes, those that drain, and the subscribers to their changes."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, note: Callable[[Event], None] = lambda _: None) -> None:
+        """Args: ``limit``: of a subscription; ``note``: called with each event, before the subscribers."""
         super().__init__(limit, _key, _gone, _undo, _ends, is_single=True)
+        self._note = note
+
+    def publish(self, event: Event) -> None:
+        """Record an event, and tell every subscriber."""
+        self._note(event)
+        super().publish(event)
 
     def up(self, event: NodeUp) -> None:
         """Publish that a node is connected."""
@@ -30,6 +40,29 @@ class EventHub(Feed[Event]):
     def down(self, event: NodeDown) -> None:
         """Publish that a node is not connected any more."""
         self.publish(event)
+
+
+class RecentEvents:
+    """The last events, for people: for each its time, its kind and a text.
+
+    Args:
+        wall_ms: returns the milliseconds of the wall clock.
+    """
+
+    def __init__(self, wall_ms: Callable[[], int]) -> None:
+        self._wall_ms = wall_ms
+        self._events: deque[tuple[int, Event]] = deque(maxlen=LIMITS["events"])
+
+    def note(self, event: Event) -> None:
+        """Keep an event, and drop the oldest one if there are too many."""
+        self._events.append((self._wall_ms(), event))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the events in JSON types, the oldest first."""
+        return [
+            {"wall_ms": at_ms, "kind": type(event).__name__, "text": bounded(_describe(event))}
+            for at_ms, event in self._events
+        ]
 
 
 class ChangeSignal:
@@ -65,3 +98,12 @@ def _undo(event: Event) -> Event:
     if not isinstance(event, NodeUp | NodeDown):
         return NodeUndrained(event.name)
     return NodeDown(event.node, event.incarnation, "missed: this subscriber reads too slowly")
+
+
+def _describe(event: Event) -> str:
+    match event:
+        case NodeDown(node, _, reason):
+            return f"{node}: {reason}"
+        case NodeDraining(node, _, source):
+            return f"{node}, asked by {source}"
+    return event.node

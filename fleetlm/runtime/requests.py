@@ -45,6 +45,9 @@ class PeerFacts(Protocol):
     def told_of(self, names: list[str], teller: str) -> None:
         """Take the names of nodes that a peer is connected to."""
 
+    def asked_for_overview(self, argument: Any, call: Call) -> None:
+        """Tell a peer what this node knows of itself, now or later."""
+
 
 class PeerRequests:
     """Implements `messaging.inbound.PeerService`.
@@ -117,6 +120,9 @@ class PeerRequests:
         """Answer a request. A malformed or unknown one gets an error."""
         if verb == "waits":
             self._circles.asked(session, argument, call)
+            return
+        if verb == "overview":
+            self._facts.asked_for_overview(argument, call)
             return
         try:
             call.reply(self._answer(session, verb, argument))

@@ -535,6 +535,7 @@ def request(verb: str, argument: Any, ref: int) -> list[Any]:
     ``ping``        anything                                ``"pong"``
     ``whereis``     name                                    pid or None
     ``registered``  anything                                ``{name: pid}`` of that node
+    ``overview``    how many nodes are asked                a part: `core.overview_shape`
     ``register``    [name, pid]                             True; the pid is one of the asked node
     ``unregister``  name                                    whether the name had an owner
     ``claim``       [name, pid, packed meta, on_loss]       of a cluster-wide name: `directory.registry`

@@ -16,9 +16,9 @@ right         a node without it refuses
 
 Nothing needs a right that only answers what this node itself has asked or sent (replies, items, credit), that
 keeps the connection alive or tells how the *sender* is (ticks, drains, the nodes that it knows, its process
-groups), that looks (``ping``, ``whereis``, ``registered``, ``waits``, monitors), or that takes something back
-(cancel, unlink, demonitor). A node that may spawn may also end what it has spawned by the link that the spawn
-made, and when it gives the spawn up.
+groups), that looks (``ping``, ``whereis``, ``registered``, ``waits``, ``overview``, monitors), or that takes
+something back (cancel, unlink, demonitor). A node that may spawn may also end what it has spawned by the link
+that the spawn made, and when it gives the spawn up.
 
 `OPERATIONS`, `VERBS`, `SIGNALS` and `TABLES` are that table, complete. Where a node denies something it says
 so in its HELLO (`features_of`), so that a program on another node gets `NotAllowed` before anything is sent.
@@ -64,6 +64,7 @@ VERBS: Final[dict[str, Right | None]] = {
     "whereis": None,
     "registered": None,
     "waits": None,
+    "overview": None,
     "register": "register",
     "unregister": "register",
     "claim": "register",

@@ -44,7 +44,7 @@ def test_another_name_is_an_attribute_error() -> None:
 PUBLIC = {
     "Node": """
         add_check broadcast call connect disconnect drain drain_report events exit factories failure
-        groups incarnation info is_draining join list multicall name name_of on_leaving own_address
+        groups incarnation info is_draining join list multicall name name_of on_leaving overview own_address
         ping process_info process_pool processes readiness ready ref refs register registered
         registry remove_check retry run_blocking run_in_process send send_nowait settings spawn spawn_at
         start start_actor stop stream stream_blocking supervisors sync undrain unregister
@@ -56,7 +56,7 @@ PUBLIC = {
     "Subscription": "close",
     "SyncNode": """
         add_check broadcast call connect disconnect drain drain_report events exit factories failure
-        groups incarnation info is_draining join list multicall name name_of on_leaving own_address
+        groups incarnation info is_draining join list multicall name name_of on_leaving overview own_address
         ping process_info processes readiness ready ref refs register registered registry
         remove_check retry run_in_process send send_nowait settings spawn spawn_at start_actor stop
         stream supervisors undrain unregister wait_stopped whereis
