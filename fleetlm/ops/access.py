@@ -15,9 +15,11 @@ import enum
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from http.cookies import CookieError, SimpleCookie
 
+_HOST = re.compile(r"(?:\[(?P<ip>[0-9a-f:.]+)\]|(?P<name>[^\s:\[\]@/]+))(?::[0-9]{0,5})?", re.ASCII)
 _PURPOSE = b"fleetlm ops cookie"
 
 
@@ -94,10 +96,9 @@ def _digest(text: str) -> bytes:
 
 
 def _without_port(host: str) -> str:
-    """Return the name or address of a ``Host`` header, without brackets and port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 else host
+    """Return the name or address of a ``Host`` header, without brackets and port; empty if it is none."""
+    found = _HOST.fullmatch(host)
+    return "" if found is None else found["ip"] or found["name"]
 
 
 def _cookie(header: str, name: str) -> str | None:

@@ -52,6 +52,8 @@ STATIC: Final = {
     "app.js": "text/javascript; charset=utf-8",
     "charts.js": "text/javascript; charset=utf-8",
     "dom.js": "text/javascript; charset=utf-8",
+    "matrix.js": "text/javascript; charset=utf-8",
+    "trees.js": "text/javascript; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
@@ -199,8 +201,11 @@ class OpsApp:
                     return _say(413, "the form is too large")
         except ClientDisconnect:
             return Response()
-        token = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4).get("token", [""])[0]
-        return self._let_in(request, token.strip())
+        try:
+            given = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4)
+        except ValueError:
+            return _say(400, "the form has too many fields")
+        return self._let_in(request, given.get("token", [""])[0].strip())
 
     async def _live(self, _request: Request) -> Response:
         return _say(200, "live")

@@ -91,7 +91,7 @@ class Board:
             head["stalled"] = self._stalled[1]
         if not self._stalled[1]:
             head["rates"] = self._samples
-        pieces = [b"event: cluster\ndata: ", dumps(head)[:-1], b',"set":{']
+        pieces = [b"event: cluster\ndata: " + dumps(head)[:-1] + b',"set":{']
         comma = b""
         for name, sections in self._sections.items():
             changed = [(key, text) for key, (at, text) in sections.items() if at > since]
@@ -105,7 +105,7 @@ class Board:
     def history(self) -> list[bytes]:
         """Return the samples of the last minutes, oldest first, as the pieces of one server-sent event."""
         head = {"columns": RATES, "wall_ms": [at for at, _ in self._history]}
-        pieces = [b"event: history\ndata: ", dumps(head)[:-1], b',"nodes":{']
+        pieces = [b"event: history\ndata: " + dumps(head)[:-1] + b',"nodes":{']
         comma = b""
         for name in {name: None for _, samples in self._history for name in samples}:
             rows = [samples.get(name) for _, samples in self._history]
@@ -169,11 +169,10 @@ def columns(peers: Any) -> Iterator[list[Any]]:
 
 def count(facts: Mapping[str, Any]) -> list[float] | None:
     """Return the totals behind the first three of `RATES`; None where a node gave no numbers."""
-    counters, peers = facts.get("counters"), facts.get("peers")
-    if not isinstance(counters, Mapping) or not isinstance(peers, Sequence):
+    counters = facts.get("counters")
+    if not isinstance(counters, Mapping):
         return None
-    totals = [number(counters.get(key)) for key in RATES[:2]]
-    totals.append(sum(number(peer.get("bytes_sent")) or 0 for peer in peers if isinstance(peer, Mapping)))
+    totals = [number(counters.get(key)) for key in RATES[:-1]]
     return None if None in totals else [each for each in totals if each is not None]
 
 

@@ -22,9 +22,11 @@ that responses without an end come to one; what is left after `GRACE_S` is abort
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
+import struct
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future
@@ -51,6 +53,8 @@ STUCK_S = 15.0
 """Seconds in which a client that takes its response slowly has to take 64 KiB of it."""
 WRITE_BUFFER_BYTES = 64 * 1024
 """Bytes of a response that may wait to be sent before the application waits."""
+SEND_BUFFER_BYTES = 128 * 1024
+"""Bytes that the kernel keeps for a client, which are twice as many: by itself it would keep some megabytes."""
 BACKLOG = 128
 """Connections that may wait to be accepted."""
 CONNECTIONS_PER_S = 200
@@ -90,7 +94,7 @@ class _OpsProtocol(H11Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether no request is being answered."""
-        cycle = cast(RequestResponseCycle | None, self.cycle)
+        cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is None or cycle.response_complete
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -140,7 +144,10 @@ class _OpsProtocol(H11Protocol):
             self._stuck = None
 
     def abort(self) -> None:
-        """End the connection at once, with whatever was not sent."""
+        """End the connection at once; the kernel, too, drops whatever was not sent."""
+        kept = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            kept.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def _expect(self, seconds: float) -> None:
@@ -310,6 +317,7 @@ async def _accept(listening: socket.socket, connections: _Connections, pace: Pac
             continue
         try:
             accepted.setblocking(False)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             await loop.connect_accepted_socket(lambda: _OpsProtocol(connections, loop), accepted)
         except OSError:
             accepted.close()

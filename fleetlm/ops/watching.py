@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 from fleetlm.ops.board import Board
 from fleetlm.ops.questions import NoAnswer, Questions
@@ -21,8 +21,10 @@ MAX_WATCHERS = 16
 PERIOD_S = 1.0
 """Seconds between two overviews: a death is shown within this time and that of an overview."""
 HEARTBEAT_S = 5.0
-"""Seconds after which a watcher is sent a comment, so that proxies keep the connection and both sides notice
-its end."""
+"""Seconds after which a watcher is sent a sign of life, so that proxies keep the connection and both sides
+notice its end."""
+PIECE_BYTES = 32 * 1024
+"""Smaller pieces of an event are sent together."""
 LINGER_S = 15.0
 """Seconds for which the node is asked after the last watcher has gone: a page that is loaded anew."""
 
@@ -56,20 +58,20 @@ class Watching:
         try:
             self._begin()
             yield b"retry: 2000\n\n"
-            for piece in self.board.history():
+            for piece in join(self.board.history()):
                 yield piece
             seen = 0
             while not self._is_closed:
                 changed = self._changed
                 if self.board.number > seen:
-                    pieces = self.board.changes(seen)
+                    pieces = join(self.board.changes(seen))
                     seen = self.board.number
                     for piece in pieces:
                         yield piece
                 try:
                     await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
                 except TimeoutError:
-                    yield b": alive\n\n"
+                    yield b"event: alive\ndata: {}\n\n"
         finally:
             self._count -= 1
 
@@ -101,3 +103,17 @@ class Watching:
             if self._count:
                 until = loop.time() + LINGER_S
             await asyncio.sleep(max(0.1, PERIOD_S - (loop.time() - began)))
+
+
+def join(pieces: list[bytes]) -> Iterator[bytes]:
+    """Return a text in pieces of a size that is good to send, from smaller ones."""
+    joined: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        joined.append(piece)
+        size += len(piece)
+        if size >= PIECE_BYTES:
+            yield b"".join(joined)
+            joined, size = [], 0
+    if joined:
+        yield b"".join(joined)
