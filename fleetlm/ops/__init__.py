@@ -25,7 +25,7 @@ INSTALL = "Install it: pip install 'fleetlm[ops]'"
 def app(node: Node, *, token: str | None = None, hosts: Iterable[str] = ()) -> OpsApp:
     """Make the ASGI application of a node, for a program's own server.
 
-    It may run on the node's event loop, or on another one in another thread.
+    Call this on the node's event loop. The application may run there, or on a loop in another thread.
 
     Args:
         node: a running node.
@@ -36,6 +36,7 @@ def app(node: Node, *, token: str | None = None, hosts: Iterable[str] = ()) -> O
             ones; ``"*"``: any.
 
     Raises:
+        RuntimeError: this is not the node's event loop.
         ImportError: the extra ``fleetlm[ops]`` is not installed.
     """
     try:

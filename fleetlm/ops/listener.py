@@ -54,7 +54,7 @@ STUCK_S = 15.0
 WRITE_BUFFER_BYTES = 64 * 1024
 """Bytes of a response that may wait to be sent before the application waits."""
 SEND_BUFFER_BYTES = 128 * 1024
-"""Bytes that the kernel keeps for a client, which are twice as many: by itself it would keep some megabytes."""
+"""Bytes that the kernel keeps for a client, or twice as many; by itself it would keep some megabytes."""
 BACKLOG = 128
 """Connections that may wait to be accepted."""
 CONNECTIONS_PER_S = 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -101,6 +102,20 @@ async def test_a_node_is_asked_from_its_own_loop_and_from_another_one(fleet: Fle
     here.close()
 
 
+class FakeMetrics:
+    """Stands for `fleetlm.metrics`, which it is named as."""
+
+    def __init__(self, node: Any) -> None:
+        self.threads: list[threading.Thread] = []
+
+    def render(self) -> bytes:
+        self.threads.append(threading.current_thread())
+        return b"fleetlm_up 1\n"
+
+    def close(self) -> None:
+        self.threads.append(threading.current_thread())
+
+
 def test_a_loop_in_another_thread_is_asked_and_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.new_event_loop()
 
@@ -114,22 +129,55 @@ def test_a_loop_in_another_thread_is_asked_and_may_be_closed(monkeypatch: pytest
             raise NodeStopped(self.name, "shutdown")
 
     monkeypatch.setattr(questions, "parts_of", lambda _node: parts_on(loop))
-    monkeypatch.setattr(questions, "LIMIT_S", 5.0)
+    monkeypatch.setitem(sys.modules, "fleetlm.metrics", SimpleNamespace(NodeMetrics=FakeMetrics))
+    node = NodeQuestions(Node())  # type: ignore[arg-type]  # no loop runs yet, as in a test of the program
+    metrics = node._metrics
+    assert isinstance(metrics, FakeMetrics)
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def ask() -> None:
-        node = NodeQuestions(Node())  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match=r"fleetlm\.ops\.app was called on another event loop"):
+            NodeQuestions(Node())  # type: ignore[arg-type]
         assert await node.readiness() is thread
         with pytest.raises(NoAnswer, match=r"fleetlm@10\.0\.0\.1 does not answer"):
             await node.overview()
+        assert await node.metrics() == b"fleetlm_up 1\n"
+        assert metrics.threads[-1] not in (thread, threading.current_thread()), "it may block neither loop"
+        node.close()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        assert metrics.threads[-1] is thread
         loop.close()
         with pytest.raises(NoAnswer, match="closed"):
             await node.readiness()
+        node.close()
 
     asyncio.run(ask())
+
+
+async def test_without_prometheus_client_all_but_the_metrics_is_there(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fleetlm.metrics", None)
+    (node,) = await fleet.start(1)
+    asking = NodeQuestions(node)
+    assert (await asking.readiness()).is_ready
+    with pytest.raises(NoAnswer, match=r"pip install 'fleetlm\[metrics\]'"):
+        await asking.metrics()
+    asking.close()
+
+
+async def test_on_the_nodes_own_loop_the_metrics_need_no_thread(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fleetlm.metrics", SimpleNamespace(NodeMetrics=FakeMetrics))
+    (node,) = await fleet.start(1)
+    asking = NodeQuestions(node)
+    assert await asking.metrics() == b"fleetlm_up 1\n"
+    assert isinstance(asking._metrics, FakeMetrics)
+    assert asking._metrics.threads == [threading.current_thread()]
+    asking.close()
 
 
 async def test_a_loop_that_stands_still_is_said_and_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
