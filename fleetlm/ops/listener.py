@@ -12,7 +12,7 @@ adds what a listener needs that everybody may reach:
 * *Sizes*: `MAX_HEAD_BYTES` of a request's head. Bodies are read by the application alone, which
   reads one form.
 * *Rates*: the listener shares the interpreter's lock with the node, so connections, and the requests of each
-  address, have a pace. Who is faster waits.
+  address, have a pace. Who is faster waits, or is refused.
 
 One task for each listening socket accepts connections. `_Connections` owns all protocols; a protocol is in
 it from `connection_made` to `connection_lost`. The application is closed first when the listener stops, so
@@ -32,6 +32,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, cast
 
+from starlette.responses import PlainTextResponse
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -63,6 +64,11 @@ REQUESTS_PER_S = 50
 """Requests a second from one address, after a burst of as many."""
 GRACE_S = 0.5
 """Seconds for responses to end when the listener stops."""
+
+MAX_WAIT_S = 2.0
+"""Seconds that a request waits for its turn; whoever asks so much more often than allowed is refused."""
+
+_TOO_MANY = PlainTextResponse("too many requests\n", 429, {"connection": "close", "retry-after": "1"})
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -232,7 +238,7 @@ class Listener:
         self._sockets = list(sockets)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
-        self._requests = Paces(REQUESTS_PER_S, REQUESTS_PER_S)
+        self._requests = Paces(REQUESTS_PER_S, REQUESTS_PER_S, MAX_WAIT_S)
         self.ended: Future[None] = Future()
         """Done when the thread has closed everything."""
         self.thread: threading.Thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -300,8 +306,14 @@ class Listener:
         self, scope: MutableMapping[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
     ) -> None:
         client = scope.get("client")
-        await self._requests.take(client[0] if client else "")
-        await self._app(scope, receive, send)
+        try:
+            if await self._requests.take(client[0] if client else ""):
+                await self._app(scope, receive, send)
+            else:
+                await _TOO_MANY(scope, receive, send)
+        except asyncio.CancelledError:
+            if self._stop is None or not self._stop.is_set():
+                raise  # Else the loop ends, and uvicorn would log an error for each request.
 
 
 async def _accept(listening: socket.socket, connections: _Connections, pace: Pace) -> None:

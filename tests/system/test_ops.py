@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -331,7 +332,7 @@ def was_ended(client: socket.socket) -> bool:
     """Whether the other side has ended a connection by now."""
     client.setblocking(False)
     try:
-        return client.recv(1) == b""
+        return client.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
         return False
     except ConnectionError:
@@ -409,6 +410,26 @@ def test_pipelined_requests_are_answered_one_after_the_other() -> None:
         while text.count(b"live\n") < 20:
             text += client.recv(65_536)
         client.close()
+
+
+def test_a_flood_of_requests_is_slowed_down_then_refused_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listener, "MAX_WAIT_S", 0.2)
+    monkeypatch.setattr(listener, "REQUESTS_PER_S", 5)
+    fake = FakeQuestions()
+    with serving(fake) as port:
+        clients = [connect(port) for _ in range(40)]
+        for client in clients:
+            client.sendall(b"GET /cluster.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
+        text = b""
+        while b"HTTP/1.1 429" not in text or b"HTTP/1.1 200" not in text:
+            readable, _, _ = select.select(clients, [], [], 10.0)
+            text += b"".join(client.recv(65_536) for client in readable)
+            clients = [client for client in clients if client not in readable or not was_ended(client)]
+        for client in clients:
+            client.close()
+    assert "Exception" not in caplog.text
 
 
 def test_loggers_that_a_program_uses_for_uvicorn_are_left_alone() -> None:

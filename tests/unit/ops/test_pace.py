@@ -27,12 +27,13 @@ async def test_each_address_has_a_pace_of_its_own(monkeypatch: pytest.MonkeyPatc
         waited.append(seconds)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    paces = Paces(1.0, 2, addresses=2)
+    paces = Paces(1.0, 2, 2.5, addresses=2)
     for _ in range(4):
-        await paces.take("a")
-    assert len(waited) == 2
-    await paces.take("b")
-    assert len(waited) == 2
-    await paces.take("c")  # which makes room by forgetting the one that asked longest ago
-    await paces.take("a")
+        assert await paces.take("a")
+    assert waited == pytest.approx([1.0, 2.0], abs=0.1)
+    assert not await paces.take("a"), "its turn would come too late, and is not taken"
+    assert not await paces.take("a")
+    assert await paces.take("b")
+    assert await paces.take("c")  # which makes room by forgetting the one that asked longest ago
+    assert await paces.take("a")
     assert len(waited) == 2
