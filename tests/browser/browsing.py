@@ -6,6 +6,7 @@ async with Fleet(static=(2, 3, 4)) as fleet, watching(await node_with_page(fleet
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -89,6 +90,12 @@ class Watched:
         selector = f'td[role=gridcell][aria-label^="{one} sees {other}:"][data-state="{state}"]'
         await self.page.wait_for_selector(selector, timeout=timeout_s * 1_000)
         return time.monotonic() - began
+
+    async def until(self, script: str) -> None:
+        """Wait until an expression is true. Playwright's own way evaluates a text, which the page forbids."""
+        async with asyncio.timeout(TIMEOUT_MS / 1_000):
+            while not await self.page.evaluate(script):
+                await asyncio.sleep(0.02)
 
     async def focused(self) -> str:
         """What has the focus: its id, its label or its text."""

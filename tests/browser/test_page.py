@@ -120,8 +120,12 @@ async def test_the_keyboard_reaches_everything_in_order() -> None:
             await press("/")
             assert await page.focused() == "filter"
             await page.page.keyboard.type("archive")
-            script = "!document.querySelector('#processes tbody').textContent.includes('archive')"
-            await page.page.wait_for_function(script)
+            rows = "document.querySelectorAll('#processes tbody tr')"
+            await page.until(f"{rows}.length === 1 && {rows}[0].textContent.includes('archive')")
+            await press("Escape")
+            await page.until(f"{rows}.length > 1")
+            await page.page.select_option("#scope", b)
+            await page.until("!document.querySelector('#processes tbody').textContent.includes('archive')")
             page.check()
 
 
@@ -208,9 +212,7 @@ async def test_64_nodes_and_hostile_texts_are_shown_as_texts() -> None:
     try:
         async with watching(port) as page:
             await page.open()
-            await page.page.wait_for_function(
-                "document.querySelectorAll('td[role=gridcell]').length === 4096"
-            )
+            await page.until("document.querySelectorAll('td[role=gridcell]').length === 4096")
             assert await page.page.locator('td[role=gridcell][tabindex="0"]').count() == 1
             assert await page.page.locator("img, script:not([src])").count() == 0
             assert "hacked" not in await page.page.title()
