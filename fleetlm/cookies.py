@@ -166,11 +166,11 @@ def read_cookies(env: Mapping[str, str]) -> Cookies:
     text, path, old = env.get("FLEETLM_COOKIE"), env.get(_FILE), env.get("FLEETLM_COOKIE_OLD")
     if text is not None and path is not None:
         allowed = "only one of FLEETLM_COOKIE and FLEETLM_COOKIE_FILE"
-        raise SettingsError(_FILE, _show_path(path), allowed, "Unset one of them.")
+        raise SettingsError(_FILE, show_path(path), allowed, "Unset one of them.")
     cookies: list[str] = []
     warnings: tuple[str, ...] = ()
     if path is not None:
-        written, warnings = _read_file(path)
+        written, warnings = read_secret(_FILE, path)
         lines = [line.strip() for line in written.splitlines()]
         cookies += [_check(_FILE, line, path) for line in filter(None, lines)] or [_check(_FILE, "", path)]
     elif text is not None:
@@ -183,7 +183,7 @@ def read_cookies(env: Mapping[str, str]) -> Cookies:
         cookies.append(_check("FLEETLM_COOKIE_OLD", old))
     if len(cookies) > MAX_COOKIES:
         allowed = f"up to {MAX_COOKIES} cookies"
-        raise SettingsError(_FILE, _show_path(path or ""), allowed, "Drop those that no node uses.")
+        raise SettingsError(_FILE, show_path(path or ""), allowed, "Drop those that no node uses.")
     own, *others = dict.fromkeys(cookies) if cookies else (None,)
     return Cookies(own, tuple(filter(None, others)), warnings)
 
@@ -216,23 +216,31 @@ def _restore_taken(env: Mapping[str, str]) -> Mapping[str, str]:
     return {**env, **_taken}
 
 
-def _read_file(path: str) -> tuple[str, tuple[str, ...]]:
-    """Return the text of a file with cookies, and warnings about its rights. Raises: SettingsError."""
+def read_secret(variable: str, path: str) -> tuple[str, tuple[str, ...]]:
+    """Return the text of a file with secrets, and warnings about its rights.
+
+    Args:
+        variable: the variable that names the file.
+        path: its value.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
     from pathlib import Path  # noqa: PLC0415  # its import takes longer than that of this module
 
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(MAX_COOKIES * (COOKIE_MAX_LENGTH + 2))
-        warning = _find_readers(path)
+        warning = _find_readers(variable, path)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise SettingsError(
-            _FILE, _show_path(path), "a readable text file", f"Reading it failed: {reason}."
+            variable, show_path(path), "a readable text file", f"Reading it failed: {reason}."
         ) from None
     return text, (warning,) if warning else ()
 
 
-def _find_readers(path: str) -> str:
+def _find_readers(variable: str, path: str) -> str:
     """Return who besides the owner has rights to a file, as a warning; empty if nobody has.
 
     A group that may read is normal where another user owns the file (``fsGroup`` of Kubernetes). Where the
@@ -252,7 +260,7 @@ def _find_readers(path: str) -> str:
     if not who or not stat.S_ISREG(found.st_mode):
         return ""
     return (
-        f"FLEETLM_COOKIE_FILE is {path}, and {who}: chmod 0400 it (Kubernetes: defaultMode: 0400; Compose: "
+        f"{variable} is {path}, and {who}: chmod 0400 it (Kubernetes: defaultMode: 0400; Compose: "
         "mode: 0400 of the secret)"
     )
 
@@ -263,11 +271,11 @@ def _check(variable: str, text: str, path: str | None = None) -> str:
     try:
         return parse_cookie(cookie)
     except Refused as refused:
-        shown = f"({len(cookie)} characters)" if path is None else _show_path(path)
+        shown = f"({len(cookie)} characters)" if path is None else show_path(path)
         hint = f"{refused.hint} Unset the variable to run without authentication."
         raise SettingsError(variable, shown, refused.allowed, hint) from None
 
 
-def _show_path(path: str) -> str:
+def show_path(path: str) -> str:
     """Return the path of a file for an error; masked if it does not look like one but like the cookie."""
-    return path if not path or path.startswith(("/", ".", "~")) else "(masked: it may be the cookie itself)"
+    return path if not path or path.startswith(("/", ".", "~")) else "(masked: it may be the secret itself)"

@@ -82,6 +82,44 @@ def format_ports(ports: tuple[int, int]) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
+_OPS_ALLOWED = (
+    "where the ops listener listens: ip:port, [ip]:port for IPv6, or :port for all addresses; the port may "
+    "be a range such as 4380-4395, of which the first free one is taken; or off"
+)
+
+
+def parse_ops(text: str) -> str | None:
+    """Parse where the ops listener listens: ``ip:port`` or ``ip:first-last``; ``*`` stands for all addresses.
+
+    None stands for ``off``. Port 0 lets the system choose one, for tests.
+    """
+    if text == "off":
+        return None
+    host, colon, ports = text.rpartition(":")
+    ip = {"": "*", "*": "*", "localhost": "127.0.0.1"}.get(host) or canonical_ip(host)
+    if not colon or ip is None or (":" in ip and not host.startswith("[")) or "%" in ip:
+        hint = "Unset it, or write off, to have none." if not text else ""
+        raise Refused(_OPS_ALLOWED, hint)
+    if ports != "0":
+        try:
+            ports = format_ports(parse_ports(ports))
+        except Refused:
+            raise Refused(_OPS_ALLOWED) from None
+    return f"[{ip}]:{ports}" if ":" in ip else f"{ip}:{ports}"
+
+
+def split_ops(place: str) -> tuple[str, range]:
+    """Return the address, or ``*`` for all, and the ports to try, of what `parse_ops` returned."""
+    host, _, ports = place.rpartition(":")
+    first, _, last = ports.partition("-")
+    return host.strip("[]"), range(int(first), int(last or first) + 1)
+
+
+def is_loopback(ip: str) -> bool:
+    """Whether only programs of this machine reach an address; ``*`` stands for all addresses."""
+    return ip != "*" and ipaddress.ip_address(ip).is_loopback
+
+
 def parse_seconds(low_ms: int) -> Callable[[str], float]:
     """Make a parser of milliseconds, from ``low_ms`` to one day, that returns seconds."""
     parse_ms = parse_integer(low_ms, MAX_DURATION_MS, "milliseconds")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fleetlm.cookies import TAKEN, parse_cookie, read_cookies
 from fleetlm.errors import SettingsError
 from fleetlm.names import endpoint
+from fleetlm.ops_token import OPS_TAKEN, check_token, read_token
 from fleetlm.records import Record
 from fleetlm.setting_parsers import (
     MAX_DURATION_MS,
@@ -29,6 +30,7 @@ from fleetlm.setting_parsers import (
     check_rights,
     format_ports,
     format_rights,
+    is_loopback,
     is_service_name,
     parse_basename,
     parse_bind,
@@ -39,12 +41,14 @@ from fleetlm.setting_parsers import (
     parse_log,
     parse_networks,
     parse_node_ip,
+    parse_ops,
     parse_platform_ip,
     parse_ports,
     parse_query,
     parse_rights,
     parse_seconds,
     parse_switch,
+    split_ops,
 )
 from fleetlm.texts import SHORT
 
@@ -122,6 +126,8 @@ class Settings(Record):
             _check_slot("Settings.node_slot", self.node_slot, self.node_ports)
         if self.require_cookie and self.cookie is None:
             raise SettingsError("Settings.require_cookie", "True", *_COOKIE_REQUIRED)
+        if self.ops is not None and self.ops_token is None and not is_loopback(split_ops(self.ops)[0]):
+            raise SettingsError("Settings.ops", repr(self.ops), *_TOKEN_REQUIRED)
 
     # Set by the environment (README, "Configuration").
     dns_query: str | None = None
@@ -172,6 +178,13 @@ class Settings(Record):
     where they are trusted less; docs/security.md says what needs which right."""
     remote: bool = True
     """Whether `fleetlm remote` can open a shell in this node, through a Unix socket of the same user."""
+    ops: str | None = None
+    """Where the ops listener (health, metrics, the page) listens: ``ip:port``, or ``:port`` for all
+    addresses. The port may be a range such as ``4380-4395``, of which the first free one is taken. It needs
+    the extra ``fleetlm[ops]``. None: there is no ops listener."""
+    ops_token: str | None = field(default=None, repr=False)
+    """The secret that the ops listener asks for, but for its health checks. Needed wherever it listens at
+    more than a loopback address. None: whoever reaches the port reads all that the page shows."""
     local_road: bool = True
     """Whether messages to a node of the same host and user travel over a Unix socket, which takes about half
     the time of a single call. Handshakes and heartbeats use the network in any case. Only on Linux."""
@@ -479,7 +492,16 @@ class Settings(Record):
         if values.get("require_cookie") and cookies.own is None:
             raise SettingsError("FLEETLM_REQUIRE_COOKIE", "1", *_COOKIE_REQUIRED)
         values["cookie"], values["other_cookies"] = cookies.own, cookies.others
-        values["warnings"] = (*cookies.warnings, *_find_near_misses(env), *_warn_about_polling(values))
+        values["ops_token"], token_warnings = read_token(env)
+        place = values.get("ops")
+        if isinstance(place, str) and not (values["ops_token"] or is_loopback(split_ops(place)[0])):
+            raise SettingsError("FLEETLM_OPS", env["FLEETLM_OPS"], *_TOKEN_REQUIRED)
+        values["warnings"] = (
+            *cookies.warnings,
+            *token_warnings,
+            *_find_near_misses(env),
+            *_warn_about_polling(values),
+        )
         return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
 
     @property
@@ -554,6 +576,8 @@ class Settings(Record):
             "FLEETLM_DRAIN_MS": f"{self.drain_s * 1000:.12g}",
             "FLEETLM_PEERS_MAY": format_rights(self.peers_may),
             "FLEETLM_REMOTE": "on" if self.remote else "off",
+            "FLEETLM_OPS": self.ops or "off",
+            "FLEETLM_OPS_TOKEN": "(set)" if self.ops_token else "(unset)",
             "FLEETLM_LOCAL_ROAD": "on" if self.local_road else "off",
             "FLEETLM_DEBUG": "1" if self.debug else "0",
             "FLEETLM_DNS_SERVER": endpoint(*self.dns_server) if self.dns_server else "(system)",
@@ -679,7 +703,7 @@ def _check_field(name: str, annotation: str, value: Any) -> Any:
                 hint = "" if name == "dns_server" else refused.hint
     else:
         return value
-    shown = MASKED if "cookie" in name else SHORT.repr(value)
+    shown = MASKED if "cookie" in name or "token" in name else SHORT.repr(value)
     raise SettingsError(f"Settings.{name}", shown, allowed, hint)
 
 
@@ -714,6 +738,7 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("FLEETLM_DRAIN_MS", "drain_s", parse_seconds(0)),
     ("FLEETLM_PEERS_MAY", "peers_may", parse_rights),
     ("FLEETLM_REMOTE", "remote", parse_switch),
+    ("FLEETLM_OPS", "ops", parse_ops),
     ("FLEETLM_LOCAL_ROAD", "local_road", parse_switch),
     ("FLEETLM_DEBUG", "debug", parse_flag),
     ("FLEETLM_DNS_SERVER", "dns_server", parse_dns_server),
@@ -724,16 +749,25 @@ _VARIABLES: tuple[tuple[str, str, Callable[[str], object]], ...] = (
 )
 _PARSERS: dict[str, Callable[[str], object]] = {name: parse for _, name, parse in _VARIABLES}
 _PARSERS["cookie"] = parse_cookie
+_PARSERS["ops_token"] = check_token
 _KNOWN = (
     *(variable for variable, _, _ in _VARIABLES),
     "FLEETLM_COOKIE",
     "FLEETLM_COOKIE_FILE",
     "FLEETLM_COOKIE_OLD",
+    "FLEETLM_OPS_TOKEN",
+    "FLEETLM_OPS_TOKEN_FILE",
     TAKEN,
+    OPS_TAKEN,
 )
 _COOKIE_REQUIRED = (
     "only where a cookie is set",
     "Make one with `fleetlm cookie`, and set FLEETLM_COOKIE to it on every node.",
+)
+
+_TOKEN_REQUIRED = (
+    "a loopback address such as 127.0.0.1:4380, or any other beside a token",
+    "Make a token with `fleetlm cookie`. Set FLEETLM_OPS_TOKEN to it, or FLEETLM_OPS_TOKEN_FILE to its file.",
 )
 
 
@@ -744,7 +778,7 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
             continue
         if _SERVICE_LINK.fullmatch(variable) or _is_service_link(variable, env[variable]):
             continue
-        known = [name for name in _KNOWN if name.startswith("FLEETLM_") and name != TAKEN]
+        known = [name for name in _KNOWN if name.startswith("FLEETLM_") and name not in (TAKEN, OPS_TAKEN)]
         near = _nearest(variable, known)
         guess = f"Did you mean {near[0]}?" if near else "Unset it."
         raise SettingsError(variable, MASKED, f"only known variables: one of {', '.join(known)}", guess)

@@ -26,6 +26,7 @@ from fleetlm.discovery.listening_addresses import choose_listening, list_reached
 from fleetlm.discovery.own_address import OwnAddress, Rule, own_address
 from fleetlm.errors import SettingsError
 from fleetlm.names import NodeName, canonical_ip, endpoint
+from fleetlm.ops_token import take_token
 from fleetlm.records import Record
 from fleetlm.runtime.termination import EXIT_CODE, Termination
 from fleetlm.settings import Settings
@@ -43,6 +44,9 @@ REMOTE_SHELL = "fleetlm.remote.server:RemoteServer"
 by name. Source: uvicorn's protocol classes (``--http``)."""
 HEALTH = "fleetlm.remote.health_server:HealthServer"
 """The service behind `fleetlm health --ready`, likewise."""
+
+OPS = "fleetlm.ops.service:OpsService"
+"""The ops listener. It needs the extra ``fleetlm[ops]``, and says so where that is missing."""
 
 
 class Service(Protocol):
@@ -163,13 +167,15 @@ async def prepare(
     check_exposure(settings, reached)
     if settings.cookie is not None:
         take_cookies(os.environ)
+    if settings.ops_token is not None:
+        take_token(os.environ)
     # Imported here: a simulation does not load ZeroMQ.
     from fleetlm.transport.zeromq import ZmqTransport  # noqa: PLC0415
 
     transport = ZmqTransport(settings, aliases=listening[1:])
     return Prepared(
         settings, address, discovery, first, transport, rng, wall_ms,
-        services=(HEALTH, *([REMOTE_SHELL] if settings.remote else [])),
+        services=(HEALTH, *([REMOTE_SHELL] if settings.remote else []), *([OPS] if settings.ops else [])),
         on_this_network=True,
         listening=listening,
         exposure_warning=describe_exposure(settings, reached),

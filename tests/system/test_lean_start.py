@@ -37,6 +37,9 @@ NOT_AT_THE_START = {
     "fleetlm.supervisor": "a supervisor",
     "fleetlm.testing": "tests",
     "fleetlm.remote.server": "the remote shell, which is off here",
+    "fleetlm.ops": "the ops listener, which is off here",
+    "starlette": "the ops listener",
+    "uvicorn": "the ops listener",
 }
 """Modules, and what needs them."""
 

@@ -164,7 +164,7 @@ def check_venv(arguments: Sequence[str]) -> None:
 
 
 def known_variables() -> set[str]:
-    return Settings().effective().keys() | {"FLEETLM_COOKIE_FILE", "PYTHON"}
+    return Settings().effective().keys() | {"FLEETLM_COOKIE_FILE", "FLEETLM_OPS_TOKEN_FILE", "PYTHON"}
 
 
 def test_commands_that_do_not_exist_are_caught() -> None:

@@ -36,6 +36,9 @@ OURS = [
     "FLEETLM_DRAIN_MS",
     "FLEETLM_PEERS_MAY",
     "FLEETLM_REMOTE",
+    "FLEETLM_OPS",
+    "FLEETLM_OPS_TOKEN",
+    "FLEETLM_OPS_TOKEN_FILE",
     "FLEETLM_LOCAL_ROAD",
     "FLEETLM_DEBUG",
     "FLEETLM_DNS_SERVER",
@@ -127,6 +130,11 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("FLEETLM_DRAIN_MS", "9500", "drain_s", 9.5),
     ("FLEETLM_REMOTE", "on", "remote", True),
     ("FLEETLM_REMOTE", "off", "remote", False),
+    ("FLEETLM_OPS", "off", "ops", None),
+    ("FLEETLM_OPS", "127.0.0.1:4380", "ops", "127.0.0.1:4380"),
+    ("FLEETLM_OPS", " localhost:0 ", "ops", "127.0.0.1:0"),
+    ("FLEETLM_OPS", "[::1]:4380", "ops", "[::1]:4380"),
+    ("FLEETLM_OPS", "127.0.0.1:4380-4395", "ops", "127.0.0.1:4380-4395"),
     ("FLEETLM_LOCAL_ROAD", "off", "local_road", False),
     ("FLEETLM_LOCAL_ROAD", "on", "local_road", True),
     ("FLEETLM_DEBUG", "0", "debug", False),
@@ -221,6 +229,15 @@ BAD: list[tuple[str, str, str]] = [
     *(("FLEETLM_DRAIN_MS", text, DRAIN) for text in ("-1", "25s", "", "86400001")),
     *(("FLEETLM_NODE_TIMEOUT_MS", text, SILENCE) for text in ("199", "0", "8s", "", "86400001")),
     *(("FLEETLM_REMOTE", text, "on or off") for text in ("", "1", "ON", "true", "no")),
+    *(("FLEETLM_OPS", text, "ip:port, [ip]:port") for text in ("", "4380", "on", "1", "host:1", "::1:4380")),
+    *(
+        ("FLEETLM_OPS", text, "ip:port, [ip]:port")
+        for text in ("127.0.0.1", "127.0.0.1:", "[::1%lo]:1", "[::1]")
+    ),
+    *(
+        ("FLEETLM_OPS", text, "ip:port, [ip]:port")
+        for text in ("127.0.0.1:65536", "127.0.0.1:9-1", "http://x:1")
+    ),
     *(("FLEETLM_DEBUG", text, "0 or 1") for text in ("", "true", "on", "2")),
     *(("FLEETLM_LOG", text, "text or json") for text in ("", "JSON", "logfmt")),
     *(("FLEETLM_DNS_SERVER", text, SERVER) for text in ("", "ns1", "ns1:53", "fdaa::3::53", ":53")),
@@ -397,6 +414,8 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_DRAIN_MS": "25000",
         "FLEETLM_PEERS_MAY": "call,spawn,exit,register",
         "FLEETLM_REMOTE": "on",
+        "FLEETLM_OPS": "off",
+        "FLEETLM_OPS_TOKEN": "(unset)",
         "FLEETLM_LOCAL_ROAD": "on",
         "FLEETLM_DEBUG": "0",
         "FLEETLM_DNS_SERVER": "(system)",
@@ -419,6 +438,7 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_DRAIN_MS": "9500",
         "FLEETLM_PEERS_MAY": "call,register",
         "FLEETLM_REMOTE": "off",
+        "FLEETLM_OPS": "127.0.0.1:4380",
         "FLEETLM_LOCAL_ROAD": "off",
         "FLEETLM_DEBUG": "1",
         "FLEETLM_DNS_SERVER": "[fdaa::3]:5353",
@@ -426,7 +446,8 @@ def test_what_is_printed_at_boot() -> None:
         "FLEETLM_PRUNE_AFTER_LOOKUPS": "5",
     }
     shown = Settings.from_env(env).effective()
-    assert shown == env | {"FLEETLM_COOKIE": "(unset: plain text)", "FLEETLM_COOKIE_OLD": "(unset)"}
+    unset = {"FLEETLM_COOKIE": "(unset: plain text)", "FLEETLM_COOKIE_OLD": "(unset)"}
+    assert shown == env | unset | {"FLEETLM_OPS_TOKEN": "(unset)"}
     assert set(shown) <= set(OURS)
 
 

@@ -1,0 +1,1 @@
+"""The page of the ops listener in Chromium; `make test-browser`."""
