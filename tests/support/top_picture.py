@@ -15,6 +15,7 @@ from typing import Any
 from fleetlm import Actor, Child, FleetError, Process, Supervisor, handler
 from fleetlm.cli.top.app import TopApp
 from fleetlm.cli.top.source import Look
+from fleetlm.testing.loop import SimLoop
 from tests.sim.fleet import Fleet, simulated
 
 SIZE = (156, 27)
@@ -55,7 +56,8 @@ def looks() -> list[dict[str, Any]]:
             node.spawn(Supervisor(children), name="models")
             for nth in range(4):
                 node.spawn(user, 10 * number + nth, name=f"user-{nth}")
-        await asyncio.sleep(30)
+        clock: SimLoop = fleet.loop  # All of this takes no time.
+        await asyncio.sleep(30 - clock.time())
         for _ in range(2):
             seen.append(await nodes[0].overview())
             await asyncio.sleep(1)
