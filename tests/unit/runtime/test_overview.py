@@ -13,6 +13,7 @@ from fleetlm import Actor, Child, Node, NodeStopped, Pid, Process, Supervisor, h
 from fleetlm.core.overview_shape import DOES_NOT_KNOW, LIMITS, UNREADABLE, rows_of
 from fleetlm.node import parts_of
 from fleetlm.runtime import overview as module, own_overview
+from fleetlm.runtime.events import MAX_RECENT
 from fleetlm.runtime.own_overview import AT_A_TIME, LOOKED_AT, OwnOverview
 from fleetlm.runtime.requests import PeerRequests
 from fleetlm.testing.loop import SimLoop
@@ -485,6 +486,28 @@ async def test_a_tree_is_shown_to_a_depth_that_can_travel(fleet: Fleet) -> None:
     assert part["left_out"]["trees"] > 0
 
 
+@simulated
+async def test_reasons_of_other_nodes_are_safe_to_show(fleet: Fleet) -> None:
+    one, two = await fleet.mesh(2)
+    await two.stop("\x1b[2J", drain_s=0)
+    await asyncio.sleep(1)
+    part = await own(one)
+    shown = [part["events"][-1]["text"], part["peers"][0]["last_error"]]
+    assert all(text.isprintable() and "[2J" in text for text in shown)
+
+
+@simulated
+async def test_a_node_at_which_nobody_looks_makes_nothing(fleet: Fleet) -> None:
+    one, two = await fleet.mesh(2)
+    await asyncio.sleep(60)
+    assert "overview" not in vars(parts_of(one))
+    await one.stop(drain_s=0)
+    with pytest.raises(NodeStopped):
+        await one.overview()
+    assert "overview" not in vars(parts_of(two))
+
+
 def test_the_limits_fit_each_other() -> None:
+    assert LIMITS["events"] == MAX_RECENT
     assert LOOKED_AT % AT_A_TIME == 0
     assert module.KEPT_S < module.ASK_S <= module.MAX_TIMEOUT_S
