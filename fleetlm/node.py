@@ -314,8 +314,8 @@ class Node:
         self._outbound.close(reason)
         await parts.circles.stop()
         parts.signals.finish()
-        parts.overview.close()
         self.drain_report = await parts.leaving.last_frames(late_until)
+        parts.close_overview()
         self._driver.leave(reason)
         if parts.loop_watch is not None:
             parts.loop_watch.stop()

@@ -209,7 +209,7 @@ class OwnOverview:
                 "served_calls": sum(len(session.requests) for session in context.sessions.values()),
             },
             "stalled": [bounded(text) for text in node.outbound.waits.stalled(settings.stalled_after_s)],
-            "events": node.recent.rows(),
+            "events": [{**row, "text": bounded(row["text"])} for row in node.recent.rows()],
             "left_out": left_out,
         }
 

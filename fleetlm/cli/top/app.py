@@ -13,6 +13,8 @@ Else it is filled anew, and the cursor goes to the row that it was on.
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -51,7 +53,7 @@ HELP = """\
 [b]silent[/b]     it is connected and did not tell its part in time
 [b]lag ms[/b]     by how much the last tick of the event loop was late
 [b]calls[/b]      of a node: its calls that others have not answered; of a process: those that it serves
-[b]for[/b]        time since the call came that is being served, or for which the process waits for another one
+[b]for[/b]        time since the call came that is served, or for which the process waits for another
 [b]B in/s[/b]     bytes a second in frames between nodes
 """
 
@@ -86,7 +88,7 @@ class _Page(ModalScreen[None]):
         """Go back at any key but those that scroll."""
         if event.key not in ("up", "down", "pageup", "pagedown", "home", "end"):
             event.stop()
-            self._closing = self.dismiss()  # Awaiting it here would wait for this very handler.
+            self._dismissed = self.dismiss()  # Awaiting it here would wait for this very handler.
 
 
 class TopApp(App[None]):
@@ -119,13 +121,14 @@ class TopApp(App[None]):
         Binding("slash", "filter", "filter"),
         Binding("escape", "all_rows", "all rows", show=False),
         Binding("space", "pause", "pause"),
-        Binding("d", "toggle_dark", "dark/light"),
+        Binding("d", "change_theme", "dark/light"),
         Binding("question_mark", "help", "help"),
         Binding("q", "quit", "quit"),
     ]
 
     def __init__(self, source: Looks, interval_s: float) -> None:
         super().__init__()
+        self.animation_level = "none"  # Terminals may be far away.
         self._source = source
         self._interval_s = interval_s
         self._history = History()
@@ -165,7 +168,9 @@ class TopApp(App[None]):
         """Begin to look."""
         self._tabs.can_focus = False
         self._table.focus()
-        self.set_interval(1.0, self._show_state)
+        self.theme_changed_signal.subscribe(self, lambda _: self._fill_anew())
+        self.set_interval(1.0, self._on_second)
+        self._show_state()
         self._refresh_rows()
         self._loop_of_app = asyncio.get_running_loop()
         self._thread.start()
@@ -202,6 +207,12 @@ class TopApp(App[None]):
         self._show_state()
 
     # The screen.
+
+    def _on_second(self) -> None:
+        """Bring the age of what is shown up to date; end if the terminal has been closed without a signal."""
+        if not (self.is_headless or has_terminal()):
+            self.exit()
+        self._show_state()
 
     def _show_state(self) -> None:
         """Show one line about the cluster, or what is wrong with the looking."""
@@ -261,6 +272,11 @@ class TopApp(App[None]):
         style = self.theme_variables.get(_TONES.get(row.tone, ""), "")
         for cell, column in zip(row.cells, self._view.columns, strict=True):
             yield Text(cell.text, style=style, justify="right" if column.is_number else "left", no_wrap=True)
+
+    def _fill_anew(self) -> None:
+        """Fill the table though its rows may be the same, since their colours are not."""
+        self._shown_columns = ()
+        self._refresh_rows()
 
     def _show_note(self, shown: int, made: int) -> None:
         notes = []
@@ -335,11 +351,9 @@ class TopApp(App[None]):
         self._is_paused = not self._is_paused
         self._show_state()
 
-    def action_toggle_dark(self) -> None:
+    def action_change_theme(self) -> None:
         """Change between a dark and a light theme."""
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
-        self._keys = []
-        self._refresh_rows()
 
     def action_help(self) -> None:
         """Show the keys."""
@@ -356,6 +370,14 @@ class TopApp(App[None]):
         """Sort and filter differently."""
         self._orders[self._view.name] = order
         self._refresh_rows()
+
+
+def has_terminal() -> bool:
+    """Whether the terminal that textual reads from is still there."""
+    try:
+        return sys.__stdin__ is not None and os.isatty(sys.__stdin__.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 def _title(view: View, nth: int, column: Column, order: Order) -> str:

@@ -29,9 +29,10 @@ _STATE_TONES: dict[str, Tone] = {
 
 
 class Cell(Record):
-    """One value of a row: what it is sorted by, and its text."""
+    """One value of a row, and its text."""
 
-    value: str | float
+    value: Any
+    """A text or a number, by which rows are sorted; of one kind in each column."""
     text: str
 
 

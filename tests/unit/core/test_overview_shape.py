@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fleetlm.core.overview_shape import (
     COUNTS,
@@ -255,6 +255,7 @@ VALUES = st.recursive(
 KEYS = st.sampled_from([*part(), "shown", "members", "children"])
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(KEYS, VALUES | st.lists(st.dictionaries(KEYS, VALUES, max_size=3), max_size=3)))
 def test_whatever_a_peer_sends_becomes_a_part_that_every_reader_can_hold(value: dict[str, Any]) -> None:
     found = read_part({"incarnation": 1, **value}, NAME)

@@ -202,7 +202,7 @@ async def test_what_happened_last_is_kept_for_people() -> None:
         {"wall_ms": 0, "kind": "NodeUp", "text": A},
         {"wall_ms": 1, "kind": "NodeDraining", "text": f"{A}, asked by signal"},
         {"wall_ms": 2, "kind": "NodeUndrained", "text": A},
-        {"wall_ms": 3, "kind": "NodeDown", "text": rf"{A}: \x1b[2J"},
+        {"wall_ms": 3, "kind": "NodeDown", "text": f"{A}: \x1b[2J"},
     ]
     for _ in range(500):
         hub.publish(NodeUp(A, 2))

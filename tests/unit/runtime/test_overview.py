@@ -5,14 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fleetlm import Actor, Child, Node, NodeStopped, Pid, Process, Supervisor, handler
-from fleetlm.core.overview_shape import DOES_NOT_KNOW, LIMITS, UNREADABLE, rows_of
+from fleetlm import (
+    Actor,
+    Child,
+    FleetError,
+    MessageTooLarge,
+    Node,
+    NodeStopped,
+    Pid,
+    Process,
+    Supervisor,
+    handler,
+)
+from fleetlm.core.overview_shape import DOES_NOT_KNOW, LIMITS, LONGEST, UNREADABLE, rows_of
 from fleetlm.node import parts_of
 from fleetlm.runtime import overview as module, own_overview
+from fleetlm.runtime.events import MAX_RECENT
 from fleetlm.runtime.own_overview import AT_A_TIME, LOOKED_AT, OwnOverview
 from fleetlm.runtime.requests import PeerRequests
 from fleetlm.testing.loop import SimLoop
@@ -343,6 +356,69 @@ async def test_a_stop_ends_every_look(fleet: Fleet) -> None:
 
 
 @simulated
+async def test_a_stop_ends_what_is_being_made(fleet: Fleet) -> None:
+    one, two = await fleet.mesh(2)
+    refused: list[FleetError] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_overview, "AT_A_TIME", 1)
+        for _ in range(50):
+            one.spawn(idle)
+        look = asyncio.ensure_future(one.overview())
+        await asyncio.sleep(0)
+        call = SimpleNamespace(fail=refused.append)
+        parts_of(one).overview.answer(2, call)  # type: ignore[arg-type]  # as a peer that asks
+        parts_of(one).close_overview()
+        with pytest.raises(NodeStopped):
+            await look
+    assert [type(error) for error in refused] == [NodeStopped]
+    assert "error" not in (await two.overview())["nodes"][two.name]
+
+
+@simulated
+async def test_an_answer_that_cannot_be_sent_harms_nobody(fleet: Fleet) -> None:
+    (node,) = await fleet.mesh(1)
+
+    def too_large(value: Any) -> None:
+        raise MessageTooLarge(5, 4)
+
+    parts_of(node).overview.answer("many", SimpleNamespace(reply=too_large))  # type: ignore[arg-type]
+    assert (await own(node))["state"] == "up"
+
+
+@simulated
+async def test_the_busiest_of_many_busy_processes_are_shown(fleet: Fleet) -> None:
+    (node,) = await fleet.mesh(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_overview, "AT_A_TIME", 40)
+        for number in range(200):
+            node.spawn(takes_and_sleeps, name=f"p{number}")
+        await asyncio.sleep(1)
+        for number in range(200):
+            for _ in range(number % 50 + 1):
+                node.send_nowait(f"p{number}", "x")
+        await asyncio.sleep(1)
+        part = await own(node)
+    lengths = [row["mailbox"] for row in part["processes"]["shown"]]
+    assert len(lengths) == LIMITS["processes"]
+    assert lengths[:LONGEST] == sorted((n % 50 for n in range(200)), reverse=True)[:LONGEST]
+
+
+@simulated
+async def test_more_trees_than_are_shown_are_counted(fleet: Fleet) -> None:
+    (node,) = await fleet.mesh(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LIMITS, "trees", 5)
+        pids = [node.spawn(Supervisor([Child("only", idle)])) for _ in range(7)]
+        await asyncio.sleep(1)
+        part = await own(node)
+        assert (len(part["trees"]), part["left_out"]["trees"]) == (5, 7)
+        node.exit(pids[0], "kill")
+        await asyncio.sleep(1)
+        assert len((await own(node))["trees"]) == 5
+        assert (await own(node))["left_out"]["trees"] == 6
+
+
+@simulated
 async def test_a_caller_that_gives_up_leaves_nothing_behind(fleet: Fleet) -> None:
     one, two = await fleet.mesh(2)
     with pytest.raises(TimeoutError):
@@ -485,6 +561,30 @@ async def test_a_tree_is_shown_to_a_depth_that_can_travel(fleet: Fleet) -> None:
     assert part["left_out"]["trees"] > 0
 
 
+@simulated
+async def test_reasons_of_other_nodes_are_safe_to_show(fleet: Fleet) -> None:
+    one, two = await fleet.mesh(2)
+    await two.stop("\x1b[2J", drain_s=0)
+    await asyncio.sleep(1)
+    part = await own(one)
+    assert [event["kind"] for event in part["events"]] == ["NodeUp", "NodeDraining", "NodeDown"]
+    assert "[2J" in part["events"][-1]["text"]
+    assert all(event["text"].isprintable() for event in part["events"])
+    assert part["peers"][0]["last_error"].isprintable()
+
+
+@simulated
+async def test_a_node_at_which_nobody_looks_makes_nothing(fleet: Fleet) -> None:
+    one, two = await fleet.mesh(2)
+    await asyncio.sleep(60)
+    assert "overview" not in vars(parts_of(one))
+    await one.stop(drain_s=0)
+    with pytest.raises(NodeStopped):
+        await one.overview()
+    assert "overview" not in vars(parts_of(two))
+
+
 def test_the_limits_fit_each_other() -> None:
+    assert LIMITS["events"] == MAX_RECENT
     assert LOOKED_AT % AT_A_TIME == 0
     assert module.KEPT_S < module.ASK_S <= module.MAX_TIMEOUT_S
