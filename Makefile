@@ -54,7 +54,7 @@ test-browser: $(STAMP) ## the page of the ops listener in a real browser; needs 
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(PYTEST) -p no:xdist -m browser $(ARGS) tests/browser
 
-kits: $(STAMP) ## validate the deployment kits; needs promtool and kubectl (Debian: apt-get install prometheus kubectl)
+kits: $(STAMP) ## validate the deployment kits; needs promtool and kubectl (Debian: apt-get install prometheus kubectl systemd)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[kits]'
 	$(PYTEST) -p no:xdist -m kits $(ARGS) tests/kits
 
@@ -87,6 +87,7 @@ reference: $(STAMP) ## write the pages of docs/reference/ that repeat the source
 lock: $(STAMP) ## write the locks with hashes of what docker/ and a release install
 	$(BIN)/uv pip compile $(LOCK) --extra uvloop --output-file docker/requirements.txt pyproject.toml
 	$(BIN)/uv pip compile $(LOCK) --output-file docker/build.txt docker/build.in
+	$(BIN)/uv pip compile $(LOCK) --output-file docker/web.txt docker/web.in
 
 hooks: $(STAMP) ## what pre-commit runs, on every file: also links, spelling and the workflows
 	$(BIN)/pre-commit run --all-files

@@ -35,6 +35,11 @@ API = {
         "message", "register_type", "Down", "Exit", "NodeUp", "NodeDown", "NodeDraining", "NodeUndrained",
         "Joined", "Left", "RowPut", "RowDropped", "Registered", "Unregistered", "NameLost",
     ],
+    "Telemetry": [
+        "Telemetry", "Attachment", "CallStarted", "CallEnded", "HandlerEnded", "MessageDropped", "WindowFull",
+        "WindowOpened", "ChildRestarted", "SupervisorGaveUp", "SessionUp", "SessionDown", "carry", "carried",
+        "fleetlm.metrics.NodeMetrics", "fleetlm.tracing.instrument",
+    ],
     "Threads and processes": ["SyncNode", "SyncStream", "node_in_thread", "ProcessPool"],
     "Discovery": ["Discovery", "DnsDiscovery", "StaticDiscovery", "Answer", "Outcome"],
     "Tests": [

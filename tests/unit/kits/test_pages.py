@@ -94,7 +94,7 @@ def test_the_table_of_graces_is_that_of_the_kits() -> None:
 
 
 def test_the_paths_that_platforms_ask_for_are_those_of_the_front_end() -> None:
-    front = (ROOT / "examples" / "web_fleet" / "web.py").read_text(encoding="utf-8")
+    front = (ROOT / "examples" / "chat" / "web.py").read_text(encoding="utf-8")
     routes = set(re.findall(r'@app\.\w+\("([^"]+)"\)', front))
     nomad = (DEPLOY / "nomad" / "fleetlm.nomad.hcl").read_text(encoding="utf-8")
     asked = {check["path"] for check in FLY["http_service"]["checks"]}
