@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,15 +12,22 @@ import yaml  # type: ignore[import-untyped]
 
 from fleetlm.testing import DnsServer
 from tests.kits.conftest import find_tool
+from tests.support.guides import ROOT
 from tests.support.kits import DEPLOY, Program, complaints, image_name
 
 pytestmark = pytest.mark.kits
 
 FOLDER = DEPLOY / "kubernetes"
-KITS = {"base": "base", "gpu-ranks": "overlays/gpu-ranks", "statefulset": "overlays/statefulset"}
+KITS = {
+    "base": "base",
+    "gpu-ranks": "overlays/gpu-ranks",
+    "ops": "overlays/ops",
+    "statefulset": "overlays/statefulset",
+}
 VERSIONS = ("1.30", "1.34", "1.37")
 """Of Kubernetes: 1.30 has `sleep` in `preStop` by default, 1.34 as stable; the last is the newest known."""
 UID = 10001
+OPS = ROOT / "fleetlm" / "ops" / "application.py"
 
 Manifest = dict[str, Any]
 
@@ -67,7 +75,7 @@ def environment(kit: list[Manifest], container: Manifest) -> dict[str, str]:
 
 
 def program(kit: list[Manifest], spec: Manifest, container: Manifest) -> Program:
-    kinds = ("startup", "readiness", "liveness")
+    probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
     pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     return Program(
         f"kubernetes {container['name']}",
@@ -76,7 +84,7 @@ def program(kit: list[Manifest], spec: Manifest, container: Manifest) -> Program
         environment(kit, container),
         spec["terminationGracePeriodSeconds"],
         pre_stop,
-        {kind: container[f"{kind}Probe"]["exec"]["command"] for kind in kinds},
+        {kind: probe["exec"]["command"] for kind, probe in probes.items() if "exec" in probe},
     )
 
 
@@ -177,6 +185,20 @@ def test_ranks_have_the_slots_from_zero_on(kit: list[Manifest]) -> None:
     for workload in workloads(kit):
         slots = [program(kit, pod(workload), one).settings.node_slot for one in pod(workload)["containers"]]
         assert slots in ([None], [0, 1, 2, 3])
+
+
+def test_probes_over_http_ask_the_ops_listener_and_never_for_liveness(kit: list[Manifest]) -> None:
+    paths = set(re.findall(r'Route\("(/health/\w+)"', OPS.read_text(encoding="utf-8")))
+    for spec, container in containers(kit):
+        settings = program(kit, spec, container).settings
+        ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+        asked = [container[f"{kind}Probe"].get("httpGet") for kind in ("startup", "readiness")]
+        assert all(asked) if settings.ops else not any(asked)
+        assert "exec" in container["livenessProbe"]
+        for probe in filter(None, asked):
+            assert probe["path"].partition("?")[0] in paths
+            assert settings.ops == f"*:{ports[probe['port']]}"
+            assert settings.ops_token is not None
 
 
 # ── life and death ───────────────────────────────────────────────────────────────────────────────

@@ -217,7 +217,9 @@ def test_the_commands_in_the_heads_name_files_that_exist() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             if not re.match(r"#   \w", line):
                 continue
-            for word in shlex.split(line.removeprefix("#   ").replace("$(", "").replace(")", "")):
+            for word in shlex.split(
+                line.removeprefix("#   ").rstrip("\\").replace("$(", "").replace(")", "")
+            ):
                 named = word.rpartition("file://")[2]
                 if named.startswith(("deploy/", "docker/")):
                     assert (ROOT / named).exists(), f"{path.name}: {named}"

@@ -70,15 +70,15 @@ class Program:
 def settings_of(env: Mapping[str, str]) -> Settings:
     """Return the settings of a node with these variables; a file with a cookie becomes a cookie."""
     given = dict(env)
-    if "FLEETLM_COOKIE_FILE" in given:
-        del given["FLEETLM_COOKIE_FILE"]
-        given["FLEETLM_COOKIE"] = COOKIE
+    for secret in ("FLEETLM_COOKIE", "FLEETLM_OPS_TOKEN"):
+        if given.pop(f"{secret}_FILE", None) is not None:
+            given[secret] = COOKIE
     return Settings.from_env(given)
 
 
 def known_variables() -> set[str]:
     """The variables that `Settings.from_env` knows."""
-    return {*Settings().effective(), "FLEETLM_COOKIE_FILE"}
+    return {*Settings().effective(), "FLEETLM_COOKIE_FILE", "FLEETLM_OPS_TOKEN_FILE"}
 
 
 def seconds(text: str | float) -> float:
