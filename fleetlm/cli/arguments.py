@@ -46,6 +46,9 @@ environment variables (defaults in parentheses):
   FLEETLM_DRAIN_MS            milliseconds for a node that leaves to finish what it has begun (25000)
   FLEETLM_PEERS_MAY           what other nodes may do here: call,spawn,exit,register or none (all of them)
   FLEETLM_REMOTE              off: this node does not serve `fleetlm remote` (on)
+  FLEETLM_OPS                 ip:port of health, metrics and a page over HTTP; needs the extra `ops` (off)
+  FLEETLM_OPS_TOKEN, FLEETLM_OPS_TOKEN_FILE
+                              its secret, which anything but a loopback address needs
   FLEETLM_LOCAL_ROAD          off: messages to nodes of this host use no Unix socket (on)
   FLEETLM_DEBUG               1: messages between processes of one node are encoded and decoded, too (0)
   FLEETLM_DNS_SERVER          ip[:port] of the DNS server to ask (the system's)
