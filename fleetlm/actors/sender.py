@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.messaging.deadline import within_deadline
-from fleetlm.messaging.telling import tell_of
+from fleetlm.messaging.telling import told
 
 if TYPE_CHECKING:
     from fleetlm.messaging.fan_out import FanOut
@@ -57,7 +57,7 @@ class ActorSender:
     def call(self, to: Target, message: Any, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """See `Node.call`."""
         call, waits = self._outbound.call(to, message, timeout), self._outbound.waits
-        return tell_of(waits, call, to, message) if waits.taps.calls else call
+        return call if waits.taps.calls is None else told(waits, call, to, message)
 
     async def multicall(
         self, targets: list[Target], request: Invoke, timeout: float | None = None

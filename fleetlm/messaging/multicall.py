@@ -45,7 +45,7 @@ class Multicall:
 
     async def __call__(self, targets: Sequence[Target], message: Any, timeout_s: float) -> list[Any]:
         """See `Node.multicall`."""
-        if self._outbound.waits.taps.calls:
+        if self._outbound.waits.taps.calls is not None:
             asked = self._ask(targets, message, timeout_s)
             return await tell_of_many(self._outbound.waits, asked, targets, message)
         return await self._ask(targets, message, timeout_s)
@@ -73,8 +73,10 @@ class Multicall:
                 session.call_ended(key)
                 self._outbound.close_request(session, ref, sender)
         for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, FleetError):
-                raise result
+            if isinstance(result, BaseException):
+                self._outbound.count_failure(result)
+                if not isinstance(result, FleetError):
+                    raise result
         return results
 
     def _ask_at_once(
