@@ -102,7 +102,6 @@ class Call:
     Attributes:
         message: what the caller sent.
         deadline: on the loop's clock, in seconds; the caller does not wait any longer.
-        carrier: what came of its caller's context, packed, or None; see `fleetlm.carried`.
         began: when it came, on the same clock; ``-math.inf`` if it is made on behalf of work that was in
             flight before. See `messaging.in_flight`.
     """
@@ -110,13 +109,13 @@ class Call:
     __match_args__ = ("message",)
     __slots__ = (
         "_caller",
+        "_carrier",
         "_clock",
         "_done",
         "_on_done",
         "_producer",
         "_ref",
         "began",
-        "carrier",
         "deadline",
         "message",
     )
@@ -132,9 +131,8 @@ class Call:
         idle_s: float = math.inf,
         began: float = math.inf,
     ) -> None:
-        self.carrier: bytes | None = None
-        if type(message) is Invoke and (carrier := message.carrier) is not None:
-            self.carrier = carrier
+        if type(message) is Invoke and message.carrier is not None:
+            self._carrier: bytes = message.carrier  # Not set otherwise, since that would cost every call.
             if not message.handler:
                 message = message.args[0]
         self.message: Any = message
@@ -149,6 +147,11 @@ class Call:
 
     def __repr__(self) -> str:
         return f"Call({SHORT.repr(self.message)})"
+
+    @property
+    def carrier(self) -> bytes | None:
+        """What came of its caller's context, packed, or None; see `fleetlm.carried`."""
+        return getattr(self, "_carrier", None)
 
     @property
     def remaining_s(self) -> float:
