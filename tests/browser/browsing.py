@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
-from fleetlm import Actor, Call, Child, Node, Process, Supervisor
+from fleetlm import Actor, Call, Child, FleetError, Node, Process, Supervisor
 from fleetlm.ops.service import OpsService
 from tests.support.guides import ROOT
 from tests.system.cluster_tools import Fleet
@@ -44,6 +45,17 @@ async def slow(process: Process) -> None:
         await process.node.wait_stopped()
 
 
+async def chatter(process: Process) -> None:
+    """Something to chart: calls the others again and again."""
+    node, ended = process.node, asyncio.Event()
+    for number in itertools.count():
+        for name in node.list():
+            with contextlib.suppress(FleetError):
+                await node.call(("echo", name), "x" * (number % 400))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), 0.02)
+
+
 def ops_port(node: Node) -> int:
     """The port of a node's ops listener."""
     (service,) = (each for each in node._services if isinstance(each, OpsService))
@@ -57,6 +69,7 @@ async def node_with_page(fleet: Fleet, **env: str) -> Node:
     pool = Supervisor([Child(f"gpu-{each}", Ranker) for each in range(2)])
     node.spawn(Supervisor([Child("ranker", Ranker), Child("pool", pool)]), name="workers")
     node.spawn(slow, name="archive")
+    node.spawn(chatter, name="chatter")
     for number in range(20):
         node.send_nowait("archive", number)
     await node.registry.register("leader", node.spawn(slow))
@@ -102,8 +115,14 @@ class Watched:
         script = "(e => e.id || e.getAttribute('aria-label') || e.textContent.trim())(document.activeElement)"
         return str(await self.page.evaluate(script))
 
+    async def charted(self) -> None:
+        """Wait until the charts show something."""
+        line = "document.querySelectorAll('.tile .line')[0].getAttribute('d')"
+        await self.until(f"{line}.split('L').length > 5")
+
     async def picture(self, name: str) -> None:
         """Keep a picture of what is seen, for the documentation."""
+        await self.charted()
         IMAGES.mkdir(exist_ok=True)
         path = IMAGES / f"page-{name}.png"
         await self.page.screenshot(path=path)

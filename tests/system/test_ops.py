@@ -123,6 +123,15 @@ async def test_a_node_serves_and_leaves_no_thread_and_no_socket() -> None:
             connect(port)
 
 
+async def test_metrics_are_those_of_the_node() -> None:
+    pytest.importorskip("fleetlm.metrics")
+    async with node_with() as (_, port):
+        status, text = await ask(port, "/metrics")
+        assert status == 200
+        assert "\nfleetlm_build_info{" in text
+        assert "fleetlm_scrape_stale 0.0" in text
+
+
 async def test_a_node_that_drains_is_not_ready_and_still_served() -> None:
     async with node_with() as (node, port):
         await node.drain(0.0)

@@ -49,6 +49,23 @@ function short(name) {
   return common && name.startsWith(common) ? name.slice(common.length) : name;
 }
 
+const PID = /^<(.+@\S+?)[ .](?:([0-9a-f]+) )?(\d+)>$/;
+// A pid without the incarnation of its node, which the title has.
+function shortPid(pid) {
+  const found = PID.exec(pid);
+  return found ? `<${short(found[1])} ${found[3]}>` : pid;
+}
+
+// How many of some processes each node has.
+function places(pids) {
+  const counts = new Map();
+  for (const pid of pids) {
+    const node = PID.exec(pid)?.[1] ?? "?";
+    counts.set(node, (counts.get(node) ?? 0) + 1);
+  }
+  return [...counts].map(([node, many]) => `${short(node)}${many > 1 ? ` ×${count(many)}` : ""}`).join("  ");
+}
+
 // The parts of the page.
 
 const tiles = $("tiles");
@@ -88,7 +105,7 @@ const nodes = new Table($("nodes").querySelector(".scroll"), {
 const processes = new Table($("processes").querySelector(".scroll"), {
   caption: "Processes", key: (row) => row.pid, empty: "No process is shown.", sort: "-mailbox", limit: 60,
   columns: [
-    { id: "name", label: "process", value: (row) => row.name || row.pid, mono: true, wide: true, title: (row) => row.pid },
+    { id: "name", label: "process", value: (row) => row.name || shortPid(row.pid), mono: true, wide: true, title: (row) => row.pid },
     { id: "runs", label: "runs", value: (row) => row.runs, wide: true, mono: true },
     { id: "mailbox", label: "mailbox", number: true, value: (row) => (row.mailbox ?? 0) + row.busy / 1e6, text: (row) => count(row.mailbox), state: (row) => (row.mailbox >= 1000 ? "down" : row.mailbox >= 100 ? "busy" : null) },
     { id: "serving", label: "serving", value: (row) => row.serving, wide: true },
@@ -104,7 +121,7 @@ const groups = new Table($("groups").querySelector(".scroll"), {
   columns: [
     { id: "name", label: "group", value: (row) => row.name, mono: true, wide: true },
     { id: "count", label: "members", number: true, value: (row) => row.count, text: (row) => count(row.count) },
-    { id: "members", label: "processes", value: (row) => row.members, wide: true, mono: true },
+    { id: "members", label: "on", value: (row) => row.places, wide: true, mono: true, title: (row) => row.members },
   ],
 });
 
@@ -112,7 +129,7 @@ const names = new Table($("names").querySelector(".scroll"), {
   caption: "Names", key: (row) => row.name, empty: "No name is registered in the cluster.", sort: "name", limit: 300,
   columns: [
     { id: "name", label: "name", value: (row) => row.name, mono: true, wide: true },
-    { id: "pid", label: "process", value: (row) => row.pid, mono: true, wide: true },
+    { id: "pid", label: "process", value: (row) => shortPid(row.pid), mono: true, wide: true, title: (row) => row.pid },
   ],
 });
 
@@ -188,7 +205,7 @@ function showTrees() {
 function showDirectory() {
   const from = viewer();
   groups.update(entries(section(from, "groups")).map(([name, each]) => ({
-    name, count: num(each?.count), members: list(each?.members).map(text).join(" "),
+    name, count: num(each?.count), members: list(each?.members).map(text).join(" "), places: places(list(each?.members).map(text)),
   })).filter((row) => matches([row.name, row.members])));
   names.update(entries(section(from, "names")).map(([name, pid]) => ({ name, pid: text(pid) })).filter((row) => matches([row.name, row.pid])));
 }

@@ -4,7 +4,9 @@ import { clock, h, setAttribute, setText, svg } from "./dom.js";
 
 const WIDTH = 300;
 const HEIGHT = 64;
+const TOP = 15; // above it stands the end of the scale
 export const MINUTES = 4;
+const LEAST_MS = 30000; // a page that was opened just now fills its charts soon
 
 // One tile: a title, the value now, and the course of the last minutes.
 export class Chart {
@@ -16,12 +18,12 @@ export class Chart {
     this.points = [];
     this.now = h("span", { class: "now" }, "–");
     this.most = h("span", { class: "most" });
-    this.at = h("span", { class: "at" }, `last ${MINUTES} min`);
+    this.at = h("span", { class: "at" }, "");
     this.picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
     this.area = svg("path", { class: "area" });
     this.line = svg("path", { class: "line", "vector-effect": "non-scaling-stroke" });
     this.cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, x1: -9, x2: -9, "vector-effect": "non-scaling-stroke" });
-    for (const y of [0.5, HEIGHT / 2, HEIGHT - 0.5]) this.picture.append(svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y, "vector-effect": "non-scaling-stroke" }));
+    for (const y of [TOP, (TOP + HEIGHT) / 2, HEIGHT - 0.5]) this.picture.append(svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y, "vector-effect": "non-scaling-stroke" }));
     this.picture.append(this.area, this.line, this.cursor);
     this.picture.addEventListener("pointermove", (event) => this.point(event));
     this.picture.addEventListener("pointerleave", () => this.leave());
@@ -40,8 +42,11 @@ export class Chart {
     if (!this.isPointed) setText(this.now, this.format(last));
     setText(this.most, this.format(top));
     setAttribute(this.now, "data-state", this.state && last !== null ? this.state(last) : null);
-    const x = (at) => WIDTH - ((wallMs - at) / (MINUTES * 60000)) * WIDTH;
-    const y = (value) => HEIGHT - 1 - (value / top) * (HEIGHT - 4);
+    this.span = Math.min(MINUTES * 60000, Math.max(LEAST_MS, points.length ? wallMs - points[0][0] : 0));
+    const span = `last ${this.span < 60000 ? `${Math.round(this.span / 1000)} s` : `${Math.round(this.span / 60000)} min`}`;
+    if (!this.isPointed) setText(this.at, span);
+    const x = (at) => WIDTH - ((wallMs - at) / this.span) * WIDTH;
+    const y = (value) => HEIGHT - 1 - (value / top) * (HEIGHT - 1 - TOP);
     let line = "";
     let area = "";
     let run = [];
@@ -62,17 +67,17 @@ export class Chart {
     setAttribute(this.line, "d", line || "M0 0");
     setAttribute(this.area, "d", area || "M0 0");
     const most = values.length ? this.format(Math.max(...values)) : "–";
-    setAttribute(this.picture, "aria-label", `${this.title}: ${this.format(last)} now, at most ${most} in the last ${MINUTES} minutes`);
+    setAttribute(this.picture, "aria-label", `${this.title}: ${this.format(last)} now, at most ${most} in the ${span}`);
   }
 
   point(event) {
     const box = this.picture.getBoundingClientRect();
-    const at = this.end - (1 - (event.clientX - box.left) / box.width) * MINUTES * 60000;
+    const at = this.end - (1 - (event.clientX - box.left) / box.width) * this.span;
     let nearest = null;
     for (const each of this.points) if (each[1] !== null && (!nearest || Math.abs(each[0] - at) < Math.abs(nearest[0] - at))) nearest = each;
     if (!nearest) return;
     this.isPointed = true;
-    const x = WIDTH - ((this.end - nearest[0]) / (MINUTES * 60000)) * WIDTH;
+    const x = WIDTH - ((this.end - nearest[0]) / this.span) * WIDTH;
     this.cursor.setAttribute("x1", x);
     this.cursor.setAttribute("x2", x);
     setText(this.now, this.format(nearest[1]));
@@ -83,7 +88,6 @@ export class Chart {
     this.isPointed = false;
     this.cursor.setAttribute("x1", -9);
     this.cursor.setAttribute("x2", -9);
-    setText(this.at, `last ${MINUTES} min`);
     this.update(this.points, this.end);
   }
 }

@@ -105,7 +105,7 @@ export const NAMES = {
 };
 
 export function legend(place) {
-  for (const state of ["up", "busy", "draining", "connecting", "down", "silent"]) {
+  for (const state of ["up", "busy", "draining", "connecting", "down", "silent", "none"]) {
     place.append(h("li", {}, h("span", { class: "key", "data-state": state, "aria-hidden": "true" }, SIGNS[state]), NAMES[state]));
   }
 }

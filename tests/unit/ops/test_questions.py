@@ -192,6 +192,7 @@ async def test_a_loop_that_stands_still_is_said_and_asked_once(monkeypatch: pyte
             await asyncio.Event().wait()
 
     monkeypatch.setattr(questions, "parts_of", lambda _node: parts_on(loop))
+    monkeypatch.setitem(sys.modules, "fleetlm.metrics", None)
     node = NodeQuestions(Node())  # type: ignore[arg-type]
     get = Shared.get
     monkeypatch.setattr(Shared, "get", lambda self, limit_s=0.0: get(self, limit_s))
