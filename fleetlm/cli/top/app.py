@@ -13,6 +13,7 @@ Else it is filled anew, and the cursor goes to the row that it was on.
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterable
 from typing import ClassVar, Protocol
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult
@@ -37,6 +39,8 @@ _LATE_S = 3.0
 """Seconds without a look after which the screen says how old it is."""
 _CLOSE_S = 0.5
 """Seconds that the looking thread has to end; one that waits for a greeting may need longer, and is left."""
+_MAX_CELLS = 80
+"""No column is wider; Enter shows the whole row."""
 _TONES = {"good": "text-success", "warn": "text-warning", "bad": "text-error", "dim": "text-muted"}
 """Tone → the variable of the theme with a colour that can be read on its background."""
 
@@ -149,6 +153,8 @@ class TopApp(App[None]):
         self._keys: list[str] = []
         """The keys of the rows in the table."""
         self._shown_columns: tuple[str, ...] = ()
+        self._widths: list[int] = []
+        """How wide the columns are. The table finds that out only after it has been painted once."""
 
     @property
     def order(self) -> Order:
@@ -241,27 +247,35 @@ class TopApp(App[None]):
         titles = tuple(
             _title(self._view, nth, column, self.order) for nth, column in enumerate(self._view.columns)
         )
-        keys = [row.key for row in rows]
-        if titles == self._shown_columns and keys == self._keys:
+        widths = [
+            max([cell_len(title), *(min(cell_len(row.cells[nth].text), _MAX_CELLS) for row in rows)])
+            for nth, title in enumerate(titles)
+        ]
+        is_same = titles == self._shown_columns and [row.key for row in rows] == self._keys
+        if is_same and all(map(operator.le, widths, self._widths)):
             for row in rows:
                 for nth, cell in enumerate(self._cells(row)):
                     if table.get_cell(row.key, str(nth)) != cell:
-                        table.update_cell(row.key, str(nth), cell, update_width=True)
+                        table.update_cell(row.key, str(nth), cell)
         else:
-            self._fill(table, titles, rows)
+            if titles == self._shown_columns:  # Columns that are never narrower again do not dance.
+                widths = list(map(max, widths, self._widths))
+            self._fill(table, titles, widths, rows)
         self._show_note(len(rows), len(every))
 
-    def _fill(self, table: DataTable[Text], titles: tuple[str, ...], rows: list[Row]) -> None:
+    def _fill(
+        self, table: DataTable[Text], titles: tuple[str, ...], widths: list[int], rows: list[Row]
+    ) -> None:
         """Fill the table anew; the cursor goes to the row that it was on, or stays at its height."""
         at = table.cursor_row
         here = self._keys[at] if 0 <= at < len(self._keys) else None
         scrolled_to = table.scroll_x, table.scroll_y
         table.clear(columns=True)
-        for nth, title in enumerate(titles):
-            table.add_column(title, key=str(nth))
+        for nth, (title, width) in enumerate(zip(titles, widths, strict=True)):
+            table.add_column(title, width=width, key=str(nth))
         for row in rows:
             table.add_row(*self._cells(row), key=row.key)
-        self._shown_columns, self._keys = titles, [row.key for row in rows]
+        self._shown_columns, self._widths, self._keys = titles, widths, [row.key for row in rows]
         if here in self._keys:
             at = self._keys.index(here)
         table.move_cursor(row=max(0, min(at, len(rows) - 1)), animate=False, scroll=False)

@@ -59,7 +59,8 @@ class Source:
             return Look(client.ask_overview(connection, self._number, NODES_S))
         except RemoteFailure as failure:
             self._drop()
-            return Look(None, escape(failure.text.partition("\n")[0]), failure.code)
+            first = failure.text.partition("\n")[0].removesuffix(" These do:")  # A list follows.
+            return Look(None, escape(first), failure.code)
         except TimeoutError:
             self._drop()
             silence = client.describe_silence(self.node, NODES_S + client.GREETING_S)

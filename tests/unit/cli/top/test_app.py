@@ -52,7 +52,7 @@ Screen = tuple[TopApp, Pilot[None]]
 @contextlib.asynccontextmanager
 async def running(*looks: Any) -> AsyncIterator[Screen]:
     app = TopApp(Quiet(), 1.0)
-    async with app.run_test(size=(160, 30)) as pilot:
+    async with app.run_test(size=(90, 12)) as pilot:
         for each in looks:
             await shown(app, pilot, each)
         yield app, pilot
@@ -150,6 +150,26 @@ async def test_the_cursor_stays_on_its_row_when_rows_move() -> None:
         assert column(app, 4) == ["21", "3", "1"], "only a cell has changed"
         await shown(app, pilot, with_mailboxes())
         assert table(app) == []
+
+
+async def test_columns_are_as_wide_as_what_they_hold_and_never_narrower_again() -> None:
+    def named(name: str) -> dict[str, Any]:
+        return overview(part(A, processes={"count": 1, "shown": [process(1, name=name)]}))
+
+    async with running(named("short")) as (app, pilot):
+        await pilot.press("2")
+
+        def width() -> int:
+            return app._table.ordered_columns[2].width
+
+        assert width() == len("short")
+        await shown(app, pilot, named("a longer name"))
+        assert width() == len("a longer name")
+        await shown(app, pilot, named("short"))
+        assert width() == len("a longer name")
+        await shown(app, pilot, named("x" * 200))
+        assert width() == 80
+        assert column(app, 2) == ["x" * 200]
 
 
 async def test_a_lost_node_is_shown_above_what_was_seen_last() -> None:

@@ -164,6 +164,8 @@ def test_a_lost_node_is_looked_for_by_its_name(machine: Machine) -> None:
     assert machine.connections[0].is_closed
     machine.found = []
     assert "no node of this user runs" in source.look().failure
+    machine.found = [SocketFile("/run", B, 9)]
+    assert source.look().failure == f"no node {A} runs on this machine."
     machine.found = [SocketFile("/run", B, 9), SocketFile("/run", A, 10)]
     assert source.look().overview is not None
     assert [each.node for each in machine.connections] == [A, A], "not the other one"
