@@ -170,10 +170,10 @@ def parse_dns_name(text: str) -> str:
     """Parse one DNS name."""
     labels = text.removesuffix(".").split(".")
     if len(text) > 254 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise Refused(
-            _QUERY_ALLOWED,
-            "Give only the name: no scheme, port or spaces. Labels have 1 to 63 letters, digits, - and _.",
-        )
+        hint = "Give only the name: no scheme, port or spaces. Labels have 1 to 63 letters, digits, - and _."
+        if not text.isascii():
+            hint = f"{hint} A name with other letters is written in its ASCII form (Punycode: xn--...)."
+        raise Refused(_QUERY_ALLOWED, hint)
     if all(label.isdecimal() for label in labels):
         raise Refused(_QUERY_ALLOWED, f"{text} is neither an IP address nor a name.")
     if is_service_name(text):
@@ -196,6 +196,9 @@ def parse_own_ip(text: str) -> str:
     address = ipaddress.ip_address(ip)
     if address.is_unspecified or address.is_multicast:
         raise Refused("an address that peers can connect to", f"{ip} is a wildcard or multicast address.")
+    if address.version == 6 and address.is_link_local:
+        hint = f"{ip} is link-local: it means another machine on each interface, so no node can be named so."
+        raise Refused("an address that peers can connect to", hint)
     return ip
 
 

@@ -26,7 +26,7 @@ def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] |
         None if the handshake may go on; otherwise the refusal, and its detail for the logs of both sides.
     """
     if (hello.name, hello.incarnation) == (me.name, me.incarnation):
-        return Refusal.SELF, f"{hello.dialled} is this node itself"
+        return Refusal.SELF, _describe_self(me, hello.dialled)
     if hello.protocol_max < PROTOCOL_MIN or hello.protocol_min > PROTOCOL_MAX:
         return Refusal.INCOMPATIBLE, (
             f"{hello.name} speaks protocol {hello.protocol_min} to {hello.protocol_max}, "
@@ -53,6 +53,13 @@ def judge(me: Identity, hello: Hello, *, leaving: bool) -> tuple[Refusal, str] |
     if leaving:
         return Refusal.DRAINING, f"{me.name} is leaving"
     return None
+
+
+def _describe_self(me: Identity, dialled: str) -> str:
+    if dialled == me.name:
+        return f"{dialled} is this node itself"
+    text = f"at the address of {dialled} this node itself answers, {me.name}"
+    return text if same_fleet(me.name, dialled) else text + ONE_BASENAME
 
 
 def refused_by(answer: Refused) -> str:

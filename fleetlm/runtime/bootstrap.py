@@ -77,6 +77,7 @@ class Leaving(Protocol):
 
 
 N = TypeVar("N", bound=Leaving)
+_HOW_TO_START = "write `node = await Node.start(...)`, or `async with Node.start(...) as node:`"
 
 
 class Prepared(Record):
@@ -247,6 +248,17 @@ class NodeStarting(Generic[N]):
         self._wall_ms = wall_ms
         self._node: N | None = None
         self._termination = Termination()
+
+    if not TYPE_CHECKING:  # A type checker says it by itself.
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"there is no node yet that has .{name}: {_HOW_TO_START}")
+
+        def __enter__(self) -> Any:
+            raise TypeError(f"a node is started and stopped by its event loop: {_HOW_TO_START}")
+
+        def __exit__(self, *_: object) -> None:
+            """Never called: the block does not begin."""
 
     def __await__(self) -> Generator[Any, None, N]:
         return self._start().__await__()

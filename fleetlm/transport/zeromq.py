@@ -74,6 +74,9 @@ from fleetlm.transport.sockets import (
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
 
+FEW_PEERS: Final = 8
+"""A limit of open files that allows for fewer peers is worth a warning: small clusters would not be whole."""
+
 RECHECK_S: Final = 1.0
 """Seconds between two re-checks: the delay that a missed wake-up costs."""
 TERM_TIMEOUT_S: Final = 1.0
@@ -156,7 +159,8 @@ class ZmqTransport:
             raise RuntimeError("a transport can be started only once; create a new one")
         where = describe_ports(ip, ports)
         room = raise_descriptor_limit()
-        log.info("the limit of open files allows for about %d peers", room)
+        level = logging.INFO if room >= FEW_PEERS else logging.WARNING
+        log.log(level, "the limit of open files allows for about %d peers", room)
         if self._descriptors.count() < FDS_TO_START:  # Without this libzmq would end the whole process.
             raise StartFailed(where, explain_bind_error(OSError(errno.EMFILE, ""), ports))
         try:

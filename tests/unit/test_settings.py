@@ -549,6 +549,8 @@ def test_rights_of_the_wrong_type_are_refused(value: Any) -> None:
 BY_HAND: list[tuple[dict[str, Any], str]] = [
     ({"node_ip": "localhost:1"}, "Settings.node_ip is 'localhost:1'; allowed: one IPv4 or IPv6 address"),
     ({"node_ip": "0.0.0.0"}, "0.0.0.0 is a wildcard or multicast address"),
+    ({"node_ip": "fe80::7"}, "fe80::7 is link-local: it means another machine on each interface"),
+    ({"dns_query": "bücher.example"}, "A name with other letters is written in its ASCII form (Punycode"),
     ({"node_ports": 4370}, "is 4370; allowed: the first and the last port of a range of at most 256"),
     ({"node_ports": ("4370", "4385")}, "Settings.node_ports is ('4370', '4385'); allowed: the first and"),
     ({"node_ports": (0, 5)}, "Settings.node_ports is (0, 5); allowed: the first and the last port"),
@@ -595,10 +597,10 @@ def test_settings_made_by_hand_are_checked(fields: dict[str, Any], why: str) -> 
 
 def test_what_the_environment_sets_is_the_same_by_hand() -> None:
     by_hand = Settings(
-        node_ip="FE80::1", dns_query=" A.test , 10.0.0.1", dns_server=("::1", 53), poll_interval_s=1,
+        node_ip="FD00::1", dns_query=" A.test , 10.0.0.1", dns_server=("::1", 53), poll_interval_s=1,
         node_timeout_s=0.2, prune_after_lookups=None,
     )  # fmt: skip
-    assert by_hand.node_ip == "fe80::1"
+    assert by_hand.node_ip == "fd00::1"
     assert by_hand.dns_query == "A.test,10.0.0.1"
     assert by_hand.dns_server == ("::1", 53)
     assert pickle.loads(pickle.dumps(by_hand)) == copy.copy(by_hand) == by_hand

@@ -16,6 +16,12 @@ ME = identity(1, aliases=("fd00::1",))
     ("number", "changes", "refusal", "words"),
     [
         (1, {"incarnation": 100}, Refusal.SELF, "is this node itself"),
+        (
+            1,
+            {"incarnation": 100, "to": 3},
+            Refusal.SELF,
+            "at the address of fleetlm@10.0.0.3 this node itself",
+        ),
         (2, {"cluster": "blue"}, Refusal.WRONG_CLUSTER, "is of cluster 'blue', fleetlm@10.0.0.1 of ''"),
         (2, {"base_port": 4371}, Refusal.OTHER_BASE_PORT, "set FLEETLM_NODE_PORT to ranges"),
         (2, {"name": "api@10.0.0.2"}, Refusal.OTHER_BASENAME, "have one DNS_CLUSTER_NODE_BASENAME"),
@@ -31,6 +37,14 @@ def test_each_reason_has_its_words(
     assert verdict is not None
     assert verdict[0] is refusal
     assert words in verdict[1]
+
+
+def test_a_node_that_finds_itself_under_another_basename_hears_that_there_is_one_for_all() -> None:
+    hello = dataclasses.replace(hello_of(1, incarnation=100), dialled="api@10.0.0.1")
+    verdict = admission.judge(ME, hello, leaving=False)
+    assert verdict is not None
+    assert verdict[0] is Refusal.SELF
+    assert "this node itself answers, fleetlm@10.0.0.1: the nodes of one cluster have one" in verdict[1]
 
 
 def test_a_node_without_fault_is_admitted() -> None:

@@ -321,3 +321,12 @@ def test_a_node_whose_service_cannot_start_leaves_nothing_behind(
         run(main())
     finally:
         logging.disable(logging.NOTSET)
+
+
+def test_a_node_that_was_not_awaited_says_so() -> None:
+    starting: Any = Node.start(ON)
+    with pytest.raises(AttributeError, match=r"no node yet that has \.list: write `node = await Node.start"):
+        starting.list()
+    with pytest.raises(TypeError, match=r"async with Node.start\(...\) as node"), starting:
+        pass
+    assert not hasattr(starting, "name")
