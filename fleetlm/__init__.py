@@ -54,6 +54,10 @@ _NAMES_OF = {
     "fleetlm.stream": "Stream",
     "fleetlm.supervisor": "Child Supervisor",
     "fleetlm.sync": "SyncNode",
+    "fleetlm.telemetry": (
+        "Attachment CallEnded CallStarted ChildRestarted HandlerEnded MessageDropped SessionDown SessionUp "
+        "SupervisorGaveUp Telemetry WindowFull WindowOpened"
+    ),
     "fleetlm.threads.arrivals": "SyncStream",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}

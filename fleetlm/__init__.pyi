@@ -83,6 +83,20 @@ from fleetlm.settings import Settings as Settings
 from fleetlm.stream import Stream as Stream
 from fleetlm.supervisor import Child as Child, Supervisor as Supervisor
 from fleetlm.sync import SyncNode as SyncNode
+from fleetlm.telemetry import (
+    Attachment as Attachment,
+    CallEnded as CallEnded,
+    CallStarted as CallStarted,
+    ChildRestarted as ChildRestarted,
+    HandlerEnded as HandlerEnded,
+    MessageDropped as MessageDropped,
+    SessionDown as SessionDown,
+    SessionUp as SessionUp,
+    SupervisorGaveUp as SupervisorGaveUp,
+    Telemetry as Telemetry,
+    WindowFull as WindowFull,
+    WindowOpened as WindowOpened,
+)
 from fleetlm.threads.arrivals import SyncStream as SyncStream
 
 __version__: str

@@ -18,12 +18,14 @@ from fleetlm.messaging.own_loop import check_loop
 from fleetlm.processes.drain_listeners import DrainListeners
 from fleetlm.processes.owned import Owned, Timer
 from fleetlm.processes.running import AnyFunction, ProcessObject, RunningProcess
+from fleetlm.processes.slowness import SlowCalls
 from fleetlm.records import Record
 from fleetlm.taps import Taps
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import ActorRef
     from fleetlm.blocking.pools import Blocking
+    from fleetlm.call import Call
     from fleetlm.messaging.turns import Turns
     from fleetlm.node import Node
     from fleetlm.processes.remote_spawn import RemoteSpawn
@@ -45,6 +47,7 @@ class ProcessServices(Record):
     taps: Taps = field(default_factory=Taps)
     failures: FailureLog = field(default_factory=FailureLog)
     drain_listeners: DrainListeners = field(default_factory=DrainListeners)
+    slow_calls: SlowCalls = field(default_factory=SlowCalls)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
 
@@ -70,6 +73,18 @@ class Process(RunningProcess):
     def name(self) -> str | None:
         """The name under which this process is registered on its node, or None."""
         return self.node.name_of(self.pid)
+
+    def _note_wait(self, call: Call, now: float) -> None:
+        """See `RunningProcess`."""
+        services = self._services
+        if now >= call.deadline and services.taps.message_dropped is not None:
+            services.taps.message_dropped("expired", 1, self.pid, "")
+        services.slow_calls.note(self, call, now)
+
+    def _note_left(self, messages: int) -> None:
+        """See `RunningProcess`."""
+        if self._services.taps.message_dropped is not None:
+            self._services.taps.message_dropped("process_ended", messages, self.pid, "")
 
     def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """Take the next message; wait up to ``timeout`` seconds for one (None: without limit).

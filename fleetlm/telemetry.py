@@ -33,10 +33,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fleetlm.records import Record
+from fleetlm.taps import OUTCOMES as _OUTCOMES
 
 if TYPE_CHECKING:
     from fleetlm.taps import Taps, Target
 
+OUTCOMES: Final[tuple[str, ...]] = _OUTCOMES
+"""How a call or a handler may end: ``"ok"``, ``"cancelled"``, the class of an error of fleetlm, such as
+``"CallTimeout"``, or ``"other"``."""
 DROPS: Final = ("no_process", "unreadable", "expired", "process_ended", "no_handler")
 """Why a message may be dropped: its receiver does not exist; it has a type that this node does not know; the
 deadline of its caller had passed when it was taken; its receiver ended and had not taken it; the actor has no

@@ -189,6 +189,12 @@ class ActorRun(Generic[ProcessT]):
             process = self.process
             log.warning("actor %s (%s) %s", process.name or process.pid, process.runs, text)
 
+    def _drop_cast(self, about: str, why: str, whose: str = "") -> None:
+        """Log a cast that no handler gets, as `complain` does, and tell who wants to know."""
+        self.complain(about, f"drops a cast{whose}: {why}")
+        if self._taps.message_dropped is not None:
+            self._taps.message_dropped("no_handler", 1, self.process.pid, "")
+
     # One message at a time.
 
     async def _serve(self) -> None:
@@ -259,7 +265,7 @@ class ActorRun(Generic[ProcessT]):
             if call is not None:
                 self.refuse(call, text_of(error))
             else:
-                self.complain(f"arguments {request.handler}", f"drops a cast: {text_of(error)}")
+                self._drop_cast(f"arguments {request.handler}", text_of(error))
             return None
 
     async def _run_cast(self, found: Handler, request: Invoke) -> None:
@@ -418,7 +424,7 @@ class ActorRun(Generic[ProcessT]):
         if call is not None:
             self.refuse(call, why)
         else:
-            self.complain(why, f"drops a cast: {why}")
+            self._drop_cast(why, why)
         return None
 
     def _refuse_peer(self, request: Invoke, call: Call | None) -> None:
@@ -427,7 +433,7 @@ class ActorRun(Generic[ProcessT]):
         if call is not None:
             call.refuse(NotAllowed(self.process.pid.node, why))
         else:
-            self.complain(why, f"drops a cast of another node: {why}")
+            self._drop_cast(why, why, " of another node")
 
     # Callers that have gone.
 

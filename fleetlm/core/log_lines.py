@@ -41,23 +41,29 @@ class LeftOut(NamedTuple):
 class _Kind:
     __slots__ = ("bucket", "left_out", "since")
 
-    def __init__(self, now: float) -> None:
-        self.bucket = Bucket(LINES_PER_S, BURST_LINES, now)
+    def __init__(self, bucket: Bucket, now: float) -> None:
+        self.bucket = bucket
         self.left_out = 0
         self.since = now
 
 
 class LogLines:
-    """The buckets of one process."""
+    """The buckets of one process, or of one thing that it logs.
 
-    def __init__(self) -> None:
+    Args:
+        lines_per_s: lines of one kind in the long run.
+        burst_lines: lines of one kind that may come at once.
+    """
+
+    def __init__(self, lines_per_s: float = LINES_PER_S, burst_lines: float = BURST_LINES) -> None:
+        self._rate = lines_per_s, burst_lines
         self._kinds: dict[Hashable, _Kind] = {}
 
     def admit(self, kind: Hashable, now: float) -> bool:
         """Whether a line of this kind is to be written. ``now`` is in seconds, of any clock."""
         known = self._kinds.pop(kind, None)
         if known is None:
-            known = _Kind(now)
+            known = _Kind(Bucket(*self._rate, now), now)
             if len(self._kinds) >= MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
         self._kinds[kind] = known
@@ -67,6 +73,18 @@ class LogLines:
             known.since = now
         known.left_out += 1
         return False
+
+    def admit_with_rest(self, kind: Hashable, now: float) -> int | None:
+        """Do as `admit`, for lines that say themselves how many were left out before them.
+
+        Returns:
+            How many since the last line of this kind; None if this one is to be left out, too.
+        """
+        if not self.admit(kind, now):
+            return None
+        known = self._kinds[kind]
+        left_out, known.left_out = known.left_out, 0
+        return left_out
 
     def take_left_out(self, now: float, least_s: float = SUMMARY_S) -> list[LeftOut]:
         """Return what was left out, by kind, where the first line of it is ``least_s`` old; count anew."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 from fleetlm.call import Call
@@ -83,6 +83,9 @@ class Owner(Protocol):
 
     def _accept_call(self, call: Call) -> bool:
         """Become responsible for a call taken from the mailbox. False if the owner refused the call."""
+
+    def _note_wait(self, call: Call, now: float) -> None:
+        """Note that a call has waited in the mailbox for half of its time, or for all of it."""
 
     def _has_task(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether this task runs the process, or one of its concurrent handlers."""
@@ -236,7 +239,9 @@ class Mailbox:
         async with asyncio.timeout(0):  # A message came while the owner waited for its turn.
             return await self.__anext__(FREE)
 
-    async def __anext__(self, turns: Turns | None = None) -> Any:
+    async def __anext__(  # noqa: C901  # each helper would cost every message a call
+        self, turns: Turns | None = None
+    ) -> Any:
         turns = turns or self.turns
         while True:
             while not self.queue:
@@ -256,17 +261,26 @@ class Mailbox:
             if self.taken >= self._due:
                 self._tell_taken()
             if type(message) is Call:
-                if message._done or message._clock() >= message.deadline:  # noqa: SLF001  # `wanted` inline
-                    message.abandon()
+                if message._done or (now := message._clock()) >= message.deadline:  # noqa: SLF001  # `wanted`
+                    self._pass_over(message)
                     continue
                 if message._caller.is_behind:  # noqa: SLF001  # It takes no answers, which would fill memory.
                     queue.appendleft(message)
                     self.taken -= 1
                     await message._caller.caught_up()  # noqa: SLF001
                     continue
+                if now + now > message.began + message.deadline:  # It has waited for half of its time.
+                    self._owner._note_wait(message, now)  # noqa: SLF001
                 if not self._owner._accept_call(message):  # noqa: SLF001  # private: programs hold the owner
                     continue  # The owner has refused the call.
             return message
+
+    def _pass_over(self, call: Call) -> None:
+        """Drop a call whose deadline has passed, or whose caller has given up."""
+        now = call._clock()  # noqa: SLF001
+        if now >= call.deadline:
+            self._owner._note_wait(call, now)  # noqa: SLF001
+        call.abandon()
 
     def discard(self, unwanted: Callable[[Any], bool]) -> list[Any]:
         """Take the unwanted messages out of the queue, and return them in their order."""
@@ -344,9 +358,14 @@ class Mailbox:
             done += upto == origin.end
         del origins[:done]
 
-    def has_messages_of(self, window: Window) -> bool:
-        """Whether a message that counts against this window waits here."""
-        return any(origin.window is window for origin in self._origins or ())
+    def key_of(self, window: Window) -> Key | None:
+        """Return the key of the first message here that counts against this window; None: there is none."""
+        return next((origin.key for origin in self._origins or () if origin.window is window), None)
+
+    def senders(self) -> Iterator[tuple[Window, int]]:
+        """Yield how many messages that wait here count against which window; a window may come often."""
+        for origin in self._origins or ():
+            yield origin.window, origin.end - max(origin.start, self.taken)
 
     def _tell_taken(self) -> None:
         """Settle, wake local senders if there is room for them, and set when to look again."""

@@ -16,13 +16,14 @@ from enum import Enum
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fleetlm.messaging.mailbox import Mailbox
 from fleetlm.messaging.windows import NODE, NodeKey
 from fleetlm.taps import Taps
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.ids import Pid
-    from fleetlm.messaging.mailbox import Key, Mailbox
+    from fleetlm.messaging.mailbox import Key
     from fleetlm.messaging.session import Session
     from fleetlm.messaging.targets import Target
     from fleetlm.messaging.turns import Turns
@@ -157,6 +158,13 @@ class Waits:
     def count(self) -> int:
         """How many wait."""
         return len(self._waits)
+
+    def mailboxes_waited_for(self, most: int) -> list[Mailbox]:
+        """Return mailboxes of this node for which senders wait, of the ``most`` oldest waits."""
+        oldest = islice(self._waits, most)
+        return [
+            wait.where for wait in oldest if wait.what is WaitsFor.ROOM and isinstance(wait.where, Mailbox)
+        ]
 
     def is_open(self, wait: Wait) -> bool:
         """Whether it still waits."""

@@ -345,7 +345,7 @@ class ReceiveWindows:
         max_exits: exit signals that one process may not have taken.
     """
 
-    __slots__ = ("_boxes", "_tell", "_untold", "exits", "held", "limit", "step")
+    __slots__ = ("_boxes", "_much", "_tell", "_untold", "exits", "full", "held", "limit", "step")
 
     def __init__(self, limit: int, tell: Callable[[Key, int], None], max_exits: int = 262_144) -> None:
         self.limit: int = limit
@@ -358,6 +358,9 @@ class ReceiveWindows:
         """Units taken and not told yet."""
         self._boxes: dict[Mailbox, None] = {}
         """Mailboxes that hold, or held at the last sweep, messages of this connection."""
+        self.full: list[Mailbox] = []
+        """Those that were full at the last sweep, or held as much of this connection as it may send."""
+        self._much = limit - self.step
 
     def received(self, key: Key, count: int, box: Mailbox | None, weight: int = 1) -> None:
         """Count messages that have come and were appended to a mailbox.
@@ -394,11 +397,15 @@ class ReceiveWindows:
 
         It looks at no more than `MAX_SWEPT_MAILBOXES` of them, in turns: a tick must not hold up the loop.
         """
+        self.full.clear()
         for box in list(islice(self._boxes, MAX_SWEPT_MAILBOXES)):
             box.settle()
             del self._boxes[box]
-            if box.has_messages_of(self):
+            key = box.key_of(self)
+            if key is not None:
                 self._boxes[box] = None
+                if self.held.get(key, 0) - self._untold.get(key, 0) > self._much or box.full:
+                    self.full.append(box)
         self.tell_all()
 
     def tell_all(self) -> None:

@@ -178,6 +178,14 @@ class RunningProcess(ABC):
             "" if self._waits_for is None else self._waits_for.describe(asyncio.get_running_loop().time()),
         )  # fmt: skip
 
+    @abstractmethod
+    def _note_wait(self, call: Call, now: float) -> None:
+        """Implement `mailbox.Owner`: a call has waited in the mailbox for half of its time or all of it."""
+
+    @abstractmethod
+    def _note_left(self, messages: int) -> None:
+        """Note that this process ends and has not taken so many messages."""
+
     def _has_task(self, task: asyncio.Task[Any] | None) -> bool:
         """Implement `mailbox.Owner`: whether this task works for this process."""
         if task is None:
@@ -244,6 +252,8 @@ class RunningProcess(ABC):
         if not messages and not taken:
             return
         shown, why = str(self.pid), text_of(reason)
+        if messages:
+            self._note_left(len(messages))
         for message in messages:
             if type(message) is Call:
                 message.no_process(shown)

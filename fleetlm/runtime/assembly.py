@@ -64,6 +64,7 @@ from fleetlm.processes.essential import Essential
 from fleetlm.processes.local import LocalProcesses
 from fleetlm.processes.remote_spawn import Factories, RemoteSpawn
 from fleetlm.processes.signals import Signals
+from fleetlm.processes.slowness import FullMailboxes
 from fleetlm.runtime.draining import Draining
 from fleetlm.runtime.driver import Driver
 from fleetlm.runtime.events import ChangeSignal, EventHub, RecentEvents
@@ -146,6 +147,9 @@ class Assembly:
         )  # fmt: skip
         self.draining: Draining = self._make_draining()
         self.circles: Circles = Circles(self.local, self.outbound, settings.stalled_after_s)
+        self.full_mailboxes: FullMailboxes = FullMailboxes(
+            sessions, self.outbound.waits, settings.stalled_after_s
+        )
         self.streams: Streams = Streams(self.outbound, settings, codec, loop)
         self._make_senders()
         self.factories: Factories = Factories(settings.max_factories)
@@ -288,6 +292,7 @@ class Assembly:
     def pulsed(self) -> None:
         """`Follower`: tell nodes about names that they cannot know of; say which log lines were left out."""
         self.replicated_names.pulsed()
+        self.full_mailboxes.look()
         if self.log_guard is not None:
             self.log_guard.flush()
 

@@ -98,6 +98,9 @@ class Taker:
     def __init__(self, taken: list[Call] | None = None) -> None:
         self.calls: list[Call] = [] if taken is None else taken
 
+    def _note_wait(self, call: Call, now: float) -> None:
+        self.waited: list[tuple[Call, float]] = [*getattr(self, "waited", ()), (call, now)]
+
     def _accept_call(self, call: Call) -> bool:
         self.calls.append(call)
         return True

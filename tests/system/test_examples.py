@@ -117,6 +117,28 @@ def test_supervised() -> None:
     assert said[-1] == "down: model (noconnection)"
 
 
+def test_metrics() -> None:
+    assert run("metrics.py").splitlines() == [
+        "tokens_total 5.0",
+        'fleetlm_call_seconds_count{outcome="ok"} 2.0',
+        'fleetlm_handlers_ended_total{outcome="ok"} 2.0',
+        "fleetlm_processes 1.0",
+    ]
+
+
+def test_telemetry() -> None:
+    assert run("telemetry.py").splitlines() == [
+        "Model.infer ended: ok",
+        "Model.infer ended: ok, after a wait",
+        "Model.infer ended: cancelled",
+        "Model.load ended: other",
+        "dropped 1 message(s): no_process",
+        "Model.load ended: other",
+        "tree restarts model: MemoryError: out of memory",
+        "{'CallTimeout': 1, 'NoProcess': 1, 'RemoteError': 1, 'ok': 2}",
+    ]
+
+
 def test_groups() -> None:
     said = run("groups.py").splitlines()
     assert said[:4] == [

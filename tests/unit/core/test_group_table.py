@@ -256,3 +256,15 @@ def test_some_groups_are_found_without_looking_at_all_of_them() -> None:
     assert [name for name, _ in groups.first(2, 100)] == ["a", "b"]
     assert [name for name, _ in groups.first(2, 2)] == ["b", "d"], "only the oldest two are looked at"
     assert list(groups.first(1, 100)[0][1]) == [here(1)]
+
+
+def test_sizes_are_known_without_a_look_at_every_group() -> None:
+    t = GroupTable("a", 1, 10, lambda _: True)
+    pids = [Pid("a", 1, number) for number in (1, 2)]
+    t.joined("x", pids)
+    t.joined("y", pids[:1])
+    t.joined("y", pids[:1])
+    assert (t.count, t.memberships) == (2, 4)
+    assert (t.some(1), t.some(9)) == (["x"], ["x", "y"])
+    t.left("x", pids)
+    assert (t.count, t.memberships, t.some(9)) == (1, 2, ["y"])

@@ -56,3 +56,12 @@ def test_the_kinds_that_are_remembered_are_bounded_and_the_oldest_goes_first() -
         lines.admit(-number, 0.0)
     assert lines.admit("old", 0.0), "forgotten"
     assert len(lines._kinds) == MAX_KINDS
+
+
+def test_a_line_may_say_itself_how_many_were_left_out_before_it() -> None:
+    lines = LogLines(lines_per_s=0.1, burst_lines=2)
+    assert [lines.admit_with_rest("kind", 0.0) for _ in range(5)] == [0, 0, None, None, None]
+    assert lines.admit_with_rest("another", 0.0) == 0
+    assert lines.admit_with_rest("kind", 9.0) is None
+    assert lines.admit_with_rest("kind", 10.0) == 4
+    assert lines.admit_with_rest("kind", 20.0) == 0

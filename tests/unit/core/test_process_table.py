@@ -154,3 +154,12 @@ class Names(RuleBasedStateMachine):
 
 TestNames = Names.TestCase
 TestNames.settings = settings(max_examples=40, deadline=None)
+
+
+def test_it_counts_what_was_ever_spawned() -> None:
+    table = ProcessTable("a", 1)
+    assert table.spawned_count == 0
+    pid = table.spawned("x")
+    table.spawned(None)
+    table.exited(pid.number)
+    assert table.spawned_count == 2

@@ -311,6 +311,8 @@ async def test_a_call_that_the_process_refuses_never_comes() -> None:
     refused: list[Call] = []
 
     class Refusing:
+        def _note_wait(self, call: Call, now: float) -> None: ...
+
         def _accept_call(self, taken: Call) -> bool:
             refused.append(taken)
             return len(refused) != 1
