@@ -52,7 +52,7 @@ async def serve() -> None:
     shown = (
         "tokens_total",
         "fleetlm_call_seconds_count",
-        "fleetlm_handlers_ended_total",
+        "fleetlm_handler_seconds_count",
         "fleetlm_processes ",
     )
     for line in text.splitlines():

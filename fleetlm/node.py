@@ -36,7 +36,7 @@ from fleetlm.errors import FleetError, NodeStopped, SettingsError
 from fleetlm.ids import Pid
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
-from fleetlm.messaging.telling import tell_of
+from fleetlm.messaging.telling import told
 from fleetlm.messaging.windows import local_units
 from fleetlm.names import Address, canonical_node
 from fleetlm.process import Process
@@ -46,7 +46,6 @@ from fleetlm.runtime.assembly import Assembly
 from fleetlm.runtime.bootstrap import NodeStarting, Prepared, Service, load_service, warn_about
 from fleetlm.runtime.draining import DrainSource
 from fleetlm.runtime.info import DrainReport, NodeInfo
-from fleetlm.runtime.observers import make_telemetry
 from fleetlm.runtime.own_info import own_info
 from fleetlm.runtime.readiness import Readiness
 from fleetlm.runtime.thread_requests import ThreadRequests
@@ -294,6 +293,8 @@ class Node:
 
             node.telemetry.attach(print, kinds={ChildRestarted, SessionDown})
         """
+        from fleetlm.runtime.observers import make_telemetry  # noqa: PLC0415  # most programs need none
+
         return make_telemetry(self._parts.context)
 
     async def _leave(
@@ -942,7 +943,7 @@ class Node:
             call = self._outbound.context.ask("call", self._outbound.call, to, message, timeout)
         else:
             call = self._outbound.call(to, message, timeout)  # One coroutine for each call, not three.
-        return tell_of(self._outbound.waits, call, to, message) if self._taps.calls else call
+        return call if self._taps.calls is None else told(self._outbound.waits, call, to, message)
 
     def stream(
         self, to: Target, message: Any, timeout: float | None = None, idle: float | None = None

@@ -6,7 +6,8 @@ events of that kind, and the part where it happens looks at nothing else::
     if (told := self._taps.message_dropped) is not None:
         told("no_process", 1, to, session.name)
 
-Otherwise it is a function of the fields of the event, in their order. No event is built here: `telemetry`
+Otherwise it is a function of the fields of the event, in their order; `call_ended` and `handler_ended` have
+the weight of their sample behind them. No event is built here: `telemetry`
 makes an object of the fields for observers, and `metrics` counts the fields as they are.
 
 This module stands by itself, so that a node that nobody observes does not import `telemetry`.
@@ -33,24 +34,60 @@ OUTCOMES: Final[tuple[str, ...]] = tuple(_OUTCOMES.split())
 """How a call or a handler may end: well, by its cancellation, with an error of fleetlm, or with another."""
 
 
+SAMPLES_PER_TICK: Final = 512
+"""Calls, and runs of handlers, that are measured in one tick, or twice as many: some milliseconds of work."""
+
+
+class Sampler:
+    """Chooses which calls, or which runs of handlers, are measured.
+
+    To measure one takes a few microseconds, as long as a fast call itself. So a busy node measures each
+    second, fourth or eighth one, by its number, which is blind to what the program does. One that is measured
+    stands for those between, which is its weight. Observers want each of them.
+    """
+
+    __slots__ = ("_before", "_mask", "_nth", "is_exact")
+
+    def __init__(self) -> None:
+        self.is_exact: bool = False
+        """Whether each one is chosen."""
+        self._nth = self._before = 0
+        """All so far, and all until the last tick."""
+        self._mask = 0
+
+    def pick(self) -> int:
+        """Count one. Returns its weight if it is to be measured, else 0."""
+        self._nth += 1
+        return 0 if self._nth & self._mask else self._mask + 1
+
+    def tick(self) -> None:
+        """Adapt to how many there were since the last tick."""
+        count, self._before = self._nth - self._before, self._nth
+        is_rare = self.is_exact or count < SAMPLES_PER_TICK
+        self._mask = 0 if is_rare else (1 << (count // SAMPLES_PER_TICK).bit_length() - 1) - 1
+
+
 class Taps:
     """What is wanted of one node, by kinds of events; `telemetry.Telemetry` sets the attributes.
 
     Attributes:
-        calls: whether ``call_started`` or ``call_ended`` is wanted, so that a call asks once.
+        calls: chooses calls to be told of; None while ``call_started`` and ``call_ended`` are not wanted.
+        handlers: likewise for runs of handlers, and ``handler_ended``.
         session_ended: gets the `Session` that ends, with its counts; it is no event.
     """
 
     __slots__ = (
-        "call_ended", "call_started", "calls", "child_restarted", "handler_ended", "message_dropped",
-        "session_down", "session_ended", "session_up", "supervisor_gave_up", "window_full", "window_opened",
+        "call_ended", "call_started", "calls", "child_restarted", "handler_ended", "handlers",
+        "message_dropped", "session_down", "session_ended", "session_up", "supervisor_gave_up", "window_full",
+        "window_opened",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.calls: bool = False
+        self.calls: Sampler | None = None
+        self.handlers: Sampler | None = None
         self.call_started: Callable[[Target, str], None] | None = None
-        self.call_ended: Callable[[Target, str, str, float], None] | None = None
-        self.handler_ended: Callable[[str, str, str, float, float | None], None] | None = None
+        self.call_ended: Callable[[Target, str, str, float, int], None] | None = None
+        self.handler_ended: Callable[[str, str, str, float, float | None, int], None] | None = None
         self.message_dropped: Callable[[str, int, Target, str], None] | None = None
         self.window_full: Callable[[Target, str], None] | None = None
         self.window_opened: Callable[[Target, str, float], None] | None = None
@@ -59,6 +96,12 @@ class Taps:
         self.session_up: Callable[[str, int, str], None] | None = None
         self.session_ended: Callable[[Any], None] | None = None
         self.session_down: Callable[[str, int, str, str, float], None] | None = None
+
+    def tick(self) -> None:
+        """Adapt what is measured to what the node does; called in every tick."""
+        for sampler in (self.calls, self.handlers):
+            if sampler is not None:
+                sampler.tick()
 
 
 def outcome_of(error: BaseException) -> str:

@@ -33,7 +33,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fleetlm.records import Record
-from fleetlm.taps import OUTCOMES as _OUTCOMES
+from fleetlm.taps import OUTCOMES as _OUTCOMES, Sampler
 
 if TYPE_CHECKING:
     from fleetlm.taps import Taps, Target
@@ -382,18 +382,29 @@ class Telemetry:
             if any(kind in attachment.kinds for attachment in self._attached):
                 functions.append(self._make_poster(kind))
             setattr(self._taps, _TAPS[kind], _join(functions))
-        taps = self._taps
-        taps.calls = taps.call_started is not None or taps.call_ended is not None
+        self._taps.calls = self._choose(self._taps.calls, CallStarted, CallEnded)
+        self._taps.handlers = self._choose(self._taps.handlers, HandlerEnded)
+
+    def _choose(self, sampler: Sampler | None, *kinds: Kind) -> Sampler | None:
+        """Return what chooses events of these kinds; None if nobody wants them."""
+        if all(getattr(self._taps, _TAPS[kind]) is None for kind in kinds):
+            return None
+        sampler = sampler or Sampler()
+        sampler.is_exact = any(kind in each.kinds for kind in kinds for each in self._attached)
+        if sampler.is_exact:
+            sampler.tick()
+        return sampler
 
     def _make_poster(self, kind: Kind) -> Callable[..., None]:
         """Return what makes an event of its fields, and lets it wait for the observers."""
+        size = len(kind.__match_args__)
 
         def post(*fields: Any) -> None:
             waiting = self._waiting
             if len(waiting) >= MAX_WAITING:
                 self.lost += 1
                 return
-            waiting.append(kind(*fields))
+            waiting.append(kind(*fields[:size]))
             if not self._will_deliver:
                 self._will_deliver = True
                 self._soon(self._deliver)

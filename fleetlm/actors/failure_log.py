@@ -26,14 +26,19 @@ of exception, so a program has far fewer."""
 class FailureLog:
     """Which kinds of failure the actors of one node have had."""
 
-    __slots__ = ("_kinds",)
+    __slots__ = ("_kinds", "counts")
 
     def __init__(self) -> None:
         self._kinds: set[tuple[str, str, type]] = set()
+        self.counts: dict[tuple[str, str], int] = {}
+        """Failures by actor and handler; those beyond `_MAX_KINDS` pairs are not counted."""
 
     def report(self, process: RunningProcess, handler: str, error: BaseException, note: str) -> None:
         """Log what a handler has raised; ``note`` says what became of it."""
         kind = (process.runs, handler, type(error))
+        pair = (process.runs, handler)
+        if pair in self.counts or len(self.counts) < _MAX_KINDS:
+            self.counts[pair] = self.counts.get(pair, 0) + 1
         is_first = kind not in self._kinds and len(self._kinds) < _MAX_KINDS
         if is_first:
             self._kinds.add(kind)

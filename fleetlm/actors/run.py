@@ -235,8 +235,8 @@ class ActorRun(Generic[ProcessT]):
             context.run(SERVING.set, call)
             if CARRYING.is_served:
                 running = self._carrying(context, running, call.message, call, call.carrier)
-        if self._taps.handler_ended is not None:
-            running = self._tell_of(running, "handle_info", call)
+        if self._taps.handlers is not None:
+            running = self._told(running, "handle_info", call)
         await run_in(context, running)
 
     def _carrying(
@@ -275,8 +275,8 @@ class ActorRun(Generic[ProcessT]):
             context = copy_context()
             if CARRYING.is_served:
                 running = self._carrying(context, running, request, None, request.carrier)
-            if self._taps.handler_ended is not None:
-                running = self._tell_of(running, request.handler, None)
+            if self._taps.handlers is not None:
+                running = self._told(running, request.handler, None)
             await run_in(context, running)
 
     async def _run_call(  # noqa: PLR0912  # each helper would cost every call a coroutine
@@ -291,7 +291,7 @@ class ActorRun(Generic[ProcessT]):
         self._open[call] = task if found.cancel else None
         if not found.cancel:
             call.deadline = math.inf  # What it asks of others has a time-out of its own.
-        is_plain = not found.streams and self._taps.handler_ended is None
+        is_plain = not found.streams and self._taps.handlers is None
         try:
             work = running if is_plain else self._complete(found, running, call)
             if CARRYING.is_served:
@@ -318,15 +318,19 @@ class ActorRun(Generic[ProcessT]):
         finally:
             call.message = None  # A task that the handler left behind has this call in its context.
 
-    def _complete(self, found: Handler, running: Any, call: Call) -> Awaitable[Any]:
+    def _complete(self, found: Handler, running: Any, call: Call) -> Any:
         """Return what sends the items of a stream, and says where it is wanted how the handler ended."""
         if found.streams:
             running = self._send_items(call, running)
-        if self._taps.handler_ended is not None:
-            running = self._tell_of(running, call.message.handler, call)
-        return running  # type: ignore[no-any-return]
+        return self._told(running, call.message.handler, call)
 
-    async def _tell_of(self, running: Awaitable[Any], handler: str, call: Call | None) -> Any:
+    def _told(self, running: Any, handler: str, call: Call | None) -> Any:
+        """Return a handler, or one that says how it ends where that is wanted of this run."""
+        sampler = self._taps.handlers
+        weight = 0 if sampler is None else sampler.pick()
+        return self._tell_of(running, handler, call, weight) if weight else running
+
+    async def _tell_of(self, running: Awaitable[Any], handler: str, call: Call | None, weight: int) -> Any:
         """Run a handler, and say how long it took and how it ended. Returns and raises what it does."""
         began, outcome = self._loop.time(), "ok"
         queued_s = None if call is None or math.isinf(call.began) else began - call.began
@@ -338,7 +342,7 @@ class ActorRun(Generic[ProcessT]):
         finally:
             told = self._taps.handler_ended
             if told is not None:
-                told(self.process.runs, handler, outcome, self._loop.time() - began, queued_s)
+                told(self.process.runs, handler, outcome, self._loop.time() - began, queued_s, weight)
 
     def _ends_actor(self, error: BaseException) -> bool:
         """Whether an exception of a handler ends the actor, or the program, and not just the request."""

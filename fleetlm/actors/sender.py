@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.messaging.deadline import within_deadline
-from fleetlm.messaging.telling import tell_of
+from fleetlm.messaging.telling import told
 
 if TYPE_CHECKING:
     from fleetlm.messaging.fan_out import FanOut
@@ -69,7 +69,8 @@ class ActorSender:
             call = outbound.context.ask("call", outbound.call, to, message, timeout)
         else:
             call = outbound.call(to, message, timeout)
-        return tell_of(outbound.waits, call, to, message) if outbound.waits.taps.calls else call
+        waits = outbound.waits
+        return call if waits.taps.calls is None else told(waits, call, to, message)
 
     async def multicall(
         self, targets: list[Target], request: Invoke, timeout: float | None = None

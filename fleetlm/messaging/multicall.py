@@ -48,7 +48,7 @@ class Multicall:
         """See `Node.multicall`."""
         ask = self._ask_carrying if CARRYING.is_active else self._ask
         asking = ask(targets, message, timeout_s)
-        if self._outbound.waits.taps.calls:
+        if self._outbound.waits.taps.calls is not None:
             return await tell_of_many(self._outbound.waits, asking, targets, message)
         return await asking
 
@@ -99,8 +99,10 @@ class Multicall:
                 session.call_ended(key)
                 self._outbound.close_request(session, ref, sender)
         for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, FleetError):
-                raise result
+            if isinstance(result, BaseException):
+                self._outbound.count_failure(result)
+                if not isinstance(result, FleetError):
+                    raise result
         return results
 
     def _ask_at_once(

@@ -58,6 +58,7 @@ from fleetlm.messaging.waits import Waits, WaitsFor
 from fleetlm.messaging.wheel import Wheel
 from fleetlm.messaging.windows import NODE, NodeKey, check_new_key, local_units
 from fleetlm.names import canonical_node
+from fleetlm.taps import outcome_of
 from fleetlm.wire import operations
 from fleetlm.wire.blobs import Packed
 from fleetlm.wire.failures import FailureKind, error_of_failure
@@ -125,6 +126,8 @@ class Outbound:
         self.wheel: Wheel = Wheel(waits.loop)
         """The deadlines of requests."""
         self._next_ref = 0
+        self.failures: dict[str, int] = {}
+        """Calls that did not end well, by outcome (`taps.OUTCOMES`)."""
         self.local_calls: dict[int, Waiting] = {}
         """Calls and streams that stay on this node and have no outcome yet, by ref."""
 
@@ -342,9 +345,20 @@ class Outbound:
             elif turns.is_over():
                 await turns.next()
             return outcome
-        except _REFUSED:
-            await self._turns.pause()  # A program that tries again in a loop must give way, too.
+        except BaseException as error:
+            await self._fail(error)
             raise
+
+    async def _fail(self, error: BaseException) -> None:
+        """Count a call that fails; give way if it was refused: a program may try again in a loop."""
+        self.count_failure(error)
+        if isinstance(error, _REFUSED):
+            await self._turns.pause()
+
+    def count_failure(self, error: BaseException) -> None:
+        """Count the outcome of a call that did not end well."""
+        outcome = outcome_of(error)
+        self.failures[outcome] = self.failures.get(outcome, 0) + 1
 
     async def _admit_call(
         self, session: Session, to: Target, key: Key, packed: Packed, timeout_s: float, deadline: float,

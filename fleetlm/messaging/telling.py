@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from fleetlm.messaging.waits import Waits
 
 
-async def tell_of(waits: Waits, call: Coroutine[Any, Any, Any], to: Target, message: Any) -> Any:
+def told(waits: Waits, call: Coroutine[Any, Any, Any], to: Target, message: Any) -> Coroutine[Any, Any, Any]:
+    """Return a call, or one that says how it ends where that is wanted of this one."""
+    sampler = waits.taps.calls
+    weight = 0 if sampler is None else sampler.pick()
+    return tell_of(waits, call, to, message, weight) if weight else call
+
+
+async def tell_of(waits: Waits, call: Coroutine[Any, Any, Any], to: Target, message: Any, weight: int) -> Any:
     """Await a call, and say that it begins and how it ends. Returns and raises what the call does."""
     handler, taps, now = _handler_in(message), waits.taps, waits.loop.time
     if taps.call_started is not None:
@@ -26,7 +33,7 @@ async def tell_of(waits: Waits, call: Coroutine[Any, Any, Any], to: Target, mess
         raise
     finally:
         if taps.call_ended is not None:
-            taps.call_ended(to, handler, outcome, now() - began)
+            taps.call_ended(to, handler, outcome, now() - began, weight)
 
 
 async def tell_of_many(
@@ -46,7 +53,7 @@ async def tell_of_many(
         if taps.call_ended is not None:
             seconds = now() - began
             for to, outcome in zip(targets, outcomes, strict=True):
-                taps.call_ended(to, handler, outcome, seconds)
+                taps.call_ended(to, handler, outcome, seconds, 1)
 
 
 def _handler_in(message: Any) -> str:

@@ -39,10 +39,10 @@ class Histogram:
         self.counts: list[int] = [0] * (len(BOUNDS_S) + 1)
         self.sum_s: float = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Count something that took so long."""
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
-        self.sum_s += seconds
+    def observe(self, seconds: float, weight: int = 1) -> None:
+        """Count ``weight`` things that took so long."""
+        self.counts[bisect_left(BOUNDS_S, seconds)] += weight
+        self.sum_s += seconds * weight
 
     def copy(self) -> Histogram:
         """Return a copy that does not change."""
@@ -107,7 +107,6 @@ class Counts:
         """By actor and handler."""
         self.queues: dict[str, Histogram] = {}
         """By actor."""
-        self.handler_outcomes: dict[str, int] = {}
         self.drops: dict[str, int] = {}
         """Messages by reason."""
         self.full: dict[str, FullClock] = {}
@@ -127,26 +126,25 @@ class Counts:
             telemetry.SupervisorGaveUp: self._on_supervisor_gave_up,
         }
 
-    def _on_call_ended(self, _to: Target, _handler: str, outcome: str, seconds: float) -> None:
+    def _on_call_ended(self, _to: Target, _handler: str, outcome: str, seconds: float, weight: int) -> None:
         found = self.calls.get(outcome)
         if found is None:
             found = self.calls[outcome] = Histogram()
-        found.observe(seconds)
+        found.observe(seconds, weight)
 
     def _on_handler_ended(
-        self, actor: str, handler: str, outcome: str, seconds: float, queued_s: float | None
+        self, actor: str, handler: str, _outcome: str, seconds: float, queued_s: float | None, weight: int
     ) -> None:
         handlers = self.handlers
         found = handlers.get((actor, handler))
         if found is None:
             found = _add(handlers, (actor, handler), (OTHER, OTHER), MAX_HANDLERS)
-        found.observe(seconds)
-        self.handler_outcomes[outcome] = self.handler_outcomes.get(outcome, 0) + 1
+        found.observe(seconds, weight)
         if queued_s is not None:
             queue = self.queues.get(actor)
             if queue is None:
                 queue = _add(self.queues, actor, OTHER, MAX_ACTORS)
-            queue.observe(queued_s)
+            queue.observe(queued_s, weight)
 
     def _on_message_dropped(self, why: str, count: int, _to: Target, _node: str) -> None:
         self.drops[why] = self.drops.get(why, 0) + count

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import fleetlm
 from fleetlm.core.dns_answers import Outcome
 from fleetlm.metrics.counts import Counts, Histogram
-from fleetlm.metrics.labels import MAX_GROUPS, MAX_PEERS, OTHER, LabelSet
+from fleetlm.metrics.labels import MAX_GROUPS, MAX_HANDLERS, MAX_PEERS, OTHER, LabelSet
 from fleetlm.telemetry import DROPS, ENDS
 
 if TYPE_CHECKING:
@@ -222,11 +222,22 @@ class Reader:
         sessions = parts.driver.sessions.values()
         open_calls = sum(len(session.calls) for session in sessions) + len(parts.outbound.local_calls)
         reading["fleetlm_call_seconds"] = [((key,), each.copy()) for key, each in counts.calls.items()]
+        reading["fleetlm_failed_calls_total"] = _by_label(parts.outbound.failures)
         reading["fleetlm_open_calls"] = _one(open_calls)
         reading["fleetlm_open_requests"] = _one(sum(len(session.requests) for session in sessions))
         reading["fleetlm_handler_seconds"] = [(key, each.copy()) for key, each in counts.handlers.items()]
-        reading["fleetlm_handlers_ended_total"] = _by_label({"ok": 0} | counts.handler_outcomes)
+        reading["fleetlm_handler_failures_total"] = self._handler_failures()
         reading["fleetlm_queue_seconds"] = [((key,), each.copy()) for key, each in counts.queues.items()]
+
+    def _handler_failures(self) -> list[tuple[Labels, Value]]:
+        """Return the failures of the handlers that have a label, and those of all others together.
+
+        A pair of actor and handler never goes, so the first ones keep their labels.
+        """
+        counts = list(self._parts.services.failures.counts.items())
+        rest = sum(count for _, count in counts[MAX_HANDLERS:])
+        found: list[tuple[Labels, Value]] = [(pair, float(count)) for pair, count in counts[:MAX_HANDLERS]]
+        return [*found, ((OTHER, OTHER), float(rest))] if rest else found
 
     def _read_processes(self, reading: Reading) -> None:
         parts, counts, depths = self._parts, self._counts, self._depths

@@ -46,6 +46,7 @@ SERIES: Final[tuple[Series, ...]] = (
     Series("fleetlm_sessions_ended_total", "counter", _REASON, "Ends of sessions with other nodes."),
     # Requests.
     Series("fleetlm_call_seconds", "histogram", _OUTCOME, "Calls of this node, until their outcome."),
+    Series("fleetlm_failed_calls_total", "counter", _OUTCOME, "Calls that did not end well, each counted."),
     Series("fleetlm_open_calls", "gauge", (), "Calls and streams of this node without an outcome."),
     Series("fleetlm_open_requests", "gauge", (), "Calls and streams of peers that are open here."),
     Series(
@@ -54,7 +55,7 @@ SERIES: Final[tuple[Series, ...]] = (
         ("actor", "handler"),
         "Runs of handlers, with their waits.",
     ),
-    Series("fleetlm_handlers_ended_total", "counter", _OUTCOME, "Runs of handlers, by their end."),
+    Series("fleetlm_handler_failures_total", "counter", ("actor", "handler"), "Exceptions of handlers."),
     Series("fleetlm_queue_seconds", "histogram", ("actor",), "From the arrival of a call to its handler."),
     # Processes and messages.
     Series("fleetlm_processes", "gauge", (), "Processes of this node."),

@@ -293,6 +293,7 @@ class Assembly:
         """`Follower`: tell nodes about names that they cannot know of; say which log lines were left out."""
         self.replicated_names.pulsed()
         self.full_mailboxes.look()
+        self.context.taps.tick()
         if self.log_guard is not None:
             self.log_guard.flush()
 

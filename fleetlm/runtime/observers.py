@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from fleetlm.telemetry import Attachment, Telemetry
 from fleetlm.texts import loggable
 
 if TYPE_CHECKING:
     from fleetlm.processes.context import NodeContext
-    from fleetlm.telemetry import Attachment, Telemetry
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
 
 def make_telemetry(context: NodeContext) -> Telemetry:
-    """Make the observers of a node. A node whose program wants none does not import the module."""
-    from fleetlm.telemetry import Telemetry  # noqa: PLC0415  # as above
-
+    """Make the observers of a node."""
     return Telemetry(context.taps, context.loop.call_soon, _complain, context.check_loop)
 
 

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fleetlm import (
     Actor,
+    CallEnded,
     CallTimeout,
     Child,
     Node,
@@ -20,6 +21,7 @@ from fleetlm import (
     RemoteError,
     Supervisor,
     handler,
+    taps,
 )
 from fleetlm.metrics import SERIES, NodeMetrics, reading
 from fleetlm.metrics.labels import MAX_GROUPS, OTHER
@@ -86,12 +88,58 @@ async def test_calls_and_handlers_are_counted_by_outcome(fleet: Fleet) -> None:
     assert scrape("call_seconds_bucket", outcome="ok", le="0.25") == 3
     for outcome in ("RemoteError", "CallTimeout", "NoProcess"):
         assert scrape("call_seconds_count", outcome=outcome) == 1
+        assert scrape("failed_calls_total", outcome=outcome) == 1
     scrape = Scrape(there)
     assert scrape("handler_seconds_count", actor="Model", handler="infer") == 4
-    assert scrape("handlers_ended_total", outcome="ok") == 3
-    assert scrape("handlers_ended_total", outcome="cancelled") == 1
-    assert scrape("handlers_ended_total", outcome="other") == 1
+    assert scrape("handler_seconds_count", actor="Model", handler="fail") == 1
+    assert scrape("handler_failures_total", actor="Model", handler="fail") == 1
     assert scrape("queue_seconds_count", actor="Model") == 5
+
+
+@simulated
+async def test_of_many_calls_some_are_measured_and_each_failure_is_counted(fleet: Fleet) -> None:
+    a, b = await fleet.mesh(2)
+    here, there = NodeMetrics(a), NodeMetrics(b)
+    model = a.ref(Model, b.spawn(Model))
+    weights: list[int] = []
+    a.telemetry.listen({CallEnded: lambda *fields: weights.append(fields[-1])})
+    count, rounds = 128, 4
+
+    async def many(times: int) -> None:
+        for _ in range(times):
+            await model.call(Model.infer, 0.0)
+            await asyncio.gather(a.call(("nobody", b.name), 1), return_exceptions=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taps, "SAMPLES_PER_TICK", 32)
+        for _ in range(rounds):
+            await asyncio.gather(*(many(count // 16) for _ in range(16)))
+            for node in (a, b):
+                node._parts.context.taps.tick()
+    assert max(weights) > 1
+    assert len(weights) < 2 * count * rounds
+    scrape = Scrape(here)
+    made = scrape("call_seconds_count", outcome="ok") + scrape("call_seconds_count", outcome="NoProcess")
+    assert made == pytest.approx(2 * count * rounds, rel=0.05)
+    assert scrape("failed_calls_total", outcome="NoProcess") == count * rounds
+    served = Scrape(there)("handler_seconds_count", actor="Model", handler="infer")
+    assert served == pytest.approx(count * rounds, rel=0.05)
+
+
+@simulated
+async def test_failures_of_a_multicall_and_of_handlers_are_counted_without_metrics(fleet: Fleet) -> None:
+    a, b = await fleet.mesh(2)
+    model = a.ref(Model, b.spawn(Model))
+    for _ in range(3):
+        with pytest.raises(RemoteError):
+            await model.call(Model.fail)
+    await a.multicall([("nobody", a.name), ("nobody", b.name)], 1)
+    scrape = Scrape(NodeMetrics(a))
+    assert scrape("failed_calls_total", outcome="RemoteError") == 3
+    assert scrape("failed_calls_total", outcome="NoProcess") == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "MAX_HANDLERS", 0)
+        assert Scrape(NodeMetrics(b))("handler_failures_total", actor=OTHER, handler=OTHER) == 3
 
 
 @simulated

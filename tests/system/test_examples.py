@@ -121,7 +121,7 @@ def test_metrics() -> None:
     assert run("metrics.py").splitlines() == [
         "tokens_total 5.0",
         'fleetlm_call_seconds_count{outcome="ok"} 2.0',
-        'fleetlm_handlers_ended_total{outcome="ok"} 2.0',
+        'fleetlm_handler_seconds_count{actor="Model",handler="infer"} 2.0',
         "fleetlm_processes 1.0",
     ]
 

@@ -35,6 +35,9 @@ NOT_AT_THE_START = {
     "fleetlm.sync": "threads of the program",
     "fleetlm.threads": "threads of the program",
     "fleetlm.supervisor": "a supervisor",
+    "fleetlm.telemetry": "observers",
+    "fleetlm.metrics": "metrics",
+    "prometheus_client": "metrics",
     "fleetlm.testing": "tests",
     "fleetlm.remote.server": "the remote shell, which is off here",
 }

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 
 from fleetlm import errors, telemetry
 from fleetlm.errors import CallTimeout, NoProcess, StartFailed
-from fleetlm.taps import OUTCOMES, Taps, outcome_of
+from fleetlm.taps import OUTCOMES, SAMPLES_PER_TICK, Sampler, Taps, outcome_of
 from fleetlm.telemetry import (
     DELIVERED_PER_TURN,
     KINDS,
@@ -85,7 +86,7 @@ def test_without_kinds_it_hears_of_all() -> None:
 def test_each_kind_has_a_tap_that_takes_its_fields(kind: Any) -> None:
     rig = Rig()
     rig.telemetry.attach(rig.heard.append, kinds={kind})
-    [name] = tapped(rig.taps) - {"calls"}
+    [name] = tapped(rig.taps) - {"calls", "handlers"}
     fields = tuple(range(len(kind.__match_args__)))
     getattr(rig.taps, name)(*fields)
     rig.turn()
@@ -228,12 +229,12 @@ def test_the_loop_is_checked() -> None:
 def test_a_call_asks_one_attribute() -> None:
     rig = Rig()
     started = rig.telemetry.attach(print, kinds={CallStarted})
-    assert rig.taps.calls
+    assert rig.taps.calls is not None
     ended = rig.telemetry.attach(print, kinds={CallEnded})
     started.detach()
-    assert rig.taps.calls
+    assert rig.taps.calls is not None
     ended.detach()
-    assert not rig.taps.calls
+    assert rig.taps.calls is None
 
 
 def test_a_listener_gets_the_fields_at_once_and_no_event_is_built() -> None:
@@ -247,6 +248,63 @@ def test_a_listener_gets_the_fields_at_once_and_no_event_is_built() -> None:
     end()
     end()
     assert tapped(rig.taps) == set()
+
+
+def test_the_weight_of_a_sample_is_for_listeners_only() -> None:
+    rig = Rig()
+    fields: list[Any] = []
+    rig.telemetry.listen({CallEnded: lambda *each: fields.append(each)})
+    rig.telemetry.attach(rig.heard.append, kinds={CallEnded})
+    tap = rig.taps.call_ended
+    assert tap is not None
+    tap("to", "", "ok", 1.0, 8)
+    rig.turn()
+    assert fields == [("to", "", "ok", 1.0, 8)]
+    assert rig.heard == [CallEnded("to", "", "ok", 1.0)]
+
+
+def picks(sampler: Sampler, count: int) -> list[int]:
+    return [sampler.pick() for _ in range(count)]
+
+
+def test_each_one_is_measured_while_there_are_few() -> None:
+    sampler = Sampler()
+    for _ in range(3):
+        assert picks(sampler, SAMPLES_PER_TICK - 1) == [1] * (SAMPLES_PER_TICK - 1)
+        sampler.tick()
+
+
+@given(st.lists(st.integers(0, 20 * SAMPLES_PER_TICK), max_size=5))
+def test_of_many_so_many_are_measured_and_stand_for_the_others(counts: list[int]) -> None:
+    sampler = Sampler()
+    for count in counts:
+        picks(sampler, count)
+        sampler.tick()
+        weights = picks(sampler, count)
+        measured = [weight for weight in weights if weight]
+        assert sum(measured) == pytest.approx(count, abs=max(measured, default=1))
+        assert len(measured) <= 2 * SAMPLES_PER_TICK
+        assert count < SAMPLES_PER_TICK or len(measured) >= SAMPLES_PER_TICK - 1
+        sampler.tick()
+
+
+def test_observers_hear_of_each_one() -> None:
+    rig = Rig()
+    rig.telemetry.listen({CallEnded: print})
+    sampler = rig.taps.calls
+    assert sampler is not None
+    picks(sampler, 10 * SAMPLES_PER_TICK)
+    rig.taps.tick()
+    assert 0 in picks(sampler, 10)
+    attachment = rig.telemetry.attach(print, kinds={CallStarted})
+    assert rig.taps.calls is sampler
+    picks(sampler, 10 * SAMPLES_PER_TICK)
+    rig.taps.tick()
+    assert picks(sampler, 10) == [1] * 10
+    attachment.detach()
+    picks(sampler, 10 * SAMPLES_PER_TICK)
+    rig.taps.tick()
+    assert 0 in picks(sampler, 10)
 
 
 def test_listeners_and_observers_hear_of_the_same() -> None:

@@ -74,9 +74,9 @@ class Rig:
         self.counts = Counts(self.clock)
         self._listeners = self.counts.listeners()
 
-    def tell(self, event: Any) -> None:
+    def tell(self, event: Any, *weight: int) -> None:
         fields = [getattr(event, name) for name in event.__match_args__]
-        self._listeners[type(event)](*fields)
+        self._listeners[type(event)](*fields, *weight)
 
 
 def total(histogram: Histogram) -> int:
@@ -86,24 +86,23 @@ def total(histogram: Histogram) -> int:
 def test_calls_are_counted_by_outcome() -> None:
     rig = Rig()
     for outcome in ("ok", "ok", "NodeLost"):
-        rig.tell(CallEnded("to", "", outcome, 0.2))
+        rig.tell(CallEnded("to", "", outcome, 0.2), 1)
     assert {key: total(each) for key, each in rig.counts.calls.items()} == {"ok": 2, "NodeLost": 1}
 
 
 def test_handlers_are_counted_with_the_time_before_them() -> None:
     rig = Rig()
-    rig.tell(HandlerEnded("Model", "infer", "ok", 0.2, 0.1))
-    rig.tell(HandlerEnded("Model", "infer", "other", 0.3, None))
-    assert total(rig.counts.handlers["Model", "infer"]) == 2
-    assert rig.counts.handlers["Model", "infer"].sum_s == pytest.approx(0.5)
-    assert rig.counts.handler_outcomes == {"ok": 1, "other": 1}
+    rig.tell(HandlerEnded("Model", "infer", "ok", 0.2, 0.1), 1)
+    rig.tell(HandlerEnded("Model", "infer", "other", 0.3, None), 2)
+    assert total(rig.counts.handlers["Model", "infer"]) == 3
+    assert rig.counts.handlers["Model", "infer"].sum_s == pytest.approx(0.8)
     assert total(rig.counts.queues["Model"]) == 1
 
 
 def test_histograms_of_handlers_and_actors_are_bounded() -> None:
     rig = Rig()
     for number in range(2 * MAX_HANDLERS):
-        rig.tell(HandlerEnded(f"Actor{number}", "run", "ok", 0.2, 0.1))
+        rig.tell(HandlerEnded(f"Actor{number}", "run", "ok", 0.2, 0.1), 1)
     assert len(rig.counts.handlers) == MAX_HANDLERS + 1
     assert total(rig.counts.handlers[OTHER, OTHER]) == MAX_HANDLERS
     assert len(rig.counts.queues) == MAX_ACTORS + 1
