@@ -34,37 +34,49 @@ OUTCOMES: Final[tuple[str, ...]] = tuple(_OUTCOMES.split())
 """How a call or a handler may end: well, by its cancellation, with an error of fleetlm, or with another."""
 
 
-SAMPLES_PER_TICK: Final = 512
-"""Calls, and runs of handlers, that are measured in one tick, or twice as many: some milliseconds of work."""
+SAMPLES: Final = 512
+"""Calls, and runs of handlers, that are measured in one tick until fewer are: some milliseconds of work."""
 
 
 class Sampler:
     """Chooses which calls, or which runs of handlers, are measured.
 
-    To measure one takes a few microseconds, as long as a fast call itself. So a busy node measures each
-    second, fourth or eighth one, by its number, which is blind to what the program does. One that is measured
-    stands for those between, which is its weight. Observers want each of them.
+    To measure one takes a microsecond or two, a third of a fast call. So a busy node measures each second,
+    fourth or eighth one, by its number, which is blind to what the program does. One that is measured stands
+    for those between, which is its weight. After each `SAMPLES` in one tick half as many are measured, and
+    with each tick that needed few of them twice as many. Observers want each of them.
     """
 
-    __slots__ = ("_before", "_mask", "_nth", "is_exact")
+    __slots__ = ("_mask", "_measured", "_nth", "is_exact")
 
     def __init__(self) -> None:
         self.is_exact: bool = False
         """Whether each one is chosen."""
-        self._nth = self._before = 0
-        """All so far, and all until the last tick."""
+        self._nth = 0
         self._mask = 0
+        self._measured = 0
 
     def pick(self) -> int:
         """Count one. Returns its weight if it is to be measured, else 0."""
         self._nth += 1
-        return 0 if self._nth & self._mask else self._mask + 1
+        mask = self._mask
+        if self._nth & mask:
+            return 0
+        if self.is_exact:
+            return 1
+        self._measured += 1
+        if self._measured >= SAMPLES:
+            self._measured = 0
+            self._mask = 2 * mask + 1
+        return mask + 1
 
     def tick(self) -> None:
-        """Adapt to how many there were since the last tick."""
-        count, self._before = self._nth - self._before, self._nth
-        is_rare = self.is_exact or count < SAMPLES_PER_TICK
-        self._mask = 0 if is_rare else (1 << (count // SAMPLES_PER_TICK).bit_length() - 1) - 1
+        """Adapt to how many were measured since the last tick."""
+        if self.is_exact:
+            self._mask = 0
+        elif self._measured < SAMPLES // 2:
+            self._mask >>= 1
+        self._measured = 0
 
 
 class Taps:

@@ -69,7 +69,8 @@ class ActorSender:
             call = outbound.context.ask("call", outbound.call, to, message, timeout)
         else:
             call = outbound.call(to, message, timeout)
-        return call if outbound.waits.taps.calls is None else told(outbound.waits, call, to, message)
+        waits = outbound.waits
+        return call if waits.taps.calls is None else told(waits, call, to, message)
 
     async def multicall(
         self, targets: list[Target], request: Invoke, timeout: float | None = None

@@ -31,6 +31,8 @@ from fleetlm.messaging.turns import FREE, Turns
 _NEVER = 1 << 62
 _NOTHING: Any = ()
 """The queue of a mailbox that has had no message."""
+LONG_WAIT_S = 0.25
+"""Seconds for which a call must have waited before its owner is told: shorter waits are no news."""
 MOST_BEYOND = 8
 """A mailbox holds at most this many times its limit of messages that cannot wait: those that its owner sends
 to itself, and those of processes that wait in a circle."""
@@ -269,11 +271,16 @@ class Mailbox:
                     self.taken -= 1
                     await message._caller.caught_up()  # noqa: SLF001
                     continue
-                if now + now > message.began + message.deadline:  # It has waited for half of its time.
-                    self._owner._note_wait(message, now)  # noqa: SLF001
+                if now - message.began > 0.25:  # `LONG_WAIT_S`, which as a name costs more
+                    self._note_wait(message, now)
                 if not self._owner._accept_call(message):  # noqa: SLF001  # private: programs hold the owner
                     continue  # The owner has refused the call.
             return message
+
+    def _note_wait(self, call: Call, now: float) -> None:
+        """Tell the owner of a call that has waited for half of its time."""
+        if now + now > call.began + call.deadline:
+            self._owner._note_wait(call, now)  # noqa: SLF001
 
     def _pass_over(self, call: Call) -> None:
         """Drop a call whose deadline has passed, or whose caller has given up."""

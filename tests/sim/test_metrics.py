@@ -111,7 +111,7 @@ async def test_of_many_calls_some_are_measured_and_each_failure_is_counted(fleet
             await asyncio.gather(a.call(("nobody", b.name), 1), return_exceptions=True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taps, "SAMPLES_PER_TICK", 32)
+        patch.setattr(taps, "SAMPLES", 32)
         for _ in range(rounds):
             await asyncio.gather(*(many(count // 16) for _ in range(16)))
             for node in (a, b):

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from fleetlm import errors, telemetry
 from fleetlm.errors import CallTimeout, NoProcess, StartFailed
-from fleetlm.taps import OUTCOMES, SAMPLES_PER_TICK, Sampler, Taps, outcome_of
+from fleetlm.taps import OUTCOMES, SAMPLES, Sampler, Taps, outcome_of
 from fleetlm.telemetry import (
     DELIVERED_PER_TURN,
     KINDS,
@@ -270,22 +270,37 @@ def picks(sampler: Sampler, count: int) -> list[int]:
 def test_each_one_is_measured_while_there_are_few() -> None:
     sampler = Sampler()
     for _ in range(3):
-        assert picks(sampler, SAMPLES_PER_TICK - 1) == [1] * (SAMPLES_PER_TICK - 1)
+        assert picks(sampler, SAMPLES - 1) == [1] * (SAMPLES - 1)
         sampler.tick()
 
 
-@given(st.lists(st.integers(0, 20 * SAMPLES_PER_TICK), max_size=5))
+@given(st.lists(st.integers(0, 20 * SAMPLES), max_size=5))
 def test_of_many_so_many_are_measured_and_stand_for_the_others(counts: list[int]) -> None:
     sampler = Sampler()
     for count in counts:
-        picks(sampler, count)
+        weights = [weight for weight in picks(sampler, count) if weight]
+        assert sum(weights) == pytest.approx(count, abs=2 * max(weights, default=1))
+        assert len(weights) <= SAMPLES * (1 + (count // SAMPLES).bit_length())
         sampler.tick()
-        weights = picks(sampler, count)
-        measured = [weight for weight in weights if weight]
-        assert sum(measured) == pytest.approx(count, abs=max(measured, default=1))
-        assert len(measured) <= 2 * SAMPLES_PER_TICK
-        assert count < SAMPLES_PER_TICK or len(measured) >= SAMPLES_PER_TICK - 1
+
+
+def test_a_node_at_rest_measures_each_one_again() -> None:
+    sampler = Sampler()
+    picks(sampler, 100 * SAMPLES)
+    assert sampler.pick() != 1
+    for _ in range(10):
         sampler.tick()
+    assert picks(sampler, 3) == [1, 1, 1]
+
+
+def test_a_load_that_stays_is_measured_at_the_same_rate() -> None:
+    sampler = Sampler()
+    shares = []
+    for _ in range(10):
+        weights = picks(sampler, 8 * SAMPLES)
+        shares.append(sum(1 for weight in weights if weight))
+        sampler.tick()
+    assert all(SAMPLES // 2 <= share <= 2 * SAMPLES for share in shares[1:])
 
 
 def test_observers_hear_of_each_one() -> None:
@@ -293,16 +308,16 @@ def test_observers_hear_of_each_one() -> None:
     rig.telemetry.listen({CallEnded: print})
     sampler = rig.taps.calls
     assert sampler is not None
-    picks(sampler, 10 * SAMPLES_PER_TICK)
+    picks(sampler, 10 * SAMPLES)
     rig.taps.tick()
     assert 0 in picks(sampler, 10)
     attachment = rig.telemetry.attach(print, kinds={CallStarted})
     assert rig.taps.calls is sampler
-    picks(sampler, 10 * SAMPLES_PER_TICK)
+    picks(sampler, 10 * SAMPLES)
     rig.taps.tick()
     assert picks(sampler, 10) == [1] * 10
     attachment.detach()
-    picks(sampler, 10 * SAMPLES_PER_TICK)
+    picks(sampler, 10 * SAMPLES)
     rig.taps.tick()
     assert 0 in picks(sampler, 10)
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from fleetlm.call import Call
-from fleetlm.messaging.mailbox import MOST_BEYOND, Mailbox
+from fleetlm.messaging.mailbox import LONG_WAIT_S, MOST_BEYOND, Mailbox
 from fleetlm.messaging.turns import TURN_MESSAGES, CountedTurns
 from fleetlm.testing.loop import SimLoop
 from tests.support.session_fakes import Taker, turns, virtual
@@ -427,3 +429,46 @@ class Counted:
 
     def took(self, key: Any, count: int, /) -> None:
         self.count += count
+
+
+@virtual
+async def test_the_owner_is_told_of_calls_that_waited_for_half_of_their_time() -> None:
+    cases = [
+        (0.0, 4.0, 1.9, False),
+        (0.0, 4.0, 2.1, True),
+        (1.0, 4.0, 2.1, False),
+        (0.0, 2.0, 3.0, True),  # It has expired.
+        (-math.inf, 4.0, 3.1, True),  # When it came is not known: who is told must look.
+        (math.inf, 4.0, 3.2, False),
+        (0.0, math.inf, 99.0, False),
+        (99.0, 99.4, 99.24, False),  # A short wait is no news, though it was most of the time.
+        (99.0, 99.4, 99.39, True),
+    ]
+    clock = SimLoop.current().time
+    start = clock()
+    for began, deadline, taken_at, is_told in cases:
+        owner = Taker()
+        box = Mailbox(4, owner)
+        waited = Call("slow", Nobody(), 1, start + deadline, clock, began=start + began)  # type: ignore[arg-type]
+        box.put(waited)
+        box.put("message")
+        await asyncio.sleep(start + taken_at - clock())
+        await box.get()
+        assert [call for call, _ in getattr(owner, "waited", [])] == ([waited] if is_told else [])
+    assert f"> {LONG_WAIT_S}:" in inspect.getsource(Mailbox.__anext__)
+
+
+@virtual
+async def test_it_knows_which_windows_its_messages_count_against() -> None:
+    box = mailbox()
+    first, second = Told(), Told()
+    for window, count in ((first, 2), (second, 3), (first, 1)):
+        for _ in range(count):
+            box.put("message")
+        box.arrived(window, "key", count, 1)
+    assert [*box.senders()] == [(first, 2), (second, 3), (first, 1)]
+    assert (box.key_of(first), box.key_of(Told())) == ("key", None)
+    for _ in range(3):
+        await box.get()
+    box.settle()
+    assert [*box.senders()] == [(second, 2), (first, 1)]
