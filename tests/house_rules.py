@@ -72,7 +72,7 @@ MODULE_LINES = 500
 FUNCTION_LINES = 70
 INIT_LINES = 100
 
-REAL_TIME = ("tests/transport", "tests/system", "tests/containers", "tests/long")
+REAL_TIME = ("tests/transport", "tests/system", "tests/containers", "tests/long", "tests/browser")
 VIRTUAL_TIME = {"Fleet", "SimLoop", "SimNetwork", "SimCluster", "loop", "network", "cluster"}
 
 # Put together here, so that this file does not contain them.
