@@ -295,7 +295,7 @@ class Node:
         self._outbound.close(reason)
         await parts.circles.stop()
         parts.signals.finish()
-        parts.overview.close()
+        parts.close_overview()
         self._driver.leave(reason)
         if parts.loop_watch is not None:
             parts.loop_watch.stop()

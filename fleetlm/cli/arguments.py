@@ -14,6 +14,7 @@ fleetlm connects worker processes into one cluster: they find each other through
   fleetlm demo                        watch a cluster form on this machine
   fleetlm start worker:main           run main(node) of worker.py inside a node
   fleetlm remote "Node.list()"        evaluate Python inside a running node
+  fleetlm top                         watch the cluster live
   fleetlm drain --wait                let a node finish what it has begun, before it is stopped
   fleetlm health --ready              exit 0 if the node here takes work, for probes
   fleetlm doctor                      find out why a node is alone, does not start, or loses connections
@@ -123,6 +124,20 @@ exit codes:
   5   permission denied
   78  a setting cannot be used
 """
+TOP = """\
+Show the cluster live, through a node of this machine: nodes, processes, supervision trees, groups, names,
+sessions and events. Needs a terminal and the package textual: pip install 'fleetlm[top]'.
+
+  fleetlm top
+  fleetlm top --node 4371 --interval 5
+  fleetlm top --once                       tables, without textual; also into a pipe
+  fleetlm top --json | jq '.nodes[].state'
+
+keys: 1 to 7 or Tab: view · arrows: move · s, S: sort by the next column, the one before · r: other way round
+      /: filter · Esc: no filter · Enter: the whole row · Space: pause · d: dark or light · ?: help · q: quit
+
+exit codes: those of `fleetlm remote`
+"""
 DRAIN = """\
 Let a node of this machine finish what it has begun and take no new work, so that it can be stopped without a
 failed call. It goes on running, and `fleetlm undrain` takes it back. SIGTERM does the same and then stops it.
@@ -180,6 +195,8 @@ messages, detect a crash and survive a DNS outage. The demo ends by itself in le
 
 exit codes: 0 everything went as expected, 1 something did not, 130 or 143 interrupted
 """
+TOP_INTERVAL_S = 1.0
+"""Default of ``--interval``: nodes tell something new twice a second at most."""
 DEFAULT_TIMEOUT_S = 10.0
 """Default of ``--timeout`` for one expression; a shell has no time limit."""
 
@@ -254,10 +271,26 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--node", metavar="NAME", help="node to check, by name, port or slot (all that run here)"
     )
+    _add_top(command)
     _add_leaving(command)
     command("cookie", "print a new cookie for the nodes of a cluster", COOKIE)
     command("demo", "watch a cluster form on this machine", DEMO)
     return top
+
+
+def _add_top(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """Add the command that shows the cluster."""
+    top = command("top", "show the cluster live, or as tables", TOP)
+    top.add_argument("--node", metavar="NAME", help="node to ask, by name, port or slot, if several run here")
+    top.add_argument(
+        "--interval",
+        type=seconds,
+        default=TOP_INTERVAL_S,
+        metavar="SECONDS",
+        help="time between two looks (%(default)g)",
+    )
+    top.add_argument("--once", action="store_true", help="print tables and exit")
+    top.add_argument("--json", action="store_true", help="print one JSON object and exit")
 
 
 def _add_leaving(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:

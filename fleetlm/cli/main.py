@@ -1,4 +1,4 @@
-"""The command line: ``fleetlm start | remote | drain | health | doctor | cookie | demo``.
+"""The command line: ``fleetlm start | remote | top | drain | health | doctor | cookie | demo``.
 
 Each command imports its modules only when it runs, so that ``fleetlm remote`` starts fast. ``fleetlm health``
 runs every few seconds in every container: its arguments are read by hand, since the import of `argparse`
@@ -66,6 +66,12 @@ def _run(top: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             from fleetlm.cli.doctor import gather  # noqa: PLC0415
 
             return gather.main(node=options.node, as_json=options.json)
+        case "top":
+            from fleetlm.cli.top import command  # noqa: PLC0415
+
+            return command.run(
+                node=options.node, interval_s=options.interval, once=options.once, as_json=options.json
+            )
         case "drain":
             from fleetlm.remote import drain  # noqa: PLC0415
 

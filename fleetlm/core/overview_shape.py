@@ -15,10 +15,10 @@ anew from what has the expected type: what is missing is empty, what is not know
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final
 
 from fleetlm.escapes import escape
@@ -68,9 +68,8 @@ UNREADABLE: Final = "its answer cannot be read"
 
 def bounded(text: str) -> str:
     """Return a text that is short enough, on one line, and without anything that a terminal obeys."""
-    if len(text) > TEXT_CHARS:
-        text = f"{text[: TEXT_CHARS - 1]}…"
-    return escape(text)
+    escaped = escape(text[: TEXT_CHARS + 1])  # One more than is shown, to see whether there are more.
+    return escaped if len(escaped) <= TEXT_CHARS else f"{escaped[: TEXT_CHARS - 1]}…"
 
 
 def limit_of(what: str, nodes: int) -> int:
@@ -90,22 +89,26 @@ def peer_state(status: str, *, is_draining: bool) -> str:
     return "connecting" if status in ("dialling", "wanted") else "down"
 
 
-def pick_shown(loads: Iterable[tuple[int, float, int]], most: int) -> list[int]:
+Load = tuple[int, float, int]
+"""A process as `pick_shown` sorts it: the length of its mailbox and for how many seconds it has been busy,
+both negative, and its number."""
+
+
+def pick_shown(loads: Iterable[Load], most: int) -> list[int]:
     """Return the numbers of the processes to show: those with the longest mailboxes, then the busiest others.
 
     Args:
-        loads: of each process the length of its mailbox, for how long it has been busy, and its number.
+        loads: of each process.
         most: how many are shown.
     """
-    every = list(loads)
-    longest = min(LONGEST, most) if len(every) > most else most
-    first = heapq.nsmallest(
-        longest, (each for each in every if each[0]), key=lambda it: (-it[0], -it[1], it[2])
-    )
-    numbers = dict.fromkeys(number for _, _, number in first)
-    rest = (each for each in every if each[2] not in numbers)
-    busy = heapq.nsmallest(most - len(numbers), rest, key=lambda it: (-it[1], -it[0], it[2]))
-    return [*numbers, *(number for _, _, number in busy)]
+    every = sorted(loads)
+    longest = LONGEST if len(every) > most else most
+    numbers = [load[2] for load in every[: min(longest, most)] if load[0]]
+    rest = every[len(numbers) :]
+    return numbers + [load[2] for load in sorted(rest, key=_BY_BUSY)[: most - len(numbers)]]
+
+
+_BY_BUSY = itemgetter(1, 0, 2)
 
 
 # What a peer gets.

@@ -1,8 +1,8 @@
 """How busy processes are, for people: found by looking at them. They note nothing for this.
 
 So it is not known when a handler has begun. The time for which a process has been busy begins when the oldest
-call that it serves *came*. For what is no call it begins when somebody first saw it there, or when the
-process began to wait for what it waits for.
+call that it serves *came*. For another handler of an actor it begins when somebody first saw it there. For
+any other process only the time is known for which it waits for a reply, or for room.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def is_gone(process: RunningProcess) -> bool:
 
 
 def busy_s(process: RunningProcess, now: float, seen: Seen | None) -> float:
-    """Return for how many seconds a process has been busy, as far as that is known; 0 if it waits.
+    """Return for how many seconds a process has been busy, as far as that is known; else 0.
 
     Args:
         process: any.
@@ -58,10 +58,13 @@ def busy_s(process: RunningProcess, now: float, seen: Seen | None) -> float:
     for call in process._calls or ():
         if math.isfinite(call.began):
             return max(0.0, now - call.began)
-    if process.mailbox.waited_for and not process._calls:
-        return 0.0
-    since = now if seen is None or seen[0] != process.mailbox.taken else seen[1]
     wait = process._waits_for
+    if not process._calls:
+        if process.mailbox.waited_for:
+            return 0.0
+        if process._on_answered is None:  # It is no actor, so it may do something or nothing.
+            return 0.0 if wait is None else max(0.0, now - wait.since)
+    since = now if seen is None or seen[0] != process.mailbox.taken else seen[1]
     return max(0.0, now - (since if wait is None else min(since, wait.since)))
 
 

@@ -309,3 +309,31 @@ def ask_facts(connection: RemoteConnection, timeout_s: float = GREETING_S) -> Me
     message = connection.receive(time.monotonic() + timeout_s)
     facts = message.get("facts")
     return facts if isinstance(facts, dict) else {}
+
+
+def ask_overview(connection: RemoteConnection, number: int, timeout_s: float) -> Message:
+    """Return what a node knows of the whole cluster (`Node.overview`).
+
+    Args:
+        connection: greeted, and without an evaluation in progress.
+        number: of this request; the answers to former ones are passed over.
+        timeout_s: seconds that the other nodes have.
+
+    Raises:
+        RemoteFailure: the node cannot tell: it is of an older version (exit code 3), or it stops (1).
+        TimeoutError: it does not respond.
+        NodeGone: it stopped or died.
+        BadMessage: it does not follow the protocol.
+    """
+    connection.send({"op": "overview", "id": number, "timeout": timeout_s})
+    deadline = time.monotonic() + timeout_s + GREETING_S
+    while True:
+        message = connection.receive(deadline)
+        if "refused" in message:
+            text = f"{connection.node} is of an older version of fleetlm, which knows no overview"
+            raise RemoteFailure(NO_NODE, "too_old", text)
+        overview = message.get("overview")
+        if message.get("id") == number and isinstance(overview, dict):
+            return overview
+        if message.get("id") == number:
+            raise RemoteFailure(RAISED, "failed", f"{connection.node}: {message.get('failed')}")

@@ -20,11 +20,14 @@ Conversation: the node speaks first. ``id`` is chosen by the client and repeated
     node    {"id": 1, "stream": "stdout", "text": "..."}       any number of times
     node    {"id": 1, "done": "ok", "repr": "[]", "value": []}
     client  {"op": "cancel"} · {"op": "complete", "id": 2, "text": "Node.l"} · {"op": "facts", "id": 3}
+    client  {"op": "overview", "id": 4, "timeout": 1.0}
+    node    {"id": 4, "overview": {...}}                       or {"id": 4, "failed": why}
     node    {"bye": "shutdown"}                                the node stops
 
 One evaluation at a time runs for each connection; a second ``eval`` gets ``"done": "busy"``. The node reads
 requests while it evaluates, so ``cancel`` takes effect at once, and closing the connection cancels too.
-``done`` is "ok", "error", "cancelled" or "busy".
+``done`` is "ok", "error", "cancelled" or "busy". An ``overview`` (`Node.overview`) takes up to ``timeout``
+seconds, one at a time for each connection; evaluations go on meanwhile.
 
 This module imports little, so that the command starts fast.
 """

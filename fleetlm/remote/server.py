@@ -36,9 +36,11 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.errors import FleetError
 from fleetlm.remote import facts, namespace, protocol
 from fleetlm.remote.evaluator import CAPTURE, Evaluator, Result, as_json, format_value
 from fleetlm.remote.protocol import BadMessage, Message
+from fleetlm.texts import text_of
 
 if TYPE_CHECKING:
     from fleetlm.node import Node
@@ -223,6 +225,8 @@ class _Client:
         self._evaluator = Evaluator(namespace.make_namespace(node), self._forward_output)
         self._evaluation: asyncio.Task[Result] | None = None
         self._evaluation_id = 0
+        self._look: asyncio.Task[None] | None = None
+        """The overview that is being made for this client."""
         self._dropped_chars = 0
         self._open = True
 
@@ -311,8 +315,26 @@ class _Client:
                 self.post({"id": number, "words": self._evaluator.complete(text)})
             case {"op": "facts"}:
                 self.post({"id": number, "facts": facts.node_facts(self._node)})
+            case {"op": "overview", "timeout": int() | float() as timeout_s}:
+                self._start_look(number, timeout_s)
             case _:
                 raise BadMessage(f"unknown request {message.get('op')!r}")
+
+    def _start_look(self, number: int, timeout_s: float) -> None:
+        """Make an overview in a task, since other nodes are waited for."""
+        if self._look is not None and not self._look.done():
+            self.post({"id": number, "failed": "an overview is being made for this connection"})
+        elif self._writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self.post({"id": number, "failed": "this connection is not read"})
+        else:
+            self._look = self._loop.create_task(self._send_overview(number, timeout_s))
+
+    async def _send_overview(self, number: int, timeout_s: float) -> None:
+        """Send an overview, or why there is none."""
+        try:
+            self.post({"id": number, "overview": await self._node.overview(timeout_s)})
+        except (FleetError, ValueError) as error:  # Too long for a frame is a ValueError, too.
+            self.post({"id": number, "failed": text_of(error)})
 
     def _send_result(self, evaluation: asyncio.Task[Result], number: int, width: int) -> None:
         """Send the end of an evaluation, and before it how much output was dropped."""
@@ -345,7 +367,10 @@ class _Client:
                 self.post({"id": self._evaluation_id, "stream": stream, "text": piece})
 
     async def _end_evaluation(self) -> None:
-        """Cancel the evaluation of a client that has disconnected, until it ends."""
+        """Cancel what is done for a client that has disconnected, until it ends."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait({self._look})
         evaluation = self._evaluation
         while evaluation is not None and not evaluation.done():
             evaluation.cancel()

@@ -30,6 +30,7 @@ process with the checks of the public API.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import random
@@ -71,7 +72,6 @@ from fleetlm.runtime.leaving import Leaving
 from fleetlm.runtime.limited_requests import LimitedRequests
 from fleetlm.runtime.log_guard import GUARD, LogGuard
 from fleetlm.runtime.loop_watch import LoopWatch
-from fleetlm.runtime.overview import Overview
 from fleetlm.runtime.readiness import ReadinessChecks
 from fleetlm.runtime.requests import PeerRequests
 from fleetlm.runtime.unfinished import Unfinished
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from fleetlm.messaging.session import Session
     from fleetlm.processes.running import RunningProcess
     from fleetlm.runtime.bootstrap import Prepared
+    from fleetlm.runtime.overview import Overview
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -173,7 +174,6 @@ class Assembly:
         self.driver: Driver = Driver(
             me, codec, self.kernel, self.transport, self.inbound, self.events, rng, self
         )
-        self.overview: Overview = Overview(self)
         self.loop_watch: LoopWatch | None = None
         """None in a simulation, where no time passes while code runs."""
         if prepared.on_this_network:
@@ -251,6 +251,18 @@ class Assembly:
         unfinished = Unfinished(self.context, self.local, self.blocking, self.outbound)
         in_flight = self.outbound.in_flight
         return Draining(self.context, self.kernel.topology, self.events, in_flight, unfinished)
+
+    @functools.cached_property
+    def overview(self) -> Overview:
+        """Made at its first use: nobody looks at most nodes, and at none while it starts."""
+        from fleetlm.runtime.overview import Overview  # noqa: PLC0415
+
+        return Overview(self)
+
+    def close_overview(self) -> None:
+        """End all looks, since the node stops."""
+        if "overview" in vars(self):
+            self.overview.close()
 
     # Calls from earlier parts to later ones.
 

@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from fleetlm.core.overview_shape import LIMITS, bounded
 from fleetlm.directory.subscriptions import Feed
 from fleetlm.messages import NodeDown, NodeDraining, NodeUndrained, NodeUp
+
+MAX_RECENT = 100
+"""Events that are kept for people who look later."""
 
 Event = NodeUp | NodeDown | NodeDraining | NodeUndrained
 
@@ -51,7 +53,7 @@ class RecentEvents:
 
     def __init__(self, wall_ms: Callable[[], int]) -> None:
         self._wall_ms = wall_ms
-        self._events: deque[tuple[int, Event]] = deque(maxlen=LIMITS["events"])
+        self._events: deque[tuple[int, Event]] = deque(maxlen=MAX_RECENT)
 
     def note(self, event: Event) -> None:
         """Keep an event, and drop the oldest one if there are too many."""
@@ -60,7 +62,7 @@ class RecentEvents:
     def rows(self) -> list[dict[str, Any]]:
         """Return the events in JSON types, the oldest first."""
         return [
-            {"wall_ms": at_ms, "kind": type(event).__name__, "text": bounded(_describe(event))}
+            {"wall_ms": at_ms, "kind": type(event).__name__, "text": _describe(event)}
             for at_ms, event in self._events
         ]
 

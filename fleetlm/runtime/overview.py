@@ -196,7 +196,7 @@ class Overview:
         self._own.close()
 
     def _check_open(self) -> None:
-        if self._is_closed:
+        if self._is_closed or self._node.outbound.stopped:
             raise NodeStopped(self._context.name, self._node.outbound.stopped or "is stopping")
 
     def _ask_peer(self, session: Session, nodes: int) -> _PeerPart:

@@ -156,12 +156,35 @@ def _answers() -> list[bytes]:
     return found
 
 
+def _parts() -> list[bytes]:
+    counts = dict.fromkeys(("messages_sent", "messages_received", "bytes_sent", "bytes_received"), 5)
+    process = {
+        "pid": "<a 1 2>",
+        "name": "a",
+        "runs": "Model",
+        "mailbox": 3,
+        "state": "running",
+        "serving_s": 1.5,
+    }
+    peer = {"name": "a@10.0.0.1", "road": None, **counts}
+    branch = {"pid": "", "name": "b", "state": "restarting", "restarts": 2, "children": []}
+    part = {
+        "incarnation": 1 << 63, "version": "0.1.0", "pid": 7, "uptime_s": 1.5, "state": "up", "cookie": True,
+        "dns": {"query": "fleet.test", "age_s": None}, "peers": [peer],
+        "processes": {"count": 1, "shown": [process]}, "trees": [{**branch, "children": [branch]}],
+        "groups": {"g": {"members": ["<a 1 2>"], "count": 1}}, "names": {"n": "<a 1 2>"}, "counters": counts,
+        "events": [{"wall_ms": 1, "kind": "NodeUp", "text": "\x1b[2J"}], "left_out": {"names": 1},
+    }  # fmt: skip
+    return [CODEC.pack_value(part), CODEC.pack_value({"incarnation": 1, "trees": [[]], "peers": [5]})]
+
+
 def _requests() -> list[bytes]:
     asked = [
         {"op": "eval", "id": 1, "source": "1 + 1", "width": 80},
         {"op": "eval", "id": 2, "source": "await x\nfor a in b:\n  print(a)"},
         {"op": "complete", "id": 3, "text": "node.na"},
         {"op": "facts", "id": 4},
+        {"op": "overview", "id": 5, "timeout": 1.0},
         {"op": "cancel"},
     ]
     packed = [len(body).to_bytes(4, "big") + body for body in (json.dumps(each).encode() for each in asked)]
@@ -176,6 +199,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "messages": _batches,
     "tables": lambda: [CODEC.pack_value(facts) for facts in (_facts(), *_facts())],
     "links": lambda: [CODEC.pack_value(signals) for signals in (_signals(), *([one] for one in _signals()))],
+    "overview": _parts,
     "kernel": _courses,
     "pair": _courses,
     "names": lambda: [b"fleetlm@10.0.0.7", b"a@[fd00::7]:4373", b"::ffff:10.0.0.1", b"fe80::1%eth0"],

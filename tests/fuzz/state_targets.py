@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from functools import partial
 
 from fleetlm.core.dns_answers import Outcome
 from fleetlm.core.effects import Dial, Down, Effect, HangUp, Reply, Report, Send, Up
 from fleetlm.core.group_table import GroupTable
 from fleetlm.core.links import Links
 from fleetlm.core.name_table import NameTable
+from fleetlm.core.overview_shape import cut, read_part
 from fleetlm.ids import Pid, Ref
 from fleetlm.processes.remote_spawn import asked_to_spawn
 from fleetlm.settings import Settings
@@ -36,6 +39,8 @@ HERE, THERE = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2"
 FEW = Settings(max_memberships=50, max_cluster_names=50)
 OWN = Pid(HERE, 1, 1)
 LIVING = (1, 2, 3)
+MAX_PART_CHARS = 32 * 1024 * 1024
+"""Longer ones do not fit into a frame of the remote shell."""
 
 
 class _Peer:
@@ -73,6 +78,22 @@ def fuzz_tables(data: bytes) -> None:
     holder = names.holder("mine")
     assert (holder is None) == (own == 0)
     assert holder is None or holder.pid == OWN
+
+
+def fuzz_overview(data: bytes) -> None:
+    """What a peer tells of itself is refused, or becomes a part that every reader of JSON can hold."""
+    try:
+        told = CODEC.unpack(data)
+    except BadData:
+        return
+    try:
+        part = in_time(read_part, told, THERE)
+    except ValueError:
+        return
+    assert len(json.dumps(part, allow_nan=False)) < MAX_PART_CHARS
+    assert json.dumps(part, ensure_ascii=False).isprintable()
+    assert read_part(part, THERE) == part
+    in_time(partial(cut, for_peer=True), part, 100)
 
 
 def fuzz_links(data: bytes) -> None:

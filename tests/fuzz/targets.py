@@ -14,6 +14,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "messages": wire_targets.fuzz_messages,
     "tables": state_targets.fuzz_tables,
     "links": state_targets.fuzz_links,
+    "overview": state_targets.fuzz_overview,
     "kernel": state_targets.fuzz_kernel,
     "pair": pair_target.fuzz_pair,
     "names": text_targets.fuzz_names,

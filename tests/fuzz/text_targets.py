@@ -18,7 +18,7 @@ from fleetlm.core.dns_answers import MAX_ADDRESSES, sift
 from fleetlm.discovery import resolv_conf, system_files
 from fleetlm.discovery.dns_exchange import Exchange, NameServer, ServerFailure, _parse
 from fleetlm.discovery.dns_search import RecordType
-from fleetlm.errors import InvalidName, SettingsError
+from fleetlm.errors import InvalidName, NodeStopped, SettingsError
 from fleetlm.escapes import escape
 from fleetlm.names import NodeName, canonical_ip, check_process_name, parse_address
 from fleetlm.remote import protocol
@@ -167,8 +167,13 @@ def fuzz_console(data: bytes) -> None:
         asyncio.run(_asked(data))
 
 
+async def _stopped(timeout_s: float) -> None:
+    raise NodeStopped("fleetlm@10.0.0.1", f"before {timeout_s} s")
+
+
 async def _asked(data: bytes) -> None:
-    reader, writer, node = asyncio.StreamReader(), _Writer(), SimpleNamespace(name="fleetlm@10.0.0.1")
+    reader, writer = asyncio.StreamReader(), _Writer()
+    node = SimpleNamespace(name="fleetlm@10.0.0.1", overview=_stopped)
     client = _Client(node, reader, writer)  # type: ignore[arg-type]
     client._evaluator = _Inert({"node": node}, client._forward_output)
     reader.feed_data(data)

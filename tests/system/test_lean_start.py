@@ -33,6 +33,8 @@ NOT_AT_THE_START = {
     "ctypes": "a shortage of descriptors",
     "argparse": "the command line",
     "fleetlm.sync": "threads of the program",
+    "fleetlm.runtime.overview": "Node.overview",
+    "fleetlm.core.overview_shape": "Node.overview",
     "fleetlm.threads": "threads of the program",
     "fleetlm.supervisor": "a supervisor",
     "fleetlm.testing": "tests",

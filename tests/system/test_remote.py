@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from fleetlm.errors import NodeStopped
 from fleetlm.remote import client, evaluator, finder, protocol, server as remote_server
 from fleetlm.remote.client import RemoteConnection, RemoteOutcome
 from fleetlm.remote.finder import RemoteFailure
@@ -468,6 +469,146 @@ async def test_a_node_that_dies_during_an_evaluation_is_reported(env: dict[str, 
 
 
 # ── finding nodes ────────────────────────────────────────────────────────────────────────────────
+
+
+class Watched(FakeNode):
+    """A node whose overview can be told to fail, or to take its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overviews: list[Any] = []
+        self.holds = asyncio.Event()
+        self.holds.set()
+        self.cancelled = 0
+
+    async def overview(self, timeout: float) -> Any:
+        self.told.append(timeout)
+        try:
+            await self.holds.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        answer = self.overviews.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def test_an_overview_comes_over_the_connection_and_fails_with_a_reason(env: dict[str, str]) -> None:
+    node = Watched()
+    node.overviews = [{"asked": NAME, "nodes": {}}, NodeStopped(NAME, "shutdown"), ValueError("no time"), {}]
+    node.overviews[3] = {"nodes": "x" * (protocol.MAX_FRAME_BYTES + 1)}
+
+    def look() -> list[Any]:
+        connection = connect(env)
+        seen: list[Any] = []
+        try:
+            for number in range(1, 5):
+                try:
+                    seen.append(client.ask_overview(connection, number, 0.25))
+                except RemoteFailure as failure:
+                    seen.append(failure)
+        finally:
+            connection.close()
+        return seen
+
+    async with running(env, node):
+        first, stopped, wrong, large = await in_thread(look)
+    assert first == {"asked": NAME, "nodes": {}}
+    assert node.told == [0.25] * 4
+    assert (stopped.code, "shutdown" in stopped.text) == (finder.RAISED, True)
+    assert "no time" in wrong.text
+    assert "bytes; at most" in large.text
+
+
+async def test_one_overview_at_a_time_and_evaluations_go_on(env: dict[str, str]) -> None:
+    node = Watched()
+    node.holds.clear()
+    node.overviews = [{"asked": NAME}]
+
+    def several() -> list[Any]:
+        connection = connect(env)
+        try:
+            connection.send({"op": "overview", "id": 1, "timeout": 5})
+            connection.send({"op": "overview", "id": 2, "timeout": 5})
+            connection.send({"op": "eval", "id": 3, "source": "1 + 1", "width": 0})
+            connection.send({"op": "eval", "id": 4, "source": "node.holds.set()", "width": 0})
+            got = {}
+            while len(got) < 4:
+                message = connection.receive(time.monotonic() + 5)
+                got[message["id"]] = message
+                if message["id"] == 3:
+                    connection.send({"op": "eval", "id": 4, "source": "node.holds.set()", "width": 0})
+                if message.get("done") == "busy":
+                    del got[4]
+            return [got[1], got[2], got[3].get("value")]
+        finally:
+            connection.close()
+
+    async with running(env, node):
+        first, second, value = await in_thread(several)
+    assert first == {"id": 1, "overview": {"asked": NAME}}
+    assert second == {"id": 2, "failed": "an overview is being made for this connection"}
+    assert value == 2
+
+
+async def test_a_client_that_goes_away_cancels_its_overview(env: dict[str, str]) -> None:
+    node = Watched()
+    node.holds.clear()
+
+    def leave() -> None:
+        connection = connect(env)
+        connection.send({"op": "overview", "id": 1, "timeout": 5})
+        while not node.told:
+            time.sleep(0.01)
+        connection.close()
+
+    async with running(env, node):
+        await in_thread(leave)
+        await eventually(lambda: node.cancelled == 1)
+
+
+@pytest.mark.parametrize("request_", [{"op": "overview"}, {"op": "overview", "timeout": "soon"}])
+async def test_an_overview_without_a_time_is_not_understood(request_: Any, env: dict[str, str]) -> None:
+    def refused() -> str:
+        connection = connect(env)
+        try:
+            connection.send({"id": 1, **request_})
+            return str(connection.receive(time.monotonic() + 5)["refused"])
+        finally:
+            connection.close()
+
+    async with running(env, Watched()):
+        assert "unknown request 'overview'" in await in_thread(refused)
+
+
+async def test_a_node_of_an_older_version_says_that_it_knows_no_overview(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.RemoteConnection, "send", as_unknown(client.RemoteConnection.send))
+
+    def look() -> Any:
+        connection = connect(env)
+        try:
+            return client.ask_overview(connection, 1, 0.25)
+        except RemoteFailure as failure:
+            return failure
+        finally:
+            connection.close()
+
+    async with running(env, Watched()):
+        failure = await in_thread(look)
+    assert (failure.kind, failure.code) == ("too_old", finder.NO_NODE)
+    assert f"{NAME} is of an older version" in failure.text
+
+
+def as_unknown(send: Callable[..., None]) -> Callable[..., None]:
+    """What a node that does not know a request gets."""
+
+    def changed(self: RemoteConnection, message: dict[str, object]) -> None:
+        send(self, {**message, "op": "gauges"})
+
+    return changed
 
 
 async def test_permissions_of_the_folder_and_the_socket(env: dict[str, str]) -> None:

@@ -246,3 +246,13 @@ def test_no_fact_is_longer_than_a_fact_may_be(letter: str) -> None:
     assert sum(len(numbers) for _, members in told for numbers in members.values()) == 2 * (
         3 * MAX_PIECE_MEMBERSHIPS + 1
     )
+
+
+def test_some_groups_are_found_without_looking_at_all_of_them() -> None:
+    groups = table()
+    for name in ("d", "b", "a", "c"):
+        groups.joined(name, [here(1)])
+    assert groups.count == 4
+    assert [name for name, _ in groups.first(2, 100)] == ["a", "b"]
+    assert [name for name, _ in groups.first(2, 2)] == ["b", "d"], "only the oldest two are looked at"
+    assert list(groups.first(1, 100)[0][1]) == [here(1)]

@@ -497,3 +497,15 @@ def test_a_process_that_ends_while_its_monitors_fire_hears_of_no_more() -> None:
     t.ends(1)
     assert all_steps(steps) == []
     assert t.relations.counts() == (0, 0)
+
+
+def test_link_ends_and_monitors_are_counted_for_people() -> None:
+    links = Table(alive=tuple(range(1, 11))).relations
+    for number in range(1, 10):
+        links.linked(number, pid(number + 1))
+    links.monitored(1, ref(1), pid(2), None)
+    counts = list(links.count_links(3))
+    assert len(counts) == 4
+    assert (sum(counts), links.count_monitors()) == links.counts()
+    assert sum(counts) == 18
+    assert list(Table().relations.count_links(3)) == []

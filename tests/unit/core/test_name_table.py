@@ -549,3 +549,12 @@ def test_a_node_may_tell_of_a_limited_number_of_claims_of_others() -> None:
     for name in ("x1", "x2"):
         names.told(C, 1, ["cleared", name, "gone"])
     assert C not in names._heard_from
+
+
+def test_some_names_are_found_without_looking_at_all_of_them() -> None:
+    names = table()
+    for number, name in enumerate(("d", "b", "a", "c"), 1):
+        names.claimed(name, number, NONE, 100)
+    assert names.count == 4
+    assert [(name, claim.pid) for name, claim in names.first(2, 100)] == [("a", pid(A, 3)), ("b", pid(A, 2))]
+    assert [name for name, _ in names.first(2, 2)] == ["b", "d"], "only the oldest two are looked at"

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 from fleetlm.directory.subscriptions import Subscription
 from fleetlm.messages import NodeDown, NodeDraining, NodeUndrained, NodeUp
-from fleetlm.runtime.events import Event, EventHub
+from fleetlm.runtime.events import Event, EventHub, RecentEvents
 from tests.support.session_fakes import turns, virtual
 
 A, B = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2"
@@ -189,3 +189,22 @@ async def test_who_reads_too_slowly_learns_that_a_node_drains_no_more() -> None:
     left = await read(events, len(events._queue))
     assert left[-1] == NodeUndrained(A)
     assert len(left) <= 2
+
+
+@virtual
+async def test_what_happened_last_is_kept_for_people() -> None:
+    times = iter(range(1_000))
+    recent = RecentEvents(lambda: next(times))
+    hub = EventHub(10, recent.note)
+    for event in (NodeUp(A, 1), NodeDraining(A, 5.0, "signal"), NodeUndrained(A), NodeDown(A, 1, "\x1b[2J")):
+        hub.publish(event)
+    assert recent.rows() == [
+        {"wall_ms": 0, "kind": "NodeUp", "text": A},
+        {"wall_ms": 1, "kind": "NodeDraining", "text": f"{A}, asked by signal"},
+        {"wall_ms": 2, "kind": "NodeUndrained", "text": A},
+        {"wall_ms": 3, "kind": "NodeDown", "text": f"{A}: \x1b[2J"},
+    ]
+    for _ in range(500):
+        hub.publish(NodeUp(A, 2))
+    assert len(recent.rows()) == 100
+    assert recent.rows()[-1]["wall_ms"] == 503
