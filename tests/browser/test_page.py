@@ -189,6 +189,11 @@ async def test_a_token_opens_the_page_once_and_stays_in_no_address() -> None:
             await page.page.context.clear_cookies()
             await page.open(f"?token={token}")
             assert page.page.url == page.base
+            port = ops_port(here)
+            await here.stop(drain_s=0)
+            await page.page.wait_for_selector("#live[data-state=disconnected]", timeout=TIMEOUT_MS)
+            await node_with_page(fleet, FLEETLM_OPS=f"127.0.0.1:{port}", FLEETLM_OPS_TOKEN=token[::-1])
+            await page.page.wait_for_selector("#token", timeout=TIMEOUT_MS)
 
 
 async def test_64_nodes_and_hostile_texts_are_shown_as_texts() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import os
 import select
 import socket
@@ -101,7 +102,8 @@ async def node_with(**env: str) -> AsyncIterator[tuple[Node, int]]:
 # A real node.
 
 
-async def test_a_node_serves_and_leaves_no_thread_and_no_socket() -> None:
+async def test_a_node_serves_and_leaves_no_thread_and_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "GRACE_S", 60.0)  # Nothing may have to be aborted.
     async with node_with() as (node, port):
         assert await ask(port) == (200, "live\n")
         status, text = await ask(port, "/health/ready?min_nodes=0")
@@ -113,10 +115,8 @@ async def test_a_node_serves_and_leaves_no_thread_and_no_socket() -> None:
         stream = connect(port)
         stream.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await until(lambda: b"event: cluster" in stream.recv(65_536, socket.MSG_PEEK))
-        began = time.monotonic()
         await node.stop(drain_s=0)
-        assert time.monotonic() - began < listener.GRACE_S + 1.5, "an open page does not keep a node"
-        assert is_ended(stream)
+        assert is_ended(stream), "an open page does not keep a node"
         stream.close()
         assert not [each.name for each in threading.enumerate() if "ops listener" in each.name]
         with pytest.raises(ConnectionRefusedError):
@@ -446,9 +446,8 @@ def test_a_flood_of_requests_is_slowed_down_then_refused_and_leaves_nothing_behi
     assert "Exception" not in caplog.text
 
 
-def test_loggers_that_a_program_uses_for_uvicorn_are_left_alone() -> None:
-    import logging
-
+def test_loggers_that_a_program_uses_for_uvicorn_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     access, errors = logging.getLogger("uvicorn.access"), logging.getLogger("uvicorn.error")
     handler = logging.NullHandler()
     access.addHandler(handler)
@@ -457,6 +456,7 @@ def test_loggers_that_a_program_uses_for_uvicorn_are_left_alone() -> None:
         assert get(port) == (200, "live\n")
     assert (access.handlers[:], access.propagate, access.level, errors.handlers[:], errors.level) == before
     access.removeHandler(handler)
+    assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
 def test_a_forked_child_does_not_keep_the_port() -> None:

@@ -335,6 +335,8 @@ function lost() {
   setText($("banner"), `Disconnected from ${state.asked || "the node"}. ${state.wallMs ? `This is how it was at ${clock(state.wallMs)}. ` : ""}The page connects again by itself.`);
   $("banner").hidden = false;
   retry = setTimeout(connect, pause);
+  // A node that came back with another token answers, and asks for it: show the form.
+  fetch("app.js", { method: "HEAD" }).then((answer) => answer.status === 401 && location.reload()).catch(() => {});
 }
 
 function say(what) {
