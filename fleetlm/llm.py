@@ -85,7 +85,9 @@ class PrefixIndex:
 
     def note(self, prefixes: Sequence[bytes], pid: Pid) -> None:
         """Note that a worker gets a prompt with these prefixes."""
-        for prefix in prefixes:
+        # The longest one first, so that it is also the first to be forgotten: without the beginning of a
+        # prompt, what is known of its end says nothing.
+        for prefix in reversed(prefixes):
             pids = self._seen.setdefault(prefix, {})
             pids.pop(pid, None)
             pids[pid] = None
@@ -96,15 +98,18 @@ class PrefixIndex:
             self._seen.popitem(last=False)
 
     def matched(self, prefixes: Sequence[bytes]) -> dict[Pid, int]:
-        """Return for each worker how many blocks from the start of a prompt it has seen."""
+        """Return for each worker how many blocks from the start of a prompt it has seen.
+
+        Who has seen a block has seen those before it, also where they are so common that other workers have
+        taken its place at them (`MAX_WORKERS`).
+        """
         matched: dict[Pid, int] = {}
         for count, prefix in enumerate(prefixes, 1):
             pids = self._seen.get(prefix)
             if pids is None:
                 break
             for pid in pids:
-                if matched.get(pid, 0) == count - 1:
-                    matched[pid] = count
+                matched[pid] = count
         return matched
 
     def score(self, matched_share: float, info: MemberInfo) -> float:

@@ -419,13 +419,17 @@ class Settings(Record):
     max_cluster_names: int = 65_536
     """Limit of cluster-wide names of one node. Every node stores the names of all nodes."""
     max_meta_bytes: int = 4_096
-    """Size limit of one name's meta when packed. Every node stores it: it describes a process, and is not
-    the place for its state."""
+    """Size limit of the meta of a name, or of a member of a process group, when packed; at most 64 KiB. Every
+    node stores it: it describes a process, and is not the place for its state."""
     max_names_bytes: int = 8 * 1024 * 1024
     """Size limit of all names of one node with their metas. They are sent in one go when two nodes connect,
     and must stay well within what may be in flight."""
 
     # Members of process groups that tell of themselves.
+    max_metas_bytes: int = 32 * 1024 * 1024
+    """Size limit of all metas of one node's members, with the names of their groups: what every other node
+    keeps for it. Room for 100,000 members with 300 bytes each. A peer with more is disconnected, so set the
+    same limit on all nodes."""
     gauge_s: float = 0.1
     """Seconds between two frames in which a node tells what its members have reported, and what it has
     outstanding at members: often enough for balancing, and at most ten small frames a second."""

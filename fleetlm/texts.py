@@ -252,6 +252,11 @@ def type_name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def utf8_bytes(text: str) -> int:
+    """Return how many bytes a text takes when packed, without its head."""
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
 def text_of(value: object) -> str:
     """Return the text of an exception or an exit reason, or a placeholder if its ``__str__`` raises.
 

@@ -13,6 +13,8 @@ Facts on the wire (topic ``members`` of `wire.operations.table`):
 
 - ``["metas", [[group, number, packed value or None], ...]]``
 - ``["gauges", [[group, number, {name: number}], ...]]``
+- ``["members", metas, gauges]``, a piece of a snapshot: both for the same members, so that neither is told
+  after its member has left
 - ``["loads", {node: [incarnation, {number: count}]}]``
 
 A fact names members of its own node by number, so a node cannot speak for another node's processes; a load is
@@ -27,12 +29,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from typing import Any
 
-from fleetlm.errors import TooManyMemberships
+from fleetlm.errors import MessageTooLarge, TooManyMemberships
 from fleetlm.ids import Pid
 from fleetlm.names import check_process_name
 from fleetlm.records import Record
 from fleetlm.settings import Settings
-from fleetlm.texts import SHORT
+from fleetlm.texts import SHORT, utf8_bytes
 
 Place = tuple[str, int]
 """A group and the number of a process in it."""
@@ -45,10 +47,14 @@ MAX_GAUGE = 1e300
 """A gauge beyond this, or one that is no number, would make a sum of loads infinite."""
 MAX_LOADS = 2_048
 """Members at which one node tells its load: those that it picks from by load, some 40 KB."""
-MAX_PIECE_REPORTS = 400
-"""Reports in one fact: below 256 KiB with the longest names."""
 PIECE_BYTES = 128 * 1024
-"""Metas in one fact of a snapshot; one more of any allowed size still fits into a fact."""
+"""Metas and reports in one fact; one more of any allowed size still fits into a fact."""
+MEMBER_BYTES = 16
+"""What a member costs beside its texts and values, in a fact and in `Settings.max_metas_bytes`."""
+GAUGE_BYTES = 11
+"""What a gauge costs beside its name."""
+MAX_NODE_CHARS = 160
+"""Characters of the name of a node: a base name, an address and a port."""
 LOADS_KEY: Place = ("", 0)
 """Stands for the loads of this node among the keys of a snapshot."""
 _NUMBER_END = 1 << 64
@@ -65,13 +71,15 @@ class Report(Record):
 class _Told:
     """What one node tells of its own members, and of its load on those of all nodes."""
 
-    __slots__ = ("incarnation", "loads", "metas", "node", "packed", "reports")
+    __slots__ = ("incarnation", "loads", "metas", "metas_bytes", "node", "packed", "reports")
 
     def __init__(self, node: str, incarnation: int) -> None:
         self.node = node
         self.incarnation = incarnation
         self.packed: dict[Place, bytes] = {}
         self.metas: dict[Place, Any] = {}
+        self.metas_bytes = 0
+        """What all metas count, see `meta_bytes`."""
         self.reports: dict[Place, Report] = {}
         self.loads: dict[Pid, int] = {}
 
@@ -83,7 +91,8 @@ class MemberFacts:
         node: this node's name.
         incarnation: of this start of the node.
         settings: its limits.
-        read: unpacks a meta; what it cannot read it returns as None.
+        read: unpacks a meta; one of an unknown type it returns as None. Raises ValueError for what is no
+            packed value.
         before_change: called with the place of a member of this node before what it tells changes.
     """
 
@@ -97,6 +106,7 @@ class MemberFacts:
     ) -> None:
         self._max = settings.max_memberships
         self._max_meta_bytes = settings.max_meta_bytes
+        self._max_metas_bytes = settings.max_metas_bytes
         self._read = read
         self._before_change = before_change
         self._own = _Told(node, incarnation)
@@ -147,13 +157,15 @@ class MemberFacts:
                 continue
             if place in own.packed:
                 metas.append([*place, own.packed[place]])
-                size += len(own.packed[place]) + len(place[0])
+                size += meta_bytes(place, own.packed[place])
             if place in own.reports:
                 reports.append([*place, dict(own.reports[place].gauges)])
-            if size > PIECE_BYTES or len(reports) >= MAX_PIECE_REPORTS or len(metas) >= MAX_PIECE_REPORTS:
-                yield from _pieces(metas, reports)
+                size += report_bytes(place, own.reports[place].gauges)
+            if size > PIECE_BYTES:
+                yield ["members", metas, reports]
                 metas, reports, size = [], [], 0
-        yield from _pieces(metas, reports)
+        if metas or reports:
+            yield ["members", metas, reports]
 
     # Facts about this node.
 
@@ -161,15 +173,28 @@ class MemberFacts:
         """A member of this node has a meta, another one, or none any more. Returns the fact to tell.
 
         Raises:
-            TooManyMemberships: more metas than memberships are allowed; nothing changed.
+            TooManyMemberships, MessageTooLarge: as `check_room`; nothing changed.
         """
+        self.check_room(group, number, packed)
         place = (group, number)
-        own = self._own
+        value = None if packed is None else self._read(packed)
+        self._before_change(place)
+        _describe(self._own, place, packed, value)
+        return ["metas", [[group, number, packed]]]
+
+    def check_room(self, group: str, number: int, packed: bytes | None) -> None:
+        """Check that a member of this node may have this meta.
+
+        Raises:
+            TooManyMemberships: more metas than memberships are allowed.
+            MessageTooLarge: all metas of this node together would be larger than allowed.
+        """
+        own, place = self._own, (group, number)
         if packed is not None and place not in own.packed and len(own.packed) >= self._max:
             raise TooManyMemberships(len(own.packed), 1, self._max)
-        self._before_change(place)
-        self._describe(own, place, packed)
-        return ["metas", [[group, number, packed]]]
+        size = own.metas_bytes + _growth(own, {place: packed})
+        if size > self._max_metas_bytes:
+            raise MessageTooLarge(size, self._max_metas_bytes, "Settings.max_metas_bytes, of all metas")
 
     def reported(self, group: str, number: int, gauges: Gauges, now: float) -> None:
         """A member of this node reports its gauges. Raises: TypeError, ValueError: as `check_gauges`."""
@@ -182,9 +207,17 @@ class MemberFacts:
         """Return the facts with all reports since the last call."""
         places = [place for place in self._due if place in self._own.reports]
         self._due.clear()
-        for start in range(0, len(places), MAX_PIECE_REPORTS):
-            piece = places[start : start + MAX_PIECE_REPORTS]
-            yield ["gauges", [[*place, dict(self._own.reports[place].gauges)] for place in piece]]
+        piece: list[list[Any]] = []
+        size = 0
+        for place in places:
+            gauges = self._own.reports[place].gauges
+            piece.append([*place, dict(gauges)])
+            size += report_bytes(place, gauges)
+            if size > PIECE_BYTES:
+                yield ["gauges", piece]
+                piece, size = [], 0
+        if piece:
+            yield ["gauges", piece]
 
     def loaded(self, loads: dict[Pid, int]) -> list[Any] | None:
         """This node has so many requests outstanding at members. Returns the fact to tell if that is news.
@@ -202,16 +235,18 @@ class MemberFacts:
         return self._loads_fact()
 
     def left(self, group: str, pid: Pid) -> None:
-        """A process of any node is no member any more: forget what it told there."""
+        """A process of any node is no member any more: forget what it told there.
+
+        Other nodes do the same when they are told that it has left. So a node to which a snapshot is being
+        sent, and which has not got this place yet, must not get it now: it would be told too late.
+        """
         told = self._of(pid)
         if told is not None:
             place = (group, pid.number)
-            if told is self._own and (place in told.packed or place in told.reports):
-                self._before_change(place)
-            told.packed.pop(place, None)
-            told.metas.pop(place, None)
+            _describe(told, place, None, None)
             self._withdraw(told, place)
-            self._due.pop(place, None)
+            if told is self._own:
+                self._due.pop(place, None)
 
     # Facts about other nodes.
 
@@ -226,18 +261,13 @@ class MemberFacts:
             raise ValueError(f"{node} may not tell of the members of incarnation {incarnation:x}")
         match fact:
             case ["metas", list(metas)]:
-                described = [self._check_meta(meta) for meta in metas]
-                self._check_count(told.packed, [place for place, packed in described if packed is not None])
-                for place, packed in described:
-                    self._describe(told, place, packed)
+                self._take(told, metas, [], now)
             case ["gauges", list(reports)]:
-                checked = [check_report(report) for report in reports]
-                self._check_count(told.reports, [place for place, _ in checked])
-                for place, gauges in checked:
-                    self._enter(told, place, gauges, now)
+                self._take(told, [], reports, now)
+            case ["members", list(metas), list(reports)]:
+                self._take(told, metas, reports, now)
             case ["loads", dict(by_node)]:
-                loads = check_loads(by_node)
-                self._replace_loads(told, loads)
+                self._replace_loads(told, check_loads(by_node))
             case _:
                 raise ValueError(f"{SHORT.repr(fact)} is not a fact about members")
         self._told[node] = told
@@ -258,13 +288,22 @@ class MemberFacts:
         told = self._told.get(pid.node)
         return told if told is not None and told.incarnation == pid.incarnation else None
 
-    def _describe(self, told: _Told, place: Place, packed: bytes | None) -> None:
-        if packed is None:
-            told.packed.pop(place, None)
-            told.metas.pop(place, None)
-        else:
-            told.metas[place] = self._read(packed)
-            told.packed[place] = packed
+    def _take(self, told: _Told, metas: list[Any], reports: list[Any], now: float) -> None:
+        """Enter what a peer told of its members. Raises: ValueError, TypeError: nothing changed."""
+        described = dict(self._check_meta(meta) for meta in metas)
+        reported = dict(check_report(report) for report in reports)
+        _check_count(
+            told.packed, [place for place, packed in described.items() if packed is not None], self._max
+        )
+        _check_count(told.reports, reported, self._max)
+        if told.metas_bytes + _growth(told, described) > self._max_metas_bytes:
+            limit = self._max_metas_bytes
+            raise ValueError(f"metas of more than {limit:,} bytes, which is Settings.max_metas_bytes here")
+        values = [None if packed is None else self._read(packed) for packed in described.values()]
+        for (place, packed), value in zip(described.items(), values, strict=True):
+            _describe(told, place, packed, value)
+        for place, gauges in reported.items():
+            self._enter(told, place, gauges, now)
 
     def _enter(self, told: _Told, place: Place, gauges: Gauges, now: float) -> None:
         if place not in told.reports:
@@ -303,16 +342,43 @@ class MemberFacts:
                 return check_place(group, number), packed
         raise ValueError(f"{SHORT.repr(meta)} is not a meta")
 
-    def _check_count(self, known: Mapping[Place, Any], more: list[Place]) -> None:
-        if len(known) + sum(place not in known for place in more) > self._max:
-            raise ValueError(f"more than {self._max:,} members that tell of themselves, see max_memberships")
+
+def meta_bytes(place: Place, packed: bytes) -> int:
+    """Return what a meta counts in the limits, and about what it takes in a fact, in bytes."""
+    return MEMBER_BYTES + utf8_bytes(place[0]) + len(packed)
 
 
-def _pieces(metas: list[list[Any]], reports: list[list[Any]]) -> Iterator[list[Any]]:
-    if metas:
-        yield ["metas", metas]
-    if reports:
-        yield ["gauges", reports]
+def report_bytes(place: Place, gauges: Gauges) -> int:
+    """Return about how many bytes a report takes in a fact."""
+    return MEMBER_BYTES + utf8_bytes(place[0]) + sum(GAUGE_BYTES + utf8_bytes(name) for name in gauges)
+
+
+def _describe(told: _Told, place: Place, packed: bytes | None, value: Any) -> None:
+    """Enter the meta of a member, or take it away."""
+    told.metas_bytes += _growth(told, {place: packed})
+    if packed is None:
+        told.packed.pop(place, None)
+        told.metas.pop(place, None)
+    else:
+        told.packed[place] = packed
+        told.metas[place] = value
+
+
+def _growth(told: _Told, described: Mapping[Place, bytes | None]) -> int:
+    """Return by how much these metas would change what all metas of a node count."""
+    growth = 0
+    for place, packed in described.items():
+        former = told.packed.get(place)
+        if former is not None:
+            growth -= meta_bytes(place, former)
+        if packed is not None:
+            growth += meta_bytes(place, packed)
+    return growth
+
+
+def _check_count(known: Mapping[Place, Any], more: Iterable[Place], most: int) -> None:
+    if len(known) + sum(place not in known for place in more) > most:
+        raise ValueError(f"more than {most:,} members that tell of themselves, see max_memberships")
 
 
 def check_gauges(gauges: Any) -> None:
@@ -352,15 +418,17 @@ def check_loads(by_node: dict[Any, Any]) -> dict[Pid, int]:
     loads: dict[Pid, int] = {}
     for node, told in by_node.items():
         match node, told:
-            case str(), [int(incarnation), dict(counts)] if 0 <= incarnation < _NUMBER_END:
+            case str(), [incarnation, dict(counts)] if (
+                len(node) <= MAX_NODE_CHARS and type(incarnation) is int and 0 <= incarnation < _NUMBER_END
+            ):
+                if len(loads) + len(counts) > MAX_LOADS:
+                    raise ValueError(f"loads on more than {MAX_LOADS:,} members")
                 for number, count in counts.items():
                     if type(number) is not int or not 0 < number < _NUMBER_END:
                         raise ValueError(f"{SHORT.repr(number)} is not the number of a process")
                     if type(count) is not int or not 0 < count < _NUMBER_END:
                         raise ValueError(f"{SHORT.repr(count)} is not a number of requests")
                     loads[Pid(node, incarnation, number)] = count
-                if len(loads) > MAX_LOADS:
-                    raise ValueError(f"loads on more than {MAX_LOADS:,} members")
             case _:
                 raise ValueError(f"{SHORT.repr(told)} are not loads on members")
     return loads

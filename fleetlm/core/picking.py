@@ -20,7 +20,7 @@ few that were chosen by chance is nearly the least loaded of all; differs: more 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -120,7 +120,7 @@ class Tried:
         self.pids.add(pid)
         self.nodes.add(pid.node)
 
-    def leaves_another(self, members: Members) -> bool:
+    def leaves_another(self, members: Iterable[Pid]) -> bool:
         """Return whether there is a member at which the request has not failed."""
         return any(pid not in self.pids for pid in members)
 
@@ -193,6 +193,9 @@ class Picker:
             chosen = self._choose(self._make_rule(group, members, by, wanted), blocks, tried)
             if by == "round_robin":
                 self._last[group] = chosen
+            told = getattr(wanted.score, "picked", None)
+            if told is not None:
+                told(chosen)
             return chosen
         digest = digest_of(key)
         rule = partial(rendezvous, digest)
@@ -205,6 +208,10 @@ class Picker:
             kept = self._choose(rule, blocks, tried, keeps_busy=True)
         self._sticky.keep(group, digest, kept, now)
         return kept
+
+    def candidates(self, group: str, members: Members, wanted: Wanted) -> Iterator[Pid]:
+        """Return the members that are wanted."""
+        return (pid for pid in members if self._is_wanted(group, pid, wanted))
 
     def forget(self, group: str) -> None:
         """The group has lost its last member."""
@@ -306,16 +313,12 @@ class Picker:
         return self._rng.choice([pid for pid, load in zip(pids, loads, strict=True) if load == least])
 
     def _best(self, group: str, score: Score, blocks: list[Block]) -> Pid:
-        """Return one of the members with the highest score, each with the same chance."""
+        """Return one of the members with the highest score, each with the same chance; NaN is below all."""
         infos = self._known.describe(group, self._compared(blocks))
         scores = [score(info) for info in infos]
-        highest = max(scores)
+        highest = max((each for each in scores if each == each), default=None)  # noqa: PLR0124  # not NaN
         best = [info.pid for info, each in zip(infos, scores, strict=True) if each == highest]
-        pid = self._rng.choice(best or [info.pid for info in infos])  # None is best if one is not a number.
-        told = getattr(score, "picked", None)
-        if told is not None:
-            told(pid)
-        return pid
+        return self._rng.choice(best or [info.pid for info in infos])
 
 
 def check_rule(by: By, key: Key | None, wanted: Wanted = ANY) -> None:

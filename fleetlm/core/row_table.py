@@ -31,7 +31,7 @@ from fleetlm.messages import RowDropped, RowPut
 from fleetlm.names import check_process_name
 from fleetlm.records import Record
 from fleetlm.settings import Settings
-from fleetlm.texts import SHORT
+from fleetlm.texts import SHORT, utf8_bytes
 
 Place = tuple[str, str]
 """A table and a key in it."""
@@ -70,7 +70,8 @@ class RowTable:
         node: this node's name.
         incarnation: of this start of the node.
         settings: its limits of rows.
-        read: unpacks a value; what it cannot read it returns as None.
+        read: unpacks a value; one of an unknown type it returns as None. Raises ValueError for what is no
+            packed value.
         before_change: called with the place of a row of this node before the row changes.
     """
 
@@ -152,7 +153,8 @@ class RowTable:
         if why:
             raise TooManyRows(table, key, why)
         self._before_change(place)
-        return [Tell(["put", table, [[key, packed]]]), *self._put(self._own, table, [(key, packed)])]
+        value = self._read(packed)
+        return [Tell(["put", table, [[key, packed]]]), *self._put(self._own, table, [(key, packed)], [value])]
 
     def drop(self, table: str, key: str) -> list[Effect]:
         """Take back a row of this node; nothing happens if there is none."""
@@ -180,8 +182,10 @@ class RowTable:
                 why = self._excess(said, {(table, key): packed for key, packed in checked})
                 if why:
                     raise ValueError(f"{why}; set it alike on all nodes")
+                # Read before anything is entered: a value that is no message ends here.
+                values = [self._read(packed) for _, packed in checked]
                 self._said[node] = said
-                return self._put(said, table, checked)
+                return self._put(said, table, checked, values)
             case ["drop", str(table), list(keys)] if keys and len(keys) == len(set(map(str, keys))):
                 for key in keys:
                     if type(key) is not str or (table, key) not in said.packed:
@@ -231,17 +235,17 @@ class RowTable:
             return f"more than {self._max_bytes:,} bytes in one node's rows, Settings.max_rows_bytes here"
         return ""
 
-    def _put(self, said: _Rows, table: str, rows: list[tuple[str, bytes]]) -> list[Effect]:
-        """Enter rows of one node, and return an event for each."""
+    def _put(self, said: _Rows, table: str, rows: list[tuple[str, bytes]], values: list[Any]) -> list[Effect]:
+        """Enter rows of one node with their values, and return an event for each."""
         events: list[Effect] = []
-        for key, packed in rows:
+        for (key, packed), value in zip(rows, values, strict=True):
             place = (table, key)
             former = said.packed.get(place)
             if former is not None:
                 said.size_bytes -= size_of(place, former)
             said.size_bytes += size_of(place, packed)
             said.packed[place] = packed
-            value = said.values[place] = self._read(packed)
+            said.values[place] = value
             self._nodes.setdefault(place, {})[said.node] = None
             self._keys.setdefault(table, {})[key] = None
             events.append(RowPut(table, said.node, key, value))
@@ -271,4 +275,4 @@ class RowTable:
 def size_of(place: Place, packed: bytes) -> int:
     """Return what a row counts in the limits, in bytes."""
     table, key = place
-    return ROW_BYTES + len(table) + len(key) + len(packed)
+    return ROW_BYTES + utf8_bytes(table) + utf8_bytes(key) + len(packed)

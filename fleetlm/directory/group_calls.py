@@ -156,7 +156,10 @@ class Search:
         if last is not None:
             tried = self._tried = self._tried or Tried()
             tried.add(last)
-            is_another_left = tried.leaves_another(self._table.members(self._request.group))
+            request, members = self._request, self._table.members(self._request.group)
+            is_another_left = tried.leaves_another(
+                self._picker.candidates(request.group, members, request.wanted)
+            )
         if not await self.course.goes_on(error, at_once=is_another_left):
             return False
         if last is not None and not is_another_left:

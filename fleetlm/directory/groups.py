@@ -226,6 +226,8 @@ class Groups:
         replicated = self._replicated
         packed = replicated.members.packed(meta)
         replicated.check_reachable(pids)
+        if packed is not None:
+            replicated.members.check_room(group, pids[0], packed)
         effects = self._table.joined(group, pids)
         if packed is not None:
             replicated.members.describe_member(group, pids[0], packed)

@@ -28,6 +28,7 @@ from fleetlm.core.group_members import Members
 from fleetlm.core.member_facts import Gauges, MemberFacts, Place
 from fleetlm.core.member_loads import LOAD_GAUGE, MemberInfo, weigh
 from fleetlm.core.picking import MOST_COMPARED
+from fleetlm.directory.replication import MAX_FACT_BYTES
 from fleetlm.errors import MessageTooLarge
 from fleetlm.wire.codec import unreadable_in
 
@@ -44,6 +45,8 @@ log: logging.Logger = logging.getLogger("fleetlm")
 
 INTEREST_S = 10.0
 """Seconds after its last pick by load for which a node goes on telling its load on the members of a group."""
+MAX_META_BYTES = MAX_FACT_BYTES // 4
+"""The highest `Settings.max_meta_bytes` that takes effect: such a meta fits into a fact, with others."""
 MAX_BALANCED = 256
 """Groups whose loads a node tells. Beyond that, those that it picked from longest ago are left out."""
 MAX_NEWCOMERS = 4_096
@@ -77,7 +80,7 @@ class ReplicatedMembers:
         self._local = local
         self._replication = replication
         self._members = members
-        self._max_meta_bytes = settings.max_meta_bytes
+        self._max_meta_bytes = min(settings.max_meta_bytes, MAX_META_BYTES)
         self._frame_s = settings.gauge_s
         self._stale_s = settings.gauge_stale_s
         self._newcomer_s = settings.newcomer_s
@@ -207,8 +210,12 @@ class ReplicatedMembers:
             raise MessageTooLarge(len(packed), self._max_meta_bytes, "Settings.max_meta_bytes")
         return packed
 
+    def check_room(self, group: str, pid: Pid, packed: bytes | None) -> None:
+        """Raise TooManyMemberships or MessageTooLarge if a member of this node may not have this meta."""
+        self.facts.check_room(group, pid.number, packed)
+
     def describe_member(self, group: str, pid: Pid, packed: bytes | None) -> None:
-        """Tell the meta of a member of this node. Raises: TooManyMemberships: nothing changed."""
+        """Tell the meta of a member of this node. Raises: as `check_room`; nothing changed."""
         self._replication.tell(self.topic, self.facts.described(group, pid.number, packed))
 
     def report(self, group: str, pid: Pid, gauges: Gauges) -> None:

@@ -139,6 +139,19 @@ async def test_a_member_is_not_asked_again_while_there_is_another_nor_is_its_nod
     assert asked[5] != asked[4]  # After a pause, all but the last one.
 
 
+async def test_members_that_are_not_wanted_do_not_count_as_others_to_try(fleet: Fleet) -> None:
+    front, one, two = await fleet.start(3, retry_reserve=100)
+    refusing = one.spawn(refuse, [], "others")
+    two.spawn(Model, Counter[Any]())
+    one.groups.join("models", refusing, meta={"model": "large"})
+    await members(fleet, front, 2)
+    models = front.groups.ref(Model, "models", attempts=5, where={"model": "large"})
+    before = fleet.now
+    with pytest.raises(NoHandler, match=r"attempts=5"):
+        await models.call(Model.work, 1)
+    assert fleet.now - before > 0.05, "a pause before each repetition at the same member"
+
+
 async def test_a_call_that_may_have_run_is_not_made_again(fleet: Fleet) -> None:
     front, one, two = await fleet.start(3)
     runs = Counter[Any]()

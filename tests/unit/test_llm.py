@@ -67,6 +67,8 @@ def test_the_memory_is_bounded_and_forgets_what_was_used_longest_ago() -> None:
     index.route(second).picked(B)
     assert len(index) == 4
     assert index.route(second)(info(B)) == 1.0
+    assert index.route(first)(info(A)) == pytest.approx(1 / 3), "its beginning is still known"
+    index.route(second + tokens(16, start=2_000)).picked(B)
     assert index.route(first)(info(A)) == 0.0
 
 
@@ -76,6 +78,31 @@ def test_a_block_knows_its_latest_workers() -> None:
         index.route(tokens(16)).picked(pid)
     known = [pid for pid in WORKERS if index.route(tokens(16))(info(pid)) == 1.0]
     assert known == WORKERS[-MAX_WORKERS:]
+
+
+def test_the_beginning_of_a_prompt_is_forgotten_last() -> None:
+    index = PrefixIndex(max_blocks=6)
+    index.route(tokens(64)).picked(A)
+    index.route(tokens(64, start=1_000)).picked(B)
+    assert index.route(tokens(64))(info(A)) == 0.5, "two of four blocks, the first ones"
+    assert index.route(tokens(64, start=1_000))(info(B)) == 1.0
+
+
+def test_a_prompt_of_more_blocks_than_are_remembered_is_known_by_its_beginning() -> None:
+    index = PrefixIndex(max_blocks=2)
+    index.route(tokens(64)).picked(A)
+    assert index.route(tokens(64))(info(A)) == 0.5
+
+
+def test_a_conversation_is_found_behind_a_beginning_that_all_workers_share() -> None:
+    index = PrefixIndex()
+    shared = tokens(32)
+    for pid in WORKERS:
+        index.route(shared + tokens(32, start=1_000 * (1 + WORKERS.index(pid)))).picked(pid)
+    for pid in WORKERS:
+        route = index.route(shared + tokens(32, start=1_000 * (1 + WORKERS.index(pid))))
+        assert route(info(pid)) == 1.0
+    assert sum(index.route(shared)(info(pid)) == 1.0 for pid in WORKERS) == MAX_WORKERS
 
 
 def test_a_worker_that_dropped_its_states_is_forgotten() -> None:

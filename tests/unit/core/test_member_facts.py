@@ -8,10 +8,14 @@ import msgpack
 import pytest
 from hypothesis import given, strategies as st
 
-from fleetlm import InvalidName, Pid, Settings, TooManyMemberships
+from fleetlm import InvalidName, MessageTooLarge, Pid, Settings, TooManyMemberships
 from fleetlm.core import member_facts
-from fleetlm.core.member_facts import LOADS_KEY, MemberFacts
+from fleetlm.core.member_facts import LOADS_KEY, MemberFacts, meta_bytes
 from fleetlm.core.member_loads import weigh
+from fleetlm.core.snapshot import Snapshot
+from fleetlm.directory.members import MAX_META_BYTES
+from fleetlm.directory.replication import MAX_FACT_BYTES
+from fleetlm.wire.codec import Codec
 
 ME, PEER, THIRD = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2", "fleetlm@10.0.0.3"
 MINE, YOURS = Pid(ME, 1, 5), Pid(PEER, 7, 9)
@@ -94,7 +98,7 @@ def test_a_snapshot_has_everything_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     ours.reported("h", 30, {"load": 2}, 0.0)
     ours.loaded({YOURS: 2})
     told = list(ours.own_facts([*ours.own_keys()]))
-    assert [fact[0] for fact in told].count("metas") == 4
+    assert [fact[0] for fact in told].count("members") == 4
     assert LOADS_KEY in ours.own_keys()
     for fact in told:
         theirs.told(ME, 1, fact, 5.0)
@@ -111,13 +115,98 @@ def test_what_changes_is_announced_before() -> None:
     )
     ours.described("g", 5, pack(1))
     ours.described("g", 5, pack(2))
-    ours.left("g", MINE)
-    ours.left("g", MINE)
     ours.loaded({YOURS: 1})
-    assert seen == [(("g", 5), None), (("g", 5), 1), (("g", 5), 2), (LOADS_KEY, None)]
+    assert seen == [(("g", 5), None), (("g", 5), 1), (LOADS_KEY, 2)]
+
+
+class Told:
+    """`snapshot.Rows` for what members tell."""
+
+    topic = "members"
+
+    def __init__(self, ours: MemberFacts) -> None:
+        self.own_keys, self.own_facts = ours.own_keys, ours.own_facts
+
+
+def test_a_member_that_leaves_during_a_snapshot_is_not_told_of_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(member_facts, "PIECE_BYTES", 250)
+    for leaver in range(1, 10):
+        facts_told: list[Any] = []
+        snapshots: list[Snapshot] = []
+
+        def announce(place: Any, snapshots: list[Snapshot] = snapshots, told: list[Any] = facts_told) -> None:
+            for snapshot in snapshots:
+                told += [fact for _, fact in snapshot.before_change("members", place)]
+
+        ours, theirs = MemberFacts(ME, 1, Settings(), msgpack.unpackb, announce), facts(PEER, 7)
+        for number in range(1, 10):
+            ours.described("g", number, pack("x" * 100))
+            ours.reported("g", number, {"load": 1}, 0.0)
+        snapshot = Snapshot([Told(ours)])
+        snapshots.append(snapshot)
+        first = snapshot.next()
+        assert first is not None
+        theirs.told(ME, 1, first[1], 0.0)
+        ours.left("g", Pid(ME, 1, leaver))
+        theirs.left("g", Pid(ME, 1, leaver))  # What `core.group_table` tells, before anything else.
+        while (further := snapshot.next()) is not None:
+            facts_told.append(further[1])
+        for fact in facts_told:
+            theirs.told(ME, 1, fact, 0.0)
+        gone = Pid(ME, 1, leaver)
+        assert (theirs.meta("g", gone), theirs.report("g", gone)) == (None, None), leaver
+        stay = [Pid(ME, 1, number) for number in range(1, 10) if number != leaver]
+        assert all(theirs.meta("g", pid) and theirs.report("g", pid) for pid in stay)
+
+
+LONGEST = "\U00020000" * 255
+"""The name of a group that takes the most bytes."""
+
+
+def test_every_fact_fits_also_with_the_longest_names() -> None:
+    ours = facts(max_meta_bytes=MAX_META_BYTES)
+    gauges = {f"{number:02}" + "\U00020000" * 30: 0.1 for number in range(16)}
+    for number in range(1, 301):
+        ours.described(LONGEST, number, b"\xc4" + bytes([number % 256, *range(number % 256)]))
+        ours.reported(LONGEST, number, gauges, 0.0)
+    ours.described("g", 500, pack(b"x" * (MAX_META_BYTES - 9)))
+    told = [*ours.due(), *ours.own_facts([*ours.own_keys()])]
+    assert len(told) > 10
+    assert max(len(Codec().pack_value(fact)) for fact in told) < MAX_FACT_BYTES
+
+
+def test_the_metas_of_a_node_have_a_limit_of_bytes() -> None:
+    size = meta_bytes(("g", 1), pack("x" * 50))
+    ours = facts(max_metas_bytes=2 * size)
+    ours.described("g", 1, pack("x" * 50))
+    ours.described("g", 2, pack("x" * 50))
+    with pytest.raises(MessageTooLarge, match="max_metas_bytes"):
+        ours.described("g", 3, pack(1))
+    ours.described("g", 2, pack("x" * 40))
+    with pytest.raises(MessageTooLarge, match="max_metas_bytes"):
+        ours.described("g", 2, pack("x" * 51))
+    ours.left("g", MINE)
+    ours.described("g", 1, None)
+    ours.described("g", 3, pack("x" * 50))
+    with pytest.raises(ValueError, match="max_metas_bytes here"):
+        ours.told(PEER, 7, ["metas", [["g", n, pack("x" * 50)] for n in range(1, 4)]], 0.0)
+    ours.told(PEER, 7, ["metas", [["g", n, pack("x" * 50)] for n in range(1, 3)]], 0.0)
+    ours.told(PEER, 7, ["metas", [["g", 1, None], ["g", 3, pack("x" * 50)]]], 0.0)
+
+
+def test_what_is_no_packed_value_changes_nothing() -> None:
+    ours = MemberFacts(ME, 1, Settings(), Codec().unpack)
+    with pytest.raises(ValueError, match="not a message"):
+        ours.told(PEER, 7, ["members", [["g", 8, pack(1)], ["g", 9, b"\xc1"]], [["g", 9, {"load": 1}]]], 0.0)
+    assert ours.meta("g", Pid(PEER, 7, 8)) is None
+    assert not ours.has_told("g")
 
 
 NONSENSE: list[Any] = [
+    ["members", [["g", 5, b"\x01"]], [["g", 5, {"load": "much"}]]],
+    ["members", [["g", 5, b"\x01"]]],
     None,
     [],
     ["metas", 1],
@@ -140,6 +229,8 @@ NONSENSE: list[Any] = [
     ["loads", []],
     ["loads", {ME: [1]}],
     ["loads", {ME: [-1, {5: 1}]}],
+    ["loads", {ME: [True, {5: 1}]}],
+    ["loads", {"x" * 1_000: [1, {5: 1}]}],
     ["loads", {ME: [1, {0: 1}]}],
     ["loads", {ME: [1, {5: 0}]}],
     ["loads", {ME: [1, {5: 1.5}]}],
@@ -157,6 +248,7 @@ def test_nonsense_changes_nothing(fact: Any) -> None:
         ours.told(PEER, 7, fact, 1.0)
     assert (ours.meta("g", YOURS), ours.outstanding(MINE)) == (1, 3)
     assert not ours.has_told("g")
+    assert ours.meta("g", Pid(PEER, 7, 5)) is None
 
 
 def test_nobody_speaks_for_another_incarnation_or_for_this_node() -> None:

@@ -445,3 +445,49 @@ def test_members_on_busy_nodes_are_passed_over_but_not_by_keys() -> None:
     rig.busy = {pid.node for pid in MEMBERS}
     rig.draining = set()
     assert rig.pick(MEMBERS) in MEMBERS
+
+
+class Scores:
+    """A score that remembers which members were picked."""
+
+    def __init__(self, best: Pid) -> None:
+        self.best = best
+        self.told: list[Pid] = []
+
+    def __call__(self, info: MemberInfo) -> float:
+        return float(info.pid == self.best)
+
+    def picked(self, pid: Pid) -> None:
+        self.told.append(pid)
+
+
+def test_a_score_hears_only_of_the_member_that_is_picked_in_the_end() -> None:
+    rig = Rig()
+    scores = Scores(best=MEMBERS[0])
+    assert rig.pick(MEMBERS, wanted=Wanted(score=scores)) == MEMBERS[0]
+    rig.draining = {MEMBERS[0].node}
+    second = rig.pick(MEMBERS, wanted=Wanted(score=scores))
+    assert scores.told == [MEMBERS[0], second]
+
+
+@pytest.mark.parametrize("at", range(len(MEMBERS)))
+def test_a_score_that_is_no_number_is_below_all_others(at: int) -> None:
+    def score(info: MemberInfo) -> float:
+        return -5.0 if info.pid == MEMBERS[at] else float("nan")
+
+    assert {Rig(seed).pick(MEMBERS, wanted=Wanted(score=score)) for seed in range(9)} == {MEMBERS[at]}
+
+
+def test_members_that_are_not_wanted_are_no_candidates() -> None:
+    rig = Rig()
+    rig.metas = {pid: {"zone": "a"} for pid in MEMBERS[:2]}
+    wanted = Wanted({"zone": "a"})
+    assert [*rig.picker.candidates("g", Members(MEMBERS), wanted)] == MEMBERS[:2]
+    assert [*rig.picker.candidates("g", Members(MEMBERS), ANY)] == MEMBERS
+    tried = Tried()
+    for pid in MEMBERS[:2]:
+        assert tried.leaves_another(rig.picker.candidates("g", Members(MEMBERS), wanted))
+        tried.add(pid)
+    assert not tried.leaves_another(rig.picker.candidates("g", Members(MEMBERS), wanted))
+    assert tried.leaves_another(rig.picker.candidates("g", Members(MEMBERS), ANY))
+    assert rig.pick(MEMBERS, "random", None, tried, wanted) in MEMBERS[:2]

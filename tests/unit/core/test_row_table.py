@@ -9,6 +9,8 @@ import pytest
 
 from fleetlm import InvalidName, RowDropped, RowPut, Settings, TooManyRows
 from fleetlm.core.row_table import ROW_BYTES, Place, RowTable, Tell, size_of
+from fleetlm.directory.replication import MAX_FACT_BYTES
+from fleetlm.wire.codec import Codec
 
 ME, PEER = "fleetlm@10.0.0.1", "fleetlm@10.0.0.2"
 
@@ -159,3 +161,22 @@ def test_a_row_that_changes_is_announced_before() -> None:
     table.put("a", "k", pack(2))
     table.drop("a", "k")
     assert before == [(("a", "k"), {}), (("a", "k"), {ME: 1}), (("a", "k"), {ME: 2})]
+
+
+def test_what_is_no_packed_value_changes_nothing() -> None:
+    table = RowTable(ME, 1, Settings(), Codec().unpack)
+    table.told(PEER, 7, ["put", "flags", [["known", pack(1)]]])
+    with pytest.raises(ValueError, match="not a message"):
+        table.told(PEER, 7, ["put", "flags", [["beta", pack(2)], ["known", b"\xc1"]]])
+    assert (table.get("flags", "known"), table.get("flags", "beta")) == ({PEER: 1}, {})
+    assert list(table.node_down(PEER)) == [RowDropped("flags", PEER, "known", "noconnection")]
+    assert table.tables() == []
+
+
+def test_pieces_of_rows_with_the_longest_keys_fit_into_a_fact() -> None:
+    table = rows(max_rows_bytes=1 << 30)
+    for number in range(600):
+        table.put("\U00020000" * 255, f"{number:03}" + "\U00020000" * 252, pack(number))
+    packed = [Codec().pack_value(fact) for fact in table.own_facts([*table.own_keys()], MAX_FACT_BYTES // 2)]
+    assert len(packed) > 1
+    assert max(map(len, packed)) < MAX_FACT_BYTES
