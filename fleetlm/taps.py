@@ -34,7 +34,7 @@ OUTCOMES: Final[tuple[str, ...]] = tuple(_OUTCOMES.split())
 """How a call or a handler may end: well, by its cancellation, with an error of fleetlm, or with another."""
 
 
-SAMPLES: Final = 512
+SAMPLES: Final = 256
 """Calls, and runs of handlers, that are measured in one tick until fewer are: some milliseconds of work."""
 
 
