@@ -34,7 +34,7 @@ OUTCOMES: Final[tuple[str, ...]] = tuple(_OUTCOMES.split())
 """How a call or a handler may end: well, by its cancellation, with an error of fleetlm, or with another."""
 
 
-SAMPLES: Final = 512
+SAMPLES: Final = 256
 """Calls, and runs of handlers, that are measured in one tick until fewer are: some milliseconds of work."""
 
 
@@ -47,35 +47,37 @@ class Sampler:
     with each tick that needed few of them twice as many. Observers want each of them.
     """
 
-    __slots__ = ("_mask", "_measured", "_nth", "is_exact")
+    __slots__ = ("_measured", "is_exact", "mask", "nth")
 
     def __init__(self) -> None:
         self.is_exact: bool = False
         """Whether each one is chosen."""
-        self._nth = 0
-        self._mask = 0
+        self.nth: int = 0
+        """How many there were; `pick` counts, and so do its copies on the road of a call."""
+        self.mask: int = 0
+        """One is measured whose number has none of these bits."""
         self._measured = 0
 
     def pick(self) -> int:
         """Count one. Returns its weight if it is to be measured, else 0."""
-        self._nth += 1
-        mask = self._mask
-        if self._nth & mask:
-            return 0
-        if self.is_exact:
-            return 1
+        self.nth += 1
+        return 0 if self.nth & self.mask else self.weigh()
+
+    def weigh(self) -> int:
+        """Return the weight of one that is measured."""
+        weight = self.mask + 1
         self._measured += 1
-        if self._measured >= SAMPLES:
+        if self._measured >= SAMPLES and not self.is_exact:
             self._measured = 0
-            self._mask = 2 * mask + 1
-        return mask + 1
+            self.mask = 2 * self.mask + 1
+        return weight
 
     def tick(self) -> None:
         """Adapt to how many were measured since the last tick."""
         if self.is_exact:
-            self._mask = 0
+            self.mask = 0
         elif self._measured < SAMPLES // 2:
-            self._mask >>= 1
+            self.mask >>= 1
         self._measured = 0
 
 

@@ -327,8 +327,12 @@ class ActorRun(Generic[ProcessT]):
     def _told(self, running: Any, handler: str, call: Call | None) -> Any:
         """Return a handler, or one that says how it ends where that is wanted of this run."""
         sampler = self._taps.handlers
-        weight = 0 if sampler is None else sampler.pick()
-        return self._tell_of(running, handler, call, weight) if weight else running
+        if sampler is None:
+            return running
+        sampler.nth += 1  # `Sampler.pick` inline.
+        if sampler.nth & sampler.mask:
+            return running
+        return self._tell_of(running, handler, call, sampler.weigh())
 
     async def _tell_of(self, running: Awaitable[Any], handler: str, call: Call | None, weight: int) -> Any:
         """Run a handler, and say how long it took and how it ended. Returns and raises what it does."""
