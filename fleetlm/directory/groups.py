@@ -126,10 +126,8 @@ class ReplicatedGroups:
         return self.table.own_facts(keys)
 
     def node_down(self, node: str) -> Iterator[None]:
-        """Drop the memberships of a node's processes at the first step, and publish one with each step."""
-        for effect in self.table.node_down(node):
-            self.perform((effect,))
-            yield
+        """Drop the memberships of a node's processes now, and publish one with each step."""
+        return (self.perform((effect,)) for effect in self.table.node_down(node))
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take what a connected node says about its processes. Raises: ValueError for nonsense."""

@@ -79,10 +79,8 @@ class ReplicatedRows:
         return self.table.own_facts(keys, _PIECE_BYTES)
 
     def node_down(self, node: str) -> Iterator[None]:
-        """Drop the rows of a node at the first step, and publish one with each step."""
-        for effect in self.table.node_down(node):
-            self.perform((effect,))
-            yield
+        """Drop the rows of a node now, and publish one with each step."""
+        return (self.perform((effect,)) for effect in self.table.node_down(node))
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take what a connected node says about its rows. Raises: ValueError for nonsense."""
