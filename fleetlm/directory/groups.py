@@ -334,7 +334,8 @@ class Groups:
 
         Raises:
             NoMember: the group has no member, or none with this meta.
-            ValueError, TypeError: ``by`` is not one of these rules, or ``key`` or ``score`` does not fit it.
+            ValueError, TypeError: ``by`` is not one of these rules, or ``key`` or ``score`` does not fit it;
+                ``where`` is no mapping, or ``score`` no function.
         """
         wanted = wanted_by(where, score)
         return self._replicated.picker.pick(group, self._table.members(group), by, key, None, wanted)
@@ -593,8 +594,18 @@ class Groups:
 
 
 def wanted_by(where: Mapping[str, Any] | None, score: Score | None) -> Wanted:
-    """Return which members the arguments ``where`` and ``score`` of `Groups.pick` want."""
-    return ANY if where is None and score is None else Wanted(where, score)
+    """Return which members the arguments ``where`` and ``score`` of `Groups.pick` want.
+
+    Raises:
+        TypeError: ``where`` is no mapping, or ``score`` no function.
+    """
+    if where is None and score is None:
+        return ANY
+    if where is not None and not isinstance(where, Mapping):
+        raise TypeError(f"where= is a mapping of names and values, not {type(where).__name__}")
+    if score is not None and not callable(score):
+        raise TypeError(f"score= is a function of a MemberInfo, not {type(score).__name__}")
+    return Wanted(where, score)
 
 
 def request_or_message(message: Any, args: tuple[Any, ...]) -> Any:

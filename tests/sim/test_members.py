@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -72,6 +73,14 @@ async def test_a_meta_that_cannot_be_told_lets_nobody_join(fleet: Fleet) -> None
     assert node.groups.members("g") == []
 
 
+async def test_what_is_wanted_is_checked_before_anything_is_picked(fleet: Fleet) -> None:
+    node = await fleet.node()
+    with pytest.raises(TypeError, match="where= is a mapping"):
+        node.groups.pick("g", where="large")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="score= is a function"):
+        node.groups.ref(Actor, "g", score=1.0)  # type: ignore[arg-type]
+
+
 async def test_gauges_arrive_with_the_next_frame_and_show_their_age(fleet: Fleet) -> None:
     one, two = await fleet.start(2)
     member = join(one)
@@ -83,6 +92,12 @@ async def test_gauges_arrive_with_the_next_frame_and_show_their_age(fleet: Fleet
     assert described(two)[member.pid].age_s == pytest.approx(2.0, abs=0.2)
     with pytest.raises(ValueError, match="not a finite number"):
         member.report(load=float("inf"))
+    for wrong in (True, "1", None, Fraction(10**400), 10**400, float("nan")):
+        with pytest.raises(ValueError, match="not a finite number"):
+            member.report(load=wrong)  # type: ignore[arg-type]
+    member.report(load=Fraction(1, 4), queue=3)  # type: ignore[arg-type]  # a real number, as numpy's are
+    assert dict(described(one)[member.pid].gauges) == {"load": 0.25, "queue": 3.0}
+    assert {type(value) for value in described(one)[member.pid].gauges.values()} == {float}
     member.report({"kv-cache": 0.5})
     assert dict(described(one)[member.pid].gauges) == {"kv-cache": 0.5}
 
