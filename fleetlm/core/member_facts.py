@@ -431,8 +431,11 @@ def check_loads(by_node: dict[Any, Any]) -> dict[Pid, int]:
     loads: dict[Pid, int] = {}
     for node, told in by_node.items():
         match node, told:
-            case str(), [incarnation, dict(counts)] if (
-                len(node) <= MAX_NODE_CHARS and type(incarnation) is int and 0 <= incarnation < _NUMBER_END
+            case _, [incarnation, dict(counts)] if (
+                type(node) is str
+                and len(node) <= MAX_NODE_CHARS
+                and type(incarnation) is int
+                and 0 <= incarnation < _NUMBER_END
             ):
                 if len(loads) + len(counts) > MAX_LOADS:
                     raise ValueError(f"loads on more than {MAX_LOADS:,} members")

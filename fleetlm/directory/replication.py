@@ -140,7 +140,7 @@ class Replication:
     def node_down(self, node: str) -> Iterator[None]:
         """Drop what a node said about itself, now that its session has ended, and tell so in small steps.
 
-        Each table begins before the first step, so that what it drops at once is gone before anything is told.
+        Each table begins before the first step: what it drops at once is gone before anything is told.
         """
         for steps in [table.node_down(node) for table in self._tables.values()]:
             yield from steps
