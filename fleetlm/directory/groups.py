@@ -127,7 +127,7 @@ class ReplicatedGroups:
 
     def node_down(self, node: str) -> Iterator[None]:
         """Drop the memberships of a node's processes now, and publish one with each step."""
-        return (self.perform((effect,)) for effect in self.table.node_down(node))
+        return self._each(self.table.node_down(node))
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take what a connected node says about its processes. Raises: ValueError for nonsense."""
@@ -159,6 +159,12 @@ class ReplicatedGroups:
         """Raise NoProcess unless a process of this node is a member of a group."""
         if pid.node != self._context.name or not self.table.has_member(group, pid):
             raise NoProcess(pid)
+
+    def _each(self, effects: Iterable[Effect]) -> Iterator[None]:
+        """Perform one effect with each step."""
+        for effect in effects:
+            self.perform((effect,))
+            yield
 
     def _is_alive(self, pid: Pid) -> bool:
         return self._local.process(pid) is not None

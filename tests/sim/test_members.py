@@ -22,6 +22,7 @@ from fleetlm import (
     Process,
     handler,
 )
+from fleetlm.directory import members
 from fleetlm.directory.replication import Replication
 from fleetlm.testing import Fleet
 
@@ -285,3 +286,38 @@ async def test_four_routers_spread_their_requests_evenly(fleet: Fleet, by: Any) 
             peaks.append(max(running.values()) / (total / 8))
     await asyncio.gather(*tasks)
     assert sum(peaks) / len(peaks) < 1.5
+
+
+async def test_nothing_is_kept_of_members_that_have_gone(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "MAX_NEWCOMERS", 5)
+    one, two, three = await fleet.start(3)
+    await fleet.sleep(6)  # To a node that has just started none is new.
+    for node in (two, three):
+        for number in range(4):
+            member = join(node, {"number": number}, f"g{number % 2}")
+            member.report(load=number)
+            node.groups.join(f"g{number % 2}", member.pid)  # It joins twice, and leaves twice.
+    await fleet.until(lambda: [len(one.groups.members(group)) for group in ("g0", "g1")] == [8, 8])
+    kept = one.groups._replicated.members
+    with one.groups.chosen("g0") as pid, one.groups.chosen("g1", by="two_choices"):
+        assert kept.outstanding(pid) == 1
+        assert len(kept._joined) == sum(kept._newcomers.values()) == 5
+        await fleet.until(lambda: two.groups._replicated.members.facts.outstanding(pid) == 1)
+    two.exit(two.groups.local_members("g0")[0])
+    await fleet.crash(three)
+    for pid in [*two.groups.local_members("g0"), *two.groups.local_members("g1")]:
+        two.exit(pid)
+    await fleet.until(lambda: one.groups.list() == [])
+    await fleet.sleep(members.INTEREST_S + 1)
+    for node in (one, two):
+        rest = node.groups._replicated.members
+        assert not rest._joined
+        assert not rest._newcomers
+        assert not rest._chosen
+        assert not rest._balanced
+        assert rest._timer is None
+        facts = rest.facts
+        assert (facts._reporting, facts._due, facts._outstanding) == ({}, {}, {})
+        assert all(not (told.packed or told.reports or told.metas_bytes) for told in facts._told.values())
