@@ -205,12 +205,15 @@ class _Loop(_Items[T_co]):
 
 
 def _find_frames(task: asyncio.Task[Any]) -> list[FrameType]:
-    """Return the frames of the coroutines of the running task; none if its first one is not Python's."""
+    """Return the frames of the running task; none if its first coroutine is not one of Python's.
+
+    Frames of coroutines and asynchronous generators only: the others are not part of the task.
+    """
     outermost = getattr(task.get_coro(), "cr_frame", None)
     frames = []
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # the only way to the running frames
     while frame is not None and outermost is not None:
-        if frame.f_code.co_flags & inspect.CO_COROUTINE:
+        if frame.f_code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
             frames.append(frame)
         if frame is outermost:
             return frames

@@ -206,7 +206,7 @@ class _Answer(Generic[T]):
             return True
         leaving = Leaving.of(self._scope)
         if leaving is not None:
-            leaving.responses.add(self)
+            leaving.enter(self)
         try:
             return await self._serve()
         except _Gone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from typing import Any, cast
@@ -10,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Scope
-from starlette.websockets import WebSocket, WebSocketState
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from fleetlm.asgi.outcomes import Outcome, outcome_of
 from fleetlm.errors import FleetError, RemoteError
@@ -69,7 +70,8 @@ async def _answer_failure(connection: Any, error: Exception) -> Response | None:
     if isinstance(connection, WebSocket):
         if connection.application_state is not WebSocketState.DISCONNECTED:
             code = INTERNAL_ERROR if outcome.retry == "no" else TRY_AGAIN_LATER
-            await connection.close(code, outcome.kind)
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # The client has gone meanwhile.
+                await connection.close(code, outcome.kind)
         return None
     return problem_response(outcome)
 

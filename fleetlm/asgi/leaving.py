@@ -58,10 +58,12 @@ class Leaving:
 
     Attributes:
         responses: those on their way.
+        is_over: whether the time of the drain is over, so that responses are ended.
     """
 
     def __init__(self, node: Node) -> None:
         self.responses: set[Response] = set()
+        self.is_over = False
         self._node = node
         self._loop = asyncio.get_running_loop()
         self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}
@@ -75,6 +77,12 @@ class Leaving:
         """Return that of the worker that serves a request, if the lifespan of `asgi.lifespan` runs."""
         found = scope.get("state", {}).get(STATE_KEY)
         return found if isinstance(found, Leaving) else None
+
+    def enter(self, response: Response) -> None:
+        """A response begins. One that begins when the time is over is ended in the next turn of the loop."""
+        self.responses.add(response)
+        if self.is_over:
+            self._loop.call_soon(response.cut, Draining(self._node.name))
 
     def begin(self) -> None:
         """Watch the signals and the node."""
@@ -130,6 +138,7 @@ class Leaving:
             await self._node.drain(source=source, reason="the worker stops")
 
     def _end_responses(self) -> None:
+        self.is_over = True
         if self.responses:
             log.warning("%d response(s) are ended, since the worker leaves", len(self.responses))
         for response in [*self.responses]:

@@ -26,7 +26,9 @@ to each other, not guessed from one's own share.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
+from numbers import Real
 from typing import Any
 
 from fleetlm.errors import MessageTooLarge, TooManyMemberships
@@ -198,6 +200,7 @@ class MemberFacts:
 
     def reported(self, group: str, number: int, gauges: Gauges, now: float) -> None:
         """A member of this node reports its gauges. Raises: TypeError, ValueError: as `check_gauges`."""
+        gauges = {name: _builtin(value) for name, value in gauges.items()}
         check_gauges(gauges)
         place = (group, number)
         self._enter(self._own, place, {name: float(value) for name, value in gauges.items()}, now)
@@ -396,6 +399,16 @@ def check_gauges(gauges: Any) -> None:
             raise ValueError(f"the gauge {name} is {SHORT.repr(value)}, not a finite number")
 
 
+def _builtin(value: Any) -> Any:
+    """Return a number of a library, such as numpy's, as a float; anything else as it is."""
+    if type(value) in (int, float, bool) or not isinstance(value, Real):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def check_place(group: Any, number: Any) -> Place:
     """Return the place of a member that a peer named. Raises: ValueError."""
     if type(group) is not str or type(number) is not int or not 0 < number < _NUMBER_END:
@@ -418,8 +431,11 @@ def check_loads(by_node: dict[Any, Any]) -> dict[Pid, int]:
     loads: dict[Pid, int] = {}
     for node, told in by_node.items():
         match node, told:
-            case str(), [incarnation, dict(counts)] if (
-                len(node) <= MAX_NODE_CHARS and type(incarnation) is int and 0 <= incarnation < _NUMBER_END
+            case _, [incarnation, dict(counts)] if (
+                type(node) is str
+                and len(node) <= MAX_NODE_CHARS
+                and type(incarnation) is int
+                and 0 <= incarnation < _NUMBER_END
             ):
                 if len(loads) + len(counts) > MAX_LOADS:
                     raise ValueError(f"loads on more than {MAX_LOADS:,} members")

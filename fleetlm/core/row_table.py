@@ -210,11 +210,13 @@ class RowTable:
 
     def _check_rows(self, table: str, rows: list[Any]) -> list[tuple[str, bytes]]:
         """Check what a peer sent. Raises: ValueError."""
+        if type(table) is not str:  # Such as a member of an enum, which would stand among the keys.
+            raise ValueError(f"{SHORT.repr(table)} is not the name of a table")
         check_process_name(table)
         checked: list[tuple[str, bytes]] = []
         for row in rows:
             match row:
-                case [str(key), bytes(packed)] if len(packed) <= self._max_row_bytes:
+                case [key, bytes(packed)] if type(key) is str and len(packed) <= self._max_row_bytes:
                     check_process_name(key)
                     checked.append((key, packed))
                 case _:

@@ -126,10 +126,8 @@ class ReplicatedGroups:
         return self.table.own_facts(keys)
 
     def node_down(self, node: str) -> Iterator[None]:
-        """Drop the memberships of a node's processes at the first step, and publish one with each step."""
-        for effect in self.table.node_down(node):
-            self.perform((effect,))
-            yield
+        """Drop the memberships of a node's processes now, and publish one with each step."""
+        return self._each(self.table.node_down(node))
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take what a connected node says about its processes. Raises: ValueError for nonsense."""
@@ -161,6 +159,12 @@ class ReplicatedGroups:
         """Raise NoProcess unless a process of this node is a member of a group."""
         if pid.node != self._context.name or not self.table.has_member(group, pid):
             raise NoProcess(pid)
+
+    def _each(self, effects: Iterable[Effect]) -> Iterator[None]:
+        """Perform one effect with each step."""
+        for effect in effects:
+            self.perform((effect,))
+            yield
 
     def _is_alive(self, pid: Pid) -> bool:
         return self._local.process(pid) is not None
@@ -336,7 +340,8 @@ class Groups:
 
         Raises:
             NoMember: the group has no member, or none with this meta.
-            ValueError, TypeError: ``by`` is not one of these rules, or ``key`` or ``score`` does not fit it.
+            ValueError, TypeError: ``by`` is not one of these rules, or ``key`` or ``score`` does not fit it;
+                ``where`` is no mapping, or ``score`` no function.
         """
         wanted = wanted_by(where, score)
         return self._replicated.picker.pick(group, self._table.members(group), by, key, None, wanted)
@@ -595,8 +600,18 @@ class Groups:
 
 
 def wanted_by(where: Mapping[str, Any] | None, score: Score | None) -> Wanted:
-    """Return which members the arguments ``where`` and ``score`` of `Groups.pick` want."""
-    return ANY if where is None and score is None else Wanted(where, score)
+    """Return which members the arguments ``where`` and ``score`` of `Groups.pick` want.
+
+    Raises:
+        TypeError: ``where`` is no mapping, or ``score`` no function.
+    """
+    if where is None and score is None:
+        return ANY
+    if where is not None and not isinstance(where, Mapping):
+        raise TypeError(f"where= is a mapping of names and values, not {type(where).__name__}")
+    if score is not None and not callable(score):
+        raise TypeError(f"score= is a function of a MemberInfo, not {type(score).__name__}")
+    return Wanted(where, score)
 
 
 def request_or_message(message: Any, args: tuple[Any, ...]) -> Any:

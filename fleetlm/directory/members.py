@@ -94,6 +94,8 @@ class ReplicatedMembers:
         )
         self._joined: OrderedDict[tuple[str, Pid], float] = OrderedDict()
         """Members that have joined lately → when; the oldest first."""
+        self._newcomers: dict[str, int] = {}
+        """Group → how many of its members are in there."""
         self._chosen: dict[Pid, int] = {}
         """Members that `Groups.chosen` has given to callers which are not done."""
         self._balanced: OrderedDict[str, float] = OrderedDict()
@@ -189,16 +191,17 @@ class ReplicatedMembers:
     def joined(self, group: str, pid: Pid) -> None:
         """Note that a process has joined a group."""
         joined, now = self._joined, self._context.loop.time()
+        if (group, pid) not in joined:
+            self._newcomers[group] = self._newcomers.get(group, 0) + 1
         joined[group, pid] = now
         joined.move_to_end((group, pid))
-        while joined and (
-            len(joined) > MAX_NEWCOMERS or now - next(iter(joined.values())) > self._newcomer_s
-        ):
-            joined.popitem(last=False)
+        if len(joined) > MAX_NEWCOMERS:
+            self._forget_newcomer(*next(iter(joined)))
+        self._forget_newcomers(now)
 
     def left(self, group: str, pid: Pid) -> None:
         """Forget what a process told as a member of a group that it has left."""
-        self._joined.pop((group, pid), None)
+        self._forget_newcomer(group, pid)
         self.facts.left(group, pid)
 
     def packed(self, meta: Any) -> bytes | None:
@@ -253,12 +256,20 @@ class ReplicatedMembers:
 
     def _has_newcomer(self, group: str) -> bool:
         now = self._context.loop.time()
+        self._forget_newcomers(now)
+        return group in self._newcomers and now - self._began_at >= self._newcomer_s
+
+    def _forget_newcomers(self, now: float) -> None:
+        """Forget the members that have joined long enough ago."""
         joined = self._joined
         while joined and now - next(iter(joined.values())) > self._newcomer_s:
-            joined.popitem(last=False)
-        if not joined or now - self._began_at < self._newcomer_s:
-            return False
-        return any(each == group for each, _ in joined)
+            self._forget_newcomer(*next(iter(joined)))
+
+    def _forget_newcomer(self, group: str, pid: Pid) -> None:
+        if self._joined.pop((group, pid), None) is not None:
+            self._newcomers[group] -= 1
+            if not self._newcomers[group]:
+                del self._newcomers[group]
 
     def _note_interest(self, group: str) -> None:
         """Note that this node picks from a group by load."""

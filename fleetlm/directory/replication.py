@@ -68,7 +68,7 @@ class Table(Rows, Protocol):
     """
 
     def node_down(self, node: str) -> Iterator[None]:
-        """Drop the rows of a node that is not connected any more, in small steps."""
+        """Drop the rows of a node that is not connected any more: now, or in the small steps that follow."""
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take a fact from a connected node about itself. Raises: ValueError, TypeError for nonsense."""
@@ -138,9 +138,12 @@ class Replication:
                 self._send(session, self._packed(*fact))
 
     def node_down(self, node: str) -> Iterator[None]:
-        """Drop in small steps what a node said about itself, now that its session has ended."""
-        for table in self._tables.values():
-            yield from table.node_down(node)
+        """Drop what a node said about itself, now that its session has ended, and tell so in small steps.
+
+        Each table begins before the first step: what it drops at once is gone before anything is told.
+        """
+        for steps in [table.node_down(node) for table in self._tables.values()]:
+            yield from steps
 
     def told(self, session: Session, topic: Any, fact: Any) -> None:
         """Take a fact from a peer. Raises: ValueError, TypeError for nonsense; the session must end."""

@@ -79,10 +79,8 @@ class ReplicatedRows:
         return self.table.own_facts(keys, _PIECE_BYTES)
 
     def node_down(self, node: str) -> Iterator[None]:
-        """Drop the rows of a node at the first step, and publish one with each step."""
-        for effect in self.table.node_down(node):
-            self.perform((effect,))
-            yield
+        """Drop the rows of a node now, and publish one with each step."""
+        return self._each(self.table.node_down(node))
 
     def told(self, node: str, incarnation: int, fact: Any) -> None:
         """Take what a connected node says about its rows. Raises: ValueError for nonsense."""
@@ -117,6 +115,12 @@ class ReplicatedRows:
                 self._replication.tell(self.topic, effect.fact)
             else:
                 self.feed.publish(effect)
+
+    def _each(self, effects: Iterable[Effect]) -> Iterator[None]:
+        """Perform one effect with each step."""
+        for effect in effects:
+            self.perform((effect,))
+            yield
 
     def _read(self, packed: bytes) -> Any:
         """Return the value of a row; None, logged, where it has a type that this node does not know."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from fleetlm import (
     Process,
     handler,
 )
+from fleetlm.directory import members
 from fleetlm.directory.replication import Replication
 from fleetlm.testing import Fleet
 
@@ -72,6 +74,14 @@ async def test_a_meta_that_cannot_be_told_lets_nobody_join(fleet: Fleet) -> None
     assert node.groups.members("g") == []
 
 
+async def test_what_is_wanted_is_checked_before_anything_is_picked(fleet: Fleet) -> None:
+    node = await fleet.node()
+    with pytest.raises(TypeError, match="where= is a mapping"):
+        node.groups.pick("g", where="large")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="score= is a function"):
+        node.groups.ref(Actor, "g", score=1.0)  # type: ignore[arg-type]
+
+
 async def test_gauges_arrive_with_the_next_frame_and_show_their_age(fleet: Fleet) -> None:
     one, two = await fleet.start(2)
     member = join(one)
@@ -83,6 +93,12 @@ async def test_gauges_arrive_with_the_next_frame_and_show_their_age(fleet: Fleet
     assert described(two)[member.pid].age_s == pytest.approx(2.0, abs=0.2)
     with pytest.raises(ValueError, match="not a finite number"):
         member.report(load=float("inf"))
+    for wrong in (True, "1", None, Fraction(10**400), 10**400, float("nan")):
+        with pytest.raises(ValueError, match="not a finite number"):
+            member.report(load=wrong)  # type: ignore[arg-type]
+    member.report(load=Fraction(1, 4), queue=3)  # type: ignore[arg-type]  # a real number, as numpy's are
+    assert dict(described(one)[member.pid].gauges) == {"load": 0.25, "queue": 3.0}
+    assert {type(value) for value in described(one)[member.pid].gauges.values()} == {float}
     member.report({"kv-cache": 0.5})
     assert dict(described(one)[member.pid].gauges) == {"kv-cache": 0.5}
 
@@ -270,3 +286,38 @@ async def test_four_routers_spread_their_requests_evenly(fleet: Fleet, by: Any) 
             peaks.append(max(running.values()) / (total / 8))
     await asyncio.gather(*tasks)
     assert sum(peaks) / len(peaks) < 1.5
+
+
+async def test_nothing_is_kept_of_members_that_have_gone(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "MAX_NEWCOMERS", 5)
+    one, two, three = await fleet.start(3)
+    await fleet.sleep(6)  # To a node that has just started none is new.
+    for node in (two, three):
+        for number in range(4):
+            member = join(node, {"number": number}, f"g{number % 2}")
+            member.report(load=number)
+            node.groups.join(f"g{number % 2}", member.pid)  # It joins twice, and leaves twice.
+    await fleet.until(lambda: [len(one.groups.members(group)) for group in ("g0", "g1")] == [8, 8])
+    kept = one.groups._replicated.members
+    with one.groups.chosen("g0") as pid, one.groups.chosen("g1", by="two_choices"):
+        assert kept.outstanding(pid) == 1
+        assert len(kept._joined) == sum(kept._newcomers.values()) == 5
+        await fleet.until(lambda: two.groups._replicated.members.facts.outstanding(pid) == 1)
+    two.exit(two.groups.local_members("g0")[0])
+    await fleet.crash(three)
+    for pid in [*two.groups.local_members("g0"), *two.groups.local_members("g1")]:
+        two.exit(pid)
+    await fleet.until(lambda: one.groups.list() == [])
+    await fleet.sleep(members.INTEREST_S + 1)
+    for node in (one, two):
+        rest = node.groups._replicated.members
+        assert not rest._joined
+        assert not rest._newcomers
+        assert not rest._chosen
+        assert not rest._balanced
+        assert rest._timer is None
+        facts = rest.facts
+        assert (facts._reporting, facts._due, facts._outstanding) == ({}, {}, {})
+        assert all(not (told.packed or told.reports or told.metas_bytes) for told in facts._told.values())

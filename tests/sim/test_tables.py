@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fleetlm
-from fleetlm import MessageTooLarge, Node, NotSerializable, RowDropped, RowPut, TooManyRows
+from fleetlm import MessageTooLarge, Node, NotSerializable, Process, RowDropped, RowPut, TooManyRows
 from fleetlm.directory.subscriptions import Subscription
 from fleetlm.testing import Fleet, SimCluster
 from tests.sim.seeded import ONE_PORT, most_are_long, run_stories
@@ -20,6 +20,10 @@ from tests.sim.seeded import ONE_PORT, most_are_long, run_stories
 @dataclasses.dataclass
 class Capacity:
     gpus: int
+
+
+async def idle(process: Process) -> None:
+    await asyncio.get_running_loop().create_future()
 
 
 async def test_rows_are_seen_everywhere_and_go_with_their_node(fleet: Fleet) -> None:
@@ -41,6 +45,23 @@ async def test_rows_are_seen_everywhere_and_go_with_their_node(fleet: Fleet) -> 
     assert one.table("flags").drop("beta")
     assert not one.table("flags").drop("beta")
     await fleet.until(lambda: late.table("flags").keys() == [])
+
+
+async def test_rows_are_gone_before_anything_is_told_of_the_loss_of_their_node(fleet: Fleet) -> None:
+    one, two = await fleet.start(2)
+    holder = two.spawn(idle)
+    two.table("flags").put("beta", 1)
+    watch = one.groups.watch("g")
+    two.groups.join("g", *[holder] * 600)  # Their leaving is told in steps, some hundred in one turn.
+    for _ in range(600):
+        await anext(watch)
+    assert one.table("flags").get("beta") == {two.name: 1}
+    leaving = asyncio.ensure_future(anext(watch))
+    await fleet.crash(two)
+    await leaving
+    assert one.table("flags").get("beta") == {}
+    assert one.groups.members("g") == []
+    watch.close()
 
 
 async def test_a_subscription_begins_with_the_present_and_sees_each_change(fleet: Fleet) -> None:

@@ -9,6 +9,8 @@ Every Python block stands word for word in an example or a test that the suite r
 from __future__ import annotations
 
 import ast
+import json
+import logging
 import re
 import shlex
 from collections.abc import Sequence
@@ -16,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from fleetlm import ActorRef, Process, Settings
+from fleetlm import ActorRef, Pid, Process, Settings
 from fleetlm.cli.arguments import parser
+from fleetlm.cli.logs import JsonFormatter
 from fleetlm.testing import Fleet
 from fleetlm.testing.fleet import NotReached
 from tests.support.guides import (
@@ -263,6 +266,28 @@ def test_what_troubleshooting_quotes_is_what_nodes_say() -> None:
     ):  # fmt: skip
         assert quoted in text
         assert quoted in sources
+
+
+def test_the_lines_that_the_page_about_logs_quotes_are_what_nodes_write() -> None:
+    page = (ROOT / "docs" / "logs.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "fleetlm").rglob("*.py"))
+    for quoted, written in {
+        "the event loop has stood still for": "the event loop has stood still for %.1f s",
+        "waits for room at": '"%s waits for %s: %s%s"',
+        "; connected nodes stay connected, and lookups continue": "; connected nodes stay connected, and lo",
+        "nodedown ...: ...": '"nodedown %s: %s"',
+        "12 more lines like this in the last 10 s: ...": '"%s more %s like this in the last %.0f s: %s"',
+    }.items():
+        assert quoted in page
+        assert written in sources
+    [shown] = [block.text for block in blocks(ROOT / "docs" / "logs.md") if block.language == "json"]
+    record = logging.LogRecord("chat.model", logging.WARNING, "", 0, "the cache is cold", (), None)
+    formatter = JsonFormatter()
+    formatter.node = "fleetlm@10.0.0.7"
+    formatter.find_context = lambda: {"process": str(Pid(formatter.node, 1, 3)), "handler": "Model.answer"}
+    written_fields = json.loads(formatter.format(record))
+    assert [*json.loads(shown)] == [*written_fields]
+    assert json.loads(shown)["level"] == written_fields["level"]
 
 
 def test_the_error_that_testing_quotes_is_what_until_raises() -> None:

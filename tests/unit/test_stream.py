@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import threading
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 import pytest
@@ -150,7 +151,7 @@ KEPT: list[BaseException] = []
 class Response:
     """Sends a stream to a client, as Starlette's StreamingResponse does."""
 
-    def __init__(self, body: Stream[Any], *, is_read: bool) -> None:
+    def __init__(self, body: AsyncIterable[Any], *, is_read: bool) -> None:
         self._body = body
         self._is_read = is_read
 
@@ -180,6 +181,25 @@ async def test_the_error_of_a_cancelled_task_does_not_keep_the_stream_whoever_ke
         await turns()
         assert items.closed == 1, is_read
         assert KEPT.pop().__traceback__ is not None
+
+
+@virtual
+async def test_nor_does_it_keep_a_stream_that_a_generator_of_the_program_reads() -> None:
+    async def relay(items: Stream[int]) -> AsyncIterator[str]:
+        async for item in items:
+            yield str(item)
+
+    items, stream = made()
+    items.put(1)
+    response = Response(relay(stream), is_read=True)
+    sending = asyncio.ensure_future(response.run())
+    del response, stream
+    await turns()
+    sending.cancel()
+    await asyncio.wait([sending])
+    await turns()
+    assert items.closed == 1
+    assert KEPT.pop().__traceback__ is not None
 
 
 @virtual

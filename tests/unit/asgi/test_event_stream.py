@@ -447,6 +447,18 @@ async def test_responses_that_go_on_when_the_worker_leaves_are_ended_with_an_eve
     await fleet.until(lambda: len(model.ends) == 3, timeout=1)
 
 
+async def test_a_response_that_begins_when_the_time_is_over_is_ended_too(fleet: Fleet) -> None:
+    web, _, model, ref = await served(fleet)
+    leaving = Leaving(web)
+    leaving.is_over = True
+    late = Client(sse(ref.stream(Model.count, 100, 1.0)), state={STATE_KEY: leaving})
+    await late.run()
+    assert late.status == 503
+    assert "draining" in late.text
+    assert leaving.responses == set()
+    assert model.produced == 0, "it has not run, as the status code says"
+
+
 # ── applications ─────────────────────────────────────────────────────────────────────────────────
 
 

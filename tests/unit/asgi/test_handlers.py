@@ -105,6 +105,24 @@ async def test_a_response_for_an_outcome_may_be_made_by_hand() -> None:
     assert "retry-after" not in client.headers
 
 
+async def test_a_websocket_whose_client_has_gone_is_not_an_error_of_the_program() -> None:
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        raise ERROR
+
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)])
+    install(app)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] != "websocket.accept":
+            raise OSError("gone")
+
+    await app({**Client(app).scope, "type": "websocket", "scheme": "ws", "subprotocols": []}, receive, send)
+
+
 @pytest.mark.parametrize(("accepts", "closes"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize(
     ("error", "code"), [(NoProcess("model"), 1013), (RemoteError("ValueError", "secret"), 1011)]

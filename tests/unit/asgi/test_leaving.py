@@ -82,13 +82,18 @@ async def test_responses_are_ended_when_the_time_of_the_drain_is_over(
     leaving = Leaving(node)
     leaving.begin()
     response = Response()
-    leaving.responses.add(response)
+    leaving.enter(response)
     signal.raise_signal(signal.SIGTERM)
     await fleet.sleep(2.9)
     assert response.error is None
     await fleet.sleep(0.2)
     assert isinstance(response.error, Draining)
     assert response.error.has_begun
+    late = Response()
+    leaving.enter(late)
+    await fleet.sleep(0.1)
+    assert isinstance(late.error, Draining)
+    assert not late.error.has_begun
     assert server == [signal.SIGTERM]
     await leaving.end()
 

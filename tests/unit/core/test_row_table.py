@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 import msgpack
@@ -161,6 +162,20 @@ def test_a_row_that_changes_is_announced_before() -> None:
     table.put("a", "k", pack(2))
     table.drop("a", "k")
     assert before == [(("a", "k"), {}), (("a", "k"), {ME: 1}), (("a", "k"), {ME: 2})]
+
+
+class Name(StrEnum):
+    """A text that is more than a text."""
+
+    FLAGS = "flags"
+
+
+def test_names_from_peers_are_plain_texts() -> None:
+    table = rows()
+    for fact in (["put", Name.FLAGS, [["a", pack(1)]]], ["put", "flags", [[Name.FLAGS, pack(1)]]]):
+        with pytest.raises(ValueError, match="is not"):
+            table.told(PEER, 7, fact)
+    assert table.tables() == []
 
 
 def test_what_is_no_packed_value_changes_nothing() -> None:
