@@ -328,7 +328,11 @@ class ActorRun(Generic[ProcessT]):
         """Return a handler, or one that says how it ends where that is wanted of this run."""
         sampler = self._taps.handlers
         weight = 0 if sampler is None else sampler.pick()
-        return self._tell_of(running, handler, call, weight) if weight else running
+        if not weight:
+            return running
+        telling = self._tell_of(running, handler, call, weight)
+        telling.__name__ = handler  # For what shows which coroutines run (`actors.serving`).
+        return telling
 
     async def _tell_of(self, running: Awaitable[Any], handler: str, call: Call | None, weight: int) -> Any:
         """Run a handler, and say how long it took and how it ended. Returns and raises what it does."""
