@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import weakref
 from collections.abc import Awaitable, Mapping
@@ -50,7 +51,7 @@ from fleetlm.errors import NotDelivered, OutcomeUnknown, ProcessExit, RemoteErro
 from fleetlm.ids import Pid
 from fleetlm.messaging.carrying import CARRYING
 from fleetlm.names import NodeName
-from fleetlm.texts import text_of
+from fleetlm.texts import loggable, text_of, traceback_of
 from fleetlm.wire.carriers import unpack_carrier
 from fleetlm.wire.invocation import Invoke
 
@@ -72,6 +73,11 @@ MAX_DESCRIPTION_CHARS: Final = 200
 _FROM: Final = "fleetlm.from"
 """The name in the carrier for the node that asks."""
 _ONE_WAY: Final = ("cast", "broadcast")
+_MAX_COMPLAINTS: Final = 16
+"""Kinds of failures of propagators and of the SDK that are logged."""
+_COMPLAINTS: Final[set[tuple[str, type]]] = set()
+
+log: logging.Logger = logging.getLogger("fleetlm")
 
 
 def instrument(node: Node, tracer_provider: TracerProvider | None = None) -> Instrumentation:
@@ -224,7 +230,10 @@ class _Asked:
 
     def inject(self, values: dict[str, Value]) -> None:
         """See `carrying.Asked`."""
-        propagate.inject(values, trace.set_span_in_context(self._span))
+        try:
+            propagate.inject(values, trace.set_span_in_context(self._span))
+        except Exception as error:  # noqa: BLE001  # a propagator is not part of fleetlm
+            _complain("the context of a trace could not be written", error)
         if values:
             values[_FROM] = self._node
 
@@ -238,19 +247,32 @@ class _Asked:
 
 
 def _end(span: Span, error: BaseException | None, items: int | None, is_whole: bool = True) -> None:
-    """Note the outcome of a request, and end its span."""
-    if not span.is_recording():
+    """Note the outcome of a request, and end its span. Never raises: the request has its outcome."""
+    try:
+        if span.is_recording():
+            _note_outcome(span, error, items, is_whole)
         span.end()
-        return
+    except Exception as failure:  # noqa: BLE001  # of the program's exception, or of the SDK
+        _complain("a span could not be ended", failure)
+
+
+def _note_outcome(span: Span, error: BaseException | None, items: int | None, is_whole: bool) -> None:
+    """Set the attributes, the event and the status that say how a request has ended."""
     if items is not None:
         span.set_attribute("fleetlm.stream.items", items)
     if is_whole:
         span.set_attribute("fleetlm.outcome", _outcome(error))
     if error is not None and not isinstance(error, asyncio.CancelledError | GeneratorExit | ProcessExit):
-        span.record_exception(error)
+        # Not `record_exception`, which raises where the text of an exception cannot be made.
+        kind = type(error)
+        texts = {
+            "exception.type": f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
+            "exception.message": text_of(error),
+            "exception.stacktrace": traceback_of(error),
+        }
+        span.add_event("exception", texts)
         span.set_attribute("error.type", _type_of(error))
         span.set_status(Status(StatusCode.ERROR, text_of(error)[:MAX_DESCRIPTION_CHARS]))
-    span.end()
 
 
 def _outcome(error: BaseException | None) -> str:
@@ -274,7 +296,19 @@ def _type_of(error: BaseException) -> str:
 def _extract(values: Mapping[str, Value]) -> Context:
     """Return the context in a carrier, which is not that of the actor that serves the request."""
     texts = {name: value for name, value in values.items() if type(value) is str}
-    return propagate.extract(texts, contexts.Context())
+    try:
+        return propagate.extract(texts, contexts.Context())
+    except Exception as error:  # noqa: BLE001  # a propagator is not part of fleetlm, and peers send anything
+        _complain("the context of a trace could not be read", error)
+        return contexts.Context()
+
+
+def _complain(what: str, error: Exception) -> None:
+    """Log a failure of a propagator or of the SDK, once for each kind, since each request may cause it."""
+    kind = what, type(error)
+    if kind not in _COMPLAINTS and len(_COMPLAINTS) < _MAX_COMPLAINTS:
+        _COMPLAINTS.add(kind)
+        log.warning("%s; this is logged once", what, exc_info=loggable(error))
 
 
 def _service_of(message: Any) -> tuple[str, str]:

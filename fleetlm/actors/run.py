@@ -332,7 +332,9 @@ class ActorRun(Generic[ProcessT]):
         sampler.nth += 1  # `Sampler.pick` inline.
         if sampler.nth & sampler.mask:
             return running
-        return self._tell_of(running, handler, call, sampler.weigh())
+        telling = self._tell_of(running, handler, call, sampler.weigh())
+        telling.__name__ = handler  # For what shows which coroutines run (`actors.serving`).
+        return telling
 
     async def _tell_of(self, running: Awaitable[Any], handler: str, call: Call | None, weight: int) -> Any:
         """Run a handler, and say how long it took and how it ended. Returns and raises what it does."""

@@ -84,10 +84,12 @@ class FanOut:
             carrier = CARRYING.pack(asked)
             if carrier is None:
                 return await self._send_packed(targets, message, timeout_s)
-            able = [to for to in targets if context.is_able(to)]
+            able: list[Target] = []
+            others: list[Target] = []
+            for to in targets:  # Once, since a session may end while the first ones are sent to.
+                (able if context.is_able(to) else others).append(to)
             sent = await self._send_packed(able, Invoke.carrying(message, carrier), timeout_s)
-            if len(able) < len(targets):
-                others = [to for to in targets if not context.is_able(to)]
+            if others:
                 sent += await self._send_packed(others, message, timeout_s)
             return sent
 

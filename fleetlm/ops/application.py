@@ -44,6 +44,8 @@ MAX_PIECE_BYTES = 64 * 1024
 """Responses are sent in pieces of this size, so that a slow reader holds one of them and not all."""
 MAX_NODES = 1_000_000
 """The largest ``min_nodes``: a number of more digits is a mistake."""
+MAX_SHOWN_CHARS = 100
+"""Of a path in the log: a stranger chooses it."""
 MAX_REASON_CHARS = 1_000
 """Longer reasons are cut: a probe shows a line."""
 STATIC: Final = {
@@ -159,7 +161,8 @@ class OpsApp:
                 "http://127.0.0.1 with the port, or set FLEETLM_OPS_TOKEN",
             )
         if verdict is Verdict.WRONG_TOKEN:
-            log.warning("%s asked the ops listener for %s with a wrong token", _client(request), escape(path))
+            shown = escape(path[:MAX_SHOWN_CHARS])
+            log.warning("%s asked the ops listener for %s with a wrong token", _client(request), shown)
         if path == "/" and "token" in request.query_params:
             return self._let_in(request, request.query_params["token"])
         return self._ask_for_token(request)

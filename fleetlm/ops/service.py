@@ -72,9 +72,9 @@ class OpsService:
         if listener is None:
             return
         listener.stop()
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(listener.ended), STOP_S)
-        except TimeoutError:
+        # Not `wait_for`, which would cancel the future that the thread sets when it has ended.
+        ended, _ = await asyncio.wait({asyncio.wrap_future(listener.ended)}, timeout=STOP_S)
+        if not ended:
             log.warning("the ops listener of %s has not ended within %g s", self._node.name, STOP_S)
             return
         listener.thread.join()

@@ -52,14 +52,15 @@ class LogGuard:
         self._users = 0
         self._lines = LogLines()
         self._examples: dict[Hashable, _Example] = {}
+        self._known_loggers = 0
+        """How many loggers the process had when those of fleetlm were looked for."""
 
     def start(self) -> None:
         """Begin to filter, unless another node of this process has begun. Each start needs a `stop`."""
         self._users += 1
         if self._users == 1:
             self._lines = LogLines()
-            for logger in _find_loggers():
-                logger.addFilter(self.filter)
+            self._cover()
 
     def stop(self) -> None:
         """Stop filtering when each node of this process has stopped, and say what was left out until then."""
@@ -92,6 +93,8 @@ class LogGuard:
         Args:
             least_s: the age from which on it is due, in seconds; None: as `core.log_lines` has it.
         """
+        if self._users and len(logging.root.manager.loggerDict) != self._known_loggers:
+            self._cover()  # Parts that are imported late, such as the ops listener, make a logger then.
         now = self._clock()
         found = self._lines.take_left_out(now) if least_s is None else self._lines.take_left_out(now, least_s)
         for kind, lines, seconds in found:
@@ -103,6 +106,12 @@ class LogGuard:
                     f"{lines:,}", "line" if lines == 1 else "lines", seconds, example.text,
                     extra={_IS_SUMMARY: True},
                 )  # fmt: skip
+
+    def _cover(self) -> None:
+        """Become the filter of each logger that fleetlm has now; one that is covered stays so."""
+        self._known_loggers = len(logging.root.manager.loggerDict)
+        for logger in _find_loggers():
+            logger.addFilter(self.filter)
 
 
 def _find_loggers() -> Iterator[logging.Logger]:

@@ -9,7 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from opentelemetry import baggage, context as contexts, trace
+from opentelemetry import baggage, context as contexts, propagate, trace
+from opentelemetry.propagators import textmap
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -71,6 +72,26 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("it has no text")
+
+
+class Failing(textmap.TextMapPropagator):
+    """A propagator that takes nothing well."""
+
+    def extract(self, carrier: Any, context: Any = None, getter: Any = None) -> Any:
+        raise ValueError("hostile")
+
+    def inject(self, carrier: Any, context: Any = None, setter: Any = None) -> None:
+        carrier["one"] = "1"
+        raise ValueError("full")
+
+    @property
+    def fields(self) -> set[str]:
+        return set()
+
+
 class Model(Actor):
     @handler
     async def tokens(self, count: int) -> AsyncIterator[int]:
@@ -104,6 +125,10 @@ class Front(Actor):
     @handler
     async def broken(self) -> None:
         raise ValueError("no such prompt")
+
+    @handler
+    async def unspeakable(self) -> None:
+        raise Unspeakable
 
     @handler
     async def note(self) -> None:
@@ -245,6 +270,67 @@ async def test_an_error_is_recorded_on_both_sides(fleet: Fleet) -> None:
     assert attributes(spans.one("Model/spoilt", SpanKind.SERVER))["fleetlm.stream.items"] == 1
     refused = spans.named("Front/broken", SpanKind.CLIENT)[1]
     assert attributes(refused)["fleetlm.outcome"] == "not delivered"
+
+
+@simulated
+async def test_an_exception_without_a_text_is_still_that_exception(fleet: Fleet) -> None:
+    spans = Spans()
+    one, two = await fleet.mesh(2)
+    await two.start_actor(Front(spans.tracer), name="front")
+    with instrumented(spans, one, two), pytest.raises(RemoteError) as caught:
+        await one.ref(Front, "front", at=two.name).call(Front.unspeakable)
+    assert caught.value.type_name == "Unspeakable"
+    served = spans.one("Front/unspeakable", SpanKind.SERVER)
+    assert attributes(served)["error.type"] == "Unspeakable"
+    (event,) = served.events
+    found = dict(event.attributes or {})
+    assert found["exception.type"] == f"{__name__}.Unspeakable"
+    assert "Unspeakable" in str(found["exception.message"])
+    assert "raise Unspeakable" in str(found["exception.stacktrace"])
+
+
+def test_a_propagator_that_raises_harms_no_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", Failing())
+    monkeypatch.setattr(tracing, "_COMPLAINTS", set())
+
+    @simulated
+    async def play(fleet: Fleet) -> None:
+        spans = Spans()
+        one, two = await fleet.mesh(2)
+        await two.start_actor(Front(spans.tracer), name="front")
+        front = one.ref(Front, "front", at=two.name)
+        with instrumented(spans, one, two):
+            for _ in range(3):
+                await front.cast(Front.note)
+            assert len(await front.call(Front.noted)) == 3
+            assert len(spans.named("process Front/note", SpanKind.CONSUMER)) == 3
+
+    play()
+    assert caplog.text.count("could not be read") == caplog.text.count("could not be written") == 1
+
+
+def test_a_span_that_cannot_be_ended_leaves_the_outcome(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no exporter")
+
+    monkeypatch.setattr(tracing, "_note_outcome", fail)
+    monkeypatch.setattr(tracing, "_COMPLAINTS", set())
+
+    @simulated
+    async def play(fleet: Fleet) -> None:
+        spans = Spans()
+        (node,) = await fleet.mesh(1)
+        front = await node.start_actor(Front, spans.tracer)
+        with instrumented(spans, node):
+            for _ in range(2):
+                assert await front.call(Front.noted) == []
+
+    play()
+    assert caplog.text.count("a span could not be ended") == 1
 
 
 @simulated

@@ -12,7 +12,7 @@ import pytest
 from fleetlm.actors.sender import ActorSender
 from fleetlm.errors import CallTimeout, NoConnection, NodeLost, WouldBlock
 from fleetlm.messaging.carrying import CARRYING
-from fleetlm.messaging.request_context import TracedConsumerEnd
+from fleetlm.messaging.request_context import RequestContext, TracedConsumerEnd
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.streams import Streams
 from fleetlm.wire import operations
@@ -135,6 +135,27 @@ def test_each_kind_of_request_takes_it_along(variable: ContextVar[Any]) -> None:
         for each in asking:
             each.cancel()
         await asyncio.wait(asking)
+
+    play()
+
+
+def test_a_broadcast_reaches_each_target_once_though_sessions_change(
+    variable: ContextVar[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def is_able(_: RequestContext, to: Any) -> bool:
+        asked.append(to)
+        return to == TO and asked.count(to) == 1
+
+    @virtual
+    async def play() -> None:
+        rig = Rig()
+        variable.set("r-1")
+        monkeypatch.setattr(RequestContext, "is_able", is_able)
+        assert await rig.sender.fan_out([TO, ("none", THERE)], REQUEST) == 2
+        await rig.settle()
+        assert len(rig.box.queue) == 1
 
     play()
 

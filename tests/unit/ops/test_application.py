@@ -186,6 +186,13 @@ async def test_without_the_token_there_is_one_word_about_health_and_a_form() -> 
     assert (await answer(app, "/cluster.json", headers=BEARER)).status_code == 200
 
 
+async def test_a_long_path_of_a_stranger_is_cut_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    wrong = {"authorization": "Bearer wrong"}
+    assert (await answer(OpsApp(FakeQuestions(), TOKEN), f"/{'a' * 9_000}", headers=wrong)).status_code == 401
+    (line,) = caplog.messages
+    assert len(line) < 200
+
+
 async def test_a_browser_logs_in_once_and_the_token_leaves_the_address(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

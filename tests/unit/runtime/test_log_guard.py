@@ -59,6 +59,18 @@ def test_a_flood_becomes_a_burst_and_one_line_that_counts_the_others(
     assert len(caplog.records) == 1
 
 
+def test_a_logger_that_is_made_later_is_guarded_from_the_next_tick_on(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = logging.getLogger(f"{NAME}.made{id(rig)}")
+    rig.guard.flush()
+    for _ in range(2 * BURST_LINES):
+        late.warning("a flood")
+    assert caplog.messages.count("a flood") == BURST_LINES
+    rig.guard.stop()
+    assert not late.filters
+
+
 def test_one_place_may_log_several_kinds(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2 * BURST_LINES):
         rig.say("%s", "a flood", kind="flood")

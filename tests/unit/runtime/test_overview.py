@@ -14,6 +14,7 @@ from fleetlm import (
     Actor,
     Child,
     FleetError,
+    HandlerEnded,
     MessageTooLarge,
     Node,
     NodeStopped,
@@ -171,6 +172,19 @@ async def test_the_time_of_a_cast_begins_when_somebody_looks(fleet: Fleet) -> No
     row = shown(await own(node), "model")
     assert row["serving"] == "slow", "the second one"
     assert row["serving_s"] == pytest.approx(0, abs=0.1)
+
+
+@simulated
+async def test_a_cast_is_named_while_handlers_are_measured(fleet: Fleet) -> None:
+    (node,) = await fleet.mesh(1)
+    node.telemetry.listen({HandlerEnded: lambda *_: None})
+    ref = await node.start_actor(Model, name="cast")
+    info = await node.start_actor(Model, name="info")
+    await ref.cast(Model.slow, 10.0)
+    await node.send(info.target, "message")
+    await asyncio.sleep(1)
+    part = await own(node)
+    assert (shown(part, "cast")["serving"], shown(part, "info")["serving"]) == ("slow", "handle_info")
 
 
 @simulated
