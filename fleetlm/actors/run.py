@@ -332,7 +332,7 @@ class ActorRun(Generic[ProcessT]):
         sampler.nth += 1  # `Sampler.pick` inline.
         if sampler.nth & sampler.mask:
             return running
-        telling = self._tell_of(running, handler, call, sampler.weigh())
+        telling: Any = self._tell_of(running, handler, call, sampler.weigh())
         telling.__name__ = handler  # For what shows which coroutines run (`actors.serving`).
         return telling
 
