@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 BLOCK_TOKENS = 16
 """Tokens of one block, as inference engines count: a prefix is a number of whole blocks."""
 MAX_BLOCKS = 200_000
-"""Blocks that an index remembers, in some 50 MiB: a thousand conversations of 3,000 tokens. Those that were
+"""Blocks that an index remembers, in some 70 MiB: a thousand conversations of 3,000 tokens. Those that were
 used longest ago are forgotten first."""
 MAX_WORKERS = 4
 """Workers that an index remembers for one block: the ones that got it last."""
@@ -72,7 +72,8 @@ class PrefixIndex:
         """Return a score for one prompt, to be given to `Groups.pick` or `GroupRef.scored`.
 
         Args:
-            prompt: its tokens; or its text, of which four characters count as a token.
+            prompt: its tokens; or its text, of which four characters count as a token. 10,000 tokens take
+                some 2 ms.
         """
         return Route(self, self._hashes(prompt))
 

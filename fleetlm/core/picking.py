@@ -69,13 +69,16 @@ class Wanted(Record):
     score: Score | None = None
 
     def fits(self, meta: Any) -> bool:
-        """Return whether a member with this meta is wanted."""
+        """Return whether a member with this meta is wanted. A value that cannot be compared does not fit."""
         where = self.where
         if where is None:
             return True
-        return type(meta) is dict and all(
-            name in meta and meta[name] == value for name, value in where.items()
-        )
+        if type(meta) is not dict:
+            return False
+        try:
+            return all(name in meta and meta[name] == value for name, value in where.items())
+        except Exception:  # noqa: BLE001  # one member's value must not end the picks of all, such as an array
+            return False
 
 
 ANY = Wanted()

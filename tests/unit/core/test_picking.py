@@ -401,6 +401,22 @@ def test_only_members_whose_meta_fits_are_picked() -> None:
         rig.pick(MEMBERS, wanted=Wanted({"gpu": 0}))
 
 
+class Incomparable:
+    """As an array of numpy, whose comparison is no truth value."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_meta_that_cannot_be_compared_costs_its_member_only() -> None:
+    rig = Rig()
+    rig.metas = {pid: {"gpu": 1} for pid in MEMBERS}
+    rig.metas[MEMBERS[0]] = {"gpu": Incomparable()}
+    assert {rig.pick(MEMBERS, wanted=Wanted({"gpu": 1})) for _ in range(99)} == set(MEMBERS[1:])
+
+
 def test_a_sticky_key_leaves_a_member_that_is_not_wanted_any_more() -> None:
     rig = Rig()
     rig.metas = {pid: {"zone": "a"} for pid in MEMBERS}
