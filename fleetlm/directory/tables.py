@@ -170,8 +170,8 @@ class SharedTable:
 
         Args:
             key: 1 to 255 printable characters.
-            value: a message value of at most `Settings.max_row_bytes` when packed. It must not be changed
-                afterwards: readers on this node get what a node elsewhere would get, an equal copy.
+            value: a message value of at most `Settings.max_row_bytes` when packed. Readers get an equal copy of
+                it, on this node too.
 
         Raises:
             InvalidName, NotSerializable, MessageTooLarge, TooManyRows: nothing changed.
@@ -187,7 +187,8 @@ class SharedTable:
     def get(self, key: str) -> dict[str, Any]:
         """Return the values under a key, by the name of the node that wrote them; empty if there is none.
 
-        A value is None where this node does not know its type.
+        A value is None where this node does not know its type. All readers of a node share the values, so do not
+        change them.
         """
         return self._table.get(self.name, key)
 

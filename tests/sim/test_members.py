@@ -22,9 +22,11 @@ from fleetlm import (
     Process,
     handler,
 )
-from fleetlm.directory import members
+from fleetlm.core import member_facts
+from fleetlm.directory import members, replication
 from fleetlm.directory.replication import Replication
-from fleetlm.testing import Fleet
+from fleetlm.testing import Fleet, SimCluster
+from tests.sim.seeded import ONE_PORT, most_are_long, run_stories
 
 
 async def idle(process: Process) -> None:
@@ -321,3 +323,74 @@ async def test_nothing_is_kept_of_members_that_have_gone(
         facts = rest.facts
         assert (facts._reporting, facts._due, facts._outstanding) == ({}, {}, {})
         assert all(not (told.packed or told.reports or told.metas_bytes) for told in facts._told.values())
+
+
+# Stories: whatever happens, each node knows in the end what the members of all others tell.
+
+
+async def play(seed: int) -> None:
+    async with SimCluster(seed=seed, settings=ONE_PORT) as cluster:
+        await tell_and_break(cluster, random.Random(f"members {seed}"))
+
+
+async def tell_and_break(cluster: SimCluster, rng: random.Random) -> None:
+    """Members join, tell, leave and end while nodes crash, come, and are cut off."""
+    await cluster.start(3)
+    await cluster.mesh(timeout=20)
+    for _ in range(40):
+        node = rng.choice(list(cluster.nodes.values()))
+        group = f"g{rng.randrange(3)}"
+        mine = node.groups.local_members(group)
+        match rng.randrange(14):
+            case 0:
+                cluster.partition([node])
+            case 1:
+                cluster.heal()
+            case 2 if len(cluster.nodes) > 2:
+                await cluster.crash(node)
+            case 3:
+                await cluster.start()
+            case 4 | 5 if mine:
+                node.groups.leave(group, rng.choice(mine))
+            case 6 if mine:
+                node.exit(rng.choice(mine))
+            case 7 if mine:
+                node.groups.join(group, rng.choice(mine), meta=rng.choice((None, rng.random())))
+            case 8 | 9 if node.groups.members(group):
+                with node.groups.chosen(group):
+                    await asyncio.sleep(rng.choice((0, 0.2)))
+            case _:
+                for _ in range(rng.randrange(1, 12)):
+                    member = join(node, rng.choice((None, "x" * rng.randrange(200))), group)
+
+                    if rng.random() < 0.7:
+                        member.report(load=rng.randrange(9), **{"g" * rng.randrange(1, 32): 1})
+        await asyncio.sleep(rng.choice((0, 0, 0, 0.002, 0.01, 0.5, 9)))
+    cluster.heal()
+    await cluster.mesh(timeout=60)
+    await asyncio.sleep(members.INTEREST_S + 2)
+    nodes = list(cluster.nodes.values())
+    for node in nodes:
+        own = node.groups._replicated.members.facts._own
+        assert own.loads == {}
+        here = {
+            (group, pid.number) for group in node.groups.list() for pid in node.groups.local_members(group)
+        }
+        assert here >= own.packed.keys() | own.reports.keys()
+        gauges = {place: report.gauges for place, report in own.reports.items()}
+        for other in nodes:
+            facts = other.groups._replicated.members.facts
+            told = facts._told.get(node.name)
+            found = (
+                ({}, {}) if told is None else (told.packed, {at: r.gauges for at, r in told.reports.items()})
+            )
+            assert found == (own.packed, gauges), (node.name, other.name)
+            assert facts._outstanding == {}
+            assert facts._told.keys() <= {each.name for each in nodes}
+
+
+@pytest.mark.parametrize("first", most_are_long(range(10, 210, 10), 1))
+def test_all_nodes_know_what_members_tell(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member_facts, "PIECE_BYTES", 250)  # So that snapshots take many facts,
+    monkeypatch.setattr(replication, "FACTS_AT_ONCE", 1)  # and changes come in between.
+    run_stories(play, range(first, first + 10))
