@@ -170,8 +170,8 @@ class SharedTable:
 
         Args:
             key: 1 to 255 printable characters.
-            value: a message value of at most `Settings.max_row_bytes` when packed. Readers get an equal copy of
-                it, on this node too.
+            value: a message value of at most `Settings.max_row_bytes` when packed. Readers get an equal copy,
+                on this node too.
 
         Raises:
             InvalidName, NotSerializable, MessageTooLarge, TooManyRows: nothing changed.
@@ -187,8 +187,8 @@ class SharedTable:
     def get(self, key: str) -> dict[str, Any]:
         """Return the values under a key, by the name of the node that wrote them; empty if there is none.
 
-        A value is None where this node does not know its type. All readers of a node share the values, so do not
-        change them.
+        A value is None where this node does not know its type. All readers of a node share the values: do
+        not change them.
         """
         return self._table.get(self.name, key)
 
