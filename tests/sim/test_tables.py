@@ -64,6 +64,28 @@ async def test_rows_are_gone_before_anything_is_told_of_the_loss_of_their_node(f
     watch.close()
 
 
+@pytest.mark.parametrize(
+    ("topic", "fact"),
+    [
+        ("rows", ["put", "flags", [["a", b"\x01"], ["b", b"\xc1"]]]),
+        ("members", ["metas", [["g", 1, b"\xc1"]]]),
+    ],
+)
+async def test_a_value_of_a_peer_that_is_none_costs_its_connection_only(
+    fleet: Fleet, topic: str, fact: object
+) -> None:
+    one, two = await fleet.start(2)
+    events = two.events()
+    one.groups._replicated._replication.tell(topic, fact)
+    await fleet.until(lambda: two.info().peers[0].connections == 2)
+    seen = [type(await anext(events)).__name__ for _ in range(3)]
+    assert seen == ["NodeUp", "NodeDown", "NodeUp"]
+    assert two.table("flags").keys() == []
+    one.table("flags").put("a", 2)
+    await fleet.until(lambda: two.table("flags").get("a") == {one.name: 2})
+    events.close()
+
+
 async def test_a_subscription_begins_with_the_present_and_sees_each_change(fleet: Fleet) -> None:
     one, two = await fleet.start(2)
     table = one.table("flags")
