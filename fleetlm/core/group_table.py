@@ -109,6 +109,7 @@ class GroupTable:
         self._said = {node: self._own}
         """Node → its memberships; this node's are among them."""
         self._groups: dict[str, Members] = {}
+        self._new: list[tuple[str, Pid]] = []
 
     # Queries.
 
@@ -149,6 +150,11 @@ class GroupTable:
     def has_member(self, group: str, pid: Pid) -> bool:
         """Return whether a process is a member of a group."""
         return self.members(group).has(pid)
+
+    def take_new(self) -> list[tuple[str, Pid]]:
+        """Return groups and processes that have become members since the last call: not those that were."""
+        new, self._new = self._new, []
+        return new
 
     def own_keys(self) -> Iterable[int]:
         """Return the numbers of the processes of this node that are members of a group."""
@@ -257,6 +263,8 @@ class GroupTable:
                 pid = said.pid(number)
                 mine = said.groups_of.setdefault(number, {})
                 mine[group] = mine.get(group, 0) + 1
+                if mine[group] == 1:
+                    self._new.append((group, pid))
                 known = self._groups.get(group)
                 if known is None:
                     known = self._groups[group] = Members()

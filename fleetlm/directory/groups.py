@@ -143,13 +143,13 @@ class ReplicatedGroups:
 
     def perform(self, effects: Iterable[Effect]) -> None:
         """Tell the other nodes and the subscribers; forget how an empty group was picked from."""
+        for group, pid in self.table.take_new():
+            self.members.joined(group, pid)
         for effect in effects:
             if isinstance(effect, Tell):
                 self._replication.tell(self.topic, effect.fact)
                 continue
-            if isinstance(effect, Joined):
-                self.members.joined(effect.group, effect.pid)
-            elif not self.table.has_member(effect.group, effect.pid):
+            if isinstance(effect, Left) and not self.table.has_member(effect.group, effect.pid):
                 self.members.left(effect.group, effect.pid)
             self.feed.publish(effect)
             if isinstance(effect, Left) and not self.table.has(effect.group):

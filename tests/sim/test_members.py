@@ -290,6 +290,22 @@ async def test_four_routers_spread_their_requests_evenly(fleet: Fleet, by: Any) 
     assert sum(peaks) / len(peaks) < 1.5
 
 
+async def test_a_member_that_joins_once_more_is_not_new_again(fleet: Fleet) -> None:
+    one, two = await fleet.start(2)
+    known, fresh = join(two), join(two)
+    await fleet.sleep(6)
+    for member in (known, fresh):
+        member.report(load=8)
+    two.groups.join("g", known.pid)
+    other = two.spawn(idle)
+    two.groups.join("g", other, other)  # This one is new, and joins twice at once.
+    await fleet.until(lambda: len(one.groups.members("g")) == 5)
+    await fleet.sleep(0.2)
+    loads = {pid: info.load for pid, info in described(one).items()}
+    assert loads[known.pid] == loads[fresh.pid] == 8
+    assert loads[other] > 7
+
+
 async def test_nothing_is_kept_of_members_that_have_gone(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
