@@ -14,7 +14,8 @@ Facts on the wire (topic ``members`` of `wire.operations.table`):
 - ``["metas", [[group, number, packed value or None], ...]]``
 - ``["gauges", [[group, number, {name: number}], ...]]``
 - ``["members", metas, gauges]``, a piece of a snapshot: both for the same members, so that neither is told
-  after its member has left
+  after its member has left. Its reports have their age in milliseconds at the end: a member that stopped
+  reporting long ago must not look fresh to a node that connects now
 - ``["loads", {node: [incarnation, {number: count}]}]``
 
 A fact names members of its own node by number, so a node cannot speak for another node's processes; a load is
@@ -51,7 +52,7 @@ MAX_LOADS = 2_048
 """Members at which one node tells its load: those that it picks from by load, some 40 KB."""
 PIECE_BYTES = 128 * 1024
 """Metas and reports in one fact; one more of any allowed size still fits into a fact."""
-MEMBER_BYTES = 16
+MEMBER_BYTES = 24
 """What a member costs beside its texts and values, in a fact and in `Settings.max_metas_bytes`."""
 GAUGE_BYTES = 11
 """What a gauge costs beside its name."""
@@ -67,7 +68,7 @@ class Report(Record):
 
     gauges: Gauges
     at_s: float
-    """When this node heard of them, on the clock of its loop."""
+    """When they were reported, or this node heard of them, on the clock of its loop."""
 
 
 class _Told:
@@ -96,6 +97,7 @@ class MemberFacts:
         read: unpacks a meta; one of an unknown type it returns as None. Raises ValueError for what is no
             packed value.
         before_change: called with the place of a member of this node before what it tells changes.
+        clock: returns the time in seconds, of which ``now`` is a former value elsewhere.
     """
 
     def __init__(
@@ -105,7 +107,9 @@ class MemberFacts:
         settings: Settings,
         read: Callable[[bytes], Any],
         before_change: Callable[[Place], None] = lambda _: None,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        self._clock = clock
         self._max = settings.max_memberships
         self._max_meta_bytes = settings.max_meta_bytes
         self._max_metas_bytes = settings.max_metas_bytes
@@ -161,7 +165,9 @@ class MemberFacts:
                 metas.append([*place, own.packed[place]])
                 size += meta_bytes(place, own.packed[place])
             if place in own.reports:
-                reports.append([*place, dict(own.reports[place].gauges)])
+                report = own.reports[place]
+                age_ms = int(1_000 * max(0.0, self._clock() - report.at_s))
+                reports.append([*place, dict(report.gauges), age_ms])
                 size += report_bytes(place, own.reports[place].gauges)
             if size > PIECE_BYTES:
                 yield ["members", metas, reports]
@@ -203,7 +209,7 @@ class MemberFacts:
         gauges = {name: _builtin(value) for name, value in gauges.items()}
         check_gauges(gauges)
         place = (group, number)
-        self._enter(self._own, place, {name: float(value) for name, value in gauges.items()}, now)
+        self._enter(self._own, place, Report({name: float(value) for name, value in gauges.items()}, now))
         self._due[place] = None
 
     def due(self) -> Iterator[list[Any]]:
@@ -294,7 +300,7 @@ class MemberFacts:
     def _take(self, told: _Told, metas: list[Any], reports: list[Any], now: float) -> None:
         """Enter what a peer told of its members. Raises: ValueError, TypeError: nothing changed."""
         described = dict(self._check_meta(meta) for meta in metas)
-        reported = dict(check_report(report) for report in reports)
+        reported = dict(check_report(report, now) for report in reports)
         _check_count(
             told.packed, [place for place, packed in described.items() if packed is not None], self._max
         )
@@ -305,13 +311,13 @@ class MemberFacts:
         values = [None if packed is None else self._read(packed) for packed in described.values()]
         for (place, packed), value in zip(described.items(), values, strict=True):
             _describe(told, place, packed, value)
-        for place, gauges in reported.items():
-            self._enter(told, place, gauges, now)
+        for place, report in reported.items():
+            self._enter(told, place, report)
 
-    def _enter(self, told: _Told, place: Place, gauges: Gauges, now: float) -> None:
+    def _enter(self, told: _Told, place: Place, report: Report) -> None:
         if place not in told.reports:
             self._reporting[place[0]] = self._reporting.get(place[0], 0) + 1
-        told.reports[place] = Report(gauges, now)
+        told.reports[place] = report
 
     def _withdraw(self, told: _Told, place: Place) -> None:
         if told.reports.pop(place, None) is not None:
@@ -417,13 +423,16 @@ def check_place(group: Any, number: Any) -> Place:
     return group, number
 
 
-def check_report(report: Any) -> tuple[Place, Gauges]:
-    """Return a report that a peer told. Raises: ValueError, TypeError."""
-    if type(report) is not list or len(report) != 3:
+def check_report(report: Any, now: float) -> tuple[Place, Report]:
+    """Return a report that a peer told, with its age or without. Raises: ValueError, TypeError."""
+    if type(report) is not list or len(report) not in (3, 4):
         raise ValueError(f"{SHORT.repr(report)} is not a report")
-    group, number, gauges = report
+    group, number, gauges, age_ms = report if len(report) == 4 else [*report, 0]
     check_gauges(gauges)
-    return check_place(group, number), {name: float(value) for name, value in gauges.items()}
+    if type(age_ms) is not int or not 0 <= age_ms < _NUMBER_END:
+        raise ValueError(f"{SHORT.repr(age_ms)} is not the age of a report in milliseconds")
+    plain = {name: float(value) for name, value in gauges.items()}
+    return check_place(group, number), Report(plain, now - age_ms / 1_000)
 
 
 def check_loads(by_node: dict[Any, Any]) -> dict[Pid, int]:

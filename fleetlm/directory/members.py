@@ -91,6 +91,7 @@ class ReplicatedMembers:
             settings,
             self._read,
             functools.partial(replication.before_change, self.topic),
+            context.loop.time,
         )
         self._joined: OrderedDict[tuple[str, Pid], float] = OrderedDict()
         """Members that have joined lately → when; the oldest first."""

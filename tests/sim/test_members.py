@@ -290,6 +290,23 @@ async def test_four_routers_spread_their_requests_evenly(fleet: Fleet, by: Any) 
     assert sum(peaks) / len(peaks) < 1.5
 
 
+async def test_a_member_that_stopped_reporting_does_not_look_fresh_to_a_node_that_comes_later(
+    fleet: Fleet,
+) -> None:
+    one = await fleet.node()
+    silent, other = join(one), join(one)
+    silent.report(load=0)
+    await fleet.sleep(60)
+    other.report(load=6)
+    late = await fleet.node()
+    await fleet.until(lambda: described(late).get(other.pid) is not None)
+    infos = described(late)
+    age_s = infos[silent.pid].age_s
+    assert age_s is not None
+    assert 60 <= age_s < 65
+    assert infos[silent.pid].load == infos[other.pid].load == 6, "it counts as the mean of the others"
+
+
 async def test_a_member_that_joins_once_more_is_not_new_again(fleet: Fleet) -> None:
     one, two = await fleet.start(2)
     known, fresh = join(two), join(two)

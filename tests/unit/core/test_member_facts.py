@@ -108,6 +108,19 @@ def test_a_snapshot_has_everything_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     assert theirs.outstanding(YOURS) == 2
 
 
+def test_a_report_in_a_snapshot_has_its_age() -> None:
+    now = 100.0
+    ours = MemberFacts(ME, 1, Settings(), msgpack.unpackb, clock=lambda: now)
+    theirs = facts(PEER, 7)
+    ours.reported("g", 5, {"load": 0}, now)
+    now = 160.5
+    for fact in ours.own_facts([*ours.own_keys()]):
+        theirs.told(ME, 1, fact, 1_000.0)
+    report = theirs.report("g", MINE)
+    assert report is not None
+    assert report.at_s == 1_000.0 - 60.5
+
+
 def test_what_changes_is_announced_before() -> None:
     seen: list[Any] = []
     ours = MemberFacts(
@@ -207,6 +220,10 @@ def test_what_is_no_packed_value_changes_nothing() -> None:
 NONSENSE: list[Any] = [
     ["members", [["g", 5, b"\x01"]], [["g", 5, {"load": "much"}]]],
     ["members", [["g", 5, b"\x01"]]],
+    ["members", [["g", 5, b"\x01"]], [["g", 5, {"load": 1}, -1]]],
+    ["members", [["g", 5, b"\x01"]], [["g", 5, {"load": 1}, 1.5]]],
+    ["members", [["g", 5, b"\x01"]], [["g", 5, {"load": 1}, True]]],
+    ["members", [["g", 5, b"\x01"]], [["g", 5, {"load": 1}, 0, 0]]],
     None,
     [],
     ["metas", 1],
