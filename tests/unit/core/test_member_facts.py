@@ -90,7 +90,7 @@ def test_of_too_many_loads_the_largest_are_told(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_snapshot_has_everything_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(member_facts, "PIECE_BYTES", 250)
+    monkeypatch.setattr(member_facts, "PIECE_BYTES", 300)
     ours, theirs = facts(), facts(PEER, 7)
     for number in range(1, 11):
         ours.described("g", number, pack("x" * 100))
