@@ -17,6 +17,7 @@ wait then get `NodeStopped`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.messaging.session import Session
 
+log: logging.Logger = logging.getLogger("fleetlm")
+
 KEPT_S = 0.5
 """Seconds for which a part serves everybody who asks."""
 ASK_S = 5.0
@@ -53,6 +56,7 @@ class _OwnPart:
 
     def __init__(self, node: Watched) -> None:
         self._own = OwnOverview(node)
+        self._name = node.context.name
         self._loop = node.context.loop
         self._kept: Part | None = None
         self._cut: dict[tuple[int, bool], Part] = {}
@@ -76,6 +80,8 @@ class _OwnPart:
         assert self._kept is not None, "there is a part"
         key = nodes, for_peer
         found = self._cut.get(key)
+        if "error" in self._kept:
+            return self._kept
         if found is None:
             found = cut(self._kept, nodes, for_peer=for_peer)
             self._cut = {key: found}
@@ -96,7 +102,11 @@ class _OwnPart:
     def _go_on(self) -> None:
         """Take one step; the next one is taken in the next turn of the loop."""
         assert self._steps is not None, "a part is being made"
-        made = next(self._steps, None)
+        try:
+            made = next(self._steps, None)
+        except Exception as error:  # Whoever waits would wait forever, and so would all who ask later.
+            log.exception("this node cannot tell of itself")
+            made = absent(self._name, f"it cannot tell of itself: {type(error).__name__}", state="up")
         if made is None and self._waiting:
             self._loop.call_soon(self._go_on)
             return

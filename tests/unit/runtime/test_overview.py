@@ -389,6 +389,25 @@ async def test_a_stop_ends_what_is_being_made(fleet: Fleet) -> None:
 
 
 @simulated
+async def test_a_fault_while_a_part_is_made_leaves_nobody_waiting(fleet: Fleet) -> None:
+    one, two = await fleet.mesh(2)
+
+    def fail(*_: Any) -> Part:
+        raise RuntimeError("a fault")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OwnOverview, "_make", fail)
+        async with asyncio.timeout(10):
+            seen = (await one.overview())["nodes"]
+    assert seen[one.name] == {
+        "name": one.name, "error": "it cannot tell of itself: RuntimeError", "state": "up",
+    }  # fmt: skip
+    assert seen[two.name]["error"] == UNREADABLE
+    await asyncio.sleep(1)
+    assert all("error" not in part for part in (await one.overview())["nodes"].values())
+
+
+@simulated
 async def test_an_answer_that_cannot_be_sent_harms_nobody(fleet: Fleet) -> None:
     (node,) = await fleet.mesh(1)
 
