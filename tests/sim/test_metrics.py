@@ -272,8 +272,10 @@ async def test_restarts_are_those_of_the_overview_also_of_children_that_restart_
     (tree,) = (await node.overview())["nodes"][node.name]["trees"]
     assert Scrape(metrics)("child_restarts_total") == tree["restarted"] == 3
     assert [(each.child, each.reason) for each in told] == [
-        ("first", "restarted with second"), ("second", "ValueError: once"), ("third", "restarted with second"),
-    ]  # fmt: skip
+        ("first", "restarted with second"),
+        ("second", "ValueError: once"),
+        ("third", "restarted with second"),
+    ]
 
 
 @simulated
