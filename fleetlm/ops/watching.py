@@ -48,6 +48,7 @@ class Watching:
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
         self.board: Board = Board()
+        """What watchers are shown; a new one after each time when nobody watched."""
         self._count = 0
         self._changed = asyncio.Event()
         """Set, and replaced by another one, at each change of the board."""
@@ -124,6 +125,7 @@ class Watching:
             if self._count:
                 until = loop.time() + LINGER_S
             await asyncio.sleep(max(0.1, PERIOD_S - (loop.time() - began)))
+        self.board = Board()  # It has some megabytes in a large cluster, and soon nothing of it is true.
 
 
 def says_that_it_leaves(overview: Mapping[str, Any]) -> bool:

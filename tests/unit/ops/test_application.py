@@ -355,6 +355,27 @@ async def test_watchers_in_a_programs_own_server_end_when_the_node_leaves(
     watching.close()
 
 
+async def test_what_nobody_watches_any_more_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.ops.watching.PERIOD_S", 0.0)
+    monkeypatch.setattr("fleetlm.ops.watching.LINGER_S", 0.0)
+    watching = OpsApp(FakeQuestions()).watching
+    events = watching.watch()
+    async with asyncio.timeout(10):
+        while not watching.board.number:
+            await anext(events)
+        await events.aclose()
+        assert watching._asking is not None
+        await watching._asking
+    assert watching.board.number == 0
+    again = watching.watch()
+    text = await anext(again)
+    async with asyncio.timeout(10):
+        while b'"set"' not in text:
+            text += await anext(again)
+    await again.aclose()
+    watching.close()
+
+
 async def test_watchers_of_the_listener_go_on_while_the_node_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleetlm.ops.watching.PERIOD_S", 0.0)
     questions = FakeQuestions()
