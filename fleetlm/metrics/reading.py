@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -299,9 +300,13 @@ def _by_label(values: dict[str, Any]) -> list[tuple[Labels, Value]]:
     return [((label,), float(value)) for label, value in values.items()]
 
 
-def _resident_bytes(peak_kib: int) -> int:
-    """Return the memory that this process has now; where the system does not say it, the most that it had."""
+def _resident_bytes(peak: int) -> int:
+    """Return the memory that this process has now; where the system does not say it, the most that it had.
+
+    Args:
+        peak: ``ru_maxrss``, which macOS gives in bytes and all others in KiB.
+    """
     try:
         return int(_STATM.read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
     except OSError:
-        return peak_kib * 1024
+        return peak if sys.platform == "darwin" else peak * 1024

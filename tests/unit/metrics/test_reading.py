@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -140,4 +141,7 @@ def test_memory_is_told_where_the_system_does_not_say_it(
 ) -> None:
     assert reading._resident_bytes(1) > 1_000_000
     monkeypatch.setattr(reading, "_STATM", tmp_path / "none")
+    monkeypatch.setattr(sys, "platform", "linux")
     assert reading._resident_bytes(2) == 2048
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert reading._resident_bytes(2_048) == 2048
