@@ -8,7 +8,7 @@ asked for theirs, all at once. Looking must cost a node little, however many loo
 * The parts of the others are kept for as long, and each peer is asked once at a time, for `ASK_S` at most
   (`_PeerPart`). Each caller of `everywhere` waits as long as it wants to, and shows an error for a peer that
   has not answered by then. So a node that hangs delays nobody and is not asked again and again.
-* When nobody has asked for `FORGET_S`, the parts are dropped.
+* When nobody has asked for `FORGET_S`, the parts are dropped; that of a peer is with its session.
 
 Requests to peers are tasks of this module. `close` cancels them when the node stops, and callers that still
 wait then get `NodeStopped`.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.overview_shape import (
@@ -170,6 +170,7 @@ class Overview:
         self._check_open()
         self._remember()
         sessions = dict(self._context.sessions)
+        self._drop_all_but(sessions)
         nodes = len(sessions) + 1
         asked = {name: self._ask_peer(session, nodes) for name, session in sessions.items()}
         made: asyncio.Future[None] = self._loop.create_future()
@@ -251,4 +252,10 @@ class Overview:
             return
         self._forgetting = None
         self._own.forget()
-        self._peers = {name: each for name, each in self._peers.items() if each.asking is not None}
+        self._drop_all_but(())
+
+    def _drop_all_but(self, names: Container[str]) -> None:
+        """Drop what peers have told, but for these names, and for requests that are on their way."""
+        self._peers = {
+            name: each for name, each in self._peers.items() if name in names or each.asking is not None
+        }

@@ -511,6 +511,18 @@ async def test_what_nobody_looks_at_is_dropped(fleet: Fleet) -> None:
 
 
 @simulated
+async def test_what_a_node_told_is_dropped_with_its_session_though_somebody_looks(fleet: Fleet) -> None:
+    one, two, three = await fleet.mesh(3)
+    await one.overview()
+    assert set(parts_of(one).overview._peers) == {two.name, three.name}
+    await two.stop(drain_s=0)
+    for _ in range(4):
+        await asyncio.sleep(module.FORGET_S / 2)
+        await one.overview()
+    assert set(parts_of(one).overview._peers) == {three.name}
+
+
+@simulated
 async def test_of_very_many_processes_some_are_looked_at_each_time(fleet: Fleet) -> None:
     (node,) = await fleet.mesh(1)
     with pytest.MonkeyPatch.context() as patch:
