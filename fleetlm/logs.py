@@ -54,8 +54,8 @@ class LogContext(logging.Filter):
     ``fleetlm_context``  the context variables that travel (`fleetlm.carry`): ``request-id=r-1 tenant=7``
     ===================  ===================================================================================
 
-    While there is one, each handler of an actor notes in its context who it is, so that records of the tasks
-    and threads that it starts have its name, too.
+    From the first filter on, each handler of an actor notes in its context who it is, so that records of the
+    tasks and threads that it starts have its name, too.
 
     Args:
         node: the node of the program. A record of a handler has the node of the handler, where there are

@@ -483,21 +483,22 @@ class _SupervisorRun:
             "supervisor %s: %s ended (%s); starting %s in %.3g s",
             me, name, text_of(reason), _list(names), pause_s,
         )  # fmt: skip
-        if self._taps.child_restarted is not None:
-            self._taps.child_restarted(me, name, text_of(reason))
         await self._end([other for other in names if other != name])
-        self._count_restarts(names)
+        self._count_restarts(me, names, name, text_of(reason))
         row = self._make_row(each for each in names if each in self._children)
         if pause_s:
             row.timer = self._loop.call_later(pause_s, self._process.mailbox.put, row)
         else:
             self._go_on(row)
 
-    def _count_restarts(self, names: list[str]) -> None:
-        """Count that these children are started again; temporary ones are gone by now."""
+    def _count_restarts(self, me: str, names: list[str], ended: str, reason: str) -> None:
+        """Count and tell that children are started again with one that ended; temporary ones are gone."""
         for child in filter(None, map(self._children.get, names)):
             child.restarts += 1
             self.restarts += 1
+            if self._taps.child_restarted is not None:
+                name = child.spec.name
+                self._taps.child_restarted(me, name, reason if name == ended else f"restarted with {ended}")
 
     def _remove(self, child: _ChildState) -> None:
         """Forget a child for good."""

@@ -154,12 +154,15 @@ class WindowOpened(Record):
 
 
 class ChildRestarted(Record):
-    """A supervisor of this node restarts a child that has ended, perhaps after a pause.
+    """A supervisor of this node restarts a child, perhaps after a pause.
+
+    There is one such event for each child that is restarted, also for those that its strategy ends and
+    restarts together with the one that has ended by itself.
 
     Attributes:
         supervisor: its name, or its pid as text.
         child: the name of the child.
-        reason: why the child has ended, as text.
+        reason: why the child has ended, as text; ``restarted with NAME`` if it was ended for another one.
     """
 
     supervisor: str

@@ -11,8 +11,8 @@ What is sent, and when:
   unit limits it, so that a model that never loads is a failed start.
 * ``STOPPING=1`` when the node begins to leave, and from then on ``EXTEND_TIMEOUT_USEC`` every
   `EXTEND_EVERY_S` seconds. A drain that takes longer than ``TimeoutStopSec`` is thus not killed, while a node
-  whose event loop hangs is, `EXTEND_BY_S` after its last message. A node that is started again for a wrong
-  address says nothing of its stop.
+  whose event loop hangs is: at ``TimeoutStopSec``, or `EXTEND_BY_S` after its last message if that is later.
+  A node that is started again for a wrong address says nothing of its stop.
 
 A node sends a few datagrams in its life, so each has a socket of its own, and none is kept open. A datagram
 that cannot be sent neither stops nor delays the node. ``READY`` is repeated until it went out, since the

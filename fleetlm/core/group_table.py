@@ -139,10 +139,6 @@ class GroupTable:
         """How many memberships there are on all nodes."""
         return sum(said.count for said in self._said.values())
 
-    def some(self, most: int) -> list[str]:
-        """Return the names of up to ``most`` groups, those first that have members for the longest time."""
-        return list(islice(self._groups, most))
-
     def has(self, group: str) -> bool:
         """Return whether a group has a member."""
         return group in self._groups

@@ -121,7 +121,7 @@ class Carrying:
         """Whether `serve` has anything to do: there is a variable or tracer, or handlers are labelled."""
         self._is_labelling = False
         self.variables: dict[str, ContextVar[Any]] = {}
-        """By the name under which each travels."""
+        """By the name under which each travels. Not changed in place: other threads go through it to log."""
         self._tracers: dict[tuple[str, int], Tracer] = {}
         """By name and incarnation of their nodes."""
         self._complaints: set[str] = set()
@@ -139,12 +139,12 @@ class Carrying:
             raise ValueError(f"the name {name!r} is that of another context variable already")
         if former is None and len(self.variables) >= MAX_CARRIED:
             raise ValueError(f"{MAX_CARRIED} context variables travel already, and no more can")
-        self.variables[name] = variable
+        self.variables = {**self.variables, name: variable}
         self._update()
 
     def remove(self, name: str) -> None:
         """Let the variable of this name travel no more."""
-        self.variables.pop(name, None)
+        self.variables = {key: each for key, each in self.variables.items() if key != name}
         self._update()
 
     def trace(self, node: str, incarnation: int, tracer: Tracer) -> None:

@@ -35,6 +35,11 @@ class Traffic:
             setattr(found, each, getattr(found, each) + getattr(self, each))
         return found
 
+    def add_growth(self, now: Traffic, before: Traffic) -> None:
+        """Add by how much one sum has grown."""
+        for each in Traffic.__slots__:
+            setattr(self, each, getattr(self, each) + getattr(now, each) - getattr(before, each))
+
     def add(self, session: Session) -> None:
         """Add what a session has exchanged."""
         self.messages_sent += session.messages_sent

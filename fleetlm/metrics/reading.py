@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import fleetlm
 from fleetlm.core.dns_answers import Outcome
+from fleetlm.messaging.traffic import Traffic
 from fleetlm.metrics.counts import Counts, Histogram
 from fleetlm.metrics.labels import MAX_GROUPS, MAX_HANDLERS, MAX_PEERS, OTHER, LabelSet
 from fleetlm.telemetry import DROPS, ENDS
@@ -38,7 +40,13 @@ STATES: Final = ("discovered", "wanted", "dialling", "up", "busy", "down")
 """What `Peer.status` may be."""
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = resource.getpagesize()
-_CARRIED = ("sent_messages", "received_messages", "sent_bytes", "received_bytes")
+_CARRIED = (
+    ("fleetlm_sent_messages_total", "messages_sent"),
+    ("fleetlm_received_messages_total", "messages_received"),
+    ("fleetlm_sent_bytes_total", "bytes_sent"),
+    ("fleetlm_received_bytes_total", "bytes_received"),
+)
+"""Series of what is exchanged with peers, each with its attribute of `Traffic`."""
 
 Labels = tuple[str, ...]
 Value = float | Histogram
@@ -92,12 +100,12 @@ class PeerSums:
 
     def __init__(self) -> None:
         self._labels = LabelSet(MAX_PEERS)
-        self._seen: dict[Session, tuple[int, ...]] = {}
+        self._seen: dict[Session, Traffic] = {}
         """What the sessions that are open had carried at the last look."""
         self._full_s: dict[str, float] = {}
         """The seconds of the `FullClock` of each node at the last look."""
-        self.carried: dict[str, list[int]] = {}
-        """By label, in the order of `_CARRIED`."""
+        self.carried: dict[str, Traffic] = {}
+        """By label."""
         self.full_s: dict[str, float] = {}
         """Seconds in which senders waited, by label."""
 
@@ -108,18 +116,10 @@ class PeerSums:
     def add(self, session: Session, *, is_over: bool = False) -> str:
         """Add what a session has carried since the last look, and return the label of its peer."""
         label = self._labels.label(session.name)
-        now = (
-            session.messages_sent,
-            session.messages_received,
-            session.byte_window.sent_bytes,
-            session.byte_credit.taken_bytes,
-        )
-        before = self._seen.pop(session, (0, 0, 0, 0))
+        now, before = Traffic.of(session), self._seen.pop(session, None)
         if not is_over:
             self._seen[session] = now
-        sums = self.carried.setdefault(label, [0, 0, 0, 0])
-        for nth, count in enumerate(now):
-            sums[nth] += count - before[nth]
+        self.carried.setdefault(label, Traffic()).add_growth(now, before or Traffic())
         return label
 
     def add_full(self, name: str, seconds: float, label: str) -> None:
@@ -208,9 +208,9 @@ class Reader:
         reading["fleetlm_unread_bytes"] = _by_label(unread)
         reading["fleetlm_waiting_senders"] = _by_label(waiting)
         reading["fleetlm_window_full_seconds_total"] = _by_label(sums.full_s)
-        for nth, name in enumerate(_CARRIED):
-            reading[f"fleetlm_{name}_total"] = [
-                ((label,), float(carried[nth])) for label, carried in sums.carried.items()
+        for series, name in _CARRIED:
+            reading[series] = [
+                ((label,), float(getattr(carried, name))) for label, carried in sums.carried.items()
             ]
         driver = parts.driver
         for name, ends in (("sessions_ended", driver.ends), ("reconnects", driver.reconnects)):
@@ -273,7 +273,7 @@ class Reader:
         """Return the memberships of the groups that have a label, and those of all others together."""
         groups, labels = self._parts.replicated_groups.table, self._groups
         labels.release_all_but([name for name in labels.values() if groups.has(name)])
-        for name in groups.some(2 * MAX_GROUPS):
+        for name, _ in groups.first(2 * MAX_GROUPS, 2 * MAX_GROUPS):
             labels.label(name)
         sizes = {name: groups.members(name).joins for name in labels.values()}
         others = groups.memberships - sum(sizes.values())
@@ -300,9 +300,13 @@ def _by_label(values: dict[str, Any]) -> list[tuple[Labels, Value]]:
     return [((label,), float(value)) for label, value in values.items()]
 
 
-def _resident_bytes(peak_kib: int) -> int:
-    """Return the memory that this process has now; where the system does not say it, the most that it had."""
+def _resident_bytes(peak: int) -> int:
+    """Return the memory that this process has now; where the system does not say it, the most that it had.
+
+    Args:
+        peak: ``ru_maxrss``, which macOS gives in bytes and all others in KiB.
+    """
     try:
         return int(_STATM.read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
     except OSError:
-        return peak_kib * 1024
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -132,6 +132,7 @@ class _OpsProtocol(H11Protocol):
         """Begin to wait for the next request, which may be there already."""
         done = self.cycle
         self._expect(IDLE_S)
+        self._connections.note_end_of_response(self)
         super().on_response_complete()
         if self.cycle is not done and not self.is_idle:
             self._expect(RESPONSE_S)
@@ -184,6 +185,7 @@ class _Connections:
         self.config.load()
         self.state = ServerState()
         self._open: dict[_OpsProtocol, None] = {}
+        """The idle ones among them in the order in which they began to wait for a request."""
         self.changed = asyncio.Event()
         """Set when a connection has ended."""
 
@@ -198,6 +200,12 @@ class _Connections:
             self._make_room(neighbours)
         elif len(self._open) > MAX_CONNECTIONS:
             self._make_room(list(self._open))
+
+    def note_end_of_response(self, connection: _OpsProtocol) -> None:
+        """Note that a connection begins to wait for its next request."""
+        if connection in self._open:
+            del self._open[connection]
+            self._open[connection] = None
 
     def remove(self, connection: _OpsProtocol) -> None:
         """Forget a connection that has ended."""

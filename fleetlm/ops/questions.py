@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from fleetlm.errors import FleetError
+from fleetlm.errors import FleetError, NodeStopped
 from fleetlm.messaging.own_loop import check_loop
 from fleetlm.node import parts_of
 
@@ -33,6 +33,10 @@ PAUSE_S = 0.25
 
 class NoAnswer(Exception):
     """The node has not answered: its event loop is blocked, or it has stopped. Its text says which."""
+
+
+class NodeGone(NoAnswer):
+    """The node has stopped, so that there will be no answer any more."""
 
 
 class Questions(Protocol):
@@ -163,6 +167,8 @@ class NodeQuestions:
             return await self._kinds[kind].get()
         except TimeoutError:
             raise NoAnswer(f"the event loop of {self.name} has not answered for {LIMIT_S:g} s") from None
+        except NodeStopped as error:
+            raise NodeGone(f"{self.name} does not answer: {error}") from error
         except FleetError as error:
             raise NoAnswer(f"{self.name} does not answer: {error}") from error
 
@@ -179,7 +185,7 @@ class NodeQuestions:
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:
             coroutine.close()
-            raise NoAnswer(f"{self.name} does not answer: its event loop is closed") from None
+            raise NodeGone(f"{self.name} does not answer: its event loop is closed") from None
         return await asyncio.wrap_future(future)
 
     async def _render(self) -> bytes:

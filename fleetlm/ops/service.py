@@ -52,6 +52,7 @@ class OpsService:
             raise SettingsError(
                 "FLEETLM_OPS", place, "only where fleetlm[ops] is installed", INSTALL
             ) from missing
+        application.watching.ends_with_node = False
         ip, ports = split_ops(place)
         try:
             sockets = listen(ip, ports)

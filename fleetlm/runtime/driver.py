@@ -504,7 +504,6 @@ class Driver:
         log.info("nodedown %s: %s", down.name, down.reason)
         self._count_end(session, down)
         session.close(down.reason)
-        self.ended.add(session)
         name = NodeName.parse(down.name)
         where = name.ip, name.port or self._settings.base_port
         if where in self._endings:  # Two incarnations at one address: the former one first.
@@ -518,6 +517,7 @@ class Driver:
     def _count_end(self, session: Session, down: Down) -> None:
         """Note that a session has ended, and why."""
         session.peer.ended_by = down.kind
+        self.ended.add(session)
         self.ends[down.kind] = self.ends.get(down.kind, 0) + 1
         if self._taps.session_ended is not None:
             self._taps.session_ended(session)

@@ -8,7 +8,7 @@ asked for theirs, all at once. Looking must cost a node little, however many loo
 * The parts of the others are kept for as long, and each peer is asked once at a time, for `ASK_S` at most
   (`_PeerPart`). Each caller of `everywhere` waits as long as it wants to, and shows an error for a peer that
   has not answered by then. So a node that hangs delays nobody and is not asked again and again.
-* When nobody has asked for `FORGET_S`, the parts are dropped.
+* When nobody has asked for `FORGET_S`, the parts are dropped; that of a peer is with its session.
 
 Requests to peers are tasks of this module. `close` cancels them when the node stops, and callers that still
 wait then get `NodeStopped`.
@@ -17,7 +17,8 @@ wait then get `NodeStopped`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.overview_shape import (
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.messaging.session import Session
 
+log: logging.Logger = logging.getLogger("fleetlm")
+
 KEPT_S = 0.5
 """Seconds for which a part serves everybody who asks."""
 ASK_S = 5.0
@@ -53,6 +56,7 @@ class _OwnPart:
 
     def __init__(self, node: Watched) -> None:
         self._own = OwnOverview(node)
+        self._name = node.context.name
         self._loop = node.context.loop
         self._kept: Part | None = None
         self._cut: dict[tuple[int, bool], Part] = {}
@@ -76,6 +80,8 @@ class _OwnPart:
         assert self._kept is not None, "there is a part"
         key = nodes, for_peer
         found = self._cut.get(key)
+        if "error" in self._kept:
+            return self._kept
         if found is None:
             found = cut(self._kept, nodes, for_peer=for_peer)
             self._cut = {key: found}
@@ -96,7 +102,11 @@ class _OwnPart:
     def _go_on(self) -> None:
         """Take one step; the next one is taken in the next turn of the loop."""
         assert self._steps is not None, "a part is being made"
-        made = next(self._steps, None)
+        try:
+            made = next(self._steps, None)
+        except Exception as error:  # Whoever waits would wait forever, and so would all who ask later.
+            log.exception("this node cannot tell of itself")
+            made = absent(self._name, f"it cannot tell of itself: {type(error).__name__}", state="up")
         if made is None and self._waiting:
             self._loop.call_soon(self._go_on)
             return
@@ -160,6 +170,7 @@ class Overview:
         self._check_open()
         self._remember()
         sessions = dict(self._context.sessions)
+        self._drop_all_but(sessions)
         nodes = len(sessions) + 1
         asked = {name: self._ask_peer(session, nodes) for name, session in sessions.items()}
         made: asyncio.Future[None] = self._loop.create_future()
@@ -241,4 +252,10 @@ class Overview:
             return
         self._forgetting = None
         self._own.forget()
-        self._peers = {name: each for name, each in self._peers.items() if each.asking is not None}
+        self._drop_all_but(())
+
+    def _drop_all_but(self, names: Container[str]) -> None:
+        """Drop what peers have told, but for these names, and for requests that are on their way."""
+        self._peers = {
+            name: each for name, each in self._peers.items() if name in names or each.asking is not None
+        }

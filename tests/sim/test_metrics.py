@@ -15,6 +15,7 @@ from fleetlm import (
     CallEnded,
     CallTimeout,
     Child,
+    ChildRestarted,
     Node,
     NoProcess,
     Process,
@@ -246,6 +247,35 @@ async def test_a_scrape_of_many_processes_goes_on_in_later_turns(fleet: Fleet) -
         assert metrics._reader._depths._left
         await asyncio.sleep(0.1)
         assert not metrics._reader._depths._left
+
+
+@simulated
+async def test_restarts_are_those_of_the_overview_also_of_children_that_restart_together(
+    fleet: Fleet,
+) -> None:
+    (node,) = await fleet.mesh(1)
+    metrics = NodeMetrics(node)
+    told: list[ChildRestarted] = []
+    node.telemetry.attach(told.append, kinds={ChildRestarted})
+
+    async def crashes_once(process: Process) -> None:
+        if not told:
+            raise ValueError("once")
+        await process.receive()
+
+    async def goes_on(process: Process) -> None:
+        await process.receive()
+
+    children = [Child("first", goes_on), Child("second", crashes_once), Child("third", goes_on)]
+    node.spawn(Supervisor(children, strategy="one_for_all"), name="root")
+    await asyncio.sleep(5)
+    (tree,) = (await node.overview())["nodes"][node.name]["trees"]
+    assert Scrape(metrics)("child_restarts_total") == tree["restarted"] == 3
+    assert [(each.child, each.reason) for each in told] == [
+        ("first", "restarted with second"),
+        ("second", "ValueError: once"),
+        ("third", "restarted with second"),
+    ]
 
 
 @simulated

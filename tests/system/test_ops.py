@@ -446,6 +446,26 @@ def test_a_flood_of_requests_is_slowed_down_then_refused_and_leaves_nothing_behi
     assert "Exception" not in caplog.text
 
 
+def test_the_connection_that_has_been_idle_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle:
+        is_idle, is_aborted = True, False
+
+        def __init__(self, address: str) -> None:
+            self.address = address
+
+        def abort(self) -> None:
+            self.is_aborted = True
+
+    monkeypatch.setattr(listener, "MAX_CONNECTIONS", 2)
+    connections = listener._Connections(OpsApp(FakeQuestions()))
+    scraper, forgotten, newcomer = (Idle(f"10.0.0.{number}") for number in range(3))
+    connections.add(scraper)  # type: ignore[arg-type]
+    connections.add(forgotten)  # type: ignore[arg-type]
+    connections.note_end_of_response(scraper)  # type: ignore[arg-type]
+    connections.add(newcomer)  # type: ignore[arg-type]
+    assert [each.is_aborted for each in (scraper, forgotten, newcomer)] == [False, True, False]
+
+
 def test_loggers_that_a_program_uses_for_uvicorn_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     access, errors = logging.getLogger("uvicorn.access"), logging.getLogger("uvicorn.error")

@@ -3,8 +3,8 @@
 Theory of operation. A thread looks at the cluster (`Source`), one look after the other, and hands each
 outcome to the loop of the app (`show_look`). So a node that hangs holds up no key. What is on the screen is
 made of the last overview by pure functions (`views`, `arrange`), at each look and at each key that changes
-the order. While the view is paused, looks are dropped. A look that fails keeps the last overview on the
-screen, with the reason and its age above it, and the next look tries again.
+the order. While the view is paused, the last look waits until it goes on. A look that fails keeps the last
+overview on the screen, with the reason and its age above it, and the next look tries again.
 
 The table is changed cell by cell where the rows are the same as before, so that the cursor stays on its row.
 Else it is filled anew, and the cursor goes to the row that it was on.
@@ -31,7 +31,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Static, Tab, Tabs
 
 from fleetlm.cli.top.arrange import Order, arrange, first_order
-from fleetlm.cli.top.history import History
+from fleetlm.cli.top.history import History, Overview
 from fleetlm.cli.top.source import Look
 from fleetlm.cli.top.views import VIEWS, Column, Row, View, left_out, summary
 
@@ -140,6 +140,8 @@ class TopApp(App[None]):
         self._looked_at: float | None = None
         """When the overview on the screen came."""
         self._is_paused = False
+        self._missed: tuple[Overview, float] | None = None
+        """The last overview that came while the view was paused, and when."""
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="fleetlm top looks", daemon=True)
         self._view = VIEWS[0]
@@ -206,11 +208,17 @@ class TopApp(App[None]):
     def show_look(self, look: Look) -> None:
         """Take the outcome of a look, and show it unless the view is paused."""
         self._failure = look.failure
-        if look.overview is not None and not self._is_paused:
-            self._history.add(look.overview)
-            self._looked_at = time.monotonic()
-            self._refresh_rows()
+        if look.overview is not None:
+            if self._is_paused:
+                self._missed = look.overview, time.monotonic()
+            else:
+                self._show_overview(look.overview, time.monotonic())
         self._show_state()
+
+    def _show_overview(self, overview: Overview, at: float) -> None:
+        self._history.add(overview)
+        self._looked_at = at
+        self._refresh_rows()
 
     # The screen.
 
@@ -307,6 +315,8 @@ class TopApp(App[None]):
         """Show the view that was chosen."""
         view = next(each for each in VIEWS if each.name == event.tab.id)
         if view is not self._view:
+            if self._filter.has_class("open"):  # Else one would go on with the filter of the former view.
+                self._close_filter()
             self._view = view
             self._keys = []
             self._shown_columns = ()
@@ -363,6 +373,9 @@ class TopApp(App[None]):
     def action_pause(self) -> None:
         """Stop changing what is shown, or go on."""
         self._is_paused = not self._is_paused
+        missed, self._missed = self._missed, None
+        if missed is not None:
+            self._show_overview(*missed)
         self._show_state()
 
     def action_change_theme(self) -> None:

@@ -97,6 +97,21 @@ def test_a_peer_sets_only_what_the_program_has_named_and_only_to_what_may_travel
     assert in_a_context(carrying, None) == ["mine", None]
 
 
+def test_variables_may_be_named_while_another_thread_goes_through_them(carrying: Carrying) -> None:
+    class Added:
+        """A value whose text, which the warning has, names another variable."""
+
+        def __repr__(self) -> str:
+            carrying.add(ContextVar("three"), "three")
+            carrying.remove("second")
+            return "added"
+
+    ONE.set(Added())
+    TWO.set("t")
+    assert carrying.values() == {"second": "t"}
+    assert set(carrying.variables) == {"one", "three"}
+
+
 def test_names_and_their_number_are_checked() -> None:
     carrying = Carrying()
     with pytest.raises(TypeError, match="not a contextvars"):

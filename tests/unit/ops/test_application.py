@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -13,8 +14,9 @@ import fleetlm.ops
 from fleetlm import Settings
 from fleetlm.ops import application
 from fleetlm.ops.application import OpsApp
+from fleetlm.ops.questions import NodeGone
 from fleetlm.testing import Fleet
-from tests.support.ops_fakes import NAME, FakeQuestions, node_name
+from tests.support.ops_fakes import NAME, FakeQuestions, node_name, overview_of
 
 TOKEN = "nPq7-wJ2_rT9xYb4mLc8"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -329,6 +331,79 @@ async def test_all_watchers_together_cost_one_question(monkeypatch: pytest.Monke
     for stream in streams:
         await stream.leave()
     assert questions.is_closed
+
+
+@pytest.mark.parametrize("state", ["draining", "leaving"])
+async def test_watchers_in_a_programs_own_server_end_when_the_node_leaves(
+    monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr("fleetlm.ops.watching.PERIOD_S", 0.0)
+    questions = FakeQuestions()
+    watching = OpsApp(questions).watching
+    events = watching.watch()
+    text = await anext(events)
+    overview = overview_of(2)
+    overview["nodes"][overview["asked"]]["state"] = state
+    questions.overview_now = overview
+    async with asyncio.timeout(10):
+        async for piece in events:
+            text += piece
+    assert f'"state":"{state}"'.encode() in text, "it is told before it ends"
+    again = watching.watch()
+    assert b"retry" in await anext(again), "a page that connects again is served"
+    await again.aclose()
+    watching.close()
+
+
+async def test_what_nobody_watches_any_more_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.ops.watching.PERIOD_S", 0.0)
+    monkeypatch.setattr("fleetlm.ops.watching.LINGER_S", 0.0)
+    watching = OpsApp(FakeQuestions()).watching
+    events = watching.watch()
+    async with asyncio.timeout(10):
+        while not watching.board.number:
+            await anext(events)
+        await events.aclose()
+        assert watching._asking is not None
+        await watching._asking
+    assert watching.board.number == 0
+    again = watching.watch()
+    text = await anext(again)
+    async with asyncio.timeout(10):
+        while b'"set"' not in text:
+            text += await anext(again)
+    await again.aclose()
+    watching.close()
+
+
+async def test_watchers_of_the_listener_go_on_while_the_node_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetlm.ops.watching.PERIOD_S", 0.0)
+    questions = FakeQuestions()
+    watching = OpsApp(questions).watching
+    watching.ends_with_node = False
+    overview = overview_of(2)
+    overview["nodes"][overview["asked"]]["state"] = "draining"
+    questions.overview_now = overview
+    events = watching.watch()
+    async with asyncio.timeout(10):
+        while questions.asked < 3:
+            await anext(events)
+    await events.aclose()
+    watching.close()
+
+
+async def test_watchers_end_with_a_node_that_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(FakeQuestions):
+        async def overview(self) -> Mapping[str, Any]:
+            raise NodeGone("it has stopped")
+
+    watching = OpsApp(Gone()).watching
+    async with asyncio.timeout(10):
+        text = b"".join([piece async for piece in watching.watch()])
+    assert b"it has stopped" in text
+    assert watching._asking is not None
+    await watching._asking
+    watching.close()
 
 
 async def test_a_watcher_hears_that_the_node_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -389,6 +389,25 @@ async def test_a_stop_ends_what_is_being_made(fleet: Fleet) -> None:
 
 
 @simulated
+async def test_a_fault_while_a_part_is_made_leaves_nobody_waiting(fleet: Fleet) -> None:
+    one, two = await fleet.mesh(2)
+
+    def fail(*_: Any) -> Part:
+        raise RuntimeError("a fault")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OwnOverview, "_make", fail)
+        async with asyncio.timeout(10):
+            seen = (await one.overview())["nodes"]
+    assert seen[one.name] == {
+        "name": one.name, "error": "it cannot tell of itself: RuntimeError", "state": "up",
+    }  # fmt: skip
+    assert seen[two.name]["error"] == UNREADABLE
+    await asyncio.sleep(1)
+    assert all("error" not in part for part in (await one.overview())["nodes"].values())
+
+
+@simulated
 async def test_an_answer_that_cannot_be_sent_harms_nobody(fleet: Fleet) -> None:
     (node,) = await fleet.mesh(1)
 
@@ -489,6 +508,18 @@ async def test_what_nobody_looks_at_is_dropped(fleet: Fleet) -> None:
     assert held[0]._peers
     await asyncio.sleep(2)
     assert all(each._own._kept is None and not each._own._cut and not each._peers for each in held)
+
+
+@simulated
+async def test_what_a_node_told_is_dropped_with_its_session_though_somebody_looks(fleet: Fleet) -> None:
+    one, two, three = await fleet.mesh(3)
+    await one.overview()
+    assert set(parts_of(one).overview._peers) == {two.name, three.name}
+    await two.stop(drain_s=0)
+    for _ in range(4):
+        await asyncio.sleep(module.FORGET_S / 2)
+        await one.overview()
+    assert set(parts_of(one).overview._peers) == {three.name}
 
 
 @simulated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -202,6 +203,26 @@ async def test_a_paused_view_stands_still() -> None:
         await pilot.press("space")
         await shown(app, pilot, overview(part(A)))
         assert column(app, 0) == [A]
+
+
+async def test_a_view_that_goes_on_shows_the_last_look_at_once() -> None:
+    async with running(CLUSTER) as (app, pilot):
+        await pilot.press("space")
+        await shown(app, pilot, overview(part(A)))
+        app._looked_at = time.monotonic() - 60
+        await pilot.press("space")
+        await pilot.pause()
+        assert column(app, 0) == [A]
+        assert state(app).startswith(f"{A}: "), "it is not late"
+
+
+async def test_the_filter_of_a_view_is_closed_when_another_one_is_shown() -> None:
+    async with running(CLUSTER) as (app, pilot):
+        await pilot.press("2", "slash", *"p2", "tab", "r")
+        await pilot.pause()
+        assert [view.name for view in VIEWS if app._orders[view.name].wanted] == ["processes"]
+        assert not app._filter.has_class("open")
+        assert app.focused is app._table
 
 
 async def test_a_page_shows_the_whole_row_or_the_keys_while_looks_go_on() -> None:
