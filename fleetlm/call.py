@@ -27,6 +27,7 @@ from fleetlm.errors import (
     NoFactory,
     NoProcess,
     NotAllowed,
+    NotOwner,
 )
 from fleetlm.texts import SHORT, loggable, text_of
 from fleetlm.wire.failures import FailureKind, texts_of_outcome
@@ -284,7 +285,9 @@ class Call:
         elif self._finish():
             self._send_error(error)
 
-    def refuse(self, error: AlreadyRegistered | Draining | NoFactory | NoProcess | NotAllowed) -> None:
+    def refuse(
+        self, error: AlreadyRegistered | Draining | NoFactory | NoProcess | NotAllowed | NotOwner
+    ) -> None:
         """Raise this error itself at the caller. For the runtime, where it knows that nothing has run."""
         if self._finish():
             match error:
@@ -296,6 +299,8 @@ class Call:
                     self._caller.failed(self._ref, FailureKind.NO_FACTORY, [node, factory])
                 case NotAllowed(node=node, why=why):
                     self._caller.failed(self._ref, FailureKind.NOT_ALLOWED, [node, why])
+                case NotOwner(target=target, owner=owner, epoch=epoch):
+                    self._caller.failed(self._ref, FailureKind.NOT_OWNER, [target, owner, str(epoch)])
                 case NoProcess(target=target):
                     self._caller.failed(self._ref, FailureKind.NO_PROCESS, [str(target)])
 

@@ -19,7 +19,7 @@ class Invoke:
     another node.
 
     Args:
-        handler: the name of the handler.
+        handler: the name of the handler; on the way to an entity a list that ends with it.
         args: its arguments.
         kwargs: its keywords.
         actor: the class of the actor as its sender knows it, for errors.
@@ -68,7 +68,9 @@ class Invoke:
             return error
         which, rest = found.groups()
         shown = str(int(which) + 1) if which.isdecimal() else which
-        name = self.handler if self.actor is None else f"{self.actor.__qualname__}.{self.handler}"
+        route: Any = self.handler
+        handler = route[-1] if isinstance(route, list) else route  # See `entities`.
+        name = handler if self.actor is None else f"{self.actor.__qualname__}.{handler}"
         inside = f", {'field' if rest.startswith('.') else 'at'} {rest}" if rest else ""
         return NotSerializable(f"{error.path[: found.start()]}argument {shown} of {name}{inside}", error.what)
 
