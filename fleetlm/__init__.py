@@ -26,10 +26,12 @@ _NAMES_OF = {
     "fleetlm.directory.tables": "SharedTable",
     "fleetlm.discovery.dns": "DnsDiscovery StaticDiscovery",
     "fleetlm.discovery.interface": "Discovery",
+    "fleetlm.entities.entity_ref": "EntityRef EntityRefs",
+    "fleetlm.entity": "Entity",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining Expired FleetError InitFailed InvalidName "
         "MessageTooLarge NoConnection NoFactory NoHandler NoMember NoProcess NodeLost NodeStopped "
-        "NotAllowed NotDelivered NotSerializable OutcomeUnknown ProcessDown ProcessExit RemoteError "
+        "NotAllowed NotDelivered NotOwner NotSerializable OutcomeUnknown ProcessDown ProcessExit RemoteError "
         "SettingsError StartFailed StreamIdle TooManyMemberships TooManyNames TooManyRows Undecodable "
         "WorkerDied WorkerNotStarted WouldBlock"
     ),

@@ -14,6 +14,8 @@ from fleetlm.directory.members import Member as Member
 from fleetlm.directory.tables import SharedTable as SharedTable
 from fleetlm.discovery.dns import DnsDiscovery as DnsDiscovery, StaticDiscovery as StaticDiscovery
 from fleetlm.discovery.interface import Discovery as Discovery
+from fleetlm.entities.entity_ref import EntityRef as EntityRef, EntityRefs as EntityRefs
+from fleetlm.entity import Entity as Entity
 from fleetlm.errors import (
     AlreadyRegistered as AlreadyRegistered,
     CallTimeout as CallTimeout,
@@ -32,6 +34,7 @@ from fleetlm.errors import (
     NoProcess as NoProcess,
     NotAllowed as NotAllowed,
     NotDelivered as NotDelivered,
+    NotOwner as NotOwner,
     NotSerializable as NotSerializable,
     OutcomeUnknown as OutcomeUnknown,
     ProcessDown as ProcessDown,

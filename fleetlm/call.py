@@ -26,6 +26,7 @@ from fleetlm.errors import (
     NoFactory,
     NoProcess,
     NotAllowed,
+    NotOwner,
 )
 from fleetlm.texts import SHORT, text_of, traceback_of
 from fleetlm.wire.failures import FailureKind, texts_of_outcome
@@ -301,7 +302,9 @@ class Call:
         elif self._finish():
             self._send_error(error)
 
-    def refuse(self, error: AlreadyRegistered | Draining | NoFactory | NoProcess | NotAllowed) -> None:
+    def refuse(
+        self, error: AlreadyRegistered | Draining | NoFactory | NoProcess | NotAllowed | NotOwner
+    ) -> None:
         """Raise this error itself at the caller. For the runtime, where it knows that nothing has run."""
         if self._finish():
             match error:
@@ -313,6 +316,8 @@ class Call:
                     self._caller.failed(self._ref, FailureKind.NO_FACTORY, [node, factory])
                 case NotAllowed(node=node, why=why):
                     self._caller.failed(self._ref, FailureKind.NOT_ALLOWED, [node, why])
+                case NotOwner(target=target, owner=owner, epoch=epoch):
+                    self._caller.failed(self._ref, FailureKind.NOT_OWNER, [target, owner, str(epoch)])
                 case NoProcess(target=target):
                     self._caller.failed(self._ref, FailureKind.NO_PROCESS, [str(target)])
 

@@ -22,6 +22,7 @@
     │   ├── Expired         the deadline of the call being served has passed
     │   ├── NoFactory       that node has no factory of that name
     │   ├── NoConnection    that node is not connected
+    │   ├── NotOwner        that node does not own the entity, or nobody does
     │   ├── Draining        that node is leaving and takes no new work
     │   ├── Undecodable     the receiver does not know a type inside the message
     │   ├── WorkerNotStarted  there was no worker process for a function of ``run_in_process``
@@ -385,6 +386,30 @@ class NoConnection(NotDelivered, ConnectionError):
 
     def __str__(self) -> str:
         return f"not connected to {self.node}: {self.why}"
+
+
+class NotOwner(NotDelivered):
+    """The node does not own the shard of the entity, or does not under the epoch of the request.
+
+    References to entities go on to the owner by themselves. They raise this where there was no owner, or none
+    that took the request, for as long as the request had time.
+
+    Attributes:
+        target: the entity, as ``kind/key``.
+        owner: the name of the node that owns it, as the node that refused knows; empty: none, or it is just
+            being handed over.
+        epoch: of that ownership, or the highest one that the node that refused has heard of.
+    """
+
+    def __init__(self, target: str, owner: str, epoch: int) -> None:
+        super().__init__(target, owner, epoch)
+        self.target = target
+        self.owner = owner
+        self.epoch = epoch
+
+    def __str__(self) -> str:
+        where = f"{self.owner} owns it" if self.owner else "no node owns it now"
+        return f"the entity {self.target} did not get the request: {where} (epoch {self.epoch})"
 
 
 class Draining(NotDelivered):

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from fleetlm.directory.subscriptions import Subscription
     from fleetlm.discovery.interface import Discovery
     from fleetlm.discovery.own_address import OwnAddress
+    from fleetlm.entities.kinds import Entities
     from fleetlm.messaging.targets import Target
     from fleetlm.processes.info import ChildInfo, ProcessInfo
     from fleetlm.processes.remote_spawn import Factories
@@ -101,6 +102,7 @@ class Node:
         own_address: this node's address, and why it was chosen.
         groups: process groups of the cluster.
         registry: cluster-wide names of processes.
+        entities: keyed entities, each of which lives on one node at a time.
         factories: the functions that other nodes may spawn here, by name; see `spawn_at`.
         sync: this node for other threads of the program.
         telemetry: observers of what happens on this node.
@@ -118,6 +120,7 @@ class Node:
         self.incarnation: int = parts.context.incarnation
         self.groups: Groups = parts.groups
         self.registry: Registry = parts.registry
+        self.entities: Entities = parts.entities
         self.factories: Factories = parts.factories
         self._local = parts.local
         self._outbound = parts.outbound

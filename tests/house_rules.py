@@ -30,8 +30,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("processes",),
     ("actors",),
     ("directory", "process"),
+    ("entities",),
     ("runtime", "actor"),
-    ("threads",),
+    ("threads", "entity"),
     ("sync", "supervisor"),
     ("node",),
     ("public",),  # fleetlm/__init__: imports by name, at the first use of a name

@@ -76,6 +76,7 @@ import math
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from fleetlm.actors.between import BetweenHandlers
 from fleetlm.actors.handlers import ActorObject, Handler, Handlers
 from fleetlm.actors.isolation import run_in
 from fleetlm.call import Call
@@ -221,6 +222,8 @@ class ActorRun(Generic[ProcessT]):
                         process._must_finish = False
             elif type(message) is DrainNotice:
                 await self._hear_of_drain(message)
+            elif isinstance(message, BetweenHandlers):
+                await run_in(copy_context(), message.run())
             elif message is not _WAKE:
                 await self._handle_info(message, call)
             message = call = request = None  # An actor that waits keeps no message alive.

@@ -289,6 +289,25 @@ class Mailbox:
             self._owner._note_wait(call, now)  # noqa: SLF001
         call.abandon()
 
+    async def get_any(self) -> Any:
+        """Take the next message for the owner to pass on: a call as it is, for which it does not answer.
+
+        So one caller that takes no answers does not keep the messages of others.
+        """
+        turns = self.turns
+        while not self.queue:
+            self._waiter = turns.future()
+            await self._waiter
+        if turns.left:
+            turns.left -= 1
+        elif turns.is_over():
+            await turns.next()
+        message = self.queue.popleft()
+        self.taken += 1
+        if self.taken >= self._due:
+            self._tell_taken()
+        return message
+
     def discard(self, unwanted: Callable[[Any], bool]) -> list[Any]:
         """Take the unwanted messages out of the queue, and return them in their order."""
         out: list[Any] = []

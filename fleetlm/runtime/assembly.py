@@ -49,6 +49,8 @@ from fleetlm.directory.replication import Replication
 from fleetlm.directory.tables import ReplicatedRows
 from fleetlm.discovery.address_watch import AddressProblem, AddressWatch, Verdict
 from fleetlm.discovery.poller import Poller
+from fleetlm.entities.kinds import Entities, Evacuation
+from fleetlm.entities.replicated_shards import ReplicatedShards
 from fleetlm.ids import new_incarnation
 from fleetlm.messaging.fan_out import FanOut
 from fleetlm.messaging.inbound import Inbound
@@ -135,6 +137,9 @@ class Assembly:
         self.turns: Turns = Turns.of(loop) if prepared.on_this_network else CountedTurns(loop)
         # Processes.
         self.replication: Replication = Replication(codec, sessions, self.turns)
+        self.replicated_shards: ReplicatedShards = ReplicatedShards(  # First: see its module.
+            me, self.replication, prepared.wall_ms
+        )
         self.local: LocalProcesses = LocalProcesses(
             me, self._new_process, self._process_exited, self.send_exit
         )
@@ -160,8 +165,8 @@ class Assembly:
         self.services: ProcessServices = ProcessServices(
             self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking, self.turns, me.taps
         )
+        self._make_directory(prepared.wall_ms)
         self._make_user_functions()
-        self._make_tables(prepared)
         # The way in, and the driver.
         reachable = self.local.reachable if "call" in settings.peers_may else {}
         self.inbound: Inbound = Inbound(
@@ -222,20 +227,6 @@ class Assembly:
         pauses = random.Random(f"{prepared.name} {incarnation} retries")  # Must not change any back-off.
         self.retries: Retries = Retries(settings, pauses)
 
-    def _make_tables(self, prepared: Prepared) -> None:
-        """Make the parts that know what all nodes know: groups, names, rows."""
-        me, codec = self.context, self.codec
-        picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
-        self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
-            me, codec, self.local, self.replication, picks
-        )
-        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, self.retries)
-        self.replicated_names: ReplicatedNames = ReplicatedNames(
-            me, codec, self.local, self.signals, self.replication, prepared.wall_ms
-        )
-        self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
-        self.replicated_rows: ReplicatedRows = ReplicatedRows(me, codec, self.replication)
-
     def _make_senders(self) -> None:
         """Make the parts that send to many processes, and on behalf of references."""
         me, outbound = self.context, self.outbound
@@ -251,7 +242,26 @@ class Assembly:
         self.user_functions: UserFunctions = UserFunctions(me.name, me.settings)
         self.readiness: ReadinessChecks = ReadinessChecks(me, self.user_functions, self._why_leaving)
         self.hooks: LeavingHooks = LeavingHooks(me.name, me.settings, self.user_functions)
-        self.leaving: Leaving = Leaving(me, self.draining, self.hooks, self.services.drain_listeners)
+        self.leaving: Leaving = Leaving(
+            me, self.draining, self.hooks, self.services.drain_listeners, Evacuation(self.entities)
+        )
+
+    def _make_directory(self, wall_ms: int) -> None:
+        """Make the parts that know what runs where in the cluster."""
+        me, codec = self.context, self.codec
+        self.entities: Entities = Entities(
+            self.replicated_shards, self.local, self.outbound, self.sender, codec
+        )
+        picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
+        self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
+            me, codec, self.local, self.replication, picks
+        )
+        self.groups: Groups = Groups(me, self.replicated_groups, self.fan_out, self.sender, self.retries)
+        self.replicated_names: ReplicatedNames = ReplicatedNames(
+            me, codec, self.local, self.signals, self.replication, wall_ms
+        )
+        self.registry: Registry = Registry(me, self.replicated_names, self.outbound, self.sender)
+        self.replicated_rows: ReplicatedRows = ReplicatedRows(me, codec, self.replication)
 
     def _make_requests(self) -> PeerRequests:
         parts = (
@@ -285,6 +295,7 @@ class Assembly:
     def node_up(self, session: Session) -> None:
         """`Follower`: say over a session that has come up whether this node drains; then send its tables."""
         self.draining.node_up(session)
+        self.replicated_shards.node_up(session)
         self.replication.node_up(session)
 
     def node_down(self, name: str) -> Iterator[None]:

@@ -36,17 +36,23 @@ class DrainReport(Record):
     """Peers that had not acknowledged the drain when the node began to refuse the work of the others."""
     was_undone: bool
     """Whether `Node.undrain` ended it before its time."""
+    unmoved: tuple[str, ...] = ()
+    """Entities that were not handed over to another node, as ``kind/key``: up to 100 of them."""
+    unmoved_count: int = 0
+    """How many there are."""
 
     def __str__(self) -> str:
         what = f" ({', '.join(self.cut_what)})" if self.cut_what else ""
         end = "did not go on draining after" if self.was_undone else "drained in"
         counts = f"{self.finished} finished, {self.refused} refused, {self.cut} cut{what}"
+        if self.unmoved_count:
+            counts += f", {self.unmoved_count} entities not moved ({', '.join(self.unmoved[:5])})"
         return f"node {self.node} {end} {self.seconds:.3g} s: {counts}"
 
     @property
     def was_clean(self) -> bool:
-        """Whether nothing was cut, and the drain was not undone."""
-        return not self.cut and not self.was_undone
+        """Whether nothing was cut, no entity was left behind, and the drain was not undone."""
+        return not (self.cut or self.unmoved_count or self.was_undone)
 
 
 class NodeInfo(Record):

@@ -5,8 +5,8 @@ hooks of the program, in this order:
 
 1. the hooks ``before_drain``; peers know of nothing yet, and everything is served;
 2. the drain is announced, and processes of this node that want to know are told (`DrainListeners`); from
-   here on both go on at the same time: the drain, and the actors' ``on_drain``;
-3. when both are done, or the time is over, the hooks ``after_drain``.
+   here on all go on at the same time: the drain, the actors' ``on_drain``, and the handoff of entities;
+3. when all are done, or the time is over, the hooks ``after_drain``.
 
 All of it has one deadline, so that the time of a leave can be computed. The hooks after it have at least
 `Settings.terminate_s`, as supervision trees have, or the drain's time if that is less.
@@ -20,8 +20,9 @@ cancels nothing.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.core.draining import SOURCES
 from fleetlm.messages import NodeDraining, NodeUndrained
@@ -36,18 +37,33 @@ if TYPE_CHECKING:
 
 
 log: logging.Logger = logging.getLogger("fleetlm")
+MAX_UNMOVED = 100
+"""Entities that a report names."""
+
+
+class Evacuee(Protocol):
+    """What is handed over to other nodes before this one leaves."""
+
+    async def evacuate(self, until: float) -> tuple[str, ...]:
+        """Hand everything over until that time of the loop. Returns the names of what is still here."""
 
 
 class Leaving:
     """Drains one node, with its hooks."""
 
     def __init__(
-        self, context: NodeContext, draining: Draining, hooks: LeavingHooks, listeners: DrainListeners
+        self,
+        context: NodeContext,
+        draining: Draining,
+        hooks: LeavingHooks,
+        listeners: DrainListeners,
+        evacuee: Evacuee,
     ) -> None:
         self._context = context
         self._draining = draining
         self._hooks = hooks
         self._listeners = listeners
+        self._evacuee = evacuee
         self._loop = asyncio.get_running_loop()
         self._phases: dict[Phase, asyncio.Task[None]] = {}
         """The phases that this drain has begun."""
@@ -145,7 +161,10 @@ class Leaving:
         if not self._is_told and until > self._loop.time():  # Else there is no time to hand over.
             self._is_told = True
             await self._listeners.tell(NodeDraining(self._context.name, until, source))
+        unmoved = await self._evacuee.evacuate(until)
         report: DrainReport = await draining
+        if unmoved and not report.was_undone:
+            report = dataclasses.replace(report, unmoved=unmoved[:MAX_UNMOVED], unmoved_count=len(unmoved))
         if not report.was_undone:
             await self._run_phase("after_drain", self._loop.time() + self.late_s(timeout_s, until))
         self.report = report

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fleetlm.actors.between import BetweenHandlers
 from fleetlm.call import Call
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.texts import SHORT
@@ -202,7 +203,8 @@ class _Busy:
         """The tasks of its concurrent handlers, once it has taken all messages."""
         at_work = len(_handlers_of(process)) + (not box.waited_for)
         calls = len(process._calls or ())  # noqa: SLF001  # the runtime's half of a process
-        self.messages = sum(type(each) is not Call for each in box.queue) + max(0, at_work - calls)
+        waiting = sum(type(each) is not Call and not isinstance(each, BetweenHandlers) for each in box.queue)
+        self.messages = waiting + max(0, at_work - calls)
 
     def is_done(self) -> bool:
         """Whether all of them are done, as far as can be told; calls that came between them included."""

@@ -25,6 +25,7 @@ from fleetlm.errors import (
     NoProcess,
     NotAllowed,
     NotDelivered,
+    NotOwner,
     OutcomeUnknown,
     ProcessDown,
     RemoteError,
@@ -50,6 +51,7 @@ class FailureKind(IntEnum):
     NO_HANDLER = 9  # target, why
     UNREAD = 10  # none: the consumer of a stream knows what it asked for
     NOT_ALLOWED = 11  # node, why
+    NOT_OWNER = 12  # entity, node, epoch
 
 
 def may_have_run(kind: FailureKind, details: list[str]) -> bool:
@@ -80,6 +82,8 @@ def error_of_failure(kind: object, details: object) -> FleetError:
             return RemoteError(texts[0], texts[1], texts[2], _read_outcome(details[3:]))
         case FailureKind.DRAINING:
             return Draining(texts[0], _seconds(texts[1]), texts[2] == _TRUE)
+        case FailureKind.NOT_OWNER:
+            return NotOwner(texts[0], texts[1], int(texts[2] or 0))
         case FailureKind.UNREAD:
             return StreamIdle(texts[0], 0.0, is_unread=True)  # The consumer's end knows both facts.
     made = _OF_TWO_TEXTS.get(kind) if isinstance(kind, int) else None
@@ -108,6 +112,7 @@ _NEVER_RAN: Final = frozenset(
         FailureKind.NO_FACTORY,
         FailureKind.NO_HANDLER,
         FailureKind.NOT_ALLOWED,
+        FailureKind.NOT_OWNER,
     }
 )
 """The kinds whose exceptions are a `NotDelivered`; `may_have_run` decides on DRAINING."""
@@ -218,6 +223,8 @@ def _rebuild(cls: type[FleetError], facts: list[str], cause: FleetError | None) 
             return StreamIdle(facts[0], float(facts[1]), facts[2:] == [_TRUE])
         if issubclass(cls, Draining):
             return Draining(facts[0], _seconds(facts[1]), facts[2:] == [_TRUE])
+        if issubclass(cls, NotOwner):
+            return NotOwner(facts[0], facts[1], int(facts[2]))
         if issubclass(cls, CallTimeout):
             return CallTimeout(facts[0], float(facts[1]))
         return cls(*facts)

@@ -21,7 +21,8 @@ class Invoke:
     another node.
 
     Args:
-        handler: the name of the handler; empty for a plain message to a process, which is the only argument.
+        handler: the name of the handler; empty for a plain message to a process, which is the only argument;
+            on the way to an entity a list that ends with it.
         args: its arguments.
         kwargs: its keywords.
         actor: the class of the actor as its sender knows it, for errors.
@@ -92,7 +93,9 @@ class Invoke:
         if not self.handler:
             return NotSerializable(f"{error.path[: found.start()]}message{rest}", error.what)
         shown = str(int(which) + 1) if which.isdecimal() else which
-        name = self.handler if self.actor is None else f"{self.actor.__qualname__}.{self.handler}"
+        route: Any = self.handler
+        handler = route[-1] if isinstance(route, list) else route  # See `entities`.
+        name = handler if self.actor is None else f"{self.actor.__qualname__}.{handler}"
         inside = f", {'field' if rest.startswith('.') else 'at'} {rest}" if rest else ""
         return NotSerializable(f"{error.path[: found.start()]}argument {shown} of {name}{inside}", error.what)
 

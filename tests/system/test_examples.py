@@ -152,6 +152,16 @@ def test_groups() -> None:
     assert said[6] == "4 workers left, each had 2 turns"
 
 
+def test_entities() -> None:
+    assert run("entities.py").splitlines() == [
+        "30 sessions have 30 lines",
+        "both hosts have some: True",
+        "left behind: []",
+        "all are on the other host: True",
+        "each has 2 lines",
+    ]
+
+
 def test_threads() -> None:
     said = run("threads.py").splitlines()
     assert re.fullmatch(r"200 calls from 8 threads in \d+ ms", said[0])

@@ -27,6 +27,7 @@ from fleetlm.errors import (
     NoProcess,
     NotAllowed,
     NotDelivered,
+    NotOwner,
     NotSerializable,
     OutcomeUnknown,
     ProcessDown,
@@ -77,6 +78,8 @@ SENTENCES: list[tuple[FleetError, str]] = [
     (Expired(), "the deadline of the call being served has passed, so nothing was sent"),
     (InitFailed("Sessions", "ValueError: no"), "Sessions did not start: ValueError: no"),
     (NoFactory(NODE, "session"), f"{NODE} has no factory 'session'; register it on that node with node.fac"),
+    (NotOwner("s/a", NODE, 7), f"the entity s/a did not get the request: {NODE} owns it (epoch 7)"),
+    (NotOwner("s/a", "", 7), "the entity s/a did not get the request: no node owns it now (epoch 7)"),
     (NoConnection(NODE, "no route"), f"not connected to {NODE}: no route"),
     (Draining(NODE), f"{NODE} is draining and takes no new work; ask another node"),
     (Undecodable(TARGET, "tag 'x'"), f"'echo' on {NODE} could not decode the message: tag 'x'"),
@@ -125,7 +128,7 @@ def test_every_class_has_its_sentence_and_its_place_in_the_drawing() -> None:
 def test_what_the_caller_may_do() -> None:
     never_ran = {
         NoProcess, NoFactory, NoMember, NoHandler, Expired, NoConnection, Draining, Undecodable, WouldBlock,
-        WorkerNotStarted, NotAllowed,
+        WorkerNotStarted, NotAllowed, NotOwner,
     }  # fmt: skip
     may_have_run = {NodeLost, ProcessDown, WorkerDied, CallTimeout, StreamIdle}
     for error, _ in SENTENCES:

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 import fleetlm
-from fleetlm import Actor, ActorRef, ActorRefs, Child, Process, Supervisor, Timer
+from fleetlm import (
+    Actor,
+    ActorRef,
+    ActorRefs,
+    Child,
+    Entity,
+    EntityRef,
+    EntityRefs,
+    Process,
+    Supervisor,
+    Timer,
+)
 from tests.sim.fleet import A, Fleet, simulated
 
 PACKAGE: Any = fleetlm
@@ -43,9 +54,9 @@ def test_another_name_is_an_attribute_error() -> None:
 
 PUBLIC = {
     "Node": """
-        add_check broadcast call connect disconnect drain drain_report events exit factories failure
-        groups incarnation info is_draining join list multicall name name_of on_leaving overview own_address
-        ping process_info process_pool processes readiness ready ref refs register registered
+        add_check broadcast call connect disconnect drain drain_report entities events exit factories
+        failure groups incarnation info is_draining join list multicall name name_of on_leaving
+        overview own_address ping process_info process_pool processes readiness ready ref refs register registered
         registry remove_check retry run_blocking run_in_process send send_nowait settings spawn spawn_at
         start start_actor stop stream stream_blocking supervisors sync table telemetry undrain
         unregister wait_stopped whereis
@@ -55,6 +66,7 @@ PUBLIC = {
     """,
     "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
     "Factories": "list register unregister",
+    "Entities": "host kinds ref unhost",
     "Subscription": "close",
     "SyncNode": """
         add_check broadcast call connect disconnect drain drain_report events exit factories failure
@@ -70,7 +82,7 @@ PUBLIC = {
 @simulated
 async def test_completion_shows_what_a_program_may_use_and_nothing_else(fleet: Fleet) -> None:
     node = await fleet.start(A)
-    held = (node, node.groups, node.registry, node.factories, node.events(), node.sync)
+    held = (*(node, node.groups, node.registry, node.factories, node.entities, node.events(), node.sync),)
     shown = {type(it).__name__: [name for name in dir(it) if not name.startswith("_")] for it in held}
     assert shown == {name: sorted(names.split()) for name, names in PUBLIC.items()}
 
@@ -78,7 +90,7 @@ async def test_completion_shows_what_a_program_may_use_and_nothing_else(fleet: F
 @simulated
 async def test_every_public_method_says_what_it_does(fleet: Fleet) -> None:
     node = await fleet.start(A)
-    for held in (node, node.groups, node.registry, node.factories, node.events(), node.sync):
+    for held in (node, node.groups, node.registry, node.entities, node.factories, node.events(), node.sync):
         for name in dir(type(held)):
             if not name.startswith("_"):
                 assert inspect.getdoc(getattr(type(held), name)), f"{type(held).__name__}.{name}"
@@ -97,6 +109,13 @@ OF_CLASSES = {
     """,
     ActorRef: "call cast cast_nowait pid send stream target within",
     ActorRefs: "broadcast multicall targets within",
+    Entity: """
+        cast_after cast_every create_task epoch handle_info init key kind load merge node on_drain
+        on_undrain passivate pid process process_pool restarted run_blocking run_in_process save
+        send_after send_every stop stream_blocking terminate
+    """,
+    EntityRef: "call cast key kind stream within",
+    EntityRefs: "epoch kind list move shard shards where",
     Supervisor: "backoff_s max_restarts period_s specs strategy",
     Timer: "active cancel",
     Child: "args function init_s local name register restart shutdown_s",
@@ -109,7 +128,7 @@ def test_a_class_shows_what_a_program_may_use_and_nothing_else(cls: type) -> Non
     assert {name for name in shown if not name.startswith("_")} == set(OF_CLASSES[cls].split())
 
 
-@pytest.mark.parametrize("cls", [Process, Actor, ActorRef, ActorRefs])
+@pytest.mark.parametrize("cls", [Process, Actor, ActorRef, ActorRefs, Entity, EntityRef, EntityRefs])
 def test_every_public_method_of_a_class_says_what_it_does(cls: type) -> None:
     slots = {slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ())}
     for name in set(OF_CLASSES[cls].split()) - slots:

@@ -64,6 +64,7 @@ ONLY_FOR_COROUTINES = {
     "Node.telemetry": "its observers run on the node's event loop",
     "Node.run_blocking": "a thread calls the function itself",
     "Node.stream_blocking": "a thread can iterate over the generator itself",
+    "Node.entities": "a thread asks an entity through an actor, or a handler, of its own node",
     "Node.process_pool": "for a pool of threads' own there is `concurrent.futures.ProcessPoolExecutor`",
 }
 """Public names that threads do not get, each with its reason."""

@@ -20,6 +20,7 @@ from fleetlm.errors import (
     NoProcess,
     NotAllowed,
     NotDelivered,
+    NotOwner,
     NotSerializable,
     OutcomeUnknown,
     ProcessDown,
@@ -51,6 +52,7 @@ from fleetlm.wire.failures import (
         (FailureKind.NO_HANDLER, ["x", "no handler"], NoHandler, NotDelivered),
         (FailureKind.NO_FACTORY, ["x", "f"], NoFactory, NotDelivered),
         (FailureKind.NOT_ALLOWED, ["n", "why"], NotAllowed, NotDelivered),
+        (FailureKind.NOT_OWNER, ["s/a", "n", "7"], NotOwner, NotDelivered),
         (FailureKind.DRAINING, ["x"], Draining, NotDelivered),
         (FailureKind.NAME_TAKEN, ["x", "<pid>"], AlreadyRegistered, FleetError),
         (1, [], NoProcess, NotDelivered),
@@ -60,7 +62,7 @@ def test_failures_become_exceptions(kind: int, details: list[str], expected: typ
     error = error_of_failure(kind, details)
     assert type(error) is expected
     assert isinstance(error, base)
-    assert all(detail in error.args for detail in details)
+    assert all(detail in map(str, error.args) for detail in details)
     assert may_have_run(FailureKind(kind), details) is not isinstance(error, NotDelivered)
 
 
@@ -95,7 +97,7 @@ def sent(error: BaseException) -> FleetError | None:
     "outcome",
     [
         NoProcess("x"), NoMember("g"), NoHandler("x", "why"), Expired(), NoFactory("n", "f"),
-        NotAllowed("n", "why"),
+        NotAllowed("n", "why"), NotOwner("s/a", "n", 7),
         NoConnection("n", "why"), Draining("n", 2.5), Draining("n", 2.5, has_begun=True),
         Undecodable("x", "why"), WouldBlock("x", "full"),
         NodeLost("n", "cut"), ProcessDown("x", "shutdown"), WorkerDied("f", "oom"), CallTimeout("x", 2.5),

@@ -1,0 +1,387 @@
+"""Shards change hands: claims of free ones, handoffs, and what is offered to a winner after a partition.
+
+Theory of operation. A handoff has these steps, and each request of it names the epoch that the new owner is
+to have, one above the highest that the former owner has heard of:
+
+1. The owner *closes* the shard: requests get `NotOwner` without an owner, and their callers wait for another
+   epoch. Each entity finishes the handler that runs, and the casts that it has acknowledged, and is saved.
+   Until the last one has ended (the shard is *sealed* then), requests of entities of this very shard are
+   served, since a handler may wait for them.
+2. It sends the states in parts (``state``), and asks the other host to ``take`` the shard with the last part.
+3. The other host claims the shard, which it tells every node, and answers. With its claim the former one is
+   outdone; the former owner drops it and what it kept. Callers see the new epoch and go there.
+
+Up to step 3 the owner may give up the handoff: it takes a higher epoch itself, which wakes the callers, and
+makes the entities again from what they have saved. The races:
+
+* *The other host refuses*, since it drains, has its share, or has heard of a higher epoch: the handoff is
+  given up. The answer names the highest epoch that the other host has heard of, above which the next attempt
+  goes.
+* *The connection is lost* after the ``take`` was sent: the owner cannot know whether the other host has
+  claimed. It goes on; if both own the shard when they meet again, `shard_table.rank` decides, and the higher
+  epoch wins.
+* *The owner dies in between*: parts that are not followed by a ``take`` are dropped (`sweep`).
+* *A claim of a third node outdoes the owner's meanwhile*: the handoff ends, and `Hosting.lost` acts.
+
+A call that waits for a handler has no part in this: its caller gets an error that says that it has not run,
+and its node repeats it at the new owner. So nothing passes through the former owner, which may leave.
+
+Source: Akka's shard handoff (BeginHandOff, HandOff) for the steps; differs: the state moves along, and
+callers wait at their own nodes, so no buffer of the owner can overflow or be lost with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fleetlm.core.shard_plan import assign, excess, share
+from fleetlm.core.shard_table import EPOCH_END, Claim, Lost
+from fleetlm.entities.seat import Kept, Seat
+from fleetlm.errors import FleetError, NodeLost, NotDelivered
+from fleetlm.texts import SHORT
+
+if TYPE_CHECKING:
+    from fleetlm.call import Call
+    from fleetlm.entities.hosting import Hosting
+    from fleetlm.ids import Pid
+
+log: logging.Logger = logging.getLogger("fleetlm")
+
+MOVES_AT_ONCE = 8
+"""Shards that a host hands over at a time. Each makes both nodes work, at the expense of requests."""
+PART_BYTES = 64 * 1024
+"""States in one message, as long as no single one is larger."""
+ASK_S = 10.0
+"""Seconds for the answer to a part. It does nothing but copy."""
+PAUSE_S = 0.5
+"""Seconds before a shard is handed over again after that has failed."""
+STAGED_S = 60.0
+"""Seconds after which parts are dropped that no ``take`` has followed."""
+LISTED_KEYS = 10_000
+"""Keys that a host tells of itself at once."""
+
+
+class _Staged:
+    """Parts of a shard that have come, and the ``take`` has not."""
+
+    def __init__(self, now: float) -> None:
+        self.at = now
+        self.size_bytes = 0
+        self.rows: list[tuple[str, Kept]] = []
+
+
+class Handoff:
+    """Moves the shards of one kind; implements `hosting.Moves`."""
+
+    def __init__(self, hosting: Hosting) -> None:
+        self._hosting = hosting
+        self._table = hosting.table
+        self._loop = hosting.context.loop
+        self._moving: dict[int, int] = {}
+        """Shard that is being handed over → the epoch that its new owner is to have."""
+        self._sealed: set[int] = set()
+        """Those of them of which no entity lives any more."""
+        self._not_before: dict[int, float] = {}
+        """Shard that has stayed → when to try again, on the loop's clock."""
+        self._staged: dict[tuple[int, int], _Staged] = {}
+        """Shard and epoch → what has come of it."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._until = math.inf
+        """When the time for handing over is over, for a node that drains."""
+
+    # What `Hosting` asks.
+
+    def serves(self, shard: int, *, is_inner: bool) -> bool:
+        """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
+        return shard not in self._moving or (is_inner and shard not in self._sealed)
+
+    def is_done_by(self, lost: Lost) -> bool:
+        """Whether a claim that has outdone this node's is the one that its own handoff has led to."""
+        return self._moving.get(lost.shard) == lost.winner.epoch
+
+    def claim_free(self, counts: dict[str, int]) -> None:
+        """Claim the shards without an owner that fall to this node."""
+        hosting, table, own = self._hosting, self._table, self._hosting.context.name
+        kind, shards = hosting.kind, hosting.options.shards
+        free = table.unowned(kind)
+        if not free:
+            return
+        mine = [shard for shard, node in assign(kind, shards, free, counts).items() if node == own]
+        if not mine:
+            return
+        wall_ms, claims = hosting.shards.wall_ms(), {}
+        for shard in mine:
+            seen = table.seen(kind, shard)
+            epoch = seen + 1 if seen else max(1, wall_ms)
+            claims[shard] = Claim(epoch, epoch)
+            if seen:
+                hosting.lossy.add(shard)
+        hosting.shards.perform(table.claim(kind, claims))
+
+    def balance(self, counts: dict[str, int]) -> None:
+        """Hand over what this node has beyond its share."""
+        hosting, own = self._hosting, self._table.own(self._hosting.kind)
+        assert own is not None
+        counts[hosting.context.name] = len(own.claims) - len(self._moving)
+        owned = own.claims.keys() - self._moving.keys()
+        moves = excess(hosting.kind, hosting.options.shards, owned, hosting.context.name, counts)
+        self._begin(moves, is_forced=False)
+
+    def leave(self, counts: dict[str, int]) -> None:
+        """Hand over everything, since this node drains."""
+        hosting, own = self._hosting, self._table.own(self._hosting.kind)
+        if counts and own is not None and self._loop.time() < self._until:
+            left = own.claims.keys() - self._moving.keys()
+            self._begin(assign(hosting.kind, hosting.options.shards, left, counts), is_forced=True)
+
+    async def drained(self, until: float) -> list[str]:
+        """Return when this node owns no shard any more, at ``until``, or when the drain is undone.
+
+        Also where no other node hosts the kind that does not drain itself: a program that runs alone, or a
+        cluster that leaves as a whole, must not wait in vain.
+
+        Returns:
+            The keys of the entities that are still here.
+        """
+        hosting = self._hosting
+        self._until = until
+        hosting.review_soon()
+        while (own := self._table.own(hosting.kind)) is not None and own.claims:
+            now = self._loop.time()
+            is_draining = hosting.context.drain_step(hosting.context.name)
+            if now >= until or hosting.is_closed or not (is_draining and hosting.counts()):
+                break
+            await asyncio.sleep(min(0.01, until - now))
+        self._until = math.inf
+        return hosting.keys()
+
+    def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:
+        """Give the winner of a shard the states of the entities that have lived here beside its own."""
+        self._start(self._offer(lost, list(seats)))
+
+    def sweep(self) -> None:
+        """Drop parts that no ``take`` has followed."""
+        now = self._loop.time()
+        before = now - STAGED_S
+        self._not_before = {shard: at for shard, at in self._not_before.items() if at > now}
+        for place, staged in list(self._staged.items()):
+            if staged.at < before or place[1] <= self._table.seen(self._hosting.kind, place[0]):
+                del self._staged[place]
+
+    def close(self) -> None:
+        """End every handoff."""
+        for task in self._tasks:
+            task.cancel()
+
+    # Handing over.
+
+    def _begin(self, moves: dict[int, str], *, is_forced: bool) -> None:
+        now, room = self._loop.time(), MOVES_AT_ONCE - len(self._moving)
+        for shard, to in moves.items():
+            if room > 0 and now >= self._not_before.get(shard, 0.0):
+                room -= 1
+                self._start(self.move(shard, to, is_forced=is_forced))
+
+    async def move(self, shard: int, to: str, *, is_forced: bool) -> str:
+        """Hand a shard over to another host. Returns why it has stayed; empty if it went."""
+        hosting, kind = self._hosting, self._hosting.kind
+        own, target = self._table.own(kind), self._table.hosts(kind).get(to)
+        claim = None if own is None else own.claims.get(shard)
+        if own is None or claim is None or shard in self._moving:
+            return "this node does not own it, or hands it over already"
+        if target is None or target.shards != own.shards or to == hosting.context.name:
+            return f"{to} does not host {kind!r}, or is this node"
+        epoch = self._table.seen(kind, shard) + 1
+        self._moving[shard] = epoch
+        why = "it was cancelled"
+        try:
+            why = await self._end_entities(shard)
+            if not why:
+                self._sealed.add(shard)
+                why = await self._send(shard, target.pid, epoch, claim.term, is_forced=is_forced)
+        finally:
+            self._moving.pop(shard, None)
+            self._sealed.discard(shard)
+            self._settle(shard, why)
+        return why
+
+    def _settle(self, shard: int, why: str) -> None:
+        """A handoff has ended: go on with the shard, or drop what was kept of it."""
+        hosting, own = self._hosting, self._table.own(self._hosting.kind)
+        if own is None or hosting.is_closed:
+            return
+        claim = own.claims.get(shard)
+        if claim is None:
+            hosting.forget_shard(shard)
+            hosting.review_soon()
+            return
+        self._not_before[shard] = self._loop.time() + PAUSE_S
+        log.info("the shard %d of %s stays here: %s", shard, hosting.kind, why)
+        hosting.renew(shard)
+
+    async def _end_entities(self, shard: int) -> str:
+        """Save and end the entities of a shard. Returns why that was not possible; empty if it was."""
+        hosting = self._hosting
+        until = self._loop.time() + hosting.options.handoff_s
+        for seat in hosting.in_shard.get(shard, {}).values():
+            seat.epoch = -1
+        while seats := list(hosting.in_shard.get(shard, {}).values()):
+            left_s = min(until, self._until) - self._loop.time()
+            outcomes = [seat.close() for seat in seats]
+            for seat in seats:
+                hosting.refuse_waiting(seat)
+            done, _ = await asyncio.wait(outcomes, timeout=max(0.0, left_s))
+            if any(not each.result() for each in done):
+                return "one of its entities cannot be saved"
+            if left_s <= 0 and hosting.in_shard.get(shard):
+                return f"{len(seats)} of its entities were not done in time"
+        return ""
+
+    async def _send(self, shard: int, to: Pid, epoch: int, term: int, *, is_forced: bool) -> str:
+        """Send what is kept of a shard, and have the other host claim it. Returns why it did not."""
+        hosting = self._hosting
+        parts = list(_parts(hosting.kept.get(shard, {})))
+        last = parts.pop() if parts else []
+        try:
+            for rows in parts:
+                if not await self._ask(to, ["state", shard, epoch, rows], ASK_S):
+                    return f"{to.node} does not take its states"
+            left_s = max(ASK_S, self._until - self._loop.time())
+            take = ["take", shard, epoch, term, shard in hosting.lossy, is_forced, last]
+            seen = await hosting.outbound.call(to, take, left_s)
+            if type(seen) is not int or not 0 <= seen < EPOCH_END:
+                return f"{to.node} answered {SHORT.repr(seen)}"
+            if seen:
+                self._table.heard_of(hosting.kind, shard, seen)
+                return f"{to.node} does not take it now"
+        except FleetError as error:
+            return f"{to.node} could not be asked: {error}"
+        until = self._loop.time() + ASK_S
+        while (own := self._table.own(hosting.kind)) is not None and shard in own.claims:
+            # Its claim was told before its answer, but a full window may delay it.
+            now = self._loop.time()
+            if now >= until or to.node not in self._table.hosts(hosting.kind):
+                return f"{to.node} has taken it, and its claim did not come"
+            await hosting.shards.changed(hosting.kind, shard, min(until, now + 0.1))
+        return ""
+
+    async def _ask(self, to: Pid, message: list[Any], timeout_s: float) -> bool:
+        return bool(await self._hosting.outbound.call(to, message, timeout_s))
+
+    async def _offer(self, lost: Lost, seats: list[Seat]) -> None:
+        """See `offer`."""
+        hosting = self._hosting
+        if seats:
+            await asyncio.wait([seat.close() for seat in seats], timeout=hosting.options.handoff_s)
+        for key, kept in list(hosting.kept.get(lost.shard, {}).items()):
+            if kept.packed is None:
+                continue
+            try:
+                await self._ask(lost.winner.pid, ["offer", key, kept.packed], ASK_S)
+            except FleetError as error:
+                log.warning("the state of %s/%s was not merged: %s", hosting.kind, key, error)
+                if isinstance(error, NotDelivered | NodeLost):
+                    break
+        for seat in seats:
+            seat.end("fenced")
+        own = self._table.own(hosting.kind)
+        if own is None or lost.shard not in own.claims:
+            hosting.forget_shard(lost.shard)
+
+    # Taking over.
+
+    def asked(self, call: Call) -> None:
+        """Answer a request of another host, or of an operator."""
+        match call.message:
+            case ["take", int(shard), int(epoch), int(term), bool(lossy), bool(is_forced), [*rows]]:
+                is_taken = self._take(shard, Claim(epoch, term), lossy, is_forced, rows)
+                call.reply(0 if is_taken else max(1, self._table.seen(self._hosting.kind, shard)))
+            case ["state", int(shard), int(epoch), [*rows]]:
+                call.reply(self._stage(shard, epoch, rows))
+            case ["offer", str(key), bytes(packed)]:
+                call.reply(self._hosting.merge_into(key, packed))
+            case ["list"]:
+                call.reply(self._hosting.keys()[:LISTED_KEYS])
+            case ["move", int(shard), str(to)]:
+                self._start(self._answer_move(call, shard, to))
+            case message:
+                call.no_handler(self._hosting.kind, f"{SHORT.repr(message)} is not a request for a host")
+
+    async def _answer_move(self, call: Call, shard: int, to: str) -> None:
+        call.reply(await self.move(shard, to, is_forced=True))
+
+    def _stage(self, shard: int, epoch: int, rows: list[Any]) -> bool:
+        """Take a part of a shard. Returns False if it cannot be kept."""
+        hosting = self._hosting
+        found = _checked(rows)
+        if found is None or epoch <= self._table.seen(hosting.kind, shard):
+            return False
+        staged = self._staged.setdefault((shard, epoch), _Staged(self._loop.time()))
+        staged.rows += found
+        staged.size_bytes += sum(len(kept.packed or b"") for _, kept in found)
+        if sum(each.size_bytes for each in self._staged.values()) > hosting.options.kept_bytes:
+            del self._staged[shard, epoch]
+            return False
+        return True
+
+    def _take(self, shard: int, claim: Claim, lossy: bool, is_forced: bool, rows: list[Any]) -> bool:
+        """Become the owner of a shard that another host hands over. Returns False if this node does not."""
+        hosting, kind = self._hosting, self._hosting.kind
+        own, counts, found = self._table.own(kind), hosting.counts(), _checked(rows)
+        staged = self._staged.pop((shard, claim.epoch), None)
+        name = hosting.context.name
+        if own is None or hosting.is_closed or found is None or name not in counts:
+            return False
+        if not (0 <= shard < own.shards and 0 < claim.term < claim.epoch < EPOCH_END):
+            return False
+        if claim.epoch <= self._table.seen(kind, shard) or shard in own.claims:
+            return False
+        if not is_forced and len(own.claims) >= share(own.shards, len(counts)):
+            return False
+        hosting.forget_shard(shard)
+        for key, kept in [*(staged.rows if staged is not None else ()), *found]:
+            hosting.put_kept(shard, key, kept)
+        if lossy:
+            hosting.lossy.add(shard)
+        hosting.shards.perform(self._table.claim(kind, {shard: claim}))
+        return True
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work, name=f"handoff of {self._hosting.kind}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a handoff of %s failed", self._hosting.kind, exc_info=task.exception())
+
+
+def _parts(kept: dict[str, Kept]) -> Iterable[list[list[Any]]]:
+    """Cut what is kept of a shard into parts of about `PART_BYTES`."""
+    part: list[list[Any]] = []
+    size = 0
+    for key, each in kept.items():
+        part.append([key, each.packed, each.was_lost])
+        size += len(key) + len(each.packed or b"")
+        if size >= PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _checked(rows: list[Any]) -> list[tuple[str, Kept]] | None:
+    """Return the states in a part; None if it is malformed."""
+    found: list[tuple[str, Kept]] = []
+    for row in rows:
+        match row:
+            case [str(key), bytes() | None as packed, bool(was_lost)] if 0 < len(key) <= 255:
+                found.append((key, Kept(packed, was_lost)))
+            case _:
+                return None
+    return found

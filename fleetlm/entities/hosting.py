@@ -1,0 +1,554 @@
+"""The entities of one kind on this node: takes requests, makes entities, and passivates them.
+
+Theory of operation. A node that hosts a kind runs one *host process* for it, whose pid is in the table of
+shards. Requests for all entities of the kind go to that process. It looks whether this node owns the shard of
+the key *under the epoch that the request believes in*, and puts the request into the mailbox of the entity, a
+process of this node only, which is made at its first request. Everything else answers `NotOwner`, and nothing
+has run. So a request runs only where its caller and its owner agree on the epoch, and at most once.
+
+What an entity has saved is kept here, packed (`Hosting.kept`), and goes along with its shard. It is kept
+while the entity lives, too: after a crash of the entity the next one gets it, and knows that something is
+missing.
+
+The host process answers for a call only while it looks at it. From then on the mailbox of the entity does
+(`Seat`), so that a call that waits there counts as not taken.
+
+`entities.handoff` moves shards away, and takes those that others hand over; `review` decides when.
+
+Source: Akka's ShardRegion and Orleans' activations; differs: a request carries an epoch, so that nobody who
+is not the owner any more can run it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fleetlm.call import Call
+from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
+from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all
+from fleetlm.errors import MessageTooLarge, NotOwner
+from fleetlm.records import Record
+from fleetlm.texts import SHORT
+from fleetlm.wire.codec import unreadable_in
+from fleetlm.wire.invocation import Invoke
+
+if TYPE_CHECKING:
+    from fleetlm.entities.replicated_shards import ReplicatedShards
+    from fleetlm.messaging.outbound import Outbound
+    from fleetlm.processes.local import LocalProcesses
+    from fleetlm.processes.running import RunningProcess
+    from fleetlm.wire.codec import Codec
+
+log: logging.Logger = logging.getLogger("fleetlm")
+
+MAX_KEY_CHARS = 255
+"""Characters of a key."""
+CAST, INNER = 1, 2
+"""Bits of a request: it gets no result; it comes from an entity of the same shard on the same node, which
+must not wait for itself while the shard is being handed over."""
+REVIEW_S = 0.25
+"""Seconds between two looks at what is to be claimed, handed over or passivated, if nothing happens."""
+_EVICTED_AT_ONCE = 8
+"""Entities that begin to passivate where one more is to be made beyond the limit."""
+_SWEPT_AT_ONCE = 1_024
+"""Entities that begin to passivate in one look."""
+
+
+class Moves(Protocol):
+    """How shards change hands; `handoff.Handoff` implements it."""
+
+    def serves(self, shard: int, *, is_inner: bool) -> bool:
+        """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
+
+    def asked(self, call: Call) -> None:
+        """Answer a request of another host, or of an operator."""
+
+    def is_done_by(self, lost: Lost) -> bool:
+        """Whether a claim that has outdone this node's is the one that its own handoff has led to."""
+
+    def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:
+        """Give the winner of a shard the states of the entities that have lived here beside its own."""
+
+    def claim_free(self, counts: dict[str, int]) -> None:
+        """Claim the shards without an owner that fall to this node."""
+
+    def balance(self, counts: dict[str, int]) -> None:
+        """Hand over what this node has beyond its share."""
+
+    def leave(self, counts: dict[str, int]) -> None:
+        """Hand over everything, since this node drains."""
+
+    async def drained(self, until: float) -> list[str]:
+        """Return when this node owns no shard any more, or cannot hand over more."""
+
+    def sweep(self) -> None:
+        """Drop parts that were never completed."""
+
+    def close(self) -> None:
+        """End every handoff."""
+
+
+class HostOptions(Record):
+    """What a program has asked for; see `Entities.host`."""
+
+    args: tuple[Any, ...]
+    shards: int
+    idle_s: float
+    handoff_s: float
+    settle_s: float
+    rebalance_s: float
+    live: int
+    kept_bytes: int
+    remember: frozenset[str]
+
+
+class Hosting:
+    """One kind on this node; also the function of its host process.
+
+    Args:
+        kind: its name.
+        actor: the class of its entities.
+        options: of the program.
+        shards: the table.
+        local: spawns entities.
+        outbound: asks the hosts of other nodes.
+        codec: packs states.
+        prepare: gives an entity its seat, before it runs.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        actor: type[EntityObject],
+        options: HostOptions,
+        shards: ReplicatedShards,
+        local: LocalProcesses,
+        outbound: Outbound,
+        codec: Codec,
+    ) -> None:
+        self.__qualname__ = f"host of {actor.__qualname__}"
+        self.kind: str = kind
+        self.actor: type[EntityObject] = actor
+        self.options: HostOptions = options
+        self.shards: ReplicatedShards = shards
+        self.outbound: Outbound = outbound
+        self.context = shards.context
+        self.table = shards.table
+        self.codec: Codec = codec
+        self.seats: OrderedDict[str, Seat] = OrderedDict()
+        """Key → the live entity; the one without a request for the longest time is first."""
+        self.in_shard: dict[int, dict[str, Seat]] = {}
+        """Shard → key → the same."""
+        self.kept: dict[int, dict[str, Kept]] = {}
+        """Shard → key → what is left of an entity, or what it was made from."""
+        self.kept_bytes: int = 0
+        self.lossy: set[int] = set()
+        """Shards that were taken over from a node that is lost: what their entities had is not known."""
+        self.process: RunningProcess | None = None
+        self.handoff: Moves
+        self._handlers = actor.__fleetlm_handlers__.by_name
+        self._local = local
+        self._loop = self.context.loop
+        self._time = self._loop.time
+        self._began_at: float = self._time()
+        self._hosts_seen: tuple[str, ...] = ()
+        self._hosts_since = self._time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_reviewing = False
+
+    async def __call__(self, process: RunningProcess) -> None:
+        """Run as the host process, until it is ended."""
+        self.process = process
+        self.shards.hosted[self.kind] = self
+        self.shards.perform(self.table.host(self.kind, process.pid.number, self.options.shards))
+        take = process.mailbox.get_any
+        try:
+            while True:
+                message = await take()
+                if type(message) is Call:
+                    request = message.message
+                    if type(request) is Invoke:
+                        self._take(message, request)
+                    elif process._accept_call(message):  # noqa: SLF001  # which answers it, should it end now
+                        self.handoff.asked(message)
+                message = request = None
+        finally:
+            self._close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this node hosts the kind no more, or is about to stop."""
+        process = self.process
+        return process is None or process._is_ending or process._is_gone or bool(self.outbound.stopped)  # noqa: SLF001
+
+    # Requests.
+
+    def _take(self, call: Call, request: Invoke) -> None:
+        """Give a request to its entity, or refuse it."""
+        route: Any = request.handler
+        try:
+            key, epoch, mode, name = route
+            seat = self.seats.get(key)
+        except (TypeError, ValueError):
+            call.no_handler(self.kind, f"{SHORT.repr(route)} does not name an entity")
+            return
+        if seat is None or seat.epoch != epoch or not seat.takes:
+            seat = self._find(call, request, key, epoch, mode)
+            if seat is None:
+                return
+        request.handler = name
+        box = seat.box
+        if box.full:
+            call.would_block(f"{self.kind}/{key}", "as many requests as its mailbox takes wait for it there")
+            return
+        if mode & CAST:
+            self._cast(call, request, seat)
+        else:
+            box.put(call)
+        seat.used_at = self._time()
+        self.seats.move_to_end(key)
+
+    def _cast(self, call: Call, request: Invoke, seat: Seat) -> None:
+        """Give a request to its entity that gets no result, and acknowledge it."""
+        try:
+            found = self._handlers.get(request.handler)
+        except TypeError:
+            found = None
+        if found is None or found.streams:
+            call.no_handler(self.kind, f"{SHORT.repr(request.handler)} is not a handler that returns")
+            return
+        seat.box.put(request)
+        call.reply(None)
+
+    def _find(self, call: Call, request: Invoke, key: Any, epoch: Any, mode: Any) -> Seat | None:
+        """Return the entity for a request, made for it if need be. None: it was refused, or it waits."""
+        if type(key) is not str or not 0 < len(key) <= MAX_KEY_CHARS or type(mode) is not int:
+            call.no_handler(self.kind, f"{SHORT.repr(request.handler)} does not name an entity")
+            return None
+        if not call.wanted:
+            call.abandon()
+            return None
+        shard = shard_of(key, self.options.shards)
+        host = self.table.own(self.kind)
+        claim = None if host is None else host.claims.get(shard)
+        if (
+            claim is None
+            or claim.epoch != epoch
+            or not self.handoff.serves(shard, is_inner=bool(mode & INNER))
+        ):
+            self.refuse(call, key, shard)
+            return None
+        seat = self.seats.get(key)
+        if seat is None or seat.process._is_gone:  # noqa: SLF001
+            seat = self._activate(call, key, shard)
+        elif not seat.takes:
+            if len(seat.waiting) >= seat.box.limit:
+                call.would_block(f"{self.kind}/{key}", "it is being saved, and many requests wait for that")
+            else:
+                seat.waiting.append(call)
+            return None
+        return seat
+
+    def refuse(self, call: Call, key: str, shard: int) -> None:
+        """Answer that this node is not the owner, as the request believes, and who is."""
+        owner = self.table.owner(self.kind, shard)
+        target = f"{self.kind}/{key}"
+        if owner is None or not self.handoff.serves(shard, is_inner=False):
+            call.refuse(NotOwner(target, "", self.table.seen(self.kind, shard)))
+        else:
+            call.refuse(NotOwner(target, owner.pid.node, owner.epoch))
+
+    def refuse_waiting(self, seat: Seat) -> None:
+        """Refuse the calls that wait until an entity has been saved, since its shard is handed over."""
+        waiting, seat.waiting = seat.waiting, []
+        for call in waiting:
+            self.refuse(call, seat.key, seat.shard)
+
+    # Entities.
+
+    def _activate(self, call: Call | None, key: str, shard: int) -> Seat | None:
+        """Make an entity. None: there is no room for one more, and the call was refused."""
+        if len(self.seats) >= self.options.live and not self._evict() and call is not None:
+            why = f"{len(self.seats):,} of them live on that node, and all are at work"
+            call.would_block(f"{self.kind}/{key}", why)
+            return None
+        kept = self.kept.get(shard, {}).get(key)
+        if kept is None:
+            if self.kept_bytes >= self.options.kept_bytes and call is not None:
+                why = f"that node keeps {self.kept_bytes:,} bytes of states, as many as it may"
+                call.would_block(f"{self.kind}/{key}", why)
+                return None
+            kept = Kept(None, shard in self.lossy)
+        host = self.table.own(self.kind)
+        assert host is not None
+        epoch = host.claims[shard].epoch if self.handoff.serves(shard, is_inner=False) else -1
+        seat = Seat(self, key, shard, epoch, kept, self.actor.__qualname__)
+        pid = self._local.spawn(seat, (), None, is_local=True)
+        process = self._local.process(pid)
+        assert process is not None
+        seat.process, seat.box = process, process.mailbox
+        seat.used_at = self._time()
+        self.seats[key] = seat
+        self.in_shard.setdefault(shard, {})[key] = seat
+        return seat
+
+    def make(self, seat: Seat) -> EntityObject:
+        """Implement `seat.Host`."""
+        entity = self.actor(*self.options.args)
+        object.__setattr__(entity, "_Entity__seat", seat)
+        return entity
+
+    def state_of(self, kept: Kept) -> Any:
+        """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
+        if kept.packed is None:
+            return None
+        state = self.codec.unpack(kept.packed)
+        found = unreadable_in(state)
+        if found is not None:
+            raise ValueError(f"the state of an entity of {self.kind!r} cannot be read here: {found.why}")
+        return state
+
+    def epoch_of(self, seat: Seat) -> int:
+        """Implement `seat.Host`."""
+        host = self.table.own(self.kind)
+        claim = None if host is None else host.claims.get(seat.shard)
+        return self.table.seen(self.kind, seat.shard) if claim is None else claim.epoch
+
+    def keep(self, seat: Seat, state: Any) -> None:
+        """Implement `seat.Host`."""
+        if state is None:
+            self.forget(seat.shard, seat.key)
+            return
+        packed = self.codec.pack_value(state)
+        limit = self.context.settings.max_message_bytes // 2
+        if len(packed) > limit:
+            raise MessageTooLarge(len(packed), limit, "half of Settings.max_message_bytes")
+        self.put_kept(seat.shard, seat.key, Kept(packed, False))
+
+    def put_kept(self, shard: int, key: str, kept: Kept) -> None:
+        """Keep the state of an entity in place of what was kept."""
+        self.forget(shard, key)
+        self.kept.setdefault(shard, {})[key] = kept
+        self.kept_bytes += _size_of(key, kept)
+
+    def forget(self, shard: int, key: str) -> None:
+        """Drop what is kept of an entity."""
+        kept = self.kept.get(shard)
+        if kept is not None and key in kept:
+            self.kept_bytes -= _size_of(key, kept.pop(key))
+            if not kept:
+                del self.kept[shard]
+
+    def forget_shard(self, shard: int) -> None:
+        """Drop what is kept of all entities of a shard."""
+        for key in list(self.kept.get(shard, ())):
+            self.forget(shard, key)
+        self.lossy.discard(shard)
+
+    def ended(self, seat: Seat, rest: list[Any]) -> None:
+        """Implement `seat.Host`: serve again what the entity leaves behind, or refuse it."""
+        if self.seats.get(seat.key) is seat:
+            del self.seats[seat.key]
+            in_shard = self.in_shard[seat.shard]
+            del in_shard[seat.key]
+            if not in_shard:
+                del self.in_shard[seat.shard]
+        host = self.table.own(self.kind)
+        claim = None if host is None else host.claims.get(seat.shard)
+        if claim is not None and seat.is_ready and not (seat.is_saved or self.is_closed):
+            self.put_kept(seat.shard, seat.key, Kept(seat.kept.packed, True))
+        if not rest:
+            return
+        if self.is_closed or not (seat.is_ready or seat.is_saved):
+            refuse_all(rest, f"{self.kind}/{seat.key}")
+            return
+        for message in rest:
+            self._give_back(seat, message, claim is not None)
+
+    def _give_back(self, seat: Seat, message: Any, is_owner: bool) -> None:
+        """Serve a request again that an entity has left behind."""
+        key, shard = seat.key, seat.shard
+        is_cast = type(message) is Invoke
+        if not is_cast and type(message.message.handler) is not str:
+            self._take(message, message.message)  # It came when the entity was being saved.
+        elif not is_cast and not message.wanted:
+            message.abandon()
+        elif not is_owner or not (is_cast or self.handoff.serves(shard, is_inner=False)):
+            if is_cast:
+                log.warning("a cast to the entity %s/%s is lost: its shard has gone", self.kind, key)
+            else:
+                self.refuse(message, key, shard)
+        else:
+            again = self.seats.get(key) or self._activate(None if is_cast else message, key, shard)
+            if again is not None:
+                again.box.put(message)
+
+    def again(self, message: Any) -> None:
+        """Implement `seat.Host`."""
+        self._take(message, message.message)
+
+    # Passivation.
+
+    def _evict(self) -> bool:
+        """Begin to passivate the entities that had no request for the longest time. False: none is idle."""
+        found = 0
+        for key, seat in self.seats.items():
+            if seat.is_idle and key not in self.options.remember:
+                _ = seat.close()
+                found += 1
+                if found == _EVICTED_AT_ONCE:
+                    break
+        beyond = len(self.seats) - self.options.live
+        return found > 0 and beyond < self.options.live // 8 + _EVICTED_AT_ONCE
+
+    def _sweep(self) -> None:
+        """Begin to passivate what has had no request for `HostOptions.idle_s`."""
+        before = self._time() - self.options.idle_s
+        found = 0
+        for key, seat in self.seats.items():
+            if seat.used_at > before or found == _SWEPT_AT_ONCE:
+                break
+            if seat.is_idle and key not in self.options.remember:
+                _ = seat.close()
+                found += 1
+
+    # Shards.
+
+    def lost(self, lost: Lost) -> None:
+        """Implement `replicated_shards.Hosted`: another claim has outdone that of this node."""
+        if self.handoff.is_done_by(lost):
+            return
+        seats = list(self.in_shard.get(lost.shard, {}).values())
+        kept = self.kept.get(lost.shard, {})
+        if seats or kept:
+            log.warning(
+                "the shard %d of %s belongs to %s (epoch %d): %d entities here are fenced", lost.shard,
+                self.kind, lost.winner.pid.node, lost.winner.epoch, len(seats),
+            )  # fmt: skip
+        for seat in seats:
+            seat.epoch = -1
+        if self.actor.merge is not _base_merge(self.actor) and not self.is_closed:
+            self.handoff.offer(lost, seats)
+            return
+        for seat in seats:
+            seat.end("fenced")
+        self.forget_shard(lost.shard)
+
+    def review_soon(self) -> None:
+        """Implement `replicated_shards.Hosted`."""
+        if not self._is_reviewing:
+            self._is_reviewing = True
+            self._loop.call_soon(self._review)
+
+    def counts(self) -> dict[str, int]:
+        """Return the nodes that may have shards of this kind, each with how many it has."""
+        hosts, step = self.table.hosts(self.kind), self.context.drain_step
+        return {
+            node: len(host.claims)
+            for node, host in hosts.items()
+            if host.shards == self.options.shards and not step(node)
+        }
+
+    def _review(self) -> None:
+        """Claim what is free, hand over what is too much, and passivate what is idle."""
+        self._is_reviewing = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        host = self.table.own(self.kind)
+        if self.is_closed or host is None:
+            return
+        self._timer = self._loop.call_later(REVIEW_S, self._review)
+        self._sweep()
+        self.handoff.sweep()
+        counts, now = self.counts(), self._time()
+        if tuple(sorted(counts)) != self._hosts_seen:
+            self._hosts_seen, self._hosts_since = tuple(sorted(counts)), now
+        self._outbid()
+        if self.context.name not in counts:
+            self.handoff.leave(counts)
+        else:
+            quiet_since = max(self._began_at, self.shards.last_up)
+            if now - quiet_since >= self.options.settle_s:
+                self.handoff.claim_free(counts)
+            if now - max(self._hosts_since, quiet_since) >= self.options.rebalance_s:
+                self.handoff.balance(counts)
+        for key in self.options.remember:
+            shard = shard_of(key, self.options.shards)
+            if key not in self.seats and shard in host.claims and self.handoff.serves(shard, is_inner=False):
+                self._activate(None, key, shard)
+
+    def _outbid(self) -> None:
+        """Take a higher epoch for shards of which others have heard one that is higher than this node's."""
+        host = self.table.own(self.kind)
+        assert host is not None
+        seen = self.table.seen
+        higher = {
+            shard: claim._replace(epoch=seen(self.kind, shard) + 1)
+            for shard, claim in host.claims.items()
+            if seen(self.kind, shard) > claim.epoch and self.handoff.serves(shard, is_inner=False)
+        }
+        self._claim_again(higher)
+
+    def renew(self, shard: int) -> None:
+        """Take a higher epoch for a shard that was not handed over after all, and serve it again."""
+        host = self.table.own(self.kind)
+        assert host is not None
+        self._claim_again({shard: host.claims[shard]._replace(epoch=self.table.seen(self.kind, shard) + 1)})
+
+    def _claim_again(self, claims: dict[int, Claim]) -> None:
+        """Claim shards of this node under higher epochs."""
+        if not claims:
+            return
+        for shard, claim in claims.items():
+            for seat in self.in_shard.get(shard, {}).values():
+                seat.epoch = claim.epoch
+        self.shards.perform(self.table.claim(self.kind, claims))
+
+    def owner(self, key: str) -> Owner | None:
+        """Return who owns a key, as this node sees it."""
+        return self.table.owner(self.kind, shard_of(key, self.options.shards))
+
+    def keys(self) -> list[str]:
+        """Return the keys of the entities that live here, or whose states are kept here, sorted."""
+        return sorted(self.seats.keys() | {key for kept in self.kept.values() for key in kept})
+
+    def merge_into(self, key: str, packed: bytes) -> bool:
+        """Give an entity of this node the state of another one; False: this node does not own it."""
+        shard = shard_of(key, self.options.shards)
+        host = self.table.own(self.kind)
+        if host is None or shard not in host.claims or not self.handoff.serves(shard, is_inner=False):
+            return False
+        state = self.state_of(Kept(packed, False))
+        seat = self.seats.get(key)
+        if seat is None:
+            seat = self._activate(None, key, shard)
+        if seat is None or not seat.takes:
+            return False
+        seat.run_between(Merge(seat, state))
+        return True
+
+    def _close(self) -> None:
+        """Host the kind no more: end its entities, and tell the other nodes."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.handoff.close()
+        for seat in list(self.seats.values()):
+            self._local.stop_process(seat.process.pid.number, "shutdown")
+        self.shards.hosted.pop(self.kind, None)
+        self.shards.perform(self.table.unhost(self.kind))
+
+
+def _base_merge(actor: type[EntityObject]) -> Callable[..., Any]:
+    """Return the `merge` of `Entity` itself, which an entity may override."""
+    bases = reversed(actor.__mro__)
+    found: Callable[..., Any] = next(vars(base)["merge"] for base in bases if "merge" in vars(base))
+    return found
+
+
+def _size_of(key: str, kept: Kept) -> int:
+    return len(key) + len(kept.packed or b"") + 64

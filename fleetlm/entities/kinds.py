@@ -1,0 +1,222 @@
+"""What a program asks of its node about keyed entities."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fleetlm.core.shard_table import MAX_SHARDS
+from fleetlm.entities.entity_calls import EntityCalls, check_key
+from fleetlm.entities.entity_ref import EntityRefs
+from fleetlm.entities.handoff import Handoff
+from fleetlm.entities.hosting import Hosting, HostOptions
+from fleetlm.entities.seat import EntityObject
+from fleetlm.errors import NodeStopped
+from fleetlm.names import check_process_name
+from fleetlm.processes.running import check_concrete, plain_class
+from fleetlm.texts import SHORT
+
+if TYPE_CHECKING:
+    from fleetlm.actors.sender import ActorSender
+    from fleetlm.entities.replicated_shards import ReplicatedShards
+    from fleetlm.messaging.outbound import Outbound
+    from fleetlm.processes.local import LocalProcesses
+    from fleetlm.wire.codec import Codec
+
+E = TypeVar("E", bound=EntityObject)
+
+DEFAULT_SHARDS = 256
+"""Enough to spread a kind over some dozens of nodes."""
+
+
+class Entities:
+    """Keyed entities of the cluster: each key lives on one node at a time. Held as `Node.entities`.
+
+    ::
+
+        sessions = await node.entities.host(Session, "sessions")        # on nodes that host the kind
+        sessions = node.entities.ref(Session, "sessions")               # anywhere
+        count = await sessions["s-42"].within(2).call(Session.append, "hi")
+
+    Args:
+        shards: the replicated table.
+        local: spawns what runs here.
+        outbound: asks other nodes.
+        sender: sends the requests of references.
+        codec: packs states.
+    """
+
+    def __init__(
+        self,
+        shards: ReplicatedShards,
+        local: LocalProcesses,
+        outbound: Outbound,
+        sender: ActorSender,
+        codec: Codec,
+    ) -> None:
+        self._shards = shards
+        self._local = local
+        self._outbound = outbound
+        self._codec = codec
+        self._calls = EntityCalls(shards, outbound, sender)
+        self._hosted: dict[str, Hosting] = {}
+
+    async def host(  # noqa: PLR0913  # most programs name none of the limits
+        self,
+        actor: Callable[..., E],
+        kind: str,
+        *,
+        args: tuple[Any, ...] = (),
+        shards: int = DEFAULT_SHARDS,
+        idle_s: float = 600.0,
+        handoff_s: float = 5.0,
+        settle_s: float = 0.5,
+        rebalance_s: float = 2.0,
+        live: int = 100_000,
+        kept_bytes: int = 256 * 1024 * 1024,
+        remember: Iterable[str] = (),
+    ) -> EntityRefs[E]:
+        """Host entities of a kind on this node, which gets its share of the shards.
+
+        All nodes that host a kind do so with the same class and the same number of shards. The kind is
+        hosted until `unhost`, or until the node stops. Without a store, what an entity has saved is kept in
+        the memory of its node: it survives passivation, handoffs and the drain of its node, but not a crash
+        of it.
+
+        Args:
+            actor: a subclass of `Entity`.
+            kind: the name of the kind in the cluster, 1 to 255 printable characters.
+            args: arguments of the constructor of each entity on this node.
+            shards: into how many the kind is cut, 1 to 4,096.
+            idle_s: seconds without a request after which an entity is saved and ended, until its next one.
+            handoff_s: seconds that the entities of a shard have to finish and to be saved when it is handed
+                over. Then it stays for the time being.
+            settle_s: seconds without a new connection before this node claims shards that look free, so that
+                it has heard of their owners.
+            rebalance_s: seconds without a change among the hosts before this node hands over what is beyond
+                its share.
+            live: how many entities may live on this node. Beyond that, those that had no request for the
+                longest time are saved and ended; if all are at work, requests to further ones are refused
+                with `WouldBlock`.
+            kept_bytes: bytes of saved states that this node keeps. Beyond that, requests to new entities are
+                refused with `WouldBlock`.
+            remember: keys of entities that live as soon as their shard has an owner, and never passivate.
+
+        Returns:
+            References to the entities of the kind, as `ref`.
+
+        Raises:
+            TypeError: ``actor`` is no class of entities, or has a concurrent handler.
+            ValueError: this node hosts the kind already, others have cut it into another number of shards,
+                or an argument is out of its range. Nothing changed.
+            InvalidName: ``kind``, or a key to remember.
+            NodeStopped: this node has been stopped.
+        """
+        self._shards.context.check_loop("Entities.host")
+        if self._outbound.stopped:
+            raise NodeStopped(self._shards.context.name, self._outbound.stopped)
+        cls = check_entity(actor)
+        check_process_name(kind)
+        seconds = (idle_s, handoff_s, settle_s, rebalance_s)
+        if not all(each >= 0 for each in seconds) or live < 1 or kept_bytes < 0:
+            raise ValueError("times are 0 or more seconds, and at least one entity must be able to live")
+        known = self._shards.table.shards(kind)
+        if not 1 <= shards <= MAX_SHARDS or (known and known != shards):
+            cut = (
+                f"other nodes have cut {kind!r} into {known:,}" if known else f"there are 1 to {MAX_SHARDS:,}"
+            )
+            raise ValueError(f"{shards:,} shards: {cut}")
+        if kind in self._hosted:
+            raise ValueError(f"this node hosts {kind!r} already")
+        remembered = frozenset(check_key(key) for key in remember)
+        options = HostOptions(
+            args, shards, idle_s, handoff_s, settle_s, rebalance_s, live, kept_bytes, remembered
+        )
+        hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
+        hosting.handoff = Handoff(hosting)
+        self._hosted[kind] = hosting
+        pid = self._local.spawn(hosting, (), None)
+        task = self._local.task_of(pid)
+        assert task is not None
+        task.add_done_callback(lambda _: self._forget(kind, hosting))
+        while hosting.process is None and not task.done():  # noqa: ASYNC110  # it runs in the next turn
+            await asyncio.sleep(0)
+        return self.ref(cls, kind)
+
+    async def unhost(self, kind: str) -> bool:
+        """Host a kind no more. Its entities here end with ``"shutdown"``, and what they have saved is lost.
+
+        To hand them over first, drain the node.
+
+        Returns:
+            False if this node does not host it.
+        """
+        hosting = self._hosted.get(kind)
+        if hosting is None or hosting.process is None:
+            return False
+        task = self._local.task_of(hosting.process.pid)
+        self._local.stop_process(hosting.process.pid.number, "shutdown")
+        if task is not None:
+            await asyncio.wait({task})
+        return True
+
+    def ref(self, actor: Callable[..., E], kind: str) -> EntityRefs[E]:
+        """Return references to the entities of a kind, whether this node hosts it or not.
+
+        Args:
+            actor: the class of the entities, or a base class of it that has the handlers.
+            kind: its name.
+
+        Raises:
+            TypeError, InvalidName: not such a class, or not such a name.
+        """
+        return EntityRefs(self._calls, check_entity(actor), check_process_name(kind))
+
+    def kinds(self) -> list[str]:
+        """Return the kinds that a connected node or this one hosts, sorted."""
+        return self._shards.table.kinds()
+
+    def _hostings(self) -> list[Hosting]:
+        return list(self._hosted.values())
+
+    def _forget(self, kind: str, hosting: Hosting) -> None:
+        if self._hosted.get(kind) is hosting:
+            del self._hosted[kind]
+
+
+class Evacuation:
+    """Implements `leaving.Evacuee`: hands over the shards of a node that drains.
+
+    Args:
+        entities: of the node.
+    """
+
+    def __init__(self, entities: Entities) -> None:
+        self._entities = entities
+
+    async def evacuate(self, until: float) -> tuple[str, ...]:
+        """Hand everything over until that time of the loop. Returns the entities that are still here."""
+        hostings = self._entities._hostings()  # noqa: SLF001  # of this module
+        if not hostings:
+            return ()
+        left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
+        return tuple(
+            f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
+        )
+
+
+def check_entity(actor: Callable[..., E]) -> type[E]:
+    """Return a class of entities. Raises: TypeError."""
+    cls = plain_class(actor)
+    if not (isinstance(cls, type) and getattr(cls, "__fleetlm_entity__", False)):
+        raise TypeError(f"{SHORT.repr(actor)} is not a subclass of Entity")
+    check_concrete(cls)
+    found: type[Any] = cls
+    for name, each in found.__fleetlm_handlers__.by_name.items():
+        if each.concurrent:
+            raise TypeError(
+                f"{cls.__qualname__}.{name} is concurrent, and an entity runs one handler at a time, so that "
+                "it can be saved between two of them"
+            )
+    return found

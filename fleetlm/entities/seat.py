@@ -1,0 +1,274 @@
+"""One live entity: its process, and how it is saved and ended.
+
+States of a seat, each left once and in this order:
+
+* **open**: the process runs, or loads. Requests go into its mailbox.
+* **closing**: it is to be saved and ended, for its passivation or a handoff (`Seat.close`). Calls that it has
+  not begun were taken out of its mailbox and wait here, with those that come now. Casts stay, since they have
+  been acknowledged: it runs them before it is saved. If `save` raises, it is open again.
+* **ended**: its process ends. What waits is given back to the `Hosting`, which begins anew or refuses.
+
+An entity that crashes, is killed or stops goes from open to ended. What it had not saved is lost, and the
+next one knows that (`restarted`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from fleetlm.actors.between import BetweenHandlers
+from fleetlm.actors.handlers import ActorObject
+from fleetlm.call import Call
+from fleetlm.errors import ProcessExit
+from fleetlm.processes.boundary import exit_in, is_from_signal
+from fleetlm.texts import loggable
+from fleetlm.wire.invocation import Invoke
+
+if TYPE_CHECKING:
+    from fleetlm.messaging.mailbox import Mailbox
+    from fleetlm.processes.running import RunningProcess
+
+log: logging.Logger = logging.getLogger("fleetlm")
+
+
+class EntityObject(ActorObject, Protocol):
+    """An `Entity` as the runtime sees it."""
+
+    __fleetlm_entity__: ClassVar[bool]
+
+    async def load(self, state: Any) -> None:
+        """See `Entity.load`."""
+
+    async def save(self) -> Any:
+        """See `Entity.save`."""
+
+    async def merge(self, other: Any) -> None:
+        """See `Entity.merge`."""
+
+    def stop(self, reason: Any = "normal") -> None:
+        """See `Actor.stop`."""
+
+
+class Kept(NamedTuple):
+    """What is left of an entity that does not live now.
+
+    Attributes:
+        packed: what `Entity.save` returned last, or None.
+        was_lost: whether it has lost what it did since then.
+    """
+
+    packed: bytes | None
+    was_lost: bool
+
+
+class Host(Protocol):
+    """What a seat asks of the `Hosting` of its kind."""
+
+    kind: str
+
+    def make(self, seat: Seat) -> EntityObject:
+        """Make the object of an entity, ready to run."""
+
+    def state_of(self, kept: Kept) -> Any:
+        """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
+
+    def epoch_of(self, seat: Seat) -> int:
+        """Return the epoch under which this node owns an entity."""
+
+    def keep(self, seat: Seat, state: Any) -> None:
+        """Keep what an entity has saved. Raises: NotSerializable, MessageTooLarge."""
+
+    def again(self, message: Any) -> None:
+        """Take a call anew that came while its entity was being saved."""
+
+    def ended(self, seat: Seat, rest: list[Any]) -> None:
+        """Take back the requests that an entity leaves behind, now that it ends."""
+
+
+CURRENT: ContextVar[Seat | None] = ContextVar("fleetlm_entity", default=None)
+"""The entity on whose behalf this code runs."""
+
+
+class Seat:
+    """The place of one live entity on this node; also the function that its process runs.
+
+    Attributes:
+        host: of its kind.
+        key: of the entity.
+        shard: to which it belongs.
+        epoch: under which it takes requests; -1 while its shard is being handed over.
+        kept: what it was made from.
+        process: which runs it.
+        box: the mailbox of that process.
+        is_open: see the module.
+        is_ready: whether its `load` is done.
+        is_saved: whether its last state is kept.
+        used_at: when it got its last request, on the loop's clock.
+        outcome: set when it has ended (True), or could not be saved (False), after `close`.
+    """
+
+    __slots__ = (
+        "__qualname__", "box", "entity", "epoch", "host", "is_open", "is_ready", "is_saved", "kept", "key",
+        "outcome", "process", "shard", "used_at", "waiting",
+    )  # fmt: skip
+
+    process: RunningProcess
+    box: Mailbox
+    entity: EntityObject
+
+    def __init__(self, host: Host, key: str, shard: int, epoch: int, kept: Kept, name: str) -> None:
+        self.__qualname__ = name
+        self.host: Host = host
+        self.key: str = key
+        self.shard: int = shard
+        self.epoch: int = epoch
+        self.kept: Kept = kept
+        self.is_open: bool = True
+        self.is_ready: bool = False
+        self.is_saved: bool = False
+        self.used_at: float = 0.0
+        self.outcome: asyncio.Future[bool] | None = None
+        self.waiting: list[Any] = []
+
+    async def __call__(self, process: RunningProcess) -> None:
+        """Run the entity as this process."""
+        CURRENT.set(self)
+        try:
+            self.entity = self.host.make(self)
+            await self.entity(process)
+        finally:
+            self._end()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request, and none has come."""
+        return self.is_open and self.is_ready and self.box.waited_for and not self.box.queue
+
+    @property
+    def takes(self) -> bool:
+        """Whether a message that is put into its mailbox now is served, or given back by its end."""
+        process = self.process
+        return self.is_open and not (process._is_ending or process._is_gone)  # noqa: SLF001  # the runtime's half
+
+    def close(self) -> asyncio.Future[bool]:
+        """Have the entity saved and ended, after the handler that runs. Returns what `outcome` says."""
+        outcome = self.outcome
+        if outcome is None:
+            outcome = self.outcome = asyncio.get_running_loop().create_future()
+            if self.takes:
+                self.is_open = False
+                self.waiting += self.box.discard(_is_call)
+                self.box.put(_Save(self))
+        return outcome
+
+    def end(self, reason: str) -> None:
+        """End the entity after the handler that runs, without saving it. Casts that wait are still run."""
+        if self.takes:
+            self.is_open = False
+            self.waiting += self.box.discard(_is_call)
+        self.box.put(_Stop(self, reason))
+
+    def run_between(self, order: BetweenHandlers) -> None:
+        """Have the entity do something between two handlers."""
+        self.box.put(order)
+
+    def reopen(self) -> None:
+        """Serve again, since it could not be saved."""
+        self.is_open = True
+        waiting, self.waiting = self.waiting, []
+        for message in waiting:
+            if type(message.message.handler) is str:  # It was in the mailbox.
+                self.box.put(message)
+            else:
+                self.host.again(message)
+        self._settle(False)
+
+    def _end(self) -> None:
+        self.is_open = False
+        rest = [*self.box.discard(_is_request), *self.waiting]
+        self.waiting = []
+        self.host.ended(self, rest)
+        self._settle(True)
+
+    def _settle(self, outcome: bool) -> None:
+        future, self.outcome = self.outcome, None
+        if future is not None and not future.done():
+            future.set_result(outcome)
+
+
+class _Save(BetweenHandlers):
+    """Save the entity and end it."""
+
+    __slots__ = ("_seat",)
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+
+    async def run(self) -> None:
+        seat = self._seat
+        try:
+            seat.host.keep(seat, await seat.entity.save())
+        except (asyncio.CancelledError, ProcessExit):
+            raise
+        except BaseException as error:
+            if is_from_signal(error) or exit_in(error) is not None:
+                raise
+            log.exception(
+                "the entity %s/%s cannot be saved, and goes on", seat.host.kind, seat.key,
+                exc_info=loggable(error),
+            )  # fmt: skip
+            seat.reopen()
+        else:
+            seat.is_saved = True
+            seat.entity.stop("passivated")
+
+
+class _Stop(BetweenHandlers):
+    """End the entity."""
+
+    __slots__ = ("_reason", "_seat")
+
+    def __init__(self, seat: Seat, reason: str) -> None:
+        self._seat = seat
+        self._reason = reason
+
+    async def run(self) -> None:
+        self._seat.entity.stop(self._reason)
+
+
+class Merge(BetweenHandlers):
+    """Give the entity the state of another one with its key, which lived beside it.
+
+    Args:
+        seat: of the entity.
+        other: the state.
+    """
+
+    __slots__ = ("_other", "_seat")
+
+    def __init__(self, seat: Seat, other: Any) -> None:
+        self._seat = seat
+        self._other = other
+
+    async def run(self) -> None:
+        """See `BetweenHandlers`."""
+        await self._seat.entity.merge(self._other)
+
+
+def refuse_all(messages: Iterable[Any], target: str) -> None:
+    """Refuse requests that no entity has begun."""
+    for message in messages:
+        if type(message) is Call:
+            message.no_process(target)
+
+
+def _is_call(message: Any) -> bool:
+    return type(message) is Call
+
+
+def _is_request(message: Any) -> bool:
+    return type(message) is Call or type(message) is Invoke

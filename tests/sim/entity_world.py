@@ -1,0 +1,345 @@
+"""Clusters that host entities while nodes come, drain, leave and fail: what must hold, whatever happens.
+
+Callers on all nodes append to a few sessions. Each append has a name of its own, and is in the ledger with
+where it ran and what its caller got.
+
+What must hold in every story:
+
+1. An append runs at most once; one that its caller was told was not delivered never runs; one that was
+   acknowledged has run.
+2. A session runs one handler at a time on a node, and its epoch there never falls.
+3. In the end, when everything has healed, every node names the same owner for each shard, no host has more
+   than its share, all nodes append to the same copy of each session, and nothing is left over.
+
+Without faults (nodes join, drain, leave in order and come back):
+
+4. No session lives twice at any moment, and its epoch grows from one life to the next.
+5. No call fails, and no acknowledged append is missing in the end, unless a drain report has named its
+   session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from fleetlm import Entity, EntityRefs, FleetError, Node, NotDelivered, Pid, handler
+from fleetlm.runtime.info import DrainReport
+from fleetlm.testing import SimCluster
+from tests.sim.seeded import ONE_PORT
+
+KEYS = [f"s{number}" for number in range(6)]
+SHARDS = 8
+LONG_S = 120.0
+CALM, STORMY = ("join", "drain", "restart", "move"), (
+    "partition", "one way", "freeze", "stall", "crash",
+)  # fmt: skip
+
+
+@dataclass
+class Append:
+    """One append to a session."""
+
+    key: str
+    is_cast: bool
+    ran: list[tuple[str, int]] = field(default_factory=list)
+    """Node and epoch of each run."""
+    outcome: object = None
+
+    was_left_behind: bool = False
+    """Whether the node that asked was stopped meanwhile."""
+
+
+@dataclass
+class Ledger:
+    """Everything that happened."""
+
+    appends: dict[str, Append] = field(default_factory=dict)
+    lives: dict[str, list[tuple[Pid, int]]] = field(default_factory=dict)
+    """Key → process and epoch of each life, in the order of their begins."""
+    alive: dict[str, list[str]] = field(default_factory=dict)
+    """Key → nodes on which it lives."""
+    twice: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+class Session(Entity):
+    """Keeps what was appended."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.names: list[str] = []
+        self.at_work = False
+
+    async def load(self, state: Any) -> None:
+        ledger, here = self.ledger, self.node.name
+        alive = ledger.alive.setdefault(self.key, [])
+        if alive:
+            ledger.twice.append(f"{self.key} lives on {alive} and begins on {here}")
+        alive.append(here)
+        ledger.lives.setdefault(self.key, []).append((self.pid, self.epoch))
+        self.names = list(state or ())
+
+    async def save(self) -> Any:
+        await asyncio.sleep(0.001)
+        return self.names
+
+    async def terminate(self, reason: Any) -> None:
+        self.ledger.alive[self.key].remove(self.node.name)
+
+    @handler
+    async def append(self, name: str, pause_s: float) -> int:
+        if self.at_work:
+            self.ledger.faults.append(f"{self.key} runs two handlers at once")
+        self.at_work = True
+        self.ledger.appends[name].ran.append((self.node.name, self.epoch))
+        self.names.append(name)
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self.at_work = False
+        return len(self.names)
+
+    @handler
+    async def everything(self) -> list[str]:
+        return self.names
+
+
+class World:
+    """One run of a seed.
+
+    Args:
+        seed: decides everything.
+        faults: whether partitions, freezes, stalls and crashes happen.
+    """
+
+    def __init__(self, seed: int, *, faults: bool) -> None:
+        self.rng = random.Random(f"entities {seed}")
+        self.faults = faults
+        latency_s = (0.0002, self.rng.choice([0.001, 0.02]))
+        self.cluster = SimCluster(seed=seed, settings=ONE_PORT, latency_s=latency_s)
+        self.ledger = Ledger()
+        self.callers: list[asyncio.Task[Any]] = []
+        self.drains: list[asyncio.Task[Any]] = []
+        self.reports: list[DrainReport] = []
+        self.idle_s = self.rng.choice([0.2, 2.0, 600.0])
+        self.count = 0
+        self.final: dict[str, list[str]] = {}
+        """Key → what the session has in the end."""
+
+    async def play(self, steps: int = 25) -> None:
+        """Play a story, and check what must hold."""
+        async with self.cluster:
+            nodes = await self.cluster.start(self.rng.randint(2, 4))
+            for node in nodes[: self.rng.randint(2, len(nodes))]:
+                await self.host(node)
+                await asyncio.sleep(self.rng.choice([0, 0, 0.3, 3]))
+            await self.cluster.mesh(timeout=60)
+            await asyncio.sleep(2)
+            for _ in range(steps):
+                await self.step()
+            await self.settle()
+            await self.check()
+
+    def nodes(self) -> list[Node]:
+        return list(self.cluster.nodes.values())
+
+    def hosts(self) -> list[Node]:
+        """The nodes that host sessions, without those that drain."""
+        return [each for each in self.nodes() if self.is_host(each) and not each.is_draining]
+
+    def is_host(self, node: Node) -> bool:
+        return bool(node.entities._hosted)
+
+    async def host(self, node: Node) -> None:
+        await node.entities.host(
+            Session, "sessions", args=(self.ledger,), shards=SHARDS, idle_s=self.idle_s, handoff_s=5
+        )
+
+    def refs(self, node: Node) -> EntityRefs[Session]:
+        return node.entities.ref(Session, "sessions")
+
+    async def step(self) -> None:
+        """Do something, and wait for a moment."""
+        rng = self.rng
+        chance = rng.random()
+        if chance < 0.3:
+            await self.change(rng.choice(CALM))
+        elif chance < 0.5 and self.faults:
+            await self.change(rng.choice(STORMY))
+        else:
+            for _ in range(rng.randint(1, 8)):
+                self.callers.append(asyncio.create_task(self.append(rng.choice(self.nodes()))))
+        await asyncio.sleep(rng.choice([0.0, 0.001, 0.01, 0.1, 1.0, 3.0]))
+
+    async def change(self, what: str) -> None:
+        rng, node = self.rng, self.rng.choice(self.nodes())
+        others = [each for each in self.hosts() if each is not node]
+        match what:
+            case "join" if len(self.nodes()) < 5:
+                (fresh,) = await self.cluster.start()
+                await self.host(fresh)
+            case "drain" if others:
+                if node.is_draining:
+                    node.undrain()
+                else:
+                    self.drains.append(asyncio.create_task(self.drain(node)))
+            case "restart" if others:
+                was_host = self.is_host(node)
+                await self.cluster.stop(node, drain_s=LONG_S)
+                if node.drain_report is not None:
+                    self.reports.append(node.drain_report)
+                again = await self.cluster.start_at(self.cluster.ip_of(node.name))
+                if was_host:
+                    await self.host(again)
+            case "move" if others:
+                shard = rng.randrange(SHARDS)
+                move = self.refs(node).move(shard, rng.choice(others).name)
+                self.drains.append(asyncio.create_task(ignoring(move)))
+            case "crash" if others:
+                ip = self.cluster.ip_of(node.name)
+                for alive in self.ledger.alive.values():
+                    while node.name in alive:
+                        alive.remove(node.name)
+                await self.cluster.crash(node)
+                if rng.random() < 0.8:
+                    await self.host(await self.cluster.start_at(ip))
+            case "partition" | "one way" | "freeze" | "stall":
+                self.disturb(what, node)
+            case _:
+                return
+
+    def disturb(self, what: str, node: Node) -> None:
+        self.calm_down()
+        match what:
+            case "partition":
+                self.cluster.partition([node])
+            case "one way":
+                self.cluster.partition_one_way([node], [self.rng.choice(self.nodes())])
+            case "freeze":
+                self.cluster.freeze(node)
+            case "stall":
+                self.cluster.stall(node)
+
+    def calm_down(self) -> None:
+        self.cluster.heal()
+        for each in self.nodes():
+            self.cluster.thaw(each)
+            self.cluster.unstall(each)
+
+    async def drain(self, node: Node) -> None:
+        try:
+            self.reports.append(await node.drain(LONG_S))
+        except FleetError:
+            return  # The node was stopped just before.
+
+    async def append(self, node: Node) -> None:
+        """Append to a session, once or several times in a row."""
+        rng, key = self.rng, self.rng.choice(KEYS)
+        for _ in range(rng.randint(1, 3)):
+            self.count += 1
+            name = f"{self.count}"
+            entry = self.ledger.appends[name] = Append(key, rng.random() < 0.2)
+            ref = self.refs(node)[key].within(60 if not self.faults else rng.choice([1, 5, 60]))
+            pause_s = rng.choice([0.0, 0.002, 0.3, 2.0])
+            try:
+                if entry.is_cast:
+                    await ref.cast(Session.append, name, pause_s)
+                    entry.outcome = "accepted"
+                else:
+                    entry.outcome = await ref.call(Session.append, name, pause_s)
+            except FleetError as error:
+                entry.outcome = error
+                entry.was_left_behind = node._stopping
+                return
+
+    async def settle(self) -> None:
+        """Let everything heal and end."""
+        self.calm_down()
+        await asyncio.wait_for(asyncio.gather(*self.callers), 600)
+        await asyncio.wait_for(asyncio.gather(*self.drains), 600)
+        for node in self.nodes():
+            node.undrain()
+        await self.cluster.mesh(timeout=300)
+        await asyncio.sleep(20)
+
+    async def check(self) -> None:
+        ledger = self.ledger
+        assert not ledger.faults, ledger.faults
+        self.check_outcomes()
+        await self.check_end()
+        self.final = {key: await self.refs(self.nodes()[0])[key].call(Session.everything) for key in KEYS}
+        if not self.faults:
+            self.check_calm()
+
+    def check_outcomes(self) -> None:
+        for name, entry in self.ledger.appends.items():
+            told = f"append {name} to {entry.key}: ran {entry.ran}, came to {entry.outcome!r}"
+            assert len(entry.ran) <= 1, told
+            if isinstance(entry.outcome, NotDelivered):
+                assert not entry.ran, told
+            if type(entry.outcome) is int:
+                assert entry.ran, told
+            assert entry.outcome is not None, told
+            if not (self.faults or entry.was_left_behind):
+                assert not isinstance(entry.outcome, FleetError), told
+                assert entry.ran, told
+        for key, lives in self.ledger.lives.items():
+            last: dict[int, int] = {}
+            for pid, epoch in lives:
+                assert epoch >= last.get(pid.incarnation, 0), f"{key}: {lives}"
+                last[pid.incarnation] = epoch
+
+    async def check_end(self) -> None:
+        nodes, hosts = self.nodes(), self.hosts()
+        owners = self.refs(nodes[0]).shards()
+        assert sorted(owners) == list(range(SHARDS)), owners
+        most = -(-SHARDS // len(hosts))
+        for node in nodes:
+            assert self.refs(node).shards() == owners, node.name
+        for host in hosts:
+            assert sum(owner == host.name for owner in owners.values()) <= most, owners
+        for key in KEYS:
+            first = len(await self.refs(nodes[0])[key].call(Session.everything))
+            for number, node in enumerate(nodes, 1):
+                name = f"end {key} {node.name}"
+                self.ledger.appends[name] = Append(key, is_cast=False)
+                assert await self.refs(node)[key].call(Session.append, name, 0.0) == first + number, key
+        for node in nodes:
+            assert not node._parts.replicated_shards._waiting, node.name
+            for hosting in node.entities._hostings():
+                handoff: Any = hosting.handoff
+                left = (handoff._moving, handoff._staged, handoff._tasks, handoff._sealed)
+                assert not any(left), left
+                assert hosting.kept_bytes == sum(
+                    len(key) + len(kept.packed or b"") + 64
+                    for each in hosting.kept.values()
+                    for key, kept in each.items()
+                )
+                own = hosting.table.own("sessions")
+                assert own is not None
+                assert hosting.kept.keys() | hosting.in_shard.keys() <= own.claims.keys()
+
+    def check_calm(self) -> None:
+        ledger = self.ledger
+        assert not ledger.twice, ledger.twice
+        for key, lives in ledger.lives.items():
+            for (pid, epoch), (later, later_epoch) in itertools.pairwise(lives):
+                moved = pid.node != later.node
+                grows = later_epoch > epoch if moved else later_epoch >= epoch
+                assert grows, f"{key}: {lives}"
+        unmoved = {name for report in self.reports for name in report.unmoved}
+        for name, entry in ledger.appends.items():
+            if f"sessions/{entry.key}" not in unmoved and not entry.was_left_behind:
+                assert name in self.final[entry.key], f"append {name} to {entry.key} is lost"
+
+
+async def ignoring(work: Any) -> None:
+    """Wait for something that may fail."""
+    try:
+        await work
+    except (FleetError, ValueError):
+        return
