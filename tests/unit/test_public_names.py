@@ -56,7 +56,8 @@ PUBLIC = {
     "Node": """
         add_check broadcast call connect disconnect drain drain_report entities events exit factories
         failure groups incarnation info is_draining join list multicall name name_of on_leaving
-        overview own_address ping process_info process_pool processes readiness ready ref refs register registered
+        overview own_address ping process_info process_pool processes readiness ready ref refs register
+        registered
         registry remove_check retry run_blocking run_in_process send send_nowait settings spawn spawn_at
         start start_actor stop stream stream_blocking supervisors sync table telemetry undrain
         unregister wait_stopped whereis
