@@ -81,11 +81,13 @@ Live = tuple[subprocess.Popen[bytes], int, Callable[[str, str], None]]
 @contextlib.contextmanager
 def on_terminal(place: Place, *args: str) -> Iterator[Live]:
     """Run the live view on a terminal of 160 by 40."""
+    # xdist sets these for its workers, and Textual believes them before the terminal itself.
+    env = {name: text for name, text in place.env.items() if name not in ("COLUMNS", "LINES")}
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "fleetlm", "top", *args],
-        cwd=place.folder, env=place.env | {"TERM": "xterm-256color", "COLORTERM": ""},
+        cwd=place.folder, env=env | {"TERM": "xterm-256color", "COLORTERM": ""},
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
@@ -143,7 +145,7 @@ def test_three_real_nodes_are_seen_in_tables_as_json_and_live(place: Place) -> N
 
 def test_the_live_view_ends_with_its_terminal(place: Place) -> None:
     node = place.node(2)
-    with on_terminal(place, "--interval", "0.2") as (top, ours, press):
+    with on_terminal(place, "--interval", "0.2", "--node", str(place.port)) as (top, ours, press):
         press("", "1 up")
         os.close(ours)
         assert top.wait(allowed_s(10.0)) is not None
@@ -152,7 +154,7 @@ def test_the_live_view_ends_with_its_terminal(place: Place) -> None:
 
 def test_a_node_with_remote_off_is_not_found_and_the_reason_says_so(place: Place) -> None:
     node = place.node(2, FLEETLM_REMOTE="off")
-    done = place.run("top", "--once")
+    done = place.run("top", "--once", "--node", str(place.port))
     assert node.poll() is None
     assert done.returncode == 3
     assert "FLEETLM_REMOTE=off" in done.stderr
