@@ -161,8 +161,7 @@ def test_a_broadcast_reaches_each_target_once_though_sessions_change(
     play()
 
 
-@virtual
-async def test_a_multicall_in_a_mixed_cluster_leaves_nothing_behind_when_it_raises(
+def test_a_multicall_in_a_mixed_cluster_leaves_nothing_behind_when_it_raises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ends: list[str] = []
@@ -176,11 +175,15 @@ async def test_a_multicall_in_a_mixed_cluster_leaves_nothing_behind_when_it_rais
             ends.append("cancelled")
             raise
 
+    @virtual
+    async def play() -> None:
+        rig = Rig()
+        with pytest.raises(RuntimeError, match="a fault"):
+            await rig.multicall._ask_mixed([("able", True), ("old", False)], REQUEST, REQUEST, 5.0)
+        await rig.settle()
+
     monkeypatch.setattr(Multicall, "_ask", ask)
-    rig = Rig()
-    with pytest.raises(RuntimeError, match="a fault"):
-        await rig.multicall._ask_mixed([("able", True), ("old", False)], REQUEST, REQUEST, 5.0)
-    await rig.settle()
+    play()
     assert ends == ["cancelled"]
 
 
