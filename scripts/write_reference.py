@@ -211,7 +211,7 @@ def wire_page() -> str:
 def api_page() -> str:
     """Every public name, and the nouns that hang on a node; `mkdocstrings` fills in their documentation."""
     lines = ["# API", "", "Every public name of fleetlm, and what `node.groups` and the like are."]
-    modules = {name: module for module, names in fleetlm._NAMES_OF.items() for name in names.split()}
+    modules = {name: module for module, names in vars(fleetlm)["_NAMES_OF"].items() for name in names.split()}
     listed: set[str] = set()
     for title, names in API.items():
         lines += ["", f"## {title}"]

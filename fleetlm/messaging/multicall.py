@@ -69,10 +69,16 @@ class Multicall:
         self, targets: list[tuple[Target, bool]], message: Any, carrying: Invoke, timeout_s: float
     ) -> list[Any]:
         """Call processes of which some, those with False, are on nodes that take no carriers."""
-        with_carrier, without = await asyncio.gather(
-            self._ask([to for to, is_able in targets if is_able], carrying, timeout_s),
-            self._ask([to for to, is_able in targets if not is_able], message, timeout_s),
-        )
+        loop = self._loop
+        asking = [
+            loop.create_task(self._ask([to for to, is_able in targets if is_able], carrying, timeout_s)),
+            loop.create_task(self._ask([to for to, is_able in targets if not is_able], message, timeout_s)),
+        ]
+        try:
+            with_carrier, without = await asyncio.gather(*asking)
+        finally:
+            for each in asking:  # `gather` lets the other one go on where one of them raises.
+                each.cancel()
         results = {True: iter(with_carrier), False: iter(without)}
         return [next(results[is_able]) for _, is_able in targets]
 

@@ -46,11 +46,14 @@ async def tell_of_many(
     if taps.call_started is not None:
         for to in targets:
             taps.call_started(to, handler)
-    began, outcomes = now(), ["cancelled"] * len(targets)
+    began, outcomes = now(), [""] * len(targets)
     try:
         results = await calls
         outcomes = [outcome_of(each) if isinstance(each, BaseException) else "ok" for each in results]
         return results
+    except BaseException as error:
+        outcomes = [outcome_of(error)] * len(targets)
+        raise
     finally:
         if taps.call_ended is not None:
             seconds = now() - began

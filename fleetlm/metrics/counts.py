@@ -23,6 +23,8 @@ BOUNDS_S: Final = (
 )
 """Upper bounds of the buckets of all histograms, in seconds: from a call within a host to a long stream."""
 _INF = (float("inf"),)
+MAX_CLOCKS: Final = 4_096
+"""Nodes with a clock of full windows: four times as many as `Settings.max_peers` allows by default."""
 
 
 class Histogram:
@@ -150,7 +152,14 @@ class Counts:
         self.drops[why] = self.drops.get(why, 0) + count
 
     def _on_window_full(self, _to: Target, node: str) -> None:
-        self.full.setdefault(node, FullClock()).begin(self._clock())
+        clock = self.full.get(node)
+        if clock is None:
+            if (
+                len(self.full) >= MAX_CLOCKS
+            ):  # Nobody scrapes, or those of nodes that are gone would be dropped.
+                self.full = {name: each for name, each in self.full.items() if each.waiting}
+            clock = self.full[node] = FullClock()
+        clock.begin(self._clock())
 
     def _on_window_opened(self, _to: Target, node: str, _seconds: float) -> None:
         clock = self.full.get(node)

@@ -124,7 +124,10 @@ class PeerSums:
 
     def add_full(self, name: str, seconds: float, label: str) -> None:
         """Add what the clock of a node shows more than at the last look."""
-        self.full_s[label] = self.full_s.get(label, 0.0) + seconds - self._full_s.get(name, 0.0)
+        before = self._full_s.get(name, 0.0)
+        if seconds < before:  # It is another clock than at the last look.
+            before = 0.0
+        self.full_s[label] = self.full_s.get(label, 0.0) + seconds - before
         self._full_s[name] = seconds
 
     def forget_all_but(self, present: Any, full: dict[str, Any]) -> None:
@@ -133,8 +136,10 @@ class PeerSums:
             self.carried.pop(name, None)
             self.full_s.pop(name, None)
         for name in [name for name in self._full_s if name and name not in present]:
-            if not full[name].waiting:
-                del self._full_s[name], full[name]
+            clock = full.get(name)
+            if clock is None or not clock.waiting:
+                del self._full_s[name]
+                full.pop(name, None)
 
 
 class Reader:

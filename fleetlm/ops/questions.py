@@ -78,7 +78,7 @@ class Shared(Generic[T]):
         self._ask = ask
         self._pause_s = pause_s
         self._last: asyncio.Task[T] | None = None
-        """The question that is on its way, or was answered last."""
+        """The question that is on its way."""
         self._next: asyncio.Task[T] | None = None
         """The question that will follow it, which everybody who comes now waits for."""
         self._not_before = 0.0
@@ -92,7 +92,7 @@ class Shared(Generic[T]):
         """
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._follow(self._last))
-            self._next.add_done_callback(_retrieve)
+            self._next.add_done_callback(self._end)
         return await asyncio.wait_for(asyncio.shield(self._next), limit_s)
 
     def close(self) -> None:
@@ -100,6 +100,13 @@ class Shared(Generic[T]):
         for task in (self._last, self._next):
             if task is not None:
                 task.cancel()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        """Forget a question: its answer may be large. Read its error, so that asyncio does not log it."""
+        if self._last is task:
+            self._last = None
+        if not task.cancelled():
+            task.exception()
 
     async def _follow(self, before: asyncio.Task[T] | None) -> T:
         loop = asyncio.get_running_loop()
@@ -109,12 +116,6 @@ class Shared(Generic[T]):
         self._not_before = loop.time() + self._pause_s
         self._last, self._next = self._next, None
         return await self._ask()
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Read the error of a question that nobody waits for any more, so that asyncio does not log it."""
-    if not task.cancelled():
-        task.exception()
 
 
 class NodeQuestions:

@@ -21,6 +21,7 @@ from fleetlm import (
     MessageDropped,
     Node,
     NoProcess,
+    NotSerializable,
     Process,
     RemoteError,
     SessionDown,
@@ -156,8 +157,11 @@ async def test_each_call_of_a_multicall_is_told(fleet: Fleet) -> None:
     await asyncio.sleep(0.5)
     many.cancel()
     await asyncio.sleep(0.1)
+    with pytest.raises(NotSerializable):
+        await a.multicall(targets[1:2], object())
+    await asyncio.sleep(0.1)
     outcomes = [each.outcome for each in calls if isinstance(each, CallEnded)]
-    assert outcomes == ["ok", "ok", "NoProcess", "cancelled"]
+    assert outcomes == ["ok", "ok", "NoProcess", "cancelled", "NotSerializable"]
     assert len(calls) == 2 * len(outcomes)
 
 

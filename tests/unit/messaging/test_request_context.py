@@ -12,6 +12,7 @@ import pytest
 from fleetlm.actors.sender import ActorSender
 from fleetlm.errors import CallTimeout, NoConnection, NodeLost, WouldBlock
 from fleetlm.messaging.carrying import CARRYING
+from fleetlm.messaging.multicall import Multicall
 from fleetlm.messaging.request_context import RequestContext, TracedConsumerEnd
 from fleetlm.messaging.stream_items import ConsumerEnd
 from fleetlm.messaging.streams import Streams
@@ -158,6 +159,32 @@ def test_a_broadcast_reaches_each_target_once_though_sessions_change(
         assert len(rig.box.queue) == 1
 
     play()
+
+
+def test_a_multicall_in_a_mixed_cluster_leaves_nothing_behind_when_it_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends: list[str] = []
+
+    async def ask(_: Multicall, targets: Any, *__: Any) -> Any:
+        if targets == ["able"]:
+            raise RuntimeError("a fault")
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+
+    @virtual
+    async def play() -> None:
+        rig = Rig()
+        with pytest.raises(RuntimeError, match="a fault"):
+            await rig.multicall._ask_mixed([("able", True), ("old", False)], REQUEST, REQUEST, 5.0)
+        await rig.settle()
+
+    monkeypatch.setattr(Multicall, "_ask", ask)
+    play()
+    assert ends == ["cancelled"]
 
 
 def test_a_tracer_is_told_each_outcome_once(tracer: Tracer) -> None:

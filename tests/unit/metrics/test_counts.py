@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fleetlm import CallEnded, ChildRestarted, HandlerEnded, MessageDropped, WindowFull, WindowOpened
-from fleetlm.metrics.counts import BOUNDS_S, Counts, FullClock, Histogram
+from fleetlm.metrics.counts import BOUNDS_S, MAX_CLOCKS, Counts, FullClock, Histogram
 from fleetlm.metrics.labels import MAX_ACTORS, MAX_HANDLERS, OTHER
 
 
@@ -121,3 +121,13 @@ def test_drops_restarts_and_full_windows_are_counted() -> None:
     assert rig.counts.drops == {"expired": 3}
     assert rig.counts.restarts == 1
     assert rig.counts.full["peer"].total_s == 3.0
+
+
+def test_clocks_of_full_windows_are_bounded_though_nobody_scrapes() -> None:
+    rig = Rig()
+    rig.tell(WindowFull("to", "waits"))
+    for number in range(2 * MAX_CLOCKS):
+        rig.tell(WindowFull("to", f"n{number}"))
+        rig.tell(WindowOpened("to", f"n{number}", 0.1))
+    assert len(rig.counts.full) <= MAX_CLOCKS
+    assert rig.counts.full["waits"].waiting == 1

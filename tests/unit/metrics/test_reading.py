@@ -136,6 +136,15 @@ def test_the_time_of_full_windows_only_grows_too() -> None:
     assert sums.full_s == {}
 
 
+def test_a_clock_that_was_replaced_begins_anew() -> None:
+    sums = PeerSums()
+    for seconds in (5.0, 1.0):
+        sums.add_full("a", seconds, sums.label("a"))
+    assert sums.full_s == {"a": 6.0}
+    sums.forget_all_but((), {})
+    assert sums._full_s == {}
+
+
 def test_memory_is_told_where_the_system_does_not_say_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:

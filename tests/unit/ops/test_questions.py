@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +53,21 @@ async def test_those_who_ask_meanwhile_share_the_next_question() -> None:
     assert await first == 1
     assert await asyncio.gather(*later) == [2] * 50, "no answer is older than the request for it"
     assert asked.count == 2
+
+
+async def test_no_answer_is_kept_when_all_have_it() -> None:
+    class Answer:
+        pass
+
+    async def ask() -> Answer:
+        return Answer()
+
+    shared = Shared(ask, 0.0)
+    for _ in range(2):
+        gone = weakref.ref(await shared.get())
+        await turns()
+        gc.collect()
+        assert gone() is None
 
 
 async def test_an_asker_that_gives_up_takes_the_question_from_nobody() -> None:
