@@ -63,8 +63,8 @@ class _State:
     __slots__ = ("is_open", "is_waited_for")
 
     def __init__(self) -> None:
-        self.is_open = True
-        self.is_waited_for = False
+        self.is_open: bool = True
+        self.is_waited_for: bool = False
 
 
 class _Items(Generic[T_co]):

@@ -63,7 +63,7 @@ class Leaving:
 
     def __init__(self, node: Node) -> None:
         self.responses: set[Response] = set()
-        self.is_over = False
+        self.is_over: bool = False
         self._node = node
         self._loop = asyncio.get_running_loop()
         self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}

@@ -40,9 +40,9 @@ vote, each owner speaks for itself, as in `core.name_table`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, KeysView
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from fleetlm.core.group_members import hash_of
 from fleetlm.core.name_table import MAX_NODE_LENGTH
 from fleetlm.ids import Pid
 from fleetlm.names import check_process_name
@@ -413,7 +413,7 @@ class ShardTable:
 
 def shard_of(key: str, shards: int) -> int:
     """Return the shard of a key: the same on every node and in every version."""
-    digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = hash_of(key.encode("utf-8", "surrogatepass"), 8)
     return int.from_bytes(digest, "big") % shards
 
 
@@ -424,7 +424,7 @@ def rank(kind: str, shard: int, node: str, claim: Claim) -> tuple[int, int, int,
 
 def score(kind: str, shard: int, node: str) -> int:
     """Return how much a shard prefers a node: its own mix of all nodes, the same everywhere."""
-    return int.from_bytes(blake2b(f"{kind}\0{shard}\0{node}".encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hash_of(f"{kind}\0{shard}\0{node}".encode(), 8), "big")
 
 
 def _rows(claims: Iterable[tuple[int, Claim]]) -> list[list[int]]:

@@ -37,8 +37,10 @@ from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
+    from fleetlm.core.shard_table import ShardTable
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.messaging.outbound import Outbound
+    from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.running import RunningProcess
     from fleetlm.wire.codec import Codec
@@ -136,8 +138,8 @@ class Hosting:
         self.options: HostOptions = options
         self.shards: ReplicatedShards = shards
         self.outbound: Outbound = outbound
-        self.context = shards.context
-        self.table = shards.table
+        self.context: NodeContext = shards.context
+        self.table: ShardTable = shards.table
         self.codec: Codec = codec
         self.seats: OrderedDict[str, Seat] = OrderedDict()
         """Key → the live entity; the one without a request for the longest time is first."""

@@ -30,8 +30,8 @@ try:
         HistogramMetricFamily,
         Metric,
     )
-except ImportError as error:
-    raise ImportError("fleetlm.metrics needs prometheus-client: pip install 'fleetlm[metrics]'") from error
+except ImportError as _error:
+    raise ImportError("fleetlm.metrics needs prometheus-client: pip install 'fleetlm[metrics]'") from _error
 
 if TYPE_CHECKING:
     from types import TracebackType

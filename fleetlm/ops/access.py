@@ -45,11 +45,11 @@ class Access:
         self._digest = None if token is None else _digest(token)
         self._hosts = frozenset(name.lower() for name in hosts)
         key = b"" if token is None else token.encode()
-        self.cookie_value = hmac.new(key, _PURPOSE, hashlib.sha256).hexdigest()
+        self.cookie_value: str = hmac.new(key, _PURPOSE, hashlib.sha256).hexdigest()
         """What a browser keeps instead of the token. It is the same on each node with this token, and after
         a restart."""
         name = hmac.new(key, _PURPOSE + b" name", hashlib.sha256).hexdigest()
-        self.cookie_name = f"fleetlm_ops_{name[:8]}"
+        self.cookie_name: str = f"fleetlm_ops_{name[:8]}"
         """Browsers keep the cookies of all ports of a host together, so each token has a name of its own."""
 
     @property

@@ -44,7 +44,7 @@ class Board:
     """The last overview, and the rates of the last minutes."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number: int = 0
         """Grows with each update."""
         self._asked = ""
         self._wall_ms = 0

@@ -129,7 +129,7 @@ class NodeQuestions:
     """
 
     def __init__(self, node: Node) -> None:
-        self.name = node.name
+        self.name: str = node.name
         self._node = node
         self._loop = parts_of(node).context.loop
         check_loop(self._loop, "fleetlm.ops.app")

@@ -28,6 +28,7 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
+from textual.types import AnimationLevel
 from textual.widgets import DataTable, Footer, Input, Static, Tab, Tabs
 
 from fleetlm.cli.top.arrange import Order, arrange, first_order
@@ -103,9 +104,9 @@ class TopApp(App[None]):
         interval_s: seconds between the end of a look and the next one.
     """
 
-    TITLE = "fleetlm top"
-    ENABLE_COMMAND_PALETTE = False
-    CSS = """
+    TITLE: str | None = "fleetlm top"
+    ENABLE_COMMAND_PALETTE: ClassVar[bool] = False
+    CSS: ClassVar[str] = """
     #state { height: 1; padding: 0 1; background: $panel; }
     #state.failed { background: $error; color: $text; }
     #note { height: 1; padding: 0 1; color: $text-muted; }
@@ -132,7 +133,7 @@ class TopApp(App[None]):
 
     def __init__(self, source: Looks, interval_s: float) -> None:
         super().__init__()
-        self.animation_level = "none"  # Terminals may be far away.
+        self.animation_level: AnimationLevel = "none"  # Terminals may be far away.
         self._source = source
         self._interval_s = interval_s
         self._history = History()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -176,7 +177,7 @@ async def test_columns_are_as_wide_as_what_they_hold_and_never_narrower_again() 
 async def test_a_lost_node_is_shown_above_what_was_seen_last() -> None:
     async with running(CLUSTER) as (app, pilot):
         await shown(app, pilot, Look(None, f"{A} is gone (it died)", 3))
-        assert state(app) == f"{A} is gone (it died); trying again; what is shown is 0 s old"
+        assert state(app).startswith(f"{A} is gone (it died); trying again; what is shown is ")
         assert app._state.has_class("failed")
         assert column(app, 0) == [A, B]
         await shown(app, pilot, CLUSTER)
@@ -189,7 +190,7 @@ async def test_a_node_that_hangs_is_noticed_without_its_answer(monkeypatch: pyte
         assert app._looked_at is not None
         monkeypatch.setattr(app, "_looked_at", app._looked_at - 60)
         app._show_state()
-        assert state(app).startswith("no answer for 60 s  ")
+        assert re.match(r"no answer for 6\d s  ", state(app))
 
 
 async def test_a_paused_view_stands_still() -> None:
