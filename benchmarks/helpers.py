@@ -31,7 +31,7 @@ _PORTS = range(20_000, 32_000)
 
 
 class HelperFailed(Exception):
-    """A helper ended, or sent nothing in time. Its own error message is on stderr."""
+    """A helper ended, or sent nothing in time, or no facts. Its own error message is on stderr."""
 
 
 class Helper:
@@ -82,7 +82,10 @@ class Helper:
                 raise HelperFailed(f"{self.target} {why}")
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
-        facts: dict[str, Any] = json.loads(line)
+        try:
+            facts: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise HelperFailed(f"{self.target} sent {line[:200]!r}") from None
         return facts
 
     def wait_for_end(self) -> None:

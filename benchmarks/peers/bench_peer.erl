@@ -192,6 +192,7 @@ wait_connected(Count) ->
 
 notice(Victim) ->
     Self = self(),
+    wait_registered(Victim),
     true = erlang:monitor_node(Victim, true),
     spawn(fun() ->
         try gen_server:call({never, Victim}, wait, 60000) catch exit:_ -> Self ! {failed, now_s()} end
@@ -201,6 +202,13 @@ notice(Victim) ->
     DownAt = receive {nodedown, Victim} -> now_s() end,
     FailedAt = receive {failed, At} -> At end,
     io:format("{\"down_at\": ~.9f, \"failed_at\": ~.9f}~n", [DownAt, FailedAt]).
+
+%% A node can be reached before its program runs.
+wait_registered(Node) ->
+    case erpc:call(Node, erlang, whereis, [never]) of
+        undefined -> timer:sleep(5), wait_registered(Node);
+        _Pid -> ok
+    end.
 
 %% The clock that Python calls CLOCK_MONOTONIC.
 now_s() -> os:perf_counter(nanosecond) / 1.0e9.

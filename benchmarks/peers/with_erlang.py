@@ -2,7 +2,8 @@
 
 Both programs become an Erlang node by ``exec``, which compiles `bench_peer.erl` in memory and talks to the
 parent by itself. The nodes need no epmd: all of them listen on one port, each at its own address.
-Source: erl(1), ``-erl_epmd_port`` and ``-start_epmd``.
+What `global` warns of when a node is killed would stand among the facts, so nothing is logged.
+Source: erl(1), ``-erl_epmd_port`` and ``-start_epmd``; kernel(6), ``logger_level``.
 """
 
 from __future__ import annotations
@@ -82,6 +83,6 @@ def _command(name: str, ip: str, port: int, program: str) -> list[str]:
     return [
         *("erl", "-noshell", "-start_epmd", "false", "-erl_epmd_port", str(port)),
         *("-name", name, "-setcookie", f"bench{port}"),
-        *("-kernel", "inet_dist_use_interface", interface),
+        *("-kernel", "inet_dist_use_interface", interface, "logger_level", "none"),
         *("-eval", program),
     ]
