@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -13,29 +14,37 @@ from pathlib import Path
 from benchmarks import (
     actors,
     beside,
+    budget,
     bulk,
     calls,
     crash,
+    entities,
     fan_out,
+    gauges,
     guard,
     idle,
     local,
     machine,
     mesh,
+    observed,
     one_way,
     page,
     peers,
+    picks,
     report,
     spawn,
     start,
+    streams,
     thousand,
 )
+from benchmarks.helpers import HelperFailed
 from benchmarks.registry import Benchmark, Options
 
 _ALL = (
     *(one_way.BENCHMARK, calls.BENCHMARK, actors.BENCHMARK),
     *(fan_out.BENCHMARK, fan_out.BENCHMARK_64, fan_out.BENCHMARK_512),
-    *(bulk.BENCHMARK, beside.BENCHMARK, local.BENCHMARK, spawn.BENCHMARK),
+    *(bulk.BENCHMARK, beside.BENCHMARK, streams.BENCHMARK, local.BENCHMARK, spawn.BENCHMARK),
+    *(observed.BENCHMARK, entities.BENCHMARK, picks.BENCHMARK, gauges.BENCHMARK),
     *(start.BENCHMARK, mesh.BENCHMARK, idle.BENCHMARK, crash.BENCHMARK, thousand.BENCHMARK),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
@@ -47,11 +56,17 @@ def parser() -> argparse.ArgumentParser:
     """Make the parser of the options."""
     top = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure fleetlm and floors in plain pyzmq, in turns, on loopback.",
+        description="Measure fleetlm, floors in plain pyzmq and other libraries, in turns, on loopback.",
         epilog="benchmarks: " + ", ".join(BENCHMARKS),
     )
     top.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
-    top.add_argument("--quick", action="store_true", help="less work and fewer rounds: under 40 s")
+    top.add_argument("--quick", action="store_true", help="less work and fewer rounds")
+    top.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="divide so much time among the parts; a part ends before the round that would take longer",
+    )
     top.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     top.add_argument(
         "--loop", choices=("uvloop", "asyncio"), help="event loop (default: uvloop if it is installed)"
@@ -92,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.repeat is not None and args.repeat < 1:
         raise SystemExit("--repeat must be at least 1")
+    if args.minutes is not None and not args.minutes > 0:
+        raise SystemExit("--minutes must be more than 0")
     options = Options(
         quick=args.quick,
         loop=args.loop or ("uvloop" if importlib.util.find_spec("uvloop") else "asyncio"),
@@ -105,11 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     notes = peers.absent(options)
     print(f"median of {options.repeat} rounds, variants in turns; loopback", *notes, "", sep="\n")
     started = time.perf_counter()
-    results = []
-    for benchmark in chosen(names):
-        results.append(report.measure(benchmark, options, _progress))
-        _progress("")
-        print(report.table(results[-1]), end="\n\n", flush=True)
+    limit_s = math.inf if args.minutes is None else args.minutes * 60
+    results, skipped, has_failed = measure_all(chosen(names), options, limit_s)
+    notes += skipped
     print(f"{time.perf_counter() - started:.0f} s")
     if args.json is not None:
         text = json.dumps(report.as_json(results, options, known), indent=1)
@@ -124,7 +139,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(*map(report.table, again), sep="\n\n")
         complaints = guard.complaints(again)
         print(*complaints, sep="\n", end="\n" if complaints else "")
-    return 1 if complaints else 0
+    return 1 if complaints or has_failed else 0
+
+
+def measure_all(
+    benchmarks: Sequence[Benchmark], options: Options, limit_s: float
+) -> tuple[list[report.Result], list[str], bool]:
+    """Measure one part after the other, and print their tables.
+
+    A part that fails does not end the run: what the others have shown would be lost.
+
+    Returns:
+        The results; a line for each part that is not among them, with the reason; and whether one has failed.
+    """
+    time_left = budget.Budget(limit_s, benchmarks)
+    results: list[report.Result] = []
+    skipped: list[str] = []
+    has_failed = False
+    for benchmark in benchmarks:
+        part_s = time_left.next_limit_s()
+        why_not = benchmark.why_not(options) or ("" if part_s > 0 else "the time of the run was over")
+        if not why_not:
+            try:
+                results.append(report.measure(benchmark, options, _progress, part_s))
+            except HelperFailed as error:
+                why_not, has_failed = f"it failed: {error}", True
+        _progress("")
+        if why_not:
+            skipped.append(f"{benchmark.name} is left out: {why_not}")
+        print(skipped[-1] if why_not else report.table(results[-1]), end="\n\n", flush=True)
+    return results, skipped, has_failed
 
 
 def peers_named(text: str | None) -> frozenset[str]:

@@ -8,9 +8,9 @@ import signal
 import time
 from typing import Any
 
-from benchmarks import fleetlm_node
+from benchmarks import fleetlm_node, peers
 from benchmarks.helper import Parent, run_loop
-from benchmarks.helpers import Helper, free_port
+from benchmarks.helpers import Command, Helper, Helpers
 from benchmarks.registry import Benchmark, Metric, Metrics, Options, Variant
 from fleetlm import NodeDown, Process
 from fleetlm.errors import FleetError
@@ -18,28 +18,19 @@ from fleetlm.errors import FleetError
 PEERS = 8
 
 
-class KilledNode:
+class KilledNode(Helpers):
     """A variant whose run starts nodes, kills one with SIGKILL, and asks the others when they knew."""
 
-    floor = False
-
-    def __init__(self, label: str, config: dict[str, Any]) -> None:
-        self.label = label
-        self._config = config
-        self._helpers: list[Helper] = []
-
-    def open(self) -> None:
-        """Do nothing: each run starts new nodes."""
+    def __init__(
+        self, label: str, *, floor: bool, target: str, config: dict[str, Any], command: Command | None = None
+    ) -> None:
+        super().__init__(label, floor=floor, config=config, command=command)
+        self._target = target
 
     def run(self) -> Metrics:
         """Kill one node, and return how long the last of the others took to know."""
-        ips = [f"127.0.0.{number + 1}" for number in range(PEERS + 1)]
-        shared = {**self._config, "ips": ips, "port": free_port(ips)}
         try:
-            self._helpers = [Helper("crash:node", {**shared, "index": index}) for index in range(len(ips))]
-            for helper in self._helpers:
-                helper.receive()
-            victim, *others = self._helpers
+            victim, *others = self.start_members(self._target, PEERS + 1)
             killed_at = time.clock_gettime(time.CLOCK_MONOTONIC)
             os.kill(victim.os_pid, signal.SIGKILL)
             facts = [helper.receive() for helper in others]
@@ -49,12 +40,6 @@ class KilledNode:
             }
         finally:
             self.close()
-
-    def close(self) -> None:
-        """End all nodes."""
-        for helper in self._helpers:
-            helper.close()
-        self._helpers.clear()
 
 
 class FirstByte:
@@ -82,10 +67,15 @@ class FirstByte:
 
 
 def variants(options: Options) -> list[Variant]:
-    """Eight nodes and the one that is killed; one pipe."""
+    """Eight nodes and the one that is killed; one pipe; the peers."""
+    config = {"loop": options.loop}
     return [
-        KilledNode(f"fleetlm, the last of {PEERS} peers ({options.loop})", {"loop": options.loop}),
+        KilledNode(f"fleetlm ({options.loop})", floor=False, target="crash:node", config=config),
         FirstByte(),
+        *(
+            KilledNode(label, floor=True, target="crash_node", config=config, command=peer.command)
+            for peer, label in peers.able(options, "crash")
+        ),
     ]
 
 

@@ -22,6 +22,8 @@ import fleetlm
 from fleetlm import Node, Process
 
 PROGRESS_EVERY_S = 0.5
+READY_TIMEOUT_S = 30.0
+"""Seconds to find the cluster: a few lookups of DNS, and the dials that follow."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,14 +32,32 @@ def parser() -> argparse.ArgumentParser:
         description="Measure fan-out: one message to all nodes, until all have replied."
     )
     top.add_argument("--name", default="echo", help="the registered name of the processes (default: echo)")
-    top.add_argument("--payload", type=int, default=64, metavar="BYTES", help="of a message (default: 64)")
-    top.add_argument("--count", type=int, default=1_000, help="messages to each process (default: 1000)")
+    top.add_argument(
+        "--payload", type=natural, default=64, metavar="BYTES", help="of a message (default: 64)"
+    )
+    top.add_argument("--count", type=positive, default=1_000, help="messages to each process (default: 1000)")
     top.add_argument(
         "--timeout", type=float, default=5.0, metavar="SECONDS", help="for all replies (default: 5)"
     )
-    top.add_argument("--nodes", type=int, default=1, help="wait for so many other nodes first (default: 1)")
+    top.add_argument("--nodes", type=positive, default=1, help="other nodes to wait for first (default: 1)")
     top.add_argument("--serve", action="store_true", help="run a process that replies, and measure nothing")
     return top
+
+
+def natural(text: str) -> int:
+    """Return a number of at least 0. Raises: ValueError, ArgumentTypeError for another text."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def positive(text: str) -> int:
+    """Return a number of at least 1. Raises: ValueError, ArgumentTypeError for another text."""
+    number = natural(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return number
 
 
 async def echo(process: Process) -> None:
@@ -52,13 +72,18 @@ async def measure(
     """Send ``count`` messages to the process of each connected node.
 
     Returns:
-        The seconds that each took until all had replied, and how many replies were missing.
+        The seconds that each took until all had replied, and how many replies were missing; a message for
+        which no node was left counts as one of these.
     """
     times: list[float] = []
     missing = 0
     shown_at = started = time.perf_counter()
     for number in range(1, count + 1):
         targets = [(name, peer) for peer in node.list()]
+        if not targets:
+            print("\nno node is connected any more", file=sys.stderr)
+            missing += count - len(times)
+            break
         sent_at = time.perf_counter()
         replies = await node.multicall(targets, payload, timeout=timeout_s)
         now = time.perf_counter()
@@ -79,6 +104,8 @@ async def measure(
 
 def report(times: list[float], missing: int) -> str:
     """Return the figures as text."""
+    if not times:
+        return f"nothing was measured; {missing} replies missing"
     ordered = sorted(times)
     p50, p99 = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
     return (
@@ -88,13 +115,22 @@ def report(times: list[float], missing: int) -> str:
 
 
 async def main(node: Node) -> int:
-    """Measure, or serve until a signal. Returns the exit code: 1 if replies were missing."""
+    """Measure, or serve until a signal. Returns the exit code: 1 if nodes or replies were missing."""
     options = parser().parse_args()
     if options.serve:
         node.spawn(echo, name=options.name)
         print(f"{node.name} replies as {options.name!r}; end it with Ctrl-C", flush=True)
         await asyncio.Event().wait()
-    await node.ready(options.nodes, timeout=30)
+    try:
+        await node.ready(options.nodes, timeout=READY_TIMEOUT_S)
+    except TimeoutError:
+        found = len(node.list())
+        print(
+            f"{found} of {options.nodes} other nodes after {READY_TIMEOUT_S:.0f} s; are DNS_CLUSTER_QUERY and"
+            " FLEETLM_COOKIE those of the cluster? `fleetlm doctor` looks for the reason.",
+            file=sys.stderr,
+        )
+        return 1
     payload = bytes(options.payload)
     times, missing = await measure(node, options.name, payload, options.count, options.timeout)
     print(report(times, missing))

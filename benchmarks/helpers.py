@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _PORTS = range(20_000, 32_000)
 
 
 class HelperFailed(Exception):
-    """A helper ended, or sent nothing in time. Its own error message is on stderr."""
+    """A helper ended, or sent nothing in time, or no facts. Its own error message is on stderr."""
 
 
 class Helper:
@@ -59,30 +59,33 @@ class Helper:
         """The process id, for `rss_bytes`."""
         return self._process.pid
 
-    def request(self, command: str = "run") -> dict[str, Any]:
+    def request(self, command: str = "run", timeout_s: float = REPLY_TIMEOUT_S) -> dict[str, Any]:
         """Send a command and wait for the reply. Raises: HelperFailed."""
         self.send(command)
-        return self.receive()
+        return self.receive(timeout_s)
 
     def send(self, command: str) -> None:
         """Send a command."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n".encode())
 
-    def receive(self) -> dict[str, Any]:
+    def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> dict[str, Any]:
         """Wait for the next line of facts. Raises: HelperFailed."""
         assert self._process.stdout is not None
-        until = time.monotonic() + REPLY_TIMEOUT_S
+        until = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             left_s = until - time.monotonic()
             readable, _, _ = select.select([self._process.stdout], [], [], max(0.0, left_s))
             chunk = os.read(self._process.stdout.fileno(), 65_536) if readable else None
             if not chunk:
-                why = f"sent nothing for {REPLY_TIMEOUT_S:g} s" if chunk is None else "ended"
+                why = f"sent nothing for {timeout_s:g} s" if chunk is None else "ended"
                 raise HelperFailed(f"{self.target} {why}")
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
-        facts: dict[str, Any] = json.loads(line)
+        try:
+            facts: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise HelperFailed(f"{self.target} sent {line[:200]!r}") from None
         return facts
 
     def wait_for_end(self) -> None:
@@ -123,7 +126,66 @@ def rss_bytes(os_pid: int) -> int:
     raise HelperFailed(f"process {os_pid} has ended")
 
 
-class ServersAndDriver:
+Command = Callable[[str, Mapping[str, Any]], Sequence[str]]
+"""Returns the command line of a program of another library, from its target and config."""
+
+
+class Helpers:
+    """The helper processes of a variant.
+
+    Args:
+        label: of the variant.
+        floor: whether fleetlm is compared with it.
+        config: for all processes.
+        command: makes the command lines if these are programs of another library; None: they are ours.
+    """
+
+    def __init__(
+        self, label: str, *, floor: bool, config: Mapping[str, Any], command: Command | None = None
+    ) -> None:
+        self.label = label
+        self.floor = floor
+        self.is_peer = command is not None
+        self._config = dict(config)
+        self._command = command
+        self._helpers: list[Helper] = []
+
+    def open(self) -> None:
+        """Do nothing: each run starts new processes, unless a subclass says otherwise."""
+
+    def start(self, target: str, config: Mapping[str, Any]) -> Helper:
+        """Start one more process, which `close` ends."""
+        if self._command is None:
+            helper = Helper(target, config)
+        else:
+            helper = Helper(f"{self.label}, {target},", config, self._command(target, config))
+        self._helpers.append(helper)
+        return helper
+
+    def start_members(self, target: str, count: int) -> list[Helper]:
+        """Start so many nodes, one in each process, and wait until all are ready.
+
+        Each gets the config with its ``index``, the common ``port``, and the ``ips`` of all.
+        """
+        shared = self.addresses(count)
+        started = [self.start(target, {**shared, "index": index}) for index in range(count)]
+        for helper in started:
+            helper.receive()
+        return started
+
+    def addresses(self, count: int) -> dict[str, Any]:
+        """Return the config with so many ``ips``, and a ``port`` that is free on all of them."""
+        ips = [f"127.0.0.{number + 1}" for number in range(count)]
+        return {**self._config, "ips": ips, "port": free_port(ips)}
+
+    def close(self) -> None:
+        """End all processes, the last one first."""
+        for helper in reversed(self._helpers):
+            helper.close()
+        self._helpers.clear()
+
+
+class ServersAndDriver(Helpers):
     """A variant of long-lived processes: servers, and a driver that does each run.
 
     Each process gets ``config``, its ``index`` (the driver 0, servers from 1), the common ``port``, and the
@@ -139,43 +201,65 @@ class ServersAndDriver:
         driver: str,
         config: Mapping[str, Any],
         servers: int = 1,
+        command: Command | None = None,
+        timeout_s: float = REPLY_TIMEOUT_S,
     ) -> None:
-        self.label = label
-        self.floor = floor
+        super().__init__(label, floor=floor, config=config, command=command)
         self._server = server
         self._driver = driver
-        self._config = dict(config)
         self._servers = servers
-        self._helpers: list[Helper] = []
+        self._timeout_s = timeout_s
 
     def open(self) -> None:
         """Start all processes and wait until they are ready."""
-        ips = [f"127.0.0.{number + 1}" for number in range(self._servers + 1)]
-        shared = {**self._config, "ips": ips, "port": free_port(ips)}
+        shared = self.addresses(self._servers + 1)
         for index in [*range(1, self._servers + 1), 0]:
             target = self._server if index else self._driver
-            self._helpers.append(self.start_helper(target, {**shared, "index": index}))
-            self._helpers[-1].receive()
+            self.start(target, {**shared, "index": index}).receive()
 
-    def start_helper(self, target: str, config: Mapping[str, Any]) -> Helper:
-        """Start one process."""
-        return Helper(target, config)
+    def run(self, command: str = "run") -> Metrics:
+        """Let the driver do one run."""
+        return self._helpers[-1].request(command, self._timeout_s)
+
+
+class Session(ServersAndDriver):
+    """Processes that several variants (`Mode`) share: only what differs between these is compared."""
+
+    def open(self) -> None:
+        """Start all processes, unless they run already."""
+        if not self._helpers:
+            super().open()
+
+
+class Mode:
+    """A variant that is one command to the driver of a session."""
+
+    is_peer = False
+
+    def __init__(self, label: str, session: Session, command: str, *, floor: bool = False) -> None:
+        self.label = label
+        self.floor = floor
+        self._session = session
+        self._command = command
+
+    def open(self) -> None:
+        """Start the session with the first of its variants."""
+        self._session.open()
 
     def run(self) -> Metrics:
-        """Let the driver do one run."""
-        return self._helpers[-1].request()
+        """Let the driver do the work that the command names."""
+        return self._session.run(self._command)
 
     def close(self) -> None:
-        """Close the driver first, then its servers."""
-        for helper in reversed(self._helpers):
-            helper.close()
-        self._helpers.clear()
+        """End the session with the first of its variants."""
+        self._session.close()
 
 
 class Launch:
     """A variant whose run is a new process: measures the time until it is ready, and its memory then.
 
-    Metrics that the process reports itself are added to ``start_s`` and ``rss_bytes``.
+    Metrics that the process reports itself are added to ``start_s`` and ``rss_bytes``. ``is_peer`` says that
+    it is another library.
     """
 
     def __init__(
@@ -186,9 +270,11 @@ class Launch:
         target: str,
         config: Mapping[str, Any],
         command: Sequence[str] | None = None,
+        is_peer: bool = False,
     ) -> None:
         self.label = label
         self.floor = floor
+        self.is_peer = is_peer
         self._target = target
         self._config = dict(config)
         self._command = command
@@ -221,34 +307,40 @@ class Launch:
         return {"FLEETLM_NODE_PORT": str(self._config["port"])}
 
 
-class ProcessGroup:
+class ProcessGroup(Helpers):
     """A variant in which several new processes begin together; a run ends when all have finished.
 
-    Each process gets ``config`` with ``first`` and ``count``: the part of ``ips`` that is its own.
+    A run does so for each number of ``members``. Each process gets ``config`` with ``first`` and ``count``:
+    the part of ``ips`` that is its own.
     """
 
     def __init__(
-        self, label: str, *, floor: bool, target: str, config: Mapping[str, Any], members: int, each: int
+        self,
+        label: str,
+        *,
+        floor: bool,
+        target: str,
+        config: Mapping[str, Any],
+        members: Sequence[int],
+        each: int,
+        command: Command | None = None,
     ) -> None:
-        self.label = label
-        self.floor = floor
+        super().__init__(label, floor=floor, config=config, command=command)
         self._target = target
-        self._config = dict(config)
         self._members = members
         self._each = each
-        self._helpers: list[Helper] = []
-
-    def open(self) -> None:
-        """Do nothing: each run starts new processes."""
 
     def run(self) -> Metrics:
+        """Return the seconds for each number of members."""
+        return {formed_key(members): self._form(members) for members in self._members}
+
+    def _form(self, members: int) -> float:
         """Start all processes, send "go" to all, and wait for the last one."""
-        ips = [f"127.0.0.{number + 1}" for number in range(self._members)]
-        shared = {**self._config, "ips": ips, "port": free_port(ips)}
+        shared = self.addresses(members)
         try:
-            for first in range(0, self._members, self._each):
-                count = min(self._each, self._members - first)
-                self._helpers.append(Helper(self._target, {**shared, "first": first, "count": count}))
+            for first in range(0, members, self._each):
+                count = min(self._each, members - first)
+                self.start(self._target, {**shared, "first": first, "index": first, "count": count})
             for helper in self._helpers:
                 helper.receive()
             started = time.perf_counter()
@@ -256,12 +348,11 @@ class ProcessGroup:
                 helper.send("go")
             for helper in self._helpers:
                 helper.receive()
-            return {"formed_s": time.perf_counter() - started}
+            return time.perf_counter() - started
         finally:
             self.close()
 
-    def close(self) -> None:
-        """End all processes."""
-        for helper in self._helpers:
-            helper.close()
-        self._helpers.clear()
+
+def formed_key(members: int) -> str:
+    """Return the key of the metric of `ProcessGroup` for so many members."""
+    return f"formed_{members}_s"

@@ -4,92 +4,85 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
 
-from benchmarks import fleetlm_node, raw
+from benchmarks import fleetlm_node, peers, raw
 from benchmarks.helper import Parent, run_loop
-from benchmarks.helpers import Helper, free_port
+from benchmarks.helpers import Command, Helpers
 from benchmarks.registry import Benchmark, Metric, Metrics, Options, Variant
 
-MEMBERS, MEMBERS_QUICK = 32, 8
-WINDOW_S, WINDOW_QUICK_S = 20, 4
+MEMBERS = (8, 64)
+"""Few nodes and many, since what a node has to do when idle grows with the number of its peers."""
+WINDOW_S, WINDOW_QUICK_S = 20, 8
 SETTLE_S = 5.0
 """Seconds between the last connection and the measurement: what follows a connection is over by then."""
 HEARTBEAT_MS = 2_000
 """Of the floor: what a node uses by default."""
 
 
-class IdleNodes:
+class IdleNodes(Helpers):
     """A variant of processes that connect to each other, wait, and then measure their own CPU time."""
 
-    def __init__(self, label: str, *, floor: bool, target: str, config: dict[str, Any], members: int) -> None:
-        self.label = label
-        self.floor = floor
+    def __init__(
+        self,
+        label: str,
+        *,
+        floor: bool,
+        target: str,
+        config: dict[str, Any],
+        members: Sequence[int] = MEMBERS,
+        command: Command | None = None,
+    ) -> None:
+        super().__init__(label, floor=floor, config=config, command=command)
         self._target = target
-        self._config = config
         self._members = members
-        self._helpers: list[Helper] = []
-
-    def open(self) -> None:
-        """Do nothing: each run starts new processes."""
 
     def run(self) -> Metrics:
-        """Return what one process takes on average."""
-        ips = [f"127.0.0.{number + 1}" for number in range(self._members)]
-        shared = {**self._config, "ips": ips, "port": free_port(ips)}
+        """Return what one process takes on average, for each number of members."""
+        return {key: value for members in self._members for key, value in self._idle(members).items()}
+
+    def _idle(self, members: int) -> Metrics:
         try:
-            self._helpers = [Helper(self._target, {**shared, "index": index}) for index in range(len(ips))]
-            for helper in self._helpers:
-                helper.receive()
+            helpers = self.start_members(self._target, members)
             time.sleep(SETTLE_S)
-            for helper in self._helpers:
+            for helper in helpers:
                 helper.send("measure")
-            found = [helper.receive() for helper in self._helpers]
-            names = ("main_s", "rest_s", "total_s")
-            return {name: sum(each[name] for each in found) / len(found) for name in names}
+            found = [helper.receive() for helper in helpers]
+            names = [name for name in ("total_s", "main_s") if name in found[0]]
+            return {f"{name}_{members}": sum(each[name] for each in found) / len(found) for name in names}
         finally:
             self.close()
 
-    def close(self) -> None:
-        """End all processes."""
-        for helper in self._helpers:
-            helper.close()
-        self._helpers.clear()
-
 
 def variants(options: Options) -> list[Variant]:
-    """Nodes; and sockets that are connected as theirs are, with heartbeats and nothing else."""
-    members = options.size(MEMBERS, MEMBERS_QUICK)
+    """Nodes; sockets that are connected as theirs are, with heartbeats and nothing else; the peers."""
     config = {"loop": options.loop, "window_s": options.size(WINDOW_S, WINDOW_QUICK_S)}
     return [
+        IdleNodes(f"fleetlm ({options.loop})", floor=False, target="idle:node", config=config),
         IdleNodes(
-            f"fleetlm, {members} nodes ({options.loop})",
-            floor=False,
-            target="idle:node",
-            config=config,
-            members=members,
+            "pyzmq, ROUTERs and DEALERs, heartbeats alone", floor=True, target="idle:sockets", config=config
         ),
-        IdleNodes(
-            f"pyzmq, {members} ROUTERs and their DEALERs, heartbeats alone",
-            floor=True,
-            target="idle:sockets",
-            config=config,
-            members=members,
+        *(
+            IdleNodes(label, floor=True, target="idle_node", config=config, command=peer.command)
+            for peer, label in peers.able(options, "idle")
         ),
     ]
 
 
 BENCHMARK = Benchmark(
     "idle",
-    "connected nodes with nothing to do: CPU time of each in a minute",
+    "connected nodes with nothing to do, one in each process: CPU time of each in a minute",
     [
-        Metric("total_s", "all threads", "s/min", more_is_better=False, scale=1.0),
-        Metric("main_s", "the loop's thread", "s/min", more_is_better=False, scale=1.0),
-        Metric("rest_s", "other threads", "s/min", more_is_better=False, scale=1.0),
+        Metric(f"{name}_{members}", f"{title}, {members} nodes", "s/min", more_is_better=False)
+        for members in MEMBERS
+        for name, title in (("total_s", "all threads"), ("main_s", "the loop's thread"))
     ],
     variants,
+    most_rounds=1,
+    share=6,
 )
 
 
@@ -100,7 +93,7 @@ async def _measure(parent: Parent, window_s: float) -> None:
     await asyncio.sleep(window_s)
     a_minute = 60.0 / (time.monotonic() - began)
     main_s, total_s = (time.thread_time() - main) * a_minute, (time.process_time() - total) * a_minute
-    parent.report(main_s=main_s, rest_s=total_s - main_s, total_s=total_s)
+    parent.report(main_s=main_s, total_s=total_s)
     await parent.wait_until_closed()
 
 

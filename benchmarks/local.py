@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from benchmarks import fleetlm_node
+from benchmarks import fleetlm_node, peers
 from benchmarks.helper import Parent, run_loop
 from benchmarks.helpers import ServersAndDriver
 from benchmarks.measures import PAYLOAD, one_at_a_time, percentiles
@@ -18,7 +18,7 @@ HOW_MANY_AHEAD = 1_000
 
 
 def variants(options: Options) -> list[Variant]:
-    """A node with two processes; two tasks and `asyncio.Queue`."""
+    """A node with two processes; two tasks and `asyncio.Queue`; the peers."""
     config = {
         "loop": options.loop,
         "count": options.size(200_000, 50_000),
@@ -32,7 +32,7 @@ def variants(options: Options) -> list[Variant]:
             (f"fleetlm ({options.loop})", "fleetlm_node_alone", False),
             (f"asyncio.Queue and a future ({options.loop})", "bare_tasks", True),
         )
-    ]
+    ] + [*peers.variants(options, "local", config, servers=0)]
 
 
 BENCHMARK = Benchmark(

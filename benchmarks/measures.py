@@ -17,6 +17,13 @@ MIB = 1024 * 1024
 SIZES = {"kib_64": MIB // 16, "mib_1": MIB, "mib_16": 16 * MIB, "mib_256": 256 * MIB}
 """Bytes of a large message, by the key of its metric."""
 
+BULK_S = 3.0
+"""Seconds for the calls of one size: some peers need minutes for all."""
+LARGE_BYTES = 16 * MIB
+"""Of the calls beside which small ones are measured."""
+PAUSE_S = 0.002
+"""Between two small calls, so that they measure the waiting and do not add to it."""
+
 Call = Callable[[], Awaitable[object]]
 
 
@@ -81,19 +88,52 @@ async def bulk(call: Callable[[bytes], Awaitable[object]], config: dict[str, Any
 
     Args:
         call: sends the payload and waits for the reply.
-        config: ``total_mib`` for each size, and ``sizes``, keys of `SIZES`.
+        config: ``total_mib`` for each size, at most as much as `BULK_S` is enough for, and ``sizes``, keys
+            of `SIZES`.
     """
     rates = {}
     for key in config["sizes"]:
         payload = os.urandom(SIZES[key])  # Some peers compress.
-        count = max(1, min(1_000, config["total_mib"] * MIB // len(payload)))
-        started = time.perf_counter()
-        for _ in range(count):
+        most = max(1, min(1_000, config["total_mib"] * MIB // len(payload)))
+        count, started = 0, time.perf_counter()
+        while count < most and time.perf_counter() - started < BULK_S:
             length = await call(payload)
             if length != len(payload):
                 raise RuntimeError(f"{length} of {len(payload)} bytes arrived")
+            count += 1
         rates[key] = count * len(payload) / (time.perf_counter() - started)
     return rates
+
+
+async def beside(call: Callable[[bytes], Awaitable[int]], config: dict[str, Any]) -> Metrics:
+    """Measure small calls while large ones travel on the same connection, one after the other.
+
+    Args:
+        call: sends the payload and waits for the reply, the length of what arrived.
+        config: ``seconds``, and ``large``: false for the small calls alone.
+    """
+    payload, moved = bytes(LARGE_BYTES), 0
+
+    async def call_large() -> None:
+        nonlocal moved
+        while True:
+            moved += await call(payload)
+
+    large = asyncio.create_task(call_large()) if config["large"] else None
+    started, times = time.perf_counter(), []
+    while time.perf_counter() - started < config["seconds"]:
+        if large is not None and large.done():
+            large.result()  # It has failed, and nothing is beside the small calls any more.
+        sent = time.perf_counter()
+        await call(PAYLOAD)
+        times.append(time.perf_counter() - sent)
+        await asyncio.sleep(PAUSE_S)
+    took_s = time.perf_counter() - started
+    if large is None:
+        return percentiles(times)
+    large.cancel()
+    await asyncio.wait([large])
+    return {"large": moved / took_s, **percentiles(times)}
 
 
 async def one_way(

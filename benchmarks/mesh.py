@@ -9,44 +9,60 @@ from typing import Any
 
 import zmq
 
-from benchmarks import raw
+from benchmarks import peers, raw
 from benchmarks.helper import Parent, run_loop
-from benchmarks.helpers import ProcessGroup
+from benchmarks.helpers import ProcessGroup, formed_key
 from benchmarks.registry import Benchmark, Metric, Options, Variant
 
 EACH = 8
-"""Nodes in one operating system process."""
+"""Nodes of fleetlm in one operating system process."""
+MEMBERS = (8, 16, 32, 64)
 
 
 def variants(options: Options) -> list[Variant]:
-    """Nodes that start and find each other; sockets that connect and send a hello."""
-    members = options.size(32, 16)
+    """Nodes that start and find each other; sockets that connect and send a hello; the peers."""
     config = {"loop": options.loop}
     return [
         ProcessGroup(
-            f"fleetlm, {members} nodes ({options.loop})",
+            f"fleetlm, {EACH} nodes a process ({options.loop})",
             floor=False,
             target="mesh:fleetlm_nodes",
             config=config,
-            members=members,
+            members=MEMBERS,
             each=EACH,
         ),
         ProcessGroup(
-            f"pyzmq, {members} x {members - 1} connections and hellos",
+            "pyzmq, connections and hellos",
             floor=True,
             target="mesh:raw_nodes",
             config=config,
-            members=members,
+            members=MEMBERS,
             each=EACH,
+        ),
+        *(
+            ProcessGroup(
+                f"{label}, one node a process",
+                floor=True,
+                target="mesh_node",
+                config=config,
+                members=MEMBERS,
+                each=1,
+                command=peer.command,
+            )
+            for peer, label in peers.able(options, "mesh")
         ),
     ]
 
 
 BENCHMARK = Benchmark(
     "mesh",
-    f"a full mesh forms, {EACH} nodes in each process",
-    [Metric("formed_s", "from the start to the last connection", "ms", more_is_better=False, scale=1e3)],
+    "a full mesh forms, from the start of the nodes to the last connection",
+    [
+        Metric(formed_key(members), f"{members} nodes", "ms", more_is_better=False, scale=1e3)
+        for members in MEMBERS
+    ],
     variants,
+    share=4,
 )
 
 

@@ -42,7 +42,7 @@ def write(
     drawings.mkdir(parents=True, exist_ok=True)
     for old in drawings.glob("*.svg"):
         old.unlink()
-    parts = [INTRODUCTION, _conditions(options, known, notes)]
+    parts = [INTRODUCTION, _conditions(options, known, notes), _contents(results)]
     for result in results:
         parts.append(f"## {result.benchmark.name}: {result.benchmark.title}\n")
         for metric in result.benchmark.metrics:
@@ -57,15 +57,21 @@ def write(
     return page
 
 
+def _contents(results: Sequence[Result]) -> str:
+    lines = [f"- {result.benchmark.name}: {result.benchmark.title}" for result in results]
+    return "\n".join(["## Parts\n", *lines, ""])
+
+
 def _conditions(options: Options, known: dict[str, Any], notes: Sequence[str]) -> str:
-    again = "make bench ARGS=--quick" if options.quick else "make bench"
     return "\n".join(
         [
             "## Conditions\n",
             *(f"- {line}" for line in machine.summary(known).splitlines()),
-            f"- measured at {known['when']}, {options.repeat} rounds; the event loop is {options.loop}",
-            f"- repeat it: `{again}`; other libraries take part where they are installed, with the",
-            "  interpreter in `BENCH_PYTHON_<NAME>` if that is set",
+            f"- measured at {known['when']}, {options.repeat} rounds unless a part says otherwise; the event",
+            f"  loop is {options.loop}",
+            "- repeat it: `make bench`, or one part of it: `python -m benchmarks NAME --peers all`; other",
+            "  libraries take part where they are installed, with the interpreter in `BENCH_PYTHON_<NAME>`",
+            "  if that is set",
             *(f"- {note}" for note in notes),
             "",
         ]

@@ -64,3 +64,9 @@ class Benchmark:
     variants: Callable[[Options], Sequence[Variant]]
     most_rounds: int = 1_000
     """For one whose rounds take minutes."""
+    least_rounds: int = 1
+    """For one that looks for small differences, with rounds of a second."""
+    share: float = 2
+    """Its share of the time of a whole run, compared with the shares of the others (`benchmarks.budget`)."""
+    why_not: Callable[[Options], str] = lambda _: ""
+    """Returns why it cannot be measured here, or nothing."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +39,8 @@ class Result:
 
     benchmark: Benchmark
     series: list[Series]
+    note: str = ""
+    """What was left out of it, and why."""
 
     def ratio(self, floor: Series, key: str) -> float | None:
         """Return fleetlm / floor: the median of the ratios of each round, as both ran under the same load."""
@@ -50,30 +54,47 @@ class Result:
 
 
 def measure(
-    benchmark: Benchmark, options: Options, progress: Callable[[str], None] = lambda _: None
+    benchmark: Benchmark,
+    options: Options,
+    progress: Callable[[str], None] = lambda _: None,
+    limit_s: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Open all variants, run them in turns, and close them, also after a failure.
 
-    A failure of another library ends only its own part, and the table names it.
+    A failure of another library ends only its own part, and the table names it. No round begins that would
+    probably end after ``limit_s``, but for the first; if that takes longer, the other libraries that have not
+    had their turn by then are left out.
     """
+    began = clock()
     variants: Sequence[Variant] = benchmark.variants(options)
     series = [
         Series(variant.label, variant.floor, getattr(variant, "is_peer", False)) for variant in variants
     ]
+    rounds = min(max(options.repeat, benchmark.least_rounds), benchmark.most_rounds)
+    note, longest_s = "", 0.0
     with contextlib.ExitStack() as stack:
         for variant, its_series in zip(variants, series, strict=True):
+            progress(f"{benchmark.name}: {variant.label} starts")
             stack.callback(variant.close)
             with _outliving(its_series):
                 variant.open()
-        for turn in range(min(options.repeat, benchmark.most_rounds)):
+        for turn in range(rounds):
+            turn_began = clock()
+            if turn and turn_began - began + longest_s > limit_s:
+                note = f"{turn} of {rounds} rounds: its {limit_s:.0f} s of the run were over"
+                break
             for variant, its_series in zip(variants, series, strict=True):
-                progress(f"{benchmark.name}: round {turn + 1} of {options.repeat}, {variant.label}")
+                progress(f"{benchmark.name}: round {turn + 1} of {rounds}, {variant.label}")
+                if its_series.is_peer and not turn and clock() - began > limit_s:
+                    its_series.failure = its_series.failure or f"its part had no time left of {limit_s:.0f} s"
                 metrics: Metrics = {}
                 if not its_series.failure:
                     with _outliving(its_series):
                         metrics = variant.run()
                 its_series.runs.append(metrics)
-    return Result(benchmark, series)
+            longest_s = max(longest_s, clock() - turn_began)
+    return Result(benchmark, series, note)
 
 
 @contextlib.contextmanager
@@ -100,8 +121,9 @@ def table(result: Result) -> str:
 
 
 def failures(result: Result) -> list[str]:
-    """Return a line for each library that failed."""
-    return [f"{one.label} failed: {one.failure}" for one in result.series if one.failure]
+    """Return a line for each library that failed or was left out, and one for missing rounds."""
+    lines = [f"{one.label} failed: {one.failure}" for one in result.series if one.failure]
+    return [*lines, result.note] if result.note else lines
 
 
 def _row(result: Result, series: Series, metric: Metric) -> str:
@@ -143,6 +165,7 @@ def as_json(results: Sequence[Result], options: Options, machine: dict[str, Any]
             {
                 "name": result.benchmark.name,
                 "title": result.benchmark.title,
+                "note": result.note,
                 "metrics": [
                     {
                         "key": metric.key,

@@ -8,13 +8,14 @@ import time
 from collections import deque
 from typing import Any
 
+from benchmarks import peers
 from benchmarks.helper import Parent, run_loop
 from benchmarks.helpers import Launch, rss_bytes
 from benchmarks.registry import Benchmark, Metric, Options, Variant
 
 
 def variants(options: Options) -> list[Variant]:
-    """Compare a process with a bare task, a task with a deque and a task with an asyncio.Queue."""
+    """Compare a process with a bare task, a task with a deque, a task with an asyncio.Queue, and peers."""
     config = {"loop": options.loop, "count": options.size(50_000, 20_000)}
     return [
         Launch(label, floor=floor, target=f"spawn:{target}", config=config)
@@ -24,7 +25,7 @@ def variants(options: Options) -> list[Variant]:
             (f"task and deque ({options.loop})", True, "tasks_with_deques"),
             (f"task and asyncio.Queue ({options.loop})", True, "tasks_with_queues"),
         )
-    ]
+    ] + [*peers.variants(options, "spawn", config, servers=0)]
 
 
 BENCHMARK = Benchmark(

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.helpers import Helper, ServersAndDriver
+from benchmarks.helpers import ServersAndDriver
 from benchmarks.registry import Options, Variant
 
 PROBE_TIMEOUT_S = 60.0
@@ -31,13 +31,16 @@ class Peer:
         name: as in the tables.
         module: of its programs, below ``benchmarks.peers``.
         package: what to import; empty for a peer that is not written in Python.
-        works: what it can do of ``calls``, ``actors``, ``one-way``, ``fan-out`` and ``bulk``.
+        works: which benchmarks it can do.
+        pace: the part of the messages and calls of a benchmark that it is given, since it needs much longer
+            for each: the rate is the same, and a run ends.
     """
 
     name: str
     module: str
     package: str
     works: frozenset[str]
+    pace: float = 1.0
 
     @property
     def python(self) -> str:
@@ -64,28 +67,21 @@ class Peer:
         return [self.python, "-m", "benchmarks.helper", target, json.dumps(config)]
 
 
-ALL = frozenset({"calls", "actors", "one-way", "fan-out", "bulk"})
+MESSAGES = frozenset({"calls", "actors", "one-way", "fan-out", "bulk", "beside"})
+"""What `asyncio_client` measures."""
+NODES = frozenset({"local", "spawn", "start", "mesh", "idle", "crash"})
 PEERS = (
-    Peer("Erlang", "with_erlang", "", ALL),
-    Peer("casty", "with_casty", "casty", ALL),
-    Peer("xoscar", "with_xoscar", "xoscar", ALL),
-    Peer("rpyc", "with_rpyc", "rpyc", ALL - {"actors"}),
-    Peer("ray", "with_ray", "ray", ALL),
+    Peer("Erlang", "with_erlang", "", MESSAGES | NODES),
+    Peer("casty", "with_casty", "casty", MESSAGES),
+    Peer("xoscar", "with_xoscar", "xoscar", MESSAGES, pace=0.25),
+    # rpyc has no actors, and one blocking connection on which nothing travels beside a large call.
+    Peer("rpyc", "with_rpyc", "rpyc", MESSAGES - {"actors", "beside"}, pace=0.25),
+    Peer("ray", "with_ray", "ray", MESSAGES, pace=0.1),
 )
-
-
-class PeerServersAndDriver(ServersAndDriver):
-    """The processes of a peer."""
-
-    is_peer = True
-
-    def __init__(self, peer: Peer, label: str, config: Mapping[str, Any], servers: int) -> None:
-        super().__init__(label, floor=True, server="server", driver="client", config=config, servers=servers)
-        self._peer = peer
-
-    def start_helper(self, target: str, config: Mapping[str, Any]) -> Helper:
-        """Start one process with the interpreter of the peer."""
-        return Helper(f"{self._peer.name} {target}", config, self._peer.command(target, config))
+PACED = ("count", "sequential", "outstanding")
+"""Numbers of a config that `Peer.pace` makes smaller."""
+LEAST = 20
+"""Messages or calls of a run that are left at least."""
 
 
 def chosen(options: Options) -> list[Peer]:
@@ -93,13 +89,31 @@ def chosen(options: Options) -> list[Peer]:
     return [peer for peer in PEERS if peer.name.lower() in options.peers and peer.version is not None]
 
 
+def able(options: Options, work: str) -> list[tuple[Peer, str]]:
+    """Return each of them that can do this work, with its label in the tables."""
+    return [(peer, f"{peer.name} {peer.version}") for peer in chosen(options) if work in peer.works]
+
+
 def variants(options: Options, work: str, config: Mapping[str, Any], servers: int = 1) -> Sequence[Variant]:
-    """Return a variant for each peer that can do this work."""
+    """Return a variant of servers and a driver for each peer that can do this work."""
     return [
-        PeerServersAndDriver(peer, f"{peer.name} {peer.version}", {**config, "work": work}, servers)
-        for peer in chosen(options)
-        if work in peer.works
+        ServersAndDriver(
+            label,
+            floor=True,
+            server="server",
+            driver="client",
+            config={**paced(peer, config), "work": work},
+            servers=servers,
+            command=peer.command,
+        )
+        for peer, label in able(options, work)
     ]
+
+
+def paced(peer: Peer, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config with the numbers for a peer."""
+    fewer = {name: max(LEAST, int(config[name] * peer.pace)) for name in PACED if name in config}
+    return {**config, **{name: min(config[name], number) for name, number in fewer.items()}}
 
 
 def absent(options: Options) -> list[str]:

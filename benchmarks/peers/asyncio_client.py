@@ -44,6 +44,8 @@ async def _measure(config: dict[str, Any], targets: list[Target]) -> Metrics:
             )
         case "bulk":
             return await measures.bulk(first.length, config)
+        case "beside":
+            return await measures.beside(first.length, config)
         case "one-way":
 
             async def send_all(count: int) -> None:

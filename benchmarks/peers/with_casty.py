@@ -10,6 +10,7 @@ from casty import ActorSystem, Askable, Cluster, Compression, Context, Limits, a
 
 from benchmarks.helper import Parent, run_loop
 from benchmarks.peers.asyncio_client import serve_commands
+from benchmarks.peers.counter import Counter
 
 MAX_MESSAGE_BYTES = 300 * 1024 * 1024
 
@@ -45,19 +46,17 @@ class Counted(Askable[int]):  # type: ignore[misc,type-arg]
 @actor(initial=None, pinned=True)  # type: ignore[untyped-decorator]
 async def echo(ctx: Context[None, Echo | Length | Count | Counted]) -> None:
     """Echo, measure and count."""
-    count = 0
+    counter = Counter()
     async for message in ctx.inbox:
         match message:
             case Echo(payload):
                 message.reply_to.tell(payload)
             case Count():
-                count += 1
+                counter.add()
             case Length(payload):
                 message.reply_to.tell(len(payload))
             case Counted(expected):
-                message.reply_to.tell(count)
-                if count >= expected:
-                    count = 0
+                message.reply_to.tell(counter.counted(expected))
 
 
 class Remote:

@@ -9,13 +9,14 @@ import ray
 
 from benchmarks.helper import Parent
 from benchmarks.peers.asyncio_client import serve_commands
+from benchmarks.peers.counter import Counter
 
 
 class Echo:
     """Echoes, measures and counts."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._counter = Counter()
 
     def echo(self, payload: bytes) -> bytes:
         """Reply with the payload."""
@@ -27,14 +28,11 @@ class Echo:
 
     def count(self, _payload: bytes) -> None:
         """Count a message."""
-        self._count += 1
+        self._counter.add()
 
     def counted(self, expected: int) -> int:
         """Reply with the count, and start anew when all have come."""
-        count = self._count
-        if count >= expected:
-            self._count = 0
-        return count
+        return self._counter.counted(expected)
 
 
 class Remote:

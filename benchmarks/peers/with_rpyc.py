@@ -13,6 +13,7 @@ from rpyc.utils.server import ThreadedServer
 
 from benchmarks import measures
 from benchmarks.helper import Parent
+from benchmarks.peers.counter import Counter
 from benchmarks.raw import exit_with_parent
 from benchmarks.registry import Metrics
 
@@ -21,7 +22,7 @@ class Echo(rpyc.Service):  # type: ignore[misc]  # the package has no types
     """Echoes, measures and counts."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._counter = Counter()
 
     def exposed_echo(self, payload: bytes) -> bytes:
         """Reply with the payload."""
@@ -33,14 +34,11 @@ class Echo(rpyc.Service):  # type: ignore[misc]  # the package has no types
 
     def exposed_count(self, _payload: bytes) -> None:
         """Count a message."""
-        self._count += 1
+        self._counter.add()
 
     def exposed_counted(self, expected: int) -> int:
         """Reply with the count, and start anew when all have come."""
-        count = self._count
-        if count >= expected:
-            self._count = 0
-        return count
+        return self._counter.counted(expected)
 
 
 def server(parent: Parent, config: dict[str, Any]) -> None:
@@ -86,9 +84,11 @@ def _measure(config: dict[str, Any], roots: list[Any]) -> Metrics:
             rates = {}
             for key in config["sizes"]:
                 payload = os.urandom(measures.SIZES[key])
-                count = max(1, min(1_000, config["total_mib"] * measures.MIB // len(payload)))
-                took_s = sum(_timed(lambda data=payload: root.length(data)) for _ in range(count))
-                rates[key] = count * len(payload) / took_s
+                most = max(1, min(1_000, config["total_mib"] * measures.MIB // len(payload)))
+                times: list[float] = []
+                while len(times) < most and sum(times) < measures.BULK_S:
+                    times.append(_timed(lambda data=payload: root.length(data)))
+                rates[key] = len(times) * len(payload) / sum(times)
             return rates
         case "one-way":
             return _one_way(root, config["count"])

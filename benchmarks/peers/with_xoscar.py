@@ -8,6 +8,7 @@ import xoscar
 
 from benchmarks.helper import Parent, run_loop
 from benchmarks.peers.asyncio_client import serve_commands
+from benchmarks.peers.counter import Counter
 
 
 class Echo(xoscar.Actor):  # type: ignore[misc]  # the package has no types
@@ -15,7 +16,7 @@ class Echo(xoscar.Actor):  # type: ignore[misc]  # the package has no types
 
     def __init__(self) -> None:
         super().__init__()
-        self._count = 0
+        self._counter = Counter()
 
     async def echo(self, payload: bytes) -> bytes:
         """Reply with the payload."""
@@ -27,14 +28,11 @@ class Echo(xoscar.Actor):  # type: ignore[misc]  # the package has no types
 
     async def count(self, _payload: bytes) -> None:
         """Count a message."""
-        self._count += 1
+        self._counter.add()
 
     async def counted(self, expected: int) -> int:
         """Reply with the count, and start anew when all have come."""
-        count = self._count
-        if count >= expected:
-            self._count = 0
-        return count
+        return self._counter.counted(expected)
 
 
 class Remote:
