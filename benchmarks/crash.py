@@ -99,6 +99,7 @@ def node(parent: Parent, config: dict[str, Any]) -> None:
 
     async def main() -> None:
         async with fleetlm_node.start(config) as own:
+            parent.report(started=True)
             own.spawn(never, name="never")
             await fleetlm_node.peers(own, config)
             if config["index"] == 0:

@@ -26,6 +26,8 @@ REPLY_TIMEOUT_S = 240.0
 """Seconds to wait for one line of a helper; a run takes a few seconds, or a minute with a slow peer."""
 END_TIMEOUT_S = 5.0
 """Seconds for a helper to end by itself before it is killed."""
+AT_ONCE = 4
+"""Processes of a larger cluster that start together."""
 _PORTS = range(20_000, 32_000)
 """Below the ephemeral ports, so that no outgoing connection takes a port after `free_port` found it."""
 
@@ -165,13 +167,18 @@ class Helpers:
     def start_members(self, target: str, count: int) -> list[Helper]:
         """Start so many nodes, one in each process, and wait until all are ready.
 
-        Each gets the config with its ``index``, the common ``port``, and the ``ips`` of all.
+        Each gets the config with its ``index``, the common ``port``, and the ``ips`` of all. It reports when it
+        has started, and when it is ready. `AT_ONCE` start together: dozens of interpreters on a few cores take
+        so long that connections end before they are complete.
         """
         shared = self.addresses(count)
-        started = [self.start(target, {**shared, "index": index}) for index in range(count)]
-        for helper in started:
+        for first in range(0, count, AT_ONCE):
+            indices = range(first, min(first + AT_ONCE, count))
+            for helper in [self.start(target, {**shared, "index": index}) for index in indices]:
+                helper.receive()
+        for helper in self._helpers:
             helper.receive()
-        return started
+        return self._helpers[:]
 
     def addresses(self, count: int) -> dict[str, Any]:
         """Return the config with so many ``ips``, and a ``port`` that is free on all of them."""

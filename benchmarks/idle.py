@@ -102,6 +102,7 @@ def node(parent: Parent, config: dict[str, Any]) -> None:
 
     async def main() -> None:
         async with fleetlm_node.start(config) as own:
+            parent.report(started=True)
             await own.ready(len(config["ips"]) - 1, timeout=120)
             await _measure(parent, config["window_s"])
 
@@ -114,6 +115,7 @@ def sockets(parent: Parent, config: dict[str, Any]) -> None:
     async def main() -> None:
         own = config["ips"][config["index"]]
         router, context = raw.router(config["port"], own)
+        parent.report(started=True)
         dealers = []
         for ip in config["ips"]:
             if ip != own:

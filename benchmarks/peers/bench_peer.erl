@@ -162,6 +162,7 @@ member([Task, IndexText, NodesText, MsText]) ->
             connect_all(Others),
             io:format("{\"done\": true}~n");
         "idle" ->
+            io:format("{\"started\": true}~n"),
             connect_all(Others),
             io:format("{\"ready\": true}~n"),
             io:get_line(""),
@@ -172,9 +173,11 @@ member([Task, IndexText, NodesText, MsText]) ->
             io:format("{\"total_s\": ~.9f}~n", [(cpu_s() - Before) / Minutes]);
         "crash" when Index =:= 0 ->
             register(never, spawn(fun() -> timer:sleep(infinity) end)),
+            io:format("{\"started\": true}~n"),
             connect_all(Others),
             io:format("{\"ready\": true}~n");
         "crash" ->
+            io:format("{\"started\": true}~n"),
             connect_all(Others),
             notice(hd(Nodes))
     end,
