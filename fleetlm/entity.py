@@ -74,7 +74,7 @@ class Entity(Actor):
         """Take in the state of another entity with this key, which lived beside this one in a partition.
 
         Runs between two handlers, on the side that wins. By default nothing happens, and what the other one
-        did is lost; override it to keep that.
+        did is lost; override it to keep that. If it raises, the entity goes on without it.
 
         Args:
             other: what its `save` returned.

@@ -315,7 +315,7 @@ def _service_of(message: Any) -> tuple[str, str]:
     """Return actor and handler of a request. Plain messages have neither: they may hold anything."""
     if type(message) is not Invoke:
         return "", ""
-    return "" if message.actor is None else message.actor.__qualname__, message.handler
+    return "" if message.actor is None else message.actor.__qualname__, message.name
 
 
 def _rpc(service: str, method: str) -> dict[str, AttributeValue]:

@@ -135,7 +135,7 @@ class Kind:
         owners: shard → who owns it, as this node sees it.
     """
 
-    __slots__ = ("expected", "hosts", "owners", "seen", "shards")
+    __slots__ = ("expected", "hosts", "is_used", "owners", "seen", "shards")
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
@@ -146,6 +146,8 @@ class Kind:
         """Shard → the highest epoch that was ever heard of; kept when the owner is gone."""
         self.expected: dict[int, Expected] = {}
         """Shard → the claim that has outdone a former one, and has not come yet."""
+        self.is_used: bool = False
+        """Whether a part of this node holds it."""
 
 
 _NO_KIND = Kind()
@@ -170,6 +172,8 @@ class ShardTable:
         self._kinds: dict[str, Kind] = {}
         self._own: dict[str, Host] = {}
         """Kind → what this node hosts of it."""
+        self._idle: dict[str, None] = {}
+        """Kinds that no node hosts any more and this node has never asked for, the oldest first."""
 
     # Queries.
 
@@ -191,7 +195,9 @@ class ShardTable:
 
     def kind(self, kind: str) -> Kind:
         """Return what is known of a kind, now and in future."""
-        return self._of(kind)
+        known = self._of(kind)
+        known.is_used = True
+        return known
 
     def own(self, kind: str) -> Host | None:
         """Return what this node hosts of a kind."""
@@ -200,6 +206,14 @@ class ShardTable:
     def seen(self, kind: str, shard: int) -> int:
         """Return the highest epoch of a shard that was ever heard of; 0: none."""
         return self._kinds.get(kind, _NO_KIND).seen.get(shard, 0)
+
+    def next_epoch(self, kind: str, shard: int) -> int:
+        """Return an epoch above every one that was ever heard of, but none that no peer would accept.
+
+        Epochs do not come near the end by themselves, but a peer may have told the last one. Then the shard
+        stays where it is, and the cluster goes on.
+        """
+        return min(self.seen(kind, shard) + 1, EPOCH_END - 1)
 
     def unowned(self, kind: str) -> list[int]:
         """Return the shards that nobody owns, as this node sees it, and that were not passed to a host."""
@@ -251,7 +265,7 @@ class ShardTable:
             raise ValueError(f"other nodes have cut {kind!r} into {known:,} shards, not {shards:,}")
         self._before_change(kind)
         host = self._own[kind] = Host(Pid(self.node, self._incarnation, number), shards)
-        self._of(kind).hosts[self.node] = host
+        self.kind(kind).hosts[self.node] = host
         self._count(kind)
         return [Tell(["hosts", [[kind, number, shards, []]]]), Changed(kind, ())]
 
@@ -289,7 +303,9 @@ class ShardTable:
             raise ValueError("a node tells of itself alone")
         match fact:
             case ["hosts", [*kinds]]:
-                found = [self._checked_host(node, incarnation, row) for row in kinds]
+                if len(kinds) > MAX_KINDS:
+                    raise ValueError(f"{node} hosts more than {MAX_KINDS} kinds")
+                found = [self._checked_host(node, incarnation, row, len(kinds)) for row in kinds]
                 if len({kind for kind, *_ in found}) < len(found):
                     raise ValueError("a fact tells of one kind twice")
                 return [effect for each in found for effect in self._take_host(*each)]
@@ -306,29 +322,42 @@ class ShardTable:
                 return self._settle(kind, passed)
             case ["unhost", str(kind)] if (host := self._host_of(kind, node)) is not None:
                 del self._kinds[kind].hosts[node]
-                return self._settle(kind, host.claims)
+                effects = self._settle(kind, host.claims)
+                self._forget(kind)
+                return effects
         raise ValueError(f"{SHORT.repr(fact)} is not a fact about shards")
 
     def node_down(self, node: str) -> list[Effect]:
         """The connection is over: drop what the node told."""
         effects: list[Effect] = []
-        for kind, known in self._kinds.items():
+        for kind, known in list(self._kinds.items()):
             host = known.hosts.pop(node, None) if node != self.node else None
             if host is not None:
                 known.expected = {shard: each for shard, each in known.expected.items() if each.node != node}
                 effects += self._settle(kind, host.claims)
+                self._forget(kind)
         return effects
 
     # Internals.
 
     def _of(self, kind: str) -> Kind:
+        self._idle.pop(kind, None)
         return self._kinds.setdefault(kind, Kind())
+
+    def _forget(self, kind: str) -> None:
+        """Keep the epochs of a kind without a host, unless there are too many such kinds."""
+        known = self._kinds[kind]
+        if not (known.hosts or known.is_used):
+            self._idle[kind] = None
+            if len(self._idle) > MAX_KINDS:
+                oldest = next(iter(self._idle))
+                del self._idle[oldest], self._kinds[oldest]
 
     def _host_of(self, kind: str, node: str) -> Host | None:
         return self._kinds.get(kind, _NO_KIND).hosts.get(node)
 
-    def _checked_host(self, node: str, incarnation: int, row: Any) -> tuple[str, Host]:
-        """Check that a node hosts a kind. Raises: ValueError."""
+    def _checked_host(self, node: str, incarnation: int, row: Any, more: int) -> tuple[str, Host]:
+        """Check that a node hosts a kind, one of so many more. Raises: ValueError."""
         match row:
             case [str(kind), int(number), int(shards), [*rows]] if (
                 0 < number < EPOCH_END and 1 <= shards <= MAX_SHARDS
@@ -336,7 +365,7 @@ class ShardTable:
                 check_process_name(kind)
                 if self._host_of(kind, node) is not None:
                     raise ValueError(f"{node} hosts {kind!r} already")
-                if sum(node in known.hosts for known in self._kinds.values()) >= MAX_KINDS:
+                if sum(node in known.hosts for known in self._kinds.values()) + more > MAX_KINDS:
                     raise ValueError(f"{node} hosts more than {MAX_KINDS} kinds")
                 host = Host(Pid(node, incarnation, number), shards)
                 host.claims.update(_checked(rows, shards))
@@ -359,13 +388,15 @@ class ShardTable:
             if shard in expected and claim.epoch >= expected[shard].epoch:
                 del expected[shard]
 
-    def _count(self, kind: str) -> None:
-        """Decide into how many shards a kind is cut, where nodes contradict each other."""
+    def _count(self, kind: str) -> bool:
+        """Decide into how many shards a kind is cut, where nodes contradict each other. True: into others."""
         known, own = self._kinds[kind], self._own.get(kind)
+        before = known.shards
         if own is not None:
             known.shards = own.shards
         else:
             known.shards = known.hosts[min(known.hosts)].shards if known.hosts else 0
+        return known.shards != before
 
     def _expect(self, kind: str, passed: dict[int, Expected]) -> None:
         """Note to which hosts shards were passed, whose claims have not come yet."""
@@ -383,7 +414,9 @@ class ShardTable:
         changed: list[int] = []
         effects: list[Effect] = []
         lost: list[list[Any]] = []
-        self._count(kind)
+        if self._count(kind):  # Then other claims count.
+            claims = (shard for host in known.hosts.values() for shard in host.claims)
+            shards = dict.fromkeys([*shards, *known.owners, *claims])
         for shard in shards:
             best: tuple[tuple[int, int, int, str], str, Host, Claim] | None = None
             for node, host in known.hosts.items():

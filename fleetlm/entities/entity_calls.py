@@ -113,7 +113,7 @@ class EntityCalls:
     ) -> Any:
         """Run a handler of an entity. Raises: as `EntityRef.call`."""
         known, key = request.known, request.key
-        count, owner, refusal = known.shards, None, None
+        count, owner, refusal, began = known.shards, None, None, self._loop.time()
         if count:
             shard = shard_of(key, count)
             owner = known.owners.get(shard)
@@ -121,7 +121,7 @@ class EntityCalls:
                 if CURRENT.get() is not None:
                     mode |= mode_of(request.kind, key, shard)
                 try:
-                    return await self._outbound.call(owner.pid, request.message(owner, mode), timeout_s)
+                    return await self.sender.call(owner.pid, request.message(owner, mode), timeout_s)
                 except NotDelivered as error:
                     if not is_astray(error, owner):
                         raise
@@ -129,12 +129,12 @@ class EntityCalls:
             else:
                 owner = None
         within_s = within_deadline(self._settings.call_timeout_s if timeout_s is None else timeout_s)
-        search = Search(self, request, self._loop.time() + within_s, owner, refusal)
+        search = Search(self, request, began + within_s, owner, refusal)
         while True:
             owner = await search.next()
             mode = (mode & CAST) | mode_of(request.kind, key, search.shard)
             try:
-                return await self._outbound.call(owner.pid, request.message(owner, mode), search.left_s)
+                return await self.sender.call(owner.pid, request.message(owner, mode), search.left_s)
             except NotDelivered as error:
                 if not is_astray(error, owner):
                     raise
@@ -301,7 +301,10 @@ class EntitySource:
         owner = self._owner = await self._search.next()
         message = request.message(owner, mode_of(request.kind, request.key, self._search.shard))
         timeout_s = None if self._timeout_s is None else self._search.left_s
-        return calls.sender.source(owner.pid, message, timeout_s, self._idle_s)
+        source = calls.sender.source(owner.pid, message, timeout_s, self._idle_s)
+        if self._is_closed:  # Meanwhile.
+            source.close()
+        return source
 
 
 def is_astray(error: NotDelivered, owner: Owner) -> bool:

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.shard_plan import assign, excess, share
 from fleetlm.core.shard_table import EPOCH_END, Claim, Lost
-from fleetlm.entities.seat import Kept, Seat
+from fleetlm.entities.seat import Kept, Seat, size_of
 from fleetlm.errors import FleetError, NodeLost, NotDelivered
 from fleetlm.texts import SHORT
 
@@ -59,6 +59,11 @@ ASK_S = 10.0
 """Seconds for the answer to a part. It does nothing but copy."""
 PAUSE_S = 0.5
 """Seconds before a shard is handed over again after that has failed."""
+PAUSE_RATIO, PAUSE_MAX_S = 10, 60.0
+"""A shard that is only balanced is served for so many times as long as the attempt has closed it, so that one
+long handler does not keep the other entities of its shard from being served; at most for so many seconds."""
+_PART_COST_BYTES = 1_024
+"""What a part costs beside its states."""
 STAGED_S = 60.0
 """Seconds after which parts are dropped that no ``take`` has followed."""
 LISTED_KEYS = 10_000
@@ -85,10 +90,12 @@ class Handoff:
         """Shard that is being handed over → the epoch that its new owner is to have."""
         self._sealed: set[int] = set()
         """Those of them of which no entity lives any more."""
-        self._not_before: dict[int, float] = {}
-        """Shard that has stayed → when to try again, on the loop's clock."""
+        self._stayed: dict[int, tuple[float, float]] = {}
+        """Shard that has stayed → when, on the loop's clock, and the seconds until it is balanced again."""
         self._staged: dict[tuple[int, int], _Staged] = {}
         """Shard and epoch → what has come of it."""
+        self._offered: set[int] = set()
+        """Shards of which the states are being offered to the winner."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._until = math.inf
         """When the time for handing over is over, for a node that drains."""
@@ -116,7 +123,7 @@ class Handoff:
         wall_ms, claims = hosting.shards.wall_ms(), {}
         for shard in mine:
             seen = table.seen(kind, shard)
-            epoch = seen + 1 if seen else max(1, wall_ms)
+            epoch = table.next_epoch(kind, shard) if seen else max(1, wall_ms)
             claims[shard] = Claim(epoch, epoch)
             if seen:
                 hosting.lossy.add(shard)
@@ -163,11 +170,15 @@ class Handoff:
         """Give the winner of a shard the states of the entities that have lived here beside its own."""
         self._start(self._offer(lost, list(seats)))
 
+    def offers(self, shard: int) -> bool:
+        """Whether `offer` still needs what is kept of a shard."""
+        return shard in self._offered
+
     def sweep(self) -> None:
         """Drop parts that no ``take`` has followed."""
         now = self._loop.time()
         before = now - STAGED_S
-        self._not_before = {shard: at for shard, at in self._not_before.items() if at > now}
+        self._stayed = {shard: (at, for_s) for shard, (at, for_s) in self._stayed.items() if at + for_s > now}
         for place, staged in list(self._staged.items()):
             if staged.at < before or place[1] <= self._table.seen(self._hosting.kind, place[0]):
                 del self._staged[place]
@@ -182,7 +193,8 @@ class Handoff:
     def _begin(self, moves: dict[int, str], *, is_forced: bool) -> None:
         now, room = self._loop.time(), MOVES_AT_ONCE - len(self._moving)
         for shard, to in moves.items():
-            if room > 0 and now >= self._not_before.get(shard, 0.0):
+            stayed_at, for_s = self._stayed.get(shard, (-math.inf, 0.0))
+            if room > 0 and now >= stayed_at + (PAUSE_S if is_forced else for_s):
                 room -= 1
                 self._start(self.move(shard, to, is_forced=is_forced))
 
@@ -195,8 +207,9 @@ class Handoff:
             return "this node does not own it, or hands it over already"
         if target is None or target.shards != own.shards or to == hosting.context.name:
             return f"{to} does not host {kind!r}, or is this node"
-        epoch = self._table.seen(kind, shard) + 1
+        epoch = self._table.next_epoch(kind, shard)
         self._moving[shard] = epoch
+        began = self._loop.time()
         why = "it was cancelled"
         try:
             why = await self._end_entities(shard)
@@ -206,10 +219,10 @@ class Handoff:
         finally:
             self._moving.pop(shard, None)
             self._sealed.discard(shard)
-            self._settle(shard, why)
+            self._settle(shard, why, self._loop.time() - began)
         return why
 
-    def _settle(self, shard: int, why: str) -> None:
+    def _settle(self, shard: int, why: str, took_s: float) -> None:
         """A handoff has ended: go on with the shard, or drop what was kept of it."""
         hosting, own = self._hosting, self._table.own(self._hosting.kind)
         if own is None or hosting.is_closed:
@@ -217,9 +230,10 @@ class Handoff:
         claim = own.claims.get(shard)
         if claim is None:
             hosting.forget_shard(shard)
+            self._stayed.pop(shard, None)
             hosting.review_soon()
             return
-        self._not_before[shard] = self._loop.time() + PAUSE_S
+        self._stayed[shard] = self._loop.time(), min(max(PAUSE_S, PAUSE_RATIO * took_s), PAUSE_MAX_S)
         log.info("the shard %d of %s stays here: %s", shard, hosting.kind, why)
         hosting.renew(shard)
 
@@ -274,6 +288,13 @@ class Handoff:
 
     async def _offer(self, lost: Lost, seats: list[Seat]) -> None:
         """See `offer`."""
+        self._offered.add(lost.shard)
+        try:
+            await self._offer_all(lost, seats)
+        finally:
+            self._offered.discard(lost.shard)
+
+    async def _offer_all(self, lost: Lost, seats: list[Seat]) -> None:
         hosting = self._hosting
         if seats:
             await asyncio.wait([seat.close() for seat in seats], timeout=hosting.options.handoff_s)
@@ -318,11 +339,13 @@ class Handoff:
         """Take a part of a shard. Returns False if it cannot be kept."""
         hosting = self._hosting
         found = _checked(rows)
-        if found is None or epoch <= self._table.seen(hosting.kind, shard):
+        if found is None or not (
+            0 <= shard < hosting.options.shards and self._table.seen(hosting.kind, shard) < epoch < EPOCH_END
+        ):
             return False
         staged = self._staged.setdefault((shard, epoch), _Staged(self._loop.time()))
         staged.rows += found
-        staged.size_bytes += sum(len(kept.packed or b"") for _, kept in found)
+        staged.size_bytes += _PART_COST_BYTES + sum(size_of(key, kept) for key, kept in found)
         if sum(each.size_bytes for each in self._staged.values()) > hosting.options.kept_bytes:
             del self._staged[shard, epoch]
             return False
@@ -339,6 +362,8 @@ class Handoff:
         if not (0 <= shard < own.shards and 0 < claim.term < claim.epoch < EPOCH_END):
             return False
         if claim.epoch <= self._table.seen(kind, shard) or shard in own.claims:
+            return False
+        if shard in hosting.in_shard or shard in self._offered:  # Of a former life here, which would mix in.
             return False
         if not is_forced and len(own.claims) >= share(own.shards, len(counts)):
             return False

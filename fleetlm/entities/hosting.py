@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
 from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
-from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all
+from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
 from fleetlm.errors import MessageTooLarge, NotOwner
 from fleetlm.records import Record
 from fleetlm.texts import SHORT
@@ -74,6 +74,9 @@ class Moves(Protocol):
 
     def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:
         """Give the winner of a shard the states of the entities that have lived here beside its own."""
+
+    def offers(self, shard: int) -> bool:
+        """Whether `offer` still needs what is kept of a shard."""
 
     def claim_free(self, counts: dict[str, int]) -> None:
         """Claim the shards without an owner that fall to this node."""
@@ -196,6 +199,8 @@ class Hosting:
             key, epoch, mode, name = route
             seat = self.seats.get(key)
         except (TypeError, ValueError):
+            key = epoch = mode = name = seat = None
+        if type(mode) is not int or type(name) is not str:
             call.no_handler(self.kind, f"{SHORT.repr(route)} does not name an entity")
             return
         if seat is None or seat.epoch != epoch or not seat.takes:
@@ -216,10 +221,7 @@ class Hosting:
 
     def _cast(self, call: Call, request: Invoke, seat: Seat) -> None:
         """Give a request to its entity that gets no result, and acknowledge it."""
-        try:
-            found = self._handlers.get(request.handler)
-        except TypeError:
-            found = None
+        found = self._handlers.get(request.handler)
         if found is None or found.streams:
             call.no_handler(self.kind, f"{SHORT.repr(request.handler)} is not a handler that returns")
             return
@@ -228,7 +230,7 @@ class Hosting:
 
     def _find(self, call: Call, request: Invoke, key: Any, epoch: Any, mode: Any) -> Seat | None:
         """Return the entity for a request, made for it if need be. None: it was refused, or it waits."""
-        if type(key) is not str or not 0 < len(key) <= MAX_KEY_CHARS or type(mode) is not int:
+        if type(key) is not str or not 0 < len(key) <= MAX_KEY_CHARS:
             call.no_handler(self.kind, f"{SHORT.repr(request.handler)} does not name an entity")
             return None
         if not call.wanted:
@@ -308,7 +310,7 @@ class Hosting:
         """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
         if kept.packed is None:
             return None
-        state = self.codec.unpack(kept.packed)
+        state = self.codec.unpack(kept.packed)  # Raises a ValueError, too.
         found = unreadable_in(state)
         if found is not None:
             raise ValueError(f"the state of an entity of {self.kind!r} cannot be read here: {found.why}")
@@ -335,13 +337,13 @@ class Hosting:
         """Keep the state of an entity in place of what was kept."""
         self.forget(shard, key)
         self.kept.setdefault(shard, {})[key] = kept
-        self.kept_bytes += _size_of(key, kept)
+        self.kept_bytes += size_of(key, kept)
 
     def forget(self, shard: int, key: str) -> None:
         """Drop what is kept of an entity."""
         kept = self.kept.get(shard)
         if kept is not None and key in kept:
-            self.kept_bytes -= _size_of(key, kept.pop(key))
+            self.kept_bytes -= size_of(key, kept.pop(key))
             if not kept:
                 del self.kept[shard]
 
@@ -363,6 +365,8 @@ class Hosting:
         claim = None if host is None else host.claims.get(seat.shard)
         if claim is not None and seat.is_ready and not (seat.is_saved or self.is_closed):
             self.put_kept(seat.shard, seat.key, Kept(seat.kept.packed, True))
+        elif claim is None and not self.handoff.offers(seat.shard):
+            self.forget(seat.shard, seat.key)  # Saved after the shard was lost.
         if not rest:
             return
         if self.is_closed or not (seat.is_ready or seat.is_saved):
@@ -490,7 +494,7 @@ class Hosting:
         assert host is not None
         seen = self.table.seen
         higher = {
-            shard: claim._replace(epoch=seen(self.kind, shard) + 1)
+            shard: claim._replace(epoch=self.table.next_epoch(self.kind, shard))
             for shard, claim in host.claims.items()
             if seen(self.kind, shard) > claim.epoch and self.handoff.serves(shard, is_inner=False)
         }
@@ -500,7 +504,8 @@ class Hosting:
         """Take a higher epoch for a shard that was not handed over after all, and serve it again."""
         host = self.table.own(self.kind)
         assert host is not None
-        self._claim_again({shard: host.claims[shard]._replace(epoch=self.table.seen(self.kind, shard) + 1)})
+        epoch = self.table.next_epoch(self.kind, shard)
+        self._claim_again({shard: host.claims[shard]._replace(epoch=epoch)})
 
     def _claim_again(self, claims: dict[int, Claim]) -> None:
         """Claim shards of this node under higher epochs."""
@@ -525,7 +530,11 @@ class Hosting:
         host = self.table.own(self.kind)
         if host is None or shard not in host.claims or not self.handoff.serves(shard, is_inner=False):
             return False
-        state = self.state_of(Kept(packed, False))
+        try:
+            state = self.state_of(Kept(packed, False))
+        except ValueError as error:  # For example a type that only newer versions of the program know.
+            log.warning("what %s/%s was to merge is lost: %s", self.kind, key, error)
+            return False
         seat = self.seats.get(key)
         if seat is None:
             seat = self._activate(None, key, shard)
@@ -550,7 +559,3 @@ def _base_merge(actor: type[EntityObject]) -> Callable[..., Any]:
     bases = reversed(actor.__mro__)
     found: Callable[..., Any] = next(vars(base)["merge"] for base in bases if "merge" in vars(base))
     return found
-
-
-def _size_of(key: str, kept: Kept) -> int:
-    return len(key) + len(kept.packed or b"") + 64

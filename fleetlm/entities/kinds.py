@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fleetlm.core.shard_table import MAX_SHARDS
+from fleetlm.core.shard_table import MAX_KINDS, MAX_SHARDS
 from fleetlm.entities.entity_calls import EntityCalls, check_key
 from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.handoff import Handoff
@@ -129,6 +129,8 @@ class Entities:
             raise ValueError(f"{shards:,} shards: {cut}")
         if kind in self._hosted:
             raise ValueError(f"this node hosts {kind!r} already")
+        if len(self._hosted) >= MAX_KINDS:
+            raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
         remembered = frozenset(check_key(key) for key in remember)
         options = HostOptions(
             args, shards, idle_s, handoff_s, settle_s, rebalance_s, live, kept_bytes, remembered

@@ -65,6 +65,11 @@ class Kept(NamedTuple):
     was_lost: bool
 
 
+def size_of(key: str, kept: Kept) -> int:
+    """Return about how many bytes it takes to keep this."""
+    return len(key) + len(kept.packed or b"") + 64
+
+
 class Host(Protocol):
     """What a seat asks of the `Hosting` of its kind."""
 
@@ -255,8 +260,19 @@ class Merge(BetweenHandlers):
         self._other = other
 
     async def run(self) -> None:
-        """See `BetweenHandlers`."""
-        await self._seat.entity.merge(self._other)
+        """See `BetweenHandlers`. What `merge` raises is logged: it must not cost what the winner has."""
+        seat = self._seat
+        try:
+            await seat.entity.merge(self._other)
+        except (asyncio.CancelledError, ProcessExit):
+            raise
+        except BaseException as error:
+            if is_from_signal(error) or exit_in(error) is not None:
+                raise
+            log.exception(
+                "the entity %s/%s cannot merge the state of another one, and goes on without it",
+                seat.host.kind, seat.key, exc_info=loggable(error),
+            )  # fmt: skip
 
 
 def refuse_all(messages: Iterable[Any], target: str) -> None:

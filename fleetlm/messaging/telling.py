@@ -63,4 +63,4 @@ async def tell_of_many(
 
 def _handler_in(message: Any) -> str:
     """Return the name of the handler that a message asks for; empty for other messages."""
-    return message.handler if type(message) is Invoke else ""
+    return message.name if type(message) is Invoke else ""

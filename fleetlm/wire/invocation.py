@@ -62,6 +62,12 @@ class Invoke:
             return NotImplemented
         return (self.handler, self.args, self.kwargs) == (other.handler, other.args, other.kwargs)
 
+    @property
+    def name(self) -> str:
+        """The name of the handler alone, also on the way to an entity."""
+        route: Any = self.handler
+        return str(route[-1]) if isinstance(route, list) and route else self.handler
+
     def parts(self) -> list[Any]:
         """Return the parts that travel. Packing them costs a tenth of packing a registered dataclass.
 
@@ -93,9 +99,7 @@ class Invoke:
         if not self.handler:
             return NotSerializable(f"{error.path[: found.start()]}message{rest}", error.what)
         shown = str(int(which) + 1) if which.isdecimal() else which
-        route: Any = self.handler
-        handler = route[-1] if isinstance(route, list) else route  # See `entities`.
-        name = handler if self.actor is None else f"{self.actor.__qualname__}.{handler}"
+        name = self.name if self.actor is None else f"{self.actor.__qualname__}.{self.name}"
         inside = f", {'field' if rest.startswith('.') else 'at'} {rest}" if rest else ""
         return NotSerializable(f"{error.path[: found.start()]}argument {shown} of {name}{inside}", error.what)
 

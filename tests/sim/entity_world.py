@@ -264,7 +264,7 @@ class World:
         for node in self.nodes():
             node.undrain()
         await self.cluster.mesh(timeout=300)
-        await asyncio.sleep(20)
+        await asyncio.sleep(80)  # A shard that could not be balanced is tried again within a minute.
 
     async def check(self) -> None:
         ledger = self.ledger

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ from fleetlm import (
     WouldBlock,
     handler,
 )
+from fleetlm.core.shard_table import EPOCH_END, Claim
+from fleetlm.messaging.carrying import CARRYING
+from fleetlm.telemetry import CallEnded
 from fleetlm.testing import Fleet
 from fleetlm.wire.invocation import Invoke
 from tests.sim.entity_world import World
@@ -591,6 +595,131 @@ async def test_a_kind_can_be_given_up_and_hosted_again(fleet: Fleet) -> None:
     assert await refs["b"].call(Session.append, "x") == 1
 
 
+async def test_malformed_requests_and_states_do_not_end_the_host(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 1)
+    await refs["a"].call(Session.append, "x")
+    owner = refs._calls.shards.table.owner("s", refs.shard("a"))
+    assert owner is not None
+    routes: list[Any] = ["abcd", ["a"], [["a"], owner.epoch, 0, "append"]]
+    routes += [["a", owner.epoch, mode, "append"] for mode in ("x", None, True)]
+    routes += [["a", owner.epoch, 0, name] for name in (7, ["append"], None)]
+    for route in routes:
+        with pytest.raises(NoHandler, match="does not name an entity"):
+            await nodes[0]._outbound.call(owner.pid, Invoke(route, ("y",), {}))
+    assert await nodes[0].call(owner.pid, ["offer", "a", b"\xc1"]) is False
+    assert await nodes[0].call(owner.pid, ["offer", "a", b"\x07"]) is True  # `merge` raises a TypeError.
+    for shard, epoch in ((99, owner.epoch + 9), (-1, owner.epoch + 9), (0, 1 << 70)):
+        assert await nodes[0].call(owner.pid, ["state", shard, epoch, []]) is False
+    assert await refs["a"].call(Session.append, "y") == 2
+
+
+async def test_the_last_epoch_that_a_peer_may_tell_does_no_harm(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 2)
+    key = key_on(refs, nodes[1])
+    shard = refs.shard(key)
+    shards = nodes[2]._parts.replicated_shards
+    shards.perform(shards.table.claim("s", {shard: Claim(EPOCH_END - 1, 1)}))
+    await fleet.until(lambda: refs.where(key) == nodes[2].name)
+    with pytest.raises(ValueError, match="does not take it now"):
+        await refs.move(shard, nodes[1].name)
+    assert await refs[key].call(Session.append, "x") == 1
+    await fleet.stop(nodes[2])
+    assert await refs[key].within(5).call(Session.append, "x") == 1
+    assert refs.where(key) == nodes[1].name
+    assert nodes[0].list() == [nodes[1].name]
+
+
+async def test_a_request_that_was_refused_late_has_only_what_is_left_of_its_time(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 2, handoff_s=20.0)
+    key = key_on(refs, nodes[1])
+    slow = asyncio.create_task(refs[key].call(Session.slow, 1.5, "0"))
+    await asyncio.sleep(0.1)
+    until = fleet.now + 2
+    call = asyncio.create_task(refs[key].within(2).call(Session.slow, 1.9, "1"))
+    await asyncio.sleep(1.2)
+    await refs.move(refs.shard(key), nodes[2].name)
+    with pytest.raises(CallTimeout):
+        await call
+    assert fleet.now < until + 0.1
+    assert await slow == 1
+
+
+@pytest.mark.parametrize("actor", [Session, Plain])
+async def test_a_former_life_does_not_mix_into_a_shard_that_comes_back(
+    fleet: Fleet, actor: type[Session]
+) -> None:
+    nodes = await fleet.start(3)
+    for node in nodes[1:]:
+        await node.entities.host(actor, "s", shards=8, rebalance_s=1e9)
+    caller, one, two = nodes
+    refs, theirs = (node.entities.ref(Session, "s") for node in (caller, two))
+    await fleet.until(lambda: len(refs.shards()) == 8)
+    key = key_on(refs, one)
+    await refs[key].call(Session.append, "before")
+    fleet.partition([two])
+    await fleet.until(lambda: theirs.where(key) == two.name)
+    slow = asyncio.create_task(theirs[key].within(120).call(Session.slow, 20, "fork"))
+    await asyncio.sleep(1)
+    fleet.heal()
+    await fleet.until(lambda: theirs.where(key) == refs.where(key) == one.name)
+    assert await refs[key].call(Session.append, "acknowledged") == 2
+    with pytest.raises(ValueError, match="does not take it now"):
+        await refs.move(refs.shard(key), two.name)
+    await slow
+    assert await theirs.list(local=True) == []
+    await refs.move(refs.shard(key), two.name)
+    assert await refs[key].call(Session.read) == ["before", "acknowledged"]
+
+
+async def test_a_handler_that_does_not_end_keeps_its_shard_served_while_it_cannot_be_balanced(
+    fleet: Fleet,
+) -> None:
+    nodes, refs = await hosts(fleet, 1)
+    busy = [asyncio.create_task(refs[f"k{n}"].within(600).call(Session.slow, 120, "x")) for n in range(40)]
+    assert len({refs.shard(f"k{n}") for n in range(40)}) == 8
+    (fresh,) = await fleet.start(1)
+    await fresh.entities.host(Session, "s", shards=8, rebalance_s=0.0)
+    served = []
+    for _ in range(60):
+        await asyncio.sleep(1)
+        for n in range(8):
+            try:
+                await refs[f"m{n}"].within(0.1).call(Session.append, "x")
+            except NotOwner:
+                served.append(False)
+            else:
+                served.append(True)
+    assert sum(served) > 0.85 * len(served)
+    await asyncio.gather(*busy)
+    await fleet.until(lambda: is_even(refs, [*nodes, fresh], 4), timeout=90)
+
+
+async def test_what_travels_with_requests_and_what_is_told_of_them_is_as_with_actors(
+    fleet: Fleet, request: pytest.FixtureRequest
+) -> None:
+    variable: ContextVar[str] = ContextVar("entity-request")
+    fleetlm.carry(variable)
+    request.addfinalizer(lambda: CARRYING.remove("entity-request"))
+
+    class Seen(Session):
+        @handler
+        async def see(self) -> str:
+            self.lines.append(variable.get("none"))
+            return variable.get("none")
+
+    nodes = await fleet.start(2)
+    await nodes[1].entities.host(Seen, "s", shards=8)
+    calls: list[Any] = []
+    for node in nodes:
+        node.telemetry.attach(calls.append, kinds={CallEnded})
+        ref = node.entities.ref(Seen, "s")["a"]
+        variable.set(node.name)
+        assert await ref.call(Seen.see) == node.name
+        await ref.cast(Seen.see)
+    assert await ref.call(Session.read) == [nodes[0].name] * 2 + [nodes[1].name] * 2
+    assert [each.handler for each in calls] == ["see", "see"] * 2  # That of "read" comes later.
+
+
 async def test_what_cannot_be_hosted_is_refused(fleet: Fleet) -> None:
     nodes, _ = await hosts(fleet, 1)
 
@@ -619,6 +748,10 @@ async def test_what_cannot_be_hosted_is_refused(fleet: Fleet) -> None:
             async def init(self) -> None: ...
 
     assert nodes[0].entities.kinds() == ["s"]
+    for number in range(64):
+        await nodes[0].entities.host(Session, f"t{number}", shards=1)
+    with pytest.raises(ValueError, match="at most 64 kinds"):
+        await nodes[0].entities.host(Session, "s", shards=8)
     await nodes[0].stop()
     with pytest.raises(fleetlm.NodeStopped):
         await nodes[0].entities.host(Session, "s")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fleetlm.core.shard_table import (
+    EPOCH_END,
     MAX_KINDS,
     MAX_PIECE_CLAIMS,
     Changed,
@@ -337,3 +338,45 @@ def test_all_tables_agree_in_the_end(first: int) -> None:
         except AssertionError as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+def test_one_fact_cannot_tell_of_more_kinds_than_a_node_may_host() -> None:
+    table = ShardTable(ME, 1)
+    rows = [[f"k{number}", 9, 4, []] for number in range(MAX_KINDS + 1)]
+    with pytest.raises(ValueError, match="more than 64"):
+        table.told(PEER, 2, ["hosts", rows])
+    table.told(PEER, 2, ["hosts", rows[2:]])
+    with pytest.raises(ValueError, match="more than 64"):
+        table.told(PEER, 2, ["hosts", rows[:2]])
+    table.told(PEER, 2, ["hosts", rows[:1]])
+    assert len(table.kinds()) == MAX_KINDS
+
+
+def test_kinds_that_nobody_hosts_are_forgotten_one_day_unless_they_are_used_here() -> None:
+    table = ShardTable(ME, 1)
+    used = table.kind("used")
+    for kind in ("used", *(f"k{number}" for number in range(MAX_KINDS + 1)), "k0"):
+        table.told(PEER, 2, ["hosts", [[kind, 9, 4, [[1, 5, 5]]]]])
+        table.told(PEER, 2, ["unhost", kind])
+    assert [table.seen(kind, 1) for kind in ("used", "k0", "k1", "k2", "k64")] == [5, 5, 0, 5, 5]
+    assert table.kind("used") is used
+    peer(table, PEER, [1, 5, 5])
+    table.node_down(PEER)
+    assert [table.seen(kind, 1) for kind in ("s", "k2", "k3")] == [5, 0, 5]
+
+
+def test_claims_count_once_the_node_that_cut_the_kind_otherwise_is_gone() -> None:
+    table = ShardTable(ME, 1)
+    peer(table, PEER, [1, 5, 5], shards=2)
+    peer(table, THIRD, [1, 9, 9], [3, 9, 9], shards=4)
+    assert (table.shards("s"), table.owner("s", 3)) == (2, None)
+    table.node_down(PEER)
+    assert table.shards("s") == 4
+    assert table.owner("s", 1) == table.owner("s", 3) == Owner(Pid(THIRD, 2, 9), 9)
+
+
+def test_no_epoch_is_beyond_what_a_peer_accepts() -> None:
+    table = hosting()
+    table.claim("s", {1: Claim(5, 5)})
+    peer(table, PEER, [2, EPOCH_END - 1, 1])
+    assert [table.next_epoch("s", shard) for shard in range(3)] == [1, 6, EPOCH_END - 1]
