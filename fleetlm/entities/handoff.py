@@ -64,6 +64,8 @@ PAUSE_RATIO, PAUSE_MAX_S = 10, 60.0
 long handler does not keep the other entities of its shard from being served; at most for so many seconds."""
 _PART_COST_BYTES = 1_024
 """What a part costs beside its states."""
+OFFERS = 4
+"""How often a state is offered to a winner that refuses it."""
 STAGED_S = 60.0
 """Seconds after which parts are dropped that no ``take`` has followed."""
 LISTED_KEYS = 10_000
@@ -302,7 +304,13 @@ class Handoff:
             if kept.packed is None:
                 continue
             try:
-                await self._ask(lost.winner.pid, ["offer", key, kept.packed], ASK_S)
+                for _ in range(OFFERS):  # It refuses while it saves that entity, or hands the shard over.
+                    owner = self._table.owner(hosting.kind, lost.shard) or lost.winner
+                    if await self._ask(owner.pid, ["offer", key, kept.packed], ASK_S):
+                        break
+                    await asyncio.sleep(PAUSE_S)
+                else:
+                    log.warning("the state of %s/%s was not merged: it was refused", hosting.kind, key)
             except FleetError as error:
                 log.warning("the state of %s/%s was not merged: %s", hosting.kind, key, error)
                 if isinstance(error, NotDelivered | NodeLost):

@@ -565,6 +565,27 @@ async def test_after_a_partition_one_side_wins_and_merges_what_the_other_has(fle
     assert await two.entities.ref(Session, "s")[key].call(Session.append, "after") == 4
 
 
+async def test_a_state_is_offered_again_while_the_winner_saves_that_entity(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 2)
+    one, two = nodes[1:]
+    key = key_on(refs, one)
+    await refs[key].call(Session.append, "before")
+    fleet.partition([one])
+    await fleet.until(lambda: refs.where(key) == two.name)
+    await refs[key].call(Session.append, "other")
+    slow = asyncio.create_task(one.entities.ref(Session, "s")[key].within(60).call(Session.slow, 20, "slow"))
+    await asyncio.sleep(0.1)
+    seat = one.entities._hostings()[0].seats[key]
+    outcome = seat.close()
+    fleet.heal()
+    await fleet.until(lambda: refs.where(key) == one.name and two.name in one.list())
+    await asyncio.sleep(0.2)
+    slow.cancel()
+    await outcome
+    await asyncio.sleep(5)
+    assert await refs[key].call(Session.read) == ["before", "other"]
+
+
 async def test_without_merge_what_the_loser_has_is_dropped(fleet: Fleet) -> None:
     events: list[str] = []
     nodes = await fleet.start(2)
