@@ -99,8 +99,8 @@ format: $(STAMP) ## apply ruff's fixes and format
 fuzz: $(STAMP) ## coverage-guided fuzzing of all that reads bytes from outside, FUZZ_S seconds for each target
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(ARGS)
 
-bench: $(STAMP) ## the benchmarks beside floors and the peers that are installed; writes benchmarks/REPORT.md
-	$(BIN)/python -m benchmarks --ways --peers all --report benchmarks $(ARGS)
+bench: $(STAMP) ## a quarter of an hour: the benchmarks beside floors and the peers that are installed; writes benchmarks/REPORT.md
+	$(BIN)/python -m benchmarks --quick --repeat 5 --minutes 14 --ways --peers all --report benchmarks $(ARGS)
 
 bench-guard: $(STAMP) ## a minute: fail if a ratio to a floor is far below what it should be
 	$(BIN)/python -m benchmarks --guard --quick $(ARGS)
