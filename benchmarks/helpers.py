@@ -167,9 +167,9 @@ class Helpers:
     def start_members(self, target: str, count: int) -> list[Helper]:
         """Start so many nodes, one in each process, and wait until all are ready.
 
-        Each gets the config with its ``index``, the common ``port``, and the ``ips`` of all. It reports when it
-        has started, and when it is ready. `AT_ONCE` start together: dozens of interpreters on a few cores take
-        so long that connections end before they are complete.
+        Each gets the config with its ``index``, the common ``port``, and the ``ips`` of all. It reports when
+        it has started, and when it is ready. `AT_ONCE` start together: dozens of interpreters on a few cores
+        take so long that connections end before they are complete.
         """
         shared = self.addresses(count)
         for first in range(0, count, AT_ONCE):
