@@ -61,6 +61,7 @@ def _benchmark(name: str, nodes: int, each: int, most_rounds: int = 1_000) -> Be
         ],
         partial(variants, nodes=nodes, each=each),
         most_rounds=most_rounds,
+        share=2 if nodes <= FEW_NODES else 3,  # Dozens of processes have to start.
     )
 
 

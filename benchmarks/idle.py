@@ -82,7 +82,7 @@ BENCHMARK = Benchmark(
     ],
     variants,
     most_rounds=1,
-    share=6,
+    share=10,
 )
 
 
