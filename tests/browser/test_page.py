@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("playwright", reason="`make test-browser` installs it")
+
 from fleetlm.ops.application import OpsApp
 from fleetlm.ops.listener import Listener, listen
 from tests.browser.browsing import TIMEOUT_MS, node_with_page, ops_port, watching
