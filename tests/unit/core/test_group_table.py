@@ -267,3 +267,13 @@ def test_sizes_are_known_without_a_look_at_every_group() -> None:
     assert (t.count, t.memberships) == (2, 4)
     t.left("x", pids)
     assert (t.count, t.memberships) == (1, 2)
+
+
+def test_new_memberships_are_told_once_and_a_second_join_is_none() -> None:
+    groups = table()
+    groups.joined("g", [here(1)])
+    groups.joined("g", [here(1), here(2)])
+    assert groups.take_new() == [("g", here(1)), ("g", here(2))]
+    assert groups.take_new() == []
+    assert groups.has_member("g", here(2))
+    assert not groups.has_member("g", here(3))

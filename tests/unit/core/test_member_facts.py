@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import msgpack
@@ -320,3 +321,25 @@ def test_no_load_is_below_zero_and_each_member_has_one(members: list[Any]) -> No
     loads = weigh(counts, reported, known, 3.0, 5.0)
     assert len(loads) == len(members)
     assert all(load >= 0 for load in loads)
+
+
+def test_what_a_lost_node_told_is_forgotten_and_of_others_nothing_is_known() -> None:
+    ours = facts()
+    ours.told(PEER, 7, ["gauges", [["g", 9, {"load": 1}]]], 0.0)
+    ours.left("g", Pid(THIRD, 3, 1))
+    ours.node_down(THIRD)
+    ours.node_down(ME)
+    assert ours.has_told("g")
+    ours.node_down(PEER)
+    assert ours.report("g", YOURS) is None
+    assert not ours.has_told("g")
+
+
+def test_numbers_of_libraries_are_gauges_if_they_are_finite() -> None:
+    ours = facts()
+    ours.reported("g", 5, {"load": Fraction(1, 4)}, 0.0)  # type: ignore[dict-item]
+    report = ours.report("g", MINE)
+    assert report is not None
+    assert dict(report.gauges) == {"load": 0.25}
+    with pytest.raises(ValueError, match="not a finite number"):
+        ours.reported("g", 5, {"load": Fraction(10**400)}, 0.0)  # type: ignore[dict-item]

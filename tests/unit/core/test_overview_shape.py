@@ -269,3 +269,8 @@ def test_a_node_that_tells_nothing_is_there_with_the_reason() -> None:
     assert absent(NAME, "it is\ngone", state="down") == {
         "name": NAME, "error": r"it is\ngone", "state": "down",
     }  # fmt: skip
+
+
+def test_a_branch_that_is_none_has_no_children() -> None:
+    (row,) = read_part({"incarnation": 1, "trees": ["root"]}, NAME)["trees"]
+    assert row["children"] == []

@@ -507,3 +507,8 @@ def test_members_that_are_not_wanted_are_no_candidates() -> None:
     assert not tried.leaves_another(rig.picker.candidates("g", Members(MEMBERS), wanted))
     assert tried.leaves_another(rig.picker.candidates("g", Members(MEMBERS), ANY))
     assert rig.pick(MEMBERS, "random", None, tried, wanted) in MEMBERS[:2]
+
+
+def test_without_a_wish_every_meta_fits() -> None:
+    assert ANY.fits(None)
+    assert ANY.fits({"zone": "a"})

@@ -195,3 +195,7 @@ def test_pieces_of_rows_with_the_longest_keys_fit_into_a_fact() -> None:
     packed = [Codec().pack_value(fact) for fact in table.own_facts([*table.own_keys()], MAX_FACT_BYTES // 2)]
     assert len(packed) > 1
     assert max(map(len, packed)) < MAX_FACT_BYTES
+
+
+def test_without_rows_there_is_nothing_to_tell() -> None:
+    assert list(rows().own_facts([], piece_bytes=200)) == []

@@ -56,6 +56,7 @@ def test_a_claim_is_told_and_owned_until_the_node_hosts_no_more() -> None:
 def test_a_host_is_heard_of_with_its_claims_and_goes_with_its_node() -> None:
     table = ShardTable(ME, 1)
     assert peer(table, PEER, [1, 5, 5]) == [Changed("s", (1,))]
+    assert list(table.hosts("s")) == [PEER]
     assert (table.shards("s"), table.kinds(), table.owner("s", 1)) == (4, ["s"], Owner(Pid(PEER, 2, 9), 5))
     assert table.told(PEER, 2, ["claim", "s", [[0, 6, 6], [1, 7, 5]]]) == [Changed("s", (0, 1))]
     assert table.node_down(PEER) == [Changed("s", (1, 0))]

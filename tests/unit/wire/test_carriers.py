@@ -19,6 +19,7 @@ from fleetlm.wire.carriers import (
     is_known_to,
     may_travel,
     pack_carrier,
+    size_of,
     unpack_carrier,
 )
 
@@ -116,3 +117,8 @@ def test_the_first_values_win_where_there_is_no_room_for_all() -> None:
 def test_a_node_says_that_it_takes_carriers() -> None:
     assert is_known_to(("denies spawn", FEATURE))
     assert not is_known_to(("denies spawn",))
+
+
+def test_a_text_beyond_all_limits_is_not_encoded_to_be_measured() -> None:
+    assert size_of("x" * (MAX_CARRIER_BYTES + 1)) == MAX_CARRIER_BYTES + 1
+    assert size_of("é") == 2

@@ -89,3 +89,9 @@ def test_requests_are_equal_by_what_travels_and_are_no_keys() -> None:
     assert repr(request) == "Invoke(handler='do', args=(1,), kwargs={'a': 2})"
     with pytest.raises(TypeError, match="unhashable"):
         hash(request)
+
+
+@pytest.mark.parametrize("args", [[], ["one", "two"]])
+def test_a_plain_message_with_a_carrier_is_one_message(args: list[Any]) -> None:
+    with pytest.raises(ValueError, match="is not one message"):
+        Invoke.of(["", args, {}, b"\x80"])
