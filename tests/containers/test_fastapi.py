@@ -120,15 +120,17 @@ def test_more_workers_are_found_and_fewer_fail_no_request(kit: Kit) -> None:
         while not done.is_set():
             answers.append(ask(url, BODY))
 
-    loading = threading.Thread(target=load)
-    loading.start()
+    clients = [threading.Thread(target=load) for _ in range(8)]
+    for client in clients:
+        client.start()
     try:
         kit.compose("up", "--detach", "--no-recreate", "--scale", "worker=2", "--scale", "web=1")
         eventually(lambda: workers(kit), lambda found: len(found) == 2)
     finally:
         done.set()
-        loading.join()
-    assert len(answers) > 10
+        for client in clients:
+            client.join()
+    assert len(answers) > 2 * len(clients)
     assert [each for each in answers if not isinstance(each, dict) or "title" not in each] == []
 
 
