@@ -18,7 +18,6 @@ a node in its own members is what is left when the loads of the others are taken
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,9 +27,8 @@ from fleetlm.core.group_members import Members
 from fleetlm.core.member_facts import Gauges, MemberFacts, Place
 from fleetlm.core.member_loads import LOAD_GAUGE, MemberInfo, weigh
 from fleetlm.core.picking import MOST_COMPARED
-from fleetlm.directory.replication import MAX_FACT_BYTES
+from fleetlm.directory.replication import MAX_FACT_BYTES, read_value
 from fleetlm.errors import MessageTooLarge
-from fleetlm.wire.codec import unreadable_in
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.wire.codec import Codec
 
-log: logging.Logger = logging.getLogger("fleetlm")
 
 INTEREST_S = 10.0
 """Seconds after its last pick by load for which a node goes on telling its load on the members of a group."""
@@ -89,7 +86,7 @@ class ReplicatedMembers:
             context.name,
             context.incarnation,
             settings,
-            self._read,
+            functools.partial(read_value, codec, "the meta of a member of a process group"),
             functools.partial(replication.before_change, self.topic),
             context.loop.time,
         )
@@ -308,15 +305,6 @@ class ReplicatedMembers:
                     share = self._own_share(pid)
                     if share:
                         yield pid, share
-
-    def _read(self, packed: bytes) -> Any:
-        """Return a meta; None, logged, where it has a type that this node does not know."""
-        meta = self._codec.unpack(packed)
-        found = unreadable_in(meta)
-        if found is None:
-            return meta
-        log.warning("the meta of a member of a process group is shown as None: %s", found.why)
-        return None
 
 
 class Member:

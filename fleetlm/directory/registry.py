@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fleetlm.actors.handlers import HasHandlers, check_actor
 from fleetlm.actors.ref import ActorRef
 from fleetlm.core.name_table import Claim, Effect, Lose, NameTable, OnLoss, Say, Tell, older
-from fleetlm.directory.replication import MAX_FACT_BYTES
+from fleetlm.directory.replication import MAX_FACT_BYTES, read_value
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.errors import (
     AlreadyRegistered,
@@ -47,7 +47,6 @@ from fleetlm.messages import NameLost, Registered, Unregistered
 from fleetlm.names import check_process_name
 from fleetlm.processes.running import plain_class
 from fleetlm.texts import SHORT
-from fleetlm.wire.codec import unreadable_in
 
 if TYPE_CHECKING:
     from fleetlm.actors.ref import Sender
@@ -111,7 +110,7 @@ class ReplicatedNames:
             context.name,
             context.incarnation,
             settings,
-            self._read,
+            functools.partial(read_value, codec, "the meta of a cluster-wide name"),
             self._decide,
             lambda node: node in context.sessions,
             functools.partial(replication.before_change, self.topic),
@@ -233,15 +232,6 @@ class ReplicatedNames:
                     self._lost(claim, winner, on_loss)
 
     # Internals.
-
-    def _read(self, packed: bytes) -> Any:
-        """Return the meta of a claim; None, logged, where it has a type that this node does not know."""
-        meta = self._codec.unpack(packed)
-        found = unreadable_in(meta)
-        if found is None:
-            return meta
-        log.warning("the meta of a cluster-wide name is shown as None: %s", found.why)
-        return None
 
     def _decide(self, first: Claim, second: Claim) -> Claim:
         """Return the winner of two claims: the choice of `Registry.resolve`, if any, else the older."""

@@ -34,6 +34,7 @@ connection in it, and nodeup that of its discovery message.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Coroutine, Hashable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,12 +43,15 @@ from fleetlm.core.snapshot import Rows, Snapshot
 from fleetlm.errors import NoConnection
 from fleetlm.texts import SHORT
 from fleetlm.wire import operations
+from fleetlm.wire.codec import unreadable_in
 
 if TYPE_CHECKING:
     from fleetlm.ids import Pid
     from fleetlm.messaging.session import Session
     from fleetlm.messaging.turns import Turns
     from fleetlm.wire.codec import Codec
+
+log: logging.Logger = logging.getLogger("fleetlm")
 
 MAX_FACT_BYTES = 256 * 1024
 """Size of one fact, packed. A fact travels inside a batch, so a table cuts its rows into pieces."""
@@ -78,6 +82,24 @@ class Table(Rows, Protocol):
 
     def close(self) -> None:
         """End what programs wait for. Called when the node stops."""
+
+
+def read_value(codec: Codec, what: str, packed: bytes) -> Any:
+    """Return a value that a fact carries packed; None, logged, where its type is not known to this node.
+
+    Args:
+        codec: unpacks it.
+        what: whose value it is, for the log.
+        packed: the value.
+
+    Raises: as `Codec.unpack`.
+    """
+    value = codec.unpack(packed)
+    found = unreadable_in(value)
+    if found is None:
+        return value
+    log.warning("%s is shown as None: %s", what, found.why)
+    return None
 
 
 class Replication:

@@ -14,17 +14,15 @@ Source: OTP pg.erl for the ownership; differs: rows have values.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fleetlm.core.row_table import Effect, Place, RowTable, Tell
-from fleetlm.directory.replication import MAX_FACT_BYTES
+from fleetlm.directory.replication import MAX_FACT_BYTES, read_value
 from fleetlm.directory.subscriptions import Feed, Subscription
 from fleetlm.errors import MessageTooLarge
 from fleetlm.messages import RowDropped, RowPut
 from fleetlm.names import check_process_name
-from fleetlm.wire.codec import unreadable_in
 
 if TYPE_CHECKING:
     from fleetlm.directory.replication import Replication
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from fleetlm.processes.context import NodeContext
     from fleetlm.wire.codec import Codec
 
-log: logging.Logger = logging.getLogger("fleetlm")
 
 Change = RowPut | RowDropped
 MAX_ROW_BYTES = MAX_FACT_BYTES // 4
@@ -62,7 +59,7 @@ class ReplicatedRows:
             context.name,
             context.incarnation,
             settings,
-            self._read,
+            functools.partial(read_value, codec, "the value of a row of a table"),
             functools.partial(replication.before_change, self.topic),
         )
         self.feed: Feed[Change] = Feed(settings.events_limit, _key, _gone, _undo, is_single=True)
@@ -121,15 +118,6 @@ class ReplicatedRows:
         for effect in effects:
             self.perform((effect,))
             yield
-
-    def _read(self, packed: bytes) -> Any:
-        """Return the value of a row; None, logged, where it has a type that this node does not know."""
-        value = self._codec.unpack(packed)
-        found = unreadable_in(value)
-        if found is None:
-            return value
-        log.warning("the value of a row of a table is shown as None: %s", found.why)
-        return None
 
 
 class SharedTable:
