@@ -19,6 +19,7 @@ _NAMES_OF = {
     "fleetlm.call": "Call",
     "fleetlm.core.dns_answers": "Answer Outcome",
     "fleetlm.core.name_table": "Claim",
+    "fleetlm.core.quorum": "Quorum",
     "fleetlm.core.topology": "PeerInfo",
     "fleetlm.core.member_loads": "MemberInfo",
     "fleetlm.directory.group_ref": "GroupRef",

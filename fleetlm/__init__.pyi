@@ -8,6 +8,7 @@ from fleetlm.call import Call as Call
 from fleetlm.core.dns_answers import Answer as Answer, Outcome as Outcome
 from fleetlm.core.member_loads import MemberInfo as MemberInfo
 from fleetlm.core.name_table import Claim as Claim
+from fleetlm.core.quorum import Quorum as Quorum
 from fleetlm.core.topology import PeerInfo as PeerInfo
 from fleetlm.directory.group_ref import GroupRef as GroupRef
 from fleetlm.directory.members import Member as Member

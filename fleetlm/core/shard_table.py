@@ -5,8 +5,9 @@ node that hosts a kind *claims* shards, alone and at once, and tells every other
 with one writer, as in the other replicated tables, and is gone with the session of its node. A claim has two
 numbers:
 
-* its **epoch**, which grows with every change of the owner as far as any node remembers. The first epoch of a
-  shard is the wall clock in milliseconds, so that it grows over a restart of the whole cluster, too;
+* its **epoch**, which grows with every change of the owner as far as any node remembers. Where a shard is
+  claimed that was free, it is at least the wall clock in milliseconds, so that it grows over what all have
+  forgotten, too;
 * its **term**: the epoch at which the ownership began that was handed on since. A handoff keeps the term. Who
   takes over from an owner that is lost begins a new one.
 
@@ -24,6 +25,7 @@ Facts on the wire (topic ``shards`` of `wire.operations.table`), about the node 
 - ``["claim", kind, [[shard, epoch, term], ...]]``
 - ``["passed", kind, [[shard, epoch, node], ...]]``: it has dropped its claim, since that node has a better
   one
+- ``["dropped", kind, [shard, ...]]``: it has given up its claim, and nobody has a better one
 - ``["unhost", kind]``
 
 The claim of the new owner and the ``passed`` of the former one come over different sessions, in any order. So
@@ -286,6 +288,17 @@ class ShardTable:
         self._note(kind, claims)
         return [Tell(["claim", kind, _rows(claims.items())]), *self._settle(kind, claims)]
 
+    def drop(self, kind: str, shards: Iterable[int]) -> list[Effect]:
+        """Give up claims of this node, which nobody else has."""
+        host = self._own[kind]
+        gone = [shard for shard in shards if shard in host.claims]
+        if not gone:
+            return []
+        self._before_change(kind)
+        for shard in gone:
+            del host.claims[shard]
+        return [Tell(["dropped", kind, gone]), *self._settle(kind, gone)]
+
     def heard_of(self, kind: str, shard: int, epoch: int) -> None:
         """Another node has heard of this epoch of a shard."""
         seen = self._of(kind).seen
@@ -320,6 +333,13 @@ class ShardTable:
                     del host.claims[shard]
                 self._expect(kind, passed)
                 return self._settle(kind, passed)
+            case ["dropped", str(kind), [*gone]] if (host := self._host_of(kind, node)) is not None and gone:
+                for shard in gone:
+                    if type(shard) is not int or shard not in host.claims:
+                        raise ValueError(f"a claim to {SHORT.repr(shard)} of {kind!r} is dropped, not held")
+                for shard in gone:
+                    host.claims.pop(shard, None)
+                return self._settle(kind, gone)
             case ["unhost", str(kind)] if (host := self._host_of(kind, node)) is not None:
                 del self._kinds[kind].hosts[node]
                 effects = self._settle(kind, host.claims)

@@ -36,8 +36,9 @@ import asyncio
 import logging
 import math
 from collections.abc import Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fleetlm.core.quorum import Want
 from fleetlm.core.shard_plan import assign, excess, share
 from fleetlm.core.shard_table import EPOCH_END, Claim, Lost
 from fleetlm.entities.seat import Kept, Seat, size_of
@@ -55,6 +56,8 @@ MOVES_AT_ONCE = 8
 """Shards that a host hands over at a time. Each makes both nodes work, at the expense of requests."""
 PART_BYTES = 64 * 1024
 """States in one message, as long as no single one is larger."""
+LOOK_S = 0.02
+"""Seconds between two looks whether a node that drains has handed over everything."""
 ASK_S = 10.0
 """Seconds for the answer to a part. It does nothing but copy."""
 PAUSE_S = 0.5
@@ -70,6 +73,26 @@ STAGED_S = 60.0
 """Seconds after which parts are dropped that no ``take`` has followed."""
 LISTED_KEYS = 10_000
 """Keys that a host tells of itself at once."""
+
+
+class _Take(NamedTuple):
+    """What a host asks that hands a shard over.
+
+    Attributes:
+        shard: its number.
+        claim: that the new owner is to have.
+        passed: the epoch of the claim of the former owner.
+        lossy: whether what its entities had is not known.
+        is_forced: whether the new owner takes it even beyond its share.
+        rows: the last part of the states.
+    """
+
+    shard: int
+    claim: Claim
+    passed: int
+    lossy: bool
+    is_forced: bool
+    rows: list[Any]
 
 
 class _Staged:
@@ -99,6 +122,8 @@ class Handoff:
         self._offered: set[int] = set()
         """Shards of which the states are being offered to the winner."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_acquiring = False
+        """Whether a majority is being asked for free shards."""
         self._until = math.inf
         """When the time for handing over is over, for a node that drains."""
 
@@ -107,6 +132,10 @@ class Handoff:
     def serves(self, shard: int, *, is_inner: bool) -> bool:
         """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
         return shard not in self._moving or (is_inner and shard not in self._sealed)
+
+    def is_sealed(self, shard: int) -> bool:
+        """Whether a shard is being handed over, and no entity of it lives any more."""
+        return shard in self._sealed
 
     def is_done_by(self, lost: Lost) -> bool:
         """Whether a claim that has outdone this node's is the one that its own handoff has led to."""
@@ -122,14 +151,36 @@ class Handoff:
         mine = [shard for shard, node in assign(kind, shards, free, counts).items() if node == own]
         if not mine:
             return
-        wall_ms, claims = hosting.shards.wall_ms(), {}
+        wall_ms, epochs = hosting.shards.wall_ms(), {}
         for shard in mine:
-            seen = table.seen(kind, shard)
-            epoch = table.next_epoch(kind, shard) if seen else max(1, wall_ms)
-            claims[shard] = Claim(epoch, epoch)
-            if seen:
-                hosting.lossy.add(shard)
-        hosting.shards.perform(table.claim(kind, claims))
+            epochs[shard] = max(table.next_epoch(kind, shard), wall_ms)  # Above forgotten epochs, too.
+        if hosting.majority is None:
+            self._claim({shard: Claim(epoch, epoch) for shard, epoch in epochs.items()})
+        elif not self._is_acquiring:
+            self._is_acquiring = True
+            self._start(self._acquire_free(epochs))
+
+    def _claim(self, claims: dict[int, Claim]) -> None:
+        """Claim shards that nobody has handed over."""
+        hosting = self._hosting
+        hosting.lossy.update(shard for shard in claims if self._table.seen(hosting.kind, shard))
+        hosting.shards.perform(self._table.claim(hosting.kind, claims))
+
+    async def _acquire_free(self, epochs: dict[int, int]) -> None:
+        """Get free shards from a majority, and claim them."""
+        hosting = self._hosting
+        assert hosting.majority is not None
+        try:
+            wants = [Want(shard, epoch, 0) for shard, epoch in epochs.items()]
+            got = await hosting.majority.acquire(wants)
+            own = self._table.own(hosting.kind)
+            claims = {shard: Claim(epoch, 1) for shard, epoch in got.items()}
+            if own is not None and not hosting.is_closed and claims:
+                self._claim(claims)
+            if len(claims) < len(wants):
+                await asyncio.sleep(PAUSE_S)
+        finally:
+            self._is_acquiring = False
 
     def balance(self, counts: dict[str, int]) -> None:
         """Hand over what this node has beyond its share."""
@@ -164,7 +215,7 @@ class Handoff:
             is_draining = hosting.context.drain_step(hosting.context.name)
             if now >= until or hosting.is_closed or not (is_draining and hosting.counts()):
                 break
-            await asyncio.sleep(min(0.01, until - now))
+            await asyncio.sleep(min(LOOK_S, until - now))
         self._until = math.inf
         return hosting.keys()
 
@@ -215,9 +266,13 @@ class Handoff:
         why = "it was cancelled"
         try:
             why = await self._end_entities(shard)
+            if not why and own.claims.get(shard) != claim:
+                why = "another node owns it"
             if not why:
                 self._sealed.add(shard)
-                why = await self._send(shard, target.pid, epoch, claim.term, is_forced=is_forced)
+                why = await self._send(shard, target.pid, epoch, claim, is_forced=is_forced)
+            if why and hosting.majority is not None:
+                await self._take_back(shard, claim)
         finally:
             self._moving.pop(shard, None)
             self._sealed.discard(shard)
@@ -237,7 +292,20 @@ class Handoff:
             return
         self._stayed[shard] = self._loop.time(), min(max(PAUSE_S, PAUSE_RATIO * took_s), PAUSE_MAX_S)
         log.info("the shard %d of %s stays here: %s", shard, hosting.kind, why)
-        hosting.renew(shard)
+        if hosting.majority is None:
+            hosting.renew(shard)
+
+    async def _take_back(self, shard: int, claim: Claim) -> None:
+        """Have a majority give a shard back to this node, which it could not hand over."""
+        hosting, kind = self._hosting, self._hosting.kind
+        assert hosting.majority is not None
+        while (own := self._table.own(kind)) is not None and own.claims.get(shard) == claim:
+            want = Want(shard, self._table.seen(kind, shard) + 1, claim.epoch)
+            got = await hosting.majority.acquire([want])
+            if shard in got and own.claims.get(shard) == claim:
+                hosting.adopt(shard, Claim(got[shard], claim.term))
+                return
+            await asyncio.sleep(PAUSE_S)
 
     async def _end_entities(self, shard: int) -> str:
         """Save and end the entities of a shard. Returns why that was not possible; empty if it was."""
@@ -257,7 +325,7 @@ class Handoff:
                 return f"{len(seats)} of its entities were not done in time"
         return ""
 
-    async def _send(self, shard: int, to: Pid, epoch: int, term: int, *, is_forced: bool) -> str:
+    async def _send(self, shard: int, to: Pid, epoch: int, claim: Claim, *, is_forced: bool) -> str:
         """Send what is kept of a shard, and have the other host claim it. Returns why it did not."""
         hosting = self._hosting
         parts = list(_parts(hosting.kept.get(shard, {})))
@@ -267,7 +335,8 @@ class Handoff:
                 if not await self._ask(to, ["state", shard, epoch, rows], ASK_S):
                     return f"{to.node} does not take its states"
             left_s = max(ASK_S, self._until - self._loop.time())
-            take = ["take", shard, epoch, term, shard in hosting.lossy, is_forced, last]
+            is_lossy = shard in hosting.lossy
+            take = ["take", shard, epoch, claim.term, claim.epoch, is_lossy, is_forced, last]
             seen = await hosting.outbound.call(to, take, left_s)
             if type(seen) is not int or not 0 <= seen < EPOCH_END:
                 return f"{to.node} answered {SHORT.repr(seen)}"
@@ -326,9 +395,19 @@ class Handoff:
     def asked(self, call: Call) -> None:
         """Answer a request of another host, or of an operator."""
         match call.message:
-            case ["take", int(shard), int(epoch), int(term), bool(lossy), bool(is_forced), [*rows]]:
-                is_taken = self._take(shard, Claim(epoch, term), lossy, is_forced, rows)
-                call.reply(0 if is_taken else max(1, self._table.seen(self._hosting.kind, shard)))
+            case [
+                "take", int(shard), int(epoch), int(term), int(passed), bool(lossy), bool(is_forced), [*rows],
+            ]:  # fmt: skip
+                take = _Take(shard, Claim(epoch, term), passed, lossy, is_forced, rows)
+                if self._hosting.majority is None:
+                    call.reply(0 if self._take(take) else max(1, self._table.seen(self._hosting.kind, shard)))
+                else:
+                    self._start(self._answer_take(call, take))
+            case ["beat" | "grant", *_] if self._hosting.majority is not None:
+                try:
+                    call.reply(self._hosting.majority.asked(call.message))
+                except (TypeError, ValueError) as error:
+                    call.fail(error)
             case ["state", int(shard), int(epoch), [*rows]]:
                 call.reply(self._stage(shard, epoch, rows))
             case ["offer", str(key), bytes(packed)]:
@@ -339,6 +418,20 @@ class Handoff:
                 self._start(self._answer_move(call, shard, to))
             case message:
                 call.no_handler(self._hosting.kind, f"{SHORT.repr(message)} is not a request for a host")
+
+    async def _answer_take(self, call: Call, take: _Take) -> None:
+        """Take a shard that another host hands over, if a majority grants it."""
+        guard = self._hosting.majority
+        assert guard is not None
+        got: dict[int, int] = {}
+        if self._may_take(take) is not None:
+            got = await guard.acquire([Want(take.shard, take.claim.epoch, take.passed)])
+        if take.shard in got and self._take(take):
+            call.reply(0)
+            return
+        if take.shard in got:
+            guard.dropped(take.shard)
+        call.reply(max(1, self._table.seen(self._hosting.kind, take.shard)))
 
     async def _answer_move(self, call: Call, shard: int, to: str) -> None:
         call.reply(await self.move(shard, to, is_forced=True))
@@ -359,28 +452,37 @@ class Handoff:
             return False
         return True
 
-    def _take(self, shard: int, claim: Claim, lossy: bool, is_forced: bool, rows: list[Any]) -> bool:
+    def _may_take(self, take: _Take) -> list[tuple[str, Kept]] | None:
+        """Return the states that come with a shard; None if this node must not take it."""
+        hosting, kind, claim = self._hosting, self._hosting.kind, take.claim
+        own, counts, found = self._table.own(kind), hosting.counts(), _checked(take.rows)
+        if own is None or hosting.is_closed or found is None or hosting.context.name not in counts:
+            return None
+        if not (0 <= take.shard < own.shards and 0 < claim.term < claim.epoch < EPOCH_END):
+            return None
+        if claim.epoch <= self._table.seen(kind, take.shard) or take.shard in own.claims:
+            return None
+        if (
+            take.shard in hosting.in_shard or take.shard in self._offered
+        ):  # Of a former life, which would mix in.
+            return None
+        if not take.is_forced and len(own.claims) >= share(own.shards, len(counts)):
+            return None
+        return found
+
+    def _take(self, take: _Take) -> bool:
         """Become the owner of a shard that another host hands over. Returns False if this node does not."""
-        hosting, kind = self._hosting, self._hosting.kind
-        own, counts, found = self._table.own(kind), hosting.counts(), _checked(rows)
-        staged = self._staged.pop((shard, claim.epoch), None)
-        name = hosting.context.name
-        if own is None or hosting.is_closed or found is None or name not in counts:
-            return False
-        if not (0 <= shard < own.shards and 0 < claim.term < claim.epoch < EPOCH_END):
-            return False
-        if claim.epoch <= self._table.seen(kind, shard) or shard in own.claims:
-            return False
-        if shard in hosting.in_shard or shard in self._offered:  # Of a former life here, which would mix in.
-            return False
-        if not is_forced and len(own.claims) >= share(own.shards, len(counts)):
+        hosting, shard = self._hosting, take.shard
+        found = self._may_take(take)
+        staged = self._staged.pop((shard, take.claim.epoch), None)
+        if found is None:
             return False
         hosting.forget_shard(shard)
         for key, kept in [*(staged.rows if staged is not None else ()), *found]:
             hosting.put_kept(shard, key, kept)
-        if lossy:
+        if take.lossy:
             hosting.lossy.add(shard)
-        hosting.shards.perform(self._table.claim(kind, {shard: claim}))
+        hosting.shards.perform(self._table.claim(hosting.kind, {shard: take.claim}))
         return True
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
+from fleetlm.core.quorum import Quorum, Want
 from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
 from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
 from fleetlm.errors import MessageTooLarge, NotOwner
@@ -60,6 +61,28 @@ _SWEPT_AT_ONCE = 1_024
 """Entities that begin to passivate in one look."""
 
 
+class Guard(Protocol):
+    """Says what this node may serve, where a quorum is wanted; `majority.Majority` implements it."""
+
+    def start(self) -> None:
+        """Begin to ask the other members."""
+
+    def close(self) -> None:
+        """End asking."""
+
+    def serves(self, shard: int) -> bool:
+        """Whether this node may serve a shard now."""
+
+    def dropped(self, shard: int) -> None:
+        """This node owns a shard no more."""
+
+    async def acquire(self, wants: list[Want]) -> dict[int, int]:
+        """Get shards. Returns those that this node may claim, with their epochs."""
+
+    def asked(self, message: list[Any]) -> Any:
+        """Answer another member. Raises: ValueError, TypeError for nonsense."""
+
+
 class Moves(Protocol):
     """How shards change hands; `handoff.Handoff` implements it."""
 
@@ -68,6 +91,9 @@ class Moves(Protocol):
 
     def asked(self, call: Call) -> None:
         """Answer a request of another host, or of an operator."""
+
+    def is_sealed(self, shard: int) -> bool:
+        """Whether a shard is being handed over, and no entity of it lives any more."""
 
     def is_done_by(self, lost: Lost) -> bool:
         """Whether a claim that has outdone this node's is the one that its own handoff has led to."""
@@ -109,6 +135,7 @@ class HostOptions(Record):
     live: int
     kept_bytes: int
     remember: frozenset[str]
+    quorum: Quorum | None
 
 
 class Hosting:
@@ -155,6 +182,7 @@ class Hosting:
         """Shards that were taken over from a node that is lost: what their entities had is not known."""
         self.process: RunningProcess | None = None
         self.handoff: Moves
+        self.majority: Guard | None = None
         self._handlers = actor.__fleetlm_handlers__.by_name
         self._local = local
         self._loop = self.context.loop
@@ -170,6 +198,8 @@ class Hosting:
         self.process = process
         self.shards.hosted[self.kind] = self
         self.shards.perform(self.table.host(self.kind, process.pid.number, self.options.shards))
+        if self.majority is not None:
+            self.majority.start()
         take = process.mailbox.get_any
         try:
             while True:
@@ -203,7 +233,9 @@ class Hosting:
         if type(mode) is not int or type(name) is not str:
             call.no_handler(self.kind, f"{SHORT.repr(route)} does not name an entity")
             return
-        if seat is None or seat.epoch != epoch or not seat.takes:
+        guard = self.majority
+        is_fenced = guard is not None and seat is not None and not guard.serves(seat.shard)
+        if seat is None or seat.epoch != epoch or not seat.takes or is_fenced:
             seat = self._find(call, request, key, epoch, mode)
             if seat is None:
                 return
@@ -239,11 +271,7 @@ class Hosting:
         shard = shard_of(key, self.options.shards)
         host = self.table.own(self.kind)
         claim = None if host is None else host.claims.get(shard)
-        if (
-            claim is None
-            or claim.epoch != epoch
-            or not self.handoff.serves(shard, is_inner=bool(mode & INNER))
-        ):
+        if claim is None or claim.epoch != epoch or not self.serves(shard, is_inner=bool(mode & INNER)):
             self.refuse(call, key, shard)
             return None
         seat = self.seats.get(key)
@@ -257,11 +285,16 @@ class Hosting:
             return None
         return seat
 
+    def serves(self, shard: int, *, is_inner: bool) -> bool:
+        """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
+        guard = self.majority
+        return self.handoff.serves(shard, is_inner=is_inner) and (guard is None or guard.serves(shard))
+
     def refuse(self, call: Call, key: str, shard: int) -> None:
         """Answer that this node is not the owner, as the request believes, and who is."""
         owner = self.table.owner(self.kind, shard)
         target = f"{self.kind}/{key}"
-        if owner is None or not self.handoff.serves(shard, is_inner=False):
+        if owner is None or not self.serves(shard, is_inner=False):
             call.refuse(NotOwner(target, "", self.table.seen(self.kind, shard)))
         else:
             call.refuse(NotOwner(target, owner.pid.node, owner.epoch))
@@ -289,7 +322,7 @@ class Hosting:
             kept = Kept(None, shard in self.lossy)
         host = self.table.own(self.kind)
         assert host is not None
-        epoch = host.claims[shard].epoch if self.handoff.serves(shard, is_inner=False) else -1
+        epoch = host.claims[shard].epoch if self.serves(shard, is_inner=False) else -1
         seat = Seat(self, key, shard, epoch, kept, self.actor.__qualname__)
         pid = self._local.spawn(seat, (), None, is_local=True)
         process = self._local.process(pid)
@@ -383,7 +416,7 @@ class Hosting:
             self._take(message, message.message)  # It came when the entity was being saved.
         elif not is_cast and not message.wanted:
             message.abandon()
-        elif not is_owner or not (is_cast or self.handoff.serves(shard, is_inner=False)):
+        elif not is_owner or not (is_cast or self.serves(shard, is_inner=False)):
             if is_cast:
                 log.warning("a cast to the entity %s/%s is lost: its shard has gone", self.kind, key)
             else:
@@ -426,6 +459,8 @@ class Hosting:
 
     def lost(self, lost: Lost) -> None:
         """Implement `replicated_shards.Hosted`: another claim has outdone that of this node."""
+        if self.majority is not None:
+            self.majority.dropped(lost.shard)
         if self.handoff.is_done_by(lost):
             return
         seats = list(self.in_shard.get(lost.shard, {}).values())
@@ -437,12 +472,46 @@ class Hosting:
             )  # fmt: skip
         for seat in seats:
             seat.epoch = -1
+        if self.majority is not None:
+            self._kill(seats)
+            self.forget_shard(lost.shard)
+            return
         if self.actor.merge is not _base_merge(self.actor) and not self.is_closed:
             self.handoff.offer(lost, seats)
             return
         for seat in seats:
             seat.end("fenced")
         self.forget_shard(lost.shard)
+
+    def fence(self, shards: Iterable[int], why: str) -> None:
+        """Implement `majority.Fenced`: give up shards at once, and what lives there."""
+        host = self.table.own(self.kind)
+        if host is None or self.majority is None:
+            return
+        gone = [shard for shard in shards if shard in host.claims and not self.handoff.is_sealed(shard)]
+        seats = [seat for shard in gone for seat in self.in_shard.get(shard, {}).values()]
+        if gone:
+            log.warning(
+                "%d shard(s) of %s are given up, and %d entities end: %s",
+                len(gone),
+                self.kind,
+                len(seats),
+                why,
+            )
+        self.shards.perform(self.table.drop(self.kind, gone))
+        self._kill(seats)
+        for shard in gone:
+            self.majority.dropped(shard)
+            self.forget_shard(shard)
+
+    def _kill(self, seats: list[Seat]) -> None:
+        """End entities at once, whatever they do; what they have not begun is refused."""
+        for seat in seats:
+            seat.epoch = -1
+            for call in [*seat.take_waiting(), *seat.waiting]:
+                self.refuse(call, seat.key, seat.shard)
+            seat.waiting = []
+            self._local.stop_process(seat.process.pid.number, "fenced", at_once=True)
 
     def review_soon(self) -> None:
         """Implement `replicated_shards.Hosted`."""
@@ -474,7 +543,8 @@ class Hosting:
         counts, now = self.counts(), self._time()
         if tuple(sorted(counts)) != self._hosts_seen:
             self._hosts_seen, self._hosts_since = tuple(sorted(counts)), now
-        self._outbid()
+        if self.majority is None:
+            self._outbid()
         if self.context.name not in counts:
             self.handoff.leave(counts)
         else:
@@ -485,7 +555,7 @@ class Hosting:
                 self.handoff.balance(counts)
         for key in self.options.remember:
             shard = shard_of(key, self.options.shards)
-            if key not in self.seats and shard in host.claims and self.handoff.serves(shard, is_inner=False):
+            if key not in self.seats and shard in host.claims and self.serves(shard, is_inner=False):
                 self._activate(None, key, shard)
 
     def _outbid(self) -> None:
@@ -496,9 +566,13 @@ class Hosting:
         higher = {
             shard: claim._replace(epoch=self.table.next_epoch(self.kind, shard))
             for shard, claim in host.claims.items()
-            if seen(self.kind, shard) > claim.epoch and self.handoff.serves(shard, is_inner=False)
+            if seen(self.kind, shard) > claim.epoch and self.serves(shard, is_inner=False)
         }
         self._claim_again(higher)
+
+    def adopt(self, shard: int, claim: Claim) -> None:
+        """Own a shard under another claim from now on."""
+        self._claim_again({shard: claim})
 
     def renew(self, shard: int) -> None:
         """Take a higher epoch for a shard that was not handed over after all, and serve it again."""
@@ -528,7 +602,7 @@ class Hosting:
         """Give an entity of this node the state of another one; False: this node does not own it."""
         shard = shard_of(key, self.options.shards)
         host = self.table.own(self.kind)
-        if host is None or shard not in host.claims or not self.handoff.serves(shard, is_inner=False):
+        if host is None or shard not in host.claims or not self.serves(shard, is_inner=False):
             return False
         try:
             state = self.state_of(Kept(packed, False))
@@ -548,6 +622,8 @@ class Hosting:
         if self._timer is not None:
             self._timer.cancel()
         self.handoff.close()
+        if self.majority is not None:
+            self.majority.close()
         for seat in list(self.seats.values()):
             self._local.stop_process(seat.process.pid.number, "shutdown")
         self.shards.hosted.pop(self.kind, None)

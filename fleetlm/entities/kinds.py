@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from fleetlm.core.quorum import Quorum
 from fleetlm.core.shard_table import MAX_KINDS, MAX_SHARDS
 from fleetlm.entities.entity_calls import EntityCalls, check_key
 from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.hosting import Hosting, HostOptions
+from fleetlm.entities.majority import Majority
 from fleetlm.entities.seat import EntityObject
 from fleetlm.errors import NodeStopped
 from fleetlm.names import check_process_name
@@ -76,6 +78,7 @@ class Entities:
         live: int = 100_000,
         kept_bytes: int = 256 * 1024 * 1024,
         remember: Iterable[str] = (),
+        safety: Literal["available"] | Quorum = "available",
     ) -> EntityRefs[E]:
         """Host entities of a kind on this node, which gets its share of the shards.
 
@@ -101,6 +104,9 @@ class Entities:
                 with `WouldBlock`.
             kept_bytes: bytes of saved states that this node keeps. Beyond that, requests to new entities are
                 refused with `WouldBlock`.
+            safety: ``"available"``: in a partition both sides serve, and one wins when they meet again. A
+                `Quorum`: only a side that sees more than half of the expected hosts serves. Alike on all
+                nodes that host the kind.
             remember: keys of entities that live as soon as their shard has an owner, and never passivate.
 
         Returns:
@@ -131,12 +137,25 @@ class Entities:
             raise ValueError(f"this node hosts {kind!r} already")
         if len(self._hosted) >= MAX_KINDS:
             raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
+        if safety != "available" and not isinstance(safety, Quorum):
+            raise TypeError(f"safety is 'available' or a Quorum, not {SHORT.repr(safety)}")
         remembered = frozenset(check_key(key) for key in remember)
         options = HostOptions(
-            args, shards, idle_s, handoff_s, settle_s, rebalance_s, live, kept_bytes, remembered
+            args,
+            shards,
+            idle_s,
+            handoff_s,
+            settle_s,
+            rebalance_s,
+            live,
+            kept_bytes,
+            remembered,
+            None if safety == "available" else safety,
         )
         hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
         hosting.handoff = Handoff(hosting)
+        if options.quorum is not None:
+            hosting.majority = Majority(hosting, options.quorum, self._shards, self._outbound)
         self._hosted[kind] = hosting
         pid = self._local.spawn(hosting, (), None)
         task = self._local.task_of(pid)

@@ -177,6 +177,10 @@ class Seat:
             self.waiting += self.box.discard(_is_call)
         self.box.put(_Stop(self, reason))
 
+    def take_waiting(self) -> list[Any]:
+        """Take the calls out of the mailbox that the entity has not begun."""
+        return self.box.discard(_is_call)
+
     def run_between(self, order: BetweenHandlers) -> None:
         """Have the entity do something between two handlers."""
         self.box.put(order)

@@ -133,8 +133,9 @@ class World:
     async def play(self, steps: int = 25) -> None:
         """Play a story, and check what must hold."""
         async with self.cluster:
-            nodes = await self.cluster.start(self.rng.randint(2, 4))
-            for node in nodes[: self.rng.randint(2, len(nodes))]:
+            least, most = self.first_hosts()
+            nodes = await self.cluster.start(self.rng.randint(least, most))
+            for node in nodes[: self.rng.randint(least, len(nodes))]:
                 await self.host(node)
                 await asyncio.sleep(self.rng.choice([0, 0, 0.3, 3]))
             await self.cluster.mesh(timeout=60)
@@ -143,6 +144,14 @@ class World:
                 await self.step()
             await self.settle()
             await self.check()
+
+    def first_hosts(self) -> tuple[int, int]:
+        """Return how many hosts there are in the beginning, at least and at most."""
+        return 2, 4
+
+    async def wait(self, seconds: float) -> None:
+        """Let some time pass."""
+        await asyncio.sleep(seconds)
 
     def nodes(self) -> list[Node]:
         return list(self.cluster.nodes.values())
@@ -187,6 +196,7 @@ class World:
                     node.undrain()
                 else:
                     self.drains.append(asyncio.create_task(self.drain(node)))
+                    await asyncio.sleep(0.001)  # It is announced, so the next drain leaves a host.
             case "restart" if others:
                 was_host = self.is_host(node)
                 await self.cluster.stop(node, drain_s=LONG_S)

@@ -474,10 +474,10 @@ async def test_a_host_takes_no_shard_under_an_epoch_that_is_over(fleet: Fleet) -
     old = tables[0].owner("s", shard)
     assert old is not None
     for epoch, term in ((old.epoch, old.epoch - 1), (old.epoch - 1, 1), (old.epoch + 1, 0)):
-        take = ["take", shard, epoch, term, False, True, [[key, b"\xc0", False]]]
+        take = ["take", shard, epoch, term, 1, False, True, [[key, b"\xc0", False]]]
         assert await nodes[0].call(target, take) == old.epoch
-    assert await nodes[0].call(target, ["take", 99, old.epoch + 1, 1, False, True, []]) == 1
-    assert await nodes[0].call(target, ["take", shard, old.epoch + 1, 1, False, True, ["nonsense"]])
+    assert await nodes[0].call(target, ["take", 99, old.epoch + 1, 1, 1, False, True, []]) == 1
+    assert await nodes[0].call(target, ["take", shard, old.epoch + 1, 1, 1, False, True, ["nonsense"]])
     assert await nodes[0].call(target, ["state", shard, old.epoch, []]) is False
     assert await nodes[0].call(target, ["offer", key, b"\xc0"]) is False
     assert refs.where(key) == nodes[1].name
@@ -791,11 +791,11 @@ def play(faults: bool) -> Any:
     return story
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 200, 5), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 200, 4), 1))
 def test_no_acknowledged_append_is_lost_while_nodes_come_and_leave_in_order(first: int) -> None:
-    run_stories(play(faults=False), range(first, first + 5))
+    run_stories(play(faults=False), range(first, first + 4))
 
 
-@pytest.mark.parametrize("first", most_are_long(range(0, 200, 5), 1))
+@pytest.mark.parametrize("first", most_are_long(range(0, 200, 4), 1))
 def test_an_append_runs_at_most_once_and_in_the_end_all_agree_whatever_fails(first: int) -> None:
-    run_stories(play(faults=True), range(first, first + 5))
+    run_stories(play(faults=True), range(first, first + 4))

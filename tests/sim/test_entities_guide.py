@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetlm import Entity, Node, handler
+from fleetlm import Entity, Node, Quorum, handler
 from fleetlm.testing import Fleet
 
 
@@ -41,6 +41,18 @@ class Cart(Entity):
     async def add(self, item: str) -> int:
         self.items.add(item)
         return len(self.items)
+
+
+async def host_with_a_quorum(node: Node) -> None:
+    await node.entities.host(Cart, "carts", safety=Quorum(expected=3))
+
+
+async def test_carts_with_a_quorum(fleet: Fleet) -> None:
+    nodes = await fleet.start(3)
+    for node in nodes:
+        await host_with_a_quorum(node)
+    cart = nodes[0].entities.ref(Cart, "carts")["c"]
+    assert await cart.within(60).call(Cart.add, "apple") == 1
 
 
 async def test_the_guide(fleet: Fleet) -> None:

@@ -1,0 +1,174 @@
+"""Entities with a quorum: only a side that sees more than half of the hosts serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from fleetlm import EntityRefs, Node, NotOwner, ProcessDown, Quorum
+from fleetlm.entities.handoff import Handoff
+from fleetlm.entities.majority import Majority
+from fleetlm.testing import Fleet
+from tests.sim.quorum_world import QuorumWorld
+from tests.sim.seeded import most_are_long, run_stories
+from tests.sim.test_entities import Session, key_on
+
+LEASE_S = 4.0
+
+
+async def hosts(fleet: Fleet, count: int, expected: int) -> tuple[list[Node], EntityRefs[Session]]:
+    """Start hosts, and wait until every shard has an owner, if that can be."""
+    nodes = await fleet.start(count)
+    for node in nodes:
+        await node.entities.host(
+            Session, "s", shards=8, rebalance_s=0.0, safety=Quorum(expected, LEASE_S), handoff_s=1.0
+        )
+    refs = nodes[0].entities.ref(Session, "s")
+    if count > expected // 2:
+        await fleet.until(lambda: len(refs.shards()) == 8, timeout=60)
+        await fleet.sleep(5)
+    return nodes, refs
+
+
+def refs_of(node: Node) -> EntityRefs[Session]:
+    return node.entities.ref(Session, "s")
+
+
+def is_alive(node: Node, key: str) -> bool:
+    return key in node.entities._hostings()[0].seats
+
+
+async def test_nothing_is_served_before_the_members_are_old_enough_and_enough(fleet: Fleet) -> None:
+    _, refs = await hosts(fleet, 1, 3)
+    with pytest.raises(NotOwner):
+        await refs["a"].within(20).call(Session.append, "x")
+    began = fleet.now
+    (second,) = await fleet.start(1)
+    await second.entities.host(Session, "s", shards=8, safety=Quorum(3, LEASE_S))
+    assert await refs["a"].within(60).call(Session.append, "x") == 1
+    assert fleet.now - began > LEASE_S * 1.25
+    assert await refs_of(second)["a"].call(Session.append, "x") == 2
+
+
+async def test_one_node_may_be_enough(fleet: Fleet) -> None:
+    _, refs = await hosts(fleet, 1, 1)
+    assert await refs["a"].call(Session.append, "x") == 1
+
+
+async def test_a_minority_stops_and_the_majority_goes_on_after_it(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 3, 3)
+    alone, *others = nodes
+    theirs = refs_of(others[0])
+    key = key_on(refs, alone)
+    assert await refs[key].call(Session.append, "x") == 1
+    stuck = asyncio.create_task(refs[key].within(60).call(Session.slow, 50, "y"))
+    await fleet.sleep(0.1)
+    cut_at = fleet.now
+    fleet.partition([alone])
+    with pytest.raises(ProcessDown, match="fenced"):
+        await stuck
+    ended_at = fleet.now
+    assert ended_at - cut_at <= LEASE_S
+    assert alone.entities._hostings()[0].seats == {}
+    with pytest.raises(NotOwner):
+        await refs[key].within(5).call(Session.append, "y")
+    await fleet.until(lambda: alone.name not in others[0].list(), timeout=60)
+    assert await theirs[key].within(60).call(Session.append, "z") == 1
+    assert (await theirs[key].call(Session.facts))[3]
+    fleet.heal()
+    await fleet.until(lambda: len(refs.shards()) == 8, timeout=60)
+    assert await refs[key].call(Session.read) == ["z"]
+
+
+async def test_the_others_begin_only_when_the_one_has_stopped(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 3, 3)
+    alone, *others = nodes
+    key = key_on(refs, alone)
+    await refs[key].call(Session.append, "x")
+    fleet.freeze(alone)
+    while any(alone.name in each.list() for each in others):
+        await fleet.sleep(0.01)
+        assert not (is_alive(alone, key) and any(is_alive(each, key) for each in others))
+    began = asyncio.create_task(refs_of(others[0])[key].within(60).call(Session.append, "z"))
+    while not began.done():
+        await fleet.sleep(0.01)
+        assert not (is_alive(alone, key) and any(is_alive(each, key) for each in others))
+    assert await began == 1
+    fleet.thaw(alone)
+    await fleet.sleep(5)
+    assert await refs[key].within(60).call(Session.read) == ["z"]
+
+
+async def test_drains_and_moves_carry_the_state_along(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 3, 3)
+    keys = [f"k{number}" for number in range(20)]
+    for key in keys:
+        await refs[key].call(Session.append, "x")
+    leaving = nodes[1]
+    epochs = {key: refs.epoch(key) for key in keys}
+    moved = [key for key in keys if refs.where(key) == leaving.name]
+    report = await leaving.drain(30)
+    assert report.was_clean
+    assert [await refs[key].call(Session.append, "y") for key in keys] == [2] * 20
+    assert all((refs.epoch(key) > epochs[key]) is (key in moved) for key in keys)
+    leaving.undrain()
+    await fleet.until(lambda: leaving.name in refs.shards().values(), timeout=60)
+    assert [await refs[key].call(Session.append, "z") for key in keys] == [3] * 20
+
+
+async def test_a_shard_that_cannot_be_handed_over_goes_on_where_it_is(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 3, 3)
+    key = key_on(refs, nodes[1])
+    epoch = refs.epoch(key)
+    slow = asyncio.create_task(refs[key].call(Session.slow, 3, "slow"))
+    await fleet.sleep(0.1)
+    with pytest.raises(ValueError, match="not done in time"):
+        await refs.move(refs.shard(key), nodes[2].name)
+    assert await slow == 1
+    assert await refs[key].call(Session.append, "y") == 2
+    assert refs.where(key) == nodes[1].name
+    assert refs.epoch(key) > epoch
+
+
+async def test_more_hosts_than_expected_are_reported(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    await hosts(fleet, 2, 1)
+    assert "its quorum expects 1" in caplog.text
+
+
+async def test_nonsense_for_a_member_is_refused(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 1, 1)
+    pid = refs._calls.shards.table.hosts("s")[nodes[0].name].pid
+    wrong: list[list[object]] = [["beat"], ["beat", "a", 1, [["x", 1]], []], ["grant", "a", 1, [[1]]]]
+    for message in [*wrong, ["beat", 1, 1, [], []]]:
+        with pytest.raises(Exception, match=r"not for a member|invalid literal|missing"):
+            await nodes[0].call(pid, message)
+    with pytest.raises(TypeError, match="safety is"):
+        await nodes[0].entities.host(Session, "t", safety="both")  # type: ignore[arg-type]
+
+
+async def story(seed: int) -> None:
+    logging.disable(logging.CRITICAL)
+    try:
+        await QuorumWorld(seed).play()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("first", most_are_long(range(0, 2_000, 2), 1))
+def test_no_entity_lives_twice_at_any_instant_whatever_fails(first: int) -> None:
+    run_stories(story, range(first, first + 2))
+
+
+async def test_a_shard_that_is_handed_over_and_has_ended_here_is_named_in_no_beat(fleet: Fleet) -> None:
+    nodes, refs = await hosts(fleet, 3, 3)
+    shard = refs.shard(key_on(refs, nodes[0]))
+    hosting = nodes[0].entities._hostings()[0]
+    guard, handoff = hosting.majority, hosting.handoff
+    assert isinstance(guard, Majority)
+    assert isinstance(handoff, Handoff)
+    assert shard in guard._claims()
+    handoff._sealed.add(shard)  # Else the member that grants it to another node answers with a conflict.
+    assert shard not in guard._claims()
+    handoff._sealed.discard(shard)
