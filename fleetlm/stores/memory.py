@@ -49,7 +49,8 @@ class MemoryStore:
         is_down: whether nothing is answered. What is asked then fails, or waits until it is cancelled if
             ``is_silent``.
         is_silent: see ``is_down``.
-        on_write: called with kind, key, fence and version of each write that takes effect.
+        on_effect: called with kind, key, fence, and what is stored then, for each load and each write that
+            takes effect.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class MemoryStore:
         self.late: float = late
         self.is_down: bool = False
         self.is_silent: bool = False
-        self.on_write: Callable[[str, str, Fence, int], None] | None = None
+        self.on_effect: Callable[[str, str, Fence, Stored], None] | None = None
         self._rng = random.Random(0) if rng is None else rng
         self._data = _Data()
 
@@ -78,6 +79,7 @@ class MemoryStore:
         """Return a store with the same data, and with faults of its own, which are none at first."""
         other = MemoryStore(rng=self._rng)
         other._data = self._data
+        other.on_effect = self.on_effect
         return other
 
     def states(self, kind: str) -> dict[str, bytes]:
@@ -95,7 +97,10 @@ class MemoryStore:
         def take() -> Stored:
             self._raise_fence(target, kind, key, fence)
             row = self._data.rows.get((kind, key), _NO_ROW)
-            return Stored(row.version, row.state, row.epoch)
+            stored = Stored(row.version, row.state, row.epoch)
+            if self.on_effect is not None:
+                self.on_effect(kind, key, fence, stored)
+            return stored
 
         return await self._perform(take)
 
@@ -115,11 +120,11 @@ class MemoryStore:
             self._raise_fence(target, kind, key, fence)
             row = self._data.rows.get((kind, key), _NO_ROW)
             check_version(target, expected, row.version)
-            version = row.version + 1
-            self._data.rows[kind, key] = _Row(fence.epoch, version, state)
-            if self.on_write is not None:
-                self.on_write(kind, key, fence, version)
-            return Stored(version, state, fence.epoch)
+            stored = Stored(row.version + 1, state, fence.epoch)
+            self._data.rows[kind, key] = _Row(fence.epoch, stored.version, state)
+            if self.on_effect is not None:
+                self.on_effect(kind, key, fence, stored)
+            return stored
 
         return (await self._perform(take)).version
 

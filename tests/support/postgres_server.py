@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests: in a folder of its own, as a user without rights, on a Unix socket only."""
+"""A PostgreSQL server of the tests: in a folder of its own, without rights, on a Unix socket only."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def make(self) -> None:
-        """Make the data. The server does not wait for the disk: what a power cut takes is no test's matter."""
+        """Make the data, without waiting for the disk."""
         run = (str(self._programs / "initdb"), "-D", str(self.folder / "data"))
         options = ("-U", "tests", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         subprocess.run([*run, *options], check=True, stdout=subprocess.DEVNULL, timeout=START_S, user=_user())

@@ -1,4 +1,4 @@
-"""Every store keeps the same rules; and what SQLite and PostgreSQL do with real files, processes and servers."""
+"""Every store keeps the same rules; SQLite and PostgreSQL with real files, processes and servers."""
 
 from __future__ import annotations
 
