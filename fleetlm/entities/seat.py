@@ -34,7 +34,6 @@ from fleetlm.wire.invocation import Invoke
 if TYPE_CHECKING:
     from fleetlm.messaging.mailbox import Mailbox
     from fleetlm.processes.running import RunningProcess
-    from fleetlm.stores.interface import Stored
 
 log: logging.Logger = logging.getLogger("fleetlm")
 
@@ -78,6 +77,8 @@ class Host(Protocol):
     """What a seat asks of the `Hosting` of its kind."""
 
     kind: str
+    kept: dict[int, dict[str, Kept]]
+    """Shard → key → what is left of an entity."""
 
     def make(self, seat: Seat) -> EntityObject:
         """Make the object of an entity, ready to run."""
@@ -93,9 +94,6 @@ class Host(Protocol):
 
     def keep(self, seat: Seat, packed: bytes | None) -> None:
         """Keep what an entity has saved, or note that it is stored."""
-
-    def loaded(self, seat: Seat, stored: Stored) -> Kept:
-        """Return what an entity is made from that the store has."""
 
     def again(self, message: Any) -> None:
         """Take a call anew that came while its entity was being saved."""
@@ -178,8 +176,25 @@ class Seat:
 
     async def fetch(self) -> None:
         """Load what is stored. Raises: ProcessExit: it cannot be loaded."""
-        if self.storing is not None:
-            self.kept = self.host.loaded(self, await self.storing.load())
+        storing, was_lost = self.storing, self.kept.was_lost
+        assert storing is not None
+        stored = await storing.load()
+        if was_lost and self.key not in self.host.kept.get(self.shard, ()):  # The shard was taken over.
+            was_lost = storing.may_miss(stored)
+        self.kept = Kept(stored.state, was_lost and not storing.is_write)
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether it has ended, and what it did since it was saved last is lost."""
+        is_stored = self.storing is not None and self.storing.is_write
+        return self.is_ready and not (self.is_saved or is_stored)
+
+    def acknowledge(self, cast: Call) -> None:
+        """Acknowledge a cast in its mailbox, once it is loaded."""
+        if self.storing is None or self.is_ready:
+            cast.reply(None)
+        else:
+            self.storing.acks.append(cast)
 
     def ready(self) -> None:
         """Note that `load` is done."""
@@ -325,6 +340,13 @@ class Merge(BetweenHandlers):
                 "the entity %s/%s cannot merge the state of another one, and goes on without it",
                 seat.host.kind, seat.key, exc_info=loggable(error),
             )  # fmt: skip
+
+
+async def close_all(seats: Iterable[Seat], timeout_s: float) -> None:
+    """Have entities saved and ended, as many as can be in this time."""
+    outcomes = [seat.close() for seat in seats]
+    if outcomes:
+        await asyncio.wait(outcomes, timeout=max(0.0, timeout_s))
 
 
 def refuse_all(messages: Iterable[Any], target: str, storing: Storing | None = None) -> None:
