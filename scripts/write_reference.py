@@ -27,6 +27,7 @@ API = {
     "Processes": ["Process", "Call", "Stream", "Pid", "Ref", "Address", "Crash", "ProcessInfo", "Timer"],
     "Actors": ["Actor", "handler", "ActorRef", "ActorRefs", "GroupRef", "retry"],
     "Entities": ["Entity", "EntityRef", "EntityRefs", "Quorum", "fleetlm.entities.kinds.Entities"],
+    "Stores": ["Store", "Fence", "Stored", "SQLiteStore", "PostgresStore", "MemoryStore"],
     "Supervision": ["Supervisor", "Child", "ChildInfo"],
     "Groups and names": [
         "fleetlm.directory.groups.Groups", "Member", "MemberInfo",
