@@ -198,7 +198,10 @@ class SingletonHandoff(Handoff):
         memory = self._offering.plan.memory
         match call.message:
             case ["slots", int(epoch), int(slot_ms), bool(is_reset)] if memory is not None:
-                call.reply(memory.told(epoch, slot_ms, is_reset=is_reset))
+                try:
+                    call.reply(memory.told(epoch, slot_ms, is_reset=is_reset))
+                except ValueError as error:
+                    call.fail(error)
             case _:
                 super().asked(call)
 
