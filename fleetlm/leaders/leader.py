@@ -39,7 +39,7 @@ TERMINATE_SHARE = 0.8
 """How much of the time for its clean-up this entity gives the run before it kills it."""
 
 
-class StillRuns(Exception):  # noqa: N818  # it is a state, which `save` reports
+class StillRuns(Exception):  # it is a state, which `save` reports
     """A run has not ended, so its singleton must not begin elsewhere."""
 
 

@@ -27,10 +27,10 @@ from fleetlm.records import Record
 
 if TYPE_CHECKING:
     from fleetlm.call import Call
+    from fleetlm.core.cron_slots import SlotMemory
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.entities.seat import Seat
     from fleetlm.ids import Pid
-    from fleetlm.core.cron_slots import SlotMemory
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.running import ProcessFunction

@@ -96,7 +96,9 @@ def _expression(expression: str, zone: tzinfo) -> Slots:
     def newest(after_ms: int, until_ms: int) -> int:
         back = times(until_ms + 1000, reverse=True)
         next(back, None)
-        start = max(after_ms, next(back, after_ms))  # One slot before, since slots back may differ by an hour.
+        start = max(
+            after_ms, next(back, after_ms)
+        )  # One slot before, since slots back may differ by an hour.
         found = start
         for slot in times(start):
             if slot > until_ms:

@@ -58,7 +58,7 @@ class Singletons:
         await node.singletons.call("scheduler", ("add", job))       # from any node
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917  # made in one place
+    def __init__(  # made in one place
         self,
         entities: Entities,
         shards: ReplicatedShards,
@@ -148,7 +148,7 @@ class Singletons:
 
     # Offering.
 
-    def _offer(  # noqa: PLR0913, PLR0917  # `Node.singleton` names them
+    def _offer(  # `Node.singleton` names them
         self,
         name: str,
         function: ProcessFunction,
@@ -167,7 +167,7 @@ class Singletons:
             raise ValueError(f"names that begin with {CRON!r} are those of cron jobs: use Node.cron")
         self._start(Plan(name, function, args, settle_s, end_s, backoff_s, _quorum(safety)))
 
-    def _cron(  # noqa: PLR0913, PLR0917  # `Node.cron` names them
+    def _cron(  # `Node.cron` names them
         self,
         name: str,
         schedule: str | float,
@@ -304,4 +304,6 @@ def _check_target(target: Target | Callable[..., Any]) -> None:
     if not inspect.iscoroutinefunction(target) and not inspect.iscoroutinefunction(
         getattr(target, "__call__", None)  # noqa: B004  # whether it is a coroutine function, not whether it is one
     ):
-        raise TypeError(f"the target of a cron job is a coroutine function or a process, not {SHORT.repr(target)}")
+        raise TypeError(
+            f"the target of a cron job is a coroutine function or a process, not {SHORT.repr(target)}"
+        )

@@ -30,7 +30,12 @@ class SlotTeller:
     """
 
     def __init__(
-        self, kind: str, memory: SlotMemory, quorum: Quorum | None, shards: ReplicatedShards, outbound: Outbound
+        self,
+        kind: str,
+        memory: SlotMemory,
+        quorum: Quorum | None,
+        shards: ReplicatedShards,
+        outbound: Outbound,
     ) -> None:
         self._kind = kind
         self._memory = memory

@@ -157,7 +157,7 @@ class LeaderWorld:
         await self.change(rng.choice(STORMY if self.faults and rng.random() < 0.5 else CALM))
         await asyncio.sleep(rng.choice([0.0, 0.01, 0.3, 3.0, 10.0]))
 
-    async def change(self, what: str) -> None:  # noqa: C901  # a table of what can happen
+    async def change(self, what: str) -> None:  # a table of what can happen
         rng, node = self.rng, self.rng.choice(self.nodes())
         others = [each for each in self.offers() if each is not node]
         match what:

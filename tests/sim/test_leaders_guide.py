@@ -12,7 +12,7 @@ from fleetlm import CronSlot, Node, Process, Quorum
 from fleetlm.testing import Fleet
 
 
-class Outdated(Exception):  # noqa: N818  # the name that the guide shows
+class Outdated(Exception):  # the name that the guide shows
     """A former run has tried to write."""
 
 
