@@ -39,7 +39,7 @@ _NAMES_OF = {
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.messages": (
-        "Crash Down Exit Joined Left NameLost NodeDown NodeDraining NodeUndrained NodeUp "
+        "Crash CronSlot Down Exit Joined Left NameLost NodeDown NodeDraining NodeUndrained NodeUp "
         "Registered RowDropped RowPut Unregistered message register_type"
     ),
     "fleetlm.messaging.carrying": "carried carry",

@@ -61,6 +61,7 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid as Pid, Ref as Ref
 from fleetlm.messages import (
     Crash as Crash,
+    CronSlot as CronSlot,
     Down as Down,
     Exit as Exit,
     Joined as Joined,

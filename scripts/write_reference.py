@@ -28,6 +28,7 @@ API = {
     "Actors": ["Actor", "handler", "ActorRef", "ActorRefs", "GroupRef", "retry"],
     "Entities": ["Entity", "EntityRef", "EntityRefs", "Quorum", "fleetlm.entities.kinds.Entities"],
     "Stores": ["Store", "Fence", "Stored", "SQLiteStore", "PostgresStore", "MemoryStore"],
+    "Singletons and cron jobs": ["fleetlm.leaders.singletons.Singletons", "CronSlot"],
     "Supervision": ["Supervisor", "Child", "ChildInfo"],
     "Groups and names": [
         "fleetlm.directory.groups.Groups", "Member", "MemberInfo",

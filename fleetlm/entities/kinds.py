@@ -148,10 +148,6 @@ class Entities:
             )
             raise ValueError(f"{shards:,} shards: {cut}")
         how = _check_store(store, durable, store_s)
-        if kind in self._hosted:
-            raise ValueError(f"this node hosts {kind!r} already")
-        if len(self._hosted) >= MAX_KINDS:
-            raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
         if safety != "available" and not isinstance(safety, Quorum):
             raise TypeError(f"safety is 'available' or a Quorum, not {SHORT.repr(safety)}")
         remembered = frozenset(check_key(key) for key in remember)
@@ -174,14 +170,27 @@ class Entities:
         hosting.handoff = Handoff(hosting)
         if options.quorum is not None:
             hosting.majority = Majority(hosting, options.quorum, self._shards, self._outbound)
-        self._hosted[kind] = hosting
-        pid = self._local.spawn(hosting, (), None)
-        task = self._local.task_of(pid)
-        assert task is not None
-        task.add_done_callback(lambda _: self._forget(kind, hosting))
+        task = self._add(hosting)
         while hosting.process is None and not task.done():  # noqa: ASYNC110  # it runs in the next turn
             await asyncio.sleep(0)
         return self.ref(cls, kind)
+
+    def _add(self, hosting: Hosting) -> asyncio.Task[Any]:
+        """Host a kind that the runtime has put together. Returns the task of its host process.
+
+        Raises:
+            ValueError: this node hosts the kind already, or as many as it may. Nothing changed.
+        """
+        kind = hosting.kind
+        if kind in self._hosted:
+            raise ValueError(f"this node hosts {kind!r} already")
+        if len(self._hosted) >= MAX_KINDS:
+            raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
+        self._hosted[kind] = hosting
+        task = self._local.task_of(self._local.spawn(hosting, (), None))
+        assert task is not None
+        task.add_done_callback(lambda _: self._forget(kind, hosting))
+        return task
 
     async def unhost(self, kind: str) -> bool:
         """Host a kind no more. Its entities here end with ``"shutdown"``, and what they have saved is lost.
