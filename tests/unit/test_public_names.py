@@ -67,7 +67,7 @@ PUBLIC = {
     """,
     "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
     "Factories": "list register unregister",
-    "Entities": "host kinds ref unhost",
+    "Entities": "host info kinds ref unhost",
     "Subscription": "close",
     "SyncNode": """
         add_check broadcast call connect disconnect drain drain_report events exit factories failure
