@@ -13,6 +13,7 @@ from fleetlm.entities.entity_calls import EntityCalls, check_key
 from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.hosting import Hosting, HostOptions
+from fleetlm.entities.info import KindInfo, kind_info
 from fleetlm.entities.keeping import Durable
 from fleetlm.entities.majority import Majority
 from fleetlm.entities.seat import EntityObject
@@ -227,6 +228,18 @@ class Entities:
     def kinds(self) -> list[str]:
         """Return the kinds that a connected node or this one hosts, sorted."""
         return self._shards.table.kinds()
+
+    def info(self, most: int | None = None) -> list[KindInfo]:
+        """Return what this node knows of each kind, sorted by name; it looks at no shard and no entity.
+
+        Args:
+            most: how many kinds at most; those that this node hosts go first. None: all.
+        """
+        table, hosted = self._shards.table, self._hosted
+        kinds = sorted(table.kinds(), key=lambda kind: kind not in hosted)[:most]
+        return [
+            kind_info(table, kind, hosted[kind].info() if kind in hosted else None) for kind in sorted(kinds)
+        ]
 
     def _hostings(self) -> list[Hosting]:
         return list(self._hosted.values())
