@@ -91,7 +91,6 @@ class Watched(Protocol):
     driver: Driver
     replicated_groups: ReplicatedGroups
     replicated_names: ReplicatedNames
-    entities: Entities
     recent: RecentEvents
     poller: Poller | None
     started_at: float
@@ -99,6 +98,10 @@ class Watched(Protocol):
 
     def wall_ms(self) -> int:
         """Return the milliseconds of the wall clock."""
+
+    @property
+    def entities(self) -> Entities:
+        """The kinds of entities that this node knows."""
 
 
 class OwnOverview:
