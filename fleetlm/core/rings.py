@@ -138,7 +138,7 @@ class Rings:
 
     def nearest(self, probes: Probes) -> Pid:
         """Return the member to which the key with these probes belongs."""
-        size, nearest = self._size, _END
+        size, nearest, found = self._size, _END, self._pids[0][0]
         for probe, ring, pids in zip(probes, self._places, self._pids, strict=True):
             at = bisect_left(ring, probe)
             # An index below 0 counts from the end, so the last place comes before the first one.
