@@ -27,7 +27,9 @@ API = {
     "Processes": ["Process", "Call", "Stream", "Pid", "Ref", "Address", "Crash", "ProcessInfo", "Timer"],
     "Actors": ["Actor", "handler", "ActorRef", "ActorRefs", "GroupRef", "retry"],
     "Entities": ["Entity", "EntityRef", "EntityRefs", "Quorum", "fleetlm.entities.kinds.Entities"],
-    "Singletons and cron jobs": ["fleetlm.leaders.singletons.Singletons", "CronSlot"],
+    "Singletons and cron jobs": [
+        "fleetlm.leaders.offers.OffersLeaders", "fleetlm.leaders.singletons.Singletons", "CronSlot",
+    ],
     "Supervision": ["Supervisor", "Child", "ChildInfo"],
     "Groups and names": [
         "fleetlm.directory.groups.Groups", "Member", "MemberInfo",
