@@ -101,8 +101,8 @@ def refuse_exposed(settings: Settings, listening: Sequence[str]) -> Callable[[st
         if is_private(ip):
             return None
         return (
-            f"it came to {ip}, which this machine has got since the node started and which may be reached from "
-            f"the Internet, and there is no cookie; {MAKE_ONE}"
+            f"it came to {ip}, which this machine has got since the node started and which may be reached "
+            f"from the Internet, and there is no cookie; {MAKE_ONE}"
         )
 
     return refuse

@@ -1,9 +1,9 @@
 """Looks again, at each DNS answer, whether the address and the port of this node are right.
 
 Both are fixed when the node starts, and may turn out to be wrong: DNS lists this machine under another
-address, the address has gone from this machine, or an SRV record names another port for it. A node without a
-cookie that listens at all addresses may also come to listen at a public one. What follows from that is decided
-in `runtime.assembly`.
+address, the address has gone from this machine, or an SRV record names another port for it. A node without
+a cookie that listens at all addresses may also come to listen at a public one. What follows from that is
+decided in `runtime.assembly`.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class AddressWatch:
         )
 
     def _look_for_exposed(self) -> AddressProblem | None:
-        """Find addresses that this machine has got and at which no connection is accepted without a cookie."""
+        """Find addresses that this machine has got, and at which connections are refused without a cookie."""
         if self._refuse is None:
             return None
         exposed = {each.ip for each in self._list_here() or () if self._refuse(each.ip) is not None}
@@ -174,10 +174,10 @@ class AddressWatch:
             return None
         return AddressProblem(
             Verdict.EXPOSED,
-            f"this machine has the address {found[0]} now, which may be reached from the Internet. This node "
+            f"this machine has the address {found[0]} now, which may be reached from the Internet. The node "
             "listens at all addresses (FLEETLM_BIND=*) and has no cookie, so it refuses all connections that "
-            f"come to it there; {MAKE_ONE} and restart them, or listen elsewhere. FLEETLM_INSECURE=1 accepts "
-            "such connections all the same",
+            f"come to it there; {MAKE_ONE} and restart them, or listen elsewhere. FLEETLM_INSECURE=1 "
+            "accepts such connections all the same",
         )
 
     def _look_for_port(self, addresses: Sequence[str]) -> AddressProblem | None:

@@ -194,7 +194,9 @@ class Assembly:
         self.own_address_why: str = own.why
         self.own_address_warning = own.warning
         self._own_address = (
-            AddressWatch(own, settings.all_ports, refuse=prepared.refuse) if prepared.on_this_network else None
+            AddressWatch(own, settings.all_ports, refuse=prepared.refuse)
+            if prepared.on_this_network
+            else None
         )
         incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
         identity = Identity(

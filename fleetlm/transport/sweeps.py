@@ -1,15 +1,15 @@
-"""Looks at the connections over which something has come, soon after it has, and ends those that exceed a bound.
+"""Looks at the connections over which something has come, soon after it has, and ends those beyond a bound.
 
 An ``epoll`` of its own names them, edge-triggered, so that a quiet connection costs nothing. While there are
-strangers, or much is unread, a sweep follows each `SWEEP_S`; else the first bytes that come make one due after
-that time. Where a message seems to have no end, the next sweep follows after `SUSPECT_S`, since small parts of
-messages take much more memory than bytes on the wire.
+strangers, or much is unread, a sweep follows each `SWEEP_S`; else the first bytes that come make one due
+after that time. Where a message seems to have no end, the next sweep follows after `SUSPECT_S`, since small
+parts of messages take much more memory than bytes on the wire.
 
-*What epoll would hide.* It tells what is ready at the moment of the question. libzmq reads all the time, so a
-connection whose bytes it has taken by then would not be named, and who sends a little now and then could have
-as much as it likes unread. So a connection is watched for writing too: it is writable nearly always, and each
-arrival of bytes names it then. One that is not writable, because its other end reads nothing, is found by looks
-at all connections in turn, `LOOKS_IN_TURN` in each sweep.
+*What epoll would hide.* It tells what is ready at the moment of the question. libzmq reads all the time, so
+a connection whose bytes it has taken by then would not be named, and who sends a little now and then could
+have as much as it likes unread. So a connection is watched for writing too: it is writable nearly always, and
+each arrival of bytes names it then. One that is not writable, because its other end reads nothing, is found
+by looks at all connections in turn, `LOOKS_IN_TURN` in each sweep.
 
 Everything happens on the node's loop: while that stands still, nothing is ended.
 """
@@ -83,7 +83,7 @@ class Sweeps:
         """Whether the loop waits for the first bytes that come."""
 
     def notice(self, fd: int) -> None:
-        """Look at a connection in each sweep before which something has come over it; the first is due soon."""
+        """Look at a connection in each sweep before which something has come over it; one is due soon."""
         if self._changed is not None:
             with contextlib.suppress(OSError):  # It has ended already.
                 self._changed.register(fd, _EVENTS)
@@ -130,7 +130,7 @@ class Sweeps:
                 is_uncertain = True
                 is_suspect = is_suspect or self._bounds.is_suspect(known)
         if is_suspect:
-            self._read_soon()  # Only when nothing is left to read, it is known that the message has not ended.
+            self._read_soon()  # Only when nothing is left to read, it is known to have no end.
         self.is_quiet = not (is_uncertain or self._bounds.strangers)
         if not self.is_quiet:
             self._next = self._loop.call_later(SUSPECT_S if is_suspect else SWEEP_S, self._sweep)
@@ -149,8 +149,9 @@ class Sweeps:
         if known is None or known.is_cut:
             return None
         waiting = count_waiting(fd) if received - known.read_bytes > UNCERTAIN_BYTES else None
-        self._end(self._bounds.look(known, received, waiting, self._count_drains()))
-        return None if known.is_cut else known
+        offences = self._bounds.look(known, received, waiting, self._count_drains())
+        self._end(offences)
+        return None if offences else known
 
     def _take_in_turn(self) -> list[int]:
         """Return the next few connections, whether something has come or not."""

@@ -55,7 +55,7 @@ def _said(table: RowTable) -> dict[tuple[str, str], bytes]:
 
 
 def fuzz_members(data: bytes) -> None:
-    """What a peer tells of its members: limits hold, sums are those of what it told, and the end takes all."""
+    """What a peer tells of its members: limits hold, sums are of what it told, and the end takes all."""
     facts = MemberFacts(HERE, 1, FEW, CODEC.unpack)
     facts.described("mine", 1, b"\x01")
     facts.reported("mine", 1, {"free": 2.5}, 0.0)

@@ -184,7 +184,13 @@ def exposing(here: Collection[str] | None) -> AddressWatch:
         return "it is public" if ip.startswith("203.") else None
 
     return AddressWatch(
-        own, range(4370, 4371), lambda: {"10.0.0.7"}.__contains__, lambda _: None, lambda: (), refuse, list_here
+        own,
+        range(4370, 4371),
+        lambda: {"10.0.0.7"}.__contains__,
+        lambda _: None,
+        lambda: (),
+        refuse,
+        list_here,
     )
 
 

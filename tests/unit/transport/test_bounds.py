@@ -196,9 +196,7 @@ def test_what_was_left_of_a_peer_is_bounded_as_its_peer_was() -> None:
 # Messages without end.
 
 
-def endless(
-    limits: Bounds, known: Accepted, *looks: tuple[int, int | None, int]
-) -> list[tuple[int, str]]:
+def endless(limits: Bounds, known: Accepted, *looks: tuple[int, int | None, int]) -> list[tuple[int, str]]:
     """Look several times; return the number of each look that ends the connection, with the reason."""
     found = [(number, limits.look(known, *each)) for number, each in enumerate(looks)]
     return [(number, offences[0][1]) for number, offences in found if offences]
