@@ -28,6 +28,7 @@ _NAMES_OF = {
     "fleetlm.discovery.dns": "DnsDiscovery StaticDiscovery",
     "fleetlm.discovery.interface": "Discovery",
     "fleetlm.entities.entity_ref": "EntityRef EntityRefs",
+    "fleetlm.entities.info": "HostedInfo KindInfo QuorumInfo",
     "fleetlm.entity": "Entity",
     "fleetlm.errors": (
         "AlreadyRegistered CallTimeout Draining Expired Fenced FleetError InitFailed InvalidName "
@@ -39,7 +40,7 @@ _NAMES_OF = {
     ),
     "fleetlm.ids": "Pid Ref",
     "fleetlm.messages": (
-        "Crash Down Exit Joined Left NameLost NodeDown NodeDraining NodeUndrained NodeUp "
+        "Crash CronSlot Down Exit Joined Left NameLost NodeDown NodeDraining NodeUndrained NodeUp "
         "Registered RowDropped RowPut Unregistered message register_type"
     ),
     "fleetlm.messaging.carrying": "carried carry",

@@ -16,6 +16,11 @@ from fleetlm.directory.tables import SharedTable as SharedTable
 from fleetlm.discovery.dns import DnsDiscovery as DnsDiscovery, StaticDiscovery as StaticDiscovery
 from fleetlm.discovery.interface import Discovery as Discovery
 from fleetlm.entities.entity_ref import EntityRef as EntityRef, EntityRefs as EntityRefs
+from fleetlm.entities.info import (
+    HostedInfo as HostedInfo,
+    KindInfo as KindInfo,
+    QuorumInfo as QuorumInfo,
+)
 from fleetlm.entity import Entity as Entity
 from fleetlm.errors import (
     AlreadyRegistered as AlreadyRegistered,
@@ -61,6 +66,7 @@ from fleetlm.errors import (
 from fleetlm.ids import Pid as Pid, Ref as Ref
 from fleetlm.messages import (
     Crash as Crash,
+    CronSlot as CronSlot,
     Down as Down,
     Exit as Exit,
     Joined as Joined,

@@ -33,7 +33,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("entities",),
     ("runtime", "actor"),
     ("threads", "entity"),
-    ("sync", "supervisor"),
+    ("sync", "supervisor", "leaders"),
     ("node",),
     ("public",),  # fleetlm/__init__: imports by name, at the first use of a name
     ("node_thread", "remote", "testing", "metrics", "tracing", "logs", "llm"),

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fleetlm.call import Call
 from fleetlm.core.quorum import Quorum, Want
 from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
+from fleetlm.entities.info import HostedInfo, QuorumInfo, Tally
 from fleetlm.entities.keeping import KindStore, StoreOptions
 from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
 from fleetlm.entities.storing import Storing, stored_handlers
@@ -79,6 +80,9 @@ class Guard(Protocol):
     def dropped(self, shard: int) -> None:
         """This node owns a shard no more."""
 
+    def info(self) -> QuorumInfo:
+        """Return how this node stands, for people."""
+
     async def acquire(self, wants: list[Want]) -> dict[int, int]:
         """Get shards. Returns those that this node may claim, with their epochs."""
 
@@ -88,6 +92,10 @@ class Guard(Protocol):
 
 class Moves(Protocol):
     """How shards change hands; `handoff.Handoff` implements it."""
+
+    @property
+    def moving(self) -> int:
+        """How many shards are being handed over now."""
 
     def serves(self, shard: int, *, is_inner: bool) -> bool:
         """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
@@ -184,6 +192,7 @@ class Hosting:
         self.kept_bytes: int = 0
         self.lossy: set[int] = set()
         """Shards that were taken over from a node that is lost: what their entities had is not known."""
+        self.tally: Tally = Tally()
         self.process: RunningProcess | None = None
         self.handoff: Moves
         self.majority: Guard | None = None
@@ -342,6 +351,7 @@ class Hosting:
         seat.used_at = self._time()
         self.seats[key] = seat
         self.in_shard.setdefault(shard, {})[key] = seat
+        self.tally.activated += 1
         return seat
 
     def make(self, seat: Seat) -> EntityObject:
@@ -493,6 +503,7 @@ class Hosting:
                 "the shard %d of %s belongs to %s (epoch %d): %d entities here are fenced", lost.shard,
                 self.kind, lost.winner.pid.node, lost.winner.epoch, len(seats),
             )  # fmt: skip
+        self.tally.fenced += len(seats)
         for seat in seats:
             seat.epoch = -1
         if self.majority is not None:
@@ -526,6 +537,7 @@ class Hosting:
                 len(seats),
                 why,
             )
+        self.tally.fenced += len(seats)
         self.shards.perform(self.table.drop(self.kind, gone))
         self._kill(seats)
         for shard in gone:
@@ -621,6 +633,25 @@ class Hosting:
     def owner(self, key: str) -> Owner | None:
         """Return who owns a key, as this node sees it."""
         return self.table.owner(self.kind, shard_of(key, self.options.shards))
+
+    def info(self) -> HostedInfo:
+        """Return what this node has of the kind, for people."""
+        host, tally, guard = self.table.own(self.kind), self.tally, self.majority
+        return HostedInfo(
+            self.actor.__qualname__,
+            0 if host is None else len(host.claims),
+            self.handoff.moving,
+            len(self.seats),
+            self.options.live,
+            self.kept_bytes,
+            self.options.kept_bytes,
+            tally.activated,
+            tally.fenced,
+            tally.handed_over,
+            tally.taken,
+            tally.stayed,
+            None if guard is None else guard.info(),
+        )
 
     def keys(self) -> list[str]:
         """Return the keys of the entities that live here, or whose states are kept here, sorted."""

@@ -13,6 +13,7 @@ from fleetlm.entities.entity_calls import EntityCalls, check_key
 from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.hosting import Hosting, HostOptions
+from fleetlm.entities.info import KindInfo, kind_info
 from fleetlm.entities.keeping import StoreOptions
 from fleetlm.entities.majority import Majority
 from fleetlm.entities.seat import EntityObject, close_all
@@ -148,10 +149,6 @@ class Entities:
             )
             raise ValueError(f"{shards:,} shards: {cut}")
         stored = _check_store(store, durable, store_s)
-        if kind in self._hosted:
-            raise ValueError(f"this node hosts {kind!r} already")
-        if len(self._hosted) >= MAX_KINDS:
-            raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
         if safety != "available" and not isinstance(safety, Quorum):
             raise TypeError(f"safety is 'available' or a Quorum, not {SHORT.repr(safety)}")
         remembered = frozenset(check_key(key) for key in remember)
@@ -172,14 +169,27 @@ class Entities:
         hosting.handoff = Handoff(hosting)
         if options.quorum is not None:
             hosting.majority = Majority(hosting, options.quorum, self._shards, self._outbound)
-        self._hosted[kind] = hosting
-        pid = self._local.spawn(hosting, (), None)
-        task = self._local.task_of(pid)
-        assert task is not None
-        task.add_done_callback(lambda _: self._forget(kind, hosting))
+        task = self._add(hosting)
         while hosting.process is None and not task.done():  # noqa: ASYNC110  # it runs in the next turn
             await asyncio.sleep(0)
         return self.ref(cls, kind)
+
+    def _add(self, hosting: Hosting) -> asyncio.Task[Any]:
+        """Host a kind that the runtime has put together. Returns the task of its host process.
+
+        Raises:
+            ValueError: this node hosts the kind already, or as many as it may. Nothing changed.
+        """
+        kind = hosting.kind
+        if kind in self._hosted:
+            raise ValueError(f"this node hosts {kind!r} already")
+        if len(self._hosted) >= MAX_KINDS:
+            raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
+        self._hosted[kind] = hosting
+        task = self._local.task_of(self._local.spawn(hosting, (), None))
+        assert task is not None
+        task.add_done_callback(lambda _: self._forget(kind, hosting))
+        return task
 
     async def unhost(self, kind: str) -> bool:
         """Host a kind no more. Its entities here end with ``"shutdown"``, and what they have saved is lost.
@@ -217,33 +227,32 @@ class Entities:
         """Return the kinds that a connected node or this one hosts, sorted."""
         return self._shards.table.kinds()
 
+    def info(self, most: int | None = None) -> list[KindInfo]:
+        """Return what this node knows of each kind, sorted by name; it looks at no shard and no entity.
+
+        Args:
+            most: how many kinds at most; those that this node hosts go first. None: all.
+        """
+        table, hosted = self._shards.table, self._hosted
+        kinds = sorted(table.kinds(), key=lambda kind: kind not in hosted)[:most]
+        return [
+            kind_info(table, kind, hosted[kind].info() if kind in hosted else None) for kind in sorted(kinds)
+        ]
+
     def _hostings(self) -> list[Hosting]:
         return list(self._hosted.values())
 
-    def _forget(self, kind: str, hosting: Hosting) -> None:
-        if self._hosted.get(kind) is hosting:
-            del self._hosted[kind]
-
-
-class Evacuation:
-    """Implements `leaving.Evacuee`: hands over the shards of a node that drains.
-
-    Args:
-        entities: of the node.
-    """
-
-    def __init__(self, entities: Entities) -> None:
-        self._entities = entities
-
-    async def evacuate(self, until: float) -> tuple[str, ...]:
+    async def _evacuate(self, until: float) -> tuple[str, ...]:
         """Hand everything over until that time of the loop. Returns the entities that are still here."""
-        hostings = self._entities._hostings()  # noqa: SLF001  # of this module
-        if not hostings:
-            return ()
+        hostings = self._hostings()
         left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
         )
+
+    def _forget(self, kind: str, hosting: Hosting) -> None:
+        if self._hosted.get(kind) is hosting:
+            del self._hosted[kind]
 
 
 def _check_store(

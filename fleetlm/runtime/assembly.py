@@ -49,7 +49,6 @@ from fleetlm.directory.replication import Replication
 from fleetlm.directory.tables import ReplicatedRows
 from fleetlm.discovery.address_watch import AddressProblem, AddressWatch, Verdict
 from fleetlm.discovery.poller import Poller
-from fleetlm.entities.kinds import Entities, Evacuation
 from fleetlm.entities.replicated_shards import ReplicatedShards
 from fleetlm.ids import new_incarnation
 from fleetlm.messaging.fan_out import FanOut
@@ -89,6 +88,7 @@ from fleetlm.wire.rights import features_of
 if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.core.dns_answers import Answer
+    from fleetlm.entities.kinds import Entities
     from fleetlm.ids import Pid
     from fleetlm.messaging.session import Session
     from fleetlm.processes.running import RunningProcess
@@ -193,7 +193,11 @@ class Assembly:
         settings, own = prepared.settings, prepared.own_address
         self.own_address_why: str = own.why
         self.own_address_warning = own.warning
-        self._own_address = AddressWatch(own, settings.all_ports) if prepared.on_this_network else None
+        self._own_address = (
+            AddressWatch(own, settings.all_ports, refuse=prepared.refuse)
+            if prepared.on_this_network
+            else None
+        )
         incarnation = new_incarnation(prepared.wall_ms, prepared.rng)
         identity = Identity(
             name=prepared.name,
@@ -242,16 +246,11 @@ class Assembly:
         self.user_functions: UserFunctions = UserFunctions(me.name, me.settings)
         self.readiness: ReadinessChecks = ReadinessChecks(me, self.user_functions, self._why_leaving)
         self.hooks: LeavingHooks = LeavingHooks(me.name, me.settings, self.user_functions)
-        self.leaving: Leaving = Leaving(
-            me, self.draining, self.hooks, self.services.drain_listeners, Evacuation(self.entities)
-        )
+        self.leaving: Leaving = Leaving(me, self.draining, self.hooks, self.services.drain_listeners, self)
 
     def _make_directory(self, wall_ms: int) -> None:
         """Make the parts that know what runs where in the cluster."""
         me, codec = self.context, self.codec
-        self.entities: Entities = Entities(
-            self.replicated_shards, self.local, self.outbound, self.sender, codec
-        )
         picks = random.Random(f"{me.name} {me.incarnation} groups")  # Picks must not change any back-off.
         self.replicated_groups: ReplicatedGroups = ReplicatedGroups(
             me, codec, self.local, self.replication, picks
@@ -277,6 +276,17 @@ class Assembly:
         unfinished = Unfinished(self.context, self.local, self.blocking, self.outbound)
         in_flight = self.outbound.in_flight
         return Draining(self.context, self.kernel.topology, self.events, in_flight, unfinished)
+
+    @functools.cached_property
+    def entities(self) -> Entities:
+        """Made at its first use: many programs have no entities, and their nodes start without this code."""
+        from fleetlm.entities.kinds import Entities  # noqa: PLC0415
+
+        return Entities(self.replicated_shards, self.local, self.outbound, self.sender, self.codec)
+
+    async def evacuate(self, until: float) -> tuple[str, ...]:
+        """Implement `leaving.Evacuee`: hand over the shards of this node."""
+        return await self.entities._evacuate(until) if "entities" in vars(self) else ()  # noqa: SLF001  # its runtime
 
     @functools.cached_property
     def overview(self) -> Overview:
@@ -365,8 +375,13 @@ class Assembly:
 
         A node that has lost its address can be reached by nobody. One that decided its address before DNS
         was there, and that no peer ever met, decides again, if what runs it can start a new node. Another
-        port would not come of that.
+        port would not come of that. A public address without a cookie costs the connections to it alone: a
+        cluster on private addresses must not end because a machine gets another one.
         """
+        if problem.verdict is Verdict.EXPOSED:
+            self.exposure_warning = problem.text
+            log.error("%s", problem.text)
+            return
         self.own_address_warning = problem.text
         if problem.verdict is Verdict.GONE:
             self._stop_by_itself(problem.text, problem.text)
