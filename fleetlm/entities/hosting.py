@@ -34,11 +34,11 @@ from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
 from fleetlm.entities.info import HostedInfo, QuorumInfo, Tally
 from fleetlm.entities.keeping import KindStore, StoreOptions
 from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
+from fleetlm.entities.states import States
 from fleetlm.entities.storing import Storing, stored_handlers
-from fleetlm.errors import MessageTooLarge, NotOwner
+from fleetlm.errors import NotOwner
 from fleetlm.records import Record
 from fleetlm.texts import SHORT
-from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Hosting:
         self.outbound: Outbound = outbound
         self.context: NodeContext = shards.context
         self.table: ShardTable = shards.table
-        self.codec: Codec = codec
+        self.states: States = States(kind, codec, self.context.settings.max_message_bytes // 2)
         self.seats: OrderedDict[str, Seat] = OrderedDict()
         """Key → the live entity; the one without a request for the longest time is first."""
         self.in_shard: dict[int, dict[str, Seat]] = {}
@@ -362,31 +362,11 @@ class Hosting:
             object.__setattr__(entity, "__fleetlm_handlers__", self._stored)
         return entity
 
-    def state_of(self, kept: Kept) -> Any:
-        """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
-        if kept.packed is None:
-            return None
-        state = self.codec.unpack(kept.packed)  # Raises a ValueError, too.
-        found = unreadable_in(state)
-        if found is not None:
-            raise ValueError(f"the state of an entity of {self.kind!r} cannot be read here: {found.why}")
-        return state
-
     def epoch_of(self, seat: Seat) -> int:
         """Implement `seat.Host`."""
         host = self.table.own(self.kind)
         claim = None if host is None else host.claims.get(seat.shard)
         return self.table.seen(self.kind, seat.shard) if claim is None else claim.epoch
-
-    def pack(self, state: Any) -> bytes | None:
-        """Implement `seat.Host`."""
-        if state is None:
-            return None
-        packed = self.codec.pack_value(state)
-        limit = self.context.settings.max_message_bytes // 2
-        if len(packed) > limit:
-            raise MessageTooLarge(len(packed), limit, "half of Settings.max_message_bytes")
-        return packed
 
     def keep(self, seat: Seat, packed: bytes | None) -> None:
         """Implement `seat.Host`."""
@@ -666,7 +646,7 @@ class Hosting:
         if host is None or shard not in host.claims or not self.serves(shard, is_inner=False):
             return False
         try:
-            state = self.state_of(Kept(packed, False))
+            state = self.states.read(packed)
         except ValueError as error:  # For example a type that only newer versions of the program know.
             log.warning("what %s/%s was to merge is lost: %s", self.kind, key, error)
             return False

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from fleetlm.actors.between import BetweenHandlers
 from fleetlm.actors.handlers import ActorObject
 from fleetlm.call import Call
+from fleetlm.entities.states import States
 from fleetlm.entities.storing import Storing
 from fleetlm.errors import Fenced, ProcessExit, StoreFailed, VersionConflict
 from fleetlm.processes.boundary import exit_in, is_from_signal
@@ -77,20 +78,15 @@ class Host(Protocol):
     """What a seat asks of the `Hosting` of its kind."""
 
     kind: str
+    states: States
     kept: dict[int, dict[str, Kept]]
     """Shard → key → what is left of an entity."""
 
     def make(self, seat: Seat) -> EntityObject:
         """Make the object of an entity, ready to run."""
 
-    def state_of(self, kept: Kept) -> Any:
-        """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
-
     def epoch_of(self, seat: Seat) -> int:
         """Return the epoch under which this node owns an entity."""
-
-    def pack(self, state: Any) -> bytes | None:
-        """Return a state as bytes. Raises: NotSerializable, MessageTooLarge."""
 
     def keep(self, seat: Seat, packed: bytes | None) -> None:
         """Keep what an entity has saved, or note that it is stored."""
@@ -170,9 +166,14 @@ class Seat:
         return self.is_open and not (process._is_ending or process._is_gone)  # noqa: SLF001  # the runtime's half
 
     @property
-    def packs(self) -> Host:
+    def states(self) -> States:
         """Implement `storing.LiveEntity`."""
-        return self.host
+        return self.host.states
+
+    @property
+    def state(self) -> Any:
+        """What the entity is made from. Raises: ValueError: this node does not know its type."""
+        return self.host.states.read(self.kept.packed)
 
     async def fetch(self) -> None:
         """Load what is stored. Raises: ProcessExit: it cannot be loaded."""
@@ -270,7 +271,7 @@ class _Save(BetweenHandlers):
         try:
             packed = None
             if seat.storing is None:
-                packed = seat.host.pack(await seat.entity.save())
+                packed = seat.host.states.pack(await seat.entity.save())
             else:
                 await seat.storing.save()
             seat.host.keep(seat, packed)

@@ -38,25 +38,10 @@ from fleetlm.texts import loggable, text_of
 if TYPE_CHECKING:
     from fleetlm.call import Call
     from fleetlm.entities.keeping import KindStore
+    from fleetlm.entities.states import States
     from fleetlm.stores.interface import Stored
 
 log: logging.Logger = logging.getLogger("fleetlm")
-
-
-class Saved(Protocol):
-    """An entity that can be saved."""
-
-    async def save(self) -> Any:
-        """See `Entity.save`."""
-
-
-class Packs(Protocol):
-    """Packs states."""
-
-    kind: str
-
-    def pack(self, state: Any) -> bytes | None:
-        """Return a state as bytes. Raises: NotSerializable, MessageTooLarge."""
 
 
 class LiveEntity(Protocol):
@@ -67,7 +52,7 @@ class LiveEntity(Protocol):
     entity: Any
 
     @property
-    def packs(self) -> Packs:
+    def states(self) -> States:
         """Packs its state."""
 
     @property
@@ -227,7 +212,7 @@ class Storing:
 
     async def _packed(self) -> bytes | None:
         seat = self._seat
-        return seat.packs.pack(await seat.entity.save())
+        return seat.states.pack(await seat.entity.save())
 
     # By time.
 
