@@ -209,19 +209,28 @@ class Entities:
 class Evacuation:
     """Implements `leaving.Evacuee`: hands over the shards of a node that drains.
 
+    Meanwhile the entities that are still here are served, though the node refuses other new work.
+
     Args:
         entities: of the node.
+        still_served: see `Inbound`.
     """
 
-    def __init__(self, entities: Entities) -> None:
+    def __init__(self, entities: Entities, still_served: set[int | str]) -> None:
         self._entities = entities
+        self._still_served = still_served
 
     async def evacuate(self, until: float) -> tuple[str, ...]:
         """Hand everything over until that time of the loop. Returns the entities that are still here."""
         hostings = self._entities._hostings()  # noqa: SLF001  # of this module
         if not hostings:
             return ()
-        left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
+        numbers = {hosting.process.pid.number for hosting in hostings if hosting.process is not None}
+        self._still_served |= numbers
+        try:
+            left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
+        finally:
+            self._still_served -= numbers
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
         )

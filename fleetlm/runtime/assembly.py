@@ -166,7 +166,6 @@ class Assembly:
             self.signals, self.remote_spawn, settings.mailbox_limit, self.blocking, self.turns, me.taps
         )
         self._make_directory(prepared.wall_ms)
-        self._make_user_functions()
         # The way in, and the driver.
         reachable = self.local.reachable if "call" in settings.peers_may else {}
         self.inbound: Inbound = Inbound(
@@ -174,6 +173,7 @@ class Assembly:
             settings.max_open_calls, settings.inbound_turn_s if prepared.on_this_network else math.inf,
             me.taps,
         )  # fmt: skip
+        self._make_user_functions()
         self.poller: Poller | None = None
         if prepared.discovery is not None:
             self.poller = Poller(prepared.discovery, settings, rng, self._looked_up, self._has_met_a_peer)
@@ -243,8 +243,9 @@ class Assembly:
         self.readiness: ReadinessChecks = ReadinessChecks(me, self.user_functions, self._why_leaving)
         self.hooks: LeavingHooks = LeavingHooks(me.name, me.settings, self.user_functions)
         self.leaving: Leaving = Leaving(
-            me, self.draining, self.hooks, self.services.drain_listeners, Evacuation(self.entities)
-        )
+            me, self.draining, self.hooks, self.services.drain_listeners,
+            Evacuation(self.entities, self.inbound.still_served),
+        )  # fmt: skip
 
     def _make_directory(self, wall_ms: int) -> None:
         """Make the parts that know what runs where in the cluster."""
