@@ -9,9 +9,9 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, Self
 
-from tests.support.patience import stretched
+from tests.support.patience import slowness, stretched
 from tests.system.cluster_tools import ROOT, Fleet, clean_env
-from tests.system.entity_ledger import DONE_SUFFIX, QUIET, READY_SUFFIX, Account
+from tests.system.entity_ledger import DONE_SUFFIX, QUIET, READY_SUFFIX, SUFFIX, Account
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ class EntityFleet:
 
     Args:
         folder: for the records and the logs.
-        calls_per_s: of the client.
+        calls_per_s: of the client on a machine that does nothing else.
         env: variables of `entity_worker`, and settings.
     """
 
@@ -40,7 +40,7 @@ class EntityFleet:
         self.folder = folder
         self.nodes = (CLIENT, *WORKERS)
         self.fleet = Fleet(static=self.nodes)
-        self.calls_per_s = calls_per_s
+        self.calls_per_s = calls_per_s / slowness(1.0)
         self.env = env
         self.programs: dict[int, subprocess.Popen[bytes]] = {}
         self.logs: list[IO[bytes]] = []
@@ -87,16 +87,26 @@ class EntityFleet:
         """Return when every node that was started has met all others."""
         self.wait(lambda: self._signed(READY_SUFFIX) >= self.starts, UP_S, "the node has not met all others")
 
+    def wait_until_serving(self, number: int) -> None:
+        """Return when a node that was started has met all others, and an entity lives there."""
+        self.wait_until_ready()
+        runs = self.folder.glob(f"{self.fleet.name(number)}-*{SUFFIX}")
+        last = max(runs, key=lambda path: path.stat().st_ctime)
+        self.wait(lambda: last.stat().st_size, UP_S, "the node has not got any session")
+
     def signal(self, number: int, what: signal.Signals) -> None:
         """Send a signal to a node."""
         self.programs[number].send_signal(what)
 
     def restart(self, number: int) -> int:
-        """Stop a node as an orchestrator does, start it again, and wait for it. Returns the exit code."""
+        """Stop a node as an orchestrator does, start it again, and wait for it. Returns the exit code.
+
+        It is waited for until it serves sessions, so that the others hand its share over to it.
+        """
         self.signal(number, signal.SIGTERM)
         code = self.programs[number].wait(stretched(LEAVE_S))
         self.start(number)
-        self.wait_until_ready()
+        self.wait_until_serving(number)
         return code
 
     def kill(self, number: int) -> None:
@@ -104,7 +114,7 @@ class EntityFleet:
         self.programs[number].kill()
         self.programs[number].wait(LEAVE_S)
         self.start(number)
-        self.wait_until_ready()
+        self.wait_until_serving(number)
 
     def end_calls(self, clients: int = 1) -> Account:
         """Tell the clients to begin nothing more, and wait until they have read all sessions."""

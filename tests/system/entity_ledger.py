@@ -4,7 +4,7 @@ Each run of a node writes one file of JSON lines: ``[seconds on the monotonic cl
 detail]``. All nodes are on one machine, so that they have this clock in common.
 
 =========  ===================================================================================
-asked      a request begins; the detail is when it was due
+asked      a request begins
 ok         it has ended; the detail is the number that it got
 unknown    it has ended with an `OutcomeUnknown`; the detail is the error
 failed     it has ended with another error
@@ -55,7 +55,7 @@ class Account:
     """What all runs of all nodes did.
 
     Attributes:
-        asked: request → when it was due.
+        asked: request → when it began.
         took: request → seconds from then until it had ended well.
         numbers: key → request → the number that it got.
         ended: outcome → the requests that ended with it, each with its error.
@@ -85,7 +85,7 @@ class Account:
         """Take one record of a node."""
         match what:
             case "asked":
-                self.asked[request] = detail
+                self.asked[request] = at
             case "ok":
                 self.took[request] = at - self.asked[request]
                 self.numbers[key][request] = detail
@@ -127,7 +127,7 @@ class Account:
         return [key for key, runs in self.runs.items() if not _grows(run.epoch for run in sorted(runs))]
 
     def pause_s(self, share: float) -> float:
-        """Return the time within which that share of the requests ended, from when each was due."""
+        """Return the time within which that share of the requests ended."""
         times = sorted(self.took.values())
         return times[min(len(times) - 1, int(share * len(times)))]
 

@@ -1,7 +1,7 @@
 """The nodes of the entity tests: workers that host sessions, and a client that appends to them.
 
 ``fleetlm start entity_worker:main``. A node with ``ENTITY_CALLS`` (appends per second) is the client: it
-appends to all sessions in turn, each call whether former ones have ended or not, until the file ``quiet``
+appends to all sessions in turn, whether former calls have ended or not, until the file ``quiet``
 exists in ``ENTITY_FOLDER``; then it asks every session for its lines. All others host. `entity_ledger`
 describes and checks the records.
 """
@@ -102,28 +102,31 @@ class Client:
         self.open: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Append until the file ``quiet`` exists, wait for the open calls, and read all sessions."""
+        """Wake all sessions; append until the file ``quiet`` exists; wait for the open calls, and read all."""
+        await self.read_all()
+        self.book.sign(ledger.READY_SUFFIX)
         names = (f"{self.node.incarnation}-{number}" for number in itertools.count(1))
         due, keys = time.monotonic(), self._in_turn()
         while not QUIET.exists():
-            task = asyncio.create_task(self.append(next(keys), next(names), due))
+            task = asyncio.create_task(self.append(next(keys), next(names)))
             self.open.add(task)
             task.add_done_callback(self.open.discard)
-            due += 1 / self.calls_per_s
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            due = max(due + 1 / self.calls_per_s, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
         while self.open:
             await asyncio.wait(self.open)
-        await self.read_all()
+        for key, lines in (await self.read_all()).items():
+            self.book.write("lines", key, "", lines)
         self.book.sign(ledger.DONE_SUFFIX)
 
     def _in_turn(self) -> Iterator[str]:
         while True:
             yield from random.sample(self.keys, len(self.keys))
 
-    async def append(self, key: str, request: str, due: float) -> None:
+    async def append(self, key: str, request: str) -> None:
         """Append to a session as the guide on retrying says."""
         session = self.sessions[key].within(CALL_S)
-        self.book.write("asked", key, request, due)
+        self.book.write("asked", key, request)
         try:
             number = await fleetlm.retry(
                 lambda: session.call(Session.append, request), attempts=ATTEMPTS, timeout=PATIENCE_S
@@ -135,16 +138,15 @@ class Client:
         else:
             self.book.write("ok", key, request, number)
 
-    async def read_all(self) -> None:
-        """Write down what each session has."""
+    async def read_all(self) -> dict[str, list[str]]:
+        """Return what each session has."""
         limit = asyncio.Semaphore(READ_AT_ONCE)
 
-        async def read(key: str) -> None:
+        async def read(key: str) -> list[str]:
             async with limit:
-                session = self.sessions[key].within(PATIENCE_S)
-                self.book.write("lines", key, "", await session.call(Session.read))
+                return await self.sessions[key].within(PATIENCE_S).call(Session.read)
 
-        await asyncio.gather(*(read(key) for key in self.keys))
+        return dict(zip(self.keys, await asyncio.gather(*map(read, self.keys)), strict=True))
 
 
 async def host(node: Node, book: Ledger) -> None:
@@ -160,11 +162,12 @@ async def main(node: Node) -> None:
     if not CALLS_PER_S:
         await host(node, book)
     await node.ready(NODES - 1, PATIENCE_S)
-    book.sign(ledger.READY_SUFFIX)
     if CALLS_PER_S:
         keys = [f"s-{number}" for number in range(SESSIONS)]
         await Client(node, book, keys, CALLS_PER_S).run()
     elif OWN_CALLS_PER_S:
         keys = [f"{node.name}-{number}" for number in range(SESSIONS)]
         await Client(node, book, keys, OWN_CALLS_PER_S).run()
+    else:
+        book.sign(ledger.READY_SUFFIX)
     await asyncio.Event().wait()  # until the node is told to leave

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 Records = list[tuple[str, str, str, Any]]
 GOOD: Records = [
     ("begin", "s-1", "", 1),
-    ("asked", "s-1", "r-1", 0.0),
+    ("asked", "s-1", "r-1", None),
     ("run", "s-1", "r-1", 1),
     ("ok", "s-1", "r-1", 1),
-    ("asked", "s-1", "r-2", 2.0),
+    ("asked", "s-1", "r-2", None),
     ("run", "s-1", "r-2", 2),
     ("ok", "s-1", "r-2", 2),
     ("lines", "s-1", "", ["r-1", "r-2"]),
@@ -38,8 +38,8 @@ def changed(number: int, record: tuple[str, str, str, Any]) -> Records:
 def test_nothing_is_wrong_with_sessions_whose_numbers_are_their_lines() -> None:
     account = account_of(GOOD)
     assert account.complaints() == []
-    assert account.took == {"r-1": 3.0, "r-2": 4.0}
-    assert (account.pause_s(0.5), account.pause_s(1.0)) == (4.0, 4.0)
+    assert account.took == {"r-1": 2.0, "r-2": 2.0}
+    assert (account.pause_s(0.5), account.pause_s(1.0)) == (2.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_only_after_kills_may_a_request_be_in_doubt(is_there: bool) -> None:
     first = len(lines) - 1
     records = [
         *changed(7, ("lines", "s-1", "", lines)),
-        ("asked", "s-1", "r-3", 8.0),
+        ("asked", "s-1", "r-3", None),
         ("unknown", "s-1", "r-3", "why"),
     ]
     records[3], records[6] = ("ok", "s-1", "r-1", first), ("ok", "s-1", "r-2", first + 1)
@@ -78,10 +78,10 @@ def test_only_after_kills_may_a_request_be_in_doubt(is_there: bool) -> None:
 
 
 def test_only_after_kills_may_numbers_have_gaps_or_a_request_no_outcome() -> None:
-    open_request: Records = [*GOOD, ("asked", "s-1", "r-3", 8.0)]
+    open_request: Records = [*GOOD, ("asked", "s-1", "r-3", None)]
     gap: Records = [
         *GOOD[:5], ("ok", "s-1", "r-2", 3), ("lines", "s-1", "", ["r-1", "r-3", "r-2"]),
-        ("asked", "s-1", "r-3", 0.0), ("unknown", "s-1", "r-3", ""),
+        ("asked", "s-1", "r-3", None), ("unknown", "s-1", "r-3", ""),
     ]  # fmt: skip
     assert "1 requests have no outcome: r-3" in account_of(open_request).complaints()
     assert "1 sessions have gaps in their numbers: s-1" in account_of(gap).complaints()
@@ -90,9 +90,9 @@ def test_only_after_kills_may_numbers_have_gaps_or_a_request_no_outcome() -> Non
 
 
 def test_the_records_of_all_runs_are_read_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "a-1.jsonl").write_bytes(line("asked", "s-1", "r-1", 1.0) + line("unknown", "s-1", "r-1", "why"))
+    (tmp_path / "a-1.jsonl").write_bytes(line("asked", "s-1", "r-1") + line("unknown", "s-1", "r-1", "why"))
     (tmp_path / "b-2.jsonl").write_bytes(line("run", "s-1", "r-1", 7) + line("run", "s-1", "r-1", 7)[:-5])
     account = Account.of_folder(tmp_path)
-    assert account.asked == {"r-1": 1.0}
+    assert list(account.asked) == ["r-1"]
     assert [(run.node, run.epoch) for run in account.runs["s-1"]] == [("b-2", 7)]
     assert "why" in account.complaints()[0]
