@@ -136,7 +136,9 @@ class MemberFacts:
         told = self._of(pid)
         return None if told is None else told.reports.get((group, pid.number))
 
-    def gauges(self, group: str, pids: Iterable[Pid], name: str, now: float) -> list[tuple[float, float] | None]:
+    def gauges(
+        self, group: str, pids: Iterable[Pid], name: str, now: float
+    ) -> list[tuple[float, float] | None]:
         """Return one gauge of each of these members, with its age in seconds; None where it has none."""
         found: list[tuple[float, float] | None] = []
         told_by = self._told

@@ -12,8 +12,8 @@ So each request says whether it is made on behalf of work in flight. Its sender 
 * A request that waited for room is, if it was begun before the sender learned of the drain.
 
 New work for a node that has said that it refuses such is refused here already (`InFlight.admit`). A request
-to a keyed entity is not: the entities of a node that drains are served there until they have been handed over,
-one shard after the other, and the host of their kind refuses what it does not own any more.
+to a keyed entity is not: the entities of a node that drains are served there until they have been handed
+over, one shard after the other, and the host of their kind refuses what it does not own any more.
 
 A call that arrives soon after the notice may have been on its way before, from a node that did not know of
 the drain; so for `TRANSIT_S` seconds what arrives counts as begun before. Such a call may be a new one,

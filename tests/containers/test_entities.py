@@ -35,7 +35,9 @@ def test_a_rolling_restart_leaves_no_gap_and_fails_no_request(image: str, folder
         cluster.scale(WORKERS)
         wait_for(folder, READY_SUFFIX, WORKERS + 1)
         label = f"label=com.docker.compose.project={cluster.project}"
-        listed = docker("ps", "--quiet", "--filter", label, "--filter", "label=com.docker.compose.service=worker")
+        listed = docker(
+            "ps", "--quiet", "--filter", label, "--filter", "label=com.docker.compose.service=worker"
+        )
         workers = listed.stdout.split()
         assert len(workers) == WORKERS
         for number, worker in enumerate(workers, 1):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.patience import allowed_s, stretched
+from tests.support.patience import allowed_s
 from tests.system.entity_fleet import WORKERS, EntityFleet
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Real nodes that host sessions, and one that appends to them, while they are restarted, killed and frozen."""
+"""Real nodes that host sessions, and one that appends to them; some are restarted, killed or frozen."""
 
 from __future__ import annotations
 
@@ -122,13 +122,17 @@ class EntityFleet:
         self.wait(lambda: self._signed(DONE_SUFFIX) >= clients, LEAVE_S, "requests have not ended")
         return self.account()
 
-    def wait(self, holds: Callable[[], object], limit_s: float, complaint: str, every_s: float = LOOK_S) -> None:
+    def wait(
+        self, holds: Callable[[], object], limit_s: float, complaint: str, every_s: float = LOOK_S
+    ) -> None:
         """Return as soon as something is true. Raises: AssertionError: it is not within ``limit_s``."""
         until = time.monotonic() + stretched(limit_s)
         while not holds():
             ended = [number for number, program in self.programs.items() if program.poll() is not None]
             if ended or time.monotonic() > until:
-                logs = "\n".join((self.folder / f"{number}.log").read_text()[-2_000:] for number in self.nodes)
+                logs = "\n".join(
+                    (self.folder / f"{number}.log").read_text()[-2_000:] for number in self.nodes
+                )
                 wrong = "\n".join(self.account().complaints())
                 raise AssertionError(f"{complaint}; programs that have ended: {ended}\n{wrong}\n{logs}")
             time.sleep(every_s)

@@ -123,7 +123,7 @@ class Account:
         ]
 
     def relapses(self) -> list[str]:
-        """Return the sessions that ran under an epoch that was over: another one had run under a higher one."""
+        """Return the sessions that ran under an epoch after another one had run under a higher one."""
         return [key for key, runs in self.runs.items() if not _grows(run.epoch for run in sorted(runs))]
 
     def pause_s(self, share: float) -> float:

@@ -102,7 +102,7 @@ class Client:
         self.open: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Wake all sessions; append until the file ``quiet`` exists; wait for the open calls, and read all."""
+        """Wake all sessions, append until the file ``quiet`` exists, and read all when the calls have ended."""
         await self.read_all()
         self.book.sign(ledger.READY_SUFFIX)
         names = (f"{self.node.incarnation}-{number}" for number in itertools.count(1))
