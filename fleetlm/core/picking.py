@@ -261,14 +261,15 @@ class Picker:
         yield blocks
 
     def _make_rule(self, group: str, members: Members, by: By, wanted: Wanted) -> _Rule:
+        is_once = members.joins == members.processes
         if wanted.score is not None:
-            return partial(self._best, group, wanted.score)
+            return partial(self._best, group, wanted.score, is_once)
         if by == "two_choices":
             return partial(self._two_choices, group)
         if by == "least_loaded" and not self._known.is_plain(group):
-            return partial(self._lightest, group)
+            return partial(self._lightest, group, is_once)
         if by == "least_loaded":
-            return partial(self._least_loaded, members.joins == members.processes)
+            return partial(self._least_loaded, is_once)
         last = self._last.get(group) if by == "round_robin" else None
         return self._any if last is None else partial(after, last)
 
@@ -287,22 +288,23 @@ class Picker:
                 pid = self._any(blocks)
                 if self._load(pid) == 0:
                     return pid
-        members = self._compared(blocks)
+        members = self._compared(blocks, is_once)
         loads = [self._load(pid) for pid in members]
         least = min(loads)
         return self._rng.choice([pid for pid, load in zip(members, loads, strict=True) if load == least])
 
-    def _compared(self, blocks: list[Block]) -> list[Pid]:
+    def _compared(self, blocks: list[Block], is_once: bool) -> list[Pid]:
         """Return the members that are compared: all, or of many some that chance has chosen; each once."""
         joins = sum(map(len, blocks))
         if joins <= MOST_COMPARED:
-            return [*dict.fromkeys(chain.from_iterable(blocks))]
+            members = chain.from_iterable(blocks)
+            return [*members] if is_once else [*dict.fromkeys(members)]
         chosen = self._rng.sample(range(joins), CHOSEN)
         return [*dict.fromkeys(at_index(index, blocks) for index in chosen)]
 
-    def _lightest(self, group: str, blocks: list[Block]) -> Pid:
+    def _lightest(self, group: str, is_once: bool, blocks: list[Block]) -> Pid:
         """Return one of the members with the smallest load, by what they report and what waits at them."""
-        return self._least_of(group, self._compared(blocks))
+        return self._least_of(group, self._compared(blocks, is_once))
 
     def _two_choices(self, group: str, blocks: list[Block]) -> Pid:
         """Return the less loaded of two members that chance has chosen, in an order of chance."""
@@ -323,9 +325,9 @@ class Picker:
             return pids[loads.index(least)]
         return self._rng.choice([pid for pid, load in zip(pids, loads, strict=True) if load == least])
 
-    def _best(self, group: str, score: Score, blocks: list[Block]) -> Pid:
+    def _best(self, group: str, score: Score, is_once: bool, blocks: list[Block]) -> Pid:
         """Return one of the members with the highest score, each with the same chance; NaN is below all."""
-        infos = self._known.describe(group, self._compared(blocks))
+        infos = self._known.describe(group, self._compared(blocks, is_once))
         scores = [score(info) for info in infos]
         highest = max((each for each in scores if each == each), default=None)  # noqa: PLR0124  # not NaN
         best = [info.pid for info, each in zip(infos, scores, strict=True) if each == highest]

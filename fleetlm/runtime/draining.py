@@ -295,8 +295,10 @@ class Draining:
     async def _finish(self, run: _Run, left: Left) -> Left:
         """Wait until everything has ended, or the time is over. Returns what was waited for last."""
         await self._wait_for(run, left, math.inf)
-        while self.is_handing_over and not run.is_undone and self._loop.time() < self.own.until:
-            await asyncio.sleep(LOOK_S)  # noqa: ASYNC110  # as everything here that may be undone, or get less time
+        while (  # noqa: ASYNC110  # as everything here that may be undone, or get less time
+            self.is_handing_over and not run.is_undone and self._loop.time() < self.own.until
+        ):
+            await asyncio.sleep(LOOK_S)
         later = self._loop.time() + LATER_S
         while not run.is_undone and self._loop.time() < self.own.until:
             left = await self._unfinished.look(run.besides, left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -36,6 +37,20 @@ def test_rolling_restarts_leave_no_gap_and_fail_no_request(tmp_path: Path, lease
     assert set(codes) == {0}
     assert len(account.lines) == 1_000
     assert account.pause_s(0.99) < allowed_s(PAUSE_S)
+
+
+@pytest.mark.deadline(180)
+def test_after_kills_everything_that_was_acknowledged_is_in_the_store(tmp_path: Path) -> None:
+    rng = random.Random(11)
+    env = {"ENTITY_STORE": str(tmp_path / "sessions.db"), "ENTITY_IDLE_S": "2", "ENTITY_SESSIONS": "200"}
+    with EntityFleet(tmp_path, **env) as fleet:
+        for _ in range(2 * ROUNDS):
+            fleet.kill(rng.choice(WORKERS))
+        account = fleet.end_calls()
+    print(f"{len(account.took)} requests were acknowledged, {len(account.ended['unknown'])} are in doubt")
+    assert account.complaints(after_kill=True) == []
+    assert account.ended["unknown"]
+    assert len(account.took) > 1_000
 
 
 @pytest.mark.deadline(180)

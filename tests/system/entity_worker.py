@@ -20,7 +20,7 @@ from typing import Any
 import entity_ledger as ledger  # in the same folder, also in a container
 
 import fleetlm
-from fleetlm import Entity, Node, Quorum, handler
+from fleetlm import Entity, Node, Quorum, SQLiteStore, handler
 
 FOLDER = Path(os.environ["ENTITY_FOLDER"])
 QUIET = FOLDER / ledger.QUIET
@@ -32,6 +32,8 @@ SESSIONS = int(os.environ.get("ENTITY_SESSIONS", "1000"))
 IDLE_S = float(os.environ.get("ENTITY_IDLE_S", "600"))
 LEASE_S = float(os.environ.get("ENTITY_LEASE_S", "0"))
 """Seconds of the lease of a quorum of all workers; 0: both sides of a partition serve."""
+STORE = os.environ.get("ENTITY_STORE", "")
+"""A SQLite database, in which each result is stored before it is told; empty: there is no store."""
 WORKERS = NODES - 1
 VOTES_AFTER = 1.25
 """Leases after which a node that has started votes."""
@@ -102,7 +104,7 @@ class Client:
         self.open: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Wake all sessions, append until the file ``quiet`` exists, and read all when the calls have ended."""
+        """Wake all sessions, append until the file ``quiet`` exists, and read all in the end."""
         await self.read_all()
         self.book.sign(ledger.READY_SUFFIX)
         names = (f"{self.node.incarnation}-{number}" for number in itertools.count(1))
@@ -152,7 +154,11 @@ class Client:
 async def host(node: Node, book: Ledger) -> None:
     """Host sessions, and return when this node is ready to do its part."""
     safety: Any = Quorum(expected=WORKERS, lease_s=LEASE_S) if LEASE_S else "available"
-    await node.entities.host(Session, "sessions", args=(book,), idle_s=IDLE_S, safety=safety)
+    store = SQLiteStore(STORE) if STORE else None
+    await node.entities.host(
+        Session, "sessions", args=(book,), idle_s=IDLE_S, safety=safety, store=store,
+        durable="write" if STORE else None,
+    )  # fmt: skip
     if LEASE_S:
         await asyncio.sleep(LEASE_S * VOTES_AFTER)
 
