@@ -179,7 +179,9 @@ async def test_a_write_that_fails_is_told_and_the_entity_goes_back(
         await refs["a"].call(Lines.append, "y")
     assert isinstance(failure.value, OutcomeUnknown)
     for _ in range(3):
-        with pytest.raises(NotLoaded, match=r"lines/a did not get the request.*MemoryStore.*it is down") as no:
+        with pytest.raises(
+            NotLoaded, match=r"lines/a did not get the request.*MemoryStore.*it is down"
+        ) as no:
             await refs["a"].call(Lines.read)
         assert isinstance(no.value, NotDelivered)
     store.is_down = False
@@ -330,7 +332,7 @@ async def test_the_owner_of_the_highest_epoch_alone_writes(
     with pytest.raises(NotLoaded, match="a later owner has come"):
         await refs["a"].call(Lines.append, "y")
     assert "served by another node" in caplog.text
-    await fleet.sleep(11)
+    await fleet.sleep(6)
     assert await refs["a"].call(Lines.append, "z") == 2, "it takes the shard back after a while"
     assert refs.epoch("a") > later.epoch
     assert stored(store, node) == {"a": ["x", "z"]}
