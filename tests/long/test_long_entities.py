@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.patience import allowed_s
 from tests.system.entity_fleet import WORKERS, EntityFleet
+from tests.system.entity_ledger import REFUSED, UNKNOWN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,22 +48,28 @@ def test_after_kills_everything_that_was_acknowledged_is_in_the_store(tmp_path: 
         for _ in range(2 * ROUNDS):
             fleet.kill(rng.choice(WORKERS))
         account = fleet.end_calls()
-    print(f"{len(account.took)} requests were acknowledged, {len(account.ended['unknown'])} are in doubt")
-    assert account.complaints(after_kill=True) == []
-    assert account.ended["unknown"]
+    print(f"{len(account.took)} requests were acknowledged, {len(account.ended[UNKNOWN])} are in doubt")
+    assert account.complaints(UNKNOWN) == []
+    assert account.ended[UNKNOWN]
     assert len(account.took) > 1_000
 
 
 @pytest.mark.deadline(180)
 def test_an_owner_that_was_frozen_is_fenced_before_it_serves(tmp_path: Path) -> None:
-    env = {"ENTITY_LEASE_S": str(LEASE_S), "ENTITY_OWN_CALLS": "30", "ENTITY_SESSIONS": "200"}
+    env = {
+        "ENTITY_LEASE_S": str(LEASE_S),
+        "ENTITY_OWN_CALLS": "30",
+        "ENTITY_SESSIONS": "200",
+        "ENTITY_STORE": str(tmp_path / "sessions.db"),
+    }
     with EntityFleet(tmp_path, **env) as fleet:
         for number in WORKERS:
             freeze(fleet, number)
         account = fleet.end_calls(1 + len(WORKERS))
-    print(f"{len(account.asked)} requests, {len(account.ended['unknown'])} in doubt")
-    assert account.complaints(after_kill=True) == []
-    assert sum(len(runs) for runs in account.runs.values()) > 1_000
+    ends = {what: len(requests) for what, requests in account.ended.items()}
+    print(f"{len(account.took)} requests were acknowledged; others: {ends}")
+    assert account.complaints(UNKNOWN, REFUSED) == []
+    assert len(account.took) > 1_000
 
 
 def freeze(fleet: EntityFleet, number: int) -> None:

@@ -7,6 +7,7 @@ detail]``. All nodes are on one machine, so that they have this clock in common.
 asked      a request begins
 ok         it has ended; the detail is the number that it got
 unknown    it has ended with an `OutcomeUnknown`; the detail is the error
+refused    it has ended with a `NotDelivered`
 failed     it has ended with another error
 begin      an entity has begun to live; the detail is its epoch
 run        a handler has run, on any node; the detail is the epoch of the entity
@@ -33,6 +34,7 @@ DONE_SUFFIX = ".done"
 """A client makes one with this ending when all of its requests have ended, and it has read all sessions."""
 QUIET = "quiet"
 """A file of this name ends the clients."""
+UNKNOWN, REFUSED = "unknown", "refused"
 MAX_SHOWN = 8
 
 
@@ -98,22 +100,25 @@ class Account:
             case _:
                 self.ended[what][request] = detail
 
-    def complaints(self, *, after_kill: bool = False) -> list[str]:
+    def complaints(self, *may_end: str) -> list[str]:
         """Return what is wrong, each with a few examples; nothing if all is right.
 
         Args:
-            after_kill: nodes were killed or frozen, so requests may have an unknown outcome. Such a request
-                is in its session at most once, or not at all.
+            *may_end: outcomes that a request may have beside "ok". `UNKNOWN`: nodes were killed or frozen;
+                such a request is in its session once or not at all. `REFUSED`: nobody served for a while.
         """
         wrong: dict[str, list[str]] = {
-            "requests failed": [f"{request}: {why}" for request, why in self.ended["failed"].items()],
+            f"requests were {what}": [f"{request}: {why}" for request, why in requests.items()]
+            for what, requests in self.ended.items()
+            if what not in may_end
+        }
+        wrong |= {
             "requests ran more than once": self._ran_twice(),
             "requests are in the session and were not asked for": self._unasked(),
             "sessions have other lines than their callers were told": self._contradictions(),
             "sessions ran under a former epoch again": self.relapses(),
         }
-        if not after_kill:
-            wrong["requests may have run"] = [f"{each}: {why}" for each, why in self.ended["unknown"].items()]
+        if UNKNOWN not in may_end:
             wrong["sessions have gaps in their numbers"] = [
                 key for key, given in self.numbers.items() if sorted(given.values()) != _from_one(given)
             ]

@@ -135,8 +135,7 @@ class Client:
             )
         except fleetlm.FleetError as error:
             notes = " ".join(getattr(error, "__notes__", ()))
-            what = "unknown" if isinstance(error, fleetlm.OutcomeUnknown) else "failed"
-            self.book.write(what, key, request, f"{error!r} {error} {notes}")
+            self.book.write(outcome_of(error), key, request, f"{error!r} {error} {notes}")
         else:
             self.book.write("ok", key, request, number)
 
@@ -149,6 +148,13 @@ class Client:
                 return await self.sessions[key].within(PATIENCE_S).call(Session.read)
 
         return dict(zip(self.keys, await asyncio.gather(*map(read, self.keys)), strict=True))
+
+
+def outcome_of(error: fleetlm.FleetError) -> str:
+    """Return what a request has ended with."""
+    if isinstance(error, fleetlm.OutcomeUnknown):
+        return ledger.UNKNOWN
+    return ledger.REFUSED if isinstance(error, fleetlm.NotDelivered) else "failed"
 
 
 async def host(node: Node, book: Ledger) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.system.entity_ledger import Account, line
+from tests.system.entity_ledger import REFUSED, UNKNOWN, Account, line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def test_nothing_is_wrong_with_sessions_whose_numbers_are_their_lines() -> None:
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ([*GOOD, ("failed", "s-1", "r-3", "why")], "1 requests failed: r-3: why"),
+        ([*GOOD, ("failed", "s-1", "r-3", "why")], "1 requests were failed: r-3: why"),
         ([*GOOD, ("run", "s-1", "r-2", 2)], "ran more than once: r-2"),
         (changed(7, ("lines", "s-1", "", ["r-1", "r-2", "r-9"])), "were not asked for: r-9"),
         (changed(7, ("lines", "s-1", "", ["r-1", "r-2", "r-2"])), "s-1 has a line twice"),
@@ -56,9 +56,9 @@ def test_nothing_is_wrong_with_sessions_whose_numbers_are_their_lines() -> None:
         ([*GOOD, ("run", "s-1", "r-1b", 1)], "under a former epoch again: s-1"),
     ],
 )
-@pytest.mark.parametrize("after_kill", [False, True])
-def test_each_fault_is_named_after_kills_too(records: Records, words: str, after_kill: bool) -> None:
-    complaints = account_of(records).complaints(after_kill=after_kill)
+@pytest.mark.parametrize("may_end", [(), (UNKNOWN, REFUSED)])
+def test_each_fault_is_named_after_kills_too(records: Records, words: str, may_end: tuple[str, ...]) -> None:
+    complaints = account_of(records).complaints(*may_end)
     assert any(words in complaint for complaint in complaints)
 
 
@@ -73,8 +73,14 @@ def test_only_after_kills_may_a_request_be_in_doubt(is_there: bool) -> None:
     ]
     records[3], records[6] = ("ok", "s-1", "r-1", first), ("ok", "s-1", "r-2", first + 1)
     account = account_of(records)
-    assert account.complaints(after_kill=True) == []
-    assert "1 requests may have run: r-3: why" in account.complaints()
+    assert account.complaints(UNKNOWN) == []
+    assert "1 requests were unknown: r-3: why" in account.complaints()
+
+
+def test_a_request_may_be_refused_where_that_was_to_be_expected_and_has_not_run() -> None:
+    refused: Records = [*GOOD, ("asked", "s-1", "r-3", None), ("refused", "s-1", "r-3", "why")]
+    assert account_of(refused).complaints(REFUSED) == []
+    assert account_of(refused).complaints(UNKNOWN) == ["1 requests were refused: r-3: why"]
 
 
 def test_only_after_kills_may_numbers_have_gaps_or_a_request_no_outcome() -> None:
@@ -85,8 +91,8 @@ def test_only_after_kills_may_numbers_have_gaps_or_a_request_no_outcome() -> Non
     ]  # fmt: skip
     assert "1 requests have no outcome: r-3" in account_of(open_request).complaints()
     assert "1 sessions have gaps in their numbers: s-1" in account_of(gap).complaints()
-    assert account_of(open_request).complaints(after_kill=True) == []
-    assert account_of(gap).complaints(after_kill=True) == []
+    assert account_of(open_request).complaints(UNKNOWN) == []
+    assert account_of(gap).complaints(UNKNOWN) == []
 
 
 def test_the_records_of_all_runs_are_read_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
