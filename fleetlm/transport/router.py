@@ -41,9 +41,10 @@ import asyncio
 import contextlib
 import logging
 import select
+import sys
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 import zmq
 
@@ -61,7 +62,7 @@ from fleetlm.transport.sockets import (
     get_int,
     make_router,
 )
-from fleetlm.transport.tcp import KNOWS_RECEIVED, Copies, count_received, count_waiting
+from fleetlm.transport.tcp import Copies, count_received, count_waiting
 from fleetlm.wire.frames import Kind
 
 log: logging.Logger = logging.getLogger("fleetlm.zmq")
@@ -104,6 +105,12 @@ _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _SRCFD = int(zmq.SRCFD)
+if sys.platform.startswith("linux"):
+    _Epoll = select.epoll
+    _ARRIVALS = select.EPOLLIN | select.EPOLLET
+else:
+    _Epoll = Any
+    _ARRIVALS = 0
 _NOT_COUNTED = -1
 """In `Router._ending`: no read has ended since the source did."""
 
@@ -144,8 +151,8 @@ class Router:
         self._frames_read = 0
         self._drains = 0
         """How many times the ROUTER had no frame left."""
-        self._changed: select.epoll | None = None
-        """Names the connections over which something has come."""
+        self._changed: _Epoll | None = None
+        """Names the connections over which something has come; None where the system has no ``epoll``."""
         self._is_quiet = False
         """Whether the next sweep comes after `QUIET_SWEEP_S`."""
         self._dialled: dict[int, Callable[[int], None]] = {}
@@ -175,7 +182,7 @@ class Router:
         name = f"{self._settings.node_basename}:{listening.port}"
         self._sock = make_router(self._context, self._settings, name, own)
         self._copies = Copies()
-        if KNOWS_RECEIVED:
+        if sys.platform.startswith("linux"):
             self._changed = select.epoll()
         self._monitor = Monitor(self._context, self._sock, SERVER_EVENTS)
         for ip, sock in listening.sockets():
@@ -463,7 +470,7 @@ class Router:
         """Look at a connection in each sweep before which something has come over it."""
         if self._changed is not None:
             with contextlib.suppress(OSError):  # It has ended already.
-                self._changed.register(fd, select.EPOLLIN | select.EPOLLET)
+                self._changed.register(fd, _ARRIVALS)
         if self._next_sweep is None:
             self._swept_at = self._loop.time()
         elif self._is_quiet:
