@@ -214,30 +214,17 @@ class Entities:
     def _hostings(self) -> list[Hosting]:
         return list(self._hosted.values())
 
-    def _forget(self, kind: str, hosting: Hosting) -> None:
-        if self._hosted.get(kind) is hosting:
-            del self._hosted[kind]
-
-
-class Evacuation:
-    """Implements `leaving.Evacuee`: hands over the shards of a node that drains.
-
-    Args:
-        entities: of the node.
-    """
-
-    def __init__(self, entities: Entities) -> None:
-        self._entities = entities
-
-    async def evacuate(self, until: float) -> tuple[str, ...]:
+    async def _evacuate(self, until: float) -> tuple[str, ...]:
         """Hand everything over until that time of the loop. Returns the entities that are still here."""
-        hostings = self._entities._hostings()  # noqa: SLF001  # of this module
-        if not hostings:
-            return ()
+        hostings = self._hostings()
         left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
         )
+
+    def _forget(self, kind: str, hosting: Hosting) -> None:
+        if self._hosted.get(kind) is hosting:
+            del self._hosted[kind]
 
 
 def check_entity(actor: Callable[..., E]) -> type[E]:
