@@ -30,6 +30,8 @@ API = {
         *("Entity", "EntityRef", "EntityRefs", "Quorum", "fleetlm.entities.kinds.Entities"),
         *("KindInfo", "HostedInfo", "QuorumInfo"),
     ],
+    "Stores": ["Store", "Fence", "Stored", "SQLiteStore", "PostgresStore", "MemoryStore"],
+    "Singletons and cron jobs": ["fleetlm.leaders.singletons.Singletons", "CronSlot"],
     "Supervision": ["Supervisor", "Child", "ChildInfo"],
     "Groups and names": [
         "fleetlm.directory.groups.Groups", "Member", "MemberInfo",

@@ -222,6 +222,8 @@ class Handoff:
                 break
             await asyncio.sleep(min(LOOK_S, until - now))
         self._until = math.inf
+        if hosting.keeps is not None and hosting.context.drain_step(hosting.context.name):
+            await hosting.flush(until)  # What could not move is where the next owner finds it.
         return hosting.keys()
 
     def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:

@@ -8,7 +8,8 @@ has run. So a request runs only where its caller and its owner agree on the epoc
 
 What an entity has saved is kept here, packed (`Hosting.kept`), and goes along with its shard. It is kept
 while the entity lives, too: after a crash of the entity the next one gets it, and knows that something is
-missing.
+missing. With a store (`Hosting.keeps`) the states are there instead, and nothing but what is to be
+remembered of crashes is kept here or goes along.
 
 The host process answers for a call only while it looks at it. From then on the mailbox of the entity does
 (`Seat`), so that a call that waits there counts as not taken.
@@ -29,9 +30,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.call import Call
 from fleetlm.core.quorum import Quorum, Want
-from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
+from fleetlm.core.shard_table import EPOCH_END, Claim, Lost, Owner, shard_of
 from fleetlm.entities.info import HostedInfo, QuorumInfo, Tally
+from fleetlm.entities.keeping import Durable, KindStore
 from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
+from fleetlm.entities.storing import Storing, stored_handlers
 from fleetlm.errors import MessageTooLarge, NotOwner
 from fleetlm.records import Record
 from fleetlm.texts import SHORT
@@ -39,12 +42,14 @@ from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
+    from fleetlm.actors.handlers import Handlers
     from fleetlm.core.shard_table import ShardTable
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.context import NodeContext
     from fleetlm.processes.local import LocalProcesses
     from fleetlm.processes.running import RunningProcess
+    from fleetlm.stores.interface import Store, Stored
     from fleetlm.wire.codec import Codec
 
 log: logging.Logger = logging.getLogger("fleetlm")
@@ -144,6 +149,9 @@ class HostOptions(Record):
     kept_bytes: int
     remember: frozenset[str]
     quorum: Quorum | None
+    store: Store | None = None
+    durable: Durable = "write"
+    store_s: float = 2.0
 
 
 class Hosting:
@@ -192,7 +200,18 @@ class Hosting:
         self.process: RunningProcess | None = None
         self.handoff: Moves
         self.majority: Guard | None = None
+        self.keeps: KindStore | None = None
+        self._since: dict[int, int] = {}
+        """Shard of `lossy` → the epoch of this node, where a term does not tell it (`_lost_before`)."""
+        if options.store is not None:
+            self.keeps = KindStore(
+                kind, options.store, options.durable, options.store_s, self._claim_epoch, self._outbid_store,
+                self.context.loop,
+            )  # fmt: skip
         self._handlers = actor.__fleetlm_handlers__.by_name
+        self._stored: Handlers | None = None
+        if self.keeps is not None and options.durable != "passivate":
+            self._stored = stored_handlers(actor.__fleetlm_handlers__, _storing_of)
         self._local = local
         self._loop = self.context.loop
         self._time = self._loop.time
@@ -267,7 +286,10 @@ class Hosting:
             call.no_handler(self.kind, f"{SHORT.repr(request.handler)} is not a handler that returns")
             return
         seat.box.put(request)
-        call.reply(None)
+        if seat.storing is None or seat.is_ready:
+            call.reply(None)
+        else:
+            seat.storing.acks.append(call)
 
     def _find(self, call: Call, request: Invoke, key: Any, epoch: Any, mode: Any) -> Seat | None:
         """Return the entity for a request, made for it if need be. None: it was refused, or it waits."""
@@ -333,6 +355,8 @@ class Hosting:
         assert host is not None
         epoch = host.claims[shard].epoch if self.serves(shard, is_inner=False) else -1
         seat = Seat(self, key, shard, epoch, kept, self.actor.__qualname__)
+        if self.keeps is not None:
+            seat.storing = Storing(seat, self.keeps, self.keeps.keeper(key, shard))
         pid = self._local.spawn(seat, (), None, is_local=True)
         process = self._local.process(pid)
         assert process is not None
@@ -347,6 +371,8 @@ class Hosting:
         """Implement `seat.Host`."""
         entity = self.actor(*self.options.args)
         object.__setattr__(entity, "_Entity__seat", seat)
+        if self._stored is not None:
+            object.__setattr__(entity, "__fleetlm_handlers__", self._stored)
         return entity
 
     def state_of(self, kept: Kept) -> Any:
@@ -365,16 +391,66 @@ class Hosting:
         claim = None if host is None else host.claims.get(seat.shard)
         return self.table.seen(self.kind, seat.shard) if claim is None else claim.epoch
 
-    def keep(self, seat: Seat, state: Any) -> None:
+    def pack(self, state: Any) -> bytes | None:
         """Implement `seat.Host`."""
         if state is None:
-            self.forget(seat.shard, seat.key)
-            return
+            return None
         packed = self.codec.pack_value(state)
         limit = self.context.settings.max_message_bytes // 2
         if len(packed) > limit:
             raise MessageTooLarge(len(packed), limit, "half of Settings.max_message_bytes")
-        self.put_kept(seat.shard, seat.key, Kept(packed, False))
+        return packed
+
+    def keep(self, seat: Seat, packed: bytes | None) -> None:
+        """Implement `seat.Host`."""
+        if packed is None:
+            self.forget(seat.shard, seat.key)
+        else:
+            self.put_kept(seat.shard, seat.key, Kept(packed, False))
+
+    def loaded(self, seat: Seat, stored: Stored) -> Kept:
+        """Implement `seat.Host`."""
+        shard, was_lost = seat.shard, seat.kept.was_lost
+        if self._is_write:
+            was_lost = False
+        elif was_lost and seat.key not in self.kept.get(shard, ()):
+            was_lost = stored.epoch < self._lost_before(shard)  # Else it was stored after the loss.
+        return Kept(stored.state, was_lost)
+
+    def _lost_before(self, shard: int) -> int:
+        """Return the epoch at which a shard was taken over from a node that is lost, or a later one."""
+        host = self.table.own(self.kind)
+        claim = None if host is None else host.claims.get(shard)
+        if claim is None:
+            return EPOCH_END
+        return claim.term if self.majority is None else self._since.setdefault(shard, claim.epoch)
+
+    @property
+    def _is_write(self) -> bool:
+        """Whether everything that was acknowledged is stored."""
+        return self.keeps is not None and self.keeps.is_write
+
+    def _claim_epoch(self, shard: int) -> int | None:
+        host = self.table.own(self.kind)
+        claim = None if host is None else host.claims.get(shard)
+        return None if claim is None else claim.epoch
+
+    def _outbid_store(self, shard: int, highest: int) -> bool:
+        """Own a shard under an epoch above one that the store has seen. False: not yet, or not any more."""
+        self.table.heard_of(self.kind, shard, highest)
+        if self._claim_epoch(shard) is None or not self.serves(shard, is_inner=False):
+            return False
+        if self.majority is None:
+            self.renew(shard)
+            return True
+        self.review_soon()
+        return False
+
+    async def flush(self, until: float) -> None:
+        """Store every entity of this node, and end it, until that time of the loop."""
+        outcomes = [seat.close() for seat in self.seats.values()]
+        if outcomes:
+            await asyncio.wait(outcomes, timeout=max(0.0, until - self._time()))
 
     def put_kept(self, shard: int, key: str, kept: Kept) -> None:
         """Keep the state of an entity in place of what was kept."""
@@ -395,6 +471,7 @@ class Hosting:
         for key in list(self.kept.get(shard, ())):
             self.forget(shard, key)
         self.lossy.discard(shard)
+        self._since.pop(shard, None)
 
     def ended(self, seat: Seat, rest: list[Any]) -> None:
         """Implement `seat.Host`: serve again what the entity leaves behind, or refuse it."""
@@ -406,14 +483,15 @@ class Hosting:
                 del self.in_shard[seat.shard]
         host = self.table.own(self.kind)
         claim = None if host is None else host.claims.get(seat.shard)
-        if claim is not None and seat.is_ready and not (seat.is_saved or self.is_closed):
+        has_lost = seat.is_ready and not (seat.is_saved or self.is_closed or self._is_write)
+        if claim is not None and has_lost:
             self.put_kept(seat.shard, seat.key, Kept(seat.kept.packed, True))
         elif claim is None and not self.handoff.offers(seat.shard):
             self.forget(seat.shard, seat.key)  # Saved after the shard was lost.
         if not rest:
             return
         if self.is_closed or not (seat.is_ready or seat.is_saved):
-            refuse_all(rest, f"{self.kind}/{seat.key}")
+            refuse_all(rest, f"{self.kind}/{seat.key}", seat.storing)
             return
         for message in rest:
             self._give_back(seat, message, claim is not None)
@@ -445,6 +523,8 @@ class Hosting:
     def _evict(self) -> bool:
         """Begin to passivate the entities that had no request for the longest time. False: none is idle."""
         found = 0
+        if self.keeps is not None and self.keeps.is_in_trouble:
+            return False
         for key, seat in self.seats.items():
             if seat.is_idle and key not in self.options.remember:
                 _ = seat.close()
@@ -458,6 +538,8 @@ class Hosting:
         """Begin to passivate what has had no request for `HostOptions.idle_s`."""
         before = self._time() - self.options.idle_s
         found = 0
+        if self.keeps is not None and self.keeps.is_in_trouble:
+            return
         for key, seat in self.seats.items():
             if seat.used_at > before or found == _SWEPT_AT_ONCE:
                 break
@@ -485,6 +567,11 @@ class Hosting:
             seat.epoch = -1
         if self.majority is not None:
             self._kill(seats)
+            self.forget_shard(lost.shard)
+            return
+        if self.keeps is not None:
+            for seat in seats:  # It may still be stored, as long as the winner has not loaded.
+                _ = seat.close("fenced")
             self.forget_shard(lost.shard)
             return
         if self.actor.merge is not _base_merge(self.actor) and not self.is_closed:
@@ -627,6 +714,8 @@ class Hosting:
 
     def keys(self) -> list[str]:
         """Return the keys of the entities that live here, or whose states are kept here, sorted."""
+        if self.keeps is not None:
+            return sorted(self.seats)
         return sorted(self.seats.keys() | {key for kept in self.kept.values() for key in kept})
 
     def merge_into(self, key: str, packed: bytes) -> bool:
@@ -655,10 +744,19 @@ class Hosting:
         self.handoff.close()
         if self.majority is not None:
             self.majority.close()
+        if self.keeps is not None:
+            self.keeps.close()
         for seat in list(self.seats.values()):
             self._local.stop_process(seat.process.pid.number, "shutdown")
         self.shards.hosted.pop(self.kind, None)
         self.shards.perform(self.table.unhost(self.kind))
+
+
+def _storing_of(entity: Any) -> Storing:
+    """Return what stores an entity; see `Hosting.make`."""
+    seat: Seat = entity._Entity__seat  # noqa: SLF001  # set there
+    assert seat.storing is not None
+    return seat.storing
 
 
 def _base_merge(actor: type[EntityObject]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.hosting import Hosting, HostOptions
 from fleetlm.entities.info import KindInfo, kind_info
+from fleetlm.entities.keeping import Durable
 from fleetlm.entities.majority import Majority
 from fleetlm.entities.seat import EntityObject
 from fleetlm.errors import NodeStopped
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.local import LocalProcesses
+    from fleetlm.stores.interface import Store
     from fleetlm.wire.codec import Codec
 
 E = TypeVar("E", bound=EntityObject)
@@ -80,6 +83,9 @@ class Entities:
         kept_bytes: int = 256 * 1024 * 1024,
         remember: Iterable[str] = (),
         safety: Literal["available"] | Quorum = "available",
+        store: Store | None = None,
+        durable: Literal["write", "passivate"] | float | None = None,
+        store_s: float = 2.0,
     ) -> EntityRefs[E]:
         """Host entities of a kind on this node, which gets its share of the shards.
 
@@ -109,6 +115,14 @@ class Entities:
                 `Quorum`: only a side that sees more than half of the expected hosts serves. Alike on all
                 nodes that host the kind.
             remember: keys of entities that live as soon as their shard has an owner, and never passivate.
+            store: where the states outlive their nodes, such as a `SQLiteStore` or a `PostgresStore`; the
+                same data on all nodes that host the kind. It is not closed with the node. See
+                `docs/stores.md`.
+            durable: when a change is stored. ``"write"``, the default with a store: a result leaves a handler
+                only after what `Entity.save` then returns has been stored, so that nothing that was
+                acknowledged is lost with a node. A number: at most so many seconds after the change, and
+                when the entity is passivated or moves. ``"passivate"``: only then.
+            store_s: seconds that the store may take for one operation. Then it counts as failed.
 
         Returns:
             References to the entities of the kind, as `ref`.
@@ -134,10 +148,7 @@ class Entities:
                 f"other nodes have cut {kind!r} into {known:,}" if known else f"there are 1 to {MAX_SHARDS:,}"
             )
             raise ValueError(f"{shards:,} shards: {cut}")
-        if kind in self._hosted:
-            raise ValueError(f"this node hosts {kind!r} already")
-        if len(self._hosted) >= MAX_KINDS:
-            raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
+        how = _check_store(store, durable, store_s)
         if safety != "available" and not isinstance(safety, Quorum):
             raise TypeError(f"safety is 'available' or a Quorum, not {SHORT.repr(safety)}")
         remembered = frozenset(check_key(key) for key in remember)
@@ -152,24 +163,41 @@ class Entities:
             kept_bytes,
             remembered,
             None if safety == "available" else safety,
+            store,
+            how,
+            store_s,
         )
         hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
         hosting.handoff = Handoff(hosting)
         if options.quorum is not None:
             hosting.majority = Majority(hosting, options.quorum, self._shards, self._outbound)
-        self._hosted[kind] = hosting
-        pid = self._local.spawn(hosting, (), None)
-        task = self._local.task_of(pid)
-        assert task is not None
-        task.add_done_callback(lambda _: self._forget(kind, hosting))
+        task = self._add(hosting)
         while hosting.process is None and not task.done():  # noqa: ASYNC110  # it runs in the next turn
             await asyncio.sleep(0)
         return self.ref(cls, kind)
 
+    def _add(self, hosting: Hosting) -> asyncio.Task[Any]:
+        """Host a kind that the runtime has put together. Returns the task of its host process.
+
+        Raises:
+            ValueError: this node hosts the kind already, or as many as it may. Nothing changed.
+        """
+        kind = hosting.kind
+        if kind in self._hosted:
+            raise ValueError(f"this node hosts {kind!r} already")
+        if len(self._hosted) >= MAX_KINDS:
+            raise ValueError(f"a node hosts at most {MAX_KINDS} kinds")
+        self._hosted[kind] = hosting
+        task = self._local.task_of(self._local.spawn(hosting, (), None))
+        assert task is not None
+        task.add_done_callback(lambda _: self._forget(kind, hosting))
+        return task
+
     async def unhost(self, kind: str) -> bool:
         """Host a kind no more. Its entities here end with ``"shutdown"``, and what they have saved is lost.
 
-        To hand them over first, drain the node.
+        To hand them over first, drain the node. With a store they are stored first, for which they have
+        ``handoff_s`` seconds.
 
         Returns:
             False if this node does not host it.
@@ -178,6 +206,8 @@ class Entities:
         if hosting is None or hosting.process is None:
             return False
         task = self._local.task_of(hosting.process.pid)
+        if hosting.keeps is not None:
+            await hosting.flush(self._shards.context.loop.time() + hosting.options.handoff_s)
         self._local.stop_process(hosting.process.pid.number, "shutdown")
         if task is not None:
             await asyncio.wait({task})
@@ -225,6 +255,30 @@ class Entities:
     def _forget(self, kind: str, hosting: Hosting) -> None:
         if self._hosted.get(kind) is hosting:
             del self._hosted[kind]
+
+
+def _check_store(
+    store: Store | None, durable: Literal["write", "passivate"] | float | None, store_s: float
+) -> Durable:
+    """Return when changes are to be stored. Raises: TypeError, ValueError."""
+    if not 0 < store_s < math.inf:
+        raise ValueError(f"store_s is a number of seconds above 0, not {SHORT.repr(store_s)}")
+    if store is None:
+        if durable is not None:
+            raise ValueError("durable says when the store gets a change, and there is no store")
+        return "write"
+    missing = [name for name in ("load", "save", "drop") if not callable(getattr(store, name, None))]
+    if missing:
+        raise TypeError(f"{SHORT.repr(store)} is not a Store: it lacks {', '.join(missing)}")
+    if durable is None or durable == "write":
+        return "write"
+    if durable == "passivate":
+        return "passivate"
+    if not 0 < durable < math.inf:
+        raise ValueError(
+            f"durable is 'write', 'passivate' or a number of seconds above 0, not {SHORT.repr(durable)}"
+        )
+    return float(durable)
 
 
 def check_entity(actor: Callable[..., E]) -> type[E]:
