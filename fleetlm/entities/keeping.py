@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 MOST_AT_ONCE = 1_000
 """Operations of one kind that are under way: enough for large transactions, and no burst fills a store."""
-OUTBID_S = 10.0
+OUTBID_S = 5.0
 """Seconds for which the later owner of a shard serves it before this node takes it back; see the module."""
 PAUSE_S = 1.0
 """Seconds after a failure of the store in which nothing is passivated: it would most likely fail, too."""

@@ -12,10 +12,12 @@ crashes, and in half of the partitions. What must hold besides:
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fleetlm import Fence, MemoryStore, Node, Stored
-from tests.sim.entity_world import SHARDS, Session, World
+from fleetlm.entities.keeping import OUTBID_S
+from tests.sim.entity_world import KEYS, SHARDS, Session, World, ignoring
 
 
 class StoreWorld(World):
@@ -93,6 +95,9 @@ class StoreWorld(World):
         for access in self.accesses.values():
             access.failures = access.lost_answers = access.late = 0.0
         await super().settle()
+        for key in KEYS:  # A later owner that has gone is known to the store alone, and is waited for.
+            await ignoring(self.refs(self.nodes()[0])[key].call(Session.everything))
+        await asyncio.sleep(OUTBID_S + 1)
 
     async def check(self) -> None:
         await super().check()

@@ -1,7 +1,7 @@
 """What can be done by a node that is connected: an honest node of which some messages are made by hand.
 
-An attack gets an open connection, prepares, and returns a function that does it once. That is called again and
-again, until the attack is over or the connection is.
+An attack gets an open connection, prepares, and returns a function that does it once. That is called again
+and again, until the attack is over.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What can be done by who reaches the port: whoever connects, and whoever says HELLO without being a node.
 
-An attack is a generator. It prepares, and yields once; then it goes on until `Target.is_over`, and returns what
-it has done in a few words.
+An attack is a generator. It prepares, and yields once; then it goes on until `Target.is_over`, and returns
+what it has done in a few words.
 """
 
 from __future__ import annotations
