@@ -179,7 +179,9 @@ async def test_a_write_that_fails_is_told_and_the_entity_goes_back(
         await refs["a"].call(Lines.append, "y")
     assert isinstance(failure.value, OutcomeUnknown)
     for _ in range(3):
-        with pytest.raises(NotLoaded, match=r"lines/a did not get the request.*MemoryStore.*it is down") as no:
+        with pytest.raises(
+            NotLoaded, match=r"lines/a did not get the request.*MemoryStore.*it is down"
+        ) as no:
             await refs["a"].call(Lines.read)
         assert isinstance(no.value, NotDelivered)
     store.is_down = False
