@@ -242,10 +242,22 @@ class Entities:
     def _hostings(self) -> list[Hosting]:
         return list(self._hosted.values())
 
-    async def _evacuate(self, until: float) -> tuple[str, ...]:
-        """Hand everything over until that time of the loop. Returns the entities that are still here."""
+    async def _evacuate(self, until: float, still_served: set[int | str]) -> tuple[str, ...]:
+        """Hand everything over until that time of the loop. Returns the entities that are still here.
+
+        Until then those that are still here are served, though the node refuses other new work.
+
+        Args:
+            until: on the loop's clock.
+            still_served: see `Inbound`.
+        """
         hostings = self._hostings()
-        left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
+        numbers = {hosting.process.pid.number for hosting in hostings if hosting.process is not None}
+        still_served |= numbers
+        try:
+            left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
+        finally:
+            still_served -= numbers
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
         )
