@@ -202,6 +202,10 @@ class Lease:
         """This node owns a shard no more."""
         self._since.pop(shard, None)
 
+    def seen(self, now: float) -> int:
+        """Return how many members, this node included, have acknowledged it within a lease."""
+        return sum(now < at + self._lease_s for at in self._acknowledged.values())
+
     def holds(self, now: float) -> bool:
         """Whether the lease lasts."""
         return now < self.until

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fleetlm.core.quorum import Want
 from fleetlm.core.shard_plan import assign, excess, share
 from fleetlm.core.shard_table import EPOCH_END, Claim, Lost
-from fleetlm.entities.seat import Kept, Seat, size_of
+from fleetlm.entities.seat import Kept, Seat, close_all, size_of
 from fleetlm.errors import FleetError, NodeLost, NotDelivered
 from fleetlm.texts import SHORT
 
@@ -128,6 +128,11 @@ class Handoff:
         """When the time for handing over is over, for a node that drains."""
 
     # What `Hosting` asks.
+
+    @property
+    def moving(self) -> int:
+        """How many shards are being handed over now."""
+        return len(self._moving)
 
     def serves(self, shard: int, *, is_inner: bool) -> bool:
         """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
@@ -217,6 +222,9 @@ class Handoff:
                 break
             await asyncio.sleep(min(LOOK_S, until - now))
         self._until = math.inf
+        if hosting.keeps is not None and hosting.context.drain_step(hosting.context.name):
+            # What could not move is stored where the next owner finds it.
+            await close_all(list(hosting.seats.values()), until - self._loop.time())
         return hosting.keys()
 
     def offer(self, lost: Lost, seats: Iterable[Seat]) -> None:
@@ -286,11 +294,14 @@ class Handoff:
             return
         claim = own.claims.get(shard)
         if claim is None:
+            if not why:
+                hosting.tally.handed_over += 1
             hosting.forget_shard(shard)
             self._stayed.pop(shard, None)
             hosting.review_soon()
             return
         self._stayed[shard] = self._loop.time(), min(max(PAUSE_S, PAUSE_RATIO * took_s), PAUSE_MAX_S)
+        hosting.tally.stayed += 1
         log.info("the shard %d of %s stays here: %s", shard, hosting.kind, why)
         if hosting.majority is None:
             hosting.renew(shard)
@@ -480,6 +491,7 @@ class Handoff:
         hosting.forget_shard(shard)
         for key, kept in [*(staged.rows if staged is not None else ()), *found]:
             hosting.put_kept(shard, key, kept)
+        hosting.tally.taken += 1
         if take.lossy:
             hosting.lossy.add(shard)
         hosting.shards.perform(self._table.claim(hosting.kind, {shard: take.claim}))

@@ -8,7 +8,8 @@ has run. So a request runs only where its caller and its owner agree on the epoc
 
 What an entity has saved is kept here, packed (`Hosting.kept`), and goes along with its shard. It is kept
 while the entity lives, too: after a crash of the entity the next one gets it, and knows that something is
-missing.
+missing. With a store (`Hosting.keeps`) the states are there instead, and nothing but what is to be
+remembered of crashes is kept here or goes along.
 
 The host process answers for a call only while it looks at it. From then on the mailbox of the entity does
 (`Seat`), so that a call that waits there counts as not taken.
@@ -30,11 +31,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fleetlm.call import Call
 from fleetlm.core.quorum import Quorum, Want
 from fleetlm.core.shard_table import Claim, Lost, Owner, shard_of
+from fleetlm.entities.info import HostedInfo, QuorumInfo, Tally
+from fleetlm.entities.keeping import KindStore, StoreOptions
 from fleetlm.entities.seat import EntityObject, Kept, Merge, Seat, refuse_all, size_of
-from fleetlm.errors import MessageTooLarge, NotOwner
+from fleetlm.entities.states import States
+from fleetlm.entities.storing import Storing, stored_handlers
+from fleetlm.errors import NotOwner
 from fleetlm.records import Record
 from fleetlm.texts import SHORT
-from fleetlm.wire.codec import unreadable_in
 from fleetlm.wire.invocation import Invoke
 
 if TYPE_CHECKING:
@@ -76,6 +80,9 @@ class Guard(Protocol):
     def dropped(self, shard: int) -> None:
         """This node owns a shard no more."""
 
+    def info(self) -> QuorumInfo:
+        """Return how this node stands, for people."""
+
     async def acquire(self, wants: list[Want]) -> dict[int, int]:
         """Get shards. Returns those that this node may claim, with their epochs."""
 
@@ -85,6 +92,10 @@ class Guard(Protocol):
 
 class Moves(Protocol):
     """How shards change hands; `handoff.Handoff` implements it."""
+
+    @property
+    def moving(self) -> int:
+        """How many shards are being handed over now."""
 
     def serves(self, shard: int, *, is_inner: bool) -> bool:
         """Whether a shard of this node takes requests; ``is_inner``: from one of its own entities."""
@@ -136,6 +147,7 @@ class HostOptions(Record):
     kept_bytes: int
     remember: frozenset[str]
     quorum: Quorum | None
+    stored: StoreOptions | None = None
 
 
 class Hosting:
@@ -170,7 +182,7 @@ class Hosting:
         self.outbound: Outbound = outbound
         self.context: NodeContext = shards.context
         self.table: ShardTable = shards.table
-        self.codec: Codec = codec
+        self.states: States = States(kind, codec, self.context.settings.max_message_bytes // 2)
         self.seats: OrderedDict[str, Seat] = OrderedDict()
         """Key → the live entity; the one without a request for the longest time is first."""
         self.in_shard: dict[int, dict[str, Seat]] = {}
@@ -180,9 +192,15 @@ class Hosting:
         self.kept_bytes: int = 0
         self.lossy: set[int] = set()
         """Shards that were taken over from a node that is lost: what their entities had is not known."""
+        self.tally: Tally = Tally()
         self.process: RunningProcess | None = None
         self.handoff: Moves
         self.majority: Guard | None = None
+        self.keeps: KindStore | None = None
+        self._stored = actor.__fleetlm_handlers__
+        if options.stored is not None:
+            self.keeps = KindStore(options.stored, self, self.context.loop)
+            self._stored = stored_handlers(self._stored, self.keeps)
         self._handlers = actor.__fleetlm_handlers__.by_name
         self._local = local
         self._loop = self.context.loop
@@ -258,7 +276,7 @@ class Hosting:
             call.no_handler(self.kind, f"{SHORT.repr(request.handler)} is not a handler that returns")
             return
         seat.box.put(request)
-        call.reply(None)
+        seat.acknowledge(call)
 
     def _find(self, call: Call, request: Invoke, key: Any, epoch: Any, mode: Any) -> Seat | None:
         """Return the entity for a request, made for it if need be. None: it was refused, or it waits."""
@@ -324,6 +342,8 @@ class Hosting:
         assert host is not None
         epoch = host.claims[shard].epoch if self.serves(shard, is_inner=False) else -1
         seat = Seat(self, key, shard, epoch, kept, self.actor.__qualname__)
+        if self.keeps is not None:
+            seat.storing = Storing(seat, self.keeps)
         pid = self._local.spawn(seat, (), None, is_local=True)
         process = self._local.process(pid)
         assert process is not None
@@ -331,23 +351,16 @@ class Hosting:
         seat.used_at = self._time()
         self.seats[key] = seat
         self.in_shard.setdefault(shard, {})[key] = seat
+        self.tally.activated += 1
         return seat
 
     def make(self, seat: Seat) -> EntityObject:
         """Implement `seat.Host`."""
         entity = self.actor(*self.options.args)
         object.__setattr__(entity, "_Entity__seat", seat)
+        if self.keeps is not None:
+            object.__setattr__(entity, "__fleetlm_handlers__", self._stored)
         return entity
-
-    def state_of(self, kept: Kept) -> Any:
-        """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
-        if kept.packed is None:
-            return None
-        state = self.codec.unpack(kept.packed)  # Raises a ValueError, too.
-        found = unreadable_in(state)
-        if found is not None:
-            raise ValueError(f"the state of an entity of {self.kind!r} cannot be read here: {found.why}")
-        return state
 
     def epoch_of(self, seat: Seat) -> int:
         """Implement `seat.Host`."""
@@ -355,16 +368,12 @@ class Hosting:
         claim = None if host is None else host.claims.get(seat.shard)
         return self.table.seen(self.kind, seat.shard) if claim is None else claim.epoch
 
-    def keep(self, seat: Seat, state: Any) -> None:
+    def keep(self, seat: Seat, packed: bytes | None) -> None:
         """Implement `seat.Host`."""
-        if state is None:
+        if packed is None:
             self.forget(seat.shard, seat.key)
-            return
-        packed = self.codec.pack_value(state)
-        limit = self.context.settings.max_message_bytes // 2
-        if len(packed) > limit:
-            raise MessageTooLarge(len(packed), limit, "half of Settings.max_message_bytes")
-        self.put_kept(seat.shard, seat.key, Kept(packed, False))
+        else:
+            self.put_kept(seat.shard, seat.key, Kept(packed, False))
 
     def put_kept(self, shard: int, key: str, kept: Kept) -> None:
         """Keep the state of an entity in place of what was kept."""
@@ -396,14 +405,14 @@ class Hosting:
                 del self.in_shard[seat.shard]
         host = self.table.own(self.kind)
         claim = None if host is None else host.claims.get(seat.shard)
-        if claim is not None and seat.is_ready and not (seat.is_saved or self.is_closed):
+        if claim is not None and seat.has_lost and not self.is_closed:
             self.put_kept(seat.shard, seat.key, Kept(seat.kept.packed, True))
         elif claim is None and not self.handoff.offers(seat.shard):
             self.forget(seat.shard, seat.key)  # Saved after the shard was lost.
         if not rest:
             return
         if self.is_closed or not (seat.is_ready or seat.is_saved):
-            refuse_all(rest, f"{self.kind}/{seat.key}")
+            refuse_all(rest, f"{self.kind}/{seat.key}", seat.storing)
             return
         for message in rest:
             self._give_back(seat, message, claim is not None)
@@ -435,6 +444,8 @@ class Hosting:
     def _evict(self) -> bool:
         """Begin to passivate the entities that had no request for the longest time. False: none is idle."""
         found = 0
+        if self.keeps is not None and self.keeps.is_in_trouble:
+            return False
         for key, seat in self.seats.items():
             if seat.is_idle and key not in self.options.remember:
                 _ = seat.close()
@@ -448,6 +459,8 @@ class Hosting:
         """Begin to passivate what has had no request for `HostOptions.idle_s`."""
         before = self._time() - self.options.idle_s
         found = 0
+        if self.keeps is not None and self.keeps.is_in_trouble:
+            return
         for key, seat in self.seats.items():
             if seat.used_at > before or found == _SWEPT_AT_ONCE:
                 break
@@ -470,10 +483,16 @@ class Hosting:
                 "the shard %d of %s belongs to %s (epoch %d): %d entities here are fenced", lost.shard,
                 self.kind, lost.winner.pid.node, lost.winner.epoch, len(seats),
             )  # fmt: skip
+        self.tally.fenced += len(seats)
         for seat in seats:
             seat.epoch = -1
         if self.majority is not None:
             self._kill(seats)
+            self.forget_shard(lost.shard)
+            return
+        if self.keeps is not None:
+            for seat in seats:  # It may still be stored, as long as the winner has not loaded.
+                _ = seat.close("fenced")
             self.forget_shard(lost.shard)
             return
         if self.actor.merge is not _base_merge(self.actor) and not self.is_closed:
@@ -498,6 +517,7 @@ class Hosting:
                 len(seats),
                 why,
             )
+        self.tally.fenced += len(seats)
         self.shards.perform(self.table.drop(self.kind, gone))
         self._kill(seats)
         for shard in gone:
@@ -594,8 +614,29 @@ class Hosting:
         """Return who owns a key, as this node sees it."""
         return self.table.owner(self.kind, shard_of(key, self.options.shards))
 
+    def info(self) -> HostedInfo:
+        """Return what this node has of the kind, for people."""
+        host, tally, guard = self.table.own(self.kind), self.tally, self.majority
+        return HostedInfo(
+            self.actor.__qualname__,
+            0 if host is None else len(host.claims),
+            self.handoff.moving,
+            len(self.seats),
+            self.options.live,
+            self.kept_bytes,
+            self.options.kept_bytes,
+            tally.activated,
+            tally.fenced,
+            tally.handed_over,
+            tally.taken,
+            tally.stayed,
+            None if guard is None else guard.info(),
+        )
+
     def keys(self) -> list[str]:
         """Return the keys of the entities that live here, or whose states are kept here, sorted."""
+        if self.keeps is not None:
+            return sorted(self.seats)
         return sorted(self.seats.keys() | {key for kept in self.kept.values() for key in kept})
 
     def merge_into(self, key: str, packed: bytes) -> bool:
@@ -605,7 +646,7 @@ class Hosting:
         if host is None or shard not in host.claims or not self.serves(shard, is_inner=False):
             return False
         try:
-            state = self.state_of(Kept(packed, False))
+            state = self.states.read(packed)
         except ValueError as error:  # For example a type that only newer versions of the program know.
             log.warning("what %s/%s was to merge is lost: %s", self.kind, key, error)
             return False
@@ -624,6 +665,8 @@ class Hosting:
         self.handoff.close()
         if self.majority is not None:
             self.majority.close()
+        if self.keeps is not None:
+            self.keeps.close()
         for seat in list(self.seats.values()):
             self._local.stop_process(seat.process.pid.number, "shutdown")
         self.shards.hosted.pop(self.kind, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -12,8 +13,10 @@ from fleetlm.entities.entity_calls import EntityCalls, check_key
 from fleetlm.entities.entity_ref import EntityRefs
 from fleetlm.entities.handoff import Handoff
 from fleetlm.entities.hosting import Hosting, HostOptions
+from fleetlm.entities.info import KindInfo, kind_info
+from fleetlm.entities.keeping import StoreOptions
 from fleetlm.entities.majority import Majority
-from fleetlm.entities.seat import EntityObject
+from fleetlm.entities.seat import EntityObject, close_all
 from fleetlm.errors import NodeStopped
 from fleetlm.names import check_process_name
 from fleetlm.processes.running import check_concrete, plain_class
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.messaging.outbound import Outbound
     from fleetlm.processes.local import LocalProcesses
+    from fleetlm.stores.interface import Store
     from fleetlm.wire.codec import Codec
 
 E = TypeVar("E", bound=EntityObject)
@@ -79,6 +83,9 @@ class Entities:
         kept_bytes: int = 256 * 1024 * 1024,
         remember: Iterable[str] = (),
         safety: Literal["available"] | Quorum = "available",
+        store: Store | None = None,
+        durable: Literal["write", "passivate"] | float | None = None,
+        store_s: float = 2.0,
     ) -> EntityRefs[E]:
         """Host entities of a kind on this node, which gets its share of the shards.
 
@@ -108,6 +115,14 @@ class Entities:
                 `Quorum`: only a side that sees more than half of the expected hosts serves. Alike on all
                 nodes that host the kind.
             remember: keys of entities that live as soon as their shard has an owner, and never passivate.
+            store: where the states outlive their nodes, such as a `SQLiteStore` or a `PostgresStore`; the
+                same data on all nodes that host the kind. It is not closed with the node. See
+                `docs/stores.md`.
+            durable: when a change is stored. ``"write"``, the default with a store: a result leaves a handler
+                only after what `Entity.save` then returns has been stored, so that nothing that was
+                acknowledged is lost with a node. A number: at most so many seconds after the change, and
+                when the entity is passivated or moves. ``"passivate"``: only then.
+            store_s: seconds that the store may take for one operation. Then it counts as failed.
 
         Returns:
             References to the entities of the kind, as `ref`.
@@ -133,6 +148,7 @@ class Entities:
                 f"other nodes have cut {kind!r} into {known:,}" if known else f"there are 1 to {MAX_SHARDS:,}"
             )
             raise ValueError(f"{shards:,} shards: {cut}")
+        stored = _check_store(store, durable, store_s)
         if safety != "available" and not isinstance(safety, Quorum):
             raise TypeError(f"safety is 'available' or a Quorum, not {SHORT.repr(safety)}")
         remembered = frozenset(check_key(key) for key in remember)
@@ -147,6 +163,7 @@ class Entities:
             kept_bytes,
             remembered,
             None if safety == "available" else safety,
+            stored,
         )
         hosting = Hosting(kind, cls, options, self._shards, self._local, self._outbound, self._codec)
         hosting.handoff = Handoff(hosting)
@@ -177,7 +194,8 @@ class Entities:
     async def unhost(self, kind: str) -> bool:
         """Host a kind no more. Its entities here end with ``"shutdown"``, and what they have saved is lost.
 
-        To hand them over first, drain the node.
+        To hand them over first, drain the node. With a store they are stored first, for which they have
+        ``handoff_s`` seconds.
 
         Returns:
             False if this node does not host it.
@@ -186,6 +204,8 @@ class Entities:
         if hosting is None or hosting.process is None:
             return False
         task = self._local.task_of(hosting.process.pid)
+        if hosting.keeps is not None:
+            await close_all(list(hosting.seats.values()), hosting.options.handoff_s)
         self._local.stop_process(hosting.process.pid.number, "shutdown")
         if task is not None:
             await asyncio.wait({task})
@@ -207,13 +227,37 @@ class Entities:
         """Return the kinds that a connected node or this one hosts, sorted."""
         return self._shards.table.kinds()
 
+    def info(self, most: int | None = None) -> list[KindInfo]:
+        """Return what this node knows of each kind, sorted by name; it looks at no shard and no entity.
+
+        Args:
+            most: how many kinds at most; those that this node hosts go first. None: all.
+        """
+        table, hosted = self._shards.table, self._hosted
+        kinds = sorted(table.kinds(), key=lambda kind: kind not in hosted)[:most]
+        return [
+            kind_info(table, kind, hosted[kind].info() if kind in hosted else None) for kind in sorted(kinds)
+        ]
+
     def _hostings(self) -> list[Hosting]:
         return list(self._hosted.values())
 
-    async def _evacuate(self, until: float) -> tuple[str, ...]:
-        """Hand everything over until that time of the loop. Returns the entities that are still here."""
+    async def _evacuate(self, until: float, still_served: set[int | str]) -> tuple[str, ...]:
+        """Hand everything over until that time of the loop. Returns the entities that are still here.
+
+        Until then those that are still here are served, though the node refuses other new work.
+
+        Args:
+            until: on the loop's clock.
+            still_served: see `Inbound`.
+        """
         hostings = self._hostings()
-        left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
+        numbers = {hosting.process.pid.number for hosting in hostings if hosting.process is not None}
+        still_served |= numbers
+        try:
+            left = await asyncio.gather(*(hosting.handoff.drained(until) for hosting in hostings))
+        finally:
+            still_served -= numbers
         return tuple(
             f"{hosting.kind}/{key}" for hosting, keys in zip(hostings, left, strict=True) for key in keys
         )
@@ -221,6 +265,29 @@ class Entities:
     def _forget(self, kind: str, hosting: Hosting) -> None:
         if self._hosted.get(kind) is hosting:
             del self._hosted[kind]
+
+
+def _check_store(
+    store: Store | None, durable: Literal["write", "passivate"] | float | None, store_s: float
+) -> StoreOptions | None:
+    """Return what is to be done with a store. Raises: TypeError, ValueError."""
+    if not 0 < store_s < math.inf:
+        raise ValueError(f"store_s is a number of seconds above 0, not {SHORT.repr(store_s)}")
+    if store is None:
+        if durable is not None:
+            raise ValueError("durable says when the store gets a change, and there is no store")
+        return None
+    missing = [name for name in ("load", "save", "drop") if not callable(getattr(store, name, None))]
+    if missing:
+        raise TypeError(f"{SHORT.repr(store)} is not a Store: it lacks {', '.join(missing)}")
+    durable = "write" if durable is None else durable
+    if durable not in {"write", "passivate"} and not (
+        isinstance(durable, int | float) and 0 < durable < math.inf
+    ):
+        raise ValueError(
+            f"durable is 'write', 'passivate' or a number of seconds above 0, not {SHORT.repr(durable)}"
+        )
+    return StoreOptions(store, durable, store_s)
 
 
 def check_entity(actor: Callable[..., E]) -> type[E]:

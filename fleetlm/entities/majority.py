@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetlm.core.quorum import Lease, NodeKey, Quorum, Votes, Want
+from fleetlm.entities.info import QuorumInfo
 from fleetlm.errors import FleetError
 from fleetlm.texts import SHORT
 
@@ -94,6 +95,11 @@ class Majority:
     def serves(self, shard: int) -> bool:
         """Whether this node may serve a shard now."""
         return self._lease.serves(shard, self._loop.time())
+
+    def info(self) -> QuorumInfo:
+        """Return how this node stands, for people."""
+        now = self._loop.time()
+        return QuorumInfo(self._expected, self._lease.seen(now), self._lease.holds(now))
 
     def dropped(self, shard: int) -> None:
         """This node owns a shard no more."""

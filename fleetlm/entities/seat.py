@@ -10,6 +10,8 @@ States of a seat, each left once and in this order:
 
 An entity that crashes, is killed or stops goes from open to ended. What it had not saved is lost, and the
 next one knows that (`restarted`).
+
+With a store (`Seat.storing`), `load` waits for it, and what is saved goes there instead of to the `Hosting`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from fleetlm.actors.between import BetweenHandlers
 from fleetlm.actors.handlers import ActorObject
 from fleetlm.call import Call
-from fleetlm.errors import ProcessExit
+from fleetlm.entities.states import States
+from fleetlm.entities.storing import Storing
+from fleetlm.errors import Fenced, ProcessExit, StoreFailed, VersionConflict
 from fleetlm.processes.boundary import exit_in, is_from_signal
 from fleetlm.texts import loggable
 from fleetlm.wire.invocation import Invoke
@@ -74,18 +78,18 @@ class Host(Protocol):
     """What a seat asks of the `Hosting` of its kind."""
 
     kind: str
+    states: States
+    kept: dict[int, dict[str, Kept]]
+    """Shard → key → what is left of an entity."""
 
     def make(self, seat: Seat) -> EntityObject:
         """Make the object of an entity, ready to run."""
 
-    def state_of(self, kept: Kept) -> Any:
-        """Return the state of an entity as a value. Raises: ValueError: this node does not know its type."""
-
     def epoch_of(self, seat: Seat) -> int:
         """Return the epoch under which this node owns an entity."""
 
-    def keep(self, seat: Seat, state: Any) -> None:
-        """Keep what an entity has saved. Raises: NotSerializable, MessageTooLarge."""
+    def keep(self, seat: Seat, packed: bytes | None) -> None:
+        """Keep what an entity has saved, or note that it is stored."""
 
     def again(self, message: Any) -> None:
         """Take a call anew that came while its entity was being saved."""
@@ -112,13 +116,14 @@ class Seat:
         is_open: see the module.
         is_ready: whether its `load` is done.
         is_saved: whether its last state is kept.
+        storing: stores it; None: its kind has no store.
         used_at: when it got its last request, on the loop's clock.
         outcome: set when it has ended (True), or could not be saved (False), after `close`.
     """
 
     __slots__ = (
         "__qualname__", "box", "entity", "epoch", "host", "is_open", "is_ready", "is_saved", "kept", "key",
-        "outcome", "process", "shard", "used_at", "waiting",
+        "outcome", "process", "shard", "storing", "used_at", "waiting",
     )  # fmt: skip
 
     process: RunningProcess
@@ -137,6 +142,7 @@ class Seat:
         self.is_saved: bool = False
         self.used_at: float = 0.0
         self.outcome: asyncio.Future[bool] | None = None
+        self.storing: Storing | None = None
         self.waiting: list[Any] = []
 
     async def __call__(self, process: RunningProcess) -> None:
@@ -159,7 +165,46 @@ class Seat:
         process = self.process
         return self.is_open and not (process._is_ending or process._is_gone)  # noqa: SLF001  # the runtime's half
 
-    def close(self) -> asyncio.Future[bool]:
+    @property
+    def states(self) -> States:
+        """Implement `storing.LiveEntity`."""
+        return self.host.states
+
+    @property
+    def state(self) -> Any:
+        """What the entity is made from. Raises: ValueError: this node does not know its type."""
+        return self.host.states.read(self.kept.packed)
+
+    async def fetch(self) -> None:
+        """Load what is stored. Raises: ProcessExit: it cannot be loaded."""
+        storing, was_lost = self.storing, self.kept.was_lost
+        assert storing is not None
+        stored = await storing.load()
+        if was_lost and self.key not in self.host.kept.get(self.shard, ()):  # The shard was taken over.
+            was_lost = storing.may_miss(stored)
+        self.kept = Kept(stored.state, was_lost and not storing.is_write)
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether it has ended, and what it did since it was saved last is lost."""
+        is_stored = self.storing is not None and self.storing.is_write
+        return self.is_ready and not (self.is_saved or is_stored)
+
+    def acknowledge(self, cast: Call) -> None:
+        """Acknowledge a cast in its mailbox, once it is loaded."""
+        if self.storing is None or self.is_ready:
+            cast.reply(None)
+        else:
+            self.storing.acks.append(cast)
+
+    def ready(self) -> None:
+        """Note that `load` is done."""
+        self.is_ready = True
+        if self.storing is not None:
+            self.kept = Kept(None, self.kept.was_lost)  # The store has the rest.
+            self.storing.loaded()
+
+    def close(self, reason: str = "passivated") -> asyncio.Future[bool]:
         """Have the entity saved and ended, after the handler that runs. Returns what `outcome` says."""
         outcome = self.outcome
         if outcome is None:
@@ -167,7 +212,7 @@ class Seat:
             if self.takes:
                 self.is_open = False
                 self.waiting += self.box.discard(_is_call)
-                self.box.put(_Save(self))
+                self.box.put(_Save(self, reason))
         return outcome
 
     def end(self, reason: str) -> None:
@@ -200,6 +245,9 @@ class Seat:
         self.is_open = False
         rest = [*self.box.discard(_is_request), *self.waiting]
         self.waiting = []
+        if self.storing is not None:
+            self.storing.close()
+            rest += self.storing.acks
         self.host.ended(self, rest)
         self._settle(True)
 
@@ -212,17 +260,33 @@ class Seat:
 class _Save(BetweenHandlers):
     """Save the entity and end it."""
 
-    __slots__ = ("_seat",)
+    __slots__ = ("_reason", "_seat")
 
-    def __init__(self, seat: Seat) -> None:
+    def __init__(self, seat: Seat, reason: str) -> None:
         self._seat = seat
+        self._reason = reason
 
     async def run(self) -> None:
         seat = self._seat
         try:
-            seat.host.keep(seat, await seat.entity.save())
+            packed = None
+            if seat.storing is None:
+                packed = seat.host.states.pack(await seat.entity.save())
+            else:
+                await seat.storing.save()
+            seat.host.keep(seat, packed)
         except (asyncio.CancelledError, ProcessExit):
             raise
+        except StoreFailed:  # The store's trouble has its own line in the log.
+            seat.reopen()
+        except (Fenced, VersionConflict) as error:
+            log.warning(
+                "the entity %s/%s ends, and what it has not stored is lost: %s",
+                seat.host.kind,
+                seat.key,
+                error,
+            )
+            seat.entity.stop("fenced")
         except BaseException as error:
             if is_from_signal(error) or exit_in(error) is not None:
                 raise
@@ -233,7 +297,7 @@ class _Save(BetweenHandlers):
             seat.reopen()
         else:
             seat.is_saved = True
-            seat.entity.stop("passivated")
+            seat.entity.stop(self._reason)
 
 
 class _Stop(BetweenHandlers):
@@ -279,10 +343,21 @@ class Merge(BetweenHandlers):
             )  # fmt: skip
 
 
-def refuse_all(messages: Iterable[Any], target: str) -> None:
-    """Refuse requests that no entity has begun."""
+async def close_all(seats: Iterable[Seat], timeout_s: float) -> None:
+    """Have entities saved and ended, as many as can be in this time."""
+    outcomes = [seat.close() for seat in seats]
+    if outcomes:
+        await asyncio.wait(outcomes, timeout=max(0.0, timeout_s))
+
+
+def refuse_all(messages: Iterable[Any], target: str, storing: Storing | None = None) -> None:
+    """Refuse requests that no entity has begun, since it has ended or could not be loaded."""
     for message in messages:
-        if type(message) is Call:
+        if type(message) is not Call:
+            continue
+        if storing is not None and storing.why_not_loaded:
+            storing.refuse(message)
+        else:
             message.no_process(target)
 
 

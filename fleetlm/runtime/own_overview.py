@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from fleetlm.directory.groups import ReplicatedGroups
     from fleetlm.directory.registry import ReplicatedNames
     from fleetlm.discovery.poller import Poller
+    from fleetlm.entities.info import KindInfo
+    from fleetlm.entities.replicated_shards import ReplicatedShards
     from fleetlm.ids import Pid
     from fleetlm.messaging.inbound import Inbound
     from fleetlm.messaging.outbound import Outbound
@@ -68,6 +70,11 @@ NAMES_LOOKED_AT = 5_000
 """Groups, and names, of which the first ones are shown: about a millisecond."""
 MAX_SUPERVISORS = 1_000
 """Supervisors that are remembered from one part to the next."""
+_OF_A_HOST = (
+    *("owned", "moving", "alive", "live", "kept_bytes", "max_kept_bytes", "activated", "fenced"),
+    *("handed_over", "taken", "stayed"),
+)
+"""What is shown of a kind where it is hosted, as `HostedInfo` names it."""
 LEAST_CHILDREN = 4
 """Children that are shown of each supervisor, even where others have very many."""
 
@@ -84,6 +91,7 @@ class Watched(Protocol):
     driver: Driver
     replicated_groups: ReplicatedGroups
     replicated_names: ReplicatedNames
+    replicated_shards: ReplicatedShards
     recent: RecentEvents
     poller: Poller | None
     started_at: float
@@ -91,6 +99,9 @@ class Watched(Protocol):
 
     def wall_ms(self) -> int:
         """Return the milliseconds of the wall clock."""
+
+    def entity_kinds(self, most: int | None = None) -> list[KindInfo]:
+        """Return what is known of each kind of entities; at most so many."""
 
 
 class OwnOverview:
@@ -191,6 +202,7 @@ class OwnOverview:
             "trees": self._show_trees(left_out),
             "groups": self._show_groups(left_out),
             "names": self._show_names(left_out),
+            "kinds": self._show_kinds(left_out),
             "counters": {
                 **{name: getattr(traffic, name) for name in Traffic.__slots__},
                 "undelivered": node.inbound.undelivered,
@@ -324,6 +336,28 @@ class OwnOverview:
         table, most = self._node.replicated_names.table, LIMITS["names"]
         _leave_out(left_out, "names", table.count - most)
         return {bounded(name): str(claim.pid) for name, claim in table.first(most, NAMES_LOOKED_AT)}
+
+    def _show_kinds(self, left_out: dict[str, int]) -> dict[str, Part]:
+        most = LIMITS["kinds"]
+        _leave_out(left_out, "kinds", len(self._node.replicated_shards.table.kinds()) - most)
+        return {bounded(info.kind): _show_kind(info) for info in self._node.entity_kinds(most)}
+
+
+def _show_kind(info: KindInfo) -> Part:
+    own = info.hosted
+    quorum = None if own is None else own.quorum
+    shown: Part = {
+        "shards": info.shards,
+        "unowned": info.unowned,
+        "hosts": info.hosts,
+        "differing": {bounded(node): shards for node, shards in info.differing.items()},
+        "is_hosted": own is not None,
+        "runs": "" if own is None else bounded(own.runs),
+        "quorum": None
+        if quorum is None
+        else {"expected": quorum.expected, "seen": quorum.seen, "holds": quorum.holds},
+    }
+    return shown | {name: 0 if own is None else getattr(own, name) for name in _OF_A_HOST}
 
 
 def _leave_out(left_out: dict[str, int], what: str, count: int) -> None:

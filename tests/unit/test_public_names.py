@@ -67,7 +67,7 @@ PUBLIC = {
     """,
     "Registry": "list lookup ref register resolve resolve_name unregister wait_for watch whereis",
     "Factories": "list register unregister",
-    "Entities": "host kinds ref unhost",
+    "Entities": "host info kinds ref unhost",
     "Singletons": "call epoch find names send where withdraw",
     "Subscription": "close",
     "SyncNode": """
