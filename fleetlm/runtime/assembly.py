@@ -293,7 +293,9 @@ class Assembly:
 
     async def evacuate(self, until: float) -> tuple[str, ...]:
         """Implement `leaving.Evacuee`: hand over the shards of this node."""
-        return await self.entities._evacuate(until) if "entities" in vars(self) else ()  # noqa: SLF001  # its runtime
+        if "entities" not in vars(self):
+            return ()
+        return await self.entities._evacuate(until, self.inbound.still_served)  # noqa: SLF001  # its runtime
 
     @functools.cached_property
     def overview(self) -> Overview:
