@@ -31,7 +31,9 @@ API = {
         *("KindInfo", "HostedInfo", "QuorumInfo"),
     ],
     "Stores": ["Store", "Fence", "Stored", "SQLiteStore", "PostgresStore", "MemoryStore"],
-    "Singletons and cron jobs": ["fleetlm.leaders.singletons.Singletons", "CronSlot"],
+    "Singletons and cron jobs": [
+        "fleetlm.leaders.offers.OffersLeaders", "fleetlm.leaders.singletons.Singletons", "CronSlot",
+    ],
     "Supervision": ["Supervisor", "Child", "ChildInfo"],
     "Groups and names": [
         "fleetlm.directory.groups.Groups", "Member", "MemberInfo",

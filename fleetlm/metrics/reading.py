@@ -290,7 +290,7 @@ class Reader:
 
     def _read_entities(self, reading: Reading) -> None:
         """Read the kinds that this node hosts: `MAX_KINDS` at most, and their names come from the program."""
-        for info in self._parts.entities.info(MAX_KINDS):
+        for info in self._parts.entity_kinds(MAX_KINDS):
             own, kind = info.hosted, (info.kind,)
             if own is None:
                 continue

@@ -41,6 +41,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import struct
@@ -49,7 +50,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from fleetlm.core.buckets import Bucket
 from fleetlm.settings import Settings
 from fleetlm.transport.descriptors import Descriptors
 from fleetlm.transport.interface import Listener
@@ -74,6 +74,7 @@ END_S: Final = 0.5
 """Seconds between the end of a local road and that of its connection. Mostly the peer has ended both, and
 ZeroMQ says so meanwhile, and why."""
 _LET_IN: Final = b"\x01"
+_SO_PEERCRED: Final[int] = getattr(socket, "SO_PEERCRED", 17)
 _CREDENTIALS: Final = struct.Struct("iII")
 """Linux's ``struct ucred``: process, user, group."""
 _AGAIN: Final = (BlockingIOError, InterruptedError)
@@ -132,7 +133,8 @@ class LocalRoads:
         self._readers: dict[bytes, FrameReader] = {}
         self._waiting: dict[int, tuple[int, bytes]] = {}
         """Channel whose road is not opened yet → the number of the peer's listener, and the ticket."""
-        self._turns: Bucket
+        self._turn_at = -math.inf
+        """When the next road would be due if they were opened at equal distances; see `_open_next`."""
         self._next_turn: asyncio.TimerHandle | None = None
         self._requests: dict[int, _Request] = {}
         """By channel."""
@@ -176,7 +178,6 @@ class LocalRoads:
         """
         self._loop, self._listener, self._cut, self._lost = loop, listener, cut, lost
         self._reading_time = ReadingTime(loop)
-        self._turns = Bucket(OPENED_A_SECOND, OPENED_AT_ONCE, loop.time())
         self._resume()
 
     def recheck(self, now: float) -> None:
@@ -352,13 +353,16 @@ class LocalRoads:
                 self._open_next()
 
     def _open_next(self) -> None:
-        """Open the roads that wait, as many as may be opened now."""
+        """Open the roads that wait, as many as may be opened now: a token bucket, kept as one time."""
         self._next_turn = None
         while self._waiting:
             now = self._loop.time()
-            if not self._turns.take(now):
-                self._next_turn = self._loop.call_at(self._turns.ready_at(now), self._open_next)
+            self._turn_at = max(self._turn_at, now)
+            due = self._turn_at - (OPENED_AT_ONCE - 1) / OPENED_A_SECOND
+            if due > now:
+                self._next_turn = self._loop.call_at(due, self._open_next)
                 return
+            self._turn_at += 1 / OPENED_A_SECOND
             channel = next(iter(self._waiting))
             self._open(channel, *self._waiting.pop(channel))
 
@@ -439,6 +443,6 @@ def _address(number: int) -> str:
 
 def _is_own_user(sock: socket.socket) -> bool:
     """Whether the other end is a process of this user. Raises: OSError."""
-    ucred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    ucred = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(ucred)
     return bool(user == os.geteuid())

@@ -1,7 +1,7 @@
 """Clusters that offer a singleton and a cron job while nodes come, drain, leave and fail.
 
-All nodes run on one loop, so an instant is an instant. A run goes on from the first line of its function to its
-last one, its clean-up included. What must hold:
+All nodes run on one loop, so an instant is an instant. A run goes on from the first line of its function to
+its last one, its clean-up included. What must hold:
 
 1. With a quorum, and in stories without faults: no run begins while another one goes on anywhere.
 2. Likewise: each run has a higher epoch than the one that began before, and acts under its own.
@@ -158,7 +158,7 @@ class LeaderWorld:
         await asyncio.sleep(rng.choice([0.0, 0.01, 0.3, 3.0, 10.0]))
 
     async def change(self, what: str) -> None:  # a table of what can happen
-        rng, node = self.rng, self.rng.choice(self.nodes())
+        node = self.rng.choice(self.nodes())
         others = [each for each in self.offers() if each is not node]
         match what:
             case "join" if len(self.nodes()) < EXPECTED:

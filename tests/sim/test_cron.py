@@ -169,7 +169,8 @@ async def test_a_process_can_get_the_slots(fleet: Fleet) -> None:
     got: list[Any] = []
 
     async def cleaner(process: Process) -> None:
-        async for message in process.mailbox:
+        while True:
+            message = await process.receive()
             got.append((process.node.name, message))
 
     nodes = await fleet.start(2)

@@ -225,3 +225,14 @@ async def test_the_shell_asks_for_kinds_of_any_class(fleet: Fleet) -> None:
     nodes, refs = await hosts(fleet, 1)
     assert node_of(nodes, refs.where("a")).entities.ref(Entity, "s").where("a") == nodes[1].name
     assert by_node(refs, nodes)[nodes[1].name] == list(range(8))
+
+
+async def test_a_node_without_entities_is_looked_at_without_their_code(fleet: Fleet) -> None:
+    one, two = await fleet.start(2)
+    with NodeMetrics(one) as metrics:
+        assert list(Scrape(metrics).labels("entities")) == []
+    assert (await one.overview())["nodes"][one.name]["kinds"] == {}
+    assert node_facts(one)["kinds"] == []
+    assert "entities" not in vars(one._parts)
+    await two.entities.host(Plain, "s", shards=1)
+    await fleet.until(lambda: bool(node_facts(one)["kinds"]))

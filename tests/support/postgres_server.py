@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 FOLDERS = ("/usr/lib/postgresql", "/usr/local/lib/postgresql", "/opt/homebrew/opt/postgresql@17/bin")
 USERS = ("postgres", "nobody")
 START_S = 60.0
@@ -116,6 +118,15 @@ def postgres_server() -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
+
+
+def server_for_tests() -> Iterator[PostgresServer]:
+    """Yield a server; skip the test where the driver or the server is missing."""
+    pytest.importorskip("psycopg", reason="psycopg is missing: pip install 'fleetlm[postgres]'")
+    if find_programs() is None or not is_allowed():
+        pytest.skip(MISSING)
+    with postgres_server() as running:
+        yield running
 
 
 def _user() -> str | None:

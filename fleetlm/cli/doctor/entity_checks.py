@@ -83,7 +83,7 @@ def _judge_limits(name: str, own: Kind) -> Iterator[Finding]:
         (own["alive"], own["live"], "entities live here", "live"),
         (own["kept_bytes"], own["max_kept_bytes"], "bytes of saved states are kept here", "kept_bytes"),
     ):
-        if now >= NEAR * most:
+        if most != 1 and now >= NEAR * most:  # A singleton is a kind with one entity, and at no limit.
             yield Finding(
                 WARN,
                 TOPIC,
@@ -95,4 +95,5 @@ def _judge_limits(name: str, own: Kind) -> Iterator[Finding]:
 
 def _describe(kind: Kind) -> str:
     hosts = "1 node" if kind["hosts"] == 1 else f"{kind['hosts']} nodes"
-    return f"{kind['kind']!r} ({kind['shards']:,} shards on {hosts})"
+    shards = "1 shard" if kind["shards"] == 1 else f"{kind['shards']:,} shards"
+    return f"{kind['kind']!r} ({shards} on {hosts})"

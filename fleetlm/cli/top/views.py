@@ -299,7 +299,7 @@ def _notes_of_kind(found: Part) -> str:
         notes.append(f"{found['hosts']} hosts, and its quorum expects {quorum['expected']}")
     if found["unowned"]:
         notes.append(f"{found['unowned']:,} shards have no owner")
-    if found["is_hosted"] and found["alive"] >= found["live"]:
+    if found["is_hosted"] and found["alive"] >= found["live"] > 1:  # A singleton is a kind with one entity.
         notes.append("as many live as may")
     if found["is_hosted"] and found["kept_bytes"] >= found["max_kept_bytes"]:
         notes.append("its states take all bytes that they may")

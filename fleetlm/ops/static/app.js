@@ -243,7 +243,7 @@ function kindRow(node, kind, each) {
     quorum && !quorum.holds ? `no quorum: ${count(quorum.seen)} of ${count(quorum.expected)} hosts are seen` : "",
     quorum?.holds && num(each.hosts) > num(quorum.expected) ? `${count(each.hosts)} hosts, and its quorum expects ${count(quorum.expected)}` : "",
     num(each?.unowned) > 0 ? `${count(each.unowned)} shards have no owner` : "",
-    each?.is_hosted && num(each.alive) >= num(each.live) ? "as many live as may" : "",
+    each?.is_hosted && num(each.live) > 1 && num(each.alive) >= num(each.live) ? "as many live as may" : "", // a singleton is a kind with one entity
     each?.is_hosted && num(each.kept_bytes) >= num(each.max_kept_bytes) ? "its states take all bytes that they may" : "",
   ].filter(Boolean);
   return {

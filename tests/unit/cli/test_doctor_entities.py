@@ -78,6 +78,13 @@ def test_limits_are_reported_before_they_are_reached(changes: dict[str, int], le
     assert only(kind(hosted=own(**changes))).level == level
 
 
+def test_a_singleton_that_runs_is_at_no_limit() -> None:
+    found = only(kind("singleton:scheduler", shards=1, hosted=own(owned=1, alive=1, live=1)))
+    assert found == Finding(
+        OK, "entities", "every shard has an owner: 'singleton:scheduler' (1 shard on 2 nodes)"
+    )
+
+
 def test_the_option_to_raise_is_named() -> None:
     assert "`live=`" in only(kind(hosted=own(alive=1_000))).cure
     assert "`kept_bytes=`" in only(kind(hosted=own(kept_bytes=1_000))).cure

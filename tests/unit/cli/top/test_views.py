@@ -283,6 +283,7 @@ def test_each_kind_is_shown_on_each_node_that_hosts_it() -> None:
     [
         ({"unowned": 3}, "3 shards have no owner", "warn"),
         ({"alive": 1_000}, "as many live as may", "warn"),
+        ({"alive": 1, "live": 1, "shards": 1}, "", ""),
         ({"kept_bytes": 1_000}, "its states take all bytes that they may", "warn"),
         ({"differing": {B: 64}}, f"others cut it into another number of shards ({B}: 64)", "bad"),
         (
