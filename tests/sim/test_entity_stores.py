@@ -20,6 +20,7 @@ from fleetlm import (
     NotStored,
     OutcomeUnknown,
     ProcessExit,
+    Quorum,
     RemoteError,
     Stored,
     StoreFailed,
@@ -162,6 +163,26 @@ async def test_what_was_acknowledged_outlives_the_node(fleet: Fleet) -> None:
     assert await refs[key].within(30).call(Lines.append, "3") == 4
     where, restarted, epoch = await refs[key].call(Lines.facts)
     assert (where != victim.name, restarted, epoch > before[2]) == (True, False, True)
+
+
+async def test_a_quorum_and_a_store_lose_nothing_with_a_node(fleet: Fleet) -> None:
+    store = MemoryStore()
+    nodes = await fleet.start(3)
+    for node in nodes:
+        await node.entities.host(
+            Lines, "lines", shards=4, rebalance_s=0.0, store=store, durable=60.0, safety=Quorum(3, 4.0)
+        )
+    refs = nodes[0].entities.ref(Lines, "lines")
+    await fleet.until(lambda: len(set(refs.shards().values())) == 3, timeout=60)
+    key = key_on(refs, nodes[1])
+    assert await refs[key].within(30).call(Lines.append, "x") == 1
+    await refs[key].call(Lines.rest)
+    await fleet.until(lambda: stored(store, nodes[0]) == {key: ["x"]})
+    assert await refs[key].within(30).call(Lines.append, "lost") == 2
+    await crash(fleet, nodes[1], nodes[0])
+    assert await refs[key].within(60).call(Lines.append, "y") == 2
+    assert (await refs[key].call(Lines.facts))[1]
+    assert await refs[key].call(Lines.read) == ["x", "y"]
 
 
 async def test_a_handoff_moves_no_states(fleet: Fleet) -> None:
