@@ -319,11 +319,6 @@ class Keeper:
         self._tried, self.is_sure = digest, False
         await self._ask(self._write(packed, digest))
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether an operation is under way."""
-        return self._place in self._kind.under_way
-
     # Internals.
 
     def _fence(self) -> Fence:

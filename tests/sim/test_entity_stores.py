@@ -419,6 +419,83 @@ async def test_seconds_try_again_after_a_failure(fleet: Fleet) -> None:
     assert await refs["a"].call(Lines.append, "z") == 3
 
 
+async def test_seconds_end_an_entity_that_another_owner_has_overtaken(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    (node,), refs = await hosts(fleet, 1, store, 0.5)
+    assert await refs["a"].call(Lines.append, "x") == 1
+    await fleet.until(lambda: stored(store, node) == {"a": ["x"]})
+    later = Fence(refs.shard("a"), refs.epoch("a") + 5)
+    theirs = node.entities._codec.pack_value(["theirs"])
+    assert await store.save("lines", "a", later, theirs, expected=1) == 2
+    assert await refs["a"].call(Lines.append, "y") == 2
+    await fleet.sleep(1)
+    assert "the entity lines/a ends, and what it has not stored is lost" in caplog.text
+    with pytest.raises(NotLoaded):
+        await refs["a"].call(Lines.read)
+    await fleet.sleep(6)
+    assert await refs["a"].call(Lines.read) == ["theirs"]
+    assert (await refs["a"].call(Lines.facts))[1]
+
+
+async def test_seconds_pass_over_a_state_that_cannot_be_saved(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    (node,), refs = await hosts(fleet, 1, store, 0.5)
+    assert await refs["a"].call(Lines.append, "unsaveable") == 1
+    await fleet.sleep(0.7)
+    assert "the entity lines/a cannot be saved, and goes on" in caplog.text
+    await refs["a"].call(Lines.clear)
+    assert await refs["a"].call(Lines.append, "x") == 1
+    await fleet.until(lambda: stored(store, node) == {"a": ["x"]}, timeout=2)
+
+
+async def test_what_casts_lose_is_told_once(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    _, refs = await hosts(fleet, 1, store)
+    for key in "ab":
+        assert await refs[key].call(Lines.append, "x") == 1
+    store.is_down = True
+    for key in "ab":
+        await refs[key].cast(Lines.append, "y")
+    await fleet.sleep(0.1)
+    assert caplog.text.count("what a cast to lines/") == 1
+    store.is_down = False
+    assert [await refs[key].call(Lines.read) for key in "ab"] == [["x"], ["x"]]
+    assert "2 operations have failed and what 2 casts had changed was lost" in caplog.text
+
+
+class Stubborn(MemoryStore):
+    """Does not end an operation that is cancelled."""
+
+    is_stuck = False
+
+    async def save(self, kind: str, key: str, fence: Fence, state: bytes, *, expected: int) -> int:
+        for _ in range(4 * self.is_stuck):
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                continue
+        return await super().save(kind, key, fence, state, expected=expected)
+
+
+async def test_a_write_that_does_not_end_holds_its_own_key_alone(fleet: Fleet) -> None:
+    store = Stubborn()
+    _, refs = await hosts(fleet, 1, store)
+    assert await refs["a"].call(Lines.append, "x") == 1
+    store.is_stuck = True
+    with pytest.raises(NotStored, match="has not answered within 2 s"):
+        await refs["a"].call(Lines.append, "y")
+    with pytest.raises(NotLoaded, match="has not answered within 2 s"):
+        await refs["a"].call(Lines.read)
+    store.is_stuck = False
+    assert await refs["b"].call(Lines.append, "x") == 1
+    await fleet.sleep(25)
+    assert await refs["a"].call(Lines.read) == ["x", "y"], "it was stored late"
+
+
 @pytest.mark.parametrize("durable", [60.0, "passivate"])
 async def test_what_passivates_or_moves_is_stored(fleet: Fleet, durable: Any) -> None:
     store = MemoryStore()
