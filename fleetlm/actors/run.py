@@ -282,7 +282,7 @@ class ActorRun(Generic[ProcessT]):
                 running = self._told(running, request.handler, None)
             await run_in(context, running)
 
-    async def _run_call(  # noqa: PLR0912  # each helper would cost every call a coroutine
+    async def _run_call(  # noqa: C901, PLR0912  # each helper would cost every call a coroutine
         self, found: Handler, request: Invoke, call: Call, task: Any
     ) -> None:
         """Run a handler in this task and answer its call, unless the caller has gone meanwhile."""
