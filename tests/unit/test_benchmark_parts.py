@@ -443,8 +443,15 @@ def test_gauges_are_measured_in_the_simulation() -> None:
 
 @pytest.mark.skipif(entities.why_not(Options()) != "", reason="this fleetlm has no entities")
 def test_entities_are_measured_beside_actors() -> None:
-    found = run_modes("entities:server", "entities:client", (entities.ENTITY, entities.ACTOR), 1)
+    modes = (entities.ENTITY, entities.ACTOR)
+    found = run_modes("entities:server", "entities:client", modes, 1)
+    found += run_modes("start_programs:bare", "entities:alone", modes, 0)
     assert all({"p50_s", "rate_100"} <= set(metrics) for metrics in found)
+    usual = {"start_s", "rss_bytes"}
+    for function, more in (("entities", {"revive_s"}), ("actors", set())):
+        config = {"loop": "asyncio", "count": 200}
+        launch = Launch(function, floor=False, target=f"many_entities:{function}", config=config)
+        assert set(launch.run()) == usual | more | {"bytes_each", "begin_s", "again_s", "end_s"}
 
 
 def test_calls_go_to_one_after_the_other() -> None:
