@@ -1,6 +1,6 @@
-"""The tutorial and README, followed word for word in a container with a checkout, Python and little else.
+"""The tutorial, followed word for word in a container with a checkout, Python and little else.
 
-The console blocks are taken from the pages, and so is what each prints. What stands between the blocks is
+The console blocks are taken from the page, and so is what each prints. What stands between the blocks is
 obeyed as far as `Reader.obey` knows it: which workers are started and stopped.
 """
 
@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from tests.containers.cluster import BASE_IMAGE, BUILD_S, HERE, docker, eventually
-from tests.support.guides import README, ROOT, Block, blocks
+from tests.support.guides import ROOT, Block, blocks
+from tests.support.patience import stretched
 
 pytestmark = [pytest.mark.containers, pytest.mark.usefixtures("engine")]
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-ANSWER_S, INSTALL_S, SETUP_S = 30.0, 120.0, 420.0
+ANSWER_S, INSTALL_S = 30.0, 60.0
 NAME = re.compile(r"fleetlm@127\.0\.0\.1(?::\d+)?")
 STAYS = re.compile(r"^(fleetlm start .*:worker|uvicorn .*)$")
 """The last command of a terminal that goes on until it is stopped."""
@@ -73,9 +74,9 @@ class Terminal:
     def wait(self, limit_s: float = ANSWER_S) -> str:
         """Wait until the last command has ended. Returns what was printed."""
         try:
-            self._process.wait(limit_s)
+            self._process.wait(stretched(limit_s))
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"not done in {limit_s:g} s; it said: {self.said()}") from None
+            raise AssertionError(f"not done in time; it said: {self.said()}") from None
         return self.said()
 
     def press_ctrl_c(self) -> str:
@@ -119,7 +120,7 @@ class Reader:
         if program is not None:
             commands = [re.sub(r"step\w+:worker$", program, line) for line in commands]
         worker = self.open(commands)
-        said = eventually(worker.said, lambda text: "has a model" in text, within_s=ANSWER_S)
+        said = eventually(worker.said, lambda text: "has a model" in text, within_s=stretched(ANSWER_S))
         if program is None:
             self._worker_blocks.append(block)
             assert said == block.output
@@ -134,7 +135,7 @@ class Reader:
         told = " ".join(prose.split())
         for words in re.findall(r"(?:[Tt]he worker|It) says `([^`]+)`", told):
             for each in self._workers[:1]:
-                eventually(each.said, partial(lies_in, words))
+                eventually(each.said, partial(lies_in, words), within_s=stretched(ANSWER_S))
         if re.search(r"\b[Ss]top the workers?\b", told):
             self.stop_workers()
         for pattern, count in (
@@ -168,7 +169,7 @@ class Reader:
                 re.sub(r"\d+ is", "N is", line) for line in blind(shown).splitlines()
             }
             return
-        deadline = time.monotonic() + ANSWER_S
+        deadline = time.monotonic() + stretched(ANSWER_S)
         while True:
             said = self.open([*export, *block.commands]).wait()
             is_shown = blind(said) == blind(shown) or (not block.output and is_like(said, shown))
@@ -222,23 +223,4 @@ def test_the_tutorial_prints_what_it_says_without_a_network(checkout: str, tmp_p
         assert reader.follow(TUTORIAL) >= 10
     finally:
         reader.close()
-        docker("rm", "--force", container, check=False)
-
-
-def test_the_first_commands_of_the_readme_work_on_a_fresh_machine(checkout: str) -> None:
-    """With a network that reaches a package index, as it says; without `make test`, which takes minutes."""
-    first, demo, *_ = (each for each in blocks(README) if each.language == "console")
-    (program,) = (each for each in blocks(README) if each.language == "python")
-    setup, activate, hello = first.commands
-    container = docker(
-        "run", "--detach", "--init", "--workdir", "/home/reader/fleetlm", checkout
-    ).stdout.strip()
-    try:
-        run = ("exec", "--env", f"PROGRAM={program.text}", container, "bash", "-euc")
-        docker(*run, setup, limit_s=SETUP_S)
-        said = docker(*run, f'printf %s "$PROGRAM" >hello.py\n{activate}\n{hello}').stdout
-        assert said == first.output
-        shown = docker(*run, demo.commands[0], limit_s=SETUP_S).stdout
-        assert "6" in shown
-    finally:
         docker("rm", "--force", container, check=False)
