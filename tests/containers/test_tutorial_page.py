@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.containers, pytest.mark.usefixtures("engine")]
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 ANSWER_S, INSTALL_S = 30.0, 60.0
+READER_S = 2.0
+"""What a reader needs at least between two commands: until the nodes have met again."""
 NAME = re.compile(r"fleetlm@127\.0\.0\.1(?::\d+)?")
 STAYS = re.compile(r"^(fleetlm start .*:worker|uvicorn .*)$")
 """The last command of a terminal that goes on until it is stopped."""
@@ -96,7 +98,9 @@ class Reader:
         self._container = container
         self._folder = folder
         self._opened: list[Terminal] = []
-        self._workers: list[Terminal] = []
+        self._workers: list[tuple[Terminal, Block, str | None]] = []
+        """Those that run, each with the block that has started it and the program in place of the block's."""
+        self._server: Terminal | None = None
         self._begin: list[str] = []
         """What a new terminal needs, since the page says it once: the environment, and the folder."""
         self._worker_blocks: list[Block] = []
@@ -124,20 +128,30 @@ class Reader:
         if program is None:
             self._worker_blocks.append(block)
             assert said == block.output
-        self._workers.append(worker)
+        self._workers.append((worker, block, program))
 
     def stop_workers(self) -> None:
         while self._workers:
-            self._workers.pop().press_ctrl_c()
+            self._workers.pop()[0].press_ctrl_c()
+
+    def deploy(self) -> None:
+        """Stop each worker and start it again, one after the other."""
+        for _ in range(len(self._workers)):
+            worker, block, program = self._workers.pop(0)
+            worker.press_ctrl_c()
+            self.start_worker(block, program)
+            time.sleep(stretched(READER_S))
 
     def obey(self, prose: str) -> None:
         """Start or stop the workers that a paragraph is about, and look for what it says that they say."""
         told = " ".join(prose.split())
         for words in re.findall(r"(?:[Tt]he worker|It) says `([^`]+)`", told):
-            for each in self._workers[:1]:
-                eventually(each.said, partial(lies_in, words), within_s=stretched(ANSWER_S))
+            for worker, *_ in self._workers[:1]:
+                eventually(worker.said, partial(lies_in, words), within_s=stretched(ANSWER_S))
         if re.search(r"\b[Ss]top the workers?\b", told):
             self.stop_workers()
+        if "stop the first worker with Ctrl-C and start it again" in told:
+            self.deploy()
         for pattern, count in (
             (r"[Tt]wo workers (?:of|with) `(step\w+:worker)`", 2),
             (r"[Ww]ith `(step\w+:worker)` in one terminal", 1),
@@ -154,12 +168,14 @@ class Reader:
             if block.commands[-1].startswith("fleetlm"):
                 self.start_worker(block)
             else:
-                self.open(block.commands)
+                if self._server is not None:
+                    self._server.press_ctrl_c()  # It has the port.
+                self._server = self.open(block.commands)
             return
         if "Stop one of the workers" in meanwhile:
             asking = self.open([*export, *block.commands])
             eventually(asking.said, lambda said: "is complete" in said)
-            leaving = self._workers.pop(0).press_ctrl_c()
+            leaving = self._workers.pop(0)[0].press_ctrl_c()
             assert "has finished its answers, and leaves" in leaving
             said = asking.wait()
             assert {line.partition(": ")[2] for line in said.splitlines()} == {
@@ -220,7 +236,7 @@ def test_the_tutorial_prints_what_it_says_without_a_network(checkout: str, tmp_p
     container = docker("run", "--detach", "--init", *offline, checkout).stdout.strip()
     reader = Reader(container, tmp_path)
     try:
-        assert reader.follow(TUTORIAL) >= 10
+        assert reader.follow(TUTORIAL) == 13
     finally:
         reader.close()
         docker("rm", "--force", container, check=False)
